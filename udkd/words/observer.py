@@ -1,0 +1,35 @@
+"""How actors tell of their progress: they never print, they call an observer that the command line passes in."""
+
+from typing import Protocol
+
+
+class Observer(Protocol):
+    """Receives progress; one task at a time has a bar."""
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        """A task of `total` units (images, steps) begins."""
+
+    def advance(self, count: int, **fields: float | str) -> None:
+        """`count` more units are done; `fields` are figures to show beside the bar (losses, accuracy)."""
+
+    def finish(self) -> None:
+        """The task ended."""
+
+    def note(self, line: str) -> None:
+        """One line a user should read, such as which backend was chosen and why."""
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        pass
+
+    def advance(self, count: int, **fields: float | str) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def note(self, line: str) -> None:
+        pass
