@@ -1,0 +1,112 @@
+"""The loss of N students taught by one teacher and by each other: the eager oracle.
+
+Source: arXiv 2511.18826, equations of the total loss (its L_CE, L_KD weighted by 1 - H/ln C, and L_peer).
+Letters: B batch, C classes; N students is the length of the list.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Direction = Literal["student_teacher", "teacher_student"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """Weights of the terms; a term of weight 0 is not built.
+
+    alpha: cross-entropy with the label. beta: divergence from the teacher. gamma: divergence from the peers.
+    temperature: softens the teacher and peer terms, which are multiplied by its square.
+    direction: KL(student || teacher), the paper's formula, or KL(teacher || student), Hinton's; it holds for peers too.
+    label_smoothing: share of the hard label spread over all classes.
+    """
+
+    alpha: float = 0.4
+    beta: float = 0.4
+    gamma: float = 0.2
+    temperature: float = 4.0
+    direction: Direction = "student_teacher"
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The loss and what it is made of, means over the batch.
+
+    total:   scalar with gradient, the sum over students.
+    hard, teacher, peer: float32 [N], detached, before their weights alpha, beta, gamma (teacher with w and temperature
+    squared); zeros where the term is not built.
+    """
+
+    total: Tensor
+    hard: Tensor
+    teacher: Tensor
+    peer: Tensor
+
+
+def kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    """KL(p || q) per row, [B], from log-probabilities.
+
+    sum p (d + expm1(-d)) with d = log p - log q equals sum p d, as sum (q - p) = 0, but every summand is >= 0:
+    a small divergence keeps its relative precision and never turns negative.
+    """
+    d_BC = log_p_BC - log_q_BC
+    return (log_p_BC.exp() * (d_BC + torch.expm1(-d_BC))).sum(-1)
+
+
+def divergence(student_BC: Tensor, other_BC: Tensor, direction: Direction) -> Tensor:
+    """KL between log-probabilities in the given direction, [B]."""
+    return kl(student_BC, other_BC) if direction == "student_teacher" else kl(other_BC, student_BC)
+
+
+def distill(
+    logits: Sequence[Tensor],
+    labels_B: Tensor,
+    teacher_BC: Tensor | None,
+    weight_B: Tensor | None,
+    settings: LossSettings,
+) -> Terms:
+    """L_i = alpha CE(z_i, y) + beta w t^2 KL(q_i || p_T) + gamma t^2 KL(q_i || sg[q_j]), mean over the batch, sum over students i.
+
+    logits:     N tensors [B, C] of any float dtype; float32 (float64 stays) before the division by the temperature.
+    labels_B:   int64 [B].
+    teacher_BC: float16 or float32 [B, C], the teacher's logits up to a constant per row; None where beta is 0.
+    weight_B:   float32 [B], weight of each sample's teacher term; None means 1.
+    With more than two students the peer term is the mean over the others. Peers, teacher and weight carry no gradient.
+    """
+    logits = [_at_least_float32(z_BC) for z_BC in logits]
+    zero = logits[0].new_zeros(())
+    hard, teacher, peer = ([zero] * len(logits) for _ in range(3))
+    scale = settings.temperature**2
+    if settings.alpha:
+        hard = [F.cross_entropy(z_BC, labels_B, label_smoothing=settings.label_smoothing) for z_BC in logits]
+    if settings.beta or settings.gamma:
+        soft = [torch.log_softmax(z_BC / settings.temperature, dim=-1) for z_BC in logits]
+    if settings.beta:
+        assert teacher_BC is not None, "beta > 0 needs the teacher's logits"
+        target_BC = torch.log_softmax(teacher_BC.to(logits[0].dtype) / settings.temperature, dim=-1).detach()
+        w_B = 1.0 if weight_B is None else weight_B.to(logits[0].dtype).detach()
+        teacher = [scale * (w_B * divergence(q_BC, target_BC, settings.direction)).mean() for q_BC in soft]
+    if settings.gamma and len(logits) > 1:
+        fixed = [q_BC.detach() for q_BC in soft]
+        peer = [
+            scale
+            * torch.stack([divergence(q_BC, fixed[j], settings.direction).mean() for j in range(len(soft)) if j != i]).mean()
+            for i, q_BC in enumerate(soft)
+        ]
+    total = torch.stack(
+        [settings.alpha * h + settings.beta * t + settings.gamma * p for h, t, p in zip(hard, teacher, peer, strict=True)]
+    ).sum()
+    return Terms(total=total, hard=_detached(hard), teacher=_detached(teacher), peer=_detached(peer))
+
+
+def _at_least_float32(z_BC: Tensor) -> Tensor:
+    return z_BC if z_BC.dtype == torch.float64 else z_BC.float()
+
+
+def _detached(values: list[Tensor]) -> Tensor:
+    return torch.stack([value.detach() for value in values])
