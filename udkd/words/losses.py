@@ -51,11 +51,15 @@ class Terms:
 def kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
     """KL(p || q) per row, [B], from log-probabilities.
 
-    sum p (d + expm1(-d)) with d = log p - log q equals sum p d, as sum (q - p) = 0, but every summand is >= 0:
-    a small divergence keeps its relative precision and never turns negative.
+    With d = log p - log q, sum p d equals sum (p d + q - p), as both sum to 1, and every summand is then >= 0:
+    a small divergence keeps its relative precision and never turns negative. Near d = 0 the summand is written
+    p (d + expm1(-d)), which does not cancel; far from it expm1 would overflow, and p d + q - p is precise.
     """
     d_BC = log_p_BC - log_q_BC
-    return (log_p_BC.exp() * (d_BC + torch.expm1(-d_BC))).sum(-1)
+    p_BC = log_p_BC.exp()
+    near_BC = d_BC.clamp(-1.0, 1.0)
+    summand_BC = torch.where(d_BC.abs() < 1.0, p_BC * (near_BC + torch.expm1(-near_BC)), p_BC * d_BC + (log_q_BC.exp() - p_BC))
+    return summand_BC.sum(-1)
 
 
 def divergence(student_BC: Tensor, other_BC: Tensor, direction: Direction) -> Tensor:
@@ -70,7 +74,7 @@ def distill(
     weight_B: Tensor | None,
     settings: LossSettings,
 ) -> Terms:
-    """L_i = alpha CE(z_i, y) + beta w t^2 KL(q_i || p_T) + gamma t^2 KL(q_i || sg[q_j]), mean over the batch, sum over students i.
+    """L_i = alpha CE(z_i, y) + beta w t^2 KL(q_i || p_T) + gamma t^2 KL(q_i || sg[q_j]): batch mean, sum over students i.
 
     logits:     N tensors [B, C] of any float dtype; float32 (float64 stays) before the division by the temperature.
     labels_B:   int64 [B].

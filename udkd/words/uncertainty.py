@@ -19,8 +19,8 @@ def entropy(logits_BC: Tensor) -> Tensor:
 
 
 def entropy_weight(entropy_B: Tensor, num_classes: int) -> Tensor:
-    """w = 1 - H / ln C, clipped to [0, 1]: float32 [B].
+    """The confidence weight w = 1 - H / ln C, clipped to [0, 1]: float32 [B].
 
-    Source: arXiv 2511.18826, the confidence weight of a sample's teacher term.
+    Source: arXiv 2511.18826; it multiplies the teacher term of a sample.
     """
     return (1.0 - entropy_B / math.log(num_classes)).clamp(0.0, 1.0)

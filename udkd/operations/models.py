@@ -1,0 +1,114 @@
+"""Networks: any torchvision classifier, its randomness made a pure function of (seed, student, step)."""
+
+import difflib
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from udkd.words.errors import ConfigError
+from udkd.words.hashing import key
+
+_32_BITS = 0xFFFFFFFF
+
+
+def build(architecture: str, num_classes: int, *, image_px: int, seed: int) -> nn.Module:
+    """A torchvision classifier with `num_classes` outputs and weights drawn from `seed`; float32, on the CPU.
+
+    Raises ConfigError for a name that torchvision does not know, and for one that cannot take images of image_px.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=3) or ["resnet18", "mobilenet_v2"]
+        raise ConfigError(
+            f"architecture {architecture!r} is unknown; expected a torchvision classifier; did you mean {' or '.join(near)}?"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(key(seed)[0] >> 1))
+        model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
+    _check_input(architecture, num_classes, image_px)
+    return _with_keyed_randomness(model)
+
+
+def _check_input(architecture: str, num_classes: int, image_px: int) -> None:
+    """Run shapes alone (no data, no time) in training mode, batch 2."""
+    with torch.device("meta"):
+        model = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
+        try:
+            logits = model(torch.empty(2, 3, image_px, image_px))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"{architecture} cannot take {image_px} px images ({reason}); expected a size it accepts; change views.size_px"
+            ) from None
+    if not isinstance(logits, Tensor):
+        raise ConfigError(f"{architecture} returns auxiliary outputs; expected logits alone; choose another architecture")
+
+
+def num_parameters(model: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def set_dropout_key(model: nn.Module, seed: int, student: int, step: int) -> None:
+    """Name the randomness of the next forward pass."""
+    value = int(key(seed, student, step)[0] & _32_BITS)
+    for module in model.modules():
+        if isinstance(module, KeyedDropout):
+            module.key.fill_(value)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is a hash of (key, layer, element): no generator state, so eager, compiled, resumed runs agree.
+
+    p: probability of a zero. layer: tells the masks of a network's layers apart.
+    per_sample: one draw for all elements of a sample (stochastic depth, torchvision's mode "row").
+    """
+
+    key: Tensor
+
+    def __init__(self, p: float, layer: int, *, per_sample: bool = False) -> None:
+        super().__init__()
+        self.p = p
+        self.layer = layer
+        self.per_sample = per_sample
+        self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        shape = (x.shape[0], *[1] * (x.dim() - 1)) if self.per_sample else x.shape
+        count = x.shape[0] if self.per_sample else x.numel()
+        counter = torch.arange(count, device=x.device)
+        bits = _hash32(counter + _hash32(self.key ^ (self.layer << 20)))
+        keep = (bits >= int(self.p * 2**32)).view(shape)
+        return x * (keep / (1 - self.p) if self.p < 1 else keep).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"p={self.p}, layer={self.layer}"
+
+
+def _hash32(x: Tensor) -> Tensor:
+    """A 32-bit integer hash in int64 arithmetic that cannot overflow: multipliers below 2**31.
+
+    Source: github.com/skeeto/hash-prospector, the two-round function of lowest known bias.
+    """
+    x = x & _32_BITS
+    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _32_BITS
+    x = ((x ^ (x >> 15)) * 0x735A2D97) & _32_BITS
+    return x ^ (x >> 15)
+
+
+def _with_keyed_randomness(model: nn.Module) -> nn.Module:
+    layer = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Dropout):
+                layer += 1
+                setattr(parent, name, KeyedDropout(child.p, layer))
+            elif isinstance(child, StochasticDepth):
+                layer += 1
+                setattr(parent, name, KeyedDropout(child.p, layer, per_sample=child.mode == "row"))
+    return model
