@@ -1,0 +1,34 @@
+"""The dataset folder: what `udkd-prep` writes once and everything else reads.
+
+FOLDER/dataset.json                        written last; nothing is valid without it
+FOLDER/<split>/manifest.parquet            one row per sample, in id order (ids are 0 … N-1)
+FOLDER/<split>/samples-%05d.tar + .idx     WebDataset shards (`%09d.jpg`, `%09d.cls`) with DALI's index: the truth
+FOLDER/<split>/canvas.npy + .json + .crc32.npy    the resident format, derived: uint8 [N, S, S, 3]
+"""
+
+from udkd.formats.dataset.canvas import CanvasWriter, canvas_bytes, decode_canvas
+from udkd.formats.dataset.folder import DatasetFolder, Split
+from udkd.formats.dataset.header import ClassName, Encoder, Fit, Header, SplitHeader, read_header
+from udkd.formats.dataset.manifest import Columns, Row, read_manifest, write_manifest
+from udkd.formats.dataset.shard import ShardWriter, read_sample, shard_name
+
+__all__ = [
+    "CanvasWriter",
+    "ClassName",
+    "Columns",
+    "DatasetFolder",
+    "Encoder",
+    "Fit",
+    "Header",
+    "Row",
+    "ShardWriter",
+    "Split",
+    "SplitHeader",
+    "canvas_bytes",
+    "decode_canvas",
+    "read_header",
+    "read_manifest",
+    "read_sample",
+    "shard_name",
+    "write_manifest",
+]

@@ -1,0 +1,153 @@
+"""The dataset folder as its readers see it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from udkd.formats.dataset.canvas import DESCRIPTION_NAME, decode_canvas, open_canvas
+from udkd.formats.dataset.header import ClassName, Fit, Header, content_digest, read_header
+from udkd.formats.dataset.manifest import FILE_NAME, Columns, read_manifest
+from udkd.formats.dataset.shard import read_sample, shard_name
+from udkd.words.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split(Columns):
+    """One split: its manifest's columns, and ways to its bytes and pixels.
+
+    name: "train" or "val". path: its folder. side: S, pixels. digest: the dataset folder's.
+    """
+
+    name: str
+    path: Path
+    side: int
+    digest: str
+
+    def describe(self, sample_id: int) -> str:
+        """How errors name a sample: split, id and source name."""
+        return f"{self.name} sample {sample_id} ({self.source[sample_id]})"
+
+    def shard_path(self, sample_id: int) -> Path:
+        """The tar that holds a sample's bytes."""
+        return self.path / f"{shard_name(int(self.shard[sample_id]))}.tar"
+
+    def read(self, sample_id: int) -> bytes:
+        """The stored JPEG bytes of a sample, their sha256 verified. Threads and forked processes may call it at will.
+
+        Raises DataError, naming id and source: no such id, an excluded sample, a missing or damaged shard.
+        """
+        if not 0 <= sample_id < self.num_samples:
+            raise DataError(
+                f"{self.path} has no {self.name} sample {sample_id}; expected an id from 0 to {self.num_samples - 1}"
+            )
+        what = self.describe(sample_id)
+        if self.excluded[sample_id]:
+            raise DataError(
+                f"{what} is excluded ({self.note[sample_id]}); expected an order without it; take ids from Split.ids"
+            )
+        return read_sample(
+            self.shard_path(sample_id),
+            int(self.offset[sample_id]),
+            int(self.size[sample_id]),
+            self.sha256[sample_id].tobytes(),
+            what,
+        )
+
+    def pixels(self, sample_id: int) -> np.ndarray:
+        """Decode a sample to its canvas, uint8 [S, S, 3]: the reference that every backend must equal."""
+        _, _, height, width = self.sizes[sample_id].tolist()
+        return decode_canvas(self.read(sample_id), self.side, height=height, width=width, what=self.describe(sample_id))
+
+    def has_canvas(self) -> bool:
+        """Whether the resident format is there (`canvas` may still refuse it)."""
+        return (self.path / DESCRIPTION_NAME).is_file()
+
+    def canvas(self) -> tuple[np.memmap, np.ndarray]:
+        """The resident format: uint8 [N, S, S, 3], mapped read-only, and each row's crc32, uint32 [N].
+
+        Raises DataError where it is absent, or of another dataset, shape or size.
+        """
+        return open_canvas(self.path, num_samples=self.num_samples, side=self.side, digest=self.digest)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DatasetFolder:
+    """A dataset folder that was checked on opening (its manifests and digest; `udkd-prep verify` checks every byte).
+
+    side: S, pixels. fit: "pad" or "squash". classes: index i is label i. digest: sha256 hex of the content.
+    """
+
+    path: Path
+    side: int
+    fit: Fit
+    classes: tuple[ClassName, ...]
+    encoder: dict[str, object]
+    digest: str
+    splits: dict[str, Split]
+
+    @staticmethod
+    def open(path: Path) -> "DatasetFolder":
+        """Open a finished folder.
+
+        Raises DataError: wrong path, unfinished, another format version, or a manifest that does not match dataset.json.
+        """
+        path = Path(path)
+        return DatasetFolder.load(path, read_header(path))
+
+    @staticmethod
+    def load(path: Path, header: Header) -> "DatasetFolder":
+        """Open the folder that `header` describes; the writer uses it before dataset.json is there. Errors: see `open`."""
+        columns: dict[str, Columns] = {
+            name: read_manifest(
+                path / name / FILE_NAME, samples=part.samples, size_bytes=part.manifest_bytes, sha256=part.manifest_sha256
+            )
+            for name, part in header.splits.items()
+        }
+        digest = content_digest(
+            side=header.side, fit=header.fit, encoder=header.encoder, classes=header.classes, splits=columns
+        )
+        if digest != header.digest:
+            raise DataError(
+                f"{path}: manifests and dataset.json differ (digest {digest[:16]}… against {header.digest[:16]}…); "
+                "expected one conversion's files; convert again"
+            )
+        for name, rows in columns.items():
+            _check_columns(path / name / FILE_NAME, rows, header.side, len(header.classes))
+        splits = {
+            name: Split(name=name, path=path / name, side=header.side, digest=digest, **vars(rows))
+            for name, rows in columns.items()
+        }
+        return DatasetFolder(
+            path=path,
+            side=header.side,
+            fit=header.fit,
+            classes=header.classes,
+            encoder=header.encoder.model_dump(mode="json"),
+            digest=digest,
+            splits=splits,
+        )
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that are there: "shards" always, "resident" where every split has it."""
+        return ("shards", "resident") if all(split.has_canvas() for split in self.splits.values()) else ("shards",)
+
+    def split(self, name: str) -> Split:
+        """A split by name. Raises DataError where the folder has none of that name."""
+        if name not in self.splits:
+            raise DataError(f"{self.path} has no split {name!r}; expected one of {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+def _check_columns(path: Path, rows: Columns, side: int, num_classes: int) -> None:
+    """What the code relies on when it indexes: the checksums say the file is as written, not that a sane writer wrote it."""
+    kept = ~rows.excluded
+    sane = (
+        bool(np.all((rows.labels >= 0) & (rows.labels < num_classes)))
+        and bool(np.all(rows.sizes[kept] >= 1))
+        and bool(np.all(rows.sizes[kept, 2:] <= side))
+        and bool(np.all((rows.shard[kept] >= 0) & (rows.offset[kept] >= 0) & (rows.size[kept] > 0)))
+    )
+    if not sane:
+        raise DataError(f"{path} holds labels, sizes or offsets out of range; expected what udkd-prep writes; convert again")

@@ -1,0 +1,89 @@
+"""samples-%05d.tar and .idx: WebDataset shards, with the index that DALI's wds2idx defines (v1.2)."""
+
+import hashlib
+import os
+import tarfile
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from udkd.words.errors import DataError
+from udkd.words.files import atomic, write_text
+
+BLOCK = 512
+INDEX_VERSION = "v1.2"
+
+
+def shard_name(number: int) -> str:
+    """The file name of a shard, without its ending."""
+    return f"samples-{number:05d}"
+
+
+class ShardWriter:
+    """Writes one shard: `with ShardWriter(split_folder, number) as shard: offset = shard.add(id, jpeg, label)`.
+
+    Both files take their names when the block ends without an error, the index last. The bytes depend on nothing but the
+    samples: no time, owner or mode of this machine. A shard to which nothing was added leaves no file: wds2idx refuses
+    empty archives.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.path = folder / f"{shard_name(number)}.tar"
+        self._index: list[str] = []
+        self._position = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "ShardWriter":
+        self._file = self._stack.enter_context(atomic(self.path))
+        return self
+
+    def add(self, sample_id: int, jpeg: bytes, label: int) -> int:
+        """Append a sample; the byte offset at which its JPEG starts."""
+        offset = self._member(f"{sample_id:09d}.jpg", jpeg)
+        text = str(label).encode()
+        label_offset = self._member(f"{sample_id:09d}.cls", text)
+        self._index.append(f"jpg {offset} {len(jpeg)} {sample_id:09d}.jpg cls {label_offset} {len(text)} {sample_id:09d}.cls\n")
+        return offset
+
+    def _member(self, name: str, data: bytes) -> int:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        header = info.tobuf(format=tarfile.USTAR_FORMAT)
+        self._file.write(header)
+        self._file.write(data)
+        self._file.write(bytes(-len(data) % BLOCK))
+        offset = self._position + len(header)
+        self._position = offset + len(data) + -len(data) % BLOCK
+        return offset
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._file.write(bytes(2 * BLOCK))
+        self._stack.__exit__(kind, error, trace)
+        if kind is not None:
+            return
+        if not self._index:
+            self.path.unlink()
+            return
+        write_text(self.path.with_suffix(".idx"), f"{INDEX_VERSION} {len(self._index)}\n{''.join(self._index)}")
+
+
+def read_sample(path: Path, offset: int, size: int, sha256: bytes, what: str) -> bytes:
+    """The stored bytes of one sample, its checksum verified. `what` names the sample in the DataError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # A shard that was cut must not make us take memory for bytes that are not there.
+            data = os.pread(descriptor, min(size, os.fstat(descriptor).st_size), offset)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise DataError(
+            f"{what}: {path} cannot be read ({error.strerror}); expected a shard; restore it or convert again"
+        ) from None
+    if hashlib.sha256(data).digest() != sha256:
+        raise DataError(
+            f"{what}: the bytes in {path.name} at {offset} do not match their checksum ({len(data)} of {size} bytes read); "
+            "expected what was stored; the shard is damaged, restore it or convert again"
+        )
+    return data
