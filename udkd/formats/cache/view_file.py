@@ -1,0 +1,225 @@
+"""One view of a cache as a file, `view-%04d.udkd`: format 1.
+
+All numbers are little-endian. N rows (one for each id of the split, excluded ones included), C classes.
+
+    offset 0   8 bytes   magic "UDKDVIEW"
+           8   uint32    format version
+          12   uint32    length L of the header text
+          16   uint32    crc32 of the 16 bytes above and the header text
+          20   L bytes   header: JSON, ASCII, with "key" (see key.py), "view", "rows" and "arrays": of each array its
+                         name, dtype, shape and offset from the start of the data
+    data starts at the next multiple of 64, and so does each array; the gaps are zeros:
+          logits     float16 or float32 [N, C], the row's maximum subtracted
+          entropy    float32 [N], nats; then the key's other uncertainties, likewise
+          checksums  uint32 [ceil(N / block_rows)]
+
+A block is `block_rows` consecutive ids; the last may be shorter. Its checksum is the crc32 of its index (uint64), its
+logits rows and its rows of each uncertainty, started from the header's crc32: a block copied from another place, view or cache
+is as wrong as a flipped bit. An excluded id has zeros as logits and NaN as every uncertainty, so a run that trains on one by
+mistake sees a loss that is not finite.
+
+At C = 100 a row costs 204 bytes and its share of the header and the checksums.
+"""
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udkd.formats.cache.key import FORMAT_VERSION, CacheKey
+from udkd.words.errors import CacheError
+
+MAGIC = b"UDKDVIEW"
+ALIGNMENT = 64
+_PREFIX = struct.Struct("<8sIII")
+_SIGNED = 16
+_MAX_HEADER_BYTES = 1 << 20
+REBUILD = "delete the file and run `udkd cache build` again: it computes what is missing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """Where one array lies: `offset` counts bytes from the start of the data."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewHeader:
+    """All that a view file says of itself; every byte position follows from it."""
+
+    key: CacheKey
+    view: int
+    num_rows: int
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_rows // self.key.block_rows)
+
+    @property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        logits_dtype = {"float16": "<f2", "float32": "<f4"}[self.key.storage]
+        shapes: list[tuple[str, str, tuple[int, ...]]] = [
+            ("logits", logits_dtype, (self.num_rows, self.key.num_classes)),
+            *((name, "<f4", (self.num_rows,)) for name in self.key.uncertainties),
+            ("checksums", "<u4", (self.num_blocks,)),
+        ]
+        specs, offset = [], 0
+        for name, dtype, shape in shapes:
+            specs.append(ArraySpec(name=name, dtype=dtype, shape=shape, offset=offset))
+            offset = _aligned(offset + specs[-1].num_bytes)
+        return tuple(specs)
+
+    def to_bytes(self) -> bytes:
+        """Everything before the data, its alignment included."""
+        text = json.dumps(
+            {
+                "key": json.loads(self.key.to_json()),
+                "view": self.view,
+                "rows": self.num_rows,
+                "arrays": [
+                    {"name": spec.name, "dtype": spec.dtype, "shape": spec.shape, "offset": spec.offset} for spec in self.arrays
+                ],
+            },
+            sort_keys=True,
+            separators=(",", ":"),
+        ).encode("ascii")
+        signed = struct.pack("<8sII", MAGIC, FORMAT_VERSION, len(text))
+        crc = zlib.crc32(text, zlib.crc32(signed))
+        head = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(text), crc) + text
+        return head.ljust(_aligned(len(head)), b"\0")
+
+    @property
+    def checksum(self) -> int:
+        """The header's crc32, from which each block's starts."""
+        return int(_PREFIX.unpack_from(self.to_bytes())[3])
+
+    @property
+    def data_start(self) -> int:
+        return len(self.to_bytes())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole file."""
+        last = self.arrays[-1]
+        return self.data_start + last.offset + last.num_bytes
+
+    def block_range(self, block: int) -> tuple[int, int]:
+        """First id of a block, and the id after its last."""
+        first = block * self.key.block_rows
+        return first, min(first + self.key.block_rows, self.num_rows)
+
+
+def view_path(folder: Path, view: int) -> Path:
+    return folder / f"view-{view:04d}.udkd"
+
+
+def read_header(path: Path) -> ViewHeader:
+    """Read and check a file's header and its size, before memory is taken for anything else.
+
+    CacheError: not such a file, another version, a damaged header, or a size that the header does not lead to.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        prefix = file.read(_PREFIX.size)
+        if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
+            raise CacheError(f"{path} is no cached view (it starts with {prefix[:8]!r}); expected {MAGIC!r}; {REBUILD}")
+        _, version, length, crc = _PREFIX.unpack(prefix)
+        if version != FORMAT_VERSION:
+            raise CacheError(
+                f"{path} has format version {version}; expected {FORMAT_VERSION}; use the udkd that wrote it, or {REBUILD}"
+            )
+        if length > min(_MAX_HEADER_BYTES, size):
+            raise CacheError(f"{path}: header of {length} bytes in a file of {size}; expected a whole header; {REBUILD}")
+        text = file.read(length)
+        if zlib.crc32(text, zlib.crc32(prefix[:_SIGNED])) != crc:
+            raise CacheError(f"{path}: header does not match its checksum; expected the bytes that were written; {REBUILD}")
+        header = _parse(path, text)
+        expected = header.to_bytes()
+        file.seek(0)
+        if file.read(len(expected)) != expected:
+            raise CacheError(f"{path}: header in an unknown layout; expected that of format {FORMAT_VERSION}; {REBUILD}")
+    if size != header.num_bytes:
+        raise CacheError(f"{path} has {size} bytes; expected {header.num_bytes}; {REBUILD}")
+    return header
+
+
+def _parse(path: Path, text: bytes) -> ViewHeader:
+    try:
+        value = json.loads(text)
+        view, rows, key = value["view"], value["rows"], value["key"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{path}: unreadable header ({error!r}); expected JSON with key, view and rows; {REBUILD}") from None
+    if type(view) is not int or type(rows) is not int or view < 0 or rows < 1:
+        raise CacheError(f"{path}: view {view!r} and rows {rows!r}; expected two counts; {REBUILD}")
+    return ViewHeader(key=CacheKey.from_json(json.dumps(key)), view=view, num_rows=rows)
+
+
+class ViewFile:
+    """A view file, memory-mapped. Nothing is read until it is asked for; nothing done to the arrays reaches the disk.
+
+    logits: [N, C]; uncertainties: by name, float32 [N]; checksums: uint32 [blocks].
+    CacheError: see `read_header`, or bytes between the arrays that are not zeros.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header = read_header(path)
+        # Copy-on-write instead of read-only: the pages stay shared, and PyTorch takes the memory without a warning.
+        mapped = np.memmap(path, dtype=np.uint8, mode="c")
+        start, end = self.header.data_start, self.header.data_start
+        arrays: dict[str, np.ndarray] = {}
+        for spec in self.header.arrays:
+            if mapped[end : start + spec.offset].any():
+                raise CacheError(f"{path}: bytes before array {spec.name} are not zeros; expected padding; {REBUILD}")
+            end = start + spec.offset + spec.num_bytes
+            arrays[spec.name] = np.asarray(mapped[start + spec.offset : end].view(spec.dtype).reshape(spec.shape))
+        self.logits: np.ndarray = arrays.pop("logits")
+        self.checksums: NDArray[np.uint32] = arrays.pop("checksums")
+        self.uncertainties: Mapping[str, NDArray[np.float32]] = arrays
+        self._header_checksum = self.header.checksum
+
+    def block_is_whole(self, block: int) -> bool:
+        """Whether a block's rows are those that its checksum was made of."""
+        first, end = self.header.block_range(block)
+        rows = [self.logits[first:end], *(array[first:end] for array in self.uncertainties.values())]
+        return block_checksum(self._header_checksum, block, rows) == int(self.checksums[block])
+
+    def damaged_blocks(self) -> list[int]:
+        """Every block that is not whole; reads the whole file."""
+        return [block for block in range(self.header.num_blocks) if not self.block_is_whole(block)]
+
+    def require_block(self, block: int) -> None:
+        """CacheError, naming file, block and ids, unless the block is whole."""
+        if not self.block_is_whole(block):
+            first, end = self.header.block_range(block)
+            raise CacheError(
+                f"{self.path}: block {block} (ids {first} to {end - 1}) does not match its checksum; "
+                f"expected the bytes that the build wrote; {REBUILD}"
+            )
+
+
+def block_checksum(header_checksum: int, block: int, rows: list[np.ndarray]) -> int:
+    """The checksum of a block: its index, then the rows of each array in the file's order, from the header's checksum on."""
+    crc = zlib.crc32(struct.pack("<Q", block), header_checksum)
+    for array in rows:
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return crc
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT

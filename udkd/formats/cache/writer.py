@@ -1,0 +1,182 @@
+"""Writing a cache: block by block, in any order, resumable after a kill at any moment.
+
+A view grows as `view-%04d.udkd.partial` and takes its final name when all of it is on disk. Which blocks are done is read
+off their checksums, so there is no journal that could disagree with the bytes.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udkd.formats.cache.key import CacheKey, differences
+from udkd.formats.cache.reader import finished_views
+from udkd.formats.cache.view_file import ViewFile, ViewHeader, block_checksum, read_header, view_path
+from udkd.words.errors import CacheError, MismatchError
+from udkd.words.files import FolderLock, fsync_folder
+
+
+class CacheWriter:
+    """Adds views to a cache folder that nobody else is writing: `with CacheWriter(folder, key, excluded_N) as writer: …`.
+
+    excluded_N: bool [N], the split's rows that no order contains.
+    BusyError: another process writes there. MismatchError: the folder holds views, finished or not, of another key.
+    CacheError: a finished view whose header is damaged.
+    """
+
+    def __init__(self, folder: Path, key: CacheKey, excluded_N: NDArray[np.bool_]) -> None:
+        self.folder = folder
+        self.key = key
+        self.excluded_N = excluded_N
+        self._lock = FolderLock(folder)
+
+    def __enter__(self) -> "CacheWriter":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock.__enter__()
+        try:
+            for view in self.finished:
+                _require_same_key(view_path(self.folder, view), self.key)
+            for path in self.folder.glob("view-*.udkd.partial"):
+                # A partial file that was killed before its header was whole has no key and holds nothing.
+                with contextlib.suppress(CacheError):
+                    _require_same_key(path, self.key)
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._lock.__exit__(kind, error, trace)
+
+    @property
+    def finished(self) -> tuple[int, ...]:
+        """Numbers of the views that stand under their final name."""
+        return finished_views(self.folder)
+
+    def view(self, view: int) -> "ViewWriter":
+        """Start or continue a view that is not finished."""
+        assert view not in self.finished, f"view {view} is finished"
+        return ViewWriter(self.folder, ViewHeader(key=self.key, view=view, num_rows=len(self.excluded_N)), self.excluded_N)
+
+
+class ViewWriter:
+    """Writes one view: `with writer.view(0) as view: …`; leaving it early keeps the partial file for a later build.
+
+    unfinished: the blocks still to write, in order.
+    CacheError: the disk cannot hold the view.
+    """
+
+    def __init__(self, folder: Path, header: ViewHeader, excluded_N: NDArray[np.bool_]) -> None:
+        self.header = header
+        self.final = view_path(folder, header.view)
+        self.partial = self.final.with_name(self.final.name + ".partial")
+        self._excluded_N = excluded_N
+        self._start = header.data_start
+        self._checksum = header.checksum
+        is_new = not self._can_resume()
+        self._descriptor = os.open(self.partial, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if is_new else 0), 0o644)
+        try:
+            # All of it now: a full disk is found before the teacher has worked for hours.
+            os.posix_fallocate(self._descriptor, 0, header.num_bytes)
+            if is_new:
+                # After the space, so that a partial file with a readable header always has its full size.
+                self._put(header.to_bytes(), 0)
+        except OSError as error:
+            os.close(self._descriptor)
+            if is_new:
+                self.partial.unlink()
+            raise self._full(error) from error
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self.unfinished: list[int] = list(range(header.num_blocks)) if is_new else ViewFile(self.partial).damaged_blocks()
+
+    def __enter__(self) -> "ViewWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def ids(self, block: int) -> NDArray[np.int64]:
+        """The ids whose targets a block needs, int64, ascending: its ids less the excluded ones."""
+        first, end = self.header.block_range(block)
+        return np.flatnonzero(~self._excluded_N[first:end]).astype(np.int64) + first
+
+    def write(self, block: int, logits: np.ndarray, *uncertainties: NDArray[np.float32]) -> None:
+        """Write a block: logits [n, C] and each uncertainty of the key [n], rows in the order of `ids(block)`.
+
+        CacheError: a value that is not finite, named by its id, or a full disk.
+        """
+        first, end = self.header.block_range(block)
+        ids = self.ids(block)
+        *row_specs, checksum_spec = self.header.arrays
+        assert len(uncertainties) == len(row_specs) - 1, f"{len(uncertainties)} uncertainties for {row_specs}"
+        rows = []
+        for spec, given in zip(row_specs, (logits, *uncertainties), strict=True):
+            assert given.dtype == np.dtype(spec.dtype), f"{spec.name}: {given.dtype}, expected {spec.dtype}"
+            assert given.shape == (len(ids), *spec.shape[1:]), f"{spec.name}: {given.shape} for {len(ids)} ids"
+            self._require_finite(spec.name, given, ids)
+            whole = np.full((end - first, *spec.shape[1:]), 0 if spec.name == "logits" else np.nan, spec.dtype)
+            whole[ids - first] = given
+            self._put(whole.tobytes(), self._start + spec.offset + first * (spec.num_bytes // self.header.num_rows))
+            rows.append(whole)
+        # Rows first: were the process killed between, the old checksum would not match them.
+        checksum = np.array([block_checksum(self._checksum, block, rows)], "<u4")
+        self._put(checksum.tobytes(), self._start + checksum_spec.offset + 4 * block)
+        self.unfinished.remove(block)
+
+    def finish(self) -> None:
+        """Give the view its final name, once all of it is on disk."""
+        assert not self.unfinished, f"blocks {self.unfinished} of {self.partial} are unwritten"
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise self._full(error) from error
+        os.replace(self.partial, self.final)
+        fsync_folder(self.final.parent)
+        self.__exit__(None, None, None)
+
+    def _can_resume(self) -> bool:
+        """Whether a partial file holds blocks of this view; one that was killed before its header was whole holds none."""
+        try:
+            return ViewFile(self.partial).header == self.header
+        except (FileNotFoundError, CacheError):
+            return False
+
+    def _put(self, data: bytes, offset: int) -> None:
+        rest = memoryview(data)
+        try:
+            while rest:
+                written = os.pwrite(self._descriptor, rest, offset)
+                rest, offset = rest[written:], offset + written
+        except OSError as error:
+            raise self._full(error) from error
+
+    def _full(self, error: OSError) -> CacheError:
+        free = os.statvfs(self.partial.parent)
+        return CacheError(
+            f"{self.final}: {error.strerror} ({free.f_bavail * free.f_frsize / 1e6:.1f} MB free); expected "
+            f"{self.header.num_bytes / 1e6:.1f} MB a view; free space and build again: what is done stays"
+        )
+
+    def _require_finite(self, name: str, values: np.ndarray, ids: NDArray[np.int64]) -> None:
+        finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+        if not finite.all():
+            raise CacheError(
+                f"the teacher's {name} of id {ids[np.argmin(finite)]} are not finite; expected finite numbers; "
+                "check the teacher's weights, or use precision float32"
+            )
+
+
+def _require_same_key(path: Path, key: CacheKey) -> None:
+    stored = read_header(path).key
+    differing, _ = differences(stored, vars(key))
+    if differing:
+        raise MismatchError(
+            f"the cache in {path.parent} ({path.name})", differing, "build into another folder, or delete that one"
+        )
