@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = {"words": 0, "formats": 1, "operations": 1, "backends": 2, "engine": 3, "actors": 4, "commands": 5}
-GROUND = ("udkd.words.errors", "udkd.words.hashing")  # what the words themselves are made of
+FLOORS = {"words": 0, "formats": 1, "operations": 1, "backends": 2, "parts": 2, "engine": 3, "actors": 4, "commands": 5}
+GROUND = ("udkd.words.errors", "udkd.words.hashing", "udkd.words.batch")  # what the words themselves are made of
 DATA_PREP_MAY_USE = ("udkd.words", "udkd.formats", "udkd.operations")
 SOURCES = sorted([*ROOT.glob("udkd/**/*.py"), *ROOT.glob("data_prep/**/*.py")])
 

@@ -1,0 +1,78 @@
+"""The resident backend: canvas.npy, decoded once at conversion. Whole on a GPU; memory-mapped on the CPU."""
+
+import zlib
+from collections.abc import Iterator
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from udkd.formats.dataset import Split
+from udkd.operations.prefetch import ahead
+from udkd.words.batch import Batch
+from udkd.words.errors import DataError
+
+_ROWS_AT_ONCE = 1024
+
+
+@final
+class ResidentBackend:
+    """Gathers rows of canvas.npy. Every row's crc32 is checked before its first use: on a GPU at opening, else at first touch.
+
+    Raises DataError where canvas.npy is absent, of another dataset or size, or a row is damaged.
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.num_samples = split.num_samples
+        self._split = split
+        self._device = device
+        self._rows, self._crc32 = split.canvas()
+        self._checked = split.excluded.copy()  # excluded rows are zeros that nobody asks for
+        self._labels = torch.from_numpy(split.labels.astype(np.int64)).to(device)
+        self._resident = self._load() if device.type == "cuda" else None
+
+    def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+        """See udkd.words.batch.Backend."""
+        chunks = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        if self._resident is not None:
+            return (self._gathered(self._resident, chunk) for chunk in chunks)
+        return ahead((self._read(chunk) for chunk in chunks), depth=2, stage="resident backend")
+
+    def close(self) -> None:
+        """Release the memory."""
+        self._resident = None
+
+    def describe(self) -> str:
+        """The decode that conversion stored."""
+        return "libjpeg islow, fancy upsampling"
+
+    def _gathered(self, resident: torch.Tensor, ids: NDArray[np.int64]) -> Batch:
+        ids_B = torch.from_numpy(ids).to(self._device, non_blocking=True)
+        return Batch(ids=ids_B, canvas=resident[ids_B], labels=self._labels[ids_B])
+
+    def _read(self, ids: NDArray[np.int64]) -> Batch:
+        canvas = self._rows[ids]
+        for row, sample_id in zip(canvas, ids.tolist(), strict=True):
+            if not self._checked[sample_id]:
+                self._check(row, sample_id)
+        ids_B = torch.from_numpy(ids)
+        return Batch(ids=ids_B, canvas=torch.from_numpy(canvas), labels=self._labels[ids_B])
+
+    def _load(self) -> torch.Tensor:
+        resident = torch.empty(self._rows.shape, dtype=torch.uint8, device=self._device)
+        for start in range(0, self.num_samples, _ROWS_AT_ONCE):
+            rows = np.array(self._rows[start : start + _ROWS_AT_ONCE])
+            for place, row in enumerate(rows):
+                if not self._checked[start + place]:
+                    self._check(row, start + place)
+            resident[start : start + len(rows)] = torch.from_numpy(rows)
+        return resident
+
+    def _check(self, row: NDArray[np.uint8], sample_id: int) -> None:
+        if zlib.crc32(row.data) != self._crc32[sample_id]:
+            raise DataError(
+                f"{self._split.describe(sample_id)} in canvas.npy is damaged; expected its recorded crc32; "
+                "write canvas.npy anew with udkd-prep derive"
+            )
+        self._checked[sample_id] = True

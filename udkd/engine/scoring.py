@@ -1,0 +1,77 @@
+"""Accuracy of classifiers on a split's evaluation views: each alone, and their averaged probabilities."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udkd.operations import augment
+from udkd.parts.epoch_views import EpochViews
+from udkd.words.batch import Backend
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Accuracy in percent and mean cross-entropy in nats."""
+
+    top1: float
+    top5: float
+    loss: float
+
+    def to_dict(self) -> dict[str, float]:
+        return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One score per classifier, and one for the mean of their probabilities."""
+
+    each: tuple[Score, ...]
+    ensemble: Score
+
+    def to_dict(self) -> dict[str, object]:
+        """As metrics.jsonl and eval.json hold it."""
+        return {"students": [score.to_dict() for score in self.each], "ensemble": self.ensemble.to_dict()}
+
+
+@torch.no_grad()
+def score(
+    classifiers: Sequence[Callable[[Tensor], Tensor]],
+    backend: Backend,
+    ids: NDArray[np.int64],
+    views: EpochViews,
+    *,
+    batch: int,
+    autocast: bool,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> Scores:
+    """Run classifiers (in evaluation mode already) over `ids` in evaluation views; `on_batch` hears how many are done."""
+    table = views.table(0)
+    totals: Tensor | None = None
+    for part in backend.epoch(ids, batch):
+        x_BCHW = augment.apply(part.canvas, table.gather(part.ids), views.spec)
+        with torch.autocast(x_BCHW.device.type, dtype=torch.bfloat16, enabled=autocast):
+            logits = [classifier(x_BCHW) for classifier in classifiers]
+        log_p = [torch.log_softmax(z_BC.float(), dim=-1) for z_BC in logits]
+        log_p.append(torch.stack(log_p).exp().mean(0).log())
+        sums = torch.stack([_sums(log_p_BC, part.labels) for log_p_BC in log_p])
+        totals = sums if totals is None else totals + sums
+        on_batch(len(part.labels))
+    assert totals is not None, "no samples to score"
+    scores = [_score(row, len(ids)) for row in totals.tolist()]
+    return Scores(each=tuple(scores[:-1]), ensemble=scores[-1])
+
+
+def _sums(log_p_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Correct in the first, correct in the first five, summed cross-entropy: float64 [3]."""
+    best = log_p_BC.topk(min(5, log_p_BC.shape[-1])).indices == labels_B[:, None]
+    loss = F.nll_loss(log_p_BC, labels_B, reduction="sum")
+    return torch.stack([best[:, 0].sum().double(), best.sum().double(), loss.double()])
+
+
+def _score(sums: Sequence[float], count: int) -> Score:
+    return Score(top1=100 * sums[0] / count, top5=100 * sums[1] / count, loss=sums[2] / count)

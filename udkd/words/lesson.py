@@ -1,0 +1,27 @@
+"""What a teacher says of a batch, and whoever can say it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from udkd.words.batch import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What the loss needs of the teacher.
+
+    logits: float16 or float32 [B, C], up to a constant per row, or None where nobody teaches.
+    weight: float32 [B], of each sample's teacher term, or None for 1.
+    """
+
+    logits: Tensor | None
+    weight: Tensor | None
+
+
+class Lessons(Protocol):
+    """The teacher's word for any batch: cached, live, or none."""
+
+    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+        """The lesson for a batch of which the students see `x_BCHW`, float32, in training view `view`."""
