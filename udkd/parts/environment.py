@@ -1,0 +1,52 @@
+"""Where a run happens: device, threads, versions, hardware."""
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from udkd.words.errors import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" takes a GPU where there is one. Raises ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {name} was asked for; expected a GPU, and PyTorch sees none; use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is unknown; expected auto, cpu or cuda") from None
+
+
+def set_threads(threads: int) -> None:
+    """PyTorch's threads on the CPU; 0 leaves them. Sums are ordered by them, so bit-equal runs need the same number."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    return {
+        "versions": {name: version(name) for name in ("udkd", "torch", "torchvision", "numpy", "pillow")}
+        | {"python": platform.python_version()},
+        "hardware": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+        },
+        "command": " ".join(sys.argv),
+    }
+
+
+def _processor() -> str:
+    """The CPU's name, as the kernel tells it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
