@@ -37,7 +37,7 @@ class CacheKey:
 
     precision:       of the teacher's arithmetic, such as "float32" or "bfloat16".
     device:          "cpu" | "cuda".
-    threads:         of the CPU's arithmetic.
+    threads:         of the CPU's arithmetic; 0 on a GPU.
     channels_last:   layout of the teacher's activations.
     teacher_batch:   rows of the one batch shape that the teacher runs on.
     block_rows:      consecutive ids that are computed and check-summed together.

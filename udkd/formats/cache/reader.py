@@ -47,7 +47,7 @@ class Cache:
                 )
             differing, _ = differences(header.key, vars(first.key))
             if differing:
-                raise MismatchError(f"{path}", differing, f"expected one key in all views of a cache; {REBUILD}")
+                raise MismatchError(f"{path}", differing, f"one key in all views of a cache; {REBUILD}")
         return cls(folder=folder, key=first.key, num_rows=first.num_rows, views=views)
 
     @property

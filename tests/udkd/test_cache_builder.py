@@ -1,0 +1,321 @@
+"""The builder on a real dataset folder and teacher: equal to a live teacher, to itself in pieces, and to itself after kills."""
+
+import contextlib
+import hashlib
+import io
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from udkd.actors.cache_builder import ask, build_cache, in_blocks
+from udkd.backends import open_backend
+from udkd.engine.lessons import CachedLessons, LiveLessons
+from udkd.engine.target_key import target_meaning
+from udkd.formats.cache import Cache, summarise, verify
+from udkd.formats.cache.summary import label_rank
+from udkd.formats.config import Recipe
+from udkd.formats.dataset import ClassName, DatasetFolder, Encoder, Header, Row, ShardWriter, SplitHeader, read_manifest
+from udkd.formats.dataset.header import content_digest
+from udkd.formats.dataset.manifest import write_manifest
+from udkd.formats.teacher import TeacherFolder, write_teacher
+from udkd.operations.augment import apply
+from udkd.operations.models import build
+from udkd.parts.epoch_views import EpochViews
+from udkd.parts.frozen_teacher import FrozenTeacher
+from udkd.words.batch import Batch
+from udkd.words.errors import CacheError, MismatchError
+from udkd.words.files import sha256_file
+from udkd.words.observer import Silent
+from udkd.words.uncertainty import entropy_weight
+
+SIDE = 40
+CPU = torch.device("cpu")
+CLASSES = tuple(ClassName(wnid=f"n{n:02d}", name=f"class {n}") for n in range(7))
+SAMPLES = 83
+EXCLUDED = {0, 5, *range(32, 48)}  # single ids, and with a batch of 8 a block without any row
+
+RECIPE = {
+    "data": {"backend": "folder", "workers": 1},
+    "views": {"size_px": 32, "resize_px": 36, "seed": 3},
+    "evaluation": {"resize_px": 36},
+    "teacher": {"batch": 8},
+    "train": {"batch": 8, "threads": 1},
+}
+
+
+def recipe(views: str | int = "canonical", **teacher: object) -> Recipe:
+    return Recipe.of(RECIPE | {"teacher": {"batch": 8, "views": views} | teacher}, "test")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Blocks of 16 rows, and the thread count as it was."""
+    monkeypatch.setattr("udkd.actors.cache_builder.BLOCK_ROWS", 16)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
+    return make_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+def make_teacher(folder: Path, seed: int = 0, classes: tuple[ClassName, ...] = CLASSES) -> TeacherFolder:
+    model = build("resnet18", len(classes), image_px=32, seed=seed)
+    torch.nn.init.normal_(model.fc.weight, std=0.5, generator=torch.Generator().manual_seed(seed))  # opinions
+    return write_teacher(
+        folder,
+        model.state_dict(),
+        architecture="resnet18",
+        classes=tuple(entry.wnid for entry in classes),
+        image_px=32,
+        resize_px=36,
+        scheme="centre",
+        accuracy={},
+        made={},
+    )
+
+
+def make_dataset(folder: Path) -> DatasetFolder:
+    """One split, images of odd sizes, some excluded."""
+    rng = np.random.default_rng(0)
+    split = folder / "train"
+    split.mkdir()
+    rows = []
+    with ShardWriter(split, 0) as shard:
+        for n in range(SAMPLES):
+            label = n % len(CLASSES)
+            if n in EXCLUDED:
+                rows.append(Row(label=label, source=f"c/{n}.jpg", excluded=True, note="truncated"))
+                continue
+            height, width = rng.integers(9, SIDE + 1, 2).tolist()
+            buffer = io.BytesIO()
+            small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+            data = buffer.getvalue()
+            offset = shard.add(n, data, label)
+            sizes = {"source_height": height, "source_width": width, "height": height, "width": width}
+            digest = hashlib.sha256(data).digest()
+            rows.append(Row(label=label, source=f"c/{n}.jpg", sha256=digest, shard=0, offset=offset, size=len(data), **sizes))
+    path = split / "manifest.parquet"
+    write_manifest(path, rows)
+    size_bytes, sha256 = path.stat().st_size, sha256_file(path)
+    columns = {"train": read_manifest(path, samples=SAMPLES, size_bytes=size_bytes, sha256=sha256)}
+    header = SplitHeader(samples=SAMPLES, excluded=len(EXCLUDED), manifest_bytes=size_bytes, manifest_sha256=sha256)
+    encoder = Encoder(quality=90, subsampling="4:2:0")
+    digest_hex = content_digest(side=SIDE, fit="pad", encoder=encoder, classes=CLASSES, splits=columns)
+    Header(side=SIDE, fit="pad", encoder=encoder, classes=CLASSES, splits={"train": header}, digest=digest_hex).write(folder)
+    return DatasetFolder.open(folder)
+
+
+def views_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("view-*"))}
+
+
+def run(
+    folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str | int = "canonical", **options: object
+) -> Cache:
+    return build_cache(folder, dataset=dataset, teacher=teacher, recipe=recipe(views, **options), device=CPU).cache
+
+
+def frozen(teacher: TeacherFolder) -> FrozenTeacher:
+    return FrozenTeacher.load(teacher, device=CPU, batch=8, precision="float32", image_px=32)
+
+
+@pytest.mark.parametrize("views", ["canonical", 2])
+def test_cached_equals_live_on_shuffled_batches(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str | int
+) -> None:
+    """By id order in the cache, shuffled and in other batches live: the same bits."""
+    rules, split = recipe(views), dataset.split("train")
+    cache = run(tmp_path, dataset, teacher, views)
+    assert cache.views == ((0,) if views == "canonical" else (0, 1))
+    seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
+    canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "canonical" else None
+    live, cached = LiveLessons(frozen(teacher), canonical), CachedLessons(cache, CPU)
+    backend = open_backend("folder", split, CPU, workers=1)
+    for view in (0, 1) if views == 2 else (0,):
+        for batch_size in (13, 8):
+            order = np.random.default_rng(view).permutation(split.ids)
+            for batch in backend.epoch(order, batch_size):
+                x = apply(batch.canvas, seen.table(view).gather(batch.ids), rules.views.spec)
+                ours, theirs = cached.lookup(batch, x, view), live.lookup(batch, x, view)
+                assert torch.equal(ours.logits, theirs.logits)
+                assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_the_key_is_what_a_run_asks_for(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    cache = run(tmp_path, dataset, teacher, 1)
+    pixel_class = open_backend("folder", dataset.split("train"), CPU).describe()
+    assert cache.require(target_meaning(recipe(1), dataset, pixel_class)) == []
+    with pytest.raises(MismatchError) as refusal:
+        cache.require(target_meaning(recipe("canonical"), dataset, pixel_class))
+    assert {"policy", "seed", "views.scheme"} <= {name for name, _, _ in refusal.value.fields}
+
+
+def test_views_are_added(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    run(tmp_path / "grown", dataset, teacher, 1)
+    stat = (tmp_path / "grown" / "view-0000.udkd").stat()
+    run(tmp_path / "grown", dataset, teacher, 3)
+    after = (tmp_path / "grown" / "view-0000.udkd").stat()
+    assert (after.st_mtime_ns, after.st_ino) == (stat.st_mtime_ns, stat.st_ino)
+    run(tmp_path / "whole", dataset, teacher, 3)
+    assert views_of(tmp_path / "grown") == views_of(tmp_path / "whole")
+    again = build_cache(tmp_path / "grown", dataset=dataset, teacher=teacher, recipe=recipe(2), device=CPU)
+    assert (again.num_images, again.images_per_s, again.summary.num_views) == (0, 0.0, 3)
+
+
+def test_an_interrupted_build_goes_on(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    class Interrupts(Silent):
+        notes: list[str]
+        left = 30
+
+        def __init__(self) -> None:
+            self.notes = []
+
+        def note(self, line: str) -> None:
+            self.notes.append(line)
+
+        def advance(self, count: int, **fields: float | str) -> None:
+            self.left -= count
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+    observer = Interrupts()
+    options = {"dataset": dataset, "teacher": teacher, "recipe": recipe(), "device": CPU, "observer": observer}
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(tmp_path / "a", **options)  # type: ignore[arg-type]
+    assert list(views_of(tmp_path / "a")) == ["view-0000.udkd.partial"]
+    with pytest.raises(CacheError, match="unfinished"):
+        Cache.open(tmp_path / "a")
+    observer.left = 1000
+    built = build_cache(tmp_path / "a", **options)  # type: ignore[arg-type]
+    assert 0 < built.num_images < 60
+    assert any("there already" in note for note in observer.notes)
+    run(tmp_path / "b", dataset, teacher)
+    assert views_of(tmp_path / "a") == views_of(tmp_path / "b")
+
+
+def test_another_teacher_or_precision_is_refused(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    run(tmp_path / "cache", dataset, teacher)
+    other = make_teacher(tmp_path / "other", seed=1)
+    with pytest.raises(MismatchError, match="teacher_sha256"):
+        run(tmp_path / "cache", dataset, other)
+    with pytest.raises(MismatchError, match="precision: stored 'float32', wanted 'bfloat16'"):
+        run(tmp_path / "cache", dataset, teacher, precision="bfloat16")
+    reordered = make_teacher(tmp_path / "reordered", classes=CLASSES[::-1])
+    with pytest.raises(MismatchError, match="class 0: stored 'n06', wanted 'n00'"):
+        run(tmp_path / "new", dataset, reordered)
+    fewer = make_teacher(tmp_path / "fewer", classes=CLASSES[:3])
+    with pytest.raises(MismatchError, match="num_classes: stored 3, wanted 7"):
+        run(tmp_path / "new", dataset, fewer)
+
+
+def test_a_teacher_of_nan_is_refused(tmp_path: Path, dataset: DatasetFolder) -> None:
+    model = build("resnet18", len(CLASSES), image_px=32, seed=0)
+    model.fc.bias.data[3] = float("nan")
+    described = {"classes": tuple(c.wnid for c in CLASSES), "image_px": 32, "resize_px": 36, "scheme": "centre"}
+    broken = write_teacher(tmp_path / "t", model.state_dict(), architecture="resnet18", accuracy={}, made={}, **described)
+    with pytest.raises(CacheError, match="id 1 are not finite"):
+        run(tmp_path / "cache", dataset, broken)
+
+
+def test_summary_against_float64(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    rules, split = recipe(2), dataset.split("train")
+    built = build_cache(tmp_path, dataset=dataset, teacher=teacher, recipe=rules, device=CPU)
+    backend = open_backend("folder", split, CPU, workers=1)
+    logits, entropies = [], []
+    for view in (0, 1):
+        for targets in ask(frozen(teacher), backend, split, rules, view, [split.ids]):
+            logits.append(targets.logits.double())
+            entropies.append(targets.entropy)
+    z, labels = torch.cat(logits), torch.from_numpy(np.tile(split.labels[split.ids], 2)).long()
+    entropy, order = torch.cat(entropies), z.argsort(dim=1, descending=True, stable=True)
+    summary = built.summary
+    assert summary.num_targets == len(z) == 2 * len(split.ids)
+    assert summary.mean_entropy == pytest.approx(float(entropy.double().mean()), rel=1e-9)
+    assert summary.mean_weight == pytest.approx(float(entropy_weight(entropy, 7).double().mean()), rel=1e-9)
+    assert summary.top1 == pytest.approx(100 * float((order[:, 0] == labels).double().mean()))
+    assert summary.top5 == pytest.approx(100 * float((order[:, :5] == labels[:, None]).any(1).double().mean()))
+    assert summarise(built.cache).top1 is None
+    assert verify(built.cache) == []
+
+
+def test_label_rank_breaks_ties_by_index() -> None:
+    logits = np.array([[0, 0, -1], [0, 0, -1], [-1, 0, 0]], np.float16)
+    assert label_rank(logits, np.array([0, 1, 0])).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
+def test_in_blocks(batch_size: int) -> None:
+    sizes = [0, 4, 1, 0, 3, 4, 2, 0]
+    ids = torch.arange(sum(sizes))
+
+    def stream() -> Iterator[Batch]:
+        for part in ids.split(batch_size):
+            yield Batch(ids=part, canvas=part[:, None, None, None], labels=part)
+
+    blocks = list(in_blocks(stream(), sizes))
+    assert [0 if block is None else len(block.ids) for block in blocks] == sizes
+    whole = [block for block in blocks if block is not None]
+    for field in ("ids", "labels"):
+        assert torch.equal(torch.cat([getattr(block, field) for block in whole]), ids)
+    assert torch.equal(torch.cat([block.canvas for block in whole]).flatten(), ids)
+
+
+BUILD = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import udkd.actors.cache_builder as builder
+from tests.udkd.test_cache_builder import recipe
+from udkd.formats.dataset import DatasetFolder
+from udkd.formats.teacher import TeacherFolder
+builder.BLOCK_ROWS = 8
+data, teacher, cache = map(Path, sys.argv[1:])
+builder.build_cache(
+    cache, dataset=DatasetFolder.open(data), teacher=TeacherFolder.open(teacher), recipe=recipe(2), device=torch.device("cpu")
+)
+"""
+
+
+def test_sigkill_at_random_moments(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kill real builds until one gets through: byte-identical to one that was left alone, in another process."""
+    monkeypatch.setattr("udkd.actors.cache_builder.BLOCK_ROWS", 8)
+    run(tmp_path / "whole", dataset, teacher, 2)
+    killed, rng, midway = tmp_path / "killed", random.Random(2), 0
+    command = [sys.executable, "-c", BUILD, str(dataset.path), str(teacher.path), str(killed)]
+
+    def state() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in killed.glob("view-*")}
+
+    for _ in range(3):
+        before, deadline = state(), time.monotonic() + 60
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+        with contextlib.suppress(FileNotFoundError):  # renamed between two looks
+            while process.poll() is None and state() == before and time.monotonic() < deadline:
+                time.sleep(0.001)
+        time.sleep(rng.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        midway += process.wait(60) == -signal.SIGKILL
+    assert midway
+    assert subprocess.run(command, cwd=Path(__file__).parents[2], timeout=120).returncode == 0
+    assert views_of(killed) == views_of(tmp_path / "whole")

@@ -1,0 +1,66 @@
+"""What a cache says of its teacher, computed from the files alone."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from udkd.formats.cache.reader import Cache
+from udkd.words.uncertainty import entropy_weight
+
+_ROWS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSummary:
+    """Means over all targets of all views.
+
+    num_targets: (sample, view) pairs. mean_weight: in [0, 1]. mean_entropy: nats; max_entropy is ln C.
+    top1, top5: percent of targets whose label is the teacher's first guess, among its first five; None without labels.
+    """
+
+    num_views: int
+    num_targets: int
+    num_bytes: int
+    mean_weight: float
+    mean_entropy: float
+    max_entropy: float
+    top1: float | None
+    top5: float | None
+
+
+def summarise(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> CacheSummary:
+    """Read every view once. labels_N: class indices of the split that the cache was made of, for the accuracies."""
+    assert labels_N is None or len(labels_N) == cache.num_rows, f"{len(labels_N)} labels for {cache.num_rows} rows"
+    count, weight, entropy, first, fifth = 0, 0.0, 0.0, 0, 0
+    for view in cache.views:
+        logits_NC, entropy_N = cache.targets(view)
+        for start in range(0, cache.num_rows, _ROWS_AT_ONCE):
+            here = np.flatnonzero(~np.isnan(entropy_N[start : start + _ROWS_AT_ONCE])) + start
+            entropy_B = torch.from_numpy(entropy_N[here])
+            count += len(here)
+            entropy += float(entropy_B.double().sum())
+            weight += float(entropy_weight(entropy_B, cache.num_classes).double().sum())
+            if labels_N is not None:
+                rank_B = label_rank(logits_NC[here], labels_N[here])
+                first, fifth = first + int((rank_B < 1).sum()), fifth + int((rank_B < 5).sum())
+    return CacheSummary(
+        num_views=len(cache.views),
+        num_targets=count,
+        num_bytes=cache.num_bytes,
+        mean_weight=weight / max(count, 1),
+        mean_entropy=entropy / max(count, 1),
+        max_entropy=math.log(cache.num_classes),
+        top1=None if labels_N is None else 100 * first / max(count, 1),
+        top5=None if labels_N is None else 100 * fifth / max(count, 1),
+    )
+
+
+def label_rank(logits_BC: np.ndarray, labels_B: NDArray[np.integer]) -> NDArray[np.int64]:
+    """How many classes come before the label, int64 [B]; of equal logits, which rounding makes, the lower index is first."""
+    own_B1 = np.take_along_axis(logits_BC, labels_B[:, None].astype(np.int64), axis=1)
+    before_BC = np.arange(logits_BC.shape[1]) < labels_B[:, None]
+    rank: NDArray[np.int64] = ((logits_BC > own_B1) | ((logits_BC == own_B1) & before_BC)).sum(axis=1)
+    return rank
