@@ -10,7 +10,7 @@ from udkd.formats.dataset.canvas import CanvasWriter, canvas_bytes, decode_canva
 from udkd.formats.dataset.folder import DatasetFolder, Split
 from udkd.formats.dataset.header import ClassName, Encoder, Fit, Header, SplitHeader, read_header
 from udkd.formats.dataset.manifest import Columns, Row, read_manifest, write_manifest
-from udkd.formats.dataset.shard import ShardWriter, read_sample, shard_name
+from udkd.formats.dataset.shard import ShardPacker, ShardWriter, read_sample, shard_name
 
 __all__ = [
     "CanvasWriter",
@@ -21,6 +21,7 @@ __all__ = [
     "Fit",
     "Header",
     "Row",
+    "ShardPacker",
     "ShardWriter",
     "Split",
     "SplitHeader",

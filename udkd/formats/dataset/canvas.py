@@ -70,7 +70,7 @@ class CanvasWriter:
         header = _npy_header(self.shape, "|u1")
         self.start = len(header)
         self.row_bytes = canvas_bytes(1, side)
-        self.discard()
+        self.discard(folder)
         with open(self.temporary, "wb") as file:
             file.write(header)
             file.flush()
@@ -84,10 +84,11 @@ class CanvasWriter:
         """Where a sample's row starts in the temporary file."""
         return self.start + sample_id * self.row_bytes
 
-    def discard(self) -> None:
-        """Remove a finished or an unfinished canvas of this folder, the description first."""
+    @staticmethod
+    def discard(folder: Path) -> None:
+        """Remove a finished or an unfinished canvas of a split folder, the description first."""
         for name in (DESCRIPTION_NAME, CHECKSUM_NAME, DATA_NAME, DATA_NAME + ".tmp"):
-            (self.folder / name).unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)
 
     def finish(self, crc32: np.ndarray) -> None:
         """Make the rows durable and give the files their names. crc32: uint32 [N], of each row's S · S · 3 bytes."""

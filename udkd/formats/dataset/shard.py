@@ -6,6 +6,7 @@ import tarfile
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from udkd.words.errors import DataError
 from udkd.words.files import atomic, write_text
@@ -19,28 +20,21 @@ def shard_name(number: int) -> str:
     return f"samples-{number:05d}"
 
 
-class ShardWriter:
-    """Writes one shard: `with ShardWriter(split_folder, number) as shard: offset = shard.add(id, jpeg, label)`.
+class ShardPacker:
+    """Packs samples into a file as a tar: header, JPEG, padding, header, label, padding, and so on.
 
-    Both files take their names when the block ends without an error, the index last. The bytes depend on nothing but the
-    samples: no time, owner or mode of this machine. A shard to which nothing was added leaves no file: wds2idx refuses
-    empty archives.
+    The bytes depend on nothing but the samples: no time, owner or mode of this machine.
     """
 
-    def __init__(self, folder: Path, number: int) -> None:
-        self.path = folder / f"{shard_name(number)}.tar"
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._index: list[str] = []
         self._position = 0
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "ShardWriter":
-        self._file = self._stack.enter_context(atomic(self.path))
-        return self
 
     def add(self, sample_id: int, jpeg: bytes, label: int) -> int:
         """Append a sample; the byte offset at which its JPEG starts."""
-        offset = self._member(f"{sample_id:09d}.jpg", jpeg)
         text = str(label).encode()
+        offset = self._member(f"{sample_id:09d}.jpg", jpeg)
         label_offset = self._member(f"{sample_id:09d}.cls", text)
         self._index.append(f"jpg {offset} {len(jpeg)} {sample_id:09d}.jpg cls {label_offset} {len(text)} {sample_id:09d}.cls\n")
         return offset
@@ -49,23 +43,52 @@ class ShardWriter:
         info = tarfile.TarInfo(name)
         info.size = len(data)
         header = info.tobuf(format=tarfile.USTAR_FORMAT)
+        padding = bytes(-len(data) % BLOCK)
         self._file.write(header)
         self._file.write(data)
-        self._file.write(bytes(-len(data) % BLOCK))
+        self._file.write(padding)
         offset = self._position + len(header)
-        self._position = offset + len(data) + -len(data) % BLOCK
+        self._position = offset + len(data) + len(padding)
         return offset
 
+    def finish(self) -> str:
+        """Write the end mark; the text of the index."""
+        self._file.write(bytes(2 * BLOCK))
+        return f"{INDEX_VERSION} {len(self._index)}\n{''.join(self._index)}"
+
+
+class ShardWriter:
+    """Writes one shard: `with ShardWriter(split_folder, number) as shard: offset = shard.add(id, jpeg, label)`.
+
+    Both files take their names when the block ends without an error, the index last. A shard to which nothing was added
+    leaves no file: wds2idx refuses empty archives.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.path = folder / f"{shard_name(number)}.tar"
+        self._stack = ExitStack()
+        self._empty = True
+
+    def __enter__(self) -> "ShardWriter":
+        self._packer = ShardPacker(self._stack.enter_context(atomic(self.path)))
+        return self
+
+    def add(self, sample_id: int, jpeg: bytes, label: int) -> int:
+        """Append a sample; the byte offset at which its JPEG starts."""
+        self._empty = False
+        return self._packer.add(sample_id, jpeg, label)
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self._file.write(bytes(2 * BLOCK))
-        self._stack.__exit__(kind, error, trace)
         if kind is not None:
+            self._stack.__exit__(kind, error, trace)
             return
-        if not self._index:
+        with self._stack:
+            index = self._packer.finish()
+        if self._empty:
             self.path.unlink()
-            return
-        write_text(self.path.with_suffix(".idx"), f"{INDEX_VERSION} {len(self._index)}\n{''.join(self._index)}")
+            self.path.with_suffix(".idx").unlink(missing_ok=True)
+        else:
+            write_text(self.path.with_suffix(".idx"), index)
 
 
 def read_sample(path: Path, offset: int, size: int, sha256: bytes, what: str) -> bytes:

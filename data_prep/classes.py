@@ -1,0 +1,76 @@
+"""Class lists, and the names people read."""
+
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+from udkd.formats.dataset import ClassName
+from udkd.words.errors import DataError
+
+ALL = "all"
+BUILT_IN = {"imagenet100": "imagenet100-wnids.txt"}
+
+
+def class_names() -> dict[str, str]:
+    """Wnid to name for the 1,000 ILSVRC2012 classes, spaces for underscores."""
+    text = (resources.files("udkd") / "data" / "imagenet1k-classes.tsv").read_text()
+    return {wnid: name.replace("_", " ") for wnid, name in (line.split("\t") for line in text.splitlines() if line)}
+
+
+def named(wnids: Iterable[str]) -> tuple[ClassName, ...]:
+    """The classes in label order (sorted by wnid), a folder that is no known wnid under its own name."""
+    names = class_names()
+    return tuple(ClassName(wnid=printable(wnid), name=names.get(wnid, printable(wnid))) for wnid in sorted(wnids))
+
+
+def printable(name: str) -> str:
+    """A file name as text that any file format takes: undecodable bytes become backslash escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def wanted_classes(choice: str) -> list[str] | None:
+    """The wnids of a built-in list or of a file (the first word of each line; `#` starts a comment); None for all classes.
+
+    Raises DataError where the choice is neither a built-in list nor a file, or the file names no class.
+    """
+    if choice == ALL:
+        return None
+    if choice in BUILT_IN:
+        text = (resources.files("udkd") / "data" / BUILT_IN[choice]).read_text()
+    elif Path(choice).is_file():
+        try:
+            text = Path(choice).read_text()
+        except UnicodeDecodeError:
+            raise DataError(f"class list {choice} is not text; expected one class per line; check the path") from None
+    else:
+        raise DataError(f"class list {choice!r} is not there; expected {', '.join(BUILT_IN)}, {ALL} or a file; check --classes")
+    words = [line.split("#")[0].split() for line in text.splitlines()]
+    wnids = sorted({line[0] for line in words if line})
+    if not wnids:
+        raise DataError(f"class list {choice} names no class; expected one class per line; check the file")
+    return wnids
+
+
+def choose_classes(found: Iterable[str], choice: str) -> list[str]:
+    """The classes to convert, sorted. Raises DataError where the list matches nothing, or only a part of it is there."""
+    there = sorted(set(found))
+    wanted = wanted_classes(choice)
+    if wanted is None:
+        return there
+    missing = sorted(set(wanted) - set(there))
+    if len(missing) == len(wanted):
+        raise DataError(
+            f"class list {choice} matches nothing: it names {_few(wanted)}, the source holds {_few(there)}; "
+            "expected the source's folder names; check --classes"
+        )
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(wanted)} classes of {choice} are not in the source: {_few(missing)}; "
+            "expected all; add the source that holds them, or list the classes you want in a file"
+        )
+    return wanted
+
+
+def _few(names: list[str], count: int = 5) -> str:
+    shown = ", ".join(names[:count])
+    return shown if len(names) <= count else f"{shown} and {len(names) - count} more"

@@ -1,0 +1,237 @@
+"""`udkd-prep`: the offline commands. The only file of this package that prints."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from data_prep.convert import ConvertSettings
+from data_prep.convert import convert as convert_sources
+from data_prep.info import describe
+from data_prep.resident import derive_resident, size_line
+from data_prep.verify import verify as verify_folder
+from udkd.formats.dataset import DatasetFolder
+from udkd.words.errors import ConfigError, UserError
+from udkd.words.files import FolderLock
+
+app = typer.Typer(
+    help="Prepare images once, for udkd to train on.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+FolderArgument = Annotated[Path, typer.Argument(help="A dataset folder.", show_default=False)]
+WorkersOption = Annotated[
+    int, typer.Option(help="Processes; 0 takes one per core. The result is the same for any number.", min=0)
+]
+NAMED_PROBLEMS = 10
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else "")
+
+
+class RichObserver:
+    """Shows progress on stderr: a bar on a terminal, and in any case one line per finished task."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+
+    def __enter__(self) -> "RichObserver":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        self._task = self._progress.add_task(task, total=total, unit=unit)
+        self._what = (task, total, unit, time.perf_counter())
+
+    def advance(self, count: int, **fields: float | str) -> None:
+        self._progress.advance(self._task, count)
+
+    def finish(self) -> None:
+        task, total, unit, started = self._what
+        self._progress.remove_task(self._task)
+        seconds = time.perf_counter() - started
+        self.note(f"{task}: {total:,} {unit} in {seconds:,.1f} s ({total / max(seconds, 1e-9):,.0f} {unit}/s)")
+
+    def note(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def convert(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Folders or tar files of images, `[train/|val/]<class>/<name>`; several are taken together.",
+            show_default=False,
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(help="The dataset folder to write.", show_default=False)],
+    side: Annotated[int, typer.Option(help="S in pixels: stored images fit in S x S.")] = 512,
+    fit: Annotated[
+        Literal["pad", "squash"],
+        typer.Option(
+            help="pad: images up to S keep their bytes, larger ones are scaled down; squash: all are resampled to S x S."
+        ),
+    ] = "pad",
+    classes: Annotated[str, typer.Option(help="`imagenet100`, a file with one class folder per line, or `all`.")] = "all",
+    formats: Annotated[
+        str,
+        typer.Option(
+            help="Derived formats beside the tar shards: `resident`, `none`, or `auto` (resident, but not for padded canvases "
+            "over 256 px). More can follow any time with `derive`."
+        ),
+    ] = "auto",
+    on_bad: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(help="fail: any unusable image ends it without a usable folder; skip: they are left out and counted."),
+    ] = "fail",
+    hold_out: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", help="For sources without val/: the share set aside, chosen by a hash of each name."),
+    ] = None,
+    quality: Annotated[int, typer.Option(help="JPEG quality of what must be encoded.")] = 95,
+    subsampling: Annotated[Literal["4:4:4", "4:2:0"], typer.Option(help="Its chroma subsampling.")] = "4:4:4",
+    workers: WorkersOption = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is in FOLDER already.")] = False,
+) -> None:
+    """Convert images into a dataset folder, checking every one of them.
+
+    Started again after an interruption, the same command continues where it stopped. FOLDER/report.json tells what was
+    fixed and which images cannot be used.
+    """
+    settings = ConvertSettings(
+        side=side,
+        fit=fit,
+        classes=classes,
+        on_bad=on_bad,
+        hold_out_percent=hold_out,
+        quality=quality,
+        subsampling=subsampling,
+        formats=_formats(formats),
+        workers=workers or _cores(),
+        overwrite=overwrite,
+    )
+    with RichObserver() as observer:
+        convert_sources(sources, folder, settings, observer)
+    _print_info(folder)
+
+
+@app.command()
+def derive(
+    folder: FolderArgument,
+    formats: Annotated[str, typer.Option(help="The formats to write anew: `resident`.")] = "resident",
+    workers: WorkersOption = 0,
+) -> None:
+    """Write derived formats from the shards of a finished folder, without the source."""
+    chosen = _formats(formats)
+    dataset = DatasetFolder.open(folder)
+    with FolderLock(folder), RichObserver() as observer:
+        if chosen is None or "resident" in chosen:
+            observer.note(size_line(sum(split.num_samples for split in dataset.splits.values()), dataset.side))
+            derive_resident(dataset, workers=workers or _cores(), observer=observer)
+
+
+@app.command()
+def info(folder: FolderArgument) -> None:
+    """Show what a dataset folder holds: counts, sizes, formats, what was fixed or excluded."""
+    _print_info(folder)
+
+
+@app.command()
+def verify(folder: FolderArgument) -> None:
+    """Hold every byte of a dataset folder against its checksums; exit 1 where anything differs."""
+    with RichObserver() as observer:
+        problems = verify_folder(folder, observer)
+    for line in problems[:NAMED_PROBLEMS]:
+        print(line, file=sys.stderr)
+    if problems:
+        raise UserError(f"{folder}: {len(problems):,} problems found; expected none; convert again or restore the folder")
+    print(f"{folder}: whole")
+
+
+@app.command()
+def synth(
+    folder: Annotated[Path, typer.Argument(help="The ImageFolder tree to write.", show_default=False)],
+    classes: Annotated[int, typer.Option(help="Number of classes, in pairs that are easily confused.", min=2)] = 10,
+    images: Annotated[int, typer.Option(help="Training images in all.", min=1)] = 1600,
+    val_images: Annotated[int, typer.Option(help="Validation images in all.", min=1)] = 300,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal files.", min=0)] = 0,
+) -> None:
+    """Write the embedded data set: class-structured JPEGs of varying size, as an ImageFolder tree."""
+    from data_prep.synth import synth as write_tree
+
+    with RichObserver() as observer:
+        write_tree(folder, classes=classes, images=images, val_images=val_images, seed=seed, observer=observer)
+
+
+def _formats(text: str) -> tuple[Literal["resident"], ...] | None:
+    """The derived formats that a comma-separated list names; None for `auto`."""
+    names = {name.strip() for name in text.split(",")}
+    if names == {"auto"}:
+        return None
+    unknown = sorted(names - {"resident", "none"})
+    if unknown or len(names) > 1:
+        raise ConfigError(f"--formats is {text!r}; expected resident, none or auto; change it")
+    return ("resident",) if "resident" in names else ()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _print_info(folder: Path) -> None:
+    for line in describe(folder):
+        print(line)
+
+
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM as an exception, so that locks, temporary files and workers are cleaned up on the way out."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)  # the cleaning up itself is short, and must not be interrupted
+    raise _Stopped(number)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0, 1 for what a user can cause, 2 for wrong usage, 128 + n for signal n."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}; expected it to be readable or writable", 1)
+    except _Stopped as stopped:
+        _fail(f"stopped by {signal.Signals(stopped.number).name}; the same command continues", 128 + stopped.number)
+
+
+def _fail(text: str, code: int) -> None:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Source images -> a dataset folder: the converter, from settings to dataset.json."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep.image import PixelSettings
+from data_prep.pool import Pool
+from data_prep.report import FILE_NAME as REPORT_NAME
+from data_prep.report import write_report
+from data_prep.resident import check_space, derive_resident, size_line
+from data_prep.shards import PrepareJob, remove_sidecars, write_shards
+from data_prep.sources import SplitName, open_source
+from data_prep.stock import SPLITS, Stock, take_stock
+from udkd.formats.dataset import Columns, DatasetFolder, Encoder, Header, Row, SplitHeader, read_manifest, write_manifest
+from udkd.formats.dataset.canvas import CHECKSUM_NAME, DATA_NAME, DESCRIPTION_NAME
+from udkd.formats.dataset.header import FILE_NAME as HEADER_NAME
+from udkd.formats.dataset.header import content_digest
+from udkd.formats.dataset.manifest import FILE_NAME as MANIFEST_NAME
+from udkd.words.errors import ConfigError, DataError, MismatchError
+from udkd.words.files import FolderLock, sha256_file, write_json
+from udkd.words.observer import Observer
+
+UNFINISHED_NAME = "unfinished.json"  # the settings of a conversion that has not ended
+LOCK_NAME = ".lock"
+SPLIT_FILES = (
+    "samples-*.tar",
+    "samples-*.idx",
+    "samples-*.rows.json",
+    MANIFEST_NAME,
+    DATA_NAME,
+    CHECKSUM_NAME,
+    DESCRIPTION_NAME,
+    "*.tmp",
+)
+NAMED_BAD_IMAGES = 10
+MAX_SIDE = 65500  # what JPEG can hold
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertSettings:
+    """Every choice of a conversion. hold_out_percent: None to take the source's own val.
+
+    formats: derived formats to write beside the shards; None lets the fit decide (see `default_formats`).
+    shard_samples: rows per shard, the unit of resuming.
+    """
+
+    side: int = 512
+    fit: Literal["pad", "squash"] = "pad"
+    classes: str = "all"
+    on_bad: Literal["fail", "skip"] = "fail"
+    hold_out_percent: float | None = None
+    quality: int = 95
+    subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4"
+    formats: tuple[Literal["resident"], ...] | None = None
+    workers: int = 1
+    overwrite: bool = False
+    shard_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a value out of range."""
+        ranges: tuple[tuple[str, float | None, float, float], ...] = (
+            ("--side", self.side, 1, MAX_SIDE),
+            ("--quality", self.quality, 1, 100),
+            ("--workers", self.workers, 1, 4096),
+            ("--hold-out", self.hold_out_percent, 0, 100),
+        )
+        for name, value, low, high in ranges:
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name} is {value:g}; expected {low:g} to {high:,g}; change it")
+
+    @property
+    def pixels(self) -> PixelSettings:
+        """What decides an image's stored bytes."""
+        return PixelSettings(side=self.side, fit=self.fit, quality=self.quality, subsampling=self.subsampling)
+
+    def decisive(self) -> dict[str, object]:
+        """What a continued conversion must share with its beginning, by option name."""
+        return {
+            "--side": self.side,
+            "--fit": self.fit,
+            "--classes": self.classes,
+            "--hold-out": self.hold_out_percent,
+            "--quality": self.quality,
+            "--subsampling": self.subsampling,
+            "shard_samples": self.shard_samples,
+        }
+
+
+def default_formats(settings: ConvertSettings) -> tuple[Literal["resident"], ...]:
+    """Resident, except for padded canvases over 256 px, which are mostly zeros (130,000 images at 512 px: 102 GB)."""
+    return () if settings.fit == "pad" and settings.side > 256 else ("resident",)
+
+
+def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
+    """Convert sources into FOLDER; started again after a kill, it continues with the first unfinished shard.
+
+    Raises DataError (sources, bad images under on_bad "fail"), MismatchError (an unfinished conversion with other settings),
+    BusyError, ConfigError and OSError. However it ends, FOLDER has a dataset.json only when all of it is whole.
+    """
+    opened = [open_source(path) for path in sources]
+    _check_target(folder, settings)
+    stock = take_stock(opened, classes=settings.classes, hold_out_percent=settings.hold_out_percent)
+    for line in stock.warnings:
+        observer.note(f"warning: {line}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder):
+        _check_target(folder, settings)
+        if settings.overwrite:
+            _clear(folder)
+        formats = default_formats(settings) if settings.formats is None else settings.formats
+        if "resident" in formats:
+            num_samples = sum(map(len, stock.samples.values()))
+            observer.note(size_line(num_samples, settings.side))
+            check_space(folder, num_samples=num_samples, side=settings.side)
+        write_json(folder / UNFINISHED_NAME, settings.decisive())
+        (folder / HEADER_NAME).unlink(missing_ok=True)
+        rows = _write_splits(stock, PrepareJob(opened, settings.pixels), folder, settings, observer)
+        warnings = stock.warnings + _check_rows(rows, folder, stock, settings, observer)
+        header = _write_manifests(rows, folder, stock, settings)
+        if "resident" in formats:
+            derive_resident(DatasetFolder.load(folder, header), workers=settings.workers, observer=observer)
+        write_report(folder, rows, usable=True, warnings=warnings)
+        header.write(folder)
+        _tidy(folder)
+    return DatasetFolder.open(folder)
+
+
+def _check_target(folder: Path, settings: ConvertSettings) -> None:
+    """Refuse a folder that is finished, belongs to other settings, or is not ours to write to."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file; expected a folder to write to; give another path")
+    if settings.overwrite and _is_ours(folder):
+        return
+    unfinished = folder / UNFINISHED_NAME
+    if (folder / HEADER_NAME).exists() and not unfinished.exists():
+        raise DataError(
+            f"{folder} holds a finished dataset; expected a new folder; give another path, or --overwrite to replace it"
+        )
+    if not unfinished.exists():
+        if not _is_ours(folder):
+            raise DataError(f"{folder} holds other files; expected a new or empty folder; give another path")
+        return
+    try:
+        stored = json.loads(unfinished.read_bytes())
+    except ValueError:
+        stored = {}
+    differing = [(name, stored.get(name), value) for name, value in settings.decisive().items() if stored.get(name) != value]
+    if differing:
+        raise MismatchError(
+            f"the unfinished conversion in {folder}",
+            differing,
+            "give the same options to continue it, or --overwrite to start afresh",
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nothing in the folder is there but what a conversion writes."""
+    ours = {HEADER_NAME, UNFINISHED_NAME, REPORT_NAME, LOCK_NAME, *SPLITS}
+    names = {path.name.removesuffix(".tmp") for path in folder.iterdir()}
+    if {HEADER_NAME, UNFINISHED_NAME} & names:
+        return True
+    return names <= ours - set(SPLITS)
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier conversion, what makes it valid first, and nothing that a conversion does not write."""
+    for name in (HEADER_NAME, UNFINISHED_NAME, REPORT_NAME):
+        (folder / name).unlink(missing_ok=True)
+    for split in SPLITS:
+        for pattern in SPLIT_FILES:
+            for path in (folder / split).glob(pattern):
+                path.unlink()
+
+
+def _write_splits(
+    stock: Stock, job: PrepareJob, folder: Path, settings: ConvertSettings, observer: Observer
+) -> dict[str, list[Row]]:
+    observer.start("convert", sum(map(len, stock.samples.values())), "images")
+    rows = {}
+    for name, samples in stock.samples.items():
+        (folder / name).mkdir(exist_ok=True)
+        with Pool(job, settings.workers) as pool:
+            rows[name] = write_shards(
+                folder / name, samples, shard_samples=settings.shard_samples, job=job, pool=pool, observer=observer
+            )
+    observer.finish()
+    return rows
+
+
+def _check_rows(
+    rows: Mapping[str, Sequence[Row]], folder: Path, stock: Stock, settings: ConvertSettings, observer: Observer
+) -> list[str]:
+    """Judge the bad images. Raises DataError, after writing the report, where they make the folder unusable."""
+    bad = [(split, row) for split, group in rows.items() for row in group if row.excluded]
+    for split, row in bad[:NAMED_BAD_IMAGES]:
+        observer.note(f"bad image: {split}/{row.source}: {row.note}")
+    if len(bad) > NAMED_BAD_IMAGES:
+        observer.note(f"and {len(bad) - NAMED_BAD_IMAGES:,} more bad images")
+    total = sum(map(len, rows.values()))
+    fault = None
+    if bad and settings.on_bad == "fail":
+        fault = "expected all to be; repair or remove them, or give --on-bad skip to leave them out"
+    empty = [split for split, group in rows.items() if all(row.excluded for row in group)]
+    if empty and fault is None:
+        fault = f"{empty[0]} has no image left; expected at least one; check the source"
+    if fault is not None:
+        write_report(folder, rows, usable=False, warnings=stock.warnings)
+        raise DataError(f"{len(bad):,} of {total:,} images cannot be used, see {folder / REPORT_NAME}; {fault}")
+    lost = {row.label for _, row in bad} - {row.label for row in rows["train"] if not row.excluded}
+    warnings = [f"all training images of class {stock.classes[label].wnid} are excluded" for label in sorted(lost)]
+    for line in warnings:
+        observer.note(f"warning: {line}")
+    return warnings
+
+
+def _write_manifests(rows: Mapping[str, Sequence[Row]], folder: Path, stock: Stock, settings: ConvertSettings) -> Header:
+    parts: dict[SplitName, SplitHeader] = {}
+    columns: dict[str, Columns] = {}
+    for name in SPLITS:
+        path = folder / name / MANIFEST_NAME
+        write_manifest(path, rows[name])
+        part = SplitHeader(
+            samples=len(rows[name]),
+            excluded=sum(row.excluded for row in rows[name]),
+            manifest_bytes=path.stat().st_size,
+            manifest_sha256=sha256_file(path),
+        )
+        parts[name] = part
+        columns[name] = read_manifest(path, samples=part.samples, size_bytes=part.manifest_bytes, sha256=part.manifest_sha256)
+    encoder = Encoder(quality=settings.quality, subsampling=settings.subsampling)
+    digest = content_digest(side=settings.side, fit=settings.fit, encoder=encoder, classes=stock.classes, splits=columns)
+    return Header(side=settings.side, fit=settings.fit, encoder=encoder, classes=stock.classes, splits=parts, digest=digest)
+
+
+def _tidy(folder: Path) -> None:
+    """Take away what only a conversion under way needs: two conversions of one source leave the same bytes in every file.
+
+    The mark of an unfinished conversion goes last: a kill in here is repaired by the same command.
+    """
+    for split in SPLITS:
+        remove_sidecars(folder / split)
+        for path in (folder / split).glob("*.tmp"):
+            path.unlink()
+    (folder / UNFINISHED_NAME).unlink()
+    os.truncate(folder / LOCK_NAME, 0)

@@ -1,0 +1,134 @@
+"""Work in other processes, results in order, memory bounded, and no way to hang or to leave a process behind.
+
+Not concurrent.futures: its workers outlive a parent that is killed, and its queue of results has no bound.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, NoReturn, Protocol, TypeVar
+
+from udkd.words.errors import DataError
+
+T = TypeVar("T")
+R = TypeVar("R")
+T_contra = TypeVar("T_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+TASKS_PER_WORKER = 2  # one to work on, one to start on at once
+RESULTS_PER_WORKER = 4  # how far the fastest may run ahead of the slowest
+
+
+class Job(Protocol[T_contra, R_co]):
+    """What workers do with a task. Picklable; keep imports of its module light, each worker pays for them."""
+
+    def __call__(self, task: T_contra) -> R_co: ...
+
+
+class Pool(Generic[T, R]):
+    """`with Pool(job, workers) as pool: for result in pool.ordered(tasks): …`; leaving the block kills the workers."""
+
+    def __init__(self, job: Job[T, R], workers: int) -> None:
+        self._job = job
+        self._workers = workers
+        self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> "Pool[T, R]":
+        try:
+            for _ in range(self._workers):
+                self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def _start(self) -> None:
+        ours, theirs = Pipe()
+        # -P: a folder that the user happens to stand in must not provide modules; ours come by PYTHONPATH.
+        command = [sys.executable, "-P", "-W", "ignore", "-m", "data_prep.worker", str(theirs.fileno())]
+        paths = [str(Path(__file__).resolve().parent.parent), *(path for path in sys.path if path)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        with theirs:
+            # A session of its own: Ctrl-C reaches the parent alone, which then ends the workers.
+            process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        self._processes[ours] = process
+        try:
+            ours.send(self._job)
+        except OSError:
+            self._died(ours)
+
+    def ordered(self, tasks: Iterable[T]) -> Iterator[R]:
+        """The results in the order of the tasks.
+
+        Raises what the job raised (UserError as DataError, OSError), and DataError where a worker died.
+        """
+        pending = enumerate(tasks)
+        load = dict.fromkeys(self._processes, 0)
+        results: dict[int, R] = {}
+        submitted = delivered = 0
+        exhausted = False
+        while True:
+            while not exhausted and submitted - delivered < RESULTS_PER_WORKER * self._workers:
+                idlest = min(load, key=load.__getitem__)
+                if load[idlest] >= TASKS_PER_WORKER:
+                    break
+                item = next(pending, None)
+                if item is None:
+                    exhausted = True
+                    break
+                try:
+                    idlest.send(item)
+                except OSError:
+                    self._died(idlest)
+                load[idlest] += 1
+                submitted += 1
+            if delivered in results:
+                yield results.pop(delivered)
+                delivered += 1
+            elif exhausted and delivered == submitted:
+                return
+            else:
+                for ready in wait([connection for connection, count in load.items() if count]):
+                    assert isinstance(ready, Connection)
+                    number, result = self._receive(ready)
+                    results[number] = result
+                    load[ready] -= 1
+
+    def _receive(self, connection: Connection) -> tuple[int, R]:
+        try:
+            number, result, failure = connection.recv()
+        except (EOFError, OSError):
+            self._died(connection)
+        if failure is None:
+            return number, result
+        kind, arguments = failure
+        if kind == "os":
+            raise OSError(*arguments)
+        if kind == "user":
+            raise DataError(*arguments)
+        raise RuntimeError(f"a worker failed:\n{arguments[0]}")
+
+    def _died(self, connection: Connection) -> NoReturn:
+        process = self._processes[connection]
+        code = process.wait()
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        raise DataError(
+            f"worker process {process.pid} {how} (out of memory?); expected it to live; start again with fewer --workers"
+        )
+
+    def _stop(self) -> None:
+        for connection, process in self._processes.items():
+            process.kill()
+            connection.close()
+        for process in self._processes.values():
+            process.wait()
+        self._processes.clear()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()

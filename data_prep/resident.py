@@ -1,0 +1,123 @@
+"""The resident format: canvas.npy, packed from the shards by decoding in parallel."""
+
+import os
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.pool import Pool
+from udkd.formats.dataset import CanvasWriter, DatasetFolder, Split, canvas_bytes, decode_canvas, read_sample, shard_name
+from udkd.words.errors import DataError
+from udkd.words.observer import Observer
+
+CHUNK_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSample:
+    """Where one sample's bytes lie, and what they are to be."""
+
+    sample_id: int
+    shard: int
+    offset: int
+    size: int
+    sha256: bytes
+    height: int
+    width: int
+    what: str
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """What workers do: decode samples of the split folder into rows of the unfinished canvas; the crc32 of each row."""
+
+    folder: Path
+    canvas: Path
+    start: int
+    side: int
+
+    def __call__(self, task: Sequence[StoredSample]) -> np.ndarray:
+        checksums = np.empty(len(task), dtype=np.uint32)
+        row_bytes = canvas_bytes(1, self.side)
+        descriptor = os.open(self.canvas, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            for n, sample in enumerate(task):
+                path = self.folder / f"{shard_name(sample.shard)}.tar"
+                jpeg = read_sample(path, sample.offset, sample.size, sample.sha256, sample.what)
+                row = decode_canvas(jpeg, self.side, height=sample.height, width=sample.width, what=sample.what).tobytes()
+                checksums[n] = zlib.crc32(row)
+                _write_all(descriptor, memoryview(row), self.start + sample.sample_id * row_bytes)
+        finally:
+            os.close(descriptor)
+        return checksums
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def size_line(num_samples: int, side: int) -> str:
+    """What the resident format takes, in words."""
+    return f"resident format: {num_samples:,} x {side} x {side} x 3 = {canvas_bytes(num_samples, side) / 1e9:,.2f} GB"
+
+
+def check_space(folder: Path, *, num_samples: int, side: int) -> None:
+    """Raise DataError where the disk under `folder` has less room than the resident format takes."""
+    need = canvas_bytes(num_samples, side)
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise DataError(
+            f"the resident format takes {need / 1e9:,.2f} GB, the disk of {folder} has {free / 1e9:,.2f} GB free; "
+            "expected room for it; free some or give --formats none"
+        )
+
+
+def derive_resident(dataset: DatasetFolder, *, workers: int, observer: Observer) -> None:
+    """Write canvas.npy of every split from the shards. Raises DataError (a damaged sample, no room) and OSError."""
+    total = sum(split.num_samples for split in dataset.splits.values())
+    for split in dataset.splits.values():
+        CanvasWriter.discard(split.path)  # an older one must not take the room that the new one needs
+    check_space(dataset.path, num_samples=total, side=dataset.side)
+    observer.start("resident", sum(len(split.ids) for split in dataset.splits.values()), "images")
+    for split in dataset.splits.values():
+        _derive_split(split, workers, observer)
+    observer.finish()
+
+
+def _derive_split(split: Split, workers: int, observer: Observer) -> None:
+    writer = CanvasWriter(split.path, num_samples=split.num_samples, side=split.side, digest=split.digest)
+    try:
+        # An excluded sample's row stays zero.
+        crc32 = np.full(split.num_samples, zlib.crc32(bytes(writer.row_bytes)), dtype=np.uint32)
+        job = DecodeJob(split.path, writer.temporary, writer.start, split.side)
+        chunks = np.split(split.ids, range(CHUNK_SAMPLES, len(split.ids), CHUNK_SAMPLES))
+        with Pool(job, workers) as pool:
+            for ids, checksums in zip(chunks, pool.ordered(_stored(split, ids) for ids in chunks), strict=True):
+                crc32[ids] = checksums
+                observer.advance(len(ids))
+        writer.finish(crc32)
+    except BaseException:
+        CanvasWriter.discard(split.path)
+        raise
+
+
+def _stored(split: Split, ids: np.ndarray) -> list[StoredSample]:
+    return [
+        StoredSample(
+            sample_id=n,
+            shard=int(split.shard[n]),
+            offset=int(split.offset[n]),
+            size=int(split.size[n]),
+            sha256=split.sha256[n].tobytes(),
+            height=int(split.sizes[n, 2]),
+            width=int(split.sizes[n, 3]),
+            what=split.describe(n),
+        )
+        for n in ids.tolist()
+    ]

@@ -1,0 +1,164 @@
+"""Source images -> the tar shards of one split, resumable at every shard, the same bytes whatever the number of workers."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import PIL
+from PIL import features
+
+from data_prep.image import BadImage, PixelSettings, Prepared, prepare
+from data_prep.pool import Pool
+from data_prep.sources import Source
+from data_prep.stock import Sample
+from udkd.formats.dataset import Row, ShardWriter, shard_name
+from udkd.words.errors import DataError
+from udkd.words.files import write_json
+from udkd.words.observer import Observer
+
+CHUNK_SAMPLES = 16  # per task: enough to hide the round trip, few enough that originals of 100 KB stay a few MB
+CONVERTER_VERSION = 1  # raise it when the same source would give other bytes
+
+
+@dataclass(frozen=True)
+class PrepareJob:
+    """What workers do: read images from their source and prepare each. An image that cannot be used gives its reason."""
+
+    sources: Sequence[Source]
+    settings: PixelSettings
+
+    def __call__(self, task: Sequence[Sample]) -> list[Prepared | str]:
+        return [self._one(sample) for sample in task]
+
+    def _one(self, sample: Sample) -> Prepared | str:
+        source = self.sources[sample.origin]
+        try:
+            data = source.read(sample.entry)
+        except OSError as error:
+            raise DataError(
+                f"{sample.source} in {source.path} cannot be read ({error.strerror}); expected a readable source; check it"
+            ) from None
+        if len(data) != sample.entry.size:
+            raise DataError(
+                f"{sample.source} in {source.path} has {len(data)} bytes, {sample.entry.size} when it was listed; "
+                "expected a source at rest; start again when nothing writes to it"
+            )
+        try:
+            return prepare(data, self.settings)
+        except BadImage as error:
+            return str(error)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard to be: its number, the id of its first sample, its samples, and the key of all that its bytes depend on."""
+
+    number: int
+    first: int
+    samples: Sequence[Sample]
+    key: str
+
+
+def write_shards(
+    folder: Path,
+    samples: Sequence[Sample],
+    *,
+    shard_samples: int,
+    job: PrepareJob,
+    pool: Pool[Sequence[Sample], list[Prepared | str]],
+    observer: Observer,
+) -> list[Row]:
+    """Write all shards of a split that are not there yet; the manifest's rows, in id order.
+
+    Each finished shard leaves a sidecar with its rows and its key, which `remove_sidecars` takes away in the end. A sidecar
+    of other settings, or of a source that changed in this stretch, is not used: its shard is written again.
+    """
+    shards = [
+        _Shard(first // shard_samples, first, part, _key(first, part, job.settings))
+        for first in range(0, len(samples), shard_samples)
+        for part in [samples[first : first + shard_samples]]
+    ]
+    finished = {shard.number: found for shard in shards if (found := _finished(folder, shard)) is not None}
+    chunks = (
+        shard.samples[start : start + CHUNK_SAMPLES]
+        for shard in shards
+        if shard.number not in finished
+        for start in range(0, len(shard.samples), CHUNK_SAMPLES)
+    )
+    results = (result for chunk in pool.ordered(chunks) for result in chunk)
+    rows: list[Row] = []
+    for shard in shards:
+        if shard.number in finished:
+            observer.advance(len(shard.samples))
+            rows += finished.pop(shard.number)
+        else:
+            rows += _write(folder, shard, results, observer)
+    return rows
+
+
+def _write(folder: Path, shard: _Shard, results: Iterator[Prepared | str], observer: Observer) -> list[Row]:
+    rows: list[Row] = []
+    with ShardWriter(folder, shard.number) as writer:
+        numbered = enumerate(shard.samples, shard.first)
+        for (sample_id, sample), result in zip(numbered, islice(results, len(shard.samples)), strict=True):
+            if isinstance(result, str):
+                rows.append(Row(label=sample.label, source=sample.source, excluded=True, note=result))
+            else:
+                rows.append(_row(sample, result, shard.number, writer.add(sample_id, result.jpeg, sample.label)))
+            observer.advance(1)
+    tar_bytes = _tar_bytes(folder, shard.number)
+    packed = [asdict(row) | {"sha256": row.sha256.hex()} for row in rows]
+    write_json(_sidecar(folder, shard.number), {"key": shard.key, "tar_bytes": tar_bytes, "rows": packed})
+    return rows
+
+
+def _row(sample: Sample, prepared: Prepared, shard: int, offset: int) -> Row:
+    return Row(
+        label=sample.label,
+        source=sample.source,
+        source_height=prepared.source_height,
+        source_width=prepared.source_width,
+        height=prepared.height,
+        width=prepared.width,
+        sha256=prepared.sha256,
+        note=prepared.note,
+        shard=shard,
+        offset=offset,
+        size=len(prepared.jpeg),
+    )
+
+
+def _key(first: int, samples: Sequence[Sample], settings: PixelSettings) -> str:
+    made_by = [CONVERTER_VERSION, PIL.__version__, features.version("libjpeg_turbo")]
+    digest = hashlib.sha256(json.dumps([first, made_by, asdict(settings)], sort_keys=True).encode())
+    for sample in samples:
+        digest.update(f"{sample.label}\0{sample.source}\0{sample.entry.size}\0{sample.entry.stamp}\n".encode())
+    return digest.hexdigest()
+
+
+def _sidecar(folder: Path, number: int) -> Path:
+    return folder / f"{shard_name(number)}.rows.json"
+
+
+def _tar_bytes(folder: Path, number: int) -> int:
+    path = folder / f"{shard_name(number)}.tar"
+    return path.stat().st_size if path.exists() else 0
+
+
+def _finished(folder: Path, shard: _Shard) -> list[Row] | None:
+    try:
+        found = json.loads(_sidecar(folder, shard.number).read_bytes())
+        if found["key"] != shard.key or found["tar_bytes"] != _tar_bytes(folder, shard.number):
+            return None
+        return [Row(**fields | {"sha256": bytes.fromhex(fields["sha256"])}) for fields in found["rows"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remove_sidecars(folder: Path) -> None:
+    """Take the sidecars away, once nothing needs them."""
+    for path in folder.glob("samples-*.rows.json"):
+        path.unlink()
