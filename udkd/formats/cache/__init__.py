@@ -5,7 +5,17 @@ A cache is a folder with one file per view (view_file.py has the format), each w
 
 from udkd.formats.cache.key import CacheKey
 from udkd.formats.cache.reader import Cache, TargetTable, verify
-from udkd.formats.cache.summary import CacheSummary, summarise
+from udkd.formats.cache.summary import CacheSummary, summarise, weight_histogram
 from udkd.formats.cache.writer import CacheWriter, ViewWriter
 
-__all__ = ["Cache", "CacheKey", "CacheSummary", "CacheWriter", "TargetTable", "ViewWriter", "summarise", "verify"]
+__all__ = [
+    "Cache",
+    "CacheKey",
+    "CacheSummary",
+    "CacheWriter",
+    "TargetTable",
+    "ViewWriter",
+    "summarise",
+    "verify",
+    "weight_histogram",
+]

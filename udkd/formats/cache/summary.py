@@ -64,3 +64,13 @@ def label_rank(logits_BC: np.ndarray, labels_B: NDArray[np.integer]) -> NDArray[
     before_BC = np.arange(logits_BC.shape[1]) < labels_B[:, None]
     rank: NDArray[np.int64] = ((logits_BC > own_B1) | ((logits_BC == own_B1) & before_BC)).sum(axis=1)
     return rank
+
+
+def weight_histogram(cache: Cache, bins: int) -> NDArray[np.int64]:
+    """Targets of all views by weight: int64 [bins], equal steps from 0 to 1."""
+    counts = np.zeros(bins, np.int64)
+    for view in cache.views:
+        _, entropy_N = cache.targets(view)
+        weight_N = entropy_weight(torch.from_numpy(entropy_N[~np.isnan(entropy_N)]), cache.num_classes).numpy()
+        counts += np.histogram(weight_N, bins=bins, range=(0.0, 1.0))[0]
+    return counts

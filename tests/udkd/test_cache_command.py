@@ -1,0 +1,85 @@
+"""udkd cache build, info, verify, as a user meets them."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.udkd.test_cache_builder import make_dataset, make_teacher
+from udkd.commands import console
+from udkd.commands.cache import cache_app
+from udkd.formats.cache.view_file import view_path
+
+SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
+for override in ("views.size_px=32", "views.resize_px=36", "evaluation.resize_px=36", "teacher.batch=16", "train.threads=1"):
+    SETTINGS += ["--set", override]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    code: int | str | None = 0
+    try:
+        console.run(lambda: cache_app([str(argument) for argument in arguments]))  # type: ignore[arg-type]
+    except SystemExit as end:
+        code = end.code
+    printed = capsys.readouterr()
+    return int(code or 0), printed.out, printed.err
+
+
+def test_build_info_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    data, teacher, cache = make_dataset(tmp_path / "data").path, make_teacher(tmp_path / "teacher").path, tmp_path / "cache"
+    code, out, err = call(capsys, "build", data, teacher, cache, "--views", 2, *SETTINGS)
+    assert code == 0, err
+    assert "mean weight" in out
+    assert "mean entropy" in out
+    assert "top-1" in out
+    assert "asked about 130 images" in err
+    code, _, err = call(capsys, "build", data, teacher, cache, "--views", 1, *SETTINGS)
+    assert (code, "nothing to do" in err) == (0, True)
+
+    code, out, err = call(capsys, "info", cache, "--data", data, "--picture", tmp_path / "pictures" / "weights.png")
+    assert code == 0, err
+    assert "top-5" in out
+    assert "2 (views, random_resized, 32 px" in out
+    with Image.open(tmp_path / "pictures" / "weights.png") as image:
+        assert image.width > 500
+    assert call(capsys, "verify", cache)[:2] == (0, "2 views, 0.0 MB: every checksum matches\n")
+
+    code, _, err = call(capsys, "build", data, teacher, cache, "--views", "canonical", *SETTINGS)
+    assert code == 1
+    assert err.splitlines()[-1].startswith("error: the cache in")
+    assert "policy: stored 'views', wanted 'canonical'" in err
+
+    path = view_path(cache, 1)
+    content = bytearray(path.read_bytes())
+    content[-200] ^= 4
+    path.write_bytes(content)
+    code, _, err = call(capsys, "verify", cache)
+    assert code == 1
+    assert "view 1: block" in err
+    assert "1 damaged blocks in views 1" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("info", "nowhere"), "no such folder"),
+        (("verify", "."), "no view"),
+        (("build", "nowhere", "nowhere", "cache", "--views", "0"), "--views '0'; expected canonical or a number"),
+        (("build", "nowhere", "nowhere", "cache"), "nowhere is not a folder"),
+    ],
+)
+def test_one_clear_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *arguments)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("error: ")
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
