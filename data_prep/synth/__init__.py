@@ -1,0 +1,115 @@
+"""The embedded data set: an ImageFolder tree of made-up, ImageNet-like photographs, for trying everything without any data."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.pool import Pool
+from data_prep.synth.catalogue import kind_of
+from data_prep.synth.draws import Draws
+from data_prep.synth.scene import jpeg, picture
+from udkd.words.errors import DataError
+from udkd.words.files import fsync_folder
+from udkd.words.observer import Observer, Silent
+
+SPLITS = ("train", "val")
+CHUNK = 8  # pictures a task: about 0.2 s, so that the progress bar moves
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pictures `first` to `last` (excluded) of one class in one split, by their numbers within the class."""
+
+    split: int
+    label: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a worker does with a task: draw its pictures and write their files. Returns how many."""
+
+    folder: Path
+    seed: int
+
+    def __call__(self, task: Task) -> int:
+        for index in range(task.first, task.last):
+            data = synthetic_jpeg(self.seed, task.split, task.label, index)
+            path = self.folder / SPLITS[task.split] / kind_of(task.label).name / f"{index:06d}.jpg"
+            path.write_bytes(data)
+        return task.last - task.first
+
+
+def synthetic_jpeg(seed: int, split: int, label: int, index: int) -> bytes:
+    """One picture's bytes, a pure function of its name. split: 0 train, 1 val. index: its number within class and split."""
+    draws = Draws(seed, split, label, index)
+    pixels, grey = picture(kind_of(label), draws)
+    return jpeg(pixels, grey, draws)
+
+
+def synth(
+    folder: Path,
+    *,
+    classes: int,
+    images: int,
+    val_images: int,
+    seed: int,
+    observer: Observer = Silent(),  # noqa: B008 (it has no state)
+    workers: int = 1,
+) -> None:
+    """Write folder/train/<class>/*.jpg and folder/val/<class>/*.jpg: `images` and `val_images` in all, spread evenly.
+
+    Classes 2k and 2k+1 differ in one trait that shows more or less, at times hardly at all; other classes are easy to tell apart.
+    The bytes are a pure function of the arguments: `workers` does not change them, and more images leave the first ones as they
+    are. `folder` appears when it is whole. Raises DataError for arguments that make no data set and for a folder that is in use.
+    """
+    _check(folder, classes=classes, images=images, val_images=val_images, seed=seed, workers=workers)
+    counts = (images, val_images)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    try:
+        for split in SPLITS:
+            for label in range(classes):
+                (unfinished / split / kind_of(label).name).mkdir(parents=True)
+        observer.start("draw images", sum(counts), "images")
+        with Pool[Task, int](Draw(unfinished, seed), workers) as pool:
+            for done in pool.ordered(_tasks(counts, classes)):
+                observer.advance(done)
+        observer.finish()
+        unfinished.replace(folder)
+        fsync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _check(folder: Path, *, classes: int, images: int, val_images: int, seed: int, workers: int) -> None:
+    def refuse(found: str, expected: str, remedy: str) -> None:
+        raise DataError(f"{found}; expected {expected}; {remedy}")
+
+    if classes < 2:
+        refuse(f"{classes} classes", "2 or more", "give --classes 10")
+    for name, count in (("training", images), ("validation", val_images)):
+        if count < classes:
+            refuse(
+                f"{count} {name} images for {classes} classes", "one or more for each", "ask for more images or fewer classes"
+            )
+    if not 0 <= seed < 2**63:
+        refuse(f"seed {seed}", "0 to 2^63 - 1", "give another one")
+    if workers < 1:
+        refuse(f"{workers} workers", "1 or more", "give --workers 2")
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink():
+        refuse(f"{folder} is there already", "a new or an empty folder", "give another name or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _tasks(counts: tuple[int, ...], classes: int) -> Iterator[Task]:
+    for split, count in enumerate(counts):
+        for label in range(classes):
+            mine = count // classes + (label < count % classes)
+            for first in range(0, mine, CHUNK):
+                yield Task(split, label, first, min(mine, first + CHUNK))

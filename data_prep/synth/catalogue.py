@@ -1,0 +1,59 @@
+"""What the classes are: classes 2k and 2k+1 share a shape, a texture and colours, and part in one subtle trait."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+SHAPES = (
+    "disc",
+    "triangle",
+    "cross",
+    "ring",
+    "flower",
+    "box",
+    "crescent",
+    "trefoil",
+    "capsule",
+    "hourglass",
+    "gear",
+    "chevron",
+)
+TEXTURES = ("striped", "spotted", "checked", "ringed", "netted", "marbled", "wavy")
+TraitName = Literal["core", "rim", "tint", "accent", "stretch", "grain"]
+# trait, and its name at its lower and at its upper end
+TRAITS: tuple[tuple[TraitName, str, str], ...] = (
+    ("core", "dark-eyed", "bright-eyed"),
+    ("accent", "dusky", "frosted"),
+    ("rim", "dark-rimmed", "pale-rimmed"),
+    ("tint", "cool", "warm"),
+    ("stretch", "stout", "slender"),
+    ("grain", "coarse", "fine"),
+)
+GOLDEN_RATIO = 0.618033988749895  # multiples of it, modulo 1, keep apart from one another however many there are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A class. hue: 0 to 1 around the colour wheel. side: -1 or +1, the end of the trait at which this class lies."""
+
+    name: str
+    shape: str
+    texture: str
+    hue: float
+    trait: TraitName
+    side: int
+
+
+def kind_of(label: int) -> Kind:
+    """The class of a label, the same for every seed and every number of classes; 84 pairs until shape and texture return."""
+    pair = label // 2
+    shape = SHAPES[pair % len(SHAPES)]
+    texture = TEXTURES[(pair + pair // len(SHAPES)) % len(TEXTURES)]
+    trait, low, high = TRAITS[pair % len(TRAITS)]
+    return Kind(
+        name=f"{label:03d}-{high if label % 2 else low}-{texture}-{shape}",
+        shape=shape,
+        texture=texture,
+        hue=pair * GOLDEN_RATIO % 1.0,
+        trait=trait,
+        side=1 if label % 2 else -1,
+    )

@@ -1,0 +1,281 @@
+"""One picture: a landscape of 1/f noise, clutter, one object of the class with its light and shadow, things before it."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from data_prep.synth.catalogue import TEXTURES, Kind
+from data_prep.synth.draws import Draws
+from data_prep.synth.shapes import F32, SHAPES, texture
+
+SIDE_PX = (80, 320)
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thing:
+    """Something painted into a scene. x, y, radius: pixels. aspect: width over height of the shape before it is turned.
+
+    core, rim: light (+1) to dark (-1) eye and edge, 0 for none. relief: how strongly the light models it.
+    """
+
+    shape: str
+    texture: str
+    x: float
+    y: float
+    radius: float
+    turn: tuple[float, float]
+    aspect: float
+    grain: float
+    first: Colour
+    second: Colour
+    core: float = 0.0
+    rim: float = 0.0
+    opacity: float = 1.0
+    relief: float = 0.35
+
+
+def picture(kind: Kind, draws: Draws) -> tuple[NDArray[np.uint8], bool]:
+    """A picture of the class: uint8 [H, W, 3], sides of 80 to 320 px; and whether it is to be stored as a grey one."""
+    height, width = _size(draws)
+    short = min(height, width)
+    light = _direction(draws)
+    canvas = _landscape(draws, height, width)
+    for _ in range(draws.integer(1, 5)):
+        _paint(canvas, _clutter(draws, height, width, short * draws.uniform(0.05, 0.15)), draws, light)
+    thing = _object(kind, draws, height, width)
+    _shade(canvas, thing, light)
+    _paint(canvas, thing, draws, light)
+    for _ in range(draws.integer(0, 2)):
+        _paint(canvas, _clutter(draws, height, width, short * draws.uniform(0.05, 0.12)), draws, light)
+    if draws.chance(0.25):
+        _stalks(canvas, draws)
+    return _expose(canvas, draws, light), draws.chance(0.02)
+
+
+def jpeg(pixels: NDArray[np.uint8], grey: bool, draws: Draws) -> bytes:
+    """The picture as a JPEG of the kinds that are found in the wild."""
+    image = Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    quality, subsampling = draws.integer(72, 96), draws.choice(("4:2:0", "4:2:0", "4:2:2", "4:4:4"))
+    if grey:
+        image.convert("L").save(buffer, "JPEG", quality=quality)
+    else:
+        image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, progressive=draws.chance(0.1))
+    return buffer.getvalue()
+
+
+def _size(draws: Draws) -> tuple[int, int]:
+    """Height and width; the long side over the short one up to 1.6, more often lying than standing."""
+    short = draws.integer(SIDE_PX[0], 200)
+    long = min(SIDE_PX[1], int(short * (1 + 0.6 * draws.uniform())))
+    return (long, short) if draws.chance(0.35) else (short, long)
+
+
+def _direction(draws: Draws) -> tuple[float, float]:
+    """Cosine and sine of a random angle, by the half-angle formulas: the nearly even spread needs no sine."""
+    t = draws.uniform(-1, 1)
+    cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
+    return (cosine, sine) if draws.chance(0.5) else (-sine, cosine) if draws.chance(0.5) else (-cosine, -sine)
+
+
+def _hue(hue: float, saturation: float, value: float) -> Colour:
+    """A colour from its place on the colour wheel: red at 0, green at 1/3, blue at 2/3."""
+
+    def channel(offset: float) -> float:
+        full = min(1.0, max(0.0, abs((hue + offset) % 1.0 * 6 - 3) - 1))
+        return value * (1 - saturation * (1 - full))
+
+    return channel(0.0), channel(2 / 3), channel(1 / 3)
+
+
+def _mix(a: Colour, b: Colour, share: float) -> Colour:
+    return a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1]), a[2] + share * (b[2] - a[2])
+
+
+def _cloud(draws: Draws, height: int, width: int, coarsest: int = 2) -> F32:
+    """1/f noise, 0 to 1, float32 [height, width]: octaves of random bytes, each half as strong as the coarser one.
+
+    Pillow enlarges bytes in integers, so the noise has the same bits everywhere.
+    """
+    total = np.zeros((height, width), np.int32)
+    weight, weights, cells = 32, 0, coarsest
+    while weight:
+        rows, columns = cells + 1, max(2, cells * width // height + 1)
+        grid = Image.fromarray(draws.bytes(rows, columns))
+        total += weight * np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC), np.int32)
+        weights += weight
+        weight //= 2
+        cells *= 2
+    contrast = (total.astype(np.float32) / np.float32(255 * weights) - np.float32(0.5)) * np.float32(1.6) + np.float32(0.5)
+    return np.clip(contrast, 0, 1)
+
+
+def _ridge(draws: Draws, width: int) -> F32:
+    """A skyline, 0 to 1, float32 [width]: of hills, or of grass."""
+    peaks = draws.integer(3, 8) if draws.chance(0.4) else max(8, width // draws.integer(3, 8))
+    line = Image.fromarray(draws.bytes(1, peaks)).resize((width, 1), Image.Resampling.BICUBIC)
+    return np.asarray(line, np.float32)[0] / np.float32(255)
+
+
+def _blend(cloud: F32, a: Colour, b: Colour) -> F32:
+    """From a to b by the cloud: float32 [H, W, 3]."""
+    start, step = np.float32(a), np.float32(b) - np.float32(a)
+    return start + cloud[..., None] * step
+
+
+def _landscape(draws: Draws, height: int, width: int) -> F32:
+    """A background of one or two surfaces, muted as most of nature is: float32 [H, W, 3], 0 to 1."""
+
+    def surface() -> F32:
+        hue = draws.uniform()
+        saturation, value = draws.uniform(0.05, 0.45), draws.uniform(0.2, 0.9)
+        other = _hue(hue + draws.uniform(-0.15, 0.15), saturation * draws.uniform(0.5, 1.5), value * draws.uniform(0.35, 1.0))
+        return _blend(_cloud(draws, height, width, draws.integer(2, 6)), _hue(hue, saturation, value), other)
+
+    canvas = surface()
+    if draws.chance(0.6):
+        level, slope = draws.uniform(0.3, 0.75) * height, draws.uniform(-0.3, 0.3)
+        rough = _ridge(draws, width) * np.float32(0.15 * height)
+        edge = np.float32(level) + np.float32(slope) * (np.arange(width, dtype=np.float32) - np.float32(width / 2)) + rough
+        softness = np.float32(draws.uniform(1, 12))
+        share = np.clip((np.arange(height, dtype=np.float32)[:, None] - edge) / softness, 0, 1)
+        canvas += share[..., None] * (surface() - canvas)
+    return canvas
+
+
+def _object(kind: Kind, draws: Draws, height: int, width: int) -> Thing:
+    """The class's object: how far its trait shows differs from picture to picture, down to not at all."""
+    short = min(height, width)
+    radius = short * draws.uniform(0.24, 0.42)
+    shows = kind.side * draws.uniform(*TRAIT_SHOWS)
+    lean = {name: 0.0 for name in ("core", "rim", "tint", "accent", "stretch", "grain")} | {kind.trait: shows}
+    first = _hue(kind.hue + draws.uniform(-0.035, 0.035), draws.uniform(0.55, 0.85), draws.uniform(0.6, 0.95))
+    tint = 0.3 * lean["tint"]
+    first = first[0] * (1 + tint), first[1], first[2] * (1 - tint)
+    pale = lean["accent"] if kind.trait == "accent" else (0.75 if kind.hue < 0.5 else -0.75)
+    pale += draws.uniform(-0.15, 0.15)
+    second = _mix(first, (0.97, 0.96, 0.93), pale) if pale > 0 else _mix(first, (0.06, 0.05, 0.08), -pale)
+    stretch = 1 + 0.35 * lean["stretch"] + draws.uniform(-0.08, 0.08)
+    margin = 0.55 * radius
+    return Thing(
+        shape=kind.shape,
+        texture=kind.texture,
+        x=draws.uniform(margin, width - margin),
+        y=draws.uniform(margin, height - margin),
+        radius=radius,
+        turn=_direction(draws),
+        aspect=stretch,
+        grain=2.2 * (1 + 0.45 * lean["grain"]) * draws.uniform(0.9, 1.1),
+        first=first,
+        second=second,
+        core=lean["core"],
+        rim=lean["rim"],
+    )
+
+
+TRAIT_SHOWS = (-0.08, 1.0)  # below 0 the object leans to its neighbour's side
+
+
+def _clutter(draws: Draws, height: int, width: int, radius: float) -> Thing:
+    first = _hue(draws.uniform(), draws.uniform(0.1, 0.6), draws.uniform(0.15, 0.9))
+    return Thing(
+        shape=draws.choice(tuple(SHAPES)),
+        texture=draws.choice((*TEXTURES, "plain")),
+        x=draws.uniform(0, width),
+        y=draws.uniform(0, height),
+        radius=radius,
+        turn=_direction(draws),
+        aspect=draws.uniform(0.6, 1.6),
+        grain=draws.uniform(1.0, 3.0),
+        first=first,
+        second=_mix(first, _hue(draws.uniform(), 0.3, draws.uniform()), 0.6),
+        opacity=draws.uniform(0.7, 1.0),
+    )
+
+
+def _window(thing: Thing, height: int, width: int, reach: float) -> tuple[slice, slice]:
+    """The part of the canvas that lies within `reach` radii: most things are small, the canvas is not."""
+    span = reach * thing.radius
+    rows = slice(max(0, int(thing.y - span)), min(height, int(thing.y + span) + 2))
+    return rows, slice(max(0, int(thing.x - span)), min(width, int(thing.x + span) + 2))
+
+
+def _offsets(thing: Thing, rows: slice, columns: slice) -> tuple[F32, F32]:
+    """Each pixel's place seen from the thing's centre, in radii: [1, w] and [h, 1]."""
+    x = (np.arange(columns.start, columns.stop, dtype=np.float32) - np.float32(thing.x)) / np.float32(thing.radius)
+    y = (np.arange(rows.start, rows.stop, dtype=np.float32) - np.float32(thing.y)) / np.float32(thing.radius)
+    return x[None, :], y[:, None]
+
+
+def _paint(canvas: F32, thing: Thing, draws: Draws, light: tuple[float, float]) -> None:
+    rows, columns = _window(thing, *canvas.shape[:2], 1.6)
+    part = canvas[rows, columns]
+    x, y = _offsets(thing, rows, columns)
+    cosine, sine = np.float32(thing.turn[0]), np.float32(thing.turn[1])
+    u = (cosine * x + sine * y) / np.float32(thing.aspect)
+    v = (cosine * y - sine * x) * np.float32(thing.aspect)
+    distance = SHAPES[thing.shape](u, v)
+    cover = np.clip(np.float32(0.5) - distance * np.float32(thing.radius), 0, 1) * np.float32(thing.opacity)
+    cloud = _cloud(draws, *distance.shape)
+    colour = _blend(texture(thing.texture, u, v, cloud, thing.grain), thing.first, thing.second)
+    if thing.rim:
+        _tone(colour, np.clip(1 - np.abs(distance + np.float32(0.07)) / np.float32(0.1), 0, 1), thing.rim)
+    if thing.core:
+        _tone(colour, np.clip((np.float32(0.34) - np.sqrt(u * u + v * v)) * 12, 0, 1), thing.core)
+    modelling = 1 + np.float32(thing.relief) * (x * np.float32(light[0]) + y * np.float32(light[1]))
+    modelling = modelling * (np.float32(0.75) + np.float32(0.25) * np.clip(-4 * distance, 0, 1))
+    colour *= (modelling * (np.float32(0.9) + np.float32(0.2) * cloud))[..., None]
+    part += cover[..., None] * (colour - part)
+
+
+def _tone(colour: F32, where: F32, amount: float) -> None:
+    """Draw towards near white (amount > 0) or near black where `where` says, by |amount|."""
+    goal = np.float32(0.96 if amount > 0 else 0.05)
+    colour += (where * np.float32(min(1.0, abs(amount))))[..., None] * (goal - colour)
+
+
+def _shade(canvas: F32, thing: Thing, light: tuple[float, float]) -> None:
+    """The soft shadow that a thing throws away from the light."""
+    rows, columns = _window(thing, *canvas.shape[:2], 2.0)
+    x, y = _offsets(thing, rows, columns)
+    x, y = x + np.float32(0.3 * light[0]), y + np.float32(0.3 * light[1])
+    darkness = np.clip(1.35 - np.sqrt(x * x + y * y), 0, 1) * np.float32(0.6)
+    canvas[rows, columns] *= (1 - np.minimum(darkness, np.float32(0.45)))[..., None]
+
+
+def _stalks(canvas: F32, draws: Draws) -> None:
+    """Grass or bars before everything."""
+    height, width = canvas.shape[:2]
+    y = np.arange(height, dtype=np.float32)[:, None] / np.float32(height)
+    x = np.arange(width, dtype=np.float32)[None, :]
+    colour = np.float32(_hue(draws.uniform(0.05, 0.45), draws.uniform(0.2, 0.6), draws.uniform(0.15, 0.7)))
+    for _ in range(draws.integer(1, 4)):
+        root, lean = draws.uniform(0, width), draws.uniform(-0.25, 0.25) * width
+        thickness, top = draws.uniform(0.008, 0.025) * width, draws.uniform(0.0, 0.6)
+        middle = np.float32(root) + np.float32(lean) * (1 - y) * (1 - y)
+        cover = np.clip(np.float32(thickness) - np.abs(x - middle), 0, 1) * np.clip((y - np.float32(top)) * 20, 0, 1)
+        canvas += cover[..., None] * (colour - canvas)
+
+
+def _expose(canvas: F32, draws: Draws, light: tuple[float, float]) -> NDArray[np.uint8]:
+    """What a camera makes of the scene: uneven light, its colour, exposure, sometimes blur, and noise of the sensor."""
+    height, width = canvas.shape[:2]
+    x = np.arange(width, dtype=np.float32)[None, :] / np.float32(width) - np.float32(0.5)
+    y = np.arange(height, dtype=np.float32)[:, None] / np.float32(height) - np.float32(0.5)
+    slope = np.float32(draws.uniform(0, 0.4))
+    lit = (
+        1 + slope * (x * np.float32(light[0]) + y * np.float32(light[1])) - np.float32(draws.uniform(0, 0.5)) * (x * x + y * y)
+    )
+    tint = np.float32([draws.uniform(0.93, 1.07), 1.0, draws.uniform(0.93, 1.07)])
+    exposed = canvas * lit[..., None] * (tint * np.float32(draws.uniform(0.75, 1.2) * 255))
+    noise = draws.bytes(height, width).astype(np.float32) + draws.bytes(height, width).astype(np.float32) - 255
+    exposed += noise[..., None] * np.float32(draws.uniform(0.005, 0.06))
+    pixels = np.clip(exposed + np.float32(0.5), 0, 255).astype(np.uint8)
+    if draws.chance(0.3):
+        blurred = Image.fromarray(pixels).filter(ImageFilter.BoxBlur(draws.uniform(0.3, 1.5)))
+        pixels = np.asarray(blurred)
+    return pixels
