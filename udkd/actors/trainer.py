@@ -33,7 +33,7 @@ from udkd.words.batch import Backend
 from udkd.words.errors import ConfigError, DataError, MismatchError, RunError
 from udkd.words.hashing import permutation
 from udkd.words.lesson import Lessons
-from udkd.words.observer import Observer, Silent
+from udkd.words.observer import SILENT, Observer
 
 _ORDER = 3  # the name of the sample order among the uses of train.seed
 
@@ -44,7 +44,6 @@ class Job:
 
     cache, teacher: folders; which is needed follows from recipe.teacher.source. With a cache, a teacher is only compared.
     allow: fields of the cache's key that may differ. stopped: asked after every step; True ends the run at a checkpoint.
-    epochs_now: stop after so many more epochs, as an interruption would (None: go on to the end).
     """
 
     recipe: Recipe
@@ -55,7 +54,7 @@ class Job:
     teacher: Path | None = None
     resume: bool = False
     allow: tuple[str, ...] = ()
-    observer: Observer = Silent()
+    observer: Observer = SILENT
     stopped: Callable[[], bool] = lambda: False
 
 
@@ -292,11 +291,10 @@ class Trainer:
         return RunFolder.create(out, config, provenance)
 
     def _open_backend(self, name: str) -> Backend:
-        split, device, wanted = self.dataset.split(name), self.job.device, self.recipe.data.backend
-        if wanted == "auto":
-            wanted, why = choose(split, device)
-            self.job.observer.note(f"{name} backend: {wanted}, because {why}")
-        backend = open_backend(wanted, split, device, workers=self.recipe.data.workers)
+        split, device = self.dataset.split(name), self.job.device
+        chosen, why = choose(self.recipe.data.backend, split, device)
+        self.job.observer.note(f"{name} images: {chosen} backend, because {why}")
+        backend = open_backend(chosen, split, device, workers=self.recipe.data.workers)
         self.backends.append(backend)
         return backend
 
@@ -361,13 +359,13 @@ class Trainer:
     def _write_scalars(self, row: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(self.job.out / "tensorboard")) as writer:  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(self.job.out / "tensorboard")) as writer:
             for index, student in enumerate(self.students):
                 for term, values in row["train"].items():
-                    writer.add_scalar(f"train/{term}/{student.name}", values[index], row["step"])  # type: ignore[no-untyped-call]
+                    writer.add_scalar(f"train/{term}/{student.name}", values[index], row["step"])
                 for figure, value in row["val"]["students"][index].items():
-                    writer.add_scalar(f"val/{figure}/{student.name}", value, row["step"])  # type: ignore[no-untyped-call]
-            writer.add_scalar("images_per_s", row["images_per_s"], row["step"])  # type: ignore[no-untyped-call]
+                    writer.add_scalar(f"val/{figure}/{student.name}", value, row["step"])
+            writer.add_scalar("images_per_s", row["images_per_s"], row["step"])
 
 
 def _generator(batches: Iterator[Any]) -> Any:

@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from udkd.words.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" takes a GPU where there is one. Raises ConfigError for a device that is not there."""
+    """Find a device; "auto" takes a GPU where there is one. Raises ConfigError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -32,7 +32,7 @@ def set_threads(threads: int) -> None:
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the record."""
     return {
-        "versions": {name: version(name) for name in ("udkd", "torch", "torchvision", "numpy", "pillow")}
+        "versions": {name: _version(name) for name in ("udkd", "torch", "torchvision", "numpy", "pillow")}
         | {"python": platform.python_version()},
         "hardware": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
@@ -41,6 +41,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         },
         "command": " ".join(sys.argv),
     }
+
+
+def _version(package: str) -> str:
+    """The installed version; a checkout that is on the path but not installed has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:

@@ -1,0 +1,34 @@
+"""The `udkd` command."""
+
+import os
+
+# Two processes that each spin their OpenMP threads slow each other down sevenfold; this must be set before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import typer
+
+from udkd.commands import console
+from udkd.commands.cache import cache_app
+from udkd.commands.quickstart import quickstart
+from udkd.commands.results import eval_command, report_command
+from udkd.commands.teacher import teacher_app
+from udkd.commands.train import train_command
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train several small image classifiers at once from one big, cached teacher.",
+)
+app.add_typer(teacher_app, name="teacher")
+app.add_typer(cache_app, name="cache")
+app.command("train")(train_command)
+app.command("eval")(eval_command)
+app.command("report")(report_command)
+app.command("quickstart")(quickstart)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    console.run(app)

@@ -1,0 +1,140 @@
+"""What commands share: the terminal, progress bars, errors as one line, Ctrl-C as a request."""
+
+import errno
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from udkd.words.errors import UserError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or a .toml file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; may be given again.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
+
+
+class Speed(TextColumn):
+    """Units per second of a bar."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        """The speed over the last moments."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
+
+
+class RichObserver:
+    """Shows an actor's progress: one bar at a time, notes as lines above it. Without a terminal, notes alone."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        """See udkd.words.observer.Observer."""
+        self.finish()
+        if not err.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            Speed(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=err,
+            transient=True,
+        )
+        self._task = self._progress.add_task(escape(task), total=total, unit=unit, figures="")
+        self._progress.start()
+
+    def advance(self, count: int, **fields: float | str) -> None:
+        """See udkd.words.observer.Observer."""
+        if self._progress is None:
+            return
+        if fields:
+            shown = "  ".join(
+                f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in fields.items()
+            )
+            self._progress.update(self._task, figures=escape(shown))
+        self._progress.advance(self._task, count)
+
+    def finish(self) -> None:
+        """See udkd.words.observer.Observer."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def note(self, line: str) -> None:
+        """See udkd.words.observer.Observer."""
+        err.print(escape(line))
+
+
+@contextmanager
+def observed() -> Iterator[RichObserver]:
+    """An observer whose bar is gone, whatever happens, when the block ends."""
+    observer = RichObserver()
+    try:
+        yield observer
+    finally:
+        observer.finish()
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into an answer of True; the second one ends the process at once.
+
+    Yields the question "was I asked to stop?".
+    """
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        err.print("stopping after this step; once more to stop at once")
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    before = {kind: signal.signal(kind, ask) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command line. What a user can cause is one line on stderr and exit code 1; Ctrl-C is 130."""
+    try:
+        app()
+    except UserError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("stopped by Ctrl-C; whatever was finished is kept", code=130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR):
+            raise
+        fail(
+            f"{error.filename or 'writing'}: {error.strerror}; expected a writable place with room; free some or choose another"
+        )
+
+
+def fail(message: str, *, code: int = 1) -> None:
+    """Print one line and exit."""
+    err.print(f"[red]error:[/red] {escape(' '.join(message.split()))}")
+    sys.exit(code)

@@ -1,0 +1,101 @@
+"""udkd teacher fit, udkd teacher import."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udkd.actors.teacher_maker import Candidate, from_imagenet, from_run, write_measured
+from udkd.actors.trainer import Job, train
+from udkd.commands.console import DeviceOption, RecipeOption, SetOption, err, observed, stop_requests
+from udkd.commands.train import end
+from udkd.formats.config import load_recipe
+from udkd.formats.dataset import DatasetFolder
+from udkd.formats.run import RunFolder
+from udkd.formats.teacher import TeacherFolder
+from udkd.parts.environment import choose_device
+from udkd.words.errors import ConfigError, RunError
+
+teacher_app = typer.Typer(no_args_is_help=True, help="Make a teacher: a folder with its architecture, classes and weights.")
+
+DataArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Dataset folder, made by udkd-prep convert.")]
+TeacherArgument = Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder to make.")]
+
+
+@teacher_app.command("fit")
+def fit(
+    data: DataArgument,
+    teacher: TeacherArgument,
+    recipe: RecipeOption = "imagenet100-paper",
+    architecture: Annotated[str | None, typer.Option(help="Short for --set fit.architecture=NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of TEACHER/run.")] = False,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a teacher on the dataset folder with hard labels, by the recipe's [fit] section and its training loop."""
+    chosen = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
+    how = load_recipe(recipe, chosen).for_teacher()
+    refuse_existing(teacher)
+    with observed() as observer, stop_requests() as stopped:
+        job = Job(
+            recipe=how,
+            data=data,
+            out=teacher / "run",
+            device=choose_device(device),
+            resume=resume,
+            observer=observer,
+            stopped=stopped,
+        )
+        outcome = train(job)
+        if outcome.finished:
+            dataset = DatasetFolder.open(data)
+            candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
+            _announce(write_measured(teacher, candidate, dataset, how, job.device, observer))
+    end(outcome, teacher / "run")
+
+
+@teacher_app.command("import")
+def import_(
+    data: DataArgument,
+    teacher: TeacherArgument,
+    architecture: Annotated[str, typer.Option(help="torchvision's name of the pretrained classifier.")] = "resnet50",
+    weights: Annotated[
+        Path | None, typer.Option(help="Local .safetensors or .pth of the 1,000-class classifier; else it is downloaded.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Take a student of this run instead.")] = None,
+    student: Annotated[str | None, typer.Option(help="Which student of --run.")] = None,
+    recipe: RecipeOption = "imagenet100-paper",
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Take a pretrained ImageNet classifier (the head's rows of this data's classes), or a student of a run, as a teacher."""
+    how = load_recipe(recipe, overrides or [])
+    refuse_existing(teacher)
+    dataset = DatasetFolder.open(data)
+    candidate = _candidate(architecture, weights, run, student, [name.wnid for name in dataset.classes])
+    with observed() as observer:
+        _announce(write_measured(teacher, candidate, dataset, how, choose_device(device), observer))
+
+
+def _candidate(architecture: str, weights: Path | None, run: Path | None, student: str | None, classes: list[str]) -> Candidate:
+    if run is None:
+        if student is not None:
+            raise ConfigError(f"--student {student} without --run; expected the run it belongs to; add --run")
+        return from_imagenet(architecture, weights, classes)
+    if weights is not None:
+        raise ConfigError("both --run and --weights were given; expected one source; drop one")
+    return from_run(RunFolder.open(run), student, classes)
+
+
+def refuse_existing(teacher: Path) -> None:
+    """A finished teacher is never written over: caches are tied to its weights."""
+    if (teacher / "teacher.json").exists():
+        raise RunError(f"{teacher} already holds a teacher; expected a new folder; choose another or remove it")
+
+
+def _announce(folder: TeacherFolder) -> None:
+    accuracy = folder.info.accuracy
+    err.print(
+        f"teacher {folder.info.architecture}, {len(folder.info.classes)} classes: "
+        f"validation top-1 {accuracy['top1']:.2f} %, top-5 {accuracy['top5']:.2f} %, in {folder.path}"
+    )

@@ -1,0 +1,61 @@
+"""udkd train."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udkd.actors.trainer import Job, Outcome, train
+from udkd.commands.console import DeviceOption, SetOption, err, observed, stop_requests
+from udkd.formats.config import load_recipe
+from udkd.parts.environment import choose_device
+
+STOPPED = 130
+
+
+def train_command(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a .toml file.")],
+    data: Annotated[Path, typer.Option("--data", help="Dataset folder, made by udkd-prep convert.")],
+    out: Annotated[Path, typer.Option("--out", help="Run folder to make (or to go on with, with --resume).")],
+    cache: Annotated[Path | None, typer.Option("--cache", help="Teacher cache, made by udkd cache build.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", help="Teacher folder: asked live, or held against the cache's key.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option("--backend", help="auto, resident or folder: short for data.backend.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of OUT.")] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", help="A field of the cache's key that may differ, such as pixel_class.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train the recipe's students together.
+
+    Ctrl-C or SIGTERM ends the run at a checkpoint; --resume goes on to the same bits.
+    """
+    chosen = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
+    with observed() as observer, stop_requests() as stopped:
+        outcome = train(
+            Job(
+                recipe=load_recipe(recipe, chosen),
+                data=data,
+                out=out,
+                device=choose_device(device),
+                cache=cache,
+                teacher=teacher,
+                resume=resume,
+                allow=tuple(allow or ()),
+                observer=observer,
+                stopped=stopped,
+            )
+        )
+    end(outcome, out)
+
+
+def end(outcome: Outcome, out: Path) -> None:
+    """Say how training ended; a run that was stopped exits with 130."""
+    if outcome.finished:
+        err.print(f"finished: {outcome.step} steps, in {out}")
+        return
+    err.print(f"stopped after step {outcome.step}, at a checkpoint in {out}; the same command with --resume goes on")
+    raise typer.Exit(STOPPED)
