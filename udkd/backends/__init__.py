@@ -10,8 +10,10 @@ from udkd.words.errors import ConfigError
 _MEMORY_SHARE = 0.6  # of what is free: the models, their gradients and everybody else need the rest
 
 
-def choose(split: Split, device: torch.device) -> tuple[str, str]:
-    """What "auto" means here, and why, in words for the user."""
+def choose(name: str, split: Split, device: torch.device) -> tuple[str, str]:
+    """Which backend `name` means here ("auto" picks by what is there and what fits), and why, in words for the user."""
+    if name != "auto":
+        return name, "it was asked for"
     if not split.has_canvas():
         return "folder", "the dataset folder holds no canvas.npy (udkd-prep derive writes it)"
     needed = canvas_bytes(split.num_samples, split.side)
@@ -22,12 +24,11 @@ def choose(split: Split, device: torch.device) -> tuple[str, str]:
 
 
 def open_backend(name: str, split: Split, device: torch.device, *, workers: int = 0) -> Backend:
-    """Open a backend by name ("auto" chooses) on one split. workers: decoding threads, 0 for one per core.
+    """Open a backend by name (`choose` tells what "auto" means) on one split. workers: decoding threads, 0 for one per core.
 
     Raises ConfigError for an unknown name and DataError where the split lacks what the backend reads.
     """
-    if name == "auto":
-        name, _ = choose(split, device)
+    name, _ = choose(name, split, device)
     if name == "resident":
         from udkd.backends.resident import ResidentBackend
 

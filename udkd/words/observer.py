@@ -33,3 +33,6 @@ class Silent:
 
     def note(self, line: str) -> None:
         pass
+
+
+SILENT: Observer = Silent()
