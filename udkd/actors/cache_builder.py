@@ -22,7 +22,7 @@ from udkd.operations.targets import PackedTargets
 from udkd.parts.environment import set_threads
 from udkd.parts.frozen_teacher import FrozenTeacher
 from udkd.words.batch import Backend, Batch
-from udkd.words.errors import MismatchError
+from udkd.words.errors import DataError, MismatchError
 from udkd.words.observer import Observer, Silent
 from udkd.words.views import draw
 
@@ -67,6 +67,8 @@ def build_cache(
     set_threads(recipe.train.threads)
     require_same_classes(teacher, dataset)
     split = dataset.split("train")
+    if len(split.ids) == 0:
+        raise DataError(f"{dataset.path} has no training images; expected some to ask the teacher about; convert again")
     with contextlib.closing(_open_backend(split, recipe, device, observer)) as backend:
         frozen = FrozenTeacher.load(
             teacher,

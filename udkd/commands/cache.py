@@ -116,6 +116,7 @@ def _described(cache: Cache, summary: CacheSummary) -> Table:
         "mean weight": f"{summary.mean_weight:.4f}",
         "mean entropy": f"{summary.mean_entropy:.4f} of {summary.max_entropy:.4f} nats",
         "teacher": f"{key.teacher}, {key.precision} on {key.device}, weights {key.teacher_sha256[:16]}…",
+        "build": f"batch {key.teacher_batch}, blocks of {key.block_rows}, {_layout(cache)}, stored as {key.storage}",
         "data": f"{key.dataset_digest[:16]}…, {key.pixel_class}",
     }
     if summary.top1 is not None:
@@ -126,6 +127,11 @@ def _described(cache: Cache, summary: CacheSummary) -> Table:
     for name, value in rows.items():
         table.add_row(name, escape(value))
     return table
+
+
+def _layout(cache: Cache) -> str:
+    layout = "channels last" if cache.key.channels_last else "channels first"
+    return f"{layout}, {cache.key.threads} threads" if cache.key.device == "cpu" else layout
 
 
 def _histogram(counts: NDArray[np.int64]) -> Table:

@@ -160,8 +160,8 @@ class ViewWriter:
     def _full(self, error: OSError) -> CacheError:
         free = os.statvfs(self.partial.parent)
         return CacheError(
-            f"{self.final}: {error.strerror} ({free.f_bavail * free.f_frsize / 1e6:.1f} MB free); expected "
-            f"{self.header.num_bytes / 1e6:.1f} MB a view; free space and build again: what is done stays"
+            f"{self.final}: {error.strerror} ({free.f_bavail * free.f_frsize / 1e6:.3g} MB free); expected "
+            f"{self.header.num_bytes / 1e6:.3g} MB a view; free space and build again: what is done stays"
         )
 
     def _require_finite(self, name: str, values: np.ndarray, ids: NDArray[np.int64]) -> None:
