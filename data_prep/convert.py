@@ -106,16 +106,16 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
     stock = take_stock(opened, classes=settings.classes, hold_out_percent=settings.hold_out_percent)
     for line in stock.warnings:
         observer.note(f"warning: {line}")
+    formats = default_formats(settings) if settings.formats is None else settings.formats
+    if "resident" in formats:
+        num_samples = sum(map(len, stock.samples.values()))
+        observer.note(size_line(num_samples, settings.side))
+        check_space(folder, num_samples=num_samples, side=settings.side)
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
         _check_target(folder, settings)
         if settings.overwrite:
             _clear(folder)
-        formats = default_formats(settings) if settings.formats is None else settings.formats
-        if "resident" in formats:
-            num_samples = sum(map(len, stock.samples.values()))
-            observer.note(size_line(num_samples, settings.side))
-            check_space(folder, num_samples=num_samples, side=settings.side)
         write_json(folder / UNFINISHED_NAME, settings.decisive())
         (folder / HEADER_NAME).unlink(missing_ok=True)
         rows = _write_splits(stock, PrepareJob(opened, settings.pixels), folder, settings, observer)
@@ -183,9 +183,9 @@ def _write_splits(
 ) -> dict[str, list[Row]]:
     observer.start("convert", sum(map(len, stock.samples.values())), "images")
     rows = {}
-    for name, samples in stock.samples.items():
-        (folder / name).mkdir(exist_ok=True)
-        with Pool(job, settings.workers) as pool:
+    with Pool(job, settings.workers) as pool:
+        for name, samples in stock.samples.items():
+            (folder / name).mkdir(exist_ok=True)
             rows[name] = write_shards(
                 folder / name, samples, shard_samples=settings.shard_samples, job=job, pool=pool, observer=observer
             )

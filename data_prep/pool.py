@@ -64,7 +64,7 @@ class Pool(Generic[T, R]):
             self._died(ours)
 
     def ordered(self, tasks: Iterable[T]) -> Iterator[R]:
-        """The results in the order of the tasks.
+        """The results in the order of the tasks. Take all of them before the next call; tasks are drawn as workers need them.
 
         Raises what the job raised (UserError as DataError, OSError), and DataError where a worker died.
         """

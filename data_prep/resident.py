@@ -32,25 +32,32 @@ class StoredSample:
 
 
 @dataclass(frozen=True)
-class DecodeJob:
-    """What workers do: decode samples of the split folder into rows of the unfinished canvas; the crc32 of each row."""
+class DecodeTask:
+    """Samples of one split folder to decode into the unfinished canvas, whose rows begin at byte `start`."""
 
     folder: Path
     canvas: Path
     start: int
+    samples: Sequence[StoredSample]
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """What workers do: decode samples into their rows of the canvas; the crc32 of each row, uint32."""
+
     side: int
 
-    def __call__(self, task: Sequence[StoredSample]) -> np.ndarray:
-        checksums = np.empty(len(task), dtype=np.uint32)
+    def __call__(self, task: DecodeTask) -> np.ndarray:
+        checksums = np.empty(len(task.samples), dtype=np.uint32)
         row_bytes = canvas_bytes(1, self.side)
-        descriptor = os.open(self.canvas, os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = os.open(task.canvas, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            for n, sample in enumerate(task):
-                path = self.folder / f"{shard_name(sample.shard)}.tar"
+            for n, sample in enumerate(task.samples):
+                path = task.folder / f"{shard_name(sample.shard)}.tar"
                 jpeg = read_sample(path, sample.offset, sample.size, sample.sha256, sample.what)
                 row = decode_canvas(jpeg, self.side, height=sample.height, width=sample.width, what=sample.what).tobytes()
                 checksums[n] = zlib.crc32(row)
-                _write_all(descriptor, memoryview(row), self.start + sample.sample_id * row_bytes)
+                _write_all(descriptor, memoryview(row), task.start + sample.sample_id * row_bytes)
         finally:
             os.close(descriptor)
         return checksums
@@ -68,9 +75,10 @@ def size_line(num_samples: int, side: int) -> str:
 
 
 def check_space(folder: Path, *, num_samples: int, side: int) -> None:
-    """Raise DataError where the disk under `folder` has less room than the resident format takes."""
+    """Raise DataError where the disk of `folder`, which need not exist yet, has less room than the resident format takes."""
     need = canvas_bytes(num_samples, side)
-    free = shutil.disk_usage(folder).free
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if need > free:
         raise DataError(
             f"the resident format takes {need / 1e9:,.2f} GB, the disk of {folder} has {free / 1e9:,.2f} GB free; "
@@ -85,22 +93,22 @@ def derive_resident(dataset: DatasetFolder, *, workers: int, observer: Observer)
         CanvasWriter.discard(split.path)  # an older one must not take the room that the new one needs
     check_space(dataset.path, num_samples=total, side=dataset.side)
     observer.start("resident", sum(len(split.ids) for split in dataset.splits.values()), "images")
-    for split in dataset.splits.values():
-        _derive_split(split, workers, observer)
+    with Pool(DecodeJob(dataset.side), workers) as pool:
+        for split in dataset.splits.values():
+            _derive_split(split, pool, observer)
     observer.finish()
 
 
-def _derive_split(split: Split, workers: int, observer: Observer) -> None:
+def _derive_split(split: Split, pool: Pool[DecodeTask, np.ndarray], observer: Observer) -> None:
     writer = CanvasWriter(split.path, num_samples=split.num_samples, side=split.side, digest=split.digest)
     try:
         # An excluded sample's row stays zero.
         crc32 = np.full(split.num_samples, zlib.crc32(bytes(writer.row_bytes)), dtype=np.uint32)
-        job = DecodeJob(split.path, writer.temporary, writer.start, split.side)
         chunks = np.split(split.ids, range(CHUNK_SAMPLES, len(split.ids), CHUNK_SAMPLES))
-        with Pool(job, workers) as pool:
-            for ids, checksums in zip(chunks, pool.ordered(_stored(split, ids) for ids in chunks), strict=True):
-                crc32[ids] = checksums
-                observer.advance(len(ids))
+        tasks = (DecodeTask(split.path, writer.temporary, writer.start, _stored(split, ids)) for ids in chunks)
+        for ids, checksums in zip(chunks, pool.ordered(tasks), strict=True):
+            crc32[ids] = checksums
+            observer.advance(len(ids))
         writer.finish(crc32)
     except BaseException:
         CanvasWriter.discard(split.path)

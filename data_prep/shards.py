@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 import PIL
@@ -82,36 +81,46 @@ def write_shards(
         for part in [samples[first : first + shard_samples]]
     ]
     finished = {shard.number: found for shard in shards if (found := _finished(folder, shard)) is not None}
-    chunks = (
-        shard.samples[start : start + CHUNK_SAMPLES]
-        for shard in shards
-        if shard.number not in finished
-        for start in range(0, len(shard.samples), CHUNK_SAMPLES)
-    )
-    results = (result for chunk in pool.ordered(chunks) for result in chunk)
+    prepared = _prepared([shard for shard in shards if shard.number not in finished], pool)
     rows: list[Row] = []
     for shard in shards:
         if shard.number in finished:
+            rows += finished[shard.number]
             observer.advance(len(shard.samples))
-            rows += finished.pop(shard.number)
         else:
-            rows += _write(folder, shard, results, observer)
+            rows += _write(folder, shard, prepared, observer)
     return rows
 
 
-def _write(folder: Path, shard: _Shard, results: Iterator[Prepared | str], observer: Observer) -> list[Row]:
+def _prepared(
+    shards: Sequence[_Shard], pool: Pool[Sequence[Sample], list[Prepared | str]]
+) -> Iterator[tuple[Sample, Prepared | str]]:
+    """Every sample of the shards with what became of it, in order; the workers run ahead over the ends of shards."""
+
+    def chunks() -> Iterator[Sequence[Sample]]:
+        for shard in shards:
+            for start in range(0, len(shard.samples), CHUNK_SAMPLES):
+                yield shard.samples[start : start + CHUNK_SAMPLES]
+
+    for chunk, results in zip(chunks(), pool.ordered(chunks()), strict=True):
+        yield from zip(chunk, results, strict=True)
+
+
+def _write(folder: Path, shard: _Shard, prepared: Iterator[tuple[Sample, Prepared | str]], observer: Observer) -> list[Row]:
     rows: list[Row] = []
     with ShardWriter(folder, shard.number) as writer:
-        numbered = enumerate(shard.samples, shard.first)
-        for (sample_id, sample), result in zip(numbered, islice(results, len(shard.samples)), strict=True):
+        for sample_id, expected in enumerate(shard.samples, shard.first):
+            sample, result = next(prepared)
+            assert sample is expected  # one image under another's id would poison labels and cached targets silently
             if isinstance(result, str):
                 rows.append(Row(label=sample.label, source=sample.source, excluded=True, note=result))
             else:
                 rows.append(_row(sample, result, shard.number, writer.add(sample_id, result.jpeg, sample.label)))
             observer.advance(1)
-    tar_bytes = _tar_bytes(folder, shard.number)
     packed = [asdict(row) | {"sha256": row.sha256.hex()} for row in rows]
-    write_json(_sidecar(folder, shard.number), {"key": shard.key, "tar_bytes": tar_bytes, "rows": packed})
+    write_json(
+        _sidecar(folder, shard.number), {"key": shard.key, "tar_bytes": _tar_bytes(folder, shard.number), "rows": packed}
+    )
     return rows
 
 

@@ -1,0 +1,104 @@
+"""Images made at run time, trees and tars of them, and ways to run the converter."""
+
+import functools
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_prep.convert import ConvertSettings, convert
+from udkd.formats.dataset import DatasetFolder
+from udkd.words.observer import Silent
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Notes(Silent):
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def picture(seed: int | str, height: int = 40, width: int = 56, mode: str = "RGB") -> Image.Image:
+    """A smooth picture with some detail, as photographs have."""
+    rng = np.random.default_rng(zlib.crc32(str(seed).encode()))
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    noisy = np.asarray(coarse).astype(int) + rng.integers(-6, 7, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}) | options)
+    return buffer.getvalue()
+
+
+@functools.cache
+def photo(seed: int | str, height: int = 40, width: int = 56, **options: object) -> bytes:
+    return encoded(picture(seed, height, width), **options)
+
+
+def small_set(train: int = 6, val: int = 2, classes: tuple[str, ...] = ("n01440764", "n01443537")) -> dict[str, bytes]:
+    """Paths and JPEGs of odd sizes."""
+    return {
+        f"{split}/{name}/{name}_{n}.JPEG": photo(f"{split}{name}{n}", 30 + 7 * n % 40, 33 + 11 * n % 50)
+        for split, count in (("train", train), ("val", val))
+        for name in classes
+        for n in range(count)
+    }
+
+
+def write_tree(root: Path, files: Mapping[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+def write_tar(path: Path, files: Mapping[str, bytes], prefix: str = "") -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(prefix + name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def converted(source: Path | list[Path], folder: Path, observer: Silent | None = None, **settings: object) -> DatasetFolder:
+    sources = source if isinstance(source, list) else [source]
+    return convert(sources, folder, ConvertSettings(**{"side": 64, **settings}), observer or Silent())  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file's path and checksum."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "data_prep.cli", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `udkd-prep …`."""
+    process = start(*arguments)
+    stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, stdout, stderr

@@ -1,0 +1,274 @@
+"""From sources to dataset folders: pixels, policies, reproducibility, resuming."""
+
+import gc
+import io
+import json
+import shutil
+import signal
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from prep_helpers import Notes, contents, converted, encoded, photo, picture, run, small_set, start, write_tar, write_tree
+
+from data_prep import resident
+from data_prep.verify import verify
+from udkd.formats.dataset import DatasetFolder
+from udkd.words.errors import BusyError, ConfigError, DataError, MismatchError
+from udkd.words.files import FolderLock
+from udkd.words.observer import Silent
+
+
+def mixed_set() -> dict[str, bytes]:
+    """A small set with every kind of image that is fixed."""
+    return small_set() | {
+        "train/n01440764/grey.JPEG": encoded(picture("g", mode="L")),
+        "train/n01440764/cmyk.JPEG": encoded(picture("c").convert("CMYK")),
+        "train/n01443537/png.JPEG": encoded(picture("p"), "PNG"),
+        "train/n01443537/large.JPEG": photo("l", 150, 99),
+        "train/n01443537/one.JPEG": photo("o", 1, 1),
+    }
+
+
+BAD = {
+    "train/n01440764/a_html.JPEG": b"<html></html>",
+    "train/n01440764/b_cut.JPEG": photo("t")[:-100],
+    "val/n01443537/empty.JPEG": b"",
+}
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+@pytest.mark.parametrize("side", [16, 64, 101])
+def test_pixels_of_all_formats(tmp_path: Path, fit: str, side: int) -> None:
+    files = mixed_set()
+    folder = converted(write_tree(tmp_path / "t", files), tmp_path / "d", side=side, fit=fit)
+    assert (folder.side, folder.fit, folder.formats) == (side, fit, ("shards", "resident"))
+    assert [entry.name for entry in folder.classes] == ["tench", "goldfish"]
+    for split in folder.splits.values():
+        canvas, crc = split.canvas()
+        for n in split.ids.tolist():
+            source = Image.open(io.BytesIO(files[f"{split.name}/{split.source[n]}"]))
+            source_h, source_w, height, width = split.sizes[n].tolist()
+            assert (source_h, source_w) == (source.height, source.width)
+            stored = np.asarray(Image.open(io.BytesIO(split.read(n))).convert("RGB"))
+            assert stored.shape == (height, width, 3)
+            assert np.array_equal(canvas[n, :height, :width], stored)
+            assert not canvas[n, height:].any()
+            assert not canvas[n, :, width:].any()
+            assert crc[n] == zlib.crc32(canvas[n].tobytes())
+            if fit == "pad" and max(source_h, source_w) <= side and split.note[n] == "":
+                assert split.read(n) == files[f"{split.name}/{split.source[n]}"]
+            assert folder.classes[split.labels[n]].wnid == split.source[n].split("/")[0]
+    assert verify(tmp_path / "d", Silent()) == []
+    report = json.loads((tmp_path / "d" / "report.json").read_text())
+    assert report["usable"] is True
+    assert report["fixed"]["train"] == {"CMYK to YCbCr": 1, "PNG to JPEG": 1}
+
+
+def test_any_source_and_any_number_of_workers_give_the_same_bytes(tmp_path: Path) -> None:
+    files = mixed_set()
+    names = sorted(files, key=lambda name: zlib.crc32(name.encode()))
+    tree = write_tree(tmp_path / "t", files)
+    tars = [write_tar(tmp_path / f"{n}.tar", {name: files[name] for name in names[n::2]}, prefix="p/") for n in range(2)]
+    converted(tree, tmp_path / "one", shard_samples=5)
+    converted(tree, tmp_path / "two", shard_samples=5, workers=2)
+    converted(tars, tmp_path / "tars", shard_samples=5, workers=2)
+    first = contents(tmp_path / "one")
+    assert len([name for name in first if name.endswith(".tar")]) == 5
+    assert first == contents(tmp_path / "two") == contents(tmp_path / "tars")
+    assert not [name for name in first if name.endswith((".tmp", ".rows.json")) or "unfinished" in name]
+
+
+def test_bad_images_fail_by_default(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "t", small_set() | BAD)
+    notes = Notes()
+    with pytest.raises(DataError, match=r"3 of 19 images cannot be used.*report\.json.*--on-bad skip"):
+        converted(tree, tmp_path / "d", notes)
+    assert not (tmp_path / "d" / "dataset.json").exists()
+    with pytest.raises(DataError, match=r"no dataset\.json"):
+        DatasetFolder.open(tmp_path / "d")
+    report = json.loads((tmp_path / "d" / "report.json").read_text())
+    assert report["usable"] is False
+    assert [bad["source"] for bad in report["bad"]] == [name.split("/", 1)[1] for name in BAD]
+    assert [line for line in notes.lines if "empty.JPEG: empty file" in line]
+    # The same command with --on-bad skip goes on with what was checked; so does a repaired source.
+    folder = converted(tree, tmp_path / "d", on_bad="skip")
+    assert folder.split("train").excluded.sum() == 2
+    assert contents(tmp_path / "d") == contents(converted(tree, tmp_path / "e", on_bad="skip").path)
+
+
+def test_a_repaired_source_is_looked_at_again(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "t", small_set() | BAD)
+    with pytest.raises(DataError, match="3 of 19"):
+        converted(tree, tmp_path / "d", shard_samples=4)
+    write_tree(tree, {name: photo(name) for name in BAD})
+    assert not converted(tree, tmp_path / "d", shard_samples=4).split("train").excluded.any()
+    assert contents(tmp_path / "d") == contents(converted(tree, tmp_path / "e", shard_samples=4).path)
+
+
+def test_skipped_images_keep_their_rows_and_are_in_no_order(tmp_path: Path) -> None:
+    folder = converted(write_tree(tmp_path / "t", small_set() | BAD), tmp_path / "d", on_bad="skip", shard_samples=4)
+    train = folder.split("train")
+    assert train.num_samples == 14
+    bad = np.flatnonzero(train.excluded).tolist()
+    assert [train.source[n] for n in bad] == ["n01440764/a_html.JPEG", "n01440764/b_cut.JPEG"]
+    assert not set(bad) & set(train.ids.tolist())
+    canvas, _ = train.canvas()
+    for n in bad:
+        assert "damaged JPEG" in train.note[n] or "not an image" in train.note[n]
+        assert not canvas[n].any()
+        with pytest.raises(DataError, match="is excluded"):
+            train.read(n)
+    assert verify(tmp_path / "d", Silent()) == []
+    report = json.loads((tmp_path / "d" / "report.json").read_text())
+    assert [entry["id"] for entry in report["bad"] if entry["split"] == "train"] == bad
+
+
+def test_nothing_left_of_a_class_or_a_split(tmp_path: Path) -> None:
+    files = small_set() | {"train/aaa/1.jpg": b"x"}
+    notes = Notes()
+    converted(write_tree(tmp_path / "t", files), tmp_path / "d", notes, on_bad="skip", shard_samples=1)
+    assert any("all training images of class aaa are excluded" in line for line in notes.lines)
+    assert verify(tmp_path / "d", Silent()) == []
+    files = {name: data if name.startswith("train") else b"x" for name, data in small_set().items()}
+    with pytest.raises(DataError, match="val has no image left"):
+        converted(write_tree(tmp_path / "u", files), tmp_path / "e", on_bad="skip")
+    assert not (tmp_path / "e" / "dataset.json").exists()
+
+
+def test_folders_that_are_refused(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "t", small_set(train=2, val=1))
+    converted(tree, tmp_path / "d")
+    with pytest.raises(DataError, match=r"holds a finished dataset.*--overwrite"):
+        converted(tree, tmp_path / "d")
+    before = (tmp_path / "d" / "dataset.json").read_bytes()
+    assert converted(tree, tmp_path / "d", overwrite=True, side=32).side == 32
+    assert (tmp_path / "d" / "dataset.json").read_bytes() != before
+    other = write_tree(tmp_path / "other", {"thesis.txt": b"x"})
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match="holds other files"):
+            converted(tree, other, overwrite=overwrite)
+    with pytest.raises(DataError, match="is a file"):
+        converted(tree, other / "thesis.txt")
+    with pytest.raises(ConfigError, match="--side is 0"):
+        converted(tree, tmp_path / "new", side=0)
+    (tmp_path / "busy").mkdir()
+    with FolderLock(tmp_path / "busy"), pytest.raises(BusyError, match="is being written by process"):
+        converted(tree, tmp_path / "busy")
+
+
+def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path) -> None:
+    big, small = write_tree(tmp_path / "big", small_set(train=9)), write_tree(tmp_path / "small", small_set(train=3))
+    converted(big, tmp_path / "d", shard_samples=4)
+    converted(small, tmp_path / "d", shard_samples=4, overwrite=True, formats=())
+    converted(small, tmp_path / "e", shard_samples=4, formats=())
+    assert contents(tmp_path / "d") == contents(tmp_path / "e")
+
+
+def test_the_default_formats(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "t", small_set(train=2, val=1))
+    assert converted(tree, tmp_path / "a", side=257).formats == ("shards",)
+    assert converted(tree, tmp_path / "b", side=257, fit="squash").formats == ("shards", "resident")
+    assert converted(tree, tmp_path / "c", formats=()).formats == ("shards",)
+
+
+def test_resident_is_refused_where_the_disk_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = write_tree(tmp_path / "t", small_set(train=2, val=1))
+    usage = shutil.disk_usage(tmp_path)._replace(free=6 * 64 * 64 * 3 - 1)
+    monkeypatch.setattr(resident.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match="the resident format takes"):
+        converted(tree, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+    folder = converted(tree, tmp_path / "d", formats=())
+    with pytest.raises(DataError, match="the resident format takes"):
+        resident.derive_resident(folder, workers=1, observer=Silent())
+
+
+def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
+    converted(write_tree(tmp_path / "t", small_set(train=3, val=1)), tmp_path / "d", side=32, shard_samples=4)
+    rng = np.random.default_rng(0)
+    for path in sorted((tmp_path / "d").rglob("*")):
+        if not path.is_file() or path.name in (".lock", "report.json"):
+            continue
+        whole = path.read_bytes()
+        for at in {0, len(whole) - 1, *rng.integers(0, len(whole), 12).tolist()}:
+            data = bytearray(whole)
+            data[at] ^= 1 << int(rng.integers(8))
+            path.write_bytes(data)
+            try:
+                found = bool(verify(tmp_path / "d", Silent()))
+            except DataError:
+                found = True
+            assert found, f"{path} at {at}"
+        path.write_bytes(whole)
+    assert verify(tmp_path / "d", Silent()) == []
+    (tmp_path / "d" / "train" / "samples-00007.tar").write_bytes(b"")
+    assert "belongs to no sample" in verify(tmp_path / "d", Silent())[0]
+
+
+def test_killed_conversions_continue_to_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL at moments all along the way; every time nothing half-written can be opened."""
+    files = {f"train/c{n % 3}/{n}.jpg": photo(n % 50, 130, 170) for n in range(2200)} | {
+        f"val/c{n}/v.jpg": photo(n) for n in range(3)
+    }
+    tree = write_tar(tmp_path / "t.tar", files)
+    command = ("convert", tree, tmp_path / "d", "--side", 64, "--workers", 2)
+    started = time.monotonic()
+    assert run("convert", tree, tmp_path / "whole", "--side", 64, "--workers", 1)[0] == 0
+    whole = contents(tmp_path / "whole")
+    seconds = time.monotonic() - started
+    finished = 0
+    for share in (0.4, 0.65, 0.55):
+        process = start(*command)
+        time.sleep(seconds * share)
+        finished += process.poll() is not None
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=20)
+        if finished:
+            break
+        with pytest.raises(DataError):
+            DatasetFolder.open(tmp_path / "d")
+    if not finished:
+        assert (tmp_path / "d" / "unfinished.json").exists()
+        with pytest.raises(MismatchError, match="--side: stored 64, wanted 32"):
+            converted(tree, tmp_path / "d", side=32)
+        assert run(*command)[0] == 0
+    assert contents(tmp_path / "d") == whole
+
+
+def test_finished_shards_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = write_tree(tmp_path / "t", small_set(train=6, val=1))
+    from data_prep import convert as module
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_manifests", full)
+        with pytest.raises(OSError, match="No space left"):
+            converted(tree, tmp_path / "d", shard_samples=4)
+    shards = sorted((tmp_path / "d" / "train").glob("*.tar"))
+    times = [path.stat().st_mtime_ns for path in shards]
+    assert len(times) == 3
+    (tmp_path / "d" / "train" / "samples-00001.tar").unlink()
+    converted(tree, tmp_path / "d", shard_samples=4)
+    again = [path.stat().st_mtime_ns for path in shards]
+    assert [old == new for old, new in zip(times, again, strict=True)] == [True, False, True]
+    assert contents(tmp_path / "d") == contents(converted(tree, tmp_path / "e", shard_samples=4).path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files to the collector
+def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    train = converted(write_tree(tmp_path / "t", mixed_set()), tmp_path / "d", shard_samples=4).split("train")
+    urls = [str(path) for path in sorted(train.path.glob("*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+    assert [int(sample["__key__"]) for sample in samples] == train.ids.tolist()
+    for n, sample in enumerate(samples):
+        assert sample["cls"] == train.labels[n]
+        assert np.array_equal(sample["jpg"], train.pixels(n)[: train.sizes[n, 2], : train.sizes[n, 3]])
+    del samples
+    gc.collect()

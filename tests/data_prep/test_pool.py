@@ -1,0 +1,113 @@
+"""Worker processes: order, bounds, errors, and no orphan."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from data_prep.pool import RESULTS_PER_WORKER, Pool
+from udkd.words.errors import DataError
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Does what the task says."""
+
+    def __call__(self, task: object) -> object:
+        if task == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task == "user":
+            raise DataError("sample 3 (x.jpg) is bad")
+        if task == "disk":
+            raise OSError(errno.ENOSPC, "No space left on device", "/x")
+        if task == "bug":
+            raise KeyError("oops")
+        if isinstance(task, float):
+            time.sleep(task)
+        return (task, os.getpid())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pids: set[int], seconds: float = 5) -> bool:
+    end = time.monotonic() + seconds
+    while any(alive(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not any(alive(pid) for pid in pids)
+
+
+def test_results_come_in_order_and_tasks_are_taken_as_needed() -> None:
+    taken = 0
+
+    def tasks() -> Iterator[float]:
+        nonlocal taken
+        for n in range(60):
+            taken += 1
+            yield 0.01 if n % 7 == 0 else 0.0001 * n
+
+    with Pool(Echo(), 3) as pool:
+        found = []
+        for number, (task, _) in enumerate(pool.ordered(tasks())):
+            assert taken <= number + 3 * RESULTS_PER_WORKER + 1
+            found.append(task)
+    assert found == [0.01 if n % 7 == 0 else 0.0001 * n for n in range(60)]
+
+
+def test_a_pool_can_be_used_again_and_left_early() -> None:
+    with Pool(Echo(), 2) as pool:
+        assert [task for task, _ in pool.ordered(iter(range(5)))] == list(range(5))
+        pids = {pid for _, pid in pool.ordered(iter(range(20)))}
+        assert list(pool.ordered(iter(()))) == []
+        next(pool.ordered(iter(range(100))))
+    assert gone(pids)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "message"),
+    [
+        ("user", DataError, r"sample 3 \(x\.jpg\) is bad"),
+        ("disk", OSError, "No space left"),
+        ("die", DataError, "was killed by signal 9"),
+        ("bug", RuntimeError, "KeyError: 'oops'"),
+    ],
+)
+def test_failures_reach_the_parent_at_once(task: str, kind: type[Exception], message: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(kind, match=message), Pool(Echo(), 2) as pool:
+        list(pool.ordered(iter([1, 2, task, 3, 4])))
+    assert time.monotonic() - started < 10
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from data_prep.pool import Pool
+from test_pool import Echo
+with Pool(Echo(), 2) as pool:
+    print(*{{pid for _, pid in pool.ordered(iter(range(20)))}}, flush=True)
+    list(pool.ordered(iter([0.2] * 1000)))
+"""
+    root = Path(__file__).resolve().parent.parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(root)}
+    )
+    assert process.stdout is not None
+    pids = {int(word) for word in process.stdout.readline().split()}
+    process.stdout.close()
+    assert pids
+    assert all(alive(pid) for pid in pids)
+    process.kill()
+    process.wait()
+    assert gone(pids)
