@@ -18,14 +18,14 @@ SHAPES = (
     "chevron",
 )
 TEXTURES = ("striped", "spotted", "checked", "ringed", "netted", "marbled", "wavy")
-TraitName = Literal["core", "rim", "tint", "accent", "stretch", "grain"]
+TraitName = Literal["core", "rim", "tint", "accent", "tip", "grain"]
 # trait, and its name at its lower and at its upper end
 TRAITS: tuple[tuple[TraitName, str, str], ...] = (
     ("core", "dark-eyed", "bright-eyed"),
     ("accent", "dusky", "frosted"),
     ("rim", "dark-rimmed", "pale-rimmed"),
     ("tint", "cool", "warm"),
-    ("stretch", "stout", "slender"),
+    ("tip", "dark-tipped", "pale-tipped"),
     ("grain", "coarse", "fine"),
 )
 GOLDEN_RATIO = 0.618033988749895  # multiples of it, modulo 1, keep apart from one another however many there are

@@ -19,7 +19,7 @@ Colour = tuple[float, float, float]
 class Thing:
     """Something painted into a scene. x, y, radius: pixels. aspect: width over height of the shape before it is turned.
 
-    core, rim: light (+1) to dark (-1) eye and edge, 0 for none. relief: how strongly the light models it.
+    core, rim, tip: light (+1) to dark (-1) eye, edge and end, 0 for none. relief: how strongly the light models it.
     """
 
     shape: str
@@ -34,6 +34,7 @@ class Thing:
     second: Colour
     core: float = 0.0
     rim: float = 0.0
+    tip: float = 0.0
     opacity: float = 1.0
     relief: float = 0.35
 
@@ -132,7 +133,7 @@ def _landscape(draws: Draws, height: int, width: int) -> F32:
 
     def surface() -> F32:
         hue = draws.uniform()
-        saturation, value = draws.uniform(0.05, 0.45), draws.uniform(0.2, 0.9)
+        saturation, value = draws.uniform(0.02, 0.3), draws.uniform(0.25, 0.85)
         other = _hue(hue + draws.uniform(-0.15, 0.15), saturation * draws.uniform(0.5, 1.5), value * draws.uniform(0.35, 1.0))
         return _blend(_cloud(draws, height, width, draws.integer(2, 6)), _hue(hue, saturation, value), other)
 
@@ -150,16 +151,15 @@ def _landscape(draws: Draws, height: int, width: int) -> F32:
 def _object(kind: Kind, draws: Draws, height: int, width: int) -> Thing:
     """The class's object: how far its trait shows differs from picture to picture, down to not at all."""
     short = min(height, width)
-    radius = short * draws.uniform(0.24, 0.42)
-    shows = kind.side * draws.uniform(*TRAIT_SHOWS)
-    lean = {name: 0.0 for name in ("core", "rim", "tint", "accent", "stretch", "grain")} | {kind.trait: shows}
+    radius = short * draws.uniform(0.3, 0.46)
+    shows = kind.side * min(1.0, draws.uniform(*TRAIT_SHOWS))
+    lean = {name: 0.0 for name in ("core", "rim", "tint", "accent", "tip", "grain")} | {kind.trait: shows}
     first = _hue(kind.hue + draws.uniform(-0.035, 0.035), draws.uniform(0.55, 0.85), draws.uniform(0.6, 0.95))
-    tint = 0.3 * lean["tint"]
+    tint = 0.45 * lean["tint"]
     first = first[0] * (1 + tint), first[1], first[2] * (1 - tint)
     pale = lean["accent"] if kind.trait == "accent" else (0.75 if kind.hue < 0.5 else -0.75)
     pale += draws.uniform(-0.15, 0.15)
     second = _mix(first, (0.97, 0.96, 0.93), pale) if pale > 0 else _mix(first, (0.06, 0.05, 0.08), -pale)
-    stretch = 1 + 0.35 * lean["stretch"] + draws.uniform(-0.08, 0.08)
     margin = 0.55 * radius
     return Thing(
         shape=kind.shape,
@@ -168,20 +168,21 @@ def _object(kind: Kind, draws: Draws, height: int, width: int) -> Thing:
         y=draws.uniform(margin, height - margin),
         radius=radius,
         turn=_direction(draws),
-        aspect=stretch,
+        aspect=draws.uniform(0.9, 1.1),
         grain=2.2 * (1 + 0.45 * lean["grain"]) * draws.uniform(0.9, 1.1),
         first=first,
         second=second,
         core=lean["core"],
         rim=lean["rim"],
+        tip=lean["tip"],
     )
 
 
-TRAIT_SHOWS = (-0.08, 1.0)  # below 0 the object leans to its neighbour's side
+TRAIT_SHOWS = (-0.1, 1.5)  # below 0 the object leans to its neighbour's side
 
 
 def _clutter(draws: Draws, height: int, width: int, radius: float) -> Thing:
-    first = _hue(draws.uniform(), draws.uniform(0.1, 0.6), draws.uniform(0.15, 0.9))
+    first = _hue(draws.uniform(), draws.uniform(0.05, 0.35), draws.uniform(0.15, 0.9))
     return Thing(
         shape=draws.choice(tuple(SHAPES)),
         texture=draws.choice((*TEXTURES, "plain")),
@@ -223,9 +224,11 @@ def _paint(canvas: F32, thing: Thing, draws: Draws, light: tuple[float, float]) 
     cloud = _cloud(draws, *distance.shape)
     colour = _blend(texture(thing.texture, u, v, cloud, thing.grain), thing.first, thing.second)
     if thing.rim:
-        _tone(colour, np.clip(1 - np.abs(distance + np.float32(0.07)) / np.float32(0.1), 0, 1), thing.rim)
+        _tone(colour, np.clip(1 - np.abs(distance + np.float32(0.1)) / np.float32(0.14), 0, 1), thing.rim)
     if thing.core:
-        _tone(colour, np.clip((np.float32(0.34) - np.sqrt(u * u + v * v)) * 12, 0, 1), thing.core)
+        _tone(colour, np.clip((np.float32(0.45) - np.sqrt(u * u + v * v)) * 12, 0, 1), thing.core)
+    if thing.tip:
+        _tone(colour, np.clip((u - np.float32(0.15)) * 8, 0, 1), thing.tip)
     modelling = 1 + np.float32(thing.relief) * (x * np.float32(light[0]) + y * np.float32(light[1]))
     modelling = modelling * (np.float32(0.75) + np.float32(0.25) * np.clip(-4 * distance, 0, 1))
     colour *= (modelling * (np.float32(0.9) + np.float32(0.2) * cloud))[..., None]
@@ -271,7 +274,7 @@ def _expose(canvas: F32, draws: Draws, light: tuple[float, float]) -> NDArray[np
         1 + slope * (x * np.float32(light[0]) + y * np.float32(light[1])) - np.float32(draws.uniform(0, 0.5)) * (x * x + y * y)
     )
     tint = np.float32([draws.uniform(0.93, 1.07), 1.0, draws.uniform(0.93, 1.07)])
-    exposed = canvas * lit[..., None] * (tint * np.float32(draws.uniform(0.75, 1.2) * 255))
+    exposed = canvas * lit[..., None] * (tint * np.float32(draws.uniform(0.85, 1.2) * 255))
     noise = draws.bytes(height, width).astype(np.float32) + draws.bytes(height, width).astype(np.float32) - 255
     exposed += noise[..., None] * np.float32(draws.uniform(0.005, 0.06))
     pixels = np.clip(exposed + np.float32(0.5), 0, 255).astype(np.uint8)
