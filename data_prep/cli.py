@@ -173,12 +173,21 @@ def synth(
     images: Annotated[int, typer.Option(help="Training images in all.", min=1)] = 1600,
     val_images: Annotated[int, typer.Option(help="Validation images in all.", min=1)] = 300,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal files.", min=0)] = 0,
+    workers: WorkersOption = 0,
 ) -> None:
     """Write the embedded data set: class-structured JPEGs of varying size, as an ImageFolder tree."""
     from data_prep.synth import synth as write_tree
 
     with RichObserver() as observer:
-        write_tree(folder, classes=classes, images=images, val_images=val_images, seed=seed, observer=observer)
+        write_tree(
+            folder,
+            classes=classes,
+            images=images,
+            val_images=val_images,
+            seed=seed,
+            workers=workers or _cores(),
+            observer=observer,
+        )
 
 
 def _formats(text: str) -> tuple[Literal["resident"], ...] | None:

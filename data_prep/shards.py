@@ -80,6 +80,7 @@ def write_shards(
         for first in range(0, len(samples), shard_samples)
         for part in [samples[first : first + shard_samples]]
     ]
+    _remove_others(folder, len(shards))
     finished = {shard.number: found for shard in shards if (found := _finished(folder, shard)) is not None}
     prepared = _prepared([shard for shard in shards if shard.number not in finished], pool)
     rows: list[Row] = []
@@ -165,6 +166,14 @@ def _finished(folder: Path, shard: _Shard) -> list[Row] | None:
         return [Row(**fields | {"sha256": bytes.fromhex(fields["sha256"])}) for fields in found["rows"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def _remove_others(folder: Path, count: int) -> None:
+    """Remove shards that an earlier attempt at a larger source left behind."""
+    expected = {shard_name(number) for number in range(count)}
+    for path in folder.glob("samples-*"):
+        if path.name.split(".")[0] not in expected:
+            path.unlink()
 
 
 def remove_sidecars(folder: Path) -> None:

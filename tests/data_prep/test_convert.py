@@ -109,6 +109,16 @@ def test_a_repaired_source_is_looked_at_again(tmp_path: Path) -> None:
     assert contents(tmp_path / "d") == contents(converted(tree, tmp_path / "e", shard_samples=4).path)
 
 
+def test_a_source_that_shrank_leaves_no_shard_behind(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "t", small_set(train=8) | BAD)
+    with pytest.raises(DataError, match="3 of 23"):
+        converted(tree, tmp_path / "d", shard_samples=4)
+    for name in [*BAD, *(f"train/n01443537/n01443537_{n}.JPEG" for n in range(2, 8))]:
+        (tree / name).unlink()
+    converted(tree, tmp_path / "d", shard_samples=4)
+    assert contents(tmp_path / "d") == contents(converted(tree, tmp_path / "e", shard_samples=4).path)
+
+
 def test_skipped_images_keep_their_rows_and_are_in_no_order(tmp_path: Path) -> None:
     folder = converted(write_tree(tmp_path / "t", small_set() | BAD), tmp_path / "d", on_bad="skip", shard_samples=4)
     train = folder.split("train")

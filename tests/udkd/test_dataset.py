@@ -3,7 +3,7 @@
 import dataclasses
 import gc
 import hashlib
-import importlib
+import importlib.util
 import io
 import json
 import shutil
