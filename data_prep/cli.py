@@ -1,5 +1,6 @@
 """`udkd-prep`: the offline commands. The only file of this package that prints."""
 
+import errno
 import os
 import signal
 import sys
@@ -232,7 +233,11 @@ def main() -> None:
     except UserError as error:
         _fail(str(error), 1)
     except OSError as error:
-        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}; expected it to be readable or writable", 1)
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "check the path and its rights"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "free some room, then the same command continues"
+        _fail(f"{where}{error.strerror or error}; expected to be able to read and write there; {remedy}", 1)
     except _Stopped as stopped:
         _fail(f"stopped by {signal.Signals(stopped.number).name}; the same command continues", 128 + stopped.number)
 

@@ -1,8 +1,9 @@
 """Source images -> a dataset folder: the converter, from settings to dataset.json."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -112,7 +113,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
         observer.note(size_line(num_samples, settings.side))
         check_space(folder, num_samples=num_samples, side=settings.side)
     folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder):
+    with FolderLock(folder), _named(folder):
         _check_target(folder, settings)
         if settings.overwrite:
             _clear(folder)
@@ -127,6 +128,16 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
         header.write(folder)
         _tidy(folder)
     return DatasetFolder.open(folder)
+
+
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Give an OSError from a write to an open file, which names none, the folder's name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
 
 
 def _check_target(folder: Path, settings: ConvertSettings) -> None:

@@ -57,17 +57,23 @@ def prepare(data: bytes, settings: PixelSettings) -> Prepared:
         width, height = image.size
         if width * height > PIXEL_LIMIT:
             raise BadImage(f"{width} x {height} px is more than the limit of {PIXEL_LIMIT:,} pixels (a decompression bomb?)")
-        is_jpeg = image.format in ("JPEG", "MPO")
-        unusual = _check_jpeg(data) if is_jpeg else f"{image.format} to JPEG"
         size = _stored_size(height, width, settings)
-        if is_jpeg and not unusual and size == (height, width):
-            return _prepared(data, (height, width), size, "")
-        rgb, fixed = _to_rgb(image)
+        notes = []
+        if image.format in ("JPEG", "MPO"):
+            pixels, unusual = _decode_strictly(data, height, width)
+            if not unusual and size == (height, width):
+                return _prepared(data, (height, width), size, "")
+            notes.append(unusual)
+            rgb = _to_rgb(image)[0] if unusual else Image.fromarray(pixels)  # equal to Pillow's own decode, and at hand
+        else:
+            rgb, fixed = _to_rgb(image)
+            notes += [f"{image.format} to JPEG", fixed]
     if size != (height, width):
         rgb = rgb.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
+    rgb.info.clear()  # Pillow would write the source's comment into the new file
     rgb.save(buffer, "JPEG", quality=settings.quality, subsampling=settings.subsampling)
-    return _prepared(buffer.getvalue(), (height, width), size, "; ".join(note for note in (unusual, fixed) if note))
+    return _prepared(buffer.getvalue(), (height, width), size, "; ".join(note for note in notes if note))
 
 
 def _prepared(jpeg: bytes, source: tuple[int, int], stored: tuple[int, int], note: str) -> Prepared:
@@ -102,19 +108,21 @@ def _open(data: bytes) -> Image.Image:
         raise BadImage(_reason("header cannot be read", error)) from None
 
 
-def _check_jpeg(data: bytes) -> str:
-    """Decode strictly: libjpeg's warnings are the only trace of most damage, and Pillow does not pass them on.
+def _decode_strictly(data: bytes, height: int, width: int) -> tuple[np.ndarray, str]:
+    """Decode a JPEG: libjpeg's warnings are the only trace of most damage, and Pillow does not pass them on.
 
-    Returns why the bytes cannot be kept as they are, or nothing. Raises BadImage for damaged ones.
+    Returns RGB uint8 [height, width, 3], and why the bytes cannot be kept as they are, or nothing. Raises BadImage.
     """
     try:
         _, _, colours, subsampling = simplejpeg.decode_jpeg_header(data)
-        simplejpeg.decode_jpeg(data, strict=True)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, strict=True)
     except (ValueError, MemoryError) as error:
         raise BadImage(_reason("damaged JPEG", error)) from None
+    if pixels.shape != (height, width, 3):
+        raise BadImage(f"damaged JPEG (decoders find {height} x {width} and {pixels.shape[0]} x {pixels.shape[1]} px)")
     if colours not in ("YCbCr", "Gray"):
-        return f"{colours} to YCbCr"
-    return "" if subsampling in KEPT_SUBSAMPLINGS else f"subsampling {subsampling} to a common one"
+        return pixels, f"{colours} to YCbCr"
+    return pixels, "" if subsampling in KEPT_SUBSAMPLINGS else f"subsampling {subsampling} to a common one"
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:

@@ -115,6 +115,13 @@ def test_other_kinds_become_rgb_jpegs(data: bytes, image: Image.Image, note: str
     assert rms(stored, image) < 12
 
 
+def test_encoded_images_carry_nothing_but_pixels() -> None:
+    for mode in ("RGB", "CMYK"):
+        plain = encoded(picture(1, 90, 90).convert(mode))
+        commented = encoded(picture(1, 90, 90).convert(mode), comment=b"made by a camera", dpi=(300, 300))
+        assert prepare(plain, PAD).jpeg == prepare(commented, PAD).jpeg
+
+
 def test_exif_orientation_is_ignored() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
