@@ -6,8 +6,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = {"words": 0, "formats": 1, "operations": 1, "backends": 2, "parts": 2, "engine": 3, "actors": 4, "commands": 5}
-GROUND = ("udkd.words.errors", "udkd.words.hashing", "udkd.words.batch")  # what the words themselves are made of
+FLOORS = {
+    name: floor
+    for floor, names in enumerate(
+        (
+            ("words",),
+            ("formats", "operations"),
+            ("backends", "parts"),
+            ("engine",),
+            ("actors",),
+            ("console",),
+            ("commands",),
+            ("cli",),
+            ("__main__",),
+        )
+    )
+    for name in names
+}
+# What the other files of their floor are made of.
+GROUND = ("udkd.words.errors", "udkd.words.hashing", "udkd.words.batch", "udkd.console.terminal")
 DATA_PREP_MAY_USE = ("udkd.words", "udkd.formats", "udkd.operations")
 SOURCES = sorted([*ROOT.glob("udkd/**/*.py"), *ROOT.glob("data_prep/**/*.py")])
 
@@ -20,8 +37,9 @@ def imported_modules(path: Path) -> set[str]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import; write the whole path"
-            names.add(str(node.module))
-            names.update(f"{node.module}.{alias.name}" for alias in node.names if is_module(f"{node.module}.{alias.name}"))
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {member for member in members if is_module(member)}
+            names |= modules if modules == members else modules | {str(node.module)}
     return {name for name in names if name.split(".")[0] in ("udkd", "data_prep", "benchmarks", "tests")}
 
 
@@ -30,8 +48,8 @@ def is_module(name: str) -> bool:
     return path.is_dir() or path.with_suffix(".py").exists()
 
 
-def floor(module: str) -> int:
-    return -1 if module in GROUND else FLOORS[module.split(".")[1]]
+def floor(module: str) -> float:
+    return FLOORS[module.split(".")[1]] - (0.5 if module in GROUND else 0)
 
 
 def module_of(path: Path) -> str:

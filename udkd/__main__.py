@@ -1,5 +1,5 @@
 """`python -m udkd` is the `udkd` command."""
 
-from udkd.commands.cli import main
+from udkd.cli import main
 
 main()

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.udkd.test_cache_builder import make_dataset, make_teacher
-from udkd.commands import console
+from udkd.console import terminal
 from udkd.commands.cache import cache_app
 from udkd.formats.cache.view_file import view_path
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from udkd.actors.cache_builder import build_cache
-from udkd.commands.console import DeviceOption, RecipeOption, SetOption, err, observed, out
+from udkd.console.terminal import DeviceOption, RecipeOption, SetOption, err, observed, out
 from udkd.formats.cache import Cache, CacheSummary, summarise, verify, weight_histogram
 from udkd.formats.config import load_recipe
 from udkd.formats.dataset import DatasetFolder

@@ -16,8 +16,8 @@ from udkd.actors.evaluator import evaluate
 from udkd.actors.speed_probe import Speeds, probe
 from udkd.actors.teacher_maker import from_run, write_measured
 from udkd.actors.trainer import Job, train
-from udkd.commands.console import DeviceOption, RichObserver, SetOption, err, observed, out, stop_requests
-from udkd.commands.results import result_table
+from udkd.console.outcome import result_table
+from udkd.console.terminal import STOPPED, DeviceOption, RichObserver, SetOption, err, observed, out, stop_requests
 from udkd.formats.config import Recipe, load_recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
@@ -34,7 +34,6 @@ GPU_RECIPE = (
     "train.epochs=15",
     'train.precision="bfloat16"',
 )
-STOPPED = 130
 
 
 def quickstart(

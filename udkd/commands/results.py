@@ -1,13 +1,13 @@
 """udkd eval, udkd report."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from udkd.actors.evaluator import evaluate
-from udkd.commands.console import DeviceOption, err, observed, out
+from udkd.console.outcome import result_table
+from udkd.console.terminal import DeviceOption, err, observed, out
 from udkd.formats.run import RunFolder
 from udkd.parts.environment import choose_device
 
@@ -33,19 +33,3 @@ def report_command(run: RunArgument) -> None:
     from udkd.actors.reporter import gather, write_report  # matplotlib takes a second
 
     err.print(f"report: {write_report(gather(run))}")
-
-
-def result_table(result: dict[str, Any]) -> Table:
-    """The result of an evaluation for a terminal."""
-    table = Table(title=f"Validation accuracy, {result['num_samples']} images, {result['num_classes']} classes")
-    for name in ("", "top-1 %", "top-5 %", "parameters"):
-        table.add_column(name, justify="right" if name else "left")
-    rows = [(student["name"], student) for student in result["students"]]
-    if len(rows) > 1:
-        rows.append(("students averaged", result["ensemble"]))
-    if result["teacher"] is not None:
-        rows.append((f"teacher {result['teacher']['name']}", result["teacher"]))
-    for name, row in rows:
-        size = f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else ""
-        table.add_row(name, f"{row['top1']:.2f}", f"{row['top5']:.2f}", size)
-    return table

@@ -7,8 +7,8 @@ import typer
 
 from udkd.actors.teacher_maker import Candidate, from_imagenet, from_run, write_measured
 from udkd.actors.trainer import Job, train
-from udkd.commands.console import DeviceOption, RecipeOption, SetOption, err, observed, stop_requests
-from udkd.commands.train import end
+from udkd.console.outcome import end
+from udkd.console.terminal import DeviceOption, RecipeOption, SetOption, err, observed, stop_requests
 from udkd.formats.config import load_recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder

@@ -5,12 +5,11 @@ from typing import Annotated
 
 import typer
 
-from udkd.actors.trainer import Job, Outcome, train
-from udkd.commands.console import DeviceOption, SetOption, err, observed, stop_requests
+from udkd.actors.trainer import Job, train
+from udkd.console.outcome import end
+from udkd.console.terminal import DeviceOption, SetOption, observed, stop_requests
 from udkd.formats.config import load_recipe
 from udkd.parts.environment import choose_device
-
-STOPPED = 130
 
 
 def train_command(
@@ -50,12 +49,3 @@ def train_command(
             )
         )
     end(outcome, out)
-
-
-def end(outcome: Outcome, out: Path) -> None:
-    """Say how training ended; a run that was stopped exits with 130."""
-    if outcome.finished:
-        err.print(f"finished: {outcome.step} steps, in {out}")
-        return
-    err.print(f"stopped after step {outcome.step}, at a checkpoint in {out}; the same command with --resume goes on")
-    raise typer.Exit(STOPPED)

@@ -8,12 +8,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import typer
 
-from udkd.commands import console
 from udkd.commands.cache import cache_app
 from udkd.commands.quickstart import quickstart
 from udkd.commands.results import eval_command, report_command
 from udkd.commands.teacher import teacher_app
 from udkd.commands.train import train_command
+from udkd.console import terminal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,4 +31,4 @@ app.command("quickstart")(quickstart)
 
 def main() -> None:
     """Entry point of the console command."""
-    console.run(app)
+    terminal.run(app)

@@ -3,6 +3,7 @@
 import errno
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID,
 from rich.text import Text
 
 from udkd.words.errors import UserError
+
+STOPPED = 130
+"""Exit code of a command that was asked to stop."""
+
+QUIET_S = 30.0
+"""Without a terminal, seconds between two lines of progress."""
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -39,17 +46,16 @@ class Speed(TextColumn):
 
 
 class RichObserver:
-    """Shows an actor's progress: one bar at a time, notes as lines above it. Without a terminal, notes alone."""
+    """Shows an actor's progress: one bar at a time, notes as lines above it. Without a terminal, a line every half minute."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._task = TaskID(0)
+        self._quiet_since = 0.0
 
     def start(self, task: str, total: int, unit: str) -> None:
         """See udkd.words.observer.Observer."""
         self.finish()
-        if not err.is_terminal:
-            return
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -59,20 +65,23 @@ class RichObserver:
             TextColumn("{task.fields[figures]}"),
             console=err,
             transient=True,
+            disable=not err.is_terminal,
         )
         self._task = self._progress.add_task(escape(task), total=total, unit=unit, figures="")
         self._progress.start()
+        self._quiet_since = time.monotonic()
 
     def advance(self, count: int, **fields: float | str) -> None:
         """See udkd.words.observer.Observer."""
-        if self._progress is None:
-            return
+        assert self._progress is not None, "a task was started"
         if fields:
-            shown = "  ".join(
-                f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in fields.items()
-            )
-            self._progress.update(self._task, figures=escape(shown))
+            shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in fields.items()}
+            figures = "  ".join(f"{name} {value}" for name, value in shown.items())
+            self._progress.update(self._task, figures=escape(figures))
         self._progress.advance(self._task, count)
+        if not err.is_terminal and time.monotonic() - self._quiet_since > QUIET_S:
+            self._quiet_since = time.monotonic()
+            self._print_progress(self._progress.tasks[0])
 
     def finish(self) -> None:
         """See udkd.words.observer.Observer."""
@@ -83,6 +92,10 @@ class RichObserver:
     def note(self, line: str) -> None:
         """See udkd.words.observer.Observer."""
         err.print(escape(line))
+
+    def _print_progress(self, task: Task) -> None:
+        speed = f", {task.speed:,.0f} {task.fields['unit']}/s" if task.speed else ""
+        err.print(f"{task.description}: {task.completed:,.0f}/{task.total:,.0f}{speed}  {task.fields['figures']}".rstrip())
 
 
 @contextmanager

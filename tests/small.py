@@ -1,0 +1,61 @@
+"""Small real things for tests: a dataset folder, a teacher, a recipe."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data_prep.convert import ConvertSettings, convert
+from udkd.formats.config import Recipe, load_recipe
+from udkd.formats.dataset import DatasetFolder
+from udkd.formats.teacher import TeacherFolder, write_teacher
+from udkd.operations.models import build
+from udkd.words.observer import SILENT
+
+CLASSES = ("ant", "bee", "cat", "dog")
+
+
+def make_images(folder: Path, per_class: int = 24, val_per_class: int = 6, side: int = 36) -> Path:
+    """An ImageFolder tree of small JPEGs whose colour and grain tell the class."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", per_class), ("val", val_per_class)):
+        for label, name in enumerate(CLASSES):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for n in range(count):
+                height, width = rng.integers(side // 2, side + 1, 2)
+                pixels = rng.integers(0, 120, (height, width, 3)) + np.array([60 * (label & 1), 120 * (label >> 1), 20 * label])
+                data = io.BytesIO()
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
+                (place / f"{n:03d}.jpg").write_bytes(data.getvalue())
+    return folder
+
+
+def make_dataset(folder: Path, side: int = 36, **images: int) -> DatasetFolder:
+    """A dataset folder of `make_images`, padded, with the resident format."""
+    return convert([make_images(folder / "images", **images)], folder / "data", ConvertSettings(side=side), SILENT)
+
+
+def make_teacher(folder: Path, dataset: DatasetFolder, seed: int = 0, image_px: int = 32) -> TeacherFolder:
+    """An untrained teacher with sharp opinions: a SqueezeNet, quick on any machine."""
+    model = build("squeezenet1_1", len(dataset.classes), image_px=image_px, seed=seed)
+    weights = model.state_dict()
+    weights["classifier.1.weight"] = weights["classifier.1.weight"] * 40 + torch.arange(4.0).view(4, 1, 1, 1) * 0.01
+    return write_teacher(
+        folder,
+        weights,
+        architecture="squeezenet1_1",
+        classes=tuple(name.wnid for name in dataset.classes),
+        image_px=image_px,
+        resize_px=36,
+        scheme="centre",
+        accuracy={},
+        made={},
+    )
+
+
+def small_recipe(*overrides: str) -> Recipe:
+    """The smoke recipe, smaller: batch 8, three epochs, one thread."""
+    return load_recipe("smoke", ["train.batch=8", "teacher.batch=8", "train.epochs=3", "train.threads=1", *overrides])
