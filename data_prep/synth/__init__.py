@@ -61,9 +61,10 @@ def synth(
 ) -> None:
     """Write folder/train/<class>/*.jpg and folder/val/<class>/*.jpg: `images` and `val_images` in all, spread evenly.
 
-    Classes 2k and 2k+1 differ in one trait that shows more or less, at times hardly at all; other classes are easy to tell apart.
-    The bytes are a pure function of the arguments: `workers` does not change them, and more images leave the first ones as they
-    are. `folder` appears when it is whole. Raises DataError for arguments that make no data set and for a folder that is in use.
+    Classes 2k and 2k+1 differ in one trait that shows more or less, at times hardly at all; other classes are easy to tell
+    apart. The bytes are a pure function of the arguments: `workers` does not change them, and more images leave the first
+    ones as they are. `folder` appears when it is whole. Raises DataError for arguments that make no data set and for a
+    folder that is in use.
     """
     _check(folder, classes=classes, images=images, val_images=val_images, seed=seed, workers=workers)
     counts = (images, val_images)

@@ -33,12 +33,17 @@ GOLDEN_RATIO = 0.618033988749895  # multiples of it, modulo 1, keep apart from o
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A class. hue: 0 to 1 around the colour wheel. side: -1 or +1, the end of the trait at which this class lies."""
+    """A class.
+
+    hue, habitat: the object's colour and its usual background's, 0 to 1 around the colour wheel.
+    side: -1 or +1, the end of the trait at which this class lies.
+    """
 
     name: str
     shape: str
     texture: str
     hue: float
+    habitat: float
     trait: TraitName
     side: int
 
@@ -54,6 +59,7 @@ def kind_of(label: int) -> Kind:
         shape=shape,
         texture=texture,
         hue=pair * GOLDEN_RATIO % 1.0,
+        habitat=(pair * GOLDEN_RATIO + 0.3 + 0.4 * (pair % 3) / 2) % 1.0,
         trait=trait,
         side=1 if label % 2 else -1,
     )

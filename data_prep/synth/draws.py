@@ -41,6 +41,6 @@ class Draws:
         return self._bits(-(-count // 8)).view(np.uint8)[:count].reshape(height, width)
 
     def _bits(self, count: int) -> NDArray[np.uint64]:
-        start = np.uint64(self._counter)
+        counters = np.arange(self._counter, self._counter + count, dtype=np.uint64)
         self._counter += count
-        return mix(self._key + start + np.arange(count, dtype=np.uint64))
+        return mix(self._key + counters)

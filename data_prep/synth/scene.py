@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from data_prep.synth.catalogue import TEXTURES, Kind
 from data_prep.synth.draws import Draws
-from data_prep.synth.shapes import F32, SHAPES, texture
+from data_prep.synth.shapes import F32, SHAPES, f32, texture
 
 SIDE_PX = (80, 320)
 Colour = tuple[float, float, float]
@@ -44,8 +44,8 @@ def picture(kind: Kind, draws: Draws) -> tuple[NDArray[np.uint8], bool]:
     height, width = _size(draws)
     short = min(height, width)
     light = _direction(draws)
-    canvas = _landscape(draws, height, width)
-    for _ in range(draws.integer(1, 5)):
+    canvas = _landscape(kind, draws, height, width)
+    for _ in range(draws.integer(0, 4)):
         _paint(canvas, _clutter(draws, height, width, short * draws.uniform(0.05, 0.15)), draws, light)
     thing = _object(kind, draws, height, width)
     _shade(canvas, thing, light)
@@ -111,38 +111,43 @@ def _cloud(draws: Draws, height: int, width: int, coarsest: int = 2) -> F32:
         weights += weight
         weight //= 2
         cells *= 2
-    contrast = (total.astype(np.float32) / np.float32(255 * weights) - np.float32(0.5)) * np.float32(1.6) + np.float32(0.5)
-    return np.clip(contrast, 0, 1)
+    contrast = (total.astype(np.float32) / (255 * weights) - 0.5) * 1.6 + 0.5
+    return f32(np.clip(contrast, 0, 1))
 
 
 def _ridge(draws: Draws, width: int) -> F32:
     """A skyline, 0 to 1, float32 [width]: of hills, or of grass."""
     peaks = draws.integer(3, 8) if draws.chance(0.4) else max(8, width // draws.integer(3, 8))
     line = Image.fromarray(draws.bytes(1, peaks)).resize((width, 1), Image.Resampling.BICUBIC)
-    return np.asarray(line, np.float32)[0] / np.float32(255)
+    return f32(f32(line)[0] / 255)
 
 
 def _blend(cloud: F32, a: Colour, b: Colour) -> F32:
     """From a to b by the cloud: float32 [H, W, 3]."""
-    start, step = np.float32(a), np.float32(b) - np.float32(a)
-    return start + cloud[..., None] * step
+    start, step = f32(a), f32(b) - f32(a)
+    return f32(start + cloud[..., None] * step)
 
 
-def _landscape(draws: Draws, height: int, width: int) -> F32:
-    """A background of one or two surfaces, muted as most of nature is: float32 [H, W, 3], 0 to 1."""
+def _landscape(kind: Kind, draws: Draws, height: int, width: int) -> F32:
+    """A background of one or two surfaces, muted as most of nature is: float32 [H, W, 3], 0 to 1.
+
+    Most pictures are taken where their kind lives, as sharks are in blue water: both classes of a pair, so that it tells
+    only the pairs apart.
+    """
+    at_home = draws.chance(0.75)
 
     def surface() -> F32:
-        hue = draws.uniform()
-        saturation, value = draws.uniform(0.02, 0.3), draws.uniform(0.25, 0.85)
-        other = _hue(hue + draws.uniform(-0.15, 0.15), saturation * draws.uniform(0.5, 1.5), value * draws.uniform(0.35, 1.0))
+        hue = kind.habitat + draws.uniform(-0.06, 0.06) if at_home else draws.uniform()
+        saturation, value = draws.uniform(0.2, 0.45) if at_home else draws.uniform(0.02, 0.3), draws.uniform(0.25, 0.85)
+        other = _hue(hue + draws.uniform(-0.1, 0.1), saturation * draws.uniform(0.5, 1.3), value * draws.uniform(0.4, 1.0))
         return _blend(_cloud(draws, height, width, draws.integer(2, 6)), _hue(hue, saturation, value), other)
 
     canvas = surface()
     if draws.chance(0.6):
         level, slope = draws.uniform(0.3, 0.75) * height, draws.uniform(-0.3, 0.3)
-        rough = _ridge(draws, width) * np.float32(0.15 * height)
-        edge = np.float32(level) + np.float32(slope) * (np.arange(width, dtype=np.float32) - np.float32(width / 2)) + rough
-        softness = np.float32(draws.uniform(1, 12))
+        rough = _ridge(draws, width) * 0.15 * height
+        edge = level + slope * (np.arange(width, dtype=np.float32) - width / 2) + rough
+        softness = draws.uniform(1, 12)
         share = np.clip((np.arange(height, dtype=np.float32)[:, None] - edge) / softness, 0, 1)
         canvas += share[..., None] * (surface() - canvas)
     return canvas
@@ -151,10 +156,10 @@ def _landscape(draws: Draws, height: int, width: int) -> F32:
 def _object(kind: Kind, draws: Draws, height: int, width: int) -> Thing:
     """The class's object: how far its trait shows differs from picture to picture, down to not at all."""
     short = min(height, width)
-    radius = short * draws.uniform(0.3, 0.46)
+    radius = short * draws.uniform(0.32, 0.5)
     shows = kind.side * min(1.0, draws.uniform(*TRAIT_SHOWS))
-    lean = {name: 0.0 for name in ("core", "rim", "tint", "accent", "tip", "grain")} | {kind.trait: shows}
-    first = _hue(kind.hue + draws.uniform(-0.035, 0.035), draws.uniform(0.55, 0.85), draws.uniform(0.6, 0.95))
+    lean = dict.fromkeys(("core", "rim", "tint", "accent", "tip", "grain"), 0.0) | {kind.trait: shows}
+    first = _hue(kind.hue + draws.uniform(-0.02, 0.02), draws.uniform(0.55, 0.85), draws.uniform(0.6, 0.95))
     tint = 0.45 * lean["tint"]
     first = first[0] * (1 + tint), first[1], first[2] * (1 - tint)
     pale = lean["accent"] if kind.trait == "accent" else (0.75 if kind.hue < 0.5 else -0.75)
@@ -178,7 +183,7 @@ def _object(kind: Kind, draws: Draws, height: int, width: int) -> Thing:
     )
 
 
-TRAIT_SHOWS = (-0.1, 1.5)  # below 0 the object leans to its neighbour's side
+TRAIT_SHOWS = (-0.1, 1.9)  # below 0 the object leans to its neighbour's side
 
 
 def _clutter(draws: Draws, height: int, width: int, radius: float) -> Thing:
@@ -198,8 +203,9 @@ def _clutter(draws: Draws, height: int, width: int, radius: float) -> Thing:
     )
 
 
-def _window(thing: Thing, height: int, width: int, reach: float) -> tuple[slice, slice]:
+def _window(thing: Thing, canvas: F32, reach: float) -> tuple[slice, slice]:
     """The part of the canvas that lies within `reach` radii: most things are small, the canvas is not."""
+    height, width, _ = canvas.shape
     span = reach * thing.radius
     rows = slice(max(0, int(thing.y - span)), min(height, int(thing.y + span) + 2))
     return rows, slice(max(0, int(thing.x - span)), min(width, int(thing.x + span) + 2))
@@ -207,77 +213,75 @@ def _window(thing: Thing, height: int, width: int, reach: float) -> tuple[slice,
 
 def _offsets(thing: Thing, rows: slice, columns: slice) -> tuple[F32, F32]:
     """Each pixel's place seen from the thing's centre, in radii: [1, w] and [h, 1]."""
-    x = (np.arange(columns.start, columns.stop, dtype=np.float32) - np.float32(thing.x)) / np.float32(thing.radius)
-    y = (np.arange(rows.start, rows.stop, dtype=np.float32) - np.float32(thing.y)) / np.float32(thing.radius)
-    return x[None, :], y[:, None]
+    x = (np.arange(columns.start, columns.stop, dtype=np.float32) - thing.x) / thing.radius
+    y = (np.arange(rows.start, rows.stop, dtype=np.float32) - thing.y) / thing.radius
+    return f32(x[None, :]), f32(y[:, None])
 
 
 def _paint(canvas: F32, thing: Thing, draws: Draws, light: tuple[float, float]) -> None:
-    rows, columns = _window(thing, *canvas.shape[:2], 1.6)
+    rows, columns = _window(thing, canvas, 1.6)
     part = canvas[rows, columns]
     x, y = _offsets(thing, rows, columns)
-    cosine, sine = np.float32(thing.turn[0]), np.float32(thing.turn[1])
-    u = (cosine * x + sine * y) / np.float32(thing.aspect)
-    v = (cosine * y - sine * x) * np.float32(thing.aspect)
+    cosine, sine = thing.turn
+    u = f32((cosine * x + sine * y) / thing.aspect)
+    v = f32((cosine * y - sine * x) * thing.aspect)
     distance = SHAPES[thing.shape](u, v)
-    cover = np.clip(np.float32(0.5) - distance * np.float32(thing.radius), 0, 1) * np.float32(thing.opacity)
-    cloud = _cloud(draws, *distance.shape)
+    cover = np.clip(0.5 - distance * thing.radius, 0, 1) * thing.opacity
+    cloud = _cloud(draws, len(distance), distance.shape[1])
     colour = _blend(texture(thing.texture, u, v, cloud, thing.grain), thing.first, thing.second)
     if thing.rim:
-        _tone(colour, np.clip(1 - np.abs(distance + np.float32(0.1)) / np.float32(0.14), 0, 1), thing.rim)
+        _tone(colour, np.clip(1 - np.abs(distance + 0.1) / 0.14, 0, 1), thing.rim)
     if thing.core:
-        _tone(colour, np.clip((np.float32(0.45) - np.sqrt(u * u + v * v)) * 12, 0, 1), thing.core)
+        _tone(colour, np.clip((0.45 - np.sqrt(u * u + v * v)) * 12, 0, 1), thing.core)
     if thing.tip:
-        _tone(colour, np.clip((u - np.float32(0.15)) * 8, 0, 1), thing.tip)
-    modelling = 1 + np.float32(thing.relief) * (x * np.float32(light[0]) + y * np.float32(light[1]))
-    modelling = modelling * (np.float32(0.75) + np.float32(0.25) * np.clip(-4 * distance, 0, 1))
-    colour *= (modelling * (np.float32(0.9) + np.float32(0.2) * cloud))[..., None]
+        _tone(colour, np.clip((u - 0.15) * 8, 0, 1), thing.tip)
+    modelling = 1 + thing.relief * (x * light[0] + y * light[1])
+    modelling = modelling * (0.75 + 0.25 * np.clip(-4 * distance, 0, 1))
+    colour *= (modelling * (0.9 + 0.2 * cloud))[..., None]
     part += cover[..., None] * (colour - part)
 
 
 def _tone(colour: F32, where: F32, amount: float) -> None:
     """Draw towards near white (amount > 0) or near black where `where` says, by |amount|."""
-    goal = np.float32(0.96 if amount > 0 else 0.05)
-    colour += (where * np.float32(min(1.0, abs(amount))))[..., None] * (goal - colour)
+    goal = 0.96 if amount > 0 else 0.05
+    colour += (where * min(1.0, abs(amount)))[..., None] * (goal - colour)
 
 
 def _shade(canvas: F32, thing: Thing, light: tuple[float, float]) -> None:
     """The soft shadow that a thing throws away from the light."""
-    rows, columns = _window(thing, *canvas.shape[:2], 2.0)
+    rows, columns = _window(thing, canvas, 2.0)
     x, y = _offsets(thing, rows, columns)
-    x, y = x + np.float32(0.3 * light[0]), y + np.float32(0.3 * light[1])
-    darkness = np.clip(1.35 - np.sqrt(x * x + y * y), 0, 1) * np.float32(0.6)
-    canvas[rows, columns] *= (1 - np.minimum(darkness, np.float32(0.45)))[..., None]
+    x, y = x + 0.3 * light[0], y + 0.3 * light[1]
+    darkness = np.clip(1.35 - np.sqrt(x * x + y * y), 0, 1) * 0.6
+    canvas[rows, columns] *= (1 - np.minimum(darkness, 0.45))[..., None]
 
 
 def _stalks(canvas: F32, draws: Draws) -> None:
     """Grass or bars before everything."""
     height, width = canvas.shape[:2]
-    y = np.arange(height, dtype=np.float32)[:, None] / np.float32(height)
+    y = np.arange(height, dtype=np.float32)[:, None] / height
     x = np.arange(width, dtype=np.float32)[None, :]
-    colour = np.float32(_hue(draws.uniform(0.05, 0.45), draws.uniform(0.2, 0.6), draws.uniform(0.15, 0.7)))
+    colour = f32(_hue(draws.uniform(0.05, 0.45), draws.uniform(0.2, 0.6), draws.uniform(0.15, 0.7)))
     for _ in range(draws.integer(1, 4)):
         root, lean = draws.uniform(0, width), draws.uniform(-0.25, 0.25) * width
         thickness, top = draws.uniform(0.008, 0.025) * width, draws.uniform(0.0, 0.6)
-        middle = np.float32(root) + np.float32(lean) * (1 - y) * (1 - y)
-        cover = np.clip(np.float32(thickness) - np.abs(x - middle), 0, 1) * np.clip((y - np.float32(top)) * 20, 0, 1)
+        middle = root + lean * (1 - y) * (1 - y)
+        cover = np.clip(thickness - np.abs(x - middle), 0, 1) * np.clip((y - top) * 20, 0, 1)
         canvas += cover[..., None] * (colour - canvas)
 
 
 def _expose(canvas: F32, draws: Draws, light: tuple[float, float]) -> NDArray[np.uint8]:
     """What a camera makes of the scene: uneven light, its colour, exposure, sometimes blur, and noise of the sensor."""
     height, width = canvas.shape[:2]
-    x = np.arange(width, dtype=np.float32)[None, :] / np.float32(width) - np.float32(0.5)
-    y = np.arange(height, dtype=np.float32)[:, None] / np.float32(height) - np.float32(0.5)
-    slope = np.float32(draws.uniform(0, 0.4))
-    lit = (
-        1 + slope * (x * np.float32(light[0]) + y * np.float32(light[1])) - np.float32(draws.uniform(0, 0.5)) * (x * x + y * y)
-    )
-    tint = np.float32([draws.uniform(0.93, 1.07), 1.0, draws.uniform(0.93, 1.07)])
-    exposed = canvas * lit[..., None] * (tint * np.float32(draws.uniform(0.85, 1.2) * 255))
+    x = np.arange(width, dtype=np.float32)[None, :] / width - 0.5
+    y = np.arange(height, dtype=np.float32)[:, None] / height - 0.5
+    slope = draws.uniform(0, 0.4)
+    lit = 1 + slope * (x * light[0] + y * light[1]) - draws.uniform(0, 0.5) * (x * x + y * y)
+    tint = f32([draws.uniform(0.93, 1.07), 1.0, draws.uniform(0.93, 1.07)])
+    exposed = canvas * lit[..., None] * (tint * (draws.uniform(0.85, 1.2) * 255))
     noise = draws.bytes(height, width).astype(np.float32) + draws.bytes(height, width).astype(np.float32) - 255
-    exposed += noise[..., None] * np.float32(draws.uniform(0.005, 0.06))
-    pixels = np.clip(exposed + np.float32(0.5), 0, 255).astype(np.uint8)
+    exposed += noise[..., None] * draws.uniform(0.005, 0.06)
+    pixels: NDArray[np.uint8] = np.clip(exposed + 0.5, 0, 255).astype(np.uint8)
     if draws.chance(0.3):
         blurred = Image.fromarray(pixels).filter(ImageFilter.BoxBlur(draws.uniform(0.3, 1.5)))
         pixels = np.asarray(blurred)
