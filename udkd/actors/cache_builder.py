@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.backends import choose, open_backend
-from udkd.engine.target_key import target_meaning
 from udkd.formats.cache import Cache, CacheKey, CacheSummary, CacheWriter, summarise
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder, Split
@@ -20,9 +19,10 @@ from udkd.formats.teacher import TeacherFolder
 from udkd.operations.augment import ViewTable, apply
 from udkd.operations.targets import PackedTargets
 from udkd.parts.environment import set_threads
-from udkd.parts.frozen_teacher import FrozenTeacher
+from udkd.parts.frozen_teacher import FrozenTeacher, require_same_classes
+from udkd.parts.target_key import target_meaning
 from udkd.words.batch import Backend, Batch
-from udkd.words.errors import DataError, MismatchError
+from udkd.words.errors import DataError
 from udkd.words.observer import Observer, Silent
 from udkd.words.views import draw
 
@@ -86,20 +86,6 @@ def build_cache(
         seconds = time.perf_counter() - started
     cache = Cache.open(folder)
     return BuiltCache(cache=cache, summary=summarise(cache, split.labels), num_images=num_images, seconds=seconds)
-
-
-def require_same_classes(teacher: TeacherFolder, dataset: DatasetFolder) -> None:
-    """MismatchError unless output i of the teacher is label i of the dataset, for every i."""
-    stored, wanted = teacher.info.classes, tuple(entry.wnid for entry in dataset.classes)
-    fields: list[tuple[str, object, object]] = []
-    if len(stored) != len(wanted):
-        fields = [("num_classes", len(stored), len(wanted))]
-    elif stored != wanted:
-        index = next(i for i in range(len(stored)) if stored[i] != wanted[i])
-        fields = [(f"class {index}", stored[index], wanted[index])]
-    if fields:
-        remedy = f"take a teacher for the classes of {dataset.path}, in their order"
-        raise MismatchError(f"the teacher in {teacher.path}", fields, remedy)
 
 
 def _open_backend(split: Split, recipe: Recipe, device: torch.device, observer: Observer) -> Backend:

@@ -5,7 +5,6 @@ epoch's sums and a step counter, and a resumed run ends in the same bits.
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,24 +14,20 @@ from typing import Any
 import torch
 
 from udkd.backends import choose, open_backend
-from udkd.engine.lessons import CachedLessons, LiveLessons, NoLessons, Unweighted
+from udkd.engine.lessons import open_lessons
+from udkd.engine.scalars import write_scalars
 from udkd.engine.scoring import Scores, score
-from udkd.engine.step import ROWS, Step, Tally
-from udkd.engine.target_key import target_meaning
-from udkd.formats.cache import Cache
+from udkd.engine.step import Step, Tally
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import Checkpoint, RunFolder
-from udkd.formats.teacher import TeacherFolder
 from udkd.operations.compiled import compiled_loss, eager_loss
 from udkd.parts.environment import environment, set_threads
 from udkd.parts.epoch_views import EpochViews
-from udkd.parts.frozen_teacher import FrozenTeacher
 from udkd.parts.students import make_students
 from udkd.words.batch import Backend
 from udkd.words.errors import ConfigError, DataError, MismatchError, RunError
 from udkd.words.hashing import permutation
-from udkd.words.lesson import Lessons
 from udkd.words.observer import SILENT, Observer
 
 _ORDER = 3  # the name of the sample order among the uses of train.seed
@@ -81,31 +76,34 @@ class Trainer:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.recipe = job.recipe
+        self.recipe = recipe = job.recipe
         self.dataset = DatasetFolder.open(job.data)
         self.split = self.dataset.split("train")
         self.steps_per_epoch = self._steps_per_epoch()
-        self.run_folder = self._begin_or_reopen()
         self.backends: list[Backend] = []
         self.backend = self._open_backend("train")
         self.validation = self._open_backend("val")
-        self.views = EpochViews(self.recipe.views.spec, self.recipe.views.seed, self.split, job.device)
-        self.val_views = EpochViews(self.recipe.evaluation_spec, 0, self.dataset.split("val"), job.device)
-        self.lessons, record = self._lessons()
+        pixels, device = self.backend.describe(), job.device
+        lessons, record = open_lessons(
+            recipe, self.dataset, pixels, device, cache=job.cache, teacher=job.teacher, allow=job.allow
+        )
         self.num_views = record.get("num_views")
-        self._record(record)
-        self.students = make_students(self.recipe, len(self.dataset.classes), job.device)
-        settings = self.recipe.loss.settings
+        self.views = EpochViews(recipe.views.spec, recipe.views.seed, self.split, device)
+        self.val_views = EpochViews(recipe.evaluation_spec, 0, self.dataset.split("val"), device)
+        self.students = make_students(recipe, len(self.dataset.classes), device)
+        settings = recipe.loss.settings
         self.train_step = Step(
             students=self.students,
-            spec=self.recipe.views.spec,
-            lessons=self.lessons,
-            loss=eager_loss(settings) if self.recipe.train.compile == "off" else compiled_loss(settings),
-            autocast=self.recipe.train.precision == "bfloat16",
-            channels_last=self.recipe.train.channels_last,
+            spec=recipe.views.spec,
+            lessons=lessons,
+            loss=eager_loss(settings) if recipe.train.compile == "off" else compiled_loss(settings),
+            autocast=recipe.train.precision == "bfloat16",
+            channels_last=recipe.train.channels_last,
         )
-        self.tally = Tally.empty(len(self.students), job.device)
+        self.tally = Tally.empty(len(self.students), device)
         self.step = 0
+        # The folder last: whatever does not fit has been refused by now, and nothing half-begun is left.
+        self.run_folder = self._begin_or_reopen(record)
         if job.resume and self.run_folder.has_checkpoint:
             self._restore()
 
@@ -184,7 +182,7 @@ class Trainer:
         self.run_folder.append_metrics(row)
         self._save()
         if self.recipe.train.tensorboard:
-            self._write_scalars(row)
+            write_scalars(self.job.out / "tensorboard", row, [student.name for student in self.students])
         names = [student.name for student in self.students]
         figures = ", ".join(f"{name} {value.top1:.2f} %" for name, value in zip(names, scores.each, strict=True))
         average = f", averaged {scores.ensemble.top1:.2f} %" if len(names) > 1 else ""
@@ -218,16 +216,7 @@ class Trainer:
                 f"the loss of step {bad} (epoch {bad // self.steps_per_epoch + 1}) is not finite; expected a number; "
                 f"{kept}; lower students.*.lr or train in float32"
             )
-        means = (self.tally.sums / max(1, int(self.tally.count))).tolist()
-        row = dict(zip(ROWS, means, strict=True))
-        row["top1"] = [100 * share for share in row["top1"]]
-        loss = self.recipe.loss
-        return {
-            "loss": [
-                loss.alpha * hard + loss.beta * teacher + loss.gamma * peer
-                for hard, teacher, peer in zip(row["hard"], row["teacher"], row["peer"], strict=True)
-            ]
-        } | row
+        return self.tally.means(self.recipe.loss.settings)
 
     def _figures(self) -> dict[str, float | str]:
         """What the progress bar shows beside the speed."""
@@ -274,21 +263,20 @@ class Trainer:
             raise DataError(f"{self.job.data} has no validation images; expected some to evaluate on; convert with --hold-out")
         return steps
 
-    def _begin_or_reopen(self) -> RunFolder:
+    def _begin_or_reopen(self, record: dict[str, Any]) -> RunFolder:
+        """The run folder. record: what teaches; a resumed run must find its recipe, data and teacher as they were."""
         config, out = self.recipe.to_dict(), self.job.out
-        if self.job.resume:
-            run = RunFolder.open(out)
-            run.require_config(config)
-            stored = run.provenance.get("dataset_digest")
-            if stored != self.dataset.digest:
-                raise MismatchError(
-                    f"the run in {out}", [("dataset_digest", stored, self.dataset.digest)], "resume with the data it began with"
-                )
-            return run
-        provenance = {"dataset": str(self.job.data.resolve()), "dataset_digest": self.dataset.digest} | environment(
-            self.job.device
-        )
-        return RunFolder.create(out, config, provenance)
+        facts = {"dataset": str(self.job.data.resolve()), "dataset_digest": self.dataset.digest} | record
+        if not self.job.resume:
+            return RunFolder.create(out, config, facts | environment(self.job.device))
+        run = RunFolder.open(out)
+        run.require_config(config)
+        stored = run.provenance
+        decisive = ("dataset_digest", "cache_key", "teacher_sha256", "num_views")
+        fields = [(name, stored.get(name), facts.get(name)) for name in decisive if stored.get(name) != facts.get(name)]
+        if fields:
+            raise MismatchError(f"the run in {out}", fields, "resume with the data and the teacher or cache it began with")
+        return run
 
     def _open_backend(self, name: str) -> Backend:
         split, device = self.dataset.split(name), self.job.device
@@ -298,80 +286,7 @@ class Trainer:
         self.backends.append(backend)
         return backend
 
-    def _lessons(self) -> tuple[Lessons, dict[str, Any]]:
-        """Whoever teaches, and what the run should record of it."""
-        if self.recipe.loss.beta == 0:
-            return NoLessons(), {}
-        lessons, record = self._cached() if self.recipe.teacher.source == "cache" else self._live()
-        return (Unweighted(lessons) if self.recipe.loss.weight == "constant" else lessons), record
-
-    def _cached(self) -> tuple[Lessons, dict[str, Any]]:
-        if self.job.cache is None:
-            raise ConfigError("no cache was given; expected --cache CACHE for teacher.source = cache; build one or set live")
-        cache = Cache.open(self.job.cache)
-        expected = target_meaning(self.recipe, self.dataset, self.backend.describe())
-        if self.job.teacher is not None:
-            info = TeacherFolder.open(self.job.teacher).info
-            expected |= {"teacher": info.architecture, "teacher_sha256": info.weights_sha256}
-        allowed = cache.require(expected, self.job.allow)
-        record = {"cache": str(self.job.cache.resolve()), "cache_key": json.loads(cache.key.to_json()), "allowed": allowed}
-        if self.recipe.teacher.views != "canonical":
-            cache.require_views(self.recipe.teacher.views)
-            record["num_views"] = self.recipe.teacher.views
-        return CachedLessons(cache, self.job.device), record
-
-    def _live(self) -> tuple[Lessons, dict[str, Any]]:
-        if self.job.teacher is None:
-            raise ConfigError("no teacher was given; expected --teacher TEACHER for teacher.source = live")
-        folder = TeacherFolder.open(self.job.teacher)
-        wnids = tuple(name.wnid for name in self.dataset.classes)
-        if folder.info.classes != wnids:
-            raise MismatchError(
-                f"the teacher in {self.job.teacher}",
-                [("classes", _summary(folder.info.classes), _summary(wnids))],
-                "take a teacher of this data set's classes",
-            )
-        teacher = FrozenTeacher.load(
-            folder,
-            device=self.job.device,
-            batch=self.recipe.teacher.batch,
-            precision=self.recipe.teacher.precision,
-            image_px=self.recipe.views.size_px,
-        )
-        record: dict[str, Any] = {"teacher": str(self.job.teacher.resolve()), "teacher_sha256": folder.info.weights_sha256}
-        if self.recipe.teacher.views == "canonical":
-            return LiveLessons(teacher, EpochViews(self.recipe.evaluation_spec, 0, self.split, self.job.device)), record
-        return LiveLessons(teacher, None), record | {"num_views": self.recipe.teacher.views}
-
-    def _record(self, record: dict[str, Any]) -> None:
-        """Add what taught the run to its provenance; a resumed run keeps what it began with."""
-        provenance = self.run_folder.provenance
-        if self.job.resume:
-            fields = [
-                (name, provenance[name], record.get(name))
-                for name in ("cache_key", "teacher_sha256", "num_views")
-                if provenance.get(name) != record.get(name) and name in provenance
-            ]
-            if fields:
-                raise MismatchError(f"the run in {self.job.out}", fields, "resume with the teacher or cache it began with")
-        self.run_folder.write_provenance(provenance | record)
-
-    def _write_scalars(self, row: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(str(self.job.out / "tensorboard")) as writer:
-            for index, student in enumerate(self.students):
-                for term, values in row["train"].items():
-                    writer.add_scalar(f"train/{term}/{student.name}", values[index], row["step"])
-                for figure, value in row["val"]["students"][index].items():
-                    writer.add_scalar(f"val/{figure}/{student.name}", value, row["step"])
-            writer.add_scalar("images_per_s", row["images_per_s"], row["step"])
-
 
 def _generator(batches: Iterator[Any]) -> Any:
     """A backend's iterator as one that can be closed, so that leaving the loop early frees its threads."""
     return batches if hasattr(batches, "close") else (batch for batch in batches)
-
-
-def _summary(classes: tuple[str, ...]) -> str:
-    return f"{len(classes)} classes beginning with {', '.join(classes[:3])}"

@@ -12,6 +12,7 @@ from udkd.operations.compiled import Loss
 from udkd.parts.students import Student
 from udkd.words.batch import Batch
 from udkd.words.lesson import Lessons
+from udkd.words.losses import LossSettings
 from udkd.words.views import ViewSpec
 
 ROWS = ("hard", "teacher", "peer", "top1")
@@ -38,6 +39,13 @@ class Tally:
             count=torch.zeros((), dtype=torch.int64, device=device),
             bad_step=torch.full((), -1, dtype=torch.int64, device=device),
         )
+
+    def means(self, loss: LossSettings) -> dict[str, list[float]]:
+        """The means so far, one entry per student: "loss" and each of ROWS (top1 in percent). Makes the host wait."""
+        row = dict(zip(ROWS, (self.sums / self.count.clamp(min=1)).tolist(), strict=True))
+        weighted = zip(row["hard"], row["teacher"], row["peer"], strict=True)
+        row["top1"] = [100 * share for share in row["top1"]]
+        return {"loss": [loss.alpha * hard + loss.beta * teacher + loss.gamma * peer for hard, teacher, peer in weighted]} | row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,9 +71,6 @@ class RunFolder:
         """Data, cache, versions, hardware, command."""
         return self._read("run.json")
 
-    def write_provenance(self, values: Mapping[str, Any]) -> None:
-        write_json(self.path / "run.json", dict(values) | {"format": FORMAT})
-
     @property
     def evaluation(self) -> dict[str, Any] | None:
         """What udkd eval found, or None."""

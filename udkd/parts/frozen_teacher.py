@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder
 from udkd.operations.models import build
 from udkd.operations.targets import PackedTargets, pack
-from udkd.words.errors import DataError
+from udkd.words.errors import DataError, MismatchError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +94,17 @@ class FrozenTeacher:
             "channels_last": self.channels_last,
             "teacher_batch": self.batch,
         }
+
+
+def require_same_classes(teacher: TeacherFolder, dataset: DatasetFolder) -> None:
+    """MismatchError unless output i of the teacher is label i of the dataset, for every i."""
+    stored, wanted = teacher.info.classes, tuple(entry.wnid for entry in dataset.classes)
+    fields: list[tuple[str, object, object]] = []
+    if len(stored) != len(wanted):
+        fields = [("num_classes", len(stored), len(wanted))]
+    elif stored != wanted:
+        index = next(i for i in range(len(stored)) if stored[i] != wanted[i])
+        fields = [(f"class {index}", stored[index], wanted[index])]
+    if fields:
+        remedy = f"take a teacher for the classes of {dataset.path}, in their order"
+        raise MismatchError(f"the teacher in {teacher.path}", fields, remedy)
