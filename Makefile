@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.done
-PIP := $(BIN)/python -m pip --quiet install --constraint constraints.txt
+PIP := $(BIN)/python -m pip -qq install --constraint constraints.txt
 
 # OpenMP threads that spin while they wait starve every other process: a 470 ms step took 3,300 ms beside one on two cores.
 export OMP_WAIT_POLICY := PASSIVE
