@@ -1,0 +1,212 @@
+"""How training went: losses, accuracy and learning rate by epoch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from udkd.actors.reporter.inputs import ReportInputs
+from udkd.actors.reporter.page import Block, Note, Picture, Pictures, Section
+from udkd.actors.reporter.style import MARKERS, Palette, picture
+from udkd.actors.reporter.words import listed, sentence, short
+
+_TERMS = {
+    "hard": ("Loss against the labels", "cross-entropy, nats", "α", "alpha"),
+    "teacher": ("Loss against the teacher", "divergence × τ², nats", "β", "beta"),
+    "peer": ("Loss against the peers", "divergence × τ², nats", "γ", "gamma"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A line over the epochs. student: whose colour and marker it takes; None is the average's ink."""
+
+    label: str
+    values: Sequence[float]
+    student: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A horizontal line for comparison."""
+
+    label: str
+    value: float
+
+
+def section(inputs: ReportInputs) -> Section:
+    """Curves, or a sentence where no epoch is finished."""
+    blocks: list[Block] = []
+    if inputs.metrics:
+        blocks.append(Pictures(pictures=[*_accuracy(inputs), *_losses(inputs), _rate(inputs)]))
+        blocks += [Note(text=text) for text in _absent_terms(inputs)]
+    else:
+        blocks.append(Note(text="No epoch is finished yet: there are no curves.", missing=True))
+    return Section(anchor="curves", title="How training went", blocks=blocks)
+
+
+def _losses(inputs: ReportInputs) -> list[Picture]:
+    loss = inputs.recipe.loss
+    pictures = []
+    for term, (title, unit, symbol, key) in _TERMS.items():
+        if not _built(inputs, term):
+            continue
+        series = _per_student(inputs, [row["train"][term] for row in inputs.metrics])
+        ends = [f"{line.label} {line.values[0]:.3g} → {line.values[-1]:.3g}" for line in series]
+        weight = f"{symbol} = {getattr(loss, key):g}"
+        w = " and with w inside" if term == "teacher" and loss.weight == "entropy" else ""
+        caption = f"{listed(ends)} (mean over each epoch, before {weight}{w})."
+        pictures.append(_chart(f"loss-{term}", title, unit, caption, inputs, series))
+    return pictures
+
+
+def _accuracy(inputs: ReportInputs) -> list[Picture]:
+    val = [row["val"] for row in inputs.metrics]
+    students = _per_student(inputs, [[student["top1"] for student in row["students"]] for row in val])
+    average = Series(label="averaged", values=[row["ensemble"]["top1"] for row in val], student=None)
+    series = [*students, average] if len(students) > 1 else students
+    trained = _per_student(inputs, [row["train"]["top1"] for row in inputs.metrics])
+    taught_by = (inputs.evaluation or {}).get("teacher")
+    levels = [Level(label="teacher", value=taught_by["top1"])] if taught_by else []
+    highest = max(value for line in [*series, *trained] for value in line.values)
+    ceiling = min(100.0, 1.08 * max([highest, *(level.value for level in levels)]))
+    best = [f"{line.label} {max(line.values):.1f} % in epoch {_best_epoch(inputs, line)}" for line in series]
+    ends = [f"{line.label} {line.values[-1]:.1f} %" for line in trained]
+    title = "Validation accuracy"
+    return [
+        _chart("accuracy-val", title, "top-1, %", f"Best: {listed(best)}.", inputs, series, levels=levels, limits=(0, ceiling)),
+        _chart(
+            "accuracy-train",
+            "Training accuracy",
+            "top-1, %",
+            f"In the last epoch {listed(ends)}, on augmented views and while still learning.",
+            inputs,
+            trained,
+            limits=(0, ceiling),
+        ),
+    ]
+
+
+def _rate(inputs: ReportInputs) -> Picture:
+    series = _per_student(inputs, [row["lr"] for row in inputs.metrics])
+    if len(series) > 1 and all(list(line.values) == list(series[0].values) for line in series):
+        series = [Series(label="all students", values=series[0].values, student=None)]
+    peaks = sorted({student.lr for student in inputs.recipe.students})
+    text = f"Half a cosine from {listed([f'{peak:g}' for peak in peaks])} to 0; each point is an epoch's last step."
+    return _chart("learning-rate", "Learning rate", "learning rate", text, inputs, series, height=2.1, from_zero=True)
+
+
+def _absent_terms(inputs: ReportInputs) -> list[str]:
+    alone = len(inputs.recipe.students) == 1
+    texts = []
+    for term, (title, _, symbol, _) in _TERMS.items():
+        if not _built(inputs, term):
+            why = "one student has no peers" if term == "peer" and alone else f"{symbol} = 0"
+            texts.append(sentence(f"{title}: not part of this run ({why})"))
+    return texts
+
+
+def _built(inputs: ReportInputs, term: str) -> bool:
+    loss = inputs.recipe.loss
+    weights = {"hard": loss.alpha, "teacher": loss.beta, "peer": loss.gamma if len(inputs.recipe.students) > 1 else 0.0}
+    return weights[term] > 0
+
+
+def _per_student(inputs: ReportInputs, rows: Sequence[Sequence[float]]) -> list[Series]:
+    """Lists of one figure per student, one list per epoch, as one line per student."""
+    return [
+        Series(label=short(name, 18), values=[row[index] for row in rows], student=index)
+        for index, name in enumerate(inputs.student_names)
+    ]
+
+
+def _best_epoch(inputs: ReportInputs, line: Series) -> int:
+    return int(inputs.metrics[list(line.values).index(max(line.values))]["epoch"])
+
+
+def _chart(
+    name: str,
+    title: str,
+    unit: str,
+    caption: str,
+    inputs: ReportInputs,
+    series: Sequence[Series],
+    *,
+    levels: Sequence[Level] = (),
+    limits: tuple[float, float] | None = None,
+    height: float = 2.9,
+    from_zero: bool = False,
+) -> Picture:
+    epochs = [int(row["epoch"]) for row in inputs.metrics]
+
+    def draw(figure: Figure, palette: Palette) -> None:
+        axes = figure.subplots()
+        for line in series:
+            colour = palette.ink if line.student is None else palette.student(line.student)
+            axes.plot(
+                epochs,
+                line.values,
+                color=colour,
+                marker=None if line.student is None and len(epochs) > 1 else MARKERS[(line.student or 0) % len(MARKERS)],
+                markersize=4,
+                markevery=max(1, len(epochs) // 8),
+                linestyle="-" if line.student is not None else (0, (5, 1.5)),
+            )
+        for level in levels:
+            axes.axhline(level.value, color=palette.soft, linewidth=1, linestyle=(0, (1, 2)))
+        axes.set_ylabel(unit)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        if len(epochs) > 1:
+            axes.set_xlim(epochs[0], epochs[-1])
+        if limits:
+            axes.set_ylim(*limits)
+        elif from_zero:
+            axes.set_ylim(bottom=0)
+        ends = [
+            (line.values[-1], line.label, palette.ink if line.student is None else palette.student(line.student))
+            for line in series
+        ]
+        _label_ends(axes, [*ends, *((level.value, level.label, palette.soft) for level in levels)], height)
+
+    return picture(name, title, caption, draw, height=height)
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], height: float) -> None:
+    """Write each line's name beside its end; names that would overlap move apart."""
+    low, high = axes.get_ylim()
+    gap = 13 / (height * 72 * 0.76)  # a line of text as a share of the axes' height
+    places = spread([(value - low) / (high - low or 1.0) for value, _, _ in ends], gap)
+    for place, (_, label, colour) in zip(places, ends, strict=True):
+        axes.annotate(
+            label,
+            xy=(1, place),
+            xycoords="axes fraction",
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            annotation_clip=False,
+        )
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places near the wanted ones (shares of 0 to 1) in the same order, at least `gap` apart where there is room."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    placed = [min(max(wanted[index], 0.0), 1.0) for index in order]
+    for _ in range(2 * len(placed)):  # push neighbours apart evenly, then back inside
+        for below in range(len(placed) - 1):
+            lack = gap - (placed[below + 1] - placed[below])
+            if lack > 0:
+                placed[below] -= lack / 2
+                placed[below + 1] += lack / 2
+        if placed and placed[0] < 0:
+            placed[0] = 0.0
+        if placed and placed[-1] > 1:
+            placed[-1] = 1.0
+    result = [0.0] * len(wanted)
+    for place, index in zip(placed, order, strict=True):
+        result[index] = place
+    return result

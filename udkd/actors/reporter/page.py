@@ -1,0 +1,176 @@
+"""The page as data: sections of blocks. Content modules make blocks, the template only lays them out."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure: svg follows the page's colours; png (light) goes to a file of its own, `name`.png."""
+
+    name: str
+    title: str
+    svg: str
+    png: bytes
+    caption: str
+    kind: str = "picture"
+
+    @property
+    def inline(self) -> Markup:
+        """The SVG for the template; matplotlib has escaped its texts."""
+        return Markup(self.svg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Figures side by side where there is room."""
+
+    pictures: Sequence[Picture]
+    kind: str = "pictures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A table's row. A cell that is None is a gap. student: index of the student whose colour marks the row.
+
+    bar: percent of the first figure to draw behind it. strong: the run's own figures stand in it.
+    """
+
+    label: str
+    cells: tuple[str | None, ...]
+    student: int | None = None
+    bar: float | None = None
+    strong: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A heading over `span` columns of a table."""
+
+    label: str
+    span: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table; `head` names the label column and the cells."""
+
+    name: str
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[Row]
+    caption: str
+    groups: tuple[Group, ...] = ()
+    notes: tuple[str, ...] = ()
+    kind: str = "table"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """One of a teacher's guesses. percent: its probability. right: it is the label."""
+
+    name: str
+    percent: float
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Card:
+    """One image, uint8 [h, w, 3], with its label and the teacher's guesses, the likeliest first."""
+
+    sample_id: int
+    pixels: NDArray[np.uint8]
+    label: str
+    weight: float
+    guesses: tuple[Guess, ...]
+
+    @property
+    def right(self) -> bool:
+        """Whether the first guess is the label."""
+        return self.guesses[0].right
+
+    @property
+    def source(self) -> str:
+        """The image as a data URI."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.pixels).save(buffer, "JPEG", quality=90, subsampling=0)
+        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """A grid of cards; png is the same grid as a file of its own, `name`.png."""
+
+    name: str
+    title: str
+    cards: Sequence[Card]
+    png: bytes
+    caption: str
+    kind: str = "gallery"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A sentence; `missing` marks one that stands where something else would."""
+
+    text: str
+    missing: bool = False
+    kind: str = "note"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Names and values, folded away. text: a longer listing under them."""
+
+    title: str
+    facts: Sequence[tuple[str, str]] = ()
+    text: str = ""
+    kind: str = "facts"
+
+
+Block = Pictures | Table | Gallery | Note | Facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A chapter of the page."""
+
+    anchor: str
+    title: str
+    blocks: Sequence[Block]
+
+    def files(self) -> dict[str, bytes]:
+        """PNG bytes by file name."""
+        found: dict[str, bytes] = {}
+        for block in self.blocks:
+            if isinstance(block, Pictures):
+                found |= {f"{picture.name}.png": picture.png for picture in block.pictures}
+            elif isinstance(block, Gallery):
+                found[f"{block.name}.png"] = block.png
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """The whole report. lead: the result in a sentence. student_names: in the order of their colours."""
+
+    title: str
+    subtitle: str
+    lead: str
+    sections: Sequence[Section]
+
+
+def render(page: Page, style: str) -> str:
+    """One HTML file that needs nothing else. style: CSS variables of the palettes."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("udkd.actors.reporter") / "page.html").read_text())
+    return template.render(page=page, style=Markup(style)) + "\n"

@@ -1,0 +1,94 @@
+"""RUN/report: one page that shows what can be seen of a run, and its figures as PNG files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from udkd.actors.reporter import certainty, curves, gallery, style, tables
+from udkd.actors.reporter.inputs import ReportInputs
+from udkd.actors.reporter.page import Facts, Note, Page, Section, render
+from udkd.actors.reporter.words import count, listed
+from udkd.formats.run import flat
+from udkd.words.files import write_bytes, write_text
+
+FIGURES = (
+    *(f"loss-{term}.png" for term in ("hard", "teacher", "peer")),
+    *("accuracy-val.png", "accuracy-train.png", "learning-rate.png"),
+    *("weights.png", "entropies.png", "classes.png", "surest.png", "least-sure.png"),
+)
+"""Every figure a report may have; one that a new report lacks is removed, so that none is older than the page."""
+
+
+def write_report(inputs: ReportInputs) -> Path:
+    """Write OUT/index.html and its figures; equal inputs give equal bytes. Returns the page's path."""
+    sections = [
+        tables.result_section(inputs),
+        curves.section(inputs),
+        tables.paper_section(inputs),
+        certainty.section(inputs),
+        gallery.section(inputs),
+        _provenance(inputs),
+    ]
+    page = Page(title=inputs.name, subtitle=_subtitle(inputs), lead=_lead(inputs), sections=sections)
+    inputs.out.mkdir(parents=True, exist_ok=True)
+    figures = {name: data for section in sections for name, data in section.files().items()}
+    for name in FIGURES:
+        if name not in figures:
+            (inputs.out / name).unlink(missing_ok=True)
+    for name, data in figures.items():
+        write_bytes(inputs.out / name, data)
+    path = inputs.out / "index.html"
+    write_text(path, render(page, style.css()))
+    return path
+
+
+def _subtitle(inputs: ReportInputs) -> str:
+    facts, recipe = inputs.data, inputs.recipe
+    parts = [listed(inputs.student_names)]
+    if recipe.loss.beta:
+        architecture = (inputs.teacher or {}).get("architecture") or "a teacher"
+        parts[0] += f", taught by {architecture}"
+    if facts is not None:
+        parts.append(f"{facts.num_classes} classes, {facts.train_images:,} + {facts.val_images:,} images")
+    done, wanted = len(inputs.metrics), recipe.train.epochs
+    epochs = count(wanted, "epoch") if done == wanted else f"{done} of {count(wanted, 'epoch')}"
+    return " · ".join([*parts, f"{recipe.views.size_px} px", epochs])
+
+
+def _lead(inputs: ReportInputs) -> str:
+    """The result in one sentence."""
+    results, _ = tables.results_of(inputs)
+    if not results:
+        return "Nothing is measured yet."
+    students = [f"{result.name} {result.top1:.1f} %" for result in results if result.kind == "student"]
+    told = f"Top-1: {listed(students)}"
+    for result in results:
+        if result.kind != "student":
+            who = "averaged" if result.kind == "average" else "the teacher"
+            told += f"; {who} {result.top1:.1f} %"
+    classes = (inputs.evaluation or {}).get("num_classes") or (inputs.data.num_classes if inputs.data else None)
+    return told + (f". Chance is {100 / classes:.3g} %." if classes else ".")
+
+
+def _provenance(inputs: ReportInputs) -> Section:
+    """Everything needed to make the run again."""
+    blocks: list[Any] = []
+    if inputs.why_no_data:
+        blocks.append(Note(text=inputs.why_no_data, missing=True))
+    if inputs.provenance.get("command"):
+        blocks.append(Facts(title="Command", text=str(inputs.provenance["command"])))
+    blocks.append(
+        Facts(title="Data, cache, teacher, versions, hardware", facts=_pairs(inputs.provenance, ("command", "format")))
+    )
+    if inputs.teacher is not None:
+        blocks.append(Facts(title="Teacher", facts=_pairs(inputs.teacher, ())))
+    blocks.append(Facts(title="Full recipe", text=json.dumps(inputs.recipe.to_dict(), indent=2, ensure_ascii=False)))
+    return Section(anchor="provenance", title="How to make it again", blocks=blocks)
+
+
+def _pairs(values: Mapping[str, Any], without: tuple[str, ...]) -> list[tuple[str, str]]:
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if name not in without}
+    if "classes" in plain:
+        plain["classes"] = f"{len(plain['classes'])}"
+    return [(name.replace("_", " ").replace(".", " · "), str(value)) for name, value in flat(plain).items()]
