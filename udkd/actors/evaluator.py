@@ -11,8 +11,10 @@ from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
-from udkd.operations.models import build, num_parameters
+from udkd.operations.models import num_parameters
+from udkd.parts.environment import set_threads
 from udkd.parts.epoch_views import EpochViews
+from udkd.parts.frozen_teacher import FrozenTeacher, require_same_classes
 from udkd.parts.students import make_students
 from udkd.words.errors import MismatchError
 from udkd.words.observer import Observer
@@ -26,6 +28,7 @@ def evaluate(
     data, teacher: where they lie now, if not where the run found them. Raises UserError kin for what does not fit.
     """
     recipe = Recipe.of(run.config, str(run.path))
+    set_threads(recipe.train.threads)
     provenance = run.provenance
     dataset = DatasetFolder.open(data or Path(provenance["dataset"]))
     if dataset.digest != provenance["dataset_digest"]:
@@ -38,20 +41,18 @@ def evaluate(
         student.model.eval()
     folder = _teacher_folder(teacher, provenance)
     models = [student.model for student in students]
-    if folder is not None:
-        model = build(folder.info.architecture, len(folder.info.classes), image_px=recipe.views.size_px, seed=0)
-        model.load_state_dict(folder.weights())
-        models_and_teacher = [*models, model.eval().to(device)]
+    frozen = None if folder is None else _frozen(folder, dataset, recipe, device)
     split = dataset.split("val")
     backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
     views = EpochViews(recipe.evaluation_spec, 0, split, device)
-    observer.start("evaluation", len(split.ids) * (1 if folder is None else 2), "images")
+    observer.start("evaluation", len(split.ids) * (1 if frozen is None else 2), "images")
     try:
         options: dict[str, Any] = {"batch": recipe.train.batch, "autocast": recipe.train.precision == "bfloat16"}
         scores = score(models, backend, split.ids, views, on_batch=observer.advance, **options)
         taught = None
-        if folder is not None:
-            taught = score(models_and_teacher[-1:], backend, split.ids, views, on_batch=observer.advance, **options)
+        if frozen is not None:
+            options = {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16"}
+            taught = score([frozen.model], backend, split.ids, views, on_batch=observer.advance, **options)
     finally:
         backend.close()
         observer.finish()
@@ -66,12 +67,23 @@ def evaluate(
         ],
         "ensemble": scores.ensemble.to_dict(),
         "teacher": None
-        if folder is None or taught is None
-        else {"name": folder.info.architecture, "parameters": num_parameters(models_and_teacher[-1])}
-        | taught.each[0].to_dict(),
+        if frozen is None or taught is None
+        else {"name": frozen.architecture, "parameters": num_parameters(frozen.model)} | taught.each[0].to_dict(),
     }
     run.write_evaluation(result)
     return result
+
+
+def _frozen(folder: TeacherFolder, dataset: DatasetFolder, recipe: Recipe, device: torch.device) -> FrozenTeacher:
+    """The teacher as it taught: its batch and precision are the recipe's."""
+    require_same_classes(folder, dataset)
+    return FrozenTeacher.load(
+        folder,
+        device=device,
+        batch=recipe.teacher.batch,
+        precision=recipe.teacher.precision,
+        image_px=recipe.views.size_px,
+    )
 
 
 def _teacher_folder(teacher: Path | None, provenance: dict[str, Any]) -> TeacherFolder | None:

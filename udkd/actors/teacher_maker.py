@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from udkd.engine.scoring import score
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
-from udkd.formats.teacher import TeacherFolder, write_teacher
-from udkd.operations.models import build
+from udkd.formats.teacher import TeacherFolder, require_classes, write_teacher
+from udkd.operations.models import build, first_difference
+from udkd.parts.environment import set_threads
 from udkd.parts.epoch_views import EpochViews
 from udkd.parts.students import prefixed
-from udkd.words.errors import DataError, MismatchError, RunError
+from udkd.words.errors import DataError, RunError
 from udkd.words.observer import Observer
 
 IMAGENET_CLASSES = 1000
@@ -43,10 +45,8 @@ def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Can
     if (student is None and len(names) > 1) or (student is not None and student not in names):
         raise RunError(f"{run.path} holds the students {', '.join(names)}, asked for {student}; name one with --student")
     index = 0 if student is None else names.index(student)
+    require_classes(f"the run in {run.path}", run.classes or classes, classes, "take a run on this data set")
     weights = prefixed(dict(run.load().tensors), f"student.{index}.")
-    outputs = next(reversed(weights.values())).shape[0]
-    if outputs != len(classes):
-        raise MismatchError(f"{run.path}", [("classes", outputs, len(classes))], "take a run on this data set")
     return Candidate(
         architecture=recipe.students[index].architecture,
         weights=weights,
@@ -61,16 +61,15 @@ def from_imagenet(architecture: str, weights_file: Path | None, classes: Sequenc
     Raises DataError: a class that is none of ILSVRC2012's, no network, a file of another architecture.
     """
     rows = imagenet_rows(classes)
+    model = build(architecture, IMAGENET_CLASSES, image_px=224, seed=0)
     if weights_file is None:
         state, origin = _download(architecture), "torchvision's default weights"
     else:
         state, origin = read_weights(weights_file), str(weights_file.resolve())
-    model = build(architecture, IMAGENET_CLASSES, image_px=224, seed=0)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise DataError(f"{origin} does not fit {architecture} with 1000 classes ({reason}); name its --architecture") from None
+    difference = first_difference(state, model.state_dict())
+    if difference:
+        raise DataError(f"{origin} does not fit {architecture} with 1000 classes ({difference}); name its --architecture")
+    model.load_state_dict(state)
     head = _head(model)
     picked = {name: value[rows] if name.startswith(head + ".") else value for name, value in model.state_dict().items()}
     return Candidate(architecture=architecture, weights=picked, made={"weights": origin, "rows_of_1000": rows})
@@ -102,7 +101,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises whatever the damage causes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{file} cannot be read as weights ({reason}); expected a state dict of tensors") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise DataError(f"{file} holds no state dict; expected tensors by name; save model.state_dict()")
     return state
 
@@ -111,13 +110,18 @@ def write_measured(
     path: Path, candidate: Candidate, dataset: DatasetFolder, recipe: Recipe, device: torch.device, observer: Observer
 ) -> TeacherFolder:
     """Measure a candidate on the validation split in the recipe's evaluation view, and write its folder."""
-    model = build(candidate.architecture, len(dataset.classes), image_px=recipe.views.size_px, seed=0)
-    try:
-        model.load_state_dict(dict(candidate.weights))
-    except RuntimeError as error:
-        raise DataError(f"weights do not fit {candidate.architecture} ({str(error).splitlines()[-1].strip()})") from None
-    model.eval().to(device)
     split = dataset.split("val")
+    if len(split.ids) == 0:
+        raise DataError(f"{dataset.path} has no validation images; expected some to measure on; convert with --hold-out")
+    set_threads(recipe.train.threads)
+    model = build(candidate.architecture, len(dataset.classes), image_px=recipe.views.size_px, seed=0)
+    difference = first_difference(candidate.weights, model.state_dict())
+    if difference:
+        raise DataError(
+            f"the weights do not fit {candidate.architecture} ({difference}); expected its own; name another source"
+        )
+    model.load_state_dict(dict(candidate.weights))
+    model.eval().to(device)
     backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
     observer.start("teacher's accuracy", len(split.ids), "images")
     try:
@@ -153,7 +157,7 @@ def _download(architecture: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
     except ValueError:
         raise DataError(f"torchvision has no pretrained {architecture}; expected one such as resnet50") from None
-    except OSError as error:
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash of what came is not the published one
         raise DataError(
             f"torchvision's {architecture} could not be downloaded ({error}); expected a network; "
             "bring the file and name it with --weights"

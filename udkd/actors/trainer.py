@@ -27,6 +27,7 @@ from udkd.parts.epoch_views import EpochViews
 from udkd.parts.students import make_students
 from udkd.words.batch import Backend
 from udkd.words.errors import ConfigError, DataError, MismatchError, RunError
+from udkd.words.files import FolderLock
 from udkd.words.hashing import permutation
 from udkd.words.observer import SILENT, Observer
 
@@ -64,10 +65,11 @@ class Outcome:
 def train(job: Job) -> Outcome:
     """Train the recipe's students; everything that is learnt is in the run folder.
 
-    Raises UserError kin: unusable data, cache, teacher or run folder, a loss that is not finite (the last checkpoint stays).
+    Raises UserError kin: unusable data, cache, teacher or run folder, another process that trains it, a loss that is not
+    finite (the last checkpoint stays).
     """
     set_threads(job.recipe.train.threads)
-    with contextlib.closing(Trainer(job)) as trainer:
+    with contextlib.closing(Trainer(job)) as trainer, FolderLock(job.out):
         return trainer.run()
 
 
@@ -110,6 +112,7 @@ class Trainer:
     def run(self) -> Outcome:
         """Train from the present step to the end, or until asked to stop."""
         total = self.recipe.train.epochs * self.steps_per_epoch
+        self.run_folder.drop_metrics_after(self.step)
         if self.step >= total:
             self.job.observer.note(f"{self.job.out} is finished already: {self.recipe.train.epochs} epochs")
         while self.step < total:
@@ -248,7 +251,6 @@ class Trainer:
             student.restore(tensors)
         self.tally.sums.copy_(tensors["tally.sums"])
         self.tally.count.copy_(tensors["tally.count"])
-        self.run_folder.drop_metrics_after(self.step)
         self.job.observer.note(f"resumed at step {self.step} (epoch {self.step // self.steps_per_epoch + 1})")
 
     def _steps_per_epoch(self) -> int:
@@ -266,7 +268,11 @@ class Trainer:
     def _begin_or_reopen(self, record: dict[str, Any]) -> RunFolder:
         """The run folder. record: what teaches; a resumed run must find its recipe, data and teacher as they were."""
         config, out = self.recipe.to_dict(), self.job.out
-        facts = {"dataset": str(self.job.data.resolve()), "dataset_digest": self.dataset.digest} | record
+        facts = {
+            "dataset": str(self.job.data.resolve()),
+            "dataset_digest": self.dataset.digest,
+            "classes": [entry.wnid for entry in self.dataset.classes],
+        } | record
         if not self.job.resume:
             return RunFolder.create(out, config, facts | environment(self.job.device))
         run = RunFolder.open(out)

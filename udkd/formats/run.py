@@ -41,9 +41,7 @@ class RunFolder:
         """Begin a run. Raises RunError where the folder already holds one."""
         run = cls(path)
         if (path / "config.json").exists():
-            raise RunError(
-                f"{path} already holds a run; expected a new folder; go on with --resume or choose another"
-            )
+            raise RunError(f"{path} already holds a run; expected a new folder; go on with --resume or choose another")
         run._checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(path / "run.json", dict(provenance) | {"format": FORMAT})
         write_text(run._metrics, "")
@@ -69,12 +67,17 @@ class RunFolder:
     @property
     def provenance(self) -> dict[str, Any]:
         """Data, cache, versions, hardware, command."""
-        return self._read("run.json")
+        return self._read("run.json", "dataset", "dataset_digest")
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
         """What udkd eval found, or None."""
         return self._read("eval.json") if (self.path / "eval.json").exists() else None
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Wnid (or folder name) of each output of the students, in order; None where run.json does not say."""
+        return self.provenance.get("classes")
 
     def write_evaluation(self, values: Mapping[str, Any]) -> None:
         write_json(self.path / "eval.json", values)
@@ -126,19 +129,21 @@ class RunFolder:
         """The newest checkpoint. Raises RunError where there is none or its bytes are not those recorded."""
         if not self.has_checkpoint:
             raise RunError(f"{self.path} has no checkpoint yet; expected at least one finished epoch; train it first")
-        last = self._read("checkpoints/last.json")
-        file = self._checkpoints / last["file"]
+        last = self._read("checkpoints/last.json", "file", "sha256", "progress")
+        file = self._checkpoints / Path(last["file"]).name
         try:
             data = file.read_bytes()
         except FileNotFoundError:
             raise RunError(f"{file} is missing; expected the newest checkpoint; restore it or train again") from None
         if hashlib.sha256(data).hexdigest() != last["sha256"]:
-            raise RunError(f"{file} is damaged (its sha256 is not the recorded one); restore it or train again")
+            raise RunError(f"{file} is damaged; expected the sha256 that last.json records; restore it or train again")
         return Checkpoint(tensors=load(data), progress=last["progress"])
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, *required: str) -> dict[str, Any]:
         try:
-            values: dict[str, Any] = json.loads((self.path / name).read_text())
+            values = json.loads((self.path / name).read_text())
+            if not isinstance(values, dict) or any(key not in values for key in required):
+                raise ValueError(f"it lacks {', '.join(required) or 'an object'}")
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path / name} cannot be read ({error}); expected JSON; train again") from None
         return values

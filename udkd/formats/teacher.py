@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from udkd.words.errors import DataError
+from udkd.words.errors import DataError, MismatchError
 from udkd.words.files import write_bytes, write_json
 
 FORMAT = 1
@@ -50,6 +50,8 @@ class TeacherFolder:
         file = path / "teacher.json"
         try:
             values = json.loads(file.read_text())
+            if not isinstance(values, dict):
+                raise ValueError("no object")
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{path} is no teacher (no teacher.json); expected a folder made by udkd teacher fit or import"
@@ -80,6 +82,18 @@ class TeacherFolder:
             return load(data)
         except SafetensorError as error:
             raise DataError(f"{file} is no safetensors file ({error}); make the teacher again") from None
+
+
+def require_classes(what: str, stored: Sequence[str], wanted: Sequence[str], remedy: str) -> None:
+    """MismatchError, naming `what` and the first difference, unless the classes are the same in the same order."""
+    fields: list[tuple[str, object, object]] = []
+    if len(stored) != len(wanted):
+        fields = [("num_classes", len(stored), len(wanted))]
+    elif list(stored) != list(wanted):
+        index = next(i for i in range(len(stored)) if stored[i] != wanted[i])
+        fields = [(f"class {index}", stored[index], wanted[index])]
+    if fields:
+        raise MismatchError(what, fields, remedy)
 
 
 def write_teacher(path: Path, weights: Mapping[str, Tensor], **info: Any) -> TeacherFolder:

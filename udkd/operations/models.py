@@ -1,6 +1,7 @@
 """Networks: any torchvision classifier, its randomness made a pure function of (seed, student, step)."""
 
 import difflib
+from collections.abc import Mapping
 
 import torch
 import torchvision
@@ -44,6 +45,16 @@ def _check_input(architecture: str, num_classes: int, image_px: int) -> None:
             ) from None
     if not isinstance(logits, Tensor):
         raise ConfigError(f"{architecture} returns auxiliary outputs; expected logits alone; choose another architecture")
+
+
+def first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Why `state` cannot be loaded where `expected` is the state dict, in a few words; empty where it can."""
+    for name, value in expected.items():
+        if name not in state:
+            return f"it lacks {name}"
+        if state[name].shape != value.shape:
+            return f"{name} is {list(state[name].shape)}, expected {list(value.shape)}"
+    return next((f"it also holds {name}" for name in state if name not in expected), "")
 
 
 def num_parameters(model: nn.Module) -> int:

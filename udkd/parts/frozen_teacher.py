@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from udkd.formats.dataset import DatasetFolder
-from udkd.formats.teacher import TeacherFolder
-from udkd.operations.models import build
+from udkd.formats.teacher import TeacherFolder, require_classes
+from udkd.operations.models import build, first_difference
 from udkd.operations.targets import PackedTargets, pack
-from udkd.words.errors import DataError, MismatchError
+from udkd.words.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,11 @@ class FrozenTeacher:
     ) -> "FrozenTeacher":
         """Build the network and load its weights. Raises DataError where they do not belong to the architecture."""
         model = build(folder.info.architecture, len(folder.info.classes), image_px=image_px, seed=0)
-        try:
-            model.load_state_dict(folder.weights())
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise DataError(f"{folder.path}: weights do not fit {folder.info.architecture} ({reason}); make it again") from None
+        weights = folder.weights()
+        difference = first_difference(weights, model.state_dict())
+        if difference:
+            raise DataError(f"{folder.path}: weights do not fit {folder.info.architecture} ({difference}); make it again")
+        model.load_state_dict(weights)
         model.eval().requires_grad_(False).to(device)
         if channels_last:
             model.to(memory_format=torch.channels_last)
@@ -98,13 +98,6 @@ class FrozenTeacher:
 
 def require_same_classes(teacher: TeacherFolder, dataset: DatasetFolder) -> None:
     """MismatchError unless output i of the teacher is label i of the dataset, for every i."""
-    stored, wanted = teacher.info.classes, tuple(entry.wnid for entry in dataset.classes)
-    fields: list[tuple[str, object, object]] = []
-    if len(stored) != len(wanted):
-        fields = [("num_classes", len(stored), len(wanted))]
-    elif stored != wanted:
-        index = next(i for i in range(len(stored)) if stored[i] != wanted[i])
-        fields = [(f"class {index}", stored[index], wanted[index])]
-    if fields:
-        remedy = f"take a teacher for the classes of {dataset.path}, in their order"
-        raise MismatchError(f"the teacher in {teacher.path}", fields, remedy)
+    wanted = [entry.wnid for entry in dataset.classes]
+    remedy = f"take a teacher for the classes of {dataset.path}, in their order"
+    require_classes(f"the teacher in {teacher.path}", teacher.info.classes, wanted, remedy)
