@@ -23,14 +23,14 @@ BackendName = Literal["auto", "resident", "folder"]
 class Section(BaseModel):
     """A group of keys; unknown ones are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataSection(Section):
     """Where canvases come from."""
 
     backend: BackendName = "auto"
-    workers: int = Field(default=0, ge=0, description="decoding threads of the folder backend; 0 means one per core")
+    workers: int = Field(default=0, ge=0, le=1024, description="decoding threads of the folder backend; 0 means one per core")
 
 
 class ViewsSection(Section):
@@ -45,7 +45,17 @@ class ViewsSection(Section):
     brightness: float = Field(default=0.4, ge=0)
     contrast: float = Field(default=0.4, ge=0)
     saturation: float = Field(default=0.4, ge=0)
-    seed: int = Field(default=0, ge=0, description="names the views; caches of augmented views depend on it")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="names the views; caches of augmented views depend on it")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} [{low}, {high}]; expected a smaller and a larger number above 0; change it")
+        if self.scale[1] > 1:
+            raise ValueError(f"scale up to {self.scale[1]}; expected a share of the image, at most 1; change it")
+        _ = self.spec
+        return self
 
     @property
     def spec(self) -> ViewSpec:
@@ -73,7 +83,7 @@ class TeacherSection(Section):
     @model_validator(mode="after")
     def _at_least_one_view(self) -> Self:
         if isinstance(self.views, int) and self.views < 1:
-            raise ValueError("views must be 'canonical' or at least 1")
+            raise ValueError(f"views is {self.views}; expected 'canonical' or a number of views from 1; change it")
         return self
 
 
@@ -118,11 +128,11 @@ class TrainSection(Section):
 
     epochs: int = Field(default=50, ge=1)
     batch: int = Field(default=64, ge=2)
-    seed: int = Field(default=0, ge=0, description="initial weights, order of samples, dropout")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="initial weights, order of samples, dropout")
     precision: Precision = "float32"
     channels_last: bool = True
     compile: Literal["off", "loss", "all"] = "off"
-    threads: int = Field(default=0, ge=0, description="PyTorch's threads on the CPU; 0 leaves them as they are")
+    threads: int = Field(default=0, ge=0, le=1024, description="PyTorch's threads on the CPU; 0 leaves them as they are")
     log_every_steps: int = Field(default=10, ge=1)
     tensorboard: bool = False
 
@@ -154,14 +164,34 @@ class Recipe(Section):
         return self.evaluation_spec if self.teacher.views == "canonical" else self.views.spec
 
     @model_validator(mode="after")
-    def _views_are_possible(self) -> Self:
-        _ = (self.evaluation_spec, self.views.spec)
+    def _evaluation_is_possible(self) -> Self:
+        if self.evaluation.resize_px < self.views.size_px:
+            raise ValueError(
+                f"evaluation.resize_px {self.evaluation.resize_px} is below views.size_px {self.views.size_px}; "
+                "expected at least as much; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> Self:
+        if self.loss.alpha == self.loss.beta == 0 and (self.loss.gamma == 0 or len(self.students) == 1):
+            raise ValueError("loss.alpha, loss.beta and loss.gamma leave nothing to learn from; expected one above 0; raise it")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        names = self.student_names()
+        if len(set(names)) < len(names):
+            raise ValueError(f"students are called {', '.join(names)}; expected a name each; change students.*.name")
         return self
 
     @model_validator(mode="after")
     def _teacher_is_used_or_absent(self) -> Self:
         if self.loss.beta > 0 and self.teacher.source == "none":
-            raise ValueError("loss.beta > 0 needs a teacher: set teacher.source to cache or live, or loss.beta to 0")
+            raise ValueError(
+                "teacher.source is none and loss.beta above 0; expected a teacher for that term; "
+                "set teacher.source to cache or live, or loss.beta to 0"
+            )
         return self
 
     def for_teacher(self) -> "Recipe":
@@ -191,27 +221,47 @@ class Recipe(Section):
     def of(cls, values: Mapping[str, Any], origin: str) -> "Recipe":
         """Check plain values. Raises ConfigError with the path of the first bad key; `origin` names where they came from."""
         try:
-            return cls.model_validate_json(json.dumps(values))
+            # default=str: TOML knows dates, which no key is; as text they are refused by their path.
+            return cls.model_validate_json(json.dumps(values, default=str))
         except ValidationError as error:
-            problems = error.errors(include_url=False)
-            first = problems[0]
-            path = ".".join(str(part) for part in first["loc"]) or "recipe"
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            if first["type"] == "extra_forbidden":
-                raise ConfigError(f"{origin}: {path} is no key of a recipe{more}; expected {_siblings(first['loc'])}") from None
-            message = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{origin}: {path} = {first['input']!r}: {message}{more}; change it") from None
+            raise ConfigError(f"{origin}: {_explained(error.errors(include_url=False))}") from None
 
 
-def _siblings(location: Sequence[int | str]) -> str:
-    """The keys that are allowed where an unknown one was found."""
-    model: Any = Recipe
-    for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        model = StudentSection if part == "students" else annotation
-    return ", ".join(model.model_fields)
+def _explained(problems: Sequence[Any]) -> str:
+    """The first problem of a recipe, in the words of its keys."""
+    first, (place, section) = problems[0], _place(problems[0]["loc"])
+    path = ".".join(map(str, place))
+    others = {_place(problem["loc"])[0] for problem in problems} - {place}
+    more = f" (and {len(others)} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        return f"{path} is no key of a recipe{more}; expected {', '.join(section.model_fields)}; correct it"
+    if first["type"] == "value_error":  # our own words, complete; the input is a whole section
+        return f"{path + ': ' if path else ''}{first['msg'].removeprefix('Value error, ')}{more}"
+    if first["type"] == "missing":
+        return f"{path} is missing{more}; expected a value; add it"
+    # A union reports each of its members: teacher.views is "canonical" or a number.
+    reports = [problem["msg"] for problem in problems if _place(problem["loc"])[0] == place]
+    wanted = " or ".join(message.removeprefix("Input should be ") for message in reports)
+    return f"{path} is {json.dumps(first['input'], default=str)}{more}; expected {wanted}; change it"
+
+
+def _place(location: Sequence[int | str]) -> tuple[tuple[int | str, ...], type[Section]]:
+    """A location without the members of unions that pydantic adds to it, and the innermost section on the way there."""
+    place: list[int | str] = []
+    section: type[Section] = Recipe
+    ended = False
+    for part in location:
+        if isinstance(part, str):
+            if ended:
+                continue
+            field = section.model_fields.get(part)
+            inner = StudentSection if part == "students" else field.annotation if field else None
+            if isinstance(inner, type) and issubclass(inner, Section):
+                section = inner
+            else:
+                ended = True
+        place.append(part)
+    return tuple(place), section
 
 
 def shipped_recipes() -> list[str]:
@@ -223,14 +273,16 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A shipped recipe by name, or a TOML file by path, with `a.b=value` overrides (TOML values; bare words are strings)."""
     path = Path(name)
     if name in shipped_recipes():
-        text = (_recipes() / f"{name}.toml").read_text()
+        data = (_recipes() / f"{name}.toml").read_bytes()
     elif path.suffix == ".toml" and path.is_file():
-        text = path.read_text()
+        data = path.read_bytes()
     else:
-        raise ConfigError(f"recipe {name!r} not found; expected a .toml file or one of {', '.join(shipped_recipes())}")
+        raise ConfigError(
+            f"recipe {name!r} not found; expected a .toml file or one of {', '.join(shipped_recipes())}; correct it"
+        )
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(data.decode())
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, an integer of 5,000 digits
         raise ConfigError(f"{name} is not TOML ({error}); correct it") from None
     for override in overrides:
         _override(values, override)
@@ -243,9 +295,11 @@ def _recipes() -> Any:
 
 def _override(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"--set {override!r}; expected KEY=VALUE, such as train.epochs=3")
     *parents, last = path.strip().split(".")
+    if not equals or not all((*parents, last)):
+        raise ConfigError(f"--set {override!r}; expected KEY=VALUE, such as train.epochs=3; correct it")
+    if parents[:1] == ["students"] and "students" not in values:
+        values["students"] = Recipe().to_dict()["students"]  # a place in a list that the recipe leaves as it is by default
     place: Any = values
     try:
         for part in parents:
@@ -255,11 +309,13 @@ def _override(values: dict[str, Any], override: str) -> None:
         else:
             place[last] = _value(text)
     except (IndexError, ValueError, AttributeError, TypeError):
-        raise ConfigError(f"--set {path}: no such place in the recipe; expected a key's path, such as students.0.lr") from None
+        raise ConfigError(
+            f"--set {path}: no such place in the recipe; expected a key's path, such as students.0.lr; correct it"
+        ) from None
 
 
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return text.strip()
