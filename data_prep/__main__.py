@@ -1,5 +1,15 @@
-"""`python -m data_prep` is the `udkd-prep` command."""
+"""`python -m data_prep` and the `udkd-prep` command: answers Ctrl-C before anything heavy is imported."""
 
-from data_prep.cli import main
+from udkd.words.signals import handled, quit_at_once
 
-main()
+
+def main() -> None:
+    """Entry point of the console command."""
+    with handled(quit_at_once):
+        from data_prep.cli import main as run
+
+        run()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,11 +2,9 @@
 
 import errno
 import os
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Literal
 
 import typer
@@ -22,6 +20,7 @@ from data_prep.verify import verify as verify_folder
 from udkd.formats.dataset import DatasetFolder
 from udkd.words.errors import ConfigError, UserError
 from udkd.words.files import FolderLock
+from udkd.words.signals import Stopped, handled, stop
 
 app = typer.Typer(
     help="Prepare images once, for udkd to train on.",
@@ -211,25 +210,11 @@ def _print_info(folder: Path) -> None:
         print(line)
 
 
-class _Stopped(BaseException):
-    """Ctrl-C or SIGTERM as an exception, so that locks, temporary files and workers are cleaned up on the way out."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)  # the cleaning up itself is short, and must not be interrupted
-    raise _Stopped(number)
-
-
 def main() -> None:
     """Run the command line. Exit codes: 0, 1 for what a user can cause, 2 for wrong usage, 128 + n for signal n."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     try:
-        app()
+        with handled(stop):
+            app()
     except UserError as error:
         _fail(str(error), 1)
     except OSError as error:
@@ -238,8 +223,8 @@ def main() -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             remedy = "free some room, then the same command continues"
         _fail(f"{where}{error.strerror or error}; expected to be able to read and write there; {remedy}", 1)
-    except _Stopped as stopped:
-        _fail(f"stopped by {signal.Signals(stopped.number).name}; the same command continues", 128 + stopped.number)
+    except Stopped as stopped:
+        _fail(f"stopped by {stopped.name}; the same command continues", stopped.exit_code)
 
 
 def _fail(text: str, code: int) -> None:

@@ -30,5 +30,5 @@ app.command("quickstart")(quickstart)
 
 
 def main() -> None:
-    """Entry point of the console command."""
+    """Run the command line; udkd/__main__.py is the entry point."""
     terminal.run(app)

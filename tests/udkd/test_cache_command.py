@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from tests.udkd.test_cache_builder import make_dataset, make_teacher
-from udkd.console import terminal
 from udkd.commands.cache import cache_app
+from udkd.console import terminal
 from udkd.formats.cache.view_file import view_path
 
 SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
@@ -19,7 +19,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     """Exit code, stdout, stderr."""
     code: int | str | None = 0
     try:
-        console.run(lambda: cache_app([str(argument) for argument in arguments]))  # type: ignore[arg-type]
+        terminal.run(lambda: cache_app([str(argument) for argument in arguments]))  # type: ignore[arg-type]
     except SystemExit as end:
         code = end.code
     printed = capsys.readouterr()

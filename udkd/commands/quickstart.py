@@ -10,6 +10,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.markup import escape
 
 from udkd.actors.cache_builder import build_cache
 from udkd.actors.evaluator import evaluate
@@ -82,7 +83,7 @@ def quickstart(
 
     page = write_report(gather(run))
     out.print(result_table(result))
-    out.print(f"report: {page}")
+    out.print(f"report: {escape(str(page))}", soft_wrap=True)
     err.print(f"{(time.perf_counter() - started) / 60:.1f} minutes in all")
 
 
@@ -96,7 +97,7 @@ def _announce(speeds: Speeds, recipe: Recipe, images: int, val_images: int) -> N
 
 
 def _heading(title: str, command: str) -> None:
-    err.print(f"\n[bold]{title}[/bold]  [dim]{command}[/dim]")
+    err.print(f"\n[bold]{title}[/bold]  [dim]{escape(command)}[/dim]")
 
 
 def _made_up_images(folder: Path, classes: int, images: int, val_images: int) -> Path:

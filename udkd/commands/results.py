@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from udkd.actors.evaluator import evaluate
 from udkd.console.outcome import result_table
@@ -32,4 +33,4 @@ def report_command(run: RunArgument) -> None:
     """Write RUN/report/index.html: one page with everything that can be seen of a run, and its figures as PNG files."""
     from udkd.actors.reporter import gather, write_report  # matplotlib takes a second
 
-    err.print(f"report: {write_report(gather(run))}")
+    err.print(f"report: {escape(str(write_report(gather(run))))}")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from udkd.actors.teacher_maker import Candidate, from_imagenet, from_run, write_measured
 from udkd.actors.trainer import Job, train
@@ -89,6 +90,8 @@ def _candidate(architecture: str, weights: Path | None, run: Path | None, studen
 
 def refuse_existing(teacher: Path) -> None:
     """A finished teacher is never written over: caches are tied to its weights."""
+    if teacher.exists() and not teacher.is_dir():
+        raise RunError(f"{teacher} is a file; expected a folder to make; choose another")
     if (teacher / "teacher.json").exists():
         raise RunError(f"{teacher} already holds a teacher; expected a new folder; choose another or remove it")
 
@@ -97,5 +100,5 @@ def _announce(folder: TeacherFolder) -> None:
     accuracy = folder.info.accuracy
     err.print(
         f"teacher {folder.info.architecture}, {len(folder.info.classes)} classes: "
-        f"validation top-1 {accuracy['top1']:.2f} %, top-5 {accuracy['top5']:.2f} %, in {folder.path}"
+        f"validation top-1 {accuracy['top1']:.2f} %, top-5 {accuracy['top5']:.2f} %, in {escape(str(folder.path))}"
     )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID,
 from rich.text import Text
 
 from udkd.words.errors import UserError
+from udkd.words.signals import KINDS, Stopped, handled, stop
 
 STOPPED = 130
 """Exit code of a command that was asked to stop."""
@@ -23,8 +25,9 @@ STOPPED = 130
 QUIET_S = 30.0
 """Without a terminal, seconds between two lines of progress."""
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# No emoji: a path may well hold ":bee:".
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or a .toml file.")]
 SetOption = Annotated[
@@ -123,28 +126,45 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         for kind, handler in before.items():
             signal.signal(kind, handler)
 
-    before = {kind: signal.signal(kind, ask) for kind in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    before = {kind: signal.getsignal(kind) for kind in KINDS}
+    with handled(ask):
         yield lambda: asked
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 def run(app: typer.Typer) -> None:
-    """Run a command line. What a user can cause is one line on stderr and exit code 1; Ctrl-C is 130."""
+    """Run a command line. What a user can cause is one line on stderr and exit code 1; a signal n is 128 + n."""
     try:
-        app()
+        with handled(stop):
+            app()
     except UserError as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        fail("stopped by Ctrl-C; whatever was finished is kept", code=130)
+    except Stopped as stopped:
+        fail(f"stopped by {stopped.name}; whatever was finished is kept, the same command goes on", code=stopped.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR):
+        remedy = "check the path and its rights"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "free some room and run it again"
+        where = f"{error.filename}: " if error.filename else ""
+        fail(f"{where}{error.strerror or error}; expected to be able to read and write there; {remedy}")
+    except (MemoryError, RuntimeError) as error:
+        known = _machine_s_limit(error)
+        if known is None:
             raise
-        fail(
-            f"{error.filename or 'writing'}: {error.strerror}; expected a writable place with room; free some or choose another"
-        )
+        fail(known)
+
+
+def _machine_s_limit(error: MemoryError | RuntimeError) -> str | None:
+    """What PyTorch means where the machine, not the program, is at fault; None for anything else."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+        return f"out of memory ({_first_sentence(text)}); expected it to fit; lower train.batch, teacher.batch or views.size_px"
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return f"torch.compile failed ({_first_sentence(text)}); expected a working compiler; take --set train.compile=off"
+    return None
+
+
+def _first_sentence(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:200]
 
 
 def fail(message: str, *, code: int = 1) -> None:

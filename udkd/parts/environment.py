@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,12 +16,15 @@ def choose_device(name: str) -> torch.device:
     """Find a device; "auto" takes a GPU where there is one. Raises ConfigError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {name} was asked for; expected a GPU, and PyTorch sees none; use --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r} is unknown; expected auto, cpu or cuda") from None
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise ConfigError(f"device {name!r} is unknown; expected auto, cpu, cuda or cuda:N; change --device")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name} was asked for and PyTorch sees {torch.cuda.device_count()} GPUs; expected one of those; "
+            "use --device auto or cpu"
+        )
+    return device
 
 
 def set_threads(threads: int) -> None:
