@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from data_prep.synth.catalogue import TEXTURES, Kind
+from data_prep.synth.catalogue import TEXTURES, TRAITS, Kind
 from data_prep.synth.draws import Draws
 from data_prep.synth.shapes import F32, SHAPES, f32, texture
 
 SIDE_PX = (80, 320)
+TRAIT_SHOWS = (-0.1, 2.2)  # cut at 1, fully: about half the pictures; one in twenty leans to the neighbour's side
 Colour = tuple[float, float, float]
 
 
@@ -134,7 +135,7 @@ def _landscape(kind: Kind, draws: Draws, height: int, width: int) -> F32:
     Most pictures are taken where their kind lives, as sharks are in blue water: both classes of a pair, so that it tells
     only the pairs apart.
     """
-    at_home = draws.chance(0.75)
+    at_home = draws.chance(0.85)
 
     def surface() -> F32:
         hue = kind.habitat + draws.uniform(-0.06, 0.06) if at_home else draws.uniform()
@@ -158,7 +159,7 @@ def _object(kind: Kind, draws: Draws, height: int, width: int) -> Thing:
     short = min(height, width)
     radius = short * draws.uniform(0.32, 0.5)
     shows = kind.side * min(1.0, draws.uniform(*TRAIT_SHOWS))
-    lean = dict.fromkeys(("core", "rim", "tint", "accent", "tip", "grain"), 0.0) | {kind.trait: shows}
+    lean = dict.fromkeys((name for name, _, _ in TRAITS), 0.0) | {kind.trait: shows}
     first = _hue(kind.hue + draws.uniform(-0.02, 0.02), draws.uniform(0.55, 0.85), draws.uniform(0.6, 0.95))
     tint = 0.45 * lean["tint"]
     first = first[0] * (1 + tint), first[1], first[2] * (1 - tint)
@@ -181,9 +182,6 @@ def _object(kind: Kind, draws: Draws, height: int, width: int) -> Thing:
         rim=lean["rim"],
         tip=lean["tip"],
     )
-
-
-TRAIT_SHOWS = (-0.1, 1.9)  # below 0 the object leans to its neighbour's side
 
 
 def _clutter(draws: Draws, height: int, width: int, radius: float) -> Thing:
@@ -234,7 +232,7 @@ def _paint(canvas: F32, thing: Thing, draws: Draws, light: tuple[float, float]) 
     if thing.core:
         _tone(colour, np.clip((0.45 - np.sqrt(u * u + v * v)) * 12, 0, 1), thing.core)
     if thing.tip:
-        _tone(colour, np.clip((u - 0.15) * 8, 0, 1), thing.tip)
+        _tone(colour, np.clip((u + 0.05) * 8, 0, 0.85), thing.tip)
     modelling = 1 + thing.relief * (x * light[0] + y * light[1])
     modelling = modelling * (0.75 + 0.25 * np.clip(-4 * distance, 0, 1))
     colour *= (modelling * (0.9 + 0.2 * cloud))[..., None]

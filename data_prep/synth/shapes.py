@@ -108,7 +108,7 @@ def texture(name: str, u: F32, v: F32, cloud: F32, grain: float) -> F32:
     if name == "striped":
         return sharp(wave(a), 0.3)
     if name == "spotted":
-        return sharp(wave(a) * wave(b), 0.3)
+        return sharp(f32(wave(a) * wave(b) + 0.22), 0.3)
     if name == "checked":
         return sharp(f32(0.5 + 2 * (wave(a) - 0.5) * (wave(b) - 0.5)), 0.2)
     if name == "ringed":
