@@ -1,6 +1,7 @@
 """How sure the teacher is: histograms of weight and entropy, and the mean weight of each class."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +15,18 @@ from udkd.actors.reporter.words import percent, sentence, short
 
 SURE = 0.9
 _BINS = 25
+_GROUPS = 10
 _MOST_CLASSES, _ENDS = 24, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A vertical line in a histogram and the words beside it, on its left or its right."""
+
+    place: float
+    text: str
+    colour: str
+    left: bool
 
 
 def section(inputs: ReportInputs) -> Section:
@@ -31,6 +43,7 @@ def section(inputs: ReportInputs) -> Section:
                     _weights(targets, right),
                     _entropies(targets, right),
                     _classes(targets, inputs.class_names),
+                    _right_by_weight(targets, right),
                 ]
             )
         )
@@ -45,6 +58,13 @@ def first_guess_is_right(targets: Targets) -> NDArray[np.bool_]:
         part = slice(start, start + (1 << 16))
         right[part] = np.argmax(targets.logits[part], axis=1) == targets.labels[part]
     return right
+
+
+def right_by_weight(targets: Targets, right: NDArray[np.bool_]) -> list[float]:
+    """Percent of right first guesses in groups of equal size, the least sure first: ten, or as many as there are samples."""
+    order = np.lexsort((targets.ids, -targets.entropy))
+    groups = np.array_split(order, min(_GROUPS, len(order)))
+    return [100 * float(right[group].mean()) for group in groups]
 
 
 def class_means(targets: Targets) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -71,7 +91,11 @@ def _weights(targets: Targets, right: NDArray[np.bool_]) -> Picture:
     caption += f", and for {percent(100 * float(right[sure].mean()), 1)} of those." if sure.any() else "."
 
     def draw(figure: Figure, palette: Palette) -> None:
-        marks = [(mean, f"mean {mean:.3f}", palette.ink), (paper.MEAN_WEIGHT, f"paper {paper.MEAN_WEIGHT}", palette.soft)]
+        printed = paper.MEAN_WEIGHT
+        marks = [
+            Mark(place=mean, text=f"mean {mean:.3f}", colour=palette.ink, left=mean > 0.84 or 0.25 < mean < printed),
+            Mark(place=printed, text=f"paper {printed}", colour=palette.soft, left=printed < mean),
+        ]
         _histogram(figure, palette, targets.weight, right, 1.0, "weight w = 1 − H / ln C", marks)
 
     return picture("weights", "Weights of the teacher's word", caption, draw)
@@ -85,7 +109,7 @@ def _entropies(targets: Targets, right: NDArray[np.bool_]) -> Picture:
     )
 
     def draw(figure: Figure, palette: Palette) -> None:
-        marks = [(mean, f"mean {mean:.3f}", palette.ink)]
+        marks = [Mark(place=mean, text=f"mean {mean:.3f}", colour=palette.ink, left=mean > most / 2)]
         _histogram(figure, palette, targets.entropy, right, most, "entropy H, nats", marks)
 
     return picture("entropies", "Entropy of the teacher's word", caption, draw)
@@ -98,7 +122,7 @@ def _histogram(
     right: NDArray[np.bool_],
     most: float,
     label: str,
-    marks: Sequence[tuple[float, str, str]],
+    marks: Sequence[Mark],
 ) -> None:
     """Bars of right first guesses with the wrong ones on top, hatched; vertical lines at `marks`."""
     axes = figure.subplots()
@@ -118,18 +142,18 @@ def _histogram(
     axes.set_xlim(0, most)
     axes.set_xlabel(label)
     axes.set_ylabel("training samples, %")
-    for rank, (place, text, colour) in enumerate(marks):
-        axes.axvline(place, color=colour, linewidth=1.2, linestyle="-" if rank == 0 else (0, (2, 2)))
-        left = place > most / 2
+    for rank, mark in enumerate(marks):
+        axes.axvline(mark.place, color=mark.colour, linewidth=1.2, linestyle="-" if rank == 0 else (0, (2, 2)))
         axes.annotate(
-            text,
-            xy=(place, 1 - 0.085 * rank),
+            mark.text,
+            xy=(mark.place, 1 - 0.085 * rank),
             xycoords=("data", "axes fraction"),
-            xytext=(-5 if left else 5, -2),
+            xytext=(-5 if mark.left else 5, -2),
             textcoords="offset points",
-            ha="right" if left else "left",
+            ha="right" if mark.left else "left",
             va="top",
-            color=colour,
+            color=mark.colour,
+            bbox={"facecolor": palette.paper, "edgecolor": "none", "pad": 1.2},
         )
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, handlelength=1.2, labelcolor=palette.soft)
 
@@ -147,16 +171,7 @@ def _classes(targets: Targets, names: tuple[str, ...]) -> Picture:
         axes = figure.subplots()
         axes.barh(rows, [means[row] for row in shown], height=0.72, color=palette.fill)
         for row, at in zip(rows, shown, strict=True):
-            inside = means[at] > 0.86
-            axes.text(
-                means[at] + (-0.015 if inside else 0.015),
-                row,
-                f"{means[at]:.2f}",
-                va="center_baseline",
-                ha="right" if inside else "left",
-                color=palette.ink,
-                fontsize=8,
-            )
+            axes.text(1.01, row, f"{means[at]:.2f}", va="center_baseline", color=palette.soft, fontsize=8)
         if cut:
             axes.text(0.015, _ENDS, f"… {len(classes) - 2 * _ENDS} more", va="center_baseline", color=palette.soft, fontsize=8)
         axes.axvline(mean_weight(targets), color=palette.ink, linewidth=1, linestyle=(0, (2, 2)))
@@ -171,6 +186,29 @@ def _classes(targets: Targets, names: tuple[str, ...]) -> Picture:
     return picture("classes", "Mean weight by class", caption, draw, height=max(height, 1.8))
 
 
+def _right_by_weight(targets: Targets, right: NDArray[np.bool_]) -> Picture:
+    shares = right_by_weight(targets, right)
+    caption = (
+        f"The first guess is right for {percent(shares[0], 1)} of the least sure tenth and for {percent(shares[-1], 1)} of the "
+        "surest: a low weight is worth something only where the left bars are lower."
+    )
+
+    def draw(figure: Figure, palette: Palette) -> None:
+        axes = figure.subplots()
+        axes.bar(range(1, len(shares) + 1), shares, 0.82, color=palette.fill)
+        for place, share in enumerate(shares, start=1):
+            axes.annotate(
+                f"{share:.0f}", (place, share), (0, 2), textcoords="offset points", ha="center", fontsize=8, color=palette.soft
+            )
+        axes.set_ylim(0, 109)
+        axes.set_yticks(range(0, 101, 20))
+        axes.set_xticks(range(1, len(shares) + 1))
+        axes.set_xlabel("tenths of the training samples, the least sure first")
+        axes.set_ylabel("first guess right, %")
+
+    return picture("right-by-weight", "Is it wrong where it is unsure?", caption, draw)
+
+
 def _notes(inputs: ReportInputs, targets: Targets) -> list[str]:
     notes = []
     if inputs.recipe.loss.weight != "entropy":
@@ -179,6 +217,9 @@ def _notes(inputs: ReportInputs, targets: Targets) -> list[str]:
         notes.append(
             f"These are the targets of augmented view {targets.view}, one of {targets.num_views} that training went through."
         )
+    notes.append(
+        "These are training images: a teacher that learnt from them is surer of them, and right more often, than on new ones."
+    )
     share = targets.entropy.astype(np.float64).mean() / targets.max_entropy
     notes.append(
         f"The paper's mean weight is {paper.MEAN_WEIGHT}, of another teacher on {paper.NUM_CLASSES} classes of ImageNet; "

@@ -54,11 +54,12 @@ def _losses(inputs: ReportInputs) -> list[Picture]:
         if not _built(inputs, term):
             continue
         series = _per_student(inputs, [row["train"][term] for row in inputs.metrics])
-        ends = [f"{line.label} {line.values[0]:.3g} → {line.values[-1]:.3g}" for line in series]
+        ends = [f"{line.label} {_way(line.values)}" for line in series]
         weight = f"{symbol} = {getattr(loss, key):g}"
         w = " and with w inside" if term == "teacher" and loss.weight == "entropy" else ""
-        caption = f"{listed(ends)} (mean over each epoch, before {weight}{w})."
-        pictures.append(_chart(f"loss-{term}", title, unit, caption, inputs, series))
+        span = "From the first epoch to the last" if len(inputs.metrics) > 1 else "In the only epoch"
+        caption = f"{span} {listed(ends)} (epoch means, before {weight}{w})."
+        pictures.append(_chart(f"loss-{term}", title, unit, caption, inputs, series, from_zero=True))
     return pictures
 
 
@@ -94,8 +95,14 @@ def _rate(inputs: ReportInputs) -> Picture:
     if len(series) > 1 and all(list(line.values) == list(series[0].values) for line in series):
         series = [Series(label="all students", values=series[0].values, student=None)]
     peaks = sorted({student.lr for student in inputs.recipe.students})
-    text = f"Half a cosine from {listed([f'{peak:g}' for peak in peaks])} to 0; each point is an epoch's last step."
+    warm_up = max(student.warmup_epochs for student in inputs.recipe.students)
+    after = f" after {warm_up:g} epochs of warm-up" if warm_up else ""
+    text = f"Half a cosine from {listed([f'{peak:g}' for peak in peaks])} to 0{after}; each point is an epoch's last step."
     return _chart("learning-rate", "Learning rate", "learning rate", text, inputs, series, height=2.1, from_zero=True)
+
+
+def _way(values: Sequence[float]) -> str:
+    return f"{values[0]:#.3g} → {values[-1]:#.3g}" if len(values) > 1 else f"{values[0]:#.3g}"
 
 
 def _absent_terms(inputs: ReportInputs) -> list[str]:
@@ -152,6 +159,7 @@ def _chart(
                 marker=None if line.student is None and len(epochs) > 1 else MARKERS[(line.student or 0) % len(MARKERS)],
                 markersize=4,
                 markevery=max(1, len(epochs) // 8),
+                clip_on=False,
                 linestyle="-" if line.student is not None else (0, (5, 1.5)),
             )
         for level in levels:

@@ -32,7 +32,7 @@ def section(inputs: ReportInputs) -> Section:
             blocks.append(Note(text=sentence(f"The images cannot be shown: {error}"), missing=True))
         if not targets.canonical:
             blocks.append(Note(text="The stored images are shown; the teacher saw an augmented view of each."))
-    return Section(anchor="images", title="The surest and the least sure images", blocks=blocks)
+    return Section(anchor="images", title="Surest and least sure images", blocks=blocks)
 
 
 def extremes(targets: Targets, images: int = IMAGES) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -91,7 +91,7 @@ def _share(right: NDArray[np.bool_]) -> str:
 
 
 def _name(names: tuple[str, ...], label: int) -> str:
-    return names[label] if 0 <= label < len(names) else f"class {label}"
+    return short(names[label], 60) if 0 <= label < len(names) else f"class {label}"
 
 
 def _contact_sheet(cards: Sequence[Card]) -> bytes:
@@ -102,11 +102,15 @@ def _contact_sheet(cards: Sequence[Card]) -> bytes:
         for axes in grid.flat:
             axes.set_axis_off()
         for axes, card in zip(grid.flat, cards, strict=False):
+            height, width = card.pixels.shape[:2]
+            side = max(height, width)
             axes.imshow(card.pixels)
+            axes.set_xlim((width - side) / 2 - 0.5, (width + side) / 2 - 0.5)  # one square for all, so that texts line up
+            axes.set_ylim((height + side) / 2 - 0.5, (height - side) / 2 - 0.5)
             axes.set_title(short(card.label, 18), fontsize=8, color=palette.ink)
             sign = "✓" if card.right else "✗"
             lines = [
-                f"{sign if rank == 0 else '  '} {short(guess.name, 15)} {guess.percent:.0f} %"
+                f"{sign + ' ' if rank == 0 else ''}{short(guess.name, 15)} {guess.percent:.0f} %"
                 for rank, guess in enumerate(card.guesses)
             ]
             axes.text(

@@ -40,15 +40,18 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A table's row. A cell that is None is a gap. student: index of the student whose colour marks the row.
+    """A table's row. A cell that is None is a gap.
 
-    bar: percent of the first figure to draw behind it. strong: the run's own figures stand in it.
+    hue: the role of the row's colour. bar: percent to draw in it before the first figure. key: mark the label with it.
+    detail: small print beside the label. strong: the run's own figures stand in the row.
     """
 
     label: str
     cells: tuple[str | None, ...]
-    student: int | None = None
+    hue: str = "soft"
     bar: float | None = None
+    key: bool = False
+    detail: str = ""
     strong: bool = False
 
 
@@ -129,11 +132,12 @@ class Note:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Names and values, folded away. text: a longer listing under them."""
+    """Names and values, folded away unless open. text: a longer listing under them."""
 
     title: str
     facts: Sequence[tuple[str, str]] = ()
     text: str = ""
+    open: bool = False
     kind: str = "facts"
 
 
@@ -161,7 +165,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """The whole report. lead: the result in a sentence. student_names: in the order of their colours."""
+    """The whole report. lead: the result in a sentence."""
 
     title: str
     subtitle: str
@@ -169,8 +173,15 @@ class Page:
     sections: Sequence[Section]
 
 
+def _keep_percent_signs(value: object) -> object:
+    """Texts in which no line breaks between a figure and its percent sign; markup stays as it is."""
+    return value.replace(" %", "\u00a0%") if type(value) is str else value
+
+
 def render(page: Page, style: str) -> str:
     """One HTML file that needs nothing else. style: CSS variables of the palettes."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_keep_percent_signs
+    )
     template = environment.from_string((files("udkd.actors.reporter") / "page.html").read_text())
     return template.render(page=page, style=Markup(style)) + "\n"

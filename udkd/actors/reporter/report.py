@@ -15,7 +15,7 @@ from udkd.words.files import write_bytes, write_text
 FIGURES = (
     *(f"loss-{term}.png" for term in ("hard", "teacher", "peer")),
     *("accuracy-val.png", "accuracy-train.png", "learning-rate.png"),
-    *("weights.png", "entropies.png", "classes.png", "surest.png", "least-sure.png"),
+    *("weights.png", "entropies.png", "classes.png", "right-by-weight.png", "surest.png", "least-sure.png"),
 )
 """Every figure a report may have; one that a new report lacks is removed, so that none is older than the page."""
 
@@ -77,7 +77,7 @@ def _provenance(inputs: ReportInputs) -> Section:
     if inputs.why_no_data:
         blocks.append(Note(text=inputs.why_no_data, missing=True))
     if inputs.provenance.get("command"):
-        blocks.append(Facts(title="Command", text=str(inputs.provenance["command"])))
+        blocks.append(Facts(title="Command", text=str(inputs.provenance["command"]), open=True))
     blocks.append(
         Facts(title="Data, cache, teacher, versions, hardware", facts=_pairs(inputs.provenance, ("command", "format")))
     )

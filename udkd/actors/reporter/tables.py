@@ -13,6 +13,7 @@ from typing import Any, Literal
 from udkd.actors.reporter import paper
 from udkd.actors.reporter.inputs import ReportInputs
 from udkd.actors.reporter.page import Block, Group, Note, Row, Section, Table
+from udkd.actors.reporter.style import NUM_STUDENT_COLOURS
 from udkd.actors.reporter.words import capital_free, count, listed, sentence
 from udkd.formats.run import flat
 
@@ -50,11 +51,13 @@ def result_section(inputs: ReportInputs) -> Section:
         blocks.append(Note(text="Nothing is measured yet: no epoch is finished and udkd eval has not run.", missing=True))
         return Section(anchor="result", title="Result", blocks=blocks)
     rows, students = [], 0
+    hues = {"average": "ink", "teacher": "soft"}
     for result in results:
         is_student = result.kind == "student"
         size = None if result.parameters is None else f"{result.parameters / 1e6:.2f} M"
         cells = (f"{result.top1:.2f}", f"{result.top5:.2f}", size if result.kind != "average" else "")
-        rows.append(Row(label=result.name, cells=cells, student=students if is_student else None, bar=result.top1))
+        hue = f"s{students % NUM_STUDENT_COLOURS}" if is_student else hues[result.kind]
+        rows.append(Row(label=result.name, cells=cells, hue=hue, key=is_student, bar=result.top1))
         students += is_student
     head = ("", "top-1 %", "top-5 %", "parameters")
     blocks.append(
@@ -153,7 +156,7 @@ def table_2(inputs: ReportInputs) -> Table:
         peers = inputs.recipe.loss.gamma > 0
         same = sorted(architectures) == sorted(entry.students) and _taught(inputs) and (peers or not dual)
         own = f"{hours:.3g}" if same and hours is not None else None
-        ratio = None if entry.ratio is None else f"{entry.ratio:.2f}×"
+        ratio = "" if entry.ratio is None else f"{entry.ratio:.2f}×"
         rows.append(Row(label=entry.label, cells=(f"{entry.hours:.2f}", ratio, own, None), strong=own is not None))
     both = Row(label="dual against both singles together", cells=("", f"{paper.TABLE_2_RATIO_OF_BOTH}×", "", None))
     source = {"cache": "from the cache, whose building is not counted", "live": "asked live", "none": "absent"}
@@ -178,7 +181,7 @@ def table_3(inputs: ReportInputs) -> Table:
     for entry in paper.TABLE_3:
         own = [_accuracy(inputs, entry.method, student) for student in paper.STUDENTS]
         cells = (*(f"{value:.1f}" for value in entry.top1), *(None if value is None else f"{value[0]:.1f}" for value in own))
-        rows.append(Row(label=f"{entry.label} ({_symbols(entry.method)})", cells=cells, strong=any(own)))
+        rows.append(Row(label=entry.label, detail=_symbols(entry.method), cells=cells, strong=any(own)))
     titles = tuple(paper.TITLES[student] for student in paper.STUDENTS)
     return Table(
         name="table-3",
@@ -201,7 +204,7 @@ def table_4(inputs: ReportInputs) -> Table:
     for architecture in [*printed, *(name for name in own if name not in printed)]:
         number = own.get(architecture)
         cells = (
-            *printed.get(architecture, (None, None)),
+            *printed.get(architecture, ("", "")),
             None if number is None else f"{number / 1e6:.2f} M",
             None if number is None or largest is None else f"{largest / number:.2f}×",
         )
@@ -278,16 +281,15 @@ def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
     loss = inputs.recipe.loss
     gamma = loss.gamma if len(inputs.recipe.students) > 1 else 0.0
     method = paper.Method(alpha=loss.alpha, beta=loss.beta, gamma=gamma, weight=loss.weight if loss.beta else None)
-    which = listed([row.label.split(" (")[0] for row in rows if row.strong])
     told = f"This run ({_symbols(method)}; {listed(inputs.student_names)})"
-    told += f" stands beside: {which}." if which else " is none of these rows."
+    told += " stands in the rows in bold." if any(row.strong for row in rows) else " is none of these rows."
     return f"{told} {more}".strip()
 
 
 def _symbols(method: paper.Method) -> str:
-    weights = f"α {method.alpha:g}, β {method.beta:g}, γ {method.gamma:g}"
     mark = "?" if method.assumed else ""
-    return weights + mark + {"entropy": ", weight w", "constant": ", weight 1", None: ""}[method.weight]
+    weights = f"α {method.alpha:g}{mark}, β {method.beta:g}{mark}, γ {method.gamma:g}"
+    return weights + {"entropy": ", weight w", "constant": ", weight 1", None: ""}[method.weight]
 
 
 def _other_settings(inputs: ReportInputs) -> list[str]:
