@@ -33,6 +33,7 @@ class FolderBackend:
 
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.words.batch.Backend."""
+        order = self._split.order(order)
         # At least one whole batch and one image a thread, then as many as the bound on bytes allows.
         least = batch_size + self._workers
         depth = max(least, min(4 * least, _AHEAD_BYTES // canvas_bytes(1, self._split.side)))

@@ -34,6 +34,7 @@ class ResidentBackend:
 
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.words.batch.Backend."""
+        order = self._split.order(order)
         chunks = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
         if self._resident is not None:
             return (self._gathered(self._resident, chunk) for chunk in chunks)

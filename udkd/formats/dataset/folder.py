@@ -59,6 +59,26 @@ class Split(Columns):
         _, _, height, width = self.sizes[sample_id].tolist()
         return decode_canvas(self.read(sample_id), self.side, height=height, width=width, what=self.describe(sample_id))
 
+    def order(self, ids: np.ndarray) -> np.ndarray:
+        """`ids` as every backend wants an order: int64, contiguous, the backend's own.
+
+        Raises DataError for an id that does not exist or is excluded: no backend may answer with other pixels or zeros.
+        """
+        assert ids.dtype.kind in "iu", f"ids are integers, not {ids.dtype}"
+        order = np.array(ids, dtype=np.int64)
+        outside = order[(order < 0) | (order >= self.num_samples)]
+        if len(outside):
+            raise DataError(
+                f"{self.path} has no {self.name} sample {outside[0]}; expected an id from 0 to {self.num_samples - 1}"
+            )
+        excluded = order[self.excluded[order]]
+        if len(excluded):
+            raise DataError(
+                f"{self.describe(excluded[0])} is excluded ({self.note[excluded[0]]}); "
+                "expected an order without it; take ids from Split.ids"
+            )
+        return order
+
     def has_canvas(self) -> bool:
         """Whether the resident format is there (`canvas` may still refuse it)."""
         return (self.path / DESCRIPTION_NAME).is_file()

@@ -1,0 +1,293 @@
+"""One contract for all backends: the same pixels as Split.pixels, exactly the order asked for, and failures that arrive.
+
+Another backend joins by adding its name to BACKENDS, and to DAMAGE how one of its stored samples is broken.
+"""
+
+import io
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_prep.convert import ConvertSettings, convert
+from udkd.backends import choose, open_backend
+from udkd.formats.dataset import DatasetFolder, Split
+from udkd.words.batch import Backend, Batch
+from udkd.words.errors import ConfigError, DataError
+from udkd.words.observer import SILENT
+
+BACKENDS = ("resident", "folder")
+SIDE = 48
+CPU = torch.device("cpu")
+FAR_S = 2.0  # how late a failure may be
+
+
+def flip_in_canvas(split: Split, sample_id: int) -> None:
+    row = SIDE * SIDE * 3
+    path = split.path / "canvas.npy"
+    start = path.stat().st_size - split.num_samples * row
+    flip_byte(path, start + sample_id * row + 5)
+
+
+def flip_in_shard(split: Split, sample_id: int) -> None:
+    flip_byte(split.shard_path(sample_id), int(split.offset[sample_id] + split.size[sample_id] // 2))
+
+
+def flip_byte(path: Path, place: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(place)
+        (value,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([value ^ 16]))
+
+
+DAMAGE: dict[str, Callable[[Split, int], None]] = {"resident": flip_in_canvas, "folder": flip_in_shard}
+
+
+def jpeg(height: int, width: int, mode: str = "RGB", **options: object) -> bytes:
+    rng = np.random.default_rng(height * 1000 + width)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    noisy = (np.asarray(coarse).astype(int) + rng.integers(-9, 10, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(noisy).convert(mode).save(data, "JPEG", **({"quality": 88} | options))
+    return data.getvalue()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind of JPEG, sizes from one pixel to above the side, and one file that is no image."""
+    root = tmp_path_factory.mktemp("source")
+    sizes = [(1, 1), (1, 48), (48, 1), (7, 8), (17, 33), (33, 17), (47, 47), (48, 48), (31, 48), (60, 90)]
+    kinds: dict[str, dict[str, object]] = {
+        "444": {"subsampling": "4:4:4"},
+        "422": {"subsampling": "4:2:2"},
+        "420": {"subsampling": "4:2:0"},
+        "progressive": {"progressive": True, "subsampling": "4:2:0"},
+        "low": {"quality": 5, "subsampling": "4:2:0"},
+        "restart": {"restart_marker_blocks": 2},
+        "grey": {"mode": "L"},
+        "cmyk": {"mode": "CMYK"},
+    }
+    for split in ("train", "val"):
+        for name, options in kinds.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for height, width in sizes if split == "train" else sizes[4:6]:
+                (folder / f"{height}x{width}.jpg").write_bytes(jpeg(height, width, **options))  # type: ignore[arg-type]
+    (root / "train" / "420" / "broken.jpg").write_bytes(b"no image at all")
+    return root
+
+
+def converted(source: Path, folder: Path) -> DatasetFolder:
+    settings = ConvertSettings(side=SIDE, on_bad="skip", formats=("resident",))
+    return convert([source], folder, settings, SILENT)
+
+
+@pytest.fixture(scope="module")
+def dataset(source: Path, tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return converted(source, tmp_path_factory.mktemp("dataset") / "data")
+
+
+@pytest.fixture(scope="module")
+def split(dataset: DatasetFolder) -> Split:
+    return dataset.split("train")
+
+
+@pytest.fixture(params=BACKENDS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def backend(name: str, split: Split) -> Iterator[Backend]:
+    opened = open_backend(name, split, CPU, workers=2)
+    yield opened
+    opened.close()
+    opened.close()  # twice does no harm
+
+
+def check(batches: list[Batch], order: np.ndarray, batch_size: int, split: Split) -> None:
+    sizes = [len(batch.ids) for batch in batches]
+    assert sum(sizes) == len(order)
+    assert all(size == batch_size for size in sizes[:-1])
+    assert not sizes or 0 < sizes[-1] <= batch_size
+    for start, batch in zip(range(0, len(order), batch_size), batches, strict=True):
+        ids = order[start : start + batch_size]
+        assert batch.ids.dtype == batch.labels.dtype == torch.int64
+        assert batch.canvas.dtype == torch.uint8
+        assert batch.canvas.shape == (len(ids), SIDE, SIDE, 3)
+        assert np.array_equal(batch.ids.numpy(), ids)
+        assert np.array_equal(batch.labels.numpy(), split.labels[ids])
+        for canvas, sample_id in zip(batch.canvas.numpy(), ids.tolist(), strict=True):
+            assert np.array_equal(canvas, split.pixels(sample_id)), split.describe(sample_id)
+
+
+def test_every_kind_of_jpeg_bit_for_bit(backend: Backend, split: Split) -> None:
+    assert backend.num_samples == split.num_samples == 81
+    assert len(split.ids) == 80
+    check(list(backend.epoch(split.ids, 16)), split.ids, 16, split)
+    first = next(iter(backend.epoch(split.ids, 80))).canvas.numpy()
+    for canvas, (_, _, height, width) in zip(first, split.sizes[split.ids].tolist(), strict=True):
+        assert not canvas[height:].any()
+        assert not canvas[:, width:].any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 80, 200])
+def test_any_order_and_batch_size(backend: Backend, split: Split, batch_size: int) -> None:
+    rng = np.random.default_rng(batch_size)
+    for epoch in range(2):
+        order = rng.permutation(split.ids)[: len(split.ids) - 3 * epoch]
+        check(list(backend.epoch(order, batch_size)), order, batch_size, split)
+
+
+def test_orders_as_users_have_them(backend: Backend, split: Split) -> None:
+    repeated = np.repeat(split.ids[:3], 4)
+    frozen = split.ids[:9].copy()
+    frozen.setflags(write=False)
+    for order in (repeated, split.ids[::-1], split.ids[:9].astype(np.int32), frozen, split.ids[:0]):
+        check(list(backend.epoch(order, 4)), order, 4, split)
+
+
+def test_a_changed_order_changes_nothing_that_was_asked(backend: Backend, split: Split) -> None:
+    order = split.ids.copy()
+    batches = backend.epoch(order, 8)
+    got = [next(batches)]
+    order[:] = order[0]
+    check([*got, *batches], split.ids, 8, split)
+
+
+def test_what_was_delivered_stays(backend: Backend, split: Split) -> None:
+    """No buffer is used twice: a consumer may keep a batch, or write into it."""
+    batches = list(backend.epoch(split.ids, 8))
+    kept = [batch.canvas.clone() for batch in batches]
+    for batch in backend.epoch(split.ids[::-1], 8):
+        batch.canvas.fill_(7)
+    assert all(torch.equal(batch.canvas, before) for batch, before in zip(batches, kept, strict=True))
+    check(list(backend.epoch(split.ids, 8)), split.ids, 8, split)
+
+
+def test_two_epochs_at_once(backend: Backend, split: Split) -> None:
+    forward, backward = backend.epoch(split.ids, 10), backend.epoch(split.ids[::-1], 10)
+    pairs = list(zip(forward, backward, strict=True))
+    check([pair[0] for pair in pairs], split.ids, 10, split)
+    check([pair[1] for pair in pairs], split.ids[::-1], 10, split)
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(-1, "no train sample -1"), (81, "no train sample 81"), (None, "is excluded")])
+def test_no_other_pixels_for_a_wrong_id(backend: Backend, split: Split, wrong: int | None, said: str) -> None:
+    (excluded,) = np.flatnonzero(split.excluded)
+    order = np.append(split.ids[:5], excluded if wrong is None else wrong)
+    with pytest.raises(DataError, match=said):
+        list(backend.epoch(order, 2))
+
+
+@pytest.mark.parametrize("place", [0, 13, 79])
+def test_a_damaged_sample_arrives_as_an_error(name: str, dataset: DatasetFolder, tmp_path: Path, place: int) -> None:
+    split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
+    sample_id = int(split.ids[place])
+    DAMAGE[name](split, sample_id)
+    threads = threading.active_count()
+    backend = open_backend(name, split, CPU, workers=2)
+    delivered = 0
+    started = time.monotonic()
+    for epoch in range(2):  # and again: one failure must not make the next epoch pass
+        with pytest.raises(DataError) as caught:
+            for batch in backend.epoch(split.ids, 8):
+                delivered += len(batch.ids)
+        assert f"train sample {sample_id} ({split.source[sample_id]})" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert delivered == (epoch + 1) * (place // 8 * 8), "what is whole before it arrives, nothing after it"
+    assert time.monotonic() - started < FAR_S
+    others = np.setdiff1d(split.ids, sample_id)
+    check(list(backend.epoch(others, 8)), others, 8, split)
+    backend.close()
+    assert threading.active_count() == threads
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_leaving_early_leaks_nothing(name: str, split: Split) -> None:
+    backend = open_backend(name, split, CPU, workers=2)
+    next(iter(backend.epoch(split.ids, 8)))
+    threads, files = threading.active_count(), open_files()
+    for _ in range(20):
+        for _batch in backend.epoch(split.ids, 8):
+            break
+    backend.epoch(split.ids, 8)  # never begun
+    end = time.monotonic() + FAR_S
+    while threading.active_count() > threads and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() <= threads
+    assert open_files() <= files
+    backend.close()
+    assert not [thread for thread in threading.enumerate() if "backend" in thread.name]
+
+
+def test_an_error_in_the_consumer_leaks_nothing(name: str, split: Split) -> None:
+    backend = open_backend(name, split, CPU, workers=2)
+    threads = threading.active_count()
+
+    def consume() -> None:
+        for batch in backend.epoch(split.ids, 8):
+            raise KeyError(int(batch.ids[0]))
+
+    with pytest.raises(KeyError):
+        consume()
+    end = time.monotonic() + FAR_S
+    while threading.active_count() > threads and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() <= threads
+
+
+def test_pixel_classes_agree(split: Split) -> None:
+    """Equal text promises equal bits, and these are equal (above)."""
+    assert len({open_backend(name, split, CPU).describe() for name in BACKENDS}) == 1
+
+
+def test_names(dataset: DatasetFolder, source: Path, tmp_path: Path) -> None:
+    split = dataset.split("val")
+    with pytest.raises(ConfigError, match="'fast' is unknown; expected auto, "):
+        open_backend("fast", split, CPU)
+    assert choose("auto", split, CPU)[0] == "resident"
+    assert choose("folder", split, CPU) == ("folder", "it was asked for")
+    bare = convert([source], tmp_path / "bare", ConvertSettings(side=SIDE, on_bad="skip", formats=()), SILENT).split("val")
+    chosen, why = choose("auto", bare, CPU)
+    assert chosen == "folder"
+    assert "udkd-prep derive" in why
+    with pytest.raises(DataError, match="no resident format"):
+        open_backend("resident", bare, CPU)
+
+
+def test_a_canvas_of_other_data_is_refused(source: Path, tmp_path: Path) -> None:
+    one = converted(source, tmp_path / "one").split("train")
+    (source / "train" / "grey" / "one-more.jpg").write_bytes(jpeg(9, 9))
+    try:
+        other = converted(source, tmp_path / "other").split("train")
+    finally:
+        (source / "train" / "grey" / "one-more.jpg").unlink()
+    for file in ("canvas.npy", "canvas.json", "canvas.crc32.npy"):
+        (other.path / file).replace(one.path / file)
+    with pytest.raises(DataError, match="belongs to other data"):
+        open_backend("resident", one, CPU)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(name: str, split: Split) -> None:
+    backend = open_backend(name, split, torch.device("cuda"), workers=2)
+    order = np.random.default_rng(0).permutation(split.ids)
+    batches = [
+        Batch(ids=batch.ids.cpu(), canvas=batch.canvas.cpu(), labels=batch.labels.cpu())
+        for batch in backend.epoch(order, 9)
+        if batch.canvas.is_cuda and batch.ids.is_cuda and batch.labels.is_cuda
+    ]
+    check(batches, order, 9, split)
+    backend.close()
