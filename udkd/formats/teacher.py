@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -36,6 +37,11 @@ class TeacherInfo:
     accuracy: Mapping[str, float]
     made: Mapping[str, Any]
 
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+_ADAPTER = TypeAdapter(TeacherInfo)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFolder:
@@ -62,9 +68,11 @@ class TeacherFolder:
         if found != FORMAT:
             raise DataError(f"{file} has format {found}; expected {FORMAT}; make the teacher again")
         try:
-            return cls(path=path, info=TeacherInfo(**(values | {"classes": tuple(values["classes"])})))
-        except (TypeError, KeyError) as error:
-            raise DataError(f"{file} lacks or misnames a field ({error}); make the teacher again") from None
+            return cls(path=path, info=_ADAPTER.validate_json(json.dumps(values)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise DataError(f"{file}: {name}: {first['msg']}; expected what udkd wrote; make the teacher again") from None
 
     def weights(self) -> dict[str, Tensor]:
         """The state dict. Raises DataError where the file's sha256 is not the one recorded."""
