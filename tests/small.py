@@ -56,6 +56,16 @@ def make_teacher(folder: Path, dataset: DatasetFolder, seed: int = 0, image_px: 
     )
 
 
+SMALL = (
+    "train.batch=8",
+    "teacher.batch=8",
+    "train.epochs=3",
+    "train.threads=1",
+    "students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='mobilenet_v2', lr=0.05}]",
+)
+"""The smoke recipe made smaller: batch 8, three epochs, one thread, two students with dropout and few weights."""
+
+
 def small_recipe(*overrides: str) -> Recipe:
-    """The smoke recipe, smaller: batch 8, three epochs, one thread."""
-    return load_recipe("smoke", ["train.batch=8", "teacher.batch=8", "train.epochs=3", "train.threads=1", *overrides])
+    """The smoke recipe made small."""
+    return load_recipe("smoke", [*SMALL, *overrides])
