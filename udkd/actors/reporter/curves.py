@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -201,20 +202,20 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], height: floa
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places near the wanted ones (shares of 0 to 1) in the same order, at least `gap` apart where there is room."""
+    """Places within 0 to 1 in the order of the wanted ones, at least `gap` apart, as near to them as that allows.
+
+    With k gaps taken off the k-th place it is the least-squares fit of a rising line: neighbours that would overlap are
+    pooled to their mean. Where the gaps alone are too much for the room they shrink.
+    """
+    gap = min(gap, 1 / max(1, len(wanted) - 1))
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    placed = [min(max(wanted[index], 0.0), 1.0) for index in order]
-    for _ in range(2 * len(placed)):  # push neighbours apart evenly, then back inside
-        for below in range(len(placed) - 1):
-            lack = gap - (placed[below + 1] - placed[below])
-            if lack > 0:
-                placed[below] -= lack / 2
-                placed[below + 1] += lack / 2
-        if placed and placed[0] < 0:
-            placed[0] = 0.0
-        if placed and placed[-1] > 1:
-            placed[-1] = 1.0
-    result = [0.0] * len(wanted)
-    for place, index in zip(placed, order, strict=True):
-        result[index] = place
-    return result
+    pools: list[list[float]] = []
+    for rank, index in enumerate(order):
+        pools.append([wanted[index] - rank * gap])
+        while len(pools) > 1 and mean(pools[-2]) >= mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    level = [mean(pool) for pool in pools for _ in pool]
+    room = 1 - (len(wanted) - 1) * gap
+    places = {index: min(max(at, 0.0), room) + rank * gap for rank, (index, at) in enumerate(zip(order, level, strict=True))}
+    return [places[index] for index in range(len(wanted))]

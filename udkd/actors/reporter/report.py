@@ -91,4 +91,8 @@ def _pairs(values: Mapping[str, Any], without: tuple[str, ...]) -> list[tuple[st
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if name not in without}
     if "classes" in plain:
         plain["classes"] = f"{len(plain['classes'])}"
-    return [(name.replace("_", " ").replace(".", " · "), str(value)) for name, value in flat(plain).items()]
+    return [(name.replace("_", " ").replace(".", " · "), _text(value)) for name, value in flat(plain).items()]
+
+
+def _text(value: object) -> str:
+    return "none" if value in (None, [], {}) else str(value)

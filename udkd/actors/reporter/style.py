@@ -100,7 +100,7 @@ def svg(name: str, caption: str, draw: Draw, height: float) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # matplotlib's style rule would hold for the whole page, its numbered ids would repeat from figure to figure.
     text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[A-Za-z]+(?:_[A-Za-z]+)*_[0-9]+"', "", text)
+    text = re.sub(r' id="[A-Za-z0-9._]+_[0-9]+"', "", text)
     for role, colour in _STAND_IN.roles().items():
         text = text.replace(colour, f"var(--{role})")
     text = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", text, count=1)

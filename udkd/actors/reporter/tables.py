@@ -61,7 +61,7 @@ def result_section(inputs: ReportInputs) -> Section:
         students += is_student
     head = ("", "top-1 %", "top-5 %", "parameters")
     blocks.append(
-        Table(name="result", title="Validation accuracy", head=head, rows=rows, caption=_worth(inputs, results, origin))
+        Table(name="accuracy", title="Validation accuracy", head=head, rows=rows, caption=_worth(inputs, results, origin))
     )
     if inputs.evaluation is None:
         text = "udkd eval has not run: the figures are the last epoch's, without parameters and teacher."
@@ -170,7 +170,7 @@ def table_2(inputs: ReportInputs) -> Table:
         head=("", "hours", "ratio", "hours", "ratio"),
         groups=(Group(label="paper", span=2), Group(label="this run", span=2)),
         rows=[*rows, both],
-        caption=_filled(inputs, rows, "A ratio needs single and dual runs from one machine: python -m benchmarks cost."),
+        caption=_filled(inputs, rows, "A ratio needs single and dual runs on one machine."),
         notes=(note,) if any(row.strong for row in rows) else (),
     )
 
@@ -288,7 +288,7 @@ def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
 
 def _symbols(method: paper.Method) -> str:
     mark = "?" if method.assumed else ""
-    weights = f"α {method.alpha:g}{mark}, β {method.beta:g}{mark}, γ {method.gamma:g}"
+    weights = f"α\u00a0{method.alpha:g}{mark}, β\u00a0{method.beta:g}{mark}, γ\u00a0{method.gamma:g}"
     return weights + {"entropy": ", weight w", "constant": ", weight 1", None: ""}[method.weight]
 
 

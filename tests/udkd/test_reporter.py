@@ -1,0 +1,381 @@
+"""The report page: its figures against slow recomputation, what it escapes, what it says where something is missing."""
+
+import hashlib
+import io
+import math
+import shutil
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.small import make_dataset, make_teacher, small_recipe
+from tests.udkd.fake_run import fake
+from udkd.actors.cache_builder import build_cache
+from udkd.actors.evaluator import evaluate
+from udkd.actors.reporter import ReportInputs, certainty, gallery, gather, write_report
+from udkd.actors.reporter.curves import spread
+from udkd.actors.reporter.inputs import THUMBNAIL_PX, thumbnail
+from udkd.actors.reporter.report import FIGURES
+from udkd.actors.reporter.style import DARK, LIGHT
+from udkd.actors.trainer import Job, train
+from udkd.formats.dataset import DatasetFolder
+from udkd.formats.run import RunFolder
+from udkd.formats.teacher import TeacherFolder
+from udkd.words.observer import SILENT
+
+CPU = torch.device("cpu")
+VOID = {"meta", "img", "br", "link", "use", "path", "rect", "circle"}
+NASTY = (
+    '<script>alert("x")</script>',
+    "$\\frac{1}{0$",
+    "a & b < c",
+    "红鸢",
+    "'\"><img src=x onerror=alert(1)>",
+    "100 %",
+    "",
+    "-->",
+    "{{ x }}",
+    "z",
+)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text of a page; raises where tags do not nest."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str]] = []
+        self.classes: Counter[str] = Counter()
+        self._text: list[str] = []
+        self._open: list[str] = []
+        self.feed(path.read_text())
+        self.close()
+        assert not self._open, f"unclosed {self._open}"
+        self.text = " ".join(" ".join(self._text).replace("\u00a0", " ").split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(name, value or "") for name, value in attrs]
+        self.classes.update((dict(attrs).get("class") or "").split())
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("style", "title"):
+            self._text.append(data)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
+    inputs = fake(tmp_path_factory.mktemp("whole") / "report")
+    write_report(inputs)
+    return inputs
+
+
+def page_of(inputs: ReportInputs) -> Page:
+    return Page(inputs.out / "index.html")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_one_file_without_a_network(whole: ReportInputs) -> None:
+    page = page_of(whole)
+    assert not page.tags.keys() & {"script", "link", "iframe", "object", "video", "audio", "source", "form"}
+    loaded = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "action")]
+    assert loaded
+    assert all(value.startswith(("data:image/jpeg;base64,", "#")) for value in loaded)
+    text = (whole.out / "index.html").read_text()
+    assert "@import" not in text
+    assert all(part.startswith(("#", "data:")) for part in text.split("url(")[1:])
+    assert "default-src 'none'" in text
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+
+
+def test_every_figure_is_a_file_too_and_stale_ones_go(whole: ReportInputs, tmp_path: Path) -> None:
+    assert sorted(path.name for path in whole.out.iterdir()) == sorted([*FIGURES, "index.html"])
+    for name in FIGURES:
+        with Image.open(whole.out / name) as image:
+            image.load()
+            assert image.width >= 800
+    shutil.copytree(whole.out, tmp_path / "report")
+    (tmp_path / "report" / "mine.png").write_bytes(b"kept")
+    write_report(replace(whole, out=tmp_path / "report", targets=None))
+    left = {path.name for path in (tmp_path / "report").iterdir()}
+    assert left == {name for name in FIGURES if name.startswith(("loss", "accuracy", "learning"))} | {"index.html", "mine.png"}
+
+
+def test_equal_inputs_give_equal_bytes(whole: ReportInputs, tmp_path: Path) -> None:
+    write_report(fake(tmp_path / "again"))
+    assert digests(tmp_path / "again") == digests(whole.out)
+
+
+def test_light_and_dark_share_one_drawing(whole: ReportInputs) -> None:
+    text = (whole.out / "index.html").read_text()
+    assert "prefers-color-scheme: dark" in text
+    for palette in (LIGHT, DARK):
+        assert all(f"--{role}: {colour};" in text for role, colour in palette.roles().items())
+    drawings = [part.split("</svg>")[0] for part in text.split("<svg ")[1:]]
+    assert len(drawings) == 10
+    assert not any("#fe00" in drawing for drawing in drawings)  # no stand-in colour is left
+    ids = [value for name, value in page_of(whole).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_figures_of_the_teacher_by_hand(whole: ReportInputs) -> None:
+    targets = whole.targets
+    assert targets is not None
+    n, text = len(targets.ids), page_of(whole).text
+    weights, entropies, right = [], [], []
+    for logits, label in zip(targets.logits.astype(np.float64), targets.labels, strict=True):
+        p = torch.softmax(torch.from_numpy(logits), 0).tolist()
+        h = -sum(value * math.log(value) for value in p if value > 0)
+        entropies.append(h)
+        weights.append(1 - h / math.log(10))
+        right.append(p.index(max(p)) == label)
+    mean = sum(weights) / n
+    sure = [index for index in range(n) if weights[index] > 0.9]
+    assert f"Mean weight {mean:.3f}: the teacher is nearly certain (w > 0.9) of {100 * len(sure) / n:.0f} %" in text
+    assert f"Its first guess is right for {100 * sum(right) / n:.1f} % of all" in text
+    assert f"and for {100 * sum(right[index] for index in sure) / len(sure):.1f} % of those" in text
+    assert f"Mean entropy {sum(entropies) / n:.3f} of at most ln 10 = 2.303 nats" in text
+    assert f"below {sorted(entropies)[n // 2 - 1]:.3f} nats" in text or f"below {sorted(entropies)[n // 2]:.3f} nats" in text
+    by_class = {
+        label: sum(w for w, own in zip(weights, targets.labels, strict=True) if own == label)
+        / list(targets.labels).count(label)
+        for label in range(10)
+    }
+    surest, least = max(by_class, key=by_class.__getitem__), min(by_class, key=by_class.__getitem__)
+    classes, means = certainty.class_means(targets)
+    assert (classes[0], classes[-1]) == (surest, least)
+    assert means == pytest.approx([by_class[int(label)] for label in classes], abs=1e-6)
+    order = sorted(range(n), key=lambda index: (-targets.entropy[index], targets.ids[index]))
+    tenths = [order[start : start + n // 10] for start in range(0, n, n // 10)]
+    shares = certainty.right_by_weight(targets, np.array(right))
+    assert shares == pytest.approx([100 * sum(right[index] for index in tenth) / len(tenth) for tenth in tenths])
+
+
+def test_the_paper_stands_beside_the_mean_weight(whole: ReportInputs) -> None:
+    text = page_of(whole).text
+    assert "The paper's mean weight is 0.816" in text
+    assert "4.533" in text
+
+
+def test_surest_and_least_sure_images_by_hand(whole: ReportInputs) -> None:
+    targets = whole.targets
+    assert targets is not None
+    ranked = sorted(range(len(targets.ids)), key=lambda row: (float(targets.entropy[row]), int(targets.ids[row])))
+    surest, least = gallery.extremes(targets)
+    assert surest.tolist() == ranked[:12]
+    assert [float(targets.entropy[row]) for row in least] == [float(targets.entropy[row]) for row in ranked[::-1][:12]]
+    for row in [*surest, *least]:
+        chances = torch.softmax(torch.from_numpy(targets.logits[row].astype(np.float64)), 0).tolist()
+        names = sorted(range(10), key=lambda label: (-chances[label], label))[:3]
+        guessed = gallery.guesses(targets, int(row), whole.class_names)
+        assert [guess.percent for guess in guessed] == pytest.approx([100 * chances[name] for name in names])
+        assert [guess.name for guess in guessed] == [whole.class_names[name].split(",")[0] for name in names]
+        assert [guess.right for guess in guessed] == [name == targets.labels[row] for name in names]
+    page = page_of(whole)
+    wrong = [row for row in [*surest, *least] if targets.logits[row].argmax() != targets.labels[row]]
+    assert page.classes["card"] == 24
+    assert page.classes["wrong"] == page.text.count("✗ wrong") == len(wrong) > 0
+    assert page.text.count("✓ right") == 24 - len(wrong)
+    assert sorted(value for name, value in page.attributes if name == "title" and value.startswith("id ")) == sorted(
+        f"id {targets.ids[row]}" for row in [*surest, *least]
+    )
+
+
+def test_few_samples_are_divided(tmp_path: Path) -> None:
+    inputs = fake(tmp_path, samples=5)
+    assert inputs.targets is not None
+    surest, least = gallery.extremes(inputs.targets)
+    assert len(surest) == len(least) == 2
+    assert not set(surest) & set(least)
+    write_report(inputs)
+    one = fake(tmp_path, samples=1)
+    write_report(one)
+
+
+def test_curves_say_what_the_metrics_hold(whole: ReportInputs) -> None:
+    text = page_of(whole).text
+    for index, name in enumerate(("resnet18", "mobilenet_v2")):
+        top1 = [row["val"]["students"][index]["top1"] for row in whole.metrics]
+        assert f"{name} {max(top1):.1f} % in epoch {1 + top1.index(max(top1))}" in text
+        hard = [row["train"]["hard"][index] for row in whole.metrics]
+        assert f"{name} {hard[0]:#.3g} → {hard[-1]:#.3g}" in text
+    assert "Top-1: resnet18 72.3 % and mobilenet_v2 70.3 %; averaged 73.7 %; the teacher 77.0 %. Chance is 10 %." in text
+
+
+def test_names_are_text_whatever_they_hold(whole: ReportInputs, tmp_path: Path) -> None:
+    path = write_report(replace(whole, out=tmp_path, class_names=NASTY, name="<b>run</b>"))
+    page = Page(path)
+    assert page.tags["script"] == 0
+    assert page.tags["img"] == 24
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert "<b>run</b>" in page.text
+    assert "$\\frac{1}{0$" in page.text
+    assert "红鸢" in page.text
+
+
+def test_no_evaluation_no_cache_no_data_no_metrics(whole: ReportInputs, tmp_path: Path) -> None:
+    text = Page(write_report(replace(whole, out=tmp_path / "a", evaluation=None))).text
+    assert "udkd eval has not run" in text
+    assert "measured on epoch 12" in text
+    text = Page(write_report(replace(whole, out=tmp_path / "b", targets=None, why_no_targets="the cache is gone"))).text
+    assert text.count("The cache is gone.") == 2
+    bare = replace(
+        whole, out=tmp_path / "c", targets=None, thumbnail=None, evaluation=None, metrics=[], teacher=None, data=None
+    )
+    text = Page(write_report(bare)).text
+    assert "Nothing is measured yet" in text
+    assert "No epoch is finished yet" in text
+    assert "0 of 12 epochs" in text
+
+
+def test_one_student_of_hard_labels(tmp_path: Path) -> None:
+    alone = ("loss.alpha=1.0", "loss.beta=0.0", "students=[{architecture='resnet18'}]")
+    inputs = replace(fake(tmp_path, epochs=1, overrides=alone), targets=None, evaluation=None)
+    text = Page(write_report(inputs)).text
+    assert "averaged" not in text
+    assert "one student has no peers" in text
+    assert "In the only epoch" in text
+    assert "taught by" not in text
+
+
+def test_many_students_and_classes(tmp_path: Path) -> None:
+    students = ", ".join(f"{{architecture='resnet18', name='student number {n} of a long name'}}" for n in range(8))
+    inputs = fake(tmp_path, num_classes=120, samples=2400, epochs=2, overrides=(f"students=[{students}]",))
+    text = Page(write_report(inputs)).text
+    assert "the 10 surest and the 10 least sure of 120 classes" in text
+
+
+@given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=8))
+def test_labels_keep_their_order_and_their_distance(wanted: list[float]) -> None:
+    placed = spread(wanted, 0.08)
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    assert all(placed[above] - placed[below] >= 0.08 - 1e-9 for below, above in pairwise(order))
+    assert all(-1e-9 <= place <= 1 + 1e-9 for place in placed)
+    apart = all(wanted[above] - wanted[below] >= 0.08 for below, above in pairwise(order))
+    if apart and wanted[order[0]] >= 0 and wanted[order[-1]] <= 1:
+        assert placed == pytest.approx(wanted)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetFolder, TeacherFolder]:
+    """A run folder that the real trainer and evaluator wrote, with its data and teacher."""
+    folder = tmp_path_factory.mktemp("trained")
+    threads = torch.get_num_threads()
+    recipe = small_recipe("train.epochs=1")
+    dataset = make_dataset(folder)
+    teacher = make_teacher(folder / "teacher", dataset)
+    build_cache(folder / "cache", dataset=dataset, teacher=teacher, recipe=recipe, device=CPU, observer=SILENT)
+    train(Job(recipe=recipe, data=dataset.path, out=folder / "run", device=CPU, cache=folder / "cache"))
+    evaluate(RunFolder.open(folder / "run"), data=None, teacher=teacher.path, device=CPU, observer=SILENT)
+    torch.set_num_threads(threads)
+    return folder, dataset, teacher
+
+
+def test_gathered_from_a_real_run(trained: tuple[Path, DatasetFolder, TeacherFolder]) -> None:
+    folder, dataset, teacher = trained
+    inputs = gather(folder / "run")
+    split = dataset.split("train")
+    assert inputs.targets is not None
+    assert inputs.targets.ids.tolist() == split.ids.tolist()
+    assert inputs.targets.labels.tolist() == split.labels[split.ids].tolist()
+    p = torch.softmax(torch.from_numpy(inputs.targets.logits.astype(np.float32)), 1)
+    entropy = -(p * p.clamp(min=1e-30).log()).sum(1).numpy()
+    assert inputs.targets.entropy == pytest.approx(entropy, abs=3e-3)
+    assert inputs.targets.weight == pytest.approx(1 - inputs.targets.entropy / math.log(4), abs=1e-5)
+    assert inputs.teacher is not None
+    assert inputs.teacher["weights_sha256"] == teacher.info.weights_sha256
+    assert inputs.class_names == ("ant", "bee", "cat", "dog")
+    assert inputs.data is not None
+    assert (inputs.data.train_images, inputs.data.val_images, inputs.data.imagenet100) == (96, 24, False)
+    path = write_report(inputs)
+    assert path == folder / "run" / "report" / "index.html"
+    page = Page(path)
+    assert page.classes["card"] == 24
+    assert inputs.evaluation is not None
+    for student in inputs.evaluation["students"]:
+        assert f"{student['name']} {student['top1']:.2f}" in page.text
+
+
+def test_what_is_gone_or_other_becomes_a_sentence(trained: tuple[Path, DatasetFolder, TeacherFolder], tmp_path: Path) -> None:
+    folder, _, _ = trained
+    inputs = gather(folder / "run", cache=tmp_path / "nowhere")
+    assert inputs.targets is None
+    assert "nowhere" in inputs.why_no_targets
+    assert inputs.thumbnail is not None
+    inputs = gather(folder / "run", data=tmp_path / "nowhere")
+    assert inputs.data is None
+    assert "nowhere" in inputs.why_no_data
+    assert "nowhere" in Page(write_report(replace(inputs, out=tmp_path / "report"))).text
+    damaged = tmp_path / "cache"
+    shutil.copytree(folder / "cache", damaged)
+    view = damaged / "view-0000.udkd"
+    data = bytearray(view.read_bytes())
+    data[-600] ^= 1
+    view.write_bytes(data)
+    assert "view-0000.udkd" in gather(folder / "run", cache=damaged).why_no_targets
+
+
+def test_runs_without_a_cache_say_why(trained: tuple[Path, DatasetFolder, TeacherFolder], tmp_path: Path) -> None:
+    folder, _, teacher = trained
+    run = RunFolder.open(folder / "run")
+    provenance = {name: value for name, value in run.provenance.items() if name not in ("cache", "cache_key")}
+    live = RunFolder.create(
+        tmp_path / "live",
+        run.config,
+        provenance | {"teacher": str(teacher.path), "teacher_sha256": teacher.info.weights_sha256},
+    )
+    inputs = gather(live.path)
+    assert inputs.targets is None
+    assert "asked its teacher live" in inputs.why_no_targets
+    assert inputs.teacher is not None
+    assert inputs.teacher["architecture"] == "squeezenet1_1"
+    write_report(inputs)
+    hard = dict(run.config) | {"loss": dict(run.config["loss"]) | {"beta": 0.0}}
+    assert "had no teacher" in gather(RunFolder.create(tmp_path / "hard", hard, provenance).path).why_no_targets
+
+
+def test_thumbnails_have_their_sources_shape(trained: tuple[Path, DatasetFolder, TeacherFolder]) -> None:
+    split = trained[1].split("train")
+    sample = int(split.ids[3])
+    height, width = split.sizes[sample, 2:].tolist()
+    assert np.array_equal(thumbnail(split, sample), split.pixels(sample)[:height, :width])
+
+    class Squashed:
+        sizes = np.array([[300, 600, 200, 200]], np.int32)
+
+        def pixels(self, sample_id: int) -> np.ndarray:
+            return np.asarray(Image.effect_noise((256, 256), 40).convert("RGB"))
+
+    assert thumbnail(Squashed(), 0).shape == (THUMBNAIL_PX // 2, THUMBNAIL_PX, 3)  # type: ignore[arg-type]
+
+
+def test_cards_are_jpegs(whole: ReportInputs) -> None:
+    import base64
+
+    source = next(value for name, value in page_of(whole).attributes if name == "src")
+    with Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as image:
+        assert image.format == "JPEG"
