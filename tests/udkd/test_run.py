@@ -88,10 +88,14 @@ def test_damaged_json_is_one_line(tmp_path: Path, file: str, content: str) -> No
     (run.path / file).write_text(content)
     if file == "config.json" and content == "{}":
         return  # an empty recipe: Recipe.of and require_config judge it
-    with pytest.raises(RunError) as caught:
+
+    def read_all() -> None:
         opened = RunFolder.open(run.path)
         _ = opened.config
         opened.load()
+
+    with pytest.raises(RunError) as caught:
+        read_all()
     assert file.rpartition("/")[2] in str(caught.value)
     assert "\n" not in str(caught.value)
 

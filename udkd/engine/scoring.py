@@ -1,5 +1,6 @@
 """Accuracy of classifiers on a split's evaluation views: each alone, and their averaged probabilities."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,8 @@ def score(
         with torch.autocast(x_BCHW.device.type, dtype=torch.bfloat16, enabled=autocast):
             logits = [classifier(x_BCHW) for classifier in classifiers]
         log_p = [torch.log_softmax(z_BC.float(), dim=-1) for z_BC in logits]
-        log_p.append(torch.stack(log_p).exp().mean(0).log())
+        # Not the log of the mean: a probability below 1e-45 would become a loss of infinity.
+        log_p.append(torch.logsumexp(torch.stack(log_p), dim=0) - math.log(len(log_p)))
         sums = torch.stack([_sums(log_p_BC, part.labels) for log_p_BC in log_p])
         totals = sums if totals is None else totals + sums
         on_batch(len(part.labels))
