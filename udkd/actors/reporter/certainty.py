@@ -160,11 +160,12 @@ def _histogram(
 
 def _classes(targets: Targets, names: tuple[str, ...]) -> Picture:
     classes, means = class_means(targets)
-    labels = [short(names[label] if label < len(names) else str(label), 22) for label in classes]
+    full = [short(names[label], 60) if label < len(names) else f"class {label}" for label in classes]
+    labels = [short(name, 26) for name in full]
     cut = len(classes) > _MOST_CLASSES
     shown = [*range(_ENDS), *range(len(classes) - _ENDS, len(classes))] if cut else list(range(len(classes)))
     rows = [row + (1 if cut and row >= _ENDS else 0) for row in range(len(shown))]  # a gap where classes are left out
-    caption = f"From {means[0]:.3f} ({labels[0]}) down to {means[-1]:.3f} ({labels[-1]})"
+    caption = f"From {means[0]:.3f} ({full[0]}) down to {means[-1]:.3f} ({full[-1]})"
     caption += f"; the {_ENDS} surest and the {_ENDS} least sure of {len(classes)} classes." if cut else "."
 
     def draw(figure: Figure, palette: Palette) -> None:
@@ -180,7 +181,7 @@ def _classes(targets: Targets, names: tuple[str, ...]) -> Picture:
         axes.grid(False)
         axes.spines["left"].set_visible(False)
         axes.set_xlim(0, 1)
-        axes.set_xlabel("mean weight of the class (dashed: of all samples)")
+        axes.set_xlabel("mean weight (dashed: all samples)")
 
     height = 0.75 + 0.19 * (rows[-1] + 1)
     return picture("classes", "Mean weight by class", caption, draw, height=max(height, 1.8))

@@ -57,9 +57,9 @@ def _losses(inputs: ReportInputs) -> list[Picture]:
         series = _per_student(inputs, [row["train"][term] for row in inputs.metrics])
         ends = [f"{line.label} {_way(line.values)}" for line in series]
         weight = f"{symbol} = {getattr(loss, key):g}"
-        w = " and with w inside" if term == "teacher" and loss.weight == "entropy" else ""
+        w = "w included, " if term == "teacher" and loss.weight == "entropy" else ""
         span = "From the first epoch to the last" if len(inputs.metrics) > 1 else "In the only epoch"
-        caption = f"{span} {listed(ends)} (epoch means, before {weight}{w})."
+        caption = f"{span} {listed(ends)} (epoch means, {w}before {weight})."
         pictures.append(_chart(f"loss-{term}", title, unit, caption, inputs, series, from_zero=True))
     return pictures
 
@@ -97,7 +97,7 @@ def _rate(inputs: ReportInputs) -> Picture:
         series = [Series(label="all students", values=series[0].values, student=None)]
     peaks = sorted({student.lr for student in inputs.recipe.students})
     warm_up = max(student.warmup_epochs for student in inputs.recipe.students)
-    after = f" after {warm_up:g} epochs of warm-up" if warm_up else ""
+    after = f" after a warm-up of {warm_up:g} epoch{'' if warm_up == 1 else 's'}" if warm_up else ""
     text = f"Half a cosine from {listed([f'{peak:g}' for peak in peaks])} to 0{after}; each point is an epoch's last step."
     return _chart("learning-rate", "Learning rate", "learning rate", text, inputs, series, height=2.1, from_zero=True)
 

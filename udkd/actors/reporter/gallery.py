@@ -76,8 +76,8 @@ def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int]
             for row in rows
         ]
         wrong = int((~right[rows]).sum())
-        told = "every first guess is right" if not wrong else f"{wrong} of {len(rows)} first guesses are wrong"
-        caption = f"The {count(len(rows), 'training image')} of {bound}: {told} (over all samples {_share(right)} are)."
+        told = "no first guess is wrong" if not wrong else f"{wrong} of {len(rows)} first guesses are wrong"
+        caption = f"The {count(len(rows), 'training image')} of {bound}: {told}; of all samples it is {_share(right)}."
         return Gallery(name=name, title=title, cards=cards, png=_contact_sheet(cards), caption=caption)
 
     return [
@@ -87,7 +87,7 @@ def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int]
 
 
 def _share(right: NDArray[np.bool_]) -> str:
-    return f"{percent(100 * float((~right).mean()), 1)} wrong"
+    return percent(100 * float((~right).mean()), 1)
 
 
 def _name(names: tuple[str, ...], label: int) -> str:

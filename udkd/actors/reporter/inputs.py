@@ -107,7 +107,7 @@ def gather(run_folder: Path, *, data: Path | None = None, cache: Path | None = N
     provenance = run.provenance
     recipe = Recipe.of(run.config, str(run_folder))
     inputs = ReportInputs(
-        name=run_folder.resolve().name,
+        name=_name(run_folder.resolve()),
         recipe=recipe,
         metrics=run.metrics(),
         evaluation=run.evaluation,
@@ -149,6 +149,11 @@ def thumbnail(split: Split, sample_id: int) -> NDArray[np.uint8]:
     if size == (width, height):
         return np.ascontiguousarray(pixels)
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def _name(path: Path) -> str:
+    """The folder's name; one that is called `run`, as quickstart's is, says too little without its parent's."""
+    return f"{path.parent.name}/{path.name}" if path.name == "run" else path.name
 
 
 def _dataset(provenance: Mapping[str, Any], data: Path | None) -> DatasetFolder:

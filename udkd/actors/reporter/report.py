@@ -9,7 +9,6 @@ from udkd.actors.reporter import certainty, curves, gallery, style, tables
 from udkd.actors.reporter.inputs import ReportInputs
 from udkd.actors.reporter.page import Facts, Note, Page, Section, render
 from udkd.actors.reporter.words import count, listed
-from udkd.formats.run import flat
 from udkd.words.files import write_bytes, write_text
 
 FIGURES = (
@@ -88,11 +87,21 @@ def _provenance(inputs: ReportInputs) -> Section:
 
 
 def _pairs(values: Mapping[str, Any], without: tuple[str, ...]) -> list[tuple[str, str]]:
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if name not in without}
+    plain = {name: value for name, value in values.items() if name not in without}
     if "classes" in plain:
-        plain["classes"] = f"{len(plain['classes'])}"
-    return [(name.replace("_", " ").replace(".", " · "), _text(value)) for name, value in flat(plain).items()]
+        plain["classes"] = len(plain["classes"])
+    return [(name.replace("_", " ").replace(".", " · "), _text(value)) for name, value in _flat(plain).items()]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted path; a list stays one value."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
+    return found
 
 
 def _text(value: object) -> str:
-    return "none" if value in (None, [], {}) else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(part) for part in value) or "none"
+    return "none" if value is None or value == {} else str(value)
