@@ -19,7 +19,7 @@ from PIL import Image
 from udkd.actors.cache_builder import ask, build_cache, in_blocks
 from udkd.backends import open_backend
 from udkd.engine.lessons import CachedLessons, LiveLessons
-from udkd.engine.target_key import target_meaning
+from udkd.parts.target_key import target_meaning
 from udkd.formats.cache import Cache, summarise, verify
 from udkd.formats.cache.summary import label_rank
 from udkd.formats.config import Recipe

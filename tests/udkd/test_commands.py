@@ -1,0 +1,407 @@
+"""The command line in the hands of an impatient user: every mistake is one line, and nothing half-written passes for whole."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.small import SMALL, make_dataset, make_teacher
+from udkd.formats.cache import Cache
+from udkd.formats.dataset import DatasetFolder
+from udkd.formats.run import RunFolder
+from udkd.formats.teacher import TeacherFolder
+from udkd.operations.models import build
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::DeprecationWarning"}
+ENVIRONMENT.pop("COLUMNS", None)
+SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        return self.err.splitlines()[-1] if self.err else ""
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call]:
+    folder = tmp_path_factory.mktemp("standing")
+    command = [sys.executable, "-m", "tests.udkd.command_server"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert process.stdin
+    assert process.stdout
+
+    def ask(*arguments: object, folder: Path = folder, limit_bytes: int = 0) -> Result:
+        request = {"arguments": [str(word) for word in arguments], "folder": str(folder), "limit_bytes": limit_bytes}
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        return Result(**json.loads(process.stdout.readline()))
+
+    yield ask
+    process.stdin.close()
+    process.wait(timeout=20)
+    process.stdout.close()
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "udkd", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def refused(result: Result, *said: str) -> None:
+    """One line, and only one, on stderr."""
+    assert result.code == 1, result
+    assert result.out == ""
+    assert result.err.startswith("error: "), result.err
+    assert result.err.count("\n") == 1, result.err
+    for words in said:
+        assert words in result.err
+
+
+def failed(result: Result, *said: str) -> None:
+    """One line of error, perhaps after notes on what was being done."""
+    assert result.code == 1, result
+    assert "Traceback" not in result.err
+    assert result.last.startswith("error: "), result.err
+    assert result.err.count("error:") == 1
+    for words in said:
+        assert words in result.last
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"), per_class=12, val_per_class=3)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
+    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+
+
+@pytest.fixture(scope="module")
+def cache(call: Call, tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    result = call("cache", "build", dataset.path, teacher.path, folder, "--recipe", "smoke", *SETTINGS)
+    assert result.code == 0, result
+    assert "mean weight" in result.out
+    assert "teacher right" in result.out
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(call: Call, tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, cache: Path) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    result = call("train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS)
+    assert result.code == 0, result
+    assert result.out == ""
+    assert result.last == f"finished: 18 steps, in {out}"
+    return out
+
+
+def checkpoint(run: Path) -> str:
+    return str(json.loads((run / "checkpoints" / "last.json").read_text())["sha256"])
+
+
+def test_mistakes_in_naming_things(call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+
+    def train(*words: object) -> Result:
+        return call("train", "smoke", *words, "--out", out)
+
+    data = ("--data", dataset.path)
+    refused(train("--data", tmp_path / "nowhere"), "nowhere is not a folder")
+    refused(train("--data", tmp_path / "empty"), "empty")
+    refused(train("--data", tmp_path / "file"), "file is not a folder")
+    refused(train("--data", tmp_path / "[bold]:bee:"), "[bold]:bee: is not a folder")
+    refused(call("train", "smoek", *data, "--out", out), "recipe 'smoek' not found", "smoke")
+    refused(train(*data, "--set", "train.epochs"), "--set 'train.epochs'; expected KEY=VALUE")
+    refused(train(*data, "--set", "train.epoch=2"), "train.epoch is no key of a recipe; expected epochs, ")
+    refused(train(*data, "--set", "train.epochs=many"), 'train.epochs is "many"')
+    refused(train(*data, "--set", "train.epochs=2026-01-01"), "train.epochs is")
+    refused(train(*data, "--set", "teacher.views=0"), "views is 0")
+    refused(train(*data, "--backend", "fast"), 'data.backend is "fast"')
+    refused(train(*data, "--device", "gpu"), "device 'gpu' is unknown; expected auto, cpu")
+    refused(train(*data, "--device", "mps"), "device 'mps' is unknown")
+    refused(train(*data, "--device", "cuda:99"), "device cuda:99 was asked for and PyTorch sees")
+    if not torch.cuda.is_available():
+        refused(train(*data, "--device", "cuda"), "PyTorch sees 0 GPUs; expected one of those; use --device")
+    refused(call("eval", tmp_path / "nowhere"), "nowhere is no run")
+    refused(call("report", tmp_path / "nowhere"), "nowhere is no run")
+    refused(call("cache", "build", dataset.path, tmp_path / "empty", out, "--recipe", "smoke"), "empty is no teacher")
+    refused(call("cache", "build", dataset.path, teacher.path, out, "--views", "many"), "--views 'many'; expected canonical")
+    refused(call("teacher", "fit", tmp_path / "nowhere", out), "nowhere is not a folder")
+    refused(call("teacher", "fit", dataset.path, tmp_path / "file"), "file is a file; expected a folder to make")
+    refused(call("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "4 of 4 classes are none of")
+    refused(call("teacher", "import", dataset.path, out, "--student", "a"), "--student a without --run")
+    refused(call("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is no run")
+    refused(call("teacher", "import", dataset.path, out, "--run", out, "--weights", out), "both --run and --weights")
+    refused(call("teacher", "fit", dataset.path, teacher.path), "already holds a teacher; expected a new folder")
+    assert not out.exists(), "nothing was begun"
+    assert call("train", "--help").code == 0
+    assert call().code != 0
+    wrong = call("train", "smoke")
+    assert wrong.code == 2
+    assert "--data" in wrong.err
+    assert "Traceback" not in wrong.err
+
+
+def test_what_does_not_fit(
+    call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path, finished: Path
+) -> None:
+    other_data = make_dataset(tmp_path, per_class=3, val_per_class=2).path
+    other_teacher = make_teacher(tmp_path / "other", dataset, seed=4).path
+    out = tmp_path / "out"
+
+    def train(*words: object, data: Path = dataset.path) -> Result:
+        return call("train", "smoke", "--data", data, "--cache", cache, "--out", out, *SETTINGS, *words)
+
+    failed(train("--teacher", other_teacher), "the cache in", "teacher_sha256: stored")
+    failed(train(data=other_data), "dataset_digest: stored")
+    failed(train("--set", "views.size_px=24"), "views.size_px: stored 32, wanted 24")
+    failed(train("--set", "evaluation.scheme=centre_squash"), "views.scheme: stored 'centre', wanted 'centre_squash'")
+    failed(train("--set", "teacher.views=2"), "policy: stored 'canonical', wanted 'views'")
+    failed(train("--allow", "pixels"), "allowed field 'pixels'; expected one of")
+    failed(train("--set", "teacher.source=live"), "no teacher was given; expected --teacher")
+    failed(train("--set", "students.0.architecture=resnet5"), "architecture 'resnet5' is unknown", "did you mean")
+    refused(train("--set", "train.batch=49"), "train.batch = 49 is more than the 48 training images")
+    small = ["--set", "views.size_px=2", "--set", "loss.beta=0"]
+    failed(train(*small), "squeezenet1_1 cannot take 2 px images", "change views.size_px")
+    assert not out.exists(), "nothing was begun"
+    failed(train("--resume"), "out is no run")
+    assert not out.exists()
+    result = call("cache", "build", dataset.path, other_teacher, cache, "--recipe", "smoke", *SETTINGS)
+    failed(result, "teacher_sha256: stored")
+    failed(call("eval", finished, "--data", other_data), "dataset_digest")
+    failed(call("eval", finished, "--teacher", other_teacher), "teacher_sha256")
+    before = checkpoint(finished)
+    again = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", finished, *SETTINGS]
+    failed(call(*again), "already holds a run; expected a new folder; go on with --resume")
+    failed(call(*again, "--resume", "--set", "train.seed=1"), "train.seed: stored 0, wanted 1; ")
+    result = call(*again, "--resume")
+    assert result.code == 0
+    assert "is finished already" in result.err
+    assert checkpoint(finished) == before
+    assert len(RunFolder.open(finished).metrics()) == 3
+
+
+def test_evaluation_of_a_finished_run(call: Call, finished: Path, teacher: TeacherFolder) -> None:
+    result = call("eval", finished, "--teacher", teacher.path)
+    assert result.code == 0, result
+    for words in ("squeezenet1_1", "mobilenet_v2", "students averaged", "teacher squeezenet1_1", "12 images, 4 classes"):
+        assert words in result.out
+    stored = RunFolder.open(finished).evaluation
+    assert stored is not None
+    assert stored["num_samples"] == 12
+
+
+def test_allow_lets_one_difference_pass_and_records_it(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    out = tmp_path / "run"
+    words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS, "--set", "train.epochs=1"]
+    words += ["--set", "evaluation.resize_px=34"]
+    failed(call(*words), "views.resize_px: stored 36, wanted 34")
+    result = call(*words, "--allow", "views.resize_px")
+    assert result.code == 0, result
+    assert RunFolder.open(out).provenance["allowed"] == ["views.resize_px"]
+
+
+def test_k_views(call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "run"
+    build_words = ["cache", "build", dataset.path, teacher.path, cache, "--recipe", "smoke", *SETTINGS]
+    train_words = ["train", "smoke", "--data", dataset.path, "--cache", cache, *SETTINGS]
+    assert call(*build_words, "--views", 1).code == 0
+    failed(call(*train_words, "--set", "teacher.views=2", "--out", out), "view")
+    assert not out.exists()
+    assert call(*build_words, "--set", "teacher.views=2").code == 0
+    assert call(*train_words, "--set", "teacher.views=2", "--out", out).code == 0
+    assert [row["view"] for row in RunFolder.open(out).metrics()] == [0, 1, 0]
+    failed(call(*train_words, "--out", tmp_path / "run2"), "policy: stored 'views', wanted 'canonical'")
+    failed(
+        call(*train_words, "--set", "teacher.views=2", "--set", "views.seed=1", "--out", tmp_path / "run3"), "seed: stored 0"
+    )
+
+
+def test_fit_evaluate_import(call: Call, tmp_path: Path, dataset: DatasetFolder) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        "[views]\nsize_px=32\n[evaluation]\nresize_px=36\n[fit]\narchitecture='resnet18'\nlr=0.01\nepochs=1\n"
+        "[[students]]\narchitecture='squeezenet1_1'\nlr=0.01\n[train]\nepochs=1\nbatch=8\nthreads=1\n[teacher]\nbatch=8\n"
+    )
+    teacher = tmp_path / "teacher"
+    fit = ("teacher", "fit", dataset.path, teacher, "--recipe", recipe, "--architecture", "mobilenet_v2")
+    result = call(*fit)
+    assert result.code == 0, result
+    assert "teacher mobilenet_v2, 4 classes: validation top-1" in result.err
+    failed(call(*fit), "already holds a teacher")
+    cache, out = tmp_path / "cache", tmp_path / "run"
+    assert call("cache", "build", dataset.path, teacher, cache, "--recipe", recipe).code == 0
+    result = call("train", recipe, "--data", dataset.path, "--cache", cache, "--teacher", teacher, "--out", out)
+    assert result.code == 0, result
+    result = call("eval", out)
+    assert result.code == 0, result
+    assert "teacher mobilenet_v2" in result.out, "the run remembers who taught it"
+    imported = tmp_path / "imported"
+    result = call("teacher", "import", dataset.path, imported, "--run", out, "--recipe", recipe)
+    assert result.code == 0, result
+    assert TeacherFolder.open(imported).info.architecture == "squeezenet1_1"
+    wrong = tmp_path / "w.safetensors"
+    save_file(build("squeezenet1_1", 4, image_px=32, seed=0).state_dict(), wrong)
+    failed(
+        call("teacher", "import", dataset.path, tmp_path / "x", "--weights", wrong, "--recipe", recipe), "none of ImageNet's"
+    )
+
+
+@pytest.mark.parametrize("limit_bytes", [100, 3_000, 1_000_000])
+def test_a_full_disk_and_then_room(
+    call: Call,
+    tmp_path: Path,
+    dataset: DatasetFolder,
+    teacher: TeacherFolder,
+    cache: Path,
+    finished: Path,
+    limit_bytes: int,
+) -> None:
+    """A limit on file size stands in for the disk: the same OSError at the same places."""
+    out, again = tmp_path / "run", tmp_path / "cache"
+    words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS]
+    failed(call(*words, limit_bytes=limit_bytes), str(out), "File too large", "free some room")
+    assert not list(out.rglob("*.tmp"))
+    failed(call("eval", out), "is no run" if limit_bytes < 3000 else "no checkpoint yet")
+    begun = (out / "config.json").exists()
+    assert call(*words, *(["--resume"] if begun else [])).code == 0
+    assert checkpoint(out) == checkpoint(finished)
+    if limit_bytes < 10_000:
+        build_words = ["cache", "build", dataset.path, teacher.path, again, "--recipe", "smoke", *SETTINGS]
+        failed(call(*build_words, limit_bytes=limit_bytes), "room")
+        assert call(*build_words).code == 0
+        assert (again / "view-0000.udkd").read_bytes() == (cache / "view-0000.udkd").read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="only root can mount a small disk")
+def test_a_really_full_disk(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path, finished: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        out = disk / "run"
+        words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS]
+        (disk / "ballast").write_bytes(bytes(20 << 20))
+        failed(call(*words), "No space left on device", str(out), "free some room")
+        (disk / "ballast").unlink()
+        (disk / "ballast").touch()
+        assert call(*words, "--resume").code in (0, 1)
+        assert not list(out.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+        assert call(*words, "--resume").code == 0
+        assert checkpoint(out) == checkpoint(finished)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        failed(call(*words[:-1], words[-1], "--out", disk / "new"), "Read-only file system")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_place_that_cannot_be_written(
+    call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path
+) -> None:
+    (tmp_path / "file").write_text("keep me")
+    for place in (tmp_path / "file" / "run", tmp_path / "file", Path("/proc/nowhere/run"), tmp_path / ("x" * 300)):
+        failed(call("train", "smoke", "--data", dataset.path, "--cache", cache, "--out", place, *SETTINGS), "check the path")
+        failed(call("cache", "build", dataset.path, teacher.path, place, "--recipe", "smoke", *SETTINGS))
+    assert (tmp_path / "file").read_text() == "keep me"
+
+
+def test_two_trainings_of_one_run(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    out = tmp_path / "run"
+    words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS, "--set", "train.epochs=300"]
+    process = start(*words)
+    try:
+        wait_for(lambda: (out / "checkpoints" / "last.json").exists(), process)
+        failed(call(*words, "--resume"), f"is being written by process {process.pid}")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "the same command with --resume goes on" in said.splitlines()[-1]
+
+
+def wait_for(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 60
+    while not there() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("module", ["udkd", "data_prep"])
+@pytest.mark.parametrize("after_s", [0.15, 0.4, 0.9])
+def test_ctrl_c_while_modules_load(module: str, after_s: float) -> None:
+    command = [sys.executable, "-m", module, "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    if after_s > 0.3 or "site" not in said:  # before that Python itself is not there yet
+        assert "Traceback" not in said
+        assert process.returncode in (0, 130)
+        assert said.count("\n") == (1 if process.returncode == 130 else 0)
+
+
+def test_ctrl_c_while_a_teacher_is_fitted(call: Call, tmp_path: Path, dataset: DatasetFolder) -> None:
+    words = ["teacher", "fit", dataset.path, tmp_path / "t", "--recipe", "smoke", *SETTINGS]
+    words += ["--set", "fit.architecture=squeezenet1_1", "--set", "fit.epochs=40", "--set", "fit.lr=0.01"]
+    process = start(*words)
+    wait_for(lambda: (tmp_path / "t" / "run" / "checkpoints" / "last.json").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "goes on" in said.splitlines()[-1]
+    failed(call("cache", "build", dataset.path, tmp_path / "t", tmp_path / "c", "--recipe", "smoke"), "is no teacher")
+    failed(call(*words), "already holds a run; expected a new folder; go on with --resume")
+    result = call(*words, "--resume")
+    assert result.code == 0, result
+    assert TeacherFolder.open(tmp_path / "t").info.architecture == "squeezenet1_1"
+    assert len(RunFolder.open(tmp_path / "t" / "run").metrics()) == 40
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_a_cache_is_built(
+    call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, kind: signal.Signals
+) -> None:
+    words = ["cache", "build", dataset.path, teacher.path, tmp_path / "c", "--recipe", "smoke", *SETTINGS, "--views"]
+    process = start(*words, 400)
+    wait_for(lambda: (tmp_path / "c" / "view-0001.udkd").exists(), process)
+    process.send_signal(kind)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + kind, said
+    assert said.splitlines()[-1] == (f"error: stopped by {kind.name}; whatever was finished is kept, the same command goes on")
+    assert said.count("error:") == 1
+    have = len(list((tmp_path / "c").glob("view-*.udkd")))
+    assert 2 <= have < 400
+    result = call(*words, have + 1)
+    assert result.code == 0, result
+    assert call("cache", "verify", tmp_path / "c").code == 0
+    assert len(Cache.open(tmp_path / "c").views) == have + 1
+    fresh = tmp_path / "fresh"
+    assert call(*words[:4], fresh, *words[5:], have + 1).code == 0
+    for file in fresh.glob("view-*.udkd"):
+        assert file.read_bytes() == (tmp_path / "c" / file.name).read_bytes(), file.name
