@@ -131,8 +131,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         yield lambda: asked
 
 
-def run(app: typer.Typer) -> None:
-    """Run a command line. What a user can cause is one line on stderr and exit code 1; a signal n is 128 + n."""
+def run(app: Callable[[], object]) -> None:
+    """Run a command line (a typer.Typer). What a user can cause is one line on stderr and exit code 1; a signal n is 128 + n."""
     try:
         with handled(stop):
             app()

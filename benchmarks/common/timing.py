@@ -1,0 +1,97 @@
+"""Timing variants of one thing side by side.
+
+Variants run in turn within each round and every round begins with another one, so a busy or a warming machine slows all of
+them alike: the ratio of two variants within a round is steadier than either time.
+"""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+MIN_SPAN_S = 0.02
+"""What a variant is repeated to last at least within a round: shorter spans measure the clock and the scheduler."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of doing the thing. run: does it once. items: images (or others) that one call handles."""
+
+    name: str
+    run: Callable[[], object]
+    items: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Seconds per call of one variant, one entry per round."""
+
+    name: str
+    items: int
+    seconds: tuple[float, ...]
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def items_per_s(self) -> float:
+        return self.items / self.median_s
+
+    def ratios(self, baseline: "Timed") -> list[float]:
+        """This variant's seconds per item over the baseline's, round by round: below 1 is faster."""
+        own, other = ([s / timed.items for s in timed.seconds] for timed in (self, baseline))
+        return [a / b for a, b in zip(own, other, strict=True)]
+
+
+def side_by_side(
+    variants: Sequence[Variant], device: torch.device, *, rounds: int = 7, warmup: int = 2, min_span_s: float = MIN_SPAN_S
+) -> list[Timed]:
+    """Warm every variant up, then time all of them in each of `rounds` rounds."""
+    calls = [_calls_per_round(variant, device, warmup, min_span_s) for variant in variants]
+    seconds: list[list[float]] = [[] for _ in variants]
+    for turn in range(rounds):
+        for place in range(len(variants)):
+            index = (place + turn) % len(variants)
+            seconds[index].append(_seconds(variants[index].run, device, calls[index]))
+    return [
+        Timed(name=variant.name, items=variant.items, seconds=tuple(each))
+        for variant, each in zip(variants, seconds, strict=True)
+    ]
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median and spread of one quantity over the rounds, each value kept."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values), "each": list(values)}
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _calls_per_round(variant: Variant, device: torch.device, warmup: int, min_span_s: float) -> int:
+    for _ in range(max(1, warmup)):
+        variant.run()
+    return max(1, math.ceil(min_span_s / max(_seconds(variant.run, device, 1), 1e-7)))
+
+
+def _seconds(run: Callable[[], object], device: torch.device, calls: int) -> float:
+    """Seconds per call. The collector of garbage waits outside: it would strike one variant and spare the next."""
+    gc.collect()
+    gc.disable()
+    try:
+        wait(device)
+        started = time.perf_counter()
+        for _ in range(calls):
+            run()
+        wait(device)
+        return (time.perf_counter() - started) / calls
+    finally:
+        gc.enable()

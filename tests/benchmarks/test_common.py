@@ -1,0 +1,122 @@
+"""What benchmarks share: the clock, the record, the pen, and finding a benchmark by its name."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import loss
+from benchmarks.__main__ import HERE, names
+from benchmarks.common.figures import bars, draw
+from benchmarks.common.record import Record
+from benchmarks.common.timing import Timed, Variant, side_by_side
+
+CPU = torch.device("cpu")
+
+
+def command(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    start = ["-c", code] if code else ["-m", "benchmarks"]
+    return subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, cwd=HERE.parent, timeout=120)
+
+
+def test_every_benchmark_is_listed_with_a_line() -> None:
+    known = names()
+    assert "loss" in known
+    assert all(known.values()), "a file says in its first line what it measures"
+    listed = command()
+    assert listed.returncode == 0
+    for name, line in known.items():
+        assert f"{name} " in listed.stdout
+        assert line in listed.stdout
+        text = (HERE / f"{name}.py").read_text()
+        assert "EXPECTATION" in text or name == "report", f"{name} measures without having said what it expects"
+
+
+def test_an_unknown_benchmark_is_one_line() -> None:
+    done = command("lose")
+    assert done.returncode == 1
+    assert done.stderr == "error: no benchmark is called 'lose'; expected one such as loss; correct it\n"
+
+
+def test_a_missing_package_is_one_line() -> None:
+    code = "import sys; sys.modules['matplotlib'] = None; from benchmarks.__main__ import main; main(sys.argv[1:])"
+    done = command("loss", "--help", code=code)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "benchmark loss needs the package matplotlib" in " ".join(done.stderr.split())
+
+
+def test_a_user_s_mistake_is_one_line() -> None:
+    done = command("loss", "--device", "cuda:7")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: device cuda:7 was asked for")
+
+
+def test_variants_run_in_turn_and_every_round_begins_with_another() -> None:
+    calls: list[str] = []
+    variants = [Variant(name, lambda name=name: calls.append(name)) for name in "abc"]
+    timed = side_by_side(variants, CPU, rounds=3, warmup=1, min_span_s=0)
+    assert [len(one.seconds) for one in timed] == [3, 3, 3]
+    assert "".join(calls[-9:]) == "abcbcacab"
+    assert [one.name for one in timed] == ["a", "b", "c"]
+
+
+def test_ratios_are_taken_within_a_round_and_per_item() -> None:
+    slow = Timed(name="slow", items=10, seconds=(1.0, 4.0, 2.0))
+    fast = Timed(name="fast", items=20, seconds=(1.0, 4.0, 1.0))
+    assert fast.ratios(slow) == [0.5, 0.5, 0.25]
+    assert fast.items_per_s == 20.0
+
+
+def test_a_record_holds_machine_expectation_and_every_round(tmp_path: Path) -> None:
+    record = Record.begin("thing", "nothing  much\nhappens", CPU, {"batch": 2})
+    timed = [Timed(name="a", items=2, seconds=(1.0, 2.0, 3.0)), Timed(name="b", items=2, seconds=(0.5, 1.0, 3.0))]
+    record.add(timed, baseline="a", batch=2)
+    record.put("equal", True)
+    path = record.write(tmp_path)
+    assert path.name == f"thing-{record.slug}.json"
+    stored = json.loads(path.read_text())
+    assert stored["expectation"] == "nothing much happens"
+    assert stored["settings"] == {"batch": 2}
+    assert stored["facts"] == {"equal": True}
+    assert stored["machine"]["hardware"]["cores"] >= 1
+    assert stored["machine"]["versions"]["torch"]
+    assert stored["machine"]["commit"] != ""
+    row = stored["rows"][1]
+    assert row["seconds"] == {"median": 1.0, "min": 0.5, "max": 3.0, "n": 3, "each": [0.5, 1.0, 3.0]}
+    assert row["ratio"]["each"] == [0.5, 0.5, 1.0]
+    assert row["items_per_s"] == 2.0
+    assert row["batch"] == 2
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_same_drawing_gives_the_same_svg_and_a_png_with_ink(tmp_path: Path) -> None:
+    def picture(figure, palette) -> None:  # type: ignore[no-untyped-def]
+        bars(figure.add_subplot(), palette, ["one", "two"], [1.0, None], unit="hours")
+
+    png, svg = draw(tmp_path / "a", "x", picture)
+    _, again = draw(tmp_path / "b", "x", picture)
+    assert svg.read_bytes() == again.read_bytes()
+    with Image.open(png) as image:
+        assert image.size == (1440, 640)
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 50
+
+
+def test_loss_measures_and_draws(tmp_path: Path) -> None:
+    loss.main(batches=[8], classes=[10], rounds=2, device="cpu", results=tmp_path)
+    (path,) = tmp_path.glob("loss-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["variant"] for row in rows} >= {"eager", "compiled"}
+    assert len(list(tmp_path.glob("loss-*.png"))) == len(list(tmp_path.glob("loss-*.svg"))) == 1
+
+
+@pytest.mark.parametrize("name", sorted(names()))
+def test_help_of_every_benchmark(name: str) -> None:
+    if name not in ("loader", "convert", "cache"):  # they may need packages that are not everywhere
+        done = command(name, "--help")
+        assert done.returncode == 0, done.stderr
+        assert "--" in done.stdout
