@@ -19,7 +19,6 @@ from PIL import Image
 from udkd.actors.cache_builder import ask, build_cache, in_blocks
 from udkd.backends import open_backend
 from udkd.engine.lessons import CachedLessons, LiveLessons
-from udkd.parts.target_key import target_meaning
 from udkd.formats.cache import Cache, summarise, verify
 from udkd.formats.cache.summary import label_rank
 from udkd.formats.config import Recipe
@@ -31,6 +30,7 @@ from udkd.operations.augment import apply
 from udkd.operations.models import build
 from udkd.parts.epoch_views import EpochViews
 from udkd.parts.frozen_teacher import FrozenTeacher
+from udkd.parts.target_key import target_meaning
 from udkd.words.batch import Batch
 from udkd.words.errors import CacheError, MismatchError
 from udkd.words.files import sha256_file
