@@ -14,11 +14,11 @@ from rich.text import Text
 
 from data_prep.convert import ConvertSettings
 from data_prep.convert import convert as convert_sources
+from data_prep.derived import DERIVED_FORMATS, Volume, default_formats, derive_formats, parse_formats, size_lines
 from data_prep.info import describe
-from data_prep.resident import derive_resident, size_line
 from data_prep.verify import verify as verify_folder
 from udkd.formats.dataset import DatasetFolder
-from udkd.words.errors import ConfigError, UserError
+from udkd.words.errors import UserError
 from udkd.words.files import FolderLock
 from udkd.words.signals import Stopped, handled, stop
 
@@ -33,6 +33,7 @@ WorkersOption = Annotated[
     int, typer.Option(help="Processes; 0 takes one per core. The result is the same for any number.", min=0)
 ]
 NAMED_PROBLEMS = 10
+FORMAT_NAMES = ", ".join(f"`{name}` ({derived.files})" for name, derived in DERIVED_FORMATS.items())
 
 
 class _Speed(ProgressColumn):
@@ -94,8 +95,8 @@ def convert(
     formats: Annotated[
         str,
         typer.Option(
-            help="Derived formats beside the tar shards: `resident`, `none`, or `auto` (resident, but not for padded canvases "
-            "over 256 px). More can follow any time with `derive`."
+            help=f"Derived formats beside the tar shards, by comma: {FORMAT_NAMES}; or `none`, or `auto` (resident, but not "
+            "for padded canvases over 256 px). More can follow any time with `derive`."
         ),
     ] = "auto",
     on_bad: Annotated[
@@ -124,7 +125,7 @@ def convert(
         hold_out_percent=hold_out,
         quality=quality,
         subsampling=subsampling,
-        formats=_formats(formats),
+        formats=parse_formats(formats),
         workers=workers or _cores(),
         overwrite=overwrite,
     )
@@ -136,16 +137,17 @@ def convert(
 @app.command()
 def derive(
     folder: FolderArgument,
-    formats: Annotated[str, typer.Option(help="The formats to write anew: `resident`.")] = "resident",
+    formats: Annotated[str, typer.Option(help=f"The formats to write anew, by comma: {FORMAT_NAMES}.")] = "resident",
     workers: WorkersOption = 0,
 ) -> None:
     """Write derived formats from the shards of a finished folder, without the source."""
-    chosen = _formats(formats)
+    chosen = parse_formats(formats)
     dataset = DatasetFolder.open(folder)
+    names = default_formats(dataset.fit, dataset.side) if chosen is None else chosen
     with FolderLock(folder), RichObserver() as observer:
-        if chosen is None or "resident" in chosen:
-            observer.note(size_line(sum(split.num_samples for split in dataset.splits.values()), dataset.side))
-            derive_resident(dataset, workers=workers or _cores(), observer=observer)
+        for line in size_lines(names, Volume.of(dataset)).values():
+            observer.note(line)
+        derive_formats(dataset, names, workers=workers or _cores(), observer=observer)
 
 
 @app.command()
@@ -188,17 +190,6 @@ def synth(
             workers=workers or _cores(),
             observer=observer,
         )
-
-
-def _formats(text: str) -> tuple[Literal["resident"], ...] | None:
-    """The derived formats that a comma-separated list names; None for `auto`."""
-    names = {name.strip() for name in text.split(",")}
-    if names == {"auto"}:
-        return None
-    unknown = sorted(names - {"resident", "none"})
-    if unknown or len(names) > 1:
-        raise ConfigError(f"--formats is {text!r}; expected resident, none or auto; change it")
-    return ("resident",) if "resident" in names else ()
 
 
 def _cores() -> int:

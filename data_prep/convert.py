@@ -8,16 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data_prep.derived import DERIVED_FORMATS, Volume, check_room, default_formats, derive_formats, discard_formats, size_lines
 from data_prep.image import PixelSettings
 from data_prep.pool import Pool
 from data_prep.report import FILE_NAME as REPORT_NAME
 from data_prep.report import write_report
-from data_prep.resident import check_space, derive_resident, size_line
 from data_prep.shards import PrepareJob, remove_sidecars, write_shards
 from data_prep.sources import SplitName, open_source
 from data_prep.stock import SPLITS, Stock, take_stock
-from udkd.formats.dataset import Columns, DatasetFolder, Encoder, Header, Row, SplitHeader, read_manifest, write_manifest
-from udkd.formats.dataset.canvas import CHECKSUM_NAME, DATA_NAME, DESCRIPTION_NAME
+from udkd.formats.dataset import (
+    DERIVED,
+    Columns,
+    DatasetFolder,
+    Encoder,
+    Header,
+    Row,
+    SplitHeader,
+    discard,
+    read_manifest,
+    write_manifest,
+)
 from udkd.formats.dataset.header import FILE_NAME as HEADER_NAME
 from udkd.formats.dataset.header import content_digest
 from udkd.formats.dataset.manifest import FILE_NAME as MANIFEST_NAME
@@ -32,9 +42,6 @@ SPLIT_FILES = (
     "samples-*.idx",
     "samples-*.rows.json",
     MANIFEST_NAME,
-    DATA_NAME,
-    CHECKSUM_NAME,
-    DESCRIPTION_NAME,
     "*.tmp",
 )
 NAMED_BAD_IMAGES = 10
@@ -56,7 +63,7 @@ class ConvertSettings:
     hold_out_percent: float | None = None
     quality: int = 95
     subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4"
-    formats: tuple[Literal["resident"], ...] | None = None
+    formats: tuple[str, ...] | None = None
     workers: int = 1
     overwrite: bool = False
     shard_samples: int = 1000
@@ -91,27 +98,25 @@ class ConvertSettings:
         }
 
 
-def default_formats(settings: ConvertSettings) -> tuple[Literal["resident"], ...]:
-    """Resident, except for padded canvases over 256 px, which are mostly zeros (130,000 images at 512 px: 102 GB)."""
-    return () if settings.fit == "pad" and settings.side > 256 else ("resident",)
-
-
 def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
     """Convert sources into FOLDER; started again after a kill, it continues with the first unfinished shard.
 
     Raises DataError (sources, bad images under on_bad "fail"), MismatchError (an unfinished conversion with other settings),
     BusyError, ConfigError and OSError. However it ends, FOLDER has a dataset.json only when all of it is whole.
     """
+    for name in settings.formats or ():
+        DERIVED_FORMATS[name].require()
     opened = [open_source(path) for path in sources]
     _check_target(folder, settings)
     stock = take_stock(opened, classes=settings.classes, hold_out_percent=settings.hold_out_percent)
     for line in stock.warnings:
         observer.note(f"warning: {line}")
-    formats = default_formats(settings) if settings.formats is None else settings.formats
-    if "resident" in formats:
-        num_samples = sum(map(len, stock.samples.values()))
-        observer.note(size_line(num_samples, settings.side))
-        check_space(folder, num_samples=num_samples, side=settings.side)
+    formats = default_formats(settings.fit, settings.side) if settings.formats is None else settings.formats
+    volume = Volume(samples=sum(map(len, stock.samples.values())), side=settings.side, stored=None)
+    known = size_lines(formats, volume)
+    for line in known.values():
+        observer.note(line)
+    check_room(formats, volume, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder), _named(folder):
         _check_target(folder, settings)
@@ -122,8 +127,12 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
         rows = _write_splits(stock, PrepareJob(opened, settings.pixels), folder, settings, observer)
         warnings = stock.warnings + _check_rows(rows, folder, stock, settings, observer)
         header = _write_manifests(rows, folder, stock, settings)
-        if "resident" in formats:
-            derive_resident(DatasetFolder.load(folder, header), workers=settings.workers, observer=observer)
+        shards = DatasetFolder.load(folder, header)
+        discard_formats(shards, DERIVED)  # of an attempt that chose others, or of another source
+        for name, line in size_lines(formats, Volume.of(shards)).items():
+            if name not in known:
+                observer.note(line)
+        derive_formats(shards, formats, workers=settings.workers, observer=observer)
         write_report(folder, rows, usable=True, warnings=warnings)
         header.write(folder)
         _tidy(folder)
@@ -184,6 +193,8 @@ def _clear(folder: Path) -> None:
     for name in (HEADER_NAME, UNFINISHED_NAME, REPORT_NAME):
         (folder / name).unlink(missing_ok=True)
     for split in SPLITS:
+        for name in DERIVED:
+            discard(folder / split, name)
         for pattern in SPLIT_FILES:
             for path in (folder / split).glob(pattern):
                 path.unlink()

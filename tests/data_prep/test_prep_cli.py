@@ -50,7 +50,7 @@ def test_convert_info_derive_verify(tmp_path: Path) -> None:
     [
         (("convert", "{t}/nowhere", "{t}/d"), "does not exist"),
         (("convert", "{t}/t", "{t}/d", "--classes", "imagenet100"), "matches nothing"),
-        (("convert", "{t}/t", "{t}/d", "--formats", "beton"), "expected resident, none or auto"),
+        (("convert", "{t}/t", "{t}/d", "--formats", "beton"), "expected a comma-separated list of resident"),
         (("convert", "{t}/t", "/proc/nothing/d"), "/proc/nothing"),
         (("info", "{t}"), "holds no dataset.json"),
         (("derive", "{t}"), "holds no dataset.json"),

@@ -4,20 +4,25 @@ FOLDER/dataset.json                        written last; nothing is valid withou
 FOLDER/<split>/manifest.parquet            one row per sample, in id order (ids are 0 … N-1)
 FOLDER/<split>/samples-%05d.tar + .idx     WebDataset shards (`%09d.jpg`, `%09d.cls`) with DALI's index: the truth
 FOLDER/<split>/canvas.npy + .json + .crc32.npy    the resident format, derived: uint8 [N, S, S, 3]
+FOLDER/<split>/samples.beton + beton.json          FFCV's own format, derived
+FOLDER/<split>/samples-%05d.tfrecord + .idx, tfrecord.json    TFRecord with the index that DALI's tfrecord2idx writes, derived
 """
 
 from udkd.formats.dataset.canvas import CanvasWriter, canvas_bytes, decode_canvas
+from udkd.formats.dataset.derived import DERIVED, FileSum, damage, discard, is_derived, seal, sealed
 from udkd.formats.dataset.folder import DatasetFolder, Split
 from udkd.formats.dataset.header import ClassName, Encoder, Fit, Header, SplitHeader, read_header
 from udkd.formats.dataset.manifest import Columns, Row, read_manifest, write_manifest
 from udkd.formats.dataset.shard import ShardPacker, ShardWriter, read_sample, shard_name
 
 __all__ = [
+    "DERIVED",
     "CanvasWriter",
     "ClassName",
     "Columns",
     "DatasetFolder",
     "Encoder",
+    "FileSum",
     "Fit",
     "Header",
     "Row",
@@ -26,10 +31,15 @@ __all__ = [
     "Split",
     "SplitHeader",
     "canvas_bytes",
+    "damage",
     "decode_canvas",
+    "discard",
+    "is_derived",
     "read_header",
     "read_manifest",
     "read_sample",
+    "seal",
+    "sealed",
     "shard_name",
     "write_manifest",
 ]

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from udkd.formats.dataset.derived import DERIVED, discard, is_derived
 from udkd.words.errors import DataError
 from udkd.words.files import atomic, fsync_folder, sha256_file, write_json
 
 FORMAT = "udkd-canvas"
 VERSION = 1
-DATA_NAME = "canvas.npy"
-CHECKSUM_NAME = "canvas.crc32.npy"
-DESCRIPTION_NAME = "canvas.json"
+DESCRIPTION_NAME = DERIVED["resident"].description
+DATA_NAME, CHECKSUM_NAME = DERIVED["resident"].data
 PIXELS = "libjpeg islow, fancy upsampling"
 
 
@@ -70,7 +70,7 @@ class CanvasWriter:
         header = _npy_header(self.shape, "|u1")
         self.start = len(header)
         self.row_bytes = canvas_bytes(1, side)
-        self.discard(folder)
+        discard(folder, "resident")
         with open(self.temporary, "wb") as file:
             file.write(header)
             file.flush()
@@ -83,12 +83,6 @@ class CanvasWriter:
     def offset(self, sample_id: int) -> int:
         """Where a sample's row starts in the temporary file."""
         return self.start + sample_id * self.row_bytes
-
-    @staticmethod
-    def discard(folder: Path) -> None:
-        """Remove a finished or an unfinished canvas of a split folder, the description first."""
-        for name in (DESCRIPTION_NAME, CHECKSUM_NAME, DATA_NAME, DATA_NAME + ".tmp"):
-            (folder / name).unlink(missing_ok=True)
 
     def finish(self, crc32: np.ndarray) -> None:
         """Make the rows durable and give the files their names. crc32: uint32 [N], of each row's S · S · 3 bytes."""
@@ -121,7 +115,7 @@ def open_canvas(folder: Path, *, num_samples: int, side: int, digest: str) -> tu
     remedy = "write it anew with udkd-prep derive"
     shape = (num_samples, side, side, 3)
     path = folder / DESCRIPTION_NAME
-    if not path.is_file():
+    if not is_derived(folder, "resident"):
         raise DataError(f"{folder} has no resident format; expected canvas.npy and canvas.json; write it with udkd-prep derive")
     try:
         found = json.loads(path.read_bytes())

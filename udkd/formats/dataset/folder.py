@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from udkd.formats.dataset.canvas import DESCRIPTION_NAME, decode_canvas, open_canvas
+from udkd.formats.dataset.canvas import decode_canvas, open_canvas
+from udkd.formats.dataset.derived import DERIVED, is_derived
 from udkd.formats.dataset.header import ClassName, Fit, Header, content_digest, read_header
 from udkd.formats.dataset.manifest import FILE_NAME, Columns, read_manifest
 from udkd.formats.dataset.shard import read_sample, shard_name
@@ -79,9 +80,13 @@ class Split(Columns):
             )
         return order
 
+    def has(self, derived: str) -> bool:
+        """Whether a derived format (a name of DERIVED) is there; opening it may still refuse it."""
+        return is_derived(self.path, derived)
+
     def has_canvas(self) -> bool:
         """Whether the resident format is there (`canvas` may still refuse it)."""
-        return (self.path / DESCRIPTION_NAME).is_file()
+        return self.has("resident")
 
     def canvas(self) -> tuple[np.memmap, np.ndarray]:
         """The resident format: uint8 [N, S, S, 3], mapped read-only, and each row's crc32, uint32 [N].
@@ -150,8 +155,8 @@ class DatasetFolder:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats that are there: "shards" always, "resident" where every split has it."""
-        return ("shards", "resident") if all(split.has_canvas() for split in self.splits.values()) else ("shards",)
+        """The formats that are there: "shards" always, and each derived one (DERIVED) that every split has."""
+        return ("shards", *(name for name in DERIVED if all(split.has(name) for split in self.splits.values())))
 
     def split(self, name: str) -> Split:
         """A split by name. Raises DataError where the folder has none of that name."""

@@ -1,20 +1,30 @@
 """The resident format: canvas.npy, packed from the shards by decoding in parallel."""
 
 import os
-import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.derived.derived import DerivedFormat, Volume, nothing_required
 from data_prep.pool import Pool
-from udkd.formats.dataset import CanvasWriter, DatasetFolder, Split, canvas_bytes, decode_canvas, read_sample, shard_name
+from udkd.formats.dataset import (
+    CanvasWriter,
+    DatasetFolder,
+    Split,
+    canvas_bytes,
+    decode_canvas,
+    discard,
+    read_sample,
+    shard_name,
+)
 from udkd.words.errors import DataError
 from udkd.words.observer import Observer
 
 CHUNK_SAMPLES = 64
+NAMED_ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +79,19 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def size_line(num_samples: int, side: int) -> str:
+def size_line(volume: Volume) -> str:
     """What the resident format takes, in words."""
-    return f"resident format: {num_samples:,} x {side} x {side} x 3 = {canvas_bytes(num_samples, side) / 1e9:,.2f} GB"
+    gigabytes = size_bytes(volume) / 1e9
+    return f"resident format: {volume.samples:,} x {volume.side} x {volume.side} x 3 = {gigabytes:,.2f} GB"
 
 
-def check_space(folder: Path, *, num_samples: int, side: int) -> None:
-    """Raise DataError where the disk of `folder`, which need not exist yet, has less room than the resident format takes."""
-    need = canvas_bytes(num_samples, side)
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if need > free:
-        raise DataError(
-            f"the resident format takes {need / 1e9:,.2f} GB, the disk of {folder} has {free / 1e9:,.2f} GB free; "
-            "expected room for it; free some or give --formats none"
-        )
+def size_bytes(volume: Volume) -> int:
+    """What canvas.npy takes."""
+    return canvas_bytes(volume.samples, volume.side)
 
 
-def derive_resident(dataset: DatasetFolder, *, workers: int, observer: Observer) -> None:
-    """Write canvas.npy of every split from the shards. Raises DataError (a damaged sample, no room) and OSError."""
-    total = sum(split.num_samples for split in dataset.splits.values())
-    for split in dataset.splits.values():
-        CanvasWriter.discard(split.path)  # an older one must not take the room that the new one needs
-    check_space(dataset.path, num_samples=total, side=dataset.side)
+def derive_resident(dataset: DatasetFolder, workers: int, observer: Observer) -> None:
+    """Write canvas.npy of every split from the shards. Raises DataError (a damaged sample) and OSError."""
     observer.start("resident", sum(len(split.ids) for split in dataset.splits.values()), "images")
     with Pool(DecodeJob(dataset.side), workers) as pool:
         for split in dataset.splits.values():
@@ -111,7 +111,7 @@ def _derive_split(split: Split, pool: Pool[DecodeTask, np.ndarray], observer: Ob
             observer.advance(len(ids))
         writer.finish(crc32)
     except BaseException:
-        CanvasWriter.discard(split.path)
+        discard(split.path, "resident")
         raise
 
 
@@ -129,3 +129,28 @@ def _stored(split: Split, ids: np.ndarray) -> list[StoredSample]:
         )
         for n in ids.tolist()
     ]
+
+
+def problems(split: Split) -> Iterator[str]:
+    """Every canvas row held against its crc32."""
+    try:
+        canvas, crc32 = split.canvas()
+    except DataError as error:
+        yield str(error)
+        return
+    found = (n for n in range(split.num_samples) if zlib.crc32(canvas[n]) != crc32[n])
+    for count, n in enumerate(found):
+        if count == NAMED_ROWS:
+            yield f"{split.path / 'canvas.npy'}: and more rows"
+            return
+        yield f"{split.describe(n)}: its row of canvas.npy does not match its checksum; expected it to; run udkd-prep derive"
+
+
+RESIDENT = DerivedFormat(
+    files="canvas.npy",
+    require=nothing_required,
+    size_bytes=size_bytes,
+    size_line=size_line,
+    derive=derive_resident,
+    problems=problems,
+)

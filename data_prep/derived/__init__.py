@@ -1,0 +1,91 @@
+"""Formats that are written from the shards: each is one file here and one line in DERIVED_FORMATS.
+
+What they are called, and which files belong to each, is in udkd.formats.dataset.derived, for their readers.
+"""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_prep.derived.derived import DerivedFormat, Volume
+from data_prep.derived.resident import RESIDENT
+from udkd.formats.dataset import DERIVED, DatasetFolder, Fit, discard
+from udkd.words.errors import ConfigError, DataError
+from udkd.words.observer import Observer
+
+__all__ = [
+    "DERIVED_FORMATS",
+    "DerivedFormat",
+    "Volume",
+    "check_room",
+    "default_formats",
+    "derive_formats",
+    "discard_formats",
+    "parse_formats",
+    "size_lines",
+]
+
+AUTO = "auto"
+NONE = "none"
+
+# How each is written. `ffcv` (samples.beton, beton.json) and `dali` (TFRecord) take their lines here.
+DERIVED_FORMATS: dict[str, DerivedFormat] = {"resident": RESIDENT}
+assert set(DERIVED_FORMATS) <= set(DERIVED)
+
+
+def parse_formats(text: str) -> tuple[str, ...] | None:
+    """The formats that a comma-separated list names, in the order of DERIVED_FORMATS; None for `auto`, () for `none`.
+
+    Raises ConfigError for an unknown name, and where `auto` or `none` stands beside others.
+    """
+    names = {name.strip() for name in text.split(",")}
+    if names == {AUTO}:
+        return None
+    if names == {NONE}:
+        return ()
+    if not names <= set(DERIVED_FORMATS):
+        known = ", ".join(DERIVED_FORMATS)
+        raise ConfigError(f"--formats is {text!r}; expected a comma-separated list of {known}, or {NONE} or {AUTO}; change it")
+    return tuple(name for name in DERIVED_FORMATS if name in names)
+
+
+def default_formats(fit: Fit, side: int) -> tuple[str, ...]:
+    """Resident, except for padded canvases over 256 px, which are mostly zeros (130,000 images at 512 px: 102 GB)."""
+    return () if fit == "pad" and side > 256 else ("resident",)
+
+
+def size_lines(names: Iterable[str], volume: Volume) -> dict[str, str]:
+    """What each format whose size is known will take, in words."""
+    return {name: found.size_line(volume) for name in names if (found := DERIVED_FORMATS[name]).size_bytes(volume) is not None}
+
+
+def check_room(names: Iterable[str], volume: Volume, folder: Path) -> None:
+    """Raise DataError where the disk of `folder`, which need not exist yet, has less room than the formats take."""
+    sizes = {name: size for name in names if (size := DERIVED_FORMATS[name].size_bytes(volume)) is not None}
+    need = sum(sizes.values())
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if need > free:
+        what = f"the {next(iter(sizes))} format takes" if len(sizes) == 1 else f"the formats {', '.join(sizes)} take"
+        raise DataError(
+            f"{what} {need / 1e9:,.2f} GB, the disk of {folder} has {free / 1e9:,.2f} GB free; "
+            "expected room for it; free some or choose other --formats (none for the shards alone)"
+        )
+
+
+def discard_formats(dataset: DatasetFolder, names: Iterable[str]) -> None:
+    """Remove formats, finished or not: an old one must not take the room that the new one needs."""
+    for split in dataset.splits.values():
+        for name in names:
+            discard(split.path, name)
+
+
+def derive_formats(dataset: DatasetFolder, names: Iterable[str], *, workers: int, observer: Observer) -> None:
+    """Write formats anew, one after the other. Raises ConfigError (a package is missing), DataError and OSError."""
+    names = tuple(names)
+    for name in names:
+        DERIVED_FORMATS[name].require()
+    discard_formats(dataset, names)
+    check_room(names, Volume.of(dataset), dataset.path)
+    for name in names:
+        DERIVED_FORMATS[name].derive(dataset, workers, observer)

@@ -1,0 +1,69 @@
+"""Derived formats: names, descriptions, sizes, what is discarded when."""
+
+from pathlib import Path
+
+import pytest
+from prep_helpers import contents, converted, small_set, write_tree
+
+from data_prep.convert import ConvertSettings
+from data_prep.derived import DERIVED_FORMATS, Volume, derive_formats, parse_formats, size_lines
+from udkd.formats.dataset import DERIVED, FileSum, damage, discard, is_derived, seal, sealed
+from udkd.words.errors import ConfigError, DataError
+from udkd.words.files import write_json
+from udkd.words.observer import Silent
+
+
+def test_lists_of_formats() -> None:
+    assert parse_formats("auto") is None
+    assert parse_formats("none") == ()
+    every = tuple(DERIVED_FORMATS)
+    assert parse_formats(" , ".join(reversed(every))) == every
+    for text in ("", "shards", "none,resident", "auto,resident", "resident,"):
+        with pytest.raises(ConfigError, match=r"--formats is .*expected a comma-separated list of resident"):
+            parse_formats(text)
+
+
+def test_the_size_is_told_before_anything_is_written() -> None:
+    lines = size_lines(["resident"], Volume(samples=130_000, side=512, stored=None))
+    assert lines == {"resident": "resident format: 130,000 x 512 x 512 x 3 = 102.24 GB"}
+
+
+def test_sealed_files_are_held_against_their_description(tmp_path: Path) -> None:
+    for n in range(2):
+        (tmp_path / f"samples-{n}.tfrecord").write_bytes(bytes([n]) * 50)
+    names = [path.name for path in tmp_path.iterdir()]
+    assert not is_derived(tmp_path, "dali")
+    with pytest.raises(DataError, match=r"has no format dali; expected tfrecord\.json"):
+        sealed(tmp_path, "dali", digest="d")
+    seal(tmp_path, "dali", digest="d", files={name: FileSum.of(tmp_path / name) for name in names})
+    assert is_derived(tmp_path, "dali")
+    assert set(sealed(tmp_path, "dali", digest="d")) == set(names)
+    assert list(damage(tmp_path, "dali", digest="d")) == []
+    with pytest.raises(DataError, match="dataset_digest is 'd'; expected 'other'"):
+        sealed(tmp_path, "dali", digest="other")
+    first = tmp_path / "samples-0.tfrecord"
+    for data, line in ((bytes(49), "has 49 bytes; expected 50"), (b"\1" + bytes(49), "does not match its checksum")):
+        first.write_bytes(data)
+        assert [line in found for found in damage(tmp_path, "dali", digest="d")] == [True]
+    first.write_bytes(bytes(50))
+    (tmp_path / "samples-2.tfrecord").write_bytes(b"")
+    assert "samples-2.tfrecord belongs to no sample" in next(damage(tmp_path, "dali", digest="d"))
+    description = tmp_path / DERIVED["dali"].description
+    whole = description.read_bytes()
+    for at in range(len(whole)):
+        description.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        assert list(damage(tmp_path, "dali", digest="d")), at
+    discard(tmp_path, "dali")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_formats_of_an_earlier_attempt_do_not_stay(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "t", small_set(train=3, val=1))
+    folder = converted(tree, tmp_path / "d", formats=())
+    whole = contents(folder.path)
+    for name in DERIVED_FORMATS:
+        derive_formats(folder, [name], workers=1, observer=Silent())
+    assert folder.formats == ("shards", *DERIVED_FORMATS)
+    write_json(folder.path / "unfinished.json", ConvertSettings(side=64).decisive())  # as a kill just before the end leaves it
+    converted(tree, folder.path, formats=())
+    assert contents(folder.path) == whole
