@@ -1,0 +1,68 @@
+"""The README's loop runs as it stands, and its commands and options exist."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer.main
+
+import data_prep.cli
+import udkd
+import udkd.cli
+from tests.small import make_dataset, make_teacher, small_recipe
+from udkd.actors.cache_builder import build_cache
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every line of a bash block that calls a program of ours, continued lines joined."""
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith(("udkd ", "udkd-prep "))]
+
+
+def test_your_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where DATA and CACHE lie is all that is changed."""
+    dataset = make_dataset(tmp_path)
+    teacher = make_teacher(tmp_path / "teacher", dataset)
+    cpu = torch.device("cpu")
+    cache = build_cache(tmp_path / "cache", dataset=dataset, teacher=teacher, recipe=small_recipe(), device=cpu).cache
+    monkeypatch.chdir(tmp_path)
+    (loop,) = [block for block in blocks("python") if "udkd.distill" in block]
+    with torch.random.fork_rng(devices=[]):
+        names: dict[str, Any] = {}
+        exec(compile(loop.replace('"quickstart/', '"'), "README.md", "exec"), names)
+    terms, lesson, batch = names["terms"], names["lesson"], names["batch"]
+    assert torch.isfinite(terms.total)
+    assert (terms.teacher > 0).all()
+    assert (terms.peer > 0).all()
+    logits_NC, _ = cache.targets(0)
+    ids_B = batch.ids.numpy()
+    assert np.array_equal(lesson.logits.numpy(), logits_NC[ids_B]), "the targets are those of these samples"
+
+
+def test_the_front_door_names_what_it_has() -> None:
+    assert set(udkd.__all__) <= set(dir(udkd))
+    for name in udkd.__all__:
+        assert getattr(udkd, name).__doc__ or name == "open_backend", name
+    with pytest.raises(AttributeError, match=r"has no attribute 'distil'; it has Cache, CachedLessons"):
+        _ = udkd.distil
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_and_options_exist(line: str) -> None:
+    program, *words = shlex.split(line, comments=True)
+    app = {"udkd": udkd.cli.app, "udkd-prep": data_prep.cli.app}[program]
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, line
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(command.name, words)
