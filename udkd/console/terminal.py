@@ -132,7 +132,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def run(app: Callable[[], object]) -> None:
-    """Run a command line (a typer.Typer). What a user can cause is one line on stderr and exit code 1; a signal n is 128 + n."""
+    """Run a command line, a typer.Typer. What a user can cause is one line on stderr and exit code 1; a signal n is 128 + n."""
     try:
         with handled(stop):
             app()
