@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udkd.formats.dataset import Split
+from udkd.formats.dataset import Split, canvas_bytes
+from udkd.operations.feed import BufferPool
 from udkd.operations.prefetch import ahead
 from udkd.words.batch import Batch
 from udkd.words.errors import DataError
 
 _ROWS_AT_ONCE = 1024
+_DEPTH = 2  # batches ready before they are asked for
 
 
 @final
@@ -38,7 +40,8 @@ class ResidentBackend:
         chunks = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
         if self._resident is not None:
             return (self._gathered(self._resident, chunk) for chunk in chunks)
-        return ahead((self._read(chunk) for chunk in chunks), depth=2, stage="resident backend")
+        memory = BufferPool(canvas_bytes(min(batch_size, len(order)), self._split.side), keep=_DEPTH + 2)
+        return ahead((self._read(chunk, memory) for chunk in chunks), depth=_DEPTH, stage="resident backend")
 
     def close(self) -> None:
         """Release the memory."""
@@ -52,8 +55,9 @@ class ResidentBackend:
         ids_B = torch.from_numpy(ids).to(self._device, non_blocking=True)
         return Batch(ids=ids_B, canvas=resident[ids_B], labels=self._labels[ids_B])
 
-    def _read(self, ids: NDArray[np.int64]) -> Batch:
-        canvas = self._rows[ids]
+    def _read(self, ids: NDArray[np.int64], memory: BufferPool) -> Batch:
+        canvas = memory.take(len(ids), *self._rows.shape[1:])
+        np.take(self._rows, ids, axis=0, out=canvas, mode="clip")  # not "raise", which goes through a buffer; ids are checked
         for row, sample_id in zip(canvas, ids.tolist(), strict=True):
             if not self._checked[sample_id]:
                 self._check(row, sample_id)

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -16,7 +16,7 @@ class _End:
         self.error = error
 
 
-def ahead(items: Iterator[Item], depth: int, stage: str) -> Iterator[Item]:
+def ahead(items: Iterator[Item], depth: int, stage: str) -> Generator[Item]:
     """Yield `items`, computed up to `depth` ahead in a thread named `stage`.
 
     An exception in `items` is raised here, after the items before it. Leaving the iterator early (break, close) stops the
@@ -43,6 +43,8 @@ def ahead(items: Iterator[Item], depth: int, stage: str) -> Iterator[Item]:
         except BaseException as raised:
             error = raised
         finally:
+            if isinstance(items, Generator):
+                items.close()  # here and now, with all that it holds
             put(_End(error))
 
     thread = threading.Thread(target=work, name=stage, daemon=True)

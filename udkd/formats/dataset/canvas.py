@@ -27,18 +27,21 @@ def canvas_bytes(num_samples: int, side: int) -> int:
     return num_samples * side * side * 3
 
 
-def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str) -> np.ndarray:
+def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str, out: np.ndarray | None = None) -> np.ndarray:
     """Decode one stored sample: uint8 [S, S, 3], the image in the top left corner, zeros around it.
 
-    The reference decode that every backend must equal bit for bit. Raises DataError, naming `what`.
+    out: the canvas to write, whatever it holds; None makes a new one. The reference decode that every backend must equal
+    bit for bit. Raises DataError, naming `what`.
     """
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
             found = (image.height, image.width)
             if found == (height, width) and max(found) <= side:
-                pixels = np.asarray(image.convert("RGB"))
-                canvas = np.zeros((side, side, 3), dtype=np.uint8)
+                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+                canvas = np.empty((side, side, 3), dtype=np.uint8) if out is None else out
                 canvas[:height, :width] = pixels
+                canvas[:height, width:] = 0
+                canvas[height:] = 0
                 return canvas
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(

@@ -55,10 +55,11 @@ class Split(Columns):
             what,
         )
 
-    def pixels(self, sample_id: int) -> np.ndarray:
-        """Decode a sample to its canvas, uint8 [S, S, 3]: the reference that every backend must equal."""
+    def pixels(self, sample_id: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Decode a sample to its canvas, uint8 [S, S, 3], in `out` where given: the reference that every backend must equal."""
         _, _, height, width = self.sizes[sample_id].tolist()
-        return decode_canvas(self.read(sample_id), self.side, height=height, width=width, what=self.describe(sample_id))
+        what = self.describe(sample_id)
+        return decode_canvas(self.read(sample_id), self.side, height=height, width=width, what=what, out=out)
 
     def order(self, ids: np.ndarray) -> np.ndarray:
         """`ids` as every backend wants an order: int64, contiguous, the backend's own.

@@ -1,0 +1,89 @@
+"""Batches from the host onto a GPU, copied ahead of their use on a stream of their own; nothing to do on the CPU."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from udkd.operations.feed.buffers import BufferPool
+from udkd.operations.prefetch import ahead
+from udkd.words.batch import Batch
+
+_DEPTH = 2
+Started = TypeVar("Started")
+
+
+class HostMemory:
+    """Where batches for `device` are decoded into: pinned for a GPU, so that copies run beside kernels; else a BufferPool.
+
+    size_bytes, keep: see BufferPool. PyTorch keeps pinned memory by itself, and uses it again only after its copies.
+    """
+
+    def __init__(self, device: torch.device, size_bytes: int, keep: int) -> None:
+        self._pinned = device.type == "cuda"
+        self._pool = BufferPool(size_bytes, keep)
+
+    def take(self, *shape: int) -> Tensor:
+        """A uint8 tensor with any contents."""
+        if self._pinned:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return torch.from_numpy(self._pool.take(*shape))
+
+
+def onto(device: torch.device, batches: Iterator[Batch], stage: str) -> Iterator[Batch]:
+    """Host batches as batches on `device`, two copies ahead of the one in use. On the CPU these are the same objects."""
+    return copied_ahead(batches, CudaCopier(device), stage) if device.type == "cuda" else batches
+
+
+class Copier(Protocol[Started]):
+    """Begins a copy without waiting for it; makes its result usable where the consumer is."""
+
+    def start(self, batch: Batch) -> Started: ...
+
+    def finish(self, started: Started) -> Batch: ...
+
+
+def copied_ahead(batches: Iterator[Batch], copier: Copier[Started], stage: str) -> Iterator[Batch]:
+    """Start copies in a thread named `stage`, finish them in the consumer's. Failures and an early end: see `ahead`."""
+    started = ahead((copier.start(batch) for batch in batches), depth=_DEPTH, stage=stage)
+    try:
+        for copy in started:
+            yield copier.finish(copy)
+    finally:
+        started.close()
+
+
+@dataclass(frozen=True)
+class _CudaCopy:
+    batch: Batch
+    done: torch.cuda.Event
+
+
+class CudaCopier:
+    """Copies on a stream of its own. An event orders the consumer's stream behind the copy; nobody waits on the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def start(self, batch: Batch) -> _CudaCopy:
+        """Queue the copies. The source must be pinned, and stays untouched while they run: PyTorch sees to that."""
+        with torch.cuda.stream(self._stream):
+            copy = Batch(
+                ids=batch.ids.pin_memory().to(self._device, non_blocking=True),
+                canvas=batch.canvas.to(self._device, non_blocking=True),
+                labels=batch.labels.pin_memory().to(self._device, non_blocking=True),
+            )
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(self._stream)
+        return _CudaCopy(copy, done)
+
+    def finish(self, started: _CudaCopy) -> Batch:
+        """Order the current stream behind the copy, and the memory's next use behind the current stream."""
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(started.done)
+        for tensor in (started.batch.ids, started.batch.canvas, started.batch.labels):
+            tensor.record_stream(stream)
+        return started.batch

@@ -1,0 +1,52 @@
+"""Work in threads, ahead of its use, delivered in order, bounded in bytes, with its failures forwarded."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_PARTS_PER_WORKER = 16  # enough to keep every thread busy; more would only make an early end slower
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Generic[Item, Result]):
+    """One piece of work: `parts` run in any order in any thread. size_bytes: what it holds from its start to its delivery."""
+
+    item: Item
+    parts: Sequence[Callable[[], Result]]
+    size_bytes: int
+
+
+def in_threads(
+    work: Iterator[Work[Item, Result]], *, workers: int, ahead_bytes: int, stage: str
+) -> Iterator[tuple[Item, list[Result]]]:
+    """Yield every piece's item and its parts' results, in order; later pieces are worked on meanwhile.
+
+    At most `ahead_bytes` are held by pieces that wait or are worked on, but always two pieces: the one that is asked for
+    and the one after it. An exception in a part is raised at its piece's turn, after all whole pieces before it. Leaving
+    early (break, close) drops what has not begun and waits for the rest, so nothing leaks.
+    """
+    waiting: deque[tuple[Work[Item, Result], list[Future[Result]]]] = deque()
+    held_bytes = held_parts = 0
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=stage)
+    try:
+        while True:
+            room = held_bytes < ahead_bytes and held_parts < _PARTS_PER_WORKER * workers
+            while (room or len(waiting) < 2) and (piece := next(work, None)) is not None:
+                waiting.append((piece, [pool.submit(part) for part in piece.parts]))
+                held_bytes += piece.size_bytes
+                held_parts += len(piece.parts)
+                room = held_bytes + piece.size_bytes <= ahead_bytes and held_parts < _PARTS_PER_WORKER * workers
+            if not waiting:
+                return
+            piece, futures = waiting.popleft()
+            results = [future.result() for future in futures]
+            held_bytes -= piece.size_bytes
+            held_parts -= len(piece.parts)
+            yield piece.item, results
+            del piece, futures, results  # a batch that the consumer lets go must not be held here
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
