@@ -37,4 +37,8 @@ def open_backend(name: str, split: Split, device: torch.device, *, workers: int 
         from udkd.backends.folder import FolderBackend
 
         return FolderBackend(split, device, workers=workers)
-    raise ConfigError(f"backend {name!r} is unknown; expected auto, resident or folder")
+    if name == "dali":
+        from udkd.backends.dali import DaliBackend
+
+        return DaliBackend(split, device, workers=workers)
+    raise ConfigError(f"backend {name!r} is unknown; expected auto, resident, dali or folder")

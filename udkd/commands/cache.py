@@ -41,7 +41,7 @@ def build(
     ] = None,
     recipe: RecipeOption = "imagenet100-paper",
     overrides: SetOption = None,
-    backend: Annotated[str | None, typer.Option("--backend", help="auto, resident or folder: short for data.backend.")] = None,
+    backend: Annotated[str | None, typer.Option("--backend", help="auto, resident, dali or folder (data.backend).")] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Ask the teacher once about every training sample and write down what it says.

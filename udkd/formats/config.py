@@ -17,7 +17,7 @@ from udkd.words.losses import Direction, LossSettings
 from udkd.words.views import Scheme, ViewSpec
 
 Precision = Literal["float32", "bfloat16"]
-BackendName = Literal["auto", "resident", "folder"]
+BackendName = Literal["auto", "resident", "dali", "folder"]
 
 
 class Section(BaseModel):
@@ -30,7 +30,7 @@ class DataSection(Section):
     """Where canvases come from."""
 
     backend: BackendName = "auto"
-    workers: int = Field(default=0, ge=0, le=1024, description="decoding threads of the folder backend; 0 means one per core")
+    workers: int = Field(default=0, ge=0, le=1024, description="threads of the backends that decode; 0 means one per core")
 
 
 class ViewsSection(Section):

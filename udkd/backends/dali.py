@@ -1,0 +1,208 @@
+"""The DALI backend: stored bytes by id into DALI's decoder; canvases leave it as torch tensors without a copy.
+
+On the CPU its pixels are Pillow's, bit for bit. On a GPU nvJPEG decodes, whose pixels have their own class.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from udkd.formats.dataset import Split, canvas_bytes
+from udkd.operations.feed import AHEAD_BYTES, Work, in_threads
+from udkd.words.batch import Batch
+from udkd.words.errors import ConfigError, DataError
+
+_READ_AHEAD_BYTES = 64 << 20
+"""Bound on stored bytes that are read before DALI takes them; never less than two batches."""
+_READS_PER_PART = 16
+_MOST_PREFETCHED = 3
+_STAGE = "dali backend"
+
+
+@final
+class DaliBackend:
+    """Feeds DALI by id: a DALI reader has no random access, and would have to be trusted with order and checksums.
+
+    workers: DALI's threads, and as many that read; 0 means one per core. hw_decoder_load: on a GPU, 1 prefers its JPEG
+    engine, 0 decodes with CUDA, the same on every GPU; between the two a sample's pixels would depend on its batch.
+    Raises ConfigError where DALI is not installed.
+    """
+
+    def __init__(self, split: Split, device: torch.device, *, workers: int = 0, hw_decoder_load: Literal[0, 1] = 0) -> None:
+        self.num_samples = split.num_samples
+        self._dali = _import_dali()
+        self._split = split
+        self._device = device
+        self._labels = torch.from_numpy(split.labels.astype(np.int64))
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._hw_decoder_load = hw_decoder_load
+        self._idle: _Pipeline | None = None
+
+    def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+        """See udkd.words.batch.Backend."""
+        return self._epoch(self._split.order(order), batch_size)
+
+    def close(self) -> None:
+        """Let DALI's threads and memory go."""
+        self._idle = None
+
+    def describe(self) -> str:
+        """Which decoder made the pixels: on a GPU its pixels differ from the CPU's, and may from another GPU's."""
+        if self._device.type == "cpu":
+            return "libjpeg islow, fancy upsampling"
+        gpu = torch.cuda.get_device_name(self._device)
+        return f"nvJPEG, fancy upsampling, hw_decoder_load {self._hw_decoder_load}, DALI {self._dali.__version__}, {gpu}"
+
+    def _epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+        pipeline, self._idle = self._idle, None
+        if pipeline is None or pipeline.batch_size != batch_size:
+            pipeline = _Pipeline(self._dali, self._split.side, self._device, batch_size, self._workers, self._hw_decoder_load)
+        reads = in_threads(self._reads(order, batch_size), workers=self._workers, ahead_bytes=_READ_AHEAD_BYTES, stage=_STAGE)
+        parts = ((ids, [jpeg for part in read for jpeg in part]) for ids, read in reads)
+        try:
+            for ids, canvas in pipeline.run(parts):
+                yield self._batch(ids, canvas)
+        except RuntimeError as error:
+            raise self._explained(pipeline.first_fed, error) from None
+        finally:
+            reads.close()  # type: ignore[attr-defined]
+            if pipeline.reset():
+                self._idle = pipeline
+
+    def _reads(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Work[NDArray[np.int64], list[NDArray[np.uint8]]]]:
+        for start in range(0, len(order), batch_size):
+            ids = order[start : start + batch_size]
+            parts = [partial(self._read, ids[n : n + _READS_PER_PART]) for n in range(0, len(ids), _READS_PER_PART)]
+            yield Work(item=ids, parts=parts, size_bytes=int(self._split.size[ids].sum()))
+
+    def _read(self, ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        return [np.frombuffer(self._split.read(sample_id), dtype=np.uint8) for sample_id in ids.tolist()]
+
+    def _batch(self, ids: NDArray[np.int64], canvas: torch.Tensor) -> Batch:
+        ids_B = torch.from_numpy(ids)
+        labels_B = self._labels[ids_B]
+        if self._device.type == "cuda":
+            ids_B = ids_B.pin_memory().to(self._device, non_blocking=True)
+            labels_B = labels_B.pin_memory().to(self._device, non_blocking=True)
+        return Batch(ids=ids_B, canvas=canvas, labels=labels_B)
+
+    def _explained(self, ids: NDArray[np.int64], error: RuntimeError) -> DataError:
+        """DALI says only that a batch failed: find the sample, by the decode that every backend must equal."""
+        try:
+            for sample_id in ids.tolist():
+                self._split.pixels(sample_id)
+        except DataError as found:
+            return found
+        names = f"{self._split.describe(int(ids[0]))} and the {len(ids) - 1} after it" if len(ids) else "a batch"
+        reason = " ".join(str(error).split())[:300]
+        return DataError(f"DALI failed on {names} ({reason}); expected a decode, as Pillow's succeeds; use another --backend")
+
+
+class _Pipeline:
+    """One DALI pipeline for batches of up to `batch_size`; `run` takes it through an epoch, `reset` makes it ready again."""
+
+    def __init__(
+        self, dali: Any, side: int, device: torch.device, batch_size: int, workers: int, hw_decoder_load: Literal[0, 1]
+    ) -> None:
+        self.batch_size = batch_size
+        self._device = device
+        self._source: Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]] = iter(())
+        self._fed: deque[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]] = deque()  # DALI reads from this memory
+        self._failure: BaseException | None = None
+        self._broken = False
+        on_gpu = device.type == "cuda"
+        index = (device.index if device.index is not None else torch.cuda.current_device()) if on_gpu else None
+        depth = max(1, min(_MOST_PREFETCHED, AHEAD_BYTES // max(1, canvas_bytes(batch_size, side))))
+        # The dynamic executor hands its outputs over for good: no copy out of a buffer that it would fill again.
+        self._pipe = dali.Pipeline(
+            batch_size=batch_size, num_threads=workers, device_id=index, prefetch_queue_depth=depth, exec_dynamic=True
+        )
+        decoder: dict[str, Any] = {"device": "cpu"}
+        if on_gpu:
+            decoder = {"device": "mixed", "hw_decoder_load": float(hw_decoder_load), "jpeg_fancy_upsampling": True}
+        with self._pipe:
+            jpegs = dali.fn.external_source(source=self._feed, dtype=dali.types.UINT8, ndim=1, batch=True, no_copy=True)
+            images = dali.fn.decoders.image(jpegs, output_type=dali.types.RGB, adjust_orientation=False, **decoder)
+            self._pipe.set_outputs(dali.fn.pad(images, axes=(0, 1), shape=(side, side), fill_value=0))
+        self._pipe.build()
+
+    @property
+    def first_fed(self) -> NDArray[np.int64]:
+        """The ids of the batch that is due next."""
+        return self._fed[0][0] if self._fed else np.zeros(0, np.int64)
+
+    def run(
+        self, batches: Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]]
+    ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+        """Decode (ids, JPEGs) into (ids, canvases). What `batches` raises is raised at its turn; DALI's own is RuntimeError."""
+        self._source = batches
+        try:
+            self._pipe.schedule_run()  # the first call fills DALI's queue
+            while (canvas := self._next()) is not None:
+                ids, _ = self._fed.popleft()
+                self._pipe.schedule_run()
+                yield ids, canvas
+                del canvas
+        except RuntimeError:
+            self._broken = True
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    def reset(self) -> bool:
+        """Drop what is scheduled and begin anew; False where the pipeline failed and cannot be used again."""
+        self._source = iter(())
+        self._failure = None
+        if not self._broken:
+            try:
+                self._pipe.schedule_run()  # finds the source at its end, which DALI must have seen before a reset
+                while self._next() is not None:
+                    pass
+                self._pipe.reset()
+            except RuntimeError:
+                self._broken = True
+        self._fed.clear()
+        return not self._broken
+
+    def _feed(self) -> list[NDArray[np.uint8]]:
+        """DALI asks for the next batch. It ends at a failure, which is raised when what was whole before has been delivered."""
+        try:
+            ids, jpegs = next(self._source)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._failure = error
+            raise StopIteration from None
+        self._fed.append((ids, jpegs))
+        return jpegs
+
+    def _next(self) -> torch.Tensor | None:
+        """The next canvases, uint8 [B, S, S, 3], ours to keep; None at the end."""
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        with suppress(StopIteration):
+            (output,) = self._pipe.share_outputs(cuda_stream=stream)
+            canvas = torch.utils.dlpack.from_dlpack(output.as_tensor())
+            self._pipe.release_outputs()
+            return canvas
+        return None
+
+
+def _import_dali() -> Any:
+    """The package nvidia.dali with what we use of it."""
+    try:
+        import nvidia.dali
+        import nvidia.dali.fn
+        import nvidia.dali.types
+    except (ImportError, OSError) as error:
+        raise ConfigError(
+            f"the dali backend cannot be used ({' '.join(str(error).split())}); expected the package nvidia-dali; "
+            'run make install (or pip install "udkd[dali-cuda13]"), or use another --backend'
+        ) from None
+    return nvidia.dali
