@@ -1,0 +1,1 @@
+"""Other ways to teach, as pure functions: the methods that distillation papers are compared with, one file each."""
