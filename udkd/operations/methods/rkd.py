@@ -31,7 +31,7 @@ def angle_term(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
 
 def _distances(e_BD: Tensor) -> Tensor:
     # Not through the Gram matrix, which cancels; the norm's gradient at 0 (a sample and itself) is 0.
-    d_BB = torch.linalg.vector_norm(e_BD[:, None] - e_BD[None], dim=-1)
+    d_BB: Tensor = torch.linalg.vector_norm(e_BD[:, None] - e_BD[None], dim=-1)
     mean = d_BB.sum() / _choices(len(e_BD), 2)
     return d_BB / mean.clamp_min(torch.finfo(d_BB.dtype).tiny)
 
