@@ -133,7 +133,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
             if name not in known:
                 observer.note(line)
         derive_formats(shards, formats, workers=settings.workers, observer=observer)
-        write_report(folder, rows, usable=True, warnings=warnings)
+        write_report(folder, rows, digest=header.digest, on_bad=settings.on_bad, warnings=warnings)
         header.write(folder)
         _tidy(folder)
     return DatasetFolder.open(folder)
@@ -232,7 +232,7 @@ def _check_rows(
     if empty and fault is None:
         fault = f"{empty[0]} has no image left; expected at least one; check the source"
     if fault is not None:
-        write_report(folder, rows, usable=False, warnings=stock.warnings)
+        write_report(folder, rows, digest=None, on_bad=settings.on_bad, warnings=stock.warnings)
         raise DataError(f"{len(bad):,} of {total:,} images cannot be used, see {folder / REPORT_NAME}; {fault}")
     lost = {row.label for _, row in bad} - {row.label for row in rows["train"] if not row.excluded}
     warnings = [f"all training images of class {stock.classes[label].wnid} are excluded" for label in sorted(lost)]

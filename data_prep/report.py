@@ -1,34 +1,62 @@
 """report.json: what a conversion fixed, excluded and passed over, so that nothing happens silently."""
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from udkd.formats.dataset import Row
-from udkd.words.files import write_json
+from udkd.formats.dataset import DatasetFolder, Row
+from udkd.words.files import json_bytes, write_json
 
 FILE_NAME = "report.json"
 
 
-def write_report(folder: Path, rows: Mapping[str, Sequence[Row]], *, usable: bool, warnings: Sequence[str]) -> None:
-    """Write FOLDER/report.json. usable: whether a dataset folder came of it; `bad` names every image that cannot be used."""
-    write_json(
-        folder / FILE_NAME,
-        {
-            "usable": usable,
-            "images": {split: len(group) for split, group in rows.items()},
-            "bad": [
-                {"split": split, "id": n, "source": row.source, "reason": row.note}
-                for split, group in rows.items()
-                for n, row in enumerate(group)
-                if row.excluded
-            ],
-            "fixed": {split: fixed_counts(group) for split, group in rows.items()},
-            "warnings": list(warnings),
-        },
-    )
+def write_report(
+    folder: Path, rows: Mapping[str, Sequence[Row]], *, digest: str | None, on_bad: str, warnings: Sequence[str]
+) -> None:
+    """Write FOLDER/report.json. digest: of the dataset folder that came of it; None where none did, for the bad images.
+
+    `bad` names every image that cannot be used, `fixed` counts what was done to the others, by split; `sha256` is of the
+    report without it.
+    """
+    report = {
+        "usable": digest is not None,
+        "dataset_digest": digest,
+        "on_bad": on_bad,
+        "images": {split: len(group) for split, group in rows.items()},
+        "bad": [
+            {"split": split, "id": n, "source": row.source, "reason": row.note}
+            for split, group in rows.items()
+            for n, row in enumerate(group)
+            if row.excluded
+        ],
+        "fixed": {split: fixed_counts(row.note for row in group if not row.excluded) for split, group in rows.items()},
+        "warnings": list(warnings),
+    }
+    write_json(folder / FILE_NAME, report | {"sha256": _checksum(report)})
 
 
-def fixed_counts(rows: Sequence[Row]) -> dict[str, int]:
-    """How often each fix was made."""
-    return dict(sorted(Counter(row.note for row in rows if row.note and not row.excluded).items()))
+def fixed_counts(notes: Iterator[str]) -> dict[str, int]:
+    """How often each fix was made, from the notes of images that are kept."""
+    return dict(sorted(Counter(note for note in notes if note).items()))
+
+
+def report_problems(dataset: DatasetFolder) -> Iterator[str]:
+    """What is wrong with a folder's report, a line each: damaged, or of another folder."""
+    path = dataset.path / FILE_NAME
+    try:
+        data = path.read_bytes()
+        report = json.loads(data)
+        checksum = report.pop("sha256")
+    except (OSError, ValueError, AttributeError, KeyError):
+        yield f"{path} is missing or damaged; expected the conversion's report; restore it or convert again"
+        return
+    if checksum != _checksum(report) or data != json_bytes(report | {"sha256": checksum}):
+        yield f"{path} does not match its own checksum; expected it to; restore it or convert again"
+    elif report.get("dataset_digest") != dataset.digest:
+        yield f"{path} is the report of another conversion; expected digest {dataset.digest[:16]}…; restore it or convert again"
+
+
+def _checksum(report: Mapping[str, object]) -> str:
+    return hashlib.sha256(json_bytes(dict(report))).hexdigest()

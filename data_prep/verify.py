@@ -8,8 +8,11 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from data_prep.derived import DERIVED_FORMATS
-from udkd.formats.dataset import DERIVED, DatasetFolder, ShardPacker, Split, read_sample, shard_name
+from data_prep.report import report_problems
+from udkd.formats.dataset import DERIVED, DatasetFolder, ShardPacker, Split, read_header, read_sample, shard_name
+from udkd.formats.dataset.header import FILE_NAME as HEADER_NAME
 from udkd.words.errors import DataError
+from udkd.words.files import json_bytes
 from udkd.words.observer import Observer
 
 
@@ -17,19 +20,40 @@ def verify(folder: Path, observer: Observer) -> list[str]:
     """What is wrong with the folder, a line each; nothing when it is whole.
 
     Opening checks dataset.json and the manifests (raises DataError). Then every stored sample's sha256, every other byte of
-    the shards and of their indices, and every byte of the derived formats (the canvas by its rows' crc32).
+    the shards and of their indices, of dataset.json and report.json, and of the derived formats (the canvas by its rows'
+    crc32, the others by their files' sha256).
     """
     dataset = DatasetFolder.open(folder)
-    problems: list[str] = []
+    problems = [*_header_problems(dataset), *report_problems(dataset)]
     for split in dataset.splits.values():
         observer.start(f"verify {split.name}", len(split.ids), "images")
         for line in _shard_problems(split, observer):
             problems.append(line)
         observer.finish()
-        for name, derived in DERIVED_FORMATS.items():
-            if split.has(name):
-                problems += derived.problems(split)
+        for name in DERIVED:
+            problems += DERIVED_FORMATS[name].problems(split) if split.has(name) else _orphans(split, name)
     return problems
+
+
+def _header_problems(dataset: DatasetFolder) -> Iterator[str]:
+    """What opening need not know: the counts of excluded samples, and bytes that mean nothing."""
+    path = dataset.path / HEADER_NAME
+    header = read_header(dataset.path)
+    if path.read_bytes() != json_bytes(header.model_dump(mode="json")):
+        yield f"{path} is not written as udkd-prep writes it; expected no other hand in it; restore it"
+    for name, part in header.splits.items():
+        found = int(dataset.splits[name].excluded.sum())
+        if part.excluded != found:
+            yield f"{path} tells of {part.excluded} excluded {name} samples; expected {found} as in the manifest; restore it"
+
+
+def _orphans(split: Split, name: str) -> Iterator[str]:
+    """Data files of a derived format whose description is missing."""
+    for path in sorted(path for pattern in DERIVED[name].data for path in split.path.glob(pattern)):
+        yield (
+            f"{path} has no {DERIVED[name].description} beside it; expected both or none; "
+            f"write the format anew with udkd-prep derive --formats {name}"
+        )
 
 
 def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:

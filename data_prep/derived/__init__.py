@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_prep.derived.derived import DerivedFormat, Volume
 from data_prep.derived.resident import RESIDENT
+from data_prep.derived.tfrecord import TFRECORD
 from udkd.formats.dataset import DERIVED, DatasetFolder, Fit, discard
 from udkd.words.errors import ConfigError, DataError
 from udkd.words.observer import Observer
@@ -28,8 +29,8 @@ __all__ = [
 AUTO = "auto"
 NONE = "none"
 
-# How each is written. `ffcv` (samples.beton, beton.json) and `dali` (TFRecord) take their lines here.
-DERIVED_FORMATS: dict[str, DerivedFormat] = {"resident": RESIDENT}
+# How each is written. `ffcv` (samples.beton, beton.json) takes its line between these.
+DERIVED_FORMATS: dict[str, DerivedFormat] = {"resident": RESIDENT, "dali": TFRECORD}
 assert set(DERIVED_FORMATS) <= set(DERIVED)
 
 
@@ -88,4 +89,8 @@ def derive_formats(dataset: DatasetFolder, names: Iterable[str], *, workers: int
     discard_formats(dataset, names)
     check_room(names, Volume.of(dataset), dataset.path)
     for name in names:
-        DERIVED_FORMATS[name].derive(dataset, workers, observer)
+        try:
+            DERIVED_FORMATS[name].derive(dataset, workers, observer)
+        except BaseException:
+            discard_formats(dataset, [name])
+            raise

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.derived.derived import DerivedFormat, Volume, nothing_required
+from data_prep.derived.stored import StoredSample, stored_samples
 from data_prep.pool import Pool
 from udkd.formats.dataset import (
     CanvasWriter,
@@ -16,29 +17,12 @@ from udkd.formats.dataset import (
     Split,
     canvas_bytes,
     decode_canvas,
-    discard,
-    read_sample,
-    shard_name,
 )
 from udkd.words.errors import DataError
 from udkd.words.observer import Observer
 
 CHUNK_SAMPLES = 64
 NAMED_ROWS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSample:
-    """Where one sample's bytes lie, and what they are to be."""
-
-    sample_id: int
-    shard: int
-    offset: int
-    size: int
-    sha256: bytes
-    height: int
-    width: int
-    what: str
 
 
 @dataclass(frozen=True)
@@ -63,8 +47,7 @@ class DecodeJob:
         descriptor = os.open(task.canvas, os.O_WRONLY | os.O_CLOEXEC)
         try:
             for n, sample in enumerate(task.samples):
-                path = task.folder / f"{shard_name(sample.shard)}.tar"
-                jpeg = read_sample(path, sample.offset, sample.size, sample.sha256, sample.what)
+                jpeg = sample.read(task.folder)
                 row = decode_canvas(jpeg, self.side, height=sample.height, width=sample.width, what=sample.what).tobytes()
                 checksums[n] = zlib.crc32(row)
                 _write_all(descriptor, memoryview(row), task.start + sample.sample_id * row_bytes)
@@ -101,34 +84,14 @@ def derive_resident(dataset: DatasetFolder, workers: int, observer: Observer) ->
 
 def _derive_split(split: Split, pool: Pool[DecodeTask, np.ndarray], observer: Observer) -> None:
     writer = CanvasWriter(split.path, num_samples=split.num_samples, side=split.side, digest=split.digest)
-    try:
-        # An excluded sample's row stays zero.
-        crc32 = np.full(split.num_samples, zlib.crc32(bytes(writer.row_bytes)), dtype=np.uint32)
-        chunks = np.split(split.ids, range(CHUNK_SAMPLES, len(split.ids), CHUNK_SAMPLES))
-        tasks = (DecodeTask(split.path, writer.temporary, writer.start, _stored(split, ids)) for ids in chunks)
-        for ids, checksums in zip(chunks, pool.ordered(tasks), strict=True):
-            crc32[ids] = checksums
-            observer.advance(len(ids))
-        writer.finish(crc32)
-    except BaseException:
-        discard(split.path, "resident")
-        raise
-
-
-def _stored(split: Split, ids: np.ndarray) -> list[StoredSample]:
-    return [
-        StoredSample(
-            sample_id=n,
-            shard=int(split.shard[n]),
-            offset=int(split.offset[n]),
-            size=int(split.size[n]),
-            sha256=split.sha256[n].tobytes(),
-            height=int(split.sizes[n, 2]),
-            width=int(split.sizes[n, 3]),
-            what=split.describe(n),
-        )
-        for n in ids.tolist()
-    ]
+    # An excluded sample's row stays zero.
+    crc32 = np.full(split.num_samples, zlib.crc32(bytes(writer.row_bytes)), dtype=np.uint32)
+    chunks = np.split(split.ids, range(CHUNK_SAMPLES, len(split.ids), CHUNK_SAMPLES))
+    tasks = (DecodeTask(split.path, writer.temporary, writer.start, stored_samples(split, ids)) for ids in chunks)
+    for ids, checksums in zip(chunks, pool.ordered(tasks), strict=True):
+        crc32[ids] = checksums
+        observer.advance(len(ids))
+    writer.finish(crc32)
 
 
 def problems(split: Split) -> Iterator[str]:

@@ -21,6 +21,8 @@ from udkd.words.errors import BusyError, ConfigError, DataError, MismatchError
 from udkd.words.files import FolderLock
 from udkd.words.observer import Silent
 
+EVERY = tuple(derived.DERIVED_FORMATS)
+
 
 def mixed_set() -> dict[str, bytes]:
     """A small set with every kind of image that is fixed."""
@@ -73,9 +75,9 @@ def test_any_source_and_any_number_of_workers_give_the_same_bytes(tmp_path: Path
     names = sorted(files, key=lambda name: zlib.crc32(name.encode()))
     tree = write_tree(tmp_path / "t", files)
     tars = [write_tar(tmp_path / f"{n}.tar", {name: files[name] for name in names[n::2]}, prefix="p/") for n in range(2)]
-    converted(tree, tmp_path / "one", shard_samples=5)
-    converted(tree, tmp_path / "two", shard_samples=5, workers=2)
-    converted(tars, tmp_path / "tars", shard_samples=5, workers=2)
+    converted(tree, tmp_path / "one", shard_samples=5, formats=EVERY)
+    converted(tree, tmp_path / "two", shard_samples=5, formats=EVERY, workers=2)
+    converted(tars, tmp_path / "tars", shard_samples=5, formats=EVERY, workers=2)
     first = contents(tmp_path / "one")
     assert len([name for name in first if name.endswith(".tar")]) == 5
     assert first == contents(tmp_path / "two") == contents(tmp_path / "tars")
@@ -198,10 +200,10 @@ def test_resident_is_refused_where_the_disk_is_short(tmp_path: Path, monkeypatch
 
 
 def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
-    converted(write_tree(tmp_path / "t", small_set(train=3, val=1)), tmp_path / "d", side=32, shard_samples=4)
+    converted(write_tree(tmp_path / "t", small_set(train=3, val=1)), tmp_path / "d", side=32, shard_samples=4, formats=EVERY)
     rng = np.random.default_rng(0)
     for path in sorted((tmp_path / "d").rglob("*")):
-        if not path.is_file() or path.name in (".lock", "report.json"):
+        if not path.is_file() or path.name == ".lock":
             continue
         whole = path.read_bytes()
         for at in {0, len(whole) - 1, *rng.integers(0, len(whole), 12).tolist()}:
@@ -225,9 +227,10 @@ def test_killed_conversions_continue_to_the_same_bytes(tmp_path: Path) -> None:
         f"val/c{n}/v.jpg": photo(n) for n in range(3)
     }
     tree = write_tar(tmp_path / "t.tar", files)
-    command = ("convert", tree, tmp_path / "d", "--side", 64, "--workers", 2)
+    options = ("--side", 64, "--formats", ",".join(EVERY), "--workers")
+    command = ("convert", tree, tmp_path / "d", *options, 2)
     started = time.monotonic()
-    assert run("convert", tree, tmp_path / "whole", "--side", 64, "--workers", 1)[0] == 0
+    assert run("convert", tree, tmp_path / "whole", *options, 1)[0] == 0
     whole = contents(tmp_path / "whole")
     seconds = time.monotonic() - started
     for share in (0.4, 0.65, 0.55):

@@ -53,9 +53,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def json_bytes(value: object) -> bytes:
+    """`value` as indented JSON with sorted keys: the same value gives the same bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON with sorted keys: the same value gives the same bytes."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    """Write `json_bytes` of a value."""
+    write_bytes(path, json_bytes(value))
 
 
 def sha256_file(path: Path) -> str:

@@ -102,6 +102,7 @@ class CanvasWriter:
                 "format": FORMAT,
                 "version": VERSION,
                 "dataset_digest": self.digest,
+                "split": self.folder.name,
                 "shape": list(self.shape),
                 "pixels": PIXELS,
                 "crc32_sha256": sha256_file(self.folder / CHECKSUM_NAME),
@@ -122,21 +123,23 @@ def open_canvas(folder: Path, *, num_samples: int, side: int, digest: str) -> tu
         raise DataError(f"{folder} has no resident format; expected canvas.npy and canvas.json; write it with udkd-prep derive")
     try:
         found = json.loads(path.read_bytes())
-        known = {name: found.get(name) for name in ("format", "version", "dataset_digest", "shape", "pixels", "crc32_sha256")}
-    except (ValueError, AttributeError):
+        known = {"split": folder.name, **found}  # version 1 began without it
+    except (ValueError, TypeError):
         raise DataError(f"{path} is damaged; expected a description of canvas.npy; {remedy}") from None
     wanted = {
         "format": FORMAT,
         "version": VERSION,
         "dataset_digest": digest,
+        "split": folder.name,  # train and val belong to one digest
         "shape": list(shape),
         "pixels": PIXELS,
-        "crc32_sha256": known["crc32_sha256"],
+        "crc32_sha256": known.get("crc32_sha256"),
     }
-    for name, value in wanted.items():
-        if known[name] != value:
+    for name in sorted(set(known) | set(wanted)):
+        value = wanted.get(name)
+        if known.get(name) != value:
             raise DataError(
-                f"{path}: {name} is {known[name]!r}; expected {value!r}; the canvas belongs to other data, {remedy}"
+                f"{path}: {name} is {known.get(name)!r}; expected {value!r}; the canvas belongs to other data, {remedy}"
             )
     for file, header, size_bytes in (
         (folder / DATA_NAME, _npy_header(shape, "|u1"), canvas_bytes(num_samples, side)),

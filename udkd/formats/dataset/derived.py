@@ -63,10 +63,12 @@ def discard(folder: Path, name: str) -> None:
 def seal(folder: Path, name: str, *, digest: str, files: Mapping[str, FileSum]) -> None:
     """Write the description of a format whose data files are durable under their final names. digest: the dataset's."""
     entries = {file: {"bytes": found.size, "sha256": found.sha256} for file, found in sorted(files.items())}
-    write_json(
-        folder / DERIVED[name].description,
-        {"format": f"{FORMAT}-{name}", "version": VERSION, "dataset_digest": digest, "files": entries},
-    )
+    write_json(folder / DERIVED[name].description, _identity(folder, name, digest) | {"files": entries})
+
+
+def _identity(folder: Path, name: str, digest: str) -> dict[str, object]:
+    """What a description says beside its files. Its split, because train and val belong to one digest."""
+    return {"format": f"{FORMAT}-{name}", "version": VERSION, "dataset_digest": digest, "split": folder.name}
 
 
 def sealed(folder: Path, name: str, *, digest: str) -> dict[str, FileSum]:
@@ -78,13 +80,13 @@ def sealed(folder: Path, name: str, *, digest: str) -> dict[str, FileSum]:
     remedy = f"write it anew with udkd-prep derive --formats {name}"
     if not path.is_file():
         raise DataError(f"{folder} has no format {name}; expected {path.name}; write it with udkd-prep derive --formats {name}")
+    wanted = _identity(folder, name, digest)
     try:
         found = json.loads(path.read_bytes())
-        known = {key: found[key] for key in ("format", "version", "dataset_digest")}
+        known = {key: found[key] for key in wanted}
         files = {str(file): FileSum(size=int(entry["bytes"]), sha256=entry["sha256"]) for file, entry in found["files"].items()}
     except (ValueError, AttributeError, KeyError, TypeError):
         raise DataError(f"{path} is damaged; expected a description of the format {name}; {remedy}") from None
-    wanted = {"format": f"{FORMAT}-{name}", "version": VERSION, "dataset_digest": digest}
     for key, value in wanted.items():
         if known[key] != value:
             raise DataError(f"{path}: {key} is {known[key]!r}; expected {value!r}; it belongs to other data, {remedy}")

@@ -1,0 +1,45 @@
+"""Stored samples as worker processes get them: everything that is needed to read and check one, without the manifest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from udkd.formats.dataset import Split, read_sample, shard_name
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSample:
+    """Where one sample's bytes lie, and what they are to be."""
+
+    sample_id: int
+    label: int
+    shard: int
+    offset: int
+    size: int
+    sha256: bytes
+    height: int
+    width: int
+    what: str
+
+    def read(self, folder: Path) -> bytes:
+        """The JPEG bytes, checked. folder: the split's. Raises DataError."""
+        return read_sample(folder / f"{shard_name(self.shard)}.tar", self.offset, self.size, self.sha256, self.what)
+
+
+def stored_samples(split: Split, ids: np.ndarray) -> list[StoredSample]:
+    """The samples of some ids, none of them excluded."""
+    return [
+        StoredSample(
+            sample_id=n,
+            label=int(split.labels[n]),
+            shard=int(split.shard[n]),
+            offset=int(split.offset[n]),
+            size=int(split.size[n]),
+            sha256=split.sha256[n].tobytes(),
+            height=int(split.sizes[n, 2]),
+            width=int(split.sizes[n, 3]),
+            what=split.describe(n),
+        )
+        for n in ids.tolist()
+    ]

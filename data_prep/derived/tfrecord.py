@@ -1,0 +1,150 @@
+"""TFRecord files, one per shard, each with the index that DALI's tfrecord2idx writes: what readers.tfrecord reads.
+
+A record is: its length (uint64), the masked crc32c of these eight bytes, a tf.train.Example, the masked crc32c of that, all
+little-endian. Its features: `image/encoded` (the stored JPEG), `image/class/label` (from 0) and `image/id` (the sample id,
+so that shuffled readers know whose pixels they have). Excluded samples have no record.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+
+from data_prep.derived.derived import DerivedFormat, Volume, nothing_required
+from data_prep.derived.stored import StoredSample, stored_samples
+from data_prep.pool import Pool
+from udkd.formats.dataset import DatasetFolder, FileSum, Split, damage, seal, shard_name
+from udkd.words.files import atomic, write_bytes
+from udkd.words.observer import Observer
+
+NAME = "dali"
+RECORD_BYTES = 160  # a bound on what a record takes beside its JPEG, the line in the index included
+
+
+def masked_crc32c(data: bytes) -> int:
+    """CRC-32C, rotated and offset as TFRecord wants it (TensorFlow, core/lib/hash/crc32c.h)."""
+    crc = int(google_crc32c.value(data))
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def example(jpeg: bytes, label: int, sample_id: int) -> bytes:
+    """A serialized tf.train.Example; features in the order of their names, so that equal samples are equal bytes."""
+    features = (
+        (b"image/class/label", _field(3, _field(1, _varint(label)))),
+        (b"image/encoded", _field(1, _field(1, jpeg))),
+        (b"image/id", _field(3, _field(1, _varint(sample_id)))),
+    )
+    entries = (_field(1, _field(1, name) + _field(2, feature)) for name, feature in features)
+    return _field(1, b"".join(entries))
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return bytes([number << 3 | 2]) + _varint(len(data)) + data
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+class RecordWriter:
+    """Writes records to an open file and keeps their index: one line `offset size` each, bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._index: list[str] = []
+        self._position = 0
+
+    def add(self, data: bytes) -> None:
+        """Append one record."""
+        length = struct.pack("<Q", len(data))
+        head = length + struct.pack("<I", masked_crc32c(length))
+        for part in (head, data, struct.pack("<I", masked_crc32c(data))):
+            self._file.write(part)
+            self._digest.update(part)
+        size = len(head) + len(data) + 4
+        self._index.append(f"{self._position} {size}\n")
+        self._position += size
+
+    def sums(self) -> tuple[FileSum, bytes]:
+        """What the file is to be, and the text of its index."""
+        return FileSum(size=self._position, sha256=self._digest.hexdigest()), "".join(self._index).encode()
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """The samples of one shard of one split folder."""
+
+    folder: Path
+    number: int
+    samples: Sequence[StoredSample]
+
+
+def pack_shard(task: ShardTask) -> dict[str, FileSum]:
+    """Write a shard's TFRecord and its index; their names and sums. Raises DataError for a damaged sample, and OSError."""
+    path = task.folder / f"{shard_name(task.number)}.tfrecord"
+    with atomic(path) as file:
+        writer = RecordWriter(file)
+        for sample in task.samples:
+            writer.add(example(sample.read(task.folder), sample.label, sample.sample_id))
+        records, index = writer.sums()
+    index_path = path.with_name(path.name + ".idx")
+    write_bytes(index_path, index)
+    return {path.name: records, index_path.name: FileSum(size=len(index), sha256=hashlib.sha256(index).hexdigest())}
+
+
+def derive_tfrecord(dataset: DatasetFolder, workers: int, observer: Observer) -> None:
+    """Write the TFRecords of every split, shard by shard in parallel. Raises DataError (a damaged sample) and OSError."""
+    observer.start(NAME, sum(len(split.ids) for split in dataset.splits.values()), "images")
+    with Pool(pack_shard, workers) as pool:
+        for split in dataset.splits.values():
+            files: dict[str, FileSum] = {}
+            shards = list(_shards(split))
+            tasks = (ShardTask(split.path, number, stored_samples(split, ids)) for number, ids in shards)
+            for (_, ids), sums in zip(shards, pool.ordered(tasks), strict=True):
+                files |= sums
+                observer.advance(len(ids))
+            seal(split.path, NAME, digest=dataset.digest, files=files)
+    observer.finish()
+
+
+def _shards(split: Split) -> Iterator[tuple[int, np.ndarray]]:
+    """Each shard's number and ids; ids lie in shards in ascending order."""
+    numbers = split.shard[split.ids]
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    yield from zip(numbers[starts].tolist(), np.split(split.ids, starts[1:]), strict=True)
+
+
+def size_bytes(volume: Volume) -> int | None:
+    """A bound on what the files take."""
+    return None if volume.stored is None else volume.stored + RECORD_BYTES * volume.samples
+
+
+def size_line(volume: Volume) -> str:
+    """The same in words."""
+    return f"dali format: TFRecord of {volume.samples:,} samples, {(size_bytes(volume) or 0) / 1e9:,.2f} GB"
+
+
+def problems(split: Split) -> Iterator[str]:
+    """Every byte of the files held against tfrecord.json."""
+    yield from damage(split.path, NAME, digest=split.digest)
+
+
+TFRECORD = DerivedFormat(
+    files="samples-*.tfrecord and .idx",
+    require=nothing_required,
+    size_bytes=size_bytes,
+    size_line=size_line,
+    derive=derive_tfrecord,
+    problems=problems,
+)
