@@ -11,15 +11,17 @@ from udkd.actors.cache_builder import build_cache
 from udkd.actors.evaluator import evaluate
 from udkd.actors.trainer import Job, train
 from udkd.engine.scoring import Score, score
+from udkd.formats.cache import Cache
 from udkd.formats.dataset import DatasetFolder
+from udkd.formats.predictions import Answers, read_predictions
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder, write_teacher
 from udkd.operations import augment
 from udkd.operations.models import build
 from udkd.parts.epoch_views import EpochViews
 from udkd.words.batch import Batch
-from udkd.words.errors import DataError, MismatchError, RunError
-from udkd.words.observer import SILENT
+from udkd.words.errors import CacheError, DataError, MismatchError, RunError
+from udkd.words.observer import SILENT, Silent
 
 CPU = torch.device("cpu")
 
@@ -134,9 +136,75 @@ def test_a_run_s_figures_against_numpy(run: RunFolder, dataset: DatasetFolder, t
     model = build("squeezenet1_1", 4, image_px=32, seed=0)
     model.load_state_dict(teacher.weights())
     with torch.no_grad():
-        taught = figures(softmax(model.eval()(x).double().numpy()), labels)
+        p_NC = softmax(model.eval()(x).double().numpy())
+    taught = figures(p_NC, labels)
     assert result["teacher"]["name"] == "squeezenet1_1"
     assert {k: result["teacher"][k] for k in taught} == pytest.approx(taught, rel=1e-3)
+    kept, sha256 = read_predictions(run.predictions_path)
+    assert sha256 == result["predictions_sha256"]
+    assert kept.ids.tolist() == split.ids.tolist()
+    assert kept.labels.tolist() == labels.tolist()
+    assert (kept.step, kept.num_classes, kept.names) == (8, 4, tuple(recipe.student_names()))
+    assert kept.dataset_digest == dataset.digest
+    for p, answers in zip(
+        [*probabilities, p_NC, np.mean(probabilities, axis=0)], [*kept.students, kept.teacher, kept.average], strict=True
+    ):
+        assert_answers(answers, p, labels)
+    for row, answers in zip(
+        [*result["students"], result["teacher"], result["ensemble"]],
+        [*kept.students, kept.teacher, kept.average],
+        strict=True,
+    ):
+        assert row["top1"] == pytest.approx(100 * answers.right(labels).mean()), "the table's figure, image by image"
+
+
+def assert_answers(answers: Answers | None, p_NC: np.ndarray, labels_N: np.ndarray) -> None:
+    """Answers are those of probabilities [N, C], computed again in float64."""
+    assert answers is not None
+    for row, (p, label) in enumerate(zip(p_NC, labels_N, strict=True)):
+        ranked = sorted(range(len(p)), key=lambda c: -p[c])
+        gap = np.min(-np.diff([p[c] for c in ranked]))
+        if gap > 1e-5:
+            assert answers.top[row].tolist() == ranked[:5]
+        assert np.exp(answers.top_log_p[row]) == pytest.approx([p[c] for c in ranked[:5]], abs=2e-5)
+        assert answers.confidence[row] == pytest.approx(max(p), abs=2e-5)
+        assert answers.label_log_p[row] == pytest.approx(np.log(p[label]), abs=2e-3)
+        assert answers.entropy[row] == pytest.approx(-sum(v * np.log(v) for v in p if v > 0), abs=2e-4)
+    assert answers.loss == pytest.approx(figures(p_NC, labels_N)["loss"], rel=1e-3)
+
+
+def test_the_teacher_s_word_on_the_training_images(run: RunFolder, dataset: DatasetFolder, tmp_path: Path) -> None:
+    evaluate(run, data=None, teacher=None, device=CPU, observer=SILENT)
+    targets = read_predictions(run.predictions_path)[0].targets
+    assert targets is not None
+    split = dataset.split("train")
+    logits, entropy = Cache.open(Path(run.provenance["cache"])).targets(0)
+    assert targets.ids.tolist() == split.ids.tolist()
+    assert targets.entropy.tolist() == entropy[split.ids].tolist()
+    for row, sample in enumerate(split.ids.tolist()):
+        z = logits[sample].astype(np.float64)
+        ranked = sorted(range(4), key=lambda c: (-z[c], c))
+        assert targets.answers.top[row].tolist() == ranked, "of equal logits the lower class first"
+        assert np.exp(targets.answers.top_log_p[row]) == pytest.approx(softmax(z[None])[0][ranked], abs=1e-6)
+        assert targets.answers.label_log_p[row] == pytest.approx(np.log(softmax(z[None])[0][split.labels[sample]]), abs=1e-5)
+        assert targets.weight[row] == pytest.approx(1 - float(entropy[sample]) / np.log(4), abs=1e-6)
+    heard: list[str] = []
+
+    class Ears(Silent):
+        def note(self, line: str) -> None:
+            heard.append(line)
+
+    moved = RunFolder.create(tmp_path / "moved", run.config, run.provenance | {"cache": str(tmp_path / "gone")})
+    moved.save(run.load())
+    evaluate(moved, data=None, teacher=None, device=CPU, observer=Ears())
+    assert len(heard) == 1
+    assert "left out what the teacher says of the training images" in heard[0]
+    assert read_predictions(moved.predictions_path)[0].targets is None
+    cache = Path(run.provenance["cache"])
+    evaluate(moved, data=None, teacher=None, device=CPU, observer=SILENT, cache=cache)
+    assert read_predictions(moved.predictions_path)[0].targets is not None
+    with pytest.raises(CacheError, match="no such folder"):
+        evaluate(moved, data=None, teacher=None, device=CPU, observer=SILENT, cache=tmp_path / "nowhere")
 
 
 def test_what_does_not_fit(

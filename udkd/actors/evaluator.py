@@ -1,14 +1,19 @@
-"""Accuracy of a run's students, of their averaged probabilities, and of their teacher."""
+"""Accuracy of a run's students, of their averaged probabilities, and of their teacher; and what each says of each image."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from udkd.backends import open_backend
-from udkd.engine.scoring import score
+from udkd.engine.recorder import Recorder, cached_targets
+from udkd.engine.scoring import Score, Scores, score
 from udkd.formats.config import Recipe
-from udkd.formats.dataset import DatasetFolder
+from udkd.formats.dataset import DatasetFolder, Split
+from udkd.formats.predictions import Answers, Predictions, Targets, write_predictions
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
 from udkd.operations.models import num_parameters
@@ -16,16 +21,22 @@ from udkd.parts.environment import set_threads
 from udkd.parts.epoch_views import EpochViews
 from udkd.parts.frozen_teacher import FrozenTeacher, require_same_classes
 from udkd.parts.students import make_students
-from udkd.words.errors import MismatchError
+from udkd.words.errors import MismatchError, UserError
 from udkd.words.observer import Observer
 
 
 def evaluate(
-    run: RunFolder, *, data: Path | None, teacher: Path | None, device: torch.device, observer: Observer
+    run: RunFolder,
+    *,
+    data: Path | None,
+    teacher: Path | None,
+    device: torch.device,
+    observer: Observer,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Score the run's newest checkpoint on the validation split and write eval.json.
+    """Score the run's newest checkpoint on the validation split; write predictions.safetensors, then eval.json.
 
-    data, teacher: where they lie now, if not where the run found them. Raises UserError kin for what does not fit.
+    data, teacher, cache: where they lie now, if not where the run found them. Raises UserError kin for what does not fit.
     """
     recipe = Recipe.of(run.config, str(run.path))
     set_threads(recipe.train.threads)
@@ -40,22 +51,22 @@ def evaluate(
         student.restore(dict(checkpoint.tensors))
         student.model.eval()
     folder = _teacher_folder(teacher, provenance)
-    models = [student.model for student in students]
     frozen = None if folder is None else _frozen(folder, dataset, recipe, device)
     split = dataset.split("val")
-    backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
-    views = EpochViews(recipe.evaluation_spec, 0, split, device)
-    observer.start("evaluation", len(split.ids) * (1 if frozen is None else 2), "images")
-    try:
-        options: dict[str, Any] = {"batch": recipe.train.batch, "autocast": recipe.train.precision == "bfloat16"}
-        scores = score(models, backend, split.ids, views, on_batch=observer.advance, **options)
-        taught = None
-        if frozen is not None:
-            options = {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16"}
-            taught = score([frozen.model], backend, split.ids, views, on_batch=observer.advance, **options)
-    finally:
-        backend.close()
-        observer.finish()
+    scored = _scored([student.model for student in students], frozen, recipe, split, device, observer)
+    predictions = Predictions(
+        dataset_digest=dataset.digest,
+        step=int(checkpoint.progress["step"]),
+        num_classes=len(dataset.classes),
+        ids=split.ids,
+        labels=split.labels[split.ids].astype(np.int64),
+        names=tuple(student.name for student in students),
+        students=scored.answers,
+        average=scored.average,
+        teacher_name=frozen.architecture if frozen else None,
+        teacher=scored.teacher_answers,
+        targets=_training_targets(dataset, provenance, cache, observer),
+    )
     result = {
         "split": "val",
         "num_samples": len(split.ids),
@@ -63,15 +74,76 @@ def evaluate(
         "step": checkpoint.progress["step"],
         "students": [
             {"name": student.name, "parameters": num_parameters(student.model)} | value.to_dict()
-            for student, value in zip(students, scores.each, strict=True)
+            for student, value in zip(students, scored.students.each, strict=True)
         ],
-        "ensemble": scores.ensemble.to_dict(),
+        "ensemble": scored.students.ensemble.to_dict(),
         "teacher": None
-        if frozen is None or taught is None
-        else {"name": frozen.architecture, "parameters": num_parameters(frozen.model)} | taught.each[0].to_dict(),
+        if frozen is None or scored.teacher is None
+        else {"name": frozen.architecture, "parameters": num_parameters(frozen.model)} | scored.teacher.to_dict(),
+        "predictions_sha256": write_predictions(run.predictions_path, predictions),
     }
     run.write_evaluation(result)
     return result
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scored:
+    """Accuracies, and what was said of each image; the teacher's are None where there is none."""
+
+    students: Scores
+    answers: tuple[Answers, ...]
+    average: Answers
+    teacher: Score | None
+    teacher_answers: Answers | None
+
+
+def _scored(
+    models: list[nn.Module],
+    frozen: FrozenTeacher | None,
+    recipe: Recipe,
+    split: Split,
+    device: torch.device,
+    observer: Observer,
+) -> _Scored:
+    """Show every model each image of the split once."""
+    backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
+    views = EpochViews(recipe.evaluation_spec, 0, split, device)
+    recorder, teacher_recorder = Recorder(), Recorder()
+    observer.start("evaluation", len(split.ids) * (1 if frozen is None else 2), "images")
+    try:
+        options: dict[str, Any] = {"on_batch": observer.advance, "on_answers": recorder.add}
+        options |= {"batch": recipe.train.batch, "autocast": recipe.train.precision == "bfloat16"}
+        scores = score(models, backend, split.ids, views, **options)
+        taught = None
+        if frozen is not None:
+            options |= {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16", "on_answers": teacher_recorder.add}
+            taught = score([frozen.model], backend, split.ids, views, **options)
+    finally:
+        backend.close()
+        observer.finish()
+    *answers, average = recorder.answers()
+    return _Scored(
+        students=scores,
+        answers=tuple(answers),
+        average=average,
+        teacher=None if taught is None else taught.each[0],
+        teacher_answers=None if taught is None else teacher_recorder.answers()[0],
+    )
+
+
+def _training_targets(
+    dataset: DatasetFolder, provenance: dict[str, Any], cache: Path | None, observer: Observer
+) -> Targets | None:
+    """The teacher's word on the training images, as the run's cache has it; a cache that is gone is said, not fatal."""
+    if "cache" not in provenance:
+        return None
+    try:
+        return cached_targets(dataset.split("train"), provenance, cache)
+    except (UserError, OSError) as error:
+        if cache is not None:
+            raise
+        observer.note(f"left out what the teacher says of the training images: {error}")
+        return None
 
 
 def _frozen(folder: TeacherFolder, dataset: DatasetFolder, recipe: Recipe, device: torch.device) -> FrozenTeacher:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udkd.operations import augment
+from udkd.operations.ranking import likeliest
 from udkd.parts.epoch_views import EpochViews
 from udkd.words.batch import Backend
 
@@ -49,8 +50,13 @@ def score(
     batch: int,
     autocast: bool,
     on_batch: Callable[[int], None] = lambda count: None,
+    on_answers: Callable[[Tensor, Sequence[Tensor]], None] = lambda labels_B, log_p: None,
 ) -> Scores:
-    """Run classifiers (in evaluation mode already) over `ids` in evaluation views; `on_batch` hears how many are done."""
+    """Run classifiers (in evaluation mode already) over `ids` in evaluation views.
+
+    on_batch hears how many are done; on_answers a batch's labels and the log-probabilities [B, C] of each classifier and,
+    last, of their averaged probabilities.
+    """
     table = views.table(0)
     totals: Tensor | None = None
     for part in backend.epoch(ids, batch):
@@ -60,6 +66,7 @@ def score(
         log_p = [torch.log_softmax(z_BC.float(), dim=-1) for z_BC in logits]
         # Not the log of the mean: a probability below 1e-45 would become a loss of infinity.
         log_p.append(torch.logsumexp(torch.stack(log_p), dim=0) - math.log(len(log_p)))
+        on_answers(part.labels, log_p)
         sums = torch.stack([_sums(log_p_BC, part.labels) for log_p_BC in log_p])
         totals = sums if totals is None else totals + sums
         on_batch(len(part.labels))
@@ -70,7 +77,7 @@ def score(
 
 def _sums(log_p_BC: Tensor, labels_B: Tensor) -> Tensor:
     """Correct in the first, correct in the first five, summed cross-entropy: float64 [3]."""
-    best = log_p_BC.topk(min(5, log_p_BC.shape[-1])).indices == labels_B[:, None]
+    best = likeliest(log_p_BC, 5)[1] == labels_B[:, None]
     loss = F.nll_loss(log_p_BC, labels_B, reduction="sum")
     return torch.stack([best[:, 0].sum().double(), best.sum().double(), loss.double()])
 

@@ -75,6 +75,11 @@ class RunFolder:
         return self._read("eval.json") if (self.path / "eval.json").exists() else None
 
     @property
+    def predictions_path(self) -> Path:
+        """Where udkd eval keeps what each classifier says of each image (formats.predictions)."""
+        return self.path / "predictions.safetensors"
+
+    @property
     def classes(self) -> list[str] | None:
         """Wnid (or folder name) of each output of the students, in order; None where run.json does not say."""
         return self.provenance.get("classes")
