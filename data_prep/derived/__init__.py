@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_prep.derived.derived import DerivedFormat, Volume
+from data_prep.derived.ffcv import FFCV
 from data_prep.derived.resident import RESIDENT
 from data_prep.derived.tfrecord import TFRECORD
 from udkd.formats.dataset import DERIVED, DatasetFolder, Fit, discard
@@ -29,8 +30,8 @@ __all__ = [
 AUTO = "auto"
 NONE = "none"
 
-# How each is written. `ffcv` (samples.beton, beton.json) takes its line between these.
-DERIVED_FORMATS: dict[str, DerivedFormat] = {"resident": RESIDENT, "dali": TFRECORD}
+# How each is written.
+DERIVED_FORMATS: dict[str, DerivedFormat] = {"resident": RESIDENT, "ffcv": FFCV, "dali": TFRECORD}
 assert set(DERIVED_FORMATS) <= set(DERIVED)
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,14 @@ from PIL import Image
 from data_prep.convert import ConvertSettings, convert
 from udkd.backends import choose, open_backend
 from udkd.formats.dataset import DatasetFolder, Split
+from udkd.formats.dataset.beton import open_beton
 from udkd.words.batch import Backend, Batch
 from udkd.words.errors import ConfigError, DataError
 from udkd.words.observer import SILENT
 
-BACKENDS = ("resident", "dali", "folder")
-PACKAGES = {"dali": "nvidia.dali"}  # what a backend needs beside the product's own
+BACKENDS = ("resident", "ffcv", "dali", "folder")
+HAS_FFCV = find_spec("ffcv") is not None
+PACKAGES = {"ffcv": "ffcv", "dali": "nvidia.dali"}  # what a backend needs beside the product's own
 SIDE = 48
 CPU = torch.device("cpu")
 FAR_S = 2.0  # how late a failure may be
@@ -42,6 +45,11 @@ def flip_in_shard(split: Split, sample_id: int) -> None:
     flip_byte(split.shard_path(sample_id), int(split.offset[sample_id] + split.size[sample_id] // 2))
 
 
+def flip_in_beton(split: Split, sample_id: int) -> None:
+    offset = open_beton(split).offset
+    flip_byte(split.path / "samples.beton", int(offset[sample_id] + split.size[sample_id] // 2))
+
+
 def flip_byte(path: Path, place: int) -> None:
     with open(path, "r+b") as file:
         file.seek(place)
@@ -50,7 +58,12 @@ def flip_byte(path: Path, place: int) -> None:
         file.write(bytes([value ^ 16]))
 
 
-DAMAGE: dict[str, Callable[[Split, int], None]] = {"resident": flip_in_canvas, "dali": flip_in_shard, "folder": flip_in_shard}
+DAMAGE: dict[str, Callable[[Split, int], None]] = {
+    "resident": flip_in_canvas,
+    "ffcv": flip_in_beton,
+    "dali": flip_in_shard,
+    "folder": flip_in_shard,
+}
 
 
 def jpeg(height: int, width: int, mode: str = "RGB", **options: object) -> bytes:
@@ -88,8 +101,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def converted(source: Path, folder: Path) -> DatasetFolder:
-    settings = ConvertSettings(side=SIDE, on_bad="skip", formats=("resident",))
-    return convert([source], folder, settings, SILENT)
+    formats = ("resident", "ffcv") if HAS_FFCV else ("resident",)
+    return convert([source], folder, ConvertSettings(side=SIDE, on_bad="skip", formats=formats), SILENT)
 
 
 @pytest.fixture(scope="module")
@@ -312,12 +325,12 @@ def test_dali_itself_failing_is_one_line_that_names_the_sample(split: Split, mon
     backend.close()
 
 
-@pytest.mark.parametrize(("name", "package"), [("dali", "nvidia.dali")])
+@pytest.mark.parametrize(("name", "package"), [("dali", "nvidia.dali"), ("ffcv", "ffcv")])
 def test_a_package_that_is_not_installed_is_one_line(
     name: str, package: str, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=rf"the {name} backend cannot be used .*make install") as caught:
+    with pytest.raises(ConfigError, match=rf"(?i){name}.* cannot be used .*make install") as caught:
         open_backend(name, split, CPU)
     assert "\n" not in str(caught.value)
 

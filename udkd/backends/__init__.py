@@ -1,5 +1,7 @@
 """Backends by name. Each is imported only when it is chosen."""
 
+from importlib.util import find_spec
+
 import psutil
 import torch
 
@@ -14,13 +16,33 @@ def choose(name: str, split: Split, device: torch.device) -> tuple[str, str]:
     """Which backend `name` means here ("auto" picks by what is there and what fits), and why, in words for the user."""
     if name != "auto":
         return name, "it was asked for"
+    fits, why = _resident_fits(split, device)
+    if fits:
+        return "resident", why
+    if device.type == "cuda" and _installed("nvidia.dali"):
+        return "dali", f"{why}, and DALI decodes on the GPU"
+    if split.has("ffcv") and _installed("ffcv"):
+        return "ffcv", f"{why}, and FFCV is the fastest on the CPU"
+    faster = "samples.beton is not there (udkd-prep derive --formats ffcv)" if _installed("ffcv") else "FFCV is not installed"
+    return "folder", f"{why}, and {faster}"
+
+
+def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
     if not split.has_canvas():
-        return "folder", "the dataset folder holds no canvas.npy (udkd-prep derive writes it)"
+        return False, "the dataset folder holds no canvas.npy (udkd-prep derive writes it)"
     needed = canvas_bytes(split.num_samples, split.side)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > _MEMORY_SHARE * free:
-        return "folder", f"canvas.npy takes {needed / 1e9:.1f} GB, more than fits in {free / 1e9:.1f} GB of free memory"
-    return "resident", f"canvas.npy, {needed / 1e9:.2f} GB, fits in {free / 1e9:.1f} GB of free memory"
+        return False, f"canvas.npy takes {needed / 1e9:.1f} GB, more than fits in {free / 1e9:.1f} GB of free memory"
+    return True, f"canvas.npy, {needed / 1e9:.2f} GB, fits in {free / 1e9:.1f} GB of free memory"
+
+
+def _installed(package: str) -> bool:
+    """Without importing it, which takes seconds."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of the package that it is part of
+        return False
 
 
 def open_backend(name: str, split: Split, device: torch.device, *, workers: int = 0) -> Backend:
@@ -37,8 +59,12 @@ def open_backend(name: str, split: Split, device: torch.device, *, workers: int 
         from udkd.backends.folder import FolderBackend
 
         return FolderBackend(split, device, workers=workers)
+    if name == "ffcv":
+        from udkd.backends.ffcv import FfcvBackend
+
+        return FfcvBackend(split, device, workers=workers)
     if name == "dali":
         from udkd.backends.dali import DaliBackend
 
         return DaliBackend(split, device, workers=workers)
-    raise ConfigError(f"backend {name!r} is unknown; expected auto, resident, dali or folder")
+    raise ConfigError(f"backend {name!r} is unknown; expected auto, resident, ffcv, dali or folder")

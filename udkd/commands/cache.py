@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from udkd.actors.cache_builder import build_cache
-from udkd.console.terminal import DeviceOption, RecipeOption, SetOption, err, observed, out
+from udkd.console.terminal import BackendOption, DeviceOption, RecipeOption, SetOption, err, observed, out
 from udkd.formats.cache import Cache, CacheSummary, summarise, verify, weight_histogram
 from udkd.formats.config import load_recipe
 from udkd.formats.dataset import DatasetFolder
@@ -41,7 +41,7 @@ def build(
     ] = None,
     recipe: RecipeOption = "imagenet100-paper",
     overrides: SetOption = None,
-    backend: Annotated[str | None, typer.Option("--backend", help="auto, resident, dali or folder (data.backend).")] = None,
+    backend: BackendOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Ask the teacher once about every training sample and write down what it says.

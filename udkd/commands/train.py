@@ -7,7 +7,7 @@ import typer
 
 from udkd.actors.trainer import Job, train
 from udkd.console.outcome import end
-from udkd.console.terminal import DeviceOption, SetOption, observed, stop_requests
+from udkd.console.terminal import BackendOption, DeviceOption, SetOption, observed, stop_requests
 from udkd.formats.config import load_recipe
 from udkd.parts.environment import choose_device
 
@@ -20,7 +20,7 @@ def train_command(
     teacher: Annotated[
         Path | None, typer.Option("--teacher", help="Teacher folder: asked live, or held against the cache's key.")
     ] = None,
-    backend: Annotated[str | None, typer.Option("--backend", help="auto, resident, dali or folder (data.backend).")] = None,
+    backend: BackendOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of OUT.")] = False,
     allow: Annotated[
         list[str] | None, typer.Option("--allow", help="A field of the cache's key that may differ, such as pixel_class.")

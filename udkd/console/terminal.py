@@ -33,6 +33,9 @@ RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; may be given again.")
 ]
+BackendOption = Annotated[
+    str | None, typer.Option("--backend", help="auto, resident, ffcv, dali or folder: short for data.backend.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
 
 

@@ -17,7 +17,7 @@ from udkd.words.losses import Direction, LossSettings
 from udkd.words.views import Scheme, ViewSpec
 
 Precision = Literal["float32", "bfloat16"]
-BackendName = Literal["auto", "resident", "dali", "folder"]
+BackendName = Literal["auto", "resident", "ffcv", "dali", "folder"]
 
 
 class Section(BaseModel):

@@ -1,0 +1,143 @@
+"""samples.beton: FFCV's own format, packed from the shards in one pass with FFCV's own types, the same bytes each time.
+
+Not FFCV's DatasetWriter: its processes race for pages, so that no two files are equal; it hangs when one of them fails.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from data_prep.derived.derived import DerivedFormat, Volume
+from udkd.formats.dataset import DatasetFolder, FileSum, Split, damage, discard, seal
+from udkd.formats.dataset.beton import FIELDS, FILE_NAME, import_ffcv
+from udkd.words.errors import DataError
+from udkd.words.files import fsync_folder
+from udkd.words.observer import Observer
+
+SMALL_PAGE = 1 << 21  # FFCV's smallest; its default is four of them, which a small set would mostly leave empty
+LARGE_PAGE = 1 << 23
+LARGE_SET = 1 << 26
+LARGEST_PAGE = 1 << 31  # FFCV stores the page size in 32 bits
+ROW_BYTES = 64  # of the sample's and the allocation table, rounded up
+
+
+def require() -> None:
+    """Raise ConfigError where FFCV is not installed."""
+    import_ffcv()
+
+
+def size_bytes(volume: Volume) -> int | None:
+    """About what samples.beton takes: the stored bytes, the tables, and the ends of pages that the next image did not fit."""
+    if volume.stored is None:
+        return None
+    return volume.stored + volume.stored // 50 + volume.samples * ROW_BYTES + 4 * LARGE_PAGE
+
+
+def size_line(volume: Volume) -> str:
+    """The same in words."""
+    size = size_bytes(volume)
+    return f"ffcv format: samples.beton, about {(size or 0) / 1e9:,.2f} GB"
+
+
+def derive_ffcv(dataset: DatasetFolder, workers: int, observer: Observer) -> None:
+    """Pack samples.beton of every split, at the speed of a copy. Raises ConfigError (no FFCV), DataError and OSError."""
+    ffcv = import_ffcv()
+    observer.start("ffcv", sum(len(split.ids) for split in dataset.splits.values()), "images")
+    for split in dataset.splits.values():
+        discard(split.path, "ffcv")
+        try:
+            path = _pack(ffcv, split, observer)
+            seal(split.path, "ffcv", digest=split.digest, files={path.name: FileSum.of(path)})
+        except BaseException:
+            discard(split.path, "ffcv")
+            raise
+    observer.finish()
+
+
+def _pack(ffcv: ModuleType, split: Split, observer: Observer) -> Path:
+    """Write the file under a temporary name, then give it its own."""
+    fields: dict[str, Any] = dict(zip(FIELDS, (ffcv.fields.RGBImageField(), ffcv.fields.IntField()), strict=True))
+    table = np.zeros(len(split.ids), dtype=ffcv.types.get_metadata_type(list(fields.values())))
+    allocations = np.zeros(len(split.ids), dtype=ffcv.types.ALLOC_TABLE_TYPE)
+    header = np.zeros(1, dtype=ffcv.types.HeaderType)
+    header["version"], header["num_fields"], header["num_samples"] = ffcv.types.CURRENT_VERSION, len(fields), len(table)
+    header["page_size"] = _page_bytes(split)
+    described = _descriptors(ffcv, fields)
+    path, temporary = split.path / FILE_NAME, split.path / (FILE_NAME + ".tmp")
+    temporary.write_bytes(header.tobytes() + described + table.tobytes())
+    allocator = ffcv.memory_allocator.MemoryAllocator(str(temporary), temporary.stat().st_size, int(header["page_size"][0]))
+    with allocator:
+        for row, sample_id in enumerate(split.ids.tolist()):
+            _add(allocator, split, row, sample_id, table, allocations)
+            observer.advance(1)
+    header["alloc_table_ptr"] = allocator.offset + allocator.next_page_written.value * allocator.page_size
+    with open(temporary, "r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end != header["alloc_table_ptr"][0]:  # FFCV does not look at how much of a page was written
+            raise DataError(
+                f"{path}: FFCV wrote {end} bytes of {header['alloc_table_ptr'][0]}; expected all; is the disk full?"
+            )
+        file.write(allocations.tobytes())
+        file.seek(0)
+        file.write(header.tobytes() + described + table.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    fsync_folder(path.parent)
+    return path
+
+
+def _add(allocator: Any, split: Split, row: int, sample_id: int, table: np.ndarray, allocations: np.ndarray) -> None:
+    """Copy one sample's bytes into the page that FFCV's allocator hands out, and note where they went."""
+    jpeg = np.frombuffer(split.read(sample_id), dtype=np.uint8)
+    allocator.set_current_sample(row)
+    pointer, buffer = allocator.malloc(len(jpeg))
+    buffer[:] = jpeg
+    allocator.allocations.clear()  # else it keeps 150 bytes of Python objects per sample; `allocations` has them in 24
+    image, label = table.dtype.names or ()
+    _, _, height, width = split.sizes[sample_id].tolist()
+    table[image][row] = (0, width, height, pointer)  # mode 0: jpg, the stored bytes themselves
+    table[label][row] = split.labels[sample_id]
+    allocations[row] = (row, pointer, len(jpeg))
+
+
+def _descriptors(ffcv: ModuleType, fields: dict[str, Any]) -> bytes:
+    """The fields as the file's head describes them: type, name, arguments."""
+    types = {handler: number for number, handler in ffcv.types.TYPE_ID_HANDLER.items()}
+    described = np.zeros(len(fields), dtype=ffcv.types.FieldDescType)
+    for place, (name, field) in zip(described, fields.items(), strict=True):
+        place["type_id"] = types[type(field)]
+        place["name"][: len(name)] = np.frombuffer(name.encode("ascii"), dtype=np.uint8)
+        place["arguments"][:] = field.to_binary()[0]
+    return described.tobytes()
+
+
+def _page_bytes(split: Split) -> int:
+    """A power of two that holds every sample. Raises DataError where FFCV has none."""
+    largest = int(split.size.max(initial=0))
+    page = LARGE_PAGE if split.size.sum() > LARGE_SET else SMALL_PAGE
+    while page < largest:
+        page *= 2
+    if page > LARGEST_PAGE:
+        name = split.describe(int(split.size.argmax()))
+        raise DataError(f"{name} has {largest:,} bytes; expected at most {LARGEST_PAGE:,} in FFCV's format; use another format")
+    return page
+
+
+def problems(split: Split) -> Iterator[str]:
+    """Every byte held against the description."""
+    yield from damage(split.path, "ffcv", digest=split.digest)
+
+
+FFCV = DerivedFormat(
+    files="samples.beton",
+    require=require,
+    size_bytes=size_bytes,
+    size_line=size_line,
+    derive=derive_ffcv,
+    problems=problems,
+)

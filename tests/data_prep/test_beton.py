@@ -1,0 +1,254 @@
+"""samples.beton: opened by FFCV itself, the same bytes each time, refused where it does not fit."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from prep_helpers import Notes, contents, converted, photo, small_set, write_tree
+from typer.testing import CliRunner
+
+from data_prep.cli import app
+from data_prep.derived import derive_formats
+from data_prep.derived import ffcv as packer
+from data_prep.verify import verify
+from udkd.formats.dataset import DatasetFolder, Split
+from udkd.formats.dataset.beton import import_ffcv, open_beton
+from udkd.words.errors import ConfigError, DataError
+
+pytest.importorskip("ffcv", exc_type=ImportError)
+pytestmark = pytest.mark.timeout(120)  # FFCV's own loader waits for ever where its thread fails
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    """Samples of many sizes, one excluded in the middle, so that rows of the file and ids differ."""
+    files = small_set(train=20) | {
+        "train/n01440764/n01440764_10b.JPEG": b"no image",
+        "train/n01443537/l.JPEG": photo("l", 60, 64),
+    }
+    root = tmp_path_factory.mktemp("beton")
+    return converted(write_tree(root / "tree", files), root / "data", on_bad="skip", formats=("resident", "ffcv"))
+
+
+@pytest.fixture
+def copy(folder: DatasetFolder, tmp_path: Path) -> DatasetFolder:
+    return DatasetFolder.open(Path(shutil.copytree(folder.path, tmp_path / "data")))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """FFCV sets the number of PyTorch's threads as it likes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def beton(split: Split) -> Path:
+    return split.path / "samples.beton"
+
+
+@pytest.mark.usefixtures("threads")
+def test_ffcv_reads_every_sample_by_itself(folder: DatasetFolder) -> None:
+    """FFCV's stock Reader and memory manager, no field or handler of ours: the stored bytes, sizes and labels, in id order."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.memory_managers import OSCacheManager
+    from ffcv.reader import Reader
+
+    split = folder.split("train")
+    assert split.num_samples == len(split.ids) + 1
+    reader = Reader(str(beton(split)))
+    assert [type(handler) for handler in reader.handlers.values()] == [RGBImageField, IntField]
+    assert list(reader.handlers) == ["image", "label"]
+    assert reader.num_samples == len(split.ids)
+    image, label = (reader.metadata[name] for name in reader.metadata.dtype.names)
+    assert np.array_equal(label, split.labels[split.ids])
+    assert np.array_equal(np.stack([image["height"], image["width"]], 1), split.sizes[split.ids, 2:])
+    manager = OSCacheManager(reader)
+    read = manager.compile_reader()
+    with manager.schedule_epoch([]) as _:
+        for row, sample_id in enumerate(split.ids.tolist()):
+            stored = read(image["data_ptr"][row], manager.context.state)
+            assert stored.tobytes() == split.read(sample_id)
+    assert manager.page_to_samples, "the allocation table is FFCV's too"
+    assert sorted(set().union(*manager.page_to_samples.values())) == list(range(len(split.ids)))
+
+
+@pytest.mark.usefixtures("threads")
+def test_ffcv_loads_it_by_itself(folder: DatasetFolder) -> None:
+    """Its stock Loader and decoder: close to our pixels (its DCT is the fast one), in order."""
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+
+    split = folder.split("train")
+    pipelines: dict[str, list[Any]] = {"image": [CenterCropRGBImageDecoder((24, 24), 1.0)], "label": [IntDecoder()]}
+    loader = Loader(
+        str(beton(split)), 8, num_workers=2, order=OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines, os_cache=True
+    )
+    images, labels = zip(*((image.copy(), label[:, 0].copy()) for image, label in loader), strict=True)
+    assert np.array_equal(np.concatenate(labels), split.labels[split.ids])
+    for got, sample_id in zip(np.concatenate(images), split.ids.tolist(), strict=True):
+        _, _, height, width = split.sizes[sample_id].tolist()
+        assert abs(got.mean() - centre(split.pixels(sample_id)[:height, :width]).mean()) < 3, split.describe(sample_id)
+
+
+def centre(image: np.ndarray) -> np.ndarray:
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def test_the_same_bytes_each_time(copy: DatasetFolder, folder: DatasetFolder) -> None:
+    observer = Notes()
+    for workers in (1, 3):
+        derive_formats(copy, ["ffcv"], workers=workers, observer=observer)
+        assert contents(copy.path) == contents(folder.path)
+    assert verify(copy.path, observer) == []
+
+
+def test_many_pages(copy: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages far smaller than FFCV's smallest, so that a small set fills many: nothing lies across two."""
+    page = 1 << 12
+    split = copy.split("train")
+    assert split.size.max() <= page
+    monkeypatch.setattr(packer, "SMALL_PAGE", page)
+    derive_formats(copy, ["ffcv"], workers=1, observer=Notes())
+    offset = open_beton(split).offset[split.ids]
+    assert len(np.unique(offset // page)) > 5
+    assert np.array_equal(offset // page, (offset + split.size[split.ids] - 1) // page)
+    data = beton(split).read_bytes()
+    assert all(data[o : o + split.size[n]] == split.read(n) for n, o in zip(split.ids.tolist(), offset.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("largest", [1 << 21, (1 << 21) + 1, (1 << 23) + 5])
+def test_a_page_holds_the_largest_sample(folder: DatasetFolder, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = folder.split("val")
+    monkeypatch.setitem(vars(split), "size", np.array([100, largest]))
+    page = packer._page_bytes(split)
+    assert largest <= page < 2 * max(largest, 1 << 21)
+    assert page & (page - 1) == 0
+
+
+def test_a_damaged_shard_leaves_no_file(copy: DatasetFolder) -> None:
+    split = copy.split("train")
+    sample_id = int(split.ids[7])
+    with open(split.shard_path(sample_id), "r+b") as file:
+        file.seek(int(split.offset[sample_id]) + 40)
+        file.write(b"\0\0\0\0")
+    with pytest.raises(DataError, match=f"train sample {sample_id} "):
+        derive_formats(copy, ["ffcv"], workers=1, observer=Notes())
+    assert not list(split.path.glob("*beton*"))
+    with pytest.raises(DataError, match=r"no format ffcv; .*udkd-prep derive --formats ffcv"):
+        open_beton(split)
+
+
+def test_a_write_that_ffcv_does_not_notice_to_be_short(copy: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ffcv.memory_allocator import MemoryAllocator
+
+    class Short(MemoryAllocator):  # type: ignore[misc]
+        def flush_page(self) -> None:
+            self.page_data, whole = self.page_data[:-512], self.page_data
+            super().flush_page()
+            self.page_data = whole
+
+    monkeypatch.setattr(import_ffcv().memory_allocator, "MemoryAllocator", Short)
+    with pytest.raises(DataError, match=r"FFCV wrote .* is the disk full"):
+        derive_formats(copy, ["ffcv"], workers=1, observer=Notes())
+    assert not list(copy.split("train").path.glob("*beton*"))
+
+
+def overwrite(path: Path, place: int, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(data)
+
+
+@pytest.mark.parametrize(
+    ("place", "data"),
+    [
+        (0, b"\3"),  # version
+        (2, b"\1"),  # number of fields
+        (8, b"\1"),  # number of samples
+        (16, b"\0\0\0\0\0\0\0\1"),  # where the allocation table lies
+        (24, b"\xff"),  # type of the first field
+        (24, b"\7"),  # no type of FFCV's
+        (25, b"\xff"),  # its name
+        (26, b"z"),
+        (24 + 2 * 1041, b"\1"),  # the first row: its mode
+    ],
+)
+def test_a_damaged_head_is_one_line(copy: DatasetFolder, place: int, data: bytes) -> None:
+    split = copy.split("train")
+    overwrite(beton(split), place, data)
+    with pytest.raises(DataError, match=r"samples\.beton is damaged .*udkd-prep derive --formats ffcv") as caught:
+        open_beton(split)
+    assert "\n" not in str(caught.value)
+    assert any("samples.beton" in line for line in verify(copy.path, Notes()))
+
+
+def test_every_byte_of_the_table_matters(copy: DatasetFolder) -> None:
+    """A flipped bit in any row is refused on opening, or is a place whose bytes do not have the sample's checksum."""
+    split = copy.split("train")
+    start, row = 24 + 2 * 1041, import_ffcv().types.get_metadata_type(list(open_reader(split).handlers.values())).itemsize
+    whole = beton(split).read_bytes()
+    offset = open_beton(split).offset
+    for place in range(start + 3 * row, start + 4 * row):
+        overwrite(beton(split), place, bytes([whole[place] ^ 4]))
+        try:
+            found = open_beton(split).offset
+        except DataError:
+            found = None
+        moved = found is not None and not np.array_equal(found, offset)
+        padding = found is not None and not moved
+        assert found is None or moved or (padding and whole[place] == 0), place
+        overwrite(beton(split), place, whole[place : place + 1])
+    assert np.array_equal(open_beton(split).offset, offset)
+
+
+def open_reader(split: Split) -> Any:
+    return import_ffcv().reader.Reader(str(beton(split)))
+
+
+def test_half_a_file_and_a_file_of_other_data_are_refused(copy: DatasetFolder, tmp_path: Path) -> None:
+    split = copy.split("train")
+    whole = beton(split).read_bytes()
+    beton(split).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"expected .*cut or of other data"):
+        open_beton(split)
+    beton(split).write_bytes(whole)
+    open_beton(split)
+    description = split.path / "beton.json"
+    described = json.loads(description.read_bytes())
+    description.write_text(json.dumps(described | {"dataset_digest": "0" * 64}))
+    with pytest.raises(DataError, match=r"dataset_digest is .*belongs to other data"):
+        open_beton(split)
+    other = converted(write_tree(tmp_path / "t", small_set(train=21)), tmp_path / "other", formats=("ffcv",)).split("train")
+    for name in ("samples.beton", "beton.json"):
+        shutil.copy(other.path / name, split.path / name)
+    with pytest.raises(DataError, match=r"belongs to other data"):
+        open_beton(split)
+
+
+def test_from_the_command_line(copy: DatasetFolder) -> None:
+    for split in copy.splits.values():
+        beton(split).unlink()
+        (split.path / "beton.json").unlink()
+    result = CliRunner().invoke(app, ["derive", str(copy.path), "--formats", "ffcv"])
+    assert result.exit_code == 0, result.output
+    assert "ffcv" in CliRunner().invoke(app, ["info", str(copy.path)]).output
+    assert open_beton(copy.split("val")).offset[copy.split("val").ids].min() > 0
+
+
+def test_nothing_needs_ffcv_until_it_is_asked_for(copy: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ffcv", None)
+    before = contents(copy.path)
+    with pytest.raises(ConfigError, match=r"FFCV cannot be used .*make install") as caught:
+        derive_formats(copy, ["resident", "ffcv"], workers=1, observer=Notes())
+    assert "\n" not in str(caught.value)
+    assert contents(copy.path) == before, "refused before anything was discarded"

@@ -1,0 +1,129 @@
+"""The FFCV backend: stored bytes from samples.beton, decoded exactly through FFCV's libturbojpeg into the canvas.
+
+Not FFCV's Loader: its decoder is inexact (FASTDCT) and ignores failures, an exception in its thread blocks the consumer for
+ever, an early end leaks the thread, and its batches are overwritten by later ones. Its reader and library are used, its
+numba way of compiling too, in threads of ours.
+"""
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from udkd.formats.dataset import Split
+from udkd.formats.dataset.beton import import_ffcv, open_beton
+from udkd.operations.feed import decoded_epoch
+from udkd.words.batch import Batch
+from udkd.words.errors import DataError
+
+_PART_BYTES = 512 << 10  # stored bytes that a thread decodes at a time
+_MOST_PER_PART = 32
+_REMEDY = "write it anew with udkd-prep derive --formats ffcv"
+
+
+@final
+class FfcvBackend:
+    """Decodes every sample of every batch anew, without holding the interpreter lock.
+
+    workers: decoding threads; 0 means one per core. Raises ConfigError where FFCV is not installed, DataError where
+    samples.beton is absent, damaged or of another dataset.
+    """
+
+    def __init__(self, split: Split, device: torch.device, *, workers: int = 0) -> None:
+        self.num_samples = split.num_samples
+        self._split = split
+        self._device = device
+        self._beton = open_beton(split)
+        self._decode_stored = _compiled(import_ffcv())
+        self._labels = torch.from_numpy(split.labels.astype(np.int64))
+        self._workers = workers or len(os.sched_getaffinity(0))
+        mean_bytes = max(1, int(split.size.sum()) // max(1, len(split.ids)))
+        self._samples_per_part = max(1, min(_MOST_PER_PART, _PART_BYTES // mean_bytes))
+
+    def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+        """See udkd.words.batch.Backend."""
+        return decoded_epoch(
+            self._split.order(order),
+            batch_size,
+            self._decode,
+            side=self._split.side,
+            labels=self._labels,
+            device=self._device,
+            workers=self._workers,
+            samples_per_part=self._samples_per_part,
+            stage="ffcv backend",
+        )
+
+    def close(self) -> None:
+        """Nothing outlives an epoch."""
+
+    def describe(self) -> str:
+        """Libturbojpeg's exact decode, which is Pillow's too."""
+        return "libjpeg islow, fancy upsampling"
+
+    def _decode(self, ids: NDArray[np.int64], canvas: NDArray[np.uint8]) -> None:
+        ends = np.cumsum(self._split.size[ids])
+        stored = np.empty(int(ends[-1]), dtype=np.uint8)
+        starts = ends - self._split.size[ids]
+        descriptor = os.open(self._beton.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for sample_id, start, end in zip(ids.tolist(), starts.tolist(), ends.tolist(), strict=True):
+                self._read(descriptor, sample_id, stored.data[start:end])
+        finally:
+            os.close(descriptor)
+        codes = np.empty(len(ids), dtype=np.int32)
+        self._decode_stored(stored, starts, ends, self._split.sizes[ids], canvas, codes)
+        if codes.any():
+            what = self._split.describe(int(ids[codes != 0][0]))
+            raise DataError(f"{what}: libturbojpeg does not decode it, as Pillow did; expected it to; use another --backend")
+
+    def _read(self, descriptor: int, sample_id: int, into: memoryview) -> None:
+        """Read, not map: a map answers an I/O error with the end of the process."""
+        what = f"{self._split.describe(sample_id)} in {self._beton.path.name}"
+        try:
+            count = os.preadv(descriptor, [into], int(self._beton.offset[sample_id]))
+        except OSError as error:
+            raise DataError(f"{what} cannot be read ({error.strerror}); expected to; {_REMEDY}") from None
+        if count != len(into) or hashlib.sha256(into).digest() != self._split.sha256[sample_id].tobytes():
+            raise DataError(f"{what} is damaged; expected the checksum that the manifest has; {_REMEDY}")
+
+
+def _compiled(ffcv: ModuleType) -> Callable[..., None]:
+    """The loop over a part's samples as machine code that lets go of the interpreter lock.
+
+    All that it works on is passed by argument: numba freezes arrays that it finds in a closure.
+    """
+    import numba
+    from numba import types
+
+    library = ctypes.CDLL(ffcv._libffcv.__file__)  # its libturbojpeg is reachable through it
+    begin: Any = library.tjInitDecompress
+    begin.restype, begin.argtypes = ctypes.c_void_p, []
+    decompress: Any = library.tjDecompress2
+    decompress.restype = ctypes.c_int32
+    decompress.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, *[ctypes.c_int32] * 5]
+    end: Any = library.tjDestroy
+    end.restype, end.argtypes = ctypes.c_int32, [ctypes.c_void_p]
+
+    def decode(stored: Any, starts: Any, ends: Any, sizes: Any, canvas: Any, codes: Any) -> None:
+        handle = begin()
+        side = canvas.shape[1]
+        for n in range(len(codes)):
+            height, width = sizes[n, 2], sizes[n, 3]
+            canvas[n, :height, width:] = 0
+            canvas[n, height:] = 0
+            source, target = stored.ctypes.data + starts[n], canvas[n].ctypes.data
+            # A row pitch of the canvas: no copy. Format 0 is RGB; flags 0: the accurate DCT, fancy upsampling.
+            codes[n] = decompress(handle, source, ends[n] - starts[n], target, width, 3 * side, height, 0, 0)
+        end(handle)
+
+    u1, i4, i8 = types.uint8, types.int32, types.int64
+    signature = types.void(u1[::1], i8[::1], i8[::1], i4[:, ::1], u1[:, :, :, ::1], i4[::1])
+    compiled: Callable[..., None] = numba.njit(signature, nogil=True)(decode)
+    return compiled
