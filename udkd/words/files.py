@@ -83,22 +83,29 @@ class FolderLock:
     def __enter__(self) -> "FolderLock":
         file = open(self.path, "a+b")
         try:
+            self._take(file)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        return self
+
+    def _take(self, file: BinaryIO) -> None:
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "unknown"
-            file.close()
             raise BusyError(
                 f"{self.path.parent} is being written by process {holder}; expected one writer; wait for it or stop it"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()).encode())
         file.flush()
-        self._file = file
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._file is not None
         self._file.truncate(0)  # while it is still ours: a released lock names nobody
+        fcntl.flock(self._file, fcntl.LOCK_UN)  # closing alone would leave it to a forked child that lives on
         self._file.close()
         self._file = None
