@@ -52,8 +52,8 @@ def kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
     """KL(p || q) per row, [B], from log-probabilities.
 
     With d = log p - log q, sum p d equals sum (p d + q - p), as both sum to 1, and every summand is then >= 0:
-    a small divergence keeps its relative precision and never turns negative. Near d = 0 the summand is written
-    p (d + expm1(-d)), which does not cancel; far from it expm1 would overflow, and p d + q - p is precise.
+    a small divergence is precise to eps sum p |d| (the plain sum: eps sum p |log p|) and does not turn negative. Near d = 0
+    the summand is written p (d + expm1(-d)); far from it expm1 would overflow, and p d + q - p is precise.
     """
     d_BC = log_p_BC - log_q_BC
     p_BC = log_p_BC.exp()
