@@ -1,6 +1,7 @@
 """Networks: any torchvision classifier, its randomness made a pure function of (seed, student, step)."""
 
 import difflib
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -26,12 +27,12 @@ def build(architecture: str, num_classes: int, *, image_px: int, seed: int) -> n
         raise ConfigError(
             f"architecture {architecture!r} is unknown; expected a torchvision classifier; did you mean {' or '.join(near)}?"
         )
+    _check_input(architecture, num_classes, image_px)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(key(seed)[0] >> 1))
         model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
         if isinstance(model, torchvision.models.ResNet):
             _begin_as_identity(model)
-    _check_input(architecture, num_classes, image_px)
     return _with_keyed_randomness(model)
 
 
@@ -50,7 +51,8 @@ def _begin_as_identity(model: torchvision.models.ResNet) -> None:
 
 def _check_input(architecture: str, num_classes: int, image_px: int) -> None:
     """Run shapes alone (no data, no time) in training mode, batch 2."""
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of initial weights, and of networks that are refused below
         model = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
         try:
             logits = model(torch.empty(2, 3, image_px, image_px))
