@@ -15,6 +15,7 @@ FLOORS = {
             ("backends", "parts"),
             ("engine",),
             ("actors",),
+            ("conductors",),
             ("console",),
             ("commands",),
             ("cli",),

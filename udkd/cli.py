@@ -11,6 +11,7 @@ import typer
 from udkd.commands.cache import cache_app
 from udkd.commands.quickstart import quickstart
 from udkd.commands.results import eval_command, report_command
+from udkd.commands.study import study_command
 from udkd.commands.teacher import teacher_app
 from udkd.commands.train import train_command
 from udkd.console import terminal
@@ -26,6 +27,7 @@ app.add_typer(cache_app, name="cache")
 app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("report")(report_command)
+app.command("study")(study_command)
 app.command("quickstart")(quickstart)
 
 

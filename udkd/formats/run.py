@@ -130,6 +130,11 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         return (self._checkpoints / "last.json").exists()
 
+    @property
+    def checkpoint_step(self) -> int | None:
+        """How many steps the newest checkpoint has behind it, or None where there is none; no weights are read."""
+        return int(self._read("checkpoints/last.json", "progress")["progress"]["step"]) if self.has_checkpoint else None
+
     def load(self) -> Checkpoint:
         """The newest checkpoint. Raises RunError where there is none or its bytes are not those recorded."""
         if not self.has_checkpoint:

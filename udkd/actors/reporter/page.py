@@ -65,7 +65,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table; `head` names the label column and the cells."""
+    """A table; `head` names the label column and the cells. stacked: a row's small print goes under its label."""
 
     name: str
     title: str
@@ -74,6 +74,7 @@ class Table:
     caption: str
     groups: tuple[Group, ...] = ()
     notes: tuple[str, ...] = ()
+    stacked: bool = False
     kind: str = "table"
 
 
@@ -165,12 +166,13 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """The whole report. lead: the result in a sentence."""
+    """The whole report. lead: the result in a sentence. footer: where the page is from."""
 
     title: str
     subtitle: str
     lead: str
     sections: Sequence[Section]
+    footer: str = "Written by udkd from this run’s own files. Each figure lies beside this page as a PNG."
 
 
 def _keep_percent_signs(value: object) -> object:

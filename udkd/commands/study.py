@@ -1,0 +1,153 @@
+"""udkd study."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from udkd.conductors.study import (
+    Item,
+    Plan,
+    Progress,
+    Site,
+    StudyFolder,
+    Summary,
+    carry_out,
+    estimate,
+    interval,
+    main_comparisons,
+    make_plan,
+    mean_sd,
+    signed,
+    write_result,
+)
+from udkd.console.terminal import STOPPED, DeviceOption, SetOption, err, observed, out, stop_requests
+from udkd.formats.study import load_study, shipped_studies
+from udkd.parts.environment import choose_device
+from udkd.words.errors import ConfigError, RunError
+
+TIME_IS_UP = 75
+"""Exit code of a study that --max-minutes ended: the same command goes on."""
+
+
+def study_command(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help=f"A shipped study ({', '.join(shipped_studies())}) or a .toml file.")
+    ],
+    data: Annotated[Path, typer.Option("--data", help="Dataset folder, made by udkd-prep convert.")],
+    folder: Annotated[
+        Path, typer.Option("--out", help="Where all goes. Studies in one folder share teacher, caches and equal runs.")
+    ],
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", help="Teacher folder; else one is fitted by the recipe's [fit] section.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Base recipe instead of the study's.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Short for --set train.epochs=N.")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="0,1,2", help="Instead of the study's seeds.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is to be done and about how long it takes.")] = False,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option("--max-minutes", min=0.01, help=f"Stop at a checkpoint after about so long, with exit code {TIME_IS_UP}."),
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Run a grid of recipes and seeds, and say what its differences allow to be said.
+
+    The same command goes on after any interruption and skips what is done. The result is OUT/STUDY: index.html, study.json,
+    table.csv (what seeds decide) and cost.csv (what clocks decide).
+    """
+    chosen = [*(overrides or []), *([f"train.epochs={epochs}"] if epochs else [])]
+    plan = make_plan(Path(study).stem, load_study(study), recipe=recipe, overrides=chosen, seeds=_seeds(seeds))
+    where = choose_device(device)
+    if dry_run:
+        _show(estimate(plan, Site(data=data, folder=StudyFolder(out=folder, name=plan.name), device=where, teacher=teacher)))
+        return
+    _run(plan, data, folder, teacher, where, max_minutes)
+
+
+def _run(plan: Plan, data: Path, folder: Path, teacher: Path | None, device: torch.device, max_minutes: float | None) -> None:
+    started = time.monotonic()
+    with observed() as observer, stop_requests() as asked:
+        site = Site(
+            data=data,
+            folder=StudyFolder(out=folder, name=plan.name),
+            device=device,
+            teacher=teacher,
+            observer=observer,
+            stopped=_until(started, max_minutes, asked),
+        )
+        progress = carry_out(plan, site)
+        result = write_result(plan, site, progress)
+        interrupted = asked()
+    out.print(_table(plan, result.summary))
+    err.print(f"page: {escape(str(result.page))}", soft_wrap=True)
+    _end(progress, interrupted, started)
+
+
+def _until(started: float, max_minutes: float | None, asked: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether to stop: the user said so, or the time is up."""
+    end = math.inf if max_minutes is None else started + 60 * max_minutes
+    return lambda: asked() or time.monotonic() > end
+
+
+def _end(progress: Progress, interrupted: bool, started: float) -> None:
+    minutes = (time.monotonic() - started) / 60
+    said = f"{progress.finished} of {progress.total} runs are done, {minutes:.1f} minutes"
+    if progress.complete:
+        err.print(f"finished: {said}")
+        return
+    if progress.failed and progress.finished + len(progress.failed) == progress.total:
+        raise RunError(f"{said}; failed: {'; '.join(f'{run}: {why}' for run, why in progress.failed.items())}")
+    err.print(f"stopped at a checkpoint: {said}; the same command goes on")
+    raise typer.Exit(STOPPED if interrupted else TIME_IS_UP)
+
+
+def _seeds(text: str | None) -> list[int]:
+    if text is None:
+        return []
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise ConfigError(f"--seeds {text!r}; expected different numbers from 0, such as 0,1,2; correct it")
+    return [int(part) for part in parts]
+
+
+def _show(items: list[Item]) -> None:
+    table = Table("", "", "done", "still takes", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for item in items:
+        table.add_row(item.what, escape(item.detail), f"{item.done} of {item.total}", _duration(item.seconds))
+    out.print(table)
+    total = sum(item.seconds for item in items)
+    out.print(f"about {_duration(total)} in all, if this machine stays as busy as it is", soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds <= 0:
+        return "nothing"
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{math.ceil(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _table(plan: Plan, summary: Summary) -> Table:
+    """What matters of table.csv."""
+    table = Table(title=escape(plan.study.title), title_justify="left", box=None, pad_edge=False)
+    for name in ("", "student", "top-1 %", "n", "difference", "bootstrap", "verdict"):
+        table.add_column(name, justify="left" if name in ("", "student", "verdict") else "right")
+    said = ""
+    compared: dict[Any, Any] = {(found.arm, found.learner): found.difference for found in main_comparisons(summary, "last")}
+    for standing in summary.standings:
+        own = compared.get((standing.arm, standing.learner))
+        cells = (signed(own.spread.mean), interval(own.bootstrap), own.verdict) if own else ("", "", "")
+        name = "" if standing.arm == said else escape(standing.arm)
+        table.add_row(name, escape(standing.learner), mean_sd(standing.last), str(standing.last.n), *cells)
+        said = standing.arm
+    return table

@@ -1,0 +1,261 @@
+"""OUT/STUDY/index.html: what a study's numbers allow to be said, in one page, and its pictures as PNG files."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from udkd.actors.reporter import style
+from udkd.actors.reporter.page import Block, Facts, Note, Page, Pictures, Row, Section, Table, render
+from udkd.actors.reporter.words import count, listed
+from udkd.conductors.study.drawings import StudyPictures, all_pictures
+from udkd.conductors.study.results import AVERAGED, Comparison, RunResult, Summary, summarise
+from udkd.conductors.study.tables import interval, main_comparisons, mean_sd, signed
+from udkd.formats.study import Study
+from udkd.words.files import write_bytes, write_text
+from udkd.words.statistics import LEVEL, METHOD
+
+_Item = TypeVar("_Item")
+_HUES = {"improves": "s2", "worsens": "s1"}
+
+
+def write_page(folder: Path, values: Mapping[str, Any]) -> Path:
+    """Write the page of a study.json; its statistics are computed anew from the runs' numbers. Returns the page's path."""
+    study = Study.model_validate_json(json.dumps(values["study"]))
+    runs = [RunResult.of(run) for run in values["runs"]]
+    summary = summarise(study, runs)
+    sections = [_runs(runs), _making(values)]
+    if runs:
+        pictures = all_pictures(summary, [arm.name for arm in study.arms], runs)
+        sections = [
+            *(_answer(study, summary, pictures), _accuracy(study, summary, pictures), _cost(study, summary, values)),
+            *sections,
+        ]
+    page = Page(
+        title=study.title,
+        subtitle=_subtitle(values, runs),
+        lead=_lead(study, summary, values),
+        sections=sections,
+        footer="Written by udkd from the runs’ own files; study.json beside this page holds every number.",
+    )
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for section in sections:
+        for name, data in section.files().items():
+            write_bytes(folder / name, data)
+    path = folder / "index.html"
+    write_text(path, render(page, style.css()))
+    return path
+
+
+def _subtitle(values: Mapping[str, Any], runs: Sequence[RunResult]) -> str:
+    data, recipe = values["data"], values["recipe"]
+    teacher = values["teacher"]
+    parts = [
+        f"{count(len(values['seeds']), 'seed')}",
+        f"{data['name']}: {data['classes']} classes, {data['train_images']:,} + {data['val_images']:,} images",
+        f"{recipe['views']['size_px']} px, {count(recipe['train']['epochs'], 'epoch')}",
+    ]
+    if teacher is not None:
+        top1 = f" ({teacher['accuracy']['top1']:.1f} %)" if teacher["accuracy"] else ""
+        parts.append(f"taught by {teacher['architecture']}{top1}")
+    return " · ".join(parts)
+
+
+def _lead(study: Study, summary: Summary, values: Mapping[str, Any]) -> str:
+    """The answer in two or three sentences."""
+    told = [study.question] if study.question else []
+    progress = values["progress"]
+    if progress["finished"] < progress["total"]:
+        told.append(f"Unfinished: {progress['finished']} of {progress['total']} runs are done.")
+    compared = main_comparisons(summary, "last")
+    clear = [comparison for comparison in compared if comparison.difference.verdict in ("improves", "worsens")]
+    if clear:
+        said = [
+            f"{comparison.arm} {comparison.difference.verdict} {comparison.learner} by "
+            f"{abs(comparison.difference.spread.mean):.2f} points over {comparison.against}"
+            for comparison in clear
+        ]
+        told.append(f"Clear of 0: {listed(said)}; {count(len(compared) - len(clear), 'other comparison')} not.")
+    elif compared:
+        enough = any(comparison.difference.verdict != "too few runs" for comparison in compared)
+        why = "No difference from the baseline keeps clear of 0." if enough else "One seed allows no verdict."
+        told.append(why)
+    return " ".join(told) or "Nothing is finished yet."
+
+
+def _answer(study: Study, summary: Summary, pictures: StudyPictures) -> Section:
+    """Differences from the baseline, and the study's contrasts."""
+    blocks: list[Block] = [Pictures(pictures=pictures.differences)] if pictures.differences else []
+    compared = main_comparisons(summary, "last")
+    if compared:
+        blocks.append(_differences(study, compared, summary))
+    contrasts = [found for found in summary.comparisons if found.isolates and found.figure == "last"]
+    if contrasts:
+        blocks.append(_contrasts(contrasts))
+    if compared or contrasts:
+        number = len(compared) + len(contrasts)
+        text = (
+            f"{count(number, 'comparison')} at {LEVEL:.0%} each: about {number * (1 - LEVEL):.1f} would keep clear of 0 "
+            "by chance alone if nothing made any difference."
+        )
+        blocks += [Note(text=METHOD), Note(text=text)]
+    blocks += [Note(text=note) for note in study.notes]
+    return Section(anchor="answer", title="What may be said", blocks=blocks)
+
+
+def _differences(study: Study, compared: Sequence[Comparison], summary: Summary) -> Table:
+    best = {(found.arm, found.learner): found.difference for found in main_comparisons(summary, "best")}
+    rows = []
+    for comparison, first in _with_firsts(compared, lambda comparison: comparison.arm):
+        own, at_best = comparison.difference, best.get((comparison.arm, comparison.learner))
+        cells = (*_told(comparison), str(own.spread.n), signed(at_best.spread.mean) if at_best else None)
+        rows.append(_row(comparison, cells, comparison.arm, study.arm(comparison.arm).note, first))
+    head = ("", *_TOLD, "n", "at the best epoch")
+    caption = (
+        "Percentage points of top-1 after the last epoch, paired by seed. The last column takes each run at its best "
+        "epoch, which is chosen on the validation images themselves and therefore flatters."
+    )
+    title = f"Against {_named(study.baseline)}"
+    return Table(name="differences", title=title, head=head, rows=rows, caption=caption, stacked=True)
+
+
+def _contrasts(contrasts: Sequence[Comparison]) -> Table:
+    rows = []
+    for comparison, first in _with_firsts(contrasts, lambda comparison: (comparison.isolates, comparison.arm)):
+        cells = (*_told(comparison), str(comparison.difference.spread.n))
+        detail = f"{comparison.arm} against {comparison.against}"
+        rows.append(_row(comparison, cells, comparison.isolates, detail, first))
+    head = ("", *_TOLD, "n")
+    caption = "Pairs of arms that differ in one thing: percentage points of top-1 after the last epoch, paired by seed."
+    return Table(name="contrasts", title="One thing at a time", head=head, rows=rows, caption=caption, stacked=True)
+
+
+_TOLD = ("student", "mean ± sd", "verdict", "bootstrap", "Student’s t")
+
+
+def _told(comparison: Comparison) -> tuple[str | None, ...]:
+    """What stands under _TOLD."""
+    own = comparison.difference
+    sd = f" ± {own.spread.sd:.2f}" if own.spread.sd is not None else ""
+    return (
+        *(comparison.learner, signed(own.spread.mean) + sd, own.verdict),
+        *(interval(own.bootstrap) or None, interval(own.student_t) or None),
+    )
+
+
+def _row(comparison: Comparison, cells: tuple[str | None, ...], label: str, detail: str, first: bool) -> Row:
+    """A row whose label and small print are said once for all learners of an arm; clear verdicts have a colour."""
+    hue = _HUES.get(comparison.difference.verdict, "rule")
+    return Row(label=label if first else "", detail=detail if first else "", cells=cells, hue=hue, key=True)
+
+
+def _with_firsts(items: Sequence[_Item], group: Callable[[_Item], object]) -> list[tuple[_Item, bool]]:
+    """Each item, and whether it is the first of a run of equal groups."""
+    return [(item, place == 0 or group(items[place - 1]) != group(item)) for place, item in enumerate(items)]
+
+
+def _accuracy(study: Study, summary: Summary, pictures: StudyPictures) -> Section:
+    printed = any(arm.paper for arm in study.arms)
+    rows = []
+    for standing, first in _with_firsts(summary.standings, lambda standing: standing.arm):
+        arm = study.arm(standing.arm)
+        paper = arm.paper.get(standing.learner)
+        cells: tuple[str | None, ...] = (
+            *(standing.learner, str(standing.last.n), mean_sd(standing.last), mean_sd(standing.last_top5)),
+            *(mean_sd(standing.best), _range(standing.best_epochs)),
+        )
+        if printed:
+            cells = (*cells, f"{paper:.2f}" if paper is not None else "")
+        rows.append(Row(label=standing.arm if first else "", detail=arm.note if first else "", cells=cells))
+    head = (
+        "",
+        "student",
+        "n",
+        "top-1 %, last",
+        "top-5 %, last",
+        "top-1 %, best",
+        "best epoch",
+        *(["paper"] if printed else []),
+    )
+    caption = (
+        "Mean ± standard deviation over seeds. Last and best epoch stand apart: the best one is chosen on the same images."
+    )
+    if any(standing.learner == AVERAGED for standing in summary.standings):
+        caption += f" “{AVERAGED}”: the students’ mean probabilities."
+    if printed:
+        caption += " The paper’s figures are of ImageNet-100 at 224 px after 50 epochs, one run each as far as it says."
+    blocks: list[Block] = [
+        Pictures(pictures=pictures.accuracies),
+        Table(name="accuracy", title="Validation accuracy", head=head, rows=rows, caption=caption, stacked=True),
+        Pictures(pictures=pictures.curves),
+    ]
+    return Section(anchor="accuracy", title="Accuracy", blocks=blocks)
+
+
+def _cost(study: Study, summary: Summary, values: Mapping[str, Any]) -> Section:
+    rows = []
+    for cost in summary.costs:
+        ratios = [f"{ratio:.2f}× {name}" for name, ratio in cost.ratios.items()]
+        ratios += [f"{cost.to_sum:.2f}× all of them"] if cost.to_sum is not None else []
+        cells = (str(cost.seconds.n), mean_sd(cost.images_per_s, 0), mean_sd(cost.seconds, 1), ", ".join(ratios) or "")
+        rows.append(Row(label=cost.arm, detail=study.arm(cost.arm).note, cells=cells))
+    caption = "Training steps alone, without validation; a run’s images/s is its median epoch."
+    for name, cost in values["caches"].items():
+        caption += f" The cache {name} took {cost['seconds']:.0f} s for {cost['images']:,.0f} targets, once for all its runs."
+    teacher = values["teacher"]
+    if teacher is not None and teacher["fit_epochs"]:
+        caption += f" Fitting the teacher took {teacher['fit_seconds']:.0f} s."
+    head = ("", "n", "images/s", "seconds a run", "against the baseline")
+    table = Table(name="cost", title="What it costs", head=head, rows=rows, caption=caption, stacked=True)
+    return Section(anchor="cost", title="Cost", blocks=[table])
+
+
+def _runs(runs: Sequence[RunResult]) -> Section:
+    if not runs:
+        return Section(anchor="runs", title="Every run", blocks=[Note(text="No run is finished yet.", missing=True)])
+    rows = [
+        Row(
+            label=f"{run.arm}, seed {run.seed}",
+            cells=(
+                *(outcome.learner, f"{outcome.last:.2f}", f"{outcome.last_top5:.2f}", f"{outcome.best:.2f}"),
+                *(str(outcome.best_epoch), f"{run.images_per_s:,.0f}", f"{run.seconds:,.1f}", run.run),
+            ),
+        )
+        for run in runs
+        for outcome in run.outcomes
+    ]
+    head = ("", "student", "top-1, last", "top-5, last", "top-1, best", "best epoch", "images/s", "seconds", "run")
+    caption = "What all of the above is computed from; accuracies in percent. The last column names the folder under runs/."
+    return Section(
+        anchor="runs",
+        title="Every run",
+        blocks=[Table(name="runs", title="Per-run numbers", head=head, rows=rows, caption=caption)],
+    )
+
+
+def _making(values: Mapping[str, Any]) -> Section:
+    """Everything needed to make the study again."""
+    data, teacher = values["data"], values["teacher"]
+    facts = [
+        ("data set", f"{data['name']}, digest {data['digest'][:16]}…, stored at {data['side']} px"),
+        ("teacher", "none" if teacher is None else f"{teacher['architecture']}, weights {teacher['weights_sha256'][:16]}…"),
+        *(("hardware", ", ".join(f"{name} {value}" for name, value in seen.items())) for seen in values["machine"]["hardware"]),
+        *(("versions", ", ".join(f"{name} {value}" for name, value in seen.items())) for seen in values["machine"]["versions"]),
+        *((f"failed: {run}", why) for run, why in values["progress"]["failed"].items()),
+    ]
+    blocks: list[Block] = [
+        Facts(title="Data, teacher, hardware, versions", facts=facts, open=True),
+        Facts(title="The study", text=json.dumps(values["study"], indent=2, ensure_ascii=False)),
+        Facts(title="Its base recipe", text=json.dumps(values["recipe"], indent=2, ensure_ascii=False)),
+    ]
+    return Section(anchor="making", title="How to make it again", blocks=blocks)
+
+
+def _named(names: Sequence[str]) -> str:
+    return listed([f"“{name}”" for name in names]) or "the baseline"
+
+
+def _range(epochs: Sequence[int]) -> str:
+    low, high = min(epochs), max(epochs)
+    return str(low) if low == high else f"{low}–{high}"

@@ -1,0 +1,253 @@
+"""What a study's runs say: their own numbers, and every statistic recomputed from those numbers alone.
+
+study.json holds both; `summarise` takes the stored runs, so that nothing on the page rests on anything else.
+Accuracies are percent, differences percentage points.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from udkd.conductors.study.folder import StudyFolder, is_finished, rows_of
+from udkd.conductors.study.plan import Plan, Trial
+from udkd.conductors.study.runner import run_path
+from udkd.formats.dataset import DatasetFolder
+from udkd.formats.run import RunFolder
+from udkd.formats.study import Study
+from udkd.formats.teacher import TeacherFolder
+from udkd.words.statistics import Difference, Spread, paired_difference, spread
+
+FORMAT, VERSION = "udkd-study", 1
+AVERAGED = "averaged"
+FIGURES = {"last": "last epoch", "best": "best epoch"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One learner's accuracy in one run: a student, or the students' averaged probabilities (AVERAGED).
+
+    last, best: top-1 of the last epoch, and of the epoch where it was highest. curve: top-1 by epoch.
+    """
+
+    learner: str
+    last: float
+    best: float
+    best_epoch: int
+    last_top5: float
+    curve: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A finished run's numbers. seconds: of all training steps, without validation. run: the name of its folder."""
+
+    arm: str
+    seed: int
+    run: str
+    outcomes: tuple[Outcome, ...]
+    images_per_s: float
+    seconds: float
+
+    def outcome(self, learner: str) -> Outcome | None:
+        return next((outcome for outcome in self.outcomes if outcome.learner == learner), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As study.json holds it."""
+        return {
+            "arm": self.arm,
+            "seed": self.seed,
+            "run": self.run,
+            "images_per_s": self.images_per_s,
+            "seconds": self.seconds,
+            "outcomes": [vars(outcome) | {"curve": list(outcome.curve)} for outcome in self.outcomes],
+        }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "RunResult":
+        """Undo `to_dict`."""
+        outcomes = tuple(Outcome(**dict(row) | {"curve": tuple(row["curve"])}) for row in values["outcomes"])
+        return cls(**dict(values) | {"outcomes": outcomes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One learner of one arm over the seeds."""
+
+    arm: str
+    learner: str
+    last: Spread
+    best: Spread
+    best_epochs: tuple[int, ...]
+    last_top5: Spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One learner of `arm` against the same learner of `against`, on the seeds that both have.
+
+    figure: a key of FIGURES. isolates: what differs, where the study says so.
+    """
+
+    arm: str
+    against: str
+    learner: str
+    figure: str
+    seeds: tuple[int, ...]
+    difference: Difference
+    isolates: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an arm's run costs.
+
+    ratios: its seconds over those of each baseline. to_sum: its seconds over the sum of the baselines', where there are
+    several: together they do what this arm does at once.
+    """
+
+    arm: str
+    images_per_s: Spread
+    seconds: Spread
+    ratios: Mapping[str, float]
+    to_sum: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Everything that is said of a study's runs."""
+
+    standings: tuple[Standing, ...]
+    comparisons: tuple[Comparison, ...]
+    costs: tuple[Cost, ...]
+
+
+def gather(plan: Plan, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder) -> list[RunResult]:
+    """The numbers of every run that is finished, in the plan's order."""
+    results = []
+    for trial in plan.trials:
+        path = run_path(trial, dataset, teacher, folder)
+        if is_finished(path, trial.recipe):
+            results.append(_result(trial, RunFolder.open(path)))
+    return results
+
+
+def _result(trial: Trial, run: RunFolder) -> RunResult:
+    rows = rows_of(run.path)
+    learners = {
+        name: [row["val"]["students"][place] for row in rows] for place, name in enumerate(trial.recipe.student_names())
+    }
+    if len(learners) > 1:
+        learners[AVERAGED] = [row["val"]["ensemble"] for row in rows]
+    # Steps and images/s give an epoch's time; `seconds` alone would be too short for an epoch that was resumed in the middle.
+    images = [trial.recipe.train.batch * (after - before) for before, after in pairwise([0, *(row["step"] for row in rows)])]
+    return RunResult(
+        arm=trial.arm,
+        seed=trial.seed,
+        run=run.path.name,
+        outcomes=tuple(_outcome(name, scores) for name, scores in learners.items()),
+        images_per_s=median(row["images_per_s"] for row in rows),
+        seconds=math.fsum(count / row["images_per_s"] for count, row in zip(images, rows, strict=True)),
+    )
+
+
+def _outcome(learner: str, scores: Sequence[Mapping[str, float]]) -> Outcome:
+    curve = tuple(score["top1"] for score in scores)
+    best = max(range(len(curve)), key=lambda epoch: curve[epoch])
+    return Outcome(
+        learner=learner,
+        last=curve[-1],
+        best=curve[best],
+        best_epoch=best + 1,
+        last_top5=scores[-1]["top5"],
+        curve=curve,
+    )
+
+
+def summarise(study: Study, runs: Sequence[RunResult]) -> Summary:
+    """Every statistic of a study, from its runs' numbers."""
+    return Summary(
+        standings=tuple(_standing(arm.name, learner, runs) for arm in study.arms for learner in _learners(arm.name, runs)),
+        comparisons=tuple(_comparisons(study, runs)),
+        costs=tuple(_cost(arm.name, study, runs) for arm in study.arms if _of(arm.name, runs)),
+    )
+
+
+def _of(arm: str, runs: Sequence[RunResult]) -> list[RunResult]:
+    return [run for run in runs if run.arm == arm]
+
+
+def _learners(arm: str, runs: Sequence[RunResult]) -> list[str]:
+    return list(dict.fromkeys(outcome.learner for run in _of(arm, runs) for outcome in run.outcomes))
+
+
+def _standing(arm: str, learner: str, runs: Sequence[RunResult]) -> Standing:
+    outcomes = [outcome for run in _of(arm, runs) for outcome in run.outcomes if outcome.learner == learner]
+    return Standing(
+        arm=arm,
+        learner=learner,
+        last=spread([outcome.last for outcome in outcomes]),
+        best=spread([outcome.best for outcome in outcomes]),
+        best_epochs=tuple(outcome.best_epoch for outcome in outcomes),
+        last_top5=spread([outcome.last_top5 for outcome in outcomes]),
+    )
+
+
+def _comparisons(study: Study, runs: Sequence[RunResult]) -> list[Comparison]:
+    """With the baseline first, then the study's contrasts; a learner that the other side lacks is left out."""
+    asked: list[tuple[str, str, str, str]] = []
+    for arm in study.arms:
+        for learner in _learners(arm.name, runs):
+            against = next((name for name in study.baseline if learner in _learners(name, runs)), None)
+            if against is not None and arm.name not in study.baseline:
+                asked.append((arm.name, against, learner, ""))
+    for contrast in study.contrasts:
+        both = set(_learners(contrast.against, runs))
+        asked += [
+            (contrast.arm, contrast.against, learner, contrast.isolates)
+            for learner in _learners(contrast.arm, runs)
+            if learner in both
+        ]
+    return [
+        found
+        for figure in FIGURES
+        for arm, against, learner, isolates in asked
+        if (found := _comparison(arm, against, learner, figure, isolates, runs)) is not None
+    ]
+
+
+def _comparison(
+    arm: str, against: str, learner: str, figure: str, isolates: str, runs: Sequence[RunResult]
+) -> Comparison | None:
+    sides = [
+        {run.seed: getattr(outcome, figure) for run in _of(name, runs) if (outcome := run.outcome(learner))}
+        for name in (arm, against)
+    ]
+    seeds = tuple(sorted(sides[0].keys() & sides[1].keys()))
+    if not seeds:
+        return None
+    own, other = ([side[seed] for seed in seeds] for side in sides)
+    return Comparison(
+        arm=arm,
+        against=against,
+        learner=learner,
+        figure=figure,
+        seeds=seeds,
+        difference=paired_difference(own, other),
+        isolates=isolates,
+    )
+
+
+def _cost(arm: str, study: Study, runs: Sequence[RunResult]) -> Cost:
+    seconds = {name: spread([run.seconds for run in _of(name, runs)]) for name in (arm, *study.baseline) if _of(name, runs)}
+    bases = [name for name in study.baseline if name in seconds]
+    whole = len(bases) == len(study.baseline) > 1 and arm not in bases
+    return Cost(
+        arm=arm,
+        images_per_s=spread([run.images_per_s for run in _of(arm, runs)]),
+        seconds=seconds[arm],
+        ratios={name: seconds[arm].mean / seconds[name].mean for name in bases if name != arm},
+        to_sum=seconds[arm].mean / math.fsum(seconds[name].mean for name in bases) if whole else None,
+    )

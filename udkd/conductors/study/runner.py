@@ -1,0 +1,158 @@
+"""Carries a plan out: a teacher once, each cache once, each run once, whatever was interrupted before."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from udkd.actors.cache_builder import build_cache
+from udkd.actors.teacher_maker import from_run, write_measured
+from udkd.actors.trainer import Job, train
+from udkd.conductors.study.folder import StudyFolder, described, is_finished
+from udkd.conductors.study.plan import Plan, Trial, teacher_name
+from udkd.formats.cache import Cache
+from udkd.formats.config import Recipe
+from udkd.formats.dataset import DatasetFolder
+from udkd.formats.run import RunFolder
+from udkd.formats.teacher import TeacherFolder
+from udkd.words.errors import CacheError, RunError
+from udkd.words.observer import SILENT, Observer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a study happens. teacher: given by the user, else one is fitted. stopped: asked after every step."""
+
+    data: Path
+    folder: StudyFolder
+    device: torch.device
+    teacher: Path | None = None
+    observer: Observer = SILENT
+    stopped: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a study has come. failed: what went wrong, by the run's description; they are tried again next time."""
+
+    finished: int
+    total: int
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return self.finished == self.total
+
+
+def carry_out(plan: Plan, site: Site) -> Progress:
+    """Do whatever of the plan is not done yet, until asked to stop.
+
+    Raises UserError kin for what ends all runs alike; a run that fails by itself (a loss that is not finite) is recorded.
+    """
+    dataset = DatasetFolder.open(site.data)
+    teacher: TeacherFolder | None = None
+    if plan.needs_teacher:
+        teacher = make_teacher(plan.base, dataset, site)
+        if teacher is None:
+            return Progress(finished=0, total=len(plan.trials))
+    failed: dict[str, str] = {}
+    for number, trial in enumerate(plan.trials):
+        run = run_path(trial, dataset, teacher, site.folder)
+        if is_finished(run, trial.recipe):
+            continue
+        if site.stopped():
+            break
+        site.observer.note(f"run {number + 1} of {len(plan.trials)}: {described(trial)}")
+        try:
+            _train(trial, dataset, teacher, run, plan, site)
+        except RunError as error:
+            failed[described(trial)] = str(error)
+            site.observer.note(f"{described(trial)}: {error}")
+    finished = sum(is_finished(run_path(trial, dataset, teacher, site.folder), trial.recipe) for trial in plan.trials)
+    return Progress(finished=finished, total=len(plan.trials), failed=failed)
+
+
+def run_path(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder) -> Path:
+    """The folder of a trial's run."""
+    return folder.run(trial.run_name(dataset.digest, teacher.info.weights_sha256 if teacher else ""))
+
+
+def find_teacher(recipe: Recipe, dataset: DatasetFolder, site: Site) -> TeacherFolder | None:
+    """The user's teacher, or the one that was fitted already."""
+    if site.teacher is not None:
+        return TeacherFolder.open(site.teacher)
+    path = site.folder.teacher(teacher_name(recipe, dataset.digest))
+    return TeacherFolder.open(path) if (path / "teacher.json").exists() else None
+
+
+def make_teacher(recipe: Recipe, dataset: DatasetFolder, site: Site) -> TeacherFolder | None:
+    """The study's teacher, fitted by the recipe's [fit] section where there is none; None where that was stopped."""
+    found = find_teacher(recipe, dataset, site)
+    if found is not None:
+        return found
+    how = recipe.for_teacher()
+    path = site.folder.teacher(teacher_name(recipe, dataset.digest))
+    site.observer.note(f"teacher: {recipe.fit.architecture}, {recipe.fit.epochs} epochs")
+    if not _train_to_end(how, path / "run", dataset, site):
+        return None
+    candidate = from_run(RunFolder.open(path / "run"), None, [name.wnid for name in dataset.classes])
+    return write_measured(path, candidate, dataset, how, site.device, site.observer)
+
+
+def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, site: Site) -> Path:
+    """The one cache of some trials, with as many views as any of them needs, built as far as it is not."""
+    widest = max(trials, key=lambda trial: trial.num_views)
+    name = widest.cache_name(teacher.info.weights_sha256)
+    path = site.folder.cache(name)
+    if _is_built(path, widest.num_views):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    built = build_cache(
+        path, dataset=dataset, teacher=teacher, recipe=widest.recipe, device=site.device, observer=site.observer
+    )
+    site.folder.add_cache_cost(name, built.num_images, time.perf_counter() - started)
+    return path
+
+
+def _is_built(path: Path, num_views: int) -> bool:
+    """Whether a cache has its views already: no teacher need be loaded then."""
+    try:
+        Cache.open(path).require_views(num_views)
+    except CacheError:
+        return False
+    return True
+
+
+def _train(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, run: Path, plan: Plan, site: Site) -> None:
+    cache = None
+    if trial.cached:
+        assert teacher is not None, "a taught trial has a teacher"
+        own = trial.cache_name(teacher.info.weights_sha256)
+        sharers = [other for other in plan.trials if other.cached and other.cache_name(teacher.info.weights_sha256) == own]
+        cache = make_cache(sharers, dataset, teacher, site)
+    asked = teacher.path if teacher is not None and trial.taught else None
+    _train_to_end(trial.recipe, run, dataset, site, cache=cache, teacher=asked)
+
+
+def _train_to_end(
+    recipe: Recipe, run: Path, dataset: DatasetFolder, site: Site, *, cache: Path | None = None, teacher: Path | None = None
+) -> bool:
+    """Train or go on; False where it was stopped at a checkpoint."""
+    if is_finished(run, recipe):
+        return True
+    run.parent.mkdir(parents=True, exist_ok=True)
+    job = Job(
+        recipe=recipe,
+        data=dataset.path,
+        out=run,
+        device=site.device,
+        cache=cache,
+        teacher=teacher,
+        resume=(run / "config.json").exists(),
+        observer=site.observer,
+        stopped=site.stopped,
+    )
+    return train(job).finished

@@ -1,0 +1,38 @@
+"""OUT/STUDY: study.json, table.csv, cost.csv and the page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from udkd.conductors.study.document import document
+from udkd.conductors.study.plan import Plan
+from udkd.conductors.study.results import Summary, gather, summarise
+from udkd.conductors.study.runner import Progress, Site, find_teacher
+from udkd.conductors.study.tables import cost_csv, table_csv
+from udkd.formats.dataset import DatasetFolder
+from udkd.words.files import write_json, write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was written."""
+
+    summary: Summary
+    page: Path
+
+
+def write_result(plan: Plan, site: Site, progress: Progress) -> Result:
+    """Gather what is finished and write all of the result anew."""
+    from udkd.conductors.study.page import write_page  # matplotlib takes a second
+
+    dataset = DatasetFolder.open(site.data)
+    teacher = find_teacher(plan.base, dataset, site) if plan.needs_teacher else None
+    ready = teacher is not None or not plan.needs_teacher
+    runs = gather(plan, dataset, teacher, site.folder) if ready else []
+    summary = summarise(plan.study, runs)
+    folder = site.folder.result
+    folder.mkdir(parents=True, exist_ok=True)
+    values = document(plan, dataset=dataset, teacher=teacher, folder=site.folder, progress=progress, runs=runs, summary=summary)
+    write_json(folder / "study.json", values)
+    write_text(folder / "table.csv", table_csv(summary))
+    write_text(folder / "cost.csv", cost_csv(summary))
+    return Result(summary=summary, page=write_page(folder, values))

@@ -1,0 +1,140 @@
+"""Study files: arms to compare, the seeds to repeat them with, and what to hold them against. TOML in, one frozen object out.
+
+An unknown or ill-typed key is a ConfigError with its path. What an arm sets is KEY=VALUE of a recipe, as after --set.
+"""
+
+import json
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from udkd.words.errors import ConfigError
+
+Kind = Literal["runs", "networks", "teachers"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Arm(_Strict):
+    """One row of the grid: the base recipe with what this arm changes."""
+
+    name: str = Field(min_length=1, max_length=80)
+    set: tuple[str, ...] = Field(default=(), description="KEY=VALUE of the recipe; what an arm sets, --set cannot change")
+    students: tuple[str, ...] = Field(
+        default=(),
+        description="architectures instead of the recipe's; each takes the settings of the recipe's student of that "
+        "architecture, else those of its first",
+    )
+    exact: bool = Field(default=False, description="teacher.views = train.epochs: the teacher sees every view the students see")
+    note: str = Field(default="", description="small print beside the name, such as the loss's weights")
+    paper: dict[str, float] = Field(default={}, description="top-1 that the paper prints for a student of this arm, percent")
+
+
+class Contrast(_Strict):
+    """A comparison besides those with the baseline: `arm` against `against`, and what it isolates."""
+
+    arm: str
+    against: str
+    isolates: str = Field(min_length=1)
+
+
+class Study(_Strict):
+    """A question, the arms that answer it, and how often each is repeated.
+
+    kind: "runs" trains every arm; "networks" only measures each arm's networks; "teachers" fits one teacher per arm (from
+    [fit] of its recipe) and compares the weights they give.
+    """
+
+    title: str = Field(min_length=1)
+    question: str = ""
+    kind: Kind = "runs"
+    recipe: str = Field(default="imagenet100-paper", description="the base; --recipe takes another")
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1, description="train.seed of the repetitions")
+    set: tuple[str, ...] = Field(default=(), description="KEY=VALUE for every arm")
+    baseline: tuple[str, ...] = Field(
+        default=(), description="arms that the others are held against; a student is held against the first that has it"
+    )
+    arms: tuple[Arm, ...] = Field(min_length=1)
+    contrasts: tuple[Contrast, ...] = ()
+    notes: tuple[str, ...] = Field(default=(), description="sentences for the page")
+
+    def arm(self, name: str) -> Arm:
+        """An arm by its name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two arms are called {twice[0]!r}; expected a name each; change arms.*.name")
+        asked = [*self.baseline, *(name for contrast in self.contrasts for name in (contrast.arm, contrast.against))]
+        unknown = [name for name in asked if name not in names]
+        if unknown:
+            raise ValueError(
+                f"no arm is called {unknown[0]!r}; expected one of {', '.join(names)}; change baseline or contrasts"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_fit(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds are {list(self.seeds)}; expected different numbers from 0; change seeds")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_set_twice(self) -> Self:
+        for arm in self.arms:
+            if any(setting.partition("=")[0].strip() in ("train.seed", "seed") for setting in (*self.set, *arm.set)):
+                raise ValueError(f"arm {arm.name!r} sets train.seed; expected the study's seeds to name it; drop it")
+        return self
+
+
+def shipped_studies() -> list[str]:
+    """Names of the studies inside the package."""
+    return sorted(entry.name.removesuffix(".toml") for entry in _studies().iterdir() if entry.name.endswith(".toml"))
+
+
+def load_study(name: str) -> Study:
+    """A shipped study by name, or a TOML file by path. Raises ConfigError."""
+    path = Path(name)
+    if name in shipped_studies():
+        data = (_studies() / f"{name}.toml").read_bytes()
+    elif path.suffix == ".toml" and path.is_file():
+        data = path.read_bytes()
+    else:
+        raise ConfigError(
+            f"study {name!r} not found; expected a .toml file or one of {', '.join(shipped_studies())}; correct it"
+        )
+    try:
+        values = tomllib.loads(data.decode())
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, an integer of 5,000 digits
+        raise ConfigError(f"{name} is not TOML ({error}); correct it") from None
+    try:
+        return Study.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_explained(error.errors(include_url=False)[0])}") from None
+
+
+def _explained(problem: Any) -> str:
+    """One problem of a study file in the words of its keys."""
+    path = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        inner: dict[str, type[BaseModel]] = {"arms": Arm, "contrasts": Contrast}
+        section = inner.get(str(problem["loc"][0]), Study) if len(problem["loc"]) > 1 else Study
+        return f"{path} is no key of a study; expected {', '.join(section.model_fields)}; correct it"
+    if problem["type"] == "value_error":  # our own words, complete
+        return str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{path} is missing; expected a value; add it"
+    wanted = problem["msg"].removeprefix("Input should be ")
+    return f"{path} is {json.dumps(problem['input'], default=str)}; expected {wanted}; change it"
+
+
+def _studies() -> Any:
+    return files("udkd") / "studies"
