@@ -22,6 +22,7 @@ from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
+from udkd.parts import students as students_module
 from udkd.words.errors import CacheError, ConfigError, MismatchError, RunError
 from udkd.words.observer import SILENT, Silent
 
@@ -135,6 +136,45 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert train(Job(**(vars(job) | {"resume": True}))).finished
     assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(whole_run)
     assert metrics_without_time(tmp_path / "run") == metrics_without_time(whole_run)
+
+
+@pytest.mark.parametrize("views", ['"canonical"', "2"])
+def test_a_live_run_stopped_in_the_middle_equals_a_cached_one(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str
+) -> None:
+    """Teacher's blocks of another size than the batch, two interruptions, dropout on: still the same bits at the end."""
+    settings = [f"teacher.views={views}", "teacher.batch=5", "train.epochs=2"]
+    cached, live = small_recipe(*settings), small_recipe(*settings, 'teacher.source="live"')
+    folder = make_cache(tmp_path / "cache", dataset, teacher, cached)
+    train(Job(recipe=cached, data=dataset.path, out=tmp_path / "cached", device=CPU, cache=folder))
+    job = Job(recipe=live, data=dataset.path, out=tmp_path / "live", device=CPU, teacher=teacher.path)
+    for stop_after in (5, 14):
+        observer = StopAfter(stop_after)
+        outcome = train(Job(**(vars(job) | {"observer": observer, "stopped": observer.stopped, "resume": stop_after > 5})))
+        assert (outcome.finished, outcome.step) == (False, stop_after)
+    assert train(Job(**(vars(job) | {"resume": True}))).finished
+    assert checkpoint_hash(tmp_path / "live") == checkpoint_hash(tmp_path / "cached")
+    assert metrics_without_time(tmp_path / "live") == metrics_without_time(tmp_path / "cached")
+
+
+def test_dropout_is_part_of_those_runs(
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit-equal resumes prove something about dropout only where its mask moves the result: another step's key does."""
+    hashes = []
+    for shift in (0, 1):
+        with monkeypatch.context() as patch:
+            right = students_module.set_dropout_key
+            patch.setattr(
+                students_module,
+                "set_dropout_key",
+                lambda model, seed, student, step, shift=shift, right=right: right(model, seed, student, step + shift),
+            )
+            out = tmp_path / str(shift)
+            job = Job(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache)
+            assert train(Job(**(vars(job) | {"stopped": StopAfter(0).stopped}))).step == 1
+            hashes.append(checkpoint_hash(out))
+    assert hashes[0] != hashes[1]
 
 
 @pytest.fixture(scope="module")
