@@ -1,6 +1,7 @@
 """Class lists, and the names people read."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -21,6 +22,20 @@ def named(wnids: Iterable[str]) -> tuple[ClassName, ...]:
     """The classes in label order (sorted by wnid), a folder that is no known wnid under its own name."""
     names = class_names()
     return tuple(ClassName(wnid=printable(wnid), name=names.get(wnid, printable(wnid))) for wnid in sorted(wnids))
+
+
+def wnids_of(names: Sequence[str]) -> list[str] | None:
+    """The wnids of classes that go by ImageNet's names (`tench, Tinca tinca`); None where any is not one of these.
+
+    Two pairs of ImageNet's classes share a name (crane, maillot): these are told apart only in the whole list of 1,000.
+    """
+    known = {wnid: name.casefold() for wnid, name in class_names().items()}
+    first = [name.split(",")[0].strip().replace("_", " ").casefold() for name in names]
+    if first == [known[wnid] for wnid in sorted(known)]:
+        return sorted(known)
+    wnid_of = {name: wnid for wnid, name in known.items()}
+    common = Counter(known.values())
+    return [wnid_of[name] for name in first] if all(common[name] == 1 for name in first) else None
 
 
 def printable(name: str) -> str:

@@ -16,6 +16,7 @@ from data_prep.convert import ConvertSettings
 from data_prep.convert import convert as convert_sources
 from data_prep.derived import DERIVED_FORMATS, Volume, default_formats, derive_formats, parse_formats, size_lines
 from data_prep.info import describe
+from data_prep.sources import LAYOUTS
 from data_prep.verify import verify as verify_folder
 from udkd.formats.dataset import DatasetFolder
 from udkd.words.errors import UserError
@@ -79,7 +80,9 @@ def convert(
         list[Path],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders or tar files of images, `[train/|val/]<class>/<name>`; several are taken together.",
+            help="Folders or tar files of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
+            "devkit or LOC_val_solution.csv; Kaggle's ImageNet-100; parquet files; WebDatasets; .beton files. Several are "
+            "taken together.",
             show_default=False,
         ),
     ],
@@ -91,6 +94,9 @@ def convert(
             help="pad: images up to S keep their bytes, larger ones are scaled down; squash: all are resampled to S x S."
         ),
     ] = "pad",
+    layout: Annotated[
+        str, typer.Option(help=f"What the sources are: `auto` looks; or {', '.join(f'`{name}`' for name in LAYOUTS)}.")
+    ] = "auto",
     classes: Annotated[str, typer.Option(help="`imagenet100`, a file with one class folder per line, or `all`.")] = "all",
     formats: Annotated[
         str,
@@ -120,6 +126,7 @@ def convert(
     settings = ConvertSettings(
         side=side,
         fit=fit,
+        layout=layout,
         classes=classes,
         on_bad=on_bad,
         hold_out_percent=hold_out,

@@ -14,7 +14,7 @@ from data_prep.pool import Pool
 from data_prep.report import FILE_NAME as REPORT_NAME
 from data_prep.report import write_report
 from data_prep.shards import PrepareJob, remove_sidecars, write_shards
-from data_prep.sources import SplitName, open_source
+from data_prep.sources import AUTO, SplitName, open_sources
 from data_prep.stock import SPLITS, Stock, take_stock
 from udkd.formats.dataset import (
     DERIVED,
@@ -58,6 +58,7 @@ class ConvertSettings:
 
     side: int = 512
     fit: Literal["pad", "squash"] = "pad"
+    layout: str = AUTO
     classes: str = "all"
     on_bad: Literal["fail", "skip"] = "fail"
     hold_out_percent: float | None = None
@@ -90,6 +91,7 @@ class ConvertSettings:
         return {
             "--side": self.side,
             "--fit": self.fit,
+            "--layout": self.layout,
             "--classes": self.classes,
             "--hold-out": self.hold_out_percent,
             "--quality": self.quality,
@@ -106,7 +108,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
     """
     for name in settings.formats or ():
         DERIVED_FORMATS[name].require()
-    opened = [open_source(path) for path in sources]
+    opened = open_sources(sources, settings.layout)
     _check_target(folder, settings)
     stock = take_stock(opened, classes=settings.classes, hold_out_percent=settings.hold_out_percent)
     for line in stock.warnings:

@@ -29,7 +29,10 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Stock:
-    """classes[i] is label i; samples["train"] and samples["val"] are in id order (by class, then by name)."""
+    """classes[i] is label i; samples["train"] and samples["val"] are in id order.
+
+    That is by class, then by name; sources that are read in sequence keep their own order.
+    """
 
     classes: tuple[ClassName, ...]
     samples: dict[str, list[Sample]]
@@ -43,14 +46,17 @@ def take_stock(sources: Sequence[Source], *, classes: str, hold_out_percent: flo
     """
     found: list[tuple[int, Entry]] = []
     ignored: list[str] = []
+    sequential = False
     for origin, source in enumerate(sources):
         listing = source.list()
         if not listing.entries:
             raise DataError(
-                f"{source.path} holds no images in class folders; expected [train/|val/]<class>/<name>.jpg; check the path"
+                f"{source.path} holds no images in class folders; expected [train/|val/]<class>/<name>.jpg; "
+                "check the path, or say what it is with --layout"
             )
         found += [(origin, entry) for entry in listing.entries]
         ignored += listing.ignored
+        sequential |= listing.sequential
     warnings = []
     if ignored:
         example = printable(min(ignored))
@@ -62,7 +68,7 @@ def take_stock(sources: Sequence[Source], *, classes: str, hold_out_percent: flo
     warnings += _check_classes(groups, chosen, hold_out_percent)
     return Stock(
         classes=named(chosen),
-        samples={name: _number(name, group, label_of, sources) for name, group in groups.items()},
+        samples={name: _number(name, group, label_of, sources, sequential) for name, group in groups.items()},
         warnings=warnings,
     )
 
@@ -123,9 +129,15 @@ def _check_classes(groups: dict[str, list[tuple[int, Entry]]], chosen: list[str]
     return warnings
 
 
-def _number(split: str, group: list[tuple[int, Entry]], label_of: dict[str, int], sources: Sequence[Source]) -> list[Sample]:
-    group.sort(key=lambda pair: (pair[1].class_name, pair[1].name))
-    for (origin, entry), (other_origin, other) in pairwise(group):
+def _number(
+    split: str,
+    group: list[tuple[int, Entry]],
+    label_of: dict[str, int],
+    sources: Sequence[Source],
+    sequential: bool,
+) -> list[Sample]:
+    by_name = sorted(group, key=lambda pair: (pair[1].class_name, pair[1].name))
+    for (origin, entry), (other_origin, other) in pairwise(by_name):
         if (entry.class_name, entry.name) == (other.class_name, other.name):
             name = printable(f"{split}/{entry.class_name}/{entry.name}")
             raise DataError(
@@ -134,5 +146,5 @@ def _number(split: str, group: list[tuple[int, Entry]], label_of: dict[str, int]
             )
     return [
         Sample(label_of[entry.class_name], printable(f"{entry.class_name}/{entry.name}"), origin, entry)
-        for origin, entry in group
+        for origin, entry in (group if sequential else by_name)
     ]

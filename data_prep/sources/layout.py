@@ -1,10 +1,12 @@
 """Reads split, class and name out of image paths: `[prefix/]train/<class>/<name>`, or `[prefix/]<class>/<name>`."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from data_prep.sources.source import SplitName
 
-SPLIT_FOLDERS: dict[str, SplitName] = {"train": "train", "val": "val", "validation": "val"}
+# Kaggle's ImageNet-100 calls them train.X1 … train.X4 and val.X.
+SPLIT_FOLDER = re.compile(r"(?:(train)|val(?:idation)?)(?:\.x\d*)?", re.IGNORECASE)
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -26,9 +28,9 @@ def place(paths: Sequence[str], root: str) -> Iterator[tuple[SplitName | None, s
     if any(_split_at(each) is not None for each in parts):
         for each in parts:
             at = _split_at(each)
-            yield None if at is None else (SPLIT_FOLDERS[each[at].lower()], each[at + 1], "/".join(each[at + 2 :]))
+            yield None if at is None else (_split_named(each[at]), each[at + 1], "/".join(each[at + 2 :]))
         return
-    split = SPLIT_FOLDERS.get(root.lower())
+    split = _split_named(root)
     prefix = _common_prefix([each for each in parts if len(each) > 1])
     for each in parts:
         inside = each[prefix:]
@@ -37,7 +39,12 @@ def place(paths: Sequence[str], root: str) -> Iterator[tuple[SplitName | None, s
 
 def _split_at(parts: list[str]) -> int | None:
     """Index of the first split folder that has a class folder and a file below it."""
-    return next((n for n, part in enumerate(parts[:-2]) if part.lower() in SPLIT_FOLDERS), None)
+    return next((n for n, part in enumerate(parts[:-2]) if _split_named(part)), None)
+
+
+def _split_named(folder: str) -> SplitName | None:
+    found = SPLIT_FOLDER.fullmatch(folder)
+    return None if found is None else "train" if found[1] else "val"
 
 
 def _common_prefix(paths: list[list[str]]) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 SplitName = Literal["train", "val"]
+Names = list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,14 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """All images of a source, in any order, and the names of what was passed over."""
+    """All images of a source, in any order, and the names of what was passed over.
+
+    sequential: reading in another order than that of the listing is slow, so ids follow the listing (of all sources).
+    """
 
     entries: list[Entry]
     ignored: list[str]
+    sequential: bool = False
 
 
 class Source(Protocol):

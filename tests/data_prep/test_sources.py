@@ -8,7 +8,7 @@ import pytest
 from prep_helpers import photo, small_set, write_tar, write_tree
 
 from data_prep.classes import choose_classes, named
-from data_prep.sources import open_source
+from data_prep.sources import open_sources
 from data_prep.sources.layout import place
 from data_prep.stock import Stock, take_stock
 from udkd.words.errors import DataError
@@ -17,7 +17,7 @@ JPEG = photo(0, 8, 8)
 
 
 def stock_of(*paths: Path, classes: str = "all", hold_out: float | None = None) -> Stock:
-    return take_stock([open_source(path) for path in paths], classes=classes, hold_out_percent=hold_out)
+    return take_stock(open_sources(paths), classes=classes, hold_out_percent=hold_out)
 
 
 def listed(stock: Stock) -> dict[str, list[str]]:
@@ -60,7 +60,7 @@ def test_tree_and_tars_list_the_same(tmp_path: Path) -> None:
     assert first == listed(stock_of(tree / "train", tree / "val"))
     for split, samples in stock_of(*parts).samples.items():
         for sample in samples:
-            assert open_source(parts[sample.origin]).read(sample.entry) == files[f"{split}/{sample.source}"]
+            assert open_sources(parts)[sample.origin].read(sample.entry) == files[f"{split}/{sample.source}"]
 
 
 def test_what_is_no_image_is_passed_over_and_said(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""An existing .beton as a source: FFCV's own file, version 2, read by its layout and without FFCV.
+
+The layout (ffcv/types.py, 1.0.2): a header, a descriptor of each field, one row of metadata per sample with the fields in
+order, data pages, and at the end a table of allocations that says how long each sample's bytes are.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.sources.members import read_at
+from data_prep.sources.named_split import class_of_label, split_of
+from data_prep.sources.source import Entry, Listing
+from udkd.words.errors import DataError
+
+VERSION = 2
+HEADER = np.dtype(
+    [("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("samples", "<u8"), ("allocations", "<u8")], align=True
+)
+FIELD = np.dtype([("kind", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
+ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
+FLOAT_KIND, INT_KIND, IMAGE_KIND = 0, 1, 2
+METADATA = {FLOAT_KIND: np.dtype("<f8"), INT_KIND: np.dtype("<i8"), IMAGE_KIND: IMAGE}
+JPEG_MODE, RAW_MODE = 0, 1
+
+
+@dataclass(frozen=True)
+class Beton:
+    """A .beton file, or a folder that holds any. Splits are told by the files' names, classes by their numbers."""
+
+    path: Path
+
+    @staticmethod
+    def probe(path: Path) -> "Beton | None":
+        """A Beton where `path` is one, or a folder with one in it."""
+        return Beton(path) if _files(path) else None
+
+    def list(self) -> Listing:
+        """All samples. Raises DataError for a damaged file, another version, and fields other than an image and a label."""
+        entries = [entry for file in _files(self.path) for entry in self._samples(file)]
+        return Listing(entries=entries, ignored=[])
+
+    def _samples(self, file: Path) -> Iterator[Entry]:
+        key = "" if file == self.path else file.name
+        split, stamp, total = split_of(Path(file.name)), file.stat().st_mtime_ns, file.stat().st_size
+        images, labels, sizes = _tables(file)
+        for n, (image, label) in enumerate(zip(images.tolist(), labels.tolist(), strict=True)):
+            mode, width, height, pointer = image
+            size = sizes.get(pointer, -1)
+            if mode not in (JPEG_MODE, RAW_MODE) or not 0 <= size <= total - pointer or label < 0:
+                raise DataError(f"{file} is damaged at sample {n}; expected FFCV's own; write it again")
+            extra = ""
+            if mode == RAW_MODE:
+                if size < width * height * 3:
+                    raise DataError(f"{file} is damaged at sample {n}; expected {width} x {height} px of RGB; write it again")
+                size, extra = width * height * 3, f"\0{width} {height}"
+            data = len(_ppm_header(extra[1:])) + size
+            yield Entry(split, class_of_label(label), f"{file.stem}/{n:09d}", key + extra, pointer, data, stamp)
+
+    def read(self, entry: Entry) -> bytes:
+        """A stored JPEG's bytes; raw pixels as a PPM image."""
+        name, _, shape = entry.key.partition("\0")
+        header = _ppm_header(shape)
+        return header + read_at(self.path / name if name else self.path, entry.offset, entry.size - len(header))
+
+
+def _ppm_header(shape: str) -> bytes:
+    return f"P6 {shape} 255\n".encode() if shape else b""
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(path.glob("*.beton"))
+    return [path] if path.suffix == ".beton" and path.is_file() else []
+
+
+def _tables(file: Path) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
+    """Images (IMAGE [N]), labels (int64 [N]), and the length of the bytes at each pointer. Sizes are checked before use."""
+    total = file.stat().st_size
+    fault = f"{file} is no whole .beton of version {VERSION}; expected FFCV's own; write it again"
+    if total < HEADER.itemsize:
+        raise DataError(fault)
+    header = np.fromfile(file, HEADER, 1)[0]
+    fields_end = HEADER.itemsize + int(header["fields"]) * FIELD.itemsize
+    # FFCV writes the header with a pointer to the table of allocations last.
+    if int(header["version"]) != VERSION or fields_end > total or not fields_end <= int(header["allocations"]) <= total:
+        raise DataError(fault)
+    kinds = np.fromfile(file, FIELD, int(header["fields"]), offset=HEADER.itemsize)["kind"].tolist()
+    if kinds.count(IMAGE_KIND) != 1 or INT_KIND not in kinds or not set(kinds) <= set(METADATA):
+        raise DataError(f"{file} has fields of other kinds; expected one RGBImageField and an IntField; choose another source")
+    row = np.dtype([(f"f{n}", METADATA[kind]) for n, kind in enumerate(kinds)], align=True)
+    if fields_end + int(header["samples"]) * row.itemsize > total:
+        raise DataError(fault)
+    rows = np.fromfile(file, row, int(header["samples"]), offset=fields_end)
+    table = np.fromfile(file, ALLOCATION, offset=int(header["allocations"]))
+    sizes = dict(zip(table["pointer"].tolist(), table["size"].tolist(), strict=True))
+    return rows[f"f{kinds.index(IMAGE_KIND)}"], rows[f"f{kinds.index(INT_KIND)}"], sizes

@@ -1,0 +1,96 @@
+"""ILSVRC2012 as it is downloaded: a train tar of class tars, a flat val tar, and the ground truth of the latter."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.sources.layout import is_image_path
+from data_prep.sources.members import Member, is_tar, members, read_at
+from data_prep.sources.source import Entry, Listing, Names
+from data_prep.sources.truth import DEVKIT, KAGGLE, find_truth, read_truth
+from udkd.words.errors import DataError
+
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+VAL_PREFIX = "ILSVRC2012_val_"
+
+
+@dataclass(frozen=True)
+class Ilsvrc:
+    """path: what the user named: one of the tars, or the folder that holds them. Class tars are read where they lie."""
+
+    path: Path
+    train: Path | None
+    val: Path | None
+    truth: Path | None
+
+    @staticmethod
+    def probe(path: Path, truth: Path | None = None) -> "Ilsvrc | None":
+        """Opened where `path` is a folder with one of the tars, a tar of class tars, or a tar of val images.
+
+        truth: the ground truth that the user named; None to look beside the val tar.
+        """
+        if path.is_dir():
+            train, val = (found if (found := path / name).is_file() else None for name in (TRAIN, VAL))
+        elif is_tar(path):
+            first = next(iter(members(path)), None)
+            train = path if first is not None and _is_class_tar(first) else None
+            val = path if first is not None and _is_val_image(first) else None
+        else:
+            return None
+        if train is None and val is None:
+            return None
+        return Ilsvrc(path, train, val, truth or (find_truth(val.parent) if val else None))
+
+    def list(self) -> Listing:
+        """All images of both. Raises DataError: see `members`; a val tar without ground truth, an image that it lacks."""
+        ignored: list[str] = []
+        entries = [*self._train(ignored), *self._val(ignored)]
+        return Listing(entries=entries, ignored=ignored)
+
+    def _train(self, ignored: Names) -> Iterator[Entry]:
+        if self.train is None:
+            return
+        stamp = self.train.stat().st_mtime_ns
+        for class_tar in members(self.train):
+            if not _is_class_tar(class_tar):
+                ignored.append(class_tar.name)
+                continue
+            class_name = class_tar.name.rsplit("/", 1)[-1].removesuffix(".tar")
+            for member in members(self.train, inside=class_tar):
+                if is_image_path(member.name):
+                    yield Entry("train", class_name, member.name, self.train.name, member.offset, member.size, stamp)
+                else:
+                    ignored.append(member.name)
+
+    def _val(self, ignored: Names) -> Iterator[Entry]:
+        if self.val is None:
+            return
+        if self.truth is None:
+            raise DataError(
+                f"{self.val} says nothing of classes; expected {DEVKIT} or {KAGGLE} beside it; "
+                "put one of them there, or name it as a further source"
+            )
+        class_of = read_truth(self.truth)
+        stamp = self.val.stat().st_mtime_ns
+        for member in members(self.val):
+            name = member.name.rsplit("/", 1)[-1]
+            if not is_image_path(member.name):
+                ignored.append(member.name)
+            elif (class_name := class_of.get(name.split(".")[0])) is None:
+                raise DataError(f"{self.truth} does not name {name} of {self.val}; expected every image; fetch it again")
+            else:
+                yield Entry("val", class_name, name, self.val.name, member.offset, member.size, stamp)
+
+    def read(self, entry: Entry) -> bytes:
+        """The image's bytes, by offset."""
+        tar = self.train if entry.split == "train" else self.val
+        assert tar is not None
+        return read_at(tar, entry.offset, entry.size)
+
+
+def _is_class_tar(member: Member) -> bool:
+    return member.name.endswith(".tar")
+
+
+def _is_val_image(member: Member) -> bool:
+    return member.name.rsplit("/", 1)[-1].startswith(VAL_PREFIX)

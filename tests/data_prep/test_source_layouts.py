@@ -1,0 +1,373 @@
+"""Sources of every layout, written by others where others write them: the same images under the same classes from each."""
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import struct
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import prep_helpers
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from prep_helpers import encoded, photo, picture, small_set, write_tar, write_tree
+
+from data_prep.sources import open_sources
+from data_prep.sources.matlab import struct_array
+from data_prep.stock import Stock, take_stock
+from data_prep.verify import verify
+from udkd.formats.dataset import DatasetFolder
+from udkd.words.errors import ConfigError, DataError
+from udkd.words.observer import Silent
+
+WNIDS = ("n01440764", "n01443537", "n02510455")
+
+
+def converted(source: Path | list[Path], folder: Path, **settings: object) -> DatasetFolder:
+    """Kept as they are, and without derived formats."""
+    return prep_helpers.converted(source, folder, **{"side": 96, "formats": (), **settings})
+
+
+def stock_of(*paths: Path, layout: str = "auto", classes: str = "all", hold_out: float | None = None) -> Stock:
+    return take_stock(open_sources(paths, layout), classes=classes, hold_out_percent=hold_out)
+
+
+def images_of(folder: DatasetFolder) -> dict[str, list[tuple[str, bytes]]]:
+    """Class and bytes of every image of each split, sorted."""
+    return {
+        name: sorted((folder.classes[split.labels[n]].wnid, split.read(n)) for n in split.ids.tolist())
+        for name, split in folder.splits.items()
+    }
+
+
+def expected(files: Mapping[str, bytes]) -> dict[str, list[tuple[str, bytes]]]:
+    parts = [(*name.split("/")[:2], data) for name, data in files.items()]
+    return {split: sorted((wnid, data) for part, wnid, data in parts if part == split) for split in ("train", "val")}
+
+
+# --- ILSVRC2012 ---
+
+
+def ilsvrc(root: Path, files: Mapping[str, bytes]) -> tuple[Path, dict[str, str]]:
+    """The two tars as they are downloaded, and the class of each validation image."""
+    root.mkdir()
+    inner = {}
+    for wnid in WNIDS:
+        mine = {name.split("/")[-1]: data for name, data in files.items() if name.startswith(f"train/{wnid}/")}
+        inner[f"{wnid}.tar"] = write_tar(root / "class.tar", mine).read_bytes()
+    (root / "class.tar").unlink()
+    write_tar(root / "ILSVRC2012_img_train.tar", inner)
+    flat = {}
+    truth = {}
+    # Not in the order of classes, as in the real one.
+    for n, name in enumerate(
+        sorted((name for name in files if name.startswith("val/")), key=lambda name: files[name][-40:]), start=1
+    ):
+        flat[f"ILSVRC2012_val_{n:08d}.JPEG"] = files[name]
+        truth[f"ILSVRC2012_val_{n:08d}"] = name.split("/")[1]
+    write_tar(root / "ILSVRC2012_img_val.tar", flat)
+    return root, truth
+
+
+def mat_element(kind: int, data: bytes) -> bytes:
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def meta_mat(ids: Mapping[str, int], compressed: bool) -> bytes:
+    """A struct array `synsets` as MATLAB lays it out, with small elements inside their tags where it does so."""
+    import zlib
+
+    def matrix(kind: int, shape: tuple[int, int], *parts: bytes, name: bytes = b"") -> bytes:
+        head = mat_element(6, struct.pack("<II", kind, 0)) + mat_element(5, struct.pack("<ii", *shape))
+        return mat_element(14, head + mat_element(1, name) + b"".join(parts))
+
+    fields = []
+    for wnid, number in ids.items():
+        small = struct.pack("<HHI", 2, 1, number)  # one unsigned byte, in its tag
+        fields += [matrix(6, (1, 1), small), matrix(4, (1, len(wnid)), mat_element(16, wnid.encode()))]
+    names = b"".join(name.ljust(16, b"\0") for name in (b"ILSVRC2012_ID", b"WNID"))
+    width = struct.pack("<HHI", 5, 4, 16)
+    array = matrix(2, (len(ids), 1), width, mat_element(1, names), *fields, name=b"synsets")
+    if compressed:
+        packed = zlib.compress(array)
+        array = struct.pack("<II", 15, len(packed)) + packed
+    return b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x100) + b"IM" + array
+
+
+def devkit(path: Path, truth: Mapping[str, str], compressed: bool = True) -> Path:
+    ids = {wnid: 100 - n for n, wnid in enumerate(WNIDS)}  # another order than that of the wnids
+    lines = "".join(f"{ids[truth[name]]}\n" for name in sorted(truth))
+    prefix = "ILSVRC2012_devkit_t12/data/"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in (
+            ("ILSVRC2012_validation_ground_truth.txt", lines.encode()),
+            ("meta.mat", meta_mat(ids, compressed)),
+        ):
+            member = tarfile.TarInfo(prefix + name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def kaggle_csv(path: Path, truth: Mapping[str, str]) -> Path:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["ImageId", "PredictionString"])
+        for name, wnid in reversed(truth.items()):
+            writer.writerow([name, f"{wnid} 85 1 499 272 {wnid} 1 1 2 2 "])
+    return path
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_ilsvrc_with_the_devkit(tmp_path: Path, compressed: bool) -> None:
+    files = small_set(classes=WNIDS)
+    root, truth = ilsvrc(tmp_path / "i", files)
+    devkit(root / "ILSVRC2012_devkit_t12.tar.gz", truth, compressed)
+    folder = converted(root, tmp_path / "d", workers=2)
+    assert images_of(folder) == expected(files)
+    assert folder.split("train").source[0] == "n01440764/n01440764_0.JPEG"
+    tars = [root / "ILSVRC2012_img_val.tar", root / "ILSVRC2012_img_train.tar"]
+    assert images_of(converted(tars, tmp_path / "e")) == expected(files)
+
+
+def test_ilsvrc_with_kaggle_s_solution(tmp_path: Path) -> None:
+    files = small_set(classes=WNIDS)
+    root, truth = ilsvrc(tmp_path / "i", files)
+    with pytest.raises(DataError, match=r"says nothing of classes.*LOC_val_solution\.csv beside it"):
+        stock_of(root)
+    named = kaggle_csv(tmp_path / "LOC_val_solution.csv", truth)
+    assert images_of(converted([root, named], tmp_path / "d")) == expected(files)
+    with pytest.raises(DataError, match="says which classes validation images have; expected their tar"):
+        stock_of(root / "ILSVRC2012_img_train.tar", named)
+    kaggle_csv(named, dict(list(truth.items())[1:]))
+    with pytest.raises(DataError, match=r"does not name ILSVRC2012_val_00000001\.JPEG"):
+        stock_of(root, named)
+    named.write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="expected the columns ImageId"):
+        stock_of(root, named)
+
+
+def test_damaged_devkits_are_one_line(tmp_path: Path) -> None:
+    root, truth = ilsvrc(tmp_path / "i", small_set(train=1, val=1, classes=WNIDS))
+    path = devkit(root / "ILSVRC2012_devkit_t12.tar.gz", truth)
+    whole = gzip.decompress(path.read_bytes())
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, len(whole.rstrip(b"\0")), 60).tolist():
+        path.write_bytes(gzip.compress(whole[:at] + bytes([whole[at] ^ 32]) + whole[at + 1 :], 1))
+        with contextlib.suppress(DataError):  # anything else would be a traceback
+            stock_of(root)
+    with tarfile.open(path, "w:gz"):
+        pass
+    with pytest.raises(DataError, match=r"holds no ILSVRC2012_validation_ground_truth\.txt"):
+        stock_of(root)
+
+
+def test_matlab_files_of_another_writer() -> None:
+    io_module = pytest.importorskip("scipy.io")
+    dtype = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("children", "O")]
+    array = np.array([(n, f"n{n:08d}", np.arange(3)) for n in (1, 300, 70_000)], dtype=dtype)
+    for compressed in (False, True):
+        buffer = io.BytesIO()
+        io_module.savemat(buffer, {"first": np.arange(4), "synsets": array}, do_compression=compressed)
+        found = struct_array(buffer.getvalue())
+        assert [(row["ILSVRC2012_ID"], row["WNID"]) for row in found] == [(n, f"n{n:08d}") for n in (1, 300, 70_000)]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.CHRTYPE])
+def test_class_tars_are_held_to_the_same_rules(tmp_path: Path, kind: bytes) -> None:
+    member = tarfile.TarInfo("n01440764_1.JPEG")
+    member.type, member.linkname = kind, "/etc/passwd"
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(member)
+    path = write_tar(tmp_path / "train.tar", {"n01440764.tar": buffer.getvalue()})
+    with pytest.raises(DataError, match=r"train\.tar, n01440764\.tar holds 'n01440764_1\.JPEG': it is a link"):
+        stock_of(path)
+    path = write_tar(tmp_path / "train.tar", {"n01440764.tar": write_tar(tmp_path / "x.tar", small_set()).read_bytes()[:2000]})
+    with pytest.raises(DataError, match=r"n01440764\.tar is (cut|no whole tar)"):
+        stock_of(path)
+
+
+# --- Kaggle's ImageNet-100 ---
+
+
+@pytest.mark.parametrize("as_tar", [False, True])
+def test_kaggle_s_imagenet_100(tmp_path: Path, as_tar: bool) -> None:
+    files = small_set(train=5, classes=WNIDS)
+    places = {
+        name: f"train.X{1 + WNIDS.index(name.split('/')[1])}/" if name.startswith("train") else "val.X/" for name in files
+    }
+    moved = {f"{places[name]}{name.split('/', 1)[1]}": data for name, data in files.items()}
+    labels = json.dumps(dict.fromkeys(WNIDS, "some, names")).encode()
+    moved |= {"Labels.json": labels}
+    source = write_tar(tmp_path / "a.tar", moved, "archive/") if as_tar else write_tree(tmp_path / "a", moved)
+    folder = converted(source, tmp_path / "d")
+    assert images_of(folder) == expected(files)
+    assert [entry.name for entry in folder.classes] == ["tench", "goldfish", "giant panda"]
+
+
+# --- Hugging Face parquet ---
+
+
+def parquet(path: Path, rows: list[tuple[int | None, bytes]], names: list[str] | None = None, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": data, "path": f"{n}.jpg"} for n, (_, data) in enumerate(rows)]
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array(images, image), "label": pa.array([label for label, _ in rows], pa.int64())})
+    if names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=7, **options)
+    return path
+
+
+def hub(root: Path, files: Mapping[str, bytes], names: list[str] | None) -> Path:
+    for split, stem in (("train", "train"), ("val", "validation")):
+        # Shuffled, as on the Hub; the label of a class is its place among the names.
+        mine = sorted((name for name in files if name.startswith(split)), key=lambda name: files[name][-40:])
+        rows = [(WNIDS.index(name.split("/")[1]), files[name]) for name in mine]
+        for n in range(2):
+            parquet(root / "data" / f"{stem}-{n:05d}-of-00002.parquet", rows[n::2], names)
+    return root
+
+
+def test_hugging_face_parquet(tmp_path: Path) -> None:
+    files = small_set(train=9, val=3, classes=WNIDS)
+    names = ["tench, Tinca tinca", "goldfish, Carassius auratus", "giant panda, panda, Ailuropoda melanoleuca"]
+    root = hub(tmp_path / "h", files, names)
+    folder = converted(root, tmp_path / "d", workers=2, shard_samples=5)
+    assert images_of(folder) == expected(files)  # known names are given their wnids
+    assert verify(folder.path, Silent()) == []
+    source = folder.split("train").source
+    assert source[0].endswith("/train-00000-of-00002/000000-0.jpg")  # ids follow files and rows
+    other = converted([root / "data"], tmp_path / "e", shard_samples=5)
+    assert other.digest == folder.digest
+
+
+def test_parquet_with_other_names_and_with_none(tmp_path: Path) -> None:
+    files = small_set(train=4, val=2, classes=WNIDS)
+    folder = converted(hub(tmp_path / "a", files, ["cat", "apple", "boat/ship"]), tmp_path / "d")
+    assert [entry.wnid for entry in folder.classes] == ["apple", "boat-ship", "cat"]
+    named = dict(zip(WNIDS, ("cat", "apple", "boat-ship"), strict=True))
+    assert images_of(folder)["val"] == sorted((named[wnid], data) for wnid, data in expected(files)["val"])
+    folder = converted(hub(tmp_path / "b", files, None), tmp_path / "e")
+    assert [entry.wnid for entry in folder.classes] == ["0000", "0001", "0002"]
+
+
+def test_parquet_that_is_refused_or_passed_over(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "test.parquet", [(-1, photo(1)), (None, photo(2)), (0, photo(3)), (1, photo(4))] * 20)
+    stock = stock_of(path, hold_out=50)
+    assert sum(map(len, stock.samples.values())) == 40
+    assert "passed over 40 files" in stock.warnings[0]
+    with pytest.raises(DataError, match="holds the label 1; expected a class number"):
+        stock_of(parquet(tmp_path / "few.parquet", [(1, photo(1))], ["only"]))
+    pq.write_table(pa.table({"text": ["x"], "label": [1]}), tmp_path / "text.parquet")
+    with pytest.raises(DataError, match="has the columns text, label; expected an image column"):
+        stock_of(tmp_path / "text.parquet")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"test\.parquet cannot be read"):
+        stock_of(path)
+
+
+# --- WebDataset ---
+
+
+def test_webdatasets(tmp_path: Path) -> None:
+    files = small_set(train=6, val=3, classes=WNIDS)
+    for split in ("train", "val"):
+        mine = [(name.split("/")[1], data) for name, data in files.items() if name.startswith(split)]
+        for shard in range(2):
+            members: dict[str, bytes] = {}
+            for n, (wnid, data) in enumerate(mine[shard::2]):
+                key = f"{n:04d}"  # the same keys in every shard
+                label = json.dumps({"label": WNIDS.index(wnid), "caption": "x"}).encode()
+                if shard:
+                    label = str(WNIDS.index(wnid)).encode() + b"\n"
+                members |= {f"{key}.{'cls' if shard else 'json'}": label, f"{key}.jpg": data, f"{key}.txt": b"x"}
+            (tmp_path / "w").mkdir(exist_ok=True)
+            write_tar(tmp_path / "w" / f"set-{split}-{shard:06d}.tar", members)
+    folder = converted(tmp_path / "w", tmp_path / "d")
+    numbers = {wnid: f"{n:04d}" for n, wnid in enumerate(WNIDS)}
+    wanted = {split: sorted((numbers[wnid], data) for wnid, data in group) for split, group in expected(files).items()}
+    assert images_of(folder) == wanted
+    assert images_of(converted(sorted((tmp_path / "w").iterdir()), tmp_path / "e")) == wanted
+    write_tar(tmp_path / "w" / "set-train-000000.tar", {"a.jpg": photo(1), "a.json": b"{}"})
+    with pytest.raises(DataError, match=r"sample a has no label; expected \.cls"):
+        stock_of(tmp_path / "w")
+
+
+def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
+    """Another side or fit without the originals; classes keep their names."""
+    files = small_set(classes=WNIDS)
+    first = converted(write_tree(tmp_path / "t", files), tmp_path / "d", shard_samples=4, formats=("dali", "resident"))
+    second = converted(first.path, tmp_path / "e")
+    assert images_of(second) == images_of(first) == expected(files)
+    assert second.classes == first.classes
+
+
+# --- .beton ---
+
+
+@pytest.mark.parametrize("mode", ["jpg", "raw", "proportion"])
+def test_betons_of_ffcv_s_own_writer(tmp_path: Path, mode: str) -> None:
+    """Written by FFCV; stored JPEGs keep their bytes, raw pixels are encoded once."""
+    pytest.importorskip("ffcv")
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    counts = {"train": 7, "val": 3}
+    (tmp_path / "b").mkdir()
+    for split, count in counts.items():
+        rows = [(picture(f"{split}{n}", 30 + n, 50 - n), n % 3) for n in range(count)]
+        writer = DatasetWriter(
+            str(tmp_path / "b" / f"imagenet_{split}.beton"),
+            {"image": RGBImageField(write_mode=mode, compress_probability=0.5), "label": IntField()},
+            num_workers=1,
+        )
+        writer.from_indexed_dataset(rows)
+    folder = converted(tmp_path / "b", tmp_path / "d")
+    assert [entry.wnid for entry in folder.classes] == ["0000", "0001", "0002"]
+    for split, count in counts.items():
+        found = folder.split(split)
+        assert found.num_samples == count
+        for n in range(count):
+            sample_id = found.source.index(f"{n % 3:04d}/imagenet_{split}/{n:09d}")
+            pixels = found.pixels(sample_id)[: 30 + n, : 50 - n].astype(int)
+            assert np.abs(pixels - np.asarray(picture(f"{split}{n}", 30 + n, 50 - n))).mean() < 8
+    notes = set(folder.split("train").note)
+    assert notes == {"jpg": {""}, "raw": {"PPM to JPEG"}, "proportion": {"", "PPM to JPEG"}}[mode]
+
+
+def test_betons_that_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.beton"
+    for data in (b"", b"\0" * 10_000, struct.pack("<HHIQQ", 2, 2, 4096, 10**12, 5000) + bytes(6000)):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"no whole \.beton|fields of other kinds"):
+            stock_of(path)
+
+
+# --- choosing ---
+
+
+def test_layouts_are_named_or_found(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "t", small_set())
+    assert stock_of(tree, layout="imagefolder").samples["train"]
+    with pytest.raises(DataError, match=r"is not of the layout parquet.*--layout"):
+        stock_of(tree, layout="parquet")
+    with pytest.raises(ConfigError, match="layout 'tfds' is unknown; expected auto, ilsvrc"):
+        stock_of(tree, layout="tfds")
+
+
+def test_png_in_a_parquet_is_fixed_as_anywhere(tmp_path: Path) -> None:
+    rows = [(0, encoded(picture(n), "PNG")) for n in range(3)] + [(0, b"")]
+    for stem in ("train", "validation"):
+        parquet(tmp_path / "p" / f"{stem}.parquet", rows)
+    folder = converted(tmp_path / "p", tmp_path / "d", on_bad="skip")
+    assert folder.split("val").note == ("PNG to JPEG",) * 3 + ("empty file",)
+    assert np.asarray(Image.open(io.BytesIO(folder.split("val").read(0)))).shape == (40, 56, 3)
