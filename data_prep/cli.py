@@ -15,6 +15,7 @@ from rich.text import Text
 from data_prep.convert import ConvertSettings
 from data_prep.convert import convert as convert_sources
 from data_prep.derived import DERIVED_FORMATS, Volume, default_formats, derive_formats, parse_formats, size_lines
+from data_prep.image import PIXEL_LIMIT
 from data_prep.info import describe
 from data_prep.sources import LAYOUTS
 from data_prep.verify import verify as verify_folder
@@ -106,9 +107,19 @@ def convert(
         ),
     ] = "auto",
     on_bad: Annotated[
-        Literal["fail", "skip"],
-        typer.Option(help="fail: any unusable image ends it without a usable folder; skip: they are left out and counted."),
+        Literal["fix", "skip", "fail"],
+        typer.Option(
+            help="fail: any unusable image ends it without a usable folder; skip: they are left out and counted; fix: of cut "
+            "JPEGs what is whole is kept where that is at least half, the others are left out."
+        ),
     ] = "fail",
+    exif: Annotated[
+        Literal["ignore", "apply"],
+        typer.Option(help="The orientation tag: ignored, as is usual for ImageNet, or applied to the pixels."),
+    ] = "ignore",
+    max_pixels: Annotated[
+        int, typer.Option(help="Images of more pixels than this are bad, and are not decoded.")
+    ] = PIXEL_LIMIT,
     hold_out: Annotated[
         float | None,
         typer.Option(metavar="PERCENT", help="For sources without val/: the share set aside, chosen by a hash of each name."),
@@ -129,6 +140,8 @@ def convert(
         layout=layout,
         classes=classes,
         on_bad=on_bad,
+        exif=exif,
+        max_pixels=max_pixels,
         hold_out_percent=hold_out,
         quality=quality,
         subsampling=subsampling,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.derived import DERIVED_FORMATS, Volume, check_room, default_formats, derive_formats, discard_formats, size_lines
-from data_prep.image import PixelSettings
+from data_prep.image import PIXEL_LIMIT, PixelSettings
 from data_prep.pool import Pool
 from data_prep.report import FILE_NAME as REPORT_NAME
 from data_prep.report import write_report
@@ -50,8 +50,10 @@ MAX_SIDE = 65500  # what JPEG can hold
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertSettings:
-    """Every choice of a conversion. hold_out_percent: None to take the source's own val.
+    """Every choice of a conversion.
 
+    on_bad: fail leaves no usable folder; skip leaves bad images out; fix repairs what can be and leaves the others out.
+    hold_out_percent: None to take the source's own val.
     formats: derived formats to write beside the shards; None lets the fit decide (see `default_formats`).
     shard_samples: rows per shard, the unit of resuming.
     """
@@ -60,7 +62,9 @@ class ConvertSettings:
     fit: Literal["pad", "squash"] = "pad"
     layout: str = AUTO
     classes: str = "all"
-    on_bad: Literal["fail", "skip"] = "fail"
+    on_bad: Literal["fix", "skip", "fail"] = "fail"
+    exif: Literal["ignore", "apply"] = "ignore"
+    max_pixels: int = PIXEL_LIMIT
     hold_out_percent: float | None = None
     quality: int = 95
     subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4"
@@ -74,6 +78,7 @@ class ConvertSettings:
         ranges: tuple[tuple[str, float | None, float, float], ...] = (
             ("--side", self.side, 1, MAX_SIDE),
             ("--quality", self.quality, 1, 100),
+            ("--max-pixels", self.max_pixels, 1, 2**31),
             ("--workers", self.workers, 1, 4096),
             ("--hold-out", self.hold_out_percent, 0, 100),
         )
@@ -84,7 +89,15 @@ class ConvertSettings:
     @property
     def pixels(self) -> PixelSettings:
         """What decides an image's stored bytes."""
-        return PixelSettings(side=self.side, fit=self.fit, quality=self.quality, subsampling=self.subsampling)
+        return PixelSettings(
+            side=self.side,
+            fit=self.fit,
+            quality=self.quality,
+            subsampling=self.subsampling,
+            exif=self.exif,
+            pixel_limit=self.max_pixels,
+            repair=self.on_bad == "fix",
+        )
 
     def decisive(self) -> dict[str, object]:
         """What a continued conversion must share with its beginning, by option name."""
@@ -96,6 +109,8 @@ class ConvertSettings:
             "--hold-out": self.hold_out_percent,
             "--quality": self.quality,
             "--subsampling": self.subsampling,
+            "--exif": self.exif,
+            "--max-pixels": self.max_pixels,
             "shard_samples": self.shard_samples,
         }
 
@@ -229,7 +244,7 @@ def _check_rows(
     total = sum(map(len, rows.values()))
     fault = None
     if bad and settings.on_bad == "fail":
-        fault = "expected all to be; repair or remove them, or give --on-bad skip to leave them out"
+        fault = "expected all to be; repair or remove them, or give --on-bad skip to leave them out, fix to save what can be"
     empty = [split for split, group in rows.items() if all(row.excluded for row in group)]
     if empty and fault is None:
         fault = f"{empty[0]} has no image left; expected at least one; check the source"

@@ -7,12 +7,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
+
+from data_prep.jpeg import DamagedJpeg, decode, is_too_odd, read_frame, repair
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no more: Pillow also knows formats that start other programs
 PIXEL_LIMIT = 100_000_000  # 300 MB as RGB; ImageNet's largest image has 61 million pixels
-KEPT_SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")  # what every decoder of ours reads alike
+ORIENTATION_TAG = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Image.MAX_IMAGE_PIXELS = None  # ours is the limit, checked before any pixel is decoded
 
 
 class BadImage(ValueError):
@@ -21,12 +33,18 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSettings:
-    """How images become stored JPEGs. side: S, pixels."""
+    """How images become stored JPEGs. side: S, pixels. pixel_limit: images of more pixels are refused undecoded.
+
+    exif: whether the orientation tag is ignored, as is usual for ImageNet, or applied. repair: see data_prep.jpeg.repair.
+    """
 
     side: int
     fit: Literal["pad", "squash"]
     quality: int
     subsampling: Literal["4:4:4", "4:2:0"]
+    exif: Literal["ignore", "apply"] = "ignore"
+    pixel_limit: int = PIXEL_LIMIT
+    repair: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,37 +64,76 @@ def prepare(data: bytes, settings: PixelSettings) -> Prepared:
     """Check an image strictly and give it the form in which it is stored.
 
     An RGB or grey JPEG that fits keeps its bytes untouched: up to S on the long side (pad), or S x S (squash). Anything
-    else is decoded, turned to 8-bit RGB, resampled once (Lanczos) where its size asks for it, and encoded once. EXIF
-    orientation is ignored, as is usual for ImageNet. Raises BadImage.
+    else is decoded, turned to 8-bit RGB, resampled once (Lanczos) where its size asks for it, and encoded once. Raises
+    BadImage.
     """
     if not data:
         raise BadImage("empty file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks about EXIF and palettes; the note says what matters
         image = _open(data)
-        width, height = image.size
-        if width * height > PIXEL_LIMIT:
-            raise BadImage(f"{width} x {height} px is more than the limit of {PIXEL_LIMIT:,} pixels (a decompression bomb?)")
-        size = _stored_size(height, width, settings)
-        notes = []
-        if image.format in ("JPEG", "MPO"):
-            pixels, unusual = _decode_strictly(data, height, width)
-            if not unusual and size == (height, width):
-                return _prepared(data, (height, width), size, "")
-            notes.append(unusual)
-            rgb = _to_rgb(image)[0] if unusual else Image.fromarray(pixels)  # equal to Pillow's own decode, and at hand
-        else:
-            rgb, fixed = _to_rgb(image)
-            notes += [f"{image.format} to JPEG", fixed]
-    if size != (height, width):
+        if image.width * image.height > settings.pixel_limit:
+            raise BadImage(
+                f"{image.width} x {image.height} px is more than the limit of {settings.pixel_limit:,} pixels "
+                "(a decompression bomb? --max-pixels moves the limit)"
+            )
+        data, rgb, notes = _jpeg(data, image, settings) if image.format in ("JPEG", "MPO") else _other(data, image)
+        turn = TURNS.get(_orientation(image)) if settings.exif == "apply" else None
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+            notes.append(f"EXIF orientation {_orientation(image)} applied")
+    source = (rgb.height, rgb.width)
+    size = _stored_size(*source, settings)
+    if data and turn is None and size == source:
+        return _prepared(data, source, size, notes)
+    if size != source:
         rgb = rgb.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     rgb.info.clear()  # Pillow would write the source's comment into the new file
     rgb.save(buffer, "JPEG", quality=settings.quality, subsampling=settings.subsampling)
-    return _prepared(buffer.getvalue(), (height, width), size, "; ".join(note for note in notes if note))
+    return _prepared(buffer.getvalue(), source, size, notes)
 
 
-def _prepared(jpeg: bytes, source: tuple[int, int], stored: tuple[int, int], note: str) -> Prepared:
+def _jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[bytes, Image.Image, list[str]]:
+    """The bytes to keep (none where they cannot be), the picture as RGB, and what was done to get there."""
+    notes = []
+    try:
+        pixels, unusual = decode(data)
+    except DamagedJpeg as error:
+        if is_too_odd(error):
+            # Rare, and nobody hears libjpeg's warnings here: Pillow finds cut files only.
+            return b"", _to_rgb(image)[0], ["unusual subsampling to a common one"]
+        saved = repair(data, error) if settings.repair else None
+        if saved is None:
+            raise BadImage(_reason("damaged JPEG", error)) from None
+        found, note = saved
+        if isinstance(found, np.ndarray):
+            return b"", Image.fromarray(found), [note]
+        data, notes = found, [note]
+        pixels, unusual = decode(data)
+    if pixels.shape != (image.height, image.width, 3):
+        found_px = f"{image.height} x {image.width} and {pixels.shape[0]} x {pixels.shape[1]} px"
+        raise BadImage(f"damaged JPEG (decoders find {found_px})")
+    if unusual:
+        return b"", _to_rgb(image)[0], [*notes, unusual]
+    return data, Image.fromarray(pixels), notes  # equal to Pillow's own decode, and at hand
+
+
+def _other(data: bytes, image: Image.Image) -> tuple[bytes, Image.Image, list[str]]:
+    """Any other kind of image, see `_jpeg`; its bytes are never kept."""
+    del data
+    rgb, notes = _to_rgb(image)
+    return b"", rgb, [f"{image.format} to JPEG", *notes]
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # a damaged EXIF block says nothing of the picture; see _open
+        return 1
+
+
+def _prepared(jpeg: bytes, source: tuple[int, int], stored: tuple[int, int], notes: list[str]) -> Prepared:
     return Prepared(
         jpeg=jpeg,
         sha256=hashlib.sha256(jpeg).digest(),
@@ -84,7 +141,7 @@ def _prepared(jpeg: bytes, source: tuple[int, int], stored: tuple[int, int], not
         source_width=source[1],
         height=stored[0],
         width=stored[1],
-        note=note,
+        note="; ".join(notes),
     )
 
 
@@ -100,32 +157,16 @@ def _stored_size(height: int, width: int, settings: PixelSettings) -> tuple[int,
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"{error} (our limit: {PIXEL_LIMIT:,} pixels)") from None
     except UnidentifiedImageError:
+        frame = read_frame(data) if data.startswith(b"\xff\xd8") else None
+        if frame is not None and frame.bits != 8:
+            raise BadImage(f"JPEG of {frame.bits} bits; expected 8") from None
         raise BadImage(f"not an image (it starts with {data[:12]!r})") from None
     except Exception as error:  # Pillow's parsers answer damaged bytes with whatever they trip over
         raise BadImage(_reason("header cannot be read", error)) from None
 
 
-def _decode_strictly(data: bytes, height: int, width: int) -> tuple[np.ndarray, str]:
-    """Decode a JPEG: libjpeg's warnings are the only trace of most damage, and Pillow does not pass them on.
-
-    Returns RGB uint8 [height, width, 3], and why the bytes cannot be kept as they are, or nothing. Raises BadImage.
-    """
-    try:
-        _, _, colours, subsampling = simplejpeg.decode_jpeg_header(data)
-        pixels: np.ndarray = simplejpeg.decode_jpeg(data, strict=True)
-    except (ValueError, MemoryError) as error:
-        raise BadImage(_reason("damaged JPEG", error)) from None
-    if pixels.shape != (height, width, 3):
-        raise BadImage(f"damaged JPEG (decoders find {height} x {width} and {pixels.shape[0]} x {pixels.shape[1]} px)")
-    if colours not in ("YCbCr", "Gray"):
-        return pixels, f"{colours} to YCbCr"
-    return pixels, "" if subsampling in KEPT_SUBSAMPLINGS else f"subsampling {subsampling} to a common one"
-
-
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """The first frame as 8-bit RGB, and what that took. Transparency is dropped, as torchvision's loader does."""
     notes = []
     try:
@@ -142,7 +183,7 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
             notes.append("palette to RGB")
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             notes.append("transparency dropped")
-        return image.convert("RGB"), "; ".join(notes)
+        return image.convert("RGB"), notes
     except BadImage:
         raise
     except Exception as error:  # see _open

@@ -19,7 +19,7 @@ from udkd.words.files import write_json
 from udkd.words.observer import Observer
 
 CHUNK_SAMPLES = 16  # per task: enough to hide the round trip, few enough that originals of 100 KB stay a few MB
-CONVERTER_VERSION = 1  # raise it when the same source would give other bytes
+CONVERTER_VERSION = 2  # raise it when the same source would give other bytes
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class _Shard:
     first: int
     samples: Sequence[Sample]
     key: str
+    repair: bool
 
 
 def write_shards(
@@ -76,7 +77,7 @@ def write_shards(
     of other settings, or of a source that changed in this stretch, is not used: its shard is written again.
     """
     shards = [
-        _Shard(first // shard_samples, first, part, _key(first, part, job.settings))
+        _Shard(first // shard_samples, first, part, _key(first, part, job.settings), job.settings.repair)
         for first in range(0, len(samples), shard_samples)
         for part in [samples[first : first + shard_samples]]
     ]
@@ -120,7 +121,8 @@ def _write(folder: Path, shard: _Shard, prepared: Iterator[tuple[Sample, Prepare
             observer.advance(1)
     packed = [asdict(row) | {"sha256": row.sha256.hex()} for row in rows]
     write_json(
-        _sidecar(folder, shard.number), {"key": shard.key, "tar_bytes": _tar_bytes(folder, shard.number), "rows": packed}
+        _sidecar(folder, shard.number),
+        {"key": shard.key, "repair": shard.repair, "tar_bytes": _tar_bytes(folder, shard.number), "rows": packed},
     )
     return rows
 
@@ -143,7 +145,7 @@ def _row(sample: Sample, prepared: Prepared, shard: int, offset: int) -> Row:
 
 def _key(first: int, samples: Sequence[Sample], settings: PixelSettings) -> str:
     made_by = [CONVERTER_VERSION, PIL.__version__, features.version("libjpeg_turbo")]
-    digest = hashlib.sha256(json.dumps([first, made_by, asdict(settings)], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([first, made_by, asdict(settings) | {"repair": None}], sort_keys=True).encode())
     for sample in samples:
         digest.update(f"{sample.label}\0{sample.source}\0{sample.entry.size}\0{sample.entry.stamp}\n".encode())
     return digest.hexdigest()
@@ -163,7 +165,10 @@ def _finished(folder: Path, shard: _Shard) -> list[Row] | None:
         found = json.loads(_sidecar(folder, shard.number).read_bytes())
         if found["key"] != shard.key or found["tar_bytes"] != _tar_bytes(folder, shard.number):
             return None
-        return [Row(**fields | {"sha256": bytes.fromhex(fields["sha256"])}) for fields in found["rows"]]
+        rows = [Row(**fields | {"sha256": bytes.fromhex(fields["sha256"])}) for fields in found["rows"]]
+        # Whether bad images are repaired matters only where there is one: whoever asks for it late need not wait for all.
+        touched = any(row.excluded or row.note.startswith("repaired") for row in rows)
+        return None if touched and found["repair"] != shard.repair else rows
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
