@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udkd.actors.reporter import DataFacts, ReportInputs, Targets
+from tests.udkd.fake_predictions import answers_of, fake_predictions
+from udkd.actors.reporter import Baseline, DataFacts, ReportInputs
 from udkd.formats.config import Recipe, load_recipe
+from udkd.formats.predictions import Targets
 
 NAMES = (
     "red kite",
@@ -31,14 +33,23 @@ EPOCHS = 12
 
 
 def fake(
-    out: Path, *, num_classes: int = 10, samples: int = 1600, overrides: tuple[str, ...] = (), epochs: int = EPOCHS
+    out: Path,
+    *,
+    num_classes: int = 10,
+    samples: int = 1600,
+    val_samples: int = 300,
+    overrides: tuple[str, ...] = (),
+    epochs: int = EPOCHS,
 ) -> ReportInputs:
-    """Inputs of a whole report; equal arguments give equal inputs."""
+    """Inputs of a whole report but for a baseline; equal arguments give equal inputs."""
     recipe = load_recipe("quickstart", [f"train.epochs={epochs}", *overrides])
     names = tuple(
         NAMES[label] if label < len(NAMES) else f"{NAMES[label % 10]} {label}, sort {label}" for label in range(num_classes)
     )
     targets = fake_targets(samples, num_classes)
+    students = tuple(recipe.student_names())
+    predictions = fake_predictions(num_classes, students, samples=val_samples, targets=targets)
+    val_labels = dict(zip(predictions.ids.tolist(), predictions.labels.tolist(), strict=True))
     return ReportInputs(
         name="evening-run",
         recipe=recipe,
@@ -60,11 +71,31 @@ def fake(
         thumbnail=lambda sample_id: fake_image(sample_id, int(targets.labels[np.flatnonzero(targets.ids == sample_id)[0]])),
         teacher={"architecture": "resnet50", "weights_sha256": "a7" * 32},
         out=out,
+        predictions=predictions,
+        val_thumbnail=lambda sample_id: fake_image(sample_id + 10**6, val_labels[sample_id]),
     )
 
 
-def fake_targets(samples: int, num_classes: int) -> Targets:
-    """A teacher that confuses classes 2k and 2k + 1, and is surer of some classes than of others."""
+def fake_baseline(inputs: ReportInputs, skill: float = -0.4, **changes: float) -> Baseline:
+    """A run of the same students, with other seeds and another skill, and plain knowledge distillation."""
+    assert inputs.predictions is not None
+    names = inputs.predictions.names
+    predictions = fake_predictions(
+        inputs.predictions.num_classes, names, samples=len(inputs.predictions.ids), skill=skill, seed=1
+    )
+    config = inputs.recipe.to_dict()
+    config["loss"] = dict(config["loss"]) | {"alpha": 0.3, "beta": 0.7, "gamma": 0.0, "weight": "constant"} | changes
+    return Baseline(
+        name="plain-run",
+        student_names=names,
+        architectures=tuple(student.architecture for student in inputs.recipe.students),
+        predictions=predictions,
+        config=config,
+    )
+
+
+def fake_logits(samples: int, num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
+    """Ids, labels and logits of a teacher that confuses classes 2k and 2k + 1, and is surer of some classes than of others."""
     rng = np.random.default_rng(0)
     ids = np.arange(samples) + 1 + np.arange(samples) // 40  # 0, 41, … are excluded
     labels = np.sort(rng.integers(0, num_classes, samples)).astype(np.int64)
@@ -74,11 +105,13 @@ def fake_targets(samples: int, num_classes: int) -> Targets:
     rows = np.arange(samples)
     logits[rows, labels] += strength
     logits[rows, np.minimum(labels ^ 1, num_classes - 1)] += rival
-    logits = (logits - logits.max(1, keepdims=True)).astype(np.float16)
-    log_p = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
-    entropy = -(np.exp(log_p) * log_p).sum(1).astype(np.float32)
-    weight = np.clip(1 - entropy / np.float32(np.log(num_classes)), 0, 1).astype(np.float32)
-    return Targets(ids=ids, labels=labels, logits=logits, weight=weight, entropy=entropy)
+    return ids, labels, (logits - logits.max(1, keepdims=True)).astype(np.float16)
+
+
+def fake_targets(samples: int, num_classes: int) -> Targets:
+    """What a cache would hold of it."""
+    ids, labels, logits = fake_logits(samples, num_classes)
+    return Targets(ids=ids, labels=labels, answers=answers_of(logits, labels), num_classes=num_classes)
 
 
 def fake_metrics(recipe: Recipe, samples: int) -> list[dict[str, Any]]:

@@ -194,6 +194,13 @@ def test_what_does_not_fit(
     failed(result, "teacher_sha256: stored")
     failed(call("eval", finished, "--data", other_data), "dataset_digest")
     failed(call("eval", finished, "--teacher", other_teacher), "teacher_sha256")
+    failed(call("report", finished, "--baseline", tmp_path / "nowhere"), "nowhere is no run")
+    failed(call("report", finished, "--baseline", finished), "is the run itself; expected another run")
+    other_run = tmp_path / "other-run"
+    shutil.copytree(finished, other_run)
+    facts = json.loads((other_run / "run.json").read_text()) | {"dataset_digest": "0" * 64}
+    (other_run / "run.json").write_text(json.dumps(facts))
+    failed(call("report", finished, "--baseline", other_run), "dataset_digest: stored", "name a run on the same data")
     before = checkpoint(finished)
     again = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", finished, *SETTINGS]
     failed(call(*again), "already holds a run; expected a new folder; go on with --resume")
@@ -213,6 +220,13 @@ def test_evaluation_of_a_finished_run(call: Call, finished: Path, teacher: Teach
     stored = RunFolder.open(finished).evaluation
     assert stored is not None
     assert stored["num_samples"] == 12
+    baseline = finished.parent / "baseline"
+    shutil.copytree(finished, baseline)
+    (baseline / "predictions.safetensors").rename(baseline / "kept")
+    failed(call("report", finished, "--baseline", baseline), f"{baseline} has no predictions; run udkd eval {baseline}")
+    (baseline / "kept").rename(baseline / "predictions.safetensors")
+    assert call("report", finished, "--baseline", baseline).code == 0
+    assert "no clear difference" in (finished / "report" / "index.html").read_text()
 
 
 def test_allow_lets_one_difference_pass_and_records_it(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections import Counter
 from dataclasses import replace
+from fnmatch import fnmatch
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -18,15 +19,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.small import make_dataset, make_teacher, small_recipe
-from tests.udkd.fake_run import fake
+from tests.udkd.fake_run import fake, fake_logits
 from udkd.actors.cache_builder import build_cache
 from udkd.actors.evaluator import evaluate
-from udkd.actors.reporter import ReportInputs, certainty, gallery, gather, write_report
+from udkd.actors.reporter import ReportInputs, certainty, gallery, gather, style, weight_errors, write_report
 from udkd.actors.reporter.curves import spread
 from udkd.actors.reporter.inputs import THUMBNAIL_PX, thumbnail
 from udkd.actors.reporter.report import FIGURES
 from udkd.actors.reporter.style import DARK, LIGHT
 from udkd.actors.trainer import Job, train
+from udkd.formats.cache import Cache
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
@@ -91,6 +93,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
     return inputs
 
 
+@pytest.fixture
+def without_pngs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PNG is the SVG's drawing once more: tests of the page do without."""
+    monkeypatch.setattr(style, "png", lambda *args, **options: b"")
+    monkeypatch.setattr(gallery, "png", lambda *args, **options: b"")
+
+
 def page_of(inputs: ReportInputs) -> Page:
     return Page(inputs.out / "index.html")
 
@@ -113,14 +122,18 @@ def test_one_file_without_a_network(whole: ReportInputs) -> None:
 
 
 def test_every_figure_is_a_file_too_and_stale_ones_go(whole: ReportInputs, tmp_path: Path) -> None:
-    assert sorted(path.name for path in whole.out.iterdir()) == sorted([*FIGURES, "index.html"])
-    for name in FIGURES:
+    names = sorted(path.name for path in whole.out.glob("*.png"))
+    assert {name for pattern in FIGURES for name in names if fnmatch(name, pattern)} == set(names)
+    assert {path.name for path in whole.out.iterdir()} - set(names) == {"index.html"}
+    unused = [pattern for pattern in FIGURES if not any(fnmatch(name, pattern) for name in names)]
+    assert unused == ["gain-by-weight.png", "gain-classes-?.png", "failures-?.png"], "those need a baseline"
+    for name in names:
         with Image.open(whole.out / name) as image:
             image.load()
             assert image.width >= 800
     shutil.copytree(whole.out, tmp_path / "report")
     (tmp_path / "report" / "mine.png").write_bytes(b"kept")
-    write_report(replace(whole, out=tmp_path / "report", targets=None))
+    write_report(replace(whole, out=tmp_path / "report", targets=None, predictions=None))
     left = {path.name for path in (tmp_path / "report").iterdir()}
     assert left == {name for name in FIGURES if name.startswith(("loss", "accuracy", "learning"))} | {"index.html", "mine.png"}
 
@@ -136,7 +149,7 @@ def test_light_and_dark_share_one_drawing(whole: ReportInputs) -> None:
     for palette in (LIGHT, DARK):
         assert all(f"--{role}: {colour};" in text for role, colour in palette.roles().items())
     drawings = [part.split("</svg>")[0] for part in text.split("<svg ")[1:]]
-    assert len(drawings) == 10
+    assert len(drawings) == 6 + 6 + 2 + 4 + 2  # curves, certainty, tenths, reliability, disagreement
     assert not any("#fe00" in drawing for drawing in drawings)  # no stand-in colour is left
     ids = [value for name, value in page_of(whole).attributes if name == "id"]
     assert len(ids) == len(set(ids))
@@ -147,7 +160,7 @@ def test_figures_of_the_teacher_by_hand(whole: ReportInputs) -> None:
     assert targets is not None
     n, text = len(targets.ids), page_of(whole).text
     weights, entropies, right = [], [], []
-    for logits, label in zip(targets.logits.astype(np.float64), targets.labels, strict=True):
+    for logits, label in zip(fake_logits(1600, 10)[2].astype(np.float64), targets.labels, strict=True):
         p = torch.softmax(torch.from_numpy(logits), 0).tolist()
         h = -sum(value * math.log(value) for value in p if value > 0)
         entropies.append(h)
@@ -171,8 +184,11 @@ def test_figures_of_the_teacher_by_hand(whole: ReportInputs) -> None:
     assert means == pytest.approx([by_class[int(label)] for label in classes], abs=1e-6)
     order = sorted(range(n), key=lambda index: (-targets.entropy[index], targets.ids[index]))
     tenths = [order[start : start + n // 10] for start in range(0, n, n // 10)]
-    shares = certainty.right_by_weight(targets, np.array(right))
-    assert shares == pytest.approx([100 * sum(right[index] for index in tenth) / len(tenth) for tenth in tenths])
+    shares = weight_errors.by_tenths(targets, np.array(right))
+    assert [share for share, _, _ in shares] == pytest.approx(
+        [100 * sum(right[index] for index in tenth) / len(tenth) for tenth in tenths]
+    )
+    assert all(low <= share <= high for share, low, high in shares)
 
 
 def test_the_paper_stands_beside_the_mean_weight(whole: ReportInputs) -> None:
@@ -181,22 +197,24 @@ def test_the_paper_stands_beside_the_mean_weight(whole: ReportInputs) -> None:
     assert "4.533" in text
 
 
-def test_surest_and_least_sure_images_by_hand(whole: ReportInputs) -> None:
+def test_surest_and_least_sure_images_by_hand(whole: ReportInputs, tmp_path: Path, without_pngs: None) -> None:
     targets = whole.targets
     assert targets is not None
     ranked = sorted(range(len(targets.ids)), key=lambda row: (float(targets.entropy[row]), int(targets.ids[row])))
     surest, least = gallery.extremes(targets)
     assert surest.tolist() == ranked[:12]
     assert [float(targets.entropy[row]) for row in least] == [float(targets.entropy[row]) for row in ranked[::-1][:12]]
+    logits = fake_logits(1600, 10)[2]
     for row in [*surest, *least]:
-        chances = torch.softmax(torch.from_numpy(targets.logits[row].astype(np.float64)), 0).tolist()
+        chances = torch.softmax(torch.from_numpy(logits[row].astype(np.float64)), 0).tolist()
         names = sorted(range(10), key=lambda label: (-chances[label], label))[:3]
-        guessed = gallery.guesses(targets, int(row), whole.class_names)
-        assert [guess.percent for guess in guessed] == pytest.approx([100 * chances[name] for name in names])
+        guessed = gallery.guesses(targets.answers, targets.labels, int(row), whole.class_names)
+        assert [guess.percent for guess in guessed] == pytest.approx([100 * chances[name] for name in names], rel=1e-5)
         assert [guess.name for guess in guessed] == [whole.class_names[name].split(",")[0] for name in names]
         assert [guess.right for guess in guessed] == [name == targets.labels[row] for name in names]
-    page = page_of(whole)
-    wrong = [row for row in [*surest, *least] if targets.logits[row].argmax() != targets.labels[row]]
+    write_report(replace(whole, predictions=None, out=tmp_path))
+    page = Page(tmp_path / "index.html")
+    wrong = [row for row in [*surest, *least] if logits[row].argmax() != targets.labels[row]]
     assert page.classes["card"] == 24
     assert page.classes["wrong"] == page.text.count("✗ wrong") == len(wrong) > 0
     assert page.text.count("✓ right") == 24 - len(wrong)
@@ -205,7 +223,7 @@ def test_surest_and_least_sure_images_by_hand(whole: ReportInputs) -> None:
     )
 
 
-def test_few_samples_are_divided(tmp_path: Path) -> None:
+def test_few_samples_are_divided(tmp_path: Path, without_pngs: None) -> None:
     inputs = fake(tmp_path, samples=5)
     assert inputs.targets is not None
     surest, least = gallery.extremes(inputs.targets)
@@ -226,25 +244,33 @@ def test_curves_say_what_the_metrics_hold(whole: ReportInputs) -> None:
     assert "Top-1: resnet18 72.3 % and mobilenet_v2 70.3 %; averaged 73.7 %; the teacher 77.0 %. Chance is 10 %." in text
 
 
-def test_names_are_text_whatever_they_hold(whole: ReportInputs, tmp_path: Path) -> None:
+def test_names_are_text_whatever_they_hold(whole: ReportInputs, tmp_path: Path, without_pngs: None) -> None:
     path = write_report(replace(whole, out=tmp_path, class_names=NASTY, name="<b>run</b>"))
     page = Page(path)
     assert page.tags["script"] == 0
-    assert page.tags["img"] == 24
+    assert page.tags["img"] == 24 + 12
     assert not any(name.startswith("on") for name, _ in page.attributes)
     assert "<b>run</b>" in page.text
     assert "$\\frac{1}{0$" in page.text
     assert "红鸢" in page.text
 
 
-def test_no_evaluation_no_cache_no_data_no_metrics(whole: ReportInputs, tmp_path: Path) -> None:
+def test_no_evaluation_no_cache_no_data_no_metrics(whole: ReportInputs, tmp_path: Path, without_pngs: None) -> None:
     text = Page(write_report(replace(whole, out=tmp_path / "a", evaluation=None))).text
     assert "udkd eval has not run" in text
     assert "measured on epoch 12" in text
     text = Page(write_report(replace(whole, out=tmp_path / "b", targets=None, why_no_targets="the cache is gone"))).text
     assert text.count("The cache is gone.") == 2
     bare = replace(
-        whole, out=tmp_path / "c", targets=None, thumbnail=None, evaluation=None, metrics=[], teacher=None, data=None
+        whole,
+        out=tmp_path / "c",
+        targets=None,
+        thumbnail=None,
+        evaluation=None,
+        metrics=[],
+        teacher=None,
+        data=None,
+        predictions=None,
     )
     text = Page(write_report(bare)).text
     assert "Nothing is measured yet" in text
@@ -252,7 +278,7 @@ def test_no_evaluation_no_cache_no_data_no_metrics(whole: ReportInputs, tmp_path
     assert "0 of 12 epochs" in text
 
 
-def test_one_student_of_hard_labels(tmp_path: Path) -> None:
+def test_one_student_of_hard_labels(tmp_path: Path, without_pngs: None) -> None:
     alone = ("loss.alpha=1.0", "loss.beta=0.0", "students=[{architecture='resnet18'}]")
     inputs = replace(fake(tmp_path, epochs=1, overrides=alone), targets=None, evaluation=None)
     text = Page(write_report(inputs)).text
@@ -262,7 +288,7 @@ def test_one_student_of_hard_labels(tmp_path: Path) -> None:
     assert "taught by" not in text
 
 
-def test_many_students_and_classes(tmp_path: Path) -> None:
+def test_many_students_and_classes(tmp_path: Path, without_pngs: None) -> None:
     students = ", ".join(f"{{architecture='resnet18', name='student number {n} of a long name'}}" for n in range(8))
     inputs = fake(tmp_path, num_classes=120, samples=2400, epochs=2, overrides=(f"students=[{students}]",))
     text = Page(write_report(inputs)).text
@@ -302,9 +328,10 @@ def test_gathered_from_a_real_run(trained: tuple[Path, DatasetFolder, TeacherFol
     assert inputs.targets is not None
     assert inputs.targets.ids.tolist() == split.ids.tolist()
     assert inputs.targets.labels.tolist() == split.labels[split.ids].tolist()
-    p = torch.softmax(torch.from_numpy(inputs.targets.logits.astype(np.float32)), 1)
-    entropy = -(p * p.clamp(min=1e-30).log()).sum(1).numpy()
-    assert inputs.targets.entropy == pytest.approx(entropy, abs=3e-3)
+    logits, entropy = Cache.open(folder / "cache").targets(0)
+    p = torch.softmax(torch.from_numpy(logits[split.ids].astype(np.float64)), 1)
+    assert inputs.targets.entropy.tolist() == entropy[split.ids].tolist()
+    assert inputs.targets.answers.confidence == pytest.approx(p.amax(1).numpy(), abs=1e-6)
     assert inputs.targets.weight == pytest.approx(1 - inputs.targets.entropy / math.log(4), abs=1e-5)
     assert inputs.teacher is not None
     assert inputs.teacher["weights_sha256"] == teacher.info.weights_sha256
@@ -314,18 +341,31 @@ def test_gathered_from_a_real_run(trained: tuple[Path, DatasetFolder, TeacherFol
     path = write_report(inputs)
     assert path == folder / "run" / "report" / "index.html"
     page = Page(path)
-    assert page.classes["card"] == 24
+    assert page.classes["card"] >= 24
     assert inputs.evaluation is not None
     for student in inputs.evaluation["students"]:
         assert f"{student['name']} {student['top1']:.2f}" in page.text
 
 
-def test_what_is_gone_or_other_becomes_a_sentence(trained: tuple[Path, DatasetFolder, TeacherFolder], tmp_path: Path) -> None:
+def test_what_is_gone_or_other_becomes_a_sentence(
+    trained: tuple[Path, DatasetFolder, TeacherFolder], tmp_path: Path, without_pngs: None
+) -> None:
     folder, _, _ = trained
+    whole = gather(folder / "run").targets
     inputs = gather(folder / "run", cache=tmp_path / "nowhere")
+    assert whole is not None
+    assert inputs.targets is not None, "udkd eval kept what the cache held"
+    assert all(np.array_equal(value, vars(inputs.targets.answers)[name]) for name, value in vars(whole.answers).items())
+    assert "nowhere" in inputs.targets_from
+    assert "The cache was not read" in Page(write_report(replace(inputs, out=tmp_path / "report"))).text
+    bare = tmp_path / "bare"
+    shutil.copytree(folder / "run", bare)
+    (bare / "predictions.safetensors").unlink()
+    inputs = gather(bare, cache=tmp_path / "nowhere")
     assert inputs.targets is None
     assert "nowhere" in inputs.why_no_targets
     assert inputs.thumbnail is not None
+    assert f"has no predictions; run udkd eval {bare}" in Page(write_report(inputs)).text
     inputs = gather(folder / "run", data=tmp_path / "nowhere")
     assert inputs.data is None
     assert "nowhere" in inputs.why_no_data
@@ -336,10 +376,13 @@ def test_what_is_gone_or_other_becomes_a_sentence(trained: tuple[Path, DatasetFo
     data = bytearray(view.read_bytes())
     data[-600] ^= 1
     view.write_bytes(data)
-    assert "view-0000.udkd" in gather(folder / "run", cache=damaged).why_no_targets
+    assert "view-0000.udkd" in gather(bare, cache=damaged).why_no_targets
+    assert "view-0000.udkd" in gather(folder / "run", cache=damaged).targets_from
 
 
-def test_runs_without_a_cache_say_why(trained: tuple[Path, DatasetFolder, TeacherFolder], tmp_path: Path) -> None:
+def test_runs_without_a_cache_say_why(
+    trained: tuple[Path, DatasetFolder, TeacherFolder], tmp_path: Path, without_pngs: None
+) -> None:
     folder, _, teacher = trained
     run = RunFolder.open(folder / "run")
     provenance = {name: value for name, value in run.provenance.items() if name not in ("cache", "cache_key")}

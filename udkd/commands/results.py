@@ -13,24 +13,40 @@ from udkd.formats.run import RunFolder
 from udkd.parts.environment import choose_device
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, made by udkd train.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Dataset folder, if it has moved.")]
+CacheOption = Annotated[Path | None, typer.Option("--cache", help="Teacher cache, if it has moved.")]
 
 
 def eval_command(
     run: RunArgument,
-    data: Annotated[Path | None, typer.Option("--data", help="Dataset folder, if it has moved.")] = None,
+    data: DataOption = None,
     teacher: Annotated[
         Path | None, typer.Option("--teacher", help="Teacher folder, to have its accuracy in the table.")
     ] = None,
+    cache: CacheOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Score a run on the validation split: each student, their averaged probabilities and the teacher."""
+    """Score a run on the validation split: each student, their averaged probabilities and the teacher.
+
+    What each says of each image stays in RUN/predictions.safetensors, for udkd report.
+    """
+    where = choose_device(device)
     with observed() as observer:
-        result = evaluate(RunFolder.open(run), data=data, teacher=teacher, device=choose_device(device), observer=observer)
+        folders = {"data": data, "teacher": teacher, "cache": cache}
+        result = evaluate(RunFolder.open(run), **folders, device=where, observer=observer)
     out.print(result_table(result))
 
 
-def report_command(run: RunArgument) -> None:
+def report_command(
+    run: RunArgument,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", metavar="RUN0", help="Another run on the same data: what this one gains and loses."),
+    ] = None,
+    data: DataOption = None,
+    cache: CacheOption = None,
+) -> None:
     """Write RUN/report/index.html: one page with everything that can be seen of a run, and its figures as PNG files."""
     from udkd.actors.reporter import gather, write_report  # matplotlib takes a second
 
-    err.print(f"report: {escape(str(write_report(gather(run))))}")
+    err.print(f"report: {escape(str(write_report(gather(run, data=data, cache=cache, baseline=baseline))))}")

@@ -1,7 +1,7 @@
 """The report of a run: `write_report(gather(run_folder))`."""
 
-from udkd.actors.reporter.inputs import DataFacts, ReportInputs, Targets, gather
+from udkd.actors.reporter.inputs import Baseline, DataFacts, ReportInputs, gather
 from udkd.actors.reporter.report import write_report
 from udkd.actors.reporter.tables import Result, result_table
 
-__all__ = ["DataFacts", "ReportInputs", "Result", "Targets", "gather", "result_table", "write_report"]
+__all__ = ["Baseline", "DataFacts", "ReportInputs", "Result", "gather", "result_table", "write_report"]

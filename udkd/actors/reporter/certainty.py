@@ -8,14 +8,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from udkd.actors.reporter import paper
-from udkd.actors.reporter.inputs import ReportInputs, Targets
-from udkd.actors.reporter.page import Block, Note, Picture, Pictures, Section
+from udkd.actors.reporter.inputs import ReportInputs
+from udkd.actors.reporter.page import Block, Facts, Note, Picture, Pictures, Section
 from udkd.actors.reporter.style import Palette, picture
-from udkd.actors.reporter.words import percent, sentence, short
+from udkd.actors.reporter.words import class_name, count, percent, sentence, short
+from udkd.formats.predictions import Targets
+from udkd.operations.analysis import by_class
 
 SURE = 0.9
 _BINS = 25
-_GROUPS = 10
 _MOST_CLASSES, _ENDS = 24, 10
 
 
@@ -29,42 +30,28 @@ class Mark:
     left: bool
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Side:
+    """The teacher on one split. suffix: of its figures' names."""
+
+    word: str
+    targets: Targets
+    suffix: str
+
+
 def section(inputs: ReportInputs) -> Section:
     """Pictures of the teacher's certainty, or a sentence that says why there are none."""
     blocks: list[Block] = []
-    targets = inputs.targets
-    if targets is None:
+    sides = _sides(inputs)
+    if inputs.targets is None:
         blocks.append(Note(text=sentence(inputs.why_no_targets or "This run has no cached targets"), missing=True))
-    else:
-        right = first_guess_is_right(targets)
-        blocks.append(
-            Pictures(
-                pictures=[
-                    _weights(targets, right),
-                    _entropies(targets, right),
-                    _classes(targets, inputs.class_names),
-                    _right_by_weight(targets, right),
-                ]
-            )
-        )
-        blocks += [Note(text=text) for text in _notes(inputs, targets)]
+    if sides:
+        pictures = [draw(side) for draw in (_weights, _entropies) for side in sides]
+        pictures += [_classes(side, inputs.class_names) for side in sides]
+        blocks = [Pictures(pictures=pictures), *blocks, _every_class(sides, inputs.class_names)]
+    if inputs.targets is not None:
+        blocks += [Note(text=text) for text in _notes(inputs, inputs.targets)]
     return Section(anchor="certainty", title="How sure the teacher is", blocks=blocks)
-
-
-def first_guess_is_right(targets: Targets) -> NDArray[np.bool_]:
-    """Whether the likeliest class is the label, bool [n]; of equal logits the lower class counts as the guess."""
-    right = np.empty(len(targets.ids), np.bool_)
-    for start in range(0, len(right), 1 << 16):  # the logits may be mapped from a file larger than memory
-        part = slice(start, start + (1 << 16))
-        right[part] = np.argmax(targets.logits[part], axis=1) == targets.labels[part]
-    return right
-
-
-def right_by_weight(targets: Targets, right: NDArray[np.bool_]) -> list[float]:
-    """Percent of right first guesses in groups of equal size, the least sure first: ten, or as many as there are samples."""
-    order = np.lexsort((targets.ids, -targets.entropy))
-    groups = np.array_split(order, min(_GROUPS, len(order)))
-    return [100 * float(right[group].mean()) for group in groups]
 
 
 def class_means(targets: Targets) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -77,16 +64,22 @@ def class_means(targets: Targets) -> tuple[NDArray[np.int64], NDArray[np.float64
     return present[order].astype(np.int64), means[order]
 
 
+def _sides(inputs: ReportInputs) -> list[Side]:
+    found = [Side(word="training", targets=inputs.targets, suffix="")] if inputs.targets is not None else []
+    val = inputs.predictions.val_targets if inputs.predictions else None
+    return found if val is None else [*found, Side(word="validation", targets=val, suffix="-val")]
+
+
 def mean_weight(targets: Targets) -> float:
     return float(targets.weight.astype(np.float64).mean())
 
 
-def _weights(targets: Targets, right: NDArray[np.bool_]) -> Picture:
-    mean = mean_weight(targets)
-    sure = targets.weight > SURE
+def _weights(side: Side) -> Picture:
+    targets, right, weight = side.targets, side.targets.right, side.targets.weight
+    mean, sure = mean_weight(targets), weight > SURE
     caption = (
         f"Mean weight {mean:.3f}: the teacher is nearly certain (w > {SURE}) of {percent(100 * float(sure.mean()), 0)} of the "
-        f"training samples. Its first guess is right for {percent(100 * float(right.mean()), 1)} of all"
+        f"{side.word} samples. Its first guess is right for {percent(100 * float(right.mean()), 1)} of all"
     )
     caption += f", and for {percent(100 * float(right[sure].mean()), 1)} of those." if sure.any() else "."
 
@@ -96,12 +89,13 @@ def _weights(targets: Targets, right: NDArray[np.bool_]) -> Picture:
             Mark(place=mean, text=f"mean {mean:.3f}", colour=palette.ink, left=mean > 0.84 or 0.25 < mean < printed),
             Mark(place=printed, text=f"paper {printed}", colour=palette.soft, left=printed < mean),
         ]
-        _histogram(figure, palette, targets.weight, right, 1.0, "weight w = 1 − H / ln C", marks)
+        _histogram(figure, palette, side.word, weight, right, 1.0, "weight w = 1 − H / ln C", marks)
 
-    return picture("weights", "Weights of the teacher's word", caption, draw)
+    return picture(f"weights{side.suffix}", f"Weights of the teacher’s word, {side.word}", caption, draw)
 
 
-def _entropies(targets: Targets, right: NDArray[np.bool_]) -> Picture:
+def _entropies(side: Side) -> Picture:
+    targets = side.targets
     mean, most = float(targets.entropy.astype(np.float64).mean()), targets.max_entropy
     caption = (
         f"Mean entropy {mean:.3f} of at most ln {targets.num_classes} = {most:.3f} nats, a share of {mean / most:.3f}; "
@@ -110,14 +104,15 @@ def _entropies(targets: Targets, right: NDArray[np.bool_]) -> Picture:
 
     def draw(figure: Figure, palette: Palette) -> None:
         marks = [Mark(place=mean, text=f"mean {mean:.3f}", colour=palette.ink, left=mean > most / 2)]
-        _histogram(figure, palette, targets.entropy, right, most, "entropy H, nats", marks)
+        _histogram(figure, palette, side.word, targets.entropy, targets.right, most, "entropy H, nats", marks)
 
-    return picture("entropies", "Entropy of the teacher's word", caption, draw)
+    return picture(f"entropies{side.suffix}", f"Entropy of the teacher’s word, {side.word}", caption, draw)
 
 
 def _histogram(
     figure: Figure,
     palette: Palette,
+    word: str,
     values: NDArray[np.float32],
     right: NDArray[np.bool_],
     most: float,
@@ -141,7 +136,7 @@ def _histogram(
     axes.set_ylim(0, top)
     axes.set_xlim(0, most)
     axes.set_xlabel(label)
-    axes.set_ylabel("training samples, %")
+    axes.set_ylabel(f"{word} samples, %")
     for rank, mark in enumerate(marks):
         axes.axvline(mark.place, color=mark.colour, linewidth=1.2, linestyle="-" if rank == 0 else (0, (2, 2)))
         axes.annotate(
@@ -158,19 +153,25 @@ def _histogram(
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, handlelength=1.2, labelcolor=palette.soft)
 
 
-def _classes(targets: Targets, names: tuple[str, ...]) -> Picture:
+def _classes(side: Side, names: tuple[str, ...]) -> Picture:
+    targets, weight = side.targets, side.targets.weight
     classes, means = class_means(targets)
-    full = [short(names[label], 60) if label < len(names) else f"class {label}" for label in classes]
+    full = [class_name(names, int(label)) for label in classes]
     labels = [short(name, 26) for name in full]
     cut = len(classes) > _MOST_CLASSES
     shown = [*range(_ENDS), *range(len(classes) - _ENDS, len(classes))] if cut else list(range(len(classes)))
     rows = [row + (1 if cut and row >= _ENDS else 0) for row in range(len(shown))]  # a gap where classes are left out
+    parts = by_class(targets.labels, targets.num_classes)
+    spans = [np.quantile(weight[parts[classes[at]]], (0.1, 0.9)) for at in shown]
+    fewest = min(len(parts[label]) for label in classes)
     caption = f"From {means[0]:.3f} ({full[0]}) down to {means[-1]:.3f} ({full[-1]})"
-    caption += f"; the {_ENDS} surest and the {_ENDS} least sure of {len(classes)} classes." if cut else "."
+    caption += f"; the {_ENDS} surest and the {_ENDS} least sure of {len(classes)} classes" if cut else ""
+    caption += f". The line spans four fifths of a class’s {side.word} images, of which there are {fewest:,} or more."
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.subplots()
-        axes.barh(rows, [means[row] for row in shown], height=0.72, color=palette.fill)
+        axes.barh(rows, [means[at] for at in shown], height=0.72, color=palette.fill)
+        axes.hlines(rows, [span[0] for span in spans], [span[1] for span in spans], color=palette.mark, linewidth=0.9)
         for row, at in zip(rows, shown, strict=True):
             axes.text(1.01, row, f"{means[at]:.2f}", va="center_baseline", color=palette.soft, fontsize=8)
         if cut:
@@ -184,43 +185,41 @@ def _classes(targets: Targets, names: tuple[str, ...]) -> Picture:
         axes.set_xlabel("mean weight (dashed: all samples)")
 
     height = 0.75 + 0.19 * (rows[-1] + 1)
-    return picture("classes", "Mean weight by class", caption, draw, height=max(height, 1.8))
+    title = f"Mean weight by class, {side.word}"
+    return picture(f"classes{side.suffix}", title, caption, draw, height=max(height, 1.8))
 
 
-def _right_by_weight(targets: Targets, right: NDArray[np.bool_]) -> Picture:
-    shares = right_by_weight(targets, right)
-    caption = (
-        f"The first guess is right for {percent(shares[0], 1)} of the least sure tenth and for {percent(shares[-1], 1)} of the "
-        "surest: a low weight is worth something only where the left bars are lower."
-    )
+def _every_class(sides: list[Side], names: tuple[str, ...]) -> Facts:
+    """The figures behind the bars, of every class, the surest first."""
+    first = sides[0].targets
+    told: dict[int, list[str]] = {}
+    for side in sides:
+        parts, weight, right = by_class(side.targets.labels, first.num_classes), side.targets.weight, side.targets.right
+        for label, rows in enumerate(parts):
+            told.setdefault(label, []).append(f"{side.word} {count(len(rows), 'image')}{_figures(weight[rows], right[rows])}")
+    order = [*class_means(first)[0].tolist()]
+    order += [label for label in range(first.num_classes) if label not in set(order)]
+    facts = [(class_name(names, label), "; ".join(told[label])) for label in order]
+    return Facts(title=f"Every class in figures ({first.num_classes})", facts=facts)
 
-    def draw(figure: Figure, palette: Palette) -> None:
-        axes = figure.subplots()
-        axes.bar(range(1, len(shares) + 1), shares, 0.82, color=palette.fill)
-        for place, share in enumerate(shares, start=1):
-            axes.annotate(
-                f"{share:.0f}", (place, share), (0, 2), textcoords="offset points", ha="center", fontsize=8, color=palette.soft
-            )
-        axes.set_ylim(0, 109)
-        axes.set_yticks(range(0, 101, 20))
-        axes.set_xticks(range(1, len(shares) + 1))
-        axes.set_xlabel("tenths of the training samples, the least sure first")
-        axes.set_ylabel("first guess right, %")
 
-    return picture("right-by-weight", "Is it wrong where it is unsure?", caption, draw)
+def _figures(weight: NDArray[np.float32], right: NDArray[np.bool_]) -> str:
+    """Of one class's images, if it has any."""
+    if not len(weight):
+        return ""
+    return f": mean weight {weight.astype(np.float64).mean():.3f}, right {percent(100 * float(right.mean()), 0)}"
 
 
 def _notes(inputs: ReportInputs, targets: Targets) -> list[str]:
-    notes = []
+    notes = [inputs.targets_from] if inputs.targets_from else []
     if inputs.recipe.loss.weight != "entropy":
-        notes.append("This run did not use these weights: it weighed all samples alike (loss.weight = constant).")
+        used = "all samples alike" if inputs.recipe.loss.weight == "constant" else "samples by another measure"
+        notes.append(f"This run did not use these weights: it weighed {used} (loss.weight = {inputs.recipe.loss.weight}).")
     if not targets.canonical:
         notes.append(
-            f"These are the targets of augmented view {targets.view}, one of {targets.num_views} that training went through."
+            f"Training: these are the targets of augmented view 0, one of {targets.num_views} that training went through."
         )
-    notes.append(
-        "These are training images: a teacher that learnt from them is surer of them, and right more often, than on new ones."
-    )
+    notes.append("Training images: a teacher that learnt from them is surer of them, and right more often, than on new ones.")
     share = targets.entropy.astype(np.float64).mean() / targets.max_entropy
     notes.append(
         f"The paper's mean weight is {paper.MEAN_WEIGHT}, of another teacher on {paper.NUM_CLASSES} classes of ImageNet; "

@@ -1,17 +1,18 @@
-"""The training images that the teacher is surest and least sure of."""
+"""Grids of images: those that the teacher is surest and least sure of, and those that set two networks apart."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from udkd.actors.reporter.certainty import first_guess_is_right
-from udkd.actors.reporter.inputs import ReportInputs, Targets
+from udkd.actors.reporter.inputs import ReportInputs
 from udkd.actors.reporter.page import Block, Card, Gallery, Guess, Note, Section
 from udkd.actors.reporter.style import Palette, png
-from udkd.actors.reporter.words import count, percent, sentence, short
-from udkd.words.errors import UserError
+from udkd.actors.reporter.words import class_name, count, percent, sentence, short
+from udkd.formats.predictions import Answers, Predictions, Targets
+from udkd.words.errors import DataError, UserError
 
 IMAGES = 12
 GUESSES = 3
@@ -46,20 +47,50 @@ def extremes(targets: Targets, images: int = IMAGES) -> tuple[NDArray[np.int64],
     return surest, least
 
 
-def guesses(targets: Targets, row: int, names: tuple[str, ...]) -> tuple[Guess, ...]:
+def guesses(answers: Answers, labels: NDArray[np.int64], row: int, names: tuple[str, ...]) -> tuple[Guess, ...]:
     """The likeliest classes of a row at temperature 1; of equal logits the lower class first."""
-    logits = targets.logits[row].astype(np.float64)
-    probabilities = np.exp(logits - logits.max())
-    probabilities /= probabilities.sum()
-    best = np.argsort(-logits, kind="stable")[:GUESSES]
+    chances = np.exp(answers.top_log_p[row, :GUESSES].astype(np.float64))
     return tuple(
-        Guess(name=_name(names, at), percent=100 * float(probabilities[at]), right=bool(at == targets.labels[row]))
-        for at in best
+        Guess(name=class_name(names, int(at)), percent=100 * min(float(chance), 1.0), right=bool(at == labels[row]))
+        for at, chance in zip(answers.top[row, :GUESSES], chances, strict=True)
     )
 
 
+def versus(
+    name: str,
+    title: str,
+    caption: str,
+    rows: NDArray[np.int64],
+    predictions: Predictions,
+    sides: Sequence[tuple[str, Answers]],
+    inputs: ReportInputs,
+) -> Gallery | Note:
+    """Validation images with the first guess of each side. Images that cannot be read become a sentence."""
+    targets, thumbnail = predictions.val_targets, inputs.val_thumbnail
+    try:
+        if thumbnail is None:
+            raise DataError(inputs.why_no_data or "the dataset folder is not there")
+        cards = [
+            Card(
+                sample_id=int(predictions.ids[row]),
+                pixels=thumbnail(int(predictions.ids[row])),
+                label=class_name(inputs.class_names, int(predictions.labels[row])),
+                weight=None if targets is None else float(targets.weight[row]),
+                guesses=tuple(
+                    replace(guesses(answers, predictions.labels, int(row), inputs.class_names)[0], by=by)
+                    for by, answers in sides
+                ),
+                kind="Validation image",
+            )
+            for row in rows
+        ]
+    except (UserError, OSError) as error:
+        return Note(text=sentence(f"{title}: the images cannot be shown: {error}"), missing=True)
+    return Gallery(name=name, title=title, cards=cards, png=_contact_sheet(cards), caption=caption)
+
+
 def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int], NDArray[np.uint8]]) -> list[Gallery]:
-    right = first_guess_is_right(targets)
+    right, weight = targets.right, targets.weight
     surest, least = extremes(targets)
     if not len(surest):
         return []
@@ -69,9 +100,9 @@ def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int]
             Card(
                 sample_id=int(targets.ids[row]),
                 pixels=thumbnail(int(targets.ids[row])),
-                label=_name(inputs.class_names, int(targets.labels[row])),
-                weight=float(targets.weight[row]),
-                guesses=guesses(targets, int(row), inputs.class_names),
+                label=class_name(inputs.class_names, int(targets.labels[row])),
+                weight=float(weight[row]),
+                guesses=guesses(targets.answers, targets.labels, int(row), inputs.class_names),
             )
             for row in rows
         ]
@@ -81,17 +112,13 @@ def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int]
         return Gallery(name=name, title=title, cards=cards, png=_contact_sheet(cards), caption=caption)
 
     return [
-        gallery("surest", "Surest", surest, f"the lowest entropy, w ≥ {float(targets.weight[surest].min()):.3f}"),
-        gallery("least-sure", "Least sure", least, f"the highest entropy, w ≤ {float(targets.weight[least].max()):.3f}"),
+        gallery("surest", "Surest", surest, f"the lowest entropy, w ≥ {float(weight[surest].min()):.3f}"),
+        gallery("least-sure", "Least sure", least, f"the highest entropy, w ≤ {float(weight[least].max()):.3f}"),
     ]
 
 
 def _share(right: NDArray[np.bool_]) -> str:
     return percent(100 * float((~right).mean()), 1)
-
-
-def _name(names: tuple[str, ...], label: int) -> str:
-    return short(names[label], 60) if 0 <= label < len(names) else f"class {label}"
 
 
 def _contact_sheet(cards: Sequence[Card]) -> bytes:
@@ -108,13 +135,17 @@ def _contact_sheet(cards: Sequence[Card]) -> bytes:
             axes.set_xlim((width - side) / 2 - 0.5, (width + side) / 2 - 0.5)  # one square for all, so that texts line up
             axes.set_ylim((height + side) / 2 - 0.5, (height - side) / 2 - 0.5)
             axes.set_title(short(card.label, 18), fontsize=8, color=palette.ink)
-            sign = "✓" if card.right else "✗"
             lines = [
-                f"{sign + ' ' if rank == 0 else ''}{short(guess.name, 15)} {guess.percent:.0f} %"
-                for rank, guess in enumerate(card.guesses)
+                f"{_sign(card, rank)}{short(guess.name, 15)} {guess.percent:.0f} %" for rank, guess in enumerate(card.guesses)
             ]
             axes.text(
                 0.5, -0.06, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=palette.soft
             )
 
     return png(draw, height=2.35 * rows, width=7.2)
+
+
+def _sign(card: Card, rank: int) -> str:
+    """Right or wrong, before the first of one network's guesses and before each of several networks'."""
+    guess = card.guesses[rank]
+    return ("✓ " if guess.right else "✗ ") if guess.by or rank == 0 else ""

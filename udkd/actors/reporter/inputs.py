@@ -1,9 +1,8 @@
 """What a report is made of, and how it is gathered from a run folder.
 
-Nothing beyond `gather` opens a dataset or a cache. Letters: n training samples that are not excluded, C classes.
+Nothing beyond `gather` opens a dataset, a cache or predictions.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -11,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from udkd.formats.cache import Cache
+from udkd.engine.recorder import cached_targets
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder, Split
+from udkd.formats.predictions import Predictions, Targets, read_predictions
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
-from udkd.words.errors import CacheError, MismatchError, UserError
-from udkd.words.uncertainty import entropy_weight
+from udkd.words.errors import MismatchError, RunError, UserError
 
 THUMBNAIL_PX = 160
 
@@ -38,36 +36,14 @@ class DataFacts:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Targets:
-    """What the teacher said of the training samples in one view.
+class Baseline:
+    """Another run on the same data, to hold this one against. config: its recipe as plain values."""
 
-    ids, labels: int64 [n]. logits: float16 or float32 [n, C], up to a constant per row. weight, entropy: float32 [n].
-    view, num_views: which of how many cached views this is. canonical: it is the evaluation view.
-    """
-
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    logits: np.ndarray
-    weight: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-    view: int = 0
-    num_views: int = 1
-    canonical: bool = True
-
-    def __post_init__(self) -> None:
-        n = len(self.ids)
-        assert self.labels.shape == self.weight.shape == self.entropy.shape == (n,), "one row per sample in every array"
-        assert self.logits.ndim == 2, "logits are [n, C]"
-        assert len(self.logits) == n, "one row of logits per sample"
-
-    @property
-    def num_classes(self) -> int:
-        return int(self.logits.shape[1])
-
-    @property
-    def max_entropy(self) -> float:
-        """The entropy of a guess among C classes, nats."""
-        return math.log(self.num_classes)
+    name: str
+    student_names: tuple[str, ...]
+    architectures: tuple[str, ...]
+    predictions: Predictions
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +51,8 @@ class ReportInputs:
     """Everything a report shows; a part that is None is said to be missing, with its `why_no_…`.
 
     metrics: rows of metrics.jsonl. evaluation: eval.json. provenance: run.json. class_names: by label.
-    thumbnail: sample id -> uint8 [h, w, 3] of the stored image. teacher: fields of teacher.json, as far as they are known.
+    thumbnail, val_thumbnail: id of a training or validation sample -> uint8 [h, w, 3] of the stored image.
+    teacher: fields of teacher.json, as far as they are known. targets_from: where the targets are from, if not the cache.
     """
 
     name: str
@@ -91,53 +68,121 @@ class ReportInputs:
     out: Path
     why_no_data: str = ""
     why_no_targets: str = ""
+    predictions: Predictions | None = None
+    why_no_predictions: str = ""
+    val_thumbnail: Callable[[int], NDArray[np.uint8]] | None = None
+    baseline: Baseline | None = None
+    targets_from: str = ""
 
     @property
     def student_names(self) -> list[str]:
         return self.recipe.student_names()
 
 
-def gather(run_folder: Path, *, data: Path | None = None, cache: Path | None = None) -> ReportInputs:
-    """Collect a run's report. data, cache: where they lie now, if not where the run found them.
+def gather(
+    run_folder: Path, *, data: Path | None = None, cache: Path | None = None, baseline: Path | None = None
+) -> ReportInputs:
+    """Collect a run's report. data, cache: where they lie now, if not where the run found them. baseline: another run.
 
-    Images or a cache that are gone, damaged or others than the run's become a sentence in the report, not an error.
-    Raises RunError or ConfigError where the run folder itself cannot be read.
+    Images, a cache or predictions that are gone, damaged or others than the run's become a sentence in the report, not an
+    error. Raises RunError or ConfigError where the run folder itself cannot be read; RunError or MismatchError where a
+    baseline was asked for and cannot be held against the run.
     """
     run = RunFolder.open(run_folder)
-    provenance = run.provenance
     recipe = Recipe.of(run.config, str(run_folder))
+    predictions, why_no_predictions = _own_predictions(run)
     inputs = ReportInputs(
         name=_name(run_folder.resolve()),
         recipe=recipe,
         metrics=run.metrics(),
         evaluation=run.evaluation,
-        provenance=provenance,
+        provenance=run.provenance,
         class_names=(),
         data=None,
         targets=None,
         thumbnail=None,
-        teacher=_teacher(provenance),
+        teacher=_teacher(run.provenance),
         out=run_folder / "report",
+        predictions=predictions,
+        why_no_predictions=why_no_predictions,
+        baseline=None if baseline is None else open_baseline(run, predictions, why_no_predictions, baseline),
     )
+    return _with_targets(_with_images(inputs, data), data, cache)
+
+
+def open_baseline(run: RunFolder, predictions: Predictions | None, why_none: str, folder: Path) -> Baseline:
+    """A run to hold `run` against. Raises RunError, MismatchError, ConfigError: none, no predictions, other data."""
+    other = RunFolder.open(folder)
+    if other.path.resolve() == run.path.resolve():
+        raise RunError(f"the baseline {folder} is the run itself; expected another run; name the one to compare with")
+    stored, wanted = other.provenance["dataset_digest"], run.provenance["dataset_digest"]
+    if stored != wanted:
+        fields = [("dataset_digest", stored, wanted)]
+        raise MismatchError(f"the baseline in {folder}", fields, "name a run on the same data")
+    if predictions is None:
+        raise RunError(f"a baseline was named and {why_none}")
+    theirs, why_not = _own_predictions(other)
+    if theirs is None:
+        raise RunError(f"a baseline was named and {why_not}")
+    if not np.array_equal(theirs.ids, predictions.ids) or not np.array_equal(theirs.labels, predictions.labels):
+        raise RunError(f"{folder} was evaluated on other images than {run.path}; expected the same; run udkd eval on both")
+    recipe = Recipe.of(other.config, str(folder))
+    return Baseline(
+        name=_name(folder.resolve()),
+        student_names=tuple(recipe.student_names()),
+        architectures=tuple(student.architecture for student in recipe.students),
+        predictions=theirs,
+        config=other.config,
+    )
+
+
+def _own_predictions(run: RunFolder) -> tuple[Predictions | None, str]:
+    """What udkd eval kept of a run, or why there is nothing to be shown of it."""
+    if not run.predictions_path.is_file():
+        return None, f"{run.path} has no predictions; run udkd eval {run.path}"
     try:
-        dataset = _dataset(provenance, data)
+        predictions, sha256 = read_predictions(run.predictions_path)
+    except RunError as error:
+        return None, str(error)
+    recorded = (run.evaluation or {}).get("predictions_sha256")
+    if recorded != sha256 or predictions.dataset_digest != run.provenance["dataset_digest"]:
+        return (
+            None,
+            f"{run.predictions_path} is not of {run.path / 'eval.json'}; expected one evaluation's; run udkd eval again",
+        )
+    return predictions, ""
+
+
+def _with_images(inputs: ReportInputs, data: Path | None) -> ReportInputs:
+    """With class names and thumbnails, or with the reason why there are none."""
+    try:
+        dataset = _dataset(inputs.provenance, data)
     except (UserError, OSError) as error:
-        reason = str(error)
-        return replace(inputs, why_no_data=reason, why_no_targets=_why_no_cache(recipe, provenance) or reason)
-    split = dataset.split("train")
-    inputs = replace(
+        return replace(inputs, why_no_data=str(error))
+    split, val = dataset.split("train"), dataset.splits.get("val")
+    return replace(
         inputs,
         class_names=tuple(entry.name for entry in dataset.classes),
         data=_facts(dataset),
         thumbnail=lambda sample_id: thumbnail(split, sample_id),
+        val_thumbnail=None if val is None else lambda sample_id: thumbnail(val, sample_id),
     )
-    why = _why_no_cache(recipe, provenance)
-    if why:
+
+
+def _with_targets(inputs: ReportInputs, data: Path | None, cache: Path | None) -> ReportInputs:
+    """With what the teacher says of the training images: the cache's word, else what udkd eval kept of it."""
+    why = _why_no_cache(inputs.recipe, inputs.provenance) or inputs.why_no_data
+    if not why:
+        try:
+            split = _dataset(inputs.provenance, data).split("train")
+            return replace(inputs, targets=cached_targets(split, inputs.provenance, cache))
+        except (UserError, OSError) as error:
+            why = str(error)
+    kept = inputs.predictions.targets if inputs.predictions else None
+    if kept is None:
         return replace(inputs, why_no_targets=why)
-    try:
-        return replace(inputs, targets=_targets(split, provenance, cache))
-    except (UserError, OSError) as error:
-        return replace(inputs, why_no_targets=str(error))
+    told = f"The cache was not read ({why}): the targets are those that udkd eval took from it."
+    return replace(inputs, targets=kept, targets_from=told)
 
 
 def thumbnail(split: Split, sample_id: int) -> NDArray[np.uint8]:
@@ -185,33 +230,6 @@ def _why_no_cache(recipe: Recipe, provenance: Mapping[str, Any]) -> str:
     if recipe.loss.beta == 0:
         return "This run had no teacher (β = 0): there are no weights to show."
     return "This run asked its teacher live and kept nothing of what it said. To see its weights, train from a cache."
-
-
-def _targets(split: Split, provenance: Mapping[str, Any], folder: Path | None) -> Targets:
-    """View 0 of the run's cache, every block verified. Raises CacheError, MismatchError."""
-    cache = Cache.open(folder or Path(provenance["cache"]))
-    cache.require(provenance["cache_key"])
-    if cache.num_rows != split.num_samples:
-        raise CacheError(f"{cache.folder} has {cache.num_rows} rows; expected {split.num_samples}; build it again")
-    file = cache.view_file(0)
-    damaged = file.damaged_blocks()
-    if damaged:
-        file.require_block(damaged[0])
-    ids = split.ids
-    # All rows of a big cache stay mapped where they can; a selection is a copy.
-    pick: NDArray[np.int64] | slice = slice(None) if len(ids) == cache.num_rows else ids
-    entropy = np.asarray(file.uncertainties["entropy"][pick], np.float32)
-    if np.isnan(entropy).any():
-        raise CacheError(f"{cache.folder} lacks targets of samples that are in use; expected all of them; build it again")
-    return Targets(
-        ids=ids,
-        labels=split.labels[ids].astype(np.int64),
-        logits=file.logits[pick],
-        weight=entropy_weight(torch.from_numpy(entropy), cache.num_classes).numpy(),
-        entropy=entropy,
-        num_views=int(provenance.get("num_views", 1)),
-        canonical=cache.key.policy == "canonical",
-    )
 
 
 def _teacher(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -80,22 +80,27 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """One of a teacher's guesses. percent: its probability. right: it is the label."""
+    """One guess. percent: its probability. right: it is the label. by: whose it is, where a card shows several networks'."""
 
     name: str
     percent: float
     right: bool
+    by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Card:
-    """One image, uint8 [h, w, 3], with its label and the teacher's guesses, the likeliest first."""
+    """One image, uint8 [h, w, 3], with its label and guesses: the teacher's, the likeliest first, or several networks'.
+
+    weight: the teacher's, None where it was not asked. kind: of the image, for those who cannot see it.
+    """
 
     sample_id: int
     pixels: NDArray[np.uint8]
     label: str
-    weight: float
+    weight: float | None
     guesses: tuple[Guess, ...]
+    kind: str = "Training image"
 
     @property
     def right(self) -> bool:

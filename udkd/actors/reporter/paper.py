@@ -4,7 +4,6 @@ Figures stand as printed, also where they contradict each other; NOTE_* say wher
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 SOURCE = "arXiv 2511.18826"
 
@@ -14,12 +13,10 @@ RESNET50 = "resnet50"
 STUDENTS = (RESNET18, MOBILENET_V2)
 TITLES = {RESNET50: "ResNet-50", RESNET18: "ResNet-18", MOBILENET_V2: "MobileNetV2"}
 
-WeightKind = Literal["entropy", "constant"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A row's loss. `weight` is None where no teacher term is built.
+    """A row's loss. weight: a kind of udkd's, None where no teacher term is built.
 
     assumed: the paper does not print alpha and beta for this row; those here are the row's above.
     """
@@ -27,7 +24,7 @@ class Method:
     alpha: float
     beta: float
     gamma: float
-    weight: WeightKind | None
+    weight: str | None
     assumed: bool = False
 
 

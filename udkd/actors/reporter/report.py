@@ -5,7 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from udkd.actors.reporter import certainty, curves, gallery, style, tables
+from udkd.actors.reporter import (
+    calibration,
+    certainty,
+    comparison,
+    curves,
+    disagreement,
+    gallery,
+    style,
+    tables,
+    weight_errors,
+)
 from udkd.actors.reporter.inputs import ReportInputs
 from udkd.actors.reporter.page import Facts, Note, Page, Section, render
 from udkd.actors.reporter.words import count, listed
@@ -14,27 +24,36 @@ from udkd.words.files import write_bytes, write_text
 FIGURES = (
     *(f"loss-{term}.png" for term in ("hard", "teacher", "peer")),
     *("accuracy-val.png", "accuracy-train.png", "learning-rate.png"),
-    *("weights.png", "entropies.png", "classes.png", "right-by-weight.png", "surest.png", "least-sure.png"),
+    *(f"{kind}{split}.png" for kind in ("weights", "entropies", "classes", "right-by-weight") for split in ("", "-val")),
+    *("surest.png", "least-sure.png", "reliability-*.png", "agreement.png", "disagreement-?.png", "gain-by-weight.png"),
+    *("classes-?-?.png", "gain-classes-?.png", "failures-?.png"),
 )
-"""Every figure a report may have; one that a new report lacks is removed, so that none is older than the page."""
+"""Patterns of all figures a report may have; one that a new report lacks is removed, so that none is older than the page."""
 
 
 def write_report(inputs: ReportInputs) -> Path:
     """Write OUT/index.html and its figures; equal inputs give equal bytes. Returns the page's path."""
-    sections = [
+    found = [
         tables.result_section(inputs),
+        comparison.section(inputs),
         curves.section(inputs),
-        tables.paper_section(inputs),
         certainty.section(inputs),
+        weight_errors.section(inputs),
+        calibration.section(inputs),
+        disagreement.section(inputs),
+        _no_predictions(inputs),
         gallery.section(inputs),
+        tables.paper_section(inputs),
         _provenance(inputs),
     ]
+    sections = [section for section in found if section is not None]
     page = Page(title=inputs.name, subtitle=_subtitle(inputs), lead=_lead(inputs), sections=sections)
     inputs.out.mkdir(parents=True, exist_ok=True)
     figures = {name: data for section in sections for name, data in section.files().items()}
-    for name in FIGURES:
-        if name not in figures:
-            (inputs.out / name).unlink(missing_ok=True)
+    for pattern in FIGURES:
+        for path in inputs.out.glob(pattern):
+            if path.name not in figures:
+                path.unlink()
     for name, data in figures.items():
         write_bytes(inputs.out / name, data)
     path = inputs.out / "index.html"
@@ -67,7 +86,17 @@ def _lead(inputs: ReportInputs) -> str:
             who = "averaged" if result.kind == "average" else "the teacher"
             told += f"; {who} {result.top1:.1f} %"
     classes = (inputs.evaluation or {}).get("num_classes") or (inputs.data.num_classes if inputs.data else None)
-    return told + (f". Chance is {100 / classes:.3g} %." if classes else ".")
+    told += f". Chance is {100 / classes:.3g} %." if classes else "."
+    return f"{told} {comparison.lead(inputs)}".strip()
+
+
+def _no_predictions(inputs: ReportInputs) -> Section | None:
+    """What stands where the analysis would, image by image."""
+    if inputs.predictions is not None:
+        return None
+    why = inputs.why_no_predictions or "udkd eval has not run"
+    text = f"Calibration, disagreement and accuracy by weight are missing: {why}; then udkd report again."
+    return Section(anchor="analysis", title="Image by image", blocks=[Note(text=text, missing=True)])
 
 
 def _provenance(inputs: ReportInputs) -> Section:

@@ -289,7 +289,8 @@ def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
 def _symbols(method: paper.Method) -> str:
     mark = "?" if method.assumed else ""
     weights = f"α\u00a0{method.alpha:g}{mark}, β\u00a0{method.beta:g}{mark}, γ\u00a0{method.gamma:g}"
-    return weights + {"entropy": ", weight w", "constant": ", weight 1", None: ""}[method.weight]
+    said = {"entropy": ", weight w", "constant": ", weight 1", None: ""}
+    return weights + said.get(method.weight, f", weight {method.weight}".replace("_", " "))
 
 
 def _other_settings(inputs: ReportInputs) -> list[str]:

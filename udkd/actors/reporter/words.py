@@ -13,9 +13,9 @@ def percent(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f} %"
 
 
-def count(number: int, noun: str) -> str:
-    """A number with its noun, such as `1,600 images`; the plural takes an s."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, such as `1,600 images`; the plural takes an s unless it is given."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def listed(parts: Sequence[str], last: str = "and") -> str:
@@ -38,3 +38,24 @@ def capital_free(value: object) -> str:
     if isinstance(value, list | tuple):
         return "–".join(capital_free(part) for part in value)
     return str(value).replace("_", " ")
+
+
+def class_name(names: Sequence[str], label: int, limit: int = 60) -> str:
+    """A class in the reader's words; its number where no name is known."""
+    return short(names[label], limit) if 0 <= label < len(names) else f"class {label}"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """With its sign, a true minus; what rounds to zero has none."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def bounds(low: float, high: float, digits: int = 1) -> str:
+    """An interval of signed figures, `[−0.4, +1.2]`."""
+    return f"[{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def verb(number: int, one: str, more: str) -> str:
+    """`is` or `are`, `has` or `have`."""
+    return one if number == 1 else more
