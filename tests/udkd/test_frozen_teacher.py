@@ -69,6 +69,18 @@ def test_who_shares_the_batch_does_not_matter(
         torch.set_num_threads(before)
 
 
+def test_the_network_only_ever_sees_one_shape() -> None:
+    """Small networks often round alike for unlike shapes, so equal bits alone would not show a block left unpadded."""
+    frozen = teacher("squeezenet1_1", 8)
+    seen = set()
+    frozen.model.register_forward_pre_hook(lambda _, given: seen.add((given[0].shape, given[0].stride())))
+    for count in (1, 7, 8, 21):
+        frozen.targets(images(count))
+        frozen.targets(images(count).contiguous())
+    channels_last = torch.empty(8, 3, 32, 32).to(memory_format=torch.channels_last)
+    assert seen == {(channels_last.shape, channels_last.stride())}
+
+
 def test_it_says_what_its_network_says() -> None:
     frozen, x = teacher("resnet18", 8), images(11)
     plain = pack(frozen.model(x))
