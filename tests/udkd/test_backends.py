@@ -3,6 +3,7 @@
 Another backend joins by adding its name to BACKENDS, and to DAMAGE how one of its stored samples is broken.
 """
 
+import gc
 import io
 import os
 import shutil
@@ -12,18 +13,24 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
+from tests.small import small_recipe
+from udkd import backends
+from udkd.actors.trainer import Job, train
 from udkd.backends import choose, open_backend
 from udkd.formats.dataset import DatasetFolder, Split
 from udkd.formats.dataset.beton import open_beton
 from udkd.words.batch import Backend, Batch
 from udkd.words.errors import ConfigError, DataError
+from udkd.words.hashing import permutation
 from udkd.words.observer import SILENT
 
 BACKENDS = ("resident", "ffcv", "dali", "folder")
@@ -164,6 +171,21 @@ def test_any_order_and_batch_size(backend: Backend, split: Split, batch_size: in
         check(list(backend.epoch(order, batch_size)), order, batch_size, split)
 
 
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_any_number_of_threads(name: str, split: Split, workers: int) -> None:
+    backend = open_backend(name, split, CPU, workers=workers)
+    order = np.random.default_rng(workers).permutation(split.ids)
+    check(list(backend.epoch(order, 9)), order, 9, split)
+    backend.close()
+
+
+def test_an_epoch_begins_at_any_step(backend: Backend, split: Split) -> None:
+    """As a resumed run asks for it: the rest of an order, with nothing before it decoded."""
+    order = np.random.default_rng(5).permutation(split.ids)
+    for step in (1, 6, 9, 10):
+        check(list(backend.epoch(order[step * 8 :], 8)), order[step * 8 :], 8, split)
+
+
 def test_orders_as_users_have_them(backend: Backend, split: Split) -> None:
     repeated = np.repeat(split.ids[:3], 4)
     frozen = split.ids[:9].copy()
@@ -230,6 +252,36 @@ def test_a_damaged_sample_arrives_as_an_error(name: str, dataset: DatasetFolder,
     assert threading.active_count() == threads
 
 
+def test_each_backend_reads_its_own_file(dataset: DatasetFolder, tmp_path: Path) -> None:
+    """A derived format stands by itself, and a broken one breaks no other."""
+    if not HAS_FFCV:
+        pytest.skip("needs FFCV")
+    split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
+    in_shard, in_beton = split.ids[[3, 40]].tolist()
+    flip_in_shard(split, in_shard)
+    flip_in_beton(split, in_beton)
+    for name, broken, whole in (("ffcv", in_beton, in_shard), ("folder", in_shard, in_beton)):
+        backend = open_backend(name, split, CPU, workers=2)
+        assert [len(batch.ids) for batch in backend.epoch(np.array([whole]), 1)] == [1]
+        with pytest.raises(DataError, match=f"train sample {broken} "):
+            list(backend.epoch(np.array([broken]), 1))
+        backend.close()
+
+
+def test_a_damaged_sample_ends_a_training_run_with_its_name(name: str, dataset: DatasetFolder, tmp_path: Path) -> None:
+    split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
+    settings = (f'data.backend="{name}"', "data.workers=2", 'teacher.source="none"', "train.epochs=1", "train.batch=40")
+    loss = ("loss.alpha=1.0", "loss.beta=0.0", "loss.gamma=0.0")
+    recipe = small_recipe(*settings, *loss, "students=[{architecture='squeezenet1_1', lr=0.01}]")
+    order = permutation(split.ids, recipe.train.seed, 3, 0)
+    sample_id = int(order[50])  # of the second of two steps
+    DAMAGE[name](split, sample_id)
+    threads = threading.active_count()
+    with pytest.raises(DataError, match=f"train sample {sample_id} "):
+        train(Job(recipe=recipe, data=tmp_path / "data", out=tmp_path / "run", device=CPU))
+    assert threading.active_count() == threads
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -255,6 +307,30 @@ def test_leaving_early_leaks_nothing(name: str, split: Split) -> None:
     assert open_files() <= files
     backend.close()
     assert not [thread for thread in threading.enumerate() if "backend" in thread.name]
+
+
+def test_many_early_ends_and_many_epochs_leave_everything_flat(name: str, split: Split) -> None:
+    """UDKD_LONG_TESTS=1 makes it the 1,000 early ends and 100 epochs of the promise; else it is a tenth of each."""
+    ends, epochs = (1000, 100) if os.environ.get("UDKD_LONG_TESTS") else (100, 10)
+    backend = open_backend(name, split, CPU, workers=2)
+    ids = split.ids[:16]
+
+    def rounds(early: int, whole: int) -> None:
+        for _ in range(early):
+            for _batch in backend.epoch(ids, 4):
+                break
+        for _ in range(whole):
+            assert sum(len(batch.ids) for batch in backend.epoch(ids, 4)) == 16
+
+    rounds(ends // 5, epochs // 5)
+    gc.collect()
+    threads, files, memory = all_threads(), open_files(), psutil.Process().memory_info().rss
+    rounds(ends, epochs)
+    gc.collect()
+    assert all_threads() <= threads
+    assert open_files() <= files
+    assert psutil.Process().memory_info().rss - memory < 16 << 20  # a leaked batch of each would be 30 MB or 300 MB
+    backend.close()
 
 
 def test_an_error_in_the_consumer_leaks_nothing(name: str, split: Split) -> None:
@@ -290,6 +366,33 @@ def test_names(dataset: DatasetFolder, source: Path, tmp_path: Path) -> None:
     assert "udkd-prep derive" in why
     with pytest.raises(DataError, match="no resident format"):
         open_backend("resident", bare, CPU)
+    if HAS_FFCV:
+        with pytest.raises(DataError, match=r"no format ffcv; expected beton.json; write it with udkd-prep derive"):
+            open_backend("ffcv", bare, CPU)
+
+
+def test_auto_takes_the_fastest_that_is_there(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    installed = {"ffcv", "nvidia.dali"}
+    free = [10**12]
+    monkeypatch.setattr(backends, "_installed", lambda package: package in installed)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**12))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free[0]))
+    assert choose("auto", split, CPU)[0] == choose("auto", split, cuda)[0] == "resident"
+    free[0] = split.num_samples * SIDE * SIDE * 3
+    assert choose("auto", split, cuda) == (
+        "dali",
+        "canvas.npy takes 0.0 GB, more than fits in 0.0 GB of free memory, and DALI decodes on the GPU",
+    )
+    if HAS_FFCV:
+        assert choose("auto", split, CPU)[0] == "ffcv"
+        installed.remove("nvidia.dali")
+        assert choose("auto", split, cuda)[0] == "ffcv"
+    installed.clear()
+    for device in (CPU, cuda):
+        name, why = choose("auto", split, device)
+        assert name == "folder"
+        assert "FFCV is not installed" in why
 
 
 def test_a_canvas_of_other_data_is_refused(source: Path, tmp_path: Path) -> None:
@@ -323,6 +426,19 @@ def test_dali_itself_failing_is_one_line_that_names_the_sample(split: Split, mon
     monkeypatch.undo()
     check(list(backend.epoch(split.ids, 8)), split.ids, 8, split)
     backend.close()
+
+
+def test_ffcv_beside_its_own_loader(split: Split) -> None:
+    """FFCV's memory manager changes a type that all numba code of the process shares."""
+    pytest.importorskip("ffcv", exc_type=ImportError)
+    from ffcv.memory_managers import OSCacheManager
+    from ffcv.reader import Reader
+
+    backends = [open_backend("ffcv", split, CPU, workers=2)]
+    OSCacheManager(Reader(str(split.path / "samples.beton"))).compile_reader()
+    backends.append(open_backend("ffcv", split, CPU, workers=2))
+    for backend in backends:
+        check(list(backend.epoch(split.ids, 8)), split.ids, 8, split)
 
 
 @pytest.mark.parametrize(("name", "package"), [("dali", "nvidia.dali"), ("ffcv", "ffcv")])

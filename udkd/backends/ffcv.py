@@ -78,7 +78,7 @@ class FfcvBackend:
         finally:
             os.close(descriptor)
         codes = np.empty(len(ids), dtype=np.int32)
-        self._decode_stored(stored, starts, ends, self._split.sizes[ids], canvas, codes)
+        self._decode_stored(stored.ctypes.data, starts, ends, self._split.sizes[ids], canvas, codes)
         if codes.any():
             what = self._split.describe(int(ids[codes != 0][0]))
             raise DataError(f"{what}: libturbojpeg does not decode it, as Pillow did; expected it to; use another --backend")
@@ -97,7 +97,8 @@ class FfcvBackend:
 def _compiled(ffcv: ModuleType) -> Callable[..., None]:
     """The loop over a part's samples as machine code that lets go of the interpreter lock.
 
-    All that it works on is passed by argument: numba freezes arrays that it finds in a closure.
+    All that it works on is passed by argument: numba freezes arrays that it finds in a closure. The stored bytes go by
+    address: FFCV's memory manager makes numba's one type of uint8 vectors read-only, for everybody in the process.
     """
     import numba
     from numba import types
@@ -118,12 +119,12 @@ def _compiled(ffcv: ModuleType) -> Callable[..., None]:
             height, width = sizes[n, 2], sizes[n, 3]
             canvas[n, :height, width:] = 0
             canvas[n, height:] = 0
-            source, target = stored.ctypes.data + starts[n], canvas[n].ctypes.data
+            source, target = stored + starts[n], canvas[n].ctypes.data
             # A row pitch of the canvas: no copy. Format 0 is RGB; flags 0: the accurate DCT, fancy upsampling.
             codes[n] = decompress(handle, source, ends[n] - starts[n], target, width, 3 * side, height, 0, 0)
         end(handle)
 
     u1, i4, i8 = types.uint8, types.int32, types.int64
-    signature = types.void(u1[::1], i8[::1], i8[::1], i4[:, ::1], u1[:, :, :, ::1], i4[::1])
+    signature = types.void(i8, i8[::1], i8[::1], i4[:, ::1], u1[:, :, :, ::1], i4[::1])
     compiled: Callable[..., None] = numba.njit(signature, nogil=True)(decode)
     return compiled
