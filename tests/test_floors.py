@@ -25,7 +25,14 @@ FLOORS = {
     for name in names
 }
 # What the other files of their floor are made of.
-GROUND = ("udkd.words.errors", "udkd.words.hashing", "udkd.words.batch", "udkd.operations.prefetch", "udkd.console.terminal")
+GROUND = (
+    "udkd.words.errors",
+    "udkd.words.hashing",
+    "udkd.words.batch",
+    "udkd.operations.prefetch",
+    "udkd.parts.frozen_teacher",
+    "udkd.console.terminal",
+)
 DATA_PREP_MAY_USE = ("udkd.words", "udkd.formats", "udkd.operations")
 SOURCES = sorted([*ROOT.glob("udkd/**/*.py"), *ROOT.glob("data_prep/**/*.py")])
 

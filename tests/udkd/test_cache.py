@@ -135,7 +135,6 @@ def test_excluded_ids_cannot_be_looked_up(tmp_path: Path) -> None:
     table = Cache.open(tmp_path).lookup_table(0, torch.device("cpu"))
     with pytest.raises(AssertionError, match="excluded"):
         table.lookup(torch.tensor([1, 13]))
-    assert table.weight[13].isnan()
 
 
 def test_views_are_added_without_touching_what_is_there(tmp_path: Path) -> None:
@@ -164,7 +163,7 @@ OTHER_FIELDS: dict[str, object] = {
     "num_classes": 12,
     "teacher": "resnet50",
     "teacher_sha256": "b" * 64,
-    "estimator": "mc_dropout",
+    "estimator": "ensemble",
     "precision": "bfloat16",
     "device": "cuda",
     "threads": 2,

@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from udkd.actors.cache_builder import ask, build_cache, in_blocks
+from udkd.actors.cache_builder import build_cache
 from udkd.backends import open_backend
+from udkd.engine.asking import ask, in_blocks
 from udkd.engine.lessons import CachedLessons, LiveLessons
 from udkd.formats.cache import Cache, summarise, verify
 from udkd.formats.cache.summary import label_rank
@@ -29,7 +30,7 @@ from udkd.formats.teacher import TeacherFolder, write_teacher
 from udkd.operations.augment import apply
 from udkd.operations.models import build
 from udkd.parts.epoch_views import EpochViews
-from udkd.parts.frozen_teacher import FrozenTeacher
+from udkd.parts.panel import Panel
 from udkd.parts.target_key import target_meaning
 from udkd.words.batch import Batch
 from udkd.words.errors import CacheError, MismatchError
@@ -133,8 +134,8 @@ def run(
     return build_cache(folder, dataset=dataset, teacher=teacher, recipe=recipe(views, **options), device=CPU).cache
 
 
-def frozen(teacher: TeacherFolder) -> FrozenTeacher:
-    return FrozenTeacher.load(teacher, device=CPU, batch=8, precision="float32", image_px=32)
+def panel(teachers: list[TeacherFolder], rules: Recipe, dataset: DatasetFolder) -> Panel:
+    return Panel.load(teachers, rules, dataset, CPU)
 
 
 @pytest.mark.parametrize("views", ["canonical", 2])
@@ -147,7 +148,7 @@ def test_cached_equals_live_on_shuffled_batches(
     assert cache.views == ((0,) if views == "canonical" else (0, 1))
     seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
     canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "canonical" else None
-    live, cached = LiveLessons(frozen(teacher), canonical), CachedLessons(cache, CPU)
+    live, cached = LiveLessons(panel([teacher], rules, dataset), canonical), CachedLessons(cache, CPU)
     backend = open_backend("folder", split, CPU, workers=1)
     for view in (0, 1) if views == 2 else (0,):
         for batch_size in (13, 8):
@@ -241,7 +242,7 @@ def test_summary_against_float64(tmp_path: Path, dataset: DatasetFolder, teacher
     backend = open_backend("folder", split, CPU, workers=1)
     logits, entropies = [], []
     for view in (0, 1):
-        for targets in ask(frozen(teacher), backend, split, rules, view, [split.ids]):
+        for targets in ask(panel([teacher], rules, dataset), backend, split, rules.teacher_spec, 3, view, [split.ids]):
             logits.append(targets.logits.double())
             entropies.append(targets.entropy)
     z, labels = torch.cat(logits), torch.from_numpy(np.tile(split.labels[split.ids], 2)).long()
@@ -263,16 +264,15 @@ def test_label_rank_breaks_ties_by_index() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
 def test_in_blocks(batch_size: int) -> None:
-    sizes = [0, 4, 1, 0, 3, 4, 2, 0]
+    sizes = [4, 1, 3, 4, 2]
     ids = torch.arange(sum(sizes))
 
     def stream() -> Iterator[Batch]:
         for part in ids.split(batch_size):
             yield Batch(ids=part, canvas=part[:, None, None, None], labels=part)
 
-    blocks = list(in_blocks(stream(), sizes))
-    assert [0 if block is None else len(block.ids) for block in blocks] == sizes
-    whole = [block for block in blocks if block is not None]
+    whole = list(in_blocks(stream(), sizes))
+    assert [len(block.ids) for block in whole] == sizes
     for field in ("ids", "labels"):
         assert torch.equal(torch.cat([getattr(block, field) for block in whole]), ids)
     assert torch.equal(torch.cat([block.canvas for block in whole]).flatten(), ids)

@@ -8,7 +8,7 @@ from PIL import Image
 from tests.udkd.test_cache_builder import make_dataset, make_teacher
 from udkd.commands.cache import cache_app
 from udkd.console import terminal
-from udkd.formats.cache.view_file import view_path
+from udkd.formats.cache.view_file import ViewFile, block_checksum, view_path
 
 SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
 for override in ("views.size_px=32", "views.resize_px=36", "evaluation.resize_px=36", "teacher.batch=16", "train.threads=1"):
@@ -59,6 +59,50 @@ def test_build_info_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert code == 1
     assert "view 1: block" in err
     assert "1 damaged blocks in views 1" in err
+
+
+def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    data, teacher, cache = make_dataset(tmp_path / "data").path, make_teacher(tmp_path / "teacher").path, tmp_path / "cache"
+    assert call(capsys, "build", data, teacher, cache, "--views", 2, "--top-k", 3, *SETTINGS)[0] == 0
+    again = ("verify", cache, "--data", data, "--teacher", teacher, "--device", "cpu", "--backend", "folder")
+    code, out, err = call(capsys, *again, "--recompute", "20%")
+    assert code == 0, err
+    assert "26 of 130 pairs asked again" in out
+    assert "(bound 2.50e-04)" in " ".join(out.split())
+    assert "(bound 2.00e-04)" in " ".join(out.split())
+
+    (cache / "view-1.udkd").write_bytes(b"")
+    code, _, err = call(capsys, "verify", cache)
+    assert (code, "view-1.udkd is no part of a cache" in err) == (1, True)
+    (cache / "view-1.udkd").unlink()
+    kept = view_path(cache, 0).rename(tmp_path / "kept")
+    code, _, err = call(capsys, "verify", cache)
+    assert (code, "view 0 is missing" in err) == (1, True)
+    kept.rename(view_path(cache, 0))
+
+    other = make_teacher(tmp_path / "other", seed=1).path
+    code, _, err = call(capsys, *again[:4], "--teacher", other, "--device", "cpu", "--recompute", "3")
+    assert (code, "teacher_sha256" in err) == (1, True)
+    # Whole, checksummed, and not what the teacher says: one entropy of one row is another's.
+    file = ViewFile(view_path(cache, 1))
+    rows = {name: array.copy() for name, array in file.arrays.items()}
+    rows["entropy"][[1, 2]] = rows["entropy"][[2, 1]]
+    start = file.header.data_start
+    content = bytearray(view_path(cache, 1).read_bytes())
+    for spec in file.header.arrays[:-1]:
+        content[start + spec.offset : start + spec.offset + rows[spec.name].nbytes] = rows[spec.name].tobytes()
+    crc = block_checksum(file.header.checksum, 0, list(rows.values()))
+    place = start + file.header.arrays[-1].offset
+    content[place : place + 4] = crc.to_bytes(4, "little")
+    view_path(cache, 1).write_bytes(content)
+    code, out, err = call(capsys, *again, "--recompute", "100%")
+    assert "every checksum matches" in out
+    assert code == 1
+    assert "of view 1 is beyond the bound" in err
+    for bad in ("0", "x", "200%", "-1"):
+        assert call(capsys, *again, "--recompute", bad)[0] == 1
+    assert "--recompute needs the data and the teacher" in call(capsys, "verify", cache, "--recompute", "1%")[2]
 
 
 @pytest.mark.parametrize(

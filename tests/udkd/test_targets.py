@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from udkd.operations.targets import pack
+from udkd.words.storage import Storage
 
 
 def test_entropy_is_of_the_unrounded_logits() -> None:
@@ -38,4 +39,4 @@ def test_a_row_does_not_depend_on_its_batch(batch: int) -> None:
 
 def test_float32_on_request() -> None:
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(pack(logits, torch.float32).logits, logits - logits.amax(1, keepdim=True))
+    assert torch.equal(pack(logits, Storage(dtype="float32")).logits, logits - logits.amax(1, keepdim=True))

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,45 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.backends import choose, open_backend
-from udkd.formats.cache import Cache, CacheKey, CacheSummary, CacheWriter, summarise
+from udkd.engine.asking import ask
+from udkd.formats.cache import Cache, CacheKey, CacheSummary, CacheWriter, Share, ViewWriter, join_view, summarise
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder, Split
 from udkd.formats.teacher import TeacherFolder
-from udkd.operations.augment import ViewTable, apply
 from udkd.operations.targets import PackedTargets
 from udkd.parts.environment import set_threads
-from udkd.parts.frozen_teacher import FrozenTeacher, require_same_classes
+from udkd.parts.panel import Panel
 from udkd.parts.target_key import target_meaning
-from udkd.words.batch import Backend, Batch
+from udkd.parts.team import Team, whole_machine_threads
+from udkd.words.batch import Backend
 from udkd.words.errors import DataError
 from udkd.words.observer import Observer, Silent
-from udkd.words.views import draw
 
 BLOCK_ROWS = 256
 """About how many samples a killed build computes again. A block is a whole number of the teacher's batches."""
 
+_POLL_S = 0.1
 
 _SILENT = Silent()
+_ALONE = Team()
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltCache:
-    """A finished cache, and what this build computed of it: views of `num_images` samples in `seconds`."""
+    """A finished cache, and what this build computed of it: views of `num_images` samples in `seconds`.
+
+    labels: of the split's rows.
+    """
 
     cache: Cache
-    summary: CacheSummary
+    labels: NDArray[np.integer]
     num_images: int
     seconds: float
+
+    @cached_property
+    def summary(self) -> CacheSummary:
+        """Of all that the cache holds; reads it once."""
+        return summarise(self.cache, self.labels)
 
     @property
     def images_per_s(self) -> float:
@@ -53,119 +64,135 @@ def build_cache(
     *,
     dataset: DatasetFolder,
     teacher: TeacherFolder,
+    others: Sequence[TeacherFolder] = (),
     recipe: Recipe,
     device: torch.device,
     observer: Observer = _SILENT,
+    team: Team = _ALONE,
 ) -> BuiltCache:
     """Compute what `folder` lacks of the recipe's views of the training split, and leave a finished cache there.
 
     The policy, the number of views and what they are drawn from come from the recipe. A build that was killed goes on where
     it stopped, and more views are added to those that are there; the bytes are those of one uninterrupted build.
+    others: further members of an ensemble. team: the processes that share the work; all return when the leader has finished.
     MismatchError: a teacher of other classes, or a folder with targets of another key. BusyError: someone else is building.
     CacheError: a full disk, or targets that are not finite. DataError: from the backend or the teacher's folder.
+    ConfigError: teachers that the recipe's estimator cannot use.
     """
-    set_threads(recipe.train.threads)
-    require_same_classes(teacher, dataset)
+    _set_threads(recipe, device, team)
     split = dataset.split("train")
     if len(split.ids) == 0:
         raise DataError(f"{dataset.path} has no training images; expected some to ask the teacher about; convert again")
     with contextlib.closing(_open_backend(split, recipe, device, observer)) as backend:
-        frozen = FrozenTeacher.load(
-            teacher,
-            device=device,
-            batch=recipe.teacher.batch,
-            precision=recipe.teacher.precision,
-            image_px=recipe.views.size_px,
+        panel = Panel.load([teacher, *others], recipe, dataset, device)
+        block_rows = panel.batch * max(1, BLOCK_ROWS // panel.batch)
+        fields: dict[str, Any] = target_meaning(recipe, dataset, backend.describe()) | panel.describe()
+        build = _Build(
+            folder=folder,
+            key=CacheKey(**fields, block_rows=block_rows),
+            panel=panel,
+            backend=backend,
+            split=split,
+            recipe=recipe,
+            observer=observer,
+            team=team,
         )
-        block_rows = frozen.batch * max(1, BLOCK_ROWS // frozen.batch)
-        fields: dict[str, Any] = target_meaning(recipe, dataset, backend.describe()) | frozen.describe()
-        key = CacheKey(**fields, block_rows=block_rows)
         started = time.perf_counter()
-        with CacheWriter(folder, key, split.excluded) as writer:
-            num_images = _add_views(writer, frozen, backend, split, recipe, observer)
+        num_images = build.lead() if team.leads else build.follow()
         seconds = time.perf_counter() - started
-    cache = Cache.open(folder)
-    return BuiltCache(cache=cache, summary=summarise(cache, split.labels), num_images=num_images, seconds=seconds)
+    return BuiltCache(cache=Cache.open(folder), labels=split.labels, num_images=num_images, seconds=seconds)
+
+
+def _set_threads(recipe: Recipe, device: torch.device, team: Team) -> None:
+    """As many threads, and so the same bits, whatever the size of the team."""
+    threads = recipe.train.threads
+    if device.type == "cpu" and team.size > 1 and not threads:
+        threads = whole_machine_threads()
+    set_threads(threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Build:
+    """All that a build needs; one process leads it and others may follow."""
+
+    folder: Path
+    key: CacheKey
+    panel: Panel
+    backend: Backend
+    split: Split
+    recipe: Recipe
+    observer: Observer
+    team: Team
+
+    @property
+    def share(self) -> Share:
+        return Share(rank=self.team.rank, size=self.team.size)
+
+    def lead(self) -> int:
+        """Write every view that is not finished, with the team's help; how many targets that took."""
+        num_views = 1 if self.recipe.teacher.views == "canonical" else self.recipe.teacher.views
+        num_images = 0
+        with CacheWriter(self.folder, self.key, self.split.excluded) as writer:
+            missing = sorted(set(range(num_views)) - set(writer.finished))
+            self.team.tell("views", missing)
+            for number in missing:
+                with writer.view(number, self.share) as view:
+                    self.team.tell(f"started {number}")
+                    left = self._left(view)
+                    if left < len(self.split.ids):
+                        there = len(self.split.ids) - left
+                        self.observer.note(f"view {number + 1}: {there} of {len(self.split.ids)} samples are there already")
+                    self.observer.start(f"teacher, view {number + 1} of {num_views}", left, "images")
+                    num_images += self._write(view, number)
+                    self.observer.finish()
+                    view.finish()
+        self.team.tell("finished", num_images)
+        return num_images
+
+    def follow(self) -> int:
+        """Write this process's share of every view that the leader starts; how many targets the team wrote."""
+        for number in self.team.hear("views"):
+            self.team.hear(f"started {number}")
+            with join_view(self.folder, self.key, number, self.split.excluded, self.share) as view:
+                self.team.tell(f"left {number} {self.team.rank}", sum(len(view.ids(block)) for block in view.unfinished))
+                self._write(view, number)
+        return int(self.team.hear("finished"))
+
+    def _left(self, view: ViewWriter) -> int:
+        """How many targets the view lacks: those of the leader's share and what the others say of theirs."""
+        own = sum(len(view.ids(block)) for block in view.unfinished)
+        others = (int(self.team.hear(f"left {view.header.view} {rank}")) for rank in range(1, self.team.size))
+        return own + sum(others)
+
+    def _write(self, view: ViewWriter, number: int) -> int:
+        """Write this process's share of a view; the leader also waits for the others'. How many targets the team wrote."""
+        blocks, shown = list(view.unfinished), 0
+        ids = [view.ids(block) for block in blocks]
+        for block, targets in zip(blocks, self._asked(number, ids), strict=True):
+            view.write(block, *(_stored(view, name, array) for name, array in targets.arrays.items()))
+            done = self.team.add(f"done {number}", len(targets.entropy)) if self.team.size > 1 else shown + len(targets.entropy)
+            if self.team.leads:
+                self.observer.advance(done - shown)
+            shown = done
+        self.team.tell(f"done {number} {self.team.rank}")
+        while self.team.leads and not all(self.team.knows(f"done {number} {rank}") for rank in range(1, self.team.size)):
+            time.sleep(_POLL_S)
+            done = self.team.add(f"done {number}", 0)
+            self.observer.advance(done - shown)
+            shown = done
+        return self.team.add(f"done {number}", 0) if self.team.size > 1 else shown
+
+    def _asked(self, number: int, blocks: Sequence[NDArray[np.int64]]) -> Iterator[PackedTargets]:
+        return ask(self.panel, self.backend, self.split, self.recipe.teacher_spec, self.recipe.views.seed, number, blocks)
+
+
+def _stored(view: ViewWriter, name: str, array: torch.Tensor) -> np.ndarray:
+    """An array with the file's dtype: classes are narrower there."""
+    spec = next(spec for spec in view.header.arrays if spec.name == name)
+    return array.numpy().astype(spec.dtype, copy=False)
 
 
 def _open_backend(split: Split, recipe: Recipe, device: torch.device, observer: Observer) -> Backend:
     name, why = choose(recipe.data.backend, split, device)
     observer.note(f"backend: {name}, because {why}")
     return open_backend(name, split, device, workers=recipe.data.workers)
-
-
-def _add_views(
-    writer: CacheWriter, teacher: FrozenTeacher, backend: Backend, split: Split, recipe: Recipe, observer: Observer
-) -> int:
-    """Write every view that is not finished; how many targets that took."""
-    num_views = 1 if recipe.teacher.views == "canonical" else recipe.teacher.views
-    num_images = 0
-    for number in sorted(set(range(num_views)) - set(writer.finished)):
-        with writer.view(number) as view:
-            blocks = list(view.unfinished)
-            ids = [view.ids(block) for block in blocks]
-            count = sum(map(len, ids))
-            if count < len(split.ids):
-                observer.note(f"view {number + 1}: {len(split.ids) - count} of {len(split.ids)} samples are there already")
-            observer.start(f"teacher, view {number + 1} of {num_views}", count, "images")
-            for block, targets in zip(blocks, ask(teacher, backend, split, recipe, number, ids), strict=True):
-                view.write(block, targets.logits.numpy(), targets.entropy.numpy())
-                observer.advance(len(targets.entropy))
-            view.finish()
-            observer.finish()
-            num_images += count
-    return num_images
-
-
-def ask(
-    teacher: FrozenTeacher,
-    backend: Backend,
-    split: Split,
-    recipe: Recipe,
-    view: int,
-    blocks: Sequence[NDArray[np.int64]],
-) -> Iterator[PackedTargets]:
-    """What the teacher says of view number `view`: for each block of ids its targets, on the CPU.
-
-    A block is computed by itself, whatever else is asked for.
-    """
-    spec = recipe.teacher_spec
-    batches = backend.epoch(np.concatenate([np.zeros(0, np.int64), *blocks]), max(1, *map(len, blocks)))
-    for ids, batch in zip(blocks, in_blocks(batches, [len(ids) for ids in blocks]), strict=True):
-        if batch is None:
-            nothing = torch.zeros(0, teacher.num_classes, dtype=torch.float16)
-            yield PackedTargets(logits=nothing, entropy=torch.zeros(0))
-            continue
-        assert np.array_equal(batch.ids.cpu().numpy(), ids), "the backend left the order"
-        table = ViewTable.of(draw(spec, recipe.views.seed, view, ids, split.sizes[ids]), batch.canvas.device)
-        targets = teacher.targets(apply(batch.canvas, table, spec))
-        yield PackedTargets(logits=targets.logits.cpu(), entropy=targets.entropy.cpu())
-
-
-def in_blocks(batches: Iterator[Batch], sizes: Sequence[int]) -> Iterator[Batch | None]:
-    """Cut a stream of batches anew, into one batch for each size; None for size 0.
-
-    Where ids are excluded a backend's batches straddle blocks, but the block decides which samples are computed together.
-    """
-    waiting: list[Batch] = []
-    for size in sizes:
-        if size == 0:
-            yield None
-            continue
-        while sum(len(batch.ids) for batch in waiting) < size:
-            waiting.append(next(batches))
-        whole = waiting[0] if len(waiting) == 1 else _joined(waiting)
-        yield _rows(whole, slice(size))
-        waiting = [_rows(whole, slice(size, None))] if len(whole.ids) > size else []
-
-
-def _joined(batches: Sequence[Batch]) -> Batch:
-    return Batch(
-        ids=torch.cat([batch.ids for batch in batches]),
-        canvas=torch.cat([batch.canvas for batch in batches]),
-        labels=torch.cat([batch.labels for batch in batches]),
-    )
-
-
-def _rows(batch: Batch, rows: slice) -> Batch:
-    return Batch(ids=batch.ids[rows], canvas=batch.canvas[rows], labels=batch.labels[rows])

@@ -24,6 +24,7 @@ from udkd.parts.environment import set_threads
 from udkd.parts.epoch_views import EpochViews
 from udkd.parts.students import prefixed
 from udkd.words.errors import DataError, RunError
+from udkd.words.losses import HardLoss
 from udkd.words.observer import Observer
 
 IMAGENET_CLASSES = 1000
@@ -31,11 +32,12 @@ IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Weights that are to become a teacher."""
+    """Weights that are to become a teacher. loss: they were fitted with."""
 
     architecture: str
     weights: Mapping[str, Tensor]
     made: Mapping[str, Any]
+    loss: HardLoss = "cross_entropy"
 
 
 def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Candidate:
@@ -51,6 +53,7 @@ def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Can
         architecture=recipe.students[index].architecture,
         weights=weights,
         made={"run": str(run.path.resolve()), "student": names[index], "recipe": run.config},
+        loss=recipe.loss.hard,
     )
 
 
@@ -148,6 +151,7 @@ def write_measured(
         scheme=spec.scheme,
         accuracy={"top1": scores.each[0].top1, "top5": scores.each[0].top5},
         made=candidate.made,
+        loss=candidate.loss,
     )
 
 

@@ -39,6 +39,7 @@ class Job:
     """What to train, on what, where.
 
     cache, teacher: folders; which is needed follows from recipe.teacher.source. With a cache, a teacher is only compared.
+    more_teachers: the other members of an ensemble.
     allow: fields of the cache's key that may differ. stopped: asked after every step; True ends the run at a checkpoint.
     """
 
@@ -48,6 +49,7 @@ class Job:
     device: torch.device
     cache: Path | None = None
     teacher: Path | None = None
+    more_teachers: tuple[Path, ...] = ()
     resume: bool = False
     allow: tuple[str, ...] = ()
     observer: Observer = SILENT
@@ -86,8 +88,9 @@ class Trainer:
         self.backend = self._open_backend("train")
         self.validation = self._open_backend("val")
         pixels, device = self.backend.describe(), job.device
+        teachers = ((job.teacher,) if job.teacher else ()) + job.more_teachers
         lessons, record = open_lessons(
-            recipe, self.dataset, pixels, device, cache=job.cache, teacher=job.teacher, allow=job.allow
+            recipe, self.dataset, pixels, device, cache=job.cache, teachers=teachers, allow=job.allow
         )
         self.num_views = record.get("num_views")
         self.views = EpochViews(recipe.views.spec, recipe.views.seed, self.split, device)

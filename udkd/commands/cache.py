@@ -10,14 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from udkd.actors.cache_builder import build_cache
+from udkd.actors.cache_verifier import compare
 from udkd.console.terminal import BackendOption, DeviceOption, RecipeOption, SetOption, err, observed, out
-from udkd.formats.cache import Cache, CacheSummary, summarise, verify, weight_histogram
+from udkd.formats.cache import Cache, CacheSummary, strays, summarise, verify, weight_histogram
 from udkd.formats.config import load_recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder
 from udkd.parts.environment import choose_device
-from udkd.words.errors import CacheError, ConfigError
+from udkd.parts.team import Team
+from udkd.words.errors import CacheError, ConfigError, UserError
 from udkd.words.files import atomic
+from udkd.words.observer import SILENT
 
 BINS = 20
 BAR_CHARACTERS = 48
@@ -41,23 +44,73 @@ def build(
     ] = None,
     recipe: RecipeOption = "imagenet100-paper",
     overrides: SetOption = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option("--also", metavar="TEACHER", help="Another member of an ensemble (teacher.estimator=ensemble)."),
+    ] = None,
+    storage: Annotated[str | None, typer.Option(help="float16 or float32: short for teacher.storage.")] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            metavar="K",
+            help="For many classes: keep the K best and the mass of the others. Short for teacher.top_k.",
+        ),
+    ] = None,
     backend: BackendOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Ask the teacher once about every training sample and write down what it says.
 
-    Views, evaluation, teacher batch and precision come from the recipe, which should be the one to train with.
+    Views, evaluation, the teacher's batch, precision and estimator come from the recipe, which should be the one to train with.
     The same command goes on after an interruption; a larger --views adds views and leaves what is there untouched.
+    Several processes share the work under torchrun: torchrun --nproc-per-node 2 -m udkd cache build ...
     """
+    team = Team.join()
+    try:
+        _build(team, data, [teacher, *(also or [])], cache, views, recipe, overrides, storage, top_k, backend, device)
+    except UserError as error:
+        if team.leads:
+            raise
+        team.fail(error)
+        raise typer.Exit(1) from None
+
+
+def _build(
+    team: Team,
+    data: Path,
+    teachers: list[Path],
+    cache: Path,
+    views: str | None,
+    recipe: str,
+    overrides: list[str] | None,
+    storage: str | None,
+    top_k: int | None,
+    backend: str | None,
+    device: str,
+) -> None:
     if views is not None and views != "canonical" and not (views.isdecimal() and int(views) > 0):
         raise ConfigError(f"--views {views!r}; expected canonical or a number of views; change it")
     chosen = list(overrides or [])
     chosen += [f"teacher.views={views if views.isdecimal() else repr(views)}"] if views else []
     chosen += [f'data.backend="{backend}"'] if backend else []
+    chosen += [f'teacher.storage="{storage}"'] if storage else []
+    chosen += [f"teacher.top_k={top_k}"] if top_k is not None else []
     how = load_recipe(recipe, chosen)
-    dataset, folder = DatasetFolder.open(data), TeacherFolder.open(teacher)
+    dataset, folders = DatasetFolder.open(data), [TeacherFolder.open(teacher) for teacher in teachers]
     with observed() as observer:
-        built = build_cache(cache, dataset=dataset, teacher=folder, recipe=how, device=choose_device(device), observer=observer)
+        built = build_cache(
+            cache,
+            dataset=dataset,
+            teacher=folders[0],
+            others=folders[1:],
+            recipe=how,
+            device=team.device(choose_device(device)),
+            observer=observer if team.leads else SILENT,
+            team=team,
+        )
+    if not team.leads:
+        return
     if built.num_images:
         err.print(f"asked about {built.num_images:,} images in {built.seconds:.1f} s, {built.images_per_s:,.0f} images/s")
     else:
@@ -87,18 +140,91 @@ def info(
 
 
 @cache_app.command("verify")
-def verify_command(cache: CacheArgument) -> None:
-    """Check every block of every view against its checksum; damage is named and the exit code is 1."""
+def verify_command(
+    cache: CacheArgument,
+    recompute: Annotated[
+        str | None,
+        typer.Option(metavar="1%|COUNT", help="Also ask the teacher again about so many random (sample, view) pairs."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Dataset folder the cache was made of, for --recompute.")] = None,
+    teacher: Annotated[
+        list[Path] | None, typer.Option(help="Teacher folder, for --recompute; again for more of an ensemble, in its order.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which pairs --recompute draws.")] = 0,
+    backend: BackendOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Check every block of every view against its checksum; with --recompute also against the teacher.
+
+    Whatever is damaged, missing, no part of a cache or beyond the bounds is named, and the exit code is 1.
+    """
     opened = Cache.open(cache)
+    share = _share(recompute) if recompute is not None else None
+    if (data is None or not teacher) and share is not None:
+        raise ConfigError("--recompute needs the data and the teacher; expected --data FOLDER --teacher TEACHER; add them")
     damaged = verify(opened)
-    for view, block in damaged:
-        err.print(f"view {view}: block {block} does not match its checksum")
+    problems = [f"view {view}: block {block} does not match its checksum" for view, block in damaged] + strays(opened)
+    for problem in problems:
+        err.print(escape(problem))
     if damaged:
         raise CacheError(
             f"{len(damaged)} damaged blocks in views {', '.join(map(str, sorted({view for view, _ in damaged})))} of {cache}; "
             "expected none; delete those view files and run `udkd cache build` again: it computes what is missing"
         )
+    if problems:
+        raise CacheError(
+            f"{cache} is not as a build leaves it ({problems[0]}); expected views without a gap and nothing else; "
+            "run `udkd cache build` again for missing views, remove what is no part"
+        )
     out.print(f"{len(opened.views)} views, {opened.num_bytes / 1e6:,.1f} MB: every checksum matches")
+    if share is not None and data is not None and teacher:
+        _recompute(opened, share, data, teacher, seed, backend, device)
+
+
+def _share(text: str) -> float | int:
+    """A share of all pairs (float) or a number of them (int)."""
+    try:
+        value: float | int = float(text.removesuffix("%")) / 100 if text.endswith("%") else int(text)
+    except ValueError:
+        value = -1
+    if not (0 < value <= 1 if isinstance(value, float) else value > 0):
+        raise ConfigError(f"--recompute {text!r}; expected a share such as 1% or a number of pairs; change it")
+    return value
+
+
+def _recompute(
+    cache: Cache, share: float | int, data: Path, teachers: list[Path], seed: int, backend: str | None, device: str
+) -> None:
+    dataset = DatasetFolder.open(data)
+    total = len(dataset.split(cache.key.split).ids) * len(cache.views)
+    count = min(total, max(1, round(share * total)) if isinstance(share, float) else share)
+    with observed() as observer:
+        found = compare(
+            cache,
+            dataset=dataset,
+            teachers=[TeacherFolder.open(teacher) for teacher in teachers],
+            count=count,
+            seed=seed,
+            device=choose_device(device),
+            backend=backend or "auto",
+            observer=observer,
+        )
+    if found.error is not None:
+        out.print(
+            f"{cache.key.precision} moves a probability by up to {found.error.probability:.1e} from float32's, a weight by "
+            f"{found.error.weight:.1e}: two answers may be twice that apart"
+        )
+    out.print(
+        f"{found.num_pairs:,} of {total:,} pairs asked again: largest difference of a probability {found.probability:.2e} "
+        f"(bound {found.probability_bound:.2e}), of a weight {found.weight:.2e} (bound {found.weight_bound:.2e})"
+    )
+    if not found.holds:
+        too_far = found.probability > found.probability_bound
+        view, sample = found.worst_probability if too_far else found.worst_weight
+        raise CacheError(
+            f"{cache.folder} is not what this teacher says: id {sample} of view {view} is beyond the bound; "
+            "expected the same answers; build the cache again, or find what changed (pixels, drivers, versions)"
+        )
 
 
 def _labels(cache: Cache, data: Path) -> NDArray[np.int32]:
@@ -115,7 +241,9 @@ def _described(cache: Cache, summary: CacheSummary) -> Table:
         "size": f"{summary.num_bytes / 1e6:,.1f} MB, {summary.num_bytes / max(summary.num_targets, 1):.1f} bytes a target",
         "mean weight": f"{summary.mean_weight:.4f}",
         "mean entropy": f"{summary.mean_entropy:.4f} of {summary.max_entropy:.4f} nats",
-        "teacher": f"{key.teacher}, {key.precision} on {key.device}, weights {key.teacher_sha256[:16]}…",
+        **{f"mean {name.replace('_', ' ')}": f"{value:.4f}" for name, value in summary.mean_others.items()},
+        "teacher": f"{key.teacher}, {key.precision} on {key.device}, weights {_short(key.teacher_sha256)}",
+        "asked": key.estimator,
         "build": f"batch {key.teacher_batch}, blocks of {key.block_rows}, {_layout(cache)}, stored as {key.storage}",
         "data": f"{key.dataset_digest[:16]}…, {key.pixel_class}",
     }
@@ -127,6 +255,10 @@ def _described(cache: Cache, summary: CacheSummary) -> Table:
     for name, value in rows.items():
         table.add_row(name, escape(value))
     return table
+
+
+def _short(digests: str) -> str:
+    return " + ".join(f"{digest[:16]}…" for digest in digests.split(" + "))
 
 
 def _layout(cache: Cache) -> str:

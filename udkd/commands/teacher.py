@@ -29,12 +29,16 @@ def fit(
     teacher: TeacherArgument,
     recipe: RecipeOption = "imagenet100-paper",
     architecture: Annotated[str | None, typer.Option(help="Short for --set fit.architecture=NAME.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="cross_entropy, or evidential for a teacher that tells its vacuity. Short for fit.loss.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of TEACHER/run.")] = False,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Train a teacher on the dataset folder with hard labels, by the recipe's [fit] section and its training loop."""
     chosen = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
+    chosen += [f'fit.loss="{loss}"'] if loss else []
     how = load_recipe(recipe, chosen).for_teacher()
     refuse_existing(teacher)
     with observed() as observer, stop_requests() as stopped:

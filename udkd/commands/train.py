@@ -18,7 +18,8 @@ def train_command(
     out: Annotated[Path, typer.Option("--out", help="Run folder to make (or to go on with, with --resume).")],
     cache: Annotated[Path | None, typer.Option("--cache", help="Teacher cache, made by udkd cache build.")] = None,
     teacher: Annotated[
-        Path | None, typer.Option("--teacher", help="Teacher folder: asked live, or held against the cache's key.")
+        list[Path] | None,
+        typer.Option(help="Teacher folder: asked live, or held against the cache's key. Again for more of an ensemble."),
     ] = None,
     backend: BackendOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of OUT.")] = False,
@@ -41,7 +42,8 @@ def train_command(
                 out=out,
                 device=choose_device(device),
                 cache=cache,
-                teacher=teacher,
+                teacher=teacher[0] if teacher else None,
+                more_teachers=tuple(teacher[1:]) if teacher else (),
                 resume=resume,
                 allow=tuple(allow or ()),
                 observer=observer,

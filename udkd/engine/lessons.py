@@ -1,7 +1,7 @@
 """Where a batch's teacher logits and weights come from: the cache, a live teacher, or nowhere."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
@@ -9,18 +9,18 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from udkd.formats.cache import Cache, TargetTable
+from udkd.formats.cache import MAKERS, Cache, TargetTable
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder
 from udkd.operations import augment
 from udkd.parts.epoch_views import EpochViews
-from udkd.parts.frozen_teacher import FrozenTeacher, require_same_classes
+from udkd.parts.panel import Panel
 from udkd.parts.target_key import target_meaning
 from udkd.words.batch import Batch
 from udkd.words.errors import ConfigError
 from udkd.words.lesson import Lesson, Lessons
-from udkd.words.uncertainty import entropy_weight
+from udkd.words.uncertainty import UNCERTAINTY_OF, Weighing, weight
 
 
 @final
@@ -31,16 +31,34 @@ class NoLessons:
         return Lesson(logits=None, weight=None)
 
 
+REGULARISED_EPOCHS = 10
+"""Over which the evidential loss's regulariser grows to its whole weight: Sensoy et al., arXiv 1806.01768, section 4."""
+
+
+@final
+class Evidence:
+    """Hard labels by the evidential loss: the regulariser's weight min(1, epoch / 10); without a teacher a view is an epoch."""
+
+    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+        share = min(1.0, view / REGULARISED_EPOCHS)
+        return Lesson(logits=None, weight=torch.full(batch.labels.shape, share, device=batch.labels.device))
+
+
 @final
 class CachedLessons:
-    """A gather from the cache. Canonical targets are view 0 of the cache whatever the students see."""
+    """A gather from the cache. Canonical targets are view 0 of the cache whatever the students see.
 
-    def __init__(self, targets: Cache, device: torch.device) -> None:
+    labels_N: class indices of all ids, on the CPU, for weights that are held against them.
+    """
+
+    def __init__(
+        self, targets: Cache, device: torch.device, weighing: Weighing | None = None, labels_N: Tensor | None = None
+    ) -> None:
         self._canonical = targets.key.policy == "canonical"
 
         @lru_cache(maxsize=None)  # noqa: UP033 ("cache" is another word here)
         def table(view: int) -> TargetTable:
-            return targets.lookup_table(view, device)
+            return targets.lookup_table(view, device, weighing, labels_N)
 
         self._table = table
 
@@ -51,21 +69,29 @@ class CachedLessons:
 
 @final
 class LiveLessons:
-    """The teacher itself, on the very pixels of the cache and through the same packing: the same bits as CachedLessons.
+    """The teachers themselves, on the very pixels of the cache and through the same packing: the same bits as CachedLessons.
 
-    canonical: evaluation views to show the teacher; None shows it what the students see.
+    canonical: evaluation views to show them; None shows them what the students see.
+    weighing: one that needs no other samples.
     """
 
-    def __init__(self, teacher: FrozenTeacher, canonical: EpochViews | None) -> None:
-        self._teacher = teacher
+    def __init__(self, panel: Panel, canonical: EpochViews | None, weighing: Weighing | None = None) -> None:
+        self._panel = panel
         self._canonical = canonical
+        self._kind = (weighing or Weighing()).kind
 
     @torch.no_grad()
     def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
         if self._canonical is not None:
-            x_BCHW = augment.apply(batch.canvas, self._canonical.table(0).gather(batch.ids), self._canonical.spec)
-        packed = self._teacher.targets(x_BCHW)
-        return Lesson(logits=packed.logits, weight=entropy_weight(packed.entropy, self._teacher.num_classes))
+            view, table = 0, self._canonical.table(0)
+            x_BCHW = augment.apply(batch.canvas, table.gather(batch.ids), self._canonical.spec)
+        packed = self._panel.targets(x_BCHW, batch.ids, view)
+        logits_BC = packed.whole(self._panel.num_classes)
+        if self._kind == "constant":
+            return Lesson(logits=logits_BC, weight=None)
+        uncertainty_B = packed.uncertainties.get(UNCERTAINTY_OF.get(self._kind, ""))
+        members = self._panel.num_members
+        return Lesson(logits=logits_BC, weight=weight(self._kind, logits_BC, uncertainty_B, batch.labels, num_members=members))
 
 
 @final
@@ -86,22 +112,26 @@ def open_lessons(
     device: torch.device,
     *,
     cache: Path | None,
-    teacher: Path | None,
+    teachers: Sequence[Path],
     allow: Collection[str] = (),
 ) -> tuple[Lessons, dict[str, Any]]:
     """Whoever teaches a recipe's students, and what the run should record of it ("num_views": how many views recur).
 
-    cache, teacher: folders; a teacher beside a cache is held against its key. allow: fields of the key that may differ.
+    cache, teachers: folders; teachers beside a cache are held against its key. allow: fields of the key that may differ.
     Raises ConfigError where the folder that is needed was not given, MismatchError and CacheError where it does not fit.
     """
     if recipe.loss.beta == 0:
-        return NoLessons(), {}
+        return (Evidence() if recipe.loss.hard == "evidential" else NoLessons()), {}
     views = recipe.teacher.views
     record: dict[str, Any] = {} if views == "canonical" else {"num_views": views}
+    if len(teachers) == 1:
+        record["teacher"] = str(teachers[0].resolve())
+    elif teachers:
+        record["teachers"] = [str(teacher.resolve()) for teacher in teachers]
     if recipe.teacher.source == "cache":
-        lessons, more = _cached(recipe, dataset, pixel_class, device, cache, teacher, allow)
+        lessons, more = _cached(recipe, dataset, pixel_class, device, cache, teachers, allow)
     else:
-        lessons, more = _live(recipe, dataset, device, teacher)
+        lessons, more = _live(recipe, dataset, device, teachers)
     return (Unweighted(lessons) if recipe.loss.weight == "constant" else lessons), record | more
 
 
@@ -111,7 +141,7 @@ def _cached(
     pixel_class: str,
     device: torch.device,
     cache: Path | None,
-    teacher: Path | None,
+    teachers: Sequence[Path],
     allow: Collection[str],
 ) -> tuple[Lessons, dict[str, Any]]:
     if cache is None:
@@ -119,28 +149,38 @@ def _cached(
     targets = Cache.open(cache)
     expected = target_meaning(recipe, dataset, pixel_class)
     record: dict[str, Any] = {"cache": str(cache.resolve()), "cache_key": json.loads(targets.key.to_json())}
-    if teacher is not None:
-        info = TeacherFolder.open(teacher).info
-        expected |= {"teacher": info.architecture, "teacher_sha256": info.weights_sha256}
-        record["teacher"] = str(teacher.resolve())
+    if teachers:
+        infos = [TeacherFolder.open(teacher).info for teacher in teachers]
+        expected["teacher"] = " + ".join(info.architecture for info in infos)
+        expected["teacher_sha256"] = " + ".join(info.weights_sha256 for info in infos)
     record["allowed"] = targets.require(expected, allow)
     if recipe.teacher.views != "canonical":
         targets.require_views(recipe.teacher.views)
-    return CachedLessons(targets, device), record
+    weighing = recipe.loss.weighing
+    targets.require_uncertainty(weighing.kind)
+    labels_N = torch.from_numpy(dataset.split("train").labels.astype("int64")) if weighing.kind == "correctness" else None
+    return CachedLessons(targets, device, weighing, labels_N), record
 
 
-def _live(recipe: Recipe, dataset: DatasetFolder, device: torch.device, teacher: Path | None) -> tuple[Lessons, dict[str, Any]]:
-    if teacher is None:
+def _live(
+    recipe: Recipe, dataset: DatasetFolder, device: torch.device, teachers: Sequence[Path]
+) -> tuple[Lessons, dict[str, Any]]:
+    if not teachers:
         raise ConfigError("no teacher was given; expected --teacher TEACHER for teacher.source = live")
-    folder = TeacherFolder.open(teacher)
-    require_same_classes(folder, dataset)
-    frozen = FrozenTeacher.load(
-        folder,
-        device=device,
-        batch=recipe.teacher.batch,
-        precision=recipe.teacher.precision,
-        image_px=recipe.views.size_px,
-    )
+    weighing = recipe.loss.weighing
+    if weighing.needs_all:
+        setting = f"weight_control = {weighing.control}" if weighing.control != "none" else "weight_mean_one"
+        raise ConfigError(
+            f"loss.{setting} needs the weights of all samples, and a live teacher knows one batch; "
+            "expected teacher.source = cache; build a cache"
+        )
+    needed = UNCERTAINTY_OF.get(weighing.kind)
+    if needed is not None and needed not in recipe.teacher.estimation.uncertainties:
+        raise ConfigError(
+            f"loss.weight is {weighing.kind} and teacher.estimator {recipe.teacher.estimator}; expected one that gives "
+            f"{needed}: {' or '.join(MAKERS[needed])}; change one of them"
+        )
+    panel = Panel.load([TeacherFolder.open(teacher) for teacher in teachers], recipe, dataset, device)
     canonical = recipe.teacher.views == "canonical"
     shown = EpochViews(recipe.evaluation_spec, 0, dataset.split("train"), device) if canonical else None
-    return LiveLessons(frozen, shown), {"teacher": str(teacher.resolve()), "teacher_sha256": folder.info.weights_sha256}
+    return LiveLessons(panel, shown, weighing), {"teacher_sha256": panel.describe()["teacher_sha256"]}

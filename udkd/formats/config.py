@@ -13,7 +13,10 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from udkd.words.errors import ConfigError
-from udkd.words.losses import Direction, LossSettings
+from udkd.words.estimator import Estimator, EstimatorKind
+from udkd.words.losses import Direction, HardLoss, LossSettings
+from udkd.words.storage import Dtype, Storage
+from udkd.words.uncertainty import Weighing, WeightControl, WeightKind
 from udkd.words.views import Scheme, ViewSpec
 
 Precision = Literal["float32", "bfloat16"]
@@ -79,12 +82,30 @@ class TeacherSection(Section):
     )
     batch: int = Field(default=64, ge=1, description="the one batch shape that the teacher ever runs on")
     precision: Precision = "float32"
+    storage: Dtype = Field(default="float16", description="of cached logits, and of a live teacher's on their way to the loss")
+    top_k: int = Field(default=0, ge=0, description="keep a row's K best classes and the mass of the others; 0 keeps all")
+    estimator: EstimatorKind = Field(default="plain", description="how one target comes of it: udkd.words.estimator")
+    passes: int = Field(default=8, ge=2, le=1024, description="of mc_dropout")
+    dropout: float = Field(default=0.2, gt=0, lt=1, description="probability of mc_dropout, before the head")
+    dropout_seed: int = Field(default=0, ge=0, lt=2**63, description="names the masks of mc_dropout")
 
     @model_validator(mode="after")
     def _at_least_one_view(self) -> Self:
         if isinstance(self.views, int) and self.views < 1:
             raise ValueError(f"views is {self.views}; expected 'canonical' or a number of views from 1; change it")
         return self
+
+    @property
+    def estimation(self) -> Estimator:
+        """The estimator with its numbers."""
+        if self.estimator != "mc_dropout":
+            return Estimator(kind=self.estimator)
+        return Estimator(kind="mc_dropout", passes=self.passes, p=self.dropout, seed=self.dropout_seed)
+
+    @property
+    def stored(self) -> Storage:
+        """How logits are stored."""
+        return Storage(dtype=self.storage, top_k=self.top_k)
 
 
 class StudentSection(Section):
@@ -104,6 +125,7 @@ class FitSection(StudentSection):
 
     architecture: str = "resnet50"
     epochs: int = Field(default=50, ge=1)
+    loss: HardLoss = Field(default="cross_entropy", description="evidential: for teacher.estimator = evidential")
 
 
 class LossSection(Section):
@@ -115,12 +137,37 @@ class LossSection(Section):
     temperature: float = Field(default=4.0, gt=0)
     direction: Direction = "student_teacher"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    weight: Literal["entropy", "constant"] = "entropy"
+    hard: HardLoss = Field(default="cross_entropy", description="the loss of the label; evidential for teachers alone")
+    weight: WeightKind = Field(default="entropy", description="what weighs a sample's teacher term: udkd.words.uncertainty")
+    weight_control: WeightControl = Field(
+        default="none", description="equal_mean: every sample gets the weights' mean; shuffled: another sample's weight"
+    )
+    weight_mean_one: bool = Field(default=False, description="divide the weights by their mean")
+    weight_seed: int = Field(default=0, ge=0, lt=2**63, description="of weight_control = shuffled")
+
+    @model_validator(mode="after")
+    def _evidence_stands_alone(self) -> Self:
+        if self.hard == "evidential" and (self.beta or self.gamma or self.label_smoothing):
+            raise ValueError("hard is evidential; expected beta, gamma and label_smoothing of 0; set them, or fit.loss alone")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_vary(self) -> Self:
+        if self.weight == "constant" and self.weighing.needs_all:
+            raise ValueError(
+                "weight is constant and weight_control or weight_mean_one is set; expected a kind that varies; drop one"
+            )
+        return self
 
     @property
     def settings(self) -> LossSettings:
         """The loss's own settings."""
-        return LossSettings(**self.model_dump(exclude={"weight"}))
+        return LossSettings(**self.model_dump(exclude={name for name in LossSection.model_fields if name.startswith("weight")}))
+
+    @property
+    def weighing(self) -> Weighing:
+        """How uncertainties become weights."""
+        return Weighing(kind=self.weight, control=self.weight_control, mean_one=self.weight_mean_one, seed=self.weight_seed)
 
 
 class TrainSection(Section):
@@ -198,9 +245,11 @@ class Recipe(Section):
         """The recipe by which `fit` trains a teacher: one student, hard labels."""
         values = self.to_dict()
         fit = values["fit"]
-        values["students"] = [{name: value for name, value in fit.items() if name != "epochs"}]
+        values["students"] = [{name: value for name, value in fit.items() if name not in ("epochs", "loss")}]
         values["train"]["epochs"] = fit["epochs"]
-        values["loss"] |= {"alpha": 1.0, "beta": 0.0, "gamma": 0.0}
+        values["loss"] |= {"alpha": 1.0, "beta": 0.0, "gamma": 0.0, "hard": fit["loss"]}
+        if fit["loss"] == "evidential":
+            values["loss"]["label_smoothing"] = 0.0
         values["teacher"]["source"] = "none"
         return Recipe.of(values, "teacher recipe")
 

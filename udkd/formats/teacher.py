@@ -14,6 +14,7 @@ from torch import Tensor
 
 from udkd.words.errors import DataError, MismatchError
 from udkd.words.files import write_bytes, write_json
+from udkd.words.losses import HardLoss
 
 FORMAT = 1
 
@@ -26,6 +27,7 @@ class TeacherInfo:
     image_px, resize_px, scheme: the evaluation view its accuracy was measured on.
     accuracy: top1 and top5 in percent on the validation split, or empty where it was not measured.
     made: how it came to be (recipe, source file), for people.
+    loss: that its logits were fitted with; "evidential" ones are evidence (udkd.words.uncertainty.dirichlet).
     """
 
     architecture: str
@@ -36,6 +38,7 @@ class TeacherInfo:
     weights_sha256: str
     accuracy: Mapping[str, float]
     made: Mapping[str, Any]
+    loss: HardLoss = "cross_entropy"
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 

@@ -119,6 +119,16 @@ class KeyedDropout(nn.Module):
         return f"p={self.p}, layer={self.layer}"
 
 
+def sample_dropout(ids_B: Tensor, name: int, width: int, p: float) -> Tensor:
+    """A dropout mask [B, width] for each sample of its own, scaled to keep the mean: a pure function of (name, id, place).
+
+    ids_B: int64 [B], on any device. Who shares the batch does not matter, so a cached target is a live one.
+    """
+    row_B1 = _hash32(ids_B ^ (name & _32_BITS))[:, None]
+    bits_BF = _hash32(row_B1 + torch.arange(width, device=ids_B.device))
+    return (bits_BF >= int(p * 2**32)).float() / (1 - p)
+
+
 def _hash32(x: Tensor) -> Tensor:
     """A 32-bit integer hash in int64 arithmetic that cannot overflow: multipliers below 2**31.
 

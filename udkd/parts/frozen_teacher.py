@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder, require_classes
-from udkd.operations.models import build, first_difference
-from udkd.operations.targets import PackedTargets, pack
-from udkd.words.errors import DataError
+from udkd.operations.models import build, first_difference, sample_dropout
+from udkd.operations.targets import PackedTargets, joined, pack
+from udkd.words.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class FrozenTeacher:
     """A teacher in evaluation mode, without gradients.
 
     model: the network on `device`. batch: the one batch shape. precision: "float32" or "bfloat16" (autocast).
+    evidential: it was fitted with the evidential loss.
     """
 
     model: nn.Module
@@ -31,6 +32,7 @@ class FrozenTeacher:
     batch: int
     precision: str
     channels_last: bool
+    evidential: bool = False
 
     @classmethod
     def load(
@@ -62,28 +64,35 @@ class FrozenTeacher:
             batch=batch,
             precision=precision,
             channels_last=channels_last,
+            evidential=folder.info.loss == "evidential",
         )
 
     @torch.no_grad()
     def targets(self, x_BCHW: Tensor) -> PackedTargets:
-        """What the teacher says of normalised images [B, 3, H, W], packed as the cache packs it."""
-        blocks = [self._block(x_BCHW[start : start + self.batch]) for start in range(0, len(x_BCHW), self.batch)]
-        return PackedTargets(
-            logits=torch.cat([block.logits for block in blocks]), entropy=torch.cat([block.entropy for block in blocks])
-        )
+        """What the teacher says of normalised images [B, 3, H, W] in one pass, packed as the cache packs it."""
+        parts = [x_BCHW[start : start + self.batch] for start in range(0, len(x_BCHW), self.batch)]
+        return joined([pack(self.logits(part))[: len(part)] for part in parts])
 
-    def _block(self, x_BCHW: Tensor) -> PackedTargets:
-        count = len(x_BCHW)
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        block = torch.zeros((self.batch, *x_BCHW.shape[1:]), device=x_BCHW.device).to(memory_format=layout)
-        block[:count] = x_BCHW
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits_BC = self.model(block)
-        packed = pack(logits_BC.float())
-        return PackedTargets(logits=packed.logits[:count], entropy=packed.entropy[:count])
+    def logits(self, x_BCHW: Tensor) -> Tensor:
+        """Logits float32 [batch, C] of up to `batch` images; the rows beyond them are padding."""
+        with self._autocast():
+            logits_BC: Tensor = self.model(self._padded(x_BCHW))
+        return logits_BC.float()
+
+    def dropped_logits(self, x_BCHW: Tensor, ids_B: Tensor, names: list[int], p: float) -> Tensor:
+        """Logits float32 [M, batch, C] of up to `batch` images with dropout of probability `p` before the head.
+
+        ids_B: int64, sample ids; names: of the M passes. The rest of the network has no dropout and runs once.
+        ConfigError: a network that does not end in a linear layer.
+        """
+        ids_B = torch.nn.functional.pad(ids_B, (0, self.batch - len(ids_B)))
+        head, features_BF = self._head(x_BCHW)
+        masks = (sample_dropout(ids_B, name, features_BF.shape[1], p) for name in names)
+        with self._autocast():
+            return torch.stack([head(features_BF * mask_BF.to(features_BF.dtype)).float() for mask_BF in masks])
 
     def describe(self) -> dict[str, object]:
-        """What of the teacher decides the bits of its targets, by the names of CacheKey's fields."""
+        """What of the teacher decides the bits of its answers, by the names of CacheKey's fields."""
         return {
             "teacher": self.architecture,
             "teacher_sha256": self.weights_sha256,
@@ -94,6 +103,38 @@ class FrozenTeacher:
             "channels_last": self.channels_last,
             "teacher_batch": self.batch,
         }
+
+    def _head(self, x_BCHW: Tensor) -> tuple[nn.Linear, Tensor]:
+        """The last linear layer and what it is given, [batch, F]."""
+        seen: list[tuple[nn.Linear, Tensor, Tensor]] = []
+
+        def note(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+            assert isinstance(module, nn.Linear)
+            seen.append((module, given[0], result))
+
+        hooks = [module.register_forward_hook(note) for module in self.model.modules() if isinstance(module, nn.Linear)]
+        try:
+            with self._autocast():
+                logits_BC = self.model(self._padded(x_BCHW))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not seen or seen[-1][2] is not logits_BC or seen[-1][1].dim() != 2:
+            raise ConfigError(
+                f"{self.architecture} does not end in a linear layer; expected one to drop features before; "
+                "set teacher.estimator to plain or take another architecture"
+            )
+        return seen[-1][0], seen[-1][1]
+
+    def _padded(self, x_BCHW: Tensor) -> Tensor:
+        assert len(x_BCHW) <= self.batch, f"{len(x_BCHW)} images for a batch of {self.batch}"
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        block = torch.zeros((self.batch, *x_BCHW.shape[1:]), device=x_BCHW.device).to(memory_format=layout)
+        block[: len(x_BCHW)] = x_BCHW
+        return block
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def require_same_classes(teacher: TeacherFolder, dataset: DatasetFolder) -> None:

@@ -9,7 +9,7 @@ from udkd.words import views
 
 
 def target_meaning(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> dict[str, object]:
-    """The fields of a cache's key that follow from recipe, data and backend; the teacher's own are FrozenTeacher.describe()."""
+    """The fields of a cache's key that follow from recipe, data and backend; the teachers' own are Panel.describe()."""
     canonical = recipe.teacher.views == "canonical"
     return {
         "dataset_digest": dataset.digest,
@@ -22,4 +22,6 @@ def target_meaning(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> 
         "augment_version": augment.VERSION,
         "normalisation": {"mean": augment.MEAN, "std": augment.STD},
         "num_classes": len(dataset.classes),
+        "estimator": recipe.teacher.estimation.text,
+        "precision": recipe.teacher.precision,
     }

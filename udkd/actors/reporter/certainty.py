@@ -212,9 +212,10 @@ def _figures(weight: NDArray[np.float32], right: NDArray[np.bool_]) -> str:
 
 def _notes(inputs: ReportInputs, targets: Targets) -> list[str]:
     notes = [inputs.targets_from] if inputs.targets_from else []
-    if inputs.recipe.loss.weight != "entropy":
-        used = "all samples alike" if inputs.recipe.loss.weight == "constant" else "samples by another measure"
-        notes.append(f"This run did not use these weights: it weighed {used} (loss.weight = {inputs.recipe.loss.weight}).")
+    weighing = inputs.recipe.loss.weighing
+    if weighing.text != "entropy":
+        used = "all samples alike" if weighing.kind == "constant" else "samples by another measure"
+        notes.append(f"This run did not use these weights: it weighed {used} (loss.weight = {weighing.text}).")
     if not targets.canonical:
         notes.append(
             f"Training: these are the targets of augmented view 0, one of {targets.num_views} that training went through."

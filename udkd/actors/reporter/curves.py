@@ -57,7 +57,7 @@ def _losses(inputs: ReportInputs) -> list[Picture]:
         series = _per_student(inputs, [row["train"][term] for row in inputs.metrics])
         ends = [f"{line.label} {_way(line.values)}" for line in series]
         weight = f"{symbol} = {getattr(loss, key):g}"
-        w = "w included, " if term == "teacher" and loss.weight == "entropy" else ""
+        w = "w included, " if term == "teacher" and loss.weight != "constant" else ""
         span = "From the first epoch to the last" if len(inputs.metrics) > 1 else "In the only epoch"
         caption = f"{span} {listed(ends)} (epoch means, {w}before {weight})."
         pictures.append(_chart(f"loss-{term}", title, unit, caption, inputs, series, from_zero=True))

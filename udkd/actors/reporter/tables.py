@@ -238,7 +238,7 @@ def fits(inputs: ReportInputs, method: paper.Method) -> bool:
     gamma = loss.gamma if len(inputs.recipe.students) > 1 else 0.0
     pairs = ((loss.alpha, method.alpha), (loss.beta, method.beta), (gamma, method.gamma))
     same = all(math.isclose(own, wanted) for own, wanted in pairs)
-    return same and (method.weight is None or loss.weight == method.weight)
+    return same and (method.weight is None or loss.weighing.text == method.weight)
 
 
 def _accuracy(inputs: ReportInputs, method: paper.Method, student: str) -> tuple[float, float] | None:
@@ -280,7 +280,7 @@ def _taught(inputs: ReportInputs) -> bool:
 def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
     loss = inputs.recipe.loss
     gamma = loss.gamma if len(inputs.recipe.students) > 1 else 0.0
-    method = paper.Method(alpha=loss.alpha, beta=loss.beta, gamma=gamma, weight=loss.weight if loss.beta else None)
+    method = paper.Method(alpha=loss.alpha, beta=loss.beta, gamma=gamma, weight=loss.weighing.text if loss.beta else None)
     told = f"This run ({_symbols(method)}; {listed(inputs.student_names)})"
     told += " stands in the rows in bold." if any(row.strong for row in rows) else " is none of these rows."
     return f"{told} {more}".strip()

@@ -4,17 +4,23 @@ A cache is a folder with one file per view (view_file.py has the format), each w
 """
 
 from udkd.formats.cache.key import CacheKey
-from udkd.formats.cache.reader import Cache, TargetTable, verify
+from udkd.formats.cache.reader import MAKERS, Cache, strays, verify
 from udkd.formats.cache.summary import CacheSummary, summarise, weight_histogram
-from udkd.formats.cache.writer import CacheWriter, ViewWriter
+from udkd.formats.cache.tables import DeviceTable, TargetTable
+from udkd.formats.cache.writer import CacheWriter, Share, ViewWriter, join_view
 
 __all__ = [
+    "MAKERS",
     "Cache",
     "CacheKey",
     "CacheSummary",
     "CacheWriter",
+    "DeviceTable",
+    "Share",
     "TargetTable",
     "ViewWriter",
+    "join_view",
+    "strays",
     "summarise",
     "verify",
     "weight_histogram",

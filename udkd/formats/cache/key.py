@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from udkd.words.errors import CacheError, ConfigError
+from udkd.words.estimator import Estimator
+from udkd.words.storage import Storage
 
 FORMAT_VERSION = 1
 """Raise it whenever the meaning of any byte of a view file changes."""
@@ -30,7 +32,8 @@ class CacheKey:
     normalisation:   what the teacher's input was normalised with, as plain values (mean, std).
     num_classes:     C.
     teacher:         architecture; teacher_sha256 is of its weights.
-    estimator:       how one target comes from the teacher: "plain" is one pass in evaluation mode.
+    estimator:       how one target comes from the teacher, `udkd.words.estimator.Estimator.text`: "plain" is one pass in
+                     evaluation mode. Of an ensemble, teacher and teacher_sha256 name all members in order, between " + ".
 
     What produced the bits, the build: it moves the last bits of a target, not its meaning. All fields must agree to add
     views or to resume.
@@ -41,7 +44,7 @@ class CacheKey:
     channels_last:   layout of the teacher's activations.
     teacher_batch:   rows of the one batch shape that the teacher runs on.
     block_rows:      consecutive ids that are computed and check-summed together.
-    storage:         dtype of the stored logits, "float16" | "float32".
+    storage:         how logits are stored, `udkd.words.storage.Storage.text`: "float16" | "float32", "… top-32".
     uncertainties:   names of the stored float32 [N] arrays; "entropy" is always one.
     """
 
@@ -65,7 +68,7 @@ class CacheKey:
     channels_last: bool
     teacher_batch: int
     block_rows: int
-    storage: Literal["float16", "float32"] = "float16"
+    storage: str = "float16"
     uncertainties: tuple[str, ...] = ("entropy",)
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -77,6 +80,14 @@ class CacheKey:
         assert self.block_rows > 0, "a block holds at least one row"
         assert self.num_classes > 0, "a target has at least one class"
         assert self.uncertainties[:1] == ("entropy",), "the entropy is always stored, and first"
+        assert Storage.parse(self.storage).top_k < self.num_classes, "the top-k form leaves classes out"
+        Estimator.parse(self.estimator)
+
+    @property
+    def num_members(self) -> int:
+        """M, the predictions that one target is the mean of: networks of an ensemble, or passes with dropout."""
+        estimator = Estimator.parse(self.estimator)
+        return estimator.passes if estimator.kind == "mc_dropout" else self.teacher_sha256.count(" + ") + 1
 
     def to_json(self) -> str:
         """One line with sorted keys: equal keys give equal text."""

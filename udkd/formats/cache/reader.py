@@ -1,5 +1,6 @@
 """Reading a cache: what it holds, whether it fits, and its targets as a table on a device."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udkd.formats.cache.key import CacheKey, differences
+from udkd.formats.cache.tables import TargetTable, open_table
 from udkd.formats.cache.view_file import REBUILD, ViewFile, read_header, view_path
 from udkd.words.errors import CacheError, MismatchError
-from udkd.words.uncertainty import entropy_weight
+from udkd.words.uncertainty import UNCERTAINTY_OF, Weighing, WeightKind
+
+MAKERS = {"mutual_information": ("mc_dropout", "ensemble"), "vacuity": ("evidential",)}
+"""The estimators that give an uncertainty beyond entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,61 +89,37 @@ class Cache:
 
     def view_file(self, view: int) -> ViewFile:
         """Map one view; CacheError where its file is damaged outside the blocks."""
-        self.require_views(view + 1)
+        if view not in self.views:
+            self.require_views(view + 1)
         return ViewFile(view_path(self.folder, view))
 
     def targets(self, view: int) -> tuple[np.ndarray, NDArray[np.float32]]:
-        """Logits [N, C] and entropy float32 [N] of one view, memory-mapped and not verified; NaN marks excluded ids."""
+        """Logits as they are stored and entropy float32 [N] of one view, memory-mapped, not verified; NaN: an excluded id."""
         file = self.view_file(view)
         return file.logits, file.uncertainties["entropy"]
 
-    def lookup_table(self, view: int, device: torch.device) -> "TargetTable":
-        """One view's targets for training.
+    def require_uncertainty(self, kind: WeightKind) -> None:
+        """CacheError unless weights of a kind can be made of what is stored."""
+        needed = UNCERTAINTY_OF.get(kind)
+        if needed is not None and needed not in self.key.uncertainties:
+            makers = " or ".join(MAKERS[needed])
+            raise CacheError(
+                f"{self.folder} stores {', '.join(self.key.uncertainties)} (its teacher.estimator was {self.key.estimator}); "
+                f"expected {needed} for loss.weight = {kind}; build a cache with teacher.estimator = {makers}"
+            )
+
+    def lookup_table(
+        self, view: int, device: torch.device, weighing: Weighing | None = None, labels_N: Tensor | None = None
+    ) -> TargetTable:
+        """One view's targets for training, weighed by entropy where `weighing` is left out.
 
         On the CPU they stay memory-mapped, and a block is verified when a lookup first touches it; any other device gets
-        a copy that was verified whole. CacheError names a damaged block.
+        a copy that was verified whole, if it fits. labels_N: int64 [N], class indices of all ids, for weights that ask.
+        CacheError names a damaged block, or the uncertainty that is not stored.
         """
-        file = self.view_file(view)
-        logits_NC = torch.from_numpy(file.logits)
-        entropy_N = torch.from_numpy(file.uncertainties["entropy"])
-        if device.type == "cpu":
-            weight_N = entropy_weight(entropy_N, self.num_classes)
-            return TargetTable(logits_NC, weight_N, file)
-        for block in range(file.header.num_blocks):
-            file.require_block(block)
-        # The weight is derived where a live teacher's is: a division rounds differently on another device.
-        return TargetTable(logits_NC.to(device), entropy_weight(entropy_N.to(device), self.num_classes), None)
-
-
-class TargetTable:
-    """The targets of one view: a lookup is one gather for the logits and one for the weights.
-
-    logits: float16 or float32 [N, C]; weight: float32 [N], NaN for excluded ids. Both on the table's device.
-    """
-
-    def __init__(self, logits_NC: Tensor, weight_N: Tensor, unverified: ViewFile | None) -> None:
-        self.logits = logits_NC
-        self.weight = weight_N
-        self._file = unverified
-        self._verified: NDArray[np.bool_] = np.zeros(unverified.header.num_blocks if unverified else 0, np.bool_)
-
-    def lookup(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher logits [B, C] and weight float32 [B] of int64 ids [B] on the table's device.
-
-        CacheError (CPU): a damaged block. An excluded id is an assertion on the CPU and a NaN weight elsewhere, where
-        asking would make the device wait.
-        """
-        if self._file is not None:
-            self._verify(self._file, ids_B.numpy())
-        return self.logits.index_select(0, ids_B), self.weight.index_select(0, ids_B)
-
-    def _verify(self, file: ViewFile, ids_B: NDArray[np.int64]) -> None:
-        blocks = ids_B // file.header.key.block_rows
-        if not self._verified[blocks].all():
-            for block in np.unique(blocks[~self._verified[blocks]]).tolist():
-                file.require_block(block)
-                self._verified[block] = True
-        assert not np.isnan(file.uncertainties["entropy"][ids_B]).any(), "lookup of an excluded id"
+        weighing = weighing or Weighing()
+        self.require_uncertainty(weighing.kind)
+        return open_table(self.view_file(view), device, weighing, labels_N)
 
 
 def verify(cache: Cache) -> list[tuple[int, int]]:
@@ -152,4 +133,15 @@ def verify(cache: Cache) -> list[tuple[int, int]]:
 def finished_views(folder: Path) -> tuple[int, ...]:
     """Numbers of the views that stand under their final name, ascending."""
     numbers = (path.name.removeprefix("view-").removesuffix(".udkd") for path in folder.glob("view-*.udkd"))
-    return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
+    return tuple(sorted(int(n) for n in numbers if n.isdecimal() and view_path(folder, int(n)).name == f"view-{n}.udkd"))
+
+
+def strays(cache: Cache) -> list[str]:
+    """What in a cache's folder no build leaves there: file names that are none of its own, and "view N is missing"."""
+    known = {view_path(cache.folder, view).name for view in cache.views}
+    own = known | {f"{name}.partial" for name in known} | {".lock"}
+    unfinished = re.compile(r"view-\d{4,}\.udkd\.partial")
+    names = sorted(path.name for path in cache.folder.iterdir())
+    odd = [f"{name} is no part of a cache" for name in names if name not in own and not unfinished.fullmatch(name)]
+    odd += [f"{name}.partial stands beside the finished view" for name in sorted(known) if f"{name}.partial" in names]
+    return odd + [f"view {view} is missing" for view in range(max(cache.views)) if view not in cache.views]

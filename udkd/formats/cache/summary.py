@@ -1,6 +1,7 @@
 """What a cache says of its teacher, computed from the files alone."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ class CacheSummary:
     """Means over all targets of all views.
 
     num_targets: (sample, view) pairs. mean_weight: in [0, 1]. mean_entropy: nats; max_entropy is ln C.
+    mean_others: of the other stored uncertainties, by name.
     top1, top5: percent of targets whose label is the teacher's first guess, among its first five; None without labels.
     """
 
@@ -27,6 +29,7 @@ class CacheSummary:
     mean_weight: float
     mean_entropy: float
     max_entropy: float
+    mean_others: Mapping[str, float]
     top1: float | None
     top5: float | None
 
@@ -35,16 +38,20 @@ def summarise(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> Cach
     """Read every view once. labels_N: class indices of the split that the cache was made of, for the accuracies."""
     assert labels_N is None or len(labels_N) == cache.num_rows, f"{len(labels_N)} labels for {cache.num_rows} rows"
     count, weight, entropy, first, fifth = 0, 0.0, 0.0, 0, 0
+    others = dict.fromkeys(cache.key.uncertainties[1:], 0.0)
     for view in cache.views:
-        logits_NC, entropy_N = cache.targets(view)
+        file = cache.view_file(view)
+        entropy_N = file.uncertainties["entropy"]
         for start in range(0, cache.num_rows, _ROWS_AT_ONCE):
             here = np.flatnonzero(~np.isnan(entropy_N[start : start + _ROWS_AT_ONCE])) + start
             entropy_B = torch.from_numpy(entropy_N[here])
             count += len(here)
             entropy += float(entropy_B.double().sum())
             weight += float(entropy_weight(entropy_B, cache.num_classes).double().sum())
+            for name in others:
+                others[name] += float(file.uncertainties[name][here].astype(np.float64).sum())
             if labels_N is not None:
-                rank_B = label_rank(logits_NC[here], labels_N[here])
+                rank_B = label_rank(file.whole_logits(here), labels_N[here])
                 first, fifth = first + int((rank_B < 1).sum()), fifth + int((rank_B < 5).sum())
     return CacheSummary(
         num_views=len(cache.views),
@@ -53,6 +60,7 @@ def summarise(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> Cach
         mean_weight=weight / max(count, 1),
         mean_entropy=entropy / max(count, 1),
         max_entropy=math.log(cache.num_classes),
+        mean_others={name: total / max(count, 1) for name, total in others.items()},
         top1=None if labels_N is None else 100 * first / max(count, 1),
         top5=None if labels_N is None else 100 * fifth / max(count, 1),
     )
@@ -70,7 +78,7 @@ def weight_histogram(cache: Cache, bins: int) -> NDArray[np.int64]:
     """Targets of all views by weight: int64 [bins], equal steps from 0 to 1."""
     counts = np.zeros(bins, np.int64)
     for view in cache.views:
-        _, entropy_N = cache.targets(view)
+        entropy_N = cache.view_file(view).uncertainties["entropy"]
         weight_N = entropy_weight(torch.from_numpy(entropy_N[~np.isnan(entropy_N)]), cache.num_classes).numpy()
         counts += np.histogram(weight_N, bins=bins, range=(0.0, 1.0))[0]
     return counts

@@ -13,12 +13,17 @@ All numbers are little-endian. N rows (one for each id of the split, excluded on
           entropy    float32 [N], nats; then the key's other uncertainties, likewise
           checksums  uint32 [ceil(N / block_rows)]
 
-A block is `block_rows` consecutive ids; the last may be shorter. Its checksum is the crc32 of its index (uint64), its
-logits rows and its rows of each uncertainty, started from the header's crc32: a block copied from another place, view or cache
-is as wrong as a flipped bit. An excluded id has zeros as logits and NaN as every uncertainty, so a run that trains on one by
-mistake sees a loss that is not finite.
+In the top-k form of many classes, logits is [N, k], best first, and two arrays follow it:
+          classes    uint16 [N, k], uint32 where C > 65,536: whose logits they are
+          tail       float32 [N], the exact probability of the classes that were not kept
+The entropy is exact in both forms. `udkd.words.storage.rebuild` makes all C logits again; their softmax sums to 1.
 
-At C = 100 a row costs 204 bytes and its share of the header and the checksums.
+A block is `block_rows` consecutive ids; the last may be shorter. Its checksum is the crc32 of its index (uint64), its
+rows of each array in the file's order, started from the header's crc32: a block copied from another place, view or cache
+is as wrong as a flipped bit. An excluded id has zeros as logits (and classes) and NaN as the rest, so a run that trains on
+one by mistake sees a loss that is not finite.
+
+At C = 100 a row costs 204 bytes and its share of the header and the checksums; top-32 of any C up to 65,536 costs 136.
 """
 
 import json
@@ -30,10 +35,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from udkd.formats.cache.key import FORMAT_VERSION, CacheKey
 from udkd.words.errors import CacheError
+from udkd.words.storage import Storage, rebuild
 
 MAGIC = b"UDKDVIEW"
 ALIGNMENT = 64
@@ -71,9 +78,17 @@ class ViewHeader:
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
-        logits_dtype = {"float16": "<f2", "float32": "<f4"}[self.key.storage]
+        storage = Storage.parse(self.key.storage)
+        width = storage.top_k or self.key.num_classes
+        logits_dtype = {"float16": "<f2", "float32": "<f4"}[storage.dtype]
+        class_dtype = "<u2" if self.key.num_classes <= 1 << 16 else "<u4"
+        kept: list[tuple[str, str, tuple[int, ...]]] = [
+            ("classes", class_dtype, (self.num_rows, width)),
+            ("tail", "<f4", (self.num_rows,)),
+        ]
         shapes: list[tuple[str, str, tuple[int, ...]]] = [
-            ("logits", logits_dtype, (self.num_rows, self.key.num_classes)),
+            ("logits", logits_dtype, (self.num_rows, width)),
+            *(kept if storage.top_k else ()),
             *((name, "<f4", (self.num_rows,)) for name in self.key.uncertainties),
             ("checksums", "<u4", (self.num_blocks,)),
         ]
@@ -172,7 +187,8 @@ def _parse(path: Path, text: bytes) -> ViewHeader:
 class ViewFile:
     """A view file, memory-mapped. Nothing is read until it is asked for; nothing done to the arrays reaches the disk.
 
-    logits: [N, C]; uncertainties: by name, float32 [N]; checksums: uint32 [blocks].
+    logits: [N, C], or [N, k] in the top-k form; uncertainties: by name, float32 [N]; checksums: uint32 [blocks].
+    arrays: all but the checksums, by name, in the file's order.
     CacheError: see `read_header`, or bytes between the arrays that are not zeros.
     """
 
@@ -188,15 +204,23 @@ class ViewFile:
                 raise CacheError(f"{path}: bytes before array {spec.name} are not zeros; expected padding; {REBUILD}")
             end = start + spec.offset + spec.num_bytes
             arrays[spec.name] = np.asarray(mapped[start + spec.offset : end].view(spec.dtype).reshape(spec.shape))
-        self.logits: np.ndarray = arrays.pop("logits")
         self.checksums: NDArray[np.uint32] = arrays.pop("checksums")
-        self.uncertainties: Mapping[str, NDArray[np.float32]] = arrays
+        self.arrays: Mapping[str, np.ndarray] = arrays
+        self.logits: np.ndarray = arrays["logits"]
+        self.uncertainties: Mapping[str, NDArray[np.float32]] = {name: arrays[name] for name in self.header.key.uncertainties}
         self._header_checksum = self.header.checksum
+
+    def whole_logits(self, rows: NDArray[np.int64] | slice) -> np.ndarray:
+        """Logits of all C classes of some rows: as they are stored, or float32 rebuilt from the top-k form."""
+        if "classes" not in self.arrays:
+            return self.logits[rows]
+        logits, classes, tail = (torch.from_numpy(self.arrays[name][rows]) for name in ("logits", "classes", "tail"))
+        return rebuild(logits, classes, tail, self.header.key.num_classes).numpy()
 
     def block_is_whole(self, block: int) -> bool:
         """Whether a block's rows are those that its checksum was made of."""
         first, end = self.header.block_range(block)
-        rows = [self.logits[first:end], *(array[first:end] for array in self.uncertainties.values())]
+        rows = [array[first:end] for array in self.arrays.values()]
         return block_checksum(self._header_checksum, block, rows) == int(self.checksums[block])
 
     def damaged_blocks(self) -> list[int]:

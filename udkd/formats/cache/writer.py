@@ -6,6 +6,8 @@ off their checksums, so there is no journal that could disagree with the bytes.
 
 import contextlib
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +19,20 @@ from udkd.formats.cache.reader import finished_views
 from udkd.formats.cache.view_file import ViewFile, ViewHeader, block_checksum, read_header, view_path
 from udkd.words.errors import CacheError, MismatchError
 from udkd.words.files import FolderLock, fsync_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The blocks of a view that one of `size` processes computes: those whose number leaves `rank`."""
+
+    rank: int = 0
+    size: int = 1
+
+    def has(self, block: int) -> bool:
+        return block % self.size == self.rank
+
+
+ALL = Share()
 
 
 class CacheWriter:
@@ -56,24 +72,36 @@ class CacheWriter:
         """Numbers of the views that stand under their final name."""
         return finished_views(self.folder)
 
-    def view(self, view: int) -> "ViewWriter":
+    def view(self, view: int, share: Share = ALL) -> "ViewWriter":
         """Start or continue a view that is not finished."""
         assert view not in self.finished, f"view {view} is finished"
-        return ViewWriter(self.folder, ViewHeader(key=self.key, view=view, num_rows=len(self.excluded_N)), self.excluded_N)
+        header = ViewHeader(key=self.key, view=view, num_rows=len(self.excluded_N))
+        return ViewWriter(self.folder, header, self.excluded_N, share)
+
+
+def join_view(folder: Path, key: CacheKey, view: int, excluded_N: NDArray[np.bool_], share: Share) -> "ViewWriter":
+    """Write a share of a view that the process which holds the lock has started: see CacheWriter.view.
+
+    MismatchError: it was started with another key, by processes that differ in a thread count or a device, say.
+    """
+    header = ViewHeader(key=key, view=view, num_rows=len(excluded_N))
+    _require_same_key(_partial(folder, view), key)
+    return ViewWriter(folder, header, excluded_N, share)
 
 
 class ViewWriter:
     """Writes one view: `with writer.view(0) as view: …`; leaving it early keeps the partial file for a later build.
 
-    unfinished: the blocks still to write, in order.
+    unfinished: the blocks of the writer's share still to write, in order.
     CacheError: the disk cannot hold the view.
     """
 
-    def __init__(self, folder: Path, header: ViewHeader, excluded_N: NDArray[np.bool_]) -> None:
+    def __init__(self, folder: Path, header: ViewHeader, excluded_N: NDArray[np.bool_], share: Share = ALL) -> None:
         self.header = header
         self.final = view_path(folder, header.view)
-        self.partial = self.final.with_name(self.final.name + ".partial")
+        self.partial = _partial(folder, header.view)
         self._excluded_N = excluded_N
+        self._share = share
         self._start = header.data_start
         self._checksum = header.checksum
         is_new = not self._can_resume()
@@ -92,7 +120,11 @@ class ViewWriter:
         except BaseException:
             os.close(self._descriptor)
             raise
-        self.unfinished: list[int] = list(range(header.num_blocks)) if is_new else ViewFile(self.partial).damaged_blocks()
+        blocks: Iterable[int] = range(header.num_blocks)
+        if not is_new:
+            file = ViewFile(self.partial)
+            blocks = [block for block in blocks if share.has(block) and not file.block_is_whole(block)]
+        self.unfinished: list[int] = [block for block in blocks if share.has(block)]
 
     def __enter__(self) -> "ViewWriter":
         return self
@@ -107,21 +139,21 @@ class ViewWriter:
         first, end = self.header.block_range(block)
         return np.flatnonzero(~self._excluded_N[first:end]).astype(np.int64) + first
 
-    def write(self, block: int, logits: np.ndarray, *uncertainties: NDArray[np.float32]) -> None:
-        """Write a block: logits [n, C] and each uncertainty of the key [n], rows in the order of `ids(block)`.
+    def write(self, block: int, *arrays: np.ndarray) -> None:
+        """Write a block: each array of the file but the checksums, in its order, [n, …], rows in the order of `ids(block)`.
 
         CacheError: a value that is not finite, named by its id, or a full disk.
         """
         first, end = self.header.block_range(block)
         ids = self.ids(block)
         *row_specs, checksum_spec = self.header.arrays
-        assert len(uncertainties) == len(row_specs) - 1, f"{len(uncertainties)} uncertainties for {row_specs}"
+        assert len(arrays) == len(row_specs), f"{len(arrays)} arrays for {row_specs}"
         rows = []
-        for spec, given in zip(row_specs, (logits, *uncertainties), strict=True):
+        for spec, given in zip(row_specs, arrays, strict=True):
             assert given.dtype == np.dtype(spec.dtype), f"{spec.name}: {given.dtype}, expected {spec.dtype}"
             assert given.shape == (len(ids), *spec.shape[1:]), f"{spec.name}: {given.shape} for {len(ids)} ids"
             self._require_finite(spec.name, given, ids)
-            whole = np.full((end - first, *spec.shape[1:]), 0 if spec.name == "logits" else np.nan, spec.dtype)
+            whole = np.full((end - first, *spec.shape[1:]), 0 if spec.name in ("logits", "classes") else np.nan, spec.dtype)
             whole[ids - first] = given
             self._put(whole.tobytes(), self._start + spec.offset + first * (spec.num_bytes // self.header.num_rows))
             rows.append(whole)
@@ -133,6 +165,13 @@ class ViewWriter:
     def finish(self) -> None:
         """Give the view its final name, once all of it is on disk."""
         assert not self.unfinished, f"blocks {self.unfinished} of {self.partial} are unwritten"
+        if self._share.size > 1:  # the word of other processes is held against the bytes
+            damaged = ViewFile(self.partial).damaged_blocks()
+            if damaged:
+                raise CacheError(
+                    f"{self.partial}: blocks {', '.join(map(str, damaged[:5]))} are not written though every process is done; "
+                    "expected a folder that all of them share; build again where they do"
+                )
         try:
             os.fsync(self._descriptor)
         except OSError as error:
@@ -171,6 +210,11 @@ class ViewWriter:
                 f"the teacher's {name} of id {ids[np.argmin(finite)]} are not finite; expected finite numbers; "
                 "check the teacher's weights, or use precision float32"
             )
+
+
+def _partial(folder: Path, view: int) -> Path:
+    final = view_path(folder, view)
+    return final.with_name(final.name + ".partial")
 
 
 def _require_same_key(path: Path, key: CacheKey) -> None:

@@ -1,0 +1,34 @@
+"""SIGKILL at 20 random moments of real builds, also within a write, an fsync and a rename: the bytes are those of one build."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.udkd.kill_harness import KILLS, VIEWS
+from tests.udkd.test_cache_builder import make_dataset, make_teacher, run, views_of
+
+
+def test_twenty_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("udkd.actors.cache_builder.BLOCK_ROWS", 8)
+    (tmp_path / "data").mkdir()
+    dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")
+    command = [sys.executable, "-m", "tests.udkd.kill_harness", str(dataset.path), str(teacher.path), str(tmp_path / "killed")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], timeout=280, stdout=subprocess.PIPE, check=True)
+    attempts = json.loads(done.stdout.splitlines()[-1])
+    killed = [each for each in attempts if each["code"] == -signal.SIGKILL]
+    assert all(each["code"] in (0, -signal.SIGKILL) for each in attempts)
+    assert attempts[-1]["code"] == 0
+    assert len(killed) >= KILLS // 2, "most builds were hit before they ended"
+    assert any(each["after"] > 0 for each in killed)
+    assert all(each["after"] >= each["before"] + each["told"] for each in attempts), "what was said to be done was lost"
+    # A kill costs at most the block in work: all builds together computed no more than each block once and one a kill.
+    whole = run(tmp_path / "whole", dataset, teacher, VIEWS)
+    blocks = attempts[-1]["after"]
+    assert sum(each["told"] for each in attempts) <= blocks
+    assert whole.views == tuple(range(VIEWS))
+    assert views_of(tmp_path / "killed") == views_of(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}

@@ -1,0 +1,125 @@
+"""A run and its cache: what does not fit is refused by name, what is allowed is recorded, more views change nothing."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small import make_dataset, make_teacher, small_recipe
+from udkd.actors.cache_builder import build_cache
+from udkd.actors.trainer import Job, train
+from udkd.engine.lessons import open_lessons
+from udkd.formats.cache import Cache
+from udkd.formats.dataset import ClassName, DatasetFolder, Encoder
+from udkd.formats.dataset.header import content_digest
+from udkd.formats.run import RunFolder
+from udkd.formats.teacher import TeacherFolder
+from udkd.words.errors import MismatchError
+
+CPU = torch.device("cpu")
+PIXELS = "libjpeg islow, fancy upsampling"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"), per_class=8, val_per_class=2)
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> list[TeacherFolder]:
+    return [make_teacher(tmp_path_factory.mktemp("teacher"), dataset, seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teachers: list[TeacherFolder]) -> Cache:
+    folder = tmp_path_factory.mktemp("cache")
+    recipe = small_recipe("teacher.views=2")
+    return build_cache(folder, dataset=dataset, teacher=teachers[0], recipe=recipe, device=CPU).cache
+
+
+@pytest.mark.parametrize(
+    ("changed", "pixels", "teacher", "other_data", "fields"),
+    [
+        ((), PIXELS, 1, {}, ["teacher_sha256"]),
+        (("views.brightness=0.1", "views.scale=[0.5, 1.0]"), PIXELS, 0, {}, ["views.brightness", "views.scale"]),
+        (("views.seed=5",), PIXELS, 0, {}, ["seed"]),
+        ((), PIXELS, 0, {"digest": "e" * 64}, ["dataset_digest"]),
+        ((), "nvjpeg, fancy upsampling", 0, {}, ["pixel_class"]),
+        (("teacher.precision=bfloat16",), PIXELS, 0, {}, ["precision"]),
+        (("teacher.estimator=mc_dropout",), PIXELS, 0, {}, ["estimator"]),
+        (
+            ("views.seed=5", "teacher.precision=bfloat16"),
+            "nvjpeg",
+            1,
+            {},
+            ["pixel_class", "precision", "seed", "teacher_sha256"],
+        ),
+    ],
+)
+def test_another_circumstance_is_refused_by_name(
+    dataset: DatasetFolder,
+    teachers: list[TeacherFolder],
+    cache: Cache,
+    changed: tuple[str, ...],
+    pixels: str,
+    teacher: int,
+    other_data: dict[str, str],
+    fields: list[str],
+) -> None:
+    """Other weights, view spec, seed, dataset, decoder, precision: each field with both values; all may be allowed."""
+    recipe, data = small_recipe("teacher.views=2", *changed), dataclasses.replace(dataset, **other_data)
+
+    def opened(*allow: str) -> dict[str, object]:
+        folders = [teachers[teacher].path]
+        return open_lessons(recipe, data, pixels, CPU, cache=cache.folder, teachers=folders, allow=allow)[1]
+
+    with pytest.raises(MismatchError) as refusal:
+        opened()
+    assert [name for name, _, _ in refusal.value.fields] == fields
+    assert all(
+        f"{name}: stored {stored!r}, wanted {wanted!r}" in str(refusal.value) for name, stored, wanted in refusal.value.fields
+    )
+    with pytest.raises(MismatchError, match=fields[-1]):
+        opened(*fields[:-1])
+    assert opened(*fields)["allowed"] == fields
+
+
+def test_another_class_order_is_another_dataset() -> None:
+    """So a cache of the one is refused by the other's digest."""
+    classes = tuple(ClassName(wnid=wnid, name="") for wnid in ("ant", "bee"))
+    digests = [
+        content_digest(side=36, fit="pad", encoder=Encoder(quality=90, subsampling="4:2:0"), classes=order, splits={})
+        for order in (classes, classes[::-1])
+    ]
+    assert digests[0] != digests[1]
+
+
+def test_more_views_do_not_change_a_run(
+    tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder], cache: Cache
+) -> None:
+    """A run over two cached views, stopped; the cache grows to three; resumed, it ends as one that was left alone."""
+    recipe, asked = small_recipe("teacher.views=2"), 0
+
+    def soon() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 5
+
+    def job(name: str, **more: object) -> Job:
+        return Job(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache.folder, **more)  # type: ignore[arg-type]
+
+    assert not train(job("stopped", stopped=soon)).finished
+    assert train(job("whole")).finished
+    more = small_recipe("teacher.views=3")
+    grown = build_cache(cache.folder, dataset=dataset, teacher=teachers[0], recipe=more, device=CPU).cache
+    assert grown.views == (0, 1, 2)
+    assert train(job("stopped", resume=True)).finished
+    runs = [RunFolder.open(tmp_path / name) for name in ("stopped", "whole")]
+    assert [run.provenance["num_views"] for run in runs] == [2, 2]
+    assert [
+        [row["view"] for row in map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())] for run in runs
+    ] == [[0, 1, 0]] * 2
+    weights = [run.load().tensors for run in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])

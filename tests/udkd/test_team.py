@@ -1,0 +1,151 @@
+"""Several processes build one cache: the same bytes for 1, 2 and 3, under torchrun's own launcher; nobody is left over."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch.distributed import HashStore
+
+from tests.udkd.test_cache_builder import CPU, make_dataset, make_teacher, recipe, run, views_of
+from udkd.actors.cache_builder import build_cache
+from udkd.formats.dataset import DatasetFolder
+from udkd.formats.teacher import TeacherFolder
+from udkd.parts.team import Team, whole_machine_threads
+from udkd.words.errors import CacheError, DataError, UserError
+
+SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
+for override in (
+    "views.size_px=32", "views.resize_px=36", "evaluation.resize_px=36", "teacher.batch=8", "train.threads=1", "views.seed=3",
+    "data.workers=1",
+):  # fmt: skip
+    SETTINGS += ["--set", override]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("udkd.actors.cache_builder.BLOCK_ROWS", 8)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
+    return make_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+def torchrun(processes: int, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "tests.udkd.team_command", "cache", "build", str(dataset.path), str(teacher.path), str(cache)]
+    command += ["--views", "2", *SETTINGS]
+    return subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+    )
+
+
+def in_threads(size: int, folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: int = 2) -> list[object]:
+    """A team of threads with a store of torch's own: what each returned or raised."""
+    store, results = HashStore(), [None] * size
+    store.set_timeout(timedelta(seconds=60))
+
+    def build(rank: int) -> None:
+        team = Team(rank=rank, size=size, store=store)
+        try:
+            results[rank] = build_cache(folder, dataset=dataset, teacher=teacher, recipe=recipe(views), device=CPU, team=team)
+        except UserError as error:
+            results[rank] = error
+            if not team.leads:
+                team.tell("failed", str(error))
+
+    threads = [threading.Thread(target=build, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return results
+
+
+@pytest.mark.parametrize("size", [2, 3, 12])
+def test_any_size_gives_the_same_bytes(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, size: int) -> None:
+    """More processes than blocks, too."""
+    run(tmp_path / "one", dataset, teacher, 2)
+    built = in_threads(size, tmp_path / "team", dataset, teacher)
+    assert views_of(tmp_path / "team") == views_of(tmp_path / "one")
+    assert {each.num_images for each in built} == {2 * len(dataset.split("train").ids)}
+    grown = in_threads(2, tmp_path / "team", dataset, teacher, views=3)
+    assert {each.num_images for each in grown} == {len(dataset.split("train").ids)}
+
+
+def test_a_failing_member_is_heard(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise DataError("sample 41 of its own share is damaged")
+
+    monkeypatch.setattr("udkd.actors.cache_builder.join_view", broken)
+    leader, follower = in_threads(2, tmp_path, dataset, teacher)
+    assert isinstance(follower, DataError)
+    assert str(leader) == str(follower)
+
+
+def test_torchrun_kills_and_resume(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    """Three processes whose launcher is killed leave nobody behind; two go on; three build the same from nothing."""
+    run(tmp_path / "one", dataset, teacher, 2)
+    first = torchrun(3, dataset, teacher, tmp_path / "team")
+    children: list[psutil.Process] = []
+    deadline = time.monotonic() + 120
+    while first.poll() is None and not list((tmp_path / "team").glob("view-*")) and time.monotonic() < deadline:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(first.pid).children(recursive=True) or children
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.communicate(timeout=60)
+    assert len(children) == 3
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive, "a process outlived its launcher"
+    for processes, folder in ((2, tmp_path / "team"), (3, tmp_path / "fresh")):
+        again = torchrun(processes, dataset, teacher, folder)
+        said, _ = again.communicate(timeout=200)
+        assert again.returncode == 0, said
+        assert views_of(folder) == views_of(tmp_path / "one")
+        assert said.count("mean weight") == 1, "one process speaks"
+        assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def test_alone_without_torchrun() -> None:
+    assert Team.join({}) == Team()
+    assert Team.join({"WORLD_SIZE": "1", "RANK": "0"}).size == 1
+    assert Team().add("done", 3) == 3
+    assert Team(rank=1, size=2, local_rank=1).device(torch.device("cuda")) == torch.device("cuda", 1)
+    assert Team(rank=1, size=2, local_rank=1).device(CPU) == CPU
+
+
+def test_a_world_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("udkd.parts.team._die_with_parent", lambda: None)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(CacheError, match="expected to be started by torchrun"):
+        Team.join({"WORLD_SIZE": "3"})
+
+
+def test_threads_are_those_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("udkd.parts.team._environment_of", lambda process: {"PATH"})
+    assert 1 <= whole_machine_threads() <= len(os.sched_getaffinity(0))
+    monkeypatch.setattr("udkd.parts.team._environment_of", lambda process: {"OMP_NUM_THREADS"})
+    torch.set_num_threads(1)
+    assert whole_machine_threads() == 1

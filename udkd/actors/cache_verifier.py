@@ -1,0 +1,196 @@
+"""Asks the teacher again about random (sample, view) pairs and compares with what a cache holds."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from udkd.backends import choose, open_backend
+from udkd.engine.asking import ask
+from udkd.formats.cache import Cache, CacheKey
+from udkd.formats.config import Recipe
+from udkd.formats.dataset import DatasetFolder
+from udkd.formats.teacher import TeacherFolder
+from udkd.operations import augment
+from udkd.operations.targets import PackedTargets
+from udkd.parts.environment import set_threads
+from udkd.parts.panel import Panel
+from udkd.words import views
+from udkd.words.estimator import Estimator
+from udkd.words.observer import Observer, Silent
+from udkd.words.storage import Storage
+from udkd.words.uncertainty import WeightKind, weight
+
+PROBABILITY_BOUND = 2.5e-4
+"""Between a float32 teacher and its cached answer: 1.1e-4 of float16, and the last bits of other kernels or machines."""
+
+WEIGHT_BOUND = 2e-4
+
+_SILENT = Silent()
+_WEIGHTS: dict[str, WeightKind] = {
+    "entropy": "entropy",
+    "mutual_information": "mutual_information",
+    "vacuity": "vacuity",
+}
+_BATCHES_AT_ONCE = 8
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """The largest differences between fresh answers and cached ones.
+
+    probability, weight: absolute; worst_probability, worst_weight: the (view, id) where. error: of bfloat16, the largest
+    differences of the fresh answers from float32 ones; two answers are within twice that of each other. None in float32.
+    """
+
+    num_pairs: int = 0
+    probability: float = 0.0
+    weight: float = 0.0
+    worst_probability: tuple[int, int] = (0, 0)
+    worst_weight: tuple[int, int] = (0, 0)
+    error: "Comparison | None" = field(default=None)
+
+    @property
+    def probability_bound(self) -> float:
+        return PROBABILITY_BOUND + (2 * self.error.probability if self.error else 0.0)
+
+    @property
+    def weight_bound(self) -> float:
+        return WEIGHT_BOUND + (2 * self.error.weight if self.error else 0.0)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every cached answer is within the bounds."""
+        return self.probability <= self.probability_bound and self.weight <= self.weight_bound
+
+    def add(self, view: int, ids: NDArray[np.int64], probability_B: torch.Tensor, weight_B: torch.Tensor) -> None:
+        """Take in the largest absolute differences of each row."""
+        self.num_pairs += len(ids)
+        # NaN counts as the worst there is.
+        for name, values in (("probability", probability_B), ("weight", weight_B)):
+            values = values.nan_to_num(nan=float("inf"))
+            row = int(values.argmax())
+            if values[row] > getattr(self, name):
+                setattr(self, name, float(values[row]))
+                setattr(self, f"worst_{name}", (view, int(ids[row])))
+
+
+def compare(
+    cache: Cache,
+    *,
+    dataset: DatasetFolder,
+    teachers: Sequence[TeacherFolder],
+    count: int,
+    seed: int,
+    device: torch.device,
+    backend: str = "auto",
+    observer: Observer = _SILENT,
+) -> Comparison:
+    """Ask `teachers` again about `count` random (sample, view) pairs, drawn by `seed`.
+
+    Batch, precision, estimator and views are the cache's own. MismatchError: another dataset, teacher or pixel class.
+    """
+    key = cache.key
+    set_threads(key.threads if device.type == "cpu" else 0)
+    recipe, split = _recipe_of(key), dataset.split(key.split)
+    name, why = choose(backend, split, device)
+    observer.note(f"backend: {name}, because {why}")
+    with contextlib.closing(open_backend(name, split, device)) as opened:
+        cache.require(
+            {
+                "dataset_digest": dataset.digest,
+                "pixel_class": opened.describe(),
+                "views_version": views.VERSION,
+                "augment_version": augment.VERSION,
+                "normalisation": {"mean": augment.MEAN, "std": augment.STD},
+                "teacher": " + ".join(folder.info.architecture for folder in teachers),
+                "teacher_sha256": " + ".join(folder.info.weights_sha256 for folder in teachers),
+            }
+        )
+        panel = Panel.load(teachers, recipe, dataset, device)
+        exact = None
+        if recipe.teacher.precision != "float32":
+            exact = Panel.load(teachers, _recipe_of(key, precision="float32"), dataset, device)
+        result = Comparison(error=Comparison() if exact else None)
+        spec = views.ViewSpec(**{name: tuple(v) if isinstance(v, list) else v for name, v in key.views.items()})  # type: ignore[arg-type]
+        observer.start("teacher, again", count, "images")
+        for view, blocks in _pairs(cache, split.ids, count, seed, panel.batch * _BATCHES_AT_ONCE):
+            asked = [
+                ask(each, opened, split, spec, key.seed or 0, view, blocks, exactly=True) for each in (panel, exact) if each
+            ]
+            for ids, *answers in zip(blocks, *asked, strict=True):
+                result.add(view, ids, *_differences(answers[0], _stored(cache, view, ids), key))
+                if result.error is not None:
+                    result.error.add(view, ids, *_differences(answers[0], answers[1], key))
+                observer.advance(len(ids))
+        observer.finish()
+    return result
+
+
+def _pairs(
+    cache: Cache, ids: NDArray[np.int64], count: int, seed: int, rows: int
+) -> Iterator[tuple[int, list[NDArray[np.int64]]]]:
+    """Random pairs without repetition: for each view the ids, ascending, in pieces of `rows`."""
+    total = len(ids) * len(cache.views)
+    drawn = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False, shuffle=False))
+    for place, view in enumerate(cache.views):
+        chosen = ids[drawn[drawn // len(ids) == place] % len(ids)]
+        if len(chosen):
+            yield view, [chosen[start : start + rows] for start in range(0, len(chosen), rows)]
+
+
+def _stored(cache: Cache, view: int, ids: NDArray[np.int64]) -> PackedTargets:
+    arrays = {name: torch.from_numpy(array[ids]) for name, array in cache.view_file(view).arrays.items() if name != "classes"}
+    classes = cache.view_file(view).arrays.get("classes")
+    return PackedTargets(
+        logits=arrays["logits"],
+        uncertainties={name: arrays[name] for name in cache.key.uncertainties},
+        classes=None if classes is None else torch.from_numpy(classes[ids].astype(np.int64)),
+        tail=arrays.get("tail"),
+    )
+
+
+def _differences(fresh: PackedTargets, other: PackedTargets, key: CacheKey) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest absolute difference of any probability, and of any weight: float64 [B] each.
+
+    In the top-k form the classes that were not kept count as one: only their sum is stored.
+    """
+    p_BC = torch.softmax(fresh.logits.double(), dim=-1)
+    q_BC = torch.softmax(other.whole(key.num_classes).double(), dim=-1)
+    if other.classes is not None:
+        p_BC, q_BC = (_with_tail(each_BC, other.classes) for each_BC in (p_BC, q_BC))
+    apart = [
+        (_weight(_WEIGHTS[name], fresh, name, key) - _weight(_WEIGHTS[name], other, name, key)).abs()
+        for name in key.uncertainties
+    ]
+    return (p_BC - q_BC).abs().amax(-1), torch.stack(apart).amax(0).double()
+
+
+def _with_tail(p_BC: torch.Tensor, classes_Bk: torch.Tensor) -> torch.Tensor:
+    kept_Bk = p_BC.gather(1, classes_Bk)
+    return torch.cat([kept_Bk, 1 - kept_Bk.sum(1, keepdim=True)], dim=1)
+
+
+def _weight(kind: WeightKind, targets: PackedTargets, name: str, key: CacheKey) -> torch.Tensor:
+    return weight(kind, targets.whole(key.num_classes), targets.uncertainties[name], None, num_members=key.num_members)
+
+
+def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:
+    """A recipe that asks the teacher as the cache's build did."""
+    estimator, storage = Estimator.parse(key.estimator), Storage.parse(key.storage)
+    asked: dict[str, object] = {
+        "batch": key.teacher_batch,
+        "precision": key.precision.split(", ")[0],
+        "storage": storage.dtype,
+        "top_k": storage.top_k,
+        "estimator": estimator.kind,
+    }
+    if estimator.kind == "mc_dropout":
+        asked |= {"passes": estimator.passes, "dropout": estimator.p, "dropout_seed": estimator.seed}
+    size = key.views["size_px"]
+    return Recipe.of(
+        {"views": {"size_px": size}, "evaluation": {"resize_px": size}, "teacher": asked | teacher}, "the cache's key"
+    )

@@ -1,0 +1,51 @@
+"""How a row of logits is stored: whole, or its k best classes and the mass of the others.
+
+Letters: B batch, C classes, k kept classes.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Dtype = Literal["float16", "float32"]
+
+LOWEST = torch.finfo(torch.float16).min
+"""A finite logit whose probability is 0: an infinity would turn a student || teacher KL into NaN."""
+
+_TEXT = re.compile(r"(float16|float32)(?: top-([1-9]\d{0,8}))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """dtype: of stored logits. top_k: how many classes of a row are kept; 0 keeps all."""
+
+    dtype: Dtype = "float16"
+    top_k: int = 0
+
+    @property
+    def text(self) -> str:
+        """As a key holds it, such as "float16" or "float16 top-32"."""
+        return f"{self.dtype} top-{self.top_k}" if self.top_k else self.dtype
+
+    @classmethod
+    def parse(cls, text: str) -> "Storage":
+        """Undo `text`. Raises ValueError for anything else."""
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise ValueError(f"storage {text!r}; expected float16 or float32, with or without top-K")
+        return cls(dtype=match[1], top_k=int(match[2] or 0))  # type: ignore[arg-type]
+
+
+def rebuild(logits_Bk: Tensor, classes_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
+    """The logits of all classes from those of the k best, float32 [B, C], up to a constant per row.
+
+    The kept classes share 1 - tail as their logits say; the others share the tail alike. softmax of the result sums to 1.
+    logits_Bk: float16 or float32; classes_Bk: any integers; tail_B: float32, the exact mass of the classes that were not kept.
+    """
+    logits_Bk = logits_Bk.float()
+    share_B = torch.log(tail_B) - torch.log1p(-tail_B) + torch.logsumexp(logits_Bk, dim=-1)
+    each_B1 = (share_B - torch.log(tail_B.new_tensor(float(num_classes - logits_Bk.shape[1])))).clamp(min=LOWEST)[:, None]
+    return each_B1.expand(-1, num_classes).scatter(1, classes_Bk.long(), logits_Bk)
