@@ -24,7 +24,15 @@ APT = apt() { \
 		|| { $$sudo apt-get -qq update && $$sudo apt-get -qq install -y --no-install-recommends "$$@"; }; } >/dev/null 2>&1; }
 HEADERS := g++ pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: install test quickstart clean
+# `make study-gpu`: TARS is a folder with the images' tar files, STUDY where all goes, MINUTES what a piece may take.
+TARS ?= ../shared/data
+STUDY ?= runs/study-gpu
+EPOCHS ?= 20
+SEEDS ?= 0,1,2
+MINUTES ?= 8
+PYTHON3 = $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+
+.PHONY: install test quickstart study-gpu clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -38,6 +46,17 @@ test: install
 
 quickstart: install
 	$(BIN)/udkd quickstart
+
+# The paper's tables on 100 real classes, ResNet-50 teaching, in pieces: call it again until it says that all is finished.
+# No registry is asked: where .venv is missing, the machine's own python3 has to have the packages.
+study-gpu:
+	@begun=$$(date +%s); \
+	test -e $(STUDY)/data/dataset.json || $(PYTHON3) -m data_prep convert $(TARS)/tiny-imagenet-100-train-*.tar \
+		$(TARS)/tiny-imagenet-100-val.tar $(STUDY)/data --side 64 --formats resident || exit $$?; \
+	left=$$(awk "BEGIN { print $(MINUTES) - ($$(date +%s) - $$begun) / 60 }"); \
+	$(PYTHON3) -m udkd study table3 table1 table2 direction weights --recipe tiny-imagenet-100 --data $(STUDY)/data --out $(STUDY) \
+		--epochs $(EPOCHS) --seeds $(SEEDS) --device cuda --max-minutes $$left; \
+	code=$$?; test $$code != 75 || echo "a piece is done; run make study-gpu again for the next"; exit $$code
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

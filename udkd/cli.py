@@ -9,6 +9,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 import typer
 
 from udkd.commands.cache import cache_app
+from udkd.commands.export import export_command
+from udkd.commands.predict import predict_command
 from udkd.commands.quickstart import quickstart
 from udkd.commands.results import eval_command, report_command
 from udkd.commands.study import study_command
@@ -27,6 +29,8 @@ app.add_typer(cache_app, name="cache")
 app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("report")(report_command)
+app.command("export")(export_command)
+app.command("predict")(predict_command)
 app.command("study")(study_command)
 app.command("quickstart")(quickstart)
 

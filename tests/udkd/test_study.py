@@ -16,7 +16,7 @@ from tests.small import make_dataset, make_teacher
 from udkd.conductors.study import Site, StudyFolder, carry_out, make_plan, write_result
 from udkd.conductors.study.page import write_page
 from udkd.conductors.study.plan import Plan
-from udkd.conductors.study.results import AVERAGED, Outcome, RunResult, summarise
+from udkd.conductors.study.results import AVERAGED, Outcome, RunResult, counterpart, summarise
 from udkd.conductors.study.runner import Progress, run_path
 from udkd.conductors.study.tables import interval, main_comparisons, mean_sd, signed, table_csv
 from udkd.formats.config import load_recipe
@@ -172,7 +172,7 @@ def test_equal_runs_share_a_folder_and_others_do_not() -> None:
 def test_caches_are_shared_where_their_targets_are_equal() -> None:
     def name(*overrides: str) -> str:
         trial = small_plan().trials[1]
-        return dataclasses.replace(trial, recipe=load_recipe("smoke", overrides)).cache_name("teacher")
+        return dataclasses.replace(trial, recipe=load_recipe("smoke", overrides)).cache_name("data", "teacher")
 
     assert name() == name("train.epochs=9", "loss.alpha=0.1", "train.seed=3", "views.seed=5")
     assert name("teacher.views=2") == name("teacher.views=9")
@@ -229,6 +229,14 @@ def test_a_student_is_held_against_the_baseline_that_has_it() -> None:
     cost = next(found for found in summary.costs if found.arm == "both")
     assert cost.ratios == {"one": pytest.approx(8 / 6), "other": 2.0}
     assert cost.to_sum == pytest.approx(0.8)
+
+
+def test_numbered_students_are_held_against_their_architecture() -> None:
+    assert counterpart("resnet18-2", ["mobilenet_v2", "resnet18"]) == "resnet18"
+    assert counterpart("resnet18-2", ["resnet18-1", "resnet18-2"]) == "resnet18-2"
+    assert counterpart("resnet18", ["resnet18-1", "resnet18-2"]) == "resnet18-1"
+    assert counterpart(AVERAGED, ["resnet18"]) is None
+    assert counterpart("squeezenet1_1", ["squeezenet1_0"]) is None
 
 
 def test_runs_survive_json() -> None:

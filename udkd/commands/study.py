@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +23,8 @@ from udkd.conductors.study import (
     main_comparisons,
     make_plan,
     mean_sd,
+    measure_networks,
+    ratios,
     signed,
     write_result,
 )
@@ -37,8 +38,9 @@ TIME_IS_UP = 75
 
 
 def study_command(
-    study: Annotated[
-        str, typer.Argument(metavar="STUDY", help=f"A shipped study ({', '.join(shipped_studies())}) or a .toml file.")
+    studies: Annotated[
+        list[str],
+        typer.Argument(metavar="STUDY…", help=f"Shipped studies ({', '.join(shipped_studies())}) or .toml files."),
     ],
     data: Annotated[Path, typer.Option("--data", help="Dataset folder, made by udkd-prep convert.")],
     folder: Annotated[
@@ -46,6 +48,9 @@ def study_command(
     ],
     teacher: Annotated[
         Path | None, typer.Option("--teacher", help="Teacher folder; else one is fitted by the recipe's [fit] section.")
+    ] = None,
+    other_data: Annotated[
+        list[Path] | None, typer.Option("--other-data", help="For transfer: another dataset folder; may be given again.")
     ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Base recipe instead of the study's.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Short for --set train.epochs=N.")] = None,
@@ -58,37 +63,81 @@ def study_command(
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Run a grid of recipes and seeds, and say what its differences allow to be said.
+    """Run grids of recipes and seeds, and say what their differences allow to be said.
 
     The same command goes on after any interruption and skips what is done. The result is OUT/STUDY: index.html, study.json,
     table.csv (what seeds decide) and cost.csv (what clocks decide).
     """
-    chosen = [*(overrides or []), *([f"train.epochs={epochs}"] if epochs else [])]
-    plan = make_plan(Path(study).stem, load_study(study), recipe=recipe, overrides=chosen, seeds=_seeds(seeds))
-    where = choose_device(device)
-    if dry_run:
-        _show(estimate(plan, Site(data=data, folder=StudyFolder(out=folder, name=plan.name), device=where, teacher=teacher)))
-        return
-    _run(plan, data, folder, teacher, where, max_minutes)
-
-
-def _run(plan: Plan, data: Path, folder: Path, teacher: Path | None, device: torch.device, max_minutes: float | None) -> None:
     started = time.monotonic()
+    chosen = [*(overrides or []), *([f"train.epochs={epochs}"] if epochs else [])]
+    plans = [
+        make_plan(Path(name).stem, load_study(name), recipe=recipe, overrides=chosen, seeds=_seeds(seeds)) for name in studies
+    ]
+    where = choose_device(device)
     with observed() as observer, stop_requests() as asked:
-        site = Site(
-            data=data,
-            folder=StudyFolder(out=folder, name=plan.name),
-            device=device,
-            teacher=teacher,
-            observer=observer,
-            stopped=_until(started, max_minutes, asked),
-        )
-        progress = carry_out(plan, site)
-        result = write_result(plan, site, progress)
-        interrupted = asked()
+        for plan in plans:
+            site = Site(
+                data=data,
+                folder=StudyFolder(out=folder, name=plan.name),
+                device=where,
+                teacher=teacher,
+                observer=observer,
+                stopped=_until(started, max_minutes, asked),
+            )
+            if plan.study.kind == "networks":
+                _measure(plan, site, dry_run)
+            elif plan.study.kind == "teachers":
+                _compare(plan, site, other_data or [], dry_run)
+            elif dry_run:
+                _show(plan, estimate(plan, site))
+            else:
+                _run(plan, site, started, asked)
+
+
+def _run(plan: Plan, site: Site, started: float, asked: Callable[[], bool]) -> None:
+    progress = carry_out(plan, site)
+    result = write_result(plan, site, progress)
     out.print(_table(plan, result.summary))
     err.print(f"page: {escape(str(result.page))}", soft_wrap=True)
-    _end(progress, interrupted, started)
+    _end(progress, asked(), started)
+
+
+def _measure(plan: Plan, site: Site, dry_run: bool) -> None:
+    """A study that trains nothing."""
+    if dry_run:
+        out.print(f"{len(plan.arms)} networks to measure on this CPU: about a minute, nothing is trained", soft_wrap=True)
+        return
+    measured, page = measure_networks(plan, site.data, site.folder.result, site.observer)
+    table = Table("", "parameters", "fewer", "MB", "ms an image", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for own, ratio in zip(measured, ratios(plan, measured), strict=True):
+        size = f"{own.parameters_1000 / 1e6:.1f} M"
+        table.add_row(escape(own.arm), size, f"{ratio:.2f}×", f"{own.bytes / 1e6:.1f}", f"{own.latency_ms:.2f}")
+    out.print(table)
+    err.print(f"page: {escape(str(page))}", soft_wrap=True)
+
+
+def _compare(plan: Plan, site: Site, others: list[Path], dry_run: bool) -> None:
+    """A study of teachers."""
+    if site.teacher is not None:
+        raise ConfigError(f"--teacher with {plan.name}; expected it to fit its own teachers; drop --teacher")
+    if dry_run:
+        number = len(plan.trials) * (1 + len(others))
+        epochs = plan.base.fit.epochs
+        out.print(f"{number} teachers to fit, {epochs} epochs each, and to ask once about every training image", soft_wrap=True)
+        return
+    from udkd.conductors.study.transfer import compare_teachers  # matplotlib takes a second
+
+    result = compare_teachers(plan, site, others)
+    if result is None:
+        err.print("stopped at a checkpoint; the same command goes on")
+        raise typer.Exit(TIME_IS_UP)
+    table = Table("", "", "by", "n", "rho", box=None, pad_edge=False)
+    for pair in result[0]:
+        table.add_row(escape(pair.one), escape(pair.other), pair.level, f"{pair.n:,}", f"{pair.rho:.3f}")
+    out.print(table)
+    err.print(f"page: {escape(str(result[1]))}", soft_wrap=True)
 
 
 def _until(started: float, max_minutes: float | None, asked: Callable[[], bool]) -> Callable[[], bool]:
@@ -118,8 +167,9 @@ def _seeds(text: str | None) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _show(items: list[Item]) -> None:
-    table = Table("", "", "done", "still takes", box=None, pad_edge=False)
+def _show(plan: Plan, items: list[Item]) -> None:
+    title = escape(plan.study.title)
+    table = Table("", "", "done", "still takes", box=None, pad_edge=False, title=title, title_justify="left")
     for column in table.columns[2:]:
         column.justify = "right"
     for item in items:

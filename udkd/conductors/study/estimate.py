@@ -42,7 +42,7 @@ def estimate(plan: Plan, site: Site) -> list[Item]:
         items.append(
             Item(what="teacher", detail=fit.architecture, done=done, total=fit.epochs, seconds=(fit.epochs - done) * each)
         )
-    for name, trials in _caches(plan, teacher).items():
+    for name, trials in _caches(plan, dataset, teacher).items():
         widest = max(trials, key=lambda trial: trial.num_views)
         done = _views_done(site, name) if teacher else 0
         left = max(0, widest.num_views - done)
@@ -81,13 +81,13 @@ def _runs(plan: Plan, dataset: DatasetFolder, teacher: TeacherFolder | None, sit
     return items
 
 
-def _caches(plan: Plan, teacher: TeacherFolder | None) -> Mapping[str, list[Trial]]:
+def _caches(plan: Plan, dataset: DatasetFolder, teacher: TeacherFolder | None) -> Mapping[str, list[Trial]]:
     """Trials by the cache they need."""
     sha256 = teacher.info.weights_sha256 if teacher else ""
     found: dict[str, list[Trial]] = {}
     for trial in plan.trials:
         if trial.cached:
-            found.setdefault(trial.cache_name(sha256), []).append(trial)
+            found.setdefault(trial.cache_name(dataset.digest, sha256), []).append(trial)
     return found
 
 

@@ -46,11 +46,12 @@ class Trial:
         teacher = teacher_sha256 if self.taught else None
         return digest([without_data(self.recipe), dataset_digest, teacher])
 
-    def cache_name(self, teacher_sha256: str) -> str:
+    def cache_name(self, dataset_digest: str, teacher_sha256: str) -> str:
         """The folder of its cache: a digest of what decides its targets, but for their number of views."""
         recipe, canonical = self.recipe, self.recipe.teacher.views == "canonical"
         spec, seed = asdict(recipe.teacher_spec), None if canonical else recipe.views.seed
-        meaning = [canonical, spec, seed, recipe.teacher.precision, recipe.teacher.batch, recipe.data.backend, teacher_sha256]
+        asked = recipe.teacher.model_dump(mode="json", exclude={"source", "views"})
+        meaning = [canonical, spec, seed, asked, recipe.data.backend, dataset_digest, teacher_sha256]
         return ("canonical-" if canonical else "views-") + digest(meaning)
 
 

@@ -5,6 +5,7 @@ Accuracies are percent, differences percentage points.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +23,7 @@ from udkd.words.statistics import Difference, Spread, paired_difference, spread
 
 FORMAT, VERSION = "udkd-study", 1
 AVERAGED = "averaged"
+_NUMBER = re.compile(r"-\d+$")  # how a recipe tells students of one architecture apart
 FIGURES = {"last": "last epoch", "best": "best epoch"}
 
 
@@ -183,6 +185,14 @@ def _learners(arm: str, runs: Sequence[RunResult]) -> list[str]:
     return list(dict.fromkeys(outcome.learner for run in _of(arm, runs) for outcome in run.outcomes))
 
 
+def counterpart(learner: str, others: Sequence[str]) -> str | None:
+    """Whom a learner is held against: its namesake, else the one of its architecture (numbered where there are several)."""
+    if learner in others:
+        return learner
+    kind = _NUMBER.sub("", learner)
+    return next((other for other in others if _NUMBER.sub("", other) == kind), None)
+
+
 def _standing(arm: str, learner: str, runs: Sequence[RunResult]) -> Standing:
     outcomes = [outcome for run in _of(arm, runs) for outcome in run.outcomes if outcome.learner == learner]
     return Standing(
@@ -200,15 +210,15 @@ def _comparisons(study: Study, runs: Sequence[RunResult]) -> list[Comparison]:
     asked: list[tuple[str, str, str, str]] = []
     for arm in study.arms:
         for learner in _learners(arm.name, runs):
-            against = next((name for name in study.baseline if learner in _learners(name, runs)), None)
+            against = next((name for name in study.baseline if counterpart(learner, _learners(name, runs))), None)
             if against is not None and arm.name not in study.baseline:
                 asked.append((arm.name, against, learner, ""))
     for contrast in study.contrasts:
-        both = set(_learners(contrast.against, runs))
+        others = _learners(contrast.against, runs)
         asked += [
             (contrast.arm, contrast.against, learner, contrast.isolates)
             for learner in _learners(contrast.arm, runs)
-            if learner in both
+            if counterpart(learner, others)
         ]
     return [
         found
@@ -221,9 +231,10 @@ def _comparisons(study: Study, runs: Sequence[RunResult]) -> list[Comparison]:
 def _comparison(
     arm: str, against: str, learner: str, figure: str, isolates: str, runs: Sequence[RunResult]
 ) -> Comparison | None:
+    other_learner = counterpart(learner, _learners(against, runs))
     sides = [
-        {run.seed: getattr(outcome, figure) for run in _of(name, runs) if (outcome := run.outcome(learner))}
-        for name in (arm, against)
+        {run.seed: getattr(outcome, figure) for run in _of(name, runs) if (outcome := run.outcome(its))}
+        for name, its in ((arm, learner), (against, other_learner or ""))
     ]
     seeds = tuple(sorted(sides[0].keys() & sides[1].keys()))
     if not seeds:

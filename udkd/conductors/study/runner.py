@@ -104,7 +104,7 @@ def make_teacher(recipe: Recipe, dataset: DatasetFolder, site: Site) -> TeacherF
 def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, site: Site) -> Path:
     """The one cache of some trials, with as many views as any of them needs, built as far as it is not."""
     widest = max(trials, key=lambda trial: trial.num_views)
-    name = widest.cache_name(teacher.info.weights_sha256)
+    name = widest.cache_name(dataset.digest, teacher.info.weights_sha256)
     path = site.folder.cache(name)
     if _is_built(path, widest.num_views):
         return path
@@ -130,8 +130,9 @@ def _train(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, 
     cache = None
     if trial.cached:
         assert teacher is not None, "a taught trial has a teacher"
-        own = trial.cache_name(teacher.info.weights_sha256)
-        sharers = [other for other in plan.trials if other.cached and other.cache_name(teacher.info.weights_sha256) == own]
+        identity = dataset.digest, teacher.info.weights_sha256
+        own = trial.cache_name(*identity)
+        sharers = [other for other in plan.trials if other.cached and other.cache_name(*identity) == own]
         cache = make_cache(sharers, dataset, teacher, site)
     asked = teacher.path if teacher is not None and trial.taught else None
     _train_to_end(trial.recipe, run, dataset, site, cache=cache, teacher=asked)

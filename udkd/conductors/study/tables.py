@@ -29,7 +29,7 @@ def table_csv(summary: Summary) -> str:
             *(*_pair(standing.best), " ".join(map(str, standing.best_epochs))),
         )
         lines += [(*head, *_compared(comparison)) for comparison in own] or [(*head, *[""] * 10)]
-    return _csv(TABLE_HEAD, lines)
+    return csv_text(TABLE_HEAD, lines)
 
 
 def cost_csv(summary: Summary) -> str:
@@ -39,7 +39,7 @@ def cost_csv(summary: Summary) -> str:
         head = (cost.arm, cost.seconds.n, *_pair(cost.images_per_s), *_pair(cost.seconds))
         ratios = [*cost.ratios.items(), *([("all baselines together", cost.to_sum)] if cost.to_sum is not None else [])]
         lines += [(*head, name, _figure(ratio)) for name, ratio in ratios] or [(*head, "", "")]
-    return _csv(COST_HEAD, lines)
+    return csv_text(COST_HEAD, lines)
 
 
 def mean_sd(own: Spread, digits: int = 2) -> str:
@@ -81,7 +81,8 @@ def _figure(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _csv(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+def csv_text(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """A CSV file's text."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(head)

@@ -1,0 +1,66 @@
+"""The networks of a trained run, in evaluation mode: one student, or all of them averaged."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from udkd.formats.config import Recipe
+from udkd.formats.run import RunFolder
+from udkd.parts.students import make_students
+from udkd.words.errors import RunError
+
+AVERAGED = "averaged"
+
+
+class Averaged(nn.Module):
+    """The logarithm of the mean of several classifiers' probabilities, [B, C]: a softmax of it is that mean."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        log_p = [torch.log_softmax(model(x_BCHW).float(), dim=-1) for model in self.models]
+        return torch.logsumexp(torch.stack(log_p), dim=0) - math.log(len(log_p))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """name: the student's, or AVERAGED. model: float32, on the CPU, contiguous layout. classes: the outputs' wnids."""
+
+    name: str
+    model: nn.Module
+    recipe: Recipe
+    classes: tuple[str, ...]
+    step: int
+
+    @classmethod
+    def load(cls, run: RunFolder, student: str | None, *, averaged: bool) -> "Trained":
+        """Restore the newest checkpoint. Raises RunError: no checkpoint, no such student, none chosen of several."""
+        recipe = Recipe.of(run.config, str(run.path))
+        names = recipe.student_names()
+        if averaged and student is not None:
+            raise RunError(f"--student {student} and --averaged; expected one of them; drop one")
+        if student is None and not averaged and len(names) > 1:
+            raise RunError(f"{run.path} holds the students {', '.join(names)}; name one with --student, or take --averaged")
+        if student is not None and student not in names:
+            raise RunError(f"{run.path} holds no student {student!r}; expected one of {', '.join(names)}; correct --student")
+        if run.classes is None:
+            raise RunError(f"{run.path / 'run.json'} does not name its classes; expected them in order; train again")
+        checkpoint = run.load()
+        students = make_students(recipe, len(run.classes), torch.device("cpu"))
+        for each in students:
+            each.restore(dict(checkpoint.tensors))
+        chosen = [each.model for each in students if averaged or len(names) == 1 or each.name == student]
+        model = Averaged(chosen) if averaged else chosen[0]
+        model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+        return cls(
+            name=AVERAGED if averaged else (student or names[0]),
+            model=model,
+            recipe=recipe,
+            classes=tuple(run.classes),
+            step=int(checkpoint.progress["step"]),
+        )
