@@ -169,7 +169,8 @@ def pictures(folder: Path) -> dict[str, np.ndarray]:
     wanted["deep.png"] = np.dstack([(deep >> 8).astype(np.uint8)] * 3)
     wanted["alpha.png"] = rgb
     for name in ("palette.gif", "cmyk.jpg", "plain.jpg"):
-        wanted[name] = np.asarray(Image.open(folder / name).convert("RGB"))
+        with Image.open(folder / name) as image:
+            wanted[name] = np.asarray(image.convert("RGB"))
     return wanted
 
 
