@@ -19,11 +19,11 @@ from udkd.actors.predictor import evaluation_input, predict
 from udkd.actors.trainer import Job, train
 from udkd.backends import open_backend
 from udkd.engine.scoring import score
+from udkd.engine.trained import AVERAGED, Trained
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.operations.pictures import LONGEST_PX, read_picture
 from udkd.parts.epoch_views import EpochViews
-from udkd.parts.trained import AVERAGED, Trained
 from udkd.words.errors import DataError, MismatchError, RunError
 from udkd.words.views import ViewSpec
 

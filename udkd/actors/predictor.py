@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from udkd.engine.trained import Trained
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.operations import augment
 from udkd.operations.augment import ViewTable
 from udkd.operations.pictures import read_picture
-from udkd.parts.trained import Trained
 from udkd.words.errors import UserError
 from udkd.words.views import ViewSpec, draw
 

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from udkd.actors.predictor import Prediction, class_names, predict
 from udkd.console.terminal import err, out
+from udkd.engine.trained import Trained
 from udkd.formats.run import RunFolder
-from udkd.parts.trained import Trained
 
 StudentOption = Annotated[str | None, typer.Option("--student", help="Which student; may be left out where there is one.")]
 AveragedOption = Annotated[bool, typer.Option("--averaged", help="All students, their probabilities averaged.")]

@@ -14,12 +14,12 @@ from udkd.actors.exporter.graphs import INPUT, OUTPUT, Classifier, graphs, onnx_
 from udkd.actors.exporter.quantise import quantised
 from udkd.backends import open_backend
 from udkd.engine.scoring import Score, score
+from udkd.engine.trained import AVERAGED, Trained
 from udkd.formats.dataset import DatasetFolder, Split
 from udkd.formats.run import RunFolder
 from udkd.operations import augment
 from udkd.parts.environment import set_threads
 from udkd.parts.epoch_views import EpochViews
-from udkd.parts.trained import AVERAGED, Trained
 from udkd.words.errors import MismatchError, RunError
 from udkd.words.files import write_bytes, write_json
 from udkd.words.hashing import permutation
