@@ -43,11 +43,11 @@ def section(inputs: ReportInputs) -> Section | None:
 def _diagram(predictions: Predictions, voice: Voice) -> Picture:
     confidence, right = voice.answers.confidence, voice.answers.right(predictions.labels)
     bins, gap = reliability(confidence, right), _gap(predictions, voice)
-    how = "more than what holds" if gap > 0 else "no more than what holds"
+    how = f"it claims {abs(gap):.1f} points too {'much' if gap > 0 else 'little'}"
     chance = calibration_error_by_chance(confidence)
+    said, was = percent(100 * float(confidence.mean()), 1), percent(100 * float(right.mean()), 1)
     caption = (
-        f"It claims {percent(100 * float(confidence.mean()), 1)} and is right for {percent(100 * float(right.mean()), 1)} of "
-        f"{count(len(right), 'validation image')}: {how}, by {abs(gap):.1f} points on average. ECE "
+        f"It claims {said} on average and is right for {was} of {count(len(right), 'validation image')}: {how}. ECE "
         f"{percent(100 * bins.error, 1)}; a perfect network would show {percent(100 * chance, 1)} by chance."
     )
 

@@ -65,7 +65,7 @@ def chart(
         axes.grid(False)
         axes.grid(True, axis="x")
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("difference in accuracy, percentage points (images)")
+        axes.set_xlabel("difference, percentage points")
 
     caption = _caption(gains, names, ahead, behind)
     return picture(name, title, caption, draw, height=max(1.8, 0.75 + 0.19 * (rows[-1] + 1)))

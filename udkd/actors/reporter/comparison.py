@@ -14,7 +14,7 @@ from udkd.actors.reporter.voices import dodge, legend
 from udkd.actors.reporter.words import bounds, count, listed, sentence, short, signed
 from udkd.formats.predictions import Answers, Predictions, Targets
 from udkd.formats.run import flat
-from udkd.operations.analysis import Gain, gain, tenths
+from udkd.operations.analysis import LEVEL, Gain, gain, tenths
 
 _MOST = 3
 _IMAGES = 12
@@ -170,10 +170,11 @@ def _by_tenths(targets: Targets, matched: list[Match]) -> Picture:
         )
 
     ends = "; ".join(told(match, gains) for match, gains in lines if match.index >= 0 or len(lines) == 1)
+    made = len(lines) * groups
     clear = sum(found.verdict != "no clear difference" for _, gains in lines for found in gains)
     caption = (
         f"Points gained where the teacher is least sure, and where it is surest: {ends}. "
-        f"{clear} of {len(lines) * groups} intervals keep clear of 0."
+        f"{clear} of {made} intervals keep clear of 0; chance alone gives up to {(1 - LEVEL) * made:.2g}."
     )
 
     def draw(figure: Figure, palette: Palette) -> None:

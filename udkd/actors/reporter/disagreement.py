@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from udkd.actors.reporter import class_gains, gallery
 from udkd.actors.reporter.inputs import ReportInputs
 from udkd.actors.reporter.page import Block, Note, Picture, Pictures, Row, Section, Table
-from udkd.actors.reporter.style import Palette, picture
+from udkd.actors.reporter.style import MARKERS, Palette, picture
 from udkd.actors.reporter.words import count, listed, percent, short
 from udkd.formats.predictions import Predictions
 from udkd.operations.analysis import Pair, agreement, patterns, wilson
@@ -23,6 +25,7 @@ _IMAGES_EACH = 6
 _ALPHA = 0.5
 
 Side = tuple[str, NDArray[np.bool_]]
+Counted = tuple[str, dict[str, int]]
 
 
 def section(inputs: ReportInputs) -> Section | None:
@@ -103,53 +106,78 @@ def _squares(axes: Axes, palette: Palette, pair: Pair, total: int, names: list[s
 
 
 def _who_is_right(predictions: Predictions) -> Picture:
-    """Bars of images by which students are right; of many students by how many are."""
+    """Bars of images by which students are right, told by a row of their markers; of many students by how many are."""
     rows = right_patterns(predictions)
+    number = len(predictions.names)
     every, *by_teacher = sides(predictions)
 
     def draw(figure: Figure, palette: Palette) -> None:
-        axes = figure.subplots()
-        places = list(range(len(rows)))
-        left = np.zeros(len(rows))
-        parts = by_teacher or [every]
-        for index, (who, _) in enumerate(parts):
-            shares = np.array([100 * counts[who] / len(predictions.ids) for _, counts in rows])
-            axes.barh(
-                places,
-                shares,
-                0.72,
-                left=left,
-                label=who if by_teacher else "images",
-                linewidth=0.0 if index == 0 else 0.6,
-                facecolor=palette.fill if index == 0 else "none",
-                edgecolor=palette.mark,
-                hatch=None if index == 0 else "////",
-            )
-            left += shares
-        for place, (_, counts) in zip(places, rows, strict=True):
-            axes.annotate(
-                f"{counts['all']:,}",
-                (left[place], place),
-                (4, 0),
-                textcoords="offset points",
-                va="center_baseline",
-                fontsize=8,
-                color=palette.soft,
-            )
-        axes.set_yticks(places, [label for label, _ in rows])
+        if number > _MOST_PATTERNS:
+            axes = figure.subplots()
+            axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+            axes.tick_params(axis="y", length=0)
+        else:
+            beside, axes = figure.subplots(1, 2, sharey=True, width_ratios=(0.24 * number, 3))
+            _markers(beside, palette, number)
+            axes.tick_params(axis="y", length=0, labelleft=False)
+            handles = [Line2D([], [], **_mark(palette, index, True)) for index in range(number)]
+            names = [short(name, 22) for name in predictions.names]
+            figure.legend(handles, names, loc="outside upper left", ncols=2, fontsize=8, labelcolor=palette.soft)
+        _bars(axes, palette, rows, [who for who, _ in by_teacher or [every]], len(predictions.ids))
         axes.invert_yaxis()
-        axes.grid(False)
-        axes.grid(True, axis="x")
-        axes.set_xlim(0, 1.12 * max(1.0, float(left.max())))
-        axes.set_xlabel("validation images, % (number)")
-        if by_teacher:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, labelcolor=palette.soft)
 
-    height = 1.0 + 0.24 * len(rows)
+    height = 1.35 + 0.22 * len(rows)
     return picture("agreement", "Who is right", _caption(predictions), draw, height=height)
 
 
-def right_patterns(predictions: Predictions) -> list[tuple[str, dict[str, int]]]:
+def _markers(axes: Axes, palette: Palette, number: int) -> None:
+    """A row for each pattern: a student's marker is filled where it is right."""
+    for row, code in enumerate(_codes(number)):
+        for index in range(number):
+            axes.plot([index], [row], **_mark(palette, index, bool(code >> index & 1)))
+    axes.set_xlim(-0.6, number - 0.4)
+    axes.set_axis_off()
+
+
+def _mark(palette: Palette, index: int, right: bool) -> dict[str, Any]:
+    colour = palette.student(index)
+    look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "markersize": 6, "linestyle": "none"}
+    if right:
+        return look | {"markerfacecolor": colour, "markeredgecolor": colour}
+    return look | {"markerfacecolor": "none", "markeredgecolor": palette.rule}
+
+
+def _bars(axes: Axes, palette: Palette, rows: list[Counted], parts: list[str], total: int) -> None:
+    """Stacked by what the teacher says, the number at the end."""
+    places, left = list(range(len(rows))), np.zeros(len(rows))
+    for index, who in enumerate(parts):
+        shares = np.array([100 * counts[who] / total for _, counts in rows])
+        axes.barh(
+            places,
+            shares,
+            0.72,
+            left=left,
+            label=who if len(parts) > 1 else "images",
+            linewidth=0.0 if index == 0 else 0.6,
+            facecolor=palette.fill if index == 0 else "none",
+            edgecolor=palette.mark,
+            hatch=None if index == 0 else "////",
+        )
+        left += shares
+    for place, (_, counts) in zip(places, rows, strict=True):
+        where = (left[place], place)
+        text, offset = f"{counts['all']:,}", (4, 0)
+        axes.annotate(text, where, offset, textcoords="offset points", va="center", fontsize=8, color=palette.soft)
+    axes.grid(False)
+    axes.grid(True, axis="x")
+    axes.set_xlim(0, 1.15 * max(1.0, float(left.max())))
+    axes.set_xlabel("validation images, % (number)")
+    if len(parts) > 1:
+        above = (-0.02, 1)
+        axes.legend(loc="lower left", bbox_to_anchor=above, ncols=2, borderaxespad=0, fontsize=8, labelcolor=palette.soft)
+
+
+def right_patterns(predictions: Predictions) -> list[Counted]:
     """Rows in words, the most students first, each with its number of images by side (see `sides`)."""
     right = np.stack([answers.right(predictions.labels) for answers in predictions.students])
     number = len(right)
@@ -158,8 +186,15 @@ def right_patterns(predictions: Predictions) -> list[tuple[str, dict[str, int]]]
         hits = right.sum(axis=0)
         tallies = {who: np.bincount(hits[among], minlength=number + 1) for who, among in sides(predictions)}
         return [(f"{k} of {number} right", {who: int(t[k]) for who, t in tallies.items()}) for k in range(number, -1, -1)]
-    codes = sorted(range(1 << number), key=lambda code: (-code.bit_count(), code))
-    return [(_pattern(predictions.names, code), {who: int(tally[code]) for who, tally in counted.items()}) for code in codes]
+    return [
+        (_pattern(predictions.names, code), {who: int(tally[code]) for who, tally in counted.items()})
+        for code in _codes(number)
+    ]
+
+
+def _codes(number: int) -> list[int]:
+    """Patterns of so many students, the most right first: bit s is student s."""
+    return sorted(range(1 << number), key=lambda code: (-code.bit_count(), code))
 
 
 def _pattern(names: Sequence[str], code: int) -> str:
@@ -208,10 +243,13 @@ def _table(predictions: Predictions, pairs: list[tuple[int, int]]) -> Table:
     return Table(
         name="pairs",
         title="Pairs of students, validation images",
-        head=("", "both right", *heads, "both wrong", "of these one guess", "1st right where they part, %"),
+        head=("", "both right", *heads, "both wrong", "same guess", "1st wins, %"),
         rows=rows,
         caption=told,
-        notes=("In brackets the 95 % interval of a share (Wilson). “One guess”: both name the same wrong class.",),
+        notes=(
+            "“Same guess”: both name one wrong class. “1st wins”: how often the first is right where exactly one is, with the "
+            "95 % interval of a share (Wilson).",
+        ),
     )
 
 
