@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 
 from udkd.formats.cache import Cache, CacheKey, CacheWriter, verify
 from udkd.formats.cache.view_file import ViewHeader, view_path
+from udkd.operations.targets import pack
 from udkd.words.errors import BusyError, CacheError, ConfigError, MismatchError
+from udkd.words.storage import Storage
 from udkd.words.uncertainty import entropy_weight
 
 CLASSES = 11
@@ -238,6 +240,45 @@ def test_key_is_strict() -> None:
     ):
         with pytest.raises(CacheError):
             CacheKey.from_json(bad)
+
+
+TOP_K = dataclasses.replace(KEY, storage="float16 top-3", estimator="ensemble", uncertainties=("entropy", "mutual_information"))
+
+
+def test_size_of_the_top_k_form() -> None:
+    key = dataclasses.replace(KEY, num_classes=1000, block_rows=256, storage="float16 top-32")
+    header = ViewHeader(key=key, view=3, num_rows=1_281_167)
+    assert header.num_bytes / header.num_rows <= 136.1
+    assert {spec.name: spec.dtype for spec in header.arrays}["classes"] == "<u2"
+    wide = ViewHeader(key=dataclasses.replace(key, num_classes=70_000), view=0, num_rows=10)
+    assert {spec.name: spec.dtype for spec in wide.arrays}["classes"] == "<u4"
+    with pytest.raises(CacheError, match="leaves classes out"):
+        CacheKey.from_json(TOP_K.to_json().replace("top-3", "top-11"))
+
+
+def test_a_flipped_bit_of_the_top_k_form(tmp_path: Path) -> None:
+    """Every array with its checksum: three best of eleven classes, what the others share, two uncertainties."""
+    z = torch.randn(ROWS, CLASSES, generator=torch.Generator().manual_seed(0)) * 4
+    packed = pack(z, Storage(top_k=3), {"mutual_information": torch.rand(ROWS)})
+    with CacheWriter(tmp_path, TOP_K, EXCLUDED) as writer, writer.view(0) as view:
+        for block in list(view.unfinished):
+            rows = {name: array[view.ids(block)].numpy() for name, array in packed.arrays.items()}
+            view.write(block, *(rows[name].astype("<u2") if name == "classes" else rows[name] for name in rows))
+        view.finish()
+    cache, ids = Cache.open(tmp_path), torch.from_numpy(np.flatnonzero(~EXCLUDED))
+    logits, _ = cache.lookup_table(0, torch.device("cpu")).lookup(ids)
+    assert torch.equal(logits, packed.whole(CLASSES)[ids])
+    assert np.array_equal(cache.view_file(0).whole_logits(ids.numpy()), logits.numpy())
+    path, rng = view_path(tmp_path, 0), random.Random(1)
+    good = path.read_bytes()
+    for _ in range(120):
+        bad = bytearray(good)
+        bad[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        try:
+            assert len(verify(Cache.open(tmp_path))) == 1
+        except CacheError as error:
+            assert str(path) in str(error)  # noqa: PT017
 
 
 def test_any_flipped_bit_is_found_and_named(tmp_path: Path) -> None:

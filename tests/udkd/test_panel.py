@@ -107,6 +107,15 @@ def test_ensemble_in_float64(teachers: list[TeacherFolder], dataset: DatasetFold
     assert asked.describe()["teacher_sha256"] == " + ".join(each.info.weights_sha256 for each in teachers[:2])
 
 
+def test_another_batch_shape_moves_a_probability_by_less_than_2e_5(
+    teachers: list[TeacherFolder], dataset: DatasetFolder
+) -> None:
+    eight, three = (panel(teachers, dataset, "ensemble", batch=batch).predictions(IMAGES, IDS, 0) for batch in (8, 3))
+    apart = torch.softmax(eight.logits.double(), -1) - torch.softmax(three.logits.double(), -1)
+    assert apart.abs().max() < 2e-5
+    assert (eight.entropy - three.entropy).abs().max() < 1e-4
+
+
 def test_mc_dropout_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
     """With the masks as given: dropout before the head, the rest of the network as ever."""
     asked = panel(teachers, dataset, "mc_dropout", passes=3, dropout=0.4)

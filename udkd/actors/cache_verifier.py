@@ -188,6 +188,8 @@ def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:
         "top_k": storage.top_k,
         "estimator": estimator.kind,
     }
+    levers = {"folded": "batch norm folded" in key.precision, "compile": "compiled" in key.precision}
+    asked |= {name: True for name, on in levers.items() if on}
     if estimator.kind == "mc_dropout":
         asked |= {"passes": estimator.passes, "dropout": estimator.p, "dropout_seed": estimator.seed}
     size = key.views["size_px"]

@@ -101,7 +101,10 @@ class RichObserver:
 
     def _print_progress(self, task: Task) -> None:
         speed = f", {task.speed:,.0f} {task.fields['unit']}/s" if task.speed else ""
-        err.print(f"{task.description}: {task.completed:,.0f}/{task.total:,.0f}{speed}  {task.fields['figures']}".rstrip())
+        left = f", {task.time_remaining:,.0f} s left" if task.time_remaining else ""
+        err.print(
+            f"{task.description}: {task.completed:,.0f}/{task.total:,.0f}{speed}{left}  {task.fields['figures']}".rstrip()
+        )
 
 
 @contextmanager
