@@ -189,6 +189,20 @@ def verify(folder: FolderArgument) -> None:
 
 
 @app.command()
+def sheet(
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Argument(help="The PNG file to write.", show_default=False)],
+    split: Annotated[Literal["train", "val"], typer.Option(help="Which images.")] = "train",
+    images: Annotated[int, typer.Option(help="How many, spread evenly over the classes.")] = 48,
+) -> None:
+    """Write a contact sheet: stored images with their classes, and what was fixed."""
+    from data_prep.sheet import sheet as write_sheet
+
+    count = write_sheet(folder, out, split=split, images=images)
+    print(f"{out}: {count} images")
+
+
+@app.command()
 def synth(
     folder: Annotated[Path, typer.Argument(help="The ImageFolder tree to write.", show_default=False)],
     classes: Annotated[int, typer.Option(help="Number of classes, in pairs that are easily confused.", min=2)] = 10,

@@ -1,0 +1,148 @@
+"""Conversion of full-size images: ours, with and without the checks of every pixel, and FFCV's own DatasetWriter."""
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from matplotlib.figure import Figure
+from PIL import Image
+
+import data_prep.jpeg
+from benchmarks.common.figures import Palette, bars, draw
+from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.timing import Variant, side_by_side
+from data_prep.convert import ConvertSettings, convert
+from data_prep.image import PixelSettings, prepare
+from data_prep.sources import open_sources
+from udkd.formats.dataset import DatasetFolder
+from udkd.words.errors import ConfigError
+from udkd.words.observer import SILENT
+
+EXPECTATION = """Whole conversions, same images, same number of processes. Passing bytes through costs us one strict decode an
+image (500 x 375 px: 3 ms), which FFCV's jpg mode at the same size spares when nothing is resized but pays in full with
+max_resolution, where it decodes, resizes and encodes as our squash does; so pad is about as fast as FFCV's writer with
+max_resolution 512 or faster, although it checks every pixel and syncs every file. Squash to 256 (Lanczos, q95) is within 1.5 of
+FFCV's resize (area, q90). Without the strict decode pad runs at the speed of reading and hashing, five times faster."""
+
+
+def main(
+    source: Annotated[Path, typer.Argument(help="A tar or folder of full-size images.", show_default=False)],
+    images: Annotated[int, typer.Option(min=1, help="Images in each conversion; the source is repeated to get there.")] = 1200,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 takes one per core.")] = 0,
+    rounds: RoundsOption = 5,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Time whole conversions, start of processes and durable files included."""
+    count = workers or len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="udkd-benchmark-") as place:
+        root = Path(place)
+        found = _repeat(source, root / "images", images)
+        record = Record.begin("convert", EXPECTATION, torch.device("cpu"), {"images": images, "workers": count})
+        record.put("source_mb", round(sum(path.stat().st_size for path in found) / 1e6, 1))
+        variants = [
+            Variant("ours, pad 512, every pixel checked", _ours(root, count), items=images),
+            Variant("ours, pad 512, all formats", _ours(root, count, formats=("resident", "ffcv", "dali")), items=images),
+            Variant("ours, squash 256", _ours(root, count, side=256, fit="squash"), items=images),
+            Variant("ffcv, jpg as it is", _ffcv(root, found, count), items=images),
+            Variant("ffcv, jpg, at most 512 px, q90", _ffcv(root, found, count, max_resolution=512), items=images),
+            Variant("ffcv, jpg, at most 256 px, q90", _ffcv(root, found, count, max_resolution=256), items=images),
+        ]
+        timed = side_by_side(variants, record.device, rounds=rounds, warmup=1)
+        record.add(timed, baseline="ffcv, jpg, at most 512 px, q90", what="whole conversion")
+        record.add(_one_image_at_a_time(found[:200], rounds), baseline="strict", what="one process, without files")
+    record.write(results)
+    draw(results, f"convert-{record.slug}", lambda figure, palette: _picture(record, figure, palette))
+
+
+def _repeat(source: Path, folder: Path, count: int) -> list[Path]:
+    """Write `count` images of the source as an image folder, each under a name of its own; every tenth for validation."""
+    opened = open_sources([source])[0]
+    entries = sorted(opened.list().entries, key=lambda entry: (entry.class_name, entry.name))
+    if not entries:
+        raise ConfigError(f"{source} holds no images; expected some; name another source")
+    paths = []
+    for n in range(count):
+        entry = entries[n % len(entries)]
+        split = "val" if n % 10 == 9 else "train"
+        path = folder / split / f"c{n // 10 % 10}" / f"{n:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(opened.read(entry))
+        paths.append(path)
+    return paths
+
+
+def _ours(root: Path, workers: int, **settings: Any) -> Callable[[], DatasetFolder]:
+    chosen = ConvertSettings(**{"side": 512, "formats": (), "workers": workers, "on_bad": "skip", **settings})
+
+    def run() -> DatasetFolder:
+        shutil.rmtree(root / "out", ignore_errors=True)
+        return convert([root / "images"], root / "out", chosen, SILENT)
+
+    return run
+
+
+class _Files:
+    """What FFCV's writer asks for: image and label by index."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path = self.paths[index]
+        return Image.open(path).convert("RGB"), int(path.parent.name[1:])
+
+
+def _ffcv(root: Path, paths: list[Path], workers: int, **options: int) -> Callable[[], None]:
+    """FFCV's own writer with its defaults (jpg mode encodes every image anew, at quality 90)."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    def run() -> None:
+        path = root / "out.beton"
+        path.unlink(missing_ok=True)
+        fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90, **options), "label": IntField()}
+        writer = DatasetWriter(str(path), fields, num_workers=workers)
+        writer.from_indexed_dataset(_Files(paths))
+
+    return run
+
+
+def _one_image_at_a_time(paths: list[Path], rounds: int) -> list[Any]:
+    """What the strict decode costs within `prepare`, and what Pillow's own reading would."""
+    data = [path.read_bytes() for path in paths]
+    settings = PixelSettings(side=512, fit="pad", quality=95, subsampling="4:4:4")
+
+    def strict() -> None:
+        for each in data:
+            prepare(each, settings)
+
+    def trusting() -> None:
+        """Only the headers are read: a flipped bit would stay."""
+        for each in data:
+            Image.open(io.BytesIO(each)).verify()
+            data_prep.jpeg.read_frame(each)
+
+    def pillow() -> None:
+        for each in data:
+            Image.open(io.BytesIO(each)).convert("RGB")
+
+    variants = [
+        Variant(name, run, items=len(data))
+        for name, run in (("strict", strict), ("headers only", trusting), ("Pillow's decode alone", pillow))
+    ]
+    return side_by_side(variants, torch.device("cpu"), rounds=rounds, warmup=1)
+
+
+def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+    rows = [row for row in record.rows if row["what"] == "whole conversion"]
+    names, speeds = [row["variant"] for row in rows], [row["items_per_s"] for row in rows]
+    bars(figure.add_subplot(), palette, names, speeds, unit=f"images/s, {record.settings['workers']} processes", form="{:,.0f}")

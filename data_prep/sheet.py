@@ -1,0 +1,127 @@
+"""`udkd-prep sheet`: a picture of what a dataset folder holds, because people would rather look."""
+
+import io
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from udkd.formats.dataset import DatasetFolder, Split
+from udkd.words.errors import ConfigError, DataError
+from udkd.words.files import write_bytes
+
+COLUMNS = 8
+CELL = 176  # px: the square that an image is fitted into
+GAP = 20
+CAPTION = 48  # px below each image
+HEAD = 92
+MARGIN = 36
+PAPER, FRAME, INK, SOFT, ACCENT = "#ffffff", "#f1f1ef", "#1c1c1a", "#76766f", "#b3541e"
+MOST_IMAGES = 400
+
+
+@dataclass(frozen=True)
+class _Fonts:
+    title: ImageFont.FreeTypeFont
+    label: ImageFont.FreeTypeFont
+    small: ImageFont.FreeTypeFont
+
+    @staticmethod
+    def load() -> "_Fonts":
+        """DejaVu, which comes with matplotlib and has letters for most languages."""
+        folder = resources.files("matplotlib") / "mpl-data" / "fonts" / "ttf"
+        regular, bold = ((folder / name).read_bytes() for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf"))
+        sizes = ((bold, 26), (regular, 15), (regular, 12))
+        return _Fonts(*(ImageFont.truetype(io.BytesIO(data), size) for data, size in sizes))
+
+
+def sheet(folder: Path, out: Path, *, split: str = "train", images: int = 48) -> int:
+    """Write a contact sheet as PNG; the number of images on it.
+
+    As many classes as there is room for, evenly from the list, and the same number of images of each, evenly from its ids:
+    the same folder gives the same picture. Raises DataError (no such folder or split, a damaged sample) and ConfigError.
+    """
+    if not 1 <= images <= MOST_IMAGES:
+        raise ConfigError(f"--images is {images}; expected 1 to {MOST_IMAGES}; change it")
+    if not out.parent.is_dir():
+        raise DataError(f"{out.parent} is not a folder; expected one to write {out.name} to; check the path")
+    dataset = DatasetFolder.open(folder)
+    found = dataset.split(split)
+    ids = choose(found.labels, found.ids, images)
+    picture = _draw(dataset, found, ids)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    write_bytes(out, buffer.getvalue())
+    return len(ids)
+
+
+def choose(labels: np.ndarray, ids: np.ndarray, count: int) -> list[int]:
+    """Up to `count` of `ids`, by class. labels: int [N], of all samples."""
+    present = np.unique(labels[ids])
+    classes = present[_evenly(len(present), count)]
+    share = -(-count // len(classes))
+    chosen = []
+    for label in classes.tolist():
+        own = ids[labels[ids] == label]
+        chosen += own[_evenly(len(own), share)].tolist()
+    return chosen[:count]
+
+
+def _evenly(total: int, count: int) -> np.ndarray:
+    """Up to `count` indices below `total`, evenly spread."""
+    return np.unique(np.linspace(0, total - 1, min(total, count)).round().astype(int))
+
+
+def _draw(dataset: DatasetFolder, split: Split, ids: list[int]) -> Image.Image:
+    columns = min(COLUMNS, max(4, len(ids)))
+    rows = -(-len(ids) // columns)
+    size = (2 * MARGIN + columns * (CELL + GAP) - GAP, MARGIN + HEAD + rows * (CELL + CAPTION + GAP))
+    picture = Image.new("RGB", size, PAPER)
+    draw, fonts = ImageDraw.Draw(picture), _Fonts.load()
+    room = size[0] - 2 * MARGIN
+    draw.text((MARGIN, MARGIN), _fit(draw, f"{dataset.path.resolve().name}/{split.name}", fonts.title, room), INK, fonts.title)
+    told = (
+        f"{len(ids):,} of {len(split.ids):,} images · {len(dataset.classes):,} classes · "
+        f"{dataset.fit} to {dataset.side} px · formats: {', '.join(dataset.formats)}"
+    )
+    draw.text((MARGIN, MARGIN + 40), _fit(draw, told, fonts.label, room), SOFT, fonts.label)
+    for place, sample_id in enumerate(ids):
+        row, column = divmod(place, columns)
+        corner = (MARGIN + column * (CELL + GAP), MARGIN + HEAD + row * (CELL + CAPTION + GAP))
+        _cell(picture, draw, fonts, corner, dataset, split, sample_id)
+    return picture
+
+
+def _cell(
+    picture: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    fonts: _Fonts,
+    corner: tuple[int, int],
+    dataset: DatasetFolder,
+    split: Split,
+    sample_id: int,
+) -> None:
+    """One image as it is stored, in its source's shape, with its class, id and source size, and what was fixed."""
+    left, top = corner
+    source_height, source_width, height, width = split.sizes[sample_id].tolist()
+    image = Image.fromarray(split.pixels(sample_id)[:height, :width])
+    scale = CELL / max(source_height, source_width)
+    shown = (max(1, round(source_width * scale)), max(1, round(source_height * scale)))
+    draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=FRAME)
+    picture.paste(image.resize(shown, Image.Resampling.LANCZOS), (left + (CELL - shown[0]) // 2, top + (CELL - shown[1]) // 2))
+    name = dataset.classes[split.labels[sample_id]].name
+    draw.text((left, top + CELL + 6), _fit(draw, name, fonts.label, CELL), INK, fonts.label)
+    note = split.note[sample_id]
+    line = note or f"#{sample_id} · {source_width} × {source_height}"
+    draw.text((left, top + CELL + 27), _fit(draw, line, fonts.small, CELL), ACCENT if note else SOFT, fonts.small)
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` px."""
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font) > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
