@@ -221,9 +221,10 @@ def _write_splits(
     stock: Stock, job: PrepareJob, folder: Path, settings: ConvertSettings, observer: Observer
 ) -> dict[str, list[Row]]:
     observer.start("convert", sum(map(len, stock.samples.values())), "images")
-    rows = {}
+    rows: dict[str, list[Row]] = {}
     with Pool(job, settings.workers) as pool:
-        for name, samples in stock.samples.items():
+        for name in SPLITS:
+            samples = stock.samples.pop(name)  # rows take their place in memory
             (folder / name).mkdir(exist_ok=True)
             rows[name] = write_shards(
                 folder / name, samples, shard_samples=settings.shard_samples, job=job, pool=pool, observer=observer

@@ -1,6 +1,7 @@
 """Reads split, class and name out of image paths: `[prefix/]train/<class>/<name>`, or `[prefix/]<class>/<name>`."""
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 
 from data_prep.sources.source import SplitName
@@ -28,13 +29,13 @@ def place(paths: Sequence[str], root: str) -> Iterator[tuple[SplitName | None, s
     if any(_split_at(each) is not None for each in parts):
         for each in parts:
             at = _split_at(each)
-            yield None if at is None else (_split_named(each[at]), each[at + 1], "/".join(each[at + 2 :]))
+            yield None if at is None else (_split_named(each[at]), sys.intern(each[at + 1]), "/".join(each[at + 2 :]))
         return
     split = _split_named(root)
     prefix = _common_prefix([each for each in parts if len(each) > 1])
     for each in parts:
         inside = each[prefix:]
-        yield (split, inside[0], "/".join(inside[1:])) if len(inside) > 1 else None
+        yield (split, sys.intern(inside[0]), "/".join(inside[1:])) if len(inside) > 1 else None
 
 
 def _split_at(parts: list[str]) -> int | None:

@@ -100,5 +100,5 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def run(*arguments: object) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `udkd-prep …`."""
     process = start(*arguments)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=150)
     return process.returncode, stdout, stderr

@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
 SIZE_COLUMNS = ("source_height", "source_width", "height", "width")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One sample. Excluded rows have zeros for sizes, checksum, offset and size, and shard -1."""
 

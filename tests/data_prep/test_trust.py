@@ -1,0 +1,129 @@
+"""Derived formats in adversity: kills at any moment, a full disk, a dead worker, a damaged shard; nothing is left anywhere."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prep_helpers import ROOT, contents, converted, photo, run, start, write_tar
+from test_prep_cli import children
+
+from data_prep.derived import DERIVED_FORMATS, derive_formats
+from data_prep.verify import verify
+from udkd.formats.dataset import DERIVED, DatasetFolder
+from udkd.words.errors import DataError
+from udkd.words.observer import Silent
+
+EVERY = tuple(DERIVED_FORMATS)
+LIGHT = ("resident", "dali")  # ffcv takes seconds to import in each new process
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    files = {f"train/c{n % 3}/{n}.jpg": photo(n % 40, 150, 200) for n in range(600)}
+    files |= {f"val/c{n}/v.jpg": photo(n) for n in range(3)}
+    return write_tar(tmp_path_factory.mktemp("trust") / "t.tar", files)
+
+
+def test_derive_killed_at_random_moments(source: Path, tmp_path: Path) -> None:
+    """The folder stays good throughout; a format is there whole or not at all; the end is as if nothing had been."""
+    folder = converted(source, tmp_path / "d", formats=(), shard_samples=100)
+    bare = contents(folder.path)
+    derive_formats(folder, LIGHT, workers=1, observer=Silent())
+    whole = contents(folder.path)
+    derive = ("derive", folder.path, "--formats", ",".join(LIGHT), "--workers", 2)
+    started = time.monotonic()
+    assert run(*derive)[0] == 0
+    seconds = time.monotonic() - started
+    rng = random.Random(0)
+    for _ in range(4):
+        process = start(*derive)
+        time.sleep(seconds * rng.uniform(0.35, 1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=20)
+        found = DatasetFolder.open(folder.path)
+        for split in found.splits.values():
+            for name in LIGHT:
+                assert not split.has(name) or list(DERIVED_FORMATS[name].problems(split)) == []
+        assert {name: digest for name, digest in contents(folder.path).items() if name in bare and name != ".lock"} == {
+            name: digest for name, digest in bare.items() if name != ".lock"
+        }
+    assert run(*derive)[0] == 0
+    assert contents(folder.path) == whole
+    assert verify(folder.path, Silent()) == []
+
+
+def limited(folder: Path, formats: str, limit_bytes: int, temporary: Path) -> subprocess.CompletedProcess[str]:
+    """Derive under a limit on file size, which stands in for a full disk: the same OSError at the same places."""
+    temporary.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, "-m", "data_prep.cli", "derive", str(folder), "--formats", formats, "--workers", "2"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
+    )
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_full_disk(source: Path, tmp_path: Path, name: str) -> None:
+    folder = converted(source, tmp_path / "d", formats=(), shard_samples=100)
+    before = contents(folder.path)
+    result = limited(folder.path, name, 100_000, tmp_path / "tmp")
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in result.stderr
+    assert contents(folder.path) == before
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_damaged_shard_is_named_and_nothing_is_left(source: Path, tmp_path: Path, name: str) -> None:
+    folder = converted(source, tmp_path / "d", formats=(), shard_samples=100)
+    train = folder.split("train")
+    path = train.shard_path(333)
+    data = bytearray(path.read_bytes())
+    data[int(train.offset[333]) + 50] ^= 1
+    path.write_bytes(data)
+    before, shared = contents(folder.path), set(os.listdir("/dev/shm"))
+    with pytest.raises(DataError, match=r"train sample 333 \(c1/.*do not match their checksum"):
+        derive_formats(folder, [name], workers=2, observer=Silent())
+    assert contents(folder.path) == before
+    assert set(os.listdir("/dev/shm")) <= shared
+    assert folder.formats == ("shards",)
+
+
+@pytest.mark.parametrize("name", ["resident", "dali"])
+def test_a_dead_worker(source: Path, tmp_path: Path, name: str) -> None:
+    folder = converted(source, tmp_path / "d", formats=(), shard_samples=30, side=200)
+    before = contents(folder.path)
+    pattern = DERIVED[name].data[0]
+    process = start("derive", folder.path, "--formats", name, "--workers", 2)
+    end = time.monotonic() + 30
+    while not list(folder.split("train").path.glob(pattern + "*")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    workers = children(process.pid)
+    if not workers:
+        process.communicate(timeout=20)
+        pytest.skip("it was done before a worker could be killed")
+    os.kill(min(workers), signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    if process.returncode:
+        assert "was killed by signal 9" in err.splitlines()[-1]
+        assert contents(folder.path) == before
+
+
+def test_nothing_is_left_outside_the_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    shared = set(os.listdir("/dev/shm"))
+    code, _, err = run("convert", source, tmp_path / "d", "--side", 64, "--formats", ",".join(EVERY), "--workers", 2)
+    assert code == 0, err
+    assert set(os.listdir("/dev/shm")) <= shared
+    assert list((tmp_path / "tmp").iterdir()) == []
