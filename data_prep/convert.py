@@ -11,9 +11,10 @@ from typing import Literal
 from data_prep.derived import DERIVED_FORMATS, Volume, check_room, default_formats, derive_formats, discard_formats, size_lines
 from data_prep.image import PIXEL_LIMIT, PixelSettings
 from data_prep.pool import Pool
+from data_prep.prepare import PrepareJob
 from data_prep.report import FILE_NAME as REPORT_NAME
 from data_prep.report import write_report
-from data_prep.shards import PrepareJob, remove_sidecars, write_shards
+from data_prep.shards import remove_sidecars, write_shards
 from data_prep.sources import AUTO, SplitName, open_sources
 from data_prep.stock import SPLITS, Stock, take_stock
 from udkd.formats.dataset import (

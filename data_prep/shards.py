@@ -9,46 +9,15 @@ from pathlib import Path
 import PIL
 from PIL import features
 
-from data_prep.image import BadImage, PixelSettings, Prepared, prepare
+from data_prep.image import PixelSettings, Prepared
 from data_prep.pool import Pool
-from data_prep.sources import Source
-from data_prep.stock import Sample
+from data_prep.prepare import PrepareJob, Sample
 from udkd.formats.dataset import Row, ShardWriter, shard_name
-from udkd.words.errors import DataError
 from udkd.words.files import write_json
 from udkd.words.observer import Observer
 
 CHUNK_SAMPLES = 16  # per task: enough to hide the round trip, few enough that originals of 100 KB stay a few MB
 CONVERTER_VERSION = 2  # raise it when the same source would give other bytes
-
-
-@dataclass(frozen=True)
-class PrepareJob:
-    """What workers do: read images from their source and prepare each. An image that cannot be used gives its reason."""
-
-    sources: Sequence[Source]
-    settings: PixelSettings
-
-    def __call__(self, task: Sequence[Sample]) -> list[Prepared | str]:
-        return [self._one(sample) for sample in task]
-
-    def _one(self, sample: Sample) -> Prepared | str:
-        source = self.sources[sample.origin]
-        try:
-            data = source.read(sample.entry)
-        except OSError as error:
-            raise DataError(
-                f"{sample.source} in {source.path} cannot be read ({error.strerror}); expected a readable source; check it"
-            ) from None
-        if len(data) != sample.entry.size:
-            raise DataError(
-                f"{sample.source} in {source.path} has {len(data)} bytes, {sample.entry.size} when it was listed; "
-                "expected a source at rest; start again when nothing writes to it"
-            )
-        try:
-            return prepare(data, self.settings)
-        except BadImage as error:
-            return str(error)
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from data_prep.classes import choose_classes, named, printable
+from data_prep.prepare import Sample
 from data_prep.sources import Entry, Source, SplitName
 from udkd.formats.dataset import ClassName
 from udkd.words.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image to convert; its id is its place in the split's list.
-
-    source: `class/name`, printable. origin: index of the Source that reads `entry`.
-    """
-
-    label: int
-    source: str
-    origin: int
-    entry: Entry
 
 
 @dataclass(frozen=True, kw_only=True)

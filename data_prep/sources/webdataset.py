@@ -10,7 +10,6 @@ from data_prep.sources.layout import IMAGE_ENDINGS
 from data_prep.sources.members import Member, is_tar, members, read_at
 from data_prep.sources.named_split import class_of_label, files_below, split_of
 from data_prep.sources.source import Entry, Listing, Names
-from udkd.formats.dataset import read_header
 from udkd.words.errors import DataError
 
 LABEL_ENDINGS = ("cls", "json")
@@ -107,6 +106,8 @@ def _label(tar: Path, files: dict[str, Member]) -> int | str | None:
 
 def _own_classes(path: Path) -> tuple[str, ...] | None:
     """The wnids of a dataset folder of ours, by label."""
+    from udkd.formats.dataset import read_header  # heavy, and workers need it not
+
     try:
         return tuple(entry.wnid for entry in read_header(path).classes)
     except DataError:

@@ -1,0 +1,50 @@
+"""What workers do with images of the source. Light to import: each of them pays for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_prep.image import BadImage, PixelSettings, Prepared, prepare
+from data_prep.sources.source import Entry, Source
+from udkd.words.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image to convert; its id is its place in the split's list.
+
+    source: `class/name`, printable. origin: index of the Source that reads `entry`.
+    """
+
+    label: int
+    source: str
+    origin: int
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class PrepareJob:
+    """What workers do: read images from their source and prepare each. An image that cannot be used gives its reason."""
+
+    sources: Sequence[Source]
+    settings: PixelSettings
+
+    def __call__(self, task: Sequence[Sample]) -> list[Prepared | str]:
+        return [self._one(sample) for sample in task]
+
+    def _one(self, sample: Sample) -> Prepared | str:
+        source = self.sources[sample.origin]
+        try:
+            data = source.read(sample.entry)
+        except OSError as error:
+            raise DataError(
+                f"{sample.source} in {source.path} cannot be read ({error.strerror}); expected a readable source; check it"
+            ) from None
+        if len(data) != sample.entry.size:
+            raise DataError(
+                f"{sample.source} in {source.path} has {len(data)} bytes, {sample.entry.size} when it was listed; "
+                "expected a source at rest; start again when nothing writes to it"
+            )
+        try:
+            return prepare(data, self.settings)
+        except BadImage as error:
+            return str(error)
