@@ -1,5 +1,6 @@
 """The loss of two students, forward and backward: the eager oracle, compiled, fused."""
 
+import importlib.util
 from collections.abc import Callable
 from typing import Annotated
 
@@ -11,14 +12,15 @@ from benchmarks.common.figures import MARKERS, Palette, draw
 from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from udkd.console.terminal import DeviceOption
-from udkd.operations.compiled import Loss, compiled_loss, eager_loss
+from udkd.operations.compiled import compiled_loss, eager_loss
 from udkd.parts.environment import choose_device
-from udkd.words.losses import LossSettings
+from udkd.words.losses import Loss, LossSettings
 
-EXPECTATION = """On a CPU the compiled loss takes at most two thirds of the eager one's time at batch 256 and 100 classes: eager
-makes some 60 passes over [B, C] tensors that lie in the cache, so calls cost as much as bytes; with 1000 classes and large
-batches the exponentials dominate and the gain shrinks. On a GPU eager is bound by about 150 launches, so compiled is 3 to 5
-times faster at batch 256 and one fused kernel 8 times; a step takes milliseconds, so neither moves a training run by much."""
+EXPECTATION = """On a CPU the compiled loss takes at most two thirds of the eager one's time at batch 256 and 100 classes:
+eager makes some 60 passes over [B, C] tensors that lie in the cache, so calls cost as much as bytes; with 1000 classes and
+large batches the exponentials dominate and the gain shrinks. On a GPU eager is bound by about 150 launches, so compiled is
+3 to 5 times faster at batch 256 and one fused kernel 8 times; a step takes milliseconds, so neither moves a training run by
+much."""
 
 STUDENTS = 2
 
@@ -37,6 +39,10 @@ def main(
     for num_classes in widths:
         for batch in sizes:
             losses: dict[str, Loss] = {"eager": eager_loss(LossSettings()), "compiled": compiled_loss(LossSettings())}
+            if where.type == "cuda" and importlib.util.find_spec("triton"):
+                from udkd.operations.fused_loss import fused_loss
+
+                losses["fused"] = fused_loss(LossSettings())
             torch._dynamo.reset()  # every shape is compiled for itself, as in a training run
             variants = [Variant(name, work(loss, batch, num_classes, where), items=batch) for name, loss in losses.items()]
             record.add(side_by_side(variants, where, rounds=rounds), baseline="eager", batch=batch, classes=num_classes)

@@ -32,6 +32,8 @@ GROUND = (
     "udkd.operations.prefetch",
     "udkd.parts.frozen_teacher",
     "udkd.console.terminal",
+    "udkd.parts.average",
+    "udkd.engine.step",
 )
 DATA_PREP_MAY_USE = ("udkd.words", "udkd.formats", "udkd.operations")
 SOURCES = sorted([*ROOT.glob("udkd/**/*.py"), *ROOT.glob("data_prep/**/*.py")])

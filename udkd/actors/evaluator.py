@@ -53,7 +53,7 @@ def evaluate(
     folder = _teacher_folder(teacher, provenance)
     frozen = None if folder is None else _frozen(folder, dataset, recipe, device)
     split = dataset.split("val")
-    scored = _scored([student.model for student in students], frozen, recipe, split, device, observer)
+    scored = _scored([student.judged for student in students], frozen, recipe, split, device, observer)
     predictions = Predictions(
         dataset_digest=dataset.digest,
         step=int(checkpoint.progress["step"]),
@@ -113,7 +113,7 @@ def _scored(
     try:
         options: dict[str, Any] = {"on_batch": observer.advance, "on_answers": recorder.add}
         options |= {"batch": recipe.train.batch, "autocast": recipe.train.precision == "bfloat16"}
-        scores = score(models, backend, split.ids, views, **options)
+        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip, **options)
         taught = None
         if frozen is not None:
             options |= {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16", "on_answers": teacher_recorder.add}

@@ -48,7 +48,8 @@ def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Can
         raise RunError(f"{run.path} holds the students {', '.join(names)}, asked for {student}; name one with --student")
     index = 0 if student is None else names.index(student)
     require_classes(f"the run in {run.path}", run.classes or classes, classes, "take a run on this data set")
-    weights = prefixed(dict(run.load().tensors), f"student.{index}.")
+    tensors = dict(run.load().tensors)
+    weights = prefixed(tensors, f"average.{index}.") or prefixed(tensors, f"student.{index}.")
     return Candidate(
         architecture=recipe.students[index].architecture,
         weights=weights,

@@ -6,30 +6,35 @@ epoch's sums and a step counter, and a resumed run ends in the same bits.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from udkd.backends import choose, open_backend
+from udkd.backends.resident import ResidentBackend
+from udkd.engine.assembly import assemble
+from udkd.engine.drives import Drive, Resident, Streamed, record_cuda_graph
 from udkd.engine.lessons import open_lessons
 from udkd.engine.scalars import write_scalars
 from udkd.engine.scoring import Scores, score
-from udkd.engine.step import Step, Tally
+from udkd.engine.step import Tally
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import Checkpoint, RunFolder
-from udkd.operations.compiled import compiled_loss, eager_loss
+from udkd.operations.schedule import progressive_px
 from udkd.parts.environment import environment, set_threads
 from udkd.parts.epoch_views import EpochViews
+from udkd.parts.plan import Plan, learning_rates
 from udkd.parts.students import make_students
 from udkd.words.batch import Backend
 from udkd.words.errors import ConfigError, DataError, MismatchError, RunError
 from udkd.words.files import FolderLock
 from udkd.words.hashing import permutation
 from udkd.words.observer import SILENT, Observer
+from udkd.words.views import ViewSpec
 
 _ORDER = 3  # the name of the sample order among the uses of train.seed
 
@@ -96,17 +101,11 @@ class Trainer:
         self.views = EpochViews(recipe.views.spec, recipe.views.seed, self.split, device)
         self.val_views = EpochViews(recipe.evaluation_spec, 0, self.dataset.split("val"), device)
         self.students = make_students(recipe, len(self.dataset.classes), device)
-        settings = recipe.loss.settings
-        self.train_step = Step(
-            students=self.students,
-            spec=recipe.views.spec,
-            lessons=lessons,
-            loss=eager_loss(settings) if recipe.train.compile == "off" else compiled_loss(settings),
-            autocast=recipe.train.precision == "bfloat16",
-            channels_last=recipe.train.channels_last,
-        )
+        self.lessons = lessons
         self.tally = Tally.empty(len(self.students), device)
         self.step = 0
+        self._drive: tuple[int, Drive] | None = None
+        self.drive(0)
         # The folder last: whatever does not fit has been refused by now, and nothing half-begun is left.
         self.run_folder = self._begin_or_reopen(record)
         if job.resume and self.run_folder.has_checkpoint:
@@ -134,38 +133,80 @@ class Trainer:
         """Which view the students see: a new one every epoch, or the cached ones in turn."""
         return epoch if self.num_views is None else epoch % self.num_views
 
+    def spec(self, epoch: int) -> ViewSpec:
+        """What the students see: smaller views at first in a progressive run."""
+        train, spec = self.recipe.train, self.recipe.views.spec
+        size_px = progressive_px(
+            epoch,
+            epochs=train.epochs,
+            first_px=train.progressive_px,
+            last_px=spec.size_px,
+            until=train.progressive_until,
+        )
+        return replace(spec, size_px=size_px)
+
+    def drive(self, epoch: int) -> Drive:
+        """What takes steps in an epoch; it lasts as long as the views keep their size."""
+        spec = self.spec(epoch)
+        if self._drive is None or self._drive[0] != spec.size_px:
+            self._drive = None  # a recorded step's memory first
+            self._drive = spec.size_px, self._make_drive(spec)
+        return self._drive[1]
+
+    def _make_drive(self, spec: ViewSpec) -> Drive:
+        recipe, device = self.recipe, self.job.device
+        step = assemble(recipe, spec, self.students, self.lessons, device)
+        if recipe.train.steps == "streamed":
+            return Streamed(step, self.backend, recipe.train.batch)
+        if not isinstance(self.backend, ResidentBackend):
+            raise ConfigError(
+                f"train.steps is {recipe.train.steps} and the backend is not resident; expected canvas.npy, and memory for "
+                "it on the device; write it with udkd-prep derive, or set train.steps to streamed"
+            )
+        if recipe.train.steps == "captured" and device.type != "cuda":
+            raise ConfigError("train.steps is captured; expected a CUDA device to record a graph on; set it to resident")
+        return Resident(
+            step,
+            self.backend.whole(),
+            recipe.train.batch,
+            self.tally,
+            ids=self.split.ids,
+            by_id=recipe.loss.beta == 0 or recipe.teacher.source == "cache",
+            record=record_cuda_graph if recipe.train.steps == "captured" else None,
+        )
+
+    def _plan(self, epoch: int) -> Plan:
+        """The epoch's numbers; a thread begins to draw the next one's."""
+        view = self.view_of(epoch)
+        table = self.views.table(view, self.spec(epoch))
+        if epoch + 1 < self.recipe.train.epochs:
+            self.views.prepare(self.view_of(epoch + 1), self.spec(epoch + 1))
+        return Plan.of(self.recipe, epoch, self.steps_per_epoch, view, table, self.job.device)
+
     def _train_epoch(self, epoch: int, done_steps: int) -> bool:
         """Train what is left of an epoch, then evaluate; True where the run was stopped on the way."""
         observer, batch_size = self.job.observer, self.recipe.train.batch
         order = permutation(self.split.ids, self.recipe.train.seed, _ORDER, epoch)[: self.steps_per_epoch * batch_size]
-        view = self.view_of(epoch)
-        table = self.views.table(view)
+        plan = self._plan(epoch)
         observer.start(f"epoch {epoch + 1}/{self.recipe.train.epochs}", len(order), "images")
         observer.advance(done_steps * batch_size)
         for student in self.students:
             student.model.train()
         started = time.perf_counter()
         before = self.step
-        with contextlib.closing(_generator(self.backend.epoch(order[done_steps * batch_size :], batch_size))) as batches:
-            for batch in batches:
-                for student in self.students:
-                    student.begin_step(
-                        self.step,
-                        seed=self.recipe.train.seed,
-                        steps_per_epoch=self.steps_per_epoch,
-                        epochs=self.recipe.train.epochs,
-                    )
-                self.train_step(batch, table, view, self.tally, self.step)
+        with contextlib.closing(self.drive(epoch).epoch(order[done_steps * batch_size :], plan, self.tally)) as steps:
+            for images in steps:
                 self.step += 1
                 log = self.step % self.recipe.train.log_every_steps == 0
-                observer.advance(len(batch.labels), **(self._figures() if log else {}))
+                observer.advance(images, **(self._figures() if log else {}))
                 if self.job.stopped() and self.step % self.steps_per_epoch:
                     observer.finish()
                     self._save()
                     return True
+        self._train_row()  # waits for the device: the time is that of the work
         seconds = time.perf_counter() - started
         observer.finish()
-        self._finish_epoch(epoch, view, seconds, (self.step - before) * batch_size)
+        self._finish_epoch(epoch, plan.view, seconds, (self.step - before) * batch_size)
         return self.job.stopped() and epoch + 1 < self.recipe.train.epochs
 
     def _finish_epoch(self, epoch: int, view: int, seconds: float, images: int) -> None:
@@ -175,14 +216,15 @@ class Trainer:
         row = {
             "epoch": epoch + 1,
             "step": self.step,
-            "lr": [student.lr for student in self.students],
+            "lr": learning_rates(self.recipe, self.step - 1, self.steps_per_epoch),
             "seconds": seconds,
             "images_per_s": images / seconds,
             "view": view,
+            "size_px": self.spec(epoch).size_px,
             "train": train_row,
             "val": scores.to_dict(),
         }
-        self.tally = Tally.empty(len(self.students), self.job.device)
+        self.tally.clear()
         # The checkpoint last: a run killed between the two trains the epoch again and replaces the row.
         self.run_folder.drop_metrics_after(self.step - 1)
         self.run_folder.append_metrics(row)
@@ -200,12 +242,13 @@ class Trainer:
             student.model.eval()
         self.job.observer.start("validation", len(split.ids), "images")
         scores = score(
-            [student.model for student in self.students],
+            [student.judged for student in self.students],
             self.validation,
             split.ids,
             self.val_views,
             batch=self.recipe.train.batch,
             autocast=self.recipe.train.precision == "bfloat16",
+            flip=self.recipe.evaluation.flip,
             on_batch=self.job.observer.advance,
         )
         self.job.observer.finish()
@@ -213,8 +256,9 @@ class Trainer:
 
     def _train_row(self) -> dict[str, list[float]]:
         """The epoch's means so far, one list entry per student. Raises RunError where a loss was not finite."""
-        bad = int(self.tally.bad_step)
-        if bad >= 0:
+        place = int(self.tally.bad_place)
+        if place >= 0:
+            bad = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + place
             kept = (
                 f"the checkpoint in {self.job.out} is kept" if self.run_folder.has_checkpoint else "no checkpoint was due yet"
             )
@@ -279,7 +323,7 @@ class Trainer:
         if not self.job.resume:
             return RunFolder.create(out, config, facts | environment(self.job.device))
         run = RunFolder.open(out)
-        run.require_config(config)
+        run.require_config(config, Recipe.of(run.config, str(out)).to_dict())
         stored = run.provenance
         decisive = ("dataset_digest", "cache_key", "teacher_sha256", "num_views")
         fields = [(name, stored.get(name), facts.get(name)) for name in decisive if stored.get(name) != facts.get(name)]
@@ -294,8 +338,3 @@ class Trainer:
         backend = open_backend(chosen, split, device, workers=self.recipe.data.workers)
         self.backends.append(backend)
         return backend
-
-
-def _generator(batches: Iterator[Any]) -> Any:
-    """A backend's iterator as one that can be closed, so that leaving the loop early frees its threads."""
-    return batches if hasattr(batches, "close") else (batch for batch in batches)

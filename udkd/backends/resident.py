@@ -43,6 +43,12 @@ class ResidentBackend:
         memory = BufferPool(canvas_bytes(min(batch_size, len(order)), self._split.side), keep=_DEPTH + 2)
         return ahead((self._read(chunk, memory) for chunk in chunks), depth=_DEPTH, stage="resident backend")
 
+    def whole(self) -> Batch:
+        """Every row on the device at once: row i is id i, excluded ids are zeros. On a GPU it is no copy."""
+        canvas = self._load() if self._resident is None else self._resident
+        ids_N = torch.arange(self.num_samples, device=self._device)
+        return Batch(ids=ids_N, canvas=canvas, labels=self._labels)
+
     def close(self) -> None:
         """Release the memory."""
         self._resident = None

@@ -49,6 +49,7 @@ def score(
     *,
     batch: int,
     autocast: bool,
+    flip: bool = False,
     on_batch: Callable[[int], None] = lambda count: None,
     on_answers: Callable[[Tensor, Sequence[Tensor]], None] = lambda labels_B, log_p: None,
 ) -> Scores:
@@ -56,6 +57,7 @@ def score(
 
     on_batch hears how many are done; on_answers a batch's labels and the log-probabilities [B, C] of each classifier and,
     last, of their averaged probabilities.
+    flip: a classifier's logits are the mean of those for a view and for its mirror image.
     """
     table = views.table(0)
     totals: Tensor | None = None
@@ -63,6 +65,9 @@ def score(
         x_BCHW = augment.apply(part.canvas, table.gather(part.ids), views.spec)
         with torch.autocast(x_BCHW.device.type, dtype=torch.bfloat16, enabled=autocast):
             logits = [classifier(x_BCHW) for classifier in classifiers]
+            if flip:
+                mirrored = x_BCHW.flip(-1)
+                logits = [(z_BC + classifier(mirrored)) / 2 for z_BC, classifier in zip(logits, classifiers, strict=True)]
         log_p = [torch.log_softmax(z_BC.float(), dim=-1) for z_BC in logits]
         # Not the log of the mean: a probability below 1e-45 would become a loss of infinity.
         log_p.append(torch.logsumexp(torch.stack(log_p), dim=0) - math.log(len(log_p)))

@@ -1,19 +1,18 @@
 """The step: augment, N students, one loss, one backward, N optimizers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from udkd.operations import augment
 from udkd.operations.augment import ViewTable
-from udkd.operations.compiled import Loss
+from udkd.operations.compiled import Forward
+from udkd.parts.plan import Plan
 from udkd.parts.students import Student
 from udkd.words.batch import Batch
 from udkd.words.lesson import Lessons
-from udkd.words.losses import LossSettings
-from udkd.words.views import ViewSpec
+from udkd.words.losses import LossSettings, Terms
 
 ROWS = ("hard", "teacher", "peer", "top1")
 """Rows of Tally.sums."""
@@ -23,22 +22,38 @@ ROWS = ("hard", "teacher", "peer", "top1")
 class Tally:
     """Sums since the epoch began, on the device: reading them makes the host wait, adding to them does not.
 
-    sums:     float64 [4, N], one row for each of ROWS, each batch's mean times its size (top1: correct predictions).
-    count:    int64 [], samples seen.
-    bad_step: int64 [], the first step whose loss was not finite, or -1.
+    sums:      float64 [4, N], one row for each of ROWS, each batch's mean times its size (top1: correct predictions).
+    count:     int64 [], samples seen. With whole batches it also tells the step's number within the epoch.
+    bad_place: int64 [], the first step of the epoch whose loss was not finite, or -1.
     """
 
     sums: Tensor
     count: Tensor
-    bad_step: Tensor
+    bad_place: Tensor
 
     @classmethod
     def empty(cls, num_students: int, device: torch.device) -> "Tally":
         return cls(
             sums=torch.zeros(len(ROWS), num_students, dtype=torch.float64, device=device),
             count=torch.zeros((), dtype=torch.int64, device=device),
-            bad_step=torch.full((), -1, dtype=torch.int64, device=device),
+            bad_place=torch.full((), -1, dtype=torch.int64, device=device),
         )
+
+    def clear(self) -> None:
+        """Begin anew, in the same memory."""
+        self.sums.zero_()
+        self.count.zero_()
+        self.bad_place.fill_(-1)
+
+    @torch.no_grad()
+    def add(self, place: Tensor, logits: Sequence[Tensor], terms: Terms, labels_B: Tensor) -> None:
+        """One batch more, in step number `place` of the epoch."""
+        size = len(labels_B)
+        correct = torch.stack([(z_BC.argmax(-1) == labels_B).sum() for z_BC in logits]) / size
+        self.sums.add_(torch.stack([terms.hard, terms.teacher, terms.peer, correct]).double(), alpha=size)
+        self.count.add_(size)
+        first_bad = (self.bad_place < 0) & ~torch.isfinite(terms.total)
+        self.bad_place.copy_(torch.where(first_bad, place, self.bad_place))
 
     def means(self, loss: LossSettings) -> dict[str, list[float]]:
         """The means so far, one entry per student: "loss" and each of ROWS (top1 in percent). Makes the host wait."""
@@ -50,36 +65,38 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """All that a step needs and that no step changes but the students.
+    """All that a step needs and that no step changes but the students. What is compiled was decided when it was assembled.
 
-    spec: the training views. autocast: bfloat16 for the students' forward pass; the loss is outside.
+    augment: canvases and views to the students' input. forward: all students and their loss.
     """
 
     students: Sequence[Student]
-    spec: ViewSpec
+    augment: Callable[[Tensor, ViewTable], Tensor]
     lessons: Lessons
-    loss: Loss
-    autocast: bool
+    forward: Forward
     channels_last: bool
 
-    def __call__(self, batch: Batch, table: ViewTable, view: int, tally: Tally, step: int) -> None:
-        """Train every student on one batch and add what happened to the tally. table: the views of all ids."""
-        views = table.gather(batch.ids)
-        x_BCHW = augment.apply(batch.canvas, views, self.spec)
-        lesson = self.lessons.lookup(batch, x_BCHW, view)
+    def __call__(self, batch: Batch, plan: Plan, tally: Tally) -> None:
+        """Train every student on one batch and add what happened to the tally.
+
+        Nothing here waits for the device, and whatever a step's number decides is looked up on the device: the same lines
+        run batch by batch or, recorded once, as one CUDA graph.
+        """
+        place = tally.count // len(batch.labels)
+        rates, keys, averaging = plan.rates[place], plan.dropout_keys[place], plan.averaging[place]
+        for student in self.students:
+            student.begin_step(rates[student.index], keys[student.index])
+        views = plan.views.gather(batch.ids)
+        x_BCHW = self.augment(batch.canvas, views)
+        lesson = self.lessons.lookup(batch, x_BCHW, plan.view)
         if not self.channels_last:
             x_BCHW = x_BCHW.contiguous()
-        with torch.autocast(x_BCHW.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            logits = [student.forward(x_BCHW) for student in self.students]
-        terms = self.loss(logits, batch.labels, lesson.logits, lesson.weight)
+        logits, terms = self.forward(x_BCHW, batch.labels, lesson.logits, lesson.weight)
         terms.total.backward()  # type: ignore[no-untyped-call]
         for student in self.students:
-            student.optimizer.step()
-            student.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            size = len(batch.labels)
-            correct = torch.stack([(z_BC.argmax(-1) == batch.labels).sum() for z_BC in logits]) / size
-            tally.sums.add_(torch.stack([terms.hard, terms.teacher, terms.peer, correct]).double(), alpha=size)
-            tally.count.add_(size)
-            first_bad = (tally.bad_step < 0) & ~torch.isfinite(terms.total)
-            tally.bad_step.copy_(torch.where(first_bad, step, tally.bad_step))
+            student.learn(averaging)
+        tally.add(place, logits, terms, batch.labels)
+
+    def changing(self) -> list[Tensor]:
+        """Every tensor that a step changes, but for the tally's."""
+        return [tensor for student in self.students for tensor in student.changing()]

@@ -71,6 +71,7 @@ class EvaluationSection(Section):
 
     scheme: Literal["centre", "centre_squash"] = "centre"
     resize_px: int = Field(default=256, ge=1)
+    flip: bool = Field(default=False, description="score the mean of the logits of a view and of its mirror image")
 
 
 class TeacherSection(Section):
@@ -88,6 +89,8 @@ class TeacherSection(Section):
     passes: int = Field(default=8, ge=2, le=1024, description="of mc_dropout")
     dropout: float = Field(default=0.2, gt=0, lt=1, description="probability of mc_dropout, before the head")
     dropout_seed: int = Field(default=0, ge=0, lt=2**63, description="names the masks of mc_dropout")
+    folded: bool = Field(default=False, description="batch norm folded into the convolutions: faster, other last bits")
+    compile: bool = Field(default=False, description="through torch.compile: faster, other last bits")
 
     @model_validator(mode="after")
     def _at_least_one_view(self) -> Self:
@@ -178,10 +181,38 @@ class TrainSection(Section):
     seed: int = Field(default=0, ge=0, lt=2**63, description="initial weights, order of samples, dropout")
     precision: Precision = "float32"
     channels_last: bool = True
-    compile: Literal["off", "loss", "all"] = "off"
+    compile: Literal["off", "loss", "all"] = Field(
+        default="off", description="all: augmentation, students and loss, forward and backward, are three graphs"
+    )
+    loss: Literal["auto", "eager", "compiled", "fused"] = Field(
+        default="auto", description="auto: compiled unless compile is off; fused: one Triton kernel"
+    )
+    steps: Literal["streamed", "resident", "captured"] = Field(
+        default="streamed",
+        description="where a step finds its images: streamed by the backend, or all on the device, the ids its only input; "
+        "captured: resident, replayed as one CUDA graph",
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="PyTorch's threads on the CPU; 0 leaves them as they are")
+    lr_batch: int = Field(
+        default=0, ge=0, description="the batch that every lr is meant for: it is scaled by batch / lr_batch; 0 leaves it"
+    )
+    average: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of the moving average of the weights that is evaluated; 0: none"
+    )
+    progressive_px: int = Field(default=0, ge=0, description="the views' side in the first epoch, growing; 0: always size_px")
+    progressive_until: float = Field(default=0.75, gt=0, le=1, description="share of the epochs after which size_px is reached")
     log_every_steps: int = Field(default=10, ge=1)
     tensorboard: bool = False
+
+
+class TuneSection(Section):
+    """Ways of computing the same numbers that have to be measured before they are believed: all off."""
+
+    saved_relu6: bool = Field(default=False, description="ReLU6 keeps its output for the backward pass, not its input")
+    gathered_pool: bool = Field(default=False, description="max-pool's backward gathers, without atomics: deterministic")
+    streams: bool = Field(default=False, description="each student on a CUDA stream of its own")
+    realize_reads: int = Field(default=0, ge=0, le=1024, description="inductor's realize_reads_threshold; 0 leaves it")
+    autotune: bool = Field(default=False, description="inductor tries more kernels while it compiles")
 
 
 class Recipe(Section):
@@ -197,6 +228,12 @@ class Recipe(Section):
     )
     loss: LossSection = LossSection()
     train: TrainSection = TrainSection()
+    tune: TuneSection = TuneSection()
+
+    @property
+    def lr_scale(self) -> float:
+        """What every learning rate is multiplied with (the linear rule: Goyal et al., arXiv 1706.02677)."""
+        return self.train.batch / self.train.lr_batch if self.train.lr_batch else 1.0
 
     @property
     def evaluation_spec(self) -> ViewSpec:
@@ -216,6 +253,20 @@ class Recipe(Section):
             raise ValueError(
                 f"evaluation.resize_px {self.evaluation.resize_px} is below views.size_px {self.views.size_px}; "
                 "expected at least as much; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_grow_where_no_target_depends_on_them(self) -> Self:
+        if self.train.progressive_px > self.views.size_px:
+            raise ValueError(
+                f"train.progressive_px {self.train.progressive_px} is above views.size_px {self.views.size_px}; "
+                "expected a smaller side to begin with; lower it"
+            )
+        if self.train.progressive_px and self.loss.beta > 0 and self.teacher.views != "canonical":
+            raise ValueError(
+                "train.progressive_px changes the students' views and teacher.views asks the teacher about those; "
+                "expected canonical targets; set teacher.views to canonical or train.progressive_px to 0"
             )
         return self
 

@@ -87,9 +87,12 @@ class RunFolder:
     def write_evaluation(self, values: Mapping[str, Any]) -> None:
         write_json(self.path / "eval.json", values)
 
-    def require_config(self, config: Mapping[str, Any]) -> None:
-        """Raise MismatchError naming every key in which a resumed run's recipe differs; `data` may (it changes no pixel)."""
-        stored, wanted = flat(self.config), flat(config)
+    def require_config(self, config: Mapping[str, Any], stored_config: Mapping[str, Any] | None = None) -> None:
+        """Raise MismatchError naming every key in which a resumed run's recipe differs; `data` may (it changes no pixel).
+
+        stored_config: the stored one, completed with the defaults of keys that did not exist when the run began.
+        """
+        stored, wanted = flat(stored_config or self.config), flat(config)
         fields = [
             (name, stored.get(name), wanted.get(name))
             for name in sorted(stored.keys() | wanted.keys())

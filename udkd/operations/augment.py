@@ -73,8 +73,7 @@ def finish(pixels_BOO3: Tensor, views: ViewTable, *, jitter: bool, dtype: torch.
     if jitter:
         for turn in range(views.kind.shape[1]):
             x_BOO3 = _jittered(x_BOO3, views.kind[:, turn], views.factor[:, turn])
-    mean = torch.tensor(MEAN, device=x_BOO3.device)
-    std = torch.tensor(STD, device=x_BOO3.device)
+    mean, std = _constant(MEAN, x_BOO3.device), _constant(STD, x_BOO3.device)
     return ((x_BOO3 - mean) / std).to(dtype).permute(0, 3, 1, 2)
 
 
@@ -146,7 +145,7 @@ def _jittered(x_BOO3: Tensor, kind_B: Tensor, factor_B: Tensor) -> Tensor:
 
     y is 0, the mean grey or the grey. The mean is summed in integers: a float sum would depend on its order.
     """
-    grey_BOO1 = (x_BOO3 * torch.tensor(_GREY, device=x_BOO3.device)).sum(-1, keepdim=True)
+    grey_BOO1 = (x_BOO3 * _constant(_GREY, x_BOO3.device)).sum(-1, keepdim=True)
     steps = (grey_BOO1 * _GREY_STEPS).round().long().sum(dim=(1, 2, 3), keepdim=True)
     mean_B111 = (steps.double() / (_GREY_STEPS * grey_BOO1[0].numel())).float()
     kind_B111 = kind_B.view(-1, 1, 1, 1)
@@ -154,3 +153,8 @@ def _jittered(x_BOO3: Tensor, kind_B: Tensor, factor_B: Tensor) -> Tensor:
     other = torch.where(kind_B111 == BRIGHTNESS, 0.0, other)
     factor_B111 = factor_B.view(-1, 1, 1, 1)
     return (factor_B111 * x_BOO3 + (1 - factor_B111) * other).clamp(0, 1)
+
+
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 values written by the device itself: a copy from the host cannot be part of a CUDA graph."""
+    return torch.stack([torch.full((), value, device=device) for value in values])

@@ -1,14 +1,31 @@
-"""The eager loss through torch.compile: the same function, fewer passes over memory."""
+"""What torch.compile is given, and what it is not: decided once, when a step is built.
+
+Compiled whole, a step is three graphs: the floating part of the augmentation, all students and the loss forward, and their
+backward pass. Letters: B batch, C classes, N students, O the view's side.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from udkd.words.losses import LossSettings, Terms, distill
+from udkd.words.losses import Loss, LossSettings, Terms, distill
 
-Loss = Callable[[Sequence[Tensor], Tensor, Tensor | None, Tensor | None], Terms]
+Network = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], tuple[list[Tensor], Terms]]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_RECOMPILES = 64
+"""Shapes that one function may be compiled for in a process: progressive resizing and several runs in turn need more than 8."""
+
+
+def compiled(function: Function, options: dict[str, Any] | None = None) -> Function:
+    """A function as one graph (a graph break is an error) for the shapes it meets; the first call compiles."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILES)
+    one_graph: Any = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    return one_graph  # type: ignore[no-any-return]
 
 
 def eager_loss(settings: LossSettings) -> Loss:
@@ -17,6 +34,41 @@ def eager_loss(settings: LossSettings) -> Loss:
 
 
 def compiled_loss(settings: LossSettings) -> Loss:
-    """The same signature, compiled whole (no graph break); the first call compiles."""
-    compiled: Loss = torch.compile(partial(distill, settings=settings), fullgraph=True, dynamic=False)
-    return compiled
+    """The same signature, compiled whole: the same function, fewer passes over memory."""
+    return compiled(eager_loss(settings))
+
+
+def forward(networks: Sequence[Network], loss: Loss, *, device_type: str, autocast: bool) -> Forward:
+    """All students on one input, then their loss: (x [B, 3, O, O], labels, teacher, weight) -> (N logits [B, C], terms)."""
+
+    def all_students(
+        x_BCHW: Tensor, labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None
+    ) -> tuple[list[Tensor], Terms]:
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=autocast):
+            logits = [network(x_BCHW) for network in networks]
+        return logits, loss(logits, labels_B, teacher_BC, weight_B)
+
+    return all_students
+
+
+def on_streams(networks: Sequence[Network], device: torch.device) -> list[Network]:
+    """Networks that run beside each other, each on a CUDA stream of its own; where there are no streams, as they are.
+
+    The backward pass follows: autograd runs an operation's gradient on the operation's stream.
+    """
+    if device.type != "cuda":
+        return list(networks)
+    gathering: list[torch.cuda.Stream] = [torch.cuda.Stream(device) for _ in networks]  # type: ignore[no-untyped-call]
+
+    def beside(place: int, x_BCHW: Tensor) -> Tensor:
+        if place == 0:  # all streams start from here, and the last network to be called waits for all
+            for stream in gathering:
+                stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(gathering[place]):
+            logits_BC = networks[place](x_BCHW)
+        if place == len(networks) - 1:
+            for stream in gathering:
+                torch.cuda.current_stream(device).wait_stream(stream)
+        return logits_BC
+
+    return [partial(beside, place) for place in range(len(networks))]

@@ -4,8 +4,10 @@ import difflib
 import warnings
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torchvision
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import StochasticDepth
@@ -27,7 +29,7 @@ def build(architecture: str, num_classes: int, *, image_px: int, seed: int) -> n
         raise ConfigError(
             f"architecture {architecture!r} is unknown; expected a torchvision classifier; did you mean {' or '.join(near)}?"
         )
-    _check_input(architecture, num_classes, image_px)
+    check_input(architecture, num_classes, image_px)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(key(seed)[0] >> 1))
         model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
@@ -49,8 +51,8 @@ def _begin_as_identity(model: torchvision.models.ResNet) -> None:
             nn.init.zeros_(module.bn2.weight)
 
 
-def _check_input(architecture: str, num_classes: int, image_px: int) -> None:
-    """Run shapes alone (no data, no time) in training mode, batch 2."""
+def check_input(architecture: str, num_classes: int, image_px: int) -> None:
+    """Run shapes alone (no data, no time) in training mode, batch 2. Raises ConfigError where images are too small or large."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of initial weights, and of networks that are refused below
         model = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
@@ -80,12 +82,14 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def set_dropout_key(model: nn.Module, seed: int, student: int, step: int) -> None:
-    """Name the randomness of the next forward pass."""
-    value = int(key(seed, student, step)[0] & _32_BITS)
-    for module in model.modules():
-        if isinstance(module, KeyedDropout):
-            module.key.fill_(value)
+def dropout_keys(seed: int, student: int, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The names of the randomness of each step's forward pass: int64 of 32 bits."""
+    return (key(seed, student, steps) & np.uint64(_32_BITS)).astype(np.int64)
+
+
+def dropouts(model: nn.Module) -> list["KeyedDropout"]:
+    """The layers that draw; each has a `key`."""
+    return [module for module in model.modules() if isinstance(module, KeyedDropout)]
 
 
 class KeyedDropout(nn.Module):

@@ -1,6 +1,9 @@
-"""Learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""What changes over a run as a pure function of step or epoch: nothing to save, nothing to restore."""
 
 import math
+
+SIZE_STEP_PX = 32
+"""Views of a progressive run grow in steps of this: each size is compiled for itself."""
 
 
 def cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
@@ -12,3 +15,22 @@ def cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> fl
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * peak * (1.0 + math.cos(math.pi * progress))
+
+
+def progressive_px(epoch: int, *, epochs: int, first_px: int, last_px: int, until: float) -> int:
+    """The side of an epoch's views: from first_px to last_px in steps of SIZE_STEP_PX, reached at the share `until`.
+
+    Source: progressive resizing as ffcv-imagenet's rn50 configurations use it (get_resolution), which is fast.ai's.
+    """
+    if first_px == 0 or epoch >= until * epochs:
+        return last_px
+    grown = (last_px - first_px) * epoch / (until * epochs)
+    return min(last_px, first_px + SIZE_STEP_PX * round(grown / SIZE_STEP_PX))
+
+
+def averaging(step: int, decay: float) -> float:
+    """How far an averaged weight moves towards the newest one after step `step`: 1 - decay, more at first.
+
+    Source: TensorFlow's ExponentialMovingAverage with num_updates: decay min(d, (1 + n) / (10 + n)).
+    """
+    return 1.0 - min(decay, (1 + step) / (10 + step))

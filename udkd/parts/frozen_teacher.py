@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder, require_classes
+from udkd.operations.compiled import compiled
+from udkd.operations.levers import fold_batch_norm
 from udkd.operations.models import build, first_difference, sample_dropout
 from udkd.operations.targets import PackedTargets, joined, pack
 from udkd.words.errors import ConfigError, DataError
@@ -22,6 +24,7 @@ class FrozenTeacher:
 
     model: the network on `device`. batch: the one batch shape. precision: "float32" or "bfloat16" (autocast).
     evidential: it was fitted with the evidential loss.
+    folded: batch norm lies in the convolutions. compiled: it runs through torch.compile. Both change last bits.
     """
 
     model: nn.Module
@@ -33,6 +36,8 @@ class FrozenTeacher:
     precision: str
     channels_last: bool
     evidential: bool = False
+    folded: bool = False
+    compiled: bool = False
 
     @classmethod
     def load(
@@ -44,6 +49,8 @@ class FrozenTeacher:
         precision: str,
         image_px: int,
         channels_last: bool = True,
+        folded: bool = False,
+        compile: bool = False,
     ) -> "FrozenTeacher":
         """Build the network and load its weights. Raises DataError where they do not belong to the architecture."""
         model = build(folder.info.architecture, len(folder.info.classes), image_px=image_px, seed=0)
@@ -53,10 +60,12 @@ class FrozenTeacher:
             raise DataError(f"{folder.path}: weights do not fit {folder.info.architecture} ({difference}); make it again")
         model.load_state_dict(weights)
         model.eval().requires_grad_(False).to(device)
+        if folded:
+            model = fold_batch_norm(model)
         if channels_last:
             model.to(memory_format=torch.channels_last)
         return cls(
-            model=model,
+            model=compiled(model) if compile else model,
             architecture=folder.info.architecture,
             weights_sha256=folder.info.weights_sha256,
             num_classes=len(folder.info.classes),
@@ -65,6 +74,8 @@ class FrozenTeacher:
             precision=precision,
             channels_last=channels_last,
             evidential=folder.info.loss == "evidential",
+            folded=folded,
+            compiled=compile,
         )
 
     @torch.no_grad()
@@ -97,12 +108,15 @@ class FrozenTeacher:
             "teacher": self.architecture,
             "teacher_sha256": self.weights_sha256,
             "num_classes": self.num_classes,
-            "precision": self.precision,
+            "precision": ", ".join(word for word, so in self._arithmetic() if so),
             "device": self.device.type,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
             "channels_last": self.channels_last,
             "teacher_batch": self.batch,
         }
+
+    def _arithmetic(self) -> list[tuple[str, bool]]:
+        return [(self.precision, True), ("batch norm folded", self.folded), ("compiled", self.compiled)]
 
     def _head(self, x_BCHW: Tensor) -> tuple[nn.Linear, Tensor]:
         """The last linear layer and what it is given, [batch, F]."""
@@ -129,6 +143,8 @@ class FrozenTeacher:
     def _padded(self, x_BCHW: Tensor) -> Tensor:
         assert len(x_BCHW) <= self.batch, f"{len(x_BCHW)} images for a batch of {self.batch}"
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        if len(x_BCHW) == self.batch:
+            return x_BCHW.contiguous(memory_format=layout)
         block = torch.zeros((self.batch, *x_BCHW.shape[1:]), device=x_BCHW.device).to(memory_format=layout)
         block[: len(x_BCHW)] = x_BCHW
         return block

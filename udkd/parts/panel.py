@@ -45,6 +45,8 @@ class Panel:
                 device=device,
                 batch=recipe.teacher.batch,
                 precision=recipe.teacher.precision,
+                folded=recipe.teacher.folded,
+                compile=recipe.teacher.compile and recipe.teacher.estimator != "mc_dropout",  # which looks inside the network
                 image_px=recipe.views.size_px,
             )
             for folder in folders

@@ -1,66 +1,76 @@
 """Students: a network and its own SGD each, made from a recipe."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from udkd.formats.config import Recipe, StudentSection
-from udkd.operations.models import build, set_dropout_key
-from udkd.operations.schedule import cosine
+from udkd.operations.levers import use_gathered_pool, use_saved_relu6
+from udkd.operations.models import KeyedDropout, build, check_input, dropouts
+from udkd.parts.average import Average
 from udkd.words.hashing import key
 
-_INITIAL_WEIGHTS, _DROPOUT = 1, 2  # names that keep the uses of a run's seed apart
+_INITIAL_WEIGHTS = 1  # a name that keeps the uses of a run's seed apart
 
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
     """One of N.
 
-    index: its place in the recipe. forward: the network, compiled where the recipe says so.
+    index: its place in the recipe. draws: its layers that need a key each step. average: of its weights, where one is kept.
     """
 
     index: int
     name: str
     model: nn.Module
-    forward: Callable[[Tensor], Tensor]
     optimizer: torch.optim.SGD
-    section: StudentSection
+    draws: list[KeyedDropout]
+    average: Average | None
 
-    def begin_step(self, step: int, *, seed: int, steps_per_epoch: int, epochs: int) -> None:
-        """Set what depends on the step alone: the learning rate and the name of the dropout's randomness."""
-        self.optimizer.param_groups[0]["lr"] = cosine(
-            step,
-            peak=self.section.lr,
-            warmup_steps=round(self.section.warmup_epochs * steps_per_epoch),
-            total_steps=epochs * steps_per_epoch,
-        )
-        set_dropout_key(self.model, int(key(seed, _DROPOUT)[0] >> 1), self.index, step)
+    def begin_step(self, rate: Tensor, dropout_key: Tensor) -> None:
+        """Set what depends on the step's number alone: learning rate and the name of the dropout's randomness, scalars."""
+        self.optimizer.param_groups[0]["lr"].copy_(rate)
+        for layer in self.draws:
+            layer.key.copy_(dropout_key)
+
+    def learn(self, averaging: Tensor) -> None:
+        """Follow the gradients and drop them. averaging: how far the averaged weights move, a scalar."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.follow(self.model, averaging)
 
     @property
-    def lr(self) -> float:
-        """The learning rate of the step that was last begun."""
-        return float(self.optimizer.param_groups[0]["lr"])
+    def judged(self) -> nn.Module:
+        """The network that is evaluated: the averaged one where there is one."""
+        return self.model if self.average is None else self.average.model
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, buffers and momentum, by name: all that a checkpoint holds of a student."""
+        """Weights, buffers, momentum and averages, by name: all that a checkpoint holds of a student."""
         state = {f"student.{self.index}.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
-            momentum = self.optimizer.state[parameter].get("momentum_buffer") if parameter in self.optimizer.state else None
-            if momentum is not None:
-                state[f"momentum.{self.index}.{name}"] = momentum
+            if "momentum_buffer" in self.optimizer.state[parameter]:
+                state[f"momentum.{self.index}.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        if self.average is not None:
+            state |= {f"average.{self.index}.{name}": value for name, value in self.average.model.state_dict().items()}
         return state
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Undo `tensors`."""
+        """Undo `tensors`; memory stays where it is."""
         self.model.load_state_dict(prefixed(tensors, f"student.{self.index}."))
         momentum = prefixed(tensors, f"momentum.{self.index}.")
         for name, parameter in self.model.named_parameters():
             if name in momentum:
-                # clone onto the parameter: the same memory layout as a momentum that grew there
-                buffer = torch.empty_like(parameter).copy_(momentum[name])
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+                self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
+        if self.average is not None:
+            self.average.model.load_state_dict(prefixed(tensors, f"average.{self.index}."))
+
+    def changing(self) -> list[Tensor]:
+        """Every tensor that a step changes."""
+        momentum = [state["momentum_buffer"] for state in self.optimizer.state.values() if "momentum_buffer" in state]
+        averaged = [] if self.average is None else list(self.average.model.state_dict().values())
+        return [*self.model.parameters(), *self.model.buffers(), *momentum, *averaged, self.optimizer.param_groups[0]["lr"]]
 
 
 def make_students(recipe: Recipe, num_classes: int, device: torch.device) -> list[Student]:
@@ -73,19 +83,40 @@ def make_students(recipe: Recipe, num_classes: int, device: torch.device) -> lis
 
 def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_classes: int, device: torch.device) -> Student:
     seed = int(key(recipe.train.seed, _INITIAL_WEIGHTS, index)[0] >> 1)
-    model = build(section.architecture, num_classes, image_px=recipe.views.size_px, seed=seed).to(device)
+    model = build(section.architecture, num_classes, image_px=recipe.views.size_px, seed=seed)
+    if recipe.train.progressive_px:
+        check_input(section.architecture, num_classes, recipe.train.progressive_px)
+    if recipe.tune.saved_relu6:
+        model = use_saved_relu6(model)
+    if recipe.tune.gathered_pool:
+        model = use_gathered_pool(model)
+    model = model.to(device)
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    return Student(
+        index=index,
+        name=name,
+        model=model,
+        optimizer=_sgd(model, section, device),
+        draws=dropouts(model),
+        average=Average.of(model) if recipe.train.average else None,
+    )
+
+
+def _sgd(model: nn.Module, section: StudentSection, device: torch.device) -> torch.optim.SGD:
+    """All weights in one multi-tensor kernel, which reads the learning rate from the device: nothing of it is in a graph."""
     optimizer = torch.optim.SGD(
         model.parameters(),
-        lr=section.lr,
+        lr=torch.zeros((), device=device),
         momentum=section.momentum,
         weight_decay=section.weight_decay,
         nesterov=section.nesterov,
-        foreach=True,
+        fused=True,
     )
-    forward = torch.compile(model, dynamic=False) if recipe.train.compile == "all" else model
-    return Student(index=index, name=name, model=model, forward=forward, optimizer=optimizer, section=section)
+    if section.momentum:
+        for parameter in model.parameters():  # 0 is what a first step without momentum begins from
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ Letters: B batch, C classes; N students is the length of the list.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +53,10 @@ class Terms:
     hard: Tensor
     teacher: Tensor
     peer: Tensor
+
+
+Loss = Callable[[Sequence[Tensor], Tensor, Tensor | None, Tensor | None], Terms]
+"""`distill` with its settings bound, however it is computed: logits, labels, teacher, weight."""
 
 
 def kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:

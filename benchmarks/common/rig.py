@@ -1,0 +1,179 @@
+"""The product's own step on made-up canvases that lie on the device: what is timed is the step, not a disk.
+
+Letters: N samples, C classes, S canvas side.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udkd.engine.assembly import assemble
+from udkd.engine.drives import Drive, Resident, Streamed, record_cuda_graph
+from udkd.engine.lessons import LiveLessons, NoLessons
+from udkd.engine.step import Tally
+from udkd.formats.cache import DeviceTable, TargetTable
+from udkd.formats.config import Recipe, load_recipe
+from udkd.operations.augment import ViewTable
+from udkd.operations.compiled import compiled
+from udkd.operations.levers import fold_batch_norm
+from udkd.operations.models import build
+from udkd.operations.targets import pack
+from udkd.parts.frozen_teacher import FrozenTeacher
+from udkd.parts.panel import Panel
+from udkd.parts.plan import Plan
+from udkd.parts.students import make_students
+from udkd.words.batch import Batch
+from udkd.words.lesson import Lesson, Lessons
+from udkd.words.uncertainty import entropy_weight
+from udkd.words.views import draw
+
+CLASSES = 100
+RESNET, MOBILENET, TEACHER = "resnet18", "mobilenet_v2", "resnet50"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A step ready to be timed. run: takes one step of `batch` images."""
+
+    run: Callable[[], object]
+    batch: int
+
+
+def paper_recipe(device: torch.device, *settings: str, px: int, batch: int) -> Recipe:
+    """The paper's recipe with all of ours on: on a GPU bfloat16, three graphs, recorded; on a CPU the loss compiled."""
+    ours = (
+        ['train.precision="bfloat16"', 'teacher.precision="bfloat16"', 'train.compile="all"', 'train.steps="captured"']
+        if device.type == "cuda"
+        else ['train.compile="loss"']
+    )
+    sizes = [f"views.size_px={px}", f"views.resize_px={px}", f"evaluation.resize_px={px * 8 // 7}"]
+    return load_recipe("imagenet100-paper", [*sizes, f"train.batch={batch}", f"teacher.batch={batch}", *ours, *settings])
+
+
+def canvases(count: int, side: int, device: torch.device, seed: int = 0) -> Batch:
+    """`count` canvases of smooth colour with grain: uint8 [N, S, S, 3], drawn on the device."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    canvas_NSS3 = torch.empty(count, side, side, 3, dtype=torch.uint8, device=device)
+    for start in range(0, count, 1024):
+        part = canvas_NSS3[start : start + 1024]
+        coarse = torch.rand(len(part), 3, 4, 4, generator=generator, device=device)
+        smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear").permute(0, 2, 3, 1)
+        grain = torch.rand(len(part), side, side, 1, generator=generator, device=device)
+        part.copy_(smooth * 215 + grain * 40)
+    labels_N = torch.randint(0, CLASSES, (count,), generator=generator, device=device)
+    return Batch(ids=torch.arange(count, device=device), canvas=canvas_NSS3, labels=labels_N)
+
+
+def make(
+    recipe: Recipe, rows: Batch, device: torch.device, *, targets: TargetTable | None = None, architecture: str = TEACHER
+) -> Made:
+    """A step of `recipe` over `rows`, again and again. A live teacher is an untrained one: it costs what a trained one does.
+
+    targets: of a cached teacher; made up where they are not given.
+    """
+    lessons = _lessons(recipe, rows, device, targets, architecture)
+    students = make_students(recipe, CLASSES, device)
+    step = assemble(recipe, recipe.views.spec, students, lessons, device)
+    tally = Tally.empty(len(students), device)
+    batch, count = recipe.train.batch, len(rows.labels)
+    steps = count // batch
+    assert steps, f"{count} samples for a batch of {batch}"
+    ids = np.arange(count, dtype=np.int64)
+    plan = Plan.of(recipe, 0, steps, 0, view_table(recipe, count, rows.canvas.shape[1], device), device)
+    drive: Drive
+    if recipe.train.steps == "streamed":
+        drive = Streamed(step, InMemory(rows), batch)
+    else:
+        record = record_cuda_graph if recipe.train.steps == "captured" else None
+        by_id = recipe.loss.beta == 0 or recipe.teacher.source == "cache"
+        drive = Resident(step, rows, batch, tally, ids=ids, by_id=by_id, record=record)
+
+    def endless() -> Iterator[int]:
+        order = np.random.default_rng(0).permutation(ids)[: steps * batch]
+        while True:
+            tally.clear()
+            yield from drive.epoch(order, plan, tally)
+
+    taken = endless()
+    return Made(lambda: next(taken), batch)
+
+
+def view_table(recipe: Recipe, count: int, side: int, device: torch.device) -> ViewTable:
+    """The training views of `count` samples whose originals were ImageNet's commonest size."""
+    sizes = np.tile(np.array([375, 500, side, side]), (count, 1))
+    return ViewTable.of(draw(recipe.views.spec, 0, 0, np.arange(count, dtype=np.int64), sizes), device)
+
+
+def made_up_targets(count: int, device: torch.device) -> DeviceTable:
+    """Targets as a cache holds them, of a made-up teacher: a lookup costs the same whatever the numbers."""
+    generator = torch.Generator(device=device).manual_seed(1)
+    packed = pack(torch.rand(count, CLASSES, generator=generator, device=device) * 16)
+    return DeviceTable({"logits": packed.logits}, entropy_weight(packed.entropy, CLASSES), CLASSES)
+
+
+def frozen(recipe: Recipe, device: torch.device, architecture: str = TEACHER, *, compile: bool | None = None) -> FrozenTeacher:
+    """An untrained teacher as the recipe wants it run. compile: None as the students are."""
+    model = build(architecture, CLASSES, image_px=recipe.views.size_px, seed=0).eval().requires_grad_(False)
+    if recipe.teacher.folded:
+        model = fold_batch_norm(model)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    compile = recipe.train.compile == "all" if compile is None else compile
+    return FrozenTeacher(
+        model=compiled(model) if compile else model,
+        architecture=architecture,
+        weights_sha256="",
+        num_classes=CLASSES,
+        device=device,
+        batch=recipe.teacher.batch,
+        precision=recipe.teacher.precision,
+        channels_last=True,
+        folded=recipe.teacher.folded,
+        compiled=compile,
+    )
+
+
+class InMemory:
+    """A backend of rows that lie on the device: what a step costs where images cost nothing."""
+
+    def __init__(self, rows: Batch) -> None:
+        self.num_samples = len(rows.labels)
+        self._rows = rows
+
+    def epoch(self, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
+        """See udkd.words.batch.Backend."""
+        for start in range(0, len(order), batch_size):
+            ids_B = torch.from_numpy(order[start : start + batch_size]).to(self._rows.labels.device)
+            yield Batch(ids=ids_B, canvas=self._rows.canvas[ids_B], labels=self._rows.labels[ids_B])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def describe(self) -> str:
+        """Made up."""
+        return "made up"
+
+
+class TableLessons:
+    """Cached lessons without a folder."""
+
+    def __init__(self, table: TargetTable) -> None:
+        self._table = table
+
+    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+        """See Lessons."""
+        logits_BC, weight_B = self._table.lookup(batch.ids)
+        return Lesson(logits=logits_BC, weight=weight_B)
+
+
+def _lessons(recipe: Recipe, rows: Batch, device: torch.device, targets: TargetTable | None, architecture: str) -> Lessons:
+    if recipe.loss.beta == 0:
+        return NoLessons()
+    if recipe.teacher.source == "cache":
+        return TableLessons(targets or made_up_targets(len(rows.labels), device))
+    panel = Panel(
+        members=(frozen(recipe, device, architecture),), estimator=recipe.teacher.estimation, storage=recipe.teacher.stored
+    )
+    return LiveLessons(panel, None)  # what the paper's does: it sees the students' view

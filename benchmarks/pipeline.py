@@ -1,0 +1,127 @@
+"""Pipeline efficiency: real training's images/s over those of one constant batch that lies on the device already."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from matplotlib.figure import Figure
+
+from benchmarks.common.figures import Palette, bars, draw
+from benchmarks.common.pictures import image_folder
+from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.rig import CLASSES, TableLessons, made_up_targets, paper_recipe
+from benchmarks.common.timing import Variant, side_by_side
+from data_prep.convert import ConvertSettings, convert
+from udkd.backends import open_backend
+from udkd.console.terminal import DeviceOption
+from udkd.engine.assembly import assemble
+from udkd.engine.drives import Streamed
+from udkd.engine.step import Tally
+from udkd.formats.dataset import Split
+from udkd.parts.environment import choose_device
+from udkd.parts.epoch_views import EpochViews
+from udkd.parts.plan import Plan
+from udkd.parts.students import make_students
+from udkd.words.batch import Batch
+from udkd.words.observer import SILENT
+
+EXPECTATION = """The constant batch spares the backend's work and nothing else: augmentation and lookup stay in both.
+Resident rows are a gather, so 0.98 on a GPU and 0.97 on a CPU with both cores at work on the networks, where the reading
+thread takes its share of a core: 0.2 ms an image of a step's 50 ms. The folder backend decodes: 1.5 ms an image at canvas
+256, 0.95 to 0.97 at 64 px on two cores, where a step is 30 ms an image at most; on a GPU its cores must decode as fast as
+the GPU trains, which they do not."""
+
+
+def main(
+    batch: Annotated[int, typer.Option("--batch", min=0, help="0: 256 on a GPU, else 16.")] = 0,
+    px: Annotated[int, typer.Option("--px", min=0, help="Side of the views; 0: 224 on a GPU, else 64.")] = 0,
+    side: Annotated[int, typer.Option("--side", min=32, help="Canvas side.")] = 256,
+    backends: Annotated[
+        list[str] | None, typer.Option("--backend", help="resident, folder, ffcv, dali; again for more.")
+    ] = None,
+    rounds: RoundsOption = 7,
+    device: DeviceOption = "auto",
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Train two students from a cache, fed by each backend and by one constant batch, side by side."""
+    where = choose_device(device)
+    gpu = where.type == "cuda"
+    batch, px, names = batch or (256 if gpu else 16), px or (224 if gpu else 64), backends or ["resident", "folder"]
+    count = 8 * batch
+    asked = {"batch": batch, "px": px, "side": side, "backends": names, "images": f"{count} made-up JPEGs of 500 x 375"}
+    record = Record.begin("pipeline", EXPECTATION, where, asked)
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = image_folder(Path(scratch) / "images", count)
+        extra = tuple(name for name in ("ffcv",) if name in names)
+        settings = ConvertSettings(side=side, fit="squash", formats=("resident", *extra))
+        split = convert([tree], Path(scratch) / "data", settings, SILENT).split("train")
+        feeds = {name: Fed(open_backend(name, split, where), split, px, batch, where) for name in names}
+        base = Fed(None, split, px, batch, where)
+        variants = [Variant("constant batch", base.epoch, items=count)]
+        variants += [Variant(name, fed.epoch, items=count) for name, fed in feeds.items()]
+        timed = side_by_side(variants, where, rounds=rounds, warmup=1)
+        for fed in feeds.values():
+            fed.close()
+    record.add(timed, baseline="constant batch", px=px, batch=batch)
+    for row in record.rows[1:]:
+        record.put(f"efficiency of {row['variant']}", 1 / row["ratio"]["median"])
+    record.write(results)
+    draw(results, f"pipeline-{record.slug}", lambda figure, palette: _picture(record, figure, palette), height=2.0)
+
+
+class Fed:
+    """The two students' training over a split, an epoch a call, from a backend or from one constant batch (None)."""
+
+    def __init__(self, backend: object, split: Split, px: int, batch: int, device: torch.device) -> None:
+        recipe = paper_recipe(device, 'train.steps="streamed"', px=px, batch=batch)
+        self.split, self.batch, self.turn = split, batch, 0
+        self.backend = backend or Constant(split, batch, device)
+        students = make_students(recipe, CLASSES, device)
+        lessons = TableLessons(made_up_targets(split.num_samples, device))
+        step = assemble(recipe, recipe.views.spec, students, lessons, device)
+        self.drive = Streamed(step, self.backend, batch)  # type: ignore[arg-type]
+        self.tally = Tally.empty(len(students), device)
+        table = EpochViews(recipe.views.spec, 0, split, device).table(0)
+        self.plan = Plan.of(recipe, 0, len(split.ids) // batch, 0, table, device)
+
+    def epoch(self) -> None:
+        """All batches once, in a new order."""
+        self.turn += 1
+        self.tally.clear()
+        order = np.random.default_rng(self.turn).permutation(self.split.ids)
+        for _ in self.drive.epoch(order[: len(order) // self.batch * self.batch], self.plan, self.tally):
+            pass
+
+    def close(self) -> None:
+        """Release the backend."""
+        self.backend.close()  # type: ignore[attr-defined]
+
+
+class Constant:
+    """A backend that has one batch."""
+
+    def __init__(self, split: Split, batch: int, device: torch.device) -> None:
+        with_rows = open_backend("resident", split, device)
+        (self._batch,) = list(with_rows.epoch(split.ids[:batch], batch))
+        with_rows.close()
+
+    def epoch(self, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
+        """The same batch as often as the order has batches."""
+        for _ in range(len(order) // batch_size):
+            yield self._batch
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+    axes = figure.add_subplot()
+    names = [row["variant"] for row in record.rows]
+    bars(axes, palette, names, [row["items_per_s"] for row in record.rows], unit="images/s", form="{:,.0f}")
+    axes.set_title(
+        f"Training at {record.settings['px']} px, canvas {record.settings['side']}, batch {record.settings['batch']}"
+    )

@@ -1,0 +1,184 @@
+"""Writes the table of the README from the results: each number under the hardware it is from, a gap where there is none."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.common.record import FORMAT, RESULTS
+from udkd.console.terminal import err
+from udkd.words.errors import DataError
+from udkd.words.files import write_text
+
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+GAP = "not measured yet"
+
+Results = Mapping[str, Mapping[str, Any]]
+"""Benchmark -> its JSON, of one machine."""
+
+
+def main(
+    readme: Annotated[Path, typer.Option("--readme", help="File with the two markers.")] = Path("README.md"),
+    results: Annotated[Path, typer.Option("--results", help="Folder of the results.")] = RESULTS,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail where the file is not up to date.")] = False,
+) -> None:
+    """Put the table between the markers of the README."""
+    if not readme.is_file():
+        raise DataError(f"{readme} is no file; expected a text with the line {BEGIN}; name it with --readme")
+    text = readme.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise DataError(f"{readme} lacks its markers; expected one line {BEGIN} and, below, one line {END}; add them")
+    before, after = text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
+    new = f"{before}{BEGIN}\n{table(load(results))}{END}{after}"
+    if check and new != text:
+        raise DataError(f"{readme} differs from the results in {results}; expected the same; run python -m benchmarks report")
+    if not check:
+        write_text(readme, new)
+        err.print(f"table written into {readme}")
+
+
+def load(folder: Path) -> dict[str, Results]:
+    """Machine -> benchmark -> result."""
+    machines: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            value = json.loads(path.read_text())
+            slug, name, found = value["machine"]["slug"], value["name"], value["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is no result ({error}); expected what a benchmark wrote; delete it") from None
+        if found != FORMAT:
+            raise DataError(f"{path} has format {found}; expected {FORMAT}; measure again")
+        machines.setdefault(slug, {})[name] = value
+    return dict(machines)
+
+
+def table(machines: Mapping[str, Results]) -> str:
+    """Markdown. GPUs first; where none was measured, a column of gaps stands for one."""
+    columns = sorted(machines.items(), key=lambda entry: (_kind(entry[1]) != "cuda", entry[0]))
+    if not any(_kind(results) == "cuda" for _, results in columns):
+        columns.insert(0, ("one GPU", {}))
+    heads = ["", "the paper", *(_title(slug, results) for slug, results in columns)]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) - 1)]
+    for label, paper, read in ROWS:
+        cells = [_read(read, results) for _, results in columns]
+        lines.append("| " + " | ".join([label, paper, *cells]) + " |")
+    return "\n".join(lines) + "\n\n" + "\n".join(_notes(columns)) + "\n"
+
+
+def _title(slug: str, results: Results) -> str:
+    if not results:
+        return slug
+    hardware = next(iter(results.values()))["machine"]["hardware"]
+    return hardware["device"] if hardware["type"] == "cuda" else f"{hardware['cores']} cores, {hardware['device']}"
+
+
+def _kind(results: Results) -> str:
+    return str(next(iter(results.values()))["machine"]["hardware"]["type"]) if results else ""
+
+
+def _notes(columns: list[tuple[str, Results]]) -> list[str]:
+    lines = [
+        "Medians of the rounds; ratios are taken within each round. Hours are projected from images/s, validation not counted."
+    ]
+    for slug, results in columns:
+        for name, result in sorted(results.items()):
+            machine = result["machine"]
+            load = f", load {machine['load_average_at_start']:.1f}" if machine["hardware"]["type"] == "cpu" else ""
+            versions = machine["versions"]
+            lines.append(
+                f"- `{name}-{slug}.json`: {machine['date'][:10]}, commit {machine['commit']}, "
+                f"PyTorch {versions['torch']}{load}."
+            )
+    return lines
+
+
+def _read(read: Callable[[Results], str | None], results: Results) -> str:
+    try:
+        return read(results) or GAP
+    except (KeyError, IndexError):
+        return GAP
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return f"{row['px']} px, batch {row['batch']}"
+
+
+def _speed(benchmark: str, variant: str) -> Callable[[Results], str | None]:
+    """images/s of a variant at each of its settings."""
+
+    def read(results: Results) -> str | None:
+        rows = [row for row in results[benchmark]["rows"] if row["variant"] == variant]
+        return "; ".join(f"{row['items_per_s']:,.0f} ({_place(row)})" for row in rows)
+
+    return read
+
+
+def _facts(benchmark: str, start: str, key: str, form: str) -> Callable[[Results], str | None]:
+    """An entry of each fact whose name begins so."""
+
+    def read(results: Results) -> str | None:
+        facts = {name: value for name, value in results[benchmark]["facts"].items() if name.startswith(start) and key in value}
+        return "; ".join(f"{form.format(value[key])} ({name.removeprefix(start).strip()})" for name, value in facts.items())
+
+    return read
+
+
+def _efficiency(backend: str) -> Callable[[Results], str | None]:
+    def read(results: Results) -> str | None:
+        row = results["pipeline"]["rows"][0]
+        return f"{results['pipeline']['facts'][f'efficiency of {backend}']:.2f} ({_place(row)})"
+
+    return read
+
+
+def _against(benchmark: str, variant: str, **where: Any) -> Callable[[Results], str | None]:
+    """How many times as fast as its baseline."""
+
+    def read(results: Results) -> str | None:
+        rows = [row for row in results[benchmark]["rows"] if row["variant"] == variant]
+        rows = [row for row in rows if all(row.get(name) == value for name, value in where.items())]
+        return "; ".join(f"{1 / row['ratio']['median']:.1f}" + (f" ({_place(row)})" if "px" in row else "") for row in rows)
+
+    return read
+
+
+def _switch(name: str) -> Callable[[Results], str | None]:
+    def read(results: Results) -> str | None:
+        rows = [row for row in results["step"]["rows"] if row["variant"] == name]
+        return "; ".join(f"{row['ratio']['median']:.2f} ({_place(row)})" for row in rows)
+
+    return read
+
+
+ROWS: tuple[tuple[str, str, Callable[[Results], str | None]], ...] = (
+    ("two students from the cache, images/s", "146 (12.36 h)", _speed("cost", "two students, cached teacher")),
+    ("cached dual / live single", "1.63 (live)", _facts("cost", "ratios at", "cached dual / live single", "{:.2f}")),
+    ("the same where every layer ran at its bound", "", _facts("cost", "floor at", "cached dual / live single", "{:.2f}")),
+    ("live dual / live single", "1.63", _facts("cost", "ratios at", "live dual / live single", "{:.2f}")),
+    ("cached dual / cached single", "", _facts("cost", "ratios at", "cached dual / cached single", "{:.2f}")),
+    (
+        "cached dual / sum of the cached singles",
+        "0.82 (live)",
+        _facts("cost", "ratios at", "cached dual / sum of the cached singles", "{:.2f}"),
+    ),
+    (
+        "hours for 50 epochs x 130,000, two students, cache included",
+        "12.36",
+        _facts("cost", "hours at", "two students, cached teacher", "{:.2f}"),
+    ),
+    ("hours for one, live teacher", "7.58", _facts("cost", "hours at", "ResNet-18, live teacher", "{:.2f}")),
+    ("training over a constant batch: resident", "", _efficiency("resident")),
+    ("training over a constant batch: folder", "", _efficiency("folder")),
+    ("times as fast as the plain script", "", _against("plain", "ours, cached teacher")),
+    (
+        "compiled loss, times as fast as eager (batch 256, 100 classes)",
+        "",
+        _against("loss", "compiled", batch=256, classes=100),
+    ),
+    ("fused loss, times as fast as eager (batch 256, 100 classes)", "", _against("loss", "fused", batch=256, classes=100)),
+    ("step without the cache", "", _switch("cache off: live teacher")),
+    ("step without the CUDA graph", "", _switch("CUDA graph off")),
+    ("step without channels_last", "", _switch("channels_last off")),
+)

@@ -1,0 +1,78 @@
+"""The training step with every switch turned off alone: what each of ours is worth."""
+
+from typing import Annotated
+
+import typer
+from matplotlib.figure import Figure
+
+from benchmarks.common.figures import Palette, bars, draw
+from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.rig import canvases, make, paper_recipe
+from benchmarks.common.timing import Variant, side_by_side
+from udkd.console.terminal import DeviceOption
+from udkd.parts.environment import choose_device
+
+EXPECTATION = """On a CPU a step is convolutions: a live teacher costs 40 to 90 % more, float32 channels first 10 to 50 %
+more, the eager loss a few per cent at most. On a GPU at batch 64 some 900 launches bind it: without the CUDA graph twice
+the time or more, without compilation 1.5 times at large batches; float32 three times; a live teacher 1.5 times; the loss by
+itself nothing. The levers off by default: saved ReLU6 and realize_reads 10 % faster, the gathered pool 3 %, streams 5 %."""
+
+ALL_ON = "all on"
+OFF = {
+    "cache off: live teacher": ('teacher.source="live"', "teacher.views=1"),
+    "channels_last off": ("train.channels_last=false",),
+    "loss eager": ('train.loss="eager"',),
+}
+OFF_GPU = OFF | {
+    "CUDA graph off": ('train.steps="resident"',),
+    "compile off": ('train.compile="off"',),
+    "all of it off": ('train.compile="off"', 'train.steps="streamed"'),
+    "loss fused": ('train.loss="fused"',),
+    "bfloat16 off": ('train.precision="float32"',),
+}
+LEVERS = {
+    "with saved_relu6": ("tune.saved_relu6=true",),
+    "with gathered_pool": ("tune.gathered_pool=true",),
+}
+LEVERS_GPU = LEVERS | {
+    "with realize_reads 16": ("tune.realize_reads=16",),
+    "with streams": ("tune.streams=true",),
+}
+
+
+def main(
+    batches: Annotated[list[int] | None, typer.Option("--batch", min=2, help="Batch sizes; may be given again.")] = None,
+    px: Annotated[int, typer.Option("--px", min=0, help="Side of the views; 0: 224 on a GPU, else 64.")] = 0,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Rows whose names contain this; may be given again.")] = None,
+    rounds: RoundsOption = 5,
+    device: DeviceOption = "auto",
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Time the two students' step as it is and with one thing changed at a time."""
+    where = choose_device(device)
+    gpu = where.type == "cuda"
+    px, batches = px or (224 if gpu else 64), batches or ([64, 512] if gpu else [16])
+    kinds = (OFF_GPU | LEVERS_GPU) if gpu else (OFF | LEVERS)
+    if only:
+        kinds = {name: words for name, words in kinds.items() if any(word in name for word in only)}
+    record = Record.begin("step", EXPECTATION, where, {"batch": batches, "px": px})
+    for batch in batches:
+        rows = canvases(4 * batch, min(px * 8 // 7, 256), where)
+        base = make(paper_recipe(where, px=px, batch=batch), rows, where)
+        for name, words in kinds.items():  # in pairs: only two of them lie in the memory at a time
+            other = make(paper_recipe(where, *words, px=px, batch=batch), rows, where)
+            pair = [Variant(ALL_ON, base.run, items=batch), Variant(name, other.run, items=batch)]
+            record.add(side_by_side(pair, where, rounds=rounds), baseline=ALL_ON, px=px, batch=batch, beside=name)
+            record.write(results)
+    draw(results, f"step-{record.slug}", lambda figure, palette: _picture(record, figure, palette), height=1 + 0.3 * len(kinds))
+
+
+def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+    batches = record.settings["batch"]
+    for place, batch in enumerate(batches):
+        axes = figure.add_subplot(1, len(batches), place + 1)
+        rows = [row for row in record.rows if row["batch"] == batch and row["variant"] != ALL_ON]
+        ratios = [row["ratio"]["median"] for row in rows]
+        bars(axes, palette, [row["variant"] for row in rows], list(ratios), unit="times the step with all on")
+        axes.axvline(1.0, color=palette.mark, linewidth=0.8)
+        axes.set_title(f"{record.settings['px']} px, batch {batch}")

@@ -1,0 +1,138 @@
+"""The benchmarks themselves: what they compute, and that each runs at a size of seconds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import gpu, pipeline, report
+from benchmarks.common.pictures import image_folder
+from benchmarks.common.plain_script import kd, steps
+from benchmarks.common.rig import canvases, made_up_targets, make, paper_recipe
+from benchmarks.common.roofline import Peaks, build_on_meta, cost
+from benchmarks.common.timing import Timed
+from benchmarks.cost import DUAL, FOLDED, LIVE_DUAL, ONE, OTHER, SINGLE, hours, ratios
+from udkd.words.errors import DataError
+from udkd.words.losses import divergence
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v2", "resnet50"])
+def test_operations_are_those_of_pytorch_s_counter(architecture: str) -> None:
+    ours = cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=False, item_bytes=2)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        build_on_meta(architecture, 100).eval()(torch.empty(1, 3, 64, 64))
+    assert ours.flops == pytest.approx(counter.get_total_flops(), rel=1e-6)
+    assert ours.seconds == pytest.approx(ours.flops)
+    training = cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=True, item_bytes=2)
+    assert 2.8 * ours.flops < training.flops < 3 * ours.flops
+
+
+def test_ratios_are_medians_within_rounds_and_hours_hold_the_cache() -> None:
+    seconds = {DUAL: (2.0, 8.0, 2.0), SINGLE: (1.0, 8.0, 2.0), FOLDED: (1.0,) * 3, LIVE_DUAL: (3.0, 3.0, 3.0)}
+    seconds |= {ONE: (1.0, 4.0, 1.0), OTHER: (1.0, 4.0, 3.0)}
+    timed = [Timed(name=name, items=10, seconds=values) for name, values in seconds.items()]
+    found = ratios(timed)
+    assert found["cached dual / live single"] == 1.0
+    assert found["cached dual / sum of the cached singles"] == 1.0
+    assert found["cached dual / cached single"] == 2.0
+    projected = hours(timed, teacher_per_s=130.0)
+    assert projected["of which the cache"] == pytest.approx(1000 / 3600)
+    assert projected[DUAL] == pytest.approx(50 * 130_000 / 5 / 3600 + 1000 / 3600)
+    assert projected[SINGLE] == pytest.approx(50 * 130_000 / 5 / 3600)
+
+
+def test_the_plain_script_teaches_by_the_paper_s_formula(tmp_path: Path) -> None:
+    student, teacher = (torch.rand(3, 10, generator=torch.Generator().manual_seed(n)) * 6 for n in range(2))
+    soft = [torch.log_softmax(z / 4, -1) for z in (student, teacher)]
+    torch.testing.assert_close(kd(student, teacher), 16 * divergence(*soft, "student_teacher"), rtol=1e-4, atol=1e-6)
+    tree = image_folder(tmp_path, 4, classes=2, val=0)
+    trained = steps(tree, px=32, batch=2, workers=0, amp=False, classes=10, device=CPU)
+    assert [next(trained) for _ in range(3)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("settings", [(), ('train.steps="resident"',), ('teacher.source="live"', "teacher.views=1")])
+def test_the_rig_takes_steps(settings: tuple[str, ...]) -> None:
+    alone = 'students=[{architecture="squeezenet1_1"}]'
+    recipe = paper_recipe(CPU, 'train.compile="off"', alone, *settings, px=32, batch=4)
+    made = make(recipe, canvases(8, 36, CPU), CPU, architecture="squeezenet1_1")
+    assert [made.run() for _ in range(3)] == [4, 4, 4]
+
+
+def test_canvases_and_targets_are_the_same_each_time() -> None:
+    one, other = canvases(3, 16, CPU), canvases(3, 16, CPU)
+    assert torch.equal(one.canvas, other.canvas)
+    assert one.canvas.float().std() > 10
+    assert float(made_up_targets(5, CPU).weight.mean()) > 0
+
+
+def test_efficiency_of_each_backend_is_measured(tmp_path: Path) -> None:
+    pipeline.main(batch=4, px=32, side=36, backends=["resident", "folder"], rounds=1, device="cpu", results=tmp_path)
+    (path,) = tmp_path.glob("pipeline-*.json")
+    facts = json.loads(path.read_text())["facts"]
+    assert set(facts) == {"efficiency of resident", "efficiency of folder"}
+    assert all(value > 0 for value in facts.values())
+    assert list(tmp_path.glob("pipeline-*.png"))
+
+
+def test_the_gpu_set_keeps_what_it_has(tmp_path: Path) -> None:
+    parts = ["loss --batch 8 --classes 10 --rounds 1", "loss --batch nothing"]
+    gpu.main(budget_s=200, device="cpu", parts=parts, results=tmp_path)
+    (path,) = tmp_path.glob("gpu-*.json")
+    facts = json.loads(path.read_text())["facts"]
+    assert facts[parts[0]].endswith(" s")
+    assert facts[parts[1]].startswith("failed after")
+    assert [result["name"] for result in facts["results"]] == ["loss"]
+    assert list(tmp_path.glob("loss-*.png"))
+    assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
+
+
+def result(name: str, kind: str, **more: Any) -> dict[str, Any]:
+    machine = {
+        "slug": f"one-{kind}",
+        "hardware": {"type": kind, "device": "NVIDIA H200" if kind == "cuda" else "Some CPU", "cores": 2},
+        "versions": {"torch": "2.14.1"},
+        "date": "2026-11-24T00:00:00+00:00",
+        "commit": "abc",
+        "load_average_at_start": 1.0,
+    }
+    return {"format": 1, "name": name, "machine": machine, "rows": [], "facts": {}} | more
+
+
+def test_the_report_names_hardware_and_leaves_gaps(tmp_path: Path) -> None:
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    results.mkdir()
+    row = {"variant": "compiled", "batch": 256, "classes": 100, "ratio": {"median": 0.25}}
+    (results / "loss-one-cpu.json").write_text(json.dumps(result("loss", "cpu", rows=[row])))
+    facts = {"ratios at 64 px, batch 16": {"cached dual / live single": 0.98}}
+    (results / "cost-one-cpu.json").write_text(json.dumps(result("cost", "cpu", facts=facts)))
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.main(readme, results, check=False)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith(f"{report.END}\nafter\n")
+    assert "old" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| cached dual / live single |")]
+    assert line == f"| cached dual / live single | 1.63 (live) | {report.GAP} | 0.98 (64 px, batch 16) |"
+    assert "| one GPU | 2 cores, Some CPU |" in text
+    assert "4.0" in next(line for line in text.splitlines() if line.startswith("| compiled loss"))
+    report.main(readme, results, check=True)
+    (results / "cost-one-cuda.json").write_text(json.dumps(result("cost", "cuda", facts=facts)))
+    with pytest.raises(DataError, match="differs from the results"):
+        report.main(readme, results, check=True)
+    report.main(readme, results, check=False)
+    assert "| NVIDIA H200 | 2 cores, Some CPU |" in readme.read_text()
+    readme.write_text("no markers")
+    with pytest.raises(DataError, match="lacks its markers"):
+        report.main(readme, results, check=False)
+
+
+def test_the_readme_says_what_the_results_say() -> None:
+    readme = report.RESULTS.parents[1] / "README.md"
+    if not readme.is_file() or report.BEGIN not in readme.read_text():
+        pytest.skip("README.md has no table of benchmarks")
+    report.main(readme, report.RESULTS, check=True)

@@ -1,0 +1,48 @@
+"""The fused loss against the oracle in float64, by Triton's interpreter; and how it is refused where it cannot run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from udkd.engine.assembly import make_loss
+from udkd.formats.config import load_recipe
+from udkd.words.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_values_and_gradients_against_the_oracle() -> None:
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.udkd.fused_loss_check"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 13
+    for row in rows:
+        assert row["finite"], row
+        assert row["dtype"], row
+        # The smallest divergences are 1e-9 of numbers near 5: float32 holds such a difference to 2e-5 at best.
+        assert row["value"] < (5e-5 if 1e-3 in row["of"] else 1e-6), row
+        assert row["grad"] < (1.2e-2 if row["of"] == "bfloat16" else 2e-5), row
+
+
+def test_without_a_gpu_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match=r"train\.loss is fused.*set train\.loss to compiled"):
+        make_loss(load_recipe("smoke", ['train.loss="fused"']), torch.device("cpu"))
+
+
+def test_triton_is_imported_only_when_chosen() -> None:
+    code = "import sys, udkd.actors.trainer; sys.exit('udkd.operations.fused_loss' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0

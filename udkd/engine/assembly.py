@@ -1,0 +1,98 @@
+"""Puts a step together as its recipe says: what is compiled, what runs beside what. No step decides anything later."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udkd.engine.step import Step
+from udkd.formats.config import Recipe
+from udkd.operations import augment
+from udkd.operations.augment import ViewTable
+from udkd.operations.compiled import Forward, compiled, compiled_loss, eager_loss, forward, on_streams
+from udkd.parts.students import Student
+from udkd.words.errors import ConfigError
+from udkd.words.lesson import Lessons
+from udkd.words.losses import Loss
+from udkd.words.views import ViewSpec
+
+
+def assemble(recipe: Recipe, spec: ViewSpec, students: Sequence[Student], lessons: Lessons, device: torch.device) -> Step:
+    """The step of a recipe for views of `spec` (its own, or smaller ones of a progressive run)."""
+    return Step(
+        students=students,
+        augment=_augment(recipe, spec, device),
+        lessons=lessons,
+        forward=_forward(recipe, students, device),
+        channels_last=recipe.train.channels_last,
+    )
+
+
+def loss_kind(recipe: Recipe) -> str:
+    """Which loss a recipe takes: "eager", "compiled" or "fused"."""
+    if recipe.train.loss != "auto":
+        return recipe.train.loss
+    return "eager" if recipe.train.compile == "off" else "compiled"
+
+
+def make_loss(recipe: Recipe, device: torch.device) -> Loss:
+    """The recipe's loss as a function of its own, not part of a bigger graph. ConfigError: a fused one without a GPU."""
+    settings = recipe.loss.settings
+    kind = loss_kind(recipe)
+    if kind == "fused":
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ConfigError(f"train.loss is fused and the device {device}; expected a GPU; set train.loss to compiled")
+        try:
+            from udkd.operations.fused_loss import fused_loss  # triton is imported only when chosen
+        except ModuleNotFoundError:
+            raise ConfigError("train.loss is fused; expected Triton to be installed; set train.loss to compiled") from None
+        return fused_loss(settings)
+    return compiled_loss(settings) if kind == "compiled" else eager_loss(settings)
+
+
+def _augment(recipe: Recipe, spec: ViewSpec, device: torch.device) -> Callable[[Tensor, ViewTable], Tensor]:
+    """Canvases and views to input, in the dtype to which autocast would round it for the students and for who else sees it.
+
+    Compiled, it moves by a last bit: a live teacher that sees the students' views then says what a cache says to 1e-6 only.
+    """
+    teacher_sees_it = recipe.loss.beta > 0 and recipe.teacher.source == "live" and recipe.teacher.views != "canonical"
+    precisions = {recipe.train.precision, *([recipe.teacher.precision] if teacher_sees_it else [])}
+    dtype = torch.bfloat16 if precisions == {"bfloat16"} else torch.float32
+    whole = partial(augment.apply, spec=spec, dtype=dtype)
+    if recipe.train.compile != "all":
+        return whole
+    if device.type != "cpu":
+        return compiled(whole)
+    finish = compiled(partial(augment.finish, jitter=spec.jitters, dtype=dtype))
+
+    def cut_then_finish(canvas_BSS3: Tensor, views: ViewTable) -> Tensor:
+        # On a CPU every window is cut out by itself: a loop over numbers, which is no graph.
+        return finish(augment.pixels(canvas_BSS3, views, spec.size_px), views)
+
+    return cut_then_finish
+
+
+def _forward(recipe: Recipe, students: Sequence[Student], device: torch.device) -> Forward:
+    networks: list[Any] = [student.model for student in students]
+    options: dict[str, Any] = {"device_type": device.type, "autocast": recipe.train.precision == "bfloat16"}
+    if recipe.train.compile != "all":
+        networks = on_streams(networks, device) if recipe.tune.streams else networks
+        return forward(networks, make_loss(recipe, device), **options)
+    inductor = inductor_options(recipe)
+    if loss_kind(recipe) == "compiled" and not recipe.tune.streams:
+        return compiled(forward(networks, eager_loss(recipe.loss.settings), **options), inductor)
+    networks = [compiled(network, inductor) for network in networks]
+    return forward(on_streams(networks, device) if recipe.tune.streams else networks, make_loss(recipe, device), **options)
+
+
+def inductor_options(recipe: Recipe) -> dict[str, Any] | None:
+    """The recipe's wishes for the compiler, None for its own defaults."""
+    options: dict[str, Any] = {}
+    if recipe.tune.realize_reads:
+        options["realize_reads_threshold"] = recipe.tune.realize_reads
+    if recipe.tune.autotune:
+        options["max_autotune"] = True
+    return options or None

@@ -1,0 +1,117 @@
+"""The same numbers computed otherwise: modules put in the place of PyTorch's, with equal values and gradients.
+
+Each exists because a compiler's plan for the original moves more memory than it has to; whether it helps is for a GPU to say.
+Letters: B batch, C channels, H W the input's pixels, P Q the pooled ones.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+
+def use_saved_relu6(model: nn.Module) -> nn.Module:
+    """Replace every ReLU6 of a model by one that keeps its output."""
+    return _replaced(model, nn.ReLU6, lambda relu: SavedReLU6())
+
+
+def use_gathered_pool(model: nn.Module) -> nn.Module:
+    """Replace every plain 2-d max-pool of a model by one whose backward pass gathers."""
+
+    def gathered(pool: nn.MaxPool2d) -> nn.Module:
+        sizes = (pool.kernel_size, pool.stride, pool.padding)
+        plain = all(isinstance(size, int) for size in sizes) and pool.dilation == 1 and not pool.ceil_mode
+        return GatheredMaxPool(*map(int, sizes)) if plain and not pool.return_indices else pool  # type: ignore[arg-type]
+
+    return _replaced(model, nn.MaxPool2d, gathered)
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy of a model in evaluation mode with each batch norm multiplied into the convolution before it."""
+    assert not model.training, "statistics of a batch cannot be folded"
+    folded: nn.Module = fuse(model)
+    return folded.eval()
+
+
+class SavedReLU6(nn.Module):
+    """ReLU6 whose backward pass reads its output.
+
+    The convolution that follows keeps that output anyway. Its input, batch norm's output, is then needed by nobody:
+    inductor rebuilds it in float32 and stores it for PyTorch's own ReLU6.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _SavedReLU6.apply(x)
+        return y
+
+
+class _SavedReLU6(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.relu6(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        # As PyTorch's: no gradient at 0, at 6, or beyond.
+        return torch.where((y <= 0) | (y >= 6), 0.0, grads[0])
+
+
+class GatheredMaxPool(nn.Module):
+    """Max-pool whose backward pass is a sum over the windows of each pixel, in their order: deterministic, no atomics."""
+
+    def __init__(self, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y: Tensor = _GatheredMaxPool.apply(x_BCHW, self.kernel_size, self.stride, self.padding)
+        return y
+
+
+class _GatheredMaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
+        y_BCPQ, index_BCPQ = F.max_pool2d(x_BCHW, kernel_size, stride, padding, return_indices=True)
+        height, width = x_BCHW.shape[2:]
+        rows, columns = (torch.arange(n, device=x_BCHW.device) * stride - padding for n in y_BCPQ.shape[2:])
+        row_BCPQ = torch.div(index_BCPQ, width, rounding_mode="floor") - rows[:, None]
+        place_BCPQ = row_BCPQ * kernel_size + index_BCPQ % width - columns  # within its window: a byte instead of eight
+        ctx.save_for_backward(place_BCPQ.to(torch.int8))
+        ctx.geometry = (height, width, kernel_size, stride, padding)
+        return y_BCPQ
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (place_BCPQ,) = ctx.saved_tensors
+        height, width, kernel_size, stride, padding = ctx.geometry
+        grad_BCPQ = grads[0]
+        batch, channels, rows, columns = grad_BCPQ.shape
+        padded = grad_BCPQ.new_zeros(batch, channels, (rows - 1) * stride + kernel_size, (columns - 1) * stride + kernel_size)
+        padded = padded.to(memory_format=torch.channels_last) if _is_channels_last(grad_BCPQ) else padded
+        # From the last place to the first: a pixel meets its windows in the order in which PyTorch adds them.
+        for place in reversed(range(kernel_size**2)):
+            top, left = divmod(place, kernel_size)
+            window = padded[
+                :, :, top : top + (rows - 1) * stride + 1 : stride, left : left + (columns - 1) * stride + 1 : stride
+            ]
+            window += torch.where(place_BCPQ == place, grad_BCPQ, 0.0)
+        bottom, right = (max(0, padding + size - have) for size, have in zip((height, width), padded.shape[2:], strict=True))
+        padded = F.pad(padded, (0, right, 0, bottom))
+        return padded[:, :, padding : padding + height, padding : padding + width], None, None, None
+
+
+def _is_channels_last(x_BCHW: Tensor) -> bool:
+    return x_BCHW.is_contiguous(memory_format=torch.channels_last)
+
+
+def _replaced(model: nn.Module, kind: type[nn.Module], make: Any) -> nn.Module:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is kind:
+                setattr(parent, name, make(child))
+    return model

@@ -1,0 +1,60 @@
+"""What the steps of one epoch depend on besides their samples, on the device: a step finds its row by its number alone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udkd.formats.config import Recipe
+from udkd.operations.augment import ViewTable
+from udkd.operations.models import dropout_keys
+from udkd.operations.schedule import averaging, cosine
+from udkd.words.hashing import key
+
+_DROPOUT = 2  # a name that keeps the uses of a run's seed apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One epoch of S steps for N students.
+
+    view: the number of the view that the students see. views: the views of all ids.
+    rates: float32 [S, N], learning rates. dropout_keys: int64 [S, N]. averaging: float32 [S], see schedule.averaging.
+    """
+
+    view: int
+    views: ViewTable
+    rates: Tensor
+    dropout_keys: Tensor
+    averaging: Tensor
+
+    @classmethod
+    def of(cls, recipe: Recipe, epoch: int, steps_per_epoch: int, view: int, views: ViewTable, device: torch.device) -> "Plan":
+        """The plan of epoch number `epoch`, from 0."""
+        steps = np.arange(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch, dtype=np.int64)
+        seed = int(key(recipe.train.seed, _DROPOUT)[0] >> 1)
+        students = range(len(recipe.students))
+        keys = np.stack([dropout_keys(seed, index, steps) for index in students], axis=1)
+        rates = [learning_rates(recipe, step, steps_per_epoch) for step in steps.tolist()]
+        shares = [averaging(step, recipe.train.average) for step in steps.tolist()]
+        return cls(
+            view=view,
+            views=views,
+            rates=torch.tensor(rates, dtype=torch.float32).to(device),
+            dropout_keys=torch.from_numpy(keys).to(device),
+            averaging=torch.tensor(shares, dtype=torch.float32).to(device),
+        )
+
+
+def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[float]:
+    """Each student's learning rate in step number `step` of the run."""
+    return [
+        cosine(
+            step,
+            peak=student.lr * recipe.lr_scale,
+            warmup_steps=round(student.warmup_epochs * steps_per_epoch),
+            total_steps=recipe.train.epochs * steps_per_epoch,
+        )
+        for student in recipe.students
+    ]
