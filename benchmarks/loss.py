@@ -46,7 +46,7 @@ def main(
             torch._dynamo.reset()  # every shape is compiled for itself, as in a training run
             variants = [Variant(name, work(loss, batch, num_classes, where), items=batch) for name, loss in losses.items()]
             record.add(side_by_side(variants, where, rounds=rounds), baseline="eager", batch=batch, classes=num_classes)
-    record.write(results)
+            record.write(results)
     draw(results, f"loss-{record.slug}", lambda figure, palette: _picture(record, figure, palette))
 
 

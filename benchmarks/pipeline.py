@@ -21,6 +21,7 @@ from udkd.console.terminal import DeviceOption
 from udkd.engine.assembly import assemble
 from udkd.engine.drives import Streamed
 from udkd.engine.step import Tally
+from udkd.formats.config import Recipe
 from udkd.formats.dataset import Split
 from udkd.parts.environment import choose_device
 from udkd.parts.epoch_views import EpochViews
@@ -44,6 +45,7 @@ def main(
         list[str] | None, typer.Option("--backend", help="resident, folder, ffcv, dali; again for more.")
     ] = None,
     rounds: RoundsOption = 7,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="For all recipes.")] = None,
     device: DeviceOption = "auto",
     results: ResultsOption = RESULTS,
 ) -> None:
@@ -57,10 +59,11 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         tree = image_folder(Path(scratch) / "images", count)
         extra = tuple(name for name in ("ffcv",) if name in names)
-        settings = ConvertSettings(side=side, fit="squash", formats=("resident", *extra))
-        split = convert([tree], Path(scratch) / "data", settings, SILENT).split("train")
-        feeds = {name: Fed(open_backend(name, split, where), split, px, batch, where) for name in names}
-        base = Fed(None, split, px, batch, where)
+        how = ConvertSettings(side=side, fit="squash", formats=("resident", *extra))
+        split = convert([tree], Path(scratch) / "data", how, SILENT).split("train")
+        recipe = paper_recipe(where, 'train.steps="streamed"', *(settings or []), px=px, batch=batch)
+        feeds = {name: Fed(open_backend(name, split, where), split, recipe, where) for name in names}
+        base = Fed(None, split, recipe, where)
         variants = [Variant("constant batch", base.epoch, items=count)]
         variants += [Variant(name, fed.epoch, items=count) for name, fed in feeds.items()]
         timed = side_by_side(variants, where, rounds=rounds, warmup=1)
@@ -76,8 +79,8 @@ def main(
 class Fed:
     """The two students' training over a split, an epoch a call, from a backend or from one constant batch (None)."""
 
-    def __init__(self, backend: object, split: Split, px: int, batch: int, device: torch.device) -> None:
-        recipe = paper_recipe(device, 'train.steps="streamed"', px=px, batch=batch)
+    def __init__(self, backend: object, split: Split, recipe: Recipe, device: torch.device) -> None:
+        batch = recipe.train.batch
         self.split, self.batch, self.turn = split, batch, 0
         self.backend = backend or Constant(split, batch, device)
         students = make_students(recipe, CLASSES, device)

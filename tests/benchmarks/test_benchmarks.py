@@ -71,7 +71,8 @@ def test_canvases_and_targets_are_the_same_each_time() -> None:
 
 
 def test_efficiency_of_each_backend_is_measured(tmp_path: Path) -> None:
-    pipeline.main(batch=4, px=32, side=36, backends=["resident", "folder"], rounds=1, device="cpu", results=tmp_path)
+    options = {"settings": ['train.compile="off"'], "rounds": 1, "device": "cpu", "results": tmp_path}
+    pipeline.main(batch=4, px=32, side=36, backends=["resident", "folder"], **options)  # type: ignore[arg-type]
     (path,) = tmp_path.glob("pipeline-*.json")
     facts = json.loads(path.read_text())["facts"]
     assert set(facts) == {"efficiency of resident", "efficiency of folder"}
