@@ -28,6 +28,7 @@ HEADERS := g++ pkg-config libopencv-dev libturbojpeg0-dev
 TARS ?= ../shared/data
 STUDY ?= runs/study-gpu
 EPOCHS ?= 20
+TEACHER_EPOCHS ?= 30
 SEEDS ?= 0,1,2
 MINUTES ?= 8
 PYTHON3 = $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
@@ -60,7 +61,7 @@ study-gpu:
 		$(TARS)/tiny-imagenet-100-val.tar $(STUDY)/data --side 64 --formats resident || exit $$?; \
 	left=$$(awk "BEGIN { print $(MINUTES) - ($$(date +%s) - $$begun) / 60 }"); \
 	$(PYTHON3) -m udkd study table3 table1 table2 direction weights --recipe tiny-imagenet-100 --data $(STUDY)/data --out $(STUDY) \
-		--epochs $(EPOCHS) --seeds $(SEEDS) --device cuda --max-minutes $$left; \
+		--epochs $(EPOCHS) --set fit.epochs=$(TEACHER_EPOCHS) --seeds $(SEEDS) --device cuda --max-minutes $$left; \
 	code=$$?; test $$code != 75 || echo "a piece is done; run make study-gpu again for the next"; exit $$code
 
 clean:

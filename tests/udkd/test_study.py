@@ -105,6 +105,25 @@ def test_table_3_states_what_it_trains() -> None:
     assert {(0.4, 0.4, 0.0, "entropy"), (0.4, 0.4, 0.2, "constant"), (0.5, 0.5, 0.0, "entropy")} <= controls
 
 
+def test_the_weights_study_controls_for_size_and_for_place() -> None:
+    plan = make_plan("weights", load_study("weights"))
+    kinds = {arm.name: (loss.weight, loss.weight_control) for arm in plan.arms for loss in [plan.recipe_of(arm.name).loss]}
+    assert kinds == {
+        "constant of equal mean": ("entropy", "equal_mean"),
+        "entropy": ("entropy", "none"),
+        "shuffled": ("entropy", "shuffled"),
+        "inverse entropy": ("inverse_entropy", "none"),
+        "max-probability": ("max_probability", "none"),
+        "margin": ("margin", "none"),
+        "w = 1": ("constant", "none"),
+    }
+    # One cache serves them all, and table3 has two of its runs.
+    assert len({trial.cache_name("data", "teacher") for trial in plan.trials}) == 1
+    ablation = make_plan("table3", load_study("table3"))
+    runs = [{trial.run_name("data", "teacher") for trial in other.trials} for other in (plan, ablation)]
+    assert len(runs[0] & runs[1]) == 2 * len(plan.seeds)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
