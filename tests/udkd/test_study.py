@@ -407,10 +407,10 @@ def test_the_page_claims_only_what_intervals_allow(tmp_path: Path, whole: Path) 
     assert "improves" not in single
     assert "One seed allows no verdict." in single
     clear = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}})
-    assert "taught improves a by 3.00 points over hard" in clear
+    assert "Against “hard”: “taught” improves a by 3.00 points; every difference is clear of 0." in clear
     worse = page_of(tmp_path, whole, {"hard": {0: 53.0, 1: 57.1, 2: 54.9}, "taught": {0: 50.0, 1: 54.0, 2: 52.0}})
     assert "improves" not in worse
-    assert "taught worsens a by 3.00 points over hard" in worse
+    assert "“taught” worsens a by 3.00 points" in worse
 
 
 def test_the_page_needs_nothing_else(whole: Path) -> None:

@@ -71,17 +71,26 @@ def _lead(study: Study, summary: Summary, values: Mapping[str, Any]) -> str:
     compared = main_comparisons(summary, "last")
     clear = [comparison for comparison in compared if comparison.difference.verdict in ("improves", "worsens")]
     if clear:
-        said = [
-            f"{comparison.arm} {comparison.difference.verdict} {comparison.learner} by "
-            f"{abs(comparison.difference.spread.mean):.2f} points over {comparison.against}"
-            for comparison in clear
-        ]
-        told.append(f"Clear of 0: {listed(said)}; {count(len(compared) - len(clear), 'other comparison')} not.")
+        told.append(f"Against {_named(study.baseline)}: {_claims(clear)}; {_unclear(len(compared) - len(clear))}.")
     elif compared:
         enough = any(comparison.difference.verdict != "too few runs" for comparison in compared)
         why = "No difference from the baseline keeps clear of 0." if enough else "One seed allows no verdict."
         told.append(why)
     return " ".join(told) or "Nothing is finished yet."
+
+
+def _claims(clear: Sequence[Comparison]) -> str:
+    """What each arm improves or worsens, arm by arm."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for comparison in clear:
+        own = comparison.difference
+        gain = f"{comparison.learner} by {abs(own.spread.mean):.2f}"
+        said.setdefault((comparison.arm, own.verdict), []).append(gain)
+    return "; ".join(f"“{arm}” {verdict} {listed(gains)} points" for (arm, verdict), gains in said.items())
+
+
+def _unclear(number: int) -> str:
+    return f"{count(number, 'difference')} not clear of 0" if number else "every difference is clear of 0"
 
 
 def _answer(study: Study, summary: Summary, pictures: StudyPictures) -> Section:
