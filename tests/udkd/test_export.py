@@ -21,7 +21,7 @@ from udkd.backends import open_backend
 from udkd.engine.scoring import score
 from udkd.engine.trained import AVERAGED, Trained
 from udkd.formats.dataset import DatasetFolder
-from udkd.formats.run import RunFolder
+from udkd.formats.run import Checkpoint, RunFolder
 from udkd.operations.pictures import LONGEST_PX, read_picture
 from udkd.parts.epoch_views import EpochViews
 from udkd.words.errors import DataError, MismatchError, RunError
@@ -138,6 +138,21 @@ def test_students_are_chosen_by_name(run: RunFolder) -> None:
     with pytest.raises(RunError, match="drop one"):
         Trained.load(run, "c", averaged=True)
     assert Trained.load(run, None, averaged=True).name == AVERAGED
+
+
+def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path, run: RunFolder) -> None:
+    values = json.loads((run.path / "config.json").read_text())
+    copy = RunFolder.create(tmp_path / "r", values, run.provenance)
+    checkpoint = run.load()
+    doubled = {
+        name.replace("student.", "average.", 1): value * 2 if value.is_floating_point() else value
+        for name, value in checkpoint.tensors.items()
+        if name.startswith("student.")
+    }
+    copy.save(Checkpoint(tensors={**checkpoint.tensors, **doubled}, progress=checkpoint.progress))
+    for name in ("a/b", "c"):
+        own, its = (Trained.load(folder, name, averaged=False).model.state_dict() for folder in (run, copy))
+        assert all(torch.equal(its[key], own[key] * 2) for key in own)
 
 
 def test_other_data_is_refused_for_the_check(tmp_path: Path, run: RunFolder) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from udkd.formats.config import Recipe
 from udkd.formats.run import RunFolder
-from udkd.parts.students import make_students
+from udkd.operations.models import build
+from udkd.parts.students import prefixed
 from udkd.words.errors import RunError
 
 AVERAGED = "averaged"
@@ -51,12 +52,10 @@ class Trained:
         if run.classes is None:
             raise RunError(f"{run.path / 'run.json'} does not name its classes; expected them in order; train again")
         checkpoint = run.load()
-        students = make_students(recipe, len(run.classes), torch.device("cpu"))
-        for each in students:
-            each.restore(dict(checkpoint.tensors))
-        chosen = [each.model for each in students if averaged or len(names) == 1 or each.name == student]
+        places = range(len(names)) if averaged else [0 if student is None else names.index(student)]
+        chosen = [_judged(recipe, place, len(run.classes), dict(checkpoint.tensors)) for place in places]
         model = Averaged(chosen) if averaged else chosen[0]
-        model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+        model.eval().requires_grad_(False)
         return cls(
             name=AVERAGED if averaged else (student or names[0]),
             model=model,
@@ -64,3 +63,10 @@ class Trained:
             classes=tuple(run.classes),
             step=int(checkpoint.progress["step"]),
         )
+
+
+def _judged(recipe: Recipe, place: int, num_classes: int, tensors: dict[str, Tensor]) -> nn.Module:
+    """The network that evaluation judges: of the weights' moving average where the run keeps one, else of the weights."""
+    model = build(recipe.students[place].architecture, num_classes, image_px=recipe.views.size_px, seed=0)
+    model.load_state_dict(prefixed(tensors, f"average.{place}.") or prefixed(tensors, f"student.{place}."))
+    return model
