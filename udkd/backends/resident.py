@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.formats.dataset import Split, canvas_bytes
-from udkd.operations.feed import BufferPool
+from udkd.operations.feed import AHEAD_BYTES, BufferPool
 from udkd.operations.prefetch import ahead
 from udkd.words.batch import Batch
 from udkd.words.errors import DataError
 
 _ROWS_AT_ONCE = 1024
-_DEPTH = 2  # batches ready before they are asked for
+_MOST_AHEAD = 2  # batches ready before they are asked for, where the bound on bytes allows as many
 
 
 @final
@@ -40,8 +40,10 @@ class ResidentBackend:
         chunks = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
         if self._resident is not None:
             return (self._gathered(self._resident, chunk) for chunk in chunks)
-        memory = BufferPool(canvas_bytes(min(batch_size, len(order)), self._split.side), keep=_DEPTH + 2)
-        return ahead((self._read(chunk, memory) for chunk in chunks), depth=_DEPTH, stage="resident backend")
+        batch_bytes = max(1, canvas_bytes(min(batch_size, len(order)), self._split.side))
+        depth = max(1, min(_MOST_AHEAD, AHEAD_BYTES // batch_bytes))
+        memory = BufferPool(batch_bytes, keep=depth + 2)
+        return ahead((self._read(chunk, memory) for chunk in chunks), depth=depth, stage="resident backend")
 
     def whole(self) -> Batch:
         """Every row on the device at once: row i is id i, excluded ids are zeros. On a GPU it is no copy."""

@@ -11,7 +11,6 @@ from udkd.operations.feed.buffers import BufferPool
 from udkd.operations.prefetch import ahead
 from udkd.words.batch import Batch
 
-_DEPTH = 2
 Started = TypeVar("Started")
 
 
@@ -32,9 +31,9 @@ class HostMemory:
         return torch.from_numpy(self._pool.take(*shape))
 
 
-def onto(device: torch.device, batches: Iterator[Batch], stage: str) -> Iterator[Batch]:
-    """Host batches as batches on `device`, two copies ahead of the one in use. On the CPU these are the same objects."""
-    return copied_ahead(batches, CudaCopier(device), stage) if device.type == "cuda" else batches
+def onto(device: torch.device, batches: Iterator[Batch], stage: str, depth: int = 2) -> Iterator[Batch]:
+    """Host batches as batches on `device`, `depth` copies ready before they are used. On the CPU these are the same objects."""
+    return copied_ahead(batches, CudaCopier(device), stage, depth) if device.type == "cuda" else batches
 
 
 class Copier(Protocol[Started]):
@@ -45,9 +44,9 @@ class Copier(Protocol[Started]):
     def finish(self, started: Started) -> Batch: ...
 
 
-def copied_ahead(batches: Iterator[Batch], copier: Copier[Started], stage: str) -> Iterator[Batch]:
+def copied_ahead(batches: Iterator[Batch], copier: Copier[Started], stage: str, depth: int = 2) -> Iterator[Batch]:
     """Start copies in a thread named `stage`, finish them in the consumer's. Failures and an early end: see `ahead`."""
-    started = ahead((copier.start(batch) for batch in batches), depth=_DEPTH, stage=stage)
+    started = ahead((copier.start(batch) for batch in batches), depth=depth, stage=stage)
     try:
         for copy in started:
             yield copier.finish(copy)

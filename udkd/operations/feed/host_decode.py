@@ -14,6 +14,8 @@ from udkd.words.batch import Batch
 AHEAD_BYTES = 256 << 20
 """Bound on canvases that are decoded or being decoded before they are asked for; never less than two batches."""
 
+_MOST_COPIES = 2  # on the device before they are used, where the bound allows as many
+
 Decode = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
 """Decodes samples `ids` [b] into canvases uint8 [b, S, S, 3], whose contents are arbitrary: it must write every byte."""
 
@@ -49,4 +51,4 @@ def decoded_epoch(
             yield Work(item=Batch(ids=ids_B, canvas=canvas, labels=labels[ids_B]), parts=parts, size_bytes=canvas.nbytes)
 
     batches = (batch for batch, _ in in_threads(work(), workers=workers, ahead_bytes=AHEAD_BYTES, stage=stage))
-    return onto(device, batches, stage)
+    return onto(device, batches, stage, depth=max(1, min(_MOST_COPIES, AHEAD_BYTES // batch_bytes)))

@@ -30,16 +30,18 @@ def in_threads(
     early (break, close) drops what has not begun and waits for the rest, so nothing leaks.
     """
     waiting: deque[tuple[Work[Item, Result], list[Future[Result]]]] = deque()
-    held_bytes = held_parts = 0
+    held_bytes = held_parts = size_bytes = 0
     pool = ThreadPoolExecutor(workers, thread_name_prefix=stage)
     try:
         while True:
-            room = held_bytes < ahead_bytes and held_parts < _PARTS_PER_WORKER * workers
-            while (room or len(waiting) < 2) and (piece := next(work, None)) is not None:
+            # The next piece is taken to be as large as the last: it does not exist before there is room for it.
+            while len(waiting) < 2 or (held_bytes + size_bytes <= ahead_bytes and held_parts < _PARTS_PER_WORKER * workers):
+                if (piece := next(work, None)) is None:
+                    break
                 waiting.append((piece, [pool.submit(part) for part in piece.parts]))
                 held_bytes += piece.size_bytes
                 held_parts += len(piece.parts)
-                room = held_bytes + piece.size_bytes <= ahead_bytes and held_parts < _PARTS_PER_WORKER * workers
+                size_bytes = piece.size_bytes
             if not waiting:
                 return
             piece, futures = waiting.popleft()
