@@ -19,6 +19,7 @@ from udkd.operations.methods.crd import (
     log_normaliser,
     negatives,
     remember,
+    times,
 )
 from udkd.operations.methods.dkd import dkd
 from udkd.operations.methods.dml import MUTUAL
@@ -232,20 +233,31 @@ def test_contrast_follows_its_formula() -> None:
     h_positive, h_negative = (s / (s + k / samples) for s in score)
     wanted = -(np.log(h_positive) + np.log(1 - h_negative).sum(1)).mean()
     log_z = torch.tensor(math.log(z))
-    found = contrast(positive, negative, log_z, samples=samples, temperature=t)
+    once = torch.ones(4, k)
+    options = {"negatives": k, "samples": samples, "temperature": t}
+    found = contrast(positive, negative, once, log_z, **options)
     assert float(found) == pytest.approx(wanted, rel=1e-6)
     # d/ds of -log sigma(s/t - c) is -(1 - h)/t; of -log(1 - h) it is h/t.
-    gradient = gradient_of(lambda s: contrast(s, negative, log_z, samples=samples, temperature=t), positive)
+    gradient = gradient_of(lambda s: contrast(s, negative, once, log_z, **options), positive)
     np.testing.assert_allclose(gradient.numpy(), -(1 - h_positive) / t / 4, rtol=1e-6)
-    gradient = gradient_of(lambda s: contrast(positive, s, log_z, samples=samples, temperature=t), negative)
+    gradient = gradient_of(lambda s: contrast(positive, s, once, log_z, **options), negative)
     np.testing.assert_allclose(gradient.numpy(), h_negative / t / 4, rtol=1e-6)
     exact = math.log(samples * np.exp(negative.numpy() / t).mean())
-    assert float(log_normaliser(negative, samples=samples, temperature=t)) == pytest.approx(exact, rel=1e-12)
+    assert float(log_normaliser(negative, once, samples=samples, temperature=t)) == pytest.approx(exact, rel=1e-6)
+    drawn = torch.tensor([[0, 3, 3], [1, 1, 1], [8, 0, 4], [2, 5, 2]])
+    by_times = contrast(positive, negative, times(drawn, k), log_z, **(options | {"negatives": 3}))
+    by_hand = contrast(positive, negative.gather(1, drawn), torch.ones(4, 3), log_z, **(options | {"negatives": 3}))
+    assert float(by_times) == pytest.approx(float(by_hand), rel=1e-12)
+    estimates = [
+        log_normaliser(negative, times(drawn, k), samples=samples, temperature=t),
+        log_normaliser(negative.gather(1, drawn), torch.ones(4, 3), samples=samples, temperature=t),
+    ]
+    assert float(estimates[0]) == pytest.approx(float(estimates[1]), rel=1e-6)
 
 
 def test_contrast_stays_finite_at_a_tiny_temperature() -> None:
     s = torch.tensor([-1.0, 1.0])
-    loss = contrast(s, s.repeat(2, 3), torch.tensor(0.0), samples=9, temperature=1e-3)
+    loss = contrast(s, s.repeat(2, 3), torch.ones(2, 6), torch.tensor(0.0), negatives=6, samples=9, temperature=1e-3)
     assert loss.item() == pytest.approx(500 + 3000, rel=1e-3)
 
 

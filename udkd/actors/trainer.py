@@ -7,7 +7,7 @@ epoch's sums and a step counter, and a resumed run ends in the same bits.
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,29 @@ from udkd.backends import choose, open_backend
 from udkd.backends.resident import ResidentBackend
 from udkd.engine.assembly import assemble
 from udkd.engine.drives import Drive, Resident, Streamed, record_cuda_graph
-from udkd.engine.lessons import open_lessons
+from udkd.engine.lessons import live_network, open_lessons
 from udkd.engine.scalars import write_scalars
 from udkd.engine.scoring import Scores, score
 from udkd.engine.step import Tally
-from udkd.formats.config import Recipe
+from udkd.formats.config import FEATURE_METHODS, Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import Checkpoint, RunFolder
 from udkd.operations.schedule import progressive_px
 from udkd.parts.environment import environment, set_threads
 from udkd.parts.epoch_views import EpochViews
+from udkd.parts.methods.connectors import Connection, connect
+from udkd.parts.methods.objective import MIXED_ROWS
+from udkd.parts.methods.watched import Watched
 from udkd.parts.plan import Plan, learning_rates
+from udkd.parts.start import digest, start_weights
 from udkd.parts.students import make_students
 from udkd.words.batch import Backend
 from udkd.words.errors import ConfigError, DataError, MismatchError, RunError
 from udkd.words.files import FolderLock
 from udkd.words.hashing import permutation
+from udkd.words.lesson import Lessons
 from udkd.words.observer import SILENT, Observer
+from udkd.words.schedules import Figures
 from udkd.words.views import ViewSpec
 
 _ORDER = 3  # the name of the sample order among the uses of train.seed
@@ -101,10 +107,13 @@ class Trainer:
         self.views = EpochViews(recipe.views.spec, recipe.views.seed, self.split, device)
         self.val_views = EpochViews(recipe.evaluation_spec, 0, self.dataset.split("val"), device)
         self.students = make_students(recipe, len(self.dataset.classes), device)
-        self.lessons = lessons
-        self.tally = Tally.empty(len(self.students), device)
+        self.lessons, self.links = self._connected(lessons)
+        record |= self._start_from_others()
+        self.tally = Tally.empty(len(self.students), device, _more_rows(recipe))
+        self.figures = Figures.none(len(self.students))
         self.step = 0
-        self._drive: tuple[int, Drive] | None = None
+        self.training: list[int] = []  # who has joined
+        self._drive: tuple[tuple[int, int], Drive] | None = None
         self.drive(0)
         # The folder last: whatever does not fit has been refused by now, and nothing half-begun is left.
         self.run_folder = self._begin_or_reopen(record)
@@ -146,16 +155,19 @@ class Trainer:
         return replace(spec, size_px=size_px)
 
     def drive(self, epoch: int) -> Drive:
-        """What takes steps in an epoch; it lasts as long as the views keep their size."""
+        """What takes steps in an epoch; it lasts as long as the views keep their size and no student joins."""
         spec = self.spec(epoch)
-        if self._drive is None or self._drive[0] != spec.size_px:
+        self.training = [student.index for student in self.students if epoch >= self.recipe.students[student.index].join_epoch]
+        if self._drive is None or self._drive[0] != (spec.size_px, len(self.training)):
             self._drive = None  # a recorded step's memory first
-            self._drive = spec.size_px, self._make_drive(spec)
+            self._drive = (spec.size_px, len(self.training)), self._make_drive(spec)
         return self._drive[1]
 
     def _make_drive(self, spec: ViewSpec) -> Drive:
         recipe, device = self.recipe, self.job.device
-        step = assemble(recipe, spec, self.students, self.lessons, device)
+        students = [self.students[index] for index in self.training]
+        links = [self.links[index] for index in self.training] if self.links else []
+        step = assemble(recipe, spec, students, self.lessons, device, links)
         if recipe.train.steps == "streamed":
             return Streamed(step, self.backend, recipe.train.batch)
         if not isinstance(self.backend, ResidentBackend):
@@ -171,7 +183,7 @@ class Trainer:
             recipe.train.batch,
             self.tally,
             ids=self.split.ids,
-            by_id=recipe.loss.beta == 0 or recipe.teacher.source == "cache",
+            by_id=not recipe.needs_teacher or recipe.teacher.source == "cache",
             record=record_cuda_graph if recipe.train.steps == "captured" else None,
         )
 
@@ -181,7 +193,7 @@ class Trainer:
         table = self.views.table(view, self.spec(epoch))
         if epoch + 1 < self.recipe.train.epochs:
             self.views.prepare(self.view_of(epoch + 1), self.spec(epoch + 1))
-        return Plan.of(self.recipe, epoch, self.steps_per_epoch, view, table, self.job.device)
+        return Plan.of(self.recipe, epoch, self.steps_per_epoch, view, table, self.job.device, self.figures)
 
     def _train_epoch(self, epoch: int, done_steps: int) -> bool:
         """Train what is left of an epoch, then evaluate; True where the run was stopped on the way."""
@@ -224,6 +236,8 @@ class Trainer:
             "train": train_row,
             "val": scores.to_dict(),
         }
+        if self.recipe.needs_figures:
+            self.figures = Figures(progress=[top1 / 100 for top1 in train_row["top1"]], confidence=max(train_row["confidence"]))
         self.tally.clear()
         # The checkpoint last: a run killed between the two trains the epoch again and replaces the row.
         self.run_folder.drop_metrics_after(self.step - 1)
@@ -288,7 +302,10 @@ class Trainer:
                 f"{broken[0]} is not finite after step {self.step - 1}; expected numbers; "
                 "the last checkpoint is kept; lower students.*.lr or train in float32"
             )
-        self.run_folder.save(Checkpoint(tensors=tensors, progress={"step": self.step, "steps_per_epoch": self.steps_per_epoch}))
+        progress: dict[str, Any] = {"step": self.step, "steps_per_epoch": self.steps_per_epoch}
+        if self.recipe.needs_figures:
+            progress["figures"] = asdict(self.figures)
+        self.run_folder.save(Checkpoint(tensors=tensors, progress=progress))
 
     def _restore(self) -> None:
         checkpoint = self.run_folder.load()
@@ -298,6 +315,8 @@ class Trainer:
             student.restore(tensors)
         self.tally.sums.copy_(tensors["tally.sums"])
         self.tally.count.copy_(tensors["tally.count"])
+        if self.recipe.needs_figures:
+            self.figures = Figures(**checkpoint.progress["figures"])
         self.job.observer.note(f"resumed at step {self.step} (epoch {self.step // self.steps_per_epoch + 1})")
 
     def _steps_per_epoch(self) -> int:
@@ -311,6 +330,34 @@ class Trainer:
         if len(self.dataset.split("val").ids) == 0:
             raise DataError(f"{self.job.data} has no validation images; expected some to evaluate on; convert with --hold-out")
         return steps
+
+    def _connected(self, lessons: Lessons) -> tuple[Lessons, list[Connection]]:
+        """The students joined to their teacher as loss.method says, and the lessons that then hand out its maps."""
+        recipe = self.recipe
+        if recipe.loss.method == "none":
+            return lessons, []
+        network = live_network(lessons) if recipe.loss.method in FEATURE_METHODS else None
+        labels_I, ids = self.split.labels.astype("int64"), self.split.ids
+        links = [
+            connect(recipe, student.index, student.model, network, labels_I=labels_I, ids=ids, device=self.job.device)
+            for student in self.students
+        ]
+        self.students = [student.with_connector(link.connector) for student, link in zip(self.students, links, strict=True)]
+        modules = sorted({name for link in links for name in link.teacher_modules})
+        return lessons if network is None else Watched(lessons, network, modules), links
+
+    def _start_from_others(self) -> dict[str, Any]:
+        """Give students the weights that they start from, unless a checkpoint will; what the run should record of them."""
+        chosen = [student for student in self.students if self.recipe.students[student.index].start]
+        if self.job.resume or not chosen:
+            return {}
+        digests = {}
+        for student in chosen:
+            section, classes = self.recipe.students[student.index], [entry.wnid for entry in self.dataset.classes]
+            weights = start_weights(section, student.name, classes)
+            student.begin_from(weights)
+            digests[student.name] = digest(weights)
+        return {"starts": digests}
 
     def _begin_or_reopen(self, record: dict[str, Any]) -> RunFolder:
         """The run folder. record: what teaches; a resumed run must find its recipe, data and teacher as they were."""
@@ -338,3 +385,8 @@ class Trainer:
         backend = open_backend(chosen, split, device, workers=self.recipe.data.workers)
         self.backends.append(backend)
         return backend
+
+
+def _more_rows(recipe: Recipe) -> tuple[str, ...]:
+    """What a step of a recipe records besides the usual rows."""
+    return MIXED_ROWS if recipe.is_mixed else ()

@@ -8,27 +8,78 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udkd.engine.step import Step
+from udkd.engine.step import Objective, Step
 from udkd.formats.config import Recipe
 from udkd.operations import augment
 from udkd.operations.augment import ViewTable
-from udkd.operations.compiled import Forward, compiled, compiled_loss, eager_loss, forward, on_streams
+from udkd.operations.compiled import Forward, compiled, compiled_loss, eager_loss, forward, mixed_forward, on_streams
+from udkd.operations.features import Tapped
+from udkd.parts.methods.connectors import Connection
+from udkd.parts.methods.objective import MixedObjective
+from udkd.parts.plan import Plan
 from udkd.parts.students import Student
+from udkd.words.batch import Batch
 from udkd.words.errors import ConfigError
-from udkd.words.lesson import Lessons
-from udkd.words.losses import Loss
+from udkd.words.lesson import Lesson, Lessons
+from udkd.words.losses import Loss, Terms
 from udkd.words.views import ViewSpec
 
 
-def assemble(recipe: Recipe, spec: ViewSpec, students: Sequence[Student], lessons: Lessons, device: torch.device) -> Step:
-    """The step of a recipe for views of `spec` (its own, or smaller ones of a progressive run)."""
+def assemble(
+    recipe: Recipe,
+    spec: ViewSpec,
+    students: Sequence[Student],
+    lessons: Lessons,
+    device: torch.device,
+    links: Sequence[Connection] = (),
+) -> Step:
+    """The step of a recipe for views of `spec` (its own, or smaller ones of a progressive run).
+
+    students: those that train, in the recipe's order. links: theirs to the teacher, where the loss has a method.
+    """
+    everyone = len(students) == len(recipe.students)
     return Step(
         students=students,
         augment=_augment(recipe, spec, device),
         lessons=lessons,
-        forward=_forward(recipe, students, device),
+        objective=_mixed(recipe, students, links, device) if recipe.is_mixed else _plain(_forward(recipe, students, device)),
         channels_last=recipe.train.channels_last,
+        columns=None if everyone else torch.tensor([student.index for student in students], device=device),
     )
+
+
+def _plain(forward: Forward) -> Objective:
+    """The paper's loss, with its settings for ever."""
+
+    def objective(x_BCHW: Tensor, batch: Batch, lesson: Lesson, plan: Plan, place: Tensor) -> tuple[list[Tensor], Terms]:
+        return forward(x_BCHW, batch.labels, lesson.logits, lesson.weight)
+
+    return objective
+
+
+def _mixed(recipe: Recipe, students: Sequence[Student], links: Sequence[Connection], device: torch.device) -> Objective:
+    """A loss with weights that vary, or with a method's term."""
+    if loss_kind(recipe) == "fused":
+        raise ConfigError(
+            "train.loss is fused, whose weights are fixed; expected eager or compiled beside loss.method, loss.schedules "
+            "and students.*.weight; set train.loss to auto"
+        )
+    in_one = recipe.train.compile == "all"
+    whole = mixed_forward(
+        [link.tap for link in links] or [Tapped(student.model, []) for student in students],
+        eager_loss(recipe.loss.settings) if in_one or loss_kind(recipe) == "eager" else compiled_loss(recipe.loss.settings),
+        device_type=device.type,
+        autocast=recipe.train.precision == "bfloat16",
+    )
+    together = compiled(whole, inductor_options(recipe)) if in_one else whole
+    mixed = MixedObjective(forward=together, links=links)
+    columns = torch.tensor([student.index for student in students], device=device)
+
+    def objective(x_BCHW: Tensor, batch: Batch, lesson: Lesson, plan: Plan, place: Tensor) -> tuple[list[Tensor], Terms]:
+        weights_4N, keys_N = plan.weights[place], plan.dropout_keys[place]
+        return mixed(x_BCHW, batch, lesson, weights_4N.index_select(1, columns), keys_N.index_select(0, columns))
+
+    return objective
 
 
 def loss_kind(recipe: Recipe) -> str:
@@ -58,7 +109,7 @@ def _augment(recipe: Recipe, spec: ViewSpec, device: torch.device) -> Callable[[
 
     Compiled, it moves by a last bit: a live teacher that sees the students' views then says what a cache says to 1e-6 only.
     """
-    teacher_sees_it = recipe.loss.beta > 0 and recipe.teacher.source == "live" and recipe.teacher.views != "canonical"
+    teacher_sees_it = recipe.needs_teacher and recipe.teacher.source == "live" and recipe.teacher.views != "canonical"
     precisions = {recipe.train.precision, *([recipe.teacher.precision] if teacher_sees_it else [])}
     dtype = torch.bfloat16 if precisions == {"bfloat16"} else torch.float32
     whole = partial(augment.apply, spec=spec, dtype=dtype)

@@ -181,7 +181,7 @@ def _clone(plan: Plan) -> Plan:
 
 
 def _copy(plan: Plan, into: Plan) -> None:
-    for name in ("rates", "dropout_keys", "averaging"):
+    for name in ("rates", "dropout_keys", "averaging", "weights"):
         getattr(into, name).copy_(getattr(plan, name))
     for field in fields(plan.views):
         getattr(into.views, field.name).copy_(getattr(plan.views, field.name), non_blocking=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from udkd.formats.cache import MAKERS, Cache, TargetTable
 from udkd.formats.config import Recipe
@@ -80,6 +80,11 @@ class LiveLessons:
         self._canonical = canonical
         self._kind = (weighing or Weighing()).kind
 
+    @property
+    def network(self) -> nn.Module:
+        """The network that answers."""
+        return self._panel.members[0].model
+
     @torch.no_grad()
     def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
         if self._canonical is not None:
@@ -101,8 +106,19 @@ class Unweighted:
     def __init__(self, lessons: Lessons) -> None:
         self._lessons = lessons
 
+    @property
+    def network(self) -> nn.Module:
+        """That of a live teacher."""
+        return live_network(self._lessons)
+
     def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
         return Lesson(logits=self._lessons.lookup(batch, x_BCHW, view).logits, weight=None)
+
+
+def live_network(lessons: Lessons) -> nn.Module:
+    """The network behind lessons that ask one."""
+    assert isinstance(lessons, LiveLessons | Unweighted), "a recipe whose method looks inside its teacher has a live one"
+    return lessons.network
 
 
 def open_lessons(
@@ -120,7 +136,7 @@ def open_lessons(
     cache, teachers: folders; teachers beside a cache are held against its key. allow: fields of the key that may differ.
     Raises ConfigError where the folder that is needed was not given, MismatchError and CacheError where it does not fit.
     """
-    if recipe.loss.beta == 0:
+    if not recipe.needs_teacher:
         return (Evidence() if recipe.loss.hard == "evidential" else NoLessons()), {}
     views = recipe.teacher.views
     record: dict[str, Any] = {} if views == "canonical" else {"num_views": views}

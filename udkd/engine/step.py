@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from udkd.operations.augment import ViewTable
-from udkd.operations.compiled import Forward
 from udkd.parts.plan import Plan
 from udkd.parts.students import Student
 from udkd.words.batch import Batch
-from udkd.words.lesson import Lessons
+from udkd.words.lesson import Lesson, Lessons
 from udkd.words.losses import LossSettings, Terms
+
+Objective = Callable[[Tensor, Batch, Lesson, Plan, Tensor], tuple[list[Tensor], Terms]]
+"""(x, batch, lesson, plan, place: the step's number in the epoch) to N logits [B, C] and the terms of the loss."""
 
 ROWS = ("hard", "teacher", "peer", "top1")
 """Rows of Tally.sums."""
@@ -22,19 +24,22 @@ ROWS = ("hard", "teacher", "peer", "top1")
 class Tally:
     """Sums since the epoch began, on the device: reading them makes the host wait, adding to them does not.
 
-    sums:      float64 [4, N], one row for each of ROWS, each batch's mean times its size (top1: correct predictions).
+    sums:      float64 [R, N], one row for each of `rows`, each batch's mean times its size (top1: correct predictions).
     count:     int64 [], samples seen. With whole batches it also tells the step's number within the epoch.
     bad_place: int64 [], the first step of the epoch whose loss was not finite, or -1.
+    rows:      ROWS, and the names of what a step records besides (Terms.more).
     """
 
     sums: Tensor
     count: Tensor
     bad_place: Tensor
+    rows: tuple[str, ...] = ROWS
 
     @classmethod
-    def empty(cls, num_students: int, device: torch.device) -> "Tally":
+    def empty(cls, num_students: int, device: torch.device, more: tuple[str, ...] = ()) -> "Tally":
         return cls(
-            sums=torch.zeros(len(ROWS), num_students, dtype=torch.float64, device=device),
+            rows=(*ROWS, *more),
+            sums=torch.zeros(len(ROWS) + len(more), num_students, dtype=torch.float64, device=device),
             count=torch.zeros((), dtype=torch.int64, device=device),
             bad_place=torch.full((), -1, dtype=torch.int64, device=device),
         )
@@ -46,18 +51,21 @@ class Tally:
         self.bad_place.fill_(-1)
 
     @torch.no_grad()
-    def add(self, place: Tensor, logits: Sequence[Tensor], terms: Terms, labels_B: Tensor) -> None:
-        """One batch more, in step number `place` of the epoch."""
+    def add(
+        self, place: Tensor, logits: Sequence[Tensor], terms: Terms, labels_B: Tensor, columns: Tensor | None = None
+    ) -> None:
+        """One batch more, in step number `place` of the epoch. columns: int64, the students' places where not all train."""
         size = len(labels_B)
         correct = torch.stack([(z_BC.argmax(-1) == labels_B).sum() for z_BC in logits]) / size
-        self.sums.add_(torch.stack([terms.hard, terms.teacher, terms.peer, correct]).double(), alpha=size)
+        rows = torch.stack([terms.hard, terms.teacher, terms.peer, correct, *terms.more]).double()
+        self.sums.add_(rows, alpha=size) if columns is None else self.sums.index_add_(1, columns, rows, alpha=size)
         self.count.add_(size)
         first_bad = (self.bad_place < 0) & ~torch.isfinite(terms.total)
         self.bad_place.copy_(torch.where(first_bad, place, self.bad_place))
 
     def means(self, loss: LossSettings) -> dict[str, list[float]]:
-        """The means so far, one entry per student: "loss" and each of ROWS (top1 in percent). Makes the host wait."""
-        row = dict(zip(ROWS, (self.sums / self.count.clamp(min=1)).tolist(), strict=True))
+        """The means so far, one entry per student: "loss" and each of `rows` (top1 in percent). Makes the host wait."""
+        row = dict(zip(self.rows, (self.sums / self.count.clamp(min=1)).tolist(), strict=True))
         weighted = zip(row["hard"], row["teacher"], row["peer"], strict=True)
         row["top1"] = [100 * share for share in row["top1"]]
         return {"loss": [loss.alpha * hard + loss.beta * teacher + loss.gamma * peer for hard, teacher, peer in weighted]} | row
@@ -67,14 +75,16 @@ class Tally:
 class Step:
     """All that a step needs and that no step changes but the students. What is compiled was decided when it was assembled.
 
-    augment: canvases and views to the students' input. forward: all students and their loss.
+    augment: canvases and views to the students' input. objective: all students and their loss.
+    columns: int64, the students' places in the recipe, where not all of them train.
     """
 
     students: Sequence[Student]
     augment: Callable[[Tensor, ViewTable], Tensor]
     lessons: Lessons
-    forward: Forward
+    objective: Objective
     channels_last: bool
+    columns: Tensor | None = None
 
     def __call__(self, batch: Batch, plan: Plan, tally: Tally) -> None:
         """Train every student on one batch and add what happened to the tally.
@@ -91,11 +101,11 @@ class Step:
         lesson = self.lessons.lookup(batch, x_BCHW, plan.view)
         if not self.channels_last:
             x_BCHW = x_BCHW.contiguous()
-        logits, terms = self.forward(x_BCHW, batch.labels, lesson.logits, lesson.weight)
+        logits, terms = self.objective(x_BCHW, batch, lesson, plan, place)
         terms.total.backward()  # type: ignore[no-untyped-call]
         for student in self.students:
             student.learn(averaging)
-        tally.add(place, logits, terms, batch.labels)
+        tally.add(place, logits, terms, batch.labels, self.columns)
 
     def changing(self) -> list[Tensor]:
         """Every tensor that a step changes, but for the tally's."""

@@ -6,6 +6,7 @@ An unknown or ill-typed key is a ConfigError with its path; `--set a.b=c` overri
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,12 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from udkd.words.errors import ConfigError
 from udkd.words.estimator import Estimator, EstimatorKind
 from udkd.words.losses import Direction, HardLoss, LossSettings
+from udkd.words.schedules import Shape
 from udkd.words.storage import Dtype, Storage
 from udkd.words.uncertainty import Weighing, WeightControl, WeightKind
 from udkd.words.views import Scheme, ViewSpec
 
 Precision = Literal["float32", "bfloat16"]
 BackendName = Literal["auto", "resident", "ffcv", "dali", "folder"]
+MethodName = Literal["none", "dkd", "attention", "fitnets", "rkd", "crd", "reviewkd"]
+FEATURE_METHODS = ("attention", "fitnets", "rkd", "crd", "reviewkd")
+"""Methods that look inside the teacher."""
+MAP_METHODS = ("attention", "fitnets", "reviewkd")
+"""Those that compare its maps position by position."""
 
 
 class Section(BaseModel):
@@ -121,6 +128,12 @@ class StudentSection(Section):
     weight_decay: float = Field(default=1e-4, ge=0)
     nesterov: bool = False
     warmup_epochs: float = Field(default=0.0, ge=0)
+    weight: float = Field(default=1.0, gt=0, description="of this student's loss in the sum over students")
+    join_epoch: int = Field(
+        default=0, ge=0, description="it begins after so many epochs; until then it is not trained, and nobody's peer"
+    )
+    start: str = Field(default="", description="a run folder whose newest checkpoint holds the weights to begin with")
+    start_student: str = Field(default="", description="the student of that run; this one's name where empty")
 
 
 class FitSection(StudentSection):
@@ -129,6 +142,84 @@ class FitSection(StudentSection):
     architecture: str = "resnet50"
     epochs: int = Field(default=50, ge=1)
     loss: HardLoss = Field(default="cross_entropy", description="evidential: for teacher.estimator = evidential")
+
+
+class ScheduleSection(Section):
+    """How a weight of the loss moves over the run: from its own value to `to`. See udkd.words.schedules."""
+
+    shape: Shape = "constant"
+    to: float = Field(default=0.0, ge=0)
+    until: float = Field(default=1.0, gt=0, le=1, description="share of the run after which `to` is reached (linear, cosine)")
+
+
+class SchedulesSection(Section):
+    """One schedule for each weight of the loss."""
+
+    alpha: ScheduleSection = ScheduleSection()
+    beta: ScheduleSection = ScheduleSection()
+    gamma: ScheduleSection = ScheduleSection()
+    method: ScheduleSection = ScheduleSection()
+
+    def each(self) -> tuple[ScheduleSection, ...]:
+        """In the order of LossSection.weights."""
+        return self.alpha, self.beta, self.gamma, self.method
+
+
+class DkdSection(Section):
+    """Decoupled knowledge distillation; its paper takes (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
+
+    target: float = Field(default=1.0, ge=0)
+    others: float = Field(default=0.5, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+
+
+class AttentionSection(Section):
+    """Attention transfer between the deepest maps of so many sizes."""
+
+    factor: float = Field(default=1000.0, gt=0)
+    stages: int = Field(default=4, ge=1)
+
+
+class FitnetsSection(Section):
+    """A hint from one map. stage: 1 is the deepest size, 2 the one above."""
+
+    factor: float = Field(default=100.0, gt=0)
+    stage: int = Field(default=3, ge=1)
+
+
+class RkdSection(Section):
+    """Relational knowledge distillation: factors of its two terms."""
+
+    distance: float = Field(default=25.0, ge=0)
+    angle: float = Field(default=50.0, ge=0, description="0 leaves the term out, whose memory grows with batch^3")
+
+
+class CrdSection(Section):
+    """Contrastive representation distillation. The two memories of each student hold `numbers` float32 per image."""
+
+    factor: float = Field(default=0.8, gt=0)
+    numbers: int = Field(default=128, ge=2, description="of an embedding")
+    negatives: int = Field(default=16384, ge=1, description="per sample and step")
+    temperature: float = Field(default=0.07, gt=0)
+    momentum: float = Field(default=0.5, ge=0, lt=1, description="of the memories")
+
+
+class ReviewkdSection(Section):
+    """Knowledge review over the deepest maps of so many sizes."""
+
+    factor: float = Field(default=1.0, gt=0)
+    stages: int = Field(default=4, ge=1)
+
+
+class MethodsSection(Section):
+    """Options of each loss.method."""
+
+    dkd: DkdSection = DkdSection()
+    attention: AttentionSection = AttentionSection()
+    fitnets: FitnetsSection = FitnetsSection()
+    rkd: RkdSection = RkdSection()
+    crd: CrdSection = CrdSection()
+    reviewkd: ReviewkdSection = ReviewkdSection()
 
 
 class LossSection(Section):
@@ -147,10 +238,13 @@ class LossSection(Section):
     )
     weight_mean_one: bool = Field(default=False, description="divide the weights by their mean")
     weight_seed: int = Field(default=0, ge=0, lt=2**63, description="of weight_control = shuffled")
+    method: MethodName = Field(default="none", description="a further term for every student; its options are in methods.*")
+    method_weight: float = Field(default=1.0, ge=0, description="of that term, on top of the factors in methods.*")
+    schedules: SchedulesSection = SchedulesSection()
 
     @model_validator(mode="after")
     def _evidence_stands_alone(self) -> Self:
-        if self.hard == "evidential" and (self.beta or self.gamma or self.label_smoothing):
+        if self.hard == "evidential" and (any(self.largest_weights[1:]) or self.label_smoothing):
             raise ValueError("hard is evidential; expected beta, gamma and label_smoothing of 0; set them, or fit.loss alone")
         return self
 
@@ -163,14 +257,26 @@ class LossSection(Section):
         return self
 
     @property
-    def settings(self) -> LossSettings:
-        """The loss's own settings."""
-        return LossSettings(**self.model_dump(exclude={name for name in LossSection.model_fields if name.startswith("weight")}))
-
-    @property
     def weighing(self) -> Weighing:
         """How uncertainties become weights."""
         return Weighing(kind=self.weight, control=self.weight_control, mean_one=self.weight_mean_one, seed=self.weight_seed)
+
+    @property
+    def settings(self) -> LossSettings:
+        """The loss's own settings; of a weight that moves, the largest it may have (a term of weight 0 is not built)."""
+        largest = dict(zip(("alpha", "beta", "gamma"), self.largest_weights, strict=False))
+        return LossSettings(**{field.name: getattr(self, field.name) for field in fields(LossSettings)} | largest)
+
+    @property
+    def weights(self) -> tuple[float, float, float, float]:
+        """Alpha, beta, gamma, and the method's weight, as the run begins."""
+        return self.alpha, self.beta, self.gamma, self.method_weight if self.method != "none" else 0.0
+
+    @property
+    def largest_weights(self) -> tuple[float, ...]:
+        """The largest that each of `weights` becomes."""
+        pairs = zip(self.weights, self.schedules.each(), strict=True)
+        return tuple(value if moves.shape == "constant" else max(value, moves.to) for value, moves in pairs)
 
 
 class TrainSection(Section):
@@ -227,6 +333,7 @@ class Recipe(Section):
         default=(StudentSection(architecture="resnet18"), StudentSection(architecture="mobilenet_v2")), min_length=1
     )
     loss: LossSection = LossSection()
+    methods: MethodsSection = MethodsSection()
     train: TrainSection = TrainSection()
     tune: TuneSection = TuneSection()
 
@@ -234,6 +341,22 @@ class Recipe(Section):
     def lr_scale(self) -> float:
         """What every learning rate is multiplied with (the linear rule: Goyal et al., arXiv 1706.02677)."""
         return self.train.batch / self.train.lr_batch if self.train.lr_batch else 1.0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term of the loss asks a teacher."""
+        return self.loss.largest_weights[1] > 0 or self.loss.method != "none"
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the loss has more than the paper's: a method's term, or weights that differ between steps or students."""
+        moving = any(schedule.shape != "constant" for schedule in self.loss.schedules.each())
+        return moving or self.loss.method != "none" or any(student.weight != 1 for student in self.students)
+
+    @property
+    def needs_figures(self) -> bool:
+        """Whether weights of the loss depend on what the last epoch recorded."""
+        return any(schedule.shape in ("progress", "confidence") for schedule in self.loss.schedules.each())
 
     @property
     def evaluation_spec(self) -> ViewSpec:
@@ -263,7 +386,7 @@ class Recipe(Section):
                 f"train.progressive_px {self.train.progressive_px} is above views.size_px {self.views.size_px}; "
                 "expected a smaller side to begin with; lower it"
             )
-        if self.train.progressive_px and self.loss.beta > 0 and self.teacher.views != "canonical":
+        if self.train.progressive_px and self.needs_teacher and self.teacher.views != "canonical":
             raise ValueError(
                 "train.progressive_px changes the students' views and teacher.views asks the teacher about those; "
                 "expected canonical targets; set teacher.views to canonical or train.progressive_px to 0"
@@ -272,7 +395,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> Self:
-        if self.loss.alpha == self.loss.beta == 0 and (self.loss.gamma == 0 or len(self.students) == 1):
+        alpha, beta, gamma, method = self.loss.largest_weights
+        if alpha == beta == method == 0 and (gamma == 0 or len(self.students) == 1):
             raise ValueError("loss.alpha, loss.beta and loss.gamma leave nothing to learn from; expected one above 0; raise it")
         return self
 
@@ -285,11 +409,47 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _teacher_is_used_or_absent(self) -> Self:
-        if self.loss.beta > 0 and self.teacher.source == "none":
+        if self.loss.largest_weights[1] > 0 and self.teacher.source == "none":
             raise ValueError(
                 "teacher.source is none and loss.beta above 0; expected a teacher for that term; "
                 "set teacher.source to cache or live, or loss.beta to 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _method_finds_its_teacher(self) -> Self:
+        method, source = self.loss.method, self.teacher.source
+        if method == "none":
+            return self
+        if method in FEATURE_METHODS and source != "live":
+            holds = "the cache holds logits" if source == "cache" else "teacher.source is none"
+            raise ValueError(f"loss.method = {method} needs a live teacher's features; {holds}; set teacher.source = live")
+        if source == "none":
+            raise ValueError(f"loss.method = {method} needs a teacher; set teacher.source to cache or live")
+        if method in FEATURE_METHODS and (self.teacher.folded or self.teacher.compile or self.teacher.estimator != "plain"):
+            raise ValueError(
+                f"loss.method = {method} looks inside one teacher; expected it as it is; "
+                "set teacher.folded and teacher.compile to false and teacher.estimator to plain"
+            )
+        if method in MAP_METHODS and self.teacher.views == "canonical":
+            raise ValueError(
+                f"loss.method = {method} compares maps of the same pixels and teacher.views = canonical shows the teacher "
+                "others; expected a number of views; set teacher.views = train.epochs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _students_join_in_time(self) -> Self:
+        for index, student in enumerate(self.students):
+            if student.join_epoch >= self.train.epochs:
+                raise ValueError(
+                    f"students.{index}.join_epoch is {student.join_epoch} of {self.train.epochs} epochs; "
+                    "expected a smaller number; change it"
+                )
+        if all(student.join_epoch for student in self.students):
+            raise ValueError("every student joins later; expected one that begins at once; set one's join_epoch to 0")
+        if self.train.average and any(student.join_epoch for student in self.students):
+            raise ValueError("train.average is set and a student joins later; expected one of the two; set one to 0")
         return self
 
     def for_teacher(self) -> "Recipe":
@@ -298,7 +458,7 @@ class Recipe(Section):
         fit = values["fit"]
         values["students"] = [{name: value for name, value in fit.items() if name not in ("epochs", "loss")}]
         values["train"]["epochs"] = fit["epochs"]
-        values["loss"] |= {"alpha": 1.0, "beta": 0.0, "gamma": 0.0, "hard": fit["loss"]}
+        values["loss"] |= {"alpha": 1.0, "beta": 0.0, "gamma": 0.0, "hard": fit["loss"], "method": "none", "schedules": {}}
         if fit["loss"] == "evidential":
             values["loss"]["label_smoothing"] = 0.0
         values["teacher"]["source"] = "none"

@@ -15,6 +15,7 @@ from udkd.words.losses import Loss, LossSettings, Terms, distill
 
 Network = Callable[[Tensor], Tensor]
 Forward = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], tuple[list[Tensor], Terms]]
+MixedForward = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor], tuple[list[Tensor], Terms, list[list[Tensor]]]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _RECOMPILES = 64
@@ -47,6 +48,29 @@ def forward(networks: Sequence[Network], loss: Loss, *, device_type: str, autoca
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=autocast):
             logits = [network(x_BCHW) for network in networks]
         return logits, loss(logits, labels_B, teacher_BC, weight_B)
+
+    return all_students
+
+
+def mixed_forward(
+    networks: Sequence[Callable[[Tensor], tuple[Tensor, list[Tensor]]]],
+    loss: Callable[..., Terms],
+    *,
+    device_type: str,
+    autocast: bool,
+) -> MixedForward:
+    """`forward` of networks that hand out maps, with weights [3, N] in place of the settings': the maps come out too.
+
+    loss: `distill` with its settings bound, compiled or not.
+    """
+
+    def all_students(
+        x_BCHW: Tensor, labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
+    ) -> tuple[list[Tensor], Terms, list[list[Tensor]]]:
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=autocast):
+            seen = [network(x_BCHW) for network in networks]
+        logits = [logits_BC for logits_BC, _ in seen]
+        return logits, loss(logits, labels_B, teacher_BC, weight_B, weights=weights_3N), [maps for _, maps in seen]
 
     return all_students
 

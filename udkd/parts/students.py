@@ -1,6 +1,7 @@
 """Students: a network and its own SGD each, made from a recipe."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ class Student:
     """One of N.
 
     index: its place in the recipe. draws: its layers that need a key each step. average: of its weights, where one is kept.
+    connector: layers that join it to its teacher, trained with it, where the loss has a method.
     """
 
     index: int
@@ -27,6 +29,7 @@ class Student:
     optimizer: torch.optim.SGD
     draws: list[KeyedDropout]
     average: Average | None
+    connector: nn.Module | None = None
 
     def begin_step(self, rate: Tensor, dropout_key: Tensor) -> None:
         """Set what depends on the step's number alone: learning rate and the name of the dropout's randomness, scalars."""
@@ -46,10 +49,25 @@ class Student:
         """The network that is evaluated: the averaged one where there is one."""
         return self.model if self.average is None else self.average.model
 
+    def with_connector(self, connector: nn.Module) -> "Student":
+        """The same student, whose optimizer trains `connector` too."""
+        parameters = list(connector.parameters())
+        if parameters:
+            self.optimizer.add_param_group({"params": parameters})  # reads the learning rate that the other weights read
+            _still(self.optimizer, parameters)
+        return replace(self, connector=connector)
+
+    def begin_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over another network's weights."""
+        for model in [self.model, *([self.average.model] if self.average else [])]:
+            model.load_state_dict(weights)
+
     def tensors(self) -> dict[str, Tensor]:
         """Weights, buffers, momentum and averages, by name: all that a checkpoint holds of a student."""
         state = {f"student.{self.index}.{name}": value for name, value in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
+        if self.connector is not None:
+            state |= {f"connector.{self.index}.{name}": value for name, value in self.connector.state_dict().items()}
+        for name, parameter in self._parameters():
             if "momentum_buffer" in self.optimizer.state[parameter]:
                 state[f"momentum.{self.index}.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
         if self.average is not None:
@@ -59,8 +77,10 @@ class Student:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Undo `tensors`; memory stays where it is."""
         self.model.load_state_dict(prefixed(tensors, f"student.{self.index}."))
+        if self.connector is not None:
+            self.connector.load_state_dict(prefixed(tensors, f"connector.{self.index}."))
         momentum = prefixed(tensors, f"momentum.{self.index}.")
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._parameters():
             if name in momentum:
                 self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
         if self.average is not None:
@@ -70,7 +90,16 @@ class Student:
         """Every tensor that a step changes."""
         momentum = [state["momentum_buffer"] for state in self.optimizer.state.values() if "momentum_buffer" in state]
         averaged = [] if self.average is None else list(self.average.model.state_dict().values())
-        return [*self.model.parameters(), *self.model.buffers(), *momentum, *averaged, self.optimizer.param_groups[0]["lr"]]
+        joined = [] if self.connector is None else [*self.connector.parameters(), *self.connector.buffers()]
+        weights = [*self.model.parameters(), *self.model.buffers(), *joined]
+        return [*weights, *momentum, *averaged, self.optimizer.param_groups[0]["lr"]]
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All that is trained; names of the connector's are those of no network."""
+        yield from self.model.named_parameters()
+        if self.connector is not None:
+            for name, parameter in self.connector.named_parameters():
+                yield f"connector:{name}", parameter
 
 
 def make_students(recipe: Recipe, num_classes: int, device: torch.device) -> list[Student]:
@@ -113,10 +142,15 @@ def _sgd(model: nn.Module, section: StudentSection, device: torch.device) -> tor
         nesterov=section.nesterov,
         fused=True,
     )
-    if section.momentum:
-        for parameter in model.parameters():  # 0 is what a first step without momentum begins from
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    _still(optimizer, model.parameters())
     return optimizer
+
+
+def _still(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> None:
+    """Momentum of 0, which is what a first step without any begins from."""
+    if optimizer.defaults["momentum"]:
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """What a teacher says of a batch, and whoever can say it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -14,10 +15,12 @@ class Lesson:
 
     logits: float16 or float32 [B, C], up to a constant per row, or None where nobody teaches.
     weight: float32 [B], of each sample's teacher term, or None for 1.
+    maps: feature maps [B, channels, H, W] by the module of the teacher that gave them, where a method asks for some.
     """
 
     logits: Tensor | None
     weight: Tensor | None
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Lessons(Protocol):

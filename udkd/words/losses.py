@@ -47,12 +47,14 @@ class Terms:
     total:   scalar with gradient, the sum over students.
     hard, teacher, peer: float32 [N], detached, before their weights alpha, beta, gamma (teacher with w and temperature
     squared); zeros where the term is not built.
+    more: further rows [N] that a step records, detached.
     """
 
     total: Tensor
     hard: Tensor
     teacher: Tensor
     peer: Tensor
+    more: tuple[Tensor, ...] = ()
 
 
 Loss = Callable[[Sequence[Tensor], Tensor, Tensor | None, Tensor | None], Terms]
@@ -111,6 +113,7 @@ def distill(
     teacher_BC: Tensor | None,
     weight_B: Tensor | None,
     settings: LossSettings,
+    weights: Tensor | None = None,
 ) -> Terms:
     """L_i = alpha CE(z_i, y) + beta w t^2 KL(q_i || p_T) + gamma t^2 KL(q_i || sg[q_j]): batch mean, sum over students i.
 
@@ -118,6 +121,7 @@ def distill(
     labels_B:   int64 [B].
     teacher_BC: float16 or float32 [B, C], the teacher's logits up to a constant per row; None where beta is 0.
     weight_B:   float32 [B], weight of each sample's teacher term, or of the evidential loss's regulariser; None means 1.
+    weights:    [3, N] alpha, beta, gamma of each student, instead of the settings' (which still say what is built).
     With more than two students the peer term is the mean over the others. Peers, teacher and weight carry no gradient.
     """
     logits = [_at_least_float32(z_BC) for z_BC in logits]
@@ -142,9 +146,12 @@ def distill(
             * torch.stack([divergence(q_BC, fixed[j], settings.direction).mean() for j in range(len(soft)) if j != i]).mean()
             for i, q_BC in enumerate(soft)
         ]
-    total = torch.stack(
-        [settings.alpha * h + settings.beta * t + settings.gamma * p for h, t, p in zip(hard, teacher, peer, strict=True)]
-    ).sum()
+    if weights is None:
+        total = torch.stack(
+            [settings.alpha * h + settings.beta * t + settings.gamma * p for h, t, p in zip(hard, teacher, peer, strict=True)]
+        ).sum()
+    else:
+        total = (weights.to(zero.dtype) * torch.stack([torch.stack(row) for row in (hard, teacher, peer)])).sum()
     return Terms(total=total, hard=_detached(hard), teacher=_detached(teacher), peer=_detached(peer))
 
 

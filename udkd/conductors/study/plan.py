@@ -28,7 +28,7 @@ class Trial:
     @property
     def taught(self) -> bool:
         """Whether a teacher is asked at all."""
-        return self.recipe.loss.beta > 0
+        return self.recipe.needs_teacher
 
     @property
     def cached(self) -> bool:

@@ -14,25 +14,35 @@ from udkd.operations.methods.draws import integers
 from udkd.words.hashing import key, uniform
 
 
-def contrast(positive_B: Tensor, negative_BK: Tensor, log_z: Tensor, *, samples: int, temperature: float) -> Tensor:
+def contrast(
+    positive_B: Tensor, scores_BI: Tensor, times_BI: Tensor, log_z: Tensor, *, negatives: int, samples: int, temperature: float
+) -> Tensor:
     """-(log h(positive) + sum over K of log(1 - h(negative))), batch mean: a scalar.
 
     h(s) = (e^(s/t) / Z) / (e^(s/t) / Z + K / M), which is a sigmoid of s/t - log Z - log(K/M): no exponential overflows.
-    positive_B, negative_BK: inner products. log_z: a scalar, see `log_normaliser`. samples: M.
+    positive_B, scores_BI: inner products with the sample itself and with every row of a memory. times_BI: how often each row
+    is a negative, K times in all: no gradient goes through a gather then, whose order of sums no GPU promises, and B I numbers
+    are fewer than the B K D of drawn rows. log_z: a scalar, see `log_normaliser`. negatives: K. samples: M.
 
     Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020 (arXiv 1910.10699), section 3.2 (the objective of
     the critic, and the critic h); Z is 1 there, and the authors' code divides
     by the normaliser of Wu et al. (arXiv 1805.01978, section 3.2), without which the first losses are thousands.
     """
-    shift = log_z + math.log(negative_BK.shape[1] / samples)
+    shift = log_z + math.log(negatives / samples)
     positive = F.logsigmoid(positive_B / temperature - shift)
-    return -(positive + F.logsigmoid(shift - negative_BK / temperature).sum(-1)).mean()
+    return -(positive + (times_BI * F.logsigmoid(shift - scores_BI / temperature)).sum(-1)).mean()
 
 
-def log_normaliser(negative_BK: Tensor, *, samples: int, temperature: float) -> Tensor:
+def log_normaliser(scores_BI: Tensor, times_BI: Tensor, *, samples: int, temperature: float) -> Tensor:
     """The logarithm of Z = M times the mean of e^(s/t): a scalar, estimated once, from the first batch (Wu et al., 3.2)."""
-    scores = negative_BK.detach().flatten() / temperature
-    return scores.logsumexp(0) - math.log(scores.numel() / samples)
+    weighted_BI = scores_BI.detach() / temperature + times_BI.log()
+    return weighted_BI.flatten().logsumexp(0) - times_BI.sum().log() + math.log(samples)
+
+
+def times(drawn_BK: Tensor, rows: int) -> Tensor:
+    """How often each row was drawn: float32 [B, I]; sums of ones are exact in any order."""
+    ones_BK = torch.ones(drawn_BK.shape, device=drawn_BK.device)
+    return torch.zeros(len(drawn_BK), rows, device=drawn_BK.device).scatter_add_(1, drawn_BK, ones_BK)
 
 
 def negatives(labels_B: Tensor, first_C: Tensor, by_class_M: Tensor, keys_B: Tensor, count: int) -> Tensor:
