@@ -48,6 +48,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teac
         ((), PIXELS, 0, {"digest": "e" * 64}, ["dataset_digest"]),
         ((), "nvjpeg, fancy upsampling", 0, {}, ["pixel_class"]),
         (("teacher.precision=bfloat16",), PIXELS, 0, {}, ["precision"]),
+        (("teacher.folded=true",), PIXELS, 0, {}, ["precision"]),
         (("teacher.estimator=mc_dropout",), PIXELS, 0, {}, ["estimator"]),
         (
             ("views.seed=5", "teacher.precision=bfloat16"),

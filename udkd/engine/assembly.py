@@ -93,6 +93,10 @@ def make_loss(recipe: Recipe, device: torch.device) -> Loss:
     """The recipe's loss as a function of its own, not part of a bigger graph. ConfigError: a fused one without a GPU."""
     settings = recipe.loss.settings
     kind = loss_kind(recipe)
+    if kind == "fused" and settings.hard != "cross_entropy":
+        raise ConfigError(
+            f"train.loss is fused and the label's loss {settings.hard}; expected compiled or eager; change train.loss"
+        )
     if kind == "fused":
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             raise ConfigError(f"train.loss is fused and the device {device}; expected a GPU; set train.loss to compiled")

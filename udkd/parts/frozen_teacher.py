@@ -108,15 +108,12 @@ class FrozenTeacher:
             "teacher": self.architecture,
             "teacher_sha256": self.weights_sha256,
             "num_classes": self.num_classes,
-            "precision": ", ".join(word for word, so in self._arithmetic() if so),
+            "precision": arithmetic(self.precision, folded=self.folded, compiled=self.compiled),
             "device": self.device.type,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
             "channels_last": self.channels_last,
             "teacher_batch": self.batch,
         }
-
-    def _arithmetic(self) -> list[tuple[str, bool]]:
-        return [(self.precision, True), ("batch norm folded", self.folded), ("compiled", self.compiled)]
 
     def _head(self, x_BCHW: Tensor) -> tuple[nn.Linear, Tensor]:
         """The last linear layer and what it is given, [batch, F]."""
@@ -151,6 +148,12 @@ class FrozenTeacher:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+def arithmetic(precision: str, *, folded: bool, compiled: bool) -> str:
+    """What moves a teacher's last bits besides the machine, as a key's "precision" holds it."""
+    words = ((precision, True), ("batch norm folded", folded), ("compiled", compiled))
+    return ", ".join(word for word, so in words if so)
 
 
 def require_same_classes(teacher: TeacherFolder, dataset: DatasetFolder) -> None:

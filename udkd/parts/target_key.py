@@ -5,6 +5,7 @@ from dataclasses import asdict
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.operations import augment
+from udkd.parts.frozen_teacher import arithmetic
 from udkd.words import views
 
 
@@ -23,5 +24,5 @@ def target_meaning(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> 
         "normalisation": {"mean": augment.MEAN, "std": augment.STD},
         "num_classes": len(dataset.classes),
         "estimator": recipe.teacher.estimation.text,
-        "precision": recipe.teacher.precision,
+        "precision": arithmetic(recipe.teacher.precision, folded=recipe.teacher.folded, compiled=recipe.teacher.compile),
     }
