@@ -127,7 +127,8 @@ def _who_is_right(predictions: Predictions) -> Picture:
         axes.invert_yaxis()
 
     height = 1.35 + 0.22 * len(rows)
-    return picture("agreement", "Who is right", _caption(predictions), draw, height=height)
+    title = "Who is right" if number > _MOST_PATTERNS else "Who is right (markers filled)"
+    return picture("agreement", title, _caption(predictions), draw, height=height)
 
 
 def _markers(axes: Axes, palette: Palette, number: int) -> None:
