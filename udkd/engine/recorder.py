@@ -45,10 +45,6 @@ def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | N
     damaged = file.damaged_blocks()
     if damaged:
         file.require_block(damaged[0])
-    if file.logits.shape[1] != cache.num_classes:
-        raise CacheError(
-            f"{cache.folder} stores {file.logits.shape[1]} of {cache.num_classes} classes a row; expected all of them"
-        )
     ids, labels = split.ids, split.labels[split.ids].astype(np.int64)
     entropy = np.asarray(file.uncertainties["entropy"][ids], np.float32)
     if np.isnan(entropy).any():
