@@ -111,12 +111,12 @@ def test_the_report_names_hardware_and_leaves_gaps(tmp_path: Path) -> None:
     (results / "loss-one-cpu.json").write_text(json.dumps(result("loss", "cpu", rows=[row])))
     facts = {"ratios at 64 px, batch 16": {"cached dual / live single": 0.98}}
     (results / "cost-one-cpu.json").write_text(json.dumps(result("cost", "cpu", facts=facts)))
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
     report.main(readme, results, check=False)
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith(f"{report.END}\nafter\n")
-    assert "old" not in text
+    assert "stale" not in text
     (line,) = [line for line in text.splitlines() if line.startswith("| cached dual / live single |")]
     assert line == f"| cached dual / live single | 1.63 (live) | {report.GAP} | 0.98 (64 px, batch 16) |"
     assert "| one GPU | 2 cores, Some CPU |" in text
