@@ -38,6 +38,11 @@ def test_pairs_and_groups() -> None:
     assert (across.group, across.n, across.rho) == (GROUPS[2], 3, pytest.approx(1.0))
 
 
+def test_a_teacher_that_weighs_all_alike_agrees_with_nobody() -> None:
+    opinions = [made_up("x", 0, "A", [0.1, 0.2, 0.3]), made_up("x", 1, "A", [0.5, 0.5, 0.5])]
+    assert agreements(opinions) == []
+
+
 def test_a_study_of_teachers(tmp_path: Path) -> None:
     first = make_dataset(tmp_path / "one", per_class=6, val_per_class=2)
     shutil.copytree(first.path, tmp_path / "other")

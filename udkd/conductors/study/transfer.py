@@ -120,6 +120,8 @@ def agreements(opinions: Sequence[Opinion]) -> list[Agreement]:
             both = sorted(own.keys() & its.keys())
             if len(both) >= FEWEST:
                 rho = rank_correlation([own[name] for name in both], [its[name] for name in both])
+                if math.isnan(rho):  # a teacher that weighs all alike orders nothing
+                    continue
                 found.append(Agreement(one=_called(one), other=_called(other), group=group, level=level, n=len(both), rho=rho))
     return found
 
@@ -140,7 +142,7 @@ def _write(plan: Plan, folder: Path, opinions: Sequence[Opinion], found: Sequenc
             | {"class_weights": own.classes}
             for own in opinions
         ],
-        "agreements": [asdict(pair) | {"rho": None if math.isnan(pair.rho) else pair.rho} for pair in found],
+        "agreements": [asdict(pair) for pair in found],
     }
     write_json(folder / "study.json", values)
     rows = [(pair.one, pair.other, pair.group, pair.level, pair.n, f"{pair.rho:.6g}") for pair in found]
