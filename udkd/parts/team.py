@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from udkd.words.errors import CacheError, UserError
 
 _POLL_S = 0.05
-_CONNECT_S = 60.0
+_CONNECT_S = 20.0  # torchrun's store is there first; a process whose launcher died before it asked ends after so long
 _LINGER_S = 10.0
 _PR_SET_PDEATHSIG = 1
 
