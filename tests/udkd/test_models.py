@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import StochasticDepth
 
-from udkd.operations.models import KeyedDropout, _hash32, build, first_difference, num_parameters, set_dropout_key
+from udkd.operations.models import KeyedDropout, _hash32, build, dropout_keys, dropouts, first_difference, num_parameters
 from udkd.words.errors import ConfigError
 
 
@@ -83,6 +83,12 @@ def test_the_mask_is_of_the_elements_not_of_the_memory(per_sample: bool) -> None
     torch.testing.assert_close(z.grad, want / x)
 
 
+def set_dropout_key(model: nn.Module, seed: int, student: int, step: int) -> None:
+    """What a step does before its forward pass."""
+    for layer in dropouts(model):
+        layer.key.fill_(int(dropout_keys(seed, student, np.array([step]))[0]))
+
+
 def test_eager_equals_compiled() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -115,7 +121,7 @@ def test_edges_of_p_and_evaluation() -> None:
 
 def test_the_key_reaches_every_layer_and_differs() -> None:
     model = build("alexnet", 4, image_px=64, seed=0).train()
-    layers = [module for module in model.modules() if isinstance(module, KeyedDropout)]
+    layers = dropouts(model)
     assert len(layers) == 2
     assert len({layer.layer for layer in layers}) == 2
     names = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]

@@ -22,7 +22,7 @@ from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
-from udkd.parts import students as students_module
+from udkd.parts import plan as plan_module
 from udkd.words.errors import CacheError, ConfigError, MismatchError, RunError
 from udkd.words.observer import SILENT, Silent
 
@@ -164,11 +164,11 @@ def test_dropout_is_part_of_those_runs(
     hashes = []
     for shift in (0, 1):
         with monkeypatch.context() as patch:
-            right = students_module.set_dropout_key
+            right = plan_module.dropout_keys
             patch.setattr(
-                students_module,
-                "set_dropout_key",
-                lambda model, seed, student, step, shift=shift, right=right: right(model, seed, student, step + shift),
+                plan_module,
+                "dropout_keys",
+                lambda seed, student, steps, shift=shift, right=right: right(seed, student, steps + shift),
             )
             out = tmp_path / str(shift)
             job = Job(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache)
