@@ -43,7 +43,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --durations=15
 
 # The whole GPU set in under nine minutes, where nothing can be installed: the Python that is there (or PYTHON3=…) runs the checkout.
 bench-gpu:

@@ -46,12 +46,11 @@ def main() -> None:
     both = ("student_teacher", "teacher_student")
     plain = LossSettings()
     for direction, spread in itertools.product(both, (1e-3, 5.0, 500.0)):
-        settings = LossSettings(direction=direction)
-        print(json.dumps(case(2, 100, spread, settings, weighted=True, dtype=torch.float32) | {"of": [direction, spread]}))
+        row = case(2, 100, spread, LossSettings(direction=direction), weighted=True, dtype=torch.float32)
+        print(json.dumps(row | {"of": f"{direction}, spread {spread}"}))
     for students, classes in ((1, 7), (3, 10), (5, 129)):
-        print(
-            json.dumps(case(students, classes, 5.0, plain, weighted=False, dtype=torch.float32) | {"of": [students, classes]})
-        )
+        row = case(students, classes, 5.0, plain, weighted=False, dtype=torch.float32)
+        print(json.dumps(row | {"of": f"{students} students, {classes} classes"}))
     for settings in (
         LossSettings(alpha=1, beta=0, gamma=0, label_smoothing=0.1),
         LossSettings(alpha=0, beta=0.7, gamma=0),

@@ -285,7 +285,7 @@ def test_fit_evaluate_import(call: Call, tmp_path: Path, dataset: DatasetFolder)
     )
 
 
-@pytest.mark.parametrize("limit_bytes", [100, 3_000, 1_000_000])
+@pytest.mark.parametrize("limit_bytes", [1_000, 20_000, 1_000_000])
 def test_a_full_disk_and_then_room(
     call: Call,
     tmp_path: Path,
@@ -300,7 +300,7 @@ def test_a_full_disk_and_then_room(
     words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS]
     failed(call(*words, limit_bytes=limit_bytes), str(out), "File too large", "free some room")
     assert not list(out.rglob("*.tmp"))
-    failed(call("eval", out), "is no run" if limit_bytes < 3000 else "no checkpoint yet")
+    failed(call("eval", out), "is no run" if limit_bytes < 10_000 else "no checkpoint yet")
     begun = (out / "config.json").exists()
     assert call(*words, *(["--resume"] if begun else [])).code == 0
     assert checkpoint(out) == checkpoint(finished)
@@ -375,7 +375,7 @@ def test_ctrl_c_while_modules_load(module: str, after_s: float) -> None:
     _, said = process.communicate(timeout=60)
     if after_s > 0.3 or "site" not in said:  # before that Python itself is not there yet
         assert "Traceback" not in said
-        assert process.returncode in (0, 130)
+        assert process.returncode in (0, 130, -signal.SIGINT)  # the last: Python itself was starting or ending
         assert said.count("\n") == (1 if process.returncode == 130 else 0)
 
 

@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from tests.small import small_recipe
+from udkd.engine.assembly import assemble
 from udkd.engine.lessons import NoLessons
-from udkd.engine.step import ROWS, Step, Tally
+from udkd.engine.step import ROWS, Tally
+from udkd.formats.config import Recipe
 from udkd.operations.augment import ViewTable, apply
-from udkd.operations.compiled import eager_loss
+from udkd.parts.plan import Plan
 from udkd.parts.students import Student, make_students
 from udkd.words.batch import Batch
 from udkd.words.lesson import Lesson, Lessons
@@ -34,23 +36,19 @@ def batch_of(ids: list[int]) -> Batch:
     return Batch(ids=rows, canvas=canvas[rows], labels=rows % 4)
 
 
-def run(students: list[Student], recipe, lessons: Lessons, steps: list[list[int]]) -> Tally:  # type: ignore[no-untyped-def]
-    spec = recipe.views.spec
-    table = ViewTable.of(draw(spec, 0, 0, np.arange(SAMPLES), np.tile([36, 30, 36, 30], (SAMPLES, 1))))
-    step = Step(
-        students=students,
-        spec=spec,
-        lessons=lessons,
-        loss=eager_loss(recipe.loss.settings),
-        autocast=False,
-        channels_last=True,
-    )
-    tally = Tally.empty(len(students), CPU)
-    for number, ids in enumerate(steps):
-        for student in students:
-            student.model.train()
-            student.begin_step(number, seed=0, steps_per_epoch=4, epochs=2)
-        step(batch_of(ids), table, 0, tally, number)
+def plan_of(recipe: Recipe) -> Plan:
+    """An epoch of eight steps."""
+    views = ViewTable.of(draw(recipe.views.spec, 0, 0, np.arange(SAMPLES), np.tile([36, 30, 36, 30], (SAMPLES, 1))))
+    return Plan.of(recipe, 0, 8, 0, views, CPU)
+
+
+def run(students: list[Student], recipe: Recipe, lessons: Lessons, steps: list[list[int]]) -> Tally:
+    step = assemble(recipe, recipe.views.spec, students, lessons, CPU)
+    plan, tally = plan_of(recipe), Tally.empty(len(recipe.students), CPU)
+    for student in students:
+        student.model.train()
+    for ids in steps:
+        step(batch_of(ids), plan, tally)
     return tally
 
 
@@ -84,38 +82,37 @@ def test_peers_change_what_is_learnt() -> None:
 
 
 def test_the_tally_is_the_mean_over_samples() -> None:
-    """Against a forward pass by hand, before the weights move: batches of unlike size count by their size."""
+    """Against a forward pass by hand, before the weights move."""
     recipe = small_recipe("loss.alpha=1", "loss.beta=0", "loss.gamma=0", "students=[{architecture='squeezenet1_1', lr=0}]")
-    batches = [[0, 1, 2, 3], [4, 5]]
+    batches, plan = [[0, 1, 2, 3], [4, 5, 6, 7]], plan_of(recipe)
     student = make_students(recipe, 4, CPU)
     tally = run(student, recipe, NoLessons(), batches)
     losses, correct = [], 0
     for number, ids in enumerate(batches):
-        student[0].begin_step(number, seed=0, steps_per_epoch=4, epochs=2)
-        batch, spec = batch_of(ids), recipe.views.spec
-        views = ViewTable.of(draw(spec, 0, 0, np.array(ids), np.tile([36, 30, 36, 30], (len(ids), 1))))
-        z = student[0].model.train()(apply(batch.canvas, views, spec))
+        student[0].begin_step(plan.rates[number, 0], plan.dropout_keys[number, 0])
+        batch = batch_of(ids)
+        z = student[0].model.train()(apply(batch.canvas, plan.views.gather(batch.ids), recipe.views.spec))
         losses += F.cross_entropy(z, batch.labels, reduction="none").tolist()
         correct += int((z.argmax(1) == batch.labels).sum())
     means = tally.means(recipe.loss.settings)
-    assert int(tally.count) == 6
+    assert int(tally.count) == 8
     assert means["hard"] == pytest.approx([np.mean(losses)], rel=1e-6)
     assert means["loss"] == pytest.approx(means["hard"])
-    assert means["top1"] == pytest.approx([100 * correct / 6])
+    assert means["top1"] == pytest.approx([100 * correct / 8])
     assert means["teacher"] == means["peer"] == [0.0]
-    assert int(tally.bad_step) == -1
+    assert int(tally.bad_place) == -1
 
 
 def test_the_first_bad_step_is_remembered() -> None:
     recipe = small_recipe("students=[{architecture='squeezenet1_1', lr=1e30}]")
     students = make_students(recipe, 4, CPU)
     tally = run(students, recipe, Constant(), STEPS * 2)
-    assert 1 <= int(tally.bad_step) <= 3
-    first = run(make_students(recipe, 4, CPU), recipe, Constant(), (STEPS * 2)[: int(tally.bad_step)])
-    assert int(first.bad_step) == -1, "no step before it was bad"
+    assert 1 <= int(tally.bad_place) <= 3
+    first = run(make_students(recipe, 4, CPU), recipe, Constant(), (STEPS * 2)[: int(tally.bad_place)])
+    assert int(first.bad_place) == -1, "no step before it was bad"
     with torch.no_grad():
         next(students[0].model.parameters()).fill_(float("nan"))
-    assert int(run(students, recipe, Constant(), STEPS).bad_step) == 0
+    assert int(run(students, recipe, Constant(), STEPS).bad_place) == 0
 
 
 def test_an_empty_tally_has_means() -> None:
