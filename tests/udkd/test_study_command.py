@@ -79,6 +79,12 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     done = call(*words, tmp_path / "two", "--dry-run")
     assert done.code == 0
     assert "about nothing in all" in done.out
+    pair = [start(*words, tmp_path / "pair") for _ in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], "\n".join(text[-600:] for text in said)
+    assert all("finished: 4 of 4 runs are done" in text for text in said)
+    assert (tmp_path / "pair" / "grid" / "table.csv").read_bytes() == tables[0]
+    assert sum(text.count("validation top-1") for text in said) == 8, "four runs of two epochs, each once"
 
 
 def wait_for_runs(out: Path, count: int, process: subprocess.Popen[str]) -> None:

@@ -82,7 +82,7 @@ def train(job: Job) -> Outcome:
     finite (the last checkpoint stays).
     """
     set_threads(job.recipe.train.threads)
-    with contextlib.closing(Trainer(job)) as trainer, FolderLock(job.out):
+    with contextlib.closing(Trainer(job)) as trainer:
         return trainer.run()
 
 
@@ -116,9 +116,12 @@ class Trainer:
         self._drive: tuple[tuple[int, int], Drive] | None = None
         self.drive(0)
         # The folder last: whatever does not fit has been refused by now, and nothing half-begun is left.
-        self.run_folder = self._begin_or_reopen(record)
-        if job.resume and self.run_folder.has_checkpoint:
-            self._restore()
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._lock())
+            self.run_folder = self._begin_or_reopen(record)
+            if job.resume and self.run_folder.has_checkpoint:
+                self._restore()
+            self._held = held.pop_all()
 
     def run(self) -> Outcome:
         """Train from the present step to the end, or until asked to stop."""
@@ -134,7 +137,8 @@ class Trainer:
         return Outcome(finished=True, step=self.step)
 
     def close(self) -> None:
-        """Release the backends."""
+        """Release the run folder and the backends."""
+        self._held.close()
         for backend in self.backends:
             backend.close()
 
@@ -358,6 +362,14 @@ class Trainer:
             student.begin_from(weights)
             digests[student.name] = digest(weights)
         return {"starts": digests}
+
+    def _lock(self) -> FolderLock:
+        """One process trains a run. A folder to resume must be there, and is left unmade where it is not."""
+        if not self.job.resume:
+            self.job.out.mkdir(parents=True, exist_ok=True)
+        elif not self.job.out.is_dir():
+            RunFolder.open(self.job.out)  # says what is missing
+        return FolderLock(self.job.out)
 
     def _begin_or_reopen(self, record: dict[str, Any]) -> RunFolder:
         """The run folder. record: what teaches; a resumed run must find its recipe, data and teacher as they were."""

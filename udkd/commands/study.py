@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from udkd.conductors.study import (
+    POLL_S,
     Item,
     Plan,
     Progress,
@@ -65,7 +66,8 @@ def study_command(
 ) -> None:
     """Run grids of recipes and seeds, and say what their differences allow to be said.
 
-    The same command goes on after any interruption and skips what is done. The result is OUT/STUDY: index.html, study.json,
+    The same command goes on after any interruption and skips what is done. Given several times at once, say once for each GPU,
+    the processes share the runs; each ends when all are done. The result is OUT/STUDY: index.html, study.json,
     table.csv (what seeds decide) and cost.csv (what clocks decide).
     """
     started = time.monotonic()
@@ -75,6 +77,7 @@ def study_command(
     ]
     where = choose_device(device)
     with observed() as observer, stop_requests() as asked:
+        shared: list[tuple[Plan, Site]] = []
         for plan in plans:
             site = Site(
                 data=data,
@@ -90,16 +93,24 @@ def study_command(
                 _compare(plan, site, other_data or [], dry_run)
             elif dry_run:
                 _show(plan, estimate(plan, site))
-            else:
-                _run(plan, site, started, asked)
+            elif not _run(plan, site, started, asked):
+                shared.append((plan, site))
+        for plan, site in shared:
+            observer.note(f"{plan.name}: waiting for runs that other processes train")
+            while not _run(plan, site, started, asked):
+                time.sleep(POLL_S)
 
 
-def _run(plan: Plan, site: Site, started: float, asked: Callable[[], bool]) -> None:
+def _run(plan: Plan, site: Site, started: float, asked: Callable[[], bool]) -> bool:
+    """False where other processes train all that is missing: nothing is written yet."""
     progress = carry_out(plan, site)
+    if progress.left_to_others:
+        return False
     result = write_result(plan, site, progress)
     out.print(_table(plan, result.summary))
     err.print(f"page: {escape(str(result.page))}", soft_wrap=True)
     _end(progress, asked(), started)
+    return True
 
 
 def _measure(plan: Plan, site: Site, dry_run: bool) -> None:

@@ -1,9 +1,15 @@
-"""Carries a plan out: a teacher once, each cache once, each run once, whatever was interrupted before."""
+"""Carries a plan out: a teacher once, each cache once, each run once, whatever was interrupted before.
 
+Several processes may carry out plans in one folder: each takes a run that nobody trains. The folders' locks are all they
+share, so one that is killed leaves its run to the others.
+"""
+
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,8 +23,14 @@ from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
-from udkd.words.errors import CacheError, RunError
+from udkd.words.errors import BusyError, CacheError, RunError
+from udkd.words.files import FolderLock
 from udkd.words.observer import SILENT, Observer
+
+_T = TypeVar("_T")
+
+POLL_S = 1.0
+"""Between two looks at what another process is at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +47,25 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a study has come. failed: what went wrong, by the run's description; they are tried again next time."""
+    """How far a study has come.
+
+    failed: what went wrong, by the run's description; they are tried again next time. elsewhere: runs that another process
+    was training when they were looked at.
+    """
 
     finished: int
     total: int
     failed: dict[str, str] = field(default_factory=dict)
+    elsewhere: int = 0
 
     @property
     def complete(self) -> bool:
         return self.finished == self.total
+
+    @property
+    def left_to_others(self) -> bool:
+        """Whether all that is missing is being trained by other processes."""
+        return 0 < self.total - self.finished - len(self.failed) <= self.elsewhere
 
 
 def carry_out(plan: Plan, site: Site) -> Progress:
@@ -58,20 +80,52 @@ def carry_out(plan: Plan, site: Site) -> Progress:
         if teacher is None:
             return Progress(finished=0, total=len(plan.trials))
     failed: dict[str, str] = {}
+    elsewhere = 0
     for number, trial in enumerate(plan.trials):
         run = run_path(trial, dataset, teacher, site.folder)
         if is_finished(run, trial.recipe):
             continue
         if site.stopped():
             break
+        if is_busy(run):
+            elsewhere += 1
+            continue
         site.observer.note(f"run {number + 1} of {len(plan.trials)}: {described(trial)}")
         try:
             _train(trial, dataset, teacher, run, plan, site)
+        except BusyError:
+            elsewhere += 1  # taken between the look and the lock
         except RunError as error:
             failed[described(trial)] = str(error)
             site.observer.note(f"{described(trial)}: {error}")
     finished = sum(is_finished(run_path(trial, dataset, teacher, site.folder), trial.recipe) for trial in plan.trials)
-    return Progress(finished=finished, total=len(plan.trials), failed=failed)
+    return Progress(finished=finished, total=len(plan.trials), failed=failed, elsewhere=elsewhere)
+
+
+def is_busy(run: Path) -> bool:
+    """Whether another process writes a run."""
+    if not run.exists():
+        return False
+    try:
+        with FolderLock(run):
+            return False
+    except BusyError:
+        return True
+
+
+def _patiently(folder: Path, action: Callable[[], _T], site: Site) -> _T | None:
+    """What `action` gives once no other process is at work in `folder`; None where the study was stopped before that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = False
+    while not site.stopped():
+        if not is_busy(folder):
+            with contextlib.suppress(BusyError):  # taken between the look and the lock
+                return action()
+        if not said:
+            site.observer.note(f"waiting for another process, which makes {folder}")
+            said = True
+        time.sleep(POLL_S)
+    return None
 
 
 def run_path(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder) -> Path:
@@ -92,29 +146,44 @@ def make_teacher(recipe: Recipe, dataset: DatasetFolder, site: Site) -> TeacherF
     found = find_teacher(recipe, dataset, site)
     if found is not None:
         return found
-    how = recipe.for_teacher()
     path = site.folder.teacher(teacher_name(recipe, dataset.digest))
-    site.observer.note(f"teacher: {recipe.fit.architecture}, {recipe.fit.epochs} epochs")
-    if not _train_to_end(how, path / "run", dataset, site):
-        return None
-    candidate = from_run(RunFolder.open(path / "run"), None, [name.wnid for name in dataset.classes])
-    return write_measured(path, candidate, dataset, how, site.device, site.observer)
+    return _patiently(path, lambda: _fitted(recipe, path, dataset, site), site)
 
 
-def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, site: Site) -> Path:
-    """The one cache of some trials, with as many views as any of them needs, built as far as it is not."""
+def _fitted(recipe: Recipe, path: Path, dataset: DatasetFolder, site: Site) -> TeacherFolder | None:
+    with FolderLock(path):
+        found = find_teacher(recipe, dataset, site)
+        if found is not None:
+            return found
+        how = recipe.for_teacher()
+        site.observer.note(f"teacher: {recipe.fit.architecture}, {recipe.fit.epochs} epochs")
+        if not _train_to_end(how, path / "run", dataset, site):
+            return None
+        candidate = from_run(RunFolder.open(path / "run"), None, [name.wnid for name in dataset.classes])
+        return write_measured(path, candidate, dataset, how, site.device, site.observer)
+
+
+def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, site: Site) -> Path | None:
+    """The one cache of some trials, with as many views as any of them needs, built as far as it is not.
+
+    None where the study was stopped while another process built it.
+    """
     widest = max(trials, key=lambda trial: trial.num_views)
     name = widest.cache_name(dataset.digest, teacher.info.weights_sha256)
     path = site.folder.cache(name)
-    if _is_built(path, widest.num_views):
+
+    def built() -> Path:
+        if not _is_built(path, widest.num_views):
+            _build(path, widest.recipe, dataset, teacher, site)
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+    return built() if _is_built(path, widest.num_views) else _patiently(path, built, site)
+
+
+def _build(path: Path, recipe: Recipe, dataset: DatasetFolder, teacher: TeacherFolder, site: Site) -> None:
     started = time.perf_counter()
-    built = build_cache(
-        path, dataset=dataset, teacher=teacher, recipe=widest.recipe, device=site.device, observer=site.observer
-    )
-    site.folder.add_cache_cost(name, built.num_images, time.perf_counter() - started)
-    return path
+    built = build_cache(path, dataset=dataset, teacher=teacher, recipe=recipe, device=site.device, observer=site.observer)
+    site.folder.add_cache_cost(path.name, built.num_images, time.perf_counter() - started)
 
 
 def _is_built(path: Path, num_views: int) -> bool:
@@ -134,6 +203,8 @@ def _train(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, 
         own = trial.cache_name(*identity)
         sharers = [other for other in plan.trials if other.cached and other.cache_name(*identity) == own]
         cache = make_cache(sharers, dataset, teacher, site)
+        if cache is None:
+            return
     asked = teacher.path if teacher is not None and trial.taught else None
     _train_to_end(trial.recipe, run, dataset, site, cache=cache, teacher=asked)
 

@@ -79,6 +79,8 @@ def compare_teachers(plan: Plan, site: Site, others: Sequence[Path]) -> tuple[li
             if teacher is None or site.stopped():
                 return None
             cache = make_cache([trial], dataset, teacher, site)
+            if cache is None:
+                return None
             opinions.append(opinion(trial.arm, trial.seed, dataset, Cache.open(cache), teacher.info.accuracy.get("top1")))
     found = agreements(opinions)
     return found, _write(plan, site.folder.result, opinions, found)

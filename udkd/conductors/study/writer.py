@@ -1,15 +1,19 @@
 """OUT/STUDY: study.json, table.csv, cost.csv and the page."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from udkd.conductors.study.document import document
 from udkd.conductors.study.plan import Plan
 from udkd.conductors.study.results import Summary, gather, summarise
-from udkd.conductors.study.runner import Progress, Site, find_teacher
+from udkd.conductors.study.runner import POLL_S, Progress, Site, find_teacher
 from udkd.conductors.study.tables import cost_csv, table_csv
 from udkd.formats.dataset import DatasetFolder
-from udkd.words.files import write_json, write_text
+from udkd.words.errors import BusyError
+from udkd.words.files import FolderLock, write_json, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +34,22 @@ def write_result(plan: Plan, site: Site, progress: Progress) -> Result:
     runs = gather(plan, dataset, teacher, site.folder) if ready else []
     summary = summarise(plan.study, runs)
     folder = site.folder.result
-    folder.mkdir(parents=True, exist_ok=True)
     values = document(plan, dataset=dataset, teacher=teacher, folder=site.folder, progress=progress, runs=runs, summary=summary)
-    write_json(folder / "study.json", values)
-    write_text(folder / "table.csv", table_csv(summary))
-    write_text(folder / "cost.csv", cost_csv(summary))
-    return Result(summary=summary, page=write_page(folder, values))
+    with _alone(folder):
+        write_json(folder / "study.json", values)
+        write_text(folder / "table.csv", table_csv(summary))
+        write_text(folder / "cost.csv", cost_csv(summary))
+        return Result(summary=summary, page=write_page(folder, values))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Others of the study's processes wait: writing takes seconds, whoever is last has gathered most."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        while True:
+            with contextlib.suppress(BusyError):
+                stack.enter_context(FolderLock(folder))
+                break
+            time.sleep(POLL_S)
+        yield
