@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,4 +288,3 @@ def _tidy(folder: Path) -> None:
         for path in (folder / split).glob("*.tmp"):
             path.unlink()
     (folder / UNFINISHED_NAME).unlink()
-    os.truncate(folder / LOCK_NAME, 0)

@@ -1,10 +1,13 @@
-"""`python -m udkd` and the `udkd` command: answers Ctrl-C before anything heavy is imported."""
+"""`python -m udkd` and the `udkd` command: answers Ctrl-C, and ends with its torchrun, before anything heavy is imported."""
 
+from udkd.words.launcher import end_with_launcher, is_launched
 from udkd.words.signals import handled, quit_at_once
 
 
 def main() -> None:
     """Entry point of the console command."""
+    if is_launched():
+        end_with_launcher()
     with handled(quit_at_once):
         from udkd.cli import main as run  # takes seconds: torch
 

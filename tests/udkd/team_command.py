@@ -1,8 +1,11 @@
 """`udkd` with small blocks, so that a small data set has enough of them for every process of a team."""
 
-import udkd.actors.cache_builder as builder
-from udkd.cli import main
+from udkd.words.launcher import end_with_launcher
 
 if __name__ == "__main__":
+    end_with_launcher()
+    import udkd.actors.cache_builder as builder
+    from udkd.cli import main
+
     builder.BLOCK_ROWS = 8
     main()

@@ -1,6 +1,8 @@
 """Durable files: old or new after a kill at any moment, one writer per folder, errors that say where."""
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -168,7 +171,74 @@ def test_one_process_cannot_hold_a_folder_twice(tmp_path: Path) -> None:
         raise ValueError("inside")
     with FolderLock(tmp_path):
         pass
-    assert (tmp_path / ".lock").read_text() == "", "a released lock names nobody"
+    assert list(tmp_path.iterdir()) == [], "a released lock leaves nothing"
+
+
+RACER = """
+import os, sys
+from udkd.words.errors import BusyError
+from udkd.words.files import *
+folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+held = 0
+while held < rounds:
+    try:
+        with FolderLock(folder):
+            os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))  # fails where two are inside
+            number = int((folder / "count").read_text())
+            (folder / "count").write_text(str(number + 1))
+            (folder / "inside").unlink()
+        held += 1
+    except BusyError:
+        pass
+"""
+
+
+def test_two_that_race_never_hold_a_folder_together(tmp_path: Path) -> None:
+    """The file goes with every release, so its name stands for another file each time: none is inside twice."""
+    rounds = 300
+    (tmp_path / "count").write_text("0")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    racers = [subprocess.Popen(python(RACER, tmp_path, rounds), **pipes) for _ in range(2)]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    said = [racer.communicate(timeout=100)[1] for racer in racers]
+    assert said == ["", ""]
+    assert [racer.returncode for racer in racers] == [0, 0]
+    assert (tmp_path / "count").read_text() == str(2 * rounds)
+    assert [path.name for path in tmp_path.iterdir()] == ["count"]
+
+
+def test_a_lock_file_that_was_removed_and_made_again_is_left_to_its_holder(tmp_path: Path) -> None:
+    """Someone tidies up by hand: the first holder takes away its own file alone, and the second still keeps others out."""
+    with contextlib.ExitStack() as second:
+        with FolderLock(tmp_path):
+            (tmp_path / ".lock").unlink()
+            second.enter_context(FolderLock(tmp_path))
+        with pytest.raises(BusyError), FolderLock(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_went_between_opening_and_locking_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, real = FolderLock(tmp_path), fcntl.flock
+    first.__enter__()
+
+    def late(file: BinaryIO, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        first.__exit__(None, None, None)  # the moment before the second locks what it has opened
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with FolderLock(tmp_path), pytest.raises(BusyError, match=f"process {os.getpid()};"), FolderLock(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_forked_child_that_lives_on_does_not_keep_the_lock(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_alone_without_torchrun() -> None:
 
 
 def test_a_world_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("udkd.parts.team._die_with_parent", lambda: None)
+    monkeypatch.setattr("udkd.parts.team.die_with_parent", lambda number: None)
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(CacheError, match="expected to be started by torchrun"):

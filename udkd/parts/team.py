@@ -3,7 +3,6 @@
 torchrun starts them and keeps a key-value store; nothing else of torch.distributed is needed, as they meet in the files.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -19,11 +18,11 @@ import torch
 from torch.distributed.rendezvous import rendezvous
 
 from udkd.words.errors import CacheError, UserError
+from udkd.words.launcher import die_with_parent, is_launched
 
 _POLL_S = 0.05
-_CONNECT_S = 20.0  # torchrun's store is there first; a process whose launcher died before it asked ends after so long
+_CONNECT_S = 20.0  # torchrun's store is there first; this is for a network, and for variables that nobody's torchrun set
 _LINGER_S = 10.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +37,9 @@ class Team:
     @classmethod
     def join(cls, environment: Mapping[str, str] = os.environ) -> "Team":
         """The team that torchrun's variables name; one process alone without them. Raises CacheError where it is not there."""
-        if int(environment.get("WORLD_SIZE", "1")) < 2:
+        if not is_launched(environment):
             return cls()
-        _die_with_parent()
+        die_with_parent(signal.SIGTERM)  # from here on there is something to clean up
         try:
             store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_CONNECT_S)))
         except (RuntimeError, ValueError, OSError) as error:
@@ -104,14 +103,6 @@ def _environment_of(process: int) -> set[str]:
     except OSError:
         return set()
     return {entry.split(b"=")[0].decode(errors="replace") for entry in entries}
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel for a SIGTERM when torchrun dies, however it does: no process is left over."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _asked(question: Any, *arguments: Any) -> Any:

@@ -70,10 +70,10 @@ def sha256_file(path: Path) -> str:
 
 
 class FolderLock:
-    """One writer per folder: `with FolderLock(folder): …`.
+    """One writer per folder: `with FolderLock(folder): …`. While it is held the folder has a file `.lock`, which goes with it.
 
-    The kernel releases the lock when its process ends, however it ends, so a stale lock cannot exist.
-    Raises BusyError, naming the process that holds the folder.
+    The kernel releases the lock when its process ends, however it ends, so a stale lock cannot exist; the file of a killed
+    process stays and is in nobody's way. Raises BusyError, naming the process that holds the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,31 +81,44 @@ class FolderLock:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> "FolderLock":
-        file = open(self.path, "a+b")
-        try:
-            self._take(file)
-        except BaseException:
-            file.close()
-            raise
+        # Whoever held it may have removed the file between our opening it and our locking it: what we hold then is nobody's.
+        while not self._take(file := open(self.path, "a+b")):
+            pass
         self._file = file
         return self
 
-    def _take(self, file: BinaryIO) -> None:
+    def _take(self, file: BinaryIO) -> bool:
+        """Lock an open file and write our name in; False, and it is closed, where it has the path no longer."""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            if self._is_at_the_path(file):
+                file.truncate(0)
+                file.write(str(os.getpid()).encode())
+                file.flush()
+                return True
+        except BlockingIOError:
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "unknown"
+            file.close()
             raise BusyError(
                 f"{self.path.parent} is being written by process {holder}; expected one writer; wait for it or stop it"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()).encode())
-        file.flush()
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        return False
+
+    def _is_at_the_path(self, file: BinaryIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._file is not None
-        self._file.truncate(0)  # while it is still ours: a released lock names nobody
+        if self._is_at_the_path(self._file):  # not that of another, after someone has removed ours
+            self.path.unlink(missing_ok=True)  # while it is still ours: after that it may be the next one's
         fcntl.flock(self._file, fcntl.LOCK_UN)  # closing alone would leave it to a forked child that lives on
         self._file.close()
         self._file = None

@@ -1,0 +1,46 @@
+"""A process that torchrun started ends with its launcher, from its first moment on. Imports nothing heavy: it comes first."""
+
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import Mapping
+
+_PR_SET_PDEATHSIG = 1
+_ANSWERS_WITHIN_S = 5.0
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun's variables name other processes beside this one."""
+    return environment.get("WORLD_SIZE", "1") not in ("", "0", "1")
+
+
+def end_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """While modules load, seconds in which there is nothing to clean up: end when torchrun does, and now where it is gone.
+
+    The kernel kills us when the launcher dies after the first line; where it died before, so did the store that it keeps.
+    """
+    die_with_parent(signal.SIGKILL)
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not _store_answers(environment):
+        os.write(2, b"error: the torchrun that started this process is gone; expected it to the end; run it again\n")
+        os._exit(1)
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Ask the kernel for a signal when the process that started us dies, however it does. Replaces an earlier wish."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def _store_answers(environment: Mapping[str, str]) -> bool:
+    """False where nobody listens at the address of torchrun's store; a network that is slow says nothing."""
+    try:
+        place = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        socket.create_connection(place, timeout=_ANSWERS_WITHIN_S).close()
+    except ConnectionRefusedError:
+        return False
+    except (KeyError, ValueError, OSError):
+        pass  # whoever needs the store will say what is wrong with it
+    return True
