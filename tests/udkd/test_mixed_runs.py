@@ -302,8 +302,12 @@ def test_a_student_that_joins_later_is_nobody_until_then(bench: Bench) -> None:
     untouched = build("mobilenet_v2", 4, image_px=32, seed=0).state_dict()
     assert first["student.1.features.0.1.running_mean"].eq(untouched["features.0.1.running_mean"]).all(), "it saw nothing"
     assert not first["momentum.1.features.0.0.weight"].any()
-    train_row = RunFolder.open(bench.root / "late").metrics()[0]["train"]
-    assert train_row["hard"][1] == train_row["peer"][0] == 0
+    first_row = RunFolder.open(bench.root / "late").metrics()[0]
+    train_row, val_row = first_row["train"], first_row["val"]
+    assert {values[1] for values in train_row.values()} == {None}, "nobody's zero"
+    assert train_row["peer"][0] == 0
+    assert val_row["students"][1] is None
+    assert val_row["ensemble"] == pytest.approx(val_row["students"][0]), "an untrained network is in no average"
     assert train_row["hard"][0] == RunFolder.open(bench.root / "alone").metrics()[0]["train"]["hard"][0]
 
     resumed = bench.run("late", together, resume=True)
@@ -313,6 +317,9 @@ def test_a_student_that_joins_later_is_nobody_until_then(bench: Bench) -> None:
     assert rows(whole) == rows(resumed) == rows(across)
     joined = RunFolder.open(whole).metrics()[1]["train"]
     assert min(joined["peer"]) > 0, "from then on they are peers"
+    second = RunFolder.open(whole).metrics()[1]["val"]
+    assert second["students"][1] is not None
+    assert second["ensemble"]["loss"] != pytest.approx(second["students"][0]["loss"])
 
 
 def test_who_joins_later_begins_its_own_schedule() -> None:

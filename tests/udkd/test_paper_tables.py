@@ -86,6 +86,14 @@ def test_what_agrees_within_the_paper_and_what_does_not() -> None:
         ((*DUAL, "loss.gamma=0.0"), [], {}),
         ((*DUAL, "loss.beta=0.5"), [], {}),
         ((*HARD, "loss.alpha=0.5"), [], {}),
+        ((*DUAL, 'loss.weight_control="shuffled"'), [], {}),
+        ((*DUAL, 'loss.weight_control="equal_mean"'), [], {}),
+        ((*UNCERTAINTY, "loss.weight_mean_one=true"), [], {}),
+        ((*HARD, 'loss.method="dkd"', 'teacher.source="cache"'), [], {}),  # more than hard labels
+        ((*BASELINE, 'loss.schedules.beta={shape="linear", to=0.0}'), [], {}),
+        ((*DUAL, "students.1.join_epoch=2"), [], {}),
+        ((*DUAL, "students.0.weight=2.0"), [], {}),
+        ((*DUAL, 'teacher.estimator="mc_dropout"'), [], {}),
     ],
 )
 def test_a_run_fills_its_own_rows_and_no_other(

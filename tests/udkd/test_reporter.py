@@ -126,7 +126,8 @@ def test_every_figure_is_a_file_too_and_stale_ones_go(whole: ReportInputs, tmp_p
     assert {name for pattern in FIGURES for name in names if fnmatch(name, pattern)} == set(names)
     assert {path.name for path in whole.out.iterdir()} - set(names) == {"index.html"}
     unused = [pattern for pattern in FIGURES if not any(fnmatch(name, pattern) for name in names)]
-    assert unused == ["gain-by-weight.png", "gain-classes-?.png", "failures-?.png"], "those need a baseline"
+    needing_more = ["loss-method.png", "gain-by-weight.png", "gain-classes-?.png", "failures-?.png"]
+    assert unused == needing_more, "the first needs a method, the others a baseline"
     for name in names:
         with Image.open(whole.out / name) as image:
             image.load()
@@ -242,6 +243,39 @@ def test_curves_say_what_the_metrics_hold(whole: ReportInputs) -> None:
         hard = [row["train"]["hard"][index] for row in whole.metrics]
         assert f"{name} {hard[0]:#.3g} → {hard[-1]:#.3g}" in text
     assert "Top-1: resnet18 72.3 % and mobilenet_v2 70.3 %; averaged 73.7 %; the teacher 77.0 %. Chance is 10 %." in text
+
+
+def test_a_method_s_term_is_drawn(tmp_path: Path, without_pngs: None) -> None:
+    inputs = fake(tmp_path, overrides=("loss.method='dkd'", "loss.method_weight=0.7", "loss.weight_control='shuffled'"))
+    for row in inputs.metrics:
+        row["train"]["method"] = [4.0 - row["epoch"] / 6, 3.0 - row["epoch"] / 12]
+    text = Page(write_report(inputs)).text
+    assert "Loss of the method, DKD" in text
+    first, last = (inputs.metrics[at]["train"]["method"][0] for at in (0, -1))
+    assert f"resnet18 {first:#.3g} → {last:#.3g}" in text
+    assert "before its weight = 0.7" in text
+    assert (tmp_path / "loss-method.png").exists()
+    assert (
+        "each sample by another sample’s weight, a control (loss.weight = entropy and loss.weight_control = shuffled)" in text
+    )
+    assert "weight w, shuffled, a term of DKD; resnet18 and mobilenet_v2) is none of these rows" in text
+
+
+def test_a_student_has_no_figures_before_it_joins(tmp_path: Path, without_pngs: None) -> None:
+    inputs = fake(tmp_path, overrides=("students.1.join_epoch=4",))
+    for row in inputs.metrics[:4]:
+        for values in row["train"].values():
+            values[1] = None
+        row["val"]["students"][1] = None
+    text = Page(write_report(inputs)).text
+    top1 = [row["val"]["students"][1]["top1"] for row in inputs.metrics[4:]]
+    assert f"mobilenet_v2 {max(top1):.1f} % in epoch {5 + top1.index(max(top1))}" in text
+    hard = [row["train"]["hard"][1] for row in inputs.metrics[4:]]
+    assert f"mobilenet_v2 {hard[0]:#.3g} → {hard[-1]:#.3g}" in text
+    assert "mobilenet_v2 joins after 4 epochs" in text
+    assert "nan" not in text
+    early = replace(inputs, metrics=inputs.metrics[:2], evaluation=None, predictions=None)
+    assert f"Top-1: resnet18 {inputs.metrics[1]['val']['students'][0]['top1']:.1f} %." in Page(write_report(early)).text
 
 
 def test_names_are_text_whatever_they_hold(whole: ReportInputs, tmp_path: Path, without_pngs: None) -> None:

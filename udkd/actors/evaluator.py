@@ -53,10 +53,12 @@ def evaluate(
     folder = _teacher_folder(teacher, provenance)
     frozen = None if folder is None else _frozen(folder, dataset, recipe, device)
     split = dataset.split("val")
-    scored = _scored([student.judged for student in students], frozen, recipe, split, device, observer)
+    step = int(checkpoint.progress["step"])
+    joined = recipe.joined(step, int(checkpoint.progress["steps_per_epoch"]))
+    scored = _scored([student.judged for student in students], joined, frozen, recipe, split, device, observer)
     predictions = Predictions(
         dataset_digest=dataset.digest,
-        step=int(checkpoint.progress["step"]),
+        step=step,
         num_classes=len(dataset.classes),
         ids=split.ids,
         labels=split.labels[split.ids].astype(np.int64),
@@ -71,7 +73,7 @@ def evaluate(
         "split": "val",
         "num_samples": len(split.ids),
         "num_classes": len(dataset.classes),
-        "step": checkpoint.progress["step"],
+        "step": step,
         "students": [
             {"name": student.name, "parameters": num_parameters(student.model)} | value.to_dict()
             for student, value in zip(students, scored.students.each, strict=True)
@@ -99,13 +101,14 @@ class _Scored:
 
 def _scored(
     models: list[nn.Module],
+    joined: list[int],
     frozen: FrozenTeacher | None,
     recipe: Recipe,
     split: Split,
     device: torch.device,
     observer: Observer,
 ) -> _Scored:
-    """Show every model each image of the split once."""
+    """Show every model each image of the split once. joined: places of the models that the average is of."""
     backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
     views = EpochViews(recipe.evaluation_spec, 0, split, device)
     recorder, teacher_recorder = Recorder(), Recorder()
@@ -113,7 +116,7 @@ def _scored(
     try:
         options: dict[str, Any] = {"on_batch": observer.advance, "on_answers": recorder.add}
         options |= {"batch": recipe.train.batch, "autocast": recipe.train.precision == "bfloat16"}
-        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip, **options)
+        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip, averaged=joined, **options)
         taught = None
         if frozen is not None:
             options |= {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16", "on_answers": teacher_recorder.add}

@@ -6,7 +6,7 @@ epoch's sums and a step counter, and a resumed run ends in the same bits.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from udkd.engine.assembly import assemble
 from udkd.engine.drives import Drive, Resident, Streamed, record_cuda_graph
 from udkd.engine.lessons import live_network, open_lessons
 from udkd.engine.scalars import write_scalars
-from udkd.engine.scoring import Scores, score
+from udkd.engine.scoring import score
 from udkd.engine.step import Tally
 from udkd.formats.config import FEATURE_METHODS, Recipe
 from udkd.formats.dataset import DatasetFolder
@@ -228,7 +228,8 @@ class Trainer:
     def _finish_epoch(self, epoch: int, view: int, seconds: float, images: int) -> None:
         """Evaluate, then write the epoch's row and a checkpoint that begins the next one."""
         train_row = self._train_row()
-        scores = self._evaluate()
+        joined = self.recipe.joined(self.step, self.steps_per_epoch)
+        val_row = self._evaluate(joined)
         row = {
             "epoch": epoch + 1,
             "step": self.step,
@@ -237,8 +238,8 @@ class Trainer:
             "images_per_s": images / seconds,
             "view": view,
             "size_px": self.spec(epoch).size_px,
-            "train": train_row,
-            "val": scores.to_dict(),
+            "train": {name: _absent_but(values, joined) for name, values in train_row.items()},
+            "val": val_row,
         }
         if self.recipe.needs_figures:
             self.figures = Figures(progress=[top1 / 100 for top1 in train_row["top1"]], confidence=max(train_row["confidence"]))
@@ -249,18 +250,18 @@ class Trainer:
         self._save()
         if self.recipe.train.tensorboard:
             write_scalars(self.job.out / "tensorboard", row, [student.name for student in self.students])
-        names = [student.name for student in self.students]
-        figures = ", ".join(f"{name} {value.top1:.2f} %" for name, value in zip(names, scores.each, strict=True))
-        average = f", averaged {scores.ensemble.top1:.2f} %" if len(names) > 1 else ""
+        figures = ", ".join(f"{self.students[place].name} {val_row['students'][place]['top1']:.2f} %" for place in joined)
+        average = f", averaged {val_row['ensemble']['top1']:.2f} %" if len(joined) > 1 else ""
         self.job.observer.note(f"epoch {epoch + 1}: validation top-1 {figures}{average} ({images / seconds:.0f} images/s)")
 
-    def _evaluate(self) -> Scores:
+    def _evaluate(self, joined: Sequence[int]) -> dict[str, Any]:
+        """Scores of the students that are trained, and of their averaged probabilities; None for one that has not joined."""
         split = self.dataset.split("val")
         for student in self.students:
             student.model.eval()
         self.job.observer.start("validation", len(split.ids), "images")
         scores = score(
-            [student.judged for student in self.students],
+            [self.students[place].judged for place in joined],
             self.validation,
             split.ids,
             self.val_views,
@@ -270,7 +271,8 @@ class Trainer:
             on_batch=self.job.observer.advance,
         )
         self.job.observer.finish()
-        return scores
+        each = dict(zip(joined, (value.to_dict() for value in scores.each), strict=True))
+        return {"students": [each.get(place) for place in range(len(self.students))], "ensemble": scores.ensemble.to_dict()}
 
     def _train_row(self) -> dict[str, list[float]]:
         """The epoch's means so far, one list entry per student. Raises RunError where a loss was not finite."""
@@ -290,9 +292,9 @@ class Trainer:
         """What the progress bar shows beside the speed."""
         row = self._train_row()
         figures: dict[str, float | str] = {}
-        for index, student in enumerate(self.students):
+        for index in self.training:
             terms = "/".join(f"{row[term][index]:.2f}" for term in ("hard", "teacher", "peer"))
-            figures[student.name] = f"{terms} {row['top1'][index]:.0f} %"
+            figures[self.students[index].name] = f"{terms} {row['top1'][index]:.0f} %"
         return figures
 
     def _save(self) -> None:
@@ -397,6 +399,11 @@ class Trainer:
         backend = open_backend(chosen, split, device, workers=self.recipe.data.workers)
         self.backends.append(backend)
         return backend
+
+
+def _absent_but(values: Sequence[float], joined: Sequence[int]) -> list[float | None]:
+    """A figure of each student, None of one that has not joined: a zero would read as a loss of zero."""
+    return [value if place in joined else None for place, value in enumerate(values)]
 
 
 def _more_rows(recipe: Recipe) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ def write_scalars(folder: Path, row: Mapping[str, Any], names: Sequence[str]) ->
     with SummaryWriter(str(folder)) as writer:
         for index, name in enumerate(names):
             for term, values in row["train"].items():
-                writer.add_scalar(f"train/{term}/{name}", values[index], row["step"])
-            for figure, value in row["val"]["students"][index].items():
+                if values[index] is not None:  # a student that has not joined yet
+                    writer.add_scalar(f"train/{term}/{name}", values[index], row["step"])
+            for figure, value in (row["val"]["students"][index] or {}).items():
                 writer.add_scalar(f"val/{figure}/{name}", value, row["step"])
         writer.add_scalar("images_per_s", row["images_per_s"], row["step"])

@@ -50,6 +50,7 @@ def score(
     batch: int,
     autocast: bool,
     flip: bool = False,
+    averaged: Sequence[int] | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
     on_answers: Callable[[Tensor, Sequence[Tensor]], None] = lambda labels_B, log_p: None,
 ) -> Scores:
@@ -58,6 +59,7 @@ def score(
     on_batch hears how many are done; on_answers a batch's labels and the log-probabilities [B, C] of each classifier and,
     last, of their averaged probabilities.
     flip: a classifier's logits are the mean of those for a view and for its mirror image.
+    averaged: places of those whose probabilities are averaged; all where it is None.
     """
     table = views.table(0)
     totals: Tensor | None = None
@@ -70,7 +72,8 @@ def score(
                 logits = [(z_BC + classifier(mirrored)) / 2 for z_BC, classifier in zip(logits, classifiers, strict=True)]
         log_p = [torch.log_softmax(z_BC.float(), dim=-1) for z_BC in logits]
         # Not the log of the mean: a probability below 1e-45 would become a loss of infinity.
-        log_p.append(torch.logsumexp(torch.stack(log_p), dim=0) - math.log(len(log_p)))
+        together = log_p if averaged is None else [log_p[place] for place in averaged]
+        log_p.append(torch.logsumexp(torch.stack(together), dim=0) - math.log(len(together)))
         on_answers(part.labels, log_p)
         sums = torch.stack([_sums(log_p_BC, part.labels) for log_p_BC in log_p])
         totals = sums if totals is None else totals + sums

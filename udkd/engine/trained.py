@@ -28,9 +28,24 @@ class Averaged(nn.Module):
         return torch.logsumexp(torch.stack(log_p), dim=0) - math.log(len(log_p))
 
 
+class Mirrored(nn.Module):
+    """The mean of a classifier's logits for images and for their mirror images, [B, C]: evaluation.flip."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits_BC: Tensor = (self.model(x_BCHW) + self.model(x_BCHW.flip(-1))) / 2
+        return logits_BC
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """name: the student's, or AVERAGED. model: float32, on the CPU, contiguous layout. classes: the outputs' wnids."""
+    """What `udkd eval` scores: with evaluation.flip the model sees the mirror image too.
+
+    name: the student's, or AVERAGED. model: float32, on the CPU, contiguous layout. classes: the outputs' wnids.
+    """
 
     name: str
     model: nn.Module
@@ -52,7 +67,8 @@ class Trained:
         if run.classes is None:
             raise RunError(f"{run.path / 'run.json'} does not name its classes; expected them in order; train again")
         checkpoint = run.load()
-        places = range(len(names)) if averaged else [0 if student is None else names.index(student)]
+        joined = recipe.joined(int(checkpoint.progress["step"]), int(checkpoint.progress["steps_per_epoch"]))
+        places = joined if averaged else [0 if student is None else names.index(student)]
         chosen = [_judged(recipe, place, len(run.classes), dict(checkpoint.tensors)) for place in places]
         model = Averaged(chosen) if averaged else chosen[0]
         model.eval().requires_grad_(False)
@@ -69,4 +85,4 @@ def _judged(recipe: Recipe, place: int, num_classes: int, tensors: dict[str, Ten
     """The network that evaluation judges: of the weights' moving average where the run keeps one, else of the weights."""
     model = build(recipe.students[place].architecture, num_classes, image_px=recipe.views.size_px, seed=0)
     model.load_state_dict(prefixed(tensors, f"average.{place}.") or prefixed(tensors, f"student.{place}."))
-    return model
+    return Mirrored(model) if recipe.evaluation.flip else model

@@ -257,6 +257,12 @@ class LossSection(Section):
         return self
 
     @property
+    def moving(self) -> dict[str, ScheduleSection]:
+        """The weights of the loss that a schedule moves, by name."""
+        names = ("alpha", "beta", "gamma", "method")
+        return {name: own for name, own in zip(names, self.schedules.each(), strict=True) if own.shape != "constant"}
+
+    @property
     def weighing(self) -> Weighing:
         """How uncertainties become weights."""
         return Weighing(kind=self.weight, control=self.weight_control, mean_one=self.weight_mean_one, seed=self.weight_seed)
@@ -350,13 +356,16 @@ class Recipe(Section):
     @property
     def is_mixed(self) -> bool:
         """Whether the loss has more than the paper's: a method's term, or weights that differ between steps or students."""
-        moving = any(schedule.shape != "constant" for schedule in self.loss.schedules.each())
-        return moving or self.loss.method != "none" or any(student.weight != 1 for student in self.students)
+        return bool(self.loss.moving) or self.loss.method != "none" or any(student.weight != 1 for student in self.students)
 
     @property
     def needs_figures(self) -> bool:
         """Whether weights of the loss depend on what the last epoch recorded."""
         return any(schedule.shape in ("progress", "confidence") for schedule in self.loss.schedules.each())
+
+    def joined(self, step: int, steps_per_epoch: int) -> list[int]:
+        """Places of the students that have been trained when `step` steps are done; the others have their first weights."""
+        return [place for place, own in enumerate(self.students) if step > own.join_epoch * steps_per_epoch]
 
     @property
     def evaluation_spec(self) -> ViewSpec:

@@ -151,6 +151,8 @@ def _notes(trained: Trained, dataset: DatasetFolder, exported: Exported) -> dict
     )
     size = spec.size_px
     softmax = "log-probabilities of the mean over students" if trained.name == AVERAGED else "logits"
+    if trained.recipe.evaluation.flip:
+        softmax += ", the mean over the image and its mirror image (the file mirrors it itself)"
     return {
         "student": trained.name,
         "step": trained.step,
@@ -162,6 +164,7 @@ def _notes(trained: Trained, dataset: DatasetFolder, exported: Exported) -> dict
             f"cut the central {size} x {size} px",
             "divide by 255, subtract mean, divide by std",
         ],
+        "mirrored": trained.recipe.evaluation.flip,
         "mean": list(augment.MEAN),
         "std": list(augment.STD),
         "classes": [{"id": wnid, "name": names.get(wnid, wnid)} for wnid in trained.classes],

@@ -11,9 +11,10 @@ from udkd.actors.reporter import paper
 from udkd.actors.reporter.inputs import ReportInputs
 from udkd.actors.reporter.page import Block, Facts, Note, Picture, Pictures, Section
 from udkd.actors.reporter.style import Palette, picture
-from udkd.actors.reporter.words import class_name, count, percent, sentence, short
+from udkd.actors.reporter.words import class_name, count, listed, percent, sentence, short
 from udkd.formats.predictions import Targets
 from udkd.operations.analysis import by_class
+from udkd.words.uncertainty import Weighing
 
 SURE = 0.9
 _BINS = 25
@@ -203,6 +204,13 @@ def _every_class(sides: list[Side], names: tuple[str, ...]) -> Facts:
     return Facts(title=f"Every class in figures ({first.num_classes})", facts=facts)
 
 
+def _settings(weighing: Weighing) -> str:
+    """The recipe's keys that make the weights what they are."""
+    told = [f"loss.weight = {weighing.kind}"]
+    told += [f"loss.weight_control = {weighing.control}"] if weighing.control != "none" else []
+    return listed([*told, "loss.weight_mean_one = true"] if weighing.mean_one else told)
+
+
 def _figures(weight: NDArray[np.float32], right: NDArray[np.bool_]) -> str:
     """Of one class's images, if it has any."""
     if not len(weight):
@@ -214,8 +222,16 @@ def _notes(inputs: ReportInputs, targets: Targets) -> list[str]:
     notes = [inputs.targets_from] if inputs.targets_from else []
     weighing = inputs.recipe.loss.weighing
     if weighing.text != "entropy":
-        used = "all samples alike" if weighing.kind == "constant" else "samples by another measure"
-        notes.append(f"This run did not use these weights: it weighed {used} (loss.weight = {weighing.text}).")
+        used = "samples by another measure"
+        if weighing.kind == "constant":
+            used = "all samples alike"
+        elif weighing.control == "equal_mean":
+            used = "every sample by the mean of all weights, a control"
+        elif weighing.control == "shuffled":
+            used = "each sample by another sample’s weight, a control"
+        elif weighing.mean_one and weighing.kind == "entropy":
+            used = "samples by these weights divided by their mean"
+        notes.append(f"This run did not use these weights: it weighed {used} ({_settings(weighing)}).")
     if not targets.canonical:
         notes.append(
             f"Training: these are the targets of augmented view 0, one of {targets.num_views} that training went through."

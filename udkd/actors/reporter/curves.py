@@ -1,7 +1,8 @@
-"""How training went: losses, accuracy and learning rate by epoch."""
+"""How training went: losses, accuracy and learning rate by epoch. A student has no figures before it joins: NaN."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 from statistics import mean
 
 from matplotlib.axes import Axes
@@ -11,13 +12,25 @@ from matplotlib.ticker import MaxNLocator
 from udkd.actors.reporter.inputs import ReportInputs
 from udkd.actors.reporter.page import Block, Note, Picture, Pictures, Section
 from udkd.actors.reporter.style import MARKERS, Palette, picture
-from udkd.actors.reporter.words import listed, sentence, short
+from udkd.actors.reporter.words import count, listed, sentence, short
 
 _TERMS = {
     "hard": ("Loss against the labels", "cross-entropy, nats", "α", "alpha"),
     "teacher": ("Loss against the teacher", "divergence × τ², nats", "β", "beta"),
     "peer": ("Loss against the peers", "divergence × τ², nats", "γ", "gamma"),
+    "method": ("Loss of the method", "the method’s term", "its weight", "method"),
 }
+
+
+METHODS = {
+    "dkd": "DKD",
+    "attention": "attention transfer",
+    "fitnets": "FitNets",
+    "rkd": "RKD",
+    "crd": "CRD",
+    "reviewkd": "ReviewKD",
+}
+"""loss.method in the words of its paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +40,11 @@ class Series:
     label: str
     values: Sequence[float]
     student: int | None
+
+    @property
+    def held(self) -> list[float]:
+        """The values since the student joined."""
+        return [value for value in self.values if not isnan(value)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,31 +69,41 @@ def section(inputs: ReportInputs) -> Section:
 def _losses(inputs: ReportInputs) -> list[Picture]:
     loss = inputs.recipe.loss
     pictures = []
-    for term, (title, unit, symbol, key) in _TERMS.items():
+    for term, (title, unit, _, _) in _TERMS.items():
         if not _built(inputs, term):
             continue
         series = _per_student(inputs, [row["train"][term] for row in inputs.metrics])
-        ends = [f"{line.label} {_way(line.values)}" for line in series]
-        weight = f"{symbol} = {getattr(loss, key):g}"
-        w = "w included, " if term == "teacher" and loss.weight != "constant" else ""
+        ends = [f"{line.label} {_way(line.held)}" for line in series if line.held]
+        w = f"w ({loss.weighing.text.replace('_', ' ')}) included, " if term == "teacher" and loss.weight != "constant" else ""
         span = "From the first epoch to the last" if len(inputs.metrics) > 1 else "In the only epoch"
-        caption = f"{span} {listed(ends)} (epoch means, {w}before {weight})."
+        caption = f"{span} {listed(ends)} (epoch means, {w}before {_weight(inputs, term)})."
+        title += f", {METHODS[loss.method]}" if term == "method" else ""
         pictures.append(_chart(f"loss-{term}", title, unit, caption, inputs, series, from_zero=True))
     return pictures
 
 
+def _weight(inputs: ReportInputs, term: str) -> str:
+    """`α = 0.4`, and where a schedule moves it `α = 0.4 → 1, linear`."""
+    loss, (_, _, symbol, name) = inputs.recipe.loss, _TERMS[term]
+    places = {"alpha": 0, "beta": 1, "gamma": 2, "method": 3}
+    moves = loss.moving.get(name)
+    return f"{symbol} = {loss.weights[places[name]]:g}" + (f" → {moves.to:g}, {moves.shape}" if moves else "")
+
+
 def _accuracy(inputs: ReportInputs) -> list[Picture]:
     val = [row["val"] for row in inputs.metrics]
-    students = _per_student(inputs, [[student["top1"] for student in row["students"]] for row in val])
-    average = Series(label="averaged", values=[row["ensemble"]["top1"] for row in val], student=None)
+    students = _per_student(inputs, [[student and student["top1"] for student in row["students"]] for row in val])
+    several = [sum(student is not None for student in row["students"]) > 1 for row in val]  # else the average is the one's
+    together = [row["ensemble"]["top1"] if more else nan for row, more in zip(val, several, strict=True)]
+    average = Series(label="averaged", values=together, student=None)
     series = [*students, average] if len(students) > 1 else students
     trained = _per_student(inputs, [row["train"]["top1"] for row in inputs.metrics])
     taught_by = (inputs.evaluation or {}).get("teacher")
     levels = [Level(label="teacher", value=taught_by["top1"])] if taught_by else []
-    highest = max(value for line in [*series, *trained] for value in line.values)
+    highest = max(value for line in [*series, *trained] for value in line.held)
     ceiling = min(100.0, 1.08 * max([highest, *(level.value for level in levels)]))
-    best = [f"{line.label} {max(line.values):.1f} % in epoch {_best_epoch(inputs, line)}" for line in series]
-    ends = [f"{line.label} {line.values[-1]:.1f} %" for line in trained]
+    best = [f"{line.label} {max(line.held):.1f} % in epoch {_best_epoch(inputs, line)}" for line in series if line.held]
+    ends = [f"{line.label} {line.held[-1]:.1f} %" for line in trained if line.held]
     title = "Validation accuracy"
     return [
         _chart("accuracy-val", title, "top-1, %", f"Best: {listed(best)}.", inputs, series, levels=levels, limits=(0, ceiling)),
@@ -99,6 +127,8 @@ def _rate(inputs: ReportInputs) -> Picture:
     warm_up = max(student.warmup_epochs for student in inputs.recipe.students)
     after = f" after a warm-up of {warm_up:g} epoch{'' if warm_up == 1 else 's'}" if warm_up else ""
     text = f"Half a cosine from {listed([f'{peak:g}' for peak in peaks])} to 0{after}; each point is an epoch's last step."
+    late = [student.join_epoch for student in inputs.recipe.students if student.join_epoch]
+    text += f" One joins after {count(min(late), 'epoch')}: 0 until then." if late else ""
     return _chart("learning-rate", "Learning rate", "learning rate", text, inputs, series, height=2.1, from_zero=True)
 
 
@@ -110,28 +140,29 @@ def _absent_terms(inputs: ReportInputs) -> list[str]:
     alone = len(inputs.recipe.students) == 1
     texts = []
     for term, (title, _, symbol, _) in _TERMS.items():
-        if not _built(inputs, term):
+        if not _built(inputs, term) and term != "method":
             why = "one student has no peers" if term == "peer" and alone else f"{symbol} = 0"
             texts.append(sentence(f"{title}: not part of this run ({why})"))
     return texts
 
 
 def _built(inputs: ReportInputs, term: str) -> bool:
-    loss = inputs.recipe.loss
-    weights = {"hard": loss.alpha, "teacher": loss.beta, "peer": loss.gamma if len(inputs.recipe.students) > 1 else 0.0}
+    alpha, beta, gamma, method = inputs.recipe.loss.largest_weights
+    weights = {"hard": alpha, "teacher": beta, "peer": gamma if len(inputs.recipe.students) > 1 else 0.0, "method": method}
     return weights[term] > 0
 
 
-def _per_student(inputs: ReportInputs, rows: Sequence[Sequence[float]]) -> list[Series]:
-    """Lists of one figure per student, one list per epoch, as one line per student."""
+def _per_student(inputs: ReportInputs, rows: Sequence[Sequence[float | None]]) -> list[Series]:
+    """Lists of one figure per student, one list per epoch, as one line per student; None, before it joined, becomes NaN."""
+    columns = [[nan if value is None else value for value in column] for column in zip(*rows, strict=True)]
     return [
-        Series(label=short(name, 18), values=[row[index] for row in rows], student=index)
-        for index, name in enumerate(inputs.student_names)
+        Series(label=short(name, 18), values=values, student=index)
+        for index, (name, values) in enumerate(zip(inputs.student_names, columns, strict=True))
     ]
 
 
 def _best_epoch(inputs: ReportInputs, line: Series) -> int:
-    return int(inputs.metrics[list(line.values).index(max(line.values))]["epoch"])
+    return int(inputs.metrics[list(line.values).index(max(line.held))]["epoch"])
 
 
 def _chart(
@@ -175,8 +206,9 @@ def _chart(
         elif from_zero:
             axes.set_ylim(bottom=0)
         ends = [
-            (line.values[-1], line.label, palette.ink if line.student is None else palette.student(line.student))
+            (line.held[-1], line.label, palette.ink if line.student is None else palette.student(line.student))
             for line in series
+            if line.held
         ]
         _label_ends(axes, [*ends, *((level.value, level.label, palette.soft) for level in levels)], height)
 

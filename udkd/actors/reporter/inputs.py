@@ -227,7 +227,7 @@ def _why_no_cache(recipe: Recipe, provenance: Mapping[str, Any]) -> str:
     """Why a run has no cached targets; empty where it has."""
     if "cache" in provenance:
         return ""
-    if recipe.loss.beta == 0:
+    if not recipe.needs_teacher:
         return "This run had no teacher (β = 0): there are no weights to show."
     return "This run asked its teacher live and kept nothing of what it said. To see its weights, train from a cache."
 

@@ -22,7 +22,7 @@ from udkd.actors.reporter.words import count, listed
 from udkd.words.files import write_bytes, write_text
 
 FIGURES = (
-    *(f"loss-{term}.png" for term in ("hard", "teacher", "peer")),
+    *(f"loss-{term}.png" for term in ("hard", "teacher", "peer", "method")),
     *("accuracy-val.png", "accuracy-train.png", "learning-rate.png"),
     *(f"{kind}{split}.png" for kind in ("weights", "entropies", "classes", "right-by-weight") for split in ("", "-val")),
     *("surest.png", "least-sure.png", "reliability-*.png", "agreement.png", "disagreement-?.png", "gain-by-weight.png"),
@@ -64,7 +64,7 @@ def write_report(inputs: ReportInputs) -> Path:
 def _subtitle(inputs: ReportInputs) -> str:
     facts, recipe = inputs.data, inputs.recipe
     parts = [listed(inputs.student_names)]
-    if recipe.loss.beta:
+    if recipe.needs_teacher:
         architecture = (inputs.teacher or {}).get("architecture") or "a teacher"
         parts[0] += f", taught by {architecture}"
     if facts is not None:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any, Literal
 
 from udkd.actors.reporter import paper
+from udkd.actors.reporter.curves import METHODS
 from udkd.actors.reporter.inputs import ReportInputs
 from udkd.actors.reporter.page import Block, Group, Note, Row, Section, Table
 from udkd.actors.reporter.style import NUM_STUDENT_COLOURS
@@ -79,9 +80,8 @@ def results_of(inputs: ReportInputs) -> tuple[list[Result], str]:
     if not inputs.metrics:
         return [], ""
     last = inputs.metrics[-1]
-    named = [
-        dict(student) | {"name": name} for name, student in zip(inputs.student_names, last["val"]["students"], strict=True)
-    ]
+    rows = zip(inputs.student_names, last["val"]["students"], strict=True)
+    named = [dict(student) | {"name": name} for name, student in rows if student is not None]  # None has not joined yet
     return result_table({"students": named, "ensemble": last["val"]["ensemble"]}), f"epoch {last['epoch']}"
 
 
@@ -155,6 +155,7 @@ def table_2(inputs: ReportInputs) -> Table:
         dual = len(entry.students) > 1
         peers = inputs.recipe.loss.gamma > 0
         same = sorted(architectures) == sorted(entry.students) and _taught(inputs) and (peers or not dual)
+        same = same and not beyond(inputs)
         own = f"{hours:.3g}" if same and hours is not None else None
         ratio = "" if entry.ratio is None else f"{entry.ratio:.2f}×"
         rows.append(Row(label=entry.label, cells=(f"{entry.hours:.2f}", ratio, own, None), strong=own is not None))
@@ -233,12 +234,31 @@ def hours_for(inputs: ReportInputs, epochs: int) -> float | None:
 
 
 def fits(inputs: ReportInputs, method: paper.Method) -> bool:
-    """Whether the run's loss is a row's: alpha, beta, gamma and weight kind; gamma counts only where there are peers."""
+    """Whether the run's loss is a row's: alpha, beta, gamma and weight; gamma counts only where there are peers.
+
+    No row of the paper has a further term, weights of the loss that move, students that count differently, join later or
+    start part-trained, or weights of samples that are another's, everyone's mean or divided by it.
+    """
     loss = inputs.recipe.loss
     gamma = loss.gamma if len(inputs.recipe.students) > 1 else 0.0
     pairs = ((loss.alpha, method.alpha), (loss.beta, method.beta), (gamma, method.gamma))
     same = all(math.isclose(own, wanted) for own, wanted in pairs)
-    return same and (method.weight is None or loss.weighing.text == method.weight)
+    return same and not beyond(inputs) and (method.weight is None or loss.weighing.text == method.weight)
+
+
+def beyond(inputs: ReportInputs) -> list[str]:
+    """What the run's loss and students have that no row of the paper has, in words."""
+    recipe, loss = inputs.recipe, inputs.recipe.loss
+    found = [f"a term of {METHODS[loss.method]}"] if loss.largest_weights[3] else []
+    found += [f"{name} → {moves.to:g}, {moves.shape}" for name, moves in loss.moving.items()]
+    found += [f"hard labels by the {loss.hard} loss"] if loss.hard != "cross_entropy" else []
+    if recipe.needs_teacher and recipe.teacher.estimator != "plain":
+        found.append(f"targets of {recipe.teacher.estimator.replace('_', ' ')}")
+    for name, student in zip(inputs.student_names, recipe.students, strict=True):
+        found += [f"{name} counts {student.weight:g} times"] if student.weight != 1 else []
+        found += [f"{name} joins after {count(student.join_epoch, 'epoch')}"] if student.join_epoch else []
+        found += [f"{name} starts part-trained"] if student.start else []
+    return found
 
 
 def _accuracy(inputs: ReportInputs, method: paper.Method, student: str) -> tuple[float, float] | None:
@@ -274,14 +294,17 @@ def _architectures(inputs: ReportInputs) -> list[str]:
 
 
 def _taught(inputs: ReportInputs) -> bool:
-    return inputs.recipe.loss.beta > 0
+    return inputs.recipe.needs_teacher
 
 
 def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
     loss = inputs.recipe.loss
     gamma = loss.gamma if len(inputs.recipe.students) > 1 else 0.0
-    method = paper.Method(alpha=loss.alpha, beta=loss.beta, gamma=gamma, weight=loss.weighing.text if loss.beta else None)
-    told = f"This run ({_symbols(method)}; {listed(inputs.student_names)})"
+    method = paper.Method(
+        alpha=loss.alpha, beta=loss.beta, gamma=gamma, weight=loss.weighing.text if loss.largest_weights[1] else None
+    )
+    more_of_it = "".join(f", {part}" for part in beyond(inputs))
+    told = f"This run ({_symbols(method)}{more_of_it}; {listed(inputs.student_names)})"
     told += " stands in the rows in bold." if any(row.strong for row in rows) else " is none of these rows."
     return f"{told} {more}".strip()
 
@@ -289,8 +312,11 @@ def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
 def _symbols(method: paper.Method) -> str:
     mark = "?" if method.assumed else ""
     weights = f"α\u00a0{method.alpha:g}{mark}, β\u00a0{method.beta:g}{mark}, γ\u00a0{method.gamma:g}"
-    said = {"entropy": ", weight w", "constant": ", weight 1", None: ""}
-    return weights + said.get(method.weight, f", weight {method.weight}".replace("_", " "))
+    if method.weight is None:
+        return weights
+    kind, *controls = method.weight.split(", ")
+    said = {"entropy": "w", "constant": "1"}.get(kind, kind.replace("_", " "))
+    return f"{weights}, weight {', '.join([said, *controls])}"
 
 
 def _other_settings(inputs: ReportInputs) -> list[str]:

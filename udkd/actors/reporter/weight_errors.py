@@ -19,7 +19,7 @@ def section(inputs: ReportInputs) -> Section | None:
     blocks: list[Block] = []
     if inputs.predictions is not None and inputs.predictions.val_targets is not None:
         pictures.append(_validation(inputs.predictions, inputs.predictions.val_targets))
-    elif inputs.predictions is not None and inputs.recipe.loss.beta > 0:
+    elif inputs.predictions is not None and inputs.recipe.needs_teacher:
         text = "What the teacher says of validation images is not known: udkd eval --teacher TEACHER adds it."
         blocks.append(Note(text=text, missing=True))
     if inputs.targets is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from statistics import fmean
 
 from matplotlib.axes import Axes
@@ -78,7 +79,7 @@ def curves(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResul
     lines = {}
     for arm in arms:
         own = [outcome.curve for run in runs if run.arm == arm and (outcome := run.outcome(learner))]
-        lines[arm] = [fmean(values) for values in zip(*own, strict=True)]
+        lines[arm] = [fmean(nan if value is None else value for value in values) for values in zip(*own, strict=True)]
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.add_subplot()

@@ -31,7 +31,8 @@ FIGURES = {"last": "last epoch", "best": "best epoch"}
 class Outcome:
     """One learner's accuracy in one run: a student, or the students' averaged probabilities (AVERAGED).
 
-    last, best: top-1 of the last epoch, and of the epoch where it was highest. curve: top-1 by epoch.
+    last, best: top-1 of the last epoch, and of the epoch where it was highest. curve: top-1 by epoch; None before a student
+    joined.
     """
 
     learner: str
@@ -39,7 +40,7 @@ class Outcome:
     best: float
     best_epoch: int
     last_top5: float
-    curve: tuple[float, ...]
+    curve: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ def _result(trial: Trial, run: RunFolder) -> RunResult:
         name: [row["val"]["students"][place] for row in rows] for place, name in enumerate(trial.recipe.student_names())
     }
     if len(learners) > 1:
-        learners[AVERAGED] = [row["val"]["ensemble"] for row in rows]
+        learners[AVERAGED] = [_together(row["val"]) for row in rows]
     # Steps and images/s give an epoch's time; `seconds` alone would be too short for an epoch that was resumed in the middle.
     images = [trial.recipe.train.batch * (after - before) for before, after in pairwise([0, *(row["step"] for row in rows)])]
     return RunResult(
@@ -155,16 +156,19 @@ def _result(trial: Trial, run: RunFolder) -> RunResult:
     )
 
 
-def _outcome(learner: str, scores: Sequence[Mapping[str, float]]) -> Outcome:
-    curve = tuple(score["top1"] for score in scores)
-    best = max(range(len(curve)), key=lambda epoch: curve[epoch])
+def _together(val: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """The average's scores; None while a single student has joined, whose own they are."""
+    joined = sum(student is not None for student in val["students"])
+    return dict(val["ensemble"]) if joined > 1 else None
+
+
+def _outcome(learner: str, scores: Sequence[Mapping[str, float] | None]) -> Outcome:
+    curve = [None if score is None else score["top1"] for score in scores]
+    seen = [(top1, epoch) for epoch, top1 in enumerate(curve, start=1) if top1 is not None]
+    best, last = max(seen, key=lambda pair: pair[0]), scores[-1]
+    assert last is not None, "every student joins before the last epoch"
     return Outcome(
-        learner=learner,
-        last=curve[-1],
-        best=curve[best],
-        best_epoch=best + 1,
-        last_top5=scores[-1]["top5"],
-        curve=curve,
+        learner=learner, last=last["top1"], best=best[0], best_epoch=best[1], last_top5=last["top5"], curve=tuple(curve)
     )
 
 
