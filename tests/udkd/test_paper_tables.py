@@ -91,7 +91,7 @@ def test_what_agrees_within_the_paper_and_what_does_not() -> None:
         ((*UNCERTAINTY, "loss.weight_mean_one=true"), [], {}),
         ((*HARD, 'loss.method="dkd"', 'teacher.source="cache"'), [], {}),  # more than hard labels
         ((*BASELINE, 'loss.schedules.beta={shape="linear", to=0.0}'), [], {}),
-        ((*DUAL, "students.1.join_epoch=2"), [], {}),
+        ((*DUAL, "students.1.join_epoch=1"), [], {}),
         ((*DUAL, "students.0.weight=2.0"), [], {}),
         ((*DUAL, 'teacher.estimator="mc_dropout"'), [], {}),
     ],
