@@ -1,5 +1,6 @@
 """Class lists, and the names people read."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -10,6 +11,7 @@ from udkd.words.errors import DataError
 
 ALL = "all"
 BUILT_IN = {"imagenet100": "imagenet100-wnids.txt"}
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def class_names() -> dict[str, str]:
@@ -39,8 +41,20 @@ def wnids_of(names: Sequence[str]) -> list[str] | None:
 
 
 def printable(name: str) -> str:
-    """A file name as text that any file format takes: undecodable bytes become backslash escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file name as text that any file format and any line takes: what is no text becomes backslash escapes.
+
+    That is undecodable bytes, and control characters: a line break in a name must not break a line of a report in two.
+    """
+    text = utf8(name).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def utf8(name: str) -> bytes:
+    """A name's bytes, as its file system has them; lone surrogates, which JSON can hold, as backslash escapes."""
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "backslashreplace")
 
 
 def wanted_classes(choice: str) -> list[str] | None:

@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from udkd.formats.dataset import DatasetFolder, Row
+import numpy as np
+
+from udkd.formats.dataset import Columns, DatasetFolder
 from udkd.words.files import json_bytes, write_json
 
 FILE_NAME = "report.json"
 
 
 def write_report(
-    folder: Path, rows: Mapping[str, Sequence[Row]], *, digest: str | None, on_bad: str, warnings: Sequence[str]
+    folder: Path, columns: Mapping[str, Columns], *, digest: str | None, on_bad: str, warnings: Sequence[str]
 ) -> None:
     """Write FOLDER/report.json. digest: of the dataset folder that came of it; None where none did, for the bad images.
 
@@ -24,22 +26,22 @@ def write_report(
         "usable": digest is not None,
         "dataset_digest": digest,
         "on_bad": on_bad,
-        "images": {split: len(group) for split, group in rows.items()},
+        "images": {split: group.num_samples for split, group in columns.items()},
         "bad": [
-            {"split": split, "id": n, "source": row.source, "reason": row.note}
-            for split, group in rows.items()
-            for n, row in enumerate(group)
-            if row.excluded
+            {"split": split, "id": n, "source": group.source[n], "reason": group.note[n]}
+            for split, group in columns.items()
+            for n in np.flatnonzero(group.excluded).tolist()
         ],
-        "fixed": {split: fixed_counts(row.note for row in group if not row.excluded) for split, group in rows.items()},
+        "fixed": {split: fixed_counts(group) for split, group in columns.items()},
         "warnings": list(warnings),
     }
     write_json(folder / FILE_NAME, report | {"sha256": _checksum(report)})
 
 
-def fixed_counts(notes: Iterator[str]) -> dict[str, int]:
-    """How often each fix was made, from the notes of images that are kept."""
-    return dict(sorted(Counter(note for note in notes if note).items()))
+def fixed_counts(columns: Columns) -> dict[str, int]:
+    """How often each fix was made to the images that are kept."""
+    notes = (note for note, excluded in zip(columns.note, columns.excluded, strict=True) if note and not excluded)
+    return dict(sorted(Counter(notes).items()))
 
 
 def report_problems(dataset: DatasetFolder) -> Iterator[str]:

@@ -12,7 +12,7 @@ from PIL import features
 from data_prep.image import PixelSettings, Prepared
 from data_prep.pool import Pool
 from data_prep.prepare import PrepareJob, Sample
-from udkd.formats.dataset import Row, ShardWriter, shard_name
+from udkd.formats.dataset import Columns, ColumnsBuilder, Row, ShardWriter, columns_of, shard_name
 from udkd.words.files import write_json
 from udkd.words.observer import Observer
 
@@ -39,8 +39,8 @@ def write_shards(
     job: PrepareJob,
     pool: Pool[Sequence[Sample], list[Prepared | str]],
     observer: Observer,
-) -> list[Row]:
-    """Write all shards of a split that are not there yet; the manifest's rows, in id order.
+) -> Columns:
+    """Write all shards of a split that are not there yet; the manifest's columns.
 
     Each finished shard leaves a sidecar with its rows and its key, which `remove_sidecars` takes away in the end. A sidecar
     of other settings, or of a source that changed in this stretch, is not used: its shard is written again.
@@ -53,14 +53,14 @@ def write_shards(
     _remove_others(folder, len(shards))
     finished = {shard.number: found for shard in shards if (found := _finished(folder, shard)) is not None}
     prepared = _prepared([shard for shard in shards if shard.number not in finished], pool)
-    rows: list[Row] = []
+    columns = ColumnsBuilder()
     for shard in shards:
         if shard.number in finished:
-            rows += finished[shard.number]
+            columns.extend(finished[shard.number])
             observer.advance(len(shard.samples))
         else:
-            rows += _write(folder, shard, prepared, observer)
-    return rows
+            columns.extend(_write(folder, shard, prepared, observer))
+    return columns.finish()
 
 
 def _prepared(
@@ -71,18 +71,18 @@ def _prepared(
     def chunks() -> Iterator[Sequence[Sample]]:
         for shard in shards:
             for start in range(0, len(shard.samples), CHUNK_SAMPLES):
-                yield shard.samples[start : start + CHUNK_SAMPLES]
+                yield list(shard.samples[start : start + CHUNK_SAMPLES])
 
     for chunk, results in zip(chunks(), pool.ordered(chunks()), strict=True):
         yield from zip(chunk, results, strict=True)
 
 
-def _write(folder: Path, shard: _Shard, prepared: Iterator[tuple[Sample, Prepared | str]], observer: Observer) -> list[Row]:
+def _write(folder: Path, shard: _Shard, prepared: Iterator[tuple[Sample, Prepared | str]], observer: Observer) -> Columns:
     rows: list[Row] = []
     with ShardWriter(folder, shard.number) as writer:
         for sample_id, expected in enumerate(shard.samples, shard.first):
             sample, result = next(prepared)
-            assert sample is expected  # one image under another's id would poison labels and cached targets silently
+            assert sample == expected  # one image under another's id would poison labels and cached targets silently
             if isinstance(result, str):
                 rows.append(Row(label=sample.label, source=sample.source, excluded=True, note=result))
             else:
@@ -93,7 +93,7 @@ def _write(folder: Path, shard: _Shard, prepared: Iterator[tuple[Sample, Prepare
         _sidecar(folder, shard.number),
         {"key": shard.key, "repair": shard.repair, "tar_bytes": _tar_bytes(folder, shard.number), "rows": packed},
     )
-    return rows
+    return columns_of(rows)
 
 
 def _row(sample: Sample, prepared: Prepared, shard: int, offset: int) -> Row:
@@ -129,7 +129,7 @@ def _tar_bytes(folder: Path, number: int) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _finished(folder: Path, shard: _Shard) -> list[Row] | None:
+def _finished(folder: Path, shard: _Shard) -> Columns | None:
     try:
         found = json.loads(_sidecar(folder, shard.number).read_bytes())
         if found["key"] != shard.key or found["tar_bytes"] != _tar_bytes(folder, shard.number):
@@ -137,8 +137,8 @@ def _finished(folder: Path, shard: _Shard) -> list[Row] | None:
         rows = [Row(**fields | {"sha256": bytes.fromhex(fields["sha256"])}) for fields in found["rows"]]
         # Whether bad images are repaired matters only where there is one: whoever asks for it late need not wait for all.
         touched = any(row.excluded or row.note.startswith("repaired") for row in rows)
-        return None if touched and found["repair"] != shard.repair else rows
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None if touched and found["repair"] != shard.repair else columns_of(rows)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

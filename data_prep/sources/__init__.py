@@ -6,14 +6,14 @@ from pathlib import Path
 from data_prep.sources.beton import Beton
 from data_prep.sources.ilsvrc import Ilsvrc
 from data_prep.sources.parquet import Parquet
-from data_prep.sources.source import Entry, Listing, Source, SplitName
+from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver, Source, SplitName
 from data_prep.sources.tar import Tar
 from data_prep.sources.tree import Tree
 from data_prep.sources.truth import is_truth
 from data_prep.sources.webdataset import WebDataset
 from udkd.words.errors import ConfigError, DataError
 
-__all__ = ["AUTO", "LAYOUTS", "Entry", "Listing", "Source", "SplitName", "open_sources"]
+__all__ = ["AUTO", "LAYOUTS", "Entry", "EntryTable", "Listing", "PassedOver", "Source", "SplitName", "open_sources"]
 
 AUTO = "auto"
 

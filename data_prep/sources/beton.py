@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.sources.members import read_at
 from data_prep.sources.named_split import class_of_label, split_of
-from data_prep.sources.source import Entry, Listing
+from data_prep.sources.source import Entry, EntryTable, Listing
 from udkd.words.errors import DataError
 
 VERSION = 2
@@ -40,16 +40,15 @@ class Beton:
 
     def list(self) -> Listing:
         """All samples. Raises DataError for a damaged file, another version, and fields other than an image and a label."""
-        entries = [entry for file in _files(self.path) for entry in self._samples(file)]
-        return Listing(entries=entries, ignored=[])
+        return Listing(entries=EntryTable(entry for file in _files(self.path) for entry in self._samples(file)))
 
     def _samples(self, file: Path) -> Iterator[Entry]:
         key = "" if file == self.path else file.name
         split, stamp, total = split_of(Path(file.name)), file.stat().st_mtime_ns, file.stat().st_size
         images, labels, sizes = _tables(file)
-        for n, (image, label) in enumerate(zip(images.tolist(), labels.tolist(), strict=True)):
-            mode, width, height, pointer = image
-            size = sizes.get(pointer, -1)
+        for n in range(len(images)):
+            mode, width, height, pointer = images[n].item()
+            size, label = int(sizes[n]), int(labels[n])
             if mode not in (JPEG_MODE, RAW_MODE) or not 0 <= size <= total - pointer or label < 0:
                 raise DataError(f"{file} is damaged at sample {n}; expected FFCV's own; write it again")
             extra = ""
@@ -77,8 +76,11 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.suffix == ".beton" and path.is_file() else []
 
 
-def _tables(file: Path) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
-    """Images (IMAGE [N]), labels (int64 [N]), and the length of the bytes at each pointer. Sizes are checked before use."""
+def _tables(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images (IMAGE [N]), labels (int64 [N]), and the lengths of their bytes (int64 [N], -1 where they have none).
+
+    Sizes are checked before use.
+    """
     total = file.stat().st_size
     fault = f"{file} is no whole .beton of version {VERSION}; expected FFCV's own; write it again"
     if total < HEADER.itemsize:
@@ -96,5 +98,16 @@ def _tables(file: Path) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
         raise DataError(fault)
     rows = np.fromfile(file, row, int(header["samples"]), offset=fields_end)
     table = np.fromfile(file, ALLOCATION, offset=int(header["allocations"]))
-    sizes = dict(zip(table["pointer"].tolist(), table["size"].tolist(), strict=True))
-    return rows[f"f{kinds.index(IMAGE_KIND)}"], rows[f"f{kinds.index(INT_KIND)}"], sizes
+    images = rows[f"f{kinds.index(IMAGE_KIND)}"]
+    return images, rows[f"f{kinds.index(INT_KIND)}"], _lengths(images["pointer"], table)
+
+
+def _lengths(pointers: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """How many bytes lie at each pointer, by the table of allocations, which is in any order."""
+    sizes = np.full(len(pointers), -1, dtype=np.int64)
+    if len(table):
+        order = np.argsort(table["pointer"], kind="stable")
+        at = order[np.maximum(np.searchsorted(table["pointer"][order], pointers, side="right") - 1, 0)]
+        known = table["pointer"][at] == pointers
+        sizes[known] = table["size"][at[known]].astype(np.int64)
+    return sizes

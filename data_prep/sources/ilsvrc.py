@@ -1,17 +1,20 @@
 """ILSVRC2012 as it is downloaded: a train tar of class tars, a flat val tar, and the ground truth of the latter."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from data_prep.sources.layout import is_image_path
 from data_prep.sources.members import Member, is_tar, members, read_at
-from data_prep.sources.source import Entry, Listing, Names
+from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
 from data_prep.sources.truth import DEVKIT, KAGGLE, find_truth, read_truth
 from udkd.words.errors import DataError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 VAL_PREFIX = "ILSVRC2012_val_"
+WNID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,10 @@ class Ilsvrc:
 
     def list(self) -> Listing:
         """All images of both. Raises DataError: see `members`; a val tar without ground truth, an image that it lacks."""
-        ignored: list[str] = []
-        entries = [*self._train(ignored), *self._val(ignored)]
-        return Listing(entries=entries, ignored=ignored)
+        ignored = PassedOver()
+        return Listing(entries=EntryTable(chain(self._train(ignored), self._val(ignored))), ignored=ignored)
 
-    def _train(self, ignored: Names) -> Iterator[Entry]:
+    def _train(self, ignored: PassedOver) -> Iterator[Entry]:
         if self.train is None:
             return
         stamp = self.train.stat().st_mtime_ns
@@ -62,7 +64,7 @@ class Ilsvrc:
                 else:
                     ignored.append(member.name)
 
-    def _val(self, ignored: Names) -> Iterator[Entry]:
+    def _val(self, ignored: PassedOver) -> Iterator[Entry]:
         if self.val is None:
             return
         if self.truth is None:
@@ -93,4 +95,6 @@ def _is_class_tar(member: Member) -> bool:
 
 
 def _is_val_image(member: Member) -> bool:
-    return member.name.rsplit("/", 1)[-1].startswith(VAL_PREFIX)
+    """Sorted into class folders, as many scripts leave them, they need no ground truth, and are an image folder's."""
+    *folders, name = member.name.split("/")
+    return name.startswith(VAL_PREFIX) and not (folders and WNID.fullmatch(folders[-1]))

@@ -1,7 +1,6 @@
 """Reads split, class and name out of image paths: `[prefix/]train/<class>/<name>`, or `[prefix/]<class>/<name>`."""
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 
 from data_prep.sources.source import SplitName
@@ -25,17 +24,17 @@ def place(paths: Sequence[str], root: str) -> Iterator[tuple[SplitName | None, s
     Where any path has a split folder with a class folder in it, only such paths count. Otherwise what all paths have in
     common is a prefix, and the class folder follows it.
     """
-    parts = [path.split("/") for path in paths]
-    if any(_split_at(each) is not None for each in parts):
-        for each in parts:
-            at = _split_at(each)
-            yield None if at is None else (_split_named(each[at]), sys.intern(each[at + 1]), "/".join(each[at + 2 :]))
+    if any(_split_at(path.split("/")) is not None for path in paths):
+        for path in paths:
+            parts = path.split("/")
+            at = _split_at(parts)
+            yield None if at is None else (_split_named(parts[at]), parts[at + 1], "/".join(parts[at + 2 :]))
         return
     split = _split_named(root)
-    prefix = _common_prefix([each for each in parts if len(each) > 1])
-    for each in parts:
-        inside = each[prefix:]
-        yield (split, sys.intern(inside[0]), "/".join(inside[1:])) if len(inside) > 1 else None
+    prefix = _common_prefix(parts for path in paths if len(parts := path.split("/")) > 1)
+    for path in paths:
+        inside = path.split("/")[prefix:]
+        yield (split, inside[0], "/".join(inside[1:])) if len(inside) > 1 else None
 
 
 def _split_at(parts: list[str]) -> int | None:
@@ -48,10 +47,14 @@ def _split_named(folder: str) -> SplitName | None:
     return None if found is None else "train" if found[1] else "val"
 
 
-def _common_prefix(paths: list[list[str]]) -> int:
+def _common_prefix(paths: Iterator[list[str]]) -> int:
     """How many leading folders all paths share, less what is needed to keep a class folder before every name."""
-    if not paths:
+    first = next(paths, None)
+    if first is None:
         return 0
-    first, last = min(paths), max(paths)
-    shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return min(shared, min(map(len, paths)) - 2)
+    shared, shortest = len(first), len(first)
+    for parts in paths:
+        if parts[:shared] != first[:shared]:
+            shared = next((n for n, (a, b) in enumerate(zip(parts, first, strict=False)) if a != b), len(parts))
+        shortest = min(shortest, len(parts))
+    return min(shared, shortest - 2)

@@ -1,7 +1,7 @@
 """Rows of parquet shards: names, labels, and the bytes of images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from data_prep.classes import wnids_of
 from data_prep.sources.named_split import class_of_label, split_of
-from data_prep.sources.source import Entry, Listing
+from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
 from udkd.words.errors import DataError
 
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -19,11 +19,11 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 def list_rows(path: Path, files: Sequence[Path]) -> Listing:
     """See Parquet.list."""
-    entries: list[Entry] = []
-    ignored: list[str] = []
+    entries, ignored = EntryTable(), PassedOver()
     for file in files:
         try:
-            entries += _rows(file, "" if file == path else str(file.relative_to(path)), ignored)
+            for entry in _rows(file, "" if file == path else str(file.relative_to(path)), ignored):
+                entries.append(entry)
         except (pa.ArrowException, OSError) as error:
             text = str(error).splitlines()[0]
             raise DataError(f"{file} cannot be read ({text}); expected a whole parquet file; fetch it again") from None
@@ -40,12 +40,11 @@ def read_row(file: Path, row: int) -> bytes:
     return bytes(value or b"")
 
 
-def _rows(file: Path, key: str, ignored: list[str]) -> list[Entry]:
+def _rows(file: Path, key: str, ignored: PassedOver) -> Iterator[Entry]:
     with pq.ParquetFile(file) as parquet:
         image, label = _columns(file, parquet.schema_arrow)
         names = _class_names(parquet.schema_arrow, label)
         stamp, split, stem = file.stat().st_mtime_ns, split_of(Path(key or file.name)), Path(key or file.name).stem
-        entries = []
         row = 0
         for batch in parquet.iter_batches(batch_size=256, columns=[image, label]):
             sizes = _sizes(batch.column(0))
@@ -54,9 +53,8 @@ def _rows(file: Path, key: str, ignored: list[str]) -> list[Entry]:
                 if number is None or number == -1:  # -1: test sets without labels
                     ignored.append(name)
                 else:
-                    entries.append(Entry(split, _class_name(file, number, names), name, key, row, size, stamp))
+                    yield Entry(split, _class_name(file, number, names), name, key, row, size, stamp)
                 row += 1
-    return entries
 
 
 def _columns(file: Path, schema: pa.Schema) -> tuple[str, str]:

@@ -1,11 +1,13 @@
 """A tar file of an image folder, read by name in memory."""
 
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.sources.layout import is_image_path, place
 from data_prep.sources.members import is_tar, members, read_at
-from data_prep.sources.source import Entry, Listing
+from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
+from udkd.words.texts import TextsBuilder
 
 
 @dataclass(frozen=True)
@@ -21,21 +23,23 @@ class Tar:
 
     def list(self) -> Listing:
         """All image members. Errors: see `members`."""
-        found = []
-        ignored: list[str] = []
+        names, offsets, sizes = TextsBuilder(), array("q"), array("q")
+        ignored, entries = PassedOver(), EntryTable()
         for member in members(self.path):
             if is_image_path(member.name):
-                found.append(member)
+                names.append(member.name)
+                offsets.append(member.offset)
+                sizes.append(member.size)
             else:
                 ignored.append(member.name)
         stamp = self.path.stat().st_mtime_ns
-        entries: list[Entry] = []
-        root = self.path.name.removesuffix(".tar")
-        for member, placed in zip(found, place([member.name for member in found], root), strict=True):
-            if placed is None:
-                ignored.append(member.name)
+        paths = names.finish()
+        placed = place(paths, self.path.name.removesuffix(".tar"))
+        for name, offset, size, found in zip(paths, offsets, sizes, placed, strict=True):
+            if found is None:
+                ignored.append(name)
             else:
-                entries.append(Entry(*placed, key=member.name, offset=member.offset, size=member.size, stamp=stamp))
+                entries.append(Entry(*found, key=name, offset=offset, size=size, stamp=stamp))
         return Listing(entries=entries, ignored=ignored)
 
     def read(self, entry: Entry) -> bytes:

@@ -1,13 +1,15 @@
 """A folder of images (ImageFolder)."""
 
 import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.sources.layout import is_image_path, place
-from data_prep.sources.source import Entry, Listing
+from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
 from udkd.words.errors import DataError
+from udkd.words.texts import TextsBuilder
 
 
 @dataclass(frozen=True)
@@ -23,21 +25,24 @@ class Tree:
 
     def list(self) -> Listing:
         """All image files, links followed, as torchvision's ImageFolder does."""
-        found: list[tuple[str, os.stat_result]] = []
-        ignored: list[str] = []
+        names, sizes, stamps = TextsBuilder(), array("q"), array("q")
+        ignored, entries = PassedOver(), EntryTable()
         for file in _walk(self.path):
             name = os.path.relpath(file.path, self.path)
             if is_image_path(name) and file.is_file():
-                found.append((name, file.stat()))
+                status = file.stat()
+                names.append(name)
+                sizes.append(status.st_size)
+                stamps.append(status.st_mtime_ns)
             else:
                 ignored.append(name)
-        entries: list[Entry] = []
-        root = self.path.resolve().name
-        for (name, stat), placed in zip(found, place([name for name, _ in found], root), strict=True):
-            if placed is None:
+        paths = names.finish()
+        placed = place(paths, self.path.resolve().name)
+        for name, size, stamp, found in zip(paths, sizes, stamps, placed, strict=True):
+            if found is None:
                 ignored.append(name)
             else:
-                entries.append(Entry(*placed, key=name, offset=0, size=stat.st_size, stamp=stat.st_mtime_ns))
+                entries.append(Entry(*found, key=name, offset=0, size=size, stamp=stamp))
         return Listing(entries=entries, ignored=ignored)
 
     def read(self, entry: Entry) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep.sources.layout import IMAGE_ENDINGS
 from data_prep.sources.members import Member, is_tar, members, read_at
 from data_prep.sources.named_split import class_of_label, files_below, split_of
-from data_prep.sources.source import Entry, Listing, Names
+from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
 from udkd.words.errors import DataError
 
 LABEL_ENDINGS = ("cls", "json")
@@ -39,23 +39,24 @@ class WebDataset:
 
     def list(self) -> Listing:
         """All samples that have an image. Raises DataError: see `members`; a sample without a label."""
-        entries: list[Entry] = []
-        ignored: list[str] = []
+        entries, ignored = EntryTable(), PassedOver()
         names = _own_classes(self.path)
         for tar in _tars(self.path):
             if not is_tar(tar):
                 raise DataError(f"{tar} is no tar; expected shards of a WebDataset; fetch it again")
-            entries += self._samples(tar, names, ignored)
+            for entry in self._samples(tar, names, ignored):
+                entries.append(entry)
         return Listing(entries=entries, ignored=ignored)
 
-    def _samples(self, tar: Path, names: tuple[str, ...] | None, ignored: Names) -> Iterator[Entry]:
+    def _samples(self, tar: Path, names: tuple[str, ...] | None, ignored: PassedOver) -> Iterator[Entry]:
         key = "" if tar == self.path else str(tar.relative_to(self.path))
         split, stamp = split_of(Path(key or tar.name)), tar.stat().st_mtime_ns
         for stem, group in groupby(members(tar), lambda member: _key(member.name)[0]):
             files = {_key(member.name)[1].lower(): member for member in group}
             image = next((files[ending] for ending in files if ending.split(".")[-1] in IMAGES), None)
             if image is None:
-                ignored += [member.name for member in files.values()]
+                for member in files.values():
+                    ignored.append(member.name)
                 continue
             label = _label(tar, files)
             if label is None:

@@ -25,7 +25,7 @@ from udkd.formats.cache.summary import label_rank
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import ClassName, DatasetFolder, Encoder, Header, Row, ShardWriter, SplitHeader, read_manifest
 from udkd.formats.dataset.header import content_digest
-from udkd.formats.dataset.manifest import write_manifest
+from udkd.formats.dataset.manifest import columns_of, write_manifest
 from udkd.formats.teacher import TeacherFolder, write_teacher
 from udkd.operations.augment import apply
 from udkd.operations.models import build
@@ -114,7 +114,7 @@ def make_dataset(folder: Path) -> DatasetFolder:
             digest = hashlib.sha256(data).digest()
             rows.append(Row(label=label, source=f"c/{n}.jpg", sha256=digest, shard=0, offset=offset, size=len(data), **sizes))
     path = split / "manifest.parquet"
-    write_manifest(path, rows)
+    write_manifest(path, columns_of(rows))
     size_bytes, sha256 = path.stat().st_size, sha256_file(path)
     columns = {"train": read_manifest(path, samples=SAMPLES, size_bytes=size_bytes, sha256=sha256)}
     header = SplitHeader(samples=SAMPLES, excluded=len(EXCLUDED), manifest_bytes=size_bytes, manifest_sha256=sha256)

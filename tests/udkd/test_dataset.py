@@ -26,6 +26,7 @@ from udkd.formats.dataset import (
     ShardWriter,
     Split,
     SplitHeader,
+    columns_of,
     read_manifest,
     write_manifest,
 )
@@ -78,7 +79,7 @@ def make(folder: Path, *, seed: int = 0, samples: int = 5) -> DatasetFolder:
                         )
                     )  # fmt: skip
         path = split / "manifest.parquet"
-        write_manifest(path, rows)
+        write_manifest(path, columns_of(rows))
         headers[name] = SplitHeader(
             samples=samples, excluded=1, manifest_bytes=path.stat().st_size, manifest_sha256=sha256_file(path)
         )

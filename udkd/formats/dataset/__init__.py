@@ -12,7 +12,7 @@ from udkd.formats.dataset.canvas import CanvasWriter, canvas_bytes, decode_canva
 from udkd.formats.dataset.derived import DERIVED, FileSum, damage, discard, is_derived, seal, sealed
 from udkd.formats.dataset.folder import DatasetFolder, Split
 from udkd.formats.dataset.header import ClassName, Encoder, Fit, Header, SplitHeader, read_header
-from udkd.formats.dataset.manifest import Columns, Row, read_manifest, write_manifest
+from udkd.formats.dataset.manifest import Columns, ColumnsBuilder, Row, columns_of, read_manifest, write_manifest
 from udkd.formats.dataset.shard import ShardPacker, ShardWriter, read_sample, shard_name
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "CanvasWriter",
     "ClassName",
     "Columns",
+    "ColumnsBuilder",
     "DatasetFolder",
     "Encoder",
     "FileSum",
@@ -31,6 +32,7 @@ __all__ = [
     "Split",
     "SplitHeader",
     "canvas_bytes",
+    "columns_of",
     "damage",
     "decode_canvas",
     "discard",

@@ -124,5 +124,6 @@ def content_digest(
         digest.update(columns.sizes.astype("<i4").tobytes())
         digest.update(columns.excluded.astype("u1").tobytes())
         digest.update(columns.sha256.tobytes())
-        digest.update(b"".join(source.encode() + b"\0" for source in columns.source))
+        for source in columns.source:
+            digest.update(source.encode() + b"\0")
     return digest.hexdigest()

@@ -1,6 +1,11 @@
-"""manifest.parquet: one row per sample, in id order."""
+"""manifest.parquet: one row per sample, in id order.
 
-from collections.abc import Sequence
+In memory it is columns, too: 97 bytes a sample beside the letters of its names. It is written and read by groups of rows, so
+that nothing else grows with the number of samples.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +15,7 @@ import pyarrow.parquet as pq
 
 from udkd.words.errors import DataError
 from udkd.words.files import atomic, sha256_file
+from udkd.words.texts import Texts, TextsBuilder
 
 FILE_NAME = "manifest.parquet"
 SCHEMA = pa.schema(
@@ -29,6 +35,7 @@ SCHEMA = pa.schema(
     ]
 )
 SIZE_COLUMNS = ("source_height", "source_width", "height", "width")
+GROUP_ROWS = 2**17
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +72,8 @@ class Columns:
     labels: np.ndarray
     sizes: np.ndarray
     excluded: np.ndarray
-    source: tuple[str, ...]
-    note: tuple[str, ...]
+    source: Sequence[str]
+    note: Sequence[str]
     sha256: np.ndarray
     shard: np.ndarray
     offset: np.ndarray
@@ -83,13 +90,107 @@ class Columns:
         return np.flatnonzero(~self.excluded).astype(np.int64)
 
 
-def write_manifest(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows; the same rows give the same bytes (with one version of pyarrow)."""
-    table = pa.table({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA)
-    with atomic(path) as file:
-        pq.write_table(
-            table, file, compression="zstd", use_dictionary=["note", "label"], write_page_checksum=True, row_group_size=2**17
+class ColumnsBuilder:
+    """Columns in the making: rows and whole columns are added in id order."""
+
+    def __init__(self) -> None:
+        self._texts = {name: TextsBuilder() for name in ("source", "note")}
+        self._numbers = {
+            "labels": array("i"),
+            "sizes": array("i"),
+            "excluded": array("b"),
+            "sha256": array("B"),
+            "shard": array("i"),
+            "offset": array("q"),
+            "size": array("q"),
+        }
+
+    def add(self, row: Row) -> None:
+        """Add one sample."""
+        self._texts["source"].append(row.source)
+        self._texts["note"].append(row.note)
+        numbers = self._numbers
+        numbers["labels"].append(row.label)
+        numbers["sizes"].extend((row.source_height, row.source_width, row.height, row.width))
+        numbers["excluded"].append(row.excluded)
+        numbers["sha256"].frombytes(row.sha256)
+        numbers["shard"].append(row.shard)
+        numbers["offset"].append(row.offset)
+        numbers["size"].append(row.size)
+
+    def extend(self, columns: Columns) -> None:
+        """Add samples that are columns already."""
+        for name, texts in self._texts.items():
+            column = getattr(columns, name)
+            texts.extend(column if isinstance(column, Texts) else Texts.of(column))
+        for name, numbers in self._numbers.items():
+            numbers.frombytes(np.ascontiguousarray(getattr(columns, name)).tobytes())
+
+    def finish(self) -> Columns:
+        """All of them, without a copy: add nothing after it."""
+        numbers = {name: np.frombuffer(column, dtype=column.typecode) for name, column in self._numbers.items()}
+        return Columns(
+            labels=numbers["labels"],
+            sizes=numbers["sizes"].reshape(-1, len(SIZE_COLUMNS)),
+            excluded=numbers["excluded"].view(np.bool_),
+            source=self._texts["source"].finish(),
+            note=self._texts["note"].finish(),
+            sha256=numbers["sha256"].reshape(-1, 32),
+            shard=numbers["shard"],
+            offset=numbers["offset"],
+            size=numbers["size"],
         )
+
+
+def columns_of(rows: Iterable[Row]) -> Columns:
+    """Rows as columns."""
+    builder = ColumnsBuilder()
+    for row in rows:
+        builder.add(row)
+    return builder.finish()
+
+
+def write_manifest(path: Path, columns: Columns) -> None:
+    """Write the manifest; the same samples give the same bytes (with one version of pyarrow)."""
+    options = {"compression": "zstd", "use_dictionary": ["note", "label"], "write_page_checksum": True}
+    with atomic(path) as file, pq.ParquetWriter(file, SCHEMA, **options) as writer:
+        for start in range(0, columns.num_samples, GROUP_ROWS):
+            writer.write_table(_table(columns, slice(start, start + GROUP_ROWS)), row_group_size=GROUP_ROWS)
+
+
+def _table(columns: Columns, rows: slice) -> pa.Table:
+    """A stretch of the columns as Arrow holds them."""
+    sizes = columns.sizes[rows]
+    checksums = np.ascontiguousarray(columns.sha256[rows])
+    found = {
+        "label": columns.labels[rows],
+        "source": _strings(columns.source, rows),
+        "sha256": pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(checksums), [None, pa.py_buffer(checksums)]),
+        "excluded": columns.excluded[rows],
+        "note": _strings(columns.note, rows),
+        "shard": columns.shard[rows],
+        "offset": columns.offset[rows],
+        "size": columns.size[rows],
+    }
+    found |= {name: sizes[:, place] for place, name in enumerate(SIZE_COLUMNS)}
+    return pa.table({name: found[name] for name in SCHEMA.names}, schema=SCHEMA)
+
+
+def _strings(texts: Sequence[str], rows: slice) -> pa.StringArray:
+    """A stretch of strings for Arrow, without making each of them: these would be a hundred bytes a row."""
+    column = texts if isinstance(texts, Texts) else Texts.of(texts)
+    bounds = column.bounds[rows.start : rows.stop + 1]
+    offsets = (bounds - bounds[0]).astype(np.int32)
+    data = memoryview(column.data)[int(bounds[0]) : int(bounds[-1])]
+    return pa.StringArray.from_buffers(len(bounds) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def _texts(column: pa.ChunkedArray) -> Texts:
+    """Strings as Arrow holds them."""
+    strings = column.combine_chunks()
+    _, offsets, data = strings.buffers()
+    bounds = np.frombuffer(offsets, dtype=np.int32)[strings.offset : strings.offset + len(strings) + 1]
+    return Texts(b"" if data is None else data.to_pybytes(), bounds.astype(np.int64))
 
 
 def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> Columns:
@@ -114,25 +215,27 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
                 )
             if file.metadata.num_rows != samples:
                 raise DataError(f"{path} has {file.metadata.num_rows} rows; expected {samples} as dataset.json says; {remedy}")
-            table = file.read(use_threads=False)
+            builder = ColumnsBuilder()
+            for group in range(file.num_row_groups):
+                builder.extend(_columns(file.read_row_group(group, use_threads=False)))
+            return builder.finish()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}); expected a manifest; {remedy}") from None
-    return _columns(table)
 
 
 def _columns(table: pa.Table) -> Columns:
-    def array(name: str, dtype: type) -> np.ndarray:
+    def array_of(name: str, dtype: type) -> np.ndarray:
         return np.ascontiguousarray(table.column(name).to_numpy(), dtype=dtype)
 
-    checksums = np.frombuffer(b"".join(table.column("sha256").to_pylist()), dtype=np.uint8).reshape(-1, 32)
+    checksums = table.column("sha256").combine_chunks()
     return Columns(
-        labels=array("label", np.int32),
-        sizes=np.stack([array(name, np.int32) for name in SIZE_COLUMNS], axis=1),
-        excluded=array("excluded", np.bool_),
-        source=tuple(table.column("source").to_pylist()),
-        note=tuple(table.column("note").to_pylist()),
-        sha256=checksums,
-        shard=array("shard", np.int32),
-        offset=array("offset", np.int64),
-        size=array("size", np.int64),
+        labels=array_of("label", np.int32),
+        sizes=np.stack([array_of(name, np.int32) for name in SIZE_COLUMNS], axis=1),
+        excluded=array_of("excluded", np.bool_),
+        source=_texts(table.column("source")),
+        note=_texts(table.column("note")),
+        sha256=np.frombuffer(checksums.buffers()[1], dtype=np.uint8).reshape(-1, 32)[checksums.offset :][: len(checksums)],
+        shard=array_of("shard", np.int32),
+        offset=array_of("offset", np.int64),
+        size=array_of("size", np.int64),
     )

@@ -1,0 +1,162 @@
+"""What a conversion remembers of each image, in bytes: the listing, and the manifest's columns."""
+
+import io
+import tarfile
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data_prep.sources import Entry, EntryTable, Listing, open_sources
+from data_prep.stock import Stock, take_stock
+from udkd.formats.dataset import Columns, Row, columns_of, read_manifest, write_manifest
+from udkd.formats.dataset.manifest import GROUP_ROWS, SCHEMA
+from udkd.words.files import sha256_file
+
+FEW, MANY = 5_000, 20_000
+WNIDS = [f"n{n:08d}" for n in range(20)]
+
+
+class Stubs:
+    """A source of images that nobody reads, named as ImageNet's are."""
+
+    path = Path("stubs")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def list(self) -> Listing:
+        """All of them, each as new strings."""
+        return Listing(entries=EntryTable(entry(n) for n in range(self.count)))
+
+    def read(self, entry: Entry) -> bytes:
+        """Nothing to read."""
+        raise NotImplementedError
+
+
+def entry(n: int) -> Entry:
+    wnid, split = WNIDS[n % len(WNIDS)], "val" if n % 27 == 13 else "train"
+    name = f"{wnid}_{n * 7919 % 1_000_000}.JPEG"
+    return Entry(split, wnid, name, f"data/{split}/{wnid}/{name}", n * 110_000, 109_000 + n, 1_700_000_000_000_000_000 + n)  # type: ignore[arg-type]
+
+
+def row(n: int) -> Row:
+    return Row(
+        label=n % 20,
+        source=f"{WNIDS[n % 20]}/{n:08d}.JPEG",
+        source_height=375 + n % 7,
+        source_width=500,
+        height=375,
+        width=500,
+        sha256=n.to_bytes(32, "big"),
+        note="" if n % 50 else "PNG to JPEG",
+        shard=n // 1000,
+        offset=n % 1000 * 110_000,
+        size=109_000 + n,
+    )
+
+
+def bytes_each(make: Callable[[int], object], counts: tuple[int, int] = (FEW, MANY)) -> tuple[float, float]:
+    """What one more image takes, for good and at the worst moment: the difference of two sizes, so that no constant counts."""
+    found = []
+    for count in counts:
+        tracemalloc.start()
+        kept = make(count)
+        found.append(tracemalloc.get_traced_memory())
+        tracemalloc.stop()
+        del kept
+    (few, few_peak), (many, many_peak) = found
+    more = counts[1] - counts[0]
+    return (many - few) / more, (many_peak - few_peak) / more
+
+
+def stock_of(count: int) -> Stock:
+    return take_stock([Stubs(count)], classes="all", hold_out_percent=None)
+
+
+def test_a_listing_takes_a_hundred_bytes_an_image() -> None:
+    stock_of(100)  # imports and tables of class names
+    kept, peak = bytes_each(stock_of)
+    assert kept < 100
+    assert peak < 160
+
+
+def test_a_manifest_takes_its_columns_and_no_more() -> None:
+    kept, peak = bytes_each(lambda count: columns_of(row(n) for n in range(count)))
+    assert kept < 140  # 81, two texts of 22 bytes and less, and what growing leaves
+    assert peak < 200
+
+
+def test_a_tar_is_listed_in_as_little(tmp_path: Path) -> None:
+    """The listing of a real source, to its peak; members without bytes."""
+    counts = (1_000, 4_000)
+    for count in counts:
+        with tarfile.open(tmp_path / f"{count}.tar", "w") as archive:
+            for n in range(count):
+                archive.addfile(tarfile.TarInfo(entry(n).key), io.BytesIO())
+    _, peak = bytes_each(lambda count: open_sources([tmp_path / f"{count}.tar"])[0].list(), counts)
+    assert peak < 240
+
+
+def test_columns_are_their_rows(tmp_path: Path) -> None:
+    rows = [row(n) for n in range(300)] + [Row(label=3, source="c/x.jpg", excluded=True, note="empty file")]
+    columns = columns_of(rows)
+    path = tmp_path / "manifest.parquet"
+    write_manifest(path, columns)
+    back = read_manifest(path, samples=301, size_bytes=path.stat().st_size, sha256=sha256_file(path))
+    for found in (columns, back):
+        assert check(found, rows)
+    assert pq.read_table(path).to_pylist() == [{name: getattr(each, name) for name in SCHEMA.names} for each in rows]
+
+
+def check(columns: Columns, rows: list[Row]) -> bool:
+    sizes = [[each.source_height, each.source_width, each.height, each.width] for each in rows]
+    return bool(
+        columns.num_samples == len(rows)
+        and columns.sizes.tolist() == sizes
+        and [each.sha256 for each in rows] == [each.tobytes() for each in columns.sha256]
+        and columns.source == [each.source for each in rows]
+        and columns.note == [each.note for each in rows]
+        and all(
+            getattr(columns, name if name != "label" else "labels").tolist() == [getattr(each, name) for each in rows]
+            for name in ("label", "excluded", "shard", "offset", "size")
+        )
+    )
+
+
+def test_groups_of_rows_are_as_pyarrow_alone_writes_them(tmp_path: Path) -> None:
+    """Written group by group, the file is the one that the whole table would be."""
+    count = GROUP_ROWS + 1000
+    base = columns_of(row(n) for n in range(1000))
+    at = np.arange(count) % 1000
+    columns = Columns(
+        labels=base.labels[at],
+        sizes=base.sizes[at],
+        excluded=base.excluded[at],
+        source=[base.source[n] for n in at],
+        note=[base.note[n] for n in at],
+        sha256=base.sha256[at],
+        shard=base.shard[at],
+        offset=base.offset[at],
+        size=base.size[at],
+    )
+    write_manifest(tmp_path / "ours.parquet", columns)
+    table = pq.read_table(tmp_path / "ours.parquet").combine_chunks()
+    pq.write_table(
+        table,
+        tmp_path / "whole.parquet",
+        compression="zstd",
+        use_dictionary=["note", "label"],
+        write_page_checksum=True,
+        row_group_size=GROUP_ROWS,
+    )
+    assert pq.ParquetFile(tmp_path / "ours.parquet").num_row_groups == 2
+    assert (tmp_path / "ours.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    size = (tmp_path / "ours.parquet").stat().st_size
+    back = read_manifest(
+        tmp_path / "ours.parquet", samples=count, size_bytes=size, sha256=sha256_file(tmp_path / "ours.parquet")
+    )
+    assert np.array_equal(back.sha256, columns.sha256)
+    assert back.source[count - 1] == base.source[at[-1]]

@@ -1,0 +1,88 @@
+"""Many short strings as one piece of memory: a set of a million images has a name for each, and a Python string takes 50 bytes
+beside its letters; here it is 8.
+
+Any str goes in and comes out as it was, file names that are no UTF-8 and lone surrogates included.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ERRORS = "surrogatepass"  # lossless for every str; bytes sort as the code points do
+
+
+class Texts(Sequence[str]):
+    """An immutable column of strings. data: their UTF-8, one after the other. bounds: int64 [N + 1], where each begins."""
+
+    __slots__ = ("bounds", "data")
+
+    def __init__(self, data: bytes | bytearray, bounds: NDArray[np.int64]) -> None:
+        self.data = data
+        self.bounds = bounds
+
+    @staticmethod
+    def of(texts: Iterable[str]) -> "Texts":
+        """The strings as a column."""
+        builder = TextsBuilder()
+        for text in texts:
+            builder.append(text)
+        return builder.finish()
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        if isinstance(index, slice):
+            return tuple(self[n] for n in range(*index.indices(len(self))))
+        place = range(len(self))[index]
+        return str(self.data[self.bounds[place] : self.bounds[place + 1]], "utf-8", _ERRORS)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[n] for n in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == yours for mine, yours in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Texts({len(self)}: {', '.join(map(repr, self[:3]))}{', …' if len(self) > 3 else ''})"
+
+
+class TextsBuilder:
+    """A column of strings in the making."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._bounds = array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def append(self, text: str) -> None:
+        """Add one string."""
+        self._data += text.encode("utf-8", _ERRORS)
+        self._bounds.append(len(self._data))
+
+    def __getitem__(self, place: int) -> str:
+        """A string that was added. place: from 0."""
+        return str(self._data[self._bounds[place] : self._bounds[place + 1]], "utf-8", _ERRORS)
+
+    def extend(self, texts: Texts) -> None:
+        """Add a whole column."""
+        first = len(self._data) - int(texts.bounds[0])
+        self._data += memoryview(texts.data)[int(texts.bounds[0]) : int(texts.bounds[-1])]
+        self._bounds.frombytes((texts.bounds[1:] + first).astype(np.int64).tobytes())
+
+    def finish(self) -> Texts:
+        """The column, without a copy: add nothing after it."""
+        return Texts(self._data, np.frombuffer(self._bounds, dtype=np.int64))
