@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udkd.formats.cache import Cache, CacheKey, CacheWriter, verify
+from udkd.formats.cache import Cache, CacheKey, CacheWriter, strays, verify
 from udkd.formats.cache.view_file import ViewHeader, view_path
 from udkd.operations.targets import pack
 from udkd.words.errors import BusyError, CacheError, ConfigError, MismatchError
@@ -152,6 +152,48 @@ def test_views_are_added_without_touching_what_is_there(tmp_path: Path) -> None:
         cache.require_views(6)
 
 
+def test_a_view_that_is_gone_is_named_the_last_one_too(tmp_path: Path) -> None:
+    build(tmp_path, [0, 1, 2])
+    whole = contents(tmp_path)
+    for gone in ([2], [1, 2], [0]):
+        for view in gone:
+            view_path(tmp_path, view).unlink()
+        cache = Cache.open(tmp_path)
+        assert cache.missing == tuple(gone)
+        assert strays(cache) == [f"view {view} is missing" for view in gone]
+        build(tmp_path, [view for view in range(3) if view not in gone])  # a build of what is there forgets nothing
+        assert Cache.open(tmp_path).missing == tuple(gone)
+        build(tmp_path, range(3))
+        assert contents(tmp_path) == whole
+        assert strays(Cache.open(tmp_path)) == []
+
+
+def test_a_cache_without_the_note_of_its_views_serves_and_gets_one(tmp_path: Path) -> None:
+    """As those of earlier versions: the view files are the same bytes."""
+    build(tmp_path, [0, 1])
+    note = (tmp_path / "views.json").read_bytes()
+    (tmp_path / "views.json").unlink()
+    assert (Cache.open(tmp_path).views, strays(Cache.open(tmp_path))) == ((0, 1), [])
+    build(tmp_path, [0, 1])
+    assert (tmp_path / "views.json").read_bytes() == note
+
+
+def test_a_damaged_note_of_the_views_is_found_and_mended(tmp_path: Path) -> None:
+    build(tmp_path / "cache", [0, 1])
+    path, folder = tmp_path / "cache" / "views.json", tmp_path / "cache"
+    note = path.read_bytes()
+    bad = [bytes(byte ^ (1 << at % 8) if n == at else byte for n, byte in enumerate(note)) for at in range(len(note))]
+    build(tmp_path / "other", [0, 1], dataclasses.replace(KEY, seed=8))
+    for data in (*bad, b"", b"[]", b"{}", note + b" ", (tmp_path / "other" / "views.json").read_bytes()):
+        path.write_bytes(data)
+        with pytest.raises(CacheError, match=r"views\.json is not the record of these views"):
+            Cache.open(folder)
+    (folder / "views.json.tmp").write_bytes(b"half")
+    build(folder, [0, 1])
+    assert path.read_bytes() == note
+    assert not (folder / "views.json.tmp").exists()
+
+
 OTHER_FIELDS: dict[str, object] = {
     "dataset_digest": "e" * 64,
     "split": "val",
@@ -225,6 +267,19 @@ def test_require_lists_every_field_with_both_values(tmp_path: Path) -> None:
         cache.require(other, allow=["seed", "views.size_px", "pixel_class"])
     with pytest.raises(ConfigError, match="'decoder'"):
         cache.require(known, allow=["decoder"])
+
+
+def test_a_target_for_each_image(tmp_path: Path) -> None:
+    build(tmp_path, [0])
+    cache, ids = Cache.open(tmp_path), np.flatnonzero(~EXCLUDED)
+    cache.require_rows(ROWS, ids, CLASSES)
+    for rows, wanted, classes, said in (
+        (ROWS + 1, ids, CLASSES, f"holds {ROWS} rows of {CLASSES} classes"),
+        (ROWS, ids, CLASSES + 1, f"holds {ROWS} rows of {CLASSES} classes"),
+        (ROWS, np.arange(ROWS), CLASSES, f"no target for {EXCLUDED.sum()} of the split's {ROWS} images"),
+    ):
+        with pytest.raises(CacheError, match=said):
+            cache.require_rows(rows, wanted, classes)
 
 
 def test_key_is_strict() -> None:

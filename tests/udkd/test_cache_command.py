@@ -1,14 +1,25 @@
 """udkd cache build, info, verify, as a user meets them."""
 
+import contextlib
+import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.udkd.test_cache_builder import make_dataset, make_teacher
+from udkd.backends import open_backend
 from udkd.commands.cache import cache_app
 from udkd.console import terminal
+from udkd.engine.asking import ask
 from udkd.formats.cache.view_file import ViewFile, block_checksum, view_path
+from udkd.formats.config import load_recipe
+from udkd.formats.dataset import DatasetFolder
+from udkd.formats.teacher import TeacherFolder
+from udkd.parts.panel import Panel
 
 SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
 for override in ("views.size_px=32", "views.resize_px=36", "evaluation.resize_px=36", "teacher.batch=16", "train.threads=1"):
@@ -76,10 +87,12 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
     code, _, err = call(capsys, "verify", cache)
     assert (code, "view-1.udkd is no part of a cache" in err) == (1, True)
     (cache / "view-1.udkd").unlink()
-    kept = view_path(cache, 0).rename(tmp_path / "kept")
-    code, _, err = call(capsys, "verify", cache)
-    assert (code, "view 0 is missing" in err) == (1, True)
-    kept.rename(view_path(cache, 0))
+    for view in (0, 1):  # the last one too
+        kept = view_path(cache, view).rename(tmp_path / "kept")
+        code, _, err = call(capsys, "verify", cache)
+        assert (code, f"view {view} is missing" in err) == (1, True)
+        assert f"views {view}: they were built and are gone" in call(capsys, "info", cache)[1]
+        kept.rename(view_path(cache, view))
 
     other = make_teacher(tmp_path / "other", seed=1).path
     code, _, err = call(capsys, *again[:4], "--teacher", other, "--device", "cpu", "--recompute", "3")
@@ -88,14 +101,7 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
     file = ViewFile(view_path(cache, 1))
     rows = {name: array.copy() for name, array in file.arrays.items()}
     rows["entropy"][[1, 2]] = rows["entropy"][[2, 1]]
-    start = file.header.data_start
-    content = bytearray(view_path(cache, 1).read_bytes())
-    for spec in file.header.arrays[:-1]:
-        content[start + spec.offset : start + spec.offset + rows[spec.name].nbytes] = rows[spec.name].tobytes()
-    crc = block_checksum(file.header.checksum, 0, list(rows.values()))
-    place = start + file.header.arrays[-1].offset
-    content[place : place + 4] = crc.to_bytes(4, "little")
-    view_path(cache, 1).write_bytes(content)
+    rewrite(view_path(cache, 1), rows)
     code, out, err = call(capsys, *again, "--recompute", "100%")
     assert "every checksum matches" in out
     assert code == 1
@@ -103,6 +109,74 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
     for bad in ("0", "x", "200%", "-1"):
         assert call(capsys, *again, "--recompute", bad)[0] == 1
     assert "--recompute needs the data and the teacher" in call(capsys, "verify", cache, "--recompute", "1%")[2]
+
+
+def test_verify_of_bfloat16_prints_the_bound_that_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All pairs are asked again: the printed error is that of this teacher in bfloat16, here computed without the verifier."""
+    (tmp_path / "data").mkdir()
+    dataset, teacher, cache = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher"), tmp_path / "cache"
+    how = [*SETTINGS, "--set", "teacher.precision=bfloat16"]
+    assert call(capsys, "build", dataset.path, teacher.path, cache, *how)[0] == 0
+    again = ("verify", cache, "--data", dataset.path, "--teacher", teacher.path, "--device", "cpu", "--recompute", "100%")
+    code, out, err = call(capsys, *again)
+    assert code == 0, err
+    said = " ".join(out.split())
+    number = r"(\d\.\d+e[-+]\d\d)"
+    moved = re.search(rf"bfloat16 moves a probability by up to {number} from float32's, a weight by {number}:", said)
+    found = re.search(rf"of a probability {number} \(bound {number}\), of a weight {number} \(bound {number}\)", said)
+    assert moved is not None, said
+    assert found is not None, said
+    error = [float(each) for each in moved.groups()]
+    probability, probability_bound, weight, weight_bound = map(float, found.groups())
+    p, w = zip(*(predictions(dataset, teacher, how, precision) for precision in ("bfloat16", "float32")), strict=True)
+    assert error == pytest.approx([float((p[0] - p[1]).abs().max()), float((w[0] - w[1]).abs().max())], rel=0.06)
+    assert error[0] > 1e-4, "or nothing is measured"
+    assert [probability_bound, weight_bound] == pytest.approx([2.5e-4 + 2 * error[0], 2e-4 + 2 * error[1]], rel=0.06)
+    # On the machine that built it the answers are the same: what is left is float16's rounding of logits.
+    assert probability <= 2.5e-4
+    assert weight <= 2e-4
+
+    file = ViewFile(view_path(cache, 0))
+    rows = {name: array.copy() for name, array in file.arrays.items()}
+    order = np.argsort(np.where(np.isnan(rows["entropy"]), np.inf, rows["entropy"]))
+    surest, least = order[0], order[65 - 1]
+    for array in rows.values():
+        array[[surest, least]] = array[[least, surest]]
+    rewrite(view_path(cache, 0), rows)
+    code, out, err = call(capsys, *again)
+    assert "every checksum matches" in out
+    assert (code, "beyond the bound" in err) == (1, True)
+
+
+def predictions(
+    dataset: DatasetFolder, teacher: TeacherFolder, settings: list[str], precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and weights of a teacher's canonical views in float64, from what it answers in a precision."""
+    chosen = [word for word in settings[settings.index("--set") :] if word != "--set"]
+    rules, split, cpu = (
+        load_recipe("smoke", [*chosen, f"teacher.precision={precision}"]),
+        dataset.split("train"),
+        torch.device("cpu"),
+    )
+    with contextlib.closing(open_backend("folder", split, cpu)) as backend:
+        asked = Panel.load([teacher], rules, dataset, cpu)
+        (answer,) = ask(asked, backend, split, rules.teacher_spec, 0, 0, [split.ids], exactly=True)
+    p = torch.softmax(answer.logits.double(), -1)
+    return p, 1 + (p * p.log()).sum(-1) / math.log(p.shape[1])
+
+
+def rewrite(path: Path, rows: dict[str, np.ndarray]) -> None:
+    """Put other rows into a view file, each block with a checksum that fits."""
+    header = ViewFile(path).header
+    content, start = bytearray(path.read_bytes()), header.data_start
+    for spec in header.arrays[:-1]:
+        content[start + spec.offset : start + spec.offset + spec.num_bytes] = rows[spec.name].tobytes()
+    for block in range(header.num_blocks):
+        first, end = header.block_range(block)
+        crc = block_checksum(header.checksum, block, [array[first:end] for array in rows.values()])
+        place = start + header.arrays[-1].offset + 4 * block
+        content[place : place + 4] = crc.to_bytes(4, "little")
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,8 @@ def _described(cache: Cache, summary: CacheSummary) -> Table:
         "build": f"batch {key.teacher_batch}, blocks of {key.block_rows}, {_layout(cache)}, stored as {key.storage}",
         "data": f"{key.dataset_digest[:16]}…, {key.pixel_class}",
     }
+    if cache.missing:
+        rows["missing"] = f"views {', '.join(map(str, cache.missing))}: they were built and are gone; build again to have them"
     if summary.top1 is not None:
         rows["teacher right"] = f"top-1 {summary.top1:.2f} %, top-5 {summary.top5:.2f} % of these targets"
     table = Table(show_header=False, box=None, pad_edge=False)

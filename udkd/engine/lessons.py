@@ -15,6 +15,7 @@ from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder
 from udkd.operations import augment
 from udkd.parts.epoch_views import EpochViews
+from udkd.parts.frozen_teacher import require_same_classes
 from udkd.parts.panel import Panel
 from udkd.parts.target_key import target_meaning
 from udkd.words.batch import Batch
@@ -166,12 +167,18 @@ def _cached(
     expected = target_meaning(recipe, dataset, pixel_class)
     record: dict[str, Any] = {"cache": str(cache.resolve()), "cache_key": json.loads(targets.key.to_json())}
     if teachers:
-        infos = [TeacherFolder.open(teacher).info for teacher in teachers]
-        expected["teacher"] = " + ".join(info.architecture for info in infos)
-        expected["teacher_sha256"] = " + ".join(info.weights_sha256 for info in infos)
+        folders = [TeacherFolder.open(teacher) for teacher in teachers]
+        for folder in folders:
+            require_same_classes(folder, dataset)
+        expected["teacher"] = " + ".join(folder.info.architecture for folder in folders)
+        expected["teacher_sha256"] = " + ".join(folder.info.weights_sha256 for folder in folders)
     record["allowed"] = targets.require(expected, allow)
-    if recipe.teacher.views != "canonical":
-        targets.require_views(recipe.teacher.views)
+    if "dataset_digest" in record["allowed"] or "num_classes" in record["allowed"]:
+        split = dataset.split("train")
+        targets.require_rows(len(split.labels), split.ids, len(dataset.classes))
+    if targets.key.policy == "views":
+        views = recipe.teacher.views
+        targets.require_views(recipe.train.epochs if views == "canonical" else views)
     weighing = recipe.loss.weighing
     targets.require_uncertainty(weighing.kind)
     labels_N = torch.from_numpy(dataset.split("train").labels.astype("int64")) if weighing.kind == "correctness" else None

@@ -105,6 +105,15 @@ class TeacherSection(Section):
             raise ValueError(f"views is {self.views}; expected 'canonical' or a number of views from 1; change it")
         return self
 
+    @model_validator(mode="after")
+    def _compiled_or_dropped(self) -> Self:
+        if self.compile and self.estimator == "mc_dropout":
+            raise ValueError(
+                "compile is true and estimator mc_dropout, which drops features inside the network, where a compiled one is "
+                "closed; expected one of the two; set teacher.compile to false"
+            )
+        return self
+
     @property
     def estimation(self) -> Estimator:
         """The estimator with its numbers."""

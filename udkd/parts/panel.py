@@ -46,7 +46,7 @@ class Panel:
                 batch=recipe.teacher.batch,
                 precision=recipe.teacher.precision,
                 folded=recipe.teacher.folded,
-                compile=recipe.teacher.compile and recipe.teacher.estimator != "mc_dropout",  # which looks inside the network
+                compile=recipe.teacher.compile,
                 image_px=recipe.views.size_px,
             )
             for folder in folders

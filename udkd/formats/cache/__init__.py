@@ -1,6 +1,7 @@
 """The teacher cache: what a teacher says about (sample, view), exact, verified and safe against a crash.
 
-A cache is a folder with one file per view (view_file.py has the format), each with the whole key (key.py).
+A cache is a folder with one file per view (view_file.py has the format), each with the whole key (key.py), and a note of how
+many views there have been (record.py).
 """
 
 from udkd.formats.cache.key import CacheKey

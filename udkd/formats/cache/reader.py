@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udkd.formats.cache.key import CacheKey, differences
+from udkd.formats.cache.record import RECORD, recorded_views
 from udkd.formats.cache.tables import TargetTable, open_table
 from udkd.formats.cache.view_file import REBUILD, ViewFile, read_header, view_path
 from udkd.words.errors import CacheError, MismatchError
@@ -25,17 +26,21 @@ class Cache:
     """A folder of finished views with one key.
 
     num_rows: N, the split's ids, excluded ones included; num_classes: C.
-    views: the numbers of the finished views, ascending.
+    views: the numbers of the finished views, ascending. missing: of those that were finished once and are gone.
     """
 
     folder: Path
     key: CacheKey
     num_rows: int
     views: tuple[int, ...]
+    missing: tuple[int, ...] = ()
 
     @classmethod
     def open(cls, folder: Path) -> "Cache":
-        """Read all headers. CacheError: no finished view, a damaged file, or views that do not belong together."""
+        """Read all headers. CacheError: no finished view, a damaged file, or views that do not belong together.
+
+        A view that is missing stops only whoever needs it: see `missing`, `require_views` and `strays`.
+        """
         views = finished_views(folder)
         if not views:
             partial = len(list(folder.glob("view-*.udkd.partial"))) if folder.is_dir() else 0
@@ -53,7 +58,9 @@ class Cache:
             differing, _ = differences(header.key, vars(first.key))
             if differing:
                 raise MismatchError(f"{path}", differing, f"one key in all views of a cache; {REBUILD}")
-        return cls(folder=folder, key=first.key, num_rows=first.num_rows, views=views)
+        count = max(recorded_views(folder, first.key), views[-1] + 1)
+        missing = tuple(sorted(set(range(count)) - set(views)))
+        return cls(folder=folder, key=first.key, num_rows=first.num_rows, views=views, missing=missing)
 
     @property
     def num_classes(self) -> int:
@@ -86,6 +93,19 @@ class Cache:
                 f"{self.folder} lacks views {', '.join(map(str, missing))}; expected {count} views; "
                 f"run `udkd cache build` with --views {count}: it adds what is missing"
             )
+
+    def require_rows(self, num_rows: int, ids: NDArray[np.int64], num_classes: int) -> None:
+        """CacheError unless there is a target for each of a split's ids: what no allowed difference makes up for."""
+        found = f"{self.num_rows} rows of {self.num_classes} classes"
+        if (self.num_rows, self.num_classes) == (num_rows, num_classes):
+            without = int(np.isnan(self.targets(self.views[0])[1][ids]).sum())
+            if not without:
+                return
+            found = f"no target for {without} of the split's {len(ids)} images"
+        raise CacheError(
+            f"{self.folder} holds {found}; expected a target for each image, {num_rows} rows of {num_classes} classes; "
+            "build a cache for this data set: no allowed difference helps"
+        )
 
     def view_file(self, view: int) -> ViewFile:
         """Map one view; CacheError where its file is damaged outside the blocks."""
@@ -139,9 +159,9 @@ def finished_views(folder: Path) -> tuple[int, ...]:
 def strays(cache: Cache) -> list[str]:
     """What in a cache's folder no build leaves there: file names that are none of its own, and "view N is missing"."""
     known = {view_path(cache.folder, view).name for view in cache.views}
-    own = known | {f"{name}.partial" for name in known} | {".lock"}
+    own = known | {f"{name}.partial" for name in known} | {".lock", RECORD, f"{RECORD}.tmp"}
     unfinished = re.compile(r"view-\d{4,}\.udkd\.partial")
     names = sorted(path.name for path in cache.folder.iterdir())
     odd = [f"{name} is no part of a cache" for name in names if name not in own and not unfinished.fullmatch(name)]
     odd += [f"{name}.partial stands beside the finished view" for name in sorted(known) if f"{name}.partial" in names]
-    return odd + [f"view {view} is missing" for view in range(max(cache.views)) if view not in cache.views]
+    return odd + [f"view {view} is missing" for view in cache.missing]

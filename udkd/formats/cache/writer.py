@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from udkd.formats.cache.key import CacheKey, differences
 from udkd.formats.cache.reader import finished_views
+from udkd.formats.cache.record import RECORD, record_views, recorded_views
 from udkd.formats.cache.view_file import ViewFile, ViewHeader, block_checksum, read_header, view_path
 from udkd.words.errors import CacheError, MismatchError
 from udkd.words.files import FolderLock, fsync_folder
@@ -59,6 +60,7 @@ class CacheWriter:
                 # A partial file that was killed before its header was whole has no key and holds nothing.
                 with contextlib.suppress(CacheError):
                     _require_same_key(path, self.key)
+            self._mend_record()
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -66,6 +68,16 @@ class CacheWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.__exit__(kind, error, trace)
+
+    def _mend_record(self) -> None:
+        """Write the number of views where it is absent, damaged or too small, and clear what a kill left of writing it."""
+        (self.folder / f"{RECORD}.tmp").unlink(missing_ok=True)
+        try:
+            recorded = recorded_views(self.folder, self.key)
+        except CacheError:
+            recorded = 0
+        if self.finished and recorded <= max(self.finished):
+            record_views(self.folder, self.key, max(self.finished) + 1)
 
     @property
     def finished(self) -> tuple[int, ...]:
@@ -176,9 +188,19 @@ class ViewWriter:
             os.fsync(self._descriptor)
         except OSError as error:
             raise self._full(error) from error
+        self._record()
         os.replace(self.partial, self.final)
         fsync_folder(self.final.parent)
         self.__exit__(None, None, None)
+
+    def _record(self) -> None:
+        """Count this view: it may be gone one day, but not unnoticed."""
+        folder, key, count = self.final.parent, self.header.key, self.header.view + 1
+        try:
+            if recorded_views(folder, key) < count:
+                record_views(folder, key, count)
+        except OSError as error:
+            raise self._full(error) from error
 
     def _can_resume(self) -> bool:
         """Whether a partial file holds blocks of this view; one that was killed before its header was whole holds none."""

@@ -1,0 +1,45 @@
+"""How many views a cache has been given, beside them in `views.json`: a view that is gone, the last one too, can be named.
+
+Written before a view takes its final name, so no finished view is unrecorded. A cache without the file is as good as another;
+the next build writes it. Its checksum covers the key: the record of another cache is as wrong as a flipped bit.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+from udkd.formats.cache.key import CacheKey
+from udkd.words.errors import CacheError
+from udkd.words.files import json_bytes, write_bytes
+
+RECORD = "views.json"
+
+
+def record_views(folder: Path, key: CacheKey, count: int) -> None:
+    """Remember that views 0 to count - 1 have been finished, or are about to be; the same bytes for the same count."""
+    data = _bytes(key, count)
+    path = folder / RECORD
+    if not path.exists() or path.read_bytes() != data:
+        write_bytes(path, data)
+
+
+def recorded_views(folder: Path, key: CacheKey) -> int:
+    """How many views there have ever been; 0 where nothing is recorded. CacheError: a damaged or foreign record."""
+    path = folder / RECORD
+    try:
+        data = path.read_bytes()
+        count = json.loads(data)["views"]
+        if type(count) is int and _bytes(key, count) == data:
+            return count
+    except FileNotFoundError:
+        return 0
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise CacheError(
+        f"{path} is not the record of these views; expected how many there are, with its checksum; "
+        "delete it: the next `udkd cache build` writes it again"
+    )
+
+
+def _bytes(key: CacheKey, count: int) -> bytes:
+    return json_bytes({"views": count, "crc32": zlib.crc32(f"{count} {key.to_json()}".encode())})
