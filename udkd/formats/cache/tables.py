@@ -13,7 +13,7 @@ from torch import Tensor
 
 from udkd.formats.cache.view_file import ViewFile
 from udkd.words.hashing import permutation
-from udkd.words.storage import rebuild
+from udkd.words.storage import others, rebuild, spread
 from udkd.words.uncertainty import UNCERTAINTY_OF, Weighing, weight
 
 _ROWS_AT_ONCE = 1 << 16
@@ -53,8 +53,9 @@ def open_table(file: ViewFile, device: torch.device, weighing: Weighing, labels_
 class MappedTable:
     """Gathers rows from the mapped file; a block is verified when a lookup first touches it.
 
-    Weights are derived of the rows of a batch, so that a table has no memory of its own for each id. Where the device is no
-    CPU, ids come to the host and rows go back: for caches that are bigger than the device.
+    Weights are derived of the rows of a batch, so that a table has no memory of its own for each id; of the top-k form on a
+    CPU it keeps one float32 an id, the logit of the classes that were not kept: without it small batches took three times as
+    long to rebuild. Where the device is no CPU, ids come to the host and rows go back: for caches bigger than the device.
     """
 
     def __init__(self, file: ViewFile, device: torch.device, weighing: Weighing, labels_N: Tensor | None) -> None:
@@ -66,6 +67,8 @@ class MappedTable:
         self._arrays = {name: torch.from_numpy(array) for name, array in file.arrays.items() if name != "classes"}
         self._verified: NDArray[np.bool_] = np.zeros(file.header.num_blocks, np.bool_)
         self._unverified = file.header.num_blocks
+        kept_here = device.type == "cpu" and "classes" in file.arrays
+        self._others_N = torch.empty(file.header.num_rows) if kept_here else None  # of verified blocks
         self._source_N = self._shuffled() if weighing.control == "shuffled" else None
         self._mean = self._mean_weight() if weighing.control == "equal_mean" or weighing.mean_one else 1.0
 
@@ -84,11 +87,13 @@ class MappedTable:
     def logits(self, rows_B: Tensor) -> Tensor:
         """Logits [B, C] of ids on the host, on the table's device."""
         self._verify(rows_B.numpy())
-        logits = self._gathered("logits", rows_B)
+        logits, num_classes = self._gathered("logits", rows_B), self._file.header.key.num_classes
         if "classes" not in self._file.arrays:
             return logits
         classes = torch.from_numpy(self._file.arrays["classes"][rows_B.numpy()].astype(np.int64)).to(self._device)
-        return rebuild(logits, classes, self._gathered("tail", rows_B), self._file.header.key.num_classes)
+        if self._others_N is not None:
+            return spread(logits, classes, self._others_N.index_select(0, rows_B), num_classes)
+        return rebuild(logits, classes, self._gathered("tail", rows_B), num_classes)
 
     def weight(self, rows_B: Tensor, logits_BC: Tensor | None = None) -> Tensor:
         """Weight [B] of ids on the host before any control, on the table's device. logits_BC: theirs, if they are known."""
@@ -135,6 +140,9 @@ class MappedTable:
             blocks = rows_B // self._file.header.key.block_rows
             for block in np.unique(blocks[~self._verified[blocks]]).tolist():
                 self._file.require_block(block)
+                if self._others_N is not None:
+                    rows, num_classes = slice(*self._file.header.block_range(block)), self._file.header.key.num_classes
+                    self._others_N[rows] = others(self._arrays["logits"][rows], self._arrays["tail"][rows], num_classes)
                 self._verified[block] = True
                 self._unverified -= 1
         assert not np.isnan(self._file.uncertainties["entropy"][rows_B]).any(), "lookup of an excluded id"
