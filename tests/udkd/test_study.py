@@ -3,16 +3,21 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import re
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from tests.small import make_dataset, make_teacher
+from tests.udkd.slow_hash import slow_key, slow_uniform
 from udkd.conductors.study import Site, StudyFolder, carry_out, make_plan, write_result
 from udkd.conductors.study.page import write_page
 from udkd.conductors.study.plan import Plan
@@ -341,6 +346,52 @@ def test_stored_numbers_are_those_of_the_runs(dataset: DatasetFolder, teacher: T
     assert (same["difference_mean"], same["verdict"]) == ("0", "no clear difference")
 
 
+def test_every_statistic_by_scipy_from_the_runs_files(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path
+) -> None:
+    """Nothing of the product but the stored numbers: runs' metrics, SciPy's t, splitmix64 on Python's integers."""
+    for number, path in enumerate(sorted(shutil.copytree(whole, tmp_path / "out").glob("runs/*/metrics.jsonl"))):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:  # so small a study's own accuracies may all be equal
+            row["val"]["students"][0]["top1"] = 40.0 + 7.3 * np.sin(3 * number + row["epoch"])
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = tmp_path / "out"
+    write_result(small_plan(), site(whole, dataset, teacher), Progress(finished=6, total=6))
+    values = json.loads((whole / "grid" / "study.json").read_text())
+    found: dict[tuple[str, int], float] = {}
+    seconds: dict[tuple[str, int], float] = {}
+    for run in values["runs"]:
+        rows = [json.loads(line) for line in (whole / "runs" / run["run"] / "metrics.jsonl").read_text().splitlines()]
+        found[run["arm"], run["seed"]] = rows[-1]["val"]["students"][0]["top1"]
+        steps = [0, *(row["step"] for row in rows)]
+        images = [8 * (after - before) for before, after in itertools.pairwise(steps)]
+        seconds[run["arm"], run["seed"]] = sum(n / row["images_per_s"] for n, row in zip(images, rows, strict=True))
+    table = list(csv.DictReader(io.StringIO((whole / "grid" / "table.csv").read_text())))
+    for row in table:
+        own = np.array([found[row["arm"], seed] for seed in (0, 1)])
+        assert float(row["top1_last_mean"]) == pytest.approx(own.mean(), rel=1e-5)
+        assert float(row["top1_last_sd"]) == pytest.approx(own.std(ddof=1), rel=1e-5)
+        if row["figure"] != "last":
+            continue
+        apart = own - np.array([found[row["against"], seed] for seed in (0, 1)])
+        assert float(row["difference_mean"]) == pytest.approx(apart.mean(), rel=1e-5)
+        assert float(row["difference_sd"]) == pytest.approx(apart.std(ddof=1), rel=1e-5)
+        reach = scipy.stats.t.ppf(0.975, 1) * apart.std(ddof=1) / np.sqrt(2)
+        assert float(row["t_low"]) == pytest.approx(apart.mean() - reach, rel=1e-4, abs=1e-9)
+        assert float(row["t_high"]) == pytest.approx(apart.mean() + reach, rel=1e-4, abs=1e-9)
+        draws = [slow_key(0, 6, draw) for draw in range(10_000)]
+        picks = [[int(slow_uniform(name, place) * 2) for place in (0, 1)] for name in draws]
+        low, high = np.quantile(apart[np.array(picks)].mean(axis=1), [0.025, 0.975])
+        assert (float(row["bootstrap_low"]), float(row["bootstrap_high"])) == pytest.approx((low, high), rel=1e-5)
+    costs = list(csv.DictReader(io.StringIO((whole / "grid" / "cost.csv").read_text())))
+    means = {arm: np.mean([seconds[arm, seed] for seed in (0, 1)]) for arm in ("hard", "taught", "taught again")}
+    for row in costs:
+        assert float(row["seconds_mean"]) == pytest.approx(means[row["arm"]], rel=1e-5)
+        if row["against"]:
+            assert float(row["seconds_ratio"]) == pytest.approx(means[row["arm"]] / means[row["against"]], rel=1e-5)
+    assert any(row["figure"] == "last" and float(row["difference_sd"]) > 0 for row in table)
+
+
 def test_a_teacher_is_fitted_once(tmp_path: Path, dataset: DatasetFolder) -> None:
     study = GRID.model_copy(update={"arms": GRID.arms[1:2], "baseline": (), "contrasts": (), "seeds": (0,)})
     plan = make_plan("grid", study, overrides=[*SMALL, "fit.architecture='squeezenet1_1'", "fit.epochs=1", "train.epochs=1"])
@@ -402,15 +453,40 @@ def page_of(tmp_path: Path, whole: Path, arms: dict[str, dict[int, float]]) -> s
 def test_the_page_claims_only_what_intervals_allow(tmp_path: Path, whole: Path) -> None:
     unclear = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 52.0, 1: 54.5, 2: 53.0}})
     assert "improves" not in unclear  # bootstrap +0.5 to +2.0, Student's t holds 0
-    assert "No difference from the baseline keeps clear of 0." in unclear
+    assert "No difference of top-1 from the baseline keeps clear of 0." in unclear
     single = page_of(tmp_path, whole, {"hard": {0: 50.0}, "taught": {0: 99.0}})
     assert "improves" not in single
-    assert "One seed allows no verdict." in single
+    assert "One seed allows no verdict on top-1." in single
+    assert "One seed: differences without an interval" in single
+    assert "No interval keeps clear" not in single
     clear = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}})
     assert "Against “hard”: “taught” improves a by 3.00 points; every difference is clear of 0." in clear
     worse = page_of(tmp_path, whole, {"hard": {0: 53.0, 1: 57.1, 2: 54.9}, "taught": {0: 50.0, 1: 54.0, 2: 52.0}})
     assert "improves" not in worse
     assert "“taught” worsens a by 3.00 points" in worse
+
+
+def test_a_study_of_costs_answers_with_costs(tmp_path: Path, whole: Path) -> None:
+    values = json.loads((whole / "grid" / "study.json").read_text())
+    values["study"] |= {"asks": "cost"}
+    values["runs"] = [made_up(arm, 0, 50.0, seconds=own).to_dict() for arm, own in (("hard", 8000.0), ("taught", 12000.0))]
+    (name,) = values["caches"]
+    values["caches"][name] = {"images": 240.0, "seconds": 720.0}
+    values["study"]["arms"][1]["paper_hours"] = 12.36
+    page = write_page(tmp_path, values).read_text()
+    assert "“taught” trains for 1.50 times “hard”." in page
+    assert page.index("What it costs") < page.index("What may be said</h2>")
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    # 24 images, one view: a tenth of what the cache computed, hence 72 s = 0.02 hours.
+    assert "taught 1 100 3.33 0.02 12.36 1.50 × hard" in text
+
+
+def test_table_2_asks_of_the_runs_of_table_1() -> None:
+    plans = [make_plan(name, load_study(name)) for name in ("table1", "table2")]
+    names = [[trial.run_name("data", "teacher") for trial in plan.trials] for plan in plans]
+    assert names[0] == names[1]
+    assert len(set(names[0])) == 9
+    assert [arm.paper_hours for arm in plans[1].arms] == [7.58, 7.50, 12.36]
 
 
 def test_the_page_needs_nothing_else(whole: Path) -> None:

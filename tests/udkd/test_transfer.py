@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from tests.small import make_dataset
@@ -67,6 +69,11 @@ def test_a_study_of_teachers(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out" / "teachers").iterdir())) == 2
     caches = [path for path in (tmp_path / "out" / "caches").iterdir() if path.is_dir()]
     assert len(caches) == 2
+    ids = first.split("train").ids
+    weights = {Cache.open(path).key.teacher: 1 - np.array(Cache.open(path).targets(0)[1])[ids] / np.log(4) for path in caches}
+    within = next(pair for pair in pairs if pair.level == "samples" and pair.group == GROUPS[1])
+    wanted = scipy.stats.spearmanr(weights["squeezenet1_1"], weights["squeezenet1_0"]).statistic
+    assert within.rho == pytest.approx(wanted, abs=1e-6)
     values = json.loads((page.parent / "study.json").read_text())
     means = {round(own["mean_weight"], 6) for own in values["teachers"]}
     assert means == {

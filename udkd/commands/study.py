@@ -202,7 +202,8 @@ def _table(plan: Plan, summary: Summary) -> Table:
     """What matters of table.csv."""
     table = Table(title=escape(plan.study.title), title_justify="left", box=None, pad_edge=False)
     for name in ("", "student", "top-1 %", "n", "difference", "bootstrap", "verdict"):
-        table.add_column(name, justify="left" if name in ("", "student", "verdict") else "right")
+        table.add_column(name, justify="left" if name in ("", "student", "verdict") else "right", no_wrap=name != "")
+    table.columns[0].overflow = "fold"
     said = ""
     compared: dict[Any, Any] = {(found.arm, found.learner): found.difference for found in main_comparisons(summary, "last")}
     for standing in summary.standings:

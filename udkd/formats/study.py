@@ -33,6 +33,7 @@ class Arm(_Strict):
     exact: bool = Field(default=False, description="teacher.views = train.epochs: the teacher sees every view the students see")
     note: str = Field(default="", description="small print beside the name, such as the loss's weights")
     paper: dict[str, float] = Field(default={}, description="top-1 that the paper prints for a student of this arm, percent")
+    paper_hours: float | None = Field(default=None, gt=0, description="hours that the paper prints for 50 epochs of this arm")
 
 
 class Contrast(_Strict):
@@ -52,6 +53,7 @@ class Study(_Strict):
 
     title: str = Field(min_length=1)
     question: str = ""
+    asks: Literal["accuracy", "cost"] = Field(default="accuracy", description="of what; the page answers it first")
     kind: Kind = "runs"
     recipe: str = Field(default="imagenet100-paper", description="the base; --recipe takes another")
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1, description="train.seed of the repetitions")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from udkd.conductors.study.folder import StudyFolder, rows_of
-from udkd.conductors.study.plan import Plan
+from udkd.conductors.study.plan import Plan, Trial
 from udkd.conductors.study.results import FORMAT, VERSION, RunResult, Summary
 from udkd.conductors.study.runner import Progress
 from udkd.formats.dataset import DatasetFolder
@@ -44,6 +44,7 @@ def document(
             "side": dataset.side,
         },
         "teacher": None if teacher is None else _teacher(teacher),
+        "targets": {trial.arm: _targets(trial, dataset, teacher) for trial in plan.trials if trial.cached and teacher},
         "caches": {path.stem: folder.cache_cost(path.stem) for path in sorted((folder.out / "caches").glob("*.json"))},
         "machine": _machine(folder, runs),
         "runs": [run.to_dict() for run in runs],
@@ -51,6 +52,12 @@ def document(
         "comparisons": [asdict(comparison) | {"verdict": comparison.difference.verdict} for comparison in summary.comparisons],
         "costs": [asdict(cost) for cost in summary.costs],
     }
+
+
+def _targets(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder) -> dict[str, Any]:
+    """The cache that an arm learns from, and how many of its targets the arm's own views are."""
+    own = trial.num_views * len(dataset.split("train").ids)
+    return {"cache": trial.cache_name(dataset.digest, teacher.info.weights_sha256), "images": own}
 
 
 def _teacher(teacher: TeacherFolder) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """A study's pictures: differences with their intervals, every run as a dot, and the way there."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
 from statistics import fmean
 
 from matplotlib.axes import Axes
@@ -48,10 +48,13 @@ def differences(name: str, learner: str, comparisons: Sequence[Comparison]) -> P
         axes.set_xlabel("difference of top-1, percentage points")
 
     clear = [comparison for comparison in comparisons if comparison.difference.verdict in ("improves", "worsens")]
+    bounded = any(comparison.difference.bootstrap for comparison in comparisons)
     against = listed(list(dict.fromkeys(comparison.against for comparison in comparisons)))
     said = [f"{comparison.arm} {signed(comparison.difference.spread.mean)}" for comparison in clear]
     told = f"Clear of 0: {listed(said)}." if said else "No interval keeps clear of 0."
     caption = f"{told} Last epoch, against “{against}”; thick the bootstrap’s {LEVEL:.0%} interval, thin Student’s."
+    if not bounded:
+        caption = f"One seed: differences without an interval, which say nothing yet. Last epoch, against “{against}”."
     return picture(name, f"{learner}: difference", caption, draw, height=_height(len(comparisons)))
 
 
@@ -69,8 +72,10 @@ def accuracies(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunR
         _name_rows(axes, list(values))
         axes.set_xlabel("top-1 of the last epoch, %")
 
-    best = max(values, key=lambda arm: fmean(values[arm]))
-    caption = f"Each dot is a run, the stroke their mean; the highest mean, {fmean(values[best]):.1f} %, is that of “{best}”."
+    highest = max(fmean(own) for own in values.values())
+    best = [f"“{arm}”" for arm, own in values.items() if math.isclose(fmean(own), highest)]
+    whose = f"that of {listed(best)}" if len(best) < 4 else f"that of {len(best)} arms"
+    caption = f"Each dot is a run, the stroke their mean; the highest mean, {highest:.1f} %, is {whose}."
     return picture(name, f"{learner}: every run", caption, draw, height=_height(len(values)))
 
 
@@ -79,7 +84,7 @@ def curves(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResul
     lines = {}
     for arm in arms:
         own = [outcome.curve for run in runs if run.arm == arm and (outcome := run.outcome(learner))]
-        lines[arm] = [fmean(nan if value is None else value for value in values) for values in zip(*own, strict=True)]
+        lines[arm] = [fmean(math.nan if value is None else value for value in values) for values in zip(*own, strict=True)]
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.add_subplot()
@@ -97,10 +102,10 @@ def curves(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResul
                 markersize=3.5,
                 markevery=max(1, len(line) // 8),
             )
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, min(100.0, 1.08 * axes.get_ylim()[1]))
         axes.set_xlabel("epoch")
         axes.set_ylabel("top-1, %")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         figure.legend(loc="outside lower center", ncols=2)
 
     epochs = max(len(line) for line in lines.values())

@@ -13,7 +13,7 @@ from udkd.conductors.study.results import AVERAGED, Comparison, RunResult, Summa
 from udkd.conductors.study.tables import interval, main_comparisons, mean_sd, signed
 from udkd.formats.study import Study
 from udkd.words.files import write_bytes, write_text
-from udkd.words.statistics import LEVEL, METHOD
+from udkd.words.statistics import LEVEL, METHOD, Spread
 
 _Item = TypeVar("_Item")
 _HUES = {"improves": "s2", "worsens": "s1"}
@@ -27,10 +27,9 @@ def write_page(folder: Path, values: Mapping[str, Any]) -> Path:
     sections = [_runs(runs), _making(values)]
     if runs:
         pictures = all_pictures(summary, [arm.name for arm in study.arms], runs)
-        sections = [
-            *(_answer(study, summary, pictures), _accuracy(study, summary, pictures), _cost(study, summary, values)),
-            *sections,
-        ]
+        answers = [_answer(study, summary, pictures), _accuracy(study, summary, pictures)]
+        cost = _cost(study, summary, values)
+        sections = [*([cost, *answers] if study.asks == "cost" else [*answers, cost]), *sections]
     page = Page(
         title=study.title,
         subtitle=_subtitle(values, runs),
@@ -68,15 +67,27 @@ def _lead(study: Study, summary: Summary, values: Mapping[str, Any]) -> str:
     progress = values["progress"]
     if progress["finished"] < progress["total"]:
         told.append(f"Unfinished: {progress['finished']} of {progress['total']} runs are done.")
+    told += _costs_told(summary) if study.asks == "cost" else []
     compared = main_comparisons(summary, "last")
     clear = [comparison for comparison in compared if comparison.difference.verdict in ("improves", "worsens")]
     if clear:
         told.append(f"Against {_named(study.baseline)}: {_claims(clear)}; {_unclear(len(compared) - len(clear))}.")
     elif compared:
         enough = any(comparison.difference.verdict != "too few runs" for comparison in compared)
-        why = "No difference from the baseline keeps clear of 0." if enough else "One seed allows no verdict."
+        why = "No difference of top-1 from the baseline keeps clear of 0." if enough else "One seed allows no verdict on top-1."
         told.append(why)
     return " ".join(told) or "Nothing is finished yet."
+
+
+def _costs_told(summary: Summary) -> list[str]:
+    """How many times a baseline's training time each other arm's is."""
+    bases = {name for cost in summary.costs for name in cost.ratios}
+    told = []
+    for cost in summary.costs:
+        ratios = [f"{ratio:.2f} times “{name}”" for name, ratio in cost.ratios.items() if cost.arm not in bases]
+        ratios += [f"{cost.to_sum:.2f} times all of these together"] if cost.to_sum is not None else []
+        told += [f"“{cost.arm}” trains for {listed(ratios)}."] if ratios else []
+    return told
 
 
 def _claims(clear: Sequence[Comparison]) -> str:
@@ -203,21 +214,47 @@ def _accuracy(study: Study, summary: Summary, pictures: StudyPictures) -> Sectio
 
 
 def _cost(study: Study, summary: Summary, values: Mapping[str, Any]) -> Section:
-    rows = []
+    longest = max((cost.seconds.mean for cost in summary.costs), default=0.0)
+    unit, divisor = ("hours", 3600) if longest >= 2 * 3600 else ("minutes", 60) if longest >= 120 else ("seconds", 1)
+    printed = any(arm.paper_hours for arm in study.arms)
+    filling = _filling(values)
+    rows: list[Row] = []
     for cost in summary.costs:
-        ratios = [f"{ratio:.2f}× {name}" for name, ratio in cost.ratios.items()]
-        ratios += [f"{cost.to_sum:.2f}× all of them"] if cost.to_sum is not None else []
-        cells = (str(cost.seconds.n), mean_sd(cost.images_per_s, 0), mean_sd(cost.seconds, 1), ", ".join(ratios) or "")
-        rows.append(Row(label=cost.arm, detail=study.arm(cost.arm).note, cells=cells))
-    caption = "Training steps alone, without validation; a run’s images/s is its median epoch."
-    for name, cost in values["caches"].items():
-        caption += f" The cache {name} took {cost['seconds']:.0f} s for {cost['images']:,.0f} targets, once for all its runs."
+        arm = study.arm(cost.arm)
+        of = {f"× {name}": ratio for name, ratio in cost.ratios.items()}
+        of |= {"× these together": cost.to_sum} if cost.to_sum is not None else {}
+        own: tuple[str, ...] = (str(cost.seconds.n), mean_sd(cost.images_per_s, 0), mean_sd(_scaled(cost.seconds, divisor), 2))
+        own += (f"{filling[cost.arm] / divisor:.2f}" if cost.arm in filling else "",)
+        own += (f"{arm.paper_hours:.2f}" if arm.paper_hours else "",) if printed else ()
+        for place, (name, ratio) in enumerate(list(of.items()) or [("", None)]):
+            cells = own if place == 0 else ("",) * len(own)
+            label, detail = (cost.arm, arm.note) if place == 0 else ("", "")
+            rows.append(Row(label=label, detail=detail, cells=(*cells, "" if ratio is None else f"{ratio:.2f}", name)))
+    caption = (
+        f"Training steps alone, without validation, in {unit} of a whole run; a run’s images/s is its median epoch. Cache: "
+        "the time that an arm’s own share of its cache takes to build, once for all its runs, at the speed it was built with."
+    )
     teacher = values["teacher"]
     if teacher is not None and teacher["fit_epochs"]:
-        caption += f" Fitting the teacher took {teacher['fit_seconds']:.0f} s."
-    head = ("", "n", "images/s", "seconds a run", "against the baseline")
+        caption += f" Fitting the teacher took {teacher['fit_seconds'] / divisor:.3g} {unit}."
+    if printed:
+        caption += (
+            " The paper’s hours are of 50 epochs of ImageNet-100 at 224 px, with a live teacher, on hardware it does not name."
+        )
+    head = ("", "n", "images/s", f"{unit} a run", f"cache, {unit}", *(["paper, hours"] if printed else []), "ratio", "")
     table = Table(name="cost", title="What it costs", head=head, rows=rows, caption=caption, stacked=True)
     return Section(anchor="cost", title="Cost", blocks=[table])
+
+
+def _scaled(own: Spread, divisor: float) -> Spread:
+    return Spread(n=own.n, mean=own.mean / divisor, sd=None if own.sd is None else own.sd / divisor)
+
+
+def _filling(values: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds that each arm's targets take to compute: those of its cache, by its share of the cache's images."""
+    costs = {name: cost["seconds"] / cost["images"] for name, cost in values["caches"].items() if cost["images"]}
+    asked = values.get("targets", {})
+    return {arm: own["images"] * costs[own["cache"]] for arm, own in asked.items() if own["cache"] in costs}
 
 
 def _runs(runs: Sequence[RunResult]) -> Section:
@@ -225,17 +262,20 @@ def _runs(runs: Sequence[RunResult]) -> Section:
         return Section(anchor="runs", title="Every run", blocks=[Note(text="No run is finished yet.", missing=True)])
     rows = [
         Row(
-            label=f"{run.arm}, seed {run.seed}",
+            label=run.arm if place == 0 else "",
             cells=(
-                *(outcome.learner, f"{outcome.last:.2f}", f"{outcome.last_top5:.2f}", f"{outcome.best:.2f}"),
+                *(str(run.seed), outcome.learner, f"{outcome.last:.2f}", f"{outcome.last_top5:.2f}", f"{outcome.best:.2f}"),
                 *(str(outcome.best_epoch), f"{run.images_per_s:,.0f}", f"{run.seconds:,.1f}", run.run),
             ),
         )
         for run in runs
-        for outcome in run.outcomes
+        for place, outcome in enumerate(run.outcomes)
     ]
-    head = ("", "student", "top-1, last", "top-5, last", "top-1, best", "best epoch", "images/s", "seconds", "run")
-    caption = "What all of the above is computed from; accuracies in percent. The last column names the folder under runs/."
+    head = ("", "seed", "student", "top-1, last", "top-5, last", "top-1, best", "best at", "images/s", "seconds", "run")
+    caption = (
+        "What all of the above is computed from; accuracies in percent, the best epoch’s number beside its top-1. The last "
+        "column names the folder under runs/."
+    )
     return Section(
         anchor="runs",
         title="Every run",
@@ -253,12 +293,21 @@ def _making(values: Mapping[str, Any]) -> Section:
         *(("versions", ", ".join(f"{name} {value}" for name, value in seen.items())) for seen in values["machine"]["versions"]),
         *((f"failed: {run}", why) for run, why in values["progress"]["failed"].items()),
     ]
+    arms = [(arm["name"], _set(arm)) for arm in values["study"]["arms"]]
     blocks: list[Block] = [
         Facts(title="Data, teacher, hardware, versions", facts=facts, open=True),
+        Facts(title="What each arm sets", facts=arms, open=True),
         Facts(title="The study", text=json.dumps(values["study"], indent=2, ensure_ascii=False)),
         Facts(title="Its base recipe", text=json.dumps(values["recipe"], indent=2, ensure_ascii=False)),
     ]
     return Section(anchor="making", title="How to make it again", blocks=blocks)
+
+
+def _set(arm: Mapping[str, Any]) -> str:
+    """What an arm changes in the recipe, as the study file has it."""
+    told = [f"students = {', '.join(arm['students'])}"] if arm["students"] else []
+    told += [*arm["set"], *(["teacher.views = train.epochs"] if arm["exact"] else [])]
+    return "; ".join(told) or "nothing: the study’s recipe as it is"
 
 
 def _named(names: Sequence[str]) -> str:
