@@ -26,6 +26,7 @@ from tests.small import small_recipe
 from udkd import backends
 from udkd.actors.trainer import Job, train
 from udkd.backends import choose, open_backend
+from udkd.backends import dali as dali_backend
 from udkd.formats.dataset import DatasetFolder, Split
 from udkd.formats.dataset.beton import open_beton
 from udkd.words.batch import Backend, Batch
@@ -376,6 +377,7 @@ def test_auto_takes_the_fastest_that_is_there(split: Split, monkeypatch: pytest.
     installed = {"ffcv", "nvidia.dali"}
     free = [10**12]
     monkeypatch.setattr(backends, "_installed", lambda package: package in installed)
+    monkeypatch.setattr(dali_backend, "import_dali", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**12))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free[0]))
     assert choose("auto", split, CPU)[0] == choose("auto", split, cuda)[0] == "resident"
@@ -393,6 +395,54 @@ def test_auto_takes_the_fastest_that_is_there(split: Split, monkeypatch: pytest.
         name, why = choose("auto", split, device)
         assert name == "folder"
         assert "FFCV is not installed" in why
+        assert ("DALI is not installed" in why) == (device == cuda)
+
+
+BROKEN = {
+    "library": "raise ImportError('libopencv_core.so.406: cannot open shared object file:\\nNo such file')",
+    "binary": "raise ValueError('numpy.dtype size changed, may indicate binary incompatibility')",
+    "upgrade": "from os import nothing_of_this_name",
+    "loader": "import ctypes; ctypes.CDLL('libnowhere.so.1')",
+    "attribute": "import os; os.nothing_of_this_name",
+}
+
+
+@pytest.fixture
+def as_if_not_yet_imported() -> Iterator[None]:
+    """FFCV and DALI are found anew by the next import, and are what they were after the test."""
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in ("ffcv", "nvidia")}
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] in ("ffcv", "nvidia")]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.mark.usefixtures("as_if_not_yet_imported")
+@pytest.mark.parametrize("kind", BROKEN)
+def test_auto_falls_through_a_package_that_does_not_load(
+    dataset: DatasetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It is installed, and importing it fails: auto goes on and says so, who asks for it is told."""
+    for package in ("ffcv", "nvidia/dali"):
+        (tmp_path / "site" / package).mkdir(parents=True)
+        (tmp_path / "site" / package / "__init__.py").write_text(BROKEN[kind])
+    (tmp_path / "site" / "nvidia" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("val")
+    (split.path / "canvas.json").unlink()
+    (split.path / "beton.json").write_text("{}")
+    for device, named in ((CPU, ("FFCV",)), (torch.device("cuda"), ("DALI", "FFCV"))):
+        name, why = choose("auto", split, device)
+        assert name == "folder"
+        assert all(f"{package} cannot be used (" in why for package in named)
+        assert "\n" not in why
+    for name, said in (("ffcv", "FFCV cannot be used"), ("dali", "DALI cannot be used")):
+        if name == "ffcv" and not HAS_FFCV:
+            continue  # samples.beton is looked at first, and is not there
+        with pytest.raises(ConfigError) as caught:
+            open_backend(name, dataset.split("val"), CPU)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_canvas_of_other_data_is_refused(source: Path, tmp_path: Path) -> None:

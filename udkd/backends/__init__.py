@@ -19,12 +19,17 @@ def choose(name: str, split: Split, device: torch.device) -> tuple[str, str]:
     fits, why = _resident_fits(split, device)
     if fits:
         return "resident", why
-    if device.type == "cuda" and _installed("nvidia.dali"):
-        return "dali", f"{why}, and DALI decodes on the GPU"
-    if split.has("ffcv") and _installed("ffcv"):
+    if device.type == "cuda":
+        fault = _fault("dali")
+        if fault is None:
+            return "dali", f"{why}, and DALI decodes on the GPU"
+        why = f"{why}, {fault}"
+    if not split.has("ffcv") and _installed("ffcv"):
+        return "folder", f"{why}, and samples.beton is not there (udkd-prep derive --formats ffcv)"
+    fault = _fault("ffcv")
+    if fault is None:
         return "ffcv", f"{why}, and FFCV is the fastest on the CPU"
-    faster = "samples.beton is not there (udkd-prep derive --formats ffcv)" if _installed("ffcv") else "FFCV is not installed"
-    return "folder", f"{why}, and {faster}"
+    return "folder", f"{why}, and {fault}"
 
 
 def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
@@ -35,6 +40,29 @@ def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
     if needed > _MEMORY_SHARE * free:
         return False, f"canvas.npy takes {needed / 1e9:.1f} GB, more than fits in {free / 1e9:.1f} GB of free memory"
     return True, f"canvas.npy, {needed / 1e9:.2f} GB, fits in {free / 1e9:.1f} GB of free memory"
+
+
+def _fault(name: str) -> str | None:
+    """Why a backend's package cannot be used here, in words; None where it can.
+
+    It is imported to know: a package whose libraries are missing, or made for another NumPy or CUDA, looks installed.
+    """
+    try:
+        if name == "dali":
+            if not _installed("nvidia.dali"):
+                return "DALI is not installed"
+            from udkd.backends.dali import import_dali
+
+            import_dali()
+        else:
+            if not _installed("ffcv"):
+                return "FFCV is not installed"
+            from udkd.formats.dataset.beton import import_ffcv
+
+            import_ffcv()
+    except ConfigError as error:
+        return str(error).partition(";")[0]
+    return None
 
 
 def _installed(package: str) -> bool:

@@ -37,7 +37,7 @@ class DaliBackend:
 
     def __init__(self, split: Split, device: torch.device, *, workers: int = 0, hw_decoder_load: Literal[0, 1] = 0) -> None:
         self.num_samples = split.num_samples
-        self._dali = _import_dali()
+        self._dali = import_dali()
         self._split = split
         self._device = device
         self._labels = torch.from_numpy(split.labels.astype(np.int64))
@@ -63,7 +63,7 @@ class DaliBackend:
     def _epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         pipeline, self._idle = self._idle, None
         if pipeline is None or pipeline.batch_size != batch_size:
-            pipeline = _Pipeline(self._dali, self._split.side, self._device, batch_size, self._workers, self._hw_decoder_load)
+            pipeline = self._begun(batch_size)
         reads = in_threads(self._reads(order, batch_size), workers=self._workers, ahead_bytes=_READ_AHEAD_BYTES, stage=_STAGE)
         parts = ((ids, [jpeg for part in read for jpeg in part]) for ids, read in reads)
         try:
@@ -75,6 +75,16 @@ class DaliBackend:
             reads.close()  # type: ignore[attr-defined]
             if pipeline.reset():
                 self._idle = pipeline
+
+    def _begun(self, batch_size: int) -> "_Pipeline":
+        try:
+            return _Pipeline(self._dali, self._split.side, self._device, batch_size, self._workers, self._hw_decoder_load)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"DALI {self._dali.__version__} does not start on {self._device} ({reason}); "
+                "expected a GPU and a driver that it knows; use another --backend"
+            ) from None
 
     def _reads(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Work[NDArray[np.int64], list[NDArray[np.uint8]]]]:
         for start in range(0, len(order), batch_size):
@@ -194,15 +204,16 @@ class _Pipeline:
         return None
 
 
-def _import_dali() -> Any:
-    """The package nvidia.dali with what we use of it."""
+def import_dali() -> Any:
+    """The package nvidia.dali with what we use of it. Raises ConfigError where it is not installed or does not load."""
     try:
         import nvidia.dali
         import nvidia.dali.fn
         import nvidia.dali.types
-    except (ImportError, OSError) as error:
+    except Exception as error:  # of a broken package: a missing library, another CUDA, half an upgrade
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"the dali backend cannot be used ({' '.join(str(error).split())}); expected the package nvidia-dali; "
+            f"DALI cannot be used ({reason}); expected the package nvidia-dali; "
             'run make install (or pip install "udkd[dali-cuda13]"), or use another --backend'
         ) from None
     return nvidia.dali

@@ -36,9 +36,10 @@ def import_ffcv() -> ModuleType:
             import ffcv.memory_allocator
             import ffcv.reader
             import ffcv.types
-    except (ImportError, OSError) as error:
+    except Exception as error:  # of a broken package: a missing library, another NumPy's binary, half an upgrade
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"FFCV cannot be used ({' '.join(str(error).split())}); expected the package ffcv and its libraries; "
+            f"FFCV cannot be used ({reason}); expected the package ffcv and its libraries; "
             "run make install, which says what it needs, or do without the ffcv format and backend"
         ) from None
     finally:
