@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from data_prep.huffman import DamagedScan, check_baseline
 from data_prep.jpeg import DamagedJpeg, decode, is_too_odd, read_frame, repair
+from udkd.operations.pictures import PIXEL_LIMIT, BadImage, open_image, reason, to_rgb
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no more: Pillow also knows formats that start other programs
-PIXEL_LIMIT = 100_000_000  # 300 MB as RGB; ImageNet's largest image has 61 million pixels
+__all__ = ["PIXEL_LIMIT", "BadImage", "PixelSettings", "Prepared", "prepare"]
+
 ORIENTATION_TAG = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -23,12 +25,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-Image.MAX_IMAGE_PIXELS = None  # ours is the limit, checked before any pixel is decoded
-
-
-class BadImage(ValueError):
-    """Bytes that are no usable image; its text is the reason, as manifest and report show it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +63,6 @@ def prepare(data: bytes, settings: PixelSettings) -> Prepared:
     else is decoded, turned to 8-bit RGB, resampled once (Lanczos) where its size asks for it, and encoded once. Raises
     BadImage.
     """
-    if not data:
-        raise BadImage("empty file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks about EXIF and palettes; the note says what matters
         image = _open(data)
@@ -101,11 +95,10 @@ def _jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[byt
         pixels, unusual = decode(data)
     except DamagedJpeg as error:
         if is_too_odd(error):
-            # Rare, and nobody hears libjpeg's warnings here: Pillow finds cut files only.
-            return b"", _to_rgb(image)[0], ["unusual subsampling to a common one"]
+            return b"", _odd(data, image), ["unusual subsampling to a common one"]
         saved = repair(data, error) if settings.repair else None
         if saved is None:
-            raise BadImage(_reason("damaged JPEG", error)) from None
+            raise BadImage(reason("damaged JPEG", error)) from None
         found, note = saved
         if isinstance(found, np.ndarray):
             return b"", Image.fromarray(found), [note]
@@ -115,21 +108,31 @@ def _jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[byt
         found_px = f"{image.height} x {image.width} and {pixels.shape[0]} x {pixels.shape[1]} px"
         raise BadImage(f"damaged JPEG (decoders find {found_px})")
     if unusual:
-        return b"", _to_rgb(image)[0], [*notes, unusual]
+        return b"", to_rgb(image)[0], [*notes, unusual]
     return data, Image.fromarray(pixels), notes  # equal to Pillow's own decode, and at hand
+
+
+def _odd(data: bytes, image: Image.Image) -> Image.Image:
+    """The picture of a JPEG that only Pillow decodes, which finds cut files only: its bits are checked here."""
+    rgb, _ = to_rgb(image)
+    try:
+        check_baseline(data)
+    except DamagedScan as error:
+        raise BadImage(reason("damaged JPEG", error)) from None
+    return rgb
 
 
 def _other(data: bytes, image: Image.Image) -> tuple[bytes, Image.Image, list[str]]:
     """Any other kind of image, see `_jpeg`; its bytes are never kept."""
     del data
-    rgb, notes = _to_rgb(image)
+    rgb, notes = to_rgb(image)
     return b"", rgb, [f"{image.format} to JPEG", *notes]
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:  # a damaged EXIF block says nothing of the picture; see _open
+    except Exception:  # a damaged EXIF block says nothing of the picture; see open_image
         return 1
 
 
@@ -156,40 +159,9 @@ def _stored_size(height: int, width: int, settings: PixelSettings) -> tuple[int,
 
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
+        return open_image(data)
+    except BadImage:
         frame = read_frame(data) if data.startswith(b"\xff\xd8") else None
         if frame is not None and frame.bits != 8:
             raise BadImage(f"JPEG of {frame.bits} bits; expected 8") from None
-        raise BadImage(f"not an image (it starts with {data[:12]!r})") from None
-    except Exception as error:  # Pillow's parsers answer damaged bytes with whatever they trip over
-        raise BadImage(_reason("header cannot be read", error)) from None
-
-
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The first frame as 8-bit RGB, and what that took. Transparency is dropped, as torchvision's loader does."""
-    notes = []
-    try:
-        if image.format != "MPO" and getattr(image, "is_animated", False):
-            notes.append("first of several frames")
-        image.load()
-        if image.mode.startswith("I;16"):
-            # Pillow's own conversion clips at 255 where a picture wants the upper byte.
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            notes.append("16-bit to 8-bit")
-        elif image.mode in ("I", "F"):
-            raise BadImage("32-bit pixels without a known range")
-        elif image.mode in ("P", "PA"):
-            notes.append("palette to RGB")
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            notes.append("transparency dropped")
-        return image.convert("RGB"), notes
-    except BadImage:
         raise
-    except Exception as error:  # see _open
-        raise BadImage(_reason("cannot be decoded", error)) from None
-
-
-def _reason(what: str, error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"{what} ({text})"

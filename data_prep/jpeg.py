@@ -10,6 +10,7 @@ KEPT_SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")  # what every de
 HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 ARITHMETIC_FRAMES = (0xC9, 0xCA)
 PROGRESSIVE = 0xC2
+HUFFMAN_TABLES = b"\xff\xc4"
 CUT = "Premature end of JPEG file"  # libjpeg's JWRN_JPEG_EOF
 END = b"\xff\xd9"
 SMALLEST_PART = 0.5  # of a cut picture's rows: less shows too little of what the label says
@@ -58,6 +59,8 @@ def decode(data: bytes) -> tuple[np.ndarray, str]:
         return pixels, "an unusual coding to a common one"
     if colours not in ("YCbCr", "Gray"):
         return pixels, f"{colours} to YCbCr"
+    if HUFFMAN_TABLES not in data:
+        return pixels, "its Huffman tables written"  # Motion JPEG's are understood; libjpeg-turbo knows them, others need not
     return pixels, "" if subsampling in KEPT_SUBSAMPLINGS else f"subsampling {subsampling} to a common one"
 
 

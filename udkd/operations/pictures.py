@@ -1,4 +1,4 @@
-"""Any picture file as RGB pixels, by the rules by which udkd-prep stores images; data_prep/image.py adds what storing needs."""
+"""Any picture file as RGB pixels: the rules by which udkd-prep stores images and `udkd predict` reads them."""
 
 import io
 import warnings
@@ -10,9 +10,57 @@ from PIL import Image, UnidentifiedImageError
 from udkd.words.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no more: Pillow also knows formats that start other programs
-PIXEL_LIMIT = 100_000_000
+PIXEL_LIMIT = 100_000_000  # 300 MB as RGB; ImageNet's largest image has 61 million pixels
 LONGEST_PX = 2048
 """Larger pictures are scaled down to it first, as udkd-prep scales to the canvas."""
+
+Image.MAX_IMAGE_PIXELS = None  # ours is the limit, checked before any pixel is decoded
+
+
+class BadImage(ValueError):
+    """Bytes that are no usable image; its text is the reason, as manifest and report show it."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Read the header: what kind of picture it is, and its size. Raises BadImage."""
+    if not data:
+        raise BadImage("empty file")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise BadImage(f"not an image (it starts with {data[:12]!r})") from None
+    except Exception as error:  # Pillow's parsers answer damaged bytes with whatever they trip over
+        raise BadImage(reason("header cannot be read", error)) from None
+
+
+def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """The first frame as 8-bit RGB, and what that took. Transparency is dropped, as torchvision's loader does."""
+    notes = []
+    try:
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            notes.append("first of several frames")
+        image.load()
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+            # Pillow's own conversion clips at 255 where a picture wants the upper byte.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            notes.append("16-bit to 8-bit")
+        elif image.mode in ("I", "F"):
+            raise BadImage("32-bit pixels without a known range")
+        elif image.mode in ("P", "PA"):
+            notes.append("palette to RGB")
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            notes.append("transparency dropped")
+        return image.convert("RGB"), notes
+    except BadImage:
+        raise
+    except Exception as error:  # see open_image
+        raise BadImage(reason("cannot be decoded", error)) from None
+
+
+def reason(what: str, error: Exception) -> str:
+    """What went wrong, and the words of whoever noticed, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{what} ({text})"
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -27,30 +75,18 @@ def read_picture(path: Path) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks about EXIF and palettes
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return np.asarray(_rgb(image, path))
-        except DataError:
-            raise
-        except UnidentifiedImageError:
-            raise DataError(f"{path} is no image; expected {', '.join(FORMATS)}; check the file") from None
-        except Exception as error:  # Pillow's parsers answer damaged bytes with whatever they trip over
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{path} cannot be decoded ({reason}); expected a whole image; check the file") from None
+            image = open_image(data)
+            width, height = image.size
+            if width * height > PIXEL_LIMIT:
+                raise DataError(f"{path} is {width} x {height} px; expected at most {PIXEL_LIMIT:,} pixels; scale it down")
+            return np.asarray(_shrunk(to_rgb(image)[0]))
+        except BadImage as error:
+            raise DataError(f"{path}: {error}; expected a whole image ({', '.join(FORMATS)}); check the file") from None
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
-    width, height = image.size
-    if width * height > PIXEL_LIMIT:
-        raise DataError(f"{path} is {width} x {height} px; expected at most {PIXEL_LIMIT:,} pixels; scale it down")
-    image.load()
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255 where a picture wants the upper byte.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise DataError(f"{path} has 32-bit pixels without a known range; expected 8 or 16 bits; convert it")
-    rgb = image.convert("RGB")
+def _shrunk(rgb: Image.Image) -> Image.Image:
     scale = LONGEST_PX / max(rgb.size)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        rgb = rgb.resize(size, Image.Resampling.LANCZOS)
-    return rgb
+    if scale >= 1:
+        return rgb
+    width, height = rgb.size
+    return rgb.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS)
