@@ -216,6 +216,7 @@ OTHER_FIELDS: dict[str, object] = {
     "block_rows": 16,
     "storage": "float32",
     "uncertainties": ("entropy", "margin"),
+    "features": 5,
     "format_version": 2,
 }
 

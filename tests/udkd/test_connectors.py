@@ -33,14 +33,17 @@ def connection(
     method: str, *more: str, student: nn.Module | None = None, teacher: nn.Module | None = None, index: int = 0
 ) -> Connection:
     recipe = small_recipe(f'loss.method="{method}"', 'teacher.source="live"', "teacher.views=3", *more)
-    return connect(recipe, index, student or network("squeezenet1_1"), teacher or network("resnet18"), **MADE)
+    looked_into = teacher or network("resnet18")
+    features = stages(looked_into, 32)[-1].channels
+    return connect(recipe, index, student or network("squeezenet1_1"), looked_into, **MADE, features=features)
 
 
 def seen(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0) -> Seen:
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((len(ids), 3, 32, 32)).astype(np.float32))
     logits, maps = connection.tap(x)
     with torch.no_grad():
-        teacher_logits, teacher_maps = Tapped(teacher.eval(), list(connection.teacher_modules))(x)
+        names = [*connection.teacher_modules, stages(teacher, 32)[-1].module]
+        teacher_logits, (*teacher_maps, deepest) = Tapped(teacher.eval(), names)(x)
     return Seen(
         maps=maps,
         teacher_maps=teacher_maps,
@@ -49,6 +52,7 @@ def seen(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0)
         labels=torch.from_numpy(LABELS)[ids],
         ids=ids,
         key=torch.tensor(step),
+        teacher_features=pooled(deepest),
     )
 
 
@@ -128,7 +132,7 @@ def test_crd_is_its_formula_and_remembers() -> None:
     found = crd(now).item()
     assert torch.equal(crd.log_z, log_z), "the first batch's, for ever"
     own = F.normalize(crd.embed.linear(now.maps[0].mean((2, 3))), dim=1).detach().double().numpy()
-    their = F.normalize(crd.teacher_embed.linear(now.teacher_maps[0].mean((2, 3))), dim=1).detach().double().numpy()
+    their = F.normalize(crd.teacher_embed.linear(now.teacher_features), dim=1).detach().double().numpy()
     wanted = 0.0
     for row, sample in enumerate(ids.tolist()):
         for anchor, bank, z in ((own, teacher_memory, log_z[0]), (their, memory, log_z[1])):

@@ -171,7 +171,7 @@ def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
     [
         (
             ['loss.method="fitnets"'],
-            "loss.method = fitnets needs a live teacher's features; the cache holds logits; set teacher.source = live",
+            "loss.method = fitnets needs a live teacher's features; a cache holds no maps; set teacher.source = live",
         ),
         (
             ['loss.method="crd"', "loss.beta=0", 'teacher.source="none"'],

@@ -58,7 +58,9 @@ def torchrun(processes: int, dataset: DatasetFolder, teacher: TeacherFolder, cac
     )
 
 
-def in_threads(size: int, folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: int = 2) -> list[object]:
+def in_threads(
+    size: int, folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: int = 2, **options: object
+) -> list[object]:
     """A team of threads with a store of torch's own: what each returned or raised."""
     store, results = HashStore(), [None] * size
     store.set_timeout(timedelta(seconds=60))
@@ -66,7 +68,8 @@ def in_threads(size: int, folder: Path, dataset: DatasetFolder, teacher: Teacher
     def build(rank: int) -> None:
         team = Team(rank=rank, size=size, store=store)
         try:
-            results[rank] = build_cache(folder, dataset=dataset, teacher=teacher, recipe=recipe(views), device=CPU, team=team)
+            given = {"dataset": dataset, "teacher": teacher, "recipe": recipe(views), "device": CPU} | options
+            results[rank] = build_cache(folder, **given, team=team)  # type: ignore[arg-type]
         except UserError as error:
             results[rank] = error
             if not team.leads:

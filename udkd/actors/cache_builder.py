@@ -67,6 +67,7 @@ def build_cache(
     others: Sequence[TeacherFolder] = (),
     recipe: Recipe,
     device: torch.device,
+    features: bool = False,
     observer: Observer = _SILENT,
     team: Team = _ALONE,
 ) -> BuiltCache:
@@ -74,6 +75,7 @@ def build_cache(
 
     The policy, the number of views and what they are drawn from come from the recipe. A build that was killed goes on where
     it stopped, and more views are added to those that are there; the bytes are those of one uninterrupted build.
+    features: store the teacher's pooled features too, as a recipe whose method takes them asks by itself.
     others: further members of an ensemble. team: the processes that share the work; all return when the leader has finished.
     MismatchError: a teacher of other classes, or a folder with targets of another key. BusyError: someone else is building.
     CacheError: a full disk, or targets that are not finite. DataError: from the backend or the teacher's folder.
@@ -84,7 +86,7 @@ def build_cache(
     if len(split.ids) == 0:
         raise DataError(f"{dataset.path} has no training images; expected some to ask the teacher about; convert again")
     with contextlib.closing(_open_backend(split, recipe, device, observer)) as backend:
-        panel = Panel.load([teacher, *others], recipe, dataset, device)
+        panel = Panel.load([teacher, *others], recipe, dataset, device, features=features or recipe.pools_features)
         block_rows = panel.batch * max(1, BLOCK_ROWS // panel.batch)
         fields: dict[str, Any] = target_meaning(recipe, dataset, backend.describe()) | panel.describe()
         build = _Build(

@@ -1,7 +1,7 @@
 """Asks the teacher again about random (sample, view) pairs and compares with what a cache holds."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,9 @@ PROBABILITY_BOUND = 2.5e-4
 
 WEIGHT_BOUND = 2e-4
 
+FEATURES_BOUND = 1e-3
+"""Of features, as a share of the row's largest: 4.9e-4 of float16, and the last bits of other kernels or machines."""
+
 _SILENT = Silent()
 _WEIGHTS: dict[str, WeightKind] = {
     "entropy": "entropy",
@@ -42,15 +45,18 @@ _BATCHES_AT_ONCE = 8
 class Comparison:
     """The largest differences between fresh answers and cached ones.
 
-    probability, weight: absolute; worst_probability, worst_weight: the (view, id) where. error: of bfloat16, the largest
+    probability, weight: absolute; features: a share of the row's largest, 0 where none are stored; worst_probability,
+    worst_weight, worst_features: the (view, id) where. error: of bfloat16, the largest
     differences of the fresh answers from float32 ones; two answers are within twice that of each other. None in float32.
     """
 
     num_pairs: int = 0
     probability: float = 0.0
     weight: float = 0.0
+    features: float = 0.0
     worst_probability: tuple[int, int] = (0, 0)
     worst_weight: tuple[int, int] = (0, 0)
+    worst_features: tuple[int, int] = (0, 0)
     error: "Comparison | None" = field(default=None)
 
     @property
@@ -62,15 +68,23 @@ class Comparison:
         return WEIGHT_BOUND + (2 * self.error.weight if self.error else 0.0)
 
     @property
-    def holds(self) -> bool:
-        """Whether every cached answer is within the bounds."""
-        return self.probability <= self.probability_bound and self.weight <= self.weight_bound
+    def features_bound(self) -> float:
+        return FEATURES_BOUND + (2 * self.error.features if self.error else 0.0)
 
-    def add(self, view: int, ids: NDArray[np.int64], probability_B: torch.Tensor, weight_B: torch.Tensor) -> None:
-        """Take in the largest absolute differences of each row."""
+    @property
+    def worst(self) -> tuple[int, int] | None:
+        """The (view, id) of an answer that is beyond a bound; None where all are within."""
+        for name in ("probability", "weight", "features"):
+            if getattr(self, name) > getattr(self, f"{name}_bound"):
+                place: tuple[int, int] = getattr(self, f"worst_{name}")
+                return place
+        return None
+
+    def add(self, view: int, ids: NDArray[np.int64], differences: Mapping[str, torch.Tensor]) -> None:
+        """Take in the largest differences of each row, [B] by name."""
         self.num_pairs += len(ids)
         # NaN counts as the worst there is.
-        for name, values in (("probability", probability_B), ("weight", weight_B)):
+        for name, values in differences.items():
             values = values.nan_to_num(nan=float("inf"))
             row = int(values.argmax())
             if values[row] > getattr(self, name):
@@ -110,10 +124,10 @@ def compare(
                 "teacher_sha256": " + ".join(folder.info.weights_sha256 for folder in teachers),
             }
         )
-        panel = Panel.load(teachers, recipe, dataset, device)
+        panel = Panel.load(teachers, recipe, dataset, device, features=key.features > 0)
         exact = None
         if recipe.teacher.precision != "float32":
-            exact = Panel.load(teachers, _recipe_of(key, precision="float32"), dataset, device)
+            exact = Panel.load(teachers, _recipe_of(key, precision="float32"), dataset, device, features=key.features > 0)
         result = Comparison(error=Comparison() if exact else None)
         spec = views.ViewSpec(**{name: tuple(v) if isinstance(v, list) else v for name, v in key.views.items()})  # type: ignore[arg-type]
         observer.start("teacher, again", count, "images")
@@ -122,9 +136,9 @@ def compare(
                 ask(each, opened, split, spec, key.seed or 0, view, blocks, exactly=True) for each in (panel, exact) if each
             ]
             for ids, *answers in zip(blocks, *asked, strict=True):
-                result.add(view, ids, *_differences(answers[0], _stored(cache, view, ids), key))
+                result.add(view, ids, _differences(answers[0], _stored(cache, view, ids), key))
                 if result.error is not None:
-                    result.error.add(view, ids, *_differences(answers[0], answers[1], key))
+                    result.error.add(view, ids, _differences(answers[0], answers[1], key))
                 observer.advance(len(ids))
         observer.finish()
     return result
@@ -150,11 +164,12 @@ def _stored(cache: Cache, view: int, ids: NDArray[np.int64]) -> PackedTargets:
         uncertainties={name: arrays[name] for name in cache.key.uncertainties},
         classes=None if classes is None else torch.from_numpy(classes[ids].astype(np.int64)),
         tail=arrays.get("tail"),
+        features=arrays.get("features"),
     )
 
 
-def _differences(fresh: PackedTargets, other: PackedTargets, key: CacheKey) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest absolute difference of any probability, and of any weight: float64 [B] each.
+def _differences(fresh: PackedTargets, other: PackedTargets, key: CacheKey) -> dict[str, torch.Tensor]:
+    """Largest absolute difference of any probability, of any weight, and of features: float64 [B] each.
 
     In the top-k form the classes that were not kept count as one: only their sum is stored.
     """
@@ -166,7 +181,11 @@ def _differences(fresh: PackedTargets, other: PackedTargets, key: CacheKey) -> t
         (_weight(_WEIGHTS[name], fresh, name, key) - _weight(_WEIGHTS[name], other, name, key)).abs()
         for name in key.uncertainties
     ]
-    return (p_BC - q_BC).abs().amax(-1), torch.stack(apart).amax(0).double()
+    found = {"probability": (p_BC - q_BC).abs().amax(-1), "weight": torch.stack(apart).amax(0).double()}
+    if fresh.features is not None and other.features is not None:
+        largest_B = fresh.features.double().abs().amax(-1).clamp(min=torch.finfo(torch.float16).tiny)
+        found["features"] = (fresh.features.double() - other.features.double()).abs().amax(-1) / largest_B
+    return found
 
 
 def _with_tail(p_BC: torch.Tensor, classes_Bk: torch.Tensor) -> torch.Tensor:

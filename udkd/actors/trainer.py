@@ -17,11 +17,11 @@ from udkd.backends import choose, open_backend
 from udkd.backends.resident import ResidentBackend
 from udkd.engine.assembly import assemble
 from udkd.engine.drives import Drive, Resident, Streamed, record_cuda_graph
-from udkd.engine.lessons import live_network, open_lessons
+from udkd.engine.lessons import live_network, num_features, open_lessons
 from udkd.engine.scalars import write_scalars
 from udkd.engine.scoring import score
 from udkd.engine.step import Tally
-from udkd.formats.config import FEATURE_METHODS, Recipe
+from udkd.formats.config import MAP_METHODS, Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import Checkpoint, RunFolder
 from udkd.operations.schedule import progressive_px
@@ -342,11 +342,14 @@ class Trainer:
         recipe = self.recipe
         if recipe.loss.method == "none":
             return lessons, []
-        network = live_network(lessons) if recipe.loss.method in FEATURE_METHODS else None
-        labels_I, ids = self.split.labels.astype("int64"), self.split.ids
+        network = live_network(lessons) if recipe.loss.method in MAP_METHODS else None
+        made: dict[str, Any] = {
+            "labels_I": self.split.labels.astype("int64"),
+            "ids": self.split.ids,
+            "features": num_features(lessons),
+        }
         links = [
-            connect(recipe, student.index, student.model, network, labels_I=labels_I, ids=ids, device=self.job.device)
-            for student in self.students
+            connect(recipe, student.index, student.model, network, **made, device=self.job.device) for student in self.students
         ]
         self.students = [student.with_connector(link.connector) for student, link in zip(self.students, links, strict=True)]
         modules = sorted({name for link in links for name in link.teacher_modules})

@@ -57,6 +57,9 @@ def build(
             help="For many classes: keep the K best and the mass of the others. Short for teacher.top_k.",
         ),
     ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Also keep the teacher's pooled features, for loss.method rkd and crd.")
+    ] = False,
     backend: BackendOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -68,7 +71,7 @@ def build(
     """
     team = Team.join()
     try:
-        _build(team, data, [teacher, *(also or [])], cache, views, recipe, overrides, storage, top_k, backend, device)
+        _build(team, data, [teacher, *(also or [])], cache, views, recipe, overrides, storage, top_k, features, backend, device)
     except UserError as error:
         if team.leads:
             raise
@@ -86,6 +89,7 @@ def _build(
     overrides: list[str] | None,
     storage: str | None,
     top_k: int | None,
+    features: bool,
     backend: str | None,
     device: str,
 ) -> None:
@@ -106,6 +110,7 @@ def _build(
             others=folders[1:],
             recipe=how,
             device=team.device(choose_device(device)),
+            features=features,
             observer=observer if team.leads else SILENT,
             team=team,
         )
@@ -218,9 +223,10 @@ def _recompute(
         f"{found.num_pairs:,} of {total:,} pairs asked again: largest difference of a probability {found.probability:.2e} "
         f"(bound {found.probability_bound:.2e}), of a weight {found.weight:.2e} (bound {found.weight_bound:.2e})"
     )
-    if not found.holds:
-        too_far = found.probability > found.probability_bound
-        view, sample = found.worst_probability if too_far else found.worst_weight
+    if cache.key.features:
+        out.print(f"features: largest difference {found.features:.2e} of a row's largest (bound {found.features_bound:.2e})")
+    if found.worst is not None:
+        view, sample = found.worst
         raise CacheError(
             f"{cache.folder} is not what this teacher says: id {sample} of view {view} is beyond the bound; "
             "expected the same answers; build the cache again, or find what changed (pixels, drivers, versions)"
@@ -247,6 +253,8 @@ def _described(cache: Cache, summary: CacheSummary) -> Table:
         "build": f"batch {key.teacher_batch}, blocks of {key.block_rows}, {_layout(cache)}, stored as {key.storage}",
         "data": f"{key.dataset_digest[:16]}…, {key.pixel_class}",
     }
+    if key.features:
+        rows["features"] = f"{key.features} float16 numbers a target, the teacher's pooled ones"
     if cache.missing:
         rows["missing"] = f"views {', '.join(map(str, cache.missing))}: they were built and are gone; build again to have them"
     if summary.top1 is not None:

@@ -113,6 +113,7 @@ class FixedLessons:
         self._view: int | None = None
         self._logits_NC: Tensor | None = None
         self._weight_N: Tensor | None = None
+        self._features_ND: Tensor | None = None
 
     def load(self, view: int) -> None:
         """Ask for all ids of a view at once."""
@@ -122,14 +123,16 @@ class FixedLessons:
         lesson = self._lessons.lookup(asked, self._rows.canvas[:0], view)
         self._logits_NC = self._stored(self._logits_NC, lesson.logits)
         self._weight_N = self._stored(self._weight_N, lesson.weight)
+        self._features_ND = self._stored(self._features_ND, lesson.features)
         self._view = view
 
     def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
         """See Lessons; `view` is the one that was loaded."""
-        logits_NC, weight_N = self._logits_NC, self._weight_N
+        logits_NC, weight_N, features_ND = self._logits_NC, self._weight_N, self._features_ND
         return Lesson(
             logits=None if logits_NC is None else logits_NC.index_select(0, batch.ids),
             weight=None if weight_N is None else weight_N.index_select(0, batch.ids),
+            features=None if features_ND is None else features_ND.index_select(0, batch.ids),
         )
 
     def _stored(self, place: Tensor | None, values: Tensor | None) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
@@ -49,23 +50,32 @@ class Evidence:
 class CachedLessons:
     """A gather from the cache. Canonical targets are view 0 of the cache whatever the students see.
 
-    labels_N: class indices of all ids, on the CPU, for weights that are held against them.
+    labels_N: class indices of all ids, on the CPU, for weights that are held against them. features: the teacher's pooled
+    features belong to each lesson.
     """
 
     def __init__(
-        self, targets: Cache, device: torch.device, weighing: Weighing | None = None, labels_N: Tensor | None = None
+        self,
+        targets: Cache,
+        device: torch.device,
+        weighing: Weighing | None = None,
+        labels_N: Tensor | None = None,
+        *,
+        features: bool = False,
     ) -> None:
+        self.num_features = targets.key.features if features else 0
         self._canonical = targets.key.policy == "canonical"
 
         @lru_cache(maxsize=None)  # noqa: UP033 ("cache" is another word here)
         def table(view: int) -> TargetTable:
-            return targets.lookup_table(view, device, weighing, labels_N)
+            return targets.lookup_table(view, device, weighing, labels_N, features=features)
 
         self._table = table
 
     def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
-        logits_BC, weight_B = self._table(0 if self._canonical else view).lookup(batch.ids)
-        return Lesson(logits=logits_BC, weight=weight_B)
+        table = self._table(0 if self._canonical else view)
+        logits_BC, weight_B = table.lookup(batch.ids)
+        return Lesson(logits=logits_BC, weight=weight_B, features=table.features(batch.ids) if self.num_features else None)
 
 
 @final
@@ -86,6 +96,11 @@ class LiveLessons:
         """The network that answers."""
         return self._panel.members[0].model
 
+    @property
+    def num_features(self) -> int:
+        """Pooled features of each lesson."""
+        return self._panel.num_features
+
     @torch.no_grad()
     def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
         if self._canonical is not None:
@@ -94,10 +109,11 @@ class LiveLessons:
         packed = self._panel.targets(x_BCHW, batch.ids, view)
         logits_BC = packed.whole(self._panel.num_classes)
         if self._kind == "constant":
-            return Lesson(logits=logits_BC, weight=None)
+            return Lesson(logits=logits_BC, weight=None, features=packed.features)
         uncertainty_B = packed.uncertainties.get(UNCERTAINTY_OF.get(self._kind, ""))
         members = self._panel.num_members
-        return Lesson(logits=logits_BC, weight=weight(self._kind, logits_BC, uncertainty_B, batch.labels, num_members=members))
+        weight_B = weight(self._kind, logits_BC, uncertainty_B, batch.labels, num_members=members)
+        return Lesson(logits=logits_BC, weight=weight_B, features=packed.features)
 
 
 @final
@@ -112,14 +128,24 @@ class Unweighted:
         """That of a live teacher."""
         return live_network(self._lessons)
 
+    @property
+    def num_features(self) -> int:
+        """Those of the other's."""
+        return num_features(self._lessons)
+
     def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
-        return Lesson(logits=self._lessons.lookup(batch, x_BCHW, view).logits, weight=None)
+        return replace(self._lessons.lookup(batch, x_BCHW, view), weight=None)
 
 
 def live_network(lessons: Lessons) -> nn.Module:
     """The network behind lessons that ask one."""
     assert isinstance(lessons, LiveLessons | Unweighted), "a recipe whose method looks inside its teacher has a live one"
     return lessons.network
+
+
+def num_features(lessons: Lessons) -> int:
+    """How many pooled features a teacher's lessons hold; 0 for none."""
+    return lessons.num_features if isinstance(lessons, CachedLessons | LiveLessons | Unweighted) else 0
 
 
 def open_lessons(
@@ -181,8 +207,10 @@ def _cached(
         targets.require_views(recipe.train.epochs if views == "canonical" else views)
     weighing = recipe.loss.weighing
     targets.require_uncertainty(weighing.kind)
+    if recipe.pools_features:
+        targets.require_features()
     labels_N = torch.from_numpy(dataset.split("train").labels.astype("int64")) if weighing.kind == "correctness" else None
-    return CachedLessons(targets, device, weighing, labels_N), record
+    return CachedLessons(targets, device, weighing, labels_N, features=recipe.pools_features), record
 
 
 def _live(
@@ -203,7 +231,8 @@ def _live(
             f"loss.weight is {weighing.kind} and teacher.estimator {recipe.teacher.estimator}; expected one that gives "
             f"{needed}: {' or '.join(MAKERS[needed])}; change one of them"
         )
-    panel = Panel.load([TeacherFolder.open(teacher) for teacher in teachers], recipe, dataset, device)
+    folders = [TeacherFolder.open(teacher) for teacher in teachers]
+    panel = Panel.load(folders, recipe, dataset, device, features=recipe.pools_features)
     canonical = recipe.teacher.views == "canonical"
     shown = EpochViews(recipe.evaluation_spec, 0, dataset.split("train"), device) if canonical else None
     return LiveLessons(panel, shown, weighing), {"teacher_sha256": panel.describe()["teacher_sha256"]}

@@ -28,6 +28,8 @@ FEATURE_METHODS = ("attention", "fitnets", "rkd", "crd", "reviewkd")
 """Methods that look inside the teacher."""
 MAP_METHODS = ("attention", "fitnets", "reviewkd")
 """Those that compare its maps position by position."""
+POOLED_METHODS = ("rkd", "crd")
+"""Those that take the mean of its deepest map over positions, which a cache may hold."""
 
 
 class Section(BaseModel):
@@ -363,6 +365,11 @@ class Recipe(Section):
         return self.loss.largest_weights[1] > 0 or self.loss.method != "none"
 
     @property
+    def pools_features(self) -> bool:
+        """Whether students learn from the teacher's pooled features."""
+        return self.loss.method in POOLED_METHODS
+
+    @property
     def is_mixed(self) -> bool:
         """Whether the loss has more than the paper's: a method's term, or weights that differ between steps or students."""
         return bool(self.loss.moving) or self.loss.method != "none" or any(student.weight != 1 for student in self.students)
@@ -439,8 +446,8 @@ class Recipe(Section):
         method, source = self.loss.method, self.teacher.source
         if method == "none":
             return self
-        if method in FEATURE_METHODS and source != "live":
-            holds = "the cache holds logits" if source == "cache" else "teacher.source is none"
+        if method in FEATURE_METHODS and source != "live" and not (method in POOLED_METHODS and source == "cache"):
+            holds = "a cache holds no maps" if source == "cache" else "teacher.source is none"
             raise ValueError(f"loss.method = {method} needs a live teacher's features; {holds}; set teacher.source = live")
         if source == "none":
             raise ValueError(f"loss.method = {method} needs a teacher; set teacher.source to cache or live")

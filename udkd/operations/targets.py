@@ -21,6 +21,7 @@ class PackedTargets:
 
     logits:  float16 (float32 on request) [B, C], with each row's maximum subtracted; in the top-k form [B, k], best first.
     uncertainties: float32 [B] by name, of the unrounded prediction; "entropy", in nats, is always the first.
+    features: float16 [B, D], the pooled ones, where they were asked for.
     classes, tail: of the top-k form: int64 [B, k], and float32 [B], the exact probability of the classes that were not kept.
     """
 
@@ -28,6 +29,7 @@ class PackedTargets:
     uncertainties: Mapping[str, Tensor]
     classes: Tensor | None = None
     tail: Tensor | None = None
+    features: Tensor | None = None
 
     @property
     def entropy(self) -> Tensor:
@@ -37,7 +39,8 @@ class PackedTargets:
     def arrays(self) -> dict[str, Tensor]:
         """Everything, by the names and in the order of a cache's arrays."""
         kept = {} if self.classes is None or self.tail is None else {"classes": self.classes, "tail": self.tail}
-        return {"logits": self.logits, **kept, **self.uncertainties}
+        more = {} if self.features is None else {"features": self.features}
+        return {"logits": self.logits, **kept, **self.uncertainties, **more}
 
     def whole(self, num_classes: int) -> Tensor:
         """Logits [B, C]: as stored, or float32 rebuilt from the top-k form."""
@@ -80,5 +83,6 @@ def joined(parts: Sequence[PackedTargets]) -> PackedTargets:
 
 
 def _from_arrays(arrays: Mapping[str, Tensor]) -> PackedTargets:
-    rest = {name: array for name, array in arrays.items() if name not in ("logits", "classes", "tail")}
-    return PackedTargets(logits=arrays["logits"], uncertainties=rest, classes=arrays.get("classes"), tail=arrays.get("tail"))
+    others = {name: arrays.get(name) for name in ("classes", "tail", "features")}
+    rest = {name: array for name, array in arrays.items() if name != "logits" and name not in others}
+    return PackedTargets(logits=arrays["logits"], uncertainties=rest, **others)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder, require_classes
 from udkd.operations.compiled import compiled
+from udkd.operations.features import pooled, stages
 from udkd.operations.levers import fold_batch_norm
 from udkd.operations.models import build, first_difference, sample_dropout
 from udkd.operations.targets import PackedTargets, joined, pack
@@ -24,6 +25,8 @@ class FrozenTeacher:
 
     model: the network on `device`. batch: the one batch shape. precision: "float32" or "bfloat16" (autocast).
     evidential: it was fitted with the evidential loss.
+    pool: the module whose map, averaged over positions, gives the `num_features` features of an image: its deepest; "" and 0
+    where nobody asks for them.
     folded: batch norm lies in the convolutions. compiled: it runs through torch.compile. Both change last bits.
     """
 
@@ -38,6 +41,8 @@ class FrozenTeacher:
     evidential: bool = False
     folded: bool = False
     compiled: bool = False
+    pool: str = ""
+    num_features: int = 0
 
     @classmethod
     def load(
@@ -51,8 +56,12 @@ class FrozenTeacher:
         channels_last: bool = True,
         folded: bool = False,
         compile: bool = False,
+        features: bool = False,
     ) -> "FrozenTeacher":
-        """Build the network and load its weights. Raises DataError where they do not belong to the architecture."""
+        """Build the network and load its weights. features: `features` will be asked for.
+
+        Raises DataError where the weights do not belong to the architecture, ConfigError where it has no feature maps.
+        """
         model = build(folder.info.architecture, len(folder.info.classes), image_px=image_px, seed=0)
         weights = folder.weights()
         difference = first_difference(weights, model.state_dict())
@@ -64,7 +73,10 @@ class FrozenTeacher:
             model = fold_batch_norm(model)
         if channels_last:
             model.to(memory_format=torch.channels_last)
+        deepest = stages(model, image_px)[-1] if features else None
         return cls(
+            pool=deepest.module if deepest else "",
+            num_features=deepest.channels if deepest else 0,
             model=compiled(model) if compile else model,
             architecture=folder.info.architecture,
             weights_sha256=folder.info.weights_sha256,
@@ -89,6 +101,16 @@ class FrozenTeacher:
         with self._autocast():
             logits_BC: Tensor = self.model(self._padded(x_BCHW))
         return logits_BC.float()
+
+    def logits_and_features(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """See `logits`, and beside them the pooled features, float32 [batch, num_features]."""
+        maps: list[Tensor] = []
+        hook = self.model.get_submodule(self.pool).register_forward_hook(lambda module, given, map_BCHW: maps.append(map_BCHW))
+        try:
+            logits_BC = self.logits(x_BCHW)
+        finally:
+            hook.remove()
+        return logits_BC, pooled(maps[-1])
 
     def dropped_logits(self, x_BCHW: Tensor, ids_B: Tensor, names: list[int], p: float) -> Tensor:
         """Logits float32 [M, batch, C] of up to `batch` images with dropout of probability `p` before the head.

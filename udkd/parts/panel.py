@@ -1,7 +1,7 @@
 """Everyone who is asked about a view, and how their answers become one target: a teacher, its passes, or several teachers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,12 +31,22 @@ class Panel:
     storage: Storage
 
     @classmethod
-    def load(cls, folders: Sequence[TeacherFolder], recipe: Recipe, dataset: DatasetFolder, device: torch.device) -> "Panel":
-        """Load teachers of a dataset's classes as a recipe asks for them.
+    def load(
+        cls,
+        folders: Sequence[TeacherFolder],
+        recipe: Recipe,
+        dataset: DatasetFolder,
+        device: torch.device,
+        *,
+        features: bool = False,
+    ) -> "Panel":
+        """Load teachers of a dataset's classes as a recipe asks for them. features: the pooled ones are asked for too.
 
         MismatchError: other classes. DataError: weights of another architecture. ConfigError: folders that the recipe's
-        estimator cannot use, or as many kept classes as there are.
+        estimator cannot use, as many kept classes as there are, or features of anything but one teacher as it is.
         """
+        if features:
+            _require_open(recipe)
         for folder in folders:
             require_same_classes(folder, dataset)
         members = tuple(
@@ -48,6 +58,7 @@ class Panel:
                 folded=recipe.teacher.folded,
                 compile=recipe.teacher.compile,
                 image_px=recipe.views.size_px,
+                features=features,
             )
             for folder in folders
         )
@@ -65,22 +76,29 @@ class Panel:
         return self.members[0].batch
 
     @property
+    def num_features(self) -> int:
+        """D, the pooled features of an image; 0 where nobody asks for them."""
+        return self.members[0].num_features
+
+    @property
     def num_members(self) -> int:
         """M, the predictions that one target is the mean of."""
         return self.estimator.passes if self.estimator.kind == "mc_dropout" else len(self.members)
 
     def targets(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> PackedTargets:
         """What the panel says of normalised images [B, 3, H, W] of samples `ids_B` (int64) in view `view`, packed."""
-        return self._packed(x_BCHW, ids_B, view, self.storage)
+        return self._packed(x_BCHW, ids_B, view, self.storage, torch.float16)
 
     def predictions(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> PackedTargets:
-        """`targets` before any rounding: float32 logits of all classes."""
-        return self._packed(x_BCHW, ids_B, view, _EXACT)
+        """`targets` before any rounding: float32 logits of all classes, float32 features."""
+        return self._packed(x_BCHW, ids_B, view, _EXACT, torch.float32)
 
     def nothing(self, *, exactly: bool = False) -> PackedTargets:
         """The answer to no question: no rows."""
         more = {name: torch.zeros(0) for name in self.estimator.uncertainties[1:]}
-        return pack(torch.zeros(0, self.num_classes), _EXACT if exactly else self.storage, more)
+        packed = pack(torch.zeros(0, self.num_classes), _EXACT if exactly else self.storage, more)
+        features = torch.zeros(0, self.num_features, dtype=torch.float32 if exactly else torch.float16)
+        return replace(packed, features=features) if self.num_features else packed
 
     def describe(self) -> dict[str, object]:
         """What of the panel decides the bits of its targets, by the names of CacheKey's fields."""
@@ -90,15 +108,21 @@ class Panel:
             "estimator": self.estimator.text,
             "uncertainties": self.estimator.uncertainties,
             "storage": self.storage.text,
+            "features": self.num_features,
         }
 
     @torch.no_grad()
-    def _packed(self, x_BCHW: Tensor, ids_B: Tensor, view: int, storage: Storage) -> PackedTargets:
+    def _packed(self, x_BCHW: Tensor, ids_B: Tensor, view: int, storage: Storage, features_dtype: torch.dtype) -> PackedTargets:
         parts = []
         for start in range(0, len(x_BCHW), self.batch):
             piece = slice(start, start + self.batch)
-            logits_BC, more = self._predicted(x_BCHW[piece], ids_B[piece], view)
-            parts.append(pack(logits_BC, storage, more)[: len(ids_B[piece])])
+            if self.num_features:
+                logits_BC, features_BD = self.members[0].logits_and_features(x_BCHW[piece])
+                answer = replace(pack(logits_BC, storage), features=features_BD.to(features_dtype))
+            else:
+                logits_BC, more = self._predicted(x_BCHW[piece], ids_B[piece], view)
+                answer = pack(logits_BC, storage, more)
+            parts.append(answer[: len(ids_B[piece])])
         return joined(parts)
 
     def _predicted(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -135,3 +159,14 @@ class Panel:
             raise ConfigError(
                 f"teacher.top_k is {self.storage.top_k} of {self.num_classes} classes; expected fewer; lower it, or 0 for all"
             )
+
+
+def _require_open(recipe: Recipe) -> None:
+    """ConfigError unless a recipe's teacher is one network that can be looked into."""
+    asked = recipe.teacher
+    if asked.estimator != "plain" or asked.folded or asked.compile:
+        raise ConfigError(
+            f"features are asked for and the teacher is {asked.estimator}{', folded' * asked.folded}"
+            f"{', compiled' * asked.compile}; expected one teacher as it is; "
+            "set teacher.estimator to plain, teacher.folded and teacher.compile to false"
+        )

@@ -15,11 +15,13 @@ class Lesson:
 
     logits: float16 or float32 [B, C], up to a constant per row, or None where nobody teaches.
     weight: float32 [B], of each sample's teacher term, or None for 1.
+    features: float16 or float32 [B, D], the teacher's pooled ones, where a method asks for them.
     maps: feature maps [B, channels, H, W] by the module of the teacher that gave them, where a method asks for some.
     """
 
     logits: Tensor | None
     weight: Tensor | None
+    features: Tensor | None = None
     maps: Mapping[str, Tensor] = field(default_factory=dict)
 
 

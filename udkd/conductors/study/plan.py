@@ -52,6 +52,7 @@ class Trial:
         spec, seed = asdict(recipe.teacher_spec), None if canonical else recipe.views.seed
         asked = recipe.teacher.model_dump(mode="json", exclude={"source", "views"})
         meaning = [canonical, spec, seed, asked, recipe.data.backend, dataset_digest, teacher_sha256]
+        meaning += ["features"] if recipe.pools_features else []
         return ("canonical-" if canonical else "views-") + digest(meaning)
 
 

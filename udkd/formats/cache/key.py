@@ -46,6 +46,8 @@ class CacheKey:
     block_rows:      consecutive ids that are computed and check-summed together.
     storage:         how logits are stored, `udkd.words.storage.Storage.text`: "float16" | "float32", "… top-32".
     uncertainties:   names of the stored float32 [N] arrays; "entropy" is always one.
+    features:        D, the teacher's pooled features that lie beside each target as float16; 0 for none. No field of the key's
+                     text then: a cache of a version that knew no features is the same bytes.
     """
 
     format_version: int = FORMAT_VERSION
@@ -70,6 +72,7 @@ class CacheKey:
     block_rows: int
     storage: str = "float16"
     uncertainties: tuple[str, ...] = ("entropy",)
+    features: int = 0
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -79,6 +82,7 @@ class CacheKey:
         object.__setattr__(self, "normalisation", _plain(self.normalisation))
         assert self.block_rows > 0, "a block holds at least one row"
         assert self.num_classes > 0, "a target has at least one class"
+        assert self.features >= 0, "a target has no or some features"
         assert self.uncertainties[:1] == ("entropy",), "the entropy is always stored, and first"
         assert Storage.parse(self.storage).top_k < self.num_classes, "the top-k form leaves classes out"
         Estimator.parse(self.estimator)
@@ -91,7 +95,8 @@ class CacheKey:
 
     def to_json(self) -> str:
         """One line with sorted keys: equal keys give equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value or name != "features"}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "CacheKey":
@@ -104,7 +109,7 @@ class CacheKey:
             raise CacheError(
                 f"cache key: {where}: {first['msg']}; expected a key of format {FORMAT_VERSION}; rebuild the cache"
             ) from None
-        missing = {field.name for field in dataclasses.fields(cls)} - json.loads(text).keys()
+        missing = {field.name for field in dataclasses.fields(cls)} - json.loads(text).keys() - {"features"}
         if missing:
             raise CacheError(
                 f"cache key without {', '.join(sorted(missing))}; expected a key of format {FORMAT_VERSION}; rebuild the cache"

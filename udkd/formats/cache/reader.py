@@ -128,18 +128,34 @@ class Cache:
                 f"expected {needed} for loss.weight = {kind}; build a cache with teacher.estimator = {makers}"
             )
 
+    def require_features(self) -> None:
+        """CacheError unless the teacher's pooled features lie beside the targets."""
+        if not self.key.features:
+            raise CacheError(
+                f"{self.folder} holds no features; expected the teacher's pooled ones for this loss.method; "
+                "build a cache with --features, or set teacher.source = live"
+            )
+
     def lookup_table(
-        self, view: int, device: torch.device, weighing: Weighing | None = None, labels_N: Tensor | None = None
+        self,
+        view: int,
+        device: torch.device,
+        weighing: Weighing | None = None,
+        labels_N: Tensor | None = None,
+        *,
+        features: bool = False,
     ) -> TargetTable:
         """One view's targets for training, weighed by entropy where `weighing` is left out.
 
         On the CPU they stay memory-mapped, and a block is verified when a lookup first touches it; any other device gets
         a copy that was verified whole, if it fits. labels_N: int64 [N], class indices of all ids, for weights that ask.
-        CacheError names a damaged block, or the uncertainty that is not stored.
+        features: the teacher's are asked for too. CacheError names a damaged block, or what is not stored.
         """
         weighing = weighing or Weighing()
         self.require_uncertainty(weighing.kind)
-        return open_table(self.view_file(view), device, weighing, labels_N)
+        if features:
+            self.require_features()
+        return open_table(self.view_file(view), device, weighing, labels_N, features=features)
 
 
 def verify(cache: Cache) -> list[tuple[int, int]]:

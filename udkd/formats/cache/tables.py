@@ -31,10 +31,16 @@ class TargetTable(Protocol):
         targets lie on the device, as asking would make the device wait.
         """
 
+    def features(self, ids_B: Tensor) -> Tensor:
+        """The teacher's pooled features of int64 ids [B], float16 [B, D], on the table's device, where they were asked for."""
 
-def open_table(file: ViewFile, device: torch.device, weighing: Weighing, labels_N: Tensor | None) -> TargetTable:
-    """The fastest table that fits. labels_N: int64 [N], for weights that need them."""
-    num_bytes = sum(array.nbytes for array in file.arrays.values())
+
+def open_table(
+    file: ViewFile, device: torch.device, weighing: Weighing, labels_N: Tensor | None, *, features: bool = False
+) -> TargetTable:
+    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: whether they are asked for."""
+    wanted = ("logits", "classes", "tail", *(("features",) if features else ()))
+    num_bytes = sum(array.nbytes for name, array in file.arrays.items() if name in wanted)
     mapped = MappedTable(file, device, weighing, labels_N)
     if device.type == "cpu" or (device.type == "cuda" and num_bytes > _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]):
         return mapped
@@ -43,7 +49,7 @@ def open_table(file: ViewFile, device: torch.device, weighing: Weighing, labels_
     rows = {
         name: torch.from_numpy(array.astype(np.int32) if name == "classes" else array).to(device)
         for name, array in file.arrays.items()
-        if name in ("logits", "classes", "tail")
+        if name in wanted
     }
     # Weights are derived where a live teacher's are: a division rounds differently on another device.
     return DeviceTable(rows, mapped.all_weights(), file.header.key.num_classes)
@@ -94,6 +100,12 @@ class MappedTable:
         if self._others_N is not None:
             return spread(logits, classes, self._others_N.index_select(0, rows_B), num_classes)
         return rebuild(logits, classes, self._gathered("tail", rows_B), num_classes)
+
+    def features(self, ids_B: Tensor) -> Tensor:
+        """See TargetTable."""
+        rows_B = ids_B.cpu()
+        self._verify(rows_B.numpy())
+        return self._gathered("features", rows_B)
 
     def weight(self, rows_B: Tensor, logits_BC: Tensor | None = None) -> Tensor:
         """Weight [B] of ids on the host before any control, on the table's device. logits_BC: theirs, if they are known."""
@@ -152,7 +164,8 @@ class MappedTable:
 class DeviceTable:
     """All targets on the device: a lookup is one gather for the logits and one for the weights.
 
-    rows: by name, logits float16 or float32 [N, C], or of the top-k form logits [N, k], classes int32 [N, k], tail [N].
+    rows: by name, logits float16 or float32 [N, C], or of the top-k form logits [N, k], classes int32 [N, k], tail [N];
+    features float16 [N, D] where they are asked for.
     weight: float32 [N].
     """
 
@@ -163,8 +176,12 @@ class DeviceTable:
 
     def lookup(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
         """See TargetTable."""
-        rows = {name: array.index_select(0, ids_B) for name, array in self._rows.items()}
+        rows = {name: array.index_select(0, ids_B) for name, array in self._rows.items() if name != "features"}
         logits = rows["logits"]
         if "classes" in rows:
             logits = rebuild(logits, rows["classes"], rows["tail"], self._num_classes)
         return logits, self.weight.index_select(0, ids_B)
+
+    def features(self, ids_B: Tensor) -> Tensor:
+        """See TargetTable."""
+        return self._rows["features"].index_select(0, ids_B)

@@ -11,6 +11,7 @@ All numbers are little-endian. N rows (one for each id of the split, excluded on
     data starts at the next multiple of 64, and so does each array; the gaps are zeros:
           logits     float16 or float32 [N, C], the row's maximum subtracted
           entropy    float32 [N], nats; then the key's other uncertainties, likewise
+          features   float16 [N, D], where the key says so: the teacher's pooled features
           checksums  uint32 [ceil(N / block_rows)]
 
 In the top-k form of many classes, logits is [N, k], best first, and two arrays follow it:
@@ -24,6 +25,7 @@ is as wrong as a flipped bit. An excluded id has zeros as logits (and classes) a
 one by mistake sees a loss that is not finite.
 
 At C = 100 a row costs 204 bytes and its share of the header and the checksums; top-32 of any C up to 65,536 costs 136.
+Features add 2 D bytes: 4,096 for a ResNet-50, 1,024 for a ResNet-18.
 """
 
 import json
@@ -90,6 +92,7 @@ class ViewHeader:
             ("logits", logits_dtype, (self.num_rows, width)),
             *(kept if storage.top_k else ()),
             *((name, "<f4", (self.num_rows,)) for name in self.key.uncertainties),
+            *([("features", "<f2", (self.num_rows, self.key.features))] if self.key.features else ()),
             ("checksums", "<u4", (self.num_blocks,)),
         ]
         specs, offset = [], 0

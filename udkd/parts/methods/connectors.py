@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from udkd.formats.config import CrdSection, DkdSection, MethodName, MethodsSection, Recipe, RkdSection
+from udkd.formats.config import POOLED_METHODS, CrdSection, DkdSection, MethodName, MethodsSection, Recipe, RkdSection
 from udkd.operations.features import Stage, Tapped, pooled, stages
 from udkd.operations.methods import crd
 from udkd.operations.methods.attention import attention_transfer
@@ -32,7 +32,8 @@ _NEGATIVES = 0x6E65676174697665  # tells the key of a step's negatives from that
 class Seen:
     """One student and one batch, as a connector sees them.
 
-    maps, teacher_maps: the stages that were asked for, shallow to deep; empty where none were. logits [B, C] (teacher_logits
+    maps, teacher_maps: the stages that were asked for, shallow to deep; empty where none were. teacher_features: [B, D], its
+    pooled ones as they are stored, where they were. logits [B, C] (teacher_logits
     up to a constant per row). labels, ids: int64 [B]. key: int64 [], names the step's randomness for this student.
     """
 
@@ -43,6 +44,13 @@ class Seen:
     labels: Tensor
     ids: Tensor
     key: Tensor
+    teacher_features: Tensor | None = None
+
+    @property
+    def pooled_pair(self) -> tuple[Tensor, Tensor]:
+        """The pooled features of student and teacher, float32 [B, .] each."""
+        assert self.teacher_features is not None, "a method that pools has a teacher's features"
+        return pooled(self.maps[0]), self.teacher_features.float()
 
 
 class Dkd(nn.Module):
@@ -92,7 +100,7 @@ class Rkd(nn.Module):
 
     def forward(self, seen: Seen) -> Tensor:
         """The term, a scalar."""
-        student_BD, teacher_BE = pooled(seen.maps[0]), pooled(seen.teacher_maps[0])
+        student_BD, teacher_BE = seen.pooled_pair
         term = self.options.distance * distance_term(student_BD, teacher_BE)
         return term + self.options.angle * angle_term(student_BD, teacher_BE) if self.options.angle else term
 
@@ -135,8 +143,8 @@ class Crd(nn.Module):
 
     def forward(self, seen: Seen) -> Tensor:
         """The term, a scalar: the student against the teacher's memory, and the teacher against the student's."""
-        own_BD = self.embed(pooled(seen.maps[0]))
-        teacher_BD = self.teacher_embed(pooled(seen.teacher_maps[0]))
+        student_BF, teacher_BF = seen.pooled_pair
+        own_BD, teacher_BD = self.embed(student_BF), self.teacher_embed(teacher_BF)
         keys_B = mix(mix(seen.key ^ _NEGATIVES) ^ mix(seen.ids))
         ids_BK = crd.negatives(seen.labels, self.first, self.by_class, keys_B, self.options.negatives)
         positive_B, times_BI = (own_BD * teacher_BD).sum(1), crd.times(ids_BK, len(self.memory))
@@ -203,16 +211,20 @@ def connect(
     labels_I: NDArray[np.int64],
     ids: NDArray[np.int64],
     device: torch.device,
+    features: int = 0,
 ) -> Connection:
     """What joins student number `index` to its teacher in recipe.loss.method. Weights are named by (train.seed, index).
 
-    teacher: the live one's network, where the method looks inside it. labels_I, ids: see Crd.
+    teacher: the live one's network, where the method compares maps. features: how many pooled ones the teacher gives, where
+    it takes those. labels_I, ids: see Crd.
     Raises ConfigError for networks that have too few maps.
     """
     method, options = recipe.loss.method, recipe.methods
     image_px = recipe.views.size_px
     chosen: tuple[list[Stage], list[Stage]] = ([], [])
-    if teacher is not None:
+    if method in POOLED_METHODS:
+        chosen = stages(student, image_px)[-1:], []
+    elif teacher is not None:
         chosen = _chosen(method, options, stages(student, image_px), stages(teacher, image_px))
     ours, theirs = ([stage.channels for stage in side] for side in chosen)
     makers: dict[str, Callable[[], nn.Module]] = {
@@ -220,7 +232,7 @@ def connect(
         "attention": lambda: Attention(options.attention.factor),
         "fitnets": lambda: Fitnets(options.fitnets.factor, ours[0], theirs[0]),
         "rkd": lambda: Rkd(options.rkd),
-        "crd": lambda: Crd(options.crd, ours[0], theirs[0], labels_I, ids, (recipe.train.seed, _MEMORY, index)),
+        "crd": lambda: Crd(options.crd, ours[0], features, labels_I, ids, (recipe.train.seed, _MEMORY, index)),
         "reviewkd": lambda: ReviewTerm(options.reviewkd.factor, ours, theirs),
     }
     with torch.random.fork_rng(devices=[]):
@@ -241,7 +253,7 @@ def _chosen(
         "attention": (options.attention.stages, options.attention.stages),
         "reviewkd": (options.reviewkd.stages, options.reviewkd.stages),
         "fitnets": (options.fitnets.stage, 1),
-    }.get(method, (1, 1))
+    }[method]
     available = min(len(student), len(teacher))
     if first > available:
         where = f"methods.{method}.{'stage' if method == 'fitnets' else 'stages'}"

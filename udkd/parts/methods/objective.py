@@ -54,6 +54,7 @@ class MixedObjective:
                         labels=batch.labels,
                         ids=batch.ids,
                         key=keys_N[place],
+                        teacher_features=lesson.features,
                     )
                 )
                 for place, link in enumerate(self.links)
