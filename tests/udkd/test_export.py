@@ -2,16 +2,19 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
 from tests.small import make_dataset, make_teacher, small_recipe
 from tests.udkd.test_commands import Call, call, failed, refused  # noqa: F401 (a fixture)
+from udkd.actors.evaluator import evaluate
 from udkd.actors.exporter import LIMIT, Exported, export
 from udkd.actors.exporter.export import _require_equal
 from udkd.actors.exporter.graphs import onnx_classifier, program_classifier
@@ -25,6 +28,7 @@ from udkd.formats.run import Checkpoint, RunFolder
 from udkd.operations.pictures import LONGEST_PX, read_picture
 from udkd.parts.epoch_views import EpochViews
 from udkd.words.errors import DataError, MismatchError, RunError
+from udkd.words.observer import SILENT
 from udkd.words.views import ViewSpec
 
 CPU = torch.device("cpu")
@@ -49,8 +53,8 @@ def exported(run: RunFolder) -> Exported:
     return export(run, student=None, averaged=True, int8=True)
 
 
-def inputs(dataset: DatasetFolder, run: RunFolder) -> torch.Tensor:
-    split, spec = dataset.split("val"), Trained.load(run, "c", averaged=False).recipe.evaluation_spec
+def inputs(dataset: DatasetFolder, run: RunFolder, student: str = "c") -> torch.Tensor:
+    split, spec = dataset.split("val"), Trained.load(run, student, averaged=False).recipe.evaluation_spec
     return torch.cat(
         [evaluation_input(split.pixels(int(n))[: split.sizes[n, 2], : split.sizes[n, 3]], spec) for n in split.ids]
     )
@@ -254,6 +258,86 @@ def test_wide_pictures_fill_the_view() -> None:
     assert x_1CHW.min() > 2  # no black from the canvas
 
 
+# The paper's students
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> RunFolder:
+    """ResNet-18 and MobileNetV2, trained a little."""
+    folder = tmp_path_factory.mktemp("papers") / "run"
+    students = "[{architecture='resnet18', lr=0.02}, {architecture='mobilenet_v2', lr=0.02}]"
+    settings = ("loss.beta=0.0", "teacher.source='none'", "train.epochs=2", f"students={students}")
+    assert train(Job(recipe=small_recipe(*settings), data=dataset.path, out=folder, device=CPU)).finished
+    return RunFolder.open(folder)
+
+
+@pytest.mark.parametrize("student", ["resnet18", "mobilenet_v2", None])
+def test_the_paper_s_students_leave_as_they_are(papers: RunFolder, dataset: DatasetFolder, student: str | None) -> None:
+    """From the checkpoint's bytes by torchvision alone, on stored images; and as evaluation scores them."""
+    done = export(papers, student=student, averaged=student is None, int8=True)
+    x_BCHW = inputs(dataset, papers, "resnet18")
+    tensors, log_p = papers.load().tensors, []
+    for place, name in enumerate(("resnet18", "mobilenet_v2")):
+        model = torchvision.models.get_model(name, weights=None, num_classes=4).eval()
+        prefix = f"student.{place}."
+        model.load_state_dict({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
+        with torch.no_grad():
+            logits = model(x_BCHW)
+        if name == student:
+            wanted = logits
+        log_p.append(logits.log_softmax(-1))
+    if student is None:
+        wanted = (sum(part.exp() for part in log_p) / 2).log()
+    for found in (
+        onnx_classifier((done.folder / "model.onnx").read_bytes())(x_BCHW),
+        program_classifier((done.folder / "model.pt2").read_bytes())(x_BCHW),
+    ):
+        assert (found - wanted).abs().max() <= LIMIT * wanted.abs().max().clamp(min=1)
+    guesses = wanted.argmax(-1).numpy() == dataset.split("val").labels[dataset.split("val").ids]
+    assert done.accuracy["model.onnx"].top1 == pytest.approx(100 * guesses.mean())
+    last = papers.metrics()[-1]["val"]
+    rows = {"resnet18": last["students"][0], "mobilenet_v2": last["students"][1], None: last["ensemble"]}
+    assert done.accuracy["model.onnx"].top1 == pytest.approx(rows[student]["top1"]), "as the evaluation has it"
+    assert done.accuracy["model.onnx"].loss == pytest.approx(rows[student]["loss"], abs=1e-4)
+    assert done.bytes["model-int8.onnx"] < 0.4 * done.bytes["model.onnx"]
+    notes = json.loads((done.folder / "preprocessing.json").read_text())
+    assert set(notes["validation"]) == {"model.onnx", "model-int8.onnx"}
+    assert notes["mirrored"] is False
+
+
+@pytest.fixture
+def mirrored(tmp_path: Path, run: RunFolder) -> RunFolder:
+    """The run, had its recipe said evaluation.flip."""
+    shutil.copytree(run.path, tmp_path / "mirrored", ignore=shutil.ignore_patterns("export"))
+    values = json.loads((tmp_path / "mirrored" / "config.json").read_text())
+    values["evaluation"]["flip"] = True
+    (tmp_path / "mirrored" / "config.json").write_text(json.dumps(values))
+    return RunFolder.open(tmp_path / "mirrored")
+
+
+def test_files_and_predictions_mirror_where_evaluation_does(
+    tmp_path: Path, mirrored: RunFolder, run: RunFolder, dataset: DatasetFolder
+) -> None:
+    done = export(mirrored, student="c", averaged=False, int8=False)
+    x_BCHW, plain = inputs(dataset, run), Trained.load(run, "c", averaged=False).model
+    wanted = (plain(x_BCHW) + plain(torch.flip(x_BCHW, [3]))) / 2
+    assert (wanted - plain(x_BCHW)).abs().max() > 10 * LIMIT
+    found = onnx_classifier((done.folder / "model.onnx").read_bytes())(x_BCHW)
+    assert (found - wanted).abs().max() <= LIMIT * wanted.abs().max().clamp(min=1)
+    scored = evaluate(mirrored, data=None, teacher=None, device=CPU, observer=SILENT)["students"][1]
+    labels = torch.from_numpy(dataset.split("val").labels[dataset.split("val").ids]).long()
+    assert scored["loss"] == pytest.approx(torch.nn.functional.cross_entropy(found, labels).item(), abs=1e-4)
+    notes = json.loads((done.folder / "preprocessing.json").read_text())
+    assert notes["mirrored"] is True
+    assert "the image and its mirror image" in notes["output"]["meaning"]
+    pixels = np.random.default_rng(3).integers(0, 256, (36, 36, 3), dtype=np.uint8)
+    for name, picture in (("a.png", pixels), ("b.png", pixels[:, ::-1])):
+        Image.fromarray(picture).save(tmp_path / name)
+    trained = Trained.load(mirrored, "c", averaged=False)
+    one, other = predict(trained, [tmp_path / "a.png", tmp_path / "b.png"], trained.classes, top=4)
+    assert [guess.percent for guess in one.guesses] == pytest.approx([guess.percent for guess in other.guesses], abs=1e-3)
+
+
 # Commands
 
 
@@ -268,6 +352,10 @@ def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: Datas
     assert "grey.png" in result.out
     assert all(result.out.count(name) == 4 for name in ("ant", "bee", "cat", "dog"))  # two pictures, name and id
     assert call("predict", run.path, tmp_path / "grey.png", "--student", "c", "--top", 1).code == 0
+    deep = tmp_path / ("a-long-name-" * 12) / ("and-another-" * 6)
+    deep.mkdir(parents=True)
+    shutil.copy(tmp_path / "grey.png", deep / "grey.png")
+    assert str(deep / "grey.png") in call("predict", run.path, deep / "grey.png").out, "not folded"
     refused(call("predict", run.path, tmp_path / "grey.png", "--student", "x"), "holds no student 'x'")
     refused(call("predict", tmp_path, tmp_path / "grey.png"), "is no run")
     refused(call("export", run.path), "name one with --student, or take --averaged")

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import StochasticDepth
 
-from udkd.operations.models import KeyedDropout, _hash32, build, dropout_keys, dropouts, first_difference, num_parameters
+from udkd.operations.models import (
+    KeyedDropout,
+    _hash32,
+    build,
+    check_input,
+    dropout_keys,
+    dropouts,
+    first_difference,
+    num_parameters,
+)
 from udkd.words.errors import ConfigError
 
 
@@ -149,6 +158,29 @@ def test_building_and_running_consumes_no_global_randomness(architecture: str) -
     assert torch.equal(again(x), one)
     other = build(architecture, 5, image_px=32, seed=4)
     assert not torch.equal(next(other.parameters()), next(model.parameters()))
+
+
+REFUSED = {"googlenet": "auxiliary outputs", "inception_v3": "cannot take 224 px images"}
+
+
+def test_every_torchvision_classifier_is_built_or_refused_in_one_line() -> None:
+    known = torchvision.models.list_models(module=torchvision.models)
+    assert len(known) > 70
+    for name in known:
+        if name in REFUSED:
+            with pytest.raises(ConfigError, match=REFUSED[name]):
+                check_input(name, 5, 224)
+        else:
+            check_input(name, 5, 224)
+
+
+@pytest.mark.parametrize("architecture", ["regnet_y_400mf", "regnet_x_400mf", "mnasnet0_5", "shufflenet_v2_x0_5"])
+def test_small_networks_of_other_families(architecture: str) -> None:
+    model = build(architecture, 5, image_px=32, seed=0).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
+    own, plain = model.state_dict(), torchvision.models.get_model(architecture, weights=None, num_classes=5).state_dict()
+    assert {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in plain.items()}
 
 
 def test_resnets_begin_as_the_identity() -> None:

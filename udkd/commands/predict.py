@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from udkd.actors.predictor import Prediction, class_names, predict
-from udkd.console.terminal import err, out
+from udkd.console.terminal import err, print_whole
 from udkd.engine.trained import Trained
 from udkd.formats.run import RunFolder
 
@@ -34,7 +34,7 @@ def predict_command(
     predictions = predict(trained, images, class_names(folder, trained.classes), top=top)
     answered = [prediction for prediction in predictions if prediction.guesses]
     if answered:
-        out.print(_table(answered, trained.name))
+        print_whole(_table(answered, trained.name))
     for prediction in predictions:
         if prediction.error:
             err.print(f"[red]error:[/red] {escape(prediction.error)}")
@@ -44,7 +44,6 @@ def predict_command(
 
 def _table(predictions: list[Prediction], name: str) -> Table:
     table = Table("image", escape(name), "%", "class", box=None, pad_edge=False)
-    table.columns[0].overflow = table.columns[1].overflow = table.columns[3].overflow = "fold"
     table.columns[2].justify = "right"
     for prediction in predictions:
         for place, guess in enumerate(prediction.guesses):

@@ -13,7 +13,9 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from udkd.words.errors import UserError
@@ -24,6 +26,9 @@ STOPPED = 130
 
 QUIET_S = 30.0
 """Without a terminal, seconds between two lines of progress."""
+
+_WIDEST = 10_000
+"""Characters of a line."""
 
 # No emoji: a path may well hold ":bee:".
 out = Console(highlight=False, emoji=False)
@@ -171,6 +176,15 @@ def _machine_s_limit(error: MemoryError | RuntimeError) -> str | None:
 
 def _first_sentence(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")[:200]
+
+
+def print_whole(table: Table) -> None:
+    """Print a table with every cell on one line, however narrow the terminal: a path stays one that can be copied."""
+    for column in table.columns:
+        column.no_wrap = True
+    width = Measurement.get(out, out.options.update(max_width=_WIDEST), table).maximum
+    wide = Console(file=out.file, width=width, highlight=False, emoji=False, soft_wrap=True)
+    wide.print(table, crop=False)
 
 
 def fail(message: str, *, code: int = 1) -> None:

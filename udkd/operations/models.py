@@ -2,13 +2,15 @@
 
 import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import StochasticDepth
 
@@ -53,9 +55,11 @@ def _begin_as_identity(model: torchvision.models.ResNet) -> None:
 
 def check_input(architecture: str, num_classes: int, image_px: int) -> None:
     """Run shapes alone (no data, no time) in training mode, batch 2. Raises ConfigError where images are too small or large."""
-    with torch.device("meta"), warnings.catch_warnings():
+    with torch.device("meta"), _SizesOnCpu(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of initial weights, and of networks that are refused below
-        model = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
+        model = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes).to("meta")
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             logits = model(torch.empty(2, 3, image_px, image_px))
         except (RuntimeError, ValueError, AssertionError) as error:
@@ -65,6 +69,15 @@ def check_input(architecture: str, num_classes: int, image_px: int) -> None:
             ) from None
     if not isinstance(logits, Tensor):
         raise ConfigError(f"{architecture} returns auxiliary outputs; expected logits alone; choose another architecture")
+
+
+class _SizesOnCpu(TorchFunctionMode):
+    """Ranges and lists become tensors on the CPU in spite of a default device: RegNet reads its layers' widths out of some."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func in (torch.arange, torch.tensor) else {}))
 
 
 def first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
