@@ -14,10 +14,11 @@ from tests.udkd.fake_run import fake, fake_baseline
 from tests.udkd.test_reporter import NASTY, Page
 from udkd.actors.reporter import ReportInputs, certainty, class_gains, comparison, disagreement, gather, style, write_report
 from udkd.actors.reporter import gallery as galleries
+from udkd.actors.reporter.inputs import together
 from udkd.actors.reporter.page import Gallery, Table
-from udkd.formats.predictions import Answers, write_predictions
+from udkd.formats.predictions import Answers, read_predictions, write_predictions
 from udkd.formats.run import RunFolder
-from udkd.operations.analysis import calibration_error_by_chance
+from udkd.operations.analysis import calibration_error_by_chance, calibration_error_interval
 from udkd.words.errors import MismatchError, RunError
 
 
@@ -80,6 +81,8 @@ def test_calibration_by_hand(whole: ReportInputs, page: Page) -> None:
         accuracy = 100 * sum(right) / len(right)
         assert f"It claims {claimed:.1f} % on average and is right for {accuracy:.1f} % of 300 validation images" in page.text
         chance = 100 * calibration_error_by_chance(answers.confidence)
+        low, high = calibration_error_interval(answers.confidence, np.array(right))
+        assert f"{100 * error:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in page.text
         assert f"ECE {100 * error:.1f} %; a perfect network would show {chance:.1f} % by chance" in page.text
 
 
@@ -337,7 +340,7 @@ def runs(tmp_path: Path, whole: ReportInputs) -> tuple[Path, Path]:
 
 
 def test_a_baseline_is_gathered(runs: tuple[Path, Path], without_pngs: None) -> None:
-    inputs = gather(runs[0], baseline=runs[1])
+    inputs = gather(runs[0], baselines=[runs[1]])
     assert inputs.baseline is not None
     assert inputs.baseline.name == "theirs"
     assert inputs.baseline.architectures == ("resnet18", "mobilenet_v2")
@@ -350,26 +353,84 @@ def test_a_baseline_is_gathered(runs: tuple[Path, Path], without_pngs: None) -> 
 def test_a_baseline_that_does_not_fit(runs: tuple[Path, Path]) -> None:
     mine, theirs = runs
     with pytest.raises(RunError, match="is the run itself; expected another run"):
-        gather(mine, baseline=mine)
+        gather(mine, baselines=[mine])
     facts = json.loads((theirs / "run.json").read_text())
     (theirs / "run.json").write_text(json.dumps(facts | {"dataset_digest": "00" * 32}))
     with pytest.raises(MismatchError, match=r"dataset_digest.*name a run on the same data"):
-        gather(mine, baseline=theirs)
+        gather(mine, baselines=[theirs])
     (theirs / "run.json").write_text(json.dumps(facts))
-    gather(mine, baseline=theirs)
+    gather(mine, baselines=[theirs])
     (theirs / "predictions.safetensors").rename(theirs / "kept")
     with pytest.raises(RunError, match=f"a baseline was named and {theirs} has no predictions; run udkd eval {theirs}"):
-        gather(mine, baseline=theirs)
+        gather(mine, baselines=[theirs])
     with pytest.raises(RunError, match=f"a baseline was named and {theirs} has no predictions"):
-        gather(theirs, baseline=mine)
+        gather(theirs, baselines=[mine])
     (theirs / "predictions.safetensors").write_bytes((theirs / "kept").read_bytes()[:-4])
     with pytest.raises(RunError, match="cannot be read"):
-        gather(mine, baseline=theirs)
+        gather(mine, baselines=[theirs])
     other = fake_predictions(10, ("resnet18", "mobilenet_v2"), samples=299)
     sha256 = write_predictions(theirs / "predictions.safetensors", other)
     RunFolder.open(theirs).write_evaluation({"students": [], "predictions_sha256": sha256})
     with pytest.raises(RunError, match="was evaluated on other images than"):
-        gather(mine, baseline=theirs)
+        gather(mine, baselines=[theirs])
+
+
+def test_each_student_has_a_baseline_of_its_own(tmp_path: Path, whole: ReportInputs, without_pngs: None) -> None:
+    """A dual run against two single runs; what is missing is named."""
+    folders = {}
+    for seed, (name, students) in enumerate(
+        {"dual": ("resnet18", "mobilenet_v2"), "alone-r": ("resnet18",), "alone-m": ("mobilenet_v2",)}.items()
+    ):
+        sections = ", ".join(f"{{architecture='{student}', lr=0.05}}" for student in students)
+        recipe = fake(tmp_path / "unused", overrides=(f"students=[{sections}]",)).recipe
+        run = RunFolder.create(tmp_path / name, recipe.to_dict(), whole.provenance)
+        sha256 = write_predictions(run.predictions_path, fake_predictions(10, students, seed=seed))
+        run.write_evaluation(dict(whole.evaluation or {}) | {"predictions_sha256": sha256})
+        folders[name] = tmp_path / name
+    dual, one, other = folders.values()
+    inputs = gather(dual, baselines=[other, one])
+    predictions, baseline = inputs.predictions, inputs.baseline
+    assert predictions is not None
+    assert baseline is not None
+    found = comparison.matches(inputs, predictions, baseline)
+    assert [(match.name, match.against) for match in found] == [
+        ("resnet18", "resnet18 of alone-r"),
+        ("mobilenet_v2", "mobilenet_v2 of alone-m"),
+    ]
+    for match, folder in zip(found, (one, other), strict=True):
+        theirs, _ = read_predictions(RunFolder.open(folder).predictions_path)
+        a, b = (marks(own.students[at], predictions.labels) for own, at in ((predictions, match.index), (theirs, 0)))
+        assert comparison.overall(predictions, match).points == pytest.approx(100 * (sum(a) - sum(b)) / 300)
+    text = Page(write_report(replace(inputs, evaluation=None))).text
+    assert "Against the baselines alone-m and alone-r" in text
+    assert "mobilenet_v2 is wrong and mobilenet_v2 of alone-m right on" in text or "the images cannot be shown" in text
+    with pytest.raises(RunError, match=r"the baseline alone-m has mobilenet_v2; expected a student of resnet18; drop it"):
+        gather(dual, baselines=[other, other])
+    with pytest.raises(RunError, match=r"the baseline alone-m has mobilenet_v2; expected a student of this run that no other"):
+        gather(one, baselines=[dual, other])
+    three = fake(
+        tmp_path / "unused",
+        overrides=("students=[{architecture='resnet18'}, {architecture='vgg11'}, {architecture='mobilenet_v2'}]",),
+    ).recipe
+    with pytest.raises(RunError, match=r"no baseline has vgg11 \(alone-m: mobilenet_v2; alone-r: resnet18\); expected one for"):
+        together(three, baseline.parts)
+
+
+def test_the_interval_of_an_ece_by_hand() -> None:
+    random = np.random.default_rng(5)
+    confidence = random.uniform(0.2, 1, 120).astype(np.float32)
+    right = random.random(120) < 0.7
+    found = calibration_error_interval(confidence, right, seed=3)
+    draws, errors = np.random.Generator(np.random.PCG64(3)), []
+    for _ in range(1000):
+        bins: dict[int, float] = {}
+        for row in draws.integers(0, 120, 120).tolist():
+            place = max(1, math.ceil(float(confidence[row]) * 15 - 1e-9))
+            bins[place] = bins.get(place, 0.0) + float(right[row]) - float(confidence[row])
+        errors.append(sum(abs(value) for value in bins.values()) / 120)
+    assert found == pytest.approx(tuple(np.quantile(errors, [0.025, 0.975])), abs=1e-9)
+    assert calibration_error_interval(confidence, right, seed=3) == found
+    assert calibration_error_interval(confidence, right, seed=4) != found
 
 
 def test_predictions_of_another_evaluation_are_not_shown(runs: tuple[Path, Path], without_pngs: None) -> None:

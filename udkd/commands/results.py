@@ -40,8 +40,13 @@ def eval_command(
 def report_command(
     run: RunArgument,
     baseline: Annotated[
-        Path | None,
-        typer.Option("--baseline", metavar="RUN0", help="Another run on the same data: what this one gains and loses."),
+        list[Path] | None,
+        typer.Option(
+            "--baseline",
+            metavar="RUN0",
+            help="Another run on the same data: what this one gains and loses. May be given again: a dual run has a single "
+            "run for each student.",
+        ),
     ] = None,
     data: DataOption = None,
     cache: CacheOption = None,
@@ -49,4 +54,4 @@ def report_command(
     """Write RUN/report/index.html: one page with everything that can be seen of a run, and its figures as PNG files."""
     from udkd.actors.reporter import gather, write_report  # matplotlib takes a second
 
-    err.print(f"report: {escape(str(write_report(gather(run, data=data, cache=cache, baseline=baseline))))}")
+    err.print(f"report: {escape(str(write_report(gather(run, data=data, cache=cache, baselines=baseline or []))))}")

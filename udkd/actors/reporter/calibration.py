@@ -16,9 +16,11 @@ from udkd.operations.analysis import (
     adaptive_calibration_error,
     calibration_error,
     calibration_error_by_chance,
+    calibration_error_interval,
     reliability,
     wilson,
 )
+from udkd.operations.analysis.calibration import RESAMPLES
 
 
 def section(inputs: ReportInputs) -> Section | None:
@@ -30,7 +32,8 @@ def section(inputs: ReportInputs) -> Section | None:
     note = (
         f"ECE: the mean distance between confidence and accuracy over {BINS} bins of equal width (Guo et al. 2017); adaptive: "
         f"over {BINS} bins of equal counts. Even a perfect network shows some where images are few: “by chance” is what it "
-        "would show with these confidences. Whiskers: 95 % intervals (Wilson). Confidence: the first guess’s probability."
+        "would show with these confidences. Whiskers: 95 % intervals (Wilson). Confidence: the first guess’s probability. "
+        f"ECE’s interval, 95 %: the bootstrap over images ({RESAMPLES:,} resamples, seed 0), which leans upward as ECE itself."
     )
     blocks: list[Block] = [
         Pictures(pictures=[_diagram(predictions, voice) for voice in asked]),
@@ -92,11 +95,13 @@ def _table(predictions: Predictions, asked: list[Voice]) -> Table:
     rows = []
     for voice in asked:
         confidence, right = voice.answers.confidence, voice.answers.right(predictions.labels)
+        low, high = calibration_error_interval(confidence, right)
         cells = (
             f"{100 * right.mean():.1f}",
             f"{100 * confidence.mean():.1f}",
             signed(_gap(predictions, voice)),
             f"{100 * calibration_error(confidence, right):.1f}",
+            f"[{100 * low:.1f}, {100 * high:.1f}]",
             f"{100 * adaptive_calibration_error(confidence, right):.1f}",
             f"{100 * calibration_error_by_chance(confidence):.1f}",
             f"{voice.answers.loss:.3f}",
@@ -106,7 +111,7 @@ def _table(predictions: Predictions, asked: list[Voice]) -> Table:
     return Table(
         name="calibration-table",
         title="Calibration, %",
-        head=("", "right", "confidence", "difference", "ECE", "adaptive", "by chance", "loss, nats"),
+        head=("", "right", "confidence", "difference", "ECE", "95 % interval", "adaptive", "by chance", "loss, nats"),
         rows=rows,
         caption=f"The smallest ECE is that of {best.name}. A positive difference: it claims more than what holds.",
     )

@@ -51,13 +51,13 @@ def matches(inputs: ReportInputs, predictions: Predictions, baseline: Baseline) 
         Match(
             index=index,
             name=predictions.names[index],
-            against=baseline.student_names[at],
+            against=f"{baseline.student_names[at]} of {baseline.sources[at]}" if baseline.parts else baseline.student_names[at],
             own=predictions.students[index],
             other=baseline.predictions.students[at],
         )
         for index, at in sorted(found.items())
     ]
-    if matched and len(own) > 1 and len(baseline.student_names) > 1:
+    if matched and len(own) > 1 and len(baseline.student_names) > 1 and not baseline.parts:
         average = (predictions.average, baseline.predictions.average)
         matched.append(Match(index=-1, name="averaged", against="averaged", own=average[0], other=average[1]))
     return matched
@@ -69,7 +69,7 @@ def section(inputs: ReportInputs) -> Section | None:
     if predictions is None or baseline is None:
         return None
     matched = matches(inputs, predictions, baseline)
-    title = f"Against the baseline {baseline.name}"
+    title = f"Against the baseline{'s' if baseline.parts else ''} {baseline.name}"
     if not matched:
         text = (
             f"No student of this run ({listed(list(predictions.names))}) has a counterpart of its architecture in "
@@ -88,7 +88,8 @@ def section(inputs: ReportInputs) -> Section | None:
             Note(text="No teacher was asked about the validation images: there are no tenths by weight.", missing=True)
         )
     blocks += [_failures(inputs, predictions, baseline, match) for match in students]
-    blocks += [_differences(inputs, baseline), Note(text=_note(predictions))]
+    blocks += [_differences(inputs, part) for part in baseline.parts or (baseline,)]
+    blocks += [Note(text=_note(predictions))]
     return Section(anchor="baseline", title=title, blocks=blocks)
 
 
@@ -208,8 +209,9 @@ def _failures(inputs: ReportInputs, predictions: Predictions, baseline: Baseline
         return Note(text=f"No image is wrong for {match.name} and right for the baseline.")
     found, shown = overall(predictions, match), rows[:_IMAGES]
     which = f"the {len(shown)} of which it is surest" if len(shown) < len(rows) else "all of them"
+    other = match.against if baseline.parts else baseline.name
     caption = (
-        f"{match.name} is wrong and {baseline.name} right on {count(found.lost, 'image')}, shown are {which}; "
+        f"{match.name} is wrong and {other} right on {count(found.lost, 'image')}, shown are {which}; "
         f"the other way round it is {found.gained:,}."
     )
     asked = [("this run", match.own), ("baseline", match.other)]
@@ -222,7 +224,7 @@ def _differences(inputs: ReportInputs, baseline: Baseline) -> Facts:
     own, other = flat(inputs.recipe.to_dict()), flat(dict(baseline.config))
     keys = [key for key in sorted(own.keys() | other.keys()) if own.get(key) != other.get(key) and not key.startswith("data.")]
     facts = [(key, f"{own.get(key, 'absent')} (baseline: {other.get(key, 'absent')})") for key in keys]
-    return Facts(title="What the two recipes do not share", facts=facts or [("recipes", "the same")])
+    return Facts(title=f"What the recipe does not share with that of {baseline.name}", facts=facts or [("recipes", "the same")])
 
 
 def _note(predictions: Predictions) -> str:

@@ -3,6 +3,7 @@
 Nothing beyond `gather` opens a dataset, a cache or predictions.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from udkd.actors.reporter.words import listed
 from udkd.engine.recorder import cached_targets
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder, Split
@@ -37,13 +39,19 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Baseline:
-    """Another run on the same data, to hold this one against. config: its recipe as plain values."""
+    """Another run on the same data, to hold this one against, or several in one. config: its recipe as plain values.
+
+    parts: the runs where there are several; their students stand one after the other, and have no average.
+    sources: the name of each student's run, then.
+    """
 
     name: str
     student_names: tuple[str, ...]
     architectures: tuple[str, ...]
     predictions: Predictions
     config: Mapping[str, Any]
+    parts: tuple["Baseline", ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,17 +88,18 @@ class ReportInputs:
 
 
 def gather(
-    run_folder: Path, *, data: Path | None = None, cache: Path | None = None, baseline: Path | None = None
+    run_folder: Path, *, data: Path | None = None, cache: Path | None = None, baselines: Sequence[Path] = ()
 ) -> ReportInputs:
-    """Collect a run's report. data, cache: where they lie now, if not where the run found them. baseline: another run.
+    """Collect a run's report. data, cache: where they lie now, if not where the run found them. baselines: other runs.
 
     Images, a cache or predictions that are gone, damaged or others than the run's become a sentence in the report, not an
     error. Raises RunError or ConfigError where the run folder itself cannot be read; RunError or MismatchError where a
-    baseline was asked for and cannot be held against the run.
+    baseline was asked for and cannot be held against the run, or several leave a student without one.
     """
     run = RunFolder.open(run_folder)
     recipe = Recipe.of(run.config, str(run_folder))
     predictions, why_no_predictions = _own_predictions(run)
+    others = [open_baseline(run, predictions, why_no_predictions, folder) for folder in baselines]
     inputs = ReportInputs(
         name=_name(run_folder.resolve()),
         recipe=recipe,
@@ -105,7 +114,7 @@ def gather(
         out=run_folder / "report",
         predictions=predictions,
         why_no_predictions=why_no_predictions,
-        baseline=None if baseline is None else open_baseline(run, predictions, why_no_predictions, baseline),
+        baseline=together(recipe, others),
     )
     return _with_targets(_with_images(inputs, data), data, cache)
 
@@ -133,6 +142,38 @@ def open_baseline(run: RunFolder, predictions: Predictions | None, why_none: str
         architectures=tuple(student.architecture for student in recipe.students),
         predictions=theirs,
         config=other.config,
+    )
+
+
+def together(recipe: Recipe, baselines: Sequence[Baseline]) -> Baseline | None:
+    """None, the only one, or several as one. Raises RunError where several leave a student without one, or one is of no use."""
+    if len(baselines) < 2:
+        return baselines[0] if baselines else None
+    left = Counter(student.architecture for student in recipe.students)
+    for baseline in baselines:
+        found = left & Counter(baseline.architectures)
+        if not found:
+            raise RunError(
+                f"the baseline {baseline.name} has {listed(list(baseline.architectures))}; expected a student of "
+                f"{listed(sorted(left), 'or') or 'this run that no other baseline has'}; drop it or name another"
+            )
+        left -= found
+    if left:
+        held = "; ".join(f"{baseline.name}: {listed(list(baseline.architectures))}" for baseline in baselines)
+        raise RunError(
+            f"no baseline has {listed(sorted(left))} ({held}); expected one for each student; name one more with --baseline"
+        )
+    students = [answers for baseline in baselines for answers in baseline.predictions.students]
+    names = tuple(name for baseline in baselines for name in baseline.student_names)
+    teacher = next((own.predictions for own in baselines if own.predictions.teacher is not None), baselines[0].predictions)
+    return Baseline(
+        name=listed([baseline.name for baseline in baselines]),
+        student_names=names,
+        architectures=tuple(name for baseline in baselines for name in baseline.architectures),
+        predictions=replace(teacher, names=names, students=tuple(students)),
+        config={},
+        parts=tuple(baselines),
+        sources=tuple(baseline.name for baseline in baselines for _ in baseline.student_names),
     )
 
 

@@ -7,6 +7,7 @@ from udkd.operations.analysis.calibration import (
     adaptive_calibration_error,
     calibration_error,
     calibration_error_by_chance,
+    calibration_error_interval,
     reliability,
 )
 from udkd.operations.analysis.gain import Gain, gain
@@ -26,6 +27,7 @@ __all__ = [
     "by_class",
     "calibration_error",
     "calibration_error_by_chance",
+    "calibration_error_interval",
     "gain",
     "paired",
     "patterns",
