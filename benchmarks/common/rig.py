@@ -5,13 +5,14 @@ Letters: N samples, C classes, S canvas side.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from udkd.engine.assembly import assemble
-from udkd.engine.drives import Drive, Resident, Streamed, record_cuda_graph
+from udkd.engine.drives import Drive, GraphRecorder, Resident, Streamed
 from udkd.engine.lessons import LiveLessons, NoLessons
 from udkd.engine.step import Tally
 from udkd.formats.cache import DeviceTable, TargetTable
@@ -87,7 +88,7 @@ def make(
     if recipe.train.steps == "streamed":
         drive = Streamed(step, InMemory(rows), batch)
     else:
-        record = record_cuda_graph if recipe.train.steps == "captured" else None
+        record = recorder(device) if recipe.train.steps == "captured" else None
         by_id = recipe.loss.beta == 0 or recipe.teacher.source == "cache"
         drive = Resident(step, rows, batch, tally, ids=ids, by_id=by_id, record=record)
 
@@ -99,6 +100,12 @@ def make(
 
     taken = endless()
     return Made(lambda: next(taken), batch)
+
+
+@cache
+def recorder(device: torch.device) -> GraphRecorder:
+    """One for a process: the memory of all variants' graphs is that of the largest, not their sum."""
+    return GraphRecorder(device)
 
 
 def view_table(recipe: Recipe, count: int, side: int, device: torch.device) -> ViewTable:

@@ -48,6 +48,9 @@ def main() -> None:
     for direction, spread in itertools.product(both, (1e-3, 5.0, 500.0)):
         row = case(2, 100, spread, LossSettings(direction=direction), weighted=True, dtype=torch.float32)
         print(json.dumps(row | {"of": f"{direction}, spread {spread}"}))
+    for direction, students, classes in itertools.product(both, (1, 2, 3), (100, 1000)):
+        row = case(students, classes, 500.0, LossSettings(direction=direction), weighted=students > 1, dtype=torch.float32)
+        print(json.dumps(row | {"of": f"{direction}, {students} students, {classes} classes, spread 500"}))
     for students, classes in ((1, 7), (3, 10), (5, 129)):
         row = case(students, classes, 5.0, plain, weighted=False, dtype=torch.float32)
         print(json.dumps(row | {"of": f"{students} students, {classes} classes"}))
@@ -55,6 +58,8 @@ def main() -> None:
         LossSettings(alpha=1, beta=0, gamma=0, label_smoothing=0.1),
         LossSettings(alpha=0, beta=0.7, gamma=0),
         LossSettings(alpha=0, beta=0, gamma=1, temperature=1.0),
+        LossSettings(alpha=0.4, beta=0, gamma=0.2),
+        LossSettings(alpha=0.3, beta=0.7, gamma=0, direction="teacher_student"),
     ):
         print(json.dumps(case(2, 33, 5.0, settings, weighted=True, dtype=torch.float32) | {"of": str(settings)}))
     print(json.dumps(case(2, 100, 5.0, plain, weighted=True, dtype=torch.bfloat16) | {"of": "bfloat16"}))

@@ -16,7 +16,7 @@ import torch
 from udkd.backends import choose, open_backend
 from udkd.backends.resident import ResidentBackend
 from udkd.engine.assembly import assemble
-from udkd.engine.drives import Drive, Resident, Streamed, record_cuda_graph
+from udkd.engine.drives import Drive, GraphRecorder, Resident, Streamed
 from udkd.engine.lessons import live_network, num_features, open_lessons
 from udkd.engine.scalars import write_scalars
 from udkd.engine.scoring import score
@@ -181,6 +181,12 @@ class Trainer:
             )
         if recipe.train.steps == "captured" and device.type != "cuda":
             raise ConfigError("train.steps is captured; expected a CUDA device to record a graph on; set it to resident")
+        live = recipe.needs_teacher and recipe.teacher.source == "live"
+        if recipe.train.steps == "captured" and live and recipe.teacher.estimator == "mc_dropout":
+            raise ConfigError(
+                "train.steps is captured and a live teacher drops features by the view's number, which a graph would hold for "
+                "ever; expected a cache or another estimator; build a cache or set train.steps to resident"
+            )
         return Resident(
             step,
             self.backend.whole(),
@@ -188,7 +194,7 @@ class Trainer:
             self.tally,
             ids=self.split.ids,
             by_id=not recipe.needs_teacher or recipe.teacher.source == "cache",
-            record=record_cuda_graph if recipe.train.steps == "captured" else None,
+            record=GraphRecorder(device) if recipe.train.steps == "captured" else None,
         )
 
     def _plan(self, epoch: int) -> Plan:

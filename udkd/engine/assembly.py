@@ -16,7 +16,7 @@ from udkd.operations.compiled import Forward, compiled, compiled_loss, eager_los
 from udkd.operations.features import Tapped
 from udkd.parts.methods.connectors import Connection
 from udkd.parts.methods.objective import MixedObjective
-from udkd.parts.plan import Plan
+from udkd.parts.plan import Plan, row_of
 from udkd.parts.students import Student
 from udkd.words.batch import Batch
 from udkd.words.errors import ConfigError
@@ -76,7 +76,7 @@ def _mixed(recipe: Recipe, students: Sequence[Student], links: Sequence[Connecti
     columns = torch.tensor([student.index for student in students], device=device)
 
     def objective(x_BCHW: Tensor, batch: Batch, lesson: Lesson, plan: Plan, place: Tensor) -> tuple[list[Tensor], Terms]:
-        weights_4N, keys_N = plan.weights[place], plan.dropout_keys[place]
+        weights_4N, keys_N = row_of(plan.weights, place), row_of(plan.dropout_keys, place)
         return mixed(x_BCHW, batch, lesson, weights_4N.index_select(1, columns), keys_N.index_select(0, columns))
 
     return objective

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -87,6 +87,7 @@ class Resident:
             self._plan = _clone(plan)
         else:
             _copy(plan, self._plan)
+            self._plan = replace(self._plan, view=plan.view)
         if self._fixed is not None:
             self._fixed.load(plan.view)
 
@@ -154,22 +155,33 @@ def rehearsed(work: Callable[[], None], changing: Sequence[Tensor], times: int =
             tensor.copy_(before)
 
 
-def record_cuda_graph(work: Callable[[], None], changing: Sequence[Tensor]) -> Callable[[], None]:
-    """`work` as one CUDA graph: replaying it costs the host one launch. What it changes is left as it was.
+@final
+class GraphRecorder:
+    """Turns work into a CUDA graph: replaying it costs the host one launch. What the work changes is left as it was.
 
     It is rehearsed and recorded on one side stream, as torch.cuda.graph asks: autograd remembers the stream on which it
-    first met a weight, and the default stream cannot be recorded.
+    first met a weight, and the default stream cannot be recorded. All graphs of a recorder share one pool of memory, so that
+    several take what the largest needs: no work may leave anything in it that another replay could overwrite, and steps
+    leave nothing (weights, momentum and tally lie outside, gradients are dropped).
     """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        rehearsed(work, changing)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        work()
-    replay: Callable[[], None] = graph.replay
-    return replay
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], None], changing: Sequence[Tensor]) -> Callable[[], None]:
+        """The replay of `work`. changing: every tensor it changes."""
+        device = self._stream.device
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            rehearsed(work, changing)
+        torch.cuda.current_stream(device).wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        # Only this thread's calls may break the recording: a DataLoader's thread may pin memory meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            work()
+        replay: Callable[[], None] = graph.replay
+        return replay
 
 
 def _with_lessons(step: Step, lessons: Lessons) -> Step:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from udkd.operations.augment import ViewTable
-from udkd.parts.plan import Plan
+from udkd.parts.plan import Plan, row_of
 from udkd.parts.students import Student
 from udkd.words.batch import Batch
 from udkd.words.lesson import Lesson, Lessons
@@ -93,7 +93,7 @@ class Step:
         run batch by batch or, recorded once, as one CUDA graph.
         """
         place = tally.count // len(batch.labels)
-        rates, keys, averaging = plan.rates[place], plan.dropout_keys[place], plan.averaging[place]
+        rates, keys, averaging = (row_of(each, place) for each in (plan.rates, plan.dropout_keys, plan.averaging))
         for student in self.students:
             student.begin_step(rates[student.index], keys[student.index])
         views = plan.views.gather(batch.ids)

@@ -81,14 +81,14 @@ def _launch(
 
 
 @triton.jit
-def _log_softmax(z_K: Any, inside_K: Any) -> Any:
+def _log_softmax(z_K, inside_K):  # no annotations: Triton compiles them too, and knows no `Any`
     shifted_K = z_K - tl.max(tl.where(inside_K, z_K, -float("inf")), 0)
     total = tl.sum(tl.where(inside_K, tl.exp(shifted_K), 0.0), 0)
     return shifted_K - tl.log(total)
 
 
 @triton.jit
-def _divergence_summand(log_p_K: Any, log_q_K: Any) -> Any:
+def _divergence_summand(log_p_K, log_q_K):
     """The summand p d + q - p with d = log p - log q, written so that a small one stays precise: see words.losses.kl."""
     d_K = log_p_K - log_q_K
     p_K = tl.exp(log_p_K)

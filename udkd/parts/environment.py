@@ -1,5 +1,7 @@
 """Where a run happens: device, threads, versions, hardware."""
 
+import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -11,9 +13,35 @@ import torch
 
 from udkd.words.errors import ConfigError
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
 
 def choose_device(name: str) -> torch.device:
-    """Find a device; "auto" takes a GPU where there is one. Raises ConfigError for a device that is not there."""
+    """Find a device and make this process ready for it; "auto" takes a GPU where there is one.
+
+    Raises ConfigError for a device that is not there.
+    """
+    device = _find(name)
+    if device.type == "cpu":
+        _keep_freed_memory()
+    elif device.index is not None:  # graphs, streams and Triton kernels go to the current device
+        torch.cuda.set_device(device)
+    return device
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next step, up to the most that was ever held.
+
+    It gives big blocks back and every step faults them in again, 20,000 pages a step of both students at 32 px, batch 64:
+    about a tenth of the step's processor time. Elsewhere than on glibc nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def _find(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):

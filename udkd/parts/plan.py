@@ -62,6 +62,13 @@ class Plan:
         )
 
 
+def row_of(values_S: Tensor, place: Tensor) -> Tensor:
+    """values_S[place] for an int64 scalar on the device. Indexing by it would ask the device for the number: the host waits,
+    and inside a CUDA graph that is an error.
+    """
+    return values_S.index_select(0, place.view(1))[0]
+
+
 def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[float]:
     """Each student's learning rate in step number `step` of the run; one that joins later begins its schedule then."""
     return [

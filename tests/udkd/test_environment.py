@@ -1,0 +1,35 @@
+"""The device a run is given, and what a process is made ready for."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from udkd.parts.environment import choose_device
+from udkd.words.errors import ConfigError
+
+FAULTS = """
+import resource, torch
+from udkd.parts.environment import choose_device
+choose_device("cpu")
+for _ in range(30):
+    torch.ones(2 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc decides for itself")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    """glibc's own way gives 8 MB back to the system and faults 2,048 pages in again, each time."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=120)
+    assert int(done.stdout) < 10 * 2048, done.stderr
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "cuda:x"])
+def test_a_device_that_is_not_there_is_one_line(name: str) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        choose_device(name)
