@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import udkd.actors.cache_builder as builder
-from tests.udkd.test_cache_builder import recipe
+from tests.udkd.cache_house import recipe
 from udkd.formats.cache.view_file import ViewFile
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder

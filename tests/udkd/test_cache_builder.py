@@ -1,8 +1,6 @@
 """The builder on a real dataset folder and teacher: equal to a live teacher, to itself in pieces, and to itself after kills."""
 
 import contextlib
-import hashlib
-import io
 import random
 import signal
 import subprocess
@@ -14,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from tests.udkd.cache_house import CLASSES, CPU, make_dataset, make_teacher, recipe, run, views_of
 from udkd.actors.cache_builder import build_cache
 from udkd.backends import open_backend
 from udkd.engine.asking import ask, in_blocks
@@ -23,9 +21,7 @@ from udkd.engine.lessons import CachedLessons, LiveLessons
 from udkd.formats.cache import Cache, summarise, verify
 from udkd.formats.cache.summary import label_rank
 from udkd.formats.config import Recipe
-from udkd.formats.dataset import ClassName, DatasetFolder, Encoder, Header, Row, ShardWriter, SplitHeader, read_manifest
-from udkd.formats.dataset.header import content_digest
-from udkd.formats.dataset.manifest import columns_of, write_manifest
+from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder, write_teacher
 from udkd.operations.augment import apply
 from udkd.operations.models import build
@@ -34,27 +30,8 @@ from udkd.parts.panel import Panel
 from udkd.parts.target_key import target_meaning
 from udkd.words.batch import Batch
 from udkd.words.errors import CacheError, MismatchError
-from udkd.words.files import sha256_file
 from udkd.words.observer import Silent
 from udkd.words.uncertainty import entropy_weight
-
-SIDE = 40
-CPU = torch.device("cpu")
-CLASSES = tuple(ClassName(wnid=f"n{n:02d}", name=f"class {n}") for n in range(7))
-SAMPLES = 83
-EXCLUDED = {0, 5, *range(32, 48)}  # single ids, and with a batch of 8 a block without any row
-
-RECIPE = {
-    "data": {"backend": "folder", "workers": 1},
-    "views": {"size_px": 32, "resize_px": 36, "seed": 3},
-    "evaluation": {"resize_px": 36},
-    "teacher": {"batch": 8},
-    "train": {"batch": 8, "threads": 1},
-}
-
-
-def recipe(views: str | int = "canonical", **teacher: object) -> Recipe:
-    return Recipe.of(RECIPE | {"teacher": {"batch": 8, "views": views} | teacher}, "test")
 
 
 @pytest.fixture(autouse=True)
@@ -74,64 +51,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
     return make_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-def make_teacher(folder: Path, seed: int = 0, classes: tuple[ClassName, ...] = CLASSES) -> TeacherFolder:
-    model = build("resnet18", len(classes), image_px=32, seed=seed)
-    torch.nn.init.normal_(model.fc.weight, std=0.5, generator=torch.Generator().manual_seed(seed))  # opinions
-    return write_teacher(
-        folder,
-        model.state_dict(),
-        architecture="resnet18",
-        classes=tuple(entry.wnid for entry in classes),
-        image_px=32,
-        resize_px=36,
-        scheme="centre",
-        accuracy={},
-        made={},
-    )
-
-
-def make_dataset(folder: Path) -> DatasetFolder:
-    """One split, images of odd sizes, some excluded."""
-    rng = np.random.default_rng(0)
-    split = folder / "train"
-    split.mkdir()
-    rows = []
-    with ShardWriter(split, 0) as shard:
-        for n in range(SAMPLES):
-            label = n % len(CLASSES)
-            if n in EXCLUDED:
-                rows.append(Row(label=label, source=f"c/{n}.jpg", excluded=True, note="truncated"))
-                continue
-            height, width = rng.integers(9, SIDE + 1, 2).tolist()
-            buffer = io.BytesIO()
-            small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-            Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-            data = buffer.getvalue()
-            offset = shard.add(n, data, label)
-            sizes = {"source_height": height, "source_width": width, "height": height, "width": width}
-            digest = hashlib.sha256(data).digest()
-            rows.append(Row(label=label, source=f"c/{n}.jpg", sha256=digest, shard=0, offset=offset, size=len(data), **sizes))
-    path = split / "manifest.parquet"
-    write_manifest(path, columns_of(rows))
-    size_bytes, sha256 = path.stat().st_size, sha256_file(path)
-    columns = {"train": read_manifest(path, samples=SAMPLES, size_bytes=size_bytes, sha256=sha256)}
-    header = SplitHeader(samples=SAMPLES, excluded=len(EXCLUDED), manifest_bytes=size_bytes, manifest_sha256=sha256)
-    encoder = Encoder(quality=90, subsampling="4:2:0")
-    digest_hex = content_digest(side=SIDE, fit="pad", encoder=encoder, classes=CLASSES, splits=columns)
-    Header(side=SIDE, fit="pad", encoder=encoder, classes=CLASSES, splits={"train": header}, digest=digest_hex).write(folder)
-    return DatasetFolder.open(folder)
-
-
-def views_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("view-*"))}
-
-
-def run(
-    folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str | int = "canonical", **options: object
-) -> Cache:
-    return build_cache(folder, dataset=dataset, teacher=teacher, recipe=recipe(views, **options), device=CPU).cache
 
 
 def panel(teachers: list[TeacherFolder], rules: Recipe, dataset: DatasetFolder) -> Panel:
@@ -284,7 +203,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import udkd.actors.cache_builder as builder
-from tests.udkd.test_cache_builder import recipe
+from tests.udkd.cache_house import recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder
 builder.BLOCK_ROWS = 8

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.udkd.test_cache_builder import make_dataset, make_teacher
+from tests.udkd.cache_house import make_dataset, make_teacher
 from udkd.backends import open_backend
 from udkd.commands.cache import cache_app
 from udkd.console import terminal

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.udkd.cache_house import make_dataset, make_teacher, run, views_of
 from tests.udkd.kill_harness import KILLS, VIEWS
-from tests.udkd.test_cache_builder import make_dataset, make_teacher, run, views_of
 
 
 def test_twenty_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

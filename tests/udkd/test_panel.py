@@ -9,7 +9,7 @@ import torch
 
 from tests.small import make_dataset as small_dataset
 from tests.small import small_recipe
-from tests.udkd.test_cache_builder import CLASSES, CPU, RECIPE, make_dataset, make_teacher
+from tests.udkd.cache_house import CLASSES, CPU, RECIPE, make_dataset, make_teacher
 from udkd.actors.cache_builder import build_cache
 from udkd.actors.teacher_maker import from_run, write_measured
 from udkd.actors.trainer import Job, train

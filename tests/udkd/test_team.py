@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from tests.udkd.test_cache_builder import CPU, make_dataset, make_teacher, recipe, run, views_of
+from tests.udkd.cache_house import CPU, make_dataset, make_teacher, recipe, run, views_of
 from udkd.actors.cache_builder import build_cache
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder
