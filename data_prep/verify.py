@@ -9,7 +9,7 @@ import numpy as np
 
 from data_prep.derived import DERIVED_FORMATS
 from data_prep.report import report_problems
-from udkd.formats.dataset import DERIVED, DatasetFolder, ShardPacker, Split, read_header, read_sample, shard_name
+from udkd.formats.dataset import DERIVED, DatasetFolder, ShardPacker, Split, read_header, read_sample, shard_name, unfinished
 from udkd.formats.dataset.header import FILE_NAME as HEADER_NAME
 from udkd.words.errors import DataError
 from udkd.words.files import json_bytes
@@ -32,6 +32,7 @@ def verify(folder: Path, observer: Observer) -> list[str]:
         observer.finish()
         for name in DERIVED:
             problems += DERIVED_FORMATS[name].problems(split) if split.has(name) else _orphans(split, name)
+            problems += _unfinished(split, name)
     return problems
 
 
@@ -56,10 +57,20 @@ def _orphans(split: Split, name: str) -> Iterator[str]:
         )
 
 
+def _unfinished(split: Split, name: str) -> Iterator[str]:
+    """Files under the temporary names of a derived format: a derive that was killed leaves them."""
+    for path in unfinished(split.path, name):
+        yield (
+            f"{path} is half of a file; expected none, a derive was killed; "
+            f"write the format anew with udkd-prep derive --formats {name}, or remove it"
+        )
+
+
 def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
     numbers = np.unique(split.shard[split.ids])
     wanted = {f"{shard_name(number)}{ending}" for number in numbers.tolist() for ending in (".tar", ".idx")}
     derived = {path for files in DERIVED.values() for pattern in files.data for path in split.path.glob(pattern)}
+    derived |= {path for name in DERIVED for path in unfinished(split.path, name)}
     extra = {path.name for path in set(split.path.glob("samples-*")) - derived} - wanted
     yield from (f"{split.path / name} belongs to no sample; expected only the manifest's shards" for name in sorted(extra))
     for number in numbers.tolist():

@@ -1,6 +1,7 @@
 """Derived formats in adversity: kills at any moment, a full disk, a dead worker, a damaged shard; nothing is left anywhere."""
 
 import contextlib
+import json
 import os
 import random
 import resource
@@ -55,6 +56,38 @@ def test_derive_killed_at_random_moments(source: Path, tmp_path: Path) -> None:
             name: digest for name, digest in bare.items() if name != ".lock"
         }
     assert run(*derive)[0] == 0
+    assert contents(folder.path) == whole
+    assert verify(folder.path, Silent()) == []
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name: str) -> None:
+    """SIGKILL before and after every durable step of the process that packs, and at random times."""
+    if name == "ffcv":
+        pytest.importorskip("ffcv", exc_type=ImportError)
+    files = {f"{split}/c{n % 2}/{n}.jpg": photo(n % 9, 60, 80) for split in ("train", "val") for n in range(12)}
+    folder = converted(write_tar(tmp_path / "t.tar", files), tmp_path / "d", formats=(), shard_samples=5)
+    bare = set(contents(folder.path))
+    derive_formats(folder, [name], workers=1, observer=Silent())
+    whole = contents(folder.path)
+    with open(tmp_path / "attempts.json", "w") as file:
+        subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("derive_kills.py")), str(folder.path), name],
+            stdout=file,
+            timeout=200,
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+    left = 0
+    for attempt in json.loads((tmp_path / "attempts.json").read_text()):
+        assert attempt["code"] in (-signal.SIGKILL, 0)
+        files_left = set(attempt["files"]) - bare - set(attempt["described"])
+        left += len(files_left)
+        for file in files_left:
+            assert any(str(folder.path / file) in line for line in attempt["problems"]), (file, attempt["problems"])
+        assert bool(files_left) == bool(attempt["problems"])
+    assert left > 3
+    derive_formats(folder, [name], workers=1, observer=Silent())
     assert contents(folder.path) == whole
     assert verify(folder.path, Silent()) == []
 

@@ -55,9 +55,14 @@ def discard(folder: Path, name: str) -> None:
     """Remove a derived format from a split folder, finished or not, the description first."""
     files = DERIVED[name]
     (folder / files.description).unlink(missing_ok=True)
-    for pattern in files.data:
-        for path in [*folder.glob(pattern), *folder.glob(pattern + ".tmp")]:
-            path.unlink()
+    for path in [*unfinished(folder, name), *(path for pattern in files.data for path in folder.glob(pattern))]:
+        path.unlink()
+
+
+def unfinished(folder: Path, name: str) -> list[Path]:
+    """The files of a derived format in a split folder that never got their names."""
+    files = DERIVED[name]
+    return sorted(path for pattern in (files.description, *files.data) for path in folder.glob(pattern + ".tmp"))
 
 
 def seal(folder: Path, name: str, *, digest: str, files: Mapping[str, FileSum]) -> None:

@@ -1,0 +1,91 @@
+"""Derives a format under fire: forks a derive, kills it, and looks at what is on disk. Prints what each kill left, as JSON.
+
+Forking pays the imports once. The kills from inside come before and after each fsync and rename of the packing process;
+those from outside at random times, when workers may be at work too.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from data_prep.derived import DERIVED_FORMATS, derive_formats
+from data_prep.verify import verify
+from udkd.formats.dataset import DERIVED, DatasetFolder
+from udkd.words.observer import Silent
+
+OUTSIDE = 2
+CALLS_AT_MOST = 10
+
+
+def die_at(call: int, after: bool) -> None:
+    """Kill this process before or after its `call`-th fsync or rename of files."""
+    left = call
+
+    def armed(real):  # type: ignore[no-untyped-def]
+        def wrapped(*arguments):  # type: ignore[no-untyped-def]
+            nonlocal left
+            left -= 1
+            if left == 0 and after:
+                real(*arguments)
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        return wrapped
+
+    os.fsync, os.replace = armed(os.fsync), armed(os.replace)
+
+
+def fork(folder: Path, name: str, call: int | None, after: bool) -> int:
+    child = os.fork()
+    if child == 0:
+        if call is not None:
+            die_at(call, after)
+        try:
+            derive_formats(DatasetFolder.open(folder), [name], workers=1, observer=Silent())
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def look(folder: Path, name: str, child: int) -> dict[str, object]:
+    """How it ended and what is there now; `described` are the files of splits whose format is whole."""
+    _, status = os.waitpid(child, 0)
+    found = DatasetFolder.open(folder)
+    whole = [split for split in found.splits.values() if split.has(name) and not list(DERIVED_FORMATS[name].problems(split))]
+    patterns = (DERIVED[name].description, *DERIVED[name].data)
+    described = [path for split in whole for pattern in patterns for path in split.path.glob(pattern)]
+    return {
+        "code": os.waitstatus_to_exitcode(status),
+        "files": [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()],
+        "described": [str(path.relative_to(folder)) for path in described],
+        "problems": verify(folder, Silent()),
+    }
+
+
+def main() -> None:
+    folder, name = Path(sys.argv[1]), sys.argv[2]
+    DERIVED_FORMATS[name].require()
+    rng = random.Random(0)
+    attempts = []
+    for call in range(1, CALLS_AT_MOST):
+        attempts.append(look(folder, name, fork(folder, name, call, after=call % 2 == 0)))
+        if attempts[-1]["code"] == 0:
+            break
+    for _ in range(0 if name == "ffcv" else OUTSIDE):  # it packs in one process: the kills from inside are all there are
+        child = fork(folder, name, None, after=False)
+        time.sleep(rng.uniform(0.01, 0.4))
+        os.kill(child, signal.SIGKILL)
+        attempts.append(look(folder, name, child))
+    print(json.dumps(attempts), flush=True)
+    os._exit(0)  # threads of FFCV's libraries, around which it forked, were seen to wait for ever at the interpreter's end
+
+
+if __name__ == "__main__":
+    main()
