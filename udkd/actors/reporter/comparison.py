@@ -150,6 +150,7 @@ def _table(predictions: Predictions, matched: list[Match], baseline: Baseline) -
         head=("", "baseline", "this run", "gain", "95 % interval", "only this right", "only baseline right", "verdict"),
         rows=rows,
         caption=f"{_verdicts(predictions, matched)}{more}",
+        stacked=True,
     )
 
 

@@ -114,12 +114,12 @@ def _answer(study: Study, summary: Summary, pictures: StudyPictures) -> Section:
     if contrasts:
         blocks.append(_contrasts(contrasts))
     if compared or contrasts:
-        number = len(compared) + len(contrasts)
+        number = sum(comparison.difference.bootstrap is not None for comparison in (*compared, *contrasts))
         text = (
             f"{count(number, 'comparison')} at {LEVEL:.0%} each: about {number * (1 - LEVEL):.1f} would keep clear of 0 "
             "by chance alone if nothing made any difference."
         )
-        blocks += [Note(text=METHOD), Note(text=text)]
+        blocks += [Note(text=METHOD), *([Note(text=text)] if number else [])]
     blocks += [Note(text=note) for note in study.notes]
     return Section(anchor="answer", title="What may be said", blocks=blocks)
 

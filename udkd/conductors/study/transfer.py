@@ -21,7 +21,7 @@ from udkd.actors.reporter.style import Palette, picture
 from udkd.actors.reporter.words import count, listed
 from udkd.conductors.study.plan import Plan
 from udkd.conductors.study.runner import Site, make_cache, make_teacher
-from udkd.conductors.study.tables import csv_text
+from udkd.conductors.study.tables import csv_text, signed
 from udkd.formats.cache import Cache
 from udkd.formats.dataset import DatasetFolder
 from udkd.words.errors import DataError
@@ -172,14 +172,15 @@ def _picture(found: Sequence[Agreement]) -> Picture:
             values = [pair.rho for pair in found if (pair.group, pair.level) == row]
             colour = palette.student(0 if row[1] == "samples" else 1)
             axes.plot(values, [place] * len(values), linestyle="none", marker="o", color=colour, alpha=0.7)
-        axes.set_yticks(range(len(rows)), [f"{group}: {level}" for group, level in rows])
+        axes.set_yticks(range(len(rows)), [f"{group}:\n{level}" for group, level in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(min(-0.05, *(pair.rho for pair in found), 0) - 0.02, 1.02)
+        axes.set_xlim(min(-0.05, *(pair.rho for pair in found), 0) - 0.05, 1.05)
         axes.set_xlabel("rank correlation of the weights")
         axes.spines["left"].set_visible(False)
 
-    caption = f"{count(len(found), 'pair')} of teachers: 1 is the same order of samples (or classes), 0 none."
-    return picture("agreement", "Agreement on what is unsure", caption, draw, height=0.75 + 0.3 * max(len(rows), 1))
+    pairs = len({(pair.one, pair.other) for pair in found})
+    caption = f"{count(pairs, 'pair')} of teachers: 1 is the same order of samples (or classes), 0 none."
+    return picture("agreement", "Agreement on what is unsure", caption, draw, height=0.75 + 0.46 * max(len(rows), 1))
 
 
 def _page(plan: Plan, opinions: Sequence[Opinion], found: Sequence[Agreement], drawn: Picture) -> Page:
@@ -188,9 +189,9 @@ def _page(plan: Plan, opinions: Sequence[Opinion], found: Sequence[Agreement], d
         own = [pair.rho for pair in found if pair.group == group and pair.level == "samples"]
         own = own or [pair.rho for pair in found if pair.group == group]
         if own:
-            told.append(f"{group} {fmean(own):.2f}")
+            told.append(f"{group} {signed(fmean(own))}")
     pairs = [
-        Row(label=pair.one, detail=f"and {pair.other}", cells=(pair.group, pair.level, f"{pair.n:,}", f"{pair.rho:.3f}"))
+        Row(label=pair.one, detail=f"and {pair.other}", cells=(pair.group, pair.level, f"{pair.n:,}", signed(pair.rho, 3)))
         for pair in found
     ]
     teachers = [
@@ -202,7 +203,7 @@ def _page(plan: Plan, opinions: Sequence[Opinion], found: Sequence[Agreement], d
     ]
     agreement = Table(
         name="agreements",
-        title="Spearman’s rank correlation",
+        title="Every pair",
         head=("", "pair", "level", "n", "rho"),
         rows=pairs,
         caption="Of the weights w = 1 − H / ln C in the canonical view of the training samples.",
@@ -221,7 +222,7 @@ def _page(plan: Plan, opinions: Sequence[Opinion], found: Sequence[Agreement], d
         subtitle=f"{count(len(opinions), 'teacher')} · {plan.base.views.size_px} px",
         lead=f"{plan.study.question} Mean rank correlation: {listed(told)}." if told else plan.study.question,
         sections=[
-            Section(anchor="agreement", title="Result", blocks=[Pictures(pictures=[drawn]), agreement, *notes]),
+            Section(anchor="agreement", title="Result", blocks=[Pictures(pictures=[drawn]), _groups(found), *notes, agreement]),
             Section(
                 anchor="teachers",
                 title="Who was asked",
@@ -229,4 +230,22 @@ def _page(plan: Plan, opinions: Sequence[Opinion], found: Sequence[Agreement], d
             ),
         ],
         footer="Written by udkd; study.json beside this page holds every number.",
+    )
+
+
+def _groups(found: Sequence[Agreement]) -> Table:
+    """Each kind of pair in one line: how many, their mean, and how far they spread."""
+    rows = []
+    for group in GROUPS:
+        for level in ("samples", "classes"):
+            own = [pair.rho for pair in found if (pair.group, pair.level) == (group, level)]
+            if own:
+                figures = (signed(fmean(own)), f"{signed(min(own))} to {signed(max(own))}")
+                rows.append(Row(label=group, cells=(level, str(len(own)), *figures)))
+    return Table(
+        name="groups",
+        title="Spearman’s rank correlation",
+        head=("", "level", "pairs", "mean rho", "lowest to highest"),
+        rows=rows,
+        caption="Pairs share teachers, so that they are fewer independent findings than their number.",
     )
