@@ -1,6 +1,10 @@
 """The whole GPU set in under nine minutes: one JSON, all figures, whatever is missing on the machine left out by name."""
 
+import contextlib
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +24,9 @@ twice as fast as the eager one; the plain script beaten 2.5 times with its mixed
 loss 3 to 5 times, the fused one 8 times as fast as eager at batch 256."""
 
 
+FINISHED = r"\d+ s"
+
+
 @dataclass(frozen=True)
 class Part:
     """A benchmark with its options and the seconds it may take; it writes as it goes, so what it had is kept."""
@@ -29,30 +36,36 @@ class Part:
 
 
 PARTS = (
-    Part("cost --batch 512 --rounds 5", 170),
-    Part("step --batch 64 --only graph --only fused --only saved --only realize --rounds 5", 130),
-    Part("plain --batch 512 --rounds 3", 70),
-    Part("loss --batch 64 --batch 256 --batch 4096 --classes 100 --rounds 7", 50),
-    Part("augment --rounds 5", 50),
-    Part("cost --batch 64 --only-ratio --rounds 5", 60),
-    Part("scale --batch 64 --batch 1024 --rounds 5", 60),
-    Part("step --batch 512 --only pool --only streams --only saved --only compile --rounds 5", 120),
-    Part("pipeline --rounds 3", 60),
+    Part("cost --batch 512 --rounds 5", 240),
+    Part("step --batch 64 --only graph --only fused --rounds 5", 130),
+    Part("loss --batch 64 --batch 256 --batch 4096 --classes 100 --rounds 7", 60),
+    Part("plain --batch 512 --rounds 3", 170),
+    Part("cost --batch 64 --only-ratio --rounds 5", 90),
+    Part("step --batch 512 --only saved --only realize --only pool --only streams --only compile --rounds 5", 300),
+    Part("augment --rounds 5", 90),
+    Part("scale --batch 64 --batch 1024 --rounds 5", 120),
+    Part("pipeline --rounds 3", 120),
 )
+"""Compiling two students takes about a minute for each batch size; the compiler's cache on disk spares the next part it."""
 
 
 def main(
     budget_s: Annotated[int, typer.Option("--budget", min=10, help="Seconds for everything.")] = 530,
     device: Annotated[str, typer.Option("--device", help="cuda, or cpu to try the command itself.")] = "cuda",
     parts: Annotated[list[str] | None, typer.Option("--part", help="Instead of the set: a benchmark and its options.")] = None,
+    rest: Annotated[bool, typer.Option("--rest", help="Only what an earlier call did not finish; its results stay.")] = False,
     results: ResultsOption = RESULTS,
 ) -> None:
     """Run each benchmark in a process of its own, in the order of their worth, until the time is up."""
     started = time.monotonic()
     chosen = [Part(words, budget_s) for words in parts] if parts else list(PARTS)
     record = Record.begin("gpu", EXPECTATION, choose_device(device), {"parts": [part.words for part in chosen]})
-    found: list[dict[str, Any]] = []
+    if rest:
+        record.facts = earlier(results / f"gpu-{record.slug}.json")
+    found: list[dict[str, Any]] = record.facts.setdefault("results", [])
     for number, part in enumerate(chosen):
+        if re.fullmatch(FINISHED, record.facts.get(part.words, "")):
+            continue
         left = budget_s - (time.monotonic() - started)
         if left < 5:
             record.put(part.words, "left out: the time was up")
@@ -61,23 +74,42 @@ def main(
         folder = results / f"gpu-{number}"
         record.put(part.words, run(part, device, folder, min(left, part.limit_s)))
         found += [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-        record.facts["results"] = found
         gather(folder, results)
         record.write(results)
+    record.write(results)
     err.print(f"{time.monotonic() - started:.0f} s in all")
 
 
+def earlier(path: Path) -> dict[str, Any]:
+    """The facts of an earlier call; none where there was none."""
+    return dict(json.loads(path.read_text())["facts"]) if path.is_file() else {}
+
+
 def run(part: Part, device: str, folder: Path, limit_s: float) -> str:
-    """How a benchmark ended, in a line."""
+    """How a benchmark ended, in a line. What it said is kept as a log beside the results where it did not end well."""
     command = [sys.executable, "-m", "benchmarks", *part.words.split(), "--device", device, "--results", str(folder)]
     started = time.monotonic()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, cwd=Path(__file__).parents[1])
-    except subprocess.TimeoutExpired:
-        return f"stopped after its {limit_s:.0f} s; what it had measured by then is kept"
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder.with_suffix(".log")
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            command, stdout=said, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[1], start_new_session=True
+        )
+        try:
+            code = process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # its compilers' and loaders' processes too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if code is None:
+        return f"stopped after its {limit_s:.0f} s; what it had measured by then is kept (see {log.name})"
     seconds = time.monotonic() - started
-    if done.returncode:
-        return f"failed after {seconds:.0f} s: {(done.stderr.strip().splitlines() or ['no word'])[-1][:300]}"
+    if code:
+        words = [line.strip(" │") for line in log.read_text().splitlines() if re.search(r"\w", line)]
+        return f"failed after {seconds:.0f} s (see {log.name}): {(words or ['no word'])[-1][:300]}"
+    log.unlink()
     return f"{seconds:.0f} s"
 
 

@@ -38,20 +38,26 @@ def main(
     record = Record.begin("loss", EXPECTATION, where, {"batch": sizes, "classes": widths, "students": STUDENTS})
     for num_classes in widths:
         for batch in sizes:
-            losses: dict[str, Loss] = {"eager": eager_loss(LossSettings()), "compiled": compiled_loss(LossSettings())}
-            if where.type == "cuda" and importlib.util.find_spec("triton"):
-                from udkd.operations.fused_loss import fused_loss
-
-                losses["fused"] = fused_loss(LossSettings())
             torch._dynamo.reset()  # every shape is compiled for itself, as in a training run
-            variants = [Variant(name, work(loss, batch, num_classes, where), items=batch) for name, loss in losses.items()]
+            ways = losses(where).items()
+            variants = [Variant(name, work(loss, batch, num_classes, where), items=batch) for name, loss in ways]
             record.add(side_by_side(variants, where, rounds=rounds), baseline="eager", batch=batch, classes=num_classes)
             record.write(results)
     draw(results, f"loss-{record.slug}", lambda figure, palette: _picture(record, figure, palette))
 
 
+def losses(device: torch.device) -> dict[str, Loss]:
+    """Every way to compute the paper's loss that the device has."""
+    ways: dict[str, Loss] = {"eager": eager_loss(LossSettings()), "compiled": compiled_loss(LossSettings())}
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        from udkd.operations.fused_loss import fused_loss
+
+        ways["fused"] = fused_loss(LossSettings())
+    return ways
+
+
 def work(loss: Loss, batch: int, num_classes: int, device: torch.device) -> Callable[[], None]:
-    """One forward and backward pass on constant logits, as bfloat16 students deliver them."""
+    """One forward and backward pass on constant float32 logits."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:

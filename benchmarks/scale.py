@@ -31,7 +31,7 @@ def main(
     where = choose_device(device)
     gpu = where.type == "cuda"
     px, batches = px or (224 if gpu else 64), batches or ([32, 128, 512, 2048] if gpu else [4, 16, 64])
-    counts = counts or ([1_000, 10_000, 100_000] if gpu else [1_000, 10_000, 30_000])
+    counts = counts or [1_000, 10_000, 100_000]
     record = Record.begin("scale", EXPECTATION, where, {"batch": batches, "samples": counts, "px": px})
     for batch in batches:
         before = memory(where)

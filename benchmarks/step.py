@@ -1,23 +1,28 @@
 """The training step with every switch turned off alone: what each of ours is worth."""
 
+import statistics
 from typing import Annotated
 
+import torch
 import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import Palette, bars, draw
 from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
-from benchmarks.common.rig import canvases, make, paper_recipe
+from benchmarks.common.rig import CLASSES, Made, canvases, make, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
+from benchmarks.loss import losses, work
 from udkd.console.terminal import DeviceOption
 from udkd.parts.environment import choose_device
 
 EXPECTATION = """On a CPU a step is convolutions: a live teacher costs 40 to 90 % more, float32 channels first 10 to 50 %
-more, the eager loss a few per cent at most. On a GPU at batch 64 some 900 launches bind it: without the CUDA graph twice
-the time or more, without compilation 1.5 times at large batches; float32 three times; a live teacher 1.5 times; the loss by
-itself nothing. The levers off by default: saved ReLU6 and realize_reads 10 % faster, the gathered pool 3 %, streams 5 %."""
+more. The loss is 1 % of a step when eager and half a per cent compiled, so the row without its compilation shows noise alone.
+On a GPU at batch 64 some 900 launches bind it: without the CUDA graph twice the time or more, without compilation 1.5 times at
+large batches; float32 three times; a live teacher 1.5 times; the loss by itself nothing. The levers off by default: saved
+ReLU6 and realize_reads 10 % faster, the gathered pool 3 %, streams 5 %."""
 
 ALL_ON = "all on"
+SHARE = "the loss's share of the step at"
 OFF = {
     "cache off: live teacher": ('teacher.source="live"', "teacher.views=1"),
     "channels_last off": ("train.channels_last=false",),
@@ -51,7 +56,7 @@ def main(
     """Time the two students' step as it is and with one thing changed at a time."""
     where = choose_device(device)
     gpu = where.type == "cuda"
-    px, batches = px or (224 if gpu else 64), batches or ([64, 512] if gpu else [16])
+    px, batches = px or (224 if gpu else 64), batches or ([64, 512] if gpu else [64])
     kinds = (OFF_GPU | LEVERS_GPU) if gpu else (OFF | LEVERS)
     if only:
         kinds = {name: words for name, words in kinds.items() if any(word in name for word in only)}
@@ -59,12 +64,23 @@ def main(
     for batch in batches:
         rows = canvases(4 * batch, min(px * 8 // 7, 256), where)
         base = make(paper_recipe(where, px=px, batch=batch), rows, where)
+        record.put(f"{SHARE} {px} px, batch {batch}", share_of_the_loss(base, where, rounds))
         for name, words in kinds.items():  # in pairs: only two of them lie in the memory at a time
             other = make(paper_recipe(where, *words, px=px, batch=batch), rows, where)
             pair = [Variant(ALL_ON, base.run, items=batch), Variant(name, other.run, items=batch)]
             record.add(side_by_side(pair, where, rounds=rounds), baseline=ALL_ON, px=px, batch=batch, beside=name)
             record.write(results)
     draw(results, f"step-{record.slug}", lambda figure, palette: _picture(record, figure, palette), height=1 + 0.3 * len(kinds))
+
+
+def share_of_the_loss(base: Made, device: torch.device, rounds: int) -> dict[str, float]:
+    """Forward and backward pass of each loss alone over the step it belongs to, side by side: what of a step it could save.
+
+    Alone means launched by itself: recorded in a step's graph it costs a GPU less.
+    """
+    alone = [Variant(name, work(loss, base.batch, CLASSES, device)) for name, loss in losses(device).items()]
+    timed = side_by_side([Variant("step", base.run), *alone], device, rounds=rounds)
+    return {one.name: statistics.median(one.ratios(timed[0])) for one in timed[1:]}
 
 
 def _picture(record: Record, figure: Figure, palette: Palette) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision import models, transforms
 from torchvision.datasets import ImageFolder
 
 ALPHA, BETA, GAMMA, T = 0.4, 0.4, 0.2, 4.0
+EPOCH_IMAGES = 130_000
+"""The paper's. Where fewer files lie in the folder they are drawn again: workers run dry at an epoch's end, and no oftener."""
 
 
 def loader(root: Path, px: int, batch: int, workers: int, device: torch.device) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -30,10 +32,11 @@ def loader(root: Path, px: int, batch: int, workers: int, device: torch.device) 
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
+    images = ImageFolder(str(root / "train"), transform)
     return DataLoader(
-        ImageFolder(str(root / "train"), transform),
+        images,
         batch_size=batch,
-        shuffle=True,
+        sampler=RandomSampler(images, replacement=len(images) < EPOCH_IMAGES, num_samples=EPOCH_IMAGES),
         drop_last=True,
         num_workers=workers,
         pin_memory=device.type == "cuda",

@@ -20,11 +20,15 @@ MIN_SPAN_S = 0.02
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of doing the thing. run: does it once. items: images (or others) that one call handles."""
+    """One way of doing the thing. run: does it once. items: images (or others) that one call handles.
+
+    prepare: called before each round, untimed.
+    """
 
     name: str
     run: Callable[[], object]
     items: int = 1
+    prepare: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ def side_by_side(
     for turn in range(rounds):
         for place in range(len(variants)):
             index = (place + turn) % len(variants)
-            seconds[index].append(_seconds(variants[index].run, device, calls[index]))
+            seconds[index].append(_seconds(variants[index], device, calls[index]))
     return [
         Timed(name=variant.name, items=variant.items, seconds=tuple(each))
         for variant, each in zip(variants, seconds, strict=True)
@@ -79,18 +83,19 @@ def wait(device: torch.device) -> None:
 def _calls_per_round(variant: Variant, device: torch.device, warmup: int, min_span_s: float) -> int:
     for _ in range(max(1, warmup)):
         variant.run()
-    return max(1, math.ceil(min_span_s / max(_seconds(variant.run, device, 1), 1e-7)))
+    return max(1, math.ceil(min_span_s / max(_seconds(variant, device, 1), 1e-7)))
 
 
-def _seconds(run: Callable[[], object], device: torch.device, calls: int) -> float:
+def _seconds(variant: Variant, device: torch.device, calls: int) -> float:
     """Seconds per call. The collector of garbage waits outside: it would strike one variant and spare the next."""
+    variant.prepare()
     gc.collect()
     gc.disable()
     try:
         wait(device)
         started = time.perf_counter()
         for _ in range(calls):
-            run()
+            variant.run()
         wait(device)
         return (time.perf_counter() - started) / calls
     finally:

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpu, pipeline, report
 from benchmarks.common.pictures import image_folder
 from benchmarks.common.plain_script import kd, steps
+from benchmarks.common.record import Record
 from benchmarks.common.rig import canvases, made_up_targets, make, paper_recipe
 from benchmarks.common.roofline import Peaks, build_on_meta, cost
-from benchmarks.common.timing import Timed
+from benchmarks.common.timing import Timed, Variant, side_by_side
 from benchmarks.cost import DUAL, FOLDED, LIVE_DUAL, ONE, OTHER, SINGLE, hours, ratios
 from udkd.words.errors import DataError
 from udkd.words.losses import divergence
@@ -87,9 +88,34 @@ def test_the_gpu_set_keeps_what_it_has(tmp_path: Path) -> None:
     facts = json.loads(path.read_text())["facts"]
     assert facts[parts[0]].endswith(" s")
     assert facts[parts[1]].startswith("failed after")
+    assert "(see gpu-1.log)" in facts[parts[1]]
+    assert "--batch" in (tmp_path / "gpu-1.log").read_text()
     assert [result["name"] for result in facts["results"]] == ["loss"]
     assert list(tmp_path.glob("loss-*.png"))
     assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
+
+
+def test_the_rest_of_the_gpu_set_keeps_what_was_finished(tmp_path: Path) -> None:
+    parts = ["loss --batch 8 --classes 10 --rounds 1", "loss --batch 16 --classes 10 --rounds 1"]
+    record = Record.begin("gpu", "nothing", CPU, {})
+    record.facts = {parts[0]: "7 s", "results": [{"name": "kept"}]}
+    (tmp_path / "results").mkdir()
+    path = record.write(tmp_path / "results")
+    gpu.main(budget_s=2, device="cpu", parts=parts, rest=True, results=tmp_path / "results")
+    facts = json.loads(path.read_text())["facts"]
+    assert facts == {parts[0]: "7 s", parts[1]: "left out: the time was up", "results": [{"name": "kept"}]}
+
+
+def test_a_part_that_outlasts_its_time_takes_its_processes_with_it(tmp_path: Path) -> None:
+    ended = gpu.run(gpu.Part("loss --batch 8 --classes 10", 1), "cpu", tmp_path / "gpu-0", 0.3)
+    assert ended.startswith("stopped after its 0 s")
+
+
+def test_workers_head_start_is_taken_before_the_clock_runs() -> None:
+    calls: list[str] = []
+    variant = Variant("a", lambda: calls.append("run"), prepare=lambda: calls.append("prepare"))
+    side_by_side([variant], CPU, rounds=2, warmup=1, min_span_s=0)
+    assert calls == ["run", *["prepare", "run"] * 3]
 
 
 def result(name: str, kind: str, **more: Any) -> dict[str, Any]:
