@@ -32,6 +32,7 @@ class PixelSettings:
     """How images become stored JPEGs. side: S, pixels. pixel_limit: images of more pixels are refused undecoded.
 
     exif: whether the orientation tag is ignored, as is usual for ImageNet, or applied. repair: see data_prep.jpeg.repair.
+    unchecked: common JPEGs that fit are kept for their header alone. No command offers it: it measures what checking costs.
     """
 
     side: int
@@ -41,6 +42,7 @@ class PixelSettings:
     exif: Literal["ignore", "apply"] = "ignore"
     pixel_limit: int = PIXEL_LIMIT
     repair: bool = False
+    unchecked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,9 @@ def prepare(data: bytes, settings: PixelSettings) -> Prepared:
                 f"{image.width} x {image.height} px is more than the limit of {settings.pixel_limit:,} pixels "
                 "(a decompression bomb? --max-pixels moves the limit)"
             )
+        if settings.unchecked and _fits_as_it_is(image, settings):
+            size = image.height, image.width
+            return _prepared(data, size, size, [])
         data, rgb, notes = _jpeg(data, image, settings) if image.format in ("JPEG", "MPO") else _other(data, image)
         turn = TURNS.get(_orientation(image)) if settings.exif == "apply" else None
         if turn is not None:
@@ -86,6 +91,12 @@ def prepare(data: bytes, settings: PixelSettings) -> Prepared:
     rgb.info.clear()  # Pillow would write the source's comment into the new file
     rgb.save(buffer, "JPEG", quality=settings.quality, subsampling=settings.subsampling)
     return _prepared(buffer.getvalue(), source, size, notes)
+
+
+def _fits_as_it_is(image: Image.Image, settings: PixelSettings) -> bool:
+    """Whether a header promises a JPEG that needs nothing done."""
+    size = image.height, image.width
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and _stored_size(*size, settings) == size
 
 
 def _jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[bytes, Image.Image, list[str]]:

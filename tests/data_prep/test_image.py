@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -210,3 +211,13 @@ def test_strict_decoding_finds_flips_that_pillow_does_not() -> None:
         except BadImage:
             found_by_us += 1
     assert found_by_us > found_by_pillow
+
+
+def test_what_checking_costs_is_measured_against_the_same_rows() -> None:
+    unchecked = replace(PAD, unchecked=True)
+    for data in (photo(1, 64, 64), photo(2, 80, 40), encoded(picture(3, mode="L")), encoded(picture(4), "PNG")):
+        assert prepare(data, unchecked) == prepare(data, PAD)
+    cut = photo(5, 64, 64)[:-400]
+    assert prepare(cut, unchecked).jpeg == cut
+    with pytest.raises(BadImage):
+        prepare(cut, PAD)
