@@ -347,7 +347,8 @@ def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: Datas
     result = call("predict", run.path, "grey.png", "bad[b].jpg", "cmyk.jpg", folder=tmp_path)
     assert result.code == 1
     assert result.err.splitlines() == [
-        "error: bad[b].jpg is no image; expected JPEG, PNG, GIF, BMP, WEBP, TIFF, PPM; check the file"
+        "error: bad[b].jpg: not an image (it starts with b'no picture'); expected a whole image "
+        "(JPEG, PNG, GIF, BMP, WEBP, TIFF, PPM); check the file"
     ]
     assert "grey.png" in result.out
     assert all(result.out.count(name) == 4 for name in ("ant", "bee", "cat", "dog"))  # two pictures, name and id
