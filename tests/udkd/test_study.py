@@ -239,6 +239,15 @@ def test_differences_take_the_seeds_that_both_have() -> None:
     assert nothing.comparisons == ()
 
 
+def test_a_contrast_with_the_baseline_stands_once_in_the_table() -> None:
+    contrast = {"arm": "taught", "against": "hard", "isolates": "the teacher"}
+    study = GRID.model_copy(update={"contrasts": ()})
+    twice = Study.model_validate_json(json.dumps(study.model_dump(mode="json") | {"contrasts": [contrast]}))
+    runs = runs_of({"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.5, 2: 54.5}})
+    assert len(summarise(twice, runs).comparisons) == 2 * len(summarise(study, runs).comparisons)
+    assert table_csv(summarise(twice, runs)) == table_csv(summarise(study, runs))
+
+
 def test_a_student_is_held_against_the_baseline_that_has_it() -> None:
     arms = [{"name": "one"}, {"name": "other"}, {"name": "both"}]
     study = Study.model_validate_json(json.dumps({"title": "x", "baseline": ["one", "other"], "arms": arms}))

@@ -28,7 +28,8 @@ def table_csv(summary: Summary) -> str:
             *(standing.arm, standing.learner, standing.last.n, *_pair(standing.last), _figure(standing.last_top5.mean)),
             *(*_pair(standing.best), " ".join(map(str, standing.best_epochs))),
         )
-        lines += [(*head, *_compared(comparison)) for comparison in own] or [(*head, *[""] * 10)]
+        once = dict.fromkeys(_compared(comparison) for comparison in own)  # a contrast may be a comparison with the baseline
+        lines += [(*head, *compared) for compared in once] or [(*head, *[""] * 10)]
     return csv_text(TABLE_HEAD, lines)
 
 
