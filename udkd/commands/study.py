@@ -29,7 +29,7 @@ from udkd.conductors.study import (
     signed,
     write_result,
 )
-from udkd.console.terminal import STOPPED, DeviceOption, SetOption, err, observed, out, stop_requests
+from udkd.console.terminal import STOPPED, DeviceOption, SetOption, err, observed, out, print_whole, stop_requests
 from udkd.formats.study import load_study, shipped_studies
 from udkd.parts.environment import choose_device
 from udkd.words.errors import ConfigError, RunError
@@ -107,7 +107,7 @@ def _run(plan: Plan, site: Site, started: float, asked: Callable[[], bool]) -> b
     if progress.left_to_others:
         return False
     result = write_result(plan, site, progress)
-    out.print(_table(plan, result.summary))
+    print_whole(_table(plan, result.summary))  # in 80 columns the arms would have no names
     err.print(f"page: {escape(str(result.page))}", soft_wrap=True)
     _end(progress, asked(), started)
     return True
