@@ -15,6 +15,8 @@ from udkd.operations.pictures import PIXEL_LIMIT, BadImage, open_image, reason, 
 
 __all__ = ["PIXEL_LIMIT", "BadImage", "PixelSettings", "Prepared", "prepare"]
 
+Image.MAX_IMAGE_PIXELS = None  # ours is the limit, checked before any pixel is decoded
+
 ORIENTATION_TAG = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -234,7 +234,7 @@ class Trainer:
     def _finish_epoch(self, epoch: int, view: int, seconds: float, images: int) -> None:
         """Evaluate, then write the epoch's row and a checkpoint that begins the next one."""
         train_row = self._train_row()
-        joined = self.recipe.joined(self.step, self.steps_per_epoch)
+        joined = self.training
         val_row = self._evaluate(joined)
         row = {
             "epoch": epoch + 1,

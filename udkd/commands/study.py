@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from udkd.conductors.study import (
-    POLL_S,
     Item,
     Plan,
     Progress,
@@ -97,13 +96,12 @@ def study_command(
                 shared.append((plan, site))
         for plan, site in shared:
             observer.note(f"{plan.name}: waiting for runs that other processes train")
-            while not _run(plan, site, started, asked):
-                time.sleep(POLL_S)
+            _run(plan, site, started, asked, wait=True)
 
 
-def _run(plan: Plan, site: Site, started: float, asked: Callable[[], bool]) -> bool:
-    """False where other processes train all that is missing: nothing is written yet."""
-    progress = carry_out(plan, site)
+def _run(plan: Plan, site: Site, started: float, asked: Callable[[], bool], *, wait: bool = False) -> bool:
+    """False where other processes train all that is missing and nobody asks to wait: nothing is written yet."""
+    progress = carry_out(plan, site, wait=wait)
     if progress.left_to_others:
         return False
     result = write_result(plan, site, progress)
@@ -202,8 +200,7 @@ def _table(plan: Plan, summary: Summary) -> Table:
     """What matters of table.csv."""
     table = Table(title=escape(plan.study.title), title_justify="left", box=None, pad_edge=False)
     for name in ("", "student", "top-1 %", "n", "difference", "bootstrap", "verdict"):
-        table.add_column(name, justify="left" if name in ("", "student", "verdict") else "right", no_wrap=name != "")
-    table.columns[0].overflow = "fold"
+        table.add_column(name, justify="left" if name in ("", "student", "verdict") else "right")
     said = ""
     compared: dict[Any, Any] = {(found.arm, found.learner): found.difference for found in main_comparisons(summary, "last")}
     for standing in summary.standings:

@@ -14,8 +14,6 @@ PIXEL_LIMIT = 100_000_000  # 300 MB as RGB; ImageNet's largest image has 61 mill
 LONGEST_PX = 2048
 """Larger pictures are scaled down to it first, as udkd-prep scales to the canvas."""
 
-Image.MAX_IMAGE_PIXELS = None  # ours is the limit, checked before any pixel is decoded
-
 
 class BadImage(ValueError):
     """Bytes that are no usable image; its text is the reason, as manifest and report show it."""

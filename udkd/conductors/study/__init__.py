@@ -5,12 +5,11 @@ from udkd.conductors.study.folder import StudyFolder
 from udkd.conductors.study.networks import Measured, measure_networks, ratios
 from udkd.conductors.study.plan import Plan, Trial, make_plan
 from udkd.conductors.study.results import RunResult, Summary, summarise
-from udkd.conductors.study.runner import POLL_S, Progress, Site, carry_out
+from udkd.conductors.study.runner import Progress, Site, carry_out
 from udkd.conductors.study.tables import interval, main_comparisons, mean_sd, signed
 from udkd.conductors.study.writer import Result, write_result
 
 __all__ = [
-    "POLL_S",
     "Item",
     "Measured",
     "Plan",

@@ -68,9 +68,10 @@ class Progress:
         return 0 < self.total - self.finished - len(self.failed) <= self.elsewhere
 
 
-def carry_out(plan: Plan, site: Site) -> Progress:
+def carry_out(plan: Plan, site: Site, *, wait: bool = False) -> Progress:
     """Do whatever of the plan is not done yet, until asked to stop.
 
+    wait: where all that is missing is trained by other processes, wait for them and take over what they leave.
     Raises UserError kin for what ends all runs alike; a run that fails by itself (a loss that is not finite) is recorded.
     """
     dataset = DatasetFolder.open(site.data)
@@ -80,10 +81,21 @@ def carry_out(plan: Plan, site: Site) -> Progress:
         if teacher is None:
             return Progress(finished=0, total=len(plan.trials))
     failed: dict[str, str] = {}
+    while True:
+        progress = _one_pass(plan, site, dataset, teacher, failed)
+        if not (wait and progress.left_to_others):
+            return progress
+        time.sleep(POLL_S)
+
+
+def _one_pass(
+    plan: Plan, site: Site, dataset: DatasetFolder, teacher: TeacherFolder | None, failed: dict[str, str]
+) -> Progress:
+    """Train each run that is neither done, nor failed already, nor busy. failed: takes in those that fail."""
     elsewhere = 0
     for number, trial in enumerate(plan.trials):
         run = run_path(trial, dataset, teacher, site.folder)
-        if is_finished(run, trial.recipe):
+        if described(trial) in failed or is_finished(run, trial.recipe):
             continue
         if site.stopped():
             break
@@ -99,7 +111,7 @@ def carry_out(plan: Plan, site: Site) -> Progress:
             failed[described(trial)] = str(error)
             site.observer.note(f"{described(trial)}: {error}")
     finished = sum(is_finished(run_path(trial, dataset, teacher, site.folder), trial.recipe) for trial in plan.trials)
-    return Progress(finished=finished, total=len(plan.trials), failed=failed, elsewhere=elsewhere)
+    return Progress(finished=finished, total=len(plan.trials), failed=dict(failed), elsewhere=elsewhere)
 
 
 def is_busy(run: Path) -> bool:

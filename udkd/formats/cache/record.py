@@ -16,11 +16,13 @@ RECORD = "views.json"
 
 
 def record_views(folder: Path, key: CacheKey, count: int) -> None:
-    """Remember that views 0 to count - 1 have been finished, or are about to be; the same bytes for the same count."""
-    data = _bytes(key, count)
-    path = folder / RECORD
-    if not path.exists() or path.read_bytes() != data:
-        write_bytes(path, data)
+    """Remember that views 0 to count - 1 are finished or about to be. A larger count stays, a damaged one does not."""
+    try:
+        recorded = recorded_views(folder, key)
+    except CacheError:
+        recorded = 0
+    if recorded < count:
+        write_bytes(folder / RECORD, _bytes(key, count))
 
 
 def recorded_views(folder: Path, key: CacheKey) -> int:

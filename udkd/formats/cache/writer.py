@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from udkd.formats.cache.key import CacheKey, differences
 from udkd.formats.cache.reader import finished_views
-from udkd.formats.cache.record import RECORD, record_views, recorded_views
+from udkd.formats.cache.record import RECORD, record_views
 from udkd.formats.cache.view_file import ViewFile, ViewHeader, block_checksum, read_header, view_path
 from udkd.words.errors import CacheError, MismatchError
 from udkd.words.files import FolderLock, fsync_folder
@@ -72,11 +72,7 @@ class CacheWriter:
     def _mend_record(self) -> None:
         """Write the number of views where it is absent, damaged or too small, and clear what a kill left of writing it."""
         (self.folder / f"{RECORD}.tmp").unlink(missing_ok=True)
-        try:
-            recorded = recorded_views(self.folder, self.key)
-        except CacheError:
-            recorded = 0
-        if self.finished and recorded <= max(self.finished):
+        if self.finished:
             record_views(self.folder, self.key, max(self.finished) + 1)
 
     @property
@@ -195,10 +191,8 @@ class ViewWriter:
 
     def _record(self) -> None:
         """Count this view: it may be gone one day, but not unnoticed."""
-        folder, key, count = self.final.parent, self.header.key, self.header.view + 1
         try:
-            if recorded_views(folder, key) < count:
-                record_views(folder, key, count)
+            record_views(self.final.parent, self.header.key, self.header.view + 1)
         except OSError as error:
             raise self._full(error) from error
 
