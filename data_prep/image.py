@@ -12,6 +12,7 @@ from PIL import Image
 from data_prep.huffman import DamagedScan, check_baseline
 from data_prep.jpeg import DamagedJpeg, decode, is_too_odd, read_frame, repair
 from udkd.operations.pictures import PIXEL_LIMIT, BadImage, open_image, reason, to_rgb
+from udkd.words.checksum import crc32c
 
 __all__ = ["PIXEL_LIMIT", "BadImage", "PixelSettings", "Prepared", "prepare"]
 
@@ -53,6 +54,7 @@ class Prepared:
 
     jpeg: bytes
     sha256: bytes
+    crc32c: int
     source_height: int
     source_width: int
     height: int
@@ -153,6 +155,7 @@ def _prepared(jpeg: bytes, source: tuple[int, int], stored: tuple[int, int], not
     return Prepared(
         jpeg=jpeg,
         sha256=hashlib.sha256(jpeg).digest(),
+        crc32c=crc32c(jpeg),
         source_height=source[0],
         source_width=source[1],
         height=stored[0],

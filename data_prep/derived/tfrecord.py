@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import google_crc32c
 import numpy as np
 
 from data_prep.derived.derived import DerivedFormat, Volume, nothing_required
 from data_prep.derived.stored import StoredSample, stored_samples
 from data_prep.pool import Pool
 from udkd.formats.dataset import DatasetFolder, FileSum, Split, damage, seal, shard_name
+from udkd.words.checksum import crc32c
 from udkd.words.files import atomic, write_bytes
 from udkd.words.observer import Observer
 
@@ -28,7 +28,7 @@ RECORD_BYTES = 160  # a bound on what a record takes beside its JPEG, the line i
 
 def masked_crc32c(data: bytes) -> int:
     """CRC-32C, rotated and offset as TFRecord wants it (TensorFlow, core/lib/hash/crc32c.h)."""
-    crc = int(google_crc32c.value(data))
+    crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

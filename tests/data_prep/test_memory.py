@@ -51,6 +51,7 @@ def row(n: int) -> Row:
         height=375,
         width=500,
         sha256=n.to_bytes(32, "big"),
+        crc32c=2**32 - 1 - n,
         note="" if n % 50 else "PNG to JPEG",
         shard=n // 1000,
         offset=n % 1000 * 110_000,
@@ -121,7 +122,7 @@ def check(columns: Columns, rows: list[Row]) -> bool:
         and columns.note == [each.note for each in rows]
         and all(
             getattr(columns, name if name != "label" else "labels").tolist() == [getattr(each, name) for each in rows]
-            for name in ("label", "excluded", "shard", "offset", "size")
+            for name in ("label", "crc32c", "excluded", "shard", "offset", "size")
         )
     )
 
@@ -138,6 +139,7 @@ def test_groups_of_rows_are_as_pyarrow_alone_writes_them(tmp_path: Path) -> None
         source=[base.source[n] for n in at],
         note=[base.note[n] for n in at],
         sha256=base.sha256[at],
+        crc32c=base.crc32c[at],
         shard=base.shard[at],
         offset=base.offset[at],
         size=base.size[at],

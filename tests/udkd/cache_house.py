@@ -3,6 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from udkd.formats.dataset.header import content_digest
 from udkd.formats.dataset.manifest import columns_of, write_manifest
 from udkd.formats.teacher import TeacherFolder, write_teacher
 from udkd.operations.models import build
+from udkd.words.checksum import crc32c
 from udkd.words.files import sha256_file
 
 SIDE = 40
@@ -72,8 +74,8 @@ def make_dataset(folder: Path) -> DatasetFolder:
             data = buffer.getvalue()
             offset = shard.add(n, data, label)
             sizes = {"source_height": height, "source_width": width, "height": height, "width": width}
-            digest = hashlib.sha256(data).digest()
-            rows.append(Row(label=label, source=f"c/{n}.jpg", sha256=digest, shard=0, offset=offset, size=len(data), **sizes))
+            sums: dict[str, Any] = {"sha256": hashlib.sha256(data).digest(), "crc32c": crc32c(data)}
+            rows.append(Row(label=label, source=f"c/{n}.jpg", shard=0, offset=offset, size=len(data), **sizes, **sums))
     path = split / "manifest.parquet"
     write_manifest(path, columns_of(rows))
     size_bytes, sha256 = path.stat().st_size, sha256_file(path)

@@ -31,6 +31,7 @@ from udkd.formats.dataset import (
     write_manifest,
 )
 from udkd.formats.dataset.header import content_digest
+from udkd.words.checksum import crc32c
 from udkd.words.errors import DataError
 from udkd.words.files import sha256_file
 
@@ -72,6 +73,7 @@ def make(folder: Path, *, seed: int = 0, samples: int = 5) -> DatasetFolder:
 
                             width=width,
  sha256=hashlib.sha256(data).digest(),
+ crc32c=crc32c(data),
  shard=first // 2,
  offset=shard.add(n, data, label),
  size=len(data),
@@ -178,7 +180,7 @@ def test_what_is_not_a_dataset_folder(tmp_path: Path) -> None:
 def test_headers_that_do_not_match(tmp_path: Path) -> None:
     make(tmp_path / "d")
     cases: list[tuple[dict[str, object], str]] = [
-        ({"version": 2}, "format version 2; expected 1"),
+        ({"version": 1}, "format version 1; expected 2; convert again"),
         ({"format": "other"}, "is not of format"),
         ({"side": 0}, "damaged at 'side'"),
         ({"side": 10**9}, "damaged at 'side'"),

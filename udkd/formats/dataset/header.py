@@ -14,7 +14,8 @@ from udkd.words.errors import DataError
 from udkd.words.files import write_json
 
 FORMAT = "udkd-dataset"
-VERSION = 1
+VERSION = 2
+_CONTENT_VERSION = 1  # a cache follows its images into a later version of the format
 FILE_NAME = "dataset.json"
 Fit = Literal["pad", "squash"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -53,7 +54,7 @@ class Header(_Strict):
     """The whole of dataset.json."""
 
     format: Literal["udkd-dataset"] = "udkd-dataset"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     side: int = Field(ge=1, le=65500, description="S, pixels: the canvas is S x S (a JPEG's side is at most 65,500)")
     fit: Fit
     encoder: Encoder
@@ -110,7 +111,7 @@ def content_digest(
     are packed into shards or parquet pages.
     """
     head = {
-        "format": [FORMAT, VERSION],
+        "format": [FORMAT, _CONTENT_VERSION],
         "side": side,
         "fit": fit,
         "encoder": encoder.model_dump(mode="json"),

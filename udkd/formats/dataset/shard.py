@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tarfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -92,21 +93,31 @@ class ShardWriter:
 
 
 def read_sample(path: Path, offset: int, size: int, sha256: bytes, what: str) -> bytes:
-    """The stored bytes of one sample, its checksum verified. `what` names the sample in the DataError."""
+    """The stored bytes of one sample, its sha256 verified. `what` names the sample in the DataError."""
+    data = read_stored(path, offset, size, lambda: what)
+    if hashlib.sha256(data).digest() != sha256:
+        raise damaged_sample(path, offset, size, len(data), what)
+    return data
+
+
+def read_stored(path: Path | str, offset: int, size: int, what: Callable[[], str]) -> bytes:
+    """What lies where a sample's bytes should, unverified, fewer where the shard was cut. Raises DataError, naming `what`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             # A shard that was cut must not make us take memory for bytes that are not there.
-            data = os.pread(descriptor, min(size, os.fstat(descriptor).st_size), offset)
+            return os.pread(descriptor, min(size, os.fstat(descriptor).st_size), offset)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise DataError(
-            f"{what}: {path} cannot be read ({error.strerror}); expected a shard; restore it or convert again"
+            f"{what()}: {path} cannot be read ({error.strerror}); expected a shard; restore it or convert again"
         ) from None
-    if hashlib.sha256(data).digest() != sha256:
-        raise DataError(
-            f"{what}: the bytes in {path.name} at {offset} do not match their checksum ({len(data)} of {size} bytes read); "
-            "expected what was stored; the shard is damaged, restore it or convert again"
-        )
-    return data
+
+
+def damaged_sample(path: Path | str, offset: int, size: int, found_bytes: int, what: str) -> DataError:
+    """The error for bytes that do not match their checksum."""
+    return DataError(
+        f"{what}: the bytes in {os.path.basename(path)} at {offset} do not match their checksum ({found_bytes} of {size} bytes "
+        "read); expected what was stored; the shard is damaged, restore it or convert again"
+    )

@@ -1,0 +1,10 @@
+"""CRC-32C, the checksum that reading in a loop can afford: 4 us for 110 KB where the processor helps; sha256 takes 61."""
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+
+def crc32c(data: bytes | NDArray[np.uint8]) -> int:
+    """The CRC-32C (RFC 3720, appendix B.4) of bytes or of a contiguous vector, 0 to 2**32 - 1."""
+    return int(google_crc32c.value(data))
