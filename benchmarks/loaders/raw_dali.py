@@ -1,4 +1,4 @@
-"""DALI as one would write it straight away: JPEGs that are in memory already, decoded and padded, nothing else."""
+"""DALI as one would write it straight away: JPEGs that are in memory already, decoded and, for canvases, padded."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -12,8 +12,13 @@ from nvidia.dali import Pipeline, types
 from udkd.formats.dataset import Split
 
 
-def epochs(split: Split, order: np.ndarray, batch_size: int, threads: int, device: torch.device) -> Callable[[int], int]:
-    """A function that takes at least `count` images of `order` through a DALI pipeline, and says how many it took."""
+def epochs(
+    split: Split, order: np.ndarray, batch_size: int, threads: int, device: torch.device, *, padded: bool = True
+) -> Callable[[int], int]:
+    """A function that takes at least `count` images of `order` through a DALI pipeline, and says how many it took.
+
+    padded: as canvases; else as images, each of its own size.
+    """
     stored = [np.frombuffer(split.read(int(n)), dtype=np.uint8) for n in order]
     starts: Iterator[int] = iter(())
 
@@ -33,7 +38,7 @@ def epochs(split: Split, order: np.ndarray, batch_size: int, threads: int, devic
     with pipeline:
         jpegs = fn.external_source(source=feed, dtype=types.UINT8, ndim=1, batch=True, no_copy=True)
         images = fn.decoders.image(jpegs, output_type=types.RGB, adjust_orientation=False, **decoder)
-        pipeline.set_outputs(fn.pad(images, axes=(0, 1), shape=(split.side, split.side), fill_value=0))
+        pipeline.set_outputs(fn.pad(images, axes=(0, 1), shape=(split.side, split.side), fill_value=0) if padded else images)
     pipeline.build()
 
     def run(count: int) -> int:

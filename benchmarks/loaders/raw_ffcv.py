@@ -45,7 +45,8 @@ class _Canvas(SimpleRGBImageDecoder):  # type: ignore[misc]
                 field = metadata[ids[n]]
                 data = read(field["data_ptr"], storage)
                 height, width = np.int64(field["height"]), np.int64(field["width"])
-                canvas[n] = 0
+                canvas[n, :height, width:] = 0
+                canvas[n, height:] = 0
                 handle = begin()
                 decompress(handle, data.ctypes.data, data.size, canvas[n].ctypes.data, width, pitch, height, 0, 0)
                 end(handle)

@@ -28,7 +28,8 @@ from udkd import backends
 from udkd.actors.trainer import Job, train
 from udkd.backends import choose, open_backend
 from udkd.backends import dali as dali_backend
-from udkd.formats.dataset import DatasetFolder, Split
+from udkd.backends import folder as folder_backend
+from udkd.formats.dataset import DatasetFolder, Split, decode_canvas
 from udkd.formats.dataset.beton import open_beton
 from udkd.words.batch import Backend, Batch
 from udkd.words.errors import ConfigError, DataError
@@ -181,6 +182,29 @@ def test_any_number_of_threads(name: str, split: Split, workers: int) -> None:
     backend.close()
 
 
+def test_what_libjpeg_turbo_finds_odd_is_decoded_by_the_reference(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bytes between markers: Pillow skips them, libjpeg-turbo warns. Then what Pillow says counts."""
+    plain = jpeg(20, 30)
+    odd = plain[:2] + b"\x00\x17" + plain[2:]
+    canvas = np.full((SIDE, SIDE, 3), 9, dtype=np.uint8)
+    scratch = np.empty_like(canvas)
+    assert folder_backend.decoded(plain, canvas, scratch, 20, 30)
+    assert np.array_equal(canvas, decode_canvas(plain, SIDE, height=20, width=30, what="plain"))
+    assert not folder_backend.decoded(odd, canvas, scratch, 20, 30)
+    assert not folder_backend.decoded(plain, canvas, scratch, 20, 31), "a size that is not the manifest's"
+    assert not folder_backend.decoded(plain, canvas, scratch, 19, 30)
+    refused: list[bytes] = []
+
+    def refuse(data: bytes, *_: object, **__: object) -> None:
+        refused.append(data)
+        raise ValueError("a warning")
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", refuse)
+    backend = open_backend("folder", split, CPU, workers=2)
+    check(list(backend.epoch(split.ids, 16)), split.ids, 16, split)
+    assert len(refused) == len(split.ids)
+
+
 def test_an_epoch_begins_at_any_step(backend: Backend, split: Split) -> None:
     """As a resumed run asks for it: the rest of an order, with nothing before it decoded."""
     order = np.random.default_rng(5).permutation(split.ids)
@@ -190,7 +214,7 @@ def test_an_epoch_begins_at_any_step(backend: Backend, split: Split) -> None:
 
 READERS = {
     "resident": "udkd.backends.resident.ResidentBackend._check",
-    "ffcv": "udkd.backends.ffcv.FfcvBackend._read",
+    "ffcv": "udkd.backends.ffcv.FfcvBackend._check",
     "dali": "udkd.formats.dataset.Split.read",
     "folder": "udkd.formats.dataset.Split.read",
 }
@@ -204,7 +228,7 @@ def test_a_resumed_epoch_reads_nothing_of_what_lies_before(name: str, split: Spl
     owner = getattr(importlib.import_module(module), cls)
     read, original = [], getattr(owner, method)
 
-    place = {"ffcv": 1, "resident": 1}.get(name, 0)  # of the id among the arguments: others begin with a file or a row
+    place = {"resident": 1}.get(name, 0)  # of the id among the arguments: its begin with a row
 
     def noted(self: object, *arguments: object) -> object:
         read.append(arguments[place])

@@ -6,9 +6,9 @@ numba way of compiling too, in threads of ours.
 """
 
 import ctypes
-import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, final
 
@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from udkd.formats.dataset import Split
 from udkd.formats.dataset.beton import import_ffcv, open_beton
-from udkd.operations.feed import decoded_epoch
+from udkd.operations.feed import decoded_epoch, samples_per_part
 from udkd.words.batch import Batch
+from udkd.words.checksum import crc32c
 from udkd.words.errors import DataError
 
-_PART_BYTES = 512 << 10  # stored bytes that a thread decodes at a time
-_MOST_PER_PART = 32
 _REMEDY = "write it anew with udkd-prep derive --formats ffcv"
 
 
@@ -40,11 +39,10 @@ class FfcvBackend:
         self._split = split
         self._device = device
         self._beton = open_beton(split)
-        self._decode_stored = _compiled(import_ffcv())
+        self._machine = _compiled(import_ffcv())
         self._labels = torch.from_numpy(split.labels.astype(np.int64))
         self._workers = workers or len(os.sched_getaffinity(0))
-        mean_bytes = max(1, int(split.size.sum()) // max(1, len(split.ids)))
-        self._samples_per_part = max(1, min(_MOST_PER_PART, _PART_BYTES // mean_bytes))
+        self._samples_per_part = samples_per_part(split.size)
 
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.words.batch.Backend."""
@@ -72,37 +70,51 @@ class FfcvBackend:
         stored = np.empty(int(ends[-1]), dtype=np.uint8)
         starts = ends - self._split.size[ids]
         descriptor = os.open(self._beton.path, os.O_RDONLY | os.O_CLOEXEC)
+        counts = np.empty(len(ids), dtype=np.int64)
         try:
-            for sample_id, start, end in zip(ids.tolist(), starts.tolist(), ends.tolist(), strict=True):
-                self._read(descriptor, sample_id, stored.data[start:end])
+            self._machine.read(descriptor, stored.ctypes.data, starts, ends, self._beton.offset[ids], counts)
         finally:
             os.close(descriptor)
+        columns = (ids, starts, ends, counts, self._split.crc32c[ids])
+        for sample_id, start, end, count, crc in zip(*(column.tolist() for column in columns), strict=True):
+            self._check(sample_id, stored[start:end], count, crc)
         codes = np.empty(len(ids), dtype=np.int32)
-        self._decode_stored(stored.ctypes.data, starts, ends, self._split.sizes[ids], canvas, codes)
+        self._machine.decode(stored.ctypes.data, starts, ends, self._split.sizes[ids], canvas, codes)
         if codes.any():
             what = self._split.describe(int(ids[codes != 0][0]))
             raise DataError(f"{what}: libturbojpeg does not decode it, as Pillow did; expected it to; use another --backend")
 
-    def _read(self, descriptor: int, sample_id: int, into: memoryview) -> None:
-        """Read, not map: a map answers an I/O error with the end of the process."""
+    def _check(self, sample_id: int, stored: NDArray[np.uint8], count: int, crc: int) -> None:
+        """Hold what was read against the manifest. count: of bytes, -1 where the system could not read."""
+        if count == len(stored) and crc32c(stored) == crc:
+            return
         what = f"{self._split.describe(sample_id)} in {self._beton.path.name}"
-        try:
-            count = os.preadv(descriptor, [into], int(self._beton.offset[sample_id]))
-        except OSError as error:
-            raise DataError(f"{what} cannot be read ({error.strerror}); expected to; {_REMEDY}") from None
-        if count != len(into) or hashlib.sha256(into).digest() != self._split.sha256[sample_id].tobytes():
-            raise DataError(f"{what} is damaged; expected the checksum that the manifest has; {_REMEDY}")
+        if count < 0:
+            raise DataError(f"{what} cannot be read (an error of the disk or the file system); expected to; {_REMEDY}")
+        raise DataError(f"{what} is damaged; expected the checksum that the manifest has; {_REMEDY}")
 
 
-def _compiled(ffcv: ModuleType) -> Callable[..., None]:
-    """The loop over a part's samples as machine code that lets go of the interpreter lock.
+@dataclass(frozen=True)
+class _Machine:
+    """The loops over a part's samples as machine code that lets go of the interpreter lock.
 
-    All that it works on is passed by argument: numba freezes arrays that it finds in a closure. The stored bytes go by
-    address: FFCV's memory manager makes numba's one type of uint8 vectors read-only, for everybody in the process.
+    read(descriptor, address, starts, ends, offsets, counts): the stored bytes, and how many came of each, or -1.
+    decode(address, starts, ends, sizes, canvas, codes): these onto canvases; a code of 0 where it went well.
+    """
+
+    read: Callable[..., None]
+    decode: Callable[..., None]
+
+
+def _compiled(ffcv: ModuleType) -> _Machine:
+    """All that the loops work on is passed by argument: numba freezes arrays that it finds in a closure. The stored bytes go
+    by address: FFCV's memory manager makes numba's one type of uint8 vectors read-only, for everybody in the process.
     """
     import numba
     from numba import types
 
+    pread: Any = ctypes.CDLL(None).pread  # a map would answer an I/O error with the end of the process
+    pread.restype, pread.argtypes = ctypes.c_int64, [ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64]
     library = ctypes.CDLL(ffcv._libffcv.__file__)  # its libturbojpeg is reachable through it
     begin: Any = library.tjInitDecompress
     begin.restype, begin.argtypes = ctypes.c_void_p, []
@@ -111,6 +123,10 @@ def _compiled(ffcv: ModuleType) -> Callable[..., None]:
     decompress.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, *[ctypes.c_int32] * 5]
     end: Any = library.tjDestroy
     end.restype, end.argtypes = ctypes.c_int32, [ctypes.c_void_p]
+
+    def read(descriptor: Any, stored: Any, starts: Any, ends: Any, offsets: Any, counts: Any) -> None:
+        for n in range(len(counts)):
+            counts[n] = pread(descriptor, stored + starts[n], ends[n] - starts[n], offsets[n])
 
     def decode(stored: Any, starts: Any, ends: Any, sizes: Any, canvas: Any, codes: Any) -> None:
         handle = begin()
@@ -125,6 +141,6 @@ def _compiled(ffcv: ModuleType) -> Callable[..., None]:
         end(handle)
 
     u1, i4, i8 = types.uint8, types.int32, types.int64
-    signature = types.void(i8, i8[::1], i8[::1], i4[:, ::1], u1[:, :, :, ::1], i4[::1])
-    compiled: Callable[..., None] = numba.njit(signature, nogil=True)(decode)
-    return compiled
+    reads = types.void(i4, i8, i8[::1], i8[::1], i8[::1], i8[::1])
+    decodes = types.void(i8, i8[::1], i8[::1], i4[:, ::1], u1[:, :, :, ::1], i4[::1])
+    return _Machine(read=numba.njit(reads, nogil=True)(read), decode=numba.njit(decodes, nogil=True)(decode))

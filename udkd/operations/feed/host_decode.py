@@ -16,8 +16,17 @@ AHEAD_BYTES = 256 << 20
 
 _MOST_COPIES = 2  # on the device before they are used, where the bound allows as many
 
+_PART_BYTES = 512 << 10
+_MOST_PER_PART = 128
+
 Decode = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
 """Decodes samples `ids` [b] into canvases uint8 [b, S, S, 3], whose contents are arbitrary: it must write every byte."""
+
+
+def samples_per_part(stored_bytes: NDArray[np.int64]) -> int:
+    """How many samples of these sizes a thread gets at a time: 512 KB, one to 128 of them. A part's round trip takes 50 us."""
+    mean = max(1, int(stored_bytes.sum()) // max(1, int(np.count_nonzero(stored_bytes))))
+    return max(1, min(_MOST_PER_PART, _PART_BYTES // mean))
 
 
 def decoded_epoch(
