@@ -66,6 +66,7 @@ def main(
             tree = _tree(split, Path(temporary) / f"tree-{number}")
             label = source.name.split(".")[0]
             count = min(20 * images, round(images * (512 / side) ** 2))
+            _note_pixels(record, split, where, label)
             for workers in counts:
                 with contextlib.ExitStack() as stack:
                     variants = _variants(split, tree, batch, workers, where, count, record, stack)
@@ -129,6 +130,25 @@ def _variants(
         runs[name] = lambda count, backend=backend: sum(len(part.ids) for part in backend.epoch(order, batch))  # type: ignore[misc]
     runs |= dict(_others(split, tree, batch, workers, device, order, tuple(runs)))
     return [Variant(name, _Counted(run, count), items=run(count)) for name, run in runs.items()]
+
+
+def _note_pixels(record: Record, split: Split, device: torch.device, source: str) -> None:
+    """How far DALI's pixels are from the reference decode: nowhere on a CPU; on a GPU nvJPEG's own, whose bound this states."""
+    try:
+        backend = open_backend("dali", split, device)
+    except ConfigError:
+        return  # _variants says so
+    some = split.ids[:: -(-len(split.ids) // 256)]
+    greatest = total = differing = values = 0
+    with contextlib.closing(backend):
+        for part in backend.epoch(some, 32):
+            for sample_id, canvas in zip(part.ids.tolist(), part.canvas.cpu().numpy(), strict=True):
+                _, _, height, width = split.sizes[sample_id].tolist()
+                apart = np.abs(canvas[:height, :width].astype(int) - split.pixels(sample_id)[:height, :width])
+                greatest, total = max(greatest, int(apart.max())), total + int(apart.sum())
+                differing, values = differing + int(np.count_nonzero(apart)), values + apart.size
+    found = {"greatest": greatest, "mean": total / values, "share that differs": differing / values, "images": len(some)}
+    record.put(f"dali's pixels against Pillow's, {source}", found)
 
 
 class _Counted:

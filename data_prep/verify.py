@@ -80,7 +80,8 @@ def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
         path = split.path / f"{shard_name(number)}.tar"
         for n in ids.tolist():
             try:
-                data = read_sample(path, int(split.offset[n]), int(split.size[n]), split.sha256[n].tobytes(), split.describe(n))
+                where = split.path, number, int(split.offset[n]), int(split.size[n])
+                data = read_sample(*where, split.sha256[n].tobytes(), split.describe(n))
                 samples.append((n, data))
             except DataError as error:
                 before = False

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from udkd.formats.dataset import Split, read_sample, shard_name
+from udkd.formats.dataset import Split, read_sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class StoredSample:
 
     def read(self, folder: Path) -> bytes:
         """The JPEG bytes, checked. folder: the split's. Raises DataError."""
-        return read_sample(folder / f"{shard_name(self.shard)}.tar", self.offset, self.size, self.sha256, self.what)
+        return read_sample(folder, self.shard, self.offset, self.size, self.sha256, self.what)
 
 
 def stored_samples(split: Split, ids: np.ndarray) -> list[StoredSample]:

@@ -215,8 +215,8 @@ def test_an_epoch_begins_at_any_step(backend: Backend, split: Split) -> None:
 READERS = {
     "resident": "udkd.backends.resident.ResidentBackend._check",
     "ffcv": "udkd.backends.ffcv.FfcvBackend._check",
-    "dali": "udkd.formats.dataset.Split.read",
-    "folder": "udkd.formats.dataset.Split.read",
+    "dali": "udkd.formats.dataset.Split.read_some",
+    "folder": "udkd.formats.dataset.Split.read_some",
 }
 
 
@@ -231,7 +231,7 @@ def test_a_resumed_epoch_reads_nothing_of_what_lies_before(name: str, split: Spl
     place = {"resident": 1}.get(name, 0)  # of the id among the arguments: its begin with a row
 
     def noted(self: object, *arguments: object) -> object:
-        read.append(arguments[place])
+        read.extend(np.atleast_1d(arguments[place]).tolist())  # one id, or some
         return original(self, *arguments)
 
     monkeypatch.setattr(owner, method, noted)
@@ -516,12 +516,13 @@ def test_a_canvas_of_other_data_is_refused(source: Path, tmp_path: Path) -> None
 def test_dali_itself_failing_is_one_line_that_names_the_sample(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes whose checksum is right and which no decoder takes: a converter with an error could leave them."""
     pytest.importorskip("nvidia.dali")
-    bad, read = int(split.ids[20]), Split.read
+    bad, read = int(split.ids[20]), Split.read_some
 
-    def broken(self: Split, sample_id: int) -> bytes:
-        return b"\xff\xd8\xff and nothing more" if sample_id == bad else read(self, sample_id)
+    def broken(self: Split, ids: np.ndarray) -> Iterator[bytes]:
+        for sample_id, data in zip(ids.tolist(), read(self, ids), strict=True):
+            yield b"\xff\xd8\xff and nothing more" if sample_id == bad else data
 
-    monkeypatch.setattr(Split, "read", broken)
+    monkeypatch.setattr(Split, "read_some", broken)
     backend = open_backend("dali", split, CPU, workers=2)
     for _ in range(2):
         batches = backend.epoch(split.ids, 8)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from udkd.formats.dataset import (
     write_manifest,
 )
 from udkd.formats.dataset.header import content_digest
+from udkd.formats.dataset.shard import OpenShards
 from udkd.words.checksum import crc32c
 from udkd.words.errors import DataError
 from udkd.words.files import sha256_file
@@ -145,6 +147,21 @@ def test_ids_out_of_range_and_excluded(tmp_path: Path) -> None:
             train.read(n)
     with pytest.raises(DataError, match=r"train sample 2 \(c/2\.jpg\) is excluded \(truncated\)"):
         train.read(2)
+
+
+def test_some_samples_at_once_with_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples a shard, two shards open at most: whatever the order, each sample's own bytes, and no file left open."""
+    train = make(tmp_path / "d").split("train")
+    monkeypatch.setattr(OpenShards, "MOST_OPEN", 2)
+    assert len(set(train.shard[train.ids].tolist())) == 3
+    files = len(os.listdir("/proc/self/fd"))
+    for order in (train.ids, train.ids[::-1], np.tile(train.ids[[0, 3, 1, 2]], 3)):
+        most = 0
+        for n, data in zip(order.tolist(), train.read_some(order), strict=True):
+            assert data == train.read(n)
+            most = max(most, len(os.listdir("/proc/self/fd")) - files)
+        assert most == 2
+        assert len(os.listdir("/proc/self/fd")) == files
 
 
 def test_flipped_cut_and_missing_shards_name_the_sample(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ class DaliBackend:
             yield Work(item=ids, parts=parts, size_bytes=int(self._split.size[ids].sum()))
 
     def _read(self, ids: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        return [np.frombuffer(self._split.read(sample_id), dtype=np.uint8) for sample_id in ids.tolist()]
+        return [np.frombuffer(jpeg, dtype=np.uint8) for jpeg in self._split.read_some(ids)]
 
     def _batch(self, ids: NDArray[np.int64], canvas: torch.Tensor) -> Batch:
         ids_B = torch.from_numpy(ids)

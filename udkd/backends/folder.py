@@ -55,9 +55,11 @@ class FolderBackend:
 
     def _decode(self, ids: NDArray[np.int64], canvas: NDArray[np.uint8]) -> None:
         scratch = np.empty_like(canvas[0])
-        for sample_id, row in zip(ids.tolist(), canvas, strict=True):
-            _, _, height, width = self._split.sizes[sample_id].tolist()
-            if not decoded(self._split.read(sample_id), row, scratch, height, width):
+        sizes = self._split.sizes[ids].tolist()
+        for sample_id, (_, _, height, width), row, jpeg in zip(
+            ids.tolist(), sizes, canvas, self._split.read_some(ids), strict=True
+        ):
+            if not decoded(jpeg, row, scratch, height, width):
                 self._split.pixels(sample_id, row)
 
 

@@ -1,6 +1,6 @@
 """The dataset folder as its readers see it."""
 
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from udkd.formats.dataset.canvas import decode_canvas, open_canvas
 from udkd.formats.dataset.derived import DERIVED, is_derived
 from udkd.formats.dataset.header import ClassName, Fit, Header, content_digest, read_header
 from udkd.formats.dataset.manifest import FILE_NAME, Columns, read_manifest
-from udkd.formats.dataset.shard import damaged_sample, read_stored, shard_name
+from udkd.formats.dataset.shard import OpenShards, damaged_sample, shard_name
 from udkd.words.checksum import crc32c
 from udkd.words.errors import DataError
 
@@ -34,11 +34,7 @@ class Split(Columns):
 
     def shard_path(self, sample_id: int) -> Path:
         """The tar that holds a sample's bytes."""
-        return Path(self._shard_file(sample_id))
-
-    def _shard_file(self, sample_id: int) -> str:
-        """The same as a string: a Path costs as much as reading a small sample."""
-        return f"{self.path}{os.sep}{shard_name(int(self.shard[sample_id]))}.tar"
+        return self.path / f"{shard_name(int(self.shard[sample_id]))}.tar"
 
     def read(self, sample_id: int) -> bytes:
         """The stored JPEG bytes of a sample, their crc32c verified. Threads and forked processes may call it at will.
@@ -54,11 +50,19 @@ class Split(Columns):
                 f"{self.describe(sample_id)} is excluded ({self.note[sample_id]}); "
                 "expected an order without it; take ids from Split.ids"
             )
-        path, offset, size = self._shard_file(sample_id), int(self.offset[sample_id]), int(self.size[sample_id])
-        data = read_stored(path, offset, size, partial(self.describe, sample_id))  # a name costs as much, too
-        if crc32c(data) != self.crc32c[sample_id]:
-            raise damaged_sample(path, offset, size, len(data), self.describe(sample_id))
+        (data,) = self.read_some(np.array([sample_id]))
         return data
+
+    def read_some(self, ids: np.ndarray) -> Iterator[bytes]:
+        """`read` for int64 ids that exist and are kept (see `order`), one by one, with each shard opened once."""
+        columns = (ids, self.shard[ids], self.offset[ids], self.size[ids], self.crc32c[ids])
+        with OpenShards(self.path) as shards:
+            for sample_id, shard, offset, size, crc in zip(*(column.tolist() for column in columns), strict=True):
+                # A name costs as much as reading a small sample: it is made where something is wrong.
+                data = shards.read(shard, offset, size, partial(self.describe, sample_id))
+                if crc32c(data) != crc:
+                    raise damaged_sample(shard, offset, size, len(data), self.describe(sample_id))
+                yield data
 
     def pixels(self, sample_id: int, out: np.ndarray | None = None) -> np.ndarray:
         """Decode a sample to its canvas, uint8 [S, S, 3], in `out` where given: the reference that every backend must equal."""
@@ -179,6 +183,7 @@ def _check_columns(path: Path, rows: Columns, side: int, num_classes: int) -> No
         and bool(np.all(rows.sizes[kept] >= 1))
         and bool(np.all(rows.sizes[kept, 2:] <= side))
         and bool(np.all((rows.shard[kept] >= 0) & (rows.offset[kept] >= 0) & (rows.size[kept] > 0)))
+        and bool(np.all(rows.size[kept] < 2**31))  # a JPEG that took more would be refused by every decoder
     )
     if not sane:
         raise DataError(f"{path} holds labels, sizes or offsets out of range; expected what udkd-prep writes; convert again")

@@ -92,32 +92,58 @@ class ShardWriter:
             write_text(self.path.with_suffix(".idx"), index)
 
 
-def read_sample(path: Path, offset: int, size: int, sha256: bytes, what: str) -> bytes:
-    """The stored bytes of one sample, its sha256 verified. `what` names the sample in the DataError."""
-    data = read_stored(path, offset, size, lambda: what)
+class OpenShards:
+    """Reads stored bytes; a shard stays open from its first read to the end of the block, the last MOST_OPEN of them at least.
+
+    `with OpenShards(split_folder) as shards: data = shards.read(number, offset, size, what)`. One thread may use it.
+    """
+
+    MOST_OPEN = 32  # files are few to a process: 1,024, and each thread that reads has its own
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptors: dict[int, int] = {}
+
+    def __enter__(self) -> "OpenShards":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def read(self, number: int, offset: int, size: int, what: Callable[[], str]) -> bytes:
+        """What lies where a sample's bytes should, unverified, fewer where the shard was cut. Raises DataError, naming it."""
+        try:
+            descriptor = self._descriptors.get(number)
+            if descriptor is None:
+                descriptor = self._opened(number)
+            return os.pread(descriptor, size, offset)
+        except OSError as error:
+            path = self._folder / f"{shard_name(number)}.tar"
+            raise DataError(
+                f"{what()}: {path} cannot be read ({error.strerror}); expected a shard; restore it or convert again"
+            ) from None
+
+    def _opened(self, number: int) -> int:
+        if len(self._descriptors) == self.MOST_OPEN:
+            os.close(self._descriptors.pop(next(iter(self._descriptors))))
+        descriptor = os.open(f"{self._folder}{os.sep}{shard_name(number)}.tar", os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptors[number] = descriptor
+        return descriptor
+
+
+def read_sample(folder: Path, number: int, offset: int, size: int, sha256: bytes, what: str) -> bytes:
+    """The stored bytes of one sample of a split's folder, its sha256 verified. `what` names the sample in the DataError."""
+    with OpenShards(folder) as shards:
+        data = shards.read(number, offset, size, lambda: what)
     if hashlib.sha256(data).digest() != sha256:
-        raise damaged_sample(path, offset, size, len(data), what)
+        raise damaged_sample(number, offset, size, len(data), what)
     return data
 
 
-def read_stored(path: Path | str, offset: int, size: int, what: Callable[[], str]) -> bytes:
-    """What lies where a sample's bytes should, unverified, fewer where the shard was cut. Raises DataError, naming `what`."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # A shard that was cut must not make us take memory for bytes that are not there.
-            return os.pread(descriptor, min(size, os.fstat(descriptor).st_size), offset)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise DataError(
-            f"{what()}: {path} cannot be read ({error.strerror}); expected a shard; restore it or convert again"
-        ) from None
-
-
-def damaged_sample(path: Path | str, offset: int, size: int, found_bytes: int, what: str) -> DataError:
+def damaged_sample(number: int, offset: int, size: int, found_bytes: int, what: str) -> DataError:
     """The error for bytes that do not match their checksum."""
     return DataError(
-        f"{what}: the bytes in {os.path.basename(path)} at {offset} do not match their checksum ({found_bytes} of {size} bytes "
+        f"{what}: the bytes in {shard_name(number)}.tar at {offset} do not match their checksum ({found_bytes} of {size} bytes "
         "read); expected what was stored; the shard is damaged, restore it or convert again"
     )
