@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import data_prep.jpeg
-from benchmarks.common.figures import Palette, bars, draw
+from benchmarks.common.figures import Palette, bars, draw, speed_span
 from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from data_prep.convert import ConvertSettings, convert
@@ -158,4 +158,5 @@ def _one_image_at_a_time(paths: list[Path], rounds: int) -> list[Any]:
 def _picture(record: Record, figure: Figure, palette: Palette) -> None:
     rows = [row for row in record.rows if row["what"] == "whole conversion"]
     names, speeds = [row["variant"] for row in rows], [row["items_per_s"] for row in rows]
-    bars(figure.add_subplot(), palette, names, speeds, unit=f"images/s, {record.settings['workers']} processes", form="{:,.0f}")
+    unit, spans = f"images/s, {record.settings['workers']} processes", [speed_span(row) for row in rows]
+    bars(figure.add_subplot(), palette, names, speeds, unit=unit, form="{:,.0f}", spans=spans)

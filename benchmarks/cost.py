@@ -1,6 +1,7 @@
 """What two students cost: cached dual against live single and the paper's 1.63, with the roofline's floor."""
 
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -90,14 +91,18 @@ def measure(px: int, batch: int, device: torch.device, rounds: int, only: bool, 
 
 def ratios(timed: list[Timed]) -> dict[str, float]:
     """DESIGN.md section 7, medians of the ratios within each round."""
-    by_name = {one.name: one for one in timed}
+    return {name: statistics.median(each) for name, each in round_ratios({one.name: one.seconds for one in timed}).items()}
 
-    def over(name: str, *others: str) -> float:
-        below = [sum(seconds) for seconds in zip(*(by_name[other].seconds for other in others), strict=True)]
-        return float(statistics.median(a / b for a, b in zip(by_name[name].seconds, below, strict=True)))
+
+def round_ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """The ratios of each round. seconds: of each variant, round by round."""
+
+    def over(name: str, *others: str) -> list[float]:
+        below = [sum(each) for each in zip(*(seconds[other] for other in others), strict=True)]
+        return [a / b for a, b in zip(seconds[name], below, strict=True)]
 
     found = {"cached dual / live single": over(DUAL, SINGLE)}
-    if FOLDED in by_name:
+    if FOLDED in seconds:
         found["cached dual / live single with a folded teacher"] = over(DUAL, FOLDED)
         found["live dual / live single"] = over(LIVE_DUAL, SINGLE)
         found["cached dual / cached single"] = over(DUAL, ONE)
@@ -144,6 +149,9 @@ def _picture(record: Record, figure: Figure, palette: Palette) -> None:
         found: dict[str, Any] = record.facts[f"ratios at {px} px, batch {batch}"]
         named = {"the paper: live dual / live single": PAPER["dual / single"]} | found
         named["floor: cached dual / live single"] = record.facts[f"floor at {px} px"]["cached dual / live single"]
-        bars(axes, palette, list(named), list(named.values()), unit="times the step of the right-hand side")
+        seconds = {row["variant"]: row["seconds"]["each"] for row in record.rows if (row["px"], row["batch"]) == (px, batch)}
+        rounds = round_ratios(seconds)
+        spans = [(min(rounds[name]), max(rounds[name])) if name in rounds else None for name in named]
+        bars(axes, palette, list(named), list(named.values()), unit="times the step of the right-hand side", spans=spans)
         axes.axvline(1.0, color=palette.mark, linewidth=0.8)
         axes.set_title(f"Cost at {px} px, batch {batch}")

@@ -13,7 +13,7 @@ import torch
 import typer
 from matplotlib.figure import Figure
 
-from benchmarks.common.figures import Palette, bars, draw
+from benchmarks.common.figures import Palette, bars, draw, speed_span
 from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
 from benchmarks.common.timing import Timed, Variant, side_by_side, spread
 from data_prep.convert import ConvertSettings, convert
@@ -205,5 +205,6 @@ def _picture(record: Record, figure: Figure, palette: Palette) -> None:
         axes = figure.add_subplot(len(sources), 1, place + 1)
         rows = [row for row in record.rows if row["source"] == source and row["threads"] == most]
         names = [row["variant"] for row in rows]
-        bars(axes, palette, names, [row["items_per_s"] for row in rows], unit="canvases a second", form="{:,.0f}")
+        speeds, spans = [row["items_per_s"] for row in rows], [speed_span(row) for row in rows]
+        bars(axes, palette, names, speeds, unit="canvases a second", form="{:,.0f}", spans=spans)
         axes.set_title(f"{source}, canvas {rows[0]['side']} px, {most} threads")

@@ -13,7 +13,7 @@ import torch
 import typer
 from matplotlib.figure import Figure
 
-from benchmarks.common.figures import Palette, bars, draw
+from benchmarks.common.figures import Palette, bars, draw, speed_span
 from benchmarks.common.pictures import image_folder
 from benchmarks.common.plain_script import loader, steps
 from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
@@ -128,5 +128,6 @@ def bound(record: Record) -> str:
 def _picture(record: Record, figure: Figure, palette: Palette) -> None:
     axes = figure.add_subplot()
     names = [row["variant"] for row in record.rows]
-    bars(axes, palette, names, [row["items_per_s"] for row in record.rows], unit="images/s", form="{:,.0f}")
+    speeds, spans = [row["items_per_s"] for row in record.rows], [speed_span(row) for row in record.rows]
+    bars(axes, palette, names, speeds, unit="images/s", form="{:,.0f}", spans=spans)
     axes.set_title(f"Two students at {record.settings['px']} px, batch {record.settings['batch']}")

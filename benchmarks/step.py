@@ -7,7 +7,7 @@ import torch
 import typer
 from matplotlib.figure import Figure
 
-from benchmarks.common.figures import Palette, bars, draw
+from benchmarks.common.figures import Palette, bars, draw, ratio_span
 from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
 from benchmarks.common.rig import CLASSES, Made, canvases, make, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
@@ -89,6 +89,7 @@ def _picture(record: Record, figure: Figure, palette: Palette) -> None:
         axes = figure.add_subplot(1, len(batches), place + 1)
         rows = [row for row in record.rows if row["batch"] == batch and row["variant"] != ALL_ON]
         ratios = [row["ratio"]["median"] for row in rows]
-        bars(axes, palette, [row["variant"] for row in rows], list(ratios), unit="times the step with all on")
+        names, spans = [row["variant"] for row in rows], [ratio_span(row) for row in rows]
+        bars(axes, palette, names, list(ratios), unit="times the step with all on", spans=spans)
         axes.axvline(1.0, color=palette.mark, linewidth=0.8)
         axes.set_title(f"{record.settings['px']} px, batch {batch}")

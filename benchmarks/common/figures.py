@@ -1,7 +1,7 @@
 """Figures for a README: PNG and SVG, light, the same drawing gives the same SVG."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,47 @@ def draw(folder: Path, name: str, what: Draw, *, width: float = 7.2, height: flo
 
 
 def bars(
-    axes: Axes, palette: Palette, names: list[str], values: list[float | None], *, unit: str, form: str = "{:,.2f}"
+    axes: Axes,
+    palette: Palette,
+    names: list[str],
+    values: list[float | None],
+    *,
+    unit: str,
+    form: str = "{:,.2f}",
+    spans: Sequence[tuple[float, float] | None] = (),
 ) -> None:
-    """Horizontal bars from the top down, each with its value written at its end; None leaves a gap that says so."""
+    """Horizontal bars from the top down, each with its value written at its end; None leaves a gap that says so.
+
+    spans: least and greatest of the rounds, drawn as a whisker below the middle of each bar.
+    """
     heights = [0.0 if value is None else value for value in values]
+    ends = list(heights)
     axes.barh(range(len(names)), heights, color=palette.students[0], height=0.6)
+    for place, span in enumerate(spans):
+        if span is not None:
+            axes.plot(span, [place + 0.2] * 2, color=palette.mark, linewidth=1.2, marker="|", markersize=4)
+            ends[place] = max(ends[place], span[1])
     for place, value in enumerate(values):
         text = "not measured yet" if value is None else form.format(value)
-        axes.annotate(text, (heights[place], place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(text, (ends[place], place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlim(0, max([*heights, 1e-9]) * 1.18)
-    axes.set_xlabel(unit)
+    axes.set_xlim(0, max([*ends, 1e-9]) * 1.18)
+    axes.set_xlabel(f"{unit}; whiskers: all rounds" if any(spans) else unit)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)
+
+
+def speed_span(row: dict[str, Any]) -> tuple[float, float]:
+    """The least and the greatest items a second of a record's row."""
+    seconds = row["seconds"]
+    scale = row["items_per_s"] * seconds["median"]
+    return scale / seconds["max"], scale / seconds["min"]
+
+
+def ratio_span(row: dict[str, Any]) -> tuple[float, float]:
+    """The least and the greatest of a row's ratios to its baseline."""
+    return row["ratio"]["min"], row["ratio"]["max"]
 
 
 def _style(salt: str) -> dict[Any, Any]:
