@@ -111,6 +111,15 @@ def _latencies_ms(model: nn.Module, size_px: int) -> list[float]:
     return times
 
 
+def quickest(measured: Sequence[Measured]) -> str:
+    """Which network answers first; several where their quartiles overlap."""
+    first = min(measured, key=lambda own: own.latency_ms)
+    even = [own.arm for own in measured if own.low_ms <= first.high_ms]
+    if len(even) == 1:
+        return f"{first.arm} is the quickest, {first.latency_ms:.1f} ms an image."
+    return f"{listed(even)} are equally quick, {first.latency_ms:.1f} ms an image: their quartiles overlap."
+
+
 def _page(plan: Plan, measured: Sequence[Measured], values: dict[str, Any]) -> Page:
     rows = [
         Row(
@@ -145,12 +154,11 @@ def _page(plan: Plan, measured: Sequence[Measured], values: dict[str, Any]) -> P
         f"MB are float32 weights of {classes} classes. Latency: one image of {size_px} px, eager PyTorch on this CPU, "
         f"{hardware['threads']} threads, the median of {REPEATS} passes after {WARM_UP} that do not count.",
     )
-    quickest = min(measured, key=lambda own: own.latency_ms)
     facts = [(name, ", ".join(f"{key} {value}" for key, value in seen.items())) for name, seen in values["machine"].items()]
     return Page(
         title=plan.study.title,
         subtitle=f"{listed([own.arm for own in measured])} · {size_px} px · {hardware['device']}",
-        lead=f"{plan.study.question} {quickest.arm} is the quickest, {quickest.latency_ms:.1f} ms an image.".strip(),
+        lead=f"{plan.study.question} {quickest(measured)}".strip(),
         sections=[
             Section(anchor="networks", title="Result", blocks=[table, *(Note(text=note) for note in plan.study.notes)]),
             Section(
