@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udkd.formats.dataset import Split, canvas_bytes
+from udkd.formats.dataset import Split, canvas_bytes, lay
 from udkd.operations.feed import AHEAD_BYTES, BufferPool, Work, in_threads, samples_per_part
 from udkd.words.batch import Batch
 from udkd.words.errors import ConfigError, DataError
@@ -128,7 +128,6 @@ class _Pipeline:
         self.batch_size = batch_size
         self._device = device
         self._side = side
-        self._full = (side, side)
         self._memory = BufferPool(canvas_bytes(batch_size, side), keep=_MOST_PREFETCHED)
         self._source: Iterator[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]] = iter(())
         self._fed: deque[tuple[NDArray[np.int64], list[NDArray[np.uint8]]]] = deque()  # DALI reads from this memory
@@ -206,8 +205,8 @@ class _Pipeline:
         with suppress(StopIteration):
             (output,) = self._pipe.share_outputs(cuda_stream=stream)
             try:
-                canvases = stream is not None or (output.is_dense_tensor() and output.shape()[0][:2] == self._full)
-                return torch.utils.dlpack.from_dlpack(output.as_tensor()) if canvases else self._on_canvases(output)
+                full = output.is_dense_tensor() and output.shape()[0] == (self._side, self._side, 3)
+                return torch.utils.dlpack.from_dlpack(output.as_tensor()) if full else self._on_canvases(output)
             finally:
                 self._pipe.release_outputs()
         return None
@@ -216,10 +215,7 @@ class _Pipeline:
         """Decoded images, each of its own size, on canvases of ours."""
         canvas = self._memory.take(len(images), self._side, self._side, 3)
         for row, image in zip(canvas, map(np.asarray, images), strict=True):
-            height, width, _ = image.shape
-            row[:height, :width] = image
-            row[:height, width:] = 0
-            row[height:] = 0
+            lay(image, row)
         return torch.from_numpy(canvas)
 
 

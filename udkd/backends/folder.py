@@ -12,14 +12,14 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 
-from udkd.formats.dataset import Split
+from udkd.formats.dataset import Split, lay
 from udkd.operations.feed import decoded_epoch, samples_per_part
 from udkd.words.batch import Batch
 
 
 @final
 class FolderBackend:
-    """Decodes every sample of every batch anew; the slowest backend, and the one that needs nothing but the shards.
+    """Decodes every sample of every batch anew; the backend that needs nothing but the shards.
 
     workers: decoding threads (libjpeg-turbo runs without the interpreter lock); 0 means one per core.
     """
@@ -75,8 +75,8 @@ def decoded(jpeg: bytes, canvas: NDArray[np.uint8], scratch: NDArray[np.uint8], 
         return False
     if pixels.shape != (height, width, 3):
         return False
-    if not in_place:
-        canvas[:height, :width] = pixels
-        canvas[:height, width:] = 0
-    canvas[height:] = 0
+    if in_place:
+        canvas[height:] = 0
+    else:
+        lay(pixels, canvas)
     return True

@@ -8,7 +8,7 @@ FOLDER/<split>/samples.beton + beton.json          FFCV's own format, derived
 FOLDER/<split>/samples-%05d.tfrecord + .idx, tfrecord.json    TFRecord with the index that DALI's tfrecord2idx writes, derived
 """
 
-from udkd.formats.dataset.canvas import CanvasWriter, canvas_bytes, decode_canvas
+from udkd.formats.dataset.canvas import CanvasWriter, canvas_bytes, decode_canvas, lay
 from udkd.formats.dataset.derived import DERIVED, FileSum, damage, discard, is_derived, seal, sealed, unfinished
 from udkd.formats.dataset.folder import DatasetFolder, Split
 from udkd.formats.dataset.header import ClassName, Encoder, Fit, Header, SplitHeader, read_header
@@ -37,6 +37,7 @@ __all__ = [
     "decode_canvas",
     "discard",
     "is_derived",
+    "lay",
     "read_header",
     "read_manifest",
     "read_sample",

@@ -39,9 +39,7 @@ def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str,
             if found == (height, width) and max(found) <= side:
                 pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
                 canvas = np.empty((side, side, 3), dtype=np.uint8) if out is None else out
-                canvas[:height, :width] = pixels
-                canvas[:height, width:] = 0
-                canvas[height:] = 0
+                lay(pixels, canvas)
                 return canvas
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(
@@ -50,6 +48,14 @@ def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str,
     raise DataError(
         f"{what}: the stored JPEG is {found[0]} x {found[1]} px; expected {height} x {width} within {side}; convert again"
     )
+
+
+def lay(pixels: np.ndarray, canvas: np.ndarray) -> None:
+    """An image [h, w, 3] into the top left corner of a canvas [S, S, 3] that holds anything, zeros around it."""
+    height, width, _ = pixels.shape
+    canvas[:height, :width] = pixels
+    canvas[:height, width:] = 0
+    canvas[height:] = 0
 
 
 def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:

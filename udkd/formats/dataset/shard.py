@@ -93,7 +93,7 @@ class ShardWriter:
 
 
 class OpenShards:
-    """Reads stored bytes; a shard stays open from its first read to the end of the block, the last MOST_OPEN of them at least.
+    """Reads stored bytes; a shard stays open until the block ends or MOST_OPEN others were opened after it.
 
     `with OpenShards(split_folder) as shards: data = shards.read(number, offset, size, what)`. One thread may use it.
     """
