@@ -170,7 +170,7 @@ def _others(
     if "ffcv" in known and device.type == "cpu":
         from benchmarks.loaders import raw_ffcv
 
-        yield RAW["ffcv"], raw_ffcv.epochs(split, batch, workers)
+        yield RAW["ffcv"], raw_ffcv.epochs(split, order, batch, workers)
     if "dali" in known:
         from benchmarks.loaders import raw_dali
 

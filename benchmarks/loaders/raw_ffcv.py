@@ -56,25 +56,25 @@ class _Canvas(SimpleRGBImageDecoder):  # type: ignore[misc]
         return decode
 
 
-def epochs(split: Split, batch_size: int, threads: int) -> Callable[[int], int]:
-    """A function that takes at least `count` images through FFCV's Loader in random order, and says how many it took."""
+def epochs(split: Split, order: np.ndarray, batch_size: int, threads: int) -> Callable[[int], int]:
+    """A function that takes `order` through FFCV's Loader, whatever count it is asked for, and says how many it took.
+
+    One epoch, as FFCV takes new memory for each: 0.3 ms of a 512 px canvas where an epoch is 300 images.
+    """
     torch_threads = torch.get_num_threads()
     loader = Loader(
         str(split.path / FILE_NAME),
         batch_size,
         num_workers=threads,
-        order=OrderOption.RANDOM,
-        seed=0,
+        order=OrderOption.SEQUENTIAL,
+        indices=np.searchsorted(split.ids, order).astype(np.uint64),  # FFCV's file holds no excluded sample
         drop_last=False,
         pipelines={"image": [_Canvas(split.side), ToTensor()], "label": [IntDecoder(), ToTensor()]},
     )
     torch.set_num_threads(torch_threads)
 
     def run(count: int) -> int:
-        done = 0
-        while done < count:
-            for canvas, _ in loader:
-                done += len(canvas)
+        done = sum(len(canvas) for canvas, _ in loader)
         torch.set_num_threads(torch_threads)
         return done
 

@@ -214,7 +214,7 @@ def test_an_epoch_begins_at_any_step(backend: Backend, split: Split) -> None:
 
 READERS = {
     "resident": "udkd.backends.resident.ResidentBackend._check",
-    "ffcv": "udkd.backends.ffcv.FfcvBackend._check",
+    "ffcv": "udkd.backends.ffcv.FfcvBackend._decode",
     "dali": "udkd.formats.dataset.Split.read_some",
     "folder": "udkd.formats.dataset.Split.read_some",
 }
@@ -322,6 +322,26 @@ def test_each_backend_reads_its_own_file(dataset: DatasetFolder, tmp_path: Path)
         with pytest.raises(DataError, match=f"train sample {broken} "):
             list(backend.epoch(np.array([broken]), 1))
         backend.close()
+
+
+@pytest.mark.skipif(not HAS_FFCV, reason="needs FFCV")
+def test_a_beton_that_is_cut_or_cannot_be_read_while_it_is_open(
+    dataset: DatasetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads go past the interpreter: what the system answers must be looked at all the same."""
+    split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
+    backend = open_backend("ffcv", split, CPU, workers=2)
+    with monkeypatch.context() as patched:
+        plain_open = os.open
+        patched.setattr("os.open", lambda path, flags: plain_open(path, os.O_WRONLY))
+        with pytest.raises(DataError, match=r"train sample 0 .* cannot be read"):
+            list(backend.epoch(split.ids, 8))
+    last = int(split.ids[-1])
+    where = open_beton(split)
+    os.truncate(where.path, int(where.offset[last] + split.size[last] - 1))
+    with pytest.raises(DataError, match=rf"train sample {last} .* is damaged"):
+        list(backend.epoch(split.ids, 8))
+    backend.close()
 
 
 def test_a_damaged_sample_ends_a_training_run_with_its_name(name: str, dataset: DatasetFolder, tmp_path: Path) -> None:

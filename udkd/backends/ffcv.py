@@ -20,7 +20,7 @@ from udkd.formats.dataset import Split
 from udkd.formats.dataset.beton import import_ffcv, open_beton
 from udkd.operations.feed import decoded_epoch, samples_per_part
 from udkd.words.batch import Batch
-from udkd.words.checksum import crc32c
+from udkd.words.checksum import crc32c_function
 from udkd.words.errors import DataError
 
 _REMEDY = "write it anew with udkd-prep derive --formats ffcv"
@@ -66,40 +66,38 @@ class FfcvBackend:
         return "libjpeg islow, fancy upsampling"
 
     def _decode(self, ids: NDArray[np.int64], canvas: NDArray[np.uint8]) -> None:
-        ends = np.cumsum(self._split.size[ids])
+        split = self._split
+        ends = np.cumsum(split.size[ids])
         stored = np.empty(int(ends[-1]), dtype=np.uint8)
-        starts = ends - self._split.size[ids]
+        starts = ends - split.size[ids]
+        counts, crcs = np.empty(len(ids), dtype=np.int64), np.empty(len(ids), dtype=np.uint32)
         descriptor = os.open(self._beton.path, os.O_RDONLY | os.O_CLOEXEC)
-        counts = np.empty(len(ids), dtype=np.int64)
         try:
-            self._machine.read(descriptor, stored.ctypes.data, starts, ends, self._beton.offset[ids], counts)
+            self._machine.read(descriptor, stored.ctypes.data, starts, ends, self._beton.offset[ids], counts, crcs)
         finally:
             os.close(descriptor)
-        columns = (ids, starts, ends, counts, self._split.crc32c[ids])
-        for sample_id, start, end, count, crc in zip(*(column.tolist() for column in columns), strict=True):
-            self._check(sample_id, stored[start:end], count, crc)
+        damaged = (counts != split.size[ids]) | (crcs != split.crc32c[ids])
+        if damaged.any():
+            raise self._damage(int(ids[damaged][0]), unreadable=bool(counts[damaged][0] < 0))
         codes = np.empty(len(ids), dtype=np.int32)
-        self._machine.decode(stored.ctypes.data, starts, ends, self._split.sizes[ids], canvas, codes)
+        self._machine.decode(stored.ctypes.data, starts, ends, split.sizes[ids], canvas, codes)
         if codes.any():
-            what = self._split.describe(int(ids[codes != 0][0]))
+            what = split.describe(int(ids[codes != 0][0]))
             raise DataError(f"{what}: libturbojpeg does not decode it, as Pillow did; expected it to; use another --backend")
 
-    def _check(self, sample_id: int, stored: NDArray[np.uint8], count: int, crc: int) -> None:
-        """Hold what was read against the manifest. count: of bytes, -1 where the system could not read."""
-        if count == len(stored) and crc32c(stored) == crc:
-            return
+    def _damage(self, sample_id: int, *, unreadable: bool) -> DataError:
         what = f"{self._split.describe(sample_id)} in {self._beton.path.name}"
-        if count < 0:
-            raise DataError(f"{what} cannot be read (an error of the disk or the file system); expected to; {_REMEDY}")
-        raise DataError(f"{what} is damaged; expected the checksum that the manifest has; {_REMEDY}")
+        if unreadable:
+            return DataError(f"{what} cannot be read (an error of the disk or the file system); expected to; {_REMEDY}")
+        return DataError(f"{what} is damaged; expected the checksum that the manifest has; {_REMEDY}")
 
 
 @dataclass(frozen=True)
 class _Machine:
     """The loops over a part's samples as machine code that lets go of the interpreter lock.
 
-    read(descriptor, address, starts, ends, offsets, counts): the stored bytes, and how many came of each, or -1.
-    decode(address, starts, ends, sizes, canvas, codes): these onto canvases; a code of 0 where it went well.
+    read(descriptor, address, starts, ends, offsets, counts, crcs): the stored bytes, how many came of each, or -1, and the
+    CRC-32C of each. decode(address, starts, ends, sizes, canvas, codes): these onto canvases; a code of 0 where it went well.
     """
 
     read: Callable[..., None]
@@ -124,9 +122,13 @@ def _compiled(ffcv: ModuleType) -> _Machine:
     end: Any = library.tjDestroy
     end.restype, end.argtypes = ctypes.c_int32, [ctypes.c_void_p]
 
-    def read(descriptor: Any, stored: Any, starts: Any, ends: Any, offsets: Any, counts: Any) -> None:
+    crc32c: Any = crc32c_function()
+
+    def read(descriptor: Any, stored: Any, starts: Any, ends: Any, offsets: Any, counts: Any, crcs: Any) -> None:
         for n in range(len(counts)):
-            counts[n] = pread(descriptor, stored + starts[n], ends[n] - starts[n], offsets[n])
+            address, size = stored + starts[n], ends[n] - starts[n]
+            counts[n] = pread(descriptor, address, size, offsets[n])
+            crcs[n] = crc32c(address, size)
 
     def decode(stored: Any, starts: Any, ends: Any, sizes: Any, canvas: Any, codes: Any) -> None:
         handle = begin()
@@ -140,7 +142,7 @@ def _compiled(ffcv: ModuleType) -> _Machine:
             codes[n] = decompress(handle, source, ends[n] - starts[n], target, width, 3 * side, height, 0, 0)
         end(handle)
 
-    u1, i4, i8 = types.uint8, types.int32, types.int64
-    reads = types.void(i4, i8, i8[::1], i8[::1], i8[::1], i8[::1])
+    u1, u4, i4, i8 = types.uint8, types.uint32, types.int32, types.int64
+    reads = types.void(i4, i8, i8[::1], i8[::1], i8[::1], i8[::1], u4[::1])
     decodes = types.void(i8, i8[::1], i8[::1], i4[:, ::1], u1[:, :, :, ::1], i4[::1])
     return _Machine(read=numba.njit(reads, nogil=True)(read), decode=numba.njit(decodes, nogil=True)(decode))

@@ -43,12 +43,13 @@ def decoded_epoch(
 ) -> Iterator[Batch]:
     """Batches of `order` on `device`, decoded ahead by `workers` threads.
 
-    labels: int64 [N] on the CPU. samples_per_part: how many samples one call of `decode` gets; fewer where a batch would not
-    be enough for all threads. Failures of `decode` are raised at their batch's turn.
+    labels: int64 [N] on the CPU. samples_per_part: how many samples of a batch one call of `decode` gets; fewer where the
+    batches that may be ahead would not be enough for all threads. Failures of `decode` are raised at their batch's turn.
     """
     batch_bytes = max(1, min(batch_size, len(order)) * side * side * 3)
-    memory = HostMemory(device, batch_bytes, keep=2 + AHEAD_BYTES // batch_bytes)
-    part = max(1, min(samples_per_part, -(-batch_size // workers)))
+    batches_ahead = max(2, AHEAD_BYTES // batch_bytes)
+    memory = HostMemory(device, batch_bytes, keep=2 + batches_ahead)
+    part = max(1, min(samples_per_part, batches_ahead * batch_size // (2 * workers)))
 
     def work() -> Iterator[Work[Batch, None]]:
         for start in range(0, len(order), batch_size):

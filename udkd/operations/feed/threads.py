@@ -8,7 +8,10 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_PARTS_PER_WORKER = 16  # enough to keep every thread busy; more would only make an early end slower
+_PARTS_PER_WORKER = 4
+"""Enough to keep every thread busy. More would make an early end slower, and the results leave the processor's cache before
+they are used: with 16, 64 px canvases cost 1.04 of what they cost with 4.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
