@@ -32,7 +32,7 @@ _STAGE = "dali backend"
 class DaliBackend:
     """Feeds DALI by id: a DALI reader has no random access, and would have to be trusted with order and checksums.
 
-    workers: DALI's threads, and as many that read; 0 means one per core. hw_decoder_load: on a GPU, 1 prefers its JPEG
+    workers: DALI's threads, and half as many that read; 0 means one per core. hw_decoder_load: on a GPU, 1 prefers its JPEG
     engine, 0 decodes with CUDA, the same on every GPU; between the two a sample's pixels would depend on its batch.
     Raises ConfigError where DALI is not installed.
     """
@@ -67,7 +67,8 @@ class DaliBackend:
         pipeline, self._idle = self._idle, None
         if pipeline is None or pipeline.batch_size != batch_size:
             pipeline = self._begun(batch_size)
-        reads = in_threads(self._reads(order, batch_size), workers=self._workers, ahead_bytes=_READ_AHEAD_BYTES, stage=_STAGE)
+        readers = -(-self._workers // 2)
+        reads = in_threads(self._reads(order, batch_size), workers=readers, ahead_bytes=_READ_AHEAD_BYTES, stage=_STAGE)
         parts = ((ids, [jpeg for part in read for jpeg in part]) for ids, read in reads)
         try:
             for ids, canvas in pipeline.run(parts):
