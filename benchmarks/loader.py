@@ -27,10 +27,9 @@ from udkd.words.observer import SILENT
 
 EXPECTATION = """Decoding bounds all but resident: a 468 x 401 JPEG costs 1 to 4 ms of a core, a 64 px one 0.02 to 0.1 ms. Our
 ffcv and dali add a checksum (4 us at 110 KB) and a queue, so they take at most 1.05 times the seconds of FFCV's Loader and of a
-DALI pipeline that read the same bytes; dali 0.65 of it at full size, where DALI's padding takes as long as its decode. Against a
-pipeline whose JPEGs are in memory before the time is taken, dali's reads and checks cost it 3 of 35 us at 64 px. A DataLoader
-decodes no slower but pads, collates and ships each canvas between processes (0.8 MB at 512 px), so all of ours are faster,
-folder by a little and resident by an order of magnitude."""
+DALI pipeline that reads the same bytes; dali 0.65 of it at full size, where DALI's padding takes as long as its decode. A
+DataLoader decodes no slower but pads, collates and ships each canvas between processes (0.8 MB at 512 px), so all of ours are
+faster, folder by a little and resident by an order of magnitude."""
 
 BACKENDS = ("resident", "ffcv", "dali", "folder")
 USUAL = "torchvision DataLoader"

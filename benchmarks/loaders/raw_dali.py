@@ -70,13 +70,8 @@ def _from_memory(split: Split, order: np.ndarray) -> Callable[[int], bytes]:
 
 def _from_shards(split: Split) -> Callable[[int], bytes]:
     """No checksum, no words for errors, every shard open for good."""
-    shards = {number: open(split.path / f"{shard_name(number)}.tar", "rb") for number in set(split.shard[split.ids].tolist())}
-    places = zip(split.shard.tolist(), split.size.tolist(), split.offset.tolist(), strict=True)
-    where = [(shards.get(number), size, offset) for number, size, offset in places]
-
-    def read(sample_id: int) -> bytes:
-        shard, size, offset = where[sample_id]
-        assert shard is not None, "no order holds an excluded sample"
-        return os.pread(shard.fileno(), size, offset)
-
-    return read
+    numbers = set(split.shard[split.ids].tolist())
+    shards = {number: os.open(split.path / f"{shard_name(number)}.tar", os.O_RDONLY) for number in numbers}
+    columns = (split.shard.tolist(), split.size.tolist(), split.offset.tolist())
+    places = [(shards.get(number, -1), size, offset) for number, size, offset in zip(*columns, strict=True)]
+    return lambda sample_id: os.pread(*places[sample_id])

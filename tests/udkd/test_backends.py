@@ -182,6 +182,32 @@ def test_any_number_of_threads(name: str, split: Split, workers: int) -> None:
     backend.close()
 
 
+@pytest.mark.parametrize("small_bytes", [0, 16 << 10])
+@pytest.mark.parametrize("reads_per_part", [3, 128])
+def test_dali_is_given_small_samples_together_and_large_ones_apart(
+    split: Split, monkeypatch: pytest.MonkeyPatch, small_bytes: int, reads_per_part: int
+) -> None:
+    """Zeros after a JPEG's end must not matter, nor where one part of a batch ends and the next begins."""
+    pytest.importorskip("nvidia.dali", exc_type=ImportError)
+    monkeypatch.setattr(dali_backend, "_SMALL_BYTES", small_bytes)
+    monkeypatch.setattr(dali_backend, "_LEAST_READS_PER_PART", 1)
+    monkeypatch.setattr(dali_backend, "samples_per_part", lambda sizes: reads_per_part)
+    given: list[type] = []
+    joined = dali_backend.DaliBackend._joined
+
+    def noted(self: dali_backend.DaliBackend, parts: list[dali_backend.JPEGs]) -> dali_backend.JPEGs:
+        assert len(parts) in {-(-11 // reads_per_part), -(-3 // reads_per_part)}
+        together = joined(self, parts)
+        given.append(type(together))
+        return together
+
+    monkeypatch.setattr(dali_backend.DaliBackend, "_joined", noted)
+    backend = open_backend("dali", split, CPU, workers=2)
+    check(list(backend.epoch(split.ids, 11)), split.ids, 11, split)
+    backend.close()
+    assert set(given) == {np.ndarray if small_bytes else list}
+
+
 def test_what_libjpeg_turbo_finds_odd_is_decoded_by_the_reference(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two bytes between markers: Pillow skips them, libjpeg-turbo warns. Then what Pillow says counts."""
     plain = jpeg(20, 30)
