@@ -144,7 +144,7 @@ class _Pipeline:
         self.batch_size = batch_size
         self._device = device
         self._side = side
-        self._memory = BufferPool(canvas_bytes(batch_size, side), keep=_MOST_PREFETCHED)
+        self._memory = BufferPool(AHEAD_BYTES)
         self._source: Iterator[tuple[NDArray[np.int64], JPEGs]] = iter(())
         self._fed: deque[tuple[NDArray[np.int64], JPEGs]] = deque()  # DALI reads from this memory
         self._failure: BaseException | None = None

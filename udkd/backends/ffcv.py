@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from udkd.formats.dataset import Split
 from udkd.formats.dataset.beton import import_ffcv, open_beton
-from udkd.operations.feed import decoded_epoch, samples_per_part
+from udkd.operations.feed import HostFeed
 from udkd.words.batch import Batch
 from udkd.words.checksum import crc32c_function
 from udkd.words.errors import DataError
@@ -37,29 +37,24 @@ class FfcvBackend:
     def __init__(self, split: Split, device: torch.device, *, workers: int = 0) -> None:
         self.num_samples = split.num_samples
         self._split = split
-        self._device = device
         self._beton = open_beton(split)
         self._machine = _compiled(import_ffcv())
-        self._labels = torch.from_numpy(split.labels.astype(np.int64))
-        self._workers = workers or len(os.sched_getaffinity(0))
-        self._samples_per_part = samples_per_part(split.size)
-
-    def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-        """See udkd.words.batch.Backend."""
-        return decoded_epoch(
-            self._split.order(order),
-            batch_size,
-            self._decode,
-            side=self._split.side,
-            labels=self._labels,
-            device=self._device,
-            workers=self._workers,
-            samples_per_part=self._samples_per_part,
+        self._feed = HostFeed(
+            labels=split.labels,
+            stored_bytes=split.size,
+            side=split.side,
+            device=device,
+            workers=workers,
             stage="ffcv backend",
         )
 
+    def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+        """See udkd.words.batch.Backend."""
+        return self._feed.epoch(self._split.order(order), batch_size, self._decode)
+
     def close(self) -> None:
-        """Nothing outlives an epoch."""
+        """Let the memory go; no thread or file outlives an epoch."""
+        self._feed.close()
 
     def describe(self) -> str:
         """Libturbojpeg's exact decode, which is Pillow's too."""

@@ -3,7 +3,6 @@
 Not with Pillow, whose pixels it gives: Pillow's parsing holds the interpreter lock for twice as long as a 64 px decode takes.
 """
 
-import os
 from collections.abc import Iterator
 from typing import final
 
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.formats.dataset import Split, lay
-from udkd.operations.feed import decoded_epoch, samples_per_part
+from udkd.operations.feed import HostFeed
 from udkd.words.batch import Batch
 
 
@@ -27,27 +26,22 @@ class FolderBackend:
     def __init__(self, split: Split, device: torch.device, *, workers: int = 0) -> None:
         self.num_samples = split.num_samples
         self._split = split
-        self._device = device
-        self._labels = torch.from_numpy(split.labels.astype(np.int64))
-        self._workers = workers or len(os.sched_getaffinity(0))
-        self._samples_per_part = samples_per_part(split.size)
-
-    def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-        """See udkd.words.batch.Backend."""
-        return decoded_epoch(
-            self._split.order(order),
-            batch_size,
-            self._decode,
-            side=self._split.side,
-            labels=self._labels,
-            device=self._device,
-            workers=self._workers,
-            samples_per_part=self._samples_per_part,
+        self._feed = HostFeed(
+            labels=split.labels,
+            stored_bytes=split.size,
+            side=split.side,
+            device=device,
+            workers=workers,
             stage="folder backend",
         )
 
+    def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+        """See udkd.words.batch.Backend."""
+        return self._feed.epoch(self._split.order(order), batch_size, self._decode)
+
     def close(self) -> None:
-        """Nothing outlives an epoch."""
+        """Let the memory go; no thread or file outlives an epoch."""
+        self._feed.close()
 
     def describe(self) -> str:
         """Pillow's decode: libjpeg-turbo with its defaults."""

@@ -33,6 +33,7 @@ class ResidentBackend:
         self._checked = split.excluded.copy()  # excluded rows are zeros that nobody asks for
         self._labels = torch.from_numpy(split.labels.astype(np.int64)).to(device)
         self._resident = self._load() if device.type == "cuda" else None
+        self._memory = BufferPool(AHEAD_BYTES)
 
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.words.batch.Backend."""
@@ -42,8 +43,7 @@ class ResidentBackend:
             return (self._gathered(self._resident, chunk) for chunk in chunks)
         batch_bytes = max(1, canvas_bytes(min(batch_size, len(order)), self._split.side))
         depth = max(1, min(_MOST_AHEAD, AHEAD_BYTES // batch_bytes))
-        memory = BufferPool(batch_bytes, keep=depth + 2)
-        return ahead((self._read(chunk, memory) for chunk in chunks), depth=depth, stage="resident backend")
+        return ahead((self._read(chunk) for chunk in chunks), depth=depth, stage="resident backend")
 
     def whole(self) -> Batch:
         """Every row on the device at once: row i is id i, excluded ids are zeros. On a GPU it is no copy."""
@@ -54,6 +54,7 @@ class ResidentBackend:
     def close(self) -> None:
         """Release the memory."""
         self._resident = None
+        self._memory.clear()
 
     def describe(self) -> str:
         """The decode that conversion stored."""
@@ -63,8 +64,8 @@ class ResidentBackend:
         ids_B = torch.from_numpy(ids).to(self._device, non_blocking=True)
         return Batch(ids=ids_B, canvas=resident[ids_B], labels=self._labels[ids_B])
 
-    def _read(self, ids: NDArray[np.int64], memory: BufferPool) -> Batch:
-        canvas = memory.take(len(ids), *self._rows.shape[1:])
+    def _read(self, ids: NDArray[np.int64]) -> Batch:
+        canvas = self._memory.take(len(ids), *self._rows.shape[1:])
         np.take(self._rows, ids, axis=0, out=canvas, mode="clip")  # not "raise", which goes through a buffer; ids are checked
         for row, sample_id in zip(canvas, ids.tolist(), strict=True):
             if not self._checked[sample_id]:

@@ -17,18 +17,22 @@ Started = TypeVar("Started")
 class HostMemory:
     """Where batches for `device` are decoded into: pinned for a GPU, so that copies run beside kernels; else a BufferPool.
 
-    size_bytes, keep: see BufferPool. PyTorch keeps pinned memory by itself, and uses it again only after its copies.
+    keep_bytes: see BufferPool. PyTorch keeps pinned memory by itself, and uses it again only after its copies.
     """
 
-    def __init__(self, device: torch.device, size_bytes: int, keep: int) -> None:
+    def __init__(self, device: torch.device, keep_bytes: int) -> None:
         self._pinned = device.type == "cuda"
-        self._pool = BufferPool(size_bytes, keep)
+        self._pool = BufferPool(keep_bytes)
 
     def take(self, *shape: int) -> Tensor:
         """A uint8 tensor with any contents."""
         if self._pinned:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         return torch.from_numpy(self._pool.take(*shape))
+
+    def clear(self) -> None:
+        """See BufferPool."""
+        self._pool.clear()
 
 
 def onto(device: torch.device, batches: Iterator[Batch], stage: str, depth: int = 2) -> Iterator[Batch]:

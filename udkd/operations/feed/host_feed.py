@@ -1,0 +1,79 @@
+"""Canvases decoded on the host, in threads: what backends that differ only in their decode have in common."""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from udkd.operations.feed.device_copies import HostMemory, onto
+from udkd.operations.feed.threads import Work, in_threads
+from udkd.words.batch import Batch
+
+AHEAD_BYTES = 256 << 20
+"""Bound on canvases that are decoded or being decoded before they are asked for; never less than two batches."""
+
+_MOST_COPIES = 2  # on the device before they are used, where the bound allows as many
+
+_PART_BYTES = 512 << 10
+_MOST_PER_PART = 128
+
+Decode = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
+"""Decodes samples `ids` [b] into canvases uint8 [b, S, S, 3], whose contents are arbitrary: it must write every byte."""
+
+
+def samples_per_part(stored_bytes: NDArray[np.int64]) -> int:
+    """How many samples of these sizes a thread gets at a time: 512 KB, one to 128 of them. A part's round trip takes 50 us."""
+    mean = max(1, int(stored_bytes.sum()) // max(1, int(np.count_nonzero(stored_bytes))))
+    return max(1, min(_MOST_PER_PART, _PART_BYTES // mean))
+
+
+class HostFeed:
+    """Batches of a split on `device`, decoded ahead by `workers` threads (0: one per core), epoch after epoch.
+
+    labels: integers [N]. stored_bytes: int64 [N], by which a batch is cut into parts. side: S. stage: the threads' name.
+    """
+
+    def __init__(
+        self,
+        *,
+        labels: NDArray[np.integer],
+        stored_bytes: NDArray[np.int64],
+        side: int,
+        device: torch.device,
+        workers: int,
+        stage: str,
+    ) -> None:
+        self._labels = torch.from_numpy(labels.astype(np.int64))
+        self._samples_per_part = samples_per_part(stored_bytes)
+        self._side = side
+        self._device = device
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._stage = stage
+        self._memory = HostMemory(device, AHEAD_BYTES)
+
+    def epoch(self, order: NDArray[np.int64], batch_size: int, decode: Decode) -> Iterator[Batch]:
+        """Batches of `order`. Failures of `decode` are raised at their batch's turn; leaving early leaves no thread."""
+        batch_bytes = max(1, min(batch_size, len(order)) * self._side**2 * 3)
+        ahead = AHEAD_BYTES // batch_bytes
+        # A part is less where the batches that may be ahead would not be enough for all threads.
+        part = max(1, min(self._samples_per_part, max(2, ahead) * batch_size // (2 * self._workers)))
+        work = self._work(order, batch_size, part, decode)
+        done = in_threads(work, workers=self._workers, ahead_bytes=AHEAD_BYTES, stage=self._stage)
+        return onto(self._device, (batch for batch, _ in done), self._stage, depth=max(1, min(_MOST_COPIES, ahead)))
+
+    def close(self) -> None:
+        """Let the memory go that no batch is in."""
+        self._memory.clear()
+
+    def _work(self, order: NDArray[np.int64], batch_size: int, part: int, decode: Decode) -> Iterator[Work[Batch, None]]:
+        for start in range(0, len(order), batch_size):
+            ids = order[start : start + batch_size]
+            canvas = self._memory.take(len(ids), self._side, self._side, 3)
+            rows = canvas.numpy()
+            parts = [partial(decode, ids[n : n + part], rows[n : n + part]) for n in range(0, len(ids), part)]
+            ids_B = torch.from_numpy(ids)
+            batch = Batch(ids=ids_B, canvas=canvas, labels=self._labels[ids_B])
+            yield Work(item=batch, parts=parts, size_bytes=canvas.nbytes)
