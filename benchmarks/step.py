@@ -38,6 +38,7 @@ OFF_GPU = OFF | {
 LEVERS = {
     "with saved_relu6": ("tune.saved_relu6=true",),
     "with gathered_pool": ("tune.gathered_pool=true",),
+    "with force_layout": ("tune.force_layout=true",),
 }
 LEVERS_GPU = LEVERS | {
     "with realize_reads 16": ("tune.realize_reads=16",),

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch._inductor import metrics
 
 from udkd.operations.levers import GatheredMaxPool, SavedReLU6, fold_batch_norm, use_gathered_pool, use_saved_relu6
 
@@ -36,6 +37,17 @@ def test_gathered_pool_is_max_pool(
     theirs = gradients(lambda x: F.max_pool2d(x, kernel, stride, padding), x)
     assert torch.equal(ours[0], theirs[0])
     assert torch.equal(ours[1], theirs[1])
+
+
+def test_a_gathered_pools_backward_stores_no_sum_window_by_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That would cost more than the atomics that it replaces. On a CPU the compiler cuts so long an expression in two."""
+    monkeypatch.setattr(torch._functorch.config, "enable_autograd_cache", False)
+    pool = torch.compile(GatheredMaxPool(3, 2, 1), fullgraph=True, options={"fx_graph_cache": False})
+    x = torch.randn(2, 8, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+    y = pool(x)
+    metrics.reset()
+    y.backward(torch.ones_like(y))
+    assert 1 <= metrics.generated_kernel_count <= 2
 
 
 def test_models_take_them() -> None:

@@ -148,6 +148,8 @@ def inductor_options(recipe: Recipe) -> dict[str, Any] | None:
     options: dict[str, Any] = {}
     if recipe.tune.realize_reads:
         options["realize_reads_threshold"] = recipe.tune.realize_reads
+    if recipe.tune.force_layout:
+        options["force_layout_optimization"] = True
     if recipe.tune.autotune:
         options["max_autotune"] = True
     return options or None

@@ -335,6 +335,9 @@ class TuneSection(Section):
     gathered_pool: bool = Field(default=False, description="max-pool's backward gathers, without atomics: deterministic")
     streams: bool = Field(default=False, description="each student on a CUDA stream of its own")
     realize_reads: int = Field(default=0, ge=0, le=1024, description="inductor's realize_reads_threshold; 0 leaves it")
+    force_layout: bool = Field(
+        default=False, description="inductor keeps channels_last in backward passes too, where PyTorch 2.14 makes copies"
+    )
     autotune: bool = Field(default=False, description="inductor tries more kernels while it compiles")
 
 

@@ -4,6 +4,7 @@ Each exists because a compiler's plan for the original moves more memory than it
 Letters: B batch, C channels, H W the input's pixels, P Q the pooled ones.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -90,24 +91,27 @@ class _GatheredMaxPool(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (place_BCPQ,) = ctx.saved_tensors
         height, width, kernel_size, stride, padding = ctx.geometry
-        grad_BCPQ = grads[0]
-        batch, channels, rows, columns = grad_BCPQ.shape
-        padded = grad_BCPQ.new_zeros(batch, channels, (rows - 1) * stride + kernel_size, (columns - 1) * stride + kernel_size)
-        padded = padded.to(memory_format=torch.channels_last) if _is_channels_last(grad_BCPQ) else padded
-        # From the last place to the first: a pixel meets its windows in the order in which PyTorch adds them.
-        for place in reversed(range(kernel_size**2)):
-            top, left = divmod(place, kernel_size)
-            window = padded[
-                :, :, top : top + (rows - 1) * stride + 1 : stride, left : left + (columns - 1) * stride + 1 : stride
-            ]
-            window += torch.where(place_BCPQ == place, grad_BCPQ, 0.0)
-        bottom, right = (max(0, padding + size - have) for size, have in zip((height, width), padded.shape[2:], strict=True))
-        padded = F.pad(padded, (0, right, 0, bottom))
-        return padded[:, :, padding : padding + height, padding : padding + width], None, None, None
+        grad_BCHW = grads[0].new_zeros(())
+        # A pixel asks the windows that see it, in the order in which PyTorch adds them. Compiled, no sum between them is stored.
+        for row_H, down_H in _windows(height, grads[0].shape[2], kernel_size, stride, padding, grads[0].device):
+            for column_W, right_W in _windows(width, grads[0].shape[3], kernel_size, stride, padding, grads[0].device):
+                chosen_BCHW = place_BCPQ[:, :, row_H[:, None], column_W] == down_H[:, None] * kernel_size + right_W
+                grad_BCHW = grad_BCHW + torch.where(chosen_BCHW, grads[0][:, :, row_H[:, None], column_W], 0.0)
+        return grad_BCHW, None, None, None
 
 
-def _is_channels_last(x_BCHW: Tensor) -> bool:
-    return x_BCHW.is_contiguous(memory_format=torch.channels_last)
+def _windows(
+    size: int, count: int, kernel_size: int, stride: int, padding: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The windows that see each of `size` pixels along one axis, from the first on: which of `count`, int64 [size], and the
+    pixel's place in it; where there is no such window, a place so negative that no place along the other axis mends it.
+    """
+    pixel = torch.arange(size, device=device) + padding
+    for back in reversed(range(-(-kernel_size // stride))):
+        window = torch.div(pixel, stride, rounding_mode="floor") - back
+        place = pixel - window * stride
+        outside = (window < 0) | (window >= count) | (place >= kernel_size)
+        yield window.clamp(0, count - 1), torch.where(outside, -(kernel_size**2), place)
 
 
 def _replaced(model: nn.Module, kind: type[nn.Module], make: Any) -> nn.Module:
