@@ -92,7 +92,7 @@ class _GatheredMaxPool(torch.autograd.Function):
         (place_BCPQ,) = ctx.saved_tensors
         height, width, kernel_size, stride, padding = ctx.geometry
         grad_BCHW = grads[0].new_zeros(())
-        # A pixel asks the windows that see it, in the order in which PyTorch adds them. Compiled, no sum between them is stored.
+        # A pixel asks the windows that see it, in the order in which PyTorch adds them. Compiled, no sum is stored between.
         for row_H, down_H in _windows(height, grads[0].shape[2], kernel_size, stride, padding, grads[0].device):
             for column_W, right_W in _windows(width, grads[0].shape[3], kernel_size, stride, padding, grads[0].device):
                 chosen_BCHW = place_BCPQ[:, :, row_H[:, None], column_W] == down_H[:, None] * kernel_size + right_W
