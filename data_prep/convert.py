@@ -130,6 +130,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
     for name in settings.formats or ():
         DERIVED_FORMATS[name].require()
     opened = open_sources(sources, settings.layout)
+    _check_apart(sources, folder)
     _check_target(folder, settings)
     stock = take_stock(opened, classes=settings.classes, hold_out_percent=settings.hold_out_percent)
     for line in stock.warnings:
@@ -143,7 +144,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder), _named(folder):
         _check_target(folder, settings)
-        if settings.overwrite:
+        if settings.overwrite and not _continues(folder, settings):
             _clear(folder)
         write_json(folder / UNFINISHED_NAME, settings.decisive())
         (folder / HEADER_NAME).unlink(missing_ok=True)
@@ -173,6 +174,15 @@ def _named(folder: Path) -> Iterator[None]:
         raise
 
 
+def _check_apart(sources: Sequence[Path], folder: Path) -> None:
+    """Refuse to write to where a source lies: what is there would be removed, or read while it is written."""
+    target = folder.resolve()
+    for source in sources:
+        place = source.resolve()
+        if place == target or target in place.parents:
+            raise DataError(f"{source} lies in {folder}; expected to write to another folder; give another path")
+
+
 def _check_target(folder: Path, settings: ConvertSettings) -> None:
     """Refuse a folder that is finished, belongs to other settings, or is not ours to write to."""
     if not folder.exists():
@@ -190,17 +200,28 @@ def _check_target(folder: Path, settings: ConvertSettings) -> None:
         if not _is_ours(folder):
             raise DataError(f"{folder} holds other files; expected a new or empty folder; give another path")
         return
-    try:
-        stored = json.loads(unfinished.read_bytes())
-    except ValueError:
-        stored = {}
-    differing = [(name, stored.get(name), value) for name, value in settings.decisive().items() if stored.get(name) != value]
+    differing = _differing(unfinished, settings)
     if differing:
         raise MismatchError(
             f"the unfinished conversion in {folder}",
             differing,
             "give the same options to continue it, or --overwrite to start afresh",
         )
+
+
+def _continues(folder: Path, settings: ConvertSettings) -> bool:
+    """Whether an unfinished conversion with these settings is there: then --overwrite has done its part before the end."""
+    unfinished = folder / UNFINISHED_NAME
+    return unfinished.exists() and not _differing(unfinished, settings)
+
+
+def _differing(unfinished: Path, settings: ConvertSettings) -> list[tuple[str, object, object]]:
+    """The settings in which an unfinished conversion differs, with its value and ours."""
+    try:
+        stored = json.loads(unfinished.read_bytes())
+    except ValueError:
+        stored = {}
+    return [(name, stored.get(name), value) for name, value in settings.decisive().items() if stored.get(name) != value]
 
 
 def _is_ours(folder: Path) -> bool:

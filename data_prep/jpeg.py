@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
+from data_prep.scans import read_scans
+
 KEPT_SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")  # what every decoder of ours reads alike
 HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 ARITHMETIC_FRAMES = (0xC9, 0xCA)
 PROGRESSIVE = 0xC2
-HUFFMAN_TABLES = b"\xff\xc4"
+NAMELESS = "Could not determine subsampling"
 CUT = "Premature end of JPEG file"  # libjpeg's JWRN_JPEG_EOF
 END = b"\xff\xd9"
 SMALLEST_PART = 0.5  # of a cut picture's rows: less shows too little of what the label says
@@ -52,21 +54,25 @@ def decode(data: bytes) -> tuple[np.ndarray, str]:
         pixels: np.ndarray = simplejpeg.decode_jpeg(data, strict=True)
     except (ValueError, MemoryError) as error:
         raise DamagedJpeg(str(error)) from None
-    frame = read_frame(data)
+    except KeyError:  # 4:4:1, for which libjpeg-turbo has a name and simplejpeg has none
+        raise DamagedJpeg(NAMELESS) from None
+    frame, scans = read_frame(data), read_scans(data)
+    if not scans.complete:
+        raise DamagedJpeg("its last scans are missing")
     if frame is not None and frame.marker in ARITHMETIC_FRAMES:
         return pixels, "arithmetic to Huffman coding"
     if frame is None or frame.marker not in HUFFMAN_FRAMES:
         return pixels, "an unusual coding to a common one"
     if colours not in ("YCbCr", "Gray"):
         return pixels, f"{colours} to YCbCr"
-    if HUFFMAN_TABLES not in data:
-        return pixels, "its Huffman tables written"  # Motion JPEG's are understood; libjpeg-turbo knows them, others need not
+    if not scans.own_tables:
+        return pixels, "its Huffman tables written"  # as in Motion JPEG; libjpeg-turbo knows the standard's, others need not
     return pixels, "" if subsampling in KEPT_SUBSAMPLINGS else f"subsampling {subsampling} to a common one"
 
 
 def is_too_odd(error: DamagedJpeg) -> bool:
     """Whether it is only libjpeg-turbo's interface that has no name for the file's subsampling (3x1, say)."""
-    return "Could not determine subsampling" in str(error)
+    return NAMELESS in str(error)
 
 
 def repair(data: bytes, error: DamagedJpeg) -> tuple[bytes | np.ndarray, str] | None:
@@ -83,7 +89,7 @@ def repair(data: bytes, error: DamagedJpeg) -> tuple[bytes | np.ndarray, str] | 
         _, unusual = decode(data + END)
         return (data + END, "repaired: end mark added") if not unusual else None
     frame = read_frame(data)
-    if frame is None or frame.marker == PROGRESSIVE:
+    if frame is None or frame.marker == PROGRESSIVE or not read_scans(data).complete:
         return None
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(data, strict=False)

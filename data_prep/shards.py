@@ -17,7 +17,7 @@ from udkd.words.files import write_json
 from udkd.words.observer import Observer
 
 CHUNK_SAMPLES = 16  # per task: enough to hide the round trip, few enough that originals of 100 KB stay a few MB
-CONVERTER_VERSION = 4  # raise it when the same source would give other bytes or other rows
+CONVERTER_VERSION = 5  # raise it when the same source would give other bytes or other rows
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from data_prep.derived.derived import DerivedFormat, Volume
 from data_prep.derived.ffcv import FFCV
 from data_prep.derived.resident import RESIDENT
 from data_prep.derived.tfrecord import TFRECORD
-from udkd.formats.dataset import DERIVED, DatasetFolder, Fit, discard
+from udkd.formats.dataset import DERIVED, DatasetFolder, Fit, derived_files, discard
 from udkd.words.errors import ConfigError, DataError
 from udkd.words.observer import Observer
 
@@ -61,12 +61,15 @@ def size_lines(names: Iterable[str], volume: Volume) -> dict[str, str]:
     return {name: found.size_line(volume) for name in names if (found := DERIVED_FORMATS[name]).size_bytes(volume) is not None}
 
 
-def check_room(names: Iterable[str], volume: Volume, folder: Path) -> None:
-    """Raise DataError where the disk of `folder`, which need not exist yet, has less room than the formats take."""
+def check_room(names: Iterable[str], volume: Volume, folder: Path, *, given_back: int = 0) -> None:
+    """Raise DataError where the disk of `folder`, which need not exist yet, has less room than the formats take.
+
+    given_back: bytes that will be free before they are written.
+    """
     sizes = {name: size for name in names if (size := DERIVED_FORMATS[name].size_bytes(volume)) is not None}
     need = sum(sizes.values())
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing).free + given_back
     if need > free:
         what = f"the {next(iter(sizes))} format takes" if len(sizes) == 1 else f"the formats {', '.join(sizes)} take"
         raise DataError(
@@ -87,8 +90,9 @@ def derive_formats(dataset: DatasetFolder, names: Iterable[str], *, workers: int
     names = tuple(names)
     for name in names:
         DERIVED_FORMATS[name].require()
+    old = [path for split in dataset.splits.values() for name in names for path in derived_files(split.path, name)]
+    check_room(names, Volume.of(dataset), dataset.path, given_back=sum(path.stat().st_size for path in old))
     discard_formats(dataset, names)
-    check_room(names, Volume.of(dataset), dataset.path)
     for name in names:
         try:
             DERIVED_FORMATS[name].derive(dataset, workers, observer)

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
@@ -28,9 +29,10 @@ from udkd import backends
 from udkd.actors.trainer import Job, train
 from udkd.backends import choose, open_backend
 from udkd.backends import dali as dali_backend
+from udkd.backends import ffcv as ffcv_backend
 from udkd.backends import folder as folder_backend
 from udkd.formats.dataset import DatasetFolder, Split, decode_canvas
-from udkd.formats.dataset.beton import open_beton
+from udkd.formats.dataset.beton import import_ffcv, open_beton
 from udkd.words.batch import Backend, Batch
 from udkd.words.errors import ConfigError, DataError
 from udkd.words.hashing import permutation
@@ -239,7 +241,7 @@ def test_an_epoch_begins_at_any_step(backend: Backend, split: Split) -> None:
 
 
 READERS = {
-    "resident": "udkd.backends.resident.ResidentBackend._check",
+    "resident": "udkd.backends.resident.ResidentBackend._read_row",
     "ffcv": "udkd.backends.ffcv.FfcvBackend._decode",
     "dali": "udkd.formats.dataset.Split.read_some",
     "folder": "udkd.formats.dataset.Split.read_some",
@@ -254,10 +256,8 @@ def test_a_resumed_epoch_reads_nothing_of_what_lies_before(name: str, split: Spl
     owner = getattr(importlib.import_module(module), cls)
     read, original = [], getattr(owner, method)
 
-    place = {"resident": 1}.get(name, 0)  # of the id among the arguments: its begin with a row
-
     def noted(self: object, *arguments: object) -> object:
-        read.extend(np.atleast_1d(arguments[place]).tolist())  # one id, or some
+        read.extend(np.atleast_1d(arguments[0]).tolist())  # one id, or some
         return original(self, *arguments)
 
     monkeypatch.setattr(owner, method, noted)
@@ -334,6 +334,24 @@ def test_a_damaged_sample_arrives_as_an_error(name: str, dataset: DatasetFolder,
     assert threading.active_count() == threads
 
 
+STORED = {"resident": "canvas.npy", "ffcv": "samples.beton", "dali": "samples-00000.tar", "folder": "samples-00000.tar"}
+
+
+def test_damage_that_comes_between_two_epochs(name: str, dataset: DatasetFolder, tmp_path: Path) -> None:
+    """Whatever was whole when it was read first: bits flip later, and files are cut by those who write them anew."""
+    split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
+    backend = open_backend(name, split, CPU, workers=2)
+    check(list(backend.epoch(split.ids, 8)), split.ids, 8, split)
+    sample_id = int(split.ids[13])
+    DAMAGE[name](split, sample_id)
+    with pytest.raises(DataError, match=f"train sample {sample_id} "):
+        list(backend.epoch(split.ids, 8))
+    os.truncate(split.path / STORED[name], 4096)
+    with pytest.raises(DataError, match="train sample "):
+        list(backend.epoch(split.ids[::-1], 8))
+    backend.close()
+
+
 def test_each_backend_reads_its_own_file(dataset: DatasetFolder, tmp_path: Path) -> None:
     """A derived format stands by itself, and a broken one breaks no other."""
     if not HAS_FFCV:
@@ -348,6 +366,24 @@ def test_each_backend_reads_its_own_file(dataset: DatasetFolder, tmp_path: Path)
         with pytest.raises(DataError, match=f"train sample {broken} "):
             list(backend.epoch(np.array([broken]), 1))
         backend.close()
+
+
+@pytest.mark.skipif(not HAS_FFCV, reason="needs FFCV")
+def test_ffcv_forgets_one_image_before_the_next() -> None:
+    """A decoder that is used again keeps tables: an image that lacks one would be decoded with another image's."""
+    own = jpeg(40, 40, optimize=True)
+    lacking = jpeg(40, 40)
+    table = lacking.index(b"\xff\xc4\x00\xb5\x10")
+    lacking = lacking[:table] + lacking[table + 2 + 0xB5 :]
+    expected = np.stack([simplejpeg.decode_jpeg(data) for data in (own, lacking, own)])
+    stored = np.frombuffer(own + lacking + own, dtype=np.uint8)
+    ends = np.cumsum([len(own), len(lacking), len(own)])
+    starts = np.concatenate([[0], ends[:-1]])
+    sizes = np.full((3, 4), 40, dtype=np.int32)
+    canvas, codes = np.empty((3, 40, 40, 3), dtype=np.uint8), np.empty(3, dtype=np.int32)
+    ffcv_backend._compiled(import_ffcv()).decode(stored.ctypes.data, starts, ends, sizes, canvas, codes)
+    assert not codes.any()
+    assert np.array_equal(canvas, expected)
 
 
 @pytest.mark.skipif(not HAS_FFCV, reason="needs FFCV")

@@ -126,16 +126,16 @@ def _compiled(ffcv: ModuleType) -> _Machine:
             crcs[n] = crc32c(address, size)
 
     def decode(stored: Any, starts: Any, ends: Any, sizes: Any, canvas: Any, codes: Any) -> None:
-        handle = begin()
         side = canvas.shape[1]
         for n in range(len(codes)):
+            handle = begin()  # one each: it would decode an image that lacks a table with the table of the image before
             height, width = sizes[n, 2], sizes[n, 3]
             canvas[n, :height, width:] = 0
             canvas[n, height:] = 0
             source, target = stored + starts[n], canvas[n].ctypes.data
             # A row pitch of the canvas: no copy. Format 0 is RGB; flags 0: the accurate DCT, fancy upsampling.
             codes[n] = decompress(handle, source, ends[n] - starts[n], target, width, 3 * side, height, 0, 0)
-        end(handle)
+            end(handle)
 
     u1, u4, i4, i8 = types.uint8, types.uint32, types.int32, types.int64
     reads = types.void(i4, i8, i8[::1], i8[::1], i8[::1], i8[::1], u4[::1])

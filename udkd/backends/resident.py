@@ -1,5 +1,8 @@
-"""The resident backend: canvas.npy, decoded once at conversion. Whole on a GPU; memory-mapped on the CPU."""
+"""The resident backend: canvas.npy, decoded once at conversion. Whole on a GPU; on the CPU read row by row, from the system's
+memory where it keeps the file. Not through a map: a file that is cut meanwhile would end the process without a word.
+"""
 
+import os
 import zlib
 from collections.abc import Iterator
 from typing import final
@@ -20,7 +23,7 @@ _MOST_AHEAD = 2  # batches ready before they are asked for, where the bound on b
 
 @final
 class ResidentBackend:
-    """Gathers rows of canvas.npy. Every row's crc32 is checked before its first use: on a GPU at opening, else at first touch.
+    """Gathers rows of canvas.npy. A row's crc32 is checked whenever it is read: on a GPU at opening, else at every use.
 
     Raises DataError where canvas.npy is absent, of another dataset or size, or a row is damaged.
     """
@@ -29,8 +32,9 @@ class ResidentBackend:
         self.num_samples = split.num_samples
         self._split = split
         self._device = device
-        self._rows, self._crc32 = split.canvas()
-        self._checked = split.excluded.copy()  # excluded rows are zeros that nobody asks for
+        rows, self._crc32 = split.canvas()
+        self._shape, self._start = rows.shape, rows.offset
+        self._file = open(rows.filename, "rb", buffering=0)  # noqa: SIM115  # until close
         self._labels = torch.from_numpy(split.labels.astype(np.int64)).to(device)
         self._resident = self._load() if device.type == "cuda" else None
         self._memory = BufferPool(AHEAD_BYTES)
@@ -52,9 +56,10 @@ class ResidentBackend:
         return Batch(ids=ids_N, canvas=canvas, labels=self._labels)
 
     def close(self) -> None:
-        """Release the memory."""
+        """Release the memory and the file."""
         self._resident = None
         self._memory.clear()
+        self._file.close()
 
     def describe(self) -> str:
         """The decode that conversion stored."""
@@ -65,28 +70,30 @@ class ResidentBackend:
         return Batch(ids=ids_B, canvas=resident[ids_B], labels=self._labels[ids_B])
 
     def _read(self, ids: NDArray[np.int64]) -> Batch:
-        canvas = self._memory.take(len(ids), *self._rows.shape[1:])
-        np.take(self._rows, ids, axis=0, out=canvas, mode="clip")  # not "raise", which goes through a buffer; ids are checked
+        canvas = self._memory.take(len(ids), *self._shape[1:])
         for row, sample_id in zip(canvas, ids.tolist(), strict=True):
-            if not self._checked[sample_id]:
-                self._check(row, sample_id)
+            self._read_row(sample_id, row)
         ids_B = torch.from_numpy(ids)
         return Batch(ids=ids_B, canvas=torch.from_numpy(canvas), labels=self._labels[ids_B])
 
     def _load(self) -> torch.Tensor:
-        resident = torch.empty(self._rows.shape, dtype=torch.uint8, device=self._device)
+        resident = torch.empty(self._shape, dtype=torch.uint8, device=self._device)
+        rows = np.empty((_ROWS_AT_ONCE, *self._shape[1:]), dtype=np.uint8)
         for start in range(0, self.num_samples, _ROWS_AT_ONCE):
-            rows = np.array(self._rows[start : start + _ROWS_AT_ONCE])
-            for place, row in enumerate(rows):
-                if not self._checked[start + place]:
-                    self._check(row, start + place)
-            resident[start : start + len(rows)] = torch.from_numpy(rows)
+            count = min(_ROWS_AT_ONCE, self.num_samples - start)
+            for place, row in enumerate(rows[:count]):
+                self._read_row(start + place, row)
+            resident[start : start + count] = torch.from_numpy(rows[:count])
         return resident
 
-    def _check(self, row: NDArray[np.uint8], sample_id: int) -> None:
-        if zlib.crc32(row.data) != self._crc32[sample_id]:
+    def _read_row(self, sample_id: int, row: NDArray[np.uint8]) -> None:
+        try:
+            count = os.preadv(self._file.fileno(), [row], self._start + sample_id * row.nbytes)
+        except OSError as error:
+            what = f"{self._split.describe(sample_id)} in canvas.npy cannot be read ({error.strerror})"
+            raise DataError(f"{what}; expected to; write it anew with udkd-prep derive") from None
+        if count != row.nbytes or zlib.crc32(row) != self._crc32[sample_id]:
             raise DataError(
                 f"{self._split.describe(sample_id)} in canvas.npy is damaged; expected its recorded crc32; "
                 "write canvas.npy anew with udkd-prep derive"
             )
-        self._checked[sample_id] = True

@@ -9,7 +9,7 @@ FOLDER/<split>/samples-%05d.tfrecord + .idx, tfrecord.json    TFRecord with the 
 """
 
 from udkd.formats.dataset.canvas import CanvasWriter, canvas_bytes, decode_canvas, lay
-from udkd.formats.dataset.derived import DERIVED, FileSum, damage, discard, is_derived, seal, sealed, unfinished
+from udkd.formats.dataset.derived import DERIVED, FileSum, damage, derived_files, discard, is_derived, seal, sealed, unfinished
 from udkd.formats.dataset.folder import DatasetFolder, Split
 from udkd.formats.dataset.header import ClassName, Encoder, Fit, Header, SplitHeader, read_header
 from udkd.formats.dataset.manifest import Columns, ColumnsBuilder, Row, columns_of, read_manifest, write_manifest
@@ -35,6 +35,7 @@ __all__ = [
     "columns_of",
     "damage",
     "decode_canvas",
+    "derived_files",
     "discard",
     "is_derived",
     "lay",

@@ -53,10 +53,14 @@ def is_derived(folder: Path, name: str) -> bool:
 
 def discard(folder: Path, name: str) -> None:
     """Remove a derived format from a split folder, finished or not, the description first."""
-    files = DERIVED[name]
-    (folder / files.description).unlink(missing_ok=True)
-    for path in [*unfinished(folder, name), *(path for pattern in files.data for path in folder.glob(pattern))]:
+    (folder / DERIVED[name].description).unlink(missing_ok=True)
+    for path in derived_files(folder, name):
         path.unlink()
+
+
+def derived_files(folder: Path, name: str) -> list[Path]:
+    """The files of a derived format in a split folder, finished or not, but for the description."""
+    return [*unfinished(folder, name), *(path for pattern in DERIVED[name].data for path in folder.glob(pattern))]
 
 
 def unfinished(folder: Path, name: str) -> list[Path]:

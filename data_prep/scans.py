@@ -1,0 +1,67 @@
+"""What a JPEG's scans bring, by their headers alone (T.81, B.2 and G.1): nothing is decoded.
+
+Decoders are content with less than everything. A table that a file lacks, libjpeg-turbo takes from the standard, or from the
+file before; what a progressive file does not bring, it guesses, one version otherwise than another.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_NEXT = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker: neither fill nor a stuffed byte nor a restart
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = (0xC2, 0xCA)
+_TABLES, _END, _SCAN = 0xC4, 0xD9, 0xDA
+_UNSENT = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scans:
+    """own_tables: every Huffman table that a scan uses is in the file before it. complete: every bit of every coefficient of
+    every component is sent.
+    """
+
+    own_tables: bool
+    complete: bool
+
+
+def read_scans(data: bytes) -> Scans:
+    """Walk the segments of a file that a strict decoder takes."""
+    defined: set[int] = set()
+    unsent: dict[int, bytearray] = {}  # by component: how many low bits of each coefficient are still to come
+    progressive, own_tables = False, True
+    for marker, body in _segments(data):
+        if marker == _TABLES:
+            defined |= _defined(body)
+        elif marker in _FRAMES and len(body) >= 6:
+            progressive = marker in _PROGRESSIVE
+            unsent = {name: bytearray([_UNSENT] * 64) for name in body[6::3][: body[5]]}
+        elif marker == _SCAN and body and len(body) >= 2 * body[0] + 4:
+            first, last, bits = body[-3:]
+            first, last, (high, low) = (first, last, divmod(bits, 16)) if progressive else (0, 63, (0, 0))
+            for name, use in zip(body[1 : 1 + 2 * body[0] : 2], body[2 : 2 + 2 * body[0] : 2], strict=True):
+                used = {use >> 4} if first == 0 and high == 0 else set()
+                used |= {0x10 | use & 15} if last > 0 else set()
+                own_tables = own_tables and used <= defined
+                if name in unsent:
+                    unsent[name][first : last + 1] = bytes([low]) * (min(last, 63) + 1 - first)
+    return Scans(own_tables=own_tables, complete=bool(unsent) and not any(map(any, unsent.values())))
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each marker with what its segment holds, up to the end of the first image."""
+    at = 2
+    while (found := _NEXT.search(data, at)) is not None and (marker := data[found.start() + 1]) != _END:
+        start = found.end()
+        end = start + int.from_bytes(data[start : start + 2])
+        yield marker, data[start + 2 : end]
+        at = max(end, start)
+
+
+def _defined(body: bytes) -> set[int]:
+    """The Huffman tables of a segment: their numbers, those for AC coefficients with 16 added."""
+    found, at = set(), 0
+    while at + 17 <= len(body):
+        found.add(body[at])
+        at += 17 + sum(body[at + 1 : at + 17])
+    return found
