@@ -241,7 +241,7 @@ def test_an_epoch_begins_at_any_step(backend: Backend, split: Split) -> None:
 
 
 READERS = {
-    "resident": "udkd.backends.resident.ResidentBackend._read_row",
+    "resident": "udkd.backends.resident.ResidentBackend._read_rows",
     "ffcv": "udkd.backends.ffcv.FfcvBackend._decode",
     "dali": "udkd.formats.dataset.Split.read_some",
     "folder": "udkd.formats.dataset.Split.read_some",

@@ -5,6 +5,7 @@ memory where it keeps the file. Not through a map: a file that is cut meanwhile 
 import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -33,8 +34,7 @@ class ResidentBackend:
         self._split = split
         self._device = device
         rows, self._crc32 = split.canvas()
-        self._shape, self._start = rows.shape, rows.offset
-        self._file = open(rows.filename, "rb", buffering=0)  # noqa: SIM115  # until close
+        self._path, self._shape, self._start = Path(str(rows.filename)), rows.shape, rows.offset
         self._labels = torch.from_numpy(split.labels.astype(np.int64)).to(device)
         self._resident = self._load() if device.type == "cuda" else None
         self._memory = BufferPool(AHEAD_BYTES)
@@ -56,10 +56,9 @@ class ResidentBackend:
         return Batch(ids=ids_N, canvas=canvas, labels=self._labels)
 
     def close(self) -> None:
-        """Release the memory and the file."""
+        """Release the memory."""
         self._resident = None
         self._memory.clear()
-        self._file.close()
 
     def describe(self) -> str:
         """The decode that conversion stored."""
@@ -71,29 +70,27 @@ class ResidentBackend:
 
     def _read(self, ids: NDArray[np.int64]) -> Batch:
         canvas = self._memory.take(len(ids), *self._shape[1:])
-        for row, sample_id in zip(canvas, ids.tolist(), strict=True):
-            self._read_row(sample_id, row)
+        self._read_rows(ids, canvas)
         ids_B = torch.from_numpy(ids)
         return Batch(ids=ids_B, canvas=torch.from_numpy(canvas), labels=self._labels[ids_B])
 
     def _load(self) -> torch.Tensor:
         resident = torch.empty(self._shape, dtype=torch.uint8, device=self._device)
-        rows = np.empty((_ROWS_AT_ONCE, *self._shape[1:]), dtype=np.uint8)
-        for start in range(0, self.num_samples, _ROWS_AT_ONCE):
-            count = min(_ROWS_AT_ONCE, self.num_samples - start)
-            for place, row in enumerate(rows[:count]):
-                self._read_row(start + place, row)
-            resident[start : start + count] = torch.from_numpy(rows[:count])
+        for ids in np.array_split(np.arange(self.num_samples), -(-self.num_samples // _ROWS_AT_ONCE)):
+            rows = np.empty((len(ids), *self._shape[1:]), dtype=np.uint8)
+            self._read_rows(ids, rows)
+            resident[ids[0] : ids[-1] + 1] = torch.from_numpy(rows)
         return resident
 
-    def _read_row(self, sample_id: int, row: NDArray[np.uint8]) -> None:
+    def _read_rows(self, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
+        remedy = "write canvas.npy anew with udkd-prep derive"
         try:
-            count = os.preadv(self._file.fileno(), [row], self._start + sample_id * row.nbytes)
+            with open(self._path, "rb", buffering=0) as file:
+                for sample_id, row in zip(ids.tolist(), rows, strict=True):
+                    count = os.preadv(file.fileno(), [row.data], self._start + sample_id * row.nbytes)
+                    if count != row.nbytes or zlib.crc32(row.data) != self._crc32[sample_id]:
+                        what = f"{self._split.describe(sample_id)} in canvas.npy is damaged"
+                        raise DataError(f"{what}; expected its recorded crc32; {remedy}")
         except OSError as error:
-            what = f"{self._split.describe(sample_id)} in canvas.npy cannot be read ({error.strerror})"
-            raise DataError(f"{what}; expected to; write it anew with udkd-prep derive") from None
-        if count != row.nbytes or zlib.crc32(row) != self._crc32[sample_id]:
-            raise DataError(
-                f"{self._split.describe(sample_id)} in canvas.npy is damaged; expected its recorded crc32; "
-                "write canvas.npy anew with udkd-prep derive"
-            )
+            what = f"canvas.npy of {self._split.describe(int(ids[0]))} and others cannot be read ({error.strerror})"
+            raise DataError(f"{what}; expected to; {remedy}") from None
