@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 from udkd.formats.dataset import ClassName
@@ -21,9 +22,18 @@ def class_names() -> dict[str, str]:
 
 
 def named(wnids: Iterable[str]) -> tuple[ClassName, ...]:
-    """The classes in label order (sorted by wnid), a folder that is no known wnid under its own name."""
+    """The classes in label order (sorted by wnid), a folder that is no known wnid under its own name.
+
+    Raises DataError where two of them read alike.
+    """
     names = class_names()
-    return tuple(ClassName(wnid=printable(wnid), name=names.get(wnid, printable(wnid))) for wnid in sorted(wnids))
+    found = tuple(ClassName(wnid=printable(wnid), name=names.get(wnid, printable(wnid))) for wnid in sorted(wnids))
+    for one, other in pairwise(sorted(entry.wnid for entry in found)):
+        if one == other:
+            raise DataError(
+                f"two classes read {one} once unprintable letters are written out; expected names apart; rename one"
+            )
+    return found
 
 
 def wnids_of(names: Sequence[str]) -> list[str] | None:

@@ -129,9 +129,12 @@ def _stretches(data: bytes, at: int) -> Iterator[tuple[bytes, int]]:
         end = data.find(b"\xff", at)
         while end >= 0 and end + 1 < len(data) and data[end + 1] == 0:
             end = data.find(b"\xff", end + 2)
+        stretch = data[at:end].replace(b"\xff\x00", b"\xff")
+        while data[end : end + 2] == b"\xff\xff":  # fill
+            end += 1
         if end < 0 or end + 1 >= len(data):
             raise DamagedScan("data that end early")
-        yield data[at:end].replace(b"\xff\x00", b"\xff"), end
+        yield stretch, end
         at = end + 2
 
 

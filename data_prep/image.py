@@ -81,7 +81,7 @@ def prepare(data: bytes, settings: PixelSettings) -> Prepared:
             size = image.height, image.width
             return _prepared(data, size, size, [])
         data, rgb, notes = _jpeg(data, image, settings) if image.format in ("JPEG", "MPO") else _other(data, image)
-        turn = TURNS.get(_orientation(image)) if settings.exif == "apply" else None
+        turn = TURNS.get(_orientation(image)) if settings.exif == "apply" and image.format != "TIFF" else None
         if turn is not None:
             rgb = rgb.transpose(turn)
             notes.append(f"EXIF orientation {_orientation(image)} applied")
@@ -140,8 +140,10 @@ def _odd(data: bytes, image: Image.Image) -> Image.Image:
 def _other(data: bytes, image: Image.Image) -> tuple[bytes, Image.Image, list[str]]:
     """Any other kind of image, see `_jpeg`; its bytes are never kept."""
     del data
+    turned = image.format == "TIFF" and _orientation(image) in TURNS  # part of that format: Pillow turns it, whatever we say
+    told = [f"TIFF orientation {_orientation(image)} applied"] if turned else []
     rgb, notes = to_rgb(image)
-    return b"", rgb, [f"{image.format} to JPEG", *notes]
+    return b"", rgb, [f"{image.format} to JPEG", *told, *notes]
 
 
 def _orientation(image: Image.Image) -> int:

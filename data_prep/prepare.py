@@ -35,6 +35,8 @@ class PrepareJob:
         source = self.sources[sample.origin]
         try:
             data = source.read(sample.entry)
+        except BadImage as error:
+            return str(error)
         except OSError as error:
             raise DataError(
                 f"{sample.source} in {source.path} cannot be read ({error.strerror}); expected a readable source; check it"

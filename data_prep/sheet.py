@@ -20,6 +20,7 @@ HEAD = 92
 MARGIN = 36
 PAPER, FRAME, INK, SOFT, ACCENT = "#ffffff", "#f1f1ef", "#1c1c1a", "#76766f", "#b3541e"
 MOST_IMAGES = 400
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def sheet(folder: Path, out: Path, *, split: str = "train", images: int = 48) ->
         raise ConfigError(f"--images is {images}; expected 1 to {MOST_IMAGES}; change it")
     if not out.parent.is_dir():
         raise DataError(f"{out.parent} is not a folder; expected one to write {out.name} to; check the path")
+    if out.exists() and not _is_picture(out):
+        raise DataError(f"{out} is there and is no PNG; expected a new file or an earlier sheet; give another path")
     dataset = DatasetFolder.open(folder)
     found = dataset.split(split)
     ids = choose(found.labels, found.ids, images)
@@ -55,6 +58,13 @@ def sheet(folder: Path, out: Path, *, split: str = "train", images: int = 48) ->
     picture.save(buffer, "PNG", optimize=True)
     write_bytes(out, buffer.getvalue())
     return len(ids)
+
+
+def _is_picture(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(PNG)) == PNG
 
 
 def choose(labels: np.ndarray, ids: np.ndarray, count: int) -> list[int]:

@@ -98,6 +98,8 @@ def _tables(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise DataError(fault)
     rows = np.fromfile(file, row, int(header["samples"]), offset=fields_end)
     table = np.fromfile(file, ALLOCATION, offset=int(header["allocations"]))
+    if len(table) and int(table["sample"].max()) >= len(rows):  # a count that was cut would lose the samples behind it
+        raise DataError(fault)
     images = rows[f"f{kinds.index(IMAGE_KIND)}"]
     return images, rows[f"f{kinds.index(INT_KIND)}"], _lengths(images["pointer"], table)
 

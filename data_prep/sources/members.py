@@ -54,8 +54,9 @@ def members(path: Path, inside: Member | None = None) -> Iterator[Member]:
                     if member.isreg():
                         name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
                         yield Member(name, window.start + member.offset_data, member.size)
-        except tarfile.TarError as error:
-            raise DataError(f"{what} is no whole tar ({error}); expected an archive of images; fetch it again") from None
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two: of numbers in its headers
+            text = str(error).splitlines()[0][:200]
+            raise DataError(f"{what} is no whole tar ({text}); expected an archive of images; fetch it again") from None
         # `tarfile` takes a cut or overwritten header after the first member for the end, so look for the real end mark.
         window.seek(end)
         if end > window.size or window.read(BLOCK) != bytes(BLOCK):
@@ -68,6 +69,8 @@ def _check(member: tarfile.TarInfo, what: str) -> None:
         fault = "its path leaves the archive"
     elif not (member.isreg() or member.isdir()) or member.issparse():
         fault = "it is a link, a device or a sparse file"
+    elif member.size < 0:
+        fault = "its size is negative"
     else:
         return
     raise DataError(f"{what} holds {member.name!r}: {fault}; expected plain files and folders; pack the images anew")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path, PurePath
 
 from data_prep.sources.source import SplitName
+from udkd.words.errors import DataError
 
 _SPLIT = re.compile(r"(?<![a-z])(?:(train(?:ing)?)|(val(?:id|idation)?))(?![a-z])")
 
@@ -17,6 +18,25 @@ def split_of(path: PurePath) -> SplitName | None:
 def class_of_label(label: int) -> str:
     """The name of a class of which only the number is known, so that sorting by name is sorting by number."""
     return f"{label:04d}"
+
+
+class Folders:
+    """Labels that are text as names of class folders, which hold no slash. path: the source, for errors."""
+
+    def __init__(self, path: PurePath) -> None:
+        self._path = path
+        self._label_of: dict[str, str] = {}
+
+    def of(self, label: str) -> str:
+        """The folder of a label. Raises DataError where another label has it: two classes must not become one."""
+        folder = label.replace("/", "-")
+        other = self._label_of.setdefault(folder, label)
+        if other != label:
+            raise DataError(
+                f"{self._path} has the labels {other!r} and {label!r}; expected names that differ in more than a slash; "
+                "rename one"
+            )
+        return folder
 
 
 def files_below(path: Path, ending: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """Rows of parquet shards: names, labels, and the bytes of images."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,9 +21,11 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 def list_rows(path: Path, files: Sequence[Path]) -> Listing:
     """See Parquet.list."""
     entries, ignored = EntryTable(), PassedOver()
+    alike = len({file.name for file in files}) < len(files)  # then rows are named by their folder, too
     for file in files:
+        key = "" if file == path else str(file.relative_to(path))
         try:
-            for entry in _rows(file, "" if file == path else str(file.relative_to(path)), ignored):
+            for entry in _rows(file, key, (key if alike else file.name).removesuffix(".parquet"), ignored):
                 entries.append(entry)
         except (pa.ArrowException, OSError) as error:
             text = str(error).splitlines()[0]
@@ -40,16 +43,16 @@ def read_row(file: Path, row: int) -> bytes:
     return bytes(value or b"")
 
 
-def _rows(file: Path, key: str, ignored: PassedOver) -> Iterator[Entry]:
+def _rows(file: Path, key: str, stem: str, ignored: PassedOver) -> Iterator[Entry]:
     with pq.ParquetFile(file) as parquet:
         image, label = _columns(file, parquet.schema_arrow)
         names = _class_names(parquet.schema_arrow, label)
-        stamp, split, stem = file.stat().st_mtime_ns, split_of(Path(key or file.name)), Path(key or file.name).stem
+        stamp, split = file.stat().st_mtime_ns, split_of(Path(key or file.name))
         row = 0
         for batch in parquet.iter_batches(batch_size=256, columns=[image, label]):
             sizes = _sizes(batch.column(0))
             for size, number, path in zip(sizes, batch.column(1).to_pylist(), _paths(batch.column(0)), strict=True):
-                name = f"{stem}/{row:06d}" + (f"-{path.rsplit('/', 1)[-1]}" if path else "")
+                name = f"{stem}/{row:06d}" + (f"-{path.rsplit('/', 1)[-1]}" if isinstance(path, str) and path else "")
                 if number is None or number == -1:  # -1: test sets without labels
                     ignored.append(name)
                 else:
@@ -59,15 +62,24 @@ def _rows(file: Path, key: str, ignored: PassedOver) -> Iterator[Entry]:
 
 def _columns(file: Path, schema: pa.Schema) -> tuple[str, str]:
     """The image and the label column. Raises DataError where there is not one of each."""
-    images = [field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
-    images += [field.name for field in schema if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)]
+    images = [field.name for field in schema if pa.types.is_struct(field.type) and _is_bytes(_field(field.type, "bytes"))]
+    images += [field.name for field in schema if _is_bytes(field.type)]
     labels = [name for name in LABEL_COLUMNS if name in schema.names]
     if not images or not labels:
         raise DataError(
-            f"{file} has the columns {', '.join(schema.names)}; expected an image column (a struct with `bytes`, or binary) "
+            f"{file} has the columns {', '.join(schema.names)}; expected an image column (binary, or a struct with `bytes`) "
             f"and a label column ({', '.join(LABEL_COLUMNS)}); choose another source"
         )
     return images[0], labels[0]
+
+
+def _field(struct: pa.DataType, name: str) -> pa.DataType | None:
+    place = struct.get_field_index(name)
+    return None if place < 0 else struct.field(place).type
+
+
+def _is_bytes(kind: pa.DataType | None) -> bool:
+    return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _class_names(schema: pa.Schema, label: str) -> Sequence[str] | None:
@@ -79,7 +91,13 @@ def _class_names(schema: pa.Schema, label: str) -> Sequence[str] | None:
         return None
     if not isinstance(names, list):
         return None
-    return wnids_of([str(name) for name in names]) or [str(name).replace("/", "-") for name in names]
+    return wnids_of([str(name) for name in names]) or _apart([str(name).replace("/", "-") for name in names])
+
+
+def _apart(names: list[str]) -> list[str]:
+    """Names that are there more than once with their number: ImageNet alone has two cranes and two maillots."""
+    count = Counter(names)
+    return [name if count[name] == 1 else f"{name}-{class_of_label(n)}" for n, name in enumerate(names)]
 
 
 def _class_name(file: Path, label: object, names: Sequence[str] | None) -> str:
@@ -98,7 +116,7 @@ def _sizes(images: pa.Array) -> list[int]:
     return [size or 0 for size in pc.binary_length(_bytes_of(images)).to_pylist()]
 
 
-def _paths(images: pa.Array) -> list[str | None]:
+def _paths(images: pa.Array) -> list[object]:
     if pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0:
         return list(images.field("path").to_pylist())
     return [None] * len(images)

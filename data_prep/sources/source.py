@@ -145,4 +145,4 @@ class Source(Protocol):
         """All images. Raises DataError where the source is damaged or holds what it must not."""
 
     def read(self, entry: Entry) -> bytes:
-        """The bytes of one image. Raises OSError."""
+        """The bytes of one image. Raises OSError, and BadImage where it is known that there is none."""

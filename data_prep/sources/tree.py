@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_prep.sources.layout import is_image_path, place
 from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
+from udkd.operations.pictures import BadImage
 from udkd.words.errors import DataError
 from udkd.words.texts import TextsBuilder
 
@@ -29,11 +30,15 @@ class Tree:
         ignored, entries = PassedOver(), EntryTable()
         for file in _walk(self.path):
             name = os.path.relpath(file.path, self.path)
-            if is_image_path(name) and file.is_file():
+            if is_image_path(name) and _is_there(file):
                 status = file.stat()
                 names.append(name)
                 sizes.append(status.st_size)
                 stamps.append(status.st_mtime_ns)
+            elif is_image_path(name) and file.is_symlink():
+                names.append(name)
+                sizes.append(0)
+                stamps.append(0)
             else:
                 ignored.append(name)
         paths = names.finish()
@@ -46,8 +51,19 @@ class Tree:
         return Listing(entries=entries, ignored=ignored)
 
     def read(self, entry: Entry) -> bytes:
-        """The file's bytes."""
-        return (self.path / entry.key).read_bytes()
+        """The file's bytes. Raises BadImage for a link that leads nowhere."""
+        path = self.path / entry.key
+        if not entry.size and path.is_symlink() and not path.is_file():
+            raise BadImage("a link that leads nowhere")
+        return path.read_bytes()
+
+
+def _is_there(file: os.DirEntry[str]) -> bool:
+    """Whether it is a file, or a link to one; a link to itself is none."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
 
 
 def _walk(root: Path) -> Iterator[os.DirEntry[str]]:
@@ -62,9 +78,16 @@ def _walk(root: Path) -> Iterator[os.DirEntry[str]]:
         try:
             with os.scandir(folder) as scan:
                 for entry in scan:
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         stack.append((entry.path, above | {identity}))
                     else:
                         yield entry
         except OSError as error:
             raise DataError(f"{folder} cannot be listed ({error.strerror}); expected a readable folder; check it") from None
+
+
+def _is_folder(file: os.DirEntry[str]) -> bool:
+    try:
+        return file.is_dir()
+    except OSError:  # a link to itself
+        return False

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from data_prep.sources.layout import IMAGE_ENDINGS
 from data_prep.sources.members import Member, is_tar, members, read_at
-from data_prep.sources.named_split import class_of_label, files_below, split_of
+from data_prep.sources.named_split import Folders, class_of_label, files_below, split_of
 from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
 from udkd.words.errors import DataError
 
 LABEL_ENDINGS = ("cls", "json")
 JSON_KEYS = ("label", "cls", "class", "class_id", "wnid", "class_name")
 LABEL_BYTES = 1 << 20  # what a label file may have
+LONGEST_NUMBER = 18  # digits
 LOOKED_AT = 8  # members that decide whether a tar is a WebDataset
 
 
@@ -39,16 +40,16 @@ class WebDataset:
 
     def list(self) -> Listing:
         """All samples that have an image. Raises DataError: see `members`; a sample without a label."""
-        entries, ignored = EntryTable(), PassedOver()
+        entries, ignored, folders = EntryTable(), PassedOver(), Folders(self.path)
         names = _own_classes(self.path)
         for tar in _tars(self.path):
             if not is_tar(tar):
                 raise DataError(f"{tar} is no tar; expected shards of a WebDataset; fetch it again")
-            for entry in self._samples(tar, names, ignored):
+            for entry in self._samples(tar, names, folders, ignored):
                 entries.append(entry)
         return Listing(entries=entries, ignored=ignored)
 
-    def _samples(self, tar: Path, names: tuple[str, ...] | None, ignored: PassedOver) -> Iterator[Entry]:
+    def _samples(self, tar: Path, names: tuple[str, ...] | None, folders: Folders, ignored: PassedOver) -> Iterator[Entry]:
         key = "" if tar == self.path else str(tar.relative_to(self.path))
         split, stamp = split_of(Path(key or tar.name)), tar.stat().st_mtime_ns
         for stem, group in groupby(members(tar), lambda member: _key(member.name)[0]):
@@ -67,7 +68,7 @@ class WebDataset:
             if isinstance(label, int):
                 label = names[label] if names and 0 <= label < len(names) else class_of_label(label)
             name = f"{tar.stem}/{image.name}"
-            yield Entry(split, label.replace("/", "-"), name, key, image.offset, image.size, stamp)
+            yield Entry(split, folders.of(label), name, key, image.offset, image.size, stamp)
 
     def read(self, entry: Entry) -> bytes:
         """The image's bytes, by offset."""
@@ -98,11 +99,13 @@ def _label(tar: Path, files: dict[str, Member]) -> int | str | None:
         try:
             record = json.loads(text)
             value = next((record[key] for key in JSON_KEYS if key in record), None)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         return None
-    return int(value) if str(value).isdecimal() else str(value)
+    if not str(value).isdecimal():
+        return str(value)
+    return int(value) if len(str(value)) <= LONGEST_NUMBER else None
 
 
 def _own_classes(path: Path) -> tuple[str, ...] | None:

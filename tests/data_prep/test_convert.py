@@ -8,6 +8,7 @@ import signal
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,6 +173,40 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         converted(tree, tmp_path / "busy")
 
 
+def test_a_source_is_never_written_to(tmp_path: Path) -> None:
+    """With --overwrite, what lies in the folder is removed before the first image is read."""
+    folder = converted(write_tree(tmp_path / "src", small_set()), tmp_path / "d", formats=()).path
+    (tmp_path / "link").symlink_to(folder)
+    before = contents(folder)
+    for source in (folder, tmp_path / "link", folder / "train" / "samples-00000.tar"):
+        for overwrite in (True, False):
+            with pytest.raises(DataError, match="lies in"):
+                converted(source, folder, overwrite=overwrite, hold_out_percent=20)
+    assert contents(folder) == before
+
+
+def test_overwriting_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the message of a stop promises: the same command continues."""
+    from data_prep import convert as module
+
+    source = write_tree(tmp_path / "src", small_set(train=12))
+    converted(write_tree(tmp_path / "other", small_set(train=3)), tmp_path / "d", shard_samples=4)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_manifests", stop)
+        with pytest.raises(KeyboardInterrupt):
+            converted(source, tmp_path / "d", shard_samples=4, overwrite=True)
+    shards = sorted((tmp_path / "d" / "train").glob("*.tar"))
+    times = [path.stat().st_mtime_ns for path in shards]
+    assert len(times) == 6
+    converted(source, tmp_path / "d", shard_samples=4, overwrite=True)
+    assert [path.stat().st_mtime_ns for path in shards] == times
+    assert contents(tmp_path / "d") == contents(converted(source, tmp_path / "e", shard_samples=4).path)
+
+
 def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     big, small = write_tree(tmp_path / "big", small_set(train=9)), write_tree(tmp_path / "small", small_set(train=3))
     converted(big, tmp_path / "d", shard_samples=4)
@@ -197,6 +232,20 @@ def test_resident_is_refused_where_the_disk_is_short(tmp_path: Path, monkeypatch
     folder = converted(tree, tmp_path / "d", formats=())
     with pytest.raises(DataError, match="the resident format takes"):
         derived.derive_formats(folder, ["resident"], workers=1, observer=Silent())
+
+
+def test_a_format_that_does_not_fit_costs_nothing_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the old files give back counts as room; where that is not enough, they stay."""
+    folder = converted(write_tree(tmp_path / "t", small_set()), tmp_path / "d", formats=("resident",))
+    size = sum(path.stat().st_size for path in folder.path.rglob("canvas*.npy"))
+    before = contents(folder.path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match="expected room"):
+        derived.derive_formats(folder, ["resident", "dali"], workers=1, observer=Silent())
+    assert contents(folder.path) == before
+    assert size > 1000
+    derived.derive_formats(folder, ["resident"], workers=1, observer=Silent())
+    assert contents(folder.path) == before
 
 
 def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:

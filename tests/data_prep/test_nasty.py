@@ -206,8 +206,12 @@ def test_long_names_and_pax_headers_are_read(tmp_path: Path, kind: int) -> None:
         ([member("train/n01440764/a.jpg", JPEG, pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"})], "sparse"),
         ([member("train/n01440764/a.jpg", JPEG, type=tarfile.CONTTYPE)], None),
         ([member("train/n01440764/../../a.jpg", JPEG)], "its path leaves the archive"),
+        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"GNU.sparse.map": "0,x"})], "is no whole tar"),
+        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "-100000"})], "size is negative"),
+        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "9" * 24})], "is no whole tar|is cut or damaged"),
+        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "9" * 5000})], "is no whole tar|is cut or damaged"),
     ],
-    ids=["twice", "hard link", "sparse", "contiguous", "up"],
+    ids=["twice", "hard link", "sparse", "contiguous", "up", "map", "negative", "huge", "digits"],
 )
 def test_tars_as_nobody_should_make_them(tmp_path: Path, more: list[tuple[tarfile.TarInfo, bytes]], said: str | None) -> None:
     path = tar_of(tmp_path / "a.tar", *more)
@@ -224,6 +228,30 @@ def test_validation_images_in_class_folders_need_no_ground_truth(tmp_path: Path)
     files |= {f"train/n01440764/{n}.JPEG": photo(n, 9, 9) for n in range(2)}
     stock = take_stock(open_sources([write_tar(tmp_path / "a.tar", files)]), classes="all", hold_out_percent=None)
     assert [len(samples) for samples in stock.samples.values()] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "said"),
+    [
+        ("cls", b"9" * 5000, "has no label"),
+        ("json", b"[" * 200_000, "has no label"),
+        ("json", b'{"label": ' + b"9" * 5000 + b"}", "has no label"),
+    ],
+)
+def test_labels_that_are_none(tmp_path: Path, name: str, label: bytes, said: str) -> None:
+    files = {"0000.jpg": JPEG, "0000.cls": b"1", "0001.jpg": JPEG, f"0001.{name}": label}
+    source = open_sources([write_tar(tmp_path / "train-0.tar", files)])
+    with pytest.raises(DataError, match=said):
+        take_stock(source, classes="all", hold_out_percent=50)
+
+
+@pytest.mark.parametrize("labels", [(b"a/b", b"a-b"), (rb'{"label": "\u0001"}', rb'{"label": "\\x01"}')])
+def test_two_labels_do_not_become_one_class(tmp_path: Path, labels: tuple[bytes, bytes]) -> None:
+    ending = "json" if b"{" in labels[0] else "cls"
+    files = {f"{n:04d}.{end}": data for n in range(20) for end, data in (("jpg", photo(n, 9, 9)), (ending, labels[n % 2]))}
+    source = open_sources([write_tar(tmp_path / "train-0.tar", files)])
+    with pytest.raises(DataError, match="expected names"):
+        take_stock(source, classes="all", hold_out_percent=50)
 
 
 def test_labels_that_are_half_a_letter(tmp_path: Path) -> None:

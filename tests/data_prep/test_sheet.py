@@ -58,6 +58,11 @@ def test_errors(tmp_path: Path) -> None:
         sheet(folder.path, tmp_path / "s.png", images=0)
     with pytest.raises(DataError, match="is not a folder; expected one to write"):
         sheet(folder.path, tmp_path / "no" / "s.png")
+    for taken in (folder.path / "dataset.json", folder.split("train").shard_path(0), folder.path):
+        with pytest.raises(DataError, match="is there and is no PNG"):
+            sheet(folder.path, taken)
+    sheet(folder.path, tmp_path / "twice.png")
+    sheet(folder.path, tmp_path / "twice.png")
     path = folder.split("train").shard_path(0)
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(DataError, match="do not match their checksum"):

@@ -4,8 +4,9 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
-from prep_helpers import photo, small_set, write_tar, write_tree
+from prep_helpers import converted, photo, small_set, write_tar, write_tree
 
 from data_prep.classes import choose_classes, named
 from data_prep.sources import open_sources
@@ -89,6 +90,22 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     assert [name for name in found if not name.startswith("loop")] == listed(stock_of(write_tree(tmp_path / "b", files)))[
         "train"
     ]
+
+
+def test_links_that_lead_nowhere_are_bad_images(tmp_path: Path) -> None:
+    files = small_set(train=3, val=1)
+    tree = write_tree(tmp_path / "t", files)
+    (tree / "train" / "n01440764" / "gone.JPEG").symlink_to("nowhere.JPEG")
+    (tree / "train" / "n01440764" / "itself.JPEG").symlink_to("itself.JPEG")
+    with pytest.raises(DataError, match="2 of 10 images cannot be used"):
+        converted(tree, tmp_path / "d")
+    folder = converted(tree, tmp_path / "d", on_bad="skip")
+    train = folder.split("train")
+    assert sorted(train.source[n] for n in np.flatnonzero(train.excluded)) == [
+        "n01440764/gone.JPEG",
+        "n01440764/itself.JPEG",
+    ]
+    assert {train.note[n] for n in np.flatnonzero(train.excluded)} == {"a link that leads nowhere"}
 
 
 def damaged_tar(path: Path, member: tarfile.TarInfo) -> Path:

@@ -52,6 +52,26 @@ MIXED = base64.b64decode(
     "Ymz84pVgL0Nn7UVabPRpVgL0Nn7UVabPRpVgL0Nn7UVabPQpVgP/2Q=="
 )
 
+# A gradient of 24 x 40 px: luma 1 x 4, for which only libjpeg-turbo has a name, and 3 x 1 with fill before restart markers.
+TALL = base64.b64decode(
+    "/9j/2wBDABAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBD/wAARCAAoABgDARQAAhEAAxEA"
+    "/8QBFgAAAAAAAAAAABAAAAAAAAAAAAECAwQFBgcICQoLDA0ODxAAAAAAAAAAAOIAAAAAAAAAAPABAgMEBQYHCAkKCwwNDhESExQVFhcYGRobHB0eISIjJCUm"
+    "JygpKissLS4xMjM0NTY3ODk6Ozw9PkFCQ0RFRkdISUpLTE1OUVJTVFVWV1hZWltcXV5hYmNkZWZnaGlqa2xtbnFyc3R1dnd4eXp7fH1+gYKDhIWGh4iJiouM"
+    "jY6RkpOUlZaXmJmam5ydnqGio6SlpqeoqaqrrK2usbKztLW2t7i5uru8vb7BwsPExcbHyMnKy8zNztHS09TV1tfY2drb3N3e4eLj5OXm5+jp6uvs7e7x8vP0"
+    "9fb3+Pn6+/z9/v/aAAwDAQACAAMAAD8AAxQDQIgABYANAiAAFgA0CIAAWADQIgABigIB0AAFOFEFdRwAAZcBoEQAAsAGgRAACwAaBEAAJ4DQIgABcAQDoAAA"
+    "FEFdRwAAZgBoEQAAsAGgRAACwAaBEAAJ4DQIgABcAQDoAAAFEFdRwAAABoEQAAfAaAAAA0AAABoAAx4EA6AADbBFAaSACIAAgAAMBoEQAAfAaAAAA0AAABoA"
+    "AuAIB0AAACKA0kAEQABAAAYDQIgAA+A0AAABoAAADQABcAQDoAAAEUBpIAIgACAD/9k="
+)
+FILLED = base64.b64decode(
+    "/9j/2wBDABAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBD/wAARCAAoABgDATEAAhEAAxEA"
+    "/8QBFgAAAAAAAAAAABAAAAAAAAAAAAECAwQFBgcICQoLDA0ODxAAAAAAAAAAAOIAAAAAAAAAAPABAgMEBQYHCAkKCwwNDhESExQVFhcYGRobHB0eISIjJCUm"
+    "JygpKissLS4xMjM0NTY3ODk6Ozw9PkFCQ0RFRkdISUpLTE1OUVJTVFVWV1hZWltcXV5hYmNkZWZnaGlqa2xtbnFyc3R1dnd4eXp7fH1+gYKDhIWGh4iJiouM"
+    "jY6RkpOUlZaXmJmam5ydnqGio6SlpqeoqaqrrK2usbKztLW2t7i5uru8vb7BwsPExcbHyMnKy8zNztHS09TV1tfY2drb3N3e4eLj5OXm5+jp6uvs7e7x8vP0"
+    "9fb3+Pn6+/z9/v/dAAQAAf/aAAwDAQACAAMAAD8AAxQDQIgABIAaBEAAJADQIgABRAZY7TkAAGICRKwAf///0AM0A0CIAASAGgRAACQA0CIAAUQGWO05AABn"
+    "AkSsAH///9ECqAaBEAAJADQIgABIAaBEAAKIDLHacgAAgBIlYAP//9IBoBoEQAAfAaBEAAJADQIgABRAZY7TkAADoSJWAD///9MCUA0CIAASAGgRAACQA0CI"
+    "AAUQGWO05AABchIlYAP/2Q=="
+)
+
 
 def patched(data: bytes, at: int, new: bytes) -> bytes:
     return data[:at] + new + data[at + len(new) :]
@@ -119,6 +139,8 @@ GOOD: dict[str, tuple[bytes, str]] = {
     "j_arithmetic.JPEG": (ARITHMETIC, "arithmetic to Huffman coding"),
     "k_third.JPEG": (THIRD, "unusual subsampling to a common one"),
     "l_mixed.JPEG": (MIXED, "unusual subsampling to a common one"),
+    "la_tall.JPEG": (TALL, "unusual subsampling to a common one"),
+    "lb_filled.JPEG": (FILLED, "unusual subsampling to a common one"),
     "m_cmyk.JPEG": (encoded(picture("cmyk").convert("CMYK")), "CMYK to YCbCr"),
     "n_ycck.JPEG": (ycck(), "YCCK to YCbCr"),
     "o_wide.JPEG": (photo("wide", 12, 20_000), ""),
@@ -128,6 +150,7 @@ GOOD: dict[str, tuple[bytes, str]] = {
     "s_16bit.png": (encoded(SIXTEEN, "PNG"), "PNG to JPEG; 16-bit to 8-bit"),
     "t_palette.png": (encoded(FRAMES[0], "PNG"), "PNG to JPEG; palette to RGB"),
     "u_animated.gif": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "GIF to JPEG; first of several"),
+    "ua_turned.tif": (encoded(picture("tif", 40, 56), "TIFF", tiffinfo={0x112: 6}), "TIFF to JPEG; TIFF orientation 6 applied"),
     "v_alpha.png": (encoded(picture("alpha", mode="RGBA"), "PNG"), "PNG to JPEG; transparency dropped"),
 }
 # What is bad, why, and what `fix` makes of it (None: nothing).
@@ -212,7 +235,7 @@ def test_fix_saves_what_is_whole(tree: Path, tmp_path: Path) -> None:
     assert np.abs(split.pixels(n)[:height, :width] - whole).mean() < 2  # real rows, to the last one
     assert np.abs(split.pixels(n)[height - 1, :width] - whole[-1]).mean() < 3
     # The same whether it was chosen at once or after another policy left its shards.
-    with pytest.raises(DataError, match=r"11 of 37 images cannot be used.*--on-bad skip to leave them out, fix to save"):
+    with pytest.raises(DataError, match=r"11 of 40 images cannot be used.*--on-bad skip to leave them out, fix to save"):
         converted(tree, tmp_path / "e", side=256, shard_samples=7)
     converted(tree, tmp_path / "e", side=256, shard_samples=7, on_bad="fix")
     other = converted(tree, tmp_path / "f", side=256, shard_samples=7, on_bad="fix")
