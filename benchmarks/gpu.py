@@ -41,7 +41,7 @@ PARTS = (
     Part("loss --batch 64 --batch 256 --batch 4096 --classes 100 --rounds 7", 60),
     Part("plain --batch 512 --rounds 3", 170),
     Part("cost --batch 64 --only-ratio --rounds 5", 90),
-    Part("step --batch 512 --only saved --only realize --only pool --only streams --only compile --rounds 5", 300),
+    Part("step --batch 512 --only lever --only saved --only layout --only pool --only streams --only compile --rounds 5", 300),
     Part("augment --rounds 5", 90),
     Part("scale --batch 64 --batch 1024 --rounds 5", 120),
     Part("pipeline --rounds 3", 120),
