@@ -56,7 +56,8 @@ def bars(
             ends[place] = max(ends[place], span[1])
     for place, value in enumerate(values):
         text = "not measured yet" if value is None else form.format(value)
-        axes.annotate(text, (ends[place], place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+        box = {"facecolor": palette.paper, "edgecolor": "none", "pad": 0.8}  # over the line of a baseline
+        axes.annotate(text, (ends[place], place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, bbox=box)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, max([*ends, 1e-9]) * 1.18)
