@@ -46,10 +46,11 @@ test: install
 	$(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --durations=15
 
 # The whole GPU set in under nine minutes, where nothing can be installed: the Python that is there (or PYTHON3=…) runs the checkout.
-# REST=1: only what an earlier call did not finish.
+# REST=1: only what an earlier call did not finish. RESULTS: where to; benchmarks/results if not given. What PYTHONPATH names is found.
 bench-gpu:
-	UDKD_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) PYTHONPATH=$(CURDIR) \
-		$(PYTHON3) -m benchmarks gpu $(if $(REST),--rest)
+	UDKD_COMMIT=$${UDKD_COMMIT:-$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)} \
+		PYTHONPATH=$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH} \
+		$(PYTHON3) -m benchmarks gpu $(if $(REST),--rest) $(if $(RESULTS),--results $(RESULTS))
 
 quickstart: install
 	$(BIN)/udkd quickstart

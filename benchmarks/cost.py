@@ -62,16 +62,17 @@ def main(
         record.put(f"floor at {px} px", floor(px, peaks, 2 if gpu else 4))
     for px, batch in points:
         kept = len(record.rows)
+        teacher = None
         for headline in (True, False) if gpu and not only else (only,):  # first, where compiling takes minutes of a lent GPU
             timed = measure(px, batch, where, rounds, headline, settings or [])
             del record.rows[kept:]
             record.add(timed, baseline=SINGLE, px=px, batch=batch)
             record.put(f"ratios at {px} px, batch {batch}", ratios(timed))
             record.write(results)
-        if not only:
-            teacher = cache_speed(px, max(batch, 256 if gpu else batch), where, rounds)
-            record.put(f"hours at {px} px, batch {batch}", hours(timed, teacher))
-        record.write(results)
+            if not only:
+                teacher = teacher or cache_speed(px, max(batch, 256 if gpu else batch), where, rounds)
+                record.put(f"hours at {px} px, batch {batch}", hours(timed, teacher))
+                record.write(results)
     draw(results, f"cost-{record.slug}", lambda figure, palette: _picture(record, figure, palette), height=2.2 * len(sizes) + 1)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ loss 3 to 5 times, the fused one 8 times as fast as eager at batch 256."""
 
 
 FINISHED = r"\d+ s"
+LEFT_OUT = "left out: the time was up"
+MEASURED = ("seconds", "ratio", "items_per_s", "memory_gb")
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,18 @@ class Part:
 
 PARTS = (
     Part("cost --batch 512 --rounds 5", 240),
-    Part("step --batch 64 --only graph --only fused --rounds 5", 130),
-    Part("loss --batch 64 --batch 256 --batch 4096 --classes 100 --rounds 7", 60),
-    Part("plain --batch 512 --rounds 3", 170),
+    Part("step --batch 64 --only graph --only fused --only 'all of it' --rounds 5", 130),
+    Part("loss --batch 64 --batch 256 --batch 4096 --classes 100 --rounds 7", 90),
+    Part("plain --batch 256 --rounds 3", 200),
     Part("cost --batch 64 --only-ratio --rounds 5", 90),
     Part("step --batch 512 --only lever --only saved --only layout --only pool --only streams --only compile --rounds 5", 300),
     Part("augment --rounds 5", 90),
     Part("scale --batch 64 --batch 1024 --rounds 5", 120),
-    Part("pipeline --rounds 3", 120),
+    Part("pipeline --batch 512 --rounds 3", 150),
 )
-"""Compiling two students takes about a minute for each batch size; the compiler's cache on disk spares the next part it."""
+"""Compiling two students takes about a minute for each batch size; the compiler's cache on disk spares the next part it.
+Together they may take longer than one call: `--rest` goes on, first with what was never begun.
+"""
 
 
 def main(
@@ -63,12 +68,10 @@ def main(
     if rest:
         record.facts = earlier(results / f"gpu-{record.slug}.json")
     found: list[dict[str, Any]] = record.facts.setdefault("results", [])
-    for number, part in enumerate(chosen):
-        if re.fullmatch(FINISHED, record.facts.get(part.words, "")):
-            continue
+    for number, part in turns(chosen, record.facts):
         left = budget_s - (time.monotonic() - started)
         if left < 5:
-            record.put(part.words, "left out: the time was up")
+            record.facts.setdefault(part.words, LEFT_OUT)
             continue
         # A folder each: the same benchmark runs with other options later, and must not replace what it found.
         folder = results / f"gpu-{number}"
@@ -80,6 +83,12 @@ def main(
     err.print(f"{time.monotonic() - started:.0f} s in all")
 
 
+def turns(parts: list[Part], facts: dict[str, Any]) -> list[tuple[int, Part]]:
+    """The unfinished parts with their numbers: those that were never begun first, so that one that fails starves none."""
+    unfinished = [each for each in enumerate(parts) if not re.fullmatch(FINISHED, facts.get(each[1].words, ""))]
+    return sorted(unfinished, key=lambda each: not facts.get(each[1].words, LEFT_OUT).startswith(LEFT_OUT))
+
+
 def earlier(path: Path) -> dict[str, Any]:
     """The facts of an earlier call; none where there was none."""
     return dict(json.loads(path.read_text())["facts"]) if path.is_file() else {}
@@ -87,7 +96,7 @@ def earlier(path: Path) -> dict[str, Any]:
 
 def run(part: Part, device: str, folder: Path, limit_s: float) -> str:
     """How a benchmark ended, in a line. What it said is kept as a log beside the results where it did not end well."""
-    command = [sys.executable, "-m", "benchmarks", *part.words.split(), "--device", device, "--results", str(folder)]
+    command = [sys.executable, "-m", "benchmarks", *shlex.split(part.words), "--device", device, "--results", str(folder)]
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
@@ -113,14 +122,20 @@ def run(part: Part, device: str, folder: Path, limit_s: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def identity(row: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, without what came out."""
+    return {key: value for key, value in row.items() if key not in MEASURED}
+
+
 def gather(folder: Path, results: Path) -> None:
     """Move a part's files beside the others; rows of the same benchmark are put together."""
     for path in sorted(folder.glob("*")):
         target = results / path.name
         if path.suffix == ".json" and target.exists():
             new, old = json.loads(path.read_text()), json.loads(target.read_text())
-            if new["machine"]["commit"] == old["machine"]["commit"]:
-                new["rows"] = old["rows"] + [row for row in new["rows"] if row not in old["rows"]]
+            if new["machine"]["commit"] == old["machine"]["commit"] != "unknown":
+                measured = [identity(row) for row in new["rows"]]
+                new["rows"] = [row for row in old["rows"] if identity(row) not in measured] + new["rows"]
                 new["facts"] = old["facts"] | new["facts"]
                 path.write_text(json.dumps(new, indent=2, sort_keys=True) + "\n")
         path.replace(target)

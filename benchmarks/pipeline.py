@@ -54,16 +54,17 @@ def main(
     gpu = where.type == "cuda"
     batch, px, names = batch or (256 if gpu else 16), px or (224 if gpu else 64), backends or ["resident", "folder"]
     count = 8 * batch
-    asked = {"batch": batch, "px": px, "side": side, "backends": names, "images": f"{count} made-up JPEGs of 500 x 375"}
+    distinct = min(count, max(batch, 512))  # made in 20 ms each; an epoch draws them again
+    asked = {"batch": batch, "px": px, "side": side, "backends": names, "images": f"{distinct} made-up JPEGs of 500 x 375"}
     record = Record.begin("pipeline", EXPECTATION, where, asked)
     with tempfile.TemporaryDirectory() as scratch:
-        tree = image_folder(Path(scratch) / "images", count)
+        tree = image_folder(Path(scratch) / "images", distinct)
         extra = tuple(name for name in ("ffcv",) if name in names)
         how = ConvertSettings(side=side, fit="squash", formats=("resident", *extra))
         split = convert([tree], Path(scratch) / "data", how, SILENT).split("train")
         recipe = paper_recipe(where, 'train.steps="streamed"', *(settings or []), px=px, batch=batch)
-        feeds = {name: Fed(open_backend(name, split, where), split, recipe, where) for name in names}
-        base = Fed(None, split, recipe, where)
+        feeds = {name: Fed(open_backend(name, split, where), split, recipe, count, where) for name in names}
+        base = Fed(None, split, recipe, count, where)
         variants = [Variant("constant batch", base.epoch, items=count)]
         variants += [Variant(name, fed.epoch, items=count) for name, fed in feeds.items()]
         timed = side_by_side(variants, where, rounds=rounds, warmup=1)
@@ -77,11 +78,11 @@ def main(
 
 
 class Fed:
-    """The two students' training over a split, an epoch a call, from a backend or from one constant batch (None)."""
+    """The two students' training on `count` images of a split a call, from a backend or from one constant batch (None)."""
 
-    def __init__(self, backend: object, split: Split, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, backend: object, split: Split, recipe: Recipe, count: int, device: torch.device) -> None:
         batch = recipe.train.batch
-        self.split, self.batch, self.turn = split, batch, 0
+        self.split, self.batch, self.count, self.turn = split, batch, count, 0
         self.backend = backend or Constant(split, batch, device)
         students = make_students(recipe, CLASSES, device)
         lessons = TableLessons(made_up_targets(split.num_samples, device))
@@ -89,14 +90,15 @@ class Fed:
         self.drive = Streamed(step, self.backend, batch)  # type: ignore[arg-type]
         self.tally = Tally.empty(len(students), device)
         table = EpochViews(recipe.views.spec, 0, split, device).table(0)
-        self.plan = Plan.of(recipe, 0, len(split.ids) // batch, 0, table, device)
+        self.plan = Plan.of(recipe, 0, count // batch, 0, table, device)
 
     def epoch(self) -> None:
-        """All batches once, in a new order."""
+        """So many images in whole batches, in a new order."""
         self.turn += 1
         self.tally.clear()
-        order = np.random.default_rng(self.turn).permutation(self.split.ids)
-        for _ in self.drive.epoch(order[: len(order) // self.batch * self.batch], self.plan, self.tally):
+        rng, ids = np.random.default_rng(self.turn), self.split.ids
+        order = np.concatenate([rng.permutation(ids) for _ in range(-(-self.count // len(ids)))])
+        for _ in self.drive.epoch(order[: self.count // self.batch * self.batch], self.plan, self.tally):
             pass
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +34,7 @@ decoding, 1.4 to 2.5 times at 64 px, where decoding a 500 x 375 JPEG costs as mu
 PLAIN, AMP, OURS, LIVE = "plain script", "plain script, mixed precision", "ours, cached teacher", "ours, live teacher"
 ALONE = "plain script's images alone"
 AHEAD = 2  # batches that a DataLoader's worker makes ahead, by default
+DRAINED, TIMED = 3, 2  # batches a worker: taken untimed until the queue is at a long run's level, then timed
 PILLOW_PER_S = 260
 
 
@@ -61,9 +62,10 @@ def main(
         scripts = {name: steps(tree, amp=name == AMP, **options) for name in (PLAIN, AMP)}  # type: ignore[arg-type]
         ours = make(paper_recipe(where, px=px, batch=batch), rows, where)
         live = make(paper_recipe(where, 'teacher.source="live"', "teacher.views=1", px=px, batch=batch), rows, where)
+        drained, turn = DRAINED * workers, max(8, TIMED * workers)
         streams = scripts | {ALONE: endless(tree, px, batch, workers, where)}
         plain = {
-            name: Variant(name, take(stream), items=8 * batch, prepare=take(stream, AHEAD * workers))
+            name: Variant(name, take(stream, turn), items=turn * batch, prepare=in_turn(quiet(batch), take(stream, drained)))
             for name, stream in streams.items()
             if gpu or name != AMP
         }
@@ -100,7 +102,7 @@ def endless(tree: Path, px: int, batch: int, workers: int, device: torch.device)
             yield len(labels)
 
 
-def take(stream: Iterator[int], count: int = 8):  # type: ignore[no-untyped-def]
+def take(stream: Iterator[int], count: int):  # type: ignore[no-untyped-def]
     """A call that takes so many batches. What workers made ready while others were timed is taken before, untimed: the
     figure is that of a long run.
     """
@@ -108,13 +110,26 @@ def take(stream: Iterator[int], count: int = 8):  # type: ignore[no-untyped-def]
 
 
 def quiet(batch: int):  # type: ignore[no-untyped-def]
-    """A call that lets the plain script's workers fill their queues, each at Pillow's speed, so that they cost us nothing."""
+    """A call that lets the others' workers fill their queues, each at Pillow's speed, so that they cost the next nothing."""
     return lambda: time.sleep(AHEAD * batch / PILLOW_PER_S)
 
 
+def in_turn(*calls: Callable[[], object]) -> Callable[[], object]:
+    """One call of several."""
+    return lambda: [call() for call in calls]
+
+
 def several(run, count: int = 8):  # type: ignore[no-untyped-def]
-    """A call that takes as many of our steps."""
-    return lambda: [run() for _ in range(count)]
+    """A call that takes as many of our steps, without the search for convolutions that the plain script asks of the process:
+    ours does not ask for it elsewhere.
+    """
+
+    def steps() -> None:
+        with torch.backends.cudnn.flags(benchmark=False, allow_tf32=torch.backends.cudnn.allow_tf32):
+            for _ in range(count):
+                run()
+
+    return steps
 
 
 def bound(record: Record) -> str:

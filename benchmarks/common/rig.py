@@ -151,8 +151,9 @@ class InMemory:
 
     def epoch(self, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
         """See udkd.words.batch.Backend."""
+        order_E = torch.from_numpy(order).to(self._rows.labels.device)  # once: each copy makes the host wait
         for start in range(0, len(order), batch_size):
-            ids_B = torch.from_numpy(order[start : start + batch_size]).to(self._rows.labels.device)
+            ids_B = order_E[start : start + batch_size]
             yield Batch(ids=ids_B, canvas=self._rows.canvas[ids_B], labels=self._rows.labels[ids_B])
 
     def close(self) -> None:

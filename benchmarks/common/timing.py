@@ -14,8 +14,12 @@ from typing import Any
 
 import torch
 
-MIN_SPAN_S = 0.02
-"""What a variant is repeated to last at least within a round: shorter spans measure the clock and the scheduler."""
+MIN_SPAN_S = {"cpu": 0.02, "cuda": 0.5}
+"""What a variant is repeated to last at least within a round, by device. Shorter spans measure the clock and the scheduler, and
+on a GPU how it wakes up, at a speed that it does not keep.
+"""
+_LEAD_IN = 0.25
+"""Of a round's calls, what is repeated before them, untimed: a GPU has slept while the garbage was collected."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,10 @@ class Timed:
 
 
 def side_by_side(
-    variants: Sequence[Variant], device: torch.device, *, rounds: int = 7, warmup: int = 2, min_span_s: float = MIN_SPAN_S
+    variants: Sequence[Variant], device: torch.device, *, rounds: int = 7, warmup: int = 2, min_span_s: float | None = None
 ) -> list[Timed]:
-    """Warm every variant up, then time all of them in each of `rounds` rounds."""
+    """Warm every variant up, then time all of them in each of `rounds` rounds. min_span_s: None is MIN_SPAN_S."""
+    min_span_s = MIN_SPAN_S[device.type] if min_span_s is None else min_span_s
     calls = [_calls_per_round(variant, device, warmup, min_span_s) for variant in variants]
     seconds: list[list[float]] = [[] for _ in variants]
     for turn in range(rounds):
@@ -92,6 +97,8 @@ def _seconds(variant: Variant, device: torch.device, calls: int) -> float:
     gc.collect()
     gc.disable()
     try:
+        for _ in range(int(calls * _LEAD_IN) if device.type == "cuda" else 0):
+            variant.run()
         wait(device)
         started = time.perf_counter()
         for _ in range(calls):

@@ -95,6 +95,31 @@ def test_the_gpu_set_keeps_what_it_has(tmp_path: Path) -> None:
     assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
 
 
+def test_what_was_never_begun_comes_before_what_failed() -> None:
+    parts = [gpu.Part(words, 10) for words in ("failed", "finished", "left out", "new")]
+    facts = {"failed": "stopped after its 10 s; …", "finished": "7 s", "left out": gpu.LEFT_OUT}
+    assert [part.words for _, part in gpu.turns(parts, facts)] == ["left out", "new", "failed"]
+    assert [number for number, _ in gpu.turns(parts, facts)] == [2, 3, 0], "their numbers stay"
+
+
+@pytest.mark.parametrize(
+    ("commit", "speeds"), [("abc", {"old": 1.0, "both": 3.0, "new": 4.0}), ("unknown", {"both": 3.0, "new": 4.0})]
+)
+def test_rows_of_one_commit_are_put_together_each_once(tmp_path: Path, commit: str, speeds: dict[str, float]) -> None:
+    def result(folder: Path, rows: dict[str, float]) -> None:
+        folder.mkdir(exist_ok=True)
+        found = [{"variant": name, "batch": 8, "items_per_s": speed, "seconds": {}} for name, speed in rows.items()]
+        machine = {"commit": commit}
+        (folder / "step-x.json").write_text(json.dumps({"machine": machine, "rows": found, "facts": rows}))
+
+    result(tmp_path / "results", {"old": 1.0, "both": 2.0})
+    result(tmp_path / "part", {"both": 3.0, "new": 4.0})
+    gpu.gather(tmp_path / "part", tmp_path / "results")
+    found = json.loads((tmp_path / "results" / "step-x.json").read_text())
+    assert {row["variant"]: row["items_per_s"] for row in found["rows"]} == speeds
+    assert len(found["rows"]) == len(speeds)
+
+
 def test_the_rest_of_the_gpu_set_keeps_what_was_finished(tmp_path: Path) -> None:
     parts = ["loss --batch 8 --classes 10 --rounds 1", "loss --batch 16 --classes 10 --rounds 1"]
     record = Record.begin("gpu", "nothing", CPU, {})

@@ -1,5 +1,6 @@
 """From sources to dataset folders: pixels, policies, reproducibility, resuming."""
 
+import contextlib
 import gc
 import io
 import json
@@ -264,6 +265,9 @@ def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
             except DataError:
                 found = True
             assert found, f"{path} at {at}"
+        path.write_bytes(whole[:-1])
+        with contextlib.suppress(DataError):
+            assert verify(tmp_path / "d", Silent()), f"{path}, cut by a byte"
         path.write_bytes(whole)
     assert verify(tmp_path / "d", Silent()) == []
     (tmp_path / "d" / "train" / "samples-00007.tar").write_bytes(b"")

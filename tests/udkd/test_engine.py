@@ -70,10 +70,16 @@ def test_ids_alone_train_the_same_bits(tmp_path: Path, dataset: DatasetFolder, c
     assert trained(tmp_path / "run", recipe_of('train.steps="resident"'), dataset, cache) == streamed
 
 
+@pytest.mark.parametrize("steps", [1, 4])
 def test_a_rehearsal_leaves_no_trace(
-    tmp_path: Path, dataset: DatasetFolder, cache: Path, streamed: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, streamed: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that a recording does but the recording itself."""
+    """All that a recording does but the recording itself, also where an epoch has fewer steps than a rehearsal has runs."""
+    samples = len(dataset.split("train").ids)
+    assert samples // 24 == 4, "what `streamed` had"
+    batch = f"train.batch={24 if steps == 4 else samples}"
+    if steps == 1:
+        streamed = trained(tmp_path / "streamed", recipe_of(batch), dataset, cache)
     works = []
 
     def record(work: Callable[[], None], changing: Sequence[Tensor]) -> Callable[[], None]:
@@ -90,7 +96,7 @@ def test_a_rehearsal_leaves_no_trace(
         return drive
 
     monkeypatch.setattr(Trainer, "_make_drive", with_rehearsal)
-    assert trained(tmp_path / "run", recipe_of('train.steps="resident"'), dataset, cache) == streamed
+    assert trained(tmp_path / "run", recipe_of('train.steps="resident"', batch), dataset, cache) == streamed
     assert len(works) == 1, "recorded once, for all epochs"
 
 

@@ -1,7 +1,8 @@
 """The trainer: one loop for 1 to N students, whoever teaches them.
 
 Every number it draws is a pure function of (seed, epoch, step, sample), so a checkpoint holds weights, momentum, the
-epoch's sums and a step counter, and a resumed run ends in the same bits.
+epoch's sums and a step counter, and a resumed run ends in the same bits on a CPU. On a GPU it gets the same views, targets and
+order; cuDNN's gradients there add in whatever order.
 """
 
 import contextlib

@@ -14,6 +14,7 @@ from udkd.operations import augment
 from udkd.operations.augment import ViewTable
 from udkd.operations.compiled import Forward, compiled, compiled_loss, eager_loss, forward, mixed_forward, on_streams
 from udkd.operations.features import Tapped
+from udkd.operations.levers import ONE_EXPRESSION
 from udkd.parts.methods.connectors import Connection
 from udkd.parts.methods.objective import MixedObjective
 from udkd.parts.plan import Plan, row_of
@@ -148,6 +149,8 @@ def inductor_options(recipe: Recipe) -> dict[str, Any] | None:
     options: dict[str, Any] = {}
     if recipe.tune.realize_reads:
         options["realize_reads_threshold"] = recipe.tune.realize_reads
+    if recipe.tune.gathered_pool:
+        options |= ONE_EXPRESSION
     if recipe.tune.force_layout:
         options["force_layout_optimization"] = True
     if recipe.tune.autotune:

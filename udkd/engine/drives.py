@@ -75,7 +75,7 @@ class Resident:
         assert tally is self._tally, "the recorded step adds to one tally"
         assert len(order) % self._batch_size == 0, "whole batches"
         self._load(plan)
-        order_E = torch.from_numpy(order).to(self._ids.device)
+        order_E = torch.from_numpy(order).to(self._ids.device, non_blocking=True)
         for start in range(0, len(order), self._batch_size):
             self._ids.copy_(order_E[start : start + self._batch_size])
             self._replay()
@@ -146,13 +146,16 @@ class FixedLessons:
 
 
 def rehearsed(work: Callable[[], None], changing: Sequence[Tensor], times: int = _REHEARSALS) -> None:
-    """Run `work` a few times and undo it: `changing` is every tensor it changes."""
+    """Run `work` a few times, each time from the same state, and undo it: `changing` is every tensor it changes.
+
+    Were it undone at the end alone, the later runs would be steps that the epoch's plan may not have.
+    """
     kept = [tensor.detach().clone() for tensor in changing]
     for _ in range(times):
         work()
-    with torch.no_grad():
-        for tensor, before in zip(changing, kept, strict=True):
-            tensor.copy_(before)
+        with torch.no_grad():
+            for tensor, before in zip(changing, kept, strict=True):
+                tensor.copy_(before)
 
 
 @final

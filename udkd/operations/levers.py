@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+ONE_EXPRESSION: dict[str, Any] = {"realize_opcount_threshold": 1000}
+"""What inductor must be told beside `use_gathered_pool`: by default it stores an expression of 30 operations."""
+
 
 def use_saved_relu6(model: nn.Module) -> nn.Module:
     """Replace every ReLU6 of a model by one that keeps its output."""

@@ -70,9 +70,15 @@ def environment(device: torch.device) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
             "cores": len(os.sched_getaffinity(0)),
             "threads": torch.get_num_threads(),
-        },
+        }
+        | ({} if device.type == "cpu" else {"tf32": _tf32()}),
         "command": " ".join(sys.argv),
     }
+
+
+def _tf32() -> dict[str, bool]:
+    """Where float32 is computed with 10 bits of mantissa on a GPU: PyTorch's defaults are convolutions, not products."""
+    return {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.backends.cuda.matmul.allow_tf32}
 
 
 def _version(package: str) -> str:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from udkd.words.errors import BusyError
 
@@ -61,6 +61,15 @@ def json_bytes(value: object) -> bytes:
 def write_json(path: Path, value: object) -> None:
     """Write `json_bytes` of a value."""
     write_bytes(path, json_bytes(value))
+
+
+def read_exact_json(path: Path) -> Any:
+    """The value that `write_json` wrote. Raises ValueError where the file is not to the byte as it was written."""
+    data = path.read_bytes()
+    value = json.loads(data)
+    if json_bytes(value) != data:
+        raise ValueError(f"{path} is not as it was written")
+    return value
 
 
 def sha256_file(path: Path) -> str:

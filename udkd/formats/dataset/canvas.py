@@ -4,7 +4,6 @@ Excluded rows are zeros. The pixels are Pillow's decode of the stored bytes: lib
 """
 
 import io
-import json
 import os
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 from udkd.formats.dataset.derived import DERIVED, discard, is_derived
 from udkd.words.errors import DataError
-from udkd.words.files import atomic, fsync_folder, sha256_file, write_json
+from udkd.words.files import atomic, fsync_folder, read_exact_json, sha256_file, write_json
 
 FORMAT = "udkd-canvas"
 VERSION = 1
@@ -128,7 +127,7 @@ def open_canvas(folder: Path, *, num_samples: int, side: int, digest: str) -> tu
     if not is_derived(folder, "resident"):
         raise DataError(f"{folder} has no resident format; expected canvas.npy and canvas.json; write it with udkd-prep derive")
     try:
-        found = json.loads(path.read_bytes())
+        found = read_exact_json(path)
         known = {"split": folder.name, **found}  # version 1 began without it
     except (ValueError, TypeError):
         raise DataError(f"{path} is damaged; expected a description of canvas.npy; {remedy}") from None

@@ -5,13 +5,12 @@ A description is JSON, written last and removed first: data files without one, o
 that names the dataset's digest and every data file's length and sha256.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from udkd.words.errors import DataError
-from udkd.words.files import sha256_file, write_json
+from udkd.words.files import read_exact_json, sha256_file, write_json
 
 FORMAT = "udkd-derived"
 VERSION = 1
@@ -91,7 +90,7 @@ def sealed(folder: Path, name: str, *, digest: str) -> dict[str, FileSum]:
         raise DataError(f"{folder} has no format {name}; expected {path.name}; write it with udkd-prep derive --formats {name}")
     wanted = _identity(folder, name, digest)
     try:
-        found = json.loads(path.read_bytes())
+        found = read_exact_json(path)
         known = {key: found[key] for key in wanted}
         files = {str(file): FileSum(size=int(entry["bytes"]), sha256=entry["sha256"]) for file, entry in found["files"].items()}
     except (ValueError, AttributeError, KeyError, TypeError):

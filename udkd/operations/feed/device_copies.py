@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, TypeVar
 
 import torch
@@ -35,9 +36,15 @@ class HostMemory:
         self._pool.clear()
 
 
+@cache
+def _copier(device: torch.device) -> "CudaCopier":
+    """One for a process: PyTorch keeps the memory of each stream by itself, and an epoch's would not serve the next."""
+    return CudaCopier(device)
+
+
 def onto(device: torch.device, batches: Iterator[Batch], stage: str, depth: int = 2) -> Iterator[Batch]:
     """Host batches as batches on `device`, `depth` copies ready before they are used. On the CPU these are the same objects."""
-    return copied_ahead(batches, CudaCopier(device), stage, depth) if device.type == "cuda" else batches
+    return copied_ahead(batches, _copier(device), stage, depth) if device.type == "cuda" else batches
 
 
 class Copier(Protocol[Started]):
