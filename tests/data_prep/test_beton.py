@@ -20,6 +20,7 @@ from data_prep.verify import verify
 from udkd.formats.dataset import DatasetFolder, Split
 from udkd.formats.dataset.beton import import_ffcv, open_beton
 from udkd.words.errors import ConfigError, DataError
+from udkd.words.files import write_json
 
 pytest.importorskip("ffcv", exc_type=ImportError)
 pytestmark = pytest.mark.timeout(120)  # FFCV's own loader waits for ever where its thread fails
@@ -225,7 +226,7 @@ def test_half_a_file_and_a_file_of_other_data_are_refused(copy: DatasetFolder, t
     open_beton(split)
     description = split.path / "beton.json"
     described = json.loads(description.read_bytes())
-    description.write_text(json.dumps(described | {"dataset_digest": "0" * 64}))
+    write_json(description, described | {"dataset_digest": "0" * 64})
     with pytest.raises(DataError, match=r"dataset_digest is .*belongs to other data"):
         open_beton(split)
     other = converted(write_tree(tmp_path / "t", small_set(train=21)), tmp_path / "other", formats=("ffcv",)).split("train")
