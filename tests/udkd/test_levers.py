@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch._functorch import config as functorch_config
 from torch._inductor import metrics
 
 from udkd.operations.levers import (
@@ -46,17 +47,17 @@ def test_gathered_pool_is_max_pool(
     assert torch.equal(ours[1], theirs[1])
 
 
-def test_a_gathered_pools_backward_stores_no_sum_window_by_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gathered_pools_backward_stores_no_sum_window_by_window() -> None:
     """That would cost more than the atomics that it replaces."""
-    monkeypatch.setattr(torch._functorch.config, "enable_autograd_cache", False)
     options = ONE_EXPRESSION | {"fx_graph_cache": False}
     if hasattr(torch._inductor.config, "realize_cpu_opcount_threshold"):  # PyTorch 2.14
         options["realize_cpu_opcount_threshold"] = ONE_EXPRESSION["realize_opcount_threshold"]
     pool = torch.compile(GatheredMaxPool(3, 2, 1), fullgraph=True, options=options)
     x = torch.randn(2, 8, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
-    y = pool(x)
-    metrics.reset()
-    y.backward(torch.ones_like(y))
+    with functorch_config.patch(enable_autograd_cache=False):
+        y = pool(x)
+        metrics.reset()
+        y.backward(torch.ones_like(y))
     assert metrics.generated_kernel_count == 1
 
 
