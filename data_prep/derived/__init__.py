@@ -92,6 +92,8 @@ def derive_formats(dataset: DatasetFolder, names: Iterable[str], *, workers: int
         DERIVED_FORMATS[name].require()
     old = [path for split in dataset.splits.values() for name in names for path in derived_files(split.path, name)]
     check_room(names, Volume.of(dataset), dataset.path, given_back=sum(path.stat().st_size for path in old))
+    if old:
+        _read_everything(dataset)
     discard_formats(dataset, names)
     for name in names:
         try:
@@ -99,3 +101,10 @@ def derive_formats(dataset: DatasetFolder, names: Iterable[str], *, workers: int
         except BaseException:
             discard_formats(dataset, [name])
             raise
+
+
+def _read_everything(dataset: DatasetFolder) -> None:
+    """Raise DataError for a damaged sample now: after a format is gone it would be too late, as nothing could write it anew."""
+    for split in dataset.splits.values():
+        for _ in split.read_some(split.ids):
+            pass

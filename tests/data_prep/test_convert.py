@@ -249,6 +249,19 @@ def test_a_format_that_does_not_fit_costs_nothing_that_is_there(tmp_path: Path, 
     assert contents(folder.path) == before
 
 
+def test_a_damaged_shard_costs_no_format_that_is_whole(tmp_path: Path) -> None:
+    folder = converted(write_tree(tmp_path / "t", small_set()), tmp_path / "d", formats=EVERY)
+    path = folder.split("val").shard_path(0)
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1  # within the first JPEG
+    path.write_bytes(data)
+    before = contents(folder.path)
+    for name in EVERY:
+        with pytest.raises(DataError, match="val sample 0 "):
+            derived.derive_formats(folder, [name], workers=1, observer=Silent())
+    assert contents(folder.path) == before
+
+
 def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
     converted(write_tree(tmp_path / "t", small_set(train=3, val=1)), tmp_path / "d", side=32, shard_samples=4, formats=EVERY)
     rng = np.random.default_rng(0)
