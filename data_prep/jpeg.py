@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
-from data_prep.scans import read_scans
+from data_prep.scans import FRAMES, read_scans, segments
 
 KEPT_SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")  # what every decoder of ours reads alike
 HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
@@ -31,17 +31,9 @@ class Frame:
 
 
 def read_frame(data: bytes) -> Frame | None:
-    """The frame header (T.81, B.2.2), found by walking the segments; None where there is none."""
-    at = 2
-    while at + 5 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return Frame(marker=marker, bits=data[at + 4])
-        else:
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return None
+    """The frame header (T.81, B.2.2); None where there is none."""
+    frames = (Frame(marker=marker, bits=body[0]) for marker, body in segments(data) if marker in FRAMES and body)
+    return next(frames, None)
 
 
 def decode(data: bytes) -> tuple[np.ndarray, str]:

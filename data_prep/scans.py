@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _NEXT = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker: neither fill nor a stuffed byte nor a restart
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xCA)
 _TABLES, _END, _SCAN = 0xC4, 0xD9, 0xDA
 _UNSENT = 255
@@ -30,10 +30,10 @@ def read_scans(data: bytes) -> Scans:
     defined: set[int] = set()
     unsent: dict[int, bytearray] = {}  # by component: how many low bits of each coefficient are still to come
     progressive, own_tables = False, True
-    for marker, body in _segments(data):
+    for marker, body in segments(data):
         if marker == _TABLES:
             defined |= _defined(body)
-        elif marker in _FRAMES and len(body) >= 6:
+        elif marker in FRAMES and len(body) >= 6:
             progressive = marker in _PROGRESSIVE
             unsent = {name: bytearray([_UNSENT] * 64) for name in body[6::3][: body[5]]}
         elif marker == _SCAN and body and len(body) >= 2 * body[0] + 4:
@@ -48,7 +48,7 @@ def read_scans(data: bytes) -> Scans:
     return Scans(own_tables=own_tables, complete=bool(unsent) and not any(map(any, unsent.values())))
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Each marker with what its segment holds, up to the end of the first image."""
     at = 2
     while (found := _NEXT.search(data, at)) is not None and (marker := data[found.start() + 1]) != _END:

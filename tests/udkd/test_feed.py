@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_no_more_unused_memory_is_kept_than_said(keep_bytes: int, kept: int) -> 
 def test_an_epoch_is_decoded_into_the_memory_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """New memory costs more than a decode where the system is slow at handing it out."""
     order = np.arange(120, dtype=np.int64)
-    feed = HostFeed(labels=order, stored_bytes=order, side=8, device=CPU, workers=2, stage="test")
+    feed = HostFeed(SimpleNamespace(labels=order, size=order, side=8), CPU, workers=2, stage="test")
     plain_empty, made = np.empty, []
     monkeypatch.setattr(np, "empty", lambda *given, **more: made.append(given) or plain_empty(*given, **more))
     counts = []
@@ -204,8 +205,8 @@ def test_decoded_ahead_in_bytes_not_in_batches(monkeypatch: pytest.MonkeyPatch) 
 
         taken = 0
         order = np.arange(200, dtype=np.int64)
-        labels, sizes = order % 7, np.full(200, 170 << 10)
-        feed = HostFeed(labels=labels, stored_bytes=sizes, side=side, device=CPU, workers=2, stage="test")
+        split = SimpleNamespace(labels=order % 7, size=np.full(200, 170 << 10), side=side)
+        feed = HostFeed(split, CPU, workers=2, stage="test")
         for batch in feed.epoch(order, batch_size, decode):
             time.sleep(0.001)
             taken += len(batch.ids)

@@ -176,10 +176,10 @@ class _Pipeline:
         try:
             self._pipe.schedule_run()  # the first call fills DALI's queue
             while (canvas := self._next()) is not None:
-                ids, read = self._fed.popleft()  # DALI may read these bytes until the next batch is due
+                ids, _held = self._fed.popleft()  # DALI may read these bytes until the next batch is there
                 self._pipe.schedule_run()
                 yield ids, canvas
-                del canvas, read
+                del canvas
         except RuntimeError:
             self._broken = True
             raise

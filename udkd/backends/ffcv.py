@@ -39,14 +39,7 @@ class FfcvBackend:
         self._split = split
         self._beton = open_beton(split)
         self._machine = _compiled(import_ffcv())
-        self._feed = HostFeed(
-            labels=split.labels,
-            stored_bytes=split.size,
-            side=split.side,
-            device=device,
-            workers=workers,
-            stage="ffcv backend",
-        )
+        self._feed = HostFeed(split, device, workers=workers, stage="ffcv backend")
 
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.words.batch.Backend."""

@@ -26,14 +26,7 @@ class FolderBackend:
     def __init__(self, split: Split, device: torch.device, *, workers: int = 0) -> None:
         self.num_samples = split.num_samples
         self._split = split
-        self._feed = HostFeed(
-            labels=split.labels,
-            stored_bytes=split.size,
-            side=split.side,
-            device=device,
-            workers=workers,
-            stage="folder backend",
-        )
+        self._feed = HostFeed(split, device, workers=workers, stage="folder backend")
 
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.words.batch.Backend."""

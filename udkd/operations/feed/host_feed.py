@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,25 +31,27 @@ def samples_per_part(stored_bytes: NDArray[np.int64]) -> int:
     return max(1, min(_MOST_PER_PART, _PART_BYTES // mean))
 
 
+class Stored(Protocol):
+    """What a feed asks of a split. side: S. labels: integers [N]. size: int64 [N], stored bytes, by which batches are cut."""
+
+    @property
+    def side(self) -> int: ...
+    @property
+    def labels(self) -> NDArray[np.integer]: ...
+    @property
+    def size(self) -> NDArray[np.int64]: ...
+
+
 class HostFeed:
     """Batches of a split on `device`, decoded ahead by `workers` threads (0: one per core), epoch after epoch.
 
-    labels: integers [N]. stored_bytes: int64 [N], by which a batch is cut into parts. side: S. stage: the threads' name.
+    stage: the threads' name.
     """
 
-    def __init__(
-        self,
-        *,
-        labels: NDArray[np.integer],
-        stored_bytes: NDArray[np.int64],
-        side: int,
-        device: torch.device,
-        workers: int,
-        stage: str,
-    ) -> None:
-        self._labels = torch.from_numpy(labels.astype(np.int64))
-        self._samples_per_part = samples_per_part(stored_bytes)
-        self._side = side
+    def __init__(self, split: Stored, device: torch.device, *, workers: int, stage: str) -> None:
+        self._labels = torch.from_numpy(split.labels.astype(np.int64))
+        self._samples_per_part = samples_per_part(split.size)
+        self._side = split.side
         self._device = device
         self._workers = workers or len(os.sched_getaffinity(0))
         self._stage = stage
