@@ -45,10 +45,12 @@ LEVERS = {
     "all compiled, with force_layout": ('train.compile="all"', "tune.force_layout=true"),
 }
 LEVERS_GPU = {
-    "with all levers": (*MODULES, "tune.force_layout=true"),
+    "with all levers": (*MODULES, "tune.force_layout=true", "tune.combo_kernels=true", "tune.cudnn_benchmark=true"),
     "with saved_relu6": MODULES[:1],
     "with gathered_pool": MODULES[1:],
     "with force_layout": ("tune.force_layout=true",),
+    "with combo_kernels": ("tune.combo_kernels=true",),
+    "with cudnn_benchmark": ("tune.cudnn_benchmark=true",),
     "with realize_reads 16": ("tune.realize_reads=16",),
     "with streams": ("tune.streams=true",),
 }

@@ -22,6 +22,7 @@ from udkd.operations.compiled import compiled
 from udkd.operations.levers import fold_batch_norm
 from udkd.operations.models import build
 from udkd.operations.targets import pack
+from udkd.parts.environment import convolution_search
 from udkd.parts.frozen_teacher import FrozenTeacher
 from udkd.parts.panel import Panel
 from udkd.parts.plan import Plan
@@ -99,7 +100,12 @@ def make(
             yield from drive.epoch(order, plan, tally)
 
     taken = endless()
-    return Made(lambda: next(taken), batch)
+
+    def take() -> int:
+        with convolution_search(recipe.tune.cudnn_benchmark):  # the plain script asks for it in the same process
+            return next(taken)
+
+    return Made(take, batch)
 
 
 @cache

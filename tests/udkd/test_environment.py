@@ -1,12 +1,14 @@
 """The device a run is given, and what a process is made ready for."""
 
+import contextlib
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from udkd.parts.environment import choose_device
+from udkd.parts.environment import choose_device, convolution_search
 from udkd.words.errors import ConfigError
 
 FAULTS = """
@@ -27,6 +29,20 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
     """glibc's own way gives 8 MB back to the system and faults 2,048 pages in again, each time."""
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=120)
     assert int(done.stdout) < 10 * 2048, done.stderr
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_search_for_convolutions_leaves_cudnn_on_and_the_process_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    """torch.backends.cudnn.flags would switch cuDNN off: a convolution is then two launches for each image."""
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", asked)
+    tf32 = cudnn.allow_tf32
+    with contextlib.suppress(ZeroDivisionError), convolution_search(not asked):
+        assert (cudnn.benchmark, cudnn.enabled, cudnn.allow_tf32) == (not asked, True, tf32)
+        raise ZeroDivisionError
+    assert cudnn.benchmark == asked
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "cuda:x"])

@@ -26,7 +26,7 @@ from udkd.formats.config import MAP_METHODS, Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import Checkpoint, RunFolder
 from udkd.operations.schedule import progressive_px
-from udkd.parts.environment import environment, set_threads
+from udkd.parts.environment import convolution_search, environment, set_threads
 from udkd.parts.epoch_views import EpochViews
 from udkd.parts.methods.connectors import Connection, connect
 from udkd.parts.methods.objective import MIXED_ROWS
@@ -217,7 +217,8 @@ class Trainer:
             student.model.train()
         started = time.perf_counter()
         before = self.step
-        with contextlib.closing(self.drive(epoch).epoch(order[done_steps * batch_size :], plan, self.tally)) as steps:
+        taken = self.drive(epoch).epoch(order[done_steps * batch_size :], plan, self.tally)
+        with convolution_search(self.recipe.tune.cudnn_benchmark), contextlib.closing(taken) as steps:
             for images in steps:
                 self.step += 1
                 log = self.step % self.recipe.train.log_every_steps == 0

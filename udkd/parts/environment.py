@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -59,6 +60,19 @@ def set_threads(threads: int) -> None:
     """PyTorch's threads on the CPU; 0 leaves them. Sums are ordered by them, so bit-equal runs need the same number."""
     if threads:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def convolution_search(search: bool) -> Iterator[None]:
+    """Within it cuDNN times its algorithms for each convolution that it meets first, or takes what its rules say.
+
+    Not torch.backends.cudnn.flags: whatever that is not told it switches off, cuDNN itself first.
+    """
+    asked, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, search
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = asked
 
 
 def environment(device: torch.device) -> dict[str, Any]:
