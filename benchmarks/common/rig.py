@@ -24,6 +24,7 @@ from udkd.operations.models import build
 from udkd.operations.targets import pack
 from udkd.parts.environment import convolution_search
 from udkd.parts.frozen_teacher import FrozenTeacher
+from udkd.parts.methods.objective import MIXED_ROWS
 from udkd.parts.panel import Panel
 from udkd.parts.plan import Plan
 from udkd.parts.students import make_students
@@ -79,7 +80,7 @@ def make(
     lessons = _lessons(recipe, rows, device, targets, architecture)
     students = make_students(recipe, CLASSES, device)
     step = assemble(recipe, recipe.views.spec, students, lessons, device)
-    tally = Tally.empty(len(students), device)
+    tally = Tally.empty(len(students), device, MIXED_ROWS if recipe.is_mixed else ())
     batch, count = recipe.train.batch, len(rows.labels)
     steps = count // batch
     assert steps, f"{count} samples for a batch of {batch}"

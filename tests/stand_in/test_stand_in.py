@@ -1,0 +1,108 @@
+"""Steps on a CUDA device without kernels: what the host gives it, what it may not do while a graph is recorded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stand_in.build import build, missing
+
+ROOT = Path(__file__).parents[2]
+WHY = missing()
+pytestmark = pytest.mark.skipif(WHY is not None, reason=f"no stand-in for CUDA: {WHY}")
+
+ONE = 'students=[{architecture="resnet18"}]'
+RECIPES: dict[str, list[str]] = {
+    "the paper's": [],
+    "larger": ["train.batch=16"],
+    "averaged": ["train.average=0.9"],
+    "levers": ["tune.saved_relu6=true", "tune.gathered_pool=true"],
+    "live teacher": ['teacher.source="live"', "teacher.views=1"],
+    "moving weights": ['loss.schedules.beta.shape="linear"', "loss.schedules.beta.to=0.1"],
+    "channels first": ["train.channels_last=false"],
+    "float32": ['train.precision="float32"'],
+    "streams": ["tune.streams=true"],
+    "fused loss": ['train.loss="fused"'],
+    "compiled loss": ['train.loss="compiled"'],
+    "compiled": ['train.compile="all"', ONE],
+    "combined": ['train.compile="all"', "tune.combo_kernels=true", ONE],
+    "resident": ['train.steps="resident"'],
+    "streamed": ['train.steps="streamed"'],
+}
+PLAIN = ("resident", "streamed")
+
+MISTAKES = {
+    "while a stream is recorded": "with torch.cuda.graph(torch.cuda.CUDAGraph()): x.sum().item()",
+    "was not joined": """
+other = torch.cuda.Stream()
+with torch.cuda.graph(torch.cuda.CUDAGraph()):
+    other.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(other):
+        x * 2""",
+    "beside the recorded streams": """
+other = torch.cuda.Stream()
+with torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with torch.cuda.stream(other):
+        x.zero_()""",
+}
+
+
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process with the stand-in."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | build(tmp_path_factory.mktemp("stand_in")) | {"PYTHONPATH": path}
+
+
+@pytest.fixture(scope="module")
+def taken(variables: dict[str, str]) -> dict[str, dict[str, dict[str, int]]]:
+    """What every recipe's first and second epoch asked of the device."""
+    command = [sys.executable, "-m", "tests.stand_in.steps", json.dumps(RECIPES)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "stand-in:" not in done.stderr, [line for line in done.stderr.splitlines() if line.startswith("stand-in:")]
+    lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["name"] for line in lines] == list(RECIPES)
+    return {line.pop("name"): line for line in lines}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in PLAIN])
+def test_a_recorded_step_is_one_launch_and_never_waits(taken: dict[str, Any], name: str) -> None:
+    first, second = taken[name]["first"], taken[name]["second"]
+    assert first["graphs"] == 1, "recorded once, for all epochs"
+    assert first["replays"] == second["replays"] == 4
+    assert second["recorded"] == second["waits"] == second["to_host"] == 0
+    # The epoch's plan is copied once, a step's ids each time: beside the graphs that is all.
+    assert second["launches"] - second["replays"] < 30
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_step_that_is_not_recorded_does_not_wait_either(taken: dict[str, Any], name: str) -> None:
+    second = taken[name]["second"]
+    assert second["replays"] == second["graphs"] == 0
+    assert second["launches"] > 4 * 500
+    assert second["waits"] <= 1, "an epoch's order is copied, and that waits"
+
+
+def test_a_step_s_launches_do_not_depend_on_its_images(taken: dict[str, Any]) -> None:
+    """A convolution that PyTorch does without cuDNN is two launches for each image."""
+    few, many = (taken[name]["first"]["recorded"] for name in ("the paper's", "larger"))
+    assert abs(many - few) < 10
+    assert few < 1800
+
+
+def test_a_compiled_step_has_fewer_launches_and_combined_kernels_fewer_still(taken: dict[str, Any]) -> None:
+    compiled, combined = (taken[name]["first"]["recorded"] for name in ("compiled", "combined"))
+    assert compiled < 300, "248 with PyTorch 2.14"
+    assert combined < 0.85 * compiled
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_the_stand_in_refuses_what_cuda_does(variables: dict[str, str], said: str) -> None:
+    code = f"import torch\nx = torch.ones(4, device='cuda')\n{MISTAKES[said]}"
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
+    assert said in done.stderr
