@@ -40,11 +40,15 @@ class Part:
 
 PARTS = (
     Part("cost --batch 512 --rounds 5", 240),
-    Part("step --batch 64 --only graph --only fused --only 'all of it' --rounds 5", 130),
+    Part("step --batch 64 --only graph --only fused --only 'all of it' --only 'all levers' --only combo --rounds 5", 170),
     Part("loss --batch 64 --batch 256 --batch 4096 --classes 100 --rounds 7", 90),
     Part("plain --batch 256 --rounds 3", 200),
     Part("cost --batch 64 --only-ratio --rounds 5", 90),
-    Part("step --batch 512 --only lever --only saved --only layout --only pool --only streams --only compile --rounds 5", 300),
+    Part(
+        "step --batch 512 --only lever --only saved --only layout --only pool --only combo --only cudnn --only streams "
+        "--only compile --rounds 5",
+        300,
+    ),
     Part("augment --rounds 5", 90),
     Part("scale --batch 64 --batch 1024 --rounds 5", 120),
     Part("pipeline --batch 512 --rounds 3", 150),
