@@ -17,12 +17,12 @@ from udkd.parts.environment import choose_device
 
 EXPECTATION = """On a CPU a step is convolutions: a live teacher costs 40 to 90 % more, float32 channels first 10 to 50 %
 more. The loss is 1 % of a step when eager and half a per cent compiled, so the row without its compilation shows noise alone.
-On a GPU at batch 64 some 1,100 launches bind it: without the CUDA graph twice the time or more, without compilation 1.5
-times at large batches; float32 three times; a live teacher 1.5 times; the loss by itself nothing. The levers off by default, by what the
-compiler's plan for a GPU moves per image: with PyTorch 2.14 MobileNetV2 287 MB, 60 less with saved ReLU6 and 24 less with
-force_layout, and ResNet-18 100 MB, 14 less with the gathered pool, so all three together 25 % less; with PyTorch 2.11 226 and
-86 MB, of which they take 24, nothing and 1: 8 %. realize_reads nothing beside them, streams 5 %. combo_kernels
-takes 320 launches of 1 to 2 us each: 8 % at batch 64, 1 % at 512; cudnn_benchmark 5 %."""
+On a GPU at batch 64 some 1,100 launches bind it: without the CUDA graph twice the time or more, without compilation 1.5 times
+at large batches; float32 three times; a live teacher 1.5 times; the loss by itself nothing. The levers off by default, by
+what the compiler's plan for a GPU moves per image: with PyTorch 2.14 MobileNetV2 287 MB, 60 less with saved ReLU6 and 24 less
+with force_layout, and ResNet-18 100 MB, 14 less with the gathered pool, so all three together 25 % less; with PyTorch 2.11
+226 and 86 MB, of which they take 24, nothing and 1: 8 %. realize_reads nothing beside them, streams 5 %. combo_kernels takes
+320 launches of 1 to 2 us each: 8 % at batch 64, 1 % at 512; cudnn_benchmark 5 %."""
 
 ALL_ON = "all on"
 SHARE = "the loss's share of the step at"

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ def missing() -> str | None:
     for tool in ("g++", "nm"):
         if not shutil.which(tool):
             return f"{tool} is not installed"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers are not installed, which Triton compiles its launcher with"
     if torch.version.cuda is None or len(_headers()) < 3:
         return "this PyTorch came without CUDA or its headers"
     return None
