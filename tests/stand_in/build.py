@@ -19,8 +19,8 @@ SOURCES = ("device.cpp", "driver.cpp", "libraries.cpp")
 TORCH = Path(torch.__file__).parent / "lib"
 LIBRARIES = ("c10_cuda", "torch_cuda", "torch_python", "torch_nvshmem", "torch_cuda_linalg", "torch_cpu", "caffe2_nvrtc")
 CUDA = r"\bU ((?:cuda|__cuda|cu[A-Z]|cublas|cudnn|cusparse|cusolver|cufft|curand|cupti)\w*)"
-TRITON = ("cuCtxSetCurrent", "cuCtxSetLimit", "cuFuncSetAttribute", "cuFuncSetCacheConfig", "cuOccupancyMaxActiveClusters")
-TRITON_TOO = ("cuCtxGetLimit", "cuPointerGetAttributes", "cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col", "cuModuleUnload")
+TRITON = """cuCtxGetLimit cuCtxSetCurrent cuCtxSetLimit cuFuncSetAttribute cuFuncSetCacheConfig cuModuleUnload
+cuOccupancyMaxActiveClusters cuPointerGetAttributes cuTensorMapEncodeIm2col cuTensorMapEncodeTiled""".split()
 
 
 def missing() -> str | None:
@@ -45,7 +45,7 @@ def build(folder: Path) -> dict[str, str]:
         _run("g++", "-std=c++17", "-fPIC", "-O1", *(f"-I{path}" for path in _headers()), "-c", HERE / name, "-o", objects[-1])
     ours = set(re.findall(r" T (\w+)$", _run("nm", *objects), re.MULTILINE))
     libraries = [path for name in LIBRARIES if (path := TORCH / f"lib{name}.so").exists()]
-    asked = {*re.findall(CUDA, _run("nm", "--dynamic", "--undefined-only", *libraries)), *TRITON, *TRITON_TOO}
+    asked = {*re.findall(CUDA, _run("nm", "--dynamic", "--undefined-only", *libraries)), *TRITON}
     # What nothing here needs an answer from says that all went well.
     others = folder / "others.c"
     others.write_text("".join(f"int {symbol}(void) {{ return 0; }}\n" for symbol in sorted(asked - ours)))
