@@ -19,8 +19,18 @@ SOURCES = ("device.cpp", "driver.cpp", "libraries.cpp")
 TORCH = Path(torch.__file__).parent / "lib"
 LIBRARIES = ("c10_cuda", "torch_cuda", "torch_python", "torch_nvshmem", "torch_cuda_linalg", "torch_cpu", "caffe2_nvrtc")
 CUDA = r"\bU ((?:cuda|__cuda|cu[A-Z]|cublas|cudnn|cusparse|cusolver|cufft|curand|cupti)\w*)"
-TRITON = """cuCtxGetLimit cuCtxSetCurrent cuCtxSetLimit cuFuncSetAttribute cuFuncSetCacheConfig cuModuleUnload
-cuOccupancyMaxActiveClusters cuPointerGetAttributes cuTensorMapEncodeIm2col cuTensorMapEncodeTiled""".split()
+TRITON = [
+    "cuCtxGetLimit",
+    "cuCtxSetCurrent",
+    "cuCtxSetLimit",
+    "cuFuncSetAttribute",
+    "cuFuncSetCacheConfig",
+    "cuModuleUnload",
+    "cuOccupancyMaxActiveClusters",
+    "cuPointerGetAttributes",
+    "cuTensorMapEncodeIm2col",
+    "cuTensorMapEncodeTiled",
+]
 
 
 def missing() -> str | None:
