@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-SOURCES = ("device.cpp", "driver.cpp", "libraries.cpp")
+SOURCES = ("device.cpp", "memory.cpp", "kernels.cpp", "driver.cpp", "libraries.cpp")
 TORCH = Path(torch.__file__).parent / "lib"
 LIBRARIES = ("c10_cuda", "torch_cuda", "torch_python", "torch_nvshmem", "torch_cuda_linalg", "torch_cpu", "caffe2_nvrtc")
 CUDA = r"\bU ((?:cuda|__cuda|cu[A-Z]|cublas|cudnn|cusparse|cusolver|cufft|curand|cupti)\w*)"

@@ -1,20 +1,16 @@
-// The runtime: memory, streams, events, the recording of graphs, kernels that do not run.
+// The runtime: the device, its streams and events, the recording of graphs.
 #include "stand_in.hpp"
 
 #include <pthread.h>
-#include <sys/mman.h>
 
 #include <chrono>
 #include <cstring>
 #include <dlfcn.h>
 #include <set>
-#include <unordered_map>
-#include <vector>
 
 std::recursive_mutex state;
 Counts counts{};
 
-static const size_t MEMORY = 79ull << 30, CONTEXT = 600ull << 20, PAGE = 2 << 20;
 static const char* NAME = "stand-in without kernels";
 
 using Clock = std::map<int, long>;  // of each stream, how much of its work is known to be done before
@@ -51,7 +47,7 @@ void complain(const std::string& what) {
     fprintf(stderr, "stand-in: %s\n", what.c_str());
 }
 
-static cudaError_t failed(cudaError_t error) { return last_error = error; }
+cudaError_t failed(cudaError_t error) { return last_error = error; }
 
 static Stream* stream_of(cudaStream_t handle) {
     static Stream legacy{0};
@@ -66,7 +62,9 @@ bool forbidden(const char* call) {
     return true;
 }
 
-static cudaError_t refused() { return failed(cudaErrorStreamCaptureUnsupported); }
+cudaError_t refused() { return failed(cudaErrorStreamCaptureUnsupported); }
+
+bool is_recorded(cudaStream_t stream) { return stream_of(stream)->recording; }
 
 cudaError_t give(cudaStream_t handle, const std::string& work, dim3 grid, dim3 block, size_t shared) {
     LOCKED;
@@ -144,99 +142,6 @@ cudaError_t cudaDeviceSynchronize() {
     counts.waits++;
     return forbidden("cudaDeviceSynchronize") ? refused() : cudaSuccess;
 }
-
-// ---- memory
-struct Range {
-    size_t size;
-    bool on_device;
-};
-static std::map<const char*, Range> ranges;
-static size_t used = 0;
-
-static cudaError_t allocate(void** address, size_t bytes, bool on_device) {
-    LOCKED;
-    *address = nullptr;
-    if (!bytes) return cudaSuccess;
-    if (forbidden(on_device ? "cudaMalloc" : "cudaHostAlloc")) return refused();
-    size_t size = (bytes + PAGE - 1) / PAGE * PAGE;
-    if (on_device && used + size > MEMORY - CONTEXT) return failed(cudaErrorMemoryAllocation);
-    void* taken = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (taken == MAP_FAILED) return failed(cudaErrorMemoryAllocation);
-    ranges[(const char*)taken] = {size, on_device};
-    if (on_device) used += size;
-    if ((long)used > counts.peak_bytes) counts.peak_bytes = used;
-    *address = taken;
-    return cudaSuccess;
-}
-static const Range* range_of(const void* address) {
-    auto next = ranges.upper_bound((const char*)address);
-    if (next == ranges.begin()) return nullptr;
-    auto& [start, range] = *--next;
-    return (const char*)address < start + range.size ? &range : nullptr;
-}
-static bool on_device(const void* address) {
-    const Range* range = range_of(address);
-    return range && range->on_device;
-}
-cudaError_t cudaMalloc(void** address, size_t bytes) { return allocate(address, bytes, true); }
-cudaError_t cudaHostAlloc(void** address, size_t bytes, unsigned) { return allocate(address, bytes, false); }
-cudaError_t cudaFree(void* address) {
-    LOCKED;
-    if (!address) return cudaSuccess;
-    if (forbidden("cudaFree")) return refused();
-    auto found = ranges.find((const char*)address);
-    if (found == ranges.end()) return complain("memory is freed that was not taken"), failed(cudaErrorInvalidValue);
-    if (found->second.on_device) used -= found->second.size;
-    munmap(address, found->second.size);
-    ranges.erase(found);
-    return cudaSuccess;
-}
-cudaError_t cudaFreeHost(void* address) { return cudaFree(address); }
-cudaError_t cudaHostRegister(void* address, size_t bytes, unsigned) {
-    LOCKED;
-    ranges[(const char*)address] = {bytes, false};
-    return cudaSuccess;
-}
-cudaError_t cudaHostUnregister(void* address) {
-    LOCKED;
-    ranges.erase((const char*)address);
-    return cudaSuccess;
-}
-cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-    LOCKED;
-    return *total = MEMORY, *free = MEMORY - CONTEXT - used, cudaSuccess;
-}
-cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* address) {
-    LOCKED;
-    memset(found, 0, sizeof *found);
-    const Range* range = range_of(address);
-    found->type = !range ? cudaMemoryTypeUnregistered : range->on_device ? cudaMemoryTypeDevice : cudaMemoryTypeHost;
-    found->device = range ? 0 : -2;
-    (on_device(address) ? found->devicePointer : found->hostPointer) = (void*)address;
-    return cudaSuccess;
-}
-// What comes back is zero: nothing was computed.
-static cudaError_t copy(void* to, const void* from, size_t bytes, cudaStream_t stream) {
-    LOCKED;
-    bool out = on_device(from) && !on_device(to), in = !on_device(from) && on_device(to);
-    counts.to_host += out;
-    counts.from_host += in;
-    if (stream_of(stream)->recording) {
-        if (!range_of(from) || !range_of(to)) complain("a copy of memory that is not pinned is recorded");
-    } else if (out) {
-        memset(to, 0, bytes);
-    }
-    return give(stream, out ? "copy to the host" : in ? "copy from the host" : "copy");
-}
-cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-    if (forbidden("cudaMemcpy")) return refused();
-    return copy(to, from, bytes, nullptr);
-}
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-    return copy(to, from, bytes, stream);
-}
-cudaError_t cudaMemset(void*, int, size_t) { return cudaSuccess; }
-cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t stream) { return give(stream, "memset"); }
 
 // ---- streams and events
 static cudaError_t make_stream(cudaStream_t* handle) {
@@ -374,66 +279,4 @@ cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t*
     if (!nodes) *count = ((Recording*)graph)->nodes;
     return cudaSuccess;
 }
-
-// ---- kernels
-using Names = std::unordered_map<const void*, std::string>;
-static Names& kernels() {  // filled before this file's own statics are
-    static Names* names = new Names();
-    return *names;
-}
-static std::string name_of(const void* kernel) {
-    auto found = kernels().find(kernel);
-    return found == kernels().end() ? "a kernel" : found->second;
-}
-struct Launch {
-    dim3 grid, block;
-    size_t shared;
-    cudaStream_t stream;
-};
-static thread_local std::vector<Launch> begun;
-void** __cudaRegisterFatBinary(void* binary) { return new void*(binary); }
-void __cudaRegisterFunction(void**, const char* kernel, char*, const char* name, int, void*, void*, void*, void*, int*) {
-    LOCKED;
-    kernels()[kernel] = name;
-}
-char __cudaInitModule(void**) { return 1; }
-unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, CUstream_st* stream) {
-    begun.push_back({grid, block, shared, stream});
-    return 0;
-}
-cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void* stream) {
-    Launch launch = begun.back();
-    begun.pop_back();
-    return *grid = launch.grid, *block = launch.block, *shared = launch.shared, *(cudaStream_t*)stream = launch.stream, cudaSuccess;
-}
-cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) { return *kernel = (cudaKernel_t)function, cudaSuccess; }
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void**, size_t shared, cudaStream_t stream) {
-    return give(stream, name_of(kernel), grid, block, shared);
-}
-cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void**, size_t shared, cudaStream_t stream) {
-    return give(stream, name_of(kernel), grid, block, shared);
-}
-cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* how, const void* kernel, void**) {
-    return give(how->stream, name_of(kernel), how->gridDim, how->blockDim, how->dynamicSmemBytes);
-}
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, const void*) {
-    memset(found, 0, sizeof *found);
-    return found->maxThreadsPerBlock = 1024, found->numRegs = 32, found->binaryVersion = found->ptxVersion = 90, cudaSuccess;
-}
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads, size_t) {
-    return *blocks = 2048 / (threads > 0 ? threads : 128), cudaSuccess;
-}
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int threads, size_t, unsigned) {
-    return *blocks = 2048 / (threads > 0 ? threads : 128), cudaSuccess;
-}
-cudaError_t cudaGetSymbolAddress(void** address, const void*) {
-    static void* some = nullptr;
-    if (!some) cudaMalloc(&some, PAGE);
-    return *address = some, cudaSuccess;
-}
-}
-
-bool is_device_memory(const void* address) {
-    LOCKED;
-    return on_device(address);
 }

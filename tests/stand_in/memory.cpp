@@ -1,0 +1,106 @@
+// The runtime's memory: address space that is taken, and copies of which nothing comes back.
+#include "stand_in.hpp"
+
+#include <sys/mman.h>
+
+#include <cstring>
+
+struct Range {
+    size_t size;
+    bool on_device;
+};
+static std::map<const char*, Range> ranges;
+static size_t used = 0;
+
+static cudaError_t allocate(void** address, size_t bytes, bool on_device) {
+    LOCKED;
+    *address = nullptr;
+    if (!bytes) return cudaSuccess;
+    if (forbidden(on_device ? "cudaMalloc" : "cudaHostAlloc")) return refused();
+    size_t size = (bytes + PAGE - 1) / PAGE * PAGE;
+    if (on_device && used + size > MEMORY - CONTEXT) return failed(cudaErrorMemoryAllocation);
+    void* taken = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (taken == MAP_FAILED) return failed(cudaErrorMemoryAllocation);
+    ranges[(const char*)taken] = {size, on_device};
+    if (on_device) used += size;
+    if ((long)used > counts.peak_bytes) counts.peak_bytes = used;
+    *address = taken;
+    return cudaSuccess;
+}
+static const Range* range_of(const void* address) {
+    auto next = ranges.upper_bound((const char*)address);
+    if (next == ranges.begin()) return nullptr;
+    auto& [start, range] = *--next;
+    return (const char*)address < start + range.size ? &range : nullptr;
+}
+static bool on_device(const void* address) {
+    const Range* range = range_of(address);
+    return range && range->on_device;
+}
+
+bool is_device_memory(const void* address) {
+    LOCKED;
+    return on_device(address);
+}
+
+extern "C" {
+cudaError_t cudaMalloc(void** address, size_t bytes) { return allocate(address, bytes, true); }
+cudaError_t cudaHostAlloc(void** address, size_t bytes, unsigned) { return allocate(address, bytes, false); }
+cudaError_t cudaFree(void* address) {
+    LOCKED;
+    if (!address) return cudaSuccess;
+    if (forbidden("cudaFree")) return refused();
+    auto found = ranges.find((const char*)address);
+    if (found == ranges.end()) return complain("memory is freed that was not taken"), failed(cudaErrorInvalidValue);
+    if (found->second.on_device) used -= found->second.size;
+    munmap(address, found->second.size);
+    ranges.erase(found);
+    return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* address) { return cudaFree(address); }
+cudaError_t cudaHostRegister(void* address, size_t bytes, unsigned) {
+    LOCKED;
+    ranges[(const char*)address] = {bytes, false};
+    return cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void* address) {
+    LOCKED;
+    ranges.erase((const char*)address);
+    return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+    LOCKED;
+    return *total = MEMORY, *free = MEMORY - CONTEXT - used, cudaSuccess;
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* address) {
+    LOCKED;
+    memset(found, 0, sizeof *found);
+    const Range* range = range_of(address);
+    found->type = !range ? cudaMemoryTypeUnregistered : range->on_device ? cudaMemoryTypeDevice : cudaMemoryTypeHost;
+    found->device = range ? 0 : -2;
+    (on_device(address) ? found->devicePointer : found->hostPointer) = (void*)address;
+    return cudaSuccess;
+}
+// What comes back is zero: nothing was computed.
+static cudaError_t copy(void* to, const void* from, size_t bytes, cudaStream_t stream) {
+    LOCKED;
+    bool out = on_device(from) && !on_device(to), in = !on_device(from) && on_device(to);
+    counts.to_host += out;
+    counts.from_host += in;
+    if (is_recorded(stream)) {
+        if (!range_of(from) || !range_of(to)) complain("a copy of memory that is not pinned is recorded");
+    } else if (out) {
+        memset(to, 0, bytes);
+    }
+    return give(stream, out ? "copy to the host" : in ? "copy from the host" : "copy");
+}
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+    if (forbidden("cudaMemcpy")) return refused();
+    return copy(to, from, bytes, nullptr);
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+    return copy(to, from, bytes, stream);
+}
+cudaError_t cudaMemset(void*, int, size_t) { return cudaSuccess; }
+cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t stream) { return give(stream, "memset"); }
+}
