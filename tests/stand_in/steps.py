@@ -1,14 +1,22 @@
-"""Takes steps of recipes on the stand-in and prints what each did, a line of JSON. Argument: names and settings, as JSON."""
+"""Takes steps on the stand-in and prints what each did, in JSON: `python -m tests.stand_in.steps RECIPES PX BATCH`.
+
+RECIPES is a JSON object of names and settings. Without the stand-in the program builds it and starts itself again on it.
+"""
 
 import ctypes
 import json
+import os
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
 from benchmarks.common.rig import canvases, make, paper_recipe
+from tests.stand_in.build import build
 
-PX, BATCH, STEPS = 32, 8, 4  # steps of an epoch
+STEPS = 4  # of an epoch
 COUNTS = ("launches", "recorded", "replays", "graphs", "waits", "from_host", "to_host", "complaints")
 
 
@@ -24,13 +32,14 @@ def change(before: dict[str, int]) -> dict[str, int]:
     return {name: value - before[name] for name, value in counts().items()}
 
 
-def main(recipes: dict[str, list[str]]) -> None:
+def main(recipes: dict[str, list[str]], px: int, batch: int) -> None:
     """The first epoch builds and records, the second is what every later one costs."""
     device = torch.device("cuda")
     for name, settings in recipes.items():
         before = counts()
-        recipe = paper_recipe(device, 'train.compile="off"', *settings, px=PX, batch=BATCH)
-        made = make(recipe, canvases(STEPS * recipe.train.batch, 36, device), device, architecture="squeezenet1_1")
+        recipe = paper_recipe(device, 'train.compile="off"', *settings, px=px, batch=batch)
+        rows = canvases(STEPS * recipe.train.batch, px * 8 // 7, device)
+        made = make(recipe, rows, device, architecture="squeezenet1_1")
         for _ in range(STEPS):
             made.run()
         first, begun = change(before), counts()
@@ -40,4 +49,9 @@ def main(recipes: dict[str, list[str]]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    if hasattr(ctypes.CDLL(None), "stand_in_count"):
+        main(json.loads(sys.argv[1]), *map(int, sys.argv[2:]))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            again = [sys.executable, "-m", "tests.stand_in.steps", *sys.argv[1:]]
+            sys.exit(subprocess.run(again, env=os.environ | build(Path(folder)), check=False).returncode)

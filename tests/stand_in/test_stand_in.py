@@ -61,7 +61,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def taken(variables: dict[str, str]) -> dict[str, dict[str, dict[str, int]]]:
     """What every recipe's first and second epoch asked of the device."""
-    command = [sys.executable, "-m", "tests.stand_in.steps", json.dumps(RECIPES)]
+    command = [sys.executable, "-m", "tests.stand_in.steps", json.dumps(RECIPES), "32", "8"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "stand-in:" not in done.stderr, [line for line in done.stderr.splitlines() if line.startswith("stand-in:")]
