@@ -23,7 +23,6 @@ static cudaError_t allocate(void** address, size_t bytes, bool on_device) {
     if (taken == MAP_FAILED) return failed(cudaErrorMemoryAllocation);
     ranges[(const char*)taken] = {size, on_device};
     if (on_device) used += size;
-    if ((long)used > counts.peak_bytes) counts.peak_bytes = used;
     *address = taken;
     return cudaSuccess;
 }
@@ -33,14 +32,10 @@ static const Range* range_of(const void* address) {
     auto& [start, range] = *--next;
     return (const char*)address < start + range.size ? &range : nullptr;
 }
-static bool on_device(const void* address) {
-    const Range* range = range_of(address);
-    return range && range->on_device;
-}
-
 bool is_device_memory(const void* address) {
     LOCKED;
-    return on_device(address);
+    const Range* range = range_of(address);
+    return range && range->on_device;
 }
 
 extern "C" {
@@ -78,20 +73,16 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* a
     const Range* range = range_of(address);
     found->type = !range ? cudaMemoryTypeUnregistered : range->on_device ? cudaMemoryTypeDevice : cudaMemoryTypeHost;
     found->device = range ? 0 : -2;
-    (on_device(address) ? found->devicePointer : found->hostPointer) = (void*)address;
+    (is_device_memory(address) ? found->devicePointer : found->hostPointer) = (void*)address;
     return cudaSuccess;
 }
 // What comes back is zero: nothing was computed.
 static cudaError_t copy(void* to, const void* from, size_t bytes, cudaStream_t stream) {
     LOCKED;
-    bool out = on_device(from) && !on_device(to), in = !on_device(from) && on_device(to);
+    bool out = is_device_memory(from) && !is_device_memory(to), in = !is_device_memory(from) && is_device_memory(to);
     counts.to_host += out;
     counts.from_host += in;
-    if (is_recorded(stream)) {
-        if (!range_of(from) || !range_of(to)) complain("a copy of memory that is not pinned is recorded");
-    } else if (out) {
-        memset(to, 0, bytes);
-    }
+    if (out && !is_recorded(stream)) memset(to, 0, bytes);
     return give(stream, out ? "copy to the host" : in ? "copy from the host" : "copy");
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {

@@ -12,7 +12,7 @@ extern std::recursive_mutex state;
 #define LOCKED std::lock_guard<std::recursive_mutex> locked(state)
 
 struct Counts {
-    long launches, recorded, replays, graphs, waits, from_host, to_host, complaints, peak_bytes;
+    long launches, recorded, replays, graphs, waits, from_host, to_host;
 };
 extern Counts counts;
 

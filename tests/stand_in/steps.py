@@ -17,7 +17,7 @@ from benchmarks.common.rig import canvases, make, paper_recipe
 from tests.stand_in.build import build
 
 STEPS = 4  # of an epoch
-COUNTS = ("launches", "recorded", "replays", "graphs", "waits", "from_host", "to_host", "complaints")
+COUNTS = ("launches", "recorded", "replays", "graphs", "waits", "from_host", "to_host")
 
 
 def counts() -> dict[str, int]:
