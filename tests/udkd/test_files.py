@@ -14,8 +14,9 @@ from typing import BinaryIO
 
 import pytest
 
-from udkd.words.errors import BusyError
-from udkd.words.files import FolderLock, atomic, sha256_file, write_bytes, write_json, write_text
+from udkd.words import files
+from udkd.words.errors import BusyError, UserError
+from udkd.words.files import FolderLock, atomic, read_plain, sha256_file, write_bytes, write_json, write_text
 
 OLD, NEW = b"old" * 1000, b"new" * 300_000
 KILLED_AT = """
@@ -269,3 +270,65 @@ def test_a_forked_child_that_lives_on_does_not_keep_the_lock(tmp_path: Path) -> 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"), FolderLock(tmp_path / "nowhere"):
         pass
+
+
+def test_no_link_is_followed_when_writing(tmp_path: Path) -> None:
+    """Someone left links under the names that we write to: what they point to stays as it is."""
+    victim, folder = tmp_path / "victim", tmp_path / "folder"
+    victim.write_bytes(OLD)
+    folder.mkdir()
+    for link in (os.symlink, os.link):
+        link(victim, folder / "file.tmp")
+        write_bytes(folder / "file", NEW)
+        assert (folder / "file").read_bytes() == NEW
+        assert victim.read_bytes() == OLD
+        link(victim, folder / ".lock")
+        with pytest.raises(UserError, match="remove it"), FolderLock(folder):
+            pass
+        assert victim.read_bytes() == OLD
+        (folder / ".lock").unlink()
+    os.mkfifo(folder / ".lock")
+    with pytest.raises(UserError, match="remove it"), FolderLock(folder):
+        pass
+    (folder / "final").symlink_to(victim)
+    write_bytes(folder / "final", NEW)
+    assert victim.read_bytes() == OLD
+    assert not (folder / "final").is_symlink()
+
+
+def test_two_writers_of_one_file_never_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_WAIT_S", 0.1)
+    with atomic(tmp_path / "file") as file:
+        file.write(OLD)
+        with pytest.raises(BusyError, match="another process"):
+            write_bytes(tmp_path / "file", NEW)
+        file.write(OLD)
+    assert (tmp_path / "file").read_bytes() == OLD * 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+MIXER = """
+import sys; from udkd.words.files import *
+for n in range(100): write_bytes(Path(sys.argv[1]), sys.argv[2].encode() * (100_000 + n))
+"""
+
+
+def test_writers_that_race_for_one_file(tmp_path: Path) -> None:
+    racers = [subprocess.Popen(python(MIXER, tmp_path / "file", letter), stderr=subprocess.PIPE, text=True) for letter in "abc"]
+    while any(racer.poll() is None for racer in racers):
+        with contextlib.suppress(FileNotFoundError):
+            assert len(set((tmp_path / "file").read_bytes())) == 1
+    assert [racer.communicate()[1] for racer in racers] == [""] * 3
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(ValueError, match="no regular file"):
+            read_plain(tmp_path / name)
+    (tmp_path / "file").write_bytes(OLD)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_plain(tmp_path / "link", len(OLD)) == OLD
+    with pytest.raises(ValueError, match="3,000 bytes, more than 2,999"):
+        read_plain(tmp_path / "file", len(OLD) - 1)
