@@ -16,6 +16,7 @@ from benchmarks.common.rig import canvases, made_up_targets, make, paper_recipe
 from benchmarks.common.roofline import Peaks, build_on_meta, cost
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from benchmarks.cost import DUAL, FOLDED, LIVE_DUAL, ONE, OTHER, SINGLE, hours, ratios
+from tests.patience import patience
 from udkd.words.errors import DataError
 from udkd.words.losses import divergence
 
@@ -83,7 +84,7 @@ def test_efficiency_of_each_backend_is_measured(tmp_path: Path) -> None:
 
 def test_the_gpu_set_keeps_what_it_has(tmp_path: Path) -> None:
     parts = ["loss --batch 8 --classes 10 --rounds 1", "loss --batch nothing"]
-    gpu.main(budget_s=200, device="cpu", parts=parts, results=tmp_path)
+    gpu.main(budget_s=int(patience(200)), device="cpu", parts=parts, results=tmp_path)
     (path,) = tmp_path.glob("gpu-*.json")
     facts = json.loads(path.read_text())["facts"]
     assert facts[parts[0]].endswith(" s")

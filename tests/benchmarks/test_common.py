@@ -14,13 +14,16 @@ from benchmarks.__main__ import HERE, names
 from benchmarks.common.figures import bars, draw
 from benchmarks.common.record import Record
 from benchmarks.common.timing import Timed, Variant, side_by_side
+from tests.patience import patience
 
 CPU = torch.device("cpu")
 
 
 def command(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
     start = ["-c", code] if code else ["-m", "benchmarks"]
-    return subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, cwd=HERE.parent, timeout=120)
+    return subprocess.run(
+        [sys.executable, *start, *words], capture_output=True, text=True, cwd=HERE.parent, timeout=patience(120)
+    )
 
 
 def test_every_benchmark_is_listed_with_a_line() -> None:

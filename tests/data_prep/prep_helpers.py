@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
+from tests.patience import patience
 from udkd.formats.dataset import DatasetFolder
 from udkd.words.observer import Silent
 
@@ -100,5 +101,5 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def run(*arguments: object) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `udkd-prep …`."""
     process = start(*arguments)
-    stdout, stderr = process.communicate(timeout=150)
+    stdout, stderr = process.communicate(timeout=patience(150))
     return process.returncode, stdout, stderr

@@ -17,13 +17,14 @@ from data_prep.cli import app
 from data_prep.derived import derive_formats, discard_formats
 from data_prep.derived import ffcv as packer
 from data_prep.verify import verify
+from tests.patience import patience
 from udkd.formats.dataset import DatasetFolder, Split
 from udkd.formats.dataset.beton import import_ffcv, open_beton
 from udkd.words.errors import ConfigError, DataError
 from udkd.words.files import write_json
 
 pytest.importorskip("ffcv", exc_type=ImportError)
-pytestmark = pytest.mark.timeout(120)  # FFCV's own loader waits for ever where its thread fails
+pytestmark = pytest.mark.timeout(patience(120))  # FFCV's own loader waits for ever where its thread fails
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from prep_helpers import Notes, contents, converted, encoded, photo, picture, ru
 
 from data_prep import derived
 from data_prep.verify import verify
+from tests.patience import patience
 from udkd.formats.dataset import DatasetFolder
 from udkd.words.errors import BusyError, ConfigError, DataError, MismatchError
 from udkd.words.files import FolderLock
@@ -303,7 +304,7 @@ def test_killed_conversions_continue_to_the_same_bytes(tmp_path: Path) -> None:
         process = start(*command)
         time.sleep(seconds * share)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=20)
+        process.communicate(timeout=patience(20))
         if (tmp_path / "d" / "dataset.json").exists():  # it was faster: then all of it is there
             assert verify(tmp_path / "d", Silent()) == []
             break

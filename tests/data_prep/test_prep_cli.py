@@ -5,11 +5,12 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from prep_helpers import ROOT, contents, photo, run, small_set, start, write_tar, write_tree
+
+from tests.patience import patience, until
 
 
 def children(pid: int) -> set[int]:
@@ -84,13 +85,11 @@ def test_signals_end_it_in_one_line_without_leftovers(tmp_path: Path, number: si
         tmp_path / "t.tar", {f"train/c/{n}.jpg": photo(n % 40, 300, 300) for n in range(6000)} | {"val/c/v.jpg": photo(0)}
     )
     process = start("convert", tree, tmp_path / "d", "--side", 64, "--workers", 2)
-    end = time.monotonic() + 30
-    while not list(tmp_path.glob("d/train/*.tar.tmp")) and time.monotonic() < end:
-        time.sleep(0.02)
+    assert until(lambda: list(tmp_path.glob("d/train/*.tar.tmp")))
     workers = children(process.pid)
     assert len(workers) == 2
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=patience(20))
     assert process.returncode == 128 + number
     assert err.splitlines()[-1] == f"error: stopped by {number.name}; the same command continues"
     assert "Traceback" not in err
@@ -104,11 +103,9 @@ def test_a_killed_worker_is_one_clear_error(tmp_path: Path) -> None:
         tmp_path / "t.tar", {f"train/c/{n}.jpg": photo(n % 40, 300, 300) for n in range(6000)} | {"val/c/v.jpg": photo(0)}
     )
     process = start("convert", tree, tmp_path / "d", "--side", 64, "--workers", 2)
-    end = time.monotonic() + 30
-    while not list(tmp_path.glob("d/train/*.tar.tmp")) and time.monotonic() < end:
-        time.sleep(0.02)
+    assert until(lambda: list(tmp_path.glob("d/train/*.tar.tmp")))
     os.kill(min(children(process.pid)), signal.SIGKILL)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=patience(20))
     assert process.returncode == 1
     assert "was killed by signal 9" in err.splitlines()[-1]
     assert "Traceback" not in err
@@ -135,7 +132,7 @@ def test_a_full_disk_is_one_clear_error_and_can_be_continued(tmp_path: Path) -> 
             command,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patience(60),
             env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
             preexec_fn=lambda limit=limit_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         )
@@ -145,6 +142,11 @@ def test_a_full_disk_is_one_clear_error_and_can_be_continued(tmp_path: Path) -> 
         assert "Traceback" not in result.stderr
         assert not (tmp_path / "d" / "dataset.json").exists()
         assert not list((tmp_path / "d").rglob("*.tmp"))
-    assert subprocess.run(command, capture_output=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0
+    assert (
+        subprocess.run(
+            command, capture_output=True, timeout=patience(60), env=os.environ | {"PYTHONPATH": str(ROOT)}
+        ).returncode
+        == 0
+    )
     run("convert", tree, tmp_path / "e", "--side", 96)
     assert contents(tmp_path / "d") == contents(tmp_path / "e")

@@ -17,6 +17,7 @@ from test_prep_cli import children
 
 from data_prep.derived import DERIVED_FORMATS, derive_formats
 from data_prep.verify import verify
+from tests.patience import patience, until
 from udkd.formats.dataset import DERIVED, DatasetFolder
 from udkd.words.errors import DataError
 from udkd.words.observer import Silent
@@ -47,7 +48,7 @@ def test_derive_killed_at_random_moments(source: Path, tmp_path: Path) -> None:
         process = start(*derive)
         time.sleep(seconds * rng.uniform(0.35, 1))
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=20)
+        process.communicate(timeout=patience(20))
         found = DatasetFolder.open(folder.path)
         for split in found.splits.values():
             for name in LIGHT:
@@ -74,7 +75,7 @@ def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name:
         subprocess.run(
             [sys.executable, str(Path(__file__).with_name("derive_kills.py")), str(folder.path), name],
             stdout=file,
-            timeout=200,
+            timeout=patience(200),
             check=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
@@ -99,7 +100,7 @@ def limited(folder: Path, formats: str, limit_bytes: int, temporary: Path) -> su
         [sys.executable, "-m", "data_prep.cli", "derive", str(folder), "--formats", formats, "--workers", "2"],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=patience(200),
         env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
     )
@@ -138,15 +139,16 @@ def test_a_dead_worker(source: Path, tmp_path: Path, name: str) -> None:
     before = contents(folder.path)
     pattern = DERIVED[name].data[0]
     process = start("derive", folder.path, "--formats", name, "--workers", 2)
-    end = time.monotonic() + 30
-    while not list(folder.split("train").path.glob(pattern + "*")) and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.005)
+    assert until(lambda: list(folder.split("train").path.glob(pattern + "*")) or process.poll() is not None, every_s=0.005)
+    process.send_signal(signal.SIGSTOP)  # or its workers may be gone before one is killed
     workers = children(process.pid)
+    if workers:
+        os.kill(min(workers), signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
     if not workers:
-        process.communicate(timeout=20)
+        process.communicate(timeout=patience(20))
         pytest.skip("it was done before a worker could be killed")
-    os.kill(min(workers), signal.SIGKILL)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=patience(30))
     if process.returncode:
         assert "was killed by signal 9" in err.splitlines()[-1]
         assert contents(folder.path) == before
@@ -167,8 +169,5 @@ def test_nothing_is_left_outside_the_folder(source: Path, tmp_path: Path, monkey
     shared = orphans()
     code, _, err = run("convert", source, tmp_path / "d", "--side", 64, "--formats", ",".join(EVERY), "--workers", 2)
     assert code == 0, err
-    end = time.monotonic() + 10
-    while not orphans() <= shared and time.monotonic() < end:  # semaphores of others live for a moment
-        time.sleep(0.2)
-    assert orphans() <= shared
+    assert until(lambda: orphans() <= shared, every_s=0.2), "semaphores of others live for a moment"
     assert list((tmp_path / "tmp").iterdir()) == []

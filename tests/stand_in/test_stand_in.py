@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import patience
 from tests.stand_in.build import build, missing
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def taken(variables: dict[str, str]) -> dict[str, dict[str, dict[str, int]]]:
     """What every recipe's first and second epoch asked of the device."""
     command = [sys.executable, "-m", "tests.stand_in.steps", json.dumps(RECIPES), "32", "8"]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=patience(900))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "stand-in:" not in done.stderr, [line for line in done.stderr.splitlines() if line.startswith("stand-in:")]
     lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
@@ -104,5 +105,5 @@ def test_a_compiled_step_has_fewer_launches_and_combined_kernels_fewer_still(tak
 @pytest.mark.parametrize("said", MISTAKES)
 def test_the_stand_in_refuses_what_cuda_does(variables: dict[str, str], said: str) -> None:
     code = f"import torch\nx = torch.ones(4, device='cuda')\n{MISTAKES[said]}"
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=patience(120))
     assert said in done.stderr

@@ -1,11 +1,5 @@
 """The builder on a real dataset folder and teacher: equal to a live teacher, to itself in pieces, and to itself after kills."""
 
-import contextlib
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,46 +189,3 @@ def test_in_blocks(batch_size: int) -> None:
     for field in ("ids", "labels"):
         assert torch.equal(torch.cat([getattr(block, field) for block in whole]), ids)
     assert torch.equal(torch.cat([block.canvas for block in whole]).flatten(), ids)
-
-
-BUILD = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import udkd.actors.cache_builder as builder
-from tests.udkd.cache_house import recipe
-from udkd.formats.dataset import DatasetFolder
-from udkd.formats.teacher import TeacherFolder
-builder.BLOCK_ROWS = 8
-data, teacher, cache = map(Path, sys.argv[1:])
-builder.build_cache(
-    cache, dataset=DatasetFolder.open(data), teacher=TeacherFolder.open(teacher), recipe=recipe(2), device=torch.device("cpu")
-)
-"""
-
-
-def test_sigkill_at_random_moments(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Kill real builds until one gets through: byte-identical to one that was left alone, in another process."""
-    monkeypatch.setattr("udkd.actors.cache_builder.BLOCK_ROWS", 8)
-    run(tmp_path / "whole", dataset, teacher, 2)
-    killed, rng, midway = tmp_path / "killed", random.Random(2), 0
-    command = [sys.executable, "-c", BUILD, str(dataset.path), str(teacher.path), str(killed)]
-
-    def state() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in killed.glob("view-*")}
-
-    for _ in range(2):
-        before, deadline = state(), time.monotonic() + 60
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
-        with contextlib.suppress(FileNotFoundError):  # renamed between two looks
-            while process.poll() is None and state() == before and time.monotonic() < deadline:
-                time.sleep(0.001)
-        time.sleep(rng.random() * 0.1)
-        process.send_signal(signal.SIGKILL)
-        midway += process.wait(60) == -signal.SIGKILL
-    assert midway
-    assert subprocess.run(command, cwd=Path(__file__).parents[2], timeout=120).returncode == 0
-    assert views_of(killed) == views_of(tmp_path / "whole")

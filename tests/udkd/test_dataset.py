@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.patience import patience
 from udkd.formats.dataset import (
     CanvasWriter,
     ClassName,
@@ -299,7 +300,9 @@ def test_index_equals_wds2idx(tmp_path: Path) -> None:
     make(tmp_path / "d")
     for path in sorted((tmp_path / "d").rglob("*.tar")):
         theirs = tmp_path / "theirs.idx"
-        subprocess.run([sys.executable, "-m", "wds2idx", str(path), str(theirs)], check=True, capture_output=True, timeout=60)
+        subprocess.run(
+            [sys.executable, "-m", "wds2idx", str(path), str(theirs)], check=True, capture_output=True, timeout=patience(60)
+        )
         assert theirs.read_bytes() == path.with_suffix(".idx").read_bytes()
 
 

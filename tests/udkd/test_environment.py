@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from tests.patience import patience
 from udkd.parts.environment import choose_device, convolution_search
 from udkd.words.errors import ConfigError
 
@@ -27,7 +28,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc decides for itself")
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     """glibc's own way gives 8 MB back to the system and faults 2,048 pages in again, each time."""
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=patience(120))
     assert int(done.stdout) < 10 * 2048, done.stderr
 
 

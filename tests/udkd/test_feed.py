@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.patience import patience
 from udkd.operations.feed import HostFeed, Work, host_feed, in_threads
 from udkd.operations.feed.buffers import BufferPool
 from udkd.operations.feed.device_copies import CudaCopier, HostMemory, copied_ahead, onto
@@ -180,7 +181,7 @@ def test_leaving_copies_early_ends_their_source() -> None:
     copier = Recorder()
     for _batch in copied_ahead(source(), copier, "test"):
         break
-    assert ended.is_set() or ended.wait(2)
+    assert ended.is_set() or ended.wait(patience(20))
     assert threading.active_count() == threads
     assert len(copier.started) < 8
 

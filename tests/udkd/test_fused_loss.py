@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.patience import patience
 from udkd.engine.assembly import make_loss
 from udkd.formats.config import load_recipe
 from udkd.words.errors import ConfigError
@@ -24,7 +25,7 @@ def test_values_and_gradients_against_the_oracle() -> None:
         text=True,
         cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1"},
-        timeout=280,
+        timeout=patience(280),
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -72,4 +73,4 @@ def test_without_a_gpu_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_triton_is_imported_only_when_chosen() -> None:
     code = "import sys, udkd.actors.trainer; sys.exit('udkd.operations.fused_loss' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=patience(120)).returncode == 0

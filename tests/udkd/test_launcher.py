@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.patience import patience
 from udkd.words.launcher import is_launched
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def test_a_launcher_that_dies_while_its_process_imports(slow_torch: Path) -> Non
         assert child.is_running()
         launcher.send_signal(signal.SIGKILL)
         launcher.wait()
-        _, alive = psutil.wait_procs([child], timeout=60)
+        _, alive = psutil.wait_procs([child], timeout=patience(60))
         launcher.stdout.close()
     for process in alive:
         process.kill()
@@ -68,7 +69,7 @@ def test_a_launcher_that_was_gone_before_its_process_began(slow_torch: Path, sil
     environment = surroundings(slow_torch, silent_port, TORCHELASTIC_USE_AGENT_STORE="True")
     done = subprocess.run(
         [sys.executable, "-m", "udkd", "cache", "info", "nowhere"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience(100), check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: the torchrun that started this process is gone; expected it to the end; run it again\n"
@@ -79,12 +80,14 @@ def test_who_is_launched() -> None:
     assert is_launched({"WORLD_SIZE": "2"})
 
 
-def test_torchrun_killed_as_soon_as_its_processes_are_there(tmp_path: Path) -> None:
-    """The real launcher, whose store they would wait for; none of them has loaded torch by then."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "udkd"]
+def test_torchrun_killed_as_soon_as_its_processes_are_there(slow_torch: Path) -> None:
+    """The real launcher, whose processes would load torch for an hour."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command += ["env", f"PYTHONPATH={slow_torch}{os.pathsep}{ROOT}", sys.executable, "-m", "udkd"]
     launcher = subprocess.Popen(
-        [*command, "cache", "build", "data", "teacher", str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+        [*command, "cache", "build", "data", "teacher", "cache"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     watched, children = psutil.Process(launcher.pid), []
     while launcher.poll() is None and len(children) < 2:
         children = watched.children(recursive=True)
@@ -92,7 +95,7 @@ def test_torchrun_killed_as_soon_as_its_processes_are_there(tmp_path: Path) -> N
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
     assert len(children) == 2
-    _, alive = psutil.wait_procs(children, timeout=15)  # of the 20 s that they would wait
+    _, alive = psutil.wait_procs(children, timeout=patience(60))
     for process in alive:
         process.kill()
     assert not alive

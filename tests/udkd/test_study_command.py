@@ -4,11 +4,11 @@ import csv
 import json
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.patience import patience, until
 from tests.small import make_dataset, make_teacher
 from tests.udkd.test_commands import Call, call, refused, start  # noqa: F401 (a fixture)
 from udkd.formats.dataset import DatasetFolder
@@ -69,7 +69,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     process = start(*words, tmp_path / "two")
     wait_for_runs(tmp_path / "two", 2, process)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=patience(60))
     again = call(*words, tmp_path / "two")
     assert again.code == 0, again
     tables = [(tmp_path / name / "grid" / "table.csv").read_bytes() for name in ("one", "two")]
@@ -80,7 +80,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     assert done.code == 0
     assert "about nothing in all" in done.out
     pair = [start(*words, tmp_path / "pair") for _ in range(2)]
-    said = [process.communicate(timeout=120)[1] for process in pair]
+    said = [process.communicate(timeout=patience(120))[1] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(text[-600:] for text in said)
     assert all("finished: 4 of 4 runs are done" in text for text in said)
     assert (tmp_path / "pair" / "grid" / "table.csv").read_bytes() == tables[0]
@@ -88,12 +88,11 @@ def test_killed_at_any_moment_the_same_command_goes_on(
 
 
 def wait_for_runs(out: Path, count: int, process: subprocess.Popen[str]) -> None:
-    for _ in range(1200):
-        if len(list(out.glob("runs/*/checkpoints/last.json"))) >= count:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError("no runs appeared")
+    def there() -> bool:
+        return len(list(out.glob("runs/*/checkpoints/last.json"))) >= count
+
+    assert until(lambda: there() or process.poll() is not None)
+    assert there(), process.communicate()
 
 
 def test_time_is_up(call: Call, tmp_path: Path, dataset: DatasetFolder, grid: Path) -> None:  # noqa: F811

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
+from tests.patience import patience, until
 from tests.udkd.cache_house import CPU, make_dataset, make_teacher, recipe, run, views_of
 from udkd.actors.cache_builder import build_cache
 from udkd.formats.dataset import DatasetFolder
@@ -63,7 +63,7 @@ def in_threads(
 ) -> list[object]:
     """A team of threads with a store of torch's own: what each returned or raised."""
     store, results = HashStore(), [None] * size
-    store.set_timeout(timedelta(seconds=60))
+    store.set_timeout(timedelta(seconds=patience(60)))
 
     def build(rank: int) -> None:
         team = Team(rank=rank, size=size, store=store)
@@ -79,7 +79,7 @@ def in_threads(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(patience(120))
     return results
 
 
@@ -111,18 +111,20 @@ def test_torchrun_kills_and_resume(tmp_path: Path, dataset: DatasetFolder, teach
     run(tmp_path / "one", dataset, teacher, 2)
     first = torchrun(2, dataset, teacher, tmp_path / "team")
     children: list[psutil.Process] = []
-    deadline = time.monotonic() + 120
-    while first.poll() is None and not list((tmp_path / "team").glob("view-*")) and time.monotonic() < deadline:
+
+    def begun() -> bool:
         with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(first.pid).children(recursive=True) or children
-        time.sleep(0.02)
+            children[:] = psutil.Process(first.pid).children(recursive=True) or children
+        return first.poll() is not None or bool(list((tmp_path / "team").glob("view-*")))
+
+    assert until(begun, 120)
     first.send_signal(signal.SIGKILL)
-    first.communicate(timeout=60)
+    first.communicate(timeout=patience(60))
     assert len(children) == 2
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=patience(60))
     assert not alive, "a process outlived its launcher"
     again = torchrun(3, dataset, teacher, tmp_path / "team")
-    said, _ = again.communicate(timeout=200)
+    said, _ = again.communicate(timeout=patience(200))
     assert again.returncode == 0, said
     assert views_of(tmp_path / "team") == views_of(tmp_path / "one")
     assert said.count("mean weight") == 1, "one process speaks"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.patience import patience
 from tests.small import SMALL, make_dataset, make_teacher, small_recipe
 from udkd.actors.cache_builder import build_cache
 from udkd.actors.trainer import Job, Trainer, train
@@ -211,7 +212,7 @@ def test_a_signal_at_a_random_moment(
         time.sleep(0.02)
     time.sleep(random.random() * 0.5)
     process.send_signal(kind)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=patience(60))
     assert "Traceback" not in said
     if kind != signal.SIGKILL and process.returncode != 0:
         assert process.returncode == 130
