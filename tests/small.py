@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
+from tests.once import once
 from udkd.formats.config import Recipe, load_recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder, write_teacher
@@ -35,7 +36,12 @@ def make_images(folder: Path, per_class: int = 24, val_per_class: int = 6, side:
 
 def make_dataset(folder: Path, side: int = 36, **images: int) -> DatasetFolder:
     """A dataset folder of `make_images`, padded, with the resident format."""
-    return convert([make_images(folder / "images", **images)], folder / "data", ConvertSettings(side=side), SILENT)
+
+    def make(folder: Path) -> None:
+        convert([make_images(folder / "images", **images)], folder / "data", ConvertSettings(side=side), SILENT)
+
+    once("-".join(["data", str(side), *(f"{name}{count}" for name, count in sorted(images.items()))]), make, folder)
+    return DatasetFolder.open(folder / "data")
 
 
 def make_teacher(folder: Path, dataset: DatasetFolder, seed: int = 0, image_px: int = 32) -> TeacherFolder:
