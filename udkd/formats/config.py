@@ -156,7 +156,7 @@ class StudentSection(Section):
 
     architecture: Text = Field(min_length=1)
     name: Text = Field(default="", description="how reports call it; the architecture where empty")
-    lr: Factor = 0.1
+    lr: float = Field(default=0.1, ge=0, le=1e30)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: Factor = 1e-4
     nesterov: bool = False

@@ -13,6 +13,7 @@ from PIL import Image
 from udkd.formats.dataset.derived import DERIVED, discard, is_derived
 from udkd.words.errors import DataError
 from udkd.words.files import atomic, fsync_folder, read_exact_json, sha256_file, write_json
+from udkd.words.settings import shown
 
 FORMAT = "udkd-canvas"
 VERSION = 1
@@ -40,7 +41,7 @@ def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str,
                 canvas = np.empty((side, side, 3), dtype=np.uint8) if out is None else out
                 lay(pixels, canvas)
                 return canvas
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{what}: the stored JPEG does not decode ({error}); expected what udkd-prep checked; convert again"
         ) from None
@@ -143,9 +144,8 @@ def open_canvas(folder: Path, *, num_samples: int, side: int, digest: str) -> tu
     for name in sorted(set(known) | set(wanted)):
         value = wanted.get(name)
         if known.get(name) != value:
-            raise DataError(
-                f"{path}: {name} is {known.get(name)!r}; expected {value!r}; the canvas belongs to other data, {remedy}"
-            )
+            found_value = shown(repr(known.get(name)))
+            raise DataError(f"{path}: {name} is {found_value}; expected {value!r}; the canvas belongs to other data, {remedy}")
     for file, header, size_bytes in (
         (folder / DATA_NAME, _npy_header(shape, "|u1"), canvas_bytes(num_samples, side)),
         (folder / CHECKSUM_NAME, _npy_header((num_samples,), "<u4"), 4 * num_samples),
