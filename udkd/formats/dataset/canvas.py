@@ -3,8 +3,10 @@
 Excluded rows are zeros. The pixels are Pillow's decode of the stored bytes: libjpeg islow, fancy upsampling.
 """
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,21 +35,31 @@ def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str,
     out: the canvas to write, whatever it holds; None makes a new one. The reference decode that every backend must equal
     bit for bit. Raises DataError, naming `what`.
     """
+    with stored_image(jpeg, side, height=height, width=width, what=what) as image:
+        pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        canvas = np.empty((side, side, 3), dtype=np.uint8) if out is None else out
+        lay(pixels, canvas)
+    return canvas
+
+
+@contextlib.contextmanager
+def stored_image(jpeg: bytes, side: int, *, height: int, width: int, what: str) -> Iterator[Image.Image]:
+    """A stored JPEG opened, its size as it should be, no pixel decoded yet. Raises DataError, for decoding it too."""
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
             found = (image.height, image.width)
-            if found == (height, width) and max(found) <= side:
-                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-                canvas = np.empty((side, side, 3), dtype=np.uint8) if out is None else out
-                lay(pixels, canvas)
-                return canvas
+            if found != (height, width) or max(found) > side:
+                raise DataError(
+                    f"{what}: the stored JPEG is {found[0]} x {found[1]} px; expected {height} x {width} within {side}; "
+                    "convert again"
+                )
+            yield image
+    except DataError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{what}: the stored JPEG does not decode ({error}); expected what udkd-prep checked; convert again"
         ) from None
-    raise DataError(
-        f"{what}: the stored JPEG is {found[0]} x {found[1]} px; expected {height} x {width} within {side}; convert again"
-    )
 
 
 def lay(pixels: np.ndarray, canvas: np.ndarray) -> None:
