@@ -1,7 +1,6 @@
 """report.json: what a conversion fixed, excluded and passed over, so that nothing happens silently."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from udkd.formats.dataset import Columns, DatasetFolder
-from udkd.words.files import json_bytes, write_json
+from udkd.words.files import json_bytes, read_plain, write_json
+from udkd.words.parsing import parse_json
 
 FILE_NAME = "report.json"
 
@@ -48,8 +48,8 @@ def report_problems(dataset: DatasetFolder) -> Iterator[str]:
     """What is wrong with a folder's report, a line each: damaged, or of another folder."""
     path = dataset.path / FILE_NAME
     try:
-        data = path.read_bytes()
-        report = json.loads(data)
+        data = read_plain(path)
+        report = parse_json(data)
         checksum = report.pop("sha256")
     except (OSError, ValueError, AttributeError, KeyError):
         yield f"{path} is missing or damaged; expected the conversion's report; restore it or convert again"

@@ -1,6 +1,7 @@
 """`udkd-prep sheet`: a picture of what a dataset folder holds, because people would rather look."""
 
 import io
+from bisect import bisect_right
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from udkd.formats.dataset import DatasetFolder, Split
+from udkd.formats.dataset import DatasetFolder, Split, stored_image
 from udkd.words.errors import ConfigError, DataError
 from udkd.words.files import write_bytes
+from udkd.words.printable import printable
 
 COLUMNS = 8
 CELL = 176  # px: the square that an image is fitted into
@@ -20,6 +22,8 @@ HEAD = 92
 MARGIN = 36
 PAPER, FRAME, INK, SOFT, ACCENT = "#ffffff", "#f1f1ef", "#1c1c1a", "#76766f", "#b3541e"
 MOST_IMAGES = 400
+LARGE_PX = 1 << 24  # images of more pixels are decoded at a fraction of their size: what a file of 100 KB holds may take 12 GB
+LETTERS = 400  # of a text: there is never room for more
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -53,6 +57,8 @@ def sheet(folder: Path, out: Path, *, split: str = "train", images: int = 48) ->
     dataset = DatasetFolder.open(folder)
     found = dataset.split(split)
     ids = choose(found.labels, found.ids, images)
+    if not ids:
+        raise DataError(f"{folder} holds no {split} image that can be used; expected at least one; look at report.json")
     picture = _draw(dataset, found, ids)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
@@ -70,6 +76,8 @@ def _is_picture(path: Path) -> bool:
 def choose(labels: np.ndarray, ids: np.ndarray, count: int) -> list[int]:
     """Up to `count` of `ids`, by class. labels: int [N], of all samples."""
     present = np.unique(labels[ids])
+    if not len(present):
+        return []
     classes = present[_evenly(len(present), count)]
     share = -(-count // len(classes))
     chosen = []
@@ -116,7 +124,11 @@ def _cell(
     """One image as it is stored, in its source's shape, with its class, id and source size, and what was fixed."""
     left, top = corner
     source_height, source_width, height, width = split.sizes[sample_id].tolist()
-    image = Image.fromarray(split.pixels(sample_id)[:height, :width])
+    what = split.describe(sample_id)
+    with stored_image(split.read(sample_id), split.side, height=height, width=width, what=what) as stored:
+        if height * width > LARGE_PX:
+            stored.draft("RGB", (CELL, CELL))
+        image = stored.convert("RGB")
     scale = CELL / max(source_height, source_width)
     shown = (max(1, round(source_width * scale)), max(1, round(source_height * scale)))
     draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=FRAME)
@@ -129,9 +141,9 @@ def _cell(
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` px."""
+    """The text as one line, cut with an ellipsis where it is wider than `width` px."""
+    text = printable(text, LETTERS)
     if draw.textlength(text, font) <= width:
         return text
-    while text and draw.textlength(text + "…", font) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    letters = bisect_right(range(1, len(text)), width, key=lambda count: draw.textlength(text[:count] + "…", font))
+    return text[:letters].rstrip() + "…"

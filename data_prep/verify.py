@@ -1,7 +1,7 @@
 """`udkd-prep verify`: every byte of a dataset folder held against its checksums."""
 
+import contextlib
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -12,7 +12,7 @@ from data_prep.report import report_problems
 from udkd.formats.dataset import DERIVED, DatasetFolder, ShardPacker, Split, read_header, read_sample, shard_name, unfinished
 from udkd.formats.dataset.header import FILE_NAME as HEADER_NAME
 from udkd.words.errors import DataError
-from udkd.words.files import json_bytes
+from udkd.words.files import json_bytes, open_plain
 from udkd.words.observer import Observer
 
 
@@ -75,31 +75,48 @@ def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
     yield from (f"{split.path / name} belongs to no sample; expected only the manifest's shards" for name in sorted(extra))
     for number in numbers.tolist():
         ids = np.flatnonzero((split.shard == number) & ~split.excluded)
-        before = True
-        samples: list[tuple[int, bytes]] = []
         path = split.path / f"{shard_name(number)}.tar"
-        for n in ids.tolist():
+        if (np.diff(split.offset[ids]) < split.size[ids[:-1]]).any():
+            yield f"{path} is to hold samples that overlap, by the manifest; expected each after the other; convert again"
+            continue
+        with contextlib.ExitStack() as stack:
             try:
-                where = split.path, number, int(split.offset[n]), int(split.size[n])
-                data = read_sample(*where, split.sha256[n].tobytes(), split.describe(n))
-                samples.append((n, data))
-            except DataError as error:
-                before = False
-                yield str(error)
-            observer.advance(1)
-        if before:
-            yield from _packing_problems(split, path, samples)
+                file = stack.enter_context(open_plain(path))
+            except (OSError, ValueError) as error:
+                yield f"{path} cannot be read ({error}); expected {len(ids):,} samples; restore it or convert again"
+                continue
+            yield from _one_shard(split, number, ids, file, observer)
 
 
-def _packing_problems(split: Split, path: Path, samples: list[tuple[int, bytes]]) -> Iterator[str]:
-    """What lies between the samples (names, labels, padding): pack them again and compare."""
-    buffer = BytesIO()
-    packer = ShardPacker(cast(BinaryIO, buffer))
-    for n, data in samples:
-        packer.add(n, data, int(split.labels[n]))
-    index = packer.finish()
-    if path.read_bytes() != buffer.getbuffer():
+def _one_shard(split: Split, number: int, ids: np.ndarray, file: BinaryIO, observer: Observer) -> Iterator[str]:
+    """Every sample of a shard, then what lies between them (names, labels, padding): they are packed again and compared."""
+    path, again, whole = split.path / f"{shard_name(number)}.tar", _Compared(file), True
+    packer = ShardPacker(cast(BinaryIO, again))
+    for n in ids.tolist():
+        try:
+            where = split.path, number, int(split.offset[n]), int(split.size[n])
+            data = read_sample(*where, split.sha256[n].tobytes(), split.describe(n))
+            packer.add(n, data, int(split.labels[n]))
+        except DataError as error:
+            whole = False
+            yield str(error)
+        observer.advance(1)
+    if not whole:
+        return
+    index = packer.finish().encode()
+    if not again.same or file.read(1):
         yield f"{path} holds all samples, but other bytes between them; expected what udkd-prep wrote; restore it"
     index_path = path.with_suffix(".idx")
-    if not index_path.is_file() or index_path.read_bytes() != index.encode():
+    if not index_path.is_file() or index_path.stat().st_size != len(index) or index_path.read_bytes() != index:
         yield f"{index_path} does not match its shard; expected what udkd-prep wrote; restore it or convert again"
+
+
+class _Compared:
+    """What would be written, held against what a file has there. same: whether all of it was equal so far."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.same = True
+
+    def write(self, data: bytes) -> None:
+        self.same = self.same and self._file.read(len(data)) == data

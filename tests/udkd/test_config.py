@@ -1,15 +1,20 @@
 """Recipes: what is shipped, what a user may write, and how each mistake is told."""
 
+import contextlib
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from udkd.formats.config import Recipe, load_recipe, shipped_recipes
+from udkd.operations.schedule import cosine
 from udkd.words.errors import ConfigError
 from udkd.words.losses import LossSettings
-from udkd.words.views import ViewSpec
+from udkd.words.views import ViewSpec, draw
 
 SHIPPED = {"smoke", "quickstart", "tiny-imagenet-100", "imagenet100-paper", "imagenet100-fast"}
 
@@ -61,13 +66,6 @@ def test_the_paper_s_recipe_to_the_letter() -> None:
 
 
 def test_overrides_reach_every_key() -> None:
-    def leaves(values: Any, path: str = "") -> list[tuple[str, Any]]:
-        if isinstance(values, dict):
-            return [leaf for name, value in values.items() for leaf in leaves(value, f"{path}.{name}" if path else name)]
-        if isinstance(values, list) and path == "students":
-            return [leaf for index, value in enumerate(values) for leaf in leaves(value, f"{path}.{index}")]
-        return [(path, values)]
-
     for name in ("smoke", "imagenet100-fast"):
         recipe = load_recipe(name)
         overrides = [f"{path}={json.dumps(value)}" for path, value in leaves(recipe.to_dict())]
@@ -97,6 +95,25 @@ def test_an_override(override: str, get: Any, value: object) -> None:
 
 
 WRONG = [
+    ([".".join("a" * 100_000) + "=1"], "--set a.a.a."),
+    (["loss.schedules.beta.to.a.a.a.a.a=1"], "no such place in the recipe"),
+    (["train.epochs=" + "[" * 100_000], 'smoke: train.epochs is "[[['),
+    (["train.epochs=" + "[" * 250 + "]" * 250], "smoke: "),
+    (["train.epochs={" + ".".join("a" * 5_000) + "=1}"], "smoke: train.epochs is"),
+    (["train.epochs=3\ntrain.batch=4"], 'smoke: train.epochs is "3\\ntrain.batch=4"; expected'),
+    (["loss.temperature=1e300"], "smoke: loss.temperature is 1e+300; expected less than or equal to 1000"),
+    (["students.0.warmup_epochs=1e300"], "expected less than or equal to 1000000"),
+    (["students.1.lr=1e31"], "smoke: students.1.lr is 1e+31; expected less than or equal to 1e+30"),
+    (["views.ratio=[1e-300, 1e300]"], "smoke: views: ratio [1e-300, 1e+300]; expected width over height"),
+    (["students.0.name=.."], "smoke: students.0 is called '..', and files are called after it; expected up to"),
+    (["students.1.name=../../etc/x"], "smoke: students.1 is called '../../etc/x', and"),
+    (['students.1.name="a\\u0000"'], "smoke: students.1 is called"),
+    (['students.1.name="a\\nb"'], "smoke: students.1 is called 'a\\nb', and files"),
+    (['students.1.name="\\u001b[31mred"'], "smoke: students.1 is called '\\x1b[31mred', and files"),
+    (["students.1.name=" + "n" * 121], "smoke: students.1 is called 'nnn"),
+    (["students.1.name=" + "n" * 10_000], "smoke: students.1.name is"),
+    (["students.1.architecture=a/b"], "smoke: students.1 is called 'a/b', and files are called after it"),
+    (["students.1.name=\udcff"], "smoke: "),
     (["train.epochs"], "--set 'train.epochs'; expected KEY=VALUE, such as train.epochs=3"),
     (["=3"], "--set '=3'; expected KEY=VALUE"),
     (["train..epochs=3"], "expected KEY=VALUE"),
@@ -123,7 +140,7 @@ WRONG = [
     (["train.epochs=x", "train.batch=y"], 'smoke: train.epochs is "x" (and 1 more); expected'),
     (["students.0.lr=nan"], "smoke: students.0.lr is NaN; expected a finite number"),
     (["loss.temperature=inf"], "smoke: loss.temperature is Infinity; expected a finite number"),
-    (["loss.temperature=0"], "smoke: loss.temperature is 0; expected greater than 0"),
+    (["loss.temperature=0"], "smoke: loss.temperature is 0; expected greater than or equal to 0.001"),
     (["students=[]"], "smoke: students is []; expected"),
     (["students=[{lr=0.1}]"], "smoke: students.0.architecture is missing"),
     (["students.0.name=a", "students.1.name=a", "students.2={architecture='vgg11',name='a-1'}"], "no such place"),
@@ -156,7 +173,84 @@ def test_a_mistake_is_one_line_that_names_the_key(overrides: list[str], said: st
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     if len(overrides[0]) < 1000:
-        assert len(str(caught.value)) < 260, "readable: not the whole recipe"
+        assert len(str(caught.value)) < 300, "readable: not the whole recipe"
+
+
+def leaves(values: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(values, dict):
+        return [leaf for name, value in values.items() for leaf in leaves(value, f"{path}.{name}" if path else name)]
+    if isinstance(values, list) and path == "students":
+        return [leaf for index, value in enumerate(values) for leaf in leaves(value, f"{path}.{index}")]
+    return [(path, values)]
+
+
+def works(recipe: Recipe) -> None:
+    """What every command does with a recipe before it looks at data; no number runs over."""
+    assert Recipe.of(recipe.to_dict(), "stored") == recipe
+    with contextlib.suppress(ConfigError):  # [fit] may join late
+        recipe.for_teacher().student_names()
+    sizes = np.array([[3, 400, 3, 60], [2000, 1, 36, 1], [30, 40, 27, 36]])
+    for spec in (recipe.views.spec, recipe.evaluation_spec, recipe.teacher_spec):
+        views = draw(spec, recipe.views.seed, 0, np.arange(3), sizes)
+        assert (views.window[:, 2:] > 0).all()
+        assert (views.bounds[:, 2:] > views.bounds[:, :2]).all()
+        assert np.isfinite(views.factor).all()
+    for student in recipe.students:
+        peak, warmup_steps = student.lr * recipe.lr_scale, int(student.warmup_epochs * 7)
+        rates = [cosine(step, peak=peak, warmup_steps=warmup_steps, total_steps=7) for step in (0, 1, 6)]
+        assert np.isfinite(np.float32(rates)).all()
+    assert np.isfinite(
+        np.float32([*recipe.loss.largest_weights, recipe.loss.temperature**2, 1 / recipe.loss.temperature])
+    ).all()
+
+
+ODD = [
+    *(
+        10**30,
+        -(10**30),
+        10**9,
+        -1,
+        0,
+        1,
+        1e300,
+        -1e300,
+        1e-300,
+        5e-324,
+        0.5,
+        True,
+        None,
+        "",
+        " ",
+        "x",
+        "\0",
+        "..",
+        "x" * 10_000,
+    ),
+    *([], {}, [[]], [0, 0], ["a"], [1e300, 1e300], [1e-300, 1e300], {"a": {"a": 1}}, math.nan, math.inf),
+]
+
+
+@pytest.mark.parametrize("key", [path for path, _ in leaves(Recipe().to_dict())])
+def test_any_value_of_any_key_is_refused_in_one_line_or_works(key: str) -> None:
+    *parents, last = key.split(".")
+    refused = []
+    for value in ODD:
+        values = Recipe().to_dict()
+        place: Any = values
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        place[last] = value
+        try:
+            recipe = Recipe.of(values, "mine")
+        except ConfigError as error:
+            refused.append(str(error))
+        else:
+            works(recipe)
+    assert len(refused) >= 10
+    for line in refused:
+        assert last in line or f"{'.'.join(parents)} is called" in line, "it names the key"
+        assert "\n" not in line
+        assert len(line) < 700
 
 
 def test_a_recipe_of_one_s_own(tmp_path: Path) -> None:
@@ -197,6 +291,9 @@ def test_a_recipe_of_one_s_own(tmp_path: Path) -> None:
         (b"[train]\nepochs = 3\nepochs = 4", "is not TOML ("),
         (b"seed = " + b"9" * 5000, "is not TOML ("),
         (b"[a]\nb = 1979-05-27T07:32:00Z", "a is no key of a recipe"),
+        (b"a = " + b"[" * 100_000, "is not TOML (it is nested too deeply)"),
+        (b".".join([b"a"] * 100_000) + b" = 1", "is not TOML (it has a key of more than 40 parts)"),
+        (b"#" * (1 << 20) + b"#", "has 1,048,577 bytes, more than 1,048,576"),
     ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, said: str) -> None:
@@ -207,6 +304,21 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, said: str) -> 
     assert str(file) in str(caught.value)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(b"\xef\xbb\xbf[train]\nepochs = 3\n")
+    assert load_recipe(str(file)).train.epochs == 3
+
+
+def test_what_is_no_file_is_no_recipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "link.toml").symlink_to("nothing")
+    for name in ("pipe.toml", "folder.toml", "link.toml", "n" * 300 + ".toml", "nul\0.toml"):
+        with pytest.raises(ConfigError, match=r"expected a \.toml file"):
+            load_recipe(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["smok", "", ".", "smoke.toml", "nowhere/mine.toml"])

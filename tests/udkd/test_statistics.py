@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from udkd.words.statistics import (
+    CLAIMS,
     bootstrap_interval,
+    least_claim,
     paired_difference,
     rank_correlation,
     ranks,
@@ -108,12 +110,34 @@ def test_differences_are_paired_by_place() -> None:
         ([-2.0, -2.1, -1.9], "worsens"),
         ([2.0, 0.5, 1.0], "no clear difference"),  # the bootstrap alone would call this an improvement
         ([0.0, 0.0, 0.0], "no clear difference"),
-        ([1.0, -1.0], "no clear difference"),
+        ([1.0, -1.0, 0.5], "no clear difference"),
+        ([1.0, 1.0], "too few runs"),
+        ([-5.0, -5.0], "too few runs"),
         ([5.0], "too few runs"),
     ],
 )
 def test_verdicts(values: list[float], verdict: str) -> None:
     assert paired_difference(values, [0.0] * len(values)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("images", "changed", "verdict"),
+    [
+        (12, 1, "too few images"),
+        (300, 1, "too few images"),
+        (300, -5, "too few images"),
+        (300, 6, "improves"),
+        (300, -6, "worsens"),
+        (5_000, 6, "improves"),
+        (1, 1, "too few images"),
+        (0, 1, "too few images"),
+        (300, 0, "no clear difference"),
+    ],
+)
+def test_seeds_that_agree_claim_no_more_than_the_images_show(images: int, changed: int, verdict: str) -> None:
+    right = min(images, 100)
+    own, base = (100 * number / max(images, 1) for number in (right + changed, right))
+    assert paired_difference([own] * 3, [base] * 3, least_claim(images)).verdict == verdict
 
 
 @given(numbers)
@@ -122,7 +146,7 @@ def test_no_claim_where_an_interval_holds_zero(values: list[float]) -> None:
     assert difference.bootstrap
     assert difference.student_t
     holds_zero = any(low <= 0 <= high for low, high in (difference.bootstrap, difference.student_t))
-    assert (difference.verdict == "no clear difference") == holds_zero
+    assert (difference.verdict in CLAIMS) == (not holds_zero and len(values) >= 3)
 
 
 def test_ranks_with_ties() -> None:

@@ -27,9 +27,9 @@ from udkd.conductors.study.tables import interval, main_comparisons, mean_sd, si
 from udkd.formats.config import load_recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
-from udkd.formats.study import Study, load_study, shipped_studies
+from udkd.formats.study import Study, load_study, shipped_studies, study_name
 from udkd.formats.teacher import TeacherFolder
-from udkd.words.errors import ConfigError, MismatchError
+from udkd.words.errors import ConfigError, MismatchError, RunError
 
 CPU = torch.device("cpu")
 SMALL = (
@@ -52,6 +52,8 @@ GRID = Study.model_validate_json(
         }
     )
 )
+
+IMAGES = 5_000
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,18 @@ def test_the_weights_study_controls_for_size_and_for_place() -> None:
         ("title = 'x'\n[[arms]]\nname = 'a'\n[[arms]]\nname = 'a'", "two arms are called 'a'"),
         ("title = 'x'\n[[arms]]\nname = 'a'\nset = ['train.seed=3']", "sets train.seed"),
         ("title = ", "is not TOML"),
+        ("title = 'x'\n[[arms]]\nname = 'a'\nset = " + "[" * 100_000, "is not TOML (it is nested too deeply)"),
+        ("title = 'x'\nnotes = " + "[" * 250 + "]" * 250, "its values are no JSON (recursion limit"),
+        ("title = 'x'\nseeds = [-1]\n[[arms]]\nname = 'a'", "seeds.0 is -1; expected greater than or equal to 0"),
+        ("title = 'x'\nseeds = [9223372036854775808]\n[[arms]]\nname = 'a'", "seeds.0 is 9223372036854775808; expected less"),
+        (f"title = 'x'\nseeds = {list(range(1001))}\n[[arms]]\nname = 'a'", "seeds is [0, 1, 2, "),
+        (
+            f"title = 'x'\nseeds = {list(range(1000))}\n" + "".join(f"[[arms]]\nname = '{n}'\n" for n in range(11)),
+            "11,000 runs",
+        ),
+        ("title = 'x'\n" + "[[arms]]\nname = 'a'\n" * 201, "arms is "),
+        ("title = 'x'\n[[arms]]\nname = \"\\u001b[2J\"", "an arm is called '\\x1b[2J'; expected no control characters"),
+        ("title = 'x'\n[[arms]]\nname = 'a'\npaper = {x = nan}", "arms.0.paper.x is NaN"),
     ],
 )
 def test_study_files_are_strict(tmp_path: Path, text: str, said: str) -> None:
@@ -150,6 +164,49 @@ def test_study_files_are_strict(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         load_study(str(file))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["caches.toml", "runs.toml", "teachers.toml", "...toml", "..toml", ".hidden.toml", "a\nb.toml", "x" * 130 + ".toml", ".."],
+)
+def test_a_study_s_file_names_a_folder_of_its_own(file: str) -> None:
+    for name in (file, f"some/where/{file}"):
+        with pytest.raises(ConfigError, match=r"expected a file name of up to 120 bytes .*; rename the file") as caught:
+            study_name(name)
+        assert len(str(caught.value)) < 600
+
+
+def test_a_study_is_called_after_its_file() -> None:
+    assert [study_name(file) for file in ("table3", "mine/a b.toml", "../größer.toml", "v1.2.toml")] == [
+        *("table3", "a b", "größer", "v1.2")
+    ]
+
+
+def test_seeds_of_a_plan_are_bounded() -> None:
+    with pytest.raises(ConfigError, match=r"3 arms and 4,000 seeds make 12,000 runs; expected up to 10,000; drop some"):
+        make_plan("grid", GRID, seeds=range(4_000))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"[" * 100_000, "nested"), (b'{"images": "1", "seconds": 2}', "1 validation error"), (b'{"images": 1}', "1 validation")],
+)
+def test_a_damaged_record_of_a_cache_s_cost_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "caches").mkdir()
+    folder = StudyFolder(out=tmp_path, name="s")
+    folder.add_cache_cost("c", 10, 2.5)
+    folder.add_cache_cost("c", 10, 2.5)
+    assert folder.cache_cost("c") == {"images": 20.0, "seconds": 5.0}
+    file = tmp_path / "caches" / "c.json"
+    file.write_bytes(file.read_bytes().replace(b"20.0", b"30.0"))
+    with pytest.raises(RunError, match=r"c\.json is damaged \(it has changed"):
+        folder.cache_cost("c")
+    file.write_bytes(content)
+    with pytest.raises(RunError, match=rf"c\.json is damaged \(.*{reason}"):
+        folder.cache_cost("c")
+    file.write_text('{"images": 1.0, "seconds": 2.0}')  # as it was written before there were checksums
+    assert folder.cache_cost("c") == {"images": 1.0, "seconds": 2.0}
 
 
 def test_plans_refuse_what_gives_no_recipe() -> None:
@@ -212,7 +269,7 @@ def runs_of(arms: dict[str, dict[int, float]]) -> list[RunResult]:
 
 def test_every_statistic_follows_from_the_runs() -> None:
     values = {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.5, 2: 54.5}}
-    summary = summarise(GRID, runs_of(values))
+    summary = summarise(GRID, runs_of(values), IMAGES)
     standing = next(found for found in summary.standings if found.arm == "taught")
     assert standing.last.mean == pytest.approx(statistics.fmean(values["taught"].values()))
     assert standing.last.sd == pytest.approx(statistics.stdev(values["taught"].values()))
@@ -231,11 +288,11 @@ def test_every_statistic_follows_from_the_runs() -> None:
 
 
 def test_differences_take_the_seeds_that_both_have() -> None:
-    summary = summarise(GRID, runs_of({"hard": {0: 50.0, 2: 60.0, 3: 1.0}, "taught": {3: 2.0, 0: 51.0, 7: 99.0}}))
+    summary = summarise(GRID, runs_of({"hard": {0: 50.0, 2: 60.0, 3: 1.0}, "taught": {3: 2.0, 0: 51.0, 7: 99.0}}), IMAGES)
     (comparison,) = main_comparisons(summary, "last")
     assert comparison.seeds == (0, 3)
     assert comparison.difference.spread.mean == pytest.approx(1.0)
-    nothing = summarise(GRID, runs_of({"hard": {0: 50.0}, "taught": {1: 51.0}}))
+    nothing = summarise(GRID, runs_of({"hard": {0: 50.0}, "taught": {1: 51.0}}), IMAGES)
     assert nothing.comparisons == ()
 
 
@@ -244,8 +301,8 @@ def test_a_contrast_with_the_baseline_stands_once_in_the_table() -> None:
     study = GRID.model_copy(update={"contrasts": ()})
     twice = Study.model_validate_json(json.dumps(study.model_dump(mode="json") | {"contrasts": [contrast]}))
     runs = runs_of({"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.5, 2: 54.5}})
-    assert len(summarise(twice, runs).comparisons) == 2 * len(summarise(study, runs).comparisons)
-    assert table_csv(summarise(twice, runs)) == table_csv(summarise(study, runs))
+    assert len(summarise(twice, runs, IMAGES).comparisons) == 2 * len(summarise(study, runs, IMAGES).comparisons)
+    assert table_csv(summarise(twice, runs, IMAGES)) == table_csv(summarise(study, runs, IMAGES))
 
 
 def test_a_student_is_held_against_the_baseline_that_has_it() -> None:
@@ -256,7 +313,7 @@ def test_a_student_is_held_against_the_baseline_that_has_it() -> None:
         made_up("other", 0, 40.0, learners=("b",), seconds=4.0),
         made_up("both", 0, 60.0, learners=("a", "b", AVERAGED), seconds=8.0),
     ]
-    summary = summarise(study, runs)
+    summary = summarise(study, runs, IMAGES)
     assert [(found.learner, found.against) for found in main_comparisons(summary, "last")] == [("a", "one"), ("b", "other")]
     assert {found.difference.verdict for found in summary.comparisons} == {"too few runs"}
     cost = next(found for found in summary.costs if found.arm == "both")
@@ -280,7 +337,7 @@ def test_runs_survive_json() -> None:
 def test_figures_in_words() -> None:
     assert [signed(value) for value in (0.126, -0.126, 0.001, -0.001)] == ["+0.13", "−0.13", "0.00", "0.00"]
     assert interval((-1.0, 2.0)) == "−1.00 to +2.00"
-    own = summarise(GRID, runs_of({"hard": {0: 50.0, 1: 52.0}})).standings[0].last
+    own = summarise(GRID, runs_of({"hard": {0: 50.0, 1: 52.0}}), IMAGES).standings[0].last
     assert mean_sd(own) == "51.00 ± 1.41"
 
 
@@ -352,7 +409,7 @@ def test_stored_numbers_are_those_of_the_runs(dataset: DatasetFolder, teacher: T
     table = list(csv.DictReader(io.StringIO((whole / "grid" / "table.csv").read_text())))
     assert {row["arm"] for row in table} == {"hard", "taught", "taught again"}
     same = next(row for row in table if row["against"] == "taught again" and row["figure"] == "last")
-    assert (same["difference_mean"], same["verdict"]) == ("0", "no clear difference")
+    assert (same["difference_mean"], same["verdict"]) == ("0", "too few runs")
 
 
 def test_every_statistic_by_scipy_from_the_runs_files(
@@ -453,8 +510,9 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, dataset: DatasetF
 # The page
 
 
-def page_of(tmp_path: Path, whole: Path, arms: dict[str, dict[int, float]]) -> str:
+def page_of(tmp_path: Path, whole: Path, arms: dict[str, dict[int, float]], val_images: int = IMAGES) -> str:
     values = json.loads((whole / "grid" / "study.json").read_text())
+    values["data"]["val_images"] = val_images
     values["runs"] = [run.to_dict() for run in runs_of(arms)]
     return write_page(tmp_path, values).read_text()
 
@@ -465,9 +523,15 @@ def test_the_page_claims_only_what_intervals_allow(tmp_path: Path, whole: Path) 
     assert "No difference of top-1 from the baseline keeps clear of 0." in unclear
     single = page_of(tmp_path, whole, {"hard": {0: 50.0}, "taught": {0: 99.0}})
     assert "improves" not in single
-    assert "One seed allows no verdict on top-1." in single
-    assert "One seed: differences without an interval" in single
+    assert "Fewer than 3 seeds allow no verdict on top-1." in single
+    assert "Fewer than 3 seeds, which say nothing yet." in single
     assert "No interval keeps clear" not in single
+    even = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0}, "taught": {0: 42.0, 1: 46.0}})
+    assert "worsens" not in even
+    assert "Fewer than 3 seeds allow no verdict on top-1." in even
+    few = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}}, 150)
+    assert "improves" not in few
+    assert "as large as 6 validation images" in few
     clear = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}})
     assert "Against “hard”: “taught” improves a by 3.00 points; every difference is clear of 0." in clear
     worse = page_of(tmp_path, whole, {"hard": {0: 53.0, 1: 57.1, 2: 54.9}, "taught": {0: 50.0, 1: 54.0, 2: 52.0}})
@@ -519,7 +583,7 @@ def test_the_page_shows_every_run_and_escapes_names(tmp_path: Path, whole: Path)
 
 
 def test_table_rows_of_an_arm_without_a_baseline() -> None:
-    lines = list(csv.DictReader(io.StringIO(table_csv(summarise(GRID, runs_of({"hard": {0: 50.0}}))))))
+    lines = list(csv.DictReader(io.StringIO(table_csv(summarise(GRID, runs_of({"hard": {0: 50.0}}), IMAGES)))))
     assert len(lines) == 1
     assert lines[0]["verdict"] == ""
     assert lines[0]["top1_last_mean"] == "50"

@@ -5,7 +5,6 @@ its decode (1.0 ms for a 500 x 375 px image; the copy 0.1). On a GPU nvJPEG deco
 DALI pads; its canvases leave it as torch tensors without a copy.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.formats.dataset import Split, canvas_bytes, lay
-from udkd.operations.feed import AHEAD_BYTES, BufferPool, Work, in_threads, samples_per_part
+from udkd.operations.feed import AHEAD_BYTES, BufferPool, Work, chunks, in_threads, num_threads, samples_per_part
 from udkd.words.batch import Batch
 from udkd.words.errors import ConfigError, DataError
 
@@ -48,7 +47,7 @@ class DaliBackend:
         self._split = split
         self._device = device
         self._labels = torch.from_numpy(split.labels.astype(np.int64))
-        self._workers = workers or len(os.sched_getaffinity(0))
+        self._workers = num_threads(workers)
         self._hw_decoder_load = hw_decoder_load
         self._reads_per_part = max(_LEAST_READS_PER_PART, samples_per_part(split.size))
         self._largest = int(split.size.max(initial=0))
@@ -57,7 +56,8 @@ class DaliBackend:
 
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.words.batch.Backend."""
-        return self._epoch(self._split.order(order), batch_size)
+        order = self._split.order(order)
+        return self._epoch(chunks(order, batch_size), batch_size)
 
     def close(self) -> None:
         """Let DALI's threads and memory go."""
@@ -70,12 +70,12 @@ class DaliBackend:
         gpu = torch.cuda.get_device_name(self._device)
         return f"nvJPEG, fancy upsampling, hw_decoder_load {self._hw_decoder_load}, DALI {self._dali.__version__}, {gpu}"
 
-    def _epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+    def _epoch(self, batches: Iterator[NDArray[np.int64]], batch_size: int) -> Iterator[Batch]:
         pipeline, self._idle = self._idle, None
         if pipeline is None or pipeline.batch_size != batch_size:
             pipeline = self._begun(batch_size)
         readers = -(-self._workers // 2)
-        reads = in_threads(self._reads(order, batch_size), workers=readers, ahead_bytes=_READ_AHEAD_BYTES, stage=_STAGE)
+        reads = in_threads(self._reads(batches), workers=readers, ahead_bytes=_READ_AHEAD_BYTES, stage=_STAGE)
         try:
             for ids, canvas in pipeline.run((ids, self._joined(parts)) for ids, parts in reads):
                 yield self._batch(ids, canvas)
@@ -96,9 +96,8 @@ class DaliBackend:
                 "expected a GPU and a driver that it knows; use another --backend"
             ) from None
 
-    def _reads(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Work[NDArray[np.int64], JPEGs]]:
-        for start in range(0, len(order), batch_size):
-            ids = order[start : start + batch_size]
+    def _reads(self, batches: Iterator[NDArray[np.int64]]) -> Iterator[Work[NDArray[np.int64], JPEGs]]:
+        for ids in batches:
             step = self._reads_per_part
             parts = [partial(self._read, ids[n : n + step]) for n in range(0, len(ids), step)]
             yield Work(item=ids, parts=parts, size_bytes=int(self._split.size[ids].sum()))

@@ -59,7 +59,7 @@ class FfcvBackend:
         stored = np.empty(int(ends[-1]), dtype=np.uint8)
         starts = ends - split.size[ids]
         counts, crcs = np.empty(len(ids), dtype=np.int64), np.empty(len(ids), dtype=np.uint32)
-        descriptor = os.open(self._beton.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(self._beton.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             self._machine.read(descriptor, stored.ctypes.data, starts, ends, self._beton.offset[ids], counts, crcs)
         finally:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.formats.dataset import Split, canvas_bytes
-from udkd.operations.feed import AHEAD_BYTES, BufferPool
+from udkd.operations.feed import AHEAD_BYTES, BufferPool, chunks, require_room
 from udkd.operations.prefetch import ahead
 from udkd.words.batch import Batch
 from udkd.words.errors import DataError
@@ -42,12 +42,12 @@ class ResidentBackend:
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.words.batch.Backend."""
         order = self._split.order(order)
-        chunks = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        batches = chunks(order, batch_size)
         if self._resident is not None:
-            return (self._gathered(self._resident, chunk) for chunk in chunks)
+            return (self._gathered(self._resident, ids) for ids in batches)
         batch_bytes = max(1, canvas_bytes(min(batch_size, len(order)), self._split.side))
         depth = max(1, min(_MOST_AHEAD, AHEAD_BYTES // batch_bytes))
-        return ahead((self._read(chunk) for chunk in chunks), depth=depth, stage="resident backend")
+        return ahead((self._read(ids) for ids in batches), depth=depth, stage="resident backend")
 
     def whole(self) -> Batch:
         """Every row on the device at once: row i is id i, excluded ids are zeros. On a GPU it is no copy."""
@@ -75,6 +75,16 @@ class ResidentBackend:
         return Batch(ids=ids_B, canvas=torch.from_numpy(canvas), labels=self._labels[ids_B])
 
     def _load(self) -> torch.Tensor:
+        needed = canvas_bytes(self.num_samples, self._split.side)
+        if self._device.type == "cuda":
+            free = torch.cuda.mem_get_info(self._device)[0]
+            if needed > free:
+                raise DataError(
+                    f"canvas.npy takes {needed / 1e9:.1f} GB, more than {free / 1e9:.1f} GB, which {self._device} has free; "
+                    "expected it to fit; use another --backend"
+                )
+        else:
+            require_room(needed)
         resident = torch.empty(self._shape, dtype=torch.uint8, device=self._device)
         for ids in np.array_split(np.arange(self.num_samples), -(-self.num_samples // _ROWS_AT_ONCE)):
             rows = np.empty((len(ids), *self._shape[1:]), dtype=np.uint8)

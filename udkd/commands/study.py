@@ -29,9 +29,10 @@ from udkd.conductors.study import (
     write_result,
 )
 from udkd.console.terminal import STOPPED, DeviceOption, SetOption, err, observed, out, print_whole, stop_requests
-from udkd.formats.study import load_study, shipped_studies
+from udkd.formats.study import MOST_SEEDS, load_study, shipped_studies, study_name
 from udkd.parts.environment import choose_device
 from udkd.words.errors import ConfigError, RunError
+from udkd.words.settings import shown
 
 TIME_IS_UP = 75
 """Exit code of a study that --max-minutes ended: the same command goes on."""
@@ -70,9 +71,15 @@ def study_command(
     table.csv (what seeds decide) and cost.csv (what clocks decide).
     """
     started = time.monotonic()
+    if max_minutes is not None and math.isnan(max_minutes):
+        raise ConfigError("--max-minutes is nan; expected minutes; change it")
     chosen = [*(overrides or []), *([f"train.epochs={epochs}"] if epochs else [])]
+    names = [study_name(name) for name in studies]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"studies are called {', '.join(names)}; expected a name each, for their folders; rename one")
     plans = [
-        make_plan(Path(name).stem, load_study(name), recipe=recipe, overrides=chosen, seeds=_seeds(seeds)) for name in studies
+        make_plan(name, load_study(file), recipe=recipe, overrides=chosen, seeds=_seeds(seeds))
+        for name, file in zip(names, studies, strict=True)
     ]
     where = choose_device(device)
     with observed() as observer, stop_requests() as asked:
@@ -171,9 +178,12 @@ def _seeds(text: str | None) -> list[int]:
     if text is None:
         return []
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
-        raise ConfigError(f"--seeds {text!r}; expected different numbers from 0, such as 0,1,2; correct it")
-    return [int(part) for part in parts]
+    if not all(part.isdecimal() and len(part) < 20 for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise ConfigError(f"--seeds {shown(text)!r}; expected different numbers from 0, such as 0,1,2; correct it")
+    seeds = [int(part) for part in parts]
+    if len(seeds) > MOST_SEEDS or max(seeds) >= 2**63:
+        raise ConfigError(f"--seeds {shown(text)!r}; expected up to {MOST_SEEDS} numbers below 2^63; correct it")
+    return seeds
 
 
 def _show(plan: Plan, items: list[Item]) -> None:

@@ -4,19 +4,20 @@ An unknown or ill-typed key is a ConfigError with its path; `--set a.b=c` overri
 """
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from udkd.words.errors import ConfigError
 from udkd.words.estimator import Estimator, EstimatorKind
+from udkd.words.files import read_plain
 from udkd.words.losses import Direction, HardLoss, LossSettings
+from udkd.words.parsing import parse_toml
+from udkd.words.printable import printable
 from udkd.words.schedules import Shape
+from udkd.words.settings import read_settings, shipped, shown
 from udkd.words.storage import Dtype, Storage
 from udkd.words.uncertainty import Weighing, WeightControl, WeightKind
 from udkd.words.views import Scheme, ViewSpec
@@ -30,6 +31,21 @@ MAP_METHODS = ("attention", "fitnets", "reviewkd")
 """Those that compare its maps position by position."""
 POOLED_METHODS = ("rkd", "crd")
 """Those that take the mean of its deepest map over positions, which a cache may hold."""
+
+# Bounds are generous: they keep float32, int64 and memory from running over, and no sensible setting comes near.
+MOST_PX = 8192
+MOST_EPOCHS = 10**6
+MOST_SAMPLES = 1 << 20
+_NAME_BYTES = 120  # of a student: files are called after it
+
+Side = Annotated[int, Field(ge=1, le=MOST_PX)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Factor = Annotated[float, Field(ge=0, le=1e6)]
+Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
+Strength = Annotated[float, Field(ge=0, le=100)]
+Batch = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
+Text = Annotated[str, Field(max_length=4096)]
 
 
 class Section(BaseModel):
@@ -49,15 +65,15 @@ class ViewsSection(Section):
     """What the students see while training: fields of udkd.words.views.ViewSpec, and the seed of all views."""
 
     scheme: Scheme = "random_resized"
-    size_px: int = Field(default=224, ge=1)
-    resize_px: int = Field(default=256, ge=1)
+    size_px: Side = 224
+    resize_px: Side = 256
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = Field(default=0.5, ge=0, le=1)
-    brightness: float = Field(default=0.4, ge=0)
-    contrast: float = Field(default=0.4, ge=0)
-    saturation: float = Field(default=0.4, ge=0)
-    seed: int = Field(default=0, ge=0, lt=2**63, description="names the views; caches of augmented views depend on it")
+    brightness: Strength = 0.4
+    contrast: Strength = 0.4
+    saturation: Strength = 0.4
+    seed: Seed = Field(default=0, description="names the views; caches of augmented views depend on it")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -66,6 +82,8 @@ class ViewsSection(Section):
                 raise ValueError(f"{name} [{low}, {high}]; expected a smaller and a larger number above 0; change it")
         if self.scale[1] > 1:
             raise ValueError(f"scale up to {self.scale[1]}; expected a share of the image, at most 1; change it")
+        if self.ratio[0] < 1e-3 or self.ratio[1] > 1e3:
+            raise ValueError(f"ratio {list(self.ratio)}; expected width over height from 0.001 to 1000; change it")
         _ = self.spec
         return self
 
@@ -79,7 +97,7 @@ class EvaluationSection(Section):
     """What is seen at validation, and by the teacher in the canonical policy. The size is that of the training views."""
 
     scheme: Literal["centre", "centre_squash"] = "centre"
-    resize_px: int = Field(default=256, ge=1)
+    resize_px: Side = 256
     flip: bool = Field(default=False, description="score the mean of the logits of a view and of its mirror image")
 
 
@@ -90,21 +108,25 @@ class TeacherSection(Section):
     views: Literal["canonical"] | int = Field(
         default="canonical", description='"canonical": one evaluation view per sample; K: epoch e uses augmented view e mod K'
     )
-    batch: int = Field(default=64, ge=1, description="the one batch shape that the teacher ever runs on")
+    batch: Batch = Field(default=64, description="the one batch shape that the teacher ever runs on")
     precision: Precision = "float32"
     storage: Dtype = Field(default="float16", description="of cached logits, and of a live teacher's on their way to the loss")
-    top_k: int = Field(default=0, ge=0, description="keep a row's K best classes and the mass of the others; 0 keeps all")
+    top_k: int = Field(
+        default=0, ge=0, le=MOST_SAMPLES, description="keep a row's K best classes and the mass of the others; 0 keeps all"
+    )
     estimator: EstimatorKind = Field(default="plain", description="how one target comes of it: udkd.words.estimator")
     passes: int = Field(default=8, ge=2, le=1024, description="of mc_dropout")
     dropout: float = Field(default=0.2, gt=0, lt=1, description="probability of mc_dropout, before the head")
-    dropout_seed: int = Field(default=0, ge=0, lt=2**63, description="names the masks of mc_dropout")
+    dropout_seed: Seed = Field(default=0, description="names the masks of mc_dropout")
     folded: bool = Field(default=False, description="batch norm folded into the convolutions: faster, other last bits")
     compile: bool = Field(default=False, description="through torch.compile: faster, other last bits")
 
     @model_validator(mode="after")
     def _at_least_one_view(self) -> Self:
-        if isinstance(self.views, int) and self.views < 1:
-            raise ValueError(f"views is {self.views}; expected 'canonical' or a number of views from 1; change it")
+        if isinstance(self.views, int) and not 1 <= self.views <= MOST_EPOCHS:
+            raise ValueError(
+                f"views is {self.views}; expected 'canonical' or a number of views from 1 to {MOST_EPOCHS}; change it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -132,26 +154,29 @@ class TeacherSection(Section):
 class StudentSection(Section):
     """One student: a torchvision classifier and its own SGD with a cosine schedule."""
 
-    architecture: str
-    name: str = Field(default="", description="how reports call it; the architecture where empty")
-    lr: float = Field(default=0.1, ge=0)
+    architecture: Text = Field(min_length=1)
+    name: Text = Field(default="", description="how reports call it; the architecture where empty")
+    lr: float = Field(default=0.1, ge=0, le=1e30)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    weight_decay: Factor = 1e-4
     nesterov: bool = False
-    warmup_epochs: float = Field(default=0.0, ge=0)
-    weight: float = Field(default=1.0, gt=0, description="of this student's loss in the sum over students")
+    warmup_epochs: Factor = 0.0
+    weight: Positive = Field(default=1.0, description="of this student's loss in the sum over students")
     join_epoch: int = Field(
-        default=0, ge=0, description="it begins after so many epochs; until then it is not trained, and nobody's peer"
+        default=0,
+        ge=0,
+        le=MOST_EPOCHS,
+        description="it begins after so many epochs; until then it is not trained, and nobody's peer",
     )
-    start: str = Field(default="", description="a run folder whose newest checkpoint holds the weights to begin with")
-    start_student: str = Field(default="", description="the student of that run; this one's name where empty")
+    start: Text = Field(default="", description="a run folder whose newest checkpoint holds the weights to begin with")
+    start_student: Text = Field(default="", description="the student of that run; this one's name where empty")
 
 
 class FitSection(StudentSection):
     """How `udkd teacher fit` trains a teacher: a student of hard labels alone."""
 
-    architecture: str = "resnet50"
-    epochs: int = Field(default=50, ge=1)
+    architecture: Text = Field(default="resnet50", min_length=1)
+    epochs: int = Field(default=50, ge=1, le=MOST_EPOCHS)
     loss: HardLoss = Field(default="cross_entropy", description="evidential: for teacher.estimator = evidential")
 
 
@@ -159,7 +184,7 @@ class ScheduleSection(Section):
     """How a weight of the loss moves over the run: from its own value to `to`. See udkd.words.schedules."""
 
     shape: Shape = "constant"
-    to: float = Field(default=0.0, ge=0)
+    to: Factor = 0.0
     until: float = Field(default=1.0, gt=0, le=1, description="share of the run after which `to` is reached (linear, cosine)")
 
 
@@ -179,47 +204,47 @@ class SchedulesSection(Section):
 class DkdSection(Section):
     """Decoupled knowledge distillation; its paper takes (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
 
-    target: float = Field(default=1.0, ge=0)
-    others: float = Field(default=0.5, ge=0)
-    temperature: float = Field(default=1.0, gt=0)
+    target: Factor = 1.0
+    others: Factor = 0.5
+    temperature: Temperature = 1.0
 
 
 class AttentionSection(Section):
     """Attention transfer between the deepest maps of so many sizes."""
 
-    factor: float = Field(default=1000.0, gt=0)
-    stages: int = Field(default=4, ge=1)
+    factor: Positive = 1000.0
+    stages: int = Field(default=4, ge=1, le=64)
 
 
 class FitnetsSection(Section):
     """A hint from one map. stage: 1 is the deepest size, 2 the one above."""
 
-    factor: float = Field(default=100.0, gt=0)
-    stage: int = Field(default=3, ge=1)
+    factor: Positive = 100.0
+    stage: int = Field(default=3, ge=1, le=64)
 
 
 class RkdSection(Section):
     """Relational knowledge distillation: factors of its two terms."""
 
-    distance: float = Field(default=25.0, ge=0)
-    angle: float = Field(default=50.0, ge=0, description="0 leaves the term out, whose memory grows with batch^3")
+    distance: Factor = 25.0
+    angle: Factor = Field(default=50.0, description="0 leaves the term out, whose memory grows with batch^3")
 
 
 class CrdSection(Section):
     """Contrastive representation distillation. The two memories of each student hold `numbers` float32 per image."""
 
-    factor: float = Field(default=0.8, gt=0)
-    numbers: int = Field(default=128, ge=2, description="of an embedding")
-    negatives: int = Field(default=16384, ge=1, description="per sample and step")
-    temperature: float = Field(default=0.07, gt=0)
+    factor: Positive = 0.8
+    numbers: int = Field(default=128, ge=2, le=MOST_PX, description="of an embedding")
+    negatives: int = Field(default=16384, ge=1, le=MOST_SAMPLES, description="per sample and step")
+    temperature: Temperature = 0.07
     momentum: float = Field(default=0.5, ge=0, lt=1, description="of the memories")
 
 
 class ReviewkdSection(Section):
     """Knowledge review over the deepest maps of so many sizes."""
 
-    factor: float = Field(default=1.0, gt=0)
-    stages: int = Field(default=4, ge=1)
+    factor: Positive = 1.0
+    stages: int = Field(default=4, ge=1, le=64)
 
 
 class MethodsSection(Section):
@@ -236,10 +261,10 @@ class MethodsSection(Section):
 class LossSection(Section):
     """Weights of the terms: fields of udkd.words.losses.LossSettings, and what weighs each sample's teacher term."""
 
-    alpha: float = Field(default=0.4, ge=0)
-    beta: float = Field(default=0.4, ge=0)
-    gamma: float = Field(default=0.2, ge=0)
-    temperature: float = Field(default=4.0, gt=0)
+    alpha: Factor = 0.4
+    beta: Factor = 0.4
+    gamma: Factor = 0.2
+    temperature: Temperature = 4.0
     direction: Direction = "student_teacher"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     hard: HardLoss = Field(default="cross_entropy", description="the loss of the label; evidential for teachers alone")
@@ -248,9 +273,9 @@ class LossSection(Section):
         default="none", description="equal_mean: every sample gets the weights' mean; shuffled: another sample's weight"
     )
     weight_mean_one: bool = Field(default=False, description="divide the weights by their mean")
-    weight_seed: int = Field(default=0, ge=0, lt=2**63, description="of weight_control = shuffled")
+    weight_seed: Seed = Field(default=0, description="of weight_control = shuffled")
     method: MethodName = Field(default="none", description="a further term for every student; its options are in methods.*")
-    method_weight: float = Field(default=1.0, ge=0, description="of that term, on top of the factors in methods.*")
+    method_weight: Factor = Field(default=1.0, description="of that term, on top of the factors in methods.*")
     schedules: SchedulesSection = SchedulesSection()
 
     @model_validator(mode="after")
@@ -299,9 +324,9 @@ class LossSection(Section):
 class TrainSection(Section):
     """The loop."""
 
-    epochs: int = Field(default=50, ge=1)
-    batch: int = Field(default=64, ge=2)
-    seed: int = Field(default=0, ge=0, lt=2**63, description="initial weights, order of samples, dropout")
+    epochs: int = Field(default=50, ge=1, le=MOST_EPOCHS)
+    batch: int = Field(default=64, ge=2, le=MOST_SAMPLES)
+    seed: Seed = Field(default=0, description="initial weights, order of samples, dropout")
     precision: Precision = "float32"
     channels_last: bool = True
     compile: Literal["off", "loss", "all"] = Field(
@@ -317,14 +342,19 @@ class TrainSection(Section):
     )
     threads: int = Field(default=0, ge=0, le=1024, description="PyTorch's threads on the CPU; 0 leaves them as they are")
     lr_batch: int = Field(
-        default=0, ge=0, description="the batch that every lr is meant for: it is scaled by batch / lr_batch; 0 leaves it"
+        default=0,
+        ge=0,
+        le=MOST_SAMPLES,
+        description="the batch that every lr is meant for: it is scaled by batch / lr_batch; 0 leaves it",
     )
     average: float = Field(
         default=0.0, ge=0, lt=1, description="decay of the moving average of the weights that is evaluated; 0: none"
     )
-    progressive_px: int = Field(default=0, ge=0, description="the views' side in the first epoch, growing; 0: always size_px")
+    progressive_px: int = Field(
+        default=0, ge=0, le=MOST_PX, description="the views' side in the first epoch, growing; 0: always size_px"
+    )
     progressive_until: float = Field(default=0.75, gt=0, le=1, description="share of the epochs after which size_px is reached")
-    log_every_steps: int = Field(default=10, ge=1)
+    log_every_steps: int = Field(default=10, ge=1, le=10**9)
     tensorboard: bool = False
 
 
@@ -356,7 +386,9 @@ class Recipe(Section):
     teacher: TeacherSection = TeacherSection()
     fit: FitSection = FitSection()
     students: tuple[StudentSection, ...] = Field(
-        default=(StudentSection(architecture="resnet18"), StudentSection(architecture="mobilenet_v2")), min_length=1
+        default=(StudentSection(architecture="resnet18"), StudentSection(architecture="mobilenet_v2")),
+        min_length=1,
+        max_length=1000,
     )
     loss: LossSection = LossSection()
     methods: MethodsSection = MethodsSection()
@@ -437,6 +469,13 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
         names = self.student_names()
+        places = [f"students.{place}" for place in range(len(names))]
+        for place, name in zip(("fit", *places), (self.fit.name or self.fit.architecture, *names), strict=True):
+            if not _is_file_name(name):
+                raise ValueError(
+                    f"{place} is called {shown(name)!r}, and files are called after it; expected up to {_NAME_BYTES} bytes "
+                    f"without a leading dot, slashes and control characters; change {place}.name"
+                )
         if len(set(names)) < len(names):
             raise ValueError(f"students are called {', '.join(names)}; expected a name each; change students.*.name")
         return self
@@ -498,6 +537,10 @@ class Recipe(Section):
         values["teacher"]["source"] = "none"
         return Recipe.of(values, "teacher recipe")
 
+    def with_seed(self, seed: int) -> "Recipe":
+        """The same with another train.seed."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"seed": seed})})
+
     def student_names(self) -> list[str]:
         """A distinct name for each student: its own or its architecture, numbered where one appears twice."""
         wanted = [student.name or student.architecture for student in self.students]
@@ -519,6 +562,8 @@ class Recipe(Section):
             return cls.model_validate_json(json.dumps(values, default=str))
         except ValidationError as error:
             raise ConfigError(f"{origin}: {_explained(error.errors(include_url=False))}") from None
+        except (RecursionError, ValueError) as error:
+            raise ConfigError(f"{origin}: {_no_json(error)}; expected a recipe's keys and values; correct it") from None
 
 
 def _explained(problems: Sequence[Any]) -> str:
@@ -531,12 +576,33 @@ def _explained(problems: Sequence[Any]) -> str:
         return f"{path} is no key of a recipe{more}; expected {', '.join(section.model_fields)}; correct it"
     if first["type"] == "value_error":  # our own words, complete; the input is a whole section
         return f"{path + ': ' if path else ''}{first['msg'].removeprefix('Value error, ')}{more}"
+    if first["type"] == "json_invalid":
+        return f"its values are no JSON ({first['msg'].removeprefix('Invalid JSON: ')}); expected a recipe's; correct it"
     if first["type"] == "missing":
         return f"{path} is missing{more}; expected a value; add it"
     # A union reports each of its members: teacher.views is "canonical" or a number.
     reports = [problem["msg"] for problem in problems if _place(problem["loc"])[0] == place]
     wanted = " or ".join(message.removeprefix("Input should be ") for message in reports)
-    return f"{path} is {json.dumps(first['input'], default=str)}{more}; expected {wanted}; change it"
+    return f"{path} is {shown(_input(first['input']))}{more}; expected {wanted}; change it"
+
+
+def _input(value: object) -> str:
+    """What stands where something else should, as JSON."""
+    try:
+        return json.dumps(value, default=str)
+    except (RecursionError, ValueError) as error:
+        return _no_json(error)
+
+
+def _no_json(error: BaseException) -> str:
+    """In words, why values are no JSON: nested too deeply, an integer of 5,000 digits."""
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name can be a file's, and only in the folder where it is put."""
+    is_text = printable(name, None) == name and "/" not in name
+    return is_text and not name.startswith(".") and 0 < len(name.encode()) <= _NAME_BYTES
 
 
 def _place(location: Sequence[int | str]) -> tuple[tuple[int | str, ...], type[Section]]:
@@ -560,42 +626,32 @@ def _place(location: Sequence[int | str]) -> tuple[tuple[int | str, ...], type[S
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes inside the package."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _recipes().iterdir() if entry.name.endswith(".toml"))
+    return shipped("recipe")
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A shipped recipe by name, or a TOML file by path, with `a.b=value` overrides (TOML values; bare words are strings)."""
-    path = Path(name)
-    if name in shipped_recipes():
-        data = (_recipes() / f"{name}.toml").read_bytes()
-    elif path.suffix == ".toml" and path.is_file():
-        data = path.read_bytes()
-    else:
-        raise ConfigError(
-            f"recipe {name!r} not found; expected a .toml file or one of {', '.join(shipped_recipes())}; correct it"
-        )
-    try:
-        values = tomllib.loads(data.decode())
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, an integer of 5,000 digits
-        raise ConfigError(f"{name} is not TOML ({error}); correct it") from None
+    values = read_settings("recipe", name, read_plain)
     for override in overrides:
         _override(values, override)
     return Recipe.of(values, name)
 
 
-def _recipes() -> Any:
-    return files("udkd") / "recipes"
+_MOST_PARTS = 8
+"""Twice as deep as any key lies."""
 
 
 def _override(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
-    *parents, last = path.strip().split(".")
+    *parents, last = path.strip().split(".", _MOST_PARTS)
     if not equals or not all((*parents, last)):
-        raise ConfigError(f"--set {override!r}; expected KEY=VALUE, such as train.epochs=3; correct it")
+        raise ConfigError(f"--set {shown(override)!r}; expected KEY=VALUE, such as train.epochs=3; correct it")
     if parents[:1] == ["students"] and "students" not in values:
         values["students"] = Recipe().to_dict()["students"]  # a place in a list that the recipe leaves as it is by default
     place: Any = values
     try:
+        if len(parents) == _MOST_PARTS:
+            raise ValueError("no key lies so deep")
         for part in parents:
             place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
         if isinstance(place, list):
@@ -604,12 +660,13 @@ def _override(values: dict[str, Any], override: str) -> None:
             place[last] = _value(text)
     except (IndexError, ValueError, AttributeError, TypeError):
         raise ConfigError(
-            f"--set {path}: no such place in the recipe; expected a key's path, such as students.0.lr; correct it"
+            f"--set {shown(path)}: no such place in the recipe; expected a key's path, such as students.0.lr; correct it"
         ) from None
 
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        values = parse_toml(f"value = {text}")
     except ValueError:
         return text.strip()
+    return values["value"] if len(values) == 1 else text.strip()

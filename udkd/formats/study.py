@@ -4,16 +4,25 @@ An unknown or ill-typed key is a ConfigError with its path. What an arm sets is 
 """
 
 import json
-import tomllib
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from udkd.words.errors import ConfigError
+from udkd.words.files import read_plain
+from udkd.words.printable import printable
+from udkd.words.settings import read_settings, shipped, shown
 
 Kind = Literal["runs", "networks", "teachers"]
+MOST_ARMS, MOST_SEEDS, MOST_TRIALS = 200, 1000, 10_000
+SHARED_FOLDERS = ("teachers", "caches", "runs")
+"""What studies in one folder share; a study's own result lies beside them, under its name."""
+_NAME_BYTES = 120
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Settings = Annotated[tuple[str, ...], Field(max_length=200)]
 
 
 class _Strict(BaseModel):
@@ -24,9 +33,10 @@ class Arm(_Strict):
     """One row of the grid: the base recipe with what this arm changes."""
 
     name: str = Field(min_length=1, max_length=80)
-    set: tuple[str, ...] = Field(default=(), description="KEY=VALUE of the recipe; what an arm sets, --set cannot change")
+    set: Settings = Field(default=(), description="KEY=VALUE of the recipe; what an arm sets, --set cannot change")
     students: tuple[str, ...] = Field(
         default=(),
+        max_length=100,
         description="architectures instead of the recipe's; each takes the settings of the recipe's student of that "
         "architecture, else those of its first",
     )
@@ -34,6 +44,12 @@ class Arm(_Strict):
     note: str = Field(default="", description="small print beside the name, such as the loss's weights")
     paper: dict[str, float] = Field(default={}, description="top-1 that the paper prints for a student of this arm, percent")
     paper_hours: float | None = Field(default=None, gt=0, description="hours that the paper prints for 50 epochs of this arm")
+
+    @model_validator(mode="after")
+    def _name_is_a_line(self) -> Self:
+        if printable(self.name, None) != self.name:
+            raise ValueError(f"an arm is called {self.name!r}; expected no control characters; change arms.*.name")
+        return self
 
 
 class Contrast(_Strict):
@@ -56,14 +72,18 @@ class Study(_Strict):
     asks: Literal["accuracy", "cost"] = Field(default="accuracy", description="of what; the page answers it first")
     kind: Kind = "runs"
     recipe: str = Field(default="imagenet100-paper", description="the base; --recipe takes another")
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1, description="train.seed of the repetitions")
-    set: tuple[str, ...] = Field(default=(), description="KEY=VALUE for every arm")
-    baseline: tuple[str, ...] = Field(
-        default=(), description="arms that the others are held against; a student is held against the first that has it"
+    seeds: tuple[Seed, ...] = Field(
+        default=(0, 1, 2), min_length=1, max_length=MOST_SEEDS, description="train.seed of the repetitions"
     )
-    arms: tuple[Arm, ...] = Field(min_length=1)
-    contrasts: tuple[Contrast, ...] = ()
-    notes: tuple[str, ...] = Field(default=(), description="sentences for the page")
+    set: Settings = Field(default=(), description="KEY=VALUE for every arm")
+    baseline: tuple[str, ...] = Field(
+        default=(),
+        max_length=MOST_ARMS,
+        description="arms that the others are held against; a student is held against the first that has it",
+    )
+    arms: tuple[Arm, ...] = Field(min_length=1, max_length=MOST_ARMS)
+    contrasts: tuple[Contrast, ...] = Field(default=(), max_length=MOST_ARMS)
+    notes: tuple[str, ...] = Field(default=(), max_length=100, description="sentences for the page")
 
     def arm(self, name: str) -> Arm:
         """An arm by its name."""
@@ -85,9 +105,20 @@ class Study(_Strict):
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds are {list(self.seeds)}; expected different numbers from 0; change seeds")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {shown(str(list(self.seeds)))}; expected different numbers from 0; change seeds")
+        self.trials(self.seeds)
         return self
+
+    def trials(self, seeds: Sequence[int]) -> int:
+        """How many runs these seeds make of the arms. Raises ConfigError, a ValueError, for more than MOST_TRIALS."""
+        number = len(self.arms) * len(seeds)
+        if number > MOST_TRIALS:
+            raise ConfigError(
+                f"{len(self.arms):,} arms and {len(seeds):,} seeds make {number:,} runs; expected up to {MOST_TRIALS:,}; "
+                "drop some of them"
+            )
+        return number
 
     @model_validator(mode="after")
     def _nothing_is_set_twice(self) -> Self:
@@ -99,28 +130,33 @@ class Study(_Strict):
 
 def shipped_studies() -> list[str]:
     """Names of the studies inside the package."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _studies().iterdir() if entry.name.endswith(".toml"))
+    return shipped("study")
+
+
+def study_name(file: str) -> str:
+    """The name of a study, as on the command line: of a file without its ending. The result's folder is called after it.
+
+    Raises ConfigError where that would be no folder of its own.
+    """
+    name = Path(file).stem
+    own = printable(name, None) == name and not name.startswith(".") and len(name.encode()) <= _NAME_BYTES
+    if not name or not own or name in SHARED_FOLDERS:
+        raise ConfigError(
+            f"study {shown(file)!r} would write to a folder {shown(name)!r}; expected a file name of up to {_NAME_BYTES} bytes "
+            f"without a leading dot and control characters, and none of {', '.join(SHARED_FOLDERS)}; rename the file"
+        )
+    return name
 
 
 def load_study(name: str) -> Study:
     """A shipped study by name, or a TOML file by path. Raises ConfigError."""
-    path = Path(name)
-    if name in shipped_studies():
-        data = (_studies() / f"{name}.toml").read_bytes()
-    elif path.suffix == ".toml" and path.is_file():
-        data = path.read_bytes()
-    else:
-        raise ConfigError(
-            f"study {name!r} not found; expected a .toml file or one of {', '.join(shipped_studies())}; correct it"
-        )
-    try:
-        values = tomllib.loads(data.decode())
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, an integer of 5,000 digits
-        raise ConfigError(f"{name} is not TOML ({error}); correct it") from None
+    values = read_settings("study", name, read_plain)
     try:
         return Study.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise ConfigError(f"{name}: {_explained(error.errors(include_url=False)[0])}") from None
+    except RecursionError:
+        raise ConfigError(f"{name} is nested too deeply; expected a study's keys and values; correct it") from None
 
 
 def _explained(problem: Any) -> str:
@@ -132,11 +168,9 @@ def _explained(problem: Any) -> str:
         return f"{path} is no key of a study; expected {', '.join(section.model_fields)}; correct it"
     if problem["type"] == "value_error":  # our own words, complete
         return str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "json_invalid":
+        return f"its values are no JSON ({problem['msg'].removeprefix('Invalid JSON: ')}); expected a study's; correct it"
     if problem["type"] == "missing":
         return f"{path} is missing; expected a value; add it"
     wanted = problem["msg"].removeprefix("Input should be ")
-    return f"{path} is {json.dumps(problem['input'], default=str)}; expected {wanted}; change it"
-
-
-def _studies() -> Any:
-    return files("udkd") / "studies"
+    return f"{path} is {shown(json.dumps(problem['input'], default=str))}; expected {wanted}; change it"

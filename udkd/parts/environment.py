@@ -14,6 +14,7 @@ import torch
 
 from udkd.words.errors import ConfigError
 
+_ALWAYS_TAKEN_THREADS = 256
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -57,7 +58,14 @@ def _find(name: str) -> torch.device:
 
 
 def set_threads(threads: int) -> None:
-    """PyTorch's threads on the CPU; 0 leaves them. Sums are ordered by them, so bit-equal runs need the same number."""
+    """PyTorch's threads on the CPU; 0 leaves them. Sums are ordered by them, so bit-equal runs need the same number.
+
+    Raises ConfigError for many more than there are cores, which would wait for each other without an end.
+    """
+    cores = len(os.sched_getaffinity(0))
+    most = max(_ALWAYS_TAKEN_THREADS, 4 * cores)
+    if not 0 <= threads <= most:
+        raise ConfigError(f"train.threads is {threads} on {cores} cores; expected 0 to {most}; change it")
     if threads:
         torch.set_num_threads(threads)
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from udkd.words.errors import BusyError, UserError
+from udkd.words.parsing import parse_json
 
 _WAIT_S = 5.0
 
@@ -151,8 +152,8 @@ def write_json(path: Path, value: object) -> None:
 
 def read_exact_json(path: Path) -> Any:
     """The value that `write_json` wrote. Raises ValueError where the file is not to the byte as it was written."""
-    data = path.read_bytes()
-    value = json.loads(data)
+    data = read_plain(path)
+    value = parse_json(data)
     if json_bytes(value) != data:
         raise ValueError(f"{path} is not as it was written")
     return value

@@ -1,8 +1,14 @@
 """JSON and TOML from files that anyone may have written: whatever is wrong with them is a ValueError, never another error."""
 
 import json
+import re
 import tomllib
+from collections import Counter
 from typing import Any, NoReturn
+
+_MOST_PARTS = 40
+# Python's parser takes time and memory with the square of a key's parts.
+_LONG_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{_MOST_PARTS}}}""")
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -14,7 +20,9 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table of a TOML text; nesting past Python's limit is a ValueError too."""
+    """The table of a TOML text; nesting past Python's limit and keys of more than 40 parts are ValueErrors too."""
+    if _LONG_KEY.search(text):
+        raise ValueError(f"it has a key of more than {_MOST_PARTS} parts")
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -28,7 +36,6 @@ def _refuse(name: str) -> NoReturn:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in values if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {twice[:80]!r} is there twice")
     return values

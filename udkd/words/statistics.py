@@ -15,15 +15,21 @@ from udkd.words.hashing import key, uniform
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+FEWEST_RUNS = 3
+FEWEST_IMAGES = 6
+"""Of so many images that only one side has right, chance puts all on the same side once in 32 (the two-sided sign test)."""
 _BOOTSTRAP = 6  # the name of these draws among the uses of a seed
 
 METHOD = (
     f"{LEVEL:.0%} intervals of the mean paired difference on equal seeds: the percentile bootstrap over seeds ({RESAMPLES:,} "
     "resamples, seed 0), and Student’s t beside it. With few seeds the bootstrap cannot reach beyond the smallest and the "
-    "largest difference, which makes it too short, so a verdict asks both intervals to keep clear of 0."
+    "largest difference, which makes it too short, so a verdict asks both intervals to keep clear of 0, and at least "
+    f"{FEWEST_RUNS} seeds, as two may agree by chance. It also asks a mean difference of at least {FEWEST_IMAGES} validation "
+    "images: fewer can be the choice of the images, even if all seeds agree."
 )
 
-Verdict = Literal["improves", "worsens", "no clear difference", "too few runs"]
+Verdict = Literal["improves", "worsens", "no clear difference", "too few runs", "too few images"]
+CLAIMS = ("improves", "worsens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +43,27 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A paired difference over n pairs. bootstrap, student_t: (low, high), None where n < 2."""
+    """A paired difference over n pairs. bootstrap, student_t: (low, high), None where n < 2.
+
+    least: the smallest mean that may be claimed, whatever the intervals say.
+    """
 
     spread: Spread
     bootstrap: tuple[float, float] | None
     student_t: tuple[float, float] | None
+    least: float = 0.0
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said where more is better: a claim needs both intervals to keep clear of 0."""
-        if self.bootstrap is None or self.student_t is None:
+        """What may be said where more is better; a claim needs runs, images, and both intervals to keep clear of 0."""
+        if self.bootstrap is None or self.student_t is None or self.spread.n < FEWEST_RUNS:
             return "too few runs"
         low, high = min(self.bootstrap[0], self.student_t[0]), max(self.bootstrap[1], self.student_t[1])
-        return "improves" if low > 0 else "worsens" if high < 0 else "no clear difference"
+        if low <= 0 <= high:
+            return "no clear difference"
+        if abs(self.spread.mean) < self.least * (1 - 1e-9):  # six images of 300 are 2 points but for a rounding
+            return "too few images"
+        return "improves" if low > 0 else "worsens"
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -59,14 +73,20 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(n=n, mean=mean, sd=sd)
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """values[i] - baseline[i], where both come from seed i."""
+def least_claim(images: int) -> float:
+    """The smallest difference of accuracies, percentage points, that so many images can show; more than any for none."""
+    return 100 * FEWEST_IMAGES / images if images else math.inf
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float], least: float = 0.0) -> Difference:
+    """values[i] - baseline[i], where both come from seed i. least: see Difference."""
     differences = [value - base for value, base in zip(values, baseline, strict=True)]
     enough = len(differences) > 1
     return Difference(
         spread=spread(differences),
         bootstrap=bootstrap_interval(differences) if enough else None,
         student_t=t_interval(differences) if enough else None,
+        least=least,
     )
 
 

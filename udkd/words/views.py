@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from udkd.words.errors import ConfigError
+from udkd.words.errors import ConfigError, DataError
 from udkd.words.hashing import F64, U64, key, uniform
 
 VERSION = 1
@@ -24,6 +24,9 @@ SUBPIXELS = 1 << 16
 """Window coordinates count 1/65536 of a canvas pixel."""
 
 Scheme = Literal["random_resized", "random", "centre", "centre_squash"]
+
+MOST_SOURCE_PX = 1 << 30
+"""Sides of source images; with more, the products of coordinates would not fit in 64 bits."""
 
 BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2
 _TRIES = 10
@@ -100,9 +103,14 @@ def draw(spec: ViewSpec, seed: int, view: int, ids: NDArray[np.int64], sizes: ND
     window, bounds = _source_window(spec, keys, source)
     # Rounding to the nearest 1/65536 px, in integers: floor((2 a b + c) / 2 c) = round(a b / c).
     rescale = np.concatenate([stored, stored], axis=1), np.concatenate([source, source], axis=1)
+    window, bounds = _scaled(window, *rescale), _scaled(bounds, *rescale)
+    # Of a source image more than 65,536 times as long as the stored one nothing may be left: one unit is.
+    bounds[:, :2] = np.minimum(bounds[:, :2], stored * SUBPIXELS - 1)
+    bounds[:, 2:] = np.maximum(bounds[:, 2:], bounds[:, :2] + 1)
+    window[:, 2:] = np.maximum(window[:, 2:], 1)
     return Views(
-        window=_scaled(window, *rescale),
-        bounds=_scaled(bounds, *rescale),
+        window=window,
+        bounds=bounds,
         flip=uniform(keys, _FLIP) < spec.flip,
         **_jitter(spec, keys),
     )
@@ -120,6 +128,7 @@ def _source_window(spec: ViewSpec, keys: U64, source: NDArray[np.int64]) -> tupl
         # torchvision crops first and resizes then, so nothing outside the window is read.
         return window, np.concatenate([window[:, :2], window[:, :2] + window[:, 2:]], axis=1)
     resized = _resized(spec, source)
+    _check_fits(spec, source, resized)
     slack = resized - spec.size_px
     if spec.scheme == "random":
         share = np.stack([uniform(keys, _OFFSET), uniform(keys, _OFFSET + 1)], axis=1)
@@ -130,6 +139,17 @@ def _source_window(spec: ViewSpec, keys: U64, source: NDArray[np.int64]) -> tupl
     length = _scaled(np.full_like(offset, spec.size_px * SUBPIXELS), source, resized)
     # torchvision resizes first and crops then, so pixels beside the window count.
     return np.concatenate([start, length], axis=1), np.concatenate([np.zeros_like(source), source * SUBPIXELS], axis=1)
+
+
+def _check_fits(spec: ViewSpec, source: NDArray[np.int64], resized: NDArray[np.int64]) -> None:
+    """Raise DataError where coordinates of an image, once resized, would not fit in 64 bits."""
+    over = (2.0 * SUBPIXELS * source * np.maximum(resized, spec.size_px) >= 2.0**62).any(axis=1)
+    if over.any():
+        height, width = source[over][0].tolist()
+        raise DataError(
+            f"an image of {height:,} x {width:,} px is too long and thin to be resized to {spec.resize_px} px; "
+            "expected sides that are nearer to each other; convert without it, or lower resize_px"
+        )
 
 
 def _resized(spec: ViewSpec, source: NDArray[np.int64]) -> NDArray[np.int64]:

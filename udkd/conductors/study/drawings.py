@@ -14,7 +14,7 @@ from udkd.actors.reporter.style import MARKERS, NUM_STUDENT_COLOURS, Palette, pi
 from udkd.actors.reporter.words import count, listed
 from udkd.conductors.study.results import Comparison, RunResult, Summary
 from udkd.conductors.study.tables import main_comparisons, signed
-from udkd.words.statistics import LEVEL
+from udkd.words.statistics import CLAIMS, FEWEST_RUNS, LEVEL
 
 _ROW_INCHES, _FRAME_INCHES = 0.3, 0.75
 
@@ -38,7 +38,7 @@ def differences(name: str, learner: str, comparisons: Sequence[Comparison]) -> P
         axes.axvline(0, color=palette.soft, linewidth=1)
         for place, comparison in enumerate(comparisons):
             own = comparison.difference
-            clear = own.verdict in ("improves", "worsens")
+            clear = own.verdict in CLAIMS
             colour = palette.student(0) if clear else palette.soft
             if own.student_t and own.bootstrap:
                 axes.plot(own.student_t, (place, place), color=colour, linewidth=1)
@@ -47,14 +47,14 @@ def differences(name: str, learner: str, comparisons: Sequence[Comparison]) -> P
         _name_rows(axes, [comparison.arm for comparison in comparisons])
         axes.set_xlabel("difference of top-1, percentage points")
 
-    clear = [comparison for comparison in comparisons if comparison.difference.verdict in ("improves", "worsens")]
-    bounded = any(comparison.difference.bootstrap for comparison in comparisons)
+    clear = [comparison for comparison in comparisons if comparison.difference.verdict in CLAIMS]
+    enough = any(comparison.difference.verdict != "too few runs" for comparison in comparisons)
     against = listed(list(dict.fromkeys(comparison.against for comparison in comparisons)))
     said = [f"{comparison.arm} {signed(comparison.difference.spread.mean)}" for comparison in clear]
-    told = f"Clear of 0: {listed(said)}." if said else "No interval keeps clear of 0."
+    told = f"Clear of 0: {listed(said)}." if said else "No difference is clear."
     caption = f"{told} Last epoch, against “{against}”; thick the bootstrap’s {LEVEL:.0%} interval, thin Student’s."
-    if not bounded:
-        caption = f"One seed: differences without an interval, which say nothing yet. Last epoch, against “{against}”."
+    if not enough:
+        caption = f"Fewer than {FEWEST_RUNS} seeds, which say nothing yet. Last epoch, against “{against}”."
     return picture(name, f"{learner}: difference", caption, draw, height=_height(len(comparisons)))
 
 

@@ -1,15 +1,27 @@
 """Where a study's things lie: teachers, caches and runs that several studies may share, and each study's own result."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from udkd.conductors.study.plan import Trial
 from udkd.formats.config import Recipe
 from udkd.formats.run import RunFolder
+from udkd.words.checksums import checked_bytes, values_of
 from udkd.words.errors import RunError
-from udkd.words.files import write_json
+from udkd.words.files import read_plain, write_bytes
+
+_MOST_BYTES = 1 << 20
+
+
+class _Cost(BaseModel):
+    """What caches/NAME.json holds: images that a cache was asked about, and the seconds that took."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    images: float = Field(ge=0)
+    seconds: float = Field(ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +48,19 @@ class StudyFolder:
     def cache_cost(self, name: str) -> dict[str, float]:
         """Images and seconds that building a cache has taken so far."""
         file = self.out / "caches" / f"{name}.json"
-        return dict(json.loads(file.read_text())) if file.exists() else {"images": 0.0, "seconds": 0.0}
+        if not file.exists():
+            return _Cost(images=0.0, seconds=0.0).model_dump()
+        try:
+            return _Cost.model_validate(values_of(read_plain(file, _MOST_BYTES))).model_dump()
+        except ValueError as error:  # pydantic's own is one
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{file} is damaged ({reason}); expected how long that cache took to build; remove it") from None
 
     def add_cache_cost(self, name: str, images: int, seconds: float) -> None:
         before = self.cache_cost(name)
         if images:
             value = {"images": before["images"] + images, "seconds": before["seconds"] + seconds}
-            write_json(self.out / "caches" / f"{name}.json", value)
+            write_bytes(self.out / "caches" / f"{name}.json", checked_bytes(value))
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

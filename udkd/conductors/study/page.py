@@ -13,7 +13,7 @@ from udkd.conductors.study.results import AVERAGED, Comparison, RunResult, Summa
 from udkd.conductors.study.tables import interval, main_comparisons, mean_sd, signed
 from udkd.formats.study import Study
 from udkd.words.files import write_bytes, write_text
-from udkd.words.statistics import LEVEL, METHOD, Spread
+from udkd.words.statistics import CLAIMS, FEWEST_IMAGES, FEWEST_RUNS, LEVEL, METHOD, Spread
 
 _Item = TypeVar("_Item")
 _HUES = {"improves": "s2", "worsens": "s1"}
@@ -23,7 +23,7 @@ def write_page(folder: Path, values: Mapping[str, Any]) -> Path:
     """Write the page of a study.json; its statistics are computed anew from the runs' numbers. Returns the page's path."""
     study = Study.model_validate_json(json.dumps(values["study"]))
     runs = [RunResult.of(run) for run in values["runs"]]
-    summary = summarise(study, runs)
+    summary = summarise(study, runs, values["data"]["val_images"])
     sections = [_runs(runs), _making(values)]
     if runs:
         pictures = all_pictures(summary, [arm.name for arm in study.arms], runs)
@@ -69,14 +69,24 @@ def _lead(study: Study, summary: Summary, values: Mapping[str, Any]) -> str:
         told.append(f"Unfinished: {progress['finished']} of {progress['total']} runs are done.")
     told += _costs_told(summary) if study.asks == "cost" else []
     compared = main_comparisons(summary, "last")
-    clear = [comparison for comparison in compared if comparison.difference.verdict in ("improves", "worsens")]
+    clear = [comparison for comparison in compared if comparison.difference.verdict in CLAIMS]
     if clear:
         told.append(f"Against {_named(study.baseline)}: {_claims(clear)}; {_unclear(len(compared) - len(clear))}.")
     elif compared:
-        enough = any(comparison.difference.verdict != "too few runs" for comparison in compared)
-        why = "No difference of top-1 from the baseline keeps clear of 0." if enough else "One seed allows no verdict on top-1."
-        told.append(why)
+        told.append(_no_claim(compared))
     return " ".join(told) or "Nothing is finished yet."
+
+
+def _no_claim(compared: Sequence[Comparison]) -> str:
+    """Why nothing is claimed."""
+    verdicts = {comparison.difference.verdict for comparison in compared}
+    if verdicts == {"too few runs"}:
+        return f"Fewer than {FEWEST_RUNS} seeds allow no verdict on top-1."
+    if "too few images" in verdicts:
+        return (
+            f"No difference of top-1 from the baseline keeps clear of 0 and is as large as {FEWEST_IMAGES} validation images."
+        )
+    return "No difference of top-1 from the baseline keeps clear of 0."
 
 
 def _costs_told(summary: Summary) -> list[str]:
@@ -101,7 +111,7 @@ def _claims(clear: Sequence[Comparison]) -> str:
 
 
 def _unclear(number: int) -> str:
-    return f"{count(number, 'difference')} not clear of 0" if number else "every difference is clear of 0"
+    return f"{count(number, 'difference')} not clear" if number else "every difference is clear of 0"
 
 
 def _answer(study: Study, summary: Summary, pictures: StudyPictures) -> Section:

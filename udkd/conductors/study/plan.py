@@ -94,19 +94,19 @@ def make_plan(
     base_name, common = recipe or study.recipe, [*study.set, *overrides]
     base = load_recipe(base_name, common)
     chosen = tuple(seeds or study.seeds)
+    study.trials(chosen)
+    recipes = {arm.name: _recipe(base_name, base, common, arm) for arm in study.arms}
     trials = tuple(
-        Trial(arm=arm.name, seed=seed, recipe=_recipe(base_name, base, common, arm, seed))
-        for seed in chosen
-        for arm in study.arms
+        Trial(arm=name, seed=seed, recipe=recipe.with_seed(seed)) for seed in chosen for name, recipe in recipes.items()
     )
     return Plan(name=name, study=study, base=base, seeds=chosen, trials=trials)
 
 
-def _recipe(base_name: str, base: Recipe, common: Sequence[str], arm: Arm, seed: int) -> Recipe:
+def _recipe(base_name: str, base: Recipe, common: Sequence[str], arm: Arm) -> Recipe:
     own = [f"students={_students(base, arm.students)}"] if arm.students else []
     own += [f"teacher.views={base.train.epochs}"] if arm.exact else []
     try:
-        return load_recipe(base_name, [*common, *own, *arm.set, f"train.seed={seed}"])
+        return load_recipe(base_name, [*common, *own, *arm.set])
     except ConfigError as error:
         raise ConfigError(f"arm {arm.name!r}: {error}") from None
 

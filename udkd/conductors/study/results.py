@@ -19,7 +19,7 @@ from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.study import Study
 from udkd.formats.teacher import TeacherFolder
-from udkd.words.statistics import Difference, Spread, paired_difference, spread
+from udkd.words.statistics import Difference, Spread, least_claim, paired_difference, spread
 
 FORMAT, VERSION = "udkd-study", 1
 AVERAGED = "averaged"
@@ -172,11 +172,11 @@ def _outcome(learner: str, scores: Sequence[Mapping[str, float] | None]) -> Outc
     )
 
 
-def summarise(study: Study, runs: Sequence[RunResult]) -> Summary:
-    """Every statistic of a study, from its runs' numbers."""
+def summarise(study: Study, runs: Sequence[RunResult], val_images: int) -> Summary:
+    """Every statistic of a study, from its runs' numbers. val_images: on how many images these were scored."""
     return Summary(
         standings=tuple(_standing(arm.name, learner, runs) for arm in study.arms for learner in _learners(arm.name, runs)),
-        comparisons=tuple(_comparisons(study, runs)),
+        comparisons=tuple(_comparisons(study, runs, least_claim(val_images))),
         costs=tuple(_cost(arm.name, study, runs) for arm in study.arms if _of(arm.name, runs)),
     )
 
@@ -209,7 +209,7 @@ def _standing(arm: str, learner: str, runs: Sequence[RunResult]) -> Standing:
     )
 
 
-def _comparisons(study: Study, runs: Sequence[RunResult]) -> list[Comparison]:
+def _comparisons(study: Study, runs: Sequence[RunResult], least: float) -> list[Comparison]:
     """With the baseline first, then the study's contrasts; a learner that the other side lacks is left out."""
     asked: list[tuple[str, str, str, str]] = []
     for arm in study.arms:
@@ -228,12 +228,12 @@ def _comparisons(study: Study, runs: Sequence[RunResult]) -> list[Comparison]:
         found
         for figure in FIGURES
         for arm, against, learner, isolates in asked
-        if (found := _comparison(arm, against, learner, figure, isolates, runs)) is not None
+        if (found := _comparison(arm, against, learner, figure, isolates, runs, least)) is not None
     ]
 
 
 def _comparison(
-    arm: str, against: str, learner: str, figure: str, isolates: str, runs: Sequence[RunResult]
+    arm: str, against: str, learner: str, figure: str, isolates: str, runs: Sequence[RunResult], least: float
 ) -> Comparison | None:
     other_learner = counterpart(learner, _learners(against, runs))
     sides = [
@@ -250,7 +250,7 @@ def _comparison(
         learner=learner,
         figure=figure,
         seeds=seeds,
-        difference=paired_difference(own, other),
+        difference=paired_difference(own, other, least),
         isolates=isolates,
     )
 

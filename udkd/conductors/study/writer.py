@@ -32,7 +32,7 @@ def write_result(plan: Plan, site: Site, progress: Progress) -> Result:
     teacher = find_teacher(plan.base, dataset, site) if plan.needs_teacher else None
     ready = teacher is not None or not plan.needs_teacher
     runs = gather(plan, dataset, teacher, site.folder) if ready else []
-    summary = summarise(plan.study, runs)
+    summary = summarise(plan.study, runs, len(dataset.split("val").ids))
     folder = site.folder.result
     values = document(plan, dataset=dataset, teacher=teacher, folder=site.folder, progress=progress, runs=runs, summary=summary)
     with _alone(folder):

@@ -8,7 +8,7 @@ FOLDER/<split>/samples.beton + beton.json          FFCV's own format, derived
 FOLDER/<split>/samples-%05d.tfrecord + .idx, tfrecord.json    TFRecord with the index that DALI's tfrecord2idx writes, derived
 """
 
-from udkd.formats.dataset.canvas import CanvasWriter, canvas_bytes, decode_canvas, lay
+from udkd.formats.dataset.canvas import CanvasWriter, canvas_bytes, decode_canvas, lay, stored_image
 from udkd.formats.dataset.derived import DERIVED, FileSum, damage, derived_files, discard, is_derived, seal, sealed, unfinished
 from udkd.formats.dataset.folder import DatasetFolder, Split
 from udkd.formats.dataset.header import ClassName, Encoder, Fit, Header, SplitHeader, read_header
@@ -45,6 +45,7 @@ __all__ = [
     "seal",
     "sealed",
     "shard_name",
+    "stored_image",
     "unfinished",
     "write_manifest",
 ]

@@ -3,8 +3,10 @@
 Excluded rows are zeros. The pixels are Pillow's decode of the stored bytes: libjpeg islow, fancy upsampling.
 """
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from udkd.formats.dataset.derived import DERIVED, discard, is_derived
 from udkd.words.errors import DataError
 from udkd.words.files import atomic, fsync_folder, read_exact_json, sha256_file, write_json
+from udkd.words.settings import shown
 
 FORMAT = "udkd-canvas"
 VERSION = 1
@@ -32,21 +35,31 @@ def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str,
     out: the canvas to write, whatever it holds; None makes a new one. The reference decode that every backend must equal
     bit for bit. Raises DataError, naming `what`.
     """
+    with stored_image(jpeg, side, height=height, width=width, what=what) as image:
+        pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        canvas = np.empty((side, side, 3), dtype=np.uint8) if out is None else out
+        lay(pixels, canvas)
+    return canvas
+
+
+@contextlib.contextmanager
+def stored_image(jpeg: bytes, side: int, *, height: int, width: int, what: str) -> Iterator[Image.Image]:
+    """A stored JPEG opened, its size as it should be, no pixel decoded yet. Raises DataError, for decoding it too."""
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
             found = (image.height, image.width)
-            if found == (height, width) and max(found) <= side:
-                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-                canvas = np.empty((side, side, 3), dtype=np.uint8) if out is None else out
-                lay(pixels, canvas)
-                return canvas
-    except (OSError, SyntaxError, ValueError) as error:
+            if found != (height, width) or max(found) > side:
+                raise DataError(
+                    f"{what}: the stored JPEG is {found[0]} x {found[1]} px; expected {height} x {width} within {side}; "
+                    "convert again"
+                )
+            yield image
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{what}: the stored JPEG does not decode ({error}); expected what udkd-prep checked; convert again"
         ) from None
-    raise DataError(
-        f"{what}: the stored JPEG is {found[0]} x {found[1]} px; expected {height} x {width} within {side}; convert again"
-    )
 
 
 def lay(pixels: np.ndarray, canvas: np.ndarray) -> None:
@@ -143,9 +156,8 @@ def open_canvas(folder: Path, *, num_samples: int, side: int, digest: str) -> tu
     for name in sorted(set(known) | set(wanted)):
         value = wanted.get(name)
         if known.get(name) != value:
-            raise DataError(
-                f"{path}: {name} is {known.get(name)!r}; expected {value!r}; the canvas belongs to other data, {remedy}"
-            )
+            found_value = shown(repr(known.get(name)))
+            raise DataError(f"{path}: {name} is {found_value}; expected {value!r}; the canvas belongs to other data, {remedy}")
     for file, header, size_bytes in (
         (folder / DATA_NAME, _npy_header(shape, "|u1"), canvas_bytes(num_samples, side)),
         (folder / CHECKSUM_NAME, _npy_header((num_samples,), "<u4"), 4 * num_samples),

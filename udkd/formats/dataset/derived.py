@@ -11,6 +11,7 @@ from pathlib import Path
 
 from udkd.words.errors import DataError
 from udkd.words.files import read_exact_json, sha256_file, write_json
+from udkd.words.settings import shown
 
 FORMAT = "udkd-derived"
 VERSION = 1
@@ -93,11 +94,13 @@ def sealed(folder: Path, name: str, *, digest: str) -> dict[str, FileSum]:
         found = read_exact_json(path)
         known = {key: found[key] for key in wanted}
         files = {str(file): FileSum(size=int(entry["bytes"]), sha256=entry["sha256"]) for file, entry in found["files"].items()}
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError, OverflowError):
         raise DataError(f"{path} is damaged; expected a description of the format {name}; {remedy}") from None
     for key, value in wanted.items():
         if known[key] != value:
-            raise DataError(f"{path}: {key} is {known[key]!r}; expected {value!r}; it belongs to other data, {remedy}")
+            raise DataError(
+                f"{path}: {key} is {shown(repr(known[key]))}; expected {value!r}; it belongs to other data, {remedy}"
+            )
     for file, expected in files.items():
         data = folder / file
         size = data.stat().st_size if "/" not in file and data.is_file() else -1

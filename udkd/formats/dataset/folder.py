@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from udkd.formats.dataset.canvas import decode_canvas, open_canvas
+from udkd.formats.dataset.canvas import canvas_bytes, decode_canvas, open_canvas
 from udkd.formats.dataset.derived import DERIVED, is_derived
-from udkd.formats.dataset.header import ClassName, Fit, Header, content_digest, read_header
+from udkd.formats.dataset.header import ClassName, Fit, Header, SplitHeader, content_digest, read_header
 from udkd.formats.dataset.manifest import FILE_NAME, Columns, read_manifest
 from udkd.formats.dataset.shard import OpenShards, damaged_sample, shard_name
 from udkd.words.checksum import crc32c
 from udkd.words.errors import DataError
+from udkd.words.views import MOST_SOURCE_PX
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,6 +134,8 @@ class DatasetFolder:
     @staticmethod
     def load(path: Path, header: Header) -> "DatasetFolder":
         """Open the folder that `header` describes; the writer uses it before dataset.json is there. Errors: see `open`."""
+        for name, part in header.splits.items():
+            _check_counts(path / name, part, header.side)
         columns: dict[str, Columns] = {
             name: read_manifest(
                 path / name / FILE_NAME, samples=part.samples, size_bytes=part.manifest_bytes, sha256=part.manifest_sha256
@@ -175,12 +178,30 @@ class DatasetFolder:
         return self.splits[name]
 
 
+_ALWAYS_READ = 2_000_000  # rows; they take 0.3 GB and some seconds
+_LEAST_BYTES = 256  # of a sample in whatever form it is there
+
+
+def _check_counts(folder: Path, part: SplitHeader, side: int) -> None:
+    """Hold a large manifest's count against the files beside it, before its rows take memory. Raises DataError."""
+    if part.samples <= _ALWAYS_READ:
+        return
+    kept = part.samples - part.excluded
+    least = kept * min(_LEAST_BYTES, canvas_bytes(1, side))
+    found = sum(path.stat().st_size for path in folder.glob("*") if path.is_file() and path.name != FILE_NAME)
+    if found < least or part.excluded > kept + _ALWAYS_READ:
+        raise DataError(
+            f"{folder} is to hold {kept:,} samples and {part.excluded:,} excluded ones, and its files have {found:,} bytes; "
+            f"expected {least:,} and more; the folder is damaged or parts are missing, copy all of it or convert again"
+        )
+
+
 def _check_columns(path: Path, rows: Columns, side: int, num_classes: int) -> None:
     """What the code relies on when it indexes: the checksums say the file is as written, not that a sane writer wrote it."""
     kept = ~rows.excluded
     sane = (
         bool(np.all((rows.labels >= 0) & (rows.labels < num_classes)))
-        and bool(np.all(rows.sizes[kept] >= 1))
+        and bool(np.all((rows.sizes[kept] >= 1) & (rows.sizes[kept] <= MOST_SOURCE_PX)))
         and bool(np.all(rows.sizes[kept, 2:] <= side))
         and bool(np.all((rows.shard[kept] >= 0) & (rows.offset[kept] >= 0) & (rows.size[kept] > 0)))
         and bool(np.all(rows.size[kept] < 2**31))  # a JPEG that took more would be refused by every decoder

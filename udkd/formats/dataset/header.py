@@ -5,13 +5,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from udkd.formats.dataset.manifest import Columns
 from udkd.words.errors import DataError
-from udkd.words.files import write_json
+from udkd.words.files import read_plain, write_json
+from udkd.words.parsing import parse_json
+from udkd.words.settings import shown
 
 FORMAT = "udkd-dataset"
 VERSION = 2
@@ -19,12 +21,15 @@ _CONTENT_VERSION = 1  # a cache follows its images into a later version of the f
 FILE_NAME = "dataset.json"
 Fit = Literal["pad", "squash"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+MOST_CLASSES = 1_000_000
+_MOST_BYTES = 1 << 28  # of dataset.json; a class takes about a hundred
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassName:
     """A class: its WordNet id (or folder name) and the name people read."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     wnid: str
     name: str
 
@@ -49,6 +54,12 @@ class SplitHeader(_Strict):
     manifest_bytes: int = Field(ge=0)
     manifest_sha256: Sha256
 
+    @model_validator(mode="after")
+    def _some_of_them(self) -> Self:
+        if self.excluded > self.samples:
+            raise ValueError(f"{self.excluded} of {self.samples} samples are excluded")
+        return self
+
 
 class Header(_Strict):
     """The whole of dataset.json."""
@@ -58,9 +69,15 @@ class Header(_Strict):
     side: int = Field(ge=1, le=65500, description="S, pixels: the canvas is S x S (a JPEG's side is at most 65,500)")
     fit: Fit
     encoder: Encoder
-    classes: tuple[ClassName, ...] = Field(min_length=1)
-    splits: dict[Literal["train", "val"], SplitHeader]
+    classes: tuple[ClassName, ...] = Field(min_length=1, max_length=MOST_CLASSES)
+    splits: dict[Literal["train", "val"], SplitHeader] = Field(min_length=1)
     digest: Sha256
+
+    @model_validator(mode="after")
+    def _classes_are_apart(self) -> Self:
+        if len({entry.wnid for entry in self.classes}) < len(self.classes):
+            raise ValueError("two classes have one wnid")
+        return self
 
     def write(self, folder: Path) -> None:
         """Write dataset.json atomically: from now on the folder is valid."""
@@ -83,20 +100,20 @@ def read_header(folder: Path) -> Header:
             "expected a dataset folder; run udkd-prep convert (again)"
         )
     try:
-        found = json.loads(path.read_bytes())
+        data = read_plain(path, _MOST_BYTES)
+        found = parse_json(data)
     except ValueError:
         raise DataError(f"{path} is not JSON; expected what udkd-prep wrote; convert again") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise DataError(f"{path} is not of format {FORMAT!r}; expected a dataset folder; check the path")
     if found.get("version") != VERSION:
-        raise DataError(
-            f"{path} has format version {found.get('version')!r}; expected {VERSION}; convert again with this udkd-prep"
-        )
+        version = shown(repr(found.get("version")))
+        raise DataError(f"{path} has format version {version}; expected {VERSION}; convert again with this udkd-prep")
     try:
-        return Header.model_validate(found)
+        return Header.model_validate_json(data, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = shown(".".join(str(part) for part in first["loc"]))
         raise DataError(
             f"{path} is damaged at {where!r} ({first['msg']}); expected what udkd-prep wrote; convert again"
         ) from None
@@ -126,5 +143,5 @@ def content_digest(
         digest.update(columns.excluded.astype("u1").tobytes())
         digest.update(columns.sha256.tobytes())
         for source in columns.source:
-            digest.update(source.encode() + b"\0")
+            digest.update(source.encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from udkd.words.errors import DataError
 from udkd.words.files import atomic, sha256_file
+from udkd.words.settings import shown
 from udkd.words.texts import Texts, TextsBuilder
 
 FILE_NAME = "manifest.parquet"
@@ -35,8 +36,14 @@ SCHEMA = pa.schema(
         ("size", pa.int64()),
     ]
 )
+# Names and notes are read as numbers of their different values: one long text in a million rows must not become a million.
+_READ_SCHEMA = pa.schema(
+    [field.with_type(pa.dictionary(pa.int32(), pa.string())) if field.type == pa.string() else field for field in SCHEMA]
+)
 SIZE_COLUMNS = ("source_height", "source_width", "height", "width")
 GROUP_ROWS = 2**17
+_MOST_ROW_BYTES = 8192  # a path has up to 4,096 letters; what is above it on average is no manifest of ours
+_MOST_HEAD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,11 +201,24 @@ def _strings(texts: Sequence[str], rows: slice) -> pa.StringArray:
 
 
 def _texts(column: pa.ChunkedArray) -> Texts:
-    """Strings as Arrow holds them."""
-    strings = column.combine_chunks()
-    _, offsets, data = strings.buffers()
-    bounds = np.frombuffer(offsets, dtype=np.int32)[strings.offset : strings.offset + len(strings) + 1]
-    return Texts(b"" if data is None else data.to_pybytes(), bounds.astype(np.int64))
+    """Strings as Arrow holds them. Raises ValueError where they are no text."""
+    builder = TextsBuilder()
+    for chunk in column.chunks:
+        strings = chunk.dictionary_decode()
+        data = strings.buffers()[2]
+        texts = Texts(b"" if data is None else data.to_pybytes(), _bounds(strings).astype(np.int64))
+        _check_text(texts)
+        builder.extend(texts)
+    return builder.finish()
+
+
+def _check_text(texts: Texts) -> None:
+    """Raise ValueError for bytes that are no text, and for strings that begin within a letter."""
+    whole = bytes(texts.data[int(texts.bounds[0]) : int(texts.bounds[-1])])
+    whole.decode("utf-8", "surrogatepass")
+    starts = texts.bounds[:-1][texts.bounds[:-1] < texts.bounds[-1]] - texts.bounds[0]
+    if (np.frombuffer(whole, np.uint8)[starts] & 0xC0 == 0x80).any():
+        raise ValueError("names or notes are no text")
 
 
 def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> Columns:
@@ -208,7 +228,7 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
     """
     remedy = "the folder is damaged or mixed from two; convert again"
     if not path.is_file():
-        raise DataError(f"{path} is missing; expected a manifest of {samples} samples; {remedy}")
+        raise DataError(f"{path} is missing; expected a manifest of {samples} samples, a regular file; {remedy}")
     found_bytes = path.stat().st_size
     if found_bytes != size_bytes:
         raise DataError(f"{path} has {found_bytes} bytes; expected {size_bytes} as dataset.json says; {remedy}")
@@ -216,19 +236,56 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
     if found_sha256 != sha256:
         raise DataError(f"{path} has sha256 {found_sha256[:16]}…; expected {sha256[:16]}… as dataset.json says; {remedy}")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            if file.schema_arrow != SCHEMA:
-                raise DataError(
-                    f"{path} has other columns ({', '.join(file.schema_arrow.names)}); expected {', '.join(SCHEMA.names)}"
-                )
+        with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=["source", "note"]) as file:
+            if file.schema_arrow != _READ_SCHEMA:
+                names = shown(", ".join(file.schema_arrow.names))
+                raise DataError(f"{path} has other columns ({names}); expected {', '.join(SCHEMA.names)}; {remedy}")
             if file.metadata.num_rows != samples:
                 raise DataError(f"{path} has {file.metadata.num_rows} rows; expected {samples} as dataset.json says; {remedy}")
-            builder = ColumnsBuilder()
-            for group in range(file.num_row_groups):
-                builder.extend(_columns(file.read_row_group(group, use_threads=False)))
-            return builder.finish()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}); expected a manifest; {remedy}") from None
+            return _read_groups(file, samples)
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} cannot be read ({shown(reason)}); expected a manifest; {remedy}") from None
+
+
+def _read_groups(file: pq.ParquetFile, samples: int) -> Columns:
+    """All rows, group by group. Raises ValueError where they are not what a manifest holds, before much memory is taken."""
+    left = samples * _MOST_ROW_BYTES + _MOST_HEAD_BYTES
+    groups = [file.metadata.row_group(place) for place in range(file.num_row_groups)]
+    if sum(max(group.total_byte_size, 0) for group in groups) > left:
+        raise ValueError(f"its columns are larger than {left:,} bytes")
+    builder = ColumnsBuilder()
+    for place, group in enumerate(groups):
+        table = file.read_row_group(place, use_threads=False)
+        empty = [name for name in SCHEMA.names if table.column(name).null_count]
+        if empty or len(table) != group.num_rows:
+            raise ValueError(f"there are rows without {', '.join(empty) or 'a value of each column'}")
+        left -= sum(_text_bytes(table.column(name)) for name in ("source", "note"))
+        if left < 0:
+            raise ValueError("its names and notes are too long")
+        builder.extend(_columns(table))
+    columns = builder.finish()
+    if columns.num_samples != samples:
+        raise ValueError(f"{columns.num_samples} rows are there")
+    return columns
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """What the strings of a column take, each as often as it is there."""
+    total = 0
+    for chunk in column.chunks:
+        lengths = np.diff(_bounds(chunk.dictionary))
+        total += int(lengths[chunk.indices.to_numpy()].sum()) if len(chunk) else 0
+    return total
+
+
+def _bounds(strings: pa.StringArray) -> np.ndarray:
+    """Where each string begins and the last ends, int32 [n + 1]."""
+    if len(strings) == 0:
+        return np.zeros(1, np.int32)
+    return np.frombuffer(strings.buffers()[1], dtype=np.int32)[strings.offset : strings.offset + len(strings) + 1]
 
 
 def _columns(table: pa.Table) -> Columns:

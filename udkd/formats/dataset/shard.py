@@ -1,7 +1,9 @@
 """samples-%05d.tar and .idx: WebDataset shards, with the index that DALI's wds2idx defines (v1.2)."""
 
+import errno
 import hashlib
 import os
+import stat
 import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -102,34 +104,38 @@ class OpenShards:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._descriptors: dict[int, int] = {}
+        self._descriptors: dict[int, tuple[int, int]] = {}  # and the file's bytes
 
     def __enter__(self) -> "OpenShards":
         return self
 
     def __exit__(self, *_: object) -> None:
         while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+            os.close(self._descriptors.popitem()[1][0])
 
     def read(self, number: int, offset: int, size: int, what: Callable[[], str]) -> bytes:
         """What lies where a sample's bytes should, unverified, fewer where the shard was cut. Raises DataError, naming it."""
         try:
-            descriptor = self._descriptors.get(number)
-            if descriptor is None:
-                descriptor = self._opened(number)
-            return os.pread(descriptor, size, offset)
+            descriptor, end = self._descriptors.get(number) or self._opened(number)
+            # No more than there is: Python takes the memory first.
+            return os.pread(descriptor, max(0, min(size, end - offset)), offset)
         except OSError as error:
             path = self._folder / f"{shard_name(number)}.tar"
             raise DataError(
                 f"{what()}: {path} cannot be read ({error.strerror}); expected a shard; restore it or convert again"
             ) from None
 
-    def _opened(self, number: int) -> int:
+    def _opened(self, number: int) -> tuple[int, int]:
         if len(self._descriptors) == self.MOST_OPEN:
-            os.close(self._descriptors.pop(next(iter(self._descriptors))))
-        descriptor = os.open(f"{self._folder}{os.sep}{shard_name(number)}.tar", os.O_RDONLY | os.O_CLOEXEC)
-        self._descriptors[number] = descriptor
-        return descriptor
+            os.close(self._descriptors.pop(next(iter(self._descriptors)))[0])
+        # Whatever has its name must not make us wait, as a FIFO would.
+        descriptor = os.open(f"{self._folder}{os.sep}{shard_name(number)}.tar", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is no regular file")
+        self._descriptors[number] = descriptor, found.st_size
+        return self._descriptors[number]
 
 
 def read_sample(folder: Path, number: int, offset: int, size: int, sha256: bytes, what: str) -> bytes:

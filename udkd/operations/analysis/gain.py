@@ -15,7 +15,8 @@ Verdict = Literal["improves", "worsens", "no clear difference"]
 class Gain:
     """A paired difference of accuracies, percentage points.
 
-    samples: n > 0. gained, lost: samples that only the one has right, only the other. points: their balance.
+    samples: n; of none nothing is known. gained, lost: samples that only the one has right, only the other. points: their
+    balance.
     low, high: the interval: as wide as the bootstrap's and Bonett and Price's together. The bootstrap alone is too short
     where few samples differ: of three that are all gained it knows no other outcome.
     """
@@ -36,6 +37,8 @@ class Gain:
 def gain(right: NDArray[np.bool_], other: NDArray[np.bool_], seed: int = 0) -> Gain:
     """Of `right` over `other`, bool [n] both, sample by sample; the bootstrap's draws follow from seed and counts alone."""
     samples, gained, lost = len(right), int((right & ~other).sum()), int((other & ~right).sum())
+    if samples == 0:
+        return Gain(samples=0, gained=0, lost=0, points=0.0, low=-100.0, high=100.0)
     bounds = [bootstrap(right.astype(np.int64) - other.astype(np.int64), seed), paired(gained, lost, samples)]
     return Gain(
         samples=samples,

@@ -1,7 +1,17 @@
 """What backends feed a device with: work in threads, memory that is used again, copies ahead of their use."""
 
-from udkd.operations.feed.buffers import BufferPool
+from udkd.operations.feed.buffers import BufferPool, require_room
 from udkd.operations.feed.host_feed import AHEAD_BYTES, HostFeed, samples_per_part
-from udkd.operations.feed.threads import Work, in_threads
+from udkd.operations.feed.threads import Work, chunks, in_threads, num_threads
 
-__all__ = ["AHEAD_BYTES", "BufferPool", "HostFeed", "Work", "in_threads", "samples_per_part"]
+__all__ = [
+    "AHEAD_BYTES",
+    "BufferPool",
+    "HostFeed",
+    "Work",
+    "chunks",
+    "in_threads",
+    "num_threads",
+    "require_room",
+    "samples_per_part",
+]

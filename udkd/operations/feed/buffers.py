@@ -8,10 +8,23 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
+from udkd.words.errors import ConfigError
+
+_LARGE_BYTES = 1 << 30
 _ALWAYS_KEPT = 2
 _MOST_KEPT = 64
+
+
+def require_room(count: int) -> None:
+    """Raise ConfigError where a batch of `count` bytes is large and is more than the memory that is free."""
+    if count > _LARGE_BYTES and count > (free := psutil.virtual_memory().available):
+        raise ConfigError(
+            f"canvases of {count / 1e9:.1f} GB at once are more than the {free / 1e9:.1f} GB of free memory; "
+            "expected them to fit; lower the batch, or convert with a smaller --side"
+        )
 
 
 class BufferPool:
@@ -36,6 +49,7 @@ class BufferPool:
                 memory = self._free.pop()  # pop and append are atomic: no lock, which a finaliser could meet in its own thread
                 if len(memory) >= count:
                     return memory
+        require_room(count)
         return np.empty(count, dtype=np.uint8)
 
     def give_back(self, memory: NDArray[np.uint8]) -> None:

@@ -1,5 +1,6 @@
 """Batches from the host onto a GPU, copied ahead of their use on a stream of their own; nothing to do on the CPU."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -8,7 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from udkd.operations.feed.buffers import BufferPool
+from udkd.operations.feed.buffers import BufferPool, require_room
 from udkd.operations.prefetch import ahead
 from udkd.words.batch import Batch
 
@@ -28,6 +29,7 @@ class HostMemory:
     def take(self, *shape: int) -> Tensor:
         """A uint8 tensor with any contents."""
         if self._pinned:
+            require_room(math.prod(shape))
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         return torch.from_numpy(self._pool.take(*shape))
 

@@ -1,6 +1,5 @@
 """Canvases decoded on the host, in threads: what backends that differ only in their decode have in common."""
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
@@ -10,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.operations.feed.device_copies import HostMemory, onto
-from udkd.operations.feed.threads import Work, in_threads
+from udkd.operations.feed.threads import Work, chunks, in_threads, num_threads
 from udkd.words.batch import Batch
 
 AHEAD_BYTES = 256 << 20
@@ -53,17 +52,18 @@ class HostFeed:
         self._samples_per_part = samples_per_part(split.size)
         self._side = split.side
         self._device = device
-        self._workers = workers or len(os.sched_getaffinity(0))
+        self._workers = num_threads(workers)
         self._stage = stage
         self._memory = HostMemory(device, AHEAD_BYTES)
 
     def epoch(self, order: NDArray[np.int64], batch_size: int, decode: Decode) -> Iterator[Batch]:
         """Batches of `order`. Failures of `decode` are raised at their batch's turn; leaving early leaves no thread."""
+        batches = chunks(order, batch_size)
         batch_bytes = max(1, min(batch_size, len(order)) * self._side**2 * 3)
         ahead = AHEAD_BYTES // batch_bytes
         # A part is less where the batches that may be ahead would not be enough for all threads.
         part = max(1, min(self._samples_per_part, max(2, ahead) * batch_size // (2 * self._workers)))
-        work = self._work(order, batch_size, part, decode)
+        work = self._work(batches, part, decode)
         done = in_threads(work, workers=self._workers, ahead_bytes=AHEAD_BYTES, stage=self._stage)
         return onto(self._device, (batch for batch, _ in done), self._stage, depth=max(1, min(_MOST_COPIES, ahead)))
 
@@ -71,9 +71,8 @@ class HostFeed:
         """Let the memory go that no batch is in."""
         self._memory.clear()
 
-    def _work(self, order: NDArray[np.int64], batch_size: int, part: int, decode: Decode) -> Iterator[Work[Batch, None]]:
-        for start in range(0, len(order), batch_size):
-            ids = order[start : start + batch_size]
+    def _work(self, batches: Iterator[NDArray[np.int64]], part: int, decode: Decode) -> Iterator[Work[Batch, None]]:
+        for ids in batches:
             canvas = self._memory.take(len(ids), self._side, self._side, 3)
             rows = canvas.numpy()
             parts = [partial(decode, ids[n : n + part], rows[n : n + part]) for n in range(0, len(ids), part)]

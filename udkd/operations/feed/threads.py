@@ -1,10 +1,16 @@
 """Work in threads, ahead of its use, delivered in order, bounded in bytes, with its failures forwarded."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udkd.words.errors import ConfigError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -12,6 +18,24 @@ _PARTS_PER_WORKER = 4
 """Enough to keep every thread busy. More would make an early end slower, and the results leave the processor's cache before
 they are used: with 16, 64 px canvases cost 1.04 of what they cost with 4.
 """
+
+
+MOST_WORKERS = 1024
+_MOST_BATCH = 2**31 - 1
+
+
+def num_threads(workers: int) -> int:
+    """How many threads `workers` means: 0 one per core. Raises ConfigError for numbers that make no threads."""
+    if not 0 <= workers <= MOST_WORKERS:
+        raise ConfigError(f"{workers} decoding threads; expected 0 (one per core) to {MOST_WORKERS}; change data.workers")
+    return workers or len(os.sched_getaffinity(0))
+
+
+def chunks(order: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """An order cut into batches, the last one as it is. Raises ConfigError for a batch of nothing."""
+    if not 1 <= batch_size <= _MOST_BATCH:
+        raise ConfigError(f"a batch of {batch_size}; expected 1 to {_MOST_BATCH:,} images; change the batch size")
+    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
