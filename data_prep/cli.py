@@ -124,6 +124,9 @@ def convert(
         float | None,
         typer.Option(metavar="PERCENT", help="For sources without val/: the share set aside, chosen by a hash of each name."),
     ] = None,
+    val: Annotated[
+        Literal["val", "test"], typer.Option(help="Which of the source's splits validates: `test` for sources without val/.")
+    ] = "val",
     quality: Annotated[int, typer.Option(help="JPEG quality of what must be encoded.")] = 95,
     subsampling: Annotated[Literal["4:4:4", "4:2:0"], typer.Option(help="Its chroma subsampling.")] = "4:4:4",
     workers: WorkersOption = 0,
@@ -143,6 +146,7 @@ def convert(
         exif=exif,
         max_pixels=max_pixels,
         hold_out_percent=hold_out,
+        val="test" if val == "test" else None,
         quality=quality,
         subsampling=subsampling,
         formats=parse_formats(formats),

@@ -1,19 +1,37 @@
 """Where images come from: each kind of source is one file, opened by looking at it or by the name of its layout."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.sources.beton import Beton
+from data_prep.sources.class_tars import ClassTars
 from data_prep.sources.ilsvrc import Ilsvrc
+from data_prep.sources.named_split import split_in
 from data_prep.sources.parquet import Parquet
-from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver, Source, SplitName
+from data_prep.sources.source import TEST, Entry, EntryTable, Listing, Part, PassedOver, Source, SplitName
 from data_prep.sources.tar import Tar
 from data_prep.sources.tree import Tree
-from data_prep.sources.truth import is_truth
+from data_prep.sources.truth import is_truth, read_truth, truth_at
+from data_prep.sources.unread import what_it_is
 from data_prep.sources.webdataset import WebDataset
 from udkd.words.errors import ConfigError, DataError
 
-__all__ = ["AUTO", "LAYOUTS", "Entry", "EntryTable", "Listing", "PassedOver", "Source", "SplitName", "open_sources"]
+__all__ = [
+    "AUTO",
+    "LAYOUTS",
+    "TEST",
+    "Entry",
+    "EntryTable",
+    "Listing",
+    "Part",
+    "PassedOver",
+    "Source",
+    "SplitName",
+    "open_sources",
+    "split_in",
+    "what_it_is",
+]
 
 AUTO = "auto"
 
@@ -22,43 +40,118 @@ def _image_folder(path: Path) -> Source | None:
     return Tree.probe(path) or Tar.probe(path)
 
 
+def _class_folders(path: Path) -> Source | None:
+    found = Tree.probe(path) or Tar.probe(path)
+    return None if found is None else replace(found, splits=False)
+
+
 # Each probe looks at a path and opens it, or says that it is not of its kind; `auto` asks them in this order, so what takes
 # anything comes last. A new kind of source is one line here.
 LAYOUTS: dict[str, Callable[[Path], Source | None]] = {
-    "ilsvrc": Ilsvrc.probe,
+    "ilsvrc": lambda path: Ilsvrc.probe(path) or ClassTars.probe(path),
     "webdataset": WebDataset.probe,
     "beton": Beton.probe,
     "parquet": Parquet.probe,
     "imagefolder": _image_folder,
+    "classfolders": _class_folders,
 }
 
 
-def open_sources(paths: Sequence[Path], layout: str = AUTO) -> list[Source]:
-    """Open sources by looking at them, or as a named layout. A ground truth of ILSVRC2012 among them goes to its val tar.
+@dataclass(frozen=True)
+class _Remarked:
+    """A source with something to say about what lies beside it."""
 
-    Raises ConfigError and DataError: nothing there, of no known kind or not of the named one, a ground truth without a val tar.
+    source: Source
+    remark: str
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+    def list(self) -> Listing:
+        listing = self.source.list()
+        return replace(listing, remarks=(*listing.remarks, self.remark))
+
+    def read(self, entry: Entry) -> bytes:
+        return self.source.read(entry)
+
+
+def open_sources(paths: Sequence[Path], layout: str = AUTO) -> list[Source]:
+    """Open sources by looking at them, or as a named layout. A ground truth among them goes to a val without class folders.
+
+    Raises ConfigError and DataError: nothing there, of no known kind or not of the named one, of two kinds at once, a ground
+    truth that is none, or without images that it could be for.
     """
     if layout not in (AUTO, *LAYOUTS):
         raise ConfigError(f"the layout {layout!r} is unknown; expected {AUTO}, {', '.join(LAYOUTS)}; change --layout")
     for path in paths:
         if not path.exists():
-            raise DataError(f"{path} does not exist; expected a folder or a file of images; check the path")
+            fault = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
+            raise DataError(f"{path} {fault}; expected a folder or a file of images; check the path")
     truths = [path for path in paths if is_truth(path)]
+    for path in truths:
+        read_truth(path)
+    if len(truths) > 1:
+        raise DataError(
+            f"{truths[0]} and {truths[1]} both say which classes validation images have; expected one; leave one away"
+        )
     opened = [_open(path, layout, truths[0] if truths else None) for path in paths if path not in truths]
-    if truths and not any(isinstance(source, Ilsvrc) and source.val for source in opened):
+    if truths and not any(isinstance(source, Tree | Tar) or (isinstance(source, Ilsvrc) and source.val) for source in opened):
         raise DataError(f"{truths[0]} says which classes validation images have; expected their tar beside it; name it too")
     return opened
 
 
 def _open(path: Path, layout: str, truth: Path | None) -> Source:
-    for name, probe in LAYOUTS.items():
-        if layout not in (AUTO, name):
-            continue
-        source = Ilsvrc.probe(path, truth) if name == "ilsvrc" else probe(path)
-        if source is not None:
-            return source
     if layout != AUTO:
-        raise DataError(f"{path} is not of the layout {layout}; expected one; check --layout or leave it away")
+        source = LAYOUTS[layout](path)
+        if source is None:
+            raise DataError(f"{path} is not of the layout {layout}; expected one; check --layout or leave it away")
+        return _with_truth(source, truth)
+    found = {name: source for name, probe in LAYOUTS.items() if name != "classfolders" and (source := probe(path)) is not None}
+    if found:
+        return _with_truth(_one_of(path, found), truth)
+    what = what_it_is(path)
+    if what is not None:
+        raise DataError(f"{path} is of no known kind: it holds {what[0]}; expected images in class folders or a tar; {what[1]}")
     raise DataError(
         f"{path} is of no known kind; expected a folder or a tar file of images, parquet files or a .beton; check the path"
     )
+
+
+def _with_truth(source: Source, truth: Path | None) -> Source:
+    if truth is None:
+        return source
+    if isinstance(source, Ilsvrc):
+        return replace(source, truth=truth)
+    return replace(source, truth=truth_at(truth)) if isinstance(source, Tree | Tar) else source
+
+
+def _one_of(path: Path, found: dict[str, Source]) -> Source:
+    """The source that counts where one path can be read as several. Raises DataError where that is for the user to say."""
+    (first, source), *others = found.items()
+    tree = found.get("imagefolder")
+    if not others or not isinstance(tree, Tree) or (path / "dataset.json").is_file():  # a dataset folder of ours is shards
+        return source
+    splits = tree.glance()
+    also = [name for name, _ in others if name != "imagefolder"]
+    whole = isinstance(source, Ilsvrc) and source.train is not None and source.val is not None
+    if first == "ilsvrc" and not whole and {"train", "val"} <= splits:  # as torchvision leaves it
+        return _Remarked(tree, f"{path} holds class folders and tars of ILSVRC2012; the folders are read")
+    if splits and not whole and ("train" in splits or "val" in splits or "beton" in found or first == "ilsvrc"):
+        names = " and ".join(_CALLED[name] for name in found)
+        choices = " or ".join(f"--layout {name}" for name in found)
+        raise DataError(f"{path} holds {names}; expected one of them; say which to read with {choices}")
+    if splits:
+        also.append("imagefolder")
+    if also:
+        return _Remarked(source, f"{path} holds {' and '.join(_CALLED[name] for name in (first, *also))}; the first are read")
+    return source
+
+
+_CALLED = {
+    "ilsvrc": "tars of ILSVRC2012",
+    "webdataset": "shards of a WebDataset",
+    "beton": "a .beton",
+    "parquet": "parquet files",
+    "imagefolder": "class folders of images",
+}

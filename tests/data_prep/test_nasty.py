@@ -202,7 +202,7 @@ def test_long_names_and_pax_headers_are_read(tmp_path: Path, kind: int) -> None:
     ("more", "said"),
     [
         ([member("train/n01440764/a.jpg", JPEG)] * 2, r"train/n01440764/a\.jpg is there twice"),
-        ([member("train/n01440764/a.jpg", type=tarfile.LNKTYPE, linkname="train/n01440764/n01440764_0.JPEG")], "it is a link"),
+        ([member("train/n01440764/a.jpg", type=tarfile.LNKTYPE, linkname="train/n01440764/n01440764_0.JPEG")], None),
         ([member("train/n01440764/a.jpg", JPEG, pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"})], "sparse"),
         ([member("train/n01440764/a.jpg", JPEG, type=tarfile.CONTTYPE)], None),
         ([member("train/n01440764/../../a.jpg", JPEG)], "its path leaves the archive"),
