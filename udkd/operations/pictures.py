@@ -12,10 +12,10 @@ from udkd.words.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no more: Pillow also knows formats that start other programs
 _OTHER_KINDS = (  # by how files of them begin: what Pillow may know, but not every decoder, nor each version to the same pixels
-    ("AVIF", re.compile(rb".{4}ftyp.{0,24}?avi[fs]", re.DOTALL)),
-    ("HEIC", re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL)),
-    ("JPEG XL", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),
-    ("JPEG 2000", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
+    ("an AVIF image", re.compile(rb".{4}ftyp.{0,24}?avi[fs]", re.DOTALL)),
+    ("a HEIC image", re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL)),
+    ("a JPEG XL image", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),
+    ("a JPEG 2000 image", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
 )
 PIXEL_LIMIT = 100_000_000  # 300 MB as RGB; ImageNet's largest image has 61 million pixels
 LONGEST_PX = 2048
@@ -35,7 +35,7 @@ def open_image(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         kind = next((name for name, start in _OTHER_KINDS if start.match(data)), None)
         if kind is not None:
-            raise BadImage(f"{kind}, which is not read; expected {', '.join(FORMATS)}; convert it first") from None
+            raise BadImage(f"{kind}, which is not read: convert it to one of {', '.join(FORMATS)}") from None
         raise BadImage(f"not an image (it starts with {data[:12]!r})") from None
     except Exception as error:  # Pillow's parsers answer damaged bytes with whatever they trip over
         raise BadImage(reason("header cannot be read", error)) from None
