@@ -46,11 +46,13 @@ def mended(data: bytes) -> tuple[bytes, list[str]]:
 
 
 def _split(data: bytes) -> tuple[list[_Segment], bytes]:
-    """The segments before the end mark, and what follows the last of them."""
+    """The whole segments before the end mark, and what follows the last of them."""
     segments, at = [], 2
     while (found := _NEXT.search(data, at)) is not None and (marker := data[found.start() + 1]) not in (_START, _END):
         start = found.end() + 2
         end = max(start, found.end() + int.from_bytes(data[found.end() : start]))
+        if end > len(data):
+            break
         segments.append(_Segment(before=data[at : found.start()], marker=marker, body=data[start:end]))
         at = end
     return segments, data[at:]

@@ -135,7 +135,7 @@ def _is_bytes(kind: pa.DataType | None) -> bool:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _class_names(schema: pa.Schema, label: str) -> Sequence[str] | None:
