@@ -98,6 +98,23 @@ def convert(
     layout: Annotated[
         str, typer.Option(help=f"What the sources are: `auto` looks; or {', '.join(f'`{name}`' for name in LAYOUTS)}.")
     ] = "auto",
+    image_field: Annotated[
+        str | None,
+        typer.Option(
+            "--image-field",
+            "--image-column",
+            help="Where samples have several images: the parquet column, the WebDataset's ending, the .beton's field.",
+        ),
+    ] = None,
+    label_field: Annotated[
+        str | None,
+        typer.Option(
+            "--label-field",
+            "--label-column",
+            help="Where samples have several labels: the parquet column, the .beton's field, the WebDataset's ending or the "
+            "key in its .json.",
+        ),
+    ] = None,
     classes: Annotated[str, typer.Option(help="`imagenet100`, a file with one class folder per line, or `all`.")] = "all",
     formats: Annotated[
         str,
@@ -141,6 +158,8 @@ def convert(
         side=side,
         fit=fit,
         layout=layout,
+        image_field=image_field,
+        label_field=label_field,
         classes=classes,
         on_bad=on_bad,
         exif=exif,

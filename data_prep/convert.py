@@ -22,7 +22,7 @@ from data_prep.prepare import PrepareJob
 from data_prep.report import FILE_NAME as REPORT_NAME
 from data_prep.report import write_report
 from data_prep.shards import remove_sidecars, write_shards
-from data_prep.sources import AUTO, SplitName, open_sources
+from data_prep.sources import AUTO, Fields, SplitName, open_sources
 from data_prep.stock import SPLITS, Stock, take_stock
 from udkd.formats.dataset import (
     DERIVED,
@@ -59,6 +59,7 @@ class ConvertSettings:
     """Every choice of a conversion.
 
     on_bad: fail leaves no usable folder; skip leaves bad images out; fix repairs what can be and leaves the others out.
+    image_field, label_field: the column, ending or field to take where a source has several; None to look.
     hold_out_percent: None to take the source's own val. val: "test" to take its test split for that; None for val itself.
     formats: derived formats to write beside the shards; None lets the fit decide (see `default_formats`).
     shard_samples: rows per shard, the unit of resuming.
@@ -67,6 +68,8 @@ class ConvertSettings:
     side: int = 512
     fit: Literal["pad", "squash"] = "pad"
     layout: str = AUTO
+    image_field: str | None = None
+    label_field: str | None = None
     classes: str = "all"
     on_bad: Literal["fix", "skip", "fail"] = "fail"
     exif: Literal["ignore", "apply"] = "ignore"
@@ -112,6 +115,8 @@ class ConvertSettings:
             "--side": self.side,
             "--fit": self.fit,
             "--layout": self.layout,
+            "--image-field": self.image_field,
+            "--label-field": self.label_field,
             "--classes": self.classes,
             "--hold-out": self.hold_out_percent,
             "--val": self.val,
@@ -131,7 +136,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
     """
     for name in settings.formats or ():
         DERIVED_FORMATS[name].require()
-    opened = open_sources(sources, settings.layout)
+    opened = open_sources(sources, settings.layout, Fields(image=settings.image_field, label=settings.label_field))
     _check_apart(sources, folder)
     _check_target(folder, settings)
     stock = take_stock(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_prep.sources.beton import Beton
 from data_prep.sources.class_tars import ClassTars, class_tars
+from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, Fields
 from data_prep.sources.ilsvrc import Ilsvrc
 from data_prep.sources.layout import is_image_path, no_image
 from data_prep.sources.named_split import files_below, split_in
@@ -24,6 +25,7 @@ __all__ = [
     "TEST",
     "Entry",
     "EntryTable",
+    "Fields",
     "Listing",
     "Part",
     "PassedOver",
@@ -104,7 +106,7 @@ def _read_files(source: Source) -> frozenset[Path]:
     return frozenset(file for file in files if file is not None)
 
 
-def open_sources(paths: Sequence[Path], layout: str = AUTO) -> list[Source]:
+def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = LOOK) -> list[Source]:
     """Open sources by looking at them, or as a named layout. A ground truth among them goes to a val without class folders.
 
     Raises ConfigError and DataError: nothing there, of no known kind or not of the named one, of two kinds at once, a ground
@@ -127,7 +129,27 @@ def open_sources(paths: Sequence[Path], layout: str = AUTO) -> list[Source]:
     bare = [source.source if isinstance(source, _Folder) else source for source in opened]
     if truths and not any(isinstance(source, Tree | Tar) or (isinstance(source, Ilsvrc) and source.val) for source in bare):
         raise DataError(f"{truths[0]} says which classes validation images have; expected their tar beside it; name it too")
-    return opened
+    return _with_fields(opened, fields)
+
+
+def _with_fields(sources: list[Source], fields: Fields) -> list[Source]:
+    """The sources told which of their fields the user chose. Raises ConfigError where none has fields."""
+    if fields == LOOK:
+        return sources
+    told = [_told(source, fields) for source in sources]
+    if told == sources:
+        where = ", ".join(str(source.path) for source in sources)
+        raise ConfigError(
+            f"{IMAGE_OPTION} and {LABEL_OPTION} choose among the fields of WebDatasets, parquet files and .betons; "
+            f"{where} is none; leave them away"
+        )
+    return told
+
+
+def _told(source: Source, fields: Fields) -> Source:
+    if isinstance(source, _Folder):
+        return replace(source, source=_told(source.source, fields))
+    return replace(source, fields=fields) if isinstance(source, WebDataset | Parquet | Beton) else source
 
 
 def _open(path: Path, layout: str, truth: Path | None) -> Source:
