@@ -89,6 +89,12 @@ class _Listed:
         origin = self.origin(row)
         return self._tables[origin].name(row - int(self._firsts[origin]))
 
+    def path(self, row: int) -> str:
+        """The class and the name of a row's entry."""
+        origin = self.origin(row)
+        table, place = self._tables[origin], row - int(self._firsts[origin])
+        return f"{table.classes[place]}/{table.name(place)}"
+
     def sample(self, row: int) -> Sample:
         """A row as the sample that it becomes."""
         origin = self.origin(row)
@@ -120,7 +126,7 @@ def take_stock(
     test = listed.splits == PARTS.index("test")
     for rows, reason in ((test, TEST), (~test & (listed.labels < 0), UNCHOSEN)):
         for row in np.flatnonzero(rows).tolist():
-            passed_over.append(listed.name(row), reason)
+            passed_over.append(listed.path(row), reason)
     warnings = [remark for listing in listings for remark in listing.remarks]
     warnings += [*_passed_over(passed_over), *_check_classes(listed, groups, chosen, hold_out_percent)]
     sequential = any(listing.sequential for listing in listings)
@@ -154,6 +160,9 @@ def _parts(sources: Sequence[Source], listings: Sequence[Listing], hold_out_perc
     told = {hint for hint, none in zip(hints, bare, strict=True) if none} | {
         PARTS[place] for split in splits for place in np.unique(split).tolist() if place >= 0
     }
+    apart = [split_in(source.path.resolve().parent.name) for source in sources]
+    if all(bare) and all(source.path.is_file() for source in sources) and None not in apart and len(set(apart)) > 1:
+        return [np.full_like(split, PARTS.index(part)) for split, part in zip(splits, apart, strict=True) if part]
     if None in told or (len(told) < 2 and (hold_out_percent is not None or told == {"test"})):
         return splits
     return [
@@ -235,6 +244,12 @@ def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bo
     if test and not (train or loose):
         return f"{where} holds test/ only; expected train/ and val/ images; add the sources that hold them"
     lacks = "train/ but no val/ images" if train else "no train/ and val/ folders"
+    hints = {listing.hint or split_in(source.path.resolve().name) for source, listing in zip(sources, listings, strict=True)}
+    if not train and hints == {"test"}:
+        return (
+            f"{where} holds test/ only; expected train/ and val/ images; add the sources that hold them, or give "
+            "--hold-out PERCENT where this is all there is"
+        )
     unclear = next((listing.unclear for listing in listings if listing.unclear), "")
     if unclear:
         return (

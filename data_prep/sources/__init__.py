@@ -1,14 +1,15 @@
 """Where images come from: each kind of source is one file, opened by looking at it or by the name of its layout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.sources.beton import Beton
-from data_prep.sources.class_tars import ClassTars
+from data_prep.sources.class_tars import ClassTars, class_tars
 from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, Fields
 from data_prep.sources.ilsvrc import Ilsvrc
-from data_prep.sources.named_split import split_in
+from data_prep.sources.layout import is_image_path, no_image
+from data_prep.sources.named_split import files_below, split_in
 from data_prep.sources.parquet import Parquet
 from data_prep.sources.source import TEST, Entry, EntryTable, Listing, Part, PassedOver, Source, SplitName
 from data_prep.sources.tar import Tar
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 AUTO = "auto"
+BESIDE_FILES = "images beside the files that are read"
 
 
 def _image_folder(path: Path) -> Source | None:
@@ -60,22 +62,48 @@ LAYOUTS: dict[str, Callable[[Path], Source | None]] = {
 
 
 @dataclass(frozen=True)
-class _Remarked:
-    """A source with something to say about what lies beside it."""
+class _Folder:
+    """A source in a folder where other files lie, too. read_files: those that the source reads. remark: see Listing."""
 
     source: Source
-    remark: str
+    read_files: frozenset[Path]
+    remark: str = ""
 
     @property
     def path(self) -> Path:
         return self.source.path
 
     def list(self) -> Listing:
+        """The source's, with the other files as passed over."""
         listing = self.source.list()
-        return replace(listing, remarks=(*listing.remarks, self.remark))
+        for file in Tree(self.path).files() if self.read_files else ():
+            if self.path / file not in self.read_files:
+                listing.ignored.append(file, no_image(file) if not is_image_path(file) else BESIDE_FILES)
+        return replace(listing, remarks=(*listing.remarks, self.remark) if self.remark else listing.remarks)
 
     def read(self, entry: Entry) -> bytes:
+        """See Source."""
         return self.source.read(entry)
+
+
+def _read_files(source: Source) -> frozenset[Path]:
+    """The files that a source in a folder is made of; none where all files of the folder are its own business."""
+    path = source.path
+    if not path.is_dir() or isinstance(source, Tree) or (path / "dataset.json").is_file():
+        return frozenset()
+    files: Iterable[Path | None] = ()
+    match source:
+        case Ilsvrc():
+            files = (source.train, source.val, source.truth)
+        case ClassTars():
+            files = class_tars(path)
+        case WebDataset():
+            files = files_below(path, ".tar")
+        case Parquet():
+            files = files_below(path, ".parquet")
+        case Beton():
+            files = path.glob("*.beton")
+    return frozenset(file for file in files if file is not None)
 
 
 def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = LOOK) -> list[Source]:
@@ -98,7 +126,8 @@ def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = LOO
             f"{truths[0]} and {truths[1]} both say which classes validation images have; expected one; leave one away"
         )
     opened = [_open(path, layout, truths[0] if truths else None) for path in paths if path not in truths]
-    if truths and not any(isinstance(source, Tree | Tar) or (isinstance(source, Ilsvrc) and source.val) for source in opened):
+    bare = [source.source if isinstance(source, _Folder) else source for source in opened]
+    if truths and not any(isinstance(source, Tree | Tar) or (isinstance(source, Ilsvrc) and source.val) for source in bare):
         raise DataError(f"{truths[0]} says which classes validation images have; expected their tar beside it; name it too")
     return _with_fields(opened, fields)
 
@@ -118,7 +147,7 @@ def _with_fields(sources: list[Source], fields: Fields) -> list[Source]:
 
 
 def _told(source: Source, fields: Fields) -> Source:
-    if isinstance(source, _Remarked):
+    if isinstance(source, _Folder):
         return replace(source, source=_told(source.source, fields))
     return replace(source, fields=fields) if isinstance(source, WebDataset | Parquet | Beton) else source
 
@@ -128,13 +157,13 @@ def _open(path: Path, layout: str, truth: Path | None) -> Source:
         source = LAYOUTS[layout](path)
         if source is None:
             raise DataError(f"{path} is not of the layout {layout}; expected one; check --layout or leave it away")
-        return _with_truth(source, truth)
+        return _Folder(_with_truth(source, truth), _read_files(source))
     found = {name: source for name, probe in LAYOUTS.items() if name != "classfolders" and (source := probe(path)) is not None}
     if found:
-        return _with_truth(_one_of(path, found), truth)
+        return _one_of(path, {name: _with_truth(source, truth) for name, source in found.items()})
     what = what_it_is(path)
     if what is not None:
-        raise DataError(f"{path} is of no known kind: it holds {what[0]}; expected images in class folders or a tar; {what[1]}")
+        raise DataError(f"{path} is of a kind that is not read ({what[0]}); expected a folder or a tar of images; {what[1]}")
     raise DataError(
         f"{path} is of no known kind; expected a folder or a tar file of images, parquet files or a .beton; check the path"
     )
@@ -155,25 +184,24 @@ def _one_of(path: Path, found: dict[str, Source]) -> Source:
     if not others or not isinstance(tree, Tree) or (path / "dataset.json").is_file():  # a dataset folder of ours is shards
         return source
     splits = tree.glance()
-    also = [name for name, _ in others if name != "imagefolder"]
+    also = [_CALLED[name] for name, _ in others if name != "imagefolder" or splits]
     whole = isinstance(source, Ilsvrc) and source.train is not None and source.val is not None
     if first == "ilsvrc" and not whole and {"train", "val"} <= splits:  # as torchvision leaves it
-        return _Remarked(tree, f"{path} holds class folders and tars of ILSVRC2012; the folders are read")
+        return _Folder(tree, frozenset(), f"{path} holds class folders and tars of ILSVRC2012; the folders are read")
     if splits and not whole and ("train" in splits or "val" in splits or "beton" in found or first == "ilsvrc"):
-        names = " and ".join(_CALLED[name] for name in found)
         choices = " or ".join(f"--layout {name}" for name in found)
-        raise DataError(f"{path} holds {names}; expected one of them; say which to read with {choices}")
-    if splits:
-        also.append("imagefolder")
-    if also:
-        return _Remarked(source, f"{path} holds {' and '.join(_CALLED[name] for name in (first, *also))}; the first are read")
-    return source
+        raise DataError(
+            f"{path} holds {_CALLED[first]} and {' and '.join(also)}; expected one of them; name the folders and files "
+            f"that you want as sources, or say which to read with {choices}"
+        )
+    remark = f"{path} holds {_CALLED[first]} and {' and '.join(also)}; only {_CALLED[first]} are read" if also else ""
+    return _Folder(source, _read_files(source), remark)
 
 
 _CALLED = {
     "ilsvrc": "tars of ILSVRC2012",
     "webdataset": "shards of a WebDataset",
-    "beton": "a .beton",
+    "beton": ".beton files",
     "parquet": "parquet files",
     "imagefolder": "class folders of images",
 }

@@ -26,7 +26,7 @@ class ClassTars:
     @staticmethod
     def probe(path: Path) -> "ClassTars | None":
         """ClassTars where the first tar is one."""
-        first = next(iter(_tars(path)), None)
+        first = next(iter(class_tars(path)), None)
         if first is None or not is_tar(first):
             return None
         names = [member.name for member in islice(members(first), LOOKED_AT)]
@@ -35,7 +35,7 @@ class ClassTars:
     def list(self) -> Listing:
         """All image members. Errors: see `members`."""
         entries, ignored = EntryTable(), PassedOver()
-        for tar in _tars(self.path):
+        for tar in class_tars(self.path):
             split, stamp = split_in(tar.resolve().parent.name), tar.stat().st_mtime_ns
             key = "" if tar == self.path else str(tar.relative_to(self.path))
             for member in members(tar):
@@ -50,5 +50,6 @@ class ClassTars:
         return read_at(self.path / entry.key if entry.key else self.path, entry.offset, entry.size)
 
 
-def _tars(path: Path) -> list[Path]:
+def class_tars(path: Path) -> list[Path]:
+    """The tars named for wnids: the path itself, or those in a folder and in its folders."""
     return [tar for tar in files_below(path, ".tar") if WNID.fullmatch(tar.stem) and not is_hidden(tar.name)]

@@ -4,9 +4,9 @@ from array import array
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_prep.sources.layout import arrange, is_hidden, looks_like_val, no_image
+from data_prep.sources.layout import arrange, looks_like_val, no_image
 from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
-from data_prep.sources.truth import NAMES, Truth, choose
+from data_prep.sources.truth import Truth, choose
 from udkd.words.texts import TextsBuilder
 
 
@@ -18,7 +18,7 @@ class Names:
 
     def __init__(self, source: Path, root: str, *, splits: bool, truth: Truth | None) -> None:
         self._source, self._root, self._splits = source, root, splits
-        self._named_truth, self._truths = truth, list[Truth]()
+        self._named_truth, self._truths, self._used = truth, dict[str, Truth](), ""
         self._names, self._numbers = TextsBuilder(), array("q")
         self._ignored, self._unclear = PassedOver(), ""
 
@@ -31,12 +31,11 @@ class Names:
         """A file that is none."""
         self._ignored.append(name, reason or no_image(name))
         if not self._unclear and looks_like_val(name):
-            self._unclear = name
+            self._unclear = f"{name} ({reason})" if reason else name
 
-    def add_truth(self, truth: Truth) -> None:
-        """A file that may be a ground truth."""
-        if truth.name in NAMES and not is_hidden(truth.where):
-            self._truths.append(truth)
+    def add_truth(self, truth: Truth, name: str = "") -> None:
+        """What may be a ground truth. name: as the source has it, empty for a file beside the source."""
+        self._truths[name] = truth
 
     def listing(self) -> Listing:
         """All of it. Errors: see `arrange`."""
@@ -49,9 +48,15 @@ class Names:
             else:
                 offset, size, stamp = self._numbers[3 * n : 3 * n + 3]
                 entries.append(Entry(*place, key=paths[n], offset=offset, size=size, stamp=stamp))
+        for name in self._truths:
+            if name and name != self._used:
+                self.pass_over(name)
         unclear = found.unclear or self._unclear
         return Listing(entries=entries, ignored=self._ignored, hint=found.hint, unclear=unclear)
 
     def _truth(self) -> tuple[str, Mapping[str, str]] | None:
-        truth = self._named_truth or choose(self._truths)
-        return None if truth is None else (truth.where, truth.classes())
+        truth = self._named_truth or choose(self._truths.values())
+        if truth is None:
+            return None
+        self._used = next((name for name, other in self._truths.items() if other is truth), "")
+        return truth.where, truth.classes()

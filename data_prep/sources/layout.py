@@ -145,12 +145,28 @@ def _find(folders: Sequence[Folder], source: str) -> _Splits:
             _add(found, folder, at)
         every = len(worded) == len(folders) and all(at == prefix for _, at in worded)
         if not every and not ("train" in found.parts() and {*found.parts(), *found.flat.values()} - {"train"}):
+            _check_beside(worded, prefix, source)
             return _Splits()
     if not found.at:
         return _Splits()
     _look_through(found)
     _check_one_each(found, strict, source)
     return found
+
+
+def _check_beside(worded: Sequence[tuple[Folder, int]], prefix: int, source: str) -> None:
+    """Raise DataError where one of several folders is named for a split and holds class folders, by the look of it."""
+    inside: dict[str, set[str]] = {}
+    for folder, at in worded:
+        if at == prefix and at < len(folder) - 1:
+            inside.setdefault(folder[at], set()).add(folder[at + 1])
+    names = sorted(name for name, classes in inside.items() if len(classes) > 1)
+    if names:
+        raise DataError(
+            f"{source}: {_few(names)} can be read as a split, as it holds several folders, or as a class, as other folders lie "
+            "beside it; expected one reading; name the folders of class folders as sources, or give --layout classfolders "
+            "where it is a class"
+        )
 
 
 def _first(folder: Folder, start: int) -> int | None:
@@ -212,10 +228,10 @@ def _check_names(names: Iterable[str], source: str) -> None:
     plain = {split_in(name) for name in worded if PLAIN.fullmatch(name)}
     if not worded or not (len(worded) == len(every) or len(plain) > 1 or (len(parts) > 1 and 2 * len(worded) >= len(every))):
         return
+    would = "would be classes, but are named for splits" if len(worded) > 1 else "would be a class, but is named for a split"
     raise DataError(
-        f"{source}: {_few(worded)} would be classes, but {'are' if len(worded) > 1 else 'is'} named for splits and hold images "
-        "in no class folders; expected train/<class>/ and val/<class>/ folders; sort the images into class folders, name the "
-        "folders of class folders as sources, or give --layout classfolders where these are classes"
+        f"{source}: {_few(worded)} {would}; expected train/<class>/ and val/<class>/ folders; sort the images into "
+        "class folders, name the folders that hold class folders as sources, or give --layout classfolders if these are classes"
     )
 
 
@@ -269,7 +285,7 @@ def _by_truth(path: str, known: _Known) -> Place:
 def _unclear(found: _Splits, folders: Mapping[Folder, int]) -> str:
     """The first folder of images that looks like a validation split, but has no class folders or lies elsewhere."""
     seen = sorted(folder for folder in folders if folder not in found.at and looks_like_val("/".join(folder)))
-    return f"{folders[seen[0]]:,} images in {'/'.join(seen[0])}/, which has no class folders" if seen else ""
+    return f"{'/'.join(seen[0])}/ ({folders[seen[0]]:,} images, not in class folders)" if seen else ""
 
 
 def _in_splits(paths: Sequence[str], found: _Splits, known: _Known | None) -> Iterator[Place | str]:

@@ -108,7 +108,7 @@ class EntryTable(Sequence[Entry]):
         return self._names[n]
 
 
-OTHER = "no images"
+OTHER = "other files"
 TEST = "images of a test split"
 
 
@@ -121,7 +121,7 @@ class PassedOver:
             self.append(name)
 
     def append(self, name: str, reason: str = OTHER, count: int = 1) -> None:
-        """Add one name, or the first of several. reason: a plural noun, such as `no images`."""
+        """Add one name, or the first of several. reason: a plural noun, such as `other files`."""
         before, example = self.reasons.get(reason, (0, name))
         self.reasons[reason] = (before + count, min(example, name))
 

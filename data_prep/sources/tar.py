@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from data_prep.sources.image_folder import Names
-from data_prep.sources.layout import is_image_path
-from data_prep.sources.members import is_tar, members, read_at
+from data_prep.sources.layout import is_hidden, is_image_path
+from data_prep.sources.members import Member, is_tar, members, read_at
 from data_prep.sources.source import Entry, Listing
 from data_prep.sources.truth import LIMIT_BYTES, NAMES, Truth, find_truth, truth_at
 
@@ -35,12 +35,12 @@ class Tar:
         for member in members(self.path):
             if is_image_path(member.name):
                 names.add(member.name, offset=member.offset, size=member.size, stamp=stamp)
+            elif _is_truth(member):
+                where = f"{self.path}, {member.name}"
+                truth = Truth(PurePath(member.name).name, where, partial(read_at, self.path, member.offset, member.size))
+                names.add_truth(truth, member.name)
             else:
                 names.pass_over(member.name)
-                name = member.name.rsplit("/", 1)[-1]
-                if name in NAMES and member.size <= LIMIT_BYTES:
-                    where = f"{self.path}, {member.name}"
-                    names.add_truth(Truth(name, where, partial(read_at, self.path, member.offset, member.size)))
         beside = find_truth(self.path.parent)
         if beside is not None:
             names.add_truth(truth_at(beside))
@@ -49,3 +49,7 @@ class Tar:
     def read(self, entry: Entry) -> bytes:
         """The member's bytes, by offset."""
         return read_at(self.path, entry.offset, entry.size)
+
+
+def _is_truth(member: Member) -> bool:
+    return PurePath(member.name).name in NAMES and not is_hidden(member.name) and member.size <= LIMIT_BYTES

@@ -41,17 +41,22 @@ class Tree:
                 names.add(name, offset=0, size=status.st_size, stamp=status.st_mtime_ns)
             elif is_image_path(name) and file.is_symlink():
                 names.add(name, offset=0, size=0, stamp=0)
+            elif not _is_there(file) and file.is_symlink():
+                names.pass_over(name, NOWHERE)
+            elif file.name in NAMES and not is_hidden(name):
+                names.add_truth(truth_at(Path(file.path)), name)
             else:
-                names.pass_over(name, NOWHERE if file.is_symlink() and not _is_there(file) else "")
-                if file.name in NAMES and _is_there(file):
-                    names.add_truth(truth_at(Path(file.path)))
+                names.pass_over(name)
         return names.listing()
+
+    def files(self) -> Iterator[str]:
+        """Every file in it, by its path inside."""
+        return (os.path.relpath(file.path, self.path) for file in _walk(self.path))
 
     def glance(self) -> set[Part | None]:
         """Which splits class folders are in, None for those in none, by one image of each folder; empty without any."""
         seen: dict[str, str] = {}
-        for file in _walk(self.path):
-            name = os.path.relpath(file.path, self.path)
+        for name in self.files():
             if is_image_path(name):
                 seen.setdefault(name.rpartition("/")[0], name)
         try:

@@ -20,6 +20,10 @@ MAGIC = {b"PK\x03\x04": "x.zip", b"7z\xbc\xaf": "x.7z", b"Rar!": "x.rar", b"\x1f
 }
 _WRITE = "write its images as files into class folders (or as parquet or a WebDataset)"
 _UNPACK = "unpack it first and name the folder"
+FLAT = (
+    "images that lie in no class folders",
+    "sort them into folders, one per class, or name the ground truth of ILSVRC2012's or Tiny-ImageNet's val as a source",
+)
 # Names, in this order: the first that fits decides.
 KINDS: tuple[tuple[str, str, str], ...] = (
     (r"dataset_dict\.json|state\.json|.*\.arrow", "arrow files of Hugging Face's `datasets`", "write parquet with to_parquet"),
@@ -50,8 +54,10 @@ def what_it_is(path: Path) -> tuple[str, str] | None:
         found = _kind([name.rsplit("/", 1)[-1] for name in names])
         images = [name for name in names if name.lower().endswith(IMAGE_ENDINGS)]
         if images and (found is None or "annotations" in found[0]):
-            return "images that lie in no class folders", "sort them into folders, one per class"
+            return FLAT
         return found
+    if path.suffix == ".tar":
+        return FLAT
     if path.name.lower().endswith((*IMAGE_ENDINGS, *UNREAD_ENDINGS)):
         return "one image", "name the folder of class folders"
     with open(path, "rb") as file:
