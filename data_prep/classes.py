@@ -1,6 +1,8 @@
 """Class lists, and the names people read."""
 
+import codecs
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -9,8 +11,11 @@ from pathlib import Path
 
 from udkd.formats.dataset import ClassName
 from udkd.words.errors import DataError
+from udkd.words.files import read_plain
+from udkd.words.parsing import parse_json
 
 ALL = "all"
+LIMIT_BYTES = 1 << 26  # of a class list
 BUILT_IN = {"imagenet100": "imagenet100-wnids.txt"}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -67,49 +72,128 @@ def utf8(name: str) -> bytes:
         return name.encode("utf-8", "backslashreplace")
 
 
-def wanted_classes(choice: str) -> list[str] | None:
-    """The wnids of a built-in list or of a file (the first word of each line; `#` starts a comment); None for all classes.
+def wanted_classes(choice: str) -> list[tuple[str, ...]] | None:
+    """The lines of a built-in list or of a file, each as the names it may mean, the likeliest first; None for all classes.
 
-    Raises DataError where the choice is neither a built-in list nor a file, or the file names no class.
+    Of a line `sea lion  # comment` these are the line, the line without its comment, what stands before a tab or a comma, and
+    the first word. A JSON list, or an object with a key per class, is read as well. Raises DataError where the choice is
+    neither a built-in list nor a file, or the file names no class.
     """
     if choice == ALL:
         return None
     if choice in BUILT_IN:
-        text = (resources.files("udkd") / "data" / BUILT_IN[choice]).read_text()
+        text = (resources.files("udkd") / "data" / BUILT_IN[choice]).read_text(encoding="utf-8")
     elif Path(choice).is_file():
-        try:
-            text = Path(choice).read_text()
-        except UnicodeDecodeError:
-            raise DataError(f"class list {choice} is not text; expected one class per line; check the path") from None
+        text = _list_text(choice)
     else:
         raise DataError(f"class list {choice!r} is not there; expected {', '.join(BUILT_IN)}, {ALL} or a file; check --classes")
-    words = [line.split("#")[0].split() for line in text.splitlines()]
-    wnids = sorted({line[0] for line in words if line})
-    if not wnids:
+    lines = _json_names(text) or [found for line in re.split(r"\r\n|\r|\n", text) if (found := _names(line))]
+    if not lines:
         raise DataError(f"class list {choice} names no class; expected one class per line; check the file")
-    return wnids
+    return lines
+
+
+def _list_text(path: str) -> str:
+    """A class list's text: UTF-8, or UTF-16 as Windows writes it; a byte order mark is none of it."""
+    try:
+        data = read_plain(Path(path), LIMIT_BYTES)
+        return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"class list {path} is not text; expected one class per line; check the path") from None
+    except ValueError as error:
+        raise DataError(f"class list {path} cannot be read ({error}); expected one class per line; check the path") from None
+
+
+def _json_names(text: str) -> list[tuple[str, ...]]:
+    """The keys of a JSON object, such as Kaggle's Labels.json, or the texts of a list; nothing where it is no JSON."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return []
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return []
+    return [(name,) for name in value if isinstance(name, str) and name] if isinstance(value, dict | list) else []
+
+
+def _names(line: str) -> tuple[str, ...]:
+    """What a line of a class list may name; nothing for an empty one and a comment."""
+    line, cut = line.strip(), line.split("#")[0].strip()
+    bare = re.sub(r"\s#.*", "", line).strip()
+    first = re.split(r"[\t,]", bare)[0].strip()
+    return tuple(dict.fromkeys((line, bare, bare.rstrip("/"), first, cut, cut.split()[0]))) if cut else ()
 
 
 def choose_classes(found: Iterable[str], choice: str) -> list[str]:
     """The classes to convert, sorted. Raises DataError where the list matches nothing, or only a part of it is there."""
     there = sorted(set(found))
-    wanted = wanted_classes(choice)
-    if wanted is None:
+    lines = wanted_classes(choice)
+    if lines is None:
         return there
-    missing = sorted(set(wanted) - set(there))
-    if len(missing) == len(wanted):
+    folders = _Folders(there)
+    matched = {names: folders.of(names, choice) for names in lines}
+    chosen = sorted({folder for folder in matched.values() if folder is not None})
+    missing = sorted({names[0].split("#")[0].strip() or names[0] for names, folder in matched.items() if folder is None})
+    if not chosen:
         raise DataError(
-            f"class list {choice} matches nothing: it names {_few(wanted)}, the source holds {_few(there)}; "
-            "expected the source's folder names; check --classes"
+            f"class list {choice} matches nothing: it names {_few(missing)}, the source holds {_few(there)}; "
+            f"{folders.hint(missing)}expected the source's folder names; check --classes"
         )
     if missing:
         raise DataError(
-            f"{len(missing)} of the {len(wanted)} classes of {choice} are not in the source: {_few(missing)}; "
-            "expected all; add the source that holds them, or list the classes you want in a file"
+            f"{len(missing)} of the {len(matched)} classes of {choice} are not in the source: {_few(missing)}; "
+            f"{folders.hint(missing)}expected all; add the source that holds them, or list the classes you want in a file"
         )
-    return wanted
+    return chosen
 
 
-def _few(names: list[str], count: int = 5) -> str:
+class _Folders:
+    """The class folders that are there, to be found by name; composed and decomposed letters (NFC, NFD) are the same."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._there = set(names)
+        self._by_letters: dict[str, list[str]] = {}
+        self._by_case: dict[str, str] = {}
+        for name in names:
+            self._by_letters.setdefault(_letters(name), []).append(name)
+            self._by_case.setdefault(_letters(name).casefold(), name)
+
+    def of(self, names: Sequence[str], choice: str) -> str | None:
+        """The first of the names that is a folder. Raises DataError where letters alone do not decide between two."""
+        for name in names:
+            if name in self._there:
+                return name
+            same = self._by_letters.get(_letters(name), [])
+            if len(same) > 1:
+                raise DataError(
+                    f"class list {choice} names {name!a}, and the source holds {', '.join(map(ascii, same))}, which differ "
+                    "only in how letters are composed (NFC, NFD); expected one; rename or merge them"
+                )
+            if same:
+                return same[0]
+        return None
+
+    def hint(self, missing: Sequence[str]) -> str:
+        """Which of them are there but for upper and lower case."""
+        near = next(((name, other) for name in missing if (other := self._by_case.get(_letters(name).casefold()))), None)
+        return f"{near[0]!r} differs from the folder {near[1]!r} only in upper and lower case; " if near else ""
+
+
+def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Pairs of names that people read as one, and in what they differ."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(_letters(name).casefold(), []).append(name)
+    return [
+        (one, other, "how letters are composed (NFC, NFD)" if _letters(one) == _letters(other) else "upper and lower case")
+        for group in groups.values()
+        for one, other in pairwise(group)
+    ]
+
+
+def _letters(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _few(names: Sequence[str], count: int = 5) -> str:
     shown = ", ".join(names[:count])
     return shown if len(names) <= count else f"{shown} and {len(names) - count} more"

@@ -98,6 +98,23 @@ def convert(
     layout: Annotated[
         str, typer.Option(help=f"What the sources are: `auto` looks; or {', '.join(f'`{name}`' for name in LAYOUTS)}.")
     ] = "auto",
+    image_field: Annotated[
+        str | None,
+        typer.Option(
+            "--image-field",
+            "--image-column",
+            help="Where samples have several images: the parquet column, the WebDataset's ending, the .beton's field.",
+        ),
+    ] = None,
+    label_field: Annotated[
+        str | None,
+        typer.Option(
+            "--label-field",
+            "--label-column",
+            help="Where samples have several labels: the parquet column, the .beton's field, the WebDataset's ending or the "
+            "key in its .json.",
+        ),
+    ] = None,
     classes: Annotated[str, typer.Option(help="`imagenet100`, a file with one class folder per line, or `all`.")] = "all",
     formats: Annotated[
         str,
@@ -124,6 +141,9 @@ def convert(
         float | None,
         typer.Option(metavar="PERCENT", help="For sources without val/: the share set aside, chosen by a hash of each name."),
     ] = None,
+    val: Annotated[
+        Literal["val", "test"], typer.Option(help="Which of the source's splits validates: `test` for sources without val/.")
+    ] = "val",
     quality: Annotated[int, typer.Option(help="JPEG quality of what must be encoded.")] = 95,
     subsampling: Annotated[Literal["4:4:4", "4:2:0"], typer.Option(help="Its chroma subsampling.")] = "4:4:4",
     workers: WorkersOption = 0,
@@ -138,11 +158,14 @@ def convert(
         side=side,
         fit=fit,
         layout=layout,
+        image_field=image_field,
+        label_field=label_field,
         classes=classes,
         on_bad=on_bad,
         exif=exif,
         max_pixels=max_pixels,
         hold_out_percent=hold_out,
+        val="test" if val == "test" else None,
         quality=quality,
         subsampling=subsampling,
         formats=parse_formats(formats),

@@ -22,7 +22,7 @@ from data_prep.prepare import PrepareJob
 from data_prep.report import FILE_NAME as REPORT_NAME
 from data_prep.report import write_report
 from data_prep.shards import remove_sidecars, write_shards
-from data_prep.sources import AUTO, SplitName, open_sources
+from data_prep.sources import AUTO, Fields, SplitName, open_sources
 from data_prep.stock import SPLITS, Stock, take_stock
 from udkd.formats.dataset import (
     DERIVED,
@@ -59,7 +59,8 @@ class ConvertSettings:
     """Every choice of a conversion.
 
     on_bad: fail leaves no usable folder; skip leaves bad images out; fix repairs what can be and leaves the others out.
-    hold_out_percent: None to take the source's own val.
+    image_field, label_field: the column, ending or field to take where a source has several; None to look.
+    hold_out_percent: None to take the source's own val. val: "test" to take its test split for that; None for val itself.
     formats: derived formats to write beside the shards; None lets the fit decide (see `default_formats`).
     shard_samples: rows per shard, the unit of resuming.
     """
@@ -67,11 +68,14 @@ class ConvertSettings:
     side: int = 512
     fit: Literal["pad", "squash"] = "pad"
     layout: str = AUTO
+    image_field: str | None = None
+    label_field: str | None = None
     classes: str = "all"
     on_bad: Literal["fix", "skip", "fail"] = "fail"
     exif: Literal["ignore", "apply"] = "ignore"
     max_pixels: int = PIXEL_LIMIT
     hold_out_percent: float | None = None
+    val: Literal["test"] | None = None
     quality: int = 95
     subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4"
     formats: tuple[str, ...] | None = None
@@ -111,8 +115,11 @@ class ConvertSettings:
             "--side": self.side,
             "--fit": self.fit,
             "--layout": self.layout,
+            "--image-field": self.image_field,
+            "--label-field": self.label_field,
             "--classes": self.classes,
             "--hold-out": self.hold_out_percent,
+            "--val": self.val,
             "--quality": self.quality,
             "--subsampling": self.subsampling,
             "--exif": self.exif,
@@ -129,10 +136,15 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
     """
     for name in settings.formats or ():
         DERIVED_FORMATS[name].require()
-    opened = open_sources(sources, settings.layout)
+    opened = open_sources(sources, settings.layout, Fields(image=settings.image_field, label=settings.label_field))
     _check_apart(sources, folder)
     _check_target(folder, settings)
-    stock = take_stock(opened, classes=settings.classes, hold_out_percent=settings.hold_out_percent)
+    stock = take_stock(
+        opened,
+        classes=settings.classes,
+        hold_out_percent=settings.hold_out_percent,
+        test_validates=settings.val == "test",
+    )
     for line in stock.warnings:
         observer.note(f"warning: {line}")
     formats = default_formats(settings.fit, settings.side) if settings.formats is None else settings.formats
@@ -158,7 +170,14 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
             if name not in known:
                 observer.note(line)
         derive_formats(shards, formats, workers=settings.workers, observer=observer)
-        write_report(folder, shards.splits, digest=header.digest, on_bad=settings.on_bad, warnings=warnings)
+        write_report(
+            folder,
+            shards.splits,
+            digest=header.digest,
+            on_bad=settings.on_bad,
+            warnings=warnings,
+            passed_over=stock.passed_over.reasons,
+        )
         header.write(folder)
         _tidy(folder)
     return DatasetFolder.open(folder)
@@ -277,7 +296,14 @@ def _check_images(
     if empty and fault is None:
         fault = f"{empty[0]} has no image left; expected at least one; check the source"
     if fault is not None:
-        write_report(folder, columns, digest=None, on_bad=settings.on_bad, warnings=stock.warnings)
+        write_report(
+            folder,
+            columns,
+            digest=None,
+            on_bad=settings.on_bad,
+            warnings=stock.warnings,
+            passed_over=stock.passed_over.reasons,
+        )
         total = sum(group.num_samples for group in columns.values())
         raise DataError(f"{len(bad):,} of {total:,} images cannot be used, see {folder / REPORT_NAME}; {fault}")
     kept = set(columns["train"].labels[~columns["train"].excluded].tolist())

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from data_prep.headers import mended
 from data_prep.huffman import DamagedScan, check_baseline
 from data_prep.jpeg import DamagedJpeg, decode, is_too_odd, read_frame, repair
 from udkd.operations.pictures import PIXEL_LIMIT, BadImage, open_image, reason, to_rgb
@@ -105,26 +106,39 @@ def _fits_as_it_is(image: Image.Image, settings: PixelSettings) -> bool:
 
 def _jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[bytes, Image.Image, list[str]]:
     """The bytes to keep (none where they cannot be), the picture as RGB, and what was done to get there."""
-    notes = []
+    notes: list[str] = []
     try:
         pixels, unusual = decode(data)
     except DamagedJpeg as error:
         if is_too_odd(error):
             return b"", _odd(data, image), ["unusual subsampling to a common one"]
-        saved = repair(data, error) if settings.repair else None
-        if saved is None:
-            raise BadImage(reason("damaged JPEG", error)) from None
-        found, note = saved
-        if isinstance(found, np.ndarray):
-            return b"", Image.fromarray(found), [note]
-        data, notes = found, [note]
-        pixels, unusual = decode(data)
+        data, notes = mended(data)
+        try:
+            pixels, unusual = _decode_alike(data, image)
+        except DamagedJpeg as damage:
+            saved = repair(data, damage) if settings.repair else None
+            if saved is None:
+                raise BadImage(reason("damaged JPEG", damage)) from None
+            found, note = saved
+            notes.append(note)
+            if isinstance(found, np.ndarray):
+                return b"", Image.fromarray(found), notes
+            data = found
+            pixels, unusual = decode(data)
     if pixels.shape != (image.height, image.width, 3):
         found_px = f"{image.height} x {image.width} and {pixels.shape[0]} x {pixels.shape[1]} px"
         raise BadImage(f"damaged JPEG (decoders find {found_px})")
     if unusual:
         return b"", to_rgb(image)[0], [*notes, unusual]
     return data, Image.fromarray(pixels), notes  # equal to Pillow's own decode, and at hand
+
+
+def _decode_alike(data: bytes, image: Image.Image) -> tuple[np.ndarray, str]:
+    """See `decode`; of a mended file, which must look as the file itself does to a second decoder. image: the file itself."""
+    pixels, unusual = decode(data)
+    if not unusual and not np.array_equal(pixels, np.asarray(to_rgb(image)[0])):
+        raise DamagedJpeg("decoders differ")
+    return pixels, unusual
 
 
 def _odd(data: bytes, image: Image.Image) -> Image.Image:

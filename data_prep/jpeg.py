@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
+from data_prep.headers import mended
 from data_prep.scans import FRAMES, read_scans, segments
 
 KEPT_SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")  # what every decoder of ours reads alike
@@ -78,8 +79,9 @@ def repair(data: bytes, error: DamagedJpeg) -> tuple[bytes | np.ndarray, str] | 
     if CUT not in str(error):
         return None
     with contextlib.suppress(DamagedJpeg):
-        _, unusual = decode(data + END)
-        return (data + END, "repaired: end mark added") if not unusual else None
+        ended, _ = mended(data + END)
+        _, unusual = decode(ended)
+        return (ended, "repaired: end mark added") if not unusual else None
     frame = read_frame(data)
     if frame is None or frame.marker == PROGRESSIVE or not read_scans(data).complete:
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.classes import printable
 from udkd.formats.dataset import Columns, DatasetFolder
 from udkd.words.files import json_bytes, read_plain, write_json
 from udkd.words.parsing import parse_json
@@ -15,12 +16,18 @@ FILE_NAME = "report.json"
 
 
 def write_report(
-    folder: Path, columns: Mapping[str, Columns], *, digest: str | None, on_bad: str, warnings: Sequence[str]
+    folder: Path,
+    columns: Mapping[str, Columns],
+    *,
+    digest: str | None,
+    on_bad: str,
+    warnings: Sequence[str],
+    passed_over: Mapping[str, tuple[int, str]],
 ) -> None:
     """Write FOLDER/report.json. digest: of the dataset folder that came of it; None where none did, for the bad images.
 
-    `bad` names every image that cannot be used, `fixed` counts what was done to the others, by split; `sha256` is of the
-    report without it.
+    `bad` names every image that cannot be used, `fixed` counts what was done to the others, by split; `passed_over` counts
+    the files that are not in the folder at all, by reason, and names the first; `sha256` is of the report without it.
     """
     report = {
         "usable": digest is not None,
@@ -33,6 +40,9 @@ def write_report(
             for n in np.flatnonzero(group.excluded).tolist()
         ],
         "fixed": {split: fixed_counts(group) for split, group in columns.items()},
+        "passed_over": {
+            reason: {"files": count, "first": printable(name)} for reason, (count, name) in sorted(passed_over.items())
+        },
         "warnings": list(warnings),
     }
     write_json(folder / FILE_NAME, report | {"sha256": _checksum(report)})

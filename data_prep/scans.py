@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 _NEXT = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker: neither fill nor a stuffed byte nor a restart
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_PROGRESSIVE = (0xC2, 0xCA)
+PROGRESSIVE = (0xC2, 0xCA)
 _TABLES, _END, _SCAN = 0xC4, 0xD9, 0xDA
 _UNSENT = 255
 
@@ -34,7 +34,7 @@ def read_scans(data: bytes) -> Scans:
         if marker == _TABLES:
             defined |= _defined(body)
         elif marker in FRAMES and len(body) >= 6:
-            progressive = marker in _PROGRESSIVE
+            progressive = marker in PROGRESSIVE
             unsent = {name: bytearray([_UNSENT] * 64) for name in body[6::3][: body[5]]}
         elif marker == _SCAN and body and len(body) >= 2 * body[0] + 4:
             first, last, bits = body[-3:]

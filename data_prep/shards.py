@@ -17,7 +17,7 @@ from udkd.words.files import write_json
 from udkd.words.observer import Observer
 
 CHUNK_SAMPLES = 16  # per task: enough to hide the round trip, few enough that originals of 100 KB stay a few MB
-CONVERTER_VERSION = 5  # raise it when the same source would give other bytes or other rows
+CONVERTER_VERSION = 6  # raise it when the same source would give other bytes or other rows
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _finished(folder: Path, shard: _Shard) -> Columns | None:
             return None
         rows = [Row(**fields | {"sha256": bytes.fromhex(fields["sha256"])}) for fields in found["rows"]]
         # Whether bad images are repaired matters only where there is one: whoever asks for it late need not wait for all.
-        touched = any(row.excluded or row.note.startswith("repaired") for row in rows)
+        touched = any(row.excluded or "repaired:" in row.note for row in rows)
         return None if touched and found["repair"] != shard.repair else columns_of(rows)
     except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
         return None

@@ -4,22 +4,26 @@ All of it lies in columns (see EntryTable): a listing takes 58 bytes an image an
 is made, the names of one class at a time are Python strings, for sorting.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.classes import choose_classes, named, printable, utf8
+from data_prep.classes import alike, choose_classes, named, printable, utf8
 from data_prep.prepare import Sample
-from data_prep.sources import EntryTable, PassedOver, Source, SplitName
+from data_prep.sources import TEST, EntryTable, Listing, Part, PassedOver, Source, SplitName, split_in, what_it_is
 from udkd.formats.dataset import ClassName
 from udkd.words.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+UNCHOSEN = "images of classes that --classes leaves out"
 Rows = NDArray[np.int64]
 
 
@@ -56,28 +60,25 @@ class Stock:
     classes: tuple[ClassName, ...]
     samples: dict[str, Samples]
     warnings: list[str]
+    passed_over: PassedOver
 
 
 class _Listed:
     """The listings of all sources as one: row n is entry n - firsts[origin] of the source `origin`.
 
-    labels: int32 [N], -1 for classes that were not chosen. splits: int8 [N], places in SPLITS, -1 for none.
+    labels: int32 [N], -1 for classes that were not chosen. splits: int8 [N], places in PARTS, -1 for none.
     """
 
-    def __init__(self, tables: Sequence[EntryTable], chosen: Sequence[str]) -> None:
+    def __init__(self, tables: Sequence[EntryTable], splits: Sequence[NDArray[np.int8]], chosen: Sequence[str]) -> None:
         self._tables = tables
         self._label_of = {name: label for label, name in enumerate(chosen)}
         self._firsts = np.cumsum([0, *map(len, tables)])
         self.labels = np.concatenate([self._labels(table) for table in tables])
-        self.splits = np.concatenate([self._splits(table) for table in tables])
+        self.splits = np.concatenate(splits)
 
     def _labels(self, table: EntryTable) -> NDArray[np.int32]:
         label = np.array([self._label_of.get(name, -1) for name in table.classes.values], dtype=np.int32)
         return label[np.frombuffer(table.classes.codes, dtype=np.int32)]
-
-    def _splits(self, table: EntryTable) -> NDArray[np.int8]:
-        place = np.array([-1 if name is None else SPLITS.index(name) for name in table.splits.values], dtype=np.int8)
-        return place[np.frombuffer(table.splits.codes, dtype=np.int8)]
 
     def origin(self, row: int) -> int:
         """The source of a row."""
@@ -88,6 +89,12 @@ class _Listed:
         origin = self.origin(row)
         return self._tables[origin].name(row - int(self._firsts[origin]))
 
+    def path(self, row: int) -> str:
+        """The class and the name of a row's entry."""
+        origin = self.origin(row)
+        table, place = self._tables[origin], row - int(self._firsts[origin])
+        return f"{table.classes[place]}/{table.name(place)}"
+
     def sample(self, row: int) -> Sample:
         """A row as the sample that it becomes."""
         origin = self.origin(row)
@@ -95,63 +102,131 @@ class _Listed:
         return Sample(self._label_of[entry.class_name], printable(f"{entry.class_name}/{entry.name}"), origin, entry)
 
 
-def take_stock(sources: Sequence[Source], *, classes: str, hold_out_percent: float | None) -> Stock:
+def take_stock(
+    sources: Sequence[Source], *, classes: str, hold_out_percent: float | None, test_validates: bool = False
+) -> Stock:
     """List the sources, choose classes, set images aside for validation where asked, and number everything.
 
-    Raises DataError: no images, no train or val and no hold-out, a class list that does not match, two images of one name.
+    test_validates: take the test split for validation. Raises DataError: no images, no train or val and no hold-out, a class
+    list that does not match, two images of one name.
     """
-    tables, ignored, sequential = [], [], False
-    for source in sources:
-        listing = source.list()
+    listings = [source.list() for source in sources]
+    passed_over = PassedOver()
+    for source, listing in zip(sources, listings, strict=True):
+        passed_over.extend(listing.ignored)
         if not len(listing.entries):
-            raise DataError(
-                f"{source.path} holds no images in class folders; expected [train/|val/]<class>/<name>.jpg; "
-                "check the path, or say what it is with --layout"
-            )
-        tables.append(listing.entries)
-        ignored.append(listing.ignored)
-        sequential |= listing.sequential
-    chosen = choose_classes((name for table in tables for name in table.classes.values), classes)
-    listed = _Listed(tables, chosen)
-    groups = _split(listed, sources, chosen, hold_out_percent)
-    warnings = [*_passed_over(ignored), *_check_classes(listed, groups, chosen, hold_out_percent)]
+            raise DataError(_no_images(source, listing))
+    tables = [listing.entries for listing in listings]
+    splits = _parts(sources, listings, hold_out_percent)
+    if test_validates:
+        splits = [_test_for_val(sources, split) for split in splits]
+    chosen = choose_classes(_class_names(tables, splits), classes)
+    listed = _Listed(tables, splits, chosen)
+    groups = _split(listed, sources, listings, chosen, hold_out_percent)
+    test = listed.splits == PARTS.index("test")
+    for rows, reason in ((test, TEST), (~test & (listed.labels < 0), UNCHOSEN)):
+        for row in np.flatnonzero(rows).tolist():
+            passed_over.append(listed.path(row), reason)
+    warnings = [remark for listing in listings for remark in listing.remarks]
+    warnings += [*_passed_over(passed_over), *_check_classes(listed, groups, chosen, hold_out_percent)]
+    sequential = any(listing.sequential for listing in listings)
     return Stock(
         classes=named(chosen),
         samples={name: _number(name, listed, rows, chosen, sources, sequential) for name, rows in groups.items()},
         warnings=warnings,
+        passed_over=passed_over,
     )
 
 
-def _passed_over(ignored: Sequence[PassedOver]) -> Iterator[str]:
-    some = [each for each in ignored if each.count]
-    if some:
-        count, example = sum(each.count for each in some), printable(min(each.example for each in some))
-        yield f"passed over {count:,} files that are no images in class folders, such as {example}"
+def _no_images(source: Source, listing: Listing) -> str:
+    found = what_it_is(source.path)
+    text = f"{source.path} holds no images in class folders; expected [train/|val/]<class>/<name>.jpg; "
+    if found is None:
+        return text + "check the path, or say what it is with --layout"
+    return text + f"it holds {found[0]}: {found[1]}"
+
+
+def _parts(sources: Sequence[Source], listings: Sequence[Listing], hold_out_percent: float | None) -> list[NDArray[np.int8]]:
+    """For every entry the place of its split in PARTS, -1 for none.
+
+    Where no entry of a source has one, the name of the source tells it; with --hold-out only if names tell of several, and
+    `test` alone tells of nothing then: what happens to be called `photos-test` may be all there is.
+    """
+    splits = [_places(listing.entries) for listing in listings]
+    if hold_out_percent is not None and all((split == PARTS.index("test")).all() for split in splits):
+        return [np.full_like(split, -1) for split in splits]
+    hints = [listing.hint or split_in(source.path.resolve().name) for source, listing in zip(sources, listings, strict=True)]
+    bare = [bool((split < 0).all()) for split in splits]
+    told = {hint for hint, none in zip(hints, bare, strict=True) if none} | {
+        PARTS[place] for split in splits for place in np.unique(split).tolist() if place >= 0
+    }
+    apart = [split_in(source.path.resolve().parent.name) for source in sources]
+    if all(bare) and all(source.path.is_file() for source in sources) and None not in apart and len(set(apart)) > 1:
+        return [np.full_like(split, PARTS.index(part)) for split, part in zip(splits, apart, strict=True) if part]
+    if None in told or (len(told) < 2 and (hold_out_percent is not None or told == {"test"})):
+        return splits
+    return [
+        np.full_like(split, PARTS.index(hint)) if none and hint else split
+        for split, hint, none in zip(splits, hints, bare, strict=True)
+    ]
+
+
+def _places(table: EntryTable) -> NDArray[np.int8]:
+    place = np.array([-1 if name is None else PARTS.index(name) for name in table.splits.values], dtype=np.int8)
+    return place[np.frombuffer(table.splits.codes, dtype=np.int8)]
+
+
+def _test_for_val(sources: Sequence[Source], split: NDArray[np.int8]) -> NDArray[np.int8]:
+    test, val = PARTS.index("test"), PARTS.index("val")
+    if (split == val).any():
+        where = ", ".join(str(source.path) for source in sources)
+        raise DataError(f"{where} holds val/ images already; expected none beside --val test; leave --val away")
+    return np.where(split == test, np.int8(val), split)
+
+
+def _class_names(tables: Sequence[EntryTable], splits: Sequence[NDArray[np.int8]]) -> Iterator[str]:
+    """The classes of all images but those of a test split."""
+    for table, split in zip(tables, splits, strict=True):
+        codes = np.frombuffer(table.classes.codes, dtype=np.int32)[split != PARTS.index("test")]
+        yield from (table.classes.values[code] for code in np.unique(codes).tolist())
+
+
+def _passed_over(ignored: PassedOver) -> Iterator[str]:
+    if ignored.count:
+        parts = (
+            f"{count:,} {reason} (such as {printable(example)})"
+            for reason, (count, example) in sorted(ignored.reasons.items(), key=lambda item: (-item[1][0], item[0]))
+        )
+        yield f"passed over {ignored.count:,} files: {'; '.join(parts)}"
 
 
 def _split(
-    listed: _Listed, sources: Sequence[Source], chosen: Sequence[str], hold_out_percent: float | None
+    listed: _Listed,
+    sources: Sequence[Source],
+    listings: Sequence[Listing],
+    chosen: Sequence[str],
+    hold_out_percent: float | None,
 ) -> dict[str, Rows]:
     """The rows of each split, in the order of the listing."""
     wanted = listed.labels >= 0
     loose, train, val = (np.flatnonzero(wanted & (listed.splits == place)) for place in (-1, 0, 1))
     where = ", ".join(str(source.path) for source in sources)
     if len(loose) and (len(train) or len(val)):
-        path = sources[listed.origin(int(loose[0]))].path
-        raise DataError(f"{path} has no train/ and val/ folders, other sources have; expected one layout; convert them apart")
+        sample = listed.sample(int(loose[0]))
+        raise DataError(
+            f"{sources[sample.origin].path} holds images of no split, such as {sample.source}, and others are of train/ or "
+            "val/; expected one layout; convert them apart, or name the folders that belong together"
+        )
     if len(val) and hold_out_percent is not None:
         raise DataError(f"{where} holds val/ images already; expected none beside --hold-out; leave --hold-out away")
     if len(val) and not len(train):
         raise DataError(f"{where} holds val/ only; expected train/ images too; add the source that holds them")
     if len(val):
         return {"train": train, "val": val}
-    if hold_out_percent is None:
-        lacks = "train/ but no val/ images" if len(train) else "no train/ and val/ folders"
-        raise DataError(
-            f"{where} has {lacks}; expected both; add the source that holds them, "
-            "or give --hold-out PERCENT to set that share of the images aside for validation"
-        )
     rows = train if len(train) else loose
+    if hold_out_percent is None or not len(rows):
+        test = bool((listed.splits == PARTS.index("test")).any())
+        raise DataError(_no_val(sources, listings, train=bool(len(train)), test=test, loose=bool(len(loose))))
     percents = (_hash_percent(chosen[int(listed.labels[row])], listed.name(row)) for row in rows.tolist())
     held = np.fromiter(percents, dtype=np.float64, count=len(rows)) < hold_out_percent
     found = {"train": rows[~held], "val": rows[held]}
@@ -161,6 +236,51 @@ def _split(
                 f"--hold-out {hold_out_percent:g} leaves {name} without images ({len(rows)} in all); change the percentage"
             )
     return found
+
+
+def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bool, test: bool, loose: bool) -> str:
+    """What to say where nothing validates. A random share is advised only where nothing looks like validation images."""
+    where = ", ".join(str(source.path) for source in sources)
+    if test and not (train or loose):
+        return f"{where} holds test/ only; expected train/ and val/ images; add the sources that hold them"
+    lacks = "train/ but no val/ images" if train else "no train/ and val/ folders"
+    hints = {listing.hint or split_in(source.path.resolve().name) for source, listing in zip(sources, listings, strict=True)}
+    if not train and hints == {"test"}:
+        return (
+            f"{where} holds test/ only; expected train/ and val/ images; add the sources that hold them, or give "
+            "--hold-out PERCENT where this is all there is"
+        )
+    unclear = next((listing.unclear for listing in listings if listing.unclear), "")
+    if unclear:
+        return (
+            f"{where} has {lacks} in class folders, but {printable(unclear)} looks like validation; expected val/<class>/, or "
+            "a flat val/ with its ground truth (LOC_val_solution.csv, the devkit's tar.gz, val_annotations.txt); sort its "
+            "images into class folders, or name its ground truth as a further source"
+        )
+    beside = _beside(sources)
+    if beside:
+        return f"{where} has {lacks}; expected both; name {printable(str(beside))} too, which looks like validation"
+    if test:
+        return (
+            f"{where} has train/ and test/ but no val/ images; expected to be told what validates; give --val test to take "
+            "the images of test/, or --hold-out PERCENT to set that share of the training images aside and leave test/ out"
+        )
+    return (
+        f"{where} has {lacks}; expected both; add the source that holds them, "
+        "or give --hold-out PERCENT to set that share of the images aside for validation"
+    )
+
+
+def _beside(sources: Sequence[Source]) -> Path | None:
+    """What lies beside a source and is named as its validation split would be."""
+    for source in sources:
+        path = source.path.resolve()
+        with contextlib.suppress(OSError):
+            others = sorted(other for other in path.parent.iterdir() if split_in(other.name) == "val")
+            found = [other for other in others if (other.is_dir() if path.is_dir() else other.suffix == path.suffix)]
+            if found and split_in(path.name) == "train":
+                return source.path.parent / found[0].name
+    return None
 
 
 def _hash_percent(class_name: str, name: str) -> float:
@@ -175,14 +295,26 @@ def _check_classes(
     """What to warn of. Raises DataError for a val/ class that train/ lacks: most often val/ is a flat folder."""
     counts = {name: np.bincount(listed.labels[rows], minlength=len(chosen)) for name, rows in groups.items()}
     untrained, unvalidated = ([chosen[label] for label in np.flatnonzero(counts[name] == 0).tolist()] for name in SPLITS)
+    pairs = alike(chosen)
     if untrained and hold_out_percent is None:
-        raise DataError(
-            f"val/ holds {len(untrained)} classes that train/ lacks, such as {printable(untrained[0])}; "
-            "expected val/<class>/ folders of the same names; sort the images into class folders or give --classes"
-        )
+        name = untrained[0]
+        twin = next((b if a == name else a for a, b, _ in pairs if name in (a, b)), None)
+        remedy = "expected val/<class>/ folders of the same names; sort the images into class folders or give --classes"
+        if twin is not None:
+            how = next(how for a, b, how in pairs if {a, b} == {name, twin})
+            remedy = f"it differs only in {how} from train/'s {twin!a}; expected the same names; rename one"
+        shown = printable(name) if twin is None else ascii(name)
+        raise DataError(f"val/ holds {len(untrained)} classes that train/ lacks, such as {shown}; {remedy}")
     for lacking, what in ((untrained, "train"), (unvalidated, "val")):
         if lacking:
             yield f"{len(lacking)} of {len(chosen)} classes have no {what} image, such as {printable(lacking[0])}"
+    for one, other, how in pairs[:3]:
+        yield f"the classes {one!a} and {other!a} differ only in {how}; they stay two classes"
+    if len(chosen) == 1:
+        yield (
+            f"all images are in one class, {printable(chosen[0])}: there is nothing to tell apart; most often the source is a "
+            "wrong level of folders"
+        )
 
 
 def _number(

@@ -4,15 +4,16 @@ The layout (ffcv/types.py, 1.0.2): a header, a descriptor of each field, one row
 order, data pages, and at the end a table of allocations that says how long each sample's bytes are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, NO_LABEL, Fields, label_of, one_of
 from data_prep.sources.members import read_at
 from data_prep.sources.named_split import class_of_label, split_of
-from data_prep.sources.source import Entry, EntryTable, Listing
+from data_prep.sources.source import Entry, Listing, PassedOver
 from udkd.words.errors import DataError
 
 VERSION = 2
@@ -24,14 +25,26 @@ ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
 FLOAT_KIND, INT_KIND, IMAGE_KIND = 0, 1, 2
 METADATA = {FLOAT_KIND: np.dtype("<f8"), INT_KIND: np.dtype("<i8"), IMAGE_KIND: IMAGE}
+KINDS = {FLOAT_KIND: "FloatField", INT_KIND: "IntField", IMAGE_KIND: "RGBImageField"} | {
+    3: "BytesField",
+    4: "NDArrayField",
+    5: "JSONField",
+    6: "TorchTensorField",
+    255: "a field of your own",
+}
 JPEG_MODE, RAW_MODE = 0, 1
+LONGEST_LIST = 500  # characters
 
 
 @dataclass(frozen=True)
 class Beton:
-    """A .beton file, or a folder that holds any. Splits are told by the files' names, classes by their numbers."""
+    """A .beton file, or a folder that holds any. Splits are told by the files' names, classes by their numbers.
+
+    fields: those that the user chose.
+    """
 
     path: Path
+    fields: Fields = LOOK
 
     @staticmethod
     def probe(path: Path) -> "Beton | None":
@@ -39,31 +52,53 @@ class Beton:
         return Beton(path) if _files(path) else None
 
     def list(self) -> Listing:
-        """All samples. Raises DataError for a damaged file, another version, and fields other than an image and a label."""
-        return Listing(entries=EntryTable(entry for file in _files(self.path) for entry in self._samples(file)))
+        """All samples with a label.
 
-    def _samples(self, file: Path) -> Iterator[Entry]:
+        Raises DataError for a damaged file, another version, no image or label field, and several to choose from.
+        """
+        listing = Listing()
+        for file in _files(self.path):
+            for entry in self._samples(file, listing.ignored):
+                listing.entries.append(entry)
+        return listing
+
+    def _samples(self, file: Path, ignored: PassedOver) -> Iterator[Entry]:
         key = "" if file == self.path else file.name
         split, stamp, total = split_of(Path(file.name)), file.stat().st_mtime_ns, file.stat().st_size
-        images, labels, sizes = _tables(file)
+        images, labels, sizes = _tables(file, self.fields)
         for n in range(len(images)):
             mode, width, height, pointer = images[n].item()
-            size, label = int(sizes[n]), int(labels[n])
-            if mode not in (JPEG_MODE, RAW_MODE) or not 0 <= size <= total - pointer or label < 0:
+            size, name = int(sizes[n]), f"{file.stem}/{n:09d}"
+            if mode not in (JPEG_MODE, RAW_MODE) or not 0 <= size <= total - pointer:
                 raise DataError(f"{file} is damaged at sample {n}; expected FFCV's own; write it again")
+            label = _label(file, n, int(labels[n]))
+            if label is None:
+                ignored.append(name, NO_LABEL)
+                continue
             extra = ""
             if mode == RAW_MODE:
                 if size < width * height * 3:
                     raise DataError(f"{file} is damaged at sample {n}; expected {width} x {height} px of RGB; write it again")
                 size, extra = width * height * 3, f"\0{width} {height}"
             data = len(_ppm_header(extra[1:])) + size
-            yield Entry(split, class_of_label(label), f"{file.stem}/{n:09d}", key + extra, pointer, data, stamp)
+            yield Entry(split, class_of_label(label), name, key + extra, pointer, data, stamp)
 
     def read(self, entry: Entry) -> bytes:
         """A stored JPEG's bytes; raw pixels as a PPM image."""
         name, _, shape = entry.key.partition("\0")
         header = _ppm_header(shape)
         return header + read_at(self.path / name if name else self.path, entry.offset, entry.size - len(header))
+
+
+def _label(file: Path, n: int, value: int) -> int | None:
+    try:
+        label = label_of(value)
+    except ValueError as error:
+        raise DataError(
+            f"{file} {error} at sample {n}; expected a class number, or -1 for none; choose another field with {LABEL_OPTION}"
+        ) from None
+    assert not isinstance(label, str)
+    return label
 
 
 def _ppm_header(shape: str) -> bytes:
@@ -76,7 +111,7 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.suffix == ".beton" and path.is_file() else []
 
 
-def _tables(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tables(file: Path, fields: Fields) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images (IMAGE [N]), labels (int64 [N]), and the lengths of their bytes (int64 [N], -1 where they have none).
 
     Sizes are checked before use.
@@ -90,9 +125,17 @@ def _tables(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # FFCV writes the header with a pointer to the table of allocations last.
     if int(header["version"]) != VERSION or fields_end > total or not fields_end <= int(header["allocations"]) <= total:
         raise DataError(fault)
-    kinds = np.fromfile(file, FIELD, int(header["fields"]), offset=HEADER.itemsize)["kind"].tolist()
-    if kinds.count(IMAGE_KIND) != 1 or INT_KIND not in kinds or not set(kinds) <= set(METADATA):
-        raise DataError(f"{file} has fields of other kinds; expected one RGBImageField and an IntField; choose another source")
+    described = np.fromfile(file, FIELD, int(header["fields"]), offset=HEADER.itemsize)
+    kinds = described["kind"].tolist()
+    names = [bytes(name).rstrip(b"\0").decode(errors="replace") for name in described["name"]]
+    if IMAGE_KIND not in kinds or INT_KIND not in kinds or not set(kinds) <= set(METADATA):
+        found = ", ".join(f"{name} ({KINDS.get(kind, kind)})" for name, kind in zip(names, kinds, strict=True))
+        raise DataError(
+            f"{file} has fields of other kinds: {found[:LONGEST_LIST]}; expected an RGBImageField and an IntField, beside them "
+            "IntFields and FloatFields; choose another source"
+        )
+    image = _chosen(file, names, kinds, IMAGE_KIND, fields.image, IMAGE_OPTION)
+    label = _chosen(file, names, kinds, INT_KIND, fields.label, LABEL_OPTION)
     row = np.dtype([(f"f{n}", METADATA[kind]) for n, kind in enumerate(kinds)], align=True)
     if fields_end + int(header["samples"]) * row.itemsize > total:
         raise DataError(fault)
@@ -100,8 +143,18 @@ def _tables(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     table = np.fromfile(file, ALLOCATION, offset=int(header["allocations"]))
     if len(table) and int(table["sample"].max()) >= len(rows):  # a count that was cut would lose the samples behind it
         raise DataError(fault)
-    images = rows[f"f{kinds.index(IMAGE_KIND)}"]
-    return images, rows[f"f{kinds.index(INT_KIND)}"], _lengths(images["pointer"], table)
+    images = rows[f"f{image}"]
+    return images, rows[f"f{label}"], _lengths(images["pointer"], table)
+
+
+def _chosen(file: Path, names: Sequence[str], kinds: Sequence[int], kind: int, wanted: str | None, option: str) -> int:
+    """The place of the field of a kind that is to be read."""
+    places = [place for place, found in enumerate(kinds) if found == kind]
+    among = [names[place] for place in places]
+    name = one_of(among, wanted, where=file, what=KINDS[kind], option=option)
+    if among.count(name) > 1:
+        raise DataError(f"{file} has several fields {name}; expected names that differ; write it again")
+    return places[among.index(name)]
 
 
 def _lengths(pointers: np.ndarray, table: np.ndarray) -> np.ndarray:

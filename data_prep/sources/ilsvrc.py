@@ -1,12 +1,12 @@
 """ILSVRC2012 as it is downloaded: a train tar of class tars, a flat val tar, and the ground truth of the latter."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from data_prep.sources.layout import is_image_path
+from data_prep.sources.class_tars import WNID
+from data_prep.sources.layout import is_image_path, no_image
 from data_prep.sources.members import Member, is_tar, members, read_at
 from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
 from data_prep.sources.truth import DEVKIT, KAGGLE, find_truth, read_truth
@@ -14,7 +14,6 @@ from udkd.words.errors import DataError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 VAL_PREFIX = "ILSVRC2012_val_"
-WNID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Ilsvrc:
         elif is_tar(path):
             first = next(iter(members(path)), None)
             train = path if first is not None and _is_class_tar(first) else None
-            val = path if first is not None and _is_val_image(first) else None
+            val = path if first is not None and _is_val_image(first) and _all_val(path, first) else None
         else:
             return None
         if train is None and val is None:
@@ -55,14 +54,14 @@ class Ilsvrc:
         stamp = self.train.stat().st_mtime_ns
         for class_tar in members(self.train):
             if not _is_class_tar(class_tar):
-                ignored.append(class_tar.name)
+                ignored.append(class_tar.name, no_image(class_tar.name))
                 continue
             class_name = class_tar.name.rsplit("/", 1)[-1].removesuffix(".tar")
             for member in members(self.train, inside=class_tar):
                 if is_image_path(member.name):
                     yield Entry("train", class_name, member.name, self.train.name, member.offset, member.size, stamp)
                 else:
-                    ignored.append(member.name)
+                    ignored.append(member.name, no_image(member.name))
 
     def _val(self, ignored: PassedOver) -> Iterator[Entry]:
         if self.val is None:
@@ -77,7 +76,7 @@ class Ilsvrc:
         for member in members(self.val):
             name = member.name.rsplit("/", 1)[-1]
             if not is_image_path(member.name):
-                ignored.append(member.name)
+                ignored.append(member.name, no_image(member.name))
             elif (class_name := class_of.get(name.split(".")[0])) is None:
                 raise DataError(f"{self.truth} does not name {name} of {self.val}; expected every image; fetch it again")
             else:
@@ -92,6 +91,11 @@ class Ilsvrc:
 
 def _is_class_tar(member: Member) -> bool:
     return member.name.endswith(".tar")
+
+
+def _all_val(path: Path, first: Member) -> bool:
+    """Whether a tar holds no other images: where they lie in a folder, another folder may hold the training images."""
+    return "/" not in first.name or all(_is_val_image(member) for member in members(path) if is_image_path(member.name))
 
 
 def _is_val_image(member: Member) -> bool:

@@ -1,60 +1,332 @@
-"""Reads split, class and name out of image paths: `[prefix/]train/<class>/<name>`, or `[prefix/]<class>/<name>`."""
+"""Reads split, class and name out of image paths: `[prefix/]train/<class>/<name>`, or `[prefix/]<class>/<name>`.
+
+A split folder is known by its name: `train` and `val` (`validation`, Kaggle's `train.X1`) anywhere; a name that holds such a
+word (`seg_train`, `val_images`, `TestSet`) where folders of that kind lie beside each other. Nothing that is named for a
+split becomes a class without being asked for (`--layout classfolders`).
+"""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from data_prep.sources.source import SplitName
+from data_prep.sources.named_split import split_in, splits_in
+from data_prep.sources.source import OTHER, Part
+from udkd.words.errors import DataError
 
 # Kaggle's ImageNet-100 calls them train.X1 … train.X4 and val.X.
 SPLIT_FOLDER = re.compile(r"(?:(train)|val(?:idation)?)(?:\.x\d*)?", re.IGNORECASE)
+PLAIN = re.compile(r"train(?:ing)?|val(?:id|idation)?|test(?:ing)?", re.IGNORECASE)
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+UNREAD_ENDINGS = (
+    *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".jpg_large", ".svg", ".psd", ".ico"),
+    *(".tga", ".exr", ".hdr", ".pnm", ".pbm", ".pam", ".pcx", ".dng", ".cr2", ".nef", ".arw", ".apng", ".dds", ".raw"),
+)
+ARCHIVE_ENDINGS = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+# What macOS, Windows, Linux and network drives put beside files; names that begin with a dot are hidden ones anyway.
+SYSTEM = frozenset(
+    (
+        *("__macosx", "@eadir", "@__thumb", "@recycle", "@tmp", "#recycle", "#snapshot", "~snapshot", "lost+found"),
+        *("$recycle.bin", "recycler", "system volume information", "found.000", "__pycache__"),
+    )
+)
+HIDDEN = "hidden files and folders, and those of operating systems"
+UNREAD = "images with endings that are not read"
+ARCHIVES = "archives, which are not looked into"
+OUTSIDE = "images outside class folders"
+BESIDE = "images outside the split folders"
+FLAT = "images that lie in a split folder but in no class folder"
+
+Place = tuple[Part | None, str, str]
+Folder = tuple[str, ...]
 
 
 def is_image_path(path: str) -> bool:
     """Whether a path is taken for an image; hidden files and folders (macOS writes `._name.JPEG`) are not."""
-    parts = path.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and parts[-1].lower().endswith(IMAGE_ENDINGS)
+    return path.lower().endswith(IMAGE_ENDINGS) and not is_hidden(path)
 
 
-def place(paths: Sequence[str], root: str) -> Iterator[tuple[SplitName | None, str, str] | None]:
-    """Split, class and name of each path, in order; None for a path that lies outside all class folders.
+def is_hidden(path: str) -> bool:
+    """Whether a part of a path is hidden, or of those that operating systems and network drives make for themselves."""
+    return any(part.startswith(".") or part.lower() in SYSTEM for part in path.split("/"))
 
-    paths: relative, `/` between parts. root: the source's own name; a folder called `train` or `val` is a split itself.
-    Where any path has a split folder with a class folder in it, only such paths count. Otherwise what all paths have in
-    common is a prefix, and the class folder follows it.
+
+def no_image(path: str) -> str:
+    """Why a file that is_image_path does not take is passed over."""
+    if is_hidden(path):
+        return HIDDEN
+    name = path.lower()
+    return UNREAD if name.endswith(UNREAD_ENDINGS) else ARCHIVES if name.endswith(ARCHIVE_ENDINGS) else OTHER
+
+
+def looks_like_val(path: str) -> bool:
+    """Whether a part of a path tells of a validation split."""
+    return not is_hidden(path) and any("val" in splits_in(part) for part in path.split("/"))
+
+
+@dataclass(kw_only=True)
+class Arrangement:
+    """What every image path of a source is.
+
+    places: for each path, in order: split, class and name, or why it is passed over (a plural noun).
+    hint, unclear: see Listing.
     """
-    if any(_split_at(path.split("/")) is not None for path in paths):
-        for path in paths:
-            parts = path.split("/")
-            at = _split_at(parts)
-            yield None if at is None else (_split_named(parts[at]), parts[at + 1], "/".join(parts[at + 2 :]))
+
+    places: Iterator[Place | str]
+    hint: Part | None = None
+    unclear: str = ""
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """at[folder]: where its split folder stands in its parts. flat[folder]: its split; its images lie in no class folder."""
+
+    at: dict[Folder, int] = field(default_factory=dict)
+    flat: dict[Folder, Part] = field(default_factory=dict)
+
+    def part(self, folder: Folder) -> Part | None:
+        return _named(folder[self.at[folder]])
+
+    def parts(self) -> set[Part | None]:
+        return {self.part(folder) for folder in self.at}
+
+
+def arrange(
+    paths: Sequence[str],
+    root: str,
+    *,
+    source: str = "",
+    splits: bool = True,
+    truth: Callable[[], tuple[str, Mapping[str, str]] | None] = lambda: None,
+) -> Arrangement:
+    """Tell splits and classes of image paths, which are relative, with `/` between parts.
+
+    root: the source's own name; a folder called `train` or `val` is a split itself. source: its name in errors (as root).
+    splits: False where every name is a class's. truth: called where validation images lie in no class folders; a name for
+    it, and the class of each image by its name without ending. Raises DataError where names can be read in two ways.
+    """
+    source = source or root
+    folders = Counter(tuple(path.split("/")[:-1]) for path in paths)
+    deep = [folder for folder in folders if folder]
+    found = _find(deep, source) if splits else _Splits()
+    known = _truth(found, folders, paths, source, truth) if splits else None
+    if found.at:
+        _check_names({folder[at + 1] for folder, at in found.at.items()}, source)
+        unclear = "" if known or "val" in found.parts() else _unclear(found, folders)
+        return Arrangement(places=_in_splits(paths, found, known), unclear=unclear)
+    if known:
+        return Arrangement(places=(_by_truth(path, known) for path in paths))
+    prefix = _common_prefix(deep)
+    if splits and deep:
+        _check_names({folder[prefix] for folder in deep if len(folder) > prefix}, source)
+    split = _strict(root) if splits else None
+    around = (root, *(deep[0][:prefix] if deep else ()))
+    hint = next((part for name in reversed(around) if (part := split_in(name))), None) if splits else None
+    return Arrangement(places=_loose(paths, prefix, split), hint=hint)
+
+
+def _find(folders: Sequence[Folder], source: str) -> _Splits:
+    """Where the split folders are: by their exact names, or, where no folder has one, by words in their names."""
+    strict = {
+        folder: at for folder in folders if (at := next((n for n, p in enumerate(folder[:-1]) if _strict(p)), None)) is not None
+    }
+    found = _Splits(dict(strict))
+    if strict:
+        parents = {folder[:at] for folder, at in strict.items()}
+        taken = {_strict(folder[at]) for folder, at in strict.items()}
+        for folder in folders:
+            at = next((n for n, p in enumerate(folder) if folder[:n] in parents and split_in(p)), None)
+            if folder not in strict and at is not None and split_in(folder[at]) not in taken:
+                _add(found, folder, at)
+    else:
+        prefix = _common_prefix(folders)
+        worded = [(f, at) for f in folders if (at := _first(f, prefix)) is not None]
+        for folder, at in worded:
+            _add(found, folder, at)
+        every = len(worded) == len(folders) and all(at == prefix for _, at in worded)
+        if not every and not ("train" in found.parts() and {*found.parts(), *found.flat.values()} - {"train"}):
+            _check_beside(worded, prefix, source)
+            return _Splits()
+    if not found.at:
+        return _Splits()
+    _look_through(found)
+    _check_one_each(found, strict, source)
+    return found
+
+
+def _check_beside(worded: Sequence[tuple[Folder, int]], prefix: int, source: str) -> None:
+    """Raise DataError where one of several folders is named for a split and holds class folders, by the look of it."""
+    inside: dict[str, set[str]] = {}
+    for folder, at in worded:
+        if at == prefix and at < len(folder) - 1:
+            inside.setdefault(folder[at], set()).add(folder[at + 1])
+    names = sorted(name for name, classes in inside.items() if len(classes) > 1)
+    if names:
+        raise DataError(
+            f"{source}: {_few(names)} can be read as a split, as it holds several folders, or as a class, as other folders lie "
+            "beside it; expected one reading; name the folders of class folders as sources, or give --layout classfolders "
+            "where it is a class"
+        )
+
+
+def _first(folder: Folder, start: int) -> int | None:
+    return next((n for n in range(start, len(folder)) if split_in(folder[n])), None)
+
+
+def _add(found: _Splits, folder: Folder, at: int) -> None:
+    part = split_in(folder[at])
+    if at < len(folder) - 1:
+        found.at[folder] = at
+    elif part is not None:
+        found.flat[folder] = part
+
+
+def _look_through(found: _Splits) -> None:
+    """Step into split folders that hold nothing but folders named for the same split again, or for several splits.
+
+    Archives that were unpacked into a folder of their own name leave these: `train/train/<class>`.
+    """
+    while True:
+        inside: dict[Folder, set[str]] = {}
+        for folder, at in found.at.items():
+            inside.setdefault(folder[: at + 1], set()).add(folder[at + 1])
+        doors = {
+            outer
+            for outer, names in inside.items()
+            if None not in (parts := {_named(name) for name in names}) and (len(parts) > 1 or parts == {_named(outer[-1])})
+        }
+        if not doors:
+            return
+        for folder, at in list(found.at.items()):
+            if folder[: at + 1] in doors:
+                del found.at[folder]
+                _add(found, folder, at + 1)
+
+
+def _check_one_each(found: _Splits, strict: Mapping[Folder, int], source: str) -> None:
+    """Raise DataError where folders of two names, their numbers aside, read as one split by words alone."""
+    names: dict[Part | None, dict[str, str]] = {}
+    for folder, at in found.at.items():
+        if folder not in strict:
+            names.setdefault(found.part(folder), {}).setdefault(re.sub(r"\d+", "", folder[at].lower()), folder[at])
+    for part, several in names.items():
+        if len(several) > 1 and part != "test":
+            raise DataError(
+                f"{source} holds {' and '.join(sorted(several.values()))}, which all read as the {part} split; expected one; "
+                f"name the folders that you want as sources, or rename one to {part}"
+            )
+
+
+def _check_names(names: Iterable[str], source: str) -> None:
+    """Raise DataError where folders that would be classes are named for splits: all of them, or two splits among a few.
+
+    One among others stays a class: ImageNet has a `bullet_train`, CIFAR-100 a `train`.
+    """
+    every = sorted(set(names))
+    worded = [name for name in every if splits_in(name)]
+    parts = {part for name in worded for part in splits_in(name)}
+    plain = {split_in(name) for name in worded if PLAIN.fullmatch(name)}
+    if not worded or not (len(worded) == len(every) or len(plain) > 1 or (len(parts) > 1 and 2 * len(worded) >= len(every))):
         return
-    split = _split_named(root)
-    prefix = _common_prefix(parts for path in paths if len(parts := path.split("/")) > 1)
+    would = "would be classes, but are named for splits" if len(worded) > 1 else "would be a class, but is named for a split"
+    raise DataError(
+        f"{source}: {_few(worded)} {would}; expected train/<class>/ and val/<class>/ folders; sort the images into "
+        "class folders, name the folders that hold class folders as sources, or give --layout classfolders if these are classes"
+    )
+
+
+def _truth(
+    found: _Splits,
+    folders: Mapping[Folder, int],
+    paths: Sequence[str],
+    source: str,
+    truth: Callable[[], tuple[str, Mapping[str, str]] | None],
+) -> "_Known | None":
+    """The ground truth where validation images lie in no class folders, and there is one that knows them.
+
+    Raises DataError where it knows some and not others.
+    """
+    val = {folder for folder, part in found.flat.items() if part == "val"}
+    sorted_in = {folder for folder in found.at if found.part(folder) == "val"}
+    if not val and len({folder[: found.at[folder] + 2] for folder in sorted_in}) == 1:  # Tiny-ImageNet's val/images/
+        val = sorted_in
+    if not found.at and len(folders) == 1:
+        val = set(folders)
+    answer = truth() if val else None
+    if answer is None:
+        return None
+    where, class_of = answer
+    if sorted_in and {folder[found.at[folder] + 1] for folder in sorted_in} & set(class_of.values()):
+        return None
+    names = [path.rsplit("/", 1)[-1] for path in paths if tuple(path.split("/")[:-1]) in val]
+    unknown = [name for name in names if _stem(name) not in class_of]
+    if len(unknown) == len(names) and not found.at:
+        return None
+    if unknown:
+        raise DataError(f"{where} does not name {min(unknown)} of {source}; expected every image; fetch it again")
+    return _Known(val, class_of)
+
+
+@dataclass(frozen=True)
+class _Known:
+    folders: set[Folder]
+    class_of: Mapping[str, str]
+
+
+def _stem(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _by_truth(path: str, known: _Known) -> Place:
+    name = path.rsplit("/", 1)[-1]
+    return "val", known.class_of[_stem(name)], name
+
+
+def _unclear(found: _Splits, folders: Mapping[Folder, int]) -> str:
+    """The first folder of images that looks like a validation split, but has no class folders or lies elsewhere."""
+    seen = sorted(folder for folder in folders if folder not in found.at and looks_like_val("/".join(folder)))
+    return f"{'/'.join(seen[0])}/ ({folders[seen[0]]:,} images, not in class folders)" if seen else ""
+
+
+def _in_splits(paths: Sequence[str], found: _Splits, known: _Known | None) -> Iterator[Place | str]:
+    part_of = {folder: found.part(folder) for folder in found.at}
+    split_folders = {*found.flat, *(folder[: at + 1] for folder, at in found.at.items())}
+    for path in paths:
+        parts = path.split("/")
+        folder = tuple(parts[:-1])
+        if known and folder in known.folders:
+            yield _by_truth(path, known)
+        elif (at := found.at.get(folder)) is not None:
+            yield part_of[folder], parts[at + 1], "/".join(parts[at + 2 :])
+        else:
+            yield FLAT if folder in split_folders else BESIDE
+
+
+def _loose(paths: Sequence[str], prefix: int, split: Part | None) -> Iterator[Place | str]:
     for path in paths:
         inside = path.split("/")[prefix:]
-        yield (split, inside[0], "/".join(inside[1:])) if len(inside) > 1 else None
+        yield (split, inside[0], "/".join(inside[1:])) if len(inside) > 1 else OUTSIDE
 
 
-def _split_at(parts: list[str]) -> int | None:
-    """Index of the first split folder that has a class folder and a file below it."""
-    return next((n for n, part in enumerate(parts[:-2]) if _split_named(part)), None)
-
-
-def _split_named(folder: str) -> SplitName | None:
+def _strict(folder: str) -> Part | None:
     found = SPLIT_FOLDER.fullmatch(folder)
     return None if found is None else "train" if found[1] else "val"
 
 
-def _common_prefix(paths: Iterator[list[str]]) -> int:
-    """How many leading folders all paths share, less what is needed to keep a class folder before every name."""
-    first = next(paths, None)
-    if first is None:
+def _named(folder: str) -> Part | None:
+    return _strict(folder) or split_in(folder)
+
+
+def _common_prefix(folders: Sequence[Folder]) -> int:
+    """How many leading folders all share, less what is needed to keep a class folder before every name."""
+    if not folders:
         return 0
-    shared, shortest = len(first), len(first)
-    for parts in paths:
-        if parts[:shared] != first[:shared]:
-            shared = next((n for n, (a, b) in enumerate(zip(parts, first, strict=False)) if a != b), len(parts))
-        shortest = min(shortest, len(parts))
-    return min(shared, shortest - 2)
+    shared = len(folders[0])
+    for folder in folders:
+        if folder[:shared] != folders[0][:shared]:
+            shared = next(n for n, (a, b) in enumerate(zip((*folder, ""), (*folders[0], ""), strict=False)) if a != b)
+    return min(shared, min(map(len, folders)) - 1)
+
+
+def _few(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

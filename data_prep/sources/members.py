@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from udkd.words.errors import DataError
+from udkd.words.errors import DataError, UserError
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 BLOCK = tarfile.BLOCKSIZE
@@ -37,43 +37,96 @@ def is_tar(path: Path) -> bool:
 def members(path: Path, inside: Member | None = None) -> Iterator[Member]:
     """The plain files of a tar, in order; of a tar that is a member of another where `inside` names it.
 
-    Raises DataError for a damaged tar and for members that no image archive needs: absolute paths, `..`, links, devices
-    and sparse files are refused with the whole archive; one that holds any was made by mistake or in bad faith.
+    Archives joined end to end are read one after the other, as `tar --ignore-zeros` does. A hard link to a file of the same
+    tar is that file's bytes. Raises DataError for a damaged tar and for members that no image archive needs: absolute paths,
+    `..`, other links, devices and sparse files are refused with the whole archive; one that holds any was made by mistake or
+    in bad faith.
     """
     what = str(path) if inside is None else f"{path}, {inside.name}"
     with open(path, "rb") as file:
         window = _Window(file, inside.offset, inside.size) if inside else _Window(file, 0, os.fstat(file.fileno()).st_size)
+        targets: dict[str, Member] | None = None
+        for found, offset in _headers(window, what):
+            if found.isreg():
+                yield Member(_plain(found.name), window.start + offset, found.size)
+            elif found.islnk():
+                targets = _targets(window, what) if targets is None else targets
+                target = targets.get(_plain(found.linkname))
+                if target is None:
+                    raise DataError(
+                        f"{what} holds {found.name!r}, a hard link to {found.linkname!r}, which is no file of the archive; "
+                        "expected plain files and folders; pack the images anew with tar --hard-dereference"
+                    )
+                yield Member(_plain(found.name), target.offset, target.size)
+
+
+def _plain(name: str) -> str:
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def _targets(window: "_Window", what: str) -> dict[str, Member]:
+    """The files that hard links of an archive lead to, by name. Two more passes, so that archives without links pay nothing."""
+    wanted = {_plain(found.linkname) for found, _ in _headers(window, what) if found.islnk()}
+    files = ((_plain(found.name), found, offset) for found, offset in _headers(window, what) if found.isreg())
+    return {name: Member(name, window.start + offset, found.size) for name, found, offset in files if name in wanted}
+
+
+def _headers(whole: "_Window", what: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Every member of a tar, and of those joined to it, checked; with the place of its bytes. Raises DataError."""
+    start: int | None = 0
+    while start is not None:
+        window = whole.part(start)
+        end = 0
         try:
             with tarfile.open(fileobj=window, mode="r:") as archive:  # type: ignore[call-overload]
-                end = 0
                 while (member := archive.next()) is not None:
                     _check(member, what)
                     # Members would pile up in memory: 130,000 of them take 200 MB.
                     archive.members = []
                     end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
-                    if member.isreg():
-                        name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
-                        yield Member(name, window.start + member.offset_data, member.size)
+                    yield member, start + member.offset_data
+        except UserError:
+            raise
         except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two: of numbers in its headers
             text = str(error).splitlines()[0][:200]
+            if start:
+                raise DataError(
+                    f"{what} holds other data behind its end, at byte {start} ({text}); expected a tar, or tars joined to one; "
+                    "cut it off there, or fetch the tar again"
+                ) from None
             raise DataError(f"{what} is no whole tar ({text}); expected an archive of images; fetch it again") from None
         # `tarfile` takes a cut or overwritten header after the first member for the end, so look for the real end mark.
         window.seek(end)
         if end > window.size or window.read(BLOCK) != bytes(BLOCK):
-            raise DataError(f"{what} is cut or damaged at byte {min(end, window.size)}; expected a whole tar; fetch it again")
+            at = start + min(end, window.size)
+            raise DataError(f"{what} is cut or damaged at byte {at}; expected a whole tar; fetch it again")
+        start = _next_data(whole, start + end + BLOCK)
+
+
+def _next_data(window: "_Window", start: int) -> int | None:
+    """The first block from `start` on that is not all zeros; None where only zeros follow."""
+    window.seek(start)
+    while data := window.read(1 << 20):
+        if (kept := len(data) - len(data.lstrip(b"\0"))) < len(data):
+            return start + kept // BLOCK * BLOCK
+        start += len(data)
+    return None
 
 
 def _check(member: tarfile.TarInfo, what: str) -> None:
-    parts = member.name.split("/")
-    if member.name.startswith("/") or ".." in parts:
-        fault = "its path leaves the archive"
-    elif not (member.isreg() or member.isdir()) or member.issparse():
-        fault = "it is a link, a device or a sparse file"
+    if member.name.startswith("/"):
+        fault, remedy = "its path leaves the archive, as it is absolute", "pack the images anew without -P"
+    elif ".." in member.name.split("/"):
+        fault, remedy = "its path leaves the archive", "pack the images anew"
+    elif member.issym():
+        fault, remedy = f"it is a link to {member.linkname!r}", "pack the images anew with tar --dereference"
+    elif not (member.isreg() or member.isdir() or member.islnk()) or member.issparse():
+        fault, remedy = "it is a device or a sparse file", "pack the images anew"
     elif member.size < 0:
-        fault = "its size is negative"
+        fault, remedy = "its size is negative", "pack the images anew"
     else:
         return
-    raise DataError(f"{what} holds {member.name!r}: {fault}; expected plain files and folders; pack the images anew")
+    raise DataError(f"{what} holds {member.name!r}: {fault}; expected plain files and folders; {remedy}")
 
 
 def read_at(path: Path, offset: int, size: int) -> bytes:
@@ -93,6 +146,10 @@ class _Window:
         self.start = start
         self.size = size
         self._position = 0
+
+    def part(self, start: int) -> "_Window":
+        """The rest of it, from `start` on."""
+        return _Window(self._file, self.start + start, self.size - start)
 
     def seek(self, position: int) -> None:
         self._position = position

@@ -1,18 +1,38 @@
-"""Sets in few big files: which files there are, and split and class by their names and by label numbers."""
+"""What names tell: the split in the name of a folder or file, the class of a label number, and which big files there are."""
 
 import re
+from functools import lru_cache
 from pathlib import Path, PurePath
+from typing import Final
 
-from data_prep.sources.source import SplitName
+from data_prep.sources.source import Part
 from udkd.words.errors import DataError
 
-_SPLIT = re.compile(r"(?<![a-z])(?:(train(?:ing)?)|(val(?:id|idation)?))(?![a-z])")
+_WORDS: Final = r"(?:(?P<train>train(?:ing|val)?|trn)|(?P<val>val(?:id|idation)?|dev|eval(?:uation)?)|(?P<test>test(?:ing)?))"
+_SPLIT = re.compile(rf"(?<![a-z]){_WORDS}(?:sets?|data|imgs?|images?|splits?)?(?![a-z])")
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
-def split_of(path: PurePath) -> SplitName | None:
-    """The split that a file's path tells of: the last `train` or `val` that stands as a word in it."""
-    found = _SPLIT.findall(str(path).lower())
-    return None if not found else "train" if found[-1][0] else "val"
+@lru_cache(maxsize=4096)
+def splits_in(name: str) -> tuple[Part, ...]:
+    """The splits that words of a name tell of, in their order: `ILSVRC2012_img_train`, `TestSet`, `val2017`, `train_val`."""
+    return tuple(_part(found) for found in _SPLIT.finditer(_HUMP.sub("_", name).lower()))
+
+
+def split_in(name: str) -> Part | None:
+    """The one split that a name tells of; None where it tells of none, or of several."""
+    found = set(splits_in(name))
+    return found.pop() if len(found) == 1 else None
+
+
+def split_of(path: PurePath) -> Part | None:
+    """The split that a file's path tells of: the last one that stands as a word in it."""
+    found = splits_in(str(path))
+    return found[-1] if found else None
+
+
+def _part(found: re.Match[str]) -> Part:
+    return "train" if found["train"] else "val" if found["val"] else "test"
 
 
 def class_of_label(label: int) -> str:

@@ -3,15 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.sources.fields import LOOK, Fields
 from data_prep.sources.named_split import files_below
 from data_prep.sources.source import Entry, Listing
 
 
 @dataclass(frozen=True)
 class Parquet:
-    """A .parquet file, or a folder that holds any, in it or in its folders. Splits are told by the files' names."""
+    """A .parquet file, or a folder that holds any, in it or in its folders. Splits are told by the files' names.
+
+    fields: the columns that the user chose.
+    """
 
     path: Path
+    fields: Fields = LOOK
 
     @staticmethod
     def probe(path: Path) -> "Parquet | None":
@@ -21,14 +26,14 @@ class Parquet:
     def list(self) -> Listing:
         """All rows, in the order of files and rows: images of one row group are read together, so ids follow that order.
 
-        Raises DataError for a damaged file and for columns that hold no images or no labels.
+        Raises DataError for a damaged file, columns that hold no images or no labels, and several to choose from.
         """
         from data_prep.sources.parquet_rows import list_rows  # pyarrow, which workers on other sources need not load
 
-        return list_rows(self.path, files_below(self.path, ".parquet"))
+        return list_rows(self.path, files_below(self.path, ".parquet"), self.fields)
 
     def read(self, entry: Entry) -> bytes:
         """The image's bytes."""
         from data_prep.sources.parquet_rows import read_row
 
-        return read_row(self.path / entry.key if entry.key else self.path, entry.offset)
+        return read_row(self.path / entry.key if entry.key else self.path, entry.offset, self.fields)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,66 +12,115 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.classes import wnids_of
-from data_prep.sources.named_split import class_of_label, split_of
-from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
+from data_prep.sources.fields import IMAGE_OPTION, LABEL_LIKE, LABEL_OPTION, NO_LABEL, Agreement, Fields, label_of, one_of
+from data_prep.sources.named_split import Folders, class_of_label, split_of
+from data_prep.sources.source import TEST, Entry, EntryTable, Listing, PassedOver
 from udkd.words.errors import DataError
 
-LABEL_COLUMNS = ("label", "labels", "fine_label")
+IMAGE_COLUMN = "image"  # what `datasets` calls it, whatever lies beside it
+LABEL_COLUMNS = ("label", "labels", "fine_label")  # these count before others that end in `label`
+Label = int | str | None
 
 
-def list_rows(path: Path, files: Sequence[Path]) -> Listing:
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """The columns of a file that count. labels: the one that is taken first; none in a test set."""
+
+    image: str
+    labels: Sequence[str]
+
+
+def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
     """See Parquet.list."""
-    entries, ignored = EntryTable(), PassedOver()
+    entries, ignored, folders, agreement = EntryTable(), PassedOver(), Folders(path), Agreement()
     alike = len({file.name for file in files}) < len(files)  # then rows are named by their folder, too
+    others: set[str] = set()
     for file in files:
         key = "" if file == path else str(file.relative_to(path))
+        stem = (key if alike else file.name).removesuffix(".parquet")
+        split, stamp = split_of(Path(key or file.name)), file.stat().st_mtime_ns
         try:
-            for entry in _rows(file, key, (key if alike else file.name).removesuffix(".parquet"), ignored):
-                entries.append(entry)
+            with pq.ParquetFile(file) as parquet:
+                columns = _columns(file, parquet.schema_arrow, fields, may_lack_labels=split == "test")
+                others |= set(_image_columns(parquet.schema_arrow)) - {columns.image}
+                for row, size, name, label in _rows(file, parquet, columns, stem, agreement):
+                    if label is None:
+                        ignored.append(name, NO_LABEL if columns.labels else TEST)
+                    else:
+                        entries.append(Entry(split, folders.of(label), name, key, row, size, stamp))
         except (pa.ArrowException, OSError) as error:
             text = str(error).splitlines()[0]
             raise DataError(f"{file} cannot be read ({text}); expected a whole parquet file; fetch it again") from None
-    return Listing(entries=entries, ignored=ignored, sequential=True)
+    agreement.finish(path)
+    remark = f"{path} has further columns of images, which are not read: {', '.join(sorted(others))} ({IMAGE_OPTION} chooses)"
+    return Listing(entries=entries, ignored=ignored, sequential=True, remarks=(remark,) if others else ())
 
 
-def read_row(file: Path, row: int) -> bytes:
+def read_row(file: Path, row: int, fields: Fields) -> bytes:
     """The image's bytes. The row group last read is kept: its other rows come next."""
     try:
-        values, first = _row_group(file, _group_of(file, row))
+        values, first = _row_group(file, _group_of(file, row), fields)
         value = values[row - first].as_py()
     except pa.ArrowException as error:
         raise OSError(5, str(error).splitlines()[0], str(file)) from None
     return bytes(value or b"")
 
 
-def _rows(file: Path, key: str, stem: str, ignored: PassedOver) -> Iterator[Entry]:
-    with pq.ParquetFile(file) as parquet:
-        image, label = _columns(file, parquet.schema_arrow)
-        names = _class_names(parquet.schema_arrow, label)
-        stamp, split = file.stat().st_mtime_ns, split_of(Path(key or file.name))
-        row = 0
-        for batch in parquet.iter_batches(batch_size=256, columns=[image, label]):
-            sizes = _sizes(batch.column(0))
-            for size, number, path in zip(sizes, batch.column(1).to_pylist(), _paths(batch.column(0)), strict=True):
-                name = f"{stem}/{row:06d}" + (f"-{path.rsplit('/', 1)[-1]}" if isinstance(path, str) and path else "")
-                if number is None or number == -1:  # -1: test sets without labels
-                    ignored.append(name)
-                else:
-                    yield Entry(split, _class_name(file, number, names), name, key, row, size, stamp)
-                row += 1
-
-
-def _columns(file: Path, schema: pa.Schema) -> tuple[str, str]:
-    """The image and the label column. Raises DataError where there is not one of each."""
-    images = [field.name for field in schema if pa.types.is_struct(field.type) and _is_bytes(_field(field.type, "bytes"))]
-    images += [field.name for field in schema if _is_bytes(field.type)]
-    labels = [name for name in LABEL_COLUMNS if name in schema.names]
-    if not images or not labels:
+def _rows(
+    file: Path, parquet: pq.ParquetFile, columns: _Columns, stem: str, agreement: Agreement
+) -> Iterator[tuple[int, int, str, str | None]]:
+    """Number, bytes of the image, name and class of each row. Raises DataError where all it has of images is their paths."""
+    names = {label: _class_names(parquet.schema_arrow, label) for label in columns.labels}
+    row, path, any_bytes = 0, None, False
+    for batch in parquet.iter_batches(batch_size=256, columns=[columns.image, *columns.labels]):
+        images = batch.column(columns.image)
+        labels = {label: batch.column(label).to_pylist() for label in columns.labels}
+        for n, (size, path) in enumerate(zip(_sizes(images), _paths(images), strict=True)):
+            name = f"{stem}/{row:06d}" + (f"-{path.rsplit('/', 1)[-1]}" if isinstance(path, str) and path else "")
+            told = {label: _label(file, values[n], names[label]) for label, values in labels.items()}
+            label = agreement.take(told, file)
+            yield row, size or 0, name, class_of_label(label) if isinstance(label, int) else label
+            any_bytes = any_bytes or size is not None
+            row += 1
+    if row and not any_bytes:
+        where = f" (such as {path})" if path else ""
         raise DataError(
-            f"{file} has the columns {', '.join(schema.names)}; expected an image column (binary, or a struct with `bytes`) "
-            f"and a label column ({', '.join(LABEL_COLUMNS)}); choose another source"
+            f"{file} holds paths{where}, not images: its column {columns.image} has no bytes; expected the images themselves; "
+            "embed them (datasets.table.embed_table_storage), or name the folder that holds the files"
         )
-    return images[0], labels[0]
+
+
+def _columns(file: Path, schema: pa.Schema, fields: Fields, *, may_lack_labels: bool = False) -> _Columns:
+    """The columns to read. Raises DataError where there are none, or several to choose from."""
+    images = _image_columns(schema)
+    labels = [field.name for field in schema if LABEL_LIKE.fullmatch(field.name) and not _is_list(field.type)]
+    labels.sort(key=lambda name: LABEL_COLUMNS.index(name) if name in LABEL_COLUMNS else len(LABEL_COLUMNS))
+    if fields.label is not None and not (may_lack_labels and fields.label not in schema.names):
+        labels = [one_of(schema.names, fields.label, where=file, what="column", option=LABEL_OPTION)]
+    if not images or not (labels or may_lack_labels):
+        raise DataError(
+            f"{file} has the columns {', '.join(map(_described, schema))}; "
+            "expected an image column (binary, or a struct with `bytes`) and a label column with one value a row "
+            f"({', '.join(LABEL_COLUMNS)}); name it with {LABEL_OPTION}, or choose another source"
+        )
+    wanted = fields.image or (IMAGE_COLUMN if IMAGE_COLUMN in images else None)
+    image = one_of(images, wanted, where=file, what="image column", option=IMAGE_OPTION)
+    twice = [name for name in (image, *labels) if schema.names.count(name) > 1]
+    if twice:
+        raise DataError(f"{file} has several columns {twice[0]}; expected one of that name; rename the others")
+    return _Columns(image=image, labels=labels)
+
+
+def _described(field: pa.Field) -> str:
+    return f"{field.name} (lists)" if _is_list(field.type) else str(field.name)
+
+
+def _image_columns(schema: pa.Schema) -> list[str]:
+    return [
+        field.name
+        for field in schema
+        if _is_bytes(field.type) or (pa.types.is_struct(field.type) and _is_bytes(_field(field.type, "bytes")))
+    ]
 
 
 def _field(struct: pa.DataType, name: str) -> pa.DataType | None:
@@ -79,7 +129,13 @@ def _field(struct: pa.DataType, name: str) -> pa.DataType | None:
 
 
 def _is_bytes(kind: pa.DataType | None) -> bool:
+    if kind is not None and pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _class_names(schema: pa.Schema, label: str) -> Sequence[str] | None:
@@ -100,20 +156,26 @@ def _apart(names: list[str]) -> list[str]:
     return [name if count[name] == 1 else f"{name}-{class_of_label(n)}" for n, name in enumerate(names)]
 
 
-def _class_name(file: Path, label: object, names: Sequence[str] | None) -> str:
-    if isinstance(label, str):
-        return label
-    if not isinstance(label, int) or label < 0 or (names is not None and label >= len(names)):
-        raise DataError(f"{file} holds the label {label!r}; expected a class number or name; choose another source")
-    return class_of_label(label) if names is None else names[label]
+def _label(file: Path, value: object, names: Sequence[str] | None) -> Label:
+    """A label's name where it has one. Raises DataError for a value that is no label."""
+    try:
+        label = label_of(value)
+        if isinstance(label, int) and names is not None and label >= len(names):
+            raise ValueError(f"holds the label {label}, and names {len(names)} classes")
+    except ValueError as error:
+        raise DataError(
+            f"{file} {error}; expected a class number or name; choose another column with {LABEL_OPTION}, or another source"
+        ) from None
+    return names[label] if isinstance(label, int) and names is not None else label
 
 
 def _bytes_of(images: pa.Array) -> pa.Array:
-    return images.field("bytes") if pa.types.is_struct(images.type) else images
+    found = pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
+    return found.dictionary_decode() if pa.types.is_dictionary(found.type) else found
 
 
-def _sizes(images: pa.Array) -> list[int]:
-    return [size or 0 for size in pc.binary_length(_bytes_of(images)).to_pylist()]
+def _sizes(images: pa.Array) -> list[int | None]:
+    return list(pc.binary_length(_bytes_of(images)).to_pylist())
 
 
 def _paths(images: pa.Array) -> list[object]:
@@ -137,9 +199,9 @@ def _group_of(path: Path, row: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _row_group(path: Path, group: int) -> tuple[pa.ChunkedArray, int]:
+def _row_group(path: Path, group: int, fields: Fields) -> tuple[pa.ChunkedArray, int]:
     """The image bytes of a row group, and its first row."""
     with pq.ParquetFile(path) as parquet:
-        image, _ = _columns(path, parquet.schema_arrow)
+        image = _columns(path, parquet.schema_arrow, fields, may_lack_labels=True).image
         table = parquet.read_row_group(group, columns=[image], use_threads=False)
     return _bytes_of(table.column(0).combine_chunks()), _starts(path)[group]

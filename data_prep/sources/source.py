@@ -9,6 +9,7 @@ from typing import Generic, Literal, Protocol, TypeVar, overload
 from udkd.words.texts import TextsBuilder
 
 SplitName = Literal["train", "val"]
+Part = Literal["train", "val", "test"]  # what a source may hold: of these a dataset folder has the first two
 Value = TypeVar("Value")
 
 
@@ -16,13 +17,13 @@ Value = TypeVar("Value")
 class Entry:
     """One image of a source, before anyone has looked at its bytes.
 
-    split: None where the source has no train and val of its own.
+    split: None where the source has no splits of its own; images of `test` are listed, too, and mostly left out.
     class_name, name: the class folder, and the path inside it; together unique within a split.
     key: the source's own name of it. offset, size: where its bytes lie in a container (bytes; offset 0 for plain files).
     stamp: changes when the bytes may have changed (modification time in ns), so that a resumed conversion looks again.
     """
 
-    split: SplitName | None
+    split: Part | None
     class_name: str
     name: str
     key: str
@@ -57,7 +58,7 @@ class EntryTable(Sequence[Entry]):
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        self.splits: Few[SplitName | None] = Few("b")
+        self.splits: Few[Part | None] = Few("b")
         self.classes: Few[str] = Few("i")
         self._heads: Few[tuple[str, bool]] = Few("i")
         self._names = TextsBuilder()
@@ -107,19 +108,32 @@ class EntryTable(Sequence[Entry]):
         return self._names[n]
 
 
+OTHER = "other files"
+TEST = "images of a test split"
+
+
 class PassedOver:
-    """What a source holds beside its images: how many files, and the name that comes first."""
+    """What a source holds beside the images that are taken: per reason how many files, and the name that comes first."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self.count = 0
-        self.example = ""
+        self.reasons: dict[str, tuple[int, str]] = {}
         for name in names:
             self.append(name)
 
-    def append(self, name: str) -> None:
-        """Add one name."""
-        self.example = min(self.example, name) if self.count else name
-        self.count += 1
+    def append(self, name: str, reason: str = OTHER, count: int = 1) -> None:
+        """Add one name, or the first of several. reason: a plural noun, such as `other files`."""
+        before, example = self.reasons.get(reason, (0, name))
+        self.reasons[reason] = (before + count, min(example, name))
+
+    def extend(self, other: "PassedOver") -> None:
+        """Add what another counted."""
+        for reason, (count, name) in other.reasons.items():
+            self.append(name, reason, count)
+
+    @property
+    def count(self) -> int:
+        """Files in all."""
+        return sum(count for count, _ in self.reasons.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +141,17 @@ class Listing:
     """All images of a source, in any order, and what was passed over.
 
     sequential: reading in another order than that of the listing is slow, so ids follow the listing (of all sources).
+    hint: the split that the names of the source and of the folders around its classes tell of, where entries have none.
+    unclear: what looks like validation images but was not understood as such; empty where nothing does.
+    remarks: what else is worth a warning.
     """
 
     entries: EntryTable = field(default_factory=EntryTable)
     ignored: PassedOver = field(default_factory=PassedOver)
     sequential: bool = False
+    hint: Part | None = None
+    unclear: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 class Source(Protocol):

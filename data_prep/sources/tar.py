@@ -1,20 +1,27 @@
 """A tar file of an image folder, read by name in memory."""
 
-from array import array
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
 
-from data_prep.sources.layout import is_image_path, place
-from data_prep.sources.members import is_tar, members, read_at
-from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
-from udkd.words.texts import TextsBuilder
+from data_prep.sources.image_folder import Names
+from data_prep.sources.layout import is_hidden, is_image_path
+from data_prep.sources.members import Member, is_tar, members, read_at
+from data_prep.sources.source import Entry, Listing
+from data_prep.sources.truth import LIMIT_BYTES, NAMES, Truth, find_truth, truth_at
 
 
 @dataclass(frozen=True)
 class Tar:
-    """An uncompressed tar with one folder per class, below train/ and val/ or alone, after any prefix."""
+    """An uncompressed tar with one folder per class, below train/ and val/ or alone, after any prefix.
+
+    splits: False where no folder's name tells of a split. truth: the classes of a flat val/, None to look for them in the
+    tar and beside it.
+    """
 
     path: Path
+    splits: bool = True
+    truth: Truth | None = None
 
     @staticmethod
     def probe(path: Path) -> "Tar | None":
@@ -22,26 +29,27 @@ class Tar:
         return Tar(path) if is_tar(path) else None
 
     def list(self) -> Listing:
-        """All image members. Errors: see `members`."""
-        names, offsets, sizes = TextsBuilder(), array("q"), array("q")
-        ignored, entries = PassedOver(), EntryTable()
+        """All image members. Errors: see `members` and `arrange`."""
+        names = Names(self.path, self.path.name.removesuffix(".tar"), splits=self.splits, truth=self.truth)
+        stamp = self.path.stat().st_mtime_ns
         for member in members(self.path):
             if is_image_path(member.name):
-                names.append(member.name)
-                offsets.append(member.offset)
-                sizes.append(member.size)
+                names.add(member.name, offset=member.offset, size=member.size, stamp=stamp)
+            elif _is_truth(member):
+                where = f"{self.path}, {member.name}"
+                truth = Truth(PurePath(member.name).name, where, partial(read_at, self.path, member.offset, member.size))
+                names.add_truth(truth, member.name)
             else:
-                ignored.append(member.name)
-        stamp = self.path.stat().st_mtime_ns
-        paths = names.finish()
-        placed = place(paths, self.path.name.removesuffix(".tar"))
-        for name, offset, size, found in zip(paths, offsets, sizes, placed, strict=True):
-            if found is None:
-                ignored.append(name)
-            else:
-                entries.append(Entry(*found, key=name, offset=offset, size=size, stamp=stamp))
-        return Listing(entries=entries, ignored=ignored)
+                names.pass_over(member.name)
+        beside = find_truth(self.path.parent)
+        if beside is not None:
+            names.add_truth(truth_at(beside))
+        return names.listing()
 
     def read(self, entry: Entry) -> bytes:
         """The member's bytes, by offset."""
         return read_at(self.path, entry.offset, entry.size)
+
+
+def _is_truth(member: Member) -> bool:
+    return PurePath(member.name).name in NAMES and not is_hidden(member.name) and member.size <= LIMIT_BYTES

@@ -1,23 +1,30 @@
 """A folder of images (ImageFolder)."""
 
 import os
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.sources.layout import is_image_path, place
-from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
+from data_prep.sources.image_folder import Names
+from data_prep.sources.layout import arrange, is_hidden, is_image_path
+from data_prep.sources.source import Entry, Listing, Part
+from data_prep.sources.truth import NAMES, Truth, truth_at
 from udkd.operations.pictures import BadImage
 from udkd.words.errors import DataError
-from udkd.words.texts import TextsBuilder
+
+NOWHERE = "links that lead nowhere"
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A folder with one folder per class, below train/ and val/ or alone."""
+    """A folder with one folder per class, below train/ and val/ or alone.
+
+    splits: False where no folder's name tells of a split. truth: the classes of a flat val/, None to look for them inside.
+    """
 
     path: Path
+    splits: bool = True
+    truth: Truth | None = None
 
     @staticmethod
     def probe(path: Path) -> "Tree | None":
@@ -25,30 +32,38 @@ class Tree:
         return Tree(path) if path.is_dir() else None
 
     def list(self) -> Listing:
-        """All image files, links followed, as torchvision's ImageFolder does."""
-        names, sizes, stamps = TextsBuilder(), array("q"), array("q")
-        ignored, entries = PassedOver(), EntryTable()
+        """All image files, links followed, as torchvision's ImageFolder does. Raises DataError: see `arrange`."""
+        names = Names(self.path, self.path.resolve().name, splits=self.splits, truth=self.truth)
         for file in _walk(self.path):
             name = os.path.relpath(file.path, self.path)
             if is_image_path(name) and _is_there(file):
                 status = file.stat()
-                names.append(name)
-                sizes.append(status.st_size)
-                stamps.append(status.st_mtime_ns)
+                names.add(name, offset=0, size=status.st_size, stamp=status.st_mtime_ns)
             elif is_image_path(name) and file.is_symlink():
-                names.append(name)
-                sizes.append(0)
-                stamps.append(0)
+                names.add(name, offset=0, size=0, stamp=0)
+            elif not _is_there(file) and file.is_symlink():
+                names.pass_over(name, NOWHERE)
+            elif file.name in NAMES and not is_hidden(name):
+                names.add_truth(truth_at(Path(file.path)), name)
             else:
-                ignored.append(name)
-        paths = names.finish()
-        placed = place(paths, self.path.resolve().name)
-        for name, size, stamp, found in zip(paths, sizes, stamps, placed, strict=True):
-            if found is None:
-                ignored.append(name)
-            else:
-                entries.append(Entry(*found, key=name, offset=0, size=size, stamp=stamp))
-        return Listing(entries=entries, ignored=ignored)
+                names.pass_over(name)
+        return names.listing()
+
+    def files(self) -> Iterator[str]:
+        """Every file in it, by its path inside."""
+        return (os.path.relpath(file.path, self.path) for file in _walk(self.path))
+
+    def glance(self) -> set[Part | None]:
+        """Which splits class folders are in, None for those in none, by one image of each folder; empty without any."""
+        seen: dict[str, str] = {}
+        for name in self.files():
+            if is_image_path(name):
+                seen.setdefault(name.rpartition("/")[0], name)
+        try:
+            places = list(arrange(list(seen.values()), self.path.resolve().name, source=str(self.path)).places)
+        except DataError:  # it will be said when they are read
+            return {None}
+        return {place[0] for place in places if not isinstance(place, str)}
 
     def read(self, entry: Entry) -> bytes:
         """The file's bytes. Raises BadImage for a link that leads nowhere."""
@@ -67,23 +82,28 @@ def _is_there(file: os.DirEntry[str]) -> bool:
 
 
 def _walk(root: Path) -> Iterator[os.DirEntry[str]]:
-    """Every file below `root`; a folder that links make reachable from within itself is entered once."""
-    stack = [(str(root), frozenset[tuple[int, int]]())]
+    """Every file below `root`; a folder that links make reachable from within itself is entered once.
+
+    Folders of the operating system that cannot be read (lost+found) come as the files that they are not.
+    """
+    stack: list[tuple[str, os.DirEntry[str] | None, frozenset[tuple[int, int]]]] = [(str(root), None, frozenset())]
     while stack:
-        folder, above = stack.pop()
+        folder, entry, above = stack.pop()
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             continue
         try:
             with os.scandir(folder) as scan:
-                for entry in scan:
-                    if _is_folder(entry):
-                        stack.append((entry.path, above | {identity}))
+                for each in scan:
+                    if _is_folder(each):
+                        stack.append((each.path, each, above | {identity}))
                     else:
-                        yield entry
+                        yield each
         except OSError as error:
-            raise DataError(f"{folder} cannot be listed ({error.strerror}); expected a readable folder; check it") from None
+            if entry is None or not is_hidden(entry.name):
+                raise DataError(f"{folder} cannot be listed ({error.strerror}); expected a readable folder; check it") from None
+            yield entry
 
 
 def _is_folder(file: os.DirEntry[str]) -> bool:

@@ -1,62 +1,131 @@
-"""Which class each ILSVRC2012 validation image belongs to: from the devkit, or from Kaggle's LOC_val_solution.csv."""
+"""Which class each validation image belongs to, where they lie in one folder or tar: from ILSVRC2012's devkit, from Kaggle's
+LOC_val_solution.csv, or from Tiny-ImageNet's val_annotations.txt.
+"""
 
 import csv
 import io
 import re
 import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data_prep.sources.matlab import struct_array
 from udkd.words.errors import DataError
+from udkd.words.files import read_plain
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 KAGGLE = "LOC_val_solution.csv"
+TINY = "val_annotations.txt"
+NAMES = (TINY, KAGGLE, DEVKIT)  # in this order, where several lie beside the images
 IMAGE_NAME = "ILSVRC2012_val_{:08d}"
 LIMIT_BYTES = 1 << 26  # for each text and table; ILSVRC2012's take 1 MB
 
 
+@dataclass(frozen=True)
+class Truth:
+    """A ground truth that is there. name: its file's name. where: its path, for people. data: its bytes, when asked."""
+
+    name: str
+    where: str
+    data: Callable[[], bytes]
+
+    def classes(self) -> dict[str, str]:
+        """Image name, without its ending, to class folder. Raises DataError where the file is no ground truth."""
+        data = self.data()
+        if self.name.endswith(".csv"):
+            return _kaggle(self.where, data)
+        return _tiny(self.where, data) if self.name.endswith(".txt") else _devkit(self.where, data)
+
+
+def truth_at(path: Path) -> Truth:
+    """The ground truth in a file."""
+    return Truth(path.name, str(path), partial(_bytes, path))
+
+
 def find_truth(folder: Path) -> Path | None:
     """The ground truth that lies in a folder, or nothing."""
-    return next((folder / name for name in (KAGGLE, DEVKIT) if (folder / name).is_file()), None)
+    return next((folder / name for name in NAMES if (folder / name).is_file()), None)
 
 
 def is_truth(path: Path) -> bool:
     """Whether a path is named as a ground truth is."""
-    return path.is_file() and (path.suffix == ".csv" or re.fullmatch(r".*devkit.*\.(tar\.gz|tgz)", path.name) is not None)
+    named = path.suffix.lower() == ".csv" or path.name == TINY or re.fullmatch(r".*devkit.*\.(tar\.gz|tgz)", path.name)
+    return bool(named) and path.is_file()
 
 
 def read_truth(path: Path) -> dict[str, str]:
-    """Image name, without its ending, to wnid. Raises DataError where the file is no ground truth."""
-    return _kaggle(path) if path.suffix == ".csv" else _devkit(path)
+    """See Truth.classes."""
+    return truth_at(path).classes()
 
 
-def _kaggle(path: Path) -> dict[str, str]:
+def choose(found: Iterable[Truth]) -> Truth | None:
+    """The one that counts of all that lie in a source. Raises DataError where two are of one kind."""
+    ranked = sorted(found, key=lambda truth: (NAMES.index(truth.name), truth.where))
+    if len(ranked) > 1 and ranked[0].name == ranked[1].name:
+        raise DataError(
+            f"{ranked[0].where} and {ranked[1].where} both say which classes validation images have; expected one; "
+            "name the right one as a further source"
+        )
+    return ranked[0] if ranked else None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return read_plain(path, LIMIT_BYTES)
+    except ValueError as error:
+        raise DataError(f"{error}; expected a ground truth, such as {KAGGLE}; check the path") from None
+
+
+def _text(where: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{where} is not text in UTF-8; expected a ground truth; fetch it again") from None
+
+
+def _kaggle(where: str, data: bytes) -> dict[str, str]:
     """`ImageId,PredictionString`, the prediction being `wnid x1 y1 x2 y2` once or several times."""
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text())))
-        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
-    except (UnicodeDecodeError, csv.Error, KeyError, IndexError, AttributeError):
-        raise DataError(f"{path} is damaged; expected the columns ImageId and PredictionString; fetch it again") from None
+        reader = csv.DictReader(io.StringIO(_text(where, data)))
+        columns = [name.strip()[:40] for name in reader.fieldnames or () if name][:8]
+        if not {"ImageId", "PredictionString"} <= set(columns):
+            raise DataError(
+                f"{where} has the columns {', '.join(columns) or 'of no table'}; expected the columns ImageId and "
+                f"PredictionString of ILSVRC2012's {KAGGLE}, the only csv that is read; sort the images into class folders"
+            )
+        return {row["ImageId"].split(".")[0]: row["PredictionString"].split()[0] for row in reader}
+    except (csv.Error, KeyError, IndexError, AttributeError):
+        raise DataError(f"{where} is damaged; expected the columns ImageId and PredictionString; fetch it again") from None
 
 
-def _devkit(path: Path) -> dict[str, str]:
+def _tiny(where: str, data: bytes) -> dict[str, str]:
+    """An image and its class in each line, with tabs between, and the corners of a box."""
+    rows = [line.split("\t") for line in _text(where, data).splitlines() if line.strip()]
+    if any(len(row) < 2 or not row[0] or not row[1].strip() for row in rows):
+        raise DataError(f"{where} is damaged; expected an image, a tab and its class in each line; fetch it again")
+    return {row[0].split(".")[0]: row[1].strip() for row in rows}
+
+
+def _devkit(where: str, data: bytes) -> dict[str, str]:
     """Line n of the ground truth is the ILSVRC2012_ID of image n; meta.mat maps ids to wnids."""
     wanted = {"ILSVRC2012_validation_ground_truth.txt": b"", "meta.mat": b""}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
                 file = archive.extractfile(member) if name in wanted and member.isreg() else None
                 if file is not None:
                     wanted[name] = file.read(LIMIT_BYTES)  # in memory: nothing is extracted
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read ({error}); expected {DEVKIT}; fetch it again") from None
-    missing = [name for name, data in wanted.items() if not data]
+        raise DataError(f"{where} cannot be read ({error}); expected {DEVKIT}; fetch it again") from None
+    missing = [name for name, content in wanted.items() if not content]
     if missing:
-        raise DataError(f"{path} holds no {missing[0]}; expected {DEVKIT}; fetch it again")
+        raise DataError(f"{where} holds no {missing[0]}; expected {DEVKIT}; fetch it again")
     text, table = wanted.values()
     wnids = {row.get("ILSVRC2012_ID"): row.get("WNID") for row in struct_array(table)}
     try:
         return {IMAGE_NAME.format(n): str(wnids[int(line)]) for n, line in enumerate(text.split(), start=1)}
     except (ValueError, KeyError) as error:
-        raise DataError(f"{path}: ground truth and meta.mat differ at id {error}; expected {DEVKIT}; fetch it again") from None
+        raise DataError(f"{where}: ground truth and meta.mat differ at id {error}; expected {DEVKIT}; fetch it again") from None

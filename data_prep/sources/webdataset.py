@@ -1,111 +1,265 @@
 """An existing WebDataset: tars in which the files of a sample follow each other and share their name up to the first dot."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
 
-from data_prep.sources.layout import IMAGE_ENDINGS
+from data_prep.sources.fields import (
+    IMAGE_OPTION,
+    LABEL_LIKE,
+    LABEL_OPTION,
+    LOOK,
+    NO_IMAGE,
+    NO_LABEL,
+    Agreement,
+    Fields,
+    Label,
+    label_of,
+    label_of_text,
+    one_of,
+)
+from data_prep.sources.layout import IMAGE_ENDINGS, PLAIN, UNREAD, is_hidden, no_image
 from data_prep.sources.members import Member, is_tar, members, read_at
-from data_prep.sources.named_split import Folders, class_of_label, files_below, split_of
-from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
+from data_prep.sources.named_split import Folders, class_of_label, files_below, split_in, split_of
+from data_prep.sources.source import Entry, Listing, Part, PassedOver
 from udkd.words.errors import DataError
 
-LABEL_ENDINGS = ("cls", "json")
 JSON_KEYS = ("label", "cls", "class", "class_id", "wnid", "class_name")
 LABEL_BYTES = 1 << 20  # what a label file may have
-LONGEST_NUMBER = 18  # digits
-LOOKED_AT = 8  # members that decide whether a tar is a WebDataset
+LOOKED_AT = 64  # members that decide whether a tar is a WebDataset
 
 
 @dataclass(frozen=True)
 class WebDataset:
     """One tar, or a folder with tars in it or in its folders. Splits are told by the names of tars and folders.
 
-    Labels come from `.cls` (a number or a name), else from `.json` (JSON_KEYS). A dataset folder of udkd is one, too: its
+    The image is the one file of a sample with an image's ending. Labels come from `.cls` (a number or a name), else from
+    `.json` (JSON_KEYS). fields: endings, or keys of the JSON, that the user chose. A dataset folder of udkd is one, too: its
     classes keep their names.
     """
 
     path: Path
+    fields: Fields = LOOK
 
     @staticmethod
     def probe(path: Path) -> "WebDataset | None":
-        """A WebDataset where the first tar holds images and labels side by side."""
-        tars = _tars(path)
-        if not tars or not is_tar(tars[0]):
-            return None
-        endings = {_key(member.name)[1].split(".")[-1] for member in islice(members(tars[0]), LOOKED_AT)}
-        return WebDataset(path) if endings & set(LABEL_ENDINGS) and endings & IMAGES else None
+        """A WebDataset where a tar of any split holds images and labels side by side."""
+        one_of_each_split = {split_of(_inside(path, tar)): tar for tar in reversed(_tars(path))}
+        return WebDataset(path) if any(is_tar(tar) and _has_samples(tar) for tar in one_of_each_split.values()) else None
 
     def list(self) -> Listing:
-        """All samples that have an image. Raises DataError: see `members`; a sample without a label."""
-        entries, ignored, folders = EntryTable(), PassedOver(), Folders(self.path)
+        """All samples that have an image and a label.
+
+        Raises DataError: see `members`; no label at all or one that is none, several images or labels to choose from.
+        """
+        listing, folders, agreement = Listing(), Folders(self.path), Agreement()
         names = _own_classes(self.path)
         for tar in _tars(self.path):
             if not is_tar(tar):
                 raise DataError(f"{tar} is no tar; expected shards of a WebDataset; fetch it again")
-            for entry in self._samples(tar, names, folders, ignored):
-                entries.append(entry)
-        return Listing(entries=entries, ignored=ignored)
-
-    def _samples(self, tar: Path, names: tuple[str, ...] | None, folders: Folders, ignored: PassedOver) -> Iterator[Entry]:
-        key = "" if tar == self.path else str(tar.relative_to(self.path))
-        split, stamp = split_of(Path(key or tar.name)), tar.stat().st_mtime_ns
-        for stem, group in groupby(members(tar), lambda member: _key(member.name)[0]):
-            files = {_key(member.name)[1].lower(): member for member in group}
-            image = next((files[ending] for ending in files if ending.split(".")[-1] in IMAGES), None)
-            if image is None:
-                for member in files.values():
-                    ignored.append(member.name)
-                continue
-            label = _label(tar, files)
-            if label is None:
-                raise DataError(
-                    f"{tar}: sample {stem} has no label; expected .cls, or .json with one of {', '.join(JSON_KEYS)}; "
-                    "choose another source"
+            key, stamp = "" if tar == self.path else str(_inside(self.path, tar)), tar.stat().st_mtime_ns
+            split = split_of(_inside(self.path, tar))
+            for sample in _samples(tar, listing.ignored):
+                found = self._found(sample, agreement, listing.ignored)
+                if found is None:
+                    continue
+                image, label = found
+                if isinstance(label, int):
+                    label = names[label] if names and label < len(names) else class_of_label(label)
+                listing.entries.append(
+                    Entry(
+                        split or _split_of_folders(image.name.rpartition("/")[0]),
+                        folders.of(label),
+                        f"{tar.stem}/{image.name}",
+                        key,
+                        image.offset,
+                        image.size,
+                        stamp,
+                    )
                 )
-            if isinstance(label, int):
-                label = names[label] if names and 0 <= label < len(names) else class_of_label(label)
-            name = f"{tar.stem}/{image.name}"
-            yield Entry(split, folders.of(label), name, key, image.offset, image.size, stamp)
+        agreement.finish(self.path)
+        if not len(listing.entries) and listing.ignored.count:
+            raise DataError(self._nothing(listing.ignored))
+        return listing
+
+    def _found(self, sample: "_Sample", agreement: Agreement, ignored: PassedOver) -> tuple[Member, int | str] | None:
+        """A sample's image and label; None, and it is counted, where it lacks one."""
+        image = sample.image(self.fields.image)
+        if image is None:
+            for member in sample.files.values():
+                ignored.append(member.name, UNREAD if no_image(member.name) == UNREAD else NO_IMAGE)
+            return None
+        label = agreement.take(sample.labels(self.fields.label), sample)
+        if label is None:
+            ignored.append(image.name, NO_LABEL)
+            return None
+        return image, label
+
+    def _nothing(self, ignored: PassedOver) -> str:
+        found = ", ".join(f"{count:,} {reason}, such as {name}" for reason, (count, name) in ignored.reasons.items())
+        return (
+            f"{self.path} has no image with a label ({found}); expected an image, and .cls or .json with one of "
+            f"{', '.join(JSON_KEYS)}, in each sample; name the fields with {IMAGE_OPTION} and {LABEL_OPTION}"
+        )
 
     def read(self, entry: Entry) -> bytes:
         """The image's bytes, by offset."""
         return read_at(self.path / entry.key if entry.key else self.path, entry.offset, entry.size)
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """files: by their endings, in lower case."""
+
+    tar: Path
+    name: str
+    files: Mapping[str, Member]
+
+    def __str__(self) -> str:
+        return f"{self.tar}: sample {self.name}"
+
+    def image(self, wanted: str | None) -> Member | None:
+        """Raises DataError where there are several and none is wanted."""
+        if wanted is not None:
+            return self.files.get(wanted.lower().removeprefix("."))
+        found = [ending for ending in self.files if _is_image(ending)]
+        return self.files[one_of(found, None, where=self, what="image", option=IMAGE_OPTION)] if found else None
+
+    def labels(self, wanted: str | None) -> dict[str, Label]:
+        """What its fields say that may be labels, the one that counts first. Raises DataError: no label."""
+        found: dict[str, Label] = {}
+        for ending in self.files:
+            if ending == wanted or (wanted is None and _is_label(ending)):
+                found[ending] = self._text(ending)
+        for ending in self.files:
+            if _is_json(ending) and not (wanted and found):
+                keys = JSON_KEYS if wanted is None else (wanted.removeprefix(f"{ending}."),)
+                found |= self._labels_in(ending, keys=keys, strict=not found)
+        return found
+
+    def _text(self, ending: str) -> Label:
+        try:
+            return label_of_text(self._bytes(ending).decode("utf-8-sig", "surrogateescape"))
+        except ValueError as error:
+            raise self._fault(ending, error) from None
+
+    def _labels_in(self, ending: str, *, keys: tuple[str, ...], strict: bool) -> dict[str, Label]:
+        """The values of those keys that a JSON file has, by ending and key. strict: raise DataError for what is no label."""
+        try:
+            record = _record(self._bytes(ending))
+            return {f"{ending}.{key}": _label(record[key]) for key in keys if key in record}
+        except ValueError as error:
+            if strict:
+                raise self._fault(ending, error) from None
+            return {}
+
+    def _bytes(self, ending: str) -> bytes:
+        member = self.files[ending]
+        if member.size > LABEL_BYTES:
+            raise ValueError(f"has {member.size:,} bytes")
+        return read_at(self.tar, member.offset, member.size)
+
+    def _fault(self, ending: str, error: ValueError) -> DataError:
+        text = " ".join(str(error).split())[:200]
+        return DataError(
+            f"{self} has no label: its .{ending} {text}; expected a class number or name; "
+            f"choose another field with {LABEL_OPTION}, or another source"
+        )
+
+
 IMAGES = {ending.removeprefix(".") for ending in IMAGE_ENDINGS}
+
+
+def _samples(tar: Path, ignored: PassedOver) -> Iterator[_Sample]:
+    """The samples of a tar. Raises DataError for two files of one name and ending."""
+    seen = (member for member in members(tar) if not _passed_over(member, ignored))
+    for name, group in groupby(seen, lambda member: _key(member.name)[0]):
+        files: dict[str, Member] = {}
+        for member in group:
+            ending = _key(member.name)[1].lower()
+            if ending in files:
+                raise DataError(
+                    f"{tar}: sample {name} has two files .{ending}; expected one of each ending; pack the images anew"
+                )
+            files[ending] = member
+        yield _Sample(tar, name, files)
+
+
+def _passed_over(member: Member, ignored: PassedOver) -> bool:
+    hidden = is_hidden(member.name)
+    if hidden:
+        ignored.append(member.name, no_image(member.name))
+    return hidden
+
+
+def _has_samples(tar: Path) -> bool:
+    """Whether some of its first samples have an image and what may be a label."""
+    endings: dict[str, set[str]] = {}
+    for member in islice(members(tar), LOOKED_AT):
+        name, ending = _key(member.name)
+        endings.setdefault(name, set()).add(ending.lower())
+    return any(
+        any(map(_is_image, found)) and any(_is_label(ending) or _is_json(ending) for ending in found)
+        for found in endings.values()
+    )
+
+
+def _is_image(ending: str) -> bool:
+    return ending.split(".")[-1] in IMAGES
+
+
+def _is_json(ending: str) -> bool:
+    return ending.split(".")[-1] == "json"
+
+
+def _is_label(ending: str) -> bool:
+    last = ending.split(".")[-1]
+    return last == "cls" or LABEL_LIKE.fullmatch(last) is not None
+
+
+def _label(value: object) -> Label:
+    return label_of_text(value) if isinstance(value, str) else label_of(value)
+
+
+def _record(data: bytes) -> dict[str, object]:
+    """The object of a JSON text. Not parse_json: many who write metadata write NaN. Raises ValueError."""
+    try:
+        value = json.loads(data, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"cannot be read ({error})") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if any(values[key] != value for key, value in pairs if value == value):
+        raise ValueError("a key is there twice, with two values")
+    return values
 
 
 def _tars(path: Path) -> list[Path]:
     return files_below(path, ".tar")
 
 
+def _inside(path: Path, tar: Path) -> Path:
+    """What of a tar's name tells of its split."""
+    return Path(tar.name) if tar == path else tar.relative_to(path)
+
+
+@lru_cache(maxsize=256)
+def _split_of_folders(folder: str) -> Part | None:
+    """The split that a folder inside a tar is named for."""
+    found = [split_in(part) for part in folder.split("/") if PLAIN.fullmatch(part)]
+    return found[-1] if found else None
+
+
 def _key(name: str) -> tuple[str, str]:
     """A sample's name and a file's ending: WebDataset parts them at the first dot of the last part."""
     at = name.find(".", name.rfind("/") + 1)
     return (name, "") if at < 0 else (name[:at], name[at + 1 :])
-
-
-def _label(tar: Path, files: dict[str, Member]) -> int | str | None:
-    """The label as a number where it is one, else as text."""
-    found = next((ending for ending in LABEL_ENDINGS if ending in files), None)
-    if found is None or files[found].size > LABEL_BYTES:
-        return None
-    text = read_at(tar, files[found].offset, files[found].size).decode(errors="replace").strip()
-    value: object = text
-    if found == "json":
-        try:
-            record = json.loads(text)
-            value = next((record[key] for key in JSON_KEYS if key in record), None)
-        except (ValueError, TypeError, RecursionError):
-            return None
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        return None
-    if not str(value).isdecimal():
-        return str(value)
-    return int(value) if len(str(value)) <= LONGEST_NUMBER else None
 
 
 def _own_classes(path: Path) -> tuple[str, ...] | None:

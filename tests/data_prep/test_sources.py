@@ -10,7 +10,7 @@ from prep_helpers import converted, photo, small_set, write_tar, write_tree
 
 from data_prep.classes import choose_classes, named
 from data_prep.sources import open_sources
-from data_prep.sources.layout import place
+from data_prep.sources.layout import OUTSIDE, arrange
 from data_prep.stock import Stock, take_stock
 from udkd.words.errors import DataError
 
@@ -32,17 +32,17 @@ def listed(stock: Stock) -> dict[str, list[str]]:
         (["p/q/train/a/1", "p/q/validation/a/s/2"], "x", [("train", "a", "1"), ("val", "a", "s/2")]),
         (["a/1", "b/2"], "x", [(None, "a", "1"), (None, "b", "2")]),
         (["a/1", "b/2"], "train", [("train", "a", "1"), ("train", "b", "2")]),
-        (["p/q/a/1", "p/q/b/2", "loose"], "x", [(None, "a", "1"), (None, "b", "2"), None]),
+        (["p/q/a/1", "p/q/b/2", "loose"], "x", [(None, "a", "1"), (None, "b", "2"), OUTSIDE]),
         (["a/1"], "x", [(None, "a", "1")]),
         (["p/a/1", "p/a/2"], "x", [(None, "a", "1"), (None, "a", "2")]),
         (["train/1", "car/2"], "x", [(None, "train", "1"), (None, "car", "2")]),
-        (["train/a/1", "test/images/2"], "x", [("train", "a", "1"), None]),
-        (["loose"], "x", [None]),
+        (["train/a/1", "test/images/2"], "x", [("train", "a", "1"), ("test", "images", "2")]),
+        (["loose"], "x", [OUTSIDE]),
         ([], "x", []),
     ],
 )
 def test_places(paths: list[str], root: str, expected: list[object]) -> None:
-    assert list(place(paths, root)) == expected
+    assert list(arrange(paths, root).places) == expected
 
 
 def test_tree_and_tars_list_the_same(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Any picture file as RGB pixels: the rules by which udkd-prep stores images and `udkd predict` reads them."""
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from PIL import Image, UnidentifiedImageError
 from udkd.words.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no more: Pillow also knows formats that start other programs
+_OTHER_KINDS = (  # by how files of them begin: what Pillow may know, but not every decoder, nor each version to the same pixels
+    ("an AVIF image", re.compile(rb".{4}ftyp.{0,24}?avi[fs]", re.DOTALL)),
+    ("a HEIC image", re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL)),
+    ("a JPEG XL image", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),
+    ("a JPEG 2000 image", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
+)
 PIXEL_LIMIT = 100_000_000  # 300 MB as RGB; ImageNet's largest image has 61 million pixels
 LONGEST_PX = 2048
 """Larger pictures are scaled down to it first, as udkd-prep scales to the canvas."""
@@ -26,6 +33,9 @@ def open_image(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
+        kind = next((name for name, start in _OTHER_KINDS if start.match(data)), None)
+        if kind is not None:
+            raise BadImage(f"{kind}, which is not read: convert it to one of {', '.join(FORMATS)}") from None
         raise BadImage(f"not an image (it starts with {data[:12]!r})") from None
     except Exception as error:  # Pillow's parsers answer damaged bytes with whatever they trip over
         raise BadImage(reason("header cannot be read", error)) from None

@@ -1,0 +1,112 @@
+"""JPEGs that are whole although a decoder warns of them: what the warning is about is mended, not a bit of the picture.
+
+Phones, cameras and editors write headers that libjpeg warns of (Samsung's parameters of a sequential scan, a JFIF revision that
+does not exist, bytes between two segments, half a colour profile), and zeros between the last block and the end mark. Every
+decoder shows these pictures whole. What lies in or between scans is not touched: a warning about it is about pixels.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_prep.scans import FRAMES, PROGRESSIVE
+
+_NEXT = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # as libjpeg finds the next segment
+_START, _END, _SCAN, _JFIF, _PROFILE, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE0, 0xE2, 0xEE
+_TELLING = (_START, *range(0xE0, 0xF0), 0xFE)  # application data and comments
+_SEQUENTIAL = bytes([0, 63, 0])  # T.81, B.2.3: what a scan header of such a frame says of coefficients and bits
+_PROFILE_NAME = b"ICC_PROFILE\0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Segment:
+    """before: the bytes between it and the segment before it; behind a scan's header these are the scan."""
+
+    before: bytes
+    marker: int
+    body: bytes
+
+    @property
+    def is_profile(self) -> bool:
+        return self.marker == _PROFILE and self.body.startswith(_PROFILE_NAME) and len(self.body) >= 14
+
+
+def mended(data: bytes) -> tuple[bytes, list[str]]:
+    """The file without what decoders only warn of, and what was done; the same bytes and nothing where there is none of it.
+
+    Decode what comes back strictly: a warning that is left is damage.
+    """
+    segments, tail = _split(data)
+    head = data[:2] + b"".join(_written(segments))
+    scan, mark, rest = tail.partition(b"\xff\xd9")
+    unpadded = _unpadded(scan) if mark and segments and segments[-1].marker == _SCAN else scan
+    notes = ["header repaired"] if head + tail != data else []
+    notes += ["zeros before its end removed"] if unpadded != scan else []
+    return head + unpadded + mark + rest, notes
+
+
+def _split(data: bytes) -> tuple[list[_Segment], bytes]:
+    """The whole segments before the end mark, and what follows the last of them."""
+    segments, at = [], 2
+    while (found := _NEXT.search(data, at)) is not None and (marker := data[found.start() + 1]) not in (_START, _END):
+        start = found.end() + 2
+        end = max(start, found.end() + int.from_bytes(data[found.end() : start]))
+        if end > len(data):
+            break
+        segments.append(_Segment(before=data[at : found.start()], marker=marker, body=data[start:end]))
+        at = end
+    return segments, data[at:]
+
+
+def _written(segments: Sequence[_Segment]) -> list[bytes]:
+    frames = [each for each in segments if each.marker in FRAMES and len(each.body) > 5]
+    components = frames[0].body[5] if frames else 0
+    sequential = not any(each.marker in PROGRESSIVE for each in frames)
+    broken = _is_broken([each.body for each in segments if each.is_profile])
+    parts: list[bytes] = []
+    last, scanned = _START, False
+    for each in segments:
+        parts.append(b"" if not scanned and _is_idle(each.before, last) else each.before)
+        last, scanned = each.marker, scanned or each.marker == _SCAN
+        if not (broken and each.is_profile):
+            body = _mended_body(each, components=components, sequential=sequential)
+            parts.append(bytes([0xFF, each.marker]) + (len(body) + 2).to_bytes(2) + body)
+    return parts
+
+
+def _is_idle(between: bytes, last: int) -> bool:
+    """Whether bytes between two segments mean nothing. last: the marker before them.
+
+    Fill (0xFF) stays: nobody warns of it. What follows a segment that decodes the picture may be that one's own end, pushed
+    out by a byte too many in it, if it is not zeros.
+    """
+    between = between.strip(b"\xff")
+    return bool(between) and (last in _TELLING or not between.strip(b"\0"))
+
+
+def _mended_body(segment: _Segment, *, components: int, sequential: bool) -> bytes:
+    """Each value as libjpeg takes it, which also says so."""
+    body = segment.body
+    if segment.marker == _JFIF and body.startswith(b"JFIF\0") and len(body) >= 14 and body[5] != 1:
+        return body[:5] + b"\1\2" + body[7:]
+    if segment.marker == _ADOBE and body.startswith(b"Adobe") and len(body) >= 12:
+        known, guess = {3: ((0, 1), 1), 4: ((0, 2), 2)}.get(components, ((body[11],), 0))
+        return body if body[11] in known else body[:11] + bytes([guess]) + body[12:]
+    if segment.marker == _SCAN and sequential and body and len(body) == 2 * body[0] + 4:
+        return body[:-3] + _SEQUENTIAL
+    return body
+
+
+def _is_broken(profile: Sequence[bytes]) -> bool:
+    """Whether the parts of a colour profile are not 1 to n of n, each once, with something in them."""
+    counted = sorted(part[12] for part in profile) == list(range(1, len(profile) + 1))
+    whole = counted and all(part[13] == len(profile) for part in profile) and any(len(part) > 14 for part in profile)
+    return bool(profile) and not whole
+
+
+def _unpadded(scan: bytes) -> bytes:
+    """A scan without fill and zeros at its end. The zero behind a 0xFF of the scan belongs to it (T.81, B.1.1.5)."""
+    kept = scan.rstrip(b"\xff").rstrip(b"\0")
+    if kept == scan.rstrip(b"\xff"):
+        return scan
+    return kept + b"\0" if kept.endswith(b"\xff") else kept

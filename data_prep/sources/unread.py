@@ -1,0 +1,81 @@
+"""What a file or folder is that no source reads, in one line: what it is and what to do."""
+
+import os
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from data_prep.sources.layout import IMAGE_ENDINGS, UNREAD_ENDINGS, is_hidden
+
+LOOKED_AT = 20_000  # files of a folder
+MAGIC = {b"PK\x03\x04": "x.zip", b"7z\xbc\xaf": "x.7z", b"Rar!": "x.rar", b"\x1f\x8b": "x.gz", b"BZh": "x.bz2"} | {
+    b"\xfd7zXZ": "x.xz",
+    b"\x28\xb5\x2f\xfd": "x.zst",
+    b"\x89HDF": "x.h5",
+    b"\x93NUMPY": "x.npy",
+    b"ARROW1": "x.arrow",
+    b"PAR1": "x.parquet",
+    b"MATLAB": "x.mat",
+}
+_WRITE = "write its images as files into class folders (or as parquet or a WebDataset)"
+_UNPACK = "unpack it first and name the folder"
+FLAT = (
+    "images that lie in no class folders",
+    "sort them into folders, one per class, or name the ground truth of ILSVRC2012's or Tiny-ImageNet's val as a source",
+)
+# Names, in this order: the first that fits decides.
+KINDS: tuple[tuple[str, str, str], ...] = (
+    (r"dataset_dict\.json|state\.json|.*\.arrow", "arrow files of Hugging Face's `datasets`", "write parquet with to_parquet"),
+    (r".*\.(tar\.\w+|tgz|tbz2?|txz|tzst)", "a compressed tar", "decompress it first and name the tar"),
+    (r".*\.tar", "tar files", "name the tars themselves, such as FOLDER/*.tar"),
+    (r".*\.parquet", "parquet files", "name the folder that holds them"),
+    (r".*\.zip", "a zip archive", _UNPACK),
+    (r".*\.(7z|rar)", "an archive", _UNPACK),
+    (r".*idx[13]-ubyte.*", "MNIST's idx files", _WRITE),
+    (r".*(data_batch_\d+|test_batch|batches\.meta)(\.\w+)?|.*\.(pkl|pickle)", "pickles, as CIFAR's are", _WRITE),
+    (r"(data|lock)\.mdb|.*\.lmdb", "an LMDB", _WRITE),
+    (r".*\.tfrecords?|.*-\d{5}-of-\d{5}", "TFRecords", _WRITE),
+    (r".*\.rec", "MXNet's RecordIO", _WRITE),
+    (r".*\.(npy|npz)", "NumPy arrays", _WRITE),
+    (r".*\.(h5|hdf5|hdf)", "HDF5", _WRITE),
+    (r".*\.mat", "MATLAB files", _WRITE),
+    (r".*\.(pt|pth|safetensors)", "tensors", _WRITE),
+    (r".*\.(gz|bz2|xz|zst)", "a compressed file", "decompress it first"),
+    (r".*\.(mp4|avi|mov|mkv|webm)", "videos", "write their frames as files into class folders"),
+    (r".*\.(csv|tsv|jsonl?|txt|xml|ya?ml)", "lists or annotations, which are not read", "sort the images into class folders"),
+)
+
+
+def what_it_is(path: Path) -> tuple[str, str] | None:
+    """What a path holds that is not read, and what to do; None where that is not known. Raises OSError."""
+    if path.is_dir():
+        names = list(islice(_names_below(path), LOOKED_AT))
+        found = _kind([name.rsplit("/", 1)[-1] for name in names])
+        images = [name for name in names if name.lower().endswith(IMAGE_ENDINGS)]
+        if images and (found is None or "annotations" in found[0]):
+            return FLAT
+        return found
+    if path.suffix == ".tar":
+        return FLAT
+    if path.name.lower().endswith((*IMAGE_ENDINGS, *UNREAD_ENDINGS)):
+        return "one image", "name the folder of class folders"
+    with open(path, "rb") as file:
+        start = file.read(8)
+    magic = next((name for begin, name in MAGIC.items() if start.startswith(begin)), None)
+    return _kind([path.name]) or (_kind([magic]) if magic else None)
+
+
+def _kind(names: list[str]) -> tuple[str, str] | None:
+    for pattern, what, remedy in KINDS:
+        if any(re.fullmatch(pattern, name, re.IGNORECASE | re.DOTALL) for name in names):
+            return what, remedy
+    if any(name.lower().endswith(UNREAD_ENDINGS) for name in names):
+        return "images of kinds that are not read", "write them as JPEG or PNG"
+    return None
+
+
+def _names_below(folder: Path) -> Iterator[str]:
+    for where, _, names in os.walk(folder):
+        inside = os.path.relpath(where, folder)
+        yield from (name for name in (os.path.normpath(f"{inside}/{name}") for name in names) if not is_hidden(name))
