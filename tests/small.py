@@ -1,7 +1,9 @@
 """Small real things for tests: a dataset folder, a teacher, a recipe."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from udkd.formats.config import Recipe, load_recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder, write_teacher
 from udkd.operations.models import build
+from udkd.words.checksums import checked_bytes, values_of
+from udkd.words.files import write_bytes
 from udkd.words.observer import SILENT
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -60,6 +64,11 @@ def make_teacher(folder: Path, dataset: DatasetFolder, seed: int = 0, image_px: 
         accuracy={},
         made={},
     )
+
+
+def change(path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Rewrite a run's JSON file with other values and the checksum that belongs to them, as who means harm would."""
+    write_bytes(path, checked_bytes(changed(values_of(path.read_bytes()))))
 
 
 SMALL = (

@@ -13,6 +13,7 @@ from udkd.commands.export import export_command
 from udkd.commands.predict import predict_command
 from udkd.commands.quickstart import quickstart
 from udkd.commands.results import eval_command, report_command
+from udkd.commands.run import run_app
 from udkd.commands.study import study_command
 from udkd.commands.teacher import teacher_app
 from udkd.commands.train import train_command
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(cache_app, name="cache")
+app.add_typer(run_app, name="run")
 app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("report")(report_command)

@@ -36,8 +36,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the run's newest checkpoint on the validation split; write predictions.safetensors, then eval.json.
 
-    data, teacher, cache: where they lie now, if not where the run found them. Raises UserError kin for what does not fit.
+    data, teacher, cache: where they lie now, if not where the run found them. Raises UserError kin for what does not fit, and
+    BusyError where another process evaluates the run; a trainer beside it is not disturbed.
     """
+    with run.evaluating():
+        return _evaluate(run, data=data, teacher=teacher, device=device, observer=observer, cache=cache)
+
+
+def _evaluate(
+    run: RunFolder, *, data: Path | None, teacher: Path | None, device: torch.device, observer: Observer, cache: Path | None
+) -> dict[str, Any]:
     recipe = Recipe.of(run.config, str(run.path))
     set_threads(recipe.train.threads)
     provenance = run.provenance
@@ -45,16 +53,17 @@ def evaluate(
     if dataset.digest != provenance["dataset_digest"]:
         fields = [("dataset_digest", provenance["dataset_digest"], dataset.digest)]
         raise MismatchError(f"the run in {run.path}", fields, "evaluate on the data it was trained on")
-    checkpoint = run.load()
+    checkpoint, split = run.load(), dataset.split("val")
+    steps_per_epoch = len(dataset.split("train").ids) // recipe.train.batch
+    checkpoint.require_counts(batch=recipe.train.batch, epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch)
     students = make_students(recipe, len(dataset.classes), device)
     for student in students:
-        student.restore(dict(checkpoint.tensors))
-        student.model.eval()
+        student.restore_weights(dict(checkpoint.tensors), f"the checkpoint in {run.path}")
+        student.judged.eval()
     folder = _teacher_folder(teacher, provenance)
     frozen = None if folder is None else _frozen(folder, dataset, recipe, device)
-    split = dataset.split("val")
-    step = int(checkpoint.progress["step"])
-    joined = recipe.joined(step, int(checkpoint.progress["steps_per_epoch"]))
+    step = checkpoint.progress.step
+    joined = recipe.joined(step, steps_per_epoch)
     scored = _scored([student.judged for student in students], joined, frozen, recipe, split, device, observer)
     predictions = Predictions(
         dataset_digest=dataset.digest,

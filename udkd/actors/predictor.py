@@ -74,7 +74,7 @@ def class_names(run: RunFolder, classes: Sequence[str]) -> list[str]:
     """Names that people read, from the run's dataset folder if it is still there; else the wnids."""
     try:
         dataset = DatasetFolder.open(Path(run.provenance["dataset"]))
-    except UserError:
+    except (UserError, OSError):
         return list(classes)
     names = {entry.wnid: entry.name for entry in dataset.classes}
     return [names.get(wnid, wnid) for wnid in classes]

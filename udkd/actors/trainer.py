@@ -7,12 +7,13 @@ order; cuDNN's gradients there add in whatever order.
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from udkd.backends import choose, open_backend
 from udkd.backends.resident import ResidentBackend
@@ -24,7 +25,8 @@ from udkd.engine.scoring import score
 from udkd.engine.step import Tally
 from udkd.formats.config import MAP_METHODS, Recipe
 from udkd.formats.dataset import DatasetFolder
-from udkd.formats.run import Checkpoint, RunFolder
+from udkd.formats.run import Checkpoint, Progress, RunFolder
+from udkd.formats.run import Figures as StoredFigures
 from udkd.operations.schedule import progressive_px
 from udkd.parts.environment import convolution_search, environment, set_threads
 from udkd.parts.epoch_views import EpochViews
@@ -33,7 +35,7 @@ from udkd.parts.methods.objective import MIXED_ROWS
 from udkd.parts.methods.watched import Watched
 from udkd.parts.plan import Plan, learning_rates
 from udkd.parts.start import digest, start_weights
-from udkd.parts.students import make_students
+from udkd.parts.students import make_students, require_like
 from udkd.words.batch import Backend
 from udkd.words.errors import ConfigError, DataError, MismatchError, RunError
 from udkd.words.files import FolderLock
@@ -120,7 +122,7 @@ class Trainer:
         with contextlib.ExitStack() as held:
             held.enter_context(self._lock())
             self.run_folder = self._begin_or_reopen(record)
-            if job.resume and self.run_folder.has_checkpoint:
+            if job.resume:
                 self._restore()
             self._held = held.pop_all()
 
@@ -250,7 +252,7 @@ class Trainer:
             "val": val_row,
         }
         if self.recipe.needs_figures:
-            self.figures = Figures(progress=[top1 / 100 for top1 in train_row["top1"]], confidence=max(train_row["confidence"]))
+            self.figures = _figures_after(row)
         self.tally.clear()
         # The checkpoint last: a run killed between the two trains the epoch again and replaces the row.
         self.run_folder.drop_metrics_after(self.step - 1)
@@ -307,31 +309,71 @@ class Trainer:
 
     def _save(self) -> None:
         self._train_row()  # a run whose loss is not finite keeps its last good checkpoint
-        tensors = {"tally.sums": self.tally.sums, "tally.count": self.tally.count}
-        for student in self.students:
-            tensors |= student.tensors()
+        tensors = self._tensors()
         broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
         if broken:
             raise RunError(
                 f"{broken[0]} is not finite after step {self.step - 1}; expected numbers; "
                 "the last checkpoint is kept; lower students.*.lr or train in float32"
             )
-        progress: dict[str, Any] = {"step": self.step, "steps_per_epoch": self.steps_per_epoch}
-        if self.recipe.needs_figures:
-            progress["figures"] = asdict(self.figures)
+        figures = StoredFigures(progress=list(self.figures.progress), confidence=self.figures.confidence)
+        progress = Progress(
+            step=self.step, steps_per_epoch=self.steps_per_epoch, figures=figures if self.recipe.needs_figures else None
+        )
         self.run_folder.save(Checkpoint(tensors=tensors, progress=progress))
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds."""
+        tensors = {"tally.sums": self.tally.sums, "tally.count": self.tally.count}
+        for student in self.students:
+            tensors |= student.tensors()
+        return tensors
+
     def _restore(self) -> None:
-        checkpoint = self.run_folder.load()
-        self.step = int(checkpoint.progress["step"])
+        """Go on from the newest checkpoint. Raises RunError for one that does not fit recipe, data and rows in every count."""
+        if not self.run_folder.has_checkpoint:
+            self._require_no_epochs()
+            return
+        checkpoint, train = self.run_folder.load(), self.recipe.train
+        checkpoint.require_counts(batch=train.batch, epochs=train.epochs, steps_per_epoch=self.steps_per_epoch)
+        require_like(checkpoint.tensors, self._tensors(), f"the checkpoint in {self.job.out}")
+        self.step = checkpoint.progress.step
+        self._restore_figures(checkpoint.progress.figures)
+        self.run_folder.drop_older_checkpoints()
         tensors = {name: value.to(self.job.device) for name, value in checkpoint.tensors.items()}
         for student in self.students:
             student.restore(tensors)
         self.tally.sums.copy_(tensors["tally.sums"])
         self.tally.count.copy_(tensors["tally.count"])
-        if self.recipe.needs_figures:
-            self.figures = Figures(**checkpoint.progress["figures"])
         self.job.observer.note(f"resumed at step {self.step} (epoch {self.step // self.steps_per_epoch + 1})")
+
+    def _require_no_epochs(self) -> None:
+        """RunError where a checkpoint is lost; the first epoch's row may be there before its checkpoint is."""
+        done = len(self.run_folder.metrics())
+        if done > 1:
+            raise RunError(
+                f"checkpoints/last.json in {self.job.out} is missing and {done} epochs are done; expected their checkpoint; "
+                "restore it or train again in another folder"
+            )
+
+    def _restore_figures(self, stored: StoredFigures | None) -> None:
+        """RunError unless metrics.jsonl has each epoch before the checkpoint, and the figures that it goes by."""
+        rows = [row for row in self.run_folder.metrics() if row["step"] <= self.step]
+        done = self.step // self.steps_per_epoch
+        if len(rows) != done or (rows and rows[-1]["step"] != done * self.steps_per_epoch):
+            raise RunError(
+                f"metrics.jsonl in {self.job.out} has {len(rows)} epochs up to step {self.step}; expected {done} of "
+                f"{self.steps_per_epoch} steps; restore it or train again"
+            )
+        if self.recipe.needs_figures:
+            self.figures = _figures_after(rows[-1]) if rows else Figures.none(len(self.students))
+        wanted = [*self.figures.progress, self.figures.confidence] if self.recipe.needs_figures else None
+        found = None if stored is None else [*stored.progress, stored.confidence]
+        if found != wanted:
+            raise RunError(
+                f"the checkpoint in {self.job.out} goes by the figures {found}; expected {wanted} as in metrics.jsonl; "
+                "restore it or train again"
+            )
 
     def _steps_per_epoch(self) -> int:
         """Whole batches only: a smaller last one would need other kernels, and the next epoch deals anew."""
@@ -410,6 +452,12 @@ class Trainer:
         backend = open_backend(chosen, split, device, workers=self.recipe.data.workers)
         self.backends.append(backend)
         return backend
+
+
+def _figures_after(row: Mapping[str, Any]) -> Figures:
+    """What schedules go by after the epoch of a row of metrics.jsonl; a student that has not joined has learnt nothing."""
+    top1, confidence = row["train"]["top1"], row["train"]["confidence"]
+    return Figures(progress=[(value or 0.0) / 100 for value in top1], confidence=max(value or 0.0 for value in confidence))
 
 
 def _absent_but(values: Sequence[float], joined: Sequence[int]) -> list[float | None]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from udkd.actors.predictor import Prediction, class_names, predict
 from udkd.console.terminal import err, print_whole
 from udkd.engine.trained import Trained
+from udkd.formats.config import Recipe
 from udkd.formats.run import RunFolder
 
 StudentOption = Annotated[str | None, typer.Option("--student", help="Which student; may be left out where there is one.")]
@@ -29,7 +30,7 @@ def predict_command(
     others are answered, and the exit code is 1.
     """
     folder = RunFolder.open(run)
-    several = student is None and len(folder.config["students"]) > 1
+    several = student is None and len(Recipe.of(folder.config, str(run)).students) > 1
     trained = Trained.load(folder, student, averaged=averaged or several)
     predictions = predict(trained, images, class_names(folder, trained.classes), top=top)
     answered = [prediction for prediction in predictions if prediction.guesses]

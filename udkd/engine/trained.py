@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from udkd.formats.config import Recipe
 from udkd.formats.run import RunFolder
 from udkd.operations.models import build
-from udkd.parts.students import prefixed
+from udkd.parts.students import prefixed, require_like
 from udkd.words.errors import RunError
 
 AVERAGED = "averaged"
@@ -67,7 +67,8 @@ class Trained:
         if run.classes is None:
             raise RunError(f"{run.path / 'run.json'} does not name its classes; expected them in order; train again")
         checkpoint = run.load()
-        joined = recipe.joined(int(checkpoint.progress["step"]), int(checkpoint.progress["steps_per_epoch"]))
+        checkpoint.require_counts(batch=recipe.train.batch, epochs=recipe.train.epochs)
+        joined = recipe.joined(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
         places = joined if averaged else [0 if student is None else names.index(student)]
         chosen = [_judged(recipe, place, len(run.classes), dict(checkpoint.tensors)) for place in places]
         model = Averaged(chosen) if averaged else chosen[0]
@@ -77,12 +78,14 @@ class Trained:
             model=model,
             recipe=recipe,
             classes=tuple(run.classes),
-            step=int(checkpoint.progress["step"]),
+            step=checkpoint.progress.step,
         )
 
 
 def _judged(recipe: Recipe, place: int, num_classes: int, tensors: dict[str, Tensor]) -> nn.Module:
     """The network that evaluation judges: of the weights' moving average where the run keeps one, else of the weights."""
     model = build(recipe.students[place].architecture, num_classes, image_px=recipe.views.size_px, seed=0)
-    model.load_state_dict(prefixed(tensors, f"average.{place}.") or prefixed(tensors, f"student.{place}."))
+    weights = prefixed(tensors, f"{'average' if recipe.train.average else 'student'}.{place}.")
+    require_like(weights, model.state_dict(), f"student {place} of the checkpoint")
+    model.load_state_dict(weights)
     return Mirrored(model) if recipe.evaluation.flip else model

@@ -2,7 +2,8 @@
 
 A safetensors file, format 1, whose metadata hold one text, "udkd": JSON with the facts (format, dataset digest, step, classes,
 names, counts) and the sha256 of those facts and of every array. Every array's dtype and shape follow from the facts and are
-held against them before one is read. Per sample and classifier it keeps the five likeliest classes with their
+held against them before one is read, and every value against what it may be: a class is one of C, a probability at most 1. Per
+sample and classifier it keeps the five likeliest classes with their
 log-probabilities, the label's log-probability and the entropy: 48 bytes whatever the number of classes, so 5,000 images
 and four classifiers take 1 MB, and 130,000 training images of a teacher 8 MB.
 
@@ -11,25 +12,31 @@ Letters: n samples, C classes, K = min(5, C).
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from udkd.words.errors import RunError
-from udkd.words.files import write_bytes
+from udkd.words.files import open_plain, write_bytes
+from udkd.words.parsing import parse_json
 from udkd.words.uncertainty import entropy_weight
 
 FORMAT = 1
 TOP = 5
 _DTYPES = {"I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "F32": np.dtype("<f4")}
 _REMEDY = "run udkd eval again"
+_ROUNDING = 1e-3  # of a log-probability above 0 or an entropy above its bound, in nats
+_Count = Annotated[int, Field(ge=1, lt=2**63)]
 
 Spec = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -152,11 +159,9 @@ def read_predictions(path: Path) -> tuple[Predictions, str]:
     if not path.is_file():
         raise RunError(f"{path} is missing; expected what udkd eval writes; run udkd eval")
     try:
+        _require_header(path)
         with safe_open(path, framework="numpy") as file:
-            facts = json.loads((file.metadata() or {})["udkd"])
-            sha256 = facts.pop("sha256")
-            if facts.get("format") != FORMAT:
-                raise RunError(f"{path} has format {facts.get('format')}; expected {FORMAT}; {_REMEDY}")
+            facts, sha256 = _read_facts((file.metadata() or {})["udkd"])
             spec = _spec(facts)
             found = {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in _slices(file)}
             if found != spec:
@@ -168,7 +173,71 @@ def read_predictions(path: Path) -> tuple[Predictions, str]:
         raise RunError(f"{path} cannot be read ({str(error) or 'no header'}); expected predictions; {_REMEDY}") from None
     if _digest(facts, arrays) != sha256:
         raise RunError(f"{path} is damaged; expected the sha256 that it records; {_REMEDY}")
+    wrong = _nonsense(facts, arrays)
+    if wrong:
+        raise RunError(f"{wrong} of {path} cannot be; expected what udkd eval writes; {_REMEDY}")
     return _predictions(facts, arrays), sha256
+
+
+class _TargetFacts(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    samples: _Count
+    num_views: _Count
+    canonical: bool
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format: int
+    dataset_digest: str
+    step: Annotated[int, Field(ge=0)]
+    num_classes: Annotated[int, Field(ge=1, lt=2**31)]
+    samples: _Count
+    students: Annotated[list[str], Field(min_length=1)]
+    teacher: str | None
+    targets: _TargetFacts | None
+
+
+def _require_header(path: Path) -> None:
+    """ValueError unless the header is padded with spaces, as safetensors does but does not demand."""
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not file.read(length if length < size else 0).rstrip(b" ").endswith(b"}"):
+            raise ValueError("its header is no JSON")
+
+
+def _read_facts(text: str) -> tuple[dict[str, Any], str]:
+    """The facts and the sha256 that are written with them. Raises ValueError where they are not as they were written."""
+    facts = parse_json(text)
+    if not isinstance(facts, dict) or json.dumps(facts, sort_keys=True) != text:
+        raise ValueError("its facts are not as they were written")
+    sha256 = facts.pop("sha256")
+    if facts.get("format") != FORMAT:
+        raise ValueError(f"it has format {facts.get('format')}; expected {FORMAT}")
+    try:
+        _Facts.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return facts, str(sha256)
+
+
+def _nonsense(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """The first array of values that cannot be, or nothing: NaN, no class, a probability above 1, ids out of order."""
+    classes = facts["num_classes"]
+    most = {"top": classes - 1, "labels": classes - 1, "ids": 2**62, "entropy": math.log(classes) + _ROUNDING}
+    least = {"top": 0, "labels": 0, "ids": 0, "entropy": -_ROUNDING}
+    for name, array in arrays.items():
+        part = name.rpartition(".")[2]
+        outside = (array < least.get(part, -np.inf)) | (array > most.get(part, _ROUNDING)) | ~np.isfinite(array)
+        if outside.any():
+            return name
+        if part == "ids" and (np.diff(array) <= 0).any():
+            return name
+        if part == "top_log_p" and (np.diff(array, axis=1) > 0).any():
+            return name
+    return ""
 
 
 def _slices(file: Any) -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from udkd.formats.config import Recipe, StudentSection
 from udkd.operations.levers import use_gathered_pool, use_saved_relu6
 from udkd.operations.models import KeyedDropout, build, check_input, dropouts
 from udkd.parts.average import Average
+from udkd.words.errors import RunError
 from udkd.words.hashing import key
 
 _INITIAL_WEIGHTS = 1  # a name that keeps the uses of a run's seed apart
@@ -58,7 +59,8 @@ class Student:
         return replace(self, connector=connector)
 
     def begin_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over another network's weights."""
+        """Take over another network's weights. Raises RunError where they are those of another kind of network."""
+        require_like(weights, self.model.state_dict(), f"the start of {self.name}")
         for model in [self.model, *([self.average.model] if self.average else [])]:
             model.load_state_dict(weights)
 
@@ -85,6 +87,13 @@ class Student:
                 self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
         if self.average is not None:
             self.average.model.load_state_dict(prefixed(tensors, f"average.{self.index}."))
+
+    def restore_weights(self, tensors: dict[str, Tensor], where: str) -> None:
+        """The network that is judged, of a checkpoint that may hold connectors. Raises RunError where it does not fit."""
+        kind = "student" if self.average is None else "average"
+        weights = prefixed(tensors, f"{kind}.{self.index}.")
+        require_like(weights, self.judged.state_dict(), f"{self.name} in {where}")
+        self.judged.load_state_dict(weights)
 
     def changing(self) -> list[Tensor]:
         """Every tensor that a step changes."""
@@ -151,6 +160,19 @@ def _still(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> No
     if optimizer.defaults["momentum"]:
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def require_like(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    """RunError naming the first tensor of `where` that is missing, unknown, of another dtype or shape, or not finite."""
+    for name in [*wanted, *(name for name in found if name not in wanted)]:
+        if name not in found or name not in wanted:
+            state = "lacks" if name in wanted else "also holds"
+            raise RunError(f"{where} {state} {name}; expected a checkpoint of this recipe; restore it or train again")
+        has, expected = ((tensor.dtype, tuple(tensor.shape)) for tensor in (found[name], wanted[name]))
+        if has != expected:
+            raise RunError(f"{name} of {where} is {has}; expected {expected}; restore it or train again")
+        if found[name].is_floating_point() and not found[name].isfinite().all():
+            raise RunError(f"{name} of {where} is not finite; expected numbers; restore it or train again")
 
 
 def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -170,10 +170,12 @@ class FolderLock:
 
     The kernel releases the lock when its process ends, however it ends, so a stale lock cannot exist; the file of a killed
     process stays and is in nobody's way. Raises BusyError, naming the process that holds the folder.
+
+    name: another than `.lock`, for files of the folder that are written apart from the others.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ".lock"
+    def __init__(self, folder: Path, name: str = ".lock") -> None:
+        self.path = folder / name
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> "FolderLock":
@@ -182,6 +184,24 @@ class FolderLock:
             pass
         self._file = file
         return self
+
+    def refuse_if_held(self) -> None:
+        """BusyError where another process holds the folder; nothing is written, so a folder that cannot be written will do."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return  # nobody has made it
+        with os.fdopen(descriptor, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise self._busy(file) from None
+
+    def _busy(self, file: BinaryIO) -> BusyError:
+        file.seek(0)
+        holder = file.read(100).decode(errors="replace").strip() or "unknown"
+        writer = f"{self.path.parent} is being written by process {holder}"
+        return BusyError(f"{writer}; expected one writer; wait for it or stop it")
 
     def _open(self) -> BinaryIO:
         """The lock's own file: whatever else has its name, a link to another file above all, is left alone."""
@@ -211,12 +231,9 @@ class FolderLock:
                 file.flush()
                 return True
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read(100).decode(errors="replace").strip() or "unknown"
+            busy = self._busy(file)
             file.close()
-            raise BusyError(
-                f"{self.path.parent} is being written by process {holder}; expected one writer; wait for it or stop it"
-            ) from None
+            raise busy from None
         except BaseException:
             file.close()
             raise

@@ -1,7 +1,7 @@
 """RUN/export/NAME: model.pt2, model.onnx, model-int8.onnx on request, and preprocessing.json, checked before they are kept."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from udkd.operations import augment
 from udkd.parts.environment import set_threads
 from udkd.parts.epoch_views import EpochViews
 from udkd.words.errors import MismatchError, RunError
-from udkd.words.files import write_bytes, write_json
+from udkd.words.files import FolderLock, write_bytes, write_json
 from udkd.words.hashing import permutation
 from udkd.words.observer import SILENT, Observer
 
@@ -71,15 +71,21 @@ def export(
         for name in ("model.onnx", "model-int8.onnx"):
             accuracy[name] = images.score(onnx_classifier(files[name]), observer)
     folder = run.path / "export" / trained.name.replace("/", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "preprocessing.json").unlink(missing_ok=True)
-    (folder / "model-int8.onnx").unlink(missing_ok=True)
-    for name, content in files.items():
-        write_bytes(folder / name, content)
     sizes = {name: len(content) for name, content in files.items()}
     exported = Exported(folder=folder, name=trained.name, difference=difference, accuracy=accuracy, bytes=sizes)
-    write_json(folder / "preprocessing.json", _notes(trained, dataset, exported))
+    _write(folder, files, _notes(trained, dataset, exported))
     return exported
+
+
+def _write(folder: Path, files: Mapping[str, bytes], notes: Mapping[str, Any]) -> None:
+    """All files of one export, preprocessing.json last. Raises BusyError while another process exports the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder):
+        (folder / "preprocessing.json").unlink(missing_ok=True)
+        (folder / "model-int8.onnx").unlink(missing_ok=True)
+        for name, content in files.items():
+            write_bytes(folder / name, content)
+        write_json(folder / "preprocessing.json", notes)
 
 
 def _dataset(run: RunFolder, data: Path | None) -> DatasetFolder:

@@ -92,19 +92,23 @@ def gather(
 ) -> ReportInputs:
     """Collect a run's report. data, cache: where they lie now, if not where the run found them. baselines: other runs.
 
-    Images, a cache or predictions that are gone, damaged or others than the run's become a sentence in the report, not an
-    error. Raises RunError or ConfigError where the run folder itself cannot be read; RunError or MismatchError where a
-    baseline was asked for and cannot be held against the run, or several leave a student without one.
+    Images or a cache that are gone, damaged or others than the run's, and predictions that are not there, become a sentence
+    in the report, not an error. Raises RunError or ConfigError where a file of the run folder itself is damaged; RunError or
+    MismatchError where a baseline was asked for and cannot be held against the run, or several leave a student without one;
+    BusyError while udkd eval writes what is to be read.
     """
     run = RunFolder.open(run_folder)
     recipe = Recipe.of(run.config, str(run_folder))
-    predictions, why_no_predictions = _own_predictions(run)
+    metrics = run.metrics()
+    if metrics and ("method" in metrics[0]["train"]) != recipe.is_mixed:
+        raise RunError(f"metrics.jsonl in {run_folder} is of another loss than config.json; expected one recipe's; train again")
+    evaluation, predictions, why_no_predictions = _evaluated(run, recipe)
     others = [open_baseline(run, predictions, why_no_predictions, folder) for folder in baselines]
     inputs = ReportInputs(
         name=_name(run_folder.resolve()),
         recipe=recipe,
-        metrics=run.metrics(),
-        evaluation=run.evaluation,
+        metrics=metrics,
+        evaluation=evaluation,
         provenance=run.provenance,
         class_names=(),
         data=None,
@@ -130,12 +134,12 @@ def open_baseline(run: RunFolder, predictions: Predictions | None, why_none: str
         raise MismatchError(f"the baseline in {folder}", fields, "name a run on the same data")
     if predictions is None:
         raise RunError(f"a baseline was named and {why_none}")
-    theirs, why_not = _own_predictions(other)
+    recipe = Recipe.of(other.config, str(folder))
+    _, theirs, why_not = _evaluated(other, recipe)
     if theirs is None:
         raise RunError(f"a baseline was named and {why_not}")
     if not np.array_equal(theirs.ids, predictions.ids) or not np.array_equal(theirs.labels, predictions.labels):
         raise RunError(f"{folder} was evaluated on other images than {run.path}; expected the same; run udkd eval on both")
-    recipe = Recipe.of(other.config, str(folder))
     return Baseline(
         name=_name(folder.resolve()),
         student_names=tuple(recipe.student_names()),
@@ -177,21 +181,51 @@ def together(recipe: Recipe, baselines: Sequence[Baseline]) -> Baseline | None:
     )
 
 
-def _own_predictions(run: RunFolder) -> tuple[Predictions | None, str]:
-    """What udkd eval kept of a run, or why there is nothing to be shown of it."""
-    if not run.predictions_path.is_file():
-        return None, f"{run.path} has no predictions; run udkd eval {run.path}"
-    try:
+def _evaluated(run: RunFolder, recipe: Recipe) -> tuple[dict[str, Any] | None, Predictions | None, str]:
+    """eval.json, the predictions that belong to it, or why there are none to be shown.
+
+    Raises RunError where one is damaged, BusyError while udkd eval has written one of the two.
+    """
+    for _ in range(2):  # an evaluation may end just after eval.json was read
+        evaluation = _evaluation(run, recipe)
+        if not run.predictions_path.is_file():
+            return evaluation, None, f"{run.path} has no predictions; run udkd eval {run.path}"
         predictions, sha256 = read_predictions(run.predictions_path)
-    except RunError as error:
-        return None, str(error)
-    recorded = (run.evaluation or {}).get("predictions_sha256")
-    if recorded != sha256 or predictions.dataset_digest != run.provenance["dataset_digest"]:
-        return (
-            None,
-            f"{run.predictions_path} is not of {run.path / 'eval.json'}; expected one evaluation's; run udkd eval again",
-        )
-    return predictions, ""
+        if evaluation is not None and evaluation.get("predictions_sha256") == sha256:
+            _require_same(run, recipe, evaluation, predictions)
+            return evaluation, predictions, ""
+        run.evaluating().refuse_if_held()
+    why = f"{run.predictions_path} is not of {run.path / 'eval.json'}; expected one evaluation's; run udkd eval again"
+    return evaluation, None, why
+
+
+def _evaluation(run: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
+    """eval.json. Raises RunError where it is not of this run."""
+    evaluation = run.evaluation
+    if evaluation is None:
+        return None
+    names = [student["name"] for student in evaluation["students"]]
+    num_classes = len(run.classes or []) or evaluation["num_classes"]
+    for what, found, wanted in (
+        ("students", names, recipe.student_names()),
+        ("classes", evaluation["num_classes"], num_classes),
+    ):
+        if found != wanted:
+            raise RunError(f"eval.json in {run.path} is of the {what} {found}; expected {wanted}; run udkd eval again")
+    return evaluation
+
+
+def _require_same(run: RunFolder, recipe: Recipe, evaluation: Mapping[str, Any], predictions: Predictions) -> None:
+    """RunError unless predictions are of the run, the students and the images that eval.json is of."""
+    for what, found, wanted in (
+        ("data", predictions.dataset_digest, run.provenance["dataset_digest"]),
+        ("students", list(predictions.names), recipe.student_names()),
+        ("classes", predictions.num_classes, evaluation["num_classes"]),
+        ("images", len(predictions.ids), evaluation["num_samples"]),
+        ("step", predictions.step, evaluation["step"]),
+    ):
+        if found != wanted:
+            raise RunError(f"{run.predictions_path} is of the {what} {found}; expected {wanted}; run udkd eval again")
 
 
 def _with_images(inputs: ReportInputs, data: Path | None) -> ReportInputs:

@@ -19,7 +19,7 @@ from udkd.actors.reporter import (
 from udkd.actors.reporter.inputs import ReportInputs
 from udkd.actors.reporter.page import Facts, Note, Page, Section, render
 from udkd.actors.reporter.words import count, listed
-from udkd.words.files import write_bytes, write_text
+from udkd.words.files import FolderLock, write_bytes, write_text
 
 FIGURES = (
     *(f"loss-{term}.png" for term in ("hard", "teacher", "peer", "method")),
@@ -32,7 +32,10 @@ FIGURES = (
 
 
 def write_report(inputs: ReportInputs) -> Path:
-    """Write OUT/index.html and its figures; equal inputs give equal bytes. Returns the page's path."""
+    """Write OUT/index.html and its figures; equal inputs give equal bytes. Returns the page's path.
+
+    Raises BusyError while another process writes there: page and figures are of one report.
+    """
     found = [
         tables.result_section(inputs),
         comparison.section(inputs),
@@ -50,14 +53,14 @@ def write_report(inputs: ReportInputs) -> Path:
     page = Page(title=inputs.name, subtitle=_subtitle(inputs), lead=_lead(inputs), sections=sections)
     inputs.out.mkdir(parents=True, exist_ok=True)
     figures = {name: data for section in sections for name, data in section.files().items()}
-    for pattern in FIGURES:
-        for path in inputs.out.glob(pattern):
-            if path.name not in figures:
-                path.unlink()
-    for name, data in figures.items():
-        write_bytes(inputs.out / name, data)
-    path = inputs.out / "index.html"
-    write_text(path, render(page, style.css()))
+    path, text = inputs.out / "index.html", render(page, style.css())
+    with FolderLock(inputs.out):
+        for old in (old for pattern in FIGURES for old in inputs.out.glob(pattern)):
+            if old.name not in figures:
+                old.unlink()
+        for name, data in figures.items():
+            write_bytes(inputs.out / name, data)
+        write_text(path, text)
     return path
 
 
