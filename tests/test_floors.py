@@ -29,6 +29,7 @@ GROUND = (
     "udkd.words.errors",
     "udkd.words.hashing",
     "udkd.words.batch",
+    "udkd.words.parsing",
     "udkd.operations.prefetch",
     "udkd.parts.frozen_teacher",
     "udkd.console.terminal",
