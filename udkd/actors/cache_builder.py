@@ -20,6 +20,7 @@ from udkd.formats.dataset import DatasetFolder, Split
 from udkd.formats.teacher import TeacherFolder
 from udkd.operations.targets import PackedTargets
 from udkd.parts.environment import set_threads
+from udkd.parts.frozen_teacher import require_several_classes
 from udkd.parts.panel import Panel
 from udkd.parts.target_key import target_meaning
 from udkd.parts.team import Team, whole_machine_threads
@@ -82,6 +83,7 @@ def build_cache(
     ConfigError: teachers that the recipe's estimator cannot use.
     """
     _set_threads(recipe, device, team)
+    require_several_classes(dataset)
     split = dataset.split("train")
     if len(split.ids) == 0:
         raise DataError(f"{dataset.path} has no training images; expected some to ask the teacher about; convert again")

@@ -28,6 +28,7 @@ from udkd.formats.run import Checkpoint, RunFolder
 from udkd.operations.schedule import progressive_px
 from udkd.parts.environment import convolution_search, environment, set_threads
 from udkd.parts.epoch_views import EpochViews
+from udkd.parts.frozen_teacher import require_several_classes
 from udkd.parts.methods.connectors import Connection, connect
 from udkd.parts.methods.objective import MIXED_ROWS
 from udkd.parts.methods.watched import Watched
@@ -94,6 +95,7 @@ class Trainer:
         self.job = job
         self.recipe = recipe = job.recipe
         self.dataset = DatasetFolder.open(job.data)
+        require_several_classes(self.dataset)
         self.split = self.dataset.split("train")
         self.steps_per_epoch = self._steps_per_epoch()
         self.backends: list[Backend] = []
