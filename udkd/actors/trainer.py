@@ -104,7 +104,7 @@ class Trainer:
         pixels, device = self.backend.describe(), job.device
         teachers = ((job.teacher,) if job.teacher else ()) + job.more_teachers
         lessons, record = open_lessons(
-            recipe, self.dataset, pixels, device, cache=job.cache, teachers=teachers, allow=job.allow
+            recipe, self.dataset, pixels, device, cache=job.cache, teachers=teachers, allow=job.allow, observer=job.observer
         )
         self.num_views = record.get("num_views")
         self.views = EpochViews(recipe.views.spec, recipe.views.seed, self.split, device)

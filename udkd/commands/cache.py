@@ -235,14 +235,14 @@ def _recompute(
 
 def _labels(cache: Cache, data: Path) -> NDArray[np.int32]:
     dataset = DatasetFolder.open(data)
-    cache.require({"dataset_digest": dataset.digest})
+    cache.require({"dataset_digest": dataset.digest, "num_classes": len(dataset.classes)})
     return dataset.split(cache.key.split).labels
 
 
 def _described(cache: Cache, summary: CacheSummary) -> Table:
-    key = cache.key
+    key, scheme, size_px = cache.key, cache.key.views.get("scheme"), cache.key.views.get("size_px")
     rows = {
-        "views": f"{summary.num_views} ({key.policy}, {key.views['scheme']}, {key.views['size_px']} px, seed {key.seed})",
+        "views": f"{summary.num_views} ({key.policy}, {scheme}, {size_px} px, seed {key.seed})",
         "targets": f"{summary.num_targets:,} of {key.num_classes} classes, {cache.num_rows:,} {key.split} samples",
         "size": f"{summary.num_bytes / 1e6:,.1f} MB, {summary.num_bytes / max(summary.num_targets, 1):.1f} bytes a target",
         "mean weight": f"{summary.mean_weight:.4f}",

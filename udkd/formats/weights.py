@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import re
 import tarfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -91,7 +92,8 @@ def _value(path: Path, file: BinaryIO, head: bytes) -> tuple[Any, str]:
     file.seek(0)
     try:
         # Of what people save beside their weights, the one class that holds values and does nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sparse tensors, which nobody takes
             return torch.load(file, map_location="cpu", weights_only=True), unchecked
     except Exception as error:  # torch.load raises whatever the damage causes
         raise DataError(_unreadable(path, head, error)) from None
