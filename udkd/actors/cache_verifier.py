@@ -113,8 +113,6 @@ def compare(
     """
     key, split = cache.key, dataset.split(cache.key.split)
     recipe = _recipe_of(key)
-    _require_fitting(cache, split, recipe.views.size_px)
-    set_threads(key.threads if device.type == "cpu" else 0)
     name, why = choose(backend, split, device)
     observer.note(f"backend: {name}, because {why}")
     with contextlib.closing(open_backend(name, split, device)) as opened:
@@ -130,6 +128,8 @@ def compare(
                 "teacher_sha256": " + ".join(folder.info.weights_sha256 for folder in teachers),
             }
         )
+        _require_fitting(cache, split, recipe.views.size_px)
+        set_threads(key.threads if device.type == "cpu" else 0)
         panel = Panel.load(teachers, recipe, dataset, device, features=key.features > 0)
         exact = None
         if recipe.teacher.precision != "float32":
