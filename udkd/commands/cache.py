@@ -24,6 +24,7 @@ from udkd.words.observer import SILENT
 
 BINS = 20
 BAR_CHARACTERS = 48
+_NAMED = 20  # missing views that are told one by one
 
 cache_app = typer.Typer(no_args_is_help=True, help="The teacher's logits and weights, computed once.")
 
@@ -168,7 +169,7 @@ def verify_command(
     if (data is None or not teacher) and share is not None:
         raise ConfigError("--recompute needs the data and the teacher; expected --data FOLDER --teacher TEACHER; add them")
     damaged = verify(opened)
-    problems = [f"view {view}: block {block} does not match its checksum" for view, block in damaged] + strays(opened)
+    problems = [f"view {view}: block {block} is not as it was written" for view, block in damaged] + strays(opened)
     for problem in problems:
         err.print(escape(problem))
     if damaged:
@@ -256,7 +257,9 @@ def _described(cache: Cache, summary: CacheSummary) -> Table:
     if key.features:
         rows["features"] = f"{key.features} float16 numbers a target, the teacher's pooled ones"
     if cache.missing:
-        rows["missing"] = f"views {', '.join(map(str, cache.missing))}: they were built and are gone; build again to have them"
+        more = f" and {len(cache.missing) - _NAMED:,} more" if len(cache.missing) > _NAMED else ""
+        gone = ", ".join(map(str, cache.missing[:_NAMED]))
+        rows["missing"] = f"views {gone}{more}: they were built and are gone; build again to have them"
     if summary.top1 is not None:
         rows["teacher right"] = f"top-1 {summary.top1:.2f} %, top-5 {summary.top5:.2f} % of these targets"
     table = Table(show_header=False, box=None, pad_edge=False)

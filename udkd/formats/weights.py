@@ -54,7 +54,7 @@ def read_weights(path: Path) -> WeightsFile:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise DataError(f"{path} is no file; expected weights as .safetensors or .pth; check the path") from None
     with file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         file.seek(0)
         head = file.read(16)
         value, unchecked = _value(path, file, head)
