@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,7 @@ from udkd.parts.panel import Panel
 from udkd.parts.students import make_students
 from udkd.words.batch import Batch
 from udkd.words.storage import Storage
+from udkd.words.views import ViewSpec
 
 EXPECTATION = """A build costs one teacher forward pass a sample and view, and what it is decoded and augmented for: within a
 tenth of the live teacher's time an epoch, so a canonical cache pays before its second epoch, K views before epoch K + 1, and
@@ -201,7 +203,7 @@ def _made_up(folder: Path, rows: int, classes: int, storage: Storage) -> Cache:
         split="train",
         pixel_class="none",
         policy="canonical",
-        views={"scheme": "centre", "size_px": 224},
+        views=asdict(ViewSpec(scheme="centre", size_px=224)),
         views_version=1,
         seed=None,
         augment_version=1,

@@ -26,6 +26,7 @@ from udkd.operations.targets import pack
 from udkd.words.errors import BusyError, CacheError, ConfigError, MismatchError
 from udkd.words.storage import Storage
 from udkd.words.uncertainty import entropy_weight
+from udkd.words.views import ViewSpec
 
 CLASSES = 11
 KEY = CacheKey(
@@ -33,7 +34,7 @@ KEY = CacheKey(
     split="train",
     pixel_class="libjpeg islow, fancy upsampling",
     policy="views",
-    views={"scheme": "random_resized", "size_px": 48, "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)},
+    views=dataclasses.asdict(ViewSpec(size_px=48)),
     views_version=1,
     seed=7,
     augment_version=1,
@@ -249,13 +250,13 @@ def test_require_lists_every_field_with_both_values(tmp_path: Path) -> None:
     cache = Cache.open(tmp_path)
     known = {name: getattr(KEY, name) for name in ("dataset_digest", "seed", "views", "pixel_class")}
     assert cache.require(known) == []
-    other = known | {"seed": 9, "views": {**KEY.views, "size_px": 64, "flip": 0.5}, "pixel_class": "nvjpeg"}
+    other = known | {"seed": 9, "views": {**KEY.views, "size_px": 64, "flip": 0.25}, "pixel_class": "nvjpeg"}
     with pytest.raises(MismatchError) as refusal:
         cache.require(other)
     assert refusal.value.fields == (
         ("pixel_class", KEY.pixel_class, "nvjpeg"),
         ("seed", 7, 9),
-        ("views.flip", None, 0.5),
+        ("views.flip", 0.5, 0.25),
         ("views.size_px", 48, 64),
     )
     assert "seed: stored 7, wanted 9" in str(refusal.value)
@@ -299,7 +300,13 @@ def test_key_is_strict() -> None:
             CacheKey.from_json(bad)
 
 
-TOP_K = dataclasses.replace(KEY, storage="float16 top-3", estimator="ensemble", uncertainties=("entropy", "mutual_information"))
+TOP_K = dataclasses.replace(
+    KEY,
+    storage="float16 top-3",
+    estimator="ensemble",
+    teacher_sha256=f"{'a' * 64} + {'b' * 64}",
+    uncertainties=("entropy", "mutual_information"),
+)
 
 
 def test_size_of_the_top_k_form() -> None:

@@ -1,6 +1,7 @@
 """udkd cache build, info, verify, as a user meets them."""
 
 import contextlib
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.udkd.cache_house import make_dataset, make_teacher
+from tests.udkd.cache_house import make_dataset, make_teacher, run
+from udkd.actors.cache_verifier import compare
 from udkd.backends import open_backend
 from udkd.commands.cache import cache_app
 from udkd.console import terminal
@@ -20,6 +22,7 @@ from udkd.formats.config import load_recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder
 from udkd.parts.panel import Panel
+from udkd.words.errors import CacheError, ConfigError, MismatchError
 
 SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
 for override in ("views.size_px=32", "views.resize_px=36", "evaluation.resize_px=36", "teacher.batch=16", "train.threads=1"):
@@ -109,6 +112,35 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
     for bad in ("0", "x", "200%", "-1"):
         assert call(capsys, *again, "--recompute", bad)[0] == 1
     assert "--recompute needs the data and the teacher" in call(capsys, "verify", cache, "--recompute", "1%")[2]
+
+
+def test_a_key_that_asks_for_too_much_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    """Thousands of threads ended the process, a batch beyond the memory would."""
+    (tmp_path / "data").mkdir()
+    dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")
+    cache = run(tmp_path / "cache", dataset, teacher)
+
+    def asked(**key: object) -> None:
+        changed = dataclasses.replace(cache, key=dataclasses.replace(cache.key, **key))  # type: ignore[arg-type]
+        compare(changed, dataset=dataset, teachers=[teacher], count=3, seed=0, device=torch.device("cpu"), backend="folder")
+
+    for key in ({"threads": 60_000}, {"teacher_batch": 2**31 - 1}):
+        with pytest.raises(CacheError, match=r"was built with \d+ threads in batches of \d+ images of 32 px"):
+            asked(**key)
+    for views in ({"scale": [-1.0, 5.0]}, {"ratio": [0, 0]}, {"size_px": -3}, {"size_px": "32"}, {"scheme": "spiral"}):
+        with pytest.raises(CacheError, match="no recipe asks for such a cache"):
+            asked(views=cache.key.views | views)
+    with pytest.raises(MismatchError, match="num_classes"):
+        asked(num_classes=10**9)
+    asked()
+
+
+def test_more_views_than_anyone_trains_or_a_disk_holds(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")
+    with pytest.raises(ConfigError, match=r"teacher\.views is 1,000,000,000; expected canonical or at most 1,000,000 views"):
+        run(tmp_path / "cache", dataset, teacher, 10**9)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_verify_of_bfloat16_prints_the_bound_that_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from udkd.formats.dataset import ClassName, DatasetFolder, Encoder
 from udkd.formats.dataset.header import content_digest
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
-from udkd.words.errors import MismatchError
+from udkd.words.errors import DataError, MismatchError
+from udkd.words.observer import Silent
 
 CPU = torch.device("cpu")
 PIXELS = "libjpeg islow, fancy upsampling"
@@ -85,6 +88,83 @@ def test_another_circumstance_is_refused_by_name(
     with pytest.raises(MismatchError, match=fields[-1]):
         opened(*fields[:-1])
     assert opened(*fields)["allowed"] == fields
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("teacher.views=canonical",),
+        ("teacher.views=canonical", "views.seed=5", "views.scale=[0.5, 1.0]"),
+        ("views.brightness=0.1", "views.seed=5"),
+        ("teacher.precision=bfloat16", "teacher.folded=true"),
+        ("teacher.estimator=mc_dropout",),
+        ("teacher.top_k=2", "teacher.storage=float32"),
+    ],
+)
+def test_what_the_refusal_advises_mends_it(dataset: DatasetFolder, cache: Cache, changed: tuple[str, ...]) -> None:
+    recipe = ("teacher.views=2", *changed)
+    with pytest.raises(MismatchError) as refusal:
+        open_lessons(small_recipe(*recipe), dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
+    if "teacher.views=canonical" in changed:
+        assert "the cache holds 2 augmented views; give --set teacher.views=2" in str(refusal.value)
+    mended = small_recipe(*recipe, *re.findall(r"--set (\S+)", str(refusal.value)))
+    open_lessons(mended, dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
+
+
+def test_a_canonical_cache_names_its_setting_and_a_stranger_its_option(
+    tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder], cache: Cache
+) -> None:
+    build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=small_recipe(), device=CPU)
+    with pytest.raises(MismatchError, match=r"holds one canonical view; give --set teacher\.views=canonical to train"):
+        open_lessons(small_recipe("teacher.views=2"), dataset, PIXELS, CPU, cache=tmp_path, teachers=[])
+    with pytest.raises(
+        MismatchError, match="another --backend, --teacher to train with it, or build a cache for these settings"
+    ):
+        open_lessons(small_recipe("teacher.views=2"), dataset, "nvjpeg", CPU, cache=cache.folder, teachers=[teachers[1].path])
+    other = small_recipe("teacher.views=2", "views.flip=0.1")
+    with pytest.raises(MismatchError, match=r"give --set views\.flip=0\.5 to go on with it, build into another folder"):
+        build_cache(cache.folder, dataset=dataset, teacher=teachers[0], recipe=other, device=CPU)
+
+
+def test_a_cache_of_another_storage_is_said_or_refused(
+    tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder]
+) -> None:
+    """A recipe that leaves the storage as it is takes any cache and says so; one that asks for another is refused."""
+    build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=small_recipe("teacher.top_k=3"), device=CPU)
+
+    class Notes(Silent):
+        lines: ClassVar[list[str]] = []
+
+        def note(self, line: str) -> None:
+            self.lines.append(line)
+
+    def opened(*settings: str, allow: tuple[str, ...] = ()) -> object:
+        recipe = small_recipe(*settings)
+        record = open_lessons(recipe, dataset, PIXELS, CPU, cache=tmp_path, teachers=[], allow=allow, observer=Notes())[1]
+        return record["allowed"]
+
+    assert opened("teacher.top_k=3") == []
+    assert Notes.lines == []
+    assert opened() == []
+    assert Notes.lines == ["the cache stores float16 top-3 where the recipe's teacher.storage and top_k say float16"]
+    with pytest.raises(MismatchError, match=r"storage: stored 'float16 top-3', wanted 'float16 top-2'.*or allow it"):
+        opened("teacher.top_k=2")
+    assert opened("teacher.top_k=2", allow=("storage",)) == ["storage"]
+
+
+def test_one_class_is_nothing_to_tell_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: list[TeacherFolder]
+) -> None:
+    monkeypatch.setattr("tests.small.CLASSES", ("ant",))
+    single, recipe = make_dataset(tmp_path, per_class=9, val_per_class=2), small_recipe()
+    for action in (
+        lambda: train(Job(recipe=recipe.for_teacher(), data=single.path, out=tmp_path / "run", device=CPU)),
+        lambda: train(Job(recipe=recipe, data=single.path, out=tmp_path / "run", device=CPU, cache=tmp_path / "none")),
+        lambda: build_cache(tmp_path / "c", dataset=single, teacher=teachers[0], recipe=recipe, device=CPU),
+    ):
+        with pytest.raises(DataError, match=r"has one class \(ant\): nothing to tell apart; .* wrong level of folders"):
+            action()
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_class_order_is_another_dataset() -> None:

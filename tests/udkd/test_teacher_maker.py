@@ -1,6 +1,11 @@
 """Teachers from runs, from pretrained weights files, and from files that are something else."""
 
+import os
 import pickle
+import random
+import tarfile
+import zipfile
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -11,14 +16,16 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from tests.small import make_dataset, small_recipe
+from tests.small import CLASSES, make_dataset, small_recipe
 from udkd.actors import teacher_maker
-from udkd.actors.teacher_maker import from_imagenet, from_run, imagenet_rows, read_weights, write_measured
+from udkd.actors.teacher_maker import from_run, from_weights, imagenet_rows, write_measured
 from udkd.actors.trainer import Job, train
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
+from udkd.formats.weights import read_weights
 from udkd.operations.models import build
+from udkd.operations.state_dicts import unwrapped
 from udkd.parts.frozen_teacher import FrozenTeacher
 from udkd.words.errors import ConfigError, DataError, MismatchError, RunError
 from udkd.words.observer import SILENT
@@ -60,7 +67,7 @@ def test_the_rows_of_the_head_are_those_of_the_classes(tmp_path: Path, architect
     torch.save(model.state_dict(), file) if ending == ".pth" else save_file(model.state_dict(), file)
     rows = imagenet_rows(WNIDS)
     assert rows == [151, 0, 998, 22]
-    candidate = from_imagenet(architecture, file, WNIDS)
+    candidate = from_weights(architecture, file, WNIDS)
     picked = build(architecture, len(WNIDS), image_px=64, seed=0)
     picked.load_state_dict(dict(candidate.weights))
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -83,28 +90,188 @@ def test_wrong_weights_are_one_short_line(tmp_path: Path) -> None:
     file = tmp_path / "mobilenet.pth"
     model = imagenet_model("mobilenet_v2")
     torch.save(model.state_dict(), file)
-    with pytest.raises(DataError, match=r"does not fit resnet50 with 1000 classes \(it lacks conv1\.weight\)") as caught:
-        from_imagenet("resnet50", file, WNIDS)
-    assert len(str(caught.value)) < 250
+    with pytest.raises(DataError, match=r"does not fit resnet50 \(it lacks conv1\.weight; it holds features\.0") as caught:
+        from_weights("resnet50", file, WNIDS)
+    assert len(str(caught.value)) < 350
     small = torchvision.models.get_model("mobilenet_v2", num_classes=100).state_dict()
     torch.save(small, file)
-    said = r"\(classifier\.1\.weight is \[100, 1280\], expected \[1000, 1280\]\)"
-    with pytest.raises(DataError, match=said):
-        from_imagenet("mobilenet_v2", file, WNIDS)
-    torch.save({f"module.{name}": value for name, value in model.state_dict().items()}, file)
-    with pytest.raises(DataError, match="it lacks features"):
-        from_imagenet("mobilenet_v2", file, WNIDS)
+    with pytest.raises(
+        DataError, match=r"has a head of 100 rows and this data 4 classes; expected as many, or ImageNet's 1,000"
+    ):
+        from_weights("mobilenet_v2", file, WNIDS)
     torch.save(model.state_dict() | {"more": torch.zeros(1)}, file)
     with pytest.raises(DataError, match="it also holds more"):
-        from_imagenet("mobilenet_v2", file, WNIDS)
+        from_weights("mobilenet_v2", file, WNIDS)
     with pytest.raises(ConfigError, match="'resnet5' is unknown; expected a torchvision classifier; did you mean"):
-        from_imagenet("resnet5", file, WNIDS)
+        from_weights("resnet5", file, WNIDS)
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 def test_a_network_of_many_outputs_is_refused_before_it_is_downloaded() -> None:
     with pytest.raises(ConfigError, match="auxiliary"):
-        from_imagenet("googlenet", None, WNIDS)
+        from_weights("googlenet", None, WNIDS)
+
+
+SMALL = "squeezenet1_1"  # 52 weights
+HEAD = "classifier.1.weight"
+
+
+def own_state(rows: int = 4, **options: object) -> dict[str, torch.Tensor]:
+    """A network of 4 classes of its own, whose head's rows are told apart."""
+    state = build(SMALL, rows, image_px=64, seed=1).state_dict()
+    state[HEAD] = state[HEAD] + torch.arange(float(rows)).view(-1, 1, 1, 1)
+    return state
+
+
+def test_weights_as_people_save_them(tmp_path: Path) -> None:
+    """Wrapped, prefixed, half in size, on their own or beside an optimiser: the same teacher."""
+    state, file = own_state(), tmp_path / "w.pth"
+    optimiser = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+    module = {f"module.{name}": value for name, value in state.items()}
+    inner = {name.replace("features.", "features.module."): value for name, value in state.items()}
+    for value in (
+        state,
+        module,
+        inner,  # nn.DataParallel around the features alone, as old ImageNet scripts had it
+        {f"_orig_mod.module.{name}": value for name, value in state.items()},
+        {"epoch": 90, "arch": SMALL, "state_dict": module, "best_acc1": torch.tensor(70.1), "optimizer": optimiser},
+        {"model": state, "args": Namespace(lr=0.1)},
+        {"checkpoint": {"model_state_dict": state}},
+        {"state_dict": {f"model.{name}": value for name, value in state.items()} | {"criterion.weight": torch.ones(4)}},
+        {"ema": {"n_averaged": torch.tensor(5)} | module},
+    ):
+        torch.save(value, file)
+        candidate = from_weights(SMALL, file, CLASSES)
+        assert all(torch.equal(candidate.weights[name], state[name]) for name in state)
+        assert candidate.made["rows"] == [0, 1, 2, 3]
+        assert any("as many as this data has classes: they are taken in sorted order" in note for note in candidate.notes)
+    torch.save({name: value.double() for name, value in state.items()}, file)
+    assert "numbers of float64 are taken as float32" in from_weights(SMALL, file, CLASSES).notes
+    swapped = from_weights(SMALL, file, CLASSES[::-1])
+    assert torch.equal(swapped.weights[HEAD], state[HEAD].flip(0)), "the rows are in sorted order, whatever the data's is"
+
+
+def test_of_several_state_dicts_one_is_asked_for(tmp_path: Path) -> None:
+    state, file = own_state(), tmp_path / "w.pth"
+    average = {name: value + 1 for name, value in state.items()}
+    torch.save({"model": state, "model_ema": average, "other": {"w": torch.zeros(1)}}, file)
+    with pytest.raises(DataError, match=r"weights of 2 networks \(model, model_ema\); expected one; name it with --entry"):
+        from_weights(SMALL, file, CLASSES)
+    assert torch.equal(from_weights(SMALL, file, CLASSES, entry="model_ema").weights[HEAD], average[HEAD])
+    with pytest.raises(DataError, match=r"has no entry 'ema' of weights \(it has model, model_ema\)"):
+        from_weights(SMALL, file, CLASSES, entry="ema")
+    torch.save(state | {f"ema_model.{name}": value for name, value in average.items()}, file)
+    with pytest.raises(DataError, match=r"weights of 2 networks \(\., ema_model\)"):
+        from_weights(SMALL, file, CLASSES)
+    assert torch.equal(from_weights(SMALL, file, CLASSES, entry=".").weights[HEAD], state[HEAD])
+
+
+def test_names_that_a_file_records_decide_over_its_rows(tmp_path: Path) -> None:
+    state, file = own_state(), tmp_path / "w.pth"
+    for recorded in ({"class_to_idx": {"dog": 0, "ant": 1, "cat": 2, "bee": 3}}, {"classes": ["dog", "ant", "cat", "bee"]}):
+        torch.save({"state_dict": state, **recorded}, file)
+        assert torch.equal(from_weights(SMALL, file, CLASSES).weights[HEAD], state[HEAD][[1, 3, 2, 0]])
+    with pytest.raises(DataError, match="records outputs such as dog, ant, cat and none is cow"):
+        from_weights(SMALL, file, ("ant", "bee", "cow", "dog"))
+
+
+def test_numbers_that_no_teacher_has(tmp_path: Path) -> None:
+    state, file = own_state(), tmp_path / "w.pth"
+    for change, said in (
+        (lambda value: value * float("nan"), "not finite in float32"),
+        (lambda value: value.double() * 1e300, "not finite in float32"),
+        (lambda value: value.to(torch.complex64), "is of complex64, expected plain float32"),
+        (lambda value: value.to(torch.int32), "is of int32, expected float32"),
+        (lambda value: value.to_sparse(), "is of sparse_coo, expected plain float32"),
+    ):
+        torch.save(state | {HEAD: change(state[HEAD])}, file)
+        with pytest.raises(DataError, match=f"{HEAD}.*{said}"):
+            from_weights(SMALL, file, CLASSES)
+    giant = torch.zeros(1).expand(10**12)  # four bytes of a file that claim four terabytes
+    torch.save(state | {"classifier.1.bias": giant}, file)
+    with pytest.raises(DataError, match=r"classifier\.1\.bias is \[1000000000000\], expected \[4\]"):
+        from_weights(SMALL, file, CLASSES)
+
+
+def test_weights_without_the_counters_of_batch_norm(tmp_path: Path) -> None:
+    state = imagenet_model("mobilenet_v2").state_dict()
+    torch.save({name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}, tmp_path / "w.pth")
+    weights = from_weights("mobilenet_v2", tmp_path / "w.pth", WNIDS).weights
+    assert weights.keys() == state.keys()
+    assert all(value == 0 for name, value in weights.items() if name.endswith("num_batches_tracked"))
+
+
+def test_names_that_torchvision_s_published_files_still_have() -> None:
+    for published, present in (
+        ("features.denseblock1.denselayer2.norm.1.weight", "features.denseblock1.denselayer2.norm1.weight"),
+        ("encoder.layers.encoder_layer_3.mlp.linear_2.bias", "encoder.layers.encoder_layer_3.mlp.3.bias"),
+        ("module.layer1.0.conv1.weight", "layer1.0.conv1.weight"),
+    ):
+        assert list(unwrapped({published: torch.zeros(1)})) == [present]
+    both = {"conv1.weight": torch.zeros(1), "module.conv1.weight": torch.ones(1)}
+    assert unwrapped(both) == both, "two of one name stay apart"
+
+
+def test_flipped_bits_of_a_zip_are_found_and_of_what_has_no_checksum_are_told(tmp_path: Path) -> None:
+    file, rng = tmp_path / "w.pth", random.Random(0)
+    state = {"w": torch.arange(200.0)}
+    torch.save(state, file)
+    good = file.read_bytes()
+    place = good.index(state["w"].numpy().tobytes())
+    for _ in range(20):
+        bad = bytearray(good)
+        bad[place + rng.randrange(800)] ^= 1 << rng.randrange(8)
+        file.write_bytes(bad)
+        with pytest.raises(DataError, match=r"is damaged \(Bad CRC-32 .*; expected the bytes that were saved"):
+            read_weights(file)
+    for cut in (10, len(good) // 2, len(good) - 1):
+        file.write_bytes(good[:cut])
+        with pytest.raises(DataError):
+            read_weights(file)
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    assert "before 1.6 has no checksum" in read_weights(file).unchecked
+    save_file(state, file)
+    assert "has no checksum" in read_weights(file).unchecked
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, file)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_weights(file).unchecked == "it was saved without checksums"
+
+
+def test_what_cannot_be_read_without_running_it_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "best": np.float64(3)}, file)
+    with pytest.raises(DataError, match=r"holds a Python object \(numpy.*scalar\), which only running its code could read"):
+        read_weights(file)
+    torch.save(torch.nn.Linear(2, 2), file)
+    with pytest.raises(DataError, match=r"holds a Python object \(torch\.nn\.modules\.linear\.Linear\)"):
+        read_weights(file)
+    for names, said in (
+        (["x/constants.pkl", "x/data.pkl"], "TorchScript archive"),
+        (["model.pth"], r"zip of model\.pth; .*unpack"),
+    ):
+        with zipfile.ZipFile(file, "w") as archive:
+            for name in names:
+                archive.writestr(name, b"")
+        with pytest.raises(DataError, match=said):
+            read_weights(file)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(10**7))
+    with pytest.raises(DataError, match="claims to hold more than 50 times"):
+        read_weights(file)
+    with tarfile.open(file, "w") as tar:
+        tar.addfile(tarfile.TarInfo("pickle"))
+    with pytest.raises(DataError, match=r"is a tar, as PyTorch wrote before 0\.1\.10"):
+        read_weights(file)
+    os.mkfifo(tmp_path / "fifo.pth")
+    with pytest.raises(DataError, match="is no file"):
+        read_weights(tmp_path / "fifo.pth")
+    loop: dict[str, object] = {"w": torch.zeros(1)}
+    loop["itself"] = loop
+    torch.save(loop, file)
+    assert list(read_weights(file).entries) == [""]
 
 
 class Attack:
@@ -133,7 +300,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_files_that_hold_no_weights(tmp_path: Path) -> None:
     for name, value in (
         ("list.pth", [1, 2]),
-        ("nested.pth", {"state_dict": {"w": torch.zeros(1)}}),
+        ("empty.pth", {"state_dict": {}, "epoch": 3}),
         ("keys.pth", {1: torch.zeros(1)}),
     ):
         torch.save(value, tmp_path / name)
@@ -159,7 +326,7 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch, error: Exception) ->
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     with pytest.raises(DataError, match=r"could not be downloaded .* bring the file and name it with --weights") as caught:
-        from_imagenet("squeezenet1_1", None, WNIDS)
+        from_weights("squeezenet1_1", None, WNIDS)
     assert "\n" not in str(caught.value)
 
 

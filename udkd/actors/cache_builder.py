@@ -14,17 +14,28 @@ from numpy.typing import NDArray
 
 from udkd.backends import choose, open_backend
 from udkd.engine.asking import ask
-from udkd.formats.cache import Cache, CacheKey, CacheSummary, CacheWriter, Share, ViewWriter, join_view, summarise
+from udkd.formats.cache import (
+    MOST_VIEWS,
+    Cache,
+    CacheKey,
+    CacheSummary,
+    CacheWriter,
+    Share,
+    ViewWriter,
+    join_view,
+    summarise,
+)
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder, Split
 from udkd.formats.teacher import TeacherFolder
 from udkd.operations.targets import PackedTargets
 from udkd.parts.environment import set_threads
+from udkd.parts.frozen_teacher import require_several_classes
 from udkd.parts.panel import Panel
-from udkd.parts.target_key import target_meaning
+from udkd.parts.target_key import building_remedy, target_meaning
 from udkd.parts.team import Team, whole_machine_threads
 from udkd.words.batch import Backend
-from udkd.words.errors import DataError
+from udkd.words.errors import ConfigError, DataError
 from udkd.words.observer import Observer, Silent
 
 BLOCK_ROWS = 256
@@ -81,7 +92,9 @@ def build_cache(
     CacheError: a full disk, or targets that are not finite. DataError: from the backend or the teacher's folder.
     ConfigError: teachers that the recipe's estimator cannot use.
     """
+    _require_so_many(recipe.teacher.views)
     _set_threads(recipe, device, team)
+    require_several_classes(dataset)
     split = dataset.split("train")
     if len(split.ids) == 0:
         raise DataError(f"{dataset.path} has no training images; expected some to ask the teacher about; convert again")
@@ -103,6 +116,11 @@ def build_cache(
         num_images = build.lead() if team.leads else build.follow()
         seconds = time.perf_counter() - started
     return BuiltCache(cache=Cache.open(folder), labels=split.labels, num_images=num_images, seconds=seconds)
+
+
+def _require_so_many(views: str | int) -> None:
+    if isinstance(views, int) and views > MOST_VIEWS:
+        raise ConfigError(f"teacher.views is {views:,}; expected canonical or at most {MOST_VIEWS:,} views; lower it")
 
 
 def _set_threads(recipe: Recipe, device: torch.device, team: Team) -> None:
@@ -134,8 +152,9 @@ class _Build:
         """Write every view that is not finished, with the team's help; how many targets that took."""
         num_views = 1 if self.recipe.teacher.views == "canonical" else self.recipe.teacher.views
         num_images = 0
-        with CacheWriter(self.folder, self.key, self.split.excluded) as writer:
+        with CacheWriter(self.folder, self.key, self.split.excluded, building_remedy) as writer:
             missing = sorted(set(range(num_views)) - set(writer.finished))
+            writer.require_room(missing)
             self.team.tell("views", missing)
             for number in missing:
                 with writer.view(number, self.share) as view:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -12,13 +13,14 @@ from udkd.backends import choose, open_backend
 from udkd.engine.asking import ask
 from udkd.formats.cache import Cache, CacheKey
 from udkd.formats.config import Recipe
-from udkd.formats.dataset import DatasetFolder
+from udkd.formats.dataset import DatasetFolder, Split
 from udkd.formats.teacher import TeacherFolder
 from udkd.operations import augment
 from udkd.operations.targets import PackedTargets
 from udkd.parts.environment import set_threads
 from udkd.parts.panel import Panel
 from udkd.words import views
+from udkd.words.errors import CacheError, ConfigError
 from udkd.words.estimator import Estimator
 from udkd.words.observer import Observer, Silent
 from udkd.words.storage import Storage
@@ -39,6 +41,7 @@ _WEIGHTS: dict[str, WeightKind] = {
     "vacuity": "vacuity",
 }
 _BATCHES_AT_ONCE = 8
+_MOST_THREADS = 1024  # that a recipe may ask for
 
 
 @dataclass(kw_only=True)
@@ -106,15 +109,16 @@ def compare(
     """Ask `teachers` again about `count` random (sample, view) pairs, drawn by `seed`.
 
     Batch, precision, estimator and views are the cache's own. MismatchError: another dataset, teacher or pixel class.
+    CacheError: a key that nobody can have built by here, of other rows than the data's, or of a batch beyond this memory.
     """
-    key = cache.key
-    set_threads(key.threads if device.type == "cpu" else 0)
-    recipe, split = _recipe_of(key), dataset.split(key.split)
+    key, split = cache.key, dataset.split(cache.key.split)
+    recipe = _recipe_of(key)
     name, why = choose(backend, split, device)
     observer.note(f"backend: {name}, because {why}")
     with contextlib.closing(open_backend(name, split, device)) as opened:
         cache.require(
             {
+                "num_classes": len(dataset.classes),
                 "dataset_digest": dataset.digest,
                 "pixel_class": opened.describe(),
                 "views_version": views.VERSION,
@@ -124,12 +128,13 @@ def compare(
                 "teacher_sha256": " + ".join(folder.info.weights_sha256 for folder in teachers),
             }
         )
+        _require_fitting(cache, split, recipe.views.size_px)
+        set_threads(key.threads if device.type == "cpu" else 0)
         panel = Panel.load(teachers, recipe, dataset, device, features=key.features > 0)
         exact = None
         if recipe.teacher.precision != "float32":
             exact = Panel.load(teachers, _recipe_of(key, precision="float32"), dataset, device, features=key.features > 0)
-        result = Comparison(error=Comparison() if exact else None)
-        spec = views.ViewSpec(**{name: tuple(v) if isinstance(v, list) else v for name, v in key.views.items()})  # type: ignore[arg-type]
+        result, spec = Comparison(error=Comparison() if exact else None), recipe.views.spec
         observer.start("teacher, again", count, "images")
         for view, blocks in _pairs(cache, split.ids, count, seed, panel.batch * _BATCHES_AT_ONCE):
             asked = [
@@ -142,6 +147,19 @@ def compare(
                 observer.advance(len(ids))
         observer.finish()
     return result
+
+
+def _require_fitting(cache: Cache, split: Split, size_px: int) -> None:
+    """CacheError unless a cache can be held against a split here: its rows, its threads and its batch are counted first."""
+    key = cache.key
+    cache.require_rows(len(split.labels), split.ids, key.num_classes)
+    needed, free = key.teacher_batch * 3 * size_px * size_px * 4, psutil.virtual_memory().available
+    if not len(split.ids) or key.threads > _MOST_THREADS or needed > free:
+        raise CacheError(
+            f"{cache.folder} was built with {key.threads} threads in batches of {key.teacher_batch} images of {size_px} px, "
+            f"{needed / 1e9:.3g} GB for their pixels alone; expected at most {_MOST_THREADS} threads and {free / 1e9:.3g} GB, "
+            "and some images; ask again where it was built"
+        )
 
 
 def _pairs(
@@ -211,7 +229,8 @@ def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:
     asked |= {name: True for name, on in levers.items() if on}
     if estimator.kind == "mc_dropout":
         asked |= {"passes": estimator.passes, "dropout": estimator.p, "dropout_seed": estimator.seed}
-    size = key.views["size_px"]
-    return Recipe.of(
-        {"views": {"size_px": size}, "evaluation": {"resize_px": size}, "teacher": asked | teacher}, "the cache's key"
-    )
+    shown = {"views": key.views | {"seed": key.seed or 0}, "evaluation": {"resize_px": key.views.get("size_px")}}
+    try:
+        return Recipe.of(shown | {"teacher": asked | teacher}, "the cache's key")
+    except ConfigError as error:
+        raise CacheError(f"{error}: no recipe asks for such a cache; expected what a build writes; build it again") from None

@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor, nn
+from torch import Tensor
 
 from udkd.backends import open_backend
 from udkd.engine.scoring import score
@@ -19,25 +17,30 @@ from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder, require_classes, write_teacher
-from udkd.operations.models import build, first_difference
+from udkd.formats.weights import WeightsFile, read_weights
+from udkd.operations.models import build, check_input, first_difference, head_names, skeleton
+from udkd.operations.state_dicts import Found, as_float32, find, first_not_finite, unwrapped
 from udkd.parts.environment import set_threads
 from udkd.parts.epoch_views import EpochViews
+from udkd.parts.frozen_teacher import require_several_classes
 from udkd.parts.students import prefixed
 from udkd.words.errors import DataError, RunError
 from udkd.words.losses import HardLoss
 from udkd.words.observer import Observer
 
 IMAGENET_CLASSES = 1000
+_MOST_ROWS = 1 << 20  # of a head whose shapes are compared
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Weights that are to become a teacher. loss: they were fitted with."""
+    """Weights that are to become a teacher. loss: they were fitted with. notes: what to tell of how they were read."""
 
     architecture: str
     weights: Mapping[str, Tensor]
     made: Mapping[str, Any]
     loss: HardLoss = "cross_entropy"
+    notes: tuple[str, ...] = ()
 
 
 def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Candidate:
@@ -58,56 +61,131 @@ def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Can
     )
 
 
-def from_imagenet(architecture: str, weights_file: Path | None, classes: Sequence[str]) -> Candidate:
-    """Torchvision's pretrained classifier with the head's rows of `classes` (wnids), in their order.
+def from_weights(
+    architecture: str, file: Path | None, classes: Sequence[str], names: Sequence[str] = (), entry: str | None = None
+) -> Candidate:
+    """A pretrained classifier with the head's rows of `classes` (wnids, or folder names), in their order.
 
-    weights_file: a local .safetensors, or .pth as torchvision publishes (read without unpickling objects); None downloads.
-    Raises DataError: a class that is none of ILSVRC2012's, no network, a file of another architecture.
+    file: local weights (udkd.formats.weights); None downloads torchvision's. A head of 1,000 rows is ImageNet's, one of as many
+    rows as there are classes is this data's own, in sorted order; where the file names its outputs, those names decide.
+    names: what people call the classes. entry: which of several state dicts.
+    Raises DataError: no such classes, no network, a file of another architecture, of several state dicts or of no numbers.
+    ConfigError: no such architecture, or one with auxiliary outputs.
     """
-    rows = imagenet_rows(classes)
-    model = build(architecture, IMAGENET_CLASSES, image_px=224, seed=0)
-    if weights_file is None:
-        state, origin = _download(architecture), "torchvision's default weights"
+    check_input(architecture, IMAGENET_CLASSES, 224)
+    if file is None:
+        imagenet_rows(classes)  # before anything is downloaded
+        read, origin = WeightsFile(path=Path(), entries={"": _download(architecture)}), "torchvision's default weights"
     else:
-        state, origin = read_weights(weights_file), str(weights_file.resolve())
-    difference = first_difference(state, model.state_dict())
-    if difference:
-        raise DataError(f"{origin} does not fit {architecture} with 1000 classes ({difference}); name its --architecture")
-    model.load_state_dict(state)
-    head = _head(model)
-    picked = {name: value[rows] if name.startswith(head + ".") else value for name, value in model.state_dict().items()}
-    return Candidate(architecture=architecture, weights=picked, made={"weights": origin, "rows_of_1000": rows})
+        read, origin = read_weights(file), str(file.resolve())
+    found = _chosen(read, origin, architecture, entry)
+    rows, note = _rows(found.rows, read.classes, classes, names, origin)
+    try:
+        state, dtype = as_float32(found.tensors, skeleton(architecture, found.rows))
+    except ValueError as error:
+        raise DataError(f"{origin}: {error}; take other weights") from None
+    head = head_names(architecture)
+    known = {"weights": origin, ("rows" if note else "rows_of_1000"): rows}
+    return Candidate(
+        architecture=architecture,
+        weights={name: value[rows] if name in head else value for name, value in state.items()},
+        made=known if file is None else known | {"sha256": read.sha256, "entry": found.label},
+        notes=tuple(line for line in (*_reading(read, found, dtype), note) if line),
+    )
+
+
+def _chosen(read: WeightsFile, origin: str, architecture: str, entry: str | None) -> Found:
+    """The one state dict that fits. Raises DataError: none, or several of which none is asked for."""
+    wanted = skeleton(architecture, IMAGENET_CLASSES)
+    found = {each.label: each for each in find(read.entries, wanted, head_names(architecture)[0])}
+    if entry is not None and entry not in found:
+        held = ", ".join(found) or f"none for a {architecture}"
+        raise DataError(f"{origin} has no entry {entry!r} of weights (it has {held}); expected one of those; correct --entry")
+    asked = found if entry is None else {entry: found[entry]}
+    wrong = {
+        label: first_difference(each.tensors, skeleton(architecture, min(each.rows, _MOST_ROWS)))
+        for label, each in asked.items()
+    }
+    fitting = [label for label, difference in wrong.items() if not difference]
+    if len(fitting) > 1:
+        raise DataError(
+            f"{origin} holds the weights of {len(fitting)} networks ({', '.join(fitting)}); expected one; name it with --entry"
+        )
+    if fitting:
+        return found[fitting[0]]
+    difference = next(iter(wrong.values()), "") or _misfit(read, wanted)
+    says = f', and it calls itself "{read.architecture[:40]}"' if read.architecture not in ("", architecture) else ""
+    raise DataError(f"{origin} does not fit {architecture} ({difference}{says}); expected its weights; name its --architecture")
+
+
+def _misfit(read: WeightsFile, wanted: Mapping[str, Tensor]) -> str:
+    """What the file's largest dictionary lacks first, and holds instead."""
+    held = unwrapped(max(read.entries.values(), key=len))
+    others = [name[:60] for name in held if name not in wanted]
+    return first_difference(held, wanted) + (f"; it holds {', '.join(others[:2])}, …" if others else "")
+
+
+def _rows(
+    rows: int, recorded: Sequence[str] | None, classes: Sequence[str], names: Sequence[str], origin: str
+) -> tuple[list[int], str]:
+    """The head's row of each class, and how they were found where the head is not ImageNet's. Raises DataError: not at all."""
+    if recorded is not None and len(recorded) == rows == len(set(recorded)):
+        for own in (classes, names):
+            if set(own) <= set(recorded) and len(set(own)) == len(classes):
+                return [
+                    recorded.index(name) for name in own
+                ], "the rows of its head are taken by the class names that it records"
+        if rows != IMAGENET_CLASSES:
+            missing = next(name for name in classes if name not in recorded)
+            raise DataError(
+                f"{origin} records outputs such as {', '.join(name[:40] for name in recorded[:3])} and none is {missing}; "
+                "expected this data's classes; take a teacher of these, or its own data"
+            )
+    if rows == IMAGENET_CLASSES and (len(classes) != rows or not _strangers(classes)):
+        return imagenet_rows(classes), ""
+    if rows != len(classes):
+        raise DataError(
+            f"{origin} has a head of {rows:,} rows and this data {len(classes):,} classes; expected as many, or ImageNet's "
+            "1,000; take weights of these classes"
+        )
+    order = sorted(classes)
+    shown = ", ".join(order if len(order) <= 4 else [*order[:2], "…", order[-1]])
+    return [order.index(name) for name in classes], (
+        f"its head has {rows} rows, as many as this data has classes: they are taken in sorted order, {shown}"
+    )
+
+
+def _reading(read: WeightsFile, found: Found, dtype: str) -> list[str]:
+    """What a user should know of how a file was read."""
+    beside = f"; {len(found.beside)} other tensors beside them are left, {found.beside[0][:60]} first" if found.beside else ""
+    return [
+        f"weights: {found.label} of {read.path}{beside}" if found.label != "." else "",
+        f"numbers of {dtype} are taken as float32" if dtype else "",
+        f"{read.unchecked}, so a damaged bit would not be seen: sha256 {read.sha256}" if read.unchecked else "",
+    ]
 
 
 def imagenet_rows(classes: Sequence[str]) -> list[int]:
     """Index of each wnid among ILSVRC2012's 1,000 sorted ones: the order that pretrained classifiers use."""
-    text = (files("udkd") / "data" / "imagenet1k-classes.tsv").read_text()
-    index = {line.split("\t")[0]: row for row, line in enumerate(text.splitlines())}
-    missing = [wnid for wnid in classes if wnid not in index]
+    missing = _strangers(classes)
     if missing:
         raise DataError(
             f"{len(missing)} of {len(classes)} classes are none of ImageNet's ({', '.join(missing[:3])}); "
-            "expected wnids such as n01440764; fit a teacher on this data instead"
+            "expected wnids such as n01440764; fit a teacher on this data instead, or bring weights with a row for each class"
         )
+    index = _imagenet()
     return [index[wnid] for wnid in classes]
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """A state dict from .safetensors or .pth; only tensors are read, whatever else the file holds is refused."""
-    if not file.is_file():
-        raise DataError(f"{file} is no file; expected weights as .safetensors or .pth; check the path")
-    try:
-        if file.suffix == ".safetensors":
-            return load(file.read_bytes())
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise DataError(f"{file} is no safetensors file ({error}); check where it is from") from None
-    except Exception as error:  # torch.load raises whatever the damage causes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{file} cannot be read as weights ({reason}); expected a state dict of tensors") from None
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise DataError(f"{file} holds no state dict; expected tensors by name; save model.state_dict()")
-    return state
+def _strangers(classes: Sequence[str]) -> list[str]:
+    """Those that are none of ImageNet's."""
+    index = _imagenet()
+    return [wnid for wnid in classes if wnid not in index]
+
+
+def _imagenet() -> dict[str, int]:
+    text = (files("udkd") / "data" / "imagenet1k-classes.tsv").read_text()
+    return {line.split("\t")[0]: row for row, line in enumerate(text.splitlines())}
 
 
 def write_measured(
@@ -117,6 +195,7 @@ def write_measured(
     split = dataset.split("val")
     if len(split.ids) == 0:
         raise DataError(f"{dataset.path} has no validation images; expected some to measure on; convert with --hold-out")
+    require_several_classes(dataset)
     set_threads(recipe.train.threads)
     model = build(candidate.architecture, len(dataset.classes), image_px=recipe.views.size_px, seed=0)
     difference = first_difference(candidate.weights, model.state_dict())
@@ -124,6 +203,9 @@ def write_measured(
         raise DataError(
             f"the weights do not fit {candidate.architecture} ({difference}); expected its own; name another source"
         )
+    broken = first_not_finite(candidate.weights)
+    if broken:
+        raise DataError(f"the weights hold numbers in {broken} that are not finite; expected finite ones; name another source")
     model.load_state_dict(dict(candidate.weights))
     model.eval().to(device)
     backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
@@ -168,14 +250,3 @@ def _download(architecture: str) -> dict[str, Tensor]:
             "bring the file and name it with --weights"
         ) from None
     return state
-
-
-def _head(model: nn.Module) -> str:
-    """Name of the layer that gives the logits: the last one with 1,000 outputs."""
-    names: list[str] = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.shape[0] == IMAGENET_CLASSES
-    ]
-    assert names, "a classifier of 1000 classes has a layer with 1000 outputs"
-    return names[-1]

@@ -30,6 +30,7 @@ from udkd.formats.run import Figures as StoredFigures
 from udkd.operations.schedule import progressive_px
 from udkd.parts.environment import convolution_search, environment, set_threads
 from udkd.parts.epoch_views import EpochViews
+from udkd.parts.frozen_teacher import require_several_classes
 from udkd.parts.methods.connectors import Connection, connect
 from udkd.parts.methods.objective import MIXED_ROWS
 from udkd.parts.methods.watched import Watched
@@ -96,6 +97,7 @@ class Trainer:
         self.job = job
         self.recipe = recipe = job.recipe
         self.dataset = DatasetFolder.open(job.data)
+        require_several_classes(self.dataset)
         self.split = self.dataset.split("train")
         self.steps_per_epoch = self._steps_per_epoch()
         self.backends: list[Backend] = []
@@ -104,7 +106,7 @@ class Trainer:
         pixels, device = self.backend.describe(), job.device
         teachers = ((job.teacher,) if job.teacher else ()) + job.more_teachers
         lessons, record = open_lessons(
-            recipe, self.dataset, pixels, device, cache=job.cache, teachers=teachers, allow=job.allow
+            recipe, self.dataset, pixels, device, cache=job.cache, teachers=teachers, allow=job.allow, observer=job.observer
         )
         self.num_views = record.get("num_views")
         self.views = EpochViews(recipe.views.spec, recipe.views.seed, self.split, device)

@@ -24,6 +24,7 @@ from udkd.words.observer import SILENT
 
 BINS = 20
 BAR_CHARACTERS = 48
+_NAMED = 20  # missing views that are told one by one
 
 cache_app = typer.Typer(no_args_is_help=True, help="The teacher's logits and weights, computed once.")
 
@@ -168,7 +169,7 @@ def verify_command(
     if (data is None or not teacher) and share is not None:
         raise ConfigError("--recompute needs the data and the teacher; expected --data FOLDER --teacher TEACHER; add them")
     damaged = verify(opened)
-    problems = [f"view {view}: block {block} does not match its checksum" for view, block in damaged] + strays(opened)
+    problems = [f"view {view}: block {block} is not as it was written" for view, block in damaged] + strays(opened)
     for problem in problems:
         err.print(escape(problem))
     if damaged:
@@ -235,14 +236,14 @@ def _recompute(
 
 def _labels(cache: Cache, data: Path) -> NDArray[np.int32]:
     dataset = DatasetFolder.open(data)
-    cache.require({"dataset_digest": dataset.digest})
+    cache.require({"dataset_digest": dataset.digest, "num_classes": len(dataset.classes)})
     return dataset.split(cache.key.split).labels
 
 
 def _described(cache: Cache, summary: CacheSummary) -> Table:
-    key = cache.key
+    key, scheme, size_px = cache.key, cache.key.views.get("scheme"), cache.key.views.get("size_px")
     rows = {
-        "views": f"{summary.num_views} ({key.policy}, {key.views['scheme']}, {key.views['size_px']} px, seed {key.seed})",
+        "views": f"{summary.num_views} ({key.policy}, {scheme}, {size_px} px, seed {key.seed})",
         "targets": f"{summary.num_targets:,} of {key.num_classes} classes, {cache.num_rows:,} {key.split} samples",
         "size": f"{summary.num_bytes / 1e6:,.1f} MB, {summary.num_bytes / max(summary.num_targets, 1):.1f} bytes a target",
         "mean weight": f"{summary.mean_weight:.4f}",
@@ -256,7 +257,9 @@ def _described(cache: Cache, summary: CacheSummary) -> Table:
     if key.features:
         rows["features"] = f"{key.features} float16 numbers a target, the teacher's pooled ones"
     if cache.missing:
-        rows["missing"] = f"views {', '.join(map(str, cache.missing))}: they were built and are gone; build again to have them"
+        more = f" and {len(cache.missing) - _NAMED:,} more" if len(cache.missing) > _NAMED else ""
+        gone = ", ".join(map(str, cache.missing[:_NAMED]))
+        rows["missing"] = f"views {gone}{more}: they were built and are gone; build again to have them"
     if summary.top1 is not None:
         rows["teacher right"] = f"top-1 {summary.top1:.2f} %, top-5 {summary.top5:.2f} % of these targets"
     table = Table(show_header=False, box=None, pad_edge=False)

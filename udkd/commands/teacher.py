@@ -1,21 +1,22 @@
 """udkd teacher fit, udkd teacher import."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from udkd.actors.teacher_maker import Candidate, from_imagenet, from_run, write_measured
+from udkd.actors.teacher_maker import Candidate, from_run, from_weights, write_measured
 from udkd.actors.trainer import Job, train
 from udkd.console.outcome import end
 from udkd.console.terminal import DeviceOption, RecipeOption, SetOption, err, observed, stop_requests
 from udkd.formats.config import load_recipe
-from udkd.formats.dataset import DatasetFolder
+from udkd.formats.dataset import ClassName, DatasetFolder
 from udkd.formats.run import RunFolder
-from udkd.formats.teacher import TeacherFolder
+from udkd.formats.teacher import TeacherFolder, new_teacher
 from udkd.parts.environment import choose_device
-from udkd.words.errors import ConfigError, RunError
+from udkd.words.errors import ConfigError
 
 teacher_app = typer.Typer(no_args_is_help=True, help="Make a teacher: a folder with its architecture, classes and weights.")
 
@@ -40,8 +41,7 @@ def fit(
     chosen = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
     chosen += [f'fit.loss="{loss}"'] if loss else []
     how = load_recipe(recipe, chosen).for_teacher()
-    refuse_existing(teacher)
-    with observed() as observer, stop_requests() as stopped:
+    with new_teacher(teacher), observed() as observer, stop_requests() as stopped:
         job = Job(
             recipe=how,
             data=data,
@@ -65,39 +65,51 @@ def import_(
     teacher: TeacherArgument,
     architecture: Annotated[str, typer.Option(help="torchvision's name of the pretrained classifier.")] = "resnet50",
     weights: Annotated[
-        Path | None, typer.Option(help="Local .safetensors or .pth of the 1,000-class classifier; else it is downloaded.")
+        Path | None,
+        typer.Option(
+            help="Local .safetensors or .pth: of ImageNet's 1,000 classes, or of this data's in sorted order; else a download."
+        ),
     ] = None,
+    entry: Annotated[str | None, typer.Option(help="Which of several state dicts in --weights, such as model_ema.")] = None,
     run: Annotated[Path | None, typer.Option(help="Take a student of this run instead.")] = None,
     student: Annotated[str | None, typer.Option(help="Which student of --run.")] = None,
     recipe: RecipeOption = "imagenet100-paper",
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Take a pretrained ImageNet classifier (the head's rows of this data's classes), or a student of a run, as a teacher."""
+    """Take a pretrained classifier (ImageNet's, its head's rows of this data's classes; or of these classes), or a student of a
+    run, as a teacher.
+    """
     how = load_recipe(recipe, overrides or [])
-    refuse_existing(teacher)
     dataset = DatasetFolder.open(data)
-    candidate = _candidate(architecture, weights, run, student, [name.wnid for name in dataset.classes])
-    with observed() as observer:
-        _announce(write_measured(teacher, candidate, dataset, how, choose_device(device), observer))
+    with new_teacher(teacher), observed() as observer:
+        candidate = _candidate(architecture, weights, entry, run, student, dataset.classes)
+        for note in candidate.notes:
+            observer.note(note)
+        made = write_measured(teacher, candidate, dataset, how, choose_device(device), observer)
+    _announce(made)
+    if "rows" in candidate.made and made.info.accuracy["top1"] <= 150 / len(dataset.classes):
+        err.print("that is hardly more than guessing: do its rows stand for these classes, in this order?")
 
 
-def _candidate(architecture: str, weights: Path | None, run: Path | None, student: str | None, classes: list[str]) -> Candidate:
+def _candidate(
+    architecture: str,
+    weights: Path | None,
+    entry: str | None,
+    run: Path | None,
+    student: str | None,
+    classes: Sequence[ClassName],
+) -> Candidate:
+    wnids = [name.wnid for name in classes]
     if run is None:
         if student is not None:
             raise ConfigError(f"--student {student} without --run; expected the run it belongs to; add --run")
-        return from_imagenet(architecture, weights, classes)
-    if weights is not None:
+        if entry is not None and weights is None:
+            raise ConfigError(f"--entry {entry} without --weights; expected the file that holds it; add --weights")
+        return from_weights(architecture, weights, wnids, [name.name for name in classes], entry)
+    if weights is not None or entry is not None:
         raise ConfigError("both --run and --weights were given; expected one source; drop one")
-    return from_run(RunFolder.open(run), student, classes)
-
-
-def refuse_existing(teacher: Path) -> None:
-    """A finished teacher is never written over: caches are tied to its weights."""
-    if teacher.exists() and not teacher.is_dir():
-        raise RunError(f"{teacher} is a file; expected a folder to make; choose another")
-    if (teacher / "teacher.json").exists():
-        raise RunError(f"{teacher} already holds a teacher; expected a new folder; choose another or remove it")
+    return from_run(RunFolder.open(run), student, wnids)
 
 
 def _announce(folder: TeacherFolder) -> None:

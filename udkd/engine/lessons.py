@@ -7,10 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from udkd.formats.cache import MAKERS, Cache, TargetTable
+from udkd.formats.cache import MAKERS, Cache, CacheKey, Differing, TargetTable
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder
@@ -18,10 +20,12 @@ from udkd.operations import augment
 from udkd.parts.epoch_views import EpochViews
 from udkd.parts.frozen_teacher import require_same_classes
 from udkd.parts.panel import Panel
-from udkd.parts.target_key import target_meaning
+from udkd.parts.target_key import target_meaning, training_remedy
 from udkd.words.batch import Batch
 from udkd.words.errors import ConfigError
 from udkd.words.lesson import Lesson, Lessons
+from udkd.words.observer import SILENT, Observer
+from udkd.words.storage import Storage
 from udkd.words.uncertainty import UNCERTAINTY_OF, Weighing, weight
 
 
@@ -51,7 +55,7 @@ class CachedLessons:
     """A gather from the cache. Canonical targets are view 0 of the cache whatever the students see.
 
     labels_N: class indices of all ids, on the CPU, for weights that are held against them. features: the teacher's pooled
-    features belong to each lesson.
+    features belong to each lesson. ids: that will be asked for; each view is then held against them as it is opened.
     """
 
     def __init__(
@@ -62,13 +66,14 @@ class CachedLessons:
         labels_N: Tensor | None = None,
         *,
         features: bool = False,
+        ids: NDArray[np.int64] | None = None,
     ) -> None:
         self.num_features = targets.key.features if features else 0
         self._canonical = targets.key.policy == "canonical"
 
         @lru_cache(maxsize=None)  # noqa: UP033 ("cache" is another word here)
         def table(view: int) -> TargetTable:
-            return targets.lookup_table(view, device, weighing, labels_N, features=features)
+            return targets.lookup_table(view, device, weighing, labels_N, features=features, ids=ids)
 
         self._table = table
 
@@ -157,10 +162,12 @@ def open_lessons(
     cache: Path | None,
     teachers: Sequence[Path],
     allow: Collection[str] = (),
+    observer: Observer = SILENT,
 ) -> tuple[Lessons, dict[str, Any]]:
     """Whoever teaches a recipe's students, and what the run should record of it ("num_views": how many views recur).
 
     cache, teachers: folders; teachers beside a cache are held against its key. allow: fields of the key that may differ.
+    observer: is told where a cache is stored otherwise than a recipe says by default.
     Raises ConfigError where the folder that is needed was not given, MismatchError and CacheError where it does not fit.
     """
     if not recipe.needs_teacher:
@@ -172,7 +179,7 @@ def open_lessons(
     elif teachers:
         record["teachers"] = [str(teacher.resolve()) for teacher in teachers]
     if recipe.teacher.source == "cache":
-        lessons, more = _cached(recipe, dataset, pixel_class, device, cache, teachers, allow)
+        lessons, more = _cached(recipe, dataset, pixel_class, device, cache, teachers, allow, observer)
     else:
         lessons, more = _live(recipe, dataset, device, teachers)
     return (Unweighted(lessons) if recipe.loss.weight == "constant" else lessons), record | more
@@ -186,6 +193,7 @@ def _cached(
     cache: Path | None,
     teachers: Sequence[Path],
     allow: Collection[str],
+    observer: Observer,
 ) -> tuple[Lessons, dict[str, Any]]:
     if cache is None:
         raise ConfigError("no cache was given; expected --cache CACHE for teacher.source = cache; build one or set live")
@@ -198,10 +206,17 @@ def _cached(
             require_same_classes(folder, dataset)
         expected["teacher"] = " + ".join(folder.info.architecture for folder in folders)
         expected["teacher_sha256"] = " + ".join(folder.info.weights_sha256 for folder in folders)
-    record["allowed"] = targets.require(expected, allow)
-    if "dataset_digest" in record["allowed"] or "num_classes" in record["allowed"]:
-        split = dataset.split("train")
-        targets.require_rows(len(split.labels), split.ids, len(dataset.classes))
+    asked, split = recipe.teacher.stored, dataset.split("train")
+    if asked != Storage():
+        expected["storage"] = asked.text
+    elif targets.key.storage != asked.text:  # a recipe that says nothing of it takes a cache as it is
+        observer.note(f"the cache stores {targets.key.storage} where the recipe's teacher.storage and top_k say {asked.text}")
+
+    def remedy(key: CacheKey, differing: Differing) -> str:
+        return training_remedy(key, len(targets.views), recipe, dataset, pixel_class, differing)
+
+    record["allowed"] = targets.require(expected, allow, remedy)
+    targets.require_rows(len(split.labels), split.ids, len(dataset.classes))
     if targets.key.policy == "views":
         views = recipe.teacher.views
         targets.require_views(recipe.train.epochs if views == "canonical" else views)
@@ -209,8 +224,8 @@ def _cached(
     targets.require_uncertainty(weighing.kind)
     if recipe.pools_features:
         targets.require_features()
-    labels_N = torch.from_numpy(dataset.split("train").labels.astype("int64")) if weighing.kind == "correctness" else None
-    return CachedLessons(targets, device, weighing, labels_N, features=recipe.pools_features), record
+    labels_N = torch.from_numpy(split.labels.astype("int64")) if weighing.kind == "correctness" else None
+    return CachedLessons(targets, device, weighing, labels_N, features=recipe.pools_features, ids=split.ids), record
 
 
 def _live(

@@ -25,12 +25,6 @@ def build(architecture: str, num_classes: int, *, image_px: int, seed: int) -> n
 
     Raises ConfigError for a name that torchvision does not know, and for one that cannot take images of image_px.
     """
-    known = torchvision.models.list_models(module=torchvision.models)
-    if architecture not in known:
-        near = difflib.get_close_matches(architecture, known, n=3) or ["resnet18", "mobilenet_v2"]
-        raise ConfigError(
-            f"architecture {architecture!r} is unknown; expected a torchvision classifier; did you mean {' or '.join(near)}?"
-        )
     check_input(architecture, num_classes, image_px)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(key(seed)[0] >> 1))
@@ -38,6 +32,15 @@ def build(architecture: str, num_classes: int, *, image_px: int, seed: int) -> n
         if isinstance(model, torchvision.models.ResNet):
             _begin_as_identity(model)
     return _with_keyed_randomness(model)
+
+
+def _require_known(architecture: str) -> None:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=3) or ["resnet18", "mobilenet_v2"]
+        raise ConfigError(
+            f"architecture {architecture!r} is unknown; expected a torchvision classifier; did you mean {' or '.join(near)}?"
+        )
 
 
 def _begin_as_identity(model: torchvision.models.ResNet) -> None:
@@ -54,10 +57,11 @@ def _begin_as_identity(model: torchvision.models.ResNet) -> None:
 
 
 def check_input(architecture: str, num_classes: int, image_px: int) -> None:
-    """Run shapes alone (no data, no time) in training mode, batch 2. Raises ConfigError where images are too small or large."""
-    with torch.device("meta"), _SizesOnCpu(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of initial weights, and of networks that are refused below
-        model = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes).to("meta")
+    """Run shapes alone (no data, no time) in training mode, batch 2.
+
+    Raises ConfigError: images that are too small or large, a name that torchvision does not know, more outputs than logits.
+    """
+    model = _without_memory(architecture, num_classes)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -69,6 +73,27 @@ def check_input(architecture: str, num_classes: int, image_px: int) -> None:
             ) from None
     if not isinstance(logits, Tensor):
         raise ConfigError(f"{architecture} returns auxiliary outputs; expected logits alone; choose another architecture")
+
+
+def skeleton(architecture: str, num_classes: int) -> dict[str, Tensor]:
+    """The state dict of a classifier as tensors on the meta device: names, shapes and dtypes, no numbers, no memory."""
+    state: dict[str, Tensor] = _without_memory(architecture, num_classes).state_dict()
+    return state
+
+
+def head_names(architecture: str) -> list[str]:
+    """The weights of the layer that gives the logits, the ones with a row for each class; its weight comes first."""
+    two, three = skeleton(architecture, 2), skeleton(architecture, 3)
+    return [name for name, value in two.items() if value.shape != three[name].shape]
+
+
+def _without_memory(architecture: str, num_classes: int) -> nn.Module:
+    """A classifier on the meta device. Raises ConfigError for a name that torchvision does not know."""
+    _require_known(architecture)
+    with torch.device("meta"), _SizesOnCpu(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of initial weights, and of networks that are refused elsewhere
+        model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
+        return model.to("meta")
 
 
 class _SizesOnCpu(TorchFunctionMode):
@@ -87,7 +112,7 @@ def first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
             return f"it lacks {name}"
         if state[name].shape != value.shape:
             return f"{name} is {list(state[name].shape)}, expected {list(value.shape)}"
-    return next((f"it also holds {name}" for name in state if name not in expected), "")
+    return next((f"it also holds {name[:100]}" for name in state if name not in expected), "")
 
 
 def num_parameters(model: nn.Module) -> int:

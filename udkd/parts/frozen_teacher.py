@@ -4,6 +4,7 @@ Kernels round differently for different batch shapes, so the network only ever r
 blocks, the last is padded. Who shares a block does not matter then; a cache and a live teacher agree bit for bit.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from udkd.operations.compiled import compiled
 from udkd.operations.features import pooled, stages
 from udkd.operations.levers import fold_batch_norm
 from udkd.operations.models import build, first_difference, sample_dropout
+from udkd.operations.state_dicts import first_not_finite
 from udkd.operations.targets import PackedTargets, joined, pack
 from udkd.words.errors import ConfigError, DataError
 
@@ -64,7 +66,8 @@ class FrozenTeacher:
         """
         model = build(folder.info.architecture, len(folder.info.classes), image_px=image_px, seed=0)
         weights = folder.weights()
-        difference = first_difference(weights, model.state_dict())
+        own = model.state_dict()
+        difference = first_difference(weights, own) or _other_numbers(weights, own)
         if difference:
             raise DataError(f"{folder.path}: weights do not fit {folder.info.architecture} ({difference}); make it again")
         model.load_state_dict(weights)
@@ -172,6 +175,15 @@ class FrozenTeacher:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
+def _other_numbers(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """The first of a teacher's weights with numbers of another kind, or with none, in a few words."""
+    for name, value in weights.items():
+        if value.dtype != expected[name].dtype:
+            return f"{name} is of {value.dtype}, expected {expected[name].dtype}"
+    broken = first_not_finite(weights)
+    return f"{broken} is not finite" if broken else ""
+
+
 def arithmetic(precision: str, *, folded: bool, compiled: bool) -> str:
     """What moves a teacher's last bits besides the machine, as a key's "precision" holds it."""
     words = ((precision, True), ("batch norm folded", folded), ("compiled", compiled))
@@ -183,3 +195,12 @@ def require_same_classes(teacher: TeacherFolder, dataset: DatasetFolder) -> None
     wanted = [entry.wnid for entry in dataset.classes]
     remedy = f"take a teacher for the classes of {dataset.path}, in their order"
     require_classes(f"the teacher in {teacher.path}", teacher.info.classes, wanted, remedy)
+
+
+def require_several_classes(dataset: DatasetFolder) -> None:
+    """DataError unless there are classes to tell apart: of a single one every loss and every weight is 0 divided by 0."""
+    if len(dataset.classes) < 2:
+        raise DataError(
+            f"{dataset.path} has one class ({dataset.classes[0].wnid}): nothing to tell apart; expected two or more; "
+            "most often a wrong level of folders was converted: convert the folder whose children are the classes"
+        )

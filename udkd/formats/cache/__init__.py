@@ -4,22 +4,27 @@ A cache is a folder with one file per view (view_file.py has the format), each w
 many views there have been (record.py).
 """
 
-from udkd.formats.cache.key import CacheKey
+from udkd.formats.cache.key import CacheKey, Differing, Remedy, differences
 from udkd.formats.cache.reader import MAKERS, Cache, strays, verify
+from udkd.formats.cache.record import MOST_VIEWS
 from udkd.formats.cache.summary import CacheSummary, summarise, weight_histogram
 from udkd.formats.cache.tables import DeviceTable, TargetTable
 from udkd.formats.cache.writer import CacheWriter, Share, ViewWriter, join_view
 
 __all__ = [
     "MAKERS",
+    "MOST_VIEWS",
     "Cache",
     "CacheKey",
     "CacheSummary",
     "CacheWriter",
     "DeviceTable",
+    "Differing",
+    "Remedy",
     "Share",
     "TargetTable",
     "ViewWriter",
+    "differences",
     "join_view",
     "strays",
     "summarise",

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +12,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from udkd.words.errors import CacheError, ConfigError
 from udkd.words.estimator import Estimator
 from udkd.words.storage import Storage
+from udkd.words.views import VERSION, ViewSpec
 
 FORMAT_VERSION = 1
 """Raise it whenever the meaning of any byte of a view file changes."""
+
+Differing = Sequence[tuple[str, object, object]]
+"""(name, stored value, wanted value) of fields that differ."""
+
+_PRECISION = re.compile(r"(float32|bfloat16)(, batch norm folded)?(, compiled)?")
+_VIEW_FIELDS = {field.name for field in dataclasses.fields(ViewSpec)}
+_SHOWN = 200  # characters of a value in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +109,7 @@ class CacheKey:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "CacheKey":
-        """Read `to_json`'s text; CacheError names the field that is absent, unknown or ill-typed."""
+        """Read `to_json`'s text; CacheError names the field that is absent, unknown, ill-typed or of a value that none has."""
         try:
             key = _ADAPTER.validate_json(text)
         except ValidationError as error:
@@ -114,7 +123,38 @@ class CacheKey:
             raise CacheError(
                 f"cache key without {', '.join(sorted(missing))}; expected a key of format {FORMAT_VERSION}; rebuild the cache"
             )
+        wrong = _impossible(key)
+        if wrong:
+            found = _short(getattr(key, wrong))
+            raise CacheError(f"cache key: {wrong} is {found!r}; expected what a build writes; rebuild the cache")
         return key
+
+
+Remedy = Callable[[CacheKey, Differing], str]
+"""What a user can do about fields in which a stored key differs from what is wanted."""
+
+
+def _impossible(key: CacheKey) -> str:
+    """The first field whose value is of its type and yet no build's; whoever reads a key relies on these."""
+    estimator = Estimator.parse(key.estimator)
+    drawn = key.policy == "views"
+    many = estimator.kind in ("mc_dropout", "ensemble")
+    possible = {
+        "format_version": key.format_version == FORMAT_VERSION,
+        "split": key.split in ("train", "val"),
+        "views": key.views_version != VERSION or set(key.views) == _VIEW_FIELDS,
+        "seed": 0 <= key.seed < 2**63 if key.seed is not None and drawn else key.seed is None and not drawn,
+        "num_classes": key.num_classes < 2**31,
+        "estimator": estimator.text == key.estimator
+        and (estimator.kind != "mc_dropout" or (0 < estimator.p < 1 and estimator.passes < 2**16)),
+        "teacher_sha256": not many or key.num_members > 1,
+        "uncertainties": key.uncertainties == estimator.uncertainties,
+        "precision": _PRECISION.fullmatch(key.precision) is not None,
+        "device": key.device in ("cpu", "cuda"),
+        "threads": 0 <= key.threads < 2**16,
+        "teacher_batch": 0 < key.teacher_batch < 2**31,
+    }
+    return next((name for name, holds in possible.items() if not holds), "")
 
 
 _ADAPTER = TypeAdapter(CacheKey)
@@ -130,11 +170,10 @@ def differences(
     and are. Inside `views` and `normalisation` each entry is a field of its own, such as "views.size_px"; allowing
     "views" allows them all. ConfigError: `allow` holds a name that no key has.
     """
-    assert set(expected) <= set(FIELDS), f"no such fields of a key: {set(expected) - set(FIELDS)}"
     for name in allow:
         if name.split(".")[0] not in FIELDS:
             raise ConfigError(f"allowed field {name!r}; expected one of {', '.join(FIELDS)}; correct it")
-    stored = _flat({name: getattr(key, name) for name in expected})
+    stored = _flat({name: getattr(key, name) for name in expected if name in FIELDS})
     wanted = _flat(expected)
     refused, allowed = [], []
     for name in sorted(stored.keys() | wanted.keys()):
@@ -142,8 +181,13 @@ def differences(
             if name in allow or name.split(".")[0] in allow:
                 allowed.append(name)
             else:
-                refused.append((name, stored.get(name), wanted.get(name)))
+                refused.append((name, _short(stored.get(name)), _short(wanted.get(name))))
     return refused, allowed
+
+
+def _short(value: object) -> object:
+    """A value as an error may show it."""
+    return value[:_SHOWN] + "…" if isinstance(value, str) and len(value) > _SHOWN else value
 
 
 def _flat(fields: Mapping[str, object]) -> dict[str, object]:

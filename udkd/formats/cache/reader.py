@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udkd.formats.cache.key import CacheKey, differences
-from udkd.formats.cache.record import RECORD, recorded_views
+from udkd.formats.cache.key import CacheKey, Differing, Remedy, differences
+from udkd.formats.cache.record import MOST_VIEWS, RECORD, recorded_views
 from udkd.formats.cache.tables import TargetTable, open_table
 from udkd.formats.cache.view_file import REBUILD, ViewFile, read_header, view_path
 from udkd.words.errors import CacheError, MismatchError
@@ -19,6 +20,12 @@ from udkd.words.uncertainty import UNCERTAINTY_OF, Weighing, WeightKind
 
 MAKERS = {"mutual_information": ("mc_dropout", "ensemble"), "vacuity": ("evidential",)}
 """The estimators that give an uncertainty beyond entropy."""
+
+_NAMED = 20  # missing views that are told one by one
+
+
+def _settings(key: CacheKey, differing: Differing) -> str:
+    return "build a cache for these settings, or change the settings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +65,10 @@ class Cache:
             differing, _ = differences(header.key, vars(first.key))
             if differing:
                 raise MismatchError(f"{path}", differing, f"one key in all views of a cache; {REBUILD}")
+        # In this order: a view that a build finishes meanwhile is recorded, unfinished, and finished, one after the other.
         count = max(recorded_views(folder, first.key), views[-1] + 1)
-        missing = tuple(sorted(set(range(count)) - set(views)))
+        there = _unfinished_views(folder).union(finished_views(folder), views)
+        missing = tuple(view for view in range(count) if view not in there)
         return cls(folder=folder, key=first.key, num_rows=first.num_rows, views=views, missing=missing)
 
     @property
@@ -71,38 +80,45 @@ class Cache:
         """Of all finished views."""
         return sum(view_path(self.folder, view).stat().st_size for view in self.views)
 
-    def require(self, expected: Mapping[str, object], allow: Collection[str] = ()) -> list[str]:
+    def require(self, expected: Mapping[str, object], allow: Collection[str] = (), remedy: Remedy = _settings) -> list[str]:
         """Refuse a cache that was made for other circumstances.
 
         expected: what the asker knows, by the names of CacheKey's fields. allow: fields that may differ all the same, such
-        as "pixel_class" or "views.brightness". Returns those that do, for the run's record.
+        as "pixel_class" or "views.brightness". remedy: what an error advises. Returns those that do, for the run's record.
         MismatchError: fields that differ, each with both values. ConfigError: `allow` names no field.
         """
         refused, allowed = differences(self.key, expected, allow)
         if refused:
-            raise MismatchError(
-                f"the cache in {self.folder}", refused, "build a cache for these settings, or change the settings"
-            )
+            raise MismatchError(f"the cache in {self.folder}", refused, remedy(self.key, refused))
         return allowed
 
     def require_views(self, count: int) -> None:
         """CacheError unless views 0 to count - 1 are finished."""
-        missing = sorted(set(range(count)) - set(self.views))
-        if missing:
+        there = {view for view in self.views if view < count}
+        lacking = count - len(there)
+        if lacking:
+            some = ", ".join(map(str, islice((view for view in range(count) if view not in there), _NAMED)))
+            more = f" and {lacking - _NAMED:,} more" if lacking > _NAMED else ""
             raise CacheError(
-                f"{self.folder} lacks views {', '.join(map(str, missing))}; expected {count} views; "
+                f"{self.folder} lacks views {some}{more}; expected {count} views; "
                 f"run `udkd cache build` with --views {count}: it adds what is missing"
             )
 
     def require_rows(self, num_rows: int, ids: NDArray[np.int64], num_classes: int) -> None:
         """CacheError unless there is a target for each of a split's ids: what no allowed difference makes up for."""
-        found = f"{self.num_rows} rows of {self.num_classes} classes"
         if (self.num_rows, self.num_classes) == (num_rows, num_classes):
-            without = int(np.isnan(self.targets(self.views[0])[1][ids]).sum())
-            if not without:
-                return
-            found = f"no target for {without} of the split's {len(ids)} images"
-        raise CacheError(
+            return self.require_targets(self.views[0], ids)
+        raise self._other_rows(f"{self.num_rows} rows of {self.num_classes} classes", num_rows, num_classes)
+
+    def require_targets(self, view: int, ids: NDArray[np.int64]) -> None:
+        """CacheError unless a view has a target for each of some ids."""
+        without = int(np.isnan(self.targets(view)[1][ids]).sum())
+        if without:
+            found = f"in view {view} no target for {without} of the split's {len(ids)} images"
+            raise self._other_rows(found, self.num_rows, self.num_classes)
+
+    def _other_rows(self, found: str, num_rows: int, num_classes: int) -> CacheError:
+        return CacheError(
             f"{self.folder} holds {found}; expected a target for each image, {num_rows} rows of {num_classes} classes; "
             "build a cache for this data set: no allowed difference helps"
         )
@@ -144,13 +160,17 @@ class Cache:
         labels_N: Tensor | None = None,
         *,
         features: bool = False,
+        ids: NDArray[np.int64] | None = None,
     ) -> TargetTable:
         """One view's targets for training, weighed by entropy where `weighing` is left out.
 
         On the CPU they stay memory-mapped, and a block is verified when a lookup first touches it; any other device gets
         a copy that was verified whole, if it fits. labels_N: int64 [N], class indices of all ids, for weights that ask.
-        features: the teacher's are asked for too. CacheError names a damaged block, or what is not stored.
+        features: the teacher's are asked for too. ids: those that will be looked up. CacheError names a damaged block, or what
+        is not stored.
         """
+        if ids is not None:
+            self.require_targets(view, ids)
         weighing = weighing or Weighing()
         self.require_uncertainty(weighing.kind)
         if features:
@@ -168,16 +188,29 @@ def verify(cache: Cache) -> list[tuple[int, int]]:
 
 def finished_views(folder: Path) -> tuple[int, ...]:
     """Numbers of the views that stand under their final name, ascending."""
-    numbers = (path.name.removeprefix("view-").removesuffix(".udkd") for path in folder.glob("view-*.udkd"))
-    return tuple(sorted(int(n) for n in numbers if n.isdecimal() and view_path(folder, int(n)).name == f"view-{n}.udkd"))
+    return tuple(sorted(_numbers(folder, ".udkd")))
+
+
+def _unfinished_views(folder: Path) -> set[int]:
+    """Numbers of the views that a build is at, or was when it ended."""
+    return _numbers(folder, ".udkd.partial")
+
+
+def _numbers(folder: Path, ending: str) -> set[int]:
+    names = (path.name.removeprefix("view-").removesuffix(ending) for path in folder.glob(f"view-*{ending}"))
+    numbers = {n: int(n) for n in names if n.isdecimal()}
+    return {view for n, view in numbers.items() if f"{view:04d}" == n and view < MOST_VIEWS}
 
 
 def strays(cache: Cache) -> list[str]:
     """What in a cache's folder no build leaves there: file names that are none of its own, and "view N is missing"."""
-    known = {view_path(cache.folder, view).name for view in cache.views}
-    own = known | {f"{name}.partial" for name in known} | {".lock", RECORD, f"{RECORD}.tmp"}
-    unfinished = re.compile(r"view-\d{4,}\.udkd\.partial")
     names = sorted(path.name for path in cache.folder.iterdir())
+    known = {view_path(cache.folder, view).name for view in cache.views}
+    # Names first: a view that a build finishes meanwhile is none of those that were opened, and no stranger either.
+    own = {view_path(cache.folder, view).name for view in finished_views(cache.folder)}
+    own |= known | {".lock", RECORD, f"{RECORD}.tmp"}
+    unfinished = re.compile(r"view-\d{4,}\.udkd\.partial")
     odd = [f"{name} is no part of a cache" for name in names if name not in own and not unfinished.fullmatch(name)]
     odd += [f"{name}.partial stands beside the finished view" for name in sorted(known) if f"{name}.partial" in names]
-    return odd + [f"view {view} is missing" for view in cache.missing]
+    odd += [f"view {view} is missing" for view in cache.missing[:_NAMED]]
+    return odd + ([f"{len(cache.missing) - _NAMED:,} more views are missing"] if len(cache.missing) > _NAMED else [])

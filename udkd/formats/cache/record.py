@@ -4,15 +4,19 @@ Written before a view takes its final name, so no finished view is unrecorded. A
 the next build writes it. Its checksum covers the key: the record of another cache is as wrong as a flipped bit.
 """
 
-import json
 import zlib
 from pathlib import Path
 
 from udkd.formats.cache.key import CacheKey
 from udkd.words.errors import CacheError
-from udkd.words.files import json_bytes, write_bytes
+from udkd.words.files import json_bytes, read_plain, write_bytes
+from udkd.words.parsing import parse_json
 
 RECORD = "views.json"
+MOST_VIEWS = 1_000_000
+"""Of a cache: a view an epoch, and more than anyone trains. A number beyond it is damage, or an attack on memory."""
+
+_MOST_BYTES = 4096
 
 
 def record_views(folder: Path, key: CacheKey, count: int) -> None:
@@ -29,9 +33,9 @@ def recorded_views(folder: Path, key: CacheKey) -> int:
     """How many views there have ever been; 0 where nothing is recorded. CacheError: a damaged or foreign record."""
     path = folder / RECORD
     try:
-        data = path.read_bytes()
-        count = json.loads(data)["views"]
-        if type(count) is int and _bytes(key, count) == data:
+        data = read_plain(path, _MOST_BYTES)
+        count = parse_json(data)["views"]
+        if type(count) is int and 0 <= count <= MOST_VIEWS and _bytes(key, count) == data:
             return count
     except FileNotFoundError:
         return 0

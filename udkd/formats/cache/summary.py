@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.formats.cache.reader import Cache
+from udkd.words.errors import CacheError
 from udkd.words.uncertainty import entropy_weight
 
 _ROWS_AT_ONCE = 1 << 16
@@ -35,8 +36,14 @@ class CacheSummary:
 
 
 def summarise(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> CacheSummary:
-    """Read every view once. labels_N: class indices of the split that the cache was made of, for the accuracies."""
-    assert labels_N is None or len(labels_N) == cache.num_rows, f"{len(labels_N)} labels for {cache.num_rows} rows"
+    """Read every view once. labels_N: class indices of the split that the cache was made of, for the accuracies.
+
+    CacheError: labels of another number of rows.
+    """
+    if labels_N is not None and len(labels_N) != cache.num_rows:
+        raise CacheError(
+            f"{cache.folder} holds {cache.num_rows} rows and the split {len(labels_N)}; expected as many; build the cache again"
+        )
     count, weight, entropy, first, fifth = 0, 0.0, 0.0, 0, 0
     others = dict.fromkeys(cache.key.uncertainties[1:], 0.0)
     for view in cache.views:

@@ -28,6 +28,7 @@ At C = 100 a row costs 204 bytes and its share of the header and the checksums; 
 Features add 2 D bytes: 4,096 for a ResNet-50, 1,024 for a ResNet-18.
 """
 
+import errno
 import json
 import math
 import struct
@@ -35,6 +36,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -42,6 +44,8 @@ from numpy.typing import NDArray
 
 from udkd.formats.cache.key import FORMAT_VERSION, CacheKey
 from udkd.words.errors import CacheError
+from udkd.words.files import open_plain
+from udkd.words.parsing import parse_json
 from udkd.words.storage import Storage, rebuild
 
 MAGIC = b"UDKDVIEW"
@@ -148,29 +152,45 @@ def view_path(folder: Path, view: int) -> Path:
 def read_header(path: Path) -> ViewHeader:
     """Read and check a file's header and its size, before memory is taken for anything else.
 
-    CacheError: not such a file, another version, a damaged header, or a size that the header does not lead to.
+    CacheError: no file, not such a file, another version, a damaged header, or a size that the header does not lead to.
     """
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        prefix = file.read(_PREFIX.size)
-        if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
-            raise CacheError(f"{path} is no cached view (it starts with {prefix[:8]!r}); expected {MAGIC!r}; {REBUILD}")
-        _, version, length, crc = _PREFIX.unpack(prefix)
-        if version != FORMAT_VERSION:
-            raise CacheError(
-                f"{path} has format version {version}; expected {FORMAT_VERSION}; use the udkd that wrote it, or {REBUILD}"
-            )
-        if length > min(_MAX_HEADER_BYTES, size):
-            raise CacheError(f"{path}: header of {length} bytes in a file of {size}; expected a whole header; {REBUILD}")
-        text = file.read(length)
-        if zlib.crc32(text, zlib.crc32(prefix[:_SIGNED])) != crc:
-            raise CacheError(f"{path}: header does not match its checksum; expected the bytes that were written; {REBUILD}")
-        header = _parse(path, text)
-        expected = header.to_bytes()
-        file.seek(0)
-        if file.read(len(expected)) != expected:
-            raise CacheError(f"{path}: header in an unknown layout; expected that of format {FORMAT_VERSION}; {REBUILD}")
+    with _opened(path) as file:
+        return _header(path, file)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_plain(path)
+    except ValueError:
+        found = "no regular file"
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        found = "gone, or a link to nowhere"
+    raise CacheError(f"{path} is {found}; expected a cached view; {REBUILD}")
+
+
+def _header(path: Path, file: BinaryIO) -> ViewHeader:
+    size = file.seek(0, 2)
+    file.seek(0)
+    prefix = file.read(_PREFIX.size)
+    if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
+        raise CacheError(f"{path} is no cached view (it starts with {prefix[:8]!r}); expected {MAGIC!r}; {REBUILD}")
+    _, version, length, crc = _PREFIX.unpack(prefix)
+    if version != FORMAT_VERSION:
+        raise CacheError(
+            f"{path} has format version {version}; expected {FORMAT_VERSION}; use the udkd that wrote it, or {REBUILD}"
+        )
+    if length > min(_MAX_HEADER_BYTES, size):
+        raise CacheError(f"{path}: header of {length} bytes in a file of {size}; expected a whole header; {REBUILD}")
+    text = file.read(length)
+    if zlib.crc32(text, zlib.crc32(prefix[:_SIGNED])) != crc:
+        raise CacheError(f"{path}: header does not match its checksum; expected the bytes that were written; {REBUILD}")
+    header = _parse(path, text)
+    expected = header.to_bytes()
+    file.seek(0)
+    if file.read(len(expected)) != expected:
+        raise CacheError(f"{path}: header in an unknown layout; expected that of format {FORMAT_VERSION}; {REBUILD}")
     if size != header.num_bytes:
         raise CacheError(f"{path} has {size} bytes; expected {header.num_bytes}; {REBUILD}")
     return header
@@ -178,13 +198,16 @@ def read_header(path: Path) -> ViewHeader:
 
 def _parse(path: Path, text: bytes) -> ViewHeader:
     try:
-        value = json.loads(text)
-        view, rows, key = value["view"], value["rows"], value["key"]
-    except (ValueError, KeyError, TypeError) as error:
+        value = parse_json(text)
+        view, rows, key = value["view"], value["rows"], json.dumps(value["key"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CacheError(f"{path}: unreadable header ({error!r}); expected JSON with key, view and rows; {REBUILD}") from None
     if type(view) is not int or type(rows) is not int or view < 0 or rows < 1:
         raise CacheError(f"{path}: view {view!r} and rows {rows!r}; expected two counts; {REBUILD}")
-    return ViewHeader(key=CacheKey.from_json(json.dumps(key)), view=view, num_rows=rows)
+    try:
+        return ViewHeader(key=CacheKey.from_json(key), view=view, num_rows=rows)
+    except CacheError as error:
+        raise CacheError(f"{path}: {error}") from None
 
 
 class ViewFile:
@@ -197,9 +220,10 @@ class ViewFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.header = read_header(path)
-        # Copy-on-write instead of read-only: the pages stay shared, and PyTorch takes the memory without a warning.
-        mapped = np.memmap(path, dtype=np.uint8, mode="c")
+        with _opened(path) as file:
+            self.header = _header(path, file)
+            # Copy-on-write instead of read-only: the pages stay shared, and PyTorch takes the memory without a warning.
+            mapped = np.memmap(file, dtype=np.uint8, mode="c")
         start, end = self.header.data_start, self.header.data_start
         arrays: dict[str, np.ndarray] = {}
         for spec in self.header.arrays:
@@ -221,10 +245,17 @@ class ViewFile:
         return rebuild(logits, classes, tail, self.header.key.num_classes).numpy()
 
     def block_is_whole(self, block: int) -> bool:
-        """Whether a block's rows are those that its checksum was made of."""
+        """Whether a block's rows are those that its checksum was made of, and values that a build can have written."""
+        return not self._wrong_with(block)
+
+    def _wrong_with(self, block: int) -> str:
+        """What is wrong with a block, in a few words, or ""."""
         first, end = self.header.block_range(block)
-        rows = [array[first:end] for array in self.arrays.values()]
-        return block_checksum(self._header_checksum, block, rows) == int(self.checksums[block])
+        rows = {name: array[first:end] for name, array in self.arrays.items()}
+        if block_checksum(self._header_checksum, block, list(rows.values())) != int(self.checksums[block]):
+            return "does not match its checksum"
+        name = _impossible(rows, self.header.key.num_classes)
+        return f"holds impossible {name} under a checksum that matches" if name else ""
 
     def damaged_blocks(self) -> list[int]:
         """Every block that is not whole; reads the whole file."""
@@ -232,10 +263,11 @@ class ViewFile:
 
     def require_block(self, block: int) -> None:
         """CacheError, naming file, block and ids, unless the block is whole."""
-        if not self.block_is_whole(block):
+        wrong = self._wrong_with(block)
+        if wrong:
             first, end = self.header.block_range(block)
             raise CacheError(
-                f"{self.path}: block {block} (ids {first} to {end - 1}) does not match its checksum; "
+                f"{self.path}: block {block} (ids {first} to {end - 1}) {wrong}; "
                 f"expected the bytes that the build wrote; {REBUILD}"
             )
 
@@ -246,6 +278,32 @@ def block_checksum(header_checksum: int, block: int, rows: list[np.ndarray]) -> 
     for array in rows:
         crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
     return crc
+
+
+def _impossible(rows: Mapping[str, np.ndarray], num_classes: int) -> str:
+    """The first array with values that end training with a loss that is no number, or outside an array; or ""."""
+    kept = ~np.isnan(rows["entropy"])
+    for name, array in rows.items():
+        if name == "classes":
+            fine = int(array.max()) < num_classes
+        elif name == "logits":  # zeros where an id is excluded
+            fine = _all_finite(array)
+        elif name == "features":
+            fine = _all_finite(array[kept])
+        elif name == "tail":
+            fine = bool(((array[kept] >= 0) & (array[kept] < 1)).all())
+        else:
+            fine = _all_finite(array[kept])
+        if not fine:
+            return name
+    return ""
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    if array.dtype != np.float16:
+        return bool(np.isfinite(array).all())
+    # An exponent of ones is no number: an eighth of the time of numpy's own question, and of the block's checksum.
+    return int((array.view(np.uint16) & 0x7C00).max(initial=0)) < 0x7C00
 
 
 def _aligned(offset: int) -> int:

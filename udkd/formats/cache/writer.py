@@ -5,8 +5,10 @@ off their checksums, so there is no journal that could disagree with the bytes.
 """
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +16,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from udkd.formats.cache.key import CacheKey, differences
+from udkd.formats.cache.key import CacheKey, Differing, Remedy, differences
 from udkd.formats.cache.reader import finished_views
 from udkd.formats.cache.record import RECORD, record_views
-from udkd.formats.cache.view_file import ViewFile, ViewHeader, block_checksum, read_header, view_path
+from udkd.formats.cache.view_file import REBUILD, ViewFile, ViewHeader, block_checksum, read_header, view_path
 from udkd.words.errors import CacheError, MismatchError
 from udkd.words.files import FolderLock, fsync_folder
 
@@ -36,15 +38,20 @@ class Share:
 ALL = Share()
 
 
+def _elsewhere(key: CacheKey, differing: Differing) -> str:
+    return "build into another folder, or delete that one"
+
+
 class CacheWriter:
     """Adds views to a cache folder that nobody else is writing: `with CacheWriter(folder, key, excluded_N) as writer: …`.
 
-    excluded_N: bool [N], the split's rows that no order contains.
+    excluded_N: bool [N], the split's rows that no order contains. remedy: what to advise where the folder holds another key.
     BusyError: another process writes there. MismatchError: the folder holds views, finished or not, of another key.
     CacheError: a finished view whose header is damaged.
     """
 
-    def __init__(self, folder: Path, key: CacheKey, excluded_N: NDArray[np.bool_]) -> None:
+    def __init__(self, folder: Path, key: CacheKey, excluded_N: NDArray[np.bool_], remedy: Remedy = _elsewhere) -> None:
+        self._remedy = remedy
         self.folder = folder
         self.key = key
         self.excluded_N = excluded_N
@@ -55,11 +62,16 @@ class CacheWriter:
         self._lock.__enter__()
         try:
             for view in self.finished:
-                _require_same_key(view_path(self.folder, view), self.key)
+                header = _require_same_key(view_path(self.folder, view), self.key, self._remedy)
+                if (header.view, header.num_rows) != (view, len(self.excluded_N)):
+                    raise CacheError(
+                        f"{view_path(self.folder, view)} holds view {header.view} of {header.num_rows} rows; "
+                        f"expected view {view} of {len(self.excluded_N)}; {REBUILD}"
+                    )
             for path in self.folder.glob("view-*.udkd.partial"):
                 # A partial file that was killed before its header was whole has no key and holds nothing.
                 with contextlib.suppress(CacheError):
-                    _require_same_key(path, self.key)
+                    _require_same_key(path, self.key, self._remedy)
             self._mend_record()
         except BaseException:
             self._lock.__exit__(None, None, None)
@@ -79,6 +91,18 @@ class CacheWriter:
     def finished(self) -> tuple[int, ...]:
         """Numbers of the views that stand under their final name."""
         return finished_views(self.folder)
+
+    def require_room(self, views: Collection[int]) -> None:
+        """CacheError, before the teacher works for hours, where the disk cannot hold some views beside what is there."""
+        each = ViewHeader(key=self.key, view=0, num_rows=len(self.excluded_N)).num_bytes
+        begun = sum(path.lstat().st_size for path in self.folder.glob("view-*.udkd.partial"))  # those have their place
+        disk = os.statvfs(self.folder)
+        needed, free = each * len(views) - begun, disk.f_bavail * disk.f_frsize
+        if needed > free and disk.f_blocks:  # some network disks tell no size
+            raise CacheError(
+                f"{self.folder} lacks {len(views):,} views of {each / 1e6:.3g} MB and {free / 1e6:.3g} MB are free; "
+                "expected room for all; free some, or ask for fewer views"
+            )
 
     def view(self, view: int, share: Share = ALL) -> "ViewWriter":
         """Start or continue a view that is not finished."""
@@ -113,7 +137,9 @@ class ViewWriter:
         self._start = header.data_start
         self._checksum = header.checksum
         is_new = not self._can_resume()
-        self._descriptor = os.open(self.partial, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if is_new else 0), 0o644)
+        self._descriptor = self._opened()
+        if is_new:
+            os.ftruncate(self._descriptor, 0)
         try:
             # All of it now: a full disk is found before the teacher has worked for hours.
             os.posix_fallocate(self._descriptor, 0, header.num_bytes)
@@ -196,6 +222,20 @@ class ViewWriter:
         except OSError as error:
             raise self._full(error) from error
 
+    def _opened(self) -> int:
+        """The partial file's descriptor. CacheError where something else has its name: what a link points to is not ours."""
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(self.partial, flags, 0o644)
+            found = os.fstat(descriptor)
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+                return descriptor
+            os.close(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise
+        raise CacheError(f"{self.partial} is a link or no regular file; expected an unfinished view or nothing; remove it")
+
     def _can_resume(self) -> bool:
         """Whether a partial file holds blocks of this view; one that was killed before its header was whole holds none."""
         try:
@@ -233,10 +273,9 @@ def _partial(folder: Path, view: int) -> Path:
     return final.with_name(final.name + ".partial")
 
 
-def _require_same_key(path: Path, key: CacheKey) -> None:
-    stored = read_header(path).key
-    differing, _ = differences(stored, vars(key))
+def _require_same_key(path: Path, key: CacheKey, remedy: Remedy = _elsewhere) -> ViewHeader:
+    header = read_header(path)
+    differing, _ = differences(header.key, vars(key))
     if differing:
-        raise MismatchError(
-            f"the cache in {path.parent} ({path.name})", differing, "build into another folder, or delete that one"
-        )
+        raise MismatchError(f"the cache in {path.parent} ({path.name})", differing, remedy(header.key, differing))
+    return header
