@@ -1,15 +1,24 @@
-"""Limits that are right for the machine, and a place for what tests share."""
+"""What all tests share: limits that are right for the machine, a place for data, and hypothesis's examples.
+
+Hypothesis draws the same examples in each run, so that no run fails by chance; `--hypothesis-profile=long` draws others, many
+more, each time (`make test-long`).
+"""
 
 import os
 import shutil
 import tempfile
 
 import pytest
+from hypothesis import settings
 
 from tests.once import SHARED
 from tests.patience import patience
 
 TEST_S = 600
+
+settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
+settings.register_profile("long", max_examples=3_000, database=None, deadline=None)
+settings.load_profile("fixed")
 
 
 @pytest.hookimpl(tryfirst=True)

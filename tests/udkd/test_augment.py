@@ -4,15 +4,21 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from itertools import permutations
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torchvision.transforms.v2 import functional as F
 
 from udkd.operations import augment
@@ -77,7 +83,6 @@ def largest_difference(one: Tensor, other: Tensor) -> int:
     flip=st.booleans(),
     seed=st.integers(0, 9),
 )
-@settings(deadline=None, max_examples=100)
 def test_within_one_of_torchvision_s_resized_crop(
     height: int, width: int, corner: tuple[float, float, float, float], size: int, flip: bool, seed: int
 ) -> None:
@@ -207,12 +212,12 @@ def test_pixels_are_the_integers_of_the_definition(spec: ViewSpec) -> None:
 )
 @example(start=0, length=1, size=70, whole=False)
 @example(start=64 * SUBPIXELS - 1, length=1, size=3, whole=False)
-@settings(deadline=None, max_examples=100)
 def test_weights_sum_to_a_power_of_two(start: int, length: int, size: int, whole: bool) -> None:
     side = 64
     length = max(1, min(length, side * SUBPIXELS - start))
     low, high = (0, side * SUBPIXELS) if whole else (start, start + length)
-    dense = augment._weights(*(torch.tensor([value]) for value in (start, length, low, high)), size, side)[0]
+    positions, weights = augment._weights(*(torch.tensor([value]) for value in (start, length, low, high)), size, side)
+    dense = torch.zeros(size, side).scatter_add_(1, positions[0], weights[0] * 2**WEIGHT_BITS)
     assert (dense.sum(-1) == 2**WEIGHT_BITS).all()
     assert (dense >= 0).all()
     assert torch.equal(dense, dense.round())
@@ -302,27 +307,19 @@ def test_10_000_views_in_shuffled_order(at_caching_time: dict[tuple[int, int], b
         torch.set_num_threads(before)
 
 
-def uncut(canvas_BSS3: Tensor, rows_BOS: Tensor, columns_BOS: Tensor, bounds: Tensor) -> Tensor:
-    """The products as a GPU runs them."""
-    return augment._products(canvas_BSS3, rows_BOS, columns_BOS)
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_10_000_views_as_a_gpu_computes_them(
-    at_caching_time: dict[tuple[int, int], bytes], monkeypatch: pytest.MonkeyPatch, compiled: bool
-) -> None:
-    """The whole batch in two products, eager and compiled without a graph break."""
-    monkeypatch.setattr(augment, "_products_cut", uncut)
-    make = torch.compile(pixels, fullgraph=True, dynamic=False) if compiled else pixels
+def test_10_000_views_compiled(at_caching_time: dict[tuple[int, int], bytes]) -> None:
+    """By inductor, without a graph break."""
+    make = torch.compile(pixels, fullgraph=True, dynamic=False)
     assert hashes(np.random.default_rng(1).permutation(SAMPLES), 500, make) == at_caching_time
 
 
-def test_10_000_views_in_a_new_process(at_caching_time: dict[tuple[int, int], bytes]) -> None:
+def test_10_000_views_in_a_new_process_with_other_switches(at_caching_time: dict[tuple[int, int], bytes]) -> None:
     program = (
         "from tests.udkd.test_augment import *; torch.manual_seed(1)\n"
         "print(digest_of_all(hashes(np.random.default_rng(8).permutation(SAMPLES), 100)))"
     )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    switches = {"ONEDNN_DEFAULT_FPMATH_MODE": "ANY", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "ATEN_CPU_CAPABILITY": "default"}
+    environment = os.environ | switches | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == digest_of_all(at_caching_time)
 
@@ -335,24 +332,102 @@ def test_golden_views(at_caching_time: dict[tuple[int, int], bytes]) -> None:
     assert digest_of_all(at_caching_time) == GOLDEN_VIEWS
 
 
-@pytest.mark.parametrize("setting", ["autocast", "medium", "high", "denormals", "inference", "strided"])
-def test_no_setting_of_the_process_moves_a_bit(setting: str) -> None:
+_PRODUCTS = "mm bmm addmm baddbmm addbmm mv addmv dot vdot linear matmul einsum convolution mkldnn_convolution"
+PRODUCTS = {getattr(torch.ops.aten, name) for name in _PRODUCTS.split(" ")}
+
+
+class FewerBits(TorchDispatchMode):
+    """Every product gets its float32 factors cut to so many bits, as processors with bfloat16 (8) and TF32 (11) may do it."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits, self.products = bits, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in PRODUCTS:
+            self.products += 1
+            args = tree_map_only(Tensor, self.cut, args)
+        return func(*args, **(kwargs or {}))
+
+    def cut(self, x: Tensor) -> Tensor:
+        mantissa, exponent = torch.frexp(x)
+        return torch.ldexp((mantissa * 2**self.bits).round() / 2**self.bits, exponent)
+
+
+@pytest.mark.parametrize("bits", [8, 11])
+def test_no_product_that_a_processor_may_shorten(bits: int) -> None:
+    """What only some processors do, done here: no pixel moves, as there is no such product, in a compiled graph neither."""
+    canvas, sizes = bank()
+    views = ViewTable.of(draw(TINY, 0, 0, np.arange(64), sizes[:64]))
+    want = apply(canvas[:64], views, TINY)
+    with FewerBits(bits) as mode:
+        short = torch.full((1, 1), 2.0**bits + 1) @ torch.ones(1, 1)
+        assert short.item() == 2**bits, "the emulation shortens"
+        assert torch.equal(apply(canvas[:64], views, TINY), want)
+    assert mode.products == 1
+
+
+PRECISIONS = {
+    name: attrgetter(name)(torch.backends) if name else torch.backends
+    for name in ("", "mkldnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn", "cuda.matmul", "cudnn", "cudnn.conv", "cudnn.rnn")
+}
+SWITCHES: dict[str, Callable[[], object]] = {
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "mkldnn off": lambda: torch.backends.mkldnn.set_flags(False),
+    "deterministic": lambda: torch.use_deterministic_algorithms(True),
+    "denormals": lambda: torch.set_flush_denormal(True),
+    "default float64": lambda: torch.set_default_dtype(torch.float64),
+    "default bfloat16": lambda: torch.set_default_dtype(torch.bfloat16),
+    "one thread": lambda: torch.set_num_threads(1),
+    "three threads": lambda: torch.set_num_threads(3),
+    "autocast": lambda: torch.set_autocast_enabled("cpu", True),
+    "anomalies": lambda: torch.autograd.set_detect_anomaly(True),
+} | {
+    f"{name}.fp32_precision={precision}": partial(setattr, module, "fp32_precision", precision)
+    for name, module in PRECISIONS.items()
+    for precision in (("tf32",) if name.startswith("cud") else ("tf32", "bf16"))
+}
+
+
+@pytest.fixture
+def process_as_it_was() -> Iterator[None]:
+    precisions = {name: module.fp32_precision for name, module in PRECISIONS.items()}
+    threads, mkldnn = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    yield
+    for name, precision in precisions.items():
+        PRECISIONS[name].fp32_precision = precision
+    torch.backends.mkldnn.set_flags(mkldnn)
+    torch.use_deterministic_algorithms(False)
+    torch.set_flush_denormal(False)
+    torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(threads)
+    torch.set_autocast_enabled("cpu", False)
+    torch.autograd.set_detect_anomaly(False)
+
+
+@pytest.mark.usefixtures("process_as_it_was")
+@pytest.mark.parametrize("switch", [*SWITCHES, "inference", "strided"])
+def test_no_setting_of_the_process_moves_a_bit(switch: str) -> None:
+    """Neither of the pixels nor of jitter and normalisation."""
     canvas, sizes = bank()
     canvas, views = canvas[:64], ViewTable.of(draw(TINY, 0, 0, np.arange(64), sizes[:64]))
-    want = pixels(canvas, views, 12)
-    before = torch.get_float32_matmul_precision()
-    try:
-        if setting in ("medium", "high"):
-            torch.set_float32_matmul_precision(setting)
-        if setting == "denormals":
-            torch.set_flush_denormal(True)
-        if setting == "strided":
-            canvas = canvas.repeat_interleave(2, dim=1)[:, ::2]
-        with torch.autocast("cpu", torch.bfloat16, enabled=setting == "autocast"), torch.inference_mode(setting == "inference"):
-            assert torch.equal(pixels(canvas, views, 12), want)
-    finally:
-        torch.set_float32_matmul_precision(before)
-        torch.set_flush_denormal(False)
+    want = apply(canvas, views, TINY)
+    if switch == "strided":
+        canvas = canvas.repeat_interleave(2, dim=1)[:, ::2]
+    SWITCHES.get(switch, int)()
+    with torch.inference_mode(switch == "inference"):
+        assert torch.equal(apply(canvas, views, TINY), want)
+
+
+@pytest.mark.usefixtures("process_as_it_was")
+def test_no_setting_moves_a_bit_of_what_is_compiled_under_it() -> None:
+    canvas, sizes = bank()
+    canvas, views = canvas[:64], ViewTable.of(draw(TINY, 0, 0, np.arange(64), sizes[:64]))
+    want = apply(canvas, views, TINY)
+    for switch in ("medium", "deterministic", "denormals", "autocast", "default float64", ".fp32_precision=bf16"):
+        SWITCHES[switch]()
+    assert torch.equal(torch.compile(apply, fullgraph=True, backend="aot_eager")(canvas, views, TINY), want)
 
 
 def test_network_input_does_not_depend_on_its_batch() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.patience import patience
@@ -120,7 +120,6 @@ def test_size_at_100_classes() -> None:
 
 
 @given(rows=st.integers(1, 70), block_rows=st.integers(1, 80), classes=st.integers(2, 9), seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None, database=None)
 def test_any_shape(tmp_path_factory: pytest.TempPathFactory, rows: int, block_rows: int, classes: int, seed: int) -> None:
     folder = tmp_path_factory.mktemp("cache")
     key = dataclasses.replace(KEY, num_classes=classes, block_rows=block_rows)

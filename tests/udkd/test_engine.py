@@ -21,7 +21,6 @@ from udkd.engine.scoring import score
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder
-from udkd.operations import augment
 from udkd.operations.augment import ViewTable
 from udkd.operations.schedule import averaging, progressive_px
 from udkd.parts.average import Average
@@ -30,7 +29,6 @@ from udkd.parts.plan import Plan, learning_rates
 from udkd.parts.students import make_students
 from udkd.words.batch import Batch
 from udkd.words.errors import ConfigError, MismatchError
-from udkd.words.views import ViewSpec, draw
 
 CPU = torch.device("cpu")
 SMALLEST = ("students=[{architecture='squeezenet1_1', lr=0.01}]", "train.epochs=2", "train.batch=24")
@@ -139,20 +137,6 @@ def test_three_graphs_and_no_recompiles(
     assert len(backward_graphs) == 1
     assert not counters["graph_break"]
     torch._dynamo.reset()
-
-
-def test_both_products_are_one_graph_with_the_same_bits() -> None:
-    """What a GPU compiles whole: pixels of batched products equal those of products cut out one by one."""
-    spec = ViewSpec(size_px=24)
-    ids = np.arange(6)
-    drawn = draw(spec, 0, 0, ids, np.tile([40, 50, 30, 36], (6, 1)))
-    views = ViewTable.of(drawn)
-    canvas = torch.randint(0, 256, (6, 36, 36, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    rows = augment._weights(views.window[:, 0], views.window[:, 2], views.bounds[:, 0], views.bounds[:, 2], spec.size_px, 36)
-    columns = augment._weights(views.window[:, 1], views.window[:, 3], views.bounds[:, 1], views.bounds[:, 3], spec.size_px, 36)
-    columns = torch.where(views.flip[:, None, None], columns.flip(1), columns)
-    one_graph = torch.compile(augment._products, fullgraph=True, backend="aot_eager")
-    assert torch.equal(one_graph(canvas, rows, columns), augment.pixels(canvas, views, spec.size_px))
 
 
 def test_stopped_and_resumed_with_everything_on(

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.udkd.slow_hash import GOLDEN, MASK, slow_key, slow_uniform
@@ -42,7 +42,6 @@ def test_golden_values() -> None:
 
 
 @given(words=st.lists(WORDS, min_size=1, max_size=4), counter=st.integers(0, 2**32))
-@settings(deadline=None)
 def test_equals_python_integers(words: list[int], counter: int) -> None:
     keys = key(*words)
     assert keys.tolist() == [slow_key(*words)]
@@ -50,7 +49,6 @@ def test_equals_python_integers(words: list[int], counter: int) -> None:
 
 
 @given(ids=st.lists(WORDS, min_size=1, max_size=30), words=st.lists(WORDS, max_size=3))
-@settings(deadline=None)
 def test_a_row_does_not_know_the_others(ids: list[int], words: list[int]) -> None:
     rows = np.array(ids, np.int64)
     assert key(*words, rows).tolist() == [slow_key(*words, row) for row in ids]
@@ -70,7 +68,6 @@ def test_the_largest_number_is_below_one() -> None:
 
 
 @given(count=st.integers(0, 300), words=st.lists(WORDS, max_size=3))
-@settings(deadline=None)
 def test_permutation_is_one_and_is_pure(count: int, words: list[int]) -> None:
     ids = np.arange(count, dtype=np.int64) * 3 + 5
     dealt = permutation(ids, *words)

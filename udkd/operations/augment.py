@@ -1,16 +1,24 @@
-"""Canvases to network input: crop, antialiased resize and flip as two exact matrix products, then colour jitter.
+"""Canvases to network input: crop, antialiased resize and flip as two exact weighted sums of pixels, then colour jitter.
 
-Crop, resize and flip: row weights x image x column weights. The weights are integers that sum to 2**11, so every sum of a
-product stays below 2**24 and is exact in float32 and in TF32, in any order; each pass is rounded to uint8. A view's pixels
-are therefore the same bits whatever the batch, device, kernel, compiler or processor.
-The filter is the triangle of Pillow's and torchvision's antialiased bilinear resize.
+Crop, resize and flip: each row of a view is a weighted sum of a few rows of the canvas, then each column of a few columns.
+The filter is the triangle of Pillow's and torchvision's antialiased bilinear resize. A weight is a whole number of
+2**-11 and an output's weights sum to 1; each pass is rounded to uint8. A view's pixels are therefore the same bits whatever
+the batch, device, kernel, compiler, processor and settings of the process:
 
-Letters: B batch, S canvas side, O output side, K taps of the filter, N samples.
+- A sum's terms and partial sums, in any order, fused or not, are whole numbers of 2**-11 between 0 and 255: 19 bits, which
+  float32's 24 hold exactly. So are the sums plus a half.
+- The sums are embedding_bag's, which multiplies and adds in float32. They are no matrix product on purpose: those are what
+  PyTorch and its libraries are allowed to compute with fewer bits (set_float32_matmul_precision, fp32_precision, autocast,
+  ONEDNN_DEFAULT_FPMATH_MODE; bfloat16's 8 bits cannot hold a weight), and not every processor shows it.
+- No value comes near the denormals, and every dtype is named, so that the default one is of no account.
+
+Letters: B batch, S canvas side, O output side, K taps of the filter, D values of a line of pixels, N samples.
 """
 
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from udkd.words.views import BRIGHTNESS, CONTRAST, SUBPIXELS, Views, ViewSpec
@@ -56,15 +64,14 @@ def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int) -> Tensor:
     Within 1 of 255 of torchvision's resized_crop(antialias=True) on uint8 images (random_resized); the schemes that resize
     first are within 2 of its resize and center_crop, beyond 1 in under 1e-4 of the values.
     """
-    side = canvas_BSS3.shape[1]
-    rows_BOS = _weights(views.window[:, 0], views.window[:, 2], views.bounds[:, 0], views.bounds[:, 2], size_px, side)
-    columns_BOS = _weights(views.window[:, 1], views.window[:, 3], views.bounds[:, 1], views.bounds[:, 3], size_px, side)
-    columns_BOS = torch.where(views.flip[:, None, None], columns_BOS.flip(1), columns_BOS)
-    # Autocast would turn these products into bfloat16, whose 8 bits cannot hold the weights.
-    with torch.autocast(canvas_BSS3.device.type, enabled=False):
-        if canvas_BSS3.device.type == "cpu":
-            return _products_cut(canvas_BSS3, rows_BOS, columns_BOS, views.bounds)
-        return _products(canvas_BSS3, rows_BOS, columns_BOS)
+    batch, side = canvas_BSS3.shape[:2]
+    rows = _weights(views.window[:, 0], views.window[:, 2], views.bounds[:, 0], views.bounds[:, 2], size_px, side)
+    columns = _weights(views.window[:, 1], views.window[:, 3], views.bounds[:, 1], views.bounds[:, 3], size_px, side)
+    position_BOK, weight_BOK = (torch.where(views.flip[:, None, None], x_BOK.flip(1), x_BOK) for x_BOK in columns)
+    tall_BOD = _sums(canvas_BSS3.float().reshape(batch, side, side * 3), *rows)
+    turned_BSD = tall_BOD.view(batch, size_px, side, 3).transpose(1, 2).reshape(batch, side, size_px * 3)
+    done_BOD = _sums(turned_BSD, position_BOK, weight_BOK)
+    return done_BOD.view(batch, size_px, size_px, 3).transpose(1, 2).to(torch.uint8, memory_format=torch.contiguous_format)
 
 
 def finish(pixels_BOO3: Tensor, views: ViewTable, *, jitter: bool, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -96,48 +103,33 @@ def taps(start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: int,
     return position_BOK, weight_BOK * inside
 
 
-def _weights(start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: int, side: int) -> Tensor:
-    """Integer weights that sum to 2**WEIGHT_BITS, as float32 [B, O, S].
+def _weights(start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: int, side: int) -> tuple[Tensor, Tensor]:
+    """Which pixels make each output pixel, int64 [B, O, K] within the canvas, and by what weight, float32 [B, O, K].
 
-    Telescoping: each running sum is rounded, and the weights are the differences, so that the total is exact by construction.
+    Weights are whole numbers of 2**-WEIGHT_BITS that sum to 1. Telescoping: each running sum is rounded, and the weights are
+    the differences, so that the total is exact by construction.
     """
     position_BOK, weight_BOK = taps(start, length, low, high, size_px, side)
     running_BOK = weight_BOK.cumsum(-1)
     whole_BO1 = running_BOK[..., -1:]
     rounded_BOK = torch.div((running_BOK << (WEIGHT_BITS + 1)) + whole_BO1, 2 * whole_BO1, rounding_mode="floor")
     steps_BOK = torch.diff(rounded_BOK, dim=-1, prepend=torch.zeros_like(whole_BO1))
-    dense_BOS = torch.zeros(*position_BOK.shape[:2], side, device=start.device)
     # Taps outside the canvas have weight 0; clamped, they add nothing.
-    return dense_BOS.scatter_add_(-1, position_BOK.clamp(0, side - 1), steps_BOK.float())
+    return position_BOK.clamp(0, side - 1), steps_BOK.float() * 2.0**-WEIGHT_BITS
 
 
-def _rounded(sums: Tensor) -> Tensor:
-    """Sums of weight x pixel to the nearest pixel value: exact in float32."""
-    return torch.floor((sums + 2 ** (WEIGHT_BITS - 1)) * 2.0**-WEIGHT_BITS)
-
-
-def _products(canvas_BSS3: Tensor, rows_BOS: Tensor, columns_BOS: Tensor) -> Tensor:
-    """Both products over the whole batch, for processors that like big ones."""
-    batch, side = canvas_BSS3.shape[:2]
-    size = rows_BOS.shape[1]
-    tall = _rounded(torch.bmm(rows_BOS, canvas_BSS3.float().reshape(batch, side, side * 3)))
-    turned = tall.view(batch, size, side, 3).transpose(1, 2).reshape(batch, side, size * 3)
-    done = _rounded(torch.bmm(columns_BOS, turned)).view(batch, size, size, 3)
-    return done.transpose(1, 2).to(torch.uint8).contiguous()
-
-
-def _products_cut(canvas_BSS3: Tensor, rows_BOS: Tensor, columns_BOS: Tensor, bounds: Tensor) -> Tensor:
-    """The same products image by image with the unread part of the canvas cut away: a 512 px canvas costs 0.5 GFLOP else."""
-    size = rows_BOS.shape[1]
-    out_BOO3 = canvas_BSS3.new_empty(len(canvas_BSS3), size, size, 3)
-    low, high = bounds[:, :2] // SUBPIXELS, -(-bounds[:, 2:] // SUBPIXELS)
-    for n, (top, left, bottom, right) in enumerate(torch.cat([low, high], dim=1).tolist()):
-        cut = canvas_BSS3[n, top:bottom, left:right].float()
-        height, width = cut.shape[:2]
-        tall = _rounded(rows_BOS[n, :, top:bottom] @ cut.reshape(height, width * 3)).view(size, width, 3)
-        done = _rounded(columns_BOS[n, :, left:right] @ tall.transpose(0, 1).reshape(width, size * 3))
-        out_BOO3[n] = done.view(size, size, 3).transpose(0, 1)
-    return out_BOO3
+def _sums(lines_BSD: Tensor, position_BOK: Tensor, weight_BOK: Tensor) -> Tensor:
+    """Weighted sums of lines of pixels, to the nearest pixel value: float32 [B, S, D] -> [B, O, D]."""
+    batch, side, values = lines_BSD.shape
+    size, count = position_BOK.shape[1:]
+    first_B = side * torch.arange(batch, device=lines_BSD.device)
+    sums = F.embedding_bag(
+        (position_BOK + first_B[:, None, None]).view(batch * size, count),
+        lines_BSD.view(batch * side, values),
+        per_sample_weights=weight_BOK.reshape(batch * size, count),
+        mode="sum",
+    )
+    return sums.add_(0.5).floor_().view(batch, size, values)
 
 
 def _jittered(x_BOO3: Tensor, kind_B: Tensor, factor_B: Tensor) -> Tensor:
@@ -157,4 +149,4 @@ def _jittered(x_BOO3: Tensor, kind_B: Tensor, factor_B: Tensor) -> Tensor:
 
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """float32 values written by the device itself: a copy from the host cannot be part of a CUDA graph."""
-    return torch.stack([torch.full((), value, device=device) for value in values])
+    return torch.stack([torch.full((), value, dtype=torch.float32, device=device) for value in values])
