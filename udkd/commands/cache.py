@@ -6,7 +6,6 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.markup import escape
 from rich.table import Table
 
 from udkd.actors.cache_builder import build_cache
@@ -25,7 +24,7 @@ from udkd.words.observer import SILENT
 BINS = 20
 BAR_CHARACTERS = 48
 
-cache_app = typer.Typer(no_args_is_help=True, help="The teacher's logits and weights, computed once.")
+cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The teacher's logits and weights, computed once.")
 
 CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder.")]
 
@@ -141,7 +140,7 @@ def info(
     out.print(_histogram(counts))
     if picture is not None:
         _draw(counts, opened, picture)
-        err.print(f"histogram in {escape(str(picture))}")
+        err.print(f"histogram in {picture}")
 
 
 @cache_app.command("verify")
@@ -170,7 +169,7 @@ def verify_command(
     damaged = verify(opened)
     problems = [f"view {view}: block {block} does not match its checksum" for view, block in damaged] + strays(opened)
     for problem in problems:
-        err.print(escape(problem))
+        err.print(problem)
     if damaged:
         raise CacheError(
             f"{len(damaged)} damaged blocks in views {', '.join(map(str, sorted({view for view, _ in damaged})))} of {cache}; "
@@ -263,7 +262,7 @@ def _described(cache: Cache, summary: CacheSummary) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, value)
     return table
 
 
