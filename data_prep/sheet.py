@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from udkd.formats.dataset import DatasetFolder, Split
 from udkd.words.errors import ConfigError, DataError
 from udkd.words.files import write_bytes
+from udkd.words.printable import printable
 
 COLUMNS = 8
 CELL = 176  # px: the square that an image is fitted into
@@ -20,6 +21,7 @@ HEAD = 92
 MARGIN = 36
 PAPER, FRAME, INK, SOFT, ACCENT = "#ffffff", "#f1f1ef", "#1c1c1a", "#76766f", "#b3541e"
 MOST_IMAGES = 400
+LONGEST = 200  # characters of a text
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -129,7 +131,8 @@ def _cell(
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` px."""
+    """The text, cut with an ellipsis where it is wider than `width` px; control characters escaped."""
+    text = printable(text, LONGEST)
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:

@@ -20,6 +20,7 @@ from udkd.parts.team import Team
 from udkd.words.errors import CacheError, ConfigError, UserError
 from udkd.words.files import atomic
 from udkd.words.observer import SILENT
+from udkd.words.printable import printable
 
 BINS = 20
 BAR_CHARACTERS = 48
@@ -293,7 +294,7 @@ def _draw(counts: NDArray[np.int64], cache: Cache, path: Path) -> None:
     axes.bar(edges[:-1], counts / max(int(counts.sum()), 1), width=1 / len(counts), align="edge", edgecolor="white")
     axes.set_xlabel("confidence weight of the teacher, w = 1 - H / ln C")
     axes.set_ylabel("share of the targets")
-    axes.set_title(f"{cache.key.teacher}: {int(counts.sum()):,} targets", fontsize=10)
+    axes.set_title(printable(f"{cache.key.teacher}: {int(counts.sum()):,} targets", 200), fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlim(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from udkd.words.errors import UserError
-from udkd.words.printable import printable
+from udkd.words.printable import printable, printable_lines
 from udkd.words.signals import QUIET, Stopped, handled, stop
 
 
@@ -43,11 +43,7 @@ class SafeConsole(Console):
         """See rich: the way of everything else."""
         for segment in super().render(renderable, options):
             whole = segment.control or segment.text == "\n" or segment.text.isprintable()
-            yield segment if whole else Segment(_lines(segment.text), segment.style)
-
-
-def _lines(text: str) -> str:
-    return "\n".join(printable(line, None) for line in text.split("\n"))
+            yield segment if whole else Segment(printable_lines(segment.text, None), segment.style)
 
 
 out = SafeConsole()

@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import TextIO
 
-from udkd.words.printable import printable
+from udkd.words.printable import printable_lines
 from udkd.words.signals import Stopped
 
 
@@ -65,7 +65,7 @@ class SafeStream(io.TextIOWrapper):
         )
 
     def write(self, text: str, /) -> int:
-        super().write("\n".join(printable(line) for line in text.split("\n")))
+        super().write(printable_lines(text))
         return len(text)
 
 

@@ -216,7 +216,8 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
     if found_sha256 != sha256:
         raise DataError(f"{path} has sha256 {found_sha256[:16]}…; expected {sha256[:16]}… as dataset.json says; {remedy}")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        # Opened here: Arrow takes no path that is not UTF-8.
+        with path.open("rb") as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             if file.schema_arrow != SCHEMA:
                 raise DataError(
                     f"{path} has other columns ({', '.join(file.schema_arrow.names)}); expected {', '.join(SCHEMA.names)}"
