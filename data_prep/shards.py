@@ -117,7 +117,7 @@ def _key(first: int, samples: Sequence[Sample], settings: PixelSettings) -> str:
     made_by = [CONVERTER_VERSION, PIL.__version__, features.version("libjpeg_turbo")]
     digest = hashlib.sha256(json.dumps([first, made_by, asdict(settings) | {"repair": None}], sort_keys=True).encode())
     for sample in samples:
-        digest.update(f"{sample.label}\0{sample.source}\0{sample.entry.size}\0{sample.entry.stamp}\n".encode(errors="surrogatepass"))
+        digest.update(f"{sample.label}\0{sample.source}\0{sample.entry.size}\0{sample.entry.stamp}\n".encode())
     return digest.hexdigest()
 
 

@@ -21,7 +21,7 @@ from udkd.actors.reporter.page import Picture
 from udkd.words.printable import printable_lines
 
 NUM_STUDENT_COLOURS = 6
-_LONGEST_LABEL = 200
+_LONGEST_LABEL = 60
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -154,6 +154,7 @@ def _drawn(draw: Draw, palette: Palette, height: float, kind: str, *, salt: str,
     with mpl.rc_context(settings), warnings.catch_warnings():
         # A class name may hold signs the drawing font lacks; in the page the reader's own fonts show them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # names that leave no room
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none" if kind == "svg" else palette.paper)
         draw(figure, palette)
         _escape_texts(figure)
@@ -178,7 +179,8 @@ def _tick_label(formatter: FuncFormatter, value: float, place: int | None) -> st
 
 
 def _label(text: str) -> str:
-    return printable_lines(text, _LONGEST_LABEL)
+    lines = printable_lines(text).split("\n")
+    return "\n".join(line if len(line) <= _LONGEST_LABEL else line[: _LONGEST_LABEL - 1] + "…" for line in lines)
 
 
 def _attribute(text: str) -> str:

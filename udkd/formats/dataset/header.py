@@ -126,5 +126,5 @@ def content_digest(
         digest.update(columns.excluded.astype("u1").tobytes())
         digest.update(columns.sha256.tobytes())
         for source in columns.source:
-            digest.update(source.encode(errors="surrogatepass") + b"\0")
+            digest.update(source.encode() + b"\0")
     return digest.hexdigest()
