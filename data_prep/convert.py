@@ -162,7 +162,9 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
             if name not in known:
                 observer.note(line)
         derive_formats(shards, formats, workers=settings.workers, observer=observer)
-        write_report(folder, shards.splits, digest=header.digest, on_bad=settings.on_bad, warnings=warnings, settings=settings.decisive())
+        write_report(
+            folder, shards.splits, digest=header.digest, on_bad=settings.on_bad, warnings=warnings, settings=settings.decisive()
+        )
         header.write(folder)
         _tidy(folder)
     return DatasetFolder.open(folder)

@@ -26,8 +26,8 @@ def write_report(
 ) -> None:
     """Write FOLDER/report.json. digest: of the dataset folder that came of it; None where none did, for the bad images.
 
-    settings: the conversion's, by option name. `bad` names every image that cannot be used, `fixed` counts what was done to the others, by split; `sha256` is of the
-    report without it.
+    settings: the conversion's, by option name. `bad` names every image that cannot be used, `fixed` counts what was done to
+    the others, by split; `sha256` is of the report without it.
     """
     report = {
         "usable": digest is not None,

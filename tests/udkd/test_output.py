@@ -139,9 +139,7 @@ def test_work_goes_on_without_standard_error(tmp_path: Path, redirection: str) -
     assert (tmp_path / "f").read_bytes() == b""
 
 
-@pytest.mark.parametrize(
-    ("redirection", "reason"), [(">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")]
-)
+@pytest.mark.parametrize(("redirection", "reason"), [(">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")])
 def test_a_result_that_cannot_be_written_is_an_error(redirection: str, reason: str) -> None:
     done = program("out.print('result')", redirection)
     assert done.returncode == 1
@@ -165,6 +163,8 @@ def test_nobody_writes_past_the_border(path: Path) -> None:
         return
     for node in ast.walk(ast.parse(path.read_text())):
         name = ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
-        assert name not in ("print", "typer.echo", "typer.secho", "sys.stdout", "sys.stderr", "Console", "sys.exit"), node.lineno
+        assert name not in ("print", "typer.echo", "typer.secho", "sys.stdout", "sys.stderr", "Console", "sys.exit"), (
+            node.lineno
+        )
         if isinstance(node, ast.ImportFrom):
             assert node.module not in ("rich", "rich.console", "rich.markup", "click"), node.lineno

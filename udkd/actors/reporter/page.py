@@ -189,8 +189,6 @@ def _shown(value: object) -> object:
 
 def render(page: Page, style: str) -> str:
     """One HTML file that needs nothing else. style: CSS variables of the palettes."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     template = environment.from_string((files("udkd.actors.reporter") / "page.html").read_text())
     return template.render(page=page, style=Markup(style)) + "\n"
