@@ -103,7 +103,7 @@ class _Counter:
         return nullcontext()
 
 
-def _allocator(module: ModuleType, path: Path, page_bytes: int) -> Any:
+def _allocator(module: Any, path: Path, page_bytes: int) -> Any:
     """FFCV's allocator of pages behind the end of a file, for this process alone."""
     shared, module.Value = module.Value, _Counter
     try:

@@ -296,7 +296,7 @@ def test_no_control_character_reaches_the_page(whole: ReportInputs, tmp_path: Pa
     """Nor a lone surrogate, a right-to-left mark or megabytes of a name; drawings stay XML."""
     hostile = "a\x1b[31m\x00\x07\u202e\u2028\udcff\x85"
     huge = hostile * 30_000
-    names = tuple(f"{hostile}{number}" for number in range(8)) + (huge, huge + "2")
+    names = (*(f"{hostile}{number}" for number in range(8)), huge, huge + "2")
     provenance = dict(whole.provenance) | {"command": f"udkd train {huge}", f"key{hostile}": hostile}
     teacher = {"architecture": huge, hostile: hostile}
     path = write_report(replace(whole, out=tmp_path, class_names=names, name=huge, provenance=provenance, teacher=teacher))

@@ -22,8 +22,9 @@ class SafeConsole(Console):
     """
 
     def __init__(self, **options: Any) -> None:
-        colours = None if os.environ.get("NO_COLOR") else "auto"
-        super().__init__(color_system=colours, markup=False, highlight=False, emoji=False, **options)
+        super().__init__(
+            color_system=None if os.environ.get("NO_COLOR") else "auto", markup=False, highlight=False, emoji=False, **options
+        )
 
     @property
     def file(self) -> IO[str]:

@@ -5,7 +5,7 @@ import os
 import select
 import signal
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from udkd.words.printable import printable_lines
 from udkd.words.signals import Stopped
@@ -54,15 +54,10 @@ class SafeStream(io.TextIOWrapper):
     """
 
     def __init__(self, descriptor: int, encoding: str) -> None:
-        raw = _Descriptor(descriptor)
-        super().__init__(raw, encoding, errors="backslashreplace", newline="\n", write_through=True)  # type: ignore[arg-type]
-        self.unescaped = io.TextIOWrapper(
-            raw,  # type: ignore[arg-type]
-            encoding,
-            errors="backslashreplace",
-            newline="\n",
-            write_through=True,
-        )
+        raw: Any = _Descriptor(descriptor)  # what TextIOWrapper needs of a buffer that only takes
+        how: dict[str, Any] = {"errors": "backslashreplace", "newline": "\n", "write_through": True}
+        super().__init__(raw, encoding, **how)
+        self.unescaped = io.TextIOWrapper(raw, encoding, **how)
 
     def write(self, text: str, /) -> int:
         super().write(printable_lines(text))
