@@ -11,7 +11,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+from udkd.words import output
 from udkd.words.signals import handled, quit_at_once
+from udkd.words.streams import guard
 
 HERE = Path(__file__).parent
 
@@ -24,16 +26,18 @@ def names() -> dict[str, str]:
 
 def main(words: list[str]) -> None:
     """Run the benchmark that the first word names; without one, list them."""
+    guard()
     known = names()
     if not words or words[0] in ("--help", "-h"):
         width = max(map(len, known))
-        print("usage: python -m benchmarks NAME [OPTIONS]   (NAME --help tells the options)\n")
-        print("\n".join(f"  {name:{width}}  {line}" for name, line in known.items()))
+        output.out.print("usage: python -m benchmarks NAME [OPTIONS]   (NAME --help tells the options)", soft_wrap=True)
+        for name, line in known.items():
+            output.out.print(f"  {name:{width}}  {line}", soft_wrap=True)
         return
     name, *rest = words
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
-        sys.exit(f"error: no benchmark is called {name!r}; expected one such as {near[0]}; correct it")
+        output.fail(f"no benchmark is called {name!r}; expected one such as {near[0]}; correct it")
     with handled(quit_at_once):
         import typer
 
@@ -42,8 +46,8 @@ def main(words: list[str]) -> None:
         try:
             module = importlib.import_module(f"benchmarks.{name}")
         except ModuleNotFoundError as error:
-            terminal.fail(f"benchmark {name} needs the package {error.name}, which is not installed; install it or run another")
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            output.fail(f"benchmark {name} needs the package {error.name}, which is not installed; install it or run another")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(name)(module.main)
     terminal.run(lambda: app(rest, prog_name=f"python -m benchmarks {name}"))
 

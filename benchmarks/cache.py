@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -35,6 +34,7 @@ from udkd.parts.epoch_views import EpochViews
 from udkd.parts.panel import Panel
 from udkd.parts.students import make_students
 from udkd.words.batch import Batch
+from udkd.words.launcher import module_command, module_environment
 from udkd.words.storage import Storage
 from udkd.words.views import ViewSpec
 
@@ -91,7 +91,8 @@ def _dataset(place: Path, images: int, side: int) -> DatasetFolder:
         ("synth", place / "images", "--classes", 16, "--images", images, "--val-images", 16, "--seed", 0),
         ("convert", place / "images", place / "data", "--side", side * 8 // 7, "--fit", "squash", "--formats", "resident"),
     ):
-        subprocess.run([sys.executable, "-m", "data_prep", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+        command = module_command("data_prep", words)
+        subprocess.run(command, env=module_environment(), check=True, stdout=subprocess.DEVNULL)
     return DatasetFolder.open(place / "data")
 
 

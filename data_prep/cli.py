@@ -1,14 +1,11 @@
-"""`udkd-prep`: the offline commands. The only file of this package that prints."""
+"""`udkd-prep`: the offline commands."""
 
-import errno
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -22,13 +19,16 @@ from data_prep.verify import verify as verify_folder
 from udkd.formats.dataset import DatasetFolder
 from udkd.words.errors import UserError
 from udkd.words.files import FolderLock
-from udkd.words.signals import Stopped, handled, stop
+from udkd.words.output import err, out, run
+from udkd.words.printable import printable
+from udkd.words.streams import guard
 
 app = typer.Typer(
     help="Prepare images once, for udkd to train on.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # whose errors and brackets in help texts are shown as they are
 )
 FolderArgument = Annotated[Path, typer.Argument(help="A dataset folder.", show_default=False)]
 WorkersOption = Annotated[
@@ -47,9 +47,9 @@ class RichObserver:
     """Shows progress on stderr: a bar on a terminal, and in any case one line per finished task."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        name = TextColumn("{task.description}", markup=False)
+        columns = (name, BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=err, transient=True, disable=not err.is_interactive)
 
     def __enter__(self) -> "RichObserver":
         self._progress.start()
@@ -59,7 +59,7 @@ class RichObserver:
         self._progress.stop()
 
     def start(self, task: str, total: int, unit: str) -> None:
-        self._task = self._progress.add_task(task, total=total, unit=unit)
+        self._task = self._progress.add_task(printable(task), total=total, unit=unit)
         self._what = (task, total, unit, time.perf_counter())
 
     def advance(self, count: int, **fields: float | str) -> None:
@@ -72,7 +72,7 @@ class RichObserver:
         self.note(f"{task}: {total:,} {unit} in {seconds:,.1f} s ({total / max(seconds, 1e-9):,.0f} {unit}/s)")
 
     def note(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        err.print(line)
 
 
 @app.command()
@@ -205,10 +205,10 @@ def verify(folder: FolderArgument) -> None:
     with RichObserver() as observer:
         problems = verify_folder(folder, observer)
     for line in problems[:NAMED_PROBLEMS]:
-        print(line, file=sys.stderr)
+        err.print(line)
     if problems:
         raise UserError(f"{folder}: {len(problems):,} problems found; expected none; convert again or restore the folder")
-    print(f"{folder}: whole")
+    _say(f"{folder}: whole")
 
 
 @app.command()
@@ -222,7 +222,7 @@ def sheet(
     from data_prep.sheet import sheet as write_sheet
 
     count = write_sheet(folder, out, split=split, images=images)
-    print(f"{out}: {count} images")
+    _say(f"{out}: {count} images")
 
 
 @app.command()
@@ -249,35 +249,23 @@ def synth(
         )
 
 
+def _say(line: str) -> None:
+    out.print(line, soft_wrap=True)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
 def _print_info(folder: Path) -> None:
     for line in describe(folder):
-        print(line)
+        _say(line)
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0, 1 for what a user can cause, 2 for wrong usage, 128 + n for signal n."""
-    try:
-        with handled(stop):
-            app()
-    except UserError as error:
-        _fail(str(error), 1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        remedy = "check the path and its rights"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "free some room, then the same command continues"
-        _fail(f"{where}{error.strerror or error}; expected to be able to read and write there; {remedy}", 1)
-    except Stopped as stopped:
-        _fail(f"stopped by {stopped.name}; the same command continues", stopped.exit_code)
-
-
-def _fail(text: str, code: int) -> None:
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
-    sys.exit(code)
+    guard()
+    run(app)
 
 
 if __name__ == "__main__":

@@ -20,16 +20,17 @@ from data_prep.image import PIXEL_LIMIT, PixelSettings
 from data_prep.pool import Pool
 from data_prep.prepare import PrepareJob
 from data_prep.report import FILE_NAME as REPORT_NAME
-from data_prep.report import write_report
+from data_prep.report import settings_of, write_report
 from data_prep.shards import remove_sidecars, write_shards
 from data_prep.sources import AUTO, Fields, SplitName, open_sources
-from data_prep.stock import SPLITS, Stock, take_stock
+from data_prep.stock import SPLITS, Samples, Stock, take_stock
 from udkd.formats.dataset import (
     DERIVED,
     Columns,
     DatasetFolder,
     Encoder,
     Header,
+    Split,
     SplitHeader,
     discard,
     write_manifest,
@@ -138,13 +139,15 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
         DERIVED_FORMATS[name].require()
     opened = open_sources(sources, settings.layout, Fields(image=settings.image_field, label=settings.label_field))
     _check_apart(sources, folder)
-    _check_target(folder, settings)
+    finished = _check_target(folder, settings)
     stock = take_stock(
         opened,
         classes=settings.classes,
         hold_out_percent=settings.hold_out_percent,
         test_validates=settings.val == "test",
     )
+    if finished:
+        return _finished_already(folder, stock, settings, observer)
     for line in stock.warnings:
         observer.note(f"warning: {line}")
     formats = default_formats(settings.fit, settings.side) if settings.formats is None else settings.formats
@@ -155,7 +158,8 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
     check_room(formats, volume, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder), _named(folder):
-        _check_target(folder, settings)
+        if _check_target(folder, settings):  # by another process, in the meantime
+            return _finished_already(folder, stock, settings, observer)
         if settings.overwrite and not _continues(folder, settings):
             _clear(folder)
         write_json(folder / UNFINISHED_NAME, settings.decisive())
@@ -177,6 +181,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
             on_bad=settings.on_bad,
             warnings=warnings,
             passed_over=stock.passed_over.reasons,
+            settings=settings.decisive(),
         )
         header.write(folder)
         _tidy(folder)
@@ -202,23 +207,23 @@ def _check_apart(sources: Sequence[Path], folder: Path) -> None:
             raise DataError(f"{source} lies in {folder}; expected to write to another folder; give another path")
 
 
-def _check_target(folder: Path, settings: ConvertSettings) -> None:
-    """Refuse a folder that is finished, belongs to other settings, or is not ours to write to."""
+def _check_target(folder: Path, settings: ConvertSettings) -> bool:
+    """Refuse a folder that belongs to other settings or is not ours to write to; True where these have finished it."""
     if not folder.exists():
-        return
+        return False
     if not folder.is_dir():
         raise DataError(f"{folder} is a file; expected a folder to write to; give another path")
     if settings.overwrite and _is_ours(folder):
-        return
+        return False
     unfinished = folder / UNFINISHED_NAME
     if (folder / HEADER_NAME).exists() and not unfinished.exists():
-        raise DataError(
-            f"{folder} holds a finished dataset; expected a new folder; give another path, or --overwrite to replace it"
-        )
+        if settings_of(folder) != settings.decisive() | {"--on-bad": settings.on_bad}:
+            raise _holds_another(folder)
+        return True
     if not unfinished.exists():
         if not _is_ours(folder):
             raise DataError(f"{folder} holds other files; expected a new or empty folder; give another path")
-        return
+        return False
     differing = _differing(unfinished, settings)
     if differing:
         raise MismatchError(
@@ -226,6 +231,32 @@ def _check_target(folder: Path, settings: ConvertSettings) -> None:
             differing,
             "give the same options to continue it, or --overwrite to start afresh",
         )
+    return False
+
+
+def _holds_another(folder: Path) -> DataError:
+    return DataError(
+        f"{folder} holds a finished dataset; expected a new folder; give another path, or --overwrite to replace it"
+    )
+
+
+def _finished_already(folder: Path, stock: Stock, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
+    """What a finished folder holds, where this command would have made it. Raises DataError for other sources or formats."""
+    dataset = DatasetFolder.open(folder)
+    formats = default_formats(settings.fit, settings.side) if settings.formats is None else settings.formats
+    listed = all(_lists(dataset.split(name), stock.samples[name]) for name in SPLITS)
+    if not listed or dataset.classes != stock.classes or not set(formats) <= set(dataset.formats):
+        raise _holds_another(folder)
+    observer.note(f"{folder} is finished already: there is nothing to do")
+    return dataset
+
+
+def _lists(split: Split, samples: Samples) -> bool:
+    """Whether a split has these samples, by name and label, under their ids."""
+    if split.num_samples != len(samples):
+        return False
+    pairs = zip(samples, split.source, split.labels.tolist(), strict=True)
+    return all((sample.source, sample.label) == (source, label) for sample, source, label in pairs)
 
 
 def _continues(folder: Path, settings: ConvertSettings) -> bool:
@@ -303,6 +334,7 @@ def _check_images(
             on_bad=settings.on_bad,
             warnings=stock.warnings,
             passed_over=stock.passed_over.reasons,
+            settings=settings.decisive(),
         )
         total = sum(group.num_samples for group in columns.values())
         raise DataError(f"{len(bad):,} of {total:,} images cannot be used, see {folder / REPORT_NAME}; {fault}")

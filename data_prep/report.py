@@ -33,16 +33,19 @@ def write_report(
     on_bad: str,
     warnings: Sequence[str],
     passed_over: Mapping[str, tuple[int, str]],
+    settings: Mapping[str, object],
 ) -> None:
     """Write FOLDER/report.json. digest: of the dataset folder that came of it; None where none did, for the bad images.
 
-    `bad` names every image that cannot be used, `fixed` counts what was done to the others, by split; `passed_over` counts
-    the files that are not in the folder at all, by reason, and names the first; `sha256` is of the report without it.
+    settings: the conversion's, by option name. `bad` names every image that cannot be used, `fixed` counts what was done to
+    the others, by split; `passed_over` counts the files that are not in the folder at all, by reason, and names the first;
+    `sha256` is of the report without it.
     """
     report = {
         "usable": digest is not None,
         "dataset_digest": digest,
         "on_bad": on_bad,
+        "settings": dict(settings),
         "images": {split: group.num_samples for split, group in columns.items()},
         "bad": [
             {"split": split, "id": n, "source": group.source[n], "reason": group.note[n]}
@@ -56,6 +59,15 @@ def write_report(
         "warnings": list(warnings),
     }
     write_json(folder / FILE_NAME, report | {"sha256": _checksum(report)})
+
+
+def settings_of(folder: Path) -> dict[str, object]:
+    """The settings of the conversion that made a folder, --on-bad among them; none where its report does not tell them."""
+    try:
+        report = parse_json((folder / FILE_NAME).read_bytes())
+        return {"--on-bad": report["on_bad"], **report["settings"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def fixed_counts(columns: Columns) -> dict[str, int]:

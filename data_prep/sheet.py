@@ -141,7 +141,7 @@ def _cell(
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text as one line, cut with an ellipsis where it is wider than `width` px."""
+    """The text as one line, cut with an ellipsis where it is wider than `width` px; control characters escaped."""
     text = printable(text, LETTERS)
     if draw.textlength(text, font) <= width:
         return text

@@ -22,6 +22,7 @@ from udkd.console import terminal
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # whose errors and brackets in help texts are shown as they are
     pretty_exceptions_enable=False,
     help="Train several small image classifiers at once from one big, cached teacher.",
 )

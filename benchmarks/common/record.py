@@ -125,4 +125,4 @@ def _say(row: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
     if "ratio" in row:
         ratio = row["ratio"]
         line += f"   {ratio['median']:.3f} of {row['baseline']} ({ratio['min']:.3f} to {ratio['max']:.3f})"
-    err.print(line, markup=False)
+    err.print(line)

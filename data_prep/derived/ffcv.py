@@ -5,6 +5,7 @@ Not FFCV's DatasetWriter: its processes race for pages, so that no two files are
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,7 +70,7 @@ def _pack(ffcv: ModuleType, split: Split, observer: Observer) -> Path:
     described = _descriptors(ffcv, fields)
     path, temporary = split.path / FILE_NAME, split.path / (FILE_NAME + ".tmp")
     temporary.write_bytes(header.tobytes() + described + table.tobytes())
-    allocator = ffcv.memory_allocator.MemoryAllocator(str(temporary), temporary.stat().st_size, int(header["page_size"][0]))
+    allocator = _allocator(ffcv.memory_allocator, temporary, int(header["page_size"][0]))
     with allocator:
         for row, sample_id in enumerate(split.ids.tolist()):
             _add(allocator, split, row, sample_id, table, allocations)
@@ -89,6 +90,26 @@ def _pack(ffcv: ModuleType, split: Split, observer: Observer) -> Path:
     os.replace(temporary, path)
     fsync_folder(path.parent)
     return path
+
+
+class _Counter:
+    """In place of multiprocessing's Value: that has a semaphore in /dev/shm, which containers may lack."""
+
+    def __init__(self, kind: type, value: int) -> None:
+        self.value = value
+
+    def get_lock(self) -> AbstractContextManager[None]:
+        """One process and one thread: nothing to lock."""
+        return nullcontext()
+
+
+def _allocator(module: Any, path: Path, page_bytes: int) -> Any:
+    """FFCV's allocator of pages behind the end of a file, for this process alone."""
+    shared, module.Value = module.Value, _Counter
+    try:
+        return module.MemoryAllocator(str(path), path.stat().st_size, page_bytes)
+    finally:
+        module.Value = shared
 
 
 def _add(allocator: Any, split: Split, row: int, sample_id: int, table: np.ndarray, allocations: np.ndarray) -> None:

@@ -187,7 +187,8 @@ def _paths(images: pa.Array) -> list[object]:
 @lru_cache(maxsize=256)
 def _starts(path: Path) -> tuple[int, ...]:
     """The first row of each row group, and the number of rows."""
-    metadata = pq.read_metadata(path)
+    with path.open("rb") as file:  # Arrow takes no path that is not UTF-8
+        metadata = pq.read_metadata(file)
     starts = [0]
     for group in range(metadata.num_row_groups):
         starts.append(starts[-1] + metadata.row_group(group).num_rows)
@@ -201,7 +202,7 @@ def _group_of(path: Path, row: int) -> int:
 @lru_cache(maxsize=1)
 def _row_group(path: Path, group: int, fields: Fields) -> tuple[pa.ChunkedArray, int]:
     """The image bytes of a row group, and its first row."""
-    with pq.ParquetFile(path) as parquet:
+    with path.open("rb") as file, pq.ParquetFile(file) as parquet:
         image = _columns(path, parquet.schema_arrow, fields, may_lack_labels=True).image
         table = parquet.read_row_group(group, columns=[image], use_threads=False)
     return _bytes_of(table.column(0).combine_chunks()), _starts(path)[group]

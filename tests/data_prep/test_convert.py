@@ -158,7 +158,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set(train=2, val=1))
     converted(tree, tmp_path / "d")
     with pytest.raises(DataError, match=r"holds a finished dataset.*--overwrite"):
-        converted(tree, tmp_path / "d")
+        converted(tree, tmp_path / "d", side=32)
     before = (tmp_path / "d" / "dataset.json").read_bytes()
     assert converted(tree, tmp_path / "d", overwrite=True, side=32).side == 32
     assert (tmp_path / "d" / "dataset.json").read_bytes() != before
@@ -173,6 +173,30 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "busy").mkdir()
     with FolderLock(tmp_path / "busy"), pytest.raises(BusyError, match="is being written by process"):
         converted(tree, tmp_path / "busy")
+
+
+def test_the_same_command_again_says_that_it_is_finished(tmp_path: Path) -> None:
+    """As after a kill behind the last step. Whatever is not the same is another dataset, which is not written over."""
+    tree = write_tree(tmp_path / "t", small_set(train=3, val=1))
+    folder = converted(tree, tmp_path / "d").path
+    before, notes = contents(folder), Notes()
+    for workers in (1, 2):
+        assert converted(tree, folder, notes, workers=workers, formats=None).path == folder
+    assert notes.lines == [f"{folder} is finished already: there is nothing to do"] * 2
+    others: list[tuple[Path, dict[str, object]]] = [
+        (tree, {"exif": "apply"}),
+        (tree, {"on_bad": "skip"}),
+        (tree, {"formats": ("dali",)}),
+        (write_tree(tmp_path / "more", small_set(train=4, val=1)), {}),
+        (write_tree(tmp_path / "named", small_set(train=3, val=1, classes=("n01440764", "n01443538"))), {}),
+    ]
+    for source, settings in others:
+        with pytest.raises(DataError, match="holds a finished dataset"):
+            converted(source, folder, **settings)
+    (folder / "report.json").write_text("{}")  # as of an earlier version: nobody knows how it was made
+    with pytest.raises(DataError, match="holds a finished dataset"):
+        converted(tree, folder)
+    assert contents(folder) | {"report.json": ""} == before | {"report.json": ""}
 
 
 def test_a_source_is_never_written_to(tmp_path: Path) -> None:

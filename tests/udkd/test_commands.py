@@ -355,7 +355,7 @@ def test_two_trainings_of_one_run(call: Call, tmp_path: Path, dataset: DatasetFo
     finally:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=patience(60))
-    assert process.returncode == 130, said
+    assert process.returncode == 143, said
     assert "the same command with --resume goes on" in said.splitlines()[-1]
 
 

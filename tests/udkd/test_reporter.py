@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -10,6 +11,7 @@ from fnmatch import fnmatch
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -288,6 +290,22 @@ def test_names_are_text_whatever_they_hold(whole: ReportInputs, tmp_path: Path, 
     assert "<b>run</b>" in page.text
     assert "$\\frac{1}{0$" in page.text
     assert "红鸢" in page.text
+
+
+def test_no_control_character_reaches_the_page(whole: ReportInputs, tmp_path: Path, without_pngs: None) -> None:
+    """Nor a lone surrogate, a right-to-left mark or megabytes of a name; drawings stay XML."""
+    hostile = "a\x1b[31m\x00\x07\u202e\u2028\udcff\x85"
+    huge = hostile * 30_000
+    names = (*(f"{hostile}{number}" for number in range(8)), huge, huge + "2")
+    provenance = dict(whole.provenance) | {"command": f"udkd train {huge}", f"key{hostile}": hostile}
+    teacher = {"architecture": huge, hostile: hostile}
+    path = write_report(replace(whole, out=tmp_path, class_names=names, name=huge, provenance=provenance, teacher=teacher))
+    text = path.read_text()
+    assert {character for character in text if not (character.isprintable() or character in "\n\u00a0")} == set()
+    assert text.count(r"\x1b[31m\x00\x07\u202e\u2028\udcff\x85") > 20
+    assert len(text) < 2 * len((whole.out / "index.html").read_text())
+    for drawing in re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL):
+        ElementTree.fromstring(drawing.replace("xlink:href", "href"))
 
 
 def test_no_evaluation_no_cache_no_data_no_metrics(whole: ReportInputs, tmp_path: Path, without_pngs: None) -> None:

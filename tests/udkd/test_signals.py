@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from udkd.console.terminal import stop_requests
 from udkd.words.signals import KINDS, Stopped, handled, stop
 
 
@@ -73,3 +74,27 @@ def test_before_it_began_it_is_one_line(kind: signal.Signals) -> None:
     assert done.returncode == 128 + kind
     assert done.stderr == f"error: stopped by {kind.name} before it began; nothing was changed\n"
     assert done.stdout == ""
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with handled(stop):
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_request_to_stop_knows_its_code_and_the_next_one_ends_it() -> None:
+    """A terminal that goes may send SIGHUP twice: that is one request."""
+
+    def work() -> None:
+        with stop_requests() as asked:
+            assert not asked()
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert asked()
+            assert asked.exit_code == 129
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped) as caught, handled(stop):
+        work()
+    assert caught.value.exit_code == 143

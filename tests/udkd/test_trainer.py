@@ -202,7 +202,7 @@ def command(dataset: DatasetFolder, cache: Path, out: Path, *more: str) -> list[
     return [*words, *(word for setting in SMALL for word in ("--set", setting)), *more]
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_at_a_random_moment(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, whole_run: Path, kind: signal.Signals
 ) -> None:
@@ -215,7 +215,7 @@ def test_a_signal_at_a_random_moment(
     _, said = process.communicate(timeout=patience(60))
     assert "Traceback" not in said
     if kind != signal.SIGKILL and process.returncode != 0:
-        assert process.returncode == 130
+        assert process.returncode == 128 + kind
         assert "--resume" in said.splitlines()[-1]
     done = subprocess.run(command(dataset, cache, out, "--resume"), capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr

@@ -1,5 +1,6 @@
 """Backends by name. Each is imported only when it is chosen."""
 
+import os
 from importlib.util import find_spec
 
 import psutil
@@ -36,10 +37,18 @@ def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
     if not split.has_canvas():
         return False, "the dataset folder holds no canvas.npy (udkd-prep derive writes it)"
     needed = canvas_bytes(split.num_samples, split.side)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes()
     if needed > _MEMORY_SHARE * free:
         return False, f"canvas.npy takes {needed / 1e9:.1f} GB, more than fits in {free / 1e9:.1f} GB of free memory"
     return True, f"canvas.npy, {needed / 1e9:.2f} GB, fits in {free / 1e9:.1f} GB of free memory"
+
+
+def _free_bytes() -> int:
+    """Memory that is free on the host; where /proc is not mounted, without what the file cache would give back."""
+    try:
+        return int(psutil.virtual_memory().available)
+    except (OSError, psutil.Error):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _fault(name: str) -> str | None:

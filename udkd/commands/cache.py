@@ -6,7 +6,6 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.markup import escape
 from rich.table import Table
 
 from udkd.actors.cache_builder import build_cache
@@ -21,12 +20,13 @@ from udkd.parts.team import Team
 from udkd.words.errors import CacheError, ConfigError, UserError
 from udkd.words.files import atomic
 from udkd.words.observer import SILENT
+from udkd.words.printable import printable
 
 BINS = 20
 BAR_CHARACTERS = 48
 _NAMED = 20  # missing views that are told one by one
 
-cache_app = typer.Typer(no_args_is_help=True, help="The teacher's logits and weights, computed once.")
+cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The teacher's logits and weights, computed once.")
 
 CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder.")]
 
@@ -142,7 +142,7 @@ def info(
     out.print(_histogram(counts))
     if picture is not None:
         _draw(counts, opened, picture)
-        err.print(f"histogram in {escape(str(picture))}")
+        err.print(f"histogram in {picture}")
 
 
 @cache_app.command("verify")
@@ -171,7 +171,7 @@ def verify_command(
     damaged = verify(opened)
     problems = [f"view {view}: block {block} is not as it was written" for view, block in damaged] + strays(opened)
     for problem in problems:
-        err.print(escape(problem))
+        err.print(problem)
     if damaged:
         raise CacheError(
             f"{len(damaged)} damaged blocks in views {', '.join(map(str, sorted({view for view, _ in damaged})))} of {cache}; "
@@ -266,7 +266,7 @@ def _described(cache: Cache, summary: CacheSummary) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, value)
     return table
 
 
@@ -297,7 +297,7 @@ def _draw(counts: NDArray[np.int64], cache: Cache, path: Path) -> None:
     axes.bar(edges[:-1], counts / max(int(counts.sum()), 1), width=1 / len(counts), align="edge", edgecolor="white")
     axes.set_xlabel("confidence weight of the teacher, w = 1 - H / ln C")
     axes.set_ylabel("share of the targets")
-    axes.set_title(f"{cache.key.teacher}: {int(counts.sum()):,} targets", fontsize=10)
+    axes.set_title(printable(f"{cache.key.teacher}: {int(counts.sum()):,} targets", 200), fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlim(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)

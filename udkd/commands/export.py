@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from udkd.console.terminal import err, observed, out
@@ -34,4 +33,4 @@ def export_command(
         apart = "" if difference is None else f"{difference:.1e} (limit {LIMIT:g})"
         table.add_row(name, f"{size / 1e6:.1f}", apart, "" if scored is None else f"{scored.top1:.2f}")
     out.print(table)
-    err.print(f"{escape(done.name)} in {escape(str(done.folder))}", soft_wrap=True)
+    err.print(f"{done.name} in {done.folder}", soft_wrap=True)

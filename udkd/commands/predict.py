@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from udkd.actors.predictor import Prediction, class_names, predict
-from udkd.console.terminal import err, print_whole
+from udkd.console.terminal import print_whole
 from udkd.engine.trained import Trained
 from udkd.formats.config import Recipe
 from udkd.formats.run import RunFolder
+from udkd.words.output import print_error
 
 StudentOption = Annotated[str | None, typer.Option("--student", help="Which student; may be left out where there is one.")]
 AveragedOption = Annotated[bool, typer.Option("--averaged", help="All students, their probabilities averaged.")]
@@ -38,16 +38,16 @@ def predict_command(
         print_whole(_table(answered, trained.name))
     for prediction in predictions:
         if prediction.error:
-            err.print(f"[red]error:[/red] {escape(prediction.error)}")
+            print_error(prediction.error)
     if len(answered) < len(predictions):
         raise typer.Exit(1)
 
 
 def _table(predictions: list[Prediction], name: str) -> Table:
-    table = Table("image", escape(name), "%", "class", box=None, pad_edge=False)
+    table = Table("image", name, "%", "class", box=None, pad_edge=False)
     table.columns[2].justify = "right"
     for prediction in predictions:
         for place, guess in enumerate(prediction.guesses):
-            image = escape(str(prediction.image)) if place == 0 else ""
-            table.add_row(image, escape(guess.name), f"{guess.percent:.1f}", escape(guess.wnid))
+            image = str(prediction.image) if place == 0 else ""
+            table.add_row(image, guess.name, f"{guess.percent:.1f}", guess.wnid)
     return table

@@ -3,14 +3,13 @@
 import math
 import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from udkd.actors.cache_builder import build_cache
 from udkd.actors.evaluator import evaluate
@@ -18,12 +17,13 @@ from udkd.actors.speed_probe import Speeds, probe
 from udkd.actors.teacher_maker import from_run, write_measured
 from udkd.actors.trainer import Job, train
 from udkd.console.outcome import result_table
-from udkd.console.terminal import STOPPED, DeviceOption, RichObserver, SetOption, err, observed, out, stop_requests
+from udkd.console.terminal import DeviceOption, RichObserver, SetOption, err, observed, out, stop_requests
 from udkd.formats.config import Recipe, load_recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
 from udkd.parts.environment import choose_device
+from udkd.words.launcher import module_command, module_environment
 
 CLASSES, IMAGES, VAL_IMAGES, SIDE = 10, 1600, 300, 64
 GPU_CLASSES, GPU_IMAGES, GPU_VAL_IMAGES, GPU_SIDE = 20, 20_000, 2_000, 128
@@ -83,7 +83,7 @@ def quickstart(
 
     page = write_report(gather(run))
     out.print(result_table(result))
-    out.print(f"report: {escape(str(page))}", soft_wrap=True)
+    out.print(f"report: {page}", soft_wrap=True)
     err.print(f"{(time.perf_counter() - started) / 60:.1f} minutes in all")
 
 
@@ -97,7 +97,8 @@ def _announce(speeds: Speeds, recipe: Recipe, images: int, val_images: int) -> N
 
 
 def _heading(title: str, command: str) -> None:
-    err.print(f"\n[bold]{title}[/bold]  [dim]{escape(command)}[/dim]")
+    err.print()
+    err.print(Text.assemble((title, "bold"), "  ", (command, "dim")))
 
 
 def _made_up_images(folder: Path, classes: int, images: int, val_images: int) -> Path:
@@ -118,9 +119,8 @@ def _convert(source: Path, folder: Path, side: int, hold_out: float | None) -> D
 
 def _prep(*arguments: object) -> None:
     """Run udkd-prep, which is another program: nothing of it is imported here."""
-    words = [str(argument) for argument in arguments]
-    _heading("images", f"udkd-prep {' '.join(words)}")
-    code = subprocess.run([sys.executable, "-m", "data_prep", *words], check=False).returncode
+    _heading("images", f"udkd-prep {' '.join(map(str, arguments))}")
+    code = subprocess.run(module_command("data_prep", arguments), env=module_environment(), check=False).returncode
     if code:
         raise typer.Exit(code)  # it said why
 
@@ -161,4 +161,4 @@ def _train(
         )
     if not outcome.finished:
         err.print(f"stopped after step {outcome.step}, at a checkpoint; the same command goes on")
-        raise typer.Exit(STOPPED)
+        raise typer.Exit(stopped.exit_code)

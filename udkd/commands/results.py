@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from udkd.actors.evaluator import evaluate
 from udkd.console.outcome import result_table
@@ -54,4 +53,4 @@ def report_command(
     """Write RUN/report/index.html: one page with everything that can be seen of a run, and its figures as PNG files."""
     from udkd.actors.reporter import gather, write_report  # matplotlib takes a second
 
-    err.print(f"report: {escape(str(write_report(gather(run, data=data, cache=cache, baselines=baseline or []))))}")
+    err.print(f"report: {write_report(gather(run, data=data, cache=cache, baselines=baseline or []))}")

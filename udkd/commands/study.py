@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from udkd.conductors.study import (
@@ -28,7 +27,7 @@ from udkd.conductors.study import (
     signed,
     write_result,
 )
-from udkd.console.terminal import STOPPED, DeviceOption, SetOption, err, observed, out, print_whole, stop_requests
+from udkd.console.terminal import DeviceOption, SetOption, StopRequest, err, observed, out, print_whole, stop_requests
 from udkd.formats.study import MOST_SEEDS, load_study, shipped_studies, study_name
 from udkd.parts.environment import choose_device
 from udkd.words.errors import ConfigError, RunError
@@ -96,7 +95,7 @@ def study_command(
             if plan.study.kind == "networks":
                 _measure(plan, site, dry_run)
             elif plan.study.kind == "teachers":
-                _compare(plan, site, other_data or [], dry_run)
+                _compare(plan, site, other_data or [], dry_run, asked)
             elif dry_run:
                 _show(plan, estimate(plan, site))
             elif not _run(plan, site, started, asked):
@@ -106,15 +105,15 @@ def study_command(
             _run(plan, site, started, asked, wait=True)
 
 
-def _run(plan: Plan, site: Site, started: float, asked: Callable[[], bool], *, wait: bool = False) -> bool:
+def _run(plan: Plan, site: Site, started: float, asked: StopRequest, *, wait: bool = False) -> bool:
     """False where other processes train all that is missing and nobody asks to wait: nothing is written yet."""
     progress = carry_out(plan, site, wait=wait)
     if progress.left_to_others:
         return False
     result = write_result(plan, site, progress)
     print_whole(_table(plan, result.summary))  # in 80 columns the arms would have no names
-    err.print(f"page: {escape(str(result.page))}", soft_wrap=True)
-    _end(progress, asked(), started)
+    err.print(f"page: {result.page}", soft_wrap=True)
+    _end(progress, asked, started)
     return True
 
 
@@ -129,12 +128,12 @@ def _measure(plan: Plan, site: Site, dry_run: bool) -> None:
         column.justify = "right"
     for own, ratio in zip(measured, ratios(plan, measured), strict=True):
         size = f"{own.parameters_1000 / 1e6:.1f} M"
-        table.add_row(escape(own.arm), size, f"{ratio:.2f}×", f"{own.bytes / 1e6:.1f}", f"{own.latency_ms:.2f}")
+        table.add_row(own.arm, size, f"{ratio:.2f}×", f"{own.bytes / 1e6:.1f}", f"{own.latency_ms:.2f}")
     out.print(table)
-    err.print(f"page: {escape(str(page))}", soft_wrap=True)
+    err.print(f"page: {page}", soft_wrap=True)
 
 
-def _compare(plan: Plan, site: Site, others: list[Path], dry_run: bool) -> None:
+def _compare(plan: Plan, site: Site, others: list[Path], dry_run: bool, asked: StopRequest) -> None:
     """A study of teachers."""
     if site.teacher is not None:
         raise ConfigError(f"--teacher with {plan.name}; expected it to fit its own teachers; drop --teacher")
@@ -148,12 +147,12 @@ def _compare(plan: Plan, site: Site, others: list[Path], dry_run: bool) -> None:
     result = compare_teachers(plan, site, others)
     if result is None:
         err.print("stopped at a checkpoint; the same command goes on")
-        raise typer.Exit(TIME_IS_UP)
+        raise typer.Exit(asked.exit_code or TIME_IS_UP)
     table = Table("", "", "by", "n", "rho", box=None, pad_edge=False)
     for pair in result[0]:
-        table.add_row(escape(pair.one), escape(pair.other), pair.level, f"{pair.n:,}", f"{pair.rho:.3f}")
+        table.add_row(pair.one, pair.other, pair.level, f"{pair.n:,}", f"{pair.rho:.3f}")
     out.print(table)
-    err.print(f"page: {escape(str(result[1]))}", soft_wrap=True)
+    err.print(f"page: {result[1]}", soft_wrap=True)
 
 
 def _until(started: float, max_minutes: float | None, asked: Callable[[], bool]) -> Callable[[], bool]:
@@ -162,7 +161,7 @@ def _until(started: float, max_minutes: float | None, asked: Callable[[], bool])
     return lambda: asked() or time.monotonic() > end
 
 
-def _end(progress: Progress, interrupted: bool, started: float) -> None:
+def _end(progress: Progress, asked: StopRequest, started: float) -> None:
     minutes = (time.monotonic() - started) / 60
     said = f"{progress.finished} of {progress.total} runs are done, {minutes:.1f} minutes"
     if progress.complete:
@@ -171,7 +170,7 @@ def _end(progress: Progress, interrupted: bool, started: float) -> None:
     if progress.failed and progress.finished + len(progress.failed) == progress.total:
         raise RunError(f"{said}; failed: {'; '.join(f'{run}: {why}' for run, why in progress.failed.items())}")
     err.print(f"stopped at a checkpoint: {said}; the same command goes on")
-    raise typer.Exit(STOPPED if interrupted else TIME_IS_UP)
+    raise typer.Exit(asked.exit_code or TIME_IS_UP)
 
 
 def _seeds(text: str | None) -> list[int]:
@@ -187,12 +186,12 @@ def _seeds(text: str | None) -> list[int]:
 
 
 def _show(plan: Plan, items: list[Item]) -> None:
-    title = escape(plan.study.title)
+    title = plan.study.title
     table = Table("", "", "done", "still takes", box=None, pad_edge=False, title=title, title_justify="left")
     for column in table.columns[2:]:
         column.justify = "right"
     for item in items:
-        table.add_row(item.what, escape(item.detail), f"{item.done} of {item.total}", _duration(item.seconds))
+        table.add_row(item.what, item.detail, f"{item.done} of {item.total}", _duration(item.seconds))
     out.print(table)
     total = sum(item.seconds for item in items)
     out.print(f"about {_duration(total)} in all, if this machine stays as busy as it is", soft_wrap=True)
@@ -208,7 +207,7 @@ def _duration(seconds: float) -> str:
 
 def _table(plan: Plan, summary: Summary) -> Table:
     """What matters of table.csv."""
-    table = Table(title=escape(plan.study.title), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=plan.study.title, title_justify="left", box=None, pad_edge=False)
     for name in ("", "student", "top-1 %", "n", "difference", "bootstrap", "verdict"):
         table.add_column(name, justify="left" if name in ("", "student", "verdict") else "right")
     said = ""
@@ -216,7 +215,7 @@ def _table(plan: Plan, summary: Summary) -> Table:
     for standing in summary.standings:
         own = compared.get((standing.arm, standing.learner))
         cells = (signed(own.spread.mean), interval(own.bootstrap), own.verdict) if own else ("", "", "")
-        name = "" if standing.arm == said else escape(standing.arm)
-        table.add_row(name, escape(standing.learner), mean_sd(standing.last), str(standing.last.n), *cells)
+        name = "" if standing.arm == said else standing.arm
+        table.add_row(name, standing.learner, mean_sd(standing.last), str(standing.last.n), *cells)
         said = standing.arm
     return table

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from udkd.actors.teacher_maker import Candidate, from_run, from_weights, write_measured
 from udkd.actors.trainer import Job, train
@@ -18,7 +17,11 @@ from udkd.formats.teacher import TeacherFolder, new_teacher
 from udkd.parts.environment import choose_device
 from udkd.words.errors import ConfigError
 
-teacher_app = typer.Typer(no_args_is_help=True, help="Make a teacher: a folder with its architecture, classes and weights.")
+teacher_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Make a teacher: a folder with its architecture, classes and weights.",
+)
 
 DataArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Dataset folder, made by udkd-prep convert.")]
 TeacherArgument = Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder to make.")]
@@ -56,7 +59,7 @@ def fit(
             dataset = DatasetFolder.open(data)
             candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
             _announce(write_measured(teacher, candidate, dataset, how, job.device, observer))
-    end(outcome, teacher / "run")
+    end(outcome, teacher / "run", stopped.exit_code)
 
 
 @teacher_app.command("import")
@@ -116,5 +119,5 @@ def _announce(folder: TeacherFolder) -> None:
     accuracy = folder.info.accuracy
     err.print(
         f"teacher {folder.info.architecture}, {len(folder.info.classes)} classes: "
-        f"validation top-1 {accuracy['top1']:.2f} %, top-5 {accuracy['top5']:.2f} %, in {escape(str(folder.path))}"
+        f"validation top-1 {accuracy['top1']:.2f} %, top-5 {accuracy['top5']:.2f} %, in {folder.path}"
     )

@@ -31,7 +31,7 @@ def train_command(
 ) -> None:
     """Train the recipe's students together.
 
-    Ctrl-C or SIGTERM ends the run at a checkpoint; --resume goes on to the same bits.
+    Ctrl-C, SIGTERM or SIGHUP ends the run at a checkpoint; --resume goes on to the same bits.
     """
     chosen = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
     with observed() as observer, stop_requests() as stopped:
@@ -50,4 +50,4 @@ def train_command(
                 stopped=stopped,
             )
         )
-    end(outcome, out)
+    end(outcome, out, stopped.exit_code)

@@ -4,21 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from udkd.actors.trainer import Outcome
-from udkd.console.terminal import STOPPED, err
+from udkd.console.terminal import err
 
 
-def end(outcome: Outcome, folder: Path) -> None:
-    """Say how training ended; a run that was stopped exits with 130."""
+def end(outcome: Outcome, folder: Path, exit_code: int) -> None:
+    """Say how training ended; a run that was stopped exits with `exit_code`."""
     if outcome.finished:
-        err.print(f"finished: {outcome.step} steps, in {escape(str(folder))}")
+        err.print(f"finished: {outcome.step} steps, in {folder}")
         return
-    where = escape(str(folder))
-    err.print(f"stopped after step {outcome.step}, at a checkpoint in {where}; the same command with --resume goes on")
-    raise typer.Exit(STOPPED)
+    err.print(f"stopped after step {outcome.step}, at a checkpoint in {folder}; the same command with --resume goes on")
+    raise typer.Exit(exit_code)
 
 
 def result_table(result: dict[str, Any]) -> Table:
@@ -33,5 +31,5 @@ def result_table(result: dict[str, Any]) -> Table:
         rows.append((f"teacher {result['teacher']['name']}", result["teacher"]))
     for name, row in rows:
         size = f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else ""
-        table.add_row(escape(name), f"{row['top1']:.2f}", f"{row['top5']:.2f}", size)
+        table.add_row(name, f"{row['top1']:.2f}", f"{row['top5']:.2f}", size)
     return table

@@ -1,8 +1,6 @@
-"""What commands share: the terminal, progress bars, errors as one line, Ctrl-C as a request."""
+"""What commands share: options, progress bars, Ctrl-C as a request, what PyTorch's errors mean."""
 
-import errno
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,28 +9,23 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from udkd.words.errors import UserError
-from udkd.words.signals import KINDS, Stopped, handled, stop
-
-STOPPED = 130
-"""Exit code of a command that was asked to stop."""
+from udkd.words import output
+from udkd.words.output import SafeConsole
+from udkd.words.output import err as err
+from udkd.words.output import out as out
+from udkd.words.printable import printable
+from udkd.words.signals import handled
 
 QUIET_S = 30.0
 """Without a terminal, seconds between two lines of progress."""
 
 _WIDEST = 10_000
 """Characters of a line."""
-
-# No emoji: a path may well hold ":bee:".
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or a .toml file.")]
 SetOption = Annotated[
@@ -68,17 +61,17 @@ class RichObserver:
         """See udkd.words.observer.Observer."""
         self.finish()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             Speed(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=err,
             transient=True,
-            disable=not err.is_terminal,
+            disable=not err.is_interactive,
         )
-        self._task = self._progress.add_task(escape(task), total=total, unit=unit, figures="")
+        self._task = self._progress.add_task(printable(task), total=total, unit=unit, figures="")
         self._progress.start()
         self._quiet_since = time.monotonic()
 
@@ -88,9 +81,9 @@ class RichObserver:
         if fields:
             shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in fields.items()}
             figures = "  ".join(f"{name} {value}" for name, value in shown.items())
-            self._progress.update(self._task, figures=escape(figures))
+            self._progress.update(self._task, figures=printable(figures))
         self._progress.advance(self._task, count)
-        if not err.is_terminal and time.monotonic() - self._quiet_since > QUIET_S:
+        if not err.is_interactive and time.monotonic() - self._quiet_since > QUIET_S:
             self._quiet_since = time.monotonic()
             self._print_progress(self._progress.tasks[0])
 
@@ -102,7 +95,7 @@ class RichObserver:
 
     def note(self, line: str) -> None:
         """See udkd.words.observer.Observer."""
-        err.print(escape(line))
+        err.print(line)
 
     def _print_progress(self, task: Task) -> None:
         speed = f", {task.speed:,.0f} {task.fields['unit']}/s" if task.speed else ""
@@ -122,50 +115,43 @@ def observed() -> Iterator[RichObserver]:
         observer.finish()
 
 
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into an answer of True; the second one ends the process at once.
+class StopRequest:
+    """Asked, it tells whether the user wants the command to end; exit_code is 128 + the signal's number."""
 
-    Yields the question "was I asked to stop?".
+    def __init__(self) -> None:
+        self.exit_code = 0
+
+    def __call__(self) -> bool:
+        return self.exit_code > 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into an answer of True; the next one ends the process at once.
+
+    Not a second SIGHUP: where a terminal goes, the kernel and the shell may both send one.
     """
-    asked = False
+    request = StopRequest()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+        request.exit_code = 128 + number
         err.print("stopping after this step; once more to stop at once")
         for kind, handler in before.items():
-            signal.signal(kind, handler)
+            signal.signal(kind, signal.SIG_IGN if kind == signal.SIGHUP else handler)
 
-    before = {kind: signal.getsignal(kind) for kind in KINDS}
-    with handled(ask):
-        yield lambda: asked
+    with handled(ask) as before:
+        yield request
 
 
 def run(app: Callable[[], object]) -> None:
-    """Run a command line, a typer.Typer. What a user can cause is one line on stderr and exit code 1; a signal n is 128 + n."""
-    try:
-        with handled(stop):
-            app()
-    except UserError as error:
-        fail(str(error))
-    except Stopped as stopped:
-        fail(f"stopped by {stopped.name}; whatever was finished is kept, the same command goes on", code=stopped.exit_code)
-    except OSError as error:
-        remedy = "check the path and its rights"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "free some room and run it again"
-        where = f"{error.filename}: " if error.filename else ""
-        fail(f"{where}{error.strerror or error}; expected to be able to read and write there; {remedy}")
-    except (MemoryError, RuntimeError) as error:
-        known = _machine_s_limit(error)
-        if known is None:
-            raise
-        fail(known)
+    """Run a command line, a typer.Typer; see udkd.words.output.run."""
+    output.run(app, _machine_s_limit)
 
 
-def _machine_s_limit(error: MemoryError | RuntimeError) -> str | None:
+def _machine_s_limit(error: Exception) -> str | None:
     """What PyTorch means where the machine, not the program, is at fault; None for anything else."""
+    if not isinstance(error, MemoryError | RuntimeError):
+        return None
     text = str(error) or type(error).__name__
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
         return f"out of memory ({_first_sentence(text)}); expected it to fit; lower train.batch, teacher.batch or views.size_px"
@@ -183,11 +169,4 @@ def print_whole(table: Table) -> None:
     for column in table.columns:
         column.no_wrap = True
     width = Measurement.get(out, out.options.update(max_width=_WIDEST), table).maximum
-    wide = Console(file=out.file, width=width, highlight=False, emoji=False, soft_wrap=True)
-    wide.print(table, crop=False)
-
-
-def fail(message: str, *, code: int = 1) -> None:
-    """Print one line and exit."""
-    err.print(f"[red]error:[/red] {escape(' '.join(message.split()))}")
-    sys.exit(code)
+    SafeConsole(file=out.file, width=width, soft_wrap=True).print(table, crop=False)

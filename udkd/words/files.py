@@ -141,8 +141,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def json_bytes(value: object) -> bytes:
-    """`value` as indented JSON with sorted keys: the same value gives the same bytes."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    """`value` as indented JSON with sorted keys: the same value gives the same bytes.
+
+    UTF-8, but for lone surrogates, which stand for the bytes of a path that is none: they are escaped, as JSON can.
+    """
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,13 +1,29 @@
-"""A process that torchrun started ends with its launcher, from its first moment on. Imports nothing heavy: it comes first."""
+"""How a process starts another of ours, and ends with the torchrun that started it. Imports nothing heavy: it comes first."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import socket
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _ANSWERS_WITHIN_S = 5.0
+_HOME = Path(__file__).resolve().parents[2]
+"""Where our packages lie."""
+
+
+def module_command(module: str, arguments: Sequence[object] = ()) -> list[str]:
+    """What starts one of our modules, with `module_environment`. -P: the folder that the user stands in provides no modules."""
+    return [sys.executable, "-P", "-m", module, *map(str, arguments)]
+
+
+def module_environment() -> dict[str, str]:
+    """This process's environment, with ours as the first place where modules are looked for."""
+    paths = [str(_HOME), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
@@ -22,7 +38,8 @@ def end_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
     """
     die_with_parent(signal.SIGKILL)
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not _store_answers(environment):
-        os.write(2, b"error: the torchrun that started this process is gone; expected it to the end; run it again\n")
+        with contextlib.suppress(OSError):
+            os.write(2, b"error: the torchrun that started this process is gone; expected it to the end; run it again\n")
         os._exit(1)
 
 

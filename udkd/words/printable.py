@@ -18,6 +18,11 @@ def printable(text: str, most: int | None = MOST) -> str:
     return "".join(char if char.isprintable() or _is_space(char) else _escaped(char) for char in text)
 
 
+def printable_lines(text: str, most: int | None = MOST) -> str:
+    """`printable` of each line: the ends of lines stay."""
+    return "\n".join(printable(line, most) for line in text.split("\n"))
+
+
 def _is_space(char: str) -> bool:
     return char in "\u00a0\u3000" or "\u2000" <= char <= "\u200a"
 

@@ -1,13 +1,16 @@
-"""Ctrl-C and SIGTERM as one clear line, at any moment of a command's life."""
+"""Ctrl-C, SIGTERM and SIGHUP as one clear line, at any moment of a command's life."""
 
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-KINDS = (signal.SIGINT, signal.SIGTERM)
+KINDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+QUIET = (signal.SIGPIPE,)
+"""Signals that need no word: whoever read our output has left."""
+
 Handler = Callable[[int, FrameType | None], object]
 
 
@@ -19,6 +22,7 @@ class Stopped(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
+        self.number = number
         self.name = signal.Signals(number).name
         self.exit_code = 128 + number
 
@@ -32,16 +36,21 @@ def stop(number: int, frame: FrameType | None) -> NoReturn:
 
 def quit_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """A handler for the seconds in which modules load: there is nothing to clean up, and imports do not survive exceptions."""
-    os.write(2, f"error: stopped by {signal.Signals(number).name} before it began; nothing was changed\n".encode())
+    with suppress(OSError):
+        os.write(2, f"error: stopped by {signal.Signals(number).name} before it began; nothing was changed\n".encode())
     os._exit(128 + number)
 
 
 @contextmanager
-def handled(handler: Handler) -> Iterator[None]:
-    """Hand SIGINT and SIGTERM to `handler` until the block ends."""
-    before = {kind: signal.signal(kind, handler) for kind in KINDS}
+def handled(handler: Handler) -> Iterator[dict[signal.Signals, Any]]:
+    """Hand SIGINT, SIGTERM and SIGHUP to `handler` until the block ends; yields the handlers before it.
+
+    SIGHUP stays ignored where it was, as under nohup.
+    """
+    heard = [kind for kind in KINDS if kind != signal.SIGHUP or signal.getsignal(kind) != signal.SIG_IGN]
+    before = {kind: signal.signal(kind, handler) for kind in heard}
     try:
-        yield
+        yield before
     finally:
         for kind, previous in before.items():
             signal.signal(kind, previous)

@@ -12,6 +12,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from udkd.words.printable import printable_lines
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -108,11 +110,11 @@ class Card:
         return self.guesses[0].right
 
     @property
-    def source(self) -> str:
-        """The image as a data URI."""
+    def source(self) -> Markup:
+        """The image as a data URI, which needs no escaping."""
         buffer = io.BytesIO()
         Image.fromarray(self.pixels).save(buffer, "JPEG", quality=90, subsampling=0)
-        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        return Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,15 +182,13 @@ class Page:
     footer: str = "Written by udkd from this run’s own files. Each figure lies beside this page as a PNG."
 
 
-def _keep_percent_signs(value: object) -> object:
-    """Texts in which no line breaks between a figure and its percent sign; markup stays as it is."""
-    return value.replace(" %", "\u00a0%") if type(value) is str else value
+def _shown(value: object) -> object:
+    """What the page shows of a text: control characters escaped, no break before a percent sign. Markup stays as it is."""
+    return printable_lines(value).replace(" %", "\u00a0%") if type(value) is str else value
 
 
 def render(page: Page, style: str) -> str:
     """One HTML file that needs nothing else. style: CSS variables of the palettes."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_keep_percent_signs
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     template = environment.from_string((files("udkd.actors.reporter") / "page.html").read_text())
     return template.render(page=page, style=Markup(style)) + "\n"

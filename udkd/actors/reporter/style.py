@@ -9,14 +9,19 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
 
 from udkd.actors.reporter.page import Picture
+from udkd.words.printable import printable_lines
 
 NUM_STUDENT_COLOURS = 6
+_LONGEST_LABEL = 60
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -149,12 +154,35 @@ def _drawn(draw: Draw, palette: Palette, height: float, kind: str, *, salt: str,
     with mpl.rc_context(settings), warnings.catch_warnings():
         # A class name may hold signs the drawing font lacks; in the page the reader's own fonts show them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # names that leave no room
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none" if kind == "svg" else palette.paper)
         draw(figure, palette)
+        _escape_texts(figure)
         metadata = {"Date": None} if kind == "svg" else {}
         figure.savefig(buffer, format=kind, dpi=72 if kind == "svg" else 200, metadata=metadata)
     return buffer.getvalue()
 
 
+def _escape_texts(figure: Figure) -> None:
+    """Whatever the drawing writes: XML takes no control characters, and a name of megabytes would be laid out for minutes."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FuncFormatter):  # of set_xticks with labels: it sets the texts when they are drawn
+                axis.set_major_formatter(FuncFormatter(partial(_tick_label, formatter)))
+    for text in figure.findobj(Text):
+        text.set_text(_label(text.get_text()))
+
+
+def _tick_label(formatter: FuncFormatter, value: float, place: int | None) -> str:
+    return _label(formatter(value, place))
+
+
+def _label(text: str) -> str:
+    lines = printable_lines(text).split("\n")
+    return "\n".join(line if len(line) <= _LONGEST_LABEL else line[: _LONGEST_LABEL - 1] + "…" for line in lines)
+
+
 def _attribute(text: str) -> str:
+    text = printable_lines(text)
     return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

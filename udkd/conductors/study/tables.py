@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 
 from udkd.conductors.study.results import Comparison, Summary
+from udkd.words.printable import printable
 from udkd.words.statistics import Spread
 
 TABLE_HEAD = (
@@ -87,5 +88,5 @@ def csv_text(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(head)
-    writer.writerows(lines)
+    writer.writerows([[printable(cell, None) if isinstance(cell, str) else cell for cell in line] for line in lines])
     return buffer.getvalue()

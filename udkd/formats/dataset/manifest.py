@@ -236,7 +236,11 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
     if found_sha256 != sha256:
         raise DataError(f"{path} has sha256 {found_sha256[:16]}…; expected {sha256[:16]}… as dataset.json says; {remedy}")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=["source", "note"]) as file:
+        # Opened here: Arrow takes no path that is not UTF-8.
+        with (
+            path.open("rb") as opened,
+            pq.ParquetFile(opened, page_checksum_verification=True, read_dictionary=["source", "note"]) as file,
+        ):
             if file.schema_arrow != _READ_SCHEMA:
                 names = shown(", ".join(file.schema_arrow.names))
                 raise DataError(f"{path} has other columns ({names}); expected {', '.join(SCHEMA.names)}; {remedy}")
