@@ -50,15 +50,12 @@ def mended(data: bytes) -> tuple[bytes, list[str]]:
 
 def _split(data: bytes) -> tuple[list[_Segment], bytes]:
     """The whole segments before the end mark, and what follows the last of them."""
-    segments, at = [], 2
-    while (
-        len(segments) <= _MOST_SEGMENTS
-        and (found := _NEXT.search(data, at))
-        and (marker := data[found.start() + 1]) not in (_START, _END)
-    ):
+    segments: list[_Segment] = []
+    at = 2
+    while (found := _NEXT.search(data, at)) and (marker := data[found.start() + 1]) not in (_START, _END):
         start = found.end() + 2
         end = max(start, found.end() + int.from_bytes(data[found.end() : start]))
-        if end > len(data):
+        if end > len(data) or len(segments) > _MOST_SEGMENTS:
             break
         segments.append(_Segment(before=data[at : found.start()], marker=marker, body=data[start:end]))
         at = end
