@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.report import passed_over_lines
 from udkd.formats.dataset import DatasetFolder, Split
 
 EXAMPLES = 5
@@ -23,6 +24,8 @@ def describe(folder: Path) -> Iterator[str]:
     yield f"classes  {len(dataset.classes)} ({names}{', …' if len(dataset.classes) > EXAMPLES else ''})"
     for split in dataset.splits.values():
         yield from _describe_split(split, len(dataset.classes))
+    for line in passed_over_lines(folder):
+        yield f"         {line}"
 
 
 def _describe_split(split: Split, num_classes: int) -> Iterator[str]:

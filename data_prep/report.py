@@ -7,12 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel
 
 from data_prep.classes import printable
 from udkd.formats.dataset import Columns, DatasetFolder
-from udkd.words.files import json_bytes, write_json
+from udkd.words.files import json_bytes, read_plain, write_json
+from udkd.words.parsing import parse_json
 
 FILE_NAME = "report.json"
+
+
+class _Reason(BaseModel, strict=True, extra="forbid"):
+    files: int
+    first: str
+
+
+class _PassedOver(BaseModel, strict=True):
+    passed_over: dict[str, _Reason] = {}  # reports of earlier versions have none
 
 
 def write_report(
@@ -52,6 +63,18 @@ def fixed_counts(columns: Columns) -> dict[str, int]:
     """How often each fix was made to the images that are kept."""
     notes = (note for note, excluded in zip(columns.note, columns.excluded, strict=True) if note and not excluded)
     return dict(sorted(Counter(notes).items()))
+
+
+def passed_over_lines(folder: Path) -> Iterator[str]:
+    """What the report says was passed over, for people: a line in all, and one for each reason. Nothing without a report."""
+    try:
+        reasons = _PassedOver.model_validate(parse_json(read_plain(folder / FILE_NAME))).passed_over
+    except (OSError, ValueError):
+        return
+    if reasons:
+        yield f"{sum(each.files for each in reasons.values()):,} files passed over:"
+    for reason, each in sorted(reasons.items(), key=lambda item: -item[1].files):
+        yield f"  {each.files:,} {reason}, such as {each.first}"
 
 
 def report_problems(dataset: DatasetFolder) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Where images come from: each kind of source is one file, opened by looking at it or by the name of its layout."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,9 +77,10 @@ class _Folder:
     def list(self) -> Listing:
         """The source's, with the other files as passed over."""
         listing = self.source.list()
-        for file in Tree(self.path).files() if self.read_files else ():
-            if self.path / file not in self.read_files:
-                listing.ignored.append(file, no_image(file) if not is_image_path(file) else BESIDE_FILES)
+        with contextlib.suppress(DataError):  # a folder that cannot be listed is no matter to this source
+            for file in Tree(self.path).files() if self.read_files else ():
+                if self.path / file not in self.read_files:
+                    listing.ignored.append(file, no_image(file) if not is_image_path(file) else BESIDE_FILES)
         return replace(listing, remarks=(*listing.remarks, self.remark) if self.remark else listing.remarks)
 
     def read(self, entry: Entry) -> bytes:

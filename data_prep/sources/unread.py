@@ -60,8 +60,10 @@ def what_it_is(path: Path) -> tuple[str, str] | None:
         return FLAT
     if path.name.lower().endswith((*IMAGE_ENDINGS, *UNREAD_ENDINGS)):
         return "one image", "name the folder of class folders"
-    with open(path, "rb") as file:
-        start = file.read(8)
+    start = b""
+    if path.is_file():  # a FIFO would wait for ever
+        with open(path, "rb") as file:
+            start = file.read(8)
     magic = next((name for begin, name in MAGIC.items() if start.startswith(begin)), None)
     return _kind([path.name]) or (_kind([magic]) if magic else None)
 

@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 from prep_helpers import encoded, photo, picture, small_set, write_tar, write_tree
 
-from data_prep.sources import open_sources
+from data_prep.info import describe
+from data_prep.sources import BESIDE_FILES, open_sources
 from data_prep.sources.matlab import struct_array
+from data_prep.sources.source import OTHER, TEST
 from data_prep.stock import Stock, take_stock
 from data_prep.verify import verify
 from udkd.formats.dataset import DatasetFolder
@@ -151,6 +153,120 @@ def test_ilsvrc_with_kaggle_s_solution(tmp_path: Path) -> None:
     named.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="expected the columns ImageId"):
         stock_of(root, named)
+
+
+def flat_val(truth: Mapping[str, str], root: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The training images in class folders, the validation images of `ilsvrc` in one folder."""
+    with tarfile.open(root / "ILSVRC2012_img_val.tar") as archive:
+        flat = {f"val/{name}.JPEG": archive.extractfile(f"{name}.JPEG").read() for name in truth}  # type: ignore[union-attr]
+    return {name: data for name, data in files.items() if name.startswith("train/")} | flat
+
+
+def test_a_flat_val_folder_has_its_ground_truth(tmp_path: Path) -> None:
+    """Kaggle's CLS-LOC and a val tar unpacked by hand: as a tree and as a tar, with the truth inside or named."""
+    files = small_set(classes=WNIDS)
+    root, truth = ilsvrc(tmp_path / "i", files)
+    flat = flat_val(truth, root, files)
+    kaggle = write_tree(tmp_path / "k", {f"ILSVRC/Data/CLS-LOC/{name}": data for name, data in flat.items()})
+    named = kaggle_csv(tmp_path / "LOC_val_solution.csv", truth)
+    named.write_bytes(b"\xef\xbb\xbf" + named.read_bytes())
+    inside = kaggle / "ILSVRC" / "Data" / "CLS-LOC"
+    assert images_of(converted([inside, named], tmp_path / "a")) == expected(files)
+    assert images_of(converted([inside / "train", inside / "val", named], tmp_path / "b")) == expected(files)
+    tar = write_tar(tmp_path / "t.tar", dict(reversed(flat.items())), "x/")
+    assert images_of(converted(tar, tmp_path / "c")) == expected(files)  # the csv lies beside it
+    with pytest.raises(DataError, match=r"val/ \(6 images, not in class folders\) looks like validation") as caught:
+        stock_of(kaggle)
+    assert "--hold-out" not in str(caught.value)
+    devkit(kaggle / "ILSVRC2012_devkit_t12.tar.gz", truth)
+    assert images_of(converted(kaggle, tmp_path / "d")) == expected(files)
+    with pytest.raises(DataError, match="leave --hold-out away"):
+        stock_of(kaggle, hold_out=20)
+    kaggle_csv(kaggle / "LOC_val_solution.csv", dict(list(truth.items())[1:]))
+    with pytest.raises(DataError, match=r"does not name ILSVRC2012_val_00000001\.JPEG"):
+        stock_of(kaggle)
+    with pytest.raises(DataError, match="both say which classes"):
+        stock_of(kaggle, named, kaggle / "LOC_val_solution.csv")
+
+
+@pytest.mark.parametrize("as_tar", [False, True])
+def test_tiny_imagenet_as_it_is_downloaded(tmp_path: Path, as_tar: bool) -> None:
+    files = small_set(classes=WNIDS)
+    moved = {f"train/{name.split('/')[1]}/images/{name.split('/')[2]}": data for name, data in files.items() if "train" in name}
+    val = [name for name in files if name.startswith("val")]
+    moved |= {f"val/images/val_{n}.JPEG": files[name] for n, name in enumerate(val)}
+    lines = [f"val_{n}.JPEG\t{name.split('/')[1]}\t0\t0\t9\t9" for n, name in enumerate(val)]
+    moved |= {"val/val_annotations.txt": "\n".join(lines).encode(), "wnids.txt": b"x", "test/images/test_0.JPEG": photo(1)}
+    source = write_tar(tmp_path / "a.tar", moved, "tiny/") if as_tar else write_tree(tmp_path / "a", moved)
+    folder = converted(source, tmp_path / "d")
+    assert images_of(folder) == expected(files)
+    report = json.loads((folder.path / "report.json").read_text())
+    assert {reason: found["files"] for reason, found in report["passed_over"].items()} == {TEST: 1, OTHER: 1}
+    assert {"         2 files passed over:", f"           1 {TEST}, such as images/test_0.JPEG"} <= set(describe(folder.path))
+
+
+def test_class_tars_unpacked_once(tmp_path: Path) -> None:
+    files = small_set(classes=WNIDS)
+    (tmp_path / "train").mkdir()
+    for wnid in WNIDS:
+        mine = {name.split("/")[-1]: data for name, data in files.items() if name.startswith(f"train/{wnid}/")}
+        write_tar(tmp_path / "train" / f"{wnid}.tar", mine | {"readme.txt": b"x"})
+    val = write_tree(tmp_path, {name: data for name, data in files.items() if name.startswith("val")}) / "val"
+    folder = converted([tmp_path / "train", val], tmp_path / "d")
+    assert images_of(folder) == expected(files)
+    stock = stock_of(*sorted((tmp_path / "train").iterdir()), val)
+    assert [sample.source for sample in stock.samples["train"]] == list(folder.split("train").source)
+    assert stock.passed_over.reasons == {OTHER: (3, "n01440764.tar/readme.txt")}
+
+
+def test_torchvision_s_root_keeps_its_tars(tmp_path: Path) -> None:
+    files = small_set(classes=WNIDS)
+    root, truth = ilsvrc(tmp_path / "i", files)
+    devkit(root / "ILSVRC2012_devkit_t12.tar.gz", truth)
+    write_tree(root, files)
+    stock = stock_of(root)
+    assert any("only tars of ILSVRC2012 are read" in line for line in stock.warnings)
+    (root / "ILSVRC2012_img_train.tar").unlink()
+    folder = converted(root, tmp_path / "d")
+    assert images_of(folder) == expected(files)
+    assert folder.split("val").source[0].startswith("n01440764/n01440764_0")
+    for path in (root / "val").rglob("*.JPEG"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"holds tars of ILSVRC2012 and class folders of images; .*--layout imagefolder"):
+        stock_of(root)
+
+
+def test_two_kinds_in_one_folder_are_asked_about(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "t", small_set() | {"train.beton": b"x"})
+    with pytest.raises(DataError, match=r"holds \.beton files and class folders of images; .*--layout beton or --lay"):
+        stock_of(tree)
+    assert len(stock_of(tree, layout="imagefolder").samples["train"]) == 12
+    root = hub(tmp_path / "h", small_set(classes=WNIDS), None)  # a clone from the Hub, with pictures for its page
+    write_tree(root, {"README.md": b"", "assets/a.png": photo(1), "deep/er/still/x.parquet": b""})
+    stock = stock_of(root)
+    assert len(stock.samples["train"]) == 18
+    assert any("only parquet files are read" in line for line in stock.warnings)
+    assert stock.passed_over.reasons == {OTHER: (2, "README.md"), BESIDE_FILES: (1, "assets/a.png")}
+    parquet(tmp_path / "t" / "x.parquet", [(0, photo(1))])
+    (tree / "train.beton").unlink()
+    with pytest.raises(DataError, match="holds parquet files and class folders of images"):
+        stock_of(tree)
+
+
+def test_three_splits_of_parquet_and_shards(tmp_path: Path) -> None:
+    for stem, count in (("train", 6), ("validation", 4), ("test", 2)):
+        parquet(tmp_path / "p" / "data" / f"{stem}-00000-of-00001.parquet", [(n % 2, photo(n)) for n in range(count)])
+        samples = {
+            f"{n:03d}.{end}": photo(n) if end == "jpg" else b"%d" % (n % 2) for n in range(count) for end in ("jpg", "cls")
+        }
+        write_tree(tmp_path / "w" / stem, {})
+        (tmp_path / "w" / stem).mkdir(parents=True)
+        write_tar(tmp_path / "w" / stem / "000.tar", samples)
+    shards = [tmp_path / "w" / stem / "000.tar" for stem in ("train", "validation", "test")]
+    for sources in ([tmp_path / "p"], [tmp_path / "w"], [path.parent for path in shards], shards):
+        stock = stock_of(*sources)
+        assert [len(samples) for samples in stock.samples.values()] == [6, 4]
+        assert stock.passed_over.reasons[TEST][0] == 2
 
 
 def test_damaged_devkits_are_one_line(tmp_path: Path) -> None:

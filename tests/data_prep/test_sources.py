@@ -1,7 +1,11 @@
 """Listing images: trees, tars, class lists, hold-out and ids."""
 
+import gzip
 import io
+import json
+import os
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,8 @@ from prep_helpers import converted, photo, small_set, write_tar, write_tree
 
 from data_prep.classes import choose_classes, named
 from data_prep.sources import open_sources
-from data_prep.sources.layout import OUTSIDE, arrange
+from data_prep.sources.layout import ARCHIVES, BESIDE, HIDDEN, OUTSIDE, UNREAD, arrange
+from data_prep.sources.source import OTHER, TEST
 from data_prep.stock import Stock, take_stock
 from udkd.words.errors import DataError
 
@@ -43,6 +48,207 @@ def listed(stock: Stock) -> dict[str, list[str]]:
 )
 def test_places(paths: list[str], root: str, expected: list[object]) -> None:
     assert list(arrange(paths, root).places) == expected
+
+
+SPLIT_NAMES = [
+    ("Training", "Validation"),
+    ("train", "valid"),
+    ("training", "validation"),
+    ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
+    ("train2017", "val2017"),
+    ("my-train", "my-val"),
+    ("TrainImages", "ValImages"),
+    ("trainset", "dev"),
+    ("train", "eval"),
+    ("train/train", "val/val"),
+    ("archive/train", "archive/val_images"),
+    ("a/seg_train", "b/seg_val"),
+]
+
+
+def labelled(train: str, val: str, classes: tuple[str, ...] = ("cat", "dog"), other: str = "") -> dict[str, bytes]:
+    """Three training and two validation images per class, and one in a third folder."""
+    counts = [(train, 3), (val, 2)] + ([(other, 1)] if other else [])
+    return {f"{folder}/{name}/{folder[-3:]}{n}.jpg": JPEG for folder, count in counts for name in classes for n in range(count)}
+
+
+@pytest.mark.parametrize(("train", "val"), SPLIT_NAMES)
+def test_split_folders_are_known_by_the_words_in_their_names(tmp_path: Path, train: str, val: str) -> None:
+    files = labelled(train, val)
+    sources = [write_tree(tmp_path / "x", files), write_tar(tmp_path / "x.tar", files)]
+    for stock in map(stock_of, sources):
+        assert [entry.wnid for entry in stock.classes] == ["cat", "dog"]
+        assert [len(samples) for samples in stock.samples.values()] == [6, 4]
+    apart = [tmp_path / "x" / train, tmp_path / "x" / val]
+    assert [len(samples) for samples in stock_of(*apart).samples.values()] == [6, 4]
+    with pytest.raises(DataError, match="leave --hold-out away"):
+        stock_of(*apart, hold_out=20)
+
+
+def test_a_test_split_is_left_out_or_validates(tmp_path: Path) -> None:
+    stock = stock_of(write_tree(tmp_path / "a", labelled("train", "valid", other="test")))
+    assert [len(samples) for samples in stock.samples.values()] == [6, 4]
+    assert stock.passed_over.reasons == {TEST: (2, "cat/est0.jpg")}
+    tree = write_tree(tmp_path / "b", labelled("seg_train/seg_train", "seg_test/seg_test") | {"seg_pred/1.jpg": JPEG})
+    with pytest.raises(DataError, match=r"train/ and test/ but no val/.*--val test.*--hold-out PERCENT"):
+        stock_of(tree)
+    stock = take_stock(open_sources([tree]), classes="all", hold_out_percent=None, test_validates=True)
+    assert [len(samples) for samples in stock.samples.values()] == [6, 4]
+    assert stock.passed_over.reasons == {BESIDE: (1, "seg_pred/1.jpg")}
+    assert len(stock_of(tree, hold_out=50).samples["val"]) < 6
+    with pytest.raises(DataError, match="none beside --val test"):
+        take_stock(open_sources([tmp_path / "a"]), classes="all", hold_out_percent=None, test_validates=True)
+
+
+def test_names_of_splits_do_not_become_classes(tmp_path: Path) -> None:
+    flat = {f"{folder}/{n}.jpg": JPEG for folder in ("train_images_0", "val_images") for n in range(9)}
+    tree = write_tree(tmp_path / "flat", flat)
+    for hold_out in (None, 30):
+        with pytest.raises(DataError, match="train_images_0, val_images would be classes, but are named for splits"):
+            stock_of(tree, hold_out=hold_out)
+    stock = take_stock(open_sources([tree], "classfolders"), classes="all", hold_out_percent=30)
+    assert [entry.wnid for entry in stock.classes] == ["train_images_0", "val_images"]
+    with pytest.raises(DataError, match=r"imagenet-train can be read as a split, .* or as a class"):
+        stock_of(write_tree(tmp_path / "half", labelled("imagenet-train", "more")), hold_out=30)
+    with pytest.raises(DataError, match=r"dev and valid, which all read as the val split"):
+        stock_of(write_tree(tmp_path / "two", labelled("train", "valid", other="dev")))
+    names = ("bullet_train", "cat", "dog")  # ImageNet's, among others
+    loose = write_tree(tmp_path / "a", {f"{name}/{n}.jpg": JPEG for name in names for n in range(9)})
+    assert len(stock_of(loose, hold_out=30).classes) == 3
+    assert len(stock_of(write_tree(tmp_path / "b", labelled("train", "val", names))).classes) == 3
+
+
+def test_a_random_share_is_not_advised_where_validation_images_are_seen(tmp_path: Path) -> None:
+    train = {name: data for name, data in labelled("train", "x").items() if name.startswith("train")}
+    cases = {
+        "flat": (train | {"val/1.jpg": JPEG}, r"val/ \(1 images, not in class folders\)"),
+        "list": (train | {"val.csv": b"path,label"}, r"val\.csv looks like validation"),
+        "elsewhere": (train | {"extra/my_validation/cat/1.jpg": JPEG}, r"extra/my_validation/cat/ \(1 images"),
+    }
+    for name, (files, said) in cases.items():
+        with pytest.raises(DataError, match=said) as caught:
+            stock_of(write_tree(tmp_path / name, files))
+        assert "--hold-out" not in str(caught.value)
+    (write_tree(tmp_path / "link", train) / "val").symlink_to("nowhere")
+    write_tree(tmp_path / "beside", labelled("img_train", "img_val"))
+    for path, said in (
+        (tmp_path / "link", "val .links that lead nowhere."),
+        (tmp_path / "beside" / "img_train", "img_val too"),
+    ):
+        with pytest.raises(DataError, match=said) as caught:
+            stock_of(path)
+        assert "--hold-out" not in str(caught.value)
+
+
+def test_a_linked_val_folder_is_one(tmp_path: Path) -> None:
+    write_tree(tmp_path / "elsewhere", {f"{name}/1.jpg": JPEG for name in ("cat", "dog")})
+    tree = write_tree(tmp_path / "t", {f"train/{name}/1.jpg": JPEG for name in ("cat", "dog")})
+    (tree / "val").symlink_to(tmp_path / "elsewhere")
+    assert listed(stock_of(tree))["val"] == ["cat/1.jpg", "dog/1.jpg"]
+
+
+def test_what_systems_leave_behind_is_neither_image_nor_class(tmp_path: Path) -> None:
+    junk = ["@eaDir", ".AppleDouble", "__MACOSX", ".thumbnails", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
+    files = {f"{name}/{n}.JPG": JPEG for name in ("cat", "dog", *junk, ".ipynb_checkpoints") for n in range(9)}
+    files |= {
+        "cat/@eaDir/1.JPG/SYNOPHOTO_THUMB_M.jpg": JPEG,
+        "cat/._1.JPG": JPEG,
+        "cat/Thumbs.db": b"",
+        "bird/desktop.ini": b"",
+    }
+    files |= {"cat/a.avif": b"x", "dog/b.HEIC": b"x", "more.zip": b"x"}
+    for source in (write_tree(tmp_path / "t", files), write_tar(tmp_path / "t.tar", files)):
+        stock = stock_of(source, hold_out=30)
+        assert [entry.wnid for entry in stock.classes] == ["cat", "dog"]
+        assert sum(map(len, stock.samples.values())) == 18
+        counts = {reason: count for reason, (count, _) in stock.passed_over.reasons.items()}
+        assert counts == {HIDDEN: 9 * 8 + 2, OTHER: 2, UNREAD: 2, ARCHIVES: 1}
+
+
+def test_a_folder_of_the_system_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root of a disk has lost+found, which only its administrator may list."""
+    tree = write_tree(tmp_path / "t", small_set() | {"lost+found/x": b"", "train/n01440764/closed/y.jpg": JPEG})
+    scandir = os.scandir
+    closed = {"lost+found"}
+
+    def refuse(path: str) -> object:
+        if Path(path).name in closed:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert stock_of(tree).passed_over.reasons == {HIDDEN: (1, "lost+found")}
+    closed.add("closed")
+    with pytest.raises(DataError, match="closed cannot be listed"):
+        stock_of(tree)
+
+
+def test_one_class_is_said(tmp_path: Path) -> None:
+    stock = stock_of(write_tree(tmp_path / "t", labelled("train", "val", ("images",))))
+    assert any("one class, images" in line and "wrong level" in line for line in stock.warnings)
+
+
+def joined(path: Path, *parts: bytes) -> Path:
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def test_joined_tars_are_read_to_their_end(tmp_path: Path) -> None:
+    files = list(small_set().items())
+    whole = listed(stock_of(write_tar(tmp_path / "a.tar", dict(files))))
+    one, two, three = (write_tar(tmp_path / f"{n}.tar", dict(files[n::3])).read_bytes() for n in range(3))
+    path = joined(tmp_path / "joined.tar", one, two, bytes(2000 * 512), three, bytes(700))
+    stock = stock_of(path)
+    assert listed(stock) == whole
+    read = open_sources([path])[0].read
+    assert all(
+        read(sample.entry) == dict(files)[f"{split}/{sample.source}"] for split in whole for sample in stock.samples[split]
+    )
+    for rest in (b"junk" * 300, gzip.compress(two), two[:3000]):
+        with pytest.raises(DataError, match=rf"other data behind its end, at byte {len(one)} "):
+            stock_of(joined(tmp_path / "junk.tar", one, rest))
+
+
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_hard_links_are_the_bytes_they_lead_to(tmp_path: Path, prefix: str) -> None:
+    member = tarfile.TarInfo(f"{prefix}train/n01440764/again.JPEG")
+    member.type, member.linkname = tarfile.LNKTYPE, f"{prefix}train/n01443537/n01443537_2.JPEG"
+    path = damaged_tar(tmp_path / "a.tar", member)
+    (sample,) = [each for each in stock_of(path).samples["train"] if each.source == "n01440764/again.JPEG"]
+    assert open_sources([path])[0].read(sample.entry) == small_set()["train/n01443537/n01443537_2.JPEG"]
+
+
+def test_a_refused_member_is_no_damaged_tar(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("train/n01440764/a.JPEG")
+    member.type, member.linkname = tarfile.SYMTYPE, "b.JPEG"
+    with pytest.raises(DataError, match=r"it is a link to 'b\.JPEG'.*--dereference") as caught:
+        stock_of(damaged_tar(tmp_path / "a.tar", member))
+    assert "fetch it again" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.zip", r"a zip archive.*unpack it first"),
+        ("a.7z", "unpack it first"),
+        ("a.tar.zst", "decompress it first"),
+        ("data-00000-of-00001.arrow", "write parquet with to_parquet"),
+        ("train-00000-of-01024", "TFRecords"),
+        ("train-images-idx3-ubyte.gz", "MNIST"),
+        ("data_batch_1", "pickles"),
+        ("data.mdb", "LMDB"),
+        ("x.npz", "NumPy"),
+        ("x.h5", "HDF5"),
+        ("x.mat", "MATLAB"),
+        ("paths.tsv", "sort the images into class folders"),
+        ("paths.csv", "the columns path, label|sort the images into class folders"),
+    ],
+)
+def test_what_is_not_read_is_named(tmp_path: Path, name: str, said: str) -> None:
+    path = write_tree(tmp_path / "t", {name: b"path,label\n" * 99})
+    for source in (path / name, path):
+        with pytest.raises(DataError, match=said):
+            stock_of(source)
 
 
 def test_tree_and_tars_list_the_same(tmp_path: Path) -> None:
@@ -237,6 +443,47 @@ def test_class_lists(tmp_path: Path) -> None:
         stock_of(tree, classes=str(chosen))
     with pytest.raises(DataError, match="expected imagenet100, all or a file"):
         stock_of(tree, classes="imagenet101")
+
+
+DECOMPOSED = unicodedata.normalize("NFD", "café")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sea lion\ngreat\n", ["great", "sea lion"]),
+        ("\ufeffsea lion\r\ngreat\r\n", ["great", "sea lion"]),
+        ("sea lion\tOtaria\ngreat,big\n", ["great", "sea lion"]),
+        ("sea lion  # big\n\n# sea\nC#\n", ["C#", "sea lion"]),
+        ("sea urchin\ngreat#1\n", ["great", "sea"]),
+        ("café\nsea/\n", [DECOMPOSED, "sea"]),
+        (json.dumps({"sea lion": "x", "great": "y"}), ["great", "sea lion"]),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_lines_of_class_lists(tmp_path: Path, text: str, expected: list[str], encoding: str) -> None:
+    """The whole line first, and the first word only where it is a folder and the line is none."""
+    there = ["sea", "sea lion", "great", "C#", DECOMPOSED]
+    path = tmp_path / "list.txt"
+    path.write_bytes(text.encode(encoding))
+    assert choose_classes(there, str(path)) == sorted(expected)
+
+
+def test_names_that_people_read_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("Great\n")
+    with pytest.raises(DataError, match=r"'Great' differs from the folder 'great' only in upper and lower case"):
+        choose_classes(["great", "sea"], str(path))
+    twins = [unicodedata.normalize("NFD", "ǖé"), unicodedata.normalize("NFD", "ǖ") + "é"]
+    path.write_text("ǖé\n")
+    with pytest.raises(DataError, match="differ only in how letters are composed"):
+        choose_classes(twins, str(path))
+    for train, val, said in ((DECOMPOSED, "café", "composed"), ("Dog", "dog", "upper and lower case")):
+        files = {f"train/{train}/1.jpg": JPEG, f"val/{val}/1.jpg": JPEG} | {f"{s}/a/1.jpg": JPEG for s in ("train", "val")}
+        with pytest.raises(DataError, match=f"classes that train/ lacks.*only in .*{said}"):
+            stock_of(write_tree(tmp_path / said[:3], files))
+    stock = stock_of(write_tree(tmp_path / "t", labelled("train", "val", ("Dog", "dog"))))
+    assert any("'Dog' and 'dog' differ only in upper and lower case" in line for line in stock.warnings)
 
 
 def test_class_names() -> None:
