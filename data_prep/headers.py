@@ -13,8 +13,9 @@ from data_prep.scans import FRAMES, PROGRESSIVE
 
 _NEXT = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # as libjpeg finds the next segment
 _START, _END, _SCAN, _JFIF, _PROFILE, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE0, 0xE2, 0xEE
-_TELLING = (_START, *range(0xE0, 0xF0), 0xFE)  # application data and comments
+_METADATA = (_START, *range(0xE0, 0xF0), 0xFE)  # what may precede junk: nothing in it decodes the picture
 _SEQUENTIAL = bytes([0, 63, 0])  # T.81, B.2.3: what a scan header of such a frame says of coefficients and bits
+_MOST_SEGMENTS = 10_000  # 600 MB of metadata; ten million empty ones would take 2 GB here
 _PROFILE_NAME = b"ICC_PROFILE\0"
 
 
@@ -37,6 +38,8 @@ def mended(data: bytes) -> tuple[bytes, list[str]]:
     Decode what comes back strictly: a warning that is left is damage.
     """
     segments, tail = _split(data)
+    if len(segments) > _MOST_SEGMENTS:
+        return data, []
     head = data[:2] + b"".join(_written(segments))
     scan, mark, rest = tail.partition(b"\xff\xd9")
     unpadded = _unpadded(scan) if mark and segments and segments[-1].marker == _SCAN else scan
@@ -47,11 +50,12 @@ def mended(data: bytes) -> tuple[bytes, list[str]]:
 
 def _split(data: bytes) -> tuple[list[_Segment], bytes]:
     """The whole segments before the end mark, and what follows the last of them."""
-    segments, at = [], 2
-    while (found := _NEXT.search(data, at)) is not None and (marker := data[found.start() + 1]) not in (_START, _END):
+    segments: list[_Segment] = []
+    at = 2
+    while (found := _NEXT.search(data, at)) and (marker := data[found.start() + 1]) not in (_START, _END):
         start = found.end() + 2
         end = max(start, found.end() + int.from_bytes(data[found.end() : start]))
-        if end > len(data):
+        if end > len(data) or len(segments) > _MOST_SEGMENTS:
             break
         segments.append(_Segment(before=data[at : found.start()], marker=marker, body=data[start:end]))
         at = end
@@ -66,7 +70,7 @@ def _written(segments: Sequence[_Segment]) -> list[bytes]:
     parts: list[bytes] = []
     last, scanned = _START, False
     for each in segments:
-        parts.append(b"" if not scanned and _is_idle(each.before, last) else each.before)
+        parts.append(b"" if not scanned and _is_junk(each.before, last) else each.before)
         last, scanned = each.marker, scanned or each.marker == _SCAN
         if not (broken and each.is_profile):
             body = _mended_body(each, components=components, sequential=sequential)
@@ -74,14 +78,14 @@ def _written(segments: Sequence[_Segment]) -> list[bytes]:
     return parts
 
 
-def _is_idle(between: bytes, last: int) -> bool:
+def _is_junk(between: bytes, last: int) -> bool:
     """Whether bytes between two segments mean nothing. last: the marker before them.
 
     Fill (0xFF) stays: nobody warns of it. What follows a segment that decodes the picture may be that one's own end, pushed
     out by a byte too many in it, if it is not zeros.
     """
     between = between.strip(b"\xff")
-    return bool(between) and (last in _TELLING or not between.strip(b"\0"))
+    return bool(between) and (last in _METADATA or not between.strip(b"\0"))
 
 
 def _mended_body(segment: _Segment, *, components: int, sequential: bool) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 from prep_helpers import converted, encoded, photo, picture, small_set, write_tree
+from test_zoo import MIXED, TALL, THIRD
 
 from data_prep.headers import mended
 from data_prep.image import BadImage, PixelSettings, prepare
@@ -115,6 +116,23 @@ def test_cmyk_with_a_broken_profile() -> None:
     data = encoded(picture("cmyk", 40, 50).convert("CMYK"))
     data = data[:2] + profile(1, 1) * 2 + data[2:]
     assert prepare(data, PAD).note == f"{HEADER}; CMYK to YCbCr"
+
+
+def test_subsamplings_that_only_pillow_decodes() -> None:
+    for data in (THIRD, MIXED, TALL):
+        whole = prepare(data, PAD)
+        start = data.index(b"\xff\xc4")
+        for odd, note in ((data[:start] + b"\0" + data[start:], HEADER), (padded(data, bytes(30)), PADDING)):
+            prepared = prepare(odd, PAD)
+            assert prepared.note == f"{note}; {whole.note}"
+            assert prepared.jpeg == whole.jpeg
+        with pytest.raises(BadImage, match="damaged JPEG"):
+            prepare(padded(data, b"\1\2"), PAD)
+
+
+def test_a_file_of_nothing_but_segments_is_left_alone() -> None:
+    data = with_revision(2, 1)
+    assert mended(data[:2] + b"\xff\xe5\0\2" * 20_000 + data[2:])[1] == []
 
 
 def cut_and_padded(data: bytes, part: float, padding: bytes) -> bytes:
