@@ -144,7 +144,9 @@ def _find(folders: Sequence[Folder], source: str) -> _Splits:
         for folder, at in worded:
             _add(found, folder, at)
         every = len(worded) == len(folders) and all(at == prefix for _, at in worded)
-        if not every and not ("train" in found.parts() and {*found.parts(), *found.flat.values()} - {"train"}):
+        trained = {folder[at + 1] for folder, at in found.at.items() if found.part(folder) == "train"}
+        # bullet_train/images/ and test_tube/images/ beside cat/images/ are classes.
+        if not every and not (len(trained) > 1 and {*found.parts(), *found.flat.values()} - {"train"}):
             _check_beside(worded, prefix, source)
             return _Splits()
     if not found.at:
