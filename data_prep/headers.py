@@ -15,6 +15,7 @@ _NEXT = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # as libjpeg finds the next se
 _START, _END, _SCAN, _JFIF, _PROFILE, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE0, 0xE2, 0xEE
 _TELLING = (_START, *range(0xE0, 0xF0), 0xFE)  # application data and comments
 _SEQUENTIAL = bytes([0, 63, 0])  # T.81, B.2.3: what a scan header of such a frame says of coefficients and bits
+_MOST_SEGMENTS = 10_000  # 600 MB of metadata; ten million empty ones would take 2 GB here
 _PROFILE_NAME = b"ICC_PROFILE\0"
 
 
@@ -37,6 +38,8 @@ def mended(data: bytes) -> tuple[bytes, list[str]]:
     Decode what comes back strictly: a warning that is left is damage.
     """
     segments, tail = _split(data)
+    if len(segments) > _MOST_SEGMENTS:
+        return data, []
     head = data[:2] + b"".join(_written(segments))
     scan, mark, rest = tail.partition(b"\xff\xd9")
     unpadded = _unpadded(scan) if mark and segments and segments[-1].marker == _SCAN else scan
@@ -46,11 +49,14 @@ def mended(data: bytes) -> tuple[bytes, list[str]]:
 
 
 def _split(data: bytes) -> tuple[list[_Segment], bytes]:
-    """The segments before the end mark, and what follows the last of them."""
-    segments, at = [], 2
-    while (found := _NEXT.search(data, at)) is not None and (marker := data[found.start() + 1]) not in (_START, _END):
+    """The whole segments before the end mark, and what follows the last of them."""
+    segments: list[_Segment] = []
+    at = 2
+    while (found := _NEXT.search(data, at)) and (marker := data[found.start() + 1]) not in (_START, _END):
         start = found.end() + 2
         end = max(start, found.end() + int.from_bytes(data[found.end() : start]))
+        if end > len(data) or len(segments) > _MOST_SEGMENTS:
+            break
         segments.append(_Segment(before=data[at : found.start()], marker=marker, body=data[start:end]))
         at = end
     return segments, data[at:]

@@ -1,5 +1,6 @@
 """The decision about one image: keep its bytes, make a JPEG of it, or refuse it."""
 
+import contextlib
 import hashlib
 import io
 import warnings
@@ -19,6 +20,7 @@ __all__ = ["PIXEL_LIMIT", "BadImage", "PixelSettings", "Prepared", "prepare"]
 
 Image.MAX_IMAGE_PIXELS = None  # ours is the limit, checked before any pixel is decoded
 
+ODD = "unusual subsampling to a common one"
 ORIENTATION_TAG = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -109,14 +111,14 @@ def _jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[byt
     notes: list[str] = []
     try:
         pixels, unusual = decode(data)
-    except DamagedJpeg as error:
-        if is_too_odd(error):
-            return b"", _odd(data, image), ["unusual subsampling to a common one"]
-        data, notes = mended(data)
+    except DamagedJpeg:
+        whole, notes = mended(data)
         try:
-            pixels, unusual = _decode_alike(data, image)
+            data, (pixels, unusual) = whole, _decode_alike(whole, image)
         except DamagedJpeg as damage:
-            saved = repair(data, damage) if settings.repair else None
+            if is_too_odd(damage):
+                return b"", *_odd(data, image)
+            saved = repair(whole, damage) if settings.repair else None
             if saved is None:
                 raise BadImage(reason("damaged JPEG", damage)) from None
             found, note = saved
@@ -141,14 +143,18 @@ def _decode_alike(data: bytes, image: Image.Image) -> tuple[np.ndarray, str]:
     return pixels, unusual
 
 
-def _odd(data: bytes, image: Image.Image) -> Image.Image:
+def _odd(data: bytes, image: Image.Image) -> tuple[Image.Image, list[str]]:
     """The picture of a JPEG that only Pillow decodes, which finds cut files only: its bits are checked here."""
     rgb, _ = to_rgb(image)
     try:
+        with contextlib.suppress(DamagedScan):
+            check_baseline(data)
+            return rgb, [ODD]
+        data, notes = mended(data)
         check_baseline(data)
     except DamagedScan as error:
         raise BadImage(reason("damaged JPEG", error)) from None
-    return rgb
+    return rgb, [*notes, ODD]
 
 
 def _other(data: bytes, image: Image.Image) -> tuple[bytes, Image.Image, list[str]]:

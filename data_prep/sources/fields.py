@@ -11,8 +11,9 @@ NO_LABEL = "samples without a label"  # reasons for passing over
 NO_IMAGE = "files of samples without an image"
 LABEL_LIKE = re.compile(r"(.+[^a-z])?labels?", re.IGNORECASE)
 Label = int | str | None
-_NUMBER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
 _LONGEST_NUMBER = 18  # digits
+_LONGEST_NAME = 1_000
 _TOO_LARGE = 2**31 - 1  # this and 2**32 - 1 are what -1 becomes elsewhere; no set has as many classes
 _SIMILAR = 0.9
 
@@ -53,6 +54,8 @@ def label_of(value: object) -> Label:
     if value is None or value in (-1, "-1", ""):
         return None
     if isinstance(value, str):
+        if len(value) > _LONGEST_NAME:
+            raise ValueError(f"holds a text of {len(value):,} characters")
         return value
     if not isinstance(value, int) or not 0 <= value < _TOO_LARGE:
         text = repr(value)
@@ -61,13 +64,13 @@ def label_of(value: object) -> Label:
 
 
 def label_of_text(text: str) -> Label:
-    """See `label_of`; of a text, in which digits are a number."""
-    text = text.strip()
-    if _NUMBER.fullmatch(text) is None:
+    """See `label_of`; of a text, in which digits are a number, also as `3.0`."""
+    number = _NUMBER.fullmatch(text := text.strip())
+    if number is None:
         return label_of(text)
-    if len(text) > _LONGEST_NUMBER:
+    if len(number[1]) > _LONGEST_NUMBER:
         raise ValueError(f"holds the label {text[:_LONGEST_NUMBER]}…")
-    return label_of(int(text))
+    return label_of(int(number[1]))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Rows of parquet shards: names, labels, and the bytes of images."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.classes import wnids_of
-from data_prep.sources.fields import IMAGE_OPTION, LABEL_LIKE, LABEL_OPTION, NO_LABEL, Agreement, Fields, label_of, one_of
+from data_prep.sources.fields import (
+    IMAGE_OPTION,
+    LABEL_LIKE,
+    LABEL_OPTION,
+    NO_LABEL,
+    Agreement,
+    Fields,
+    Label,
+    label_of,
+    one_of,
+)
 from data_prep.sources.named_split import Folders, class_of_label, split_of
 from data_prep.sources.source import TEST, Entry, EntryTable, Listing, PassedOver
 from udkd.words.errors import DataError
+from udkd.words.parsing import parse_json
 
 IMAGE_COLUMN = "image"  # what `datasets` calls it, whatever lies beside it
 LABEL_COLUMNS = ("label", "labels", "fine_label")  # these count before others that end in `label`
-Label = int | str | None
+LONGEST_TEXT = 500  # characters of an error's own words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +58,8 @@ def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
                         ignored.append(name, NO_LABEL if columns.labels else TEST)
                     else:
                         entries.append(Entry(split, folders.of(label), name, key, row, size, stamp))
-        except (pa.ArrowException, OSError) as error:
-            text = str(error).splitlines()[0]
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            text = str(error).splitlines()[0][:LONGEST_TEXT]
             raise DataError(f"{file} cannot be read ({text}); expected a whole parquet file; fetch it again") from None
     agreement.finish(path)
     remark = f"{path} has further columns of images, which are not read: {', '.join(sorted(others))} ({IMAGE_OPTION} chooses)"
@@ -135,13 +145,13 @@ def _is_bytes(kind: pa.DataType | None) -> bool:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _class_names(schema: pa.Schema, label: str) -> Sequence[str] | None:
     """The names that `datasets` writes into the schema's metadata, as wnids where they are ImageNet's; or nothing."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
     except (KeyError, ValueError, TypeError):
         return None

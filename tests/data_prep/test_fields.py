@@ -87,7 +87,8 @@ def test_no_label_is_no_class(tmp_path: Path) -> None:
     by_cls = shards(tmp_path / "a", *({"jpg": BIG, "cls": label + b"\n"} for label in labels))
     by_json = shards(tmp_path / "b", *({"jpg": BIG, "json": b'{"label": ' + label + b', "score": NaN}'} for label in labels))
     by_text = shards(tmp_path / "c", *({"jpg": BIG, "json": b'{"label": "' + label + b'"}'} for label in labels))
-    for root in (by_cls, by_json, by_text):
+    by_float = shards(tmp_path / "d", *({"jpg": BIG, "cls": label + b".0"} for label in labels))
+    for root in (by_cls, by_json, by_text, by_float):
         stock = stock_of(root)
         assert classes_of(stock) == ["0000", "0001", "0002"]
         assert counts(stock) == [3, 3]
@@ -108,6 +109,28 @@ def test_samples_without_a_label_or_an_image_are_counted(tmp_path: Path) -> None
         write_tar(tmp_path / "train-0.tar", {f"0.{end}": data for end, data in nothing.items()})
         with pytest.raises(DataError, match=r"has no image with a label .*1 samples without a label, such as 0\.jpg"):
             stock_of(tmp_path / "train-0.tar")
+
+
+def test_a_sample_over_two_shards_is_counted(tmp_path: Path) -> None:
+    files = {f"{n}.{end}": data for n in range(6) for end, data in (("jpg", BIG), ("cls", b"%d" % (n % 2)))}
+    names = list(files)
+    (tmp_path / "w").mkdir()
+    for shard, chosen in enumerate((names[:7], names[7:])):
+        write_tar(tmp_path / "w" / f"train-{shard}.tar", {name: files[name] for name in chosen})
+    stock = stock_of(tmp_path / "w", hold_out=50)
+    assert sum(counts(stock)) == 5
+    assert stock.passed_over.reasons == {
+        "samples without a label": (1, "3.jpg"),
+        "files of samples without an image": (1, "3.cls"),
+    }
+
+
+@pytest.mark.parametrize("text", [b"x" * 1001, b"9" * 19, b'{"label": 1, "label": 2}'])
+def test_texts_that_are_no_label(tmp_path: Path, text: bytes) -> None:
+    ending = "json" if text.startswith(b"{") else "cls"
+    root = shards(tmp_path / "w", {"jpg": BIG, "cls": b"1"}, {"jpg": BIG, ending: text})
+    with pytest.raises(DataError, match="sample 0001 has no label: its"):
+        stock_of(root)
 
 
 @pytest.mark.parametrize("label", [b"-2", b"2147483647", b"4294967295", b"18446744073709551615"])
@@ -276,6 +299,15 @@ def test_labels_that_are_none_are_one_line(tmp_path: Path, labels: pa.Array, sai
     path = table(tmp_path / "a.parquet", {"image": images(BIG, 4), "label": labels})
     with pytest.raises(DataError, match=said):
         stock_of(path, hold_out=50)
+
+
+def test_texts_of_parquet_that_are_none_are_one_line(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"a"]).buffers())
+    with pytest.raises(DataError, match=r"cannot be read .*'utf-8' codec"):
+        stock_of(table(tmp_path / "a.parquet", {"image": images(BIG, 2), "label": broken}))
+    made = pa.table({"image": images(BIG, 8), "label": [0, 1] * 4}).replace_schema_metadata({"huggingface": "[" * 100_000})
+    pq.write_table(made, tmp_path / "b.parquet")
+    assert classes_of(stock_of(tmp_path / "b.parquet", hold_out=50)) == ["0000", "0001"]
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())], ids=str)
