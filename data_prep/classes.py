@@ -16,6 +16,7 @@ from udkd.words.parsing import parse_json
 
 ALL = "all"
 LIMIT_BYTES = 1 << 26  # of a class list
+LONGEST = 80  # letters of a name in a message
 BUILT_IN = {"imagenet100": "imagenet100-wnids.txt"}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -195,5 +196,5 @@ def _letters(name: str) -> str:
 
 
 def _few(names: Sequence[str], count: int = 5) -> str:
-    shown = ", ".join(names[:count])
+    shown = ", ".join(name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in names[:count])
     return shown if len(names) <= count else f"{shown} and {len(names) - count} more"

@@ -138,18 +138,21 @@ def _find(folders: Sequence[Folder], source: str) -> _Splits:
             at = next((n for n, p in enumerate(folder) if folder[:n] in parents and split_in(p)), None)
             if folder not in strict and at is not None and split_in(folder[at]) not in taken:
                 _add(found, folder, at)
+        _look_through(found)
     else:
         prefix = _common_prefix(folders)
         worded = [(f, at) for f in folders if (at := _first(f, prefix)) is not None]
         for folder, at in worded:
             _add(found, folder, at)
         every = len(worded) == len(folders) and all(at == prefix for _, at in worded)
-        if not every and not ("train" in found.parts() and {*found.parts(), *found.flat.values()} - {"train"}):
+        _look_through(found)
+        trained = {folder[at + 1] for folder, at in found.at.items() if found.part(folder) == "train"}
+        # bullet_train/images/ and test_tube/images/ beside cat/images/ are classes.
+        if not every and not (len(trained) > 1 and {*found.parts(), *found.flat.values()} - {"train"}):
             _check_beside(worded, prefix, source)
             return _Splits()
     if not found.at:
         return _Splits()
-    _look_through(found)
     _check_one_each(found, strict, source)
     return found
 

@@ -115,6 +115,8 @@ def test_names_of_splits_do_not_become_classes(tmp_path: Path) -> None:
     names = ("bullet_train", "cat", "dog")  # ImageNet's, among others
     loose = write_tree(tmp_path / "a", {f"{name}/{n}.jpg": JPEG for name in names for n in range(9)})
     assert len(stock_of(loose, hold_out=30).classes) == 3
+    deep = {f"{name}/images/{n}.jpg": JPEG for name in (*names, "test_tube", "cup") for n in range(9)}
+    assert len(stock_of(write_tree(tmp_path / "c", deep), hold_out=30).classes) == 5
     assert len(stock_of(write_tree(tmp_path / "b", labelled("train", "val", names))).classes) == 3
 
 
