@@ -30,6 +30,9 @@ def describe(folder: Path) -> Iterator[str]:
 
 def _describe_split(split: Split, num_classes: int) -> Iterator[str]:
     kept = split.ids
+    if not len(kept):
+        yield f"{split.name:<8} no images that can be used, {split.num_samples:,} excluded"
+        return
     per_class = np.bincount(split.labels[kept], minlength=num_classes)
     stored = int(split.size[kept].sum())
     median = np.median(split.sizes[kept, :2], axis=0).astype(int).tolist()

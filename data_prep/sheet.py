@@ -1,6 +1,7 @@
 """`udkd-prep sheet`: a picture of what a dataset folder holds, because people would rather look."""
 
 import io
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from importlib import resources
@@ -145,5 +146,5 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, wid
     text = printable(text, LETTERS)
     if draw.textlength(text, font) <= width:
         return text
-    letters = bisect_right(range(1, len(text)), width, key=lambda count: draw.textlength(text[:count] + "…", font))
+    letters = bisect_right(range(1, len(text)), width, key=lambda count: math.ceil(draw.textlength(text[:count] + "…", font)))
     return text[:letters].rstrip() + "…"

@@ -134,8 +134,8 @@ class DatasetFolder:
     @staticmethod
     def load(path: Path, header: Header) -> "DatasetFolder":
         """Open the folder that `header` describes; the writer uses it before dataset.json is there. Errors: see `open`."""
-        for name, part in header.splits.items():
-            _check_counts(path / name, part, header.side)
+        for folder, part in header.splits.items():
+            _check_counts(path / folder, part, header.side)
         columns: dict[str, Columns] = {
             name: read_manifest(
                 path / name / FILE_NAME, samples=part.samples, size_bytes=part.manifest_bytes, sha256=part.manifest_sha256
