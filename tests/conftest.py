@@ -1,4 +1,4 @@
-"""Limits that are right for the machine, and a place for what tests share."""
+"""Limits that are right for the machine, a place for what tests share, and what `make test-long` alone runs."""
 
 import os
 import shutil
@@ -10,14 +10,29 @@ from tests.once import SHARED
 from tests.patience import patience
 
 TEST_S = 600
+LONG = "UDKD_LONG_TESTS"
+FIRST = ("test_stand_in.py", "test_commands.py", "test_trainer.py", "test_study.py", "test_export.py", "test_trust.py")
+"""The files that take longest: begun last, one of them would keep a single worker busy at the end."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Said once: the workers of a session are told by the process that starts them."""
+    config.addinivalue_line("markers", f"long: a further variant of what is tested anyway; runs with {LONG}=1 (make test-long)")
     if config.getoption("timeout") is None:  # what one test may take before it counts as hanging
         config.option.timeout = patience(TEST_S)
     if SHARED not in os.environ:
         os.environ[SHARED] = folder = tempfile.mkdtemp(prefix="udkd-tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         config.add_cleanup(lambda: os.environ.pop(SHARED))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each worker takes the next file of this order."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`make test` names what it leaves out."""
+    if item.get_closest_marker("long") and not os.environ.get(LONG):
+        pytest.skip("long: make test-long runs it")
