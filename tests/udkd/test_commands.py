@@ -285,7 +285,7 @@ def test_fit_evaluate_import(call: Call, tmp_path: Path, dataset: DatasetFolder)
     )
 
 
-@pytest.mark.parametrize("limit_bytes", [1_000, 20_000, 1_000_000])
+@pytest.mark.parametrize("limit_bytes", [1_000, pytest.param(20_000, marks=pytest.mark.long), 1_000_000])
 def test_a_full_disk_and_then_room(
     call: Call,
     tmp_path: Path,
