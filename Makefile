@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.done
-PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder -rs
+PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder -rs --no-fold-skipped
 PIP := $(BIN)/python -m pip -qq install --constraint constraints.txt
 
 # OpenMP threads that spin while they wait starve every other process: a 470 ms step took 3,300 ms beside one on two cores.
