@@ -2,6 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.done
+PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder -rs --no-fold-skipped
 PIP := $(BIN)/python -m pip -qq install --constraint constraints.txt
 
 # OpenMP threads that spin while they wait starve every other process: a 470 ms step took 3,300 ms beside one on two cores.
@@ -33,7 +34,7 @@ SEEDS ?= 0,1,2
 MINUTES ?= 8
 PYTHON3 = $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: install test bench-gpu quickstart study-gpu clean
+.PHONY: install test test-long bench-gpu quickstart study-gpu clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -42,8 +43,12 @@ install: $(DONE)/packages $(DONE)/ffcv $(DONE)/dali
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --durations=15
+	@echo "$(BIN)/mypy, beside the tests"; $(BIN)/mypy >$(VENV)/mypy.log 2>&1 & types=$$!; \
+	$(PYTEST) --durations=15; tests=$$?; wait $$types; types=$$?; cat $(VENV)/mypy.log; exit $$((tests | types))
+
+# The variants that `make test` names as long, and examples drawn anew, for as long as that takes.
+test-long: install
+	UDKD_LONG_TESTS=1 $(PYTEST) --hypothesis-profile=long
 
 # The whole GPU set in under nine minutes, where nothing can be installed: the Python that is there (or PYTHON3=…) runs the checkout.
 # REST=1: only what an earlier call did not finish. RESULTS: where to; benchmarks/results if not given. What PYTHONPATH names is found.

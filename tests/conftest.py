@@ -1,7 +1,7 @@
-"""What all tests share: limits that are right for the machine, a place for data, and hypothesis's examples.
+"""What all tests share: limits that are right for the machine, a place for data, and what `make test-long` alone runs.
 
 Hypothesis draws the same examples in each run, so that no run fails by chance; `--hypothesis-profile=long` draws others, many
-more, each time (`make test-long`).
+more, each time.
 """
 
 import os
@@ -15,6 +15,9 @@ from tests.once import SHARED
 from tests.patience import patience
 
 TEST_S = 600
+LONG = "UDKD_LONG_TESTS"
+FIRST = ("test_stand_in.py", "test_commands.py", "test_trainer.py", "test_study.py", "test_export.py", "test_trust.py")
+"""The files that take longest: begun last, one of them would keep a single worker busy at the end."""
 
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
 settings.register_profile("long", max_examples=3_000, database=None, deadline=None)
@@ -24,9 +27,21 @@ settings.load_profile("fixed")
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Said once: the workers of a session are told by the process that starts them."""
+    config.addinivalue_line("markers", f"long: a further variant of what is tested anyway; runs with {LONG}=1 (make test-long)")
     if config.getoption("timeout") is None:  # what one test may take before it counts as hanging
         config.option.timeout = patience(TEST_S)
     if SHARED not in os.environ:
         os.environ[SHARED] = folder = tempfile.mkdtemp(prefix="udkd-tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         config.add_cleanup(lambda: os.environ.pop(SHARED))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each worker takes the next file of this order."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`make test` names what it leaves out."""
+    if item.get_closest_marker("long") and not os.environ.get(LONG):
+        pytest.skip("long: make test-long runs it")

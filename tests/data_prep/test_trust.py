@@ -33,6 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tar(tmp_path_factory.mktemp("trust") / "t.tar", files)
 
 
+@pytest.mark.long
 def test_derive_killed_at_random_moments(source: Path, tmp_path: Path) -> None:
     """The folder stays good throughout; a format is there whole or not at all; the end is as if nothing had been."""
     folder = converted(source, tmp_path / "d", formats=(), shard_samples=100)
@@ -106,7 +107,7 @@ def limited(folder: Path, formats: str, limit_bytes: int, temporary: Path) -> su
     )
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [*LIGHT, pytest.param("ffcv", marks=pytest.mark.long)])
 def test_a_full_disk(source: Path, tmp_path: Path, name: str) -> None:
     folder = converted(source, tmp_path / "d", formats=(), shard_samples=100)
     before = contents(folder.path)
@@ -163,11 +164,14 @@ def orphans() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if f"/dev/shm/{name}" not in mapped}
 
 
-def test_nothing_is_left_outside_the_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("formats", [LIGHT, pytest.param(EVERY, marks=pytest.mark.long)])
+def test_nothing_is_left_outside_the_folder(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, formats: tuple[str, ...]
+) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     shared = orphans()
-    code, _, err = run("convert", source, tmp_path / "d", "--side", 64, "--formats", ",".join(EVERY), "--workers", 2)
+    code, _, err = run("convert", source, tmp_path / "d", "--side", 64, "--formats", ",".join(formats), "--workers", 2)
     assert code == 0, err
     assert until(lambda: orphans() <= shared, every_s=0.2), "semaphores of others live for a moment"
     assert list((tmp_path / "tmp").iterdir()) == []

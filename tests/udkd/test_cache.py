@@ -534,6 +534,7 @@ with CacheWriter(Path(sys.argv[1]), KEY, EXCLUDED) as writer:
 """
 
 
+@pytest.mark.long
 def test_sigkill_at_random_moments(tmp_path: Path) -> None:
     """Kill until a build gets through: byte-identical to one that was never interrupted."""
     build(tmp_path / "whole", [0, 1])

@@ -112,7 +112,12 @@ def checkpoint(out: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("method", "views", "more"),
-    [("rkd", 2, ()), ("crd", 2, ()), ("crd", 2, ("train.steps=resident",)), ("rkd", "canonical", ())],
+    [
+        pytest.param("rkd", 2, (), marks=pytest.mark.long),
+        pytest.param("crd", 2, (), marks=pytest.mark.long),
+        ("crd", 2, ("train.steps=resident",)),
+        ("rkd", "canonical", ()),
+    ],
 )
 def test_a_cached_run_is_a_live_run(
     tmp_path: Path,

@@ -285,7 +285,7 @@ def test_fit_evaluate_import(call: Call, tmp_path: Path, dataset: DatasetFolder)
     )
 
 
-@pytest.mark.parametrize("limit_bytes", [1_000, 20_000, 1_000_000])
+@pytest.mark.parametrize("limit_bytes", [1_000, pytest.param(20_000, marks=pytest.mark.long), 1_000_000])
 def test_a_full_disk_and_then_room(
     call: Call,
     tmp_path: Path,
@@ -400,7 +400,7 @@ def test_ctrl_c_while_a_teacher_is_fitted(call: Call, tmp_path: Path, dataset: D
     assert len(RunFolder.open(tmp_path / "t" / "run").metrics()) == 40
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_ctrl_c_while_a_cache_is_built(
     call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, kind: signal.Signals
 ) -> None:

@@ -202,7 +202,9 @@ def command(dataset: DatasetFolder, cache: Path, out: Path, *more: str) -> list[
     return [*words, *(word for setting in SMALL for word in ("--set", setting)), *more]
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_signal_at_a_random_moment(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, whole_run: Path, kind: signal.Signals
 ) -> None:
