@@ -18,10 +18,10 @@ from udkd.operations import augment
 from udkd.operations.compiled import compiled
 from udkd.parts.environment import choose_device
 
-EXPECTATION = """On a CPU the exact products cost about twice torchvision's separable filter at 224 px, as they are dense in
-the window, and grow with the canvas side; jitter costs as much again. On a GPU everything is two batched products: below 10
-µs an image at canvas 256 in float32 without TF32, growing linearly with the side; eager jitter and normalisation as much
-again, and compiled half of that. Torchvision image by image is bound by launches on a GPU: 100 times slower."""
+EXPECTATION = """On a CPU the exact sums cost about what torchvision's separable filter does at 224 px, which reads the same
+pixels, and grow a little with the canvas side, all of which is made float32; jitter costs several times as much. On a GPU
+the sums are bound by memory: below 10 µs an image at canvas 256, growing with the side; eager jitter and normalisation as
+much again, and compiled half of that. Torchvision image by image is bound by launches on a GPU: 100 times slower."""
 
 
 def main(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.patience import patience
-from udkd.parts.environment import choose_device, convolution_search
+from udkd.parts.environment import _tf32, choose_device, convolution_search
 from udkd.words.errors import ConfigError
 
 FAULTS = """
@@ -44,6 +44,18 @@ def test_a_search_for_convolutions_leaves_cudnn_on_and_the_process_as_it_was(
         assert (cudnn.benchmark, cudnn.enabled, cudnn.allow_tf32) == (not asked, True, tf32)
         raise ZeroDivisionError
     assert cudnn.benchmark == asked
+
+
+def test_tf32_is_recorded_where_a_process_has_set_it_the_newer_way() -> None:
+    """PyTorch refuses to answer allow_tf32 then."""
+    matmul = torch.backends.cuda.matmul
+    before, recorded = matmul.fp32_precision, _tf32()
+    assert recorded == {"convolutions": True, "products": False}, "PyTorch's defaults"
+    try:
+        matmul.fp32_precision = "tf32"
+        assert _tf32() == {"convolutions": True, "products": True}
+    finally:
+        matmul.fp32_precision = before
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "cuda:x"])

@@ -1,5 +1,7 @@
 """Modules that compute the same otherwise: against PyTorch's own, values and gradients."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,9 @@ from torch import nn
 from torch._functorch import config as functorch_config
 from torch._inductor import metrics
 
+from tests.small import small_recipe
+from udkd.engine.assembly import inductor_options
+from udkd.operations.compiled import compiled
 from udkd.operations.levers import (
     ONE_EXPRESSION,
     GatheredMaxPool,
@@ -16,6 +21,7 @@ from udkd.operations.levers import (
     use_gathered_pool,
     use_saved_relu6,
 )
+from udkd.words.errors import ConfigError
 
 
 def gradients(function, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[no-untyped-def]
@@ -59,6 +65,34 @@ def test_a_gathered_pools_backward_stores_no_sum_window_by_window() -> None:
         metrics.reset()
         y.backward(torch.ones_like(y))
     assert metrics.generated_kernel_count == 1
+
+
+EVERY_WISH = ["realize_reads=4", "gathered_pool=true", "force_layout=true", "combo_kernels=true", "autotune=true"]
+
+
+def test_what_pytorch_has_renamed_is_one_line_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = inductor_options(small_recipe(*(f"tune.{wish}" for wish in EVERY_WISH)))
+    assert options is not None
+    assert len(options) == 5
+    compiled(F.relu, options)  # this PyTorch has them all
+    kept = [name for name in torch._inductor.list_options() if name not in options]
+    monkeypatch.setattr(torch._inductor, "list_options", lambda: kept)
+    for name in options:
+        with pytest.raises(ConfigError, match=rf"has no inductor option {name}, which tune\..* take --set tune\.\w+=\w+$"):
+            compiled(F.relu, {name: options[name]})
+    compiled(F.relu)
+
+
+def test_a_lost_limit_of_dynamo_s_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo, "config", object())
+    with pytest.raises(ConfigError, match=r"recompile_limit, which train\.compile needs; expected .*--set train\.compile=off$"):
+        compiled(F.relu)
+
+
+def test_a_fold_that_pytorch_has_moved_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.fx.experimental.optimization", None)
+    with pytest.raises(ConfigError, match=r"which teacher\.folded needs; expected .*--set teacher\.folded=false$"):
+        fold_batch_norm(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval())
 
 
 def test_models_take_them() -> None:

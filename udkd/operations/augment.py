@@ -61,8 +61,12 @@ def apply(canvas_BSS3: Tensor, views: ViewTable, spec: ViewSpec, dtype: torch.dt
 def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int) -> Tensor:
     """The view itself: uint8 [B, O, O, 3], equal bit for bit wherever it is computed.
 
-    Within 1 of 255 of torchvision's resized_crop(antialias=True) on uint8 images (random_resized); the schemes that resize
-    first are within 2 of its resize and center_crop, beyond 1 in under 1e-4 of the values.
+    Within 2 of 255 of torchvision's resized_crop(antialias=True) on uint8 images (random_resized), and of its resize and
+    center_crop (the schemes that resize first, beyond 1 in under 1e-4 of the values). Both round to uint8 after each pass,
+    torchvision the columns' pass first, so that either may be 1 off the exact value and a little more for its weights'
+    whole bits: at most 255 / 4096 for each step between two taps here, less than 1 in all for windows up to three times the
+    view's side, so 2 is proven there. For smaller views it was found by search: of 30,000 windows of five kinds of picture
+    7, all enlarged, had a value 2 off (1e-7 of the values), none 3.
     """
     batch, side = canvas_BSS3.shape[:2]
     rows = _weights(views.window[:, 0], views.window[:, 2], views.bounds[:, 0], views.bounds[:, 2], size_px, side)

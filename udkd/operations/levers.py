@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
+
+from udkd.words.errors import ConfigError
 
 ONE_EXPRESSION: dict[str, Any] = {"realize_opcount_threshold": 1000}
 """What inductor must be told beside `use_gathered_pool`: by default it stores an expression of 30 operations."""
@@ -33,8 +34,18 @@ def use_gathered_pool(model: nn.Module) -> nn.Module:
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy of a model in evaluation mode with each batch norm multiplied into the convolution before it."""
+    """A copy of a model in evaluation mode with each batch norm multiplied into the convolution before it.
+
+    ConfigError: this PyTorch keeps the function that does it elsewhere.
+    """
     assert not model.training, "statistics of a batch cannot be folded"
+    try:
+        from torch.fx.experimental.optimization import fuse
+    except ImportError:
+        raise ConfigError(
+            f"PyTorch {torch.__version__} has no torch.fx.experimental.optimization.fuse, which teacher.folded needs; "
+            "expected PyTorch 2.11 to 2.14; take --set teacher.folded=false"
+        ) from None
     folded: nn.Module = fuse(model)
     return folded.eval()
 

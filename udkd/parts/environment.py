@@ -100,7 +100,10 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _tf32() -> dict[str, bool]:
     """Where float32 is computed with 10 bits of mantissa on a GPU: PyTorch's defaults are convolutions, not products."""
-    return {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.backends.cuda.matmul.allow_tf32}
+    # Not allow_tf32: once a process has set fp32_precision, asking the older name is an error.
+    cudnn: Any = torch.backends.cudnn
+    asked = {"convolutions": cudnn.conv, "products": torch.backends.cuda.matmul}
+    return {name: module.fp32_precision == "tf32" for name, module in asked.items()}
 
 
 def _version(package: str) -> str:
