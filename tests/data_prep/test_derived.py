@@ -79,6 +79,6 @@ def test_ffcv_s_file_needs_no_shared_memory(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(allocator, "Value", refuse)
     folder = converted(write_tree(tmp_path / "t", small_set()), tmp_path / "d", formats=("ffcv",))
-    assert folder.formats == ("ffcv",)
+    assert folder.formats == ("shards", "ffcv")
     assert allocator.Value is refuse, "it is put back"
     assert verify(folder.path, Silent()) == []
