@@ -24,15 +24,20 @@ def names() -> dict[str, str]:
     return {file.stem: (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0] for file in files}
 
 
+def _list(known: dict[str, str]) -> None:
+    width = max(map(len, known))
+    output.out.print("usage: python -m benchmarks NAME [OPTIONS]   (NAME --help tells the options)", soft_wrap=True)
+    output.out.print()
+    for name, line in known.items():
+        output.out.print(f"  {name:{width}}  {line}", soft_wrap=True)
+
+
 def main(words: list[str]) -> None:
     """Run the benchmark that the first word names; without one, list them."""
     guard()
     known = names()
     if not words or words[0] in ("--help", "-h"):
-        width = max(map(len, known))
-        output.out.print("usage: python -m benchmarks NAME [OPTIONS]   (NAME --help tells the options)", soft_wrap=True)
-        for name, line in known.items():
-            output.out.print(f"  {name:{width}}  {line}", soft_wrap=True)
+        output.run(lambda: _list(known))
         return
     name, *rest = words
     if name not in known:

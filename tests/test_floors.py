@@ -28,6 +28,8 @@ FLOORS = {
 GROUND = (
     "udkd.words.errors",
     "udkd.words.hashing",
+    "udkd.words.printable",
+    "udkd.words.signals",
     "udkd.words.batch",
     "udkd.words.parsing",
     "udkd.operations.prefetch",

@@ -7,6 +7,7 @@ from prep_helpers import contents, converted, small_set, write_tree
 
 from data_prep.convert import ConvertSettings
 from data_prep.derived import DERIVED_FORMATS, Volume, derive_formats, parse_formats, size_lines
+from data_prep.verify import verify
 from udkd.formats.dataset import DERIVED, FileSum, damage, discard, is_derived, seal, sealed
 from udkd.words.errors import ConfigError, DataError
 from udkd.words.files import write_json
@@ -67,3 +68,17 @@ def test_formats_of_an_earlier_attempt_do_not_stay(tmp_path: Path) -> None:
     write_json(folder.path / "unfinished.json", ConvertSettings(side=64).decisive())  # as a kill just before the end leaves it
     converted(tree, folder.path, formats=())
     assert contents(folder.path) == whole
+
+
+def test_ffcv_s_file_needs_no_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFCV asks multiprocessing for it; a container may lack /dev/shm."""
+    allocator = pytest.importorskip("ffcv.memory_allocator", exc_type=ImportError)
+
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(allocator, "Value", refuse)
+    folder = converted(write_tree(tmp_path / "t", small_set()), tmp_path / "d", formats=("ffcv",))
+    assert folder.formats == ("shards", "ffcv")
+    assert allocator.Value is refuse, "it is put back"
+    assert verify(folder.path, Silent()) == []

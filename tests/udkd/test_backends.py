@@ -500,6 +500,14 @@ def test_names(dataset: DatasetFolder, source: Path, tmp_path: Path) -> None:
             open_backend("ffcv", bare, CPU)
 
 
+def test_free_memory_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unmounted() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
+
+    monkeypatch.setattr(psutil, "virtual_memory", unmounted)
+    assert 0 < backends._free_bytes() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_auto_takes_the_fastest_that_is_there(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     installed = {"ffcv", "nvidia.dali"}

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.patience import patience, until
@@ -343,6 +344,29 @@ def test_a_place_that_cannot_be_written(
         failed(call("train", "smoke", "--data", dataset.path, "--cache", cache, "--out", place, *SETTINGS), "check the path")
         failed(call("cache", "build", dataset.path, teacher.path, place, "--recipe", "smoke", *SETTINGS))
     assert (tmp_path / "file").read_text() == "keep me"
+
+
+def test_a_place_whose_name_is_no_text(call: Call, tmp_path: Path, dataset: DatasetFolder) -> None:
+    """Bytes that are no UTF-8, and an escape sequence that must not reach the terminal."""
+    place = tmp_path / os.fsdecode(b"\xff\x1b[31m")
+    shutil.copytree(dataset.path, place / "data")
+    settings = [*SETTINGS, "--set", "train.epochs=1", "--set", "loss.beta=0", "--set", "loss.gamma=0", "--set", "loss.alpha=1"]
+    image = place / os.fsdecode(b"\xfe\x1b[2J.png")
+    Image.new("RGB", (40, 30)).save(image)
+    for words in (
+        ["train", "smoke", "--data", place / "data", "--out", place / "run", *settings],
+        ["eval", place / "run"],
+        ["report", place / "run"],
+        ["predict", place / "run", image],
+    ):
+        result = call(*words)
+        assert result.code == 0, result
+        assert "\x1b" not in result.out + result.err
+        assert r"\udcff\x1b[31m" in result.out + result.err or words[0] == "eval"
+    assert RunFolder.open(place / "run").provenance["dataset"] == str(place / "data")
+    page = (place / "run" / "report" / "index.html").read_text()
+    assert r"\udcff\x1b[31m" in page
+    assert "\x1b" not in page
 
 
 def test_two_trainings_of_one_run(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from tests.patience import patience
 from udkd.words import files
 from udkd.words.errors import BusyError, UserError
-from udkd.words.files import FolderLock, atomic, read_plain, sha256_file, write_bytes, write_json, write_text
+from udkd.words.files import FolderLock, atomic, read_exact_json, read_plain, sha256_file, write_bytes, write_json, write_text
 
 OLD, NEW = b"old" * 1000, b"new" * 300_000
 KILLED_AT = """
@@ -44,6 +44,15 @@ MOMENTS = {
 
 def python(program: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", program, *map(str, arguments)]
+
+
+def test_json_takes_the_names_of_files_that_are_no_text(tmp_path: Path) -> None:
+    """Ordinary text keeps its bytes; a byte that is no UTF-8 comes back as it was."""
+    value = {"path": os.fsdecode(b"a\xff"), "Größe": "日本 \U0001f41d"}
+    write_json(tmp_path / "x.json", value)
+    data = (tmp_path / "x.json").read_bytes()
+    assert data == '{\n  "Größe": "日本 \U0001f41d",\n  "path": "a\\udcff"\n}\n'.encode()
+    assert os.fsencode(read_exact_json(tmp_path / "x.json")["path"]) == b"a\xff"
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

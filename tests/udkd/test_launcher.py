@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.patience import patience
-from udkd.words.launcher import is_launched
+from udkd.words.launcher import is_launched, module_command, module_environment
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
@@ -22,6 +22,18 @@ child = subprocess.Popen([sys.executable, "-m", "udkd", "cache", "info", "nowher
 print(child.pid, flush=True)
 child.wait()
 """
+
+
+def test_the_folder_that_a_user_stands_in_provides_no_modules(tmp_path: Path) -> None:
+    for name in ("data_prep.py", "udkd.py", "typer.py"):
+        (tmp_path / name).write_text("raise SystemExit(77)")
+    command = module_command("data_prep", ["synth", "--help"])
+    done = subprocess.run(command, env=module_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Write the embedded data set" in done.stdout
+    named = {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=module_environment() | named, cwd=tmp_path, capture_output=True, timeout=120)
+    assert done.returncode == 77, "what the user names himself is taken"
 
 
 @pytest.fixture

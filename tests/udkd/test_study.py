@@ -23,7 +23,7 @@ from udkd.conductors.study.page import write_page
 from udkd.conductors.study.plan import Plan
 from udkd.conductors.study.results import AVERAGED, Outcome, RunResult, counterpart, summarise
 from udkd.conductors.study.runner import Progress, run_path
-from udkd.conductors.study.tables import interval, main_comparisons, mean_sd, signed, table_csv
+from udkd.conductors.study.tables import csv_text, interval, main_comparisons, mean_sd, signed, table_csv
 from udkd.formats.config import load_recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
@@ -587,3 +587,7 @@ def test_table_rows_of_an_arm_without_a_baseline() -> None:
     assert len(lines) == 1
     assert lines[0]["verdict"] == ""
     assert lines[0]["top1_last_mean"] == "50"
+
+
+def test_names_in_a_csv_hold_no_control_characters() -> None:
+    assert csv_text(("arm", "n"), [("a\x1b[31m\nb,\u202e", 3)]) == 'arm,n\n"a\\x1b[31m\\x0ab,\\u202e",3\n'
