@@ -146,7 +146,7 @@ def test_students_are_chosen_by_name(run: RunFolder) -> None:
 
 def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path, run: RunFolder) -> None:
     values = run.config
-    values["train"]["average"] = True
+    values["train"]["average"] = 0.9
     copy = RunFolder.create(tmp_path / "r", values, run.provenance)
     checkpoint = run.load()
     doubled = {
