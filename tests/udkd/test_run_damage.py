@@ -152,19 +152,20 @@ def test_fields_of_every_file(old: Path, quick: None, name: str) -> None:
     lines = [json.loads(line) for line in before.splitlines()] if name == "metrics.jsonl" else [json.loads(before)]
     chance = random.Random(name)
     asked = [(place, chance.choice(OTHERS)) for place in places(lines[-1])]
-    refused = passed = 0
-    for place, other in chance.sample(asked, min(24, len(asked))):
+    refused: list[str] = []
+    passed = 0
+    for place, other in chance.sample(asked, min(16, len(asked))):
         text = [json.dumps(line) for line in [*lines[:-1], changed(lines[-1], place, other)]]
         file.write_text("\n".join(text) + "\n")
         try:
-            everything(old, pages=passed < 2)
+            everything(old, pages=not passed)
         except (UserError, OSError) as error:
-            refused += 1
-            assert "\n" not in str(error), (place, other)
+            refused.append(str(error))
         else:
             passed += 1
         verify_run(old)
-    assert refused > passed
+    assert refused
+    assert not any("\n" in line for line in refused)
     file.write_text(before)
     everything(old, pages=False)
 
@@ -310,7 +311,6 @@ def test_predictions_that_cannot_be(run: Path) -> None:
         write_predictions(path, wrong)
         with pytest.raises(RunError, match=f"{name} of .* cannot be"):
             gather(run)
-    sha256 = write_predictions(path, replace(whole, num_classes=10**9))
-    change(run / "eval.json", lambda values: values | {"num_classes": 10**9, "predictions_sha256": sha256})
+    change(run / "eval.json", lambda values: values | {"num_classes": 10**9})
     with pytest.raises(RunError, match="is of the classes 1000000000; expected 4"):
         gather(run)
