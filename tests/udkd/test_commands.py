@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.patience import patience, until
-from tests.small import SMALL, make_dataset, make_teacher
+from tests.small import SMALL, change, make_dataset, make_teacher
 from udkd.formats.cache import Cache
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
@@ -199,8 +199,7 @@ def test_what_does_not_fit(
     failed(call("report", finished, "--baseline", finished), "is the run itself; expected another run")
     other_run = tmp_path / "other-run"
     shutil.copytree(finished, other_run)
-    facts = json.loads((other_run / "run.json").read_text()) | {"dataset_digest": "0" * 64}
-    (other_run / "run.json").write_text(json.dumps(facts))
+    change(other_run / "run.json", lambda values: values | {"dataset_digest": "0" * 64})
     failed(call("report", finished, "--baseline", other_run), "dataset_digest: stored", "name a run on the same data")
     before = checkpoint(finished)
     again = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", finished, *SETTINGS]

@@ -1,6 +1,5 @@
 """One step, whoever drives it: batches, ids alone, rehearsed, compiled; and what a run may change on its way."""
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from tests.small import make_dataset, make_teacher, small_recipe
+from tests.small import change, make_dataset, make_teacher, small_recipe
 from tests.udkd.test_trainer import StopAfter, checkpoint_hash, make_cache, metrics_without_time
 from udkd.actors.trainer import Job, Trainer, train
 from udkd.engine import drives
@@ -20,6 +19,7 @@ from udkd.engine.drives import Resident, rehearsed
 from udkd.engine.scoring import score
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
+from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
 from udkd.operations.augment import ViewTable
 from udkd.operations.schedule import averaging, progressive_px
@@ -173,9 +173,9 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path, dataset: DatasetFolde
     """Its recipe lacks the keys that came later: they had their defaults."""
     out = tmp_path / "run"
     whole = trained(out, recipe_of(), dataset, cache)
-    config = json.loads((out / "config.json").read_text())
+    config = RunFolder.open(out).config
     del config["tune"], config["train"]["steps"], config["evaluation"]["flip"]
-    (out / "config.json").write_text(json.dumps(config))
+    change(out / "config.json", lambda values: config)
     options = {"data": dataset.path, "out": out, "device": CPU, "cache": cache, "resume": True}
     assert train(Job(recipe=recipe_of(), **options)).finished
     assert checkpoint_hash(out) == whole

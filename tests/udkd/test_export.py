@@ -12,7 +12,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
-from tests.small import make_dataset, make_teacher, small_recipe
+from tests.small import change, make_dataset, make_teacher, small_recipe
 from tests.udkd.test_commands import Call, call, failed, refused  # noqa: F401 (a fixture)
 from udkd.actors.evaluator import evaluate
 from udkd.actors.exporter import LIMIT, Exported, export
@@ -145,7 +145,8 @@ def test_students_are_chosen_by_name(run: RunFolder) -> None:
 
 
 def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path, run: RunFolder) -> None:
-    values = json.loads((run.path / "config.json").read_text())
+    values = run.config
+    values["train"]["average"] = 0.9
     copy = RunFolder.create(tmp_path / "r", values, run.provenance)
     checkpoint = run.load()
     doubled = {
@@ -309,9 +310,7 @@ def test_the_paper_s_students_leave_as_they_are(papers: RunFolder, dataset: Data
 def mirrored(tmp_path: Path, run: RunFolder) -> RunFolder:
     """The run, had its recipe said evaluation.flip."""
     shutil.copytree(run.path, tmp_path / "mirrored", ignore=shutil.ignore_patterns("export"))
-    values = json.loads((tmp_path / "mirrored" / "config.json").read_text())
-    values["evaluation"]["flip"] = True
-    (tmp_path / "mirrored" / "config.json").write_text(json.dumps(values))
+    change(tmp_path / "mirrored" / "config.json", lambda values: values | {"evaluation": values["evaluation"] | {"flip": True}})
     return RunFolder.open(tmp_path / "mirrored")
 
 
@@ -367,9 +366,9 @@ def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: Datas
 def test_a_run_without_its_data_still_predicts(tmp_path: Path, run: RunFolder) -> None:
     from udkd.actors.predictor import class_names
 
-    values = json.loads((run.path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps(values | {"dataset": str(tmp_path / "gone")}))
-    (tmp_path / "config.json").write_bytes((run.path / "config.json").read_bytes())
+    for name in ("run.json", "config.json"):
+        shutil.copy(run.path / name, tmp_path / name)
+    change(tmp_path / "run.json", lambda values: values | {"dataset": str(tmp_path / "gone")})
     assert class_names(RunFolder.open(tmp_path), ["ant", "bee"]) == ["ant", "bee"]
 
 

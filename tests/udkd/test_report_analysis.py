@@ -1,6 +1,5 @@
 """The analysis of a report: its figures against slow recomputation, and pages of runs of every shape."""
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.small import change
 from tests.udkd.fake_predictions import fake_predictions
 from tests.udkd.fake_run import fake, fake_baseline
 from tests.udkd.test_reporter import NASTY, Page
@@ -354,11 +354,11 @@ def test_a_baseline_that_does_not_fit(runs: tuple[Path, Path]) -> None:
     mine, theirs = runs
     with pytest.raises(RunError, match="is the run itself; expected another run"):
         gather(mine, baselines=[mine])
-    facts = json.loads((theirs / "run.json").read_text())
-    (theirs / "run.json").write_text(json.dumps(facts | {"dataset_digest": "00" * 32}))
+    facts = (theirs / "run.json").read_bytes()
+    change(theirs / "run.json", lambda values: values | {"dataset_digest": "00" * 32})
     with pytest.raises(MismatchError, match=r"dataset_digest.*name a run on the same data"):
         gather(mine, baselines=[theirs])
-    (theirs / "run.json").write_text(json.dumps(facts))
+    (theirs / "run.json").write_bytes(facts)
     gather(mine, baselines=[theirs])
     (theirs / "predictions.safetensors").rename(theirs / "kept")
     with pytest.raises(RunError, match=f"a baseline was named and {theirs} has no predictions; run udkd eval {theirs}"):
@@ -370,7 +370,7 @@ def test_a_baseline_that_does_not_fit(runs: tuple[Path, Path]) -> None:
         gather(mine, baselines=[theirs])
     other = fake_predictions(10, ("resnet18", "mobilenet_v2"), samples=299)
     sha256 = write_predictions(theirs / "predictions.safetensors", other)
-    RunFolder.open(theirs).write_evaluation({"students": [], "predictions_sha256": sha256})
+    change(theirs / "eval.json", lambda values: values | {"num_samples": 299, "predictions_sha256": sha256})
     with pytest.raises(RunError, match="was evaluated on other images than"):
         gather(mine, baselines=[theirs])
 

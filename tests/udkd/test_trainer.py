@@ -237,7 +237,7 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path, dataset: Datas
         trainer.run()
     trainer.close()
     assert checkpoint_hash(out) == kept
-    assert RunFolder.open(out).load().progress["step"] == 12
+    assert RunFolder.open(out).load().progress.step == 12
 
 
 def test_weights_that_broke_in_the_last_step_are_not_saved(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
             trainer.run()
     trainer.close()
     assert checkpoint_hash(out) == kept
-    assert RunFolder.open(out).load().progress["step"] == 12
+    assert RunFolder.open(out).load().progress.step == 12
 
 
 @pytest.mark.parametrize(

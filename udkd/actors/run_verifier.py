@@ -1,6 +1,7 @@
 """Is a run what was written? Every file of it against its checksum, its types, and the counts of the others."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from udkd.formats.config import Recipe
@@ -17,7 +18,7 @@ def verify_run(path: Path) -> list[str]:
         found += _said(lambda: read_predictions(run.predictions_path))
     if not found:
         for question in (_config, _counts, _evaluation):
-            found += _said(lambda question=question: question(run))
+            found += _said(partial(question, run))
     return found
 
 

@@ -73,11 +73,11 @@ def export(
     folder = run.path / "export" / trained.name.replace("/", "-")
     sizes = {name: len(content) for name, content in files.items()}
     exported = Exported(folder=folder, name=trained.name, difference=difference, accuracy=accuracy, bytes=sizes)
-    _write(folder, files, _notes(trained, dataset, exported))
+    write_files(folder, files, _notes(trained, dataset, exported))
     return exported
 
 
-def _write(folder: Path, files: Mapping[str, bytes], notes: Mapping[str, Any]) -> None:
+def write_files(folder: Path, files: Mapping[str, bytes], notes: Mapping[str, Any]) -> None:
     """All files of one export, preprocessing.json last. Raises BusyError while another process exports the same."""
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
