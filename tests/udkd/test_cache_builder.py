@@ -23,7 +23,7 @@ from udkd.parts.epoch_views import EpochViews
 from udkd.parts.panel import Panel
 from udkd.parts.target_key import target_meaning
 from udkd.words.batch import Batch
-from udkd.words.errors import CacheError, MismatchError
+from udkd.words.errors import CacheError, DataError, MismatchError
 from udkd.words.observer import Silent
 from udkd.words.uncertainty import entropy_weight
 
@@ -145,7 +145,7 @@ def test_a_teacher_of_nan_is_refused(tmp_path: Path, dataset: DatasetFolder) -> 
     model.fc.bias.data[3] = float("nan")
     described = {"classes": tuple(c.wnid for c in CLASSES), "image_px": 32, "resize_px": 36, "scheme": "centre"}
     broken = write_teacher(tmp_path / "t", model.state_dict(), architecture="resnet18", accuracy={}, made={}, **described)
-    with pytest.raises(CacheError, match="id 1 are not finite"):
+    with pytest.raises(DataError, match=r"fc\.bias is not finite"):
         run(tmp_path / "cache", dataset, broken)
 
 
