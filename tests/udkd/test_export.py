@@ -272,7 +272,9 @@ def papers(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> 
     return RunFolder.open(folder)
 
 
-@pytest.mark.parametrize("student", ["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.long), None])
+@pytest.mark.parametrize(
+    "student", ["resnet18", *(pytest.param(which, marks=pytest.mark.long) for which in ("mobilenet_v2", None))]
+)
 def test_the_paper_s_students_leave_as_they_are(papers: RunFolder, dataset: DatasetFolder, student: str | None) -> None:
     """From the checkpoint's bytes by torchvision alone, on stored images; and as evaluation scores them."""
     done = export(papers, student=student, averaged=student is None, int8=True)
