@@ -1,13 +1,14 @@
 """`python -m data_prep` and the `udkd-prep` command: answers Ctrl-C before anything heavy is imported."""
 
 from udkd.words.signals import handled, quit_at_once
-from udkd.words.streams import guard
 
 
 def main() -> None:
     """Entry point of the console command."""
-    guard()
     with handled(quit_at_once):
+        from udkd.words.streams import guard
+
+        guard()
         from data_prep.cli import main as run
 
         run()

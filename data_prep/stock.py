@@ -263,7 +263,7 @@ def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bo
     if test:
         return (
             f"{where} has train/ and test/ but no val/ images; expected to be told what validates; give --val test to take "
-            "the images of test/, or --hold-out PERCENT to set that share of the training images aside and leave test/ out"
+            "the images of test/, or add the source that holds val/"
         )
     return (
         f"{where} has {lacks}; expected both; add the source that holds them, "

@@ -2,15 +2,16 @@
 
 from udkd.words.launcher import end_with_launcher, is_launched
 from udkd.words.signals import handled, quit_at_once
-from udkd.words.streams import guard
 
 
 def main() -> None:
     """Entry point of the console command."""
-    guard()
     if is_launched():
         end_with_launcher()
     with handled(quit_at_once):
+        from udkd.words.streams import guard
+
+        guard()
         from udkd.cli import main as run  # takes seconds: torch
 
         run()

@@ -128,7 +128,7 @@ def test_refused_by_name_or_allowed_by_name(
     case.patch(monkeypatch)
     assert place.train(out, case.settings, case.given) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: the cache in {place.path('cache')} does not fit (")
+    assert error.startswith(f"error: the cache in {place.path('cache')} does not fit; ")
     for differing, values in case.said.items():
         assert f"{differing}: stored " in error
         assert values in error
@@ -166,7 +166,7 @@ def test_class_order(tmp_path: Path, place: Place, capsys: pytest.CaptureFixture
             (images / split / f"new-{name}").rename(images / split / name)
     convert([images], place.folder / "renamed" / "data", ConvertSettings(side=36), SILENT)
     assert place.train(tmp_path / "run", (), {"data": "renamed"}) == 1
-    assert "does not fit (dataset_digest: stored " in capsys.readouterr().err
+    assert "(dataset_digest: stored " in capsys.readouterr().err
     assert place.train(tmp_path / "run", (), {"teacher": "reversed"}, ("dataset_digest", "teacher_sha256")) == 1
     assert "class 0: stored 'dog', wanted 'ant'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -112,7 +112,7 @@ WRONG = [
     (['students.1.name="\\u001b[31mred"'], "smoke: students.1 is called '\\x1b[31mred', and files"),
     (["students.1.name=" + "n" * 121], "smoke: students.1 is called 'nnn"),
     (["students.1.name=" + "n" * 10_000], "smoke: students.1.name is"),
-    (["students.1.architecture=a/b"], "smoke: students.1 is called 'a/b', and files are called after it"),
+    (["students.0.name=a/b", "students.1.name=a-b"], "smoke: students are called a/b, a-b; expected a name each"),
     (["students.1.name=\udcff"], "smoke: "),
     (["train.epochs"], "--set 'train.epochs'; expected KEY=VALUE, such as train.epochs=3"),
     (["=3"], "--set '=3'; expected KEY=VALUE"),

@@ -16,7 +16,7 @@ import pytest
 import scipy.stats
 import torch
 
-from tests.small import make_dataset, make_teacher
+from tests.small import change, make_dataset, make_teacher
 from tests.udkd.slow_hash import slow_key, slow_uniform
 from udkd.conductors.study import Site, StudyFolder, carry_out, make_plan, write_result
 from udkd.conductors.study.page import write_page
@@ -499,11 +499,8 @@ def test_a_folder_of_other_data_is_another_set_of_runs(
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
-    values = json.loads((teacher.path / "teacher.json").read_text())
-    values["classes"] = ["x", *values["classes"][1:]]
-    (tmp_path / "t").mkdir()
-    (tmp_path / "t" / "teacher.json").write_text(json.dumps(values))
-    (tmp_path / "t" / "weights.safetensors").write_bytes((teacher.path / "weights.safetensors").read_bytes())
+    shutil.copytree(teacher.path, tmp_path / "t")
+    change(tmp_path / "t" / "teacher.json", lambda values: values | {"classes": ["x", *values["classes"][1:]]})
     with pytest.raises(MismatchError, match="class 0"):
         carry_out(small_plan(), site(tmp_path / "out", dataset, TeacherFolder.open(tmp_path / "t")))
 

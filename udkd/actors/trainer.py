@@ -6,6 +6,7 @@ order; cuDNN's gradients there add in whatever order.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -283,6 +284,11 @@ class Trainer:
             on_batch=self.job.observer.advance,
         )
         self.job.observer.finish()
+        if not all(math.isfinite(value.loss) for value in (*scores.each, scores.ensemble)):
+            raise RunError(
+                f"the validation loss after step {self.step} is not finite; expected a number; the last checkpoint is kept; "
+                "lower students.*.lr or train in float32"
+            )
         each = dict(zip(joined, (value.to_dict() for value in scores.each), strict=True))
         return {"students": [each.get(place) for place in range(len(self.students))], "ensemble": scores.ensemble.to_dict()}
 

@@ -21,7 +21,7 @@ from udkd.console.terminal import DeviceOption, RichObserver, SetOption, err, ob
 from udkd.formats.config import Recipe, load_recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
-from udkd.formats.teacher import TeacherFolder
+from udkd.formats.teacher import TeacherFolder, new_teacher
 from udkd.parts.environment import choose_device
 from udkd.words.launcher import module_command, module_environment
 
@@ -130,9 +130,10 @@ def _fit(dataset: DatasetFolder, recipe: Recipe, teacher: Path, device: torch.de
         err.print("there already")
         return
     how = recipe.for_teacher()
-    _train(dataset, how, teacher / "run", device, observer)
-    candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
-    write_measured(teacher, candidate, dataset, how, device, observer)
+    with new_teacher(teacher):
+        _train(dataset, how, teacher / "run", device, observer)
+        candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
+        write_measured(teacher, candidate, dataset, how, device, observer)
 
 
 def _train(

@@ -474,9 +474,9 @@ class Recipe(Section):
             if not _is_file_name(name):
                 raise ValueError(
                     f"{place} is called {shown(name)!r}, and files are called after it; expected up to {_NAME_BYTES} bytes "
-                    f"without a leading dot, slashes and control characters; change {place}.name"
+                    f"without a leading dot and control characters; change {place}.name"
                 )
-        if len(set(names)) < len(names):
+        if len({name.replace("/", "-") for name in names}) < len(names):
             raise ValueError(f"students are called {', '.join(names)}; expected a name each; change students.*.name")
         return self
 
@@ -600,9 +600,8 @@ def _no_json(error: BaseException) -> str:
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether a name can be a file's, and only in the folder where it is put."""
-    is_text = printable(name, None) == name and "/" not in name
-    return is_text and not name.startswith(".") and 0 < len(name.encode()) <= _NAME_BYTES
+    """Whether a name can be a file's in the folder where it is put; a slash is written as a dash there."""
+    return printable(name, None) == name and not name.startswith(".") and 0 < len(name.encode()) <= _NAME_BYTES
 
 
 def _place(location: Sequence[int | str]) -> tuple[tuple[int | str, ...], type[Section]]:

@@ -30,10 +30,10 @@ class BusyError(UserError):
 class MismatchError(UserError):
     """A stored thing was made for other circumstances than those it is asked for.
 
-    fields: (name, stored value, wanted value) of every field that differs.
+    fields: (name, stored value, wanted value) of every field that differs. What to do comes before them: there may be many.
     """
 
     def __init__(self, what: str, fields: Sequence[tuple[str, object, object]], remedy: str) -> None:
         self.fields = tuple(fields)
         differences = ", ".join(f"{name}: stored {stored!r}, wanted {wanted!r}" for name, stored, wanted in self.fields)
-        super().__init__(f"{what} does not fit ({differences}); {remedy}")
+        super().__init__(f"{what} does not fit; {remedy} ({differences})")

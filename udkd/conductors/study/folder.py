@@ -64,11 +64,8 @@ class StudyFolder:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """A run's finished epochs; nothing where it has not begun."""
-    try:
-        return RunFolder.open(path).metrics()
-    except RunError:
-        return []
+    """A run's finished epochs; nothing where it has not begun. Raises RunError where it is damaged."""
+    return RunFolder.open(path).metrics() if RunFolder.is_at(path) else []
 
 
 def is_finished(path: Path, recipe: Recipe) -> bool:
