@@ -18,10 +18,10 @@ from tests.patience import patience
 from tests.small import SMALL, make_dataset, make_teacher, small_recipe
 from udkd.actors.cache_builder import build_cache
 from udkd.actors.trainer import Job, Trainer, train
-from udkd.formats import run as run_module
 from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
+from udkd.formats.run import checkpoints as checkpoints_module
 from udkd.formats.teacher import TeacherFolder
 from udkd.parts import plan as plan_module
 from udkd.words.errors import CacheError, ConfigError, MismatchError, RunError
@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "write_bytes", no_room)
+        patch.setattr(checkpoints_module, "write_bytes", no_room)
         with pytest.raises(OSError, match="No space"):
             trainer.run()
     trainer.close()
