@@ -28,6 +28,7 @@ from udkd.words.errors import CacheError, ConfigError, MismatchError, RunError
 from udkd.words.observer import SILENT, Silent
 
 CPU = torch.device("cpu")
+LONG = pytest.mark.long
 TWIN = "{architecture='squeezenet1_1', lr=0.01}"
 
 
@@ -125,7 +126,7 @@ class StopAfter(Silent):
         return self.images <= 0
 
 
-@pytest.mark.parametrize("stop_after", [1, 11, 12, 13, 25])
+@pytest.mark.parametrize("stop_after", [pytest.param(1, marks=LONG), 11, 12, pytest.param(13, marks=LONG), 25])
 def test_stopped_and_resumed_equals_uninterrupted(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, stop_after: int, whole_run: Path
 ) -> None:
@@ -203,7 +204,7 @@ def command(dataset: DatasetFolder, cache: Path, out: Path, *more: str) -> list[
 
 
 @pytest.mark.parametrize(
-    "kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+    "kind", [signal.SIGKILL, signal.SIGTERM, *(pytest.param(kind, marks=LONG) for kind in (signal.SIGHUP, signal.SIGINT))]
 )
 def test_a_signal_at_a_random_moment(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, whole_run: Path, kind: signal.Signals
