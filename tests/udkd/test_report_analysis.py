@@ -385,7 +385,9 @@ def test_each_student_has_a_baseline_of_its_own(tmp_path: Path, whole: ReportInp
         recipe = fake(tmp_path / "unused", overrides=(f"students=[{sections}]",)).recipe
         run = RunFolder.create(tmp_path / name, recipe.to_dict(), whole.provenance)
         sha256 = write_predictions(run.predictions_path, fake_predictions(10, students, seed=seed))
-        run.write_evaluation(dict(whole.evaluation or {}) | {"predictions_sha256": sha256})
+        evaluation = dict(whole.evaluation or {})
+        own = [student for student in evaluation["students"] if student["name"] in students]
+        run.write_evaluation(evaluation | {"predictions_sha256": sha256, "students": own})
         folders[name] = tmp_path / name
     dual, one, other = folders.values()
     inputs = gather(dual, baselines=[other, one])
