@@ -132,7 +132,8 @@ def test_rounding_has_no_bias() -> None:
     for n in range(12):
         image, window = picture(120, 100, n), (3 * n, 2 * n, 60 + n, 40 + 3 * n)
         gap.append(pixels(on_canvas(image, 128), table([window]), 48)[0].int() - torchvision_crop(image, window, 48).int())
-    assert torch.stack(gap).double().mean().abs() < 0.01
+    # torchvision computes in integers where there is AVX2 (0.01 from ours) and in floats elsewhere (0.023).
+    assert torch.stack(gap).double().mean().abs() < 0.04
     assert (torch.stack(gap).abs() > 1).double().mean() < 1e-4
 
 

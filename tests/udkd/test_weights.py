@@ -149,7 +149,8 @@ def test_top_k(classes: int, k: int, dtype: str) -> None:
     assert packed.tail is not None
     assert packed.logits.shape == packed.classes.shape == (20, k)
     p, tolerance = softmax(z), 1.5e-4 if dtype == "float16" else 1e-5
-    close(packed.entropy, entropy64(p), 4e-6 if classes < 70_000 else 5e-5)  # float32 sums of 70,000 terms
+    # float32 sums of 70,000 terms, in as many lanes as the processor has: 6e-5 with AVX2, under 5e-5 with AVX-512.
+    close(packed.entropy, entropy64(p), 4e-6 if classes < 70_000 else 2e-4)
     order = np.argsort(-z.numpy(), axis=1, kind="stable")
     assert np.array_equal(packed.classes.numpy(), order[:, :k])
     kept = np.take_along_axis(p, order[:, :k], 1)
