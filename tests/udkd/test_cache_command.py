@@ -124,9 +124,10 @@ def test_a_key_that_asks_for_too_much_is_refused_before_anything_is_computed(tmp
         changed = dataclasses.replace(cache, key=dataclasses.replace(cache.key, **key))  # type: ignore[arg-type]
         compare(changed, dataset=dataset, teachers=[teacher], count=3, seed=0, device=torch.device("cpu"), backend="folder")
 
-    for key in ({"threads": 60_000}, {"teacher_batch": 2**31 - 1}):
-        with pytest.raises(CacheError, match=r"was built with \d+ threads in batches of \d+ images of 32 px"):
-            asked(**key)
+    with pytest.raises(CacheError, match=r"was built with 60000 threads in batches of \d+ images of 32 px"):
+        asked(threads=60_000)
+    with pytest.raises(CacheError, match=r"teacher\.batch is 2147483647; .* no recipe asks for such a cache"):
+        asked(teacher_batch=2**31 - 1)
     for views in ({"scale": [-1.0, 5.0]}, {"ratio": [0, 0]}, {"size_px": -3}, {"size_px": "32"}, {"scheme": "spiral"}):
         with pytest.raises(CacheError, match="no recipe asks for such a cache"):
             asked(views=cache.key.views | views)
@@ -138,7 +139,7 @@ def test_a_key_that_asks_for_too_much_is_refused_before_anything_is_computed(tmp
 def test_more_views_than_anyone_trains_or_a_disk_holds(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")
-    with pytest.raises(ConfigError, match=r"teacher\.views is 1,000,000,000; expected canonical or at most 1,000,000 views"):
+    with pytest.raises(ConfigError, match=r"views is 1000000000; expected 'canonical' or a number of views from 1 to 1000000"):
         run(tmp_path / "cache", dataset, teacher, 10**9)
     assert not (tmp_path / "cache").exists()
 
