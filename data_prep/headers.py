@@ -2,7 +2,7 @@
 
 Phones, cameras and editors write headers that libjpeg warns of (Samsung's parameters of a sequential scan, a JFIF revision that
 does not exist, bytes between two segments, half a colour profile), and zeros between the last block and the end mark. Every
-decoder shows these pictures whole. What lies in or between scans is not touched: a warning about it is about pixels.
+decoder reads these images completely. What lies in or between scans is not touched: a warning about it is about pixels.
 """
 
 import re
@@ -14,7 +14,7 @@ from data_prep.scans import FRAMES, PROGRESSIVE
 _NEXT = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # as libjpeg finds the next segment
 _START, _END, _SCAN, _JFIF, _PROFILE, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE0, 0xE2, 0xEE
 _METADATA = (_START, *range(0xE0, 0xF0), 0xFE)  # what may precede junk: nothing in it decodes the picture
-_SEQUENTIAL = bytes([0, 63, 0])  # T.81, B.2.3: what a scan header of such a frame says of coefficients and bits
+_SEQUENTIAL = bytes([0, 63, 0])  # T.81, B.2.3: the coefficients and bits in a scan header of such a frame
 _MOST_SEGMENTS = 10_000  # 600 MB of metadata; ten million empty ones would take 2 GB here
 _PROFILE_NAME = b"ICC_PROFILE\0"
 
@@ -81,7 +81,7 @@ def _written(segments: Sequence[_Segment]) -> list[bytes]:
 def _is_junk(between: bytes, last: int) -> bool:
     """Whether bytes between two segments mean nothing. last: the marker before them.
 
-    Fill (0xFF) stays: nobody warns of it. What follows a segment that decodes the picture may be that one's own end, pushed
+    Fill (0xFF) stays: decoders accept it. What follows a segment that decodes the picture may be that one's own end, pushed
     out by a byte too many in it, if it is not zeros.
     """
     between = between.strip(b"\xff")

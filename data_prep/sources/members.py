@@ -55,7 +55,7 @@ def members(path: Path, inside: Member | None = None) -> Iterator[Member]:
                 if target is None:
                     raise DataError(
                         f"{what} holds {found.name!r}, a hard link to {found.linkname!r}, which is no file of the archive; "
-                        "expected plain files and folders; pack the images anew with tar --hard-dereference"
+                        "expected plain files and folders; pack the images again with tar --hard-dereference"
                     )
                 yield Member(_plain(found.name), target.offset, target.size)
 
@@ -115,15 +115,15 @@ def _next_data(window: "_Window", start: int) -> int | None:
 
 def _check(member: tarfile.TarInfo, what: str) -> None:
     if member.name.startswith("/"):
-        fault, remedy = "its path leaves the archive, as it is absolute", "pack the images anew without -P"
+        fault, remedy = "its path leaves the archive, as it is absolute", "pack the images again without -P"
     elif ".." in member.name.split("/"):
-        fault, remedy = "its path leaves the archive", "pack the images anew"
+        fault, remedy = "its path leaves the archive", "pack the images again"
     elif member.issym():
-        fault, remedy = f"it is a link to {member.linkname!r}", "pack the images anew with tar --dereference"
+        fault, remedy = f"it is a link to {member.linkname!r}", "pack the images again with tar --dereference"
     elif not (member.isreg() or member.isdir() or member.islnk()) or member.issparse():
-        fault, remedy = "it is a device or a sparse file", "pack the images anew"
+        fault, remedy = "it is a device or a sparse file", "pack the images again"
     elif member.size < 0:
-        fault, remedy = "its size is negative", "pack the images anew"
+        fault, remedy = "its size is negative", "pack the images again"
     else:
         return
     raise DataError(f"{what} holds {member.name!r}: {fault}; expected plain files and folders; {remedy}")

@@ -182,7 +182,7 @@ def _samples(tar: Path, ignored: PassedOver) -> Iterator[_Sample]:
             ending = _key(member.name)[1].lower()
             if ending in files:
                 raise DataError(
-                    f"{tar}: sample {name} has two files .{ending}; expected one of each ending; pack the images anew"
+                    f"{tar}: sample {name} has two files .{ending}; expected one of each ending; pack the images again"
                 )
             files[ending] = member
         yield _Sample(tar, name, files)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from udkd.backends import choose, open_backend
 from udkd.engine.asking import ask
 from udkd.formats.cache import (
-    MOST_VIEWS,
     Cache,
     CacheKey,
     CacheSummary,
@@ -35,7 +34,7 @@ from udkd.parts.panel import Panel
 from udkd.parts.target_key import building_remedy, target_meaning
 from udkd.parts.team import Team, whole_machine_threads
 from udkd.words.batch import Backend
-from udkd.words.errors import ConfigError, DataError
+from udkd.words.errors import DataError
 from udkd.words.observer import Observer, Silent
 
 BLOCK_ROWS = 256
@@ -92,7 +91,6 @@ def build_cache(
     CacheError: a full disk, or targets that are not finite. DataError: from the backend or the teacher's folder.
     ConfigError: teachers that the recipe's estimator cannot use.
     """
-    _require_so_many(recipe.teacher.views)
     _set_threads(recipe, device, team)
     require_several_classes(dataset)
     split = dataset.split("train")
@@ -116,11 +114,6 @@ def build_cache(
         num_images = build.lead() if team.leads else build.follow()
         seconds = time.perf_counter() - started
     return BuiltCache(cache=Cache.open(folder), labels=split.labels, num_images=num_images, seconds=seconds)
-
-
-def _require_so_many(views: str | int) -> None:
-    if isinstance(views, int) and views > MOST_VIEWS:
-        raise ConfigError(f"teacher.views is {views:,}; expected canonical or at most {MOST_VIEWS:,} views; lower it")
 
 
 def _set_threads(recipe: Recipe, device: torch.device, team: Team) -> None:

@@ -6,14 +6,12 @@ many views there have been (record.py).
 
 from udkd.formats.cache.key import CacheKey, Differing, Remedy, differences
 from udkd.formats.cache.reader import MAKERS, Cache, strays, verify
-from udkd.formats.cache.record import MOST_VIEWS
 from udkd.formats.cache.summary import CacheSummary, summarise, weight_histogram
 from udkd.formats.cache.tables import DeviceTable, TargetTable
 from udkd.formats.cache.writer import CacheWriter, Share, ViewWriter, join_view
 
 __all__ = [
     "MAKERS",
-    "MOST_VIEWS",
     "Cache",
     "CacheKey",
     "CacheSummary",
