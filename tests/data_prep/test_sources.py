@@ -90,7 +90,7 @@ def test_a_test_split_is_left_out_or_validates(tmp_path: Path) -> None:
     assert [len(samples) for samples in stock.samples.values()] == [6, 4]
     assert stock.passed_over.reasons == {TEST: (2, "cat/est0.jpg")}
     tree = write_tree(tmp_path / "b", labelled("seg_train/seg_train", "seg_test/seg_test") | {"seg_pred/1.jpg": JPEG})
-    with pytest.raises(DataError, match=r"train/ and test/ but no val/.*--val test.*--hold-out PERCENT"):
+    with pytest.raises(DataError, match=r"train/ and test/ but no val/ images; .*give --val test"):
         stock_of(tree)
     stock = take_stock(open_sources([tree]), classes="all", hold_out_percent=None, test_validates=True)
     assert [len(samples) for samples in stock.samples.values()] == [6, 4]
