@@ -76,7 +76,7 @@ SMALL = (
     "teacher.batch=8",
     "train.epochs=3",
     "train.threads=1",
-    "students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='squeezenet1_0', lr=0.01}]",
+    "students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='squeezenet1_0', lr=0.002}]",
 )
 """The smoke recipe made smaller: batch 8, three epochs, one thread, two students with dropout and few weights."""
 

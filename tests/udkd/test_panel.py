@@ -195,7 +195,7 @@ def test_cached_equals_live_for_every_kind(
     canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if cache.key.policy == "canonical" else None
     seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
     backend = open_backend("folder", split, CPU, workers=1)
-    batches = list(backend.epoch(np.random.default_rng(1).permutation(split.ids)[:39], 13))
+    batches = list(backend.epoch(np.random.default_rng(1).permutation(split.ids)[:26], 13))
     for name in kinds:
         weighing = Weighing(kind=name)  # type: ignore[arg-type]
         cached, live = CachedLessons(cache, CPU, weighing, labels), LiveLessons(asked, canonical, weighing)

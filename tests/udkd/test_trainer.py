@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.patience import patience
-from tests.small import SMALL, make_dataset, make_teacher, small_recipe
+from tests.small import BATCH_NORM, SMALL, make_dataset, make_teacher, small_recipe
 from udkd.actors.cache_builder import build_cache
 from udkd.actors.trainer import Job, Trainer, train
 from udkd.formats.config import Recipe
@@ -84,13 +84,13 @@ def metrics_without_time(out: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("views", ['"canonical"', "2"])
 def test_cached_equals_live_bit_for_bit(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str) -> None:
-    settings = [f"teacher.views={views}", "train.epochs=5"]
+    settings = [f"teacher.views={views}", "train.epochs=3"]
     cached, live = small_recipe(*settings), small_recipe(*settings, 'teacher.source="live"')
     folder = make_cache(tmp_path / "cache", dataset, teacher, cached)
     options = {"data": dataset.path, "device": CPU, "teacher": teacher.path}
     trace_a, a = traced(Job(recipe=cached, out=tmp_path / "a", cache=folder, **options))
     trace_b, b = traced(Job(recipe=live, out=tmp_path / "b", **options))
-    assert a.step == b.step >= 50
+    assert a.step == b.step == 36
     assert len(trace_a.sums) == len(trace_b.sums)
     for step, (one, other) in enumerate(zip(trace_a.sums, trace_b.sums, strict=True)):
         assert torch.equal(one, other), f"losses part at observation {step}"
@@ -102,7 +102,7 @@ def test_two_runs_are_bit_equal_and_seeds_matter(tmp_path: Path, dataset: Datase
     hashes = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(hash(name))  # the global generator must not matter
-        recipe = small_recipe("train.epochs=2", f"train.seed={seed}")
+        recipe = small_recipe("train.epochs=1", f"train.seed={seed}")
         train(Job(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache))
         hashes.append(checkpoint_hash(tmp_path / name))
     assert hashes[0] == hashes[1] != hashes[2]
@@ -138,6 +138,16 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert train(Job(**(vars(job) | {"resume": True}))).finished
     assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(whole_run)
     assert metrics_without_time(tmp_path / "run") == metrics_without_time(whole_run)
+
+
+def test_running_statistics_resume_to_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    recipe = small_recipe(BATCH_NORM, "train.epochs=1", "train.batch=32")
+    job = Job(recipe=recipe, data=dataset.path, out=tmp_path / "a", device=CPU, cache=cache)
+    train(job)
+    parted = vars(job) | {"out": tmp_path / "b"}
+    assert train(Job(**(parted | {"stopped": StopAfter(0).stopped}))).step == 1
+    assert train(Job(**(parted | {"resume": True}))).finished
+    assert checkpoint_hash(tmp_path / "a") == checkpoint_hash(tmp_path / "b")
 
 
 @pytest.mark.parametrize("views", ['"canonical"', "2"])
@@ -277,9 +287,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
         (["loss.alpha=1", "loss.beta=0", "loss.gamma=0"], (True, False, False)),
         (["loss.alpha=0.3", "loss.beta=0.7", "loss.gamma=0", 'loss.weight="constant"'], (True, True, False)),
         (["loss.gamma=0"], (True, True, False)),
-        (['students=[{architecture="resnet18"}]'], (True, True, False)),
+        (['students=[{architecture="resnet18"}]', "train.batch=48"], (True, True, False)),
         (
-            [f"students=[{TWIN},{TWIN},{{architecture='mobilenet_v2'}}]"],
+            [f"students=[{TWIN},{TWIN},{{architecture='mobilenet_v2'}}]", "train.batch=48"],
             (True, True, True),
         ),
     ],
@@ -295,16 +305,19 @@ def test_the_paper_s_rows_are_settings_of_one_loop(
         assert all((value > 0) == there for value in row[term]), term
 
 
-@pytest.mark.parametrize("name", ["resident", "folder"])
-def test_backends_train_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path, whole_run: Path, name: str) -> None:
-    recipe = small_recipe(f'data.backend="{name}"')
-    train(Job(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
-    assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(whole_run)
+def test_backends_train_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    for name in ("resident", "folder"):
+        recipe = small_recipe(f'data.backend="{name}"', "train.epochs=1")
+        train(Job(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache))
+    assert checkpoint_hash(tmp_path / "resident") == checkpoint_hash(tmp_path / "folder")
 
 
-def test_options_run(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
-    settings = ['train.precision="bfloat16"', "train.channels_last=false", "train.tensorboard=true", "train.epochs=1"]
-    train(Job(recipe=small_recipe(*settings), data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
+def test_options_run(tmp_path: Path, teacher: TeacherFolder) -> None:
+    """Few images: where a processor has no bfloat16, a convolution of it takes a hundred times as long."""
+    few = make_dataset(tmp_path / "data", per_class=2, val_per_class=1)
+    settings = ['train.precision="bfloat16"', "train.channels_last=false", "train.tensorboard=true", 'teacher.source="live"']
+    recipe = small_recipe(*settings, "train.epochs=1")
+    train(Job(recipe=recipe, data=few.path, out=tmp_path / "run", device=CPU, teacher=teacher.path))
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 

@@ -1,6 +1,7 @@
 """Networks: any torchvision classifier, its randomness made a pure function of (seed, student, step)."""
 
 import difflib
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,8 +57,9 @@ def _begin_as_identity(model: torchvision.models.ResNet) -> None:
             nn.init.zeros_(module.bn2.weight)
 
 
+@functools.cache
 def check_input(architecture: str, num_classes: int, image_px: int) -> None:
-    """Run shapes alone (no data, no time) in training mode, batch 2.
+    """Run shapes alone (no data, up to a second, once in a process) in training mode, batch 2.
 
     Raises ConfigError: images that are too small or large, a name that torchvision does not know, more outputs than logits.
     """
