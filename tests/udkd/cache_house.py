@@ -39,13 +39,20 @@ def recipe(views: str | int = "canonical", **teacher: object) -> Recipe:
     return Recipe.of(RECIPE | {"teacher": {"batch": 8, "views": views} | teacher}, "test")
 
 
+TEACHER = "shufflenet_v2_x0_5"  # with batch norm and a head named fc, and a third of a ResNet-18's time
+
+
 def make_teacher(folder: Path, seed: int = 0, classes: tuple[ClassName, ...] = CLASSES) -> TeacherFolder:
-    model = build("resnet18", len(classes), image_px=32, seed=seed)
-    torch.nn.init.normal_(model.fc.weight, std=0.5, generator=torch.Generator().manual_seed(seed))  # opinions
+    """With opinions: activations that do not fade from layer to layer, and a steep head."""
+    model, drawn = build(TEACHER, len(classes), image_px=32, seed=seed), torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, generator=drawn)
+    torch.nn.init.normal_(model.fc.weight, std=0.1, generator=drawn)
     return write_teacher(
         folder,
         model.state_dict(),
-        architecture="resnet18",
+        architecture=TEACHER,
         classes=tuple(entry.wnid for entry in classes),
         image_px=32,
         resize_px=36,

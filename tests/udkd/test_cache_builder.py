@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.udkd.cache_house import CLASSES, CPU, make_dataset, make_teacher, recipe, run, views_of
+from tests.udkd.cache_house import CLASSES, CPU, TEACHER, make_dataset, make_teacher, recipe, run, views_of
 from udkd.actors.cache_builder import build_cache
 from udkd.backends import open_backend
 from udkd.engine.asking import ask, in_blocks
@@ -141,10 +141,10 @@ def test_another_teacher_or_precision_is_refused(tmp_path: Path, dataset: Datase
 
 
 def test_a_teacher_of_nan_is_refused(tmp_path: Path, dataset: DatasetFolder) -> None:
-    model = build("resnet18", len(CLASSES), image_px=32, seed=0)
+    model = build(TEACHER, len(CLASSES), image_px=32, seed=0)
     model.fc.bias.data[3] = float("nan")
     described = {"classes": tuple(c.wnid for c in CLASSES), "image_px": 32, "resize_px": 36, "scheme": "centre"}
-    broken = write_teacher(tmp_path / "t", model.state_dict(), architecture="resnet18", accuracy={}, made={}, **described)
+    broken = write_teacher(tmp_path / "t", model.state_dict(), architecture=TEACHER, accuracy={}, made={}, **described)
     with pytest.raises(DataError, match=r"fc\.bias is not finite"):
         run(tmp_path / "cache", dataset, broken)
 

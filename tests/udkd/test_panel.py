@@ -9,7 +9,7 @@ import torch
 
 from tests.small import make_dataset as small_dataset
 from tests.small import small_recipe
-from tests.udkd.cache_house import CLASSES, CPU, RECIPE, make_dataset, make_teacher
+from tests.udkd.cache_house import CLASSES, CPU, RECIPE, TEACHER, make_dataset, make_teacher
 from udkd.actors.cache_builder import build_cache
 from udkd.actors.teacher_maker import from_run, write_measured
 from udkd.actors.trainer import Job, train
@@ -80,7 +80,7 @@ def panel(teachers: list[TeacherFolder], dataset: DatasetFolder, kind: str, **mo
 
 
 def network(teacher: TeacherFolder) -> torch.nn.Module:
-    model = build("resnet18", C, image_px=32, seed=0)
+    model = build(TEACHER, C, image_px=32, seed=0)
     model.load_state_dict(teacher.weights())
     return model.eval().requires_grad_(False)
 
@@ -103,7 +103,7 @@ def test_ensemble_in_float64(teachers: list[TeacherFolder], dataset: DatasetFold
     p_MBC = torch.stack([torch.softmax(network(each).double()(IMAGES.double()), -1) for each in teachers[:2]])
     asked = panel(teachers, dataset, "ensemble")
     assert_members(asked.targets(IMAGES, IDS, 0).arrays, p_MBC)
-    assert asked.describe()["teacher"] == "resnet18 + resnet18"
+    assert asked.describe()["teacher"] == f"{TEACHER} + {TEACHER}"
     assert asked.describe()["teacher_sha256"] == " + ".join(each.info.weights_sha256 for each in teachers[:2])
 
 
