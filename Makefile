@@ -25,16 +25,7 @@ APT = apt() { \
 		|| { $$sudo apt-get -qq update && $$sudo apt-get -qq install -y --no-install-recommends "$$@"; }; } >/dev/null 2>&1; }
 HEADERS := g++ pkg-config libopencv-dev libturbojpeg0-dev
 
-# `make study-gpu`: TARS is a folder with the images' tar files, STUDY where all goes, MINUTES what a piece may take.
-TARS ?= ../shared/data
-STUDY ?= runs/study-gpu
-EPOCHS ?= 20
-TEACHER_EPOCHS ?= 30
-SEEDS ?= 0,1,2
-MINUTES ?= 8
-PYTHON3 = $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
-
-.PHONY: install test test-long bench-gpu quickstart study-gpu clean
+.PHONY: install test test-long quickstart clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -50,26 +41,8 @@ test: install
 test-long: install
 	UDKD_LONG_TESTS=1 $(PYTEST) --hypothesis-profile=long
 
-# The whole GPU set in under nine minutes, where nothing can be installed: the Python that is there (or PYTHON3=…) runs the checkout.
-# REST=1: only what an earlier call did not finish. RESULTS: where to; benchmarks/results if not given. What PYTHONPATH names is found.
-bench-gpu:
-	UDKD_COMMIT=$${UDKD_COMMIT:-$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)} \
-		PYTHONPATH=$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH} \
-		$(PYTHON3) -m benchmarks gpu $(if $(REST),--rest) $(if $(RESULTS),--results $(RESULTS))
-
 quickstart: install
 	$(BIN)/udkd quickstart
-
-# The paper's tables on 100 real classes, ResNet-50 teaching, in pieces: call it again until it says that all is finished.
-# No registry is asked: where .venv is missing, the machine's own python3 has to have the packages.
-study-gpu:
-	@begun=$$(date +%s); \
-	test -e $(STUDY)/data/dataset.json || $(PYTHON3) -m data_prep convert $(TARS)/tiny-imagenet-100-train-*.tar \
-		$(TARS)/tiny-imagenet-100-val.tar $(STUDY)/data --side 64 --formats resident || exit $$?; \
-	left=$$(awk "BEGIN { print $(MINUTES) - ($$(date +%s) - $$begun) / 60 }"); \
-	$(PYTHON3) -m udkd study table3 table1 table2 direction weights --recipe tiny-imagenet-100 --data $(STUDY)/data --out $(STUDY) \
-		--epochs $(EPOCHS) --set fit.epochs=$(TEACHER_EPOCHS) --seeds $(SEEDS) --device cuda --max-minutes $$left; \
-	code=$$?; test $$code != 75 || echo "a piece is done; run make study-gpu again for the next"; exit $$code
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# One step of a short visit to a GPU machine, from the root of the tree: scripts/gpu.sh first|bench|study SECONDS
+#   first  does it run? the GPU's tests, a training of each kind, what has to be equal bit for bit
+#   bench  what does it cost? the benchmarks, the most valuable first; called again it goes on with what is left
+#   study  does it help? the paper's tables on the images in .gpu/tars; called again it goes on
+# No registry, .git or network: the machine's own Python (or PYTHON3=…) and the wheels in .gpu/lite. DEVICE=cpu rehearses.
+# Within SECONDS, and whatever happens, the results lie in $OUT/STEP.tgz (OUT: runs/gpu if not given).
+set -u
+cd "$(dirname "$0")/.." || exit
+step=${1:-} seconds=${2:-}
+case $step in first | bench | study) ;; *) step= ;; esac
+if [ -z "$step" ] || ! [ "${seconds:-0}" -ge 30 ] 2>/dev/null; then
+  echo "usage: scripts/gpu.sh first|bench|study SECONDS   (SECONDS at least 30)" >&2
+  exit 2
+fi
+begun=$SECONDS
+OUT=${OUT:-runs/gpu} PYTHON3=${PYTHON3:-python3} DEVICE=${DEVICE:-cuda}
+work=$PWD/.gpu/work site=$PWD/.gpu/site
+results=$work/$step
+mkdir -p "$OUT" "$results" "$site"
+left() { echo $((seconds - 10 - (SECONDS - begun))); } # ten seconds to pack
+
+pack() {
+  code=$?
+  trap - EXIT
+  tar -czf "$OUT/$step.tgz" -C "$work" --exclude='*.safetensors' --exclude='*.udkd' --exclude=images --exclude=data "$step"
+  echo "$step ended with exit code $code after $((SECONDS - begun)) s: $(du -h "$OUT/$step.tgz" | cut -f1) in $OUT/$step.tgz"
+  exit "$code"
+}
+trap pack EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
+
+for wheel in .gpu/lite/*.whl; do # a wheel is an archive: no pip needed
+  [ -e "$wheel" ] && [ ! -e "$site/.${wheel##*/}" ] && "$PYTHON3" -m zipfile -e "$wheel" "$site" && touch "$site/.${wheel##*/}"
+done
+export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH} OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 TERM=dumb COLUMNS=160
+[ -s .gpu/commit ] && export UDKD_COMMIT=${UDKD_COMMIT:-$(cat .gpu/commit)}
+nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader 2>/dev/null
+
+# What a step starts is ended with it; a step that does not end in time is stopped first politely, so that it saves.
+within() { timeout --signal=TERM --kill-after=8 "$(left)" "$@"; }
+
+case $step in
+first) within "$PYTHON3" -m benchmarks first --budget $(($(left) - 5)) --device "$DEVICE" --folder "$results/runs" --results "$results" ;;
+bench) within "$PYTHON3" -m benchmarks gpu --rest --budget $(($(left) - 5)) --device "$DEVICE" --results "$results" ${PARTS:-} ;;
+study)
+  mkdir -p "$work/tars"
+  for packed in .gpu/tars/*.tar.xz; do
+    tar=$work/tars/$(basename "$packed" .xz)
+    [ -s "$tar" ] || { xz -dc "$packed" >"$tar.part" && mv "$tar.part" "$tar"; } || exit
+  done
+  [ -e "$work/images/dataset.json" ] || within "$PYTHON3" -m data_prep convert "$work"/tars/train-*.tar "$work/tars/val.tar" \
+    "$work/images" --side 64 --formats resident || exit
+  minutes=$(awk "BEGIN { print ($(left) - 15) / 60 }")
+  # shellcheck disable=SC2086  # words of the study command
+  within "$PYTHON3" -m udkd study ${STUDIES:-table3 table1 weights direction} --recipe tiny-imagenet-100 --data "$work/images" \
+    --out "$results" --seeds 0,1,2 --device "$DEVICE" --max-minutes "$minutes" ${SETTINGS:---epochs 20 --set fit.epochs=30}
+  code=$?
+  [ $code = 75 ] && echo "a piece is done: call it again for the next"
+  exit $code
+  ;;
+esac

@@ -1,0 +1,68 @@
+"""scripts/gpu.sh, rehearsed on the CPU from a bare copy of the tree: it keeps to its seconds and packs what there is."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.patience import patience
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A copy of the code without .git and whatever else lies there."""
+    for name in ("udkd", "data_prep", "benchmarks", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / "tree" / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    return tmp_path / "tree"
+
+
+def call(bare: Path, *words: object, **variables: object) -> subprocess.CompletedProcess[str]:
+    given = {"OUT": bare.parent / "out", "PYTHON3": sys.executable, "DEVICE": "cpu", **variables}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {name: str(value) for name, value in given.items()}
+    return subprocess.run(
+        [bare / "scripts/gpu.sh", *map(str, words)], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("first",), ("second", 60), ("first", "soon"), ("first", 5)])
+def test_wrong_words_are_told_the_right_ones(bare: Path, words: tuple[object, ...]) -> None:
+    done = call(bare, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: scripts/gpu.sh first|bench|study SECONDS")
+
+
+@pytest.mark.parametrize("step", ["first", "bench", "study"])
+def test_what_fails_is_packed_too(bare: Path, step: str) -> None:
+    """A Python that leaves half a result and fails."""
+    broken = bare.parent / "python"
+    broken.write_text(f"#!/bin/sh\necho half > {bare}/.gpu/work/{step}/half.json\nexit 7\n")
+    broken.chmod(0o755)
+    (bare / ".gpu/tars").mkdir(parents=True)
+    with tarfile.open(bare / ".gpu/tars/val.tar.xz", "w:xz"):
+        pass
+    done = call(bare, step, 60, PYTHON3=broken)
+    assert done.returncode == 7, done
+    with tarfile.open(bare.parent / f"out/{step}.tgz") as packed:
+        assert f"{step}/half.json" in packed.getnames()
+
+
+@pytest.mark.long
+def test_everything_runs_that_needs_no_gpu(bare: Path) -> None:
+    done = call(bare, "first", round(patience(300)))
+    assert done.returncode == 0, done
+    with tarfile.open(bare.parent / "out/first.tgz") as packed:
+        (name,) = (name for name in packed.getnames() if name.endswith(".json") and name.count("/") == 1)
+        file = packed.extractfile(name)
+        assert file
+        facts = json.load(file)["facts"]
+    assert {line.split(",")[0].split(":")[0] for line in facts.values()} == {"passed", "left out", "the same bits"}
+    assert facts["streamed = live"] == facts["streamed = resident"] == "the same bits"
+    assert "captured" in done.stdout
