@@ -9,8 +9,8 @@ set -u
 cd "$(dirname "$0")/.." || exit
 step=${1:-} seconds=${2:-}
 case $step in first | bench | study) ;; *) step= ;; esac
-if [ -z "$step" ] || ! [ "${seconds:-0}" -ge 30 ] 2>/dev/null; then
-  echo "usage: scripts/gpu.sh first|bench|study SECONDS   (SECONDS at least 30)" >&2
+if [ -z "$step" ] || ! [ "${seconds:-0}" -ge 60 ] 2>/dev/null; then
+  echo "usage: scripts/gpu.sh first|bench|study SECONDS   (SECONDS at least 60)" >&2
   exit 2
 fi
 begun=$SECONDS
@@ -18,7 +18,7 @@ OUT=${OUT:-runs/gpu} PYTHON3=${PYTHON3:-python3} DEVICE=${DEVICE:-cuda}
 work=$PWD/.gpu/work site=$PWD/.gpu/site
 results=$work/$step
 mkdir -p "$OUT" "$results" "$site"
-left() { echo $((seconds - 10 - (SECONDS - begun))); } # ten seconds to pack
+left() { echo $((seconds - 10 - (SECONDS - begun))); } # ten seconds to pack; what a step does ends fifteen before, for its start and its table
 
 pack() {
   code=$?
@@ -42,8 +42,8 @@ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=c
 within() { timeout --signal=TERM --kill-after=8 "$(left)" "$@"; }
 
 case $step in
-first) within "$PYTHON3" -m benchmarks first --budget $(($(left) - 5)) --device "$DEVICE" --folder "$results/runs" --results "$results" ;;
-bench) within "$PYTHON3" -m benchmarks gpu --rest --budget $(($(left) - 5)) --device "$DEVICE" --results "$results" ${PARTS:-} ;;
+first) within "$PYTHON3" -m benchmarks first --budget $(($(left) - 15)) --device "$DEVICE" --folder "$results/runs" --results "$results" ;;
+bench) within "$PYTHON3" -m benchmarks gpu --rest --budget $(($(left) - 15)) --device "$DEVICE" --results "$results" ${PARTS:-} ;;
 study)
   mkdir -p "$work/tars"
   for packed in .gpu/tars/*.tar.xz; do
