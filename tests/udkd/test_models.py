@@ -143,7 +143,14 @@ def test_the_key_reaches_every_layer_and_differs() -> None:
     assert len(set(keys)) == 4
 
 
-@pytest.mark.parametrize("architecture", ["mobilenet_v2", "efficientnet_b0", "squeezenet1_1", "resnet18"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "efficientnet_b0",
+        "squeezenet1_1",
+        *(pytest.param(plain, marks=pytest.mark.long) for plain in ("mobilenet_v2", "resnet18")),
+    ],
+)
 def test_building_and_running_consumes_no_global_randomness(architecture: str) -> None:
     before = global_generators()
     model = build(architecture, 5, image_px=32, seed=3).train()
@@ -165,10 +172,10 @@ REFUSED = {"googlenet": "auxiliary outputs", "inception_v3": "cannot take 224 px
 
 
 def test_torchvision_s_classifiers_are_built_or_refused_in_one_line() -> None:
-    """UDKD_LONG_TESTS=1 tries all of them; else it is every fourth, and those that are refused."""
+    """UDKD_LONG_TESTS=1 tries all of them; else it is every eighth, and those that are refused."""
     known = torchvision.models.list_models(module=torchvision.models)
     assert len(known) > 70
-    tried = known if os.environ.get("UDKD_LONG_TESTS") else sorted({*known[::4], *REFUSED})
+    tried = known if os.environ.get("UDKD_LONG_TESTS") else sorted({*known[::8], *REFUSED})
     for name in tried:
         if name in REFUSED:
             with pytest.raises(ConfigError, match=REFUSED[name]):

@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load, save
 
 from tests.small import change, make_dataset, make_teacher, small_recipe
+from tests.udkd.pages import draw_only
 from udkd.actors import evaluator
 from udkd.actors.cache_builder import build_cache
 from udkd.actors.evaluator import evaluate
 from udkd.actors.exporter.export import write_files as write_export
 from udkd.actors.predictor import class_names
-from udkd.actors.reporter import gallery, gather, style, write_report
+from udkd.actors.reporter import gather, write_report
 from udkd.actors.run_verifier import verify_run
 from udkd.actors.trainer import Job, train
 from udkd.engine.trained import Trained
@@ -91,8 +92,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Reached
 
     monkeypatch.setattr(evaluator, "_scored", reached)
-    for module in (style, gallery):
-        monkeypatch.setattr(module, "png", lambda *arguments, **options: b"")
+    draw_only(monkeypatch)
 
 
 def everything(run: Path, *, pages: bool = True) -> None:

@@ -17,6 +17,7 @@ import scipy.stats
 import torch
 
 from tests.small import change, make_dataset, make_teacher
+from tests.udkd.pages import draw_only
 from tests.udkd.slow_hash import slow_key, slow_uniform
 from udkd.conductors.study import Site, StudyFolder, carry_out, make_plan, write_result
 from udkd.conductors.study.page import write_page
@@ -459,7 +460,8 @@ def test_every_statistic_by_scipy_from_the_runs_files(
     assert any(row["figure"] == "last" and float(row["difference_sd"]) > 0 for row in table)
 
 
-def test_a_teacher_is_fitted_once(tmp_path: Path, dataset: DatasetFolder) -> None:
+def test_a_teacher_is_fitted_once(tmp_path: Path, dataset: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_only(monkeypatch)
     study = GRID.model_copy(update={"arms": GRID.arms[1:2], "baseline": (), "contrasts": (), "seeds": (0,)})
     plan = make_plan("grid", study, overrides=[*SMALL, "fit.architecture='squeezenet1_1'", "fit.epochs=1", "train.epochs=1"])
     assert not carry_out(plan, site(tmp_path, dataset, None, stopped=Patience(1))).complete
@@ -476,7 +478,10 @@ def test_a_teacher_is_fitted_once(tmp_path: Path, dataset: DatasetFolder) -> Non
     assert (taught["architecture"], taught["fit_epochs"]) == ("squeezenet1_1", 1)
 
 
-def test_a_run_that_fails_leaves_the_others(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+def test_a_run_that_fails_leaves_the_others(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_only(monkeypatch)
     hot = GRID.arms[0].model_copy(update={"name": "hot", "set": (*GRID.arms[0].set, "students.0.lr=1e30")})
     study = GRID.model_copy(update={"arms": (hot, GRID.arms[0]), "contrasts": (), "seeds": (0,)})
     where = site(tmp_path, dataset, teacher)
@@ -515,7 +520,8 @@ def page_of(tmp_path: Path, whole: Path, arms: dict[str, dict[int, float]], val_
     return write_page(tmp_path, values).read_text()
 
 
-def test_the_page_claims_only_what_intervals_allow(tmp_path: Path, whole: Path) -> None:
+def test_the_page_claims_only_what_intervals_allow(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_only(monkeypatch)
     unclear = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 52.0, 1: 54.5, 2: 53.0}})
     assert "improves" not in unclear  # bootstrap +0.5 to +2.0, Student's t holds 0
     assert "No difference of top-1 from the baseline keeps clear of 0." in unclear
@@ -537,7 +543,8 @@ def test_the_page_claims_only_what_intervals_allow(tmp_path: Path, whole: Path) 
     assert "“taught” worsens a by 3.00 points" in worse
 
 
-def test_a_study_of_costs_answers_with_costs(tmp_path: Path, whole: Path) -> None:
+def test_a_study_of_costs_answers_with_costs(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_only(monkeypatch)
     values = json.loads((whole / "grid" / "study.json").read_text())
     values["study"] |= {"asks": "cost"}
     values["runs"] = [made_up(arm, 0, 50.0, seconds=own).to_dict() for arm, own in (("hard", 8000.0), ("taught", 12000.0))]
@@ -570,7 +577,8 @@ def test_the_page_needs_nothing_else(whole: Path) -> None:
     assert str(whole) not in page
 
 
-def test_the_page_shows_every_run_and_escapes_names(tmp_path: Path, whole: Path) -> None:
+def test_the_page_shows_every_run_and_escapes_names(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_only(monkeypatch, "*")
     values = json.loads((whole / "grid" / "study.json").read_text())
     values["runs"] = [made_up("hard", 0, 51.23, learners=("<b>$x_1$</b>",)).to_dict()]
     values["study"]["title"] = "A & <i>B</i>"

@@ -1,9 +1,9 @@
 """Networks: any torchvision classifier, its randomness made a pure function of (seed, student, step)."""
 
 import difflib
-import functools
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def _begin_as_identity(model: torchvision.models.ResNet) -> None:
             nn.init.zeros_(module.bn2.weight)
 
 
-@functools.cache
+@cache
 def check_input(architecture: str, num_classes: int, image_px: int) -> None:
     """Run shapes alone (no data, up to a second, once in a process) in training mode, batch 2.
 
@@ -77,9 +77,10 @@ def check_input(architecture: str, num_classes: int, image_px: int) -> None:
         raise ConfigError(f"{architecture} returns auxiliary outputs; expected logits alone; choose another architecture")
 
 
-def skeleton(architecture: str, num_classes: int) -> dict[str, Tensor]:
+@lru_cache(maxsize=32)
+def skeleton(architecture: str, num_classes: int) -> Mapping[str, Tensor]:
     """The state dict of a classifier as tensors on the meta device: names, shapes and dtypes, no numbers, no memory."""
-    state: dict[str, Tensor] = _without_memory(architecture, num_classes).state_dict()
+    state: Mapping[str, Tensor] = _without_memory(architecture, num_classes).state_dict()
     return state
 
 
@@ -92,18 +93,26 @@ def head_names(architecture: str) -> list[str]:
 def _without_memory(architecture: str, num_classes: int) -> nn.Module:
     """A classifier on the meta device. Raises ConfigError for a name that torchvision does not know."""
     _require_known(architecture)
-    with torch.device("meta"), _SizesOnCpu(), warnings.catch_warnings():
+    with torch.device("meta"), _ShapesAlone(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of initial weights, and of networks that are refused elsewhere
         model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
         return model.to("meta")
 
 
-class _SizesOnCpu(TorchFunctionMode):
-    """Ranges and lists become tensors on the CPU in spite of a default device: RegNet reads its layers' widths out of some."""
+_DRAWS = (Tensor.normal_, Tensor.uniform_)
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Ranges and lists become tensors on the CPU in spite of a default device: RegNet reads its layers' widths out of some.
+
+    Nothing is drawn into tensors without memory: it would take half the time.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in _DRAWS and args[0].is_meta:
+            return args[0]
         return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func in (torch.arange, torch.tensor) else {}))
 
 

@@ -7,12 +7,16 @@ decides, without a second figure. The hues stay apart in the common kinds of col
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
@@ -155,11 +159,18 @@ def _drawn(draw: Draw, palette: Palette, height: float, kind: str, *, salt: str,
         # A class name may hold signs the drawing font lacks; in the page the reader's own fonts show them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         warnings.filterwarnings("ignore", message="constrained_layout not applied")  # names that leave no room
-        figure = Figure(figsize=(width, height), layout="constrained", facecolor="none" if kind == "svg" else palette.paper)
+        figure = Figure(
+            figsize=(width, height),
+            dpi=72 if kind == "svg" else 200,
+            layout="constrained",
+            facecolor="none" if kind == "svg" else palette.paper,
+        )
         draw(figure, palette)
         _escape_texts(figure)
-        metadata = {"Date": None} if kind == "svg" else {}
-        figure.savefig(buffer, format=kind, dpi=72 if kind == "svg" else 200, metadata=metadata)
+        if kind == "svg":  # not savefig, which draws everything twice, the first time for the layout that drawing makes anyway
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+        else:
+            FigureCanvasAgg(figure).print_png(buffer, metadata={})
     return buffer.getvalue()
 
 
@@ -170,8 +181,16 @@ def _escape_texts(figure: Figure) -> None:
             formatter = axis.get_major_formatter()
             if isinstance(formatter, FuncFormatter):  # of set_xticks with labels: it sets the texts when they are drawn
                 axis.set_major_formatter(FuncFormatter(partial(_tick_label, formatter)))
-    for text in figure.findobj(Text):
+    for text in _texts(figure):
         text.set_text(_label(text.get_text()))
+
+
+def _texts(artist: Artist) -> Iterator[Text]:
+    """All but tick labels, which their axis' formatter sets anew; to look at them makes the ticks of axes that show none."""
+    if isinstance(artist, Text):
+        yield artist
+    for part in [artist.label] if isinstance(artist, Axis) else artist.get_children():
+        yield from _texts(part)
 
 
 def _tick_label(formatter: FuncFormatter, value: float, place: int | None) -> str:
