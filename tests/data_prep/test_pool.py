@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.pool import RESULTS_PER_WORKER, Pool
+from data_prep import pool as module
+from data_prep.pool import RESULTS_PER_WORKER, Pool, kept_workers
 from tests.patience import until
 from udkd.words.errors import DataError
 
@@ -34,6 +35,19 @@ class Echo:
         if isinstance(task, float):
             time.sleep(task)
         return (task, os.getpid())
+
+
+@dataclass(frozen=True)
+class Double:
+    """Another job."""
+
+    def __call__(self, task: int) -> int:
+        return 2 * task
+
+
+@pytest.fixture(autouse=True)
+def _none_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_idle", None)
 
 
 def alive(pid: int) -> bool:
@@ -70,6 +84,28 @@ def test_a_pool_can_be_used_again_and_left_early() -> None:
         pids = {pid for _, pid in pool.ordered(iter(range(20)))}
         assert list(pool.ordered(iter(()))) == []
         next(pool.ordered(iter(range(100))))
+    assert gone(pids)
+
+
+def test_kept_workers_do_the_job_of_the_next_pool() -> None:
+    """Those that have done all of theirs; one that is left in the middle has answers to give that nobody waits for."""
+    with kept_workers():
+        with Pool(Echo(), 2) as echo:
+            pids = {pid for _, pid in echo.ordered(iter(range(20)))}
+        with kept_workers(), Pool(Double(), 1) as double:
+            assert list(double.ordered(iter(range(5)))) == [0, 2, 4, 6, 8]
+        with Pool(Echo(), 2) as echo:
+            assert {pid for _, pid in echo.ordered(iter(range(20)))} == pids
+            next(echo.ordered(iter(range(100))))
+        assert gone(pids)
+        with pytest.raises(DataError, match="is bad"), Pool(Echo(), 1) as echo:
+            list(echo.ordered(iter(["user"])))
+        with Pool(Echo(), 2) as echo:
+            pids = {pid for _, pid in echo.ordered(iter(range(20)))}
+        with pytest.raises(DataError, match="signal 9"):
+            os.kill(min(pids), signal.SIGKILL)
+            with Pool(Echo(), 2) as echo:
+                list(echo.ordered(iter(range(20))))
     assert gone(pids)
 
 
