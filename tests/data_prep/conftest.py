@@ -1,13 +1,15 @@
-"""The worker processes of one conversion do the next one's work too: a start is half a second of imports."""
+"""What many tests use one after the other, because its start is half a second of imports or more."""
 
 from collections.abc import Iterator
 
 import pytest
+from prep_helpers import end_server
 
 from data_prep.pool import kept_workers
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _workers() -> Iterator[None]:
+def _kept_processes() -> Iterator[None]:
     with kept_workers():
         yield
+    end_server()

@@ -102,10 +102,9 @@ def test_kept_workers_do_the_job_of_the_next_pool() -> None:
             list(echo.ordered(iter(["user"])))
         with Pool(Echo(), 2) as echo:
             pids = {pid for _, pid in echo.ordered(iter(range(20)))}
-        with pytest.raises(DataError, match="signal 9"):
-            os.kill(min(pids), signal.SIGKILL)
-            with Pool(Echo(), 2) as echo:
-                list(echo.ordered(iter(range(20))))
+        os.kill(min(pids), signal.SIGKILL)
+        with pytest.raises(DataError, match="signal 9"), Pool(Echo(), 2) as echo:
+            list(echo.ordered(iter(range(20))))
     assert gone(pids)
 
 
