@@ -18,7 +18,7 @@ WHY = missing()
 pytestmark = pytest.mark.skipif(WHY is not None, reason=f"no stand-in for CUDA: {WHY}")
 
 TINY, RESNET = (f'students=[{{architecture="{name}"}}]' for name in ("tiny", "resnet18"))
-TWO = 'students=[{architecture="tiny", lr=0.01}, {architecture="tiny", lr=0.02}]'
+TWO = 'students=[{architecture="tiny"}, {architecture="pooled"}]'
 PAPER: dict[str, list[str]] = {"the paper's": [], "larger": ["train.batch=16"]}  # ResNet-18 and MobileNetV2
 VARIANTS: dict[str, list[str]] = {
     "averaged": ["train.average=0.9"],
@@ -29,7 +29,6 @@ VARIANTS: dict[str, list[str]] = {
     "float32": ['train.precision="float32"'],
     "streams": ["tune.streams=true"],
     "fused loss": ['train.loss="fused"'],
-    "compiled loss": ['train.loss="compiled"'],
     "resident": ['train.steps="resident"'],
     "streamed": ['train.steps="streamed"'],
 }
@@ -38,7 +37,11 @@ COMPILED: dict[str, list[str]] = {  # minutes of the compiler's
     "ResNet compiled": ['train.compile="all"', RESNET],
     "ResNet combined": ['train.compile="all"', "tune.combo_kernels=true", RESNET],
 }
-LONG = COMPILED | {f"{name}, the paper's networks": given for name, given in VARIANTS.items()}
+LONG = (
+    COMPILED
+    | {"compiled loss": ['train.loss="compiled"']}
+    | {f"{name}, the paper's networks": given for name, given in VARIANTS.items()}
+)
 PLAIN = ("resident", "streamed")
 
 
