@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,10 +33,20 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tar(tmp_path_factory.mktemp("trust") / "t.tar", files)
 
 
+@pytest.fixture(scope="module")
+def bare(source: Path, tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    """Its shards alone, to be copied."""
+    return converted(source, tmp_path_factory.mktemp("bare") / "d", formats=(), shard_samples=100)
+
+
+@pytest.fixture
+def folder(bare: DatasetFolder, tmp_path: Path) -> DatasetFolder:
+    return DatasetFolder.open(Path(shutil.copytree(bare.path, tmp_path / "d")))
+
+
 @pytest.mark.long
-def test_derive_killed_at_random_moments(source: Path, tmp_path: Path) -> None:
+def test_derive_killed_at_random_moments(folder: DatasetFolder) -> None:
     """The folder stays good throughout; a format is there whole or not at all; the end is as if nothing had been."""
-    folder = converted(source, tmp_path / "d", formats=(), shard_samples=100)
     bare = contents(folder.path)
     derive_formats(folder, LIGHT, workers=1, observer=Silent())
     whole = contents(folder.path)
@@ -94,9 +105,8 @@ def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", [*LIGHT, pytest.param("ffcv", marks=pytest.mark.long)])
-def test_a_full_disk(source: Path, tmp_path: Path, name: str) -> None:
+def test_a_full_disk(folder: DatasetFolder, tmp_path: Path, name: str) -> None:
     """A limit on file size stands in for it: the same OSError at the same places."""
-    folder = converted(source, tmp_path / "d", formats=(), shard_samples=100)
     before = contents(folder.path)
     (tmp_path / "tmp").mkdir()
     code, _, err = run(
@@ -112,8 +122,7 @@ def test_a_full_disk(source: Path, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_damaged_shard_is_named_and_nothing_is_left(source: Path, tmp_path: Path, name: str) -> None:
-    folder = converted(source, tmp_path / "d", formats=(), shard_samples=100)
+def test_a_damaged_shard_is_named_and_nothing_is_left(folder: DatasetFolder, name: str) -> None:
     train = folder.split("train")
     path = train.shard_path(333)
     data = bytearray(path.read_bytes())
