@@ -1,7 +1,7 @@
 """Derives a format under fire: forks a derive, kills it, and looks at what is on disk. Prints what each kill left, as JSON.
 
-Forking pays the imports once, the workers' too. The kills from inside come before and after each fsync and rename of the packing
-process; those from outside at random times, when workers may be at work too.
+Forking pays the imports once, the workers' too. The kills from inside come before and after each fsync and rename of the
+packing process; those from outside at random times, when workers may be at work too.
 """
 
 import contextlib

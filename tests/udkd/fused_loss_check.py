@@ -1,4 +1,7 @@
-"""Run with TRITON_INTERPRET=1: the fused loss against the oracle in float64, one line per case as JSON."""
+"""Run with TRITON_INTERPRET=1: the fused loss against the oracle in float64, one line per case as JSON.
+
+Before them a line that tells whether a trainer without it imports Triton's part.
+"""
 
 import itertools
 import json
@@ -6,7 +9,7 @@ import sys
 
 import torch
 
-from udkd.operations.fused_loss import fused_loss
+import udkd.actors.trainer
 from udkd.words.losses import LossSettings, distill
 
 
@@ -21,6 +24,8 @@ def case(students: int, classes: int, spread: float, settings: LossSettings, *, 
     teacher_BC = random(batch, classes).half()
     weight_B = torch.rand(batch, generator=generator) if weighted else None
     labels_B = torch.arange(batch) % classes
+    from udkd.operations.fused_loss import fused_loss
+
     ours = [value.clone().requires_grad_() for value in values]
     oracle = [value.double().requires_grad_() for value in values]
     got = fused_loss(settings)(ours, labels_B, teacher_BC, weight_B)
@@ -43,6 +48,7 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def main() -> None:
+    print(json.dumps({"imported": "udkd.operations.fused_loss" in sys.modules, "with": udkd.actors.trainer.__name__}))
     both = ("student_teacher", "teacher_student")
     plain = LossSettings()
     for direction, spread in itertools.product(both, (1e-3, 5.0, 500.0)):

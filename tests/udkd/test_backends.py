@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
+from data_prep.pool import kept_workers
 from tests.patience import until
 from tests.small import small_recipe
 from udkd import backends
@@ -110,6 +111,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (folder / f"{height}x{width}.jpg").write_bytes(jpeg(height, width, **options))  # type: ignore[arg-type]
     (root / "train" / "420" / "broken.jpg").write_bytes(b"no image at all")
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_worker() -> Iterator[None]:
+    with kept_workers():
+        yield
 
 
 def converted(source: Path, folder: Path) -> DatasetFolder:
@@ -445,8 +452,8 @@ def test_leaving_early_leaks_nothing(name: str, split: Split) -> None:
 
 
 def test_many_early_ends_and_many_epochs_leave_everything_flat(name: str, split: Split) -> None:
-    """UDKD_LONG_TESTS=1 makes it the 1,000 early ends and 100 epochs of the promise; else it is a tenth of each."""
-    ends, epochs = (1000, 100) if os.environ.get("UDKD_LONG_TESTS") else (100, 10)
+    """UDKD_LONG_TESTS=1 makes it the 1,000 early ends and 100 epochs of the promise; else it is a twentieth of each."""
+    ends, epochs = (1000, 100) if os.environ.get("UDKD_LONG_TESTS") else (50, 5)
     backend = open_backend(name, split, CPU, workers=2)
     ids = split.ids[:16]
 
