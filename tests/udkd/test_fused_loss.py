@@ -31,7 +31,7 @@ def test_values_and_gradients_against_the_oracle() -> None:
     assert done.returncode == 0, done.stderr
     first, *rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert first == {"imported": False, "with": "udkd.actors.trainer"}
-    assert len(rows) == 27
+    assert len(rows) == (27 if os.environ.get("UDKD_LONG_TESTS") else 19)
     for row in rows:
         assert row["finite"], row
         assert row["dtype"], row

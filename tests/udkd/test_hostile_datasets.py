@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from data_prep.info import describe
 from data_prep.sheet import sheet
@@ -40,6 +41,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in dataset.splits.values():
         make_canvas(split)
     return dataset.path
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pictures that nobody looks at are not compressed; five samples are no work for two threads."""
+    save, threads = Image.Image.save, torch.get_num_threads()
+    monkeypatch.setattr(Image.Image, "save", lambda image, file, kind, **_: save(image, file, kind, compress_level=0))
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def seal(path: Path) -> None:
