@@ -1,48 +1,20 @@
 """Worker processes: order, bounds, errors, and no orphan."""
 
-import errno
 import itertools
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pool_jobs import Double, Echo
 
 from data_prep import pool as module
 from data_prep.pool import RESULTS_PER_WORKER, Pool, kept_workers
 from tests.patience import until
 from udkd.words.errors import DataError
-
-
-@dataclass(frozen=True)
-class Echo:
-    """Does what the task says."""
-
-    def __call__(self, task: object) -> object:
-        if task == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if task == "user":
-            raise DataError("sample 3 (x.jpg) is bad")
-        if task == "disk":
-            raise OSError(errno.ENOSPC, "No space left on device", "/x")
-        if task == "bug":
-            raise KeyError("oops")
-        if isinstance(task, float):
-            time.sleep(task)
-        return (task, os.getpid())
-
-
-@dataclass(frozen=True)
-class Double:
-    """Another job."""
-
-    def __call__(self, task: int) -> int:
-        return 2 * task
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +100,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from data_prep.pool import Pool
-from test_pool import Echo
+from pool_jobs import Echo
 with Pool(Echo(), 2) as pool:
     print(*{{pid for _, pid in pool.ordered(iter(range(20)))}}, flush=True)
     list(pool.ordered(iter([0.2] * 1000)))
