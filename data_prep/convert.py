@@ -17,7 +17,7 @@ import numpy as np
 
 from data_prep.derived import DERIVED_FORMATS, Volume, check_room, default_formats, derive_formats, discard_formats, size_lines
 from data_prep.image import PIXEL_LIMIT, PixelSettings
-from data_prep.pool import Pool
+from data_prep.pool import Pool, kept_workers
 from data_prep.prepare import PrepareJob
 from data_prep.report import FILE_NAME as REPORT_NAME
 from data_prep.report import settings_of, write_report
@@ -129,6 +129,7 @@ class ConvertSettings:
         }
 
 
+@kept_workers()
 def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
     """Convert sources into FOLDER; started again after a kill, it continues with the first unfinished shard.
 

@@ -3,6 +3,7 @@
 Not concurrent.futures: its workers outlive a parent that is killed, and its queue of results has no bound.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -22,6 +23,36 @@ R_co = TypeVar("R_co", covariant=True)
 TASKS_PER_WORKER = 2  # one to work on, one to start on at once
 RESULTS_PER_WORKER = 4  # how far the fastest may run ahead of the slowest
 
+_idle: dict[Connection, subprocess.Popen[bytes]] | None = None
+"""Workers between two pools of `kept_workers`; None outside of it."""
+
+
+@contextlib.contextmanager
+def kept_workers() -> Iterator[None]:
+    """In this block a pool that ends well leaves its workers to the next one; the end of the block kills them.
+
+    A start costs each worker half a second of imports, which one command with several pools pays once.
+    """
+    global _idle
+    if _idle is not None:
+        yield
+        return
+    _idle = {}
+    try:
+        yield
+    finally:
+        _kill(_idle)
+        _idle = None
+
+
+def _kill(processes: dict[Connection, subprocess.Popen[bytes]]) -> None:
+    for connection, process in processes.items():
+        process.kill()
+        connection.close()
+    for process in processes.values():
+        process.wait()
+    processes.clear()
+
 
 class Job(Protocol[T_contra, R_co]):
     """What workers do with a task. Picklable; keep imports of its module light, each worker pays for them."""
@@ -29,39 +60,45 @@ class Job(Protocol[T_contra, R_co]):
     def __call__(self, task: T_contra) -> R_co: ...
 
 
+def _start() -> tuple[Connection, subprocess.Popen[bytes]]:
+    ours, theirs = Pipe()
+    # -P: a folder that the user happens to stand in must not provide modules; ours come by PYTHONPATH.
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "data_prep.worker", str(theirs.fileno())]
+    paths = [str(Path(__file__).resolve().parent.parent), *(path for path in sys.path if path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with theirs:
+        # A session of its own: Ctrl-C reaches the parent alone, which then ends the workers.
+        process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    return ours, process
+
+
 class Pool(Generic[T, R]):
-    """`with Pool(job, workers) as pool: for result in pool.ordered(tasks): …`; leaving the block kills the workers."""
+    """`with Pool(job, workers) as pool: for result in pool.ordered(tasks): …`; leaving the block kills the workers.
+
+    In a block of `kept_workers`, those that have nothing left to do stay for the next pool.
+    """
 
     def __init__(self, job: Job[T, R], workers: int) -> None:
         self._job = job
         self._workers = workers
         self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
+        self._load: dict[Connection, int] = {}  # tasks without a result
 
     def __enter__(self) -> "Pool[T, R]":
         try:
             for _ in range(self._workers):
-                self._start()
+                connection, process = _idle.popitem() if _idle else _start()
+                self._processes[connection], self._load[connection] = process, 0
+                try:
+                    connection.send((None, self._job))
+                except OSError:
+                    self._died(connection)
         except BaseException:
-            self._stop()
+            _kill(self._processes)
             raise
         return self
-
-    def _start(self) -> None:
-        ours, theirs = Pipe()
-        # -P: a folder that the user happens to stand in must not provide modules; ours come by PYTHONPATH.
-        command = [sys.executable, "-P", "-W", "ignore", "-m", "data_prep.worker", str(theirs.fileno())]
-        paths = [str(Path(__file__).resolve().parent.parent), *(path for path in sys.path if path)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        with theirs:
-            # A session of its own: Ctrl-C reaches the parent alone, which then ends the workers.
-            process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-        self._processes[ours] = process
-        try:
-            ours.send(self._job)
-        except OSError:
-            self._died(ours)
 
     def ordered(self, tasks: Iterable[T]) -> Iterator[R]:
         """The results in the order of the tasks. Take all of them before the next call; tasks are drawn as workers need them.
@@ -69,7 +106,7 @@ class Pool(Generic[T, R]):
         Raises what the job raised (UserError as DataError, OSError), and DataError where a worker died.
         """
         pending = enumerate(tasks)
-        load = dict.fromkeys(self._processes, 0)
+        load = self._load
         results: dict[int, R] = {}
         submitted = delivered = 0
         exhausted = False
@@ -122,13 +159,8 @@ class Pool(Generic[T, R]):
             f"worker process {process.pid} {how} (out of memory?); expected it to live; start again with fewer --workers"
         )
 
-    def _stop(self) -> None:
-        for connection, process in self._processes.items():
-            process.kill()
-            connection.close()
-        for process in self._processes.values():
-            process.wait()
-        self._processes.clear()
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop()
+        if _idle is not None and kind is None and not any(self._load.values()):
+            _idle.update(self._processes)
+        else:
+            _kill(self._processes)

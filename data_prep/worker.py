@@ -1,4 +1,4 @@
-"""A worker process: `python -m data_prep.worker DESCRIPTOR`. It gets a job, then tasks, over one socket.
+"""A worker process: `python -m data_prep.worker DESCRIPTOR`. It gets a job, then tasks, over one socket; then another job.
 
 Its end is the end of the socket: when its parent dies, however it dies, the next read or write fails and the worker goes.
 """
@@ -12,10 +12,12 @@ from udkd.words.errors import UserError
 
 
 def serve(connection: Connection) -> None:
-    """Answer each task (number, task) with (number, result, None) or (number, None, failure)."""
-    job = connection.recv()
+    """Answer each task (number, task) with (number, result, None) or (number, None, failure). (None, job) says what to do."""
     while True:
         number, task = connection.recv()
+        if number is None:
+            job = task
+            continue
         result: object = None
         failure: tuple[str, tuple[object, ...]] | None = None
         try:

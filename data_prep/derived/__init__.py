@@ -11,6 +11,7 @@ from data_prep.derived.derived import DerivedFormat, Volume
 from data_prep.derived.ffcv import FFCV
 from data_prep.derived.resident import RESIDENT
 from data_prep.derived.tfrecord import TFRECORD
+from data_prep.pool import kept_workers
 from udkd.formats.dataset import DERIVED, DatasetFolder, Fit, derived_files, discard
 from udkd.words.errors import ConfigError, DataError
 from udkd.words.observer import Observer
@@ -85,6 +86,7 @@ def discard_formats(dataset: DatasetFolder, names: Iterable[str]) -> None:
             discard(split.path, name)
 
 
+@kept_workers()
 def derive_formats(dataset: DatasetFolder, names: Iterable[str], *, workers: int, observer: Observer) -> None:
     """Write formats anew, one after the other. Raises ConfigError (a package is missing), DataError and OSError."""
     names = tuple(names)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prep_helpers import Notes, contents, converted, photo, small_set, write_tree
+from prep_helpers import Notes, contents, converted, needs_ffcv, photo, small_set, write_tree
 from typer.testing import CliRunner
 
 from data_prep.cli import app
@@ -23,7 +23,7 @@ from udkd.formats.dataset.beton import import_ffcv, open_beton
 from udkd.words.errors import ConfigError, DataError
 from udkd.words.files import write_json
 
-pytest.importorskip("ffcv", exc_type=ImportError)
+needs_ffcv()
 pytestmark = pytest.mark.timeout(patience(120))  # FFCV's own loader waits for ever where its thread fails
 
 

@@ -4,10 +4,12 @@ import contextlib
 import gc
 import io
 import json
+import os
 import shutil
 import signal
-import time
+import subprocess
 import zlib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ from prep_helpers import Notes, contents, converted, encoded, photo, picture, ru
 
 from data_prep import derived
 from data_prep.verify import verify
-from tests.patience import patience
+from tests.patience import patience, until
 from udkd.formats.dataset import DatasetFolder
 from udkd.words.errors import BusyError, ConfigError, DataError, MismatchError
 from udkd.words.files import FolderLock
@@ -288,13 +290,15 @@ def test_a_damaged_shard_costs_no_format_that_is_whole(tmp_path: Path) -> None:
 
 
 def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
+    """UDKD_LONG_TESTS=1 looks at four times as many."""
     converted(write_tree(tmp_path / "t", small_set(train=3, val=1)), tmp_path / "d", side=32, shard_samples=4, formats=EVERY)
     rng = np.random.default_rng(0)
+    places = 12 if os.environ.get("UDKD_LONG_TESTS") else 3
     for path in sorted((tmp_path / "d").rglob("*")):
         if not path.is_file() or path.name == ".lock":
             continue
         whole = path.read_bytes()
-        for at in {0, len(whole) - 1, *rng.integers(0, len(whole), 12).tolist()}:
+        for at in {0, len(whole) - 1, *rng.integers(0, len(whole), places).tolist()}:
             data = bytearray(whole)
             data[at] ^= 1 << int(rng.integers(8))
             path.write_bytes(data)
@@ -312,21 +316,22 @@ def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
     assert "belongs to no sample" in verify(tmp_path / "d", Silent())[0]
 
 
+def begun(process: subprocess.Popen[str], folder: Path, pattern: str) -> bool:
+    return any(folder.glob(pattern)) or process.poll() is not None
+
+
 def test_killed_conversions_continue_to_the_same_bytes(tmp_path: Path) -> None:
     """SIGKILL at moments all along the way; every time nothing half-written can be opened."""
-    files = {f"train/c{n % 3}/{n}.jpg": photo(n % 50, 130, 170) for n in range(2200)} | {
+    files = {f"train/c{n % 3}/{n}.jpg": photo(n % 50, 60, 80) for n in range(1300)} | {
         f"val/c{n}/v.jpg": photo(n) for n in range(3)
     }
     tree = write_tar(tmp_path / "t.tar", files)
     options = ("--side", 64, "--formats", "resident,dali", "--workers")
-    command = ("convert", tree, tmp_path / "d", *options, 2)
-    started = time.monotonic()
     assert run("convert", tree, tmp_path / "whole", *options, 1)[0] == 0
     whole = contents(tmp_path / "whole")
-    seconds = time.monotonic() - started
-    for share in (0.4, 0.65, 0.55):
-        process = start(*command)
-        time.sleep(seconds * share)
+    for there, workers in (("samples-00000.rows.json", 2), ("canvas.npy*", 1), ("samples-*.tfrecord*", 1)):
+        process = start("convert", tree, tmp_path / "d", *options, workers)
+        assert until(partial(begun, process, tmp_path / "d" / "train", there), every_s=0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=patience(20))
         if (tmp_path / "d" / "dataset.json").exists():  # it was faster: then all of it is there
@@ -337,7 +342,7 @@ def test_killed_conversions_continue_to_the_same_bytes(tmp_path: Path) -> None:
     if (tmp_path / "d" / "unfinished.json").exists():
         with pytest.raises(MismatchError, match="--side: stored 64, wanted 32"):
             converted(tree, tmp_path / "d", side=32)
-        assert run(*command)[0] == 0
+        assert run("convert", tree, tmp_path / "d", *options, 2)[0] == 0
     assert contents(tmp_path / "d") == whole
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from prep_helpers import contents, converted, small_set, write_tree
+from prep_helpers import contents, converted, needs_ffcv, small_set, write_tree
 
 from data_prep.convert import ConvertSettings
 from data_prep.derived import DERIVED_FORMATS, Volume, derive_formats, parse_formats, size_lines
@@ -72,7 +72,7 @@ def test_formats_of_an_earlier_attempt_do_not_stay(tmp_path: Path) -> None:
 
 def test_ffcv_s_file_needs_no_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FFCV asks multiprocessing for it; a container may lack /dev/shm."""
-    allocator = pytest.importorskip("ffcv.memory_allocator", exc_type=ImportError)
+    allocator = needs_ffcv().memory_allocator
 
     def refuse(*_: object) -> None:
         raise OSError(38, "Function not implemented")

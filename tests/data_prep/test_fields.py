@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prep_helpers import converted, encoded, photo, picture, small_set, write_tar, write_tree
+from prep_helpers import converted, encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 
 from data_prep.sources import Fields, open_sources
 from data_prep.stock import Stock, take_stock
@@ -396,7 +396,7 @@ def test_labels_of_a_beton(tmp_path: Path) -> None:
 
 
 def test_fields_of_ffcv_s_own_writer(tmp_path: Path) -> None:
-    pytest.importorskip("ffcv", exc_type=ImportError)
+    needs_ffcv()
     from ffcv.fields import BytesField, FloatField, IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 

@@ -15,7 +15,7 @@ from udkd.formats.dataset import Columns, Row, columns_of, read_manifest, write_
 from udkd.formats.dataset.manifest import GROUP_ROWS, SCHEMA
 from udkd.words.files import sha256_file
 
-FEW, MANY = 5_000, 20_000
+FEW, MANY = 2_500, 10_000
 WNIDS = [f"n{n:08d}" for n in range(20)]
 
 
@@ -92,7 +92,7 @@ def test_a_manifest_takes_its_columns_and_no_more() -> None:
 
 def test_a_tar_is_listed_in_as_little(tmp_path: Path) -> None:
     """The listing of a real source, to its peak; members without bytes."""
-    counts = (1_000, 4_000)
+    counts = (500, 2_000)
     for count in counts:
         with tarfile.open(tmp_path / f"{count}.tar", "w") as archive:
             for n in range(count):

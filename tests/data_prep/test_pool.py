@@ -1,39 +1,25 @@
 """Worker processes: order, bounds, errors, and no orphan."""
 
-import errno
 import itertools
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pool_jobs import Double, Echo
 
-from data_prep.pool import RESULTS_PER_WORKER, Pool
+from data_prep import pool as module
+from data_prep.pool import RESULTS_PER_WORKER, Pool, kept_workers
 from tests.patience import until
 from udkd.words.errors import DataError
 
 
-@dataclass(frozen=True)
-class Echo:
-    """Does what the task says."""
-
-    def __call__(self, task: object) -> object:
-        if task == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if task == "user":
-            raise DataError("sample 3 (x.jpg) is bad")
-        if task == "disk":
-            raise OSError(errno.ENOSPC, "No space left on device", "/x")
-        if task == "bug":
-            raise KeyError("oops")
-        if isinstance(task, float):
-            time.sleep(task)
-        return (task, os.getpid())
+@pytest.fixture(autouse=True)
+def _none_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_idle", None)
 
 
 def alive(pid: int) -> bool:
@@ -73,6 +59,27 @@ def test_a_pool_can_be_used_again_and_left_early() -> None:
     assert gone(pids)
 
 
+def test_kept_workers_do_the_job_of_the_next_pool() -> None:
+    """Those that have done all of theirs; one that is left in the middle has answers to give that nobody waits for."""
+    with kept_workers():
+        with Pool(Echo(), 2) as echo:
+            pids = {pid for _, pid in echo.ordered(iter(range(20)))}
+        with kept_workers(), Pool(Double(), 1) as double:
+            assert list(double.ordered(iter(range(5)))) == [0, 2, 4, 6, 8]
+        with Pool(Echo(), 2) as echo:
+            assert {pid for _, pid in echo.ordered(iter(range(20)))} == pids
+            next(echo.ordered(iter(range(100))))
+        assert gone(pids)
+        with pytest.raises(DataError, match="is bad"), Pool(Echo(), 1) as echo:
+            list(echo.ordered(iter(["user"])))
+        with Pool(Echo(), 2) as echo:
+            pids = {pid for _, pid in echo.ordered(iter(range(20)))}
+        os.kill(min(pids), signal.SIGKILL)
+        with pytest.raises(DataError, match="signal 9"), Pool(Echo(), 2) as echo:
+            list(echo.ordered(iter(range(20))))
+    assert gone(pids)
+
+
 @pytest.mark.parametrize(
     ("task", "kind", "message"),
     [
@@ -93,7 +100,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from data_prep.pool import Pool
-from test_pool import Echo
+from pool_jobs import Echo
 with Pool(Echo(), 2) as pool:
     print(*{{pid for _, pid in pool.ordered(iter(range(20)))}}, flush=True)
     list(pool.ordered(iter([0.2] * 1000)))

@@ -1,14 +1,11 @@
 """udkd-prep as people run it: exit codes, one line per error, signals."""
 
 import os
-import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from prep_helpers import ROOT, contents, photo, run, small_set, start, write_tar, write_tree
+from prep_helpers import contents, photo, run, small_set, start, write_tar, write_tree
 
 from tests.patience import patience, until
 
@@ -23,6 +20,13 @@ def children(pid: int) -> set[int]:
         if int(fields[1]) == pid:
             found.add(int(stat.parent.name))
     return found
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images for seconds of work."""
+    files = {f"train/c/{n}.jpg": photo(n % 40, 300, 300) for n in range(6000)} | {"val/c/v.jpg": photo(0)}
+    return write_tar(tmp_path_factory.mktemp("many") / "t.tar", files)
 
 
 def test_convert_info_derive_verify(tmp_path: Path) -> None:
@@ -80,11 +84,8 @@ def test_bad_images_are_named_ten_at_most(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_it_in_one_line_without_leftovers(tmp_path: Path, number: signal.Signals) -> None:
-    tree = write_tar(
-        tmp_path / "t.tar", {f"train/c/{n}.jpg": photo(n % 40, 300, 300) for n in range(6000)} | {"val/c/v.jpg": photo(0)}
-    )
-    process = start("convert", tree, tmp_path / "d", "--side", 64, "--workers", 2)
+def test_signals_end_it_in_one_line_without_leftovers(many: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = start("convert", many, tmp_path / "d", "--side", 64, "--workers", 2)
     assert until(lambda: list(tmp_path.glob("d/train/*.tar.tmp")))
     workers = children(process.pid)
     assert len(workers) == 2
@@ -98,11 +99,8 @@ def test_signals_end_it_in_one_line_without_leftovers(tmp_path: Path, number: si
     assert not (tmp_path / "d" / "dataset.json").exists()
 
 
-def test_a_killed_worker_is_one_clear_error(tmp_path: Path) -> None:
-    tree = write_tar(
-        tmp_path / "t.tar", {f"train/c/{n}.jpg": photo(n % 40, 300, 300) for n in range(6000)} | {"val/c/v.jpg": photo(0)}
-    )
-    process = start("convert", tree, tmp_path / "d", "--side", 64, "--workers", 2)
+def test_a_killed_worker_is_one_clear_error(many: Path, tmp_path: Path) -> None:
+    process = start("convert", many, tmp_path / "d", "--side", 64, "--workers", 2)
     assert until(lambda: list(tmp_path.glob("d/train/*.tar.tmp")))
     os.kill(min(children(process.pid)), signal.SIGKILL)
     _, err = process.communicate(timeout=patience(20))
@@ -115,38 +113,15 @@ def test_a_killed_worker_is_one_clear_error(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_clear_error_and_can_be_continued(tmp_path: Path) -> None:
     """A limit on file size stands in for the disk: the same OSError at the same places."""
     tree = write_tree(tmp_path / "t", small_set(train=20, val=2))
-    command = [
-        sys.executable,
-        "-m",
-        "data_prep.cli",
-        "convert",
-        str(tree),
-        str(tmp_path / "d"),
-        "--side",
-        "96",
-        "--workers",
-        "2",
-    ]
+    command = ("convert", tree, tmp_path / "d", "--side", 96, "--workers")
     for limit_bytes in (4_000, 20_000, 300_000):
-        result = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=patience(60),
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-            preexec_fn=lambda limit=limit_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        )
-        assert result.returncode == 1, limit_bytes
-        assert result.stderr.splitlines()[-1].startswith("error: ")
-        assert "File too large" in result.stderr
-        assert "Traceback" not in result.stderr
+        code, _, err = run(*command, 1, limit_bytes=limit_bytes)
+        assert code == 1, limit_bytes
+        assert err.splitlines()[-1].startswith("error: ")
+        assert "File too large" in err
+        assert "Traceback" not in err
         assert not (tmp_path / "d" / "dataset.json").exists()
         assert not list((tmp_path / "d").rglob("*.tmp"))
-    assert (
-        subprocess.run(
-            command, capture_output=True, timeout=patience(60), env=os.environ | {"PYTHONPATH": str(ROOT)}
-        ).returncode
-        == 0
-    )
-    run("convert", tree, tmp_path / "e", "--side", 96)
+    assert run(*command, 2)[0] == 0
+    run("convert", tree, tmp_path / "e", "--side", 96, "--workers", 1)
     assert contents(tmp_path / "d") == contents(tmp_path / "e")

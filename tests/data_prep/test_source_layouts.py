@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from prep_helpers import encoded, photo, picture, small_set, write_tar, write_tree
+from prep_helpers import encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 
 from data_prep.info import describe
 from data_prep.sources import BESIDE_FILES, open_sources
@@ -465,7 +465,7 @@ def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["jpg", "raw", "proportion"])
 def test_betons_of_ffcv_s_own_writer(tmp_path: Path, mode: str) -> None:
     """Written by FFCV; stored JPEGs keep their bytes, raw pixels are encoded once."""
-    pytest.importorskip("ffcv")
+    needs_ffcv()
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -503,7 +503,7 @@ def test_betons_that_are_refused(tmp_path: Path) -> None:
 
 def test_a_beton_whose_count_was_cut_is_refused(tmp_path: Path) -> None:
     """Its table of allocations tells of samples that the header has lost."""
-    pytest.importorskip("ffcv")
+    needs_ffcv()
     files = small_set(train=6, val=2)
     folder = converted(write_tree(tmp_path / "t", files), tmp_path / "d", formats=("ffcv",))
     beton = tmp_path / "train.beton"

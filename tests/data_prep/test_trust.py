@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import random
-import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from prep_helpers import ROOT, contents, converted, photo, run, start, write_tar
+from prep_helpers import ROOT, contents, converted, needs_ffcv, photo, run, start, write_tar
 from test_prep_cli import children
 
 from data_prep.derived import DERIVED_FORMATS, derive_formats
@@ -33,10 +33,20 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tar(tmp_path_factory.mktemp("trust") / "t.tar", files)
 
 
+@pytest.fixture(scope="module")
+def bare(source: Path, tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    """Its shards alone, to be copied."""
+    return converted(source, tmp_path_factory.mktemp("bare") / "d", formats=(), shard_samples=100)
+
+
+@pytest.fixture
+def folder(bare: DatasetFolder, tmp_path: Path) -> DatasetFolder:
+    return DatasetFolder.open(Path(shutil.copytree(bare.path, tmp_path / "d")))
+
+
 @pytest.mark.long
-def test_derive_killed_at_random_moments(source: Path, tmp_path: Path) -> None:
+def test_derive_killed_at_random_moments(folder: DatasetFolder) -> None:
     """The folder stays good throughout; a format is there whole or not at all; the end is as if nothing had been."""
-    folder = converted(source, tmp_path / "d", formats=(), shard_samples=100)
     bare = contents(folder.path)
     derive_formats(folder, LIGHT, workers=1, observer=Silent())
     whole = contents(folder.path)
@@ -66,7 +76,7 @@ def test_derive_killed_at_random_moments(source: Path, tmp_path: Path) -> None:
 def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name: str) -> None:
     """SIGKILL before and after every durable step of the process that packs, and at random times."""
     if name == "ffcv":
-        pytest.importorskip("ffcv", exc_type=ImportError)
+        needs_ffcv()
     files = {f"{split}/c{n % 2}/{n}.jpg": photo(n % 9, 60, 80) for split in ("train", "val") for n in range(12)}
     folder = converted(write_tar(tmp_path / "t.tar", files), tmp_path / "d", formats=(), shard_samples=5)
     bare = set(contents(folder.path))
@@ -94,34 +104,25 @@ def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name:
     assert verify(folder.path, Silent()) == []
 
 
-def limited(folder: Path, formats: str, limit_bytes: int, temporary: Path) -> subprocess.CompletedProcess[str]:
-    """Derive under a limit on file size, which stands in for a full disk: the same OSError at the same places."""
-    temporary.mkdir(exist_ok=True)
-    return subprocess.run(
-        [sys.executable, "-m", "data_prep.cli", "derive", str(folder), "--formats", formats, "--workers", "2"],
-        capture_output=True,
-        text=True,
-        timeout=patience(200),
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
-    )
-
-
 @pytest.mark.parametrize("name", [*LIGHT, pytest.param("ffcv", marks=pytest.mark.long)])
-def test_a_full_disk(source: Path, tmp_path: Path, name: str) -> None:
-    folder = converted(source, tmp_path / "d", formats=(), shard_samples=100)
+def test_a_full_disk(folder: DatasetFolder, tmp_path: Path, name: str) -> None:
+    """A limit on file size stands in for it: the same OSError at the same places."""
     before = contents(folder.path)
-    result = limited(folder.path, name, 100_000, tmp_path / "tmp")
-    assert result.returncode == 1, result.stderr
-    assert result.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in result.stderr
+    (tmp_path / "tmp").mkdir()
+    code, _, err = run(
+        *("derive", folder.path, "--formats", name, "--workers", 2),
+        limit_bytes=100_000,
+        environment={"TMPDIR": str(tmp_path / "tmp")},
+    )
+    assert code == 1, err
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
     assert contents(folder.path) == before
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_damaged_shard_is_named_and_nothing_is_left(source: Path, tmp_path: Path, name: str) -> None:
-    folder = converted(source, tmp_path / "d", formats=(), shard_samples=100)
+def test_a_damaged_shard_is_named_and_nothing_is_left(folder: DatasetFolder, name: str) -> None:
     train = folder.split("train")
     path = train.shard_path(333)
     data = bytearray(path.read_bytes())
@@ -165,13 +166,13 @@ def orphans() -> set[str]:
 
 
 @pytest.mark.parametrize("formats", [LIGHT, pytest.param(EVERY, marks=pytest.mark.long)])
-def test_nothing_is_left_outside_the_folder(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, formats: tuple[str, ...]
-) -> None:
+def test_nothing_is_left_outside_the_folder(source: Path, tmp_path: Path, formats: tuple[str, ...]) -> None:
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     shared = orphans()
-    code, _, err = run("convert", source, tmp_path / "d", "--side", 64, "--formats", ",".join(formats), "--workers", 2)
+    code, _, err = run(
+        *("convert", source, tmp_path / "d", "--side", 64, "--formats", ",".join(formats), "--workers", 2),
+        environment={"TMPDIR": str(tmp_path / "tmp")},
+    )
     assert code == 0, err
     assert until(lambda: orphans() <= shared, every_s=0.2), "semaphores of others live for a moment"
     assert list((tmp_path / "tmp").iterdir()) == []

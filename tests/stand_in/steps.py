@@ -30,6 +30,12 @@ def tiny(weights: None = None, num_classes: int = 1000) -> nn.Module:
     return nn.Sequential(*first, *depthwise, *last)
 
 
+def pooled(weights: None = None, num_classes: int = 1000) -> nn.Module:
+    """The same behind ResNet's first layers."""
+    first = [nn.Conv2d(3, 3, 7, 2, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    return nn.Sequential(*first, tiny(num_classes=num_classes))
+
+
 def counts() -> dict[str, int]:
     """What the device was asked for since the process began."""
     count = ctypes.CDLL(None).stand_in_count
@@ -45,8 +51,9 @@ def change(before: dict[str, int]) -> dict[str, int]:
 def main(recipes: dict[str, list[str]], px: int, batch: int) -> None:
     """The first epoch builds and records, the second is what every later one costs."""
     device = torch.device("cuda")
-    tiny.__module__ = "torchvision.models.tiny"  # where the networks come from that a recipe may name
-    register_model()(tiny)
+    for network in (tiny, pooled):
+        network.__module__ = f"torchvision.models.{network.__name__}"  # where the networks come from that a recipe may name
+        register_model()(network)
     for name, settings in recipes.items():
         before = counts()
         recipe = paper_recipe(device, 'train.compile="off"', *settings, px=px, batch=batch)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ WHY = missing()
 pytestmark = pytest.mark.skipif(WHY is not None, reason=f"no stand-in for CUDA: {WHY}")
 
 TINY, RESNET = (f'students=[{{architecture="{name}"}}]' for name in ("tiny", "resnet18"))
-RECIPES: dict[str, list[str]] = {
-    "the paper's": [],
-    "larger": ["train.batch=16"],
+TWO = 'students=[{architecture="tiny"}, {architecture="pooled"}]'
+PAPER: dict[str, list[str]] = {"the paper's": [], "larger": ["train.batch=16"]}  # ResNet-18 and MobileNetV2
+VARIANTS: dict[str, list[str]] = {
     "averaged": ["train.average=0.9"],
     "levers": ["tune.saved_relu6=true", "tune.gathered_pool=true"],
     "live teacher": ['teacher.source="live"', "teacher.views=1"],
@@ -28,16 +29,25 @@ RECIPES: dict[str, list[str]] = {
     "float32": ['train.precision="float32"'],
     "streams": ["tune.streams=true"],
     "fused loss": ['train.loss="fused"'],
-    "compiled loss": ['train.loss="compiled"'],
-    "compiled": ['train.compile="all"', TINY],
     "resident": ['train.steps="resident"'],
     "streamed": ['train.steps="streamed"'],
 }
-LONG: dict[str, list[str]] = {  # minutes of the compiler's
+RECIPES = PAPER | {"compiled": ['train.compile="all"', TINY]} | {name: [*given, TWO] for name, given in VARIANTS.items()}
+COMPILED: dict[str, list[str]] = {  # minutes of the compiler's
     "ResNet compiled": ['train.compile="all"', RESNET],
     "ResNet combined": ['train.compile="all"', "tune.combo_kernels=true", RESNET],
 }
+LONG = (
+    COMPILED
+    | {"compiled loss": ['train.loss="compiled"']}
+    | {f"{name}, the paper's networks": given for name, given in VARIANTS.items()}
+)
 PLAIN = ("resident", "streamed")
+
+
+def recorded(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith(PLAIN)]
+
 
 MISTAKES = {
     "while a stream is recorded": "with torch.cuda.graph(torch.cuda.CUDAGraph()): x.sum().item()",
@@ -54,12 +64,23 @@ with torch.cuda.graph(torch.cuda.CUDAGraph()):
         x.zero_()""",
 }
 
+ONE_BY_ONE = """
+import sys, traceback, torch
+for mistake in sys.argv[1:]:
+    x = torch.ones(4, device='cuda')
+    try:
+        exec(mistake)
+    except Exception:
+        traceback.print_exc()
+    print('next', file=sys.stderr, flush=True)
+"""
+
 
 @pytest.fixture(scope="module")
 def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process with the stand-in."""
+    """The environment of a process with the stand-in. What compiles does so itself: others would import PyTorch first."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | build(tmp_path_factory.mktemp("stand_in")) | {"PYTHONPATH": path}
+    return os.environ | build(tmp_path_factory.mktemp("stand_in")) | {"PYTHONPATH": path, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +98,7 @@ def taken(variables: dict[str, str]) -> dict[str, dict[str, dict[str, int]]]:
 
 @pytest.mark.parametrize(
     "name",
-    [*(name for name in RECIPES if name not in PLAIN), *(pytest.param(name, marks=pytest.mark.long) for name in LONG)],
+    [*recorded(RECIPES), *(pytest.param(name, marks=pytest.mark.long) for name in recorded(LONG))],
 )
 def test_a_recorded_step_is_one_launch_and_never_waits(taken: dict[str, Any], name: str) -> None:
     first, second = taken[name]["first"], taken[name]["second"]
@@ -92,7 +113,7 @@ def test_a_recorded_step_is_one_launch_and_never_waits(taken: dict[str, Any], na
 def test_a_step_that_is_not_recorded_does_not_wait_either(taken: dict[str, Any], name: str) -> None:
     second = taken[name]["second"]
     assert second["replays"] == second["graphs"] == 0
-    assert second["launches"] > 4 * 500
+    assert second["launches"] > 4 * 250
     assert second["waits"] <= 1, "an epoch's order is copied, and that waits"
 
 
@@ -109,13 +130,20 @@ def test_a_compiled_step_has_few_launches(taken: dict[str, Any]) -> None:
 
 @pytest.mark.long
 def test_a_compiled_resnet_has_few_launches_and_combined_kernels_fewer_still(taken: dict[str, Any]) -> None:
-    compiled, combined = (taken[name]["first"]["recorded"] for name in LONG)
+    compiled, combined = (taken[name]["first"]["recorded"] for name in COMPILED)
     assert compiled < 300, "248 with PyTorch 2.14"
     assert combined < 0.85 * compiled
 
 
-@pytest.mark.parametrize("said", MISTAKES)
-def test_the_stand_in_refuses_what_cuda_does(variables: dict[str, str], said: str) -> None:
-    code = f"import torch\nx = torch.ones(4, device='cuda')\n{MISTAKES[said]}"
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=patience(120))
-    assert said in done.stderr
+def test_the_stand_in_refuses_what_cuda_does(variables: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_BY_ONE, *MISTAKES.values()],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+    )
+    answers = done.stderr.split("next\n")
+    assert len(answers) == len(MISTAKES) + 1, done.stderr
+    for said, answer in zip(MISTAKES, answers, strict=False):
+        assert [name for name in MISTAKES if name in answer] == [said], answer

@@ -1,17 +1,20 @@
 """`python -m udkd …` many times for the price of one start: imports once, then forks for every command.
 
 Reads JSON lines {"arguments", "folder", "limit_bytes"} on stdin, answers with {"code", "out", "err"} on stdout. Each
-command runs in a process of its own through the console entry point, with real file descriptors and a real exit.
+command runs in a process of its own through the console entry point, with real file descriptors and a real exit. Started
+with `data_prep`, it is that program; "environment" in a line has variables for one command.
 """
 
+import importlib
 import json
 import os
 import resource
 import sys
 import tempfile
 
-import udkd.cli
-from udkd.__main__ import main
+PROGRAM = sys.argv[1] if len(sys.argv) > 1 else "udkd"
+importlib.import_module(f"{PROGRAM}.cli")
+main = importlib.import_module(f"{PROGRAM}.__main__").main
 
 
 def serve() -> None:
@@ -23,7 +26,9 @@ def serve() -> None:
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
                 os.chdir(request["folder"])
-                sys.argv = ["udkd", *request["arguments"]]
+                os.environ.update(request.get("environment", {}))
+                tempfile.tempdir = None  # the environment says where anew
+                sys.argv = [PROGRAM, *request["arguments"]]
                 if request["limit_bytes"]:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit_bytes"], request["limit_bytes"]))
                 run_and_exit()
@@ -51,5 +56,4 @@ def run_and_exit() -> None:
 
 
 if __name__ == "__main__":
-    assert udkd.cli
     serve()

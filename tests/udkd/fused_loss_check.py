@@ -1,12 +1,16 @@
-"""Run with TRITON_INTERPRET=1: the fused loss against the oracle in float64, one line per case as JSON."""
+"""Run with TRITON_INTERPRET=1: the fused loss against the oracle in float64, one line per case as JSON.
+
+Before them a line that tells whether a trainer without it imports Triton's part.
+"""
 
 import itertools
 import json
+import os
 import sys
 
 import torch
 
-from udkd.operations.fused_loss import fused_loss
+import udkd.actors.trainer
 from udkd.words.losses import LossSettings, distill
 
 
@@ -21,6 +25,8 @@ def case(students: int, classes: int, spread: float, settings: LossSettings, *, 
     teacher_BC = random(batch, classes).half()
     weight_B = torch.rand(batch, generator=generator) if weighted else None
     labels_B = torch.arange(batch) % classes
+    from udkd.operations.fused_loss import fused_loss
+
     ours = [value.clone().requires_grad_() for value in values]
     oracle = [value.double().requires_grad_() for value in values]
     got = fused_loss(settings)(ours, labels_B, teacher_BC, weight_B)
@@ -43,12 +49,14 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def main() -> None:
+    print(json.dumps({"imported": "udkd.operations.fused_loss" in sys.modules, "with": udkd.actors.trainer.__name__}))
     both = ("student_teacher", "teacher_student")
     plain = LossSettings()
     for direction, spread in itertools.product(both, (1e-3, 5.0, 500.0)):
         row = case(2, 100, spread, LossSettings(direction=direction), weighted=True, dtype=torch.float32)
         print(json.dumps(row | {"of": f"{direction}, spread {spread}"}))
-    for direction, students, classes in itertools.product(both, (1, 2, 3), (100, 1000)):
+    sizes = itertools.product((1, 2, 3), (100, 1000)) if os.environ.get("UDKD_LONG_TESTS") else ((1, 1000), (3, 1000))
+    for direction, (students, classes) in itertools.product(both, sizes):
         row = case(students, classes, 500.0, LossSettings(direction=direction), weighted=students > 1, dtype=torch.float32)
         print(json.dumps(row | {"of": f"{direction}, {students} students, {classes} classes, spread 500"}))
     for students, classes in ((1, 7), (3, 10), (5, 129)):

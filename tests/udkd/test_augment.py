@@ -1,6 +1,5 @@
 """Pixels of a view: torchvision's resized_crop beside ours, the same bits however they are computed; colours."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torchvision.transforms.v2 import functional as F
 
+from tests.udkd.view_hashes import SAMPLES, TINY, VIEWS, bank, digest_of_all, hashes
 from udkd.operations import augment
 from udkd.operations.augment import MEAN, STD, WEIGHT_BITS, ViewTable, apply, finish, pixels, taps
 from udkd.words.views import BRIGHTNESS, CONTRAST, SATURATION, SUBPIXELS, Views, ViewSpec, draw
@@ -250,43 +250,6 @@ def test_what_lies_beside_the_image_is_never_read() -> None:
 
 # The judged line: 10,000 (sample, view) pairs, equal by sha256 however the views are computed.
 
-SAMPLES, VIEWS, SIDE = 2_500, 4, 28
-TINY = replace(PAPER, size_px=12, resize_px=14)
-
-
-def bank() -> tuple[Tensor, np.ndarray]:
-    """Canvases of 2,500 samples, and their sizes: odd ones, one pixel, squashed ones."""
-    rng = np.random.default_rng(4)
-    canvas = torch.from_numpy(rng.integers(0, 256, (SAMPLES, SIDE, SIDE, 3), dtype=np.uint8))
-    stored = rng.integers(1, SIDE + 1, (SAMPLES, 2))
-    squashed = rng.random(SAMPLES) < 0.3
-    source = np.where(squashed[:, None], rng.integers(1, 500, (SAMPLES, 2)), stored)
-    return canvas, np.concatenate([source, np.where(squashed[:, None], SIDE, stored)], axis=1)
-
-
-def sha256s(views_BOO3: Tensor) -> list[bytes]:
-    return [hashlib.sha256(view).digest() for view in views_BOO3.numpy()]
-
-
-def hashes(order: np.ndarray, batch: int, make: object = pixels, *, at_once: bool = True) -> dict[tuple[int, int], bytes]:
-    """sha256 of the uint8 view of every (view, sample). at_once: views drawn for all ids, as training does, or per batch."""
-    canvas, sizes = bank()
-    found = {}
-    for view in range(VIEWS):
-        whole = ViewTable.of(draw(TINY, 0, view, np.arange(SAMPLES), sizes)) if at_once else None
-        for ids in np.split(order, range(batch, len(order), batch)):
-            rows = torch.from_numpy(ids)
-            views = whole.gather(rows) if whole else ViewTable.of(draw(TINY, 0, view, ids, sizes[ids]))
-            found |= {
-                (view, int(n)): digest
-                for n, digest in zip(ids, sha256s(make(canvas[rows], views, TINY.size_px)), strict=True)  # type: ignore[operator]
-            }
-    return found
-
-
-def digest_of_all(found: dict[tuple[int, int], bytes]) -> str:
-    return hashlib.sha256(b"".join(found[pair] for pair in sorted(found))).hexdigest()
-
 
 @pytest.fixture(scope="module")
 def at_caching_time() -> dict[tuple[int, int], bytes]:
@@ -318,7 +281,7 @@ def test_10_000_views_compiled(at_caching_time: dict[tuple[int, int], bytes]) ->
 
 def test_10_000_views_in_a_new_process_with_other_switches(at_caching_time: dict[tuple[int, int], bytes]) -> None:
     program = (
-        "from tests.udkd.test_augment import *; torch.manual_seed(1)\n"
+        "from tests.udkd.view_hashes import *; torch.manual_seed(1)\n"
         "print(digest_of_all(hashes(np.random.default_rng(8).permutation(SAMPLES), 100)))"
     )
     switches = {"ONEDNN_DEFAULT_FPMATH_MODE": "ANY", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "ATEN_CPU_CAPABILITY": "default"}

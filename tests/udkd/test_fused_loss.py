@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_values_and_gradients_against_the_oracle() -> None:
+    """And Triton is imported only when chosen."""
     pytest.importorskip("triton")
     done = subprocess.run(
         [sys.executable, "-m", "tests.udkd.fused_loss_check"],
@@ -28,8 +29,9 @@ def test_values_and_gradients_against_the_oracle() -> None:
         timeout=patience(280),
     )
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 27
+    first, *rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert first == {"imported": False, "with": "udkd.actors.trainer"}
+    assert len(rows) == (27 if os.environ.get("UDKD_LONG_TESTS") else 19)
     for row in rows:
         assert row["finite"], row
         assert row["dtype"], row
@@ -69,8 +71,3 @@ def test_without_a_gpu_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match=r"train\.loss is fused.*set train\.loss to compiled"):
         make_loss(load_recipe("smoke", ['train.loss="fused"']), torch.device("cpu"))
-
-
-def test_triton_is_imported_only_when_chosen() -> None:
-    code = "import sys, udkd.actors.trainer; sys.exit('udkd.operations.fused_loss' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=patience(120)).returncode == 0

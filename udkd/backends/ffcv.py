@@ -6,6 +6,7 @@ numba way of compiling too, in threads of ours.
 """
 
 import ctypes
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class _Machine:
     decode: Callable[..., None]
 
 
+@functools.cache  # half a second
 def _compiled(ffcv: ModuleType) -> _Machine:
     """All that the loops work on is passed by argument: numba freezes arrays that it finds in a closure. The stored bytes go
     by address: FFCV's memory manager makes numba's one type of uint8 vectors read-only, for everybody in the process.

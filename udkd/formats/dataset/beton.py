@@ -4,7 +4,9 @@ Two fields, `image` (RGBImageField, mode jpg: the stored bytes) and `label` (Int
 are the manifest's: every entry of the table is held against it on opening, every sample's bytes when they are read.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,22 @@ FIELDS = ("image", "label")
 (FILE_NAME,) = DERIVED["ffcv"].data
 
 
+@contextlib.contextmanager
+def _plain_dict() -> Iterator[None]:
+    """The one dictionary that FFCV fills at its import, its names of image modes, is Python's own.
+
+    As numba's it was compiled in each process, which took 7 of the import's 7.5 seconds; no compiled code reads it.
+    """
+    import numba.typed
+
+    typed = numba.typed.Dict
+    numba.typed.Dict = dict
+    try:
+        yield
+    finally:
+        numba.typed.Dict = typed
+
+
 def import_ffcv() -> ModuleType:
     """The package ffcv. Raises ConfigError where it is not installed or does not load.
 
@@ -29,7 +47,7 @@ def import_ffcv() -> ModuleType:
 
     threads = torch.get_num_threads()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _plain_dict():
             warnings.simplefilter("ignore")  # it imports distutils
             import ffcv
             import ffcv._libffcv

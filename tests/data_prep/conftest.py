@@ -1,0 +1,15 @@
+"""What many tests use one after the other, because its start is half a second of imports or more."""
+
+from collections.abc import Iterator
+
+import pytest
+from prep_helpers import end_server
+
+from data_prep.pool import kept_workers
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _kept_processes() -> Iterator[None]:
+    with kept_workers():
+        yield
+    end_server()

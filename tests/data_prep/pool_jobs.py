@@ -1,0 +1,35 @@
+"""Jobs for workers, in a module that is light to import."""
+
+import errno
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+from udkd.words.errors import DataError
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Does what the task says."""
+
+    def __call__(self, task: object) -> object:
+        if task == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task == "user":
+            raise DataError("sample 3 (x.jpg) is bad")
+        if task == "disk":
+            raise OSError(errno.ENOSPC, "No space left on device", "/x")
+        if task == "bug":
+            raise KeyError("oops")
+        if isinstance(task, float):
+            time.sleep(task)
+        return (task, os.getpid())
+
+
+@dataclass(frozen=True)
+class Double:
+    """Another job."""
+
+    def __call__(self, task: int) -> int:
+        return 2 * task
