@@ -118,19 +118,24 @@ def run(*arguments: object, seconds: float = 300, **how: object) -> Result:
 
 def inside(capsys: pytest.CaptureFixture[str], *arguments: object) -> Result:
     """The command in this process, which costs no fork: for what ends early, or where the test has changed the product."""
+    return Result(code_of(*arguments), *capsys.readouterr())
+
+
+def code_of(*arguments: object) -> int:
+    """The exit code of a command in this process."""
     import torch
 
     from udkd.cli import app
     from udkd.console import terminal
 
-    threads, code = torch.get_num_threads(), 0
+    threads = torch.get_num_threads()
     try:
         terminal.run(lambda: app([str(word) for word in arguments]))  # type: ignore[arg-type]
     except SystemExit as end:
-        code = int(end.code or 0)
+        return int(end.code or 0)
     finally:
         torch.set_num_threads(threads)
-    return Result(code, *capsys.readouterr())
+    return 0
 
 
 def refused(result: Result, *said: str) -> None:

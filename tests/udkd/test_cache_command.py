@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.udkd.cache_house import make_dataset, make_teacher, run
+from tests.udkd.cache_house import make_dataset, run
+from tests.udkd.cache_house import make_teacher as made_teacher
 from udkd.actors.cache_verifier import compare
 from udkd.backends import open_backend
 from udkd.commands.cache import cache_app
@@ -24,6 +26,7 @@ from udkd.formats.teacher import TeacherFolder
 from udkd.parts.panel import Panel
 from udkd.words.errors import CacheError, ConfigError, MismatchError
 
+make_teacher = functools.partial(made_teacher, architecture="squeezenet1_1")
 SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
 for override in ("views.size_px=32", "views.resize_px=36", "evaluation.resize_px=36", "teacher.batch=16", "train.threads=1"):
     SETTINGS += ["--set", override]

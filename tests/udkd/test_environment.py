@@ -10,6 +10,7 @@ import torch
 from udkd.parts.environment import _tf32, choose_device, convolution_search
 from udkd.words.errors import ConfigError
 
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc decides for itself")
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     """glibc's own way gives 40 MB back to the system and faults 10,240 pages in again, each time."""
