@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-from prep_helpers import end_server
 
 from data_prep.pool import kept_workers
 
@@ -12,4 +11,3 @@ from data_prep.pool import kept_workers
 def _kept_processes() -> Iterator[None]:
     with kept_workers():
         yield
-    end_server()

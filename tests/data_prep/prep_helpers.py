@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import io
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
+from tests.udkd import commands
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.dataset.beton import import_ffcv
 from udkd.words.errors import ConfigError
@@ -112,29 +112,5 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 def run(*arguments: object, limit_bytes: int = 0, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `udkd-prep …`. limit_bytes: on each file's size, a full disk's OSError."""
-    words, server = [str(word) for word in arguments], _server()
     variables = {"PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}  # of modules, which a limit would cut
-    request = {"arguments": words, "folder": str(ROOT), "limit_bytes": limit_bytes, "environment": variables}
-    assert server.stdin
-    assert server.stdout
-    server.stdin.write(json.dumps(request) + "\n")
-    server.stdin.flush()
-    answer = json.loads(server.stdout.readline())
-    return answer["code"], answer["out"], answer["err"]
-
-
-@functools.cache
-def _server() -> subprocess.Popen[str]:
-    """What starts commands by a fork: a start of Python with the imports is a second each time."""
-    command = [sys.executable, "-m", "tests.udkd.command_server", "data_prep"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def end_server() -> None:
-    """To be called at the end of a session."""
-    if _server.cache_info().currsize:
-        with _server() as server:
-            assert server.stdin
-            server.stdin.close()
-        _server.cache_clear()
+    return commands.run(*arguments, module="data_prep", limit_bytes=limit_bytes, variables=variables)

@@ -1,50 +1,106 @@
-"""`python -m udkd …` many times for the price of one start: imports once, then forks for every command.
+"""`python -m MODULE …` for the price of a fork, also for several at once, by a process that has imported everything already.
 
-Reads JSON lines {"arguments", "folder", "limit_bytes"} on stdin, answers with {"code", "out", "err"} on stdout. Each
-command runs in a process of its own through the console entry point, with real file descriptors and a real exit. Started
-with `data_prep`, it is that program; "environment" in a line has variables for one command.
+Started with the name of a socket, it returns once somebody listens there, who ends after the last client. Each client is
+attended by a process of its own, whose children are the commands: they end with their client, if not before. A request is JSON
+with the files that become standard output and error; answers are [process id], and in the end [process id, exit code].
 """
 
-import importlib
+import gc
 import json
 import os
 import resource
+import runpy
+import select
+import signal
+import socket
 import sys
 import tempfile
+from collections.abc import Callable
+from typing import Any, NoReturn
 
-PROGRAM = sys.argv[1] if len(sys.argv) > 1 else "udkd"
-importlib.import_module(f"{PROGRAM}.cli")
-main = importlib.import_module(f"{PROGRAM}.__main__").main
+import udkd.actors.reporter
+import udkd.cli
+import udkd.conductors.study.page
+import udkd.conductors.study.transfer  # noqa: F401 (what commands import late)
 
+_LONGEST = 1 << 16
+"""Bytes of a request."""
 
-def serve() -> None:
-    for line in sys.stdin:
-        request = json.loads(line)
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            child = os.fork()
-            if child == 0:
-                os.dup2(out.fileno(), 1)
-                os.dup2(err.fileno(), 2)
-                os.chdir(request["folder"])
-                os.environ.update(request.get("environment", {}))
-                tempfile.tempdir = None  # the environment says where anew
-                sys.argv = [PROGRAM, *request["arguments"]]
-                if request["limit_bytes"]:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit_bytes"], request["limit_bytes"]))
-                run_and_exit()
-            _, status = os.waitpid(child, 0)
-            answer = {"code": os.waitstatus_to_exitcode(status)}
-            for name, file in (("out", out), ("err", err)):
-                file.seek(0)
-                answer[name] = file.read().decode()
-        print(json.dumps(answer), flush=True)
+_EVERY_S = 0.01
+_IDLE_S = 0.2
 
 
-def run_and_exit() -> None:
+def listen(name: str) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(f"\0{name}")
+    listener.listen()
+    if os.fork() == 0:
+        os.setsid()
+        gc.freeze()  # a collection would touch, and so copy, what a command shares with us
+        serve(listener)
+
+
+def serve(listener: socket.socket) -> None:
+    listener.settimeout(_IDLE_S)
+    attending: set[int] = set()
+    served = False
+    while attending or not served:
+        attending = {each for each in attending if not os.waitpid(each, os.WNOHANG)[0]}
+        try:
+            client, _ = listener.accept()
+        except TimeoutError:
+            continue
+        with client:
+            attending.add(forked(attend, client, listener))
+        served = True
+
+
+def attend(client: socket.socket, listener: socket.socket) -> None:
+    listener.close()  # nobody would answer there once the server is gone
+    client.send(b"[]")
+    commands: set[int] = set()
+    while True:
+        if select.select([client], [], [], _EVERY_S if commands else None)[0]:
+            message, files, _, _ = socket.recv_fds(client, _LONGEST, 2)
+            if not message:
+                break
+            commands.add(command := forked(run, json.loads(message), files))
+            for file in files:
+                os.close(file)
+            client.send(json.dumps([command]).encode())
+        for command, status in [os.waitpid(command, os.WNOHANG) for command in commands]:
+            if command:
+                commands.remove(command)
+                client.send(json.dumps([command, os.waitstatus_to_exitcode(status)]).encode())
+    for command in commands:
+        os.kill(command, signal.SIGKILL)
+
+
+def run(request: dict[str, Any], files: list[int]) -> None:
+    for file, stream in zip(files, (1, 2), strict=True):
+        os.dup2(file, stream)
+    os.chdir(request["folder"])
+    os.environ |= request["variables"]
+    tempfile.tempdir = None  # the variables may say another
+    if request["limit_bytes"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit_bytes"], request["limit_bytes"]))
+    sys.argv = [request["module"], *request["arguments"]]
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+def forked(work: Callable[..., None], *arguments: object) -> int:
+    """A process that does it."""
+    child = os.fork()
+    if child == 0:
+        work_and_exit(work, *arguments)
+    return child
+
+
+def work_and_exit(work: Callable[..., None], *arguments: object) -> NoReturn:
     """As the interpreter would end: the code of SystemExit, a traceback and 1 for what nobody caught."""
     code = 0
     try:
-        main()
+        work(*arguments)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except BaseException:
@@ -56,4 +112,4 @@ def run_and_exit() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    listen(sys.argv[1])

@@ -1,7 +1,8 @@
 """Builds a cache under fire: forks a build, kills it, and looks at what is on disk; 20 times, then lets one get through.
 
-Half of the kills come from outside at a random time, half from inside: in the middle of a write, before or after an fsync,
-before or after a rename. Forking pays the imports once. Prints one JSON line: what each kill met, and what the builds wrote.
+Half of the kills come from outside, a random moment after a random block, half from inside: in the middle of a write, before
+or after an fsync, before or after a rename. Forking pays the imports once. Prints one JSON line: what each kill met, and what
+the builds wrote.
 """
 
 import json
@@ -106,11 +107,13 @@ def attempt(data: str, teacher: str, folder: Path, rng: random.Random | None, in
     before = blocks_on_disk(folder) if folder.is_dir() else 0
     call = rng.randint(1, CALLS_AT_MOST) if rng and inside else None
     child, reading = fork(data, teacher, folder, call, bool(rng and rng.random() < 0.5))
+    told = 0
     if rng and not inside:
-        time.sleep(rng.random() * 0.5)
+        for _ in range(rng.randint(0, 2)):
+            told += len(os.read(reading, 1))
+        time.sleep(rng.random() * 0.02)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    told = 0
     while piece := os.read(reading, 4096):
         told += len(piece)
     os.close(reading)

@@ -11,9 +11,8 @@ from torch import nn
 
 from data_prep.convert import ConvertSettings, convert
 from tests.small import CLASSES, SMALL, make_dataset, make_teacher
+from tests.udkd.commands import code_of
 from udkd.backends.resident import ResidentBackend
-from udkd.cli import app
-from udkd.console import terminal
 from udkd.formats.cache import Cache
 from udkd.formats.config import load_recipe
 from udkd.formats.dataset import DatasetFolder
@@ -43,16 +42,7 @@ class Place:
             self.path(given.get("teacher", "teacher")),
         ]
         words += [word for setting in (*ONE_STEP, *settings) for word in ("--set", setting)]
-        return called(*words, *(word for name in allow for word in ("--allow", name)))
-
-
-def called(*words: str) -> int:
-    """The exit code of a command."""
-    try:
-        terminal.run(lambda: app(list(words)))  # type: ignore[arg-type]
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+        return code_of(*words, *(word for name in allow for word in ("--allow", name)))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     dataset = make_dataset(folder / "data", per_class=2, val_per_class=1)
     make_dataset(folder / "other", per_class=2, val_per_class=2)
     make_dataset(folder / "more", per_class=3, val_per_class=1)
-    assert called("cache", "build", str(dataset.path), str(make_teacher(folder / "teacher", dataset).path),
+    assert code_of("cache", "build", str(dataset.path), str(make_teacher(folder / "teacher", dataset).path),
                   str(folder / "cache"), "--recipe", "smoke", "--device", "cpu",
                   *(word for setting in ONE_STEP for word in ("--set", setting))) == 0  # fmt: skip
     make_teacher(folder / "stranger", dataset, seed=1)
@@ -196,7 +186,7 @@ def test_a_compiled_teacher_is_compiled_or_refused(tmp_path: Path, place: Place,
     words = [word for setting in settings for word in ("--set", setting)]
     also = [word for name in ("stranger", "again") for word in ("--also", place.path(name))]
     build = ["cache", "build", place.path("data/data"), place.path("teacher"), str(tmp_path / "cache")]
-    assert called(*build, *also, "--recipe", "smoke", "--device", "cpu", *words) == 0
+    assert code_of(*build, *also, "--recipe", "smoke", "--device", "cpu", *words) == 0
     key = Cache.open(tmp_path / "cache").key
     assert (seen, key.precision, key.num_members) == (["SqueezeNet"] * 3, "float32, compiled", 3)
     rules = load_recipe("smoke", settings)

@@ -1,14 +1,13 @@
 """The command line in the hands of an impatient user: every mistake is one line, and nothing half-written passes for whole."""
 
+import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,80 +16,25 @@ from safetensors.torch import save_file
 
 from tests.patience import patience, until
 from tests.small import SMALL, change, make_dataset, make_teacher
+from tests.udkd.commands import ENVIRONMENT, Call, Command, Result, failed, inside, refused, run, start
 from udkd.formats.cache import Cache
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder
 from udkd.operations.models import build
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::DeprecationWarning"}
-ENVIRONMENT.pop("COLUMNS", None)
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def last(self) -> str:
-        return self.err.splitlines()[-1] if self.err else ""
-
-
-Call = Callable[..., Result]
-
-
 @pytest.fixture(scope="module")
-def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call]:
-    folder = tmp_path_factory.mktemp("standing")
-    command = [sys.executable, "-m", "tests.udkd.command_server"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    assert process.stdin
-    assert process.stdout
-
-    def ask(*arguments: object, folder: Path = folder, limit_bytes: int = 0) -> Result:
-        request = {"arguments": [str(word) for word in arguments], "folder": str(folder), "limit_bytes": limit_bytes}
-        assert process.stdin
-        assert process.stdout
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        return Result(**json.loads(process.stdout.readline()))
-
-    yield ask
-    process.stdin.close()
-    process.wait(timeout=patience(20))
-    process.stdout.close()
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "udkd", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-
-
-def refused(result: Result, *said: str) -> None:
-    """One line, and only one, on stderr."""
-    assert result.code == 1, result
-    assert result.out == ""
-    assert result.err.startswith("error: "), result.err
-    assert result.err.count("\n") == 1, result.err
-    for words in said:
-        assert words in result.err
-
-
-def failed(result: Result, *said: str) -> None:
-    """One line of error, perhaps after notes on what was being done."""
-    assert result.code == 1, result
-    assert "Traceback" not in result.err
-    assert result.last.startswith("error: "), result.err
-    assert result.err.count("error:") == 1
-    for words in said:
-        assert words in result.last
+def call(tmp_path_factory: pytest.TempPathFactory) -> Call:
+    """`run`, standing in an empty folder."""
+    return functools.partial(run, folder=tmp_path_factory.mktemp("standing"))
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=12, val_per_class=3)
+    return make_dataset(tmp_path_factory.mktemp("data"), per_class=6, val_per_class=3)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +58,7 @@ def finished(call: Call, tmp_path_factory: pytest.TempPathFactory, dataset: Data
     result = call("train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS)
     assert result.code == 0, result
     assert result.out == ""
-    assert result.last == f"finished: 18 steps, in {out}"
+    assert result.last == f"finished: 9 steps, in {out}"
     return out
 
 
@@ -122,20 +66,23 @@ def checkpoint(run: Path) -> str:
     return str(json.loads((run / "checkpoints" / "last.json").read_text())["sha256"])
 
 
-def test_mistakes_in_naming_things(call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+def test_mistakes_in_naming_things(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder
+) -> None:
+    said = functools.partial(inside, capsys)
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
 
     def train(*words: object) -> Result:
-        return call("train", "smoke", *words, "--out", out)
+        return said("train", "smoke", *words, "--out", out)
 
     data = ("--data", dataset.path)
-    refused(train("--data", tmp_path / "nowhere"), "nowhere is not a folder")
+    refused(call("train", "smoke", "--data", tmp_path / "nowhere", "--out", out), "nowhere is not a folder")
     refused(train("--data", tmp_path / "empty"), "empty")
     refused(train("--data", tmp_path / "file"), "file is not a folder")
     refused(train("--data", tmp_path / "[bold]:bee:"), "[bold]:bee: is not a folder")
-    refused(call("train", "smoek", *data, "--out", out), "recipe 'smoek' not found", "smoke")
+    refused(said("train", "smoek", *data, "--out", out), "recipe 'smoek' not found", "smoke")
     refused(train(*data, "--set", "train.epochs"), "--set 'train.epochs'; expected KEY=VALUE")
     refused(train(*data, "--set", "train.epoch=2"), "train.epoch is no key of a recipe; expected epochs, ")
     refused(train(*data, "--set", "train.epochs=many"), 'train.epochs is "many"')
@@ -147,17 +94,17 @@ def test_mistakes_in_naming_things(call: Call, tmp_path: Path, dataset: DatasetF
     refused(train(*data, "--device", "cuda:99"), "device cuda:99 was asked for and PyTorch sees")
     if not torch.cuda.is_available():
         refused(train(*data, "--device", "cuda"), "PyTorch sees 0 GPUs; expected one of those; use --device")
-    refused(call("eval", tmp_path / "nowhere"), "nowhere is no run")
-    refused(call("report", tmp_path / "nowhere"), "nowhere is no run")
-    refused(call("cache", "build", dataset.path, tmp_path / "empty", out, "--recipe", "smoke"), "empty is no teacher")
-    refused(call("cache", "build", dataset.path, teacher.path, out, "--views", "many"), "--views 'many'; expected canonical")
-    refused(call("teacher", "fit", tmp_path / "nowhere", out), "nowhere is not a folder")
-    refused(call("teacher", "fit", dataset.path, tmp_path / "file"), "file is a file; expected a folder to make")
-    refused(call("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is no file; expected ")
-    refused(call("teacher", "import", dataset.path, out, "--student", "a"), "--student a without --run")
-    refused(call("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is no run")
-    refused(call("teacher", "import", dataset.path, out, "--run", out, "--weights", out), "both --run and --weights")
-    refused(call("teacher", "fit", dataset.path, teacher.path), "already holds a teacher; expected a new folder")
+    refused(said("eval", tmp_path / "nowhere"), "nowhere is no run")
+    refused(said("report", tmp_path / "nowhere"), "nowhere is no run")
+    refused(said("cache", "build", dataset.path, tmp_path / "empty", out, "--recipe", "smoke"), "empty is no teacher")
+    refused(said("cache", "build", dataset.path, teacher.path, out, "--views", "many"), "--views 'many'; expected canonical")
+    refused(said("teacher", "fit", tmp_path / "nowhere", out), "nowhere is not a folder")
+    refused(said("teacher", "fit", dataset.path, tmp_path / "file"), "file is a file; expected a folder to make")
+    refused(said("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is no file; expected ")
+    refused(said("teacher", "import", dataset.path, out, "--student", "a"), "--student a without --run")
+    refused(said("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is no run")
+    refused(said("teacher", "import", dataset.path, out, "--run", out, "--weights", out), "both --run and --weights")
+    refused(said("teacher", "fit", dataset.path, teacher.path), "already holds a teacher; expected a new folder")
     assert not out.exists(), "nothing was begun"
     assert call("train", "--help").code == 0
     assert call().code != 0
@@ -168,14 +115,20 @@ def test_mistakes_in_naming_things(call: Call, tmp_path: Path, dataset: DatasetF
 
 
 def test_what_does_not_fit(
-    call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path, finished: Path
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    dataset: DatasetFolder,
+    teacher: TeacherFolder,
+    cache: Path,
+    finished: Path,
 ) -> None:
-    other_data = make_dataset(tmp_path, per_class=3, val_per_class=2).path
+    said = functools.partial(inside, capsys)
+    other_data = make_dataset(tmp_path, per_class=2, val_per_class=1).path
     other_teacher = make_teacher(tmp_path / "other", dataset, seed=4).path
     out = tmp_path / "out"
 
     def train(*words: object, data: Path = dataset.path) -> Result:
-        return call("train", "smoke", "--data", data, "--cache", cache, "--out", out, *SETTINGS, *words)
+        return said("train", "smoke", "--data", data, "--cache", cache, "--out", out, *SETTINGS, *words)
 
     failed(train("--teacher", other_teacher), "the cache in", "teacher_sha256: stored")
     failed(train(data=other_data), "dataset_digest: stored")
@@ -185,37 +138,39 @@ def test_what_does_not_fit(
     failed(train("--allow", "pixels"), "allowed field 'pixels'; expected one of")
     failed(train("--set", "teacher.source=live"), "no teacher was given; expected --teacher")
     failed(train("--set", "students.0.architecture=resnet5"), "architecture 'resnet5' is unknown", "did you mean")
-    refused(train("--set", "train.batch=49"), "train.batch = 49 is more than the 48 training images")
+    refused(train("--set", "train.batch=25"), "train.batch = 25 is more than the 24 training images")
     small = ["--set", "views.size_px=2", "--set", "loss.beta=0"]
     failed(train(*small), "squeezenet1_1 cannot take 2 px images", "change views.size_px")
     assert not out.exists(), "nothing was begun"
     failed(train("--resume"), "out is no run")
     assert not out.exists()
-    result = call("cache", "build", dataset.path, other_teacher, cache, "--recipe", "smoke", *SETTINGS)
+    result = said("cache", "build", dataset.path, other_teacher, cache, "--recipe", "smoke", *SETTINGS)
     failed(result, "teacher_sha256: stored")
-    failed(call("eval", finished, "--data", other_data), "dataset_digest")
-    failed(call("eval", finished, "--teacher", other_teacher), "teacher_sha256")
-    failed(call("report", finished, "--baseline", tmp_path / "nowhere"), "nowhere is no run")
-    failed(call("report", finished, "--baseline", finished), "is the run itself; expected another run")
+    failed(said("eval", finished, "--data", other_data), "dataset_digest")
+    failed(said("eval", finished, "--teacher", other_teacher), "teacher_sha256")
+    failed(said("report", finished, "--baseline", tmp_path / "nowhere"), "nowhere is no run")
+    failed(said("report", finished, "--baseline", finished), "is the run itself; expected another run")
     other_run = tmp_path / "other-run"
     shutil.copytree(finished, other_run)
     change(other_run / "run.json", lambda values: values | {"dataset_digest": "0" * 64})
-    failed(call("report", finished, "--baseline", other_run), "dataset_digest: stored", "name a run on the same data")
+    failed(said("report", finished, "--baseline", other_run), "dataset_digest: stored", "name a run on the same data")
     before = checkpoint(finished)
     again = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", finished, *SETTINGS]
-    failed(call(*again), "already holds a run; expected a new folder; go on with --resume")
-    failed(call(*again, "--resume", "--set", "train.seed=1"), "(train.seed: stored 0, wanted 1)")
-    result = call(*again, "--resume")
+    failed(said(*again), "already holds a run; expected a new folder; go on with --resume")
+    failed(said(*again, "--resume", "--set", "train.seed=1"), "(train.seed: stored 0, wanted 1)")
+    result = said(*again, "--resume")
     assert result.code == 0
     assert "is finished already" in result.err
     assert checkpoint(finished) == before
     assert len(RunFolder.open(finished).metrics()) == 3
 
 
-def test_evaluation_of_a_finished_run(call: Call, finished: Path, teacher: TeacherFolder) -> None:
+def test_evaluation_of_a_finished_run(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, finished: Path, teacher: TeacherFolder
+) -> None:
     result = call("eval", finished, "--teacher", teacher.path)
     assert result.code == 0, result
-    for words in ("squeezenet1_1", "mobilenet_v2", "students averaged", "teacher squeezenet1_1", "12 images, 4 classes"):
+    for words in ("squeezenet1_1", "squeezenet1_0", "students averaged", "teacher squeezenet1_1", "12 images, 4 classes"):
         assert words in result.out
     stored = RunFolder.open(finished).evaluation
     assert stored is not None
@@ -223,9 +178,12 @@ def test_evaluation_of_a_finished_run(call: Call, finished: Path, teacher: Teach
     baseline = finished.parent / "baseline"
     shutil.copytree(finished, baseline)
     (baseline / "predictions.safetensors").rename(baseline / "kept")
-    failed(call("report", finished, "--baseline", baseline), f"{baseline} has no predictions; run udkd eval {baseline}")
+    monkeypatch.setattr("udkd.actors.reporter.style._drawn", lambda *figure, **how: b"<svg></svg>")
+    failed(
+        inside(capsys, "report", finished, "--baseline", baseline), f"{baseline} has no predictions; run udkd eval {baseline}"
+    )
     (baseline / "kept").rename(baseline / "predictions.safetensors")
-    assert call("report", finished, "--baseline", baseline).code == 0
+    assert inside(capsys, "report", finished, "--baseline", baseline).code == 0
     assert "no clear difference" in (finished / "report" / "index.html").read_text()
 
 
@@ -262,10 +220,10 @@ def test_fit_evaluate_import(call: Call, tmp_path: Path, dataset: DatasetFolder)
         "[[students]]\narchitecture='squeezenet1_1'\nlr=0.01\n[train]\nepochs=1\nbatch=8\nthreads=1\n[teacher]\nbatch=8\n"
     )
     teacher = tmp_path / "teacher"
-    fit = ("teacher", "fit", dataset.path, teacher, "--recipe", recipe, "--architecture", "mobilenet_v2")
+    fit = ("teacher", "fit", dataset.path, teacher, "--recipe", recipe, "--architecture", "squeezenet1_0")
     result = call(*fit)
     assert result.code == 0, result
-    assert "teacher mobilenet_v2, 4 classes: validation top-1" in result.err
+    assert "teacher squeezenet1_0, 4 classes: validation top-1" in result.err
     failed(call(*fit), "already holds a teacher")
     cache, out = tmp_path / "cache", tmp_path / "run"
     assert call("cache", "build", dataset.path, teacher, cache, "--recipe", recipe).code == 0
@@ -273,7 +231,7 @@ def test_fit_evaluate_import(call: Call, tmp_path: Path, dataset: DatasetFolder)
     assert result.code == 0, result
     result = call("eval", out)
     assert result.code == 0, result
-    assert "teacher mobilenet_v2" in result.out, "the run remembers who taught it"
+    assert "teacher squeezenet1_0" in result.out, "the run remembers who taught it"
     imported = tmp_path / "imported"
     result = call("teacher", "import", dataset.path, imported, "--run", out, "--recipe", recipe)
     assert result.code == 0, result
@@ -337,12 +295,13 @@ def test_a_really_full_disk(call: Call, tmp_path: Path, dataset: DatasetFolder, 
 
 
 def test_a_place_that_cannot_be_written(
-    call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path
 ) -> None:
     (tmp_path / "file").write_text("keep me")
     for place in (tmp_path / "file" / "run", tmp_path / "file", Path("/proc/nowhere/run"), tmp_path / ("x" * 300)):
-        failed(call("train", "smoke", "--data", dataset.path, "--cache", cache, "--out", place, *SETTINGS), "check the path")
-        failed(call("cache", "build", dataset.path, teacher.path, place, "--recipe", "smoke", *SETTINGS))
+        train = ("train", "smoke", "--data", dataset.path, "--cache", cache, "--out", place, *SETTINGS)
+        failed(inside(capsys, *train), "check the path")
+        failed(inside(capsys, "cache", "build", dataset.path, teacher.path, place, "--recipe", "smoke", *SETTINGS))
     assert (tmp_path / "file").read_text() == "keep me"
 
 
@@ -369,13 +328,17 @@ def test_a_place_whose_name_is_no_text(call: Call, tmp_path: Path, dataset: Data
     assert "\x1b" not in page
 
 
-def test_two_trainings_of_one_run(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+def test_two_trainings_of_one_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, cache: Path
+) -> None:
+    """The first as a user starts it, without a fork."""
     out = tmp_path / "run"
     words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS, "--set", "train.epochs=300"]
-    process = start(*words)
+    command = [sys.executable, "-m", "udkd", *map(str, words)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
-        wait_for(lambda: (out / "checkpoints" / "last.json").exists(), process)
-        failed(call(*words, "--resume"), f"is being written by process {process.pid}")
+        assert until(lambda: (out / "checkpoints" / "last.json").exists() or process.poll() is not None)
+        failed(inside(capsys, *words, "--resume"), f"is being written by process {process.pid}")
     finally:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=patience(60))
@@ -383,8 +346,10 @@ def test_two_trainings_of_one_run(call: Call, tmp_path: Path, dataset: DatasetFo
     assert "the same command with --resume goes on" in said.splitlines()[-1]
 
 
-def wait_for(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    assert until(lambda: there() or process.poll() is not None)
+def signal_when(there: Path, command: Command, kind: signal.Signals) -> Result:
+    assert until(lambda: there.exists() or command.ended())
+    command.send_signal(kind)
+    return command.finish()
 
 
 @pytest.mark.parametrize("module", ["udkd", "data_prep"])
@@ -406,22 +371,22 @@ def test_ctrl_c_while_modules_load(module: str, loaded: int) -> None:
     assert len(said) == (1 if process.returncode == 130 else 0)
 
 
-def test_ctrl_c_while_a_teacher_is_fitted(call: Call, tmp_path: Path, dataset: DatasetFolder) -> None:
+def test_ctrl_c_while_a_teacher_is_fitted(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """An epoch of one step: many of them, so that it comes before the last."""
+    dataset = make_dataset(tmp_path / "data", per_class=2, val_per_class=1)
     words = ["teacher", "fit", dataset.path, tmp_path / "t", "--recipe", "smoke", *SETTINGS]
-    words += ["--set", "fit.architecture=squeezenet1_1", "--set", "fit.epochs=40", "--set", "fit.lr=0.01"]
-    process = start(*words)
-    wait_for(lambda: (tmp_path / "t" / "run" / "checkpoints" / "last.json").exists(), process)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=patience(60))
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
-    assert "goes on" in said.splitlines()[-1]
-    failed(call("cache", "build", dataset.path, tmp_path / "t", tmp_path / "c", "--recipe", "smoke"), "is no teacher")
-    failed(call(*words), "already holds a run; expected a new folder; go on with --resume")
+    words += ["--set", "fit.architecture=squeezenet1_1", "--set", "fit.epochs=25", "--set", "fit.lr=0.01"]
+    stopped = signal_when(tmp_path / "t" / "run" / "checkpoints" / "last.json", start(*words), signal.SIGINT)
+    assert stopped.code == 130, stopped
+    assert "Traceback" not in stopped.err
+    assert "goes on" in stopped.last
+    build_words = ("cache", "build", dataset.path, tmp_path / "t", tmp_path / "c", "--recipe", "smoke")
+    failed(inside(capsys, *build_words), "is no teacher")
+    failed(inside(capsys, *words), "already holds a run; expected a new folder; go on with --resume")
     result = call(*words, "--resume")
     assert result.code == 0, result
     assert TeacherFolder.open(tmp_path / "t").info.architecture == "squeezenet1_1"
-    assert len(RunFolder.open(tmp_path / "t" / "run").metrics()) == 40
+    assert len(RunFolder.open(tmp_path / "t" / "run").metrics()) == 25
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
@@ -429,13 +394,10 @@ def test_ctrl_c_while_a_cache_is_built(
     call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, kind: signal.Signals
 ) -> None:
     words = ["cache", "build", dataset.path, teacher.path, tmp_path / "c", "--recipe", "smoke", *SETTINGS, "--views"]
-    process = start(*words, 400)
-    wait_for(lambda: (tmp_path / "c" / "view-0001.udkd").exists(), process)
-    process.send_signal(kind)
-    _, said = process.communicate(timeout=patience(60))
-    assert process.returncode == 128 + kind, said
-    assert said.splitlines()[-1] == (f"error: stopped by {kind.name}; whatever was finished is kept, the same command goes on")
-    assert said.count("error:") == 1
+    stopped = signal_when(tmp_path / "c" / "view-0001.udkd", start(*words, 400), kind)
+    assert stopped.code == 128 + kind, stopped
+    assert stopped.last == f"error: stopped by {kind.name}; whatever was finished is kept, the same command goes on"
+    assert stopped.err.count("error:") == 1
     have = len(list((tmp_path / "c").glob("view-*.udkd")))
     assert 2 <= have < 400
     result = call(*words, have + 1)

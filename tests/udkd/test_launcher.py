@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from tests.patience import patience
+from tests.udkd import commands
+from tests.udkd.commands import ROOT
 from udkd.words.launcher import is_launched, module_command, module_environment
 
-ROOT = Path(__file__).parents[2]
 PARENT = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-m", "udkd", "cache", "info", "nowhere"], start_new_session=True)
@@ -94,18 +95,16 @@ def test_who_is_launched() -> None:
 
 def test_torchrun_killed_as_soon_as_its_processes_are_there(slow_torch: Path) -> None:
     """The real launcher, whose processes would load torch for an hour."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    command += ["env", f"PYTHONPATH={slow_torch}{os.pathsep}{ROOT}", sys.executable, "-m", "udkd"]
-    launcher = subprocess.Popen(
-        [*command, "cache", "build", "data", "teacher", "cache"],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    torchrun = ["--standalone", "--nproc-per-node", 2, "--no-python"]
+    program = ["env", f"PYTHONPATH={slow_torch}{os.pathsep}{ROOT}", sys.executable, "-m", "udkd"]
+    command = ["cache", "build", "data", "teacher", "cache"]
+    launcher = commands.start(*torchrun, *program, *command, module="torch.distributed.run")
     watched, children = psutil.Process(launcher.pid), []
-    while launcher.poll() is None and len(children) < 2:
+    while not launcher.ended() and len(children) < 2:
         children = watched.children(recursive=True)
         time.sleep(0.005)
     launcher.send_signal(signal.SIGKILL)
-    launcher.wait()
+    launcher.finish()
     assert len(children) == 2
     _, alive = psutil.wait_procs(children, timeout=patience(60))
     for process in alive:

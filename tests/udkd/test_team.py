@@ -1,10 +1,7 @@
 """Several processes build one cache: the same bytes for 1, 2 and 3, under torchrun's own launcher; nobody is left over."""
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,6 +13,7 @@ import torch
 from torch.distributed import HashStore
 
 from tests.patience import patience, until
+from tests.udkd import commands
 from tests.udkd.cache_house import CPU, make_dataset, make_teacher, recipe, run, views_of
 from udkd.actors.cache_builder import build_cache
 from udkd.formats.dataset import DatasetFolder
@@ -49,13 +47,16 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
     return make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
-def torchrun(processes: int, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "tests.udkd.team_command", "cache", "build", str(dataset.path), str(teacher.path), str(cache)]
-    command += ["--views", "2", *SETTINGS]
-    return subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
-    )
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
+    """What one process builds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("udkd.actors.cache_builder.BLOCK_ROWS", 8)
+        return run(tmp_path_factory.mktemp("whole") / "cache", dataset, teacher, 2).folder
+
+
+def build_words(dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> list[str]:
+    return ["cache", "build", str(dataset.path), str(teacher.path), str(cache), "--views", "2", *SETTINGS]
 
 
 def in_threads(
@@ -84,11 +85,12 @@ def in_threads(
 
 
 @pytest.mark.parametrize("size", [2, 12])
-def test_any_size_gives_the_same_bytes(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, size: int) -> None:
+def test_any_size_gives_the_same_bytes(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path, size: int
+) -> None:
     """More processes than blocks, too."""
-    run(tmp_path / "one", dataset, teacher, 2)
     built = in_threads(size, tmp_path / "team", dataset, teacher)
-    assert views_of(tmp_path / "team") == views_of(tmp_path / "one")
+    assert views_of(tmp_path / "team") == views_of(whole)
     assert {each.num_images for each in built} == {2 * len(dataset.split("train").ids)}
     grown = in_threads(2, tmp_path / "team", dataset, teacher, views=3)
     assert {each.num_images for each in grown} == {len(dataset.split("train").ids)}
@@ -106,29 +108,25 @@ def test_a_failing_member_is_heard(
     assert str(leader) == str(follower)
 
 
-def test_torchrun_kills_and_resume(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
-    """Two processes whose launcher is killed early leave nobody behind; three go on to the bytes of one."""
-    run(tmp_path / "one", dataset, teacher, 2)
-    first = torchrun(2, dataset, teacher, tmp_path / "team")
-    children: list[psutil.Process] = []
-
-    def begun() -> bool:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            children[:] = psutil.Process(first.pid).children(recursive=True) or children
-        return first.poll() is not None or bool(list((tmp_path / "team").glob("view-*")))
-
-    assert until(begun, 120)
-    first.send_signal(signal.SIGKILL)
-    first.communicate(timeout=patience(60))
-    assert len(children) == 2
+def test_a_killed_launcher_leaves_nobody_and_torchrun_goes_on(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path
+) -> None:
+    """Three processes that are left alone end; two of the real torchrun go on to the bytes of one."""
+    words = build_words(dataset, teacher, tmp_path / "team")
+    launcher = commands.start(3, *words, module="tests.udkd.team_launcher")
+    assert until(lambda: launcher.ended() or list((tmp_path / "team").glob("view-*")), 120)
+    children = psutil.Process(launcher.pid).children()
+    launcher.send_signal(signal.SIGKILL)
+    launcher.finish()
+    assert len(children) == 3
     _, alive = psutil.wait_procs(children, timeout=patience(60))
     assert not alive, "a process outlived its launcher"
-    again = torchrun(3, dataset, teacher, tmp_path / "team")
-    said, _ = again.communicate(timeout=patience(200))
-    assert again.returncode == 0, said
-    assert views_of(tmp_path / "team") == views_of(tmp_path / "one")
-    assert said.count("mean weight") == 1, "one process speaks"
-    assert {path.name for path in (tmp_path / "team").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    torchrun = ["--standalone", "--nproc-per-node", "2", "-m", "tests.udkd.team_command", *words]
+    again = commands.run(*torchrun, module="torch.distributed.run")
+    assert again.code == 0, again
+    assert views_of(tmp_path / "team") == views_of(whole)
+    assert again.out.count("mean weight") == 1, "one process speaks"
+    assert {path.name for path in (tmp_path / "team").iterdir()} == {path.name for path in whole.iterdir()}
 
 
 def test_alone_without_torchrun() -> None:

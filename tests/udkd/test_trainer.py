@@ -6,16 +6,15 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.patience import patience
+from tests.patience import until
 from tests.small import BATCH_NORM, SMALL, make_dataset, make_teacher, small_recipe
+from tests.udkd import commands
 from udkd.actors.cache_builder import build_cache
 from udkd.actors.trainer import Job, Trainer, train
 from udkd.formats.config import Recipe
@@ -196,23 +195,6 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, 
     return out
 
 
-def command(dataset: DatasetFolder, cache: Path, out: Path, *more: str) -> list[str]:
-    words = [
-        sys.executable,
-        "-m",
-        "udkd",
-        "train",
-        "smoke",
-        "--data",
-        str(dataset.path),
-        "--cache",
-        str(cache),
-        "--out",
-        str(out),
-    ]
-    return [*words, *(word for setting in SMALL for word in ("--set", setting)), *more]
-
-
 @pytest.mark.parametrize(
     "kind", [signal.SIGKILL, signal.SIGTERM, *(pytest.param(kind, marks=LONG) for kind in (signal.SIGHUP, signal.SIGINT))]
 )
@@ -220,18 +202,20 @@ def test_a_signal_at_a_random_moment(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, whole_run: Path, kind: signal.Signals
 ) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(command(dataset, cache, out), stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (out / "checkpoints" / "last.json").exists():
-        time.sleep(0.02)
+    words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out]
+    words += [word for setting in SMALL for word in ("--set", setting)]
+    command = commands.start(*words)
+    assert until(lambda: (out / "checkpoints" / "last.json").exists() or command.ended())
     time.sleep(random.random() * 0.5)
-    process.send_signal(kind)
-    _, said = process.communicate(timeout=patience(60))
-    assert "Traceback" not in said
-    if kind != signal.SIGKILL and process.returncode != 0:
-        assert process.returncode == 128 + kind
-        assert "--resume" in said.splitlines()[-1]
-    done = subprocess.run(command(dataset, cache, out, "--resume"), capture_output=True, text=True, check=True)
-    assert "Traceback" not in done.stderr
+    command.send_signal(kind)
+    stopped = command.finish()
+    assert "Traceback" not in stopped.err
+    if kind != signal.SIGKILL and stopped.code != 0:
+        assert stopped.code == 128 + kind
+        assert "--resume" in stopped.last
+    done = commands.run(*words, "--resume")
+    assert done.code == 0, done
+    assert "Traceback" not in done.err
     assert checkpoint_hash(out) == checkpoint_hash(whole_run)
     assert metrics_without_time(out) == metrics_without_time(whole_run)
 

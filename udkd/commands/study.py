@@ -22,8 +22,6 @@ from udkd.conductors.study import (
     main_comparisons,
     make_plan,
     mean_sd,
-    measure_networks,
-    ratios,
     signed,
     write_result,
 )
@@ -122,6 +120,8 @@ def _measure(plan: Plan, site: Site, dry_run: bool) -> None:
     if dry_run:
         out.print(f"{len(plan.arms)} networks to measure on this CPU: about a minute, nothing is trained", soft_wrap=True)
         return
+    from udkd.conductors.study.networks import measure_networks, ratios  # matplotlib takes a second
+
     measured, page = measure_networks(plan, site.data, site.folder.result, site.observer)
     table = Table("", "parameters", "fewer", "MB", "ms an image", box=None, pad_edge=False)
     for column in table.columns[1:]:

@@ -84,6 +84,11 @@ def skeleton(architecture: str, num_classes: int) -> Mapping[str, Tensor]:
     return state
 
 
+def size_of(architecture: str, num_classes: int) -> int:
+    """How many numbers a classifier trains, without making it."""
+    return num_parameters(_without_memory(architecture, num_classes))
+
+
 def head_names(architecture: str) -> list[str]:
     """The weights of the layer that gives the logits, the ones with a row for each class; its weight comes first."""
     two, three = skeleton(architecture, 2), skeleton(architecture, 3)

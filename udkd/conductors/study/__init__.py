@@ -2,7 +2,6 @@
 
 from udkd.conductors.study.estimate import Item, estimate
 from udkd.conductors.study.folder import StudyFolder
-from udkd.conductors.study.networks import Measured, measure_networks, ratios
 from udkd.conductors.study.plan import Plan, Trial, make_plan
 from udkd.conductors.study.results import RunResult, Summary, summarise
 from udkd.conductors.study.runner import Progress, Site, carry_out
@@ -11,7 +10,6 @@ from udkd.conductors.study.writer import Result, write_result
 
 __all__ = [
     "Item",
-    "Measured",
     "Plan",
     "Progress",
     "Result",
@@ -26,8 +24,6 @@ __all__ = [
     "main_comparisons",
     "make_plan",
     "mean_sd",
-    "measure_networks",
-    "ratios",
     "signed",
     "summarise",
     "write_result",

@@ -20,7 +20,7 @@ from udkd.actors.reporter.words import listed
 from udkd.conductors.study.plan import Plan
 from udkd.conductors.study.tables import csv_text
 from udkd.formats.dataset import DatasetFolder
-from udkd.operations.models import build, num_parameters
+from udkd.operations.models import build, num_parameters, size_of
 from udkd.parts.environment import environment, set_threads
 from udkd.words.files import write_json, write_text
 from udkd.words.observer import Observer
@@ -81,13 +81,12 @@ def ratios(plan: Plan, measured: Sequence[Measured]) -> list[float]:
 
 def _measure(arm: str, architecture: str, num_classes: int, size_px: int) -> Measured:
     model = build(architecture, num_classes, image_px=size_px, seed=0).eval()
-    whole = build(architecture, IMAGENET_CLASSES, image_px=max(size_px, 64), seed=0)
     times = sorted(_latencies_ms(model, size_px))
     return Measured(
         arm=arm,
         architecture=architecture,
         parameters=num_parameters(model),
-        parameters_1000=num_parameters(whole),
+        parameters_1000=size_of(architecture, IMAGENET_CLASSES),
         bytes=len(save(model.state_dict())),
         latency_ms=median(times),
         low_ms=times[len(times) // 4],
