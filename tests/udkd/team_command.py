@@ -1,11 +1,11 @@
-"""`udkd` with small blocks, so that a small data set has enough of them for every process of a team."""
+"""`python -m udkd` with small blocks, so that a small data set has enough of them for every process of a team."""
 
 from udkd.words.launcher import end_with_launcher
 
 if __name__ == "__main__":
     end_with_launcher()
     import udkd.actors.cache_builder as builder
-    from udkd.cli import main
+    from udkd.__main__ import main
 
     builder.BLOCK_ROWS = 8
     main()

@@ -331,19 +331,17 @@ def test_a_place_whose_name_is_no_text(call: Call, tmp_path: Path, dataset: Data
 def test_two_trainings_of_one_run(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, cache: Path
 ) -> None:
-    """The first as a user starts it, without a fork."""
     out = tmp_path / "run"
     words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS, "--set", "train.epochs=300"]
-    command = [sys.executable, "-m", "udkd", *map(str, words)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    first = start(*words)
     try:
-        assert until(lambda: (out / "checkpoints" / "last.json").exists() or process.poll() is not None)
-        failed(inside(capsys, *words, "--resume"), f"is being written by process {process.pid}")
+        assert until(lambda: (out / "checkpoints" / "last.json").exists() or first.ended())
+        failed(inside(capsys, *words, "--resume"), f"is being written by process {first.pid}")
     finally:
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=patience(60))
-    assert process.returncode == 143, said
-    assert "the same command with --resume goes on" in said.splitlines()[-1]
+        first.send_signal(signal.SIGTERM)
+        stopped = first.finish()
+    assert stopped.code == 143, stopped
+    assert "the same command with --resume goes on" in stopped.last
 
 
 def signal_when(there: Path, command: Command, kind: signal.Signals) -> Result:
