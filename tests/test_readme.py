@@ -31,7 +31,7 @@ def commands() -> list[str]:
 
 def test_your_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where DATA and CACHE lie is all that is changed."""
-    dataset = make_dataset(tmp_path)
+    dataset = make_dataset(tmp_path, per_class=8)
     teacher = make_teacher(tmp_path / "teacher", dataset)
     cpu = torch.device("cpu")
     cache = build_cache(tmp_path / "cache", dataset=dataset, teacher=teacher, recipe=small_recipe(), device=cpu).cache

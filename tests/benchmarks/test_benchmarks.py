@@ -23,7 +23,7 @@ from udkd.words.losses import divergence
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v2", "resnet50"])
+@pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v2", pytest.param("resnet50", marks=pytest.mark.long)])
 def test_operations_are_those_of_pytorch_s_counter(architecture: str) -> None:
     ours = cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=False, item_bytes=2)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -73,7 +73,7 @@ def test_canvases_and_targets_are_the_same_each_time() -> None:
 
 
 PIPELINE = (
-    "pipeline --rounds 1 --batch 4 --px 32 --side 36 --backend resident --backend folder --set 'train.compile=\"off\"' "
+    "pipeline --rounds 1 --batch 2 --px 32 --side 36 --backend resident --backend folder --set 'train.compile=\"off\"' "
     "--set 'students=[{architecture=\"squeezenet1_1\"}]'"
 )
 

@@ -168,9 +168,9 @@ def _drawn(draw: Draw, palette: Palette, height: float, kind: str, *, salt: str,
         draw(figure, palette)
         _escape_texts(figure)
         if kind == "svg":  # not savefig, which draws everything twice, the first time for the layout that drawing makes anyway
-            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
         else:
-            FigureCanvasAgg(figure).print_png(buffer, metadata={})
+            FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 
