@@ -18,7 +18,7 @@ from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.teacher import TeacherFolder, require_classes, write_teacher
 from udkd.formats.weights import WeightsFile, read_weights
-from udkd.operations.models import build, check_input, first_difference, head_names, skeleton
+from udkd.operations.models import build, check_input, first_difference, head_names, load_weights, skeleton
 from udkd.operations.state_dicts import Found, as_float32, find, first_not_finite, unwrapped
 from udkd.parts.environment import set_threads
 from udkd.parts.epoch_views import EpochViews
@@ -206,7 +206,7 @@ def write_measured(
     broken = first_not_finite(candidate.weights)
     if broken:
         raise DataError(f"the weights hold numbers in {broken} that are not finite; expected finite ones; name another source")
-    model.load_state_dict(dict(candidate.weights))
+    load_weights(model, candidate.weights)
     model.eval().to(device)
     backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
     observer.start("teacher's accuracy", len(split.ids), "images")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from udkd.formats.config import Recipe
 from udkd.formats.run import RunFolder
-from udkd.operations.models import build
+from udkd.operations.models import build, load_weights
 from udkd.parts.students import prefixed, require_like
 from udkd.words.errors import RunError
 
@@ -87,5 +87,5 @@ def _judged(recipe: Recipe, place: int, num_classes: int, tensors: dict[str, Ten
     model = build(recipe.students[place].architecture, num_classes, image_px=recipe.views.size_px, seed=0)
     weights = prefixed(tensors, f"{'average' if recipe.train.average else 'student'}.{place}.")
     require_like(weights, model.state_dict(), f"student {place} of the checkpoint")
-    model.load_state_dict(weights)
+    load_weights(model, weights)
     return Mirrored(model) if recipe.evaluation.flip else model

@@ -15,7 +15,7 @@ from udkd.formats.teacher import TeacherFolder, require_classes
 from udkd.operations.compiled import compiled
 from udkd.operations.features import pooled, stages
 from udkd.operations.levers import fold_batch_norm
-from udkd.operations.models import build, first_difference, sample_dropout
+from udkd.operations.models import build, first_difference, load_weights, sample_dropout
 from udkd.operations.state_dicts import first_not_finite
 from udkd.operations.targets import PackedTargets, joined, pack
 from udkd.words.errors import ConfigError, DataError
@@ -70,7 +70,7 @@ class FrozenTeacher:
         difference = first_difference(weights, own) or _other_numbers(weights, own)
         if difference:
             raise DataError(f"{folder.path}: weights do not fit {folder.info.architecture} ({difference}); make it again")
-        model.load_state_dict(weights)
+        load_weights(model, weights)
         model.eval().requires_grad_(False).to(device)
         if folded:
             model = fold_batch_norm(model)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from udkd.formats.config import Recipe, StudentSection
 from udkd.operations.levers import use_gathered_pool, use_saved_relu6
-from udkd.operations.models import KeyedDropout, build, check_input, dropouts
+from udkd.operations.models import KeyedDropout, build, check_input, dropouts, load_weights
 from udkd.parts.average import Average
 from udkd.words.errors import RunError
 from udkd.words.hashing import key
@@ -62,7 +62,7 @@ class Student:
         """Take over another network's weights. Raises RunError where they are those of another kind of network."""
         require_like(weights, self.model.state_dict(), f"the start of {self.name}")
         for model in [self.model, *([self.average.model] if self.average else [])]:
-            model.load_state_dict(weights)
+            load_weights(model, weights)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, buffers, momentum and averages, by name: all that a checkpoint holds of a student."""
@@ -78,7 +78,7 @@ class Student:
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Undo `tensors`; memory stays where it is."""
-        self.model.load_state_dict(prefixed(tensors, f"student.{self.index}."))
+        load_weights(self.model, prefixed(tensors, f"student.{self.index}."))
         if self.connector is not None:
             self.connector.load_state_dict(prefixed(tensors, f"connector.{self.index}."))
         momentum = prefixed(tensors, f"momentum.{self.index}.")
@@ -86,14 +86,14 @@ class Student:
             if name in momentum:
                 self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
         if self.average is not None:
-            self.average.model.load_state_dict(prefixed(tensors, f"average.{self.index}."))
+            load_weights(self.average.model, prefixed(tensors, f"average.{self.index}."))
 
     def restore_weights(self, tensors: dict[str, Tensor], where: str) -> None:
         """The network that is judged, of a checkpoint that may hold connectors. Raises RunError where it does not fit."""
         kind = "student" if self.average is None else "average"
         weights = prefixed(tensors, f"{kind}.{self.index}.")
         require_like(weights, self.judged.state_dict(), f"{self.name} in {where}")
-        self.judged.load_state_dict(weights)
+        load_weights(self.judged, weights)
 
     def changing(self) -> list[Tensor]:
         """Every tensor that a step changes."""
