@@ -60,7 +60,7 @@ def test_a_pool_can_be_used_again_and_left_early() -> None:
 
 
 def test_kept_workers_do_the_job_of_the_next_pool() -> None:
-    """Those that have done all of theirs; one that is left in the middle has answers to give that nobody waits for."""
+    """Those that have done all their tasks; one stopped in between would still send answers."""
     with kept_workers():
         with Pool(Echo(), 2) as echo:
             pids = {pid for _, pid in echo.ordered(iter(range(20)))}

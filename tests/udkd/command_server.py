@@ -56,7 +56,7 @@ def serve(listener: socket.socket) -> None:
 
 
 def attend(client: socket.socket, listener: socket.socket) -> None:
-    listener.close()  # nobody would answer there once the server is gone
+    listener.close()  # no answer would come from it once the server is gone
     client.send(b"[]")
     commands: set[int] = set()
     while True:

@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Pictures that nobody looks at are not compressed; five samples are no work for two threads."""
+    """Uncompressed pictures and one thread: quicker for five samples."""
     save, threads = Image.Image.save, torch.get_num_threads()
     monkeypatch.setattr(Image.Image, "save", lambda image, file, kind, **_: save(image, file, kind, compress_level=0))
     torch.set_num_threads(1)
