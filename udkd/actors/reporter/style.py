@@ -186,7 +186,7 @@ def _escape_texts(figure: Figure) -> None:
 
 
 def _texts(artist: Artist) -> Iterator[Text]:
-    """All texts except tick labels, which the axis formatter sets when drawing; visiting them would create ticks that are not shown."""
+    """All texts except tick labels: the axis formatter sets those, and visiting them would create ticks that are not shown."""
     if isinstance(artist, Text):
         yield artist
     for part in [artist.label] if isinstance(artist, Axis) else artist.get_children():
