@@ -2,7 +2,7 @@
 
 Phones, cameras and editors write headers that libjpeg warns of (Samsung's parameters of a sequential scan, a JFIF revision that
 does not exist, bytes between two segments, half a colour profile), and zeros between the last block and the end mark. Every
-decoder reads these images completely. What lies in or between scans is not touched: a warning about it is about pixels.
+decoder reads these images completely. Data in and between scans is not changed: a warning about it concerns pixels.
 """
 
 import re

@@ -38,11 +38,14 @@ export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH} OMP_WAIT_POLICY=PASSIVE 
 [ -s .gpu/commit ] && export UDKD_COMMIT=${UDKD_COMMIT:-$(cat .gpu/commit)}
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader 2>/dev/null
 
-# What a step starts is ended with it; a step that does not end in time is stopped first politely, so that it saves.
+# A step that takes too long gets SIGTERM, so that it saves, and SIGKILL eight seconds later.
 within() { timeout --signal=TERM --kill-after=8 "$(left)" "$@"; }
 
 case $step in
-first) within "$PYTHON3" -m benchmarks first --budget $(($(left) - 15)) --device "$DEVICE" --folder "$results/runs" --results "$results" ;;
+first)
+  rm -rf "$results/runs" # of an earlier call
+  within "$PYTHON3" -m benchmarks first --budget $(($(left) - 15)) --device "$DEVICE" --folder "$results/runs" --results "$results"
+  ;;
 bench) within "$PYTHON3" -m benchmarks gpu --rest --budget $(($(left) - 15)) --device "$DEVICE" --results "$results" ${PARTS:-} ;;
 study)
   mkdir -p "$work/tars"
