@@ -15,6 +15,8 @@ import pytest
 from tests.patience import patience
 from tests.udkd import commands
 from tests.udkd.commands import ROOT
+from udkd.parts.team import Team
+from udkd.words.errors import CacheError
 from udkd.words.launcher import is_launched, module_command, module_environment
 
 PARENT = """
@@ -88,17 +90,25 @@ def test_a_launcher_that_was_gone_before_its_process_began(slow_torch: Path, sil
     assert done.stderr == "error: the torchrun that started this process is gone; expected it to the end; run it again\n"
 
 
+def test_a_launcher_that_is_gone_after_the_imports(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused at once, without the wait that a slow network is given."""
+    monkeypatch.setattr("udkd.parts.team.die_with_parent", lambda number: None)
+    team = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent_port)}
+    with pytest.raises(CacheError, match="the torchrun that started this process is gone"):
+        Team.join(team | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
+
+
 def test_who_is_launched() -> None:
     assert not any(is_launched(environment) for environment in ({}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": ""}))
     assert is_launched({"WORLD_SIZE": "2"})
 
 
-def test_torchrun_killed_as_soon_as_its_processes_are_there(slow_torch: Path) -> None:
-    """The real launcher, whose processes would load torch for an hour."""
+def test_torchrun_killed_as_soon_as_its_processes_are_there() -> None:
+    """The real launcher and the real imports. Its store outlives it by some 30 ms, so that a process may find it still open,
+    begin its imports and see only after them that the launcher is gone."""
     torchrun = ["--standalone", "--nproc-per-node", 2, "--no-python"]
-    program = ["env", f"PYTHONPATH={slow_torch}{os.pathsep}{ROOT}", sys.executable, "-m", "udkd"]
-    command = ["cache", "build", "data", "teacher", "cache"]
-    launcher = commands.start(*torchrun, *program, *command, module="torch.distributed.run")
+    program = [sys.executable, "-m", "udkd", "cache", "build", "data", "teacher", "cache"]
+    launcher = commands.start(*torchrun, *program, module="torch.distributed.run")
     watched, children = psutil.Process(launcher.pid), []
     while not launcher.ended() and len(children) < 2:
         children = watched.children(recursive=True)
@@ -106,7 +116,7 @@ def test_torchrun_killed_as_soon_as_its_processes_are_there(slow_torch: Path) ->
     launcher.send_signal(signal.SIGKILL)
     launcher.finish()
     assert len(children) == 2
-    _, alive = psutil.wait_procs(children, timeout=patience(60))
+    _, alive = psutil.wait_procs(children, timeout=patience(100))
     for process in alive:
         process.kill()
     assert not alive

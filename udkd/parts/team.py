@@ -18,7 +18,7 @@ import torch
 from torch.distributed.rendezvous import rendezvous
 
 from udkd.words.errors import CacheError, UserError
-from udkd.words.launcher import die_with_parent, is_launched
+from udkd.words.launcher import LAUNCHER_GONE, die_with_parent, is_launched, is_launcher_gone
 
 _POLL_S = 0.05
 _CONNECT_S = 20.0  # torchrun's store is there first; this is for a network, and for variables that nobody's torchrun set
@@ -40,6 +40,8 @@ class Team:
         if not is_launched(environment):
             return cls()
         die_with_parent(signal.SIGTERM)  # from here on there is something to clean up
+        if is_launcher_gone(environment):
+            raise CacheError(LAUNCHER_GONE)
         try:
             store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_CONNECT_S)))
         except (RuntimeError, ValueError, OSError) as error:

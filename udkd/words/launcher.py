@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+LAUNCHER_GONE = "the torchrun that started this process is gone; expected it to the end; run it again"
 _PR_SET_PDEATHSIG = 1
 _ANSWERS_WITHIN_S = 5.0
 _HOME = Path(__file__).resolve().parents[2]
@@ -37,10 +38,17 @@ def end_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
     The kernel kills us when the launcher dies after the first line; where it died before, so did the store that it keeps.
     """
     die_with_parent(signal.SIGKILL)
-    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not _store_answers(environment):
+    if is_launcher_gone(environment):
         with contextlib.suppress(OSError):
-            os.write(2, b"error: the torchrun that started this process is gone; expected it to the end; run it again\n")
+            os.write(2, f"error: {LAUNCHER_GONE}\n".encode())
         os._exit(1)
+
+
+def is_launcher_gone(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun's store is closed. A torchrun that is being killed keeps it open for as long as its memory is freed
+    (30 ms were seen), in which its processes have lost their parent already: to be asked again after the imports.
+    """
+    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not _store_answers(environment)
 
 
 def die_with_parent(number: signal.Signals) -> None:
