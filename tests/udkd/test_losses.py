@@ -263,7 +263,11 @@ def test_low_precision_logits_are_raised_first() -> None:
     assert torch.equal(terms.total, distill([z.float() for z in low], given[0], half.float(), *given[2:]).total)
 
 
-@pytest.mark.parametrize("settings", [LossSettings(), LossSettings(direction="teacher_student", label_smoothing=0.1)], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [LossSettings(direction="teacher_student", label_smoothing=0.1), pytest.param(LossSettings(), marks=pytest.mark.long)],
+    ids=str,
+)
 def test_compiled_equals_eager(settings: LossSettings) -> None:
     compiled = compiled_loss(settings)
     for seed, size in enumerate((1.0, 100.0)):
