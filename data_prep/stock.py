@@ -260,6 +260,9 @@ def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bo
     beside = _beside(sources)
     if beside:
         return f"{where} has {lacks}; expected both; name {printable(str(beside))} too, which looks like validation"
+    perhaps = next((listing.perhaps for listing in listings if listing.perhaps), "")
+    if perhaps and not test:
+        return f"{where} has {lacks}; expected both; {printable(perhaps)}"
     if test:
         return (
             f"{where} has train/ and test/ but no val/ images; expected to be told what validates; give --val test to take "

@@ -23,6 +23,7 @@ UNREAD_ENDINGS = (
     *(".tga", ".exr", ".hdr", ".pnm", ".pbm", ".pam", ".pcx", ".dng", ".cr2", ".nef", ".arw", ".apng", ".dds", ".raw"),
 )
 ARCHIVE_ENDINGS = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+LIST_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".mat", ".lst")
 # What macOS, Windows, Linux and network drives put beside files; names that begin with a dot are hidden ones anyway.
 SYSTEM = frozenset(
     (
@@ -64,17 +65,24 @@ def looks_like_val(path: str) -> bool:
     return not is_hidden(path) and any("val" in splits_in(part) for part in path.split("/"))
 
 
+def is_test_list(path: str) -> bool:
+    """Whether a file may say which images are of a test split: Food-101's `meta/test.txt`, CUB's `train_test_split.txt`."""
+    name = path.rsplit("/", 1)[-1]
+    return not is_hidden(path) and name.lower().endswith(LIST_ENDINGS) and "test" in splits_in(name)
+
+
 @dataclass(kw_only=True)
 class Arrangement:
     """What every image path of a source is.
 
     places: for each path, in order: split, class and name, or why it is passed over (a plural noun).
-    hint, unclear: see Listing.
+    hint, unclear, perhaps: see Listing.
     """
 
     places: Iterator[Place | str]
     hint: Part | None = None
     unclear: str = ""
+    perhaps: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,13 +120,15 @@ def arrange(
     known = _truth(found, folders, paths, source, truth) if splits else None
     if found.at:
         _check_names({folder[at + 1] for folder, at in found.at.items()}, source)
-        unclear = "" if known or "val" in found.parts() else _unclear(found, folders)
-        return Arrangement(places=_in_splits(paths, found, known), unclear=unclear)
+        lacks = not known and "val" not in found.parts()
+        unclear, perhaps = (_unclear(found, folders), _perhaps(found, folders)) if lacks else ("", "")
+        return Arrangement(places=_in_splits(paths, found, known), unclear=unclear, perhaps=perhaps)
     if known:
         return Arrangement(places=(_by_truth(path, known) for path in paths))
     prefix = _common_prefix(deep)
     if splits and deep:
         _check_names({folder[prefix] for folder in deep if len(folder) > prefix}, source)
+        _check_inside(deep, prefix, source)
     split = _strict(root) if splits else None
     around = (root, *(deep[0][:prefix] if deep else ()))
     hint = next((part for name in reversed(around) if (part := split_in(name))), None) if splits else None
@@ -238,6 +248,17 @@ def _check_names(names: Iterable[str], source: str) -> None:
     )
 
 
+def _check_inside(folders: Iterable[Folder], prefix: int, source: str) -> None:
+    """Raise DataError where all images lie in folders that are named for several splits, one level below the classes."""
+    below = {folder[prefix + 1] if len(folder) > prefix + 1 else "" for folder in folders}
+    parts = {split_in(name) for name in below}
+    if None not in parts and len(parts) > 1 and "train" in parts:
+        raise DataError(
+            f"{source} holds class folders that hold the splits ({_few(sorted(below))}); expected train/<class>/ and "
+            "val/<class>/; move the images, or give --layout classfolders if these are no splits"
+        )
+
+
 def _truth(
     found: _Splits,
     folders: Mapping[Folder, int],
@@ -289,6 +310,23 @@ def _unclear(found: _Splits, folders: Mapping[Folder, int]) -> str:
     """The first folder of images that looks like a validation split, but has no class folders or lies elsewhere."""
     seen = sorted(folder for folder in folders if folder not in found.at and looks_like_val("/".join(folder)))
     return f"{'/'.join(seen[0])}/ ({folders[seen[0]]:,} images, not in class folders)" if seen else ""
+
+
+def _perhaps(found: _Splits, folders: Iterable[Folder]) -> str:
+    """The first folder beside train/ that holds class folders of the same names."""
+    known = {(folder[:at], folder[at + 1]) for folder, at in found.at.items()}
+    depths = set(found.at.values())
+    beside = {
+        folder[: at + 1]
+        for folder in folders
+        if folder not in found.at
+        for at in depths
+        if len(folder) > at + 1 and (folder[:at], folder[at + 1]) in known
+    }
+    if not beside:
+        return ""
+    name = "/".join(min(beside))
+    return f"{name}/ holds the same classes: rename it to val if it validates, or give --hold-out PERCENT if it does not"
 
 
 def _in_splits(paths: Sequence[str], found: _Splits, known: _Known | None) -> Iterator[Place | str]:

@@ -535,3 +535,31 @@ def test_png_in_a_parquet_is_fixed_as_anywhere(tmp_path: Path) -> None:
     folder = converted(tmp_path / "p", tmp_path / "d", on_bad="skip")
     assert folder.split("val").note == ("PNG to JPEG",) * 3 + ("empty file",)
     assert np.asarray(Image.open(io.BytesIO(folder.split("val").read(0)))).shape == (40, 56, 3)
+
+
+def test_class_folders_that_hold_the_splits_are_refused(tmp_path: Path) -> None:
+    """`cat/train/`, `cat/val/`: with a random share set aside, training images would validate."""
+    files = {f"{c}/{s}/{n}.jpg": photo(f"{c}{s}{n}") for c in ("cat", "dog") for s in ("train", "val") for n in range(4)}
+    source = write_tree(tmp_path / "a", files)
+    for hold_out in (None, 20):
+        with pytest.raises(DataError, match=r"class folders that hold the splits \(train, val\).*--layout classfolders"):
+            stock_of(source, hold_out=hold_out)
+    assert stock_of(source, layout="classfolders", hold_out=50).samples["val"]
+    source = write_tree(tmp_path / "b", files | {"cat/young/0.jpg": photo("young")})
+    assert stock_of(source, hold_out=50).samples["val"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("holdout/n01440764/0.jpg", "holdout/ holds the same classes: rename it to val"),
+        ("meta/test.txt", r"meta/test\.txt may say which images validate"),
+        ("train_test_split.txt", r"train_test_split\.txt may say which images validate"),
+    ],
+)
+def test_what_may_validate_is_named_before_a_random_share_is_advised(tmp_path: Path, name: str, words: str) -> None:
+    train = {path: data for path, data in small_set().items() if path.startswith("train")}
+    source = write_tree(tmp_path / "a", train | {name: photo("x") if name.endswith("jpg") else b"x"})
+    with pytest.raises(DataError, match=f"no val/ images; expected both; {words}.*or give --hold-out PERCENT if it does not"):
+        stock_of(source)
+    assert stock_of(source, hold_out=50).samples["val"]
