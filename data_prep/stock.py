@@ -24,6 +24,7 @@ from udkd.words.errors import DataError
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 UNCHOSEN = "images of classes that --classes leaves out"
+READ_ENDINGS = (".tar", ".parquet", ".beton")
 Rows = NDArray[np.int64]
 
 
@@ -268,6 +269,12 @@ def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bo
             f"{where} has train/ and test/ but no val/ images; expected to be told what validates; give --val test to take "
             "the images of test/, or add the source that holds val/"
         )
+    beside = _test_beside(sources)
+    if beside:
+        return (
+            f"{where} has {lacks}; expected both; name {printable(str(beside))} too and give --val test to take its images, or "
+            "give --hold-out PERCENT to set that share of the images aside for validation"
+        )
     return (
         f"{where} has {lacks}; expected both; add the source that holds them, "
         "or give --hold-out PERCENT to set that share of the images aside for validation"
@@ -280,9 +287,24 @@ def _beside(sources: Sequence[Source]) -> Path | None:
         path = source.path.resolve()
         with contextlib.suppress(OSError):
             others = sorted(other for other in path.parent.iterdir() if split_in(other.name) == "val")
-            found = [other for other in others if (other.is_dir() if path.is_dir() else other.suffix == path.suffix)]
+            found = [other for other in others if other.is_dir() or other.suffix in (path.suffix, *READ_ENDINGS)]
+            found.sort(
+                key=lambda other: (other.suffix, other.is_dir()) != (path.suffix, path.is_dir())
+            )  # of its own kind first
             if found and split_in(path.name) == "train":
                 return source.path.parent / found[0].name
+    return None
+
+
+def _test_beside(sources: Sequence[Source]) -> Path | None:
+    """The folder of a test split beside a train/ that has some of the same class folders."""
+    for source in sources:
+        path = source.path.resolve()
+        with contextlib.suppress(OSError):
+            classes = {each.name for each in path.iterdir() if each.is_dir()} if split_in(path.name) == "train" else set()
+            for other in sorted(path.parent.iterdir() if classes else ()):
+                if split_in(other.name) == "test" and any((other / name).is_dir() for name in classes):
+                    return source.path.parent / other.name
     return None
 
 

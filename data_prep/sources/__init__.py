@@ -9,7 +9,7 @@ from data_prep.sources.beton import Beton
 from data_prep.sources.class_tars import ClassTars, class_tars
 from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, Fields
 from data_prep.sources.ilsvrc import Ilsvrc
-from data_prep.sources.layout import is_image_path, no_image
+from data_prep.sources.layout import is_image_path, looks_like_val, no_image
 from data_prep.sources.named_split import files_below, split_in
 from data_prep.sources.parquet import Parquet
 from data_prep.sources.source import TEST, Entry, EntryTable, Listing, Part, PassedOver, Source, SplitName
@@ -76,12 +76,16 @@ class _Folder:
 
     def list(self) -> Listing:
         """The source's, with the other files as passed over."""
-        listing = self.source.list()
+        listing, perhaps = self.source.list(), ""
         with contextlib.suppress(DataError):  # a folder that cannot be listed is no matter to this source
             for file in Tree(self.path).files() if self.read_files else ():
                 if self.path / file not in self.read_files:
                     listing.ignored.append(file, no_image(file) if not is_image_path(file) else BESIDE_FILES)
-        return replace(listing, remarks=(*listing.remarks, self.remark) if self.remark else listing.remarks)
+                    perhaps = min(filter(None, (perhaps, file))) if looks_like_val(file) else perhaps
+        if perhaps:
+            perhaps += " is not read: name it, too, if it holds validation images, or give --hold-out PERCENT if it does not"
+        remarks = (*listing.remarks, self.remark) if self.remark else listing.remarks
+        return replace(listing, remarks=remarks, perhaps=listing.perhaps or perhaps)
 
     def read(self, entry: Entry) -> bytes:
         """See Source."""

@@ -563,3 +563,25 @@ def test_what_may_validate_is_named_before_a_random_share_is_advised(tmp_path: P
     with pytest.raises(DataError, match=f"no val/ images; expected both; {words}.*or give --hold-out PERCENT if it does not"):
         stock_of(source)
     assert stock_of(source, hold_out=50).samples["val"]
+
+
+def test_a_validation_split_of_another_kind_is_named(tmp_path: Path) -> None:
+    """A folder beside a tar, and what lies among shards but is none; a test split is named with the option that it takes."""
+    files = small_set()
+    train = {name.removeprefix("train/"): data for name, data in files.items() if name.startswith("train")}
+    write_tree(tmp_path / "a", {name: data for name, data in files.items() if name.startswith("val")})
+    tar = write_tar(tmp_path / "a" / "train.tar", train)
+    with pytest.raises(DataError, match=r"expected both; name .*a/val too, which looks like validation"):
+        stock_of(tar)
+    write_tar(tmp_path / "a" / "val.tar", train)
+    with pytest.raises(DataError, match=r"name .*a/val\.tar too"):
+        stock_of(tar)
+    (tmp_path / "w").mkdir()
+    write_tar(tmp_path / "w" / "train-0.tar", {f"{n}.{e}": d for n in range(4) for e, d in (("jpg", photo(n)), ("cls", b"1"))})
+    (tmp_path / "w" / "val-0.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError, match=r"expected both; val-0\.tar\.gz is not read: name it, too.*or give --hold-out"):
+        stock_of(tmp_path / "w")
+    assert stock_of(tmp_path / "w", hold_out=50).samples["val"]
+    write_tree(tmp_path / "t", {name.replace("val/", "test/"): data for name, data in files.items()})
+    with pytest.raises(DataError, match=r"name .*t/test too and give --val test"):
+        stock_of(tmp_path / "t" / "train")
