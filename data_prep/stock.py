@@ -287,10 +287,8 @@ def _beside(sources: Sequence[Source]) -> Path | None:
         path = source.path.resolve()
         with contextlib.suppress(OSError):
             others = sorted(other for other in path.parent.iterdir() if split_in(other.name) == "val")
-            found = [other for other in others if other.is_dir() or other.suffix in (path.suffix, *READ_ENDINGS)]
-            found.sort(
-                key=lambda other: (other.suffix, other.is_dir()) != (path.suffix, path.is_dir())
-            )  # of its own kind first
+            found = [other for other in others if other.is_dir() or other.suffix in READ_ENDINGS]
+            found.sort(key=lambda other: other.is_dir() != path.is_dir())  # those of its own kind first
             if found and split_in(path.name) == "train":
                 return source.path.parent / found[0].name
     return None
@@ -342,6 +340,12 @@ def _check_classes(
         )
 
 
+def _place(sample: Sample, sources: Sequence[Source]) -> str:
+    """Where a sample lies, for people: its source, and for files of a folder their path in it."""
+    path = sources[sample.origin].path
+    return str(path / printable(sample.entry.key)) if path.is_dir() else str(path)
+
+
 def _number(
     split: str, listed: _Listed, rows: Rows, chosen: Sequence[str], sources: Sequence[Source], sequential: bool
 ) -> Samples:
@@ -355,10 +359,10 @@ def _number(
         for one, other in pairwise(order):
             if names[one] == names[other]:
                 place = start + order.index(one)
-                origins = [listed.origin(int(row)) for row in by_class[place : place + 2]]
+                places = [_place(listed.sample(int(row)), sources) for row in by_class[place : place + 2]]
                 name = printable(f"{split}/{chosen[label]}/{names[one]}")
                 raise DataError(
-                    f"{name} is there twice, in {sources[origins[0]].path} and {sources[origins[1]].path}; "
-                    "expected each image once; leave one source away"
+                    f"{name} is there twice, in {' and '.join(sorted(places))}; expected each image once; leave the copy away, or "
+                    "rename one if they are two images"
                 )
     return Samples(listed, rows if sequential else by_class)

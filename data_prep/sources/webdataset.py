@@ -1,11 +1,12 @@
 """An existing WebDataset: tars in which the files of a sample follow each other and share their name up to the first dot."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from data_prep.sources.fields import (
     IMAGE_OPTION,
@@ -56,8 +57,10 @@ class WebDataset:
         Raises DataError: see `members`; no label at all or one that is none, several images or labels to choose from.
         """
         listing, folders, agreement = Listing(), Folders(self.path), Agreement()
-        names = _own_classes(self.path)
-        for tar in _tars(self.path):
+        names, tars = _own_classes(self.path), _tars(self.path)
+        alike = Counter((split_of(_inside(self.path, tar)), tar.name) for tar in tars)
+        first: dict[tuple[Part | None, str, str], str] = {}
+        for tar in tars:
             if not is_tar(tar):
                 raise DataError(f"{tar} is no tar; expected shards of a WebDataset; fetch it again")
             key, stamp = "" if tar == self.path else str(_inside(self.path, tar)), tar.stat().st_mtime_ns
@@ -69,17 +72,12 @@ class WebDataset:
                 image, label = found
                 if isinstance(label, int):
                     label = names[label] if names and label < len(names) else class_of_label(label)
-                listing.entries.append(
-                    Entry(
-                        split or _split_of_folders(image.name.rpartition("/")[0]),
-                        folders.of(label),
-                        f"{tar.stem}/{image.name}",
-                        key,
-                        image.offset,
-                        image.size,
-                        stamp,
-                    )
-                )
+                part = split or _split_of_folders(image.name.rpartition("/")[0])
+                class_name, name = folders.of(label), f"{tar.stem}/{image.name}"
+                # Names that shards of one name in several folders share are told apart by the folder.
+                if alike[split, tar.name] > 1 and first.setdefault((part, class_name, name), key) != key:
+                    name = f"{PurePath(key).parent}/{name}"
+                listing.entries.append(Entry(part, class_name, name, key, image.offset, image.size, stamp))
         agreement.finish(self.path)
         if not len(listing.entries) and listing.ignored.count:
             raise DataError(self._nothing(listing.ignored))

@@ -585,3 +585,34 @@ def test_a_validation_split_of_another_kind_is_named(tmp_path: Path) -> None:
     write_tree(tmp_path / "t", {name.replace("val/", "test/"): data for name, data in files.items()})
     with pytest.raises(DataError, match=r"name .*t/test too and give --val test"):
         stock_of(tmp_path / "t" / "train")
+
+
+def test_shards_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    """Each part numbered from zero, as are the samples in it: told apart by the folder where nothing else tells them apart."""
+    for part in range(2):
+        for name in ("a", "b"):
+            (tmp_path / "w" / f"part{part}").mkdir(parents=True, exist_ok=True)
+            files = {f"{n}.{e}": d for n in range(3) for e, d in (("jpg", photo(f"{part}{name}{n}")), ("cls", b"%d" % (n % 2)))}
+            write_tar(tmp_path / "w" / f"part{part}" / f"{name}.tar", files)
+    folder = converted(tmp_path / "w", tmp_path / "d", hold_out_percent=40)
+    stored = {image for split in images_of(folder).values() for _, image in split}
+    assert stored == {photo(f"{part}{name}{n}") for part in range(2) for name in ("a", "b") for n in range(3)}
+    names = sorted(name for split in folder.splits.values() for name in split.source if "/a/" in name)
+    assert names == [
+        "0000/a/0.jpg",
+        "0000/a/2.jpg",
+        "0000/part1/a/0.jpg",
+        "0000/part1/a/2.jpg",
+        "0001/a/1.jpg",
+        "0001/part1/a/1.jpg",
+    ]
+
+
+def test_an_image_of_one_name_twice_is_told_with_both_places(tmp_path: Path) -> None:
+    files = small_set()
+    source = write_tree(tmp_path / "a", files | {f"a/{name}": data for name, data in files.items()})
+    name = "train/n01440764/n01440764_0.JPEG"
+    with pytest.raises(
+        DataError, match=rf"there twice, in .*/a/a/{name} and .*/a/{name}; .*or rename one if they are two images"
+    ):
+        stock_of(source)
