@@ -24,7 +24,7 @@ from udkd.words.errors import DataError
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 UNCHOSEN = "images of classes that --classes leaves out"
-READ_ENDINGS = (".tar", ".parquet", ".beton")
+READ_ENDINGS = (".tar", ".parquet", ".beton", ".ffcv")
 Rows = NDArray[np.int64]
 
 
@@ -362,7 +362,7 @@ def _number(
                 places = [_place(listed.sample(int(row)), sources) for row in by_class[place : place + 2]]
                 name = printable(f"{split}/{chosen[label]}/{names[one]}")
                 raise DataError(
-                    f"{name} is there twice, in {' and '.join(sorted(places))}; expected each image once; leave the copy away, or "
-                    "rename one if they are two images"
+                    f"{name} is there twice, in {' and '.join(sorted(places))}; expected each image once; leave the copy "
+                    "away, or rename one if they are two images"
                 )
     return Samples(listed, rows if sequential else by_class)

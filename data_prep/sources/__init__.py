@@ -160,11 +160,14 @@ def _told(source: Source, fields: Fields) -> Source:
 
 def _open(path: Path, layout: str, truth: Path | None) -> Source:
     if layout != AUTO:
-        source = LAYOUTS[layout](path)
+        source = LAYOUTS[layout](path) or (WebDataset.probe(path, texts=True) if layout == "webdataset" else None)
         if source is None:
             raise DataError(f"{path} is not of the layout {layout}; expected one; check --layout or leave it away")
         return _Folder(_with_truth(source, truth), _read_files(source))
     found = {name: source for name, probe in LAYOUTS.items() if name != "classfolders" and (source := probe(path)) is not None}
+    if list(found) == ["imagefolder"] and (samples := WebDataset.probe(path, texts=True)):
+        tree = found["imagefolder"]
+        found = found if isinstance(tree, Tree) and tree.glance() else {"webdataset": samples, **found}
     if found:
         return _one_of(path, {name: _with_truth(source, truth) for name, source in found.items()})
     what = what_it_is(path)

@@ -30,6 +30,7 @@ from udkd.words.errors import DataError
 
 JSON_KEYS = ("label", "cls", "class", "class_id", "wnid", "class_name")
 LABEL_BYTES = 1 << 20  # what a label file may have
+TEXTS = ("txt", "text", "class", "target", "id", "index", "name", "wnid", "synset")  # labels only where the user says so
 LOOKED_AT = 64  # members that decide whether a tar is a WebDataset
 
 
@@ -46,10 +47,13 @@ class WebDataset:
     fields: Fields = LOOK
 
     @staticmethod
-    def probe(path: Path) -> "WebDataset | None":
-        """A WebDataset where a tar of any split holds images and labels side by side."""
+    def probe(path: Path, texts: bool = False) -> "WebDataset | None":
+        """A WebDataset where a tar of any split holds images and labels side by side.
+
+        texts: where images in no folders, which could be classes, have any small text beside them.
+        """
         one_of_each_split = {split_of(_inside(path, tar)): tar for tar in reversed(_tars(path))}
-        return WebDataset(path) if any(is_tar(tar) and _has_samples(tar) for tar in one_of_each_split.values()) else None
+        return WebDataset(path) if any(is_tar(tar) and _has_samples(tar, texts) for tar in one_of_each_split.values()) else None
 
     def list(self) -> Listing:
         """All samples that have an image and a label.
@@ -98,9 +102,11 @@ class WebDataset:
 
     def _nothing(self, ignored: PassedOver) -> str:
         found = ", ".join(f"{count:,} {reason}, such as {name}" for reason, (count, name) in ignored.reasons.items())
+        name = ignored.reasons.get(NO_LABEL, (0, ""))[1]
+        folders = ", or give --layout imagefolder if folders are the classes" if "/" in name and self.fields == LOOK else ""
         return (
             f"{self.path} has no image with a label ({found}); expected an image, and .cls or .json with one of "
-            f"{', '.join(JSON_KEYS)}, in each sample; name the fields with {IMAGE_OPTION} and {LABEL_OPTION}"
+            f"{', '.join(JSON_KEYS)}, in each sample; name the fields with {IMAGE_OPTION} and {LABEL_OPTION}{folders}"
         )
 
     def read(self, entry: Entry) -> bytes:
@@ -193,14 +199,15 @@ def _passed_over(member: Member, ignored: PassedOver) -> bool:
     return hidden
 
 
-def _has_samples(tar: Path) -> bool:
+def _has_samples(tar: Path, texts: bool) -> bool:
     """Whether some of its first samples have an image and what may be a label."""
     endings: dict[str, set[str]] = {}
     for member in islice(members(tar), LOOKED_AT):
         name, ending = _key(member.name)
         endings.setdefault(name, set()).add(ending.lower())
+    bare = texts and all("/" not in name for name in endings)
     return any(
-        any(map(_is_image, found)) and any(_is_label(ending) or _is_json(ending) for ending in found)
+        any(map(_is_image, found)) and any(_is_label(end) or _is_json(end) or (bare and _is_text(end)) for end in found)
         for found in endings.values()
     )
 
@@ -216,6 +223,10 @@ def _is_json(ending: str) -> bool:
 def _is_label(ending: str) -> bool:
     last = ending.split(".")[-1]
     return last == "cls" or LABEL_LIKE.fullmatch(last) is not None
+
+
+def _is_text(ending: str) -> bool:
+    return ending.split(".")[-1] in TEXTS
 
 
 def _label(value: object) -> Label:

@@ -432,3 +432,32 @@ def test_a_chosen_field_reaches_the_workers(tmp_path: Path) -> None:
     split = folder.split("train")
     assert [split.read(n) for n in range(4)] == [BIG] * 4
     assert split.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_labels_in_other_texts_are_asked_for(tmp_path: Path) -> None:
+    """`.txt` is a caption to most and a label to some; beside class folders such shards are what they were, passed over."""
+    root = shards(tmp_path / "w", *({"jpg": BIG, "txt": b"%d\n" % (n % 3), "xml": b"x"} for n in range(6)))
+    for path in (root, root / "train-000000.tar"):
+        with pytest.raises(DataError, match=r"no image with a label .*such as 0000\.jpg.*--label-field"):
+            stock_of(path)
+    assert classes_of(stock_of(root, label="txt")) == ["0000", "0001", "0002"]
+    assert open_sources([root], "webdataset")
+    write_tree(root, small_set())
+    stock = stock_of(root)
+    assert (counts(stock), stock.passed_over.count) == ([12, 4], 2)
+
+
+def test_a_tar_of_class_folders_with_annotations_says_how_to_read_it(tmp_path: Path) -> None:
+    files = small_set()
+    tar = write_tar(
+        tmp_path / "a.tar", {n: d for name in files for n, d in ((name, files[name]), (name[:-5] + ".json", b"{}"))}
+    )
+    with pytest.raises(DataError, match=r"no image with a label.*or give --layout imagefolder if folders are the classes"):
+        stock_of(tar)
+
+
+@pytest.mark.parametrize("ending", [".TAR", ".Tar"])
+def test_upper_case_endings_of_shards_themselves(tmp_path: Path, ending: str) -> None:
+    root = shards(tmp_path / "w", *({"jpg": BIG, "cls": str(n % 3).encode()} for n in range(6)))
+    (root / "val-000000.tar").rename(root / f"val-000000{ending}")
+    assert counts(stock_of(root)) == [6, 4]

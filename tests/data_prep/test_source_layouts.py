@@ -510,6 +510,9 @@ def test_a_beton_whose_count_was_cut_is_refused(tmp_path: Path) -> None:
     data = bytearray((folder.path / "train" / "samples.beton").read_bytes())
     beton.write_bytes(data)
     assert sum(map(len, stock_of(beton, hold_out=50).samples.values())) == 12
+    other = tmp_path / "train_400_0.10_90.ffcv"  # the ending that FFCV's scripts for ImageNet give
+    other.write_bytes(data)
+    assert sum(map(len, stock_of(other, hold_out=50).samples.values())) == 12
     data[8:16] = struct.pack("<Q", 5)
     beton.write_bytes(data)
     with pytest.raises(DataError, match=r"no whole \.beton"):
