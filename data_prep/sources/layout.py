@@ -28,6 +28,7 @@ LIST_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".mat", ".lst")
 SYSTEM = frozenset(
     (
         *("__macosx", "@eadir", "@__thumb", "@recycle", "@tmp", "#recycle", "#snapshot", "~snapshot", "lost+found"),
+        *("@recently-snapshot", "@transcode", "@sharebin", "network trash folder", "temporary items", "lost.dir"),
         *("$recycle.bin", "recycler", "system volume information", "found.000", "__pycache__"),
     )
 )
