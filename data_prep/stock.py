@@ -17,7 +17,20 @@ from numpy.typing import NDArray
 
 from data_prep.classes import alike, choose_classes, named, printable, utf8
 from data_prep.prepare import Sample
-from data_prep.sources import TEST, EntryTable, Listing, Part, PassedOver, Source, SplitName, split_in, what_it_is
+from data_prep.sources import (
+    ARCHIVES,
+    OTHER,
+    TEST,
+    UNREAD,
+    EntryTable,
+    Listing,
+    Part,
+    PassedOver,
+    Source,
+    SplitName,
+    split_in,
+    what_it_is,
+)
 from udkd.formats.dataset import ClassName
 from udkd.words.errors import DataError
 
@@ -142,6 +155,9 @@ def take_stock(
 def _no_images(source: Source, listing: Listing) -> str:
     found = what_it_is(source.path)
     text = f"{source.path} holds no images in class folders; expected [train/|val/]<class>/<name>.jpg; "
+    others = listing.ignored.reasons
+    if source.path.is_file() and others and others.keys() <= {UNREAD, ARCHIVES, OTHER}:
+        return text + "it holds " + ", ".join(f"{n:,} {why} (such as {printable(name)})" for why, (n, name) in others.items())
     if found is None:
         return text + "check the path, or say what it is with --layout"
     return text + f"it holds {found[0]}: {found[1]}"

@@ -9,10 +9,10 @@ from data_prep.sources.beton import Beton
 from data_prep.sources.class_tars import ClassTars, class_tars
 from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, Fields
 from data_prep.sources.ilsvrc import Ilsvrc
-from data_prep.sources.layout import is_image_path, looks_like_val, no_image
+from data_prep.sources.layout import ARCHIVES, UNREAD, is_image_path, looks_like_val, no_image
 from data_prep.sources.named_split import files_below, split_in
 from data_prep.sources.parquet import Parquet
-from data_prep.sources.source import TEST, Entry, EntryTable, Listing, Part, PassedOver, Source, SplitName
+from data_prep.sources.source import OTHER, TEST, Entry, EntryTable, Listing, Part, PassedOver, Source, SplitName
 from data_prep.sources.tar import Tar
 from data_prep.sources.tree import Tree
 from data_prep.sources.truth import is_truth, read_truth, truth_at
@@ -21,9 +21,12 @@ from data_prep.sources.webdataset import WebDataset
 from udkd.words.errors import ConfigError, DataError
 
 __all__ = [
+    "ARCHIVES",
     "AUTO",
     "LAYOUTS",
+    "OTHER",
     "TEST",
+    "UNREAD",
     "Entry",
     "EntryTable",
     "Fields",

@@ -151,6 +151,7 @@ def test_a_linked_val_folder_is_one(tmp_path: Path) -> None:
 
 def test_what_systems_leave_behind_is_neither_image_nor_class(tmp_path: Path) -> None:
     junk = ["@eaDir", ".AppleDouble", "__MACOSX", ".thumbnails", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
+    junk += ["@Recently-Snapshot", "@Transcode", "@sharebin", "LOST.DIR", "Network Trash Folder", "Temporary Items"]
     files = {f"{name}/{n}.JPG": JPEG for name in ("cat", "dog", *junk, ".ipynb_checkpoints") for n in range(9)}
     files |= {
         "cat/@eaDir/1.JPG/SYNOPHOTO_THUMB_M.jpg": JPEG,
@@ -164,7 +165,7 @@ def test_what_systems_leave_behind_is_neither_image_nor_class(tmp_path: Path) ->
         assert [entry.wnid for entry in stock.classes] == ["cat", "dog"]
         assert sum(map(len, stock.samples.values())) == 18
         counts = {reason: count for reason, (count, _) in stock.passed_over.reasons.items()}
-        assert counts == {HIDDEN: 9 * 8 + 2, OTHER: 2, UNREAD: 2, ARCHIVES: 1}
+        assert counts == {HIDDEN: 9 * 14 + 2, OTHER: 2, UNREAD: 2, ARCHIVES: 1}
 
 
 def test_a_folder_of_the_system_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,6 +381,8 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         stock_of(tmp_path / "empty")
     with pytest.raises(DataError, match="holds no images"):
         stock_of(write_tar(tmp_path / "empty.tar", {}))
+    with pytest.raises(DataError, match=r"holds no images .*; it holds 2 images with endings that are not read \(such as a/1"):
+        stock_of(write_tar(tmp_path / "heic.tar", {"a/1.heic": b"x", "b/1.heic": b"x"}))
     with pytest.raises(DataError, match="holds no images"):
         stock_of(write_tree(tmp_path / "flat", {"a.jpg": JPEG, "b.jpg": JPEG}))
 
