@@ -195,7 +195,9 @@ def _one_of(path: Path, found: dict[str, Source]) -> Source:
     tree = found.get("imagefolder")
     if not others or not isinstance(tree, Tree) or (path / "dataset.json").is_file():  # a dataset folder of ours is shards
         return source
-    splits = tree.glance()
+    splits, table = tree.glance(), found.get("parquet")
+    if splits and isinstance(table, Parquet) and not table.has_images():
+        return _one_of(path, {name: each for name, each in found.items() if name != "parquet"})
     also = [_CALLED[name] for name, _ in others if name != "imagefolder" or splits]
     whole = isinstance(source, Ilsvrc) and source.train is not None and source.val is not None
     if first == "ilsvrc" and not whole and {"train", "val"} <= splits:  # as torchvision leaves it

@@ -619,3 +619,31 @@ def test_an_image_of_one_name_twice_is_told_with_both_places(tmp_path: Path) -> 
         DataError, match=rf"there twice, in .*/a/a/{name} and .*/a/{name}; .*or rename one if they are two images"
     ):
         stock_of(source)
+
+
+def test_a_table_that_describes_the_images_is_none_of_them(tmp_path: Path) -> None:
+    """The metadata.parquet of an ImageFolder on the Hub."""
+    for name, files in (
+        ("a", small_set()),
+        ("b", {name.removeprefix("train/"): data for name, data in small_set(val=0).items()}),
+    ):
+        root = write_tree(tmp_path / name, files)
+        pq.write_table(pa.table({"file_name": list(files), "weight": [1.0] * len(files)}), root / "metadata.parquet")
+        stock = stock_of(root, hold_out=None if name == "a" else 40)
+        assert sum(map(len, stock.samples.values())) == len(files)
+        assert stock.passed_over.reasons == {OTHER: (1, "metadata.parquet")}
+
+
+def test_splits_of_parquets_that_are_told_otherwise(tmp_path: Path) -> None:
+    """By a column, which is named before a random share is advised; and versions of one set, each in its folder."""
+    rows = [(n % 2, photo(n)) for n in range(4)]
+    parquet(tmp_path / "a" / "all.parquet", rows)
+    table = pq.read_table(tmp_path / "a" / "all.parquet")
+    pq.write_table(table.append_column("split", pa.array(["train", "val"] * 2)), tmp_path / "a" / "all.parquet")
+    with pytest.raises(DataError, match=r"expected both; the column split of .*all\.parquet may say which rows validate"):
+        stock_of(tmp_path / "a")
+    for version in ("160px", "320px"):
+        for split in ("train", "validation"):
+            parquet(tmp_path / "b" / version / f"{split}.parquet", rows)
+    assert any("in 160px, 320px; all are read: name one" in line for line in stock_of(tmp_path / "b").warnings)
+    assert not stock_of(tmp_path / "b" / "160px").warnings
