@@ -21,6 +21,7 @@ class Names:
         self._named_truth, self._truths, self._used = truth, dict[str, Truth](), ""
         self._names, self._numbers = TextsBuilder(), array("q")
         self._ignored, self._unclear, self._perhaps = PassedOver(), "", ""
+        self._remarks: list[str] = []
 
     def add(self, name: str, *, offset: int, size: int, stamp: int) -> None:
         """An image."""
@@ -37,6 +38,10 @@ class Names:
                 f"{name} may say which images validate, but lists are not read: sort them into val/<class>/, or give "
                 "--hold-out PERCENT if it does not"
             )
+
+    def remark(self, text: str) -> None:
+        """What else is worth a warning."""
+        self._remarks.append(text)
 
     def add_truth(self, truth: Truth, name: str = "") -> None:
         """What may be a ground truth. name: as the source has it, empty for a file beside the source."""
@@ -58,7 +63,14 @@ class Names:
                 self.pass_over(name)
         unclear = found.unclear or self._unclear
         perhaps = found.perhaps or self._perhaps
-        return Listing(entries=entries, ignored=self._ignored, hint=found.hint, unclear=unclear, perhaps=perhaps)
+        return Listing(
+            entries=entries,
+            ignored=self._ignored,
+            hint=found.hint,
+            unclear=unclear,
+            perhaps=perhaps,
+            remarks=(*found.remarks, *self._remarks),
+        )
 
     def _truth(self) -> tuple[str, Mapping[str, str]] | None:
         truth = self._named_truth or choose(self._truths.values())

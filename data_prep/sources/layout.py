@@ -77,13 +77,14 @@ class Arrangement:
     """What every image path of a source is.
 
     places: for each path, in order: split, class and name, or why it is passed over (a plural noun).
-    hint, unclear, perhaps: see Listing.
+    hint, unclear, perhaps, remarks: see Listing.
     """
 
     places: Iterator[Place | str]
     hint: Part | None = None
     unclear: str = ""
     perhaps: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def arrange(
         _check_names({folder[at + 1] for folder, at in found.at.items()}, source)
         lacks = not known and "val" not in found.parts()
         unclear, perhaps = (_unclear(found, folders), _perhaps(found, folders)) if lacks else ("", "")
-        return Arrangement(places=_in_splits(paths, found, known), unclear=unclear, perhaps=perhaps)
+        remarks = (*_versions(found, source), *_nested(((folder, at + 1) for folder, at in found.at.items()), source))
+        return Arrangement(places=_in_splits(paths, found, known), unclear=unclear, perhaps=perhaps, remarks=remarks)
     if known:
         return Arrangement(places=(_by_truth(path, known) for path in paths))
     prefix = _common_prefix(deep)
@@ -133,7 +135,11 @@ def arrange(
     split = _strict(root) if splits else None
     around = (root, *(deep[0][:prefix] if deep else ()))
     hint = next((part for name in reversed(around) if (part := split_in(name))), None) if splits else None
-    return Arrangement(places=_loose(paths, prefix, split), hint=hint)
+    return Arrangement(
+        places=_loose(paths, prefix, split),
+        hint=hint,
+        remarks=tuple(_nested(((f, prefix) for f in deep), source) if splits else ()),
+    )
 
 
 def _find(folders: Sequence[Folder], source: str) -> _Splits:
@@ -328,6 +334,31 @@ def _perhaps(found: _Splits, folders: Iterable[Folder]) -> str:
         return ""
     name = "/".join(min(beside))
     return f"{name}/ holds the same classes: rename it to val if it validates, or give --hold-out PERCENT if it does not"
+
+
+def _versions(found: _Splits, source: str) -> Iterator[str]:
+    """A remark where train folders lie in several folders: parts of one set, or its sizes or folds."""
+    several = sorted({"/".join(folder[: at + 1]) for folder, at in found.at.items() if found.part(folder) == "train"})
+    if len({name.rpartition("/")[0] for name in several}) > 1:
+        yield f"{source} holds {_few(several)}; all are read: name one's folder where these are versions or folds of one set"
+
+
+def _nested(folders: Iterable[tuple[Folder, int]], source: str) -> Iterator[str]:
+    """A remark where class folders hold several folders and no images, and no two of these have one name.
+
+    folders: of images, each with the place of its class. Then the inner ones may be the classes, as in Places365 and SUN397.
+    """
+    inside: dict[str, set[str]] = {}
+    for folder, at in folders:
+        if len(folder) > at:
+            inside.setdefault(folder[at], set()).add(folder[at + 1] if len(folder) > at + 1 else "")
+    names = [name for inner in inside.values() for name in inner]
+    if len(inside) > 1 and "" not in names and len(set(names)) == len(names) >= 1.5 * len(inside):
+        name, inner = min((name, sorted(inner)) for name, inner in inside.items() if len(inner) > 1)
+        yield (
+            f"{source}: class folders hold folders, such as {name}/{inner[0]} and {name}/{inner[1]}; the outer ones are the "
+            "classes: move the inner ones up where they are"
+        )
 
 
 def _in_splits(paths: Sequence[str], found: _Splits, known: _Known | None) -> Iterator[Place | str]:

@@ -647,3 +647,25 @@ def test_splits_of_parquets_that_are_told_otherwise(tmp_path: Path) -> None:
             parquet(tmp_path / "b" / version / f"{split}.parquet", rows)
     assert any("in 160px, 320px; all are read: name one" in line for line in stock_of(tmp_path / "b").warnings)
     assert not stock_of(tmp_path / "b" / "160px").warnings
+
+
+def test_trees_that_may_be_read_otherwise_are_warned_of(tmp_path: Path) -> None:
+    """Classes in folders of letters, sizes or folds of one set, and one folder under two names."""
+    letters = {
+        f"{s}/{c[0]}/{c}/{n}.jpg": photo(n) for s in ("train", "val") for c in ("abbey", "alley", "bar") for n in range(2)
+    }
+    [warning] = stock_of(write_tree(tmp_path / "a", letters)).warnings
+    assert "such as a/abbey and a/alley; the outer ones are the classes" in warning
+    warning, *_ = stock_of(tmp_path / "a" / "train", hold_out=50).warnings
+    assert "such as a/abbey and a/alley" in warning
+    views = {f"{s}/{c}/{view}/0.jpg": photo(1) for s in ("train", "val") for c in ("cat", "dog") for view in ("left", "right")}
+    assert not stock_of(write_tree(tmp_path / "b", views)).warnings
+    folds = {f"fold{n}/{s}/{c}/{s}{n}.jpg": photo(n) for n in (1, 2) for s in ("train", "val") for c in ("cat", "dog")}
+    [warning] = stock_of(write_tree(tmp_path / "c", folds)).warnings
+    assert "holds fold1/train, fold2/train; all are read: name one's folder" in warning
+    tree = write_tree(tmp_path / "d", small_set())
+    (tree / "train" / "tench").symlink_to("n01440764")
+    (tree / "val" / "tench").symlink_to("n01440764")
+    first, _ = stock_of(tree).warnings
+    assert "train/n01440764 and " in first
+    assert "train/tench are one folder by links" in first
