@@ -237,7 +237,10 @@ def _split(
     if len(val) and hold_out_percent is not None:
         raise DataError(f"{where} holds val/ images already; expected none beside --hold-out; leave --hold-out away")
     if len(val) and not len(train):
-        raise DataError(f"{where} holds val/ only; expected train/ images too; add the source that holds them")
+        unread = [name for listing in listings for _, name in listing.ignored.reasons.values() if _names_train(name)]
+        also = f", and {printable(min(unread))} is not read" if unread else ""
+        what = "name it, or its train folder, as a further source" if unread else "add the source that holds them"
+        raise DataError(f"{where} holds val/ only{also}; expected train/ images too; {what}")
     if len(val):
         return {"train": train, "val": val}
     rows = train if len(train) else loose
@@ -253,6 +256,10 @@ def _split(
                 f"--hold-out {hold_out_percent:g} leaves {name} without images ({len(rows)} in all); change the percentage"
             )
     return found
+
+
+def _names_train(path: str) -> bool:
+    return any(split_in(part) == "train" for part in path.split("/"))
 
 
 def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bool, test: bool, loose: bool) -> str:

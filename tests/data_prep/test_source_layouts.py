@@ -669,3 +669,14 @@ def test_trees_that_may_be_read_otherwise_are_warned_of(tmp_path: Path) -> None:
     first, _ = stock_of(tree).warnings
     assert "train/n01440764 and " in first
     assert "train/tench are one folder by links" in first
+
+
+def test_val_alone_names_the_train_tar_beside_it(tmp_path: Path) -> None:
+    files = small_set()
+    root = write_tree(tmp_path / "a", {name: data for name, data in files.items() if name.startswith("val")})
+    with pytest.raises(DataError, match=r"holds val/ only; expected train/ images too; add the source"):
+        stock_of(root)
+    tar = write_tar(root / "train.tar", {name: data for name, data in files.items() if name.startswith("train")})
+    with pytest.raises(DataError, match=r"holds val/ only, and train\.tar is not read; .*name it, or its train folder, as a"):
+        stock_of(root)
+    assert stock_of(root, tar).samples["train"]
