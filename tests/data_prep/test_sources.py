@@ -460,6 +460,8 @@ DECOMPOSED = unicodedata.normalize("NFD", "café")
         ("\ufeffsea lion\r\ngreat\r\n", ["great", "sea lion"]),
         ("sea lion\tOtaria\ngreat,big\n", ["great", "sea lion"]),
         ("sea lion  # big\n\n# sea\nC#\n", ["C#", "sea lion"]),
+        ("sea lion 150\nsea 2\ngreat 3\n", ["great", "sea", "sea lion"]),
+        ("great\ngreat  # again\ngreat 3\nsea lion\n", ["great", "sea lion"]),
         ("sea urchin\ngreat#1\n", ["great", "sea"]),
         ("café\nsea/\n", [DECOMPOSED, "sea"]),
         (json.dumps({"sea lion": "x", "great": "y"}), ["great", "sea lion"]),
@@ -472,6 +474,16 @@ def test_lines_of_class_lists(tmp_path: Path, text: str, expected: list[str], en
     path = tmp_path / "list.txt"
     path.write_bytes(text.encode(encoding))
     assert choose_classes(there, str(path)) == sorted(expected)
+
+
+@pytest.mark.parametrize("text", ["great dane\ngreat auk\n", "great\ngreat auk\n", "sea lion\ngreat auk  # x\ngreat\n"])
+def test_two_lines_of_a_class_list_are_no_one_class(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"names 'great .*', which both lead to the folder 'great', the first word"):
+        choose_classes(["sea", "sea lion", "great"], str(path))
+    path.write_text("n01440764\nn01440764 tench, Tinca tinca\n")
+    assert choose_classes(["n01440764", "n01443537"], str(path)) == ["n01440764"]
 
 
 def test_names_that_people_read_as_one(tmp_path: Path) -> None:
