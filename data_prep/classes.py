@@ -207,12 +207,14 @@ def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
     """Pairs of names that people read as one, and in what they differ."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
-        groups.setdefault(_letters(name).casefold(), []).append(name)
-    return [
-        (one, other, "how letters are composed (NFC, NFD)" if _letters(one) == _letters(other) else "upper and lower case")
-        for group in groups.values()
-        for one, other in pairwise(group)
-    ]
+        groups.setdefault(" ".join(_letters(name).casefold().split()), []).append(name)
+    return [(one, other, _difference(one, other)) for group in groups.values() for one, other in pairwise(group)]
+
+
+def _difference(one: str, other: str) -> str:
+    if _letters(one) == _letters(other):
+        return "how letters are composed (NFC, NFD)"
+    return "upper and lower case" if _letters(one).casefold() == _letters(other).casefold() else "blanks"
 
 
 def _letters(name: str) -> str:

@@ -104,9 +104,10 @@ class WebDataset:
         found = ", ".join(f"{count:,} {reason}, such as {name}" for reason, (count, name) in ignored.reasons.items())
         name = ignored.reasons.get(NO_LABEL, (0, ""))[1]
         folders = ", or give --layout imagefolder if folders are the classes" if "/" in name and self.fields == LOOK else ""
+        apart = ", the files of a sample one after the other" if {NO_LABEL, NO_IMAGE} <= ignored.reasons.keys() else ""
         return (
             f"{self.path} has no image with a label ({found}); expected an image, and .cls or .json with one of "
-            f"{', '.join(JSON_KEYS)}, in each sample; name the fields with {IMAGE_OPTION} and {LABEL_OPTION}{folders}"
+            f"{', '.join(JSON_KEYS)}, in each sample{apart}; name the fields with {IMAGE_OPTION} and {LABEL_OPTION}{folders}"
         )
 
     def read(self, entry: Entry) -> bytes:

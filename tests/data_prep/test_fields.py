@@ -182,6 +182,13 @@ def test_a_list_beside_the_samples_makes_no_webdataset(tmp_path: Path) -> None:
     assert classes_of(stock_of(tar)) == ["n01440764", "n01443537"]
 
 
+def test_labels_behind_all_images_are_told_of(tmp_path: Path) -> None:
+    """As `tar cf a.tar *.jpg *.cls` packs them; webdataset itself reads no sample of these."""
+    files = {f"{n}.jpg": BIG for n in range(3)} | {f"{n}.cls": b"1" for n in range(3)}
+    with pytest.raises(DataError, match=r"in each sample, the files of a sample one after the other; name"):
+        stock_of(write_tar(tmp_path / "train-0.tar", files))
+
+
 def test_what_macos_adds_to_a_shard_is_passed_over(tmp_path: Path) -> None:
     files = {
         name: data for n in range(4) for name, data in ((f"._{n}.jpg", b"x"), (f"{n}.jpg", BIG), (f"{n}.cls", b"%d" % (n % 2)))

@@ -499,6 +499,8 @@ def test_names_that_people_read_as_one(tmp_path: Path) -> None:
         files = {f"train/{train}/1.jpg": JPEG, f"val/{val}/1.jpg": JPEG} | {f"{s}/a/1.jpg": JPEG for s in ("train", "val")}
         with pytest.raises(DataError, match=f"classes that train/ lacks.*only in .*{said}"):
             stock_of(write_tree(tmp_path / said[:3], files))
+    stock = stock_of(write_tree(tmp_path / "b", labelled("train", "val", ("dog", "dog "))))
+    assert any("'dog' and 'dog ' differ only in blanks" in line for line in stock.warnings)
     stock = stock_of(write_tree(tmp_path / "t", labelled("train", "val", ("Dog", "dog"))))
     assert any("'Dog' and 'dog' differ only in upper and lower case" in line for line in stock.warnings)
 
