@@ -237,7 +237,8 @@ def _split(
     if len(val) and hold_out_percent is not None:
         raise DataError(f"{where} holds val/ images already; expected none beside --hold-out; leave --hold-out away")
     if len(val) and not len(train):
-        unread = [name for listing in listings for _, name in listing.ignored.reasons.values() if _names_train(name)]
+        examples = (each for listing in listings for each in listing.ignored.reasons.items())
+        unread = [name for reason, (_, name) in examples if _may_train(name, reason)]
         also = f", and {printable(min(unread))} is not read" if unread else ""
         what = "name it, or its train folder, as a further source" if unread else "add the source that holds them"
         raise DataError(f"{where} holds val/ only{also}; expected train/ images too; {what}")
@@ -258,8 +259,10 @@ def _split(
     return found
 
 
-def _names_train(path: str) -> bool:
-    return any(split_in(part) == "train" for part in path.split("/"))
+def _may_train(path: str, reason: str) -> bool:
+    """Whether a file that was passed over may hold training images: a `train.tar` may, a `train.py` may not."""
+    holds = reason in (ARCHIVES, UNREAD) or path.endswith(READ_ENDINGS)
+    return holds and any(split_in(part) == "train" for part in path.split("/"))
 
 
 def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bool, test: bool, loose: bool) -> str:

@@ -673,7 +673,9 @@ def test_trees_that_may_be_read_otherwise_are_warned_of(tmp_path: Path) -> None:
 
 def test_val_alone_names_the_train_tar_beside_it(tmp_path: Path) -> None:
     files = small_set()
-    root = write_tree(tmp_path / "a", {name: data for name, data in files.items() if name.startswith("val")})
+    root = write_tree(
+        tmp_path / "a", {name: data for name, data in files.items() if name.startswith("val")} | {"train.py": b""}
+    )
     with pytest.raises(DataError, match=r"holds val/ only; expected train/ images too; add the source"):
         stock_of(root)
     tar = write_tar(root / "train.tar", {name: data for name, data in files.items() if name.startswith("train")})
