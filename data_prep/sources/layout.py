@@ -24,6 +24,7 @@ UNREAD_ENDINGS = (
 )
 ARCHIVE_ENDINGS = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 LIST_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".mat", ".lst")
+PROGRAM_ENDINGS = (".py", ".ipynb", ".sh", ".md", ".log", ".cfg", ".yaml", ".yml")
 # What macOS, Windows, Linux and network drives put beside files; names that begin with a dot are hidden ones anyway.
 SYSTEM = frozenset(
     (
@@ -62,8 +63,10 @@ def no_image(path: str) -> str:
 
 
 def looks_like_val(path: str) -> bool:
-    """Whether a part of a path tells of a validation split."""
-    return not is_hidden(path) and any("val" in splits_in(part) for part in path.split("/"))
+    """Whether a part of a path tells of a validation split, and it is no script or note."""
+    if is_hidden(path) or path.lower().endswith(PROGRAM_ENDINGS):
+        return False
+    return any("val" in splits_in(part) for part in path.split("/"))
 
 
 def is_test_list(path: str) -> bool:

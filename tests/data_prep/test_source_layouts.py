@@ -566,6 +566,8 @@ def test_what_may_validate_is_named_before_a_random_share_is_advised(tmp_path: P
     with pytest.raises(DataError, match=f"no val/ images; expected both; {words}.*or give --hold-out PERCENT if it does not"):
         stock_of(source)
     assert stock_of(source, hold_out=50).samples["val"]
+    with pytest.raises(DataError, match="add the source that holds them, or give --hold-out PERCENT to set"):
+        stock_of(write_tree(tmp_path / "b", train | {"val.py": b"", "src/test_data/README.md": b""}))
 
 
 def test_a_validation_split_of_another_kind_is_named(tmp_path: Path) -> None:
