@@ -4,7 +4,7 @@ import codecs
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ ALL = "all"
 LIMIT_BYTES = 1 << 26  # of a class list
 LONGEST = 80  # letters of a name in a message
 BUILT_IN = {"imagenet100": "imagenet100-wnids.txt"}
+WNID = re.compile(r"n\d{8}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -76,9 +77,9 @@ def utf8(name: str) -> bytes:
 def wanted_classes(choice: str) -> list[tuple[str, ...]] | None:
     """The lines of a built-in list or of a file, each as the names it may mean, the likeliest first; None for all classes.
 
-    Of a line `sea lion  # comment` these are the line, the line without its comment, what stands before a tab or a comma, and
-    the first word. A JSON list, or an object with a key per class, is read as well. Raises DataError where the choice is
-    neither a built-in list nor a file, or the file names no class.
+    Of a line `sea lion  # comment` these are the line, the line without its comment, what stands before a tab, a comma or a
+    number at its end, and the first word. A JSON list, or an object with a key per class, is read as well. Raises DataError
+    where the choice is neither a built-in list nor a file, or the file names no class.
     """
     if choice == ALL:
         return None
@@ -121,7 +122,8 @@ def _names(line: str) -> tuple[str, ...]:
     line, cut = line.strip(), line.split("#")[0].strip()
     bare = re.sub(r"\s#.*", "", line).strip()
     first = re.split(r"[\t,]", bare)[0].strip()
-    return tuple(dict.fromkeys((line, bare, bare.rstrip("/"), first, cut, cut.split()[0]))) if cut else ()
+    numbered = re.sub(r"\s+\d+", "", bare) if re.fullmatch(r"\D+\s\d+", bare) else bare  # `sea lion 150`, as Caffe lists
+    return tuple(dict.fromkeys((line, bare, bare.rstrip("/"), first, cut, numbered, cut.split()[0]))) if cut else ()
 
 
 def choose_classes(found: Iterable[str], choice: str) -> list[str]:
@@ -132,6 +134,7 @@ def choose_classes(found: Iterable[str], choice: str) -> list[str]:
         return there
     folders = _Folders(there)
     matched = {names: folders.of(names, choice) for names in lines}
+    _check_first_words(matched, choice)
     chosen = sorted({folder for folder in matched.values() if folder is not None})
     missing = sorted({names[0].split("#")[0].strip() or names[0] for names, folder in matched.items() if folder is None})
     if not chosen:
@@ -145,6 +148,27 @@ def choose_classes(found: Iterable[str], choice: str) -> list[str]:
             f"{folders.hint(missing)}expected all; add the source that holds them, or list the classes you want in a file"
         )
     return chosen
+
+
+def _check_first_words(matched: Mapping[tuple[str, ...], str | None], choice: str) -> None:
+    """Raise DataError where a line's first word is a folder that is another line's, too; wnids stand before any name."""
+    lines: dict[str, list[tuple[str, ...]]] = {}
+    for names, folder in matched.items():
+        if folder is not None and not WNID.fullmatch(folder):
+            lines.setdefault(folder, []).append(names)
+    for folder, several in lines.items():
+        short = next((names[0] for names in several if folder not in names[:-1] and _has_words(names[0])), None)
+        if short is not None and len(several) > 1:
+            other = next(names[0] for names in several if names[0] != short)
+            raise DataError(
+                f"class list {choice} names {short!r} and {other!r}, which both lead to the folder {folder!r}, the first word; "
+                "expected the source's folder names; check --classes"
+            )
+
+
+def _has_words(line: str) -> bool:
+    """Whether a line's name, without what may follow a tab, a comma, a hash or a blank and a number, has several words."""
+    return len(re.sub(r"\s\d+$", "", re.split(r"[\t,#]", line)[0].strip()).split()) > 1
 
 
 class _Folders:
@@ -183,12 +207,14 @@ def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
     """Pairs of names that people read as one, and in what they differ."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
-        groups.setdefault(_letters(name).casefold(), []).append(name)
-    return [
-        (one, other, "how letters are composed (NFC, NFD)" if _letters(one) == _letters(other) else "upper and lower case")
-        for group in groups.values()
-        for one, other in pairwise(group)
-    ]
+        groups.setdefault(" ".join(_letters(name).casefold().split()), []).append(name)
+    return [(one, other, _difference(one, other)) for group in groups.values() for one, other in pairwise(group)]
+
+
+def _difference(one: str, other: str) -> str:
+    if _letters(one) == _letters(other):
+        return "how letters are composed (NFC, NFD)"
+    return "upper and lower case" if _letters(one).casefold() == _letters(other).casefold() else "blanks"
 
 
 def _letters(name: str) -> str:

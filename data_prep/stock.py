@@ -17,13 +17,27 @@ from numpy.typing import NDArray
 
 from data_prep.classes import alike, choose_classes, named, printable, utf8
 from data_prep.prepare import Sample
-from data_prep.sources import TEST, EntryTable, Listing, Part, PassedOver, Source, SplitName, split_in, what_it_is
+from data_prep.sources import (
+    ARCHIVES,
+    OTHER,
+    TEST,
+    UNREAD,
+    EntryTable,
+    Listing,
+    Part,
+    PassedOver,
+    Source,
+    SplitName,
+    split_in,
+    what_it_is,
+)
 from udkd.formats.dataset import ClassName
 from udkd.words.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 UNCHOSEN = "images of classes that --classes leaves out"
+READ_ENDINGS = (".tar", ".parquet", ".beton", ".ffcv")
 Rows = NDArray[np.int64]
 
 
@@ -141,6 +155,9 @@ def take_stock(
 def _no_images(source: Source, listing: Listing) -> str:
     found = what_it_is(source.path)
     text = f"{source.path} holds no images in class folders; expected [train/|val/]<class>/<name>.jpg; "
+    others = listing.ignored.reasons
+    if source.path.is_file() and others and others.keys() <= {UNREAD, ARCHIVES, OTHER}:
+        return text + "it holds " + ", ".join(f"{n:,} {why} (such as {printable(name)})" for why, (n, name) in others.items())
     if found is None:
         return text + "check the path, or say what it is with --layout"
     return text + f"it holds {found[0]}: {found[1]}"
@@ -220,7 +237,11 @@ def _split(
     if len(val) and hold_out_percent is not None:
         raise DataError(f"{where} holds val/ images already; expected none beside --hold-out; leave --hold-out away")
     if len(val) and not len(train):
-        raise DataError(f"{where} holds val/ only; expected train/ images too; add the source that holds them")
+        examples = (each for listing in listings for each in listing.ignored.reasons.items())
+        unread = [name for reason, (_, name) in examples if _may_train(name, reason)]
+        also = f", and {printable(min(unread))} is not read" if unread else ""
+        what = "name it, or its train folder, as a further source" if unread else "add the source that holds them"
+        raise DataError(f"{where} holds val/ only{also}; expected train/ images too; {what}")
     if len(val):
         return {"train": train, "val": val}
     rows = train if len(train) else loose
@@ -236,6 +257,12 @@ def _split(
                 f"--hold-out {hold_out_percent:g} leaves {name} without images ({len(rows)} in all); change the percentage"
             )
     return found
+
+
+def _may_train(path: str, reason: str) -> bool:
+    """Whether a file that was passed over may hold training images: a `train.tar` may, a `train.py` may not."""
+    holds = reason in (ARCHIVES, UNREAD) or path.endswith(READ_ENDINGS)
+    return holds and any(split_in(part) == "train" for part in path.split("/"))
 
 
 def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bool, test: bool, loose: bool) -> str:
@@ -260,10 +287,19 @@ def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bo
     beside = _beside(sources)
     if beside:
         return f"{where} has {lacks}; expected both; name {printable(str(beside))} too, which looks like validation"
+    perhaps = next((listing.perhaps for listing in listings if listing.perhaps), "")
+    if perhaps and not test:
+        return f"{where} has {lacks}; expected both; {printable(perhaps)}"
     if test:
         return (
             f"{where} has train/ and test/ but no val/ images; expected to be told what validates; give --val test to take "
             "the images of test/, or add the source that holds val/"
+        )
+    beside = _test_beside(sources)
+    if beside:
+        return (
+            f"{where} has {lacks}; expected both; name {printable(str(beside))} too and give --val test to take its images, or "
+            "give --hold-out PERCENT to set that share of the images aside for validation"
         )
     return (
         f"{where} has {lacks}; expected both; add the source that holds them, "
@@ -277,9 +313,22 @@ def _beside(sources: Sequence[Source]) -> Path | None:
         path = source.path.resolve()
         with contextlib.suppress(OSError):
             others = sorted(other for other in path.parent.iterdir() if split_in(other.name) == "val")
-            found = [other for other in others if (other.is_dir() if path.is_dir() else other.suffix == path.suffix)]
+            found = [other for other in others if other.is_dir() or other.suffix in READ_ENDINGS]
+            found.sort(key=lambda other: other.is_dir() != path.is_dir())  # those of its own kind first
             if found and split_in(path.name) == "train":
                 return source.path.parent / found[0].name
+    return None
+
+
+def _test_beside(sources: Sequence[Source]) -> Path | None:
+    """The folder of a test split beside a train/ that has some of the same class folders."""
+    for source in sources:
+        path = source.path.resolve()
+        with contextlib.suppress(OSError):
+            classes = {each.name for each in path.iterdir() if each.is_dir()} if split_in(path.name) == "train" else set()
+            for other in sorted(path.parent.iterdir() if classes else ()):
+                if split_in(other.name) == "test" and any((other / name).is_dir() for name in classes):
+                    return source.path.parent / other.name
     return None
 
 
@@ -317,6 +366,12 @@ def _check_classes(
         )
 
 
+def _place(sample: Sample, sources: Sequence[Source]) -> str:
+    """Where a sample lies, for people: its source, and for files of a folder their path in it."""
+    path = sources[sample.origin].path
+    return str(path / printable(sample.entry.key)) if path.is_dir() else str(path)
+
+
 def _number(
     split: str, listed: _Listed, rows: Rows, chosen: Sequence[str], sources: Sequence[Source], sequential: bool
 ) -> Samples:
@@ -330,10 +385,10 @@ def _number(
         for one, other in pairwise(order):
             if names[one] == names[other]:
                 place = start + order.index(one)
-                origins = [listed.origin(int(row)) for row in by_class[place : place + 2]]
+                places = [_place(listed.sample(int(row)), sources) for row in by_class[place : place + 2]]
                 name = printable(f"{split}/{chosen[label]}/{names[one]}")
                 raise DataError(
-                    f"{name} is there twice, in {sources[origins[0]].path} and {sources[origins[1]].path}; "
-                    "expected each image once; leave one source away"
+                    f"{name} is there twice, in {' and '.join(sorted(places))}; expected each image once; leave the copy "
+                    "away, or rename one if they are two images"
                 )
     return Samples(listed, rows if sequential else by_class)

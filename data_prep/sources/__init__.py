@@ -9,10 +9,10 @@ from data_prep.sources.beton import Beton
 from data_prep.sources.class_tars import ClassTars, class_tars
 from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, Fields
 from data_prep.sources.ilsvrc import Ilsvrc
-from data_prep.sources.layout import is_image_path, no_image
+from data_prep.sources.layout import ARCHIVES, UNREAD, is_image_path, looks_like_val, no_image
 from data_prep.sources.named_split import files_below, split_in
 from data_prep.sources.parquet import Parquet
-from data_prep.sources.source import TEST, Entry, EntryTable, Listing, Part, PassedOver, Source, SplitName
+from data_prep.sources.source import OTHER, TEST, Entry, EntryTable, Listing, Part, PassedOver, Source, SplitName
 from data_prep.sources.tar import Tar
 from data_prep.sources.tree import Tree
 from data_prep.sources.truth import is_truth, read_truth, truth_at
@@ -21,9 +21,12 @@ from data_prep.sources.webdataset import WebDataset
 from udkd.words.errors import ConfigError, DataError
 
 __all__ = [
+    "ARCHIVES",
     "AUTO",
     "LAYOUTS",
+    "OTHER",
     "TEST",
+    "UNREAD",
     "Entry",
     "EntryTable",
     "Fields",
@@ -76,12 +79,16 @@ class _Folder:
 
     def list(self) -> Listing:
         """The source's, with the other files as passed over."""
-        listing = self.source.list()
+        listing, perhaps = self.source.list(), ""
         with contextlib.suppress(DataError):  # a folder that cannot be listed is no matter to this source
             for file in Tree(self.path).files() if self.read_files else ():
                 if self.path / file not in self.read_files:
                     listing.ignored.append(file, no_image(file) if not is_image_path(file) else BESIDE_FILES)
-        return replace(listing, remarks=(*listing.remarks, self.remark) if self.remark else listing.remarks)
+                    perhaps = min(filter(None, (perhaps, file))) if looks_like_val(file) else perhaps
+        if perhaps:
+            perhaps += " is not read: name it, too, if it holds validation images, or give --hold-out PERCENT if it does not"
+        remarks = (*listing.remarks, self.remark) if self.remark else listing.remarks
+        return replace(listing, remarks=remarks, perhaps=listing.perhaps or perhaps)
 
     def read(self, entry: Entry) -> bytes:
         """See Source."""
@@ -156,11 +163,14 @@ def _told(source: Source, fields: Fields) -> Source:
 
 def _open(path: Path, layout: str, truth: Path | None) -> Source:
     if layout != AUTO:
-        source = LAYOUTS[layout](path)
+        source = LAYOUTS[layout](path) or (WebDataset.probe(path, texts=True) if layout == "webdataset" else None)
         if source is None:
             raise DataError(f"{path} is not of the layout {layout}; expected one; check --layout or leave it away")
         return _Folder(_with_truth(source, truth), _read_files(source))
     found = {name: source for name, probe in LAYOUTS.items() if name != "classfolders" and (source := probe(path)) is not None}
+    if list(found) == ["imagefolder"] and (samples := WebDataset.probe(path, texts=True)):
+        tree = found["imagefolder"]
+        found = found if isinstance(tree, Tree) and tree.glance() else {"webdataset": samples, **found}
     if found:
         return _one_of(path, {name: _with_truth(source, truth) for name, source in found.items()})
     what = what_it_is(path)
@@ -185,7 +195,9 @@ def _one_of(path: Path, found: dict[str, Source]) -> Source:
     tree = found.get("imagefolder")
     if not others or not isinstance(tree, Tree) or (path / "dataset.json").is_file():  # a dataset folder of ours is shards
         return source
-    splits = tree.glance()
+    splits, table = tree.glance(), found.get("parquet")
+    if splits and isinstance(table, Parquet) and not table.has_images():
+        return _one_of(path, {name: each for name, each in found.items() if name != "parquet"})
     also = [_CALLED[name] for name, _ in others if name != "imagefolder" or splits]
     whole = isinstance(source, Ilsvrc) and source.train is not None and source.val is not None
     if first == "ilsvrc" and not whole and {"train", "val"} <= splits:  # as torchvision leaves it

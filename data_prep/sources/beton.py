@@ -17,6 +17,7 @@ from data_prep.sources.source import Entry, Listing, PassedOver
 from udkd.words.errors import DataError
 
 VERSION = 2
+ENDINGS = (".beton", ".ffcv")  # of FFCV's guide, and of its scripts for ImageNet
 HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("samples", "<u8"), ("allocations", "<u8")], align=True
 )
@@ -108,7 +109,7 @@ def _ppm_header(shape: str) -> bytes:
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(path.glob("*.beton"))
-    return [path] if path.suffix == ".beton" and path.is_file() else []
+    return [path] if path.suffix in ENDINGS and path.is_file() else []
 
 
 def _tables(file: Path, fields: Fields) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

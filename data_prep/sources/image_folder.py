@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_prep.sources.layout import arrange, looks_like_val, no_image
+from data_prep.sources.layout import arrange, is_test_list, looks_like_val, no_image
 from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
 from data_prep.sources.truth import Truth, choose
 from udkd.words.texts import TextsBuilder
@@ -20,7 +20,8 @@ class Names:
         self._source, self._root, self._splits = source, root, splits
         self._named_truth, self._truths, self._used = truth, dict[str, Truth](), ""
         self._names, self._numbers = TextsBuilder(), array("q")
-        self._ignored, self._unclear = PassedOver(), ""
+        self._ignored, self._unclear, self._perhaps = PassedOver(), "", ""
+        self._remarks: list[str] = []
 
     def add(self, name: str, *, offset: int, size: int, stamp: int) -> None:
         """An image."""
@@ -32,6 +33,15 @@ class Names:
         self._ignored.append(name, reason or no_image(name))
         if not self._unclear and looks_like_val(name):
             self._unclear = f"{name} ({reason})" if reason else name
+        if not self._perhaps and is_test_list(name):
+            self._perhaps = (
+                f"{name} may say which images validate, but lists are not read: sort them into val/<class>/, or give "
+                "--hold-out PERCENT if it does not"
+            )
+
+    def remark(self, text: str) -> None:
+        """What else is worth a warning."""
+        self._remarks.append(text)
 
     def add_truth(self, truth: Truth, name: str = "") -> None:
         """What may be a ground truth. name: as the source has it, empty for a file beside the source."""
@@ -52,7 +62,15 @@ class Names:
             if name and name != self._used:
                 self.pass_over(name)
         unclear = found.unclear or self._unclear
-        return Listing(entries=entries, ignored=self._ignored, hint=found.hint, unclear=unclear)
+        perhaps = found.perhaps or self._perhaps
+        return Listing(
+            entries=entries,
+            ignored=self._ignored,
+            hint=found.hint,
+            unclear=unclear,
+            perhaps=perhaps,
+            remarks=(*found.remarks, *self._remarks),
+        )
 
     def _truth(self) -> tuple[str, Mapping[str, str]] | None:
         truth = self._named_truth or choose(self._truths.values())

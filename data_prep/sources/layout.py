@@ -23,10 +23,13 @@ UNREAD_ENDINGS = (
     *(".tga", ".exr", ".hdr", ".pnm", ".pbm", ".pam", ".pcx", ".dng", ".cr2", ".nef", ".arw", ".apng", ".dds", ".raw"),
 )
 ARCHIVE_ENDINGS = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+LIST_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".mat", ".lst")
+PROGRAM_ENDINGS = (".py", ".ipynb", ".sh", ".md", ".log", ".cfg", ".yaml", ".yml")
 # What macOS, Windows, Linux and network drives put beside files; names that begin with a dot are hidden ones anyway.
 SYSTEM = frozenset(
     (
         *("__macosx", "@eadir", "@__thumb", "@recycle", "@tmp", "#recycle", "#snapshot", "~snapshot", "lost+found"),
+        *("@recently-snapshot", "@transcode", "@sharebin", "network trash folder", "temporary items", "lost.dir"),
         *("$recycle.bin", "recycler", "system volume information", "found.000", "__pycache__"),
     )
 )
@@ -60,8 +63,16 @@ def no_image(path: str) -> str:
 
 
 def looks_like_val(path: str) -> bool:
-    """Whether a part of a path tells of a validation split."""
-    return not is_hidden(path) and any("val" in splits_in(part) for part in path.split("/"))
+    """Whether a part of a path tells of a validation split, and it is no script or note."""
+    if is_hidden(path) or path.lower().endswith(PROGRAM_ENDINGS):
+        return False
+    return any("val" in splits_in(part) for part in path.split("/"))
+
+
+def is_test_list(path: str) -> bool:
+    """Whether a file may say which images are of a test split: Food-101's `meta/test.txt`, CUB's `train_test_split.txt`."""
+    name = path.rsplit("/", 1)[-1]
+    return not is_hidden(path) and name.lower().endswith(LIST_ENDINGS) and "test" in splits_in(name)
 
 
 @dataclass(kw_only=True)
@@ -69,12 +80,14 @@ class Arrangement:
     """What every image path of a source is.
 
     places: for each path, in order: split, class and name, or why it is passed over (a plural noun).
-    hint, unclear: see Listing.
+    hint, unclear, perhaps, remarks: see Listing.
     """
 
     places: Iterator[Place | str]
     hint: Part | None = None
     unclear: str = ""
+    perhaps: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,17 +125,24 @@ def arrange(
     known = _truth(found, folders, paths, source, truth) if splits else None
     if found.at:
         _check_names({folder[at + 1] for folder, at in found.at.items()}, source)
-        unclear = "" if known or "val" in found.parts() else _unclear(found, folders)
-        return Arrangement(places=_in_splits(paths, found, known), unclear=unclear)
+        lacks = not known and "val" not in found.parts()
+        unclear, perhaps = (_unclear(found, folders), _perhaps(found, folders)) if lacks else ("", "")
+        remarks = (*_versions(found, source), *_nested(((folder, at + 1) for folder, at in found.at.items()), source))
+        return Arrangement(places=_in_splits(paths, found, known), unclear=unclear, perhaps=perhaps, remarks=remarks)
     if known:
         return Arrangement(places=(_by_truth(path, known) for path in paths))
     prefix = _common_prefix(deep)
     if splits and deep:
         _check_names({folder[prefix] for folder in deep if len(folder) > prefix}, source)
+        _check_inside(deep, prefix, source)
     split = _strict(root) if splits else None
     around = (root, *(deep[0][:prefix] if deep else ()))
     hint = next((part for name in reversed(around) if (part := split_in(name))), None) if splits else None
-    return Arrangement(places=_loose(paths, prefix, split), hint=hint)
+    return Arrangement(
+        places=_loose(paths, prefix, split),
+        hint=hint,
+        remarks=tuple(_nested(((f, prefix) for f in deep), source) if splits else ()),
+    )
 
 
 def _find(folders: Sequence[Folder], source: str) -> _Splits:
@@ -238,6 +258,17 @@ def _check_names(names: Iterable[str], source: str) -> None:
     )
 
 
+def _check_inside(folders: Iterable[Folder], prefix: int, source: str) -> None:
+    """Raise DataError where all images lie in folders that are named for several splits, one level below the classes."""
+    below = {folder[prefix + 1] if len(folder) > prefix + 1 else "" for folder in folders}
+    parts = {split_in(name) for name in below}
+    if None not in parts and len(parts) > 1 and "train" in parts:
+        raise DataError(
+            f"{source} holds class folders that hold the splits ({_few(sorted(below))}); expected train/<class>/ and "
+            "val/<class>/; move the images, or give --layout classfolders if these are no splits"
+        )
+
+
 def _truth(
     found: _Splits,
     folders: Mapping[Folder, int],
@@ -289,6 +320,48 @@ def _unclear(found: _Splits, folders: Mapping[Folder, int]) -> str:
     """The first folder of images that looks like a validation split, but has no class folders or lies elsewhere."""
     seen = sorted(folder for folder in folders if folder not in found.at and looks_like_val("/".join(folder)))
     return f"{'/'.join(seen[0])}/ ({folders[seen[0]]:,} images, not in class folders)" if seen else ""
+
+
+def _perhaps(found: _Splits, folders: Iterable[Folder]) -> str:
+    """The first folder beside train/ that holds class folders of the same names."""
+    known = {(folder[:at], folder[at + 1]) for folder, at in found.at.items()}
+    depths = set(found.at.values())
+    beside = {
+        folder[: at + 1]
+        for folder in folders
+        if folder not in found.at
+        for at in depths
+        if len(folder) > at + 1 and (folder[:at], folder[at + 1]) in known
+    }
+    if not beside:
+        return ""
+    name = "/".join(min(beside))
+    return f"{name}/ holds the same classes: rename it to val if it validates, or give --hold-out PERCENT if it does not"
+
+
+def _versions(found: _Splits, source: str) -> Iterator[str]:
+    """A remark where train folders lie in several folders: parts of one set, or its sizes or folds."""
+    several = sorted({"/".join(folder[: at + 1]) for folder, at in found.at.items() if found.part(folder) == "train"})
+    if len({name.rpartition("/")[0] for name in several}) > 1:
+        yield f"{source} holds {_few(several)}; all are read: name one's folder where these are versions or folds of one set"
+
+
+def _nested(folders: Iterable[tuple[Folder, int]], source: str) -> Iterator[str]:
+    """A remark where class folders hold several folders and no images, and no two of these have one name.
+
+    folders: of images, each with the place of its class. Then the inner ones may be the classes, as in Places365 and SUN397.
+    """
+    inside: dict[str, set[str]] = {}
+    for folder, at in folders:
+        if len(folder) > at:
+            inside.setdefault(folder[at], set()).add(folder[at + 1] if len(folder) > at + 1 else "")
+    names = [name for inner in inside.values() for name in inner]
+    if len(inside) > 1 and "" not in names and len(set(names)) == len(names) >= 1.5 * len(inside):
+        name, inner = min((name, sorted(inner)) for name, inner in inside.items() if len(inner) > 1)
+        yield (
+            f"{source}: class folders hold folders, such as {name}/{inner[0]} and {name}/{inner[1]}; the outer ones are the "
+            "classes: move the inner ones up where they are"
+        )
 
 
 def _in_splits(paths: Sequence[str], found: _Splits, known: _Known | None) -> Iterator[Place | str]:

@@ -31,7 +31,7 @@ def is_tar(path: Path) -> bool:
     for magic, kind in COMPRESSED.items():
         if (start.startswith(magic) and ".tar" in path.name) or (start.startswith(magic) and path.suffix == ".tgz"):
             raise DataError(f"{path} is compressed ({kind}); expected a plain tar; decompress it first")
-    return start[257:262] == b"ustar" or path.suffix == ".tar"
+    return start[257:262] == b"ustar" or path.suffix.lower() == ".tar"
 
 
 def members(path: Path, inside: Member | None = None) -> Iterator[Member]:

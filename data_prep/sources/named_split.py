@@ -60,8 +60,9 @@ class Folders:
 
 
 def files_below(path: Path, ending: str) -> list[Path]:
-    """`path` itself, or the files of a folder and of the folders in it, by their ending, sorted; hidden ones are not."""
+    """`path` itself, or the files of a folder and of the folders in it, by their ending in any case, sorted; no hidden ones."""
     if not path.is_dir():
-        return [path] if path.suffix == ending and path.is_file() else []
-    found = [*path.glob(f"*{ending}"), *path.glob(f"*/*{ending}")]
+        return [path] if path.suffix.lower() == ending and path.is_file() else []
+    any_case = "*" + "".join(f"[{letter}{letter.upper()}]" for letter in ending)
+    found = [*path.glob(any_case), *path.glob(f"*/{any_case}")]
     return sorted(file for file in found if not file.name.startswith(".") and file.is_file())

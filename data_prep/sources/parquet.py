@@ -23,6 +23,12 @@ class Parquet:
         """A Parquet where `path` is one such file, or a folder with one."""
         return Parquet(path) if files_below(path, ".parquet") else None
 
+    def has_images(self) -> bool:
+        """Whether a file has a column of images, or cannot be looked into; a table that describes other images has none."""
+        from data_prep.sources.parquet_rows import has_images
+
+        return has_images(files_below(self.path, ".parquet"))
+
     def list(self) -> Listing:
         """All rows, in the order of files and rows: images of one row group are read together, so ids follow that order.
 

@@ -1,10 +1,10 @@
 """Rows of parquet shards: names, labels, and the bytes of images."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,12 +23,17 @@ from data_prep.sources.fields import (
     one_of,
 )
 from data_prep.sources.named_split import Folders, class_of_label, split_of
-from data_prep.sources.source import TEST, Entry, EntryTable, Listing, PassedOver
+from data_prep.sources.source import TEST, Entry, EntryTable, Listing, Part, PassedOver
 from udkd.words.errors import DataError
 from udkd.words.parsing import parse_json
 
 IMAGE_COLUMN = "image"  # what `datasets` calls it, whatever lies beside it
 LABEL_COLUMNS = ("label", "labels", "fine_label")  # these count before others that end in `label`
+SPLIT_COLUMNS = ("split", "subset", "partition", "fold")
+SPLIT_COLUMN_SAID = (
+    "the column {name} of {file} may say which rows validate, but is not read: write a file for each split, or give "
+    "--hold-out PERCENT if it does not"
+)
 LONGEST_TEXT = 500  # characters of an error's own words
 
 
@@ -45,6 +50,7 @@ def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
     entries, ignored, folders, agreement = EntryTable(), PassedOver(), Folders(path), Agreement()
     alike = len({file.name for file in files}) < len(files)  # then rows are named by their folder, too
     others: set[str] = set()
+    perhaps, versions = "", dict[Part | None, set[str]]()
     for file in files:
         key = "" if file == path else str(file.relative_to(path))
         stem = (key if alike else file.name).removesuffix(".parquet")
@@ -52,6 +58,9 @@ def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
         try:
             with pq.ParquetFile(file) as parquet:
                 columns = _columns(file, parquet.schema_arrow, fields, may_lack_labels=split == "test")
+                telling = next((name for name in parquet.schema_arrow.names if name.lower() in SPLIT_COLUMNS), "")
+                perhaps = perhaps or (telling and SPLIT_COLUMN_SAID.format(file=file, name=telling))
+                versions.setdefault(split, set()).add(str(PurePath(key).parent))
                 others |= set(_image_columns(parquet.schema_arrow)) - {columns.image}
                 for row, size, name, label in _rows(file, parquet, columns, stem, agreement):
                     if label is None:
@@ -63,7 +72,20 @@ def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
             raise DataError(f"{file} cannot be read ({text}); expected a whole parquet file; fetch it again") from None
     agreement.finish(path)
     remark = f"{path} has further columns of images, which are not read: {', '.join(sorted(others))} ({IMAGE_OPTION} chooses)"
-    return Listing(entries=entries, ignored=ignored, sequential=True, remarks=(remark,) if others else ())
+    remarks = [remark] if others else []
+    several = next((folders for split, folders in versions.items() if split and len(folders) > 1), ())
+    if several:
+        where = ", ".join(sorted(several))
+        remarks.append(f"{path} has files of one split in {where}; all are read: name one where these are versions of one set")
+    return Listing(entries=entries, ignored=ignored, sequential=True, perhaps=perhaps, remarks=tuple(remarks))
+
+
+def has_images(files: Iterable[Path]) -> bool:
+    """See Parquet.has_images."""
+    try:
+        return any(_image_columns(pq.read_schema(file)) for file in files)
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
+        return True
 
 
 def read_row(file: Path, row: int, fields: Fields) -> bytes:

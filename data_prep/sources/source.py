@@ -143,6 +143,7 @@ class Listing:
     sequential: reading in another order than that of the listing is slow, so ids follow the listing (of all sources).
     hint: the split that the names of the source and of the folders around its classes tell of, where entries have none.
     unclear: what looks like validation images but was not understood as such; empty where nothing does.
+    perhaps: what may be or tell of validation images but is not read, and what to do about it; empty where nothing may.
     remarks: what else is worth a warning.
     """
 
@@ -151,6 +152,7 @@ class Listing:
     sequential: bool = False
     hint: Part | None = None
     unclear: str = ""
+    perhaps: str = ""
     remarks: tuple[str, ...] = ()
 
 

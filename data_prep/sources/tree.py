@@ -12,6 +12,7 @@ from data_prep.sources.truth import NAMES, Truth, truth_at
 from udkd.operations.pictures import BadImage
 from udkd.words.errors import DataError
 
+NAMED = 3  # pairs in warnings
 NOWHERE = "links that lead nowhere"
 
 
@@ -34,7 +35,8 @@ class Tree:
     def list(self) -> Listing:
         """All image files, links followed, as torchvision's ImageFolder does. Raises DataError: see `arrange`."""
         names = Names(self.path, self.path.resolve().name, splits=self.splits, truth=self.truth)
-        for file in _walk(self.path):
+        twice: list[tuple[str, str]] = []
+        for file in _walk(self.path, twice):
             name = os.path.relpath(file.path, self.path)
             if is_image_path(name) and _is_there(file):
                 status = file.stat()
@@ -47,6 +49,8 @@ class Tree:
                 names.add_truth(truth_at(Path(file.path)), name)
             else:
                 names.pass_over(name)
+        for one, other in sorted(twice)[:NAMED]:
+            names.remark(f"{one} and {other} are one folder by links; its images are read under both names")
         return names.listing()
 
     def files(self) -> Iterator[str]:
@@ -81,11 +85,13 @@ def _is_there(file: os.DirEntry[str]) -> bool:
         return False
 
 
-def _walk(root: Path) -> Iterator[os.DirEntry[str]]:
+def _walk(root: Path, twice: list[tuple[str, str]] | None = None) -> Iterator[os.DirEntry[str]]:
     """Every file below `root`; a folder that links make reachable from within itself is entered once.
 
-    Folders of the operating system that cannot be read (lost+found) come as the files that they are not.
+    Folders of the operating system that cannot be read (lost+found) come as the files that they are not. twice: takes the
+    pairs of paths by which links lead to one folder.
     """
+    paths: dict[tuple[int, int], str] = {}
     stack: list[tuple[str, os.DirEntry[str] | None, frozenset[tuple[int, int]]]] = [(str(root), None, frozenset())]
     while stack:
         folder, entry, above = stack.pop()
@@ -93,6 +99,9 @@ def _walk(root: Path) -> Iterator[os.DirEntry[str]]:
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             continue
+        if twice is not None and paths.setdefault(identity, folder) != folder:
+            one, other = sorted((folder, paths[identity]))
+            twice.append((one, other))
         try:
             with os.scandir(folder) as scan:
                 for each in scan:

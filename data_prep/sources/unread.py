@@ -30,6 +30,7 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     (r".*\.(tar\.\w+|tgz|tbz2?|txz|tzst)", "a compressed tar", "decompress it first and name the tar"),
     (r".*\.tar", "tar files", "name the tars themselves, such as FOLDER/*.tar"),
     (r".*\.parquet", "parquet files", "name the folder that holds them"),
+    (r".*\.(beton|ffcv)", ".beton files", "name the files themselves"),
     (r".*\.zip", "a zip archive", _UNPACK),
     (r".*\.(7z|rar)", "an archive", _UNPACK),
     (r".*idx[13]-ubyte.*", "MNIST's idx files", _WRITE),

@@ -1,11 +1,12 @@
 """An existing WebDataset: tars in which the files of a sample follow each other and share their name up to the first dot."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from data_prep.sources.fields import (
     IMAGE_OPTION,
@@ -29,6 +30,7 @@ from udkd.words.errors import DataError
 
 JSON_KEYS = ("label", "cls", "class", "class_id", "wnid", "class_name")
 LABEL_BYTES = 1 << 20  # what a label file may have
+TEXTS = ("txt", "text", "class", "target", "id", "index", "name", "wnid", "synset")  # labels only where the user says so
 LOOKED_AT = 64  # members that decide whether a tar is a WebDataset
 
 
@@ -45,10 +47,13 @@ class WebDataset:
     fields: Fields = LOOK
 
     @staticmethod
-    def probe(path: Path) -> "WebDataset | None":
-        """A WebDataset where a tar of any split holds images and labels side by side."""
+    def probe(path: Path, texts: bool = False) -> "WebDataset | None":
+        """A WebDataset where a tar of any split holds images and labels side by side.
+
+        texts: where images in no folders, which could be classes, have any small text beside them.
+        """
         one_of_each_split = {split_of(_inside(path, tar)): tar for tar in reversed(_tars(path))}
-        return WebDataset(path) if any(is_tar(tar) and _has_samples(tar) for tar in one_of_each_split.values()) else None
+        return WebDataset(path) if any(is_tar(tar) and _has_samples(tar, texts) for tar in one_of_each_split.values()) else None
 
     def list(self) -> Listing:
         """All samples that have an image and a label.
@@ -56,8 +61,10 @@ class WebDataset:
         Raises DataError: see `members`; no label at all or one that is none, several images or labels to choose from.
         """
         listing, folders, agreement = Listing(), Folders(self.path), Agreement()
-        names = _own_classes(self.path)
-        for tar in _tars(self.path):
+        names, tars = _own_classes(self.path), _tars(self.path)
+        alike = Counter((split_of(_inside(self.path, tar)), tar.name) for tar in tars)
+        first: dict[tuple[Part | None, str, str], str] = {}
+        for tar in tars:
             if not is_tar(tar):
                 raise DataError(f"{tar} is no tar; expected shards of a WebDataset; fetch it again")
             key, stamp = "" if tar == self.path else str(_inside(self.path, tar)), tar.stat().st_mtime_ns
@@ -69,17 +76,12 @@ class WebDataset:
                 image, label = found
                 if isinstance(label, int):
                     label = names[label] if names and label < len(names) else class_of_label(label)
-                listing.entries.append(
-                    Entry(
-                        split or _split_of_folders(image.name.rpartition("/")[0]),
-                        folders.of(label),
-                        f"{tar.stem}/{image.name}",
-                        key,
-                        image.offset,
-                        image.size,
-                        stamp,
-                    )
-                )
+                part = split or _split_of_folders(image.name.rpartition("/")[0])
+                class_name, name = folders.of(label), f"{tar.stem}/{image.name}"
+                # Names that shards of one name in several folders share are told apart by the folder.
+                if alike[split, tar.name] > 1 and first.setdefault((part, class_name, name), key) != key:
+                    name = f"{PurePath(key).parent}/{name}"
+                listing.entries.append(Entry(part, class_name, name, key, image.offset, image.size, stamp))
         agreement.finish(self.path)
         if not len(listing.entries) and listing.ignored.count:
             raise DataError(self._nothing(listing.ignored))
@@ -100,9 +102,12 @@ class WebDataset:
 
     def _nothing(self, ignored: PassedOver) -> str:
         found = ", ".join(f"{count:,} {reason}, such as {name}" for reason, (count, name) in ignored.reasons.items())
+        name = ignored.reasons.get(NO_LABEL, (0, ""))[1]
+        folders = ", or give --layout imagefolder if folders are the classes" if "/" in name and self.fields == LOOK else ""
+        apart = ", the files of a sample one after the other" if {NO_LABEL, NO_IMAGE} <= ignored.reasons.keys() else ""
         return (
             f"{self.path} has no image with a label ({found}); expected an image, and .cls or .json with one of "
-            f"{', '.join(JSON_KEYS)}, in each sample; name the fields with {IMAGE_OPTION} and {LABEL_OPTION}"
+            f"{', '.join(JSON_KEYS)}, in each sample{apart}; name the fields with {IMAGE_OPTION} and {LABEL_OPTION}{folders}"
         )
 
     def read(self, entry: Entry) -> bytes:
@@ -195,14 +200,15 @@ def _passed_over(member: Member, ignored: PassedOver) -> bool:
     return hidden
 
 
-def _has_samples(tar: Path) -> bool:
+def _has_samples(tar: Path, texts: bool) -> bool:
     """Whether some of its first samples have an image and what may be a label."""
     endings: dict[str, set[str]] = {}
     for member in islice(members(tar), LOOKED_AT):
         name, ending = _key(member.name)
         endings.setdefault(name, set()).add(ending.lower())
+    bare = texts and all("/" not in name for name in endings)
     return any(
-        any(map(_is_image, found)) and any(_is_label(ending) or _is_json(ending) for ending in found)
+        any(map(_is_image, found)) and any(_is_label(end) or _is_json(end) or (bare and _is_text(end)) for end in found)
         for found in endings.values()
     )
 
@@ -218,6 +224,10 @@ def _is_json(ending: str) -> bool:
 def _is_label(ending: str) -> bool:
     last = ending.split(".")[-1]
     return last == "cls" or LABEL_LIKE.fullmatch(last) is not None
+
+
+def _is_text(ending: str) -> bool:
+    return ending.split(".")[-1] in TEXTS
 
 
 def _label(value: object) -> Label:

@@ -182,6 +182,13 @@ def test_a_list_beside_the_samples_makes_no_webdataset(tmp_path: Path) -> None:
     assert classes_of(stock_of(tar)) == ["n01440764", "n01443537"]
 
 
+def test_labels_behind_all_images_are_told_of(tmp_path: Path) -> None:
+    """As `tar cf a.tar *.jpg *.cls` packs them; webdataset itself reads no sample of these."""
+    files = {f"{n}.jpg": BIG for n in range(3)} | {f"{n}.cls": b"1" for n in range(3)}
+    with pytest.raises(DataError, match=r"in each sample, the files of a sample one after the other; name"):
+        stock_of(write_tar(tmp_path / "train-0.tar", files))
+
+
 def test_what_macos_adds_to_a_shard_is_passed_over(tmp_path: Path) -> None:
     files = {
         name: data for n in range(4) for name, data in ((f"._{n}.jpg", b"x"), (f"{n}.jpg", BIG), (f"{n}.cls", b"%d" % (n % 2)))
@@ -432,3 +439,32 @@ def test_a_chosen_field_reaches_the_workers(tmp_path: Path) -> None:
     split = folder.split("train")
     assert [split.read(n) for n in range(4)] == [BIG] * 4
     assert split.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_labels_in_other_texts_are_asked_for(tmp_path: Path) -> None:
+    """`.txt` is a caption to most and a label to some; beside class folders such shards are what they were, passed over."""
+    root = shards(tmp_path / "w", *({"jpg": BIG, "txt": b"%d\n" % (n % 3), "xml": b"x"} for n in range(6)))
+    for path in (root, root / "train-000000.tar"):
+        with pytest.raises(DataError, match=r"no image with a label .*such as 0000\.jpg.*--label-field"):
+            stock_of(path)
+    assert classes_of(stock_of(root, label="txt")) == ["0000", "0001", "0002"]
+    assert open_sources([root], "webdataset")
+    write_tree(root, small_set())
+    stock = stock_of(root)
+    assert (counts(stock), stock.passed_over.count) == ([12, 4], 2)
+
+
+def test_a_tar_of_class_folders_with_annotations_says_how_to_read_it(tmp_path: Path) -> None:
+    files = small_set()
+    tar = write_tar(
+        tmp_path / "a.tar", {n: d for name in files for n, d in ((name, files[name]), (name[:-5] + ".json", b"{}"))}
+    )
+    with pytest.raises(DataError, match=r"no image with a label.*or give --layout imagefolder if folders are the classes"):
+        stock_of(tar)
+
+
+@pytest.mark.parametrize("ending", [".TAR", ".Tar"])
+def test_upper_case_endings_of_shards_themselves(tmp_path: Path, ending: str) -> None:
+    root = shards(tmp_path / "w", *({"jpg": BIG, "cls": str(n % 3).encode()} for n in range(6)))
+    (root / "val-000000.tar").rename(root / f"val-000000{ending}")
+    assert counts(stock_of(root)) == [6, 4]

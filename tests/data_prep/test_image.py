@@ -221,3 +221,17 @@ def test_what_checking_costs_is_measured_against_the_same_rows() -> None:
     assert prepare(cut, unchecked).jpeg == cut
     with pytest.raises(BadImage):
         prepare(cut, PAD)
+
+
+@pytest.mark.parametrize("chunk", [b"zTXtnote\0\0", b"iCCPprofile\0\0", b"iTXtnote\0\1\0\0\0"])
+def test_a_png_with_megabytes_of_text_or_profile_is_whole(chunk: bytes) -> None:
+    """Pillow alone refuses these, other decoders do not; its bound on all texts together stays."""
+    plain = encoded(picture(1), "PNG")
+
+    def with_text(size: int) -> bytes:
+        body = chunk + zlib.compress(b"x" * size)
+        return plain[:33] + struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) + plain[33:]
+
+    assert prepare(with_text(3_000_000), PAD).jpeg == prepare(plain, PAD).jpeg
+    with pytest.raises(BadImage, match="header cannot be read"):
+        prepare(with_text(70_000_000), PAD)

@@ -64,7 +64,7 @@ KEPT: dict[str, tuple[bytes, str]] = {
 BAD: dict[str, tuple[bytes, str]] = {
     "APP1 over the end": (JPEG[:2] + b"\xff\xe1\xff\xff" + JPEG[2:], "header cannot be read"),
     "PNG, wrong crc of data": (patched(PNG, len(PNG) - 19, bytes(3)), "cannot be decoded"),
-    "PNG, wrong crc of header": (patched(PNG, 29, bytes(4)), "not an image"),
+    "PNG, wrong crc of header": (patched(PNG, 29, bytes(4)), "damaged PNG (its header cannot be read)"),
     "PNG, empty data": (png((b"IHDR", HEADER), (b"IDAT", b""), (b"IEND", b"")), "cannot be decoded"),
     "PNG, no data": (png((b"IHDR", HEADER), (b"IEND", b"")), "cannot be decoded"),
     "PNG, too few rows": (png((b"IHDR", HEADER), (b"IDAT", zlib.compress(bytes(99))), (b"IEND", b"")), "cannot be decoded"),
@@ -76,7 +76,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "cut BMP": (encoded(picture(1), "BMP")[:-500], "cannot be decoded"),
     "BMP of no size": (patched(encoded(picture(1), "BMP"), 18, bytes(8)), "not an image"),
     "cut GIF": (encoded(picture(1).quantize(32), "GIF")[:-300], "cannot be decoded"),
-    "GIF without frames": (b"GIF89a" + struct.pack("<HHBBB", 10, 10, 0, 0, 0) + b";", "not an image"),
+    "GIF without frames": (
+        b"GIF89a" + struct.pack("<HHBBB", 10, 10, 0, 0, 0) + b";",
+        "damaged GIF (its header cannot be read)",
+    ),
     "cut TIFF": (encoded(picture(1), "TIFF")[:-500], "cannot be decoded"),
     "TIFF of floats": (encoded(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"), "32-bit pixels without a known range"),
     "PPM of negative size": (b"P6 -4 4 255\n" + bytes(99), "not an image"),

@@ -510,6 +510,9 @@ def test_a_beton_whose_count_was_cut_is_refused(tmp_path: Path) -> None:
     data = bytearray((folder.path / "train" / "samples.beton").read_bytes())
     beton.write_bytes(data)
     assert sum(map(len, stock_of(beton, hold_out=50).samples.values())) == 12
+    other = tmp_path / "train_400_0.10_90.ffcv"  # the ending that FFCV's scripts for ImageNet give
+    other.write_bytes(data)
+    assert sum(map(len, stock_of(other, hold_out=50).samples.values())) == 12
     data[8:16] = struct.pack("<Q", 5)
     beton.write_bytes(data)
     with pytest.raises(DataError, match=r"no whole \.beton"):
@@ -535,3 +538,149 @@ def test_png_in_a_parquet_is_fixed_as_anywhere(tmp_path: Path) -> None:
     folder = converted(tmp_path / "p", tmp_path / "d", on_bad="skip")
     assert folder.split("val").note == ("PNG to JPEG",) * 3 + ("empty file",)
     assert np.asarray(Image.open(io.BytesIO(folder.split("val").read(0)))).shape == (40, 56, 3)
+
+
+def test_class_folders_that_hold_the_splits_are_refused(tmp_path: Path) -> None:
+    """`cat/train/`, `cat/val/`: with a random share set aside, training images would validate."""
+    files = {f"{c}/{s}/{n}.jpg": photo(f"{c}{s}{n}") for c in ("cat", "dog") for s in ("train", "val") for n in range(4)}
+    source = write_tree(tmp_path / "a", files)
+    for hold_out in (None, 20):
+        with pytest.raises(DataError, match=r"class folders that hold the splits \(train, val\).*--layout classfolders"):
+            stock_of(source, hold_out=hold_out)
+    assert stock_of(source, layout="classfolders", hold_out=50).samples["val"]
+    source = write_tree(tmp_path / "b", files | {"cat/young/0.jpg": photo("young")})
+    assert stock_of(source, hold_out=50).samples["val"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("holdout/n01440764/0.jpg", "holdout/ holds the same classes: rename it to val"),
+        ("meta/test.txt", r"meta/test\.txt may say which images validate"),
+        ("train_test_split.txt", r"train_test_split\.txt may say which images validate"),
+    ],
+)
+def test_what_may_validate_is_named_before_a_random_share_is_advised(tmp_path: Path, name: str, words: str) -> None:
+    train = {path: data for path, data in small_set().items() if path.startswith("train")}
+    source = write_tree(tmp_path / "a", train | {name: photo("x") if name.endswith("jpg") else b"x"})
+    with pytest.raises(DataError, match=f"no val/ images; expected both; {words}.*or give --hold-out PERCENT if it does not"):
+        stock_of(source)
+    assert stock_of(source, hold_out=50).samples["val"]
+    with pytest.raises(DataError, match="add the source that holds them, or give --hold-out PERCENT to set"):
+        stock_of(write_tree(tmp_path / "b", train | {"val.py": b"", "src/test_data/README.md": b""}))
+
+
+def test_a_validation_split_of_another_kind_is_named(tmp_path: Path) -> None:
+    """A folder beside a tar, and what lies among shards but is none; a test split is named with the option that it takes."""
+    files = small_set()
+    train = {name.removeprefix("train/"): data for name, data in files.items() if name.startswith("train")}
+    write_tree(tmp_path / "a", {name: data for name, data in files.items() if name.startswith("val")})
+    tar = write_tar(tmp_path / "a" / "train.tar", train)
+    with pytest.raises(DataError, match=r"expected both; name .*a/val too, which looks like validation"):
+        stock_of(tar)
+    write_tar(tmp_path / "a" / "val.tar", train)
+    with pytest.raises(DataError, match=r"name .*a/val\.tar too"):
+        stock_of(tar)
+    (tmp_path / "w").mkdir()
+    write_tar(tmp_path / "w" / "train-0.tar", {f"{n}.{e}": d for n in range(4) for e, d in (("jpg", photo(n)), ("cls", b"1"))})
+    (tmp_path / "w" / "val-0.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError, match=r"expected both; val-0\.tar\.gz is not read: name it, too.*or give --hold-out"):
+        stock_of(tmp_path / "w")
+    assert stock_of(tmp_path / "w", hold_out=50).samples["val"]
+    write_tree(tmp_path / "t", {name.replace("val/", "test/"): data for name, data in files.items()})
+    with pytest.raises(DataError, match=r"name .*t/test too and give --val test"):
+        stock_of(tmp_path / "t" / "train")
+
+
+def test_shards_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    """Each part numbered from zero, as are the samples in it: told apart by the folder where nothing else tells them apart."""
+    for part in range(2):
+        for name in ("a", "b"):
+            (tmp_path / "w" / f"part{part}").mkdir(parents=True, exist_ok=True)
+            files = {f"{n}.{e}": d for n in range(3) for e, d in (("jpg", photo(f"{part}{name}{n}")), ("cls", b"%d" % (n % 2)))}
+            write_tar(tmp_path / "w" / f"part{part}" / f"{name}.tar", files)
+    folder = converted(tmp_path / "w", tmp_path / "d", hold_out_percent=40)
+    stored = {image for split in images_of(folder).values() for _, image in split}
+    assert stored == {photo(f"{part}{name}{n}") for part in range(2) for name in ("a", "b") for n in range(3)}
+    names = sorted(name for split in folder.splits.values() for name in split.source if "/a/" in name)
+    assert names == [
+        "0000/a/0.jpg",
+        "0000/a/2.jpg",
+        "0000/part1/a/0.jpg",
+        "0000/part1/a/2.jpg",
+        "0001/a/1.jpg",
+        "0001/part1/a/1.jpg",
+    ]
+
+
+def test_an_image_of_one_name_twice_is_told_with_both_places(tmp_path: Path) -> None:
+    files = small_set()
+    source = write_tree(tmp_path / "a", files | {f"a/{name}": data for name, data in files.items()})
+    name = "train/n01440764/n01440764_0.JPEG"
+    with pytest.raises(
+        DataError, match=rf"there twice, in .*/a/a/{name} and .*/a/{name}; .*or rename one if they are two images"
+    ):
+        stock_of(source)
+
+
+def test_a_table_that_describes_the_images_is_none_of_them(tmp_path: Path) -> None:
+    """The metadata.parquet of an ImageFolder on the Hub."""
+    for name, files in (
+        ("a", small_set()),
+        ("b", {name.removeprefix("train/"): data for name, data in small_set(val=0).items()}),
+    ):
+        root = write_tree(tmp_path / name, files)
+        pq.write_table(pa.table({"file_name": list(files), "weight": [1.0] * len(files)}), root / "metadata.parquet")
+        stock = stock_of(root, hold_out=None if name == "a" else 40)
+        assert sum(map(len, stock.samples.values())) == len(files)
+        assert stock.passed_over.reasons == {OTHER: (1, "metadata.parquet")}
+
+
+def test_splits_of_parquets_that_are_told_otherwise(tmp_path: Path) -> None:
+    """By a column, which is named before a random share is advised; and versions of one set, each in its folder."""
+    rows = [(n % 2, photo(n)) for n in range(4)]
+    parquet(tmp_path / "a" / "all.parquet", rows)
+    table = pq.read_table(tmp_path / "a" / "all.parquet")
+    pq.write_table(table.append_column("split", pa.array(["train", "val"] * 2)), tmp_path / "a" / "all.parquet")
+    with pytest.raises(DataError, match=r"expected both; the column split of .*all\.parquet may say which rows validate"):
+        stock_of(tmp_path / "a")
+    for version in ("160px", "320px"):
+        for split in ("train", "validation"):
+            parquet(tmp_path / "b" / version / f"{split}.parquet", rows)
+    assert any("in 160px, 320px; all are read: name one" in line for line in stock_of(tmp_path / "b").warnings)
+    assert not stock_of(tmp_path / "b" / "160px").warnings
+
+
+def test_trees_that_may_be_read_otherwise_are_warned_of(tmp_path: Path) -> None:
+    """Classes in folders of letters, sizes or folds of one set, and one folder under two names."""
+    letters = {
+        f"{s}/{c[0]}/{c}/{n}.jpg": photo(n) for s in ("train", "val") for c in ("abbey", "alley", "bar") for n in range(2)
+    }
+    [warning] = stock_of(write_tree(tmp_path / "a", letters)).warnings
+    assert "such as a/abbey and a/alley; the outer ones are the classes" in warning
+    warning, *_ = stock_of(tmp_path / "a" / "train", hold_out=50).warnings
+    assert "such as a/abbey and a/alley" in warning
+    views = {f"{s}/{c}/{view}/0.jpg": photo(1) for s in ("train", "val") for c in ("cat", "dog") for view in ("left", "right")}
+    assert not stock_of(write_tree(tmp_path / "b", views)).warnings
+    folds = {f"fold{n}/{s}/{c}/{s}{n}.jpg": photo(n) for n in (1, 2) for s in ("train", "val") for c in ("cat", "dog")}
+    [warning] = stock_of(write_tree(tmp_path / "c", folds)).warnings
+    assert "holds fold1/train, fold2/train; all are read: name one's folder" in warning
+    tree = write_tree(tmp_path / "d", small_set())
+    (tree / "train" / "tench").symlink_to("n01440764")
+    (tree / "val" / "tench").symlink_to("n01440764")
+    first, _ = stock_of(tree).warnings
+    assert "train/n01440764 and " in first
+    assert "train/tench are one folder by links" in first
+
+
+def test_val_alone_names_the_train_tar_beside_it(tmp_path: Path) -> None:
+    files = small_set()
+    root = write_tree(
+        tmp_path / "a", {name: data for name, data in files.items() if name.startswith("val")} | {"train.py": b""}
+    )
+    with pytest.raises(DataError, match=r"holds val/ only; expected train/ images too; add the source"):
+        stock_of(root)
+    tar = write_tar(root / "train.tar", {name: data for name, data in files.items() if name.startswith("train")})
+    with pytest.raises(DataError, match=r"holds val/ only, and train\.tar is not read; .*name it, or its train folder, as a"):
+        stock_of(root)
+    assert stock_of(root, tar).samples["train"]

@@ -151,6 +151,7 @@ def test_a_linked_val_folder_is_one(tmp_path: Path) -> None:
 
 def test_what_systems_leave_behind_is_neither_image_nor_class(tmp_path: Path) -> None:
     junk = ["@eaDir", ".AppleDouble", "__MACOSX", ".thumbnails", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
+    junk += ["@Recently-Snapshot", "@Transcode", "@sharebin", "LOST.DIR", "Network Trash Folder", "Temporary Items"]
     files = {f"{name}/{n}.JPG": JPEG for name in ("cat", "dog", *junk, ".ipynb_checkpoints") for n in range(9)}
     files |= {
         "cat/@eaDir/1.JPG/SYNOPHOTO_THUMB_M.jpg": JPEG,
@@ -164,7 +165,7 @@ def test_what_systems_leave_behind_is_neither_image_nor_class(tmp_path: Path) ->
         assert [entry.wnid for entry in stock.classes] == ["cat", "dog"]
         assert sum(map(len, stock.samples.values())) == 18
         counts = {reason: count for reason, (count, _) in stock.passed_over.reasons.items()}
-        assert counts == {HIDDEN: 9 * 8 + 2, OTHER: 2, UNREAD: 2, ARCHIVES: 1}
+        assert counts == {HIDDEN: 9 * 14 + 2, OTHER: 2, UNREAD: 2, ARCHIVES: 1}
 
 
 def test_a_folder_of_the_system_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,6 +381,8 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         stock_of(tmp_path / "empty")
     with pytest.raises(DataError, match="holds no images"):
         stock_of(write_tar(tmp_path / "empty.tar", {}))
+    with pytest.raises(DataError, match=r"holds no images .*; it holds 2 images with endings that are not read \(such as a/1"):
+        stock_of(write_tar(tmp_path / "heic.tar", {"a/1.heic": b"x", "b/1.heic": b"x"}))
     with pytest.raises(DataError, match="holds no images"):
         stock_of(write_tree(tmp_path / "flat", {"a.jpg": JPEG, "b.jpg": JPEG}))
 
@@ -457,6 +460,8 @@ DECOMPOSED = unicodedata.normalize("NFD", "café")
         ("\ufeffsea lion\r\ngreat\r\n", ["great", "sea lion"]),
         ("sea lion\tOtaria\ngreat,big\n", ["great", "sea lion"]),
         ("sea lion  # big\n\n# sea\nC#\n", ["C#", "sea lion"]),
+        ("sea lion 150\nsea 2\ngreat 3\n", ["great", "sea", "sea lion"]),
+        ("great\ngreat  # again\ngreat 3\nsea lion\n", ["great", "sea lion"]),
         ("sea urchin\ngreat#1\n", ["great", "sea"]),
         ("café\nsea/\n", [DECOMPOSED, "sea"]),
         (json.dumps({"sea lion": "x", "great": "y"}), ["great", "sea lion"]),
@@ -469,6 +474,16 @@ def test_lines_of_class_lists(tmp_path: Path, text: str, expected: list[str], en
     path = tmp_path / "list.txt"
     path.write_bytes(text.encode(encoding))
     assert choose_classes(there, str(path)) == sorted(expected)
+
+
+@pytest.mark.parametrize("text", ["great dane\ngreat auk\n", "great\ngreat auk\n", "sea lion\ngreat auk  # x\ngreat\n"])
+def test_two_lines_of_a_class_list_are_no_one_class(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"names 'great .*', which both lead to the folder 'great', the first word"):
+        choose_classes(["sea", "sea lion", "great"], str(path))
+    path.write_text("n01440764\nn01440764 tench, Tinca tinca\n")
+    assert choose_classes(["n01440764", "n01443537"], str(path)) == ["n01440764"]
 
 
 def test_names_that_people_read_as_one(tmp_path: Path) -> None:
@@ -484,6 +499,8 @@ def test_names_that_people_read_as_one(tmp_path: Path) -> None:
         files = {f"train/{train}/1.jpg": JPEG, f"val/{val}/1.jpg": JPEG} | {f"{s}/a/1.jpg": JPEG for s in ("train", "val")}
         with pytest.raises(DataError, match=f"classes that train/ lacks.*only in .*{said}"):
             stock_of(write_tree(tmp_path / said[:3], files))
+    stock = stock_of(write_tree(tmp_path / "b", labelled("train", "val", ("dog", "dog "))))
+    assert any("'dog' and 'dog ' differ only in blanks" in line for line in stock.warnings)
     stock = stock_of(write_tree(tmp_path / "t", labelled("train", "val", ("Dog", "dog"))))
     assert any("'Dog' and 'dog' differ only in upper and lower case" in line for line in stock.warnings)
 

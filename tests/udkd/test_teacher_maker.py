@@ -146,6 +146,7 @@ def test_weights_as_people_save_them(tmp_path: Path) -> None:
         {"checkpoint": {"model_state_dict": state}},
         {"state_dict": {f"model.{name}": value for name, value in state.items()} | {"criterion.weight": torch.ones(4)}},
         {"ema": {"n_averaged": torch.tensor(5)} | module},
+        state | {"total_ops": torch.zeros(1), "features.0.0.total_params": torch.zeros(1)},  # thop counted it
     ):
         torch.save(value, file)
         candidate = from_weights(SMALL, file, CLASSES)

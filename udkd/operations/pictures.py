@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from udkd.words.errors import DataError
 
@@ -17,6 +17,9 @@ _OTHER_KINDS = (  # by how files of them begin: what Pillow may know, but not ev
     ("a JPEG XL image", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),
     ("a JPEG 2000 image", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
 )
+_BEGINS = {b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+# Whole PNGs hold megabytes of text and colour profile, which Pillow refuses in one piece over 1 MB and in all over 64 MB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 PIXEL_LIMIT = 100_000_000  # 300 MB as RGB; ImageNet's largest image has 61 million pixels
 LONGEST_PX = 2048
 """Larger pictures are scaled down to it first, as udkd-prep scales to the canvas."""
@@ -36,6 +39,9 @@ def open_image(data: bytes) -> Image.Image:
         kind = next((name for name, start in _OTHER_KINDS if start.match(data)), None)
         if kind is not None:
             raise BadImage(f"{kind}, which is not read: convert it to one of {', '.join(FORMATS)}") from None
+        kind = next((name for start, name in _BEGINS.items() if data.startswith(start)), None)
+        if kind is not None:
+            raise BadImage(f"damaged {kind} (its header cannot be read)") from None
         raise BadImage(f"not an image (it starts with {data[:12]!r})") from None
     except Exception as error:  # Pillow's parsers answer damaged bytes with whatever they trip over
         raise BadImage(reason("header cannot be read", error)) from None

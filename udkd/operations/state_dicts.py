@@ -13,6 +13,7 @@ from torch import Tensor
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _COUNTED = ".num_batches_tracked"  # absent before PyTorch 0.4.1; torch's own load_state_dict takes it for 0
 _AVERAGED = "n_averaged"  # how many torch.optim.swa_utils.AveragedModel has averaged
+_TALLIES = {"total_ops", "total_params"}  # what thop leaves in every module that it has counted
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -42,7 +43,11 @@ def find(entries: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Ten
             # Within one dictionary another copy of the network may begin with a word of its own.
             copies = [other for other in _prefixes(named, expected) if other != prefix and other.startswith(prefix)]
             for name in others:
-                if name == _AVERAGED or any((prefix + name).startswith(copy) for copy in copies):
+                if (
+                    name == _AVERAGED
+                    or name.split(".")[-1] in _TALLIES
+                    or any((prefix + name).startswith(copy) for copy in copies)
+                ):
                     del own[name]
             rows = own[head].shape[0] if own[head].dim() else 0
             beside = tuple(name for name in named if not name.startswith(prefix))
