@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from data_prep.headers import mended
 from data_prep.huffman import DamagedScan, check_baseline
@@ -19,6 +19,7 @@ from udkd.words.checksum import crc32c
 __all__ = ["PIXEL_LIMIT", "BadImage", "PixelSettings", "Prepared", "prepare"]
 
 Image.MAX_IMAGE_PIXELS = None  # ours is the limit, checked before any pixel is decoded
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # intact PNGs hold megabytes of text in one chunk
 
 ODD = "unusual subsampling to a common one"
 ORIENTATION_TAG = 0x0112

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 
@@ -235,3 +237,10 @@ def test_a_png_with_megabytes_of_text_or_profile_is_whole(chunk: bytes) -> None:
     assert prepare(with_text(3_000_000), PAD).jpeg == prepare(plain, PAD).jpeg
     with pytest.raises(BadImage, match="header cannot be read"):
         prepare(with_text(70_000_000), PAD)
+
+
+def test_udkd_alone_changes_no_limit_of_pillow() -> None:
+    """The converter's process does; one that imports udkd keeps Pillow's own."""
+    limits = "(Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK)"
+    program = f"from PIL import Image, PngImagePlugin; a = {limits}; import udkd.operations.pictures; assert a == {limits}"
+    subprocess.run([sys.executable, "-c", program], check=True)

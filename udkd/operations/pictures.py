@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from udkd.words.errors import DataError
 
@@ -18,8 +18,6 @@ _OTHER_KINDS = (  # by how files of them begin: what Pillow may know, but not ev
     ("a JPEG 2000 image", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
 )
 _BEGINS = {b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-# Whole PNGs hold megabytes of text and colour profile, which Pillow refuses in one piece over 1 MB and in all over 64 MB.
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 PIXEL_LIMIT = 100_000_000  # 300 MB as RGB; ImageNet's largest image has 61 million pixels
 LONGEST_PX = 2048
 """Larger pictures are scaled down to it first, as udkd-prep scales to the canvas."""
