@@ -15,8 +15,8 @@ from benchmarks.common.rig import canvases, paper_recipe, view_table
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from udkd.console.terminal import DeviceOption
 from udkd.operations import augment
-from udkd.operations.compiled import compiled
 from udkd.parts.environment import choose_device
+from udkd.words.compile import compiled
 
 EXPECTATION = """On a CPU the exact sums cost about what torchvision's separable filter does at 224 px, which reads the same
 pixels, and grow a little with the canvas side, all of which is made float32; jitter costs several times as much. On a GPU

@@ -32,6 +32,7 @@ GROUND = (
     "udkd.words.signals",
     "udkd.words.batch",
     "udkd.words.parsing",
+    "udkd.words.options",
     "udkd.operations.prefetch",
     "udkd.parts.frozen_teacher",
     "udkd.console.terminal",

@@ -18,7 +18,6 @@ from udkd.engine.step import Tally
 from udkd.formats.cache import DeviceTable, TargetTable
 from udkd.formats.config import Recipe, load_recipe
 from udkd.operations.augment import ViewTable
-from udkd.operations.compiled import compiled
 from udkd.operations.levers import fold_batch_norm
 from udkd.operations.models import build
 from udkd.operations.targets import pack
@@ -29,6 +28,7 @@ from udkd.parts.panel import Panel
 from udkd.parts.plan import Plan
 from udkd.parts.students import make_students
 from udkd.words.batch import Batch
+from udkd.words.compile import compiled
 from udkd.words.lesson import Lesson, Lessons
 from udkd.words.uncertainty import entropy_weight
 from udkd.words.views import draw

@@ -35,7 +35,8 @@ def connection(
     recipe = small_recipe(f'loss.method="{method}"', 'teacher.source="live"', "teacher.views=3", *more)
     looked_into = teacher or network("resnet18")
     features = stages(looked_into, 32)[-1].channels
-    return connect(recipe, index, student or network("squeezenet1_1"), looked_into, **MADE, features=features)
+    joined = {"index": index, "seed": recipe.train.seed, "image_px": recipe.views.size_px, "features": features}
+    return connect(recipe.loss.method, recipe.methods, student or network("squeezenet1_1"), looked_into, **MADE, **joined)
 
 
 def seen(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0) -> Seen:

@@ -12,7 +12,6 @@ from torch._inductor import metrics
 
 from tests.small import small_recipe
 from udkd.engine.assembly import inductor_options
-from udkd.operations.compiled import compiled
 from udkd.operations.levers import (
     ONE_EXPRESSION,
     GatheredMaxPool,
@@ -21,6 +20,7 @@ from udkd.operations.levers import (
     use_gathered_pool,
     use_saved_relu6,
 )
+from udkd.words.compile import compiled
 from udkd.words.errors import ConfigError
 
 

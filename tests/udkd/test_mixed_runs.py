@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.small import change, make_dataset, make_teacher, small_recipe
 from udkd.actors.cache_builder import build_cache
 from udkd.actors.trainer import Job, train
-from udkd.formats.config import FEATURE_METHODS, Recipe, load_recipe
+from udkd.formats.config import Recipe, load_recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import RunFolder
 from udkd.formats.study import load_study
@@ -21,6 +21,7 @@ from udkd.operations.methods.dml import MUTUAL
 from udkd.operations.models import build
 from udkd.parts.plan import learning_rates, mixture
 from udkd.words.errors import ConfigError, MismatchError, RunError
+from udkd.words.method_options import FEATURE_METHODS
 from udkd.words.observer import SILENT, Silent
 from udkd.words.schedules import Figures
 

@@ -24,7 +24,7 @@ from udkd.engine.lessons import live_network, num_features, open_lessons
 from udkd.engine.scalars import write_scalars
 from udkd.engine.scoring import score
 from udkd.engine.step import Tally
-from udkd.formats.config import MAP_METHODS, Recipe
+from udkd.formats.config import Recipe
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.run import Checkpoint, Progress, RunFolder
 from udkd.formats.run import Figures as StoredFigures
@@ -43,6 +43,7 @@ from udkd.words.errors import ConfigError, DataError, MismatchError, RunError
 from udkd.words.files import FolderLock
 from udkd.words.hashing import permutation
 from udkd.words.lesson import Lessons
+from udkd.words.method_options import MAP_METHODS
 from udkd.words.observer import SILENT, Observer
 from udkd.words.schedules import Figures
 from udkd.words.views import ViewSpec
@@ -405,9 +406,13 @@ class Trainer:
             "labels_I": self.split.labels.astype("int64"),
             "ids": self.split.ids,
             "features": num_features(lessons),
+            "seed": recipe.train.seed,
+            "image_px": recipe.views.size_px,
+            "device": self.job.device,
         }
         links = [
-            connect(recipe, student.index, student.model, network, **made, device=self.job.device) for student in self.students
+            connect(recipe.loss.method, recipe.methods, student.model, network, index=student.index, **made)
+            for student in self.students
         ]
         self.students = [student.with_connector(link.connector) for student, link in zip(self.students, links, strict=True)]
         modules = sorted({name for link in links for name in link.teacher_modules})

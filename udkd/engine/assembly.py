@@ -12,7 +12,7 @@ from udkd.engine.step import Objective, Step
 from udkd.formats.config import Recipe
 from udkd.operations import augment
 from udkd.operations.augment import ViewTable
-from udkd.operations.compiled import Forward, compiled, compiled_loss, eager_loss, forward, mixed_forward, on_streams
+from udkd.operations.compiled import Forward, compiled_loss, eager_loss, forward, mixed_forward, on_streams
 from udkd.operations.features import Tapped
 from udkd.operations.levers import ONE_EXPRESSION
 from udkd.parts.methods.connectors import Connection
@@ -20,6 +20,7 @@ from udkd.parts.methods.objective import MixedObjective
 from udkd.parts.plan import Plan, row_of
 from udkd.parts.students import Student
 from udkd.words.batch import Batch
+from udkd.words.compile import compiled
 from udkd.words.errors import ConfigError
 from udkd.words.lesson import Lesson, Lessons
 from udkd.words.losses import Loss, Terms

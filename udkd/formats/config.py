@@ -6,14 +6,29 @@ An unknown or ill-typed key is a ConfigError with its path; `--set a.b=c` overri
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from udkd.words.errors import ConfigError
 from udkd.words.estimator import Estimator, EstimatorKind
 from udkd.words.files import read_plain
 from udkd.words.losses import Direction, HardLoss, LossSettings
+from udkd.words.method_options import FEATURE_METHODS, MAP_METHODS, POOLED_METHODS, MethodName, MethodsSection
+from udkd.words.options import (
+    MOST_EPOCHS,
+    MOST_PX,
+    MOST_SAMPLES,
+    Batch,
+    Factor,
+    Positive,
+    Section,
+    Seed,
+    Side,
+    Strength,
+    Temperature,
+    Text,
+)
 from udkd.words.parsing import parse_toml
 from udkd.words.printable import printable
 from udkd.words.schedules import Shape
@@ -24,34 +39,8 @@ from udkd.words.views import Scheme, ViewSpec
 
 Precision = Literal["float32", "bfloat16"]
 BackendName = Literal["auto", "resident", "ffcv", "dali", "folder"]
-MethodName = Literal["none", "dkd", "attention", "fitnets", "rkd", "crd", "reviewkd"]
-FEATURE_METHODS = ("attention", "fitnets", "rkd", "crd", "reviewkd")
-"""Methods that look inside the teacher."""
-MAP_METHODS = ("attention", "fitnets", "reviewkd")
-"""Those that compare its maps position by position."""
-POOLED_METHODS = ("rkd", "crd")
-"""Those that take the mean of its deepest map over positions, which a cache may hold."""
 
-# Bounds are generous: they keep float32, int64 and memory from running over, and no sensible setting comes near.
-MOST_PX = 8192
-MOST_EPOCHS = 10**6
-MOST_SAMPLES = 1 << 20
 _NAME_BYTES = 120  # of a student: files are called after it
-
-Side = Annotated[int, Field(ge=1, le=MOST_PX)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Factor = Annotated[float, Field(ge=0, le=1e6)]
-Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
-Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
-Strength = Annotated[float, Field(ge=0, le=100)]
-Batch = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
-Text = Annotated[str, Field(max_length=4096)]
-
-
-class Section(BaseModel):
-    """A group of keys; unknown ones are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataSection(Section):
@@ -199,63 +188,6 @@ class SchedulesSection(Section):
     def each(self) -> tuple[ScheduleSection, ...]:
         """In the order of LossSection.weights."""
         return self.alpha, self.beta, self.gamma, self.method
-
-
-class DkdSection(Section):
-    """Decoupled knowledge distillation; its paper takes (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
-
-    target: Factor = 1.0
-    others: Factor = 0.5
-    temperature: Temperature = 1.0
-
-
-class AttentionSection(Section):
-    """Attention transfer between the deepest maps of so many sizes."""
-
-    factor: Positive = 1000.0
-    stages: int = Field(default=4, ge=1, le=64)
-
-
-class FitnetsSection(Section):
-    """A hint from one map. stage: 1 is the deepest size, 2 the one above."""
-
-    factor: Positive = 100.0
-    stage: int = Field(default=3, ge=1, le=64)
-
-
-class RkdSection(Section):
-    """Relational knowledge distillation: factors of its two terms."""
-
-    distance: Factor = 25.0
-    angle: Factor = Field(default=50.0, description="0 leaves the term out, whose memory grows with batch^3")
-
-
-class CrdSection(Section):
-    """Contrastive representation distillation. The two memories of each student hold `numbers` float32 per image."""
-
-    factor: Positive = 0.8
-    numbers: int = Field(default=128, ge=2, le=MOST_PX, description="of an embedding")
-    negatives: int = Field(default=16384, ge=1, le=MOST_SAMPLES, description="per sample and step")
-    temperature: Temperature = 0.07
-    momentum: float = Field(default=0.5, ge=0, lt=1, description="of the memories")
-
-
-class ReviewkdSection(Section):
-    """Knowledge review over the deepest maps of so many sizes."""
-
-    factor: Positive = 1.0
-    stages: int = Field(default=4, ge=1, le=64)
-
-
-class MethodsSection(Section):
-    """Options of each loss.method."""
-
-    dkd: DkdSection = DkdSection()
-    attention: AttentionSection = AttentionSection()
-    fitnets: FitnetsSection = FitnetsSection()
-    rkd: RkdSection = RkdSection()
-    crd: CrdSection = CrdSection()
-    reviewkd: ReviewkdSection = ReviewkdSection()
 
 
 class LossSection(Section):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from udkd.formats.dataset import DatasetFolder
 from udkd.formats.teacher import TeacherFolder, require_classes
-from udkd.operations.compiled import compiled
 from udkd.operations.features import pooled, stages
 from udkd.operations.levers import fold_batch_norm
 from udkd.operations.models import build, first_difference, load_weights, sample_dropout
 from udkd.operations.state_dicts import first_not_finite
 from udkd.operations.targets import PackedTargets, joined, pack
+from udkd.words.compile import compiled
 from udkd.words.errors import ConfigError, DataError
 
 

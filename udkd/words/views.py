@@ -25,9 +25,6 @@ SUBPIXELS = 1 << 16
 
 Scheme = Literal["random_resized", "random", "centre", "centre_squash"]
 
-MOST_SOURCE_PX = 1 << 30
-"""Sides of source images; with more, the products of coordinates would not fit in 64 bits."""
-
 BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2
 _TRIES = 10
 # Where each number lies in a sample's stream. A new number takes a new place, so that old ones never move.

@@ -14,7 +14,9 @@ from udkd.formats.dataset.manifest import FILE_NAME, Columns, read_manifest
 from udkd.formats.dataset.shard import OpenShards, damaged_sample, shard_name
 from udkd.words.checksum import crc32c
 from udkd.words.errors import DataError
-from udkd.words.views import MOST_SOURCE_PX
+
+_MOST_SOURCE_PX = 1 << 30
+"""Sides of source images: with larger ones the products of coordinates of udkd.words.views would not fit in 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -201,7 +203,7 @@ def _check_columns(path: Path, rows: Columns, side: int, num_classes: int) -> No
     kept = ~rows.excluded
     sane = (
         bool(np.all((rows.labels >= 0) & (rows.labels < num_classes)))
-        and bool(np.all((rows.sizes[kept] >= 1) & (rows.sizes[kept] <= MOST_SOURCE_PX)))
+        and bool(np.all((rows.sizes[kept] >= 1) & (rows.sizes[kept] <= _MOST_SOURCE_PX)))
         and bool(np.all(rows.sizes[kept, 2:] <= side))
         and bool(np.all((rows.shard[kept] >= 0) & (rows.offset[kept] >= 0) & (rows.size[kept] > 0)))
         and bool(np.all(rows.size[kept] < 2**31))  # a JPEG that took more would be refused by every decoder

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from udkd.formats.config import POOLED_METHODS, CrdSection, DkdSection, MethodName, MethodsSection, Recipe, RkdSection
 from udkd.operations.features import Stage, Tapped, pooled, stages
 from udkd.operations.methods import crd
 from udkd.operations.methods.attention import attention_transfer
@@ -23,6 +22,7 @@ from udkd.operations.methods.reviewkd import Review, review
 from udkd.operations.methods.rkd import angle_term, distance_term
 from udkd.words.errors import ConfigError
 from udkd.words.hashing import key
+from udkd.words.method_options import POOLED_METHODS, CrdSection, DkdSection, MethodName, MethodsSection, RkdSection
 
 _CONNECTOR, _MEMORY = 5, 6  # names that keep the uses of a run's seed apart
 _NEGATIVES = 0x6E65676174697665  # tells the key of a step's negatives from that of its dropout
@@ -203,24 +203,26 @@ class Connection:
 
 
 def connect(
-    recipe: Recipe,
-    index: int,
+    method: MethodName,
+    options: MethodsSection,
     student: nn.Module,
     teacher: nn.Module | None,
     *,
+    index: int,
+    seed: int,
+    image_px: int,
     labels_I: NDArray[np.int64],
     ids: NDArray[np.int64],
     device: torch.device,
     features: int = 0,
 ) -> Connection:
-    """What joins student number `index` to its teacher in recipe.loss.method. Weights are named by (train.seed, index).
+    """What joins student number `index` to its teacher in a method. Its weights are named by (seed, index).
 
+    image_px: side of the view.
     teacher: the live one's network, where the method compares maps. features: how many pooled ones the teacher gives, where
     it takes those. labels_I, ids: see Crd.
     Raises ConfigError for networks that have too few maps.
     """
-    method, options = recipe.loss.method, recipe.methods
-    image_px = recipe.views.size_px
     chosen: tuple[list[Stage], list[Stage]] = ([], [])
     if method in POOLED_METHODS:
         chosen = stages(student, image_px)[-1:], []
@@ -232,11 +234,11 @@ def connect(
         "attention": lambda: Attention(options.attention.factor),
         "fitnets": lambda: Fitnets(options.fitnets.factor, ours[0], theirs[0]),
         "rkd": lambda: Rkd(options.rkd),
-        "crd": lambda: Crd(options.crd, ours[0], features, labels_I, ids, (recipe.train.seed, _MEMORY, index)),
+        "crd": lambda: Crd(options.crd, ours[0], features, labels_I, ids, (seed, _MEMORY, index)),
         "reviewkd": lambda: ReviewTerm(options.reviewkd.factor, ours, theirs),
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(key(recipe.train.seed, _CONNECTOR, index)[0] >> 1))
+        torch.manual_seed(int(key(seed, _CONNECTOR, index)[0] >> 1))
         connector = makers[method]().to(device)
     return Connection(
         connector=connector.train(),
