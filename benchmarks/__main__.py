@@ -11,9 +11,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from udkd.words import output
-from udkd.words.signals import handled, quit_at_once
-from udkd.words.streams import guard
+from udkd.utils import output
+from udkd.utils.signals import handled, quit_at_once
+from udkd.utils.stdio import guard
 
 HERE = Path(__file__).parent
 
@@ -46,7 +46,7 @@ def main(words: list[str]) -> None:
     with handled(quit_at_once):
         import typer
 
-        from udkd.console import terminal
+        from udkd.utils import terminal
 
         try:
             module = importlib.import_module(f"benchmarks.{name}")

@@ -13,10 +13,10 @@ from benchmarks.common.figures import MARKERS, Palette, draw
 from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
 from benchmarks.common.rig import canvases, paper_recipe, view_table
 from benchmarks.common.timing import Timed, Variant, side_by_side
-from udkd.console.terminal import DeviceOption
-from udkd.operations import augment
-from udkd.parts.environment import choose_device
-from udkd.words.compile import compiled
+from udkd.augment import apply as augment
+from udkd.utils.compile import compiled
+from udkd.utils.environment import choose_device
+from udkd.utils.terminal import DeviceOption
 
 EXPECTATION = """On a CPU the exact sums cost about what torchvision's separable filter does at 224 px, which reads the same
 pixels, and grow a little with the canvas side, all of which is made float32; jitter costs several times as much. On a GPU

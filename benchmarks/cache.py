@@ -17,26 +17,29 @@ from matplotlib.figure import Figure
 from benchmarks.common.figures import Palette, bars, draw
 from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
-from udkd.actors.cache_builder import build_cache
-from udkd.backends import open_backend
-from udkd.console.terminal import DeviceOption
-from udkd.engine.lessons import CachedLessons, LiveLessons
-from udkd.formats.cache import Cache, CacheKey, CacheWriter, TargetTable
-from udkd.formats.config import Recipe, load_recipe
-from udkd.formats.dataset import DatasetFolder
-from udkd.formats.teacher import TeacherFolder, write_teacher
-from udkd.operations.augment import apply
-from udkd.operations.compiled import eager_loss
-from udkd.operations.models import build
-from udkd.operations.targets import pack
-from udkd.parts.environment import choose_device, set_threads
-from udkd.parts.epoch_views import EpochViews
-from udkd.parts.panel import Panel
-from udkd.parts.students import make_students
-from udkd.words.batch import Batch
-from udkd.words.launcher import module_command, module_environment
-from udkd.words.storage import Storage
-from udkd.words.views import ViewSpec
+from udkd.augment.apply import apply
+from udkd.augment.view_table import EpochViews
+from udkd.augment.views import ViewSpec
+from udkd.config import Recipe, load_recipe
+from udkd.data.backends.registry import open_backend
+from udkd.data.batch import Batch
+from udkd.data.dataset import DatasetFolder
+from udkd.losses.storage import Storage
+from udkd.models.build import build
+from udkd.teacher.cache.build import build_cache
+from udkd.teacher.cache.key import CacheKey
+from udkd.teacher.cache.reader import Cache
+from udkd.teacher.cache.tables import TargetTable
+from udkd.teacher.cache.writer import CacheWriter
+from udkd.teacher.ensemble import Panel
+from udkd.teacher.folder import TeacherFolder, write_teacher
+from udkd.teacher.sources import CachedLessons, LiveLessons
+from udkd.teacher.targets import pack
+from udkd.training.compile import eager_loss
+from udkd.training.student import make_students
+from udkd.utils.environment import choose_device, set_threads
+from udkd.utils.launcher import module_command, module_environment
+from udkd.utils.terminal import DeviceOption
 
 EXPECTATION = """A build costs one teacher forward pass a sample and view, and what it is decoded and augmented for: within a
 tenth of the live teacher's time an epoch, so a canonical cache pays before its second epoch, K views before epoch K + 1, and

@@ -21,9 +21,9 @@ from benchmarks.common.timing import Variant, side_by_side
 from data_prep.convert import ConvertSettings, convert
 from data_prep.image import PixelSettings, prepare
 from data_prep.sources import open_sources
-from udkd.formats.dataset import DatasetFolder
-from udkd.words.errors import ConfigError
-from udkd.words.observer import SILENT
+from udkd.data.dataset import DatasetFolder
+from udkd.utils.errors import ConfigError
+from udkd.utils.progress import SILENT
 
 EXPECTATION = """Whole conversions, same images, same number of processes. Passing bytes through costs us one strict decode an
 image (500 x 375 px: 3 ms), which FFCV's jpg mode at the same size spares when nothing is resized but pays in full with

@@ -13,8 +13,8 @@ from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOptio
 from benchmarks.common.rig import CLASSES, MOBILENET, RESNET, TEACHER, canvases, frozen, make, paper_recipe
 from benchmarks.common.roofline import Peaks, cost
 from benchmarks.common.timing import Timed, Variant, side_by_side
-from udkd.console.terminal import DeviceOption
-from udkd.parts.environment import choose_device
+from udkd.utils.environment import choose_device
+from udkd.utils.terminal import DeviceOption
 
 EXPECTATION = """The paper pays 1.63 for two students with a live teacher against one. A cached teacher saves a ResNet-50's
 answer, 4.1 GFLOP an image against the 5.3 of training a ResNet-18, and the MobileNetV2 adds 0.9 GFLOP but 80 MB of traffic.

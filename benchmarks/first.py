@@ -19,11 +19,11 @@ import typer
 from rich.table import Table
 
 from benchmarks.common.record import RESULTS, Record, ResultsOption
-from udkd.console.terminal import err, out
-from udkd.operations.augment import ViewTable, pixels
-from udkd.parts.environment import choose_device
-from udkd.words.errors import ConfigError
-from udkd.words.views import ViewSpec, draw
+from udkd.augment.apply import ViewTable, pixels
+from udkd.augment.views import ViewSpec, draw
+from udkd.utils.environment import choose_device
+from udkd.utils.errors import ConfigError
+from udkd.utils.terminal import err, out
 
 EXPECTATION = """Every check passes: the GPU's tests; streamed, resident, captured, compiled, fused and bfloat16 training;
 a cache's targets are its teacher's bits, asked again on the same GPU; views have the CPU's bits; captured runs are equal."""
@@ -69,7 +69,7 @@ CHECKS = (
     Check("evaluation", "-m udkd eval {folder}/streamed --device {device}", ("streamed",)),
     Check(
         "tests",
-        "-m pytest -q -rs -p no:cacheprovider tests/udkd/test_backends.py tests/udkd/test_feed.py -k gpu",
+        "-m pytest -q -rs -p no:cacheprovider tests/data/test_backends.py tests/data/test_loading.py -k gpu",
         needs_gpu=True,
     ),
 )

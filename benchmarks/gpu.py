@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.common.record import RESULTS, Record, ResultsOption
-from udkd.console.terminal import err
-from udkd.parts.environment import choose_device
+from udkd.utils.environment import choose_device
+from udkd.utils.terminal import err
 
 EXPECTATION = """On one H200: two students from the cache at 9,400 images/s or more at 224 px, batch 512, so that 50 epochs
 of 130,000 images take 12 minutes and the cache 15 s; cached dual / live single at most 1.31; at batch 64 the captured step

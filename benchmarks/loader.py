@@ -18,12 +18,12 @@ from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOptio
 from benchmarks.common.timing import Timed, Variant, side_by_side, spread
 from data_prep.convert import ConvertSettings, convert
 from data_prep.synth import synth
-from udkd.backends import open_backend
-from udkd.console.terminal import DeviceOption
-from udkd.formats.dataset import Split
-from udkd.parts.environment import choose_device
-from udkd.words.errors import ConfigError
-from udkd.words.observer import SILENT
+from udkd.data.backends.registry import open_backend
+from udkd.data.dataset import Split
+from udkd.utils.environment import choose_device
+from udkd.utils.errors import ConfigError
+from udkd.utils.progress import SILENT
+from udkd.utils.terminal import DeviceOption
 
 EXPECTATION = """Decoding bounds all but resident: a 468 x 401 JPEG costs 1 to 4 ms of a core, a 64 px one 0.02 to 0.1 ms. Our
 ffcv and dali add a checksum (4 us at 110 KB) and a queue, so they take at most 1.05 times the seconds of FFCV's Loader and of a

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from benchmarks.common.figures import MARKERS, Palette, draw
 from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
-from udkd.console.terminal import DeviceOption
-from udkd.operations.compiled import compiled_loss, eager_loss
-from udkd.parts.environment import choose_device
-from udkd.words.losses import Loss, LossSettings
+from udkd.losses.distill import Loss, LossSettings
+from udkd.training.compile import compiled_loss, eager_loss
+from udkd.utils.environment import choose_device
+from udkd.utils.terminal import DeviceOption
 
 EXPECTATION = """On a CPU the compiled loss takes at most two thirds of the eager one's time at batch 256 and 100 classes:
 eager makes some 60 passes over [B, C] tensors that lie in the cache, so calls cost as much as bytes; with 1000 classes and
@@ -50,7 +50,7 @@ def losses(device: torch.device) -> dict[str, Loss]:
     """Every way to compute the paper's loss that the device has."""
     ways: dict[str, Loss] = {"eager": eager_loss(LossSettings()), "compiled": compiled_loss(LossSettings())}
     if device.type == "cuda" and importlib.util.find_spec("triton"):
-        from udkd.operations.fused_loss import fused_loss
+        from udkd.losses.fused import fused_loss
 
         ways["fused"] = fused_loss(LossSettings())
     return ways

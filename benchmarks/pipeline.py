@@ -16,19 +16,19 @@ from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOptio
 from benchmarks.common.rig import CLASSES, TableLessons, made_up_targets, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
 from data_prep.convert import ConvertSettings, convert
-from udkd.backends import open_backend
-from udkd.console.terminal import DeviceOption
-from udkd.engine.assembly import assemble
-from udkd.engine.drives import Streamed
-from udkd.engine.step import Tally
-from udkd.formats.config import Recipe
-from udkd.formats.dataset import Split
-from udkd.parts.environment import choose_device
-from udkd.parts.epoch_views import EpochViews
-from udkd.parts.plan import Plan
-from udkd.parts.students import make_students
-from udkd.words.batch import Batch
-from udkd.words.observer import SILENT
+from udkd.augment.view_table import EpochViews
+from udkd.config import Recipe
+from udkd.data.backends.registry import open_backend
+from udkd.data.batch import Batch
+from udkd.data.dataset import Split
+from udkd.training.build_step import assemble
+from udkd.training.runners import Streamed
+from udkd.training.schedule import Plan
+from udkd.training.step import Tally
+from udkd.training.student import make_students
+from udkd.utils.environment import choose_device
+from udkd.utils.progress import SILENT
+from udkd.utils.terminal import DeviceOption
 
 EXPECTATION = """The constant batch spares the backend's work and nothing else: augmentation and lookup stay in both.
 Resident rows are a gather, so 0.98 on a GPU and 0.97 on a CPU with both cores at work on the networks, where the reading

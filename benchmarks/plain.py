@@ -19,12 +19,12 @@ from benchmarks.common.plain_script import loader, steps
 from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
 from benchmarks.common.rig import canvases, make, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
-from udkd.backends.resident import ResidentBackend
-from udkd.console.terminal import DeviceOption
-from udkd.formats.dataset import DatasetFolder
-from udkd.parts.environment import choose_device
-from udkd.words.batch import Batch
-from udkd.words.observer import SILENT
+from udkd.data.backends.resident import ResidentBackend
+from udkd.data.batch import Batch
+from udkd.data.dataset import DatasetFolder
+from udkd.utils.environment import choose_device
+from udkd.utils.progress import SILENT
+from udkd.utils.terminal import DeviceOption
 
 EXPECTATION = """Pillow's decoding, crop, flip and jitter give the plain script about 260 images/s a core at 224 px, so 16
 cores feed about 4,000 images/s and ours is 2.5 times faster with its mixed precision on and 5 times without on an H200,

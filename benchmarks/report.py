@@ -9,9 +9,9 @@ import typer
 
 from benchmarks.common.record import FORMAT, RESULTS
 from benchmarks.step import SHARE
-from udkd.console.terminal import err
-from udkd.words.errors import DataError
-from udkd.words.files import write_text
+from udkd.utils.errors import DataError
+from udkd.utils.files import write_text
+from udkd.utils.terminal import err
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 GAP = "not measured yet"

@@ -11,8 +11,8 @@ from benchmarks.common.figures import MARKERS, Palette, draw
 from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
 from benchmarks.common.rig import canvases, make, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
-from udkd.console.terminal import DeviceOption
-from udkd.parts.environment import choose_device
+from udkd.utils.environment import choose_device
+from udkd.utils.terminal import DeviceOption
 
 EXPECTATION = """The cost of an image does not depend on the number of images: a step gathers its batch's rows, and 100,000
 rows cost what 1,000 do, within 5 %. On a GPU images/s rise with the batch until about 512 and then stay; memory grows with

@@ -12,8 +12,8 @@ from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOptio
 from benchmarks.common.rig import CLASSES, Made, canvases, make, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
 from benchmarks.loss import losses, work
-from udkd.console.terminal import DeviceOption
-from udkd.parts.environment import choose_device
+from udkd.utils.environment import choose_device
+from udkd.utils.terminal import DeviceOption
 
 EXPECTATION = """On a CPU a step is convolutions: a live teacher costs 40 to 90 % more, float32 channels first 10 to 50 %
 more. The loss is 1 % of a step when eager and half a per cent compiled, so the row without its compilation shows noise alone.

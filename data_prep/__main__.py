@@ -1,12 +1,12 @@
 """`python -m data_prep` and the `udkd-prep` command: answers Ctrl-C before anything heavy is imported."""
 
-from udkd.words.signals import handled, quit_at_once
+from udkd.utils.signals import handled, quit_at_once
 
 
 def main() -> None:
     """Entry point of the console command."""
     with handled(quit_at_once):
-        from udkd.words.streams import guard
+        from udkd.utils.stdio import guard
 
         guard()
         from data_prep.cli import main as run

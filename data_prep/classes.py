@@ -9,10 +9,10 @@ from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 
-from udkd.formats.dataset import ClassName
-from udkd.words.errors import DataError
-from udkd.words.files import read_plain
-from udkd.words.parsing import parse_json
+from udkd.data.header import ClassName
+from udkd.utils.errors import DataError
+from udkd.utils.files import read_plain
+from udkd.utils.parsing import parse_json
 
 ALL = "all"
 LIMIT_BYTES = 1 << 26  # of a class list
@@ -24,7 +24,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 def class_names() -> dict[str, str]:
     """Wnid to name for the 1,000 ILSVRC2012 classes, spaces for underscores."""
-    text = (resources.files("udkd") / "data" / "imagenet1k-classes.tsv").read_text()
+    text = (resources.files("udkd") / "assets" / "imagenet1k-classes.tsv").read_text()
     return {wnid: name.replace("_", " ") for wnid, name in (line.split("\t") for line in text.splitlines() if line)}
 
 
@@ -84,7 +84,7 @@ def wanted_classes(choice: str) -> list[tuple[str, ...]] | None:
     if choice == ALL:
         return None
     if choice in BUILT_IN:
-        text = (resources.files("udkd") / "data" / BUILT_IN[choice]).read_text(encoding="utf-8")
+        text = (resources.files("udkd") / "assets" / BUILT_IN[choice]).read_text(encoding="utf-8")
     elif Path(choice).is_file():
         text = _list_text(choice)
     else:

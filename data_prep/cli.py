@@ -16,12 +16,12 @@ from data_prep.image import PIXEL_LIMIT
 from data_prep.info import describe
 from data_prep.sources import LAYOUTS
 from data_prep.verify import verify as verify_folder
-from udkd.formats.dataset import DatasetFolder
-from udkd.words.errors import UserError
-from udkd.words.files import FolderLock
-from udkd.words.output import err, out, run
-from udkd.words.printable import printable
-from udkd.words.streams import guard
+from udkd.data.dataset import DatasetFolder
+from udkd.utils.errors import UserError
+from udkd.utils.files import FolderLock
+from udkd.utils.output import err, out, run
+from udkd.utils.printable import printable
+from udkd.utils.stdio import guard
 
 app = typer.Typer(
     help="Prepare images once, for udkd to train on.",

@@ -24,23 +24,15 @@ from data_prep.report import settings_of, write_report
 from data_prep.shards import remove_sidecars, write_shards
 from data_prep.sources import AUTO, Fields, SplitName, open_sources
 from data_prep.stock import SPLITS, Samples, Stock, take_stock
-from udkd.formats.dataset import (
-    DERIVED,
-    Columns,
-    DatasetFolder,
-    Encoder,
-    Header,
-    Split,
-    SplitHeader,
-    discard,
-    write_manifest,
-)
-from udkd.formats.dataset.header import FILE_NAME as HEADER_NAME
-from udkd.formats.dataset.header import content_digest
-from udkd.formats.dataset.manifest import FILE_NAME as MANIFEST_NAME
-from udkd.words.errors import ConfigError, DataError, MismatchError
-from udkd.words.files import FolderLock, sha256_file, write_json
-from udkd.words.observer import Observer
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.data.derived import DERIVED, discard
+from udkd.data.header import FILE_NAME as HEADER_NAME
+from udkd.data.header import Encoder, Header, SplitHeader, content_digest
+from udkd.data.manifest import FILE_NAME as MANIFEST_NAME
+from udkd.data.manifest import Columns, write_manifest
+from udkd.utils.errors import ConfigError, DataError, MismatchError
+from udkd.utils.files import FolderLock, sha256_file, write_json
+from udkd.utils.progress import Observer
 
 UNFINISHED_NAME = "unfinished.json"  # the settings of a conversion that has not ended
 LOCK_NAME = ".lock"

@@ -13,8 +13,8 @@ from PIL import Image, PngImagePlugin
 from data_prep.headers import mended
 from data_prep.huffman import DamagedScan, check_baseline
 from data_prep.jpeg import DamagedJpeg, decode, is_too_odd, read_frame, repair
-from udkd.operations.pictures import PIXEL_LIMIT, BadImage, open_image, reason, to_rgb
-from udkd.words.checksum import crc32c
+from udkd.data.image_files import PIXEL_LIMIT, BadImage, open_image, reason, to_rgb
+from udkd.utils.crc32c import crc32c
 
 __all__ = ["PIXEL_LIMIT", "BadImage", "PixelSettings", "Prepared", "prepare"]
 

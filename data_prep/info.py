@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.report import passed_over_lines
-from udkd.formats.dataset import DatasetFolder, Split
+from udkd.data.dataset import DatasetFolder, Split
 
 EXAMPLES = 5
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, NoReturn, Protocol, TypeVar
 
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")

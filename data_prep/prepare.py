@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from data_prep.image import BadImage, PixelSettings, Prepared, prepare
 from data_prep.sources.source import Entry, Source
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from data_prep.classes import printable
-from udkd.formats.dataset import Columns, DatasetFolder
-from udkd.words.files import json_bytes, read_plain, write_json
-from udkd.words.parsing import parse_json
+from udkd.data.dataset import DatasetFolder
+from udkd.data.manifest import Columns
+from udkd.utils.files import json_bytes, read_plain, write_json
+from udkd.utils.parsing import parse_json
 
 FILE_NAME = "report.json"
 

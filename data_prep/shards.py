@@ -12,9 +12,10 @@ from PIL import features
 from data_prep.image import PixelSettings, Prepared
 from data_prep.pool import Pool
 from data_prep.prepare import PrepareJob, Sample
-from udkd.formats.dataset import Columns, ColumnsBuilder, Row, ShardWriter, columns_of, shard_name
-from udkd.words.files import write_json
-from udkd.words.observer import Observer
+from udkd.data.manifest import Columns, ColumnsBuilder, Row, columns_of
+from udkd.data.shards import ShardWriter, shard_name
+from udkd.utils.files import write_json
+from udkd.utils.progress import Observer
 
 CHUNK_SAMPLES = 16  # per task: enough to hide the round trip, few enough that originals of 100 KB stay a few MB
 CONVERTER_VERSION = 6  # raise it when the same source would give other bytes or other rows

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from udkd.formats.dataset import DatasetFolder, Split, stored_image
-from udkd.words.errors import ConfigError, DataError
-from udkd.words.files import write_bytes
-from udkd.words.printable import printable
+from udkd.data.canvas import stored_image
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.utils.errors import ConfigError, DataError
+from udkd.utils.files import write_bytes
+from udkd.utils.printable import printable
 
 COLUMNS = 8
 CELL = 176  # px: the square that an image is fitted into

@@ -31,8 +31,8 @@ from data_prep.sources import (
     split_in,
     what_it_is,
 )
-from udkd.formats.dataset import ClassName
-from udkd.words.errors import DataError
+from udkd.data.header import ClassName
+from udkd.utils.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 PARTS: tuple[Part, ...] = ("train", "val", "test")

@@ -9,11 +9,14 @@ import numpy as np
 
 from data_prep.derived import DERIVED_FORMATS
 from data_prep.report import report_problems
-from udkd.formats.dataset import DERIVED, DatasetFolder, ShardPacker, Split, read_header, read_sample, shard_name, unfinished
-from udkd.formats.dataset.header import FILE_NAME as HEADER_NAME
-from udkd.words.errors import DataError
-from udkd.words.files import json_bytes, open_plain
-from udkd.words.observer import Observer
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.data.derived import DERIVED, unfinished
+from udkd.data.header import FILE_NAME as HEADER_NAME
+from udkd.data.header import read_header
+from udkd.data.shards import ShardPacker, read_sample, shard_name
+from udkd.utils.errors import DataError
+from udkd.utils.files import json_bytes, open_plain
+from udkd.utils.progress import Observer
 
 
 def verify(folder: Path, observer: Observer) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 
-from udkd.words.errors import UserError
+from udkd.utils.errors import UserError
 
 
 def serve(connection: Connection) -> None:

@@ -11,13 +11,13 @@ from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
 from tests.once import once
-from udkd.formats.config import Recipe, load_recipe
-from udkd.formats.dataset import DatasetFolder
-from udkd.formats.teacher import TeacherFolder, write_teacher
-from udkd.operations.models import build
-from udkd.words.checksums import checked_bytes, values_of
-from udkd.words.files import write_bytes
-from udkd.words.observer import SILENT
+from udkd.config import Recipe, load_recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.models.build import build
+from udkd.teacher.folder import TeacherFolder, write_teacher
+from udkd.utils.files import write_bytes
+from udkd.utils.json_checksum import checked_bytes, values_of
+from udkd.utils.progress import SILENT
 
 CLASSES = ("ant", "bee", "cat", "dog")
 

@@ -12,9 +12,9 @@ import typer.main
 
 import data_prep.cli
 import udkd
-import udkd.cli
+import udkd.cli.app
 from tests.small import make_dataset, make_teacher, small_recipe
-from udkd.actors.cache_builder import build_cache
+from udkd.teacher.cache.build import build_cache
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
@@ -60,7 +60,7 @@ def test_the_front_door_names_what_it_has() -> None:
 @pytest.mark.parametrize("line", commands())
 def test_commands_and_options_exist(line: str) -> None:
     program, *words = shlex.split(line, comments=True)
-    app = {"udkd": udkd.cli.app, "udkd-prep": data_prep.cli.app}[program]
+    app = {"udkd": udkd.cli.app.app, "udkd-prep": data_prep.cli.app}[program]
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
         assert words[0] in command.commands, line

@@ -1,7 +1,7 @@
 """`python -m udkd` and the `udkd` command: answers Ctrl-C, and ends with its torchrun, before anything heavy is imported."""
 
-from udkd.words.launcher import end_with_launcher, is_launched
-from udkd.words.signals import handled, quit_at_once
+from udkd.utils.launcher import end_with_launcher, is_launched
+from udkd.utils.signals import handled, quit_at_once
 
 
 def main() -> None:
@@ -9,10 +9,10 @@ def main() -> None:
     if is_launched():
         end_with_launcher()
     with handled(quit_at_once):
-        from udkd.words.streams import guard
+        from udkd.utils.stdio import guard
 
         guard()
-        from udkd.cli import main as run  # takes seconds: torch
+        from udkd.cli.app import main as run  # takes seconds: torch
 
         run()
 

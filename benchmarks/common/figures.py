@@ -9,8 +9,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from udkd.actors.reporter.style import LIGHT, MARKERS, Palette
-from udkd.words.files import write_bytes
+from udkd.report.style import LIGHT, MARKERS, Palette
+from udkd.utils.files import write_bytes
 
 __all__ = ["MARKERS", "Draw", "Palette", "bars", "draw"]
 

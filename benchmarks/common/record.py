@@ -14,9 +14,9 @@ import torch
 import typer
 
 from benchmarks.common.timing import Timed, spread
-from udkd.console.terminal import err
-from udkd.parts.environment import environment
-from udkd.words.files import write_json
+from udkd.utils.environment import environment
+from udkd.utils.files import write_json
+from udkd.utils.terminal import err
 
 FORMAT = 1
 RESULTS = Path(__file__).resolve().parents[1] / "results"

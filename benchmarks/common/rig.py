@@ -11,27 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udkd.engine.assembly import assemble
-from udkd.engine.drives import Drive, GraphRecorder, Resident, Streamed
-from udkd.engine.lessons import LiveLessons, NoLessons
-from udkd.engine.step import Tally
-from udkd.formats.cache import DeviceTable, TargetTable
-from udkd.formats.config import Recipe, load_recipe
-from udkd.operations.augment import ViewTable
-from udkd.operations.levers import fold_batch_norm
-from udkd.operations.models import build
-from udkd.operations.targets import pack
-from udkd.parts.environment import convolution_search
-from udkd.parts.frozen_teacher import FrozenTeacher
-from udkd.parts.methods.objective import MIXED_ROWS
-from udkd.parts.panel import Panel
-from udkd.parts.plan import Plan
-from udkd.parts.students import make_students
-from udkd.words.batch import Batch
-from udkd.words.compile import compiled
-from udkd.words.lesson import Lesson, Lessons
-from udkd.words.uncertainty import entropy_weight
-from udkd.words.views import draw
+from udkd.augment.apply import ViewTable
+from udkd.augment.views import draw
+from udkd.config import Recipe, load_recipe
+from udkd.data.batch import Batch
+from udkd.losses.sample_weight import entropy_weight
+from udkd.models.build import build
+from udkd.models.module_swaps import fold_batch_norm
+from udkd.teacher.cache.tables import DeviceTable, TargetTable
+from udkd.teacher.ensemble import Panel
+from udkd.teacher.frozen import FrozenTeacher
+from udkd.teacher.sources import LiveLessons, NoLessons
+from udkd.teacher.target import Lesson, Lessons
+from udkd.teacher.targets import pack
+from udkd.training.build_step import assemble
+from udkd.training.method_loss import MIXED_ROWS
+from udkd.training.runners import Drive, GraphRecorder, Resident, Streamed
+from udkd.training.schedule import Plan
+from udkd.training.step import Tally
+from udkd.training.student import make_students
+from udkd.utils.compile import compiled
+from udkd.utils.environment import convolution_search
 
 CLASSES = 100
 RESNET, MOBILENET, TEACHER = "resnet18", "mobilenet_v2", "resnet50"
@@ -157,7 +157,7 @@ class InMemory:
         self._rows = rows
 
     def epoch(self, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
-        """See udkd.words.batch.Backend."""
+        """See udkd.data.batch.Backend."""
         order_E = torch.from_numpy(order).to(self._rows.labels.device)  # once: each copy makes the host wait
         for start in range(0, len(order), batch_size):
             ids_B = order_E[start : start + batch_size]

@@ -10,8 +10,8 @@ import nvidia.dali.fn as fn
 import torch
 from nvidia.dali import Pipeline, types
 
-from udkd.formats.dataset import Split
-from udkd.formats.dataset.shard import shard_name
+from udkd.data.dataset import Split
+from udkd.data.shards import shard_name
 
 
 def epochs(

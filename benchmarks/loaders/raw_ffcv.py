@@ -15,8 +15,8 @@ from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.state import State
 from ffcv.transforms import ToTensor
 
-from udkd.formats.dataset import Split
-from udkd.formats.dataset.beton import FILE_NAME, import_ffcv
+from udkd.data.beton import FILE_NAME, import_ffcv
+from udkd.data.dataset import Split
 
 
 class _Canvas(SimpleRGBImageDecoder):  # type: ignore[misc]

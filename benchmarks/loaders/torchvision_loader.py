@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as transforms
 
-from udkd.formats.dataset import Split
+from udkd.data.dataset import Split
 
 
 class ToCanvas:

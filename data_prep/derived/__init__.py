@@ -1,6 +1,6 @@
 """Formats that are written from the shards: each is one file here and one line in DERIVED_FORMATS.
 
-What they are called, and which files belong to each, is in udkd.formats.dataset.derived, for their readers.
+What they are called, and which files belong to each, is in udkd.data.derived, for their readers.
 """
 
 import shutil
@@ -12,9 +12,11 @@ from data_prep.derived.ffcv import FFCV
 from data_prep.derived.resident import RESIDENT
 from data_prep.derived.tfrecord import TFRECORD
 from data_prep.pool import kept_workers
-from udkd.formats.dataset import DERIVED, DatasetFolder, Fit, derived_files, discard
-from udkd.words.errors import ConfigError, DataError
-from udkd.words.observer import Observer
+from udkd.data.dataset import DatasetFolder
+from udkd.data.derived import DERIVED, derived_files, discard
+from udkd.data.header import Fit
+from udkd.utils.errors import ConfigError, DataError
+from udkd.utils.progress import Observer
 
 __all__ = [
     "DERIVED_FORMATS",

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from udkd.formats.dataset import DatasetFolder, Split
-from udkd.words.observer import Observer
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.utils.progress import Observer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from data_prep.derived.derived import DerivedFormat, Volume
-from udkd.formats.dataset import DatasetFolder, FileSum, Split, damage, discard, seal
-from udkd.formats.dataset.beton import FIELDS, FILE_NAME, import_ffcv
-from udkd.words.errors import DataError
-from udkd.words.files import fsync_folder
-from udkd.words.observer import Observer
+from udkd.data.beton import FIELDS, FILE_NAME, import_ffcv
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.data.derived import FileSum, damage, discard, seal
+from udkd.utils.errors import DataError
+from udkd.utils.files import fsync_folder
+from udkd.utils.progress import Observer
 
 SMALL_PAGE = 1 << 21  # FFCV's smallest; its default is four of them, which a small set would mostly leave empty
 LARGE_PAGE = 1 << 23

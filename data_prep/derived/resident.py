@@ -11,15 +11,10 @@ import numpy as np
 from data_prep.derived.derived import DerivedFormat, Volume, nothing_required
 from data_prep.derived.stored import StoredSample, stored_samples
 from data_prep.pool import Pool
-from udkd.formats.dataset import (
-    CanvasWriter,
-    DatasetFolder,
-    Split,
-    canvas_bytes,
-    decode_canvas,
-)
-from udkd.words.errors import DataError
-from udkd.words.observer import Observer
+from udkd.data.canvas import CanvasWriter, canvas_bytes, decode_canvas
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.utils.errors import DataError
+from udkd.utils.progress import Observer
 
 CHUNK_SAMPLES = 64
 NAMED_ROWS = 20

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from udkd.formats.dataset import Split, read_sample
+from udkd.data.dataset import Split
+from udkd.data.shards import read_sample
 
 
 @dataclass(frozen=True, slots=True)

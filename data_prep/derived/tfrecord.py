@@ -17,10 +17,12 @@ import numpy as np
 from data_prep.derived.derived import DerivedFormat, Volume, nothing_required
 from data_prep.derived.stored import StoredSample, stored_samples
 from data_prep.pool import Pool
-from udkd.formats.dataset import DatasetFolder, FileSum, Split, damage, seal, shard_name
-from udkd.words.checksum import crc32c
-from udkd.words.files import atomic, write_bytes
-from udkd.words.observer import Observer
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.data.derived import FileSum, damage, seal
+from udkd.data.shards import shard_name
+from udkd.utils.crc32c import crc32c
+from udkd.utils.files import atomic, write_bytes
+from udkd.utils.progress import Observer
 
 NAME = "dali"
 RECORD_BYTES = 160  # a bound on what a record takes beside its JPEG, the line in the index included

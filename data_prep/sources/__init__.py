@@ -18,7 +18,7 @@ from data_prep.sources.tree import Tree
 from data_prep.sources.truth import is_truth, read_truth, truth_at
 from data_prep.sources.unread import what_it_is
 from data_prep.sources.webdataset import WebDataset
-from udkd.words.errors import ConfigError, DataError
+from udkd.utils.errors import ConfigError, DataError
 
 __all__ = [
     "ARCHIVES",

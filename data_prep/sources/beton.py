@@ -14,7 +14,7 @@ from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, NO_LABEL,
 from data_prep.sources.members import read_at
 from data_prep.sources.named_split import class_of_label, split_of
 from data_prep.sources.source import Entry, Listing, PassedOver
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 VERSION = 2
 ENDINGS = (".beton", ".ffcv")  # of FFCV's guide, and of its scripts for ImageNet

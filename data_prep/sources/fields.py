@@ -4,7 +4,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 IMAGE_OPTION, LABEL_OPTION = "--image-field", "--label-field"
 NO_LABEL = "samples without a label"  # reasons for passing over

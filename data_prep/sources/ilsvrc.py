@@ -10,7 +10,7 @@ from data_prep.sources.layout import is_image_path, no_image
 from data_prep.sources.members import Member, is_tar, members, read_at
 from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
 from data_prep.sources.truth import DEVKIT, KAGGLE, find_truth, read_truth
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 VAL_PREFIX = "ILSVRC2012_val_"

@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.sources.layout import arrange, is_test_list, looks_like_val, no_image
 from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
 from data_prep.sources.truth import Truth, choose
-from udkd.words.texts import TextsBuilder
+from udkd.utils.string_column import TextsBuilder
 
 
 class Names:

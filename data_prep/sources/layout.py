@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from data_prep.sources.named_split import split_in, splits_in
 from data_prep.sources.source import OTHER, Part
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 # Kaggle's ImageNet-100 calls them train.X1 … train.X4 and val.X.
 SPLIT_FOLDER = re.compile(r"(?:(train)|val(?:idation)?)(?:\.x\d*)?", re.IGNORECASE)

@@ -4,7 +4,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 LIMIT_BYTES = 1 << 26  # what a compressed element may grow to; meta.mat of ILSVRC2012 takes 1 MB
 COMPRESSED, MATRIX = 15, 14

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from typing import Final
 
 from data_prep.sources.source import Part
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 _WORDS: Final = r"(?:(?P<train>train(?:ing|val)?|trn)|(?P<val>val(?:id|idation)?|dev|eval(?:uation)?)|(?P<test>test(?:ing)?))"
 _SPLIT = re.compile(rf"(?<![a-z]){_WORDS}(?:sets?|data|imgs?|images?|splits?)?(?![a-z])")

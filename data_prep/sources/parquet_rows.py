@@ -24,8 +24,8 @@ from data_prep.sources.fields import (
 )
 from data_prep.sources.named_split import Folders, class_of_label, split_of
 from data_prep.sources.source import TEST, Entry, EntryTable, Listing, Part, PassedOver
-from udkd.words.errors import DataError
-from udkd.words.parsing import parse_json
+from udkd.utils.errors import DataError
+from udkd.utils.parsing import parse_json
 
 IMAGE_COLUMN = "image"  # what `datasets` calls it, whatever lies beside it
 LABEL_COLUMNS = ("label", "labels", "fine_label")  # these count before others that end in `label`

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar, overload
 
-from udkd.words.texts import TextsBuilder
+from udkd.utils.string_column import TextsBuilder
 
 SplitName = Literal["train", "val"]
 Part = Literal["train", "val", "test"]  # what a source may hold: of these a dataset folder has the first two

@@ -9,8 +9,8 @@ from data_prep.sources.image_folder import Names
 from data_prep.sources.layout import arrange, is_hidden, is_image_path
 from data_prep.sources.source import Entry, Listing, Part
 from data_prep.sources.truth import NAMES, Truth, truth_at
-from udkd.operations.pictures import BadImage
-from udkd.words.errors import DataError
+from udkd.data.image_files import BadImage
+from udkd.utils.errors import DataError
 
 NAMED = 3  # pairs in warnings
 NOWHERE = "links that lead nowhere"

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.sources.matlab import struct_array
-from udkd.words.errors import DataError
-from udkd.words.files import read_plain
+from udkd.utils.errors import DataError
+from udkd.utils.files import read_plain
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 KAGGLE = "LOC_val_solution.csv"

@@ -26,7 +26,7 @@ from data_prep.sources.layout import IMAGE_ENDINGS, PLAIN, UNREAD, is_hidden, no
 from data_prep.sources.members import Member, is_tar, members, read_at
 from data_prep.sources.named_split import Folders, class_of_label, files_below, split_in, split_of
 from data_prep.sources.source import Entry, Listing, Part, PassedOver
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 JSON_KEYS = ("label", "cls", "class", "class_id", "wnid", "class_name")
 LABEL_BYTES = 1 << 20  # what a label file may have
@@ -274,7 +274,7 @@ def _key(name: str) -> tuple[str, str]:
 
 def _own_classes(path: Path) -> tuple[str, ...] | None:
     """The wnids of a dataset folder of ours, by label."""
-    from udkd.formats.dataset import read_header  # heavy, and workers need it not
+    from udkd.data.header import read_header  # heavy, and workers need it not
 
     try:
         return tuple(entry.wnid for entry in read_header(path).classes)

@@ -9,9 +9,9 @@ from data_prep.pool import Pool
 from data_prep.synth.catalogue import kind_of
 from data_prep.synth.draws import Draws
 from data_prep.synth.scene import jpeg, picture
-from udkd.words.errors import DataError
-from udkd.words.files import fsync_folder
-from udkd.words.observer import Observer, Silent
+from udkd.utils.errors import DataError
+from udkd.utils.files import fsync_folder
+from udkd.utils.progress import Observer, Silent
 
 SPLITS = ("train", "val")
 CHUNK = 8  # pictures a task: about 0.2 s, so that the progress bar moves

@@ -5,7 +5,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from udkd.words.hashing import key, mix
+from udkd.utils.rng import key, mix
 
 T = TypeVar("T")
 CHUNK = 256

@@ -17,8 +17,8 @@ from benchmarks.common.roofline import Peaks, build_on_meta, cost
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from benchmarks.cost import DUAL, FOLDED, LIVE_DUAL, ONE, OTHER, SINGLE, hours, ratios
 from tests.patience import patience
-from udkd.words.errors import DataError
-from udkd.words.losses import divergence
+from udkd.losses.distill import divergence
+from udkd.utils.errors import DataError
 
 CPU = torch.device("cpu")
 

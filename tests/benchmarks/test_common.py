@@ -16,7 +16,7 @@ from benchmarks.common import timing
 from benchmarks.common.figures import bars, draw
 from benchmarks.common.record import Record
 from benchmarks.common.timing import Timed, Variant, side_by_side
-from udkd.operations.compiled import eager_loss
+from udkd.training.compile import eager_loss
 
 CPU = torch.device("cpu")
 

@@ -18,8 +18,9 @@ from data_prep import pool
 from data_prep.derived import DERIVED_FORMATS, derive_formats
 from data_prep.verify import verify
 from data_prep.worker import serve
-from udkd.formats.dataset import DERIVED, DatasetFolder
-from udkd.words.observer import Silent
+from udkd.data.dataset import DatasetFolder
+from udkd.data.derived import DERIVED
+from udkd.utils.progress import Silent
 
 OUTSIDE = 2
 CALLS_AT_MOST = 10

@@ -6,7 +6,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 
 @dataclass(frozen=True)

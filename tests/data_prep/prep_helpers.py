@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
-from tests.udkd import commands
-from udkd.formats.dataset import DatasetFolder
-from udkd.formats.dataset.beton import import_ffcv
-from udkd.words.errors import ConfigError
-from udkd.words.observer import Silent
+from tests.cli import commands
+from udkd.data.beton import import_ffcv
+from udkd.data.dataset import DatasetFolder
+from udkd.utils.errors import ConfigError
+from udkd.utils.progress import Silent
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -18,10 +18,10 @@ from data_prep.derived import derive_formats, discard_formats
 from data_prep.derived import ffcv as packer
 from data_prep.verify import verify
 from tests.patience import patience
-from udkd.formats.dataset import DatasetFolder, Split
-from udkd.formats.dataset.beton import import_ffcv, open_beton
-from udkd.words.errors import ConfigError, DataError
-from udkd.words.files import write_json
+from udkd.data.beton import import_ffcv, open_beton
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.utils.errors import ConfigError, DataError
+from udkd.utils.files import write_json
 
 needs_ffcv()
 pytestmark = pytest.mark.timeout(patience(120))  # FFCV's own loader waits for ever where its thread fails

@@ -21,10 +21,10 @@ from prep_helpers import Notes, contents, converted, encoded, photo, picture, ru
 from data_prep import derived
 from data_prep.verify import verify
 from tests.patience import patience, until
-from udkd.formats.dataset import DatasetFolder
-from udkd.words.errors import BusyError, ConfigError, DataError, MismatchError
-from udkd.words.files import FolderLock
-from udkd.words.observer import Silent
+from udkd.data.dataset import DatasetFolder
+from udkd.utils.errors import BusyError, ConfigError, DataError, MismatchError
+from udkd.utils.files import FolderLock
+from udkd.utils.progress import Silent
 
 EVERY = tuple(derived.DERIVED_FORMATS)
 

@@ -8,10 +8,10 @@ from prep_helpers import contents, converted, needs_ffcv, small_set, write_tree
 from data_prep.convert import ConvertSettings
 from data_prep.derived import DERIVED_FORMATS, Volume, derive_formats, parse_formats, size_lines
 from data_prep.verify import verify
-from udkd.formats.dataset import DERIVED, FileSum, damage, discard, is_derived, seal, sealed
-from udkd.words.errors import ConfigError, DataError
-from udkd.words.files import write_json
-from udkd.words.observer import Silent
+from udkd.data.derived import DERIVED, FileSum, damage, discard, is_derived, seal, sealed
+from udkd.utils.errors import ConfigError, DataError
+from udkd.utils.files import write_json
+from udkd.utils.progress import Silent
 
 
 def test_lists_of_formats() -> None:

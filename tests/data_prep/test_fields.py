@@ -14,7 +14,7 @@ from prep_helpers import converted, encoded, needs_ffcv, photo, picture, small_s
 
 from data_prep.sources import Fields, open_sources
 from data_prep.stock import Stock, take_stock
-from udkd.words.errors import ConfigError, DataError
+from udkd.utils.errors import ConfigError, DataError
 
 BIG, SMALL = photo("big", 20, 24), photo("small", 8, 8)
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -14,8 +14,8 @@ from data_prep.derived import derive_formats
 from data_prep.derived.tfrecord import example
 from data_prep.verify import verify
 from tests.patience import patience
-from udkd.formats.dataset import DatasetFolder
-from udkd.words.observer import Silent
+from udkd.data.dataset import DatasetFolder
+from udkd.utils.progress import Silent
 
 BIN = Path(sys.executable).parent
 

@@ -14,7 +14,7 @@ from test_zoo import MIXED, TALL, THIRD
 from data_prep.headers import mended
 from data_prep.image import BadImage, PixelSettings, prepare
 from data_prep.verify import verify
-from udkd.words.observer import Silent
+from udkd.utils.progress import Silent
 
 PAD = PixelSettings(side=256, fit="pad", quality=95, subsampling="4:4:4")
 PLAIN = photo("header", 80, 100)

@@ -242,5 +242,5 @@ def test_a_png_with_megabytes_of_text_or_profile_is_whole(chunk: bytes) -> None:
 def test_udkd_alone_changes_no_limit_of_pillow() -> None:
     """The converter's process does; one that imports udkd keeps Pillow's own."""
     limits = "(Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK)"
-    program = f"from PIL import Image, PngImagePlugin; a = {limits}; import udkd.operations.pictures; assert a == {limits}"
+    program = f"from PIL import Image, PngImagePlugin; a = {limits}; import udkd.data.image_files; assert a == {limits}"
     subprocess.run([sys.executable, "-c", program], check=True)

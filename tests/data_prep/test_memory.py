@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 
 from data_prep.sources import Entry, EntryTable, Listing, open_sources
 from data_prep.stock import Stock, take_stock
-from udkd.formats.dataset import Columns, Row, columns_of, read_manifest, write_manifest
-from udkd.formats.dataset.manifest import GROUP_ROWS, SCHEMA
-from udkd.words.files import sha256_file
+from udkd.data.manifest import GROUP_ROWS, SCHEMA, Columns, Row, columns_of, read_manifest, write_manifest
+from udkd.utils.files import sha256_file
 
 FEW, MANY = 2_500, 10_000
 WNIDS = [f"n{n:08d}" for n in range(20)]

@@ -18,8 +18,8 @@ from data_prep.image import BadImage, PixelSettings, prepare
 from data_prep.sources import open_sources
 from data_prep.stock import take_stock
 from data_prep.verify import verify
-from udkd.words.errors import DataError
-from udkd.words.observer import Silent
+from udkd.utils.errors import DataError
+from udkd.utils.progress import Silent
 
 HEADER = struct.pack(">IIBBBBB", 56, 40, 8, 2, 0, 0, 0)
 JPEG = photo("nasty", 80, 120)

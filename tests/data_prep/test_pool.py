@@ -14,7 +14,7 @@ from pool_jobs import Double, Echo
 from data_prep import pool as module
 from data_prep.pool import RESULTS_PER_WORKER, Pool, kept_workers
 from tests.patience import until
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from prep_helpers import converted, encoded, picture, run, small_set, write_tree
 
 from data_prep.sheet import ACCENT, CELL, HEAD, MARGIN, choose, sheet
-from udkd.words.errors import ConfigError, DataError
+from udkd.utils.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (5, 5), (10, 10), (37, 37), (500, 400)])

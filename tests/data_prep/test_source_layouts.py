@@ -24,9 +24,9 @@ from data_prep.sources.matlab import struct_array
 from data_prep.sources.source import OTHER, TEST
 from data_prep.stock import Stock, take_stock
 from data_prep.verify import verify
-from udkd.formats.dataset import DatasetFolder
-from udkd.words.errors import ConfigError, DataError
-from udkd.words.observer import Silent
+from udkd.data.dataset import DatasetFolder
+from udkd.utils.errors import ConfigError, DataError
+from udkd.utils.progress import Silent
 
 WNIDS = ("n01440764", "n01443537", "n02510455")
 

@@ -17,7 +17,7 @@ from data_prep.sources import open_sources
 from data_prep.sources.layout import ARCHIVES, BESIDE, HIDDEN, OUTSIDE, UNREAD, arrange
 from data_prep.sources.source import OTHER, TEST
 from data_prep.stock import Stock, take_stock
-from udkd.words.errors import DataError
+from udkd.utils.errors import DataError
 
 JPEG = photo(0, 8, 8)
 

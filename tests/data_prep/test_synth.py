@@ -12,7 +12,7 @@ from data_prep.synth import synth, synthetic_jpeg
 from data_prep.synth.catalogue import TRAITS, kind_of
 from data_prep.synth.draws import Draws
 from data_prep.synth.scene import SIDE_PX, picture
-from udkd.words.errors import UserError
+from udkd.utils.errors import UserError
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -18,9 +18,10 @@ from test_prep_cli import children
 from data_prep.derived import DERIVED_FORMATS, derive_formats
 from data_prep.verify import verify
 from tests.patience import patience, until
-from udkd.formats.dataset import DERIVED, DatasetFolder
-from udkd.words.errors import DataError
-from udkd.words.observer import Silent
+from udkd.data.dataset import DatasetFolder
+from udkd.data.derived import DERIVED
+from udkd.utils.errors import DataError
+from udkd.utils.progress import Silent
 
 EVERY = tuple(DERIVED_FORMATS)
 LIGHT = ("resident", "dali")  # ffcv takes seconds to import in each new process

@@ -18,9 +18,9 @@ from prep_helpers import contents, converted, encoded, photo, picture, run, smal
 
 from data_prep import derived
 from data_prep.verify import verify
-from udkd.formats.dataset import DatasetFolder
-from udkd.words.errors import DataError
-from udkd.words.observer import Silent
+from udkd.data.dataset import DatasetFolder
+from udkd.utils.errors import DataError
+from udkd.utils.progress import Silent
 
 # Made with libjpeg-turbo's cjpeg of one 32 x 24 gradient: arithmetic coding, and chroma that its interface has no name for.
 ARITHMETIC = base64.b64decode(

@@ -1,0 +1,160 @@
+"""udkd study in the hands of an impatient user."""
+
+import csv
+import functools
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import Command, inside, refused, run, start
+from tests.patience import until
+from tests.small import make_dataset, make_teacher
+from udkd.data.dataset import DatasetFolder
+from udkd.models.build import size_of
+from udkd.study.spec import load_study
+from udkd.teacher.folder import TeacherFolder
+
+GRID = """
+title = "A small grid"
+recipe = "smoke"
+seeds = [0, 1]
+baseline = ["hard"]
+set = ["train.batch=8", "teacher.batch=8", "train.epochs=2", "train.threads=1", "fit.architecture='squeezenet1_1'"]
+
+[[arms]]
+name = "hard"
+students = ["squeezenet1_1"]
+set = ["loss.alpha=1.0", "loss.beta=0.0", "loss.gamma=0.0", "teacher.source='none'", "students.0.lr=0.01"]
+
+[[arms]]
+name = "taught"
+students = ["squeezenet1_1"]
+set = ["students.0.lr=0.01"]
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"), per_class=6, val_per_class=3)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
+    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("grid") / "grid.toml"
+    file.write_text(GRID)
+    return file
+
+
+def test_killed_at_any_moment_the_same_command_goes_on(
+    tmp_path: Path,
+    dataset: DatasetFolder,
+    teacher: TeacherFolder,
+    grid: Path,
+) -> None:
+    words = ["study", grid, "--data", dataset.path, "--teacher", teacher.path, "--out"]
+    plan = run(*words, tmp_path / "one", "--dry-run")
+    assert plan.code == 0, plan
+    assert "taught, seed 1" in plan.out
+    assert "in all" in plan.out
+    assert not (tmp_path / "one").exists()
+    whole = run(*words, tmp_path / "one")
+    assert whole.code == 0, whole
+    assert "finished: 4 of 4 runs are done" in whole.last
+    killed = start(*words, tmp_path / "two")
+    wait_for_runs(tmp_path / "two", 2, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.finish()
+    again = run(*words, tmp_path / "two")
+    assert again.code == 0, again
+    tables = [(tmp_path / name / "grid" / "table.csv").read_bytes() for name in ("one", "two")]
+    assert tables[0] == tables[1]
+    rows = list(csv.DictReader(tables[0].decode().splitlines()))
+    assert [row["n"] for row in rows] == ["2"] * len(rows)
+    done = run(*words, tmp_path / "two", "--dry-run")
+    assert done.code == 0
+    assert "about nothing in all" in done.out
+    pair = [start(*words, tmp_path / "pair") for _ in range(2)]
+    ended = [command.finish(120) for command in pair]
+    assert [each.code for each in ended] == [0, 0], ended
+    assert all("finished: 4 of 4 runs are done" in each.last for each in ended)
+    assert (tmp_path / "pair" / "grid" / "table.csv").read_bytes() == tables[0]
+    assert sum(each.err.count("validation top-1") for each in ended) == 8, "four runs of two epochs, each once"
+
+
+def wait_for_runs(out: Path, count: int, command: Command) -> None:
+    def there() -> bool:
+        return len(list(out.glob("runs/*/checkpoints/last.json"))) >= count
+
+    assert until(lambda: there() or command.ended())
+    assert there(), command.finish()
+
+
+def test_time_is_up(tmp_path: Path, dataset: DatasetFolder, grid: Path) -> None:
+    words = ["study", grid, "--data", dataset.path, "--out", tmp_path / "o", "--set", "fit.architecture='squeezenet1_1'"]
+    result = run(*words, "--max-minutes", 0.01, "--set", "fit.epochs=400")
+    assert result.code == 75, result
+    assert "the same command goes on" in result.last
+    assert json.loads((tmp_path / "o" / "grid" / "study.json").read_text())["progress"]["finished"] == 0
+
+
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, grid: Path) -> None:
+    said = functools.partial(inside, capsys)
+    words = ["--data", dataset.path, "--out", tmp_path / "o"]
+    refused(said("study", "tabel3", *words), "study 'tabel3' not found", "table3")
+    refused(said("study", grid, *words, "--seeds", "1,1"), "--seeds '1,1'; expected different numbers from 0")
+    refused(said("study", grid, *words, "--seeds", "-1"), "expected different numbers from 0")
+    refused(said("study", grid, *words, "--set", "loss.alpa=3"), "loss.alpa is no key of a recipe")
+    refused(said("study", grid, *words, "--recipe", "nothing"), "recipe 'nothing' not found")
+    refused(said("study", grid, "--data", tmp_path, "--out", tmp_path / "o"), "holds no dataset.json")
+    refused(said("study", grid, *words, "--teacher", tmp_path), "is no teacher")
+    assert not list((tmp_path / "o").glob("runs/*"))
+
+
+NETWORKS = """
+title = "Small networks"
+kind = "networks"
+baseline = ["large"]
+notes = []
+
+[[arms]]
+name = "large"
+students = ["squeezenet1_0"]
+
+[[arms]]
+name = "small"
+students = ["shufflenet_v2_x0_5"]
+"""
+
+
+def test_networks_are_measured_without_training(tmp_path: Path, dataset: DatasetFolder) -> None:
+    (tmp_path / "networks.toml").write_text(NETWORKS)
+    words = ["--recipe", "smoke", "--data", dataset.path, "--out", tmp_path]
+    result = run("study", tmp_path / "networks.toml", *words)
+    assert result.code == 0, result
+    values = json.loads((tmp_path / "networks" / "study.json").read_text())
+    # torchvision's published counts of parameters.
+    counted = {own["architecture"]: own["parameters_1000"] for own in values["networks"]}
+    assert counted == {"squeezenet1_0": 1_248_424, "shufflenet_v2_x0_5": 1_366_792}
+    for own in values["networks"]:
+        assert 4 * own["parameters"] < own["bytes"] < 4.2 * own["parameters"] + 100_000
+        assert 0 < own["low_ms"] <= own["latency_ms"] <= own["high_ms"]
+    assert "0.91×" in result.out
+    page = (tmp_path / "networks" / "index.html").read_text()
+    assert "1.2 M" in page
+    assert not (tmp_path / "runs").exists()
+    plan = run("study", "table4", *words, "--dry-run")
+    assert "3 networks to measure" in plan.out
+
+
+def test_the_networks_of_table_4() -> None:
+    """torchvision's published counts of parameters."""
+    counted = {arm.name: size_of(arm.students[0], 1000) for arm in load_study("table4").arms}
+    assert counted == {"ResNet-50": 25_557_032, "ResNet-18": 11_689_512, "MobileNetV2": 3_504_872}
+    assert [round(25_557_032 / counted[name], 2) for name in ("ResNet-18", "MobileNetV2")] == [2.19, 7.29]

@@ -1,0 +1,307 @@
+"""The dataset folder: what is written is read back, and whatever does not match is refused with one line."""
+
+import dataclasses
+import gc
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.patience import patience
+from udkd.data.canvas import CanvasWriter
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.data.header import ClassName, Encoder, Header, SplitHeader, content_digest
+from udkd.data.manifest import Row, columns_of, read_manifest, write_manifest
+from udkd.data.shards import OpenShards, ShardWriter
+from udkd.utils.crc32c import crc32c
+from udkd.utils.errors import DataError
+from udkd.utils.files import sha256_file
+
+SIDE = 24
+CLASSES = (ClassName(wnid="n01", name="tench"), ClassName(wnid="n02", name="goldfish"))
+
+
+def jpeg(rng: np.random.Generator, height: int, width: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def make(folder: Path, *, seed: int = 0, samples: int = 5) -> DatasetFolder:
+    """A folder with two splits written through the format's own helpers; sample 2 of each is excluded."""
+    rng = np.random.default_rng(seed)
+    headers: dict[str, SplitHeader] = {}
+    columns = {}
+    for name in ("train", "val"):
+        split = folder / name
+        split.mkdir(parents=True)
+        rows = []
+        for first in range(0, samples, 2):
+            with ShardWriter(split, first // 2) as shard:
+                for n in range(first, min(first + 2, samples)):
+                    label = n * 2 // samples
+                    if n == 2:
+                        rows.append(Row(label=label, source=f"c/{n}.jpg", excluded=True, note="truncated"))
+                        continue
+                    height, width = int(rng.integers(1, SIDE + 1)), SIDE
+                    data = jpeg(rng, height, width)
+                    rows.append(
+                        Row(
+                            label=label,
+ source=f"c/{n}.jpg",
+ source_height=height * 3,
+ source_width=width * 3,
+ height=height,
+
+                            width=width,
+ sha256=hashlib.sha256(data).digest(),
+ crc32c=crc32c(data),
+ shard=first // 2,
+ offset=shard.add(n, data, label),
+ size=len(data),
+
+                        )
+                    )  # fmt: skip
+        path = split / "manifest.parquet"
+        write_manifest(path, columns_of(rows))
+        headers[name] = SplitHeader(
+            samples=samples, excluded=1, manifest_bytes=path.stat().st_size, manifest_sha256=sha256_file(path)
+        )
+        columns[name] = read_manifest(
+            path, samples=samples, size_bytes=path.stat().st_size, sha256=headers[name].manifest_sha256
+        )
+    encoder = Encoder(quality=95, subsampling="4:4:4")
+    digest = content_digest(side=SIDE, fit="pad", encoder=encoder, classes=CLASSES, splits=columns)
+    Header(side=SIDE, fit="pad", encoder=encoder, classes=CLASSES, splits=headers, digest=digest).write(folder)  # type: ignore[arg-type]
+    return DatasetFolder.open(folder)
+
+
+def make_canvas(split: Split) -> None:
+    writer = CanvasWriter(split.path, num_samples=split.num_samples, side=split.side, digest=split.digest)
+    crc = np.full(split.num_samples, zlib.crc32(bytes(writer.row_bytes)), dtype=np.uint32)
+    with open(writer.temporary, "rb+") as file:
+        for n in split.ids.tolist():
+            row = split.pixels(n).tobytes()
+            crc[n] = zlib.crc32(row)
+            file.seek(writer.offset(n))
+            file.write(row)
+    writer.finish(crc)
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    folder = make(tmp_path / "d")
+    train = folder.split("train")
+    assert (folder.side, folder.fit, folder.classes, folder.formats) == (SIDE, "pad", CLASSES, ("shards",))
+    assert folder.encoder == {"quality": 95, "subsampling": "4:4:4", "resample": "lanczos"}
+    assert train.num_samples == 5
+    assert train.ids.tolist() == [0, 1, 3, 4]
+    assert train.ids.dtype == np.int64
+    assert train.labels.dtype == np.int32
+    assert train.sizes.shape == (5, 4)
+    for n in train.ids.tolist():
+        data = train.read(n)
+        assert hashlib.sha256(data).digest() == train.sha256[n].tobytes()
+        canvas = train.pixels(n)
+        pixels = np.asarray(Image.open(io.BytesIO(data)))
+        assert np.array_equal(canvas[: pixels.shape[0], : pixels.shape[1]], pixels)
+        assert not canvas[pixels.shape[0] :].any()
+
+
+def test_same_content_gives_same_bytes_and_digest(tmp_path: Path) -> None:
+    first, second, other = make(tmp_path / "a"), make(tmp_path / "b"), make(tmp_path / "c", seed=1)
+    assert first.digest == second.digest != other.digest
+    for path in sorted((tmp_path / "a").rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
+
+
+def test_ids_out_of_range_and_excluded(tmp_path: Path) -> None:
+    train = make(tmp_path / "d").split("train")
+    for n in (-1, 5):
+        with pytest.raises(DataError, match="expected an id from 0 to 4"):
+            train.read(n)
+    with pytest.raises(DataError, match=r"train sample 2 \(c/2\.jpg\) is excluded \(truncated\)"):
+        train.read(2)
+
+
+def test_some_samples_at_once_with_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples a shard, two shards open at most: whatever the order, each sample's own bytes, and no file left open."""
+    train = make(tmp_path / "d").split("train")
+    monkeypatch.setattr(OpenShards, "MOST_OPEN", 2)
+    assert len(set(train.shard[train.ids].tolist())) == 3
+    files = len(os.listdir("/proc/self/fd"))
+    for order in (train.ids, train.ids[::-1], np.tile(train.ids[[0, 3, 1, 2]], 3)):
+        most = 0
+        for n, data in zip(order.tolist(), train.read_some(order), strict=True):
+            assert data == train.read(n)
+            most = max(most, len(os.listdir("/proc/self/fd")) - files)
+        assert most == 2
+        assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_flipped_cut_and_missing_shards_name_the_sample(tmp_path: Path) -> None:
+    train = make(tmp_path / "d").split("train")
+    path = train.shard_path(3)
+    whole = path.read_bytes()
+    data = bytearray(whole)
+    data[int(train.offset[3]) + 7] ^= 16
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"train sample 3 \(c/3\.jpg\).*checksum"):
+        train.read(3)
+    path.write_bytes(whole[:600])
+    with pytest.raises(DataError, match=r"sample 3 .*checksum"):
+        train.read(3)
+    path.unlink()
+    with pytest.raises(DataError, match=r"sample 3 .*cannot be read"):
+        train.read(3)
+
+
+def test_what_is_not_a_dataset_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a folder"):
+        DatasetFolder.open(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"holds no dataset\.json"):
+        DatasetFolder.open(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match="is not JSON"):
+        DatasetFolder.open(tmp_path)
+    (tmp_path / "dataset.json").write_text("[]")
+    with pytest.raises(DataError, match="is not of format"):
+        DatasetFolder.open(tmp_path)
+
+
+def test_headers_that_do_not_match(tmp_path: Path) -> None:
+    make(tmp_path / "d")
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"version": 1}, "format version 1; expected 2; convert again"),
+        ({"format": "other"}, "is not of format"),
+        ({"side": 0}, "damaged at 'side'"),
+        ({"side": 10**9}, "damaged at 'side'"),
+        ({"fit": "crop"}, "damaged at 'fit'"),
+        ({"extra": 1}, "damaged at 'extra'"),
+        ({"side": SIDE + 1}, "manifests and dataset.json differ"),
+        ({"classes": [{"wnid": "n01", "name": "x"}]}, "manifests and dataset.json differ"),
+    ]
+    for changes, message in cases:
+        folder = tmp_path / "e"
+        shutil.copytree(tmp_path / "d", folder)
+        edit(folder, **changes)
+        with pytest.raises(DataError, match=message) as caught:
+            DatasetFolder.open(folder)
+        assert "\n" not in str(caught.value)
+        shutil.rmtree(folder)
+
+
+def test_manifests_that_do_not_match(tmp_path: Path) -> None:
+    make(tmp_path / "d")
+    path = tmp_path / "d" / "val" / "manifest.parquet"
+    whole = path.read_bytes()
+    for n in range(4, len(whole), max(1, len(whole) // 40)):
+        data = bytearray(whole)
+        data[n] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"as dataset\.json says"):
+            DatasetFolder.open(tmp_path / "d")
+    path.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match="bytes; expected"):
+        DatasetFolder.open(tmp_path / "d")
+    path.unlink()
+    with pytest.raises(DataError, match="is missing"):
+        DatasetFolder.open(tmp_path / "d")
+
+
+def test_canvas(tmp_path: Path) -> None:
+    folder = make(tmp_path / "d")
+    train = folder.split("train")
+    with pytest.raises(DataError, match="no resident format"):
+        train.canvas()
+    make_canvas(train)
+    assert folder.formats == ("shards",)
+    make_canvas(folder.split("val"))
+    assert folder.formats == ("shards", "resident")
+    canvas, crc = train.canvas()
+    assert canvas.shape == (5, SIDE, SIDE, 3)
+    assert not canvas[2].any()
+    for n in train.ids.tolist():
+        assert np.array_equal(canvas[n], train.pixels(n))
+        assert zlib.crc32(canvas[n].tobytes()) == crc[n]
+    with pytest.raises(ValueError, match="read-only"):
+        canvas[0] = 0
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_canvas_of_other_data_is_refused(tmp_path: Path) -> None:
+    train = make(tmp_path / "d").split("train")
+    make_canvas(train)
+    other = make(tmp_path / "other", seed=1).split("train")
+    for name in ("canvas.npy", "canvas.json", "canvas.crc32.npy"):
+        shutil.copy(train.path / name, other.path / name)
+    with pytest.raises(DataError, match="dataset_digest"):
+        other.canvas()
+    with pytest.raises(DataError, match="shape is"):
+        dataclasses.replace(train, side=SIDE - 1).canvas()
+    data = train.path / "canvas.npy"
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match="bytes; expected"):
+        train.canvas()
+    data.write_bytes(whole.replace(b"'fortran_order': False", b"'fortran_order': True ", 1))
+    with pytest.raises(DataError, match="another array header"):
+        train.canvas()
+    data.write_bytes(whole)
+    sums = train.path / "canvas.crc32.npy"
+    sums.write_bytes(sums.read_bytes()[:-1] + b"\x99")
+    with pytest.raises(DataError, match="does not match its checksum"):
+        train.canvas()
+
+
+def test_an_error_while_writing_leaves_no_shard(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with ShardWriter(tmp_path, 0) as shard:
+            shard.add(0, b"x", 0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with ShardWriter(tmp_path, 1):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_index_equals_wds2idx(tmp_path: Path) -> None:
+    """DALI's own script, which ships in its package, writes the same index."""
+    if importlib.util.find_spec("wds2idx") is None:
+        pytest.skip("DALI is not installed")
+    make(tmp_path / "d")
+    for path in sorted((tmp_path / "d").rglob("*.tar")):
+        theirs = tmp_path / "theirs.idx"
+        subprocess.run(
+            [sys.executable, "-m", "wds2idx", str(path), str(theirs)], check=True, capture_output=True, timeout=patience(60)
+        )
+        assert theirs.read_bytes() == path.with_suffix(".idx").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files to the collector
+def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    train = make(tmp_path / "d").split("train")
+    found = {
+        int(sample["__key__"]): (sample["jpg"], int(sample["cls"]))
+        for sample in webdataset.WebDataset([str(path) for path in sorted(train.path.glob("*.tar"))], shardshuffle=False)
+    }
+    assert found == {n: (train.read(n), int(train.labels[n])) for n in train.ids.tolist()}
+    gc.collect()

@@ -1,0 +1,77 @@
+"""Run with TRITON_INTERPRET=1: the fused loss against the oracle in float64, one line per case as JSON.
+
+Before them a line that tells whether a trainer without it imports Triton's part.
+"""
+
+import itertools
+import json
+import os
+import sys
+
+import torch
+
+import udkd.training.trainer
+from udkd.losses.distill import LossSettings, distill
+
+
+def case(students: int, classes: int, spread: float, settings: LossSettings, *, weighted: bool, dtype: torch.dtype) -> dict:  # type: ignore[type-arg]
+    generator = torch.Generator().manual_seed(classes)
+    batch = 5
+
+    def random(*shape: int) -> torch.Tensor:
+        return (torch.rand(shape, generator=generator) * 2 - 1) * spread
+
+    values = [random(batch, classes).to(dtype) for _ in range(students)]
+    teacher_BC = random(batch, classes).half()
+    weight_B = torch.rand(batch, generator=generator) if weighted else None
+    labels_B = torch.arange(batch) % classes
+    from udkd.losses.fused import fused_loss
+
+    ours = [value.clone().requires_grad_() for value in values]
+    oracle = [value.double().requires_grad_() for value in values]
+    got = fused_loss(settings)(ours, labels_B, teacher_BC, weight_B)
+    want = distill(oracle, labels_B, teacher_BC, weight_B, settings)
+    (got.total * 3).backward()
+    (want.total * 3).backward()
+    terms = [(got.total, want.total), (got.hard, want.hard), (got.teacher, want.teacher), (got.peer, want.peer)]
+    grads = [(a.grad, b.grad) for a, b in zip(ours, oracle, strict=True)]
+    return {
+        "value": max(error(a, b) for a, b in terms),
+        "grad": max(error(a, b) for a, b in grads),
+        "finite": all(bool(tensor.isfinite().all()) for pair in (*terms, *grads) for tensor in pair),
+        "dtype": all(z.grad.dtype == dtype for z in ours),
+    }
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The greatest difference, relative to the greatest value."""
+    return float((got.detach().double() - want.detach()).abs().max() / want.abs().max().clamp(min=1e-30))
+
+
+def main() -> None:
+    print(json.dumps({"imported": "udkd.losses.fused" in sys.modules, "with": udkd.training.trainer.__name__}))
+    both = ("student_teacher", "teacher_student")
+    plain = LossSettings()
+    for direction, spread in itertools.product(both, (1e-3, 5.0, 500.0)):
+        row = case(2, 100, spread, LossSettings(direction=direction), weighted=True, dtype=torch.float32)
+        print(json.dumps(row | {"of": f"{direction}, spread {spread}"}))
+    sizes = itertools.product((1, 2, 3), (100, 1000)) if os.environ.get("UDKD_LONG_TESTS") else ((1, 1000), (3, 1000))
+    for direction, (students, classes) in itertools.product(both, sizes):
+        row = case(students, classes, 500.0, LossSettings(direction=direction), weighted=students > 1, dtype=torch.float32)
+        print(json.dumps(row | {"of": f"{direction}, {students} students, {classes} classes, spread 500"}))
+    for students, classes in ((1, 7), (3, 10), (5, 129)):
+        row = case(students, classes, 5.0, plain, weighted=False, dtype=torch.float32)
+        print(json.dumps(row | {"of": f"{students} students, {classes} classes"}))
+    for settings in (
+        LossSettings(alpha=1, beta=0, gamma=0, label_smoothing=0.1),
+        LossSettings(alpha=0, beta=0.7, gamma=0),
+        LossSettings(alpha=0, beta=0, gamma=1, temperature=1.0),
+        LossSettings(alpha=0.4, beta=0, gamma=0.2),
+        LossSettings(alpha=0.3, beta=0.7, gamma=0, direction="teacher_student"),
+    ):
+        print(json.dumps(case(2, 33, 5.0, settings, weighted=True, dtype=torch.float32) | {"of": str(settings)}))
+    print(json.dumps(case(2, 100, 5.0, plain, weighted=True, dtype=torch.bfloat16) | {"of": "bfloat16"}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

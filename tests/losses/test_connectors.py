@@ -1,0 +1,172 @@
+"""Connectors: what they want of two networks, what they remember, what they refuse; feature maps as hooks take them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from tests.small import small_recipe
+from tests.utils.slow_hash import GOLDEN, MASK, slow_mix
+from udkd.data.batch import Batch
+from udkd.losses.methods.connectors import Connection, Crd, Seen, connect
+from udkd.models.build import build
+from udkd.models.features import Tapped, pooled, stages
+from udkd.teacher.target import Lesson
+from udkd.teacher.with_features import Watched
+from udkd.utils.errors import ConfigError
+
+CPU = torch.device("cpu")
+LABELS = np.repeat(np.arange(4), 5)
+MADE = {"labels_I": LABELS, "ids": np.arange(20), "device": CPU}
+
+
+def network(architecture: str, seed: int = 0) -> nn.Module:
+    return build(architecture, 4, image_px=32, seed=seed)
+
+
+def connection(
+    method: str, *more: str, student: nn.Module | None = None, teacher: nn.Module | None = None, index: int = 0
+) -> Connection:
+    recipe = small_recipe(f'loss.method="{method}"', 'teacher.source="live"', "teacher.views=3", *more)
+    looked_into = teacher or network("resnet18")
+    features = stages(looked_into, 32)[-1].channels
+    joined = {"index": index, "seed": recipe.train.seed, "image_px": recipe.views.size_px, "features": features}
+    return connect(recipe.loss.method, recipe.methods, student or network("squeezenet1_1"), looked_into, **MADE, **joined)
+
+
+def seen(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0) -> Seen:
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((len(ids), 3, 32, 32)).astype(np.float32))
+    logits, maps = connection.tap(x)
+    with torch.no_grad():
+        names = [*connection.teacher_modules, stages(teacher, 32)[-1].module]
+        teacher_logits, (*teacher_maps, deepest) = Tapped(teacher.eval(), names)(x)
+    return Seen(
+        maps=maps,
+        teacher_maps=teacher_maps,
+        logits=logits,
+        teacher_logits=teacher_logits,
+        labels=torch.from_numpy(LABELS)[ids],
+        ids=ids,
+        key=torch.tensor(step),
+        teacher_features=pooled(deepest),
+    )
+
+
+def test_stages_of_a_resnet_are_its_stem_and_layers() -> None:
+    model = network("resnet18").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = stages(model, 32)
+    assert [stage.module for stage in found] == ["relu", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
+    assert [stage.channels for stage in found] == [64, 64, 128, 256, 512]
+    assert [stage.size for stage in found] == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:NOTE. The nodes")  # dropout is no node in evaluation mode
+@pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v2"])
+def test_tapped_maps_are_those_of_torchvision_s_extractor(architecture: str) -> None:
+    model = network(architecture).eval()
+    names = [stage.module for stage in stages(model, 32)]
+    extractor = create_feature_extractor(model, train_return_nodes=names, eval_return_nodes=names)
+    x = torch.rand(2, 3, 32, 32)
+    logits, maps = Tapped(model, names)(x)
+    for name, wanted in extractor(x).items():
+        assert torch.equal(maps[names.index(name)], wanted), name
+    assert torch.equal(logits, model(x))
+    head = model.fc if architecture == "resnet18" else model.classifier[1]
+    torch.testing.assert_close(head(pooled(maps[-1])), logits)
+
+
+def test_a_transformer_has_no_maps() -> None:
+    with pytest.raises(ConfigError, match="VisionTransformer has no feature maps"):
+        stages(VisionTransformer(image_size=32, patch_size=16, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8), 32)
+
+
+@pytest.mark.parametrize("method", ["attention", "fitnets", "rkd", "crd", "reviewkd"])
+def test_every_method_teaches_a_student(method: str) -> None:
+    student, teacher = network("mobilenet_v2").train(), network("resnet18", seed=1)
+    made = connection(method, "methods.crd.negatives=7", student=student, teacher=teacher)
+    term = made.connector(seen(made, teacher, torch.arange(0, 20, 3)))
+    assert term.shape == ()
+    assert term.item() > 0
+    term.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+    assert all(p.grad is not None for p in made.connector.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_connectors_are_named_by_seed_and_student() -> None:
+    weights = [
+        connection("fitnets", f"train.seed={seed}", index=index).connector.state_dict()["regressor.0.weight"]
+        for seed, index in ((0, 0), (0, 0), (0, 1), (1, 0))
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[3])
+
+
+def test_too_few_maps_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"methods\.fitnets\.stage is 9 and the networks share 4 sizes"):
+        connection("fitnets", "methods.fitnets.stage=9")
+    with pytest.raises(ConfigError, match=r"methods\.attention\.stages is 5"):
+        connection("attention", "methods.attention.stages=5")
+
+
+def test_crd_is_its_formula_and_remembers() -> None:
+    """Two steps, the second against a plain computation from what the first left behind."""
+    student, teacher = network("squeezenet1_1").eval(), network("resnet18")
+    made = connection("crd", "methods.crd.negatives=6", "methods.crd.numbers=8", student=student, teacher=teacher)
+    crd = made.connector
+    assert isinstance(crd, Crd)
+    first = crd(seen(made, teacher, torch.arange(0, 10)))
+    assert bool(crd.begun)
+    log_z, memory, teacher_memory = crd.log_z.clone(), crd.memory.clone(), crd.teacher_memory.clone()
+    assert abs(first.item() / 0.8 / 2 - 6) < 6, "about log(K + 1) + K log((K + 1) / K) with M = 20 at first"
+    ids = torch.arange(5, 15)
+    now = seen(made, teacher, ids, step=3)
+    found = crd(now).item()
+    assert torch.equal(crd.log_z, log_z), "the first batch's, for ever"
+    own = F.normalize(crd.embed.linear(now.maps[0].mean((2, 3))), dim=1).detach().double().numpy()
+    their = F.normalize(crd.teacher_embed.linear(now.teacher_features), dim=1).detach().double().numpy()
+    wanted = 0.0
+    for row, sample in enumerate(ids.tolist()):
+        for anchor, bank, z in ((own, teacher_memory, log_z[0]), (their, memory, log_z[1])):
+            h = [own[row] @ their[row], *(anchor[row] @ bank[drawn].double().numpy() for drawn in negatives_of(crd, now, row))]
+            h = [s / (s + 6 / 20) for s in (math.exp(score / 0.07) / math.exp(float(z)) for score in h)]
+            wanted -= math.log(h[0]) + sum(math.log(1 - value) for value in h[1:])
+        assert all(LABELS[drawn] != LABELS[sample] for drawn in negatives_of(crd, now, row))
+    assert found == pytest.approx(0.8 * wanted / 10, rel=1e-4)
+    halfway = F.normalize(0.5 * memory[ids] + 0.5 * torch.from_numpy(own).float(), dim=1)
+    torch.testing.assert_close(crd.memory[ids], halfway)
+
+
+def negatives_of(crd: Crd, now: Seen, row: int) -> list[int]:
+    """Drawn with Python's integers."""
+    name = slow_mix(slow_mix(int(now.key) ^ 0x6E65676174697665) ^ slow_mix(int(now.ids[row])))
+    others = [n for n in crd.by_class.tolist() if LABELS[n] != int(now.labels[row])]
+    return [others[(slow_mix((name + k * GOLDEN) & MASK) >> 33) * len(others) >> 31] for k in range(6)]
+
+
+def test_watched_lessons_hand_out_whole_batches_of_maps() -> None:
+    teacher = network("resnet18").eval()
+
+    class InBlocks:
+        def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+            blocks = [F.pad(part, (0, 0, 0, 0, 0, 0, 0, 4 - len(part))) for part in x_BCHW.split(4)]
+            return Lesson(logits=torch.cat([teacher(block) for block in blocks])[: len(x_BCHW)], weight=None)
+
+    x, ids = torch.rand(7, 3, 32, 32), torch.arange(7)
+    watched = Watched(InBlocks(), teacher, ["layer2.1", "layer4.1"])
+    for _ in range(2):
+        lesson = watched.lookup(Batch(ids=ids, canvas=ids, labels=ids), x, 0)
+        assert set(lesson.maps) == {"layer2.1", "layer4.1"}
+        pooled_head = teacher.fc(lesson.maps["layer4.1"].mean((2, 3)))
+        assert lesson.logits is not None
+        torch.testing.assert_close(pooled_head, lesson.logits)
+        assert len(lesson.maps["layer2.1"]) == 7

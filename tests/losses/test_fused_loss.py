@@ -1,0 +1,73 @@
+"""The fused loss against the oracle in float64, by Triton's interpreter; and how it is refused where it cannot run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.patience import patience
+from udkd.config import load_recipe
+from udkd.training.build_step import make_loss
+from udkd.utils.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_values_and_gradients_against_the_oracle() -> None:
+    """And Triton is imported only when chosen."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.losses.fused_loss_check"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        timeout=patience(280),
+    )
+    assert done.returncode == 0, done.stderr
+    first, *rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert first == {"imported": False, "with": "udkd.training.trainer"}
+    assert len(rows) == (27 if os.environ.get("UDKD_LONG_TESTS") else 19)
+    for row in rows:
+        assert row["finite"], row
+        assert row["dtype"], row
+        # The smallest divergences are 1e-9 of numbers near 5: float32 holds such a difference to 2e-5 at best.
+        assert row["value"] < (5e-5 if "spread 0.001" in row["of"] else 1e-6), row
+        assert row["grad"] < (1.2e-2 if row["of"] == "bfloat16" else 2e-5), row
+
+
+@pytest.mark.parametrize(
+    ("students", "classes", "dtype", "beta", "gamma", "direction"),
+    [
+        (2, 100, "bf16", 0.4, 0.2, "student_teacher"),
+        (1, 100, "fp32", 0.4, 0.0, "teacher_student"),
+        (3, 10, "fp32", 0.4, 0.2, "teacher_student"),
+        (2, 1000, "fp32", 0.0, 0.0, "student_teacher"),
+    ],
+)
+def test_it_compiles_for_a_gpu(students: int, classes: int, dtype: str, beta: float, gamma: float, direction: str) -> None:
+    """To machine code for Hopper, without one: the interpreter runs what the compiler refuses, such as a type hint."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from udkd.losses import fused as fused_loss
+
+    constants = {"ALPHA": 0.4, "BETA": beta, "GAMMA": gamma, "TEMPERATURE": 4.0, "SMOOTHING": 0.1, "WEIGHTED": beta > 0}
+    constants |= {"STUDENT_FIRST": direction == "student_teacher", "N": students, "K": triton.next_power_of_2(classes)}
+    pointers = (f"*{dtype}",) * students
+    signature = {"logits": pointers, "grads": pointers, "rows_ptr": "*fp32", "labels_ptr": "*i64", "teacher_ptr": "*fp16"}
+    signature |= {"weight_ptr": "*fp32", "batch": "i32", "classes": "i32"} | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=fused_loss._kernel, signature=signature, constexprs=constants)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+    assert made.asm["cubin"]
+
+
+def test_without_a_gpu_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match=r"train\.loss is fused.*set train\.loss to compiled"):
+        make_loss(load_recipe("smoke", ['train.loss="fused"']), torch.device("cpu"))

@@ -1,0 +1,213 @@
+"""Statistics over samples, against slow recomputation written differently, and against their definitions."""
+
+import math
+from fractions import Fraction
+from itertools import product
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from udkd.report.analysis.agreement import agreement, patterns
+from udkd.report.analysis.calibration import (
+    adaptive_calibration_error,
+    calibration_error,
+    calibration_error_by_chance,
+    reliability,
+)
+from udkd.report.analysis.gain import gain
+from udkd.report.analysis.groups import by_class, tenths
+from udkd.report.analysis.intervals import bootstrap, paired, wilson
+from udkd.report.analysis.separation import separation
+
+MARKS = st.lists(st.booleans(), min_size=1, max_size=60)
+
+
+@st.composite
+def confidences(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences, some on the bins' edges and some equal, and whether each was right."""
+    size = draw(st.integers(1, 80))
+    edges = st.sampled_from([k / 15 for k in range(16)])
+    values = draw(st.lists(st.one_of(st.floats(0, 1, width=32), edges), min_size=size, max_size=size))
+    right = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    return np.array(values), np.array(right)
+
+
+def slow_error(bins: list[list[tuple[float, bool]]]) -> float:
+    """ECE from lists, as equation 3 of Guo et al. reads."""
+    n = sum(len(part) for part in bins)
+    total = Fraction(0)
+    for part in filter(None, bins):
+        accuracy = Fraction(sum(right for _, right in part), len(part))
+        confidence = sum((Fraction(value) for value, _ in part), Fraction(0)) / len(part)
+        total += Fraction(len(part), n) * abs(accuracy - confidence)
+    return float(total)
+
+
+@given(confidences())
+def test_calibration_error_as_the_equation_reads(case: tuple[np.ndarray, np.ndarray]) -> None:
+    pairs = list(zip(case[0].tolist(), case[1].tolist(), strict=True))
+    bins = [[pair for pair in pairs if (m == 1 or pair[0] > (m - 1) / 15) and pair[0] <= m / 15] for m in range(1, 16)]
+    bins[-1] += [pair for pair in pairs if pair[0] > 1]
+    assert calibration_error(*case) == pytest.approx(slow_error(bins), abs=1e-12)
+    found = reliability(*case)
+    assert found.count.tolist() == [len(part) for part in bins]
+    assert found.right.tolist() == [sum(right for _, right in part) for part in bins]
+    ranked = sorted(pairs, key=lambda pair: pair[0])
+    sizes = [len(ranked) // 15 + (m < len(ranked) % 15) for m in range(15)]
+    starts = np.cumsum([0, *sizes]).tolist()
+    equal = [ranked[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+    assert adaptive_calibration_error(*case) == pytest.approx(slow_error(equal), abs=1e-12)
+
+
+def test_calibration_error_of_known_classifiers() -> None:
+    assert calibration_error(np.ones(50), np.ones(50, bool)) == 0
+    assert calibration_error(np.ones(50), np.zeros(50, bool)) == 1
+    assert calibration_error(np.full(4, 0.75), np.array([True, True, True, False])) == pytest.approx(0)
+    assert calibration_error(np.array([0.4]), np.array([True])) == pytest.approx(0.6)
+
+
+def test_what_chance_alone_gives() -> None:
+    rng = np.random.default_rng(5)
+    confidence = rng.uniform(0.3, 1, 400)
+    own = [calibration_error(confidence, rng.random(400) < confidence) for _ in range(400)]
+    spread = float(np.std(own)) / math.sqrt(200)
+    assert calibration_error_by_chance(confidence) == pytest.approx(float(np.mean(own)), abs=5 * spread)
+    assert calibration_error_by_chance(confidence) == calibration_error_by_chance(confidence.copy())
+    assert calibration_error_by_chance(confidence, seed=1) != calibration_error_by_chance(confidence)
+    assert calibration_error_by_chance(np.ones(3)) == 0
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_wilson_bounds_solve_its_equation(hits: int, misses: int) -> None:
+    """Its ends are where the score test's statistic is the normal quantile."""
+    n = hits + misses
+    low, high = wilson(hits, n)
+    if n == 0:
+        assert (low, high) == (0, 1)
+        return
+    z = NormalDist().inv_cdf(0.975)
+    for bound in (low, high):
+        if 0 < bound < 1:
+            assert abs(hits / n - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / n), abs=1e-9)
+    assert 0 <= low <= hits / n <= high <= 1
+
+
+def test_wilson_s_published_values() -> None:
+    """R's prop.test(x, n, correct = FALSE) gives these."""
+    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    assert wilson(0, 10) == pytest.approx((0, 0.2775328), abs=1e-6)
+
+
+def test_paired_intervals_cover_what_they_promise() -> None:
+    """Over all outcomes of a trinomial, in exact sums; Bonett and Price report coverage near the nominal level."""
+    n, up, down = 30, 0.2, 0.1
+    same = 1 - up - down
+    covered = 0.0
+    for gained, lost in product(range(n + 1), repeat=2):
+        if gained + lost <= n:
+            rest = n - gained - lost
+            ways = math.comb(n, gained) * math.comb(n - gained, lost)
+            low, high = paired(gained, lost, n)
+            covered += ways * up**gained * down**lost * same**rest * (low <= up - down <= high)
+    assert 0.93 < covered < 0.985
+    assert paired(0, 0, 5)[0] == -paired(0, 0, 5)[1] < 0
+    assert paired(3, 0, 3)[0] < 0, "three samples prove nothing"
+    assert all(-1 <= bound <= 1 for case in ((1, 0, 1), (0, 1, 1), (0, 0, 0)) for bound in paired(*case))
+
+
+def test_bootstrap_against_resampling_by_hand() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.choice([-1, 0, 0, 0, 1], 150)
+    means = [float(values[rng.integers(0, 150, 150)].mean()) for _ in range(8000)]
+    wanted = np.quantile(means, [0.025, 0.975])
+    assert bootstrap(values, 0) == pytest.approx(wanted, abs=0.012)
+    assert bootstrap(values, 0) == bootstrap(values[::-1], 0), "a function of the values, not of their order"
+    assert bootstrap(values, 1) != bootstrap(values, 0)
+    assert bootstrap(np.array([1]), 0) == (1, 1)
+
+
+@given(MARKS, st.randoms(use_true_random=False))
+def test_gain_by_hand(marks: list[bool], random) -> None:  # type: ignore[no-untyped-def]
+    other = [random.random() < 0.5 for _ in marks]
+    found = gain(np.array(marks), np.array(other))
+    gained = sum(a and not b for a, b in zip(marks, other, strict=True))
+    lost = sum(b and not a for a, b in zip(marks, other, strict=True))
+    assert (found.samples, found.gained, found.lost) == (len(marks), gained, lost)
+    assert found.points == pytest.approx(100 * (sum(marks) - sum(other)) / len(marks))
+    assert found.low <= found.points <= found.high
+    claims = {"improves": found.low > 0, "worsens": found.high < 0, "no clear difference": found.low <= 0 <= found.high}
+    assert claims[found.verdict]
+    differences = np.array(marks).astype(int) - np.array(other).astype(int)
+    assert found.low <= 100 * bootstrap(differences, 0)[0]
+    assert found.high >= 100 * bootstrap(differences, 0)[1]
+
+
+def test_gain_needs_evidence() -> None:
+    true, false = np.ones(3, bool), np.zeros(3, bool)
+    assert gain(true, false).verdict == "no clear difference"
+    assert gain(np.ones(60, bool), np.zeros(60, bool)).verdict == "improves"
+    assert gain(np.zeros(60, bool), np.ones(60, bool)).verdict == "worsens"
+    assert gain(true, true).verdict == "no clear difference"
+    assert gain(true[:0], true[:0]).verdict == "no clear difference"
+    verdicts = [gain(np.arange(300) < changed, np.zeros(300, bool)).verdict for changed in (1, 5, 6)]
+    assert verdicts == ["no clear difference", "no clear difference", "improves"]  # as least_claim has it for studies
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 3)] * 3, st.booleans()), max_size=60))
+def test_agreement_by_hand(rows: list[tuple[int, int, int, bool]]) -> None:
+    a, b, labels = (np.array([row[k] for row in rows], int) for k in range(3))
+    among = np.array([row[3] for row in rows], bool)
+    found = agreement(a, b, labels, among)
+    kept = [row for row in rows if row[3]]
+    assert found.both == sum(x == y == z for x, y, z, _ in kept)
+    assert found.first == sum(x == z != y for x, y, z, _ in kept)
+    assert found.second == sum(y == z != x for x, y, z, _ in kept)
+    assert found.neither == sum(x != z and y != z for x, y, z, _ in kept)
+    assert found.same == sum(x == y != z for x, y, z, _ in kept)
+    assert found.samples == len(kept)
+    counted = patterns(np.stack([a == labels, b == labels]), among)
+    assert counted.tolist() == [found.neither, found.first, found.second, found.both]
+
+
+@pytest.mark.parametrize("classifiers", [1, 2, 3, 4])
+def test_patterns_by_hand(classifiers: int) -> None:
+    rng = np.random.default_rng(classifiers)
+    right, among = rng.random((classifiers, 200)) < 0.6, rng.random(200) < 0.7
+    found = patterns(right, among)
+    for code in range(1 << classifiers):
+        wanted = [bool(code >> s & 1) for s in range(classifiers)]
+        assert found[code] == sum(right[:, n].tolist() == wanted for n in range(200) if among[n])
+
+
+@given(st.lists(st.floats(0, 3, width=16), max_size=60), st.integers(1, 12))
+def test_tenths_by_hand(entropies: list[float], groups: int) -> None:
+    ids = np.arange(len(entropies)) * 7 % 61
+    if not entropies:
+        return
+    found = tenths(np.array(entropies), ids, groups)
+    ranked = sorted(range(len(entropies)), key=lambda row: (-entropies[row], ids[row]))
+    assert [row for part in found for row in part.tolist()] == ranked
+    sizes = [len(part) for part in found]
+    assert len(sizes) == min(groups, len(ranked))
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_classes_without_samples_are_empty() -> None:
+    found = by_class(np.array([3, 1, 3, 0]), 5)
+    assert [part.tolist() for part in found] == [[3], [1], [], [0, 2], []]
+    assert [len(part) for part in by_class(np.array([], int), 2)] == [0, 0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
+def test_separation_is_the_share_of_ordered_pairs(rows: list[tuple[int, bool]]) -> None:
+    hits = [value for value, right in rows if right]
+    misses = [value for value, right in rows if not right]
+    found = separation(np.array([value for value, _ in rows], float), np.array([right for _, right in rows]))
+    if not hits or not misses:
+        assert found is None
+        return
+    won = sum((a > b) + 0.5 * (a == b) for a in hits for b in misses)
+    assert found == pytest.approx(won / (len(hits) * len(misses)))

@@ -1,0 +1,600 @@
+"""Studies: plans, statistics recomputed from per-run numbers, resuming, and what a page may say."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import re
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from tests.report.pages import draw_only
+from tests.small import change, make_dataset, make_teacher
+from tests.utils.slow_hash import slow_key, slow_uniform
+from udkd.config import load_recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.study.folder import StudyFolder
+from udkd.study.page import write_page
+from udkd.study.plan import Plan, make_plan
+from udkd.study.results import AVERAGED, Outcome, RunResult, counterpart, summarise
+from udkd.study.runner import Progress, Site, carry_out, run_path
+from udkd.study.spec import Study, load_study, shipped_studies, study_name
+from udkd.study.tables import csv_text, interval, main_comparisons, mean_sd, signed, table_csv
+from udkd.study.writer import write_result
+from udkd.teacher.folder import TeacherFolder
+from udkd.training.run_folder import RunFolder
+from udkd.utils.errors import ConfigError, MismatchError, RunError
+from udkd.utils.json_checksum import checked_line
+
+CPU = torch.device("cpu")
+SMALL = (
+    *("train.batch=8", "teacher.batch=8", "train.epochs=2", "train.threads=1", "train.log_every_steps=1"),
+    "students=[{architecture='squeezenet1_1', lr=0.01}]",
+)
+GRID = Study.model_validate_json(
+    json.dumps(
+        {
+            "title": "A grid",
+            "recipe": "smoke",
+            "seeds": [0, 1],
+            "baseline": ["hard"],
+            "arms": [
+                {"name": "hard", "set": ["loss.alpha=1.0", "loss.beta=0.0", "loss.gamma=0.0", "teacher.source='none'"]},
+                {"name": "taught"},
+                {"name": "taught again"},
+            ],
+            "contrasts": [{"arm": "taught", "against": "taught again", "isolates": "nothing"}],
+        }
+    )
+)
+
+IMAGES = 5_000
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"), per_class=6, val_per_class=3)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
+    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+
+
+def small_plan(study: Study = GRID, **options: object) -> Plan:
+    return make_plan("grid", study, overrides=SMALL, **options)  # type: ignore[arg-type]
+
+
+def outcome(learner: str, curve: Sequence[float]) -> Outcome:
+    best = max(range(len(curve)), key=lambda epoch: curve[epoch])
+    return Outcome(
+        learner=learner, last=curve[-1], best=curve[best], best_epoch=best + 1, last_top5=curve[-1] + 10, curve=tuple(curve)
+    )
+
+
+def made_up(arm: str, seed: int, last: float, *, learners: Sequence[str] = ("a",), seconds: float = 10.0) -> RunResult:
+    outcomes = tuple(outcome(name, (last / 2, last + 1, last + place)) for place, name in enumerate(learners))
+    return RunResult(arm=arm, seed=seed, run=f"{arm}-{seed}", outcomes=outcomes, images_per_s=100.0, seconds=seconds)
+
+
+# Study files
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+@pytest.mark.parametrize("recipe", [None, "tiny-imagenet-100", "quickstart"])
+def test_shipped_studies_resolve_on_any_recipe(name: str, recipe: str | None) -> None:
+    study = load_study(name)
+    plan = make_plan(name, study, recipe=recipe, overrides=["train.epochs=3"], seeds=[4, 5])
+    assert plan.seeds == (4, 5)
+    assert len(plan.trials) == 2 * len(study.arms)
+    assert {trial.recipe.train.epochs for trial in plan.trials} == {3}
+    assert {trial.recipe.train.seed for trial in plan.trials} == {4, 5}
+    size_px = load_recipe(recipe or study.recipe).views.size_px
+    assert {trial.recipe.views.size_px for trial in plan.trials} == {size_px}
+
+
+def test_table_3_states_what_it_trains() -> None:
+    plan = make_plan("table3", load_study("table3"))
+    for arm in plan.arms:
+        loss = plan.recipe_of(arm.name).loss
+        said = {symbol: float(value) for symbol, value in re.findall(r"([αβγ]) ([\d.]+)", arm.note)}
+        assert said == {"α": loss.alpha, "β": loss.beta, "γ": loss.gamma}, arm.name
+        if loss.beta:
+            assert loss.weight == ("constant" if arm.note.endswith("w = 1") else "entropy"), arm.name
+    controls = {
+        (loss.alpha, loss.beta, loss.gamma, loss.weight) for arm in plan.arms for loss in [plan.recipe_of(arm.name).loss]
+    }
+    assert {(0.4, 0.4, 0.0, "entropy"), (0.4, 0.4, 0.2, "constant"), (0.5, 0.5, 0.0, "entropy")} <= controls
+
+
+def test_the_weights_study_controls_for_size_and_for_place() -> None:
+    plan = make_plan("weights", load_study("weights"))
+    kinds = {arm.name: (loss.weight, loss.weight_control) for arm in plan.arms for loss in [plan.recipe_of(arm.name).loss]}
+    assert kinds == {
+        "constant of equal mean": ("entropy", "equal_mean"),
+        "entropy": ("entropy", "none"),
+        "shuffled": ("entropy", "shuffled"),
+        "inverse entropy": ("inverse_entropy", "none"),
+        "max-probability": ("max_probability", "none"),
+        "margin": ("margin", "none"),
+        "w = 1": ("constant", "none"),
+    }
+    # One cache serves them all, and table3 has two of its runs.
+    assert len({trial.cache_name("data", "teacher") for trial in plan.trials}) == 1
+    ablation = make_plan("table3", load_study("table3"))
+    runs = [{trial.run_name("data", "teacher") for trial in other.trials} for other in (plan, ablation)]
+    assert len(runs[0] & runs[1]) == 2 * len(plan.seeds)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("title = 'x'", "arms is missing"),
+        ("title = 'x'\nnumber = 3\n[[arms]]\nname = 'a'", "number is no key of a study; expected title"),
+        ("title = 'x'\n[[arms]]\nname = 'a'\nlr = 3", "arms.0.lr is no key of a study; expected name"),
+        ("title = 'x'\n[[arms]]\nname = 3", "arms.0.name is 3; expected a valid string"),
+        ("title = 'x'\nseeds = [0, 0]\n[[arms]]\nname = 'a'", "expected different numbers from 0"),
+        ("title = 'x'\nseeds = [1.5]\n[[arms]]\nname = 'a'", "seeds.0 is 1.5"),
+        ("title = 'x'\nbaseline = ['b']\n[[arms]]\nname = 'a'", "no arm is called 'b'"),
+        ("title = 'x'\n[[arms]]\nname = 'a'\n[[arms]]\nname = 'a'", "two arms are called 'a'"),
+        ("title = 'x'\n[[arms]]\nname = 'a'\nset = ['train.seed=3']", "sets train.seed"),
+        ("title = ", "is not TOML"),
+        ("title = 'x'\n[[arms]]\nname = 'a'\nset = " + "[" * 100_000, "is not TOML (it is nested too deeply)"),
+        ("title = 'x'\nnotes = " + "[" * 250 + "]" * 250, "its values are no JSON (recursion limit"),
+        ("title = 'x'\nseeds = [-1]\n[[arms]]\nname = 'a'", "seeds.0 is -1; expected greater than or equal to 0"),
+        ("title = 'x'\nseeds = [9223372036854775808]\n[[arms]]\nname = 'a'", "seeds.0 is 9223372036854775808; expected less"),
+        (f"title = 'x'\nseeds = {list(range(1001))}\n[[arms]]\nname = 'a'", "seeds is [0, 1, 2, "),
+        (
+            f"title = 'x'\nseeds = {list(range(1000))}\n" + "".join(f"[[arms]]\nname = '{n}'\n" for n in range(11)),
+            "11,000 runs",
+        ),
+        ("title = 'x'\n" + "[[arms]]\nname = 'a'\n" * 201, "arms is "),
+        ("title = 'x'\n[[arms]]\nname = \"\\u001b[2J\"", "an arm is called '\\x1b[2J'; expected no control characters"),
+        ("title = 'x'\n[[arms]]\nname = 'a'\npaper = {x = nan}", "arms.0.paper.x is NaN"),
+    ],
+)
+def test_study_files_are_strict(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        load_study(str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["caches.toml", "runs.toml", "teachers.toml", "...toml", "..toml", ".hidden.toml", "a\nb.toml", "x" * 130 + ".toml", ".."],
+)
+def test_a_study_s_file_names_a_folder_of_its_own(file: str) -> None:
+    for name in (file, f"some/where/{file}"):
+        with pytest.raises(ConfigError, match=r"expected a file name of up to 120 bytes .*; rename the file") as caught:
+            study_name(name)
+        assert len(str(caught.value)) < 600
+
+
+def test_a_study_is_called_after_its_file() -> None:
+    assert [study_name(file) for file in ("table3", "mine/a b.toml", "../größer.toml", "v1.2.toml")] == [
+        *("table3", "a b", "größer", "v1.2")
+    ]
+
+
+def test_seeds_of_a_plan_are_bounded() -> None:
+    with pytest.raises(ConfigError, match=r"3 arms and 4,000 seeds make 12,000 runs; expected up to 10,000; drop some"):
+        make_plan("grid", GRID, seeds=range(4_000))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"[" * 100_000, "nested"), (b'{"images": "1", "seconds": 2}', "1 validation error"), (b'{"images": 1}', "1 validation")],
+)
+def test_a_damaged_record_of_a_cache_s_cost_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "caches").mkdir()
+    folder = StudyFolder(out=tmp_path, name="s")
+    folder.add_cache_cost("c", 10, 2.5)
+    folder.add_cache_cost("c", 10, 2.5)
+    assert folder.cache_cost("c") == {"images": 20.0, "seconds": 5.0}
+    file = tmp_path / "caches" / "c.json"
+    file.write_bytes(file.read_bytes().replace(b"20.0", b"30.0"))
+    with pytest.raises(RunError, match=r"c\.json is damaged \(it has changed"):
+        folder.cache_cost("c")
+    file.write_bytes(content)
+    with pytest.raises(RunError, match=rf"c\.json is damaged \(.*{reason}"):
+        folder.cache_cost("c")
+    file.write_text('{"images": 1.0, "seconds": 2.0}')  # as it was written before there were checksums
+    assert folder.cache_cost("c") == {"images": 1.0, "seconds": 2.0}
+
+
+def test_plans_refuse_what_gives_no_recipe() -> None:
+    wrong = GRID.model_copy(update={"arms": (GRID.arms[0].model_copy(update={"set": ("loss.alpa=1",)}),)})
+    with pytest.raises(ConfigError, match=r"arm 'hard': smoke: loss.alpa is no key of a recipe"):
+        make_plan("grid", wrong)
+    with pytest.raises(ConfigError, match="take --seeds"):
+        make_plan("grid", GRID, overrides=["train.seed=3"])
+    with pytest.raises(ConfigError, match=r"not found; expected a \.toml file or one of"):
+        load_study("tabel3")
+
+
+def test_students_of_an_arm_take_the_recipes_settings() -> None:
+    arm = GRID.arms[1].model_copy(update={"students": ("resnet34", "mobilenet_v2", "resnet34")})
+    plan = make_plan(
+        "grid", GRID.model_copy(update={"arms": (arm,), "baseline": (), "contrasts": ()}), recipe="tiny-imagenet-100"
+    )
+    students = plan.trials[0].recipe.students
+    assert [student.architecture for student in students] == ["resnet34", "mobilenet_v2", "resnet34"]
+    assert [student.weight_decay for student in students] == [5e-4, 1e-4, 5e-4]
+    assert {student.lr for student in students} == {0.2}
+
+
+def test_exact_arms_follow_the_epochs() -> None:
+    arm = GRID.arms[1].model_copy(update={"exact": True})
+    study = GRID.model_copy(update={"arms": (arm,), "baseline": (), "contrasts": ()})
+    assert make_plan("grid", study, overrides=["train.epochs=7"]).trials[0].recipe.teacher.views == 7
+
+
+def test_equal_runs_share_a_folder_and_others_do_not() -> None:
+    plan = small_plan()
+    names = {(trial.arm, trial.seed): trial.run_name("data", "teacher") for trial in plan.trials}
+    assert names["taught", 0] == names["taught again", 0]
+    assert len(set(names.values())) == 4
+    taught = next(trial for trial in plan.trials if trial.arm == "taught")
+    hard = plan.trials[0]
+    assert taught.run_name("data", "another") != taught.run_name("data", "teacher")
+    assert hard.run_name("data", "another") == hard.run_name("data", "teacher")
+    assert taught.run_name("other data", "teacher") != taught.run_name("data", "teacher")
+    threads = dataclasses.replace(taught, recipe=load_recipe("smoke", [*SMALL, "train.seed=0", "data.workers=7"]))
+    assert threads.run_name("data", "teacher") == taught.run_name("data", "teacher")
+
+
+def test_caches_are_shared_where_their_targets_are_equal() -> None:
+    def name(*overrides: str) -> str:
+        trial = small_plan().trials[1]
+        return dataclasses.replace(trial, recipe=load_recipe("smoke", overrides)).cache_name("data", "teacher")
+
+    assert name() == name("train.epochs=9", "loss.alpha=0.1", "train.seed=3", "views.seed=5")
+    assert name("teacher.views=2") == name("teacher.views=9")
+    assert len({name(), name("teacher.views=2"), name("teacher.views=2", "views.seed=5"), name("evaluation.resize_px=33")}) == 4
+
+
+# Statistics
+
+
+def runs_of(arms: dict[str, dict[int, float]]) -> list[RunResult]:
+    return [made_up(arm, seed, value) for arm, values in arms.items() for seed, value in values.items()]
+
+
+def test_every_statistic_follows_from_the_runs() -> None:
+    values = {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.5, 2: 54.5}}
+    summary = summarise(GRID, runs_of(values), IMAGES)
+    standing = next(found for found in summary.standings if found.arm == "taught")
+    assert standing.last.mean == pytest.approx(statistics.fmean(values["taught"].values()))
+    assert standing.last.sd == pytest.approx(statistics.stdev(values["taught"].values()))
+    assert standing.best.mean == pytest.approx(standing.last.mean + 1)
+    assert standing.best_epochs == (2, 2, 2)
+    (comparison,) = main_comparisons(summary, "last")
+    assert (comparison.arm, comparison.against, comparison.seeds) == ("taught", "hard", (0, 1, 2))
+    differences = [values["taught"][seed] - values["hard"][seed] for seed in range(3)]
+    own = comparison.difference
+    assert own.spread.mean == pytest.approx(statistics.fmean(differences))
+    reach = 4.302653 * statistics.stdev(differences) / 3**0.5
+    assert own.student_t == pytest.approx(
+        (statistics.fmean(differences) - reach, statistics.fmean(differences) + reach), abs=1e-5
+    )
+    assert own.verdict == "improves"
+
+
+def test_differences_take_the_seeds_that_both_have() -> None:
+    summary = summarise(GRID, runs_of({"hard": {0: 50.0, 2: 60.0, 3: 1.0}, "taught": {3: 2.0, 0: 51.0, 7: 99.0}}), IMAGES)
+    (comparison,) = main_comparisons(summary, "last")
+    assert comparison.seeds == (0, 3)
+    assert comparison.difference.spread.mean == pytest.approx(1.0)
+    nothing = summarise(GRID, runs_of({"hard": {0: 50.0}, "taught": {1: 51.0}}), IMAGES)
+    assert nothing.comparisons == ()
+
+
+def test_a_contrast_with_the_baseline_stands_once_in_the_table() -> None:
+    contrast = {"arm": "taught", "against": "hard", "isolates": "the teacher"}
+    study = GRID.model_copy(update={"contrasts": ()})
+    twice = Study.model_validate_json(json.dumps(study.model_dump(mode="json") | {"contrasts": [contrast]}))
+    runs = runs_of({"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.5, 2: 54.5}})
+    assert len(summarise(twice, runs, IMAGES).comparisons) == 2 * len(summarise(study, runs, IMAGES).comparisons)
+    assert table_csv(summarise(twice, runs, IMAGES)) == table_csv(summarise(study, runs, IMAGES))
+
+
+def test_a_student_is_held_against_the_baseline_that_has_it() -> None:
+    arms = [{"name": "one"}, {"name": "other"}, {"name": "both"}]
+    study = Study.model_validate_json(json.dumps({"title": "x", "baseline": ["one", "other"], "arms": arms}))
+    runs = [
+        made_up("one", 0, 50.0, learners=("a",), seconds=6.0),
+        made_up("other", 0, 40.0, learners=("b",), seconds=4.0),
+        made_up("both", 0, 60.0, learners=("a", "b", AVERAGED), seconds=8.0),
+    ]
+    summary = summarise(study, runs, IMAGES)
+    assert [(found.learner, found.against) for found in main_comparisons(summary, "last")] == [("a", "one"), ("b", "other")]
+    assert {found.difference.verdict for found in summary.comparisons} == {"too few runs"}
+    cost = next(found for found in summary.costs if found.arm == "both")
+    assert cost.ratios == {"one": pytest.approx(8 / 6), "other": 2.0}
+    assert cost.to_sum == pytest.approx(0.8)
+
+
+def test_numbered_students_are_held_against_their_architecture() -> None:
+    assert counterpart("resnet18-2", ["mobilenet_v2", "resnet18"]) == "resnet18"
+    assert counterpart("resnet18-2", ["resnet18-1", "resnet18-2"]) == "resnet18-2"
+    assert counterpart("resnet18", ["resnet18-1", "resnet18-2"]) == "resnet18-1"
+    assert counterpart(AVERAGED, ["resnet18"]) is None
+    assert counterpart("squeezenet1_1", ["squeezenet1_0"]) is None
+
+
+def test_runs_survive_json() -> None:
+    run = made_up("a", 3, 71.3, learners=("x", "y"))
+    assert RunResult.of(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_figures_in_words() -> None:
+    assert [signed(value) for value in (0.126, -0.126, 0.001, -0.001)] == ["+0.13", "−0.13", "0.00", "0.00"]
+    assert interval((-1.0, 2.0)) == "−1.00 to +2.00"
+    own = summarise(GRID, runs_of({"hard": {0: 50.0, 1: 52.0}}), IMAGES).standings[0].last
+    assert mean_sd(own) == "51.00 ± 1.41"
+
+
+# Running
+
+
+def site(out: Path, dataset: DatasetFolder, teacher: TeacherFolder | None, **options: object) -> Site:
+    path = None if teacher is None else teacher.path
+    return Site(data=dataset.path, folder=StudyFolder(out=out, name="grid"), device=CPU, teacher=path, **options)  # type: ignore[arg-type]
+
+
+class Patience:
+    """Says stop after so many questions."""
+
+    def __init__(self, questions: int) -> None:
+        self.left = questions
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
+    """A study that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    where = site(out, dataset, teacher)
+    progress = carry_out(small_plan(), where)
+    assert progress == Progress(finished=6, total=6)
+    write_result(small_plan(), where, progress)
+    return out
+
+
+def test_a_study_that_is_stopped_again_and_again_gives_the_same_table(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path
+) -> None:
+    stops = 0
+    while True:
+        where = site(tmp_path, dataset, teacher, stopped=Patience(5))
+        progress = carry_out(small_plan(), where)
+        if progress.complete:
+            break
+        stops += 1
+        assert stops < 20
+    assert stops >= 4
+    write_result(small_plan(), where, progress)
+    assert (tmp_path / "grid" / "table.csv").read_bytes() == (whole / "grid" / "table.csv").read_bytes()
+
+
+def test_what_is_done_is_left_alone(dataset: DatasetFolder, teacher: TeacherFolder, whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in sorted(whole.glob("runs/*/checkpoints/*"))}
+    assert len(before) == 8  # four runs: the third arm is the second
+    assert carry_out(small_plan(), site(whole, dataset, teacher)).complete
+    assert {path: path.stat().st_mtime_ns for path in sorted(whole.glob("runs/*/checkpoints/*"))} == before
+    assert len(list((whole / "caches").iterdir())) == 2  # one cache and what it cost
+
+
+def test_stored_numbers_are_those_of_the_runs(dataset: DatasetFolder, teacher: TeacherFolder, whole: Path) -> None:
+    values = json.loads((whole / "grid" / "study.json").read_text())
+    assert len(values["runs"]) == 6
+    assert str(whole) not in json.dumps(values)
+    assert str(dataset.path) not in json.dumps(values)
+    for row, trial in zip(values["runs"], small_plan().trials, strict=True):
+        run = RunFolder.open(run_path(trial, dataset, teacher, StudyFolder(out=whole, name="grid")))
+        curve = [epoch["val"]["students"][0]["top1"] for epoch in run.metrics()]
+        assert row["outcomes"][0]["curve"] == curve
+        assert row["outcomes"][0]["last"] == curve[-1]
+        assert row["outcomes"][0]["best"] == max(curve)
+    table = list(csv.DictReader(io.StringIO((whole / "grid" / "table.csv").read_text())))
+    assert {row["arm"] for row in table} == {"hard", "taught", "taught again"}
+    same = next(row for row in table if row["against"] == "taught again" and row["figure"] == "last")
+    assert (same["difference_mean"], same["verdict"]) == ("0", "too few runs")
+
+
+def test_every_statistic_by_scipy_from_the_runs_files(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path
+) -> None:
+    """Nothing of the product but the stored numbers: runs' metrics, SciPy's t, splitmix64 on Python's integers."""
+    for number, path in enumerate(sorted(shutil.copytree(whole, tmp_path / "out").glob("runs/*/metrics.jsonl"))):
+        rows = RunFolder.open(path.parent).metrics()
+        for row in rows:  # so small a study's own accuracies may all be equal
+            row["val"]["students"][0]["top1"] = 40.0 + 7.3 * np.sin(3 * number + row["epoch"])
+        path.write_bytes(b"".join(map(checked_line, rows)))
+    whole = tmp_path / "out"
+    write_result(small_plan(), site(whole, dataset, teacher), Progress(finished=6, total=6))
+    values = json.loads((whole / "grid" / "study.json").read_text())
+    found: dict[tuple[str, int], float] = {}
+    seconds: dict[tuple[str, int], float] = {}
+    for run in values["runs"]:
+        rows = [json.loads(line) for line in (whole / "runs" / run["run"] / "metrics.jsonl").read_text().splitlines()]
+        found[run["arm"], run["seed"]] = rows[-1]["val"]["students"][0]["top1"]
+        steps = [0, *(row["step"] for row in rows)]
+        images = [8 * (after - before) for before, after in itertools.pairwise(steps)]
+        seconds[run["arm"], run["seed"]] = sum(n / row["images_per_s"] for n, row in zip(images, rows, strict=True))
+    table = list(csv.DictReader(io.StringIO((whole / "grid" / "table.csv").read_text())))
+    for row in table:
+        own = np.array([found[row["arm"], seed] for seed in (0, 1)])
+        assert float(row["top1_last_mean"]) == pytest.approx(own.mean(), rel=1e-5)
+        assert float(row["top1_last_sd"]) == pytest.approx(own.std(ddof=1), rel=1e-5)
+        if row["figure"] != "last":
+            continue
+        apart = own - np.array([found[row["against"], seed] for seed in (0, 1)])
+        assert float(row["difference_mean"]) == pytest.approx(apart.mean(), rel=1e-5)
+        assert float(row["difference_sd"]) == pytest.approx(apart.std(ddof=1), rel=1e-5)
+        reach = scipy.stats.t.ppf(0.975, 1) * apart.std(ddof=1) / np.sqrt(2)
+        assert float(row["t_low"]) == pytest.approx(apart.mean() - reach, rel=1e-4, abs=1e-9)
+        assert float(row["t_high"]) == pytest.approx(apart.mean() + reach, rel=1e-4, abs=1e-9)
+        draws = [slow_key(0, 6, draw) for draw in range(10_000)]
+        picks = [[int(slow_uniform(name, place) * 2) for place in (0, 1)] for name in draws]
+        low, high = np.quantile(apart[np.array(picks)].mean(axis=1), [0.025, 0.975])
+        assert (float(row["bootstrap_low"]), float(row["bootstrap_high"])) == pytest.approx((low, high), rel=1e-5)
+    costs = list(csv.DictReader(io.StringIO((whole / "grid" / "cost.csv").read_text())))
+    means = {arm: np.mean([seconds[arm, seed] for seed in (0, 1)]) for arm in ("hard", "taught", "taught again")}
+    for row in costs:
+        assert float(row["seconds_mean"]) == pytest.approx(means[row["arm"]], rel=1e-5)
+        if row["against"]:
+            assert float(row["seconds_ratio"]) == pytest.approx(means[row["arm"]] / means[row["against"]], rel=1e-5)
+    assert any(row["figure"] == "last" and float(row["difference_sd"]) > 0 for row in table)
+
+
+def test_a_teacher_is_fitted_once(tmp_path: Path, dataset: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_only(monkeypatch)
+    study = GRID.model_copy(update={"arms": GRID.arms[1:2], "baseline": (), "contrasts": (), "seeds": (0,)})
+    plan = make_plan("grid", study, overrides=[*SMALL, "fit.architecture='squeezenet1_1'", "fit.epochs=1", "train.epochs=1"])
+    assert not carry_out(plan, site(tmp_path, dataset, None, stopped=Patience(1))).complete
+    assert list(tmp_path.glob("teachers/*/run/checkpoints/last.json"))
+    where = site(tmp_path, dataset, None)
+    progress = carry_out(plan, where)
+    assert progress.complete
+    (file,) = tmp_path.glob("teachers/*/teacher.json")
+    stamp = file.stat().st_mtime_ns
+    write_result(plan, where, progress)
+    assert carry_out(plan, site(tmp_path, dataset, None)).complete
+    assert file.stat().st_mtime_ns == stamp
+    taught = json.loads((tmp_path / "grid" / "study.json").read_text())["teacher"]
+    assert (taught["architecture"], taught["fit_epochs"]) == ("squeezenet1_1", 1)
+
+
+def test_a_run_that_fails_leaves_the_others(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_only(monkeypatch)
+    hot = GRID.arms[0].model_copy(update={"name": "hot", "set": (*GRID.arms[0].set, "students.0.lr=1e30")})
+    study = GRID.model_copy(update={"arms": (hot, GRID.arms[0]), "contrasts": (), "seeds": (0,)})
+    where = site(tmp_path, dataset, teacher)
+    progress = carry_out(small_plan(study), where)
+    assert (progress.finished, progress.total) == (1, 2)
+    assert "is not finite" in progress.failed["hot, seed 0"]
+    page = write_result(small_plan(study), where, progress).page.read_text()
+    assert "Unfinished: 1 of 2 runs are done" in page
+    assert "is not finite" in page
+
+
+def test_a_folder_of_other_data_is_another_set_of_runs(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path
+) -> None:
+    other = make_dataset(tmp_path, per_class=5, val_per_class=2)
+    trial = small_plan().trials[0]
+    folder = StudyFolder(out=whole, name="grid")
+    assert run_path(trial, other, teacher, folder) != run_path(trial, dataset, teacher, folder)
+    assert not run_path(trial, other, teacher, folder).exists()
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    shutil.copytree(teacher.path, tmp_path / "t")
+    change(tmp_path / "t" / "teacher.json", lambda values: values | {"classes": ["x", *values["classes"][1:]]})
+    with pytest.raises(MismatchError, match="class 0"):
+        carry_out(small_plan(), site(tmp_path / "out", dataset, TeacherFolder.open(tmp_path / "t")))
+
+
+# The page
+
+
+def page_of(tmp_path: Path, whole: Path, arms: dict[str, dict[int, float]], val_images: int = IMAGES) -> str:
+    values = json.loads((whole / "grid" / "study.json").read_text())
+    values["data"]["val_images"] = val_images
+    values["runs"] = [run.to_dict() for run in runs_of(arms)]
+    return write_page(tmp_path, values).read_text()
+
+
+def test_the_page_claims_only_what_intervals_allow(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_only(monkeypatch)
+    unclear = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 52.0, 1: 54.5, 2: 53.0}})
+    assert "improves" not in unclear  # bootstrap +0.5 to +2.0, Student's t holds 0
+    assert "No difference of top-1 from the baseline keeps clear of 0." in unclear
+    single = page_of(tmp_path, whole, {"hard": {0: 50.0}, "taught": {0: 99.0}})
+    assert "improves" not in single
+    assert "Fewer than 3 seeds allow no verdict on top-1." in single
+    assert "Fewer than 3 seeds, which say nothing yet." in single
+    assert "No interval keeps clear" not in single
+    even = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0}, "taught": {0: 42.0, 1: 46.0}})
+    assert "worsens" not in even
+    assert "Fewer than 3 seeds allow no verdict on top-1." in even
+    few = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}}, 150)
+    assert "improves" not in few
+    assert "as large as 6 validation images" in few
+    clear = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}})
+    assert "Against “hard”: “taught” improves a by 3.00 points; every difference is clear of 0." in clear
+    worse = page_of(tmp_path, whole, {"hard": {0: 53.0, 1: 57.1, 2: 54.9}, "taught": {0: 50.0, 1: 54.0, 2: 52.0}})
+    assert "improves" not in worse
+    assert "“taught” worsens a by 3.00 points" in worse
+
+
+def test_a_study_of_costs_answers_with_costs(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_only(monkeypatch)
+    values = json.loads((whole / "grid" / "study.json").read_text())
+    values["study"] |= {"asks": "cost"}
+    values["runs"] = [made_up(arm, 0, 50.0, seconds=own).to_dict() for arm, own in (("hard", 8000.0), ("taught", 12000.0))]
+    (name,) = values["caches"]
+    values["caches"][name] = {"images": 240.0, "seconds": 720.0}
+    values["study"]["arms"][1]["paper_hours"] = 12.36
+    page = write_page(tmp_path, values).read_text()
+    assert "“taught” trains for 1.50 times “hard”." in page
+    assert page.index("What it costs") < page.index("What may be said</h2>")
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    # 24 images, one view: a tenth of what the cache computed, hence 72 s = 0.02 hours.
+    assert "taught 1 100 3.33 0.02 12.36 1.50 × hard" in text
+
+
+def test_table_2_asks_of_the_runs_of_table_1() -> None:
+    plans = [make_plan(name, load_study(name)) for name in ("table1", "table2")]
+    names = [[trial.run_name("data", "teacher") for trial in plan.trials] for plan in plans]
+    assert names[0] == names[1]
+    assert len(set(names[0])) == 9
+    assert [arm.paper_hours for arm in plans[1].arms] == [7.58, 7.50, 12.36]
+
+
+def test_the_page_needs_nothing_else(whole: Path) -> None:
+    page = (whole / "grid" / "index.html").read_text()
+    assert "prefers-color-scheme: dark" in page
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", page)
+    assert "<script" not in page
+    assert not re.search(r"url\((?!#|data:)", page)
+    assert (whole / "grid" / "difference-1.png").read_bytes().startswith(b"\x89PNG")
+    assert str(whole) not in page
+
+
+def test_the_page_shows_every_run_and_escapes_names(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_only(monkeypatch, "*")
+    values = json.loads((whole / "grid" / "study.json").read_text())
+    values["runs"] = [made_up("hard", 0, 51.23, learners=("<b>$x_1$</b>",)).to_dict()]
+    values["study"]["title"] = "A & <i>B</i>"
+    page = write_page(tmp_path, values).read_text()
+    assert "<b>$x" not in page
+    assert "&lt;i&gt;B" in page
+    assert "51.23" in page
+
+
+def test_table_rows_of_an_arm_without_a_baseline() -> None:
+    lines = list(csv.DictReader(io.StringIO(table_csv(summarise(GRID, runs_of({"hard": {0: 50.0}}), IMAGES)))))
+    assert len(lines) == 1
+    assert lines[0]["verdict"] == ""
+    assert lines[0]["top1_last_mean"] == "50"
+
+
+def test_names_in_a_csv_hold_no_control_characters() -> None:
+    assert csv_text(("arm", "n"), [("a\x1b[31m\nb,\u202e", 3)]) == 'arm,n\n"a\\x1b[31m\\x0ab,\\u202e",3\n'

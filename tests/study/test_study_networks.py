@@ -1,0 +1,22 @@
+"""What the page of a study of networks says first."""
+
+import pytest
+
+from udkd.study.networks import Measured, quickest
+
+
+def network(arm: str, low: float, median: float, high: float) -> Measured:
+    return Measured(
+        arm=arm, architecture=arm, parameters=1, parameters_1000=1, bytes=1, latency_ms=median, low_ms=low, high_ms=high
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ((30.1, 31.0, 32.0), "B is the quickest, 28.0 ms an image."),
+        ((29.9, 31.0, 32.0), "A and B are equally quick, 28.0 ms an image: their quartiles overlap."),
+    ],
+)
+def test_no_network_is_quickest_while_quartiles_overlap(other: tuple[float, float, float], said: str) -> None:
+    assert quickest([network("A", *other), network("B", 27.0, 28.0, 30.0), network("C", 99.0, 100.0, 101.0)]) == said

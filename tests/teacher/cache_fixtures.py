@@ -1,0 +1,105 @@
+"""A small cache's surroundings for tests: a data set with holes, a teacher of its classes, a recipe, and a build of them."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from udkd.config import Recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.data.header import ClassName, Encoder, Header, SplitHeader, content_digest
+from udkd.data.manifest import Row, columns_of, read_manifest, write_manifest
+from udkd.data.shards import ShardWriter
+from udkd.models.build import build
+from udkd.teacher.cache.build import build_cache
+from udkd.teacher.cache.reader import Cache
+from udkd.teacher.folder import TeacherFolder, write_teacher
+from udkd.utils.crc32c import crc32c
+from udkd.utils.files import sha256_file
+
+SIDE = 40
+CPU = torch.device("cpu")
+CLASSES = tuple(ClassName(wnid=f"n{n:02d}", name=f"class {n}") for n in range(7))
+SAMPLES = 83
+EXCLUDED = {0, 5, *range(32, 48)}  # single ids, and with a batch of 8 a block without any row
+
+RECIPE = {
+    "data": {"backend": "folder", "workers": 1},
+    "views": {"size_px": 32, "resize_px": 36, "seed": 3},
+    "evaluation": {"resize_px": 36},
+    "teacher": {"batch": 8},
+    "train": {"batch": 8, "threads": 1},
+}
+
+
+def recipe(views: str | int = "canonical", **teacher: object) -> Recipe:
+    return Recipe.of(RECIPE | {"teacher": {"batch": 8, "views": views} | teacher}, "test")
+
+
+TEACHER = "shufflenet_v2_x0_5"  # with batch norm and a head named fc, and a third of a ResNet-18's time
+
+
+def make_teacher(folder: Path, seed: int = 0, classes: tuple[ClassName, ...] = CLASSES) -> TeacherFolder:
+    """With opinions: activations that do not fade from layer to layer, and a steep head."""
+    model, drawn = build(TEACHER, len(classes), image_px=32, seed=seed), torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, generator=drawn)
+    torch.nn.init.normal_(model.fc.weight, std=0.1, generator=drawn)
+    return write_teacher(
+        folder,
+        model.state_dict(),
+        architecture=TEACHER,
+        classes=tuple(entry.wnid for entry in classes),
+        image_px=32,
+        resize_px=36,
+        scheme="centre",
+        accuracy={},
+        made={},
+    )
+
+
+def make_dataset(folder: Path) -> DatasetFolder:
+    """One split, images of odd sizes, some excluded."""
+    rng = np.random.default_rng(0)
+    split = folder / "train"
+    split.mkdir()
+    rows = []
+    with ShardWriter(split, 0) as shard:
+        for n in range(SAMPLES):
+            label = n % len(CLASSES)
+            if n in EXCLUDED:
+                rows.append(Row(label=label, source=f"c/{n}.jpg", excluded=True, note="truncated"))
+                continue
+            height, width = rng.integers(9, SIDE + 1, 2).tolist()
+            buffer = io.BytesIO()
+            small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+            data = buffer.getvalue()
+            offset = shard.add(n, data, label)
+            sizes = {"source_height": height, "source_width": width, "height": height, "width": width}
+            sums: dict[str, Any] = {"sha256": hashlib.sha256(data).digest(), "crc32c": crc32c(data)}
+            rows.append(Row(label=label, source=f"c/{n}.jpg", shard=0, offset=offset, size=len(data), **sizes, **sums))
+    path = split / "manifest.parquet"
+    write_manifest(path, columns_of(rows))
+    size_bytes, sha256 = path.stat().st_size, sha256_file(path)
+    columns = {"train": read_manifest(path, samples=SAMPLES, size_bytes=size_bytes, sha256=sha256)}
+    header = SplitHeader(samples=SAMPLES, excluded=len(EXCLUDED), manifest_bytes=size_bytes, manifest_sha256=sha256)
+    encoder = Encoder(quality=90, subsampling="4:2:0")
+    digest_hex = content_digest(side=SIDE, fit="pad", encoder=encoder, classes=CLASSES, splits=columns)
+    Header(side=SIDE, fit="pad", encoder=encoder, classes=CLASSES, splits={"train": header}, digest=digest_hex).write(folder)
+    return DatasetFolder.open(folder)
+
+
+def views_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("view-*"))}
+
+
+def run(
+    folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str | int = "canonical", **options: object
+) -> Cache:
+    return build_cache(folder, dataset=dataset, teacher=teacher, recipe=recipe(views, **options), device=CPU).cache

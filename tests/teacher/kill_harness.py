@@ -1,0 +1,135 @@
+"""Builds a cache under fire: forks a build, kills it, and looks at what is on disk; 20 times, then lets one get through.
+
+Half of the kills come from outside, a random moment after a random block, half from inside: in the middle of a write, before
+or after an fsync, before or after a rename. Forking pays the imports once. Prints one JSON line: what each kill met, and what
+the builds wrote.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import udkd.teacher.cache.build as builder
+from tests.teacher.cache_fixtures import recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.teacher.cache.view_file import ViewFile
+from udkd.teacher.folder import TeacherFolder
+from udkd.utils.errors import CacheError
+from udkd.utils.progress import Silent
+
+KILLS = 20
+VIEWS = 3
+CALLS_AT_MOST = 14  # about as many writes, fsyncs and renames as a view takes
+
+
+class Told(Silent):
+    """Writes a byte down a pipe for each block that is said to be done."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+
+    def advance(self, count: int, **fields: float | str) -> None:
+        os.write(self._pipe, b".")
+
+
+def die_at(call: int, after: bool) -> None:
+    """Kill this process in its `call`-th write, fsync or rename of files: half-way, before it, or after it."""
+    left = call
+
+    def armed(real):  # type: ignore[no-untyped-def]
+        def wrapped(*arguments):  # type: ignore[no-untyped-def]
+            nonlocal left
+            left -= 1
+            if left == 0:
+                if real is real_pwrite:
+                    descriptor, data, offset = arguments
+                    real(descriptor, bytes(data)[: len(data) // 2], offset)
+                elif after:
+                    real(*arguments)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        return wrapped
+
+    real_pwrite = os.pwrite
+    os.pwrite, os.fsync, os.replace = armed(os.pwrite), armed(os.fsync), armed(os.replace)
+
+
+def blocks_on_disk(folder: Path) -> int:
+    """Whole blocks of all views, finished or not."""
+    whole = 0
+    for path in sorted(folder.glob("view-*")):
+        try:
+            file = ViewFile(path)
+        except CacheError:
+            continue  # killed before its header was whole
+        whole += file.header.num_blocks - len(file.damaged_blocks())
+    return whole
+
+
+def build(data: str, teacher: str, folder: Path, pipe: int) -> None:
+    builder.build_cache(
+        folder,
+        dataset=DatasetFolder.open(Path(data)),
+        teacher=TeacherFolder.open(Path(teacher)),
+        recipe=recipe(VIEWS),
+        device=torch.device("cpu"),
+        observer=Told(pipe),
+    )
+
+
+def fork(data: str, teacher: str, folder: Path, call: int | None, after: bool) -> tuple[int, int]:
+    """Start a build in a process of its own: its id, and where it tells of blocks."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        if call is not None:
+            die_at(call, after)
+        try:
+            build(data, teacher, folder, writing)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+    os.close(writing)
+    return child, reading
+
+
+def attempt(data: str, teacher: str, folder: Path, rng: random.Random | None, inside: bool) -> dict[str, int]:
+    """One build, killed where there is a `rng`: how it ended, what it said, and what is on disk before and after."""
+    before = blocks_on_disk(folder) if folder.is_dir() else 0
+    call = rng.randint(1, CALLS_AT_MOST) if rng and inside else None
+    child, reading = fork(data, teacher, folder, call, bool(rng and rng.random() < 0.5))
+    told = 0
+    if rng and not inside:
+        for _ in range(rng.randint(0, 2)):
+            told += len(os.read(reading, 1))
+        time.sleep(rng.random() * 0.02)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    while piece := os.read(reading, 4096):
+        told += len(piece)
+    os.close(reading)
+    code = os.waitstatus_to_exitcode(status)
+    return {"code": code, "before": before, "told": told, "after": blocks_on_disk(folder) if folder.is_dir() else 0}
+
+
+def main() -> None:
+    data, teacher, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    builder.BLOCK_ROWS = 8
+    torch.set_num_threads(1)
+    rng = random.Random(4)
+    attempts = [attempt(data, teacher, folder, rng, inside=number % 2 == 0) for number in range(KILLS)]
+    attempts.append(attempt(data, teacher, folder, None, inside=False))
+    print(json.dumps(attempts))
+
+
+if __name__ == "__main__":
+    main()

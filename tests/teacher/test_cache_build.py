@@ -1,0 +1,191 @@
+"""The builder on a real dataset folder and teacher: equal to a live teacher, to itself in pieces, and to itself after kills."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.teacher.cache_fixtures import CLASSES, CPU, TEACHER, make_dataset, make_teacher, recipe, run, views_of
+from udkd.augment.apply import apply
+from udkd.augment.view_table import EpochViews
+from udkd.config import Recipe
+from udkd.data.backends.registry import open_backend
+from udkd.data.batch import Batch
+from udkd.data.dataset import DatasetFolder
+from udkd.losses.sample_weight import entropy_weight
+from udkd.models.build import build
+from udkd.teacher.cache.build import build_cache
+from udkd.teacher.cache.reader import Cache, verify
+from udkd.teacher.cache.summary import label_rank, summarise
+from udkd.teacher.ensemble import Panel
+from udkd.teacher.folder import TeacherFolder, write_teacher
+from udkd.teacher.predict import ask, in_blocks
+from udkd.teacher.sources import CachedLessons, LiveLessons
+from udkd.teacher.target_key import target_meaning
+from udkd.utils.errors import CacheError, DataError, MismatchError
+from udkd.utils.progress import Silent
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Blocks of 16 rows, and the thread count as it was."""
+    monkeypatch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 16)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
+    return make_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+def panel(teachers: list[TeacherFolder], rules: Recipe, dataset: DatasetFolder) -> Panel:
+    return Panel.load(teachers, rules, dataset, CPU)
+
+
+@pytest.mark.parametrize("views", ["canonical", 2])
+def test_cached_equals_live_on_shuffled_batches(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str | int
+) -> None:
+    """By id order in the cache, shuffled and in other batches live: the same bits."""
+    rules, split = recipe(views), dataset.split("train")
+    cache = run(tmp_path, dataset, teacher, views)
+    assert cache.views == ((0,) if views == "canonical" else (0, 1))
+    seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
+    canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "canonical" else None
+    live, cached = LiveLessons(panel([teacher], rules, dataset), canonical), CachedLessons(cache, CPU)
+    backend = open_backend("folder", split, CPU, workers=1)
+    for view in (0, 1) if views == 2 else (0,):
+        for batch_size in (13, 8):
+            order = np.random.default_rng(view).permutation(split.ids)
+            for batch in backend.epoch(order, batch_size):
+                x = apply(batch.canvas, seen.table(view).gather(batch.ids), rules.views.spec)
+                ours, theirs = cached.lookup(batch, x, view), live.lookup(batch, x, view)
+                assert torch.equal(ours.logits, theirs.logits)
+                assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_the_key_is_what_a_run_asks_for(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    cache = run(tmp_path, dataset, teacher, 1)
+    pixel_class = open_backend("folder", dataset.split("train"), CPU).describe()
+    assert cache.require(target_meaning(recipe(1), dataset, pixel_class)) == []
+    with pytest.raises(MismatchError) as refusal:
+        cache.require(target_meaning(recipe("canonical"), dataset, pixel_class))
+    assert {"policy", "seed", "views.scheme"} <= {name for name, _, _ in refusal.value.fields}
+
+
+def test_views_are_added(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    run(tmp_path / "grown", dataset, teacher, 1)
+    stat = (tmp_path / "grown" / "view-0000.udkd").stat()
+    run(tmp_path / "grown", dataset, teacher, 3)
+    after = (tmp_path / "grown" / "view-0000.udkd").stat()
+    assert (after.st_mtime_ns, after.st_ino) == (stat.st_mtime_ns, stat.st_ino)
+    run(tmp_path / "whole", dataset, teacher, 3)
+    assert views_of(tmp_path / "grown") == views_of(tmp_path / "whole")
+    again = build_cache(tmp_path / "grown", dataset=dataset, teacher=teacher, recipe=recipe(2), device=CPU)
+    assert (again.num_images, again.images_per_s, again.summary.num_views) == (0, 0.0, 3)
+
+
+def test_an_interrupted_build_goes_on(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    class Interrupts(Silent):
+        notes: list[str]
+        left = 30
+
+        def __init__(self) -> None:
+            self.notes = []
+
+        def note(self, line: str) -> None:
+            self.notes.append(line)
+
+        def advance(self, count: int, **fields: float | str) -> None:
+            self.left -= count
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+    observer = Interrupts()
+    options = {"dataset": dataset, "teacher": teacher, "recipe": recipe(), "device": CPU, "observer": observer}
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(tmp_path / "a", **options)  # type: ignore[arg-type]
+    assert list(views_of(tmp_path / "a")) == ["view-0000.udkd.partial"]
+    with pytest.raises(CacheError, match="unfinished"):
+        Cache.open(tmp_path / "a")
+    observer.left = 1000
+    built = build_cache(tmp_path / "a", **options)  # type: ignore[arg-type]
+    assert 0 < built.num_images < 60
+    assert any("there already" in note for note in observer.notes)
+    run(tmp_path / "b", dataset, teacher)
+    assert views_of(tmp_path / "a") == views_of(tmp_path / "b")
+
+
+def test_another_teacher_or_precision_is_refused(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    run(tmp_path / "cache", dataset, teacher)
+    other = make_teacher(tmp_path / "other", seed=1)
+    with pytest.raises(MismatchError, match="teacher_sha256"):
+        run(tmp_path / "cache", dataset, other)
+    with pytest.raises(MismatchError, match="precision: stored 'float32', wanted 'bfloat16'"):
+        run(tmp_path / "cache", dataset, teacher, precision="bfloat16")
+    reordered = make_teacher(tmp_path / "reordered", classes=CLASSES[::-1])
+    with pytest.raises(MismatchError, match="class 0: stored 'n06', wanted 'n00'"):
+        run(tmp_path / "new", dataset, reordered)
+    fewer = make_teacher(tmp_path / "fewer", classes=CLASSES[:3])
+    with pytest.raises(MismatchError, match="num_classes: stored 3, wanted 7"):
+        run(tmp_path / "new", dataset, fewer)
+
+
+def test_a_teacher_of_nan_is_refused(tmp_path: Path, dataset: DatasetFolder) -> None:
+    model = build(TEACHER, len(CLASSES), image_px=32, seed=0)
+    model.fc.bias.data[3] = float("nan")
+    described = {"classes": tuple(c.wnid for c in CLASSES), "image_px": 32, "resize_px": 36, "scheme": "centre"}
+    broken = write_teacher(tmp_path / "t", model.state_dict(), architecture=TEACHER, accuracy={}, made={}, **described)
+    with pytest.raises(DataError, match=r"fc\.bias is not finite"):
+        run(tmp_path / "cache", dataset, broken)
+
+
+def test_summary_against_float64(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+    rules, split = recipe(2), dataset.split("train")
+    built = build_cache(tmp_path, dataset=dataset, teacher=teacher, recipe=rules, device=CPU)
+    backend = open_backend("folder", split, CPU, workers=1)
+    logits, entropies = [], []
+    for view in (0, 1):
+        for targets in ask(panel([teacher], rules, dataset), backend, split, rules.teacher_spec, 3, view, [split.ids]):
+            logits.append(targets.logits.double())
+            entropies.append(targets.entropy)
+    z, labels = torch.cat(logits), torch.from_numpy(np.tile(split.labels[split.ids], 2)).long()
+    entropy, order = torch.cat(entropies), z.argsort(dim=1, descending=True, stable=True)
+    summary = built.summary
+    assert summary.num_targets == len(z) == 2 * len(split.ids)
+    assert summary.mean_entropy == pytest.approx(float(entropy.double().mean()), rel=1e-9)
+    assert summary.mean_weight == pytest.approx(float(entropy_weight(entropy, 7).double().mean()), rel=1e-9)
+    assert summary.top1 == pytest.approx(100 * float((order[:, 0] == labels).double().mean()))
+    assert summary.top5 == pytest.approx(100 * float((order[:, :5] == labels[:, None]).any(1).double().mean()))
+    assert summarise(built.cache).top1 is None
+    assert verify(built.cache) == []
+
+
+def test_label_rank_breaks_ties_by_index() -> None:
+    logits = np.array([[0, 0, -1], [0, 0, -1], [-1, 0, 0]], np.float16)
+    assert label_rank(logits, np.array([0, 1, 0])).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
+def test_in_blocks(batch_size: int) -> None:
+    sizes = [4, 1, 3, 4, 2]
+    ids = torch.arange(sum(sizes))
+
+    def stream() -> Iterator[Batch]:
+        for part in ids.split(batch_size):
+            yield Batch(ids=part, canvas=part[:, None, None, None], labels=part)
+
+    whole = list(in_blocks(stream(), sizes))
+    assert [len(block.ids) for block in whole] == sizes
+    for field in ("ids", "labels"):
+        assert torch.equal(torch.cat([getattr(block, field) for block in whole]), ids)
+    assert torch.equal(torch.cat([block.canvas for block in whole]).flatten(), ids)

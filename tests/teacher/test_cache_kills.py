@@ -1,0 +1,34 @@
+"""SIGKILL at 20 random moments of real builds, also within a write, an fsync and a rename: the bytes are those of one build."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import run
+from tests.teacher.cache_fixtures import make_dataset, make_teacher, views_of
+from tests.teacher.cache_fixtures import run as build
+from tests.teacher.kill_harness import KILLS, VIEWS
+
+
+def test_twenty_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
+    (tmp_path / "data").mkdir()
+    dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")
+    done = run(dataset.path, teacher.path, tmp_path / "killed", module="tests.teacher.kill_harness")
+    assert done.code == 0, done
+    attempts = json.loads(done.out)
+    killed = [each for each in attempts if each["code"] == -signal.SIGKILL]
+    assert all(each["code"] in (0, -signal.SIGKILL) for each in attempts)
+    assert attempts[-1]["code"] == 0
+    assert len(killed) >= KILLS // 4, "builds were hit before they ended"
+    assert any(each["after"] > 0 for each in killed)
+    assert all(each["after"] >= each["before"] + each["told"] for each in attempts), "what was said to be done was lost"
+    # A kill costs at most the block in work: all builds together computed no more than each block once and one a kill.
+    whole = build(tmp_path / "whole", dataset, teacher, VIEWS)
+    blocks = attempts[-1]["after"]
+    assert sum(each["told"] for each in attempts) <= blocks
+    assert whole.views == tuple(range(VIEWS))
+    assert views_of(tmp_path / "killed") == views_of(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}

@@ -1,0 +1,308 @@
+"""Teachers as a panel: every estimator from its definition in float64, and cached targets equal to live ones bit for bit."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.small import make_dataset as small_dataset
+from tests.small import small_recipe
+from tests.teacher.cache_fixtures import CLASSES, CPU, RECIPE, TEACHER, make_dataset, make_teacher
+from udkd.augment.apply import apply
+from udkd.augment.view_table import EpochViews
+from udkd.config import Recipe
+from udkd.data.backends.registry import open_backend
+from udkd.data.batch import Batch
+from udkd.data.dataset import DatasetFolder
+from udkd.losses.sample_weight import Weighing, weight
+from udkd.models.build import build, sample_dropout
+from udkd.teacher.cache.build import build_cache
+from udkd.teacher.cache.reader import Cache
+from udkd.teacher.ensemble import Panel
+from udkd.teacher.folder import TeacherFolder, write_teacher
+from udkd.teacher.sources import CachedLessons, Evidence, LiveLessons, open_lessons
+from udkd.training.make_teacher import from_run, write_measured
+from udkd.training.run_folder import RunFolder
+from udkd.training.trainer import Job, train
+from udkd.utils.errors import CacheError, ConfigError
+from udkd.utils.progress import SILENT
+
+C = len(CLASSES)
+IMAGES = torch.randn(11, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+IDS = torch.tensor([3, 1, 4, 15, 9, 2, 6, 5, 35, 8, 97])
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 16)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[TeacherFolder]:
+    """Three: the last was fitted with the evidential loss, as far as its folder says."""
+    plain = [make_teacher(tmp_path_factory.mktemp("teacher"), seed) for seed in (0, 1)]
+    info = plain[0].info
+    evidential = write_teacher(
+        tmp_path_factory.mktemp("evidential"),
+        plain[0].weights(),
+        architecture=info.architecture,
+        classes=info.classes,
+        image_px=32,
+        resize_px=36,
+        scheme="centre",
+        accuracy={},
+        made={},
+        loss="evidential",
+    )
+    return [*plain, evidential]
+
+
+def recipe(loss: dict[str, object] | None = None, **teacher: object) -> Recipe:
+    return Recipe.of(RECIPE | {"teacher": {"batch": 8, **teacher}, "loss": loss or {}}, "test")
+
+
+def of(teachers: list[TeacherFolder], kind: str) -> list[TeacherFolder]:
+    return {"ensemble": teachers[:2], "evidential": teachers[2:]}.get(kind, teachers[:1])
+
+
+def panel(teachers: list[TeacherFolder], dataset: DatasetFolder, kind: str, **more: object) -> Panel:
+    return Panel.load(of(teachers, kind), recipe(estimator=kind, **more), dataset, CPU)
+
+
+def network(teacher: TeacherFolder) -> torch.nn.Module:
+    model = build(TEACHER, C, image_px=32, seed=0)
+    model.load_state_dict(teacher.weights())
+    return model.eval().requires_grad_(False)
+
+
+def entropy64(p: torch.Tensor) -> torch.Tensor:
+    return -(p * p.log()).sum(-1)
+
+
+def assert_members(packed: dict[str, torch.Tensor], p_MBC: torch.Tensor) -> None:
+    """The mean, its entropy and the mutual information of probabilities in float64."""
+    mean = p_MBC.mean(0)
+    torch.testing.assert_close(torch.softmax(packed["logits"].double(), -1), mean, atol=2e-4, rtol=0)
+    torch.testing.assert_close(packed["entropy"].double(), entropy64(mean), atol=1e-4, rtol=0)
+    information = entropy64(mean) - entropy64(p_MBC).mean(0)
+    assert information.min() > 1e-3
+    torch.testing.assert_close(packed["mutual_information"].double(), information, atol=1e-4, rtol=0)
+
+
+def test_ensemble_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
+    p_MBC = torch.stack([torch.softmax(network(each).double()(IMAGES.double()), -1) for each in teachers[:2]])
+    asked = panel(teachers, dataset, "ensemble")
+    assert_members(asked.targets(IMAGES, IDS, 0).arrays, p_MBC)
+    assert asked.describe()["teacher"] == f"{TEACHER} + {TEACHER}"
+    assert asked.describe()["teacher_sha256"] == " + ".join(each.info.weights_sha256 for each in teachers[:2])
+
+
+def test_another_batch_shape_moves_a_probability_by_less_than_2e_5(
+    teachers: list[TeacherFolder], dataset: DatasetFolder
+) -> None:
+    eight, three = (panel(teachers, dataset, "ensemble", batch=batch).predictions(IMAGES, IDS, 0) for batch in (8, 3))
+    apart = torch.softmax(eight.logits.double(), -1) - torch.softmax(three.logits.double(), -1)
+    assert apart.abs().max() < 2e-5
+    assert (eight.entropy - three.entropy).abs().max() < 1e-4
+
+
+def test_mc_dropout_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
+    """With the masks as given: dropout before the head, the rest of the network as ever."""
+    asked = panel(teachers, dataset, "mc_dropout", passes=3, dropout=0.4)
+    masks: list[torch.Tensor] = []
+
+    def noted(*arguments: object) -> torch.Tensor:
+        masks.append(sample_dropout(*arguments))  # type: ignore[arg-type]
+        return masks[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("udkd.teacher.frozen.sample_dropout", noted)
+        packed = asked.targets(IMAGES[:8], IDS[:8], 2)
+    model, features = network(teachers[0]).double(), []
+    model.fc.register_forward_hook(lambda module, given, result: features.append(given[0]))
+    model(IMAGES[:8].double())
+    assert len(masks) == 3
+    p_MBC = torch.stack(
+        [torch.softmax(torch.nn.functional.linear(features[0] * m, model.fc.weight, model.fc.bias), -1) for m in masks]
+    )
+    assert_members(packed.arrays, p_MBC)
+
+
+def test_masks_are_a_function_of_name_and_id() -> None:
+    ids = torch.arange(400)
+    mask = sample_dropout(ids, 7, 512, 0.2)
+    assert set(mask.unique().tolist()) == {0.0, 1.25}
+    assert (mask == 0).float().mean().item() == pytest.approx(0.2, abs=0.005)
+    assert (mask == 0).float().mean(0).std().item() == pytest.approx((0.2 * 0.8 / 400) ** 0.5, rel=0.2)
+    assert torch.equal(sample_dropout(ids[[5, 3]], 7, 512, 0.2), mask[[5, 3]])
+    for other in (sample_dropout(ids, 8, 512, 0.2), sample_dropout(ids + 1, 7, 512, 0.2), mask.roll(1, 1)):
+        share = ((other == 0) & (mask == 0)).float().mean().item()
+        assert share == pytest.approx(0.04, abs=0.003)
+
+
+def test_passes_differ_by_view_and_sample_not_by_batch(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
+    asked = panel(teachers, dataset, "mc_dropout")
+    first = asked.targets(IMAGES, IDS, 0)
+    alone = asked.targets(IMAGES[9:10], IDS[9:10], 0)
+    assert all(torch.equal(first.arrays[name][9:10], alone.arrays[name]) for name in first.arrays)
+    for other in (asked.targets(IMAGES, IDS, 1), asked.targets(IMAGES, IDS + 1, 0)):
+        assert not torch.equal(other.logits, first.logits)
+
+
+def test_evidential_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
+    alpha = 1 + network(teachers[2]).double()(IMAGES.double()).clamp(max=10).exp()
+    total = alpha.sum(-1, keepdim=True)
+    packed = panel(teachers, dataset, "evidential").targets(IMAGES, IDS, 0)
+    torch.testing.assert_close(torch.softmax(packed.logits.double(), -1), alpha / total, atol=2e-4, rtol=0)
+    torch.testing.assert_close(packed.uncertainties["vacuity"].double(), C / total[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed.entropy.double(), entropy64(alpha / total), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "kinds"),
+    [
+        ("plain", {}, ["entropy", "inverse_entropy", "max_probability", "margin", "correctness"]),
+        ("plain", {"storage": "float32"}, ["entropy", "margin"]),
+        ("plain", {"top_k": 3, "views": 1}, ["entropy", "max_probability", "margin", "correctness"]),
+        ("mc_dropout", {"passes": 3, "views": 2}, ["entropy", "mutual_information"]),
+        ("ensemble", {"storage": "float32", "top_k": 4}, ["entropy", "mutual_information", "margin"]),
+        ("evidential", {}, ["vacuity", "correctness"]),
+    ],
+)
+def test_cached_equals_live_for_every_kind(
+    tmp_path: Path,
+    dataset: DatasetFolder,
+    teachers: list[TeacherFolder],
+    kind: str,
+    settings: dict[str, object],
+    kinds: list[str],
+) -> None:
+    """In id order in the cache, shuffled and in other batches live: logits and weights are the same bits."""
+    rules, split, members = recipe(estimator=kind, **settings), dataset.split("train"), of(teachers, kind)
+    cache = build_cache(tmp_path, dataset=dataset, teacher=members[0], others=members[1:], recipe=rules, device=CPU).cache
+    labels = torch.from_numpy(split.labels.astype(np.int64))
+    asked, view = Panel.load(members, rules, dataset, CPU), cache.views[-1]
+    canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if cache.key.policy == "canonical" else None
+    seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
+    backend = open_backend("folder", split, CPU, workers=1)
+    batches = list(backend.epoch(np.random.default_rng(1).permutation(split.ids)[:26], 13))
+    for name in kinds:
+        weighing = Weighing(kind=name)  # type: ignore[arg-type]
+        cached, live = CachedLessons(cache, CPU, weighing, labels), LiveLessons(asked, canonical, weighing)
+        weights = []
+        for batch in batches:
+            x = apply(batch.canvas, seen.table(view).gather(batch.ids), rules.views.spec)
+            ours, theirs = cached.lookup(batch, x, view), live.lookup(batch, x, view)
+            assert torch.equal(ours.logits, theirs.logits)
+            assert torch.equal(ours.weight, theirs.weight), name
+            weights.append(ours.weight)
+        assert len(torch.cat(weights).unique()) > 1, name
+
+
+def test_controls(tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder]) -> None:
+    """The same values on other samples, their mean for everybody, and mean 1: against NumPy."""
+    cache = build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=recipe(), device=CPU).cache
+    ids = torch.from_numpy(dataset.split("train").ids)
+
+    def weights(**settings: object) -> torch.Tensor:
+        logits, weight_B = cache.lookup_table(0, CPU, Weighing(**settings)).lookup(ids)  # type: ignore[arg-type]
+        assert torch.equal(logits, plain_logits)
+        return weight_B
+
+    plain_logits, plain = cache.lookup_table(0, CPU).lookup(ids)
+    mean = plain.double().mean()
+    shuffled = weights(control="shuffled", seed=1)
+    assert torch.equal(shuffled.sort().values, plain.sort().values)
+    assert (shuffled != plain).float().mean() > 0.95
+    assert torch.equal(shuffled, weights(control="shuffled", seed=1))
+    assert not torch.equal(shuffled, weights(control="shuffled", seed=2))
+    torch.testing.assert_close(weights(control="equal_mean").double(), mean.expand(len(ids)), atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(weights(mean_one=True).double(), plain.double() / mean)
+    torch.testing.assert_close(weights(kind="margin", mean_one=True).double().mean(), torch.tensor(1.0).double())
+    assert weights(control="equal_mean", mean_one=True).unique().tolist() == [1.0]
+    elsewhere = cache.lookup_table(0, torch.device("meta"))  # stands for a GPU
+    assert elsewhere.lookup(ids.to("meta"))[1].shape == ids.shape
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "settings", "loss", "said"),
+    [
+        ("plain", 2, {}, {}, "2 teachers were given and teacher.estimator is plain"),
+        ("ensemble", 1, {}, {}, "1 teacher was given"),
+        ("evidential", 1, {}, {}, "fitted with cross-entropy"),
+        ("plain", 1, {"top_k": C}, {}, f"teacher.top_k is {C} of {C} classes"),
+        ("plain", 1, {}, {"weight": "vacuity"}, "expected one that gives vacuity: evidential"),
+        ("plain", 1, {}, {"weight": "mutual_information"}, "mc_dropout or ensemble"),
+        ("plain", 1, {}, {"weight_control": "shuffled"}, "weight_control = shuffled needs the weights of all samples"),
+        ("plain", 1, {}, {"weight_mean_one": True}, "weight_mean_one needs the weights of all samples"),
+    ],
+)
+def test_what_live_teachers_cannot_do(
+    dataset: DatasetFolder,
+    teachers: list[TeacherFolder],
+    kind: str,
+    given: int,
+    settings: dict[str, object],
+    loss: dict[str, object],
+    said: str,
+) -> None:
+    rules = recipe(loss, estimator=kind, source="live", **settings)
+    with pytest.raises(ConfigError, match=said):
+        open_lessons(rules, dataset, "any", CPU, cache=None, teachers=[each.path for each in teachers[:given]])
+
+
+def test_a_cache_without_the_uncertainty_is_refused(
+    tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder]
+) -> None:
+    built = build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=recipe(), device=CPU)
+    pixels = built.cache.key.pixel_class
+    for kind, maker in (("vacuity", "evidential"), ("mutual_information", "mc_dropout or ensemble")):
+        with pytest.raises(CacheError, match=f"expected {kind} for loss.weight = {kind}.*{maker}"):
+            open_lessons(recipe({"weight": kind}), dataset, pixels, CPU, cache=tmp_path, teachers=[])
+        with pytest.raises(CacheError, match=kind):
+            Cache.open(tmp_path).lookup_table(0, CPU, Weighing(kind=kind))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected a kind that varies"):
+        recipe({"weight": "constant", "weight_control": "shuffled"})
+    assert weight("max_probability", torch.zeros(1, 4), None, None).item() == 0.25
+
+
+def test_a_teacher_fitted_with_the_evidential_loss(tmp_path: Path) -> None:
+    """From fit to vacuity: the folder says how its logits were fitted, and only then they are taken for evidence."""
+    data = small_dataset(tmp_path, per_class=8, val_per_class=2)
+    how = small_recipe("fit.architecture=squeezenet1_1", "fit.epochs=2", "fit.loss=evidential", "loss.label_smoothing=0.1")
+    fit = how.for_teacher()
+    assert (fit.loss.hard, fit.loss.label_smoothing, fit.loss.beta) == ("evidential", 0.0, 0.0)
+    assert train(Job(recipe=fit, data=data.path, out=tmp_path / "run", device=CPU)).finished
+    candidate = from_run(RunFolder.open(tmp_path / "run"), None, [entry.wnid for entry in data.classes])
+    teacher = write_measured(tmp_path / "teacher", candidate, data, fit, CPU, SILENT)
+    assert TeacherFolder.open(teacher.path).info.loss == "evidential"
+    rules = small_recipe("teacher.estimator=evidential", "loss.weight=vacuity")
+    cache = build_cache(tmp_path / "cache", dataset=data, teacher=teacher, recipe=rules, device=CPU).cache
+    assert cache.key.uncertainties == ("entropy", "vacuity")
+    vacuity = cache.view_file(0).uncertainties["vacuity"]
+    assert ((vacuity > 0) & (vacuity <= 1)).all()
+    outcome = train(Job(recipe=rules, data=data.path, out=tmp_path / "students", device=CPU, cache=cache.folder))
+    assert outcome.finished
+
+
+def test_evidence_grows_its_regulariser_with_the_epochs() -> None:
+    batch = Batch(ids=torch.arange(3), canvas=torch.zeros(3), labels=torch.zeros(3, dtype=torch.int64))
+    shares = [Evidence().lookup(batch, torch.zeros(3), epoch).weight for epoch in (0, 4, 10, 50)]
+    assert [share.tolist() for share in shares if share is not None] == [
+        [0.0] * 3,
+        [pytest.approx(0.4)] * 3,
+        [1.0] * 3,
+        [1.0] * 3,
+    ]
+    with pytest.raises(ConfigError, match="loss: hard is evidential; expected beta"):
+        recipe({"hard": "evidential"})

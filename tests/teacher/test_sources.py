@@ -1,0 +1,206 @@
+"""A run and its cache: what does not fit is refused by name, what is allowed is recorded, more views change nothing."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from tests.small import make_dataset, make_teacher, small_recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.data.header import ClassName, Encoder, content_digest
+from udkd.teacher.cache.build import build_cache
+from udkd.teacher.cache.reader import Cache
+from udkd.teacher.folder import TeacherFolder
+from udkd.teacher.sources import open_lessons
+from udkd.training.run_folder import RunFolder
+from udkd.training.trainer import Job, train
+from udkd.utils.errors import DataError, MismatchError
+from udkd.utils.progress import Silent
+
+CPU = torch.device("cpu")
+PIXELS = "libjpeg islow, fancy upsampling"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"), per_class=8, val_per_class=2)
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> list[TeacherFolder]:
+    return [make_teacher(tmp_path_factory.mktemp("teacher"), dataset, seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teachers: list[TeacherFolder]) -> Cache:
+    folder = tmp_path_factory.mktemp("cache")
+    recipe = small_recipe("teacher.views=2")
+    return build_cache(folder, dataset=dataset, teacher=teachers[0], recipe=recipe, device=CPU).cache
+
+
+@pytest.mark.parametrize(
+    ("changed", "pixels", "teacher", "other_data", "fields"),
+    [
+        ((), PIXELS, 1, {}, ["teacher_sha256"]),
+        (("views.brightness=0.1", "views.scale=[0.5, 1.0]"), PIXELS, 0, {}, ["views.brightness", "views.scale"]),
+        (("views.seed=5",), PIXELS, 0, {}, ["seed"]),
+        ((), PIXELS, 0, {"digest": "e" * 64}, ["dataset_digest"]),
+        ((), "nvjpeg, fancy upsampling", 0, {}, ["pixel_class"]),
+        (("teacher.precision=bfloat16",), PIXELS, 0, {}, ["precision"]),
+        (("teacher.folded=true",), PIXELS, 0, {}, ["precision"]),
+        (("teacher.estimator=mc_dropout",), PIXELS, 0, {}, ["estimator"]),
+        (
+            ("views.seed=5", "teacher.precision=bfloat16"),
+            "nvjpeg",
+            1,
+            {},
+            ["pixel_class", "precision", "seed", "teacher_sha256"],
+        ),
+    ],
+)
+def test_another_circumstance_is_refused_by_name(
+    dataset: DatasetFolder,
+    teachers: list[TeacherFolder],
+    cache: Cache,
+    changed: tuple[str, ...],
+    pixels: str,
+    teacher: int,
+    other_data: dict[str, str],
+    fields: list[str],
+) -> None:
+    """Other weights, view spec, seed, dataset, decoder, precision: each field with both values; all may be allowed."""
+    recipe, data = small_recipe("teacher.views=2", *changed), dataclasses.replace(dataset, **other_data)
+
+    def opened(*allow: str) -> dict[str, object]:
+        folders = [teachers[teacher].path]
+        return open_lessons(recipe, data, pixels, CPU, cache=cache.folder, teachers=folders, allow=allow)[1]
+
+    with pytest.raises(MismatchError) as refusal:
+        opened()
+    assert [name for name, _, _ in refusal.value.fields] == fields
+    assert all(
+        f"{name}: stored {stored!r}, wanted {wanted!r}" in str(refusal.value) for name, stored, wanted in refusal.value.fields
+    )
+    with pytest.raises(MismatchError, match=fields[-1]):
+        opened(*fields[:-1])
+    assert opened(*fields)["allowed"] == fields
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("teacher.views=canonical",),
+        ("teacher.views=canonical", "views.seed=5", "views.scale=[0.5, 1.0]"),
+        ("views.brightness=0.1", "views.seed=5"),
+        ("teacher.precision=bfloat16", "teacher.folded=true"),
+        ("teacher.estimator=mc_dropout",),
+        ("teacher.top_k=2", "teacher.storage=float32"),
+    ],
+)
+def test_what_the_refusal_advises_mends_it(dataset: DatasetFolder, cache: Cache, changed: tuple[str, ...]) -> None:
+    recipe = ("teacher.views=2", *changed)
+    with pytest.raises(MismatchError) as refusal:
+        open_lessons(small_recipe(*recipe), dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
+    if "teacher.views=canonical" in changed:
+        assert "the cache holds 2 augmented views; give --set teacher.views=2" in str(refusal.value)
+    mended = small_recipe(*recipe, *re.findall(r"--set (\S+)", str(refusal.value)))
+    open_lessons(mended, dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
+
+
+def test_a_canonical_cache_names_its_setting_and_a_stranger_its_option(
+    tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder], cache: Cache
+) -> None:
+    build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=small_recipe(), device=CPU)
+    with pytest.raises(MismatchError, match=r"holds one canonical view; give --set teacher\.views=canonical to train"):
+        open_lessons(small_recipe("teacher.views=2"), dataset, PIXELS, CPU, cache=tmp_path, teachers=[])
+    with pytest.raises(
+        MismatchError, match="another --backend, --teacher to train with it, or build a cache for these settings"
+    ):
+        open_lessons(small_recipe("teacher.views=2"), dataset, "nvjpeg", CPU, cache=cache.folder, teachers=[teachers[1].path])
+    other = small_recipe("teacher.views=2", "views.flip=0.1")
+    with pytest.raises(MismatchError, match=r"give --set views\.flip=0\.5 to go on with it, build into another folder"):
+        build_cache(cache.folder, dataset=dataset, teacher=teachers[0], recipe=other, device=CPU)
+
+
+def test_a_cache_of_another_storage_is_said_or_refused(
+    tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder]
+) -> None:
+    """A recipe that leaves the storage as it is takes any cache and says so; one that asks for another is refused."""
+    build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=small_recipe("teacher.top_k=3"), device=CPU)
+
+    class Notes(Silent):
+        lines: ClassVar[list[str]] = []
+
+        def note(self, line: str) -> None:
+            self.lines.append(line)
+
+    def opened(*settings: str, allow: tuple[str, ...] = ()) -> object:
+        recipe = small_recipe(*settings)
+        record = open_lessons(recipe, dataset, PIXELS, CPU, cache=tmp_path, teachers=[], allow=allow, observer=Notes())[1]
+        return record["allowed"]
+
+    assert opened("teacher.top_k=3") == []
+    assert Notes.lines == []
+    assert opened() == []
+    assert Notes.lines == ["the cache stores float16 top-3 where the recipe's teacher.storage and top_k say float16"]
+    with pytest.raises(MismatchError, match=r"or allow it, .*\(storage: stored 'float16 top-3', wanted 'float16 top-2'\)"):
+        opened("teacher.top_k=2")
+    assert opened("teacher.top_k=2", allow=("storage",)) == ["storage"]
+
+
+def test_one_class_is_nothing_to_tell_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: list[TeacherFolder]
+) -> None:
+    monkeypatch.setattr("tests.small.CLASSES", ("ant",))
+    single, recipe = make_dataset(tmp_path, per_class=9, val_per_class=2), small_recipe()
+    for action in (
+        lambda: train(Job(recipe=recipe.for_teacher(), data=single.path, out=tmp_path / "run", device=CPU)),
+        lambda: train(Job(recipe=recipe, data=single.path, out=tmp_path / "run", device=CPU, cache=tmp_path / "none")),
+        lambda: build_cache(tmp_path / "c", dataset=single, teacher=teachers[0], recipe=recipe, device=CPU),
+    ):
+        with pytest.raises(DataError, match=r"has one class \(ant\): nothing to tell apart; .* wrong level of folders"):
+            action()
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_class_order_is_another_dataset() -> None:
+    """So a cache of the one is refused by the other's digest."""
+    classes = tuple(ClassName(wnid=wnid, name="") for wnid in ("ant", "bee"))
+    digests = [
+        content_digest(side=36, fit="pad", encoder=Encoder(quality=90, subsampling="4:2:0"), classes=order, splits={})
+        for order in (classes, classes[::-1])
+    ]
+    assert digests[0] != digests[1]
+
+
+def test_more_views_do_not_change_a_run(
+    tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder], cache: Cache
+) -> None:
+    """A run over two cached views, stopped; the cache grows to three; resumed, it ends as one that was left alone."""
+    recipe, asked = small_recipe("teacher.views=2"), 0
+
+    def soon() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 5
+
+    def job(name: str, **more: object) -> Job:
+        return Job(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache.folder, **more)  # type: ignore[arg-type]
+
+    assert not train(job("stopped", stopped=soon)).finished
+    assert train(job("whole")).finished
+    more = small_recipe("teacher.views=3")
+    grown = build_cache(cache.folder, dataset=dataset, teacher=teachers[0], recipe=more, device=CPU).cache
+    assert grown.views == (0, 1, 2)
+    assert train(job("stopped", resume=True)).finished
+    runs = [RunFolder.open(tmp_path / name) for name in ("stopped", "whole")]
+    assert [run.provenance["num_views"] for run in runs] == [2, 2]
+    assert [
+        [row["view"] for row in map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())] for run in runs
+    ] == [[0, 1, 0]] * 2
+    weights = [run.load().tensors for run in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])

@@ -1,0 +1,153 @@
+"""Several processes build one cache: the same bytes for 1, 2 and 3, under torchrun's own launcher; nobody is left over."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch.distributed import HashStore
+
+from tests.cli import commands
+from tests.patience import patience, until
+from tests.teacher.cache_fixtures import CPU, make_dataset, make_teacher, recipe, run, views_of
+from udkd.data.dataset import DatasetFolder
+from udkd.teacher.cache.build import build_cache
+from udkd.teacher.folder import TeacherFolder
+from udkd.teacher.workers import Team, whole_machine_threads
+from udkd.utils.errors import CacheError, DataError, UserError
+
+SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
+for override in (
+    "views.size_px=32", "views.resize_px=36", "evaluation.resize_px=36", "teacher.batch=8", "train.threads=1", "views.seed=3",
+    "data.workers=1",
+):  # fmt: skip
+    SETTINGS += ["--set", override]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
+    return make_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
+    """What one process builds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
+        return run(tmp_path_factory.mktemp("whole") / "cache", dataset, teacher, 2).folder
+
+
+def build_words(dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> list[str]:
+    return ["cache", "build", str(dataset.path), str(teacher.path), str(cache), "--views", "2", *SETTINGS]
+
+
+def in_threads(
+    size: int, folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: int = 2, **options: object
+) -> list[object]:
+    """A team of threads with a store of torch's own: what each returned or raised."""
+    store, results = HashStore(), [None] * size
+    store.set_timeout(timedelta(seconds=patience(60)))
+
+    def build(rank: int) -> None:
+        team = Team(rank=rank, size=size, store=store)
+        try:
+            given = {"dataset": dataset, "teacher": teacher, "recipe": recipe(views), "device": CPU} | options
+            results[rank] = build_cache(folder, **given, team=team)  # type: ignore[arg-type]
+        except UserError as error:
+            results[rank] = error
+            if not team.leads:
+                team.tell("failed", str(error))
+
+    threads = [threading.Thread(target=build, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(patience(120))
+    return results
+
+
+@pytest.mark.parametrize("size", [2, 12])
+def test_any_size_gives_the_same_bytes(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path, size: int
+) -> None:
+    """More processes than blocks, too."""
+    built = in_threads(size, tmp_path / "team", dataset, teacher)
+    assert views_of(tmp_path / "team") == views_of(whole)
+    assert {each.num_images for each in built} == {2 * len(dataset.split("train").ids)}
+    grown = in_threads(2, tmp_path / "team", dataset, teacher, views=3)
+    assert {each.num_images for each in grown} == {len(dataset.split("train").ids)}
+
+
+def test_a_failing_member_is_heard(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise DataError("sample 41 of its own share is damaged")
+
+    monkeypatch.setattr("udkd.teacher.cache.build.join_view", broken)
+    leader, follower = in_threads(2, tmp_path, dataset, teacher)
+    assert isinstance(follower, DataError)
+    assert str(leader) == str(follower)
+
+
+def test_a_killed_launcher_leaves_nobody_and_torchrun_goes_on(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path
+) -> None:
+    """Three processes that are left alone end; two of the real torchrun go on to the bytes of one."""
+    words = build_words(dataset, teacher, tmp_path / "team")
+    launcher = commands.start(3, *words, module="tests.teacher.workers_launcher")
+    assert until(lambda: launcher.ended() or list((tmp_path / "team").glob("view-*")), 120)
+    children = psutil.Process(launcher.pid).children()
+    launcher.send_signal(signal.SIGKILL)
+    launcher.finish()
+    assert len(children) == 3
+    _, alive = psutil.wait_procs(children, timeout=patience(60))
+    assert not alive, "a process outlived its launcher"
+    torchrun = ["--standalone", "--nproc-per-node", "2", "-m", "tests.teacher.workers_command", *words]
+    again = commands.run(*torchrun, module="torch.distributed.run")
+    assert again.code == 0, again
+    assert views_of(tmp_path / "team") == views_of(whole)
+    assert again.out.count("mean weight") == 1, "one process speaks"
+    assert {path.name for path in (tmp_path / "team").iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_alone_without_torchrun() -> None:
+    assert Team.join({}) == Team()
+    assert Team.join({"WORLD_SIZE": "1", "RANK": "0"}).size == 1
+    assert Team().add("done", 3) == 3
+    assert Team(rank=1, size=2, local_rank=1).device(torch.device("cuda")) == torch.device("cuda", 1)
+    assert Team(rank=1, size=2, local_rank=1).device(CPU) == CPU
+
+
+def test_a_world_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("udkd.teacher.workers.die_with_parent", lambda number: None)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(CacheError, match="expected to be started by torchrun"):
+        Team.join({"WORLD_SIZE": "3"})
+
+
+def test_threads_are_those_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("udkd.teacher.workers._environment_of", lambda process: {"PATH"})
+    assert 1 <= whole_machine_threads() <= len(os.sched_getaffinity(0))
+    monkeypatch.setattr("udkd.teacher.workers._environment_of", lambda process: {"OMP_NUM_THREADS"})
+    torch.set_num_threads(1)
+    assert whole_machine_threads() == 1

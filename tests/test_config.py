@@ -1,0 +1,327 @@
+"""Recipes: what is shipped, what a user may write, and how each mistake is told."""
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from udkd.augment.views import ViewSpec, draw
+from udkd.config import Recipe, load_recipe, shipped_recipes
+from udkd.losses.distill import LossSettings
+from udkd.training.lr import cosine
+from udkd.utils.errors import ConfigError
+
+SHIPPED = {"smoke", "quickstart", "tiny-imagenet-100", "imagenet100-paper", "imagenet100-fast"}
+
+
+def test_every_shipped_recipe_loads_and_survives_json() -> None:
+    assert set(shipped_recipes()) >= SHIPPED
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        stored = json.loads(json.dumps(recipe.to_dict()))
+        assert Recipe.of(stored, "stored") == recipe
+        assert Recipe.of(stored, "stored").to_dict() == stored
+        teacher = recipe.for_teacher()
+        assert [student.architecture for student in teacher.students] == [recipe.fit.architecture]
+        assert teacher.train.epochs == recipe.fit.epochs
+        assert teacher.students[0].lr == recipe.fit.lr
+        assert (teacher.loss.alpha, teacher.loss.beta, teacher.loss.gamma) == (1, 0, 0)
+        assert teacher.teacher.source == "none"
+        assert teacher.views == recipe.views
+
+
+def test_the_paper_s_recipe_to_the_letter() -> None:
+    """Design, section 4."""
+    recipe = load_recipe("imagenet100-paper")
+    assert recipe.loss.settings == LossSettings(
+        alpha=0.4, beta=0.4, gamma=0.2, temperature=4.0, direction="student_teacher", label_smoothing=0.0
+    )
+    assert recipe.loss.weight == "entropy"
+    assert (recipe.train.batch, recipe.train.epochs, recipe.train.precision) == (64, 50, "float32")
+    assert [student.architecture for student in recipe.students] == ["resnet18", "mobilenet_v2"]
+    for section in (*recipe.students, recipe.fit):
+        assert (section.lr, section.momentum, section.weight_decay) == (0.1, 0.9, 1e-4)
+        assert (section.nesterov, section.warmup_epochs) == (False, 0.0)
+    assert (recipe.fit.architecture, recipe.fit.epochs) == ("resnet50", 50)
+    assert recipe.views.spec == ViewSpec(
+        scheme="random_resized",
+        size_px=224,
+        scale=(0.08, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        flip=0.5,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+    )
+    assert recipe.evaluation_spec == ViewSpec(scheme="centre_squash", size_px=224, resize_px=256, flip=0.0)
+    assert (recipe.teacher.source, recipe.teacher.views, recipe.teacher.precision) == ("cache", "canonical", "float32")
+    assert recipe.teacher_spec == recipe.evaluation_spec
+    literal = load_recipe("imagenet100-paper", ["views.scheme=random"])
+    assert literal.views.spec.scheme == "random"
+
+
+def test_overrides_reach_every_key() -> None:
+    for name in ("smoke", "imagenet100-fast"):
+        recipe = load_recipe(name)
+        overrides = [f"{path}={json.dumps(value)}" for path, value in leaves(recipe.to_dict())]
+        assert len(overrides) > 50
+        assert load_recipe("imagenet100-paper", overrides) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "get", "value"),
+    [
+        ("train.epochs=3", lambda r: r.train.epochs, 3),
+        (" train.epochs = 3 ", lambda r: r.train.epochs, 3),
+        ("teacher.views=4", lambda r: r.teacher.views, 4),
+        ("teacher.views=canonical", lambda r: r.teacher.views, "canonical"),
+        ("teacher.views='canonical'", lambda r: r.teacher.views, "canonical"),
+        ("students.1.lr=0.25", lambda r: r.students[1].lr, 0.25),
+        ("students.1.lr=1", lambda r: r.students[1].lr, 1.0),
+        ("fit.architecture=resnet34", lambda r: r.fit.architecture, "resnet34"),
+        ("train.tensorboard=true", lambda r: r.train.tensorboard, True),
+        ("views.scale=[0.5, 1]", lambda r: r.views.scale, (0.5, 1.0)),
+        ('students=[{architecture="vgg11"}]', lambda r: [s.architecture for s in r.students], ["vgg11"]),
+        ("data.backend=folder", lambda r: r.data.backend, "folder"),
+    ],
+)
+def test_an_override(override: str, get: Any, value: object) -> None:
+    assert get(load_recipe("smoke", [override])) == value
+
+
+WRONG = [
+    ([".".join("a" * 100_000) + "=1"], "--set a.a.a."),
+    (["loss.schedules.beta.to.a.a.a.a.a=1"], "no such place in the recipe"),
+    (["train.epochs=" + "[" * 100_000], 'smoke: train.epochs is "[[['),
+    (["train.epochs=" + "[" * 250 + "]" * 250], "smoke: "),
+    (["train.epochs={" + ".".join("a" * 5_000) + "=1}"], "smoke: train.epochs is"),
+    (["train.epochs=3\ntrain.batch=4"], 'smoke: train.epochs is "3\\ntrain.batch=4"; expected'),
+    (["loss.temperature=1e300"], "smoke: loss.temperature is 1e+300; expected less than or equal to 1000"),
+    (["students.0.warmup_epochs=1e300"], "expected less than or equal to 1000000"),
+    (["students.1.lr=1e31"], "smoke: students.1.lr is 1e+31; expected less than or equal to 1000000"),
+    (["views.ratio=[1e-300, 1e300]"], "smoke: views: ratio [1e-300, 1e+300]; expected width over height"),
+    (["students.0.name=.."], "smoke: students.0 is called '..', and files are called after it; expected up to"),
+    (["students.1.name=../../etc/x"], "smoke: students.1 is called '../../etc/x', and"),
+    (['students.1.name="a\\u0000"'], "smoke: students.1 is called"),
+    (['students.1.name="a\\nb"'], "smoke: students.1 is called 'a\\nb', and files"),
+    (['students.1.name="\\u001b[31mred"'], "smoke: students.1 is called '\\x1b[31mred', and files"),
+    (["students.1.name=" + "n" * 121], "smoke: students.1 is called 'nnn"),
+    (["students.1.name=" + "n" * 10_000], "smoke: students.1.name is"),
+    (["students.0.name=a/b", "students.1.name=a-b"], "smoke: students are called a/b, a-b; expected a name each"),
+    (["students.1.name=\udcff"], "smoke: "),
+    (["train.epochs"], "--set 'train.epochs'; expected KEY=VALUE, such as train.epochs=3"),
+    (["=3"], "--set '=3'; expected KEY=VALUE"),
+    (["train..epochs=3"], "expected KEY=VALUE"),
+    (["trian.epochs=3"], "smoke: trian is no key of a recipe; expected data, views, "),
+    (["train.epoch=3"], "smoke: train.epoch is no key of a recipe; expected epochs, batch, "),
+    (["students.0.lrr=3"], "smoke: students.0.lrr is no key of a recipe; expected architecture, name, lr, "),
+    (["students.5.lr=3"], "--set students.5.lr: no such place in the recipe"),
+    (["students.first.lr=3"], "--set students.first.lr: no such place"),
+    (["train.epochs.most=3"], "--set train.epochs.most: no such place"),
+    (["train.epochs=many"], 'smoke: train.epochs is "many"; expected a valid integer'),
+    (["train.epochs=3.0"], "smoke: train.epochs is 3.0; expected a valid integer"),
+    (["train.epochs=0"], "smoke: train.epochs is 0; expected greater than or equal to 1"),
+    (["train.epochs="], 'smoke: train.epochs is ""; expected'),
+    (["train.epochs=2026-01-01"], 'smoke: train.epochs is "2026-01-01"; expected'),
+    (["train.epochs=true"], "smoke: train.epochs is true; expected"),
+    (["train=3"], "smoke: train is 3; expected an object"),
+    (["train.seed=-1"], "smoke: train.seed is -1; expected greater than or equal to 0"),
+    (["train.seed=9223372036854775808"], "smoke: train.seed is 9223372036854775808; expected less than"),
+    (["views.seed=99999999999999999999"], "expected less than"),
+    (["train.seed=" + "9" * 5000], "expected a valid integer"),
+    (["train.batch=1"], "smoke: train.batch is 1; expected greater than or equal to 2"),
+    (["train.threads=1000000"], "smoke: train.threads is 1000000; expected less than or equal to 1024"),
+    (["train.precision=float16"], "smoke: train.precision is \"float16\"; expected 'float32' or 'bfloat16'"),
+    (["train.epochs=x", "train.batch=y"], 'smoke: train.epochs is "x" (and 1 more); expected'),
+    (["students.0.lr=nan"], "smoke: students.0.lr is NaN; expected a finite number"),
+    (["loss.temperature=inf"], "smoke: loss.temperature is Infinity; expected a finite number"),
+    (["loss.temperature=0"], "smoke: loss.temperature is 0; expected greater than or equal to 0.001"),
+    (["students=[]"], "smoke: students is []; expected"),
+    (["students=[{lr=0.1}]"], "smoke: students.0.architecture is missing"),
+    (["students.0.name=a", "students.1.name=a", "students.2={architecture='vgg11',name='a-1'}"], "no such place"),
+    (
+        ['students=[{architecture="a"},{architecture="a"},{architecture="b",name="a-1"}]'],
+        "smoke: students are called a-1, a-2, a-1; expected a name each",
+    ),
+    (["teacher.views=0"], "smoke: teacher: views is 0; expected 'canonical' or a number of views from 1"),
+    (["teacher.views=-1"], "smoke: teacher: views is -1; expected 'canonical' or a number of views from 1"),
+    (["teacher.views=canonicall"], "smoke: teacher.views is \"canonicall\"; expected 'canonical' or a valid integer"),
+    (["teacher.views=1.5"], "smoke: teacher.views is 1.5; expected 'canonical' or a valid integer"),
+    (["teacher.views=true"], "smoke: teacher.views is true; expected 'canonical' or a valid integer"),
+    (["teacher.source=none"], "smoke: teacher.source is none and loss.beta above 0; expected a teacher"),
+    (["loss.alpha=0", "loss.beta=0", "loss.gamma=0"], "leave nothing to learn from"),
+    (["students=[{architecture='resnet18'}]", "loss.alpha=0", "loss.beta=0"], "leave nothing to learn from"),
+    (["views.size_px=1000"], "smoke: evaluation.resize_px 36 is below views.size_px 1000; expected at least as much"),
+    (["views.scheme=random", "views.resize_px=20"], "smoke: views: resize_px 20 below size_px 32; expected"),
+    (["views.scale=[1.0, 0.1]"], "smoke: views: scale [1.0, 0.1]; expected a smaller and a larger number"),
+    (["views.scale=[0.1, 2.0]"], "smoke: views: scale up to 2.0; expected a share of the image"),
+    (["views.ratio=[0, 0]"], "smoke: views: ratio [0.0, 0.0]; expected"),
+    (["views.scale=[0.1]"], "smoke: views.scale.1 is missing; expected"),
+    (["data.backend=fast"], "smoke: data.backend is \"fast\"; expected 'auto', 'resident', 'ffcv', 'dali' or 'folder'"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), WRONG, ids=[" ".join(overrides)[:40] for overrides, _ in WRONG])
+def test_a_mistake_is_one_line_that_names_the_key(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("smoke", overrides)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if len(overrides[0]) < 1000:
+        assert len(str(caught.value)) < 300, "readable: not the whole recipe"
+
+
+def leaves(values: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(values, dict):
+        return [leaf for name, value in values.items() for leaf in leaves(value, f"{path}.{name}" if path else name)]
+    if isinstance(values, list) and path == "students":
+        return [leaf for index, value in enumerate(values) for leaf in leaves(value, f"{path}.{index}")]
+    return [(path, values)]
+
+
+def works(recipe: Recipe) -> None:
+    """What every command does with a recipe before it looks at data; no number runs over."""
+    assert Recipe.of(recipe.to_dict(), "stored") == recipe
+    with contextlib.suppress(ConfigError):  # [fit] may join late
+        recipe.for_teacher().student_names()
+    sizes = np.array([[3, 400, 3, 60], [2000, 1, 36, 1], [30, 40, 27, 36]])
+    for spec in (recipe.views.spec, recipe.evaluation_spec, recipe.teacher_spec):
+        views = draw(spec, recipe.views.seed, 0, np.arange(3), sizes)
+        assert (views.window[:, 2:] > 0).all()
+        assert (views.bounds[:, 2:] > views.bounds[:, :2]).all()
+        assert np.isfinite(views.factor).all()
+    for student in recipe.students:
+        peak, warmup_steps = student.lr * recipe.lr_scale, int(student.warmup_epochs * 7)
+        rates = [cosine(step, peak=peak, warmup_steps=warmup_steps, total_steps=7) for step in (0, 1, 6)]
+        assert np.isfinite(np.float32(rates)).all()
+    assert np.isfinite(
+        np.float32([*recipe.loss.largest_weights, recipe.loss.temperature**2, 1 / recipe.loss.temperature])
+    ).all()
+
+
+ODD = [
+    *(
+        10**30,
+        -(10**30),
+        10**9,
+        -1,
+        0,
+        1,
+        1e300,
+        -1e300,
+        1e-300,
+        5e-324,
+        0.5,
+        True,
+        None,
+        "",
+        " ",
+        "x",
+        "\0",
+        "..",
+        "x" * 10_000,
+    ),
+    *([], {}, [[]], [0, 0], ["a"], [1e300, 1e300], [1e-300, 1e300], {"a": {"a": 1}}, math.nan, math.inf),
+]
+
+
+@pytest.mark.parametrize("key", [path for path, _ in leaves(Recipe().to_dict())])
+def test_any_value_of_any_key_is_refused_in_one_line_or_works(key: str) -> None:
+    *parents, last = key.split(".")
+    refused = []
+    for value in ODD:
+        values = Recipe().to_dict()
+        place: Any = values
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        place[last] = value
+        try:
+            recipe = Recipe.of(values, "mine")
+        except ConfigError as error:
+            refused.append(str(error))
+        else:
+            works(recipe)
+    assert len(refused) >= 10
+    for line in refused:
+        assert last in line or f"{'.'.join(parents)} is called" in line, "it names the key"
+        assert "\n" not in line
+        assert len(line) < 700
+
+
+def test_a_recipe_of_one_s_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        """
+        [views]
+        size_px = 64
+        resize_px = 72
+        [evaluation]
+        resize_px = 72
+        [teacher]
+        views = 3
+        [[students]]
+        architecture = "shufflenet_v2_x0_5"
+        name = "tiny"
+        [[students]]
+        architecture = "squeezenet1_1"
+        [[students]]
+        architecture = "squeezenet1_1"
+        """
+    )
+    recipe = load_recipe(str(file), ["students.2.lr=0.01", "train.epochs=7"])
+    assert recipe.student_names() == ["tiny", "squeezenet1_1-1", "squeezenet1_1-2"]
+    assert recipe.students[2].lr == 0.01
+    assert recipe.train.epochs == 7
+    assert recipe.teacher_spec == recipe.views.spec
+    file.write_text("[train]\nepochs = 3\n")
+    assert load_recipe(str(file), ["students.1.lr=0.01"]).students[1].lr == 0.01, "a place in what is left at its default"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[train\nepochs = 3", "is not TOML (Expected ']'"),
+        (b"\xff\xfe[train]", "is not TOML ("),
+        (b"train = 3", "train is 3; expected an object"),
+        (b"[train]\nepochs = 3\nepochs = 4", "is not TOML ("),
+        (b"seed = " + b"9" * 5000, "is not TOML ("),
+        (b"[a]\nb = 1979-05-27T07:32:00Z", "a is no key of a recipe"),
+        (b"a = " + b"[" * 100_000, "is not TOML (it is nested too deeply)"),
+        (b".".join([b"a"] * 100_000) + b" = 1", "is not TOML (it has a key of more than 40 parts)"),
+        (b"#" * (1 << 20) + b"#", "has 1,048,577 bytes, more than 1,048,576"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(str(file))
+    assert str(file) in str(caught.value)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(b"\xef\xbb\xbf[train]\nepochs = 3\n")
+    assert load_recipe(str(file)).train.epochs == 3
+
+
+def test_what_is_no_file_is_no_recipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "link.toml").symlink_to("nothing")
+    for name in ("pipe.toml", "folder.toml", "link.toml", "n" * 300 + ".toml", "nul\0.toml"):
+        with pytest.raises(ConfigError, match=r"expected a \.toml file"):
+            load_recipe(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["smok", "", ".", "smoke.toml", "nowhere/mine.toml"])
+def test_a_recipe_that_is_not_there(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"not found; expected a \.toml file or one of .*smoke.*; correct it"):
+        load_recipe(name)

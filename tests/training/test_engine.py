@@ -1,0 +1,306 @@
+"""One step, whoever drives it: batches, ids alone, rehearsed, compiled; and what a run may change on its way."""
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from tests.small import change, make_dataset, make_teacher, small_recipe
+from tests.training.test_trainer import StopAfter, checkpoint_hash, make_cache, metrics_without_time
+from udkd.augment.apply import ViewTable
+from udkd.augment.view_table import EpochViews
+from udkd.config import Recipe
+from udkd.data.batch import Batch
+from udkd.data.dataset import DatasetFolder
+from udkd.models.ema import Average
+from udkd.teacher.folder import TeacherFolder
+from udkd.training import runners as drives
+from udkd.training.lr import averaging, progressive_px
+from udkd.training.run_folder import RunFolder
+from udkd.training.runners import Resident, rehearsed
+from udkd.training.schedule import Plan, learning_rates
+from udkd.training.scoring import score
+from udkd.training.student import make_students
+from udkd.training.trainer import Job, Trainer, train
+from udkd.utils.errors import ConfigError, MismatchError
+
+CPU = torch.device("cpu")
+SMALLEST = ("students=[{architecture='squeezenet1_1', lr=0.01}]", "train.epochs=2", "train.batch=24")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
+    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
+    return make_cache(tmp_path_factory.mktemp("cache") / "c", dataset, teacher, small_recipe("teacher.views=2"))
+
+
+def recipe_of(*more: str) -> Recipe:
+    return small_recipe(*SMALLEST, "teacher.views=2", *more)
+
+
+def trained(out: Path, recipe: Recipe, dataset: DatasetFolder, cache: Path) -> str:
+    train(Job(recipe=recipe, data=dataset.path, out=out, device=CPU, cache=cache))
+    return checkpoint_hash(out)
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, cache: Path) -> str:
+    """The checkpoint of a run whose batches a backend streamed: with dropout, momentum and a view of its own each epoch."""
+    return trained(tmp_path_factory.mktemp("streamed") / "run", recipe_of(), dataset, cache)
+
+
+def test_ids_alone_train_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path, streamed: str) -> None:
+    assert trained(tmp_path / "run", recipe_of('train.steps="resident"'), dataset, cache) == streamed
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_rehearsal_leaves_no_trace(
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, streamed: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a recording does but the recording itself, also where an epoch has fewer steps than a rehearsal has runs."""
+    samples = len(dataset.split("train").ids)
+    assert samples // 24 == 4, "what `streamed` had"
+    batch = f"train.batch={24 if steps == 4 else samples}"
+    if steps == 1:
+        streamed = trained(tmp_path / "streamed", recipe_of(batch), dataset, cache)
+    works = []
+
+    def record(work: Callable[[], None], changing: Sequence[Tensor]) -> Callable[[], None]:
+        rehearsed(work, changing)
+        works.append(work)
+        return work
+
+    made = Trainer._make_drive
+
+    def with_rehearsal(self: Trainer, spec: object) -> Resident:
+        drive = made(self, spec)  # type: ignore[arg-type]
+        assert isinstance(drive, Resident)
+        drive._record = record
+        return drive
+
+    monkeypatch.setattr(Trainer, "_make_drive", with_rehearsal)
+    assert trained(tmp_path / "run", recipe_of('train.steps="resident"', batch), dataset, cache) == streamed
+    assert len(works) == 1, "recorded once, for all epochs"
+
+
+def test_what_cannot_be_resident_or_recorded_is_one_line(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.steps is captured; expected a CUDA device"):
+        trained(tmp_path / "a", recipe_of('train.steps="captured"'), dataset, cache)
+    with pytest.raises(ConfigError, match=r"train\.steps is resident and the backend is not"):
+        trained(tmp_path / "b", recipe_of('train.steps="resident"', 'data.backend="folder"'), dataset, cache)
+    assert not (tmp_path / "a").exists()
+
+
+def test_three_graphs_and_no_recompiles(
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Augmentation, forward, backward: counted where it is decided, without the minutes that inductor takes."""
+    backward_graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        from torch._dynamo.backends.common import aot_autograd
+        from torch._functorch.compilers import nop
+
+        def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+            backward_graphs.append(graph)
+            return nop(graph, inputs)
+
+        return aot_autograd(fw_compiler=nop, bw_compiler=count)(graph, inputs)  # type: ignore[no-any-return]
+
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    recipe = recipe_of('train.compile="all"')
+    trainer = Trainer(Job(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
+    trainer._train_epoch(0, 0)
+    warm = dict(counters["stats"])
+    assert warm["unique_graphs"] == 2, "the floating part of the augmentation; students and loss"
+    assert len(backward_graphs) == 1
+    trainer._train_epoch(1, 0)  # evaluation lay between
+    trainer.close()
+    assert dict(counters["stats"])["unique_graphs"] == warm["unique_graphs"]
+    assert len(backward_graphs) == 1
+    assert not counters["graph_break"]
+    torch._dynamo.reset()
+
+
+def test_stopped_and_resumed_with_everything_on(
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, teacher: TeacherFolder
+) -> None:
+    """Averaged weights, growing views, mirrored evaluation, scaled rates: a resumed run ends in the same bits."""
+    settings = (
+        'teacher.views="canonical"',
+        "train.average=0.9",
+        "train.progressive_px=24",
+        "train.progressive_until=0.5",
+        "evaluation.flip=true",
+        "train.lr_batch=8",
+        "tune.gathered_pool=true",
+        "tune.streams=true",
+        'train.steps="resident"',
+    )
+    recipe = small_recipe(*SMALLEST, *settings)
+    folder = make_cache(tmp_path / "cache", dataset, teacher, recipe)
+    options = {"recipe": recipe, "data": dataset.path, "device": CPU, "cache": folder}
+    train(Job(out=tmp_path / "whole", **options))
+    observer = StopAfter(0)
+    observer.images = 5 * 24
+    outcome = train(Job(out=tmp_path / "run", observer=observer, stopped=observer.stopped, **options))
+    assert outcome.step == 5
+    assert train(Job(out=tmp_path / "run", resume=True, **options)).finished
+    assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(tmp_path / "whole")
+    rows = metrics_without_time(tmp_path / "run")
+    assert rows == metrics_without_time(tmp_path / "whole")
+    assert [row["size_px"] for row in rows] == [24, 32]
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    """Its recipe lacks the keys that came later: they had their defaults."""
+    out = tmp_path / "run"
+    whole = trained(out, recipe_of(), dataset, cache)
+    config = RunFolder.open(out).config
+    del config["tune"], config["train"]["steps"], config["evaluation"]["flip"]
+    change(out / "config.json", lambda values: config)
+    options = {"data": dataset.path, "out": out, "device": CPU, "cache": cache, "resume": True}
+    assert train(Job(recipe=recipe_of(), **options)).finished
+    assert checkpoint_hash(out) == whole
+    with pytest.raises(MismatchError, match=r"train\.steps: stored 'streamed', wanted 'resident'"):
+        train(Job(recipe=recipe_of('train.steps="resident"'), **options))
+
+
+def test_the_optimizer_follows_the_formula_and_reads_its_rate_from_a_tensor() -> None:
+    """PyTorch's SGD in float64, by hand: g = grad + wd p; m = mu m + g; p -= lr m."""
+    recipe = small_recipe("students=[{architecture='squeezenet1_1', lr=0.1, momentum=0.9, weight_decay=0.01}]")
+    (student,) = make_students(recipe, 4, CPU)
+    weights = [parameter.detach().double() for parameter in student.model.parameters()]
+    momenta = [torch.zeros_like(weight) for weight in weights]
+    generator = torch.Generator().manual_seed(0)
+    for rate in (0.1, 0.05, 0.0):
+        student.begin_step(torch.tensor(rate), torch.tensor(7))
+        for index, parameter in enumerate(student.model.parameters()):
+            grad = torch.rand(parameter.shape, generator=generator)
+            parameter.grad = torch.empty_like(parameter).copy_(grad)
+            momenta[index] = 0.9 * momenta[index] + grad.double() + 0.01 * weights[index]
+            weights[index] = weights[index] - rate * momenta[index]
+        student.learn(torch.tensor(0.0))
+    for parameter, weight in zip(student.model.parameters(), weights, strict=True):
+        assert parameter.grad is None
+        torch.testing.assert_close(parameter.detach().double(), weight, rtol=2e-6, atol=2e-6)
+
+
+def test_an_average_moves_as_it_says() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = Average.of(model)
+    want = model[0].weight.detach().double().clone()
+    for step in range(4):
+        with torch.no_grad():
+            model[0].weight += 1.0
+        model[1].num_batches_tracked += 1
+        share = averaging(step, 0.5)
+        average.follow(model, torch.tensor(share))
+        want += share * (model[0].weight.detach().double() - want)
+    torch.testing.assert_close(average.model[0].weight.double(), want)  # type: ignore[index]
+    assert int(average.model[1].num_batches_tracked) == 4  # type: ignore[index]
+    assert not average.model.training
+    assert [averaging(step, 0.5) for step in (0, 2, 100)] == [0.9, 0.75, 0.5]
+
+
+def test_sizes_grow_in_steps() -> None:
+    sizes = [progressive_px(epoch, epochs=16, first_px=128, last_px=224, until=0.75) for epoch in range(16)]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {128, 160, 192, 224}
+    assert (sizes[0], sizes[11], sizes[12], sizes[-1]) == (128, 224, 224, 224)
+    assert all(size % 32 == 0 for size in sizes)
+    assert {progressive_px(epoch, epochs=3, first_px=0, last_px=48, until=0.75) for epoch in range(3)} == {48}
+
+
+def test_rates_scale_with_the_batch() -> None:
+    recipe = small_recipe("train.batch=24", "train.lr_batch=8", "train.epochs=2")
+    plain = small_recipe("train.batch=24", "train.epochs=2")
+    for step in (0, 3, 7):
+        assert learning_rates(recipe, step, 4) == pytest.approx([3 * rate for rate in learning_rates(plain, step, 4)])
+
+
+def test_sizes_that_grow_need_targets_that_do_not() -> None:
+    with pytest.raises(ConfigError, match=r"train\.progressive_px changes the students' views"):
+        small_recipe("teacher.views=2", "train.progressive_px=16")
+    with pytest.raises(ConfigError, match="squeezenet1_1 cannot take 16 px images"):
+        make_students(small_recipe("train.progressive_px=16"), 4, CPU)
+    with pytest.raises(ConfigError, match=r"train\.progressive_px 64 is above views\.size_px 32"):
+        small_recipe("train.progressive_px=64")
+
+
+class Recorded:
+    """A backend of one batch, and a classifier whose logits tell left from right."""
+
+    num_samples = 2
+
+    def epoch(self, order: np.ndarray, batch_size: int) -> list[Batch]:
+        canvas = torch.zeros(2, 36, 36, 3, dtype=torch.uint8)
+        canvas[0] = (255 - 7 * torch.arange(36)).view(1, 36, 1)  # brighter on the left
+        return [Batch(ids=torch.arange(2), canvas=canvas, labels=torch.tensor([0, 1]))]
+
+
+def test_a_mirrored_score_is_blind_to_left_and_right(dataset: DatasetFolder) -> None:
+    views = EpochViews(small_recipe("views.size_px=8", "evaluation.resize_px=8").evaluation_spec, 0, dataset.split("val"), CPU)
+
+    def left_minus_right(x: Tensor) -> Tensor:
+        side = x[..., :4].mean((1, 2, 3)) - x[..., 4:].mean((1, 2, 3))
+        return torch.stack([side, torch.zeros_like(side)], dim=1)
+
+    options = {"batch": 2, "autocast": False}
+    seen = score([left_minus_right], Recorded(), np.arange(2), views, **options)  # type: ignore[arg-type]
+    blind = score([left_minus_right], Recorded(), np.arange(2), views, flip=True, **options)  # type: ignore[arg-type]
+    assert seen.each[0].loss != pytest.approx(blind.each[0].loss)
+    assert blind.each[0].loss == pytest.approx(np.log(2), abs=1e-6)
+
+
+def test_views_are_drawn_ahead_and_a_failure_reaches_the_caller(
+    dataset: DatasetFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, split = small_recipe().views.spec, dataset.split("train")
+    direct, ahead = (EpochViews(spec, 3, split, CPU) for _ in range(2))
+    ahead.prepare(5)
+    for name in ("window", "bounds", "flip", "kind", "factor"):
+        assert torch.equal(getattr(direct.table(5), name), getattr(ahead.table(5), name))
+    before = threading.active_count()
+    assert ahead.table(5) is ahead.table(5)
+    assert threading.active_count() == before
+
+    def broken(*arguments: object) -> object:
+        raise ValueError("no views today")
+
+    monkeypatch.setattr("udkd.augment.view_table.draw", broken)
+    ahead.prepare(6)
+    with pytest.raises(ValueError, match="no views today"):
+        ahead.table(6)
+
+
+def test_a_plan_is_what_each_step_looks_up(dataset: DatasetFolder) -> None:
+    recipe = small_recipe("train.average=0.9")
+    views = EpochViews(recipe.views.spec, 0, dataset.split("train"), CPU).table(1)
+    plan = Plan.of(recipe, 1, 12, 1, views, CPU)
+    assert plan.rates.shape == plan.dropout_keys.shape == (12, 2)
+    assert plan.rates[3].tolist() == pytest.approx(learning_rates(recipe, 15, 12))
+    assert plan.averaging[0].item() == pytest.approx(averaging(12, 0.9))
+    assert len(plan.dropout_keys.unique()) == 24
+    copy = drives._clone(plan)
+    drives._copy(Plan.of(recipe, 0, 12, 0, views, CPU), copy)
+    assert copy.rates[0].tolist() == pytest.approx(learning_rates(recipe, 0, 12))
+    assert isinstance(copy.views, ViewTable)
+    assert copy.views.window.data_ptr() != views.window.data_ptr()

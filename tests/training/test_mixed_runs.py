@@ -1,0 +1,364 @@
+"""Runs with a method's term, moving weights, students that join later or start part-trained: resumed equals uninterrupted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.small import change, make_dataset, make_teacher, small_recipe
+from udkd.config import Recipe, load_recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.losses.methods.dml import MUTUAL
+from udkd.losses.methods.options import FEATURE_METHODS
+from udkd.losses.schedules import Figures
+from udkd.models.build import build
+from udkd.models.features import Tapped
+from udkd.study.spec import load_study
+from udkd.teacher.cache.build import build_cache
+from udkd.teacher.folder import TeacherFolder
+from udkd.training.compile import eager_loss, mixed_forward
+from udkd.training.run_folder import RunFolder
+from udkd.training.schedule import learning_rates, mixture
+from udkd.training.trainer import Job, train
+from udkd.utils.errors import ConfigError, MismatchError, RunError
+from udkd.utils.progress import SILENT, Silent
+
+CPU = torch.device("cpu")
+STEPS = 4  # in an epoch: 32 images in batches of 8
+FEATURES = ('teacher.source="live"', "teacher.views=2", "methods.crd.negatives=8", "methods.crd.numbers=8")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"), per_class=8, val_per_class=2)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
+    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
+    folder = tmp_path_factory.mktemp("cache") / "c"
+    build_cache(folder, dataset=dataset, teacher=teacher, recipe=small_recipe(), device=CPU, observer=SILENT)
+    return folder
+
+
+class StopAfter(Silent):
+    """Asks to stop once so many steps of training are done; None never does."""
+
+    def __init__(self, steps: int | None) -> None:
+        self.left = steps
+        self.training = False
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        self.training = task.startswith("epoch")
+
+    def advance(self, count: int, **fields: float | str) -> None:
+        if self.left is not None and self.training:
+            self.left -= count // 8
+
+    def stopped(self) -> bool:
+        return self.left is not None and self.left <= 0
+
+
+class Bench:
+    """Trains recipes in folders of their own."""
+
+    def __init__(self, root: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> None:
+        self.root, self.dataset, self.teacher, self.cache = root, dataset, teacher, cache
+
+    def run(self, name: str, recipe: Recipe, *, stop_after: int | None = None, resume: bool = False) -> Path:
+        observer = StopAfter(stop_after)
+        live = recipe.teacher.source == "live"
+        train(
+            Job(
+                recipe=recipe,
+                data=self.dataset.path,
+                out=self.root / name,
+                device=CPU,
+                cache=None if live else self.cache,
+                teacher=self.teacher.path if live else None,
+                resume=resume,
+                observer=observer,
+                stopped=observer.stopped,
+            )
+        )
+        return self.root / name
+
+    def parted(self, name: str, recipe: Recipe, stop_after: int) -> Path:
+        """Stopped once on the way, and resumed."""
+        self.run(name, recipe, stop_after=stop_after)
+        assert RunFolder.open(self.root / name).load().progress.step == stop_after
+        return self.run(name, recipe, resume=True)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> Bench:
+    return Bench(tmp_path, dataset, teacher, cache)
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    return dict(RunFolder.open(out).load().tensors)
+
+
+def checkpoint_hash(out: Path) -> str:
+    return str(json.loads((out / "checkpoints" / "last.json").read_text())["sha256"])
+
+
+def rows(out: Path) -> list[dict[str, object]]:
+    return [
+        {name: value for name, value in row.items() if name not in ("seconds", "images_per_s")}
+        for row in RunFolder.open(out).metrics()
+    ]
+
+
+# --- methods
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("dkd", ()),
+        ("attention", FEATURES),
+        ("fitnets", FEATURES),
+        ("rkd", (*FEATURES, 'teacher.views="canonical"')),
+        ("crd", FEATURES),
+        ("reviewkd", (*FEATURES, "methods.reviewkd.stages=2")),
+    ],
+)
+def test_a_method_is_a_setting_of_the_one_loop(
+    bench: Bench, plain_rows: list[dict[str, object]], method: str, more: tuple[str, ...]
+) -> None:
+    """Stopped within the second epoch and resumed equals uninterrupted, the connectors' weights and memories included."""
+    recipe = small_recipe("train.epochs=2", f'loss.method="{method}"', "loss.beta=0", "loss.method_weight=0.5", *more)
+    whole = bench.run("whole", recipe)
+    tensors = weights(whole)
+    remembers = any(name.startswith("connector.1.") for name in tensors)
+    assert remembers == (method in ("fitnets", "crd", "reviewkd"))
+    if remembers:
+        parted = bench.parted("parted", recipe, STEPS + 2)
+        assert checkpoint_hash(whole) == checkpoint_hash(parted)
+        assert rows(whole) == rows(parted)
+    row = RunFolder.open(whole).metrics()[0]["train"]
+    for index in range(2):
+        assert row["method"][index] > 0
+        parts = 0.4 * row["hard"][index] + 0.2 * row["peer"][index] + 0.5 * row["method"][index]
+        assert row["loss"][index] == pytest.approx(parts, rel=1e-5)
+    top1 = [[row["val"] for row in some] for some in (rows(whole), plain_rows)]
+    assert top1[0] != top1[1], "the term teaches"
+
+
+@pytest.fixture(scope="module")
+def plain_rows(
+    tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path
+) -> list[dict[str, object]]:
+    bench = Bench(tmp_path_factory.mktemp("plain"), dataset, teacher, cache)
+    return rows(bench.run("plain", small_recipe("train.epochs=2", "loss.beta=0")))
+
+
+def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
+    study = load_study("methods")
+    assert load_recipe(study.recipe, study.arm("DML").set).loss.settings == MUTUAL
+    asked = {load_recipe(study.recipe, ["teacher.views=50", *arm.set]).loss.method for arm in study.arms}
+    assert asked == {"none", "dkd", *FEATURE_METHODS}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ['loss.method="fitnets"'],
+            "loss.method = fitnets needs a live teacher's features; a cache holds no maps; set teacher.source = live",
+        ),
+        (
+            ['loss.method="crd"', "loss.beta=0", 'teacher.source="none"'],
+            "needs a live teacher's features; teacher.source is none",
+        ),
+        (['loss.method="dkd"', "loss.beta=0", 'teacher.source="none"'], "loss.method = dkd needs a teacher"),
+        (
+            ['loss.method="attention"', 'teacher.source="live"'],
+            "same pixels and teacher.views = canonical .* set teacher.views = train.epochs",
+        ),
+        (
+            ['loss.method="rkd"', 'teacher.source="live"', "teacher.folded=true"],
+            "set teacher.folded and teacher.compile to false",
+        ),
+        (['loss.method="hint"'], 'loss.method is "hint"'),
+        (["methods.crd.negative=3"], "methods.crd.negative is no key of a recipe; expected factor, numbers"),
+        (['loss.schedules.beta={shape="sine"}'], "loss.schedules.beta.shape"),
+        (["students.1.join_epoch=3"], r"students.1.join_epoch is 3 of 3 epochs"),
+        (["students.0.join_epoch=1", "students.1.join_epoch=1"], "every student joins later"),
+        (["students.1.weight=0"], "students.1.weight"),
+    ],
+)
+def test_wrong_pairings_are_one_line(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        small_recipe(*settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fused_loss_has_no_further_terms(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match=r"train\.loss is fused, whose weights are fixed"):
+        bench.run("run", small_recipe('train.loss="fused"', "students.0.weight=2"))
+
+
+# --- weights that move
+
+
+def test_schedules_at_their_ends_and_between() -> None:
+    recipe = small_recipe(
+        "train.epochs=10",
+        'loss.schedules.alpha={shape="linear", to=1.0}',
+        'loss.schedules.beta={shape="cosine", to=0.0, until=0.5}',
+        'loss.schedules.gamma={shape="progress", to=0.6}',
+        "students.1.weight=3.0",
+    )
+    figures = Figures(progress=(0.25, 0.5), confidence=0.8)
+    start, quarter, half, end = (mixture(recipe, step, 400, figures) for step in (0, 100, 200, 400))
+    assert [row[0] for row in start] == pytest.approx([0.4, 0.4, 0.2 + 0.4 * 0.25, 0])
+    assert [row[0] for row in quarter] == pytest.approx([0.4 + 0.6 / 4, 0.2, 0.3, 0])
+    assert [row[0] for row in half] == pytest.approx([0.7, 0, 0.3, 0])
+    assert [row[0] for row in end] == pytest.approx([1, 0, 0.3, 0])
+    assert [row[1] for row in end] == pytest.approx([3, 0, 3 * 0.4, 0])
+    by_confidence = small_recipe('loss.schedules.beta={shape="confidence", to=0.0}')
+    assert mixture(by_confidence, 7, 12, figures)[1][0] == pytest.approx(0.4 * 0.2)
+    assert mixture(by_confidence, 7, 12, Figures.none(2))[1][0] == 0.4
+
+
+def test_moving_weights_resume_to_the_same_bits(bench: Bench) -> None:
+    recipe = small_recipe(
+        "train.epochs=3",
+        'loss.schedules.alpha={shape="linear", to=1.0}',
+        'loss.schedules.beta={shape="confidence", to=0.1}',
+        'loss.schedules.gamma={shape="progress", to=0.0}',
+    )
+    whole = bench.run("whole", recipe)
+    for stop in (STEPS, STEPS + 3):
+        parted = bench.parted(f"parted-{stop}", recipe, stop)
+        assert checkpoint_hash(whole) == checkpoint_hash(parted)
+        assert rows(whole) == rows(parted)
+    figures = RunFolder.open(whole).load().progress.figures
+    assert figures is not None
+    last = RunFolder.open(whole).metrics()[-1]["train"]
+    assert figures.progress == [top1 / 100 for top1 in last["top1"]]
+    assert 0 < figures.confidence < 1
+
+
+def test_a_weight_on_the_loss_is_a_factor_on_the_gradient(bench: Bench) -> None:
+    """Twice the loss at half the learning rate is the same step, to the last bit (momentum and decay apart)."""
+    plain = "{architecture='squeezenet1_1', momentum=0.0, weight_decay=0.0"
+    one = bench.run(
+        "one", small_recipe("train.epochs=1", f"students=[{plain}, lr=0.01, weight=1.0}}, {plain}, lr=0.01, weight=4.0}}]")
+    )
+    two = bench.run(
+        "two", small_recipe("train.epochs=1", f"students=[{plain}, lr=0.005, weight=2.0}}, {plain}, lr=0.01, weight=4.0}}]")
+    )
+    first, second = weights(one), weights(two)
+    for name, value in first.items():
+        if name.startswith("student."):
+            assert torch.equal(value, second[name]), name
+
+
+def test_a_compiled_mixture_is_one_graph_for_all_weights() -> None:
+    models = [build("squeezenet1_1", 4, image_px=32, seed=seed).eval() for seed in (0, 1)]
+    loss = eager_loss(small_recipe().loss.settings)
+    whole = mixed_forward([Tapped(model, ["features.4"]) for model in models], loss, device_type="cpu", autocast=False)
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(whole, fullgraph=True, dynamic=False, backend=count)
+    x, labels, teacher, w = torch.rand(8, 3, 32, 32), torch.arange(8) % 4, torch.randn(8, 4), torch.rand(8)
+    for weights_3N in (torch.ones(3, 2), torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])):
+        logits, terms, maps = compiled(x, labels, teacher, w, weights_3N)
+        _, wanted, wanted_maps = whole(x, labels, teacher, w, weights_3N)
+        assert terms.total.item() == pytest.approx(wanted.total.item(), rel=1e-5)
+        by_hand = (weights_3N * torch.stack([wanted.hard, wanted.teacher, wanted.peer])).sum().item()
+        assert wanted.total.item() == pytest.approx(by_hand, rel=1e-6)
+        assert len(logits) == 2
+        for one, other in zip(maps, wanted_maps, strict=True):
+            torch.testing.assert_close(one[0], other[0])
+            assert one[0].requires_grad
+    assert len(graphs) == 1
+
+
+# --- students that join later
+
+
+def test_a_student_that_joins_later_is_nobody_until_then(bench: Bench) -> None:
+    alone = "{architecture='squeezenet1_1', lr=0.01}"
+    late = f"[{alone}, {{architecture='mobilenet_v2', lr=0.05, join_epoch=1}}]"
+    together = small_recipe("train.epochs=2", f"students={late}")
+    bench.run("late", together, stop_after=STEPS)
+    bench.run("alone", small_recipe("train.epochs=2", f"students=[{alone}]"), stop_after=STEPS)
+    first, second = weights(bench.root / "late"), weights(bench.root / "alone")
+    for name, value in second.items():
+        if name.startswith(("student.0.", "momentum.0.")):
+            assert torch.equal(value, first[name]), name
+    untouched = build("mobilenet_v2", 4, image_px=32, seed=0).state_dict()
+    assert first["student.1.features.0.1.running_mean"].eq(untouched["features.0.1.running_mean"]).all(), "it saw nothing"
+    assert not first["momentum.1.features.0.0.weight"].any()
+    first_row = RunFolder.open(bench.root / "late").metrics()[0]
+    train_row, val_row = first_row["train"], first_row["val"]
+    assert {values[1] for values in train_row.values()} == {None}, "nobody's zero"
+    assert train_row["peer"][0] == 0
+    assert val_row["students"][1] is None
+    assert val_row["ensemble"] == pytest.approx(val_row["students"][0]), "an untrained network is in no average"
+    assert train_row["hard"][0] == RunFolder.open(bench.root / "alone").metrics()[0]["train"]["hard"][0]
+
+    resumed = bench.run("late", together, resume=True)
+    whole = bench.run("whole", together)
+    across = bench.parted("across", together, STEPS + 1)
+    assert checkpoint_hash(whole) == checkpoint_hash(resumed) == checkpoint_hash(across)
+    assert rows(whole) == rows(resumed) == rows(across)
+    joined = RunFolder.open(whole).metrics()[1]["train"]
+    assert min(joined["peer"]) > 0, "from then on they are peers"
+    second = RunFolder.open(whole).metrics()[1]["val"]
+    assert second["students"][1] is not None
+    assert second["ensemble"]["loss"] != pytest.approx(second["students"][0]["loss"])
+
+
+def test_who_joins_later_begins_its_own_schedule() -> None:
+    settings = ("students.1.lr=0.05", "students.1.join_epoch=2", "students.1.warmup_epochs=1.0")
+    recipe = small_recipe("train.epochs=5", *settings)
+    rates = [learning_rates(recipe, step, 10)[1] for step in range(50)]
+    assert rates[:20] == [0.0] * 20
+    assert rates[20:30] == pytest.approx([0.05 * (n + 1) / 10 for n in range(10)])
+    assert rates[30] == 0.05
+    assert 0 < rates[49] < 1e-3
+
+
+# --- students that start part-trained
+
+
+def test_a_student_starts_from_another_run(bench: Bench) -> None:
+    first = bench.run("first", small_recipe("train.epochs=1"))
+    start = f"students.0.start={json.dumps(str(first))}"
+    recipe = small_recipe("train.epochs=2", start, "students.0.lr=0.0", "students.0.weight_decay=0.0")
+    out = bench.run("second", recipe, stop_after=1)
+    trained, begun = weights(first), weights(out)
+    assert torch.equal(begun["student.0.classifier.1.weight"], trained["student.0.classifier.1.weight"])
+    assert len(RunFolder.open(out).provenance["starts"]["squeezenet1_1"]) == 64
+    first.rename(bench.root / "moved")
+    bench.run("second", recipe, resume=True)  # a checkpoint holds the weights: the first run is needed no longer
+    with pytest.raises(RunError, match="is no run"):
+        bench.run("third", recipe)
+    (bench.root / "moved").rename(first)
+    with pytest.raises(RunError, match="holds the students squeezenet1_1, squeezenet1_0; expected resnet18; name one"):
+        bench.run("fourth", small_recipe(start, 'students.0.start_student="resnet18"'))
+    with pytest.raises(RunError, match=r"squeezenet1_0 in .* is a squeezenet1_0; expected a squeezenet1_1"):
+        bench.run("fifth", small_recipe(start, 'students.0.start_student="squeezenet1_0"'))
+    assert not any((bench.root / name / "config.json").exists() for name in ("third", "fourth", "fifth"))
+
+
+def test_a_start_with_other_classes_is_refused(bench: Bench) -> None:
+    first = bench.run("first", small_recipe("train.epochs=1"))
+    change(first / "run.json", lambda values: values | {"classes": ["ant", "bee", "cow", "dog"]})
+    with pytest.raises(MismatchError, match="class 2: stored 'cow', wanted 'cat'"):
+        bench.run("second", small_recipe(f"students.0.start={json.dumps(str(first))}"))

@@ -1,0 +1,320 @@
+"""Run folders that are not what was written: every file's every field and bit, and runs of before there were checksums."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from tests.report.pages import draw_only
+from tests.small import change, make_dataset, make_teacher, small_recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.export.export import write_files as write_export
+from udkd.export.predict import class_names
+from udkd.report.inputs import gather
+from udkd.report.report import write_report
+from udkd.teacher.cache.build import build_cache
+from udkd.training import checkpoints
+from udkd.training import evaluate as evaluator
+from udkd.training.checkpoints import Checkpoint
+from udkd.training.evaluate import evaluate
+from udkd.training.predictions import read_predictions, write_predictions
+from udkd.training.run_folder import RunFolder
+from udkd.training.run_records import Progress
+from udkd.training.trained import Trained
+from udkd.training.trainer import Job, train
+from udkd.training.verify_run import verify_run
+from udkd.utils.errors import BusyError, RunError, UserError
+from udkd.utils.files import FolderLock
+from udkd.utils.json_checksum import CHECKSUM, values_of, values_of_line
+from udkd.utils.progress import SILENT
+
+CPU = torch.device("cpu")
+RECIPE = ("train.epochs=2", "train.batch=16", "students=[{architecture='squeezenet1_1', lr=0.01}]")
+JSON = ("run.json", "config.json", "eval.json", "checkpoints/last.json", "metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetFolder]:
+    """A folder with a run that was trained from a cache and evaluated, and its data."""
+    folder, threads = tmp_path_factory.mktemp("house"), torch.get_num_threads()
+    dataset = make_dataset(folder, per_class=10, val_per_class=2)
+    teacher, recipe = make_teacher(folder / "teacher", dataset), small_recipe(*RECIPE)
+    build_cache(folder / "cache", dataset=dataset, teacher=teacher, recipe=recipe, device=CPU, observer=SILENT)
+    train(job(folder, dataset, folder / "run"))
+    evaluate(RunFolder.open(folder / "run"), data=None, teacher=teacher.path, device=CPU, observer=SILENT)
+    torch.set_num_threads(threads)
+    return folder, dataset
+
+
+def job(folder: Path, dataset: DatasetFolder, out: Path, *, resume: bool = False, **more: Any) -> Job:
+    recipe = small_recipe(*RECIPE)
+    return Job(recipe=recipe, data=dataset.path, out=out, device=CPU, cache=folder / "cache", resume=resume, **more)
+
+
+@pytest.fixture
+def run(house: tuple[Path, DatasetFolder], tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(house[0] / "run", tmp_path / "run"))
+
+
+@pytest.fixture
+def old(run: Path) -> Path:
+    """The run as version 0.1.0 would have left it: no checksums, and the progress in last.json."""
+    plain = {name: values_of((run / name).read_bytes()) for name in JSON[:4]}
+    plain["run.json"]["format"] = 1
+    file = run / "checkpoints" / plain["checkpoints/last.json"]["file"]
+    data = save(load(file.read_bytes()))
+    file.write_bytes(data)
+    progress = {"step": 4, "steps_per_epoch": 2}
+    plain["checkpoints/last.json"] |= {"sha256": hashlib.sha256(data).hexdigest(), "progress": progress}
+    for name, values in plain.items():
+        (run / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    rows = [values_of_line(line) for line in (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+class Reached(Exception):
+    """Everything before the scoring was accepted."""
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without figures, and without the scoring of an evaluation."""
+
+    def reached(*arguments: object, **options: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr(evaluator, "_scored", reached)
+    draw_only(monkeypatch)
+
+
+def everything(run: Path, *, pages: bool = True) -> None:
+    """What reads a run, up to where it begins to compute."""
+    write_report(gather(run)) if pages else gather(run)
+    folder = RunFolder.open(run)
+    class_names(folder, Trained.load(folder, None, averaged=False).classes)
+    with pytest.raises(Reached):
+        evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
+
+
+def places(value: Any) -> Iterator[tuple[Any, ...]]:
+    """The path of every field of nested values."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in items:
+        yield (name,)
+        yield from ((name, *rest) for rest in places(inner))
+
+
+GONE = object()
+OTHERS: tuple[Any, ...] = (
+    GONE,
+    None,
+    "x",
+    "",
+    True,
+    -1,
+    10**30,
+    1e300,
+    float("nan"),
+    [],
+    {},
+    [[1]],
+    {"a": {"b": []}},
+    "\0",
+    "/",
+)
+
+
+def changed(values: Any, place: tuple[Any, ...], other: Any) -> Any:
+    copy = json.loads(json.dumps(values))
+    inner = copy
+    for name in place[:-1]:
+        inner = inner[name]
+    if other is GONE:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = other
+    return copy
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_fields_of_every_file(old: Path, quick: None, name: str) -> None:
+    """Deleted, of another type, too large, no number: a line, or it does not matter; never another error."""
+    file = old / name
+    before = file.read_text()
+    lines = [json.loads(line) for line in before.splitlines()] if name == "metrics.jsonl" else [json.loads(before)]
+    chance = random.Random(name)
+    asked = [(place, chance.choice(OTHERS)) for place in places(lines[-1])]
+    refused: list[str] = []
+    passed = 0
+    for place, other in chance.sample(asked, min(16, len(asked))):
+        text = [json.dumps(line) for line in [*lines[:-1], changed(lines[-1], place, other)]]
+        file.write_text("\n".join(text) + "\n")
+        try:
+            everything(old, pages=not passed)
+        except (UserError, OSError) as error:
+            refused.append(str(error))
+        else:
+            passed += 1
+        verify_run(old)
+    assert refused
+    assert not any("\n" in line for line in refused)
+    file.write_text(before)
+    everything(old, pages=False)
+
+
+def test_flipped_bits_are_found_and_named(run: Path) -> None:
+    assert verify_run(run) == []
+    chance = random.Random(7)
+    for name in (*JSON, "predictions.safetensors", "checkpoints/step-000000004.safetensors"):
+        before = (run / name).read_bytes()
+        for place in [chance.randrange(len(before)) for _ in range(12 if name in JSON else 3)]:
+            data = bytearray(before)
+            data[place] ^= 1 << chance.randrange(8)
+            (run / name).write_bytes(data)
+            found = verify_run(run)
+            assert any(str(run / name) in line for line in found), (name, place)
+            assert not any("\n" in line for line in found)
+        (run / name).write_bytes(before)
+    assert verify_run(run) == []
+    (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0])
+    assert "has 1 epochs in metrics.jsonl; expected 2" in verify_run(run)[0]
+
+
+def test_a_run_of_before_goes_on(house: tuple[Path, DatasetFolder], old: Path, quick: None) -> None:
+    everything(old, pages=False)
+    assert verify_run(old) == []
+    assert train(job(*house, old, resume=True)).finished
+    assert CHECKSUM in json.loads((old / "metrics.jsonl").read_text().splitlines()[0])
+    assert RunFolder.open(old).load().progress.step == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("step", 0, "progress.step is 0 beside the file step-000000004"),
+        ("steps_per_epoch", 3, "has 3 steps per epoch; expected 2 of this data"),
+        ("figures", {"progress": [0.5], "confidence": 0.5}, "goes by the figures"),
+    ],
+)
+def test_a_changed_counter_of_before(house: tuple[Path, DatasetFolder], old: Path, field: str, value: object, why: str) -> None:
+    last = json.loads((old / "checkpoints" / "last.json").read_text())
+    last["progress"][field] = value
+    (old / "checkpoints" / "last.json").write_text(json.dumps(last))
+    with pytest.raises(RunError, match=re.escape(why)):
+        train(job(*house, old, resume=True))
+
+
+def test_checkpoints_that_lack_something(house: tuple[Path, DatasetFolder], run: Path) -> None:
+    folder = RunFolder.open(run)
+    whole = folder.load()
+    cases: list[tuple[str, torch.Tensor | None, str]] = [
+        ("tally.count", None, "has no count of the images"),
+        ("tally.count", torch.tensor(8), "has 8 of the images seen in its epoch; expected 0"),
+        ("tally.sums", None, "lacks tally.sums"),
+        ("momentum.0.features.0.weight", None, "lacks momentum.0.features.0.weight"),
+        ("student.0.features.0.bias", torch.full((64,), torch.nan), "is not finite"),
+        ("student.0.features.0.bias", torch.zeros(64, dtype=torch.float64), "expected (torch.float32, (64,))"),
+        ("more", torch.zeros(1), "also holds more"),
+    ]
+    for name, tensor, why in cases:
+        tensors = {key: value for key, value in whole.tensors.items() if key != name}
+        folder.save(replace(whole, tensors=tensors if tensor is None else tensors | {name: tensor}))
+        with pytest.raises(RunError, match=re.escape(why)):
+            train(job(*house, run, resume=True))
+
+
+def test_lost_and_left_checkpoints(house: tuple[Path, DatasetFolder], run: Path) -> None:
+    """What a process leaves that is killed just before it removes the old one goes; a lost one is not trained anew."""
+    place = run / "checkpoints"
+    (place / "step-000000002.safetensors").write_bytes(b"old")
+    (place / "step-000000006.safetensors.tmp").write_bytes(b"half")
+    assert train(job(*house, run, resume=True)).finished
+    assert sorted(path.name for path in place.iterdir()) == ["last.json", "step-000000004.safetensors"]
+    (place / "last.json").unlink()
+    with pytest.raises(RunError, match="is missing and 2 epochs are done"):
+        train(job(*house, run, resume=True))
+    assert "has 2 epochs and no checkpoint" in verify_run(run)[0]
+
+
+def test_a_reader_beside_a_trainer(run: Path) -> None:
+    """A checkpoint that is replaced between reading its name and reading it is read under its new name."""
+    folder = RunFolder.open(run)
+    whole = folder.load()
+    small = {"tally.count": whole.tensors["tally.count"]}
+    steps = iter(range(5, 200))
+    real = checkpoints.read_plain
+
+    def replaced_meanwhile(path: Path, most: int | None = None) -> bytes:
+        if path.suffix == ".safetensors" and (step := next(steps)) < 9:
+            folder.save(Checkpoint(tensors=small, progress=Progress(step=step, steps_per_epoch=2)))
+        return real(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "read_plain", replaced_meanwhile)
+        assert folder.load().progress.step == 8
+
+
+def test_two_writers_of_one_folder(run: Path, quick: None) -> None:
+    folder = RunFolder.open(run)
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    busy = f"is being written by process {os.getpid()}"
+    inputs = gather(run)
+    with folder.evaluating():
+        with pytest.raises(BusyError, match=busy):
+            evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
+        assert gather(run).predictions is not None, "nothing was written yet"
+        change(run / "eval.json", lambda values: values | {"predictions_sha256": "00"})
+        with pytest.raises(BusyError, match=busy):
+            gather(run)
+    assert "is not of" in gather(run).why_no_predictions, "as after a kill between the two files"
+    (run / "eval.json").write_bytes(before[run / "eval.json"])
+    with FolderLock(run), pytest.raises(Reached):  # a trainer's
+        evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
+    (run / "report").mkdir()
+    with FolderLock(run / "report"), pytest.raises(BusyError, match=busy):
+        write_report(inputs)
+    assert list((run / "report").iterdir()) == []
+    assert write_report(inputs).is_file()
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_two_exports_of_one_student(tmp_path: Path) -> None:
+    with FolderLock(tmp_path), pytest.raises(BusyError, match="is being written"):
+        write_export(tmp_path, {"model.pt2": b"x"}, {})
+    assert list(tmp_path.iterdir()) == []
+    write_export(tmp_path, {"model.pt2": b"x"}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt2", "preprocessing.json"]
+
+
+def test_predictions_that_cannot_be(run: Path) -> None:
+    path = run / "predictions.safetensors"
+    whole, _ = read_predictions(path)
+    average = whole.average
+    far = average.top.copy()
+    far[0, 0] = 4
+    sure = average.top_log_p.copy()
+    sure[0, 0] = 1.0
+    for wrong, name in (
+        (replace(whole, labels=whole.labels + 10**9), "val.labels"),
+        (replace(whole, ids=whole.ids[::-1].copy()), "val.ids"),
+        (replace(whole, average=replace(average, top=far)), "val.average.top"),
+        (replace(whole, average=replace(average, top_log_p=sure)), "val.average.top_log_p"),
+    ):
+        write_predictions(path, wrong)
+        with pytest.raises(RunError, match=f"{name} of .* cannot be"):
+            gather(run)
+    change(run / "eval.json", lambda values: values | {"num_classes": 10**9})
+    with pytest.raises(RunError, match="is of the classes 1000000000; expected 4"):
+        gather(run)

@@ -1,0 +1,119 @@
+"""The step: each student learns as if alone, the tally sums what happened, the first bad step is remembered."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.small import small_recipe
+from udkd.augment.apply import ViewTable, apply
+from udkd.augment.views import draw
+from udkd.config import Recipe
+from udkd.data.batch import Batch
+from udkd.teacher.sources import NoLessons
+from udkd.teacher.target import Lesson, Lessons
+from udkd.training.build_step import assemble
+from udkd.training.schedule import Plan
+from udkd.training.step import ROWS, Tally
+from udkd.training.student import Student, make_students
+
+CPU = torch.device("cpu")
+SAMPLES = 12
+
+
+class Constant:
+    """A teacher that says of sample n what row n holds."""
+
+    def lookup(self, batch: Batch, x_BCHW: torch.Tensor, view: int) -> Lesson:
+        rows = torch.arange(SAMPLES * 4).view(SAMPLES, 4)[batch.ids] * 7 % 5
+        return Lesson(logits=-rows.half(), weight=(batch.ids % 3).float() / 2)
+
+
+def batch_of(ids: list[int]) -> Batch:
+    rng = np.random.default_rng(0)
+    canvas = torch.from_numpy(rng.integers(0, 256, (SAMPLES, 36, 36, 3), dtype=np.uint8))
+    rows = torch.tensor(ids)
+    return Batch(ids=rows, canvas=canvas[rows], labels=rows % 4)
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    """An epoch of eight steps."""
+    views = ViewTable.of(draw(recipe.views.spec, 0, 0, np.arange(SAMPLES), np.tile([36, 30, 36, 30], (SAMPLES, 1))))
+    return Plan.of(recipe, 0, 8, 0, views, CPU)
+
+
+def run(students: list[Student], recipe: Recipe, lessons: Lessons, steps: list[list[int]]) -> Tally:
+    step = assemble(recipe, recipe.views.spec, students, lessons, CPU)
+    plan, tally = plan_of(recipe), Tally.empty(len(recipe.students), CPU)
+    for student in students:
+        student.model.train()
+    for ids in steps:
+        step(batch_of(ids), plan, tally)
+    return tally
+
+
+STEPS = [[0, 5, 7, 2], [11, 1, 3, 4], [6, 8, 9, 10]]
+
+
+def weights(student: Student) -> bytes:
+    return b"".join(value.contiguous().numpy().tobytes() for value in student.tensors().values())
+
+
+def test_without_peers_each_learns_as_if_alone() -> None:
+    """Losses are summed and optimizers many; still no gradient of one reaches another, bit for bit."""
+    recipe = small_recipe("loss.gamma=0")
+    together = make_students(recipe, 4, CPU)
+    run(together, recipe, Constant(), STEPS)
+    for index in range(2):
+        alone = [make_students(recipe, 4, CPU)[index]]
+        before = weights(alone[0])
+        run(alone, recipe, Constant(), STEPS)
+        assert weights(alone[0]) == weights(together[index]) != before
+
+
+def test_peers_change_what_is_learnt() -> None:
+    recipe = small_recipe()
+    together = make_students(recipe, 4, CPU)
+    tally = run(together, recipe, Constant(), STEPS[:2])
+    alone = [make_students(recipe, 4, CPU)[0]]
+    run(alone, recipe, Constant(), STEPS[:2])
+    assert weights(alone[0]) != weights(together[0])
+    assert (tally.sums[ROWS.index("peer")] > 0).all()
+
+
+def test_the_tally_is_the_mean_over_samples() -> None:
+    """Against a forward pass by hand, before the weights move."""
+    recipe = small_recipe("loss.alpha=1", "loss.beta=0", "loss.gamma=0", "students=[{architecture='squeezenet1_1', lr=0}]")
+    batches, plan = [[0, 1, 2, 3], [4, 5, 6, 7]], plan_of(recipe)
+    student = make_students(recipe, 4, CPU)
+    tally = run(student, recipe, NoLessons(), batches)
+    losses, correct = [], 0
+    for number, ids in enumerate(batches):
+        student[0].begin_step(plan.rates[number, 0], plan.dropout_keys[number, 0])
+        batch = batch_of(ids)
+        z = student[0].model.train()(apply(batch.canvas, plan.views.gather(batch.ids), recipe.views.spec))
+        losses += F.cross_entropy(z, batch.labels, reduction="none").tolist()
+        correct += int((z.argmax(1) == batch.labels).sum())
+    means = tally.means(recipe.loss.settings)
+    assert int(tally.count) == 8
+    assert means["hard"] == pytest.approx([np.mean(losses)], rel=1e-6)
+    assert means["loss"] == pytest.approx(means["hard"])
+    assert means["top1"] == pytest.approx([100 * correct / 8])
+    assert means["teacher"] == means["peer"] == [0.0]
+    assert int(tally.bad_place) == -1
+
+
+def test_the_first_bad_step_is_remembered() -> None:
+    recipe = small_recipe("students=[{architecture='squeezenet1_1', lr=1e30}]")
+    students = make_students(recipe, 4, CPU)
+    tally = run(students, recipe, Constant(), STEPS * 2)
+    assert 1 <= int(tally.bad_place) <= 3
+    first = run(make_students(recipe, 4, CPU), recipe, Constant(), (STEPS * 2)[: int(tally.bad_place)])
+    assert int(first.bad_place) == -1, "no step before it was bad"
+    with torch.no_grad():
+        next(students[0].model.parameters()).fill_(float("nan"))
+    assert int(run(students, recipe, Constant(), STEPS).bad_place) == 0
+
+
+def test_an_empty_tally_has_means() -> None:
+    assert Tally.empty(2, CPU).means(small_recipe().loss.settings)["loss"] == [0.0, 0.0]

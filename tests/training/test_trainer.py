@@ -1,0 +1,375 @@
+"""The trainer: cached equals live, stopped equals uninterrupted, and nothing a user causes ends in a traceback."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli import commands
+from tests.patience import until
+from tests.small import BATCH_NORM, SMALL, make_dataset, make_teacher, small_recipe
+from udkd.config import Recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.teacher.cache.build import build_cache
+from udkd.teacher.folder import TeacherFolder
+from udkd.training import checkpoints as checkpoints_module
+from udkd.training import schedule as plan_module
+from udkd.training.run_folder import RunFolder
+from udkd.training.trainer import Job, Trainer, train
+from udkd.utils.errors import CacheError, ConfigError, MismatchError, RunError
+from udkd.utils.progress import SILENT, Silent
+
+CPU = torch.device("cpu")
+LONG = pytest.mark.long
+TWIN = "{architecture='squeezenet1_1', lr=0.01}"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
+    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+
+
+def make_cache(folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, recipe: Recipe) -> Path:
+    build_cache(folder, dataset=dataset, teacher=teacher, recipe=recipe, device=CPU, observer=SILENT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
+    return make_cache(tmp_path_factory.mktemp("cache") / "c", dataset, teacher, small_recipe())
+
+
+class Trace(Silent):
+    """Remembers the tally after every step: all losses, bit by bit."""
+
+    def __init__(self) -> None:
+        self.trainer: Trainer | None = None
+        self.sums: list[torch.Tensor] = []
+
+    def advance(self, count: int, **fields: float | str) -> None:
+        if self.trainer is not None:
+            self.sums.append(self.trainer.tally.sums.clone())
+
+
+def traced(job: Job) -> tuple[Trace, Trainer]:
+    trace = Trace()
+    trainer = Trainer(Job(**(vars(job) | {"observer": trace})))
+    trace.trainer = trainer
+    assert trainer.run().finished
+    trainer.close()
+    return trace, trainer
+
+
+def checkpoint_hash(out: Path) -> str:
+    return str(json.loads((out / "checkpoints" / "last.json").read_text())["sha256"])
+
+
+def metrics_without_time(out: Path) -> list[dict[str, object]]:
+    rows = RunFolder.open(out).metrics()
+    return [{name: value for name, value in row.items() if name not in ("seconds", "images_per_s")} for row in rows]
+
+
+@pytest.mark.parametrize(("views", "epochs"), [('"canonical"', 2), ("2", 3)])
+def test_cached_equals_live_bit_for_bit(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str, epochs: int
+) -> None:
+    settings = [f"teacher.views={views}", f"train.epochs={epochs}"]
+    cached, live = small_recipe(*settings), small_recipe(*settings, 'teacher.source="live"')
+    folder = make_cache(tmp_path / "cache", dataset, teacher, cached)
+    options = {"data": dataset.path, "device": CPU, "teacher": teacher.path}
+    trace_a, a = traced(Job(recipe=cached, out=tmp_path / "a", cache=folder, **options))
+    trace_b, b = traced(Job(recipe=live, out=tmp_path / "b", **options))
+    assert a.step == b.step == 12 * epochs
+    assert len(trace_a.sums) == len(trace_b.sums)
+    for step, (one, other) in enumerate(zip(trace_a.sums, trace_b.sums, strict=True)):
+        assert torch.equal(one, other), f"losses part at observation {step}"
+    assert trace_a.sums[-1][1].min() > 0, "the teacher term is there"
+    assert checkpoint_hash(tmp_path / "a") == checkpoint_hash(tmp_path / "b")
+
+
+def test_two_runs_are_bit_equal_and_seeds_matter(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    hashes = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(hash(name))  # the global generator must not matter
+        recipe = small_recipe("train.epochs=1", f"train.seed={seed}")
+        train(Job(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache))
+        hashes.append(checkpoint_hash(tmp_path / name))
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert metrics_without_time(tmp_path / "a") == metrics_without_time(tmp_path / "b")
+
+
+class StopAfter(Silent):
+    """Asks to stop once so many steps are done."""
+
+    def __init__(self, steps: int) -> None:
+        self.images = steps * 8
+        self.training = False
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        self.training = task.startswith("epoch")
+
+    def advance(self, count: int, **fields: float | str) -> None:
+        self.images -= count * self.training
+
+    def stopped(self) -> bool:
+        return self.images <= 0
+
+
+@pytest.mark.parametrize("stop_after", [pytest.param(1, marks=LONG), 11, 12, pytest.param(13, marks=LONG), 25])
+def test_stopped_and_resumed_equals_uninterrupted(
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, stop_after: int, whole_run: Path
+) -> None:
+    job = Job(recipe=small_recipe(), data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache)
+    observer = StopAfter(stop_after)
+    outcome = train(Job(**(vars(job) | {"observer": observer, "stopped": observer.stopped})))
+    assert not outcome.finished
+    assert outcome.step == stop_after
+    assert train(Job(**(vars(job) | {"resume": True}))).finished
+    assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(whole_run)
+    assert metrics_without_time(tmp_path / "run") == metrics_without_time(whole_run)
+
+
+def test_running_statistics_resume_to_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    recipe = small_recipe(BATCH_NORM, "train.epochs=1", "train.batch=32")
+    job = Job(recipe=recipe, data=dataset.path, out=tmp_path / "a", device=CPU, cache=cache)
+    train(job)
+    parted = vars(job) | {"out": tmp_path / "b"}
+    assert train(Job(**(parted | {"stopped": StopAfter(0).stopped}))).step == 1
+    assert train(Job(**(parted | {"resume": True}))).finished
+    assert checkpoint_hash(tmp_path / "a") == checkpoint_hash(tmp_path / "b")
+
+
+@pytest.mark.parametrize("views", ['"canonical"', "2"])
+def test_a_live_run_stopped_in_the_middle_equals_a_cached_one(
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str
+) -> None:
+    """Teacher's blocks of another size than the batch, two interruptions, dropout on: still the same bits at the end."""
+    settings = [f"teacher.views={views}", "teacher.batch=5", "train.epochs=2"]
+    cached, live = small_recipe(*settings), small_recipe(*settings, 'teacher.source="live"')
+    folder = make_cache(tmp_path / "cache", dataset, teacher, cached)
+    train(Job(recipe=cached, data=dataset.path, out=tmp_path / "cached", device=CPU, cache=folder))
+    job = Job(recipe=live, data=dataset.path, out=tmp_path / "live", device=CPU, teacher=teacher.path)
+    for stop_after in (5, 14):
+        observer = StopAfter(stop_after)
+        outcome = train(Job(**(vars(job) | {"observer": observer, "stopped": observer.stopped, "resume": stop_after > 5})))
+        assert (outcome.finished, outcome.step) == (False, stop_after)
+    assert train(Job(**(vars(job) | {"resume": True}))).finished
+    assert checkpoint_hash(tmp_path / "live") == checkpoint_hash(tmp_path / "cached")
+    assert metrics_without_time(tmp_path / "live") == metrics_without_time(tmp_path / "cached")
+
+
+def test_dropout_is_part_of_those_runs(
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit-equal resumes prove something about dropout only where its mask moves the result: another step's key does."""
+    hashes = []
+    for shift in (0, 1):
+        with monkeypatch.context() as patch:
+            right = plan_module.dropout_keys
+            patch.setattr(
+                plan_module,
+                "dropout_keys",
+                lambda seed, student, steps, shift=shift, right=right: right(seed, student, steps + shift),
+            )
+            out = tmp_path / str(shift)
+            job = Job(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache)
+            assert train(Job(**(vars(job) | {"stopped": StopAfter(0).stopped}))).step == 1
+            hashes.append(checkpoint_hash(out))
+    assert hashes[0] != hashes[1]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, cache: Path) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(Job(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache))
+    return out
+
+
+@pytest.mark.parametrize(
+    "kind", [signal.SIGKILL, signal.SIGTERM, *(pytest.param(kind, marks=LONG) for kind in (signal.SIGHUP, signal.SIGINT))]
+)
+def test_a_signal_at_a_random_moment(
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, whole_run: Path, kind: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out]
+    words += [word for setting in SMALL for word in ("--set", setting)]
+    command = commands.start(*words)
+    assert until(lambda: (out / "checkpoints" / "last.json").exists() or command.ended())
+    time.sleep(random.random() * 0.5)
+    command.send_signal(kind)
+    stopped = command.finish()
+    assert "Traceback" not in stopped.err
+    if kind != signal.SIGKILL and stopped.code != 0:
+        assert stopped.code == 128 + kind
+        assert "--resume" in stopped.last
+    done = commands.run(*words, "--resume")
+    assert done.code == 0, done
+    assert "Traceback" not in done.err
+    assert checkpoint_hash(out) == checkpoint_hash(whole_run)
+    assert metrics_without_time(out) == metrics_without_time(whole_run)
+
+
+def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    out = tmp_path / "run"
+    job = Job(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache)
+    trainer = Trainer(job)
+    trainer._train_epoch(0, 0)
+    kept = checkpoint_hash(out)
+    with torch.no_grad():
+        next(trainer.students[0].model.parameters()).fill_(float("nan"))
+    with pytest.raises(RunError, match=r"step 12 \(epoch 2\) is not finite"):
+        trainer.run()
+    trainer.close()
+    assert checkpoint_hash(out) == kept
+    assert RunFolder.open(out).load().progress.step == 12
+
+
+def test_weights_that_broke_in_the_last_step_are_not_saved(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    trainer = Trainer(Job(recipe=small_recipe(), data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
+    with torch.no_grad():
+        next(trainer.students[1].model.parameters())[0] = float("inf")
+    with pytest.raises(RunError, match=r"student\.1\..* is not finite"):
+        trainer._save()
+    trainer.close()
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    trainer = Trainer(Job(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache))
+    trainer._train_epoch(0, 0)
+    kept = checkpoint_hash(out)
+
+    def no_room(path: Path, data: bytes) -> None:
+        path.with_name(path.name + ".tmp").write_bytes(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints_module, "write_bytes", no_room)
+        with pytest.raises(OSError, match="No space"):
+            trainer.run()
+    trainer.close()
+    assert checkpoint_hash(out) == kept
+    assert RunFolder.open(out).load().progress.step == 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "built"),
+    [
+        (["loss.alpha=1", "loss.beta=0", "loss.gamma=0"], (True, False, False)),
+        (["loss.alpha=0.3", "loss.beta=0.7", "loss.gamma=0", 'loss.weight="constant"'], (True, True, False)),
+        (["loss.gamma=0"], (True, True, False)),
+        (['students=[{architecture="resnet18"}]', "train.batch=48"], (True, True, False)),
+        (
+            [f"students=[{TWIN},{TWIN},{{architecture='mobilenet_v2'}}]", "train.batch=48"],
+            (True, True, True),
+        ),
+    ],
+)
+def test_the_paper_s_rows_are_settings_of_one_loop(
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, settings: list[str], built: tuple[bool, bool, bool]
+) -> None:
+    recipe = small_recipe("train.epochs=1", *settings)
+    train(Job(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
+    row = RunFolder.open(tmp_path / "run").metrics()[0]["train"]
+    for term, there in zip(("hard", "teacher", "peer"), built, strict=True):
+        assert len(row[term]) == len(recipe.students)
+        assert all((value > 0) == there for value in row[term]), term
+
+
+def test_backends_train_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    for name in ("resident", "folder"):
+        recipe = small_recipe(f'data.backend="{name}"', "train.epochs=1")
+        train(Job(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache))
+    assert checkpoint_hash(tmp_path / "resident") == checkpoint_hash(tmp_path / "folder")
+
+
+def test_options_run(tmp_path: Path, teacher: TeacherFolder) -> None:
+    """Few images: where a processor has no bfloat16, a convolution of it takes a hundred times as long."""
+    few = make_dataset(tmp_path / "data", per_class=2, val_per_class=1)
+    settings = ['train.precision="bfloat16"', "train.channels_last=false", "train.tensorboard=true", 'teacher.source="live"']
+    recipe = small_recipe(*settings, "train.epochs=1")
+    train(Job(recipe=recipe, data=few.path, out=tmp_path / "run", device=CPU, teacher=teacher.path))
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_compiled_loss_begins_like_eager(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    rows = []
+    for mode in ("off", "loss"):
+        recipe = small_recipe(f'train.compile="{mode}"', "train.epochs=1", "train.batch=96")
+        train(Job(recipe=recipe, data=dataset.path, out=tmp_path / mode, device=CPU, cache=cache))
+        rows.append(RunFolder.open(tmp_path / mode).metrics()[0]["train"])
+    for term in ("hard", "teacher", "peer"):
+        assert rows[0][term] == pytest.approx(rows[1][term], rel=5e-6, abs=5e-6)
+
+
+def test_what_does_not_fit_is_one_line(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> None:
+    other = make_teacher(tmp_path / "other", dataset, seed=5)
+    another_data = make_dataset(tmp_path / "another", per_class=10)
+
+    def attempt(recipe: Recipe, **changes: object) -> None:
+        job = {"recipe": recipe, "data": dataset.path, "out": tmp_path / "run", "device": CPU, "cache": cache}
+        train(Job(**(job | changes)))  # type: ignore[arg-type]
+
+    with pytest.raises(MismatchError, match="teacher_sha256") as caught:
+        attempt(small_recipe(), teacher=other.path)
+    assert [name for name, _, _ in caught.value.fields] == ["teacher_sha256"]
+    with pytest.raises(MismatchError, match="dataset_digest"):
+        attempt(small_recipe(), data=another_data.path, out=tmp_path / "run2")
+    with pytest.raises(MismatchError, match=r"views\.size_px"):
+        attempt(small_recipe("views.size_px=24"), out=tmp_path / "run3")
+    with pytest.raises(MismatchError, match="policy"):
+        attempt(small_recipe("teacher.views=3"), out=tmp_path / "run4")
+    with pytest.raises(CacheError, match="no such folder"):
+        attempt(small_recipe(), cache=tmp_path / "nowhere", out=tmp_path / "run5")
+    with pytest.raises(ConfigError, match="more than the 96 training images"):
+        attempt(small_recipe("train.batch=97"), out=tmp_path / "run6")
+    with pytest.raises(ConfigError, match="no cache was given"):
+        attempt(small_recipe(), cache=None, out=tmp_path / "run7")
+    assert not any((tmp_path / f"run{n}" / "config.json").exists() for n in ("", 2, 3, 4, 5, 6, 7)), (
+        "nothing half-begun is left"
+    )
+
+
+def test_resume_refuses_another_recipe(tmp_path: Path, dataset: DatasetFolder, cache: Path, whole_run: Path) -> None:
+    job = {"data": dataset.path, "out": whole_run, "device": CPU, "cache": cache}
+    with pytest.raises(MismatchError, match=r"train\.seed: stored 0, wanted 7"):
+        train(Job(recipe=small_recipe("train.seed=7"), resume=True, **job))
+    with pytest.raises(RunError, match="already holds a run"):
+        train(Job(recipe=small_recipe(), **job))
+    with pytest.raises(RunError, match="is no run"):
+        train(Job(recipe=small_recipe(), **(job | {"out": tmp_path / "none", "resume": True})))
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+    out = tmp_path / "run"
+    train(Job(recipe=small_recipe("train.epochs=1"), data=dataset.path, out=out, device=CPU, cache=cache))
+    (file,) = (out / "checkpoints").glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    file.write_bytes(data)
+    assert hashlib.sha256(data).hexdigest() != checkpoint_hash(out)
+    with pytest.raises(RunError, match="damaged"):
+        RunFolder.open(out).load()
+
+
+def test_the_environment_is_recorded(whole_run: Path) -> None:
+    stored = RunFolder.open(whole_run).provenance
+    assert stored["hardware"]["threads"] == 1
+    assert torch.__version__.startswith(stored["versions"]["torch"])
+    assert stored["cache_key"]["policy"] == "canonical"
+    assert os.path.isdir(stored["dataset"])

@@ -1,0 +1,55 @@
+"""CRC-32C against its standard and against a loop over bits that is written out here."""
+
+import ctypes
+import sys
+
+import google_crc32c
+import numpy as np
+import pytest
+
+from udkd.utils.crc32c import crc32c, crc32c_function
+
+POLYNOMIAL = 0x82F63B78  # Castagnoli's, reflected
+
+
+def bit_by_bit(data: bytes) -> int:
+    state = 0xFFFFFFFF
+    for byte in data:
+        state ^= byte
+        for _ in range(8):
+            state = (state >> 1) ^ (POLYNOMIAL if state & 1 else 0)
+    return state ^ 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+        (b"123456789", 0xE3069283),
+        (b"", 0),
+    ],
+)
+def test_the_vectors_of_rfc_3720(data: bytes, expected: int) -> None:
+    assert crc32c(data) == bit_by_bit(data) == expected
+
+
+def test_bytes_and_stretches_of_vectors() -> None:
+    vector = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8)
+    for start, stop in ((0, 3000), (1, 2), (7, 2050)):
+        assert crc32c(vector[start:stop]) == crc32c(vector[start:stop].tobytes()) == bit_by_bit(vector[start:stop].tobytes())
+
+
+@pytest.mark.parametrize("library", [True, False])
+def test_the_function_for_machine_code_gives_the_same(library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not library:
+        monkeypatch.setitem(sys.modules, "google_crc32c._crc32c", None)
+        monkeypatch.delattr(google_crc32c, "_crc32c")
+    function = crc32c_function()
+    assert isinstance(function, ctypes._CFuncPtr)
+    assert hasattr(function, "__name__") == library  # a C function of that name, or a way back into Python
+    vector = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8)
+    for start, stop in ((0, 3000), (1, 2), (7, 2050), (5, 5)):
+        assert function(vector.ctypes.data + start, stop - start) == bit_by_bit(vector[start:stop].tobytes())

@@ -1,0 +1,64 @@
+"""JSON with a checksum of its own: every changed bit is found, and JSON of before is read."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from udkd.utils.json_checksum import CHECKSUM, checked_bytes, checked_line, has_checksum, values_of, values_of_line
+
+VALUES = {"b": [1, 2.5e10, -0.0, None, True], "a": {"path": "/ä\n\udcff", "x": "1E5"}, "c": 1e-07}
+FORMS = [(checked_bytes, values_of), (checked_line, values_of_line)]
+
+
+@pytest.mark.parametrize(("write", "read"), FORMS)
+def test_what_goes_in_comes_out(write: Callable[..., bytes], read: Callable[..., dict[str, object]]) -> None:
+    data = write(VALUES)
+    assert read(data) == VALUES
+    assert has_checksum(data)
+    assert json.loads(data).keys() == VALUES.keys() | {CHECKSUM}, "whoever knows JSON can read it"
+
+
+def test_a_line_is_a_line_in_its_own_order() -> None:
+    line = checked_line(VALUES)
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert list(json.loads(line)) == ["b", "a", "c", CHECKSUM]
+
+
+@pytest.mark.parametrize(("write", "read"), FORMS)
+def test_every_flipped_bit_is_found(write: Callable[..., bytes], read: Callable[..., dict[str, object]]) -> None:
+    data = write(VALUES)
+    for place in range(len(data)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[place] ^= 1 << bit
+            try:
+                found = read(bytes(changed))
+            except ValueError:
+                continue
+            # Only the name of the checksum itself can hide: as a key that no model knows.
+            assert found.keys() - VALUES.keys(), f"bit {bit} of byte {place}"
+
+
+@pytest.mark.parametrize(("write", "read"), FORMS)
+@pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b" ", lambda d: b"", lambda d: d.replace(b"E5", b"e5")])
+def test_other_changes_are_found(
+    write: Callable[..., bytes], read: Callable[..., dict[str, object]], change: Callable[[bytes], bytes]
+) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        read(change(write(VALUES)))
+
+
+def test_json_of_before_is_read_as_it_is() -> None:
+    assert values_of(b'{"a":1}') == values_of_line(b'{"a": 1}\n') == {"a": 1}
+    assert not has_checksum(b'{"a": 1}')
+    deep = b'{"checksum": "", "a": ' + b"[" * 900 + b"]" * 900 + b"}"
+    for data in (b"[]", b"3", b"{", b"\xff", b'{"a": NaN}', deep):
+        with pytest.raises(ValueError, match=r"."):
+            values_of(data)
+
+
+def test_what_is_no_number_is_not_written() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        checked_bytes({"a": float("nan")})

@@ -1,0 +1,122 @@
+"""A process of a team ends with its torchrun, also in the seconds in which it imports: with real ones, killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cli import commands
+from tests.cli.commands import ROOT
+from tests.patience import patience
+from udkd.teacher.workers import Team
+from udkd.utils.errors import CacheError
+from udkd.utils.launcher import is_launched, module_command, module_environment
+
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-m", "udkd", "cache", "info", "nowhere"], start_new_session=True)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_the_folder_that_a_user_stands_in_provides_no_modules(tmp_path: Path) -> None:
+    for name in ("data_prep.py", "udkd.py", "typer.py"):
+        (tmp_path / name).write_text("raise SystemExit(77)")
+    command = module_command("data_prep", ["synth", "--help"])
+    done = subprocess.run(command, env=module_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Write the embedded data set" in done.stdout
+    named = {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=module_environment() | named, cwd=tmp_path, capture_output=True, timeout=120)
+    assert done.returncode == 77, "what the user names himself is taken"
+
+
+@pytest.fixture
+def slow_torch(tmp_path: Path) -> Path:
+    """A torch whose import says that it has begun and takes an hour: a process that it does not end stays in it."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
+    return tmp_path
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that is taken and at which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield int(taken.getsockname()[1])
+
+
+def surroundings(slow_torch: Path, port: int, **more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(slow_torch), str(ROOT)])
+    team = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return os.environ | {"PYTHONPATH": path} | team | more
+
+
+def test_a_launcher_that_dies_while_its_process_imports(slow_torch: Path) -> None:
+    """Its store answers at first, as torchrun's does."""
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        environment = surroundings(slow_torch, store.getsockname()[1], TORCHELASTIC_USE_AGENT_STORE="True")
+        launcher = subprocess.Popen(
+            [sys.executable, "-c", PARENT], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
+        assert launcher.stdout is not None
+        child = psutil.Process(int(launcher.stdout.readline()))
+        assert launcher.stdout.readline() == "importing\n"
+        assert child.is_running()
+        launcher.send_signal(signal.SIGKILL)
+        launcher.wait()
+        _, alive = psutil.wait_procs([child], timeout=patience(60))
+        launcher.stdout.close()
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
+def test_a_launcher_that_was_gone_before_its_process_began(slow_torch: Path, silent_port: int) -> None:
+    environment = surroundings(slow_torch, silent_port, TORCHELASTIC_USE_AGENT_STORE="True")
+    done = subprocess.run(
+        [sys.executable, "-m", "udkd", "cache", "info", "nowhere"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience(100), check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the torchrun that started this process is gone; expected it to the end; run it again\n"
+
+
+def test_a_launcher_that_is_gone_after_the_imports(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused at once, without the wait that a slow network is given."""
+    monkeypatch.setattr("udkd.teacher.workers.die_with_parent", lambda number: None)
+    team = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent_port)}
+    with pytest.raises(CacheError, match="the torchrun that started this process is gone"):
+        Team.join(team | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
+
+
+def test_who_is_launched() -> None:
+    assert not any(is_launched(environment) for environment in ({}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": ""}))
+    assert is_launched({"WORLD_SIZE": "2"})
+
+
+def test_torchrun_killed_as_soon_as_its_processes_are_there() -> None:
+    """The real launcher and the real imports. Its store outlives it by some 30 ms, so that a process may find it still open,
+    begin its imports and see only after them that the launcher is gone."""
+    torchrun = ["--standalone", "--nproc-per-node", 2, "--no-python"]
+    program = [sys.executable, "-m", "udkd", "cache", "build", "data", "teacher", "cache"]
+    launcher = commands.start(*torchrun, *program, module="torch.distributed.run")
+    watched, children = psutil.Process(launcher.pid), []
+    while not launcher.ended() and len(children) < 2:
+        children = watched.children(recursive=True)
+        time.sleep(0.005)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.finish()
+    assert len(children) == 2
+    _, alive = psutil.wait_procs(children, timeout=patience(100))
+    for process in alive:
+        process.kill()
+    assert not alive

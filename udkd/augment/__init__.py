@@ -1,0 +1,4 @@
+"""Views: crop, flip and colour jitter as numbers, and the pixels that follow.
+
+It may import udkd.utils and udkd.data.
+"""

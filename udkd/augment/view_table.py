@@ -1,0 +1,54 @@
+"""The views of all samples of a split, one table per view number, drawn in a thread ahead."""
+
+from concurrent.futures import Future
+from threading import Thread
+
+import numpy as np
+import torch
+
+from udkd.augment.apply import ViewTable
+from udkd.augment.views import Views, ViewSpec, draw
+from udkd.data.dataset import Split
+
+_KEPT = 2
+
+
+class EpochViews:
+    """Draws and keeps view tables of a split's N ids: 130,000 take about 0.03 s and 12 MB."""
+
+    def __init__(self, spec: ViewSpec, seed: int, split: Split, device: torch.device) -> None:
+        self.spec = spec
+        self._seed = seed
+        self._device = device
+        self._ids = np.arange(split.num_samples, dtype=np.int64)
+        # Excluded rows have no size; any will do, as no order holds them.
+        self._sizes = np.where(split.excluded[:, None], 1, split.sizes)
+        self._tables: dict[tuple[int, int], ViewTable] = {}
+        self._drawn: dict[tuple[int, int], Future[Views]] = {}
+
+    def table(self, view: int, spec: ViewSpec | None = None) -> ViewTable:
+        """All N views of number `view`, indexed by sample id; the last two are kept. spec: where it is another than usual."""
+        name = (view, (spec or self.spec).size_px)
+        if name not in self._tables:
+            self.prepare(view, spec)
+            self._tables[name] = ViewTable.of(self._drawn.pop(name).result(), self._device)
+            for old in list(self._tables)[:-_KEPT]:
+                del self._tables[old]
+        return self._tables[name]
+
+    def prepare(self, view: int, spec: ViewSpec | None = None) -> None:
+        """Begin to draw a table that `table` will be asked for; the thread ends with the drawing."""
+        spec = spec or self.spec
+        name = (view, spec.size_px)
+        if name in self._tables or name in self._drawn:
+            return
+        future: Future[Views] = Future()
+        self._drawn = {name: future}  # one ahead is enough; what nobody came for is dropped
+
+        def work() -> None:
+            try:
+                future.set_result(draw(spec, self._seed, view, self._ids, self._sizes))
+            except BaseException as error:
+                future.set_exception(error)
+
+        Thread(target=work, name=f"views of epoch view {view}", daemon=True).start()

@@ -1,0 +1,306 @@
+"""udkd cache build, udkd cache info, udkd cache verify."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.table import Table
+
+from udkd.config import load_recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.teacher.cache.build import build_cache
+from udkd.teacher.cache.reader import Cache, strays, verify
+from udkd.teacher.cache.summary import CacheSummary, summarise, weight_histogram
+from udkd.teacher.cache.verify import compare
+from udkd.teacher.folder import TeacherFolder
+from udkd.teacher.workers import Team
+from udkd.utils.environment import choose_device
+from udkd.utils.errors import CacheError, ConfigError, UserError
+from udkd.utils.files import atomic
+from udkd.utils.printable import printable
+from udkd.utils.progress import SILENT
+from udkd.utils.terminal import BackendOption, DeviceOption, RecipeOption, SetOption, err, observed, out
+
+BINS = 20
+BAR_CHARACTERS = 48
+_NAMED = 20  # missing views that are told one by one
+
+cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The teacher's logits and weights, computed once.")
+
+CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder.")]
+
+
+@cache_app.command("build")
+def build(
+    data: Annotated[Path, typer.Argument(metavar="FOLDER", help="Dataset folder, made by udkd-prep convert.")],
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Teacher folder, made by udkd teacher fit or import.")],
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Folder to make, to go on with, or to add views to.")],
+    views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="canonical|K",
+            help="canonical: one evaluation view a sample; K: the first K augmented views. Short for teacher.views.",
+        ),
+    ] = None,
+    recipe: RecipeOption = "imagenet100-paper",
+    overrides: SetOption = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option("--also", metavar="TEACHER", help="Another member of an ensemble (teacher.estimator=ensemble)."),
+    ] = None,
+    storage: Annotated[str | None, typer.Option(help="float16 or float32: short for teacher.storage.")] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            metavar="K",
+            help="For many classes: keep the K best and the mass of the others. Short for teacher.top_k.",
+        ),
+    ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Also keep the teacher's pooled features, for loss.method rkd and crd.")
+    ] = False,
+    backend: BackendOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Ask the teacher once about every training sample and write down what it says.
+
+    Views, evaluation, the teacher's batch, precision and estimator come from the recipe, which should be the one to train with.
+    The same command goes on after an interruption; a larger --views adds views and leaves what is there untouched.
+    Several processes share the work under torchrun: torchrun --nproc-per-node 2 -m udkd cache build ...
+    """
+    team = Team.join()
+    try:
+        _build(team, data, [teacher, *(also or [])], cache, views, recipe, overrides, storage, top_k, features, backend, device)
+    except UserError as error:
+        if team.leads:
+            raise
+        team.fail(error)
+        raise typer.Exit(1) from None
+
+
+def _build(
+    team: Team,
+    data: Path,
+    teachers: list[Path],
+    cache: Path,
+    views: str | None,
+    recipe: str,
+    overrides: list[str] | None,
+    storage: str | None,
+    top_k: int | None,
+    features: bool,
+    backend: str | None,
+    device: str,
+) -> None:
+    if views is not None and views != "canonical" and not (views.isdecimal() and int(views) > 0):
+        raise ConfigError(f"--views {views!r}; expected canonical or a number of views; change it")
+    chosen = list(overrides or [])
+    chosen += [f"teacher.views={views if views.isdecimal() else repr(views)}"] if views else []
+    chosen += [f'data.backend="{backend}"'] if backend else []
+    chosen += [f'teacher.storage="{storage}"'] if storage else []
+    chosen += [f"teacher.top_k={top_k}"] if top_k is not None else []
+    how = load_recipe(recipe, chosen)
+    dataset, folders = DatasetFolder.open(data), [TeacherFolder.open(teacher) for teacher in teachers]
+    with observed() as observer:
+        built = build_cache(
+            cache,
+            dataset=dataset,
+            teacher=folders[0],
+            others=folders[1:],
+            recipe=how,
+            device=team.device(choose_device(device)),
+            features=features,
+            observer=observer if team.leads else SILENT,
+            team=team,
+        )
+    if not team.leads:
+        return
+    if built.num_images:
+        err.print(f"asked about {built.num_images:,} images in {built.seconds:.1f} s, {built.images_per_s:,.0f} images/s")
+    else:
+        err.print("nothing to do: every view is there already")
+    out.print(_described(built.cache, built.summary))
+
+
+@cache_app.command("info")
+def info(
+    cache: CacheArgument,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Dataset folder the cache was made of: adds the teacher's accuracy.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.png", help="Also draw the histogram.")] = None,
+) -> None:
+    """Show a cache's key, size, mean weight and entropy, and how the weights are spread."""
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise ConfigError(f"--picture {picture}; expected a name that ends in .png; change it")
+    opened = Cache.open(cache)
+    labels = _labels(opened, data) if data is not None else None
+    out.print(_described(opened, summarise(opened, labels)))
+    counts = weight_histogram(opened, BINS)
+    out.print(_histogram(counts))
+    if picture is not None:
+        _draw(counts, opened, picture)
+        err.print(f"histogram in {picture}")
+
+
+@cache_app.command("verify")
+def verify_command(
+    cache: CacheArgument,
+    recompute: Annotated[
+        str | None,
+        typer.Option(metavar="1%|COUNT", help="Also ask the teacher again about so many random (sample, view) pairs."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Dataset folder the cache was made of, for --recompute.")] = None,
+    teacher: Annotated[
+        list[Path] | None, typer.Option(help="Teacher folder, for --recompute; again for more of an ensemble, in its order.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which pairs --recompute draws.")] = 0,
+    backend: BackendOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Check every block of every view against its checksum; with --recompute also against the teacher.
+
+    Whatever is damaged, missing, no part of a cache or beyond the bounds is named, and the exit code is 1.
+    """
+    opened = Cache.open(cache)
+    share = _share(recompute) if recompute is not None else None
+    if (data is None or not teacher) and share is not None:
+        raise ConfigError("--recompute needs the data and the teacher; expected --data FOLDER --teacher TEACHER; add them")
+    damaged = verify(opened)
+    problems = [f"view {view}: block {block} is not as it was written" for view, block in damaged] + strays(opened)
+    for problem in problems:
+        err.print(problem)
+    if damaged:
+        raise CacheError(
+            f"{len(damaged)} damaged blocks in views {', '.join(map(str, sorted({view for view, _ in damaged})))} of {cache}; "
+            "expected none; delete those view files and run `udkd cache build` again: it computes what is missing"
+        )
+    if problems:
+        raise CacheError(
+            f"{cache} is not as a build leaves it ({problems[0]}); expected views without a gap and nothing else; "
+            "run `udkd cache build` again for missing views, remove what is no part"
+        )
+    out.print(f"{len(opened.views)} views, {opened.num_bytes / 1e6:,.1f} MB: every checksum matches")
+    if share is not None and data is not None and teacher:
+        _recompute(opened, share, data, teacher, seed, backend, device)
+
+
+def _share(text: str) -> float | int:
+    """A share of all pairs (float) or a number of them (int)."""
+    try:
+        value: float | int = float(text.removesuffix("%")) / 100 if text.endswith("%") else int(text)
+    except ValueError:
+        value = -1
+    if not (0 < value <= 1 if isinstance(value, float) else value > 0):
+        raise ConfigError(f"--recompute {text!r}; expected a share such as 1% or a number of pairs; change it")
+    return value
+
+
+def _recompute(
+    cache: Cache, share: float | int, data: Path, teachers: list[Path], seed: int, backend: str | None, device: str
+) -> None:
+    dataset = DatasetFolder.open(data)
+    total = len(dataset.split(cache.key.split).ids) * len(cache.views)
+    count = min(total, max(1, round(share * total)) if isinstance(share, float) else share)
+    with observed() as observer:
+        found = compare(
+            cache,
+            dataset=dataset,
+            teachers=[TeacherFolder.open(teacher) for teacher in teachers],
+            count=count,
+            seed=seed,
+            device=choose_device(device),
+            backend=backend or "auto",
+            observer=observer,
+        )
+    if found.error is not None:
+        out.print(
+            f"{cache.key.precision} moves a probability by up to {found.error.probability:.1e} from float32's, a weight by "
+            f"{found.error.weight:.1e}: two answers may be twice that apart"
+        )
+    out.print(
+        f"{found.num_pairs:,} of {total:,} pairs asked again: largest difference of a probability {found.probability:.2e} "
+        f"(bound {found.probability_bound:.2e}), of a weight {found.weight:.2e} (bound {found.weight_bound:.2e})"
+    )
+    if cache.key.features:
+        out.print(f"features: largest difference {found.features:.2e} of a row's largest (bound {found.features_bound:.2e})")
+    if found.worst is not None:
+        view, sample = found.worst
+        raise CacheError(
+            f"{cache.folder} is not what this teacher says: id {sample} of view {view} is beyond the bound; "
+            "expected the same answers; build the cache again, or find what changed (pixels, drivers, versions)"
+        )
+
+
+def _labels(cache: Cache, data: Path) -> NDArray[np.int32]:
+    dataset = DatasetFolder.open(data)
+    cache.require({"dataset_digest": dataset.digest, "num_classes": len(dataset.classes)})
+    return dataset.split(cache.key.split).labels
+
+
+def _described(cache: Cache, summary: CacheSummary) -> Table:
+    key, scheme, size_px = cache.key, cache.key.views.get("scheme"), cache.key.views.get("size_px")
+    rows = {
+        "views": f"{summary.num_views} ({key.policy}, {scheme}, {size_px} px, seed {key.seed})",
+        "targets": f"{summary.num_targets:,} of {key.num_classes} classes, {cache.num_rows:,} {key.split} samples",
+        "size": f"{summary.num_bytes / 1e6:,.1f} MB, {summary.num_bytes / max(summary.num_targets, 1):.1f} bytes a target",
+        "mean weight": f"{summary.mean_weight:.4f}",
+        "mean entropy": f"{summary.mean_entropy:.4f} of {summary.max_entropy:.4f} nats",
+        **{f"mean {name.replace('_', ' ')}": f"{value:.4f}" for name, value in summary.mean_others.items()},
+        "teacher": f"{key.teacher}, {key.precision} on {key.device}, weights {_short(key.teacher_sha256)}",
+        "asked": key.estimator,
+        "build": f"batch {key.teacher_batch}, blocks of {key.block_rows}, {_layout(cache)}, stored as {key.storage}",
+        "data": f"{key.dataset_digest[:16]}…, {key.pixel_class}",
+    }
+    if key.features:
+        rows["features"] = f"{key.features} float16 numbers a target, the teacher's pooled ones"
+    if cache.missing:
+        more = f" and {len(cache.missing) - _NAMED:,} more" if len(cache.missing) > _NAMED else ""
+        gone = ", ".join(map(str, cache.missing[:_NAMED]))
+        rows["missing"] = f"views {gone}{more}: they were built and are gone; build again to have them"
+    if summary.top1 is not None:
+        rows["teacher right"] = f"top-1 {summary.top1:.2f} %, top-5 {summary.top5:.2f} % of these targets"
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _short(digests: str) -> str:
+    return " + ".join(f"{digest[:16]}…" for digest in digests.split(" + "))
+
+
+def _layout(cache: Cache) -> str:
+    layout = "channels last" if cache.key.channels_last else "channels first"
+    return f"{layout}, {cache.key.threads} threads" if cache.key.device == "cpu" else layout
+
+
+def _histogram(counts: NDArray[np.int64]) -> Table:
+    table = Table("weight", "targets", "", box=None, pad_edge=False, title="weights", title_justify="left")
+    table.columns[1].justify = "right"
+    for number, count in enumerate(counts.tolist()):
+        bar = "█" * round(BAR_CHARACTERS * count / max(int(counts.max()), 1))
+        table.add_row(f"{number / len(counts):.2f} - {(number + 1) / len(counts):.2f}", f"{count:,}", bar)
+    return table
+
+
+def _draw(counts: NDArray[np.int64], cache: Cache, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+    edges = np.linspace(0, 1, len(counts) + 1)
+    axes.bar(edges[:-1], counts / max(int(counts.sum()), 1), width=1 / len(counts), align="edge", edgecolor="white")
+    axes.set_xlabel("confidence weight of the teacher, w = 1 - H / ln C")
+    axes.set_ylabel("share of the targets")
+    axes.set_title(printable(f"{cache.key.teacher}: {int(counts.sum()):,} targets", 200), fontsize=10, parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(0, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as file:
+        figure.savefig(file, format="png")

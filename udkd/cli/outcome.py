@@ -1,0 +1,35 @@
+"""How training and evaluation end, on a terminal."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from udkd.training.trainer import Outcome
+from udkd.utils.terminal import err
+
+
+def end(outcome: Outcome, folder: Path, exit_code: int) -> None:
+    """Say how training ended; a run that was stopped exits with `exit_code`."""
+    if outcome.finished:
+        err.print(f"finished: {outcome.step} steps, in {folder}")
+        return
+    err.print(f"stopped after step {outcome.step}, at a checkpoint in {folder}; the same command with --resume goes on")
+    raise typer.Exit(exit_code)
+
+
+def result_table(result: dict[str, Any]) -> Table:
+    """The result of an evaluation (eval.json's values) as a table."""
+    table = Table(title=f"Validation accuracy, {result['num_samples']} images, {result['num_classes']} classes")
+    for name in ("", "top-1 %", "top-5 %", "parameters"):
+        table.add_column(name, justify="right" if name else "left")
+    rows = [(student["name"], student) for student in result["students"]]
+    if len(rows) > 1:
+        rows.append(("students averaged", result["ensemble"]))
+    if result["teacher"] is not None:
+        rows.append((f"teacher {result['teacher']['name']}", result["teacher"]))
+    for name, row in rows:
+        size = f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else ""
+        table.add_row(name, f"{row['top1']:.2f}", f"{row['top5']:.2f}", size)
+    return table

@@ -1,0 +1,166 @@
+"""udkd quickstart: the whole job in one command, on made-up images or the user's own."""
+
+import math
+import shlex
+import subprocess
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.text import Text
+
+from udkd.cli.outcome import result_table
+from udkd.config import Recipe, load_recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.teacher.cache.build import build_cache
+from udkd.teacher.folder import TeacherFolder, new_teacher
+from udkd.training.evaluate import evaluate
+from udkd.training.make_teacher import from_run, write_measured
+from udkd.training.run_folder import RunFolder
+from udkd.training.speed_probe import Speeds, probe
+from udkd.training.trainer import Job, train
+from udkd.utils.environment import choose_device
+from udkd.utils.launcher import module_command, module_environment
+from udkd.utils.terminal import DeviceOption, RichObserver, SetOption, err, observed, out, stop_requests
+
+CLASSES, IMAGES, VAL_IMAGES, SIDE = 10, 1600, 300, 64
+GPU_CLASSES, GPU_IMAGES, GPU_VAL_IMAGES, GPU_SIDE = 20, 20_000, 2_000, 128
+GPU_RECIPE = (
+    "views.size_px=96",
+    "views.resize_px=112",
+    "evaluation.resize_px=112",
+    "fit.epochs=15",
+    "train.epochs=15",
+    'train.precision="bfloat16"',
+)
+
+
+def quickstart(
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Your images (an ImageFolder tree or tar of one) instead of made-up ones.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where all goes; run again, it goes on there.")] = Path("quickstart"),
+    hold_out: Annotated[
+        float | None, typer.Option("--hold-out", metavar="PERCENT", help="For --data without val/: the share set aside.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Images -> dataset folder -> teacher -> cache -> two students -> evaluation -> report, in a few minutes."""
+    started = time.perf_counter()
+    where = choose_device(device)
+    gpu = where.type == "cuda"
+    chosen = [*(GPU_RECIPE if gpu else ()), *(overrides or [])]
+    recipe = load_recipe("quickstart", chosen)
+    recipe_words = shlex.join(["quickstart", *(word for override in chosen for word in ("--set", override))])
+    folder.mkdir(parents=True, exist_ok=True)
+    err.print("measuring this machine …")
+    speeds = probe(recipe, CLASSES, where)
+    if data is None:
+        images, val_images = (GPU_IMAGES, GPU_VAL_IMAGES) if gpu else (IMAGES, VAL_IMAGES)
+        _announce(speeds, recipe, images, val_images)
+        source = _made_up_images(folder / "images", GPU_CLASSES if gpu else CLASSES, images, val_images)
+        dataset = _convert(source, folder / "data", GPU_SIDE if gpu else SIDE, None)
+    else:
+        dataset = _convert(data, folder / "data", GPU_SIDE if gpu else SIDE, hold_out)
+        _announce(speeds, recipe, len(dataset.split("train").ids), len(dataset.split("val").ids))
+    teacher, cache, run = folder / "teacher", folder / "cache", folder / "run"
+    with observed() as observer:
+        _heading("teacher", f"udkd teacher fit {folder}/data {teacher} --recipe {recipe_words}")
+        _fit(dataset, recipe, teacher, where, observer)
+        _heading("cache", f"udkd cache build {folder}/data {teacher} {cache} --recipe {recipe_words}")
+        asked = TeacherFolder.open(teacher)
+        build_cache(cache, dataset=dataset, teacher=asked, recipe=recipe, device=where, observer=observer)
+        options = f"--data {folder}/data --cache {cache} --teacher {teacher} --out {run}"
+        _heading("students", f"udkd train {recipe_words} {options}")
+        _train(dataset, recipe, run, where, observer, cache=cache, teacher=teacher)
+        _heading("evaluation", f"udkd eval {run}")
+        result = evaluate(RunFolder.open(run), data=dataset.path, teacher=teacher, device=where, observer=observer)
+    _heading("report", f"udkd report {run}")
+    from udkd.report.inputs import gather
+    from udkd.report.report import write_report  # matplotlib takes a second
+
+    page = write_report(gather(run))
+    out.print(result_table(result))
+    out.print(f"report: {page}", soft_wrap=True)
+    err.print(f"{(time.perf_counter() - started) / 60:.1f} minutes in all")
+
+
+def _announce(speeds: Speeds, recipe: Recipe, images: int, val_images: int) -> None:
+    minutes = speeds.total_s(recipe, train_images=images, val_images=val_images) / 60
+    err.print(
+        f"teacher {recipe.fit.architecture} {1 / speeds.fit_s:,.0f} images/s, "
+        f"both students {1 / speeds.students_s:,.0f} images/s: {images:,} + {val_images:,} images, "
+        f"{recipe.fit.epochs} and {recipe.train.epochs} epochs will take about {math.ceil(minutes)} minutes"
+    )
+
+
+def _heading(title: str, command: str) -> None:
+    err.print()
+    err.print(Text.assemble((title, "bold"), "  ", (command, "dim")))
+
+
+def _made_up_images(folder: Path, classes: int, images: int, val_images: int) -> Path:
+    """The embedded data set; a folder under its final name is whole."""
+    if not folder.exists():
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        _prep("synth", unfinished, "--classes", classes, "--images", images, "--val-images", val_images, "--seed", 0)
+        unfinished.rename(folder)
+    return folder
+
+
+def _convert(source: Path, folder: Path, side: int, hold_out: float | None) -> DatasetFolder:
+    if not (folder / "dataset.json").exists():
+        share = () if hold_out is None else ("--hold-out", hold_out)
+        _prep("convert", source, folder, "--side", side, "--fit", "squash", *share)
+    return DatasetFolder.open(folder)
+
+
+def _prep(*arguments: object) -> None:
+    """Run udkd-prep, which is another program: nothing of it is imported here."""
+    _heading("images", f"udkd-prep {' '.join(map(str, arguments))}")
+    code = subprocess.run(module_command("data_prep", arguments), env=module_environment(), check=False).returncode
+    if code:
+        raise typer.Exit(code)  # it said why
+
+
+def _fit(dataset: DatasetFolder, recipe: Recipe, teacher: Path, device: torch.device, observer: RichObserver) -> None:
+    if (teacher / "teacher.json").exists():
+        err.print("there already")
+        return
+    how = recipe.for_teacher()
+    with new_teacher(teacher):
+        _train(dataset, how, teacher / "run", device, observer)
+        candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
+        write_measured(teacher, candidate, dataset, how, device, observer)
+
+
+def _train(
+    dataset: DatasetFolder,
+    recipe: Recipe,
+    run: Path,
+    device: torch.device,
+    observer: RichObserver,
+    *,
+    cache: Path | None = None,
+    teacher: Path | None = None,
+) -> None:
+    with stop_requests() as stopped:
+        outcome = train(
+            Job(
+                recipe=recipe,
+                data=dataset.path,
+                out=run,
+                device=device,
+                cache=cache,
+                teacher=teacher,
+                resume=(run / "config.json").exists(),
+                observer=observer,
+                stopped=stopped,
+            )
+        )
+    if not outcome.finished:
+        err.print(f"stopped after step {outcome.step}, at a checkpoint; the same command goes on")
+        raise typer.Exit(stopped.exit_code)

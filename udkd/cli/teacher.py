@@ -1,0 +1,124 @@
+"""udkd teacher fit, udkd teacher import."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udkd.cli.outcome import end
+from udkd.config import load_recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.data.header import ClassName
+from udkd.teacher.folder import TeacherFolder, new_teacher
+from udkd.training.make_teacher import Candidate, from_run, from_weights, write_measured
+from udkd.training.run_folder import RunFolder
+from udkd.training.trainer import Job, train
+from udkd.utils.environment import choose_device
+from udkd.utils.errors import ConfigError
+from udkd.utils.terminal import DeviceOption, RecipeOption, SetOption, err, observed, stop_requests
+
+teacher_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Make a teacher: a folder with its architecture, classes and weights.",
+)
+
+DataArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Dataset folder, made by udkd-prep convert.")]
+TeacherArgument = Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder to make.")]
+
+
+@teacher_app.command("fit")
+def fit(
+    data: DataArgument,
+    teacher: TeacherArgument,
+    recipe: RecipeOption = "imagenet100-paper",
+    architecture: Annotated[str | None, typer.Option(help="Short for --set fit.architecture=NAME.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="cross_entropy, or evidential for a teacher that tells its vacuity. Short for fit.loss.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of TEACHER/run.")] = False,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a teacher on the dataset folder with hard labels, by the recipe's [fit] section and its training loop."""
+    chosen = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
+    chosen += [f'fit.loss="{loss}"'] if loss else []
+    how = load_recipe(recipe, chosen).for_teacher()
+    with new_teacher(teacher), observed() as observer, stop_requests() as stopped:
+        job = Job(
+            recipe=how,
+            data=data,
+            out=teacher / "run",
+            device=choose_device(device),
+            resume=resume,
+            observer=observer,
+            stopped=stopped,
+        )
+        outcome = train(job)
+        if outcome.finished:
+            dataset = DatasetFolder.open(data)
+            candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
+            _announce(write_measured(teacher, candidate, dataset, how, job.device, observer))
+    end(outcome, teacher / "run", stopped.exit_code)
+
+
+@teacher_app.command("import")
+def import_(
+    data: DataArgument,
+    teacher: TeacherArgument,
+    architecture: Annotated[str, typer.Option(help="torchvision's name of the pretrained classifier.")] = "resnet50",
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Local .safetensors or .pth: of ImageNet's 1,000 classes, or of this data's in sorted order; else a download."
+        ),
+    ] = None,
+    entry: Annotated[str | None, typer.Option(help="Which of several state dicts in --weights, such as model_ema.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Take a student of this run instead.")] = None,
+    student: Annotated[str | None, typer.Option(help="Which student of --run.")] = None,
+    recipe: RecipeOption = "imagenet100-paper",
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Take a pretrained classifier (ImageNet's, its head's rows of this data's classes; or of these classes), or a student of a
+    run, as a teacher.
+    """
+    how = load_recipe(recipe, overrides or [])
+    dataset = DatasetFolder.open(data)
+    with new_teacher(teacher), observed() as observer:
+        candidate = _candidate(architecture, weights, entry, run, student, dataset.classes)
+        for note in candidate.notes:
+            observer.note(note)
+        made = write_measured(teacher, candidate, dataset, how, choose_device(device), observer)
+    _announce(made)
+    if "rows" in candidate.made and made.info.accuracy["top1"] <= 150 / len(dataset.classes):
+        err.print("that is hardly more than guessing: do its rows stand for these classes, in this order?")
+
+
+def _candidate(
+    architecture: str,
+    weights: Path | None,
+    entry: str | None,
+    run: Path | None,
+    student: str | None,
+    classes: Sequence[ClassName],
+) -> Candidate:
+    wnids = [name.wnid for name in classes]
+    if run is None:
+        if student is not None:
+            raise ConfigError(f"--student {student} without --run; expected the run it belongs to; add --run")
+        if entry is not None and weights is None:
+            raise ConfigError(f"--entry {entry} without --weights; expected the file that holds it; add --weights")
+        return from_weights(architecture, weights, wnids, [name.name for name in classes], entry)
+    if weights is not None or entry is not None:
+        raise ConfigError("both --run and --weights were given; expected one source; drop one")
+    return from_run(RunFolder.open(run), student, wnids)
+
+
+def _announce(folder: TeacherFolder) -> None:
+    accuracy = folder.info.accuracy
+    err.print(
+        f"teacher {folder.info.architecture}, {len(folder.info.classes)} classes: "
+        f"validation top-1 {accuracy['top1']:.2f} %, top-5 {accuracy['top5']:.2f} %, in {folder.path}"
+    )

@@ -1,0 +1,212 @@
+"""The dataset folder as its readers see it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from udkd.data.canvas import canvas_bytes, decode_canvas, open_canvas
+from udkd.data.derived import DERIVED, is_derived
+from udkd.data.header import ClassName, Fit, Header, SplitHeader, content_digest, read_header
+from udkd.data.manifest import FILE_NAME, Columns, read_manifest
+from udkd.data.shards import OpenShards, damaged_sample, shard_name
+from udkd.utils.crc32c import crc32c
+from udkd.utils.errors import DataError
+
+_MOST_SOURCE_PX = 1 << 30
+"""Sides of source images: with larger ones the products of coordinates of udkd.augment.views would not fit in 64 bits."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split(Columns):
+    """One split: its manifest's columns, and ways to its bytes and pixels.
+
+    name: "train" or "val". path: its folder. side: S, pixels. digest: the dataset folder's.
+    """
+
+    name: str
+    path: Path
+    side: int
+    digest: str
+
+    def describe(self, sample_id: int) -> str:
+        """How errors name a sample: split, id and source name."""
+        return f"{self.name} sample {sample_id} ({self.source[sample_id]})"
+
+    def shard_path(self, sample_id: int) -> Path:
+        """The tar that holds a sample's bytes."""
+        return self.path / f"{shard_name(int(self.shard[sample_id]))}.tar"
+
+    def read(self, sample_id: int) -> bytes:
+        """The stored JPEG bytes of a sample, their crc32c verified. Threads and forked processes may call it at will.
+
+        Raises DataError, naming id and source: no such id, an excluded sample, a missing or damaged shard.
+        """
+        if not 0 <= sample_id < self.num_samples:
+            raise DataError(
+                f"{self.path} has no {self.name} sample {sample_id}; expected an id from 0 to {self.num_samples - 1}"
+            )
+        if self.excluded[sample_id]:
+            raise DataError(
+                f"{self.describe(sample_id)} is excluded ({self.note[sample_id]}); "
+                "expected an order without it; take ids from Split.ids"
+            )
+        (data,) = self.read_some(np.array([sample_id]))
+        return data
+
+    def read_some(self, ids: np.ndarray) -> Iterator[bytes]:
+        """`read` for int64 ids that exist and are kept (see `order`), one by one, with each shard opened once."""
+        columns = (ids, self.shard[ids], self.offset[ids], self.size[ids], self.crc32c[ids])
+        with OpenShards(self.path) as shards:
+            for sample_id, shard, offset, size, crc in zip(*(column.tolist() for column in columns), strict=True):
+                # A name costs as much as reading a small sample: it is made where something is wrong.
+                data = shards.read(shard, offset, size, partial(self.describe, sample_id))
+                if crc32c(data) != crc:
+                    raise damaged_sample(shard, offset, size, len(data), self.describe(sample_id))
+                yield data
+
+    def pixels(self, sample_id: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Decode a sample to its canvas, uint8 [S, S, 3], in `out` where given: the reference that every backend must equal."""
+        _, _, height, width = self.sizes[sample_id].tolist()
+        what = self.describe(sample_id)
+        return decode_canvas(self.read(sample_id), self.side, height=height, width=width, what=what, out=out)
+
+    def order(self, ids: np.ndarray) -> np.ndarray:
+        """`ids` as every backend wants an order: int64, contiguous, the backend's own.
+
+        Raises DataError for an id that does not exist or is excluded: no backend may answer with other pixels or zeros.
+        """
+        assert ids.dtype.kind in "iu", f"ids are integers, not {ids.dtype}"
+        order = np.array(ids, dtype=np.int64)
+        outside = order[(order < 0) | (order >= self.num_samples)]
+        if len(outside):
+            raise DataError(
+                f"{self.path} has no {self.name} sample {outside[0]}; expected an id from 0 to {self.num_samples - 1}"
+            )
+        excluded = order[self.excluded[order]]
+        if len(excluded):
+            raise DataError(
+                f"{self.describe(excluded[0])} is excluded ({self.note[excluded[0]]}); "
+                "expected an order without it; take ids from Split.ids"
+            )
+        return order
+
+    def has(self, derived: str) -> bool:
+        """Whether a derived format (a name of DERIVED) is there; opening it may still refuse it."""
+        return is_derived(self.path, derived)
+
+    def has_canvas(self) -> bool:
+        """Whether the resident format is there (`canvas` may still refuse it)."""
+        return self.has("resident")
+
+    def canvas(self) -> tuple[np.memmap, np.ndarray]:
+        """The resident format: uint8 [N, S, S, 3], mapped read-only, and each row's crc32, uint32 [N].
+
+        Raises DataError where it is absent, or of another dataset, shape or size.
+        """
+        return open_canvas(self.path, num_samples=self.num_samples, side=self.side, digest=self.digest)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DatasetFolder:
+    """A dataset folder that was checked on opening (its manifests and digest; `udkd-prep verify` checks every byte).
+
+    side: S, pixels. fit: "pad" or "squash". classes: index i is label i. digest: sha256 hex of the content.
+    """
+
+    path: Path
+    side: int
+    fit: Fit
+    classes: tuple[ClassName, ...]
+    encoder: dict[str, object]
+    digest: str
+    splits: dict[str, Split]
+
+    @staticmethod
+    def open(path: Path) -> "DatasetFolder":
+        """Open a finished folder.
+
+        Raises DataError: wrong path, unfinished, another format version, or a manifest that does not match dataset.json.
+        """
+        path = Path(path)
+        return DatasetFolder.load(path, read_header(path))
+
+    @staticmethod
+    def load(path: Path, header: Header) -> "DatasetFolder":
+        """Open the folder that `header` describes; the writer uses it before dataset.json is there. Errors: see `open`."""
+        for folder, part in header.splits.items():
+            _check_counts(path / folder, part, header.side)
+        columns: dict[str, Columns] = {
+            name: read_manifest(
+                path / name / FILE_NAME, samples=part.samples, size_bytes=part.manifest_bytes, sha256=part.manifest_sha256
+            )
+            for name, part in header.splits.items()
+        }
+        digest = content_digest(
+            side=header.side, fit=header.fit, encoder=header.encoder, classes=header.classes, splits=columns
+        )
+        if digest != header.digest:
+            raise DataError(
+                f"{path}: manifests and dataset.json differ (digest {digest[:16]}… against {header.digest[:16]}…); "
+                "expected one conversion's files; convert again"
+            )
+        for name, rows in columns.items():
+            _check_columns(path / name / FILE_NAME, rows, header.side, len(header.classes))
+        splits = {
+            name: Split(name=name, path=path / name, side=header.side, digest=digest, **vars(rows))
+            for name, rows in columns.items()
+        }
+        return DatasetFolder(
+            path=path,
+            side=header.side,
+            fit=header.fit,
+            classes=header.classes,
+            encoder=header.encoder.model_dump(mode="json"),
+            digest=digest,
+            splits=splits,
+        )
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that are there: "shards" always, and each derived one (DERIVED) that every split has."""
+        return ("shards", *(name for name in DERIVED if all(split.has(name) for split in self.splits.values())))
+
+    def split(self, name: str) -> Split:
+        """A split by name. Raises DataError where the folder has none of that name."""
+        if name not in self.splits:
+            raise DataError(f"{self.path} has no split {name!r}; expected one of {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+_ALWAYS_READ = 2_000_000  # rows; they take 0.3 GB and some seconds
+_LEAST_BYTES = 256  # of a sample in whatever form it is there
+
+
+def _check_counts(folder: Path, part: SplitHeader, side: int) -> None:
+    """Hold a large manifest's count against the files beside it, before its rows take memory. Raises DataError."""
+    if part.samples <= _ALWAYS_READ:
+        return
+    kept = part.samples - part.excluded
+    least = kept * min(_LEAST_BYTES, canvas_bytes(1, side))
+    found = sum(path.stat().st_size for path in folder.glob("*") if path.is_file() and path.name != FILE_NAME)
+    if found < least or part.excluded > kept + _ALWAYS_READ:
+        raise DataError(
+            f"{folder} is to hold {kept:,} samples and {part.excluded:,} excluded ones, and its files have {found:,} bytes; "
+            f"expected {least:,} and more; the folder is damaged or parts are missing, copy all of it or convert again"
+        )
+
+
+def _check_columns(path: Path, rows: Columns, side: int, num_classes: int) -> None:
+    """What the code relies on when it indexes: the checksums say the file is as written, not that a sane writer wrote it."""
+    kept = ~rows.excluded
+    sane = (
+        bool(np.all((rows.labels >= 0) & (rows.labels < num_classes)))
+        and bool(np.all((rows.sizes[kept] >= 1) & (rows.sizes[kept] <= _MOST_SOURCE_PX)))
+        and bool(np.all(rows.sizes[kept, 2:] <= side))
+        and bool(np.all((rows.shard[kept] >= 0) & (rows.offset[kept] >= 0) & (rows.size[kept] > 0)))
+        and bool(np.all(rows.size[kept] < 2**31))  # a JPEG that took more would be refused by every decoder
+    )
+    if not sane:
+        raise DataError(f"{path} holds labels, sizes or offsets out of range; expected what udkd-prep writes; convert again")

@@ -1,0 +1,147 @@
+"""dataset.json: what a dataset folder says of itself, and its digest."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from udkd.data.manifest import Columns
+from udkd.utils.errors import DataError
+from udkd.utils.files import read_plain, write_json
+from udkd.utils.parsing import parse_json
+from udkd.utils.toml_files import shown
+
+FORMAT = "udkd-dataset"
+VERSION = 2
+_CONTENT_VERSION = 1  # a cache follows its images into a later version of the format
+FILE_NAME = "dataset.json"
+Fit = Literal["pad", "squash"]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+MOST_CLASSES = 1_000_000
+_MOST_BYTES = 1 << 28  # of dataset.json; a class takes about a hundred
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassName:
+    """A class: its WordNet id (or folder name) and the name people read."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    wnid: str
+    name: str
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Encoder(_Strict):
+    """How images that could not keep their own bytes were encoded."""
+
+    quality: int = Field(ge=1, le=100, description="JPEG quality")
+    subsampling: Literal["4:4:4", "4:2:0"]
+    resample: Literal["lanczos"] = "lanczos"
+
+
+class SplitHeader(_Strict):
+    """What dataset.json says of one split; its manifest is held against it before it is read."""
+
+    samples: int = Field(ge=0, lt=10**9, description="rows of the manifest, the excluded ones included")
+    excluded: int = Field(ge=0)
+    manifest_bytes: int = Field(ge=0)
+    manifest_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _some_of_them(self) -> Self:
+        if self.excluded > self.samples:
+            raise ValueError(f"{self.excluded} of {self.samples} samples are excluded")
+        return self
+
+
+class Header(_Strict):
+    """The whole of dataset.json."""
+
+    format: Literal["udkd-dataset"] = "udkd-dataset"
+    version: Literal[2] = 2
+    side: int = Field(ge=1, le=65500, description="S, pixels: the canvas is S x S (a JPEG's side is at most 65,500)")
+    fit: Fit
+    encoder: Encoder
+    classes: tuple[ClassName, ...] = Field(min_length=1, max_length=MOST_CLASSES)
+    splits: dict[Literal["train", "val"], SplitHeader] = Field(min_length=1)
+    digest: Sha256
+
+    @model_validator(mode="after")
+    def _classes_are_apart(self) -> Self:
+        if len({entry.wnid for entry in self.classes}) < len(self.classes):
+            raise ValueError("two classes have one wnid")
+        return self
+
+    def write(self, folder: Path) -> None:
+        """Write dataset.json atomically: from now on the folder is valid."""
+        write_json(folder / FILE_NAME, self.model_dump(mode="json"))
+
+
+def read_header(folder: Path) -> Header:
+    """Read and check FOLDER/dataset.json.
+
+    Raises DataError: no such folder, a folder without dataset.json, another format or version, or a damaged file.
+    """
+    path = folder / FILE_NAME
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is not a folder; expected a dataset folder; check the path or make one with udkd-prep convert"
+        )
+    if not path.is_file():
+        raise DataError(
+            f"{folder} holds no dataset.json (another folder, or an unfinished conversion); "
+            "expected a dataset folder; run udkd-prep convert (again)"
+        )
+    try:
+        data = read_plain(path, _MOST_BYTES)
+        found = parse_json(data)
+    except ValueError:
+        raise DataError(f"{path} is not JSON; expected what udkd-prep wrote; convert again") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise DataError(f"{path} is not of format {FORMAT!r}; expected a dataset folder; check the path")
+    if found.get("version") != VERSION:
+        version = shown(repr(found.get("version")))
+        raise DataError(f"{path} has format version {version}; expected {VERSION}; convert again with this udkd-prep")
+    try:
+        return Header.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = shown(".".join(str(part) for part in first["loc"]))
+        raise DataError(
+            f"{path} is damaged at {where!r} ({first['msg']}); expected what udkd-prep wrote; convert again"
+        ) from None
+
+
+def content_digest(
+    *, side: int, fit: str, encoder: Encoder, classes: tuple[ClassName, ...], splits: Mapping[str, Columns]
+) -> str:
+    """The sha256, in hex, of what a folder holds: two folders with one digest hold the same samples under the same ids.
+
+    It covers classes, side, fit, encoder, and label, source, sizes, checksum and exclusion of every sample; not how they
+    are packed into shards or parquet pages.
+    """
+    head = {
+        "format": [FORMAT, _CONTENT_VERSION],
+        "side": side,
+        "fit": fit,
+        "encoder": encoder.model_dump(mode="json"),
+        "classes": [[entry.wnid, entry.name] for entry in classes],
+        "splits": {name: columns.num_samples for name, columns in splits.items()},
+    }
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for name in sorted(splits):
+        columns = splits[name]
+        digest.update(columns.labels.astype("<i4").tobytes())
+        digest.update(columns.sizes.astype("<i4").tobytes())
+        digest.update(columns.excluded.astype("u1").tobytes())
+        digest.update(columns.sha256.tobytes())
+        for source in columns.source:
+            digest.update(source.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()

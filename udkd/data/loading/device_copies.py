@@ -1,0 +1,101 @@
+"""Batches from the host onto a GPU, copied ahead of their use on a stream of their own; nothing to do on the CPU."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from udkd.data.batch import Batch
+from udkd.data.loading.buffers import BufferPool, require_room
+from udkd.utils.prefetch import ahead
+
+Started = TypeVar("Started")
+
+
+class HostMemory:
+    """Where batches for `device` are decoded into: pinned for a GPU, so that copies run beside kernels; else a BufferPool.
+
+    keep_bytes: see BufferPool. PyTorch keeps pinned memory by itself, and uses it again only after its copies.
+    """
+
+    def __init__(self, device: torch.device, keep_bytes: int) -> None:
+        self._pinned = device.type == "cuda"
+        self._pool = BufferPool(keep_bytes)
+
+    def take(self, *shape: int) -> Tensor:
+        """A uint8 tensor with any contents."""
+        if self._pinned:
+            require_room(math.prod(shape))
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return torch.from_numpy(self._pool.take(*shape))
+
+    def clear(self) -> None:
+        """See BufferPool."""
+        self._pool.clear()
+
+
+@cache
+def _copier(device: torch.device) -> "CudaCopier":
+    """One for a process: PyTorch keeps the memory of each stream by itself, and an epoch's would not serve the next."""
+    return CudaCopier(device)
+
+
+def onto(device: torch.device, batches: Iterator[Batch], stage: str, depth: int = 2) -> Iterator[Batch]:
+    """Host batches as batches on `device`, `depth` copies ready before they are used. On the CPU these are the same objects."""
+    return copied_ahead(batches, _copier(device), stage, depth) if device.type == "cuda" else batches
+
+
+class Copier(Protocol[Started]):
+    """Begins a copy without waiting for it; makes its result usable where the consumer is."""
+
+    def start(self, batch: Batch) -> Started: ...
+
+    def finish(self, started: Started) -> Batch: ...
+
+
+def copied_ahead(batches: Iterator[Batch], copier: Copier[Started], stage: str, depth: int = 2) -> Iterator[Batch]:
+    """Start copies in a thread named `stage`, finish them in the consumer's. Failures and an early end: see `ahead`."""
+    started = ahead((copier.start(batch) for batch in batches), depth=depth, stage=stage)
+    try:
+        for copy in started:
+            yield copier.finish(copy)
+    finally:
+        started.close()
+
+
+@dataclass(frozen=True)
+class _CudaCopy:
+    batch: Batch
+    done: torch.cuda.Event
+
+
+class CudaCopier:
+    """Copies on a stream of its own. An event orders the consumer's stream behind the copy; nobody waits on the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def start(self, batch: Batch) -> _CudaCopy:
+        """Queue the copies. The source must be pinned, and stays untouched while they run: PyTorch sees to that."""
+        with torch.cuda.stream(self._stream):
+            copy = Batch(
+                ids=batch.ids.pin_memory().to(self._device, non_blocking=True),
+                canvas=batch.canvas.to(self._device, non_blocking=True),
+                labels=batch.labels.pin_memory().to(self._device, non_blocking=True),
+            )
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(self._stream)
+        return _CudaCopy(copy, done)
+
+    def finish(self, started: _CudaCopy) -> Batch:
+        """Order the current stream behind the copy, and the memory's next use behind the current stream."""
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(started.done)
+        for tensor in (started.batch.ids, started.batch.canvas, started.batch.labels):
+            tensor.record_stream(stream)
+        return started.batch

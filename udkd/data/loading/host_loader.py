@@ -1,0 +1,81 @@
+"""Canvases decoded on the host, in threads: what backends that differ only in their decode have in common."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from udkd.data.batch import Batch
+from udkd.data.loading.device_copies import HostMemory, onto
+from udkd.data.loading.threads import Work, chunks, in_threads, num_threads
+
+AHEAD_BYTES = 256 << 20
+"""Bound on canvases that are decoded or being decoded before they are asked for; never less than two batches."""
+
+_MOST_COPIES = 2  # on the device before they are used, where the bound allows as many
+
+_PART_BYTES = 512 << 10
+_MOST_PER_PART = 128
+
+Decode = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
+"""Decodes samples `ids` [b] into canvases uint8 [b, S, S, 3], whose contents are arbitrary: it must write every byte."""
+
+
+def samples_per_part(stored_bytes: NDArray[np.int64]) -> int:
+    """How many samples of these sizes a thread gets at a time: 512 KB, one to 128 of them. A part's round trip takes 50 us."""
+    mean = max(1, int(stored_bytes.sum()) // max(1, int(np.count_nonzero(stored_bytes))))
+    return max(1, min(_MOST_PER_PART, _PART_BYTES // mean))
+
+
+class Stored(Protocol):
+    """What a feed asks of a split. side: S. labels: integers [N]. size: int64 [N], stored bytes, by which batches are cut."""
+
+    @property
+    def side(self) -> int: ...
+    @property
+    def labels(self) -> NDArray[np.integer]: ...
+    @property
+    def size(self) -> NDArray[np.int64]: ...
+
+
+class HostFeed:
+    """Batches of a split on `device`, decoded ahead by `workers` threads (0: one per core), epoch after epoch.
+
+    stage: the threads' name.
+    """
+
+    def __init__(self, split: Stored, device: torch.device, *, workers: int, stage: str) -> None:
+        self._labels = torch.from_numpy(split.labels.astype(np.int64))
+        self._samples_per_part = samples_per_part(split.size)
+        self._side = split.side
+        self._device = device
+        self._workers = num_threads(workers)
+        self._stage = stage
+        self._memory = HostMemory(device, AHEAD_BYTES)
+
+    def epoch(self, order: NDArray[np.int64], batch_size: int, decode: Decode) -> Iterator[Batch]:
+        """Batches of `order`. Failures of `decode` are raised at their batch's turn; leaving early leaves no thread."""
+        batches = chunks(order, batch_size)
+        batch_bytes = max(1, min(batch_size, len(order)) * self._side**2 * 3)
+        ahead = AHEAD_BYTES // batch_bytes
+        # A part is less where the batches that may be ahead would not be enough for all threads.
+        part = max(1, min(self._samples_per_part, max(2, ahead) * batch_size // (2 * self._workers)))
+        work = self._work(batches, part, decode)
+        done = in_threads(work, workers=self._workers, ahead_bytes=AHEAD_BYTES, stage=self._stage)
+        return onto(self._device, (batch for batch, _ in done), self._stage, depth=max(1, min(_MOST_COPIES, ahead)))
+
+    def close(self) -> None:
+        """Let the memory go that no batch is in."""
+        self._memory.clear()
+
+    def _work(self, batches: Iterator[NDArray[np.int64]], part: int, decode: Decode) -> Iterator[Work[Batch, None]]:
+        for ids in batches:
+            canvas = self._memory.take(len(ids), self._side, self._side, 3)
+            rows = canvas.numpy()
+            parts = [partial(decode, ids[n : n + part], rows[n : n + part]) for n in range(0, len(ids), part)]
+            ids_B = torch.from_numpy(ids)
+            batch = Batch(ids=ids_B, canvas=canvas, labels=self._labels[ids_B])
+            yield Work(item=batch, parts=parts, size_bytes=canvas.nbytes)

@@ -1,0 +1,311 @@
+"""manifest.parquet: one row per sample, in id order.
+
+In memory it is columns, too: 101 bytes a sample beside the letters of its names. It is written and read by groups of rows, so
+that nothing else grows with the number of samples.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from udkd.utils.errors import DataError
+from udkd.utils.files import atomic, sha256_file
+from udkd.utils.string_column import Texts, TextsBuilder
+from udkd.utils.toml_files import shown
+
+FILE_NAME = "manifest.parquet"
+SCHEMA = pa.schema(
+    [
+        ("label", pa.int32()),
+        ("source", pa.string()),
+        ("source_height", pa.int32()),
+        ("source_width", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("sha256", pa.binary(32)),
+        ("crc32c", pa.uint32()),
+        ("excluded", pa.bool_()),
+        ("note", pa.string()),
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+    ]
+)
+# Names and notes are read as numbers of their different values: one long text in a million rows must not become a million.
+_READ_SCHEMA = pa.schema(
+    [field.with_type(pa.dictionary(pa.int32(), pa.string())) if field.type == pa.string() else field for field in SCHEMA]
+)
+SIZE_COLUMNS = ("source_height", "source_width", "height", "width")
+GROUP_ROWS = 2**17
+_MOST_ROW_BYTES = 8192  # a path has up to 4,096 letters; what is above it on average is no manifest of ours
+_MOST_HEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One sample. Excluded rows have zeros for sizes, checksums, offset and size, and shard -1."""
+
+    label: int
+    source: str
+    source_height: int = 0
+    source_width: int = 0
+    height: int = 0
+    width: int = 0
+    sha256: bytes = bytes(32)
+    crc32c: int = 0
+    excluded: bool = False
+    note: str = ""
+    shard: int = -1
+    offset: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Columns:
+    """The manifest in memory; row n is the sample with id n.
+
+    labels:   int32 [N], class indices.
+    sizes:    int32 [N, 4], pixels: source height, source width, stored height, stored width.
+    excluded: bool [N]; such a row has no bytes, and no order contains it.
+    source:   N names, `class/name` as the source called it.
+    note:     N lines: what was fixed, why it is excluded, or nothing.
+    sha256:   uint8 [N, 32], of the stored JPEG bytes: what verifying and deriving hold them against.
+    crc32c:   uint32 [N], of the same bytes: what every read in training holds them against (4 us for 110 KB, sha256 61).
+    shard, offset, size: int32, int64, int64 [N]: where those bytes lie; shard -1 for excluded rows.
+    """
+
+    labels: np.ndarray
+    sizes: np.ndarray
+    excluded: np.ndarray
+    source: Sequence[str]
+    note: Sequence[str]
+    sha256: np.ndarray
+    crc32c: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+
+    @property
+    def num_samples(self) -> int:
+        """N, the excluded rows included."""
+        return len(self.labels)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids that orders are made of (not excluded), ascending, int64."""
+        return np.flatnonzero(~self.excluded).astype(np.int64)
+
+
+class ColumnsBuilder:
+    """Columns in the making: rows and whole columns are added in id order."""
+
+    def __init__(self) -> None:
+        self._texts = {name: TextsBuilder() for name in ("source", "note")}
+        self._numbers = {
+            "labels": array("i"),
+            "sizes": array("i"),
+            "excluded": array("b"),
+            "sha256": array("B"),
+            "crc32c": array("I"),
+            "shard": array("i"),
+            "offset": array("q"),
+            "size": array("q"),
+        }
+
+    def add(self, row: Row) -> None:
+        """Add one sample."""
+        self._texts["source"].append(row.source)
+        self._texts["note"].append(row.note)
+        numbers = self._numbers
+        numbers["labels"].append(row.label)
+        numbers["sizes"].extend((row.source_height, row.source_width, row.height, row.width))
+        numbers["excluded"].append(row.excluded)
+        numbers["sha256"].frombytes(row.sha256)
+        numbers["crc32c"].append(row.crc32c)
+        numbers["shard"].append(row.shard)
+        numbers["offset"].append(row.offset)
+        numbers["size"].append(row.size)
+
+    def extend(self, columns: Columns) -> None:
+        """Add samples that are columns already."""
+        for name, texts in self._texts.items():
+            column = getattr(columns, name)
+            texts.extend(column if isinstance(column, Texts) else Texts.of(column))
+        for name, numbers in self._numbers.items():
+            numbers.frombytes(np.ascontiguousarray(getattr(columns, name)).tobytes())
+
+    def finish(self) -> Columns:
+        """All of them, without a copy: add nothing after it."""
+        numbers = {name: np.frombuffer(column, dtype=column.typecode) for name, column in self._numbers.items()}
+        return Columns(
+            labels=numbers["labels"],
+            sizes=numbers["sizes"].reshape(-1, len(SIZE_COLUMNS)),
+            excluded=numbers["excluded"].view(np.bool_),
+            source=self._texts["source"].finish(),
+            note=self._texts["note"].finish(),
+            sha256=numbers["sha256"].reshape(-1, 32),
+            crc32c=numbers["crc32c"],
+            shard=numbers["shard"],
+            offset=numbers["offset"],
+            size=numbers["size"],
+        )
+
+
+def columns_of(rows: Iterable[Row]) -> Columns:
+    """Rows as columns."""
+    builder = ColumnsBuilder()
+    for row in rows:
+        builder.add(row)
+    return builder.finish()
+
+
+def write_manifest(path: Path, columns: Columns) -> None:
+    """Write the manifest; the same samples give the same bytes (with one version of pyarrow)."""
+    options = {"compression": "zstd", "use_dictionary": ["note", "label"], "write_page_checksum": True}
+    with atomic(path) as file, pq.ParquetWriter(file, SCHEMA, **options) as writer:
+        for start in range(0, columns.num_samples, GROUP_ROWS):
+            writer.write_table(_table(columns, slice(start, start + GROUP_ROWS)), row_group_size=GROUP_ROWS)
+
+
+def _table(columns: Columns, rows: slice) -> pa.Table:
+    """A stretch of the columns as Arrow holds them."""
+    sizes = columns.sizes[rows]
+    checksums = np.ascontiguousarray(columns.sha256[rows])
+    found = {
+        "label": columns.labels[rows],
+        "source": _strings(columns.source, rows),
+        "sha256": pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(checksums), [None, pa.py_buffer(checksums)]),
+        "crc32c": columns.crc32c[rows],
+        "excluded": columns.excluded[rows],
+        "note": _strings(columns.note, rows),
+        "shard": columns.shard[rows],
+        "offset": columns.offset[rows],
+        "size": columns.size[rows],
+    }
+    found |= {name: sizes[:, place] for place, name in enumerate(SIZE_COLUMNS)}
+    return pa.table({name: found[name] for name in SCHEMA.names}, schema=SCHEMA)
+
+
+def _strings(texts: Sequence[str], rows: slice) -> pa.StringArray:
+    """A stretch of strings for Arrow, without making each of them: these would be a hundred bytes a row."""
+    column = texts if isinstance(texts, Texts) else Texts.of(texts)
+    bounds = column.bounds[rows.start : rows.stop + 1]
+    offsets = (bounds - bounds[0]).astype(np.int32)
+    data = memoryview(column.data)[int(bounds[0]) : int(bounds[-1])]
+    return pa.StringArray.from_buffers(len(bounds) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def _texts(column: pa.ChunkedArray) -> Texts:
+    """Strings as Arrow holds them. Raises ValueError where they are no text."""
+    builder = TextsBuilder()
+    for chunk in column.chunks:
+        strings = chunk.dictionary_decode()
+        data = strings.buffers()[2]
+        texts = Texts(b"" if data is None else data.to_pybytes(), _bounds(strings).astype(np.int64))
+        _check_text(texts)
+        builder.extend(texts)
+    return builder.finish()
+
+
+def _check_text(texts: Texts) -> None:
+    """Raise ValueError for bytes that are no text, and for strings that begin within a letter."""
+    whole = bytes(texts.data[int(texts.bounds[0]) : int(texts.bounds[-1])])
+    whole.decode("utf-8", "surrogatepass")
+    starts = texts.bounds[:-1][texts.bounds[:-1] < texts.bounds[-1]] - texts.bounds[0]
+    if (np.frombuffer(whole, np.uint8)[starts] & 0xC0 == 0x80).any():
+        raise ValueError("names or notes are no text")
+
+
+def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> Columns:
+    """Read a manifest after holding its size, checksum and row count against what dataset.json says.
+
+    Raises DataError where it is absent, differs or is damaged.
+    """
+    remedy = "the folder is damaged or mixed from two; convert again"
+    if not path.is_file():
+        raise DataError(f"{path} is missing; expected a manifest of {samples} samples, a regular file; {remedy}")
+    found_bytes = path.stat().st_size
+    if found_bytes != size_bytes:
+        raise DataError(f"{path} has {found_bytes} bytes; expected {size_bytes} as dataset.json says; {remedy}")
+    found_sha256 = sha256_file(path)
+    if found_sha256 != sha256:
+        raise DataError(f"{path} has sha256 {found_sha256[:16]}…; expected {sha256[:16]}… as dataset.json says; {remedy}")
+    try:
+        # Opened here: Arrow takes no path that is not UTF-8.
+        with (
+            path.open("rb") as opened,
+            pq.ParquetFile(opened, page_checksum_verification=True, read_dictionary=["source", "note"]) as file,
+        ):
+            if file.schema_arrow != _READ_SCHEMA:
+                names = shown(", ".join(file.schema_arrow.names))
+                raise DataError(f"{path} has other columns ({names}); expected {', '.join(SCHEMA.names)}; {remedy}")
+            if file.metadata.num_rows != samples:
+                raise DataError(f"{path} has {file.metadata.num_rows} rows; expected {samples} as dataset.json says; {remedy}")
+            return _read_groups(file, samples)
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} cannot be read ({shown(reason)}); expected a manifest; {remedy}") from None
+
+
+def _read_groups(file: pq.ParquetFile, samples: int) -> Columns:
+    """All rows, group by group. Raises ValueError where they are not what a manifest holds, before much memory is taken."""
+    left = samples * _MOST_ROW_BYTES + _MOST_HEAD_BYTES
+    groups = [file.metadata.row_group(place) for place in range(file.num_row_groups)]
+    if sum(max(group.total_byte_size, 0) for group in groups) > left:
+        raise ValueError(f"its columns are larger than {left:,} bytes")
+    builder = ColumnsBuilder()
+    for place, group in enumerate(groups):
+        table = file.read_row_group(place, use_threads=False)
+        empty = [name for name in SCHEMA.names if table.column(name).null_count]
+        if empty or len(table) != group.num_rows:
+            raise ValueError(f"there are rows without {', '.join(empty) or 'a value of each column'}")
+        left -= sum(_text_bytes(table.column(name)) for name in ("source", "note"))
+        if left < 0:
+            raise ValueError("its names and notes are too long")
+        builder.extend(_columns(table))
+    columns = builder.finish()
+    if columns.num_samples != samples:
+        raise ValueError(f"{columns.num_samples} rows are there")
+    return columns
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """What the strings of a column take, each as often as it is there."""
+    total = 0
+    for chunk in column.chunks:
+        lengths = np.diff(_bounds(chunk.dictionary))
+        total += int(lengths[chunk.indices.to_numpy()].sum()) if len(chunk) else 0
+    return total
+
+
+def _bounds(strings: pa.StringArray) -> np.ndarray:
+    """Where each string begins and the last ends, int32 [n + 1]."""
+    if len(strings) == 0:
+        return np.zeros(1, np.int32)
+    return np.frombuffer(strings.buffers()[1], dtype=np.int32)[strings.offset : strings.offset + len(strings) + 1]
+
+
+def _columns(table: pa.Table) -> Columns:
+    def array_of(name: str, dtype: type) -> np.ndarray:
+        return np.ascontiguousarray(table.column(name).to_numpy(), dtype=dtype)
+
+    checksums = table.column("sha256").combine_chunks()
+    return Columns(
+        labels=array_of("label", np.int32),
+        sizes=np.stack([array_of(name, np.int32) for name in SIZE_COLUMNS], axis=1),
+        excluded=array_of("excluded", np.bool_),
+        source=_texts(table.column("source")),
+        note=_texts(table.column("note")),
+        sha256=np.frombuffer(checksums.buffers()[1], dtype=np.uint8).reshape(-1, 32)[checksums.offset :][: len(checksums)],
+        crc32c=array_of("crc32c", np.uint32),
+        shard=array_of("shard", np.int32),
+        offset=array_of("offset", np.int64),
+        size=array_of("size", np.int64),
+    )

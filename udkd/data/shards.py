@@ -1,0 +1,155 @@
+"""samples-%05d.tar and .idx: WebDataset shards, with the index that DALI's wds2idx defines (v1.2)."""
+
+import errno
+import hashlib
+import os
+import stat
+import tarfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from udkd.utils.errors import DataError
+from udkd.utils.files import atomic, write_text
+
+BLOCK = 512
+INDEX_VERSION = "v1.2"
+
+
+def shard_name(number: int) -> str:
+    """The file name of a shard, without its ending."""
+    return f"samples-{number:05d}"
+
+
+class ShardPacker:
+    """Packs samples into a file as a tar: header, JPEG, padding, header, label, padding, and so on.
+
+    The bytes depend on nothing but the samples: no time, owner or mode of this machine.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._index: list[str] = []
+        self._position = 0
+
+    def add(self, sample_id: int, jpeg: bytes, label: int) -> int:
+        """Append a sample; the byte offset at which its JPEG starts."""
+        text = str(label).encode()
+        offset = self._member(f"{sample_id:09d}.jpg", jpeg)
+        label_offset = self._member(f"{sample_id:09d}.cls", text)
+        self._index.append(f"jpg {offset} {len(jpeg)} {sample_id:09d}.jpg cls {label_offset} {len(text)} {sample_id:09d}.cls\n")
+        return offset
+
+    def _member(self, name: str, data: bytes) -> int:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        header = info.tobuf(format=tarfile.USTAR_FORMAT)
+        padding = bytes(-len(data) % BLOCK)
+        self._file.write(header)
+        self._file.write(data)
+        self._file.write(padding)
+        offset = self._position + len(header)
+        self._position = offset + len(data) + len(padding)
+        return offset
+
+    def finish(self) -> str:
+        """Write the end mark; the text of the index."""
+        self._file.write(bytes(2 * BLOCK))
+        return f"{INDEX_VERSION} {len(self._index)}\n{''.join(self._index)}"
+
+
+class ShardWriter:
+    """Writes one shard: `with ShardWriter(split_folder, number) as shard: offset = shard.add(id, jpeg, label)`.
+
+    Both files take their names when the block ends without an error, the index last. A shard to which nothing was added
+    leaves no file: wds2idx refuses empty archives.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.path = folder / f"{shard_name(number)}.tar"
+        self._stack = ExitStack()
+        self._empty = True
+
+    def __enter__(self) -> "ShardWriter":
+        self._packer = ShardPacker(self._stack.enter_context(atomic(self.path)))
+        return self
+
+    def add(self, sample_id: int, jpeg: bytes, label: int) -> int:
+        """Append a sample; the byte offset at which its JPEG starts."""
+        self._empty = False
+        return self._packer.add(sample_id, jpeg, label)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            index = self._packer.finish()
+        if self._empty:
+            self.path.unlink()
+            self.path.with_suffix(".idx").unlink(missing_ok=True)
+        else:
+            write_text(self.path.with_suffix(".idx"), index)
+
+
+class OpenShards:
+    """Reads stored bytes; a shard stays open until the block ends or MOST_OPEN others were opened after it.
+
+    `with OpenShards(split_folder) as shards: data = shards.read(number, offset, size, what)`. One thread may use it.
+    """
+
+    MOST_OPEN = 32  # files are few to a process: 1,024, and each thread that reads has its own
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptors: dict[int, tuple[int, int]] = {}  # and the file's bytes
+
+    def __enter__(self) -> "OpenShards":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1][0])
+
+    def read(self, number: int, offset: int, size: int, what: Callable[[], str]) -> bytes:
+        """What lies where a sample's bytes should, unverified, fewer where the shard was cut. Raises DataError, naming it."""
+        try:
+            descriptor, end = self._descriptors.get(number) or self._opened(number)
+            # No more than there is: Python takes the memory first.
+            return os.pread(descriptor, max(0, min(size, end - offset)), offset)
+        except OSError as error:
+            path = self._folder / f"{shard_name(number)}.tar"
+            raise DataError(
+                f"{what()}: {path} cannot be read ({error.strerror}); expected a shard; restore it or convert again"
+            ) from None
+
+    def _opened(self, number: int) -> tuple[int, int]:
+        if len(self._descriptors) == self.MOST_OPEN:
+            os.close(self._descriptors.pop(next(iter(self._descriptors)))[0])
+        # Whatever has its name must not make us wait, as a FIFO would.
+        descriptor = os.open(f"{self._folder}{os.sep}{shard_name(number)}.tar", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is no regular file")
+        self._descriptors[number] = descriptor, found.st_size
+        return self._descriptors[number]
+
+
+def read_sample(folder: Path, number: int, offset: int, size: int, sha256: bytes, what: str) -> bytes:
+    """The stored bytes of one sample of a split's folder, its sha256 verified. `what` names the sample in the DataError."""
+    with OpenShards(folder) as shards:
+        data = shards.read(number, offset, size, lambda: what)
+    if hashlib.sha256(data).digest() != sha256:
+        raise damaged_sample(number, offset, size, len(data), what)
+    return data
+
+
+def damaged_sample(number: int, offset: int, size: int, found_bytes: int, what: str) -> DataError:
+    """The error for bytes that do not match their checksum."""
+    return DataError(
+        f"{what}: the bytes in {shard_name(number)}.tar at {offset} do not match their checksum ({found_bytes} of {size} bytes "
+        "read); expected what was stored; the shard is damaged, restore it or convert again"
+    )

@@ -1,0 +1,181 @@
+"""RUN/export/NAME: model.pt2, model.onnx, model-int8.onnx on request, and preprocessing.json, checked before they are kept."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udkd.augment import apply as augment
+from udkd.augment.view_table import EpochViews
+from udkd.data.backends.registry import open_backend
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.export.graphs import INPUT, OUTPUT, Classifier, graphs, onnx_classifier, program_classifier, require_packages
+from udkd.export.quantise import quantised
+from udkd.training.run_folder import RunFolder
+from udkd.training.scoring import Score, score
+from udkd.training.trained import AVERAGED, Trained
+from udkd.utils.environment import set_threads
+from udkd.utils.errors import MismatchError, RunError
+from udkd.utils.files import FolderLock, write_bytes, write_json
+from udkd.utils.progress import SILENT, Observer
+from udkd.utils.rng import permutation
+
+LIMIT = 1e-4
+"""How far a logit may lie from the checkpoint's, relative to the largest of its row where that is above 1."""
+
+CHECKED_IMAGES, CALIBRATION_IMAGES = 32, 256
+_CALIBRATION = 7  # the name of this draw among the uses of a seed
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written. difference: the largest deviation of a logit, by file. accuracy: validation scores, by file."""
+
+    folder: Path
+    name: str
+    difference: dict[str, float]
+    accuracy: dict[str, Score]
+    bytes: dict[str, int]
+
+
+def export(
+    run: RunFolder, *, student: str | None, averaged: bool, int8: bool, data: Path | None = None, observer: Observer = SILENT
+) -> Exported:
+    """Write one student, or all averaged, as files for use elsewhere.
+
+    data: the run's dataset folder, if it has moved; its validation images are what the files are checked on.
+    Raises RunError where a file's logits are not the checkpoint's, and UserError kin for what is missing.
+    """
+    require_packages()
+    trained = Trained.load(run, student, averaged=averaged)
+    set_threads(trained.recipe.train.threads)
+    dataset = _dataset(run, data)
+    images = _Images(dataset, trained)
+    observer.note(f"{trained.name}: torch.export and ONNX")
+    program, onnx = graphs(trained.model, trained.recipe.views.size_px)
+    checked = images.inputs("val", CHECKED_IMAGES)
+    difference = {
+        "model.pt2": _require_equal("model.pt2", program_classifier(program), trained, checked),
+        "model.onnx": _require_equal("model.onnx", onnx_classifier(onnx), trained, checked),
+    }
+    files, accuracy = {"model.pt2": program, "model.onnx": onnx}, {}
+    if int8:
+        observer.note(f"int8: calibration on {CALIBRATION_IMAGES} training images, then both models on the validation images")
+        files["model-int8.onnx"] = quantised(onnx, images.inputs("train", CALIBRATION_IMAGES))
+        for name in ("model.onnx", "model-int8.onnx"):
+            accuracy[name] = images.score(onnx_classifier(files[name]), observer)
+    folder = run.path / "export" / trained.name.replace("/", "-")
+    sizes = {name: len(content) for name, content in files.items()}
+    exported = Exported(folder=folder, name=trained.name, difference=difference, accuracy=accuracy, bytes=sizes)
+    write_files(folder, files, _notes(trained, dataset, exported))
+    return exported
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], notes: Mapping[str, Any]) -> None:
+    """All files of one export, preprocessing.json last. Raises BusyError while another process exports the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder):
+        (folder / "preprocessing.json").unlink(missing_ok=True)
+        (folder / "model-int8.onnx").unlink(missing_ok=True)
+        for name, content in files.items():
+            write_bytes(folder / name, content)
+        write_json(folder / "preprocessing.json", notes)
+
+
+def _dataset(run: RunFolder, data: Path | None) -> DatasetFolder:
+    provenance = run.provenance
+    dataset = DatasetFolder.open(data or Path(provenance["dataset"]))
+    if dataset.digest != provenance["dataset_digest"]:
+        fields = [("dataset_digest", provenance["dataset_digest"], dataset.digest)]
+        raise MismatchError(f"the run in {run.path}", fields, "name the data it was trained on with --data")
+    return dataset
+
+
+class _Images:
+    """Images of a dataset folder in a run's evaluation view."""
+
+    def __init__(self, dataset: DatasetFolder, trained: Trained) -> None:
+        self._dataset = dataset
+        self._recipe = trained.recipe
+
+    def inputs(self, name: str, count: int) -> list[Tensor]:
+        """The same `count` images of a split every time, in batches of up to 16: float32 [B, 3, O, O]."""
+        split = self._dataset.split(name)
+        views = self._views(split)
+        ids = np.sort(permutation(split.ids, 0, _CALIBRATION)[:count])
+        with contextlib.closing(open_backend(self._recipe.data.backend, split, _CPU)) as backend:
+            return [
+                augment.apply(batch.canvas, views.table(0).gather(batch.ids), views.spec).contiguous()
+                for batch in backend.epoch(ids, 16)
+            ]
+
+    def score(self, classifier: Classifier, observer: Observer) -> Score:
+        """Accuracy on the validation split."""
+        split = self._dataset.split("val")
+        observer.start("validation", len(split.ids), "images")
+        with contextlib.closing(open_backend(self._recipe.data.backend, split, _CPU)) as backend:
+            batch = self._recipe.train.batch
+            scores = score(
+                [classifier], backend, split.ids, self._views(split), batch=batch, autocast=False, on_batch=observer.advance
+            )
+        observer.finish()
+        return scores.each[0]
+
+    def _views(self, split: Split) -> EpochViews:
+        return EpochViews(self._recipe.evaluation_spec, 0, split, _CPU)
+
+
+def _require_equal(name: str, classifier: Classifier, trained: Trained, batches: Sequence[Tensor]) -> float:
+    """The largest deviation from the checkpoint's logits; RunError where it is above LIMIT."""
+    deviations = []
+    with torch.no_grad():
+        for x_BCHW in batches:
+            wanted_BC = trained.model(x_BCHW)
+            scale_B1 = wanted_BC.abs().amax(-1, keepdim=True).clamp(min=1.0)
+            deviations.append(((classifier(x_BCHW) - wanted_BC).abs() / scale_B1).max())
+    largest = float(torch.stack(deviations).max())  # a NaN stays one
+    if not largest <= LIMIT:
+        raise RunError(
+            f"{name} answers otherwise than the checkpoint (logits differ by {largest:.2g}); expected at most {LIMIT:g}; "
+            "nothing was written; please report it with the architecture"
+        )
+    return largest
+
+
+def _notes(trained: Trained, dataset: DatasetFolder, exported: Exported) -> dict[str, Any]:
+    """What whoever runs the files has to know."""
+    spec = trained.recipe.evaluation_spec
+    names = {entry.wnid: entry.name for entry in dataset.classes}
+    resize = (
+        f"both sides to {spec.resize_px} px" if spec.scheme == "centre_squash" else f"the shorter side to {spec.resize_px} px"
+    )
+    size = spec.size_px
+    softmax = "log-probabilities of the mean over students" if trained.name == AVERAGED else "logits"
+    if trained.recipe.evaluation.flip:
+        softmax += ", the mean over the image and its mirror image (the file mirrors it itself)"
+    return {
+        "student": trained.name,
+        "step": trained.step,
+        "input": {"name": INPUT, "dtype": "float32", "shape": ["batch", 3, size, size], "order": "RGB, channels first"},
+        "output": {"name": OUTPUT, "meaning": f"{softmax}; softmax gives probabilities", "classes": len(trained.classes)},
+        "steps": [
+            "decode to 8-bit RGB; EXIF orientation is ignored",
+            f"resize {resize}, bilinear with antialiasing (torchvision's Resize(antialias=True) is within 1 of 255)",
+            f"cut the central {size} x {size} px",
+            "divide by 255, subtract mean, divide by std",
+        ],
+        "mirrored": trained.recipe.evaluation.flip,
+        "mean": list(augment.MEAN),
+        "std": list(augment.STD),
+        "classes": [{"id": wnid, "name": names.get(wnid, wnid)} for wnid in trained.classes],
+        "largest_logit_difference": exported.difference,
+        "checked_images": CHECKED_IMAGES,
+        "bytes": exported.bytes,
+        "validation": {name: value.to_dict() for name, value in exported.accuracy.items()},
+    }

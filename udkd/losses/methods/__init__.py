@@ -1,0 +1,1 @@
+"""Further distillation methods, one file each. Part of udkd.losses."""

@@ -1,0 +1,80 @@
+"""Contrastive representation distillation: a student's embedding of a sample is nearer to the teacher's than to others'.
+
+Letters: B batch, D numbers of an embedding (of length 1), K negatives, M training samples, I rows of a memory.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from udkd.utils.device_rng import integers
+from udkd.utils.rng import key, uniform
+
+
+def contrast(
+    positive_B: Tensor, scores_BI: Tensor, times_BI: Tensor, log_z: Tensor, *, negatives: int, samples: int, temperature: float
+) -> Tensor:
+    """-(log h(positive) + sum over K of log(1 - h(negative))), batch mean: a scalar.
+
+    h(s) = (e^(s/t) / Z) / (e^(s/t) / Z + K / M), which is a sigmoid of s/t - log Z - log(K/M): no exponential overflows.
+    positive_B, scores_BI: inner products with the sample itself and with every row of a memory. times_BI: how often each row
+    is a negative, K times in all: no gradient goes through a gather then, whose order of sums no GPU promises, and B I numbers
+    are fewer than the B K D of drawn rows. log_z: a scalar, see `log_normaliser`. negatives: K. samples: M.
+
+    Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020 (arXiv 1910.10699), section 3.2 (the objective of
+    the critic, and the critic h); Z is 1 there, and the authors' code divides
+    by the normaliser of Wu et al. (arXiv 1805.01978, section 3.2), without which the first losses are thousands.
+    """
+    shift = log_z + math.log(negatives / samples)
+    positive = F.logsigmoid(positive_B / temperature - shift)
+    return -(positive + (times_BI * F.logsigmoid(shift - scores_BI / temperature)).sum(-1)).mean()
+
+
+def log_normaliser(scores_BI: Tensor, times_BI: Tensor, *, samples: int, temperature: float) -> Tensor:
+    """The logarithm of Z = M times the mean of e^(s/t): a scalar, estimated once, from the first batch (Wu et al., 3.2)."""
+    weighted_BI = scores_BI.detach() / temperature + times_BI.log()
+    return weighted_BI.flatten().logsumexp(0) - times_BI.sum().log() + math.log(samples)
+
+
+def times(drawn_BK: Tensor, rows: int) -> Tensor:
+    """How often each row was drawn: float32 [B, I]; sums of ones are exact in any order."""
+    ones_BK = torch.ones(drawn_BK.shape, device=drawn_BK.device)
+    return torch.zeros(len(drawn_BK), rows, device=drawn_BK.device).scatter_add_(1, drawn_BK, ones_BK)
+
+
+def negatives(labels_B: Tensor, first_C: Tensor, by_class_M: Tensor, keys_B: Tensor, count: int) -> Tensor:
+    """Ids of `count` samples of other classes for each of a batch, with replacement: int64 [B, K].
+
+    by_class_M: ids sorted by class. first_C: int64 [C + 1], where each class begins in it. keys_B: names of the draws.
+    """
+    first_B, size_B = first_C[labels_B], first_C[labels_B + 1] - first_C[labels_B]
+    place_BK = integers(keys_B, count, len(by_class_M) - size_B)
+    return by_class_M[place_BK + size_B[:, None] * (place_BK >= first_B[:, None])]
+
+
+def first_memory(rows: int, numbers: int, *words: int) -> Tensor:
+    """A memory before anything was remembered: float32 [I, D], directions named by `words`, each of length 1."""
+    keys = key(*words, np.arange(rows))
+    values = np.stack([uniform(keys, n) for n in range(numbers)], axis=1) * 2 - 1
+    return F.normalize(torch.from_numpy(values.astype(np.float32)), dim=1)
+
+
+def remember(memory_ID: Tensor, ids_B: Tensor, embedding_BD: Tensor, momentum: float = 0.5) -> None:
+    """Move the rows `ids_B` of a memory towards new embeddings, in place, length 1 again (as the authors' code does)."""
+    moved_BD = momentum * memory_ID[ids_B] + (1 - momentum) * embedding_BD.detach()
+    memory_ID.index_copy_(0, ids_B, F.normalize(moved_BD, dim=1))
+
+
+class Embedding(nn.Module):
+    """A pooled feature to a direction: a linear map, then length 1. [B, channels] to [B, D]."""
+
+    def __init__(self, channels: int, numbers: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, numbers)
+
+    def forward(self, pooled_BC: Tensor) -> Tensor:
+        """The direction."""
+        return F.normalize(self.linear(pooled_BC), dim=1)

@@ -1,0 +1,136 @@
+"""The same numbers computed otherwise: modules put in the place of PyTorch's, with equal values and gradients.
+
+Each exists because a compiler's plan for the original moves more memory than it has to; whether it helps is for a GPU to say.
+Letters: B batch, C channels, H W the input's pixels, P Q the pooled ones.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from udkd.utils.errors import ConfigError
+
+ONE_EXPRESSION: dict[str, Any] = {"realize_opcount_threshold": 1000}
+"""What inductor must be told beside `use_gathered_pool`: by default it stores an expression of 30 operations."""
+
+
+def use_saved_relu6(model: nn.Module) -> nn.Module:
+    """Replace every ReLU6 of a model by one that keeps its output."""
+    return _replaced(model, nn.ReLU6, lambda relu: SavedReLU6())
+
+
+def use_gathered_pool(model: nn.Module) -> nn.Module:
+    """Replace every plain 2-d max-pool of a model by one whose backward pass gathers."""
+
+    def gathered(pool: nn.MaxPool2d) -> nn.Module:
+        sizes = (pool.kernel_size, pool.stride, pool.padding)
+        plain = all(isinstance(size, int) for size in sizes) and pool.dilation == 1 and not pool.ceil_mode
+        return GatheredMaxPool(*map(int, sizes)) if plain and not pool.return_indices else pool  # type: ignore[arg-type]
+
+    return _replaced(model, nn.MaxPool2d, gathered)
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy of a model in evaluation mode with each batch norm multiplied into the convolution before it.
+
+    ConfigError: this PyTorch keeps the function that does it elsewhere.
+    """
+    assert not model.training, "statistics of a batch cannot be folded"
+    try:
+        from torch.fx.experimental.optimization import fuse
+    except ImportError:
+        raise ConfigError(
+            f"PyTorch {torch.__version__} has no torch.fx.experimental.optimization.fuse, which teacher.folded needs; "
+            "expected PyTorch 2.11 to 2.14; take --set teacher.folded=false"
+        ) from None
+    folded: nn.Module = fuse(model)
+    return folded.eval()
+
+
+class SavedReLU6(nn.Module):
+    """ReLU6 whose backward pass reads its output.
+
+    The convolution that follows keeps that output anyway. Its input, batch norm's output, is then needed by nobody:
+    inductor rebuilds it in float32 and stores it for PyTorch's own ReLU6.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _SavedReLU6.apply(x)
+        return y
+
+
+class _SavedReLU6(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.relu6(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        # PyTorch's own, in one pass: no gradient at 0, at 6, or beyond, which the output tells as well as the input.
+        grad: Tensor = torch.ops.aten.hardtanh_backward(grads[0], y, 0.0, 6.0)
+        return grad
+
+
+class GatheredMaxPool(nn.Module):
+    """Max-pool whose backward pass is a sum over the windows of each pixel, in their order: deterministic, no atomics."""
+
+    def __init__(self, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y: Tensor = _GatheredMaxPool.apply(x_BCHW, self.kernel_size, self.stride, self.padding)
+        return y
+
+
+class _GatheredMaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
+        y_BCPQ, index_BCPQ = F.max_pool2d(x_BCHW, kernel_size, stride, padding, return_indices=True)
+        height, width = x_BCHW.shape[2:]
+        rows, columns = (torch.arange(n, device=x_BCHW.device) * stride - padding for n in y_BCPQ.shape[2:])
+        row_BCPQ = torch.div(index_BCPQ, width, rounding_mode="floor") - rows[:, None]
+        place_BCPQ = row_BCPQ * kernel_size + index_BCPQ % width - columns  # within its window: a byte instead of eight
+        ctx.save_for_backward(place_BCPQ.to(torch.int8))
+        ctx.geometry = (height, width, kernel_size, stride, padding)
+        return y_BCPQ
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (place_BCPQ,) = ctx.saved_tensors
+        height, width, kernel_size, stride, padding = ctx.geometry
+        grad_BCHW = grads[0].new_zeros(())
+        # A pixel asks the windows that see it, in the order in which PyTorch adds them. Compiled, no sum is stored between.
+        for row_H, down_H in _windows(height, grads[0].shape[2], kernel_size, stride, padding, grads[0].device):
+            for column_W, right_W in _windows(width, grads[0].shape[3], kernel_size, stride, padding, grads[0].device):
+                chosen_BCHW = place_BCPQ[:, :, row_H[:, None], column_W] == down_H[:, None] * kernel_size + right_W
+                grad_BCHW = grad_BCHW + torch.where(chosen_BCHW, grads[0][:, :, row_H[:, None], column_W], 0.0)
+        return grad_BCHW, None, None, None
+
+
+def _windows(
+    size: int, count: int, kernel_size: int, stride: int, padding: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The windows that see each of `size` pixels along one axis, from the first on: which of `count`, int64 [size], and the
+    pixel's place in it; where there is no such window, a place so negative that no place along the other axis mends it.
+    """
+    pixel = torch.arange(size, device=device) + padding
+    for back in reversed(range(-(-kernel_size // stride))):
+        window = torch.div(pixel, stride, rounding_mode="floor") - back
+        place = pixel - window * stride
+        outside = (window < 0) | (window >= count) | (place >= kernel_size)
+        yield window.clamp(0, count - 1), torch.where(outside, -(kernel_size**2), place)
+
+
+def _replaced(model: nn.Module, kind: type[nn.Module], make: Any) -> nn.Module:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is kind:
+                setattr(parent, name, make(child))
+    return model

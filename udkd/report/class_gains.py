@@ -1,0 +1,88 @@
+"""In which classes one network is right more often than another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from udkd.report.analysis.gain import Gain, gain
+from udkd.report.analysis.groups import by_class
+from udkd.report.analysis.intervals import LEVEL
+from udkd.report.page import Picture
+from udkd.report.style import Palette, picture
+from udkd.report.text import bounds, class_name, count, short, signed
+
+_MOST, _ENDS = 24, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassGain:
+    """A class and the paired difference on its images."""
+
+    label: int
+    gain: Gain
+
+
+def class_gains(
+    right: NDArray[np.bool_], other: NDArray[np.bool_], labels: NDArray[np.integer], num_classes: int
+) -> list[ClassGain]:
+    """Of every class that has images, the largest gain first; equal ones in the order of labels."""
+    rows = enumerate(by_class(labels, num_classes))
+    found = [ClassGain(label=label, gain=gain(right[part], other[part])) for label, part in rows if len(part)]
+    return sorted(found, key=lambda entry: (-entry.gain.points, entry.label))
+
+
+def chart(
+    name: str,
+    title: str,
+    gains: Sequence[ClassGain],
+    names: Sequence[str],
+    ahead: str,
+    behind: str,
+    hues: tuple[int, int | None],
+) -> Picture:
+    """Bars to the right where `ahead` is more often right, to the left where `behind` is, with intervals.
+
+    hues: the students whose colours they take; None is grey.
+    """
+    cut = len(gains) > _MOST
+    shown = [*gains[:_ENDS], *gains[-_ENDS:]] if cut else list(gains)
+    rows = [row + (1 if cut and row >= _ENDS else 0) for row in range(len(shown))]  # a gap where classes are left out
+
+    def draw(figure: Figure, palette: Palette) -> None:
+        axes = figure.subplots()
+        colours = (palette.student(hues[0]), palette.soft if hues[1] is None else palette.student(hues[1]))
+        for row, entry in zip(rows, shown, strict=True):
+            points = entry.gain.points
+            axes.barh(row, points, height=0.66, color=colours[0 if points > 0 else 1], alpha=0.75)
+            axes.hlines(row, entry.gain.low, entry.gain.high, color=palette.mark, linewidth=0.9)
+        if cut:
+            axes.text(0.015, _ENDS, f"… {len(gains) - 2 * _ENDS} more", va="center_baseline", color=palette.soft, fontsize=8)
+        axes.axvline(0, color=palette.soft, linewidth=1)
+        labels = [f"{short(class_name(names, entry.label), 20)} ({entry.gain.samples})" for entry in shown]
+        axes.set_yticks(rows, labels)
+        axes.invert_yaxis()
+        axes.grid(False)
+        axes.grid(True, axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("difference, percentage points")
+
+    caption = _caption(gains, names, ahead, behind)
+    return picture(name, title, caption, draw, height=max(1.8, 0.75 + 0.19 * (rows[-1] + 1)))
+
+
+def _caption(gains: Sequence[ClassGain], names: Sequence[str], ahead: str, behind: str) -> str:
+    up, down = sum(entry.gain.points > 0 for entry in gains), sum(entry.gain.points < 0 for entry in gains)
+    clear = sum(entry.gain.verdict != "no clear difference" for entry in gains)
+    told = f"{ahead} is right more often in {count(up, 'class', 'classes')}, {behind} in {down}"
+    ends = [gains[0]] if up else []
+    ends += [gains[-1]] if down else []
+    for entry in ends:
+        held = entry.gain
+        told += f"; {class_name(names, entry.label)} {signed(held.points)} {bounds(held.low, held.high)} of {held.samples}"
+    by_chance = (1 - LEVEL) * len(gains)
+    return (
+        f"{told}. The interval keeps clear of 0 in {clear} of {len(gains)} classes; chance alone gives up to {by_chance:.2g}."
+    )

@@ -1,0 +1,253 @@
+"""How training went: losses, accuracy and learning rate by epoch. A student has no figures before it joins: NaN."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from statistics import mean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from udkd.report.inputs import ReportInputs
+from udkd.report.page import Block, Note, Picture, Pictures, Section
+from udkd.report.style import MARKERS, Palette, picture
+from udkd.report.text import count, listed, sentence, short
+
+_TERMS = {
+    "hard": ("Loss against the labels", "cross-entropy, nats", "α", "alpha"),
+    "teacher": ("Loss against the teacher", "divergence × τ², nats", "β", "beta"),
+    "peer": ("Loss against the peers", "divergence × τ², nats", "γ", "gamma"),
+    "method": ("Loss of the method", "the method’s term", "its weight", "method"),
+}
+
+
+METHODS = {
+    "dkd": "DKD",
+    "attention": "attention transfer",
+    "fitnets": "FitNets",
+    "rkd": "RKD",
+    "crd": "CRD",
+    "reviewkd": "ReviewKD",
+}
+"""loss.method in the words of its paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A line over the epochs. student: whose colour and marker it takes; None is the average's ink."""
+
+    label: str
+    values: Sequence[float]
+    student: int | None
+
+    @property
+    def held(self) -> list[float]:
+        """The values since the student joined."""
+        return [value for value in self.values if not isnan(value)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A horizontal line for comparison."""
+
+    label: str
+    value: float
+
+
+def section(inputs: ReportInputs) -> Section:
+    """Curves, or a sentence where no epoch is finished."""
+    blocks: list[Block] = []
+    if inputs.metrics:
+        blocks.append(Pictures(pictures=[*_accuracy(inputs), *_losses(inputs), _rate(inputs)]))
+        blocks += [Note(text=text) for text in _absent_terms(inputs)]
+    else:
+        blocks.append(Note(text="No epoch is finished yet: there are no curves.", missing=True))
+    return Section(anchor="curves", title="How training went", blocks=blocks)
+
+
+def _losses(inputs: ReportInputs) -> list[Picture]:
+    loss = inputs.recipe.loss
+    pictures = []
+    for term, (title, unit, _, _) in _TERMS.items():
+        if not _built(inputs, term):
+            continue
+        series = _per_student(inputs, [row["train"][term] for row in inputs.metrics])
+        ends = [f"{line.label} {_way(line.held)}" for line in series if line.held]
+        w = f"w ({loss.weighing.text.replace('_', ' ')}) included, " if term == "teacher" and loss.weight != "constant" else ""
+        span = "From the first epoch to the last" if len(inputs.metrics) > 1 else "In the only epoch"
+        caption = f"{span} {listed(ends)} (epoch means, {w}before {_weight(inputs, term)})."
+        title += f", {METHODS[loss.method]}" if term == "method" else ""
+        pictures.append(_chart(f"loss-{term}", title, unit, caption, inputs, series, from_zero=True))
+    return pictures
+
+
+def _weight(inputs: ReportInputs, term: str) -> str:
+    """`α = 0.4`, and where a schedule moves it `α = 0.4 → 1, linear`."""
+    loss, (_, _, symbol, name) = inputs.recipe.loss, _TERMS[term]
+    places = {"alpha": 0, "beta": 1, "gamma": 2, "method": 3}
+    moves = loss.moving.get(name)
+    return f"{symbol} = {loss.weights[places[name]]:g}" + (f" → {moves.to:g}, {moves.shape}" if moves else "")
+
+
+def _accuracy(inputs: ReportInputs) -> list[Picture]:
+    val = [row["val"] for row in inputs.metrics]
+    students = _per_student(inputs, [[student and student["top1"] for student in row["students"]] for row in val])
+    several = [sum(student is not None for student in row["students"]) > 1 for row in val]  # else the average is the one's
+    together = [row["ensemble"]["top1"] if more else nan for row, more in zip(val, several, strict=True)]
+    average = Series(label="averaged", values=together, student=None)
+    series = [*students, average] if len(students) > 1 else students
+    trained = _per_student(inputs, [row["train"]["top1"] for row in inputs.metrics])
+    taught_by = (inputs.evaluation or {}).get("teacher")
+    levels = [Level(label="teacher", value=taught_by["top1"])] if taught_by else []
+    highest = max(value for line in [*series, *trained] for value in line.held)
+    ceiling = min(100.0, 1.08 * max([highest, *(level.value for level in levels)]))
+    best = [f"{line.label} {max(line.held):.1f} % in epoch {_best_epoch(inputs, line)}" for line in series if line.held]
+    ends = [f"{line.label} {line.held[-1]:.1f} %" for line in trained if line.held]
+    title = "Validation accuracy"
+    return [
+        _chart("accuracy-val", title, "top-1, %", f"Best: {listed(best)}.", inputs, series, levels=levels, limits=(0, ceiling)),
+        _chart(
+            "accuracy-train",
+            "Training accuracy",
+            "top-1, %",
+            f"In the last epoch {listed(ends)}, on augmented views and while still learning.",
+            inputs,
+            trained,
+            limits=(0, ceiling),
+        ),
+    ]
+
+
+def _rate(inputs: ReportInputs) -> Picture:
+    series = _per_student(inputs, [row["lr"] for row in inputs.metrics])
+    if len(series) > 1 and all(list(line.values) == list(series[0].values) for line in series):
+        series = [Series(label="all students", values=series[0].values, student=None)]
+    peaks = sorted({student.lr for student in inputs.recipe.students})
+    warm_up = max(student.warmup_epochs for student in inputs.recipe.students)
+    after = f" after a warm-up of {warm_up:g} epoch{'' if warm_up == 1 else 's'}" if warm_up else ""
+    text = f"Half a cosine from {listed([f'{peak:g}' for peak in peaks])} to 0{after}; each point is an epoch's last step."
+    late = [student.join_epoch for student in inputs.recipe.students if student.join_epoch]
+    text += f" One joins after {count(min(late), 'epoch')}: 0 until then." if late else ""
+    return _chart("learning-rate", "Learning rate", "learning rate", text, inputs, series, height=2.1, from_zero=True)
+
+
+def _way(values: Sequence[float]) -> str:
+    return f"{values[0]:#.3g} → {values[-1]:#.3g}" if len(values) > 1 else f"{values[0]:#.3g}"
+
+
+def _absent_terms(inputs: ReportInputs) -> list[str]:
+    alone = len(inputs.recipe.students) == 1
+    texts = []
+    for term, (title, _, symbol, _) in _TERMS.items():
+        if not _built(inputs, term) and term != "method":
+            why = "one student has no peers" if term == "peer" and alone else f"{symbol} = 0"
+            texts.append(sentence(f"{title}: not part of this run ({why})"))
+    return texts
+
+
+def _built(inputs: ReportInputs, term: str) -> bool:
+    alpha, beta, gamma, method = inputs.recipe.loss.largest_weights
+    weights = {"hard": alpha, "teacher": beta, "peer": gamma if len(inputs.recipe.students) > 1 else 0.0, "method": method}
+    return weights[term] > 0
+
+
+def _per_student(inputs: ReportInputs, rows: Sequence[Sequence[float | None]]) -> list[Series]:
+    """Lists of one figure per student, one list per epoch, as one line per student; None, before it joined, becomes NaN."""
+    columns = [[nan if value is None else value for value in column] for column in zip(*rows, strict=True)]
+    return [
+        Series(label=short(name, 18), values=values, student=index)
+        for index, (name, values) in enumerate(zip(inputs.student_names, columns, strict=True))
+    ]
+
+
+def _best_epoch(inputs: ReportInputs, line: Series) -> int:
+    return int(inputs.metrics[list(line.values).index(max(line.held))]["epoch"])
+
+
+def _chart(
+    name: str,
+    title: str,
+    unit: str,
+    caption: str,
+    inputs: ReportInputs,
+    series: Sequence[Series],
+    *,
+    levels: Sequence[Level] = (),
+    limits: tuple[float, float] | None = None,
+    height: float = 2.9,
+    from_zero: bool = False,
+) -> Picture:
+    epochs = [int(row["epoch"]) for row in inputs.metrics]
+
+    def draw(figure: Figure, palette: Palette) -> None:
+        axes = figure.subplots()
+        for line in series:
+            colour = palette.ink if line.student is None else palette.student(line.student)
+            axes.plot(
+                epochs,
+                line.values,
+                color=colour,
+                marker=None if line.student is None and len(epochs) > 1 else MARKERS[(line.student or 0) % len(MARKERS)],
+                markersize=4,
+                markevery=max(1, len(epochs) // 8),
+                clip_on=False,
+                linestyle="-" if line.student is not None else (0, (5, 1.5)),
+            )
+        for level in levels:
+            axes.axhline(level.value, color=palette.soft, linewidth=1, linestyle=(0, (1, 2)))
+        axes.set_ylabel(unit)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        if len(epochs) > 1:
+            axes.set_xlim(epochs[0], epochs[-1])
+        if limits:
+            axes.set_ylim(*limits)
+        elif from_zero:
+            axes.set_ylim(bottom=0)
+        ends = [
+            (line.held[-1], line.label, palette.ink if line.student is None else palette.student(line.student))
+            for line in series
+            if line.held
+        ]
+        _label_ends(axes, [*ends, *((level.value, level.label, palette.soft) for level in levels)], height)
+
+    return picture(name, title, caption, draw, height=height)
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], height: float) -> None:
+    """Write each line's name beside its end; names that would overlap move apart."""
+    low, high = axes.get_ylim()
+    gap = 13 / (height * 72 * 0.76)  # a line of text as a share of the axes' height
+    places = spread([(value - low) / (high - low or 1.0) for value, _, _ in ends], gap)
+    for place, (_, label, colour) in zip(places, ends, strict=True):
+        axes.annotate(
+            label,
+            xy=(1, place),
+            xycoords="axes fraction",
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            annotation_clip=False,
+        )
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places within 0 to 1 in the order of the wanted ones, at least `gap` apart, as near to them as that allows.
+
+    With k gaps taken off the k-th place it is the least-squares fit of a rising line: neighbours that would overlap are
+    pooled to their mean. Where the gaps alone are too much for the room they shrink.
+    """
+    gap = min(gap, 1 / max(1, len(wanted) - 1))
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    pools: list[list[float]] = []
+    for rank, index in enumerate(order):
+        pools.append([wanted[index] - rank * gap])
+        while len(pools) > 1 and mean(pools[-2]) >= mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    level = [mean(pool) for pool in pools for _ in pool]
+    room = 1 - (len(wanted) - 1) * gap
+    places = {index: min(max(at, 0.0), room) + rank * gap for rank, (index, at) in enumerate(zip(order, level, strict=True))}
+    return [places[index] for index in range(len(wanted))]

@@ -1,0 +1,151 @@
+"""Grids of images: those that the teacher is surest and least sure of, and those that set two networks apart."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from udkd.report.inputs import ReportInputs
+from udkd.report.page import Block, Card, Gallery, Guess, Note, Section
+from udkd.report.style import Palette, png
+from udkd.report.text import class_name, count, percent, sentence, short
+from udkd.training.predictions import Answers, Predictions, Targets
+from udkd.utils.errors import DataError, UserError
+
+IMAGES = 12
+GUESSES = 3
+_COLUMNS = 4
+
+
+def section(inputs: ReportInputs) -> Section:
+    """Two grids of images, or a sentence that says why there are none."""
+    blocks: list[Block] = []
+    targets, thumbnail = inputs.targets, inputs.thumbnail
+    if targets is None or thumbnail is None:
+        why = inputs.why_no_targets or inputs.why_no_data or "This run has no cached targets"
+        blocks.append(Note(text=sentence(why), missing=True))
+    else:
+        try:
+            blocks += _galleries(inputs, targets, thumbnail)
+        except (UserError, OSError) as error:
+            blocks.append(Note(text=sentence(f"The images cannot be shown: {error}"), missing=True))
+        if not targets.canonical:
+            blocks.append(Note(text="The stored images are shown; the teacher saw an augmented view of each."))
+    return Section(anchor="images", title="Surest and least sure images", blocks=blocks)
+
+
+def extremes(targets: Targets, images: int = IMAGES) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the lowest entropies, and of the highest, the most extreme first, int64; equal ones in the order of ids.
+
+    No row is in both: few samples are divided.
+    """
+    images = min(images, len(targets.ids) // 2)
+    surest = np.lexsort((targets.ids, targets.entropy))[:images]
+    least = np.lexsort((targets.ids, -targets.entropy))[:images]
+    return surest, least
+
+
+def guesses(answers: Answers, labels: NDArray[np.int64], row: int, names: tuple[str, ...]) -> tuple[Guess, ...]:
+    """The likeliest classes of a row at temperature 1; of equal logits the lower class first."""
+    chances = np.exp(answers.top_log_p[row, :GUESSES].astype(np.float64))
+    return tuple(
+        Guess(name=class_name(names, int(at)), percent=100 * min(float(chance), 1.0), right=bool(at == labels[row]))
+        for at, chance in zip(answers.top[row, :GUESSES], chances, strict=True)
+    )
+
+
+def versus(
+    name: str,
+    title: str,
+    caption: str,
+    rows: NDArray[np.int64],
+    predictions: Predictions,
+    sides: Sequence[tuple[str, Answers]],
+    inputs: ReportInputs,
+) -> Gallery | Note:
+    """Validation images with the first guess of each side. Images that cannot be read become a sentence."""
+    targets, thumbnail = predictions.val_targets, inputs.val_thumbnail
+    try:
+        if thumbnail is None:
+            raise DataError(inputs.why_no_data or "the dataset folder is not there")
+        cards = [
+            Card(
+                sample_id=int(predictions.ids[row]),
+                pixels=thumbnail(int(predictions.ids[row])),
+                label=class_name(inputs.class_names, int(predictions.labels[row])),
+                weight=None if targets is None else float(targets.weight[row]),
+                guesses=tuple(
+                    replace(guesses(answers, predictions.labels, int(row), inputs.class_names)[0], by=by)
+                    for by, answers in sides
+                ),
+                kind="Validation image",
+            )
+            for row in rows
+        ]
+    except (UserError, OSError) as error:
+        return Note(text=sentence(f"{title}: the images cannot be shown: {error}"), missing=True)
+    return Gallery(name=name, title=title, cards=cards, png=_contact_sheet(cards), caption=caption)
+
+
+def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int], NDArray[np.uint8]]) -> list[Gallery]:
+    right, weight = targets.right, targets.weight
+    surest, least = extremes(targets)
+    if not len(surest):
+        return []
+
+    def gallery(name: str, title: str, rows: NDArray[np.int64], bound: str) -> Gallery:
+        cards = [
+            Card(
+                sample_id=int(targets.ids[row]),
+                pixels=thumbnail(int(targets.ids[row])),
+                label=class_name(inputs.class_names, int(targets.labels[row])),
+                weight=float(weight[row]),
+                guesses=guesses(targets.answers, targets.labels, int(row), inputs.class_names),
+            )
+            for row in rows
+        ]
+        wrong = int((~right[rows]).sum())
+        told = "no first guess is wrong" if not wrong else f"{wrong} of {len(rows)} first guesses are wrong"
+        caption = f"The {count(len(rows), 'training image')} of {bound}: {told}; of all samples it is {_share(right)}."
+        return Gallery(name=name, title=title, cards=cards, png=_contact_sheet(cards), caption=caption)
+
+    return [
+        gallery("surest", "Surest", surest, f"the lowest entropy, w ≥ {float(weight[surest].min()):.3f}"),
+        gallery("least-sure", "Least sure", least, f"the highest entropy, w ≤ {float(weight[least].max()):.3f}"),
+    ]
+
+
+def _share(right: NDArray[np.bool_]) -> str:
+    return percent(100 * float((~right).mean()), 1)
+
+
+def _contact_sheet(cards: Sequence[Card]) -> bytes:
+    rows = -(-len(cards) // _COLUMNS)
+
+    def draw(figure: Figure, palette: Palette) -> None:
+        grid = figure.subplots(rows, _COLUMNS, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes, card in zip(grid.flat, cards, strict=False):
+            height, width = card.pixels.shape[:2]
+            side = max(height, width)
+            axes.imshow(card.pixels)
+            axes.set_xlim((width - side) / 2 - 0.5, (width + side) / 2 - 0.5)  # one square for all, so that texts line up
+            axes.set_ylim((height + side) / 2 - 0.5, (height - side) / 2 - 0.5)
+            axes.set_title(short(card.label, 18), fontsize=8, color=palette.ink)
+            lines = [
+                f"{_sign(card, rank)}{short(guess.name, 15)} {guess.percent:.0f} %" for rank, guess in enumerate(card.guesses)
+            ]
+            axes.text(
+                0.5, -0.06, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=palette.soft
+            )
+
+    return png(draw, height=2.35 * rows, width=7.2)
+
+
+def _sign(card: Card, rank: int) -> str:
+    """Right or wrong, before the first of one network's guesses and before each of several networks'."""
+    guess = card.guesses[rank]
+    return ("✓ " if guess.right else "✗ ") if guess.by or rank == 0 else ""

@@ -1,0 +1,84 @@
+"""Where a study's things lie: teachers, caches and runs that several studies may share, and each study's own result."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from udkd.config import Recipe
+from udkd.study.plan import Trial
+from udkd.training.run_folder import RunFolder
+from udkd.utils.errors import RunError
+from udkd.utils.files import read_plain, write_bytes
+from udkd.utils.json_checksum import checked_bytes, values_of
+
+_MOST_BYTES = 1 << 20
+
+
+class _Cost(BaseModel):
+    """What caches/NAME.json holds: images that a cache was asked about, and the seconds that took."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    images: float = Field(ge=0)
+    seconds: float = Field(ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFolder:
+    """Paths inside OUT. name: the study's."""
+
+    out: Path
+    name: str
+
+    @property
+    def result(self) -> Path:
+        """The study's JSON, table and page."""
+        return self.out / self.name
+
+    def teacher(self, name: str) -> Path:
+        return self.out / "teachers" / name
+
+    def cache(self, name: str) -> Path:
+        return self.out / "caches" / name
+
+    def run(self, name: str) -> Path:
+        return self.out / "runs" / name
+
+    def cache_cost(self, name: str) -> dict[str, float]:
+        """Images and seconds that building a cache has taken so far."""
+        file = self.out / "caches" / f"{name}.json"
+        if not file.exists():
+            return _Cost(images=0.0, seconds=0.0).model_dump()
+        try:
+            return _Cost.model_validate(values_of(read_plain(file, _MOST_BYTES))).model_dump()
+        except ValueError as error:  # pydantic's own is one
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{file} is damaged ({reason}); expected how long that cache took to build; remove it") from None
+
+    def add_cache_cost(self, name: str, images: int, seconds: float) -> None:
+        before = self.cache_cost(name)
+        if images:
+            value = {"images": before["images"] + images, "seconds": before["seconds"] + seconds}
+            write_bytes(self.out / "caches" / f"{name}.json", checked_bytes(value))
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """A run's finished epochs; nothing where it has not begun. Raises RunError where it is damaged."""
+    return RunFolder.open(path).metrics() if RunFolder.is_at(path) else []
+
+
+def is_finished(path: Path, recipe: Recipe) -> bool:
+    """Whether a run has been trained to its end, its last checkpoint included."""
+    rows = rows_of(path)
+    if len(rows) < recipe.train.epochs:
+        return False
+    return RunFolder.open(path).checkpoint_step == int(rows[-1]["step"])
+
+
+def epochs_done(path: Path) -> int:
+    return len(rows_of(path))
+
+
+def described(trial: Trial) -> str:
+    return f"{trial.arm}, seed {trial.seed}"

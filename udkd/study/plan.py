@@ -1,0 +1,143 @@
+"""From a study file to runs: every arm's recipe for every seed, and which runs, caches and teachers are the same thing.
+
+What is equal has one folder: runs are named by what decides their numbers, so that two arms, or two studies in one
+folder, that ask for the same run share it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from udkd.config import Recipe, StudentSection, load_recipe
+from udkd.study.spec import Arm, Study
+from udkd.utils.errors import ConfigError
+
+_NAME_CHARACTERS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One cell of the grid: an arm's recipe for one seed."""
+
+    arm: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher is asked at all."""
+        return self.recipe.needs_teacher
+
+    @property
+    def cached(self) -> bool:
+        """Whether it needs a cache."""
+        return self.taught and self.recipe.teacher.source == "cache"
+
+    @property
+    def num_views(self) -> int:
+        """How many views of a cache it needs."""
+        views = self.recipe.teacher.views
+        return 1 if views == "canonical" else views
+
+    def run_name(self, dataset_digest: str, teacher_sha256: str) -> str:
+        """The folder of its run: a digest of all that decides its numbers, but for how images are read."""
+        teacher = teacher_sha256 if self.taught else None
+        return digest([without_data(self.recipe), dataset_digest, teacher])
+
+    def cache_name(self, dataset_digest: str, teacher_sha256: str) -> str:
+        """The folder of its cache: a digest of what decides its targets, but for their number of views."""
+        recipe, canonical = self.recipe, self.recipe.teacher.views == "canonical"
+        spec, seed = asdict(recipe.teacher_spec), None if canonical else recipe.views.seed
+        asked = recipe.teacher.model_dump(mode="json", exclude={"source", "views"})
+        meaning = [canonical, spec, seed, asked, recipe.data.backend, dataset_digest, teacher_sha256]
+        meaning += ["features"] if recipe.pools_features else []
+        return ("canonical-" if canonical else "views-") + digest(meaning)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study with everything resolved. name: of the study's file. base: the recipe before any arm changes it.
+
+    trials: seed by seed, so that a study that was stopped has whole comparisons.
+    """
+
+    name: str
+    study: Study
+    base: Recipe
+    seeds: tuple[int, ...]
+    trials: tuple[Trial, ...]
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(trial.taught for trial in self.trials)
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        return self.study.arms
+
+    def recipe_of(self, arm: str) -> Recipe:
+        """An arm's recipe for the first seed."""
+        return next(trial.recipe for trial in self.trials if trial.arm == arm)
+
+
+def make_plan(
+    name: str, study: Study, *, recipe: str | None = None, overrides: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> Plan:
+    """Resolve a study. recipe, seeds: instead of the study's own. overrides: KEY=VALUE for every arm, before the arm's own.
+
+    Raises ConfigError for whatever gives no recipe, naming the arm.
+    """
+    if any(override.partition("=")[0].strip() == "train.seed" for override in overrides):
+        raise ConfigError("--set train.seed; expected the study's seeds to name it; take --seeds")
+    base_name, common = recipe or study.recipe, [*study.set, *overrides]
+    base = load_recipe(base_name, common)
+    chosen = tuple(seeds or study.seeds)
+    study.trials(chosen)
+    recipes = {arm.name: _recipe(base_name, base, common, arm) for arm in study.arms}
+    trials = tuple(
+        Trial(arm=name, seed=seed, recipe=recipe.with_seed(seed)) for seed in chosen for name, recipe in recipes.items()
+    )
+    return Plan(name=name, study=study, base=base, seeds=chosen, trials=trials)
+
+
+def _recipe(base_name: str, base: Recipe, common: Sequence[str], arm: Arm) -> Recipe:
+    own = [f"students={_students(base, arm.students)}"] if arm.students else []
+    own += [f"teacher.views={base.train.epochs}"] if arm.exact else []
+    try:
+        return load_recipe(base_name, [*common, *own, *arm.set])
+    except ConfigError as error:
+        raise ConfigError(f"arm {arm.name!r}: {error}") from None
+
+
+def _students(base: Recipe, architectures: Sequence[str]) -> str:
+    """Students of these architectures, as TOML: settings of the base's own of that architecture, else of its first."""
+    own = {student.architecture: student for student in reversed(base.students)}
+    sections = [own.get(name, base.students[0]).model_copy(update={"architecture": name, "name": ""}) for name in architectures]
+    return f"[{', '.join(_inline(section) for section in sections)}]"
+
+
+def _inline(section: StudentSection) -> str:
+    # JSON's texts, numbers, truth values and lists are TOML's as well; TOML has no null.
+    values = section.model_dump(mode="json", exclude_none=True)
+    return "{" + ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items()) + "}"
+
+
+def teacher_name(recipe: Recipe, dataset_digest: str) -> str:
+    """The folder of the teacher that a recipe fits on some data."""
+    how = recipe.for_teacher()
+    decisive = {
+        name: value for name, value in without_data(how).items() if name in ("views", "evaluation", "students", "train")
+    }
+    return digest([decisive, dataset_digest])
+
+
+def without_data(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's values but for how images are read, which changes no pixel."""
+    return {name: value for name, value in recipe.to_dict().items() if name != "data"}
+
+
+def digest(value: object) -> str:
+    """A short name for plain values: equal values, equal name."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:_NAME_CHARACTERS]

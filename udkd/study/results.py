@@ -1,0 +1,268 @@
+"""What a study's runs say: their own numbers, and every statistic recomputed from those numbers alone.
+
+study.json holds both; `summarise` takes the stored runs, so that nothing on the page rests on anything else.
+Accuracies are percent, differences percentage points.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from udkd.data.dataset import DatasetFolder
+from udkd.study.folder import StudyFolder, is_finished, rows_of
+from udkd.study.plan import Plan, Trial
+from udkd.study.runner import run_path
+from udkd.study.spec import Study
+from udkd.teacher.folder import TeacherFolder
+from udkd.training.run_folder import RunFolder
+from udkd.utils.statistics import Difference, Spread, least_claim, paired_difference, spread
+
+FORMAT, VERSION = "udkd-study", 1
+AVERAGED = "averaged"
+_NUMBER = re.compile(r"-\d+$")  # how a recipe tells students of one architecture apart
+FIGURES = {"last": "last epoch", "best": "best epoch"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One learner's accuracy in one run: a student, or the students' averaged probabilities (AVERAGED).
+
+    last, best: top-1 of the last epoch, and of the epoch where it was highest. curve: top-1 by epoch; None before a student
+    joined.
+    """
+
+    learner: str
+    last: float
+    best: float
+    best_epoch: int
+    last_top5: float
+    curve: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A finished run's numbers. seconds: of all training steps, without validation. run: the name of its folder."""
+
+    arm: str
+    seed: int
+    run: str
+    outcomes: tuple[Outcome, ...]
+    images_per_s: float
+    seconds: float
+
+    def outcome(self, learner: str) -> Outcome | None:
+        return next((outcome for outcome in self.outcomes if outcome.learner == learner), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As study.json holds it."""
+        return {
+            "arm": self.arm,
+            "seed": self.seed,
+            "run": self.run,
+            "images_per_s": self.images_per_s,
+            "seconds": self.seconds,
+            "outcomes": [vars(outcome) | {"curve": list(outcome.curve)} for outcome in self.outcomes],
+        }
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "RunResult":
+        """Undo `to_dict`."""
+        outcomes = tuple(Outcome(**dict(row) | {"curve": tuple(row["curve"])}) for row in values["outcomes"])
+        return cls(**dict(values) | {"outcomes": outcomes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One learner of one arm over the seeds."""
+
+    arm: str
+    learner: str
+    last: Spread
+    best: Spread
+    best_epochs: tuple[int, ...]
+    last_top5: Spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One learner of `arm` against the same learner of `against`, on the seeds that both have.
+
+    figure: a key of FIGURES. isolates: what differs, where the study says so.
+    """
+
+    arm: str
+    against: str
+    learner: str
+    figure: str
+    seeds: tuple[int, ...]
+    difference: Difference
+    isolates: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an arm's run costs.
+
+    ratios: its seconds over those of each baseline. to_sum: its seconds over the sum of the baselines', where there are
+    several: together they do what this arm does at once.
+    """
+
+    arm: str
+    images_per_s: Spread
+    seconds: Spread
+    ratios: Mapping[str, float]
+    to_sum: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Everything that is said of a study's runs."""
+
+    standings: tuple[Standing, ...]
+    comparisons: tuple[Comparison, ...]
+    costs: tuple[Cost, ...]
+
+
+def gather(plan: Plan, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder) -> list[RunResult]:
+    """The numbers of every run that is finished, in the plan's order."""
+    results = []
+    for trial in plan.trials:
+        path = run_path(trial, dataset, teacher, folder)
+        if is_finished(path, trial.recipe):
+            results.append(_result(trial, RunFolder.open(path)))
+    return results
+
+
+def _result(trial: Trial, run: RunFolder) -> RunResult:
+    rows = rows_of(run.path)
+    learners = {
+        name: [row["val"]["students"][place] for row in rows] for place, name in enumerate(trial.recipe.student_names())
+    }
+    if len(learners) > 1:
+        learners[AVERAGED] = [_together(row["val"]) for row in rows]
+    # Steps and images/s give an epoch's time; `seconds` alone would be too short for an epoch that was resumed in the middle.
+    images = [trial.recipe.train.batch * (after - before) for before, after in pairwise([0, *(row["step"] for row in rows)])]
+    return RunResult(
+        arm=trial.arm,
+        seed=trial.seed,
+        run=run.path.name,
+        outcomes=tuple(_outcome(name, scores) for name, scores in learners.items()),
+        images_per_s=median(row["images_per_s"] for row in rows),
+        seconds=math.fsum(count / row["images_per_s"] for count, row in zip(images, rows, strict=True)),
+    )
+
+
+def _together(val: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """The average's scores; None while a single student has joined, whose own they are."""
+    joined = sum(student is not None for student in val["students"])
+    return dict(val["ensemble"]) if joined > 1 else None
+
+
+def _outcome(learner: str, scores: Sequence[Mapping[str, float] | None]) -> Outcome:
+    curve = [None if score is None else score["top1"] for score in scores]
+    seen = [(top1, epoch) for epoch, top1 in enumerate(curve, start=1) if top1 is not None]
+    best, last = max(seen, key=lambda pair: pair[0]), scores[-1]
+    assert last is not None, "every student joins before the last epoch"
+    return Outcome(
+        learner=learner, last=last["top1"], best=best[0], best_epoch=best[1], last_top5=last["top5"], curve=tuple(curve)
+    )
+
+
+def summarise(study: Study, runs: Sequence[RunResult], val_images: int) -> Summary:
+    """Every statistic of a study, from its runs' numbers. val_images: on how many images these were scored."""
+    return Summary(
+        standings=tuple(_standing(arm.name, learner, runs) for arm in study.arms for learner in _learners(arm.name, runs)),
+        comparisons=tuple(_comparisons(study, runs, least_claim(val_images))),
+        costs=tuple(_cost(arm.name, study, runs) for arm in study.arms if _of(arm.name, runs)),
+    )
+
+
+def _of(arm: str, runs: Sequence[RunResult]) -> list[RunResult]:
+    return [run for run in runs if run.arm == arm]
+
+
+def _learners(arm: str, runs: Sequence[RunResult]) -> list[str]:
+    return list(dict.fromkeys(outcome.learner for run in _of(arm, runs) for outcome in run.outcomes))
+
+
+def counterpart(learner: str, others: Sequence[str]) -> str | None:
+    """Whom a learner is held against: its namesake, else the one of its architecture (numbered where there are several)."""
+    if learner in others:
+        return learner
+    kind = _NUMBER.sub("", learner)
+    return next((other for other in others if _NUMBER.sub("", other) == kind), None)
+
+
+def _standing(arm: str, learner: str, runs: Sequence[RunResult]) -> Standing:
+    outcomes = [outcome for run in _of(arm, runs) for outcome in run.outcomes if outcome.learner == learner]
+    return Standing(
+        arm=arm,
+        learner=learner,
+        last=spread([outcome.last for outcome in outcomes]),
+        best=spread([outcome.best for outcome in outcomes]),
+        best_epochs=tuple(outcome.best_epoch for outcome in outcomes),
+        last_top5=spread([outcome.last_top5 for outcome in outcomes]),
+    )
+
+
+def _comparisons(study: Study, runs: Sequence[RunResult], least: float) -> list[Comparison]:
+    """With the baseline first, then the study's contrasts; a learner that the other side lacks is left out."""
+    asked: list[tuple[str, str, str, str]] = []
+    for arm in study.arms:
+        for learner in _learners(arm.name, runs):
+            against = next((name for name in study.baseline if counterpart(learner, _learners(name, runs))), None)
+            if against is not None and arm.name not in study.baseline:
+                asked.append((arm.name, against, learner, ""))
+    for contrast in study.contrasts:
+        others = _learners(contrast.against, runs)
+        asked += [
+            (contrast.arm, contrast.against, learner, contrast.isolates)
+            for learner in _learners(contrast.arm, runs)
+            if counterpart(learner, others)
+        ]
+    return [
+        found
+        for figure in FIGURES
+        for arm, against, learner, isolates in asked
+        if (found := _comparison(arm, against, learner, figure, isolates, runs, least)) is not None
+    ]
+
+
+def _comparison(
+    arm: str, against: str, learner: str, figure: str, isolates: str, runs: Sequence[RunResult], least: float
+) -> Comparison | None:
+    other_learner = counterpart(learner, _learners(against, runs))
+    sides = [
+        {run.seed: getattr(outcome, figure) for run in _of(name, runs) if (outcome := run.outcome(its))}
+        for name, its in ((arm, learner), (against, other_learner or ""))
+    ]
+    seeds = tuple(sorted(sides[0].keys() & sides[1].keys()))
+    if not seeds:
+        return None
+    own, other = ([side[seed] for seed in seeds] for side in sides)
+    return Comparison(
+        arm=arm,
+        against=against,
+        learner=learner,
+        figure=figure,
+        seeds=seeds,
+        difference=paired_difference(own, other, least),
+        isolates=isolates,
+    )
+
+
+def _cost(arm: str, study: Study, runs: Sequence[RunResult]) -> Cost:
+    seconds = {name: spread([run.seconds for run in _of(name, runs)]) for name in (arm, *study.baseline) if _of(name, runs)}
+    bases = [name for name in study.baseline if name in seconds]
+    whole = len(bases) == len(study.baseline) > 1 and arm not in bases
+    return Cost(
+        arm=arm,
+        images_per_s=spread([run.images_per_s for run in _of(arm, runs)]),
+        seconds=seconds[arm],
+        ratios={name: seconds[arm].mean / seconds[name].mean for name in bases if name != arm},
+        to_sum=seconds[arm].mean / math.fsum(seconds[name].mean for name in bases) if whole else None,
+    )

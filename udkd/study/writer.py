@@ -1,0 +1,55 @@
+"""OUT/STUDY: study.json, table.csv, cost.csv and the page."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from udkd.data.dataset import DatasetFolder
+from udkd.study.plan import Plan
+from udkd.study.results import Summary, gather, summarise
+from udkd.study.runner import POLL_S, Progress, Site, find_teacher
+from udkd.study.tables import cost_csv, table_csv
+from udkd.study.to_json import document
+from udkd.utils.errors import BusyError
+from udkd.utils.files import FolderLock, write_json, write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was written."""
+
+    summary: Summary
+    page: Path
+
+
+def write_result(plan: Plan, site: Site, progress: Progress) -> Result:
+    """Gather what is finished and write all of the result anew."""
+    from udkd.study.page import write_page  # matplotlib takes a second
+
+    dataset = DatasetFolder.open(site.data)
+    teacher = find_teacher(plan.base, dataset, site) if plan.needs_teacher else None
+    ready = teacher is not None or not plan.needs_teacher
+    runs = gather(plan, dataset, teacher, site.folder) if ready else []
+    summary = summarise(plan.study, runs, len(dataset.split("val").ids))
+    folder = site.folder.result
+    values = document(plan, dataset=dataset, teacher=teacher, folder=site.folder, progress=progress, runs=runs, summary=summary)
+    with _alone(folder):
+        write_json(folder / "study.json", values)
+        write_text(folder / "table.csv", table_csv(summary))
+        write_text(folder / "cost.csv", cost_csv(summary))
+        return Result(summary=summary, page=write_page(folder, values))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Others of the study's processes wait: writing takes seconds, whoever is last has gathered most."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        while True:
+            with contextlib.suppress(BusyError):
+                stack.enter_context(FolderLock(folder))
+                break
+            time.sleep(POLL_S)
+        yield

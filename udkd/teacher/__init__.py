@@ -1,0 +1,4 @@
+"""The teacher's targets: frozen networks, ensembles, the cache, and who hands them to a step.
+
+It may import udkd.config and what that may.
+"""

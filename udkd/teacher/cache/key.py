@@ -1,0 +1,205 @@
+"""What a cached target belongs to: the key that every file of a cache carries."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from udkd.augment.views import VERSION, ViewSpec
+from udkd.losses.estimator import Estimator
+from udkd.losses.storage import Storage
+from udkd.utils.errors import CacheError, ConfigError
+
+FORMAT_VERSION = 1
+"""Raise it whenever the meaning of any byte of a view file changes."""
+
+Differing = Sequence[tuple[str, object, object]]
+"""(name, stored value, wanted value) of fields that differ."""
+
+_PRECISION = re.compile(r"(float32|bfloat16)(, batch norm folded)?(, compiled)?")
+_VIEW_FIELDS = {field.name for field in dataclasses.fields(ViewSpec)}
+_SHOWN = 200  # characters of a value in an error
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheKey:
+    """Everything that decides the bits of a cache. The number of views is not among it, so that views can be added.
+
+    What a target means; a training run compares what it knows of these:
+
+    dataset_digest:  of the dataset folder: pixels, labels, class order, exclusions.
+    split:           "train" | "val".
+    pixel_class:     how the backend decoded, `Backend.describe()`.
+    policy:          "canonical" (one view, the evaluation view) | "views" (view v of the training views).
+    views:           the view spec as plain values; views_version is the drawing code's VERSION.
+    seed:            of the views; None for canonical, which draws nothing at random.
+    augment_version: of the code that turns a canvas into pixels.
+    normalisation:   what the teacher's input was normalised with, as plain values (mean, std).
+    num_classes:     C.
+    teacher:         architecture; teacher_sha256 is of its weights.
+    estimator:       how one target comes from the teacher, `udkd.losses.estimator.Estimator.text`: "plain" is one pass in
+                     evaluation mode. Of an ensemble, teacher and teacher_sha256 name all members in order, between " + ".
+
+    What produced the bits, the build: it moves the last bits of a target, not its meaning. All fields must agree to add
+    views or to resume.
+
+    precision:       of the teacher's arithmetic, such as "float32" or "bfloat16".
+    device:          "cpu" | "cuda".
+    threads:         of the CPU's arithmetic; 0 on a GPU.
+    channels_last:   layout of the teacher's activations.
+    teacher_batch:   rows of the one batch shape that the teacher runs on.
+    block_rows:      consecutive ids that are computed and check-summed together.
+    storage:         how logits are stored, `udkd.losses.storage.Storage.text`: "float16" | "float32", "… top-32".
+    uncertainties:   names of the stored float32 [N] arrays; "entropy" is always one.
+    features:        D, the teacher's pooled features that lie beside each target as float16; 0 for none. No field of the key's
+                     text then: a cache of a version that knew no features is the same bytes.
+    """
+
+    format_version: int = FORMAT_VERSION
+    dataset_digest: str
+    split: str
+    pixel_class: str
+    policy: Literal["canonical", "views"]
+    views: dict[str, object]
+    views_version: int
+    seed: int | None
+    augment_version: int
+    normalisation: dict[str, object]
+    num_classes: int
+    teacher: str
+    teacher_sha256: str
+    estimator: str = "plain"
+    precision: str
+    device: str
+    threads: int
+    channels_last: bool
+    teacher_batch: int
+    block_rows: int
+    storage: str = "float16"
+    uncertainties: tuple[str, ...] = ("entropy",)
+    features: int = 0
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    def __post_init__(self) -> None:
+        # A spec's tuples become the lists that JSON gives back: a key equals its own copy on disk.
+        object.__setattr__(self, "views", _plain(self.views))
+        object.__setattr__(self, "normalisation", _plain(self.normalisation))
+        assert self.block_rows > 0, "a block holds at least one row"
+        assert self.num_classes > 0, "a target has at least one class"
+        assert self.features >= 0, "a target has no or some features"
+        assert self.uncertainties[:1] == ("entropy",), "the entropy is always stored, and first"
+        assert Storage.parse(self.storage).top_k < self.num_classes, "the top-k form leaves classes out"
+        Estimator.parse(self.estimator)
+
+    @property
+    def num_members(self) -> int:
+        """M, the predictions that one target is the mean of: networks of an ensemble, or passes with dropout."""
+        estimator = Estimator.parse(self.estimator)
+        return estimator.passes if estimator.kind == "mc_dropout" else self.teacher_sha256.count(" + ") + 1
+
+    def to_json(self) -> str:
+        """One line with sorted keys: equal keys give equal text."""
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value or name != "features"}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "CacheKey":
+        """Read `to_json`'s text; CacheError names the field that is absent, unknown, ill-typed or of a value that none has."""
+        try:
+            key = _ADAPTER.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the text"
+            raise CacheError(
+                f"cache key: {where}: {first['msg']}; expected a key of format {FORMAT_VERSION}; rebuild the cache"
+            ) from None
+        missing = {field.name for field in dataclasses.fields(cls)} - json.loads(text).keys() - {"features"}
+        if missing:
+            raise CacheError(
+                f"cache key without {', '.join(sorted(missing))}; expected a key of format {FORMAT_VERSION}; rebuild the cache"
+            )
+        wrong = _impossible(key)
+        if wrong:
+            found = _short(getattr(key, wrong))
+            raise CacheError(f"cache key: {wrong} is {found!r}; expected what a build writes; rebuild the cache")
+        return key
+
+
+Remedy = Callable[[CacheKey, Differing], str]
+"""What a user can do about fields in which a stored key differs from what is wanted."""
+
+
+def _impossible(key: CacheKey) -> str:
+    """The first field whose value is of its type and yet no build's; whoever reads a key relies on these."""
+    estimator = Estimator.parse(key.estimator)
+    drawn = key.policy == "views"
+    many = estimator.kind in ("mc_dropout", "ensemble")
+    possible = {
+        "format_version": key.format_version == FORMAT_VERSION,
+        "split": key.split in ("train", "val"),
+        "views": key.views_version != VERSION or set(key.views) == _VIEW_FIELDS,
+        "seed": 0 <= key.seed < 2**63 if key.seed is not None and drawn else key.seed is None and not drawn,
+        "num_classes": key.num_classes < 2**31,
+        "estimator": estimator.text == key.estimator
+        and (estimator.kind != "mc_dropout" or (0 < estimator.p < 1 and estimator.passes < 2**16)),
+        "teacher_sha256": not many or key.num_members > 1,
+        "uncertainties": key.uncertainties == estimator.uncertainties,
+        "precision": _PRECISION.fullmatch(key.precision) is not None,
+        "device": key.device in ("cpu", "cuda"),
+        "threads": 0 <= key.threads < 2**16,
+        "teacher_batch": 0 < key.teacher_batch < 2**31,
+    }
+    return next((name for name, holds in possible.items() if not holds), "")
+
+
+_ADAPTER = TypeAdapter(CacheKey)
+FIELDS = tuple(field.name for field in dataclasses.fields(CacheKey))
+
+
+def differences(
+    key: CacheKey, expected: Mapping[str, object], allow: Collection[str] = ()
+) -> tuple[list[tuple[str, object, object]], list[str]]:
+    """Compare a stored key with the fields that the asker knows.
+
+    Returns (name, stored, wanted) of every field that differs and is not allowed to, and the names of those that differ
+    and are. Inside `views` and `normalisation` each entry is a field of its own, such as "views.size_px"; allowing
+    "views" allows them all. ConfigError: `allow` holds a name that no key has.
+    """
+    for name in allow:
+        if name.split(".")[0] not in FIELDS:
+            raise ConfigError(f"allowed field {name!r}; expected one of {', '.join(FIELDS)}; correct it")
+    stored = _flat({name: getattr(key, name) for name in expected if name in FIELDS})
+    wanted = _flat(expected)
+    refused, allowed = [], []
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            if name in allow or name.split(".")[0] in allow:
+                allowed.append(name)
+            else:
+                refused.append((name, _short(stored.get(name)), _short(wanted.get(name))))
+    return refused, allowed
+
+
+def _short(value: object) -> object:
+    """A value as an error may show it."""
+    return value[:_SHOWN] + "…" if isinstance(value, str) and len(value) > _SHOWN else value
+
+
+def _flat(fields: Mapping[str, object]) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in _plain(dict(fields)).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{inner}": inner_value for inner, inner_value in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def _plain(value: Mapping[str, object]) -> dict[str, object]:
+    plain: dict[str, object] = json.loads(json.dumps(value))
+    return plain

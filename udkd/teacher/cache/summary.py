@@ -1,0 +1,91 @@
+"""What a cache says of its teacher, computed from the files alone."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from udkd.losses.sample_weight import entropy_weight
+from udkd.teacher.cache.reader import Cache
+from udkd.utils.errors import CacheError
+
+_ROWS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSummary:
+    """Means over all targets of all views.
+
+    num_targets: (sample, view) pairs. mean_weight: in [0, 1]. mean_entropy: nats; max_entropy is ln C.
+    mean_others: of the other stored uncertainties, by name.
+    top1, top5: percent of targets whose label is the teacher's first guess, among its first five; None without labels.
+    """
+
+    num_views: int
+    num_targets: int
+    num_bytes: int
+    mean_weight: float
+    mean_entropy: float
+    max_entropy: float
+    mean_others: Mapping[str, float]
+    top1: float | None
+    top5: float | None
+
+
+def summarise(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> CacheSummary:
+    """Read every view once. labels_N: class indices of the split that the cache was made of, for the accuracies.
+
+    CacheError: labels of another number of rows.
+    """
+    if labels_N is not None and len(labels_N) != cache.num_rows:
+        raise CacheError(
+            f"{cache.folder} holds {cache.num_rows} rows and the split {len(labels_N)}; expected as many; build the cache again"
+        )
+    count, weight, entropy, first, fifth = 0, 0.0, 0.0, 0, 0
+    others = dict.fromkeys(cache.key.uncertainties[1:], 0.0)
+    for view in cache.views:
+        file = cache.view_file(view)
+        entropy_N = file.uncertainties["entropy"]
+        for start in range(0, cache.num_rows, _ROWS_AT_ONCE):
+            here = np.flatnonzero(~np.isnan(entropy_N[start : start + _ROWS_AT_ONCE])) + start
+            entropy_B = torch.from_numpy(entropy_N[here])
+            count += len(here)
+            entropy += float(entropy_B.double().sum())
+            weight += float(entropy_weight(entropy_B, cache.num_classes).double().sum())
+            for name in others:
+                others[name] += float(file.uncertainties[name][here].astype(np.float64).sum())
+            if labels_N is not None:
+                rank_B = label_rank(file.whole_logits(here), labels_N[here])
+                first, fifth = first + int((rank_B < 1).sum()), fifth + int((rank_B < 5).sum())
+    return CacheSummary(
+        num_views=len(cache.views),
+        num_targets=count,
+        num_bytes=cache.num_bytes,
+        mean_weight=weight / max(count, 1),
+        mean_entropy=entropy / max(count, 1),
+        max_entropy=math.log(cache.num_classes),
+        mean_others={name: total / max(count, 1) for name, total in others.items()},
+        top1=None if labels_N is None else 100 * first / max(count, 1),
+        top5=None if labels_N is None else 100 * fifth / max(count, 1),
+    )
+
+
+def label_rank(logits_BC: np.ndarray, labels_B: NDArray[np.integer]) -> NDArray[np.int64]:
+    """How many classes come before the label, int64 [B]; of equal logits, which rounding makes, the lower index is first."""
+    own_B1 = np.take_along_axis(logits_BC, labels_B[:, None].astype(np.int64), axis=1)
+    before_BC = np.arange(logits_BC.shape[1]) < labels_B[:, None]
+    rank: NDArray[np.int64] = ((logits_BC > own_B1) | ((logits_BC == own_B1) & before_BC)).sum(axis=1)
+    return rank
+
+
+def weight_histogram(cache: Cache, bins: int) -> NDArray[np.int64]:
+    """Targets of all views by weight: int64 [bins], equal steps from 0 to 1."""
+    counts = np.zeros(bins, np.int64)
+    for view in cache.views:
+        entropy_N = cache.view_file(view).uncertainties["entropy"]
+        weight_N = entropy_weight(torch.from_numpy(entropy_N[~np.isnan(entropy_N)]), cache.num_classes).numpy()
+        counts += np.histogram(weight_N, bins=bins, range=(0.0, 1.0))[0]
+    return counts

@@ -1,0 +1,187 @@
+"""A view's targets for training: whole on a device, or gathered from the memory-mapped file.
+
+Letters: N ids of the split, B ids of a batch, C classes.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udkd.losses.sample_weight import UNCERTAINTY_OF, Weighing, weight
+from udkd.losses.storage import others, rebuild, spread
+from udkd.teacher.cache.view_file import ViewFile
+from udkd.utils.rng import permutation
+
+_ROWS_AT_ONCE = 1 << 16
+_SHUFFLE = 0x5F  # keeps this use of a seed apart from others
+_MEMORY_SHARE = 0.5  # of a device's free memory that one view may take: networks and gradients need the rest
+
+
+class TargetTable(Protocol):
+    """The targets of one view."""
+
+    def lookup(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher logits [B, C] and weight float32 [B] of int64 ids [B], all on the table's device.
+
+        CacheError: a damaged block. An excluded id is an assertion where the file is mapped and a NaN weight where the
+        targets lie on the device, as asking would make the device wait.
+        """
+
+    def features(self, ids_B: Tensor) -> Tensor:
+        """The teacher's pooled features of int64 ids [B], float16 [B, D], on the table's device, where they were asked for."""
+
+
+def open_table(
+    file: ViewFile, device: torch.device, weighing: Weighing, labels_N: Tensor | None, *, features: bool = False
+) -> TargetTable:
+    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: whether they are asked for."""
+    wanted = ("logits", "classes", "tail", *(("features",) if features else ()))
+    num_bytes = sum(array.nbytes for name, array in file.arrays.items() if name in wanted)
+    mapped = MappedTable(file, device, weighing, labels_N)
+    if device.type == "cpu" or (device.type == "cuda" and num_bytes > _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]):
+        return mapped
+    for block in range(file.header.num_blocks):
+        file.require_block(block)
+    rows = {
+        name: torch.from_numpy(array.astype(np.int32) if name == "classes" else array).to(device)
+        for name, array in file.arrays.items()
+        if name in wanted
+    }
+    # Weights are derived where a live teacher's are: a division rounds differently on another device.
+    return DeviceTable(rows, mapped.all_weights(), file.header.key.num_classes)
+
+
+@final
+class MappedTable:
+    """Gathers rows from the mapped file; a block is verified when a lookup first touches it.
+
+    Weights are derived of the rows of a batch, so that a table has no memory of its own for each id; of the top-k form on a
+    CPU it keeps one float32 an id, the logit of the classes that were not kept: without it small batches took three times as
+    long to rebuild. Where the device is no CPU, ids come to the host and rows go back: for caches bigger than the device.
+    """
+
+    def __init__(self, file: ViewFile, device: torch.device, weighing: Weighing, labels_N: Tensor | None) -> None:
+        self._file = file
+        self._device = device
+        self._weighing = weighing
+        self._labels_N = labels_N
+        self._uncertainty = UNCERTAINTY_OF.get(weighing.kind)
+        self._arrays = {name: torch.from_numpy(array) for name, array in file.arrays.items() if name != "classes"}
+        self._verified: NDArray[np.bool_] = np.zeros(file.header.num_blocks, np.bool_)
+        self._unverified = file.header.num_blocks
+        kept_here = device.type == "cpu" and "classes" in file.arrays
+        self._others_N = torch.empty(file.header.num_rows) if kept_here else None  # of verified blocks
+        self._source_N = self._shuffled() if weighing.control == "shuffled" else None
+        self._mean = self._mean_weight() if weighing.control == "equal_mean" or weighing.mean_one else 1.0
+
+    def lookup(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
+        """See TargetTable."""
+        rows_B = ids_B.cpu()
+        logits_BC = self.logits(rows_B)
+        if self._weighing.control == "equal_mean":
+            weight_B = torch.full(rows_B.shape, self._mean, device=self._device)
+        elif self._source_N is not None:
+            weight_B = self.weight(self._source_N[rows_B].long())
+        else:
+            weight_B = self.weight(rows_B, logits_BC)
+        return logits_BC, weight_B / self._mean if self._weighing.mean_one else weight_B
+
+    def logits(self, rows_B: Tensor) -> Tensor:
+        """Logits [B, C] of ids on the host, on the table's device."""
+        self._verify(rows_B.numpy())
+        logits, num_classes = self._gathered("logits", rows_B), self._file.header.key.num_classes
+        if "classes" not in self._file.arrays:
+            return logits
+        classes = torch.from_numpy(self._file.arrays["classes"][rows_B.numpy()].astype(np.int64)).to(self._device)
+        if self._others_N is not None:
+            return spread(logits, classes, self._others_N.index_select(0, rows_B), num_classes)
+        return rebuild(logits, classes, self._gathered("tail", rows_B), num_classes)
+
+    def features(self, ids_B: Tensor) -> Tensor:
+        """See TargetTable."""
+        rows_B = ids_B.cpu()
+        self._verify(rows_B.numpy())
+        return self._gathered("features", rows_B)
+
+    def weight(self, rows_B: Tensor, logits_BC: Tensor | None = None) -> Tensor:
+        """Weight [B] of ids on the host before any control, on the table's device. logits_BC: theirs, if they are known."""
+        if self._weighing.kind == "constant":
+            return torch.ones(rows_B.shape, device=self._device)
+        if logits_BC is None:
+            logits_BC = self.logits(rows_B)
+        uncertainty_B = None if self._uncertainty is None else self._gathered(self._uncertainty, rows_B)
+        labels_B = None if self._labels_N is None else self._labels_N[rows_B].to(self._device)
+        members = self._file.header.key.num_members
+        return weight(self._weighing.kind, logits_BC, uncertainty_B, labels_B, num_members=members)
+
+    def all_weights(self) -> Tensor:
+        """Weight [N] of every id as `lookup` gives it, on the table's device; NaN for excluded ids."""
+        weight_N = torch.full((self._file.header.num_rows,), torch.nan, device=self._device)
+        for rows_B in self._used():
+            weight_N[rows_B.to(self._device)] = self.lookup(rows_B)[1]
+        return weight_N
+
+    def _gathered(self, name: str, rows_B: Tensor) -> Tensor:
+        return self._arrays[name].index_select(0, rows_B).to(self._device)
+
+    def _used(self) -> list[Tensor]:
+        """The ids that are not excluded, in chunks."""
+        entropy_N = self._file.uncertainties["entropy"]
+        starts = range(0, len(entropy_N), _ROWS_AT_ONCE)
+        chunks = (np.flatnonzero(~np.isnan(entropy_N[start : start + _ROWS_AT_ONCE])) + start for start in starts)
+        return [torch.from_numpy(chunk) for chunk in chunks]
+
+    def _mean_weight(self) -> float:
+        chunks = self._used()
+        return sum(float(self.weight(rows_B).double().sum()) for rows_B in chunks) / max(1, sum(map(len, chunks)))
+
+    def _shuffled(self) -> Tensor:
+        """Whose weight each id gets, int32 [N]: its successor's in a shuffled circle, so nobody keeps an own one."""
+        ids = torch.cat(self._used()).numpy()
+        circle = permutation(ids, self._weighing.seed, _SHUFFLE)
+        source_N = np.zeros(self._file.header.num_rows, np.int32)
+        source_N[circle] = np.roll(circle, -1)
+        return torch.from_numpy(source_N)
+
+    def _verify(self, rows_B: NDArray[np.int64]) -> None:
+        if self._unverified:
+            blocks = rows_B // self._file.header.key.block_rows
+            for block in np.unique(blocks[~self._verified[blocks]]).tolist():
+                self._file.require_block(block)
+                if self._others_N is not None:
+                    rows, num_classes = slice(*self._file.header.block_range(block)), self._file.header.key.num_classes
+                    self._others_N[rows] = others(self._arrays["logits"][rows], self._arrays["tail"][rows], num_classes)
+                self._verified[block] = True
+                self._unverified -= 1
+        assert not np.isnan(self._file.uncertainties["entropy"][rows_B]).any(), "lookup of an excluded id"
+
+
+@final
+class DeviceTable:
+    """All targets on the device: a lookup is one gather for the logits and one for the weights.
+
+    rows: by name, logits float16 or float32 [N, C], or of the top-k form logits [N, k], classes int32 [N, k], tail [N];
+    features float16 [N, D] where they are asked for.
+    weight: float32 [N].
+    """
+
+    def __init__(self, rows: Mapping[str, Tensor], weight_N: Tensor, num_classes: int) -> None:
+        self._rows = rows
+        self._num_classes = num_classes
+        self.weight = weight_N
+
+    def lookup(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
+        """See TargetTable."""
+        rows = {name: array.index_select(0, ids_B) for name, array in self._rows.items() if name != "features"}
+        logits = rows["logits"]
+        if "classes" in rows:
+            logits = rebuild(logits, rows["classes"], rows["tail"], self._num_classes)
+        return logits, self.weight.index_select(0, ids_B)
+
+    def features(self, ids_B: Tensor) -> Tensor:
+        """See TargetTable."""
+        return self._rows["features"].index_select(0, ids_B)

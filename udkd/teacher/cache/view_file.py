@@ -1,0 +1,310 @@
+"""One view of a cache as a file, `view-%04d.udkd`: format 1.
+
+All numbers are little-endian. N rows (one for each id of the split, excluded ones included), C classes.
+
+    offset 0   8 bytes   magic "UDKDVIEW"
+           8   uint32    format version
+          12   uint32    length L of the header text
+          16   uint32    crc32 of the 16 bytes above and the header text
+          20   L bytes   header: JSON, ASCII, with "key" (see key.py), "view", "rows" and "arrays": of each array its
+                         name, dtype, shape and offset from the start of the data
+    data starts at the next multiple of 64, and so does each array; the gaps are zeros:
+          logits     float16 or float32 [N, C], the row's maximum subtracted
+          entropy    float32 [N], nats; then the key's other uncertainties, likewise
+          features   float16 [N, D], where the key says so: the teacher's pooled features
+          checksums  uint32 [ceil(N / block_rows)]
+
+In the top-k form of many classes, logits is [N, k], best first, and two arrays follow it:
+          classes    uint16 [N, k], uint32 where C > 65,536: whose logits they are
+          tail       float32 [N], the exact probability of the classes that were not kept
+The entropy is exact in both forms. `udkd.losses.storage.rebuild` makes all C logits again; their softmax sums to 1.
+
+A block is `block_rows` consecutive ids; the last may be shorter. Its checksum is the crc32 of its index (uint64), its
+rows of each array in the file's order, started from the header's crc32: a block copied from another place, view or cache
+is as wrong as a flipped bit. An excluded id has zeros as logits (and classes) and NaN as the rest, so a run that trains on
+one by mistake sees a loss that is not finite.
+
+At C = 100 a row costs 204 bytes and its share of the header and the checksums; top-32 of any C up to 65,536 costs 136.
+Features add 2 D bytes: 4,096 for a ResNet-50, 1,024 for a ResNet-18.
+"""
+
+import errno
+import json
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from udkd.losses.storage import Storage, rebuild
+from udkd.teacher.cache.key import FORMAT_VERSION, CacheKey
+from udkd.utils.errors import CacheError
+from udkd.utils.files import open_plain
+from udkd.utils.parsing import parse_json
+
+MAGIC = b"UDKDVIEW"
+ALIGNMENT = 64
+_PREFIX = struct.Struct("<8sIII")
+_SIGNED = 16
+_MAX_HEADER_BYTES = 1 << 20
+REBUILD = "delete the file and run `udkd cache build` again: it computes what is missing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """Where one array lies: `offset` counts bytes from the start of the data."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewHeader:
+    """All that a view file says of itself; every byte position follows from it."""
+
+    key: CacheKey
+    view: int
+    num_rows: int
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_rows // self.key.block_rows)
+
+    @property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        storage = Storage.parse(self.key.storage)
+        width = storage.top_k or self.key.num_classes
+        logits_dtype = {"float16": "<f2", "float32": "<f4"}[storage.dtype]
+        class_dtype = "<u2" if self.key.num_classes <= 1 << 16 else "<u4"
+        kept: list[tuple[str, str, tuple[int, ...]]] = [
+            ("classes", class_dtype, (self.num_rows, width)),
+            ("tail", "<f4", (self.num_rows,)),
+        ]
+        shapes: list[tuple[str, str, tuple[int, ...]]] = [
+            ("logits", logits_dtype, (self.num_rows, width)),
+            *(kept if storage.top_k else ()),
+            *((name, "<f4", (self.num_rows,)) for name in self.key.uncertainties),
+            *([("features", "<f2", (self.num_rows, self.key.features))] if self.key.features else ()),
+            ("checksums", "<u4", (self.num_blocks,)),
+        ]
+        specs, offset = [], 0
+        for name, dtype, shape in shapes:
+            specs.append(ArraySpec(name=name, dtype=dtype, shape=shape, offset=offset))
+            offset = _aligned(offset + specs[-1].num_bytes)
+        return tuple(specs)
+
+    def to_bytes(self) -> bytes:
+        """Everything before the data, its alignment included."""
+        text = json.dumps(
+            {
+                "key": json.loads(self.key.to_json()),
+                "view": self.view,
+                "rows": self.num_rows,
+                "arrays": [
+                    {"name": spec.name, "dtype": spec.dtype, "shape": spec.shape, "offset": spec.offset} for spec in self.arrays
+                ],
+            },
+            sort_keys=True,
+            separators=(",", ":"),
+        ).encode("ascii")
+        signed = struct.pack("<8sII", MAGIC, FORMAT_VERSION, len(text))
+        crc = zlib.crc32(text, zlib.crc32(signed))
+        head = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(text), crc) + text
+        return head.ljust(_aligned(len(head)), b"\0")
+
+    @property
+    def checksum(self) -> int:
+        """The header's crc32, from which each block's starts."""
+        return int(_PREFIX.unpack_from(self.to_bytes())[3])
+
+    @property
+    def data_start(self) -> int:
+        return len(self.to_bytes())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole file."""
+        last = self.arrays[-1]
+        return self.data_start + last.offset + last.num_bytes
+
+    def block_range(self, block: int) -> tuple[int, int]:
+        """First id of a block, and the id after its last."""
+        first = block * self.key.block_rows
+        return first, min(first + self.key.block_rows, self.num_rows)
+
+
+def view_path(folder: Path, view: int) -> Path:
+    return folder / f"view-{view:04d}.udkd"
+
+
+def read_header(path: Path) -> ViewHeader:
+    """Read and check a file's header and its size, before memory is taken for anything else.
+
+    CacheError: no file, not such a file, another version, a damaged header, or a size that the header does not lead to.
+    """
+    with _opened(path) as file:
+        return _header(path, file)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_plain(path)
+    except ValueError:
+        found = "no regular file"
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        found = "gone, or a link to nowhere"
+    raise CacheError(f"{path} is {found}; expected a cached view; {REBUILD}")
+
+
+def _header(path: Path, file: BinaryIO) -> ViewHeader:
+    size = file.seek(0, 2)
+    file.seek(0)
+    prefix = file.read(_PREFIX.size)
+    if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
+        raise CacheError(f"{path} is no cached view (it starts with {prefix[:8]!r}); expected {MAGIC!r}; {REBUILD}")
+    _, version, length, crc = _PREFIX.unpack(prefix)
+    if version != FORMAT_VERSION:
+        raise CacheError(
+            f"{path} has format version {version}; expected {FORMAT_VERSION}; use the udkd that wrote it, or {REBUILD}"
+        )
+    if length > min(_MAX_HEADER_BYTES, size):
+        raise CacheError(f"{path}: header of {length} bytes in a file of {size}; expected a whole header; {REBUILD}")
+    text = file.read(length)
+    if zlib.crc32(text, zlib.crc32(prefix[:_SIGNED])) != crc:
+        raise CacheError(f"{path}: header does not match its checksum; expected the bytes that were written; {REBUILD}")
+    header = _parse(path, text)
+    expected = header.to_bytes()
+    file.seek(0)
+    if file.read(len(expected)) != expected:
+        raise CacheError(f"{path}: header in an unknown layout; expected that of format {FORMAT_VERSION}; {REBUILD}")
+    if size != header.num_bytes:
+        raise CacheError(f"{path} has {size} bytes; expected {header.num_bytes}; {REBUILD}")
+    return header
+
+
+def _parse(path: Path, text: bytes) -> ViewHeader:
+    try:
+        value = parse_json(text)
+        view, rows, key = value["view"], value["rows"], json.dumps(value["key"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CacheError(f"{path}: unreadable header ({error!r}); expected JSON with key, view and rows; {REBUILD}") from None
+    if type(view) is not int or type(rows) is not int or view < 0 or rows < 1:
+        raise CacheError(f"{path}: view {view!r} and rows {rows!r}; expected two counts; {REBUILD}")
+    try:
+        return ViewHeader(key=CacheKey.from_json(key), view=view, num_rows=rows)
+    except CacheError as error:
+        raise CacheError(f"{path}: {error}") from None
+
+
+class ViewFile:
+    """A view file, memory-mapped. Nothing is read until it is asked for; nothing done to the arrays reaches the disk.
+
+    logits: [N, C], or [N, k] in the top-k form; uncertainties: by name, float32 [N]; checksums: uint32 [blocks].
+    arrays: all but the checksums, by name, in the file's order.
+    CacheError: see `read_header`, or bytes between the arrays that are not zeros.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _opened(path) as file:
+            self.header = _header(path, file)
+            # Copy-on-write instead of read-only: the pages stay shared, and PyTorch takes the memory without a warning.
+            mapped = np.memmap(file, dtype=np.uint8, mode="c")
+        start, end = self.header.data_start, self.header.data_start
+        arrays: dict[str, np.ndarray] = {}
+        for spec in self.header.arrays:
+            if mapped[end : start + spec.offset].any():
+                raise CacheError(f"{path}: bytes before array {spec.name} are not zeros; expected padding; {REBUILD}")
+            end = start + spec.offset + spec.num_bytes
+            arrays[spec.name] = np.asarray(mapped[start + spec.offset : end].view(spec.dtype).reshape(spec.shape))
+        self.checksums: NDArray[np.uint32] = arrays.pop("checksums")
+        self.arrays: Mapping[str, np.ndarray] = arrays
+        self.logits: np.ndarray = arrays["logits"]
+        self.uncertainties: Mapping[str, NDArray[np.float32]] = {name: arrays[name] for name in self.header.key.uncertainties}
+        self._header_checksum = self.header.checksum
+
+    def whole_logits(self, rows: NDArray[np.int64] | slice) -> np.ndarray:
+        """Logits of all C classes of some rows: as they are stored, or float32 rebuilt from the top-k form."""
+        if "classes" not in self.arrays:
+            return self.logits[rows]
+        logits, classes, tail = (torch.from_numpy(self.arrays[name][rows]) for name in ("logits", "classes", "tail"))
+        return rebuild(logits, classes, tail, self.header.key.num_classes).numpy()
+
+    def block_is_whole(self, block: int) -> bool:
+        """Whether a block's rows are those that its checksum was made of, and values that a build can have written."""
+        return not self._wrong_with(block)
+
+    def _wrong_with(self, block: int) -> str:
+        """What is wrong with a block, in a few words, or ""."""
+        first, end = self.header.block_range(block)
+        rows = {name: array[first:end] for name, array in self.arrays.items()}
+        if block_checksum(self._header_checksum, block, list(rows.values())) != int(self.checksums[block]):
+            return "does not match its checksum"
+        name = _impossible(rows, self.header.key.num_classes)
+        return f"holds impossible {name} under a checksum that matches" if name else ""
+
+    def damaged_blocks(self) -> list[int]:
+        """Every block that is not whole; reads the whole file."""
+        return [block for block in range(self.header.num_blocks) if not self.block_is_whole(block)]
+
+    def require_block(self, block: int) -> None:
+        """CacheError, naming file, block and ids, unless the block is whole."""
+        wrong = self._wrong_with(block)
+        if wrong:
+            first, end = self.header.block_range(block)
+            raise CacheError(
+                f"{self.path}: block {block} (ids {first} to {end - 1}) {wrong}; "
+                f"expected the bytes that the build wrote; {REBUILD}"
+            )
+
+
+def block_checksum(header_checksum: int, block: int, rows: list[np.ndarray]) -> int:
+    """The checksum of a block: its index, then the rows of each array in the file's order, from the header's checksum on."""
+    crc = zlib.crc32(struct.pack("<Q", block), header_checksum)
+    for array in rows:
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return crc
+
+
+def _impossible(rows: Mapping[str, np.ndarray], num_classes: int) -> str:
+    """The first array with values that end training with a loss that is no number, or outside an array; or ""."""
+    kept = ~np.isnan(rows["entropy"])
+    for name, array in rows.items():
+        if name == "classes":
+            fine = int(array.max()) < num_classes
+        elif name == "logits":  # zeros where an id is excluded
+            fine = _all_finite(array)
+        elif name == "features":
+            fine = _all_finite(array[kept])
+        elif name == "tail":
+            fine = bool(((array[kept] >= 0) & (array[kept] < 1)).all())
+        else:
+            fine = _all_finite(array[kept])
+        if not fine:
+            return name
+    return ""
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    if array.dtype != np.float16:
+        return bool(np.isfinite(array).all())
+    # An exponent of ones is no number: an eighth of the time of numpy's own question, and of the block's checksum.
+    return int((array.view(np.uint16) & 0x7C00).max(initial=0)) < 0x7C00
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,172 @@
+"""Everyone who is asked about a view, and how their answers become one target: a teacher, its passes, or several teachers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from udkd.config import Recipe
+from udkd.data.dataset import DatasetFolder
+from udkd.losses.distill import dirichlet
+from udkd.losses.estimator import Estimator
+from udkd.losses.sample_weight import mean_log_probability, mutual_information, vacuity
+from udkd.losses.storage import Storage
+from udkd.teacher.folder import TeacherFolder
+from udkd.teacher.frozen import FrozenTeacher, require_same_classes
+from udkd.teacher.targets import PackedTargets, joined, pack
+from udkd.utils.errors import ConfigError
+from udkd.utils.rng import key
+
+_EXACT = Storage(dtype="float32")
+_PASS = 0xD0  # keeps dropout's use of a seed apart from others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Teachers with one batch shape, precision and device. Several are an ensemble: the mean of their probabilities."""
+
+    members: tuple[FrozenTeacher, ...]
+    estimator: Estimator
+    storage: Storage
+
+    @classmethod
+    def load(
+        cls,
+        folders: Sequence[TeacherFolder],
+        recipe: Recipe,
+        dataset: DatasetFolder,
+        device: torch.device,
+        *,
+        features: bool = False,
+    ) -> "Panel":
+        """Load teachers of a dataset's classes as a recipe asks for them. features: the pooled ones are asked for too.
+
+        MismatchError: other classes. DataError: weights of another architecture. ConfigError: folders that the recipe's
+        estimator cannot use, as many kept classes as there are, or features of anything but one teacher as it is.
+        """
+        if features:
+            _require_open(recipe)
+        for folder in folders:
+            require_same_classes(folder, dataset)
+        members = tuple(
+            FrozenTeacher.load(
+                folder,
+                device=device,
+                batch=recipe.teacher.batch,
+                precision=recipe.teacher.precision,
+                folded=recipe.teacher.folded,
+                compile=recipe.teacher.compile,
+                image_px=recipe.views.size_px,
+                features=features,
+            )
+            for folder in folders
+        )
+        panel = cls(members=members, estimator=recipe.teacher.estimation, storage=recipe.teacher.stored)
+        panel._require_usable()
+        return panel
+
+    @property
+    def num_classes(self) -> int:
+        return self.members[0].num_classes
+
+    @property
+    def batch(self) -> int:
+        """The one batch shape; a longer input is cut."""
+        return self.members[0].batch
+
+    @property
+    def num_features(self) -> int:
+        """D, the pooled features of an image; 0 where nobody asks for them."""
+        return self.members[0].num_features
+
+    @property
+    def num_members(self) -> int:
+        """M, the predictions that one target is the mean of."""
+        return self.estimator.passes if self.estimator.kind == "mc_dropout" else len(self.members)
+
+    def targets(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> PackedTargets:
+        """What the panel says of normalised images [B, 3, H, W] of samples `ids_B` (int64) in view `view`, packed."""
+        return self._packed(x_BCHW, ids_B, view, self.storage, torch.float16)
+
+    def predictions(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> PackedTargets:
+        """`targets` before any rounding: float32 logits of all classes, float32 features."""
+        return self._packed(x_BCHW, ids_B, view, _EXACT, torch.float32)
+
+    def nothing(self, *, exactly: bool = False) -> PackedTargets:
+        """The answer to no question: no rows."""
+        more = {name: torch.zeros(0) for name in self.estimator.uncertainties[1:]}
+        packed = pack(torch.zeros(0, self.num_classes), _EXACT if exactly else self.storage, more)
+        features = torch.zeros(0, self.num_features, dtype=torch.float32 if exactly else torch.float16)
+        return replace(packed, features=features) if self.num_features else packed
+
+    def describe(self) -> dict[str, object]:
+        """What of the panel decides the bits of its targets, by the names of CacheKey's fields."""
+        return self.members[0].describe() | {
+            "teacher": " + ".join(member.architecture for member in self.members),
+            "teacher_sha256": " + ".join(member.weights_sha256 for member in self.members),
+            "estimator": self.estimator.text,
+            "uncertainties": self.estimator.uncertainties,
+            "storage": self.storage.text,
+            "features": self.num_features,
+        }
+
+    @torch.no_grad()
+    def _packed(self, x_BCHW: Tensor, ids_B: Tensor, view: int, storage: Storage, features_dtype: torch.dtype) -> PackedTargets:
+        parts = []
+        for start in range(0, len(x_BCHW), self.batch):
+            piece = slice(start, start + self.batch)
+            if self.num_features:
+                logits_BC, features_BD = self.members[0].logits_and_features(x_BCHW[piece])
+                answer = replace(pack(logits_BC, storage), features=features_BD.to(features_dtype))
+            else:
+                logits_BC, more = self._predicted(x_BCHW[piece], ids_B[piece], view)
+                answer = pack(logits_BC, storage, more)
+            parts.append(answer[: len(ids_B[piece])])
+        return joined(parts)
+
+    def _predicted(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Logits [batch, C] of the mean prediction and uncertainties beside its entropy; rows beyond the images are padding."""
+        first = self.members[0]
+        if self.estimator.kind == "plain":
+            return first.logits(x_BCHW), {}
+        if self.estimator.kind == "evidential":
+            alpha_BC = dirichlet(first.logits(x_BCHW))
+            return alpha_BC.log(), {"vacuity": vacuity(alpha_BC)}
+        if self.estimator.kind == "mc_dropout":
+            names = [int(key(self.estimator.seed, _PASS, view, number)[0] >> 32) for number in range(self.estimator.passes)]
+            logits_MBC = first.dropped_logits(x_BCHW, ids_B, names, self.estimator.p)
+        else:
+            logits_MBC = torch.stack([member.logits(x_BCHW) for member in self.members])
+        log_p_MBC = torch.log_softmax(logits_MBC, dim=-1)
+        return mean_log_probability(log_p_MBC), {"mutual_information": mutual_information(log_p_MBC)}
+
+    def _require_usable(self) -> None:
+        kind, count = self.estimator.kind, len(self.members)
+        if kind == "ensemble" and count < 2:
+            raise ConfigError("teacher.estimator is ensemble and 1 teacher was given; expected two or more; name another")
+        if kind != "ensemble" and count != 1:
+            raise ConfigError(
+                f"{count} teachers were given and teacher.estimator is {kind}; expected ensemble for their mean; "
+                "add --set teacher.estimator=ensemble, here and in training"
+            )
+        if kind == "evidential" and not self.members[0].evidential:
+            raise ConfigError(
+                f"teacher.estimator is evidential and this {self.members[0].architecture} was fitted with cross-entropy; "
+                "expected a teacher of udkd teacher fit --loss evidential; fit one or set plain"
+            )
+        if self.storage.top_k >= self.num_classes:
+            raise ConfigError(
+                f"teacher.top_k is {self.storage.top_k} of {self.num_classes} classes; expected fewer; lower it, or 0 for all"
+            )
+
+
+def _require_open(recipe: Recipe) -> None:
+    """ConfigError unless a recipe's teacher is one network that can be looked into."""
+    asked = recipe.teacher
+    if asked.estimator != "plain" or asked.folded or asked.compile:
+        raise ConfigError(
+            f"features are asked for and the teacher is {asked.estimator}{', folded' * asked.folded}"
+            f"{', compiled' * asked.compile}; expected one teacher as it is; "
+            "set teacher.estimator to plain, teacher.folded and teacher.compile to false"
+        )

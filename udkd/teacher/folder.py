@@ -1,0 +1,165 @@
+"""A teacher is a folder: teacher.json (what it is) and weights.safetensors (its numbers)."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from udkd.losses.distill import HardLoss
+from udkd.utils.errors import BusyError, DataError, MismatchError, RunError
+from udkd.utils.files import FolderLock, read_plain, write_bytes
+from udkd.utils.json_checksum import checked_bytes, values_of
+
+FORMAT = 1
+_MOST_BYTES = 1 << 24  # of teacher.json: 100,000 long names and a recipe
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("a name is there twice")
+    return names
+
+
+_Percent = Annotated[float, Field(ge=0, le=100)]
+_Pixels = Annotated[int, Field(ge=1, le=65_535)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherInfo:
+    """What teacher.json holds.
+
+    architecture: torchvision's name. classes: wnid (or folder name) of each output, in order.
+    image_px, resize_px, scheme: the evaluation view its accuracy was measured on.
+    accuracy: top1 and top5 in percent on the validation split, or empty where it was not measured.
+    made: how it came to be (recipe, source file), for people.
+    loss: that its logits were fitted with; "evidential" ones are evidence (udkd.losses.sample_weight.dirichlet).
+    """
+
+    architecture: Annotated[str, Field(min_length=1, max_length=200)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct)]
+    image_px: _Pixels
+    resize_px: _Pixels
+    scheme: Literal["centre", "centre_squash"]
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    accuracy: Mapping[Literal["top1", "top5"], _Percent]
+    made: Mapping[str, Any]
+    loss: HardLoss = "cross_entropy"
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+_ADAPTER = TypeAdapter(TeacherInfo)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFolder:
+    """An opened teacher."""
+
+    path: Path
+    info: TeacherInfo
+
+    @classmethod
+    def open(cls, path: Path) -> "TeacherFolder":
+        """Read teacher.json. Raises DataError where it is absent, damaged, of another format or of other fields."""
+        file = path / "teacher.json"
+        try:
+            values = values_of(read_plain(file, _MOST_BYTES))
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(
+                f"{path} is no teacher (no teacher.json); expected a folder made by udkd teacher fit or import"
+            ) from None
+        except ValueError as error:
+            raise DataError(f"{file} is damaged ({error}); expected what udkd wrote; make the teacher again") from None
+        found = values.pop("format", None)
+        if found != FORMAT:
+            raise DataError(f"{file} has format {str(found)[:40]}; expected {FORMAT}; make the teacher again")
+        made = values.get("made")  # anything, a path that is no UTF-8 too
+        try:
+            known = values if made is None else values | {"made": {}}
+            info = _ADAPTER.validate_json(json.dumps(known))
+            if not isinstance(made, dict):
+                raise ValueError("made: Input should be an object")
+        except (ValueError, RecursionError) as error:  # ValidationError is one
+            raise DataError(f"{file}: {_first(error)}; expected what udkd wrote; make the teacher again") from None
+        return cls(path=path, info=replace(info, made=made))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict. Raises DataError where the file's sha256 is not the one recorded."""
+        file = self.path / "weights.safetensors"
+        try:
+            data = read_plain(file)
+        except (FileNotFoundError, ValueError):
+            raise DataError(f"{file} is missing; expected the teacher's weights; make the teacher again") from None
+        found = hashlib.sha256(data).hexdigest()
+        if found != self.info.weights_sha256:
+            with contextlib.suppress(DataError):
+                if TeacherFolder.open(self.path).info != self.info:
+                    raise BusyError(f"{self.path} became another teacher while it was read; expected one; run it again")
+            raise DataError(
+                f"{file} has sha256 {found[:12]}…; expected {self.info.weights_sha256[:12]}…; make the teacher again"
+            )
+        try:
+            return load(data)
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise DataError(f"{file} is no safetensors file ({error}); make the teacher again") from None
+
+
+def _first(error: Exception) -> str:
+    """The first thing that is wrong, and where."""
+    if not isinstance(error, ValidationError):
+        return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))[:100]}: {first['msg']}"
+
+
+def require_classes(what: str, stored: Sequence[str], wanted: Sequence[str], remedy: str) -> None:
+    """MismatchError, naming `what` and the first difference, unless the classes are the same in the same order."""
+    fields: list[tuple[str, object, object]] = []
+    if len(stored) != len(wanted):
+        fields = [("num_classes", len(stored), len(wanted))]
+    elif list(stored) != list(wanted):
+        index = next(i for i in range(len(stored)) if stored[i] != wanted[i])
+        fields = [(f"class {index}", stored[index], wanted[index])]
+    if fields:
+        raise MismatchError(what, fields, remedy)
+
+
+@contextlib.contextmanager
+def new_teacher(path: Path) -> Iterator[None]:
+    """Hold a folder that is to become a teacher: two at once would mix the weights of one with the words of the other.
+
+    A finished teacher is never written over, as caches are tied to its weights. Raises RunError: a file, or a teacher already;
+    BusyError: another process makes one there. A folder that is still empty at the end is removed.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; expected a folder to make; choose another")
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FolderLock(path):
+            if (path / "teacher.json").exists():
+                raise RunError(f"{path} already holds a teacher; expected a new folder; choose another or remove it")
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+def write_teacher(path: Path, weights: Mapping[str, Tensor], **info: Any) -> TeacherFolder:
+    """Write a teacher folder, weights first, teacher.json last. `info` are TeacherInfo's fields but for weights_sha256.
+
+    Whoever may not be alone there holds the folder's lock (`new_teacher`).
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    data = save({name: tensor.contiguous() for name, tensor in weights.items()})
+    described = TeacherInfo(weights_sha256=hashlib.sha256(data).hexdigest(), **info)
+    write_bytes(path / "weights.safetensors", data)
+    write_bytes(path / "teacher.json", checked_bytes(asdict(described) | {"format": FORMAT}))
+    return TeacherFolder(path=path, info=described)

@@ -1,0 +1,4 @@
+"""The training loop: step, students, schedules, run folder, evaluation.
+
+It may import udkd.teacher and what that may.
+"""

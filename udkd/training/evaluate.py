@@ -1,0 +1,183 @@
+"""Accuracy of a run's students, of their averaged probabilities, and of their teacher; and what each says of each image."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from udkd.augment.view_table import EpochViews
+from udkd.config import Recipe
+from udkd.data.backends.registry import open_backend
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.models.build import num_parameters
+from udkd.teacher.folder import TeacherFolder
+from udkd.teacher.frozen import FrozenTeacher, require_same_classes
+from udkd.training.prediction_collector import Recorder, cached_targets
+from udkd.training.predictions import Answers, Predictions, Targets, write_predictions
+from udkd.training.run_folder import RunFolder
+from udkd.training.scoring import Score, Scores, score
+from udkd.training.student import make_students
+from udkd.utils.environment import set_threads
+from udkd.utils.errors import MismatchError, UserError
+from udkd.utils.progress import Observer
+
+
+def evaluate(
+    run: RunFolder,
+    *,
+    data: Path | None,
+    teacher: Path | None,
+    device: torch.device,
+    observer: Observer,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Score the run's newest checkpoint on the validation split; write predictions.safetensors, then eval.json.
+
+    data, teacher, cache: where they lie now, if not where the run found them. Raises UserError kin for what does not fit, and
+    BusyError where another process evaluates the run; a trainer beside it is not disturbed.
+    """
+    with run.evaluating():
+        return _evaluate(run, data=data, teacher=teacher, device=device, observer=observer, cache=cache)
+
+
+def _evaluate(
+    run: RunFolder, *, data: Path | None, teacher: Path | None, device: torch.device, observer: Observer, cache: Path | None
+) -> dict[str, Any]:
+    recipe = Recipe.of(run.config, str(run.path))
+    set_threads(recipe.train.threads)
+    provenance = run.provenance
+    dataset = DatasetFolder.open(data or Path(provenance["dataset"]))
+    if dataset.digest != provenance["dataset_digest"]:
+        fields = [("dataset_digest", provenance["dataset_digest"], dataset.digest)]
+        raise MismatchError(f"the run in {run.path}", fields, "evaluate on the data it was trained on")
+    checkpoint, split = run.load(), dataset.split("val")
+    steps_per_epoch = len(dataset.split("train").ids) // recipe.train.batch
+    checkpoint.require_counts(batch=recipe.train.batch, epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch)
+    students = make_students(recipe, len(dataset.classes), device)
+    for student in students:
+        student.restore_weights(dict(checkpoint.tensors), f"the checkpoint in {run.path}")
+        student.judged.eval()
+    folder = _teacher_folder(teacher, provenance)
+    frozen = None if folder is None else _frozen(folder, dataset, recipe, device)
+    step = checkpoint.progress.step
+    joined = recipe.joined(step, steps_per_epoch)
+    scored = _scored([student.judged for student in students], joined, frozen, recipe, split, device, observer)
+    predictions = Predictions(
+        dataset_digest=dataset.digest,
+        step=step,
+        num_classes=len(dataset.classes),
+        ids=split.ids,
+        labels=split.labels[split.ids].astype(np.int64),
+        names=tuple(student.name for student in students),
+        students=scored.answers,
+        average=scored.average,
+        teacher_name=frozen.architecture if frozen else None,
+        teacher=scored.teacher_answers,
+        targets=_training_targets(dataset, provenance, cache, observer),
+    )
+    result = {
+        "split": "val",
+        "num_samples": len(split.ids),
+        "num_classes": len(dataset.classes),
+        "step": step,
+        "students": [
+            {"name": student.name, "parameters": num_parameters(student.model)} | value.to_dict()
+            for student, value in zip(students, scored.students.each, strict=True)
+        ],
+        "ensemble": scored.students.ensemble.to_dict(),
+        "teacher": None
+        if frozen is None or scored.teacher is None
+        else {"name": frozen.architecture, "parameters": num_parameters(frozen.model)} | scored.teacher.to_dict(),
+        "predictions_sha256": write_predictions(run.predictions_path, predictions),
+    }
+    run.write_evaluation(result)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scored:
+    """Accuracies, and what was said of each image; the teacher's are None where there is none."""
+
+    students: Scores
+    answers: tuple[Answers, ...]
+    average: Answers
+    teacher: Score | None
+    teacher_answers: Answers | None
+
+
+def _scored(
+    models: list[nn.Module],
+    joined: list[int],
+    frozen: FrozenTeacher | None,
+    recipe: Recipe,
+    split: Split,
+    device: torch.device,
+    observer: Observer,
+) -> _Scored:
+    """Show every model each image of the split once. joined: places of the models that the average is of."""
+    backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
+    views = EpochViews(recipe.evaluation_spec, 0, split, device)
+    recorder, teacher_recorder = Recorder(), Recorder()
+    observer.start("evaluation", len(split.ids) * (1 if frozen is None else 2), "images")
+    try:
+        options: dict[str, Any] = {"on_batch": observer.advance, "on_answers": recorder.add}
+        options |= {"batch": recipe.train.batch, "autocast": recipe.train.precision == "bfloat16"}
+        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip, averaged=joined, **options)
+        taught = None
+        if frozen is not None:
+            options |= {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16", "on_answers": teacher_recorder.add}
+            taught = score([frozen.model], backend, split.ids, views, **options)
+    finally:
+        backend.close()
+        observer.finish()
+    *answers, average = recorder.answers()
+    return _Scored(
+        students=scores,
+        answers=tuple(answers),
+        average=average,
+        teacher=None if taught is None else taught.each[0],
+        teacher_answers=None if taught is None else teacher_recorder.answers()[0],
+    )
+
+
+def _training_targets(
+    dataset: DatasetFolder, provenance: dict[str, Any], cache: Path | None, observer: Observer
+) -> Targets | None:
+    """The teacher's word on the training images, as the run's cache has it; a cache that is gone is said, not fatal."""
+    if "cache" not in provenance:
+        return None
+    try:
+        return cached_targets(dataset.split("train"), provenance, cache)
+    except (UserError, OSError) as error:
+        if cache is not None:
+            raise
+        observer.note(f"left out what the teacher says of the training images: {error}")
+        return None
+
+
+def _frozen(folder: TeacherFolder, dataset: DatasetFolder, recipe: Recipe, device: torch.device) -> FrozenTeacher:
+    """The teacher as it taught: its batch and precision are the recipe's."""
+    require_same_classes(folder, dataset)
+    return FrozenTeacher.load(
+        folder,
+        device=device,
+        batch=recipe.teacher.batch,
+        precision=recipe.teacher.precision,
+        image_px=recipe.views.size_px,
+    )
+
+
+def _teacher_folder(teacher: Path | None, provenance: dict[str, Any]) -> TeacherFolder | None:
+    """The teacher that was named now, or the one the run recorded if it is still there; it must be the one that taught."""
+    recorded = provenance.get("teacher")
+    if teacher is None and (recorded is None or not Path(recorded).is_dir()):
+        return None
+    folder = TeacherFolder.open(teacher or Path(str(recorded)))
+    taught = provenance.get("teacher_sha256") or provenance.get("cache_key", {}).get("teacher_sha256")
+    if taught not in (None, folder.info.weights_sha256):
+        fields = [("teacher_sha256", taught, folder.info.weights_sha256)]
+        raise MismatchError(f"the teacher in {folder.path}", fields, "name the teacher that taught this run")
+    return folder

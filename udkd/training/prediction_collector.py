@@ -1,0 +1,79 @@
+"""Keeping what classifiers say of each sample, from a scoring or from a cache."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udkd.data.dataset import Split
+from udkd.teacher.cache.reader import Cache
+from udkd.teacher.ranking import likeliest
+from udkd.training.predictions import TOP, Answers, Targets
+from udkd.utils.errors import CacheError
+
+_ROWS_AT_ONCE = 1 << 14
+
+
+class Recorder:
+    """Collects, batch by batch, the few numbers of `Answers` on the device that computed them: `score(on_answers=….add)`."""
+
+    def __init__(self) -> None:
+        self._parts: list[list[tuple[Tensor, ...]]] = []
+
+    def add(self, labels_B: Tensor, log_p: Sequence[Tensor]) -> None:
+        """log_p: log-probabilities [B, C] of each classifier, the same classifiers at every call."""
+        self._parts.append([_parts(log_p_BC, labels_B) for log_p_BC in log_p])
+
+    def answers(self) -> list[Answers]:
+        """One per classifier, of all samples so far in the order they came."""
+        return [_answers(parts) for parts in zip(*self._parts, strict=True)]
+
+
+def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | None = None) -> Targets:
+    """What view 0 of a run's cache holds of a split, every block verified.
+
+    provenance: run.json, which names the cache and its key. folder: where it lies now. Raises CacheError, MismatchError.
+    """
+    cache = Cache.open(folder or Path(provenance["cache"]))
+    cache.require(provenance["cache_key"])
+    if cache.num_rows != split.num_samples:
+        raise CacheError(f"{cache.folder} has {cache.num_rows} rows; expected {split.num_samples}; build it again")
+    file = cache.view_file(0)
+    damaged = file.damaged_blocks()
+    if damaged:
+        file.require_block(damaged[0])
+    ids, labels = split.ids, split.labels[split.ids].astype(np.int64)
+    entropy = np.asarray(file.uncertainties["entropy"][ids], np.float32)
+    if np.isnan(entropy).any():
+        raise CacheError(f"{cache.folder} lacks targets of samples that are in use; expected all of them; build it again")
+    recorder = Recorder()
+    for start in range(0, len(ids), _ROWS_AT_ONCE):  # the logits may be mapped from a file larger than memory
+        part = slice(start, start + _ROWS_AT_ONCE)
+        logits_BC = torch.from_numpy(file.whole_logits(ids[part])).float()
+        recorder.add(torch.from_numpy(labels[part]), [torch.log_softmax(logits_BC, dim=-1)])
+    rounded = recorder.answers()[0]
+    answers = Answers(top=rounded.top, top_log_p=rounded.top_log_p, label_log_p=rounded.label_log_p, entropy=entropy)
+    return Targets(
+        ids=ids,
+        labels=labels,
+        answers=answers,
+        num_classes=cache.num_classes,
+        num_views=int(provenance.get("num_views", 1)),
+        canonical=cache.key.policy == "canonical",
+    )
+
+
+def _parts(log_p_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, ...]:
+    """The four arrays of Answers."""
+    top_log_p, top = likeliest(log_p_BC, TOP)
+    label_B = log_p_BC.gather(1, labels_B[:, None].long())[:, 0]
+    entropy_B = -(log_p_BC.exp() * log_p_BC).sum(-1)
+    return top.int(), top_log_p.float(), label_B.float(), entropy_B.clamp(min=0.0).float()
+
+
+def _answers(parts: Sequence[tuple[Tensor, ...]]) -> Answers:
+    top, top_log_p, label_log_p, entropy = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    return Answers(top=top, top_log_p=top_log_p, label_log_p=label_log_p, entropy=entropy)

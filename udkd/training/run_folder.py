@@ -1,0 +1,196 @@
+"""The folder of a run: config.json, run.json, metrics.jsonl, checkpoints, eval.json, predictions.safetensors.
+
+Every JSON file, and every line of metrics.jsonl, carries its own checksum (udkd.utils.json_checksum) since format 2; runs of
+format 1 had none and are read as they are, their types and counts held against each other.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from udkd.training.checkpoints import Checkpoint, Checkpoints
+from udkd.training.run_records import AnyFormat, Config, Evaluation, Provenance, read_epochs, read_record, without_none
+from udkd.utils.errors import MismatchError, RunError
+from udkd.utils.files import FolderLock, write_bytes
+from udkd.utils.json_checksum import checked_bytes, checked_line
+
+FORMAT = 2
+UNCHECKED = 1
+"""The format without checksums."""
+
+_EVALUATING = ".eval.lock"  # beside `.lock`, which a trainer may hold: an evaluation does not disturb it
+
+
+class RunFolder:
+    """Reads and writes one run. Only this package knows the names of the files inside."""
+
+    def __init__(self, path: Path, run_format: int = FORMAT) -> None:
+        self.path = path
+        self.format = run_format
+        self._checked = run_format != UNCHECKED
+        self._checkpoints = Checkpoints(path / "checkpoints", checked=self._checked)
+        self._metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> "RunFolder":
+        """Begin a run. Raises RunError where the folder already holds one."""
+        run = cls(path)
+        if (path / "config.json").exists():
+            raise RunError(f"{path} already holds a run; expected a new folder; go on with --resume or choose another")
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_bytes(path / "run.json", checked_bytes({**provenance, "format": FORMAT}))
+        write_bytes(run._metrics, b"")
+        write_bytes(path / "config.json", checked_bytes(config))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing run. Raises RunError where there is none, or its run.json is damaged."""
+        if not cls.is_at(path):
+            raise RunError(f"{path} is no run (no config.json); expected a folder made by udkd train")
+        return cls(path, _provenance(path)["format"])
+
+    @classmethod
+    def open_damaged(cls, path: Path) -> "RunFolder":
+        """The same, also where run.json cannot be read: to look for what else is damaged."""
+        try:
+            return cls.open(path)
+        except RunError:
+            if cls.is_at(path) or (path / "run.json").is_file():
+                return cls(path, UNCHECKED)
+            raise
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        """Whether a run was begun there."""
+        return (path / "config.json").is_file()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The full recipe, as plain values."""
+        return read_record(self.path / "config.json", Config, checked=self._checked, remedy="restore it or train again")[1]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Data, cache, versions, hardware, command (`records.Provenance`), fields without a value left out."""
+        return _provenance(self.path)
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """What udkd eval found (`records.Evaluation`), or None."""
+        path = self.path / "eval.json"
+        if not path.exists():
+            return None
+        # A run of format 1 may have been evaluated lately: its eval.json has a checksum or not.
+        return read_record(path, Evaluation, checked=self._checked, remedy="run udkd eval again")[1]
+
+    @property
+    def predictions_path(self) -> Path:
+        """Where udkd eval keeps what each classifier says of each image (formats.predictions)."""
+        return self.path / "predictions.safetensors"
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Wnid (or folder name) of each output of the students, in order; None where run.json does not say."""
+        return self.provenance.get("classes")
+
+    def evaluating(self) -> FolderLock:
+        """The lock of whoever writes predictions and eval.json, which belong together."""
+        return FolderLock(self.path, _EVALUATING)
+
+    def write_evaluation(self, values: Mapping[str, Any]) -> None:
+        write_bytes(self.path / "eval.json", checked_bytes(values))
+
+    def require_config(self, config: Mapping[str, Any], stored_config: Mapping[str, Any] | None = None) -> None:
+        """Raise MismatchError naming every key in which a resumed run's recipe differs; `data` may (it changes no pixel).
+
+        stored_config: the stored one, completed with the defaults of keys that did not exist when the run began.
+        """
+        stored, wanted = flat(stored_config or self.config), flat(config)
+        fields = [
+            (name, stored.get(name), wanted.get(name))
+            for name in sorted(stored.keys() | wanted.keys())
+            if stored.get(name) != wanted.get(name) and not name.startswith("data.")
+        ]
+        if fields:
+            raise MismatchError(f"the run in {self.path}", fields, "resume with the recipe it was begun with")
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one row; the file is rewritten whole, so that a reader never sees half a line."""
+        self._write_metrics([*self.metrics(), row])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows in order, as `records.Epoch` has them. Raises RunError where they are damaged or of other students."""
+        # A run of format 1 that was resumed has checksums, unless that was by an earlier version.
+        rows = read_epochs(self._metrics, checked=self._checked)
+        students = len(self.config.get("students", ()))
+        if rows and students not in (0, len(rows[0]["lr"])):
+            raise RunError(
+                f"{self._metrics} is of {len(rows[0]['lr'])} students; expected {students} as in config.json; train again"
+            )
+        return rows
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forget rows that a run resumed at `step` will write again."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        self._write_metrics(rows)
+
+    def _write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        write_bytes(self._metrics, b"".join(map(checked_line, rows)))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Make this the newest checkpoint. An error leaves the previous one in force."""
+        self._checkpoints.save(checkpoint)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return self._checkpoints.exist
+
+    @property
+    def checkpoint_step(self) -> int | None:
+        """How many steps the newest checkpoint has behind it, or None where there is none; no weights are read."""
+        return self._checkpoints.last.step if self.has_checkpoint else None
+
+    def load(self) -> Checkpoint:
+        """The newest checkpoint. Raises RunError where there is none or it is not what was written."""
+        if not self.has_checkpoint:
+            raise RunError(f"{self.path} has no checkpoint yet; expected at least one finished epoch; train it first")
+        return self._checkpoints.load()
+
+    def drop_older_checkpoints(self) -> None:
+        """Remove what a process left that was killed while it saved; only for whoever holds the run's lock."""
+        self._checkpoints.drop_older(self._checkpoints.last.file)
+
+    def problems(self) -> list[str]:
+        """What is wrong with each file of the run, predictions left out: a line each, nothing where all is whole."""
+        found = []
+        for read in (
+            lambda: self.config,
+            lambda: self.provenance,
+            lambda: read_epochs(self._metrics, checked=self._checked),
+            lambda: self.evaluation,
+            lambda: self.load() if self.has_checkpoint else None,
+        ):
+            try:
+                read()
+            except RunError as error:
+                found.append(str(error))
+        return found
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    file, remedy = path / "run.json", "restore it or train again"
+    found = read_record(file, AnyFormat, checked=False, remedy=remedy)[0].format
+    if found not in (UNCHECKED, FORMAT):
+        raise RunError(f"{path} has run format {found}; expected {FORMAT}; use the version of udkd that made it")
+    return without_none(read_record(file, Provenance, checked=found != UNCHECKED, remedy=remedy)[1])
+
+
+def flat(values: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted path."""
+    items = enumerate(values) if isinstance(values, list) else values.items()
+    result: dict[str, Any] = {}
+    for name, value in items:
+        path = f"{prefix}{name}"
+        result |= flat(value, path + ".") if isinstance(value, Mapping | list) and value else {path: value}
+    return result

@@ -1,0 +1,277 @@
+"""What the JSON files of a run may hold, as strict models, and the one way to read them.
+
+What is read is held against its model and handed on as plain values: of their names and types a reader may be sure.
+"""
+
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from udkd.utils.errors import RunError
+from udkd.utils.files import read_plain
+from udkd.utils.json_checksum import CHECKSUM, has_checksum, values_of, values_of_line
+
+_R = TypeVar("_R", bound=BaseModel)
+_MOST_BYTES = 1 << 28  # of a JSON file: 100,000 epochs have less
+
+
+def _path(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError("it is no path")
+    return text
+
+
+_Whole = Annotated[int, Field(ge=0, le=2**53)]
+_Count = Annotated[int, Field(ge=1, le=2**53)]
+_Positive = Annotated[float, Field(gt=0)]
+_AtLeast0 = Annotated[float, Field(ge=0)]
+_Percent = Annotated[float, Field(ge=0, le=100)]
+_MeanPercent = Annotated[float, Field(ge=0, le=100.001)]  # a mean of batches' shares may round to more than 100
+_Text = Annotated[str, Field(min_length=1)]
+_Path = Annotated[str, AfterValidator(_path)]
+_Plain = str | int | float | bool | None
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Config(_Record):
+    """config.json, as far as a run folder reads it; udkd.config.Recipe reads all of it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    students: list[dict[str, Any]] = []
+
+
+class AnyFormat(_Record):
+    """run.json of any version."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    format: int
+
+
+class Hardware(_Record):
+    """Where a run happened. tf32: where a GPU computed with 10 bits of mantissa."""
+
+    device: str
+    cores: _Count
+    threads: _Count
+    tf32: dict[str, bool] = {}
+
+
+class Provenance(_Record):
+    """run.json: data, teacher, cache, versions, hardware, command. classes: wnid or folder name of each output, in order.
+
+    num_views: how many views recur. teacher_sha256: of a live teacher. starts: sha256 of the weights that students began with.
+    """
+
+    format: int
+    dataset: _Path
+    dataset_digest: _Text
+    classes: Annotated[list[_Text], Field(min_length=1)] | None = None
+    num_views: _Count | None = None
+    teacher: _Path | None = None
+    teachers: list[_Path] = []
+    teacher_sha256: _Text | None = None
+    cache: _Path | None = None
+    cache_key: dict[str, _Plain | list[_Plain] | dict[str, _Plain | list[_Plain]]] = {}
+    allowed: list[str] = []
+    starts: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    hardware: Hardware | None = None
+    command: str = ""
+
+    @model_validator(mode="after")
+    def _of_one_cache(self) -> Self:
+        if (self.cache is None) != (not self.cache_key):
+            raise ValueError("one of cache and cache_key is there without the other")
+        for name in ("teacher", "teacher_sha256"):
+            if not isinstance(self.cache_key.get(name, ""), str):
+                raise ValueError(f"cache_key.{name} is no text")
+        return self
+
+
+class Score(_Record):
+    """Accuracies in percent, mean cross-entropy in nats."""
+
+    top1: _Percent
+    top5: _Percent
+    loss: _AtLeast0
+
+
+class Scored(Score):
+    """The score of a named network."""
+
+    name: _Text
+    parameters: _Count
+
+
+class Evaluation(_Record):
+    """eval.json. predictions_sha256: of predictions.safetensors, written just before it."""
+
+    split: Literal["val"]
+    num_samples: _Count
+    num_classes: _Count
+    step: _Whole
+    students: Annotated[list[Scored], Field(min_length=1)]
+    ensemble: Score
+    teacher: Scored | None
+    predictions_sha256: _Text | None = None
+
+
+class EpochScores(_Record):
+    """A row's validation scores: of each student, None of one that has not joined, and of those that have together."""
+
+    students: Annotated[list[Score | None], Field(min_length=1)]
+    ensemble: Score
+
+
+class EpochMeans(_Record):
+    """A row's means over the training images, one of each student, None of one that has not joined; top1 in percent.
+
+    method, confidence: of a run whose loss has a further term or moving weights.
+    """
+
+    loss: list[float | None]
+    hard: list[float | None]
+    teacher: list[float | None]
+    peer: list[float | None]
+    top1: list[_MeanPercent | None]
+    method: list[float | None] = []
+    confidence: list[float | None] = []
+
+    @property
+    def columns(self) -> dict[str, list[float | None]]:
+        """Those that are there, by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+
+
+class Epoch(_Record):
+    """A row of metrics.jsonl. seconds: of its training steps since it was begun or resumed. lr: of each student."""
+
+    epoch: _Count
+    step: _Count
+    lr: list[_AtLeast0]
+    seconds: _Positive
+    images_per_s: _Positive
+    view: _Whole
+    size_px: _Count
+    train: EpochMeans
+    val: EpochScores
+
+    @model_validator(mode="after")
+    def _of_the_same_students(self) -> Self:
+        joined = [score is not None for score in self.val.students]
+        for column in self.train.columns.values():
+            if [value is not None for value in column] != joined:
+                raise ValueError("train and val are not of the same students")
+        if len(self.lr) != len(joined) or not any(joined):
+            raise ValueError("lr and val are not of the same students")
+        return self
+
+
+class Figures(_Record):
+    """See udkd.losses.schedules.Figures."""
+
+    progress: list[Annotated[float, Field(ge=0, le=1.00001)]]
+    confidence: float
+
+
+class Progress(_Record):
+    """How far a checkpoint is: steps done, whole batches of an epoch, and what the last epoch's schedules go by."""
+
+    step: _Whole
+    steps_per_epoch: _Count
+    figures: Figures | None = None
+
+
+class Last(_Record):
+    """checkpoints/last.json: the newest checkpoint's file and the sha256 of its bytes.
+
+    progress: in format 1, whose checkpoint files do not hold it.
+    """
+
+    file: Annotated[str, Field(pattern=r"^step-[0-9]{9,16}\.safetensors$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    progress: Progress | None = None
+
+    @property
+    def step(self) -> int:
+        """The steps that the file's name tells."""
+        return int(self.file.removeprefix("step-").removesuffix(".safetensors"))
+
+    @model_validator(mode="after")
+    def _of_one_step(self) -> Self:
+        if self.progress is not None and self.progress.step != self.step:
+            raise ValueError(f"progress.step is {self.progress.step} beside the file {self.file}")
+        return self
+
+
+def read_record(path: Path, model: type[_R], *, checked: bool, remedy: str) -> tuple[_R, dict[str, Any]]:
+    """A JSON file of a run, as its model and as plain values. checked: it must carry a checksum.
+
+    Raises RunError naming the file and what is wrong in it: unreadable, changed since it was written, ill-typed.
+    """
+    try:
+        data = read_plain(path, _MOST_BYTES)
+        return _held(data, model, values_of, checked)
+    except (OSError, ValueError) as error:
+        refuse(path, error, remedy)
+
+
+def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl. Raises RunError as `read_record` does, and for epochs that do not follow on each other."""
+    rows: list[dict[str, Any]] = []
+    first = None
+    try:
+        for line in read_plain(path, _MOST_BYTES).splitlines(keepends=True):
+            row, values = _held(line, Epoch, values_of_line, checked)
+            first = first or row
+            rows.append(values)
+            if row.epoch != len(rows) or row.step != row.epoch * first.step:
+                raise ValueError(f"epoch {row.epoch} ends at step {row.step}, which does not follow on the rows before it")
+            if len(row.lr) != len(first.lr) or row.train.columns.keys() != first.train.columns.keys():
+                raise ValueError("it holds other figures or students than the rows before it")
+    except OSError as error:
+        refuse(path, error, "train again")
+    except ValueError as error:
+        refuse(path, ValueError(f"after {len(rows)} rows: {error}"), "train again")
+    return rows
+
+
+def _held(data: bytes, model: type[_R], read: Callable[[bytes], dict[str, Any]], checked: bool) -> tuple[_R, dict[str, Any]]:
+    if checked and not has_checksum(data):
+        raise ValueError(f"it lacks its {CHECKSUM}")
+    values = read(data)
+    try:
+        return model.model_validate(values), values
+    except ValidationError as error:
+        raise ValueError(explained(error.errors(include_url=False))) from None
+
+
+def explained(problems: Sequence[Any]) -> str:
+    """The first problem that a model found, in one line."""
+    first = problems[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] in ("value_error", "assertion_error"):
+        said: str = first["msg"].split(", ", 1)[-1]
+        return f"{where}: {said}" if where else said
+    if first["type"] == "missing":
+        return f"it lacks {where}"
+    if first["type"] == "extra_forbidden":
+        return f"{where} is no field of it"
+    return f"{where} is {reprlib.repr(first['input'])}: {first['msg']}"
+
+
+def refuse(path: Path, error: Exception, remedy: str) -> NoReturn:
+    """Raise RunError: a file of a run cannot be read."""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    raise RunError(f"{path} cannot be read ({why}); expected what udkd wrote; {remedy}") from None
+
+
+def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values without the fields that are None."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,94 @@
+"""Accuracy of classifiers on a split's evaluation views: each alone, and their averaged probabilities."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udkd.augment import apply as augment
+from udkd.augment.view_table import EpochViews
+from udkd.data.batch import Backend
+from udkd.teacher.ranking import likeliest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Accuracy in percent and mean cross-entropy in nats."""
+
+    top1: float
+    top5: float
+    loss: float
+
+    def to_dict(self) -> dict[str, float]:
+        return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One score per classifier, and one for the mean of their probabilities."""
+
+    each: tuple[Score, ...]
+    ensemble: Score
+
+    def to_dict(self) -> dict[str, object]:
+        """As metrics.jsonl and eval.json hold it."""
+        return {"students": [score.to_dict() for score in self.each], "ensemble": self.ensemble.to_dict()}
+
+
+@torch.no_grad()
+def score(
+    classifiers: Sequence[Callable[[Tensor], Tensor]],
+    backend: Backend,
+    ids: NDArray[np.int64],
+    views: EpochViews,
+    *,
+    batch: int,
+    autocast: bool,
+    flip: bool = False,
+    averaged: Sequence[int] | None = None,
+    on_batch: Callable[[int], None] = lambda count: None,
+    on_answers: Callable[[Tensor, Sequence[Tensor]], None] = lambda labels_B, log_p: None,
+) -> Scores:
+    """Run classifiers (in evaluation mode already) over `ids` in evaluation views.
+
+    on_batch hears how many are done; on_answers a batch's labels and the log-probabilities [B, C] of each classifier and,
+    last, of their averaged probabilities.
+    flip: a classifier's logits are the mean of those for a view and for its mirror image.
+    averaged: places of those whose probabilities are averaged; all where it is None.
+    """
+    table = views.table(0)
+    totals: Tensor | None = None
+    for part in backend.epoch(ids, batch):
+        x_BCHW = augment.apply(part.canvas, table.gather(part.ids), views.spec)
+        with torch.autocast(x_BCHW.device.type, dtype=torch.bfloat16, enabled=autocast):
+            logits = [classifier(x_BCHW) for classifier in classifiers]
+            if flip:
+                mirrored = x_BCHW.flip(-1)
+                logits = [(z_BC + classifier(mirrored)) / 2 for z_BC, classifier in zip(logits, classifiers, strict=True)]
+        log_p = [torch.log_softmax(z_BC.float(), dim=-1) for z_BC in logits]
+        # Not the log of the mean: a probability below 1e-45 would become a loss of infinity.
+        together = log_p if averaged is None else [log_p[place] for place in averaged]
+        log_p.append(torch.logsumexp(torch.stack(together), dim=0) - math.log(len(together)))
+        on_answers(part.labels, log_p)
+        sums = torch.stack([_sums(log_p_BC, part.labels) for log_p_BC in log_p])
+        totals = sums if totals is None else totals + sums
+        on_batch(len(part.labels))
+    assert totals is not None, "no samples to score"
+    scores = [_score(row, len(ids)) for row in totals.tolist()]
+    return Scores(each=tuple(scores[:-1]), ensemble=scores[-1])
+
+
+def _sums(log_p_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Correct in the first, correct in the first five, summed cross-entropy: float64 [3]."""
+    best = likeliest(log_p_BC, 5)[1] == labels_B[:, None]
+    loss = F.nll_loss(log_p_BC, labels_B, reduction="sum")
+    return torch.stack([best[:, 0].sum().double(), best.sum().double(), loss.double()])
+
+
+def _score(sums: Sequence[float], count: int) -> Score:
+    return Score(top1=100 * sums[0] / count, top5=100 * sums[1] / count, loss=sums[2] / count)

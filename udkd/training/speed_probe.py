@@ -1,0 +1,80 @@
+"""How fast this machine trains a recipe's networks, measured in seconds before hours are spent."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from udkd.config import Recipe
+from udkd.models.build import build
+from udkd.utils.environment import set_threads
+
+_TIMED_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """Seconds per image: of one training step of the teacher, of the teacher's answer, of a step of all students."""
+
+    fit_s: float
+    answer_s: float
+    students_s: float
+
+    def total_s(self, recipe: Recipe, *, train_images: int, val_images: int) -> float:
+        """What fitting the teacher, caching, training and evaluating take."""
+        fit = recipe.fit.epochs * (train_images * self.fit_s + val_images * self.answer_s)
+        # Evaluation has no backward pass: a third of a training step.
+        students = recipe.train.epochs * (train_images + val_images / 3) * self.students_s
+        return fit + train_images * self.answer_s + students
+
+
+def probe(recipe: Recipe, num_classes: int, device: torch.device) -> Speeds:
+    """Time forward and backward passes of every network on one constant batch, after a warm-up."""
+    set_threads(recipe.train.threads)
+    batch, size = recipe.train.batch, recipe.views.size_px
+    x_BCHW = torch.zeros(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    labels_B = torch.zeros(batch, dtype=torch.int64, device=device)
+
+    def network(architecture: str) -> nn.Module:
+        model = build(architecture, num_classes, image_px=size, seed=0)
+        return model.to(device).to(memory_format=torch.channels_last)
+
+    def train(model: nn.Module) -> Callable[[], None]:
+        def step() -> None:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
+                logits_BC = model(x_BCHW)
+            F.cross_entropy(logits_BC.float(), labels_B).backward()  # type: ignore[no-untyped-call]
+
+        return step
+
+    teacher = network(recipe.fit.architecture)
+
+    def answer() -> None:
+        with torch.no_grad():
+            teacher(x_BCHW)
+
+    fit_s = _seconds(train(teacher), device) / batch
+    teacher.eval()
+    return Speeds(
+        fit_s=fit_s,
+        answer_s=_seconds(answer, device) / batch,
+        students_s=sum(_seconds(train(network(student.architecture)), device) for student in recipe.students) / batch,
+    )
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    work()
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(_TIMED_STEPS):
+        work()
+    _wait(device)
+    return (time.perf_counter() - started) / _TIMED_STEPS
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

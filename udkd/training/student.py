@@ -1,0 +1,180 @@
+"""Students: a network and its own SGD each, made from a recipe."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from udkd.config import Recipe, StudentSection
+from udkd.models.build import KeyedDropout, build, check_input, dropouts, load_weights
+from udkd.models.ema import Average
+from udkd.models.module_swaps import use_gathered_pool, use_saved_relu6
+from udkd.utils.errors import RunError
+from udkd.utils.rng import key
+
+_INITIAL_WEIGHTS = 1  # a name that keeps the uses of a run's seed apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """One of N.
+
+    index: its place in the recipe. draws: its layers that need a key each step. average: of its weights, where one is kept.
+    connector: layers that join it to its teacher, trained with it, where the loss has a method.
+    """
+
+    index: int
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    draws: list[KeyedDropout]
+    average: Average | None
+    connector: nn.Module | None = None
+
+    def begin_step(self, rate: Tensor, dropout_key: Tensor) -> None:
+        """Set what depends on the step's number alone: learning rate and the name of the dropout's randomness, scalars."""
+        self.optimizer.param_groups[0]["lr"].copy_(rate)
+        for layer in self.draws:
+            layer.key.copy_(dropout_key)
+
+    def learn(self, averaging: Tensor) -> None:
+        """Follow the gradients and drop them. averaging: how far the averaged weights move, a scalar."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.follow(self.model, averaging)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is evaluated: the averaged one where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    def with_connector(self, connector: nn.Module) -> "Student":
+        """The same student, whose optimizer trains `connector` too."""
+        parameters = list(connector.parameters())
+        if parameters:
+            self.optimizer.add_param_group({"params": parameters})  # reads the learning rate that the other weights read
+            _still(self.optimizer, parameters)
+        return replace(self, connector=connector)
+
+    def begin_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over another network's weights. Raises RunError where they are those of another kind of network."""
+        require_like(weights, self.model.state_dict(), f"the start of {self.name}")
+        for model in [self.model, *([self.average.model] if self.average else [])]:
+            load_weights(model, weights)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, buffers, momentum and averages, by name: all that a checkpoint holds of a student."""
+        state = {f"student.{self.index}.{name}": value for name, value in self.model.state_dict().items()}
+        if self.connector is not None:
+            state |= {f"connector.{self.index}.{name}": value for name, value in self.connector.state_dict().items()}
+        for name, parameter in self._parameters():
+            if "momentum_buffer" in self.optimizer.state[parameter]:
+                state[f"momentum.{self.index}.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        if self.average is not None:
+            state |= {f"average.{self.index}.{name}": value for name, value in self.average.model.state_dict().items()}
+        return state
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Undo `tensors`; memory stays where it is."""
+        load_weights(self.model, prefixed(tensors, f"student.{self.index}."))
+        if self.connector is not None:
+            self.connector.load_state_dict(prefixed(tensors, f"connector.{self.index}."))
+        momentum = prefixed(tensors, f"momentum.{self.index}.")
+        for name, parameter in self._parameters():
+            if name in momentum:
+                self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
+        if self.average is not None:
+            load_weights(self.average.model, prefixed(tensors, f"average.{self.index}."))
+
+    def restore_weights(self, tensors: dict[str, Tensor], where: str) -> None:
+        """The network that is judged, of a checkpoint that may hold connectors. Raises RunError where it does not fit."""
+        kind = "student" if self.average is None else "average"
+        weights = prefixed(tensors, f"{kind}.{self.index}.")
+        require_like(weights, self.judged.state_dict(), f"{self.name} in {where}")
+        load_weights(self.judged, weights)
+
+    def changing(self) -> list[Tensor]:
+        """Every tensor that a step changes."""
+        momentum = [state["momentum_buffer"] for state in self.optimizer.state.values() if "momentum_buffer" in state]
+        averaged = [] if self.average is None else list(self.average.model.state_dict().values())
+        joined = [] if self.connector is None else [*self.connector.parameters(), *self.connector.buffers()]
+        weights = [*self.model.parameters(), *self.model.buffers(), *joined]
+        return [*weights, *momentum, *averaged, self.optimizer.param_groups[0]["lr"]]
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All that is trained; names of the connector's are those of no network."""
+        yield from self.model.named_parameters()
+        if self.connector is not None:
+            for name, parameter in self.connector.named_parameters():
+                yield f"connector:{name}", parameter
+
+
+def make_students(recipe: Recipe, num_classes: int, device: torch.device) -> list[Student]:
+    """Build every student of a recipe on a device, its initial weights named by (train.seed, place)."""
+    return [
+        _make(recipe, index, name, section, num_classes, device)
+        for index, (name, section) in enumerate(zip(recipe.student_names(), recipe.students, strict=True))
+    ]
+
+
+def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_classes: int, device: torch.device) -> Student:
+    seed = int(key(recipe.train.seed, _INITIAL_WEIGHTS, index)[0] >> 1)
+    model = build(section.architecture, num_classes, image_px=recipe.views.size_px, seed=seed)
+    if recipe.train.progressive_px:
+        check_input(section.architecture, num_classes, recipe.train.progressive_px)
+    if recipe.tune.saved_relu6:
+        model = use_saved_relu6(model)
+    if recipe.tune.gathered_pool:
+        model = use_gathered_pool(model)
+    model = model.to(device)
+    if recipe.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return Student(
+        index=index,
+        name=name,
+        model=model,
+        optimizer=_sgd(model, section, device),
+        draws=dropouts(model),
+        average=Average.of(model) if recipe.train.average else None,
+    )
+
+
+def _sgd(model: nn.Module, section: StudentSection, device: torch.device) -> torch.optim.SGD:
+    """All weights in one multi-tensor kernel, which reads the learning rate from the device: nothing of it is in a graph."""
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=torch.zeros((), device=device),
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
+        nesterov=section.nesterov,
+        fused=True,
+    )
+    _still(optimizer, model.parameters())
+    return optimizer
+
+
+def _still(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> None:
+    """Momentum of 0, which is what a first step without any begins from."""
+    if optimizer.defaults["momentum"]:
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def require_like(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    """RunError naming the first tensor of `where` that is missing, unknown, of another dtype or shape, or not finite."""
+    for name in [*wanted, *(name for name in found if name not in wanted)]:
+        if name not in found or name not in wanted:
+            state = "lacks" if name in wanted else "also holds"
+            raise RunError(f"{where} {state} {name}; expected a checkpoint of this recipe; restore it or train again")
+        has, expected = ((tensor.dtype, tuple(tensor.shape)) for tensor in (found[name], wanted[name]))
+        if has != expected:
+            raise RunError(f"{name} of {where} is {has}; expected {expected}; restore it or train again")
+        if found[name].is_floating_point() and not found[name].isfinite().all():
+            raise RunError(f"{name} of {where} is not finite; expected numbers; restore it or train again")
+
+
+def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,91 @@
+"""The networks of a trained run, in evaluation mode: one student, or all of them averaged."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from udkd.config import Recipe
+from udkd.models.build import build, load_weights
+from udkd.training.run_folder import RunFolder
+from udkd.training.student import prefixed, require_like
+from udkd.utils.errors import RunError
+
+AVERAGED = "averaged"
+
+
+class Averaged(nn.Module):
+    """The logarithm of the mean of several classifiers' probabilities, [B, C]: a softmax of it is that mean."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        log_p = [torch.log_softmax(model(x_BCHW).float(), dim=-1) for model in self.models]
+        return torch.logsumexp(torch.stack(log_p), dim=0) - math.log(len(log_p))
+
+
+class Mirrored(nn.Module):
+    """The mean of a classifier's logits for images and for their mirror images, [B, C]: evaluation.flip."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits_BC: Tensor = (self.model(x_BCHW) + self.model(x_BCHW.flip(-1))) / 2
+        return logits_BC
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What `udkd eval` scores: with evaluation.flip the model sees the mirror image too.
+
+    name: the student's, or AVERAGED. model: float32, on the CPU, contiguous layout. classes: the outputs' wnids.
+    """
+
+    name: str
+    model: nn.Module
+    recipe: Recipe
+    classes: tuple[str, ...]
+    step: int
+
+    @classmethod
+    def load(cls, run: RunFolder, student: str | None, *, averaged: bool) -> "Trained":
+        """Restore the newest checkpoint. Raises RunError: no checkpoint, no such student, none chosen of several."""
+        recipe = Recipe.of(run.config, str(run.path))
+        names = recipe.student_names()
+        if averaged and student is not None:
+            raise RunError(f"--student {student} and --averaged; expected one of them; drop one")
+        if student is None and not averaged and len(names) > 1:
+            raise RunError(f"{run.path} holds the students {', '.join(names)}; name one with --student, or take --averaged")
+        if student is not None and student not in names:
+            raise RunError(f"{run.path} holds no student {student!r}; expected one of {', '.join(names)}; correct --student")
+        if run.classes is None:
+            raise RunError(f"{run.path / 'run.json'} does not name its classes; expected them in order; train again")
+        checkpoint = run.load()
+        checkpoint.require_counts(batch=recipe.train.batch, epochs=recipe.train.epochs)
+        joined = recipe.joined(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
+        places = joined if averaged else [0 if student is None else names.index(student)]
+        chosen = [_judged(recipe, place, len(run.classes), dict(checkpoint.tensors)) for place in places]
+        model = Averaged(chosen) if averaged else chosen[0]
+        model.eval().requires_grad_(False)
+        return cls(
+            name=AVERAGED if averaged else (student or names[0]),
+            model=model,
+            recipe=recipe,
+            classes=tuple(run.classes),
+            step=checkpoint.progress.step,
+        )
+
+
+def _judged(recipe: Recipe, place: int, num_classes: int, tensors: dict[str, Tensor]) -> nn.Module:
+    """The network that evaluation judges: of the weights' moving average where the run keeps one, else of the weights."""
+    model = build(recipe.students[place].architecture, num_classes, image_px=recipe.views.size_px, seed=0)
+    weights = prefixed(tensors, f"{'average' if recipe.train.average else 'student'}.{place}.")
+    require_like(weights, model.state_dict(), f"student {place} of the checkpoint")
+    load_weights(model, weights)
+    return Mirrored(model) if recipe.evaluation.flip else model

@@ -1,0 +1,485 @@
+"""The trainer: one loop for 1 to N students, whoever teaches them.
+
+Every number it draws is a pure function of (seed, epoch, step, sample), so a checkpoint holds weights, momentum, the
+epoch's sums and a step counter, and a resumed run ends in the same bits on a CPU. On a GPU it gets the same views, targets and
+order; cuDNN's gradients there add in whatever order.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udkd.augment.view_table import EpochViews
+from udkd.augment.views import ViewSpec
+from udkd.config import Recipe
+from udkd.data.backends.registry import choose, open_backend
+from udkd.data.backends.resident import ResidentBackend
+from udkd.data.batch import Backend
+from udkd.data.dataset import DatasetFolder
+from udkd.losses.methods.connectors import Connection, connect
+from udkd.losses.methods.options import MAP_METHODS
+from udkd.losses.schedules import Figures
+from udkd.teacher.frozen import require_several_classes
+from udkd.teacher.sources import live_network, num_features, open_lessons
+from udkd.teacher.target import Lessons
+from udkd.teacher.with_features import Watched
+from udkd.training.build_step import assemble
+from udkd.training.checkpoints import Checkpoint
+from udkd.training.init_from import digest, start_weights
+from udkd.training.lr import progressive_px
+from udkd.training.method_loss import MIXED_ROWS
+from udkd.training.run_folder import RunFolder
+from udkd.training.run_records import Figures as StoredFigures
+from udkd.training.run_records import Progress
+from udkd.training.runners import Drive, GraphRecorder, Resident, Streamed
+from udkd.training.scalars import write_scalars
+from udkd.training.schedule import Plan, learning_rates
+from udkd.training.scoring import score
+from udkd.training.step import Tally
+from udkd.training.student import make_students, require_like
+from udkd.utils.environment import convolution_search, environment, set_threads
+from udkd.utils.errors import ConfigError, DataError, MismatchError, RunError
+from udkd.utils.files import FolderLock
+from udkd.utils.progress import SILENT, Observer
+from udkd.utils.rng import permutation
+
+_ORDER = 3  # the name of the sample order among the uses of train.seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to train, on what, where.
+
+    cache, teacher: folders; which is needed follows from recipe.teacher.source. With a cache, a teacher is only compared.
+    more_teachers: the other members of an ensemble.
+    allow: fields of the cache's key that may differ. stopped: asked after every step; True ends the run at a checkpoint.
+    """
+
+    recipe: Recipe
+    data: Path
+    out: Path
+    device: torch.device
+    cache: Path | None = None
+    teacher: Path | None = None
+    more_teachers: tuple[Path, ...] = ()
+    resume: bool = False
+    allow: tuple[str, ...] = ()
+    observer: Observer = SILENT
+    stopped: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call to `train` ended: finished, or stopped at a checkpoint after `step` steps."""
+
+    finished: bool
+    step: int
+
+
+def train(job: Job) -> Outcome:
+    """Train the recipe's students; everything that is learnt is in the run folder.
+
+    Raises UserError kin: unusable data, cache, teacher or run folder, another process that trains it, a loss that is not
+    finite (the last checkpoint stays).
+    """
+    set_threads(job.recipe.train.threads)
+    with contextlib.closing(Trainer(job)) as trainer:
+        return trainer.run()
+
+
+class Trainer:
+    """The state of one run: students, tally and the step they are at."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.recipe = recipe = job.recipe
+        self.dataset = DatasetFolder.open(job.data)
+        require_several_classes(self.dataset)
+        self.split = self.dataset.split("train")
+        self.steps_per_epoch = self._steps_per_epoch()
+        self.backends: list[Backend] = []
+        self.backend = self._open_backend("train")
+        self.validation = self._open_backend("val")
+        pixels, device = self.backend.describe(), job.device
+        teachers = ((job.teacher,) if job.teacher else ()) + job.more_teachers
+        lessons, record = open_lessons(
+            recipe, self.dataset, pixels, device, cache=job.cache, teachers=teachers, allow=job.allow, observer=job.observer
+        )
+        self.num_views = record.get("num_views")
+        self.views = EpochViews(recipe.views.spec, recipe.views.seed, self.split, device)
+        self.val_views = EpochViews(recipe.evaluation_spec, 0, self.dataset.split("val"), device)
+        self.students = make_students(recipe, len(self.dataset.classes), device)
+        self.lessons, self.links = self._connected(lessons)
+        record |= self._start_from_others()
+        self.tally = Tally.empty(len(self.students), device, _more_rows(recipe))
+        self.figures = Figures.none(len(self.students))
+        self.step = 0
+        self.training: list[int] = []  # who has joined
+        self._drive: tuple[tuple[int, int], Drive] | None = None
+        self.drive(0)
+        # The folder last: whatever does not fit has been refused by now, and nothing half-begun is left.
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._lock())
+            self.run_folder = self._begin_or_reopen(record)
+            if job.resume:
+                self._restore()
+            self._held = held.pop_all()
+
+    def run(self) -> Outcome:
+        """Train from the present step to the end, or until asked to stop."""
+        total = self.recipe.train.epochs * self.steps_per_epoch
+        self.run_folder.drop_metrics_after(self.step)
+        if self.step >= total:
+            self.job.observer.note(f"{self.job.out} is finished already: {self.recipe.train.epochs} epochs")
+        while self.step < total:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            stopped = self._train_epoch(epoch, done)
+            if stopped:
+                return Outcome(finished=False, step=self.step)
+        return Outcome(finished=True, step=self.step)
+
+    def close(self) -> None:
+        """Release the run folder and the backends."""
+        self._held.close()
+        for backend in self.backends:
+            backend.close()
+
+    def view_of(self, epoch: int) -> int:
+        """Which view the students see: a new one every epoch, or the cached ones in turn."""
+        return epoch if self.num_views is None else epoch % self.num_views
+
+    def spec(self, epoch: int) -> ViewSpec:
+        """What the students see: smaller views at first in a progressive run."""
+        train, spec = self.recipe.train, self.recipe.views.spec
+        size_px = progressive_px(
+            epoch,
+            epochs=train.epochs,
+            first_px=train.progressive_px,
+            last_px=spec.size_px,
+            until=train.progressive_until,
+        )
+        return replace(spec, size_px=size_px)
+
+    def drive(self, epoch: int) -> Drive:
+        """What takes steps in an epoch; it lasts as long as the views keep their size and no student joins."""
+        spec = self.spec(epoch)
+        self.training = [student.index for student in self.students if epoch >= self.recipe.students[student.index].join_epoch]
+        if self._drive is None or self._drive[0] != (spec.size_px, len(self.training)):
+            self._drive = None  # a recorded step's memory first
+            self._drive = (spec.size_px, len(self.training)), self._make_drive(spec)
+        return self._drive[1]
+
+    def _make_drive(self, spec: ViewSpec) -> Drive:
+        recipe, device = self.recipe, self.job.device
+        students = [self.students[index] for index in self.training]
+        links = [self.links[index] for index in self.training] if self.links else []
+        step = assemble(recipe, spec, students, self.lessons, device, links)
+        if recipe.train.steps == "streamed":
+            return Streamed(step, self.backend, recipe.train.batch)
+        if not isinstance(self.backend, ResidentBackend):
+            raise ConfigError(
+                f"train.steps is {recipe.train.steps} and the backend is not resident; expected canvas.npy, and memory for "
+                "it on the device; write it with udkd-prep derive, or set train.steps to streamed"
+            )
+        if recipe.train.steps == "captured" and device.type != "cuda":
+            raise ConfigError("train.steps is captured; expected a CUDA device to record a graph on; set it to resident")
+        live = recipe.needs_teacher and recipe.teacher.source == "live"
+        if recipe.train.steps == "captured" and live and recipe.teacher.estimator == "mc_dropout":
+            raise ConfigError(
+                "train.steps is captured and a live teacher drops features by the view's number, which a graph would hold for "
+                "ever; expected a cache or another estimator; build a cache or set train.steps to resident"
+            )
+        return Resident(
+            step,
+            self.backend.whole(),
+            recipe.train.batch,
+            self.tally,
+            ids=self.split.ids,
+            by_id=not recipe.needs_teacher or recipe.teacher.source == "cache",
+            record=GraphRecorder(device) if recipe.train.steps == "captured" else None,
+        )
+
+    def _plan(self, epoch: int) -> Plan:
+        """The epoch's numbers; a thread begins to draw the next one's."""
+        view = self.view_of(epoch)
+        table = self.views.table(view, self.spec(epoch))
+        if epoch + 1 < self.recipe.train.epochs:
+            self.views.prepare(self.view_of(epoch + 1), self.spec(epoch + 1))
+        return Plan.of(self.recipe, epoch, self.steps_per_epoch, view, table, self.job.device, self.figures)
+
+    def _train_epoch(self, epoch: int, done_steps: int) -> bool:
+        """Train what is left of an epoch, then evaluate; True where the run was stopped on the way."""
+        observer, batch_size = self.job.observer, self.recipe.train.batch
+        order = permutation(self.split.ids, self.recipe.train.seed, _ORDER, epoch)[: self.steps_per_epoch * batch_size]
+        plan = self._plan(epoch)
+        observer.start(f"epoch {epoch + 1}/{self.recipe.train.epochs}", len(order), "images")
+        observer.advance(done_steps * batch_size)
+        for student in self.students:
+            student.model.train()
+        started = time.perf_counter()
+        before = self.step
+        taken = self.drive(epoch).epoch(order[done_steps * batch_size :], plan, self.tally)
+        with convolution_search(self.recipe.tune.cudnn_benchmark), contextlib.closing(taken) as steps:
+            for images in steps:
+                self.step += 1
+                log = self.step % self.recipe.train.log_every_steps == 0
+                observer.advance(images, **(self._figures() if log else {}))
+                if self.job.stopped() and self.step % self.steps_per_epoch:
+                    observer.finish()
+                    self._save()
+                    return True
+        self._train_row()  # waits for the device: the time is that of the work
+        seconds = time.perf_counter() - started
+        observer.finish()
+        self._finish_epoch(epoch, plan.view, seconds, (self.step - before) * batch_size)
+        return self.job.stopped() and epoch + 1 < self.recipe.train.epochs
+
+    def _finish_epoch(self, epoch: int, view: int, seconds: float, images: int) -> None:
+        """Evaluate, then write the epoch's row and a checkpoint that begins the next one."""
+        train_row = self._train_row()
+        joined = self.training
+        val_row = self._evaluate(joined)
+        row = {
+            "epoch": epoch + 1,
+            "step": self.step,
+            "lr": learning_rates(self.recipe, self.step - 1, self.steps_per_epoch),
+            "seconds": seconds,
+            "images_per_s": images / seconds,
+            "view": view,
+            "size_px": self.spec(epoch).size_px,
+            "train": {name: _absent_but(values, joined) for name, values in train_row.items()},
+            "val": val_row,
+        }
+        if self.recipe.needs_figures:
+            self.figures = _figures_after(row)
+        self.tally.clear()
+        # The checkpoint last: a run killed between the two trains the epoch again and replaces the row.
+        self.run_folder.drop_metrics_after(self.step - 1)
+        self.run_folder.append_metrics(row)
+        self._save()
+        if self.recipe.train.tensorboard:
+            write_scalars(self.job.out / "tensorboard", row, [student.name for student in self.students])
+        figures = ", ".join(f"{self.students[place].name} {val_row['students'][place]['top1']:.2f} %" for place in joined)
+        average = f", averaged {val_row['ensemble']['top1']:.2f} %" if len(joined) > 1 else ""
+        self.job.observer.note(f"epoch {epoch + 1}: validation top-1 {figures}{average} ({images / seconds:.0f} images/s)")
+
+    def _evaluate(self, joined: Sequence[int]) -> dict[str, Any]:
+        """Scores of the students that are trained, and of their averaged probabilities; None for one that has not joined."""
+        split = self.dataset.split("val")
+        for student in self.students:
+            student.model.eval()
+        self.job.observer.start("validation", len(split.ids), "images")
+        scores = score(
+            [self.students[place].judged for place in joined],
+            self.validation,
+            split.ids,
+            self.val_views,
+            batch=self.recipe.train.batch,
+            autocast=self.recipe.train.precision == "bfloat16",
+            flip=self.recipe.evaluation.flip,
+            on_batch=self.job.observer.advance,
+        )
+        self.job.observer.finish()
+        if not all(math.isfinite(value.loss) for value in (*scores.each, scores.ensemble)):
+            raise RunError(
+                f"the validation loss after step {self.step} is not finite; expected a number; the last checkpoint is kept; "
+                "lower students.*.lr or train in float32"
+            )
+        each = dict(zip(joined, (value.to_dict() for value in scores.each), strict=True))
+        return {"students": [each.get(place) for place in range(len(self.students))], "ensemble": scores.ensemble.to_dict()}
+
+    def _train_row(self) -> dict[str, list[float]]:
+        """The epoch's means so far, one list entry per student. Raises RunError where a loss was not finite."""
+        place = int(self.tally.bad_place)
+        if place >= 0:
+            bad = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + place
+            kept = (
+                f"the checkpoint in {self.job.out} is kept" if self.run_folder.has_checkpoint else "no checkpoint was due yet"
+            )
+            raise RunError(
+                f"the loss of step {bad} (epoch {bad // self.steps_per_epoch + 1}) is not finite; expected a number; "
+                f"{kept}; lower students.*.lr or train in float32"
+            )
+        return self.tally.means(self.recipe.loss.settings)
+
+    def _figures(self) -> dict[str, float | str]:
+        """What the progress bar shows beside the speed."""
+        row = self._train_row()
+        figures: dict[str, float | str] = {}
+        for index in self.training:
+            terms = "/".join(f"{row[term][index]:.2f}" for term in ("hard", "teacher", "peer"))
+            figures[self.students[index].name] = f"{terms} {row['top1'][index]:.0f} %"
+        return figures
+
+    def _save(self) -> None:
+        self._train_row()  # a run whose loss is not finite keeps its last good checkpoint
+        tensors = self._tensors()
+        broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+        if broken:
+            raise RunError(
+                f"{broken[0]} is not finite after step {self.step - 1}; expected numbers; "
+                "the last checkpoint is kept; lower students.*.lr or train in float32"
+            )
+        figures = StoredFigures(progress=list(self.figures.progress), confidence=self.figures.confidence)
+        progress = Progress(
+            step=self.step, steps_per_epoch=self.steps_per_epoch, figures=figures if self.recipe.needs_figures else None
+        )
+        self.run_folder.save(Checkpoint(tensors=tensors, progress=progress))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds."""
+        tensors = {"tally.sums": self.tally.sums, "tally.count": self.tally.count}
+        for student in self.students:
+            tensors |= student.tensors()
+        return tensors
+
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint. Raises RunError for one that does not fit recipe, data and rows in every count."""
+        if not self.run_folder.has_checkpoint:
+            self._require_no_epochs()
+            return
+        checkpoint, train = self.run_folder.load(), self.recipe.train
+        checkpoint.require_counts(batch=train.batch, epochs=train.epochs, steps_per_epoch=self.steps_per_epoch)
+        require_like(checkpoint.tensors, self._tensors(), f"the checkpoint in {self.job.out}")
+        self.step = checkpoint.progress.step
+        self._restore_figures(checkpoint.progress.figures)
+        self.run_folder.drop_older_checkpoints()
+        tensors = {name: value.to(self.job.device) for name, value in checkpoint.tensors.items()}
+        for student in self.students:
+            student.restore(tensors)
+        self.tally.sums.copy_(tensors["tally.sums"])
+        self.tally.count.copy_(tensors["tally.count"])
+        self.job.observer.note(f"resumed at step {self.step} (epoch {self.step // self.steps_per_epoch + 1})")
+
+    def _require_no_epochs(self) -> None:
+        """RunError where a checkpoint is lost; the first epoch's row may be there before its checkpoint is."""
+        done = len(self.run_folder.metrics())
+        if done > 1:
+            raise RunError(
+                f"checkpoints/last.json in {self.job.out} is missing and {done} epochs are done; expected their checkpoint; "
+                "restore it or train again in another folder"
+            )
+
+    def _restore_figures(self, stored: StoredFigures | None) -> None:
+        """RunError unless metrics.jsonl has each epoch before the checkpoint, and the figures that it goes by."""
+        rows = [row for row in self.run_folder.metrics() if row["step"] <= self.step]
+        done = self.step // self.steps_per_epoch
+        if len(rows) != done or (rows and rows[-1]["step"] != done * self.steps_per_epoch):
+            raise RunError(
+                f"metrics.jsonl in {self.job.out} has {len(rows)} epochs up to step {self.step}; expected {done} of "
+                f"{self.steps_per_epoch} steps; restore it or train again"
+            )
+        if self.recipe.needs_figures:
+            self.figures = _figures_after(rows[-1]) if rows else Figures.none(len(self.students))
+        wanted = [*self.figures.progress, self.figures.confidence] if self.recipe.needs_figures else None
+        found = None if stored is None else [*stored.progress, stored.confidence]
+        if found != wanted:
+            raise RunError(
+                f"the checkpoint in {self.job.out} goes by the figures {found}; expected {wanted} as in metrics.jsonl; "
+                "restore it or train again"
+            )
+
+    def _steps_per_epoch(self) -> int:
+        """Whole batches only: a smaller last one would need other kernels, and the next epoch deals anew."""
+        steps = len(self.split.ids) // self.recipe.train.batch
+        if steps == 0:
+            raise ConfigError(
+                f"train.batch = {self.recipe.train.batch} is more than the {len(self.split.ids)} training images; "
+                "expected at least one whole batch; lower it"
+            )
+        if len(self.dataset.split("val").ids) == 0:
+            raise DataError(f"{self.job.data} has no validation images; expected some to evaluate on; convert with --hold-out")
+        return steps
+
+    def _connected(self, lessons: Lessons) -> tuple[Lessons, list[Connection]]:
+        """The students joined to their teacher as loss.method says, and the lessons that then hand out its maps."""
+        recipe = self.recipe
+        if recipe.loss.method == "none":
+            return lessons, []
+        network = live_network(lessons) if recipe.loss.method in MAP_METHODS else None
+        made: dict[str, Any] = {
+            "labels_I": self.split.labels.astype("int64"),
+            "ids": self.split.ids,
+            "features": num_features(lessons),
+            "seed": recipe.train.seed,
+            "image_px": recipe.views.size_px,
+            "device": self.job.device,
+        }
+        links = [
+            connect(recipe.loss.method, recipe.methods, student.model, network, index=student.index, **made)
+            for student in self.students
+        ]
+        self.students = [student.with_connector(link.connector) for student, link in zip(self.students, links, strict=True)]
+        modules = sorted({name for link in links for name in link.teacher_modules})
+        return lessons if network is None else Watched(lessons, network, modules), links
+
+    def _start_from_others(self) -> dict[str, Any]:
+        """Give students the weights that they start from, unless a checkpoint will; what the run should record of them."""
+        chosen = [student for student in self.students if self.recipe.students[student.index].start]
+        if self.job.resume or not chosen:
+            return {}
+        digests = {}
+        for student in chosen:
+            section, classes = self.recipe.students[student.index], [entry.wnid for entry in self.dataset.classes]
+            weights = start_weights(section, student.name, classes)
+            student.begin_from(weights)
+            digests[student.name] = digest(weights)
+        return {"starts": digests}
+
+    def _lock(self) -> FolderLock:
+        """One process trains a run. A folder to resume must be there, and is left unmade where it is not."""
+        if not self.job.resume:
+            self.job.out.mkdir(parents=True, exist_ok=True)
+        elif not self.job.out.is_dir():
+            RunFolder.open(self.job.out)  # says what is missing
+        return FolderLock(self.job.out)
+
+    def _begin_or_reopen(self, record: dict[str, Any]) -> RunFolder:
+        """The run folder. record: what teaches; a resumed run must find its recipe, data and teacher as they were."""
+        config, out = self.recipe.to_dict(), self.job.out
+        facts = {
+            "dataset": str(self.job.data.resolve()),
+            "dataset_digest": self.dataset.digest,
+            "classes": [entry.wnid for entry in self.dataset.classes],
+        } | record
+        if not self.job.resume:
+            return RunFolder.create(out, config, facts | environment(self.job.device))
+        run = RunFolder.open(out)
+        run.require_config(config, Recipe.of(run.config, str(out)).to_dict())
+        stored = run.provenance
+        decisive = ("dataset_digest", "cache_key", "teacher_sha256", "num_views")
+        fields = [(name, stored.get(name), facts.get(name)) for name in decisive if stored.get(name) != facts.get(name)]
+        if fields:
+            raise MismatchError(f"the run in {out}", fields, "resume with the data and the teacher or cache it began with")
+        return run
+
+    def _open_backend(self, name: str) -> Backend:
+        split, device = self.dataset.split(name), self.job.device
+        chosen, why = choose(self.recipe.data.backend, split, device)
+        self.job.observer.note(f"{name} images: {chosen} backend, because {why}")
+        backend = open_backend(chosen, split, device, workers=self.recipe.data.workers)
+        self.backends.append(backend)
+        return backend
+
+
+def _figures_after(row: Mapping[str, Any]) -> Figures:
+    """What schedules go by after the epoch of a row of metrics.jsonl; a student that has not joined has learnt nothing."""
+    top1, confidence = row["train"]["top1"], row["train"]["confidence"]
+    return Figures(progress=[(value or 0.0) / 100 for value in top1], confidence=max(value or 0.0 for value in confidence))
+
+
+def _absent_but(values: Sequence[float], joined: Sequence[int]) -> list[float | None]:
+    """A figure of each student, None of one that has not joined: a zero would read as a loss of zero."""
+    return [value if place in joined else None for place, value in enumerate(values)]
+
+
+def _more_rows(recipe: Recipe) -> tuple[str, ...]:
+    """What a step of a recipe records besides the usual rows."""
+    return MIXED_ROWS if recipe.is_mixed else ()

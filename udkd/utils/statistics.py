@@ -1,0 +1,149 @@
+"""What may be said of a few numbers: spread, paired differences with their intervals, rank correlation.
+
+Letters: n repetitions (seeds) or samples.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from udkd.utils.rng import key, uniform
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+FEWEST_RUNS = 3
+FEWEST_IMAGES = 6
+"""Of so many images that only one side has right, chance puts all on the same side once in 32 (the two-sided sign test)."""
+_BOOTSTRAP = 6  # the name of these draws among the uses of a seed
+
+METHOD = (
+    f"{LEVEL:.0%} intervals of the mean paired difference on equal seeds: the percentile bootstrap over seeds ({RESAMPLES:,} "
+    "resamples, seed 0), and Student’s t beside it. With few seeds the bootstrap cannot reach beyond the smallest and the "
+    "largest difference, which makes it too short, so a verdict asks both intervals to keep clear of 0, and at least "
+    f"{FEWEST_RUNS} seeds, as two may agree by chance. It also asks a mean difference of at least {FEWEST_IMAGES} validation "
+    "images: fewer can be the choice of the images, even if all seeds agree."
+)
+
+Verdict = Literal["improves", "worsens", "no clear difference", "too few runs", "too few images"]
+CLAIMS = ("improves", "worsens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """n numbers: their mean and sample standard deviation (n - 1 in the denominator), None where n < 2."""
+
+    n: int
+    mean: float
+    sd: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A paired difference over n pairs. bootstrap, student_t: (low, high), None where n < 2.
+
+    least: the smallest mean that may be claimed, whatever the intervals say.
+    """
+
+    spread: Spread
+    bootstrap: tuple[float, float] | None
+    student_t: tuple[float, float] | None
+    least: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """What may be said where more is better; a claim needs runs, images, and both intervals to keep clear of 0."""
+        if self.bootstrap is None or self.student_t is None or self.spread.n < FEWEST_RUNS:
+            return "too few runs"
+        low, high = min(self.bootstrap[0], self.student_t[0]), max(self.bootstrap[1], self.student_t[1])
+        if low <= 0 <= high:
+            return "no clear difference"
+        if abs(self.spread.mean) < self.least * (1 - 1e-9):  # six images of 300 are 2 points but for a rounding
+            return "too few images"
+        return "improves" if low > 0 else "worsens"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation of at least one number."""
+    n, mean = len(values), math.fsum(values) / len(values)
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None
+    return Spread(n=n, mean=mean, sd=sd)
+
+
+def least_claim(images: int) -> float:
+    """The smallest difference of accuracies, percentage points, that so many images can show; more than any for none."""
+    return 100 * FEWEST_IMAGES / images if images else math.inf
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float], least: float = 0.0) -> Difference:
+    """values[i] - baseline[i], where both come from seed i. least: see Difference."""
+    differences = [value - base for value, base in zip(values, baseline, strict=True)]
+    enough = len(differences) > 1
+    return Difference(
+        spread=spread(differences),
+        bootstrap=bootstrap_interval(differences) if enough else None,
+        student_t=t_interval(differences) if enough else None,
+        least=least,
+    )
+
+
+def bootstrap_interval(
+    values: Sequence[float], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile bootstrap's interval of the mean; the draws are a pure function of seed, resamples and n.
+
+    Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
+    """
+    keys = key(seed, _BOOTSTRAP, np.arange(resamples, dtype=np.int64))
+    picks_Rn = np.stack([(uniform(keys, place) * len(values)).astype(np.int64) for place in range(len(values))], axis=1)
+    means_R = np.asarray(values, np.float64)[picks_Rn].mean(axis=1)
+    low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Student's interval of the mean of n >= 2 numbers: mean ± t sd / sqrt(n)."""
+    own = spread(values)
+    assert own.sd is not None, "an interval needs two numbers"
+    reach = t_quantile((1 + level) / 2, own.n - 1) * own.sd / math.sqrt(own.n)
+    return own.mean - reach, own.mean + reach
+
+
+def t_quantile(probability: float, freedom: int) -> float:
+    """The quantile of Student's t for a probability in [0.5, 1) and whole degrees of freedom, by bisection."""
+    low, high = 0.0, 1.0
+    while _t_central(high, freedom) < 2 * probability - 1:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_central(middle, freedom) < 2 * probability - 1 else (low, middle)
+    return (low + high) / 2
+
+
+def _t_central(t: float, freedom: int) -> float:
+    """P(|T| < t), in closed form. Source: Abramowitz, Stegun, "Handbook of Mathematical Functions", 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2 == 1
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for k in range(2 if odd else 1, freedom, 2):
+        total += term
+        term *= cosine**2 * k / (k + 1)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def ranks(values: ArrayLike) -> NDArray[np.float64]:
+    """Ranks from 1, float64 [n]; equal values share the mean of their ranks."""
+    _, group, count = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    mean_rank: NDArray[np.float64] = np.cumsum(count) - (count - 1) / 2
+    return mean_rank[group]
+
+
+def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
+    """Spearman's rho, with ties: Pearson's correlation of the ranks. NaN where one of them is constant."""
+    a, b = (side - side.mean() for side in (ranks(one), ranks(other)))
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / scale if scale else math.nan

@@ -1,0 +1,172 @@
+"""What commands share: options, progress bars, Ctrl-C as a request, what PyTorch's errors mean."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated
+
+import torch
+import typer
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from udkd.utils import output
+from udkd.utils.output import SafeConsole
+from udkd.utils.output import err as err
+from udkd.utils.output import out as out
+from udkd.utils.printable import printable
+from udkd.utils.signals import handled
+
+QUIET_S = 30.0
+"""Without a terminal, seconds between two lines of progress."""
+
+_WIDEST = 10_000
+"""Characters of a line."""
+
+RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or a .toml file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; may be given again.")
+]
+BackendOption = Annotated[
+    str | None, typer.Option("--backend", help="auto, resident, ffcv, dali or folder: short for data.backend.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
+
+
+class Speed(TextColumn):
+    """Units per second of a bar."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        """The speed over the last moments."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
+
+
+class RichObserver:
+    """Shows an actor's progress: one bar at a time, notes as lines above it. Without a terminal, a line every half minute."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._quiet_since = 0.0
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        """See udkd.utils.progress.Observer."""
+        self.finish()
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            Speed(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=err,
+            transient=True,
+            disable=not err.is_interactive,
+        )
+        self._task = self._progress.add_task(printable(task), total=total, unit=unit, figures="")
+        self._progress.start()
+        self._quiet_since = time.monotonic()
+
+    def advance(self, count: int, **fields: float | str) -> None:
+        """See udkd.utils.progress.Observer."""
+        assert self._progress is not None, "a task was started"
+        if fields:
+            shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in fields.items()}
+            figures = "  ".join(f"{name} {value}" for name, value in shown.items())
+            self._progress.update(self._task, figures=printable(figures))
+        self._progress.advance(self._task, count)
+        if not err.is_interactive and time.monotonic() - self._quiet_since > QUIET_S:
+            self._quiet_since = time.monotonic()
+            self._print_progress(self._progress.tasks[0])
+
+    def finish(self) -> None:
+        """See udkd.utils.progress.Observer."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def note(self, line: str) -> None:
+        """See udkd.utils.progress.Observer."""
+        err.print(line)
+
+    def _print_progress(self, task: Task) -> None:
+        speed = f", {task.speed:,.0f} {task.fields['unit']}/s" if task.speed else ""
+        left = f", {task.time_remaining:,.0f} s left" if task.time_remaining else ""
+        err.print(
+            f"{task.description}: {task.completed:,.0f}/{task.total:,.0f}{speed}{left}  {task.fields['figures']}".rstrip()
+        )
+
+
+@contextmanager
+def observed() -> Iterator[RichObserver]:
+    """An observer whose bar is gone, whatever happens, when the block ends."""
+    observer = RichObserver()
+    try:
+        yield observer
+    finally:
+        observer.finish()
+
+
+class StopRequest:
+    """Asked, it tells whether the user wants the command to end; exit_code is 128 + the signal's number."""
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+
+    def __call__(self) -> bool:
+        return self.exit_code > 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into an answer of True; the next one ends the process at once.
+
+    Not a second SIGHUP: where a terminal goes, the kernel and the shell may both send one.
+    """
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        request.exit_code = 128 + number
+        err.print("stopping after this step; once more to stop at once")
+        for kind, handler in before.items():
+            signal.signal(kind, signal.SIG_IGN if kind == signal.SIGHUP else handler)
+
+    with handled(ask) as before:
+        yield request
+
+
+def run(app: Callable[[], object]) -> None:
+    """Run a command line, a typer.Typer; see udkd.utils.output.run."""
+    output.run(app, _machine_s_limit)
+
+
+def _machine_s_limit(error: Exception) -> str | None:
+    """What PyTorch means where the machine, not the program, is at fault; None for anything else."""
+    if not isinstance(error, MemoryError | RuntimeError):
+        return None
+    text = str(error) or type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+        return f"out of memory ({_first_sentence(text)}); expected it to fit; lower train.batch, teacher.batch or views.size_px"
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return f"torch.compile failed ({_first_sentence(text)}); expected a working compiler; take --set train.compile=off"
+    return None
+
+
+def _first_sentence(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:200]
+
+
+def print_whole(table: Table) -> None:
+    """Print a table with every cell on one line, however narrow the terminal: a path stays one that can be copied."""
+    for column in table.columns:
+        column.no_wrap = True
+    width = Measurement.get(out, out.options.update(max_width=_WIDEST), table).maximum
+    SafeConsole(file=out.file, width=width, soft_wrap=True).print(table, crop=False)
