@@ -20,7 +20,7 @@ from benchmarks.common.timing import Variant, side_by_side
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
 from udkd.augment.views import ViewSpec
-from udkd.config import Recipe, load_recipe
+from udkd.config.recipe import Recipe, load_recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
@@ -41,11 +41,11 @@ from udkd.utils.environment import choose_device, set_threads
 from udkd.utils.launcher import module_command, module_environment
 from udkd.utils.terminal import DeviceOption
 
-EXPECTATION = """A build costs one teacher forward pass a sample and view, and what it is decoded and augmented for: within a
-tenth of the live teacher's time an epoch, so a canonical cache pays before its second epoch, K views before epoch K + 1, and
-from epoch K on a cached epoch is the students' alone. At 100 classes a target costs 204.x bytes. A lookup of 64 rows takes
-20 to 60 microseconds on a CPU, over 1 M rows/s, under 0.1 % of a CPU step and under 2 % of a GPU step; the table holds no
-memory of its own for each sample: below 5 MB at 1.28 M samples."""
+EXPECTATION = """A build costs one teacher forward pass a sample and view, and what it is decoded and augmented for:
+within a tenth of the live teacher's time an epoch, so a cache of evaluation views pays before its second epoch, K views
+before epoch K + 1, and from epoch K on a cached epoch is the students' alone. At 100 classes a target costs 204.x bytes.
+A lookup of 64 rows takes 20 to 60 microseconds on a CPU, over 1 M rows/s, under 0.1 % of a CPU step and under 2 % of a
+GPU step; the table holds no memory of its own for each sample: below 5 MB at 1.28 M samples."""
 
 VIEWS = (1, 5, 10)
 ROWS, BIG_ROWS, CLASSES = 130_000, 1_281_167, 100
@@ -60,7 +60,7 @@ def main(
     device: DeviceOption = "auto",
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Build caches by every policy, then look targets up: canonical, and 1, 5 and 10 views."""
+    """Build caches by every policy, then look targets up: the evaluation view, and 1, 5 and 10 views."""
     where = choose_device(device)
     settings = {"images": images, "side": side, "teacher": teacher, "batch": batch, "views": VIEWS, "rows": ROWS}
     record = Record.begin("cache", EXPECTATION, where, settings)
@@ -81,8 +81,8 @@ def main(
 def _recipe(side: int, batch: int, **teacher: object) -> Recipe:
     settings = [f"views.size_px={side}", f"views.resize_px={side * 8 // 7}", f"evaluation.resize_px={side * 8 // 7}"]
     settings += [
-        f"train.batch={batch}",
-        f"teacher.batch={batch}",
+        f"train.batch_size={batch}",
+        f"teacher.batch_size={batch}",
         *(f"teacher.{name}={value}" for name, value in teacher.items()),
     ]
     return load_recipe("imagenet100-paper", settings)
@@ -111,11 +111,11 @@ def _build_all(
 ) -> dict[str, Cache]:
     """Canonical, then 1, 5 and 10 views, each added to those before."""
     caches, seconds = {}, 0.0
-    for name, views in (("canonical", "canonical"), *((f"{count} views", count) for count in VIEWS)):
+    for name, views in (("evaluation view", "eval"), *((f"{count} views", count) for count in VIEWS)):
         how = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"views": views})})
-        folder = place / ("canonical" if views == "canonical" else "views")
+        folder = place / ("eval" if views == "eval" else "views")
         built = build_cache(folder, dataset=dataset, teacher=teacher, recipe=how, device=device)
-        seconds = built.seconds if views in ("canonical", 1) else seconds + built.seconds
+        seconds = built.seconds if views in ("eval", 1) else seconds + built.seconds
         caches[name] = built.cache
         targets = built.summary.num_targets
         record.put(f"build {name}", {"seconds": seconds, "bytes": built.cache.num_bytes, "images_per_s": targets / seconds})
@@ -132,19 +132,19 @@ def _per_step(
     rounds: int,
 ) -> None:
     """A step of the paper's two students, and what the teacher's word adds to it: cached or live, by policy."""
-    split, batch = dataset.split("train"), recipe.train.batch
+    split, batch = dataset.split("train"), recipe.train.batch_size
     with contextlib.closing(open_backend("auto", split, device)) as backend:
         first = next(iter(backend.epoch(split.ids[:batch], batch)))
     views = EpochViews(recipe.views.spec, recipe.views.seed, split, device)
     x_BCHW = apply(first.canvas, views.table(0).gather(first.ids), recipe.views.spec)
     panel = Panel.load([teacher], recipe, dataset, device)
-    cached = CachedLessons(caches["canonical"], device)
-    live_canonical = LiveLessons(panel, EpochViews(recipe.evaluation_spec, 0, split, device))
+    cached = CachedLessons(caches["evaluation view"], device)
+    live_eval = LiveLessons(panel, EpochViews(recipe.evaluation_spec, 0, split, device))
     live_views = LiveLessons(panel, None)
     variants = [
         Variant("students' step", _step(recipe, len(dataset.classes), device, x_BCHW, first, cached), batch),
         Variant("cached lookup", lambda: cached.lookup(first, x_BCHW, 0), batch),
-        Variant("live teacher, canonical", lambda: live_canonical.lookup(first, x_BCHW, 0), batch),
+        Variant("live teacher, evaluation view", lambda: live_eval.lookup(first, x_BCHW, 0), batch),
         Variant("live teacher, students' views", lambda: live_views.lookup(first, x_BCHW, 0), batch),
     ]
     timed = side_by_side(variants, device, rounds=rounds, warmup=1)
@@ -152,7 +152,7 @@ def _per_step(
     median = {one.name: one.median_s / batch for one in timed}
     record.put("lookup share of a step", median["cached lookup"] / median["students' step"])
     for name in caches:
-        live = median["live teacher, canonical" if name == "canonical" else "live teacher, students' views"]
+        live = median["live teacher, evaluation view" if name == "evaluation view" else "live teacher, students' views"]
         an_epoch = (live - median["cached lookup"]) * len(split.ids)
         record.facts[f"build {name}"]["break_even_epoch"] = record.facts[f"build {name}"]["seconds"] / an_epoch
         record.put(f"break-even epoch, {name}", round(record.facts[f"build {name}"]["break_even_epoch"], 2))
@@ -256,7 +256,7 @@ def _private_kb() -> int:
 
 
 def _picture(record: Record, figure: Figure, palette: Palette) -> None:
-    names = ["canonical", *(f"{count} views" for count in VIEWS)]
+    names = ["evaluation view", *(f"{count} views" for count in VIEWS)]
     left, right = figure.subplots(1, 2)
     images = record.settings["images"]
     seconds: list[float | None] = [1e3 * record.facts[f"build {name}"]["seconds"] / images for name in names]

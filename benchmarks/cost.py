@@ -82,7 +82,7 @@ def measure(px: int, batch: int, device: torch.device, rounds: int, only: bool, 
     alone = {name: (f'students=[{{architecture="{name}"}}]', *_ALONE) for name in (RESNET, MOBILENET)}
     kinds: dict[str, tuple[str, ...]] = {SINGLE: (*alone[RESNET], *_LIVE), DUAL: ()}
     if not only:
-        kinds |= {FOLDED: (*alone[RESNET], *_LIVE, "teacher.folded=true"), LIVE_DUAL: _LIVE}
+        kinds |= {FOLDED: (*alone[RESNET], *_LIVE, "teacher.fold_bn=true"), LIVE_DUAL: _LIVE}
         kinds |= {ONE: alone[RESNET], OTHER: alone[MOBILENET]}
     made = {
         name: make(paper_recipe(device, *words, *settings, px=px, batch=batch), rows, device) for name, words in kinds.items()
@@ -113,7 +113,7 @@ def round_ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, list[float
 
 def cache_speed(px: int, batch: int, device: torch.device, rounds: int) -> float:
     """Images/s of a teacher with folded batch norm, compiled on a GPU: what building a cache costs."""
-    recipe = paper_recipe(device, "teacher.folded=true", px=px, batch=batch)
+    recipe = paper_recipe(device, "teacher.fold_bn=true", px=px, batch=batch)
     teacher = frozen(recipe, device)
     x_BCHW = torch.rand(batch, 3, px, px, device=device).to(memory_format=torch.channels_last)
     (timed,) = side_by_side([Variant("teacher", lambda: teacher.targets(x_BCHW), items=batch)], device, rounds=rounds)

@@ -17,7 +17,7 @@ from benchmarks.common.rig import CLASSES, TableLessons, made_up_targets, paper_
 from benchmarks.common.timing import Variant, side_by_side
 from data_prep.convert import ConvertSettings, convert
 from udkd.augment.view_table import EpochViews
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
@@ -62,7 +62,7 @@ def main(
         extra = tuple(name for name in ("ffcv",) if name in names)
         how = ConvertSettings(side=side, fit="squash", formats=("resident", *extra))
         split = convert([tree], Path(scratch) / "data", how, SILENT).split("train")
-        recipe = paper_recipe(where, 'train.steps="streamed"', *(settings or []), px=px, batch=batch)
+        recipe = paper_recipe(where, 'train.input="stream"', "train.cuda_graph=false", *(settings or []), px=px, batch=batch)
         feeds = {name: Fed(open_backend(name, split, where), split, recipe, count, where) for name in names}
         base = Fed(None, split, recipe, count, where)
         variants = [Variant("constant batch", base.epoch, items=count)]
@@ -81,7 +81,7 @@ class Fed:
     """The two students' training on `count` images of a split a call, from a backend or from one constant batch (None)."""
 
     def __init__(self, backend: object, split: Split, recipe: Recipe, count: int, device: torch.device) -> None:
-        batch = recipe.train.batch
+        batch = recipe.train.batch_size
         self.split, self.batch, self.count, self.turn = split, batch, count, 0
         self.backend = backend or Constant(split, batch, device)
         students = make_students(recipe, CLASSES, device)

@@ -29,31 +29,31 @@ SHARE = "the loss's share of the step at"
 OFF = {
     "cache off: live teacher": ('teacher.source="live"', "teacher.views=1"),
     "channels_last off": ("train.channels_last=false",),
-    "loss eager": ('train.loss="eager"',),
+    "loss eager": ('train.loss_impl="eager"',),
 }
 OFF_GPU = OFF | {
-    "CUDA graph off": ('train.steps="resident"',),
+    "CUDA graph off": ("train.cuda_graph=false",),
     "compile off": ('train.compile="off"',),
-    "all of it off": ('train.compile="off"', 'train.steps="streamed"'),
-    "loss fused": ('train.loss="fused"',),
+    "all of it off": ('train.compile="off"', 'train.input="stream"', "train.cuda_graph=false"),
+    "loss fused": ('train.loss_impl="fused"',),
     "bfloat16 off": ('train.precision="float32"',),
 }
-MODULES = ("tune.saved_relu6=true", "tune.gathered_pool=true")
+MODULES = ("perf.saved_relu6=true", "perf.gathered_pool=true")
 LEVERS = {
     "with saved_relu6": MODULES[:1],
     "with gathered_pool": MODULES[1:],
     "all compiled": ('train.compile="all"',),
-    "all compiled, with force_layout": ('train.compile="all"', "tune.force_layout=true"),
+    "all compiled, with force_layout": ('train.compile="all"', "perf.force_layout=true"),
 }
 LEVERS_GPU = {
-    "with all levers": (*MODULES, "tune.force_layout=true", "tune.combo_kernels=true", "tune.cudnn_benchmark=true"),
+    "with all levers": (*MODULES, "perf.force_layout=true", "perf.combo_kernels=true", "perf.cudnn_benchmark=true"),
     "with saved_relu6": MODULES[:1],
     "with gathered_pool": MODULES[1:],
-    "with force_layout": ("tune.force_layout=true",),
-    "with combo_kernels": ("tune.combo_kernels=true",),
-    "with cudnn_benchmark": ("tune.cudnn_benchmark=true",),
-    "with realize_reads 16": ("tune.realize_reads=16",),
-    "with streams": ("tune.streams=true",),
+    "with force_layout": ("perf.force_layout=true",),
+    "with combo_kernels": ("perf.combo_kernels=true",),
+    "with cudnn_benchmark": ("perf.cudnn_benchmark=true",),
+    "with realize_reads 16": ("perf.realize_reads=16",),
+    "with streams": ("perf.streams=true",),
 }
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
 from tests.once import once
-from udkd.config import Recipe, load_recipe
+from udkd.config.recipe import Recipe, load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
 from udkd.teacher.folder import TeacherFolder, write_teacher
@@ -72,8 +72,8 @@ def change(path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> N
 
 
 SMALL = (
-    "train.batch=8",
-    "teacher.batch=8",
+    "train.batch_size=8",
+    "teacher.batch_size=8",
     "train.epochs=3",
     "train.threads=1",
     "students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='squeezenet1_0', lr=0.002}]",

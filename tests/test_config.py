@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from udkd.augment.views import ViewSpec, draw
-from udkd.config import Recipe, load_recipe, shipped_recipes
+from udkd.config.old_keys import changes, current, original
+from udkd.config.recipe import Recipe, load_recipe, shipped_recipes
 from udkd.losses.distill import LossSettings
 from udkd.training.lr import cosine
 from udkd.utils.errors import ConfigError
@@ -39,10 +40,10 @@ def test_the_paper_s_recipe_to_the_letter() -> None:
     """Design, section 4."""
     recipe = load_recipe("imagenet100-paper")
     assert recipe.loss.settings == LossSettings(
-        alpha=0.4, beta=0.4, gamma=0.2, temperature=4.0, direction="student_teacher", label_smoothing=0.0
+        alpha=0.4, beta=0.4, gamma=0.2, temperature=4.0, kl="reverse", label_smoothing=0.0
     )
-    assert recipe.loss.weight == "entropy"
-    assert (recipe.train.batch, recipe.train.epochs, recipe.train.precision) == (64, 50, "float32")
+    assert recipe.loss.sample_weight == "entropy"
+    assert (recipe.train.batch_size, recipe.train.epochs, recipe.train.precision) == (64, 50, "float32")
     assert [student.architecture for student in recipe.students] == ["resnet18", "mobilenet_v2"]
     for section in (*recipe.students, recipe.fit):
         assert (section.lr, section.momentum, section.weight_decay) == (0.1, 0.9, 1e-4)
@@ -59,7 +60,7 @@ def test_the_paper_s_recipe_to_the_letter() -> None:
         saturation=0.4,
     )
     assert recipe.evaluation_spec == ViewSpec(scheme="centre_squash", size_px=224, resize_px=256, flip=0.0)
-    assert (recipe.teacher.source, recipe.teacher.views, recipe.teacher.precision) == ("cache", "canonical", "float32")
+    assert (recipe.teacher.source, recipe.teacher.views, recipe.teacher.precision) == ("cache", "eval", "float32")
     assert recipe.teacher_spec == recipe.evaluation_spec
     literal = load_recipe("imagenet100-paper", ["views.scheme=random"])
     assert literal.views.spec.scheme == "random"
@@ -79,8 +80,8 @@ def test_overrides_reach_every_key() -> None:
         ("train.epochs=3", lambda r: r.train.epochs, 3),
         (" train.epochs = 3 ", lambda r: r.train.epochs, 3),
         ("teacher.views=4", lambda r: r.teacher.views, 4),
-        ("teacher.views=canonical", lambda r: r.teacher.views, "canonical"),
-        ("teacher.views='canonical'", lambda r: r.teacher.views, "canonical"),
+        ("teacher.views=eval", lambda r: r.teacher.views, "eval"),
+        ("teacher.views='eval'", lambda r: r.teacher.views, "eval"),
         ("students.1.lr=0.25", lambda r: r.students[1].lr, 0.25),
         ("students.1.lr=1", lambda r: r.students[1].lr, 1.0),
         ("fit.architecture=resnet34", lambda r: r.fit.architecture, "resnet34"),
@@ -118,7 +119,7 @@ WRONG = [
     (["=3"], "--set '=3'; expected KEY=VALUE"),
     (["train..epochs=3"], "expected KEY=VALUE"),
     (["trian.epochs=3"], "smoke: trian is no key of a recipe; expected data, views, "),
-    (["train.epoch=3"], "smoke: train.epoch is no key of a recipe; expected epochs, batch, "),
+    (["train.epoch=3"], "smoke: train.epoch is no key of a recipe; expected epochs, batch_size, "),
     (["students.0.lrr=3"], "smoke: students.0.lrr is no key of a recipe; expected architecture, name, lr, "),
     (["students.5.lr=3"], "--set students.5.lr: no such place in the recipe"),
     (["students.first.lr=3"], "--set students.first.lr: no such place"),
@@ -134,10 +135,10 @@ WRONG = [
     (["train.seed=9223372036854775808"], "smoke: train.seed is 9223372036854775808; expected less than"),
     (["views.seed=99999999999999999999"], "expected less than"),
     (["train.seed=" + "9" * 5000], "expected a valid integer"),
-    (["train.batch=1"], "smoke: train.batch is 1; expected greater than or equal to 2"),
+    (["train.batch_size=1"], "smoke: train.batch_size is 1; expected greater than or equal to 2"),
     (["train.threads=1000000"], "smoke: train.threads is 1000000; expected less than or equal to 1024"),
     (["train.precision=float16"], "smoke: train.precision is \"float16\"; expected 'float32' or 'bfloat16'"),
-    (["train.epochs=x", "train.batch=y"], 'smoke: train.epochs is "x" (and 1 more); expected'),
+    (["train.epochs=x", "train.batch_size=y"], 'smoke: train.epochs is "x" (and 1 more); expected'),
     (["students.0.lr=nan"], "smoke: students.0.lr is NaN; expected a finite number"),
     (["loss.temperature=inf"], "smoke: loss.temperature is Infinity; expected a finite number"),
     (["loss.temperature=0"], "smoke: loss.temperature is 0; expected greater than or equal to 0.001"),
@@ -148,11 +149,11 @@ WRONG = [
         ['students=[{architecture="a"},{architecture="a"},{architecture="b",name="a-1"}]'],
         "smoke: students are called a-1, a-2, a-1; expected a name each",
     ),
-    (["teacher.views=0"], "smoke: teacher: views is 0; expected 'canonical' or a number of views from 1"),
-    (["teacher.views=-1"], "smoke: teacher: views is -1; expected 'canonical' or a number of views from 1"),
-    (["teacher.views=canonicall"], "smoke: teacher.views is \"canonicall\"; expected 'canonical' or a valid integer"),
-    (["teacher.views=1.5"], "smoke: teacher.views is 1.5; expected 'canonical' or a valid integer"),
-    (["teacher.views=true"], "smoke: teacher.views is true; expected 'canonical' or a valid integer"),
+    (["teacher.views=0"], "smoke: teacher: views is 0; expected 'eval' or a number of views from 1"),
+    (["teacher.views=-1"], "smoke: teacher: views is -1; expected 'eval' or a number of views from 1"),
+    (["teacher.views=evall"], "smoke: teacher.views is \"evall\"; expected 'eval' or a valid integer"),
+    (["teacher.views=1.5"], "smoke: teacher.views is 1.5; expected 'eval' or a valid integer"),
+    (["teacher.views=true"], "smoke: teacher.views is true; expected 'eval' or a valid integer"),
     (["teacher.source=none"], "smoke: teacher.source is none and loss.beta above 0; expected a teacher"),
     (["loss.alpha=0", "loss.beta=0", "loss.gamma=0"], "leave nothing to learn from"),
     (["students=[{architecture='resnet18'}]", "loss.alpha=0", "loss.beta=0"], "leave nothing to learn from"),
@@ -325,3 +326,62 @@ def test_what_is_no_file_is_no_recipe(tmp_path: Path) -> None:
 def test_a_recipe_that_is_not_there(name: str) -> None:
     with pytest.raises(ConfigError, match=r"not found; expected a \.toml file or one of .*smoke.*; correct it"):
         load_recipe(name)
+
+
+OLD_KEYS = {
+    "train.batch=8": "train.batch is now train.batch_size",
+    "tune.combo_kernels=true": "tune is now perf",
+    "students.1.join_epoch=1": "students.1.join_epoch is now students.1.start_epoch",
+    "methods.crd.numbers=64": "methods.crd.numbers is now methods.crd.embed_dim",
+    "loss.schedules.beta.shape=linear": "loss.schedules.beta.shape is now loss.schedules.beta.kind",
+    "train.steps=captured": "train.steps is now train.input .stream or resident. and train.cuda_graph",
+    "teacher.views=canonical": 'teacher.views = "canonical" is now "eval"',
+    "loss.kl=student_teacher": 'loss.kl = "student_teacher" is now "reverse"',
+}
+
+
+@pytest.mark.parametrize(("override", "answer"), OLD_KEYS.items(), ids=OLD_KEYS)
+def test_an_old_key_is_answered_with_its_name(override: str, answer: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^smoke: {answer}.*; change it$"):
+        load_recipe("smoke", [override])
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_a_recipe_survives_its_old_keys(name: str) -> None:
+    recipe = load_recipe(name)
+    old = original(recipe.to_dict())
+    assert changes(old)
+    assert changes(recipe.to_dict()) == []
+    assert current(old) == current(recipe.to_dict()) == json.loads(json.dumps(recipe.to_dict()))
+    assert Recipe.stored(old, "config.json") == recipe
+
+
+def test_a_config_of_before_the_names_changed() -> None:
+    """What a run folder of that time holds, in part: keys of every section that changed."""
+    stored = {
+        "evaluation": {"resize_px": 36, "flip": True},
+        "teacher": {"views": "canonical", "batch": 32, "storage": "float32", "passes": 4, "folded": True},
+        "students": [{"architecture": "resnet18", "weight": 2.0}, {"architecture": "mobilenet_v2", "join_epoch": 1}],
+        "loss": {"direction": "teacher_student", "weight": "margin", "weight_control": "shuffled", "weight_seed": 3},
+        "methods": {"crd": {"factor": 0.5, "numbers": 64}},
+        "train": {"batch": 32, "steps": "captured", "loss": "eager", "lr_batch": 16},
+        "tune": {"combo_kernels": True},
+    }
+    stored["loss"]["schedules"] = {"beta": {"shape": "linear", "to": 0.0}}  # type: ignore[index]
+    stored["views"] = {"size_px": 32}
+    recipe = Recipe.stored(stored, "config.json")
+    assert recipe.evaluation.flip_tta
+    assert (recipe.teacher.views, recipe.teacher.batch_size, recipe.teacher.logits_dtype) == ("eval", 32, "float32")
+    assert (recipe.teacher.mc_samples, recipe.teacher.fold_bn) == (4, True)
+    assert [(student.loss_weight, student.start_epoch) for student in recipe.students] == [(2.0, 0), (1.0, 1)]
+    loss, train = recipe.loss, recipe.train
+    assert (loss.kl, loss.sample_weight, loss.sample_weight_control, loss.sample_weight_seed) == (
+        "forward",
+        "margin",
+        "shuffled",
+        3,
+    )
+    assert loss.schedules.beta.kind == "linear"
+    assert (recipe.methods.crd.weight, recipe.methods.crd.embed_dim) == (0.5, 64)
+    assert (train.batch_size, train.input, train.cuda_graph) == (32, "resident", True)
+    assert (train.loss_impl, train.lr_base_batch_size, recipe.perf.combo_kernels) == ("eager", 16, True)

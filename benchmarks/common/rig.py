@@ -13,7 +13,7 @@ from torch import Tensor
 
 from udkd.augment.apply import ViewTable
 from udkd.augment.views import draw
-from udkd.config import Recipe, load_recipe
+from udkd.config.recipe import Recipe, load_recipe
 from udkd.data.batch import Batch
 from udkd.losses.sample_weight import entropy_weight
 from udkd.models.build import build
@@ -48,12 +48,20 @@ class Made:
 def paper_recipe(device: torch.device, *settings: str, px: int, batch: int) -> Recipe:
     """The paper's recipe with all of ours on: on a GPU bfloat16, three graphs, recorded; on a CPU the loss compiled."""
     ours = (
-        ['train.precision="bfloat16"', 'teacher.precision="bfloat16"', 'train.compile="all"', 'train.steps="captured"']
+        [
+            'train.precision="bfloat16"',
+            'teacher.precision="bfloat16"',
+            'train.compile="all"',
+            'train.input="resident"',
+            "train.cuda_graph=true",
+        ]
         if device.type == "cuda"
         else ['train.compile="loss"']
     )
     sizes = [f"views.size_px={px}", f"views.resize_px={px}", f"evaluation.resize_px={px * 8 // 7}"]
-    return load_recipe("imagenet100-paper", [*sizes, f"train.batch={batch}", f"teacher.batch={batch}", *ours, *settings])
+    return load_recipe(
+        "imagenet100-paper", [*sizes, f"train.batch_size={batch}", f"teacher.batch_size={batch}", *ours, *settings]
+    )
 
 
 def canvases(count: int, side: int, device: torch.device, seed: int = 0) -> Batch:
@@ -81,16 +89,16 @@ def make(
     students = make_students(recipe, CLASSES, device)
     step = assemble(recipe, recipe.views.spec, students, lessons, device)
     tally = Tally.empty(len(students), device, MIXED_ROWS if recipe.is_mixed else ())
-    batch, count = recipe.train.batch, len(rows.labels)
+    batch, count = recipe.train.batch_size, len(rows.labels)
     steps = count // batch
     assert steps, f"{count} samples for a batch of {batch}"
     ids = np.arange(count, dtype=np.int64)
     plan = Plan.of(recipe, 0, steps, 0, view_table(recipe, count, rows.canvas.shape[1], device), device)
     drive: Drive
-    if recipe.train.steps == "streamed":
+    if recipe.train.input == "stream":
         drive = Streamed(step, InMemory(rows), batch)
     else:
-        record = recorder(device) if recipe.train.steps == "captured" else None
+        record = recorder(device) if recipe.train.cuda_graph else None
         by_id = recipe.loss.beta == 0 or recipe.teacher.source == "cache"
         drive = Resident(step, rows, batch, tally, ids=ids, by_id=by_id, record=record)
 
@@ -103,7 +111,7 @@ def make(
     taken = endless()
 
     def take() -> int:
-        with convolution_search(recipe.tune.cudnn_benchmark):  # the plain script asks for it in the same process
+        with convolution_search(recipe.perf.cudnn_benchmark):  # the plain script asks for it in the same process
             return next(taken)
 
     return Made(take, batch)
@@ -131,7 +139,7 @@ def made_up_targets(count: int, device: torch.device) -> DeviceTable:
 def frozen(recipe: Recipe, device: torch.device, architecture: str = TEACHER, *, compile: bool | None = None) -> FrozenTeacher:
     """An untrained teacher as the recipe wants it run. compile: None as the students are."""
     model = build(architecture, CLASSES, image_px=recipe.views.size_px, seed=0).eval().requires_grad_(False)
-    if recipe.teacher.folded:
+    if recipe.teacher.fold_bn:
         model = fold_batch_norm(model)
     model = model.to(device).to(memory_format=torch.channels_last)
     compile = recipe.train.compile == "all" if compile is None else compile
@@ -141,10 +149,10 @@ def frozen(recipe: Recipe, device: torch.device, architecture: str = TEACHER, *,
         weights_sha256="",
         num_classes=CLASSES,
         device=device,
-        batch=recipe.teacher.batch,
+        batch=recipe.teacher.batch_size,
         precision=recipe.teacher.precision,
         channels_last=True,
-        folded=recipe.teacher.folded,
+        folded=recipe.teacher.fold_bn,
         compiled=compile,
     )
 

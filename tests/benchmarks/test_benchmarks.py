@@ -51,13 +51,13 @@ def test_ratios_are_medians_within_rounds_and_hours_hold_the_cache() -> None:
 def test_the_plain_script_teaches_by_the_paper_s_formula(tmp_path: Path) -> None:
     student, teacher = (torch.rand(3, 10, generator=torch.Generator().manual_seed(n)) * 6 for n in range(2))
     soft = [torch.log_softmax(z / 4, -1) for z in (student, teacher)]
-    torch.testing.assert_close(kd(student, teacher), 16 * divergence(*soft, "student_teacher"), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(kd(student, teacher), 16 * divergence(*soft, "reverse"), rtol=1e-4, atol=1e-6)
     tree = image_folder(tmp_path, 4, classes=2, val=0)
     trained = steps(tree, px=32, batch=2, workers=0, amp=False, classes=10, device=CPU)
     assert [next(trained) for _ in range(3)] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("settings", [(), ('train.steps="resident"',), ('teacher.source="live"', "teacher.views=1")])
+@pytest.mark.parametrize("settings", [(), ('train.input="resident"',), ('teacher.source="live"', "teacher.views=1")])
 def test_the_rig_takes_steps(settings: tuple[str, ...]) -> None:
     alone = 'students=[{architecture="squeezenet1_1"}]'
     recipe = paper_recipe(CPU, 'train.compile="off"', alone, *settings, px=32, batch=4)

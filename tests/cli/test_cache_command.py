@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.teacher.cache_fixtures import make_dataset, make_teacher, run
 from udkd.cli.cache import cache_app
-from udkd.config import load_recipe
+from udkd.config.recipe import load_recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.verify import compare
@@ -25,7 +25,13 @@ from udkd.utils import terminal
 from udkd.utils.errors import CacheError, ConfigError, MismatchError
 
 SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
-for override in ("views.size_px=32", "views.resize_px=36", "evaluation.resize_px=36", "teacher.batch=16", "train.threads=1"):
+for override in (
+    "views.size_px=32",
+    "views.resize_px=36",
+    "evaluation.resize_px=36",
+    "teacher.batch_size=16",
+    "train.threads=1",
+):
     SETTINGS += ["--set", override]
 
 
@@ -60,7 +66,7 @@ def test_build_info_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert image.width > 500
     assert call(capsys, "verify", cache)[:2] == (0, "2 views, 0.0 MB: every checksum matches\n")
 
-    code, _, err = call(capsys, "build", data, teacher, cache, "--views", "canonical", *SETTINGS)
+    code, _, err = call(capsys, "build", data, teacher, cache, "--views", "eval", *SETTINGS)
     assert code == 1
     assert err.splitlines()[-1].startswith("error: the cache in")
     assert "policy: stored 'views', wanted 'canonical'" in err
@@ -126,7 +132,7 @@ def test_a_key_that_asks_for_too_much_is_refused_before_anything_is_computed(tmp
 
     with pytest.raises(CacheError, match=r"was built with 60000 threads in batches of \d+ images of 32 px"):
         asked(threads=60_000)
-    with pytest.raises(CacheError, match=r"teacher\.batch is 2147483647; .* no recipe asks for such a cache"):
+    with pytest.raises(CacheError, match=r"teacher\.batch_size is 2147483647; .* no recipe asks for such a cache"):
         asked(teacher_batch=2**31 - 1)
     for views in ({"scale": [-1.0, 5.0]}, {"ratio": [0, 0]}, {"size_px": -3}, {"size_px": "32"}, {"scheme": "spiral"}):
         with pytest.raises(CacheError, match="no recipe asks for such a cache"):
@@ -139,7 +145,7 @@ def test_a_key_that_asks_for_too_much_is_refused_before_anything_is_computed(tmp
 def test_more_views_than_anyone_trains_or_a_disk_holds(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")
-    with pytest.raises(ConfigError, match=r"views is 1000000000; expected 'canonical' or a number of views from 1 to 1000000"):
+    with pytest.raises(ConfigError, match=r"views is 1000000000; expected 'eval' or a number of views from 1 to 1000000"):
         run(tmp_path / "cache", dataset, teacher, 10**9)
     assert not (tmp_path / "cache").exists()
 
@@ -217,7 +223,7 @@ def rewrite(path: Path, rows: dict[str, np.ndarray]) -> None:
     [
         (("info", "nowhere"), "no such folder"),
         (("verify", "."), "no view"),
-        (("build", "nowhere", "nowhere", "cache", "--views", "0"), "--views '0'; expected canonical or a number"),
+        (("build", "nowhere", "nowhere", "cache", "--views", "0"), "--views '0'; expected eval or a number"),
         (("build", "nowhere", "nowhere", "cache"), "nowhere is not a folder"),
     ],
 )

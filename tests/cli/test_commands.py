@@ -97,7 +97,7 @@ def test_mistakes_in_naming_things(
     refused(said("eval", tmp_path / "nowhere"), "nowhere is no run")
     refused(said("report", tmp_path / "nowhere"), "nowhere is no run")
     refused(said("cache", "build", dataset.path, tmp_path / "empty", out, "--recipe", "smoke"), "empty is no teacher")
-    refused(said("cache", "build", dataset.path, teacher.path, out, "--views", "many"), "--views 'many'; expected canonical")
+    refused(said("cache", "build", dataset.path, teacher.path, out, "--views", "many"), "--views 'many'; expected eval")
     refused(said("teacher", "fit", tmp_path / "nowhere", out), "nowhere is not a folder")
     refused(said("teacher", "fit", dataset.path, tmp_path / "file"), "file is a file; expected a folder to make")
     refused(said("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is no file; expected ")
@@ -138,7 +138,7 @@ def test_what_does_not_fit(
     failed(train("--allow", "pixels"), "allowed field 'pixels'; expected one of")
     failed(train("--set", "teacher.source=live"), "no teacher was given; expected --teacher")
     failed(train("--set", "students.0.architecture=resnet5"), "architecture 'resnet5' is unknown", "did you mean")
-    refused(train("--set", "train.batch=25"), "train.batch = 25 is more than the 24 training images")
+    refused(train("--set", "train.batch_size=25"), "train.batch_size = 25 is more than the 24 training images")
     small = ["--set", "views.size_px=2", "--set", "loss.beta=0"]
     failed(train(*small), "squeezenet1_1 cannot take 2 px images", "change views.size_px")
     assert not out.exists(), "nothing was begun"
@@ -217,7 +217,7 @@ def test_fit_evaluate_import(call: Call, tmp_path: Path, dataset: DatasetFolder)
     recipe = tmp_path / "mine.toml"
     recipe.write_text(
         "[views]\nsize_px=32\n[evaluation]\nresize_px=36\n[fit]\narchitecture='resnet18'\nlr=0.01\nepochs=1\n"
-        "[[students]]\narchitecture='squeezenet1_1'\nlr=0.01\n[train]\nepochs=1\nbatch=8\nthreads=1\n[teacher]\nbatch=8\n"
+        "[[students]]\narchitecture='squeezenet1_1'\nlr=0.01\n[train]\nepochs=1\nbatch_size=8\nthreads=1\n[teacher]\nbatch_size=8\n"
     )
     teacher = tmp_path / "teacher"
     fit = ("teacher", "fit", dataset.path, teacher, "--recipe", recipe, "--architecture", "squeezenet1_0")

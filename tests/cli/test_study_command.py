@@ -21,7 +21,7 @@ title = "A small grid"
 recipe = "smoke"
 seeds = [0, 1]
 baseline = ["hard"]
-set = ["train.batch=8", "teacher.batch=8", "train.epochs=2", "train.threads=1", "fit.architecture='squeezenet1_1'"]
+set = ["train.batch_size=8", "teacher.batch_size=8", "train.epochs=2", "train.threads=1", "fit.architecture='squeezenet1_1'"]
 
 [[arms]]
 name = "hard"

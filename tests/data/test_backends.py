@@ -416,7 +416,7 @@ def test_a_beton_that_is_cut_or_cannot_be_read_while_it_is_open(
 
 def test_a_damaged_sample_ends_a_training_run_with_its_name(name: str, dataset: DatasetFolder, tmp_path: Path) -> None:
     split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
-    settings = (f'data.backend="{name}"', "data.workers=2", 'teacher.source="none"', "train.epochs=1", "train.batch=40")
+    settings = (f'data.backend="{name}"', "data.workers=2", 'teacher.source="none"', "train.epochs=1", "train.batch_size=40")
     loss = ("loss.alpha=1.0", "loss.beta=0.0", "loss.gamma=0.0")
     recipe = small_recipe(*settings, *loss, "students=[{architecture='squeezenet1_1', lr=0.01}]")
     order = permutation(split.ids, recipe.train.seed, 3, 0)

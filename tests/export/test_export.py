@@ -187,7 +187,7 @@ def test_students_are_chosen_by_name(run: RunFolder) -> None:
 
 def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path, run: RunFolder) -> None:
     values = run.config
-    values["train"]["average"] = 0.9
+    values["train"]["ema_decay"] = 0.9
     copy = RunFolder.create(tmp_path / "r", values, run.provenance)
     checkpoint = run.load()
     doubled = {
@@ -335,7 +335,7 @@ def test_the_paper_s_students_leave_as_they_are(papers: RunFolder, dataset: Data
 
 @pytest.fixture
 def mirrored(tmp_path: Path, run: RunFolder) -> RunFolder:
-    """The run, had its recipe said evaluation.flip."""
+    """The run, had its recipe said evaluation.flip_tta."""
     shutil.copytree(run.path, tmp_path / "mirrored", ignore=shutil.ignore_patterns("export"))
     change(tmp_path / "mirrored" / "config.json", lambda values: values | {"evaluation": values["evaluation"] | {"flip": True}})
     return RunFolder.open(tmp_path / "mirrored")

@@ -50,14 +50,14 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 def main() -> None:
     print(json.dumps({"imported": "udkd.losses.fused" in sys.modules, "with": udkd.training.trainer.__name__}))
-    both = ("student_teacher", "teacher_student")
+    both = ("reverse", "forward")
     plain = LossSettings()
     for direction, spread in itertools.product(both, (1e-3, 5.0, 500.0)):
-        row = case(2, 100, spread, LossSettings(direction=direction), weighted=True, dtype=torch.float32)
+        row = case(2, 100, spread, LossSettings(kl=direction), weighted=True, dtype=torch.float32)
         print(json.dumps(row | {"of": f"{direction}, spread {spread}"}))
     sizes = itertools.product((1, 2, 3), (100, 1000)) if os.environ.get("UDKD_LONG_TESTS") else ((1, 1000), (3, 1000))
     for direction, (students, classes) in itertools.product(both, sizes):
-        row = case(students, classes, 500.0, LossSettings(direction=direction), weighted=students > 1, dtype=torch.float32)
+        row = case(students, classes, 500.0, LossSettings(kl=direction), weighted=students > 1, dtype=torch.float32)
         print(json.dumps(row | {"of": f"{direction}, {students} students, {classes} classes, spread 500"}))
     for students, classes in ((1, 7), (3, 10), (5, 129)):
         row = case(students, classes, 5.0, plain, weighted=False, dtype=torch.float32)
@@ -67,7 +67,7 @@ def main() -> None:
         LossSettings(alpha=0, beta=0.7, gamma=0),
         LossSettings(alpha=0, beta=0, gamma=1, temperature=1.0),
         LossSettings(alpha=0.4, beta=0, gamma=0.2),
-        LossSettings(alpha=0.3, beta=0.7, gamma=0, direction="teacher_student"),
+        LossSettings(alpha=0.3, beta=0.7, gamma=0, kl="forward"),
     ):
         print(json.dumps(case(2, 33, 5.0, settings, weighted=True, dtype=torch.float32) | {"of": str(settings)}))
     print(json.dumps(case(2, 100, 5.0, plain, weighted=True, dtype=torch.bfloat16) | {"of": "bfloat16"}))

@@ -121,7 +121,7 @@ def test_too_few_maps_are_refused() -> None:
 def test_crd_is_its_formula_and_remembers() -> None:
     """Two steps, the second against a plain computation from what the first left behind."""
     student, teacher = network("squeezenet1_1").eval(), network("resnet18")
-    made = connection("crd", "methods.crd.negatives=6", "methods.crd.numbers=8", student=student, teacher=teacher)
+    made = connection("crd", "methods.crd.negatives=6", "methods.crd.embed_dim=8", student=student, teacher=teacher)
     crd = made.connector
     assert isinstance(crd, Crd)
     first = crd(seen(made, teacher, torch.arange(0, 10)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.patience import patience
-from udkd.config import load_recipe
+from udkd.config.recipe import load_recipe
 from udkd.training.build_step import make_loss
 from udkd.utils.errors import ConfigError
 
@@ -43,10 +43,10 @@ def test_values_and_gradients_against_the_oracle() -> None:
 @pytest.mark.parametrize(
     ("students", "classes", "dtype", "beta", "gamma", "direction"),
     [
-        (2, 100, "bf16", 0.4, 0.2, "student_teacher"),
-        (1, 100, "fp32", 0.4, 0.0, "teacher_student"),
-        (3, 10, "fp32", 0.4, 0.2, "teacher_student"),
-        (2, 1000, "fp32", 0.0, 0.0, "student_teacher"),
+        (2, 100, "bf16", 0.4, 0.2, "reverse"),
+        (1, 100, "fp32", 0.4, 0.0, "forward"),
+        (3, 10, "fp32", 0.4, 0.2, "forward"),
+        (2, 1000, "fp32", 0.0, 0.0, "reverse"),
     ],
 )
 def test_it_compiles_for_a_gpu(students: int, classes: int, dtype: str, beta: float, gamma: float, direction: str) -> None:
@@ -58,7 +58,7 @@ def test_it_compiles_for_a_gpu(students: int, classes: int, dtype: str, beta: fl
     from udkd.losses import fused as fused_loss
 
     constants = {"ALPHA": 0.4, "BETA": beta, "GAMMA": gamma, "TEMPERATURE": 4.0, "SMOOTHING": 0.1, "WEIGHTED": beta > 0}
-    constants |= {"STUDENT_FIRST": direction == "student_teacher", "N": students, "K": triton.next_power_of_2(classes)}
+    constants |= {"STUDENT_FIRST": direction == "reverse", "N": students, "K": triton.next_power_of_2(classes)}
     pointers = (f"*{dtype}",) * students
     signature = {"logits": pointers, "grads": pointers, "rows_ptr": "*fp32", "labels_ptr": "*i64", "teacher_ptr": "*fp16"}
     signature |= {"weight_ptr": "*fp32", "batch": "i32", "classes": "i32"} | dict.fromkeys(constants, "constexpr")
@@ -69,5 +69,5 @@ def test_it_compiles_for_a_gpu(students: int, classes: int, dtype: str, beta: fl
 
 def test_without_a_gpu_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ConfigError, match=r"train\.loss is fused.*set train\.loss to compiled"):
-        make_loss(load_recipe("smoke", ['train.loss="fused"']), torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"train\.loss_impl is fused.*set train\.loss_impl to compiled"):
+        make_loss(load_recipe("smoke", ['train.loss_impl="fused"']), torch.device("cpu"))

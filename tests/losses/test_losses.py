@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udkd.losses.distill import Direction, LossSettings, Terms, distill, divergence, kl
+from udkd.losses.distill import KlKind, LossSettings, Terms, distill, divergence, kl
 from udkd.training.compile import compiled_loss, eager_loss
 
 F64 = NDArray[np.float64]
-DIRECTIONS: tuple[Direction, ...] = ("student_teacher", "teacher_student")
+KL_KINDS: tuple[KlKind, ...] = ("reverse", "forward")
 
 
 def softmax(z: F64) -> F64:
@@ -65,7 +65,7 @@ class Paper:
     def _kl(s: LossSettings, log_q: F64, log_p: F64) -> tuple[F64, F64]:
         """The divergence per row, and its gradient by the student's logits."""
         q, p = np.exp(log_q), np.exp(log_p)
-        if s.direction == "student_teacher":
+        if s.kl == "reverse":
             value = (q * (log_q - log_p)).sum(axis=1)
             return value, q * (log_q - log_p - value[:, None]) / s.temperature
         return (p * (log_p - log_q)).sum(axis=1), (q - p) / s.temperature
@@ -105,13 +105,13 @@ def assert_same(terms: Terms, gradients: list[F64], paper: Paper, values: float,
 
 SETTINGS = [
     LossSettings(),
-    LossSettings(direction="teacher_student"),
+    LossSettings(kl="forward"),
     LossSettings(alpha=0.3, beta=0.7, gamma=0.0),
     LossSettings(alpha=1.0, beta=0.0, gamma=0.0),
-    LossSettings(alpha=0.0, beta=1.0, gamma=0.0, temperature=1.0, direction="teacher_student"),
+    LossSettings(alpha=0.0, beta=1.0, gamma=0.0, temperature=1.0, kl="forward"),
     LossSettings(alpha=0.0, beta=0.0, gamma=1.0, temperature=0.7),
     LossSettings(alpha=0.5, beta=0.2, gamma=0.3, temperature=9.0, label_smoothing=0.1),
-    LossSettings(alpha=0.5, beta=0.0, gamma=0.3, label_smoothing=0.9, direction="teacher_student"),
+    LossSettings(alpha=0.5, beta=0.0, gamma=0.3, label_smoothing=0.9, kl="forward"),
 ]
 
 
@@ -151,11 +151,11 @@ def test_gradients_are_those_of_the_values(settings: LossSettings) -> None:
         assert torch.autograd.gradcheck(own_loss, (fixed[i].clone().requires_grad_(),))
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", KL_KINDS)
 @pytest.mark.parametrize("size", [1e-4, 30.0, 500.0])
-def test_extreme_logits(direction: Direction, size: float) -> None:
+def test_extreme_logits(direction: KlKind, size: float) -> None:
     """DESIGN's numbers in float32, to +-500: values 5e-6, gradients 1e-6 and 2e-5, each of its own size; nothing non-finite."""
-    settings = LossSettings(direction=direction)
+    settings = LossSettings(kl=direction)
     rng = np.random.default_rng(3)
     for classes in (2, 100):
         logits = [rng.uniform(-size, size, (64, classes)).astype(np.float32).astype(np.float64) for _ in range(2)]
@@ -168,31 +168,29 @@ def test_extreme_logits(direction: Direction, size: float) -> None:
         assert all(np.isfinite(g).all() for g in gradients)
         assert float(terms.total.detach()) == pytest.approx(paper.total, rel=5e-6)
         for mine, theirs in zip(gradients, paper.gradients, strict=True):
-            assert np.abs(mine - theirs).max() <= (2e-5 if direction == "student_teacher" else 1e-6) * max(
-                1, np.abs(theirs).max()
-            )
+            assert np.abs(mine - theirs).max() <= (2e-5 if direction == "reverse" else 1e-6) * max(1, np.abs(theirs).max())
 
 
 def test_one_hot_infinities_of_the_cache() -> None:
     """float16's lowest value, which stands for probability 0 in a cache, teaches finite losses and gradients."""
     teacher = np.full((4, 6), float(torch.finfo(torch.float16).min))
     teacher[:, 2] = 0
-    for direction in DIRECTIONS:
+    for direction in KL_KINDS:
         logits, _, _, _ = inputs(2, batch=4, classes=6)
-        terms, gradients = run(LossSettings(direction=direction), logits, np.arange(4), teacher, None, torch.float32)
+        terms, gradients = run(LossSettings(kl=direction), logits, np.arange(4), teacher, None, torch.float32)
         assert math.isfinite(float(terms.total.detach()))
         assert all(np.isfinite(g).all() for g in gradients)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_small_divergence_keeps_its_precision(direction: Direction) -> None:
+@pytest.mark.parametrize("direction", KL_KINDS)
+def test_a_small_divergence_keeps_its_precision(direction: KlKind) -> None:
     """In float32, against the same numbers in float64: an error of eps sum p |d|; the plain sum's is eps sum p |log p|."""
     rng = np.random.default_rng(1)
     base = rng.normal(0, 2, (200, 50)).astype(np.float32)
     for size in (1e-1, 1e-3, 1e-5):
         moved = base + rng.normal(0, size, base.shape).astype(np.float32)
         one, other = (torch.log_softmax(torch.from_numpy(z), dim=-1) for z in (base, moved))
-        p, q = (one, other) if direction == "student_teacher" else (other, one)
+        p, q = (one, other) if direction == "reverse" else (other, one)
         d = p.double() - q.double()
         # Written so that nothing cancels in float64 either: d + expm1(-d) by its series.
         exact = (p.double().exp() * (d**2 / 2 - d**3 / 6 + d**4 / 24 - d**5 / 120 + d**6 / 720)).sum(-1)
@@ -265,7 +263,7 @@ def test_low_precision_logits_are_raised_first() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [LossSettings(direction="teacher_student", label_smoothing=0.1), pytest.param(LossSettings(), marks=pytest.mark.long)],
+    [LossSettings(kl="forward", label_smoothing=0.1), pytest.param(LossSettings(), marks=pytest.mark.long)],
     ids=str,
 )
 def test_compiled_equals_eager(settings: LossSettings) -> None:

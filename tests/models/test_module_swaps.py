@@ -72,14 +72,14 @@ EVERY_WISH = ["realize_reads=4", "gathered_pool=true", "force_layout=true", "com
 
 
 def test_what_pytorch_has_renamed_is_one_line_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = inductor_options(small_recipe(*(f"tune.{wish}" for wish in EVERY_WISH)))
+    options = inductor_options(small_recipe(*(f"perf.{wish}" for wish in EVERY_WISH)))
     assert options is not None
     assert len(options) == 5
     compiled(F.relu, options)  # this PyTorch has them all
     kept = [name for name in torch._inductor.list_options() if name not in options]
     monkeypatch.setattr(torch._inductor, "list_options", lambda: kept)
     for name in options:
-        with pytest.raises(ConfigError, match=rf"has no inductor option {name}, which tune\..* take --set tune\.\w+=\w+$"):
+        with pytest.raises(ConfigError, match=rf"has no inductor option {name}, which perf\..* take --set perf\.\w+=\w+$"):
             compiled(F.relu, {name: options[name]})
     compiled(F.relu)
 
@@ -92,7 +92,7 @@ def test_a_lost_limit_of_dynamo_s_is_one_line(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_fold_that_pytorch_has_moved_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.fx.experimental.optimization", None)
-    with pytest.raises(ConfigError, match=r"which teacher\.folded needs; expected .*--set teacher\.folded=false$"):
+    with pytest.raises(ConfigError, match=r"which teacher\.fold_bn needs; expected .*--set teacher\.fold_bn=false$"):
         fold_batch_norm(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval())
 
 

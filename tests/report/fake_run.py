@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.report.fake_predictions import answers_of, fake_predictions
-from udkd.config import Recipe, load_recipe
+from udkd.config.recipe import Recipe, load_recipe
 from udkd.report.inputs import Baseline, DataFacts, ReportInputs
 from udkd.training.predictions import Targets
 
@@ -84,7 +84,7 @@ def fake_baseline(inputs: ReportInputs, skill: float = -0.4, **changes: float) -
         inputs.predictions.num_classes, names, samples=len(inputs.predictions.ids), skill=skill, seed=1
     )
     config = inputs.recipe.to_dict()
-    config["loss"] = dict(config["loss"]) | {"alpha": 0.3, "beta": 0.7, "gamma": 0.0, "weight": "constant"} | changes
+    config["loss"] = dict(config["loss"]) | {"alpha": 0.3, "beta": 0.7, "gamma": 0.0, "sample_weight": "constant"} | changes
     return Baseline(
         name="plain-run",
         student_names=names,
@@ -118,7 +118,7 @@ def fake_metrics(recipe: Recipe, samples: int) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl with curves that fall, rise and rattle as curves do."""
     rng = np.random.default_rng(1)
     students, epochs = len(recipe.students), recipe.train.epochs
-    steps = samples // recipe.train.batch
+    steps = samples // recipe.train.batch_size
     rows = []
     for epoch in range(1, epochs + 1):
         done = epoch / epochs

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.report.fake_run import fake
-from udkd.config import load_recipe
+from udkd.config.recipe import load_recipe
 from udkd.report import paper, tables
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Row, Table
@@ -19,9 +19,9 @@ BOTH = "students=[{architecture='mobilenet_v2'}, {architecture='resnet18'}]"
 THREE = "students=[{architecture='resnet18'}, {architecture='mobilenet_v2'}, {architecture='resnet34'}]"
 TWINS = "students=[{architecture='resnet18'}, {architecture='resnet18'}]"
 HARD = ("loss.alpha=1.0", "loss.beta=0.0", "loss.gamma=0.0")
-BASELINE = ("loss.alpha=0.3", "loss.beta=0.7", "loss.gamma=0.0", 'loss.weight="constant"')
-UNCERTAINTY = ("loss.alpha=0.3", "loss.beta=0.7", "loss.gamma=0.0", 'loss.weight="entropy"')
-DUAL = ("loss.alpha=0.4", "loss.beta=0.4", "loss.gamma=0.2", 'loss.weight="entropy"')
+BASELINE = ("loss.alpha=0.3", "loss.beta=0.7", "loss.gamma=0.0", 'loss.sample_weight="constant"')
+UNCERTAINTY = ("loss.alpha=0.3", "loss.beta=0.7", "loss.gamma=0.0", 'loss.sample_weight="entropy"')
+DUAL = ("loss.alpha=0.4", "loss.beta=0.4", "loss.gamma=0.2", 'loss.sample_weight="entropy"')
 
 
 def run_of(*overrides: str) -> ReportInputs:
@@ -79,22 +79,22 @@ def test_what_agrees_within_the_paper_and_what_does_not() -> None:
         ((*BASELINE, MOBILENET_ONLY), [1], {1: (1,)}),
         (UNCERTAINTY, [], {2: (0, 1)}),
         (HARD, [], {0: (0, 1)}),
-        ((*HARD, 'loss.weight="constant"'), [], {0: (0, 1)}),
+        ((*HARD, 'loss.sample_weight="constant"'), [], {0: (0, 1)}),
         ((*DUAL, RESNET_ONLY), [], {}),  # alone there are no peers, and (.4, .4, 0) is no row of the paper
         ((*DUAL, THREE), [], {}),  # other peers than the paper's
         ((*BASELINE, THREE), [0, 1], {1: (0, 1)}),  # without peers each learns alone
         ((*BASELINE, TWINS), [], {}),  # which of the two?
-        ((*DUAL, 'loss.weight="constant"'), [], {}),
+        ((*DUAL, 'loss.sample_weight="constant"'), [], {}),
         ((*DUAL, "loss.gamma=0.0"), [], {}),
         ((*DUAL, "loss.beta=0.5"), [], {}),
         ((*HARD, "loss.alpha=0.5"), [], {}),
-        ((*DUAL, 'loss.weight_control="shuffled"'), [], {}),
-        ((*DUAL, 'loss.weight_control="equal_mean"'), [], {}),
-        ((*UNCERTAINTY, "loss.weight_mean_one=true"), [], {}),
+        ((*DUAL, 'loss.sample_weight_control="shuffled"'), [], {}),
+        ((*DUAL, 'loss.sample_weight_control="equal_mean"'), [], {}),
+        ((*UNCERTAINTY, "loss.sample_weight_mean_one=true"), [], {}),
         ((*HARD, 'loss.method="dkd"', 'teacher.source="cache"'), [], {}),  # more than hard labels
-        ((*BASELINE, 'loss.schedules.beta={shape="linear", to=0.0}'), [], {}),
-        ((*DUAL, "students.1.join_epoch=1"), [], {}),
-        ((*DUAL, "students.0.weight=2.0"), [], {}),
+        ((*BASELINE, 'loss.schedules.beta={kind="linear", to=0.0}'), [], {}),
+        ((*DUAL, "students.1.start_epoch=1"), [], {}),
+        ((*DUAL, "students.0.loss_weight=2.0"), [], {}),
         ((*DUAL, 'teacher.estimator="mc_dropout"'), [], {}),
     ],
 )
@@ -139,7 +139,7 @@ def test_hours_are_fifty_median_epochs(overrides: tuple[str, ...], row: int | No
     speeds = [80.0, 100.0, 50.0]
     rows = [dict(inputs.metrics[0]) | {"epoch": n + 1, "step": 10 * (n + 1), "images_per_s": speeds[n]} for n in range(3)]
     inputs = replace(inputs, metrics=rows)
-    seconds = [10 * inputs.recipe.train.batch / speed for speed in speeds]
+    seconds = [10 * inputs.recipe.train.batch_size / speed for speed in speeds]
     hours = 50 * sorted(seconds)[1] / 3600
     assert tables.hours_for(inputs, 50) == pytest.approx(hours)
     table = tables.table_2(inputs)
@@ -174,7 +174,7 @@ def test_the_papers_own_recipe_differs_in_nothing_but_the_teachers_view() -> Non
 
 
 def test_what_keeps_figures_from_being_compared_is_said() -> None:
-    inputs = run_of("loss.temperature=2.0", "train.batch=32")
+    inputs = run_of("loss.temperature=2.0", "train.batch_size=32")
     first, settings = tables.comparability(inputs)
     for words in ("10 classes, 640 training images", "48 px instead of 224", "2 epochs instead of 50", "AMD EPYC", "no seeds"):
         assert words in first

@@ -211,7 +211,7 @@ def test_curves_say_what_the_metrics_hold(whole: ReportInputs) -> None:
 
 def test_a_method_s_term_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch, "loss-method")
-    inputs = fake(tmp_path, overrides=("loss.method='dkd'", "loss.method_weight=0.7", "loss.weight_control='shuffled'"))
+    inputs = fake(tmp_path, overrides=("loss.method='dkd'", "loss.method_weight=0.7", "loss.sample_weight_control='shuffled'"))
     for row in inputs.metrics:
         row["train"]["method"] = [4.0 - row["epoch"] / 6, 3.0 - row["epoch"] / 12]
     text = Page(write_report(inputs)).text
@@ -221,14 +221,15 @@ def test_a_method_s_term_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "before its weight = 0.7" in text
     assert (tmp_path / "loss-method.png").exists()
     assert (
-        "each sample by another sample’s weight, a control (loss.weight = entropy and loss.weight_control = shuffled)" in text
+        "each sample by another sample’s weight, a control "
+        "(loss.sample_weight = entropy and loss.sample_weight_control = shuffled)" in text
     )
     assert "weight w, shuffled, a term of DKD; resnet18 and mobilenet_v2) is none of these rows" in text
 
 
 def test_a_student_has_no_figures_before_it_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch, "loss-*", "accuracy-*", "learning-rate")
-    inputs = fake(tmp_path, overrides=("students.1.join_epoch=4",))
+    inputs = fake(tmp_path, overrides=("students.1.start_epoch=4",))
     for row in inputs.metrics[:4]:
         for values in row["train"].values():
             values[1] = None

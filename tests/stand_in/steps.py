@@ -59,7 +59,7 @@ def main(recipes: dict[str, list[str]], px: int, batch: int) -> None:
     for name, settings in recipes.items():
         before = counts()
         recipe = paper_recipe(device, 'train.compile="off"', *settings, px=px, batch=batch)
-        rows = canvases(STEPS * recipe.train.batch, px * 8 // 7, device)
+        rows = canvases(STEPS * recipe.train.batch_size, px * 8 // 7, device)
         made = make(recipe, rows, device, architecture="squeezenet1_1")
         for _ in range(STEPS):
             made.run()

@@ -19,27 +19,27 @@ pytestmark = pytest.mark.skipif(WHY is not None, reason=f"no stand-in for CUDA: 
 
 TINY, RESNET = (f'students=[{{architecture="{name}"}}]' for name in ("tiny", "resnet18"))
 TWO = 'students=[{architecture="tiny"}, {architecture="pooled"}]'
-PAPER: dict[str, list[str]] = {"the paper's": [], "larger": ["train.batch=16"]}  # ResNet-18 and MobileNetV2
+PAPER: dict[str, list[str]] = {"the paper's": [], "larger": ["train.batch_size=16"]}  # ResNet-18 and MobileNetV2
 VARIANTS: dict[str, list[str]] = {
-    "averaged": ["train.average=0.9"],
-    "levers": ["tune.saved_relu6=true", "tune.gathered_pool=true"],
+    "averaged": ["train.ema_decay=0.9"],
+    "levers": ["perf.saved_relu6=true", "perf.gathered_pool=true"],
     "live teacher": ['teacher.source="live"', "teacher.views=1"],
     "moving weights": ['loss.schedules.beta.shape="linear"', "loss.schedules.beta.to=0.1"],
     "channels first": ["train.channels_last=false"],
     "float32": ['train.precision="float32"'],
-    "streams": ["tune.streams=true"],
-    "fused loss": ['train.loss="fused"'],
-    "resident": ['train.steps="resident"'],
-    "streamed": ['train.steps="streamed"'],
+    "streams": ["perf.streams=true"],
+    "fused loss": ['train.loss_impl="fused"'],
+    "resident": ['train.input="resident"'],
+    "streamed": ['train.input="stream"'],
 }
 RECIPES = PAPER | {"compiled": ['train.compile="all"', TINY]} | {name: [*given, TWO] for name, given in VARIANTS.items()}
 COMPILED: dict[str, list[str]] = {  # minutes of the compiler's
     "ResNet compiled": ['train.compile="all"', RESNET],
-    "ResNet combined": ['train.compile="all"', "tune.combo_kernels=true", RESNET],
+    "ResNet combined": ['train.compile="all"', "perf.combo_kernels=true", RESNET],
 }
 LONG = (
     COMPILED
-    | {"compiled loss": ['train.loss="compiled"']}
+    | {"compiled loss": ['train.loss_impl="compiled"']}
     | {f"{name}, the paper's networks": given for name, given in VARIANTS.items()}
 )
 PLAIN = ("resident", "streamed")

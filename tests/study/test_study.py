@@ -19,7 +19,7 @@ import torch
 from tests.report.pages import draw_only
 from tests.small import change, make_dataset, make_teacher
 from tests.utils.slow_hash import slow_key, slow_uniform
-from udkd.config import load_recipe
+from udkd.config.recipe import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import StudyFolder
 from udkd.study.page import write_page
@@ -36,7 +36,7 @@ from udkd.utils.json_checksum import checked_line
 
 CPU = torch.device("cpu")
 SMALL = (
-    *("train.batch=8", "teacher.batch=8", "train.epochs=2", "train.threads=1", "train.log_every_steps=1"),
+    *("train.batch_size=8", "teacher.batch_size=8", "train.epochs=2", "train.threads=1", "train.log_every_steps=1"),
     "students=[{architecture='squeezenet1_1', lr=0.01}]",
 )
 GRID = Study.model_validate_json(
@@ -108,16 +108,20 @@ def test_table_3_states_what_it_trains() -> None:
         said = {symbol: float(value) for symbol, value in re.findall(r"([αβγ]) ([\d.]+)", arm.note)}
         assert said == {"α": loss.alpha, "β": loss.beta, "γ": loss.gamma}, arm.name
         if loss.beta:
-            assert loss.weight == ("constant" if arm.note.endswith("w = 1") else "entropy"), arm.name
+            assert loss.sample_weight == ("constant" if arm.note.endswith("w = 1") else "entropy"), arm.name
     controls = {
-        (loss.alpha, loss.beta, loss.gamma, loss.weight) for arm in plan.arms for loss in [plan.recipe_of(arm.name).loss]
+        (loss.alpha, loss.beta, loss.gamma, loss.sample_weight) for arm in plan.arms for loss in [plan.recipe_of(arm.name).loss]
     }
     assert {(0.4, 0.4, 0.0, "entropy"), (0.4, 0.4, 0.2, "constant"), (0.5, 0.5, 0.0, "entropy")} <= controls
 
 
 def test_the_weights_study_controls_for_size_and_for_place() -> None:
     plan = make_plan("weights", load_study("weights"))
-    kinds = {arm.name: (loss.weight, loss.weight_control) for arm in plan.arms for loss in [plan.recipe_of(arm.name).loss]}
+    kinds = {
+        arm.name: (loss.sample_weight, loss.sample_weight_control)
+        for arm in plan.arms
+        for loss in [plan.recipe_of(arm.name).loss]
+    }
     assert kinds == {
         "constant of equal mean": ("entropy", "equal_mean"),
         "entropy": ("entropy", "none"),

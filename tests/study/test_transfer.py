@@ -50,7 +50,7 @@ def test_a_teacher_that_weighs_all_alike_agrees_with_nobody() -> None:
 def test_a_study_of_teachers(tmp_path: Path) -> None:
     first = make_dataset(tmp_path / "one", per_class=6, val_per_class=2)
     shutil.copytree(first.path, tmp_path / "other")
-    settings = ["train.batch=8", "teacher.batch=8", "fit.epochs=1", "train.threads=1", "fit.lr=0.01"]
+    settings = ["train.batch_size=8", "teacher.batch_size=8", "fit.epochs=1", "train.threads=1", "fit.lr=0.01"]
     arms = tuple(
         arm.model_copy(update={"set": (f"fit.architecture='{name}'",)})
         for arm, name in zip(load_study("transfer").arms, ("squeezenet1_1", "squeezenet1_0"), strict=False)

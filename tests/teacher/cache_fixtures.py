@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.data.header import ClassName, Encoder, Header, SplitHeader, content_digest
 from udkd.data.manifest import Row, columns_of, read_manifest, write_manifest
@@ -31,13 +31,13 @@ RECIPE = {
     "data": {"backend": "folder", "workers": 1},
     "views": {"size_px": 32, "resize_px": 36, "seed": 3},
     "evaluation": {"resize_px": 36},
-    "teacher": {"batch": 8},
-    "train": {"batch": 8, "threads": 1},
+    "teacher": {"batch_size": 8},
+    "train": {"batch_size": 8, "threads": 1},
 }
 
 
-def recipe(views: str | int = "canonical", **teacher: object) -> Recipe:
-    return Recipe.of(RECIPE | {"teacher": {"batch": 8, "views": views} | teacher}, "test")
+def recipe(views: str | int = "eval", **teacher: object) -> Recipe:
+    return Recipe.of(RECIPE | {"teacher": {"batch_size": 8, "views": views} | teacher}, "test")
 
 
 TEACHER = "shufflenet_v2_x0_5"  # with batch norm and a head named fc, and a third of a ResNet-18's time
@@ -99,7 +99,5 @@ def views_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("view-*"))}
 
 
-def run(
-    folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str | int = "canonical", **options: object
-) -> Cache:
+def run(folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str | int = "eval", **options: object) -> Cache:
     return build_cache(folder, dataset=dataset, teacher=teacher, recipe=recipe(views, **options), device=CPU).cache

@@ -10,7 +10,7 @@ import torch
 from tests.teacher.cache_fixtures import CLASSES, CPU, TEACHER, make_dataset, make_teacher, recipe, run, views_of
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
@@ -51,16 +51,16 @@ def panel(teachers: list[TeacherFolder], rules: Recipe, dataset: DatasetFolder) 
     return Panel.load(teachers, rules, dataset, CPU)
 
 
-@pytest.mark.parametrize("views", ["canonical", 2])
+@pytest.mark.parametrize("views", ["eval", 2])
 def test_cached_equals_live_on_shuffled_batches(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str | int
 ) -> None:
     """By id order in the cache, shuffled and in other batches live: the same bits."""
     rules, split = recipe(views), dataset.split("train")
     cache = run(tmp_path, dataset, teacher, views)
-    assert cache.views == ((0,) if views == "canonical" else (0, 1))
+    assert cache.views == ((0,) if views == "eval" else (0, 1))
     seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
-    canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "canonical" else None
+    canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "eval" else None
     live, cached = LiveLessons(panel([teacher], rules, dataset), canonical), CachedLessons(cache, CPU)
     backend = open_backend("folder", split, CPU, workers=1)
     for view in (0, 1) if views == 2 else (0,):
@@ -78,7 +78,7 @@ def test_the_key_is_what_a_run_asks_for(tmp_path: Path, dataset: DatasetFolder, 
     pixel_class = open_backend("folder", dataset.split("train"), CPU).describe()
     assert cache.require(target_meaning(recipe(1), dataset, pixel_class)) == []
     with pytest.raises(MismatchError) as refusal:
-        cache.require(target_meaning(recipe("canonical"), dataset, pixel_class))
+        cache.require(target_meaning(recipe("eval"), dataset, pixel_class))
     assert {"policy", "seed", "views.scheme"} <= {name for name, _, _ in refusal.value.fields}
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from data_prep.convert import ConvertSettings, convert
 from tests.cli.commands import code_of
 from tests.small import CLASSES, SMALL, make_dataset, make_teacher
-from udkd.config import load_recipe
+from udkd.config.recipe import load_recipe
 from udkd.data.backends.resident import ResidentBackend
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher import target_key
@@ -80,14 +80,14 @@ CASES = {
     "seed": Case({"seed": "stored 0, wanted 9"}, ("views.seed=9",)),
     "dataset": Case({"dataset_digest": ""}, given={"data": "other"}),
     "precision": Case({"precision": "stored 'float32', wanted 'bfloat16'"}, ("teacher.precision=bfloat16",)),
-    "folded": Case({"precision": "wanted 'float32, batch norm folded'"}, ("teacher.folded=true",)),
+    "folded": Case({"precision": "wanted 'float32, batch norm folded'"}, ("teacher.fold_bn=true",)),
     "estimator": Case(
         {"estimator": "stored 'plain', wanted 'mc_dropout, 4 passes, p 0.3, seed 0'"},
-        ("teacher.estimator=mc_dropout", "teacher.passes=4", "teacher.dropout=0.3"),
+        ("teacher.estimator=mc_dropout", "teacher.mc_samples=4", "teacher.dropout=0.3"),
     ),
     "policy": Case(
         {"policy": "stored 'views', wanted 'canonical'", "seed": "stored 0, wanted None", "views.scheme": "", "views.flip": ""},
-        ("teacher.views=canonical",),
+        ("teacher.views=eval",),
     ),
     "pixel class": Case(
         {"pixel_class": "wanted 'another decoder'"},
@@ -167,7 +167,7 @@ def test_what_no_allowance_makes_up_for(tmp_path: Path, place: Place, capsys: py
     assert place.train(tmp_path / "run", (), {"data": "more"}, ("dataset_digest",)) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert "holds 8 rows of 4 classes; expected a target for each image, 12 rows of 4 classes" in said
-    settings = ("teacher.views=canonical", "train.epochs=2")
+    settings = ("teacher.views=eval", "train.epochs=2")
     assert place.train(tmp_path / "run", settings, {}, ("policy", "seed", "views")) == 1
     assert "lacks views 1; expected 2 views" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -32,7 +32,7 @@ from udkd.utils.errors import CacheError, ConfigError, MismatchError
 
 CPU = torch.device("cpu")
 D = 512
-MORE = ("methods.crd.negatives=8", "methods.crd.numbers=8", "loss.method_weight=0.5")
+MORE = ("methods.crd.negatives=8", "methods.crd.embed_dim=8", "loss.method_weight=0.5")
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
 
 
@@ -67,7 +67,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teac
         return cache_of(tmp_path_factory.mktemp("cache"), dataset, teacher, "teacher.views=2")
 
 
-@pytest.mark.parametrize("views", ["canonical", 2])
+@pytest.mark.parametrize("views", ["eval", 2])
 def test_cached_features_are_the_live_ones(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str | int
 ) -> None:
@@ -75,7 +75,7 @@ def test_cached_features_are_the_live_ones(
     rules, split = small_recipe(f"teacher.views={views!r}", 'loss.method="rkd"'), dataset.split("train")
     cache = build_cache(tmp_path, dataset=dataset, teacher=teacher, recipe=rules, device=CPU).cache
     assert cache.key.features == D, "a method that takes them asks by itself"
-    canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "canonical" else None
+    canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "eval" else None
     live = LiveLessons(Panel.load([teacher], rules, dataset, CPU, features=True), canonical)
     cached = CachedLessons(cache, CPU, features=True)
     assert live.num_features == cached.num_features == D
@@ -115,8 +115,8 @@ def checkpoint(out: Path) -> dict[str, torch.Tensor]:
     [
         pytest.param("rkd", 2, (), marks=pytest.mark.long),
         pytest.param("crd", 2, (), marks=pytest.mark.long),
-        ("crd", 2, ("train.steps=resident",)),
-        ("rkd", "canonical", ()),
+        ("crd", 2, ("train.input=resident",)),
+        ("rkd", "eval", ()),
     ],
 )
 def test_a_cached_run_is_a_live_run(
@@ -129,8 +129,8 @@ def test_a_cached_run_is_a_live_run(
     more: tuple[str, ...],
 ) -> None:
     """Weights, momentum, connectors and memories after two epochs, to the last bit."""
-    if views == "canonical":
-        cache = cache_of(tmp_path / "canonical", dataset, teacher)
+    if views == "eval":
+        cache = cache_of(tmp_path / "eval", dataset, teacher)
     settings = ("train.epochs=2", f'loss.method="{method}"', "loss.beta=0", f"teacher.views={views!r}", *MORE)
     sources = {
         "cache": {"recipe": small_recipe(*settings, *more), "cache": cache.folder},
@@ -266,7 +266,7 @@ def test_on_the_command_line(
     ("settings", "said"),
     [
         (["teacher.estimator=mc_dropout"], "the teacher is mc_dropout; expected one teacher as it is"),
-        (["teacher.folded=true"], "the teacher is plain, folded; expected"),
+        (["teacher.fold_bn=true"], "the teacher is plain, folded; expected"),
         (["teacher.compile=true"], "the teacher is plain, compiled; expected"),
     ],
 )

@@ -12,7 +12,7 @@ from tests.small import small_recipe
 from tests.teacher.cache_fixtures import CLASSES, CPU, RECIPE, TEACHER, make_dataset, make_teacher
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
@@ -68,7 +68,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[TeacherFolder]:
 
 
 def recipe(loss: dict[str, object] | None = None, **teacher: object) -> Recipe:
-    return Recipe.of(RECIPE | {"teacher": {"batch": 8, **teacher}, "loss": loss or {}}, "test")
+    return Recipe.of(RECIPE | {"teacher": {"batch_size": 8, **teacher}, "loss": loss or {}}, "test")
 
 
 def of(teachers: list[TeacherFolder], kind: str) -> list[TeacherFolder]:
@@ -118,7 +118,7 @@ def test_another_batch_shape_moves_a_probability_by_less_than_2e_5(
 
 def test_mc_dropout_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
     """With the masks as given: dropout before the head, the rest of the network as ever."""
-    asked = panel(teachers, dataset, "mc_dropout", passes=3, dropout=0.4)
+    asked = panel(teachers, dataset, "mc_dropout", mc_samples=3, dropout=0.4)
     masks: list[torch.Tensor] = []
 
     def noted(*arguments: object) -> torch.Tensor:
@@ -172,10 +172,10 @@ def test_evidential_in_float64(teachers: list[TeacherFolder], dataset: DatasetFo
     ("kind", "settings", "kinds"),
     [
         ("plain", {}, ["entropy", "inverse_entropy", "max_probability", "margin", "correctness"]),
-        ("plain", {"storage": "float32"}, ["entropy", "margin"]),
+        ("plain", {"logits_dtype": "float32"}, ["entropy", "margin"]),
         ("plain", {"top_k": 3, "views": 1}, ["entropy", "max_probability", "margin", "correctness"]),
-        ("mc_dropout", {"passes": 3, "views": 2}, ["entropy", "mutual_information"]),
-        ("ensemble", {"storage": "float32", "top_k": 4}, ["entropy", "mutual_information", "margin"]),
+        ("mc_dropout", {"mc_samples": 3, "views": 2}, ["entropy", "mutual_information"]),
+        ("ensemble", {"logits_dtype": "float32", "top_k": 4}, ["entropy", "mutual_information", "margin"]),
         ("evidential", {}, ["vacuity", "correctness"]),
     ],
 )
@@ -241,10 +241,16 @@ def test_controls(tmp_path: Path, dataset: DatasetFolder, teachers: list[Teacher
         ("ensemble", 1, {}, {}, "1 teacher was given"),
         ("evidential", 1, {}, {}, "fitted with cross-entropy"),
         ("plain", 1, {"top_k": C}, {}, f"teacher.top_k is {C} of {C} classes"),
-        ("plain", 1, {}, {"weight": "vacuity"}, "expected one that gives vacuity: evidential"),
-        ("plain", 1, {}, {"weight": "mutual_information"}, "mc_dropout or ensemble"),
-        ("plain", 1, {}, {"weight_control": "shuffled"}, "weight_control = shuffled needs the weights of all samples"),
-        ("plain", 1, {}, {"weight_mean_one": True}, "weight_mean_one needs the weights of all samples"),
+        ("plain", 1, {}, {"sample_weight": "vacuity"}, "expected one that gives vacuity: evidential"),
+        ("plain", 1, {}, {"sample_weight": "mutual_information"}, "mc_dropout or ensemble"),
+        (
+            "plain",
+            1,
+            {},
+            {"sample_weight_control": "shuffled"},
+            "sample_weight_control = shuffled needs the weights of all",
+        ),
+        ("plain", 1, {}, {"sample_weight_mean_one": True}, "sample_weight_mean_one needs the weights of all samples"),
     ],
 )
 def test_what_live_teachers_cannot_do(
@@ -267,12 +273,12 @@ def test_a_cache_without_the_uncertainty_is_refused(
     built = build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=recipe(), device=CPU)
     pixels = built.cache.key.pixel_class
     for kind, maker in (("vacuity", "evidential"), ("mutual_information", "mc_dropout or ensemble")):
-        with pytest.raises(CacheError, match=f"expected {kind} for loss.weight = {kind}.*{maker}"):
-            open_lessons(recipe({"weight": kind}), dataset, pixels, CPU, cache=tmp_path, teachers=[])
+        with pytest.raises(CacheError, match=f"expected {kind} for loss.sample_weight = {kind}.*{maker}"):
+            open_lessons(recipe({"sample_weight": kind}), dataset, pixels, CPU, cache=tmp_path, teachers=[])
         with pytest.raises(CacheError, match=kind):
             Cache.open(tmp_path).lookup_table(0, CPU, Weighing(kind=kind))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="expected a kind that varies"):
-        recipe({"weight": "constant", "weight_control": "shuffled"})
+        recipe({"sample_weight": "constant", "sample_weight_control": "shuffled"})
     assert weight("max_probability", torch.zeros(1, 4), None, None).item() == 0.25
 
 
@@ -281,12 +287,12 @@ def test_a_teacher_fitted_with_the_evidential_loss(tmp_path: Path) -> None:
     data = small_dataset(tmp_path, per_class=8, val_per_class=2)
     how = small_recipe("fit.architecture=squeezenet1_1", "fit.epochs=2", "fit.loss=evidential", "loss.label_smoothing=0.1")
     fit = how.for_teacher()
-    assert (fit.loss.hard, fit.loss.label_smoothing, fit.loss.beta) == ("evidential", 0.0, 0.0)
+    assert (fit.loss.label_loss, fit.loss.label_smoothing, fit.loss.beta) == ("evidential", 0.0, 0.0)
     assert train(Job(recipe=fit, data=data.path, out=tmp_path / "run", device=CPU)).finished
     candidate = from_run(RunFolder.open(tmp_path / "run"), None, [entry.wnid for entry in data.classes])
     teacher = write_measured(tmp_path / "teacher", candidate, data, fit, CPU, SILENT)
     assert TeacherFolder.open(teacher.path).info.loss == "evidential"
-    rules = small_recipe("teacher.estimator=evidential", "loss.weight=vacuity")
+    rules = small_recipe("teacher.estimator=evidential", "loss.sample_weight=vacuity")
     cache = build_cache(tmp_path / "cache", dataset=data, teacher=teacher, recipe=rules, device=CPU).cache
     assert cache.key.uncertainties == ("entropy", "vacuity")
     vacuity = cache.view_file(0).uncertainties["vacuity"]
@@ -304,5 +310,5 @@ def test_evidence_grows_its_regulariser_with_the_epochs() -> None:
         [1.0] * 3,
         [1.0] * 3,
     ]
-    with pytest.raises(ConfigError, match="loss: hard is evidential; expected beta"):
-        recipe({"hard": "evidential"})
+    with pytest.raises(ConfigError, match="loss: label_loss is evidential; expected beta"):
+        recipe({"label_loss": "evidential"})

@@ -51,7 +51,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teac
         ((), PIXELS, 0, {"digest": "e" * 64}, ["dataset_digest"]),
         ((), "nvjpeg, fancy upsampling", 0, {}, ["pixel_class"]),
         (("teacher.precision=bfloat16",), PIXELS, 0, {}, ["precision"]),
-        (("teacher.folded=true",), PIXELS, 0, {}, ["precision"]),
+        (("teacher.fold_bn=true",), PIXELS, 0, {}, ["precision"]),
         (("teacher.estimator=mc_dropout",), PIXELS, 0, {}, ["estimator"]),
         (
             ("views.seed=5", "teacher.precision=bfloat16"),
@@ -93,29 +93,29 @@ def test_another_circumstance_is_refused_by_name(
 @pytest.mark.parametrize(
     "changed",
     [
-        ("teacher.views=canonical",),
-        ("teacher.views=canonical", "views.seed=5", "views.scale=[0.5, 1.0]"),
+        ("teacher.views=eval",),
+        ("teacher.views=eval", "views.seed=5", "views.scale=[0.5, 1.0]"),
         ("views.brightness=0.1", "views.seed=5"),
-        ("teacher.precision=bfloat16", "teacher.folded=true"),
+        ("teacher.precision=bfloat16", "teacher.fold_bn=true"),
         ("teacher.estimator=mc_dropout",),
-        ("teacher.top_k=2", "teacher.storage=float32"),
+        ("teacher.top_k=2", "teacher.logits_dtype=float32"),
     ],
 )
 def test_what_the_refusal_advises_mends_it(dataset: DatasetFolder, cache: Cache, changed: tuple[str, ...]) -> None:
     recipe = ("teacher.views=2", *changed)
     with pytest.raises(MismatchError) as refusal:
         open_lessons(small_recipe(*recipe), dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
-    if "teacher.views=canonical" in changed:
+    if "teacher.views=eval" in changed:
         assert "the cache holds 2 augmented views; give --set teacher.views=2" in str(refusal.value)
     mended = small_recipe(*recipe, *re.findall(r"--set (\S+)", str(refusal.value)))
     open_lessons(mended, dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
 
 
-def test_a_canonical_cache_names_its_setting_and_a_stranger_its_option(
+def test_a_cache_of_evaluation_views_names_its_setting_and_a_stranger_its_option(
     tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder], cache: Cache
 ) -> None:
     build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=small_recipe(), device=CPU)
-    with pytest.raises(MismatchError, match=r"holds one canonical view; give --set teacher\.views=canonical to train"):
+    with pytest.raises(MismatchError, match=r"holds one evaluation view; give --set teacher\.views=eval to train"):
         open_lessons(small_recipe("teacher.views=2"), dataset, PIXELS, CPU, cache=tmp_path, teachers=[])
     with pytest.raises(
         MismatchError, match="another --backend, --teacher to train with it, or build a cache for these settings"
@@ -146,7 +146,7 @@ def test_a_cache_of_another_storage_is_said_or_refused(
     assert opened("teacher.top_k=3") == []
     assert Notes.lines == []
     assert opened() == []
-    assert Notes.lines == ["the cache stores float16 top-3 where the recipe's teacher.storage and top_k say float16"]
+    assert Notes.lines == ["the cache stores float16 top-3 where the recipe's teacher.logits_dtype and top_k say float16"]
     with pytest.raises(MismatchError, match=r"or allow it, .*\(storage: stored 'float16 top-3', wanted 'float16 top-2'\)"):
         opened("teacher.top_k=2")
     assert opened("teacher.top_k=2", allow=("storage",)) == ["storage"]

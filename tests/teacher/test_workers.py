@@ -23,8 +23,8 @@ from udkd.utils.errors import CacheError, DataError, UserError
 
 SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
 for override in (
-    "views.size_px=32", "views.resize_px=36", "evaluation.resize_px=36", "teacher.batch=8", "train.threads=1", "views.seed=3",
-    "data.workers=1",
+    "views.size_px=32", "views.resize_px=36", "evaluation.resize_px=36", "teacher.batch_size=8", "train.threads=1",
+    "views.seed=3", "data.workers=1",
 ):  # fmt: skip
     SETTINGS += ["--set", override]
 

@@ -15,7 +15,7 @@ from tests.small import change, make_dataset, make_teacher, small_recipe
 from tests.training.test_trainer import StopAfter, checkpoint_hash, make_cache, metrics_without_time
 from udkd.augment.apply import ViewTable
 from udkd.augment.view_table import EpochViews
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
 from udkd.models.ema import Average
@@ -31,7 +31,7 @@ from udkd.training.trainer import Job, Trainer, train
 from udkd.utils.errors import ConfigError, MismatchError
 
 CPU = torch.device("cpu")
-SMALLEST = ("students=[{architecture='squeezenet1_1', lr=0.01}]", "train.epochs=2", "train.batch=24")
+SMALLEST = ("students=[{architecture='squeezenet1_1', lr=0.01}]", "train.epochs=2", "train.batch_size=24")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def streamed(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, c
 
 
 def test_ids_alone_train_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path, streamed: str) -> None:
-    assert trained(tmp_path / "run", recipe_of('train.steps="resident"'), dataset, cache) == streamed
+    assert trained(tmp_path / "run", recipe_of('train.input="resident"'), dataset, cache) == streamed
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -75,7 +75,7 @@ def test_a_rehearsal_leaves_no_trace(
     """All that a recording does but the recording itself, also where an epoch has fewer steps than a rehearsal has runs."""
     samples = len(dataset.split("train").ids)
     assert samples // 24 == 4, "what `streamed` had"
-    batch = f"train.batch={24 if steps == 4 else samples}"
+    batch = f"train.batch_size={24 if steps == 4 else samples}"
     if steps == 1:
         streamed = trained(tmp_path / "streamed", recipe_of(batch), dataset, cache)
     works = []
@@ -94,15 +94,15 @@ def test_a_rehearsal_leaves_no_trace(
         return drive
 
     monkeypatch.setattr(Trainer, "_make_drive", with_rehearsal)
-    assert trained(tmp_path / "run", recipe_of('train.steps="resident"', batch), dataset, cache) == streamed
+    assert trained(tmp_path / "run", recipe_of('train.input="resident"', batch), dataset, cache) == streamed
     assert len(works) == 1, "recorded once, for all epochs"
 
 
 def test_what_cannot_be_resident_or_recorded_is_one_line(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.steps is captured; expected a CUDA device"):
-        trained(tmp_path / "a", recipe_of('train.steps="captured"'), dataset, cache)
-    with pytest.raises(ConfigError, match=r"train\.steps is resident and the backend is not"):
-        trained(tmp_path / "b", recipe_of('train.steps="resident"', 'data.backend="folder"'), dataset, cache)
+    with pytest.raises(ConfigError, match=r"train\.cuda_graph is true; expected a CUDA device"):
+        trained(tmp_path / "a", recipe_of('train.input="resident"', "train.cuda_graph=true"), dataset, cache)
+    with pytest.raises(ConfigError, match=r"train\.input is resident and the backend is not"):
+        trained(tmp_path / "b", recipe_of('train.input="resident"', 'data.backend="folder"'), dataset, cache)
     assert not (tmp_path / "a").exists()
 
 
@@ -144,15 +144,15 @@ def test_stopped_and_resumed_with_everything_on(
 ) -> None:
     """Averaged weights, growing views, mirrored evaluation, scaled rates: a resumed run ends in the same bits."""
     settings = (
-        'teacher.views="canonical"',
-        "train.average=0.9",
+        'teacher.views="eval"',
+        "train.ema_decay=0.9",
         "train.progressive_px=24",
         "train.progressive_until=0.5",
-        "evaluation.flip=true",
-        "train.lr_batch=8",
-        "tune.gathered_pool=true",
-        "tune.streams=true",
-        'train.steps="resident"',
+        "evaluation.flip_tta=true",
+        "train.lr_base_batch_size=8",
+        "perf.gathered_pool=true",
+        "perf.streams=true",
+        'train.input="resident"',
     )
     recipe = small_recipe(*SMALLEST, *settings)
     folder = make_cache(tmp_path / "cache", dataset, teacher, recipe)
@@ -174,13 +174,13 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path, dataset: DatasetFolde
     out = tmp_path / "run"
     whole = trained(out, recipe_of(), dataset, cache)
     config = RunFolder.open(out).config
-    del config["tune"], config["train"]["steps"], config["evaluation"]["flip"]
+    del config["perf"], config["train"]["input"], config["evaluation"]["flip_tta"]
     change(out / "config.json", lambda values: config)
     options = {"data": dataset.path, "out": out, "device": CPU, "cache": cache, "resume": True}
     assert train(Job(recipe=recipe_of(), **options)).finished
     assert checkpoint_hash(out) == whole
-    with pytest.raises(MismatchError, match=r"train\.steps: stored 'streamed', wanted 'resident'"):
-        train(Job(recipe=recipe_of('train.steps="resident"'), **options))
+    with pytest.raises(MismatchError, match=r"train\.input: stored 'stream', wanted 'resident'"):
+        train(Job(recipe=recipe_of('train.input="resident"'), **options))
 
 
 def test_the_optimizer_follows_the_formula_and_reads_its_rate_from_a_tensor() -> None:
@@ -230,8 +230,8 @@ def test_sizes_grow_in_steps() -> None:
 
 
 def test_rates_scale_with_the_batch() -> None:
-    recipe = small_recipe("train.batch=24", "train.lr_batch=8", "train.epochs=2")
-    plain = small_recipe("train.batch=24", "train.epochs=2")
+    recipe = small_recipe("train.batch_size=24", "train.lr_base_batch_size=8", "train.epochs=2")
+    plain = small_recipe("train.batch_size=24", "train.epochs=2")
     for step in (0, 3, 7):
         assert learning_rates(recipe, step, 4) == pytest.approx([3 * rate for rate in learning_rates(plain, step, 4)])
 
@@ -292,7 +292,7 @@ def test_views_are_drawn_ahead_and_a_failure_reaches_the_caller(
 
 
 def test_a_plan_is_what_each_step_looks_up(dataset: DatasetFolder) -> None:
-    recipe = small_recipe("train.average=0.9")
+    recipe = small_recipe("train.ema_decay=0.9")
     views = EpochViews(recipe.views.spec, 0, dataset.split("train"), CPU).table(1)
     plan = Plan.of(recipe, 1, 12, 1, views, CPU)
     assert plan.rates.shape == plan.dropout_keys.shape == (12, 2)

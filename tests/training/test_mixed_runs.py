@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.small import change, make_dataset, make_teacher, small_recipe
-from udkd.config import Recipe, load_recipe
+from udkd.config.recipe import Recipe, load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.methods.dml import MUTUAL
 from udkd.losses.methods.options import FEATURE_METHODS
@@ -27,7 +27,7 @@ from udkd.utils.progress import SILENT, Silent
 
 CPU = torch.device("cpu")
 STEPS = 4  # in an epoch: 32 images in batches of 8
-FEATURES = ('teacher.source="live"', "teacher.views=2", "methods.crd.negatives=8", "methods.crd.numbers=8")
+FEATURES = ('teacher.source="live"', "teacher.views=2", "methods.crd.negatives=8", "methods.crd.embed_dim=8")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def rows(out: Path) -> list[dict[str, object]]:
         ("dkd", ()),
         ("attention", FEATURES),
         ("fitnets", FEATURES),
-        ("rkd", (*FEATURES, 'teacher.views="canonical"')),
+        ("rkd", (*FEATURES, 'teacher.views="eval"')),
         ("crd", FEATURES),
         ("reviewkd", (*FEATURES, "methods.reviewkd.stages=2")),
     ],
@@ -181,18 +181,18 @@ def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
         (['loss.method="dkd"', "loss.beta=0", 'teacher.source="none"'], "loss.method = dkd needs a teacher"),
         (
             ['loss.method="attention"', 'teacher.source="live"'],
-            "same pixels and teacher.views = canonical .* set teacher.views = train.epochs",
+            "same pixels and teacher.views = eval .* set teacher.views = train.epochs",
         ),
         (
-            ['loss.method="rkd"', 'teacher.source="live"', "teacher.folded=true"],
-            "set teacher.folded and teacher.compile to false",
+            ['loss.method="rkd"', 'teacher.source="live"', "teacher.fold_bn=true"],
+            "set teacher.fold_bn and teacher.compile to false",
         ),
         (['loss.method="hint"'], 'loss.method is "hint"'),
-        (["methods.crd.negative=3"], "methods.crd.negative is no key of a recipe; expected factor, numbers"),
-        (['loss.schedules.beta={shape="sine"}'], "loss.schedules.beta.shape"),
-        (["students.1.join_epoch=3"], r"students.1.join_epoch is 3 of 3 epochs"),
-        (["students.0.join_epoch=1", "students.1.join_epoch=1"], "every student joins later"),
-        (["students.1.weight=0"], "students.1.weight"),
+        (["methods.crd.negative=3"], "methods.crd.negative is no key of a recipe; expected weight, embed_dim"),
+        (['loss.schedules.beta={kind="sine"}'], "loss.schedules.beta.kind"),
+        (["students.1.start_epoch=3"], r"students.1.start_epoch is 3 of 3 epochs"),
+        (["students.0.start_epoch=1", "students.1.start_epoch=1"], "every student joins later"),
+        (["students.1.loss_weight=0"], "students.1.loss_weight"),
     ],
 )
 def test_wrong_pairings_are_one_line(settings: list[str], message: str) -> None:
@@ -202,8 +202,8 @@ def test_wrong_pairings_are_one_line(settings: list[str], message: str) -> None:
 
 
 def test_a_fused_loss_has_no_further_terms(bench: Bench) -> None:
-    with pytest.raises(ConfigError, match=r"train\.loss is fused, whose weights are fixed"):
-        bench.run("run", small_recipe('train.loss="fused"', "students.0.weight=2"))
+    with pytest.raises(ConfigError, match=r"train\.loss_impl is fused, whose weights are fixed"):
+        bench.run("run", small_recipe('train.loss_impl="fused"', "students.0.loss_weight=2"))
 
 
 # --- weights that move
@@ -212,10 +212,10 @@ def test_a_fused_loss_has_no_further_terms(bench: Bench) -> None:
 def test_schedules_at_their_ends_and_between() -> None:
     recipe = small_recipe(
         "train.epochs=10",
-        'loss.schedules.alpha={shape="linear", to=1.0}',
-        'loss.schedules.beta={shape="cosine", to=0.0, until=0.5}',
-        'loss.schedules.gamma={shape="progress", to=0.6}',
-        "students.1.weight=3.0",
+        'loss.schedules.alpha={kind="linear", to=1.0}',
+        'loss.schedules.beta={kind="cosine", to=0.0, until=0.5}',
+        'loss.schedules.gamma={kind="progress", to=0.6}',
+        "students.1.loss_weight=3.0",
     )
     figures = Figures(progress=(0.25, 0.5), confidence=0.8)
     start, quarter, half, end = (mixture(recipe, step, 400, figures) for step in (0, 100, 200, 400))
@@ -224,7 +224,7 @@ def test_schedules_at_their_ends_and_between() -> None:
     assert [row[0] for row in half] == pytest.approx([0.7, 0, 0.3, 0])
     assert [row[0] for row in end] == pytest.approx([1, 0, 0.3, 0])
     assert [row[1] for row in end] == pytest.approx([3, 0, 3 * 0.4, 0])
-    by_confidence = small_recipe('loss.schedules.beta={shape="confidence", to=0.0}')
+    by_confidence = small_recipe('loss.schedules.beta={kind="confidence", to=0.0}')
     assert mixture(by_confidence, 7, 12, figures)[1][0] == pytest.approx(0.4 * 0.2)
     assert mixture(by_confidence, 7, 12, Figures.none(2))[1][0] == 0.4
 
@@ -232,9 +232,9 @@ def test_schedules_at_their_ends_and_between() -> None:
 def test_moving_weights_resume_to_the_same_bits(bench: Bench) -> None:
     recipe = small_recipe(
         "train.epochs=3",
-        'loss.schedules.alpha={shape="linear", to=1.0}',
-        'loss.schedules.beta={shape="confidence", to=0.1}',
-        'loss.schedules.gamma={shape="progress", to=0.0}',
+        'loss.schedules.alpha={kind="linear", to=1.0}',
+        'loss.schedules.beta={kind="confidence", to=0.1}',
+        'loss.schedules.gamma={kind="progress", to=0.0}',
     )
     whole = bench.run("whole", recipe)
     for stop in (STEPS, STEPS + 3):
@@ -252,10 +252,12 @@ def test_a_weight_on_the_loss_is_a_factor_on_the_gradient(bench: Bench) -> None:
     """Twice the loss at half the learning rate is the same step, to the last bit (momentum and decay apart)."""
     plain = "{architecture='squeezenet1_1', momentum=0.0, weight_decay=0.0"
     one = bench.run(
-        "one", small_recipe("train.epochs=1", f"students=[{plain}, lr=0.01, weight=1.0}}, {plain}, lr=0.01, weight=4.0}}]")
+        "one",
+        small_recipe("train.epochs=1", f"students=[{plain}, lr=0.01, loss_weight=1.0}}, {plain}, lr=0.01, loss_weight=4.0}}]"),
     )
     two = bench.run(
-        "two", small_recipe("train.epochs=1", f"students=[{plain}, lr=0.005, weight=2.0}}, {plain}, lr=0.01, weight=4.0}}]")
+        "two",
+        small_recipe("train.epochs=1", f"students=[{plain}, lr=0.005, loss_weight=2.0}}, {plain}, lr=0.01, loss_weight=4.0}}]"),
     )
     first, second = weights(one), weights(two)
     for name, value in first.items():
@@ -293,7 +295,7 @@ def test_a_compiled_mixture_is_one_graph_for_all_weights() -> None:
 
 def test_a_student_that_joins_later_is_nobody_until_then(bench: Bench) -> None:
     alone = "{architecture='squeezenet1_1', lr=0.01}"
-    late = f"[{alone}, {{architecture='mobilenet_v2', lr=0.05, join_epoch=1}}]"
+    late = f"[{alone}, {{architecture='mobilenet_v2', lr=0.05, start_epoch=1}}]"
     together = small_recipe("train.epochs=2", f"students={late}")
     bench.run("late", together, stop_after=STEPS)
     bench.run("alone", small_recipe("train.epochs=2", f"students=[{alone}]"), stop_after=STEPS)
@@ -325,7 +327,7 @@ def test_a_student_that_joins_later_is_nobody_until_then(bench: Bench) -> None:
 
 
 def test_who_joins_later_begins_its_own_schedule() -> None:
-    settings = ("students.1.lr=0.05", "students.1.join_epoch=2", "students.1.warmup_epochs=1.0")
+    settings = ("students.1.lr=0.05", "students.1.start_epoch=2", "students.1.warmup_epochs=1.0")
     recipe = small_recipe("train.epochs=5", *settings)
     rates = [learning_rates(recipe, step, 10)[1] for step in range(50)]
     assert rates[:20] == [0.0] * 20
@@ -339,7 +341,7 @@ def test_who_joins_later_begins_its_own_schedule() -> None:
 
 def test_a_student_starts_from_another_run(bench: Bench) -> None:
     first = bench.run("first", small_recipe("train.epochs=1"))
-    start = f"students.0.start={json.dumps(str(first))}"
+    start = f"students.0.init_from={json.dumps(str(first))}"
     recipe = small_recipe("train.epochs=2", start, "students.0.lr=0.0", "students.0.weight_decay=0.0")
     out = bench.run("second", recipe, stop_after=1)
     trained, begun = weights(first), weights(out)
@@ -351,9 +353,9 @@ def test_a_student_starts_from_another_run(bench: Bench) -> None:
         bench.run("third", recipe)
     (bench.root / "moved").rename(first)
     with pytest.raises(RunError, match="holds the students squeezenet1_1, squeezenet1_0; expected resnet18; name one"):
-        bench.run("fourth", small_recipe(start, 'students.0.start_student="resnet18"'))
+        bench.run("fourth", small_recipe(start, 'students.0.init_from_student="resnet18"'))
     with pytest.raises(RunError, match=r"squeezenet1_0 in .* is a squeezenet1_0; expected a squeezenet1_1"):
-        bench.run("fifth", small_recipe(start, 'students.0.start_student="squeezenet1_0"'))
+        bench.run("fifth", small_recipe(start, 'students.0.init_from_student="squeezenet1_0"'))
     assert not any((bench.root / name / "config.json").exists() for name in ("third", "fourth", "fifth"))
 
 
@@ -361,4 +363,4 @@ def test_a_start_with_other_classes_is_refused(bench: Bench) -> None:
     first = bench.run("first", small_recipe("train.epochs=1"))
     change(first / "run.json", lambda values: values | {"classes": ["ant", "bee", "cow", "dog"]})
     with pytest.raises(MismatchError, match="class 2: stored 'cow', wanted 'cat'"):
-        bench.run("second", small_recipe(f"students.0.start={json.dumps(str(first))}"))
+        bench.run("second", small_recipe(f"students.0.init_from={json.dumps(str(first))}"))

@@ -39,7 +39,7 @@ from udkd.utils.json_checksum import CHECKSUM, values_of, values_of_line
 from udkd.utils.progress import SILENT
 
 CPU = torch.device("cpu")
-RECIPE = ("train.epochs=2", "train.batch=16", "students=[{architecture='squeezenet1_1', lr=0.01}]")
+RECIPE = ("train.epochs=2", "train.batch_size=16", "students=[{architecture='squeezenet1_1', lr=0.01}]")
 JSON = ("run.json", "config.json", "eval.json", "checkpoints/last.json", "metrics.jsonl")
 
 

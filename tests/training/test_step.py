@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tests.small import small_recipe
 from udkd.augment.apply import ViewTable, apply
 from udkd.augment.views import draw
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.teacher.sources import NoLessons
 from udkd.teacher.target import Lesson, Lessons

@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.small import small_recipe
 from udkd.augment.apply import ViewTable
 from udkd.augment.views import draw
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.models.build import KeyedDropout
 from udkd.training.schedule import Plan
 from udkd.training.student import Student, make_students, prefixed

@@ -15,7 +15,7 @@ import torch
 from tests.cli import commands
 from tests.patience import until
 from tests.small import BATCH_NORM, SMALL, make_dataset, make_teacher, small_recipe
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
@@ -81,7 +81,7 @@ def metrics_without_time(out: Path) -> list[dict[str, object]]:
     return [{name: value for name, value in row.items() if name not in ("seconds", "images_per_s")} for row in rows]
 
 
-@pytest.mark.parametrize(("views", "epochs"), [('"canonical"', 2), ("2", 3)])
+@pytest.mark.parametrize(("views", "epochs"), [('"eval"', 2), ("2", 3)])
 def test_cached_equals_live_bit_for_bit(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str, epochs: int
 ) -> None:
@@ -142,7 +142,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 
 def test_running_statistics_resume_to_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
-    recipe = small_recipe(BATCH_NORM, "train.epochs=1", "train.batch=32")
+    recipe = small_recipe(BATCH_NORM, "train.epochs=1", "train.batch_size=32")
     job = Job(recipe=recipe, data=dataset.path, out=tmp_path / "a", device=CPU, cache=cache)
     train(job)
     parted = vars(job) | {"out": tmp_path / "b"}
@@ -151,12 +151,12 @@ def test_running_statistics_resume_to_the_same_bits(tmp_path: Path, dataset: Dat
     assert checkpoint_hash(tmp_path / "a") == checkpoint_hash(tmp_path / "b")
 
 
-@pytest.mark.parametrize("views", ['"canonical"', "2"])
+@pytest.mark.parametrize("views", ['"eval"', "2"])
 def test_a_live_run_stopped_in_the_middle_equals_a_cached_one(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str
 ) -> None:
     """Teacher's blocks of another size than the batch, two interruptions, dropout on: still the same bits at the end."""
-    settings = [f"teacher.views={views}", "teacher.batch=5", "train.epochs=2"]
+    settings = [f"teacher.views={views}", "teacher.batch_size=5", "train.epochs=2"]
     cached, live = small_recipe(*settings), small_recipe(*settings, 'teacher.source="live"')
     folder = make_cache(tmp_path / "cache", dataset, teacher, cached)
     train(Job(recipe=cached, data=dataset.path, out=tmp_path / "cached", device=CPU, cache=folder))
@@ -271,11 +271,11 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
     ("settings", "built"),
     [
         (["loss.alpha=1", "loss.beta=0", "loss.gamma=0"], (True, False, False)),
-        (["loss.alpha=0.3", "loss.beta=0.7", "loss.gamma=0", 'loss.weight="constant"'], (True, True, False)),
+        (["loss.alpha=0.3", "loss.beta=0.7", "loss.gamma=0", 'loss.sample_weight="constant"'], (True, True, False)),
         (["loss.gamma=0"], (True, True, False)),
-        (['students=[{architecture="resnet18"}]', "train.batch=48"], (True, True, False)),
+        (['students=[{architecture="resnet18"}]', "train.batch_size=48"], (True, True, False)),
         (
-            [f"students=[{TWIN},{TWIN},{{architecture='mobilenet_v2'}}]", "train.batch=48"],
+            [f"students=[{TWIN},{TWIN},{{architecture='mobilenet_v2'}}]", "train.batch_size=48"],
             (True, True, True),
         ),
     ],
@@ -310,7 +310,7 @@ def test_options_run(tmp_path: Path, teacher: TeacherFolder) -> None:
 def test_compiled_loss_begins_like_eager(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     rows = []
     for mode in ("off", "loss"):
-        recipe = small_recipe(f'train.compile="{mode}"', "train.epochs=1", "train.batch=96")
+        recipe = small_recipe(f'train.compile="{mode}"', "train.epochs=1", "train.batch_size=96")
         train(Job(recipe=recipe, data=dataset.path, out=tmp_path / mode, device=CPU, cache=cache))
         rows.append(RunFolder.open(tmp_path / mode).metrics()[0]["train"])
     for term in ("hard", "teacher", "peer"):
@@ -337,7 +337,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, dataset: DatasetFolder, t
     with pytest.raises(CacheError, match="no such folder"):
         attempt(small_recipe(), cache=tmp_path / "nowhere", out=tmp_path / "run5")
     with pytest.raises(ConfigError, match="more than the 96 training images"):
-        attempt(small_recipe("train.batch=97"), out=tmp_path / "run6")
+        attempt(small_recipe("train.batch_size=97"), out=tmp_path / "run6")
     with pytest.raises(ConfigError, match="no cache was given"):
         attempt(small_recipe(), cache=None, out=tmp_path / "run7")
     assert not any((tmp_path / f"run{n}" / "config.json").exists() for n in ("", 2, 3, 4, 5, 6, 7)), (

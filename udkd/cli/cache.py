@@ -8,7 +8,7 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
-from udkd.config import load_recipe
+from udkd.config.recipe import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache, strays, verify
@@ -40,8 +40,8 @@ def build(
     views: Annotated[
         str | None,
         typer.Option(
-            metavar="canonical|K",
-            help="canonical: one evaluation view a sample; K: the first K augmented views. Short for teacher.views.",
+            metavar="eval|K",
+            help="eval: one evaluation view a sample; K: the first K augmented views. Short for teacher.views.",
         ),
     ] = None,
     recipe: RecipeOption = "imagenet100-paper",
@@ -50,7 +50,7 @@ def build(
         list[Path] | None,
         typer.Option("--also", metavar="TEACHER", help="Another member of an ensemble (teacher.estimator=ensemble)."),
     ] = None,
-    storage: Annotated[str | None, typer.Option(help="float16 or float32: short for teacher.storage.")] = None,
+    storage: Annotated[str | None, typer.Option(help="float16 or float32: short for teacher.logits_dtype.")] = None,
     top_k: Annotated[
         int | None,
         typer.Option(
@@ -95,12 +95,12 @@ def _build(
     backend: str | None,
     device: str,
 ) -> None:
-    if views is not None and views != "canonical" and not (views.isdecimal() and int(views) > 0):
-        raise ConfigError(f"--views {views!r}; expected canonical or a number of views; change it")
+    if views is not None and views != "eval" and not (views.isdecimal() and int(views) > 0):
+        raise ConfigError(f"--views {views!r}; expected eval or a number of views; change it")
     chosen = list(overrides or [])
     chosen += [f"teacher.views={views if views.isdecimal() else repr(views)}"] if views else []
     chosen += [f'data.backend="{backend}"'] if backend else []
-    chosen += [f'teacher.storage="{storage}"'] if storage else []
+    chosen += [f'teacher.logits_dtype="{storage}"'] if storage else []
     chosen += [f"teacher.top_k={top_k}"] if top_k is not None else []
     how = load_recipe(recipe, chosen)
     dataset, folders = DatasetFolder.open(data), [TeacherFolder.open(teacher) for teacher in teachers]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.export.predict import Prediction, class_names, predict
 from udkd.training.run_folder import RunFolder
 from udkd.training.trained import Trained
@@ -30,7 +30,7 @@ def predict_command(
     others are answered, and the exit code is 1.
     """
     folder = RunFolder.open(run)
-    several = student is None and len(Recipe.of(folder.config, str(run)).students) > 1
+    several = student is None and len(Recipe.stored(folder.config, str(run)).students) > 1
     trained = Trained.load(folder, student, averaged=averaged or several)
     predictions = predict(trained, images, class_names(folder, trained.classes), top=top)
     answered = [prediction for prediction in predictions if prediction.guesses]

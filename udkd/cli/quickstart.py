@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from udkd.cli.outcome import result_table
-from udkd.config import Recipe, load_recipe
+from udkd.config.recipe import Recipe, load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder, new_teacher

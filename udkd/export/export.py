@@ -120,7 +120,7 @@ class _Images:
         split = self._dataset.split("val")
         observer.start("validation", len(split.ids), "images")
         with contextlib.closing(open_backend(self._recipe.data.backend, split, _CPU)) as backend:
-            batch = self._recipe.train.batch
+            batch = self._recipe.train.batch_size
             scores = score(
                 [classifier], backend, split.ids, self._views(split), batch=batch, autocast=False, on_batch=observer.advance
             )
@@ -157,7 +157,7 @@ def _notes(trained: Trained, dataset: DatasetFolder, exported: Exported) -> dict
     )
     size = spec.size_px
     softmax = "log-probabilities of the mean over students" if trained.name == AVERAGED else "logits"
-    if trained.recipe.evaluation.flip:
+    if trained.recipe.evaluation.flip_tta:
         softmax += ", the mean over the image and its mirror image (the file mirrors it itself)"
     return {
         "student": trained.name,
@@ -170,7 +170,7 @@ def _notes(trained: Trained, dataset: DatasetFolder, exported: Exported) -> dict
             f"cut the central {size} x {size} px",
             "divide by 255, subtract mean, divide by std",
         ],
-        "mirrored": trained.recipe.evaluation.flip,
+        "mirrored": trained.recipe.evaluation.flip_tta,
         "mean": list(augment.MEAN),
         "std": list(augment.STD),
         "classes": [{"id": wnid, "name": names.get(wnid, wnid)} for wnid in trained.classes],

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Direction = Literal["student_teacher", "teacher_student"]
-HardLoss = Literal["cross_entropy", "evidential"]
+KlKind = Literal["reverse", "forward"]
+LabelLoss = Literal["cross_entropy", "evidential"]
 
 EVIDENCE_LIMIT = 10.0
 """Logits above it give no more evidence: exp(10) = 22,026 observations of one class."""
@@ -26,18 +26,18 @@ class LossSettings:
 
     alpha: cross-entropy with the label. beta: divergence from the teacher. gamma: divergence from the peers.
     temperature: softens the teacher and peer terms, which are multiplied by its square.
-    direction: KL(student || teacher), the paper's formula, or KL(teacher || student), Hinton's; it holds for peers too.
+    kl: reverse is KL(student || teacher), the paper's formula; forward is KL(teacher || student), Hinton's; for peers too.
     label_smoothing: share of the hard label spread over all classes.
-    hard: the loss of the label: cross-entropy, or `evidential` where nobody teaches.
+    label_loss: the loss of the label: cross-entropy, or `evidential` where nobody teaches.
     """
 
     alpha: float = 0.4
     beta: float = 0.4
     gamma: float = 0.2
     temperature: float = 4.0
-    direction: Direction = "student_teacher"
+    kl: KlKind = "reverse"
     label_smoothing: float = 0.0
-    hard: HardLoss = "cross_entropy"
+    label_loss: LabelLoss = "cross_entropy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +75,9 @@ def kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
     return summand_BC.sum(-1)
 
 
-def divergence(student_BC: Tensor, other_BC: Tensor, direction: Direction) -> Tensor:
-    """KL between log-probabilities in the given direction, [B]."""
-    return kl(student_BC, other_BC) if direction == "student_teacher" else kl(other_BC, student_BC)
+def divergence(student_BC: Tensor, other_BC: Tensor, kind: KlKind) -> Tensor:
+    """KL(student || other) where reverse, KL(other || student) where forward, of log-probabilities, [B]."""
+    return kl(student_BC, other_BC) if kind == "reverse" else kl(other_BC, student_BC)
 
 
 def dirichlet(logits_BC: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def distill(
     zero = logits[0].new_zeros(())
     hard, teacher, peer = ([zero] * len(logits) for _ in range(3))
     scale = settings.temperature**2
-    if settings.alpha and settings.hard == "evidential":
+    if settings.alpha and settings.label_loss == "evidential":
         hard = [evidential(z_BC, labels_B, weight_B).mean() for z_BC in logits]
     elif settings.alpha:
         hard = [F.cross_entropy(z_BC, labels_B, label_smoothing=settings.label_smoothing) for z_BC in logits]
@@ -138,12 +138,11 @@ def distill(
         assert teacher_BC is not None, "beta > 0 needs the teacher's logits"
         target_BC = torch.log_softmax(teacher_BC.to(logits[0].dtype) / settings.temperature, dim=-1).detach()
         w_B = 1.0 if weight_B is None else weight_B.to(logits[0].dtype).detach()
-        teacher = [scale * (w_B * divergence(q_BC, target_BC, settings.direction)).mean() for q_BC in soft]
+        teacher = [scale * (w_B * divergence(q_BC, target_BC, settings.kl)).mean() for q_BC in soft]
     if settings.gamma and len(logits) > 1:
         fixed = [q_BC.detach() for q_BC in soft]
         peer = [
-            scale
-            * torch.stack([divergence(q_BC, fixed[j], settings.direction).mean() for j in range(len(soft)) if j != i]).mean()
+            scale * torch.stack([divergence(q_BC, fixed[j], settings.kl).mean() for j in range(len(soft)) if j != i]).mean()
             for i, q_BC in enumerate(soft)
         ]
     if weights is None:

@@ -72,7 +72,7 @@ def _launch(
         TEMPERATURE=float(settings.temperature),
         SMOOTHING=float(settings.label_smoothing),
         WEIGHTED=taught and weight_B is not None,
-        STUDENT_FIRST=settings.direction == "student_teacher",
+        STUDENT_FIRST=settings.kl == "reverse",
         N=num_students,
         K=block,
         num_warps=min(8, max(1, block // _ELEMENTS_PER_WARP)),

@@ -43,8 +43,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         from torch.fx.experimental.optimization import fuse
     except ImportError:
         raise ConfigError(
-            f"PyTorch {torch.__version__} has no torch.fx.experimental.optimization.fuse, which teacher.folded needs; "
-            "expected PyTorch 2.11 to 2.14; take --set teacher.folded=false"
+            f"PyTorch {torch.__version__} has no torch.fx.experimental.optimization.fuse, which teacher.fold_bn needs; "
+            "expected PyTorch 2.11 to 2.14; take --set teacher.fold_bn=false"
         ) from None
     folded: nn.Module = fuse(model)
     return folded.eval()

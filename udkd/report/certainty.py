@@ -206,9 +206,9 @@ def _every_class(sides: list[Side], names: tuple[str, ...]) -> Facts:
 
 def _settings(weighing: Weighing) -> str:
     """The recipe's keys that make the weights what they are."""
-    told = [f"loss.weight = {weighing.kind}"]
-    told += [f"loss.weight_control = {weighing.control}"] if weighing.control != "none" else []
-    return listed([*told, "loss.weight_mean_one = true"] if weighing.mean_one else told)
+    told = [f"loss.sample_weight = {weighing.kind}"]
+    told += [f"loss.sample_weight_control = {weighing.control}"] if weighing.control != "none" else []
+    return listed([*told, "loss.sample_weight_mean_one = true"] if weighing.mean_one else told)
 
 
 def _figures(weight: NDArray[np.float32], right: NDArray[np.bool_]) -> str:

@@ -74,7 +74,11 @@ def _losses(inputs: ReportInputs) -> list[Picture]:
             continue
         series = _per_student(inputs, [row["train"][term] for row in inputs.metrics])
         ends = [f"{line.label} {_way(line.held)}" for line in series if line.held]
-        w = f"w ({loss.weighing.text.replace('_', ' ')}) included, " if term == "teacher" and loss.weight != "constant" else ""
+        w = (
+            f"w ({loss.weighing.text.replace('_', ' ')}) included, "
+            if term == "teacher" and loss.sample_weight != "constant"
+            else ""
+        )
         span = "From the first epoch to the last" if len(inputs.metrics) > 1 else "In the only epoch"
         caption = f"{span} {listed(ends)} (epoch means, {w}before {_weight(inputs, term)})."
         title += f", {METHODS[loss.method]}" if term == "method" else ""
@@ -87,7 +91,7 @@ def _weight(inputs: ReportInputs, term: str) -> str:
     loss, (_, _, symbol, name) = inputs.recipe.loss, _TERMS[term]
     places = {"alpha": 0, "beta": 1, "gamma": 2, "method": 3}
     moves = loss.moving.get(name)
-    return f"{symbol} = {loss.weights[places[name]]:g}" + (f" → {moves.to:g}, {moves.shape}" if moves else "")
+    return f"{symbol} = {loss.weights[places[name]]:g}" + (f" → {moves.to:g}, {moves.kind}" if moves else "")
 
 
 def _accuracy(inputs: ReportInputs) -> list[Picture]:
@@ -127,7 +131,7 @@ def _rate(inputs: ReportInputs) -> Picture:
     warm_up = max(student.warmup_epochs for student in inputs.recipe.students)
     after = f" after a warm-up of {warm_up:g} epoch{'' if warm_up == 1 else 's'}" if warm_up else ""
     text = f"Half a cosine from {listed([f'{peak:g}' for peak in peaks])} to 0{after}; each point is an epoch's last step."
-    late = [student.join_epoch for student in inputs.recipe.students if student.join_epoch]
+    late = [student.start_epoch for student in inputs.recipe.students if student.start_epoch]
     text += f" One joins after {count(min(late), 'epoch')}: 0 until then." if late else ""
     return _chart("learning-rate", "Learning rate", "learning rate", text, inputs, series, height=2.1, from_zero=True)
 

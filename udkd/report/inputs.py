@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.report.text import listed
 from udkd.teacher.folder import TeacherFolder
@@ -98,7 +98,7 @@ def gather(
     BusyError while udkd eval writes what is to be read.
     """
     run = RunFolder.open(run_folder)
-    recipe = Recipe.of(run.config, str(run_folder))
+    recipe = Recipe.stored(run.config, str(run_folder))
     metrics = run.metrics()
     if metrics and ("method" in metrics[0]["train"]) != recipe.is_mixed:
         raise RunError(f"metrics.jsonl in {run_folder} is of another loss than config.json; expected one recipe's; train again")
@@ -134,7 +134,7 @@ def open_baseline(run: RunFolder, predictions: Predictions | None, why_none: str
         raise MismatchError(f"the baseline in {folder}", fields, "name a run on the same data")
     if predictions is None:
         raise RunError(f"a baseline was named and {why_none}")
-    recipe = Recipe.of(other.config, str(folder))
+    recipe = Recipe.stored(other.config, str(folder))
     _, theirs, why_not = _evaluated(other, recipe)
     if theirs is None:
         raise RunError(f"a baseline was named and {why_not}")
@@ -145,7 +145,7 @@ def open_baseline(run: RunFolder, predictions: Predictions | None, why_none: str
         student_names=tuple(recipe.student_names()),
         architectures=tuple(student.architecture for student in recipe.students),
         predictions=theirs,
-        config=other.config,
+        config=recipe.to_dict(),
     )
 
 

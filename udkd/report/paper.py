@@ -118,7 +118,7 @@ NUM_CLASSES = 100
 
 TRAIN_IMAGES, VAL_IMAGES = 130_000, 5_000
 SETTINGS: tuple[tuple[str, str, object], ...] = (
-    ("train.batch", "batch size", 64),
+    ("train.batch_size", "batch size", 64),
     ("views.scheme", "training crops", "random_resized"),
     ("views.scale", "crop area", [0.08, 1.0]),
     ("views.flip", "flip probability", 0.5),
@@ -127,7 +127,7 @@ SETTINGS: tuple[tuple[str, str, object], ...] = (
     ("views.saturation", "saturation jitter", 0.4),
     ("evaluation.scheme", "validation crop", "centre_squash"),
     ("loss.temperature", "temperature", 4.0),
-    ("loss.direction", "direction of the divergence", "student_teacher"),
+    ("loss.kl", "direction of the divergence", "reverse"),
     ("loss.label_smoothing", "label smoothing", 0.0),
 )
 """(key of a recipe, words for it, the paper's value): what may move a result by a little."""

@@ -228,7 +228,7 @@ def hours_for(inputs: ReportInputs, epochs: int) -> float | None:
     Steps and images/s give an epoch's time; `seconds` alone would be too short for an epoch that was resumed in the middle.
     """
     steps = [0, *(int(row["step"]) for row in inputs.metrics)]
-    images = [inputs.recipe.train.batch * (after - before) for before, after in pairwise(steps)]
+    images = [inputs.recipe.train.batch_size * (after - before) for before, after in pairwise(steps)]
     seconds = [number / row["images_per_s"] for number, row in zip(images, inputs.metrics, strict=True)]
     return epochs * median(seconds) / 3600 if seconds else None
 
@@ -250,14 +250,14 @@ def beyond(inputs: ReportInputs) -> list[str]:
     """What the run's loss and students have that no row of the paper has, in words."""
     recipe, loss = inputs.recipe, inputs.recipe.loss
     found = [f"a term of {METHODS[loss.method]}"] if loss.largest_weights[3] else []
-    found += [f"{name} → {moves.to:g}, {moves.shape}" for name, moves in loss.moving.items()]
-    found += [f"hard labels by the {loss.hard} loss"] if loss.hard != "cross_entropy" else []
+    found += [f"{name} → {moves.to:g}, {moves.kind}" for name, moves in loss.moving.items()]
+    found += [f"hard labels by the {loss.label_loss} loss"] if loss.label_loss != "cross_entropy" else []
     if recipe.needs_teacher and recipe.teacher.estimator != "plain":
         found.append(f"targets of {recipe.teacher.estimator.replace('_', ' ')}")
     for name, student in zip(inputs.student_names, recipe.students, strict=True):
-        found += [f"{name} counts {student.weight:g} times"] if student.weight != 1 else []
-        found += [f"{name} joins after {count(student.join_epoch, 'epoch')}"] if student.join_epoch else []
-        found += [f"{name} starts part-trained"] if student.start else []
+        found += [f"{name} counts {student.loss_weight:g} times"] if student.loss_weight != 1 else []
+        found += [f"{name} joins after {count(student.start_epoch, 'epoch')}"] if student.start_epoch else []
+        found += [f"{name} starts part-trained"] if student.init_from else []
     return found
 
 
@@ -331,7 +331,7 @@ def _other_settings(inputs: ReportInputs) -> list[str]:
         own_all = list(dict.fromkeys(values[f"students.{index}.{key}"] for index in range(len(inputs.recipe.students))))
         if own_all != [printed]:
             found.append(f"{words} {' and '.join(capital_free(own) for own in own_all)} ({capital_free(printed)})")
-    if _taught(inputs) and inputs.recipe.teacher.views == "canonical":
+    if _taught(inputs) and inputs.recipe.teacher.views == "eval":
         found.append("the teacher sees each image’s evaluation view (the students’ views)")
     return found
 

@@ -6,7 +6,7 @@ from statistics import median
 
 import torch
 
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import epochs_done, rows_of
 from udkd.study.plan import Plan, Trial, teacher_name
@@ -108,7 +108,7 @@ class _Speeds:
 
     def of(self, recipe: Recipe) -> Speeds:
         networks = (recipe.fit.architecture, *(student.architecture for student in recipe.students))
-        setting = (networks, recipe.views.size_px, recipe.train.batch, recipe.train.precision, recipe.train.threads)
+        setting = (networks, recipe.views.size_px, recipe.train.batch_size, recipe.train.precision, recipe.train.threads)
         if setting not in self._seen:
             self._seen[setting] = probe(recipe, self._num_classes, self._device)
         return self._seen[setting]

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.study.plan import Trial
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import RunError

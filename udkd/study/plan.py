@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from udkd.config import Recipe, StudentSection, load_recipe
+from udkd.config.old_keys import original
+from udkd.config.recipe import Recipe, StudentSection, load_recipe
 from udkd.study.spec import Arm, Study
 from udkd.utils.errors import ConfigError
 
@@ -39,7 +40,7 @@ class Trial:
     def num_views(self) -> int:
         """How many views of a cache it needs."""
         views = self.recipe.teacher.views
-        return 1 if views == "canonical" else views
+        return 1 if views == "eval" else views
 
     def run_name(self, dataset_digest: str, teacher_sha256: str) -> str:
         """The folder of its run: a digest of all that decides its numbers, but for how images are read."""
@@ -48,9 +49,9 @@ class Trial:
 
     def cache_name(self, dataset_digest: str, teacher_sha256: str) -> str:
         """The folder of its cache: a digest of what decides its targets, but for their number of views."""
-        recipe, canonical = self.recipe, self.recipe.teacher.views == "canonical"
+        recipe, canonical = self.recipe, self.recipe.teacher.views == "eval"
         spec, seed = asdict(recipe.teacher_spec), None if canonical else recipe.views.seed
-        asked = recipe.teacher.model_dump(mode="json", exclude={"source", "views"})
+        asked = original({"teacher": recipe.teacher.model_dump(mode="json", exclude={"source", "views"})})["teacher"]
         meaning = [canonical, spec, seed, asked, recipe.data.backend, dataset_digest, teacher_sha256]
         meaning += ["features"] if recipe.pools_features else []
         return ("canonical-" if canonical else "views-") + digest(meaning)
@@ -134,8 +135,8 @@ def teacher_name(recipe: Recipe, dataset_digest: str) -> str:
 
 
 def without_data(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's values but for how images are read, which changes no pixel."""
-    return {name: value for name, value in recipe.to_dict().items() if name != "data"}
+    """A recipe's values (see `original`) but for how images are read, which changes no pixel."""
+    return {name: value for name, value in original(recipe.to_dict()).items() if name != "data"}
 
 
 def digest(value: object) -> str:

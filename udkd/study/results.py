@@ -145,7 +145,9 @@ def _result(trial: Trial, run: RunFolder) -> RunResult:
     if len(learners) > 1:
         learners[AVERAGED] = [_together(row["val"]) for row in rows]
     # Steps and images/s give an epoch's time; `seconds` alone would be too short for an epoch that was resumed in the middle.
-    images = [trial.recipe.train.batch * (after - before) for before, after in pairwise([0, *(row["step"] for row in rows)])]
+    images = [
+        trial.recipe.train.batch_size * (after - before) for before, after in pairwise([0, *(row["step"] for row in rows)])
+    ]
     return RunResult(
         arm=trial.arm,
         seed=trial.seed,

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import StudyFolder, described, is_finished
 from udkd.study.plan import Plan, Trial, teacher_name

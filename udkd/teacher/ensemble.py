@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.distill import dirichlet
 from udkd.losses.estimator import Estimator
@@ -53,9 +53,9 @@ class Panel:
             FrozenTeacher.load(
                 folder,
                 device=device,
-                batch=recipe.teacher.batch,
+                batch=recipe.teacher.batch_size,
                 precision=recipe.teacher.precision,
-                folded=recipe.teacher.folded,
+                folded=recipe.teacher.fold_bn,
                 compile=recipe.teacher.compile,
                 image_px=recipe.views.size_px,
                 features=features,
@@ -164,9 +164,9 @@ class Panel:
 def _require_open(recipe: Recipe) -> None:
     """ConfigError unless a recipe's teacher is one network that can be looked into."""
     asked = recipe.teacher
-    if asked.estimator != "plain" or asked.folded or asked.compile:
+    if asked.estimator != "plain" or asked.fold_bn or asked.compile:
         raise ConfigError(
-            f"features are asked for and the teacher is {asked.estimator}{', folded' * asked.folded}"
+            f"features are asked for and the teacher is {asked.estimator}{', folded' * asked.fold_bn}"
             f"{', compiled' * asked.compile}; expected one teacher as it is; "
-            "set teacher.estimator to plain, teacher.folded and teacher.compile to false"
+            "set teacher.estimator to plain, teacher.fold_bn and teacher.compile to false"
         )

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from udkd.losses.distill import HardLoss
+from udkd.losses.distill import LabelLoss
 from udkd.utils.errors import BusyError, DataError, MismatchError, RunError
 from udkd.utils.files import FolderLock, read_plain, write_bytes
 from udkd.utils.json_checksum import checked_bytes, values_of
@@ -51,7 +51,7 @@ class TeacherInfo:
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     accuracy: Mapping[Literal["top1", "top5"], _Percent]
     made: Mapping[str, Any]
-    loss: HardLoss = "cross_entropy"
+    loss: LabelLoss = "cross_entropy"
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 

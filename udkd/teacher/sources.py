@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.sample_weight import UNCERTAINTY_OF, Weighing, weight
@@ -173,9 +173,9 @@ def open_lessons(
     Raises ConfigError where the folder that is needed was not given, MismatchError and CacheError where it does not fit.
     """
     if not recipe.needs_teacher:
-        return (Evidence() if recipe.loss.hard == "evidential" else NoLessons()), {}
+        return (Evidence() if recipe.loss.label_loss == "evidential" else NoLessons()), {}
     views = recipe.teacher.views
-    record: dict[str, Any] = {} if views == "canonical" else {"num_views": views}
+    record: dict[str, Any] = {} if views == "eval" else {"num_views": views}
     if len(teachers) == 1:
         record["teacher"] = str(teachers[0].resolve())
     elif teachers:
@@ -184,7 +184,7 @@ def open_lessons(
         lessons, more = _cached(recipe, dataset, pixel_class, device, cache, teachers, allow, observer)
     else:
         lessons, more = _live(recipe, dataset, device, teachers)
-    return (Unweighted(lessons) if recipe.loss.weight == "constant" else lessons), record | more
+    return (Unweighted(lessons) if recipe.loss.sample_weight == "constant" else lessons), record | more
 
 
 def _cached(
@@ -212,7 +212,9 @@ def _cached(
     if asked != Storage():
         expected["storage"] = asked.text
     elif targets.key.storage != asked.text:  # a recipe that says nothing of it takes a cache as it is
-        observer.note(f"the cache stores {targets.key.storage} where the recipe's teacher.storage and top_k say {asked.text}")
+        observer.note(
+            f"the cache stores {targets.key.storage} where the recipe's teacher.logits_dtype and top_k say {asked.text}"
+        )
 
     def remedy(key: CacheKey, differing: Differing) -> str:
         return training_remedy(key, len(targets.views), recipe, dataset, pixel_class, differing)
@@ -221,7 +223,7 @@ def _cached(
     targets.require_rows(len(split.labels), split.ids, len(dataset.classes))
     if targets.key.policy == "views":
         views = recipe.teacher.views
-        targets.require_views(recipe.train.epochs if views == "canonical" else views)
+        targets.require_views(recipe.train.epochs if views == "eval" else views)
     weighing = recipe.loss.weighing
     targets.require_uncertainty(weighing.kind)
     if recipe.pools_features:
@@ -237,7 +239,7 @@ def _live(
         raise ConfigError("no teacher was given; expected --teacher TEACHER for teacher.source = live")
     weighing = recipe.loss.weighing
     if weighing.needs_all:
-        setting = f"weight_control = {weighing.control}" if weighing.control != "none" else "weight_mean_one"
+        setting = f"sample_weight_control = {weighing.control}" if weighing.control != "none" else "sample_weight_mean_one"
         raise ConfigError(
             f"loss.{setting} needs the weights of all samples, and a live teacher knows one batch; "
             "expected teacher.source = cache; build a cache"
@@ -245,11 +247,11 @@ def _live(
     needed = UNCERTAINTY_OF.get(weighing.kind)
     if needed is not None and needed not in recipe.teacher.estimation.uncertainties:
         raise ConfigError(
-            f"loss.weight is {weighing.kind} and teacher.estimator {recipe.teacher.estimator}; expected one that gives "
+            f"loss.sample_weight is {weighing.kind} and teacher.estimator {recipe.teacher.estimator}; expected one that gives "
             f"{needed}: {' or '.join(MAKERS[needed])}; change one of them"
         )
     folders = [TeacherFolder.open(teacher) for teacher in teachers]
     panel = Panel.load(folders, recipe, dataset, device, features=recipe.pools_features)
-    canonical = recipe.teacher.views == "canonical"
+    canonical = recipe.teacher.views == "eval"
     shown = EpochViews(recipe.evaluation_spec, 0, dataset.split("train"), device) if canonical else None
     return LiveLessons(panel, shown, weighing), {"teacher_sha256": panel.describe()["teacher_sha256"]}

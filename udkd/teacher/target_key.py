@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from udkd.augment import apply as augment
 from udkd.augment import views
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.estimator import Estimator
 from udkd.losses.storage import Storage
@@ -16,7 +16,7 @@ from udkd.teacher.frozen import arithmetic
 
 def target_meaning(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> dict[str, object]:
     """The fields of a cache's key that follow from recipe, data and backend; the teachers' own are Panel.describe()."""
-    canonical = recipe.teacher.views == "canonical"
+    canonical = recipe.teacher.views == "eval"
     return {
         "dataset_digest": dataset.digest,
         "split": "train",
@@ -29,7 +29,7 @@ def target_meaning(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> 
         "normalisation": {"mean": augment.MEAN, "std": augment.STD},
         "num_classes": len(dataset.classes),
         "estimator": recipe.teacher.estimation.text,
-        "precision": arithmetic(recipe.teacher.precision, folded=recipe.teacher.folded, compiled=recipe.teacher.compile),
+        "precision": arithmetic(recipe.teacher.precision, folded=recipe.teacher.fold_bn, compiled=recipe.teacher.compile),
     }
 
 
@@ -70,12 +70,12 @@ def training_remedy(
 
     num_views: that the cache has. Where the policy differs most fields do: that is said, and the rest by what is left then.
     """
-    views = "canonical" if key.policy == "canonical" else num_views
-    if (recipe.teacher.views == "canonical") == (views == "canonical"):
+    views = "eval" if key.policy == "canonical" else num_views
+    if (recipe.teacher.views == "eval") == (views == "eval"):
         holds, settings = "", []
     else:
         recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"views": views})})
-        holds = f"the cache holds {'one canonical view' if views == 'canonical' else f'{num_views} augmented views'}; "
+        holds = f"the cache holds {'one evaluation view' if views == 'eval' else f'{num_views} augmented views'}; "
         settings = [f"teacher.views={views}"]
     meaning = target_meaning(recipe, dataset, pixel_class)
     left, _ = differences(key, meaning)
@@ -93,19 +93,19 @@ def _settings(key: CacheKey, name: str) -> list[str]:
         place = f"views.{inner}" if key.policy == "views" else _EVALUATION.get(inner)
         return [f"{place}={_toml(key.views[inner])}"] if place else []
     if name == "policy":
-        return ["teacher.views=canonical" if key.policy == "canonical" else "teacher.views=K"]
+        return ["teacher.views=eval" if key.policy == "canonical" else "teacher.views=K"]
     if name == "storage":
         storage = Storage.parse(key.storage)
-        return [f"teacher.storage={storage.dtype}", f"teacher.top_k={storage.top_k}"]
+        return [f"teacher.logits_dtype={storage.dtype}", f"teacher.top_k={storage.top_k}"]
     if name == "estimator":
         kind = Estimator.parse(key.estimator)
-        numbers = [f"teacher.passes={kind.passes}", f"teacher.dropout={kind.p}", f"teacher.dropout_seed={kind.seed}"]
+        numbers = [f"teacher.mc_samples={kind.passes}", f"teacher.dropout={kind.p}", f"teacher.dropout_seed={kind.seed}"]
         return [f"teacher.estimator={kind.kind}", *(numbers if kind.kind == "mc_dropout" else ())]
     if name == "precision":
-        levers = {"teacher.folded": "batch norm folded", "teacher.compile": "compiled"}
+        levers = {"teacher.fold_bn": "batch norm folded", "teacher.compile": "compiled"}
         dtype, *words = key.precision.split(", ")
         return [f"teacher.precision={dtype}", *(f"{lever}={_toml(word in words)}" for lever, word in levers.items())]
-    places = {"seed": "views.seed", "threads": "train.threads", "teacher_batch": "teacher.batch"}
+    places = {"seed": "views.seed", "threads": "train.threads", "teacher_batch": "teacher.batch_size"}
     return [f"{places[name]}={_toml(getattr(key, name))}"] if name in places and getattr(key, name) is not None else []
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from udkd.augment import apply as augment
 from udkd.augment.apply import ViewTable
 from udkd.augment.views import ViewSpec
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.losses.distill import Loss, Terms
 from udkd.losses.methods.connectors import Connection
@@ -63,8 +63,8 @@ def _mixed(recipe: Recipe, students: Sequence[Student], links: Sequence[Connecti
     """A loss with weights that vary, or with a method's term."""
     if loss_kind(recipe) == "fused":
         raise ConfigError(
-            "train.loss is fused, whose weights are fixed; expected eager or compiled beside loss.method, loss.schedules "
-            "and students.*.weight; set train.loss to auto"
+            "train.loss_impl is fused, whose weights are fixed; expected eager or compiled beside loss.method, loss.schedules "
+            "and students.*.loss_weight; set train.loss_impl to auto"
         )
     in_one = recipe.train.compile == "all"
     whole = mixed_forward(
@@ -86,8 +86,8 @@ def _mixed(recipe: Recipe, students: Sequence[Student], links: Sequence[Connecti
 
 def loss_kind(recipe: Recipe) -> str:
     """Which loss a recipe takes: "eager", "compiled" or "fused"."""
-    if recipe.train.loss != "auto":
-        return recipe.train.loss
+    if recipe.train.loss_impl != "auto":
+        return recipe.train.loss_impl
     return "eager" if recipe.train.compile == "off" else "compiled"
 
 
@@ -95,17 +95,22 @@ def make_loss(recipe: Recipe, device: torch.device) -> Loss:
     """The recipe's loss as a function of its own, not part of a bigger graph. ConfigError: a fused one without a GPU."""
     settings = recipe.loss.settings
     kind = loss_kind(recipe)
-    if kind == "fused" and settings.hard != "cross_entropy":
+    if kind == "fused" and settings.label_loss != "cross_entropy":
         raise ConfigError(
-            f"train.loss is fused and the label's loss {settings.hard}; expected compiled or eager; change train.loss"
+            f"train.loss_impl is fused and the label's loss {settings.label_loss}; expected compiled or eager; "
+            "change train.loss_impl"
         )
     if kind == "fused":
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ConfigError(f"train.loss is fused and the device {device}; expected a GPU; set train.loss to compiled")
+            raise ConfigError(
+                f"train.loss_impl is fused and the device {device}; expected a GPU; set train.loss_impl to compiled"
+            )
         try:
             from udkd.losses.fused import fused_loss  # triton is imported only when chosen
         except ModuleNotFoundError:
-            raise ConfigError("train.loss is fused; expected Triton to be installed; set train.loss to compiled") from None
+            raise ConfigError(
+                "train.loss_impl is fused; expected Triton to be installed; set train.loss_impl to compiled"
+            ) from None
         return fused_loss(settings)
     return compiled_loss(settings) if kind == "compiled" else eager_loss(settings)
 
@@ -115,7 +120,7 @@ def _augment(recipe: Recipe, spec: ViewSpec, device: torch.device) -> Callable[[
 
     Compiled, it moves by a last bit: a live teacher that sees the students' views then says what a cache says to 1e-6 only.
     """
-    teacher_sees_it = recipe.needs_teacher and recipe.teacher.source == "live" and recipe.teacher.views != "canonical"
+    teacher_sees_it = recipe.needs_teacher and recipe.teacher.source == "live" and recipe.teacher.views != "eval"
     precisions = {recipe.train.precision, *([recipe.teacher.precision] if teacher_sees_it else [])}
     dtype = torch.bfloat16 if precisions == {"bfloat16"} else torch.float32
     whole = partial(augment.apply, spec=spec, dtype=dtype)
@@ -136,26 +141,26 @@ def _forward(recipe: Recipe, students: Sequence[Student], device: torch.device) 
     networks: list[Any] = [student.model for student in students]
     options: dict[str, Any] = {"device_type": device.type, "autocast": recipe.train.precision == "bfloat16"}
     if recipe.train.compile != "all":
-        networks = on_streams(networks, device) if recipe.tune.streams else networks
+        networks = on_streams(networks, device) if recipe.perf.streams else networks
         return forward(networks, make_loss(recipe, device), **options)
     inductor = inductor_options(recipe)
-    if loss_kind(recipe) == "compiled" and not recipe.tune.streams:
+    if loss_kind(recipe) == "compiled" and not recipe.perf.streams:
         return compiled(forward(networks, eager_loss(recipe.loss.settings), **options), inductor)
     networks = [compiled(network, inductor) for network in networks]
-    return forward(on_streams(networks, device) if recipe.tune.streams else networks, make_loss(recipe, device), **options)
+    return forward(on_streams(networks, device) if recipe.perf.streams else networks, make_loss(recipe, device), **options)
 
 
 def inductor_options(recipe: Recipe) -> dict[str, Any] | None:
     """The recipe's wishes for the compiler, None for its own defaults."""
     options: dict[str, Any] = {}
-    if recipe.tune.realize_reads:
-        options["realize_reads_threshold"] = recipe.tune.realize_reads
-    if recipe.tune.gathered_pool:
+    if recipe.perf.realize_reads:
+        options["realize_reads_threshold"] = recipe.perf.realize_reads
+    if recipe.perf.gathered_pool:
         options |= ONE_EXPRESSION
-    if recipe.tune.force_layout:
+    if recipe.perf.force_layout:
         options["force_layout_optimization"] = True
-    if recipe.tune.combo_kernels:
+    if recipe.perf.combo_kernels:
         options["combo_kernels"] = True
-    if recipe.tune.autotune:
+    if recipe.perf.autotune:
         options["max_autotune"] = True
     return options or None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from udkd.augment.view_table import EpochViews
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.models.build import num_parameters
@@ -46,7 +46,7 @@ def evaluate(
 def _evaluate(
     run: RunFolder, *, data: Path | None, teacher: Path | None, device: torch.device, observer: Observer, cache: Path | None
 ) -> dict[str, Any]:
-    recipe = Recipe.of(run.config, str(run.path))
+    recipe = Recipe.stored(run.config, str(run.path))
     set_threads(recipe.train.threads)
     provenance = run.provenance
     dataset = DatasetFolder.open(data or Path(provenance["dataset"]))
@@ -54,8 +54,8 @@ def _evaluate(
         fields = [("dataset_digest", provenance["dataset_digest"], dataset.digest)]
         raise MismatchError(f"the run in {run.path}", fields, "evaluate on the data it was trained on")
     checkpoint, split = run.load(), dataset.split("val")
-    steps_per_epoch = len(dataset.split("train").ids) // recipe.train.batch
-    checkpoint.require_counts(batch=recipe.train.batch, epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch)
+    steps_per_epoch = len(dataset.split("train").ids) // recipe.train.batch_size
+    checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch)
     students = make_students(recipe, len(dataset.classes), device)
     for student in students:
         student.restore_weights(dict(checkpoint.tensors), f"the checkpoint in {run.path}")
@@ -124,8 +124,8 @@ def _scored(
     observer.start("evaluation", len(split.ids) * (1 if frozen is None else 2), "images")
     try:
         options: dict[str, Any] = {"on_batch": observer.advance, "on_answers": recorder.add}
-        options |= {"batch": recipe.train.batch, "autocast": recipe.train.precision == "bfloat16"}
-        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip, averaged=joined, **options)
+        options |= {"batch": recipe.train.batch_size, "autocast": recipe.train.precision == "bfloat16"}
+        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip_tta, averaged=joined, **options)
         taught = None
         if frozen is not None:
             options |= {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16", "on_answers": teacher_recorder.add}
@@ -164,7 +164,7 @@ def _frozen(folder: TeacherFolder, dataset: DatasetFolder, recipe: Recipe, devic
     return FrozenTeacher.load(
         folder,
         device=device,
-        batch=recipe.teacher.batch,
+        batch=recipe.teacher.batch_size,
         precision=recipe.teacher.precision,
         image_px=recipe.views.size_px,
     )

@@ -6,24 +6,24 @@ from pathlib import Path
 
 from torch import Tensor
 
-from udkd.config import Recipe, StudentSection
+from udkd.config.recipe import Recipe, StudentSection
 from udkd.teacher.folder import require_classes
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import RunError
 
 
 def start_weights(section: StudentSection, name: str, classes: Sequence[str]) -> dict[str, Tensor]:
-    """The weights in section.start of the student that section.start_student (else `name`) names; averaged ones where kept.
+    """The weights in section.init_from of the student section.init_from_student (else `name`); averaged ones where kept.
 
     classes: wnids of the outputs, in order. Raises RunError for a folder or student that is not there or has another
     architecture, MismatchError for other classes.
     """
-    run = RunFolder.open(Path(section.start))
-    recipe = Recipe.of(run.config, str(run.path))
-    names, wanted = recipe.student_names(), section.start_student or name
+    run = RunFolder.open(Path(section.init_from))
+    recipe = Recipe.stored(run.config, str(run.path))
+    names, wanted = recipe.student_names(), section.init_from_student or name
     if wanted not in names:
         raise RunError(
-            f"{run.path} holds the students {', '.join(names)}; expected {wanted}; name one with students.*.start_student"
+            f"{run.path} holds the students {', '.join(names)}; expected {wanted}; name one with students.*.init_from_student"
         )
     index = names.index(wanted)
     found = recipe.students[index].architecture

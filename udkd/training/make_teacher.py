@@ -12,10 +12,10 @@ import torchvision
 from torch import Tensor
 
 from udkd.augment.view_table import EpochViews
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.distill import HardLoss
+from udkd.losses.distill import LabelLoss
 from udkd.models.build import build, check_input, first_difference, head_names, load_weights, skeleton
 from udkd.models.state_dicts import Found, as_float32, find, first_not_finite, unwrapped
 from udkd.models.weight_files import WeightsFile, read_weights
@@ -39,13 +39,13 @@ class Candidate:
     architecture: str
     weights: Mapping[str, Tensor]
     made: Mapping[str, Any]
-    loss: HardLoss = "cross_entropy"
+    loss: LabelLoss = "cross_entropy"
     notes: tuple[str, ...] = ()
 
 
 def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Candidate:
     """One student of a run of ours, by name (it may be left out where there is one). `classes` of the data it should teach."""
-    recipe = Recipe.of(run.config, str(run.path))
+    recipe = Recipe.stored(run.config, str(run.path))
     names = recipe.student_names()
     if (student is None and len(names) > 1) or (student is not None and student not in names):
         raise RunError(f"{run.path} holds the students {', '.join(names)}, asked for {student}; name one with --student")
@@ -57,7 +57,7 @@ def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Can
         architecture=recipe.students[index].architecture,
         weights=weights,
         made={"run": str(run.path.resolve()), "student": names[index], "recipe": run.config},
-        loss=recipe.loss.hard,
+        loss=recipe.loss.label_loss,
     )
 
 
@@ -216,7 +216,7 @@ def write_measured(
             backend,
             split.ids,
             EpochViews(recipe.evaluation_spec, 0, split, device),
-            batch=recipe.teacher.batch,
+            batch=recipe.teacher.batch_size,
             autocast=recipe.teacher.precision == "bfloat16",
             on_batch=observer.advance,
         )

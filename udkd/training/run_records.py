@@ -40,7 +40,7 @@ class _Record(BaseModel):
 
 
 class Config(_Record):
-    """config.json, as far as a run folder reads it; udkd.config.Recipe reads all of it."""
+    """config.json, as far as a run folder reads it; udkd.config.recipe.Recipe reads all of it."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     students: list[dict[str, Any]] = []

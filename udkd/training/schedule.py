@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from udkd.augment.apply import ViewTable
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.losses.schedules import Figures, moved, way
 from udkd.models.build import dropout_keys
 from udkd.training.lr import averaging, cosine
@@ -51,7 +51,7 @@ class Plan:
         rates = [learning_rates(recipe, step, steps_per_epoch) for step in steps.tolist()]
         figures = figures or Figures.none(len(recipe.students))
         weights = [mixture(recipe, step, steps_per_epoch * recipe.train.epochs, figures) for step in steps.tolist()]
-        shares = [averaging(step, recipe.train.average) for step in steps.tolist()]
+        shares = [averaging(step, recipe.train.ema_decay) for step in steps.tolist()]
         return cls(
             view=view,
             views=views,
@@ -73,12 +73,12 @@ def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[floa
     """Each student's learning rate in step number `step` of the run; one that joins later begins its schedule then."""
     return [
         cosine(
-            step - student.join_epoch * steps_per_epoch,
+            step - student.start_epoch * steps_per_epoch,
             peak=student.lr * recipe.lr_scale,
             warmup_steps=round(student.warmup_epochs * steps_per_epoch),
-            total_steps=(recipe.train.epochs - student.join_epoch) * steps_per_epoch,
+            total_steps=(recipe.train.epochs - student.start_epoch) * steps_per_epoch,
         )
-        if step >= student.join_epoch * steps_per_epoch
+        if step >= student.start_epoch * steps_per_epoch
         else 0.0
         for student in recipe.students
     ]
@@ -92,12 +92,12 @@ def mixture(recipe: Recipe, step: int, total_steps: int, figures: Figures) -> li
     share = step / total_steps
     return [
         [
-            student.weight
+            student.loss_weight
             * moved(
-                schedule.shape,
+                schedule.kind,
                 first,
                 schedule.to,
-                way=way(schedule.shape, figures, index, share=share, until=schedule.until),
+                way=way(schedule.kind, figures, index, share=share, until=schedule.until),
             )
             for index, student in enumerate(recipe.students)
         ]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.models.build import build
 from udkd.utils.environment import set_threads
 
@@ -34,7 +34,7 @@ class Speeds:
 def probe(recipe: Recipe, num_classes: int, device: torch.device) -> Speeds:
     """Time forward and backward passes of every network on one constant batch, after a warm-up."""
     set_threads(recipe.train.threads)
-    batch, size = recipe.train.batch, recipe.views.size_px
+    batch, size = recipe.train.batch_size, recipe.views.size_px
     x_BCHW = torch.zeros(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     labels_B = torch.zeros(batch, dtype=torch.int64, device=device)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from udkd.config import Recipe, StudentSection
+from udkd.config.recipe import Recipe, StudentSection
 from udkd.models.build import KeyedDropout, build, check_input, dropouts, load_weights
 from udkd.models.ema import Average
 from udkd.models.module_swaps import use_gathered_pool, use_saved_relu6
@@ -124,9 +124,9 @@ def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_cl
     model = build(section.architecture, num_classes, image_px=recipe.views.size_px, seed=seed)
     if recipe.train.progressive_px:
         check_input(section.architecture, num_classes, recipe.train.progressive_px)
-    if recipe.tune.saved_relu6:
+    if recipe.perf.saved_relu6:
         model = use_saved_relu6(model)
-    if recipe.tune.gathered_pool:
+    if recipe.perf.gathered_pool:
         model = use_gathered_pool(model)
     model = model.to(device)
     if recipe.train.channels_last:
@@ -137,7 +137,7 @@ def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_cl
         model=model,
         optimizer=_sgd(model, section, device),
         draws=dropouts(model),
-        average=Average.of(model) if recipe.train.average else None,
+        average=Average.of(model) if recipe.train.ema_decay else None,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.models.build import build, load_weights
 from udkd.training.run_folder import RunFolder
 from udkd.training.student import prefixed, require_like
@@ -29,7 +29,7 @@ class Averaged(nn.Module):
 
 
 class Mirrored(nn.Module):
-    """The mean of a classifier's logits for images and for their mirror images, [B, C]: evaluation.flip."""
+    """The mean of a classifier's logits for images and for their mirror images, [B, C]: evaluation.flip_tta."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Mirrored(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What `udkd eval` scores: with evaluation.flip the model sees the mirror image too.
+    """What `udkd eval` scores: with evaluation.flip_tta the model sees the mirror image too.
 
     name: the student's, or AVERAGED. model: float32, on the CPU, contiguous layout. classes: the outputs' wnids.
     """
@@ -56,7 +56,7 @@ class Trained:
     @classmethod
     def load(cls, run: RunFolder, student: str | None, *, averaged: bool) -> "Trained":
         """Restore the newest checkpoint. Raises RunError: no checkpoint, no such student, none chosen of several."""
-        recipe = Recipe.of(run.config, str(run.path))
+        recipe = Recipe.stored(run.config, str(run.path))
         names = recipe.student_names()
         if averaged and student is not None:
             raise RunError(f"--student {student} and --averaged; expected one of them; drop one")
@@ -67,7 +67,7 @@ class Trained:
         if run.classes is None:
             raise RunError(f"{run.path / 'run.json'} does not name its classes; expected them in order; train again")
         checkpoint = run.load()
-        checkpoint.require_counts(batch=recipe.train.batch, epochs=recipe.train.epochs)
+        checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs)
         joined = recipe.joined(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
         places = joined if averaged else [0 if student is None else names.index(student)]
         chosen = [_judged(recipe, place, len(run.classes), dict(checkpoint.tensors)) for place in places]
@@ -85,7 +85,7 @@ class Trained:
 def _judged(recipe: Recipe, place: int, num_classes: int, tensors: dict[str, Tensor]) -> nn.Module:
     """The network that evaluation judges: of the weights' moving average where the run keeps one, else of the weights."""
     model = build(recipe.students[place].architecture, num_classes, image_px=recipe.views.size_px, seed=0)
-    weights = prefixed(tensors, f"{'average' if recipe.train.average else 'student'}.{place}.")
+    weights = prefixed(tensors, f"{'average' if recipe.train.ema_decay else 'student'}.{place}.")
     require_like(weights, model.state_dict(), f"student {place} of the checkpoint")
     load_weights(model, weights)
-    return Mirrored(model) if recipe.evaluation.flip else model
+    return Mirrored(model) if recipe.evaluation.flip_tta else model

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from udkd.augment.view_table import EpochViews
 from udkd.augment.views import ViewSpec
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import choose, open_backend
 from udkd.data.backends.resident import ResidentBackend
 from udkd.data.batch import Backend
@@ -170,7 +170,7 @@ class Trainer:
     def drive(self, epoch: int) -> Drive:
         """What takes steps in an epoch; it lasts as long as the views keep their size and no student joins."""
         spec = self.spec(epoch)
-        self.training = [student.index for student in self.students if epoch >= self.recipe.students[student.index].join_epoch]
+        self.training = [student.index for student in self.students if epoch >= self.recipe.students[student.index].start_epoch]
         if self._drive is None or self._drive[0] != (spec.size_px, len(self.training)):
             self._drive = None  # a recorded step's memory first
             self._drive = (spec.size_px, len(self.training)), self._make_drive(spec)
@@ -181,29 +181,29 @@ class Trainer:
         students = [self.students[index] for index in self.training]
         links = [self.links[index] for index in self.training] if self.links else []
         step = assemble(recipe, spec, students, self.lessons, device, links)
-        if recipe.train.steps == "streamed":
-            return Streamed(step, self.backend, recipe.train.batch)
+        if recipe.train.input == "stream":
+            return Streamed(step, self.backend, recipe.train.batch_size)
         if not isinstance(self.backend, ResidentBackend):
             raise ConfigError(
-                f"train.steps is {recipe.train.steps} and the backend is not resident; expected canvas.npy, and memory for "
-                "it on the device; write it with udkd-prep derive, or set train.steps to streamed"
+                "train.input is resident and the backend is not; expected canvas.npy, and memory for it on the device; "
+                "write it with udkd-prep derive, or set train.input to stream"
             )
-        if recipe.train.steps == "captured" and device.type != "cuda":
-            raise ConfigError("train.steps is captured; expected a CUDA device to record a graph on; set it to resident")
+        if recipe.train.cuda_graph and device.type != "cuda":
+            raise ConfigError("train.cuda_graph is true; expected a CUDA device; set it to false")
         live = recipe.needs_teacher and recipe.teacher.source == "live"
-        if recipe.train.steps == "captured" and live and recipe.teacher.estimator == "mc_dropout":
+        if recipe.train.cuda_graph and live and recipe.teacher.estimator == "mc_dropout":
             raise ConfigError(
-                "train.steps is captured and a live teacher drops features by the view's number, which a graph would hold for "
-                "ever; expected a cache or another estimator; build a cache or set train.steps to resident"
+                "train.cuda_graph is true and a live teacher drops features by the view's number, which a graph would hold for "
+                "ever; expected a cache or another estimator; build a cache or set train.cuda_graph to false"
             )
         return Resident(
             step,
             self.backend.whole(),
-            recipe.train.batch,
+            recipe.train.batch_size,
             self.tally,
             ids=self.split.ids,
             by_id=not recipe.needs_teacher or recipe.teacher.source == "cache",
-            record=GraphRecorder(device) if recipe.train.steps == "captured" else None,
+            record=GraphRecorder(device) if recipe.train.cuda_graph else None,
         )
 
     def _plan(self, epoch: int) -> Plan:
@@ -216,7 +216,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, done_steps: int) -> bool:
         """Train what is left of an epoch, then evaluate; True where the run was stopped on the way."""
-        observer, batch_size = self.job.observer, self.recipe.train.batch
+        observer, batch_size = self.job.observer, self.recipe.train.batch_size
         order = permutation(self.split.ids, self.recipe.train.seed, _ORDER, epoch)[: self.steps_per_epoch * batch_size]
         plan = self._plan(epoch)
         observer.start(f"epoch {epoch + 1}/{self.recipe.train.epochs}", len(order), "images")
@@ -226,7 +226,7 @@ class Trainer:
         started = time.perf_counter()
         before = self.step
         taken = self.drive(epoch).epoch(order[done_steps * batch_size :], plan, self.tally)
-        with convolution_search(self.recipe.tune.cudnn_benchmark), contextlib.closing(taken) as steps:
+        with convolution_search(self.recipe.perf.cudnn_benchmark), contextlib.closing(taken) as steps:
             for images in steps:
                 self.step += 1
                 log = self.step % self.recipe.train.log_every_steps == 0
@@ -281,9 +281,9 @@ class Trainer:
             self.validation,
             split.ids,
             self.val_views,
-            batch=self.recipe.train.batch,
+            batch=self.recipe.train.batch_size,
             autocast=self.recipe.train.precision == "bfloat16",
-            flip=self.recipe.evaluation.flip,
+            flip=self.recipe.evaluation.flip_tta,
             on_batch=self.job.observer.advance,
         )
         self.job.observer.finish()
@@ -346,7 +346,7 @@ class Trainer:
             self._require_no_epochs()
             return
         checkpoint, train = self.run_folder.load(), self.recipe.train
-        checkpoint.require_counts(batch=train.batch, epochs=train.epochs, steps_per_epoch=self.steps_per_epoch)
+        checkpoint.require_counts(batch=train.batch_size, epochs=train.epochs, steps_per_epoch=self.steps_per_epoch)
         require_like(checkpoint.tensors, self._tensors(), f"the checkpoint in {self.job.out}")
         self.step = checkpoint.progress.step
         self._restore_figures(checkpoint.progress.figures)
@@ -388,10 +388,10 @@ class Trainer:
 
     def _steps_per_epoch(self) -> int:
         """Whole batches only: a smaller last one would need other kernels, and the next epoch deals anew."""
-        steps = len(self.split.ids) // self.recipe.train.batch
+        steps = len(self.split.ids) // self.recipe.train.batch_size
         if steps == 0:
             raise ConfigError(
-                f"train.batch = {self.recipe.train.batch} is more than the {len(self.split.ids)} training images; "
+                f"train.batch_size = {self.recipe.train.batch_size} is more than the {len(self.split.ids)} training images; "
                 "expected at least one whole batch; lower it"
             )
         if len(self.dataset.split("val").ids) == 0:
@@ -422,7 +422,7 @@ class Trainer:
 
     def _start_from_others(self) -> dict[str, Any]:
         """Give students the weights that they start from, unless a checkpoint will; what the run should record of them."""
-        chosen = [student for student in self.students if self.recipe.students[student.index].start]
+        chosen = [student for student in self.students if self.recipe.students[student.index].init_from]
         if self.job.resume or not chosen:
             return {}
         digests = {}
@@ -452,7 +452,7 @@ class Trainer:
         if not self.job.resume:
             return RunFolder.create(out, config, facts | environment(self.job.device))
         run = RunFolder.open(out)
-        run.require_config(config, Recipe.of(run.config, str(out)).to_dict())
+        run.require_config(config, Recipe.stored(run.config, str(out)).to_dict())
         stored = run.provenance
         decisive = ("dataset_digest", "cache_key", "teacher_sha256", "num_views")
         fields = [(name, stored.get(name), facts.get(name)) for name in decisive if stored.get(name) != facts.get(name)]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.training.predictions import read_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import RunError, UserError
@@ -31,7 +31,7 @@ def _said(question: Callable[[], object]) -> list[str]:
 
 
 def _recipe(run: RunFolder) -> Recipe:
-    return Recipe.of(run.config, str(run.path / "config.json"))
+    return Recipe.stored(run.config, str(run.path / "config.json"))
 
 
 def _config(run: RunFolder) -> None:
@@ -51,7 +51,7 @@ def _counts(run: RunFolder) -> None:
         return
     checkpoint = run.load()
     steps_per_epoch = int(rows[0]["step"]) if rows else None
-    checkpoint.require_counts(batch=train.batch, epochs=train.epochs, steps_per_epoch=steps_per_epoch)
+    checkpoint.require_counts(batch=train.batch_size, epochs=train.epochs, steps_per_epoch=steps_per_epoch)
     done = checkpoint.progress.step // checkpoint.progress.steps_per_epoch
     if len(rows) not in (done, done + 1):
         raise RunError(

@@ -154,7 +154,8 @@ def _machine_s_limit(error: Exception) -> str | None:
         return None
     text = str(error) or type(error).__name__
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
-        return f"out of memory ({_first_sentence(text)}); expected it to fit; lower train.batch, teacher.batch or views.size_px"
+        places = "train.batch_size, teacher.batch_size or views.size_px"
+        return f"out of memory ({_first_sentence(text)}); expected it to fit; lower {places}"
     if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
         return f"torch.compile failed ({_first_sentence(text)}); expected a working compiler; take --set train.compile=off"
     return None

@@ -129,10 +129,10 @@ class Crd(nn.Module):
     ) -> None:
         super().__init__()
         self.options = options
-        self.embed = crd.Embedding(channels, options.numbers)
-        self.teacher_embed = crd.Embedding(teacher_channels, options.numbers)
+        self.embed = crd.Embedding(channels, options.embed_dim)
+        self.teacher_embed = crd.Embedding(teacher_channels, options.embed_dim)
         for side, name in enumerate(("memory", "teacher_memory")):
-            self.register_buffer(name, crd.first_memory(len(labels_I), options.numbers, *words, side))
+            self.register_buffer(name, crd.first_memory(len(labels_I), options.embed_dim, *words, side))
         self.register_buffer("log_z", torch.zeros(2))
         self.register_buffer("begun", torch.zeros(()))
         labels = labels_I[ids]
@@ -165,7 +165,7 @@ class Crd(nn.Module):
         with torch.no_grad():
             crd.remember(self.memory, seen.ids, own_BD, self.options.momentum)
             crd.remember(self.teacher_memory, seen.ids, teacher_BD, self.options.momentum)
-        return self.options.factor * torch.stack(sides).sum()
+        return self.options.weight * torch.stack(sides).sum()
 
     @torch.no_grad()
     def _normalisers(self, scores: Sequence[Tensor], times_BI: Tensor) -> Tensor:
@@ -231,11 +231,11 @@ def connect(
     ours, theirs = ([stage.channels for stage in side] for side in chosen)
     makers: dict[str, Callable[[], nn.Module]] = {
         "dkd": lambda: Dkd(options.dkd),
-        "attention": lambda: Attention(options.attention.factor),
-        "fitnets": lambda: Fitnets(options.fitnets.factor, ours[0], theirs[0]),
+        "attention": lambda: Attention(options.attention.weight),
+        "fitnets": lambda: Fitnets(options.fitnets.weight, ours[0], theirs[0]),
         "rkd": lambda: Rkd(options.rkd),
         "crd": lambda: Crd(options.crd, ours[0], features, labels_I, ids, (seed, _MEMORY, index)),
-        "reviewkd": lambda: ReviewTerm(options.reviewkd.factor, ours, theirs),
+        "reviewkd": lambda: ReviewTerm(options.reviewkd.weight, ours, theirs),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(key(seed, _CONNECTOR, index)[0] >> 1))

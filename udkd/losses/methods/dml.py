@@ -6,7 +6,7 @@ Source: Zhang et al., "Deep Mutual Learning", CVPR 2018 (arXiv 1706.00384), sect
 
 from udkd.losses.distill import LossSettings
 
-MUTUAL = LossSettings(alpha=1.0, beta=0.0, gamma=1.0, temperature=1.0, direction="teacher_student")
+MUTUAL = LossSettings(alpha=1.0, beta=0.0, gamma=1.0, temperature=1.0, kl="forward")
 """L_i = CE(z_i, y) + mean over j != i of KL(p_j || p_i), at temperature 1: `udkd.losses.distill.distill` with these weights.
 
 The paper updates one network after the other, each on its peers' newest predictions; here all of a step's updates come from

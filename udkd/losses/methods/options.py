@@ -26,14 +26,14 @@ class DkdSection(Section):
 class AttentionSection(Section):
     """Attention transfer between the deepest maps of so many sizes."""
 
-    factor: Positive = 1000.0
+    weight: Positive = 1000.0
     stages: int = Field(default=4, ge=1, le=64)
 
 
 class FitnetsSection(Section):
     """A hint from one map. stage: 1 is the deepest size, 2 the one above."""
 
-    factor: Positive = 100.0
+    weight: Positive = 100.0
     stage: int = Field(default=3, ge=1, le=64)
 
 
@@ -47,8 +47,8 @@ class RkdSection(Section):
 class CrdSection(Section):
     """Contrastive representation distillation. The two memories of each student hold `numbers` float32 per image."""
 
-    factor: Positive = 0.8
-    numbers: int = Field(default=128, ge=2, le=MOST_PX, description="of an embedding")
+    weight: Positive = 0.8
+    embed_dim: int = Field(default=128, ge=2, le=MOST_PX, description="of an embedding")
     negatives: int = Field(default=16384, ge=1, le=MOST_SAMPLES, description="per sample and step")
     temperature: Temperature = 0.07
     momentum: float = Field(default=0.5, ge=0, lt=1, description="of the memories")
@@ -57,7 +57,7 @@ class CrdSection(Section):
 class ReviewkdSection(Section):
     """Knowledge review over the deepest maps of so many sizes."""
 
-    factor: Positive = 1.0
+    weight: Positive = 1.0
     stages: int = Field(default=4, ge=1, le=64)
 
 

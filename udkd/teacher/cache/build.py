@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import choose, open_backend
 from udkd.data.batch import Backend
 from udkd.data.dataset import DatasetFolder, Split
@@ -137,7 +137,7 @@ class _Build:
 
     def lead(self) -> int:
         """Write every view that is not finished, with the team's help; how many targets that took."""
-        num_views = 1 if self.recipe.teacher.views == "canonical" else self.recipe.teacher.views
+        num_views = 1 if self.recipe.teacher.views == "eval" else self.recipe.teacher.views
         num_images = 0
         with CacheWriter(self.folder, self.key, self.split.excluded, building_remedy) as writer:
             missing = sorted(set(range(num_views)) - set(writer.finished))

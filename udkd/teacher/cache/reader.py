@@ -141,7 +141,7 @@ class Cache:
             makers = " or ".join(MAKERS[needed])
             raise CacheError(
                 f"{self.folder} stores {', '.join(self.key.uncertainties)} (its teacher.estimator was {self.key.estimator}); "
-                f"expected {needed} for loss.weight = {kind}; build a cache with teacher.estimator = {makers}"
+                f"expected {needed} for loss.sample_weight = {kind}; build a cache with teacher.estimator = {makers}"
             )
 
     def require_features(self) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from udkd.augment import apply as augment
 from udkd.augment import views
-from udkd.config import Recipe
+from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import choose, open_backend
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.losses.estimator import Estimator
@@ -220,16 +220,16 @@ def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:
     """A recipe that asks the teacher as the cache's build did."""
     estimator, storage = Estimator.parse(key.estimator), Storage.parse(key.storage)
     asked: dict[str, object] = {
-        "batch": key.teacher_batch,
+        "batch_size": key.teacher_batch,
         "precision": key.precision.split(", ")[0],
-        "storage": storage.dtype,
+        "logits_dtype": storage.dtype,
         "top_k": storage.top_k,
         "estimator": estimator.kind,
     }
-    levers = {"folded": "batch norm folded" in key.precision, "compile": "compiled" in key.precision}
+    levers = {"fold_bn": "batch norm folded" in key.precision, "compile": "compiled" in key.precision}
     asked |= {name: True for name, on in levers.items() if on}
     if estimator.kind == "mc_dropout":
-        asked |= {"passes": estimator.passes, "dropout": estimator.p, "dropout_seed": estimator.seed}
+        asked |= {"mc_samples": estimator.passes, "dropout": estimator.p, "dropout_seed": estimator.seed}
     shown = {"views": key.views | {"seed": key.seed or 0}, "evaluation": {"resize_px": key.views.get("size_px")}}
     try:
         return Recipe.of(shown | {"teacher": asked | teacher}, "the cache's key")

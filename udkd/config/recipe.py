@@ -11,7 +11,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from udkd.augment.views import Scheme, ViewSpec
-from udkd.losses.distill import Direction, HardLoss, LossSettings
+from udkd.config import old_keys
+from udkd.losses.distill import KlKind, LabelLoss, LossSettings
 from udkd.losses.estimator import Estimator, EstimatorKind
 from udkd.losses.methods.options import FEATURE_METHODS, MAP_METHODS, POOLED_METHODS, MethodName, MethodsSection
 from udkd.losses.sample_weight import Weighing, WeightControl, WeightKind
@@ -83,39 +84,39 @@ class ViewsSection(Section):
 
 
 class EvaluationSection(Section):
-    """What is seen at validation, and by the teacher in the canonical policy. The size is that of the training views."""
+    """What is seen at validation, and by the teacher where teacher.views is eval. The size is that of the training views."""
 
     scheme: Literal["centre", "centre_squash"] = "centre"
     resize_px: Side = 256
-    flip: bool = Field(default=False, description="score the mean of the logits of a view and of its mirror image")
+    flip_tta: bool = Field(default=False, description="score the mean of the logits of a view and of its mirror image")
 
 
 class TeacherSection(Section):
     """How the teacher's word reaches the students."""
 
     source: Literal["cache", "live", "none"] = "cache"
-    views: Literal["canonical"] | int = Field(
-        default="canonical", description='"canonical": one evaluation view per sample; K: epoch e uses augmented view e mod K'
+    views: Literal["eval"] | int = Field(
+        default="eval", description='"eval": one evaluation view per sample; K: epoch e uses augmented view e mod K'
     )
-    batch: Batch = Field(default=64, description="the one batch shape that the teacher ever runs on")
+    batch_size: Batch = Field(default=64, description="the one batch shape that the teacher ever runs on")
     precision: Precision = "float32"
-    storage: Dtype = Field(default="float16", description="of cached logits, and of a live teacher's on their way to the loss")
+    logits_dtype: Dtype = Field(
+        default="float16", description="of cached logits, and of a live teacher's on their way to the loss"
+    )
     top_k: int = Field(
         default=0, ge=0, le=MOST_SAMPLES, description="keep a row's K best classes and the mass of the others; 0 keeps all"
     )
     estimator: EstimatorKind = Field(default="plain", description="how one target comes of it: udkd.losses.estimator")
-    passes: int = Field(default=8, ge=2, le=1024, description="of mc_dropout")
+    mc_samples: int = Field(default=8, ge=2, le=1024, description="of mc_dropout")
     dropout: float = Field(default=0.2, gt=0, lt=1, description="probability of mc_dropout, before the head")
     dropout_seed: Seed = Field(default=0, description="names the masks of mc_dropout")
-    folded: bool = Field(default=False, description="batch norm folded into the convolutions: faster, other last bits")
+    fold_bn: bool = Field(default=False, description="batch norm folded into the convolutions: faster, other last bits")
     compile: bool = Field(default=False, description="through torch.compile: faster, other last bits")
 
     @model_validator(mode="after")
     def _at_least_one_view(self) -> Self:
         if isinstance(self.views, int) and not 1 <= self.views <= MOST_EPOCHS:
-            raise ValueError(
-                f"views is {self.views}; expected 'canonical' or a number of views from 1 to {MOST_EPOCHS}; change it"
-            )
+            raise ValueError(f"views is {self.views}; expected 'eval' or a number of views from 1 to {MOST_EPOCHS}; change it")
         return self
 
     @model_validator(mode="after")
@@ -132,12 +133,12 @@ class TeacherSection(Section):
         """The estimator with its numbers."""
         if self.estimator != "mc_dropout":
             return Estimator(kind=self.estimator)
-        return Estimator(kind="mc_dropout", passes=self.passes, p=self.dropout, seed=self.dropout_seed)
+        return Estimator(kind="mc_dropout", passes=self.mc_samples, p=self.dropout, seed=self.dropout_seed)
 
     @property
     def stored(self) -> Storage:
         """How logits are stored."""
-        return Storage(dtype=self.storage, top_k=self.top_k)
+        return Storage(dtype=self.logits_dtype, top_k=self.top_k)
 
 
 class StudentSection(Section):
@@ -150,15 +151,15 @@ class StudentSection(Section):
     weight_decay: Factor = 1e-4
     nesterov: bool = False
     warmup_epochs: Factor = 0.0
-    weight: Positive = Field(default=1.0, description="of this student's loss in the sum over students")
-    join_epoch: int = Field(
+    loss_weight: Positive = Field(default=1.0, description="of this student's loss in the sum over students")
+    start_epoch: int = Field(
         default=0,
         ge=0,
         le=MOST_EPOCHS,
         description="it begins after so many epochs; until then it is not trained, and nobody's peer",
     )
-    start: Text = Field(default="", description="a run folder whose newest checkpoint holds the weights to begin with")
-    start_student: Text = Field(default="", description="the student of that run; this one's name where empty")
+    init_from: Text = Field(default="", description="a run folder whose newest checkpoint holds the weights to begin with")
+    init_from_student: Text = Field(default="", description="the student of that run; this one's name where empty")
 
 
 class FitSection(StudentSection):
@@ -166,13 +167,13 @@ class FitSection(StudentSection):
 
     architecture: Text = Field(default="resnet50", min_length=1)
     epochs: int = Field(default=50, ge=1, le=MOST_EPOCHS)
-    loss: HardLoss = Field(default="cross_entropy", description="evidential: for teacher.estimator = evidential")
+    loss: LabelLoss = Field(default="cross_entropy", description="evidential: for teacher.estimator = evidential")
 
 
 class ScheduleSection(Section):
     """How a weight of the loss moves over the run: from its own value to `to`. See udkd.losses.schedules."""
 
-    shape: Shape = "constant"
+    kind: Shape = "constant"
     to: Factor = 0.0
     until: float = Field(default=1.0, gt=0, le=1, description="share of the run after which `to` is reached (linear, cosine)")
 
@@ -197,30 +198,37 @@ class LossSection(Section):
     beta: Factor = 0.4
     gamma: Factor = 0.2
     temperature: Temperature = 4.0
-    direction: Direction = "student_teacher"
+    kl: KlKind = Field(
+        default="reverse", description="reverse: KL(student || teacher), the paper's; forward: KL(teacher || student), Hinton's"
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    hard: HardLoss = Field(default="cross_entropy", description="the loss of the label; evidential for teachers alone")
-    weight: WeightKind = Field(default="entropy", description="what weighs a sample's teacher term: udkd.losses.sample_weight")
-    weight_control: WeightControl = Field(
+    label_loss: LabelLoss = Field(default="cross_entropy", description="the loss of the label; evidential for teachers alone")
+    sample_weight: WeightKind = Field(
+        default="entropy", description="what weighs a sample's teacher term: udkd.losses.sample_weight"
+    )
+    sample_weight_control: WeightControl = Field(
         default="none", description="equal_mean: every sample gets the weights' mean; shuffled: another sample's weight"
     )
-    weight_mean_one: bool = Field(default=False, description="divide the weights by their mean")
-    weight_seed: Seed = Field(default=0, description="of weight_control = shuffled")
+    sample_weight_mean_one: bool = Field(default=False, description="divide the weights by their mean")
+    sample_weight_seed: Seed = Field(default=0, description="of sample_weight_control = shuffled")
     method: MethodName = Field(default="none", description="a further term for every student; its options are in methods.*")
     method_weight: Factor = Field(default=1.0, description="of that term, on top of the factors in methods.*")
     schedules: SchedulesSection = SchedulesSection()
 
     @model_validator(mode="after")
     def _evidence_stands_alone(self) -> Self:
-        if self.hard == "evidential" and (any(self.largest_weights[1:]) or self.label_smoothing):
-            raise ValueError("hard is evidential; expected beta, gamma and label_smoothing of 0; set them, or fit.loss alone")
+        if self.label_loss == "evidential" and (any(self.largest_weights[1:]) or self.label_smoothing):
+            raise ValueError(
+                "label_loss is evidential; expected beta, gamma and label_smoothing of 0; set them, or fit.loss alone"
+            )
         return self
 
     @model_validator(mode="after")
     def _weights_vary(self) -> Self:
-        if self.weight == "constant" and self.weighing.needs_all:
+        if self.sample_weight == "constant" and self.weighing.needs_all:
             raise ValueError(
-                "weight is constant and weight_control or weight_mean_one is set; expected a kind that varies; drop one"
+                "sample_weight is constant and sample_weight_control or sample_weight_mean_one is set; "
+                "expected a kind that varies; drop one"
             )
         return self
 
@@ -228,12 +236,17 @@ class LossSection(Section):
     def moving(self) -> dict[str, ScheduleSection]:
         """The weights of the loss that a schedule moves, by name."""
         names = ("alpha", "beta", "gamma", "method")
-        return {name: own for name, own in zip(names, self.schedules.each(), strict=True) if own.shape != "constant"}
+        return {name: own for name, own in zip(names, self.schedules.each(), strict=True) if own.kind != "constant"}
 
     @property
     def weighing(self) -> Weighing:
         """How uncertainties become weights."""
-        return Weighing(kind=self.weight, control=self.weight_control, mean_one=self.weight_mean_one, seed=self.weight_seed)
+        return Weighing(
+            kind=self.sample_weight,
+            control=self.sample_weight_control,
+            mean_one=self.sample_weight_mean_one,
+            seed=self.sample_weight_seed,
+        )
 
     @property
     def settings(self) -> LossSettings:
@@ -250,36 +263,36 @@ class LossSection(Section):
     def largest_weights(self) -> tuple[float, ...]:
         """The largest that each of `weights` becomes."""
         pairs = zip(self.weights, self.schedules.each(), strict=True)
-        return tuple(value if moves.shape == "constant" else max(value, moves.to) for value, moves in pairs)
+        return tuple(value if moves.kind == "constant" else max(value, moves.to) for value, moves in pairs)
 
 
 class TrainSection(Section):
     """The loop."""
 
     epochs: int = Field(default=50, ge=1, le=MOST_EPOCHS)
-    batch: int = Field(default=64, ge=2, le=MOST_SAMPLES)
+    batch_size: int = Field(default=64, ge=2, le=MOST_SAMPLES)
     seed: Seed = Field(default=0, description="initial weights, order of samples, dropout")
     precision: Precision = "float32"
     channels_last: bool = True
     compile: Literal["off", "loss", "all"] = Field(
         default="off", description="all: augmentation, students and loss, forward and backward, are three graphs"
     )
-    loss: Literal["auto", "eager", "compiled", "fused"] = Field(
+    loss_impl: Literal["auto", "eager", "compiled", "fused"] = Field(
         default="auto", description="auto: compiled unless compile is off; fused: one Triton kernel"
     )
-    steps: Literal["streamed", "resident", "captured"] = Field(
-        default="streamed",
-        description="where a step finds its images: streamed by the backend, or all on the device, the ids its only input; "
-        "captured: resident, replayed as one CUDA graph",
+    input: Literal["stream", "resident"] = Field(
+        default="stream",
+        description="where a step finds its images: streamed by the backend, or all on the device, the ids its only input",
     )
+    cuda_graph: bool = Field(default=False, description="replay each step as one CUDA graph; needs input = resident")
     threads: int = Field(default=0, ge=0, le=1024, description="PyTorch's threads on the CPU; 0 leaves them as they are")
-    lr_batch: int = Field(
+    lr_base_batch_size: int = Field(
         default=0,
         ge=0,
         le=MOST_SAMPLES,
-        description="the batch that every lr is meant for: it is scaled by batch / lr_batch; 0 leaves it",
+        description="the batch that every lr is meant for: it is scaled by batch_size / lr_base_batch_size; 0 leaves it",
     )
-    average: float = Field(
+    ema_decay: float = Field(
         default=0.0, ge=0, lt=1, description="decay of the moving average of the weights that is evaluated; 0: none"
     )
     progressive_px: int = Field(
@@ -289,8 +302,14 @@ class TrainSection(Section):
     log_every_steps: int = Field(default=10, ge=1, le=10**9)
     tensorboard: bool = False
 
+    @model_validator(mode="after")
+    def _a_graph_finds_its_images(self) -> Self:
+        if self.cuda_graph and self.input != "resident":
+            raise ValueError("cuda_graph is true and input is stream; expected resident; set train.input to resident")
+        return self
 
-class TuneSection(Section):
+
+class PerfSection(Section):
     """Ways of computing the same numbers that have to be measured before they are believed: all off."""
 
     saved_relu6: bool = Field(default=False, description="ReLU6 keeps its output for the backward pass, not its input")
@@ -325,12 +344,12 @@ class Recipe(Section):
     loss: LossSection = LossSection()
     methods: MethodsSection = MethodsSection()
     train: TrainSection = TrainSection()
-    tune: TuneSection = TuneSection()
+    perf: PerfSection = PerfSection()
 
     @property
     def lr_scale(self) -> float:
         """What every learning rate is multiplied with (the linear rule: Goyal et al., arXiv 1706.02677)."""
-        return self.train.batch / self.train.lr_batch if self.train.lr_batch else 1.0
+        return self.train.batch_size / self.train.lr_base_batch_size if self.train.lr_base_batch_size else 1.0
 
     @property
     def needs_teacher(self) -> bool:
@@ -345,16 +364,18 @@ class Recipe(Section):
     @property
     def is_mixed(self) -> bool:
         """Whether the loss has more than the paper's: a method's term, or weights that differ between steps or students."""
-        return bool(self.loss.moving) or self.loss.method != "none" or any(student.weight != 1 for student in self.students)
+        return (
+            bool(self.loss.moving) or self.loss.method != "none" or any(student.loss_weight != 1 for student in self.students)
+        )
 
     @property
     def needs_figures(self) -> bool:
         """Whether weights of the loss depend on what the last epoch recorded."""
-        return any(schedule.shape in ("progress", "confidence") for schedule in self.loss.schedules.each())
+        return any(schedule.kind in ("progress", "confidence") for schedule in self.loss.schedules.each())
 
     def joined(self, step: int, steps_per_epoch: int) -> list[int]:
         """Places of the students that have been trained when `step` steps are done; the others have their first weights."""
-        return [place for place, own in enumerate(self.students) if step > own.join_epoch * steps_per_epoch]
+        return [place for place, own in enumerate(self.students) if step > own.start_epoch * steps_per_epoch]
 
     @property
     def evaluation_spec(self) -> ViewSpec:
@@ -366,7 +387,7 @@ class Recipe(Section):
     @property
     def teacher_spec(self) -> ViewSpec:
         """What the teacher sees: the evaluation view, or the students' views."""
-        return self.evaluation_spec if self.teacher.views == "canonical" else self.views.spec
+        return self.evaluation_spec if self.teacher.views == "eval" else self.views.spec
 
     @model_validator(mode="after")
     def _evaluation_is_possible(self) -> Self:
@@ -384,10 +405,10 @@ class Recipe(Section):
                 f"train.progressive_px {self.train.progressive_px} is above views.size_px {self.views.size_px}; "
                 "expected a smaller side to begin with; lower it"
             )
-        if self.train.progressive_px and self.needs_teacher and self.teacher.views != "canonical":
+        if self.train.progressive_px and self.needs_teacher and self.teacher.views != "eval":
             raise ValueError(
                 "train.progressive_px changes the students' views and teacher.views asks the teacher about those; "
-                "expected canonical targets; set teacher.views to canonical or train.progressive_px to 0"
+                "expected targets of evaluation views; set teacher.views to eval or train.progressive_px to 0"
             )
         return self
 
@@ -431,14 +452,14 @@ class Recipe(Section):
             raise ValueError(f"loss.method = {method} needs a live teacher's features; {holds}; set teacher.source = live")
         if source == "none":
             raise ValueError(f"loss.method = {method} needs a teacher; set teacher.source to cache or live")
-        if method in FEATURE_METHODS and (self.teacher.folded or self.teacher.compile or self.teacher.estimator != "plain"):
+        if method in FEATURE_METHODS and (self.teacher.fold_bn or self.teacher.compile or self.teacher.estimator != "plain"):
             raise ValueError(
                 f"loss.method = {method} looks inside one teacher; expected it as it is; "
-                "set teacher.folded and teacher.compile to false and teacher.estimator to plain"
+                "set teacher.fold_bn and teacher.compile to false and teacher.estimator to plain"
             )
-        if method in MAP_METHODS and self.teacher.views == "canonical":
+        if method in MAP_METHODS and self.teacher.views == "eval":
             raise ValueError(
-                f"loss.method = {method} compares maps of the same pixels and teacher.views = canonical shows the teacher "
+                f"loss.method = {method} compares maps of the same pixels and teacher.views = eval shows the teacher "
                 "others; expected a number of views; set teacher.views = train.epochs"
             )
         return self
@@ -446,15 +467,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _students_join_in_time(self) -> Self:
         for index, student in enumerate(self.students):
-            if student.join_epoch >= self.train.epochs:
+            if student.start_epoch >= self.train.epochs:
                 raise ValueError(
-                    f"students.{index}.join_epoch is {student.join_epoch} of {self.train.epochs} epochs; "
+                    f"students.{index}.start_epoch is {student.start_epoch} of {self.train.epochs} epochs; "
                     "expected a smaller number; change it"
                 )
-        if all(student.join_epoch for student in self.students):
-            raise ValueError("every student joins later; expected one that begins at once; set one's join_epoch to 0")
-        if self.train.average and any(student.join_epoch for student in self.students):
-            raise ValueError("train.average is set and a student joins later; expected one of the two; set one to 0")
+        if all(student.start_epoch for student in self.students):
+            raise ValueError("every student joins later; expected one that begins at once; set one's start_epoch to 0")
+        if self.train.ema_decay and any(student.start_epoch for student in self.students):
+            raise ValueError("train.ema_decay is set and a student joins later; expected one of the two; set one to 0")
         return self
 
     def for_teacher(self) -> "Recipe":
@@ -463,7 +484,14 @@ class Recipe(Section):
         fit = values["fit"]
         values["students"] = [{name: value for name, value in fit.items() if name not in ("epochs", "loss")}]
         values["train"]["epochs"] = fit["epochs"]
-        values["loss"] |= {"alpha": 1.0, "beta": 0.0, "gamma": 0.0, "hard": fit["loss"], "method": "none", "schedules": {}}
+        values["loss"] |= {
+            "alpha": 1.0,
+            "beta": 0.0,
+            "gamma": 0.0,
+            "label_loss": fit["loss"],
+            "method": "none",
+            "schedules": {},
+        }
         if fit["loss"] == "evidential":
             values["loss"]["label_smoothing"] = 0.0
         values["teacher"]["source"] = "none"
@@ -497,6 +525,11 @@ class Recipe(Section):
         except (RecursionError, ValueError) as error:
             raise ConfigError(f"{origin}: {_no_json(error)}; expected a recipe's keys and values; correct it") from None
 
+    @classmethod
+    def stored(cls, values: Mapping[str, Any], origin: str) -> "Recipe":
+        """`of` for values that a run folder holds, which may have been written before keys had today's names."""
+        return cls.of(old_keys.current(values), origin)
+
 
 def _explained(problems: Sequence[Any]) -> str:
     """The first problem of a recipe, in the words of its keys."""
@@ -512,7 +545,7 @@ def _explained(problems: Sequence[Any]) -> str:
         return f"its values are no JSON ({first['msg'].removeprefix('Invalid JSON: ')}); expected a recipe's; correct it"
     if first["type"] == "missing":
         return f"{path} is missing{more}; expected a value; add it"
-    # A union reports each of its members: teacher.views is "canonical" or a number.
+    # A union reports each of its members: teacher.views is "eval" or a number.
     reports = [problem["msg"] for problem in problems if _place(problem["loc"])[0] == place]
     wanted = " or ".join(message.removeprefix("Input should be ") for message in reports)
     return f"{path} is {shown(_input(first['input']))}{more}; expected {wanted}; change it"
@@ -565,6 +598,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     values = read_settings("recipe", name, read_plain)
     for override in overrides:
         _override(values, override)
+    if renamed := old_keys.changes(values):
+        raise ConfigError(f"{name}: {renamed[0]}{f' (and {len(renamed) - 1} more)' if renamed[1:] else ''}; change it")
     return Recipe.of(values, name)
 
 

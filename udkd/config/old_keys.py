@@ -1,0 +1,101 @@
+"""Recipe keys before 0.1.0 and their names since: old run folders open; an old key in a recipe is an error naming the new."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_STUDENT = {"weight": "loss_weight", "join_epoch": "start_epoch", "start": "init_from", "start_student": "init_from_student"}
+_NAMES: dict[str, dict[str, str]] = {
+    "": {"tune": "perf"},
+    "evaluation": {"flip": "flip_tta"},
+    "teacher": {"batch": "batch_size", "storage": "logits_dtype", "passes": "mc_samples", "folded": "fold_bn"},
+    "fit": _STUDENT,
+    "students.*": _STUDENT,
+    "loss": {
+        "direction": "kl",
+        "hard": "label_loss",
+        "weight": "sample_weight",
+        "weight_control": "sample_weight_control",
+        "weight_mean_one": "sample_weight_mean_one",
+        "weight_seed": "sample_weight_seed",
+    },
+    "loss.schedules.*": {"shape": "kind"},
+    "methods.attention": {"factor": "weight"},
+    "methods.fitnets": {"factor": "weight"},
+    "methods.crd": {"factor": "weight", "numbers": "embed_dim"},
+    "methods.reviewkd": {"factor": "weight"},
+    "train": {"batch": "batch_size", "average": "ema_decay", "loss": "loss_impl", "lr_batch": "lr_base_batch_size"},
+}
+"""Section -> old key -> new key. A * stands for any key or place."""
+_VALUES: dict[tuple[str, str], dict[Any, Any]] = {
+    ("loss", "kl"): {"student_teacher": "reverse", "teacher_student": "forward"},
+    ("teacher", "views"): {"canonical": "eval"},
+}
+_STEPS = {"streamed": ("stream", False), "resident": ("resident", False), "captured": ("resident", True)}
+"""train.steps -> train.input, train.cuda_graph."""
+
+
+def current(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored recipe's plain values under today's keys; one that has them already comes back as it is."""
+    renamed: dict[str, Any] = _renamed(values, "", _NAMES)
+    for (section, key), names in _VALUES.items():
+        _replace(renamed.get(section, {}), key, names)
+    train = renamed.get("train", {})
+    if "steps" in train:
+        train["input"], train["cuda_graph"] = _STEPS[train.pop("steps")]
+    return renamed
+
+
+def original(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a recipe, or of some of its sections, under the keys of before 0.1.0.
+
+    Studies name their folders by a digest of these, so that theirs of that time are found again.
+    """
+    values = {name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()}
+    for (section, key), names in _VALUES.items():
+        _replace(values.get(section, {}), key, {new: old for old, new in names.items()})
+    if "train" in values:
+        train = values["train"]
+        how = (train.pop("input"), train.pop("cuda_graph"))
+        train["steps"] = next(old for old, new in _STEPS.items() if new == how)
+    back = {path: {new: old for old, new in names.items()} for path, names in _NAMES.items()}
+    named: dict[str, Any] = _renamed(values, "", back)
+    return named
+
+
+def changes(values: Mapping[str, Any]) -> list[str]:
+    """What to change in a recipe that has keys or values of before 0.1.0: "train.batch is now train.batch_size"."""
+    found = _found(values, "")
+    for (section, key), names in _VALUES.items():
+        value = values[section].get(key) if isinstance(values.get(section), Mapping) else None
+        if isinstance(value, str) and value in names:
+            found.append(f'{section}.{key} = "{value}" is now "{names[value]}"')
+    if isinstance(values.get("train"), Mapping) and "steps" in values["train"]:
+        found.append("train.steps is now train.input (stream or resident) and train.cuda_graph (true or false)")
+    return found
+
+
+def _renamed(value: Any, path: str, names: Mapping[str, Mapping[str, str]]) -> Any:
+    if isinstance(value, Mapping):
+        return {names.get(path, {}).get(key, key): _renamed(inner, _below(path, key), names) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_renamed(inner, f"{path}.*", names) for inner in value]
+    return value
+
+
+def _found(value: Any, path: str, shown: str = "") -> list[str]:
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    found = []
+    for key, inner in pairs:
+        if key in _NAMES.get(path, {}):
+            found.append(f"{shown}{key} is now {shown}{_NAMES[path][key]}")
+        found += _found(inner, _below(path, str(key)), f"{shown}{key}.")
+    return found
+
+
+def _below(path: str, key: str) -> str:
+    return f"{path}.*" if f"{path}.*" in _NAMES else f"{path}.{key}".removeprefix(".")
+
+
+def _replace(section: dict[str, Any], key: str, values: Mapping[Any, Any]) -> None:
+    if isinstance(section.get(key), str):
+        section[key] = values.get(section[key], section[key])
