@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torchvision.transforms import v2
 
 from benchmarks.common.figures import MARKERS, Palette, draw
-from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.rig import canvases, paper_recipe, view_table
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from udkd.augment import apply as augment
@@ -37,7 +37,7 @@ def main(
     where = choose_device(device)
     gpu = where.type == "cuda"
     batch, px, sides = batch or (256 if gpu else 16), px or 224, sides or ([256, 320, 400, 512] if gpu else [256, 512])
-    record = Record.begin("augment", EXPECTATION, where, {"batch": batch, "px": px, "sides": sides})
+    record = BenchmarkResult.begin("augment", EXPECTATION, where, {"batch": batch, "px": px, "sides": sides})
     for side in sides:
         timed = measure(side, px, batch, where, rounds, compile)
         record.add(timed, baseline="torchvision, image by image", side=side, px=px, batch=batch)
@@ -74,7 +74,7 @@ def measure(side: int, px: int, batch: int, device: torch.device, rounds: int, c
         return side_by_side([Variant(name, run, items=batch) for name, run in kinds.items()], device, rounds=rounds)
 
 
-def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     axes = figure.add_subplot()
     for index, name in enumerate(dict.fromkeys(row["variant"] for row in record.rows)):
         own = [row for row in record.rows if row["variant"] == name]

@@ -15,7 +15,7 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import Palette, bars, draw
-from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
@@ -31,9 +31,9 @@ from udkd.teacher.cache.key import CacheKey
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.cache.tables import TargetTable
 from udkd.teacher.cache.writer import CacheWriter
-from udkd.teacher.ensemble import Panel
+from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder, write_teacher
-from udkd.teacher.sources import CachedLessons, LiveLessons
+from udkd.teacher.sources import CachedTargets, LiveTargets
 from udkd.teacher.targets import pack
 from udkd.training.compile import eager_loss
 from udkd.training.student import make_students
@@ -63,7 +63,7 @@ def main(
     """Build caches by every policy, then look targets up: the evaluation view, and 1, 5 and 10 views."""
     where = choose_device(device)
     settings = {"images": images, "side": side, "teacher": teacher, "batch": batch, "views": VIEWS, "rows": ROWS}
-    record = Record.begin("cache", EXPECTATION, where, settings)
+    record = BenchmarkResult.begin("cache", EXPECTATION, where, settings)
     with tempfile.TemporaryDirectory(prefix="udkd-cache-") as folder:
         place = Path(folder)
         recipe = _recipe(side, batch)
@@ -107,7 +107,7 @@ def _teacher(folder: Path, architecture: str, dataset: DatasetFolder, side: int)
 
 
 def _build_all(
-    place: Path, dataset: DatasetFolder, teacher: TeacherFolder, recipe: Recipe, device: torch.device, record: Record
+    place: Path, dataset: DatasetFolder, teacher: TeacherFolder, recipe: Recipe, device: torch.device, record: BenchmarkResult
 ) -> dict[str, Cache]:
     """Canonical, then 1, 5 and 10 views, each added to those before."""
     caches, seconds = {}, 0.0
@@ -128,7 +128,7 @@ def _per_step(
     teacher: TeacherFolder,
     recipe: Recipe,
     device: torch.device,
-    record: Record,
+    record: BenchmarkResult,
     rounds: int,
 ) -> None:
     """A step of the paper's two students, and what the teacher's word adds to it: cached or live, by policy."""
@@ -137,10 +137,10 @@ def _per_step(
         first = next(iter(backend.epoch(split.ids[:batch], batch)))
     views = EpochViews(recipe.views.spec, recipe.views.seed, split, device)
     x_BCHW = apply(first.canvas, views.table(0).gather(first.ids), recipe.views.spec)
-    panel = Panel.load([teacher], recipe, dataset, device)
-    cached = CachedLessons(caches["evaluation view"], device)
-    live_eval = LiveLessons(panel, EpochViews(recipe.evaluation_spec, 0, split, device))
-    live_views = LiveLessons(panel, None)
+    panel = TeacherEnsemble.load([teacher], recipe, dataset, device)
+    cached = CachedTargets(caches["evaluation view"], device)
+    live_eval = LiveTargets(panel, EpochViews(recipe.evaluation_spec, 0, split, device))
+    live_views = LiveTargets(panel, None)
     variants = [
         Variant("students' step", _step(recipe, len(dataset.classes), device, x_BCHW, first, cached), batch),
         Variant("cached lookup", lambda: cached.lookup(first, x_BCHW, 0), batch),
@@ -159,7 +159,7 @@ def _per_step(
 
 
 def _step(
-    recipe: Recipe, num_classes: int, device: torch.device, x_BCHW: torch.Tensor, batch: Batch, lessons: CachedLessons
+    recipe: Recipe, num_classes: int, device: torch.device, x_BCHW: torch.Tensor, batch: Batch, lessons: CachedTargets
 ) -> Callable[[], None]:
     students = make_students(recipe, num_classes, device)
     loss = eager_loss(recipe.loss.settings)
@@ -175,7 +175,7 @@ def _step(
     return run
 
 
-def _lookups(place: Path, device: torch.device, record: Record, rounds: int) -> None:
+def _lookups(place: Path, device: torch.device, record: BenchmarkResult, rounds: int) -> None:
     """Random rows of 130,000 targets in the page cache, or on the device."""
     for name, storage, classes in (
         ("float16, 100 classes", Storage(), CLASSES),
@@ -234,7 +234,7 @@ def _made_up(folder: Path, rows: int, classes: int, storage: Storage) -> Cache:
     return Cache.open(folder)
 
 
-def _memory(place: Path, record: Record) -> None:
+def _memory(place: Path, record: BenchmarkResult) -> None:
     """What a worker's table of 1.28 M samples takes for itself; the file's pages are the kernel's, and shared."""
     cache = _made_up(place / "big", BIG_ROWS, CLASSES, Storage())
     ids = torch.from_numpy(np.random.default_rng(0).permutation(BIG_ROWS))
@@ -255,7 +255,7 @@ def _private_kb() -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
 
 
-def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     names = ["evaluation view", *(f"{count} views" for count in VIEWS)]
     left, right = figure.subplots(1, 2)
     images = record.settings["images"]

@@ -16,7 +16,7 @@ from PIL import Image
 
 import data_prep.jpeg
 from benchmarks.common.figures import Palette, bars, draw, speed_span
-from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from data_prep.convert import ConvertSettings, convert
 from data_prep.image import PixelSettings, prepare
@@ -45,7 +45,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="udkd-benchmark-") as place:
         root = Path(place)
         found = _repeat(source, root / "images", images)
-        record = Record.begin("convert", EXPECTATION, torch.device("cpu"), {"images": images, "workers": count})
+        record = BenchmarkResult.begin("convert", EXPECTATION, torch.device("cpu"), {"images": images, "workers": count})
         record.put("source_mb", round(sum(path.stat().st_size for path in found) / 1e6, 1))
         variants = [
             Variant("ours, pad 512, every pixel checked", _ours(root, count), items=images),
@@ -155,7 +155,7 @@ def _one_image_at_a_time(paths: list[Path], rounds: int) -> list[Any]:
     return side_by_side(variants, torch.device("cpu"), rounds=rounds, warmup=1)
 
 
-def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     rows = [row for row in record.rows if row["what"] == "whole conversion"]
     names, speeds = [row["variant"] for row in rows], [row["items_per_s"] for row in rows]
     unit, spans = f"images/s, {record.settings['workers']} processes", [speed_span(row) for row in rows]

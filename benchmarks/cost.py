@@ -9,7 +9,7 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import Palette, bars, draw
-from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.rig import CLASSES, MOBILENET, RESNET, TEACHER, canvases, frozen, make, paper_recipe
 from benchmarks.common.roofline import Peaks, cost
 from benchmarks.common.timing import Timed, Variant, side_by_side
@@ -55,7 +55,7 @@ def main(
         "teacher": TEACHER,
         "settings": settings or [],
     }
-    record = Record.begin("cost", EXPECTATION, where, asked)
+    record = BenchmarkResult.begin("cost", EXPECTATION, where, asked)
     peaks = Peaks.measured(where, torch.bfloat16 if gpu else torch.float32)
     record.put("peaks", {"flops": peaks.flops, "bytes_per_s": peaks.bytes_per_s})
     for px in sizes:
@@ -142,7 +142,7 @@ def floor(px: int, peaks: Peaks, item_bytes: int) -> dict[str, float]:
     }
 
 
-def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     sizes = record.settings["px"]
     for place, px in enumerate(sizes):
         axes = figure.add_subplot(len(sizes), 1, place + 1)

@@ -18,7 +18,7 @@ import torch
 import typer
 from rich.table import Table
 
-from benchmarks.common.record import RESULTS, Record, ResultsOption
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption
 from udkd.augment.apply import ViewTable, pixels
 from udkd.augment.views import ViewSpec, draw
 from udkd.utils.environment import choose_device
@@ -104,7 +104,7 @@ def main(
             f"{folder} is not empty; expected a new folder for the checks; remove it or name another with --folder"
         )
     started = time.monotonic()
-    record = Record.begin("first", EXPECTATION, where, {"checks": [check.name for check in CHECKS]})
+    record = BenchmarkResult.begin("first", EXPECTATION, where, {"checks": [check.name for check in CHECKS]})
     folder.mkdir(parents=True, exist_ok=True)
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     at_once = at_once or max(1, (os.cpu_count() or 1) // 3)

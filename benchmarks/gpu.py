@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common.record import RESULTS, Record, ResultsOption
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption
 from udkd.utils.environment import choose_device
 from udkd.utils.terminal import err
 
@@ -68,7 +68,7 @@ def main(
     """Run each benchmark in a process of its own, in the order of their worth, until the time is up."""
     started = time.monotonic()
     chosen = [Part(words, budget_s) for words in parts] if parts else list(PARTS)
-    record = Record.begin("gpu", EXPECTATION, choose_device(device), {"parts": [part.words for part in chosen]})
+    record = BenchmarkResult.begin("gpu", EXPECTATION, choose_device(device), {"parts": [part.words for part in chosen]})
     if rest:
         record.facts = earlier(results / f"gpu-{record.slug}.json")
     found: list[dict[str, Any]] = record.facts.setdefault("results", [])

@@ -14,7 +14,7 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import Palette, bars, draw, speed_span
-from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Timed, Variant, side_by_side, spread
 from data_prep.convert import ConvertSettings, convert
 from data_prep.synth import synth
@@ -59,7 +59,7 @@ def main(
     where = choose_device(device)
     counts = threads or [1, 2]
     settings = {"batch": batch, "images_at_512_px": images, "threads": counts, "sources": [path.name for path in sources or []]}
-    record = Record.begin("loader", EXPECTATION, where, settings)
+    record = BenchmarkResult.begin("loader", EXPECTATION, where, settings)
     with tempfile.TemporaryDirectory(prefix="udkd-loader-") as temporary:
         for number, source in enumerate(sources or [_drawn(Path(temporary) / "drawn")]):
             side = (sides or [])[number] if number < len(sides or []) else 512
@@ -83,7 +83,7 @@ def _drawn(folder: Path) -> Path:
     return folder
 
 
-def _prepared(source: Path, folder: Path, side: int, record: Record) -> Split:
+def _prepared(source: Path, folder: Path, side: int, record: BenchmarkResult) -> Split:
     """Convert a source into all formats that can be written here."""
     formats: tuple[str, ...] = ("resident", "ffcv")
     settings = ConvertSettings(side=side, hold_out_percent=2, on_bad="skip", formats=formats)
@@ -114,7 +114,7 @@ def _variants(
     workers: int,
     device: torch.device,
     count: int,
-    record: Record,
+    record: BenchmarkResult,
     stack: contextlib.ExitStack,
 ) -> list[Variant]:
     """All ways that can be timed here. What is not installed is left out, and the record says so."""
@@ -133,7 +133,7 @@ def _variants(
     return [Variant(name, _Counted(run, count), items=run(count)) for name, run in runs.items()]
 
 
-def _note_pixels(record: Record, split: Split, device: torch.device, source: str) -> None:
+def _note_pixels(record: BenchmarkResult, split: Split, device: torch.device, source: str) -> None:
     """How far DALI's pixels are from the reference decode: nowhere on a CPU; on a GPU nvJPEG's own, whose bound this states."""
     try:
         backend = open_backend("dali", split, device)
@@ -183,7 +183,7 @@ def _others(
     yield USUAL, torchvision_loader.epochs(split, tree, batch, workers, device)
 
 
-def _note_overhead(record: Record, variants: list[Variant], timed: list[Timed], where: str) -> None:
+def _note_overhead(record: BenchmarkResult, variants: list[Variant], timed: list[Timed], where: str) -> None:
     """What our layer costs: seconds an image of ours over those of the raw loop, by the clock and of the processor.
 
     The second is what to look at where others keep the machine busy.
@@ -199,7 +199,7 @@ def _note_overhead(record: Record, variants: list[Variant], timed: list[Timed], 
     record.put(f"processor, ms an image, {where}", {name: round(1e3 * seconds, 3) for name, seconds in cpu.items()})
 
 
-def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     """One panel for each source, at the largest number of threads."""
     most = max(row["threads"] for row in record.rows)
     sources = list(dict.fromkeys(row["source"] for row in record.rows))

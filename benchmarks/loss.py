@@ -9,7 +9,7 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import MARKERS, Palette, draw
-from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from udkd.losses.distill import Loss, LossSettings
 from udkd.training.compile import compiled_loss, eager_loss
@@ -35,7 +35,7 @@ def main(
     """Time the loss of two students alone: logits in, gradients of the logits out."""
     where = choose_device(device)
     sizes, widths = batches or [64, 256, 1024, 4096], classes or [100, 1000]
-    record = Record.begin("loss", EXPECTATION, where, {"batch": sizes, "classes": widths, "students": STUDENTS})
+    record = BenchmarkResult.begin("loss", EXPECTATION, where, {"batch": sizes, "classes": widths, "students": STUDENTS})
     for num_classes in widths:
         for batch in sizes:
             torch._dynamo.reset()  # every shape is compiled for itself, as in a training run
@@ -76,7 +76,7 @@ def work(loss: Loss, batch: int, num_classes: int, device: torch.device) -> Call
     return run
 
 
-def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     widths = record.settings["classes"]
     for place, num_classes in enumerate(widths):
         axes = figure.add_subplot(1, len(widths), place + 1)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common.figures import Palette, bars, draw, speed_span
 from benchmarks.common.pictures import image_folder
-from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.rig import CLASSES, TableLessons, made_up_targets, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
 from data_prep.convert import ConvertSettings, convert
@@ -21,10 +21,10 @@ from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
-from udkd.training.build_step import assemble
-from udkd.training.runners import Streamed
-from udkd.training.schedule import Plan
-from udkd.training.step import Tally
+from udkd.training.build_step import build_step
+from udkd.training.runners import StreamingRunner
+from udkd.training.schedule import EpochSchedule
+from udkd.training.step import TrainMetrics
 from udkd.training.student import make_students
 from udkd.utils.environment import choose_device
 from udkd.utils.progress import SILENT
@@ -56,7 +56,7 @@ def main(
     count = 8 * batch
     distinct = min(count, max(batch, 512))  # made in 20 ms each; an epoch draws them again
     asked = {"batch": batch, "px": px, "side": side, "backends": names, "images": f"{distinct} made-up JPEGs of 500 x 375"}
-    record = Record.begin("pipeline", EXPECTATION, where, asked)
+    record = BenchmarkResult.begin("pipeline", EXPECTATION, where, asked)
     with tempfile.TemporaryDirectory() as scratch:
         tree = image_folder(Path(scratch) / "images", distinct)
         extra = tuple(name for name in ("ffcv",) if name in names)
@@ -86,11 +86,11 @@ class Fed:
         self.backend = backend or Constant(split, batch, device)
         students = make_students(recipe, CLASSES, device)
         lessons = TableLessons(made_up_targets(split.num_samples, device))
-        step = assemble(recipe, recipe.views.spec, students, lessons, device)
-        self.drive = Streamed(step, self.backend, batch)  # type: ignore[arg-type]
-        self.tally = Tally.empty(len(students), device)
+        step = build_step(recipe, recipe.views.spec, students, lessons, device)
+        self.drive = StreamingRunner(step, self.backend, batch)  # type: ignore[arg-type]
+        self.tally = TrainMetrics.empty(len(students), device)
         table = EpochViews(recipe.views.spec, 0, split, device).table(0)
-        self.plan = Plan.of(recipe, 0, count // batch, 0, table, device)
+        self.plan = EpochSchedule.of(recipe, 0, count // batch, 0, table, device)
 
     def epoch(self) -> None:
         """So many images in whole batches, in a new order."""
@@ -123,7 +123,7 @@ class Constant:
         """Nothing is held."""
 
 
-def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     axes = figure.add_subplot()
     names = [row["variant"] for row in record.rows]
     speeds, spans = [row["items_per_s"] for row in record.rows], [speed_span(row) for row in record.rows]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.common.figures import Palette, bars, draw, speed_span
 from benchmarks.common.pictures import image_folder
 from benchmarks.common.plain_script import loader, steps
-from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.rig import canvases, make, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
 from udkd.data.backends.resident import ResidentBackend
@@ -54,7 +54,7 @@ def main(
     workers = workers or len(os.sched_getaffinity(0))
     count = max(batch, min(8 * batch, 512))  # made in 20 ms each; the plain script draws them again
     asked = {"batch": batch, "px": px, "side": side, "workers": workers, "images": f"{count} made-up JPEGs of 500 x 375"}
-    record = Record.begin("plain", EXPECTATION, where, asked)
+    record = BenchmarkResult.begin("plain", EXPECTATION, where, asked)
     with tempfile.TemporaryDirectory() as scratch:
         tree = image_folder(Path(scratch) / "images", count)
         rows = resident_rows(tree, Path(scratch) / "data", side, where)
@@ -124,7 +124,7 @@ def several(run, count: int = 8):  # type: ignore[no-untyped-def]
     return lambda: [run() for _ in range(count)]
 
 
-def bound(record: Record) -> str:
+def bound(record: BenchmarkResult) -> str:
     """Whether images or networks hold the plain script up."""
     speed = {row["variant"]: row["items_per_s"] for row in record.rows}
     share = speed[PLAIN] / speed[ALONE]
@@ -132,7 +132,7 @@ def bound(record: Record) -> str:
     return f"{which}: it trains at {share:.0%} of the speed at which its workers deliver ({np.round(speed[PLAIN])} images/s)"
 
 
-def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     axes = figure.add_subplot()
     names = [row["variant"] for row in record.rows]
     speeds, spans = [row["items_per_s"] for row in record.rows], [speed_span(row) for row in record.rows]

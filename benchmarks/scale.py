@@ -8,7 +8,7 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import MARKERS, Palette, draw
-from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.rig import canvases, make, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
 from udkd.utils.environment import choose_device
@@ -32,7 +32,7 @@ def main(
     gpu = where.type == "cuda"
     px, batches = px or (224 if gpu else 64), batches or ([32, 128, 512, 2048] if gpu else [4, 16, 64])
     counts = counts or [1_000, 10_000, 100_000]
-    record = Record.begin("scale", EXPECTATION, where, {"batch": batches, "samples": counts, "px": px})
+    record = BenchmarkResult.begin("scale", EXPECTATION, where, {"batch": batches, "samples": counts, "px": px})
     for batch in batches:
         before = memory(where)
         made = make(paper_recipe(where, px=px, batch=batch), canvases(2 * batch, min(px * 8 // 7, 256), where), where)
@@ -62,7 +62,7 @@ def memory(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     rows = [row for row in record.rows if row["variant"] == "batch"]
     left.plot([row["batch"] for row in rows], [row["items_per_s"] for row in rows], marker=MARKERS[0], color=palette.student(0))

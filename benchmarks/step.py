@@ -8,8 +8,8 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import Palette, bars, draw, ratio_span
-from benchmarks.common.record import RESULTS, Record, ResultsOption, RoundsOption
-from benchmarks.common.rig import CLASSES, Made, canvases, make, paper_recipe
+from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
+from benchmarks.common.rig import CLASSES, TimedStep, canvases, make, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
 from benchmarks.loss import losses, work
 from udkd.utils.environment import choose_device
@@ -72,7 +72,7 @@ def main(
     kinds = (OFF_GPU | LEVERS_GPU) if gpu else (OFF | LEVERS)
     if only:
         kinds = {name: words for name, words in kinds.items() if any(word in name for word in only)}
-    record = Record.begin("step", EXPECTATION, where, {"batch": batches, "px": px})
+    record = BenchmarkResult.begin("step", EXPECTATION, where, {"batch": batches, "px": px})
     for batch in batches:
         rows = canvases(4 * batch, min(px * 8 // 7, 256), where)
         base = make(paper_recipe(where, px=px, batch=batch), rows, where)
@@ -85,7 +85,7 @@ def main(
     draw(results, f"step-{record.slug}", lambda figure, palette: _picture(record, figure, palette), height=1 + 0.3 * len(kinds))
 
 
-def share_of_the_loss(base: Made, device: torch.device, rounds: int) -> dict[str, float]:
+def share_of_the_loss(base: TimedStep, device: torch.device, rounds: int) -> dict[str, float]:
     """Forward and backward pass of each loss alone over the step it belongs to, side by side: what of a step it could save.
 
     Alone means launched by itself: recorded in a step's graph it costs a GPU less.
@@ -95,7 +95,7 @@ def share_of_the_loss(base: Made, device: torch.device, rounds: int) -> dict[str
     return {one.name: statistics.median(one.ratios(timed[0])) for one in timed[1:]}
 
 
-def _picture(record: Record, figure: Figure, palette: Palette) -> None:
+def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     batches = record.settings["batch"]
     for place, batch in enumerate(batches):
         axes = figure.add_subplot(1, len(batches), place + 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from udkd.data.header import ClassName
 from udkd.utils.errors import DataError
-from udkd.utils.files import read_plain
+from udkd.utils.files import read_regular
 from udkd.utils.parsing import parse_json
 
 ALL = "all"
@@ -98,7 +98,7 @@ def wanted_classes(choice: str) -> list[tuple[str, ...]] | None:
 def _list_text(path: str) -> str:
     """A class list's text: UTF-8, or UTF-16 as Windows writes it; a byte order mark is none of it."""
     try:
-        data = read_plain(Path(path), LIMIT_BYTES)
+        data = read_regular(Path(path), LIMIT_BYTES)
         return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8").lstrip("\ufeff")
     except UnicodeDecodeError:
         raise DataError(f"class list {path} is not text; expected one class per line; check the path") from None

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from data_prep.convert import ConvertSettings
 from data_prep.convert import convert as convert_sources
-from data_prep.derived import DERIVED_FORMATS, Volume, default_formats, derive_formats, parse_formats, size_lines
+from data_prep.derived import DERIVED_FORMATS, DatasetSize, default_formats, derive_formats, parse_formats, size_lines
 from data_prep.image import PIXEL_LIMIT
 from data_prep.info import describe
 from data_prep.sources import LAYOUTS
@@ -188,7 +188,7 @@ def derive(
     dataset = DatasetFolder.open(folder)
     names = default_formats(dataset.fit, dataset.side) if chosen is None else chosen
     with FolderLock(folder), RichObserver() as observer:
-        for line in size_lines(names, Volume.of(dataset)).values():
+        for line in size_lines(names, DatasetSize.of(dataset)).values():
             observer.note(line)
         derive_formats(dataset, names, workers=workers or _cores(), observer=observer)
 

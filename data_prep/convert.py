@@ -15,7 +15,15 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.derived import DERIVED_FORMATS, Volume, check_room, default_formats, derive_formats, discard_formats, size_lines
+from data_prep.derived import (
+    DERIVED_FORMATS,
+    DatasetSize,
+    check_room,
+    default_formats,
+    derive_formats,
+    discard_formats,
+    size_lines,
+)
 from data_prep.image import PIXEL_LIMIT, PixelSettings
 from data_prep.pool import Pool, kept_workers
 from data_prep.prepare import PrepareJob
@@ -23,7 +31,7 @@ from data_prep.report import FILE_NAME as REPORT_NAME
 from data_prep.report import settings_of, write_report
 from data_prep.shards import remove_sidecars, write_shards
 from data_prep.sources import AUTO, Fields, SplitName, open_sources
-from data_prep.stock import SPLITS, Samples, Stock, take_stock
+from data_prep.stock import SPLITS, SampleListing, Samples, list_samples
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import DERIVED, discard
 from udkd.data.header import FILE_NAME as HEADER_NAME
@@ -133,7 +141,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
     opened = open_sources(sources, settings.layout, Fields(image=settings.image_field, label=settings.label_field))
     _check_apart(sources, folder)
     finished = _check_target(folder, settings)
-    stock = take_stock(
+    stock = list_samples(
         opened,
         classes=settings.classes,
         hold_out_percent=settings.hold_out_percent,
@@ -144,7 +152,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
     for line in stock.warnings:
         observer.note(f"warning: {line}")
     formats = default_formats(settings.fit, settings.side) if settings.formats is None else settings.formats
-    volume = Volume(samples=sum(map(len, stock.samples.values())), side=settings.side, stored=None)
+    volume = DatasetSize(samples=sum(map(len, stock.samples.values())), side=settings.side, stored=None)
     known = size_lines(formats, volume)
     for line in known.values():
         observer.note(line)
@@ -163,7 +171,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
         del columns  # read back, and checked
         shards = DatasetFolder.load(folder, header)
         discard_formats(shards, DERIVED)  # of an attempt that chose others, or of another source
-        for name, line in size_lines(formats, Volume.of(shards)).items():
+        for name, line in size_lines(formats, DatasetSize.of(shards)).items():
             if name not in known:
                 observer.note(line)
         derive_formats(shards, formats, workers=settings.workers, observer=observer)
@@ -233,7 +241,7 @@ def _holds_another(folder: Path) -> DataError:
     )
 
 
-def _finished_already(folder: Path, stock: Stock, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
+def _finished_already(folder: Path, stock: SampleListing, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
     """What a finished folder holds, where this command would have made it. Raises DataError for other sources or formats."""
     dataset = DatasetFolder.open(folder)
     formats = default_formats(settings.fit, settings.side) if settings.formats is None else settings.formats
@@ -289,7 +297,7 @@ def _clear(folder: Path) -> None:
 
 
 def _write_splits(
-    stock: Stock, job: PrepareJob, folder: Path, settings: ConvertSettings, observer: Observer
+    stock: SampleListing, job: PrepareJob, folder: Path, settings: ConvertSettings, observer: Observer
 ) -> dict[str, Columns]:
     observer.start("convert", sum(map(len, stock.samples.values())), "images")
     columns: dict[str, Columns] = {}
@@ -305,7 +313,7 @@ def _write_splits(
 
 
 def _check_images(
-    columns: Mapping[str, Columns], folder: Path, stock: Stock, settings: ConvertSettings, observer: Observer
+    columns: Mapping[str, Columns], folder: Path, stock: SampleListing, settings: ConvertSettings, observer: Observer
 ) -> list[str]:
     """Judge the bad images. Raises DataError, after writing the report, where they make the folder unusable."""
     bad = [(split, n) for split, group in columns.items() for n in np.flatnonzero(group.excluded).tolist()]
@@ -339,7 +347,7 @@ def _check_images(
     return warnings
 
 
-def _write_manifests(columns: Mapping[str, Columns], folder: Path, stock: Stock, settings: ConvertSettings) -> Header:
+def _write_manifests(columns: Mapping[str, Columns], folder: Path, stock: SampleListing, settings: ConvertSettings) -> Header:
     parts: dict[SplitName, SplitHeader] = {}
     for name in SPLITS:
         path = folder / name / MANIFEST_NAME

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from data_prep.classes import printable
 from udkd.data.dataset import DatasetFolder
 from udkd.data.manifest import Columns
-from udkd.utils.files import json_bytes, read_plain, write_json
+from udkd.utils.files import json_bytes, read_regular, write_json
 from udkd.utils.parsing import parse_json
 
 FILE_NAME = "report.json"
@@ -80,7 +80,7 @@ def fixed_counts(columns: Columns) -> dict[str, int]:
 def passed_over_lines(folder: Path) -> Iterator[str]:
     """What the report says was passed over, for people: a line in all, and one for each reason. Nothing without a report."""
     try:
-        reasons = _PassedOver.model_validate(parse_json(read_plain(folder / FILE_NAME))).passed_over
+        reasons = _PassedOver.model_validate(parse_json(read_regular(folder / FILE_NAME))).passed_over
     except (OSError, ValueError):
         return
     if reasons:
@@ -93,7 +93,7 @@ def report_problems(dataset: DatasetFolder) -> Iterator[str]:
     """What is wrong with a folder's report, a line each: damaged, or of another folder."""
     path = dataset.path / FILE_NAME
     try:
-        data = read_plain(path)
+        data = read_regular(path)
         report = parse_json(data)
         checksum = report.pop("sha256")
     except (OSError, ValueError, AttributeError, KeyError):

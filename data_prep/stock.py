@@ -25,7 +25,7 @@ from data_prep.sources import (
     EntryTable,
     Listing,
     Part,
-    PassedOver,
+    Skipped,
     Source,
     SplitName,
     split_in,
@@ -65,7 +65,7 @@ class Samples(Sequence[Sample]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stock:
+class SampleListing:
     """classes[i] is label i; samples["train"] and samples["val"] are in id order.
 
     That is by class, then by name; sources that are read in sequence keep their own order.
@@ -74,7 +74,7 @@ class Stock:
     classes: tuple[ClassName, ...]
     samples: dict[str, Samples]
     warnings: list[str]
-    passed_over: PassedOver
+    passed_over: Skipped
 
 
 class _Listed:
@@ -116,16 +116,16 @@ class _Listed:
         return Sample(self._label_of[entry.class_name], printable(f"{entry.class_name}/{entry.name}"), origin, entry)
 
 
-def take_stock(
+def list_samples(
     sources: Sequence[Source], *, classes: str, hold_out_percent: float | None, test_validates: bool = False
-) -> Stock:
+) -> SampleListing:
     """List the sources, choose classes, set images aside for validation where asked, and number everything.
 
     test_validates: take the test split for validation. Raises DataError: no images, no train or val and no hold-out, a class
     list that does not match, two images of one name.
     """
     listings = [source.list() for source in sources]
-    passed_over = PassedOver()
+    passed_over = Skipped()
     for source, listing in zip(sources, listings, strict=True):
         passed_over.extend(listing.ignored)
         if not len(listing.entries):
@@ -144,7 +144,7 @@ def take_stock(
     warnings = [remark for listing in listings for remark in listing.remarks]
     warnings += [*_passed_over(passed_over), *_check_classes(listed, groups, chosen, hold_out_percent)]
     sequential = any(listing.sequential for listing in listings)
-    return Stock(
+    return SampleListing(
         classes=named(chosen),
         samples={name: _number(name, listed, rows, chosen, sources, sequential) for name, rows in groups.items()},
         warnings=warnings,
@@ -208,7 +208,7 @@ def _class_names(tables: Sequence[EntryTable], splits: Sequence[NDArray[np.int8]
         yield from (table.classes.values[code] for code in np.unique(codes).tolist())
 
 
-def _passed_over(ignored: PassedOver) -> Iterator[str]:
+def _passed_over(ignored: Skipped) -> Iterator[str]:
     if ignored.count:
         parts = (
             f"{count:,} {reason} (such as {printable(example)})"

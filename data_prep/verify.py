@@ -15,7 +15,7 @@ from udkd.data.header import FILE_NAME as HEADER_NAME
 from udkd.data.header import read_header
 from udkd.data.shards import ShardPacker, read_sample, shard_name
 from udkd.utils.errors import DataError
-from udkd.utils.files import json_bytes, open_plain
+from udkd.utils.files import json_bytes, open_regular
 from udkd.utils.progress import Observer
 
 
@@ -84,7 +84,7 @@ def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
             continue
         with contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(open_plain(path))
+                file = stack.enter_context(open_regular(path))
             except (OSError, ValueError) as error:
                 yield f"{path} cannot be read ({error}); expected {len(ids):,} samples; restore it or convert again"
                 continue

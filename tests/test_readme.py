@@ -53,7 +53,7 @@ def test_the_front_door_names_what_it_has() -> None:
     assert set(udkd.__all__) <= set(dir(udkd))
     for name in udkd.__all__:
         assert getattr(udkd, name).__doc__ or name == "open_backend", name
-    with pytest.raises(AttributeError, match=r"has no attribute 'distil'; it has Cache, CachedLessons"):
+    with pytest.raises(AttributeError, match=r"has no attribute 'distil'; it has Cache, CachedTargets"):
         _ = udkd.distil
 
 

@@ -4,7 +4,7 @@ The pieces stand alone, for a loop that is not ours: `import udkd`, then
 
     udkd.DatasetFolder, udkd.open_backend          canvases, uint8, of any sample in any order
     udkd.ViewSpec, udkd.EpochViews                 crop, flip and colour jitter as numbers; udkd.augment.apply makes the pixels
-    udkd.Cache, udkd.CachedLessons                 what the teacher says of exactly those pixels
+    udkd.Cache, udkd.CachedTargets                 what the teacher says of exactly those pixels
     udkd.distill, udkd.LossSettings                the loss of N students
     udkd.permutation                               an order of samples that is a pure function of its names
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from udkd.losses.distill import LossSettings as LossSettings
     from udkd.losses.distill import distill as distill
     from udkd.teacher.cache.reader import Cache as Cache
-    from udkd.teacher.sources import CachedLessons as CachedLessons
+    from udkd.teacher.sources import CachedTargets as CachedTargets
     from udkd.utils.rng import permutation as permutation
 
 _HOMES = {
     "open_backend": "udkd.data.backends.registry",
-    "CachedLessons": "udkd.teacher.sources",
+    "CachedTargets": "udkd.teacher.sources",
     "Cache": "udkd.teacher.cache.reader",
     "DatasetFolder": "udkd.data.dataset",
     "EpochViews": "udkd.augment.view_table",

@@ -26,7 +26,7 @@ RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="Repeats; med
 
 
 @dataclass
-class Record:
+class BenchmarkResult:
     """Grows while a benchmark runs; `write` makes it a file.
 
     rows: one for each timed variant. facts: whatever else was found. settings: what the benchmark was asked to do.
@@ -41,7 +41,7 @@ class Record:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, name: str, expectation: str, device: torch.device, settings: Mapping[str, Any]) -> "Record":
+    def begin(cls, name: str, expectation: str, device: torch.device, settings: Mapping[str, Any]) -> "BenchmarkResult":
         """Say what is expected, before anything is measured, and note the machine as it is now."""
         err.print(f"expected: {' '.join(expectation.split())}")
         return cls(name, " ".join(expectation.split()), device, dict(settings), machine(device))

@@ -19,16 +19,16 @@ from udkd.losses.sample_weight import entropy_weight
 from udkd.models.build import build
 from udkd.models.module_swaps import fold_batch_norm
 from udkd.teacher.cache.tables import DeviceTable, TargetTable
-from udkd.teacher.ensemble import Panel
+from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.frozen import FrozenTeacher
-from udkd.teacher.sources import LiveLessons, NoLessons
-from udkd.teacher.target import Lesson, Lessons
+from udkd.teacher.sources import LiveTargets, NoTargets
+from udkd.teacher.target import TargetSource, TeacherTargets
 from udkd.teacher.targets import pack
-from udkd.training.build_step import assemble
+from udkd.training.build_step import build_step
 from udkd.training.method_loss import MIXED_ROWS
-from udkd.training.runners import Drive, GraphRecorder, Resident, Streamed
-from udkd.training.schedule import Plan
-from udkd.training.step import Tally
+from udkd.training.runners import CudaGraphCapture, ResidentRunner, StepRunner, StreamingRunner
+from udkd.training.schedule import EpochSchedule
+from udkd.training.step import TrainMetrics
 from udkd.training.student import make_students
 from udkd.utils.compile import compiled
 from udkd.utils.environment import convolution_search
@@ -38,7 +38,7 @@ RESNET, MOBILENET, TEACHER = "resnet18", "mobilenet_v2", "resnet50"
 
 
 @dataclass(frozen=True)
-class Made:
+class TimedStep:
     """A step ready to be timed. run: takes one step of `batch` images."""
 
     run: Callable[[], object]
@@ -80,27 +80,27 @@ def canvases(count: int, side: int, device: torch.device, seed: int = 0) -> Batc
 
 def make(
     recipe: Recipe, rows: Batch, device: torch.device, *, targets: TargetTable | None = None, architecture: str = TEACHER
-) -> Made:
+) -> TimedStep:
     """A step of `recipe` over `rows`, again and again. A live teacher is an untrained one: it costs what a trained one does.
 
     targets: of a cached teacher; made up where they are not given.
     """
     lessons = _lessons(recipe, rows, device, targets, architecture)
     students = make_students(recipe, CLASSES, device)
-    step = assemble(recipe, recipe.views.spec, students, lessons, device)
-    tally = Tally.empty(len(students), device, MIXED_ROWS if recipe.is_mixed else ())
+    step = build_step(recipe, recipe.views.spec, students, lessons, device)
+    tally = TrainMetrics.empty(len(students), device, MIXED_ROWS if recipe.is_mixed else ())
     batch, count = recipe.train.batch_size, len(rows.labels)
     steps = count // batch
     assert steps, f"{count} samples for a batch of {batch}"
     ids = np.arange(count, dtype=np.int64)
-    plan = Plan.of(recipe, 0, steps, 0, view_table(recipe, count, rows.canvas.shape[1], device), device)
-    drive: Drive
+    plan = EpochSchedule.of(recipe, 0, steps, 0, view_table(recipe, count, rows.canvas.shape[1], device), device)
+    drive: StepRunner
     if recipe.train.input == "stream":
-        drive = Streamed(step, InMemory(rows), batch)
+        drive = StreamingRunner(step, InMemory(rows), batch)
     else:
         record = recorder(device) if recipe.train.cuda_graph else None
         by_id = recipe.loss.beta == 0 or recipe.teacher.source == "cache"
-        drive = Resident(step, rows, batch, tally, ids=ids, by_id=by_id, record=record)
+        drive = ResidentRunner(step, rows, batch, tally, ids=ids, by_id=by_id, record=record)
 
     def endless() -> Iterator[int]:
         order = np.random.default_rng(0).permutation(ids)[: steps * batch]
@@ -114,13 +114,13 @@ def make(
         with convolution_search(recipe.perf.cudnn_benchmark):  # the plain script asks for it in the same process
             return next(taken)
 
-    return Made(take, batch)
+    return TimedStep(take, batch)
 
 
 @cache
-def recorder(device: torch.device) -> GraphRecorder:
+def recorder(device: torch.device) -> CudaGraphCapture:
     """One for a process: the memory of all variants' graphs is that of the largest, not their sum."""
-    return GraphRecorder(device)
+    return CudaGraphCapture(device)
 
 
 def view_table(recipe: Recipe, count: int, side: int, device: torch.device) -> ViewTable:
@@ -185,18 +185,18 @@ class TableLessons:
     def __init__(self, table: TargetTable) -> None:
         self._table = table
 
-    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
         """See Lessons."""
         logits_BC, weight_B = self._table.lookup(batch.ids)
-        return Lesson(logits=logits_BC, weight=weight_B)
+        return TeacherTargets(logits=logits_BC, weight=weight_B)
 
 
-def _lessons(recipe: Recipe, rows: Batch, device: torch.device, targets: TargetTable | None, architecture: str) -> Lessons:
+def _lessons(recipe: Recipe, rows: Batch, device: torch.device, targets: TargetTable | None, architecture: str) -> TargetSource:
     if recipe.loss.beta == 0:
-        return NoLessons()
+        return NoTargets()
     if recipe.teacher.source == "cache":
         return TableLessons(targets or made_up_targets(len(rows.labels), device))
-    panel = Panel(
+    panel = TeacherEnsemble(
         members=(frozen(recipe, device, architecture),), estimator=recipe.teacher.estimation, storage=recipe.teacher.stored
     )
-    return LiveLessons(panel, None)  # what the paper's does: it sees the students' view
+    return LiveTargets(panel, None)  # what the paper's does: it sees the students' view

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.derived.derived import DerivedFormat, Volume
+from data_prep.derived.derived import DatasetSize, DerivedFormat
 from data_prep.derived.ffcv import FFCV
 from data_prep.derived.resident import RESIDENT
 from data_prep.derived.tfrecord import TFRECORD
@@ -20,8 +20,8 @@ from udkd.utils.progress import Observer
 
 __all__ = [
     "DERIVED_FORMATS",
+    "DatasetSize",
     "DerivedFormat",
-    "Volume",
     "check_room",
     "default_formats",
     "derive_formats",
@@ -59,12 +59,12 @@ def default_formats(fit: Fit, side: int) -> tuple[str, ...]:
     return () if fit == "pad" and side > 256 else ("resident",)
 
 
-def size_lines(names: Iterable[str], volume: Volume) -> dict[str, str]:
+def size_lines(names: Iterable[str], volume: DatasetSize) -> dict[str, str]:
     """What each format whose size is known will take, in words."""
     return {name: found.size_line(volume) for name in names if (found := DERIVED_FORMATS[name]).size_bytes(volume) is not None}
 
 
-def check_room(names: Iterable[str], volume: Volume, folder: Path, *, given_back: int = 0) -> None:
+def check_room(names: Iterable[str], volume: DatasetSize, folder: Path, *, given_back: int = 0) -> None:
     """Raise DataError where the disk of `folder`, which need not exist yet, has less room than the formats take.
 
     given_back: bytes that will be free before they are written.
@@ -95,7 +95,7 @@ def derive_formats(dataset: DatasetFolder, names: Iterable[str], *, workers: int
     for name in names:
         DERIVED_FORMATS[name].require()
     old = [path for split in dataset.splits.values() for name in names for path in derived_files(split.path, name)]
-    check_room(names, Volume.of(dataset), dataset.path, given_back=sum(path.stat().st_size for path in old))
+    check_room(names, DatasetSize.of(dataset), dataset.path, given_back=sum(path.stat().st_size for path in old))
     if old:
         _read_everything(dataset)
     discard_formats(dataset, names)

@@ -8,7 +8,7 @@ from udkd.utils.progress import Observer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Volume:
+class DatasetSize:
     """What the size of a format depends on. samples: rows, all splits together. side: S, pixels.
 
     stored: bytes of all stored JPEGs; None before they are there.
@@ -19,10 +19,10 @@ class Volume:
     stored: int | None
 
     @staticmethod
-    def of(dataset: DatasetFolder) -> "Volume":
+    def of(dataset: DatasetFolder) -> "DatasetSize":
         """The volume of a folder whose shards are there."""
         splits = dataset.splits.values()
-        return Volume(
+        return DatasetSize(
             samples=sum(split.num_samples for split in splits),
             side=dataset.side,
             stored=sum(int(split.size.sum()) for split in splits),
@@ -41,8 +41,8 @@ class DerivedFormat:
 
     files: str
     require: Callable[[], None]
-    size_bytes: Callable[[Volume], int | None]
-    size_line: Callable[[Volume], str]
+    size_bytes: Callable[[DatasetSize], int | None]
+    size_line: Callable[[DatasetSize], str]
     derive: Callable[[DatasetFolder, int, Observer], None]
     problems: Callable[[Split], Iterator[str]]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.derived.derived import DerivedFormat, Volume
+from data_prep.derived.derived import DatasetSize, DerivedFormat
 from udkd.data.beton import FIELDS, FILE_NAME, import_ffcv
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import FileSum, damage, discard, seal
@@ -32,14 +32,14 @@ def require() -> None:
     import_ffcv()
 
 
-def size_bytes(volume: Volume) -> int | None:
+def size_bytes(volume: DatasetSize) -> int | None:
     """About what samples.beton takes: the stored bytes, the tables, and the ends of pages that the next image did not fit."""
     if volume.stored is None:
         return None
     return volume.stored + volume.stored // 50 + volume.samples * ROW_BYTES + 4 * LARGE_PAGE
 
 
-def size_line(volume: Volume) -> str:
+def size_line(volume: DatasetSize) -> str:
     """The same in words."""
     size = size_bytes(volume)
     return f"ffcv format: samples.beton, about {(size or 0) / 1e9:,.2f} GB"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.derived.derived import DerivedFormat, Volume, nothing_required
+from data_prep.derived.derived import DatasetSize, DerivedFormat, nothing_required
 from data_prep.derived.stored import StoredSample, stored_samples
 from data_prep.pool import Pool
 from udkd.data.canvas import CanvasWriter, canvas_bytes, decode_canvas
@@ -57,13 +57,13 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def size_line(volume: Volume) -> str:
+def size_line(volume: DatasetSize) -> str:
     """What the resident format takes, in words."""
     gigabytes = size_bytes(volume) / 1e9
     return f"resident format: {volume.samples:,} x {volume.side} x {volume.side} x 3 = {gigabytes:,.2f} GB"
 
 
-def size_bytes(volume: Volume) -> int:
+def size_bytes(volume: DatasetSize) -> int:
     """What canvas.npy takes."""
     return canvas_bytes(volume.samples, volume.side)
 

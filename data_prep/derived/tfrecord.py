@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_prep.derived.derived import DerivedFormat, Volume, nothing_required
+from data_prep.derived.derived import DatasetSize, DerivedFormat, nothing_required
 from data_prep.derived.stored import StoredSample, stored_samples
 from data_prep.pool import Pool
 from udkd.data.dataset import DatasetFolder, Split
@@ -127,12 +127,12 @@ def _shards(split: Split) -> Iterator[tuple[int, np.ndarray]]:
     yield from zip(numbers[starts].tolist(), np.split(split.ids, starts[1:]), strict=True)
 
 
-def size_bytes(volume: Volume) -> int | None:
+def size_bytes(volume: DatasetSize) -> int | None:
     """A bound on what the files take."""
     return None if volume.stored is None else volume.stored + RECORD_BYTES * volume.samples
 
 
-def size_line(volume: Volume) -> str:
+def size_line(volume: DatasetSize) -> str:
     """The same in words."""
     return f"dali format: TFRecord of {volume.samples:,} samples, {(size_bytes(volume) or 0) / 1e9:,.2f} GB"
 

@@ -12,7 +12,7 @@ from data_prep.sources.ilsvrc import Ilsvrc
 from data_prep.sources.layout import ARCHIVES, UNREAD, is_image_path, looks_like_val, no_image
 from data_prep.sources.named_split import files_below, split_in
 from data_prep.sources.parquet import Parquet
-from data_prep.sources.source import OTHER, TEST, Entry, EntryTable, Listing, Part, PassedOver, Source, SplitName
+from data_prep.sources.source import OTHER, TEST, Entry, EntryTable, Listing, Part, Skipped, Source, SplitName
 from data_prep.sources.tar import Tar
 from data_prep.sources.tree import Tree
 from data_prep.sources.truth import is_truth, read_truth, truth_at
@@ -32,7 +32,7 @@ __all__ = [
     "Fields",
     "Listing",
     "Part",
-    "PassedOver",
+    "Skipped",
     "Source",
     "SplitName",
     "open_sources",

@@ -13,7 +13,7 @@ import numpy as np
 from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, NO_LABEL, Fields, label_of, one_of
 from data_prep.sources.members import read_at
 from data_prep.sources.named_split import class_of_label, split_of
-from data_prep.sources.source import Entry, Listing, PassedOver
+from data_prep.sources.source import Entry, Listing, Skipped
 from udkd.utils.errors import DataError
 
 VERSION = 2
@@ -63,7 +63,7 @@ class Beton:
                 listing.entries.append(entry)
         return listing
 
-    def _samples(self, file: Path, ignored: PassedOver) -> Iterator[Entry]:
+    def _samples(self, file: Path, ignored: Skipped) -> Iterator[Entry]:
         key = "" if file == self.path else file.name
         split, stamp, total = split_of(Path(file.name)), file.stat().st_mtime_ns, file.stat().st_size
         images, labels, sizes = _tables(file, self.fields)

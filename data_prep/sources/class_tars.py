@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.sources.layout import is_hidden, is_image_path, no_image
 from data_prep.sources.members import is_tar, members, read_at
 from data_prep.sources.named_split import files_below, split_in
-from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
+from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
 
 WNID = re.compile(r"n\d{8}")
 LOOKED_AT = 8
@@ -34,7 +34,7 @@ class ClassTars:
 
     def list(self) -> Listing:
         """All image members. Errors: see `members`."""
-        entries, ignored = EntryTable(), PassedOver()
+        entries, ignored = EntryTable(), Skipped()
         for tar in class_tars(self.path):
             split, stamp = split_in(tar.resolve().parent.name), tar.stat().st_mtime_ns
             key = "" if tar == self.path else str(tar.relative_to(self.path))

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.sources.class_tars import WNID
 from data_prep.sources.layout import is_image_path, no_image
 from data_prep.sources.members import Member, is_tar, members, read_at
-from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
+from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
 from data_prep.sources.truth import DEVKIT, KAGGLE, find_truth, read_truth
 from udkd.utils.errors import DataError
 
@@ -45,10 +45,10 @@ class Ilsvrc:
 
     def list(self) -> Listing:
         """All images of both. Raises DataError: see `members`; a val tar without ground truth, an image that it lacks."""
-        ignored = PassedOver()
+        ignored = Skipped()
         return Listing(entries=EntryTable(chain(self._train(ignored), self._val(ignored))), ignored=ignored)
 
-    def _train(self, ignored: PassedOver) -> Iterator[Entry]:
+    def _train(self, ignored: Skipped) -> Iterator[Entry]:
         if self.train is None:
             return
         stamp = self.train.stat().st_mtime_ns
@@ -63,7 +63,7 @@ class Ilsvrc:
                 else:
                     ignored.append(member.name, no_image(member.name))
 
-    def _val(self, ignored: PassedOver) -> Iterator[Entry]:
+    def _val(self, ignored: Skipped) -> Iterator[Entry]:
         if self.val is None:
             return
         if self.truth is None:

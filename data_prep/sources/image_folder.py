@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.sources.layout import arrange, is_test_list, looks_like_val, no_image
-from data_prep.sources.source import Entry, EntryTable, Listing, PassedOver
+from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
 from data_prep.sources.truth import Truth, choose
-from udkd.utils.string_column import TextsBuilder
+from udkd.utils.string_column import StringColumnBuilder
 
 
 class Names:
@@ -19,8 +19,8 @@ class Names:
     def __init__(self, source: Path, root: str, *, splits: bool, truth: Truth | None) -> None:
         self._source, self._root, self._splits = source, root, splits
         self._named_truth, self._truths, self._used = truth, dict[str, Truth](), ""
-        self._names, self._numbers = TextsBuilder(), array("q")
-        self._ignored, self._unclear, self._perhaps = PassedOver(), "", ""
+        self._names, self._numbers = StringColumnBuilder(), array("q")
+        self._ignored, self._unclear, self._perhaps = Skipped(), "", ""
         self._remarks: list[str] = []
 
     def add(self, name: str, *, offset: int, size: int, stamp: int) -> None:

@@ -23,7 +23,7 @@ from data_prep.sources.fields import (
     one_of,
 )
 from data_prep.sources.named_split import Folders, class_of_label, split_of
-from data_prep.sources.source import TEST, Entry, EntryTable, Listing, Part, PassedOver
+from data_prep.sources.source import TEST, Entry, EntryTable, Listing, Part, Skipped
 from udkd.utils.errors import DataError
 from udkd.utils.parsing import parse_json
 
@@ -47,7 +47,7 @@ class _Columns:
 
 def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
     """See Parquet.list."""
-    entries, ignored, folders, agreement = EntryTable(), PassedOver(), Folders(path), Agreement()
+    entries, ignored, folders, agreement = EntryTable(), Skipped(), Folders(path), Agreement()
     alike = len({file.name for file in files}) < len(files)  # then rows are named by their folder, too
     others: set[str] = set()
     perhaps, versions = "", dict[Part | None, set[str]]()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar, overload
 
-from udkd.utils.string_column import TextsBuilder
+from udkd.utils.string_column import StringColumnBuilder
 
 SplitName = Literal["train", "val"]
 Part = Literal["train", "val", "test"]  # what a source may hold: of these a dataset folder has the first two
@@ -32,7 +32,7 @@ class Entry:
     stamp: int
 
 
-class Few(Generic[Value]):
+class Categorical(Generic[Value]):
     """A column of a few different values, each kept once. values: in the order of their first use. codes: one per row."""
 
     def __init__(self, code: Literal["b", "i"]) -> None:
@@ -58,10 +58,10 @@ class EntryTable(Sequence[Entry]):
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        self.splits: Few[Part | None] = Few("b")
-        self.classes: Few[str] = Few("i")
-        self._heads: Few[tuple[str, bool]] = Few("i")
-        self._names = TextsBuilder()
+        self.splits: Categorical[Part | None] = Categorical("b")
+        self.classes: Categorical[str] = Categorical("i")
+        self._heads: Categorical[tuple[str, bool]] = Categorical("i")
+        self._names = StringColumnBuilder()
         self._offsets, self._sizes, self._stamps = array("q"), array("q"), array("q")
         for entry in entries:
             self.append(entry)
@@ -112,7 +112,7 @@ OTHER = "other files"
 TEST = "images of a test split"
 
 
-class PassedOver:
+class Skipped:
     """What a source holds beside the images that are taken: per reason how many files, and the name that comes first."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -125,7 +125,7 @@ class PassedOver:
         before, example = self.reasons.get(reason, (0, name))
         self.reasons[reason] = (before + count, min(example, name))
 
-    def extend(self, other: "PassedOver") -> None:
+    def extend(self, other: "Skipped") -> None:
         """Add what another counted."""
         for reason, (count, name) in other.reasons.items():
             self.append(name, reason, count)
@@ -148,7 +148,7 @@ class Listing:
     """
 
     entries: EntryTable = field(default_factory=EntryTable)
-    ignored: PassedOver = field(default_factory=PassedOver)
+    ignored: Skipped = field(default_factory=Skipped)
     sequential: bool = False
     hint: Part | None = None
     unclear: str = ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep.sources.matlab import struct_array
 from udkd.utils.errors import DataError
-from udkd.utils.files import read_plain
+from udkd.utils.files import read_regular
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 KAGGLE = "LOC_val_solution.csv"
@@ -73,7 +73,7 @@ def choose(found: Iterable[Truth]) -> Truth | None:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return read_plain(path, LIMIT_BYTES)
+        return read_regular(path, LIMIT_BYTES)
     except ValueError as error:
         raise DataError(f"{error}; expected a ground truth, such as {KAGGLE}; check the path") from None
 

@@ -25,7 +25,7 @@ from data_prep.sources.fields import (
 from data_prep.sources.layout import IMAGE_ENDINGS, PLAIN, UNREAD, is_hidden, no_image
 from data_prep.sources.members import Member, is_tar, members, read_at
 from data_prep.sources.named_split import Folders, class_of_label, files_below, split_in, split_of
-from data_prep.sources.source import Entry, Listing, Part, PassedOver
+from data_prep.sources.source import Entry, Listing, Part, Skipped
 from udkd.utils.errors import DataError
 
 JSON_KEYS = ("label", "cls", "class", "class_id", "wnid", "class_name")
@@ -87,7 +87,7 @@ class WebDataset:
             raise DataError(self._nothing(listing.ignored))
         return listing
 
-    def _found(self, sample: "_Sample", agreement: Agreement, ignored: PassedOver) -> tuple[Member, int | str] | None:
+    def _found(self, sample: "_Sample", agreement: Agreement, ignored: Skipped) -> tuple[Member, int | str] | None:
         """A sample's image and label; None, and it is counted, where it lacks one."""
         image = sample.image(self.fields.image)
         if image is None:
@@ -100,7 +100,7 @@ class WebDataset:
             return None
         return image, label
 
-    def _nothing(self, ignored: PassedOver) -> str:
+    def _nothing(self, ignored: Skipped) -> str:
         found = ", ".join(f"{count:,} {reason}, such as {name}" for reason, (count, name) in ignored.reasons.items())
         name = ignored.reasons.get(NO_LABEL, (0, ""))[1]
         folders = ", or give --layout imagefolder if folders are the classes" if "/" in name and self.fields == LOOK else ""
@@ -178,7 +178,7 @@ class _Sample:
 IMAGES = {ending.removeprefix(".") for ending in IMAGE_ENDINGS}
 
 
-def _samples(tar: Path, ignored: PassedOver) -> Iterator[_Sample]:
+def _samples(tar: Path, ignored: Skipped) -> Iterator[_Sample]:
     """The samples of a tar. Raises DataError for two files of one name and ending."""
     seen = (member for member in members(tar) if not _passed_over(member, ignored))
     for name, group in groupby(seen, lambda member: _key(member.name)[0]):
@@ -193,7 +193,7 @@ def _samples(tar: Path, ignored: PassedOver) -> Iterator[_Sample]:
         yield _Sample(tar, name, files)
 
 
-def _passed_over(member: Member, ignored: PassedOver) -> bool:
+def _passed_over(member: Member, ignored: Skipped) -> bool:
     hidden = is_hidden(member.name)
     if hidden:
         ignored.append(member.name, no_image(member.name))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.pool import Pool
 from data_prep.synth.catalogue import kind_of
-from data_prep.synth.draws import Draws
+from data_prep.synth.draws import Rng
 from data_prep.synth.scene import jpeg, picture
 from udkd.utils.errors import DataError
 from udkd.utils.files import fsync_folder
@@ -44,7 +44,7 @@ class Draw:
 
 def synthetic_jpeg(seed: int, split: int, label: int, index: int) -> bytes:
     """One picture's bytes, a pure function of its name. split: 0 train, 1 val. index: its number within class and split."""
-    draws = Draws(seed, split, label, index)
+    draws = Rng(seed, split, label, index)
     pixels, grey = picture(kind_of(label), draws)
     return jpeg(pixels, grey, draws)
 

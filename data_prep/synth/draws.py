@@ -11,7 +11,7 @@ T = TypeVar("T")
 CHUNK = 256
 
 
-class Draws:
+class Rng:
     """A private stream of uniform numbers, keyed by integers (seed, split, class, index)."""
 
     def __init__(self, *words: int) -> None:

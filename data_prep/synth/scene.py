@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from data_prep.synth.catalogue import TEXTURES, TRAITS, Kind
-from data_prep.synth.draws import Draws
+from data_prep.synth.draws import Rng
 from data_prep.synth.shapes import F32, SHAPES, f32, texture
 
 SIDE_PX = (80, 320)
@@ -40,7 +40,7 @@ class Thing:
     relief: float = 0.35
 
 
-def picture(kind: Kind, draws: Draws) -> tuple[NDArray[np.uint8], bool]:
+def picture(kind: Kind, draws: Rng) -> tuple[NDArray[np.uint8], bool]:
     """A picture of the class: uint8 [H, W, 3], sides of 80 to 320 px; and whether it is to be stored as a grey one."""
     height, width = _size(draws)
     short = min(height, width)
@@ -58,7 +58,7 @@ def picture(kind: Kind, draws: Draws) -> tuple[NDArray[np.uint8], bool]:
     return _expose(canvas, draws, light), draws.chance(0.02)
 
 
-def jpeg(pixels: NDArray[np.uint8], grey: bool, draws: Draws) -> bytes:
+def jpeg(pixels: NDArray[np.uint8], grey: bool, draws: Rng) -> bytes:
     """The picture as a JPEG of the kinds that are found in the wild."""
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
@@ -70,14 +70,14 @@ def jpeg(pixels: NDArray[np.uint8], grey: bool, draws: Draws) -> bytes:
     return buffer.getvalue()
 
 
-def _size(draws: Draws) -> tuple[int, int]:
+def _size(draws: Rng) -> tuple[int, int]:
     """Height and width; the long side over the short one up to 1.6, more often lying than standing."""
     short = draws.integer(SIDE_PX[0], 200)
     long = min(SIDE_PX[1], int(short * (1 + 0.6 * draws.uniform())))
     return (long, short) if draws.chance(0.35) else (short, long)
 
 
-def _direction(draws: Draws) -> tuple[float, float]:
+def _direction(draws: Rng) -> tuple[float, float]:
     """Cosine and sine of a random angle, by the half-angle formulas: the nearly even spread needs no sine."""
     t = draws.uniform(-1, 1)
     cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
@@ -98,7 +98,7 @@ def _mix(a: Colour, b: Colour, share: float) -> Colour:
     return a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1]), a[2] + share * (b[2] - a[2])
 
 
-def _cloud(draws: Draws, height: int, width: int, coarsest: int = 2) -> F32:
+def _cloud(draws: Rng, height: int, width: int, coarsest: int = 2) -> F32:
     """1/f noise, 0 to 1, float32 [height, width]: octaves of random bytes, each half as strong as the coarser one.
 
     Pillow enlarges bytes in integers, so the noise has the same bits everywhere.
@@ -116,7 +116,7 @@ def _cloud(draws: Draws, height: int, width: int, coarsest: int = 2) -> F32:
     return f32(np.clip(contrast, 0, 1))
 
 
-def _ridge(draws: Draws, width: int) -> F32:
+def _ridge(draws: Rng, width: int) -> F32:
     """A skyline, 0 to 1, float32 [width]: of hills, or of grass."""
     peaks = draws.integer(3, 8) if draws.chance(0.4) else max(8, width // draws.integer(3, 8))
     line = Image.fromarray(draws.bytes(1, peaks)).resize((width, 1), Image.Resampling.BICUBIC)
@@ -129,7 +129,7 @@ def _blend(cloud: F32, a: Colour, b: Colour) -> F32:
     return f32(start + cloud[..., None] * step)
 
 
-def _landscape(kind: Kind, draws: Draws, height: int, width: int) -> F32:
+def _landscape(kind: Kind, draws: Rng, height: int, width: int) -> F32:
     """A background of one or two surfaces, muted as most of nature is: float32 [H, W, 3], 0 to 1.
 
     Most pictures are taken where their kind lives, as sharks are in blue water: both classes of a pair, so that it tells
@@ -154,7 +154,7 @@ def _landscape(kind: Kind, draws: Draws, height: int, width: int) -> F32:
     return canvas
 
 
-def _object(kind: Kind, draws: Draws, height: int, width: int) -> Thing:
+def _object(kind: Kind, draws: Rng, height: int, width: int) -> Thing:
     """The class's object: how far its trait shows differs from picture to picture, down to not at all."""
     short = min(height, width)
     radius = short * draws.uniform(0.32, 0.5)
@@ -184,7 +184,7 @@ def _object(kind: Kind, draws: Draws, height: int, width: int) -> Thing:
     )
 
 
-def _clutter(draws: Draws, height: int, width: int, radius: float) -> Thing:
+def _clutter(draws: Rng, height: int, width: int, radius: float) -> Thing:
     first = _hue(draws.uniform(), draws.uniform(0.05, 0.35), draws.uniform(0.15, 0.9))
     return Thing(
         shape=draws.choice(tuple(SHAPES)),
@@ -216,7 +216,7 @@ def _offsets(thing: Thing, rows: slice, columns: slice) -> tuple[F32, F32]:
     return f32(x[None, :]), f32(y[:, None])
 
 
-def _paint(canvas: F32, thing: Thing, draws: Draws, light: tuple[float, float]) -> None:
+def _paint(canvas: F32, thing: Thing, draws: Rng, light: tuple[float, float]) -> None:
     rows, columns = _window(thing, canvas, 1.6)
     part = canvas[rows, columns]
     x, y = _offsets(thing, rows, columns)
@@ -254,7 +254,7 @@ def _shade(canvas: F32, thing: Thing, light: tuple[float, float]) -> None:
     canvas[rows, columns] *= (1 - np.minimum(darkness, 0.45))[..., None]
 
 
-def _stalks(canvas: F32, draws: Draws) -> None:
+def _stalks(canvas: F32, draws: Rng) -> None:
     """Grass or bars before everything."""
     height, width = canvas.shape[:2]
     y = np.arange(height, dtype=np.float32)[:, None] / height
@@ -268,7 +268,7 @@ def _stalks(canvas: F32, draws: Draws) -> None:
         canvas += cover[..., None] * (colour - canvas)
 
 
-def _expose(canvas: F32, draws: Draws, light: tuple[float, float]) -> NDArray[np.uint8]:
+def _expose(canvas: F32, draws: Rng, light: tuple[float, float]) -> NDArray[np.uint8]:
     """What a camera makes of the scene: uneven light, its colour, exposure, sometimes blur, and noise of the sensor."""
     height, width = canvas.shape[:2]
     x = np.arange(width, dtype=np.float32)[None, :] / width - 0.5

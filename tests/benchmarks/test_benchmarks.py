@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpu, report
 from benchmarks.common.pictures import image_folder
 from benchmarks.common.plain_script import kd, steps
-from benchmarks.common.record import Record
+from benchmarks.common.record import BenchmarkResult
 from benchmarks.common.rig import canvases, made_up_targets, make, paper_recipe
 from benchmarks.common.roofline import Peaks, build_on_meta, cost
 from benchmarks.common.timing import Timed, Variant, side_by_side
@@ -132,7 +132,7 @@ def test_rows_of_one_commit_are_put_together_each_once(tmp_path: Path, commit: s
 
 def test_the_rest_of_the_gpu_set_keeps_what_was_finished(tmp_path: Path) -> None:
     parts = ["loss --batch 8 --classes 10 --rounds 1", "loss --batch 16 --classes 10 --rounds 1"]
-    record = Record.begin("gpu", "nothing", CPU, {})
+    record = BenchmarkResult.begin("gpu", "nothing", CPU, {})
     record.facts = {parts[0]: "7 s", "results": [{"name": "kept"}]}
     (tmp_path / "results").mkdir()
     path = record.write(tmp_path / "results")

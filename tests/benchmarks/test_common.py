@@ -14,7 +14,7 @@ from benchmarks import loss
 from benchmarks.__main__ import HERE, main, names
 from benchmarks.common import timing
 from benchmarks.common.figures import bars, draw
-from benchmarks.common.record import Record
+from benchmarks.common.record import BenchmarkResult
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from udkd.training.compile import eager_loss
 
@@ -99,7 +99,7 @@ def test_ratios_are_taken_within_a_round_and_per_item() -> None:
 
 
 def test_a_record_holds_machine_expectation_and_every_round(tmp_path: Path) -> None:
-    record = Record.begin("thing", "nothing  much\nhappens", CPU, {"batch": 2})
+    record = BenchmarkResult.begin("thing", "nothing  much\nhappens", CPU, {"batch": 2})
     timed = [Timed(name="a", items=2, seconds=(1.0, 2.0, 3.0)), Timed(name="b", items=2, seconds=(0.5, 1.0, 3.0))]
     record.add(timed, baseline="a", batch=2)
     record.put("equal", True)

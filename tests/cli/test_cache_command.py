@@ -18,7 +18,7 @@ from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.verify import compare
 from udkd.teacher.cache.view_file import ViewFile, block_checksum, view_path
-from udkd.teacher.ensemble import Panel
+from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.predict import ask
 from udkd.utils import terminal
@@ -198,7 +198,7 @@ def predictions(
         torch.device("cpu"),
     )
     with contextlib.closing(open_backend("folder", split, cpu)) as backend:
-        asked = Panel.load([teacher], rules, dataset, cpu)
+        asked = TeacherEnsemble.load([teacher], rules, dataset, cpu)
         (answer,) = ask(asked, backend, split, rules.teacher_spec, 0, 0, [split.ids], exactly=True)
     p = torch.softmax(answer.logits.double(), -1)
     return p, 1 + (p * p.log()).sum(-1) / math.log(p.shape[1])

@@ -15,7 +15,7 @@ from udkd.data.batch import Batch
 from udkd.data.loading import host_loader as host_feed
 from udkd.data.loading.buffers import BufferPool
 from udkd.data.loading.device_copies import CudaCopier, HostMemory, copied_ahead, onto
-from udkd.data.loading.host_loader import HostFeed
+from udkd.data.loading.host_loader import HostLoader
 from udkd.data.loading.threads import Work, in_threads
 
 CPU = torch.device("cpu")
@@ -112,7 +112,7 @@ def test_no_more_unused_memory_is_kept_than_said(keep_bytes: int, kept: int) -> 
 def test_an_epoch_is_decoded_into_the_memory_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """New memory costs more than a decode where the system is slow at handing it out."""
     order = np.arange(120, dtype=np.int64)
-    feed = HostFeed(SimpleNamespace(labels=order, size=order, side=8), CPU, workers=2, stage="test")
+    feed = HostLoader(SimpleNamespace(labels=order, size=order, side=8), CPU, workers=2, stage="test")
     plain_empty, made = np.empty, []
     monkeypatch.setattr(np, "empty", lambda *given, **more: made.append(given) or plain_empty(*given, **more))
     counts = []
@@ -134,7 +134,7 @@ def batches(count: int, broken: int | None = None) -> Iterator[Batch]:
         yield Batch(ids=torch.tensor([n]), canvas=torch.full((1, 2, 2, 3), n, dtype=torch.uint8), labels=torch.tensor([n % 3]))
 
 
-class Recorder:
+class PredictionCollector:
     """A copier that keeps the order of what is asked of it."""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ class Recorder:
 
 
 def test_copies_start_ahead_and_finish_where_they_are_used() -> None:
-    copier = Recorder()
+    copier = PredictionCollector()
     ids = []
     for batch in copied_ahead(batches(20), copier, "test"):
         ids.append(int(batch.ids[0]))
@@ -164,7 +164,7 @@ def test_copies_start_ahead_and_finish_where_they_are_used() -> None:
 
 def test_a_failure_behind_copies_comes_at_its_turn() -> None:
     threads = threading.active_count()
-    stream = copied_ahead(batches(20, broken=4), Recorder(), "test")
+    stream = copied_ahead(batches(20, broken=4), PredictionCollector(), "test")
     assert [int(next(stream).ids[0]) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(KeyError):
         next(stream)
@@ -180,7 +180,7 @@ def test_leaving_copies_early_ends_their_source() -> None:
         finally:
             ended.set()
 
-    copier = Recorder()
+    copier = PredictionCollector()
     for _batch in copied_ahead(source(), copier, "test"):
         break
     assert ended.is_set() or ended.wait(patience(20))
@@ -209,7 +209,7 @@ def test_decoded_ahead_in_bytes_not_in_batches(monkeypatch: pytest.MonkeyPatch) 
         taken = 0
         order = np.arange(200, dtype=np.int64)
         split = SimpleNamespace(labels=order % 7, size=np.full(200, 170 << 10), side=side)
-        feed = HostFeed(split, CPU, workers=2, stage="test")
+        feed = HostLoader(split, CPU, workers=2, stage="test")
         for batch in feed.epoch(order, batch_size, decode):
             time.sleep(0.001)
             taken += len(batch.ids)

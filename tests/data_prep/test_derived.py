@@ -6,7 +6,7 @@ import pytest
 from prep_helpers import contents, converted, needs_ffcv, small_set, write_tree
 
 from data_prep.convert import ConvertSettings
-from data_prep.derived import DERIVED_FORMATS, Volume, derive_formats, parse_formats, size_lines
+from data_prep.derived import DERIVED_FORMATS, DatasetSize, derive_formats, parse_formats, size_lines
 from data_prep.verify import verify
 from udkd.data.derived import DERIVED, FileSum, damage, discard, is_derived, seal, sealed
 from udkd.utils.errors import ConfigError, DataError
@@ -25,7 +25,7 @@ def test_lists_of_formats() -> None:
 
 
 def test_the_size_is_told_before_anything_is_written() -> None:
-    lines = size_lines(["resident"], Volume(samples=130_000, side=512, stored=None))
+    lines = size_lines(["resident"], DatasetSize(samples=130_000, side=512, stored=None))
     assert lines == {"resident": "resident format: 130,000 x 512 x 512 x 3 = 102.24 GB"}
 
 

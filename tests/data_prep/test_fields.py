@@ -13,23 +13,23 @@ import pytest
 from prep_helpers import converted, encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 
 from data_prep.sources import Fields, open_sources
-from data_prep.stock import Stock, take_stock
+from data_prep.stock import SampleListing, list_samples
 from udkd.utils.errors import ConfigError, DataError
 
 BIG, SMALL = photo("big", 20, 24), photo("small", 8, 8)
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def stock_of(*paths: Path, image: str | None = None, label: str | None = None, hold_out: float | None = None) -> Stock:
+def stock_of(*paths: Path, image: str | None = None, label: str | None = None, hold_out: float | None = None) -> SampleListing:
     sources = open_sources(paths, fields=Fields(image=image, label=label))
-    return take_stock(sources, classes="all", hold_out_percent=hold_out)
+    return list_samples(sources, classes="all", hold_out_percent=hold_out)
 
 
-def classes_of(stock: Stock) -> list[str]:
+def classes_of(stock: SampleListing) -> list[str]:
     return [entry.wnid for entry in stock.classes]
 
 
-def counts(stock: Stock) -> list[int]:
+def counts(stock: SampleListing) -> list[int]:
     return [len(samples) for samples in stock.samples.values()]
 
 

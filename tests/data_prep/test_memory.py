@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from data_prep.sources import Entry, EntryTable, Listing, open_sources
-from data_prep.stock import Stock, take_stock
+from data_prep.stock import SampleListing, list_samples
 from udkd.data.manifest import GROUP_ROWS, SCHEMA, Columns, Row, columns_of, read_manifest, write_manifest
 from udkd.utils.files import sha256_file
 
@@ -72,8 +72,8 @@ def bytes_each(make: Callable[[int], object], counts: tuple[int, int] = (FEW, MA
     return (many - few) / more, (many_peak - few_peak) / more
 
 
-def stock_of(count: int) -> Stock:
-    return take_stock([Stubs(count)], classes="all", hold_out_percent=None)
+def stock_of(count: int) -> SampleListing:
+    return list_samples([Stubs(count)], classes="all", hold_out_percent=None)
 
 
 def test_a_listing_takes_a_hundred_bytes_an_image() -> None:

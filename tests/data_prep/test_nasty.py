@@ -16,7 +16,7 @@ from test_zoo import patched
 from data_prep.derived import DERIVED_FORMATS
 from data_prep.image import BadImage, PixelSettings, prepare
 from data_prep.sources import open_sources
-from data_prep.stock import take_stock
+from data_prep.stock import list_samples
 from data_prep.verify import verify
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
@@ -201,7 +201,7 @@ def tar_of(path: Path, *more: tuple[tarfile.TarInfo, bytes], kind: int = tarfile
 def test_long_names_and_pax_headers_are_read(tmp_path: Path, kind: int) -> None:
     long = member("train/n01440764/" + "ü" * 120 + ".jpg", JPEG, pax_headers={"mtime": "1.5", "comment": "x" * 5000})
     path = tar_of(tmp_path / "a.tar", long, member("train/empty-class", type=tarfile.DIRTYPE), kind=kind)
-    stock = take_stock(open_sources([path]), classes="all", hold_out_percent=None)
+    stock = list_samples(open_sources([path]), classes="all", hold_out_percent=None)
     (sample,) = [each for each in stock.samples["train"] if "ü" in each.source]
     assert open_sources([path])[0].read(sample.entry) == JPEG
     assert [entry.wnid for entry in stock.classes] == ["n01440764", "n01443537"]
@@ -225,17 +225,17 @@ def test_long_names_and_pax_headers_are_read(tmp_path: Path, kind: int) -> None:
 def test_tars_as_nobody_should_make_them(tmp_path: Path, more: list[tuple[tarfile.TarInfo, bytes]], said: str | None) -> None:
     path = tar_of(tmp_path / "a.tar", *more)
     if said is None:
-        assert len(take_stock(open_sources([path]), classes="all", hold_out_percent=None).samples["train"]) == 5
+        assert len(list_samples(open_sources([path]), classes="all", hold_out_percent=None).samples["train"]) == 5
         return
     with pytest.raises(DataError, match=said) as caught:
-        take_stock(open_sources([path]), classes="all", hold_out_percent=None)
+        list_samples(open_sources([path]), classes="all", hold_out_percent=None)
     assert "\n" not in str(caught.value)
 
 
 def test_validation_images_in_class_folders_need_no_ground_truth(tmp_path: Path) -> None:
     files = {f"val/n01440764/ILSVRC2012_val_{n:08d}.JPEG": photo(n, 9, 9) for n in range(2)}
     files |= {f"train/n01440764/{n}.JPEG": photo(n, 9, 9) for n in range(2)}
-    stock = take_stock(open_sources([write_tar(tmp_path / "a.tar", files)]), classes="all", hold_out_percent=None)
+    stock = list_samples(open_sources([write_tar(tmp_path / "a.tar", files)]), classes="all", hold_out_percent=None)
     assert [len(samples) for samples in stock.samples.values()] == [2, 2]
 
 
@@ -251,7 +251,7 @@ def test_labels_that_are_none(tmp_path: Path, name: str, label: bytes, said: str
     files = {"0000.jpg": JPEG, "0000.cls": b"1", "0001.jpg": JPEG, f"0001.{name}": label}
     source = open_sources([write_tar(tmp_path / "train-0.tar", files)])
     with pytest.raises(DataError, match=said):
-        take_stock(source, classes="all", hold_out_percent=50)
+        list_samples(source, classes="all", hold_out_percent=50)
 
 
 @pytest.mark.parametrize("labels", [(b"a/b", b"a-b"), (rb'{"label": "\u0001"}', rb'{"label": "\\x01"}')])
@@ -260,7 +260,7 @@ def test_two_labels_do_not_become_one_class(tmp_path: Path, labels: tuple[bytes,
     files = {f"{n:04d}.{end}": data for n in range(20) for end, data in (("jpg", photo(n, 9, 9)), (ending, labels[n % 2]))}
     source = open_sources([write_tar(tmp_path / "train-0.tar", files)])
     with pytest.raises(DataError, match="expected names"):
-        take_stock(source, classes="all", hold_out_percent=50)
+        list_samples(source, classes="all", hold_out_percent=50)
 
 
 def test_labels_that_are_half_a_letter(tmp_path: Path) -> None:

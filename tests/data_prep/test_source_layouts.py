@@ -22,7 +22,7 @@ from data_prep.info import describe
 from data_prep.sources import BESIDE_FILES, open_sources
 from data_prep.sources.matlab import struct_array
 from data_prep.sources.source import OTHER, TEST
-from data_prep.stock import Stock, take_stock
+from data_prep.stock import SampleListing, list_samples
 from data_prep.verify import verify
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import ConfigError, DataError
@@ -36,8 +36,8 @@ def converted(source: Path | list[Path], folder: Path, **settings: object) -> Da
     return prep_helpers.converted(source, folder, **{"side": 96, "formats": (), **settings})
 
 
-def stock_of(*paths: Path, layout: str = "auto", classes: str = "all", hold_out: float | None = None) -> Stock:
-    return take_stock(open_sources(paths, layout), classes=classes, hold_out_percent=hold_out)
+def stock_of(*paths: Path, layout: str = "auto", classes: str = "all", hold_out: float | None = None) -> SampleListing:
+    return list_samples(open_sources(paths, layout), classes=classes, hold_out_percent=hold_out)
 
 
 def images_of(folder: DatasetFolder) -> dict[str, list[tuple[str, bytes]]]:

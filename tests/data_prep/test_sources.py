@@ -16,17 +16,17 @@ from data_prep.classes import choose_classes, named
 from data_prep.sources import open_sources
 from data_prep.sources.layout import ARCHIVES, BESIDE, HIDDEN, OUTSIDE, UNREAD, arrange
 from data_prep.sources.source import OTHER, TEST
-from data_prep.stock import Stock, take_stock
+from data_prep.stock import SampleListing, list_samples
 from udkd.utils.errors import DataError
 
 JPEG = photo(0, 8, 8)
 
 
-def stock_of(*paths: Path, classes: str = "all", hold_out: float | None = None) -> Stock:
-    return take_stock(open_sources(paths), classes=classes, hold_out_percent=hold_out)
+def stock_of(*paths: Path, classes: str = "all", hold_out: float | None = None) -> SampleListing:
+    return list_samples(open_sources(paths), classes=classes, hold_out_percent=hold_out)
 
 
-def listed(stock: Stock) -> dict[str, list[str]]:
+def listed(stock: SampleListing) -> dict[str, list[str]]:
     return {split: [sample.source for sample in samples] for split, samples in stock.samples.items()}
 
 
@@ -92,12 +92,12 @@ def test_a_test_split_is_left_out_or_validates(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "b", labelled("seg_train/seg_train", "seg_test/seg_test") | {"seg_pred/1.jpg": JPEG})
     with pytest.raises(DataError, match=r"train/ and test/ but no val/ images; .*give --val test"):
         stock_of(tree)
-    stock = take_stock(open_sources([tree]), classes="all", hold_out_percent=None, test_validates=True)
+    stock = list_samples(open_sources([tree]), classes="all", hold_out_percent=None, test_validates=True)
     assert [len(samples) for samples in stock.samples.values()] == [6, 4]
     assert stock.passed_over.reasons == {BESIDE: (1, "seg_pred/1.jpg")}
     assert len(stock_of(tree, hold_out=50).samples["val"]) < 6
     with pytest.raises(DataError, match="none beside --val test"):
-        take_stock(open_sources([tmp_path / "a"]), classes="all", hold_out_percent=None, test_validates=True)
+        list_samples(open_sources([tmp_path / "a"]), classes="all", hold_out_percent=None, test_validates=True)
 
 
 def test_names_of_splits_do_not_become_classes(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_names_of_splits_do_not_become_classes(tmp_path: Path) -> None:
     for hold_out in (None, 30):
         with pytest.raises(DataError, match="train_images_0, val_images would be classes, but are named for splits"):
             stock_of(tree, hold_out=hold_out)
-    stock = take_stock(open_sources([tree], "classfolders"), classes="all", hold_out_percent=30)
+    stock = list_samples(open_sources([tree], "classfolders"), classes="all", hold_out_percent=30)
     assert [entry.wnid for entry in stock.classes] == ["train_images_0", "val_images"]
     with pytest.raises(DataError, match=r"imagenet-train can be read as a split, .* or as a class"):
         stock_of(write_tree(tmp_path / "half", labelled("imagenet-train", "more")), hold_out=30)

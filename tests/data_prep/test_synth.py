@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_prep.synth import synth, synthetic_jpeg
 from data_prep.synth.catalogue import TRAITS, kind_of
-from data_prep.synth.draws import Draws
+from data_prep.synth.draws import Rng
 from data_prep.synth.scene import SIDE_PX, picture
 from udkd.utils.errors import UserError
 
@@ -46,7 +46,7 @@ def test_seed_split_class_and_index_all_matter() -> None:
 
 def test_pixels_are_golden() -> None:
     """Only integers and correctly rounded operations make a picture, so every processor makes this one."""
-    pixels, grey = picture(kind_of(2), Draws(0, 0, 2, 1))
+    pixels, grey = picture(kind_of(2), Rng(0, 0, 2, 1))
     assert (pixels.shape, grey) == ((123, 105, 3), False)
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == "a37755546be0d5640c10eb21ccbe0383b052a08068bc4eb9ba24fb3ae9834e49"
 
@@ -84,7 +84,7 @@ def test_a_trait_shows_more_or_less(trait: str) -> None:
     label = 2 * names.index(trait)
     differences = []
     for index in range(10):
-        first, second = (picture(kind_of(label + side), Draws(0, 0, 0, index))[0].astype(int) for side in (0, 1))
+        first, second = (picture(kind_of(label + side), Rng(0, 0, 0, index))[0].astype(int) for side in (0, 1))
         differences.append(float(np.abs(first - second).mean()))
     assert max(differences) > 2.0
     assert min(differences) < 0.5 * max(differences)

@@ -337,7 +337,8 @@ def test_the_paper_s_students_leave_as_they_are(papers: RunFolder, dataset: Data
 def mirrored(tmp_path: Path, run: RunFolder) -> RunFolder:
     """The run, had its recipe said evaluation.flip_tta."""
     shutil.copytree(run.path, tmp_path / "mirrored", ignore=shutil.ignore_patterns("export"))
-    change(tmp_path / "mirrored" / "config.json", lambda values: values | {"evaluation": values["evaluation"] | {"flip": True}})
+    flipped = {"flip_tta": True}
+    change(tmp_path / "mirrored" / "config.json", lambda values: values | {"evaluation": values["evaluation"] | flipped})
     return RunFolder.open(tmp_path / "mirrored")
 
 

@@ -13,11 +13,11 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from tests.small import small_recipe
 from tests.utils.slow_hash import GOLDEN, MASK, slow_mix
 from udkd.data.batch import Batch
-from udkd.losses.methods.connectors import Connection, Crd, Seen, connect
+from udkd.losses.methods.connectors import Connection, Crd, MethodInputs, connect
 from udkd.models.build import build
-from udkd.models.features import Tapped, pooled, stages
-from udkd.teacher.target import Lesson
-from udkd.teacher.with_features import Watched
+from udkd.models.features import FeatureExtractor, pooled, stages
+from udkd.teacher.target import TeacherTargets
+from udkd.teacher.with_features import LiveTargetsWithMaps
 from udkd.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -39,13 +39,13 @@ def connection(
     return connect(recipe.loss.method, recipe.methods, student or network("squeezenet1_1"), looked_into, **MADE, **joined)
 
 
-def seen(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0) -> Seen:
+def seen(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0) -> MethodInputs:
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((len(ids), 3, 32, 32)).astype(np.float32))
     logits, maps = connection.tap(x)
     with torch.no_grad():
         names = [*connection.teacher_modules, stages(teacher, 32)[-1].module]
-        teacher_logits, (*teacher_maps, deepest) = Tapped(teacher.eval(), names)(x)
-    return Seen(
+        teacher_logits, (*teacher_maps, deepest) = FeatureExtractor(teacher.eval(), names)(x)
+    return MethodInputs(
         maps=maps,
         teacher_maps=teacher_maps,
         logits=logits,
@@ -75,7 +75,7 @@ def test_tapped_maps_are_those_of_torchvision_s_extractor(architecture: str) -> 
     names = [stage.module for stage in stages(model, 32)]
     extractor = create_feature_extractor(model, train_return_nodes=names, eval_return_nodes=names)
     x = torch.rand(2, 3, 32, 32)
-    logits, maps = Tapped(model, names)(x)
+    logits, maps = FeatureExtractor(model, names)(x)
     for name, wanted in extractor(x).items():
         assert torch.equal(maps[names.index(name)], wanted), name
     assert torch.equal(logits, model(x))
@@ -146,7 +146,7 @@ def test_crd_is_its_formula_and_remembers() -> None:
     torch.testing.assert_close(crd.memory[ids], halfway)
 
 
-def negatives_of(crd: Crd, now: Seen, row: int) -> list[int]:
+def negatives_of(crd: Crd, now: MethodInputs, row: int) -> list[int]:
     """Drawn with Python's integers."""
     name = slow_mix(slow_mix(int(now.key) ^ 0x6E65676174697665) ^ slow_mix(int(now.ids[row])))
     others = [n for n in crd.by_class.tolist() if LABELS[n] != int(now.labels[row])]
@@ -157,12 +157,12 @@ def test_watched_lessons_hand_out_whole_batches_of_maps() -> None:
     teacher = network("resnet18").eval()
 
     class InBlocks:
-        def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+        def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
             blocks = [F.pad(part, (0, 0, 0, 0, 0, 0, 0, 4 - len(part))) for part in x_BCHW.split(4)]
-            return Lesson(logits=torch.cat([teacher(block) for block in blocks])[: len(x_BCHW)], weight=None)
+            return TeacherTargets(logits=torch.cat([teacher(block) for block in blocks])[: len(x_BCHW)], weight=None)
 
     x, ids = torch.rand(7, 3, 32, 32), torch.arange(7)
-    watched = Watched(InBlocks(), teacher, ["layer2.1", "layer4.1"])
+    watched = LiveTargetsWithMaps(InBlocks(), teacher, ["layer2.1", "layer4.1"])
     for _ in range(2):
         lesson = watched.lookup(Batch(ids=ids, canvas=ids, labels=ids), x, 0)
         assert set(lesson.maps) == {"layer2.1", "layer4.1"}

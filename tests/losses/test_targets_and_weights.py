@@ -10,7 +10,7 @@ from udkd.losses.distill import dirichlet, evidential
 from udkd.losses.estimator import Estimator
 from udkd.losses.sample_weight import (
     UNCERTAINTY_OF,
-    Weighing,
+    SampleWeighting,
     entropy,
     mean_log_probability,
     mutual_information,
@@ -187,7 +187,7 @@ def test_words() -> None:
     for storage in (Storage(), Storage(dtype="float32"), Storage(top_k=32)):
         assert Storage.parse(storage.text) == storage
     assert Storage(top_k=32).text == "float16 top-32"
-    assert Weighing(kind="margin", control="shuffled", mean_one=True).text == "margin, shuffled, mean 1"
+    assert SampleWeighting(kind="margin", control="shuffled", mean_one=True).text == "margin, shuffled, mean 1"
     for parse, bad in ((Estimator.parse, "mc_dropout"), (Storage.parse, "float16 top-0"), (Storage.parse, "int8")):
         with pytest.raises(ValueError, match=bad.split()[0]):
             parse(bad)

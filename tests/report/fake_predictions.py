@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from udkd.training.predictions import TOP, Answers, Predictions, Targets
+from udkd.training.predictions import TOP, Predictions, Targets, TopPredictions
 
 
-def answers_of(logits_NC: np.ndarray, labels_N: np.ndarray) -> Answers:
+def answers_of(logits_NC: np.ndarray, labels_N: np.ndarray) -> TopPredictions:
     """What a classifier of these logits says, in NumPy's float64 and without the recorder."""
     z = logits_NC.astype(np.float64)
     log_p = z - z.max(1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
     top = np.argsort(-z, axis=1, kind="stable")[:, :TOP]
-    return Answers(
+    return TopPredictions(
         top=top.astype(np.int32),
         top_log_p=np.take_along_axis(log_p, top, 1).astype(np.float32),
         label_log_p=log_p[np.arange(len(z)), labels_N].astype(np.float32),

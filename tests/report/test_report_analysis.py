@@ -18,7 +18,7 @@ from udkd.report.analysis.calibration import calibration_error_by_chance, calibr
 from udkd.report.inputs import ReportInputs, gather, together
 from udkd.report.page import Gallery, Table
 from udkd.report.report import write_report
-from udkd.training.predictions import Answers, read_predictions, write_predictions
+from udkd.training.predictions import TopPredictions, read_predictions, write_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import MismatchError, RunError
 
@@ -43,7 +43,7 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch)
 
 
-def marks(answers: Answers | None, labels: np.ndarray) -> list[bool]:
+def marks(answers: TopPredictions | None, labels: np.ndarray) -> list[bool]:
     """Right or wrong, image by image."""
     assert answers is not None
     return [int(top[0]) == label for top, label in zip(answers.top.tolist(), labels.tolist(), strict=True)]

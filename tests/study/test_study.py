@@ -23,9 +23,9 @@ from udkd.config.recipe import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import StudyFolder
 from udkd.study.page import write_page
-from udkd.study.plan import Plan, make_plan
+from udkd.study.plan import StudyPlan, make_plan
 from udkd.study.results import AVERAGED, Outcome, RunResult, counterpart, summarise
-from udkd.study.runner import Progress, Site, carry_out, run_path
+from udkd.study.runner import Progress, StudyContext, run_path, run_study
 from udkd.study.spec import Study, load_study, shipped_studies, study_name
 from udkd.study.tables import csv_text, interval, main_comparisons, mean_sd, signed, table_csv
 from udkd.study.writer import write_result
@@ -69,7 +69,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) ->
     return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
 
 
-def small_plan(study: Study = GRID, **options: object) -> Plan:
+def small_plan(study: Study = GRID, **options: object) -> StudyPlan:
     return make_plan("grid", study, overrides=SMALL, **options)  # type: ignore[arg-type]
 
 
@@ -351,9 +351,9 @@ def test_figures_in_words() -> None:
 # Running
 
 
-def site(out: Path, dataset: DatasetFolder, teacher: TeacherFolder | None, **options: object) -> Site:
+def site(out: Path, dataset: DatasetFolder, teacher: TeacherFolder | None, **options: object) -> StudyContext:
     path = None if teacher is None else teacher.path
-    return Site(data=dataset.path, folder=StudyFolder(out=out, name="grid"), device=CPU, teacher=path, **options)  # type: ignore[arg-type]
+    return StudyContext(data=dataset.path, folder=StudyFolder(out=out, name="grid"), device=CPU, teacher=path, **options)  # type: ignore[arg-type]
 
 
 class Patience:
@@ -372,7 +372,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teac
     """A study that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole")
     where = site(out, dataset, teacher)
-    progress = carry_out(small_plan(), where)
+    progress = run_study(small_plan(), where)
     assert progress == Progress(finished=6, total=6)
     write_result(small_plan(), where, progress)
     return out
@@ -384,7 +384,7 @@ def test_a_study_that_is_stopped_again_and_again_gives_the_same_table(
     stops = 0
     while True:
         where = site(tmp_path, dataset, teacher, stopped=Patience(5))
-        progress = carry_out(small_plan(), where)
+        progress = run_study(small_plan(), where)
         if progress.complete:
             break
         stops += 1
@@ -397,7 +397,7 @@ def test_a_study_that_is_stopped_again_and_again_gives_the_same_table(
 def test_what_is_done_is_left_alone(dataset: DatasetFolder, teacher: TeacherFolder, whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in sorted(whole.glob("runs/*/checkpoints/*"))}
     assert len(before) == 8  # four runs: the third arm is the second
-    assert carry_out(small_plan(), site(whole, dataset, teacher)).complete
+    assert run_study(small_plan(), site(whole, dataset, teacher)).complete
     assert {path: path.stat().st_mtime_ns for path in sorted(whole.glob("runs/*/checkpoints/*"))} == before
     assert len(list((whole / "caches").iterdir())) == 2  # one cache and what it cost
 
@@ -469,15 +469,15 @@ def test_a_teacher_is_fitted_once(tmp_path: Path, dataset: DatasetFolder, monkey
     draw_only(monkeypatch)
     study = GRID.model_copy(update={"arms": GRID.arms[1:2], "baseline": (), "contrasts": (), "seeds": (0,)})
     plan = make_plan("grid", study, overrides=[*SMALL, "fit.architecture='squeezenet1_1'", "fit.epochs=1", "train.epochs=1"])
-    assert not carry_out(plan, site(tmp_path, dataset, None, stopped=Patience(1))).complete
+    assert not run_study(plan, site(tmp_path, dataset, None, stopped=Patience(1))).complete
     assert list(tmp_path.glob("teachers/*/run/checkpoints/last.json"))
     where = site(tmp_path, dataset, None)
-    progress = carry_out(plan, where)
+    progress = run_study(plan, where)
     assert progress.complete
     (file,) = tmp_path.glob("teachers/*/teacher.json")
     stamp = file.stat().st_mtime_ns
     write_result(plan, where, progress)
-    assert carry_out(plan, site(tmp_path, dataset, None)).complete
+    assert run_study(plan, site(tmp_path, dataset, None)).complete
     assert file.stat().st_mtime_ns == stamp
     taught = json.loads((tmp_path / "grid" / "study.json").read_text())["teacher"]
     assert (taught["architecture"], taught["fit_epochs"]) == ("squeezenet1_1", 1)
@@ -490,7 +490,7 @@ def test_a_run_that_fails_leaves_the_others(
     hot = GRID.arms[0].model_copy(update={"name": "hot", "set": (*GRID.arms[0].set, "students.0.lr=1e30")})
     study = GRID.model_copy(update={"arms": (hot, GRID.arms[0]), "contrasts": (), "seeds": (0,)})
     where = site(tmp_path, dataset, teacher)
-    progress = carry_out(small_plan(study), where)
+    progress = run_study(small_plan(study), where)
     assert (progress.finished, progress.total) == (1, 2)
     assert "is not finite" in progress.failed["hot, seed 0"]
     page = write_result(small_plan(study), where, progress).page.read_text()
@@ -512,7 +512,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, dataset: DatasetF
     shutil.copytree(teacher.path, tmp_path / "t")
     change(tmp_path / "t" / "teacher.json", lambda values: values | {"classes": ["x", *values["classes"][1:]]})
     with pytest.raises(MismatchError, match="class 0"):
-        carry_out(small_plan(), site(tmp_path / "out", dataset, TeacherFolder.open(tmp_path / "t")))
+        run_study(small_plan(), site(tmp_path / "out", dataset, TeacherFolder.open(tmp_path / "t")))
 
 
 # The page

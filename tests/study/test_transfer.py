@@ -12,17 +12,17 @@ import torch
 from tests.small import make_dataset
 from udkd.study.folder import StudyFolder
 from udkd.study.plan import make_plan
-from udkd.study.runner import Site
+from udkd.study.runner import StudyContext
 from udkd.study.spec import load_study
-from udkd.study.transfer import GROUPS, Opinion, agreements, compare_teachers
+from udkd.study.transfer import GROUPS, TeacherWeights, agreements, compare_teachers
 from udkd.teacher.cache.reader import Cache
 from udkd.utils.errors import DataError
 
 
-def made_up(teacher: str, seed: int, data: str, weights: list[float]) -> Opinion:
+def made_up(teacher: str, seed: int, data: str, weights: list[float]) -> TeacherWeights:
     samples = {f"{place}.jpg": weight for place, weight in enumerate(weights)}
     classes = {"a": weights[0], "b": weights[1], "c": weights[2]}
-    return Opinion(teacher=teacher, seed=seed, data=data, samples=samples, classes=classes, top1=None)
+    return TeacherWeights(teacher=teacher, seed=seed, data=data, samples=samples, classes=classes, top1=None)
 
 
 def test_pairs_and_groups() -> None:
@@ -58,7 +58,7 @@ def test_a_study_of_teachers(tmp_path: Path) -> None:
     study = load_study("transfer").model_copy(update={"arms": arms})
     plan = make_plan("transfer", study, recipe="smoke", overrides=settings, seeds=[0])
     device = torch.device("cpu")
-    site = Site(data=first.path, folder=StudyFolder(out=tmp_path / "out", name="transfer"), device=device)
+    site = StudyContext(data=first.path, folder=StudyFolder(out=tmp_path / "out", name="transfer"), device=device)
     with pytest.raises(DataError, match="expected a name each"):
         compare_teachers(plan, site, [first.path])
     result = compare_teachers(plan, site, [tmp_path / "other"])

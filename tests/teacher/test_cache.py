@@ -24,7 +24,7 @@ from udkd.augment.views import ViewSpec
 from udkd.losses.sample_weight import entropy_weight
 from udkd.losses.storage import Storage
 from udkd.teacher.cache.key import CacheKey
-from udkd.teacher.cache.reader import Cache, strays, verify
+from udkd.teacher.cache.reader import Cache, unexpected_files, verify
 from udkd.teacher.cache.view_file import ViewHeader, view_path
 from udkd.teacher.cache.writer import CacheWriter
 from udkd.teacher.targets import pack
@@ -163,12 +163,12 @@ def test_a_view_that_is_gone_is_named_the_last_one_too(tmp_path: Path) -> None:
             view_path(tmp_path, view).unlink()
         cache = Cache.open(tmp_path)
         assert cache.missing == tuple(gone)
-        assert strays(cache) == [f"view {view} is missing" for view in gone]
+        assert unexpected_files(cache) == [f"view {view} is missing" for view in gone]
         build(tmp_path, [view for view in range(3) if view not in gone])  # a build of what is there forgets nothing
         assert Cache.open(tmp_path).missing == tuple(gone)
         build(tmp_path, range(3))
         assert contents(tmp_path) == whole
-        assert strays(Cache.open(tmp_path)) == []
+        assert unexpected_files(Cache.open(tmp_path)) == []
 
 
 def test_a_cache_without_the_note_of_its_views_serves_and_gets_one(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_cache_without_the_note_of_its_views_serves_and_gets_one(tmp_path: Pat
     build(tmp_path, [0, 1])
     note = (tmp_path / "views.json").read_bytes()
     (tmp_path / "views.json").unlink()
-    assert (Cache.open(tmp_path).views, strays(Cache.open(tmp_path))) == ((0, 1), [])
+    assert (Cache.open(tmp_path).views, unexpected_files(Cache.open(tmp_path))) == ((0, 1), [])
     build(tmp_path, [0, 1])
     assert (tmp_path / "views.json").read_bytes() == note
 

@@ -19,10 +19,10 @@ from udkd.models.build import build
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache, verify
 from udkd.teacher.cache.summary import label_rank, summarise
-from udkd.teacher.ensemble import Panel
+from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder, write_teacher
 from udkd.teacher.predict import ask, in_blocks
-from udkd.teacher.sources import CachedLessons, LiveLessons
+from udkd.teacher.sources import CachedTargets, LiveTargets
 from udkd.teacher.target_key import target_meaning
 from udkd.utils.errors import CacheError, DataError, MismatchError
 from udkd.utils.progress import Silent
@@ -47,8 +47,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
     return make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
-def panel(teachers: list[TeacherFolder], rules: Recipe, dataset: DatasetFolder) -> Panel:
-    return Panel.load(teachers, rules, dataset, CPU)
+def panel(teachers: list[TeacherFolder], rules: Recipe, dataset: DatasetFolder) -> TeacherEnsemble:
+    return TeacherEnsemble.load(teachers, rules, dataset, CPU)
 
 
 @pytest.mark.parametrize("views", ["eval", 2])
@@ -61,7 +61,7 @@ def test_cached_equals_live_on_shuffled_batches(
     assert cache.views == ((0,) if views == "eval" else (0, 1))
     seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
     canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "eval" else None
-    live, cached = LiveLessons(panel([teacher], rules, dataset), canonical), CachedLessons(cache, CPU)
+    live, cached = LiveTargets(panel([teacher], rules, dataset), canonical), CachedTargets(cache, CPU)
     backend = open_backend("folder", split, CPU, workers=1)
     for view in (0, 1) if views == 2 else (0,):
         for batch_size in (13, 8):

@@ -22,9 +22,9 @@ from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache, verify
 from udkd.teacher.cache.verify import FEATURES_BOUND, compare
 from udkd.teacher.cache.view_file import ViewHeader, view_path
-from udkd.teacher.ensemble import Panel
+from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.sources import CachedLessons, LiveLessons
+from udkd.teacher.sources import CachedTargets, LiveTargets
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import Job, train
 from udkd.utils import terminal
@@ -76,8 +76,8 @@ def test_cached_features_are_the_live_ones(
     cache = build_cache(tmp_path, dataset=dataset, teacher=teacher, recipe=rules, device=CPU).cache
     assert cache.key.features == D, "a method that takes them asks by itself"
     canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "eval" else None
-    live = LiveLessons(Panel.load([teacher], rules, dataset, CPU, features=True), canonical)
-    cached = CachedLessons(cache, CPU, features=True)
+    live = LiveTargets(TeacherEnsemble.load([teacher], rules, dataset, CPU, features=True), canonical)
+    cached = CachedTargets(cache, CPU, features=True)
     assert live.num_features == cached.num_features == D
     seen, backend = EpochViews(rules.views.spec, rules.views.seed, split, CPU), open_backend("folder", split, CPU, workers=1)
     for batch in backend.epoch(np.random.default_rng(0).permutation(split.ids), 13):
@@ -182,7 +182,7 @@ def test_any_flipped_bit_of_the_features_is_found(tmp_path: Path, cache: Cache) 
         damaged = Cache.open(tmp_path)
         assert verify(damaged) == [(0, place // (2 * D) // 8)]
         with pytest.raises(CacheError, match="does not match its checksum"):
-            CachedLessons(damaged, CPU, features=True)._table(0).features(torch.tensor([place // (2 * D)]))
+            CachedTargets(damaged, CPU, features=True)._table(0).features(torch.tensor([place // (2 * D)]))
 
 
 def test_processes_and_interruptions_leave_the_same_bytes(

@@ -16,13 +16,13 @@ from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.sample_weight import Weighing, weight
+from udkd.losses.sample_weight import SampleWeighting, weight
 from udkd.models.build import build, sample_dropout
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
-from udkd.teacher.ensemble import Panel
+from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder, write_teacher
-from udkd.teacher.sources import CachedLessons, Evidence, LiveLessons, open_lessons
+from udkd.teacher.sources import CachedTargets, EvidentialRampUp, LiveTargets, open_targets
 from udkd.training.make_teacher import from_run, write_measured
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import Job, train
@@ -75,8 +75,8 @@ def of(teachers: list[TeacherFolder], kind: str) -> list[TeacherFolder]:
     return {"ensemble": teachers[:2], "evidential": teachers[2:]}.get(kind, teachers[:1])
 
 
-def panel(teachers: list[TeacherFolder], dataset: DatasetFolder, kind: str, **more: object) -> Panel:
-    return Panel.load(of(teachers, kind), recipe(estimator=kind, **more), dataset, CPU)
+def panel(teachers: list[TeacherFolder], dataset: DatasetFolder, kind: str, **more: object) -> TeacherEnsemble:
+    return TeacherEnsemble.load(of(teachers, kind), recipe(estimator=kind, **more), dataset, CPU)
 
 
 def network(teacher: TeacherFolder) -> torch.nn.Module:
@@ -110,7 +110,7 @@ def test_ensemble_in_float64(teachers: list[TeacherFolder], dataset: DatasetFold
 def test_another_batch_shape_moves_a_probability_by_less_than_2e_5(
     teachers: list[TeacherFolder], dataset: DatasetFolder
 ) -> None:
-    eight, three = (panel(teachers, dataset, "ensemble", batch=batch).predictions(IMAGES, IDS, 0) for batch in (8, 3))
+    eight, three = (panel(teachers, dataset, "ensemble", batch_size=batch).predictions(IMAGES, IDS, 0) for batch in (8, 3))
     apart = torch.softmax(eight.logits.double(), -1) - torch.softmax(three.logits.double(), -1)
     assert apart.abs().max() < 2e-5
     assert (eight.entropy - three.entropy).abs().max() < 1e-4
@@ -191,14 +191,14 @@ def test_cached_equals_live_for_every_kind(
     rules, split, members = recipe(estimator=kind, **settings), dataset.split("train"), of(teachers, kind)
     cache = build_cache(tmp_path, dataset=dataset, teacher=members[0], others=members[1:], recipe=rules, device=CPU).cache
     labels = torch.from_numpy(split.labels.astype(np.int64))
-    asked, view = Panel.load(members, rules, dataset, CPU), cache.views[-1]
+    asked, view = TeacherEnsemble.load(members, rules, dataset, CPU), cache.views[-1]
     canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if cache.key.policy == "canonical" else None
     seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
     backend = open_backend("folder", split, CPU, workers=1)
     batches = list(backend.epoch(np.random.default_rng(1).permutation(split.ids)[:26], 13))
     for name in kinds:
-        weighing = Weighing(kind=name)  # type: ignore[arg-type]
-        cached, live = CachedLessons(cache, CPU, weighing, labels), LiveLessons(asked, canonical, weighing)
+        weighing = SampleWeighting(kind=name)  # type: ignore[arg-type]
+        cached, live = CachedTargets(cache, CPU, weighing, labels), LiveTargets(asked, canonical, weighing)
         weights = []
         for batch in batches:
             x = apply(batch.canvas, seen.table(view).gather(batch.ids), rules.views.spec)
@@ -215,7 +215,7 @@ def test_controls(tmp_path: Path, dataset: DatasetFolder, teachers: list[Teacher
     ids = torch.from_numpy(dataset.split("train").ids)
 
     def weights(**settings: object) -> torch.Tensor:
-        logits, weight_B = cache.lookup_table(0, CPU, Weighing(**settings)).lookup(ids)  # type: ignore[arg-type]
+        logits, weight_B = cache.lookup_table(0, CPU, SampleWeighting(**settings)).lookup(ids)  # type: ignore[arg-type]
         assert torch.equal(logits, plain_logits)
         return weight_B
 
@@ -264,7 +264,7 @@ def test_what_live_teachers_cannot_do(
 ) -> None:
     rules = recipe(loss, estimator=kind, source="live", **settings)
     with pytest.raises(ConfigError, match=said):
-        open_lessons(rules, dataset, "any", CPU, cache=None, teachers=[each.path for each in teachers[:given]])
+        open_targets(rules, dataset, "any", CPU, cache=None, teachers=[each.path for each in teachers[:given]])
 
 
 def test_a_cache_without_the_uncertainty_is_refused(
@@ -274,9 +274,9 @@ def test_a_cache_without_the_uncertainty_is_refused(
     pixels = built.cache.key.pixel_class
     for kind, maker in (("vacuity", "evidential"), ("mutual_information", "mc_dropout or ensemble")):
         with pytest.raises(CacheError, match=f"expected {kind} for loss.sample_weight = {kind}.*{maker}"):
-            open_lessons(recipe({"sample_weight": kind}), dataset, pixels, CPU, cache=tmp_path, teachers=[])
+            open_targets(recipe({"sample_weight": kind}), dataset, pixels, CPU, cache=tmp_path, teachers=[])
         with pytest.raises(CacheError, match=kind):
-            Cache.open(tmp_path).lookup_table(0, CPU, Weighing(kind=kind))  # type: ignore[arg-type]
+            Cache.open(tmp_path).lookup_table(0, CPU, SampleWeighting(kind=kind))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="expected a kind that varies"):
         recipe({"sample_weight": "constant", "sample_weight_control": "shuffled"})
     assert weight("max_probability", torch.zeros(1, 4), None, None).item() == 0.25
@@ -303,7 +303,7 @@ def test_a_teacher_fitted_with_the_evidential_loss(tmp_path: Path) -> None:
 
 def test_evidence_grows_its_regulariser_with_the_epochs() -> None:
     batch = Batch(ids=torch.arange(3), canvas=torch.zeros(3), labels=torch.zeros(3, dtype=torch.int64))
-    shares = [Evidence().lookup(batch, torch.zeros(3), epoch).weight for epoch in (0, 4, 10, 50)]
+    shares = [EvidentialRampUp().lookup(batch, torch.zeros(3), epoch).weight for epoch in (0, 4, 10, 50)]
     assert [share.tolist() for share in shares if share is not None] == [
         [0.0] * 3,
         [pytest.approx(0.4)] * 3,

@@ -15,16 +15,16 @@ import torch
 
 from tests.teacher.test_cache import CLASSES, EXCLUDED, KEY, ROWS, build, contents
 from udkd.data.batch import Batch
-from udkd.losses.sample_weight import Weighing, WeightKind
+from udkd.losses.sample_weight import SampleWeighting, WeightKind
 from udkd.losses.storage import Storage
 from udkd.teacher.cache import reader as reader_module
 from udkd.teacher.cache.key import CacheKey
-from udkd.teacher.cache.reader import Cache, strays, verify
+from udkd.teacher.cache.reader import Cache, unexpected_files, verify
 from udkd.teacher.cache.summary import summarise, weight_histogram
 from udkd.teacher.cache.view_count import RECORD
 from udkd.teacher.cache.view_file import ViewFile, ViewHeader, block_checksum, read_header, view_path
 from udkd.teacher.cache.writer import CacheWriter
-from udkd.teacher.sources import CachedLessons
+from udkd.teacher.sources import CachedTargets
 from udkd.teacher.targets import pack
 from udkd.utils.errors import CacheError, MismatchError
 from udkd.utils.files import json_bytes
@@ -73,13 +73,13 @@ def use(folder: Path) -> None:
     cache = Cache.open(folder)
     cache.require({name: getattr(KEY, name) for name in ("dataset_digest", "num_classes", "views", "estimator", "precision")})
     cache.require_rows(ROWS, IDS, CLASSES)
-    assert isinstance(strays(cache), list)
+    assert isinstance(unexpected_files(cache), list)
     summarise(cache, np.zeros(ROWS, np.int32))
     weight_histogram(cache, 20)
     labels_N = torch.zeros(ROWS, dtype=torch.int64)
     for kind in get_args(WeightKind):
         with contextlib.suppress(CacheError):  # of an uncertainty that is not stored
-            cache.lookup_table(0, CPU, Weighing(kind=kind), labels_N, ids=IDS).lookup(torch.from_numpy(IDS))
+            cache.lookup_table(0, CPU, SampleWeighting(kind=kind), labels_N, ids=IDS).lookup(torch.from_numpy(IDS))
     verify(cache)
 
 
@@ -144,7 +144,7 @@ def test_any_other_number_of_views(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"lacks views 1, 2, .* and 999,999,979 more; expected 1000000000 views"):
         Cache.open(tmp_path).require_views(10**9)
     (tmp_path / f"view-{10**9}.udkd").write_bytes(view_path(tmp_path, 0).read_bytes())
-    assert strays(Cache.open(tmp_path)) == [f"view-{10**9}.udkd is no part of a cache"]
+    assert unexpected_files(Cache.open(tmp_path)) == [f"view-{10**9}.udkd is no part of a cache"]
 
 
 def test_something_else_in_place_of_a_view(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_an_image_without_its_target_ends_in_one_line_not_in_training(tmp_path: 
     ids = torch.from_numpy(IDS)
     batch = Batch(ids=ids, canvas=torch.zeros(len(IDS), 2, 2, 3, dtype=torch.uint8), labels=torch.zeros_like(ids))
     with pytest.raises(CacheError, match=f"in view 0 no target for 1 of the split's {len(IDS)} images"):
-        CachedLessons(cache, CPU, ids=IDS).lookup(batch, torch.zeros(1), 0)
+        CachedTargets(cache, CPU, ids=IDS).lookup(batch, torch.zeros(1), 0)
     with pytest.raises(CacheError, match="no target for 1"):
         cache.require_rows(ROWS, IDS, CLASSES)
 
@@ -251,11 +251,11 @@ def test_beside_a_build_that_adds_views(tmp_path: Path, monkeypatch: pytest.Monk
     build(tmp_path, [0, 1])
     opened, before = Cache.open(tmp_path), contents(tmp_path)
     build(tmp_path, [0, 1, 2])
-    assert strays(opened) == [], "finished after it was opened"
+    assert unexpected_files(opened) == [], "finished after it was opened"
     final = view_path(tmp_path, 2)
     partial = final.with_name(final.name + ".partial")
     final.rename(partial)
-    assert (Cache.open(tmp_path).missing, strays(Cache.open(tmp_path))) == ((), []), "recorded, and not finished yet"
+    assert (Cache.open(tmp_path).missing, unexpected_files(Cache.open(tmp_path))) == ((), []), "recorded, and not finished yet"
     real = reader_module.recorded_views
 
     def finished_now(folder: Path, key: CacheKey) -> int:
@@ -266,6 +266,6 @@ def test_beside_a_build_that_adds_views(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(reader_module, "recorded_views", finished_now)
     cache = Cache.open(tmp_path)
-    assert (cache.views, cache.missing, strays(cache)) == ((0, 1), (), [])
+    assert (cache.views, cache.missing, unexpected_files(cache)) == ((0, 1), (), [])
     assert contents(tmp_path).keys() - before.keys() == {final.name}
     assert ViewHeader(key=KEY, view=2, num_rows=ROWS).num_bytes == final.stat().st_size

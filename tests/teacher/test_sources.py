@@ -15,7 +15,7 @@ from udkd.data.header import ClassName, Encoder, content_digest
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.sources import open_lessons
+from udkd.teacher.sources import open_targets
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import Job, train
 from udkd.utils.errors import DataError, MismatchError
@@ -77,7 +77,7 @@ def test_another_circumstance_is_refused_by_name(
 
     def opened(*allow: str) -> dict[str, object]:
         folders = [teachers[teacher].path]
-        return open_lessons(recipe, data, pixels, CPU, cache=cache.folder, teachers=folders, allow=allow)[1]
+        return open_targets(recipe, data, pixels, CPU, cache=cache.folder, teachers=folders, allow=allow)[1]
 
     with pytest.raises(MismatchError) as refusal:
         opened()
@@ -104,11 +104,11 @@ def test_another_circumstance_is_refused_by_name(
 def test_what_the_refusal_advises_mends_it(dataset: DatasetFolder, cache: Cache, changed: tuple[str, ...]) -> None:
     recipe = ("teacher.views=2", *changed)
     with pytest.raises(MismatchError) as refusal:
-        open_lessons(small_recipe(*recipe), dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
+        open_targets(small_recipe(*recipe), dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
     if "teacher.views=eval" in changed:
         assert "the cache holds 2 augmented views; give --set teacher.views=2" in str(refusal.value)
     mended = small_recipe(*recipe, *re.findall(r"--set (\S+)", str(refusal.value)))
-    open_lessons(mended, dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
+    open_targets(mended, dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
 
 
 def test_a_cache_of_evaluation_views_names_its_setting_and_a_stranger_its_option(
@@ -116,11 +116,11 @@ def test_a_cache_of_evaluation_views_names_its_setting_and_a_stranger_its_option
 ) -> None:
     build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=small_recipe(), device=CPU)
     with pytest.raises(MismatchError, match=r"holds one evaluation view; give --set teacher\.views=eval to train"):
-        open_lessons(small_recipe("teacher.views=2"), dataset, PIXELS, CPU, cache=tmp_path, teachers=[])
+        open_targets(small_recipe("teacher.views=2"), dataset, PIXELS, CPU, cache=tmp_path, teachers=[])
     with pytest.raises(
         MismatchError, match="another --backend, --teacher to train with it, or build a cache for these settings"
     ):
-        open_lessons(small_recipe("teacher.views=2"), dataset, "nvjpeg", CPU, cache=cache.folder, teachers=[teachers[1].path])
+        open_targets(small_recipe("teacher.views=2"), dataset, "nvjpeg", CPU, cache=cache.folder, teachers=[teachers[1].path])
     other = small_recipe("teacher.views=2", "views.flip=0.1")
     with pytest.raises(MismatchError, match=r"give --set views\.flip=0\.5 to go on with it, build into another folder"):
         build_cache(cache.folder, dataset=dataset, teacher=teachers[0], recipe=other, device=CPU)
@@ -140,7 +140,7 @@ def test_a_cache_of_another_storage_is_said_or_refused(
 
     def opened(*settings: str, allow: tuple[str, ...] = ()) -> object:
         recipe = small_recipe(*settings)
-        record = open_lessons(recipe, dataset, PIXELS, CPU, cache=tmp_path, teachers=[], allow=allow, observer=Notes())[1]
+        record = open_targets(recipe, dataset, PIXELS, CPU, cache=tmp_path, teachers=[], allow=allow, observer=Notes())[1]
         return record["allowed"]
 
     assert opened("teacher.top_k=3") == []

@@ -18,7 +18,7 @@ from tests.teacher.cache_fixtures import CPU, make_dataset, make_teacher, recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.workers import Team, whole_machine_threads
+from udkd.teacher.workers import WorkerGroup, whole_machine_threads
 from udkd.utils.errors import CacheError, DataError, UserError
 
 SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
@@ -67,7 +67,7 @@ def in_threads(
     store.set_timeout(timedelta(seconds=patience(60)))
 
     def build(rank: int) -> None:
-        team = Team(rank=rank, size=size, store=store)
+        team = WorkerGroup(rank=rank, size=size, store=store)
         try:
             given = {"dataset": dataset, "teacher": teacher, "recipe": recipe(views), "device": CPU} | options
             results[rank] = build_cache(folder, **given, team=team)  # type: ignore[arg-type]
@@ -130,11 +130,11 @@ def test_a_killed_launcher_leaves_nobody_and_torchrun_goes_on(
 
 
 def test_alone_without_torchrun() -> None:
-    assert Team.join({}) == Team()
-    assert Team.join({"WORLD_SIZE": "1", "RANK": "0"}).size == 1
-    assert Team().add("done", 3) == 3
-    assert Team(rank=1, size=2, local_rank=1).device(torch.device("cuda")) == torch.device("cuda", 1)
-    assert Team(rank=1, size=2, local_rank=1).device(CPU) == CPU
+    assert WorkerGroup.join({}) == WorkerGroup()
+    assert WorkerGroup.join({"WORLD_SIZE": "1", "RANK": "0"}).size == 1
+    assert WorkerGroup().add("done", 3) == 3
+    assert WorkerGroup(rank=1, size=2, local_rank=1).device(torch.device("cuda")) == torch.device("cuda", 1)
+    assert WorkerGroup(rank=1, size=2, local_rank=1).device(CPU) == CPU
 
 
 def test_a_world_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_a_world_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(CacheError, match="expected to be started by torchrun"):
-        Team.join({"WORLD_SIZE": "3"})
+        WorkerGroup.join({"WORLD_SIZE": "3"})
 
 
 def test_threads_are_those_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:

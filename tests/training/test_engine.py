@@ -18,13 +18,13 @@ from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
-from udkd.models.ema import Average
+from udkd.models.ema import WeightEMA
 from udkd.teacher.folder import TeacherFolder
 from udkd.training import runners as drives
 from udkd.training.lr import averaging, progressive_px
 from udkd.training.run_folder import RunFolder
-from udkd.training.runners import Resident, rehearsed
-from udkd.training.schedule import Plan, learning_rates
+from udkd.training.runners import ResidentRunner, warmed_up
+from udkd.training.schedule import EpochSchedule, learning_rates
 from udkd.training.scoring import score
 from udkd.training.student import make_students
 from udkd.training.trainer import Job, Trainer, train
@@ -80,16 +80,16 @@ def test_a_rehearsal_leaves_no_trace(
         streamed = trained(tmp_path / "streamed", recipe_of(batch), dataset, cache)
     works = []
 
-    def record(work: Callable[[], None], changing: Sequence[Tensor]) -> Callable[[], None]:
-        rehearsed(work, changing)
+    def record(work: Callable[[], None], mutable_state: Sequence[Tensor]) -> Callable[[], None]:
+        warmed_up(work, mutable_state)
         works.append(work)
         return work
 
     made = Trainer._make_drive
 
-    def with_rehearsal(self: Trainer, spec: object) -> Resident:
+    def with_rehearsal(self: Trainer, spec: object) -> ResidentRunner:
         drive = made(self, spec)  # type: ignore[arg-type]
-        assert isinstance(drive, Resident)
+        assert isinstance(drive, ResidentRunner)
         drive._record = record
         return drive
 
@@ -191,13 +191,13 @@ def test_the_optimizer_follows_the_formula_and_reads_its_rate_from_a_tensor() ->
     momenta = [torch.zeros_like(weight) for weight in weights]
     generator = torch.Generator().manual_seed(0)
     for rate in (0.1, 0.05, 0.0):
-        student.begin_step(torch.tensor(rate), torch.tensor(7))
+        student.set_step_inputs(torch.tensor(rate), torch.tensor(7))
         for index, parameter in enumerate(student.model.parameters()):
             grad = torch.rand(parameter.shape, generator=generator)
             parameter.grad = torch.empty_like(parameter).copy_(grad)
             momenta[index] = 0.9 * momenta[index] + grad.double() + 0.01 * weights[index]
             weights[index] = weights[index] - rate * momenta[index]
-        student.learn(torch.tensor(0.0))
+        student.optimizer_step(torch.tensor(0.0))
     for parameter, weight in zip(student.model.parameters(), weights, strict=True):
         assert parameter.grad is None
         torch.testing.assert_close(parameter.detach().double(), weight, rtol=2e-6, atol=2e-6)
@@ -205,7 +205,7 @@ def test_the_optimizer_follows_the_formula_and_reads_its_rate_from_a_tensor() ->
 
 def test_an_average_moves_as_it_says() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    average = Average.of(model)
+    average = WeightEMA.of(model)
     want = model[0].weight.detach().double().clone()
     for step in range(4):
         with torch.no_grad():
@@ -294,13 +294,13 @@ def test_views_are_drawn_ahead_and_a_failure_reaches_the_caller(
 def test_a_plan_is_what_each_step_looks_up(dataset: DatasetFolder) -> None:
     recipe = small_recipe("train.ema_decay=0.9")
     views = EpochViews(recipe.views.spec, 0, dataset.split("train"), CPU).table(1)
-    plan = Plan.of(recipe, 1, 12, 1, views, CPU)
+    plan = EpochSchedule.of(recipe, 1, 12, 1, views, CPU)
     assert plan.rates.shape == plan.dropout_keys.shape == (12, 2)
     assert plan.rates[3].tolist() == pytest.approx(learning_rates(recipe, 15, 12))
     assert plan.averaging[0].item() == pytest.approx(averaging(12, 0.9))
     assert len(plan.dropout_keys.unique()) == 24
     copy = drives._clone(plan)
-    drives._copy(Plan.of(recipe, 0, 12, 0, views, CPU), copy)
+    drives._copy(EpochSchedule.of(recipe, 0, 12, 0, views, CPU), copy)
     assert copy.rates[0].tolist() == pytest.approx(learning_rates(recipe, 0, 12))
     assert isinstance(copy.views, ViewTable)
     assert copy.views.window.data_ptr() != views.window.data_ptr()

@@ -16,7 +16,7 @@ from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder, write_teacher
 from udkd.training.evaluate import evaluate
-from udkd.training.predictions import Answers, read_predictions
+from udkd.training.predictions import TopPredictions, read_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, score
 from udkd.training.trainer import Job, train
@@ -158,7 +158,7 @@ def test_a_run_s_figures_against_numpy(run: RunFolder, dataset: DatasetFolder, t
         assert row["top1"] == pytest.approx(100 * answers.right(labels).mean()), "the table's figure, image by image"
 
 
-def assert_answers(answers: Answers | None, p_NC: np.ndarray, labels_N: np.ndarray) -> None:
+def assert_answers(answers: TopPredictions | None, p_NC: np.ndarray, labels_N: np.ndarray) -> None:
     """Answers are those of probabilities [N, C], computed again in float64."""
     assert answers is not None
     for row, (p, label) in enumerate(zip(p_NC, labels_N, strict=True)):

@@ -12,9 +12,9 @@ from udkd.config.recipe import Recipe, load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.methods.dml import MUTUAL
 from udkd.losses.methods.options import FEATURE_METHODS
-from udkd.losses.schedules import Figures
+from udkd.losses.schedules import EpochStats
 from udkd.models.build import build
-from udkd.models.features import Tapped
+from udkd.models.features import FeatureExtractor
 from udkd.study.spec import load_study
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
@@ -217,7 +217,7 @@ def test_schedules_at_their_ends_and_between() -> None:
         'loss.schedules.gamma={kind="progress", to=0.6}',
         "students.1.loss_weight=3.0",
     )
-    figures = Figures(progress=(0.25, 0.5), confidence=0.8)
+    figures = EpochStats(progress=(0.25, 0.5), confidence=0.8)
     start, quarter, half, end = (mixture(recipe, step, 400, figures) for step in (0, 100, 200, 400))
     assert [row[0] for row in start] == pytest.approx([0.4, 0.4, 0.2 + 0.4 * 0.25, 0])
     assert [row[0] for row in quarter] == pytest.approx([0.4 + 0.6 / 4, 0.2, 0.3, 0])
@@ -226,7 +226,7 @@ def test_schedules_at_their_ends_and_between() -> None:
     assert [row[1] for row in end] == pytest.approx([3, 0, 3 * 0.4, 0])
     by_confidence = small_recipe('loss.schedules.beta={kind="confidence", to=0.0}')
     assert mixture(by_confidence, 7, 12, figures)[1][0] == pytest.approx(0.4 * 0.2)
-    assert mixture(by_confidence, 7, 12, Figures.none(2))[1][0] == 0.4
+    assert mixture(by_confidence, 7, 12, EpochStats.none(2))[1][0] == 0.4
 
 
 def test_moving_weights_resume_to_the_same_bits(bench: Bench) -> None:
@@ -268,7 +268,9 @@ def test_a_weight_on_the_loss_is_a_factor_on_the_gradient(bench: Bench) -> None:
 def test_a_compiled_mixture_is_one_graph_for_all_weights() -> None:
     models = [build("squeezenet1_1", 4, image_px=32, seed=seed).eval() for seed in (0, 1)]
     loss = eager_loss(small_recipe().loss.settings)
-    whole = mixed_forward([Tapped(model, ["features.4"]) for model in models], loss, device_type="cpu", autocast=False)
+    whole = mixed_forward(
+        [FeatureExtractor(model, ["features.4"]) for model in models], loss, device_type="cpu", autocast=False
+    )
     graphs = []
 
     def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from tests.report.fake_predictions import answers_of, fake_predictions
-from udkd.training.predictions import Answers, Predictions, Targets, read_predictions, write_predictions
+from udkd.training.predictions import Predictions, Targets, TopPredictions, read_predictions, write_predictions
 from udkd.utils.errors import RunError
 
 
@@ -20,7 +20,7 @@ def with_targets(classes: int, names: tuple[str, ...] = ("a", "b"), samples: int
     return fake_predictions(classes, names, samples=samples, teacher=teacher, targets=targets)
 
 
-def same(one: Answers | None, other: Answers | None) -> bool:
+def same(one: TopPredictions | None, other: TopPredictions | None) -> bool:
     if one is None or other is None:
         return one is other
     return all(np.array_equal(value, vars(other)[name]) for name, value in vars(one).items())

@@ -254,7 +254,7 @@ def test_a_reader_beside_a_trainer(run: Path) -> None:
     whole = folder.load()
     small = {"tally.count": whole.tensors["tally.count"]}
     steps = iter(range(5, 200))
-    real = checkpoints.read_plain
+    real = checkpoints.read_regular
 
     def replaced_meanwhile(path: Path, most: int | None = None) -> bytes:
         if path.suffix == ".safetensors" and (step := next(steps)) < 9:

@@ -10,11 +10,11 @@ from udkd.augment.apply import ViewTable, apply
 from udkd.augment.views import draw
 from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
-from udkd.teacher.sources import NoLessons
-from udkd.teacher.target import Lesson, Lessons
-from udkd.training.build_step import assemble
-from udkd.training.schedule import Plan
-from udkd.training.step import ROWS, Tally
+from udkd.teacher.sources import NoTargets
+from udkd.teacher.target import TargetSource, TeacherTargets
+from udkd.training.build_step import build_step
+from udkd.training.schedule import EpochSchedule
+from udkd.training.step import ROWS, TrainMetrics
 from udkd.training.student import Student, make_students
 
 CPU = torch.device("cpu")
@@ -24,9 +24,9 @@ SAMPLES = 12
 class Constant:
     """A teacher that says of sample n what row n holds."""
 
-    def lookup(self, batch: Batch, x_BCHW: torch.Tensor, view: int) -> Lesson:
+    def lookup(self, batch: Batch, x_BCHW: torch.Tensor, view: int) -> TeacherTargets:
         rows = torch.arange(SAMPLES * 4).view(SAMPLES, 4)[batch.ids] * 7 % 5
-        return Lesson(logits=-rows.half(), weight=(batch.ids % 3).float() / 2)
+        return TeacherTargets(logits=-rows.half(), weight=(batch.ids % 3).float() / 2)
 
 
 def batch_of(ids: list[int]) -> Batch:
@@ -36,15 +36,15 @@ def batch_of(ids: list[int]) -> Batch:
     return Batch(ids=rows, canvas=canvas[rows], labels=rows % 4)
 
 
-def plan_of(recipe: Recipe) -> Plan:
+def plan_of(recipe: Recipe) -> EpochSchedule:
     """An epoch of eight steps."""
     views = ViewTable.of(draw(recipe.views.spec, 0, 0, np.arange(SAMPLES), np.tile([36, 30, 36, 30], (SAMPLES, 1))))
-    return Plan.of(recipe, 0, 8, 0, views, CPU)
+    return EpochSchedule.of(recipe, 0, 8, 0, views, CPU)
 
 
-def run(students: list[Student], recipe: Recipe, lessons: Lessons, steps: list[list[int]]) -> Tally:
-    step = assemble(recipe, recipe.views.spec, students, lessons, CPU)
-    plan, tally = plan_of(recipe), Tally.empty(len(recipe.students), CPU)
+def run(students: list[Student], recipe: Recipe, lessons: TargetSource, steps: list[list[int]]) -> TrainMetrics:
+    step = build_step(recipe, recipe.views.spec, students, lessons, CPU)
+    plan, tally = plan_of(recipe), TrainMetrics.empty(len(recipe.students), CPU)
     for student in students:
         student.model.train()
     for ids in steps:
@@ -86,10 +86,10 @@ def test_the_tally_is_the_mean_over_samples() -> None:
     recipe = small_recipe("loss.alpha=1", "loss.beta=0", "loss.gamma=0", "students=[{architecture='squeezenet1_1', lr=0}]")
     batches, plan = [[0, 1, 2, 3], [4, 5, 6, 7]], plan_of(recipe)
     student = make_students(recipe, 4, CPU)
-    tally = run(student, recipe, NoLessons(), batches)
+    tally = run(student, recipe, NoTargets(), batches)
     losses, correct = [], 0
     for number, ids in enumerate(batches):
-        student[0].begin_step(plan.rates[number, 0], plan.dropout_keys[number, 0])
+        student[0].set_step_inputs(plan.rates[number, 0], plan.dropout_keys[number, 0])
         batch = batch_of(ids)
         z = student[0].model.train()(apply(batch.canvas, plan.views.gather(batch.ids), recipe.views.spec))
         losses += F.cross_entropy(z, batch.labels, reduction="none").tolist()
@@ -100,20 +100,20 @@ def test_the_tally_is_the_mean_over_samples() -> None:
     assert means["loss"] == pytest.approx(means["hard"])
     assert means["top1"] == pytest.approx([100 * correct / 8])
     assert means["teacher"] == means["peer"] == [0.0]
-    assert int(tally.bad_place) == -1
+    assert int(tally.first_nonfinite_step) == -1
 
 
 def test_the_first_bad_step_is_remembered() -> None:
     recipe = small_recipe("students=[{architecture='squeezenet1_1', lr=1e30}]")
     students = make_students(recipe, 4, CPU)
     tally = run(students, recipe, Constant(), STEPS * 2)
-    assert 1 <= int(tally.bad_place) <= 3
-    first = run(make_students(recipe, 4, CPU), recipe, Constant(), (STEPS * 2)[: int(tally.bad_place)])
-    assert int(first.bad_place) == -1, "no step before it was bad"
+    assert 1 <= int(tally.first_nonfinite_step) <= 3
+    first = run(make_students(recipe, 4, CPU), recipe, Constant(), (STEPS * 2)[: int(tally.first_nonfinite_step)])
+    assert int(first.first_nonfinite_step) == -1, "no step before it was bad"
     with torch.no_grad():
         next(students[0].model.parameters()).fill_(float("nan"))
-    assert int(run(students, recipe, Constant(), STEPS).bad_place) == 0
+    assert int(run(students, recipe, Constant(), STEPS).first_nonfinite_step) == 0
 
 
 def test_an_empty_tally_has_means() -> None:
-    assert Tally.empty(2, CPU).means(small_recipe().loss.settings)["loss"] == [0.0, 0.0]
+    assert TrainMetrics.empty(2, CPU).means(small_recipe().loss.settings)["loss"] == [0.0, 0.0]

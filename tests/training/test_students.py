@@ -10,7 +10,7 @@ from udkd.augment.apply import ViewTable
 from udkd.augment.views import draw
 from udkd.config.recipe import Recipe
 from udkd.models.build import KeyedDropout
-from udkd.training.schedule import Plan
+from udkd.training.schedule import EpochSchedule
 from udkd.training.student import Student, make_students, prefixed
 
 CPU = torch.device("cpu")
@@ -24,8 +24,8 @@ TWINS = "students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='squee
 def begin(student: Student, recipe: Recipe, number: int) -> None:
     """Step `number` of a run of two epochs of four steps."""
     views = ViewTable.of(draw(recipe.views.spec, 0, 0, np.arange(1), np.ones((1, 4), np.int64)))
-    plan = Plan.of(recipe, number // 4, 4, 0, views, CPU)
-    student.begin_step(plan.rates[number % 4, student.index], plan.dropout_keys[number % 4, student.index])
+    plan = EpochSchedule.of(recipe, number // 4, 4, 0, views, CPU)
+    student.set_step_inputs(plan.rates[number % 4, student.index], plan.dropout_keys[number % 4, student.index])
 
 
 def step(student: Student, recipe: Recipe, number: int) -> None:
@@ -34,7 +34,7 @@ def step(student: Student, recipe: Recipe, number: int) -> None:
     begin(student, recipe, number)
     x = (torch.arange(4 * 3 * 32 * 32) * (number + 3) % 251).view(4, 3, 32, 32).to(memory_format=torch.channels_last) / 251
     student.model(x).square().mean().backward()
-    student.learn(torch.zeros(()))
+    student.optimizer_step(torch.zeros(()))
 
 
 def copied(student: Student) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import pytest
 from tests.patience import patience
 from udkd.utils import files
 from udkd.utils.errors import BusyError, UserError
-from udkd.utils.files import FolderLock, atomic, read_exact_json, read_plain, sha256_file, write_bytes, write_json, write_text
+from udkd.utils.files import FolderLock, atomic, read_exact_json, read_regular, sha256_file, write_bytes, write_json, write_text
 
 OLD, NEW = b"old" * 1000, b"new" * 300_000
 KILLED_AT = """
@@ -336,9 +336,9 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
         with pytest.raises(ValueError, match="no regular file"):
-            read_plain(tmp_path / name)
+            read_regular(tmp_path / name)
     (tmp_path / "file").write_bytes(OLD)
     (tmp_path / "link").symlink_to(tmp_path / "file")
-    assert read_plain(tmp_path / "link", len(OLD)) == OLD
+    assert read_regular(tmp_path / "link", len(OLD)) == OLD
     with pytest.raises(ValueError, match="3,000 bytes, more than 2,999"):
-        read_plain(tmp_path / "file", len(OLD) - 1)
+        read_regular(tmp_path / "file", len(OLD) - 1)

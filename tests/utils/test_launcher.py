@@ -15,7 +15,7 @@ import pytest
 from tests.cli import commands
 from tests.cli.commands import ROOT
 from tests.patience import patience
-from udkd.teacher.workers import Team
+from udkd.teacher.workers import WorkerGroup
 from udkd.utils.errors import CacheError
 from udkd.utils.launcher import is_launched, module_command, module_environment
 
@@ -95,7 +95,7 @@ def test_a_launcher_that_is_gone_after_the_imports(silent_port: int, monkeypatch
     monkeypatch.setattr("udkd.teacher.workers.die_with_parent", lambda number: None)
     team = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent_port)}
     with pytest.raises(CacheError, match="the torchrun that started this process is gone"):
-        Team.join(team | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
+        WorkerGroup.join(team | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
 
 
 def test_who_is_launched() -> None:

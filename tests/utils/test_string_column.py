@@ -4,13 +4,13 @@ import pickle
 
 import numpy as np
 
-from udkd.utils.string_column import Texts, TextsBuilder
+from udkd.utils.string_column import StringColumn, StringColumnBuilder
 
 ODD = ["", "a", "n01440764/tench.JPEG", "日本", "caf\udce9.jpg", "\ud800", "two\nlines", "", "z" * 5000]
 
 
 def test_everything_comes_out_as_it_went_in() -> None:
-    column = Texts.of(ODD)
+    column = StringColumn.of(ODD)
     assert len(column) == len(ODD)
     assert list(column) == ODD
     assert [column[n] for n in range(-len(ODD), len(ODD))] == ODD + ODD
@@ -22,14 +22,14 @@ def test_everything_comes_out_as_it_went_in() -> None:
     assert column == tuple(ODD)
     assert column != ODD[1:]
     assert pickle.loads(pickle.dumps(column)) == ODD
-    assert list(Texts.of([])) == []
+    assert list(StringColumn.of([])) == []
 
 
 def test_columns_join() -> None:
-    builder = TextsBuilder()
+    builder = StringColumnBuilder()
     builder.append("first")
-    builder.extend(Texts.of(ODD))
-    builder.extend(Texts.of([]))
+    builder.extend(StringColumn.of(ODD))
+    builder.extend(StringColumn.of([]))
     builder.append("last")
     assert builder[0] == "first"
     assert list(builder.finish()) == ["first", *ODD, "last"]

@@ -11,11 +11,11 @@ from rich.table import Table
 from udkd.config.recipe import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
-from udkd.teacher.cache.reader import Cache, strays, verify
+from udkd.teacher.cache.reader import Cache, unexpected_files, verify
 from udkd.teacher.cache.summary import CacheSummary, summarise, weight_histogram
 from udkd.teacher.cache.verify import compare
 from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.workers import Team
+from udkd.teacher.workers import WorkerGroup
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import CacheError, ConfigError, UserError
 from udkd.utils.files import atomic
@@ -71,7 +71,7 @@ def build(
     The same command goes on after an interruption; a larger --views adds views and leaves what is there untouched.
     Several processes share the work under torchrun: torchrun --nproc-per-node 2 -m udkd cache build ...
     """
-    team = Team.join()
+    team = WorkerGroup.join()
     try:
         _build(team, data, [teacher, *(also or [])], cache, views, recipe, overrides, storage, top_k, features, backend, device)
     except UserError as error:
@@ -82,7 +82,7 @@ def build(
 
 
 def _build(
-    team: Team,
+    team: WorkerGroup,
     data: Path,
     teachers: list[Path],
     cache: Path,
@@ -170,7 +170,7 @@ def verify_command(
     if (data is None or not teacher) and share is not None:
         raise ConfigError("--recompute needs the data and the teacher; expected --data FOLDER --teacher TEACHER; add them")
     damaged = verify(opened)
-    problems = [f"view {view}: block {block} is not as it was written" for view, block in damaged] + strays(opened)
+    problems = [f"view {view}: block {block} is not as it was written" for view, block in damaged] + unexpected_files(opened)
     for problem in problems:
         err.print(problem)
     if damaged:

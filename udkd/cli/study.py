@@ -11,9 +11,9 @@ from rich.table import Table
 
 from udkd.study.estimate import Item, estimate
 from udkd.study.folder import StudyFolder
-from udkd.study.plan import Plan, make_plan
+from udkd.study.plan import StudyPlan, make_plan
 from udkd.study.results import Summary
-from udkd.study.runner import Progress, Site, carry_out
+from udkd.study.runner import Progress, StudyContext, run_study
 from udkd.study.spec import MOST_SEEDS, load_study, shipped_studies, study_name
 from udkd.study.tables import interval, main_comparisons, mean_sd, signed
 from udkd.study.writer import write_result
@@ -71,9 +71,9 @@ def study_command(
     ]
     where = choose_device(device)
     with observed() as observer, stop_requests() as asked:
-        shared: list[tuple[Plan, Site]] = []
+        shared: list[tuple[StudyPlan, StudyContext]] = []
         for plan in plans:
-            site = Site(
+            site = StudyContext(
                 data=data,
                 folder=StudyFolder(out=folder, name=plan.name),
                 device=where,
@@ -94,9 +94,9 @@ def study_command(
             _run(plan, site, started, asked, wait=True)
 
 
-def _run(plan: Plan, site: Site, started: float, asked: StopRequest, *, wait: bool = False) -> bool:
+def _run(plan: StudyPlan, site: StudyContext, started: float, asked: StopRequest, *, wait: bool = False) -> bool:
     """False where other processes train all that is missing and nobody asks to wait: nothing is written yet."""
-    progress = carry_out(plan, site, wait=wait)
+    progress = run_study(plan, site, wait=wait)
     if progress.left_to_others:
         return False
     result = write_result(plan, site, progress)
@@ -106,7 +106,7 @@ def _run(plan: Plan, site: Site, started: float, asked: StopRequest, *, wait: bo
     return True
 
 
-def _measure(plan: Plan, site: Site, dry_run: bool) -> None:
+def _measure(plan: StudyPlan, site: StudyContext, dry_run: bool) -> None:
     """A study that trains nothing."""
     if dry_run:
         out.print(f"{len(plan.arms)} networks to measure on this CPU: about a minute, nothing is trained", soft_wrap=True)
@@ -124,7 +124,7 @@ def _measure(plan: Plan, site: Site, dry_run: bool) -> None:
     err.print(f"page: {page}", soft_wrap=True)
 
 
-def _compare(plan: Plan, site: Site, others: list[Path], dry_run: bool, asked: StopRequest) -> None:
+def _compare(plan: StudyPlan, site: StudyContext, others: list[Path], dry_run: bool, asked: StopRequest) -> None:
     """A study of teachers."""
     if site.teacher is not None:
         raise ConfigError(f"--teacher with {plan.name}; expected it to fit its own teachers; drop --teacher")
@@ -176,7 +176,7 @@ def _seeds(text: str | None) -> list[int]:
     return seeds
 
 
-def _show(plan: Plan, items: list[Item]) -> None:
+def _show(plan: StudyPlan, items: list[Item]) -> None:
     title = plan.study.title
     table = Table("", "", "done", "still takes", box=None, pad_edge=False, title=title, title_justify="left")
     for column in table.columns[2:]:
@@ -196,7 +196,7 @@ def _duration(seconds: float) -> str:
     return f"{math.ceil(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _table(plan: Plan, summary: Summary) -> Table:
+def _table(plan: StudyPlan, summary: Summary) -> Table:
     """What matters of table.csv."""
     table = Table(title=plan.study.title, title_justify="left", box=None, pad_edge=False)
     for name in ("", "student", "top-1 %", "n", "difference", "bootstrap", "verdict"):

@@ -15,11 +15,11 @@ from udkd.config import old_keys
 from udkd.losses.distill import KlKind, LabelLoss, LossSettings
 from udkd.losses.estimator import Estimator, EstimatorKind
 from udkd.losses.methods.options import FEATURE_METHODS, MAP_METHODS, POOLED_METHODS, MethodName, MethodsSection
-from udkd.losses.sample_weight import Weighing, WeightControl, WeightKind
-from udkd.losses.schedules import Shape
+from udkd.losses.sample_weight import SampleWeighting, WeightControl, WeightKind
+from udkd.losses.schedules import ScheduleKind
 from udkd.losses.storage import Dtype, Storage
 from udkd.utils.errors import ConfigError
-from udkd.utils.files import read_plain
+from udkd.utils.files import read_regular
 from udkd.utils.options import (
     MOST_EPOCHS,
     MOST_PX,
@@ -173,7 +173,7 @@ class FitSection(StudentSection):
 class ScheduleSection(Section):
     """How a weight of the loss moves over the run: from its own value to `to`. See udkd.losses.schedules."""
 
-    kind: Shape = "constant"
+    kind: ScheduleKind = "constant"
     to: Factor = 0.0
     until: float = Field(default=1.0, gt=0, le=1, description="share of the run after which `to` is reached (linear, cosine)")
 
@@ -239,9 +239,9 @@ class LossSection(Section):
         return {name: own for name, own in zip(names, self.schedules.each(), strict=True) if own.kind != "constant"}
 
     @property
-    def weighing(self) -> Weighing:
+    def weighing(self) -> SampleWeighting:
         """How uncertainties become weights."""
-        return Weighing(
+        return SampleWeighting(
             kind=self.sample_weight,
             control=self.sample_weight_control,
             mean_one=self.sample_weight_mean_one,
@@ -595,7 +595,7 @@ def shipped_recipes() -> list[str]:
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A shipped recipe by name, or a TOML file by path, with `a.b=value` overrides (TOML values; bare words are strings)."""
-    values = read_settings("recipe", name, read_plain)
+    values = read_settings("recipe", name, read_regular)
     for override in overrides:
         _override(values, override)
     if renamed := old_keys.changes(values):

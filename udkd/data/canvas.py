@@ -38,7 +38,7 @@ def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str,
     with stored_image(jpeg, side, height=height, width=width, what=what) as image:
         pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         canvas = np.empty((side, side, 3), dtype=np.uint8) if out is None else out
-        lay(pixels, canvas)
+        paste(pixels, canvas)
     return canvas
 
 
@@ -62,7 +62,7 @@ def stored_image(jpeg: bytes, side: int, *, height: int, width: int, what: str) 
         ) from None
 
 
-def lay(pixels: np.ndarray, canvas: np.ndarray) -> None:
+def paste(pixels: np.ndarray, canvas: np.ndarray) -> None:
     """An image [h, w, 3] into the top left corner of a canvas [S, S, 3] that holds anything, zeros around it."""
     height, width, _ = pixels.shape
     canvas[:height, :width] = pixels

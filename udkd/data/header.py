@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from udkd.data.manifest import Columns
 from udkd.utils.errors import DataError
-from udkd.utils.files import read_plain, write_json
+from udkd.utils.files import read_regular, write_json
 from udkd.utils.parsing import parse_json
 from udkd.utils.toml_files import shown
 
@@ -100,7 +100,7 @@ def read_header(folder: Path) -> Header:
             "expected a dataset folder; run udkd-prep convert (again)"
         )
     try:
-        data = read_plain(path, _MOST_BYTES)
+        data = read_regular(path, _MOST_BYTES)
         found = parse_json(data)
     except ValueError:
         raise DataError(f"{path} is not JSON; expected what udkd-prep wrote; convert again") from None

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from udkd.utils.errors import DataError
 from udkd.utils.files import atomic, sha256_file
-from udkd.utils.string_column import Texts, TextsBuilder
+from udkd.utils.string_column import StringColumn, StringColumnBuilder
 from udkd.utils.toml_files import shown
 
 FILE_NAME = "manifest.parquet"
@@ -105,7 +105,7 @@ class ColumnsBuilder:
     """Columns in the making: rows and whole columns are added in id order."""
 
     def __init__(self) -> None:
-        self._texts = {name: TextsBuilder() for name in ("source", "note")}
+        self._texts = {name: StringColumnBuilder() for name in ("source", "note")}
         self._numbers = {
             "labels": array("i"),
             "sizes": array("i"),
@@ -135,7 +135,7 @@ class ColumnsBuilder:
         """Add samples that are columns already."""
         for name, texts in self._texts.items():
             column = getattr(columns, name)
-            texts.extend(column if isinstance(column, Texts) else Texts.of(column))
+            texts.extend(column if isinstance(column, StringColumn) else StringColumn.of(column))
         for name, numbers in self._numbers.items():
             numbers.frombytes(np.ascontiguousarray(getattr(columns, name)).tobytes())
 
@@ -193,26 +193,26 @@ def _table(columns: Columns, rows: slice) -> pa.Table:
 
 def _strings(texts: Sequence[str], rows: slice) -> pa.StringArray:
     """A stretch of strings for Arrow, without making each of them: these would be a hundred bytes a row."""
-    column = texts if isinstance(texts, Texts) else Texts.of(texts)
+    column = texts if isinstance(texts, StringColumn) else StringColumn.of(texts)
     bounds = column.bounds[rows.start : rows.stop + 1]
     offsets = (bounds - bounds[0]).astype(np.int32)
     data = memoryview(column.data)[int(bounds[0]) : int(bounds[-1])]
     return pa.StringArray.from_buffers(len(bounds) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
 
 
-def _texts(column: pa.ChunkedArray) -> Texts:
+def _texts(column: pa.ChunkedArray) -> StringColumn:
     """Strings as Arrow holds them. Raises ValueError where they are no text."""
-    builder = TextsBuilder()
+    builder = StringColumnBuilder()
     for chunk in column.chunks:
         strings = chunk.dictionary_decode()
         data = strings.buffers()[2]
-        texts = Texts(b"" if data is None else data.to_pybytes(), _bounds(strings).astype(np.int64))
+        texts = StringColumn(b"" if data is None else data.to_pybytes(), _bounds(strings).astype(np.int64))
         _check_text(texts)
         builder.extend(texts)
     return builder.finish()
 
 
-def _check_text(texts: Texts) -> None:
+def _check_text(texts: StringColumn) -> None:
     """Raise ValueError for bytes that are no text, and for strings that begin within a letter."""
     whole = bytes(texts.data[int(texts.bounds[0]) : int(texts.bounds[-1])])
     whole.decode("utf-8", "surrogatepass")

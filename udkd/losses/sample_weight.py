@@ -31,7 +31,7 @@ UNCERTAINTY_OF: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighing:
+class SampleWeighting:
     """How uncertainties become weights.
 
     control, mean_one (weights divided by their mean) and seed (of "shuffled") need all samples of a view at once.

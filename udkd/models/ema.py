@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Average:
+class WeightEMA:
     """model: a copy of the network, in evaluation mode, with averaged weights and statistics."""
 
     model: nn.Module
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Average":
+    def of(cls, model: nn.Module) -> "WeightEMA":
         """Begin at the weights as they are."""
         return cls(model=copy.deepcopy(model).eval().requires_grad_(False))
 

@@ -71,7 +71,7 @@ def _trunk(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
             yield f"{prefix}{name}", child
 
 
-class Tapped:
+class FeatureExtractor:
     """A network that also hands out maps: x [B, 3, O, O] to (logits [B, C], maps). It is the network itself, not a copy."""
 
     def __init__(self, model: nn.Module, modules: list[str]) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from udkd.utils.errors import DataError
-from udkd.utils.files import open_plain
+from udkd.utils.files import open_regular
 
 _DEEPEST = 3  # state dicts lie within one or two dictionaries
 _MOST_INFLATED = 50  # times its size that a zip may claim to hold: PyTorch itself does not compress
@@ -50,7 +50,7 @@ class WeightsFile:
 def read_weights(path: Path) -> WeightsFile:
     """Read a weights file, whatever its name ends in. Raises DataError: no such file, damaged, or more than tensors in it."""
     try:
-        file = open_plain(path)
+        file = open_regular(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise DataError(f"{path} is no file; expected weights as .safetensors or .pth; check the path") from None
     with file:

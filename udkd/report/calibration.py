@@ -15,7 +15,7 @@ from udkd.report.analysis.calibration import (
     reliability,
 )
 from udkd.report.analysis.intervals import wilson
-from udkd.report.classifiers import Voice, voices
+from udkd.report.classifiers import Classifier, classifiers
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Note, Picture, Pictures, Row, Section, Table
 from udkd.report.style import Palette, picture
@@ -28,7 +28,7 @@ def section(inputs: ReportInputs) -> Section | None:
     predictions = inputs.predictions
     if predictions is None:
         return None
-    asked = voices(predictions)
+    asked = classifiers(predictions)
     note = (
         f"ECE: the mean distance between confidence and accuracy over {BINS} bins of equal width (Guo et al. 2017); adaptive: "
         f"over {BINS} bins of equal counts. Even a perfect network shows some where images are few: “by chance” is what it "
@@ -43,7 +43,7 @@ def section(inputs: ReportInputs) -> Section | None:
     return Section(anchor="calibration", title="Calibration: is it right as often as it says?", blocks=blocks)
 
 
-def _diagram(predictions: Predictions, voice: Voice) -> Picture:
+def _diagram(predictions: Predictions, voice: Classifier) -> Picture:
     confidence, right = voice.answers.confidence, voice.answers.right(predictions.labels)
     bins, gap = reliability(confidence, right), _gap(predictions, voice)
     how = f"it claims {abs(gap):.1f} points too {'much' if gap > 0 else 'little'}"
@@ -61,11 +61,11 @@ def _diagram(predictions: Predictions, voice: Voice) -> Picture:
     return picture(_figure(voice), f"Reliability: {name}", caption, draw, height=2.9)
 
 
-def _figure(voice: Voice) -> str:
+def _figure(voice: Classifier) -> str:
     return f"reliability-{voice.index}" if voice.kind == "student" else f"reliability-{voice.kind}"
 
 
-def _draw(axes: Axes, palette: Palette, voice: Voice, bins: Reliability) -> None:
+def _draw(axes: Axes, palette: Palette, voice: Classifier, bins: Reliability) -> None:
     """Accuracy over confidence with its intervals; below, how many images claim as much."""
     held = np.flatnonzero(bins.count)
     centres = (np.arange(BINS) + 0.5) / BINS * 100
@@ -86,12 +86,12 @@ def _draw(axes: Axes, palette: Palette, voice: Voice, bins: Reliability) -> None
     axes.set_ylabel("right, %")
 
 
-def _gap(predictions: Predictions, voice: Voice) -> float:
+def _gap(predictions: Predictions, voice: Classifier) -> float:
     """Mean confidence beyond accuracy, percentage points."""
     return 100 * float(voice.answers.confidence.mean() - voice.answers.right(predictions.labels).mean())
 
 
-def _table(predictions: Predictions, asked: list[Voice]) -> Table:
+def _table(predictions: Predictions, asked: list[Classifier]) -> Table:
     rows = []
     for voice in asked:
         confidence, right = voice.answers.confidence, voice.answers.right(predictions.labels)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from udkd.losses.sample_weight import Weighing
+from udkd.losses.sample_weight import SampleWeighting
 from udkd.report import paper
 from udkd.report.analysis.groups import by_class
 from udkd.report.inputs import ReportInputs
@@ -204,7 +204,7 @@ def _every_class(sides: list[Side], names: tuple[str, ...]) -> Facts:
     return Facts(title=f"Every class in figures ({first.num_classes})", facts=facts)
 
 
-def _settings(weighing: Weighing) -> str:
+def _settings(weighing: SampleWeighting) -> str:
     """The recipe's keys that make the weights what they are."""
     told = [f"loss.sample_weight = {weighing.kind}"]
     told += [f"loss.sample_weight_control = {weighing.control}"] if weighing.control != "none" else []

@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from udkd.report.analysis.intervals import wilson
 from udkd.report.style import MARKERS, NUM_STUDENT_COLOURS, Palette
 from udkd.report.text import short
-from udkd.training.predictions import Answers, Predictions
+from udkd.training.predictions import Predictions, TopPredictions
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Voice:
+class Classifier:
     """One of those who answer. index: a student's number, which decides its colour and marker."""
 
     name: str
     kind: Literal["student", "average", "teacher"]
-    answers: Answers
+    answers: TopPredictions
     index: int = 0
 
     def colour(self, palette: Palette) -> str:
@@ -40,16 +40,16 @@ class Voice:
         return short(self.name, 18)
 
 
-def voices(predictions: Predictions) -> list[Voice]:
+def classifiers(predictions: Predictions) -> list[Classifier]:
     """The students, the average where there are several, the teacher where it was asked."""
     told = [
-        Voice(name=name, kind="student", answers=answers, index=index)
+        Classifier(name=name, kind="student", answers=answers, index=index)
         for index, (name, answers) in enumerate(zip(predictions.names, predictions.students, strict=True))
     ]
     if len(told) > 1:
-        told.append(Voice(name="averaged", kind="average", answers=predictions.average))
+        told.append(Classifier(name="averaged", kind="average", answers=predictions.average))
     if predictions.teacher is not None:
-        told.append(Voice(name="teacher", kind="teacher", answers=predictions.teacher))
+        told.append(Classifier(name="teacher", kind="teacher", answers=predictions.teacher))
     return told
 
 
@@ -60,7 +60,7 @@ def share(right: NDArray[np.bool_]) -> tuple[float, float, float]:
 
 
 def draw_line(
-    axes: Axes, palette: Palette, voice: Voice, points: list[tuple[float, float, float]], *, places: list[float]
+    axes: Axes, palette: Palette, voice: Classifier, points: list[tuple[float, float, float]], *, places: list[float]
 ) -> None:
     """A voice's figures with their intervals, one at each place."""
     colour = voice.colour(palette)

@@ -15,7 +15,7 @@ from udkd.report.inputs import Baseline, ReportInputs
 from udkd.report.page import Block, Facts, Note, Picture, Pictures, Row, Section, Table
 from udkd.report.style import MARKERS, Palette, picture
 from udkd.report.text import bounds, count, listed, sentence, short, signed
-from udkd.training.predictions import Answers, Predictions, Targets
+from udkd.training.predictions import Predictions, Targets, TopPredictions
 from udkd.training.run_folder import flat
 
 _MOST = 3
@@ -29,8 +29,8 @@ class Match:
     index: int
     name: str
     against: str
-    own: Answers
-    other: Answers
+    own: TopPredictions
+    other: TopPredictions
 
 
 def matches(inputs: ReportInputs, predictions: Predictions, baseline: Baseline) -> list[Match]:

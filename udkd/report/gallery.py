@@ -11,7 +11,7 @@ from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Card, Gallery, Guess, Note, Section
 from udkd.report.style import Palette, png
 from udkd.report.text import class_name, count, percent, sentence, short
-from udkd.training.predictions import Answers, Predictions, Targets
+from udkd.training.predictions import Predictions, Targets, TopPredictions
 from udkd.utils.errors import DataError, UserError
 
 IMAGES = 12
@@ -47,7 +47,7 @@ def extremes(targets: Targets, images: int = IMAGES) -> tuple[NDArray[np.int64],
     return surest, least
 
 
-def guesses(answers: Answers, labels: NDArray[np.int64], row: int, names: tuple[str, ...]) -> tuple[Guess, ...]:
+def guesses(answers: TopPredictions, labels: NDArray[np.int64], row: int, names: tuple[str, ...]) -> tuple[Guess, ...]:
     """The likeliest classes of a row at temperature 1; of equal logits the lower class first."""
     chances = np.exp(answers.top_log_p[row, :GUESSES].astype(np.float64))
     return tuple(
@@ -62,7 +62,7 @@ def versus(
     caption: str,
     rows: NDArray[np.int64],
     predictions: Predictions,
-    sides: Sequence[tuple[str, Answers]],
+    sides: Sequence[tuple[str, TopPredictions]],
     inputs: ReportInputs,
 ) -> Gallery | Note:
     """Validation images with the first guess of each side. Images that cannot be read become a sentence."""

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from udkd.report.analysis.groups import tenths
 from udkd.report.analysis.separation import separation
-from udkd.report.classifiers import dodge, draw_line, legend, share, voices
+from udkd.report.classifiers import classifiers, dodge, draw_line, legend, share
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Note, Picture, Pictures, Section
 from udkd.report.style import Palette, picture
@@ -45,7 +45,7 @@ def told_apart(targets: Targets) -> str:
 
 
 def _validation(predictions: Predictions, targets: Targets) -> Picture:
-    asked = voices(predictions)
+    asked = classifiers(predictions)
     lines = [(voice, by_tenths(targets, voice.answers.right(targets.labels))) for voice in asked]
     groups = len(lines[0][1])
     ends = [f"{voice.label} {points[0][0]:.0f} → {percent(points[-1][0], 0)}" for voice, points in lines]

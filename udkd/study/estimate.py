@@ -9,8 +9,8 @@ import torch
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import epochs_done, rows_of
-from udkd.study.plan import Plan, Trial, teacher_name
-from udkd.study.runner import Site, find_teacher, run_path
+from udkd.study.plan import StudyPlan, Trial, teacher_name
+from udkd.study.runner import StudyContext, find_teacher, run_path
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.speed_probe import Speeds, probe
@@ -28,7 +28,7 @@ class Item:
     seconds: float
 
 
-def estimate(plan: Plan, site: Site) -> list[Item]:
+def estimate(plan: StudyPlan, site: StudyContext) -> list[Item]:
     """Teacher, caches and runs, each once, in the order in which they come; speeds are measured on one constant batch."""
     dataset = DatasetFolder.open(site.data)
     images, val_images = len(dataset.split("train").ids), len(dataset.split("val").ids)
@@ -54,7 +54,9 @@ def estimate(plan: Plan, site: Site) -> list[Item]:
     return [*items, *_runs(plan, dataset, teacher, site, speeds)]
 
 
-def _runs(plan: Plan, dataset: DatasetFolder, teacher: TeacherFolder | None, site: Site, speeds: "_Speeds") -> list[Item]:
+def _runs(
+    plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None, site: StudyContext, speeds: "_Speeds"
+) -> list[Item]:
     images, val_images = len(dataset.split("train").ids), len(dataset.split("val").ids)
     sharing: dict[str, list[Trial]] = {}
     for trial in plan.trials:
@@ -81,7 +83,7 @@ def _runs(plan: Plan, dataset: DatasetFolder, teacher: TeacherFolder | None, sit
     return items
 
 
-def _caches(plan: Plan, dataset: DatasetFolder, teacher: TeacherFolder | None) -> Mapping[str, list[Trial]]:
+def _caches(plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None) -> Mapping[str, list[Trial]]:
     """Trials by the cache they need."""
     sha256 = teacher.info.weights_sha256 if teacher else ""
     found: dict[str, list[Trial]] = {}
@@ -91,7 +93,7 @@ def _caches(plan: Plan, dataset: DatasetFolder, teacher: TeacherFolder | None) -
     return found
 
 
-def _views_done(site: Site, name: str) -> int:
+def _views_done(site: StudyContext, name: str) -> int:
     try:
         return len(Cache.open(site.folder.cache(name)).views)
     except CacheError:

@@ -10,7 +10,7 @@ from udkd.config.recipe import Recipe
 from udkd.study.plan import Trial
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import RunError
-from udkd.utils.files import read_plain, write_bytes
+from udkd.utils.files import read_regular, write_bytes
 from udkd.utils.json_checksum import checked_bytes, values_of
 
 _MOST_BYTES = 1 << 20
@@ -51,7 +51,7 @@ class StudyFolder:
         if not file.exists():
             return _Cost(images=0.0, seconds=0.0).model_dump()
         try:
-            return _Cost.model_validate(values_of(read_plain(file, _MOST_BYTES))).model_dump()
+            return _Cost.model_validate(values_of(read_regular(file, _MOST_BYTES))).model_dump()
         except ValueError as error:  # pydantic's own is one
             reason = str(error).splitlines()[0]
             raise RunError(f"{file} is damaged ({reason}); expected how long that cache took to build; remove it") from None

@@ -19,7 +19,7 @@ from udkd.models.build import build, num_parameters, size_of
 from udkd.report import style
 from udkd.report.page import Facts, Note, Page, Row, Section, Table, render
 from udkd.report.text import listed
-from udkd.study.plan import Plan
+from udkd.study.plan import StudyPlan
 from udkd.study.tables import csv_text
 from udkd.utils.environment import environment, set_threads
 from udkd.utils.files import write_json, write_text
@@ -47,7 +47,7 @@ class Measured:
     high_ms: float
 
 
-def measure_networks(plan: Plan, data: Path, folder: Path, observer: Observer) -> tuple[list[Measured], Path]:
+def measure_networks(plan: StudyPlan, data: Path, folder: Path, observer: Observer) -> tuple[list[Measured], Path]:
     """Measure every arm's first student on this CPU and write study.json, table.csv and the page. Returns the page's path."""
     dataset = DatasetFolder.open(data)
     set_threads(plan.base.train.threads)
@@ -73,7 +73,7 @@ def measure_networks(plan: Plan, data: Path, folder: Path, observer: Observer) -
     return measured, folder / "index.html"
 
 
-def ratios(plan: Plan, measured: Sequence[Measured]) -> list[float]:
+def ratios(plan: StudyPlan, measured: Sequence[Measured]) -> list[float]:
     """How many times fewer parameters than the baseline's network, with 1,000 classes, as the paper counts."""
     base = next((own.parameters_1000 for own in measured if own.arm in plan.study.baseline), measured[0].parameters_1000)
     return [base / own.parameters_1000 for own in measured]
@@ -119,7 +119,7 @@ def quickest(measured: Sequence[Measured]) -> str:
     return f"{listed(even)} are equally quick, {first.latency_ms:.1f} ms an image: their quartiles overlap."
 
 
-def _page(plan: Plan, measured: Sequence[Measured], values: dict[str, Any]) -> Page:
+def _page(plan: StudyPlan, measured: Sequence[Measured], values: dict[str, Any]) -> Page:
     rows = [
         Row(
             label=own.arm,

@@ -58,7 +58,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StudyPlan:
     """A study with everything resolved. name: of the study's file. base: the recipe before any arm changes it.
 
     trials: seed by seed, so that a study that was stopped has whole comparisons.
@@ -85,7 +85,7 @@ class Plan:
 
 def make_plan(
     name: str, study: Study, *, recipe: str | None = None, overrides: Sequence[str] = (), seeds: Sequence[int] = ()
-) -> Plan:
+) -> StudyPlan:
     """Resolve a study. recipe, seeds: instead of the study's own. overrides: KEY=VALUE for every arm, before the arm's own.
 
     Raises ConfigError for whatever gives no recipe, naming the arm.
@@ -100,7 +100,7 @@ def make_plan(
     trials = tuple(
         Trial(arm=name, seed=seed, recipe=recipe.with_seed(seed)) for seed in chosen for name, recipe in recipes.items()
     )
-    return Plan(name=name, study=study, base=base, seeds=chosen, trials=trials)
+    return StudyPlan(name=name, study=study, base=base, seeds=chosen, trials=trials)
 
 
 def _recipe(base_name: str, base: Recipe, common: Sequence[str], arm: Arm) -> Recipe:

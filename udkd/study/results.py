@@ -14,7 +14,7 @@ from typing import Any
 
 from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import StudyFolder, is_finished, rows_of
-from udkd.study.plan import Plan, Trial
+from udkd.study.plan import StudyPlan, Trial
 from udkd.study.runner import run_path
 from udkd.study.spec import Study
 from udkd.teacher.folder import TeacherFolder
@@ -76,7 +76,7 @@ class RunResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class ArmSummary:
     """One learner of one arm over the seeds."""
 
     arm: str
@@ -122,12 +122,12 @@ class Cost:
 class Summary:
     """Everything that is said of a study's runs."""
 
-    standings: tuple[Standing, ...]
+    standings: tuple[ArmSummary, ...]
     comparisons: tuple[Comparison, ...]
     costs: tuple[Cost, ...]
 
 
-def gather(plan: Plan, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder) -> list[RunResult]:
+def gather(plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder) -> list[RunResult]:
     """The numbers of every run that is finished, in the plan's order."""
     results = []
     for trial in plan.trials:
@@ -199,9 +199,9 @@ def counterpart(learner: str, others: Sequence[str]) -> str | None:
     return next((other for other in others if _NUMBER.sub("", other) == kind), None)
 
 
-def _standing(arm: str, learner: str, runs: Sequence[RunResult]) -> Standing:
+def _standing(arm: str, learner: str, runs: Sequence[RunResult]) -> ArmSummary:
     outcomes = [outcome for run in _of(arm, runs) for outcome in run.outcomes if outcome.learner == learner]
-    return Standing(
+    return ArmSummary(
         arm=arm,
         learner=learner,
         last=spread([outcome.last for outcome in outcomes]),

@@ -16,7 +16,7 @@ import torch
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import StudyFolder, described, is_finished
-from udkd.study.plan import Plan, Trial, teacher_name
+from udkd.study.plan import StudyPlan, Trial, teacher_name
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
@@ -34,7 +34,7 @@ POLL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class StudyContext:
     """Where a study happens. teacher: given by the user, else one is fitted. stopped: asked after every step."""
 
     data: Path
@@ -68,7 +68,7 @@ class Progress:
         return 0 < self.total - self.finished - len(self.failed) <= self.elsewhere
 
 
-def carry_out(plan: Plan, site: Site, *, wait: bool = False) -> Progress:
+def run_study(plan: StudyPlan, site: StudyContext, *, wait: bool = False) -> Progress:
     """Do whatever of the plan is not done yet, until asked to stop.
 
     wait: where all that is missing is trained by other processes, wait for them and take over what they leave.
@@ -89,7 +89,7 @@ def carry_out(plan: Plan, site: Site, *, wait: bool = False) -> Progress:
 
 
 def _one_pass(
-    plan: Plan, site: Site, dataset: DatasetFolder, teacher: TeacherFolder | None, failed: dict[str, str]
+    plan: StudyPlan, site: StudyContext, dataset: DatasetFolder, teacher: TeacherFolder | None, failed: dict[str, str]
 ) -> Progress:
     """Train each run that is neither done, nor failed already, nor busy. failed: takes in those that fail."""
     elsewhere = 0
@@ -125,7 +125,7 @@ def is_busy(run: Path) -> bool:
         return True
 
 
-def _patiently(folder: Path, action: Callable[[], _T], site: Site) -> _T | None:
+def _patiently(folder: Path, action: Callable[[], _T], site: StudyContext) -> _T | None:
     """What `action` gives once no other process is at work in `folder`; None where the study was stopped before that."""
     folder.mkdir(parents=True, exist_ok=True)
     said = False
@@ -145,7 +145,7 @@ def run_path(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None
     return folder.run(trial.run_name(dataset.digest, teacher.info.weights_sha256 if teacher else ""))
 
 
-def find_teacher(recipe: Recipe, dataset: DatasetFolder, site: Site) -> TeacherFolder | None:
+def find_teacher(recipe: Recipe, dataset: DatasetFolder, site: StudyContext) -> TeacherFolder | None:
     """The user's teacher, or the one that was fitted already."""
     if site.teacher is not None:
         return TeacherFolder.open(site.teacher)
@@ -153,7 +153,7 @@ def find_teacher(recipe: Recipe, dataset: DatasetFolder, site: Site) -> TeacherF
     return TeacherFolder.open(path) if (path / "teacher.json").exists() else None
 
 
-def make_teacher(recipe: Recipe, dataset: DatasetFolder, site: Site) -> TeacherFolder | None:
+def make_teacher(recipe: Recipe, dataset: DatasetFolder, site: StudyContext) -> TeacherFolder | None:
     """The study's teacher, fitted by the recipe's [fit] section where there is none; None where that was stopped."""
     found = find_teacher(recipe, dataset, site)
     if found is not None:
@@ -162,7 +162,7 @@ def make_teacher(recipe: Recipe, dataset: DatasetFolder, site: Site) -> TeacherF
     return _patiently(path, lambda: _fitted(recipe, path, dataset, site), site)
 
 
-def _fitted(recipe: Recipe, path: Path, dataset: DatasetFolder, site: Site) -> TeacherFolder | None:
+def _fitted(recipe: Recipe, path: Path, dataset: DatasetFolder, site: StudyContext) -> TeacherFolder | None:
     with FolderLock(path):
         found = find_teacher(recipe, dataset, site)
         if found is not None:
@@ -175,7 +175,7 @@ def _fitted(recipe: Recipe, path: Path, dataset: DatasetFolder, site: Site) -> T
         return write_measured(path, candidate, dataset, how, site.device, site.observer)
 
 
-def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, site: Site) -> Path | None:
+def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, site: StudyContext) -> Path | None:
     """The one cache of some trials, with as many views as any of them needs, built as far as it is not.
 
     None where the study was stopped while another process built it.
@@ -192,7 +192,7 @@ def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: Teacher
     return built() if _is_built(path, widest.num_views) else _patiently(path, built, site)
 
 
-def _build(path: Path, recipe: Recipe, dataset: DatasetFolder, teacher: TeacherFolder, site: Site) -> None:
+def _build(path: Path, recipe: Recipe, dataset: DatasetFolder, teacher: TeacherFolder, site: StudyContext) -> None:
     started = time.perf_counter()
     built = build_cache(path, dataset=dataset, teacher=teacher, recipe=recipe, device=site.device, observer=site.observer)
     site.folder.add_cache_cost(path.name, built.num_images, time.perf_counter() - started)
@@ -207,7 +207,9 @@ def _is_built(path: Path, num_views: int) -> bool:
     return True
 
 
-def _train(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, run: Path, plan: Plan, site: Site) -> None:
+def _train(
+    trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, run: Path, plan: StudyPlan, site: StudyContext
+) -> None:
     cache = None
     if trial.cached:
         assert teacher is not None, "a taught trial has a teacher"
@@ -222,7 +224,13 @@ def _train(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, 
 
 
 def _train_to_end(
-    recipe: Recipe, run: Path, dataset: DatasetFolder, site: Site, *, cache: Path | None = None, teacher: Path | None = None
+    recipe: Recipe,
+    run: Path,
+    dataset: DatasetFolder,
+    site: StudyContext,
+    *,
+    cache: Path | None = None,
+    teacher: Path | None = None,
 ) -> bool:
     """Train or go on; False where it was stopped at a checkpoint."""
     if is_finished(run, recipe):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from udkd.utils.errors import ConfigError
-from udkd.utils.files import read_plain
+from udkd.utils.files import read_regular
 from udkd.utils.printable import printable
 from udkd.utils.toml_files import read_settings, shipped, shown
 
@@ -150,7 +150,7 @@ def study_name(file: str) -> str:
 
 def load_study(name: str) -> Study:
     """A shipped study by name, or a TOML file by path. Raises ConfigError."""
-    values = read_settings("study", name, read_plain)
+    values = read_settings("study", name, read_regular)
     try:
         return Study.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import StudyFolder, rows_of
-from udkd.study.plan import Plan, Trial
+from udkd.study.plan import StudyPlan, Trial
 from udkd.study.results import FORMAT, VERSION, RunResult, Summary
 from udkd.study.runner import Progress
 from udkd.teacher.folder import TeacherFolder
@@ -15,8 +15,8 @@ from udkd.training.run_folder import RunFolder
 from udkd.utils.statistics import LEVEL, METHOD, RESAMPLES
 
 
-def document(
-    plan: Plan,
+def to_json(
+    plan: StudyPlan,
     *,
     dataset: DatasetFolder,
     teacher: TeacherFolder | None,

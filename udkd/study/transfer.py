@@ -21,8 +21,8 @@ from udkd.report import style
 from udkd.report.page import Facts, Note, Page, Picture, Pictures, Row, Section, Table, render
 from udkd.report.style import Palette, picture
 from udkd.report.text import count, listed
-from udkd.study.plan import Plan
-from udkd.study.runner import Site, make_cache, make_teacher
+from udkd.study.plan import StudyPlan
+from udkd.study.runner import StudyContext, make_cache, make_teacher
 from udkd.study.tables import csv_text, signed
 from udkd.teacher.cache.reader import Cache
 from udkd.utils.errors import DataError
@@ -36,7 +36,7 @@ GROUPS = ("same architecture, other seed", "other architecture", "other data")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Opinion:
+class TeacherWeights:
     """One teacher's weights of the training samples it was fitted on.
 
     samples: weight by source name. classes: mean weight by wnid. top1: its validation accuracy, percent, or None.
@@ -62,7 +62,7 @@ class Agreement:
     rho: float
 
 
-def compare_teachers(plan: Plan, site: Site, others: Sequence[Path]) -> tuple[list[Agreement], Path] | None:
+def compare_teachers(plan: StudyPlan, site: StudyContext, others: Sequence[Path]) -> tuple[list[Agreement], Path] | None:
     """Fit what is missing, ask every teacher about its own data, and write study.json, table.csv and the page.
 
     None where it was stopped; the same call goes on. Raises DataError where two folders have one name.
@@ -86,12 +86,12 @@ def compare_teachers(plan: Plan, site: Site, others: Sequence[Path]) -> tuple[li
     return found, _write(plan, site.folder.result, opinions, found)
 
 
-def opinion(arm: str, seed: int, dataset: DatasetFolder, cache: Cache, top1: float | None) -> Opinion:
+def opinion(arm: str, seed: int, dataset: DatasetFolder, cache: Cache, top1: float | None) -> TeacherWeights:
     """Read a canonical cache's weights."""
     split = dataset.split("train")
     weight_N: NDArray[np.float32] = entropy_weight(torch.from_numpy(np.array(cache.targets(0)[1])), cache.num_classes).numpy()
     ids, labels = split.ids, split.labels
-    return Opinion(
+    return TeacherWeights(
         teacher=arm,
         seed=seed,
         data=dataset.path.resolve().name,
@@ -105,7 +105,7 @@ def opinion(arm: str, seed: int, dataset: DatasetFolder, cache: Cache, top1: flo
     )
 
 
-def agreements(opinions: Sequence[Opinion]) -> list[Agreement]:
+def agreements(opinions: Sequence[TeacherWeights]) -> list[Agreement]:
     """All pairs in one data set, and pairs of one architecture and seed across data sets, by sample and by class."""
     found = []
     for one, other in combinations(opinions, 2):
@@ -128,11 +128,11 @@ def agreements(opinions: Sequence[Opinion]) -> list[Agreement]:
     return found
 
 
-def _called(own: Opinion) -> str:
+def _called(own: TeacherWeights) -> str:
     return f"{own.teacher}, seed {own.seed}, {own.data}"
 
 
-def _write(plan: Plan, folder: Path, opinions: Sequence[Opinion], found: Sequence[Agreement]) -> Path:
+def _write(plan: StudyPlan, folder: Path, opinions: Sequence[TeacherWeights], found: Sequence[Agreement]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         "format": "udkd-transfer",
@@ -155,7 +155,7 @@ def _write(plan: Plan, folder: Path, opinions: Sequence[Opinion], found: Sequenc
     return folder / "index.html"
 
 
-def _mean(own: Opinion) -> float:
+def _mean(own: TeacherWeights) -> float:
     return fmean(own.samples.values())
 
 
@@ -183,7 +183,7 @@ def _picture(found: Sequence[Agreement]) -> Picture:
     return picture("agreement", "Agreement on what is unsure", caption, draw, height=0.75 + 0.46 * max(len(rows), 1))
 
 
-def _page(plan: Plan, opinions: Sequence[Opinion], found: Sequence[Agreement], drawn: Picture) -> Page:
+def _page(plan: StudyPlan, opinions: Sequence[TeacherWeights], found: Sequence[Agreement], drawn: Picture) -> Page:
     told = []
     for group in GROUPS:
         own = [pair.rho for pair in found if pair.group == group and pair.level == "samples"]

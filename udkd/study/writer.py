@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from udkd.data.dataset import DatasetFolder
-from udkd.study.plan import Plan
+from udkd.study.plan import StudyPlan
 from udkd.study.results import Summary, gather, summarise
-from udkd.study.runner import POLL_S, Progress, Site, find_teacher
+from udkd.study.runner import POLL_S, Progress, StudyContext, find_teacher
 from udkd.study.tables import cost_csv, table_csv
-from udkd.study.to_json import document
+from udkd.study.to_json import to_json
 from udkd.utils.errors import BusyError
 from udkd.utils.files import FolderLock, write_json, write_text
 
@@ -24,7 +24,7 @@ class Result:
     page: Path
 
 
-def write_result(plan: Plan, site: Site, progress: Progress) -> Result:
+def write_result(plan: StudyPlan, site: StudyContext, progress: Progress) -> Result:
     """Gather what is finished and write all of the result anew."""
     from udkd.study.page import write_page  # matplotlib takes a second
 
@@ -34,7 +34,7 @@ def write_result(plan: Plan, site: Site, progress: Progress) -> Result:
     runs = gather(plan, dataset, teacher, site.folder) if ready else []
     summary = summarise(plan.study, runs, len(dataset.split("val").ids))
     folder = site.folder.result
-    values = document(plan, dataset=dataset, teacher=teacher, folder=site.folder, progress=progress, runs=runs, summary=summary)
+    values = to_json(plan, dataset=dataset, teacher=teacher, folder=site.folder, progress=progress, runs=runs, summary=summary)
     with _alone(folder):
         write_json(folder / "study.json", values)
         write_text(folder / "table.csv", table_csv(summary))

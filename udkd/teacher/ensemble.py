@@ -23,7 +23,7 @@ _PASS = 0xD0  # keeps dropout's use of a seed apart from others
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class TeacherEnsemble:
     """Teachers with one batch shape, precision and device. Several are an ensemble: the mean of their probabilities."""
 
     members: tuple[FrozenTeacher, ...]
@@ -39,7 +39,7 @@ class Panel:
         device: torch.device,
         *,
         features: bool = False,
-    ) -> "Panel":
+    ) -> "TeacherEnsemble":
         """Load teachers of a dataset's classes as a recipe asks for them. features: the pooled ones are asked for too.
 
         MismatchError: other classes. DataError: weights of another architecture. ConfigError: folders that the recipe's

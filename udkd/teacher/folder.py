@@ -15,7 +15,7 @@ from torch import Tensor
 
 from udkd.losses.distill import LabelLoss
 from udkd.utils.errors import BusyError, DataError, MismatchError, RunError
-from udkd.utils.files import FolderLock, read_plain, write_bytes
+from udkd.utils.files import FolderLock, read_regular, write_bytes
 from udkd.utils.json_checksum import checked_bytes, values_of
 
 FORMAT = 1
@@ -71,7 +71,7 @@ class TeacherFolder:
         """Read teacher.json. Raises DataError where it is absent, damaged, of another format or of other fields."""
         file = path / "teacher.json"
         try:
-            values = values_of(read_plain(file, _MOST_BYTES))
+            values = values_of(read_regular(file, _MOST_BYTES))
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{path} is no teacher (no teacher.json); expected a folder made by udkd teacher fit or import"
@@ -95,7 +95,7 @@ class TeacherFolder:
         """The state dict. Raises DataError where the file's sha256 is not the one recorded."""
         file = self.path / "weights.safetensors"
         try:
-            data = read_plain(file)
+            data = read_regular(file)
         except (FileNotFoundError, ValueError):
             raise DataError(f"{file} is missing; expected the teacher's weights; make the teacher again") from None
         found = hashlib.sha256(data).hexdigest()

@@ -10,12 +10,12 @@ from udkd.augment.apply import ViewTable, apply
 from udkd.augment.views import ViewSpec, draw
 from udkd.data.batch import Backend, Batch
 from udkd.data.dataset import Split
-from udkd.teacher.ensemble import Panel
+from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.targets import PackedTargets, joined
 
 
 def ask(
-    panel: Panel,
+    panel: TeacherEnsemble,
     backend: Backend,
     split: Split,
     spec: ViewSpec,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def likeliest(log_p_BC: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def top_k(log_p_BC: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Log-probabilities and classes of the `count` (at most C) likeliest, [B, min(count, C)] both.
 
     Of equal ones, which bfloat16 logits often are, the lower class comes first; topk leaves that to the kernel.

@@ -17,26 +17,26 @@ from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.sample_weight import UNCERTAINTY_OF, Weighing, weight
+from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, weight
 from udkd.losses.storage import Storage
 from udkd.teacher.cache.key import CacheKey, Differing
-from udkd.teacher.cache.reader import MAKERS, Cache
+from udkd.teacher.cache.reader import ESTIMATORS_WITH, Cache
 from udkd.teacher.cache.tables import TargetTable
-from udkd.teacher.ensemble import Panel
+from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import require_same_classes
-from udkd.teacher.target import Lesson, Lessons
+from udkd.teacher.target import TargetSource, TeacherTargets
 from udkd.teacher.target_key import target_meaning, training_remedy
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import SILENT, Observer
 
 
 @final
-class NoLessons:
+class NoTargets:
     """Hard labels only."""
 
-    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
-        return Lesson(logits=None, weight=None)
+    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
+        return TeacherTargets(logits=None, weight=None)
 
 
 REGULARISED_EPOCHS = 10
@@ -44,16 +44,16 @@ REGULARISED_EPOCHS = 10
 
 
 @final
-class Evidence:
+class EvidentialRampUp:
     """Hard labels by the evidential loss: the regulariser's weight min(1, epoch / 10); without a teacher a view is an epoch."""
 
-    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
         share = min(1.0, view / REGULARISED_EPOCHS)
-        return Lesson(logits=None, weight=torch.full(batch.labels.shape, share, device=batch.labels.device))
+        return TeacherTargets(logits=None, weight=torch.full(batch.labels.shape, share, device=batch.labels.device))
 
 
 @final
-class CachedLessons:
+class CachedTargets:
     """A gather from the cache. Canonical targets are view 0 of the cache whatever the students see.
 
     labels_N: class indices of all ids, on the CPU, for weights that are held against them. features: the teacher's pooled
@@ -64,7 +64,7 @@ class CachedLessons:
         self,
         targets: Cache,
         device: torch.device,
-        weighing: Weighing | None = None,
+        weighing: SampleWeighting | None = None,
         labels_N: Tensor | None = None,
         *,
         features: bool = False,
@@ -79,24 +79,26 @@ class CachedLessons:
 
         self._table = table
 
-    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
         table = self._table(0 if self._canonical else view)
         logits_BC, weight_B = table.lookup(batch.ids)
-        return Lesson(logits=logits_BC, weight=weight_B, features=table.features(batch.ids) if self.num_features else None)
+        return TeacherTargets(
+            logits=logits_BC, weight=weight_B, features=table.features(batch.ids) if self.num_features else None
+        )
 
 
 @final
-class LiveLessons:
-    """The teachers themselves, on the very pixels of the cache and through the same packing: the same bits as CachedLessons.
+class LiveTargets:
+    """The teachers themselves, on the very pixels of the cache and through the same packing: the same bits as CachedTargets.
 
     canonical: evaluation views to show them; None shows them what the students see.
     weighing: one that needs no other samples.
     """
 
-    def __init__(self, panel: Panel, canonical: EpochViews | None, weighing: Weighing | None = None) -> None:
+    def __init__(self, panel: TeacherEnsemble, canonical: EpochViews | None, weighing: SampleWeighting | None = None) -> None:
         self._panel = panel
         self._canonical = canonical
-        self._kind = (weighing or Weighing()).kind
+        self._kind = (weighing or SampleWeighting()).kind
 
     @property
     def network(self) -> nn.Module:
@@ -109,25 +111,25 @@ class LiveLessons:
         return self._panel.num_features
 
     @torch.no_grad()
-    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
         if self._canonical is not None:
             view, table = 0, self._canonical.table(0)
             x_BCHW = augment.apply(batch.canvas, table.gather(batch.ids), self._canonical.spec)
         packed = self._panel.targets(x_BCHW, batch.ids, view)
         logits_BC = packed.whole(self._panel.num_classes)
         if self._kind == "constant":
-            return Lesson(logits=logits_BC, weight=None, features=packed.features)
+            return TeacherTargets(logits=logits_BC, weight=None, features=packed.features)
         uncertainty_B = packed.uncertainties.get(UNCERTAINTY_OF.get(self._kind, ""))
         members = self._panel.num_members
         weight_B = weight(self._kind, logits_BC, uncertainty_B, batch.labels, num_members=members)
-        return Lesson(logits=logits_BC, weight=weight_B, features=packed.features)
+        return TeacherTargets(logits=logits_BC, weight=weight_B, features=packed.features)
 
 
 @final
-class Unweighted:
+class UnweightedTargets:
     """Another's lessons with every sample's weight 1: plain knowledge distillation."""
 
-    def __init__(self, lessons: Lessons) -> None:
+    def __init__(self, lessons: TargetSource) -> None:
         self._lessons = lessons
 
     @property
@@ -140,22 +142,22 @@ class Unweighted:
         """Those of the other's."""
         return num_features(self._lessons)
 
-    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
         return replace(self._lessons.lookup(batch, x_BCHW, view), weight=None)
 
 
-def live_network(lessons: Lessons) -> nn.Module:
+def live_network(lessons: TargetSource) -> nn.Module:
     """The network behind lessons that ask one."""
-    assert isinstance(lessons, LiveLessons | Unweighted), "a recipe whose method looks inside its teacher has a live one"
+    assert isinstance(lessons, LiveTargets | UnweightedTargets), "a recipe whose method looks inside its teacher has a live one"
     return lessons.network
 
 
-def num_features(lessons: Lessons) -> int:
+def num_features(lessons: TargetSource) -> int:
     """How many pooled features a teacher's lessons hold; 0 for none."""
-    return lessons.num_features if isinstance(lessons, CachedLessons | LiveLessons | Unweighted) else 0
+    return lessons.num_features if isinstance(lessons, CachedTargets | LiveTargets | UnweightedTargets) else 0
 
 
-def open_lessons(
+def open_targets(
     recipe: Recipe,
     dataset: DatasetFolder,
     pixel_class: str,
@@ -165,7 +167,7 @@ def open_lessons(
     teachers: Sequence[Path],
     allow: Collection[str] = (),
     observer: Observer = SILENT,
-) -> tuple[Lessons, dict[str, Any]]:
+) -> tuple[TargetSource, dict[str, Any]]:
     """Whoever teaches a recipe's students, and what the run should record of it ("num_views": how many views recur).
 
     cache, teachers: folders; teachers beside a cache are held against its key. allow: fields of the key that may differ.
@@ -173,7 +175,7 @@ def open_lessons(
     Raises ConfigError where the folder that is needed was not given, MismatchError and CacheError where it does not fit.
     """
     if not recipe.needs_teacher:
-        return (Evidence() if recipe.loss.label_loss == "evidential" else NoLessons()), {}
+        return (EvidentialRampUp() if recipe.loss.label_loss == "evidential" else NoTargets()), {}
     views = recipe.teacher.views
     record: dict[str, Any] = {} if views == "eval" else {"num_views": views}
     if len(teachers) == 1:
@@ -184,7 +186,7 @@ def open_lessons(
         lessons, more = _cached(recipe, dataset, pixel_class, device, cache, teachers, allow, observer)
     else:
         lessons, more = _live(recipe, dataset, device, teachers)
-    return (Unweighted(lessons) if recipe.loss.sample_weight == "constant" else lessons), record | more
+    return (UnweightedTargets(lessons) if recipe.loss.sample_weight == "constant" else lessons), record | more
 
 
 def _cached(
@@ -196,7 +198,7 @@ def _cached(
     teachers: Sequence[Path],
     allow: Collection[str],
     observer: Observer,
-) -> tuple[Lessons, dict[str, Any]]:
+) -> tuple[TargetSource, dict[str, Any]]:
     if cache is None:
         raise ConfigError("no cache was given; expected --cache CACHE for teacher.source = cache; build one or set live")
     targets = Cache.open(cache)
@@ -229,12 +231,12 @@ def _cached(
     if recipe.pools_features:
         targets.require_features()
     labels_N = torch.from_numpy(split.labels.astype("int64")) if weighing.kind == "correctness" else None
-    return CachedLessons(targets, device, weighing, labels_N, features=recipe.pools_features, ids=split.ids), record
+    return CachedTargets(targets, device, weighing, labels_N, features=recipe.pools_features, ids=split.ids), record
 
 
 def _live(
     recipe: Recipe, dataset: DatasetFolder, device: torch.device, teachers: Sequence[Path]
-) -> tuple[Lessons, dict[str, Any]]:
+) -> tuple[TargetSource, dict[str, Any]]:
     if not teachers:
         raise ConfigError("no teacher was given; expected --teacher TEACHER for teacher.source = live")
     weighing = recipe.loss.weighing
@@ -248,10 +250,10 @@ def _live(
     if needed is not None and needed not in recipe.teacher.estimation.uncertainties:
         raise ConfigError(
             f"loss.sample_weight is {weighing.kind} and teacher.estimator {recipe.teacher.estimator}; expected one that gives "
-            f"{needed}: {' or '.join(MAKERS[needed])}; change one of them"
+            f"{needed}: {' or '.join(ESTIMATORS_WITH[needed])}; change one of them"
         )
     folders = [TeacherFolder.open(teacher) for teacher in teachers]
-    panel = Panel.load(folders, recipe, dataset, device, features=recipe.pools_features)
+    panel = TeacherEnsemble.load(folders, recipe, dataset, device, features=recipe.pools_features)
     canonical = recipe.teacher.views == "eval"
     shown = EpochViews(recipe.evaluation_spec, 0, dataset.split("train"), device) if canonical else None
-    return LiveLessons(panel, shown, weighing), {"teacher_sha256": panel.describe()["teacher_sha256"]}
+    return LiveTargets(panel, shown, weighing), {"teacher_sha256": panel.describe()["teacher_sha256"]}

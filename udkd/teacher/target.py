@@ -10,7 +10,7 @@ from udkd.data.batch import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class TeacherTargets:
     """What the loss needs of the teacher.
 
     logits: float16 or float32 [B, C], up to a constant per row, or None where nobody teaches.
@@ -25,8 +25,8 @@ class Lesson:
     maps: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Lessons(Protocol):
+class TargetSource(Protocol):
     """The teacher's word for any batch: cached, live, or none."""
 
-    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
         """The lesson for a batch of which the students see `x_BCHW`, float32, in training view `view`."""

@@ -26,7 +26,7 @@ _LINGER_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Team:
+class WorkerGroup:
     """rank of size processes, local_rank on this machine; store is None for one alone."""
 
     rank: int = 0
@@ -35,7 +35,7 @@ class Team:
     store: Any = None
 
     @classmethod
-    def join(cls, environment: Mapping[str, str] = os.environ) -> "Team":
+    def join(cls, environment: Mapping[str, str] = os.environ) -> "WorkerGroup":
         """The team that torchrun's variables name; one process alone without them. Raises CacheError where it is not there."""
         if not is_launched(environment):
             return cls()

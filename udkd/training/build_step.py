@@ -15,32 +15,32 @@ from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.losses.distill import Loss, Terms
 from udkd.losses.methods.connectors import Connection
-from udkd.models.features import Tapped
+from udkd.models.features import FeatureExtractor
 from udkd.models.module_swaps import ONE_EXPRESSION
-from udkd.teacher.target import Lesson, Lessons
+from udkd.teacher.target import TargetSource, TeacherTargets
 from udkd.training.compile import Forward, compiled_loss, eager_loss, forward, mixed_forward, on_streams
 from udkd.training.method_loss import MixedObjective
-from udkd.training.schedule import Plan, row_of
-from udkd.training.step import Objective, Step
+from udkd.training.schedule import EpochSchedule, at_step
+from udkd.training.step import Objective, TrainStep
 from udkd.training.student import Student
 from udkd.utils.compile import compiled
 from udkd.utils.errors import ConfigError
 
 
-def assemble(
+def build_step(
     recipe: Recipe,
     spec: ViewSpec,
     students: Sequence[Student],
-    lessons: Lessons,
+    lessons: TargetSource,
     device: torch.device,
     links: Sequence[Connection] = (),
-) -> Step:
+) -> TrainStep:
     """The step of a recipe for views of `spec` (its own, or smaller ones of a progressive run).
 
     students: those that train, in the recipe's order. links: theirs to the teacher, where the loss has a method.
     """
     everyone = len(students) == len(recipe.students)
-    return Step(
+    return TrainStep(
         students=students,
         augment=_augment(recipe, spec, device),
         lessons=lessons,
@@ -53,7 +53,9 @@ def assemble(
 def _plain(forward: Forward) -> Objective:
     """The paper's loss, with its settings for ever."""
 
-    def objective(x_BCHW: Tensor, batch: Batch, lesson: Lesson, plan: Plan, place: Tensor) -> tuple[list[Tensor], Terms]:
+    def objective(
+        x_BCHW: Tensor, batch: Batch, lesson: TeacherTargets, plan: EpochSchedule, place: Tensor
+    ) -> tuple[list[Tensor], Terms]:
         return forward(x_BCHW, batch.labels, lesson.logits, lesson.weight)
 
     return objective
@@ -68,7 +70,7 @@ def _mixed(recipe: Recipe, students: Sequence[Student], links: Sequence[Connecti
         )
     in_one = recipe.train.compile == "all"
     whole = mixed_forward(
-        [link.tap for link in links] or [Tapped(student.model, []) for student in students],
+        [link.tap for link in links] or [FeatureExtractor(student.model, []) for student in students],
         eager_loss(recipe.loss.settings) if in_one or loss_kind(recipe) == "eager" else compiled_loss(recipe.loss.settings),
         device_type=device.type,
         autocast=recipe.train.precision == "bfloat16",
@@ -77,8 +79,10 @@ def _mixed(recipe: Recipe, students: Sequence[Student], links: Sequence[Connecti
     mixed = MixedObjective(forward=together, links=links)
     columns = torch.tensor([student.index for student in students], device=device)
 
-    def objective(x_BCHW: Tensor, batch: Batch, lesson: Lesson, plan: Plan, place: Tensor) -> tuple[list[Tensor], Terms]:
-        weights_4N, keys_N = row_of(plan.weights, place), row_of(plan.dropout_keys, place)
+    def objective(
+        x_BCHW: Tensor, batch: Batch, lesson: TeacherTargets, plan: EpochSchedule, place: Tensor
+    ) -> tuple[list[Tensor], Terms]:
+        weights_4N, keys_N = at_step(plan.weights, place), at_step(plan.dropout_keys, place)
         return mixed(x_BCHW, batch, lesson, weights_4N.index_select(1, columns), keys_N.index_select(0, columns))
 
     return objective

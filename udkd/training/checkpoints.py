@@ -17,7 +17,7 @@ from torch import Tensor
 
 from udkd.training.run_records import Last, Progress, explained, read_record, refuse
 from udkd.utils.errors import RunError
-from udkd.utils.files import read_plain, write_bytes
+from udkd.utils.files import read_regular, write_bytes
 from udkd.utils.json_checksum import checked_bytes
 from udkd.utils.parsing import parse_json
 
@@ -97,7 +97,7 @@ class Checkpoints:
     def _load(self, last: Last) -> Checkpoint:
         file = self._folder / last.file
         try:
-            data = read_plain(file)
+            data = read_regular(file)
         except FileNotFoundError:
             raise RunError(f"{file} is missing; expected the newest checkpoint; {_REMEDY}") from None
         except (OSError, ValueError) as error:

@@ -15,8 +15,8 @@ from udkd.data.dataset import DatasetFolder, Split
 from udkd.models.build import num_parameters
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import FrozenTeacher, require_same_classes
-from udkd.training.prediction_collector import Recorder, cached_targets
-from udkd.training.predictions import Answers, Predictions, Targets, write_predictions
+from udkd.training.prediction_collector import PredictionCollector, cached_targets
+from udkd.training.predictions import Predictions, Targets, TopPredictions, write_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, Scores, score
 from udkd.training.student import make_students
@@ -59,12 +59,12 @@ def _evaluate(
     students = make_students(recipe, len(dataset.classes), device)
     for student in students:
         student.restore_weights(dict(checkpoint.tensors), f"the checkpoint in {run.path}")
-        student.judged.eval()
+        student.eval_model.eval()
     folder = _teacher_folder(teacher, provenance)
     frozen = None if folder is None else _frozen(folder, dataset, recipe, device)
     step = checkpoint.progress.step
     joined = recipe.joined(step, steps_per_epoch)
-    scored = _scored([student.judged for student in students], joined, frozen, recipe, split, device, observer)
+    scored = _scored([student.eval_model for student in students], joined, frozen, recipe, split, device, observer)
     predictions = Predictions(
         dataset_digest=dataset.digest,
         step=step,
@@ -102,10 +102,10 @@ class _Scored:
     """Accuracies, and what was said of each image; the teacher's are None where there is none."""
 
     students: Scores
-    answers: tuple[Answers, ...]
-    average: Answers
+    answers: tuple[TopPredictions, ...]
+    average: TopPredictions
     teacher: Score | None
-    teacher_answers: Answers | None
+    teacher_answers: TopPredictions | None
 
 
 def _scored(
@@ -120,7 +120,7 @@ def _scored(
     """Show every model each image of the split once. joined: places of the models that the average is of."""
     backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
     views = EpochViews(recipe.evaluation_spec, 0, split, device)
-    recorder, teacher_recorder = Recorder(), Recorder()
+    recorder, teacher_recorder = PredictionCollector(), PredictionCollector()
     observer.start("evaluation", len(split.ids) * (1 if frozen is None else 2), "images")
     try:
         options: dict[str, Any] = {"on_batch": observer.advance, "on_answers": recorder.add}

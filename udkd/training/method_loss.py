@@ -8,8 +8,8 @@ from torch import Tensor
 
 from udkd.data.batch import Batch
 from udkd.losses.distill import Terms
-from udkd.losses.methods.connectors import Connection, Seen
-from udkd.teacher.target import Lesson
+from udkd.losses.methods.connectors import Connection, MethodInputs
+from udkd.teacher.target import TeacherTargets
 from udkd.training.compile import MixedForward
 
 MIXED_ROWS = ("method", "loss", "confidence")
@@ -25,7 +25,7 @@ class MixedObjective:
     links: Sequence[Connection]
 
     def __call__(
-        self, x_BCHW: Tensor, batch: Batch, lesson: Lesson, weights_4N: Tensor, keys_N: Tensor
+        self, x_BCHW: Tensor, batch: Batch, lesson: TeacherTargets, weights_4N: Tensor, keys_N: Tensor
     ) -> tuple[list[Tensor], Terms]:
         """Logits and terms of all students. weights_4N: alpha, beta, gamma, the method's. keys_N: name a step's randomness."""
         logits, terms, maps = self.forward(x_BCHW, batch.labels, lesson.logits, lesson.weight, weights_4N[:3])
@@ -37,7 +37,7 @@ class MixedObjective:
         return logits, replace(terms, more=more)
 
     def _method(
-        self, batch: Batch, lesson: Lesson, logits: Sequence[Tensor], maps: Sequence[Sequence[Tensor]], keys_N: Tensor
+        self, batch: Batch, lesson: TeacherTargets, logits: Sequence[Tensor], maps: Sequence[Sequence[Tensor]], keys_N: Tensor
     ) -> Tensor:
         """The method's term of each student, [N]."""
         if not self.links:
@@ -46,7 +46,7 @@ class MixedObjective:
         return torch.stack(
             [
                 link.connector(
-                    Seen(
+                    MethodInputs(
                         maps=maps[place],
                         teacher_maps=[lesson.maps[name] for name in link.teacher_modules],
                         logits=logits[place],

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from udkd.data.dataset import Split
 from udkd.teacher.cache.reader import Cache
-from udkd.teacher.ranking import likeliest
-from udkd.training.predictions import TOP, Answers, Targets
+from udkd.teacher.ranking import top_k
+from udkd.training.predictions import TOP, Targets, TopPredictions
 from udkd.utils.errors import CacheError
 
 _ROWS_AT_ONCE = 1 << 14
 
 
-class Recorder:
-    """Collects, batch by batch, the few numbers of `Answers` on the device that computed them: `score(on_answers=….add)`."""
+class PredictionCollector:
+    """Collects, batch by batch, the numbers of `TopPredictions` on the device that computed them: `score(on_answers=….add)`."""
 
     def __init__(self) -> None:
         self._parts: list[list[tuple[Tensor, ...]]] = []
@@ -27,7 +27,7 @@ class Recorder:
         """log_p: log-probabilities [B, C] of each classifier, the same classifiers at every call."""
         self._parts.append([_parts(log_p_BC, labels_B) for log_p_BC in log_p])
 
-    def answers(self) -> list[Answers]:
+    def answers(self) -> list[TopPredictions]:
         """One per classifier, of all samples so far in the order they came."""
         return [_answers(parts) for parts in zip(*self._parts, strict=True)]
 
@@ -49,13 +49,13 @@ def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | N
     entropy = np.asarray(file.uncertainties["entropy"][ids], np.float32)
     if np.isnan(entropy).any():
         raise CacheError(f"{cache.folder} lacks targets of samples that are in use; expected all of them; build it again")
-    recorder = Recorder()
+    recorder = PredictionCollector()
     for start in range(0, len(ids), _ROWS_AT_ONCE):  # the logits may be mapped from a file larger than memory
         part = slice(start, start + _ROWS_AT_ONCE)
         logits_BC = torch.from_numpy(file.whole_logits(ids[part])).float()
         recorder.add(torch.from_numpy(labels[part]), [torch.log_softmax(logits_BC, dim=-1)])
     rounded = recorder.answers()[0]
-    answers = Answers(top=rounded.top, top_log_p=rounded.top_log_p, label_log_p=rounded.label_log_p, entropy=entropy)
+    answers = TopPredictions(top=rounded.top, top_log_p=rounded.top_log_p, label_log_p=rounded.label_log_p, entropy=entropy)
     return Targets(
         ids=ids,
         labels=labels,
@@ -68,12 +68,12 @@ def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | N
 
 def _parts(log_p_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, ...]:
     """The four arrays of Answers."""
-    top_log_p, top = likeliest(log_p_BC, TOP)
+    top_log_p, top = top_k(log_p_BC, TOP)
     label_B = log_p_BC.gather(1, labels_B[:, None].long())[:, 0]
     entropy_B = -(log_p_BC.exp() * log_p_BC).sum(-1)
     return top.int(), top_log_p.float(), label_B.float(), entropy_B.clamp(min=0.0).float()
 
 
-def _answers(parts: Sequence[tuple[Tensor, ...]]) -> Answers:
+def _answers(parts: Sequence[tuple[Tensor, ...]]) -> TopPredictions:
     top, top_log_p, label_log_p, entropy = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
-    return Answers(top=top, top_log_p=top_log_p, label_log_p=label_log_p, entropy=entropy)
+    return TopPredictions(top=top, top_log_p=top_log_p, label_log_p=label_log_p, entropy=entropy)

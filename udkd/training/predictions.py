@@ -28,7 +28,7 @@ from safetensors.numpy import save
 
 from udkd.losses.sample_weight import entropy_weight
 from udkd.utils.errors import RunError
-from udkd.utils.files import open_plain, write_bytes
+from udkd.utils.files import open_regular, write_bytes
 from udkd.utils.parsing import parse_json
 
 FORMAT = 1
@@ -42,7 +42,7 @@ Spec = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
+class TopPredictions:
     """What one classifier says of n samples.
 
     top: int32 [n, K], likeliest classes first. top_log_p: float32 [n, K], theirs. label_log_p: float32 [n], the label's.
@@ -83,7 +83,7 @@ class Targets:
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
-    answers: Answers
+    answers: TopPredictions
     num_classes: int
     num_views: int = 1
     canonical: bool = True
@@ -125,10 +125,10 @@ class Predictions:
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     names: tuple[str, ...]
-    students: tuple[Answers, ...]
-    average: Answers
+    students: tuple[TopPredictions, ...]
+    average: TopPredictions
     teacher_name: str | None = None
-    teacher: Answers | None = None
+    teacher: TopPredictions | None = None
     targets: Targets | None = None
 
     @property
@@ -200,7 +200,7 @@ class _Facts(BaseModel):
 
 def _require_header(path: Path) -> None:
     """ValueError unless the header is padded with spaces, as safetensors does but does not demand."""
-    with open_plain(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if not file.read(length if length < size else 0).rstrip(b" ").endswith(b"}"):
@@ -305,8 +305,8 @@ def _digest(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str
 
 
 def _predictions(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Predictions:
-    def answers(name: str) -> Answers:
-        return Answers(**{part: arrays[f"{name}.{part}"] for part in Answers.__dataclass_fields__})
+    def answers(name: str) -> TopPredictions:
+        return TopPredictions(**{part: arrays[f"{name}.{part}"] for part in TopPredictions.__dataclass_fields__})
 
     num_classes, targets = int(facts["num_classes"]), facts["targets"]
     return Predictions(

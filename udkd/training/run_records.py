@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from udkd.utils.errors import RunError
-from udkd.utils.files import read_plain
+from udkd.utils.files import read_regular
 from udkd.utils.json_checksum import CHECKSUM, has_checksum, values_of, values_of_line
 
 _R = TypeVar("_R", bound=BaseModel)
@@ -173,8 +173,8 @@ class Epoch(_Record):
         return self
 
 
-class Figures(_Record):
-    """See udkd.losses.schedules.Figures."""
+class EpochStats(_Record):
+    """See udkd.losses.schedules.EpochStats."""
 
     progress: list[Annotated[float, Field(ge=0, le=1.00001)]]
     confidence: float
@@ -185,7 +185,7 @@ class Progress(_Record):
 
     step: _Whole
     steps_per_epoch: _Count
-    figures: Figures | None = None
+    figures: EpochStats | None = None
 
 
 class Last(_Record):
@@ -216,7 +216,7 @@ def read_record(path: Path, model: type[_R], *, checked: bool, remedy: str) -> t
     Raises RunError naming the file and what is wrong in it: unreadable, changed since it was written, ill-typed.
     """
     try:
-        data = read_plain(path, _MOST_BYTES)
+        data = read_regular(path, _MOST_BYTES)
         return _held(data, model, values_of, checked)
     except (OSError, ValueError) as error:
         refuse(path, error, remedy)
@@ -227,7 +227,7 @@ def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     first = None
     try:
-        for line in read_plain(path, _MOST_BYTES).splitlines(keepends=True):
+        for line in read_regular(path, _MOST_BYTES).splitlines(keepends=True):
             row, values = _held(line, Epoch, values_of_line, checked)
             first = first or row
             rows.append(values)

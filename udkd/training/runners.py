@@ -12,29 +12,29 @@ from torch import Tensor
 
 from udkd.augment.apply import ViewTable
 from udkd.data.batch import Backend, Batch
-from udkd.teacher.target import Lesson, Lessons
-from udkd.training.schedule import Plan
-from udkd.training.step import Step, Tally
+from udkd.teacher.target import TargetSource, TeacherTargets
+from udkd.training.schedule import EpochSchedule
+from udkd.training.step import TrainMetrics, TrainStep
 
 _REHEARSALS = 3
 """Runs before a recording: compilation, autotuning and libraries' work space must lie behind it."""
 
 
-class Drive(Protocol):
+class StepRunner(Protocol):
     """Trains on whole batches of `order`, int64 ids, in turn."""
 
-    def epoch(self, order: NDArray[np.int64], plan: Plan, tally: Tally) -> Generator[int, None, None]:
+    def epoch(self, order: NDArray[np.int64], plan: EpochSchedule, tally: TrainMetrics) -> Generator[int, None, None]:
         """Yield how many images each step took, once it is given to the device. The iterator may be closed early."""
 
 
 @final
-class Streamed:
+class StreamingRunner:
     """Steps on whatever batches a backend delivers."""
 
-    def __init__(self, step: Step, backend: Backend, batch_size: int) -> None:
+    def __init__(self, step: TrainStep, backend: Backend, batch_size: int) -> None:
         self._step, self._backend, self._batch_size = step, backend, batch_size
 
-    def epoch(self, order: NDArray[np.int64], plan: Plan, tally: Tally) -> Generator[int, None, None]:
+    def epoch(self, order: NDArray[np.int64], plan: EpochSchedule, tally: TrainMetrics) -> Generator[int, None, None]:
         """See Drive."""
         with contextlib.closing(_generator(self._backend.epoch(order, self._batch_size))) as batches:
             for batch in batches:
@@ -43,7 +43,7 @@ class Streamed:
 
 
 @final
-class Resident:
+class ResidentRunner:
     """The same step over memory that never moves: canvases, views, targets and plan lie there, the ids are all that comes.
 
     rows: every sample of the split on the device, row i is id i. tally: the one that every epoch uses.
@@ -53,10 +53,10 @@ class Resident:
 
     def __init__(
         self,
-        step: Step,
+        step: TrainStep,
         rows: Batch,
         batch_size: int,
-        tally: Tally,
+        tally: TrainMetrics,
         *,
         ids: NDArray[np.int64],
         by_id: bool,
@@ -67,10 +67,10 @@ class Resident:
         self._step = _with_lessons(step, self._fixed) if self._fixed else step
         self._record = record
         self._ids = torch.zeros(batch_size, dtype=torch.int64, device=rows.labels.device)
-        self._plan: Plan | None = None
+        self._plan: EpochSchedule | None = None
         self._run: Callable[[], None] | None = None
 
-    def epoch(self, order: NDArray[np.int64], plan: Plan, tally: Tally) -> Generator[int, None, None]:
+    def epoch(self, order: NDArray[np.int64], plan: EpochSchedule, tally: TrainMetrics) -> Generator[int, None, None]:
         """See Drive."""
         assert tally is self._tally, "the recorded step adds to one tally"
         assert len(order) % self._batch_size == 0, "whole batches"
@@ -81,7 +81,7 @@ class Resident:
             self._replay()
             yield self._batch_size
 
-    def _load(self, plan: Plan) -> None:
+    def _load(self, plan: EpochSchedule) -> None:
         """Overwrite the epoch's numbers where they lie. One table is enough: the device works in the order it was told."""
         if self._plan is None:
             self._plan = _clone(plan)
@@ -93,8 +93,8 @@ class Resident:
 
     def _replay(self) -> None:
         if self._run is None:
-            changing = [*self._step.changing(), self._tally.sums, self._tally.count, self._tally.bad_place]
-            self._run = self._record(self._work, changing) if self._record else self._work
+            mutable_state = [*self._step.mutable_state(), self._tally.sums, self._tally.count, self._tally.first_nonfinite_step]
+            self._run = self._record(self._work, mutable_state) if self._record else self._work
         self._run()
 
     def _work(self) -> None:
@@ -108,7 +108,7 @@ class Resident:
 class FixedLessons:
     """Another's lessons for all ids of one view, in memory that never moves."""
 
-    def __init__(self, lessons: Lessons, rows: Batch, ids: NDArray[np.int64]) -> None:
+    def __init__(self, lessons: TargetSource, rows: Batch, ids: NDArray[np.int64]) -> None:
         self._lessons, self._rows = lessons, rows
         self._ids = torch.from_numpy(ids).to(rows.labels.device)
         self._view: int | None = None
@@ -127,10 +127,10 @@ class FixedLessons:
         self._features_ND = self._stored(self._features_ND, lesson.features)
         self._view = view
 
-    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> Lesson:
+    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
         """See Lessons; `view` is the one that was loaded."""
         logits_NC, weight_N, features_ND = self._logits_NC, self._weight_N, self._features_ND
-        return Lesson(
+        return TeacherTargets(
             logits=None if logits_NC is None else logits_NC.index_select(0, batch.ids),
             weight=None if weight_N is None else weight_N.index_select(0, batch.ids),
             features=None if features_ND is None else features_ND.index_select(0, batch.ids),
@@ -145,21 +145,21 @@ class FixedLessons:
         return place
 
 
-def rehearsed(work: Callable[[], None], changing: Sequence[Tensor], times: int = _REHEARSALS) -> None:
-    """Run `work` a few times, each time from the same state, and undo it: `changing` is every tensor it changes.
+def warmed_up(work: Callable[[], None], mutable_state: Sequence[Tensor], times: int = _REHEARSALS) -> None:
+    """Run `work` a few times, each time from the same state, and undo it: `mutable_state` is every tensor it changes.
 
     Were it undone at the end alone, the later runs would be steps that the epoch's plan may not have.
     """
-    kept = [tensor.detach().clone() for tensor in changing]
+    kept = [tensor.detach().clone() for tensor in mutable_state]
     for _ in range(times):
         work()
         with torch.no_grad():
-            for tensor, before in zip(changing, kept, strict=True):
+            for tensor, before in zip(mutable_state, kept, strict=True):
                 tensor.copy_(before)
 
 
 @final
-class GraphRecorder:
+class CudaGraphCapture:
     """Turns work into a CUDA graph: replaying it costs the host one launch. What the work changes is left as it was.
 
     It is rehearsed and recorded on one side stream, as torch.cuda.graph asks: autograd remembers the stream on which it
@@ -172,12 +172,12 @@ class GraphRecorder:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, work: Callable[[], None], changing: Sequence[Tensor]) -> Callable[[], None]:
+    def __call__(self, work: Callable[[], None], mutable_state: Sequence[Tensor]) -> Callable[[], None]:
         """The replay of `work`. changing: every tensor it changes."""
         device = self._stream.device
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
-            rehearsed(work, changing)
+            warmed_up(work, mutable_state)
         torch.cuda.current_stream(device).wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # Only this thread's calls may break the recording: a DataLoader's thread may pin memory meanwhile.
@@ -187,18 +187,18 @@ class GraphRecorder:
         return replay
 
 
-def _with_lessons(step: Step, lessons: Lessons) -> Step:
-    return Step(**{field.name: getattr(step, field.name) for field in fields(step)} | {"lessons": lessons})
+def _with_lessons(step: TrainStep, lessons: TargetSource) -> TrainStep:
+    return TrainStep(**{field.name: getattr(step, field.name) for field in fields(step)} | {"lessons": lessons})
 
 
-def _clone(plan: Plan) -> Plan:
+def _clone(plan: EpochSchedule) -> EpochSchedule:
     tensors = {field.name: getattr(plan, field.name) for field in fields(plan)}
     views = ViewTable(**{field.name: getattr(plan.views, field.name).clone() for field in fields(plan.views)})
     copies = {name: value.clone() for name, value in tensors.items() if isinstance(value, Tensor)}
-    return Plan(view=plan.view, views=views, **copies)
+    return EpochSchedule(view=plan.view, views=views, **copies)
 
 
-def _copy(plan: Plan, into: Plan) -> None:
+def _copy(plan: EpochSchedule, into: EpochSchedule) -> None:
     for name in ("rates", "dropout_keys", "averaging", "weights"):
         getattr(into, name).copy_(getattr(plan, name))
     for field in fields(plan.views):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from udkd.augment.apply import ViewTable
 from udkd.config.recipe import Recipe
-from udkd.losses.schedules import Figures, moved, way
+from udkd.losses.schedules import EpochStats, interpolate, schedule_progress
 from udkd.models.build import dropout_keys
 from udkd.training.lr import averaging, cosine
 from udkd.utils.rng import key
@@ -17,7 +17,7 @@ _DROPOUT = 2  # a name that keeps the uses of a run's seed apart
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class EpochSchedule:
     """One epoch of S steps for N students.
 
     view: the number of the view that the students see. views: the views of all ids.
@@ -41,15 +41,15 @@ class Plan:
         view: int,
         views: ViewTable,
         device: torch.device,
-        figures: Figures | None = None,
-    ) -> "Plan":
+        figures: EpochStats | None = None,
+    ) -> "EpochSchedule":
         """The plan of epoch number `epoch`, from 0. figures: of the epoch before it."""
         steps = np.arange(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch, dtype=np.int64)
         seed = int(key(recipe.train.seed, _DROPOUT)[0] >> 1)
         students = range(len(recipe.students))
         keys = np.stack([dropout_keys(seed, index, steps) for index in students], axis=1)
         rates = [learning_rates(recipe, step, steps_per_epoch) for step in steps.tolist()]
-        figures = figures or Figures.none(len(recipe.students))
+        figures = figures or EpochStats.none(len(recipe.students))
         weights = [mixture(recipe, step, steps_per_epoch * recipe.train.epochs, figures) for step in steps.tolist()]
         shares = [averaging(step, recipe.train.ema_decay) for step in steps.tolist()]
         return cls(
@@ -62,7 +62,7 @@ class Plan:
         )
 
 
-def row_of(values_S: Tensor, place: Tensor) -> Tensor:
+def at_step(values_S: Tensor, place: Tensor) -> Tensor:
     """values_S[place] for an int64 scalar on the device. Indexing by it would ask the device for the number: the host waits,
     and inside a CUDA graph that is an error.
     """
@@ -84,7 +84,7 @@ def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[floa
     ]
 
 
-def mixture(recipe: Recipe, step: int, total_steps: int, figures: Figures) -> list[list[float]]:
+def mixture(recipe: Recipe, step: int, total_steps: int, figures: EpochStats) -> list[list[float]]:
     """[4][N]: alpha, beta, gamma and the method's weight of each student in step number `step` of the run.
 
     What the recipe says, moved by its schedules, times the student's own weight; a pure function of these four.
@@ -93,11 +93,11 @@ def mixture(recipe: Recipe, step: int, total_steps: int, figures: Figures) -> li
     return [
         [
             student.loss_weight
-            * moved(
+            * interpolate(
                 schedule.kind,
                 first,
                 schedule.to,
-                way=way(schedule.kind, figures, index, share=share, until=schedule.until),
+                progress=schedule_progress(schedule.kind, figures, index, share=share, until=schedule.until),
             )
             for index, student in enumerate(recipe.students)
         ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
 from udkd.data.batch import Backend
-from udkd.teacher.ranking import likeliest
+from udkd.teacher.ranking import top_k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def score(
 
 def _sums(log_p_BC: Tensor, labels_B: Tensor) -> Tensor:
     """Correct in the first, correct in the first five, summed cross-entropy: float64 [3]."""
-    best = likeliest(log_p_BC, 5)[1] == labels_B[:, None]
+    best = top_k(log_p_BC, 5)[1] == labels_B[:, None]
     loss = F.nll_loss(log_p_BC, labels_B, reduction="sum")
     return torch.stack([best[:, 0].sum().double(), best.sum().double(), loss.double()])
 

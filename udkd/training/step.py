@@ -9,11 +9,11 @@ from torch import Tensor
 from udkd.augment.apply import ViewTable
 from udkd.data.batch import Batch
 from udkd.losses.distill import LossSettings, Terms
-from udkd.teacher.target import Lesson, Lessons
-from udkd.training.schedule import Plan, row_of
+from udkd.teacher.target import TargetSource, TeacherTargets
+from udkd.training.schedule import EpochSchedule, at_step
 from udkd.training.student import Student
 
-Objective = Callable[[Tensor, Batch, Lesson, Plan, Tensor], tuple[list[Tensor], Terms]]
+Objective = Callable[[Tensor, Batch, TeacherTargets, EpochSchedule, Tensor], tuple[list[Tensor], Terms]]
 """(x, batch, lesson, plan, place: the step's number in the epoch) to N logits [B, C] and the terms of the loss."""
 
 ROWS = ("hard", "teacher", "peer", "top1")
@@ -21,7 +21,7 @@ ROWS = ("hard", "teacher", "peer", "top1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class TrainMetrics:
     """Sums since the epoch began, on the device: reading them makes the host wait, adding to them does not.
 
     sums:      float64 [R, N], one row for each of `rows`, each batch's mean times its size (top1: correct predictions).
@@ -32,23 +32,23 @@ class Tally:
 
     sums: Tensor
     count: Tensor
-    bad_place: Tensor
+    first_nonfinite_step: Tensor
     rows: tuple[str, ...] = ROWS
 
     @classmethod
-    def empty(cls, num_students: int, device: torch.device, more: tuple[str, ...] = ()) -> "Tally":
+    def empty(cls, num_students: int, device: torch.device, more: tuple[str, ...] = ()) -> "TrainMetrics":
         return cls(
             rows=(*ROWS, *more),
             sums=torch.zeros(len(ROWS) + len(more), num_students, dtype=torch.float64, device=device),
             count=torch.zeros((), dtype=torch.int64, device=device),
-            bad_place=torch.full((), -1, dtype=torch.int64, device=device),
+            first_nonfinite_step=torch.full((), -1, dtype=torch.int64, device=device),
         )
 
     def clear(self) -> None:
         """Begin anew, in the same memory."""
         self.sums.zero_()
         self.count.zero_()
-        self.bad_place.fill_(-1)
+        self.first_nonfinite_step.fill_(-1)
 
     @torch.no_grad()
     def add(
@@ -60,8 +60,8 @@ class Tally:
         rows = torch.stack([terms.hard, terms.teacher, terms.peer, correct, *terms.more]).double()
         self.sums.add_(rows, alpha=size) if columns is None else self.sums.index_add_(1, columns, rows, alpha=size)
         self.count.add_(size)
-        first_bad = (self.bad_place < 0) & ~torch.isfinite(terms.total)
-        self.bad_place.copy_(torch.where(first_bad, place, self.bad_place))
+        first_bad = (self.first_nonfinite_step < 0) & ~torch.isfinite(terms.total)
+        self.first_nonfinite_step.copy_(torch.where(first_bad, place, self.first_nonfinite_step))
 
     def means(self, loss: LossSettings) -> dict[str, list[float]]:
         """The means so far, one entry per student: "loss" and each of `rows` (top1 in percent). Makes the host wait."""
@@ -72,7 +72,7 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class TrainStep:
     """All that a step needs and that no step changes but the students. What is compiled was decided when it was assembled.
 
     augment: canvases and views to the students' input. objective: all students and their loss.
@@ -81,21 +81,21 @@ class Step:
 
     students: Sequence[Student]
     augment: Callable[[Tensor, ViewTable], Tensor]
-    lessons: Lessons
+    lessons: TargetSource
     objective: Objective
     channels_last: bool
     columns: Tensor | None = None
 
-    def __call__(self, batch: Batch, plan: Plan, tally: Tally) -> None:
+    def __call__(self, batch: Batch, plan: EpochSchedule, tally: TrainMetrics) -> None:
         """Train every student on one batch and add what happened to the tally.
 
         Nothing here waits for the device, and whatever a step's number decides is looked up on the device: the same lines
         run batch by batch or, recorded once, as one CUDA graph.
         """
         place = tally.count // len(batch.labels)
-        rates, keys, averaging = (row_of(each, place) for each in (plan.rates, plan.dropout_keys, plan.averaging))
+        rates, keys, averaging = (at_step(each, place) for each in (plan.rates, plan.dropout_keys, plan.averaging))
         for student in self.students:
-            student.begin_step(rates[student.index], keys[student.index])
+            student.set_step_inputs(rates[student.index], keys[student.index])
         views = plan.views.gather(batch.ids)
         x_BCHW = self.augment(batch.canvas, views)
         lesson = self.lessons.lookup(batch, x_BCHW, plan.view)
@@ -104,9 +104,9 @@ class Step:
         logits, terms = self.objective(x_BCHW, batch, lesson, plan, place)
         terms.total.backward()  # type: ignore[no-untyped-call]
         for student in self.students:
-            student.learn(averaging)
+            student.optimizer_step(averaging)
         tally.add(place, logits, terms, batch.labels, self.columns)
 
-    def changing(self) -> list[Tensor]:
+    def mutable_state(self) -> list[Tensor]:
         """Every tensor that a step changes, but for the tally's."""
-        return [tensor for student in self.students for tensor in student.changing()]
+        return [tensor for student in self.students for tensor in student.mutable_state()]

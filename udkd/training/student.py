@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from udkd.config.recipe import Recipe, StudentSection
 from udkd.models.build import KeyedDropout, build, check_input, dropouts, load_weights
-from udkd.models.ema import Average
+from udkd.models.ema import WeightEMA
 from udkd.models.module_swaps import use_gathered_pool, use_saved_relu6
 from udkd.utils.errors import RunError
 from udkd.utils.rng import key
@@ -29,16 +29,16 @@ class Student:
     model: nn.Module
     optimizer: torch.optim.SGD
     draws: list[KeyedDropout]
-    average: Average | None
+    average: WeightEMA | None
     connector: nn.Module | None = None
 
-    def begin_step(self, rate: Tensor, dropout_key: Tensor) -> None:
+    def set_step_inputs(self, rate: Tensor, dropout_key: Tensor) -> None:
         """Set what depends on the step's number alone: learning rate and the name of the dropout's randomness, scalars."""
         self.optimizer.param_groups[0]["lr"].copy_(rate)
         for layer in self.draws:
             layer.key.copy_(dropout_key)
 
-    def learn(self, averaging: Tensor) -> None:
+    def optimizer_step(self, averaging: Tensor) -> None:
         """Follow the gradients and drop them. averaging: how far the averaged weights move, a scalar."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -46,7 +46,7 @@ class Student:
             self.average.follow(self.model, averaging)
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The network that is evaluated: the averaged one where there is one."""
         return self.model if self.average is None else self.average.model
 
@@ -58,7 +58,7 @@ class Student:
             _still(self.optimizer, parameters)
         return replace(self, connector=connector)
 
-    def begin_from(self, weights: Mapping[str, Tensor]) -> None:
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take over another network's weights. Raises RunError where they are those of another kind of network."""
         require_like(weights, self.model.state_dict(), f"the start of {self.name}")
         for model in [self.model, *([self.average.model] if self.average else [])]:
@@ -92,10 +92,10 @@ class Student:
         """The network that is judged, of a checkpoint that may hold connectors. Raises RunError where it does not fit."""
         kind = "student" if self.average is None else "average"
         weights = prefixed(tensors, f"{kind}.{self.index}.")
-        require_like(weights, self.judged.state_dict(), f"{self.name} in {where}")
-        load_weights(self.judged, weights)
+        require_like(weights, self.eval_model.state_dict(), f"{self.name} in {where}")
+        load_weights(self.eval_model, weights)
 
-    def changing(self) -> list[Tensor]:
+    def mutable_state(self) -> list[Tensor]:
         """Every tensor that a step changes."""
         momentum = [state["momentum_buffer"] for state in self.optimizer.state.values() if "momentum_buffer" in state]
         averaged = [] if self.average is None else list(self.average.model.state_dict().values())
@@ -137,7 +137,7 @@ def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_cl
         model=model,
         optimizer=_sgd(model, section, device),
         draws=dropouts(model),
-        average=Average.of(model) if recipe.train.ema_decay else None,
+        average=WeightEMA.of(model) if recipe.train.ema_decay else None,
     )
 
 

@@ -25,24 +25,24 @@ from udkd.data.batch import Backend
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.methods.connectors import Connection, connect
 from udkd.losses.methods.options import MAP_METHODS
-from udkd.losses.schedules import Figures
+from udkd.losses.schedules import EpochStats
 from udkd.teacher.frozen import require_several_classes
-from udkd.teacher.sources import live_network, num_features, open_lessons
-from udkd.teacher.target import Lessons
-from udkd.teacher.with_features import Watched
-from udkd.training.build_step import assemble
+from udkd.teacher.sources import live_network, num_features, open_targets
+from udkd.teacher.target import TargetSource
+from udkd.teacher.with_features import LiveTargetsWithMaps
+from udkd.training.build_step import build_step
 from udkd.training.checkpoints import Checkpoint
 from udkd.training.init_from import digest, start_weights
 from udkd.training.lr import progressive_px
 from udkd.training.method_loss import MIXED_ROWS
 from udkd.training.run_folder import RunFolder
-from udkd.training.run_records import Figures as StoredFigures
+from udkd.training.run_records import EpochStats as StoredFigures
 from udkd.training.run_records import Progress
-from udkd.training.runners import Drive, GraphRecorder, Resident, Streamed
+from udkd.training.runners import CudaGraphCapture, ResidentRunner, StepRunner, StreamingRunner
 from udkd.training.scalars import write_scalars
-from udkd.training.schedule import Plan, learning_rates
+from udkd.training.schedule import EpochSchedule, learning_rates
 from udkd.training.scoring import score
-from udkd.training.step import Tally
+from udkd.training.step import TrainMetrics
 from udkd.training.student import make_students, require_like
 from udkd.utils.environment import convolution_search, environment, set_threads
 from udkd.utils.errors import ConfigError, DataError, MismatchError, RunError
@@ -109,7 +109,7 @@ class Trainer:
         self.validation = self._open_backend("val")
         pixels, device = self.backend.describe(), job.device
         teachers = ((job.teacher,) if job.teacher else ()) + job.more_teachers
-        lessons, record = open_lessons(
+        lessons, record = open_targets(
             recipe, self.dataset, pixels, device, cache=job.cache, teachers=teachers, allow=job.allow, observer=job.observer
         )
         self.num_views = record.get("num_views")
@@ -118,11 +118,11 @@ class Trainer:
         self.students = make_students(recipe, len(self.dataset.classes), device)
         self.lessons, self.links = self._connected(lessons)
         record |= self._start_from_others()
-        self.tally = Tally.empty(len(self.students), device, _more_rows(recipe))
-        self.figures = Figures.none(len(self.students))
+        self.tally = TrainMetrics.empty(len(self.students), device, _more_rows(recipe))
+        self.figures = EpochStats.none(len(self.students))
         self.step = 0
         self.training: list[int] = []  # who has joined
-        self._drive: tuple[tuple[int, int], Drive] | None = None
+        self._drive: tuple[tuple[int, int], StepRunner] | None = None
         self.drive(0)
         # The folder last: whatever does not fit has been refused by now, and nothing half-begun is left.
         with contextlib.ExitStack() as held:
@@ -167,7 +167,7 @@ class Trainer:
         )
         return replace(spec, size_px=size_px)
 
-    def drive(self, epoch: int) -> Drive:
+    def drive(self, epoch: int) -> StepRunner:
         """What takes steps in an epoch; it lasts as long as the views keep their size and no student joins."""
         spec = self.spec(epoch)
         self.training = [student.index for student in self.students if epoch >= self.recipe.students[student.index].start_epoch]
@@ -176,13 +176,13 @@ class Trainer:
             self._drive = (spec.size_px, len(self.training)), self._make_drive(spec)
         return self._drive[1]
 
-    def _make_drive(self, spec: ViewSpec) -> Drive:
+    def _make_drive(self, spec: ViewSpec) -> StepRunner:
         recipe, device = self.recipe, self.job.device
         students = [self.students[index] for index in self.training]
         links = [self.links[index] for index in self.training] if self.links else []
-        step = assemble(recipe, spec, students, self.lessons, device, links)
+        step = build_step(recipe, spec, students, self.lessons, device, links)
         if recipe.train.input == "stream":
-            return Streamed(step, self.backend, recipe.train.batch_size)
+            return StreamingRunner(step, self.backend, recipe.train.batch_size)
         if not isinstance(self.backend, ResidentBackend):
             raise ConfigError(
                 "train.input is resident and the backend is not; expected canvas.npy, and memory for it on the device; "
@@ -196,23 +196,23 @@ class Trainer:
                 "train.cuda_graph is true and a live teacher drops features by the view's number, which a graph would hold for "
                 "ever; expected a cache or another estimator; build a cache or set train.cuda_graph to false"
             )
-        return Resident(
+        return ResidentRunner(
             step,
             self.backend.whole(),
             recipe.train.batch_size,
             self.tally,
             ids=self.split.ids,
             by_id=not recipe.needs_teacher or recipe.teacher.source == "cache",
-            record=GraphRecorder(device) if recipe.train.cuda_graph else None,
+            record=CudaGraphCapture(device) if recipe.train.cuda_graph else None,
         )
 
-    def _plan(self, epoch: int) -> Plan:
+    def _plan(self, epoch: int) -> EpochSchedule:
         """The epoch's numbers; a thread begins to draw the next one's."""
         view = self.view_of(epoch)
         table = self.views.table(view, self.spec(epoch))
         if epoch + 1 < self.recipe.train.epochs:
             self.views.prepare(self.view_of(epoch + 1), self.spec(epoch + 1))
-        return Plan.of(self.recipe, epoch, self.steps_per_epoch, view, table, self.job.device, self.figures)
+        return EpochSchedule.of(self.recipe, epoch, self.steps_per_epoch, view, table, self.job.device, self.figures)
 
     def _train_epoch(self, epoch: int, done_steps: int) -> bool:
         """Train what is left of an epoch, then evaluate; True where the run was stopped on the way."""
@@ -277,7 +277,7 @@ class Trainer:
             student.model.eval()
         self.job.observer.start("validation", len(split.ids), "images")
         scores = score(
-            [self.students[place].judged for place in joined],
+            [self.students[place].eval_model for place in joined],
             self.validation,
             split.ids,
             self.val_views,
@@ -297,7 +297,7 @@ class Trainer:
 
     def _train_row(self) -> dict[str, list[float]]:
         """The epoch's means so far, one list entry per student. Raises RunError where a loss was not finite."""
-        place = int(self.tally.bad_place)
+        place = int(self.tally.first_nonfinite_step)
         if place >= 0:
             bad = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + place
             kept = (
@@ -377,7 +377,7 @@ class Trainer:
                 f"{self.steps_per_epoch} steps; restore it or train again"
             )
         if self.recipe.needs_figures:
-            self.figures = _figures_after(rows[-1]) if rows else Figures.none(len(self.students))
+            self.figures = _figures_after(rows[-1]) if rows else EpochStats.none(len(self.students))
         wanted = [*self.figures.progress, self.figures.confidence] if self.recipe.needs_figures else None
         found = None if stored is None else [*stored.progress, stored.confidence]
         if found != wanted:
@@ -398,7 +398,7 @@ class Trainer:
             raise DataError(f"{self.job.data} has no validation images; expected some to evaluate on; convert with --hold-out")
         return steps
 
-    def _connected(self, lessons: Lessons) -> tuple[Lessons, list[Connection]]:
+    def _connected(self, lessons: TargetSource) -> tuple[TargetSource, list[Connection]]:
         """The students joined to their teacher as loss.method says, and the lessons that then hand out its maps."""
         recipe = self.recipe
         if recipe.loss.method == "none":
@@ -418,7 +418,7 @@ class Trainer:
         ]
         self.students = [student.with_connector(link.connector) for student, link in zip(self.students, links, strict=True)]
         modules = sorted({name for link in links for name in link.teacher_modules})
-        return lessons if network is None else Watched(lessons, network, modules), links
+        return lessons if network is None else LiveTargetsWithMaps(lessons, network, modules), links
 
     def _start_from_others(self) -> dict[str, Any]:
         """Give students the weights that they start from, unless a checkpoint will; what the run should record of them."""
@@ -429,7 +429,7 @@ class Trainer:
         for student in chosen:
             section, classes = self.recipe.students[student.index], [entry.wnid for entry in self.dataset.classes]
             weights = start_weights(section, student.name, classes)
-            student.begin_from(weights)
+            student.load_weights(weights)
             digests[student.name] = digest(weights)
         return {"starts": digests}
 
@@ -469,10 +469,10 @@ class Trainer:
         return backend
 
 
-def _figures_after(row: Mapping[str, Any]) -> Figures:
+def _figures_after(row: Mapping[str, Any]) -> EpochStats:
     """What schedules go by after the epoch of a row of metrics.jsonl; a student that has not joined has learnt nothing."""
     top1, confidence = row["train"]["top1"], row["train"]["confidence"]
-    return Figures(progress=[(value or 0.0) / 100 for value in top1], confidence=max(value or 0.0 for value in confidence))
+    return EpochStats(progress=[(value or 0.0) / 100 for value in top1], confidence=max(value or 0.0 for value in confidence))
 
 
 def _absent_but(values: Sequence[float], joined: Sequence[int]) -> list[float | None]:

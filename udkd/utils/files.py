@@ -113,7 +113,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BinaryIO:
     """Open a regular file (or a link to one) to read. Raises ValueError for anything else: a FIFO would wait for ever."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -122,9 +122,9 @@ def open_plain(path: Path) -> BinaryIO:
     raise ValueError(f"{path} is no regular file")
 
 
-def read_plain(path: Path, most: int | None = None) -> bytes:
+def read_regular(path: Path, most: int | None = None) -> bytes:
     """A regular file's bytes. Raises ValueError where it is none, or holds more than `most` bytes."""
-    with open_plain(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
             raise ValueError(f"{path} has {size:,} bytes, more than {most:,}")
@@ -155,7 +155,7 @@ def write_json(path: Path, value: object) -> None:
 
 def read_exact_json(path: Path) -> Any:
     """The value that `write_json` wrote. Raises ValueError where the file is not to the byte as it was written."""
-    data = read_plain(path)
+    data = read_regular(path)
     value = parse_json(data)
     if json_bytes(value) != data:
         raise ValueError(f"{path} is not as it was written")

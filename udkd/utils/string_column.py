@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 _ERRORS = "surrogatepass"  # lossless for every str; bytes sort as the code points do
 
 
-class Texts(Sequence[str]):
+class StringColumn(Sequence[str]):
     """An immutable column of strings. data: their UTF-8, one after the other. bounds: int64 [N + 1], where each begins."""
 
     __slots__ = ("bounds", "data")
@@ -24,9 +24,9 @@ class Texts(Sequence[str]):
         self.bounds = bounds
 
     @staticmethod
-    def of(texts: Iterable[str]) -> "Texts":
+    def of(texts: Iterable[str]) -> "StringColumn":
         """The strings as a column."""
-        builder = TextsBuilder()
+        builder = StringColumnBuilder()
         for text in texts:
             builder.append(text)
         return builder.finish()
@@ -58,7 +58,7 @@ class Texts(Sequence[str]):
         return f"Texts({len(self)}: {', '.join(map(repr, self[:3]))}{', …' if len(self) > 3 else ''})"
 
 
-class TextsBuilder:
+class StringColumnBuilder:
     """A column of strings in the making."""
 
     def __init__(self) -> None:
@@ -77,12 +77,12 @@ class TextsBuilder:
         """A string that was added. place: from 0."""
         return str(self._data[self._bounds[place] : self._bounds[place + 1]], "utf-8", _ERRORS)
 
-    def extend(self, texts: Texts) -> None:
+    def extend(self, texts: StringColumn) -> None:
         """Add a whole column."""
         first = len(self._data) - int(texts.bounds[0])
         self._data += memoryview(texts.data)[int(texts.bounds[0]) : int(texts.bounds[-1])]
         self._bounds.frombytes((texts.bounds[1:] + first).astype(np.int64).tobytes())
 
-    def finish(self) -> Texts:
+    def finish(self) -> StringColumn:
         """The column, without a copy: add nothing after it."""
-        return Texts(self._data, np.frombuffer(self._bounds, dtype=np.int64))
+        return StringColumn(self._data, np.frombuffer(self._bounds, dtype=np.int64))

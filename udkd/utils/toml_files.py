@@ -23,7 +23,7 @@ def shipped(kind: Kind) -> list[str]:
 def read_settings(kind: Kind, name: str, read: Callable[[Path, int], bytes]) -> dict[str, Any]:
     """What a shipped file holds, by its name, or any TOML file, by its path. Raises ConfigError.
 
-    read: a file's bytes, ValueError where they are more than so many (udkd.utils.files.read_plain).
+    read: a file's bytes, ValueError where they are more than so many (udkd.utils.files.read_regular).
     """
     path = Path(name)
     try:

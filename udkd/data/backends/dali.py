@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.data.batch import Batch
-from udkd.data.canvas import canvas_bytes, lay
+from udkd.data.canvas import canvas_bytes, paste
 from udkd.data.dataset import Split
 from udkd.data.loading.buffers import BufferPool
 from udkd.data.loading.host_loader import AHEAD_BYTES, samples_per_part
@@ -231,7 +231,7 @@ class _Pipeline:
         """Decoded images, each of its own size, on canvases of ours."""
         canvas = self._memory.take(len(images), self._side, self._side, 3)
         for row, image in zip(canvas, map(np.asarray, images), strict=True):
-            lay(image, row)
+            paste(image, row)
         return torch.from_numpy(canvas)
 
 

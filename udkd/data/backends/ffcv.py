@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from udkd.data.batch import Batch
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.dataset import Split
-from udkd.data.loading.host_loader import HostFeed
+from udkd.data.loading.host_loader import HostLoader
 from udkd.utils.crc32c import crc32c_function
 from udkd.utils.errors import DataError
 
@@ -40,7 +40,7 @@ class FfcvBackend:
         self._split = split
         self._beton = open_beton(split)
         self._machine = _compiled(import_ffcv())
-        self._feed = HostFeed(split, device, workers=workers, stage="ffcv backend")
+        self._feed = HostLoader(split, device, workers=workers, stage="ffcv backend")
 
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.data.batch.Backend."""

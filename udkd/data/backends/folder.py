@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.data.batch import Batch
-from udkd.data.canvas import lay
+from udkd.data.canvas import paste
 from udkd.data.dataset import Split
-from udkd.data.loading.host_loader import HostFeed
+from udkd.data.loading.host_loader import HostLoader
 
 
 @final
@@ -27,7 +27,7 @@ class FolderBackend:
     def __init__(self, split: Split, device: torch.device, *, workers: int = 0) -> None:
         self.num_samples = split.num_samples
         self._split = split
-        self._feed = HostFeed(split, device, workers=workers, stage="folder backend")
+        self._feed = HostLoader(split, device, workers=workers, stage="folder backend")
 
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.data.batch.Backend."""
@@ -66,5 +66,5 @@ def decoded(jpeg: bytes, canvas: NDArray[np.uint8], scratch: NDArray[np.uint8], 
     if in_place:
         canvas[height:] = 0
     else:
-        lay(pixels, canvas)
+        paste(pixels, canvas)
     return True

@@ -41,7 +41,7 @@ class Stored(Protocol):
     def size(self) -> NDArray[np.int64]: ...
 
 
-class HostFeed:
+class HostLoader:
     """Batches of a split on `device`, decoded ahead by `workers` threads (0: one per core), epoch after epoch.
 
     stage: the threads' name.

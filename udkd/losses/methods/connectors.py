@@ -19,7 +19,7 @@ from udkd.losses.methods.fitnets import hint, regressor
 from udkd.losses.methods.options import POOLED_METHODS, CrdSection, DkdSection, MethodName, MethodsSection, RkdSection
 from udkd.losses.methods.reviewkd import Review, review
 from udkd.losses.methods.rkd import angle_term, distance_term
-from udkd.models.features import Stage, Tapped, pooled, stages
+from udkd.models.features import FeatureExtractor, Stage, pooled, stages
 from udkd.utils.device_rng import mix
 from udkd.utils.errors import ConfigError
 from udkd.utils.rng import key
@@ -29,7 +29,7 @@ _NEGATIVES = 0x6E65676174697665  # tells the key of a step's negatives from that
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class MethodInputs:
     """One student and one batch, as a connector sees them.
 
     maps, teacher_maps: the stages that were asked for, shallow to deep; empty where none were. teacher_features: [B, D], its
@@ -60,7 +60,7 @@ class Dkd(nn.Module):
         super().__init__()
         self.options = options
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: MethodInputs) -> Tensor:
         """The term, a scalar."""
         return dkd(seen.logits, seen.teacher_logits, seen.labels, **self.options.model_dump())
 
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: MethodInputs) -> Tensor:
         """The term, a scalar: the sum over stages."""
         pairs = zip(seen.maps, seen.teacher_maps, strict=True)
         return self.factor * torch.stack([attention_transfer(one.float(), other.float()) for one, other in pairs]).sum()
@@ -86,7 +86,7 @@ class Fitnets(nn.Module):
         self.factor = factor
         self.regressor = regressor(channels, teacher_channels)
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: MethodInputs) -> Tensor:
         """The term, a scalar."""
         return self.factor * hint(self.regressor(seen.maps[0].float()), seen.teacher_maps[0].float())
 
@@ -98,7 +98,7 @@ class Rkd(nn.Module):
         super().__init__()
         self.options = options
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: MethodInputs) -> Tensor:
         """The term, a scalar."""
         student_BD, teacher_BE = seen.pooled_pair
         term = self.options.distance * distance_term(student_BD, teacher_BE)
@@ -141,7 +141,7 @@ class Crd(nn.Module):
         self.register_buffer("by_class", torch.from_numpy(by_class), persistent=False)
         self.register_buffer("first", torch.from_numpy(first), persistent=False)
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: MethodInputs) -> Tensor:
         """The term, a scalar: the student against the teacher's memory, and the teacher against the student's."""
         student_BF, teacher_BF = seen.pooled_pair
         own_BD, teacher_BD = self.embed(student_BF), self.teacher_embed(teacher_BF)
@@ -187,7 +187,7 @@ class ReviewTerm(nn.Module):
         self.factor = factor
         self.review = Review(channels, teacher_channels)
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, seen: MethodInputs) -> Tensor:
         """The term, a scalar."""
         maps = self.review([map_BCHW.float() for map_BCHW in seen.maps])
         return self.factor * review(maps, [map_BCHW.float() for map_BCHW in seen.teacher_maps])
@@ -198,7 +198,7 @@ class Connection:
     """A student's connector, the student with the maps that it wants, and the teacher's modules that give the other maps."""
 
     connector: nn.Module
-    tap: Tapped
+    tap: FeatureExtractor
     teacher_modules: tuple[str, ...]
 
 
@@ -242,7 +242,7 @@ def connect(
         connector = makers[method]().to(device)
     return Connection(
         connector=connector.train(),
-        tap=Tapped(student, [stage.module for stage in chosen[0]]),
+        tap=FeatureExtractor(student, [stage.module for stage in chosen[0]]),
         teacher_modules=tuple(stage.module for stage in chosen[1]),
     )
 

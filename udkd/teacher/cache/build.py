@@ -20,13 +20,13 @@ from udkd.teacher.cache.key import CacheKey
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.cache.summary import CacheSummary, summarise
 from udkd.teacher.cache.writer import CacheWriter, Share, ViewWriter, join_view
-from udkd.teacher.ensemble import Panel
+from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import require_several_classes
 from udkd.teacher.predict import ask
 from udkd.teacher.target_key import building_remedy, target_meaning
 from udkd.teacher.targets import PackedTargets
-from udkd.teacher.workers import Team, whole_machine_threads
+from udkd.teacher.workers import WorkerGroup, whole_machine_threads
 from udkd.utils.environment import set_threads
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Observer, Silent
@@ -37,7 +37,7 @@ BLOCK_ROWS = 256
 _POLL_S = 0.1
 
 _SILENT = Silent()
-_ALONE = Team()
+_ALONE = WorkerGroup()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def build_cache(
     device: torch.device,
     features: bool = False,
     observer: Observer = _SILENT,
-    team: Team = _ALONE,
+    team: WorkerGroup = _ALONE,
 ) -> BuiltCache:
     """Compute what `folder` lacks of the recipe's views of the training split, and leave a finished cache there.
 
@@ -91,7 +91,7 @@ def build_cache(
     if len(split.ids) == 0:
         raise DataError(f"{dataset.path} has no training images; expected some to ask the teacher about; convert again")
     with contextlib.closing(_open_backend(split, recipe, device, observer)) as backend:
-        panel = Panel.load([teacher, *others], recipe, dataset, device, features=features or recipe.pools_features)
+        panel = TeacherEnsemble.load([teacher, *others], recipe, dataset, device, features=features or recipe.pools_features)
         block_rows = panel.batch * max(1, BLOCK_ROWS // panel.batch)
         fields: dict[str, Any] = target_meaning(recipe, dataset, backend.describe()) | panel.describe()
         build = _Build(
@@ -110,7 +110,7 @@ def build_cache(
     return BuiltCache(cache=Cache.open(folder), labels=split.labels, num_images=num_images, seconds=seconds)
 
 
-def _set_threads(recipe: Recipe, device: torch.device, team: Team) -> None:
+def _set_threads(recipe: Recipe, device: torch.device, team: WorkerGroup) -> None:
     """As many threads, and so the same bits, whatever the size of the team."""
     threads = recipe.train.threads
     if device.type == "cpu" and team.size > 1 and not threads:
@@ -124,12 +124,12 @@ class _Build:
 
     folder: Path
     key: CacheKey
-    panel: Panel
+    panel: TeacherEnsemble
     backend: Backend
     split: Split
     recipe: Recipe
     observer: Observer
-    team: Team
+    team: WorkerGroup
 
     @property
     def share(self) -> Share:

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udkd.losses.sample_weight import UNCERTAINTY_OF, Weighing, WeightKind
+from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, WeightKind
 from udkd.teacher.cache.key import CacheKey, Differing, Remedy, differences
 from udkd.teacher.cache.tables import TargetTable, open_table
 from udkd.teacher.cache.view_count import MOST_VIEWS, RECORD, recorded_views
 from udkd.teacher.cache.view_file import REBUILD, ViewFile, read_header, view_path
 from udkd.utils.errors import CacheError, MismatchError
 
-MAKERS = {"mutual_information": ("mc_dropout", "ensemble"), "vacuity": ("evidential",)}
+ESTIMATORS_WITH = {"mutual_information": ("mc_dropout", "ensemble"), "vacuity": ("evidential",)}
 """The estimators that give an uncertainty beyond entropy."""
 
 _NAMED = 20  # missing views that are told one by one
@@ -46,7 +46,7 @@ class Cache:
     def open(cls, folder: Path) -> "Cache":
         """Read all headers. CacheError: no finished view, a damaged file, or views that do not belong together.
 
-        A view that is missing stops only whoever needs it: see `missing`, `require_views` and `strays`.
+        A view that is missing stops only whoever needs it: see `missing`, `require_views` and `unexpected_files`.
         """
         views = finished_views(folder)
         if not views:
@@ -138,7 +138,7 @@ class Cache:
         """CacheError unless weights of a kind can be made of what is stored."""
         needed = UNCERTAINTY_OF.get(kind)
         if needed is not None and needed not in self.key.uncertainties:
-            makers = " or ".join(MAKERS[needed])
+            makers = " or ".join(ESTIMATORS_WITH[needed])
             raise CacheError(
                 f"{self.folder} stores {', '.join(self.key.uncertainties)} (its teacher.estimator was {self.key.estimator}); "
                 f"expected {needed} for loss.sample_weight = {kind}; build a cache with teacher.estimator = {makers}"
@@ -156,7 +156,7 @@ class Cache:
         self,
         view: int,
         device: torch.device,
-        weighing: Weighing | None = None,
+        weighing: SampleWeighting | None = None,
         labels_N: Tensor | None = None,
         *,
         features: bool = False,
@@ -171,7 +171,7 @@ class Cache:
         """
         if ids is not None:
             self.require_targets(view, ids)
-        weighing = weighing or Weighing()
+        weighing = weighing or SampleWeighting()
         self.require_uncertainty(weighing.kind)
         if features:
             self.require_features()
@@ -202,7 +202,7 @@ def _numbers(folder: Path, ending: str) -> set[int]:
     return {view for n, view in numbers.items() if f"{view:04d}" == n and view < MOST_VIEWS}
 
 
-def strays(cache: Cache) -> list[str]:
+def unexpected_files(cache: Cache) -> list[str]:
     """What in a cache's folder no build leaves there: file names that are none of its own, and "view N is missing"."""
     names = sorted(path.name for path in cache.folder.iterdir())
     known = {view_path(cache.folder, view).name for view in cache.views}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udkd.losses.sample_weight import UNCERTAINTY_OF, Weighing, weight
+from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, weight
 from udkd.losses.storage import others, rebuild, spread
 from udkd.teacher.cache.view_file import ViewFile
 from udkd.utils.rng import permutation
@@ -36,7 +36,7 @@ class TargetTable(Protocol):
 
 
 def open_table(
-    file: ViewFile, device: torch.device, weighing: Weighing, labels_N: Tensor | None, *, features: bool = False
+    file: ViewFile, device: torch.device, weighing: SampleWeighting, labels_N: Tensor | None, *, features: bool = False
 ) -> TargetTable:
     """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: whether they are asked for."""
     wanted = ("logits", "classes", "tail", *(("features",) if features else ()))
@@ -64,7 +64,7 @@ class MappedTable:
     long to rebuild. Where the device is no CPU, ids come to the host and rows go back: for caches bigger than the device.
     """
 
-    def __init__(self, file: ViewFile, device: torch.device, weighing: Weighing, labels_N: Tensor | None) -> None:
+    def __init__(self, file: ViewFile, device: torch.device, weighing: SampleWeighting, labels_N: Tensor | None) -> None:
         self._file = file
         self._device = device
         self._weighing = weighing

@@ -19,7 +19,7 @@ from udkd.losses.sample_weight import WeightKind, weight
 from udkd.losses.storage import Storage
 from udkd.teacher.cache.key import CacheKey
 from udkd.teacher.cache.reader import Cache
-from udkd.teacher.ensemble import Panel
+from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.predict import ask
 from udkd.teacher.targets import PackedTargets
@@ -131,10 +131,12 @@ def compare(
         )
         _require_fitting(cache, split, recipe.views.size_px)
         set_threads(key.threads if device.type == "cpu" else 0)
-        panel = Panel.load(teachers, recipe, dataset, device, features=key.features > 0)
+        panel = TeacherEnsemble.load(teachers, recipe, dataset, device, features=key.features > 0)
         exact = None
         if recipe.teacher.precision != "float32":
-            exact = Panel.load(teachers, _recipe_of(key, precision="float32"), dataset, device, features=key.features > 0)
+            exact = TeacherEnsemble.load(
+                teachers, _recipe_of(key, precision="float32"), dataset, device, features=key.features > 0
+            )
         result, spec = Comparison(error=Comparison() if exact else None), recipe.views.spec
         observer.start("teacher, again", count, "images")
         for view, blocks in _pairs(cache, split.ids, count, seed, panel.batch * _BATCHES_AT_ONCE):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from udkd.teacher.cache.key import CacheKey
 from udkd.utils.errors import CacheError
-from udkd.utils.files import json_bytes, read_plain, write_bytes
+from udkd.utils.files import json_bytes, read_regular, write_bytes
 from udkd.utils.parsing import parse_json
 
 RECORD = "views.json"
@@ -33,7 +33,7 @@ def recorded_views(folder: Path, key: CacheKey) -> int:
     """How many views there have ever been; 0 where nothing is recorded. CacheError: a damaged or foreign record."""
     path = folder / RECORD
     try:
-        data = read_plain(path, _MOST_BYTES)
+        data = read_regular(path, _MOST_BYTES)
         count = parse_json(data)["views"]
         if type(count) is int and 0 <= count <= MOST_VIEWS and _bytes(key, count) == data:
             return count

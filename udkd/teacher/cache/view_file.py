@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 from udkd.losses.storage import Storage, rebuild
 from udkd.teacher.cache.key import FORMAT_VERSION, CacheKey
 from udkd.utils.errors import CacheError
-from udkd.utils.files import open_plain
+from udkd.utils.files import open_regular
 from udkd.utils.parsing import parse_json
 
 MAGIC = b"UDKDVIEW"
@@ -160,7 +160,7 @@ def read_header(path: Path) -> ViewHeader:
 
 def _opened(path: Path) -> BinaryIO:
     try:
-        return open_plain(path)
+        return open_regular(path)
     except ValueError:
         found = "no regular file"
     except OSError as error:
