@@ -23,13 +23,12 @@ from udkd.utils.environment import set_threads
 from udkd.utils.errors import MismatchError, RunError
 from udkd.utils.files import FolderLock, write_bytes, write_json
 from udkd.utils.progress import SILENT, Observer
-from udkd.utils.rng import permutation
+from udkd.utils.rng import Stream, permutation
 
 LIMIT = 1e-4
 """How far a logit may lie from the checkpoint's, relative to the largest of its row where that is above 1."""
 
 CHECKED_IMAGES, CALIBRATION_IMAGES = 32, 256
-_CALIBRATION = 7  # the name of this draw among the uses of a seed
 _CPU = torch.device("cpu")
 
 
@@ -108,7 +107,7 @@ class _Images:
         """The same `count` images of a split every time, in batches of up to 16: float32 [B, 3, O, O]."""
         split = self._dataset.split(name)
         views = self._views(split)
-        ids = np.sort(permutation(split.ids, 0, _CALIBRATION)[:count])
+        ids = np.sort(permutation(split.ids, 0, Stream.INT8_CALIBRATION)[:count])
         with contextlib.closing(open_backend(self._recipe.data.backend, split, _CPU)) as backend:
             return [
                 augment.apply(batch.canvas, views.table(0).gather(batch.ids), views.spec).contiguous()

@@ -16,10 +16,9 @@ from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import FrozenTeacher, require_same_classes
 from udkd.teacher.targets import PackedTargets, joined, pack
 from udkd.utils.errors import ConfigError
-from udkd.utils.rng import key
+from udkd.utils.rng import Stream, key
 
 _EXACT = Storage(dtype="float32")
-_PASS = 0xD0  # keeps dropout's use of a seed apart from others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +133,10 @@ class TeacherEnsemble:
             alpha_BC = dirichlet(first.logits(x_BCHW))
             return alpha_BC.log(), {"vacuity": vacuity(alpha_BC)}
         if self.estimator.kind == "mc_dropout":
-            names = [int(key(self.estimator.seed, _PASS, view, number)[0] >> 32) for number in range(self.estimator.passes)]
+            names = [
+                int(key(self.estimator.seed, Stream.MC_DROPOUT, view, number)[0] >> 32)
+                for number in range(self.estimator.passes)
+            ]
             logits_MBC = first.dropped_logits(x_BCHW, ids_B, names, self.estimator.p)
         else:
             logits_MBC = torch.stack([member.logits(x_BCHW) for member in self.members])

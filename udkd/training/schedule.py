@@ -11,9 +11,7 @@ from udkd.config.recipe import Recipe
 from udkd.losses.schedules import EpochStats, interpolate, schedule_progress
 from udkd.models.build import dropout_keys
 from udkd.training.lr import averaging, cosine
-from udkd.utils.rng import key
-
-_DROPOUT = 2  # a name that keeps the uses of a run's seed apart
+from udkd.utils.rng import Stream, key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ class EpochSchedule:
     ) -> "EpochSchedule":
         """The plan of epoch number `epoch`, from 0. figures: of the epoch before it."""
         steps = np.arange(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch, dtype=np.int64)
-        seed = int(key(recipe.train.seed, _DROPOUT)[0] >> 1)
+        seed = int(key(recipe.train.seed, Stream.DROPOUT)[0] >> 1)
         students = range(len(recipe.students))
         keys = np.stack([dropout_keys(seed, index, steps) for index in students], axis=1)
         rates = [learning_rates(recipe, step, steps_per_epoch) for step in steps.tolist()]

@@ -11,9 +11,7 @@ from udkd.models.build import KeyedDropout, build, check_input, dropouts, load_w
 from udkd.models.ema import WeightEMA
 from udkd.models.module_swaps import use_gathered_pool, use_saved_relu6
 from udkd.utils.errors import RunError
-from udkd.utils.rng import key
-
-_INITIAL_WEIGHTS = 1  # a name that keeps the uses of a run's seed apart
+from udkd.utils.rng import Stream, key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,7 @@ def make_students(recipe: Recipe, num_classes: int, device: torch.device) -> lis
 
 
 def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_classes: int, device: torch.device) -> Student:
-    seed = int(key(recipe.train.seed, _INITIAL_WEIGHTS, index)[0] >> 1)
+    seed = int(key(recipe.train.seed, Stream.INITIAL_WEIGHTS, index)[0] >> 1)
     model = build(section.architecture, num_classes, image_px=recipe.views.size_px, seed=seed)
     if recipe.train.progressive_px:
         check_input(section.architecture, num_classes, recipe.train.progressive_px)

@@ -48,9 +48,7 @@ from udkd.utils.environment import convolution_search, environment, set_threads
 from udkd.utils.errors import ConfigError, DataError, MismatchError, RunError
 from udkd.utils.files import FolderLock
 from udkd.utils.progress import SILENT, Observer
-from udkd.utils.rng import permutation
-
-_ORDER = 3  # the name of the sample order among the uses of train.seed
+from udkd.utils.rng import Stream, permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +215,9 @@ class Trainer:
     def _train_epoch(self, epoch: int, done_steps: int) -> bool:
         """Train what is left of an epoch, then evaluate; True where the run was stopped on the way."""
         observer, batch_size = self.job.observer, self.recipe.train.batch_size
-        order = permutation(self.split.ids, self.recipe.train.seed, _ORDER, epoch)[: self.steps_per_epoch * batch_size]
+        order = permutation(self.split.ids, self.recipe.train.seed, Stream.SAMPLE_ORDER, epoch)[
+            : self.steps_per_epoch * batch_size
+        ]
         plan = self._plan(epoch)
         observer.start(f"epoch {epoch + 1}/{self.recipe.train.epochs}", len(order), "images")
         observer.advance(done_steps * batch_size)

@@ -4,6 +4,8 @@ Integer operations and correctly rounded float64 only, so the same names give th
 Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (the finaliser of splitmix64).
 """
 
+from enum import IntEnum
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,23 @@ F64 = NDArray[np.float64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+class Stream(IntEnum):
+    """Which use of a seed a random stream serves: the second part of its key, so that equal seeds give unrelated numbers.
+
+    Runs, caches and reports repeat to the bit only while these values stay as they are.
+    """
+
+    INITIAL_WEIGHTS = 1
+    DROPOUT = 2
+    SAMPLE_ORDER = 3
+    CONNECTOR = 5
+    CRD_MEMORY = 6
+    BOOTSTRAP = 6  # CRD_MEMORY's number, drawn from another seed: an alias that keeps published intervals as they are
+    INT8_CALIBRATION = 7
+    WEIGHT_SHUFFLE = 0x5F
+    MC_DROPOUT = 0xD0
 
 
 def mix(z: U64) -> U64:

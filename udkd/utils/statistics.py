@@ -11,14 +11,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from udkd.utils.rng import key, uniform
+from udkd.utils.rng import Stream, key, uniform
 
 LEVEL = 0.95
 RESAMPLES = 10_000
 FEWEST_RUNS = 3
 FEWEST_IMAGES = 6
 """Of so many images that only one side has right, chance puts all on the same side once in 32 (the two-sided sign test)."""
-_BOOTSTRAP = 6  # the name of these draws among the uses of a seed
 
 METHOD = (
     f"{LEVEL:.0%} intervals of the mean paired difference on equal seeds: the percentile bootstrap over seeds ({RESAMPLES:,} "
@@ -97,7 +96,7 @@ def bootstrap_interval(
 
     Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
     """
-    keys = key(seed, _BOOTSTRAP, np.arange(resamples, dtype=np.int64))
+    keys = key(seed, Stream.BOOTSTRAP, np.arange(resamples, dtype=np.int64))
     picks_Rn = np.stack([(uniform(keys, place) * len(values)).astype(np.int64) for place in range(len(values))], axis=1)
     means_R = np.asarray(values, np.float64)[picks_Rn].mean(axis=1)
     low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])

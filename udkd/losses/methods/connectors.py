@@ -22,9 +22,8 @@ from udkd.losses.methods.rkd import angle_term, distance_term
 from udkd.models.features import FeatureExtractor, Stage, pooled, stages
 from udkd.utils.device_rng import mix
 from udkd.utils.errors import ConfigError
-from udkd.utils.rng import key
+from udkd.utils.rng import Stream, key
 
-_CONNECTOR, _MEMORY = 5, 6  # names that keep the uses of a run's seed apart
 _NEGATIVES = 0x6E65676174697665  # tells the key of a step's negatives from that of its dropout
 
 
@@ -234,11 +233,11 @@ def connect(
         "attention": lambda: Attention(options.attention.weight),
         "fitnets": lambda: Fitnets(options.fitnets.weight, ours[0], theirs[0]),
         "rkd": lambda: Rkd(options.rkd),
-        "crd": lambda: Crd(options.crd, ours[0], features, labels_I, ids, (seed, _MEMORY, index)),
+        "crd": lambda: Crd(options.crd, ours[0], features, labels_I, ids, (seed, Stream.CRD_MEMORY, index)),
         "reviewkd": lambda: ReviewTerm(options.reviewkd.weight, ours, theirs),
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(key(seed, _CONNECTOR, index)[0] >> 1))
+        torch.manual_seed(int(key(seed, Stream.CONNECTOR, index)[0] >> 1))
         connector = makers[method]().to(device)
     return Connection(
         connector=connector.train(),

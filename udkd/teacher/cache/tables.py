@@ -14,10 +14,9 @@ from torch import Tensor
 from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, weight
 from udkd.losses.storage import others, rebuild, spread
 from udkd.teacher.cache.view_file import ViewFile
-from udkd.utils.rng import permutation
+from udkd.utils.rng import Stream, permutation
 
 _ROWS_AT_ONCE = 1 << 16
-_SHUFFLE = 0x5F  # keeps this use of a seed apart from others
 _MEMORY_SHARE = 0.5  # of a device's free memory that one view may take: networks and gradients need the rest
 
 
@@ -142,7 +141,7 @@ class MappedTable:
     def _shuffled(self) -> Tensor:
         """Whose weight each id gets, int32 [N]: its successor's in a shuffled circle, so nobody keeps an own one."""
         ids = torch.cat(self._used()).numpy()
-        circle = permutation(ids, self._weighing.seed, _SHUFFLE)
+        circle = permutation(ids, self._weighing.seed, Stream.WEIGHT_SHUFFLE)
         source_N = np.zeros(self._file.header.num_rows, np.int32)
         source_N[circle] = np.roll(circle, -1)
         return torch.from_numpy(source_N)
