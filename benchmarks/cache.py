@@ -20,7 +20,8 @@ from benchmarks.common.timing import Variant, side_by_side
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
 from udkd.augment.views import ViewSpec
-from udkd.config.recipe import Recipe, load_recipe
+from udkd.config.loading import load_recipe
+from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder

@@ -11,7 +11,8 @@ from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
 from tests.once import once
-from udkd.config.recipe import Recipe, load_recipe
+from udkd.config.loading import load_recipe
+from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
 from udkd.teacher.folder import TeacherFolder, write_teacher

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from udkd.augment.apply import ViewTable
 from udkd.augment.views import draw
-from udkd.config.recipe import Recipe, load_recipe
+from udkd.config.loading import load_recipe
+from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.losses.sample_weight import entropy_weight
 from udkd.models.build import build
@@ -197,6 +198,8 @@ def _lessons(recipe: Recipe, rows: Batch, device: torch.device, targets: TargetT
     if recipe.teacher.source == "cache":
         return TableLessons(targets or made_up_targets(len(rows.labels), device))
     panel = TeacherEnsemble(
-        members=(frozen(recipe, device, architecture),), estimator=recipe.teacher.estimation, storage=recipe.teacher.stored
+        members=(frozen(recipe, device, architecture),),
+        estimator=recipe.teacher.estimator_settings,
+        storage=recipe.teacher.storage,
     )
     return LiveTargets(panel, None)  # what the paper's does: it sees the students' view

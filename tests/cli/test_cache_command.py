@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.teacher.cache_fixtures import make_dataset, make_teacher, run
 from udkd.cli.cache import cache_app
-from udkd.config.recipe import load_recipe
+from udkd.config.loading import load_recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.verify import compare

@@ -84,7 +84,7 @@ def test_mistakes_in_naming_things(
     refused(train("--data", tmp_path / "[bold]:bee:"), "[bold]:bee: is not a folder")
     refused(said("train", "smoek", *data, "--out", out), "recipe 'smoek' not found", "smoke")
     refused(train(*data, "--set", "train.epochs"), "--set 'train.epochs'; expected KEY=VALUE")
-    refused(train(*data, "--set", "train.epoch=2"), "train.epoch is no key of a recipe; expected epochs, ")
+    refused(train(*data, "--set", "train.epoch=2"), "train.epoch is not a key of a recipe; expected epochs, ")
     refused(train(*data, "--set", "train.epochs=many"), 'train.epochs is "many"')
     refused(train(*data, "--set", "train.epochs=2026-01-01"), "train.epochs is")
     refused(train(*data, "--set", "teacher.views=0"), "views is 0")

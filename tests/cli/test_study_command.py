@@ -110,7 +110,7 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     refused(said("study", "tabel3", *words), "study 'tabel3' not found", "table3")
     refused(said("study", grid, *words, "--seeds", "1,1"), "--seeds '1,1'; expected different numbers from 0")
     refused(said("study", grid, *words, "--seeds", "-1"), "expected different numbers from 0")
-    refused(said("study", grid, *words, "--set", "loss.alpa=3"), "loss.alpa is no key of a recipe")
+    refused(said("study", grid, *words, "--set", "loss.alpa=3"), "loss.alpa is not a key of a recipe")
     refused(said("study", grid, *words, "--recipe", "nothing"), "recipe 'nothing' not found")
     refused(said("study", grid, "--data", tmp_path, "--out", tmp_path / "o"), "holds no dataset.json")
     refused(said("study", grid, *words, "--teacher", tmp_path), "is no teacher")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.patience import patience
-from udkd.config.recipe import load_recipe
+from udkd.config.loading import load_recipe
 from udkd.training.build_step import make_loss
 from udkd.utils.errors import ConfigError
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.report.fake_predictions import answers_of, fake_predictions
-from udkd.config.recipe import Recipe, load_recipe
+from udkd.config.loading import load_recipe
+from udkd.config.recipe import Recipe
 from udkd.report.inputs import Baseline, DataFacts, ReportInputs
 from udkd.training.predictions import Targets
 

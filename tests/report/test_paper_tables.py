@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.report.fake_run import fake
-from udkd.config.recipe import load_recipe
+from udkd.config.loading import load_recipe
 from udkd.report import paper, tables
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Row, Table

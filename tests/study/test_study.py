@@ -19,7 +19,7 @@ import torch
 from tests.report.pages import draw_only
 from tests.small import change, make_dataset, make_teacher
 from tests.utils.slow_hash import slow_key, slow_uniform
-from udkd.config.recipe import load_recipe
+from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import StudyFolder
 from udkd.study.page import write_page
@@ -142,8 +142,8 @@ def test_the_weights_study_controls_for_size_and_for_place() -> None:
     ("text", "said"),
     [
         ("title = 'x'", "arms is missing"),
-        ("title = 'x'\nnumber = 3\n[[arms]]\nname = 'a'", "number is no key of a study; expected title"),
-        ("title = 'x'\n[[arms]]\nname = 'a'\nlr = 3", "arms.0.lr is no key of a study; expected name"),
+        ("title = 'x'\nnumber = 3\n[[arms]]\nname = 'a'", "number is not a key of a study; expected title"),
+        ("title = 'x'\n[[arms]]\nname = 'a'\nlr = 3", "arms.0.lr is not a key of a study; expected name"),
         ("title = 'x'\n[[arms]]\nname = 3", "arms.0.name is 3; expected a valid string"),
         ("title = 'x'\nseeds = [0, 0]\n[[arms]]\nname = 'a'", "expected different numbers from 0"),
         ("title = 'x'\nseeds = [1.5]\n[[arms]]\nname = 'a'", "seeds.0 is 1.5"),
@@ -218,7 +218,7 @@ def test_a_damaged_record_of_a_cache_s_cost_is_named(tmp_path: Path, content: by
 
 def test_plans_refuse_what_gives_no_recipe() -> None:
     wrong = GRID.model_copy(update={"arms": (GRID.arms[0].model_copy(update={"set": ("loss.alpa=1",)}),)})
-    with pytest.raises(ConfigError, match=r"arm 'hard': smoke: loss.alpa is no key of a recipe"):
+    with pytest.raises(ConfigError, match=r"arm 'hard': smoke: loss.alpa is not a key of a recipe"):
         make_plan("grid", wrong)
     with pytest.raises(ConfigError, match="take --seeds"):
         make_plan("grid", GRID, overrides=["train.seed=3"])

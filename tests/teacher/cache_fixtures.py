@@ -37,7 +37,7 @@ RECIPE = {
 
 
 def recipe(views: str | int = "eval", **teacher: object) -> Recipe:
-    return Recipe.of(RECIPE | {"teacher": {"batch_size": 8, "views": views} | teacher}, "test")
+    return Recipe.from_dict(RECIPE | {"teacher": {"batch_size": 8, "views": views} | teacher}, "test")
 
 
 TEACHER = "shufflenet_v2_x0_5"  # with batch norm and a head named fc, and a third of a ResNet-18's time

@@ -68,7 +68,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[TeacherFolder]:
 
 
 def recipe(loss: dict[str, object] | None = None, **teacher: object) -> Recipe:
-    return Recipe.of(RECIPE | {"teacher": {"batch_size": 8, **teacher}, "loss": loss or {}}, "test")
+    return Recipe.from_dict(RECIPE | {"teacher": {"batch_size": 8, **teacher}, "loss": loss or {}}, "test")
 
 
 def of(teachers: list[TeacherFolder], kind: str) -> list[TeacherFolder]:

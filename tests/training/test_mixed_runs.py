@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.small import change, make_dataset, make_teacher, small_recipe
-from udkd.config.recipe import Recipe, load_recipe
+from udkd.config.loading import load_recipe
+from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.methods.dml import MUTUAL
 from udkd.losses.methods.options import FEATURE_METHODS
@@ -188,7 +189,7 @@ def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
             "set teacher.fold_bn and teacher.compile to false",
         ),
         (['loss.method="hint"'], 'loss.method is "hint"'),
-        (["methods.crd.negative=3"], "methods.crd.negative is no key of a recipe; expected weight, embed_dim"),
+        (["methods.crd.negative=3"], "methods.crd.negative is not a key of a recipe; expected weight, embed_dim"),
         (['loss.schedules.beta={kind="sine"}'], "loss.schedules.beta.kind"),
         (["students.1.start_epoch=3"], r"students.1.start_epoch is 3 of 3 epochs"),
         (["students.0.start_epoch=1", "students.1.start_epoch=1"], "every student joins later"),

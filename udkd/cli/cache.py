@@ -8,7 +8,7 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
-from udkd.config.recipe import load_recipe
+from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache, unexpected_files, verify

@@ -30,7 +30,7 @@ def predict_command(
     others are answered, and the exit code is 1.
     """
     folder = RunFolder.open(run)
-    several = student is None and len(Recipe.stored(folder.config, str(run)).students) > 1
+    several = student is None and len(Recipe.from_stored(folder.config, str(run)).students) > 1
     trained = Trained.load(folder, student, averaged=averaged or several)
     predictions = predict(trained, images, class_names(folder, trained.classes), top=top)
     answered = [prediction for prediction in predictions if prediction.guesses]

@@ -12,7 +12,8 @@ import typer
 from rich.text import Text
 
 from udkd.cli.outcome import result_table
-from udkd.config.recipe import Recipe, load_recipe
+from udkd.config.loading import load_recipe
+from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder, new_teacher

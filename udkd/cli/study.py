@@ -19,8 +19,8 @@ from udkd.study.tables import interval, main_comparisons, mean_sd, signed
 from udkd.study.writer import write_result
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError, RunError
+from udkd.utils.printable import shorten
 from udkd.utils.terminal import DeviceOption, SetOption, StopRequest, err, observed, out, print_whole, stop_requests
-from udkd.utils.toml_files import shown
 
 TIME_IS_UP = 75
 """Exit code of a study that --max-minutes ended: the same command goes on."""
@@ -169,10 +169,10 @@ def _seeds(text: str | None) -> list[int]:
         return []
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) < 20 for part in parts) or len({int(part) for part in parts}) < len(parts):
-        raise ConfigError(f"--seeds {shown(text)!r}; expected different numbers from 0, such as 0,1,2; correct it")
+        raise ConfigError(f"--seeds {shorten(text)!r}; expected different numbers from 0, such as 0,1,2; correct it")
     seeds = [int(part) for part in parts]
     if len(seeds) > MOST_SEEDS or max(seeds) >= 2**63:
-        raise ConfigError(f"--seeds {shown(text)!r}; expected up to {MOST_SEEDS} numbers below 2^63; correct it")
+        raise ConfigError(f"--seeds {shorten(text)!r}; expected up to {MOST_SEEDS} numbers below 2^63; correct it")
     return seeds
 
 

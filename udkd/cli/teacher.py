@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from udkd.cli.outcome import end
-from udkd.config.recipe import load_recipe
+from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.data.header import ClassName
 from udkd.teacher.folder import TeacherFolder, new_teacher

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from udkd.cli.outcome import end
-from udkd.config.recipe import load_recipe
+from udkd.config.loading import load_recipe
 from udkd.training.trainer import Job, train
 from udkd.utils.environment import choose_device
 from udkd.utils.terminal import BackendOption, DeviceOption, SetOption, observed, stop_requests

@@ -15,7 +15,7 @@ from PIL import Image
 from udkd.data.derived import DERIVED, discard, is_derived
 from udkd.utils.errors import DataError
 from udkd.utils.files import atomic, fsync_folder, read_exact_json, sha256_file, write_json
-from udkd.utils.toml_files import shown
+from udkd.utils.printable import shorten
 
 FORMAT = "udkd-canvas"
 VERSION = 1
@@ -156,7 +156,7 @@ def open_canvas(folder: Path, *, num_samples: int, side: int, digest: str) -> tu
     for name in sorted(set(known) | set(wanted)):
         value = wanted.get(name)
         if known.get(name) != value:
-            found_value = shown(repr(known.get(name)))
+            found_value = shorten(repr(known.get(name)))
             raise DataError(f"{path}: {name} is {found_value}; expected {value!r}; the canvas belongs to other data, {remedy}")
     for file, header, size_bytes in (
         (folder / DATA_NAME, _npy_header(shape, "|u1"), canvas_bytes(num_samples, side)),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from udkd.utils.errors import DataError
 from udkd.utils.files import read_exact_json, sha256_file, write_json
-from udkd.utils.toml_files import shown
+from udkd.utils.printable import shorten
 
 FORMAT = "udkd-derived"
 VERSION = 1
@@ -99,7 +99,7 @@ def sealed(folder: Path, name: str, *, digest: str) -> dict[str, FileSum]:
     for key, value in wanted.items():
         if known[key] != value:
             raise DataError(
-                f"{path}: {key} is {shown(repr(known[key]))}; expected {value!r}; it belongs to other data, {remedy}"
+                f"{path}: {key} is {shorten(repr(known[key]))}; expected {value!r}; it belongs to other data, {remedy}"
             )
     for file, expected in files.items():
         data = folder / file

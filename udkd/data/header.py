@@ -13,7 +13,7 @@ from udkd.data.manifest import Columns
 from udkd.utils.errors import DataError
 from udkd.utils.files import read_regular, write_json
 from udkd.utils.parsing import parse_json
-from udkd.utils.toml_files import shown
+from udkd.utils.printable import shorten
 
 FORMAT = "udkd-dataset"
 VERSION = 2
@@ -107,13 +107,13 @@ def read_header(folder: Path) -> Header:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise DataError(f"{path} is not of format {FORMAT!r}; expected a dataset folder; check the path")
     if found.get("version") != VERSION:
-        version = shown(repr(found.get("version")))
+        version = shorten(repr(found.get("version")))
         raise DataError(f"{path} has format version {version}; expected {VERSION}; convert again with this udkd-prep")
     try:
         return Header.model_validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = shown(".".join(str(part) for part in first["loc"]))
+        where = shorten(".".join(str(part) for part in first["loc"]))
         raise DataError(
             f"{path} is damaged at {where!r} ({first['msg']}); expected what udkd-prep wrote; convert again"
         ) from None

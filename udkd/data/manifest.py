@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from udkd.utils.errors import DataError
 from udkd.utils.files import atomic, sha256_file
+from udkd.utils.printable import shorten
 from udkd.utils.string_column import StringColumn, StringColumnBuilder
-from udkd.utils.toml_files import shown
 
 FILE_NAME = "manifest.parquet"
 SCHEMA = pa.schema(
@@ -242,7 +242,7 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
             pq.ParquetFile(opened, page_checksum_verification=True, read_dictionary=["source", "note"]) as file,
         ):
             if file.schema_arrow != _READ_SCHEMA:
-                names = shown(", ".join(file.schema_arrow.names))
+                names = shorten(", ".join(file.schema_arrow.names))
                 raise DataError(f"{path} has other columns ({names}); expected {', '.join(SCHEMA.names)}; {remedy}")
             if file.metadata.num_rows != samples:
                 raise DataError(f"{path} has {file.metadata.num_rows} rows; expected {samples} as dataset.json says; {remedy}")
@@ -251,7 +251,7 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
         if isinstance(error, DataError):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} cannot be read ({shown(reason)}); expected a manifest; {remedy}") from None
+        raise DataError(f"{path} cannot be read ({shorten(reason)}); expected a manifest; {remedy}") from None
 
 
 def _read_groups(file: pq.ParquetFile, samples: int) -> Columns:

@@ -220,7 +220,7 @@ def _figures(weight: NDArray[np.float32], right: NDArray[np.bool_]) -> str:
 
 def _notes(inputs: ReportInputs, targets: Targets) -> list[str]:
     notes = [inputs.targets_from] if inputs.targets_from else []
-    weighing = inputs.recipe.loss.weighing
+    weighing = inputs.recipe.loss.sample_weighting
     if weighing.text != "entropy":
         used = "samples by another measure"
         if weighing.kind == "constant":

@@ -75,7 +75,7 @@ def _losses(inputs: ReportInputs) -> list[Picture]:
         series = _per_student(inputs, [row["train"][term] for row in inputs.metrics])
         ends = [f"{line.label} {_way(line.held)}" for line in series if line.held]
         w = (
-            f"w ({loss.weighing.text.replace('_', ' ')}) included, "
+            f"w ({loss.sample_weighting.text.replace('_', ' ')}) included, "
             if term == "teacher" and loss.sample_weight != "constant"
             else ""
         )
@@ -90,8 +90,8 @@ def _weight(inputs: ReportInputs, term: str) -> str:
     """`α = 0.4`, and where a schedule moves it `α = 0.4 → 1, linear`."""
     loss, (_, _, symbol, name) = inputs.recipe.loss, _TERMS[term]
     places = {"alpha": 0, "beta": 1, "gamma": 2, "method": 3}
-    moves = loss.moving.get(name)
-    return f"{symbol} = {loss.weights[places[name]]:g}" + (f" → {moves.to:g}, {moves.kind}" if moves else "")
+    moves = loss.scheduled.get(name)
+    return f"{symbol} = {loss.initial_weights[places[name]]:g}" + (f" → {moves.to:g}, {moves.kind}" if moves else "")
 
 
 def _accuracy(inputs: ReportInputs) -> list[Picture]:
@@ -151,7 +151,7 @@ def _absent_terms(inputs: ReportInputs) -> list[str]:
 
 
 def _built(inputs: ReportInputs, term: str) -> bool:
-    alpha, beta, gamma, method = inputs.recipe.loss.largest_weights
+    alpha, beta, gamma, method = inputs.recipe.loss.max_weights
     weights = {"hard": alpha, "teacher": beta, "peer": gamma if len(inputs.recipe.students) > 1 else 0.0, "method": method}
     return weights[term] > 0
 

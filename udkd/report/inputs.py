@@ -98,7 +98,7 @@ def gather(
     BusyError while udkd eval writes what is to be read.
     """
     run = RunFolder.open(run_folder)
-    recipe = Recipe.stored(run.config, str(run_folder))
+    recipe = Recipe.from_stored(run.config, str(run_folder))
     metrics = run.metrics()
     if metrics and ("method" in metrics[0]["train"]) != recipe.is_mixed:
         raise RunError(f"metrics.jsonl in {run_folder} is of another loss than config.json; expected one recipe's; train again")
@@ -134,7 +134,7 @@ def open_baseline(run: RunFolder, predictions: Predictions | None, why_none: str
         raise MismatchError(f"the baseline in {folder}", fields, "name a run on the same data")
     if predictions is None:
         raise RunError(f"a baseline was named and {why_none}")
-    recipe = Recipe.stored(other.config, str(folder))
+    recipe = Recipe.from_stored(other.config, str(folder))
     _, theirs, why_not = _evaluated(other, recipe)
     if theirs is None:
         raise RunError(f"a baseline was named and {why_not}")

@@ -243,14 +243,14 @@ def fits(inputs: ReportInputs, method: paper.Method) -> bool:
     gamma = loss.gamma if len(inputs.recipe.students) > 1 else 0.0
     pairs = ((loss.alpha, method.alpha), (loss.beta, method.beta), (gamma, method.gamma))
     same = all(math.isclose(own, wanted) for own, wanted in pairs)
-    return same and not beyond(inputs) and (method.weight is None or loss.weighing.text == method.weight)
+    return same and not beyond(inputs) and (method.weight is None or loss.sample_weighting.text == method.weight)
 
 
 def beyond(inputs: ReportInputs) -> list[str]:
     """What the run's loss and students have that no row of the paper has, in words."""
     recipe, loss = inputs.recipe, inputs.recipe.loss
-    found = [f"a term of {METHODS[loss.method]}"] if loss.largest_weights[3] else []
-    found += [f"{name} → {moves.to:g}, {moves.kind}" for name, moves in loss.moving.items()]
+    found = [f"a term of {METHODS[loss.method]}"] if loss.max_weights[3] else []
+    found += [f"{name} → {moves.to:g}, {moves.kind}" for name, moves in loss.scheduled.items()]
     found += [f"hard labels by the {loss.label_loss} loss"] if loss.label_loss != "cross_entropy" else []
     if recipe.needs_teacher and recipe.teacher.estimator != "plain":
         found.append(f"targets of {recipe.teacher.estimator.replace('_', ' ')}")
@@ -301,7 +301,7 @@ def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
     loss = inputs.recipe.loss
     gamma = loss.gamma if len(inputs.recipe.students) > 1 else 0.0
     method = paper.Method(
-        alpha=loss.alpha, beta=loss.beta, gamma=gamma, weight=loss.weighing.text if loss.largest_weights[1] else None
+        alpha=loss.alpha, beta=loss.beta, gamma=gamma, weight=loss.sample_weighting.text if loss.max_weights[1] else None
     )
     more_of_it = "".join(f", {part}" for part in beyond(inputs))
     told = f"This run ({_symbols(method)}{more_of_it}; {listed(inputs.student_names)})"

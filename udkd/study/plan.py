@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from udkd.config.loading import load_recipe
 from udkd.config.old_keys import original
-from udkd.config.recipe import Recipe, StudentSection, load_recipe
+from udkd.config.recipe import Recipe
+from udkd.config.sections import StudentSection
 from udkd.study.spec import Arm, Study
 from udkd.utils.errors import ConfigError
 

@@ -3,17 +3,17 @@
 An unknown or ill-typed key is a ConfigError with its path. What an arm sets is KEY=VALUE of a recipe, as after --set.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from udkd.utils.errors import ConfigError
-from udkd.utils.files import read_regular
-from udkd.utils.printable import printable
-from udkd.utils.toml_files import read_settings, shipped, shown
+from udkd.utils.options import Section, Seed
+from udkd.utils.printable import printable, shorten
+from udkd.utils.toml_files import load_toml, shipped_names
+from udkd.utils.validation import validate
 
 Kind = Literal["runs", "networks", "teachers"]
 MOST_ARMS, MOST_SEEDS, MOST_TRIALS = 200, 1000, 10_000
@@ -21,15 +21,10 @@ SHARED_FOLDERS = ("teachers", "caches", "runs")
 """What studies in one folder share; a study's own result lies beside them, under its name."""
 _NAME_BYTES = 120
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Settings = Annotated[tuple[str, ...], Field(max_length=200)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Arm(_Strict):
+class Arm(Section):
     """One row of the grid: the base recipe with what this arm changes."""
 
     name: str = Field(min_length=1, max_length=80)
@@ -52,7 +47,7 @@ class Arm(_Strict):
         return self
 
 
-class Contrast(_Strict):
+class Contrast(Section):
     """A comparison besides those with the baseline: `arm` against `against`, and what it isolates."""
 
     arm: str
@@ -60,7 +55,7 @@ class Contrast(_Strict):
     isolates: str = Field(min_length=1)
 
 
-class Study(_Strict):
+class Study(Section):
     """A question, the arms that answer it, and how often each is repeated.
 
     kind: "runs" trains every arm; "networks" only measures each arm's networks; "teachers" fits one teacher per arm (from
@@ -106,7 +101,7 @@ class Study(_Strict):
     @model_validator(mode="after")
     def _seeds_fit(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds are {shown(str(list(self.seeds)))}; expected different numbers from 0; change seeds")
+            raise ValueError(f"seeds are {shorten(str(list(self.seeds)))}; expected different numbers from 0; change seeds")
         self.trials(self.seeds)
         return self
 
@@ -130,7 +125,7 @@ class Study(_Strict):
 
 def shipped_studies() -> list[str]:
     """Names of the studies inside the package."""
-    return shipped("study")
+    return shipped_names("study")
 
 
 def study_name(file: str) -> str:
@@ -142,35 +137,12 @@ def study_name(file: str) -> str:
     own = printable(name, None) == name and not name.startswith(".") and len(name.encode()) <= _NAME_BYTES
     if not name or not own or name in SHARED_FOLDERS:
         raise ConfigError(
-            f"study {shown(file)!r} would write to a folder {shown(name)!r}; expected a file name of up to {_NAME_BYTES} bytes "
-            f"without a leading dot and control characters, and none of {', '.join(SHARED_FOLDERS)}; rename the file"
+            f"study {shorten(file)!r} would write to a folder {shorten(name)!r}; expected a file name of up to "
+            f"{_NAME_BYTES} bytes without a leading dot and control characters, and none of {', '.join(SHARED_FOLDERS)}; rename the file"
         )
     return name
 
 
 def load_study(name: str) -> Study:
     """A shipped study by name, or a TOML file by path. Raises ConfigError."""
-    values = read_settings("study", name, read_regular)
-    try:
-        return Study.model_validate_json(json.dumps(values, default=str))
-    except ValidationError as error:
-        raise ConfigError(f"{name}: {_explained(error.errors(include_url=False)[0])}") from None
-    except RecursionError:
-        raise ConfigError(f"{name} is nested too deeply; expected a study's keys and values; correct it") from None
-
-
-def _explained(problem: Any) -> str:
-    """One problem of a study file in the words of its keys."""
-    path = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        inner: dict[str, type[BaseModel]] = {"arms": Arm, "contrasts": Contrast}
-        section = inner.get(str(problem["loc"][0]), Study) if len(problem["loc"]) > 1 else Study
-        return f"{path} is no key of a study; expected {', '.join(section.model_fields)}; correct it"
-    if problem["type"] == "value_error":  # our own words, complete
-        return str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "json_invalid":
-        return f"its values are no JSON ({problem['msg'].removeprefix('Invalid JSON: ')}); expected a study's; correct it"
-    if problem["type"] == "missing":
-        return f"{path} is missing; expected a value; add it"
-    wanted = problem["msg"].removeprefix("Input should be ")
-    return f"{path} is {shown(json.dumps(problem['input'], default=str))}; expected {wanted}; change it"
+    return validate(Study, load_toml("study", name), origin=name, noun="study")

@@ -61,7 +61,7 @@ class TeacherEnsemble:
             )
             for folder in folders
         )
-        panel = cls(members=members, estimator=recipe.teacher.estimation, storage=recipe.teacher.stored)
+        panel = cls(members=members, estimator=recipe.teacher.estimator_settings, storage=recipe.teacher.storage)
         panel._require_usable()
         return panel
 

@@ -210,7 +210,7 @@ def _cached(
             require_same_classes(folder, dataset)
         expected["teacher"] = " + ".join(folder.info.architecture for folder in folders)
         expected["teacher_sha256"] = " + ".join(folder.info.weights_sha256 for folder in folders)
-    asked, split = recipe.teacher.stored, dataset.split("train")
+    asked, split = recipe.teacher.storage, dataset.split("train")
     if asked != Storage():
         expected["storage"] = asked.text
     elif targets.key.storage != asked.text:  # a recipe that says nothing of it takes a cache as it is
@@ -226,7 +226,7 @@ def _cached(
     if targets.key.policy == "views":
         views = recipe.teacher.views
         targets.require_views(recipe.train.epochs if views == "eval" else views)
-    weighing = recipe.loss.weighing
+    weighing = recipe.loss.sample_weighting
     targets.require_uncertainty(weighing.kind)
     if recipe.pools_features:
         targets.require_features()
@@ -239,7 +239,7 @@ def _live(
 ) -> tuple[TargetSource, dict[str, Any]]:
     if not teachers:
         raise ConfigError("no teacher was given; expected --teacher TEACHER for teacher.source = live")
-    weighing = recipe.loss.weighing
+    weighing = recipe.loss.sample_weighting
     if weighing.needs_all:
         setting = f"sample_weight_control = {weighing.control}" if weighing.control != "none" else "sample_weight_mean_one"
         raise ConfigError(
@@ -247,7 +247,7 @@ def _live(
             "expected teacher.source = cache; build a cache"
         )
     needed = UNCERTAINTY_OF.get(weighing.kind)
-    if needed is not None and needed not in recipe.teacher.estimation.uncertainties:
+    if needed is not None and needed not in recipe.teacher.estimator_settings.uncertainties:
         raise ConfigError(
             f"loss.sample_weight is {weighing.kind} and teacher.estimator {recipe.teacher.estimator}; expected one that gives "
             f"{needed}: {' or '.join(ESTIMATORS_WITH[needed])}; change one of them"

@@ -28,7 +28,7 @@ def target_meaning(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> 
         "augment_version": augment.VERSION,
         "normalisation": {"mean": augment.MEAN, "std": augment.STD},
         "num_classes": len(dataset.classes),
-        "estimator": recipe.teacher.estimation.text,
+        "estimator": recipe.teacher.estimator_settings.text,
         "precision": arithmetic(recipe.teacher.precision, folded=recipe.teacher.fold_bn, compiled=recipe.teacher.compile),
     }
 

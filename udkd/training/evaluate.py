@@ -46,7 +46,7 @@ def evaluate(
 def _evaluate(
     run: RunFolder, *, data: Path | None, teacher: Path | None, device: torch.device, observer: Observer, cache: Path | None
 ) -> dict[str, Any]:
-    recipe = Recipe.stored(run.config, str(run.path))
+    recipe = Recipe.from_stored(run.config, str(run.path))
     set_threads(recipe.train.threads)
     provenance = run.provenance
     dataset = DatasetFolder.open(data or Path(provenance["dataset"]))
@@ -63,7 +63,7 @@ def _evaluate(
     folder = _teacher_folder(teacher, provenance)
     frozen = None if folder is None else _frozen(folder, dataset, recipe, device)
     step = checkpoint.progress.step
-    joined = recipe.joined(step, steps_per_epoch)
+    joined = recipe.started_students(step, steps_per_epoch)
     scored = _scored([student.eval_model for student in students], joined, frozen, recipe, split, device, observer)
     predictions = Predictions(
         dataset_digest=dataset.digest,

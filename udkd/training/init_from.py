@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from udkd.config.recipe import Recipe, StudentSection
+from udkd.config.recipe import Recipe
+from udkd.config.sections import StudentSection
 from udkd.teacher.folder import require_classes
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import RunError
@@ -19,7 +20,7 @@ def start_weights(section: StudentSection, name: str, classes: Sequence[str]) ->
     architecture, MismatchError for other classes.
     """
     run = RunFolder.open(Path(section.init_from))
-    recipe = Recipe.stored(run.config, str(run.path))
+    recipe = Recipe.from_stored(run.config, str(run.path))
     names, wanted = recipe.student_names(), section.init_from_student or name
     if wanted not in names:
         raise RunError(

@@ -45,7 +45,7 @@ class Candidate:
 
 def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Candidate:
     """One student of a run of ours, by name (it may be left out where there is one). `classes` of the data it should teach."""
-    recipe = Recipe.stored(run.config, str(run.path))
+    recipe = Recipe.from_stored(run.config, str(run.path))
     names = recipe.student_names()
     if (student is None and len(names) > 1) or (student is not None and student not in names):
         raise RunError(f"{run.path} holds the students {', '.join(names)}, asked for {student}; name one with --student")

@@ -99,5 +99,5 @@ def mixture(recipe: Recipe, step: int, total_steps: int, figures: EpochStats) ->
             )
             for index, student in enumerate(recipe.students)
         ]
-        for first, schedule in zip(recipe.loss.weights, recipe.loss.schedules.each(), strict=True)
+        for first, schedule in zip(recipe.loss.initial_weights, recipe.loss.schedules.as_tuple(), strict=True)
     ]

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from udkd.config.recipe import Recipe, StudentSection
+from udkd.config.recipe import Recipe
+from udkd.config.sections import StudentSection
 from udkd.models.build import KeyedDropout, build, check_input, dropouts, load_weights
 from udkd.models.ema import WeightEMA
 from udkd.models.module_swaps import use_gathered_pool, use_saved_relu6

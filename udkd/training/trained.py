@@ -56,7 +56,7 @@ class Trained:
     @classmethod
     def load(cls, run: RunFolder, student: str | None, *, averaged: bool) -> "Trained":
         """Restore the newest checkpoint. Raises RunError: no checkpoint, no such student, none chosen of several."""
-        recipe = Recipe.stored(run.config, str(run.path))
+        recipe = Recipe.from_stored(run.config, str(run.path))
         names = recipe.student_names()
         if averaged and student is not None:
             raise RunError(f"--student {student} and --averaged; expected one of them; drop one")
@@ -68,7 +68,7 @@ class Trained:
             raise RunError(f"{run.path / 'run.json'} does not name its classes; expected them in order; train again")
         checkpoint = run.load()
         checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs)
-        joined = recipe.joined(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
+        joined = recipe.started_students(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
         places = joined if averaged else [0 if student is None else names.index(student)]
         chosen = [_judged(recipe, place, len(run.classes), dict(checkpoint.tensors)) for place in places]
         model = Averaged(chosen) if averaged else chosen[0]

@@ -257,7 +257,7 @@ class Trainer:
             "train": {name: _absent_but(values, joined) for name, values in train_row.items()},
             "val": val_row,
         }
-        if self.recipe.needs_figures:
+        if self.recipe.needs_epoch_stats:
             self.figures = _figures_after(row)
         self.tally.clear()
         # The checkpoint last: a run killed between the two trains the epoch again and replaces the row.
@@ -329,7 +329,7 @@ class Trainer:
             )
         figures = StoredFigures(progress=list(self.figures.progress), confidence=self.figures.confidence)
         progress = Progress(
-            step=self.step, steps_per_epoch=self.steps_per_epoch, figures=figures if self.recipe.needs_figures else None
+            step=self.step, steps_per_epoch=self.steps_per_epoch, figures=figures if self.recipe.needs_epoch_stats else None
         )
         self.run_folder.save(Checkpoint(tensors=tensors, progress=progress))
 
@@ -376,9 +376,9 @@ class Trainer:
                 f"metrics.jsonl in {self.job.out} has {len(rows)} epochs up to step {self.step}; expected {done} of "
                 f"{self.steps_per_epoch} steps; restore it or train again"
             )
-        if self.recipe.needs_figures:
+        if self.recipe.needs_epoch_stats:
             self.figures = _figures_after(rows[-1]) if rows else EpochStats.none(len(self.students))
-        wanted = [*self.figures.progress, self.figures.confidence] if self.recipe.needs_figures else None
+        wanted = [*self.figures.progress, self.figures.confidence] if self.recipe.needs_epoch_stats else None
         found = None if stored is None else [*stored.progress, stored.confidence]
         if found != wanted:
             raise RunError(
@@ -452,7 +452,7 @@ class Trainer:
         if not self.job.resume:
             return RunFolder.create(out, config, facts | environment(self.job.device))
         run = RunFolder.open(out)
-        run.require_config(config, Recipe.stored(run.config, str(out)).to_dict())
+        run.require_config(config, Recipe.from_stored(run.config, str(out)).to_dict())
         stored = run.provenance
         decisive = ("dataset_digest", "cache_key", "teacher_sha256", "num_views")
         fields = [(name, stored.get(name), facts.get(name)) for name in decisive if stored.get(name) != facts.get(name)]

@@ -31,7 +31,7 @@ def _said(question: Callable[[], object]) -> list[str]:
 
 
 def _recipe(run: RunFolder) -> Recipe:
-    return Recipe.stored(run.config, str(run.path / "config.json"))
+    return Recipe.from_stored(run.config, str(run.path / "config.json"))
 
 
 def _config(run: RunFolder) -> None:

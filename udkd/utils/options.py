@@ -5,18 +5,18 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 # Bounds are generous: they keep float32, int64 and memory from running over, and no sensible setting comes near.
-MOST_PX = 8192
-MOST_EPOCHS = 10**6
-MOST_SAMPLES = 1 << 20
+MAX_PX = 8192
+MAX_EPOCHS = 10**6
+MAX_SAMPLES = 1 << 20
 
-Side = Annotated[int, Field(ge=1, le=MOST_PX)]
+SizePx = Annotated[int, Field(ge=1, le=MAX_PX)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Factor = Annotated[float, Field(ge=0, le=1e6)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
-Strength = Annotated[float, Field(ge=0, le=100)]
-Batch = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
-Text = Annotated[str, Field(max_length=4096)]
+JitterStrength = Annotated[float, Field(ge=0, le=100)]
+BatchSize = Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+ShortText = Annotated[str, Field(max_length=4096)]
 
 
 class Section(BaseModel):

@@ -1,10 +1,11 @@
 """Text from outside (file and class names, keys, other programs' messages) made safe for a terminal or a page."""
 
-MOST = 2_000
-"""Characters of one text that are shown."""
+MAX_CHARACTERS = 2_000
+"""Longest text that is shown in full."""
+_SHORT = 100  # characters of a value in an error message
 
 
-def printable(text: str, most: int | None = MOST) -> str:
+def printable(text: str, most: int | None = MAX_CHARACTERS) -> str:
     r"""`text` with whatever would move a cursor, colour a terminal or turn the direction of writing, as \x1b and its like.
 
     Escaped: control and format characters (ESC, line breaks, right-to-left marks), line separators, lone surrogates and
@@ -18,9 +19,14 @@ def printable(text: str, most: int | None = MOST) -> str:
     return "".join(char if char.isprintable() or _is_space(char) else _escaped(char) for char in text)
 
 
-def printable_lines(text: str, most: int | None = MOST) -> str:
+def printable_lines(text: str, most: int | None = MAX_CHARACTERS) -> str:
     """`printable` of each line: the ends of lines stay."""
     return "\n".join(printable(line, most) for line in text.split("\n"))
+
+
+def shorten(text: str) -> str:
+    """A value in an error message, cut where it is long."""
+    return text if len(text) <= _SHORT else f"{text[:_SHORT]}… ({len(text):,} characters)"
 
 
 def _is_space(char: str) -> bool:

@@ -1,55 +1,46 @@
-"""TOML files of settings, shipped inside the package or written by anyone, as plain values."""
+"""TOML files of settings, shipped inside the package or written by a user, as plain values."""
 
-from collections.abc import Callable
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
 from udkd.utils.errors import ConfigError
+from udkd.utils.files import read_regular
 from udkd.utils.parsing import parse_toml
+from udkd.utils.printable import shorten
 
 Kind = Literal["recipe", "study"]
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 _FOLDERS = {"recipe": "recipes", "study": "studies"}
-_SHOWN = 100  # characters of a name that a user gave
 
 
-def shipped(kind: Kind) -> list[str]:
-    """Names of what is inside the package."""
+def shipped_names(kind: Kind) -> list[str]:
+    """The names of the files inside the package."""
     return sorted(entry.name.removesuffix(".toml") for entry in _folder(kind).iterdir() if entry.name.endswith(".toml"))
 
 
-def read_settings(kind: Kind, name: str, read: Callable[[Path, int], bytes]) -> dict[str, Any]:
-    """What a shipped file holds, by its name, or any TOML file, by its path. Raises ConfigError.
-
-    read: a file's bytes, ValueError where they are more than so many (udkd.utils.files.read_regular).
-    """
+def load_toml(kind: Kind, name: str) -> dict[str, Any]:
+    """The values of a shipped file, given its name, or of any TOML file, given its path. Raises ConfigError."""
     path = Path(name)
     try:
-        if name in shipped(kind):
+        if name in shipped_names(kind):
             data = (_folder(kind) / f"{name}.toml").read_bytes()
         elif path.suffix == ".toml" and path.is_file():
-            data = read(path, MOST_BYTES)
+            data = read_regular(path, MAX_BYTES)
         else:
-            raise ConfigError(
-                f"{kind} {name[:_SHOWN]!r} not found; expected a .toml file or one of {', '.join(shipped(kind))}; correct it"
-            )
-        return parse_toml(data.decode("utf-8-sig"))  # Windows' editors begin files with a mark
+            names = ", ".join(shipped_names(kind))
+            raise ConfigError(f"{kind} {shorten(name)!r} not found; expected a .toml file or one of {names}; correct it")
+        return parse_toml(data.decode("utf-8-sig"))  # editors on Windows write a byte order mark
     except ConfigError:
         raise
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, an integer of 5,000 digits, nested too deeply
         raise ConfigError(f"{name} is not TOML ({error}); correct it") from None
     except OSError as error:
         raise ConfigError(
-            f"{kind} {name[:_SHOWN]!r} cannot be read ({error.strerror}); expected a .toml file; correct it"
+            f"{kind} {shorten(name)!r} cannot be read ({error.strerror}); expected a .toml file; correct it"
         ) from None
 
 
 def _folder(kind: Kind) -> Traversable:
     return files("udkd") / _FOLDERS[kind]
-
-
-def shown(value: str) -> str:
-    """A value in an error, cut where it is long."""
-    return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}… ({len(value):,} characters)"

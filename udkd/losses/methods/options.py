@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from udkd.utils.options import MOST_PX, MOST_SAMPLES, Factor, Positive, Section, Temperature
+from udkd.utils.options import MAX_PX, MAX_SAMPLES, NonNegative, Positive, Section, Temperature
 
 MethodName = Literal["none", "dkd", "attention", "fitnets", "rkd", "crd", "reviewkd"]
 FEATURE_METHODS = ("attention", "fitnets", "rkd", "crd", "reviewkd")
@@ -18,8 +18,8 @@ POOLED_METHODS = ("rkd", "crd")
 class DkdSection(Section):
     """Decoupled knowledge distillation; its paper takes (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
 
-    target: Factor = 1.0
-    others: Factor = 0.5
+    target: NonNegative = 1.0
+    others: NonNegative = 0.5
     temperature: Temperature = 1.0
 
 
@@ -40,16 +40,16 @@ class FitnetsSection(Section):
 class RkdSection(Section):
     """Relational knowledge distillation: factors of its two terms."""
 
-    distance: Factor = 25.0
-    angle: Factor = Field(default=50.0, description="0 leaves the term out, whose memory grows with batch^3")
+    distance: NonNegative = 25.0
+    angle: NonNegative = Field(default=50.0, description="0 leaves the term out, whose memory grows with batch^3")
 
 
 class CrdSection(Section):
     """Contrastive representation distillation. The two memories of each student hold `numbers` float32 per image."""
 
     weight: Positive = 0.8
-    embed_dim: int = Field(default=128, ge=2, le=MOST_PX, description="of an embedding")
-    negatives: int = Field(default=16384, ge=1, le=MOST_SAMPLES, description="per sample and step")
+    embed_dim: int = Field(default=128, ge=2, le=MAX_PX, description="of an embedding")
+    negatives: int = Field(default=16384, ge=1, le=MAX_SAMPLES, description="per sample and step")
     temperature: Temperature = 0.07
     momentum: float = Field(default=0.5, ge=0, lt=1, description="of the memories")
 

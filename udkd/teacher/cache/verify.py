@@ -234,6 +234,6 @@ def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:
         asked |= {"mc_samples": estimator.passes, "dropout": estimator.p, "dropout_seed": estimator.seed}
     shown = {"views": key.views | {"seed": key.seed or 0}, "evaluation": {"resize_px": key.views.get("size_px")}}
     try:
-        return Recipe.of(shown | {"teacher": asked | teacher}, "the cache's key")
+        return Recipe.from_dict(shown | {"teacher": asked | teacher}, "the cache's key")
     except ConfigError as error:
         raise CacheError(f"{error}: no recipe asks for such a cache; expected what a build writes; build it again") from None

@@ -1,0 +1,63 @@
+"""Recipes from TOML files, with `--set a.b=value` overrides that apply before anything is checked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from udkd.config import old_keys
+from udkd.config.recipe import Recipe
+from udkd.utils.errors import ConfigError
+from udkd.utils.parsing import parse_toml
+from udkd.utils.printable import shorten
+from udkd.utils.toml_files import load_toml, shipped_names
+
+_MAX_DEPTH = 8  # parts of an overridden key; the deepest key has four
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes inside the package."""
+    return shipped_names("recipe")
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A shipped recipe by name, or a TOML file by path.
+
+    overrides: `a.b=value`, each a TOML value; one that is not TOML is a string. Raises ConfigError.
+    """
+    values = load_toml("recipe", name)
+    for override in overrides:
+        _apply(override, values)
+    if renamed := old_keys.changes(values):
+        raise ConfigError(f"{name}: {renamed[0]}{f' (and {len(renamed) - 1} more)' if renamed[1:] else ''}; change it")
+    return Recipe.from_dict(values, name)
+
+
+def _apply(override: str, values: dict[str, Any]) -> None:
+    path, equals, text = override.partition("=")
+    *parents, last = path.strip().split(".", _MAX_DEPTH)
+    if not equals or not all((*parents, last)):
+        raise ConfigError(f"--set {shorten(override)!r}; expected KEY=VALUE, such as train.epochs=3; correct it")
+    if parents[:1] == ["students"] and "students" not in values:
+        values["students"] = Recipe().to_dict()["students"]  # students.0.lr of a recipe that leaves the list at its default
+    section: Any = values
+    try:
+        if len(parents) == _MAX_DEPTH:
+            raise ValueError("no key is that deep")
+        for part in parents:
+            section = section[int(part)] if isinstance(section, list) else section.setdefault(part, {})
+        if isinstance(section, list):
+            section[int(last)] = _parse(text)
+        else:
+            section[last] = _parse(text)
+    except (IndexError, ValueError, AttributeError, TypeError):
+        raise ConfigError(
+            f"--set {shorten(path)}: the recipe has no such key; expected a key's path, such as students.0.lr; correct it"
+        ) from None
+
+
+def _parse(text: str) -> Any:
+    """A TOML value; anything else is a string."""
+    try:
+        values = parse_toml(f"value = {text}")
+    except ValueError:
+        return text.strip()
+    return values["value"] if len(values) == 1 else text.strip()

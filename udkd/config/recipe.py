@@ -1,0 +1,234 @@
+"""The recipe: everything a run depends on besides its data and its teacher, as one frozen object that is checked as a whole."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from udkd.augment.views import ViewSpec
+from udkd.config import old_keys
+from udkd.config.sections import (
+    DataSection,
+    EvaluationSection,
+    FitSection,
+    LossSection,
+    PerfSection,
+    StudentSection,
+    TeacherSection,
+    TrainSection,
+    ViewsSection,
+)
+from udkd.losses.methods.options import FEATURE_METHODS, MAP_METHODS, POOLED_METHODS, MethodsSection
+from udkd.utils.options import Section
+from udkd.utils.printable import printable, shorten
+from udkd.utils.validation import validate
+
+_MAX_NAME_BYTES = 120  # of a student: files are named after it
+
+
+class Recipe(Section):
+    """Everything a run depends on besides its data and its teacher."""
+
+    data: DataSection = Field(default=DataSection(), description="how images are loaded")
+    views: ViewsSection = Field(default=ViewsSection(), description="the training views")
+    evaluation: EvaluationSection = Field(default=EvaluationSection(), description="the evaluation view")
+    teacher: TeacherSection = Field(default=TeacherSection(), description="the teacher's targets")
+    fit: FitSection = Field(default=FitSection(), description="how udkd teacher fit trains a teacher")
+    students: tuple[StudentSection, ...] = Field(
+        default=(StudentSection(architecture="resnet18"), StudentSection(architecture="mobilenet_v2")),
+        min_length=1,
+        max_length=1000,
+        description="the students, which are trained together",
+    )
+    loss: LossSection = Field(default=LossSection(), description="the loss")
+    methods: MethodsSection = Field(default=MethodsSection(), description="options of loss.method, by method")
+    train: TrainSection = Field(default=TrainSection(), description="the training loop")
+    perf: PerfSection = Field(default=PerfSection(), description="optional optimizations")
+
+    @property
+    def lr_scale(self) -> float:
+        """The factor of every learning rate (linear scaling rule: Goyal et al., arXiv 1706.02677)."""
+        return self.train.batch_size / self.train.lr_base_batch_size if self.train.lr_base_batch_size else 1.0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term of the loss needs a teacher."""
+        return self.loss.max_weights[1] > 0 or self.loss.method != "none"
+
+    @property
+    def pools_features(self) -> bool:
+        """Whether loss.method compares pooled features, which a cache can store."""
+        return self.loss.method in POOLED_METHODS
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the loss has more than the paper's terms: a method, or weights that differ between steps or students."""
+        return (
+            bool(self.loss.scheduled)
+            or self.loss.method != "none"
+            or any(student.loss_weight != 1 for student in self.students)
+        )
+
+    @property
+    def needs_epoch_stats(self) -> bool:
+        """Whether a schedule depends on the last epoch's EpochStats."""
+        return any(schedule.kind in ("progress", "confidence") for schedule in self.loss.schedules.as_tuple())
+
+    def started_students(self, step: int, steps_per_epoch: int) -> list[int]:
+        """Indices of the students that have been trained after `step` steps; the others still have their initial weights."""
+        return [index for index, student in enumerate(self.students) if step > student.start_epoch * steps_per_epoch]
+
+    @property
+    def evaluation_spec(self) -> ViewSpec:
+        """The evaluation view: the training views' size, no flip, no jitter."""
+        return ViewSpec(
+            scheme=self.evaluation.scheme, size_px=self.views.size_px, resize_px=self.evaluation.resize_px, flip=0.0
+        )
+
+    @property
+    def teacher_spec(self) -> ViewSpec:
+        """What the teacher sees: the evaluation view or the training views."""
+        return self.evaluation_spec if self.teacher.views == "eval" else self.views.spec
+
+    @model_validator(mode="after")
+    def _check_evaluation(self) -> Self:
+        if self.evaluation.resize_px < self.views.size_px:
+            raise ValueError(
+                f"evaluation.resize_px {self.evaluation.resize_px} is below views.size_px {self.views.size_px}; "
+                "expected at least as much; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_progressive_px(self) -> Self:
+        if self.train.progressive_px > self.views.size_px:
+            raise ValueError(
+                f"train.progressive_px {self.train.progressive_px} is above views.size_px {self.views.size_px}; "
+                "expected a smaller initial side; lower it"
+            )
+        if self.train.progressive_px and self.needs_teacher and self.teacher.views != "eval":
+            raise ValueError(
+                "train.progressive_px changes the training views and teacher.views computes targets of those; "
+                "expected targets of evaluation views; set teacher.views to eval or train.progressive_px to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_loss_weights(self) -> Self:
+        alpha, beta, gamma, method = self.loss.max_weights
+        if alpha == beta == method == 0 and (gamma == 0 or len(self.students) == 1):
+            raise ValueError(
+                "loss.alpha, loss.beta and loss.gamma leave nothing to learn from; expected one above 0; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        names = self.student_names()
+        sections = ("fit", *(f"students.{index}" for index in range(len(names))))
+        for section, name in zip(sections, (self.fit.name or self.fit.architecture, *names), strict=True):
+            if not _is_file_name(name):
+                raise ValueError(
+                    f"{section} is named {shorten(name)!r}, and files are named after it; expected up to "
+                    f"{_MAX_NAME_BYTES} bytes without a leading dot or control characters; change {section}.name"
+                )
+        if len({name.replace("/", "-") for name in names}) < len(names):
+            raise ValueError(f"students are named {', '.join(names)}; expected different names; change students.*.name")
+        return self
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> Self:
+        if self.loss.max_weights[1] > 0 and self.teacher.source == "none":
+            raise ValueError(
+                "teacher.source is none and loss.beta is above 0; expected a teacher for that term; "
+                "set teacher.source to cache or live, or loss.beta to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        method, source = self.loss.method, self.teacher.source
+        if method == "none":
+            return self
+        if method in FEATURE_METHODS and source != "live" and not (method in POOLED_METHODS and source == "cache"):
+            found = "a cache stores no feature maps" if source == "cache" else "teacher.source is none"
+            raise ValueError(f"loss.method = {method} needs a live teacher's features; {found}; set teacher.source = live")
+        if source == "none":
+            raise ValueError(f"loss.method = {method} needs a teacher; set teacher.source to cache or live")
+        if method in FEATURE_METHODS and (self.teacher.fold_bn or self.teacher.compile or self.teacher.estimator != "plain"):
+            raise ValueError(
+                f"loss.method = {method} reads features inside the teacher; expected one unmodified network; "
+                "set teacher.fold_bn and teacher.compile to false and teacher.estimator to plain"
+            )
+        if method in MAP_METHODS and self.teacher.views == "eval":
+            raise ValueError(
+                f"loss.method = {method} compares feature maps of the same pixels and teacher.views = eval shows the teacher "
+                "other pixels; expected a number of views; set teacher.views = train.epochs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_start_epochs(self) -> Self:
+        for index, student in enumerate(self.students):
+            if student.start_epoch >= self.train.epochs:
+                raise ValueError(
+                    f"students.{index}.start_epoch is {student.start_epoch} of {self.train.epochs} epochs; "
+                    "expected a smaller number; change it"
+                )
+        if all(student.start_epoch for student in self.students):
+            raise ValueError(
+                "every start_epoch is above 0; expected a student that starts at once; set one to 0"
+            )
+        if self.train.ema_decay and any(student.start_epoch for student in self.students):
+            raise ValueError("train.ema_decay and a student's start_epoch are set; expected at most one of them; set one to 0")
+        return self
+
+    def for_teacher(self) -> "Recipe":
+        """The recipe that `udkd teacher fit` trains by: the [fit] section as the only student, hard labels only."""
+        values = self.to_dict()
+        fit = values["fit"]
+        values["students"] = [{name: value for name, value in fit.items() if name not in ("epochs", "loss")}]
+        values["train"]["epochs"] = fit["epochs"]
+        values["loss"] |= {
+            "alpha": 1.0,
+            "beta": 0.0,
+            "gamma": 0.0,
+            "label_loss": fit["loss"],
+            "method": "none",
+            "schedules": {},
+        }
+        if fit["loss"] == "evidential":
+            values["loss"]["label_smoothing"] = 0.0
+        values["teacher"]["source"] = "none"
+        return Recipe.from_dict(values, "teacher recipe")
+
+    def with_seed(self, seed: int) -> "Recipe":
+        """This recipe with another train.seed."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"seed": seed})})
+
+    def student_names(self) -> list[str]:
+        """A distinct name per student: its name or else its architecture, numbered where one appears twice."""
+        names = [student.name or student.architecture for student in self.students]
+        return [
+            name if names.count(name) == 1 else f"{name}-{names[: index + 1].count(name)}" for index, name in enumerate(names)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` undoes it."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], origin: str) -> "Recipe":
+        """Check plain values. Raises ConfigError for the first bad key, by its path; `origin` is where they come from."""
+        return validate(cls, values, origin=origin, noun="recipe")
+
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any], origin: str) -> "Recipe":
+        """`from_dict` for the values in a run folder, which may have been written under older keys."""
+        return cls.from_dict(old_keys.current(values), origin)
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a file may have this name, in which a slash is written as a dash."""
+    return printable(name, None) == name and not name.startswith(".") and 0 < len(name.encode()) <= _MAX_NAME_BYTES

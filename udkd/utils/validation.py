@@ -1,0 +1,90 @@
+"""Plain values checked against a pydantic model; what is wrong with them as one line that names the key by its path."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from udkd.utils.errors import ConfigError
+from udkd.utils.printable import shorten
+
+Model = TypeVar("Model", bound=BaseModel)
+Path = tuple[int | str, ...]
+
+
+def validate(model: type[Model], values: Any, *, origin: str, noun: str) -> Model:
+    """The values as a `model`.
+
+    origin: where they come from, such as a file name. noun: what they are, such as "recipe". Raises ConfigError for the first
+    unknown or ill-typed key.
+    """
+    try:
+        # default=str: TOML has dates, which no key accepts; as text they are refused by their path.
+        return model.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(error.errors(include_url=False), model, noun)}") from None
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{origin}: {_not_json(error)}; expected the keys and values of a {noun}; correct it") from None
+
+
+def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
+    """The first problem, and how many other keys have one."""
+    first, (keys, section) = problems[0], _locate(problems[0]["loc"], model)
+    path = ".".join(map(str, keys))
+    others = {_locate(problem["loc"], model)[0] for problem in problems}
+    others = {other for other in others if other != keys[: len(other)]}  # pydantic also calls the list of a bad item too short
+    more = f" (and {len(others)} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        return f"{path} is not a key of a {noun}{more}; expected {', '.join(section.model_fields)}; correct it"
+    if first["type"] == "value_error":  # a validator's own text, which is complete; the input is a complete section
+        return f"{path + ': ' if path else ''}{first['msg'].removeprefix('Value error, ')}{more}"
+    if first["type"] == "json_invalid":
+        return (
+            f"its values are no JSON ({first['msg'].removeprefix('Invalid JSON: ')}); expected a {noun}'s; correct it"
+        )
+    if first["type"] == "missing":
+        return f"{path} is missing{more}; expected a value; add it"
+    # A union reports each of its members: teacher.views is "eval" or a number.
+    messages = [problem["msg"] for problem in problems if _locate(problem["loc"], model)[0] == keys]
+    expected = " or ".join(message.removeprefix("Input should be ") for message in messages)
+    return f"{path} is {shorten(_as_json(first['input']))}{more}; expected {expected}; change it"
+
+
+def _as_json(value: object) -> str:
+    try:
+        return json.dumps(value, default=str)
+    except (RecursionError, ValueError) as error:
+        return _not_json(error)
+
+
+def _not_json(error: BaseException) -> str:
+    """Why a value cannot be JSON: nested too deeply, an integer of 5,000 digits."""
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _locate(location: Path, model: type[BaseModel]) -> tuple[Path, type[BaseModel]]:
+    """A location without the members of unions that pydantic adds to it, and the innermost model on the way there."""
+    keys: list[int | str] = []
+    annotation, section = model, model
+    for part in location:
+        if isinstance(part, str) and not _is_model(annotation) and get_origin(annotation) is not dict:
+            continue  # the member of a union
+        keys.append(part)
+        annotation = _inside(annotation, part)
+        if _is_model(annotation):
+            section = annotation
+    return tuple(keys), section
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _inside(annotation: Any, part: int | str) -> Any:
+    """The type of a model's field, or of the items of a tuple or dict."""
+    if _is_model(annotation):
+        field = annotation.model_fields.get(part)
+        return field.annotation if field else None
+    arguments = get_args(annotation)
+    return arguments[1 if get_origin(annotation) is dict else 0] if arguments else None
