@@ -12,8 +12,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from udkd.utils import output
-from udkd.utils.signals import handled, quit_at_once
-from udkd.utils.stdio import guard
+from udkd.utils.signals import exit_at_once, signal_handler
+from udkd.utils.stdio import install_safe_streams
 
 HERE = Path(__file__).parent
 
@@ -34,7 +34,7 @@ def _list(known: dict[str, str]) -> None:
 
 def main(words: list[str]) -> None:
     """Run the benchmark that the first word names; without one, list them."""
-    guard()
+    install_safe_streams()
     known = names()
     if not words or words[0] in ("--help", "-h"):
         output.run(lambda: _list(known))
@@ -43,7 +43,7 @@ def main(words: list[str]) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
         output.fail(f"no benchmark is called {name!r}; expected one such as {near[0]}; correct it")
-    with handled(quit_at_once):
+    with signal_handler(exit_at_once):
         import typer
 
         from udkd.utils import terminal

@@ -1,14 +1,14 @@
 """`python -m data_prep` and the `udkd-prep` command: answers Ctrl-C before anything heavy is imported."""
 
-from udkd.utils.signals import handled, quit_at_once
+from udkd.utils.signals import exit_at_once, signal_handler
 
 
 def main() -> None:
     """Entry point of the console command."""
-    with handled(quit_at_once):
-        from udkd.utils.stdio import guard
+    with signal_handler(exit_at_once):
+        from udkd.utils.stdio import install_safe_streams
 
-        guard()
+        install_safe_streams()
         from data_prep.cli import main as run
 
         run()

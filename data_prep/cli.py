@@ -21,7 +21,7 @@ from udkd.utils.errors import UserError
 from udkd.utils.files import FolderLock
 from udkd.utils.output import err, out, run
 from udkd.utils.printable import printable
-from udkd.utils.stdio import guard
+from udkd.utils.stdio import install_safe_streams
 
 app = typer.Typer(
     help="Prepare images once, for udkd to train on.",
@@ -264,7 +264,7 @@ def _print_info(folder: Path) -> None:
 
 def main() -> None:
     """Run the command line. Exit codes: 0, 1 for what a user can cause, 2 for wrong usage, 128 + n for signal n."""
-    guard()
+    install_safe_streams()
     run(app)
 
 

@@ -17,7 +17,7 @@ from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
 from udkd.teacher.folder import TeacherFolder, write_teacher
 from udkd.utils.files import write_bytes
-from udkd.utils.json_checksum import checked_bytes, values_of
+from udkd.utils.json_checksum import dump_checked, load_checked
 from udkd.utils.progress import SILENT
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -69,7 +69,7 @@ def make_teacher(folder: Path, dataset: DatasetFolder, seed: int = 0, image_px: 
 
 def change(path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Rewrite a run's JSON file with other values and the checksum that belongs to them, as who means harm would."""
-    write_bytes(path, checked_bytes(changed(values_of(path.read_bytes()))))
+    write_bytes(path, dump_checked(changed(load_checked(path.read_bytes()))))
 
 
 SMALL = (

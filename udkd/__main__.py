@@ -1,17 +1,17 @@
 """`python -m udkd` and the `udkd` command: answers Ctrl-C, and ends with its torchrun, before anything heavy is imported."""
 
-from udkd.utils.launcher import end_with_launcher, is_launched
-from udkd.utils.signals import handled, quit_at_once
+from udkd.utils.launcher import exit_with_launcher, is_torchrun_worker
+from udkd.utils.signals import exit_at_once, signal_handler
 
 
 def main() -> None:
     """Entry point of the console command."""
-    if is_launched():
-        end_with_launcher()
-    with handled(quit_at_once):
-        from udkd.utils.stdio import guard
+    if is_torchrun_worker():
+        exit_with_launcher()
+    with signal_handler(exit_at_once):
+        from udkd.utils.stdio import install_safe_streams
 
-        guard()
+        install_safe_streams()
         from udkd.cli.app import main as run  # takes seconds: torch
 
         run()

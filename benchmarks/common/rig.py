@@ -32,7 +32,7 @@ from udkd.training.schedule import EpochSchedule
 from udkd.training.step import TrainMetrics
 from udkd.training.student import make_students
 from udkd.utils.compile import compiled
-from udkd.utils.environment import convolution_search
+from udkd.utils.environment import cudnn_benchmark
 
 CLASSES = 100
 RESNET, MOBILENET, TEACHER = "resnet18", "mobilenet_v2", "resnet50"
@@ -112,7 +112,7 @@ def make(
     taken = endless()
 
     def take() -> int:
-        with convolution_search(recipe.perf.cudnn_benchmark):  # the plain script asks for it in the same process
+        with cudnn_benchmark(recipe.perf.cudnn_benchmark):  # the plain script asks for it in the same process
             return next(taken)
 
     return TimedStep(take, batch)

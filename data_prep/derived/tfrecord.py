@@ -21,7 +21,7 @@ from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import FileSum, damage, seal
 from udkd.data.shards import shard_name
 from udkd.utils.crc32c import crc32c
-from udkd.utils.files import atomic, write_bytes
+from udkd.utils.files import atomic_write, write_bytes
 from udkd.utils.progress import Observer
 
 NAME = "dali"
@@ -95,7 +95,7 @@ class ShardTask:
 def pack_shard(task: ShardTask) -> dict[str, FileSum]:
     """Write a shard's TFRecord and its index; their names and sums. Raises DataError for a damaged sample, and OSError."""
     path = task.folder / f"{shard_name(task.number)}.tfrecord"
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         writer = RecordWriter(file)
         for sample in task.samples:
             writer.add(example(sample.read(task.folder), sample.label, sample.sample_id))

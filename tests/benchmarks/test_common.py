@@ -78,7 +78,7 @@ def test_a_missing_package_is_one_line(command: Command, monkeypatch: pytest.Mon
 def test_a_user_s_mistake_is_one_line(command: Command) -> None:
     done = command("loss", "--device", "cuda:7")
     assert done.code == 1
-    assert done.stderr.startswith("error: device cuda:7 was asked for")
+    assert done.stderr.startswith("error: device cuda:7 was requested")
 
 
 def test_variants_run_in_turn_and_every_round_begins_with_another(monkeypatch: pytest.MonkeyPatch) -> None:

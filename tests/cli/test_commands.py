@@ -91,7 +91,7 @@ def test_mistakes_in_naming_things(
     refused(train(*data, "--backend", "fast"), 'data.backend is "fast"')
     refused(train(*data, "--device", "gpu"), "device 'gpu' is unknown; expected auto, cpu")
     refused(train(*data, "--device", "mps"), "device 'mps' is unknown")
-    refused(train(*data, "--device", "cuda:99"), "device cuda:99 was asked for and PyTorch sees")
+    refused(train(*data, "--device", "cuda:99"), "device cuda:99 was requested and PyTorch sees")
     if not torch.cuda.is_available():
         refused(train(*data, "--device", "cuda"), "PyTorch sees 0 GPUs; expected one of those; use --device")
     refused(said("eval", tmp_path / "nowhere"), "nowhere is no run")
@@ -257,7 +257,7 @@ def test_a_full_disk_and_then_room(
     """A limit on file size stands in for the disk: the same OSError at the same places."""
     out, again = tmp_path / "run", tmp_path / "cache"
     words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS]
-    failed(call(*words, limit_bytes=limit_bytes), str(out), "File too large", "free some room")
+    failed(call(*words, limit_bytes=limit_bytes), str(out), "File too large", "free some space")
     assert not list(out.rglob("*.tmp"))
     failed(call("eval", out), "is no run" if limit_bytes < 10_000 else "no checkpoint yet")
     begun = (out / "config.json").exists()
@@ -280,7 +280,7 @@ def test_a_really_full_disk(call: Call, tmp_path: Path, dataset: DatasetFolder, 
         out = disk / "run"
         words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS]
         (disk / "ballast").write_bytes(bytes(20 << 20))
-        failed(call(*words), "No space left on device", str(out), "free some room")
+        failed(call(*words), "No space left on device", str(out), "free some space")
         (disk / "ballast").unlink()
         (disk / "ballast").touch()
         assert call(*words, "--resume").code in (0, 1)
@@ -394,7 +394,7 @@ def test_ctrl_c_while_a_cache_is_built(
     words = ["cache", "build", dataset.path, teacher.path, tmp_path / "c", "--recipe", "smoke", *SETTINGS, "--views"]
     stopped = signal_when(tmp_path / "c" / "view-0001.udkd", start(*words, 400), kind)
     assert stopped.code == 128 + kind, stopped
-    assert stopped.last == f"error: stopped by {kind.name}; whatever was finished is kept, the same command goes on"
+    assert stopped.last == f"error: stopped by {kind.name}; finished work is kept, the same command resumes"
     assert stopped.err.count("error:") == 1
     have = len(list((tmp_path / "c").glob("view-*.udkd")))
     assert 2 <= have < 400

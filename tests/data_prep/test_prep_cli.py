@@ -92,7 +92,7 @@ def test_signals_end_it_in_one_line_without_leftovers(many: Path, tmp_path: Path
     process.send_signal(number)
     _, err = process.communicate(timeout=patience(20))
     assert process.returncode == 128 + number
-    assert err.splitlines()[-1] == f"error: stopped by {number.name}; whatever was finished is kept, the same command goes on"
+    assert err.splitlines()[-1] == f"error: stopped by {number.name}; finished work is kept, the same command resumes"
     assert "Traceback" not in err
     assert not list((tmp_path / "d").rglob("*.tmp"))
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]

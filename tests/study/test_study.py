@@ -32,7 +32,7 @@ from udkd.study.writer import write_result
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import ConfigError, MismatchError, RunError
-from udkd.utils.json_checksum import checked_line
+from udkd.utils.json_checksum import dump_checked_line
 
 CPU = torch.device("cpu")
 SMALL = (
@@ -427,7 +427,7 @@ def test_every_statistic_by_scipy_from_the_runs_files(
         rows = RunFolder.open(path.parent).metrics()
         for row in rows:  # so small a study's own accuracies may all be equal
             row["val"]["students"][0]["top1"] = 40.0 + 7.3 * np.sin(3 * number + row["epoch"])
-        path.write_bytes(b"".join(map(checked_line, rows)))
+        path.write_bytes(b"".join(map(dump_checked_line, rows)))
     whole = tmp_path / "out"
     write_result(small_plan(), site(whole, dataset, teacher), Progress(finished=6, total=6))
     values = json.loads((whole / "grid" / "study.json").read_text())

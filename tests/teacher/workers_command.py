@@ -1,9 +1,9 @@
 """`python -m udkd` with small blocks, so that a small data set has enough of them for every process of a team."""
 
-from udkd.utils.launcher import end_with_launcher
+from udkd.utils.launcher import exit_with_launcher
 
 if __name__ == "__main__":
-    end_with_launcher()
+    exit_with_launcher()
     import udkd.teacher.cache.build as builder
     from udkd.__main__ import main
 

@@ -10,7 +10,7 @@ from udkd.training.checkpoints import Checkpoint
 from udkd.training.run_folder import RunFolder, flat
 from udkd.training.run_records import Progress
 from udkd.utils.errors import BusyError, MismatchError, RunError
-from udkd.utils.files import FolderLock, atomic
+from udkd.utils.files import FolderLock, atomic_write
 
 PROVENANCE = {"dataset": "/data", "dataset_digest": "d", "classes": ["a", "b"]}
 
@@ -190,7 +190,7 @@ def test_a_lock_names_its_holder_and_nobody_afterwards(tmp_path: Path) -> None:
 
 
 def test_a_failing_write_says_where(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space") as caught, atomic(tmp_path / "x"):
+    with pytest.raises(OSError, match="No space") as caught, atomic_write(tmp_path / "x"):
         raise OSError(28, "No space left on device")
     assert caught.value.filename == str(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []

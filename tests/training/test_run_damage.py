@@ -35,7 +35,7 @@ from udkd.training.trainer import Job, train
 from udkd.training.verify_run import verify_run
 from udkd.utils.errors import BusyError, RunError, UserError
 from udkd.utils.files import FolderLock
-from udkd.utils.json_checksum import CHECKSUM, values_of, values_of_line
+from udkd.utils.json_checksum import CHECKSUM, load_checked, load_checked_line
 from udkd.utils.progress import SILENT
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def run(house: tuple[Path, DatasetFolder], tmp_path: Path) -> Path:
 @pytest.fixture
 def old(run: Path) -> Path:
     """The run as version 0.1.0 would have left it: no checksums, and the progress in last.json."""
-    plain = {name: values_of((run / name).read_bytes()) for name in JSON[:4]}
+    plain = {name: load_checked((run / name).read_bytes()) for name in JSON[:4]}
     plain["run.json"]["format"] = 1
     file = run / "checkpoints" / plain["checkpoints/last.json"]["file"]
     data = save(load(file.read_bytes()))
@@ -79,7 +79,7 @@ def old(run: Path) -> Path:
     plain["checkpoints/last.json"] |= {"sha256": hashlib.sha256(data).hexdigest(), "progress": progress}
     for name, values in plain.items():
         (run / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    rows = [values_of_line(line) for line in (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)]
+    rows = [load_checked_line(line) for line in (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run
 

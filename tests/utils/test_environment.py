@@ -7,7 +7,7 @@ import resource
 import pytest
 import torch
 
-from udkd.utils.environment import _tf32, choose_device, convolution_search
+from udkd.utils.environment import _tf32, choose_device, cudnn_benchmark
 from udkd.utils.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def test_a_search_for_convolutions_leaves_cudnn_on_and_the_process_as_it_was(
     cudnn = torch.backends.cudnn
     monkeypatch.setattr(cudnn, "benchmark", asked)
     tf32 = cudnn.allow_tf32
-    with contextlib.suppress(ZeroDivisionError), convolution_search(not asked):
+    with contextlib.suppress(ZeroDivisionError), cudnn_benchmark(not asked):
         assert (cudnn.benchmark, cudnn.enabled, cudnn.allow_tf32) == (not asked, True, tf32)
         raise ZeroDivisionError
     assert cudnn.benchmark == asked

@@ -17,7 +17,16 @@ import pytest
 from tests.patience import patience
 from udkd.utils import files
 from udkd.utils.errors import BusyError, UserError
-from udkd.utils.files import FolderLock, atomic, read_exact_json, read_regular, sha256_file, write_bytes, write_json, write_text
+from udkd.utils.files import (
+    FolderLock,
+    atomic_write,
+    read_exact_json,
+    read_regular,
+    sha256_file,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 OLD, NEW = b"old" * 1000, b"new" * 300_000
 KILLED_AT = """
@@ -26,7 +35,7 @@ from udkd.utils import files
 def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
 moment = sys.argv[2]
 if moment == "in the middle":
-    with files.atomic(files.Path(sys.argv[1])) as file:
+    with files.atomic_write(files.Path(sys.argv[1])) as file:
         file.write(b"new" * 100_000); file.flush(); die()
 elif moment == "before the data is down": os.fsync = die
 elif moment == "before the rename": os.replace = die
@@ -92,7 +101,7 @@ def test_an_error_keeps_the_old_file(tmp_path: Path) -> None:
     path.write_bytes(OLD)
 
     def broken_off(error: type[BaseException]) -> None:
-        with atomic(path) as file:
+        with atomic_write(path) as file:
             file.write(NEW)
             raise error
 
@@ -308,7 +317,7 @@ def test_no_link_is_followed_when_writing(tmp_path: Path) -> None:
 
 def test_two_writers_of_one_file_never_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_WAIT_S", 0.1)
-    with atomic(tmp_path / "file") as file:
+    with atomic_write(tmp_path / "file") as file:
         file.write(OLD)
         with pytest.raises(BusyError, match="another process"):
             write_bytes(tmp_path / "file", NEW)
@@ -335,7 +344,7 @@ def test_writers_that_race_for_one_file(tmp_path: Path) -> None:
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
-        with pytest.raises(ValueError, match="no regular file"):
+        with pytest.raises(ValueError, match="not a regular file"):
             read_regular(tmp_path / name)
     (tmp_path / "file").write_bytes(OLD)
     (tmp_path / "link").symlink_to(tmp_path / "file")

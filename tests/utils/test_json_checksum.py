@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from udkd.utils.json_checksum import CHECKSUM, checked_bytes, checked_line, has_checksum, values_of, values_of_line
+from udkd.utils.json_checksum import CHECKSUM, dump_checked, dump_checked_line, has_checksum, load_checked, load_checked_line
 
 VALUES = {"b": [1, 2.5e10, -0.0, None, True], "a": {"path": "/ä\n\udcff", "x": "1E5"}, "c": 1e-07}
-FORMS = [(checked_bytes, values_of), (checked_line, values_of_line)]
+FORMS = [(dump_checked, load_checked), (dump_checked_line, load_checked_line)]
 
 
 @pytest.mark.parametrize(("write", "read"), FORMS)
@@ -20,7 +20,7 @@ def test_what_goes_in_comes_out(write: Callable[..., bytes], read: Callable[...,
 
 
 def test_a_line_is_a_line_in_its_own_order() -> None:
-    line = checked_line(VALUES)
+    line = dump_checked_line(VALUES)
     assert line.count(b"\n") == 1
     assert line.endswith(b"\n")
     assert list(json.loads(line)) == ["b", "a", "c", CHECKSUM]
@@ -51,14 +51,14 @@ def test_other_changes_are_found(
 
 
 def test_json_of_before_is_read_as_it_is() -> None:
-    assert values_of(b'{"a":1}') == values_of_line(b'{"a": 1}\n') == {"a": 1}
+    assert load_checked(b'{"a":1}') == load_checked_line(b'{"a": 1}\n') == {"a": 1}
     assert not has_checksum(b'{"a": 1}')
     deep = b'{"checksum": "", "a": ' + b"[" * 900 + b"]" * 900 + b"}"
     for data in (b"[]", b"3", b"{", b"\xff", b'{"a": NaN}', deep):
         with pytest.raises(ValueError, match=r"."):
-            values_of(data)
+            load_checked(data)
 
 
 def test_what_is_no_number_is_not_written() -> None:
     with pytest.raises(ValueError, match="JSON"):
-        checked_bytes({"a": float("nan")})
+        dump_checked({"a": float("nan")})

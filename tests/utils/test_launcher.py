@@ -17,7 +17,7 @@ from tests.cli.commands import ROOT
 from tests.patience import patience
 from udkd.teacher.workers import WorkerGroup
 from udkd.utils.errors import CacheError
-from udkd.utils.launcher import is_launched, module_command, module_environment
+from udkd.utils.launcher import is_torchrun_worker, module_command, module_environment
 
 PARENT = """
 import subprocess, sys
@@ -87,20 +87,22 @@ def test_a_launcher_that_was_gone_before_its_process_began(slow_torch: Path, sil
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience(100), check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: the torchrun that started this process is gone; expected it to the end; run it again\n"
+    assert (
+        done.stderr == "error: the torchrun that started this process has exited; expected it until the end; run it again\n"
+    )
 
 
 def test_a_launcher_that_is_gone_after_the_imports(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused at once, without the wait that a slow network is given."""
     monkeypatch.setattr("udkd.teacher.workers.die_with_parent", lambda number: None)
     team = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent_port)}
-    with pytest.raises(CacheError, match="the torchrun that started this process is gone"):
+    with pytest.raises(CacheError, match="the torchrun that started this process has exited"):
         WorkerGroup.join(team | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
 
 
 def test_who_is_launched() -> None:
-    assert not any(is_launched(environment) for environment in ({}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": ""}))
-    assert is_launched({"WORLD_SIZE": "2"})
+    assert not any(is_torchrun_worker(environment) for environment in ({}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": ""}))
+    assert is_torchrun_worker({"WORLD_SIZE": "2"})
 
 
 def test_torchrun_killed_as_soon_as_its_processes_are_there() -> None:

@@ -99,8 +99,8 @@ def test_errors_need_no_colour_to_be_seen(capsys: pytest.CaptureFixture[str]) ->
 
 PROGRAM = """
 import sys, warnings
-from udkd.utils.stdio import guard
-guard()
+from udkd.utils.stdio import install_safe_streams
+install_safe_streams()
 from udkd.utils.output import err, out, run
 def app():
     {}

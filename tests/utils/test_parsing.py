@@ -41,9 +41,9 @@ def test_letters_of_all_kinds_stay() -> None:
 
 
 def test_a_long_text_keeps_its_ends() -> None:
-    shown = printable("a" * 2_000_000 + "end", most=100)
+    shown = printable("a" * 2_000_000 + "end", max_characters=100)
     assert len(shown) < 200
     assert shown.startswith("aaaa")
     assert shown.endswith("aend")
     assert "1,999,903 characters left out" in shown
-    assert len(printable("a" * 5_000, most=None)) == 5_000
+    assert len(printable("a" * 5_000, max_characters=None)) == 5_000

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.patience import patience, until
-from udkd.utils.prefetch import ahead
+from udkd.utils.prefetch import prefetch
 
 
 def running(stage: str) -> list[threading.Thread]:
@@ -16,8 +16,8 @@ def running(stage: str) -> list[threading.Thread]:
 
 def test_all_items_in_order() -> None:
     for depth in (1, 2, 50):
-        assert list(ahead(iter(range(30)), depth, "stage-order")) == list(range(30))
-    assert list(ahead(iter(()), 1, "stage-order")) == []
+        assert list(prefetch(iter(range(30)), depth, "stage-order")) == list(range(30))
+    assert list(prefetch(iter(()), 1, "stage-order")) == []
     assert not running("stage-order")
 
 
@@ -29,7 +29,7 @@ def test_no_further_ahead_than_its_depth() -> None:
             made.append(number)
             yield number
 
-    batches = ahead(items(), 3, "stage-depth")
+    batches = prefetch(items(), 3, "stage-depth")
     for taken in range(1, 20):
         next(batches)
         time.sleep(0.005)
@@ -47,7 +47,7 @@ def test_a_failure_comes_after_the_items_before_it() -> None:
         yield 2
         raise BadWeatherError("sample 7")
 
-    batches = ahead(items(), 5, "stage-failure")
+    batches = prefetch(items(), 5, "stage-failure")
     assert [next(batches), next(batches)] == [1, 2]
     with pytest.raises(BadWeatherError, match="sample 7"):
         next(batches)
@@ -63,7 +63,7 @@ def test_odd_exceptions_do_not_hang(error: type[BaseException]) -> None:
         def __next__(self) -> int:
             raise error
 
-    batches = ahead(Items(), 1, "stage-odd")
+    batches = prefetch(Items(), 1, "stage-odd")
     if error is StopIteration:  # the ordinary end
         assert list(batches) == []
     else:
@@ -81,7 +81,7 @@ def test_leaving_early_stops_the_thread_at_once() -> None:
         finally:
             finished.set()
 
-    for item in ahead(items(), 2, "stage-early"):
+    for item in prefetch(items(), 2, "stage-early"):
         if item == 3:
             break
     assert until(lambda: not running("stage-early"))
@@ -89,6 +89,6 @@ def test_leaving_early_stops_the_thread_at_once() -> None:
 
 
 def test_nothing_starts_before_it_is_wanted() -> None:
-    batches = ahead(iter(range(3)), 2, "stage-lazy")
+    batches = prefetch(iter(range(3)), 2, "stage-lazy")
     assert not running("stage-lazy")
     del batches

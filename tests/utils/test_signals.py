@@ -8,38 +8,38 @@ from collections.abc import Iterator
 
 import pytest
 
-from udkd.utils.signals import KINDS, Stopped, handled, stop
+from udkd.utils.signals import STOP_SIGNALS, Stopped, raise_stopped, signal_handler
 from udkd.utils.terminal import stop_requests
 
 
 @pytest.fixture(autouse=True)
 def _handlers_are_given_back() -> Iterator[None]:
-    before = [signal.getsignal(kind) for kind in KINDS]
+    before = [signal.getsignal(kind) for kind in STOP_SIGNALS]
     yield
-    for kind, handler in zip(KINDS, before, strict=True):
+    for kind, handler in zip(STOP_SIGNALS, before, strict=True):
         signal.signal(kind, handler)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STOP_SIGNALS)
 def test_a_signal_becomes_an_exception_once(kind: signal.Signals) -> None:
     cleaned = []
-    before = [signal.getsignal(each) for each in KINDS]
+    before = [signal.getsignal(each) for each in STOP_SIGNALS]
 
     def work() -> None:
         try:
             os.kill(os.getpid(), kind)
             cleaned.append("never reached")
         finally:
-            for other in KINDS:
+            for other in STOP_SIGNALS:
                 os.kill(os.getpid(), other)  # an impatient second and third: ignored while cleaning up
             cleaned.append("cleaned")
 
-    with pytest.raises(Stopped) as caught, handled(stop):
+    with pytest.raises(Stopped) as caught, signal_handler(raise_stopped):
         work()
     assert cleaned == ["cleaned"]
     assert caught.value.name == kind.name
     assert caught.value.exit_code == 128 + kind
-    assert [signal.getsignal(each) for each in KINDS] == before
+    assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
 
 
 def test_nothing_that_catches_errors_catches_it() -> None:
@@ -47,38 +47,38 @@ def test_nothing_that_catches_errors_catches_it() -> None:
 
 
 def test_handlers_are_given_back_after_an_error_and_may_nest() -> None:
-    before = [signal.getsignal(kind) for kind in KINDS]
+    before = [signal.getsignal(kind) for kind in STOP_SIGNALS]
     heard: list[str] = []
 
     def work() -> None:
-        with handled(lambda *_: heard.append("inner")):
+        with signal_handler(lambda *_: heard.append("inner")):
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         raise ValueError("inside")
 
-    with pytest.raises(ValueError, match="inside"), handled(lambda *_: heard.append("outer")):
+    with pytest.raises(ValueError, match="inside"), signal_handler(lambda *_: heard.append("outer")):
         work()
     assert heard == ["inner", "outer"]
-    assert [signal.getsignal(kind) for kind in KINDS] == before
+    assert [signal.getsignal(kind) for kind in STOP_SIGNALS] == before
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STOP_SIGNALS)
 def test_before_it_began_it_is_one_line(kind: signal.Signals) -> None:
     program = (
         "import os, sys; from udkd.utils.signals import *\n"
-        "with handled(quit_at_once):\n"
+        "with signal_handler(exit_at_once):\n"
         "    try: os.kill(os.getpid(), int(sys.argv[1]))\n"
         "    except BaseException: print('an import would see an exception')"
     )
     done = subprocess.run([sys.executable, "-c", program, str(int(kind))], capture_output=True, text=True, check=False)
     assert done.returncode == 128 + kind
-    assert done.stderr == f"error: stopped by {kind.name} before it began; nothing was changed\n"
+    assert done.stderr == f"error: stopped by {kind.name} before it started; nothing was changed\n"
     assert done.stdout == ""
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with handled(stop):
+    with signal_handler(raise_stopped):
         os.kill(os.getpid(), signal.SIGHUP)
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
@@ -95,6 +95,6 @@ def test_a_request_to_stop_knows_its_code_and_the_next_one_ends_it() -> None:
             assert asked.exit_code == 129
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped) as caught, handled(stop):
+    with pytest.raises(Stopped) as caught, signal_handler(raise_stopped):
         work()
     assert caught.value.exit_code == 143

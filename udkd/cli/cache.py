@@ -18,7 +18,7 @@ from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.workers import WorkerGroup
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import CacheError, ConfigError, UserError
-from udkd.utils.files import atomic
+from udkd.utils.files import atomic_write
 from udkd.utils.printable import printable
 from udkd.utils.progress import SILENT
 from udkd.utils.terminal import BackendOption, DeviceOption, RecipeOption, SetOption, err, observed, out
@@ -302,5 +302,5 @@ def _draw(counts: NDArray[np.int64], cache: Cache, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlim(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png")

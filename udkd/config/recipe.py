@@ -117,9 +117,7 @@ class Recipe(Section):
     def _check_loss_weights(self) -> Self:
         alpha, beta, gamma, method = self.loss.max_weights
         if alpha == beta == method == 0 and (gamma == 0 or len(self.students) == 1):
-            raise ValueError(
-                "loss.alpha, loss.beta and loss.gamma leave nothing to learn from; expected one above 0; raise it"
-            )
+            raise ValueError("loss.alpha, loss.beta and loss.gamma leave nothing to learn from; expected one above 0; raise it")
         return self
 
     @model_validator(mode="after")
@@ -176,9 +174,7 @@ class Recipe(Section):
                     "expected a smaller number; change it"
                 )
         if all(student.start_epoch for student in self.students):
-            raise ValueError(
-                "every start_epoch is above 0; expected a student that starts at once; set one to 0"
-            )
+            raise ValueError("every start_epoch is above 0; expected a student that starts at once; set one to 0")
         if self.train.ema_decay and any(student.start_epoch for student in self.students):
             raise ValueError("train.ema_decay and a student's start_epoch are set; expected at most one of them; set one to 0")
         return self

@@ -48,9 +48,7 @@ class ViewsSection(Section):
     )
     size_px: SizePx = Field(default=224, description="side of a view, pixels; evaluation views have it too")
     resize_px: SizePx = Field(default=256, description="size before the crop, pixels; random_resized does not use it")
-    scale: tuple[float, float] = Field(
-        default=(0.08, 1.0), description="smallest and largest area share (random_resized)"
-    )
+    scale: tuple[float, float] = Field(default=(0.08, 1.0), description="smallest and largest area share (random_resized)")
     ratio: tuple[float, float] = Field(
         default=(3 / 4, 4 / 3), description="smallest and largest width over height (random_resized)"
     )
@@ -102,9 +100,7 @@ class TeacherSection(Section):
     )
     batch_size: BatchSize = Field(default=64, description="images per forward pass of the teacher; the last bits depend on it")
     precision: Precision = Field(default="float32", description="number format of the teacher's forward pass")
-    logits_dtype: Dtype = Field(
-        default="float16", description="number format of cached logits and live targets"
-    )
+    logits_dtype: Dtype = Field(default="float16", description="number format of cached logits and live targets")
     top_k: int = Field(
         default=0, ge=0, le=MAX_SAMPLES, description="keep the K largest logits of a row and the mass of the rest; 0 keeps all"
     )
@@ -287,9 +283,7 @@ class TrainSection(Section):
     """The training loop."""
 
     epochs: int = Field(default=50, ge=1, le=MAX_EPOCHS, description="epochs of the run")
-    batch_size: int = Field(
-        default=64, ge=2, le=MAX_SAMPLES, description="images per step; an incomplete batch is dropped"
-    )
+    batch_size: int = Field(default=64, ge=2, le=MAX_SAMPLES, description="images per step; an incomplete batch is dropped")
     seed: Seed = Field(default=0, description="seed of initial weights, sample order and dropout")
     precision: Precision = Field(default="float32", description="bfloat16: mixed precision by autocast, weights in float32")
     channels_last: bool = Field(default=True, description="memory format of images and convolutions")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from udkd.data.derived import DERIVED, discard, is_derived
 from udkd.utils.errors import DataError
-from udkd.utils.files import atomic, fsync_folder, read_exact_json, sha256_file, write_json
+from udkd.utils.files import atomic_write, fsync_folder, read_exact_json, sha256_file, write_json
 from udkd.utils.printable import shorten
 
 FORMAT = "udkd-canvas"
@@ -110,7 +110,7 @@ class CanvasWriter:
         with open(self.temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(self.temporary, self.folder / DATA_NAME)
-        with atomic(self.folder / CHECKSUM_NAME) as file:
+        with atomic_write(self.folder / CHECKSUM_NAME) as file:
             file.write(_npy_header((self.shape[0],), "<u4"))
             file.write(crc32.astype("<u4").tobytes())
         fsync_folder(self.folder)

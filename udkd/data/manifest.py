@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from udkd.utils.errors import DataError
-from udkd.utils.files import atomic, sha256_file
+from udkd.utils.files import atomic_write, sha256_file
 from udkd.utils.printable import shorten
 from udkd.utils.string_column import StringColumn, StringColumnBuilder
 
@@ -167,7 +167,7 @@ def columns_of(rows: Iterable[Row]) -> Columns:
 def write_manifest(path: Path, columns: Columns) -> None:
     """Write the manifest; the same samples give the same bytes (with one version of pyarrow)."""
     options = {"compression": "zstd", "use_dictionary": ["note", "label"], "write_page_checksum": True}
-    with atomic(path) as file, pq.ParquetWriter(file, SCHEMA, **options) as writer:
+    with atomic_write(path) as file, pq.ParquetWriter(file, SCHEMA, **options) as writer:
         for start in range(0, columns.num_samples, GROUP_ROWS):
             writer.write_table(_table(columns, slice(start, start + GROUP_ROWS)), row_group_size=GROUP_ROWS)
 

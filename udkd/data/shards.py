@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from udkd.utils.errors import DataError
-from udkd.utils.files import atomic, write_text
+from udkd.utils.files import atomic_write, write_text
 
 BLOCK = 512
 INDEX_VERSION = "v1.2"
@@ -73,7 +73,7 @@ class ShardWriter:
         self._empty = True
 
     def __enter__(self) -> "ShardWriter":
-        self._packer = ShardPacker(self._stack.enter_context(atomic(self.path)))
+        self._packer = ShardPacker(self._stack.enter_context(atomic_write(self.path)))
         return self
 
     def add(self, sample_id: int, jpeg: bytes, label: int) -> int:

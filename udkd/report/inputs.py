@@ -194,7 +194,7 @@ def _evaluated(run: RunFolder, recipe: Recipe) -> tuple[dict[str, Any] | None, P
         if evaluation is not None and evaluation.get("predictions_sha256") == sha256:
             _require_same(run, recipe, evaluation, predictions)
             return evaluation, predictions, ""
-        run.evaluating().refuse_if_held()
+        run.evaluating().require_free()
     why = f"{run.predictions_path} is not of {run.path / 'eval.json'}; expected one evaluation's; run udkd eval again"
     return evaluation, None, why
 

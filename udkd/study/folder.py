@@ -11,7 +11,7 @@ from udkd.study.plan import Trial
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import RunError
 from udkd.utils.files import read_regular, write_bytes
-from udkd.utils.json_checksum import checked_bytes, values_of
+from udkd.utils.json_checksum import dump_checked, load_checked
 
 _MOST_BYTES = 1 << 20
 
@@ -51,7 +51,7 @@ class StudyFolder:
         if not file.exists():
             return _Cost(images=0.0, seconds=0.0).model_dump()
         try:
-            return _Cost.model_validate(values_of(read_regular(file, _MOST_BYTES))).model_dump()
+            return _Cost.model_validate(load_checked(read_regular(file, _MOST_BYTES))).model_dump()
         except ValueError as error:  # pydantic's own is one
             reason = str(error).splitlines()[0]
             raise RunError(f"{file} is damaged ({reason}); expected how long that cache took to build; remove it") from None
@@ -60,7 +60,7 @@ class StudyFolder:
         before = self.cache_cost(name)
         if images:
             value = {"images": before["images"] + images, "seconds": before["seconds"] + seconds}
-            write_bytes(self.out / "caches" / f"{name}.json", checked_bytes(value))
+            write_bytes(self.out / "caches" / f"{name}.json", dump_checked(value))
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

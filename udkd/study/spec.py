@@ -138,7 +138,8 @@ def study_name(file: str) -> str:
     if not name or not own or name in SHARED_FOLDERS:
         raise ConfigError(
             f"study {shorten(file)!r} would write to a folder {shorten(name)!r}; expected a file name of up to "
-            f"{_NAME_BYTES} bytes without a leading dot and control characters, and none of {', '.join(SHARED_FOLDERS)}; rename the file"
+            f"{_NAME_BYTES} bytes without a leading dot or control characters, and none of {', '.join(SHARED_FOLDERS)}; "
+            "rename the file"
         )
     return name
 

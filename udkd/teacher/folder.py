@@ -16,7 +16,7 @@ from torch import Tensor
 from udkd.losses.distill import LabelLoss
 from udkd.utils.errors import BusyError, DataError, MismatchError, RunError
 from udkd.utils.files import FolderLock, read_regular, write_bytes
-from udkd.utils.json_checksum import checked_bytes, values_of
+from udkd.utils.json_checksum import dump_checked, load_checked
 
 FORMAT = 1
 _MOST_BYTES = 1 << 24  # of teacher.json: 100,000 long names and a recipe
@@ -71,7 +71,7 @@ class TeacherFolder:
         """Read teacher.json. Raises DataError where it is absent, damaged, of another format or of other fields."""
         file = path / "teacher.json"
         try:
-            values = values_of(read_regular(file, _MOST_BYTES))
+            values = load_checked(read_regular(file, _MOST_BYTES))
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{path} is no teacher (no teacher.json); expected a folder made by udkd teacher fit or import"
@@ -161,5 +161,5 @@ def write_teacher(path: Path, weights: Mapping[str, Tensor], **info: Any) -> Tea
     data = save({name: tensor.contiguous() for name, tensor in weights.items()})
     described = TeacherInfo(weights_sha256=hashlib.sha256(data).hexdigest(), **info)
     write_bytes(path / "weights.safetensors", data)
-    write_bytes(path / "teacher.json", checked_bytes(asdict(described) | {"format": FORMAT}))
+    write_bytes(path / "teacher.json", dump_checked(asdict(described) | {"format": FORMAT}))
     return TeacherFolder(path=path, info=described)

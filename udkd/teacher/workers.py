@@ -18,7 +18,7 @@ import torch
 from torch.distributed.rendezvous import rendezvous
 
 from udkd.utils.errors import CacheError, UserError
-from udkd.utils.launcher import LAUNCHER_GONE, die_with_parent, is_launched, is_launcher_gone
+from udkd.utils.launcher import LAUNCHER_GONE, die_with_parent, is_torchrun_gone, is_torchrun_worker
 
 _POLL_S = 0.05
 _CONNECT_S = 20.0  # torchrun's store is there first; this is for a network, and for variables that nobody's torchrun set
@@ -37,10 +37,10 @@ class WorkerGroup:
     @classmethod
     def join(cls, environment: Mapping[str, str] = os.environ) -> "WorkerGroup":
         """The team that torchrun's variables name; one process alone without them. Raises CacheError where it is not there."""
-        if not is_launched(environment):
+        if not is_torchrun_worker(environment):
             return cls()
         die_with_parent(signal.SIGTERM)  # from here on there is something to clean up
-        if is_launcher_gone(environment):
+        if is_torchrun_gone(environment):
             raise CacheError(LAUNCHER_GONE)
         try:
             store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_CONNECT_S)))

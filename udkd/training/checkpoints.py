@@ -18,7 +18,7 @@ from torch import Tensor
 from udkd.training.run_records import Last, Progress, explained, read_record, refuse
 from udkd.utils.errors import RunError
 from udkd.utils.files import read_regular, write_bytes
-from udkd.utils.json_checksum import checked_bytes
+from udkd.utils.json_checksum import dump_checked
 from udkd.utils.parsing import parse_json
 
 _REMEDY = "restore it or train again"
@@ -73,7 +73,7 @@ class Checkpoints:
         data = save(tensors, metadata={_HEADER: progress})
         file = self._folder / f"step-{checkpoint.progress.step:09d}.safetensors"
         write_bytes(file, data)
-        write_bytes(self._last, checked_bytes({"file": file.name, "sha256": hashlib.sha256(data).hexdigest()}))
+        write_bytes(self._last, dump_checked({"file": file.name, "sha256": hashlib.sha256(data).hexdigest()}))
         self.drop_older(file.name)
 
     def drop_older(self, newest: str) -> None:

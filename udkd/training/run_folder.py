@@ -12,7 +12,7 @@ from udkd.training.checkpoints import Checkpoint, Checkpoints
 from udkd.training.run_records import AnyFormat, Config, Evaluation, Provenance, read_epochs, read_record, without_none
 from udkd.utils.errors import MismatchError, RunError
 from udkd.utils.files import FolderLock, write_bytes
-from udkd.utils.json_checksum import checked_bytes, checked_line
+from udkd.utils.json_checksum import dump_checked, dump_checked_line
 
 FORMAT = 2
 UNCHECKED = 1
@@ -38,9 +38,9 @@ class RunFolder:
         if (path / "config.json").exists():
             raise RunError(f"{path} already holds a run; expected a new folder; go on with --resume or choose another")
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_bytes(path / "run.json", checked_bytes({**provenance, "format": FORMAT}))
+        write_bytes(path / "run.json", dump_checked({**provenance, "format": FORMAT}))
         write_bytes(run._metrics, b"")
-        write_bytes(path / "config.json", checked_bytes(config))
+        write_bytes(path / "config.json", dump_checked(config))
         return run
 
     @classmethod
@@ -99,7 +99,7 @@ class RunFolder:
         return FolderLock(self.path, _EVALUATING)
 
     def write_evaluation(self, values: Mapping[str, Any]) -> None:
-        write_bytes(self.path / "eval.json", checked_bytes(values))
+        write_bytes(self.path / "eval.json", dump_checked(values))
 
     def require_config(self, config: Mapping[str, Any], stored_config: Mapping[str, Any] | None = None) -> None:
         """Raise MismatchError naming every key in which a resumed run's recipe differs; `data` may (it changes no pixel).
@@ -136,7 +136,7 @@ class RunFolder:
         self._write_metrics(rows)
 
     def _write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        write_bytes(self._metrics, b"".join(map(checked_line, rows)))
+        write_bytes(self._metrics, b"".join(map(dump_checked_line, rows)))
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Make this the newest checkpoint. An error leaves the previous one in force."""

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from udkd.utils.errors import RunError
 from udkd.utils.files import read_regular
-from udkd.utils.json_checksum import CHECKSUM, has_checksum, values_of, values_of_line
+from udkd.utils.json_checksum import CHECKSUM, has_checksum, load_checked, load_checked_line
 
 _R = TypeVar("_R", bound=BaseModel)
 _MOST_BYTES = 1 << 28  # of a JSON file: 100,000 epochs have less
@@ -217,7 +217,7 @@ def read_record(path: Path, model: type[_R], *, checked: bool, remedy: str) -> t
     """
     try:
         data = read_regular(path, _MOST_BYTES)
-        return _held(data, model, values_of, checked)
+        return _held(data, model, load_checked, checked)
     except (OSError, ValueError) as error:
         refuse(path, error, remedy)
 
@@ -228,7 +228,7 @@ def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
     first = None
     try:
         for line in read_regular(path, _MOST_BYTES).splitlines(keepends=True):
-            row, values = _held(line, Epoch, values_of_line, checked)
+            row, values = _held(line, Epoch, load_checked_line, checked)
             first = first or row
             rows.append(values)
             if row.epoch != len(rows) or row.step != row.epoch * first.step:

@@ -44,7 +44,7 @@ from udkd.training.schedule import EpochSchedule, learning_rates
 from udkd.training.scoring import score
 from udkd.training.step import TrainMetrics
 from udkd.training.student import make_students, require_like
-from udkd.utils.environment import convolution_search, environment, set_threads
+from udkd.utils.environment import cudnn_benchmark, environment, set_threads
 from udkd.utils.errors import ConfigError, DataError, MismatchError, RunError
 from udkd.utils.files import FolderLock
 from udkd.utils.progress import SILENT, Observer
@@ -226,7 +226,7 @@ class Trainer:
         started = time.perf_counter()
         before = self.step
         taken = self.drive(epoch).epoch(order[done_steps * batch_size :], plan, self.tally)
-        with convolution_search(self.recipe.perf.cudnn_benchmark), contextlib.closing(taken) as steps:
+        with cudnn_benchmark(self.recipe.perf.cudnn_benchmark), contextlib.closing(taken) as steps:
             for images in steps:
                 self.step += 1
                 log = self.step % self.recipe.train.log_every_steps == 0

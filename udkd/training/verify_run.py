@@ -66,7 +66,7 @@ def _evaluation(run: RunFolder) -> None:
     if run.predictions_path.exists():
         _, sha256 = read_predictions(run.predictions_path)
         if evaluation is None or evaluation.get("predictions_sha256") != sha256:
-            run.evaluating().refuse_if_held()
+            run.evaluating().require_free()
             raise RunError(
                 f"{run.predictions_path} is not of {run.path / 'eval.json'}; expected one evaluation's; run udkd eval again"
             )

@@ -1,4 +1,4 @@
-"""splitmix64 on the device: the bits of udkd.utils.rng for draws that are too many for the host."""
+"""splitmix64 on the device: the same bits as udkd.utils.rng, for draws that are too many for the host."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 def mix(z: Tensor) -> Tensor:
-    """`udkd.utils.rng.mix` of the same 64 bits, held as int64 (whose arithmetic wraps)."""
+    """`udkd.utils.rng.mix` of the same 64 bits, as int64, whose arithmetic wraps around."""
     z = z + _GOLDEN
     z = (z ^ _shift(z, 30)) * _MIX_1
     z = (z ^ _shift(z, 27)) * _MIX_2
@@ -17,16 +17,16 @@ def mix(z: Tensor) -> Tensor:
 
 
 def integers(keys_B: Tensor, count: int, below_B: Tensor) -> Tensor:
-    """`count` integers of each key's stream, in [0, below): int64 [B, count].
+    """`count` integers in [0, below) from each key's stream: int64 [B, count].
 
-    keys_B: int64 [B], bits of `udkd.utils.rng.key`. below_B: int64 [B] or [], 1 to 2^31.
-    The k-th is floor(below u), u the upper 31 bits of number k of the stream that `udkd.utils.rng.uniform` reads.
+    keys_B: int64 [B], the bits of `udkd.utils.rng.key`. below_B: int64 [B] or [], 1 to 2^31.
+    Number k is floor(below u / 2^31), u the upper 31 bits of number k of the stream that `udkd.utils.rng.uniform` reads.
     """
     counter = torch.arange(count, device=keys_B.device)
     bits_BK = mix(keys_B[:, None] + counter * _GOLDEN)
     return (_shift(bits_BK, 33) * below_B.reshape(-1, 1)) >> 31
 
 
-def _shift(z: Tensor, places: int) -> Tensor:
-    """To the right, zeros coming in: int64's own shift repeats the sign."""
-    return (z >> places) & ((1 << (64 - places)) - 1)
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right: int64's own shift repeats the sign bit."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""Where a run happens: device, threads, versions, hardware."""
+"""The machine that a run uses: device, threads, versions, hardware."""
 
 import contextlib
 import ctypes
@@ -14,16 +14,16 @@ import torch
 
 from udkd.utils.errors import ConfigError
 
-_ALWAYS_TAKEN_THREADS = 256
+_ALWAYS_ALLOWED_THREADS = 256
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
-    """Find a device and make this process ready for it; "auto" takes a GPU where there is one.
+    """Select a device and prepare this process for it; "auto" takes a GPU if there is one.
 
-    Raises ConfigError for a device that is not there.
+    Raises ConfigError for a device that does not exist.
     """
-    device = _find(name)
+    device = _parse_device(name)
     if device.type == "cpu":
         _keep_freed_memory()
     elif device.index is not None:  # graphs, streams and Triton kernels go to the current device
@@ -32,10 +32,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next step, up to the most that was ever held.
+    """Let glibc keep the memory that a step frees for the next step. Does nothing on other C libraries.
 
-    It gives big blocks back and every step faults them in again, 20,000 pages a step of both students at 32 px, batch 64:
-    about a tenth of the step's processor time. Elsewhere than on glibc nothing happens.
+    By default it returns large blocks and every step faults them in again: 20,000 pages a step for both students at 32 px,
+    batch 64, about a tenth of the step's CPU time.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -43,7 +43,7 @@ def _keep_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def _find(name: str) -> torch.device:
+def _parse_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
@@ -51,40 +51,38 @@ def _find(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device {name} was asked for and PyTorch sees {torch.cuda.device_count()} GPUs; expected one of those; "
+            f"device {name} was requested and PyTorch sees {torch.cuda.device_count()} GPUs; expected one of those; "
             "use --device auto or cpu"
         )
     return device
 
 
 def set_threads(threads: int) -> None:
-    """PyTorch's threads on the CPU; 0 leaves them. Sums are ordered by them, so bit-equal runs need the same number.
+    """Set PyTorch's CPU threads; 0 leaves them. The order of sums depends on them: bit-equal runs need the same number.
 
-    Raises ConfigError for many more than there are cores, which would wait for each other without an end.
+    Raises ConfigError for far more threads than cores, which would wait for each other forever.
     """
     cores = len(os.sched_getaffinity(0))
-    most = max(_ALWAYS_TAKEN_THREADS, 4 * cores)
-    if not 0 <= threads <= most:
-        raise ConfigError(f"train.threads is {threads} on {cores} cores; expected 0 to {most}; change it")
+    limit = max(_ALWAYS_ALLOWED_THREADS, 4 * cores)
+    if not 0 <= threads <= limit:
+        raise ConfigError(f"train.threads is {threads} on {cores} cores; expected 0 to {limit}; change it")
     if threads:
         torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
-def convolution_search(search: bool) -> Iterator[None]:
-    """Within it cuDNN times its algorithms for each convolution that it meets first, or takes what its rules say.
-
-    Not torch.backends.cudnn.flags: whatever that is not told it switches off, cuDNN itself first.
-    """
-    asked, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, search
+def cudnn_benchmark(search: bool) -> Iterator[None]:
+    """Within the block, cuDNN times its algorithms for each new convolution (search), or picks one by its heuristics."""
+    # Not torch.backends.cudnn.flags: it turns off every flag that it is not given, cuDNN itself first.
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, search
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = asked
+        torch.backends.cudnn.benchmark = before
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, for the record."""
+    """Versions, hardware and command line, as a run folder records them."""
     return {
         "versions": {name: _version(name) for name in ("udkd", "torch", "torchvision", "numpy", "pillow")}
         | {"python": platform.python_version()},
@@ -99,15 +97,15 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _tf32() -> dict[str, bool]:
-    """Where float32 is computed with 10 bits of mantissa on a GPU: PyTorch's defaults are convolutions, not products."""
-    # Not allow_tf32: once a process has set fp32_precision, asking the older name is an error.
+    """Where a GPU computes float32 with TF32's 10 bits of mantissa. PyTorch's defaults: convolutions, not matrix products."""
+    # Not allow_tf32: reading it is an error once a process has set fp32_precision.
     cudnn: Any = torch.backends.cudnn
-    asked = {"convolutions": cudnn.conv, "products": torch.backends.cuda.matmul}
-    return {name: module.fp32_precision == "tf32" for name, module in asked.items()}
+    modules = {"convolutions": cudnn.conv, "products": torch.backends.cuda.matmul}
+    return {name: module.fp32_precision == "tf32" for name, module in modules.items()}
 
 
 def _version(package: str) -> str:
-    """The installed version; a checkout that is on the path but not installed has none."""
+    """The installed version; a checkout that is only on the path has none."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -115,7 +113,7 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    """The CPU's name, as the kernel tells it."""
+    """The CPU's name, from the kernel."""
     try:
         with open("/proc/cpuinfo") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

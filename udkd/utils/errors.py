@@ -1,10 +1,10 @@
-"""What a user can cause: each error is one line that says what was found, what was expected and what to do."""
+"""Errors that a user can cause. Each text is one line: what was found, what was expected, what to do."""
 
 from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """The parent of all errors that a user can cause. Commands print its text as one line and exit with 1."""
+    """Base class of all errors that a user can cause. Commands print the text as one line and exit with 1."""
 
 
 class DataError(UserError):
@@ -20,7 +20,7 @@ class CacheError(UserError):
 
 
 class RunError(UserError):
-    """A run folder or checkpoint that cannot be used, or a run that went wrong (a loss that is not finite)."""
+    """A run folder or checkpoint that cannot be used, or a run that failed (a loss that is not finite)."""
 
 
 class BusyError(UserError):
@@ -28,9 +28,9 @@ class BusyError(UserError):
 
 
 class MismatchError(UserError):
-    """A stored thing was made for other circumstances than those it is asked for.
+    """Something stored was made under other conditions than those requested.
 
-    fields: (name, stored value, wanted value) of every field that differs. What to do comes before them: there may be many.
+    fields: (name, stored value, requested value) of each difference. The text has the remedy first: there may be many fields.
     """
 
     def __init__(self, what: str, fields: Sequence[tuple[str, object, object]], remedy: str) -> None:

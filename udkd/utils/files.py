@@ -1,4 +1,4 @@
-"""Durable files: a final name only ever holds a whole file.
+"""Durable files: a final name only ever holds a complete file.
 
 Write `x.tmp`, flush, fsync, rename, fsync of the folder. A crash at any moment leaves the old file or the new one.
 """
@@ -23,7 +23,7 @@ _WAIT_S = 5.0
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames and new names inside `folder` durable."""
+    """Make renames and new files inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -32,11 +32,11 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write to; it takes the name `path` only when the block ends without an error.
 
-    Until then it is `path` + ".tmp", a new file of ours alone: links are never followed, what a killed process left is
-    removed. Raises BusyError where another process writes the same file and does not end within _WAIT_S.
+    Until then it is `path` + ".tmp", a file that this process created: links are never followed, and what a killed process
+    left is removed. Raises BusyError if another process is still writing the same file after _WAIT_S.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -47,7 +47,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
                 os.replace(temporary, path)
             except BaseException:
-                with contextlib.suppress(OSError):  # while it is still locked: after that the name may be another's
+                with contextlib.suppress(OSError):  # while it is locked: afterwards the name may be another process's
                     temporary.unlink(missing_ok=True)
                 raise
         fsync_folder(path.parent)
@@ -58,7 +58,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def _new_file(path: Path) -> BinaryIO:
-    """A file made just now, locked while it is open, which tells a writer at work from what a killed one left."""
+    """Create a file, locked while it is open: the lock distinguishes an active writer from what a killed one left."""
     end = time.monotonic() + _WAIT_S
     while True:
         try:
@@ -69,14 +69,14 @@ def _new_file(path: Path) -> BinaryIO:
                     raise BusyError(f"{path} is being written by another process; expected one writer; wait for it") from None
                 time.sleep(0.02)
             continue
-        # Between our making it and our locking it, another may have taken it for stale.
-        if _locked(file.fileno()) and _is_at(file.fileno(), path):
+        # Between the creation and the lock another process may have removed it as stale.
+        if _lock(file.fileno()) and _is_at(file.fileno(), path):
             return file
         file.close()
 
 
 def _remove_stale(path: Path) -> bool:
-    """Remove a temporary file that no process holds; False where one does."""
+    """Remove a temporary file that no process has locked; False if one has."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -84,10 +84,10 @@ def _remove_stale(path: Path) -> bool:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        path.unlink(missing_ok=True)  # a link: it goes, what it points to stays
+        path.unlink(missing_ok=True)  # a link: remove it, not its target
         return True
     try:
-        if not _locked(descriptor):
+        if not _lock(descriptor):
             return False
         if _is_at(descriptor, path):
             path.unlink(missing_ok=True)
@@ -96,8 +96,8 @@ def _remove_stale(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
-    """Whether we hold the exclusive lock of an open file now."""
+def _lock(descriptor: int) -> bool:
+    """Try to take the exclusive lock of an open file; False if another process has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -106,7 +106,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Whether an open file still has this path."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
@@ -114,25 +114,25 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file (or a link to one) to read. Raises ValueError for anything else: a FIFO would wait for ever."""
+    """Open a regular file (or a link to one) for reading. Raises ValueError for anything else: opening a FIFO would block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    raise ValueError(f"{path} is no regular file")
+    raise ValueError(f"{path} is not a regular file")
 
 
-def read_regular(path: Path, most: int | None = None) -> bytes:
-    """A regular file's bytes. Raises ValueError where it is none, or holds more than `most` bytes."""
+def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
+    """A regular file's bytes. Raises ValueError for any other kind of file, and for more than `max_bytes`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if most is not None and size > most:
-            raise ValueError(f"{path} has {size:,} bytes, more than {most:,}")
+        if max_bytes is not None and size > max_bytes:
+            raise ValueError(f"{path} has {size:,} bytes, more than {max_bytes:,}")
         return file.read()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(data)
 
 
@@ -141,9 +141,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def json_bytes(value: object) -> bytes:
-    """`value` as indented JSON with sorted keys: the same value gives the same bytes.
+    """`value` as indented JSON with sorted keys in UTF-8: the same value gives the same bytes.
 
-    UTF-8, but for lone surrogates, which stand for the bytes of a path that is none: they are escaped, as JSON can.
+    Lone surrogates, which stand for the undecodable bytes of a path, are escaped.
     """
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
@@ -154,7 +154,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_exact_json(path: Path) -> Any:
-    """The value that `write_json` wrote. Raises ValueError where the file is not to the byte as it was written."""
+    """The value that `write_json` wrote. Raises ValueError if any byte of the file has changed."""
     data = read_regular(path)
     value = parse_json(data)
     if json_bytes(value) != data:
@@ -169,12 +169,12 @@ def sha256_file(path: Path) -> str:
 
 
 class FolderLock:
-    """One writer per folder: `with FolderLock(folder): …`. While it is held the folder has a file `.lock`, which goes with it.
+    """One writer per folder: `with FolderLock(folder): …`. While it is held, the folder contains a file `.lock`.
 
-    The kernel releases the lock when its process ends, however it ends, so a stale lock cannot exist; the file of a killed
-    process stays and is in nobody's way. Raises BusyError, naming the process that holds the folder.
+    The kernel releases the lock when its process ends for any reason, so there are no stale locks; the file that a killed
+    process leaves is harmless. Raises BusyError, naming the process that holds the folder.
 
-    name: another than `.lock`, for files of the folder that are written apart from the others.
+    name: of the lock file; a second name is for files of the folder that are written independently of the others.
     """
 
     def __init__(self, folder: Path, name: str = ".lock") -> None:
@@ -182,18 +182,18 @@ class FolderLock:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> "FolderLock":
-        # Whoever held it may have removed the file between our opening it and our locking it: what we hold then is nobody's.
-        while not self._take(file := self._open()):
+        # The previous holder may remove the file between our open and our lock: then we hold a file without a name.
+        while not self._acquire(file := self._open()):
             pass
         self._file = file
         return self
 
-    def refuse_if_held(self) -> None:
-        """BusyError where another process holds the folder; nothing is written, so a folder that cannot be written will do."""
+    def require_free(self) -> None:
+        """Raise BusyError if another process holds the folder. Writes nothing, so a read-only folder is fine."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
-            return  # nobody has made it
+            return  # no lock file: not held
         with os.fdopen(descriptor, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -207,25 +207,25 @@ class FolderLock:
         return BusyError(f"{writer}; expected one writer; wait for it or stop it")
 
     def _open(self) -> BinaryIO:
-        """The lock's own file: whatever else has its name, a link to another file above all, is left alone."""
+        """Open the lock file. Anything else of that name, such as a link to another file, is refused and left unchanged."""
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(self.path, flags, 0o666)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            raise self._not_ours() from None
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise self._not_a_lock_file() from None
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             os.close(descriptor)
-            raise self._not_ours()
+            raise self._not_a_lock_file()
         return os.fdopen(descriptor, "r+b")
 
-    def _not_ours(self) -> UserError:
-        return UserError(f"{self.path} is a link or no regular file; expected a lock file of udkd's own; remove it")
+    def _not_a_lock_file(self) -> UserError:
+        return UserError(f"{self.path} is a link or not a regular file; expected a lock file of udkd; remove it")
 
-    def _take(self, file: BinaryIO) -> bool:
-        """Lock an open file and write our name in; False, and it is closed, where it has the path no longer."""
+    def _acquire(self, file: BinaryIO) -> bool:
+        """Lock an open file and write our process id; if it no longer has the path, close it and return False."""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(file.fileno(), self.path):
@@ -245,8 +245,8 @@ class FolderLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._file is not None
-        if _is_at(self._file.fileno(), self.path):  # not that of another, after someone has removed ours
-            self.path.unlink(missing_ok=True)  # while it is still ours: after that it may be the next one's
-        fcntl.flock(self._file, fcntl.LOCK_UN)  # closing alone would leave it to a forked child that lives on
+        if _is_at(self._file.fileno(), self.path):  # someone may have removed ours, and the path is another process's
+            self.path.unlink(missing_ok=True)  # before the unlock: afterwards it may belong to the next holder
+        fcntl.flock(self._file, fcntl.LOCK_UN)  # closing alone would leave the lock to a forked child
         self._file.close()
         self._file = None

@@ -1,8 +1,8 @@
-"""JSON that carries its own checksum: any byte of it that has changed is found when it is read.
+"""JSON with a checksum inside: reading detects any changed byte.
 
-`{"a": 1}` is stored as `{"a": 1, "checksum": "…"}`, the sha256 of the JSON of the rest. As each file holds its own, one rename
-replaces values and checksum together, and whoever knows JSON can still read it. Earlier versions wrote none: what has no
-checksum is read unchecked, so models of stored JSON must refuse unknown keys (a changed letter may hide the key itself).
+`{"a": 1}` is stored as `{"a": 1, "checksum": "…"}`, the sha256 of the JSON of the rest. One rename replaces
+values and checksum together, and any JSON reader can still read the file. Earlier versions wrote no checksum, so JSON without
+one is read unchecked; models of stored JSON must therefore refuse unknown keys (a changed letter may hide the key itself).
 """
 
 import hashlib
@@ -17,28 +17,28 @@ CHECKSUM = "checksum"
 _Dump = Callable[[Mapping[str, Any]], bytes]
 
 
-def checked_bytes(values: Mapping[str, Any]) -> bytes:
-    """A file of indented JSON with sorted keys and the checksum; `values_of` undoes it."""
+def dump_checked(values: Mapping[str, Any]) -> bytes:
+    """Indented JSON with sorted keys and the checksum, as a file's bytes; `load_checked` undoes it."""
     return _with_checksum(values, _pretty)
 
 
-def checked_line(values: Mapping[str, Any]) -> bytes:
-    """One line of a .jsonl file, line break included, keys in their order and the checksum last; `values_of_line` undoes it."""
+def dump_checked_line(values: Mapping[str, Any]) -> bytes:
+    """One line of a .jsonl file with its line break, keys in order, the checksum last; `load_checked_line` undoes it."""
     return _with_checksum(values, _line)
 
 
-def values_of(data: bytes) -> dict[str, Any]:
-    """What `checked_bytes` was given. Raises ValueError: no JSON object, or not to the byte what was written."""
+def load_checked(data: bytes) -> dict[str, Any]:
+    """The values that `dump_checked` was given. Raises ValueError: not a JSON object, or a byte has changed."""
     return _values(data, _pretty)
 
 
-def values_of_line(data: bytes) -> dict[str, Any]:
-    """What `checked_line` was given, of a line with its line break. Raises ValueError as `values_of` does."""
+def load_checked_line(data: bytes) -> dict[str, Any]:
+    """The values that `dump_checked_line` was given, from a line with its line break. Raises ValueError like `load_checked`."""
     return _values(data, _line)
 
 
 def has_checksum(data: bytes) -> bool:
-    """Whether a file or line that can be read is one with a checksum. Raises ValueError: no JSON object."""
+    """Whether a readable file or line has a checksum. Raises ValueError: not a JSON object."""
     return CHECKSUM in _object(data)
 
 
@@ -56,14 +56,14 @@ def _digest(values: Mapping[str, Any], dump: _Dump) -> str:
 
 
 def _with_checksum(values: Mapping[str, Any], dump: _Dump) -> bytes:
-    assert CHECKSUM not in values, "the checksum is ours to add"
+    assert CHECKSUM not in values, "the checksum is added here"
     return dump({**values, CHECKSUM: _digest(values, dump)})
 
 
 def _object(data: bytes) -> dict[str, Any]:
     values = parse_json(data)
     if not isinstance(values, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return values
 
 
@@ -73,9 +73,9 @@ def _values(data: bytes, dump: _Dump) -> dict[str, Any]:
         return values
     rest = {name: value for name, value in values.items() if name != CHECKSUM}
     try:
-        same = values[CHECKSUM] == _digest(rest, dump) and dump(values) == data  # the digest alone would pass 1e5 for 1E5
+        intact = values[CHECKSUM] == _digest(rest, dump) and dump(values) == data  # the digest alone would pass 1e5 for 1E5
     except RecursionError:
-        same = False
-    if not same:
-        raise ValueError("it has changed since it was written, by its own checksum")
+        intact = False
+    if not intact:
+        raise ValueError("its checksum does not match: it has changed since it was written")
     return rest

@@ -1,4 +1,4 @@
-"""How a process starts another of ours, and ends with the torchrun that started it. Imports nothing heavy: it comes first."""
+"""How a process starts another one of udkd, and how it exits with its torchrun. Imports nothing heavy: it is imported first."""
 
 import contextlib
 import ctypes
@@ -9,63 +9,65 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-LAUNCHER_GONE = "the torchrun that started this process is gone; expected it to the end; run it again"
+LAUNCHER_GONE = "the torchrun that started this process has exited; expected it until the end; run it again"
 _PR_SET_PDEATHSIG = 1
-_ANSWERS_WITHIN_S = 5.0
-_HOME = Path(__file__).resolve().parents[2]
-"""Where our packages lie."""
+_CONNECT_TIMEOUT_S = 5.0
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+"""The folder that contains the packages."""
 
 
 def module_command(module: str, arguments: Sequence[object] = ()) -> list[str]:
-    """What starts one of our modules, with `module_environment`. -P: the folder that the user stands in provides no modules."""
+    """Command that runs a module of udkd, with `module_environment`. -P: nothing is imported from the current folder."""
     return [sys.executable, "-P", "-m", module, *map(str, arguments)]
 
 
 def module_environment() -> dict[str, str]:
-    """This process's environment, with ours as the first place where modules are looked for."""
-    paths = [str(_HOME), os.environ.get("PYTHONPATH", "")]
+    """This process's environment, with the folder of udkd's packages first in PYTHONPATH."""
+    paths = [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun's variables name other processes beside this one."""
+def is_torchrun_worker(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun's variables say that this is one of several processes."""
     return environment.get("WORLD_SIZE", "1") not in ("", "0", "1")
 
 
-def end_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
-    """While modules load, seconds in which there is nothing to clean up: end when torchrun does, and now where it is gone.
+def exit_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """Exit when torchrun exits, and now if it already has. For the seconds of import, when there is nothing to clean up.
 
-    The kernel kills us when the launcher dies after the first line; where it died before, so did the store that it keeps.
+    After the first line the kernel kills this process when torchrun dies; if it died before, its store is closed too.
     """
     die_with_parent(signal.SIGKILL)
-    if is_launcher_gone(environment):
+    if is_torchrun_gone(environment):
         with contextlib.suppress(OSError):
             os.write(2, f"error: {LAUNCHER_GONE}\n".encode())
         os._exit(1)
 
 
-def is_launcher_gone(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun's store is closed. A torchrun that is being killed keeps it open for as long as its memory is freed
-    (30 ms were seen), in which its processes have lost their parent already: to be asked again after the imports.
+def is_torchrun_gone(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun's store is closed.
+
+    A torchrun that is being killed keeps it open while its memory is freed (30 ms were measured), when its processes have
+    already lost their parent: check again after the imports.
     """
-    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not _store_answers(environment)
+    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not _store_is_open(environment)
 
 
 def die_with_parent(number: signal.Signals) -> None:
-    """Ask the kernel for a signal when the process that started us dies, however it does. Replaces an earlier wish."""
+    """Ask the kernel to send this process a signal when its parent dies. Replaces an earlier request."""
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
 
 
-def _store_answers(environment: Mapping[str, str]) -> bool:
-    """False where nobody listens at the address of torchrun's store; a network that is slow says nothing."""
+def _store_is_open(environment: Mapping[str, str]) -> bool:
+    """False if the connection to torchrun's store is refused; a slow network counts as open."""
     try:
-        place = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-        socket.create_connection(place, timeout=_ANSWERS_WITHIN_S).close()
+        address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        socket.create_connection(address, timeout=_CONNECT_TIMEOUT_S).close()
     except ConnectionRefusedError:
         return False
     except (KeyError, ValueError, OSError):
-        pass  # whoever needs the store will say what is wrong with it
+        pass  # torch.distributed will report what is wrong
     return True

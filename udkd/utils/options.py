@@ -1,10 +1,10 @@
-"""What groups of options are made of: a strict base class, and numbers with bounds."""
+"""Building blocks of recipes and studies: a strict base class, and numbers with bounds."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Bounds are generous: they keep float32, int64 and memory from running over, and no sensible setting comes near.
+# The bounds are generous: they only keep float32, int64 and memory from overflowing.
 MAX_PX = 8192
 MAX_EPOCHS = 10**6
 MAX_SAMPLES = 1 << 20
@@ -20,6 +20,6 @@ ShortText = Annotated[str, Field(max_length=4096)]
 
 
 class Section(BaseModel):
-    """A group of keys; unknown ones are refused."""
+    """A group of keys: frozen, strictly typed, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""The one way of texts to the terminal: two consoles that show control characters escaped, and errors as one line."""
+"""All output to the terminal: two consoles that escape control characters, and errors as one line."""
 
 import errno
 import os
@@ -12,13 +12,13 @@ from rich.text import Text
 
 from udkd.utils.errors import UserError
 from udkd.utils.printable import printable, printable_lines
-from udkd.utils.signals import QUIET, Stopped, handled, stop
+from udkd.utils.signals import QUIET_SIGNALS, Stopped, raise_stopped, signal_handler
 
 
 class SafeConsole(Console):
-    """A console that shows each text as one line, control characters escaped and brackets as they are (no markup).
+    """A console that prints each string as one line, with control characters escaped and brackets unchanged (no markup).
 
-    Colours and bold are left out where NO_COLOR is set. Text objects carry the few styles that there are.
+    Styles come from Text objects only. NO_COLOR turns off colours and bold.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -28,7 +28,7 @@ class SafeConsole(Console):
 
     @property
     def file(self) -> IO[str]:
-        """The stream itself, where it is one that would escape rich's own styles."""
+        """The stream to write to: the unescaped one of a SafeStream, which would escape rich's styles."""
         stream = super().file
         return getattr(stream, "unescaped", stream)
 
@@ -37,14 +37,14 @@ class SafeConsole(Console):
         self._file = new_file
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """See rich: the way of every string, in messages, tables and titles."""
+        """Overrides rich: every string of messages, tables and titles passes through here."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """See rich: the way of everything else."""
+        """Overrides rich: everything else passes through here."""
         for segment in super().render(renderable, options):
-            whole = segment.control or segment.text == "\n" or segment.text.isprintable()
-            yield segment if whole else Segment(printable_lines(segment.text, None), segment.style)
+            safe = segment.control or segment.text == "\n" or segment.text.isprintable()
+            yield segment if safe else Segment(printable_lines(segment.text, None), segment.style)
 
 
 out = SafeConsole()
@@ -63,21 +63,21 @@ def print_error(message: str) -> None:
 
 
 def run(app: Callable[[], object], explain: Callable[[Exception], str | None] = lambda error: None) -> None:
-    """Run a command line, a typer.Typer. What a user can cause is one line on stderr and exit code 1; a signal n is 128 + n.
+    """Run a typer.Typer. An error that a user can cause is one line on stderr and exit code 1; signal n exits with 128 + n.
 
-    explain: the line for another error that is no fault of ours; None lets it end in a traceback.
+    explain: the line for another error that is not a bug, such as a lack of memory; None lets it end in a traceback.
     """
     try:
-        with handled(stop):
+        with signal_handler(raise_stopped):
             app()
     except UserError as error:
         fail(str(error))
     except Stopped as stopped:
-        if stopped.number in QUIET:
+        if stopped.number in QUIET_SIGNALS:
             sys.exit(stopped.exit_code)
-        fail(f"stopped by {stopped.name}; whatever was finished is kept, the same command goes on", code=stopped.exit_code)
+        fail(f"stopped by {stopped.name}; finished work is kept, the same command resumes", code=stopped.exit_code)
     except OSError as error:
-        fail(_about(error))
+        fail(_describe(error))
     except Exception as error:
         line = explain(error)
         if line is None:
@@ -85,9 +85,9 @@ def run(app: Callable[[], object], explain: Callable[[Exception], str | None] = 
         fail(line)
 
 
-def _about(error: OSError) -> str:
-    remedy = "check the path and its rights"
+def _describe(error: OSError) -> str:
+    remedy = "check the path and its permissions"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        remedy = "free some room, then the same command goes on"
+        remedy = "free some space, then the same command resumes"
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
     return f"{where}{error.strerror or error}; expected to be able to read and write there; {remedy}"

@@ -1,4 +1,4 @@
-"""JSON and TOML from files that anyone may have written: whatever is wrong with them is a ValueError, never another error."""
+"""JSON and TOML from untrusted files: any problem is a ValueError, never another error."""
 
 import json
 import re
@@ -6,13 +6,13 @@ import tomllib
 from collections import Counter
 from typing import Any, NoReturn
 
-_MOST_PARTS = 40
-# Python's parser takes time and memory with the square of a key's parts.
-_LONG_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{_MOST_PARTS}}}""")
+_MAX_KEY_PARTS = 40
+# Python's parser needs time and memory quadratic in the parts of a key.
+_LONG_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{_MAX_KEY_PARTS}}}""")
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON text. NaN and infinities, a key given twice and nesting past Python's limit are ValueErrors too."""
+    """The value of a JSON text. NaN, infinities, duplicate keys and nesting beyond Python's limit are ValueErrors too."""
     try:
         return json.loads(data, parse_constant=_refuse, object_pairs_hook=_object)
     except RecursionError:
@@ -20,9 +20,9 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table of a TOML text; nesting past Python's limit and keys of more than 40 parts are ValueErrors too."""
+    """The table of a TOML text. Nesting beyond Python's limit and keys of more than 40 parts are ValueErrors too."""
     if _LONG_KEY.search(text):
-        raise ValueError(f"it has a key of more than {_MOST_PARTS} parts")
+        raise ValueError(f"it has a key of more than {_MAX_KEY_PARTS} parts")
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -30,12 +30,12 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON's")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice[:80]!r} is there twice")
+        raise ValueError(f"the key {twice[:80]!r} appears twice")
     return values

@@ -1,4 +1,4 @@
-"""Work done ahead of its use, in one thread, bounded, with its failures forwarded."""
+"""A bounded prefetch thread that forwards its exceptions."""
 
 import queue
 import threading
@@ -10,17 +10,17 @@ _POLL_S = 0.2
 
 
 class _End:
-    """The last thing in the queue: the failure that ended the work, or None."""
+    """The last item of the queue: the exception that ended the work, or None."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
-def ahead(items: Iterator[Item], depth: int, stage: str) -> Generator[Item]:
-    """Yield `items`, computed up to `depth` ahead in a thread named `stage`.
+def prefetch(items: Iterator[Item], depth: int, stage: str) -> Generator[Item]:
+    """Yield `items`, computed up to `depth` ahead of their use in a thread named `stage`.
 
-    An exception in `items` is raised here, after the items before it. Leaving the iterator early (break, close) stops the
-    thread and waits for it, so nothing leaks.
+    An exception in `items` is raised here, after the items before it. Closing the generator early stops the thread and waits
+    for it.
     """
     ready: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
@@ -44,7 +44,7 @@ def ahead(items: Iterator[Item], depth: int, stage: str) -> Generator[Item]:
             error = raised
         finally:
             if isinstance(items, Generator):
-                items.close()  # here and now, with all that it holds
+                items.close()  # in this thread, which releases its resources now
             put(_End(error))
 
     thread = threading.Thread(target=work, name=stage, daemon=True)

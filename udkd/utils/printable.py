@@ -1,27 +1,27 @@
-"""Text from outside (file and class names, keys, other programs' messages) made safe for a terminal or a page."""
+"""Untrusted text (file and class names, keys, other programs' messages) made safe for a terminal or a page."""
 
 MAX_CHARACTERS = 2_000
-"""Longest text that is shown in full."""
+"""Longest text that `printable` keeps in full."""
 _SHORT = 100  # characters of a value in an error message
 
 
-def printable(text: str, most: int | None = MAX_CHARACTERS) -> str:
-    r"""`text` with whatever would move a cursor, colour a terminal or turn the direction of writing, as \x1b and its like.
+def printable(text: str, max_characters: int | None = MAX_CHARACTERS) -> str:
+    r"""`text` with everything that could move the cursor, set colours or change the writing direction as an escape like \x1b.
 
     Escaped: control and format characters (ESC, line breaks, right-to-left marks), line separators, lone surrogates and
-    unassigned characters. most: characters to keep, the middle is left out of a longer text; None: all.
+    unassigned characters. max_characters: of a longer text the middle is left out; None: keep all.
     """
-    if most is not None and len(text) > most:
-        half = most // 2
+    if max_characters is not None and len(text) > max_characters:
+        half = max_characters // 2
         text = f"{text[:half]}[… {len(text) - 2 * half:,} characters left out …]{text[-half:]}"
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() or _is_space(char) else _escaped(char) for char in text)
+    return "".join(char if char.isprintable() or _is_space(char) else _escape(char) for char in text)
 
 
-def printable_lines(text: str, most: int | None = MAX_CHARACTERS) -> str:
-    """`printable` of each line: the ends of lines stay."""
-    return "\n".join(printable(line, most) for line in text.split("\n"))
+def printable_lines(text: str, max_characters: int | None = MAX_CHARACTERS) -> str:
+    """`printable` of each line; line breaks are kept."""
+    return "\n".join(printable(line, max_characters) for line in text.split("\n"))
 
 
 def shorten(text: str) -> str:
@@ -33,6 +33,6 @@ def _is_space(char: str) -> bool:
     return char in "\u00a0\u3000" or "\u2000" <= char <= "\u200a"
 
 
-def _escaped(char: str) -> str:
+def _escape(char: str) -> str:
     code = ord(char)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,22 +1,22 @@
-"""How actors tell of their progress: they never print, they call an observer that the command line passes in."""
+"""Progress reporting: library code never prints, it calls an observer that the command line passes in."""
 
 from typing import Protocol
 
 
 class Observer(Protocol):
-    """Receives progress; one task at a time has a bar."""
+    """Receives progress, one task at a time."""
 
     def start(self, task: str, total: int, unit: str) -> None:
-        """A task of `total` units (images, steps) begins."""
+        """A task of `total` units (images, steps) starts."""
 
     def advance(self, count: int, **fields: float | str) -> None:
-        """`count` more units are done; `fields` are figures to show beside the bar (losses, accuracy)."""
+        """`count` more units are done; `fields` are values to show beside the bar (losses, accuracy)."""
 
     def finish(self) -> None:
         """The task ended."""
 
     def note(self, line: str) -> None:
-        """One line a user should read, such as which backend was chosen and why."""
+        """A line for the user, such as which backend was chosen and why."""
 
 
 class Silent:

@@ -1,6 +1,6 @@
-"""Random numbers as a pure function of their names: splitmix64 over counters, vectorised in NumPy.
+"""Counter-based random numbers: pure functions of integer keys, by splitmix64, vectorised in NumPy.
 
-Integer operations and correctly rounded float64 only, so the same names give the same bits on every processor.
+Integer operations and correctly rounded float64 only, so the same key gives the same bits on every processor.
 Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (the finaliser of splitmix64).
 """
 
@@ -43,22 +43,22 @@ def mix(z: U64) -> U64:
         return z ^ (z >> np.uint64(31))
 
 
-def key(*words: int | NDArray[np.int64]) -> U64:
-    """A 64-bit key for each row of `words` (integers, or int64 arrays [N] that broadcast): uint64 [N], or [1]."""
+def key(*parts: int | NDArray[np.int64]) -> U64:
+    """A 64-bit key for each row of `parts` (integers, or int64 arrays [N] that broadcast): uint64 [N] or [1]."""
     state = np.zeros(1, np.uint64)
-    for word in words:
-        as_u64 = np.atleast_1d(np.asarray(word, np.int64)).view(np.uint64)
+    for part in parts:
+        as_u64 = np.atleast_1d(np.asarray(part, np.int64)).view(np.uint64)
         state = mix(state ^ mix(as_u64))
     return state
 
 
 def uniform(keys: U64, counter: int) -> F64:
-    """The `counter`-th number of each key's stream: float64 [N] in [0, 1), 53 bits."""
+    """Number `counter` of each key's stream: float64 [N] in [0, 1), 53 bits."""
     with np.errstate(over="ignore"):
         bits = mix(keys + np.uint64(counter) * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def permutation(ids: NDArray[np.int64], *words: int) -> NDArray[np.int64]:
-    """`ids` in an order that is a pure function of `words` and of the ids: int64 [N]."""
-    return ids[np.argsort(key(*words, ids), kind="stable")]
+def permutation(ids: NDArray[np.int64], *parts: int) -> NDArray[np.int64]:
+    """`ids` shuffled, int64 [N]: the order is a pure function of the key's `parts` and of the set of ids."""
+    return ids[np.argsort(key(*parts, ids), kind="stable")]

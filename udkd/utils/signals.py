@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as one clear line, at any moment of a command's life."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command with one clear line, at any time."""
 
 import os
 import signal
@@ -7,17 +7,17 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-KINDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-QUIET = (signal.SIGPIPE,)
-"""Signals that need no word: whoever read our output has left."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+QUIET_SIGNALS = (signal.SIGPIPE,)
+"""Signals that end a command silently: the reader of its output has exited."""
 
 Handler = Callable[[int, FrameType | None], object]
 
 
 class Stopped(BaseException):
-    """A signal as an exception, so that locks, temporary files and workers are cleaned up on the way out.
+    """A signal as an exception, so that locks, temporary files and workers are cleaned up.
 
-    Not a KeyboardInterrupt: typer would swallow it and end without a word.
+    Not a KeyboardInterrupt: typer would catch it and exit silently.
     """
 
     def __init__(self, number: int) -> None:
@@ -27,28 +27,28 @@ class Stopped(BaseException):
         self.exit_code = 128 + number
 
 
-def stop(number: int, frame: FrameType | None) -> NoReturn:
-    """A handler that raises Stopped; what cleans up is short, and no second signal interrupts it."""
-    for kind in KINDS:
+def raise_stopped(number: int, frame: FrameType | None) -> NoReturn:
+    """A handler that raises Stopped and ignores further signals, which would interrupt the clean-up."""
+    for kind in STOP_SIGNALS:
         signal.signal(kind, signal.SIG_IGN)
     raise Stopped(number)
 
 
-def quit_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    """A handler for the seconds in which modules load: there is nothing to clean up, and imports do not survive exceptions."""
+def exit_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """A handler for the seconds of import: there is nothing to clean up, and exceptions would break half-imported modules."""
     with suppress(OSError):
-        os.write(2, f"error: stopped by {signal.Signals(number).name} before it began; nothing was changed\n".encode())
+        os.write(2, f"error: stopped by {signal.Signals(number).name} before it started; nothing was changed\n".encode())
     os._exit(128 + number)
 
 
 @contextmanager
-def handled(handler: Handler) -> Iterator[dict[signal.Signals, Any]]:
-    """Hand SIGINT, SIGTERM and SIGHUP to `handler` until the block ends; yields the handlers before it.
+def signal_handler(handler: Handler) -> Iterator[dict[signal.Signals, Any]]:
+    """Handle SIGINT, SIGTERM and SIGHUP with `handler` inside the block; yields the previous handlers.
 
-    SIGHUP stays ignored where it was, as under nohup.
+    An ignored SIGHUP stays ignored, as under nohup.
     """
-    heard = [kind for kind in KINDS if kind != signal.SIGHUP or signal.getsignal(kind) != signal.SIG_IGN]
-    before = {kind: signal.signal(kind, handler) for kind in heard}
+    handled = [kind for kind in STOP_SIGNALS if kind != signal.SIGHUP or signal.getsignal(kind) != signal.SIG_IGN]
+    before = {kind: signal.signal(kind, handler) for kind in handled}
     try:
         yield before
     finally:

@@ -1,4 +1,4 @@
-"""Standard output and error that take any text: signs a terminal lacks are escaped, a stream that fails ends no work unseen."""
+"""Standard output and error that accept any text and report a failed write."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from udkd.utils.signals import Stopped
 
 
 class _Descriptor(io.RawIOBase):
-    """Descriptor 1 or 2. What cannot be written to standard error is lost; on standard output it is an error."""
+    """File descriptor 1 or 2. A failed write is an error on standard output and ignored on standard error."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -26,8 +26,8 @@ class _Descriptor(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: bytes | memoryview, /) -> int:  # type: ignore[override]  # what TextIOWrapper hands over
-        """Raises Stopped (SIGPIPE) where nobody reads standard output any more, OSError where it is full or closed."""
+    def write(self, data: bytes | memoryview, /) -> int:  # type: ignore[override]  # the types that TextIOWrapper passes
+        """Raises Stopped (SIGPIPE) if the reader of standard output has exited, OSError if the device is full or closed."""
         try:
             self._write_all(memoryview(data))
         except BrokenPipeError:
@@ -43,32 +43,32 @@ class _Descriptor(io.RawIOBase):
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # whoever shares it made it so
+            except BlockingIOError:  # another process made the shared descriptor non-blocking
                 select.select([], [self._descriptor], [])
 
 
 class SafeStream(io.TextIOWrapper):
-    """A standard stream for everybody: control characters are escaped, all but the ends of lines.
+    """A standard stream that escapes control characters except line breaks, and characters that its encoding lacks.
 
-    unescaped: the same stream for udkd.utils.output, which has styles of its own and escapes texts itself.
+    unescaped: the same stream for udkd.utils.output, which writes styles and escapes text itself.
     """
 
     def __init__(self, descriptor: int, encoding: str) -> None:
-        raw: Any = _Descriptor(descriptor)  # what TextIOWrapper needs of a buffer that only takes
-        how: dict[str, Any] = {"errors": "backslashreplace", "newline": "\n", "write_through": True}
-        super().__init__(raw, encoding, **how)
-        self.unescaped = io.TextIOWrapper(raw, encoding, **how)
+        raw: Any = _Descriptor(descriptor)  # a write-only raw stream is all that TextIOWrapper needs
+        options: dict[str, Any] = {"errors": "backslashreplace", "newline": "\n", "write_through": True}
+        super().__init__(raw, encoding, **options)
+        self.unescaped = io.TextIOWrapper(raw, encoding, **options)
 
     def write(self, text: str, /) -> int:
         super().write(printable_lines(text))
         return len(text)
 
 
-def guard() -> None:
-    """Make this process's standard streams safe ones, and give it those that it was started without.
+def install_safe_streams() -> None:
+    """Replace the interpreter's standard output and error by SafeStreams, and open standard streams that were closed.
 
-    Otherwise the next file it opens would be its standard error. A closed standard output refuses what is written to it.
-    Streams that someone has put in place of the interpreter's stay.
+    Otherwise the next opened file would become standard error. Writing to a standard output that was closed is an error.
+    Streams that are not the interpreter's own are left alone.
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         _open_if_closed(descriptor, flags)

@@ -1,7 +1,6 @@
-"""Many short strings as one piece of memory: a set of a million images has a name for each, and a Python string takes 50 bytes
-beside its letters; here it is 8.
+"""Many short strings in one block of memory: for a million image names, 8 bytes each besides the text instead of 50.
 
-Any str goes in and comes out as it was, file names that are no UTF-8 and lone surrogates included.
+Any str is stored without loss, including file names that are not UTF-8 and lone surrogates.
 """
 
 from array import array
@@ -11,11 +10,11 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-_ERRORS = "surrogatepass"  # lossless for every str; bytes sort as the code points do
+_ERRORS = "surrogatepass"  # lossless for every str; bytes sort like code points
 
 
 class StringColumn(Sequence[str]):
-    """An immutable column of strings. data: their UTF-8, one after the other. bounds: int64 [N + 1], where each begins."""
+    """An immutable sequence of strings. data: their UTF-8, concatenated. bounds: int64 [N + 1], the offsets of their starts."""
 
     __slots__ = ("bounds", "data")
 
@@ -25,7 +24,7 @@ class StringColumn(Sequence[str]):
 
     @staticmethod
     def of(texts: Iterable[str]) -> "StringColumn":
-        """The strings as a column."""
+        """A column of these strings."""
         builder = StringColumnBuilder()
         for text in texts:
             builder.append(text)
@@ -41,8 +40,8 @@ class StringColumn(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
         if isinstance(index, slice):
             return tuple(self[n] for n in range(*index.indices(len(self))))
-        place = range(len(self))[index]
-        return str(self.data[self.bounds[place] : self.bounds[place + 1]], "utf-8", _ERRORS)
+        row = range(len(self))[index]
+        return str(self.data[self.bounds[row] : self.bounds[row + 1]], "utf-8", _ERRORS)
 
     def __iter__(self) -> Iterator[str]:
         return (self[n] for n in range(len(self)))
@@ -50,16 +49,16 @@ class StringColumn(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
             return NotImplemented
-        return len(self) == len(other) and all(mine == yours for mine, yours in zip(self, other, strict=True))
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Texts({len(self)}: {', '.join(map(repr, self[:3]))}{', …' if len(self) > 3 else ''})"
+        return f"StringColumn({len(self)}: {', '.join(map(repr, self[:3]))}{', …' if len(self) > 3 else ''})"
 
 
 class StringColumnBuilder:
-    """A column of strings in the making."""
+    """Builds a StringColumn by appending."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -69,20 +68,20 @@ class StringColumnBuilder:
         return len(self._bounds) - 1
 
     def append(self, text: str) -> None:
-        """Add one string."""
+        """Add a string."""
         self._data += text.encode("utf-8", _ERRORS)
         self._bounds.append(len(self._data))
 
-    def __getitem__(self, place: int) -> str:
-        """A string that was added. place: from 0."""
-        return str(self._data[self._bounds[place] : self._bounds[place + 1]], "utf-8", _ERRORS)
+    def __getitem__(self, index: int) -> str:
+        """A string that was added; `index` from 0."""
+        return str(self._data[self._bounds[index] : self._bounds[index + 1]], "utf-8", _ERRORS)
 
     def extend(self, texts: StringColumn) -> None:
-        """Add a whole column."""
+        """Add all strings of a column."""
         first = len(self._data) - int(texts.bounds[0])
         self._data += memoryview(texts.data)[int(texts.bounds[0]) : int(texts.bounds[-1])]
         self._bounds.frombytes((texts.bounds[1:] + first).astype(np.int64).tobytes())
 
     def finish(self) -> StringColumn:
-        """The column, without a copy: add nothing after it."""
+        """The column, which shares the builder's memory: add nothing afterwards."""
         return StringColumn(self._data, np.frombuffer(self._bounds, dtype=np.int64))

@@ -19,7 +19,7 @@ from udkd.utils.output import SafeConsole
 from udkd.utils.output import err as err
 from udkd.utils.output import out as out
 from udkd.utils.printable import printable
-from udkd.utils.signals import handled
+from udkd.utils.signals import signal_handler
 
 QUIET_S = 30.0
 """Without a terminal, seconds between two lines of progress."""
@@ -139,7 +139,7 @@ def stop_requests() -> Iterator[StopRequest]:
         for kind, handler in before.items():
             signal.signal(kind, signal.SIG_IGN if kind == signal.SIGHUP else handler)
 
-    with handled(ask) as before:
+    with signal_handler(ask) as before:
         yield request
 
 

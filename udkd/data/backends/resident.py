@@ -19,7 +19,7 @@ from udkd.data.loading.buffers import BufferPool, require_room
 from udkd.data.loading.host_loader import AHEAD_BYTES
 from udkd.data.loading.threads import chunks
 from udkd.utils.errors import DataError
-from udkd.utils.prefetch import ahead
+from udkd.utils.prefetch import prefetch
 
 _ROWS_AT_ONCE = 1024
 _MOST_AHEAD = 2  # batches ready before they are asked for, where the bound on bytes allows as many
@@ -50,7 +50,7 @@ class ResidentBackend:
             return (self._gathered(self._resident, ids) for ids in batches)
         batch_bytes = max(1, canvas_bytes(min(batch_size, len(order)), self._split.side))
         depth = max(1, min(_MOST_AHEAD, AHEAD_BYTES // batch_bytes))
-        return ahead((self._read(ids) for ids in batches), depth=depth, stage="resident backend")
+        return prefetch((self._read(ids) for ids in batches), depth=depth, stage="resident backend")
 
     def whole(self) -> Batch:
         """Every row on the device at once: row i is id i, excluded ids are zeros. On a GPU it is no copy."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from udkd.data.batch import Batch
 from udkd.data.loading.buffers import BufferPool, require_room
-from udkd.utils.prefetch import ahead
+from udkd.utils.prefetch import prefetch
 
 Started = TypeVar("Started")
 
@@ -58,8 +58,8 @@ class Copier(Protocol[Started]):
 
 
 def copied_ahead(batches: Iterator[Batch], copier: Copier[Started], stage: str, depth: int = 2) -> Iterator[Batch]:
-    """Start copies in a thread named `stage`, finish them in the consumer's. Failures and an early end: see `ahead`."""
-    started = ahead((copier.start(batch) for batch in batches), depth=depth, stage=stage)
+    """Start copies in a thread named `stage`, finish them in the consumer's. Failures and an early end: see `prefetch`."""
+    started = prefetch((copier.start(batch) for batch in batches), depth=depth, stage=stage)
     try:
         for copy in started:
             yield copier.finish(copy)
