@@ -54,7 +54,7 @@ def test_build_info_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "mean weight" in out
     assert "mean entropy" in out
     assert "top-1" in out
-    assert "asked about 130 images" in err
+    assert "predicted 130 images" in err
     code, _, err = call(capsys, "build", data, teacher, cache, "--views", 1, *SETTINGS)
     assert (code, "nothing to do" in err) == (0, True)
 
@@ -64,7 +64,7 @@ def test_build_info_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "2 (views, random_resized, 32 px" in out
     with Image.open(tmp_path / "pictures" / "weights.png") as image:
         assert image.width > 500
-    assert call(capsys, "verify", cache)[:2] == (0, "2 views, 0.0 MB: every checksum matches\n")
+    assert call(capsys, "verify", cache)[:2] == (0, "2 views, 0.0 MB: all checksums match\n")
 
     code, _, err = call(capsys, "build", data, teacher, cache, "--views", "eval", *SETTINGS)
     assert code == 1
@@ -88,7 +88,7 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
     again = ("verify", cache, "--data", data, "--teacher", teacher, "--device", "cpu", "--backend", "folder")
     code, out, err = call(capsys, *again, "--recompute", "20%")
     assert code == 0, err
-    assert "26 of 130 pairs asked again" in out
+    assert "26 of 130 pairs recomputed" in out
     assert "(bound 2.50e-04)" in " ".join(out.split())
     assert "(bound 2.00e-04)" in " ".join(out.split())
 
@@ -100,7 +100,7 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
         kept = view_path(cache, view).rename(tmp_path / "kept")
         code, _, err = call(capsys, "verify", cache)
         assert (code, f"view {view} is missing" in err) == (1, True)
-        assert f"views {view}: they were built and are gone" in call(capsys, "info", cache)[1]
+        assert f"views {view}: they were built and are missing now" in call(capsys, "info", cache)[1]
         kept.rename(view_path(cache, view))
 
     other = make_teacher(tmp_path / "other", seed=1).path
@@ -112,7 +112,7 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
     rows["entropy"][[1, 2]] = rows["entropy"][[2, 1]]
     rewrite(view_path(cache, 1), rows)
     code, out, err = call(capsys, *again, "--recompute", "100%")
-    assert "every checksum matches" in out
+    assert "all checksums match" in out
     assert code == 1
     assert "of view 1 is beyond the bound" in err
     for bad in ("0", "x", "200%", "-1"):
@@ -183,7 +183,7 @@ def test_verify_of_bfloat16_prints_the_bound_that_it_measured(tmp_path: Path, ca
         array[[surest, least]] = array[[least, surest]]
     rewrite(view_path(cache, 0), rows)
     code, out, err = call(capsys, *again)
-    assert "every checksum matches" in out
+    assert "all checksums match" in out
     assert (code, "beyond the bound" in err) == (1, True)
 
 

@@ -48,7 +48,7 @@ def cache(call: Call, tmp_path_factory: pytest.TempPathFactory, dataset: Dataset
     result = call("cache", "build", dataset.path, teacher.path, folder, "--recipe", "smoke", *SETTINGS)
     assert result.code == 0, result
     assert "mean weight" in result.out
-    assert "teacher right" in result.out
+    assert "teacher accuracy" in result.out
     return folder
 
 
@@ -135,7 +135,7 @@ def test_what_does_not_fit(
     failed(train("--set", "views.size_px=24"), "views.size_px: stored 32, wanted 24")
     failed(train("--set", "evaluation.scheme=centre_squash"), "views.scheme: stored 'centre', wanted 'centre_squash'")
     failed(train("--set", "teacher.views=2"), "policy: stored 'canonical', wanted 'views'")
-    failed(train("--allow", "pixels"), "allowed field 'pixels'; expected one of")
+    failed(train("--allow-mismatch", "pixels"), "allowed field 'pixels'; expected one of")
     failed(train("--set", "teacher.source=live"), "no teacher was given; expected --teacher")
     failed(train("--set", "students.0.architecture=resnet5"), "architecture 'resnet5' is unknown", "did you mean")
     refused(train("--set", "train.batch_size=25"), "train.batch_size = 25 is more than the 24 training images")
@@ -192,7 +192,7 @@ def test_allow_lets_one_difference_pass_and_records_it(call: Call, tmp_path: Pat
     words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS, "--set", "train.epochs=1"]
     words += ["--set", "evaluation.resize_px=34"]
     failed(call(*words), "views.resize_px: stored 36, wanted 34")
-    result = call(*words, "--allow", "views.resize_px")
+    result = call(*words, "--allow-mismatch", "views.resize_px")
     assert result.code == 0, result
     assert RunFolder.open(out).provenance["allowed"] == ["views.resize_px"]
 
@@ -341,7 +341,7 @@ def test_two_trainings_of_one_run(
         first.send_signal(signal.SIGTERM)
         stopped = first.finish()
     assert stopped.code == 143, stopped
-    assert "the same command with --resume goes on" in stopped.last
+    assert "the same command with --resume continues" in stopped.last
 
 
 def signal_when(there: Path, command: Command, kind: signal.Signals) -> Result:
@@ -377,7 +377,7 @@ def test_ctrl_c_while_a_teacher_is_fitted(call: Call, capsys: pytest.CaptureFixt
     stopped = signal_when(tmp_path / "t" / "run" / "checkpoints" / "last.json", start(*words), signal.SIGINT)
     assert stopped.code == 130, stopped
     assert "Traceback" not in stopped.err
-    assert "goes on" in stopped.last
+    assert "continues" in stopped.last
     build_words = ("cache", "build", dataset.path, tmp_path / "t", tmp_path / "c", "--recipe", "smoke")
     failed(inside(capsys, *build_words), "is no teacher")
     failed(inside(capsys, *words), "already holds a run; expected a new folder; go on with --resume")

@@ -62,7 +62,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     plan = run(*words, tmp_path / "one", "--dry-run")
     assert plan.code == 0, plan
     assert "taught, seed 1" in plan.out
-    assert "in all" in plan.out
+    assert "in total" in plan.out
     assert not (tmp_path / "one").exists()
     whole = run(*words, tmp_path / "one")
     assert whole.code == 0, whole
@@ -79,7 +79,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     assert [row["n"] for row in rows] == ["2"] * len(rows)
     done = run(*words, tmp_path / "two", "--dry-run")
     assert done.code == 0
-    assert "about nothing in all" in done.out
+    assert "about nothing in total" in done.out
     pair = [start(*words, tmp_path / "pair") for _ in range(2)]
     ended = [command.finish(120) for command in pair]
     assert [each.code for each in ended] == [0, 0], ended
@@ -100,7 +100,7 @@ def test_time_is_up(tmp_path: Path, dataset: DatasetFolder, grid: Path) -> None:
     words = ["study", grid, "--data", dataset.path, "--out", tmp_path / "o", "--set", "fit.architecture='squeezenet1_1'"]
     result = run(*words, "--max-minutes", 0.01, "--set", "fit.epochs=400")
     assert result.code == 75, result
-    assert "the same command goes on" in result.last
+    assert "the same command resumes" in result.last
     assert json.loads((tmp_path / "o" / "grid" / "study.json").read_text())["progress"]["finished"] == 0
 
 

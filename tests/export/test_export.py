@@ -176,7 +176,7 @@ def test_a_file_that_answers_otherwise_is_refused(run: RunFolder, dataset: Datas
 
 
 def test_students_are_chosen_by_name(run: RunFolder) -> None:
-    with pytest.raises(RunError, match=r"holds the students a/b, c; name one with --student, or take --averaged"):
+    with pytest.raises(RunError, match=r"holds the students a/b, c; name one with --student, or use --ensemble"):
         Trained.load(run, None, averaged=False)
     with pytest.raises(RunError, match="holds no student 'd'; expected one of a/b, c"):
         Trained.load(run, "d", averaged=False)
@@ -384,7 +384,7 @@ def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: Datas
     assert str(deep / "grey.png") in call("predict", run.path, deep / "grey.png").out, "not folded"
     refused(call("predict", run.path, tmp_path / "grey.png", "--student", "x"), "holds no student 'x'")
     refused(call("predict", tmp_path, tmp_path / "grey.png"), "is no run")
-    refused(call("export", run.path), "name one with --student, or take --averaged")
+    refused(call("export", run.path), "name one with --student, or use --ensemble")
     refused(call("export", run.path, "--student", "c", "--data", tmp_path), "holds no dataset.json")
     assert sorted(path.name for path in (run.path / "export").iterdir()) == ["averaged"]
 

@@ -1,4 +1,4 @@
-"""`udkd train` against a cache of other circumstances: every field is refused by name, and --allow takes it, end to end."""
+"""`udkd train` against a cache of other circumstances: fields are refused by name, --allow-mismatch accepts them."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ class Place:
             self.path(given.get("teacher", "teacher")),
         ]
         words += [word for setting in (*ONE_STEP, *settings) for word in ("--set", setting)]
-        return code_of(*words, *(word for name in allow for word in ("--allow", name)))
+        return code_of(*words, *(word for name in allow for word in ("--allow-mismatch", name)))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_a_compiled_teacher_is_compiled_or_refused(tmp_path: Path, place: Place,
     monkeypatch.setattr("udkd.teacher.frozen.compiled", noted)
     settings = (*ONE_STEP, "teacher.estimator=ensemble", "teacher.compile=true")
     words = [word for setting in settings for word in ("--set", setting)]
-    also = [word for name in ("stranger", "again") for word in ("--also", place.path(name))]
+    also = [word for name in ("stranger", "again") for word in ("--teacher", place.path(name))]
     build = ["cache", "build", place.path("data/data"), place.path("teacher"), str(tmp_path / "cache")]
     assert code_of(*build, *also, "--recipe", "smoke", "--device", "cpu", *words) == 0
     key = Cache.open(tmp_path / "cache").key

@@ -87,9 +87,7 @@ def test_a_launcher_that_was_gone_before_its_process_began(slow_torch: Path, sil
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience(100), check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        done.stderr == "error: the torchrun that started this process has exited; expected it until the end; run it again\n"
-    )
+    assert done.stderr == "error: the torchrun that started this process has exited; expected it until the end; run it again\n"
 
 
 def test_a_launcher_that_is_gone_after_the_imports(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,1 +1,1 @@
-"""The commands of `udkd`, the only package that prints. It may import everything."""
+"""The commands of `udkd`. Only this package prints; it may import all others."""

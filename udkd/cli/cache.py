@@ -8,6 +8,7 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
+from udkd.cli.arguments import DatasetArgument
 from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
@@ -25,165 +26,149 @@ from udkd.utils.terminal import BackendOption, DeviceOption, RecipeOption, SetOp
 
 BINS = 20
 BAR_CHARACTERS = 48
-_NAMED = 20  # missing views that are told one by one
+_MAX_LISTED = 20  # missing views that are listed one by one
 
-cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The teacher's logits and weights, computed once.")
+cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build, inspect and verify caches of teacher logits.")
 
 CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder.")]
 
 
-@cache_app.command("build")
+@cache_app.command("build", epilog="Example: udkd cache build data teacher cache --recipe imagenet100-paper --views 10")
 def build(
-    data: Annotated[Path, typer.Argument(metavar="FOLDER", help="Dataset folder, made by udkd-prep convert.")],
-    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Teacher folder, made by udkd teacher fit or import.")],
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Folder to make, to go on with, or to add views to.")],
+    data: DatasetArgument,
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Teacher folder, written by udkd teacher fit or import.")],
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder to create, to resume, or to add views to.")],
+    more_teachers: Annotated[
+        list[Path] | None,
+        typer.Option("--teacher", metavar="TEACHER", help="Another teacher of an ensemble. May be repeated."),
+    ] = None,
     views: Annotated[
         str | None,
         typer.Option(
             metavar="eval|K",
-            help="eval: one evaluation view a sample; K: the first K augmented views. Short for teacher.views.",
+            help="eval: one evaluation view per sample; K: the first K augmented views. Short for teacher.views.",
         ),
     ] = None,
     recipe: RecipeOption = "imagenet100-paper",
     overrides: SetOption = None,
-    also: Annotated[
-        list[Path] | None,
-        typer.Option("--also", metavar="TEACHER", help="Another member of an ensemble (teacher.estimator=ensemble)."),
-    ] = None,
-    storage: Annotated[str | None, typer.Option(help="float16 or float32: short for teacher.logits_dtype.")] = None,
+    logits_dtype: Annotated[str | None, typer.Option(help="float16 or float32. Short for teacher.logits_dtype.")] = None,
     top_k: Annotated[
         int | None,
         typer.Option(
             "--top-k",
             metavar="K",
-            help="For many classes: keep the K best and the mass of the others. Short for teacher.top_k.",
+            help="For many classes: keep the K largest logits and the mass of the rest. Short for teacher.top_k.",
         ),
     ] = None,
     features: Annotated[
-        bool, typer.Option("--features", help="Also keep the teacher's pooled features, for loss.method rkd and crd.")
+        bool, typer.Option("--features", help="Also store the teacher's pooled features, for loss.method rkd and crd.")
     ] = False,
     backend: BackendOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Ask the teacher once about every training sample and write down what it says.
+    """Run the teacher once over every training sample and store its logits.
 
-    Views, evaluation, the teacher's batch, precision and estimator come from the recipe, which should be the one to train with.
-    The same command goes on after an interruption; a larger --views adds views and leaves what is there untouched.
-    Several processes share the work under torchrun: torchrun --nproc-per-node 2 -m udkd cache build ...
+    Use the recipe that you will train with: it defines the views and the teacher's batch size, precision and estimator.
+    The same command resumes after an interruption; a larger --views adds views and leaves existing ones untouched. Several
+    processes share the work under torchrun: torchrun --nproc-per-node 2 -m udkd cache build ...
     """
     team = WorkerGroup.join()
     try:
-        _build(team, data, [teacher, *(also or [])], cache, views, recipe, overrides, storage, top_k, features, backend, device)
+        if views is not None and views != "eval" and not (views.isdecimal() and int(views) > 0):
+            raise ConfigError(f"--views {views!r}; expected eval or a number of views; change it")
+        settings = list(overrides or [])
+        settings += [f"teacher.views={views if views.isdecimal() else repr(views)}"] if views else []
+        settings += [f'data.backend="{backend}"'] if backend else []
+        settings += [f'teacher.logits_dtype="{logits_dtype}"'] if logits_dtype else []
+        settings += [f"teacher.top_k={top_k}"] if top_k is not None else []
+        loaded = load_recipe(recipe, settings)
+        dataset = DatasetFolder.open(data)
+        teachers = [TeacherFolder.open(path) for path in (teacher, *(more_teachers or ()))]
+        with observed() as observer:
+            built = build_cache(
+                cache,
+                dataset=dataset,
+                teacher=teachers[0],
+                others=teachers[1:],
+                recipe=loaded,
+                device=team.device(choose_device(device)),
+                features=features,
+                observer=observer if team.leads else SILENT,
+                team=team,
+            )
     except UserError as error:
         if team.leads:
             raise
         team.fail(error)
         raise typer.Exit(1) from None
-
-
-def _build(
-    team: WorkerGroup,
-    data: Path,
-    teachers: list[Path],
-    cache: Path,
-    views: str | None,
-    recipe: str,
-    overrides: list[str] | None,
-    storage: str | None,
-    top_k: int | None,
-    features: bool,
-    backend: str | None,
-    device: str,
-) -> None:
-    if views is not None and views != "eval" and not (views.isdecimal() and int(views) > 0):
-        raise ConfigError(f"--views {views!r}; expected eval or a number of views; change it")
-    chosen = list(overrides or [])
-    chosen += [f"teacher.views={views if views.isdecimal() else repr(views)}"] if views else []
-    chosen += [f'data.backend="{backend}"'] if backend else []
-    chosen += [f'teacher.logits_dtype="{storage}"'] if storage else []
-    chosen += [f"teacher.top_k={top_k}"] if top_k is not None else []
-    how = load_recipe(recipe, chosen)
-    dataset, folders = DatasetFolder.open(data), [TeacherFolder.open(teacher) for teacher in teachers]
-    with observed() as observer:
-        built = build_cache(
-            cache,
-            dataset=dataset,
-            teacher=folders[0],
-            others=folders[1:],
-            recipe=how,
-            device=team.device(choose_device(device)),
-            features=features,
-            observer=observer if team.leads else SILENT,
-            team=team,
-        )
     if not team.leads:
         return
     if built.num_images:
-        err.print(f"asked about {built.num_images:,} images in {built.seconds:.1f} s, {built.images_per_s:,.0f} images/s")
+        err.print(f"predicted {built.num_images:,} images in {built.seconds:.1f} s, {built.images_per_s:,.0f} images/s")
     else:
-        err.print("nothing to do: every view is there already")
-    out.print(_described(built.cache, built.summary))
+        err.print("nothing to do: every view is complete")
+    out.print(_description(built.cache, built.summary))
 
 
-@cache_app.command("info")
+@cache_app.command("info", epilog="Example: udkd cache info cache --data data --picture weights.png")
 def info(
     cache: CacheArgument,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Dataset folder the cache was made of: adds the teacher's accuracy.")
+        Path | None, typer.Option("--data", help="Dataset folder of the cache: adds the teacher's accuracy.")
     ] = None,
-    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.png", help="Also draw the histogram.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.png", help="Also plot the histogram.")] = None,
 ) -> None:
-    """Show a cache's key, size, mean weight and entropy, and how the weights are spread."""
+    """Print a cache's key, size, mean weight and entropy, and a histogram of the weights."""
     if picture is not None and picture.suffix.lower() != ".png":
         raise ConfigError(f"--picture {picture}; expected a name that ends in .png; change it")
     opened = Cache.open(cache)
     labels = _labels(opened, data) if data is not None else None
-    out.print(_described(opened, summarise(opened, labels)))
+    out.print(_description(opened, summarise(opened, labels)))
     counts = weight_histogram(opened, BINS)
     out.print(_histogram(counts))
     if picture is not None:
-        _draw(counts, opened, picture)
+        _plot(counts, opened, picture)
         err.print(f"histogram in {picture}")
 
 
-@cache_app.command("verify")
+@cache_app.command("verify", epilog="Example: udkd cache verify cache --recompute 1% --data data --teacher teacher")
 def verify_command(
     cache: CacheArgument,
     recompute: Annotated[
         str | None,
-        typer.Option(metavar="1%|COUNT", help="Also ask the teacher again about so many random (sample, view) pairs."),
+        typer.Option(metavar="1%|COUNT", help="Also compare this many random (sample, view) pairs with the teacher."),
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Dataset folder the cache was made of, for --recompute.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Dataset folder of the cache, for --recompute.")] = None,
     teacher: Annotated[
-        list[Path] | None, typer.Option(help="Teacher folder, for --recompute; again for more of an ensemble, in its order.")
+        list[Path] | None, typer.Option(help="Teacher folder, for --recompute. Repeat it for an ensemble, in the same order.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which pairs --recompute draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the pairs that --recompute draws.")] = 0,
     backend: BackendOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Check every block of every view against its checksum; with --recompute also against the teacher.
 
-    Whatever is damaged, missing, no part of a cache or beyond the bounds is named, and the exit code is 1.
+    Lists everything that is damaged, missing, unexpected or beyond the bounds; the exit code is then 1.
     """
     opened = Cache.open(cache)
     share = _share(recompute) if recompute is not None else None
     if (data is None or not teacher) and share is not None:
-        raise ConfigError("--recompute needs the data and the teacher; expected --data FOLDER --teacher TEACHER; add them")
+        raise ConfigError("--recompute needs the data and the teacher; expected --data DATA --teacher TEACHER; add them")
     damaged = verify(opened)
-    problems = [f"view {view}: block {block} is not as it was written" for view, block in damaged] + unexpected_files(opened)
+    problems = [f"view {view}: block {block} is damaged" for view, block in damaged] + unexpected_files(opened)
     for problem in problems:
         err.print(problem)
     if damaged:
         raise CacheError(
             f"{len(damaged)} damaged blocks in views {', '.join(map(str, sorted({view for view, _ in damaged})))} of {cache}; "
-            "expected none; delete those view files and run `udkd cache build` again: it computes what is missing"
+            "expected none; delete those view files and run `udkd cache build` again, which computes missing views"
         )
     if problems:
         raise CacheError(
-            f"{cache} is not as a build leaves it ({problems[0]}); expected views without a gap and nothing else; "
-            "run `udkd cache build` again for missing views, remove what is no part"
+            f"{cache} is not a complete cache ({problems[0]}); expected all views and nothing else; "
+            "run `udkd cache build` again for missing views, remove unexpected files"
         )
-    out.print(f"{len(opened.views)} views, {opened.num_bytes / 1e6:,.1f} MB: every checksum matches")
+    out.print(f"{len(opened.views)} views, {opened.num_bytes / 1e6:,.1f} MB: all checksums match")
     if share is not None and data is not None and teacher:
         _recompute(opened, share, data, teacher, seed, backend, device)
 
@@ -206,7 +191,7 @@ def _recompute(
     total = len(dataset.split(cache.key.split).ids) * len(cache.views)
     count = min(total, max(1, round(share * total)) if isinstance(share, float) else share)
     with observed() as observer:
-        found = compare(
+        result = compare(
             cache,
             dataset=dataset,
             teachers=[TeacherFolder.open(teacher) for teacher in teachers],
@@ -216,22 +201,22 @@ def _recompute(
             backend=backend or "auto",
             observer=observer,
         )
-    if found.error is not None:
+    if result.error is not None:
         out.print(
-            f"{cache.key.precision} moves a probability by up to {found.error.probability:.1e} from float32's, a weight by "
-            f"{found.error.weight:.1e}: two answers may be twice that apart"
+            f"{cache.key.precision} moves a probability by up to {result.error.probability:.1e} from float32's, a weight by "
+            f"{result.error.weight:.1e}: two predictions may differ by twice that"
         )
     out.print(
-        f"{found.num_pairs:,} of {total:,} pairs asked again: largest difference of a probability {found.probability:.2e} "
-        f"(bound {found.probability_bound:.2e}), of a weight {found.weight:.2e} (bound {found.weight_bound:.2e})"
+        f"{result.num_pairs:,} of {total:,} pairs recomputed: largest difference of a probability {result.probability:.2e} "
+        f"(bound {result.probability_bound:.2e}), of a weight {result.weight:.2e} (bound {result.weight_bound:.2e})"
     )
     if cache.key.features:
-        out.print(f"features: largest difference {found.features:.2e} of a row's largest (bound {found.features_bound:.2e})")
-    if found.worst is not None:
-        view, sample = found.worst
+        out.print(f"features: largest difference {result.features:.2e} of a row's largest (bound {result.features_bound:.2e})")
+    if result.worst is not None:
+        view, sample = result.worst
         raise CacheError(
-            f"{cache.folder} is not what this teacher says: id {sample} of view {view} is beyond the bound; "
-            "expected the same answers; build the cache again, or find what changed (pixels, drivers, versions)"
+            f"{cache.folder} differs from this teacher's predictions: id {sample} of view {view} is beyond the bound; "
+            "expected equal predictions; build the cache again, or find out what changed (pixels, drivers, versions)"
         )
 
 
@@ -241,7 +226,7 @@ def _labels(cache: Cache, data: Path) -> NDArray[np.int32]:
     return dataset.split(cache.key.split).labels
 
 
-def _described(cache: Cache, summary: CacheSummary) -> Table:
+def _description(cache: Cache, summary: CacheSummary) -> Table:
     key, scheme, size_px = cache.key, cache.key.views.get("scheme"), cache.key.views.get("size_px")
     rows = {
         "views": f"{summary.num_views} ({key.policy}, {scheme}, {size_px} px, seed {key.seed})",
@@ -251,18 +236,18 @@ def _described(cache: Cache, summary: CacheSummary) -> Table:
         "mean entropy": f"{summary.mean_entropy:.4f} of {summary.max_entropy:.4f} nats",
         **{f"mean {name.replace('_', ' ')}": f"{value:.4f}" for name, value in summary.mean_others.items()},
         "teacher": f"{key.teacher}, {key.precision} on {key.device}, weights {_short(key.teacher_sha256)}",
-        "asked": key.estimator,
+        "estimator": key.estimator,
         "build": f"batch {key.teacher_batch}, blocks of {key.block_rows}, {_layout(cache)}, stored as {key.storage}",
         "data": f"{key.dataset_digest[:16]}…, {key.pixel_class}",
     }
     if key.features:
-        rows["features"] = f"{key.features} float16 numbers a target, the teacher's pooled ones"
+        rows["features"] = f"{key.features} float16 numbers a target, the teacher's pooled features"
     if cache.missing:
-        more = f" and {len(cache.missing) - _NAMED:,} more" if len(cache.missing) > _NAMED else ""
-        gone = ", ".join(map(str, cache.missing[:_NAMED]))
-        rows["missing"] = f"views {gone}{more}: they were built and are gone; build again to have them"
+        more = f" and {len(cache.missing) - _MAX_LISTED:,} more" if len(cache.missing) > _MAX_LISTED else ""
+        missing = ", ".join(map(str, cache.missing[:_MAX_LISTED]))
+        rows["missing"] = f"views {missing}{more}: they were built and are missing now; build again to restore them"
     if summary.top1 is not None:
-        rows["teacher right"] = f"top-1 {summary.top1:.2f} %, top-5 {summary.top5:.2f} % of these targets"
+        rows["teacher accuracy"] = f"top-1 {summary.top1:.2f} %, top-5 {summary.top5:.2f} % of these targets"
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -289,7 +274,7 @@ def _histogram(counts: NDArray[np.int64]) -> Table:
     return table
 
 
-def _draw(counts: NDArray[np.int64], cache: Cache, path: Path) -> None:
+def _plot(counts: NDArray[np.int64], cache: Cache, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.5), layout="constrained", dpi=150)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from udkd.cli.arguments import EnsembleOption, RunArgument, StudentOption
 from udkd.config.recipe import Recipe
 from udkd.export.predict import Prediction, class_names, predict
 from udkd.training.run_folder import RunFolder
@@ -13,33 +14,30 @@ from udkd.training.trained import Trained
 from udkd.utils.output import print_error
 from udkd.utils.terminal import print_whole
 
-StudentOption = Annotated[str | None, typer.Option("--student", help="Which student; may be left out where there is one.")]
-AveragedOption = Annotated[bool, typer.Option("--averaged", help="All students, their probabilities averaged.")]
-
 
 def predict_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, made by udkd train.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Picture files of any usual kind.")],
+    run: RunArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files of any common format.")],
     student: StudentOption = None,
-    averaged: AveragedOption = False,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 5,
+    ensemble: EnsembleOption = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="Number of classes to print per image.")] = 5,
 ) -> None:
-    """Name the likeliest classes of pictures, seen as validation images are.
+    """Print the most likely classes of images.
 
-    A run of several students answers averaged unless one is named. A picture that cannot be read is one line on stderr, the
-    others are answered, and the exit code is 1.
+    The images are preprocessed like validation images. A run of several students predicts as their ensemble unless --student names one. Each image that cannot be read is one line
+    on stderr; the others are classified, and the exit code is 1.
     """
     folder = RunFolder.open(run)
     several = student is None and len(Recipe.from_stored(folder.config, str(run)).students) > 1
-    trained = Trained.load(folder, student, averaged=averaged or several)
+    trained = Trained.load(folder, student, averaged=ensemble or several)
     predictions = predict(trained, images, class_names(folder, trained.classes), top=top)
-    answered = [prediction for prediction in predictions if prediction.guesses]
-    if answered:
-        print_whole(_table(answered, trained.name))
+    classified = [prediction for prediction in predictions if prediction.guesses]
+    if classified:
+        print_whole(_table(classified, trained.name))
     for prediction in predictions:
         if prediction.error:
             print_error(prediction.error)
-    if len(answered) < len(predictions):
+    if len(classified) < len(predictions):
         raise typer.Exit(1)
 
 
@@ -47,7 +45,7 @@ def _table(predictions: list[Prediction], name: str) -> Table:
     table = Table("image", name, "%", "class", box=None, pad_edge=False)
     table.columns[2].justify = "right"
     for prediction in predictions:
-        for place, guess in enumerate(prediction.guesses):
-            image = str(prediction.image) if place == 0 else ""
+        for rank, guess in enumerate(prediction.guesses):
+            image = str(prediction.image) if rank == 0 else ""
             table.add_row(image, guess.name, f"{guess.percent:.1f}", guess.wnid)
     return table

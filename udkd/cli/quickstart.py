@@ -1,4 +1,4 @@
-"""udkd quickstart: the whole job in one command, on made-up images or the user's own."""
+"""udkd quickstart: all steps in one command, on synthetic images or the user's own."""
 
 import math
 import shlex
@@ -11,7 +11,7 @@ import torch
 import typer
 from rich.text import Text
 
-from udkd.cli.outcome import result_table
+from udkd.cli.summary import accuracy_table
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
@@ -40,53 +40,58 @@ GPU_RECIPE = (
 
 def quickstart(
     data: Annotated[
-        Path | None, typer.Option("--data", help="Your images (an ImageFolder tree or tar of one) instead of made-up ones.")
+        Path | None,
+        typer.Option("--data", help="Your images, an ImageFolder tree or a tar file of one. Default: synthetic."),
     ] = None,
-    folder: Annotated[Path, typer.Option("--out", help="Where all goes; run again, it goes on there.")] = Path("quickstart"),
+    folder: Annotated[Path, typer.Option("--out", help="Output folder; the same command resumes there.")] = Path("quickstart"),
     hold_out: Annotated[
-        float | None, typer.Option("--hold-out", metavar="PERCENT", help="For --data without val/: the share set aside.")
+        float | None,
+        typer.Option("--hold-out", metavar="PERCENT", help="For --data without val/: share to hold out."),
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Images -> dataset folder -> teacher -> cache -> two students -> evaluation -> report, in a few minutes."""
+    """Run all steps in a few minutes, on synthetic images by default.
+
+    Images -> dataset folder -> teacher -> cache -> two students -> evaluation -> report.
+    """
     started = time.perf_counter()
-    where = choose_device(device)
-    gpu = where.type == "cuda"
-    chosen = [*(GPU_RECIPE if gpu else ()), *(overrides or [])]
-    recipe = load_recipe("quickstart", chosen)
-    recipe_words = shlex.join(["quickstart", *(word for override in chosen for word in ("--set", override))])
+    selected = choose_device(device)
+    gpu = selected.type == "cuda"
+    settings = [*(GPU_RECIPE if gpu else ()), *(overrides or [])]
+    recipe = load_recipe("quickstart", settings)
+    recipe_arguments = shlex.join(["quickstart", *(part for setting in settings for part in ("--set", setting))])
     folder.mkdir(parents=True, exist_ok=True)
     err.print("measuring this machine …")
-    speeds = probe(recipe, CLASSES, where)
+    speeds = probe(recipe, CLASSES, selected)
     if data is None:
         images, val_images = (GPU_IMAGES, GPU_VAL_IMAGES) if gpu else (IMAGES, VAL_IMAGES)
         _announce(speeds, recipe, images, val_images)
-        source = _made_up_images(folder / "images", GPU_CLASSES if gpu else CLASSES, images, val_images)
+        source = _synthetic_images(folder / "images", GPU_CLASSES if gpu else CLASSES, images, val_images)
         dataset = _convert(source, folder / "data", GPU_SIDE if gpu else SIDE, None)
     else:
         dataset = _convert(data, folder / "data", GPU_SIDE if gpu else SIDE, hold_out)
         _announce(speeds, recipe, len(dataset.split("train").ids), len(dataset.split("val").ids))
     teacher, cache, run = folder / "teacher", folder / "cache", folder / "run"
     with observed() as observer:
-        _heading("teacher", f"udkd teacher fit {folder}/data {teacher} --recipe {recipe_words}")
-        _fit(dataset, recipe, teacher, where, observer)
-        _heading("cache", f"udkd cache build {folder}/data {teacher} {cache} --recipe {recipe_words}")
-        asked = TeacherFolder.open(teacher)
-        build_cache(cache, dataset=dataset, teacher=asked, recipe=recipe, device=where, observer=observer)
+        _heading("teacher", f"udkd teacher fit {folder}/data {teacher} --recipe {recipe_arguments}")
+        _fit(dataset, recipe, teacher, selected, observer)
+        _heading("cache", f"udkd cache build {folder}/data {teacher} {cache} --recipe {recipe_arguments}")
+        opened = TeacherFolder.open(teacher)
+        build_cache(cache, dataset=dataset, teacher=opened, recipe=recipe, device=selected, observer=observer)
         options = f"--data {folder}/data --cache {cache} --teacher {teacher} --out {run}"
-        _heading("students", f"udkd train {recipe_words} {options}")
-        _train(dataset, recipe, run, where, observer, cache=cache, teacher=teacher)
+        _heading("students", f"udkd train {recipe_arguments} {options}")
+        _train(dataset, recipe, run, selected, observer, cache=cache, teacher=teacher)
         _heading("evaluation", f"udkd eval {run}")
-        result = evaluate(RunFolder.open(run), data=dataset.path, teacher=teacher, device=where, observer=observer)
+        result = evaluate(RunFolder.open(run), data=dataset.path, teacher=teacher, device=selected, observer=observer)
     _heading("report", f"udkd report {run}")
     from udkd.report.inputs import gather
     from udkd.report.report import write_report  # matplotlib takes a second
 
     page = write_report(gather(run))
-    out.print(result_table(result))
+    out.print(accuracy_table(result))
     out.print(f"report: {page}", soft_wrap=True)
-    err.print(f"{(time.perf_counter() - started) / 60:.1f} minutes in all")
+    err.print(f"{(time.perf_counter() - started) / 60:.1f} minutes in total")
 
 
 def _announce(speeds: Speeds, recipe: Recipe, images: int, val_images: int) -> None:
@@ -103,8 +108,8 @@ def _heading(title: str, command: str) -> None:
     err.print(Text.assemble((title, "bold"), "  ", (command, "dim")))
 
 
-def _made_up_images(folder: Path, classes: int, images: int, val_images: int) -> Path:
-    """The embedded data set; a folder under its final name is whole."""
+def _synthetic_images(folder: Path, classes: int, images: int, val_images: int) -> Path:
+    """The synthetic image set; a folder with the final name is complete."""
     if not folder.exists():
         unfinished = folder.with_name(folder.name + ".unfinished")
         _prep("synth", unfinished, "--classes", classes, "--images", images, "--val-images", val_images, "--seed", 0)
@@ -120,22 +125,22 @@ def _convert(source: Path, folder: Path, side: int, hold_out: float | None) -> D
 
 
 def _prep(*arguments: object) -> None:
-    """Run udkd-prep, which is another program: nothing of it is imported here."""
+    """Run udkd-prep as a process: this package does not import it."""
     _heading("images", f"udkd-prep {' '.join(map(str, arguments))}")
     code = subprocess.run(module_command("data_prep", arguments), env=module_environment(), check=False).returncode
     if code:
-        raise typer.Exit(code)  # it said why
+        raise typer.Exit(code)  # it has printed the reason
 
 
 def _fit(dataset: DatasetFolder, recipe: Recipe, teacher: Path, device: torch.device, observer: RichObserver) -> None:
     if (teacher / "teacher.json").exists():
-        err.print("there already")
+        err.print("already done")
         return
-    how = recipe.for_teacher()
+    teacher_recipe = recipe.for_teacher()
     with new_teacher(teacher):
-        _train(dataset, how, teacher / "run", device, observer)
+        _train(dataset, teacher_recipe, teacher / "run", device, observer)
         candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
-        write_measured(teacher, candidate, dataset, how, device, observer)
+        write_measured(teacher, candidate, dataset, teacher_recipe, device, observer)
 
 
 def _train(
@@ -163,5 +168,5 @@ def _train(
             )
         )
     if not outcome.finished:
-        err.print(f"stopped after step {outcome.step}, at a checkpoint; the same command goes on")
+        err.print(f"stopped after step {outcome.step}, at a checkpoint; the same command resumes")
         raise typer.Exit(stopped.exit_code)

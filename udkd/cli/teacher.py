@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from udkd.cli.outcome import end
+from udkd.cli.arguments import DatasetArgument
+from udkd.cli.summary import print_outcome
 from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.data.header import ClassName
@@ -21,33 +22,33 @@ from udkd.utils.terminal import DeviceOption, RecipeOption, SetOption, err, obse
 teacher_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Make a teacher: a folder with its architecture, classes and weights.",
+    help="Create a teacher folder: architecture, classes and weights.",
 )
 
-DataArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Dataset folder, made by udkd-prep convert.")]
-TeacherArgument = Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder to make.")]
+TeacherArgument = Annotated[Path, typer.Argument(metavar="TEACHER", help="Teacher folder to create.")]
 
 
-@teacher_app.command("fit")
+@teacher_app.command("fit", epilog="Example: udkd teacher fit data teacher --architecture resnet50")
 def fit(
-    data: DataArgument,
+    data: DatasetArgument,
     teacher: TeacherArgument,
     recipe: RecipeOption = "imagenet100-paper",
     architecture: Annotated[str | None, typer.Option(help="Short for --set fit.architecture=NAME.")] = None,
     loss: Annotated[
-        str | None, typer.Option(help="cross_entropy, or evidential for a teacher that tells its vacuity. Short for fit.loss.")
+        str | None,
+        typer.Option(help="cross_entropy, or evidential to estimate vacuity. Short for fit.loss."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of TEACHER/run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in TEACHER/run.")] = False,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a teacher on the dataset folder with hard labels, by the recipe's [fit] section and its training loop."""
-    chosen = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
-    chosen += [f'fit.loss="{loss}"'] if loss else []
-    how = load_recipe(recipe, chosen).for_teacher()
+    """Train a teacher on the dataset folder with hard labels, as the recipe's [fit] and [train] sections say."""
+    settings = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
+    settings += [f'fit.loss="{loss}"'] if loss else []
+    teacher_recipe = load_recipe(recipe, settings).for_teacher()
     with new_teacher(teacher), observed() as observer, stop_requests() as stopped:
         job = Job(
-            recipe=how,
+            recipe=teacher_recipe,
             data=data,
             out=teacher / "run",
             device=choose_device(device),
@@ -59,41 +60,43 @@ def fit(
         if outcome.finished:
             dataset = DatasetFolder.open(data)
             candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
-            _announce(write_measured(teacher, candidate, dataset, how, job.device, observer))
-    end(outcome, teacher / "run", stopped.exit_code)
+            _announce(write_measured(teacher, candidate, dataset, teacher_recipe, job.device, observer))
+    print_outcome(outcome, teacher / "run", stopped.exit_code)
 
 
-@teacher_app.command("import")
+@teacher_app.command("import", epilog="Example: udkd teacher import data teacher --weights resnet50.pth")
 def import_(
-    data: DataArgument,
+    data: DatasetArgument,
     teacher: TeacherArgument,
-    architecture: Annotated[str, typer.Option(help="torchvision's name of the pretrained classifier.")] = "resnet50",
+    architecture: Annotated[str, typer.Option(help="torchvision's name of the architecture.")] = "resnet50",
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="Local .safetensors or .pth: of ImageNet's 1,000 classes, or of this data's in sorted order; else a download."
+            help="Local .safetensors or .pth file, of ImageNet's 1,000 classes or of this data's in sorted order. "
+            "Default: download torchvision's weights."
         ),
     ] = None,
     entry: Annotated[str | None, typer.Option(help="Which of several state dicts in --weights, such as model_ema.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Take a student of this run instead.")] = None,
-    student: Annotated[str | None, typer.Option(help="Which student of --run.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Use a student of this run instead.")] = None,
+    student: Annotated[str | None, typer.Option(help="Name of the student of --run.")] = None,
     recipe: RecipeOption = "imagenet100-paper",
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Take a pretrained classifier (ImageNet's, its head's rows of this data's classes; or of these classes), or a student of a
-    run, as a teacher.
+    """Use a pretrained classifier, or a student of a run, as a teacher.
+
+    Of a classifier for ImageNet's 1,000 classes, the head keeps the rows of this data's classes.
     """
-    how = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides or [])
     dataset = DatasetFolder.open(data)
     with new_teacher(teacher), observed() as observer:
         candidate = _candidate(architecture, weights, entry, run, student, dataset.classes)
         for note in candidate.notes:
             observer.note(note)
-        made = write_measured(teacher, candidate, dataset, how, choose_device(device), observer)
-    _announce(made)
-    if "rows" in candidate.made and made.info.accuracy["top1"] <= 150 / len(dataset.classes):
-        err.print("that is hardly more than guessing: do its rows stand for these classes, in this order?")
+        written = write_measured(teacher, candidate, dataset, loaded, choose_device(device), observer)
+    _announce(written)
+    if "rows" in candidate.made and written.info.accuracy["top1"] <= 150 / len(dataset.classes):
+        err.print("this is hardly better than chance: are the outputs of these weights these classes, in this order?")
 
 
 def _candidate(
@@ -107,12 +110,12 @@ def _candidate(
     wnids = [name.wnid for name in classes]
     if run is None:
         if student is not None:
-            raise ConfigError(f"--student {student} without --run; expected the run it belongs to; add --run")
+            raise ConfigError(f"--student {student} without --run; expected its run; add --run")
         if entry is not None and weights is None:
-            raise ConfigError(f"--entry {entry} without --weights; expected the file that holds it; add --weights")
+            raise ConfigError(f"--entry {entry} without --weights; expected the file that contains it; add --weights")
         return from_weights(architecture, weights, wnids, [name.name for name in classes], entry)
     if weights is not None or entry is not None:
-        raise ConfigError("both --run and --weights were given; expected one source; drop one")
+        raise ConfigError("--run and --weights are both given; expected one source; drop one")
     return from_run(RunFolder.open(run), student, wnids)
 
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from udkd.cli.outcome import end
+from udkd.cli.arguments import DatasetOption
+from udkd.cli.summary import print_outcome
 from udkd.config.loading import load_recipe
 from udkd.training.trainer import Job, train
 from udkd.utils.environment import choose_device
@@ -13,31 +14,38 @@ from udkd.utils.terminal import BackendOption, DeviceOption, SetOption, observed
 
 
 def train_command(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a .toml file.")],
-    data: Annotated[Path, typer.Option("--data", help="Dataset folder, made by udkd-prep convert.")],
-    out: Annotated[Path, typer.Option("--out", help="Run folder to make (or to go on with, with --resume).")],
-    cache: Annotated[Path | None, typer.Option("--cache", help="Teacher cache, made by udkd cache build.")] = None,
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .toml file.")],
+    data: DatasetOption,
+    out: Annotated[Path, typer.Option("--out", help="Run folder to create, or to continue with --resume.")],
+    cache: Annotated[Path | None, typer.Option("--cache", help="Teacher cache, written by udkd cache build.")] = None,
     teacher: Annotated[
         list[Path] | None,
-        typer.Option(help="Teacher folder: asked live, or held against the cache's key. Again for more of an ensemble."),
+        typer.Option(
+            help="Teacher folder: the live teacher, or checked against the cache's key. Repeat it for an ensemble of teachers."
+        ),
     ] = None,
     backend: BackendOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of OUT.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in OUT.")] = False,
     allow: Annotated[
-        list[str] | None, typer.Option("--allow", help="A field of the cache's key that may differ, such as pixel_class.")
+        list[str] | None,
+        typer.Option(
+            "--allow-mismatch",
+            metavar="FIELD",
+            help="Field of the cache's key that may differ from the run, such as pixel_class. May be repeated.",
+        ),
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Train the recipe's students together.
 
-    Ctrl-C, SIGTERM or SIGHUP ends the run at a checkpoint; --resume goes on to the same bits.
+    Ctrl-C, SIGTERM or SIGHUP stops the run at a checkpoint; --resume continues it to the same bits.
     """
-    chosen = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
+    settings = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
     with observed() as observer, stop_requests() as stopped:
         outcome = train(
             Job(
-                recipe=load_recipe(recipe, chosen),
+                recipe=load_recipe(recipe, settings),
                 data=data,
                 out=out,
                 device=choose_device(device),
@@ -50,4 +58,4 @@ def train_command(
                 stopped=stopped,
             )
         )
-    end(outcome, out, stopped.exit_code)
+    print_outcome(outcome, out, stopped.exit_code)

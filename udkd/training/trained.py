@@ -59,9 +59,9 @@ class Trained:
         recipe = Recipe.from_stored(run.config, str(run.path))
         names = recipe.student_names()
         if averaged and student is not None:
-            raise RunError(f"--student {student} and --averaged; expected one of them; drop one")
+            raise RunError(f"--student {student} and --ensemble; expected one of them; drop one")
         if student is None and not averaged and len(names) > 1:
-            raise RunError(f"{run.path} holds the students {', '.join(names)}; name one with --student, or take --averaged")
+            raise RunError(f"{run.path} holds the students {', '.join(names)}; name one with --student, or use --ensemble")
         if student is not None and student not in names:
             raise RunError(f"{run.path} holds no student {student!r}; expected one of {', '.join(names)}; correct --student")
         if run.classes is None:

@@ -1,4 +1,4 @@
-"""How training and evaluation end, on a terminal."""
+"""How training ended and what evaluation found, for the terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from udkd.training.trainer import Outcome
 from udkd.utils.terminal import err
 
 
-def end(outcome: Outcome, folder: Path, exit_code: int) -> None:
-    """Say how training ended; a run that was stopped exits with `exit_code`."""
+def print_outcome(outcome: Outcome, folder: Path, exit_code: int) -> None:
+    """One line on how training ended; exits with `exit_code` if the run was stopped."""
     if outcome.finished:
         err.print(f"finished: {outcome.step} steps, in {folder}")
         return
-    err.print(f"stopped after step {outcome.step}, at a checkpoint in {folder}; the same command with --resume goes on")
+    err.print(f"stopped after step {outcome.step}, at a checkpoint in {folder}; the same command with --resume continues")
     raise typer.Exit(exit_code)
 
 
-def result_table(result: dict[str, Any]) -> Table:
-    """The result of an evaluation (eval.json's values) as a table."""
+def accuracy_table(result: dict[str, Any]) -> Table:
+    """The result of an evaluation (the values of eval.json) as a table."""
     table = Table(title=f"Validation accuracy, {result['num_samples']} images, {result['num_classes']} classes")
     for name in ("", "top-1 %", "top-5 %", "parameters"):
         table.add_column(name, justify="right" if name else "left")
