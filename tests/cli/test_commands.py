@@ -103,7 +103,7 @@ def test_mistakes_in_naming_things(
     refused(said("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is no file; expected ")
     refused(said("teacher", "import", dataset.path, out, "--student", "a"), "--student a without --run")
     refused(said("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is no run")
-    refused(said("teacher", "import", dataset.path, out, "--run", out, "--weights", out), "both --run and --weights")
+    refused(said("teacher", "import", dataset.path, out, "--run", out, "--weights", out), "--run and --weights are both given")
     refused(said("teacher", "fit", dataset.path, teacher.path), "already holds a teacher; expected a new folder")
     assert not out.exists(), "nothing was begun"
     assert call("train", "--help").code == 0

@@ -24,7 +24,8 @@ def eval_command(
 ) -> None:
     """Measure the validation accuracy of a run.
 
-    The table has each student, the mean of their probabilities, and the teacher. Writes the predictions for every image to RUN/predictions.safetensors, which udkd report reads.
+    The table has each student, the mean of their probabilities, and the teacher. Writes the predictions for every image to
+    RUN/predictions.safetensors, which udkd report reads.
     """
     selected = choose_device(device)
     with observed() as observer:

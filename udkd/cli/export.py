@@ -19,7 +19,8 @@ def export_command(
 ) -> None:
     """Export a student as torch.export and ONNX files.
 
-    Writes RUN/export/NAME: both models, and preprocessing.json, which describes their input. Nothing is kept unless the logits of both files match the checkpoint's on validation images.
+    Writes RUN/export/NAME: both models, and preprocessing.json, which describes their input. Nothing is kept unless the
+    logits of both files match the checkpoint's on validation images.
     """
     from udkd.export.export import LIMIT, export  # ONNX takes a second
 

@@ -24,8 +24,9 @@ def predict_command(
 ) -> None:
     """Print the most likely classes of images.
 
-    The images are preprocessed like validation images. A run of several students predicts as their ensemble unless --student names one. Each image that cannot be read is one line
-    on stderr; the others are classified, and the exit code is 1.
+    The images are preprocessed like validation images. A run of several students predicts as their ensemble unless
+    --student names one. Each image that cannot be read is one line on stderr; the others are classified, and the exit code
+    is 1.
     """
     folder = RunFolder.open(run)
     several = student is None and len(Recipe.from_stored(folder.config, str(run)).students) > 1

@@ -59,9 +59,10 @@ def study_command(
 ) -> None:
     """Compare recipes over several seeds.
 
-    Trains the study's arms with every seed and tests which differences are significant. The same command resumes after an interruption and skips finished runs. Several processes of the same command, such as one
-    per GPU, share the runs; each ends when all are done. The result is in OUT/STUDY: index.html, study.json, table.csv
-    (accuracies, which depend on the seeds only) and cost.csv (times).
+    Trains the study's arms with every seed and tests which differences are significant. The same command resumes after an
+    interruption and skips finished runs. Several processes of the same command, such as one per GPU, share the runs; each
+    ends when all are done. The result is in OUT/STUDY: index.html, study.json, table.csv (accuracies, which depend on the
+    seeds only) and cost.csv (times).
     """
     started = time.monotonic()
     if max_minutes is not None and math.isnan(max_minutes):
