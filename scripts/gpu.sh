@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One step of a short visit to a GPU machine, from the root of the tree: scripts/gpu.sh first|bench|study SECONDS
-#   first  does it run? the GPU's tests, a training of each kind, what has to be equal bit for bit
-#   bench  what does it cost? the benchmarks, the most valuable first; called again it goes on with what is left
-#   study  does it help? the paper's tables on the images in .gpu/tars; called again it goes on
-# No registry, .git or network: the machine's own Python (or PYTHON3=…) and the wheels in .gpu/lite. DEVICE=cpu rehearses.
-# Within SECONDS, and whatever happens, the results lie in $OUT/STEP.tgz (OUT: runs/gpu if not given).
+# One step on a GPU machine that is available for minutes, from the root of the tree: scripts/gpu.sh first|bench|study SECONDS
+#   first  Does it run? The GPU tests, a training run of each kind, and the comparisons that must be equal bit for bit.
+#   bench  What does it cost? The benchmarks, the most valuable first; run it again to continue.
+#   study  Does it help? The paper's tables on the images in .gpu/tars; run it again to continue.
+# Needs no package registry, .git or network: it uses the machine's Python (or PYTHON3=…) and the wheels in .gpu/lite.
+# DEVICE=cpu rehearses it. The results are in $OUT/STEP.tgz (default of OUT: runs/gpu) within SECONDS, also after a failure.
 set -u
 cd "$(dirname "$0")/.." || exit
 step=${1:-} seconds=${2:-}
@@ -18,7 +18,7 @@ OUT=${OUT:-runs/gpu} PYTHON3=${PYTHON3:-python3} DEVICE=${DEVICE:-cuda}
 work=$PWD/.gpu/work site=$PWD/.gpu/site
 results=$work/$step
 mkdir -p "$OUT" "$results" "$site"
-left() { echo $((seconds - 10 - (SECONDS - begun))); } # ten seconds to pack; what a step does ends fifteen before, for its start and its table
+left() { echo $((seconds - 10 - (SECONDS - begun))); } # 10 s to pack; the command of a step gets 15 s less, for its start and its table
 
 pack() {
   code=$?
@@ -38,12 +38,12 @@ export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH} OMP_WAIT_POLICY=PASSIVE 
 [ -s .gpu/commit ] && export UDKD_COMMIT=${UDKD_COMMIT:-$(cat .gpu/commit)}
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader 2>/dev/null
 
-# A step that takes too long gets SIGTERM, so that it saves, and SIGKILL eight seconds later.
+# A command that takes too long gets SIGTERM, so that it saves, and SIGKILL eight seconds later.
 within() { timeout --signal=TERM --kill-after=8 "$(left)" "$@"; }
 
 case $step in
 first)
-  rm -rf "$results/runs" # of an earlier call
+  rm -rf "$results/runs" # of an earlier run
   within "$PYTHON3" -m benchmarks first --budget $(($(left) - 15)) --device "$DEVICE" --folder "$results/runs" --results "$results"
   ;;
 bench) within "$PYTHON3" -m benchmarks gpu --rest --budget $(($(left) - 15)) --device "$DEVICE" --results "$results" ${PARTS:-} ;;
@@ -56,11 +56,11 @@ study)
   [ -e "$work/images/dataset.json" ] || within "$PYTHON3" -m data_prep convert "$work"/tars/train-*.tar "$work/tars/val.tar" \
     "$work/images" --side 64 --formats resident || exit
   minutes=$(awk "BEGIN { print ($(left) - 15) / 60 }")
-  # shellcheck disable=SC2086  # words of the study command
+  # shellcheck disable=SC2086  # arguments of the study command
   within "$PYTHON3" -m udkd study ${STUDIES:-table3 table1 weights direction} --recipe tiny-imagenet-100 --data "$work/images" \
     --out "$results" --seeds 0,1,2 --device "$DEVICE" --max-minutes "$minutes" ${SETTINGS:---epochs 20 --set fit.epochs=30}
   code=$?
-  [ $code = 75 ] && echo "a piece is done: call it again for the next"
+  [ $code = 75 ] && echo "time is up: run it again to continue"
   exit $code
   ;;
 esac

@@ -1,20 +1,21 @@
-"""udkd: several small image classifiers, trained at once from one big, cached teacher.
+"""udkd: several small image classifiers, trained at once from one large, cached teacher.
 
-The pieces stand alone, for a loop that is not ours: `import udkd`, then
+The parts can be used alone, in a training loop of your own: `import udkd`, then
 
-    udkd.DatasetFolder, udkd.open_backend          canvases, uint8, of any sample in any order
+    udkd.DatasetFolder, udkd.open_backend          uint8 canvases of any samples in any order
     udkd.ViewSpec, udkd.EpochViews                 crop, flip and colour jitter as numbers; udkd.augment.apply makes the pixels
-    udkd.Cache, udkd.CachedTargets                 what the teacher says of exactly those pixels
+    udkd.Cache, udkd.CachedTargets                 the cached teacher logits for exactly those pixels
     udkd.distill, udkd.LossSettings                the loss of N students
-    udkd.permutation                               an order of samples that is a pure function of its names
+    udkd.permutation                               a sample order that is a pure function of seed and epoch
 
-Each is imported when it is first asked for: torch takes seconds, and the converter's workers do without it.
+Each name is imported at its first use: torch takes seconds to import, and the converter's workers do not need it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from udkd.augment.view_table import EpochViews as EpochViews
     from udkd.augment.views import ViewSpec as ViewSpec
     from udkd.data.backends.registry import open_backend as open_backend
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from udkd.teacher.sources import CachedTargets as CachedTargets
     from udkd.utils.rng import permutation as permutation
 
-_HOMES = {
+_MODULES = {
     "open_backend": "udkd.data.backends.registry",
     "CachedTargets": "udkd.teacher.sources",
     "Cache": "udkd.teacher.cache.reader",
@@ -36,13 +37,17 @@ _HOMES = {
     "distill": "udkd.losses.distill",
     "ViewSpec": "udkd.augment.views",
 }
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("udkd")
+    if name not in _MODULES:
         raise AttributeError(f"module 'udkd' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Recipe keys before 0.1.0 and their names since: old run folders open; an old key in a recipe is an error naming the new."""
+"""Recipe keys before 0.1.0: old run folders still open, and an old key in a recipe is an error that names the new one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ _NAMES: dict[str, dict[str, str]] = {
     "methods.reviewkd": {"factor": "weight"},
     "train": {"batch": "batch_size", "average": "ema_decay", "loss": "loss_impl", "lr_batch": "lr_base_batch_size"},
 }
-"""Section -> old key -> new key. A * stands for any key or place."""
+"""Section -> old key -> new key. A * stands for any key or list index."""
 _VALUES: dict[tuple[str, str], dict[Any, Any]] = {
     ("loss", "kl"): {"student_teacher": "reverse", "teacher_student": "forward"},
     ("teacher", "views"): {"canonical": "eval"},
@@ -35,7 +35,7 @@ _STEPS = {"streamed": ("stream", False), "resident": ("resident", False), "captu
 
 
 def current(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored recipe's plain values under today's keys; one that has them already comes back as it is."""
+    """A stored recipe's plain values under the current keys; current keys are left unchanged."""
     renamed: dict[str, Any] = _renamed(values, "", _NAMES)
     for (section, key), names in _VALUES.items():
         _replace(renamed.get(section, {}), key, names)
@@ -46,32 +46,32 @@ def current(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def original(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a recipe, or of some of its sections, under the keys of before 0.1.0.
+    """Plain values of a recipe, or of some of its sections, under the keys before 0.1.0.
 
-    Studies name their folders by a digest of these, so that theirs of that time are found again.
+    Studies name their folders by a digest of these values, so that folders of that time are still found.
     """
     values = {name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()}
     for (section, key), names in _VALUES.items():
         _replace(values.get(section, {}), key, {new: old for old, new in names.items()})
     if "train" in values:
         train = values["train"]
-        how = (train.pop("input"), train.pop("cuda_graph"))
-        train["steps"] = next(old for old, new in _STEPS.items() if new == how)
+        pair = (train.pop("input"), train.pop("cuda_graph"))
+        train["steps"] = next(old for old, new in _STEPS.items() if new == pair)
     back = {path: {new: old for old, new in names.items()} for path, names in _NAMES.items()}
-    named: dict[str, Any] = _renamed(values, "", back)
-    return named
+    renamed: dict[str, Any] = _renamed(values, "", back)
+    return renamed
 
 
 def changes(values: Mapping[str, Any]) -> list[str]:
-    """What to change in a recipe that has keys or values of before 0.1.0: "train.batch is now train.batch_size"."""
-    found = _found(values, "")
+    """The changes that a recipe with keys or values of before 0.1.0 needs, such as "train.batch is now train.batch_size"."""
+    texts = _renamed_keys(values, "")
     for (section, key), names in _VALUES.items():
         value = values[section].get(key) if isinstance(values.get(section), Mapping) else None
         if isinstance(value, str) and value in names:
-            found.append(f'{section}.{key} = "{value}" is now "{names[value]}"')
+            texts.append(f'{section}.{key} = "{value}" is now "{names[value]}"')
     if isinstance(values.get("train"), Mapping) and "steps" in values["train"]:
-        found.append("train.steps is now train.input (stream or resident) and train.cuda_graph (true or false)")
-    return found
+        texts.append("train.steps is now train.input (stream or resident) and train.cuda_graph (true or false)")
+    return texts
 
 
 def _renamed(value: Any, path: str, names: Mapping[str, Mapping[str, str]]) -> Any:
@@ -82,14 +82,14 @@ def _renamed(value: Any, path: str, names: Mapping[str, Mapping[str, str]]) -> A
     return value
 
 
-def _found(value: Any, path: str, shown: str = "") -> list[str]:
+def _renamed_keys(value: Any, path: str, prefix: str = "") -> list[str]:
     pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    found = []
+    texts = []
     for key, inner in pairs:
         if key in _NAMES.get(path, {}):
-            found.append(f"{shown}{key} is now {shown}{_NAMES[path][key]}")
-        found += _found(inner, _below(path, str(key)), f"{shown}{key}.")
-    return found
+            texts.append(f"{prefix}{key} is now {prefix}{_NAMES[path][key]}")
+        texts += _renamed_keys(inner, _below(path, str(key)), f"{prefix}{key}.")
+    return texts
 
 
 def _below(path: str, key: str) -> str:
