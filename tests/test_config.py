@@ -1,4 +1,4 @@
-"""Recipes: what is shipped, what a user may write, and how each mistake is told."""
+"""Recipes: what is shipped, what a user may write, and the error for each mistake."""
 
 import contextlib
 import json
@@ -37,8 +37,8 @@ def test_every_shipped_recipe_loads_and_survives_json() -> None:
         assert teacher.views == recipe.views
 
 
-def test_the_paper_s_recipe_to_the_letter() -> None:
-    """Design, section 4."""
+def test_the_recipe_of_the_paper() -> None:
+    """The settings that arXiv 2511.18826 states."""
     recipe = load_recipe("imagenet100-paper")
     assert recipe.loss.settings == LossSettings(
         alpha=0.4, beta=0.4, gamma=0.2, temperature=4.0, kl="reverse", label_smoothing=0.0
@@ -96,7 +96,7 @@ def test_an_override(override: str, get: Any, value: object) -> None:
     assert get(load_recipe("smoke", [override])) == value
 
 
-WRONG = [
+MISTAKES = [
     ([".".join("a" * 100_000) + "=1"], "--set a.a.a."),
     (["loss.schedules.beta.to.a.a.a.a.a=1"], "the recipe has no such key"),
     (["train.epochs=" + "[" * 100_000], 'smoke: train.epochs is "[[['),
@@ -168,14 +168,14 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "said"), WRONG, ids=[" ".join(overrides)[:40] for overrides, _ in WRONG])
-def test_a_mistake_is_one_line_that_names_the_key(overrides: list[str], said: str) -> None:
+@pytest.mark.parametrize(("overrides", "text"), MISTAKES, ids=[" ".join(overrides)[:40] for overrides, _ in MISTAKES])
+def test_a_mistake_is_one_line_that_names_the_key(overrides: list[str], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_recipe("smoke", overrides)
-    assert said in str(caught.value)
+    assert text in str(caught.value)
     assert "\n" not in str(caught.value)
     if len(overrides[0]) < 1000:
-        assert len(str(caught.value)) < 300, "readable: not the whole recipe"
+        assert len(str(caught.value)) < 300, "readable: not the complete recipe"
 
 
 def leaves(values: Any, path: str = "") -> list[tuple[str, Any]]:
@@ -236,10 +236,10 @@ def test_any_value_of_any_key_is_refused_in_one_line_or_works(key: str) -> None:
     refused = []
     for value in ODD:
         values = Recipe().to_dict()
-        place: Any = values
+        section: Any = values
         for part in parents:
-            place = place[int(part)] if isinstance(place, list) else place[part]
-        place[last] = value
+            section = section[int(part)] if isinstance(section, list) else section[part]
+        section[last] = value
         try:
             recipe = Recipe.from_dict(values, "mine")
         except ConfigError as error:
@@ -279,11 +279,11 @@ def test_a_recipe_of_one_s_own(tmp_path: Path) -> None:
     assert recipe.train.epochs == 7
     assert recipe.teacher_spec == recipe.views.spec
     file.write_text("[train]\nepochs = 3\n")
-    assert load_recipe(str(file), ["students.1.lr=0.01"]).students[1].lr == 0.01, "a place in what is left at its default"
+    assert load_recipe(str(file), ["students.1.lr=0.01"]).students[1].lr == 0.01, "an index of a default list"
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "text"),
     [
         (b"[train\nepochs = 3", "is not TOML (Expected ']'"),
         (b"\xff\xfe[train]", "is not TOML ("),
@@ -296,13 +296,13 @@ def test_a_recipe_of_one_s_own(tmp_path: Path) -> None:
         (b"#" * (1 << 20) + b"#", "has 1,048,577 bytes, more than 1,048,576"),
     ],
 )
-def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, text: str) -> None:
     file = tmp_path / "mine.toml"
     file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         load_recipe(str(file))
     assert str(file) in str(caught.value)
-    assert said in str(caught.value)
+    assert text in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -339,9 +339,9 @@ OLD_KEYS = {
 }
 
 
-@pytest.mark.parametrize(("override", "answer"), OLD_KEYS.items(), ids=OLD_KEYS)
-def test_an_old_key_is_answered_with_its_name(override: str, answer: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^smoke: {answer}.*; change it$"):
+@pytest.mark.parametrize(("override", "text"), OLD_KEYS.items(), ids=OLD_KEYS)
+def test_an_old_key_is_an_error_with_the_new_name(override: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^smoke: {text}.*; change it$"):
         load_recipe("smoke", [override])
 
 

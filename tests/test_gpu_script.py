@@ -1,4 +1,4 @@
-"""scripts/gpu.sh, rehearsed on the CPU from a bare copy of the tree: it keeps to its seconds and packs what there is."""
+"""scripts/gpu.sh, rehearsed on the CPU from a bare copy of the tree: it keeps its time limit and packs the results."""
 
 import json
 import os
@@ -17,30 +17,30 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A copy of the code without .git and whatever else lies there."""
+    """A copy of the code without .git and other files."""
     for name in ("udkd", "data_prep", "benchmarks", "scripts"):
         shutil.copytree(ROOT / name, tmp_path / "tree" / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
     return tmp_path / "tree"
 
 
-def call(bare: Path, *words: object, **variables: object) -> subprocess.CompletedProcess[str]:
+def call(bare: Path, *arguments: object, **variables: object) -> subprocess.CompletedProcess[str]:
     given = {"OUT": bare.parent / "out", "PYTHON3": sys.executable, "DEVICE": "cpu", **variables}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {name: str(value) for name, value in given.items()}
     return subprocess.run(
-        [bare / "scripts/gpu.sh", *map(str, words)], env=environment, capture_output=True, text=True, check=False
+        [bare / "scripts/gpu.sh", *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
     )
 
 
-@pytest.mark.parametrize("words", [(), ("first",), ("second", 60), ("first", "soon"), ("first", 5)])
-def test_wrong_words_are_told_the_right_ones(bare: Path, words: tuple[object, ...]) -> None:
-    done = call(bare, *words)
+@pytest.mark.parametrize("arguments", [(), ("first",), ("second", 60), ("first", "soon"), ("first", 5)])
+def test_bad_arguments_print_the_usage(bare: Path, arguments: tuple[object, ...]) -> None:
+    done = call(bare, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: scripts/gpu.sh first|bench|study SECONDS")
 
 
 @pytest.mark.parametrize("step", ["first", "bench", "study"])
-def test_what_fails_is_packed_too(bare: Path, step: str) -> None:
+def test_results_are_packed_after_a_failure(bare: Path, step: str) -> None:
     """A Python that leaves half a result and fails."""
     broken = bare.parent / "python"
     broken.write_text(f"#!/bin/sh\necho half > {bare}/.gpu/work/{step}/half.json\nexit 7\n")

@@ -86,9 +86,9 @@ class Command:
         """Wait for its end: exit code, standard output, standard error."""
         code = self._server.code(self.pid, patience(seconds))
         with self._out, self._err:
-            said = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode() for file in (self._out, self._err)]
-        assert code is not None, f"it hangs: {said}"
-        return Result(code, *said)
+            texts = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode() for file in (self._out, self._err)]
+        assert code is not None, f"it hangs: {texts}"
+        return Result(code, *texts)
 
 
 def start(
@@ -101,7 +101,7 @@ def start(
     """`python -m MODULE ARGUMENTS…`, standing in a folder, with a limit on the size of a file and more variables."""
     request = {
         "module": module,
-        "arguments": [str(word) for word in arguments],
+        "arguments": [str(argument) for argument in arguments],
         "folder": str(folder),
         "limit_bytes": limit_bytes,
         "variables": dict(variables or {}),
@@ -111,9 +111,9 @@ def start(
     return Command(server, server.start(request, out, err), out, err)
 
 
-def run(*arguments: object, seconds: float = 300, **how: object) -> Result:
+def run(*arguments: object, seconds: float = 300, **options: object) -> Result:
     """`start`, and wait."""
-    return start(*arguments, **how).finish(seconds)  # type: ignore[arg-type]
+    return start(*arguments, **options).finish(seconds)  # type: ignore[arg-type]
 
 
 def inside(capsys: pytest.CaptureFixture[str], *arguments: object) -> Result:
@@ -130,7 +130,7 @@ def code_of(*arguments: object) -> int:
 
     threads = torch.get_num_threads()
     try:
-        terminal.run(lambda: app([str(word) for word in arguments]))  # type: ignore[arg-type]
+        terminal.run(lambda: app([str(argument) for argument in arguments]))  # type: ignore[arg-type]
     except SystemExit as end:
         return int(end.code or 0)
     finally:
@@ -138,24 +138,24 @@ def code_of(*arguments: object) -> int:
     return 0
 
 
-def refused(result: Result, *said: str) -> None:
+def refused(result: Result, *texts: str) -> None:
     """One line, and only one, on stderr."""
     assert result.code == 1, result
     assert result.out == ""
     assert result.err.startswith("error: "), result.err
     assert result.err.count("\n") == 1, result.err
-    for words in said:
-        assert words in result.err
+    for text in texts:
+        assert text in result.err
 
 
-def failed(result: Result, *said: str) -> None:
+def failed(result: Result, *texts: str) -> None:
     """One line of error, perhaps after notes on what was being done."""
     assert result.code == 1, result
     assert "Traceback" not in result.err
     assert result.last.startswith("error: "), result.err
     assert result.err.count("error:") == 1
-    for words in said:
-        assert words in result.last
+    for text in texts:
+        assert text in result.last
 
 
 @functools.cache

@@ -106,7 +106,7 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
     other = make_teacher(tmp_path / "other", seed=1).path
     code, _, err = call(capsys, *again[:4], "--teacher", other, "--device", "cpu", "--recompute", "3")
     assert (code, "teacher_sha256" in err) == (1, True)
-    # Whole, checksummed, and not what the teacher says: one entropy of one row is another's.
+    # Complete, with correct checksums, but not the teacher's predictions: one entropy of one row is another's.
     file = ViewFile(view_path(cache, 1))
     rows = {name: array.copy() for name, array in file.arrays.items()}
     rows["entropy"][[1, 2]] = rows["entropy"][[2, 1]]
@@ -126,20 +126,20 @@ def test_a_key_that_asks_for_too_much_is_refused_before_anything_is_computed(tmp
     dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")
     cache = run(tmp_path / "cache", dataset, teacher)
 
-    def asked(**key: object) -> None:
+    def recompute(**key: object) -> None:
         changed = dataclasses.replace(cache, key=dataclasses.replace(cache.key, **key))  # type: ignore[arg-type]
         compare(changed, dataset=dataset, teachers=[teacher], count=3, seed=0, device=torch.device("cpu"), backend="folder")
 
     with pytest.raises(CacheError, match=r"was built with 60000 threads in batches of \d+ images of 32 px"):
-        asked(threads=60_000)
+        recompute(threads=60_000)
     with pytest.raises(CacheError, match=r"teacher\.batch_size is 2147483647; .* no recipe asks for such a cache"):
-        asked(teacher_batch=2**31 - 1)
+        recompute(teacher_batch=2**31 - 1)
     for views in ({"scale": [-1.0, 5.0]}, {"ratio": [0, 0]}, {"size_px": -3}, {"size_px": "32"}, {"scheme": "spiral"}):
         with pytest.raises(CacheError, match="no recipe asks for such a cache"):
-            asked(views=cache.key.views | views)
+            recompute(views=cache.key.views | views)
     with pytest.raises(MismatchError, match="num_classes"):
-        asked(num_classes=10**9)
-    asked()
+        recompute(num_classes=10**9)
+    recompute()
 
 
 def test_more_views_than_anyone_trains_or_a_disk_holds(tmp_path: Path) -> None:
@@ -151,27 +151,27 @@ def test_more_views_than_anyone_trains_or_a_disk_holds(tmp_path: Path) -> None:
 
 
 def test_verify_of_bfloat16_prints_the_bound_that_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All pairs are asked again: the printed error is that of this teacher in bfloat16, here computed without the verifier."""
+    """All pairs are recomputed: the printed error is that of this teacher in bfloat16, here computed without the verifier."""
     (tmp_path / "data").mkdir()
     dataset, teacher, cache = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher"), tmp_path / "cache"
-    how = [*SETTINGS, "--set", "teacher.precision=bfloat16"]
-    assert call(capsys, "build", dataset.path, teacher.path, cache, *how)[0] == 0
+    settings = [*SETTINGS, "--set", "teacher.precision=bfloat16"]
+    assert call(capsys, "build", dataset.path, teacher.path, cache, *settings)[0] == 0
     again = ("verify", cache, "--data", dataset.path, "--teacher", teacher.path, "--device", "cpu", "--recompute", "100%")
     code, out, err = call(capsys, *again)
     assert code == 0, err
-    said = " ".join(out.split())
+    text = " ".join(out.split())
     number = r"(\d\.\d+e[-+]\d\d)"
-    moved = re.search(rf"bfloat16 moves a probability by up to {number} from float32's, a weight by {number}:", said)
-    found = re.search(rf"of a probability {number} \(bound {number}\), of a weight {number} \(bound {number}\)", said)
-    assert moved is not None, said
-    assert found is not None, said
+    moved = re.search(rf"bfloat16 moves a probability by up to {number} from float32's, a weight by {number}:", text)
+    bounds = re.search(rf"of a probability {number} \(bound {number}\), of a weight {number} \(bound {number}\)", text)
+    assert moved is not None, text
+    assert bounds is not None, text
     error = [float(each) for each in moved.groups()]
-    probability, probability_bound, weight, weight_bound = map(float, found.groups())
-    p, w = zip(*(predictions(dataset, teacher, how, precision) for precision in ("bfloat16", "float32")), strict=True)
+    probability, probability_bound, weight, weight_bound = map(float, bounds.groups())
+    p, w = zip(*(predictions(dataset, teacher, settings, precision) for precision in ("bfloat16", "float32")), strict=True)
     assert error == pytest.approx([float((p[0] - p[1]).abs().max()), float((w[0] - w[1]).abs().max())], rel=0.06)
     assert error[0] > 1e-4, "or nothing is measured"
     assert [probability_bound, weight_bound] == pytest.approx([2.5e-4 + 2 * error[0], 2e-4 + 2 * error[1]], rel=0.06)
-    # On the machine that built it the answers are the same: what is left is float16's rounding of logits.
+    # On the machine that built it the predictions are equal: what is left is float16's rounding of logits.
     assert probability <= 2.5e-4
     assert weight <= 2e-4
 
@@ -190,7 +190,7 @@ def test_verify_of_bfloat16_prints_the_bound_that_it_measured(tmp_path: Path, ca
 def predictions(
     dataset: DatasetFolder, teacher: TeacherFolder, settings: list[str], precision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities and weights of a teacher's canonical views in float64, from what it answers in a precision."""
+    """Probabilities and weights of a teacher's evaluation views in float64, from its predictions in a precision."""
     chosen = [word for word in settings[settings.index("--set") :] if word != "--set"]
     rules, split, cpu = (
         load_recipe("smoke", [*chosen, f"teacher.precision={precision}"]),
@@ -198,8 +198,8 @@ def predictions(
         torch.device("cpu"),
     )
     with contextlib.closing(open_backend("folder", split, cpu)) as backend:
-        asked = TeacherEnsemble.load([teacher], rules, dataset, cpu)
-        (answer,) = ask(asked, backend, split, rules.teacher_spec, 0, 0, [split.ids], exactly=True)
+        ensemble = TeacherEnsemble.load([teacher], rules, dataset, cpu)
+        (answer,) = ask(ensemble, backend, split, rules.teacher_spec, 0, 0, [split.ids], exactly=True)
     p = torch.softmax(answer.logits.double(), -1)
     return p, 1 + (p * p.log()).sum(-1) / math.log(p.shape[1])
 
@@ -213,13 +213,13 @@ def rewrite(path: Path, rows: dict[str, np.ndarray]) -> None:
     for block in range(header.num_blocks):
         first, end = header.block_range(block)
         crc = block_checksum(header.checksum, block, [array[first:end] for array in rows.values()])
-        place = start + header.arrays[-1].offset + 4 * block
-        content[place : place + 4] = crc.to_bytes(4, "little")
+        offset = start + header.arrays[-1].offset + 4 * block
+        content[offset : offset + 4] = crc.to_bytes(4, "little")
     path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "text"),
     [
         (("info", "nowhere"), "no such folder"),
         (("verify", "."), "no view"),
@@ -232,11 +232,11 @@ def test_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
-    said: str,
+    text: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = call(capsys, *arguments)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("error: ")
-    assert said in err
+    assert text in err
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The command line in the hands of an impatient user: every mistake is one line, and nothing half-written passes for whole."""
+"""The command line used by an impatient user: every mistake is one line, and nothing half-written looks complete."""
 
 import functools
 import json
@@ -69,20 +69,20 @@ def checkpoint(run: Path) -> str:
 def test_mistakes_in_naming_things(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder
 ) -> None:
-    said = functools.partial(inside, capsys)
+    here = functools.partial(inside, capsys)
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
 
-    def train(*words: object) -> Result:
-        return said("train", "smoke", *words, "--out", out)
+    def train(*arguments: object) -> Result:
+        return here("train", "smoke", *arguments, "--out", out)
 
     data = ("--data", dataset.path)
     refused(call("train", "smoke", "--data", tmp_path / "nowhere", "--out", out), "nowhere is not a folder")
     refused(train("--data", tmp_path / "empty"), "empty")
     refused(train("--data", tmp_path / "file"), "file is not a folder")
     refused(train("--data", tmp_path / "[bold]:bee:"), "[bold]:bee: is not a folder")
-    refused(said("train", "smoek", *data, "--out", out), "recipe 'smoek' not found", "smoke")
+    refused(here("train", "smoek", *data, "--out", out), "recipe 'smoek' not found", "smoke")
     refused(train(*data, "--set", "train.epochs"), "--set 'train.epochs'; expected KEY=VALUE")
     refused(train(*data, "--set", "train.epoch=2"), "train.epoch is not a key of a recipe; expected epochs, ")
     refused(train(*data, "--set", "train.epochs=many"), 'train.epochs is "many"')
@@ -94,24 +94,24 @@ def test_mistakes_in_naming_things(
     refused(train(*data, "--device", "cuda:99"), "device cuda:99 was requested and PyTorch sees")
     if not torch.cuda.is_available():
         refused(train(*data, "--device", "cuda"), "PyTorch sees 0 GPUs; expected one of those; use --device")
-    refused(said("eval", tmp_path / "nowhere"), "nowhere is no run")
-    refused(said("report", tmp_path / "nowhere"), "nowhere is no run")
-    refused(said("cache", "build", dataset.path, tmp_path / "empty", out, "--recipe", "smoke"), "empty is no teacher")
-    refused(said("cache", "build", dataset.path, teacher.path, out, "--views", "many"), "--views 'many'; expected eval")
-    refused(said("teacher", "fit", tmp_path / "nowhere", out), "nowhere is not a folder")
-    refused(said("teacher", "fit", dataset.path, tmp_path / "file"), "file is a file; expected a folder to make")
-    refused(said("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is no file; expected ")
-    refused(said("teacher", "import", dataset.path, out, "--student", "a"), "--student a without --run")
-    refused(said("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is no run")
-    refused(said("teacher", "import", dataset.path, out, "--run", out, "--weights", out), "--run and --weights are both given")
-    refused(said("teacher", "fit", dataset.path, teacher.path), "already holds a teacher; expected a new folder")
+    refused(here("eval", tmp_path / "nowhere"), "nowhere is no run")
+    refused(here("report", tmp_path / "nowhere"), "nowhere is no run")
+    refused(here("cache", "build", dataset.path, tmp_path / "empty", out, "--recipe", "smoke"), "empty is no teacher")
+    refused(here("cache", "build", dataset.path, teacher.path, out, "--views", "many"), "--views 'many'; expected eval")
+    refused(here("teacher", "fit", tmp_path / "nowhere", out), "nowhere is not a folder")
+    refused(here("teacher", "fit", dataset.path, tmp_path / "file"), "file is a file; expected a folder to make")
+    refused(here("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is no file; expected ")
+    refused(here("teacher", "import", dataset.path, out, "--student", "a"), "--student a without --run")
+    refused(here("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is no run")
+    refused(here("teacher", "import", dataset.path, out, "--run", out, "--weights", out), "--run and --weights are both given")
+    refused(here("teacher", "fit", dataset.path, teacher.path), "already holds a teacher; expected a new folder")
     assert not out.exists(), "nothing was begun"
     assert call("train", "--help").code == 0
     assert call().code != 0
-    wrong = call("train", "smoke")
-    assert wrong.code == 2
-    assert "--data" in wrong.err
-    assert "Traceback" not in wrong.err
+    incomplete = call("train", "smoke")
+    assert incomplete.code == 2
+    assert "--data" in incomplete.err
+    assert "Traceback" not in incomplete.err
 
 
 def test_what_does_not_fit(
@@ -122,13 +122,13 @@ def test_what_does_not_fit(
     cache: Path,
     finished: Path,
 ) -> None:
-    said = functools.partial(inside, capsys)
+    here = functools.partial(inside, capsys)
     other_data = make_dataset(tmp_path, per_class=2, val_per_class=1).path
     other_teacher = make_teacher(tmp_path / "other", dataset, seed=4).path
     out = tmp_path / "out"
 
-    def train(*words: object, data: Path = dataset.path) -> Result:
-        return said("train", "smoke", "--data", data, "--cache", cache, "--out", out, *SETTINGS, *words)
+    def train(*arguments: object, data: Path = dataset.path) -> Result:
+        return here("train", "smoke", "--data", data, "--cache", cache, "--out", out, *SETTINGS, *arguments)
 
     failed(train("--teacher", other_teacher), "the cache in", "teacher_sha256: stored")
     failed(train(data=other_data), "dataset_digest: stored")
@@ -144,21 +144,21 @@ def test_what_does_not_fit(
     assert not out.exists(), "nothing was begun"
     failed(train("--resume"), "out is no run")
     assert not out.exists()
-    result = said("cache", "build", dataset.path, other_teacher, cache, "--recipe", "smoke", *SETTINGS)
+    result = here("cache", "build", dataset.path, other_teacher, cache, "--recipe", "smoke", *SETTINGS)
     failed(result, "teacher_sha256: stored")
-    failed(said("eval", finished, "--data", other_data), "dataset_digest")
-    failed(said("eval", finished, "--teacher", other_teacher), "teacher_sha256")
-    failed(said("report", finished, "--baseline", tmp_path / "nowhere"), "nowhere is no run")
-    failed(said("report", finished, "--baseline", finished), "is the run itself; expected another run")
+    failed(here("eval", finished, "--data", other_data), "dataset_digest")
+    failed(here("eval", finished, "--teacher", other_teacher), "teacher_sha256")
+    failed(here("report", finished, "--baseline", tmp_path / "nowhere"), "nowhere is no run")
+    failed(here("report", finished, "--baseline", finished), "is the run itself; expected another run")
     other_run = tmp_path / "other-run"
     shutil.copytree(finished, other_run)
     change(other_run / "run.json", lambda values: values | {"dataset_digest": "0" * 64})
-    failed(said("report", finished, "--baseline", other_run), "dataset_digest: stored", "name a run on the same data")
+    failed(here("report", finished, "--baseline", other_run), "dataset_digest: stored", "name a run on the same data")
     before = checkpoint(finished)
     again = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", finished, *SETTINGS]
-    failed(said(*again), "already holds a run; expected a new folder; go on with --resume")
-    failed(said(*again, "--resume", "--set", "train.seed=1"), "(train.seed: stored 0, wanted 1)")
-    result = said(*again, "--resume")
+    failed(here(*again), "already holds a run; expected a new folder; go on with --resume")
+    failed(here(*again, "--resume", "--set", "train.seed=1"), "(train.seed: stored 0, wanted 1)")
+    result = here(*again, "--resume")
     assert result.code == 0
     assert "is finished already" in result.err
     assert checkpoint(finished) == before
@@ -170,15 +170,15 @@ def test_evaluation_of_a_finished_run(
 ) -> None:
     result = call("eval", finished, "--teacher", teacher.path)
     assert result.code == 0, result
-    for words in ("squeezenet1_1", "squeezenet1_0", "students averaged", "teacher squeezenet1_1", "12 images, 4 classes"):
-        assert words in result.out
+    for text in ("squeezenet1_1", "squeezenet1_0", "students averaged", "teacher squeezenet1_1", "12 images, 4 classes"):
+        assert text in result.out
     stored = RunFolder.open(finished).evaluation
     assert stored is not None
     assert stored["num_samples"] == 12
     baseline = finished.parent / "baseline"
     shutil.copytree(finished, baseline)
     (baseline / "predictions.safetensors").rename(baseline / "kept")
-    monkeypatch.setattr("udkd.report.style._drawn", lambda *figure, **how: b"<svg></svg>")
+    monkeypatch.setattr("udkd.report.style._drawn", lambda *figure, **options: b"<svg></svg>")
     failed(
         inside(capsys, "report", finished, "--baseline", baseline), f"{baseline} has no predictions; run udkd eval {baseline}"
     )
@@ -189,27 +189,28 @@ def test_evaluation_of_a_finished_run(
 
 def test_allow_lets_one_difference_pass_and_records_it(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     out = tmp_path / "run"
-    words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS, "--set", "train.epochs=1"]
-    words += ["--set", "evaluation.resize_px=34"]
-    failed(call(*words), "views.resize_px: stored 36, wanted 34")
-    result = call(*words, "--allow-mismatch", "views.resize_px")
+    arguments = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS, "--set", "train.epochs=1"]
+    arguments += ["--set", "evaluation.resize_px=34"]
+    failed(call(*arguments), "views.resize_px: stored 36, wanted 34")
+    result = call(*arguments, "--allow-mismatch", "views.resize_px")
     assert result.code == 0, result
     assert RunFolder.open(out).provenance["allowed"] == ["views.resize_px"]
 
 
 def test_k_views(call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     cache, out = tmp_path / "cache", tmp_path / "run"
-    build_words = ["cache", "build", dataset.path, teacher.path, cache, "--recipe", "smoke", *SETTINGS]
-    train_words = ["train", "smoke", "--data", dataset.path, "--cache", cache, *SETTINGS]
-    assert call(*build_words, "--views", 1).code == 0
-    failed(call(*train_words, "--set", "teacher.views=2", "--out", out), "view")
+    build_arguments = ["cache", "build", dataset.path, teacher.path, cache, "--recipe", "smoke", *SETTINGS]
+    train_arguments = ["train", "smoke", "--data", dataset.path, "--cache", cache, *SETTINGS]
+    assert call(*build_arguments, "--views", 1).code == 0
+    failed(call(*train_arguments, "--set", "teacher.views=2", "--out", out), "view")
     assert not out.exists()
-    assert call(*build_words, "--set", "teacher.views=2").code == 0
-    assert call(*train_words, "--set", "teacher.views=2", "--out", out).code == 0
+    assert call(*build_arguments, "--set", "teacher.views=2").code == 0
+    assert call(*train_arguments, "--set", "teacher.views=2", "--out", out).code == 0
     assert [row["view"] for row in RunFolder.open(out).metrics()] == [0, 1, 0]
-    failed(call(*train_words, "--out", tmp_path / "run2"), "policy: stored 'views', wanted 'canonical'")
+    failed(call(*train_arguments, "--out", tmp_path / "run2"), "policy: stored 'views', wanted 'canonical'")
     failed(
-        call(*train_words, "--set", "teacher.views=2", "--set", "views.seed=1", "--out", tmp_path / "run3"), "seed: stored 0"
+        call(*train_arguments, "--set", "teacher.views=2", "--set", "views.seed=1", "--out", tmp_path / "run3"),
+        "seed: stored 0",
     )
 
 
@@ -236,10 +237,10 @@ def test_fit_evaluate_import(call: Call, tmp_path: Path, dataset: DatasetFolder)
     result = call("teacher", "import", dataset.path, imported, "--run", out, "--recipe", recipe)
     assert result.code == 0, result
     assert TeacherFolder.open(imported).info.architecture == "squeezenet1_1"
-    wrong = tmp_path / "w.safetensors"
-    save_file(build("squeezenet1_1", 4, image_px=32, seed=0).state_dict(), wrong)
+    unfit = tmp_path / "w.safetensors"
+    save_file(build("squeezenet1_1", 4, image_px=32, seed=0).state_dict(), unfit)
     failed(
-        call("teacher", "import", dataset.path, tmp_path / "x", "--weights", wrong, "--recipe", recipe),
+        call("teacher", "import", dataset.path, tmp_path / "x", "--weights", unfit, "--recipe", recipe),
         "does not fit resnet50 (",
     )
 
@@ -256,17 +257,17 @@ def test_a_full_disk_and_then_room(
 ) -> None:
     """A limit on file size stands in for the disk: the same OSError at the same places."""
     out, again = tmp_path / "run", tmp_path / "cache"
-    words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS]
-    failed(call(*words, limit_bytes=limit_bytes), str(out), "File too large", "free some space")
+    arguments = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS]
+    failed(call(*arguments, limit_bytes=limit_bytes), str(out), "File too large", "free some space")
     assert not list(out.rglob("*.tmp"))
     failed(call("eval", out), "is no run" if limit_bytes < 10_000 else "no checkpoint yet")
     begun = (out / "config.json").exists()
-    assert call(*words, *(["--resume"] if begun else [])).code == 0
+    assert call(*arguments, *(["--resume"] if begun else [])).code == 0
     assert checkpoint(out) == checkpoint(finished)
     if limit_bytes < 10_000:
-        build_words = ["cache", "build", dataset.path, teacher.path, again, "--recipe", "smoke", *SETTINGS]
-        failed(call(*build_words, limit_bytes=limit_bytes), "room")
-        assert call(*build_words).code == 0
+        build_arguments = ["cache", "build", dataset.path, teacher.path, again, "--recipe", "smoke", *SETTINGS]
+        failed(call(*build_arguments, limit_bytes=limit_bytes), "room")
+        assert call(*build_arguments).code == 0
         assert (again / "view-0000.udkd").read_bytes() == (cache / "view-0000.udkd").read_bytes()
 
 
@@ -278,18 +279,18 @@ def test_a_really_full_disk(call: Call, tmp_path: Path, dataset: DatasetFolder, 
         pytest.skip("mounting is not allowed here")
     try:
         out = disk / "run"
-        words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS]
+        arguments = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS]
         (disk / "ballast").write_bytes(bytes(20 << 20))
-        failed(call(*words), "No space left on device", str(out), "free some space")
+        failed(call(*arguments), "No space left on device", str(out), "free some space")
         (disk / "ballast").unlink()
         (disk / "ballast").touch()
-        assert call(*words, "--resume").code in (0, 1)
+        assert call(*arguments, "--resume").code in (0, 1)
         assert not list(out.rglob("*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
-        assert call(*words, "--resume").code == 0
+        assert call(*arguments, "--resume").code == 0
         assert checkpoint(out) == checkpoint(finished)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        failed(call(*words[:-1], words[-1], "--out", disk / "new"), "Read-only file system")
+        failed(call(*arguments[:-1], arguments[-1], "--out", disk / "new"), "Read-only file system")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -298,32 +299,32 @@ def test_a_place_that_cannot_be_written(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path
 ) -> None:
     (tmp_path / "file").write_text("keep me")
-    for place in (tmp_path / "file" / "run", tmp_path / "file", Path("/proc/nowhere/run"), tmp_path / ("x" * 300)):
-        train = ("train", "smoke", "--data", dataset.path, "--cache", cache, "--out", place, *SETTINGS)
+    for folder in (tmp_path / "file" / "run", tmp_path / "file", Path("/proc/nowhere/run"), tmp_path / ("x" * 300)):
+        train = ("train", "smoke", "--data", dataset.path, "--cache", cache, "--out", folder, *SETTINGS)
         failed(inside(capsys, *train), "check the path")
-        failed(inside(capsys, "cache", "build", dataset.path, teacher.path, place, "--recipe", "smoke", *SETTINGS))
+        failed(inside(capsys, "cache", "build", dataset.path, teacher.path, folder, "--recipe", "smoke", *SETTINGS))
     assert (tmp_path / "file").read_text() == "keep me"
 
 
 def test_a_place_whose_name_is_no_text(call: Call, tmp_path: Path, dataset: DatasetFolder) -> None:
     """Bytes that are no UTF-8, and an escape sequence that must not reach the terminal."""
-    place = tmp_path / os.fsdecode(b"\xff\x1b[31m")
-    shutil.copytree(dataset.path, place / "data")
+    folder = tmp_path / os.fsdecode(b"\xff\x1b[31m")
+    shutil.copytree(dataset.path, folder / "data")
     settings = [*SETTINGS, "--set", "train.epochs=1", "--set", "loss.beta=0", "--set", "loss.gamma=0", "--set", "loss.alpha=1"]
-    image = place / os.fsdecode(b"\xfe\x1b[2J.png")
+    image = folder / os.fsdecode(b"\xfe\x1b[2J.png")
     Image.new("RGB", (40, 30)).save(image)
-    for words in (
-        ["train", "smoke", "--data", place / "data", "--out", place / "run", *settings],
-        ["eval", place / "run"],
-        ["report", place / "run"],
-        ["predict", place / "run", image],
+    for arguments in (
+        ["train", "smoke", "--data", folder / "data", "--out", folder / "run", *settings],
+        ["eval", folder / "run"],
+        ["report", folder / "run"],
+        ["predict", folder / "run", image],
     ):
-        result = call(*words)
+        result = call(*arguments)
         assert result.code == 0, result
         assert "\x1b" not in result.out + result.err
-        assert r"\udcff\x1b[31m" in result.out + result.err or words[0] == "eval"
-    assert RunFolder.open(place / "run").provenance["dataset"] == str(place / "data")
-    page = (place / "run" / "report" / "index.html").read_text()
+        assert r"\udcff\x1b[31m" in result.out + result.err or arguments[0] == "eval"
+    assert RunFolder.open(folder / "run").provenance["dataset"] == str(folder / "data")
+    page = (folder / "run" / "report" / "index.html").read_text()
     assert r"\udcff\x1b[31m" in page
     assert "\x1b" not in page
 
@@ -332,11 +333,23 @@ def test_two_trainings_of_one_run(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, cache: Path
 ) -> None:
     out = tmp_path / "run"
-    words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS, "--set", "train.epochs=300"]
-    first = start(*words)
+    arguments = [
+        "train",
+        "smoke",
+        "--data",
+        dataset.path,
+        "--cache",
+        cache,
+        "--out",
+        out,
+        *SETTINGS,
+        "--set",
+        "train.epochs=300",
+    ]
+    first = start(*arguments)
     try:
         assert until(lambda: (out / "checkpoints" / "last.json").exists() or first.ended())
-        failed(inside(capsys, *words, "--resume"), f"is being written by process {first.pid}")
+        failed(inside(capsys, *arguments, "--resume"), f"is being written by process {first.pid}")
     finally:
         first.send_signal(signal.SIGTERM)
         stopped = first.finish()
@@ -362,26 +375,26 @@ def test_ctrl_c_while_modules_load(module: str, loaded: int) -> None:
     for _ in range(loaded):
         process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    said = [line for line in process.stderr if not line.startswith("import time:")]
+    lines = [line for line in process.stderr if not line.startswith("import time:")]
     process.communicate(timeout=patience(60))
-    assert "Traceback" not in "".join(said)
+    assert "Traceback" not in "".join(lines)
     assert process.returncode in (0, 130, -signal.SIGINT)  # the last: Python itself was ending
-    assert len(said) == (1 if process.returncode == 130 else 0)
+    assert len(lines) == (1 if process.returncode == 130 else 0)
 
 
 def test_ctrl_c_while_a_teacher_is_fitted(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """An epoch of one step: many of them, so that it comes before the last."""
     dataset = make_dataset(tmp_path / "data", per_class=2, val_per_class=1)
-    words = ["teacher", "fit", dataset.path, tmp_path / "t", "--recipe", "smoke", *SETTINGS]
-    words += ["--set", "fit.architecture=squeezenet1_1", "--set", "fit.epochs=25", "--set", "fit.lr=0.01"]
-    stopped = signal_when(tmp_path / "t" / "run" / "checkpoints" / "last.json", start(*words), signal.SIGINT)
+    arguments = ["teacher", "fit", dataset.path, tmp_path / "t", "--recipe", "smoke", *SETTINGS]
+    arguments += ["--set", "fit.architecture=squeezenet1_1", "--set", "fit.epochs=25", "--set", "fit.lr=0.01"]
+    stopped = signal_when(tmp_path / "t" / "run" / "checkpoints" / "last.json", start(*arguments), signal.SIGINT)
     assert stopped.code == 130, stopped
     assert "Traceback" not in stopped.err
     assert "continues" in stopped.last
-    build_words = ("cache", "build", dataset.path, tmp_path / "t", tmp_path / "c", "--recipe", "smoke")
-    failed(inside(capsys, *build_words), "is no teacher")
-    failed(inside(capsys, *words), "already holds a run; expected a new folder; go on with --resume")
-    result = call(*words, "--resume")
+    build_arguments = ("cache", "build", dataset.path, tmp_path / "t", tmp_path / "c", "--recipe", "smoke")
+    failed(inside(capsys, *build_arguments), "is no teacher")
+    failed(inside(capsys, *arguments), "already holds a run; expected a new folder; go on with --resume")
+    result = call(*arguments, "--resume")
     assert result.code == 0, result
     assert TeacherFolder.open(tmp_path / "t").info.architecture == "squeezenet1_1"
     assert len(RunFolder.open(tmp_path / "t" / "run").metrics()) == 25
@@ -391,18 +404,18 @@ def test_ctrl_c_while_a_teacher_is_fitted(call: Call, capsys: pytest.CaptureFixt
 def test_ctrl_c_while_a_cache_is_built(
     call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, kind: signal.Signals
 ) -> None:
-    words = ["cache", "build", dataset.path, teacher.path, tmp_path / "c", "--recipe", "smoke", *SETTINGS, "--views"]
-    stopped = signal_when(tmp_path / "c" / "view-0001.udkd", start(*words, 400), kind)
+    arguments = ["cache", "build", dataset.path, teacher.path, tmp_path / "c", "--recipe", "smoke", *SETTINGS, "--views"]
+    stopped = signal_when(tmp_path / "c" / "view-0001.udkd", start(*arguments, 400), kind)
     assert stopped.code == 128 + kind, stopped
     assert stopped.last == f"error: stopped by {kind.name}; finished work is kept, the same command resumes"
     assert stopped.err.count("error:") == 1
     have = len(list((tmp_path / "c").glob("view-*.udkd")))
     assert 2 <= have < 400
-    result = call(*words, have + 1)
+    result = call(*arguments, have + 1)
     assert result.code == 0, result
     assert call("cache", "verify", tmp_path / "c").code == 0
     assert len(Cache.open(tmp_path / "c").views) == have + 1
     fresh = tmp_path / "fresh"
-    assert call(*words[:4], fresh, *words[5:], have + 1).code == 0
+    assert call(*arguments[:4], fresh, *arguments[5:], have + 1).code == 0
     for file in fresh.glob("view-*.udkd"):
         assert file.read_bytes() == (tmp_path / "c" / file.name).read_bytes(), file.name

@@ -58,29 +58,29 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     teacher: TeacherFolder,
     grid: Path,
 ) -> None:
-    words = ["study", grid, "--data", dataset.path, "--teacher", teacher.path, "--out"]
-    plan = run(*words, tmp_path / "one", "--dry-run")
+    arguments = ["study", grid, "--data", dataset.path, "--teacher", teacher.path, "--out"]
+    plan = run(*arguments, tmp_path / "one", "--dry-run")
     assert plan.code == 0, plan
     assert "taught, seed 1" in plan.out
     assert "in total" in plan.out
     assert not (tmp_path / "one").exists()
-    whole = run(*words, tmp_path / "one")
-    assert whole.code == 0, whole
-    assert "finished: 4 of 4 runs are done" in whole.last
-    killed = start(*words, tmp_path / "two")
+    complete = run(*arguments, tmp_path / "one")
+    assert complete.code == 0, complete
+    assert "finished: 4 of 4 runs are done" in complete.last
+    killed = start(*arguments, tmp_path / "two")
     wait_for_runs(tmp_path / "two", 2, killed)
     killed.send_signal(signal.SIGKILL)
     killed.finish()
-    again = run(*words, tmp_path / "two")
+    again = run(*arguments, tmp_path / "two")
     assert again.code == 0, again
     tables = [(tmp_path / name / "grid" / "table.csv").read_bytes() for name in ("one", "two")]
     assert tables[0] == tables[1]
     rows = list(csv.DictReader(tables[0].decode().splitlines()))
     assert [row["n"] for row in rows] == ["2"] * len(rows)
-    done = run(*words, tmp_path / "two", "--dry-run")
+    done = run(*arguments, tmp_path / "two", "--dry-run")
     assert done.code == 0
     assert "about nothing in total" in done.out
-    pair = [start(*words, tmp_path / "pair") for _ in range(2)]
+    pair = [start(*arguments, tmp_path / "pair") for _ in range(2)]
     ended = [command.finish(120) for command in pair]
     assert [each.code for each in ended] == [0, 0], ended
     assert all("finished: 4 of 4 runs are done" in each.last for each in ended)
@@ -97,23 +97,23 @@ def wait_for_runs(out: Path, count: int, command: Command) -> None:
 
 
 def test_time_is_up(tmp_path: Path, dataset: DatasetFolder, grid: Path) -> None:
-    words = ["study", grid, "--data", dataset.path, "--out", tmp_path / "o", "--set", "fit.architecture='squeezenet1_1'"]
-    result = run(*words, "--max-minutes", 0.01, "--set", "fit.epochs=400")
+    arguments = ["study", grid, "--data", dataset.path, "--out", tmp_path / "o", "--set", "fit.architecture='squeezenet1_1'"]
+    result = run(*arguments, "--max-minutes", 0.01, "--set", "fit.epochs=400")
     assert result.code == 75, result
     assert "the same command resumes" in result.last
     assert json.loads((tmp_path / "o" / "grid" / "study.json").read_text())["progress"]["finished"] == 0
 
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, grid: Path) -> None:
-    said = functools.partial(inside, capsys)
-    words = ["--data", dataset.path, "--out", tmp_path / "o"]
-    refused(said("study", "tabel3", *words), "study 'tabel3' not found", "table3")
-    refused(said("study", grid, *words, "--seeds", "1,1"), "--seeds '1,1'; expected different numbers from 0")
-    refused(said("study", grid, *words, "--seeds", "-1"), "expected different numbers from 0")
-    refused(said("study", grid, *words, "--set", "loss.alpa=3"), "loss.alpa is not a key of a recipe")
-    refused(said("study", grid, *words, "--recipe", "nothing"), "recipe 'nothing' not found")
-    refused(said("study", grid, "--data", tmp_path, "--out", tmp_path / "o"), "holds no dataset.json")
-    refused(said("study", grid, *words, "--teacher", tmp_path), "is no teacher")
+    here = functools.partial(inside, capsys)
+    arguments = ["--data", dataset.path, "--out", tmp_path / "o"]
+    refused(here("study", "tabel3", *arguments), "study 'tabel3' not found", "table3")
+    refused(here("study", grid, *arguments, "--seeds", "1,1"), "--seeds '1,1'; expected different numbers from 0")
+    refused(here("study", grid, *arguments, "--seeds", "-1"), "expected different numbers from 0")
+    refused(here("study", grid, *arguments, "--set", "loss.alpa=3"), "loss.alpa is not a key of a recipe")
+    refused(here("study", grid, *arguments, "--recipe", "nothing"), "recipe 'nothing' not found")
+    refused(here("study", grid, "--data", tmp_path, "--out", tmp_path / "o"), "holds no dataset.json")
+    refused(here("study", grid, *arguments, "--teacher", tmp_path), "is no teacher")
     assert not list((tmp_path / "o").glob("runs/*"))
 
 
@@ -135,21 +135,21 @@ students = ["shufflenet_v2_x0_5"]
 
 def test_networks_are_measured_without_training(tmp_path: Path, dataset: DatasetFolder) -> None:
     (tmp_path / "networks.toml").write_text(NETWORKS)
-    words = ["--recipe", "smoke", "--data", dataset.path, "--out", tmp_path]
-    result = run("study", tmp_path / "networks.toml", *words)
+    arguments = ["--recipe", "smoke", "--data", dataset.path, "--out", tmp_path]
+    result = run("study", tmp_path / "networks.toml", *arguments)
     assert result.code == 0, result
     values = json.loads((tmp_path / "networks" / "study.json").read_text())
     # torchvision's published counts of parameters.
-    counted = {own["architecture"]: own["parameters_1000"] for own in values["networks"]}
+    counted = {network["architecture"]: network["parameters_1000"] for network in values["networks"]}
     assert counted == {"squeezenet1_0": 1_248_424, "shufflenet_v2_x0_5": 1_366_792}
-    for own in values["networks"]:
-        assert 4 * own["parameters"] < own["bytes"] < 4.2 * own["parameters"] + 100_000
-        assert 0 < own["low_ms"] <= own["latency_ms"] <= own["high_ms"]
+    for network in values["networks"]:
+        assert 4 * network["parameters"] < network["bytes"] < 4.2 * network["parameters"] + 100_000
+        assert 0 < network["low_ms"] <= network["latency_ms"] <= network["high_ms"]
     assert "0.91×" in result.out
     page = (tmp_path / "networks" / "index.html").read_text()
     assert "1.2 M" in page
     assert not (tmp_path / "runs").exists()
-    plan = run("study", "table4", *words, "--dry-run")
+    plan = run("study", "table4", *arguments, "--dry-run")
     assert "3 networks to measure" in plan.out
 
 

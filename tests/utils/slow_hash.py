@@ -1,21 +1,21 @@
-"""splitmix64 on Python's own integers: the slow side of the tests of hashing and views."""
+"""splitmix64 on Python integers: the slow reference for tests of hashing and views."""
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
 
 
 def slow_mix(z: int) -> int:
-    """splitmix64 on Python's own integers, after Sebastiano Vigna's splitmix64.c."""
+    """splitmix64 on Python integers, after Sebastiano Vigna's splitmix64.c."""
     z = (z + GOLDEN) & MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
     return z ^ (z >> 31)
 
 
-def slow_key(*words: int) -> int:
+def slow_key(*parts: int) -> int:
     state = 0
-    for word in words:
-        state = slow_mix(state ^ slow_mix(word & MASK))
+    for part in parts:
+        state = slow_mix(state ^ slow_mix(part & MASK))
     return state
 
 

@@ -71,7 +71,7 @@ def test_a_kill_leaves_old_or_new(tmp_path: Path, moment: str) -> None:
     code = subprocess.run(python(KILLED_AT, path, moment), check=False).returncode
     assert code == (0 if moment == "never" else -signal.SIGKILL)
     assert path.read_bytes() == MOMENTS[moment]
-    write_bytes(path, b"again")  # what the kill left is in nobody's way
+    write_bytes(path, b"again")  # what the kill left does no harm
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"again"
 
@@ -90,9 +90,9 @@ def test_a_kill_at_a_random_moment(tmp_path: Path) -> None:
         time.sleep(0.013 * n)
         process.kill()
         process.wait()
-        found = path.read_bytes()
-        assert len(set(found)) == 1
-        assert len(found) % 100_000 == 1
+        content = path.read_bytes()
+        assert len(set(content)) == 1
+        assert len(content) % 100_000 == 1
         path.unlink()
 
 
@@ -122,8 +122,8 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     )
     path = tmp_path / "file"
     path.write_bytes(OLD)
-    said = subprocess.run(python(program, path), capture_output=True, text=True, check=True).stdout
-    assert said.split() == [str(errno.EFBIG), str(path)]
+    output = subprocess.run(python(program, path), capture_output=True, text=True, check=True).stdout
+    assert output.split() == [str(errno.EFBIG), str(path)]
     assert path.read_bytes() == OLD
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -228,8 +228,8 @@ def test_two_that_race_never_hold_a_folder_together(tmp_path: Path) -> None:
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    said = [racer.communicate(timeout=patience(100))[1] for racer in racers]
-    assert said == ["", ""]
+    output = [racer.communicate(timeout=patience(100))[1] for racer in racers]
+    assert output == ["", ""]
     assert [racer.returncode for racer in racers] == [0, 0]
     assert (tmp_path / "count").read_text() == str(2 * rounds)
     assert [path.name for path in tmp_path.iterdir()] == ["count"]
@@ -250,10 +250,10 @@ def test_a_file_that_went_between_opening_and_locking_is_opened_again(tmp_path: 
     first, real = FolderLock(tmp_path), fcntl.flock
     first.__enter__()
 
-    def late(file: BinaryIO, how: int) -> None:
+    def late(file: BinaryIO, operation: int) -> None:
         monkeypatch.setattr(fcntl, "flock", real)
         first.__exit__(None, None, None)  # the moment before the second locks what it has opened
-        real(file, how)
+        real(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
     with FolderLock(tmp_path), pytest.raises(BusyError, match=f"process {os.getpid()};"), FolderLock(tmp_path):

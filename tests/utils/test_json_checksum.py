@@ -1,4 +1,4 @@
-"""JSON with a checksum of its own: every changed bit is found, and JSON of before is read."""
+"""JSON with a checksum inside: every changed bit is detected, and older JSON without one is read."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def test_what_goes_in_comes_out(write: Callable[..., bytes], read: Callable[...,
     data = write(VALUES)
     assert read(data) == VALUES
     assert has_checksum(data)
-    assert json.loads(data).keys() == VALUES.keys() | {CHECKSUM}, "whoever knows JSON can read it"
+    assert json.loads(data).keys() == VALUES.keys() | {CHECKSUM}, "any JSON reader can read it"
 
 
 def test_a_line_is_a_line_in_its_own_order() -> None:
@@ -29,16 +29,16 @@ def test_a_line_is_a_line_in_its_own_order() -> None:
 @pytest.mark.parametrize(("write", "read"), FORMS)
 def test_every_flipped_bit_is_found(write: Callable[..., bytes], read: Callable[..., dict[str, object]]) -> None:
     data = write(VALUES)
-    for place in range(len(data)):
+    for index in range(len(data)):
         for bit in range(8):
             changed = bytearray(data)
-            changed[place] ^= 1 << bit
+            changed[index] ^= 1 << bit
             try:
-                found = read(bytes(changed))
+                values = read(bytes(changed))
             except ValueError:
                 continue
             # Only the name of the checksum itself can hide: as a key that no model knows.
-            assert found.keys() - VALUES.keys(), f"bit {bit} of byte {place}"
+            assert values.keys() - VALUES.keys(), f"bit {bit} of byte {index}"
 
 
 @pytest.mark.parametrize(("write", "read"), FORMS)

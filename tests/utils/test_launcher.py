@@ -48,7 +48,7 @@ def slow_torch(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that is taken and at which nobody listens."""
+    """A port that is bound but not listening."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield int(taken.getsockname()[1])

@@ -76,15 +76,15 @@ def ending(error: BaseException, **options: Callable[[Exception], str | None]) -
 
 
 def test_how_a_command_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ending(UserError(f"{HOSTILE} is wrong")) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(r"error: a\x1b[31mred")
-    assert said.count("\n") == 1
+    assert ending(UserError(f"{HOSTILE} is bad")) == 1
+    text = capsys.readouterr().err
+    assert text.startswith(r"error: a\x1b[31mred")
+    assert text.count("\n") == 1
     for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         assert ending(Stopped(kind)) == 128 + kind
         assert f"stopped by {kind.name}" in capsys.readouterr().err
     assert ending(Stopped(signal.SIGPIPE)) == 141
-    assert capsys.readouterr().err == "", "whoever read has left"
+    assert capsys.readouterr().err == "", "the reader has exited"
     assert ending(OSError(28, "No space left on device", b"/x\xff")) == 1
     assert r"/x\udcff: No space left on device" in capsys.readouterr().err
     assert ending(MemoryError(), explain=lambda error: "out of memory") == 1
@@ -122,7 +122,7 @@ def test_signs_that_the_terminal_lacks_are_escaped() -> None:
 
 
 def test_what_passes_no_console_is_escaped_too() -> None:
-    """Warnings, other packages' words, and the traceback of an error that nobody foresaw."""
+    """Warnings, other packages' messages, and the traceback of an unexpected error."""
     done = program(r"warnings.warn('w\x1b[31m'); raise KeyError('k', type('E\x1b[2J', (), {})())")
     assert done.returncode == 1
     assert "\x1b" not in done.stderr
@@ -159,7 +159,7 @@ SOURCES = [path for folder in ("udkd", "data_prep", "benchmarks") for path in so
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nobody_writes_past_the_border(path: Path) -> None:
-    """No print, no echo, no standard stream, no console and no markup of one's own."""
+    """No print, no echo, no standard stream, no console and no other markup."""
     if str(path.relative_to(ROOT)) in BORDERS:
         return
     for node in ast.walk(ast.parse(path.read_text())):

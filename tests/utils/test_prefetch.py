@@ -1,4 +1,4 @@
-"""Work ahead of its use: in order, bounded, with its failures, and gone when nobody wants it."""
+"""Prefetching: in order, bounded, forwards failures, stops when it is no longer needed."""
 
 import threading
 import time

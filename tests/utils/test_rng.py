@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.utils.slow_hash import GOLDEN, MASK, slow_key, slow_uniform
 from udkd.utils.rng import key, mix, permutation, uniform
 
-WORDS = st.integers(-(2**63), 2**63 - 1)
+PARTS = st.integers(-(2**63), 2**63 - 1)
 
 
 def test_published_sequence() -> None:
@@ -28,7 +28,7 @@ def test_published_sequence() -> None:
 
 def test_golden_values() -> None:
     """Views, orders, initial weights and dropout hang on these; a change makes every cache and run another."""
-    assert [int(key(*words)[0]) for words in ((0,), (7,), (1, 2, 3), (3, 2, 1), (-1,))] == [
+    assert [int(key(*parts)[0]) for parts in ((0,), (7,), (1, 2, 3), (3, 2, 1), (-1,))] == [
         12035550249420947055,
         13309476754707697221,
         9812528628958509896,
@@ -41,18 +41,18 @@ def test_golden_values() -> None:
     assert permutation(np.arange(12), 0, 3, 1).tolist() == [4, 3, 11, 9, 10, 0, 1, 5, 6, 7, 2, 8]
 
 
-@given(words=st.lists(WORDS, min_size=1, max_size=4), counter=st.integers(0, 2**32))
-def test_equals_python_integers(words: list[int], counter: int) -> None:
-    keys = key(*words)
-    assert keys.tolist() == [slow_key(*words)]
+@given(parts=st.lists(PARTS, min_size=1, max_size=4), counter=st.integers(0, 2**32))
+def test_equals_python_integers(parts: list[int], counter: int) -> None:
+    keys = key(*parts)
+    assert keys.tolist() == [slow_key(*parts)]
     assert uniform(keys, counter).tolist() == [slow_uniform(int(keys[0]), counter)]
 
 
-@given(ids=st.lists(WORDS, min_size=1, max_size=30), words=st.lists(WORDS, max_size=3))
-def test_a_row_does_not_know_the_others(ids: list[int], words: list[int]) -> None:
+@given(ids=st.lists(PARTS, min_size=1, max_size=30), parts=st.lists(PARTS, max_size=3))
+def test_rows_are_independent(ids: list[int], parts: list[int]) -> None:
     rows = np.array(ids, np.int64)
-    assert key(*words, rows).tolist() == [slow_key(*words, row) for row in ids]
-    assert key(rows, *words).tolist() == [slow_key(row, *words) for row in ids]
+    assert key(*parts, rows).tolist() == [slow_key(*parts, row) for row in ids]
+    assert key(rows, *parts).tolist() == [slow_key(row, *parts) for row in ids]
 
 
 def test_the_largest_number_is_below_one() -> None:
@@ -67,21 +67,21 @@ def test_the_largest_number_is_below_one() -> None:
         assert int(largest[0] * size) == size - 1
 
 
-@given(count=st.integers(0, 300), words=st.lists(WORDS, max_size=3))
-def test_permutation_is_one_and_is_pure(count: int, words: list[int]) -> None:
+@given(count=st.integers(0, 300), parts=st.lists(PARTS, max_size=3))
+def test_permutation_is_one_and_is_pure(count: int, parts: list[int]) -> None:
     ids = np.arange(count, dtype=np.int64) * 3 + 5
-    dealt = permutation(ids, *words)
+    dealt = permutation(ids, *parts)
     assert sorted(dealt.tolist()) == ids.tolist()
-    assert dealt.tolist() == sorted(ids.tolist(), key=lambda i: slow_key(*words, i))
-    assert permutation(ids[::-1], *words).tolist() == dealt.tolist(), "whatever the order before"
-    kept = dealt % 2 == 1  # an excluded sample changes nobody else's place
-    assert permutation(ids[ids % 2 == 1], *words).tolist() == dealt[kept].tolist()
+    assert dealt.tolist() == sorted(ids.tolist(), key=lambda i: slow_key(*parts, i))
+    assert permutation(ids[::-1], *parts).tolist() == dealt.tolist(), "whatever the order before"
+    kept = dealt % 2 == 1  # an excluded sample moves no other sample
+    assert permutation(ids[ids % 2 == 1], *parts).tolist() == dealt[kept].tolist()
 
 
 def test_the_same_in_a_new_process() -> None:
     program = "import numpy as np; from udkd.utils.rng import *; print(permutation(np.arange(50), 9, 9).tolist())"
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert told.strip() == str(permutation(np.arange(50), 9, 9).tolist())
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == str(permutation(np.arange(50), 9, 9).tolist())
 
 
 @pytest.mark.parametrize("what", ["ids", "seeds", "views", "counters"])
@@ -89,11 +89,11 @@ def test_even_and_uncorrelated(what: str) -> None:
     """Neighbouring names, which is what ids, seeds, views and counters are, give independent numbers: chi-square and lag 1."""
     n = np.arange(100_000, dtype=np.int64)
     zero = np.zeros_like(n)
-    words = {"ids": (0, 0, n), "seeds": (n, 0, zero), "views": (0, n, zero)}
+    parts = {"ids": (0, 0, n), "seeds": (n, 0, zero), "views": (0, n, zero)}
     if what == "counters":
         u = np.array([uniform(key(4, 5, 6), counter)[0] for counter in range(10_000)])
     else:
-        u = uniform(key(*words[what]), 0)
+        u = uniform(key(*parts[what]), 0)
     assert u.min() >= 0
     assert u.max() < 1
     bins = np.bincount((u * 256).astype(int), minlength=256)
@@ -106,8 +106,8 @@ def test_even_and_uncorrelated(what: str) -> None:
 
 def test_every_bit_of_a_name_moves_half_of_the_key() -> None:
     base = slow_key(12, 34, 56)
-    for place in range(3):
+    for index in range(3):
         for bit in range(63):
-            words = [12, 34, 56]
-            words[place] ^= 1 << bit
-            assert 10 < (slow_key(*words) ^ base).bit_count() < 54
+            parts = [12, 34, 56]
+            parts[index] ^= 1 << bit
+            assert 10 < (slow_key(*parts) ^ base).bit_count() < 54

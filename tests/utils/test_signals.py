@@ -87,12 +87,12 @@ def test_a_request_to_stop_knows_its_code_and_the_next_one_ends_it() -> None:
     """A terminal that goes may send SIGHUP twice: that is one request."""
 
     def work() -> None:
-        with stop_requests() as asked:
-            assert not asked()
+        with stop_requests() as request:
+            assert not request()
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGHUP)
-            assert asked()
-            assert asked.exit_code == 129
+            assert request()
+            assert request.exit_code == 129
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped) as caught, signal_handler(raise_stopped):
