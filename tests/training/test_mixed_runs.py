@@ -173,7 +173,7 @@ def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
     [
         (
             ['loss.method="fitnets"'],
-            "loss.method = fitnets needs a live teacher's features; a cache holds no maps; set teacher.source = live",
+            "loss.method = fitnets needs a live teacher's features; a cache stores no feature maps; set teacher.source = live",
         ),
         (
             ['loss.method="crd"', "loss.beta=0", 'teacher.source="none"'],
@@ -192,7 +192,10 @@ def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
         (["methods.crd.negative=3"], "methods.crd.negative is not a key of a recipe; expected weight, embed_dim"),
         (['loss.schedules.beta={kind="sine"}'], "loss.schedules.beta.kind"),
         (["students.1.start_epoch=3"], r"students.1.start_epoch is 3 of 3 epochs"),
-        (["students.0.start_epoch=1", "students.1.start_epoch=1"], "every student joins later"),
+        (
+            ["students.0.start_epoch=1", "students.1.start_epoch=1"],
+            "every start_epoch is above 0; expected a student that starts at once",
+        ),
         (["students.1.loss_weight=0"], "students.1.loss_weight"),
     ],
 )

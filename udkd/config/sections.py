@@ -124,8 +124,8 @@ class TeacherSection(Section):
     def _check_compile(self) -> Self:
         if self.compile and self.estimator == "mc_dropout":
             raise ValueError(
-                "compile is true and estimator is mc_dropout, which adds dropout inside the network; expected at most one, "
-                "because a compiled network cannot be changed inside; set teacher.compile to false"
+                "compile is true and estimator is mc_dropout, which adds dropout inside the network; expected at most one "
+                "of them; set teacher.compile to false"
             )
         return self
 
