@@ -5,7 +5,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -384,3 +384,15 @@ def test_a_config_of_before_the_names_changed() -> None:
     assert (recipe.methods.crd.weight, recipe.methods.crd.embed_dim) == (0.5, 64)
     assert (train.batch_size, train.input, train.cuda_graph) == (32, "resident", True)
     assert (train.loss_impl, train.lr_base_batch_size, recipe.perf.combo_kernels) == ("eager", 16, True)
+
+
+def test_every_key_has_a_description() -> None:
+    def undescribed(section: Any, path: str = "") -> list[str]:
+        names = []
+        for name, field in section.model_fields.items():
+            names += [] if field.description else [path + name]
+            inner = [each for each in (field.annotation, *get_args(field.annotation)) if hasattr(each, "model_fields")]
+            names += [key for each in inner for key in undescribed(each, f"{path}{name}.")]
+        return names
+
+    assert undescribed(Recipe) == []
