@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from udkd.augment.views import ViewSpec, draw
+from udkd.augment.views import ViewSpec, draw_views
 from udkd.config.old_keys import changes, current, original
 from udkd.config.recipe import Recipe, load_recipe, shipped_recipes
 from udkd.losses.distill import LossSettings
@@ -192,7 +192,7 @@ def works(recipe: Recipe) -> None:
         recipe.for_teacher().student_names()
     sizes = np.array([[3, 400, 3, 60], [2000, 1, 36, 1], [30, 40, 27, 36]])
     for spec in (recipe.views.spec, recipe.evaluation_spec, recipe.teacher_spec):
-        views = draw(spec, recipe.views.seed, 0, np.arange(3), sizes)
+        views = draw_views(spec, recipe.views.seed, 0, np.arange(3), sizes)
         assert (views.window[:, 2:] > 0).all()
         assert (views.bounds[:, 2:] > views.bounds[:, :2]).all()
         assert np.isfinite(views.factor).all()

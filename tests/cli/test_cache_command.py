@@ -16,11 +16,11 @@ from udkd.cli.cache import cache_app
 from udkd.config.recipe import load_recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
-from udkd.teacher.cache.verify import compare
+from udkd.teacher.cache.verify import compare_with_teacher
 from udkd.teacher.cache.view_file import ViewFile, block_checksum, view_path
 from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.predict import ask
+from udkd.teacher.predict import predict_blocks
 from udkd.utils import terminal
 from udkd.utils.errors import CacheError, ConfigError, MismatchError
 
@@ -128,7 +128,9 @@ def test_a_key_that_asks_for_too_much_is_refused_before_anything_is_computed(tmp
 
     def asked(**key: object) -> None:
         changed = dataclasses.replace(cache, key=dataclasses.replace(cache.key, **key))  # type: ignore[arg-type]
-        compare(changed, dataset=dataset, teachers=[teacher], count=3, seed=0, device=torch.device("cpu"), backend="folder")
+        compare_with_teacher(
+            changed, dataset=dataset, teachers=[teacher], count=3, seed=0, device=torch.device("cpu"), backend="folder"
+        )
 
     with pytest.raises(CacheError, match=r"was built with 60000 threads in batches of \d+ images of 32 px"):
         asked(threads=60_000)
@@ -199,7 +201,7 @@ def predictions(
     )
     with contextlib.closing(open_backend("folder", split, cpu)) as backend:
         asked = TeacherEnsemble.load([teacher], rules, dataset, cpu)
-        (answer,) = ask(asked, backend, split, rules.teacher_spec, 0, 0, [split.ids], exactly=True)
+        (answer,) = predict_blocks(asked, backend, split, rules.teacher_spec, 0, 0, [split.ids], unrounded=True)
     p = torch.softmax(answer.logits.double(), -1)
     return p, 1 + (p * p.log()).sum(-1) / math.log(p.shape[1])
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from udkd.augment.apply import ViewTable
-from udkd.augment.views import Views, ViewSpec, draw
+from udkd.augment.views import Views, ViewSpec, draw_views
 from udkd.data.dataset import Split
 
 _KEPT = 2
@@ -47,7 +47,7 @@ class EpochViews:
 
         def work() -> None:
             try:
-                future.set_result(draw(spec, self._seed, view, self._ids, self._sizes))
+                future.set_result(draw_views(spec, self._seed, view, self._ids, self._sizes))
             except BaseException as error:
                 future.set_exception(error)
 

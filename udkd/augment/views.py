@@ -87,7 +87,7 @@ class Views:
         return len(self.flip)
 
 
-def draw(spec: ViewSpec, seed: int, view: int, ids: NDArray[np.int64], sizes: NDArray[np.integer]) -> Views:
+def draw_views(spec: ViewSpec, seed: int, view: int, ids: NDArray[np.int64], sizes: NDArray[np.integer]) -> Views:
     """Draw view number `view` of the samples `ids`.
 
     ids:   int64 [N], sample ids.

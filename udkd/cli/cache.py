@@ -11,9 +11,9 @@ from rich.table import Table
 from udkd.config.recipe import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
-from udkd.teacher.cache.reader import Cache, unexpected_files, verify
-from udkd.teacher.cache.summary import CacheSummary, summarise, weight_histogram
-from udkd.teacher.cache.verify import compare
+from udkd.teacher.cache.reader import Cache, find_damaged_blocks, unexpected_files
+from udkd.teacher.cache.summary import CacheSummary, summarise_cache, weight_histogram
+from udkd.teacher.cache.verify import compare_with_teacher
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.workers import WorkerGroup
 from udkd.utils.environment import choose_device
@@ -75,7 +75,7 @@ def build(
     try:
         _build(team, data, [teacher, *(also or [])], cache, views, recipe, overrides, storage, top_k, features, backend, device)
     except UserError as error:
-        if team.leads:
+        if team.is_main:
             raise
         team.fail(error)
         raise typer.Exit(1) from None
@@ -109,14 +109,14 @@ def _build(
             cache,
             dataset=dataset,
             teacher=folders[0],
-            others=folders[1:],
+            other_teachers=folders[1:],
             recipe=how,
             device=team.device(choose_device(device)),
             features=features,
-            observer=observer if team.leads else SILENT,
-            team=team,
+            observer=observer if team.is_main else SILENT,
+            group=team,
         )
-    if not team.leads:
+    if not team.is_main:
         return
     if built.num_images:
         err.print(f"asked about {built.num_images:,} images in {built.seconds:.1f} s, {built.images_per_s:,.0f} images/s")
@@ -138,7 +138,7 @@ def info(
         raise ConfigError(f"--picture {picture}; expected a name that ends in .png; change it")
     opened = Cache.open(cache)
     labels = _labels(opened, data) if data is not None else None
-    out.print(_described(opened, summarise(opened, labels)))
+    out.print(_described(opened, summarise_cache(opened, labels)))
     counts = weight_histogram(opened, BINS)
     out.print(_histogram(counts))
     if picture is not None:
@@ -169,7 +169,7 @@ def verify_command(
     share = _share(recompute) if recompute is not None else None
     if (data is None or not teacher) and share is not None:
         raise ConfigError("--recompute needs the data and the teacher; expected --data FOLDER --teacher TEACHER; add them")
-    damaged = verify(opened)
+    damaged = find_damaged_blocks(opened)
     problems = [f"view {view}: block {block} is not as it was written" for view, block in damaged] + unexpected_files(opened)
     for problem in problems:
         err.print(problem)
@@ -206,7 +206,7 @@ def _recompute(
     total = len(dataset.split(cache.key.split).ids) * len(cache.views)
     count = min(total, max(1, round(share * total)) if isinstance(share, float) else share)
     with observed() as observer:
-        found = compare(
+        found = compare_with_teacher(
             cache,
             dataset=dataset,
             teachers=[TeacherFolder.open(teacher) for teacher in teachers],

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from udkd.config.recipe import Recipe
-from udkd.export.predict import Prediction, class_names, predict
+from udkd.export.predict import Prediction, predict, readable_class_names
 from udkd.training.run_folder import RunFolder
 from udkd.training.trained import Trained
 from udkd.utils.output import print_error
@@ -32,8 +32,8 @@ def predict_command(
     folder = RunFolder.open(run)
     several = student is None and len(Recipe.stored(folder.config, str(run)).students) > 1
     trained = Trained.load(folder, student, averaged=averaged or several)
-    predictions = predict(trained, images, class_names(folder, trained.classes), top=top)
-    answered = [prediction for prediction in predictions if prediction.guesses]
+    predictions = predict(trained, images, readable_class_names(folder, trained.classes), top=top)
+    answered = [prediction for prediction in predictions if prediction.classes]
     if answered:
         print_whole(_table(answered, trained.name))
     for prediction in predictions:
@@ -47,7 +47,7 @@ def _table(predictions: list[Prediction], name: str) -> Table:
     table = Table("image", name, "%", "class", box=None, pad_edge=False)
     table.columns[2].justify = "right"
     for prediction in predictions:
-        for place, guess in enumerate(prediction.guesses):
+        for place, guess in enumerate(prediction.classes):
             image = str(prediction.image) if place == 0 else ""
             table.add_row(image, guess.name, f"{guess.percent:.1f}", guess.wnid)
     return table

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udkd.data.dataset import Split
-from udkd.data.derived import DERIVED, sealed
+from udkd.data.derived import DERIVED, read_sealed
 from udkd.utils.errors import ConfigError, DataError
 
 FIELDS = ("image", "label")
@@ -67,19 +67,19 @@ def import_ffcv() -> ModuleType:
 
 
 @dataclass(frozen=True, eq=False)
-class Beton:
+class BetonOffsets:
     """A samples.beton that fits its split. offset: int64 [N] by sample id, where its bytes lie; -1 for excluded samples."""
 
     path: Path
     offset: NDArray[np.int64]
 
 
-def open_beton(split: Split) -> Beton:
+def open_beton(split: Split) -> BetonOffsets:
     """Open a split's samples.beton with FFCV's own Reader and hold its table against the manifest.
 
     Raises DataError where it is absent, cut, damaged, or of another dataset, and ConfigError where FFCV is not installed.
     """
-    sealed(split.path, "ffcv", digest=split.digest)
+    read_sealed(split.path, "ffcv", digest=split.digest)
     ffcv = import_ffcv()
     path = split.path / FILE_NAME
     try:
@@ -88,7 +88,7 @@ def open_beton(split: Split) -> Beton:
         expected = (ffcv.types.CURRENT_VERSION, len(FIELDS), len(split.ids), path.stat().st_size - table_bytes)
         if tuple(int(header[name]) for name in ("version", "num_fields", "num_samples", "alloc_table_ptr")) != expected:
             raise ValueError("its header is of other data")
-        return Beton(path, _offsets(split, ffcv.reader.Reader(str(path)), int(header["alloc_table_ptr"])))
+        return BetonOffsets(path, _offsets(split, ffcv.reader.Reader(str(path)), int(header["alloc_table_ptr"])))
     except (ValueError, KeyError, IndexError, AssertionError, AttributeError) as error:
         raise DataError(
             f"{path} is damaged ({error}); expected what udkd-prep packed from this dataset; "

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from udkd.data.derived import DERIVED, discard, is_derived
+from udkd.data.derived import DERIVED, is_derived, remove_derived
 from udkd.utils.errors import DataError
 from udkd.utils.files import atomic, fsync_folder, read_exact_json, sha256_file, write_json
 from udkd.utils.toml_files import shown
@@ -91,7 +91,7 @@ class CanvasWriter:
         header = _npy_header(self.shape, "|u1")
         self.start = len(header)
         self.row_bytes = canvas_bytes(1, side)
-        discard(folder, "resident")
+        remove_derived(folder, "resident")
         with open(self.temporary, "wb") as file:
             file.write(header)
             file.flush()

@@ -53,10 +53,10 @@ class Split(Columns):
                 f"{self.describe(sample_id)} is excluded ({self.note[sample_id]}); "
                 "expected an order without it; take ids from Split.ids"
             )
-        (data,) = self.read_some(np.array([sample_id]))
+        (data,) = self.read_many(np.array([sample_id]))
         return data
 
-    def read_some(self, ids: np.ndarray) -> Iterator[bytes]:
+    def read_many(self, ids: np.ndarray) -> Iterator[bytes]:
         """`read` for int64 ids that exist and are kept (see `order`), one by one, with each shard opened once."""
         columns = (ids, self.shard[ids], self.offset[ids], self.size[ids], self.crc32c[ids])
         with OpenShards(self.path) as shards:

@@ -1,7 +1,7 @@
 """The derived formats by name: their files in a split folder, and the description that makes them valid.
 
 A description is JSON, written last and removed first: data files without one, or with one of another dataset, do not count.
-`resident` has its own (canvas.json, with a checksum per row); the other formats share `seal` and `sealed`: a description
+`resident` has its own (canvas.json, with a checksum per row); the other formats share `seal` and `read_sealed`: a description
 that names the dataset's digest and every data file's length and sha256.
 """
 
@@ -34,16 +34,16 @@ DERIVED: dict[str, DerivedFiles] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileSum:
+class FileDigest:
     """What a data file is to be: its length in bytes and its sha256 in hex."""
 
     size: int
     sha256: str
 
     @staticmethod
-    def of(path: Path) -> "FileSum":
+    def of(path: Path) -> "FileDigest":
         """Read the file and say what it is."""
-        return FileSum(size=path.stat().st_size, sha256=sha256_file(path))
+        return FileDigest(size=path.stat().st_size, sha256=sha256_file(path))
 
 
 def is_derived(folder: Path, name: str) -> bool:
@@ -51,7 +51,7 @@ def is_derived(folder: Path, name: str) -> bool:
     return (folder / DERIVED[name].description).is_file()
 
 
-def discard(folder: Path, name: str) -> None:
+def remove_derived(folder: Path, name: str) -> None:
     """Remove a derived format from a split folder, finished or not, the description first."""
     (folder / DERIVED[name].description).unlink(missing_ok=True)
     for path in derived_files(folder, name):
@@ -60,16 +60,16 @@ def discard(folder: Path, name: str) -> None:
 
 def derived_files(folder: Path, name: str) -> list[Path]:
     """The files of a derived format in a split folder, finished or not, but for the description."""
-    return [*unfinished(folder, name), *(path for pattern in DERIVED[name].data for path in folder.glob(pattern))]
+    return [*unfinished_files(folder, name), *(path for pattern in DERIVED[name].data for path in folder.glob(pattern))]
 
 
-def unfinished(folder: Path, name: str) -> list[Path]:
+def unfinished_files(folder: Path, name: str) -> list[Path]:
     """The files of a derived format in a split folder that never got their names."""
     files = DERIVED[name]
     return sorted(path for pattern in (files.description, *files.data) for path in folder.glob(pattern + ".tmp"))
 
 
-def seal(folder: Path, name: str, *, digest: str, files: Mapping[str, FileSum]) -> None:
+def seal(folder: Path, name: str, *, digest: str, files: Mapping[str, FileDigest]) -> None:
     """Write the description of a format whose data files are durable under their final names. digest: the dataset's."""
     entries = {file: {"bytes": found.size, "sha256": found.sha256} for file, found in sorted(files.items())}
     write_json(folder / DERIVED[name].description, _identity(folder, name, digest) | {"files": entries})
@@ -80,8 +80,8 @@ def _identity(folder: Path, name: str, digest: str) -> dict[str, object]:
     return {"format": f"{FORMAT}-{name}", "version": VERSION, "dataset_digest": digest, "split": folder.name}
 
 
-def sealed(folder: Path, name: str, *, digest: str) -> dict[str, FileSum]:
-    """The data files of a format by name, their presence and length checked; `damage` reads every byte.
+def read_sealed(folder: Path, name: str, *, digest: str) -> dict[str, FileDigest]:
+    """The data files of a format by name, their presence and length checked; `find_damage` reads every byte.
 
     Raises DataError where the format is absent, damaged, cut, or of another dataset or version.
     """
@@ -93,7 +93,9 @@ def sealed(folder: Path, name: str, *, digest: str) -> dict[str, FileSum]:
     try:
         found = read_exact_json(path)
         known = {key: found[key] for key in wanted}
-        files = {str(file): FileSum(size=int(entry["bytes"]), sha256=entry["sha256"]) for file, entry in found["files"].items()}
+        files = {
+            str(file): FileDigest(size=int(entry["bytes"]), sha256=entry["sha256"]) for file, entry in found["files"].items()
+        }
     except (ValueError, AttributeError, KeyError, TypeError, OverflowError):
         raise DataError(f"{path} is damaged; expected a description of the format {name}; {remedy}") from None
     for key, value in wanted.items():
@@ -109,10 +111,10 @@ def sealed(folder: Path, name: str, *, digest: str) -> dict[str, FileSum]:
     return files
 
 
-def damage(folder: Path, name: str, *, digest: str) -> Iterator[str]:
+def find_damage(folder: Path, name: str, *, digest: str) -> Iterator[str]:
     """What is wrong with a sealed format, a line each, every byte read: damaged, missing and foreign files."""
     try:
-        files = sealed(folder, name, digest=digest)
+        files = read_sealed(folder, name, digest=digest)
     except DataError as error:
         yield str(error)
         return

@@ -42,7 +42,7 @@ def open_image(data: bytes) -> Image.Image:
             raise BadImage(f"damaged {kind} (its header cannot be read)") from None
         raise BadImage(f"not an image (it starts with {data[:12]!r})") from None
     except Exception as error:  # Pillow's parsers answer damaged bytes with whatever they trip over
-        raise BadImage(reason("header cannot be read", error)) from None
+        raise BadImage(failure_text("header cannot be read", error)) from None
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
@@ -66,16 +66,16 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     except BadImage:
         raise
     except Exception as error:  # see open_image
-        raise BadImage(reason("cannot be decoded", error)) from None
+        raise BadImage(failure_text("cannot be decoded", error)) from None
 
 
-def reason(what: str, error: Exception) -> str:
+def failure_text(what: str, error: Exception) -> str:
     """What went wrong, and the words of whoever noticed, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{what} ({text})"
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_image_file(path: Path) -> np.ndarray:
     """Decode a file: uint8 [h, w, 3]. EXIF orientation is ignored, transparency dropped, of several frames the first taken.
 
     Raises DataError, naming the file, where it is no whole picture.

@@ -47,7 +47,7 @@ _MOST_HEAD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class ManifestRow:
     """One sample. Excluded rows have zeros for sizes, checksums, offset and size, and shard -1."""
 
     label: int
@@ -117,7 +117,7 @@ class ColumnsBuilder:
             "size": array("q"),
         }
 
-    def add(self, row: Row) -> None:
+    def add(self, row: ManifestRow) -> None:
         """Add one sample."""
         self._texts["source"].append(row.source)
         self._texts["note"].append(row.note)
@@ -156,7 +156,7 @@ class ColumnsBuilder:
         )
 
 
-def columns_of(rows: Iterable[Row]) -> Columns:
+def rows_to_columns(rows: Iterable[ManifestRow]) -> Columns:
     """Rows as columns."""
     builder = ColumnsBuilder()
     for row in rows:

@@ -14,8 +14,8 @@ from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder, Split
-from udkd.export.graphs import INPUT, OUTPUT, Classifier, graphs, onnx_classifier, program_classifier, require_packages
-from udkd.export.quantise import quantised
+from udkd.export.graphs import INPUT, OUTPUT, Classifier, export_graphs, onnx_classifier, program_classifier, require_packages
+from udkd.export.quantise import quantise
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, score
 from udkd.training.trained import AVERAGED, Trained
@@ -34,7 +34,7 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
+class ExportResult:
     """What was written. difference: the largest deviation of a logit, by file. accuracy: validation scores, by file."""
 
     folder: Path
@@ -46,7 +46,7 @@ class Exported:
 
 def export(
     run: RunFolder, *, student: str | None, averaged: bool, int8: bool, data: Path | None = None, observer: Observer = SILENT
-) -> Exported:
+) -> ExportResult:
     """Write one student, or all averaged, as files for use elsewhere.
 
     data: the run's dataset folder, if it has moved; its validation images are what the files are checked on.
@@ -58,7 +58,7 @@ def export(
     dataset = _dataset(run, data)
     images = _Images(dataset, trained)
     observer.note(f"{trained.name}: torch.export and ONNX")
-    program, onnx = graphs(trained.model, trained.recipe.views.size_px)
+    program, onnx = export_graphs(trained.model, trained.recipe.views.size_px)
     checked = images.inputs("val", CHECKED_IMAGES)
     difference = {
         "model.pt2": _require_equal("model.pt2", program_classifier(program), trained, checked),
@@ -67,12 +67,12 @@ def export(
     files, accuracy = {"model.pt2": program, "model.onnx": onnx}, {}
     if int8:
         observer.note(f"int8: calibration on {CALIBRATION_IMAGES} training images, then both models on the validation images")
-        files["model-int8.onnx"] = quantised(onnx, images.inputs("train", CALIBRATION_IMAGES))
+        files["model-int8.onnx"] = quantise(onnx, images.inputs("train", CALIBRATION_IMAGES))
         for name in ("model.onnx", "model-int8.onnx"):
             accuracy[name] = images.score(onnx_classifier(files[name]), observer)
     folder = run.path / "export" / trained.name.replace("/", "-")
     sizes = {name: len(content) for name, content in files.items()}
-    exported = Exported(folder=folder, name=trained.name, difference=difference, accuracy=accuracy, bytes=sizes)
+    exported = ExportResult(folder=folder, name=trained.name, difference=difference, accuracy=accuracy, bytes=sizes)
     write_files(folder, files, _notes(trained, dataset, exported))
     return exported
 
@@ -148,7 +148,7 @@ def _require_equal(name: str, classifier: Classifier, trained: Trained, batches:
     return largest
 
 
-def _notes(trained: Trained, dataset: DatasetFolder, exported: Exported) -> dict[str, Any]:
+def _notes(trained: Trained, dataset: DatasetFolder, exported: ExportResult) -> dict[str, Any]:
     """What whoever runs the files has to know."""
     spec = trained.recipe.evaluation_spec
     names = {entry.wnid: entry.name for entry in dataset.classes}

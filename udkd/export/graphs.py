@@ -24,7 +24,7 @@ def require_packages() -> None:
         raise ConfigError(f"{', '.join(missing)} is not installed; expected the export extra; run: pip install 'udkd[export]'")
 
 
-def graphs(model: nn.Module, size_px: int) -> tuple[bytes, bytes]:
+def export_graphs(model: nn.Module, size_px: int) -> tuple[bytes, bytes]:
     """A torch.export program (.pt2) and an ONNX model, both float32 [batch, 3, O, O] -> [batch, C], any batch size."""
     example = torch.zeros(2, 3, size_px, size_px)
     with warnings.catch_warnings():

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from udkd.augment import apply as augment
 from udkd.augment.apply import ViewTable
-from udkd.augment.views import ViewSpec, draw
+from udkd.augment.views import ViewSpec, draw_views
 from udkd.data.dataset import DatasetFolder
-from udkd.data.image_files import read_picture
+from udkd.data.image_files import read_image_file
 from udkd.training.run_folder import RunFolder
 from udkd.training.trained import Trained
 from udkd.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guess:
+class ClassProbability:
     """wnid, name: of a class. percent: its probability."""
 
     wnid: str
@@ -32,7 +32,7 @@ class Prediction:
     """The likeliest classes of one picture, or why it could not be read."""
 
     image: Path
-    guesses: tuple[Guess, ...] = ()
+    classes: tuple[ClassProbability, ...] = ()
     error: str = ""
 
 
@@ -41,18 +41,18 @@ def predict(trained: Trained, images: Sequence[Path], names: Sequence[str], *, t
     found = []
     for image in images:
         try:
-            x_1CHW = evaluation_input(read_picture(image), trained.recipe.evaluation_spec)
+            x_1CHW = evaluation_input(read_image_file(image), trained.recipe.evaluation_spec)
         except UserError as error:
             found.append(Prediction(image=image, error=str(error)))
             continue
         with torch.no_grad():
             p_C = trained.model(x_1CHW).float().softmax(-1)[0]
         best = p_C.topk(min(top, len(p_C)))
-        guesses = tuple(
-            Guess(wnid=trained.classes[place], name=names[place], percent=100 * share)
+        classes = tuple(
+            ClassProbability(wnid=trained.classes[place], name=names[place], percent=100 * share)
             for share, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
-        found.append(Prediction(image=image, guesses=guesses))
+        found.append(Prediction(image=image, classes=classes))
     return found
 
 
@@ -66,11 +66,11 @@ def evaluation_input(pixels_hw3: np.ndarray, spec: ViewSpec) -> Tensor:
     canvas = np.zeros((1, side, side, 3), np.uint8)
     canvas[0, :height, :width] = pixels_hw3
     sizes = np.array([[height, width, height, width]], np.int64)
-    table = ViewTable.of(draw(spec, 0, 0, np.zeros(1, np.int64), sizes))
+    table = ViewTable.of(draw_views(spec, 0, 0, np.zeros(1, np.int64), sizes))
     return augment.apply(torch.from_numpy(canvas), table, spec).contiguous()
 
 
-def class_names(run: RunFolder, classes: Sequence[str]) -> list[str]:
+def readable_class_names(run: RunFolder, classes: Sequence[str]) -> list[str]:
     """Names that people read, from the run's dataset folder if it is still there; else the wnids."""
     try:
         dataset = DatasetFolder.open(Path(run.provenance["dataset"]))

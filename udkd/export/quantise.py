@@ -27,7 +27,7 @@ class _Reader:
         return None if batch is None else {INPUT: np.ascontiguousarray(batch.numpy())}
 
 
-def quantised(data: bytes, calibration: Sequence[Tensor]) -> bytes:
+def quantise(data: bytes, calibration: Sequence[Tensor]) -> bytes:
     """8-bit integers in place of float32: weights per channel, activations by the extremes of the calibration batches.
 
     Raises RunError where the folder for temporary files cannot be used or has no room.

@@ -15,7 +15,7 @@ from torch import Tensor
 WeightKind = Literal[
     "entropy", "inverse_entropy", "max_probability", "margin", "correctness", "mutual_information", "vacuity", "constant"
 ]
-"""What a weight is made of: `weight` has the formulas; constant is 1 for every sample."""
+"""What a weight is made of: `sample_weight` has the formulas; constant is 1 for every sample."""
 
 WeightControl = Literal["none", "equal_mean", "shuffled"]
 """What a comparison holds against the weights: their mean for every sample, or the same values on other samples."""
@@ -95,7 +95,7 @@ def entropy_weight(entropy_B: Tensor, num_classes: int) -> Tensor:
     return (1.0 - entropy_B / math.log(num_classes)).clamp(0.0, 1.0)
 
 
-def weight(
+def sample_weight(
     kind: WeightKind,
     logits_BC: Tensor,
     uncertainty_B: Tensor | None,

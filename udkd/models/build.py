@@ -27,7 +27,7 @@ def build(architecture: str, num_classes: int, *, image_px: int, seed: int) -> n
 
     Raises ConfigError for a name that torchvision does not know, and for one that cannot take images of image_px.
     """
-    check_input(architecture, num_classes, image_px)
+    check_input_size(architecture, num_classes, image_px)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(key(seed)[0] >> 1))
         model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
@@ -59,7 +59,7 @@ def _begin_as_identity(model: torchvision.models.ResNet) -> None:
 
 
 @cache
-def check_input(architecture: str, num_classes: int, image_px: int) -> None:
+def check_input_size(architecture: str, num_classes: int, image_px: int) -> None:
     """Run shapes alone (no data, up to a second, once in a process) in training mode, batch 2.
 
     Raises ConfigError: images that are too small or large, a name that torchvision does not know, more outputs than logits.
@@ -79,20 +79,20 @@ def check_input(architecture: str, num_classes: int, image_px: int) -> None:
 
 
 @lru_cache(maxsize=32)
-def skeleton(architecture: str, num_classes: int) -> Mapping[str, Tensor]:
+def meta_state_dict(architecture: str, num_classes: int) -> Mapping[str, Tensor]:
     """The state dict of a classifier as tensors on the meta device: names, shapes and dtypes, no numbers, no memory."""
     state: Mapping[str, Tensor] = _without_memory(architecture, num_classes).state_dict()
     return state
 
 
-def size_of(architecture: str, num_classes: int) -> int:
+def parameter_count(architecture: str, num_classes: int) -> int:
     """How many numbers a classifier trains, without making it."""
     return num_parameters(_without_memory(architecture, num_classes))
 
 
-def head_names(architecture: str) -> list[str]:
+def head_parameters(architecture: str) -> list[str]:
     """The weights of the layer that gives the logits, the ones with a row for each class; its weight comes first."""
-    two, three = skeleton(architecture, 2), skeleton(architecture, 3)
+    two, three = meta_state_dict(architecture, 2), meta_state_dict(architecture, 3)
     return [name for name, value in two.items() if value.shape != three[name].shape]
 
 
@@ -149,7 +149,7 @@ def dropout_keys(seed: int, student: int, steps: NDArray[np.int64]) -> NDArray[n
     return (key(seed, student, steps) & np.uint64(_32_BITS)).astype(np.int64)
 
 
-def dropouts(model: nn.Module) -> list["KeyedDropout"]:
+def dropout_layers(model: nn.Module) -> list["KeyedDropout"]:
     """The layers that draw; each has a `key`."""
     return [module for module in model.modules() if isinstance(module, KeyedDropout)]
 

@@ -19,7 +19,7 @@ class WeightEMA:
         return cls(model=copy.deepcopy(model).eval().requires_grad_(False))
 
     @torch.no_grad()
-    def follow(self, model: nn.Module, share: Tensor) -> None:
+    def update(self, model: nn.Module, share: Tensor) -> None:
         """Move towards `model` by `share`, a scalar on the device: average += share x (newest - average)."""
         averages, newest = list(self.model.state_dict().values()), list(model.state_dict().values())
         floating = [(a, b) for a, b in zip(averages, newest, strict=True) if a.is_floating_point()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from udkd.utils.errors import ConfigError
 
-ONE_EXPRESSION: dict[str, Any] = {"realize_opcount_threshold": 1000}
+INDUCTOR_OPTIONS: dict[str, Any] = {"realize_opcount_threshold": 1000}
 """What inductor must be told beside `use_gathered_pool`: by default it stores an expression of 30 operations."""
 
 

@@ -18,7 +18,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class StateDictMatch:
     """A state dict that has every name of a network, in the network's own names.
 
     label: where it lies, the entry of the file and what its names begin with. rows: of the layer that gives the logits.
@@ -31,11 +31,13 @@ class Found:
     beside: tuple[str, ...] = ()
 
 
-def find(entries: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Tensor], head: str) -> list[Found]:
+def find_state_dicts(
+    entries: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Tensor], head: str
+) -> list[StateDictMatch]:
     """Every state dict in `entries` that holds all names of `expected`. head: the weight whose rows are the outputs."""
     found = []
     for entry, tensors in entries.items():
-        named = unwrapped(tensors)
+        named = strip_wrappers(tensors)
         for prefix in _prefixes(named, expected):
             label = ".".join(word for word in (entry, prefix.rstrip(".")) if word) or "."
             own = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
@@ -51,11 +53,11 @@ def find(entries: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Ten
                     del own[name]
             rows = own[head].shape[0] if own[head].dim() else 0
             beside = tuple(name for name in named if not name.startswith(prefix))
-            found.append(Found(label=label, tensors=_counted(own, expected), rows=rows, beside=beside))
+            found.append(StateDictMatch(label=label, tensors=_counted(own, expected), rows=rows, beside=beside))
     return found
 
 
-def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by the names that the network itself gives them, unless two would share one."""
     named = {_plain(name): value for name, value in tensors.items()}
     return named if len(named) == len(tensors) else dict(tensors)

@@ -14,7 +14,7 @@ from udkd.losses.sample_weight import mean_log_probability, mutual_information, 
 from udkd.losses.storage import Storage
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import FrozenTeacher, require_same_classes
-from udkd.teacher.targets import PackedTargets, joined, pack
+from udkd.teacher.targets import PackedTargets, concat_targets, pack
 from udkd.utils.errors import ConfigError
 from udkd.utils.rng import key
 
@@ -62,9 +62,9 @@ class TeacherEnsemble:
             )
             for folder in folders
         )
-        panel = cls(members=members, estimator=recipe.teacher.estimation, storage=recipe.teacher.stored)
-        panel._require_usable()
-        return panel
+        ensemble = cls(members=members, estimator=recipe.teacher.estimation, storage=recipe.teacher.stored)
+        ensemble._require_usable()
+        return ensemble
 
     @property
     def num_classes(self) -> int:
@@ -93,11 +93,11 @@ class TeacherEnsemble:
         """`targets` before any rounding: float32 logits of all classes, float32 features."""
         return self._packed(x_BCHW, ids_B, view, _EXACT, torch.float32)
 
-    def nothing(self, *, exactly: bool = False) -> PackedTargets:
+    def empty_targets(self, *, unrounded: bool = False) -> PackedTargets:
         """The answer to no question: no rows."""
         more = {name: torch.zeros(0) for name in self.estimator.uncertainties[1:]}
-        packed = pack(torch.zeros(0, self.num_classes), _EXACT if exactly else self.storage, more)
-        features = torch.zeros(0, self.num_features, dtype=torch.float32 if exactly else torch.float16)
+        packed = pack(torch.zeros(0, self.num_classes), _EXACT if unrounded else self.storage, more)
+        features = torch.zeros(0, self.num_features, dtype=torch.float32 if unrounded else torch.float16)
         return replace(packed, features=features) if self.num_features else packed
 
     def describe(self) -> dict[str, object]:
@@ -123,7 +123,7 @@ class TeacherEnsemble:
                 logits_BC, more = self._predicted(x_BCHW[piece], ids_B[piece], view)
                 answer = pack(logits_BC, storage, more)
             parts.append(answer[: len(ids_B[piece])])
-        return joined(parts)
+        return concat_targets(parts)
 
     def _predicted(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Logits [batch, C] of the mean prediction and uncertainties beside its entropy; rows beyond the images are padding."""
@@ -135,7 +135,7 @@ class TeacherEnsemble:
             return alpha_BC.log(), {"vacuity": vacuity(alpha_BC)}
         if self.estimator.kind == "mc_dropout":
             names = [int(key(self.estimator.seed, _PASS, view, number)[0] >> 32) for number in range(self.estimator.passes)]
-            logits_MBC = first.dropped_logits(x_BCHW, ids_B, names, self.estimator.p)
+            logits_MBC = first.dropout_logits(x_BCHW, ids_B, names, self.estimator.p)
         else:
             logits_MBC = torch.stack([member.logits(x_BCHW) for member in self.members])
         log_p_MBC = torch.log_softmax(logits_MBC, dim=-1)

@@ -16,7 +16,7 @@ from udkd.models.features import pooled, stages
 from udkd.models.module_swaps import fold_batch_norm
 from udkd.models.state_dicts import first_not_finite
 from udkd.teacher.folder import TeacherFolder, require_classes
-from udkd.teacher.targets import PackedTargets, joined, pack
+from udkd.teacher.targets import PackedTargets, concat_targets, pack
 from udkd.utils.compile import compiled
 from udkd.utils.errors import ConfigError, DataError
 
@@ -97,7 +97,7 @@ class FrozenTeacher:
     def targets(self, x_BCHW: Tensor) -> PackedTargets:
         """What the teacher says of normalised images [B, 3, H, W] in one pass, packed as the cache packs it."""
         parts = [x_BCHW[start : start + self.batch] for start in range(0, len(x_BCHW), self.batch)]
-        return joined([pack(self.logits(part))[: len(part)] for part in parts])
+        return concat_targets([pack(self.logits(part))[: len(part)] for part in parts])
 
     def logits(self, x_BCHW: Tensor) -> Tensor:
         """Logits float32 [batch, C] of up to `batch` images; the rows beyond them are padding."""
@@ -115,7 +115,7 @@ class FrozenTeacher:
             hook.remove()
         return logits_BC, pooled(maps[-1])
 
-    def dropped_logits(self, x_BCHW: Tensor, ids_B: Tensor, names: list[int], p: float) -> Tensor:
+    def dropout_logits(self, x_BCHW: Tensor, ids_B: Tensor, names: list[int], p: float) -> Tensor:
         """Logits float32 [M, batch, C] of up to `batch` images with dropout of probability `p` before the head.
 
         ids_B: int64, sample ids; names: of the M passes. The rest of the network has no dropout and runs once.
@@ -133,7 +133,7 @@ class FrozenTeacher:
             "teacher": self.architecture,
             "teacher_sha256": self.weights_sha256,
             "num_classes": self.num_classes,
-            "precision": arithmetic(self.precision, folded=self.folded, compiled=self.compiled),
+            "precision": precision_text(self.precision, folded=self.folded, compiled=self.compiled),
             "device": self.device.type,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
             "channels_last": self.channels_last,
@@ -184,7 +184,7 @@ def _other_numbers(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     return f"{broken} is not finite" if broken else ""
 
 
-def arithmetic(precision: str, *, folded: bool, compiled: bool) -> str:
+def precision_text(precision: str, *, folded: bool, compiled: bool) -> str:
     """What moves a teacher's last bits besides the machine, as a key's "precision" holds it."""
     words = ((precision, True), ("batch norm folded", folded), ("compiled", compiled))
     return ", ".join(word for word, so in words if so)

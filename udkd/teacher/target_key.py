@@ -10,11 +10,11 @@ from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.estimator import Estimator
 from udkd.losses.storage import Storage
-from udkd.teacher.cache.key import CacheKey, Differing, differences
-from udkd.teacher.frozen import arithmetic
+from udkd.teacher.cache.key import CacheKey, Differing, key_differences
+from udkd.teacher.frozen import precision_text
 
 
-def target_meaning(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> dict[str, object]:
+def target_fields(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> dict[str, object]:
     """The fields of a cache's key that follow from recipe, data and backend; the teachers' own are Panel.describe()."""
     canonical = recipe.teacher.views == "eval"
     return {
@@ -29,7 +29,7 @@ def target_meaning(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> 
         "normalisation": {"mean": augment.MEAN, "std": augment.STD},
         "num_classes": len(dataset.classes),
         "estimator": recipe.teacher.estimation.text,
-        "precision": arithmetic(recipe.teacher.precision, folded=recipe.teacher.fold_bn, compiled=recipe.teacher.compile),
+        "precision": precision_text(recipe.teacher.precision, folded=recipe.teacher.fold_bn, compiled=recipe.teacher.compile),
     }
 
 
@@ -77,8 +77,8 @@ def training_remedy(
         recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"views": views})})
         holds = f"the cache holds {'one evaluation view' if views == 'eval' else f'{num_views} augmented views'}; "
         settings = [f"teacher.views={views}"]
-    meaning = target_meaning(recipe, dataset, pixel_class)
-    left, _ = differences(key, meaning)
+    meaning = target_fields(recipe, dataset, pixel_class)
+    left, _ = key_differences(key, meaning)
     beyond = [field for field in differing if field[0].split(".")[0] not in meaning]
     mends = advice(key, [*left, *beyond], settings)
     more = ", or allow it" if [name for name, _, _ in differing] == ["storage"] else ""

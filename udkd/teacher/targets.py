@@ -42,7 +42,7 @@ class PackedTargets:
         more = {} if self.features is None else {"features": self.features}
         return {"logits": self.logits, **kept, **self.uncertainties, **more}
 
-    def whole(self, num_classes: int) -> Tensor:
+    def dense(self, num_classes: int) -> Tensor:
         """Logits [B, C]: as stored, or float32 rebuilt from the top-k form."""
         if self.classes is None or self.tail is None:
             return self.logits
@@ -77,7 +77,7 @@ def pack(logits_BC: Tensor, storage: Storage | None = None, uncertainties: Mappi
     return PackedTargets(logits=rounded_BC.gather(1, best_Bk), uncertainties=more, classes=best_Bk, tail=tail_B)
 
 
-def joined(parts: Sequence[PackedTargets]) -> PackedTargets:
+def concat_targets(parts: Sequence[PackedTargets]) -> PackedTargets:
     """Rows of several, one after the other."""
     return _from_arrays({name: torch.cat([part.arrays[name] for part in parts]) for name in parts[0].arrays})
 

@@ -52,7 +52,7 @@ class WorkerGroup:
         return cls(rank=rank, size=size, local_rank=int(environment.get("LOCAL_RANK", "0")), store=store)
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process holds the lock, finishes files and speaks to the user."""
         return self.rank == 0
 
@@ -60,20 +60,20 @@ class WorkerGroup:
         """This process's own of several GPUs."""
         return torch.device("cuda", self.local_rank) if self.size > 1 and device.type == "cuda" else device
 
-    def tell(self, name: str, value: object = None) -> None:
+    def set(self, name: str, value: object = None) -> None:
         """Let everybody know a JSON value under a name of its own."""
         if self.store is not None:
             _asked(self.store.set, name, json.dumps(value))
 
-    def hear(self, name: str) -> Any:
+    def wait(self, name: str) -> Any:
         """Wait for what somebody tells. Raises UserError with the words of a process that failed."""
-        while not self.knows(name):
+        while not self.check(name):
             time.sleep(_POLL_S)
         return json.loads(_asked(self.store.get, name))
 
-    def knows(self, name: str) -> bool:
+    def check(self, name: str) -> bool:
         """Whether it was told. Raises UserError with the words of a process that failed."""
-        if self.leads and _asked(self.store.check, ["failed"]):
+        if self.is_main and _asked(self.store.check, ["failed"]):
             raise UserError(json.loads(self.store.get("failed")))
         return bool(_asked(self.store.check, [name]))
 
@@ -83,11 +83,11 @@ class WorkerGroup:
 
     def fail(self, error: UserError) -> None:
         """Hand an error to the leader, who tells the user, and wait for torchrun to end us."""
-        self.tell("failed", str(error))
+        self.set("failed", str(error))
         time.sleep(_LINGER_S)
 
 
-def whole_machine_threads() -> int:
+def single_process_threads() -> int:
     """PyTorch's threads on the CPU as a process alone has them, in spite of the one that torchrun sets for many.
 
     The thread count may move the last bits of a target, so it must not depend on how many processes share the work.

@@ -20,7 +20,7 @@ from udkd.data.canvas import canvas_bytes, paste
 from udkd.data.dataset import Split
 from udkd.data.loading.buffers import BufferPool
 from udkd.data.loading.host_loader import AHEAD_BYTES, samples_per_part
-from udkd.data.loading.threads import Work, chunks, in_threads, num_threads
+from udkd.data.loading.threads import Work, chunks, num_threads, run_in_threads
 from udkd.utils.errors import ConfigError, DataError
 
 _READ_AHEAD_BYTES = 64 << 20
@@ -78,7 +78,7 @@ class DaliBackend:
         if pipeline is None or pipeline.batch_size != batch_size:
             pipeline = self._begun(batch_size)
         readers = -(-self._workers // 2)
-        reads = in_threads(self._reads(batches), workers=readers, ahead_bytes=_READ_AHEAD_BYTES, stage=_STAGE)
+        reads = run_in_threads(self._reads(batches), workers=readers, ahead_bytes=_READ_AHEAD_BYTES, stage=_STAGE)
         try:
             for ids, canvas in pipeline.run((ids, self._joined(parts)) for ids, parts in reads):
                 yield self._batch(ids, canvas)
@@ -106,7 +106,7 @@ class DaliBackend:
             yield Work(item=ids, parts=parts, size_bytes=int(self._split.size[ids].sum()))
 
     def _read(self, ids: NDArray[np.int64]) -> JPEGs:
-        jpegs = self._split.read_some(ids)
+        jpegs = self._split.read_many(ids)
         if not self._together:
             return [np.frombuffer(jpeg, dtype=np.uint8) for jpeg in jpegs]
         filled = b"".join(jpeg.ljust(self._largest, b"\0") for jpeg in jpegs)

@@ -45,7 +45,7 @@ class FolderBackend:
         scratch = np.empty_like(canvas[0])
         sizes = self._split.sizes[ids].tolist()
         for sample_id, (_, _, height, width), row, jpeg in zip(
-            ids.tolist(), sizes, canvas, self._split.read_some(ids), strict=True
+            ids.tolist(), sizes, canvas, self._split.read_many(ids), strict=True
         ):
             if not decoded(jpeg, row, scratch, height, width):
                 self._split.pixels(sample_id, row)

@@ -14,7 +14,7 @@ from udkd.utils.errors import ConfigError
 _MEMORY_SHARE = 0.6  # of what is free: the models, their gradients and everybody else need the rest
 
 
-def choose(name: str, split: Split, device: torch.device) -> tuple[str, str]:
+def choose_backend(name: str, split: Split, device: torch.device) -> tuple[str, str]:
     """Which backend `name` means here ("auto" picks by what is there and what fits), and why, in words for the user."""
     if name != "auto":
         return name, "it was asked for"
@@ -84,11 +84,11 @@ def _installed(package: str) -> bool:
 
 
 def open_backend(name: str, split: Split, device: torch.device, *, workers: int = 0) -> Backend:
-    """Open a backend by name (`choose` tells what "auto" means) on one split. workers: decoding threads, 0 for one per core.
+    """Open a backend by name (`choose_backend` tells what "auto" means) on one split. workers: decoding threads, 0 for one per core.
 
     Raises ConfigError for an unknown name and DataError where the split lacks what the backend reads.
     """
-    name, _ = choose(name, split, device)
+    name, _ = choose_backend(name, split, device)
     if name == "resident":
         from udkd.data.backends.resident import ResidentBackend
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from udkd.data.batch import Batch
 from udkd.data.canvas import canvas_bytes
 from udkd.data.dataset import Split
-from udkd.data.loading.buffers import BufferPool, require_room
+from udkd.data.loading.buffers import BufferPool, require_memory
 from udkd.data.loading.host_loader import AHEAD_BYTES
 from udkd.data.loading.threads import chunks
 from udkd.utils.errors import DataError
@@ -52,7 +52,7 @@ class ResidentBackend:
         depth = max(1, min(_MOST_AHEAD, AHEAD_BYTES // batch_bytes))
         return ahead((self._read(ids) for ids in batches), depth=depth, stage="resident backend")
 
-    def whole(self) -> Batch:
+    def full_batch(self) -> Batch:
         """Every row on the device at once: row i is id i, excluded ids are zeros. On a GPU it is no copy."""
         canvas = self._load() if self._resident is None else self._resident
         ids_N = torch.arange(self.num_samples, device=self._device)
@@ -87,7 +87,7 @@ class ResidentBackend:
                     "expected it to fit; use another --backend"
                 )
         else:
-            require_room(needed)
+            require_memory(needed)
         resident = torch.empty(self._shape, dtype=torch.uint8, device=self._device)
         for ids in np.array_split(np.arange(self.num_samples), -(-self.num_samples // _ROWS_AT_ONCE)):
             rows = np.empty((len(ids), *self._shape[1:]), dtype=np.uint8)

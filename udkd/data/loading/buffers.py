@@ -18,7 +18,7 @@ _ALWAYS_KEPT = 2
 _MOST_KEPT = 64
 
 
-def require_room(count: int) -> None:
+def require_memory(count: int) -> None:
     """Raise ConfigError where a batch of `count` bytes is large and is more than the memory that is free."""
     if count > _LARGE_BYTES and count > (free := psutil.virtual_memory().available):
         raise ConfigError(
@@ -49,7 +49,7 @@ class BufferPool:
                 memory = self._free.pop()  # pop and append are atomic: no lock, which a finaliser could meet in its own thread
                 if len(memory) >= count:
                     return memory
-        require_room(count)
+        require_memory(count)
         return np.empty(count, dtype=np.uint8)
 
     def give_back(self, memory: NDArray[np.uint8]) -> None:

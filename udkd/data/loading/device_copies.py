@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from udkd.data.batch import Batch
-from udkd.data.loading.buffers import BufferPool, require_room
+from udkd.data.loading.buffers import BufferPool, require_memory
 from udkd.utils.prefetch import ahead
 
 Started = TypeVar("Started")
@@ -29,7 +29,7 @@ class HostMemory:
     def take(self, *shape: int) -> Tensor:
         """A uint8 tensor with any contents."""
         if self._pinned:
-            require_room(math.prod(shape))
+            require_memory(math.prod(shape))
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         return torch.from_numpy(self._pool.take(*shape))
 
@@ -44,9 +44,9 @@ def _copier(device: torch.device) -> "CudaCopier":
     return CudaCopier(device)
 
 
-def onto(device: torch.device, batches: Iterator[Batch], stage: str, depth: int = 2) -> Iterator[Batch]:
+def to_device(device: torch.device, batches: Iterator[Batch], stage: str, depth: int = 2) -> Iterator[Batch]:
     """Host batches as batches on `device`, `depth` copies ready before they are used. On the CPU these are the same objects."""
-    return copied_ahead(batches, _copier(device), stage, depth) if device.type == "cuda" else batches
+    return copy_ahead(batches, _copier(device), stage, depth) if device.type == "cuda" else batches
 
 
 class Copier(Protocol[Started]):
@@ -57,7 +57,7 @@ class Copier(Protocol[Started]):
     def finish(self, started: Started) -> Batch: ...
 
 
-def copied_ahead(batches: Iterator[Batch], copier: Copier[Started], stage: str, depth: int = 2) -> Iterator[Batch]:
+def copy_ahead(batches: Iterator[Batch], copier: Copier[Started], stage: str, depth: int = 2) -> Iterator[Batch]:
     """Start copies in a thread named `stage`, finish them in the consumer's. Failures and an early end: see `ahead`."""
     started = ahead((copier.start(batch) for batch in batches), depth=depth, stage=stage)
     try:

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.data.batch import Batch
-from udkd.data.loading.device_copies import HostMemory, onto
-from udkd.data.loading.threads import Work, chunks, in_threads, num_threads
+from udkd.data.loading.device_copies import HostMemory, to_device
+from udkd.data.loading.threads import Work, chunks, num_threads, run_in_threads
 
 AHEAD_BYTES = 256 << 20
 """Bound on canvases that are decoded or being decoded before they are asked for; never less than two batches."""
@@ -64,8 +64,8 @@ class HostLoader:
         # A part is less where the batches that may be ahead would not be enough for all threads.
         part = max(1, min(self._samples_per_part, max(2, ahead) * batch_size // (2 * self._workers)))
         work = self._work(batches, part, decode)
-        done = in_threads(work, workers=self._workers, ahead_bytes=AHEAD_BYTES, stage=self._stage)
-        return onto(self._device, (batch for batch, _ in done), self._stage, depth=max(1, min(_MOST_COPIES, ahead)))
+        done = run_in_threads(work, workers=self._workers, ahead_bytes=AHEAD_BYTES, stage=self._stage)
+        return to_device(self._device, (batch for batch, _ in done), self._stage, depth=max(1, min(_MOST_COPIES, ahead)))
 
     def close(self) -> None:
         """Let the memory go that no batch is in."""

@@ -47,7 +47,7 @@ class Work(Generic[Item, Result]):
     size_bytes: int
 
 
-def in_threads(
+def run_in_threads(
     work: Iterator[Work[Item, Result]], *, workers: int, ahead_bytes: int, stage: str
 ) -> Iterator[tuple[Item, list[Result]]]:
     """Yield every piece's item and its parts' results, in order; later pieces are worked on meanwhile.

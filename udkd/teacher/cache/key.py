@@ -161,7 +161,7 @@ _ADAPTER = TypeAdapter(CacheKey)
 FIELDS = tuple(field.name for field in dataclasses.fields(CacheKey))
 
 
-def differences(
+def key_differences(
     key: CacheKey, expected: Mapping[str, object], allow: Collection[str] = ()
 ) -> tuple[list[tuple[str, object, object]], list[str]]:
     """Compare a stored key with the fields that the asker knows.

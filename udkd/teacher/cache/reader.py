@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, WeightKind
-from udkd.teacher.cache.key import CacheKey, Differing, Remedy, differences
+from udkd.teacher.cache.key import CacheKey, Differing, Remedy, key_differences
 from udkd.teacher.cache.tables import TargetTable, open_table
-from udkd.teacher.cache.view_count import MOST_VIEWS, RECORD, recorded_views
-from udkd.teacher.cache.view_file import REBUILD, ViewFile, read_header, view_path
+from udkd.teacher.cache.view_count import MOST_VIEWS, VIEW_COUNT_FILE, read_view_count
+from udkd.teacher.cache.view_file import REBUILD, ViewFile, read_view_header, view_path
 from udkd.utils.errors import CacheError, MismatchError
 
 ESTIMATORS_WITH = {"mutual_information": ("mc_dropout", "ensemble"), "vacuity": ("evidential",)}
@@ -53,7 +53,7 @@ class Cache:
             partial = len(list(folder.glob("view-*.udkd.partial"))) if folder.is_dir() else 0
             found = f"{partial} unfinished views" if partial else "no view" if folder.is_dir() else "no such folder"
             raise CacheError(f"{folder}: {found}; expected a finished teacher cache; run `udkd cache build`")
-        headers = [read_header(view_path(folder, view)) for view in views]
+        headers = [read_view_header(view_path(folder, view)) for view in views]
         first = headers[0]
         for view, header in zip(views, headers, strict=True):
             path = view_path(folder, view)
@@ -62,11 +62,11 @@ class Cache:
                     f"{path} holds view {header.view} of {header.num_rows} rows; "
                     f"expected view {view} of {first.num_rows}; {REBUILD}"
                 )
-            differing, _ = differences(header.key, vars(first.key))
+            differing, _ = key_differences(header.key, vars(first.key))
             if differing:
                 raise MismatchError(f"{path}", differing, f"one key in all views of a cache; {REBUILD}")
         # In this order: a view that a build finishes meanwhile is recorded, unfinished, and finished, one after the other.
-        count = max(recorded_views(folder, first.key), views[-1] + 1)
+        count = max(read_view_count(folder, first.key), views[-1] + 1)
         there = _unfinished_views(folder).union(finished_views(folder), views)
         missing = tuple(view for view in range(count) if view not in there)
         return cls(folder=folder, key=first.key, num_rows=first.num_rows, views=views, missing=missing)
@@ -87,7 +87,7 @@ class Cache:
         as "pixel_class" or "views.brightness". remedy: what an error advises. Returns those that do, for the run's record.
         MismatchError: fields that differ, each with both values. ConfigError: `allow` names no field.
         """
-        refused, allowed = differences(self.key, expected, allow)
+        refused, allowed = key_differences(self.key, expected, allow)
         if refused:
             raise MismatchError(f"the cache in {self.folder}", refused, remedy(self.key, refused))
         return allowed
@@ -178,7 +178,7 @@ class Cache:
         return open_table(self.view_file(view), device, weighing, labels_N, features=features)
 
 
-def verify(cache: Cache) -> list[tuple[int, int]]:
+def find_damaged_blocks(cache: Cache) -> list[tuple[int, int]]:
     """Check every block of every view against its checksum: (view, block) of those that are damaged.
 
     CacheError: damage outside the blocks, which leaves a file unusable as a whole.
@@ -208,7 +208,7 @@ def unexpected_files(cache: Cache) -> list[str]:
     known = {view_path(cache.folder, view).name for view in cache.views}
     # Names first: a view that a build finishes meanwhile is none of those that were opened, and no stranger either.
     own = {view_path(cache.folder, view).name for view in finished_views(cache.folder)}
-    own |= known | {".lock", RECORD, f"{RECORD}.tmp"}
+    own |= known | {".lock", VIEW_COUNT_FILE, f"{VIEW_COUNT_FILE}.tmp"}
     unfinished = re.compile(r"view-\d{4,}\.udkd\.partial")
     odd = [f"{name} is no part of a cache" for name in names if name not in own and not unfinished.fullmatch(name)]
     odd += [f"{name}.partial stands beside the finished view" for name in sorted(known) if f"{name}.partial" in names]

@@ -35,7 +35,7 @@ class CacheSummary:
     top5: float | None
 
 
-def summarise(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> CacheSummary:
+def summarise_cache(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> CacheSummary:
     """Read every view once. labels_N: class indices of the split that the cache was made of, for the accuracies.
 
     CacheError: labels of another number of rows.
@@ -58,7 +58,7 @@ def summarise(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> Cach
             for name in others:
                 others[name] += float(file.uncertainties[name][here].astype(np.float64).sum())
             if labels_N is not None:
-                rank_B = label_rank(file.whole_logits(here), labels_N[here])
+                rank_B = label_rank(file.dense_logits(here), labels_N[here])
                 first, fifth = first + int((rank_B < 1).sum()), fifth + int((rank_B < 5).sum())
     return CacheSummary(
         num_views=len(cache.views),

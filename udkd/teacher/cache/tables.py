@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, weight
+from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, sample_weight
 from udkd.losses.storage import others, rebuild, spread
 from udkd.teacher.cache.view_file import ViewFile
 from udkd.utils.rng import permutation
@@ -116,7 +116,7 @@ class MappedTable:
         uncertainty_B = None if self._uncertainty is None else self._gathered(self._uncertainty, rows_B)
         labels_B = None if self._labels_N is None else self._labels_N[rows_B].to(self._device)
         members = self._file.header.key.num_members
-        return weight(self._weighing.kind, logits_BC, uncertainty_B, labels_B, num_members=members)
+        return sample_weight(self._weighing.kind, logits_BC, uncertainty_B, labels_B, num_members=members)
 
     def all_weights(self) -> Tensor:
         """Weight [N] of every id as `lookup` gives it, on the table's device; NaN for excluded ids."""

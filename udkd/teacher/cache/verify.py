@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from udkd.augment import apply as augment
 from udkd.augment import views
 from udkd.config.recipe import Recipe
-from udkd.data.backends.registry import choose, open_backend
+from udkd.data.backends.registry import choose_backend, open_backend
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.losses.estimator import Estimator
-from udkd.losses.sample_weight import WeightKind, weight
+from udkd.losses.sample_weight import WeightKind, sample_weight
 from udkd.losses.storage import Storage
 from udkd.teacher.cache.key import CacheKey
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.predict import ask
+from udkd.teacher.predict import predict_blocks
 from udkd.teacher.targets import PackedTargets
 from udkd.utils.environment import set_threads
 from udkd.utils.errors import CacheError, ConfigError
@@ -46,7 +46,7 @@ _MOST_THREADS = 1024  # that a recipe may ask for
 
 
 @dataclass(kw_only=True)
-class Comparison:
+class CacheComparison:
     """The largest differences between fresh answers and cached ones.
 
     probability, weight: absolute; features: a share of the row's largest, 0 where none are stored; worst_probability,
@@ -61,7 +61,7 @@ class Comparison:
     worst_probability: tuple[int, int] = (0, 0)
     worst_weight: tuple[int, int] = (0, 0)
     worst_features: tuple[int, int] = (0, 0)
-    error: "Comparison | None" = field(default=None)
+    error: "CacheComparison | None" = field(default=None)
 
     @property
     def probability_bound(self) -> float:
@@ -96,7 +96,7 @@ class Comparison:
                 setattr(self, f"worst_{name}", (view, int(ids[row])))
 
 
-def compare(
+def compare_with_teacher(
     cache: Cache,
     *,
     dataset: DatasetFolder,
@@ -106,7 +106,7 @@ def compare(
     device: torch.device,
     backend: str = "auto",
     observer: Observer = _SILENT,
-) -> Comparison:
+) -> CacheComparison:
     """Ask `teachers` again about `count` random (sample, view) pairs, drawn by `seed`.
 
     Batch, precision, estimator and views are the cache's own. MismatchError: another dataset, teacher or pixel class.
@@ -114,7 +114,7 @@ def compare(
     """
     key, split = cache.key, dataset.split(cache.key.split)
     recipe = _recipe_of(key)
-    name, why = choose(backend, split, device)
+    name, why = choose_backend(backend, split, device)
     observer.note(f"backend: {name}, because {why}")
     with contextlib.closing(open_backend(name, split, device)) as opened:
         cache.require(
@@ -131,17 +131,19 @@ def compare(
         )
         _require_fitting(cache, split, recipe.views.size_px)
         set_threads(key.threads if device.type == "cpu" else 0)
-        panel = TeacherEnsemble.load(teachers, recipe, dataset, device, features=key.features > 0)
+        ensemble = TeacherEnsemble.load(teachers, recipe, dataset, device, features=key.features > 0)
         exact = None
         if recipe.teacher.precision != "float32":
             exact = TeacherEnsemble.load(
                 teachers, _recipe_of(key, precision="float32"), dataset, device, features=key.features > 0
             )
-        result, spec = Comparison(error=Comparison() if exact else None), recipe.views.spec
+        result, spec = CacheComparison(error=CacheComparison() if exact else None), recipe.views.spec
         observer.start("teacher, again", count, "images")
-        for view, blocks in _pairs(cache, split.ids, count, seed, panel.batch * _BATCHES_AT_ONCE):
+        for view, blocks in _pairs(cache, split.ids, count, seed, ensemble.batch * _BATCHES_AT_ONCE):
             asked = [
-                ask(each, opened, split, spec, key.seed or 0, view, blocks, exactly=True) for each in (panel, exact) if each
+                predict_blocks(each, opened, split, spec, key.seed or 0, view, blocks, unrounded=True)
+                for each in (ensemble, exact)
+                if each
             ]
             for ids, *answers in zip(blocks, *asked, strict=True):
                 result.add(view, ids, _differences(answers[0], _stored(cache, view, ids), key))
@@ -195,7 +197,7 @@ def _differences(fresh: PackedTargets, other: PackedTargets, key: CacheKey) -> d
     In the top-k form the classes that were not kept count as one: only their sum is stored.
     """
     p_BC = torch.softmax(fresh.logits.double(), dim=-1)
-    q_BC = torch.softmax(other.whole(key.num_classes).double(), dim=-1)
+    q_BC = torch.softmax(other.dense(key.num_classes).double(), dim=-1)
     if other.classes is not None:
         p_BC, q_BC = (_with_tail(each_BC, other.classes) for each_BC in (p_BC, q_BC))
     apart = [
@@ -215,7 +217,7 @@ def _with_tail(p_BC: torch.Tensor, classes_Bk: torch.Tensor) -> torch.Tensor:
 
 
 def _weight(kind: WeightKind, targets: PackedTargets, name: str, key: CacheKey) -> torch.Tensor:
-    return weight(kind, targets.whole(key.num_classes), targets.uncertainties[name], None, num_members=key.num_members)
+    return sample_weight(kind, targets.dense(key.num_classes), targets.uncertainties[name], None, num_members=key.num_members)
 
 
 def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:

@@ -12,26 +12,26 @@ from udkd.utils.errors import CacheError
 from udkd.utils.files import json_bytes, read_regular, write_bytes
 from udkd.utils.parsing import parse_json
 
-RECORD = "views.json"
+VIEW_COUNT_FILE = "views.json"
 MOST_VIEWS = 1_000_000
 """Of a cache: a view an epoch, and more than anyone trains. A number beyond it is damage, or an attack on memory."""
 
 _MOST_BYTES = 4096
 
 
-def record_views(folder: Path, key: CacheKey, count: int) -> None:
+def write_view_count(folder: Path, key: CacheKey, count: int) -> None:
     """Remember that views 0 to count - 1 are finished or about to be. A larger count stays, a damaged one does not."""
     try:
-        recorded = recorded_views(folder, key)
+        recorded = read_view_count(folder, key)
     except CacheError:
         recorded = 0
     if recorded < count:
-        write_bytes(folder / RECORD, _bytes(key, count))
+        write_bytes(folder / VIEW_COUNT_FILE, _bytes(key, count))
 
 
-def recorded_views(folder: Path, key: CacheKey) -> int:
+def read_view_count(folder: Path, key: CacheKey) -> int:
     """How many views there have ever been; 0 where nothing is recorded. CacheError: a damaged or foreign record."""
-    path = folder / RECORD
+    path = folder / VIEW_COUNT_FILE
     try:
         data = read_regular(path, _MOST_BYTES)
         count = parse_json(data)["views"]

@@ -149,7 +149,7 @@ def view_path(folder: Path, view: int) -> Path:
     return folder / f"view-{view:04d}.udkd"
 
 
-def read_header(path: Path) -> ViewHeader:
+def read_view_header(path: Path) -> ViewHeader:
     """Read and check a file's header and its size, before memory is taken for anything else.
 
     CacheError: no file, not such a file, another version, a damaged header, or a size that the header does not lead to.
@@ -215,7 +215,7 @@ class ViewFile:
 
     logits: [N, C], or [N, k] in the top-k form; uncertainties: by name, float32 [N]; checksums: uint32 [blocks].
     arrays: all but the checksums, by name, in the file's order.
-    CacheError: see `read_header`, or bytes between the arrays that are not zeros.
+    CacheError: see `read_view_header`, or bytes between the arrays that are not zeros.
     """
 
     def __init__(self, path: Path) -> None:
@@ -237,14 +237,14 @@ class ViewFile:
         self.uncertainties: Mapping[str, NDArray[np.float32]] = {name: arrays[name] for name in self.header.key.uncertainties}
         self._header_checksum = self.header.checksum
 
-    def whole_logits(self, rows: NDArray[np.int64] | slice) -> np.ndarray:
+    def dense_logits(self, rows: NDArray[np.int64] | slice) -> np.ndarray:
         """Logits of all C classes of some rows: as they are stored, or float32 rebuilt from the top-k form."""
         if "classes" not in self.arrays:
             return self.logits[rows]
         logits, classes, tail = (torch.from_numpy(self.arrays[name][rows]) for name in ("logits", "classes", "tail"))
         return rebuild(logits, classes, tail, self.header.key.num_classes).numpy()
 
-    def block_is_whole(self, block: int) -> bool:
+    def is_block_intact(self, block: int) -> bool:
         """Whether a block's rows are those that its checksum was made of, and values that a build can have written."""
         return not self._wrong_with(block)
 
@@ -259,7 +259,7 @@ class ViewFile:
 
     def damaged_blocks(self) -> list[int]:
         """Every block that is not whole; reads the whole file."""
-        return [block for block in range(self.header.num_blocks) if not self.block_is_whole(block)]
+        return [block for block in range(self.header.num_blocks) if not self.is_block_intact(block)]
 
     def require_block(self, block: int) -> None:
         """CacheError, naming file, block and ids, unless the block is whole."""

@@ -16,10 +16,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from udkd.teacher.cache.key import CacheKey, Differing, Remedy, differences
+from udkd.teacher.cache.key import CacheKey, Differing, Remedy, key_differences
 from udkd.teacher.cache.reader import finished_views
-from udkd.teacher.cache.view_count import RECORD, record_views
-from udkd.teacher.cache.view_file import REBUILD, ViewFile, ViewHeader, block_checksum, read_header, view_path
+from udkd.teacher.cache.view_count import VIEW_COUNT_FILE, write_view_count
+from udkd.teacher.cache.view_file import REBUILD, ViewFile, ViewHeader, block_checksum, read_view_header, view_path
 from udkd.utils.errors import CacheError, MismatchError
 from udkd.utils.files import FolderLock, fsync_folder
 
@@ -83,16 +83,16 @@ class CacheWriter:
 
     def _mend_record(self) -> None:
         """Write the number of views where it is absent, damaged or too small, and clear what a kill left of writing it."""
-        (self.folder / f"{RECORD}.tmp").unlink(missing_ok=True)
+        (self.folder / f"{VIEW_COUNT_FILE}.tmp").unlink(missing_ok=True)
         if self.finished:
-            record_views(self.folder, self.key, max(self.finished) + 1)
+            write_view_count(self.folder, self.key, max(self.finished) + 1)
 
     @property
     def finished(self) -> tuple[int, ...]:
         """Numbers of the views that stand under their final name."""
         return finished_views(self.folder)
 
-    def require_room(self, views: Collection[int]) -> None:
+    def require_disk_space(self, views: Collection[int]) -> None:
         """CacheError, before the teacher works for hours, where the disk cannot hold some views beside what is there."""
         each = ViewHeader(key=self.key, view=0, num_rows=len(self.excluded_N)).num_bytes
         begun = sum(path.lstat().st_size for path in self.folder.glob("view-*.udkd.partial"))  # those have their place
@@ -157,7 +157,7 @@ class ViewWriter:
         blocks: Iterable[int] = range(header.num_blocks)
         if not is_new:
             file = ViewFile(self.partial)
-            blocks = [block for block in blocks if share.has(block) and not file.block_is_whole(block)]
+            blocks = [block for block in blocks if share.has(block) and not file.is_block_intact(block)]
         self.unfinished: list[int] = [block for block in blocks if share.has(block)]
 
     def __enter__(self) -> "ViewWriter":
@@ -218,7 +218,7 @@ class ViewWriter:
     def _record(self) -> None:
         """Count this view: it may be gone one day, but not unnoticed."""
         try:
-            record_views(self.final.parent, self.header.key, self.header.view + 1)
+            write_view_count(self.final.parent, self.header.key, self.header.view + 1)
         except OSError as error:
             raise self._full(error) from error
 
@@ -274,8 +274,8 @@ def _partial(folder: Path, view: int) -> Path:
 
 
 def _require_same_key(path: Path, key: CacheKey, remedy: Remedy = _elsewhere) -> ViewHeader:
-    header = read_header(path)
-    differing, _ = differences(header.key, vars(key))
+    header = read_view_header(path)
+    differing, _ = key_differences(header.key, vars(key))
     if differing:
         raise MismatchError(f"the cache in {path.parent} ({path.name})", differing, remedy(header.key, differing))
     return header
