@@ -163,7 +163,7 @@ WRONG = [
     (["views.scale=[0.1, 2.0]"], "smoke: views: scale up to 2.0; expected a share of the image"),
     (["views.ratio=[0, 0]"], "smoke: views: ratio [0.0, 0.0]; expected"),
     (["views.scale=[0.1]"], "smoke: views.scale.1 is missing; expected"),
-    (["data.backend=fast"], "smoke: data.backend is \"fast\"; expected 'auto', 'resident', 'ffcv', 'dali' or 'folder'"),
+    (["data.backend=fast"], "smoke: data.backend is \"fast\"; expected 'auto', 'dali', 'ffcv', 'folder' or 'resident'"),
 ]
 
 

@@ -501,7 +501,7 @@ def test_names(dataset: DatasetFolder, source: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'fast' is unknown; expected auto, "):
         open_backend("fast", split, CPU)
     assert choose_backend("auto", split, CPU)[0] == "resident"
-    assert choose_backend("folder", split, CPU) == ("folder", "it was asked for")
+    assert choose_backend("folder", split, CPU) == ("folder", "it was requested")
     bare = convert([source], tmp_path / "bare", ConvertSettings(side=SIDE, on_bad="skip", formats=()), SILENT).split("val")
     chosen, why = choose_backend("auto", bare, CPU)
     assert chosen == "folder"
@@ -511,6 +511,24 @@ def test_names(dataset: DatasetFolder, source: Path, tmp_path: Path) -> None:
     if HAS_FFCV:
         with pytest.raises(DataError, match=r"no format ffcv; expected beton.json; write it with udkd-prep derive"):
             open_backend("ffcv", bare, CPU)
+
+
+def test_a_backend_from_outside_the_package(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One registration: it opens by name, a recipe may name it, and it is not among those that "auto" tries."""
+    monkeypatch.setattr(registry, "_OPENERS", dict(registry._OPENERS))
+
+    @registry.register("mine")
+    def open_mine(split: Split, device: torch.device, *, workers: int) -> Backend:
+        return folder_backend.FolderBackend(split, device, workers=workers)
+
+    lines: list[str] = []
+    observer = SimpleNamespace(note=lines.append)
+    backend = open_backend("mine", split, CPU, workers=1, observer=observer)  # type: ignore[arg-type]
+    (batch,) = backend.epoch(split.ids[:3], 3)
+    assert np.array_equal(batch.canvas.numpy(), np.stack([split.pixels(int(n)) for n in split.ids[:3]]))
+    assert lines == [f"{split.name} images: mine backend, because it was requested"]
+    assert small_recipe("data.backend=mine").data.backend == "mine"
+    assert choose_backend("auto", split, CPU)[0] == "resident"
 
 
 def test_free_memory_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,7 +544,7 @@ def test_auto_takes_the_fastest_that_is_there(split: Split, monkeypatch: pytest.
     installed = {"ffcv", "nvidia.dali"}
     free = [10**12]
     monkeypatch.setattr(registry, "_installed", lambda package: package in installed)
-    monkeypatch.setattr(dali_backend, "import_dali", lambda: None)
+    monkeypatch.setattr(registry, "import_dali", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**12))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free[0]))
     assert choose_backend("auto", split, CPU)[0] == choose_backend("auto", split, cuda)[0] == "resident"

@@ -9,12 +9,12 @@ import torch
 from udkd.losses.distill import dirichlet, evidential
 from udkd.losses.estimator import Estimator
 from udkd.losses.sample_weight import (
-    UNCERTAINTY_OF,
     SampleWeighting,
     entropy,
     mean_log_probability,
     mutual_information,
     sample_weight,
+    uncertainty_of,
     vacuity,
 )
 from udkd.losses.storage import Storage, rebuild
@@ -116,8 +116,8 @@ def test_known_values() -> None:
     sure, unsure = torch.tensor([[0.0, -1e6, -1e6, -1e6]]), torch.zeros(1, 4)
     for kind, high, low in (("entropy", 1, 0), ("inverse_entropy", 0, 1), ("max_probability", 1, 0.25), ("margin", 1, 0)):
         for z, expected in ((sure, high), (unsure, low)):
-            given = entropy(z) if kind in UNCERTAINTY_OF else None
-            assert sample_weight(kind, z, given, None).item() == pytest.approx(expected, abs=1e-6), kind  # type: ignore[arg-type]
+            given = entropy(z) if uncertainty_of(kind) else None
+            assert sample_weight(kind, z, given, None).item() == pytest.approx(expected, abs=1e-6), kind
     assert sample_weight("correctness", sure, entropy(sure), torch.tensor([0])).item() == 1
     assert sample_weight("correctness", sure, entropy(sure), torch.tensor([2])).item() == 0
 
@@ -125,19 +125,19 @@ def test_known_values() -> None:
 @pytest.mark.parametrize("kind", ["entropy", "inverse_entropy", "correctness"])
 def test_an_excluded_id_has_no_weight(kind: str) -> None:
     given = torch.tensor([math.nan])
-    assert sample_weight(kind, torch.zeros(1, C), given, torch.tensor([0])).isnan().all()  # type: ignore[arg-type]
+    assert sample_weight(kind, torch.zeros(1, C), given, torch.tensor([0])).isnan().all()
 
 
 def test_live_rows_and_cached_rows_have_the_same_weight() -> None:
     """No row depends on another: all rows at once, or in batches of any size."""
     packed = pack(logits(192, 101, seed=3))
     for kind in ("entropy", "inverse_entropy", "max_probability", "margin", "correctness"):
-        given = packed.entropy if kind in UNCERTAINTY_OF else None
+        given = packed.entropy if uncertainty_of(kind) else None
         labels = torch.arange(192) % 101
-        whole = sample_weight(kind, packed.logits, given, labels)  # type: ignore[arg-type]
+        whole = sample_weight(kind, packed.logits, given, labels)
         for size in (1, 3, 64):
             parts = [
-                sample_weight(kind, z, None if given is None else h, y)  # type: ignore[arg-type]
+                sample_weight(kind, z, None if given is None else h, y)
                 for z, h, y in zip(packed.logits.split(size), packed.entropy.split(size), labels.split(size), strict=True)
             ]
             assert torch.equal(torch.cat(parts), whole), (kind, size)
@@ -147,7 +147,7 @@ def test_live_rows_and_cached_rows_have_the_same_weight() -> None:
 @pytest.mark.parametrize(("classes", "k"), [(1000, 32), (70_000, 8), (5, 4), (3, 1)])
 def test_top_k(classes: int, k: int, dtype: str) -> None:
     z = logits(20, classes, seed=4)
-    packed = pack(z, Storage(dtype=dtype, top_k=k))  # type: ignore[arg-type]
+    packed = pack(z, Storage(dtype=dtype, top_k=k))
     assert packed.classes is not None
     assert packed.tail is not None
     assert packed.logits.shape == packed.classes.shape == (20, k)
@@ -180,7 +180,7 @@ def test_of_equal_logits_the_lower_class_is_kept() -> None:
     assert packed.classes is not None
     assert packed.classes.tolist() == [[0, 1, 2]] * 2
     torch.testing.assert_close(torch.softmax(packed.dense(9), -1), torch.full((2, 9), 1 / 9))
-    wide = rebuild(packed.logits, packed.classes.to(torch.int32), packed.tail, 9)  # type: ignore[arg-type]
+    wide = rebuild(packed.logits, packed.classes.to(torch.int32), packed.tail, 9)
     assert torch.equal(wide, packed.dense(9))
 
 

@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import torch
 
 from tests.teacher.test_cache import CLASSES, EXCLUDED, KEY, ROWS, build, contents
 from udkd.data.batch import Batch
-from udkd.losses.sample_weight import SampleWeighting, WeightKind
+from udkd.losses.sample_weight import SampleWeighting, weight_kinds
 from udkd.losses.storage import Storage
 from udkd.teacher.cache import reader as reader_module
 from udkd.teacher.cache.key import CacheKey
@@ -77,7 +77,7 @@ def use(folder: Path) -> None:
     summarise_cache(cache, np.zeros(ROWS, np.int32))
     weight_histogram(cache, 20)
     labels_N = torch.zeros(ROWS, dtype=torch.int64)
-    for kind in get_args(WeightKind):
+    for kind in weight_kinds():
         with contextlib.suppress(CacheError):  # of an uncertainty that is not stored
             cache.lookup_table(0, CPU, SampleWeighting(kind=kind), labels_N, ids=IDS).lookup(torch.from_numpy(IDS))
     find_damaged_blocks(cache)

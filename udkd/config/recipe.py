@@ -6,16 +6,17 @@ An unknown or ill-typed key is a ConfigError with its path; `--set a.b=c` overri
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from udkd.augment.views import Scheme, ViewSpec
 from udkd.config import old_keys
+from udkd.data.backends.registry import backend_names
 from udkd.losses.distill import KlKind, LabelLoss, LossSettings
 from udkd.losses.estimator import Estimator, EstimatorKind
 from udkd.losses.methods.options import FEATURE_METHODS, MAP_METHODS, POOLED_METHODS, MethodName, MethodsSection
-from udkd.losses.sample_weight import SampleWeighting, WeightControl, WeightKind
+from udkd.losses.sample_weight import SampleWeighting, WeightControl, weight_kinds
 from udkd.losses.schedules import ScheduleKind
 from udkd.losses.storage import Dtype, Storage
 from udkd.utils.errors import ConfigError
@@ -33,13 +34,13 @@ from udkd.utils.options import (
     Strength,
     Temperature,
     Text,
+    one_of,
 )
 from udkd.utils.parsing import parse_toml
 from udkd.utils.printable import printable
 from udkd.utils.toml_files import read_settings, shipped, shown
 
 Precision = Literal["float32", "bfloat16"]
-BackendName = Literal["auto", "resident", "ffcv", "dali", "folder"]
 
 _NAME_BYTES = 120  # of a student: files are called after it
 
@@ -47,7 +48,7 @@ _NAME_BYTES = 120  # of a student: files are called after it
 class DataSection(Section):
     """Where canvases come from."""
 
-    backend: BackendName = "auto"
+    backend: Annotated[str, one_of(backend_names)] = "auto"
     workers: int = Field(default=0, ge=0, le=1024, description="threads of the backends that decode; 0 means one per core")
 
 
@@ -203,8 +204,8 @@ class LossSection(Section):
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     label_loss: LabelLoss = Field(default="cross_entropy", description="the loss of the label; evidential for teachers alone")
-    sample_weight: WeightKind = Field(
-        default="entropy", description="what weighs a sample's teacher term: udkd.losses.sample_weight"
+    sample_weight: Annotated[str, one_of(weight_kinds)] = Field(
+        default="entropy", description="what weighs a sample's teacher term: a registered kind, udkd.losses.sample_weight"
     )
     sample_weight_control: WeightControl = Field(
         default="none", description="equal_mean: every sample gets the weights' mean; shuffled: another sample's weight"

@@ -97,10 +97,6 @@ class Split(Columns):
         """Whether a derived format (a name of DERIVED) is there; opening it may still refuse it."""
         return is_derived(self.path, derived)
 
-    def has_canvas(self) -> bool:
-        """Whether the resident format is there (`canvas` may still refuse it)."""
-        return self.has("resident")
-
     def canvas(self) -> tuple[np.memmap, np.ndarray]:
         """The resident format: uint8 [N, S, S, 3], mapped read-only, and each row's crc32, uint32 [N].
 

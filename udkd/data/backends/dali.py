@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from udkd.data.backends.registry import register
 from udkd.data.batch import Batch
 from udkd.data.canvas import canvas_bytes, paste
+from udkd.data.dali_package import import_dali
 from udkd.data.dataset import Split
 from udkd.data.loading.buffers import BufferPool
 from udkd.data.loading.host_loader import AHEAD_BYTES, samples_per_part
@@ -36,6 +38,7 @@ JPEGs = list[NDArray[np.uint8]] | NDArray[np.uint8]
 
 
 @final
+@register("dali")
 class DaliBackend:
     """Feeds DALI by id: a DALI reader has no random access, and would have to be trusted with order and checksums.
 
@@ -233,18 +236,3 @@ class _Pipeline:
         for row, image in zip(canvas, map(np.asarray, images), strict=True):
             paste(image, row)
         return torch.from_numpy(canvas)
-
-
-def import_dali() -> Any:
-    """The package nvidia.dali with what we use of it. Raises ConfigError where it is not installed or does not load."""
-    try:
-        import nvidia.dali
-        import nvidia.dali.fn
-        import nvidia.dali.types
-    except Exception as error:  # of a broken package: a missing library, another CUDA, half an upgrade
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(
-            f"DALI cannot be used ({reason}); expected the package nvidia-dali; "
-            'run make install (or pip install "udkd[dali-cuda13]"), or use another --backend'
-        ) from None
-    return nvidia.dali

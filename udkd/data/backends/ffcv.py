@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from udkd.data.backends.registry import register
 from udkd.data.batch import Batch
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.dataset import Split
@@ -28,6 +29,7 @@ _REMEDY = "write it anew with udkd-prep derive --formats ffcv"
 
 
 @final
+@register("ffcv")
 class FfcvBackend:
     """Decodes every sample of every batch anew, without holding the interpreter lock.
 

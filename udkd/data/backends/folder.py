@@ -11,6 +11,7 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 
+from udkd.data.backends.registry import register
 from udkd.data.batch import Batch
 from udkd.data.canvas import paste
 from udkd.data.dataset import Split
@@ -18,6 +19,7 @@ from udkd.data.loading.host_loader import HostLoader
 
 
 @final
+@register("folder")
 class FolderBackend:
     """Decodes every sample of every batch anew; the backend that needs nothing but the shards.
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from udkd.data.backends.registry import register
 from udkd.data.batch import Batch
 from udkd.data.canvas import canvas_bytes
 from udkd.data.dataset import Split
@@ -26,13 +27,14 @@ _MOST_AHEAD = 2  # batches ready before they are asked for, where the bound on b
 
 
 @final
+@register("resident")
 class ResidentBackend:
     """Gathers rows of canvas.npy. A row's crc32 is checked whenever it is read: on a GPU at opening, else at every use.
 
     Raises DataError where canvas.npy is absent, of another dataset or size, or a row is damaged.
     """
 
-    def __init__(self, split: Split, device: torch.device) -> None:
+    def __init__(self, split: Split, device: torch.device, *, workers: int = 0) -> None:
         self.num_samples = split.num_samples
         self._split = split
         self._device = device

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.config.recipe import Recipe
-from udkd.data.backends.registry import choose_backend, open_backend
+from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Backend
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.teacher.cache.key import CacheKey
@@ -29,14 +29,13 @@ from udkd.teacher.targets import PackedTargets
 from udkd.teacher.workers import WorkerGroup, single_process_threads
 from udkd.utils.environment import set_threads
 from udkd.utils.errors import DataError
-from udkd.utils.progress import Observer, Silent
+from udkd.utils.progress import SILENT, Observer
 
 BLOCK_ROWS = 256
 """About how many samples a killed build computes again. A block is a whole number of the teacher's batches."""
 
 _POLL_S = 0.1
 
-_SILENT = Silent()
 _ALONE = WorkerGroup()
 
 
@@ -72,7 +71,7 @@ def build_cache(
     recipe: Recipe,
     device: torch.device,
     features: bool = False,
-    observer: Observer = _SILENT,
+    observer: Observer = SILENT,
     group: WorkerGroup = _ALONE,
 ) -> BuiltCache:
     """Compute what `folder` lacks of the recipe's views of the training split, and leave a finished cache there.
@@ -90,7 +89,8 @@ def build_cache(
     split = dataset.split("train")
     if len(split.ids) == 0:
         raise DataError(f"{dataset.path} has no training images; expected some to ask the teacher about; convert again")
-    with contextlib.closing(_open_backend(split, recipe, device, observer)) as backend:
+    workers = recipe.data.workers
+    with contextlib.closing(open_backend(recipe.data.backend, split, device, workers=workers, observer=observer)) as backend:
         ensemble = TeacherEnsemble.load(
             [teacher, *other_teachers], recipe, dataset, device, features=features or recipe.pools_features
         )
@@ -204,9 +204,3 @@ def _stored(view: ViewWriter, name: str, array: torch.Tensor) -> np.ndarray:
     """An array with the file's dtype: classes are narrower there."""
     spec = next(spec for spec in view.header.arrays if spec.name == name)
     return array.numpy().astype(spec.dtype, copy=False)
-
-
-def _open_backend(split: Split, recipe: Recipe, device: torch.device, observer: Observer) -> Backend:
-    name, why = choose_backend(recipe.data.backend, split, device)
-    observer.note(f"backend: {name}, because {why}")
-    return open_backend(name, split, device, workers=recipe.data.workers)

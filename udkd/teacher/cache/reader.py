@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, WeightKind
+from udkd.losses.sample_weight import SampleWeighting, uncertainty_of
 from udkd.teacher.cache.key import CacheKey, Differing, Remedy, key_differences
 from udkd.teacher.cache.tables import TargetTable, open_table
 from udkd.teacher.cache.view_count import MOST_VIEWS, VIEW_COUNT_FILE, read_view_count
@@ -134,9 +134,9 @@ class Cache:
         file = self.view_file(view)
         return file.logits, file.uncertainties["entropy"]
 
-    def require_uncertainty(self, kind: WeightKind) -> None:
+    def require_uncertainty(self, kind: str) -> None:
         """CacheError unless weights of a kind can be made of what is stored."""
-        needed = UNCERTAINTY_OF.get(kind)
+        needed = uncertainty_of(kind)
         if needed is not None and needed not in self.key.uncertainties:
             makers = " or ".join(ESTIMATORS_WITH[needed])
             raise CacheError(

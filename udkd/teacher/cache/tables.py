@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, sample_weight
+from udkd.losses.sample_weight import SampleWeighting, sample_weight, uncertainty_of
 from udkd.losses.storage import others, rebuild, spread
 from udkd.teacher.cache.view_file import ViewFile
 from udkd.utils.rng import permutation
@@ -69,7 +69,7 @@ class MappedTable:
         self._device = device
         self._weighing = weighing
         self._labels_N = labels_N
-        self._uncertainty = UNCERTAINTY_OF.get(weighing.kind)
+        self._uncertainty = uncertainty_of(weighing.kind)
         self._arrays = {name: torch.from_numpy(array) for name, array in file.arrays.items() if name != "classes"}
         self._verified: NDArray[np.bool_] = np.zeros(file.header.num_blocks, np.bool_)
         self._unverified = file.header.num_blocks
@@ -109,8 +109,6 @@ class MappedTable:
 
     def weight(self, rows_B: Tensor, logits_BC: Tensor | None = None) -> Tensor:
         """Weight [B] of ids on the host before any control, on the table's device. logits_BC: theirs, if they are known."""
-        if self._weighing.kind == "constant":
-            return torch.ones(rows_B.shape, device=self._device)
         if logits_BC is None:
             logits_BC = self.logits(rows_B)
         uncertainty_B = None if self._uncertainty is None else self._gathered(self._uncertainty, rows_B)

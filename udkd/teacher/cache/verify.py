@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from udkd.augment import apply as augment
 from udkd.augment import views
 from udkd.config.recipe import Recipe
-from udkd.data.backends.registry import choose_backend, open_backend
+from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.losses.estimator import Estimator
-from udkd.losses.sample_weight import WeightKind, sample_weight
+from udkd.losses.sample_weight import sample_weight
 from udkd.losses.storage import Storage
 from udkd.teacher.cache.key import CacheKey
 from udkd.teacher.cache.reader import Cache
@@ -25,7 +25,7 @@ from udkd.teacher.predict import predict_blocks
 from udkd.teacher.targets import PackedTargets
 from udkd.utils.environment import set_threads
 from udkd.utils.errors import CacheError, ConfigError
-from udkd.utils.progress import Observer, Silent
+from udkd.utils.progress import SILENT, Observer
 
 PROBABILITY_BOUND = 2.5e-4
 """Between a float32 teacher and its cached answer: 1.1e-4 of float16, and the last bits of other kernels or machines."""
@@ -35,12 +35,6 @@ WEIGHT_BOUND = 2e-4
 FEATURES_BOUND = 1e-3
 """Of features, as a share of the row's largest: 4.9e-4 of float16, and the last bits of other kernels or machines."""
 
-_SILENT = Silent()
-_WEIGHTS: dict[str, WeightKind] = {
-    "entropy": "entropy",
-    "mutual_information": "mutual_information",
-    "vacuity": "vacuity",
-}
 _BATCHES_AT_ONCE = 8
 _MOST_THREADS = 1024  # that a recipe may ask for
 
@@ -105,7 +99,7 @@ def compare_with_teacher(
     seed: int,
     device: torch.device,
     backend: str = "auto",
-    observer: Observer = _SILENT,
+    observer: Observer = SILENT,
 ) -> CacheComparison:
     """Ask `teachers` again about `count` random (sample, view) pairs, drawn by `seed`.
 
@@ -114,9 +108,7 @@ def compare_with_teacher(
     """
     key, split = cache.key, dataset.split(cache.key.split)
     recipe = _recipe_of(key)
-    name, why = choose_backend(backend, split, device)
-    observer.note(f"backend: {name}, because {why}")
-    with contextlib.closing(open_backend(name, split, device)) as opened:
+    with contextlib.closing(open_backend(backend, split, device, observer=observer)) as opened:
         cache.require(
             {
                 "num_classes": len(dataset.classes),
@@ -200,10 +192,7 @@ def _differences(fresh: PackedTargets, other: PackedTargets, key: CacheKey) -> d
     q_BC = torch.softmax(other.dense(key.num_classes).double(), dim=-1)
     if other.classes is not None:
         p_BC, q_BC = (_with_tail(each_BC, other.classes) for each_BC in (p_BC, q_BC))
-    apart = [
-        (_weight(_WEIGHTS[name], fresh, name, key) - _weight(_WEIGHTS[name], other, name, key)).abs()
-        for name in key.uncertainties
-    ]
+    apart = [(_weight(name, fresh, key) - _weight(name, other, key)).abs() for name in key.uncertainties]
     found = {"probability": (p_BC - q_BC).abs().amax(-1), "weight": torch.stack(apart).amax(0).double()}
     if fresh.features is not None and other.features is not None:
         largest_B = fresh.features.double().abs().amax(-1).clamp(min=torch.finfo(torch.float16).tiny)
@@ -216,8 +205,10 @@ def _with_tail(p_BC: torch.Tensor, classes_Bk: torch.Tensor) -> torch.Tensor:
     return torch.cat([kept_Bk, 1 - kept_Bk.sum(1, keepdim=True)], dim=1)
 
 
-def _weight(kind: WeightKind, targets: PackedTargets, name: str, key: CacheKey) -> torch.Tensor:
-    return sample_weight(kind, targets.dense(key.num_classes), targets.uncertainties[name], None, num_members=key.num_members)
+def _weight(uncertainty: str, targets: PackedTargets, key: CacheKey) -> torch.Tensor:
+    """Weights of the kind that is called after an uncertainty."""
+    logits_BC, uncertainty_B = targets.dense(key.num_classes), targets.uncertainties[uncertainty]
+    return sample_weight(uncertainty, logits_BC, uncertainty_B, None, num_members=key.num_members)
 
 
 def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:
