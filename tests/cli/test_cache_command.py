@@ -94,7 +94,7 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
 
     (cache / "view-1.udkd").write_bytes(b"")
     code, _, err = call(capsys, "verify", cache)
-    assert (code, "view-1.udkd is no part of a cache" in err) == (1, True)
+    assert (code, "view-1.udkd is not part of a cache" in err) == (1, True)
     (cache / "view-1.udkd").unlink()
     for view in (0, 1):  # the last one too
         kept = view_path(cache, view).rename(tmp_path / "kept")
@@ -134,10 +134,10 @@ def test_a_key_that_asks_for_too_much_is_refused_before_anything_is_computed(tmp
 
     with pytest.raises(CacheError, match=r"was built with 60000 threads in batches of \d+ images of 32 px"):
         asked(threads=60_000)
-    with pytest.raises(CacheError, match=r"teacher\.batch_size is 2147483647; .* no recipe asks for such a cache"):
+    with pytest.raises(CacheError, match=r"teacher\.batch_size is 2147483647; .* no recipe leads to such a cache"):
         asked(teacher_batch=2**31 - 1)
     for views in ({"scale": [-1.0, 5.0]}, {"ratio": [0, 0]}, {"size_px": -3}, {"size_px": "32"}, {"scheme": "spiral"}):
-        with pytest.raises(CacheError, match="no recipe asks for such a cache"):
+        with pytest.raises(CacheError, match="no recipe leads to such a cache"):
             asked(views=cache.key.views | views)
     with pytest.raises(MismatchError, match="num_classes"):
         asked(num_classes=10**9)

@@ -113,7 +113,7 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     refused(said("study", grid, *words, "--set", "loss.alpa=3"), "loss.alpa is no key of a recipe")
     refused(said("study", grid, *words, "--recipe", "nothing"), "recipe 'nothing' not found")
     refused(said("study", grid, "--data", tmp_path, "--out", tmp_path / "o"), "holds no dataset.json")
-    refused(said("study", grid, *words, "--teacher", tmp_path), "is no teacher")
+    refused(said("study", grid, *words, "--teacher", tmp_path), "is not a teacher")
     assert not list((tmp_path / "o").glob("runs/*"))
 
 

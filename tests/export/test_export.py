@@ -169,9 +169,9 @@ def test_a_file_that_answers_otherwise_is_refused(run: RunFolder, dataset: Datas
     trained = Trained.load(run, "c", averaged=False)
     x_BCHW = inputs(dataset, run)[:4]
     assert _require_equal("same", trained.model, trained, [x_BCHW]) == 0.0
-    with pytest.raises(RunError, match=r"model\.onnx answers otherwise than the checkpoint"):
+    with pytest.raises(RunError, match=r"model\.onnx differs from the checkpoint"):
         _require_equal("model.onnx", lambda x: trained.model(x) + 1e-3, trained, [x_BCHW])
-    with pytest.raises(RunError, match="answers otherwise"):
+    with pytest.raises(RunError, match="differs from"):
         _require_equal("model.onnx", lambda x: trained.model(x) * float("nan"), trained, [x_BCHW])
 
 
@@ -372,7 +372,7 @@ def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: Datas
     result = call("predict", run.path, "grey.png", "bad[b].jpg", "cmyk.jpg", folder=tmp_path)
     assert result.code == 1
     assert result.err.splitlines() == [
-        "error: bad[b].jpg: not an image (it starts with b'no picture'); expected a whole image "
+        "error: bad[b].jpg: not an image (it starts with b'no picture'); expected an intact image "
         "(JPEG, PNG, GIF, BMP, WEBP, TIFF, PPM); check the file"
     ]
     assert "grey.png" in result.out

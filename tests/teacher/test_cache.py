@@ -189,7 +189,7 @@ def test_a_damaged_note_of_the_views_is_found_and_mended(tmp_path: Path) -> None
     build(tmp_path / "other", [0, 1], dataclasses.replace(KEY, seed=8))
     for data in (*bad, b"", b"[]", b"{}", note + b" ", (tmp_path / "other" / "views.json").read_bytes()):
         path.write_bytes(data)
-        with pytest.raises(CacheError, match=r"views\.json is not the record of these views"):
+        with pytest.raises(CacheError, match=r"views\.json does not belong to these views"):
             Cache.open(folder)
     (folder / "views.json.tmp").write_bytes(b"half")
     build(folder, [0, 1])
@@ -406,7 +406,7 @@ def test_truncated_extended_and_strange_files(tmp_path: Path) -> None:
         (good[:-1], "bytes; expected"),
         (good[:2000], "bytes"),
         (good[:30], "header of"),
-        (good[:10], "no cached view"),
+        (good[:10], "not a cached view"),
         (b"", "no cached view"),
         (good + b"\0", "bytes; expected"),
         (b"PK\3\4" + good[4:], "no cached view"),

@@ -120,7 +120,7 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, dataset: DatasetFolder, te
     observer.left = 1000
     built = build_cache(tmp_path / "a", **options)  # type: ignore[arg-type]
     assert 0 < built.num_images < 60
-    assert any("there already" in note for note in observer.notes)
+    assert any("done already" in note for note in observer.notes)
     run(tmp_path / "b", dataset, teacher)
     assert views_of(tmp_path / "a") == views_of(tmp_path / "b")
 

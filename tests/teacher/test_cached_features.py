@@ -253,7 +253,7 @@ def test_on_the_command_line(
     code, said = called(capsys, *run, "--cache", tmp_path / "plain")
     assert code == 1
     assert said.splitlines()[-1] == (
-        f"error: {tmp_path / 'plain'} holds no features; expected the teacher's pooled ones for this loss.method; "
+        f"error: {tmp_path / 'plain'} holds no features; expected the teacher's pooled features for this loss.method; "
         "build a cache with --features, or set teacher.source = live"
     )
     assert not (tmp_path / "run").exists()

@@ -129,22 +129,22 @@ def test_any_other_number_of_views(tmp_path: Path) -> None:
     for count in (10**8, 10**30, -1, True, 1.0, "2", None, [], {}):
         crc = zlib.crc32(f"{count} {KEY.to_json()}".encode())
         (tmp_path / VIEW_COUNT_FILE).write_bytes(json_bytes({"views": count, "crc32": crc}))
-        with pytest.raises(CacheError, match=r"views\.json is not the record"):
+        with pytest.raises(CacheError, match=r"views\.json does not belong"):
             Cache.open(tmp_path)
     for data in (b"[" * 4000, b" " * 10_000, b"[]", b'{"views": 1, "views": 1}'):
         (tmp_path / VIEW_COUNT_FILE).write_bytes(data)
-        with pytest.raises(CacheError, match=r"views\.json is not the record"):
+        with pytest.raises(CacheError, match=r"views\.json does not belong"):
             Cache.open(tmp_path)
     (tmp_path / VIEW_COUNT_FILE).unlink()
     os.mkfifo(tmp_path / VIEW_COUNT_FILE)
-    with pytest.raises(CacheError, match=r"views\.json is not the record"):
+    with pytest.raises(CacheError, match=r"views\.json does not belong"):
         Cache.open(tmp_path)
     build(tmp_path, [0])
     assert (tmp_path / VIEW_COUNT_FILE).read_bytes() == good
     with pytest.raises(CacheError, match=r"lacks views 1, 2, .* and 999,999,979 more; expected 1000000000 views"):
         Cache.open(tmp_path).require_views(10**9)
     (tmp_path / f"view-{10**9}.udkd").write_bytes(view_path(tmp_path, 0).read_bytes())
-    assert unexpected_files(Cache.open(tmp_path)) == [f"view-{10**9}.udkd is no part of a cache"]
+    assert unexpected_files(Cache.open(tmp_path)) == [f"view-{10**9}.udkd is not part of a cache"]
 
 
 def test_something_else_in_place_of_a_view(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_something_else_in_place_of_a_view(tmp_path: Path) -> None:
         lambda: path.symlink_to(path.name),
     ):
         make()
-        with pytest.raises(CacheError, match=r"view-0001\.udkd is (no regular file|gone)"):
+        with pytest.raises(CacheError, match=r"view-0001\.udkd is (not a regular file|missing)"):
             Cache.open(tmp_path)
         path.rmdir() if path.is_dir() else path.unlink()
     path.symlink_to(view_path(tmp_path, 0))
@@ -177,7 +177,7 @@ def test_nothing_is_written_through_what_has_an_unfinished_views_name(tmp_path: 
         lambda: partial.mkdir(),
     ):
         make()
-        with pytest.raises(CacheError, match="is a link or no regular file"):
+        with pytest.raises(CacheError, match="is a link or not a regular file"):
             build(partial.parent, [0])
         assert precious.read_bytes() == b"mine"
         partial.rmdir() if partial.is_dir() else partial.unlink()
@@ -232,7 +232,7 @@ def test_impossible_values_under_checksums_that_match(tmp_path: Path, name: str,
     cache = forged(tmp_path, name, value)
     assert find_damaged_blocks(cache) == [(0, 1)]
     for device in (CPU, torch.device("meta")):
-        with pytest.raises(CacheError, match=rf"block 1 \(ids 8 to 15\) holds impossible {name} under a checksum that matches"):
+        with pytest.raises(CacheError, match=rf"block 1 \(ids 8 to 15\) holds impossible {name} although its checksum matches"):
             cache.lookup_table(0, device).lookup(torch.tensor([9]))
 
 

@@ -274,7 +274,7 @@ def test_what_cannot_be_read_without_running_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is a tar, as PyTorch wrote before 0\.1\.10"):
         read_weights(file)
     os.mkfifo(tmp_path / "fifo.pth")
-    with pytest.raises(DataError, match="is no file"):
+    with pytest.raises(DataError, match="is not a file"):
         read_weights(tmp_path / "fifo.pth")
     loop: dict[str, object] = {"w": torch.zeros(1)}
     loop["itself"] = loop
@@ -321,7 +321,7 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
                 read_weights(tmp_path / name)
             assert "\n" not in str(caught.value)
     for path in (tmp_path / "nowhere.pth", tmp_path):
-        with pytest.raises(DataError, match="is no file; expected weights"):
+        with pytest.raises(DataError, match="is not a file; expected weights"):
             read_weights(path)
 
 

@@ -26,10 +26,10 @@ from udkd.utils.progress import SILENT, Observer
 from udkd.utils.rng import permutation
 
 LIMIT = 1e-4
-"""How far a logit may lie from the checkpoint's, relative to the largest of its row where that is above 1."""
+"""Bound on a logit's deviation from the checkpoint's, relative to the row's largest where that is above 1."""
 
 CHECKED_IMAGES, CALIBRATION_IMAGES = 32, 256
-_CALIBRATION = 7  # the name of this draw among the uses of a seed
+_CALIBRATION = 7  # separates this use of a seed from other uses
 _CPU = torch.device("cpu")
 
 
@@ -47,10 +47,10 @@ class ExportResult:
 def export(
     run: RunFolder, *, student: str | None, averaged: bool, int8: bool, data: Path | None = None, observer: Observer = SILENT
 ) -> ExportResult:
-    """Write one student, or all averaged, as files for use elsewhere.
+    """Export one student, or the average of all, and check the files.
 
-    data: the run's dataset folder, if it has moved; its validation images are what the files are checked on.
-    Raises RunError where a file's logits are not the checkpoint's, and UserError kin for what is missing.
+    data: the run's dataset folder, if it has moved; the files are checked on its validation images.
+    Raises RunError where a file's logits differ from the checkpoint's, and other UserErrors for what is missing.
     """
     require_packages()
     trained = Trained.load(run, student, averaged=averaged)
@@ -78,7 +78,7 @@ def export(
 
 
 def write_files(folder: Path, files: Mapping[str, bytes], notes: Mapping[str, Any]) -> None:
-    """All files of one export, preprocessing.json last. Raises BusyError while another process exports the same."""
+    """Write all files of one export, preprocessing.json last. Raises BusyError while another process does the same."""
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
         (folder / "preprocessing.json").unlink(missing_ok=True)
@@ -136,20 +136,20 @@ def _require_equal(name: str, classifier: Classifier, trained: Trained, batches:
     deviations = []
     with torch.no_grad():
         for x_BCHW in batches:
-            wanted_BC = trained.model(x_BCHW)
-            scale_B1 = wanted_BC.abs().amax(-1, keepdim=True).clamp(min=1.0)
-            deviations.append(((classifier(x_BCHW) - wanted_BC).abs() / scale_B1).max())
-    largest = float(torch.stack(deviations).max())  # a NaN stays one
+            expected_BC = trained.model(x_BCHW)
+            scale_B1 = expected_BC.abs().amax(-1, keepdim=True).clamp(min=1.0)
+            deviations.append(((classifier(x_BCHW) - expected_BC).abs() / scale_B1).max())
+    largest = float(torch.stack(deviations).max())  # torch's max keeps a NaN, Python's may lose it
     if not largest <= LIMIT:
         raise RunError(
-            f"{name} answers otherwise than the checkpoint (logits differ by {largest:.2g}); expected at most {LIMIT:g}; "
+            f"{name} differs from the checkpoint (logits by {largest:.2g}); expected at most {LIMIT:g}; "
             "nothing was written; please report it with the architecture"
         )
     return largest
 
 
 def _notes(trained: Trained, dataset: DatasetFolder, exported: ExportResult) -> dict[str, Any]:
-    """What whoever runs the files has to know."""
+    """The content of preprocessing.json: what running the files requires."""
     spec = trained.recipe.evaluation_spec
     names = {entry.wnid: entry.name for entry in dataset.classes}
     resize = (

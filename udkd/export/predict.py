@@ -1,4 +1,4 @@
-"""What a trained student says of pictures that are in no data set: by the code path of evaluation."""
+"""A trained student's predictions for image files, by the code path of evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from udkd.utils.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ClassProbability:
-    """wnid, name: of a class. percent: its probability."""
+    """A class, by wnid and readable name, and its probability in percent."""
 
     wnid: str
     name: str
@@ -29,7 +29,7 @@ class ClassProbability:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The likeliest classes of one picture, or why it could not be read."""
+    """The most probable classes of one image, best first, or why it could not be read."""
 
     image: Path
     classes: tuple[ClassProbability, ...] = ()
@@ -37,29 +37,29 @@ class Prediction:
 
 
 def predict(trained: Trained, images: Sequence[Path], names: Sequence[str], *, top: int = 5) -> list[Prediction]:
-    """Ask a trained network about picture files, one by one. names: of its classes, in order."""
-    found = []
+    """Predict the `top` most probable classes of image files, one by one. names: of the classes, in order."""
+    predictions = []
     for image in images:
         try:
             x_1CHW = evaluation_input(read_image_file(image), trained.recipe.evaluation_spec)
         except UserError as error:
-            found.append(Prediction(image=image, error=str(error)))
+            predictions.append(Prediction(image=image, error=str(error)))
             continue
         with torch.no_grad():
             p_C = trained.model(x_1CHW).float().softmax(-1)[0]
         best = p_C.topk(min(top, len(p_C)))
         classes = tuple(
-            ClassProbability(wnid=trained.classes[place], name=names[place], percent=100 * share)
-            for share, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ClassProbability(wnid=trained.classes[index], name=names[index], percent=100 * probability)
+            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
-        found.append(Prediction(image=image, classes=classes))
-    return found
+        predictions.append(Prediction(image=image, classes=classes))
+    return predictions
 
 
 def evaluation_input(pixels_hw3: np.ndarray, spec: ViewSpec) -> Tensor:
-    """One picture, uint8 [h, w, 3], as a network sees it at validation: float32 [1, 3, O, O].
+    """One image, uint8 [h, w, 3], as the input of evaluation: float32 [1, 3, O, O].
 
-    The picture is put into a canvas of its own, then seen by the views and the augmentation that evaluation uses.
+    The image is put on a canvas of its own size and goes through evaluation's view and augmentation.
     """
     height, width = pixels_hw3.shape[:2]
     side = max(height, width)
@@ -71,7 +71,7 @@ def evaluation_input(pixels_hw3: np.ndarray, spec: ViewSpec) -> Tensor:
 
 
 def readable_class_names(run: RunFolder, classes: Sequence[str]) -> list[str]:
-    """Names that people read, from the run's dataset folder if it is still there; else the wnids."""
+    """Readable class names from the run's dataset folder if it still exists, else the wnids."""
     try:
         dataset = DatasetFolder.open(Path(run.provenance["dataset"]))
     except (UserError, OSError):
