@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption
 from udkd.augment.apply import ViewTable, pixels
-from udkd.augment.views import ViewSpec, draw
+from udkd.augment.views import ViewSpec, draw_views
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError
 from udkd.utils.terminal import err, out
@@ -195,7 +195,7 @@ def same_views(device: torch.device) -> None:
     """Compare random views of random canvases, eager and compiled, with the CPU's; exit 1 where a bit differs."""
     spec, rng = ViewSpec(), np.random.default_rng(0)
     canvas = torch.from_numpy(rng.integers(0, 256, (32, 256, 256, 3), dtype=np.uint8))
-    views = draw(spec, 0, 0, np.arange(32), np.full((32, 4), 256))
+    views = draw_views(spec, 0, 0, np.arange(32), np.full((32, 4), 256))
     found = {"cpu": pixels(canvas, ViewTable.of(views), spec.size_px)}
     for name, how in (("eager", pixels), ("compiled", torch.compile(pixels))):
         found[name] = how(canvas.to(device), ViewTable.of(views, device), spec.size_px).cpu()

@@ -89,7 +89,7 @@ def resident_rows(tree: Path, folder: Path, side: int, device: torch.device) -> 
     settings = ConvertSettings(side=side, fit="squash", formats=("resident",))
     dataset: DatasetFolder = convert([tree], folder, settings, SILENT)
     backend = ResidentBackend(dataset.split("train"), device)
-    rows = backend.whole()
+    rows = backend.full_batch()
     backend.close()
     return rows
 

@@ -33,7 +33,7 @@ from data_prep.shards import remove_sidecars, write_shards
 from data_prep.sources import AUTO, Fields, SplitName, open_sources
 from data_prep.stock import SPLITS, SampleListing, Samples, list_samples
 from udkd.data.dataset import DatasetFolder, Split
-from udkd.data.derived import DERIVED, discard
+from udkd.data.derived import DERIVED, remove_derived
 from udkd.data.header import FILE_NAME as HEADER_NAME
 from udkd.data.header import Encoder, Header, SplitHeader, content_digest
 from udkd.data.manifest import FILE_NAME as MANIFEST_NAME
@@ -290,7 +290,7 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for split in SPLITS:
         for name in DERIVED:
-            discard(folder / split, name)
+            remove_derived(folder / split, name)
         for pattern in SPLIT_FILES:
             for path in (folder / split).glob(pattern):
                 path.unlink()

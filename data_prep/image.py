@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from data_prep.headers import mended
 from data_prep.huffman import DamagedScan, check_baseline
 from data_prep.jpeg import DamagedJpeg, decode, is_too_odd, read_frame, repair
-from udkd.data.image_files import PIXEL_LIMIT, BadImage, open_image, reason, to_rgb
+from udkd.data.image_files import PIXEL_LIMIT, BadImage, failure_text, open_image, to_rgb
 from udkd.utils.crc32c import crc32c
 
 __all__ = ["PIXEL_LIMIT", "BadImage", "PixelSettings", "Prepared", "prepare"]
@@ -121,7 +121,7 @@ def _jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[byt
                 return b"", *_odd(data, image)
             saved = repair(whole, damage) if settings.repair else None
             if saved is None:
-                raise BadImage(reason("damaged JPEG", damage)) from None
+                raise BadImage(failure_text("damaged JPEG", damage)) from None
             found, note = saved
             notes.append(note)
             if isinstance(found, np.ndarray):
@@ -154,7 +154,7 @@ def _odd(data: bytes, image: Image.Image) -> tuple[Image.Image, list[str]]:
         data, notes = mended(data)
         check_baseline(data)
     except DamagedScan as error:
-        raise BadImage(reason("damaged JPEG", error)) from None
+        raise BadImage(failure_text("damaged JPEG", error)) from None
     return rgb, [*notes, ODD]
 
 

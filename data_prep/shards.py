@@ -12,7 +12,7 @@ from PIL import features
 from data_prep.image import PixelSettings, Prepared
 from data_prep.pool import Pool
 from data_prep.prepare import PrepareJob, Sample
-from udkd.data.manifest import Columns, ColumnsBuilder, Row, columns_of
+from udkd.data.manifest import Columns, ColumnsBuilder, ManifestRow, rows_to_columns
 from udkd.data.shards import ShardWriter, shard_name
 from udkd.utils.files import write_json
 from udkd.utils.progress import Observer
@@ -79,13 +79,13 @@ def _prepared(
 
 
 def _write(folder: Path, shard: _Shard, prepared: Iterator[tuple[Sample, Prepared | str]], observer: Observer) -> Columns:
-    rows: list[Row] = []
+    rows: list[ManifestRow] = []
     with ShardWriter(folder, shard.number) as writer:
         for sample_id, expected in enumerate(shard.samples, shard.first):
             sample, result = next(prepared)
             assert sample == expected  # one image under another's id would poison labels and cached targets silently
             if isinstance(result, str):
-                rows.append(Row(label=sample.label, source=sample.source, excluded=True, note=result))
+                rows.append(ManifestRow(label=sample.label, source=sample.source, excluded=True, note=result))
             else:
                 rows.append(_row(sample, result, shard.number, writer.add(sample_id, result.jpeg, sample.label)))
             observer.advance(1)
@@ -94,11 +94,11 @@ def _write(folder: Path, shard: _Shard, prepared: Iterator[tuple[Sample, Prepare
         _sidecar(folder, shard.number),
         {"key": shard.key, "repair": shard.repair, "tar_bytes": _tar_bytes(folder, shard.number), "rows": packed},
     )
-    return columns_of(rows)
+    return rows_to_columns(rows)
 
 
-def _row(sample: Sample, prepared: Prepared, shard: int, offset: int) -> Row:
-    return Row(
+def _row(sample: Sample, prepared: Prepared, shard: int, offset: int) -> ManifestRow:
+    return ManifestRow(
         label=sample.label,
         source=sample.source,
         source_height=prepared.source_height,
@@ -136,10 +136,10 @@ def _finished(folder: Path, shard: _Shard) -> Columns | None:
         found = json.loads(_sidecar(folder, shard.number).read_bytes())
         if found["key"] != shard.key or found["tar_bytes"] != _tar_bytes(folder, shard.number):
             return None
-        rows = [Row(**fields | {"sha256": bytes.fromhex(fields["sha256"])}) for fields in found["rows"]]
+        rows = [ManifestRow(**fields | {"sha256": bytes.fromhex(fields["sha256"])}) for fields in found["rows"]]
         # Whether bad images are repaired matters only where there is one: whoever asks for it late need not wait for all.
         touched = any(row.excluded or "repaired:" in row.note for row in rows)
-        return None if touched and found["repair"] != shard.repair else columns_of(rows)
+        return None if touched and found["repair"] != shard.repair else rows_to_columns(rows)
     except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
         return None
 

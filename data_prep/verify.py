@@ -10,7 +10,7 @@ import numpy as np
 from data_prep.derived import DERIVED_FORMATS
 from data_prep.report import report_problems
 from udkd.data.dataset import DatasetFolder, Split
-from udkd.data.derived import DERIVED, unfinished
+from udkd.data.derived import DERIVED, unfinished_files
 from udkd.data.header import FILE_NAME as HEADER_NAME
 from udkd.data.header import read_header
 from udkd.data.shards import ShardPacker, read_sample, shard_name
@@ -62,7 +62,7 @@ def _orphans(split: Split, name: str) -> Iterator[str]:
 
 def _unfinished(split: Split, name: str) -> Iterator[str]:
     """Files under the temporary names of a derived format: a derive that was killed leaves them."""
-    for path in unfinished(split.path, name):
+    for path in unfinished_files(split.path, name):
         yield (
             f"{path} is half of a file; expected none, a derive was killed; "
             f"write the format anew with udkd-prep derive --formats {name}, or remove it"
@@ -73,7 +73,7 @@ def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
     numbers = np.unique(split.shard[split.ids])
     wanted = {f"{shard_name(number)}{ending}" for number in numbers.tolist() for ending in (".tar", ".idx")}
     derived = {path for files in DERIVED.values() for pattern in files.data for path in split.path.glob(pattern)}
-    derived |= {path for name in DERIVED for path in unfinished(split.path, name)}
+    derived |= {path for name in DERIVED for path in unfinished_files(split.path, name)}
     extra = {path.name for path in set(split.path.glob("samples-*")) - derived} - wanted
     yield from (f"{split.path / name} belongs to no sample; expected only the manifest's shards" for name in sorted(extra))
     for number in numbers.tolist():

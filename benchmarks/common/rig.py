@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from udkd.augment.apply import ViewTable
-from udkd.augment.views import draw
+from udkd.augment.views import draw_views
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
@@ -127,7 +127,7 @@ def recorder(device: torch.device) -> CudaGraphCapture:
 def view_table(recipe: Recipe, count: int, side: int, device: torch.device) -> ViewTable:
     """The training views of `count` samples whose originals were ImageNet's commonest size."""
     sizes = np.tile(np.array([375, 500, side, side]), (count, 1))
-    return ViewTable.of(draw(recipe.views.spec, 0, 0, np.arange(count, dtype=np.int64), sizes), device)
+    return ViewTable.of(draw_views(recipe.views.spec, 0, 0, np.arange(count, dtype=np.int64), sizes), device)
 
 
 def made_up_targets(count: int, device: torch.device) -> DeviceTable:

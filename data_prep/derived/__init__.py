@@ -13,7 +13,7 @@ from data_prep.derived.resident import RESIDENT
 from data_prep.derived.tfrecord import TFRECORD
 from data_prep.pool import kept_workers
 from udkd.data.dataset import DatasetFolder
-from udkd.data.derived import DERIVED, derived_files, discard
+from udkd.data.derived import DERIVED, derived_files, remove_derived
 from udkd.data.header import Fit
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.progress import Observer
@@ -85,7 +85,7 @@ def discard_formats(dataset: DatasetFolder, names: Iterable[str]) -> None:
     """Remove formats, finished or not: an old one must not take the room that the new one needs."""
     for split in dataset.splits.values():
         for name in names:
-            discard(split.path, name)
+            remove_derived(split.path, name)
 
 
 @kept_workers()
@@ -110,5 +110,5 @@ def derive_formats(dataset: DatasetFolder, names: Iterable[str], *, workers: int
 def _read_everything(dataset: DatasetFolder) -> None:
     """Raise DataError for a damaged sample now: after a format is gone it would be too late, as nothing could write it anew."""
     for split in dataset.splits.values():
-        for _ in split.read_some(split.ids):
+        for _ in split.read_many(split.ids):
             pass

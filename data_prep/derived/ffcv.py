@@ -15,7 +15,7 @@ import numpy as np
 from data_prep.derived.derived import DatasetSize, DerivedFormat
 from udkd.data.beton import FIELDS, FILE_NAME, import_ffcv
 from udkd.data.dataset import DatasetFolder, Split
-from udkd.data.derived import FileSum, damage, discard, seal
+from udkd.data.derived import FileDigest, find_damage, remove_derived, seal
 from udkd.utils.errors import DataError
 from udkd.utils.files import fsync_folder
 from udkd.utils.progress import Observer
@@ -50,12 +50,12 @@ def derive_ffcv(dataset: DatasetFolder, workers: int, observer: Observer) -> Non
     ffcv = import_ffcv()
     observer.start("ffcv", sum(len(split.ids) for split in dataset.splits.values()), "images")
     for split in dataset.splits.values():
-        discard(split.path, "ffcv")
+        remove_derived(split.path, "ffcv")
         try:
             path = _pack(ffcv, split, observer)
-            seal(split.path, "ffcv", digest=split.digest, files={path.name: FileSum.of(path)})
+            seal(split.path, "ffcv", digest=split.digest, files={path.name: FileDigest.of(path)})
         except BaseException:
-            discard(split.path, "ffcv")
+            remove_derived(split.path, "ffcv")
             raise
     observer.finish()
 
@@ -152,7 +152,7 @@ def _page_bytes(split: Split) -> int:
 
 def problems(split: Split) -> Iterator[str]:
     """Every byte held against the description."""
-    yield from damage(split.path, "ffcv", digest=split.digest)
+    yield from find_damage(split.path, "ffcv", digest=split.digest)
 
 
 FFCV = DerivedFormat(

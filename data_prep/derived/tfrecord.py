@@ -18,7 +18,7 @@ from data_prep.derived.derived import DatasetSize, DerivedFormat, nothing_requir
 from data_prep.derived.stored import StoredSample, stored_samples
 from data_prep.pool import Pool
 from udkd.data.dataset import DatasetFolder, Split
-from udkd.data.derived import FileSum, damage, seal
+from udkd.data.derived import FileDigest, find_damage, seal
 from udkd.data.shards import shard_name
 from udkd.utils.crc32c import crc32c
 from udkd.utils.files import atomic_write, write_bytes
@@ -78,9 +78,9 @@ class RecordWriter:
         self._index.append(f"{self._position} {size}\n")
         self._position += size
 
-    def sums(self) -> tuple[FileSum, bytes]:
+    def sums(self) -> tuple[FileDigest, bytes]:
         """What the file is to be, and the text of its index."""
-        return FileSum(size=self._position, sha256=self._digest.hexdigest()), "".join(self._index).encode()
+        return FileDigest(size=self._position, sha256=self._digest.hexdigest()), "".join(self._index).encode()
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class ShardTask:
     samples: Sequence[StoredSample]
 
 
-def pack_shard(task: ShardTask) -> dict[str, FileSum]:
+def pack_shard(task: ShardTask) -> dict[str, FileDigest]:
     """Write a shard's TFRecord and its index; their names and sums. Raises DataError for a damaged sample, and OSError."""
     path = task.folder / f"{shard_name(task.number)}.tfrecord"
     with atomic_write(path) as file:
@@ -102,7 +102,7 @@ def pack_shard(task: ShardTask) -> dict[str, FileSum]:
         records, index = writer.sums()
     index_path = path.with_name(path.name + ".idx")
     write_bytes(index_path, index)
-    return {path.name: records, index_path.name: FileSum(size=len(index), sha256=hashlib.sha256(index).hexdigest())}
+    return {path.name: records, index_path.name: FileDigest(size=len(index), sha256=hashlib.sha256(index).hexdigest())}
 
 
 def derive_tfrecord(dataset: DatasetFolder, workers: int, observer: Observer) -> None:
@@ -110,7 +110,7 @@ def derive_tfrecord(dataset: DatasetFolder, workers: int, observer: Observer) ->
     observer.start(NAME, sum(len(split.ids) for split in dataset.splits.values()), "images")
     with Pool(pack_shard, workers) as pool:
         for split in dataset.splits.values():
-            files: dict[str, FileSum] = {}
+            files: dict[str, FileDigest] = {}
             shards = list(_shards(split))
             tasks = (ShardTask(split.path, number, stored_samples(split, ids)) for number, ids in shards)
             for (_, ids), sums in zip(shards, pool.ordered(tasks), strict=True):
@@ -139,7 +139,7 @@ def size_line(volume: DatasetSize) -> str:
 
 def problems(split: Split) -> Iterator[str]:
     """Every byte of the files held against tfrecord.json."""
-    yield from damage(split.path, NAME, digest=split.digest)
+    yield from find_damage(split.path, NAME, digest=split.digest)
 
 
 TFRECORD = DerivedFormat(

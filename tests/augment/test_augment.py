@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional as F
 from tests.augment.view_hashes import SAMPLES, TINY, VIEWS, bank, digest_of_all, hashes
 from udkd.augment import apply as augment
 from udkd.augment.apply import MEAN, STD, WEIGHT_BITS, ViewTable, apply, finish, pixels, taps
-from udkd.augment.views import BRIGHTNESS, CONTRAST, SATURATION, SUBPIXELS, Views, ViewSpec, draw
+from udkd.augment.views import BRIGHTNESS, CONTRAST, SATURATION, SUBPIXELS, Views, ViewSpec, draw_views
 
 PAPER = ViewSpec(size_px=32, resize_px=36, brightness=0.4, contrast=0.4, saturation=0.4)
 Window = tuple[int, int, int, int]
@@ -148,7 +148,7 @@ def test_resize_then_crop_is_torchvision_s_resize_and_crop(scheme: str) -> None:
         resized = size + int(rng.integers(0, 9))
         spec = ViewSpec(scheme=scheme, size_px=size, resize_px=resized, flip=0.0)  # type: ignore[arg-type]
         image = (picture, grain)[n % 2](height, width, n)
-        views = draw(spec, 0, 0, np.array([n]), np.array([[height, width, height, width]]))
+        views = draw_views(spec, 0, 0, np.array([n]), np.array([[height, width, height, width]]))
         ours = pixels(on_canvas(image, 128), ViewTable.of(views), size)[0]
         whole = F.resize(image.permute(2, 0, 1), [resized] * (2 if scheme == "centre_squash" else 1), antialias=True)
         if scheme == "random":
@@ -201,7 +201,7 @@ def test_pixels_are_the_integers_of_the_definition(spec: ViewSpec) -> None:
     spec = replace(spec, size_px=9, resize_px=11)
     sizes = [(20, 24, 20, 24), (375, 500, 24, 24), (1, 20_000, 1, 24), (3, 1, 3, 1), (1, 1, 24, 24), (7, 24, 7, 24)]
     for n, size in enumerate(sizes * 3):
-        views = draw(spec, 1, 2, np.array([n]), np.array([size]))
+        views = draw_views(spec, 1, 2, np.array([n]), np.array([size]))
         canvas = on_canvas(grain(size[2], size[3], n), 24)
         want = exact_pixels(canvas[0].numpy(), views, 9)
         assert np.array_equal(pixels(canvas, ViewTable.of(views), 9)[0].numpy(), want), size
@@ -239,7 +239,7 @@ def test_what_lies_beside_the_image_is_never_read() -> None:
     """The rest of a canvas is zeros by contract; here it is white, then black: the view must not tell."""
     for spec in SPECS:
         sizes = np.array([(20, 30, 20, 30), (1, 40, 1, 40), (40, 3, 40, 3), (100, 300, 15, 40)])
-        views = ViewTable.of(draw(spec, 0, 0, np.arange(4), sizes))
+        views = ViewTable.of(draw_views(spec, 0, 0, np.arange(4), sizes))
         white = torch.cat([on_canvas(grain(int(h), int(w)), 40) for _, _, h, w in sizes])
         black = white.clone()
         for canvas, (_, _, height, width) in zip(black, sizes, strict=True):
@@ -324,7 +324,7 @@ class FewerBits(TorchDispatchMode):
 def test_no_product_that_a_processor_may_shorten(bits: int) -> None:
     """What only some processors do, done here: no pixel moves, as there is no such product, in a compiled graph neither."""
     canvas, sizes = bank()
-    views = ViewTable.of(draw(TINY, 0, 0, np.arange(64), sizes[:64]))
+    views = ViewTable.of(draw_views(TINY, 0, 0, np.arange(64), sizes[:64]))
     want = apply(canvas[:64], views, TINY)
     with FewerBits(bits) as mode:
         short = torch.full((1, 1), 2.0**bits + 1) @ torch.ones(1, 1)
@@ -377,7 +377,7 @@ def process_as_it_was() -> Iterator[None]:
 def test_no_setting_of_the_process_moves_a_bit(switch: str) -> None:
     """Neither of the pixels nor of jitter and normalisation."""
     canvas, sizes = bank()
-    canvas, views = canvas[:64], ViewTable.of(draw(TINY, 0, 0, np.arange(64), sizes[:64]))
+    canvas, views = canvas[:64], ViewTable.of(draw_views(TINY, 0, 0, np.arange(64), sizes[:64]))
     want = apply(canvas, views, TINY)
     if switch == "strided":
         canvas = canvas.repeat_interleave(2, dim=1)[:, ::2]
@@ -389,7 +389,7 @@ def test_no_setting_of_the_process_moves_a_bit(switch: str) -> None:
 @pytest.mark.usefixtures("process_as_it_was")
 def test_no_setting_moves_a_bit_of_what_is_compiled_under_it() -> None:
     canvas, sizes = bank()
-    canvas, views = canvas[:64], ViewTable.of(draw(TINY, 0, 0, np.arange(64), sizes[:64]))
+    canvas, views = canvas[:64], ViewTable.of(draw_views(TINY, 0, 0, np.arange(64), sizes[:64]))
     want = apply(canvas, views, TINY)
     for switch in ("medium", "deterministic", "denormals", "autocast", "default float64", ".fp32_precision=bf16"):
         SWITCHES[switch]()
@@ -399,7 +399,7 @@ def test_no_setting_moves_a_bit_of_what_is_compiled_under_it() -> None:
 def test_network_input_does_not_depend_on_its_batch() -> None:
     """Jitter and normalisation in float32 too: a cache is built in blocks, a live teacher asked in batches."""
     canvas, sizes = bank()
-    views = ViewTable.of(draw(TINY, 0, 0, np.arange(SAMPLES), sizes))
+    views = ViewTable.of(draw_views(TINY, 0, 0, np.arange(SAMPLES), sizes))
     whole = apply(canvas, views, TINY)
     order = torch.from_numpy(np.random.default_rng(5).permutation(SAMPLES))
     before = torch.get_num_threads()
@@ -416,7 +416,7 @@ def test_larger_views_do_not_depend_on_their_batch(size: int) -> None:
     """Sizes at which sums are split over vector units and threads."""
     spec = replace(PAPER, size_px=size)
     canvas = torch.stack([picture(64, 64, n) for n in range(6)])
-    views = ViewTable.of(draw(spec, 0, 0, np.arange(6), np.tile([64, 64, 64, 64], (6, 1))))
+    views = ViewTable.of(draw_views(spec, 0, 0, np.arange(6), np.tile([64, 64, 64, 64], (6, 1))))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     whole = apply(canvas, views, spec)
@@ -484,7 +484,7 @@ def test_no_jitter_is_normalised_pixels() -> None:
 
 def test_apply_is_pixels_then_finish() -> None:
     canvas, sizes = bank()
-    views = ViewTable.of(draw(TINY, 0, 0, np.arange(9), sizes[:9]))
+    views = ViewTable.of(draw_views(TINY, 0, 0, np.arange(9), sizes[:9]))
     plain = replace(TINY, brightness=0.0, contrast=0.0, saturation=0.0)
     for spec in (TINY, plain):
         want = finish(pixels(canvas[:9], views, 12), views, jitter=spec.jitters)
@@ -493,7 +493,7 @@ def test_apply_is_pixels_then_finish() -> None:
 
 
 def test_a_table_keeps_its_types_and_gathers_rows() -> None:
-    views = draw(PAPER, 0, 0, np.arange(5), np.tile([30, 40, 30, 40], (5, 1)))
+    views = draw_views(PAPER, 0, 0, np.arange(5), np.tile([30, 40, 30, 40], (5, 1)))
     whole, rows = ViewTable.of(views), torch.tensor([3, 3, 0])
     for field in fields(ViewTable):
         assert torch.equal(getattr(whole.gather(rows), field.name), getattr(whole, field.name)[rows])

@@ -9,7 +9,7 @@ import torch
 from udkd.augment import view_table as epoch_views
 from udkd.augment.apply import ViewTable, pixels
 from udkd.augment.view_table import EpochViews
-from udkd.augment.views import ViewSpec, draw
+from udkd.augment.views import ViewSpec, draw_views
 
 SPEC = ViewSpec(size_px=16, brightness=0.4)
 
@@ -25,7 +25,7 @@ def test_a_row_is_the_sample_s_view() -> None:
     some = split(50, excluded=(0, 7, 49))
     whole = EpochViews(SPEC, 5, some, torch.device("cpu")).table(3)  # type: ignore[arg-type]
     ids = np.flatnonzero(~some.excluded)[::-1].copy()
-    want = ViewTable.of(draw(SPEC, 5, 3, ids, some.sizes[ids]))
+    want = ViewTable.of(draw_views(SPEC, 5, 3, ids, some.sizes[ids]))
     for field in fields(ViewTable):
         assert torch.equal(getattr(whole.gather(torch.from_numpy(ids)), field.name), getattr(want, field.name)), field.name
 
@@ -40,9 +40,9 @@ def test_two_tables_are_kept(monkeypatch) -> None:  # type: ignore[no-untyped-de
 
     def counted(spec, seed, view, ids, sizes):  # type: ignore[no-untyped-def]
         calls.append(view)
-        return draw(spec, seed, view, ids, sizes)
+        return draw_views(spec, seed, view, ids, sizes)
 
-    monkeypatch.setattr(epoch_views, "draw", counted)
+    monkeypatch.setattr(epoch_views, "draw_views", counted)
     views = EpochViews(SPEC, 5, split(4), torch.device("cpu"))  # type: ignore[arg-type]
     for view in (0, 1, 0, 1, 2, 1, 0):
         views.table(view)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from tests.utils.slow_hash import slow_key, slow_uniform
-from udkd.augment.views import BRIGHTNESS, CONTRAST, SATURATION, SUBPIXELS, Views, ViewSpec, _exp, draw
+from udkd.augment.views import BRIGHTNESS, CONTRAST, SATURATION, SUBPIXELS, Views, ViewSpec, _exp, draw_views
 from udkd.utils.errors import ConfigError
 
 PAPER = ViewSpec(brightness=0.4, contrast=0.4, saturation=0.4)
@@ -40,7 +40,7 @@ def as_stored(sizes: list[tuple[int, int]], side: int = 0) -> np.ndarray:
 
 
 def drawn(spec: ViewSpec, sizes: list[tuple[int, int]], seed: int = 0, view: int = 0, side: int = 0) -> Views:
-    return draw(spec, seed, view, np.arange(len(sizes)), as_stored(sizes, side))
+    return draw_views(spec, seed, view, np.arange(len(sizes)), as_stored(sizes, side))
 
 
 class SlowStream:
@@ -140,7 +140,7 @@ FACTOR = [
 def test_golden_values(name: str) -> None:
     """A whole image, one of 1 x 20,000 px scaled down to 512, one squashed: if these move, raise VERSION."""
     sizes = np.array([(375, 500, 375, 500), (1, 20_000, 1, 512), (333, 251, 256, 256)])
-    views = draw(SPECS[name], 11, 2, np.array([3, 0, 99_999]), sizes)
+    views = draw_views(SPECS[name], 11, 2, np.array([3, 0, 99_999]), sizes)
     window, bounds = GOLDEN[name]
     flips = [False, True, True] if SPECS[name].flip else [False] * 3
     factor = FACTOR if SPECS[name].jitters else [[1.0] * 3] * 3
@@ -154,9 +154,9 @@ def test_a_sample_s_view_is_its_own(name: str) -> None:
     """Whoever else is drawn, in whatever order, and whatever width the integers of the sizes have."""
     rng = np.random.default_rng(2)
     sizes = np.concatenate([rng.integers(1, 600, (300, 2))] * 2, axis=1)
-    whole = draw(SPECS[name], 5, 1, np.arange(300), sizes)
+    whole = draw_views(SPECS[name], 5, 1, np.arange(300), sizes)
     for ids in (rng.permutation(300), rng.choice(300, 40), np.array([299]), np.zeros(0, np.int64)):
-        part = draw(SPECS[name], 5, 1, ids, sizes[ids].astype(np.uint16))
+        part = draw_views(SPECS[name], 5, 1, ids, sizes[ids].astype(np.uint16))
         for field in ("window", "bounds", "flip", "kind", "factor"):
             assert np.array_equal(getattr(part, field), getattr(whole, field)[ids]), field
         assert len(part) == len(ids)
@@ -196,7 +196,7 @@ def test_every_window_is_inside(height: int, width: int, side: int, name: str, s
     spec = SPECS[name]
     stored = (side or height, side or width)
     ids = np.arange(20)
-    views = draw(spec, seed, 0, ids, np.tile([height, width, *stored], (20, 1)))
+    views = draw_views(spec, seed, 0, ids, np.tile([height, width, *stored], (20, 1)))
     top, left, tall, wide = views.window.T
     low_y, low_x, high_y, high_x = views.bounds.T
     limit = np.array(stored) * SUBPIXELS

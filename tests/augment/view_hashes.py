@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from udkd.augment.apply import ViewTable, pixels
-from udkd.augment.views import ViewSpec, draw
+from udkd.augment.views import ViewSpec, draw_views
 
 SAMPLES, VIEWS, SIDE = 2_500, 4, 28
 TINY = ViewSpec(size_px=12, resize_px=14, brightness=0.4, contrast=0.4, saturation=0.4)
@@ -32,10 +32,10 @@ def hashes(order: np.ndarray, batch: int, make: object = pixels, *, at_once: boo
     canvas, sizes = bank()
     found = {}
     for view in range(VIEWS):
-        whole = ViewTable.of(draw(TINY, 0, view, np.arange(SAMPLES), sizes)) if at_once else None
+        whole = ViewTable.of(draw_views(TINY, 0, view, np.arange(SAMPLES), sizes)) if at_once else None
         for ids in np.split(order, range(batch, len(order), batch)):
             rows = torch.from_numpy(ids)
-            views = whole.gather(rows) if whole else ViewTable.of(draw(TINY, 0, view, ids, sizes[ids]))
+            views = whole.gather(rows) if whole else ViewTable.of(draw_views(TINY, 0, view, ids, sizes[ids]))
             found |= {
                 (view, int(n)): digest
                 for n, digest in zip(ids, sha256s(make(canvas[rows], views, TINY.size_px)), strict=True)  # type: ignore[operator]

@@ -16,11 +16,11 @@ from udkd.cli.cache import cache_app
 from udkd.config.loading import load_recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
-from udkd.teacher.cache.verify import compare
+from udkd.teacher.cache.verify import compare_with_teacher
 from udkd.teacher.cache.view_file import ViewFile, block_checksum, view_path
 from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.predict import ask
+from udkd.teacher.predict import predict_blocks
 from udkd.utils import terminal
 from udkd.utils.errors import CacheError, ConfigError, MismatchError
 
@@ -94,7 +94,7 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
 
     (cache / "view-1.udkd").write_bytes(b"")
     code, _, err = call(capsys, "verify", cache)
-    assert (code, "view-1.udkd is no part of a cache" in err) == (1, True)
+    assert (code, "view-1.udkd is not part of a cache" in err) == (1, True)
     (cache / "view-1.udkd").unlink()
     for view in (0, 1):  # the last one too
         kept = view_path(cache, view).rename(tmp_path / "kept")
@@ -128,14 +128,16 @@ def test_a_key_that_asks_for_too_much_is_refused_before_anything_is_computed(tmp
 
     def recompute(**key: object) -> None:
         changed = dataclasses.replace(cache, key=dataclasses.replace(cache.key, **key))  # type: ignore[arg-type]
-        compare(changed, dataset=dataset, teachers=[teacher], count=3, seed=0, device=torch.device("cpu"), backend="folder")
+        compare_with_teacher(
+            changed, dataset=dataset, teachers=[teacher], count=3, seed=0, device=torch.device("cpu"), backend="folder"
+        )
 
     with pytest.raises(CacheError, match=r"was built with 60000 threads in batches of \d+ images of 32 px"):
         recompute(threads=60_000)
-    with pytest.raises(CacheError, match=r"teacher\.batch_size is 2147483647; .* no recipe asks for such a cache"):
+    with pytest.raises(CacheError, match=r"teacher\.batch_size is 2147483647; .* no recipe leads to such a cache"):
         recompute(teacher_batch=2**31 - 1)
     for views in ({"scale": [-1.0, 5.0]}, {"ratio": [0, 0]}, {"size_px": -3}, {"size_px": "32"}, {"scheme": "spiral"}):
-        with pytest.raises(CacheError, match="no recipe asks for such a cache"):
+        with pytest.raises(CacheError, match="no recipe leads to such a cache"):
             recompute(views=cache.key.views | views)
     with pytest.raises(MismatchError, match="num_classes"):
         recompute(num_classes=10**9)
@@ -199,7 +201,7 @@ def predictions(
     )
     with contextlib.closing(open_backend("folder", split, cpu)) as backend:
         ensemble = TeacherEnsemble.load([teacher], rules, dataset, cpu)
-        (answer,) = ask(ensemble, backend, split, rules.teacher_spec, 0, 0, [split.ids], exactly=True)
+        (answer,) = predict_blocks(ensemble, backend, split, rules.teacher_spec, 0, 0, [split.ids], unrounded=True)
     p = torch.softmax(answer.logits.double(), -1)
     return p, 1 + (p * p.log()).sum(-1) / math.log(p.shape[1])
 

@@ -96,11 +96,11 @@ def test_mistakes_in_naming_things(
         refused(train(*data, "--device", "cuda"), "PyTorch sees 0 GPUs; expected one of those; use --device")
     refused(here("eval", tmp_path / "nowhere"), "nowhere is no run")
     refused(here("report", tmp_path / "nowhere"), "nowhere is no run")
-    refused(here("cache", "build", dataset.path, tmp_path / "empty", out, "--recipe", "smoke"), "empty is no teacher")
+    refused(here("cache", "build", dataset.path, tmp_path / "empty", out, "--recipe", "smoke"), "empty is not a teacher")
     refused(here("cache", "build", dataset.path, teacher.path, out, "--views", "many"), "--views 'many'; expected eval")
     refused(here("teacher", "fit", tmp_path / "nowhere", out), "nowhere is not a folder")
     refused(here("teacher", "fit", dataset.path, tmp_path / "file"), "file is a file; expected a folder to make")
-    refused(here("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is no file; expected ")
+    refused(here("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is not a file; expected ")
     refused(here("teacher", "import", dataset.path, out, "--student", "a"), "--student a without --run")
     refused(here("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is no run")
     refused(here("teacher", "import", dataset.path, out, "--run", out, "--weights", out), "--run and --weights are both given")
@@ -392,7 +392,7 @@ def test_ctrl_c_while_a_teacher_is_fitted(call: Call, capsys: pytest.CaptureFixt
     assert "Traceback" not in stopped.err
     assert "continues" in stopped.last
     build_arguments = ("cache", "build", dataset.path, tmp_path / "t", tmp_path / "c", "--recipe", "smoke")
-    failed(inside(capsys, *build_arguments), "is no teacher")
+    failed(inside(capsys, *build_arguments), "is not a teacher")
     failed(inside(capsys, *arguments), "already holds a run; expected a new folder; go on with --resume")
     result = call(*arguments, "--resume")
     assert result.code == 0, result

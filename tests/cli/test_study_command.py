@@ -12,7 +12,7 @@ from tests.cli.commands import Command, inside, refused, run, start
 from tests.patience import until
 from tests.small import make_dataset, make_teacher
 from udkd.data.dataset import DatasetFolder
-from udkd.models.build import size_of
+from udkd.models.build import parameter_count
 from udkd.study.spec import load_study
 from udkd.teacher.folder import TeacherFolder
 
@@ -113,7 +113,7 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     refused(here("study", grid, *arguments, "--set", "loss.alpa=3"), "loss.alpa is not a key of a recipe")
     refused(here("study", grid, *arguments, "--recipe", "nothing"), "recipe 'nothing' not found")
     refused(here("study", grid, "--data", tmp_path, "--out", tmp_path / "o"), "holds no dataset.json")
-    refused(here("study", grid, *arguments, "--teacher", tmp_path), "is no teacher")
+    refused(here("study", grid, *arguments, "--teacher", tmp_path), "is not a teacher")
     assert not list((tmp_path / "o").glob("runs/*"))
 
 
@@ -155,6 +155,6 @@ def test_networks_are_measured_without_training(tmp_path: Path, dataset: Dataset
 
 def test_the_networks_of_table_4() -> None:
     """torchvision's published counts of parameters."""
-    counted = {arm.name: size_of(arm.students[0], 1000) for arm in load_study("table4").arms}
+    counted = {arm.name: parameter_count(arm.students[0], 1000) for arm in load_study("table4").arms}
     assert counted == {"ResNet-50": 25_557_032, "ResNet-18": 11_689_512, "MobileNetV2": 3_504_872}
     assert [round(25_557_032 / counted[name], 2) for name in ("ResNet-18", "MobileNetV2")] == [2.19, 7.29]

@@ -30,7 +30,7 @@ from udkd.data.backends import dali as dali_backend
 from udkd.data.backends import ffcv as ffcv_backend
 from udkd.data.backends import folder as folder_backend
 from udkd.data.backends import registry
-from udkd.data.backends.registry import choose, open_backend
+from udkd.data.backends.registry import choose_backend, open_backend
 from udkd.data.batch import Backend, Batch
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.canvas import decode_canvas
@@ -253,8 +253,8 @@ def test_an_epoch_begins_at_any_step(backend: Backend, split: Split) -> None:
 READERS = {
     "resident": "udkd.data.backends.resident.ResidentBackend._read_rows",
     "ffcv": "udkd.data.backends.ffcv.FfcvBackend._decode",
-    "dali": "udkd.data.dataset.Split.read_some",
-    "folder": "udkd.data.dataset.Split.read_some",
+    "dali": "udkd.data.dataset.Split.read_many",
+    "folder": "udkd.data.dataset.Split.read_many",
 }
 
 
@@ -500,10 +500,10 @@ def test_names(dataset: DatasetFolder, source: Path, tmp_path: Path) -> None:
     split = dataset.split("val")
     with pytest.raises(ConfigError, match="'fast' is unknown; expected auto, "):
         open_backend("fast", split, CPU)
-    assert choose("auto", split, CPU)[0] == "resident"
-    assert choose("folder", split, CPU) == ("folder", "it was asked for")
+    assert choose_backend("auto", split, CPU)[0] == "resident"
+    assert choose_backend("folder", split, CPU) == ("folder", "it was requested")
     bare = convert([source], tmp_path / "bare", ConvertSettings(side=SIDE, on_bad="skip", formats=()), SILENT).split("val")
-    chosen, why = choose("auto", bare, CPU)
+    chosen, why = choose_backend("auto", bare, CPU)
     assert chosen == "folder"
     assert "udkd-prep derive" in why
     with pytest.raises(DataError, match="no resident format"):
@@ -511,6 +511,24 @@ def test_names(dataset: DatasetFolder, source: Path, tmp_path: Path) -> None:
     if HAS_FFCV:
         with pytest.raises(DataError, match=r"no format ffcv; expected beton.json; write it with udkd-prep derive"):
             open_backend("ffcv", bare, CPU)
+
+
+def test_a_backend_from_outside_the_package(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One registration: it opens by name, a recipe may name it, and it is not among those that "auto" tries."""
+    monkeypatch.setattr(registry, "_OPENERS", dict(registry._OPENERS))
+
+    @registry.register("mine")
+    def open_mine(split: Split, device: torch.device, *, workers: int) -> Backend:
+        return folder_backend.FolderBackend(split, device, workers=workers)
+
+    lines: list[str] = []
+    observer = SimpleNamespace(note=lines.append)
+    backend = open_backend("mine", split, CPU, workers=1, observer=observer)  # type: ignore[arg-type]
+    (batch,) = backend.epoch(split.ids[:3], 3)
+    assert np.array_equal(batch.canvas.numpy(), np.stack([split.pixels(int(n)) for n in split.ids[:3]]))
+    assert lines == [f"{split.name} images: mine backend, because it was requested"]
+    assert small_recipe("data.backend=mine").data.backend == "mine"
+    assert choose_backend("auto", split, CPU)[0] == "resident"
 
 
 def test_free_memory_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,22 +544,22 @@ def test_auto_takes_the_fastest_that_is_there(split: Split, monkeypatch: pytest.
     installed = {"ffcv", "nvidia.dali"}
     free = [10**12]
     monkeypatch.setattr(registry, "_installed", lambda package: package in installed)
-    monkeypatch.setattr(dali_backend, "import_dali", lambda: None)
+    monkeypatch.setattr(registry, "import_dali", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**12))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free[0]))
-    assert choose("auto", split, CPU)[0] == choose("auto", split, cuda)[0] == "resident"
+    assert choose_backend("auto", split, CPU)[0] == choose_backend("auto", split, cuda)[0] == "resident"
     free[0] = split.num_samples * SIDE * SIDE * 3
-    assert choose("auto", split, cuda) == (
+    assert choose_backend("auto", split, cuda) == (
         "dali",
         "canvas.npy takes 0.0 GB, more than fits in 0.0 GB of free memory, and DALI decodes on the GPU",
     )
     if HAS_FFCV:
-        assert choose("auto", split, CPU)[0] == "ffcv"
+        assert choose_backend("auto", split, CPU)[0] == "ffcv"
         installed.remove("nvidia.dali")
-        assert choose("auto", split, cuda)[0] == "ffcv"
+        assert choose_backend("auto", split, cuda)[0] == "ffcv"
     installed.clear()
     for device in (CPU, cuda):
-        name, why = choose("auto", split, device)
+        name, why = choose_backend("auto", split, device)
         assert name == "folder"
         assert "FFCV is not installed" in why
         assert ("DALI is not installed" in why) == (device == cuda)
@@ -581,7 +599,7 @@ def test_auto_falls_through_a_package_that_does_not_load(
     (split.path / "canvas.json").unlink()
     (split.path / "beton.json").write_text("{}")
     for device, named in ((CPU, ("FFCV",)), (torch.device("cuda"), ("DALI", "FFCV"))):
-        name, why = choose("auto", split, device)
+        name, why = choose_backend("auto", split, device)
         assert name == "folder"
         assert all(f"{package} cannot be used (" in why for package in named)
         assert "\n" not in why
@@ -610,13 +628,13 @@ def test_a_canvas_of_other_data_is_refused(source: Path, tmp_path: Path) -> None
 def test_dali_itself_failing_is_one_line_that_names_the_sample(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes whose checksum is right and which no decoder takes: a converter with an error could leave them."""
     pytest.importorskip("nvidia.dali")
-    bad, read = int(split.ids[20]), Split.read_some
+    bad, read = int(split.ids[20]), Split.read_many
 
     def broken(self: Split, ids: np.ndarray) -> Iterator[bytes]:
         for sample_id, data in zip(ids.tolist(), read(self, ids), strict=True):
             yield b"\xff\xd8\xff and nothing more" if sample_id == bad else data
 
-    monkeypatch.setattr(Split, "read_some", broken)
+    monkeypatch.setattr(Split, "read_many", broken)
     backend = open_backend("dali", split, CPU, workers=2)
     for _ in range(2):
         batches = backend.epoch(split.ids, 8)

@@ -21,7 +21,7 @@ from tests.patience import patience
 from udkd.data.canvas import CanvasWriter
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.header import ClassName, Encoder, Header, SplitHeader, content_digest
-from udkd.data.manifest import Row, columns_of, read_manifest, write_manifest
+from udkd.data.manifest import ManifestRow, read_manifest, rows_to_columns, write_manifest
 from udkd.data.shards import OpenShards, ShardWriter
 from udkd.utils.crc32c import crc32c
 from udkd.utils.errors import DataError
@@ -51,12 +51,12 @@ def make(folder: Path, *, seed: int = 0, samples: int = 5) -> DatasetFolder:
                 for n in range(first, min(first + 2, samples)):
                     label = n * 2 // samples
                     if n == 2:
-                        rows.append(Row(label=label, source=f"c/{n}.jpg", excluded=True, note="truncated"))
+                        rows.append(ManifestRow(label=label, source=f"c/{n}.jpg", excluded=True, note="truncated"))
                         continue
                     height, width = int(rng.integers(1, SIDE + 1)), SIDE
                     data = jpeg(rng, height, width)
                     rows.append(
-                        Row(
+                        ManifestRow(
                             label=label,
  source=f"c/{n}.jpg",
  source_height=height * 3,
@@ -73,7 +73,7 @@ def make(folder: Path, *, seed: int = 0, samples: int = 5) -> DatasetFolder:
                         )
                     )  # fmt: skip
         path = split / "manifest.parquet"
-        write_manifest(path, columns_of(rows))
+        write_manifest(path, rows_to_columns(rows))
         headers[name] = SplitHeader(
             samples=samples, excluded=1, manifest_bytes=path.stat().st_size, manifest_sha256=sha256_file(path)
         )
@@ -147,7 +147,7 @@ def test_some_samples_at_once_with_few_files_open(tmp_path: Path, monkeypatch: p
     files = len(os.listdir("/proc/self/fd"))
     for order in (train.ids, train.ids[::-1], np.tile(train.ids[[0, 3, 1, 2]], 3)):
         most = 0
-        for n, data in zip(order.tolist(), train.read_some(order), strict=True):
+        for n, data in zip(order.tolist(), train.read_many(order), strict=True):
             assert data == train.read(n)
             most = max(most, len(os.listdir("/proc/self/fd")) - files)
         assert most == 2

@@ -21,7 +21,7 @@ from data_prep.verify import verify
 from tests.data.test_dataset import SIDE, edit, make, make_canvas
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
-from udkd.augment.views import ViewSpec, draw
+from udkd.augment.views import ViewSpec, draw_views
 from udkd.data import dataset as folder
 from udkd.data.backends.folder import FolderBackend
 from udkd.data.backends.resident import ResidentBackend
@@ -284,11 +284,11 @@ def test_a_sheet_of_a_wide_canvas_takes_what_its_images_take(tmp_path: Path, who
 def test_sources_of_any_size_have_views() -> None:
     sides = (1, 2, 3, 1000, 65_500, 2**20, 2**30)
     sizes = np.array([(h, w, max(1, min(h, s)), max(1, min(w, s))) for h in sides for w in sides for s in (1, 24, 65_500)])
-    views = draw(ViewSpec(), 0, 0, np.arange(len(sizes)), sizes)
+    views = draw_views(ViewSpec(), 0, 0, np.arange(len(sizes)), sizes)
     ends = views.window[:, :2] + views.window[:, 2:]
     assert (views.window >= 0).all()
     assert (ends <= sizes[:, 2:] * 65_536 + 1).all()
     assert (views.bounds[:, 2:] > views.bounds[:, :2]).all()
     assert (views.bounds[:, :2] < sizes[:, 2:] * 65_536).all()
     with pytest.raises(DataError, match=r"an image of 1 x 1,073,741,824 px is too long and thin to be resized to 256 px"):
-        draw(ViewSpec(scheme="centre"), 0, 0, np.arange(1), np.array([[1, 2**30, 1, 24]]))
+        draw_views(ViewSpec(scheme="centre"), 0, 0, np.arange(1), np.array([[1, 2**30, 1, 24]]))

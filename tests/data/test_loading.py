@@ -14,9 +14,9 @@ from tests.patience import patience
 from udkd.data.batch import Batch
 from udkd.data.loading import host_loader as host_feed
 from udkd.data.loading.buffers import BufferPool
-from udkd.data.loading.device_copies import CudaCopier, HostMemory, copied_ahead, onto
+from udkd.data.loading.device_copies import CudaCopier, HostMemory, copy_ahead, to_device
 from udkd.data.loading.host_loader import HostLoader
-from udkd.data.loading.threads import Work, in_threads
+from udkd.data.loading.threads import Work, run_in_threads
 
 CPU = torch.device("cpu")
 
@@ -33,14 +33,14 @@ def test_results_keep_their_order_however_long_each_takes(workers: int) -> None:
         time.sleep(0.002 * ((7 * n + 3 * m) % 5))
         return 10 * n + m
 
-    got = list(in_threads(pieces(12, part, 100, []), workers=workers, ahead_bytes=500, stage="test"))
+    got = list(run_in_threads(pieces(12, part, 100, []), workers=workers, ahead_bytes=500, stage="test"))
     assert got == [(n, [10 * n, 10 * n + 1, 10 * n + 2]) for n in range(12)]
 
 
 @pytest.mark.parametrize(("ahead_bytes", "most"), [(0, 2), (250, 2), (400, 4), (1000, 10)])
 def test_no_more_is_begun_than_the_bound_on_bytes_allows(ahead_bytes: int, most: int) -> None:
     started: list[int] = []
-    stream = in_threads(pieces(40, lambda n, m: n, 100, started), workers=4, ahead_bytes=ahead_bytes, stage="test")
+    stream = run_in_threads(pieces(40, lambda n, m: n, 100, started), workers=4, ahead_bytes=ahead_bytes, stage="test")
     for delivered, (n, _) in enumerate(stream, 1):
         assert n == delivered - 1
         assert len(started) - (delivered - 1) <= most
@@ -56,7 +56,7 @@ def test_a_failure_comes_at_its_turn_and_ends_everything() -> None:
         time.sleep(0.002)
         return n
 
-    stream = in_threads(pieces(20, part, 1, []), workers=3, ahead_bytes=100, stage="test")
+    stream = run_in_threads(pieces(20, part, 1, []), workers=3, ahead_bytes=100, stage="test")
     assert [next(stream)[0] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(KeyError):
         next(stream)
@@ -72,7 +72,7 @@ def test_leaving_early_does_not_begin_the_rest() -> None:
         done.append(n)
         return n
 
-    stream = in_threads(pieces(1000, part, 1, []), workers=2, ahead_bytes=10**6, stage="test")
+    stream = run_in_threads(pieces(1000, part, 1, []), workers=2, ahead_bytes=10**6, stage="test")
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert threading.active_count() == threads
@@ -155,7 +155,7 @@ class PredictionCollector:
 def test_copies_start_ahead_and_finish_where_they_are_used() -> None:
     copier = PredictionCollector()
     ids = []
-    for batch in copied_ahead(batches(20), copier, "test"):
+    for batch in copy_ahead(batches(20), copier, "test"):
         ids.append(int(batch.ids[0]))
         assert copier.finished == ids
         assert len(copier.started) <= len(ids) + 4  # two ready, one on its way, one in the consumer's hands
@@ -164,7 +164,7 @@ def test_copies_start_ahead_and_finish_where_they_are_used() -> None:
 
 def test_a_failure_behind_copies_comes_at_its_turn() -> None:
     threads = threading.active_count()
-    stream = copied_ahead(batches(20, broken=4), PredictionCollector(), "test")
+    stream = copy_ahead(batches(20, broken=4), PredictionCollector(), "test")
     assert [int(next(stream).ids[0]) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(KeyError):
         next(stream)
@@ -181,7 +181,7 @@ def test_leaving_copies_early_ends_their_source() -> None:
             ended.set()
 
     copier = PredictionCollector()
-    for _batch in copied_ahead(source(), copier, "test"):
+    for _batch in copy_ahead(source(), copier, "test"):
         break
     assert ended.is_set() or ended.wait(patience(20))
     assert threading.active_count() == threads
@@ -190,7 +190,7 @@ def test_leaving_copies_early_ends_their_source() -> None:
 
 def test_on_the_cpu_nothing_is_copied() -> None:
     given = list(batches(3))
-    assert [a is b for a, b in zip(onto(CPU, iter(given), "test"), given, strict=True)] == [True] * 3
+    assert [a is b for a, b in zip(to_device(CPU, iter(given), "test"), given, strict=True)] == [True] * 3
 
 
 def test_decoded_ahead_in_bytes_not_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_copies_to_a_gpu() -> None:
             canvas.fill_(n)
             yield Batch(ids=torch.tensor([n]), canvas=canvas, labels=torch.tensor([n]))
 
-    for n, batch in enumerate(copied_ahead(source(), CudaCopier(device), "test")):
+    for n, batch in enumerate(copy_ahead(source(), CudaCopier(device), "test")):
         assert batch.canvas.is_cuda
         assert batch.canvas.eq(n).all()
         assert batch.ids.tolist() == [n]

@@ -222,7 +222,7 @@ def test_half_a_file_and_a_file_of_other_data_are_refused(copy: DatasetFolder, t
     split = copy.split("train")
     whole = beton(split).read_bytes()
     beton(split).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"expected .*cut or of other data"):
+    with pytest.raises(DataError, match=r"expected .*truncated or of other data"):
         open_beton(split)
     beton(split).write_bytes(whole)
     open_beton(split)

@@ -8,7 +8,7 @@ from prep_helpers import contents, converted, needs_ffcv, small_set, write_tree
 from data_prep.convert import ConvertSettings
 from data_prep.derived import DERIVED_FORMATS, DatasetSize, derive_formats, parse_formats, size_lines
 from data_prep.verify import verify
-from udkd.data.derived import DERIVED, FileSum, damage, discard, is_derived, seal, sealed
+from udkd.data.derived import DERIVED, FileDigest, find_damage, is_derived, read_sealed, remove_derived, seal
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.files import write_json
 from udkd.utils.progress import Silent
@@ -35,26 +35,26 @@ def test_sealed_files_are_held_against_their_description(tmp_path: Path) -> None
     names = [path.name for path in tmp_path.iterdir()]
     assert not is_derived(tmp_path, "dali")
     with pytest.raises(DataError, match=r"has no format dali; expected tfrecord\.json"):
-        sealed(tmp_path, "dali", digest="d")
-    seal(tmp_path, "dali", digest="d", files={name: FileSum.of(tmp_path / name) for name in names})
+        read_sealed(tmp_path, "dali", digest="d")
+    seal(tmp_path, "dali", digest="d", files={name: FileDigest.of(tmp_path / name) for name in names})
     assert is_derived(tmp_path, "dali")
-    assert set(sealed(tmp_path, "dali", digest="d")) == set(names)
-    assert list(damage(tmp_path, "dali", digest="d")) == []
+    assert set(read_sealed(tmp_path, "dali", digest="d")) == set(names)
+    assert list(find_damage(tmp_path, "dali", digest="d")) == []
     with pytest.raises(DataError, match="dataset_digest is 'd'; expected 'other'"):
-        sealed(tmp_path, "dali", digest="other")
+        read_sealed(tmp_path, "dali", digest="other")
     first = tmp_path / "samples-0.tfrecord"
     for data, line in ((bytes(49), "has 49 bytes; expected 50"), (b"\1" + bytes(49), "does not match its checksum")):
         first.write_bytes(data)
-        assert [line in found for found in damage(tmp_path, "dali", digest="d")] == [True]
+        assert [line in found for found in find_damage(tmp_path, "dali", digest="d")] == [True]
     first.write_bytes(bytes(50))
     (tmp_path / "samples-2.tfrecord").write_bytes(b"")
-    assert "samples-2.tfrecord belongs to no sample" in next(damage(tmp_path, "dali", digest="d"))
+    assert "samples-2.tfrecord belongs to no sample" in next(find_damage(tmp_path, "dali", digest="d"))
     description = tmp_path / DERIVED["dali"].description
     whole = description.read_bytes()
     for at in range(len(whole)):
         description.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
-        assert list(damage(tmp_path, "dali", digest="d")), at
-    discard(tmp_path, "dali")
+        assert list(find_damage(tmp_path, "dali", digest="d")), at
+    remove_derived(tmp_path, "dali")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -168,7 +168,7 @@ def test_verify_finds_what_is_wrong_with_derived_files(folder: DatasetFolder) ->
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
         assert verify(folder.path, Silent()) == [
             f"{path} does not match its checksum in tfrecord.json; expected it to; "
-            "write it anew with udkd-prep derive --formats dali"
+            "write it again with udkd-prep derive --formats dali"
         ]
     path.unlink()
     assert "has 0 bytes" in verify(folder.path, Silent())[0]

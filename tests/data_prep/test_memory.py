@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from data_prep.sources import Entry, EntryTable, Listing, open_sources
 from data_prep.stock import SampleListing, list_samples
-from udkd.data.manifest import GROUP_ROWS, SCHEMA, Columns, Row, columns_of, read_manifest, write_manifest
+from udkd.data.manifest import GROUP_ROWS, SCHEMA, Columns, ManifestRow, read_manifest, rows_to_columns, write_manifest
 from udkd.utils.files import sha256_file
 
 FEW, MANY = 2_500, 10_000
@@ -41,8 +41,8 @@ def entry(n: int) -> Entry:
     return Entry(split, wnid, name, f"data/{split}/{wnid}/{name}", n * 110_000, 109_000 + n, 1_700_000_000_000_000_000 + n)  # type: ignore[arg-type]
 
 
-def row(n: int) -> Row:
-    return Row(
+def row(n: int) -> ManifestRow:
+    return ManifestRow(
         label=n % 20,
         source=f"{WNIDS[n % 20]}/{n:08d}.JPEG",
         source_height=375 + n % 7,
@@ -84,7 +84,7 @@ def test_a_listing_takes_a_hundred_bytes_an_image() -> None:
 
 
 def test_a_manifest_takes_its_columns_and_no_more() -> None:
-    kept, peak = bytes_each(lambda count: columns_of(row(n) for n in range(count)))
+    kept, peak = bytes_each(lambda count: rows_to_columns(row(n) for n in range(count)))
     assert kept < 140  # 81, two texts of 22 bytes and less, and what growing leaves
     assert peak < 200
 
@@ -101,8 +101,8 @@ def test_a_tar_is_listed_in_as_little(tmp_path: Path) -> None:
 
 
 def test_columns_are_their_rows(tmp_path: Path) -> None:
-    rows = [row(n) for n in range(300)] + [Row(label=3, source="c/x.jpg", excluded=True, note="empty file")]
-    columns = columns_of(rows)
+    rows = [row(n) for n in range(300)] + [ManifestRow(label=3, source="c/x.jpg", excluded=True, note="empty file")]
+    columns = rows_to_columns(rows)
     path = tmp_path / "manifest.parquet"
     write_manifest(path, columns)
     back = read_manifest(path, samples=301, size_bytes=path.stat().st_size, sha256=sha256_file(path))
@@ -111,7 +111,7 @@ def test_columns_are_their_rows(tmp_path: Path) -> None:
     assert pq.read_table(path).to_pylist() == [{name: getattr(each, name) for name in SCHEMA.names} for each in rows]
 
 
-def check(columns: Columns, rows: list[Row]) -> bool:
+def check(columns: Columns, rows: list[ManifestRow]) -> bool:
     sizes = [[each.source_height, each.source_width, each.height, each.width] for each in rows]
     return bool(
         columns.num_samples == len(rows)
@@ -129,7 +129,7 @@ def check(columns: Columns, rows: list[Row]) -> bool:
 def test_groups_of_rows_are_as_pyarrow_alone_writes_them(tmp_path: Path) -> None:
     """Written group by group, the file is the one that the whole table would be."""
     count = GROUP_ROWS + 1000
-    base = columns_of(row(n) for n in range(1000))
+    base = rows_to_columns(row(n) for n in range(1000))
     at = np.arange(count) % 1000
     columns = Columns(
         labels=base.labels[at],

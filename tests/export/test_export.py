@@ -19,9 +19,9 @@ from udkd.augment.view_table import EpochViews
 from udkd.augment.views import ViewSpec
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
-from udkd.data.image_files import LONGEST_PX, read_picture
-from udkd.export.export import LIMIT, Exported, _notes, _require_equal, export
-from udkd.export.graphs import graphs, onnx_classifier, program_classifier
+from udkd.data.image_files import LONGEST_PX, read_image_file
+from udkd.export.export import LIMIT, ExportResult, _notes, _require_equal, export
+from udkd.export.graphs import export_graphs, onnx_classifier, program_classifier
 from udkd.export.predict import evaluation_input, predict
 from udkd.training.checkpoints import Checkpoint
 from udkd.training.evaluate import evaluate
@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> Run
 
 
 @pytest.fixture(scope="module")
-def exported(run: RunFolder) -> Exported:
+def exported(run: RunFolder) -> ExportResult:
     return export(run, student=None, averaged=True, int8=True)
 
 
@@ -77,13 +77,13 @@ def averaged(logits: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack([one.softmax(-1) for one in logits]).mean(0).log()
 
 
-def require_scores(done: Exported, wanted: dict[str, float]) -> None:
+def require_scores(done: ExportResult, wanted: dict[str, float]) -> None:
     """The ONNX file's, as evaluation had them while training."""
     assert done.accuracy["model.onnx"].top1 == pytest.approx(wanted["top1"])
     assert done.accuracy["model.onnx"].loss == pytest.approx(wanted["loss"], abs=1e-4)
 
 
-def test_files_answer_as_the_checkpoint(exported: Exported, run: RunFolder, dataset: DatasetFolder) -> None:
+def test_files_answer_as_the_checkpoint(exported: ExportResult, run: RunFolder, dataset: DatasetFolder) -> None:
     """By torchvision alone, from the checkpoint's bytes; and as evaluation scores them."""
     x_BCHW = inputs(dataset, run)
     with torch.no_grad():
@@ -108,12 +108,12 @@ def test_batch_norm_and_mirror_images_leave_too() -> None:
     model = Mirrored(plain).eval().requires_grad_(False)
     wanted_BC = (plain(x_BCHW) + plain(torch.flip(x_BCHW, [3]))) / 2
     assert (wanted_BC - plain(x_BCHW)).abs().max() > 10 * LIMIT
-    program, onnx = graphs(model, 16)
+    program, onnx = export_graphs(model, 16)
     for found in (program_classifier(program)(x_BCHW), onnx_classifier(onnx)(x_BCHW)):
         assert (found - wanted_BC).abs().max() <= LIMIT
 
 
-def test_onnx_by_its_reference_implementation(exported: Exported, run: RunFolder, dataset: DatasetFolder) -> None:
+def test_onnx_by_its_reference_implementation(exported: ExportResult, run: RunFolder, dataset: DatasetFolder) -> None:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -138,7 +138,7 @@ def test_averaging_is_the_evaluators(run: RunFolder, dataset: DatasetFolder) -> 
     assert found.loss == pytest.approx(wanted.loss, abs=1e-5)
 
 
-def test_int8_stands_beside_float(exported: Exported) -> None:
+def test_int8_stands_beside_float(exported: ExportResult) -> None:
     assert set(exported.accuracy) == {"model.onnx", "model-int8.onnx"}
     assert exported.bytes["model-int8.onnx"] < 0.4 * exported.bytes["model.onnx"]
     assert abs(exported.accuracy["model-int8.onnx"].top1 - exported.accuracy["model.onnx"].top1) <= 25
@@ -148,7 +148,7 @@ def test_int8_stands_beside_float(exported: Exported) -> None:
     assert "QuantizeLinear" in kinds
 
 
-def test_notes_suffice_to_rebuild_the_input(exported: Exported, dataset: DatasetFolder, run: RunFolder) -> None:
+def test_notes_suffice_to_rebuild_the_input(exported: ExportResult, dataset: DatasetFolder, run: RunFolder) -> None:
     notes = json.loads((exported.folder / "preprocessing.json").read_text())
     assert [entry["id"] for entry in notes["classes"]] == [entry.wnid for entry in dataset.classes]
     assert notes["input"]["shape"] == ["batch", 3, 32, 32]
@@ -169,9 +169,9 @@ def test_a_file_that_answers_otherwise_is_refused(run: RunFolder, dataset: Datas
     trained = Trained.load(run, "c", averaged=False)
     x_BCHW = inputs(dataset, run)[:4]
     assert _require_equal("same", trained.model, trained, [x_BCHW]) == 0.0
-    with pytest.raises(RunError, match=r"model\.onnx answers otherwise than the checkpoint"):
+    with pytest.raises(RunError, match=r"model\.onnx differs from the checkpoint"):
         _require_equal("model.onnx", lambda x: trained.model(x) + 1e-3, trained, [x_BCHW])
-    with pytest.raises(RunError, match="answers otherwise"):
+    with pytest.raises(RunError, match="differs from"):
         _require_equal("model.onnx", lambda x: trained.model(x) * float("nan"), trained, [x_BCHW])
 
 
@@ -237,7 +237,7 @@ def pictures(folder: Path) -> dict[str, np.ndarray]:
 
 def test_pictures_of_any_kind(tmp_path: Path) -> None:
     for name, wanted in pictures(tmp_path).items():
-        assert np.array_equal(read_picture(tmp_path / name), wanted), name
+        assert np.array_equal(read_image_file(tmp_path / name), wanted), name
 
 
 def test_orientation_is_ignored_and_large_pictures_shrink(tmp_path: Path) -> None:
@@ -245,9 +245,9 @@ def test_orientation_is_ignored_and_large_pictures_shrink(tmp_path: Path) -> Non
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_picture(tmp_path / "turned.jpg").shape == (20, 40, 3)
+    assert read_image_file(tmp_path / "turned.jpg").shape == (20, 40, 3)
     Image.new("RGB", (3 * LONGEST_PX, 60)).save(tmp_path / "long.png")
-    assert read_picture(tmp_path / "long.png").shape == (20, LONGEST_PX, 3)
+    assert read_image_file(tmp_path / "long.png").shape == (20, LONGEST_PX, 3)
 
 
 def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "drawing.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     for name in ("text.jpg", "empty.png", "cut.png", "drawing.eps", "absent.png", "."):
         with pytest.raises(DataError) as caught:
-            read_picture(tmp_path / name)
+            read_image_file(tmp_path / name)
         assert "\n" not in str(caught.value)
         assert "expected" in str(caught.value)
 
@@ -282,15 +282,15 @@ def test_a_validation_image_is_answered_as_evaluation_does(tmp_path: Path, run: 
         files[-1].write_bytes(split.read(number))  # pad keeps a small JPEG's own bytes: the source file
     names = [entry.name for entry in dataset.classes]
     for x_BCHW, file, prediction in zip(seen, files, predict(trained, files, names), strict=True):
-        assert torch.equal(x_BCHW, evaluation_input(read_picture(file), trained.recipe.evaluation_spec))
+        assert torch.equal(x_BCHW, evaluation_input(read_image_file(file), trained.recipe.evaluation_spec))
         with torch.no_grad():
             p_C = trained.model(x_BCHW.contiguous())[0].softmax(-1)
-        assert [guess.percent for guess in prediction.guesses] == pytest.approx(
+        assert [guess.percent for guess in prediction.classes] == pytest.approx(
             (100 * p_C.sort(descending=True).values).tolist()
         )
-        said = {names.index(guess.name): guess.percent for guess in prediction.guesses}  # of equal ones any order will do
+        said = {names.index(guess.name): guess.percent for guess in prediction.classes}  # of equal ones any order will do
         assert [said[place] for place in range(len(names))] == pytest.approx((100 * p_C).tolist())
-        assert sum(guess.percent for guess in prediction.guesses) == pytest.approx(100)
+        assert sum(guess.percent for guess in prediction.classes) == pytest.approx(100)
 
 
 def test_wide_pictures_fill_the_view() -> None:
@@ -343,7 +343,7 @@ def mirrored(tmp_path: Path, run: RunFolder) -> RunFolder:
 
 
 def test_predictions_and_notes_mirror_where_evaluation_does(
-    tmp_path: Path, mirrored: RunFolder, run: RunFolder, exported: Exported, dataset: DatasetFolder
+    tmp_path: Path, mirrored: RunFolder, run: RunFolder, exported: ExportResult, dataset: DatasetFolder
 ) -> None:
     x_BCHW, plain = inputs(dataset, run), Trained.load(run, "c", averaged=False).model
     trained = Trained.load(mirrored, "c", averaged=False)
@@ -366,13 +366,13 @@ def test_predictions_and_notes_mirror_where_evaluation_does(
 # Commands
 
 
-def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: DatasetFolder, exported: Exported) -> None:  # noqa: F811
+def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: DatasetFolder, exported: ExportResult) -> None:  # noqa: F811
     pictures(tmp_path)
     (tmp_path / "bad[b].jpg").write_text("no picture")
     result = call("predict", run.path, "grey.png", "bad[b].jpg", "cmyk.jpg", folder=tmp_path)
     assert result.code == 1
     assert result.err.splitlines() == [
-        "error: bad[b].jpg: not an image (it starts with b'no picture'); expected a whole image "
+        "error: bad[b].jpg: not an image (it starts with b'no picture'); expected an intact image "
         "(JPEG, PNG, GIF, BMP, WEBP, TIFF, PPM); check the file"
     ]
     assert "grey.png" in result.out

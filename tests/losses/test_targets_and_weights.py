@@ -9,13 +9,13 @@ import torch
 from udkd.losses.distill import dirichlet, evidential
 from udkd.losses.estimator import Estimator
 from udkd.losses.sample_weight import (
-    UNCERTAINTY_OF,
     SampleWeighting,
     entropy,
     mean_log_probability,
     mutual_information,
+    sample_weight,
+    uncertainty_of,
     vacuity,
-    weight,
 )
 from udkd.losses.storage import Storage, rebuild
 from udkd.teacher.targets import pack
@@ -48,13 +48,13 @@ def test_kinds_of_one_prediction() -> None:
     ordered = np.sort(p, -1)
     sure = 1 - entropy64(p) / math.log(C)
     close(h, entropy64(p))
-    close(weight("entropy", z, h, None), sure)
-    close(weight("inverse_entropy", z, h, None), 1 - sure)
-    close(weight("max_probability", z, None, None), ordered[:, -1])
-    close(weight("margin", z, None, None), ordered[:, -1] - ordered[:, -2])
+    close(sample_weight("entropy", z, h, None), sure)
+    close(sample_weight("inverse_entropy", z, h, None), 1 - sure)
+    close(sample_weight("max_probability", z, None, None), ordered[:, -1])
+    close(sample_weight("margin", z, None, None), ordered[:, -1] - ordered[:, -2])
     right = p.argmax(-1) == labels.numpy()
     assert 0 < right.sum() < B
-    close(weight("correctness", z, h, labels), sure * right)
+    close(sample_weight("correctness", z, h, labels), sure * right)
 
 
 def test_members_in_float64() -> None:
@@ -65,8 +65,11 @@ def test_members_in_float64() -> None:
     close(mean_log_probability(log_p), np.log(mean))
     close(entropy(mean_log_probability(log_p)), entropy64(mean))
     close(mutual_information(log_p), information)
-    close(weight("mutual_information", log_p[0], mutual_information(log_p), None, num_members=M), 1 - information / math.log(M))
-    few = weight("mutual_information", log_p[0], mutual_information(log_p), None, num_members=1000)
+    close(
+        sample_weight("mutual_information", log_p[0], mutual_information(log_p), None, num_members=M),
+        1 - information / math.log(M),
+    )
+    few = sample_weight("mutual_information", log_p[0], mutual_information(log_p), None, num_members=1000)
     close(few, 1 - information / math.log(C))
 
 
@@ -76,7 +79,7 @@ def test_members_that_agree_or_contradict() -> None:
     assert mutual_information(same + 0).min() >= 0
     against = torch.log_softmax(torch.eye(4)[:, None] * 60, -1)  # four members, each certain of another class
     torch.testing.assert_close(mutual_information(against), torch.tensor([math.log(4)]))
-    assert weight("mutual_information", against[0], mutual_information(against), None, num_members=4).item() < 1e-6
+    assert sample_weight("mutual_information", against[0], mutual_information(against), None, num_members=4).item() < 1e-6
 
 
 def test_evidence() -> None:
@@ -84,7 +87,7 @@ def test_evidence() -> None:
     alpha = 1 + np.exp(np.minimum(z.double().numpy(), 10))
     close(dirichlet(z) / dirichlet(z).sum(-1, keepdim=True), alpha / alpha.sum(-1, keepdims=True))
     close(vacuity(dirichlet(z)), C / alpha.sum(-1))
-    close(weight("vacuity", z, vacuity(dirichlet(z)), None), 1 - C / alpha.sum(-1))
+    close(sample_weight("vacuity", z, vacuity(dirichlet(z)), None), 1 - C / alpha.sum(-1))
     torch.testing.assert_close(vacuity(dirichlet(torch.full((1, C), -1e9))), torch.ones(1))  # no evidence at all
     np.testing.assert_allclose(
         softmax(pack(dirichlet(z).log()).logits.float()), alpha / alpha.sum(-1, keepdims=True), atol=1.2e-4
@@ -113,28 +116,28 @@ def test_known_values() -> None:
     sure, unsure = torch.tensor([[0.0, -1e6, -1e6, -1e6]]), torch.zeros(1, 4)
     for kind, high, low in (("entropy", 1, 0), ("inverse_entropy", 0, 1), ("max_probability", 1, 0.25), ("margin", 1, 0)):
         for z, expected in ((sure, high), (unsure, low)):
-            given = entropy(z) if kind in UNCERTAINTY_OF else None
-            assert weight(kind, z, given, None).item() == pytest.approx(expected, abs=1e-6), kind  # type: ignore[arg-type]
-    assert weight("correctness", sure, entropy(sure), torch.tensor([0])).item() == 1
-    assert weight("correctness", sure, entropy(sure), torch.tensor([2])).item() == 0
+            given = entropy(z) if uncertainty_of(kind) else None
+            assert sample_weight(kind, z, given, None).item() == pytest.approx(expected, abs=1e-6), kind
+    assert sample_weight("correctness", sure, entropy(sure), torch.tensor([0])).item() == 1
+    assert sample_weight("correctness", sure, entropy(sure), torch.tensor([2])).item() == 0
 
 
 @pytest.mark.parametrize("kind", ["entropy", "inverse_entropy", "correctness"])
 def test_an_excluded_id_has_no_weight(kind: str) -> None:
     given = torch.tensor([math.nan])
-    assert weight(kind, torch.zeros(1, C), given, torch.tensor([0])).isnan().all()  # type: ignore[arg-type]
+    assert sample_weight(kind, torch.zeros(1, C), given, torch.tensor([0])).isnan().all()
 
 
 def test_live_rows_and_cached_rows_have_the_same_weight() -> None:
     """No row depends on another: all rows at once, or in batches of any size."""
     packed = pack(logits(192, 101, seed=3))
     for kind in ("entropy", "inverse_entropy", "max_probability", "margin", "correctness"):
-        given = packed.entropy if kind in UNCERTAINTY_OF else None
+        given = packed.entropy if uncertainty_of(kind) else None
         labels = torch.arange(192) % 101
-        whole = weight(kind, packed.logits, given, labels)  # type: ignore[arg-type]
+        whole = sample_weight(kind, packed.logits, given, labels)
         for size in (1, 3, 64):
             parts = [
-                weight(kind, z, None if given is None else h, y)  # type: ignore[arg-type]
+                sample_weight(kind, z, None if given is None else h, y)
                 for z, h, y in zip(packed.logits.split(size), packed.entropy.split(size), labels.split(size), strict=True)
             ]
             assert torch.equal(torch.cat(parts), whole), (kind, size)
@@ -144,7 +147,7 @@ def test_live_rows_and_cached_rows_have_the_same_weight() -> None:
 @pytest.mark.parametrize(("classes", "k"), [(1000, 32), (70_000, 8), (5, 4), (3, 1)])
 def test_top_k(classes: int, k: int, dtype: str) -> None:
     z = logits(20, classes, seed=4)
-    packed = pack(z, Storage(dtype=dtype, top_k=k))  # type: ignore[arg-type]
+    packed = pack(z, Storage(dtype=dtype, top_k=k))
     assert packed.classes is not None
     assert packed.tail is not None
     assert packed.logits.shape == packed.classes.shape == (20, k)
@@ -155,7 +158,7 @@ def test_top_k(classes: int, k: int, dtype: str) -> None:
     assert np.array_equal(packed.classes.numpy(), order[:, :k])
     kept = np.take_along_axis(p, order[:, :k], 1)
     np.testing.assert_allclose(packed.tail.double().numpy(), 1 - kept.sum(1), atol=2e-6 if classes < 70_000 else 1e-5)
-    whole = softmax(packed.whole(classes))
+    whole = softmax(packed.dense(classes))
     np.testing.assert_allclose(whole.sum(1), 1, atol=1e-12)
     np.testing.assert_allclose(np.take_along_axis(whole, order[:, :k], 1), kept, atol=tolerance)
     rest = np.take_along_axis(whole, order[:, k:], 1)
@@ -167,7 +170,7 @@ def test_top_k_without_a_tail() -> None:
     z = torch.full((1, 50), -1e5)
     z[0, 7] = 0
     packed = pack(z, Storage(top_k=3))
-    whole = packed.whole(50)
+    whole = packed.dense(50)
     assert whole.isfinite().all()
     assert torch.softmax(whole, -1)[0, 7] == 1
 
@@ -176,9 +179,9 @@ def test_of_equal_logits_the_lower_class_is_kept() -> None:
     packed = pack(torch.zeros(2, 9), Storage(top_k=3))
     assert packed.classes is not None
     assert packed.classes.tolist() == [[0, 1, 2]] * 2
-    torch.testing.assert_close(torch.softmax(packed.whole(9), -1), torch.full((2, 9), 1 / 9))
-    wide = rebuild(packed.logits, packed.classes.to(torch.int32), packed.tail, 9)  # type: ignore[arg-type]
-    assert torch.equal(wide, packed.whole(9))
+    torch.testing.assert_close(torch.softmax(packed.dense(9), -1), torch.full((2, 9), 1 / 9))
+    wide = rebuild(packed.logits, packed.classes.to(torch.int32), packed.tail, 9)
+    assert torch.equal(wide, packed.dense(9))
 
 
 def test_words() -> None:

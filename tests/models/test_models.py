@@ -15,9 +15,9 @@ from udkd.models.build import (
     KeyedDropout,
     _hash32,
     build,
-    check_input,
+    check_input_size,
     dropout_keys,
-    dropouts,
+    dropout_layers,
     first_difference,
     load_weights,
     num_parameters,
@@ -96,7 +96,7 @@ def test_the_mask_is_of_the_elements_not_of_the_memory(per_sample: bool) -> None
 
 def set_dropout_key(model: nn.Module, seed: int, student: int, step: int) -> None:
     """What a step does before its forward pass."""
-    for layer in dropouts(model):
+    for layer in dropout_layers(model):
         layer.key.fill_(int(dropout_keys(seed, student, np.array([step]))[0]))
 
 
@@ -132,7 +132,7 @@ def test_edges_of_p_and_evaluation() -> None:
 
 def test_the_key_reaches_every_layer_and_differs() -> None:
     model = build("alexnet", 4, image_px=64, seed=0).train()
-    layers = dropouts(model)
+    layers = dropout_layers(model)
     assert len(layers) == 2
     assert len({layer.layer for layer in layers}) == 2
     names = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
@@ -180,9 +180,9 @@ def test_torchvision_s_classifiers_are_built_or_refused_in_one_line() -> None:
     for name in tried:
         if name in REFUSED:
             with pytest.raises(ConfigError, match=REFUSED[name]):
-                check_input(name, 5, 224)
+                check_input_size(name, 5, 224)
         else:
-            check_input(name, 5, 224)
+            check_input_size(name, 5, 224)
 
 
 @pytest.mark.parametrize("architecture", ["regnet_y_400mf", "regnet_x_400mf", "mnasnet0_5", "shufflenet_v2_x0_5"])

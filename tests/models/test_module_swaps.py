@@ -12,7 +12,7 @@ from torch._inductor import metrics
 
 from tests.small import small_recipe
 from udkd.models.module_swaps import (
-    ONE_EXPRESSION,
+    INDUCTOR_OPTIONS,
     GatheredMaxPool,
     SavedReLU6,
     fold_batch_norm,
@@ -56,9 +56,9 @@ def test_gathered_pool_is_max_pool(
 @pytest.mark.parametrize("sizes", [(2, 1, 0), pytest.param((3, 2, 1), marks=pytest.mark.long)])
 def test_a_gathered_pools_backward_stores_no_sum_window_by_window(sizes: tuple[int, int, int]) -> None:
     """That would cost more than the atomics that it replaces; inductor's own options do."""
-    options = ONE_EXPRESSION | {"fx_graph_cache": False}
+    options = INDUCTOR_OPTIONS | {"fx_graph_cache": False}
     if hasattr(torch._inductor.config, "realize_cpu_opcount_threshold"):  # PyTorch 2.14
-        options["realize_cpu_opcount_threshold"] = ONE_EXPRESSION["realize_opcount_threshold"]
+        options["realize_cpu_opcount_threshold"] = INDUCTOR_OPTIONS["realize_opcount_threshold"]
     pool = torch.compile(GatheredMaxPool(*sizes), fullgraph=True, options=options)
     x = torch.randn(2, 8, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
     with functorch_config.patch(enable_autograd_cache=False):
@@ -79,7 +79,7 @@ def test_what_pytorch_has_renamed_is_one_line_before_anything_is_compiled(monkey
     kept = [name for name in torch._inductor.list_options() if name not in options]
     monkeypatch.setattr(torch._inductor, "list_options", lambda: kept)
     for name in options:
-        with pytest.raises(ConfigError, match=rf"has no inductor option {name}, which perf\..* use --set perf\.\w+=\w+$"):
+        with pytest.raises(ConfigError, match=rf"has no inductor option {name}, which perf\..* take --set perf\.\w+=\w+$"):
             compiled(F.relu, {name: options[name]})
     compiled(F.relu)
 

@@ -152,7 +152,7 @@ def test_the_weights_study_controls_for_size_and_for_place() -> None:
         ("title = 'x'\n[[arms]]\nname = 'a'\nset = ['train.seed=3']", "sets train.seed"),
         ("title = ", "is not TOML"),
         ("title = 'x'\n[[arms]]\nname = 'a'\nset = " + "[" * 100_000, "is not TOML (it is nested too deeply)"),
-        ("title = 'x'\nnotes = " + "[" * 250 + "]" * 250, "its values are not JSON (recursion limit"),
+        ("title = 'x'\nnotes = " + "[" * 250 + "]" * 250, "its values are no JSON (recursion limit"),
         ("title = 'x'\nseeds = [-1]\n[[arms]]\nname = 'a'", "seeds.0 is -1; expected greater than or equal to 0"),
         ("title = 'x'\nseeds = [9223372036854775808]\n[[arms]]\nname = 'a'", "seeds.0 is 9223372036854775808; expected less"),
         (f"title = 'x'\nseeds = {list(range(1001))}\n[[arms]]\nname = 'a'", "seeds is [0, 1, 2, "),

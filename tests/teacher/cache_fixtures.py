@@ -12,7 +12,7 @@ from PIL import Image
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.data.header import ClassName, Encoder, Header, SplitHeader, content_digest
-from udkd.data.manifest import Row, columns_of, read_manifest, write_manifest
+from udkd.data.manifest import ManifestRow, read_manifest, rows_to_columns, write_manifest
 from udkd.data.shards import ShardWriter
 from udkd.models.build import build
 from udkd.teacher.cache.build import build_cache
@@ -73,7 +73,7 @@ def make_dataset(folder: Path) -> DatasetFolder:
         for n in range(SAMPLES):
             label = n % len(CLASSES)
             if n in EXCLUDED:
-                rows.append(Row(label=label, source=f"c/{n}.jpg", excluded=True, note="truncated"))
+                rows.append(ManifestRow(label=label, source=f"c/{n}.jpg", excluded=True, note="truncated"))
                 continue
             height, width = rng.integers(9, SIDE + 1, 2).tolist()
             buffer = io.BytesIO()
@@ -83,9 +83,9 @@ def make_dataset(folder: Path) -> DatasetFolder:
             offset = shard.add(n, data, label)
             sizes = {"source_height": height, "source_width": width, "height": height, "width": width}
             sums: dict[str, Any] = {"sha256": hashlib.sha256(data).digest(), "crc32c": crc32c(data)}
-            rows.append(Row(label=label, source=f"c/{n}.jpg", shard=0, offset=offset, size=len(data), **sizes, **sums))
+            rows.append(ManifestRow(label=label, source=f"c/{n}.jpg", shard=0, offset=offset, size=len(data), **sizes, **sums))
     path = split / "manifest.parquet"
-    write_manifest(path, columns_of(rows))
+    write_manifest(path, rows_to_columns(rows))
     size_bytes, sha256 = path.stat().st_size, sha256_file(path)
     columns = {"train": read_manifest(path, samples=SAMPLES, size_bytes=size_bytes, sha256=sha256)}
     header = SplitHeader(samples=SAMPLES, excluded=len(EXCLUDED), manifest_bytes=size_bytes, manifest_sha256=sha256)

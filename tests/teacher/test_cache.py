@@ -24,7 +24,7 @@ from udkd.augment.views import ViewSpec
 from udkd.losses.sample_weight import entropy_weight
 from udkd.losses.storage import Storage
 from udkd.teacher.cache.key import CacheKey
-from udkd.teacher.cache.reader import Cache, unexpected_files, verify
+from udkd.teacher.cache.reader import Cache, find_damaged_blocks, unexpected_files
 from udkd.teacher.cache.view_file import ViewHeader, view_path
 from udkd.teacher.cache.writer import CacheWriter
 from udkd.teacher.targets import pack
@@ -96,7 +96,7 @@ def test_round_trip(tmp_path: Path) -> None:
         got_logits, got_weight = table.lookup(shuffled)
         assert torch.equal(got_logits, torch.from_numpy(logits[shuffled.numpy()]))
         assert torch.equal(got_weight, entropy_weight(torch.from_numpy(entropy[shuffled.numpy()]), CLASSES))
-    assert verify(cache) == []
+    assert find_damaged_blocks(cache) == []
 
 
 def test_order_of_blocks_does_not_show(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_any_shape(tmp_path_factory: pytest.TempPathFactory, rows: int, block_ro
     excluded = np.random.default_rng(seed).random(rows) < 0.2
     build(folder, [0], key, excluded)
     cache = Cache.open(folder)
-    assert verify(cache) == []
+    assert find_damaged_blocks(cache) == []
     ids = np.flatnonzero(~excluded)
     np.testing.assert_array_equal(cache.targets(0)[0][ids], made_up(0, ids, key)[0])
     header = ViewHeader(key=key, view=0, num_rows=rows)
@@ -189,7 +189,7 @@ def test_a_damaged_note_of_the_views_is_found_and_mended(tmp_path: Path) -> None
     build(tmp_path / "other", [0, 1], dataclasses.replace(KEY, seed=8))
     for data in (*bad, b"", b"[]", b"{}", note + b" ", (tmp_path / "other" / "views.json").read_bytes()):
         path.write_bytes(data)
-        with pytest.raises(CacheError, match=r"views\.json is not the record of these views"):
+        with pytest.raises(CacheError, match=r"views\.json does not belong to these views"):
             Cache.open(folder)
     (folder / "views.json.tmp").write_bytes(b"half")
     build(folder, [0, 1])
@@ -332,8 +332,8 @@ def test_a_flipped_bit_of_the_top_k_form(tmp_path: Path) -> None:
         view.finish()
     cache, ids = Cache.open(tmp_path), torch.from_numpy(np.flatnonzero(~EXCLUDED))
     logits, _ = cache.lookup_table(0, torch.device("cpu")).lookup(ids)
-    assert torch.equal(logits, packed.whole(CLASSES)[ids])
-    assert np.array_equal(cache.view_file(0).whole_logits(ids.numpy()), logits.numpy())
+    assert torch.equal(logits, packed.dense(CLASSES)[ids])
+    assert np.array_equal(cache.view_file(0).dense_logits(ids.numpy()), logits.numpy())
     path, rng = view_path(tmp_path, 0), random.Random(1)
     good = path.read_bytes()
     for _ in range(120):
@@ -341,7 +341,7 @@ def test_a_flipped_bit_of_the_top_k_form(tmp_path: Path) -> None:
         bad[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
         try:
-            assert len(verify(Cache.open(tmp_path))) == 1
+            assert len(find_damaged_blocks(Cache.open(tmp_path))) == 1
         except CacheError as error:
             assert str(path) in str(error)  # noqa: PT017
 
@@ -358,7 +358,7 @@ def test_any_flipped_bit_is_found_and_named(tmp_path: Path, every: int) -> None:
         bad[position] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
         try:
-            damaged = verify(Cache.open(tmp_path))
+            damaged = find_damaged_blocks(Cache.open(tmp_path))
         except CacheError as error:
             assert str(path) in str(error)  # noqa: PT017
             continue
@@ -381,7 +381,7 @@ def test_a_block_of_another_view_is_damage(tmp_path: Path) -> None:
     zero, one = view_path(tmp_path, 0).read_bytes(), view_path(tmp_path, 1).read_bytes()
     start = ViewHeader(key=KEY, view=0, num_rows=ROWS).data_start
     view_path(tmp_path, 1).write_bytes(one[:start] + zero[start:])
-    assert verify(Cache.open(tmp_path)) == [(1, block) for block in range(6)]
+    assert find_damaged_blocks(Cache.open(tmp_path)) == [(1, block) for block in range(6)]
 
 
 def test_a_copy_for_a_device_is_verified_whole(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_truncated_extended_and_strange_files(tmp_path: Path) -> None:
         (good[:-1], "bytes; expected"),
         (good[:2000], "bytes"),
         (good[:30], "header of"),
-        (good[:10], "no cached view"),
+        (good[:10], "not a cached view"),
         (b"", "no cached view"),
         (good + b"\0", "bytes; expected"),
         (b"PK\3\4" + good[4:], "no cached view"),

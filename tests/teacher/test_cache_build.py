@@ -17,13 +17,13 @@ from udkd.data.dataset import DatasetFolder
 from udkd.losses.sample_weight import entropy_weight
 from udkd.models.build import build
 from udkd.teacher.cache.build import build_cache
-from udkd.teacher.cache.reader import Cache, verify
-from udkd.teacher.cache.summary import label_rank, summarise
+from udkd.teacher.cache.reader import Cache, find_damaged_blocks
+from udkd.teacher.cache.summary import label_rank, summarise_cache
 from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder, write_teacher
-from udkd.teacher.predict import ask, in_blocks
+from udkd.teacher.predict import predict_blocks, rebatch
 from udkd.teacher.sources import CachedTargets, LiveTargets
-from udkd.teacher.target_key import target_meaning
+from udkd.teacher.target_key import target_fields
 from udkd.utils.errors import CacheError, DataError, MismatchError
 from udkd.utils.progress import Silent
 
@@ -76,9 +76,9 @@ def test_cached_equals_live_on_shuffled_batches(
 def test_the_key_is_what_a_run_asks_for(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     cache = run(tmp_path, dataset, teacher, 1)
     pixel_class = open_backend("folder", dataset.split("train"), CPU).describe()
-    assert cache.require(target_meaning(recipe(1), dataset, pixel_class)) == []
+    assert cache.require(target_fields(recipe(1), dataset, pixel_class)) == []
     with pytest.raises(MismatchError) as refusal:
-        cache.require(target_meaning(recipe("eval"), dataset, pixel_class))
+        cache.require(target_fields(recipe("eval"), dataset, pixel_class))
     assert {"policy", "seed", "views.scheme"} <= {name for name, _, _ in refusal.value.fields}
 
 
@@ -120,7 +120,7 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, dataset: DatasetFolder, te
     observer.left = 1000
     built = build_cache(tmp_path / "a", **options)  # type: ignore[arg-type]
     assert 0 < built.num_images < 60
-    assert any("there already" in note for note in observer.notes)
+    assert any("done already" in note for note in observer.notes)
     run(tmp_path / "b", dataset, teacher)
     assert views_of(tmp_path / "a") == views_of(tmp_path / "b")
 
@@ -155,7 +155,9 @@ def test_summary_against_float64(tmp_path: Path, dataset: DatasetFolder, teacher
     backend = open_backend("folder", split, CPU, workers=1)
     logits, entropies = [], []
     for view in (0, 1):
-        for targets in ask(panel([teacher], rules, dataset), backend, split, rules.teacher_spec, 3, view, [split.ids]):
+        for targets in predict_blocks(
+            panel([teacher], rules, dataset), backend, split, rules.teacher_spec, 3, view, [split.ids]
+        ):
             logits.append(targets.logits.double())
             entropies.append(targets.entropy)
     z, labels = torch.cat(logits), torch.from_numpy(np.tile(split.labels[split.ids], 2)).long()
@@ -166,8 +168,8 @@ def test_summary_against_float64(tmp_path: Path, dataset: DatasetFolder, teacher
     assert summary.mean_weight == pytest.approx(float(entropy_weight(entropy, 7).double().mean()), rel=1e-9)
     assert summary.top1 == pytest.approx(100 * float((order[:, 0] == labels).double().mean()))
     assert summary.top5 == pytest.approx(100 * float((order[:, :5] == labels[:, None]).any(1).double().mean()))
-    assert summarise(built.cache).top1 is None
-    assert verify(built.cache) == []
+    assert summarise_cache(built.cache).top1 is None
+    assert find_damaged_blocks(built.cache) == []
 
 
 def test_label_rank_breaks_ties_by_index() -> None:
@@ -176,7 +178,7 @@ def test_label_rank_breaks_ties_by_index() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
-def test_in_blocks(batch_size: int) -> None:
+def test_rebatch(batch_size: int) -> None:
     sizes = [4, 1, 3, 4, 2]
     ids = torch.arange(sum(sizes))
 
@@ -184,7 +186,7 @@ def test_in_blocks(batch_size: int) -> None:
         for part in ids.split(batch_size):
             yield Batch(ids=part, canvas=part[:, None, None, None], labels=part)
 
-    whole = list(in_blocks(stream(), sizes))
+    whole = list(rebatch(stream(), sizes))
     assert [len(block.ids) for block in whole] == sizes
     for field in ("ids", "labels"):
         assert torch.equal(torch.cat([getattr(block, field) for block in whole]), ids)

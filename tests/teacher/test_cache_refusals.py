@@ -190,6 +190,8 @@ def test_a_compiled_teacher_is_compiled_or_refused(tmp_path: Path, place: Place,
     key = Cache.open(tmp_path / "cache").key
     assert (seen, key.precision, key.num_members) == (["SqueezeNet"] * 3, "float32, compiled", 3)
     rules = load_recipe("smoke", settings)
-    assert target_key.target_meaning(rules, DatasetFolder.open(Path(place.path("data/data"))), "")["precision"] == key.precision
-    with pytest.raises(ConfigError, match=r"teacher: compile is true and estimator is mc_dropout.*set teacher\.compile"):
+    assert target_key.target_fields(rules, DatasetFolder.open(Path(place.path("data/data"))), "")["precision"] == key.precision
+    with pytest.raises(
+        ConfigError, match=r"teacher: compile is true and estimator is mc_dropout.*set teacher\.compile to false"
+    ):
         load_recipe("smoke", ["teacher.estimator=mc_dropout", "teacher.compile=true"])

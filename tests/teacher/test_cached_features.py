@@ -11,7 +11,7 @@ import torch
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from tests.small import SMALL, make_dataset, make_teacher, small_recipe
-from tests.teacher.test_workers import in_threads
+from tests.teacher.test_workers import run_in_threads
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
 from udkd.cli.app import app
@@ -19,8 +19,8 @@ from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
 from udkd.teacher.cache.build import build_cache
-from udkd.teacher.cache.reader import Cache, verify
-from udkd.teacher.cache.verify import FEATURES_BOUND, compare
+from udkd.teacher.cache.reader import Cache, find_damaged_blocks
+from udkd.teacher.cache.verify import FEATURES_BOUND, compare_with_teacher
 from udkd.teacher.cache.view_file import ViewHeader, view_path
 from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
@@ -180,7 +180,7 @@ def test_any_flipped_bit_of_the_features_is_found(tmp_path: Path, cache: Cache) 
         bad[header.data_start + spec.offset + place] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
         damaged = Cache.open(tmp_path)
-        assert verify(damaged) == [(0, place // (2 * D) // 8)]
+        assert find_damaged_blocks(damaged) == [(0, place // (2 * D) // 8)]
         with pytest.raises(CacheError, match="does not match its checksum"):
             CachedTargets(damaged, CPU, features=True)._table(0).features(torch.tensor([place // (2 * D)]))
 
@@ -190,7 +190,7 @@ def test_processes_and_interruptions_leave_the_same_bytes(
 ) -> None:
     """Two share a build; another is cut short in a block and goes on."""
     recipe = small_recipe("teacher.views=2")
-    built = in_threads(2, tmp_path / "team", dataset, teacher, recipe=recipe, features=True)
+    built = run_in_threads(2, tmp_path / "team", dataset, teacher, recipe=recipe, features=True)
     assert [each.num_images for each in built] == [64, 64]  # type: ignore[attr-defined]
     cut = tmp_path / "cut"
     cut.mkdir()
@@ -214,7 +214,7 @@ def test_a_table_on_a_device_has_them_where_they_are_asked_for(cache: Cache) -> 
 
 
 def test_verify_asks_for_features_again(tmp_path: Path, cache: Cache, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
-    found = compare(cache, dataset=dataset, teachers=[teacher], count=40, seed=0, device=CPU)
+    found = compare_with_teacher(cache, dataset=dataset, teachers=[teacher], count=40, seed=0, device=CPU)
     assert found.worst is None
     assert 1e-5 < found.features <= 4.9e-4 < FEATURES_BOUND
 
@@ -253,7 +253,7 @@ def test_on_the_command_line(
     code, said = called(capsys, *run, "--cache", tmp_path / "plain")
     assert code == 1
     assert said.splitlines()[-1] == (
-        f"error: {tmp_path / 'plain'} holds no features; expected the teacher's pooled ones for this loss.method; "
+        f"error: {tmp_path / 'plain'} holds no features; expected the teacher's pooled features for this loss.method; "
         "build a cache with --features, or set teacher.source = live"
     )
     assert not (tmp_path / "run").exists()

@@ -16,7 +16,7 @@ from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.sample_weight import SampleWeighting, weight
+from udkd.losses.sample_weight import SampleWeighting, sample_weight
 from udkd.models.build import build, sample_dropout
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
@@ -189,7 +189,9 @@ def test_cached_equals_live_for_every_kind(
 ) -> None:
     """In id order in the cache, shuffled and in other batches live: logits and weights are the same bits."""
     rules, split, members = recipe(estimator=kind, **settings), dataset.split("train"), of(teachers, kind)
-    cache = build_cache(tmp_path, dataset=dataset, teacher=members[0], others=members[1:], recipe=rules, device=CPU).cache
+    cache = build_cache(
+        tmp_path, dataset=dataset, teacher=members[0], other_teachers=members[1:], recipe=rules, device=CPU
+    ).cache
     labels = torch.from_numpy(split.labels.astype(np.int64))
     asked, view = TeacherEnsemble.load(members, rules, dataset, CPU), cache.views[-1]
     canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if cache.key.policy == "canonical" else None
@@ -279,7 +281,7 @@ def test_a_cache_without_the_uncertainty_is_refused(
             Cache.open(tmp_path).lookup_table(0, CPU, SampleWeighting(kind=kind))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="expected a kind that varies"):
         recipe({"sample_weight": "constant", "sample_weight_control": "shuffled"})
-    assert weight("max_probability", torch.zeros(1, 4), None, None).item() == 0.25
+    assert sample_weight("max_probability", torch.zeros(1, 4), None, None).item() == 0.25
 
 
 def test_a_teacher_fitted_with_the_evidential_loss(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ import torch
 
 from tests.teacher.test_cache import CLASSES, EXCLUDED, KEY, ROWS, build, contents
 from udkd.data.batch import Batch
-from udkd.losses.sample_weight import SampleWeighting, WeightKind
+from udkd.losses.sample_weight import SampleWeighting, weight_kinds
 from udkd.losses.storage import Storage
 from udkd.teacher.cache import reader as reader_module
 from udkd.teacher.cache.key import CacheKey
-from udkd.teacher.cache.reader import Cache, unexpected_files, verify
-from udkd.teacher.cache.summary import summarise, weight_histogram
-from udkd.teacher.cache.view_count import RECORD
-from udkd.teacher.cache.view_file import ViewFile, ViewHeader, block_checksum, read_header, view_path
+from udkd.teacher.cache.reader import Cache, find_damaged_blocks, unexpected_files
+from udkd.teacher.cache.summary import summarise_cache, weight_histogram
+from udkd.teacher.cache.view_count import VIEW_COUNT_FILE
+from udkd.teacher.cache.view_file import ViewFile, ViewHeader, block_checksum, read_view_header, view_path
 from udkd.teacher.cache.writer import CacheWriter
 from udkd.teacher.sources import CachedTargets
 from udkd.teacher.targets import pack
@@ -52,7 +52,7 @@ def sealed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def reseal(path: Path) -> None:
     """Give the blocks of a view file checksums that match, if its header can be read at all."""
-    header, content = read_header(path), bytearray(path.read_bytes())
+    header, content = read_view_header(path), bytearray(path.read_bytes())
     specs, start = header.arrays, header.data_start
     rows = [
         np.frombuffer(content, spec.dtype, int(np.prod(spec.shape)), start + spec.offset).reshape(spec.shape)
@@ -74,13 +74,13 @@ def use(folder: Path) -> None:
     cache.require({name: getattr(KEY, name) for name in ("dataset_digest", "num_classes", "views", "estimator", "precision")})
     cache.require_rows(ROWS, IDS, CLASSES)
     assert isinstance(unexpected_files(cache), list)
-    summarise(cache, np.zeros(ROWS, np.int32))
+    summarise_cache(cache, np.zeros(ROWS, np.int32))
     weight_histogram(cache, 20)
     labels_N = torch.zeros(ROWS, dtype=torch.int64)
-    for kind in get_args(WeightKind):
+    for kind in weight_kinds():
         with contextlib.suppress(CacheError):  # of an uncertainty that is not stored
             cache.lookup_table(0, CPU, SampleWeighting(kind=kind), labels_N, ids=IDS).lookup(torch.from_numpy(IDS))
-    verify(cache)
+    find_damaged_blocks(cache)
 
 
 @pytest.mark.parametrize("name", [*vars(KEY), "features", "more"])
@@ -92,7 +92,7 @@ def test_a_key_of_any_other_value(tmp_path: Path, name: str) -> None:
         sealed(view_path(tmp_path, 0), lambda header, value=value: header["key"].update({name: value}))  # type: ignore[misc]
         if view_path(tmp_path, 0).read_bytes() == good:
             continue
-        (tmp_path / RECORD).unlink(missing_ok=True)
+        (tmp_path / VIEW_COUNT_FILE).unlink(missing_ok=True)
         try:
             reseal(view_path(tmp_path, 0))
             use(tmp_path)
@@ -125,26 +125,26 @@ def test_a_header_that_is_nested_without_end(tmp_path: Path) -> None:
 def test_any_other_number_of_views(tmp_path: Path) -> None:
     """A record whose checksum matches, of views by the hundred million or of a value that is no count."""
     build(tmp_path, [0])
-    good = (tmp_path / RECORD).read_bytes()
+    good = (tmp_path / VIEW_COUNT_FILE).read_bytes()
     for count in (10**8, 10**30, -1, True, 1.0, "2", None, [], {}):
         crc = zlib.crc32(f"{count} {KEY.to_json()}".encode())
-        (tmp_path / RECORD).write_bytes(json_bytes({"views": count, "crc32": crc}))
-        with pytest.raises(CacheError, match=r"views\.json is not the record"):
+        (tmp_path / VIEW_COUNT_FILE).write_bytes(json_bytes({"views": count, "crc32": crc}))
+        with pytest.raises(CacheError, match=r"views\.json does not belong"):
             Cache.open(tmp_path)
     for data in (b"[" * 4000, b" " * 10_000, b"[]", b'{"views": 1, "views": 1}'):
-        (tmp_path / RECORD).write_bytes(data)
-        with pytest.raises(CacheError, match=r"views\.json is not the record"):
+        (tmp_path / VIEW_COUNT_FILE).write_bytes(data)
+        with pytest.raises(CacheError, match=r"views\.json does not belong"):
             Cache.open(tmp_path)
-    (tmp_path / RECORD).unlink()
-    os.mkfifo(tmp_path / RECORD)
-    with pytest.raises(CacheError, match=r"views\.json is not the record"):
+    (tmp_path / VIEW_COUNT_FILE).unlink()
+    os.mkfifo(tmp_path / VIEW_COUNT_FILE)
+    with pytest.raises(CacheError, match=r"views\.json does not belong"):
         Cache.open(tmp_path)
     build(tmp_path, [0])
-    assert (tmp_path / RECORD).read_bytes() == good
+    assert (tmp_path / VIEW_COUNT_FILE).read_bytes() == good
     with pytest.raises(CacheError, match=r"lacks views 1, 2, .* and 999,999,979 more; expected 1000000000 views"):
         Cache.open(tmp_path).require_views(10**9)
     (tmp_path / f"view-{10**9}.udkd").write_bytes(view_path(tmp_path, 0).read_bytes())
-    assert unexpected_files(Cache.open(tmp_path)) == [f"view-{10**9}.udkd is no part of a cache"]
+    assert unexpected_files(Cache.open(tmp_path)) == [f"view-{10**9}.udkd is not part of a cache"]
 
 
 def test_something_else_in_place_of_a_view(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_something_else_in_place_of_a_view(tmp_path: Path) -> None:
         lambda: path.symlink_to(path.name),
     ):
         make()
-        with pytest.raises(CacheError, match=r"view-0001\.udkd is (no regular file|gone)"):
+        with pytest.raises(CacheError, match=r"view-0001\.udkd is (not a regular file|missing)"):
             Cache.open(tmp_path)
         path.rmdir() if path.is_dir() else path.unlink()
     path.symlink_to(view_path(tmp_path, 0))
@@ -177,7 +177,7 @@ def test_nothing_is_written_through_what_has_an_unfinished_views_name(tmp_path: 
         lambda: partial.mkdir(),
     ):
         make()
-        with pytest.raises(CacheError, match="is a link or no regular file"):
+        with pytest.raises(CacheError, match="is a link or not a regular file"):
             build(partial.parent, [0])
         assert precious.read_bytes() == b"mine"
         partial.rmdir() if partial.is_dir() else partial.unlink()
@@ -190,14 +190,14 @@ def test_a_view_without_its_record_of_rows(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=f"holds view 0 of {ROWS + 3} rows; expected view 0 of {ROWS}"):
         build(tmp_path, [0, 1])
     with pytest.raises(CacheError, match=f"holds {ROWS + 3} rows and the split {ROWS}"):
-        summarise(Cache.open(tmp_path), np.zeros(ROWS, np.int32))
+        summarise_cache(Cache.open(tmp_path), np.zeros(ROWS, np.int32))
 
 
 def test_room_is_asked_for_before_the_work(tmp_path: Path) -> None:
     with CacheWriter(tmp_path, KEY, EXCLUDED) as writer:
-        writer.require_room(range(3))
+        writer.require_disk_space(range(3))
         with pytest.raises(CacheError, match=r"lacks 1,000,000,000,000,000 views of .* MB are free; expected room for all"):
-            writer.require_room(range(10**15))
+            writer.require_disk_space(range(10**15))
 
 
 def forged(folder: Path, name: str, value: float, *, top_k: int = 3) -> Cache:
@@ -230,9 +230,9 @@ def forged(folder: Path, name: str, value: float, *, top_k: int = 3) -> Cache:
 )  # fmt: skip
 def test_impossible_values_under_checksums_that_match(tmp_path: Path, name: str, value: float) -> None:
     cache = forged(tmp_path, name, value)
-    assert verify(cache) == [(0, 1)]
+    assert find_damaged_blocks(cache) == [(0, 1)]
     for device in (CPU, torch.device("meta")):
-        with pytest.raises(CacheError, match=rf"block 1 \(ids 8 to 15\) holds impossible {name} under a checksum that matches"):
+        with pytest.raises(CacheError, match=rf"block 1 \(ids 8 to 15\) holds impossible {name} although its checksum matches"):
             cache.lookup_table(0, device).lookup(torch.tensor([9]))
 
 
@@ -256,7 +256,7 @@ def test_beside_a_build_that_adds_views(tmp_path: Path, monkeypatch: pytest.Monk
     partial = final.with_name(final.name + ".partial")
     final.rename(partial)
     assert (Cache.open(tmp_path).missing, unexpected_files(Cache.open(tmp_path))) == ((), []), "recorded, and not finished yet"
-    real = reader_module.recorded_views
+    real = reader_module.read_view_count
 
     def finished_now(folder: Path, key: CacheKey) -> int:
         count = real(folder, key)
@@ -264,7 +264,7 @@ def test_beside_a_build_that_adds_views(tmp_path: Path, monkeypatch: pytest.Monk
             partial.rename(final)
         return count
 
-    monkeypatch.setattr(reader_module, "recorded_views", finished_now)
+    monkeypatch.setattr(reader_module, "read_view_count", finished_now)
     cache = Cache.open(tmp_path)
     assert (cache.views, cache.missing, unexpected_files(cache)) == ((0, 1), (), [])
     assert contents(tmp_path).keys() - before.keys() == {final.name}

@@ -144,7 +144,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_teacher(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
-        with pytest.raises(DataError, match=r"is no teacher \(no teacher.json\); expected a folder made by udkd teacher"):
+        with pytest.raises(DataError, match=r"is not a teacher \(no teacher.json\); expected a folder made by udkd teacher"):
             TeacherFolder.open(path)
 
 
@@ -157,7 +157,7 @@ def test_an_error_while_writing_leaves_no_teacher(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("udkd.teacher.folder.write_bytes", no_room)
     with pytest.raises(OSError, match="No space"):
         make(tmp_path)
-    with pytest.raises(DataError, match="is no teacher"):
+    with pytest.raises(DataError, match="is not a teacher"):
         TeacherFolder.open(tmp_path)
 
 

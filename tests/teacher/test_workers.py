@@ -18,7 +18,7 @@ from tests.teacher.cache_fixtures import CPU, make_dataset, make_teacher, recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.workers import WorkerGroup, whole_machine_threads
+from udkd.teacher.workers import WorkerGroup, single_process_threads
 from udkd.utils.errors import CacheError, DataError, UserError
 
 SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
@@ -59,7 +59,7 @@ def build_words(dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> 
     return ["cache", "build", str(dataset.path), str(teacher.path), str(cache), "--views", "2", *SETTINGS]
 
 
-def in_threads(
+def run_in_threads(
     size: int, folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: int = 2, **options: object
 ) -> list[object]:
     """A team of threads with a store of torch's own: what each returned or raised."""
@@ -70,11 +70,11 @@ def in_threads(
         team = WorkerGroup(rank=rank, size=size, store=store)
         try:
             given = {"dataset": dataset, "teacher": teacher, "recipe": recipe(views), "device": CPU} | options
-            results[rank] = build_cache(folder, **given, team=team)  # type: ignore[arg-type]
+            results[rank] = build_cache(folder, **given, group=team)  # type: ignore[arg-type]
         except UserError as error:
             results[rank] = error
-            if not team.leads:
-                team.tell("failed", str(error))
+            if not team.is_main:
+                team.set("failed", str(error))
 
     threads = [threading.Thread(target=build, args=(rank,), daemon=True) for rank in range(size)]
     for thread in threads:
@@ -89,10 +89,10 @@ def test_any_size_gives_the_same_bytes(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path, size: int
 ) -> None:
     """More processes than blocks, too."""
-    built = in_threads(size, tmp_path / "team", dataset, teacher)
+    built = run_in_threads(size, tmp_path / "team", dataset, teacher)
     assert views_of(tmp_path / "team") == views_of(whole)
     assert {each.num_images for each in built} == {2 * len(dataset.split("train").ids)}
-    grown = in_threads(2, tmp_path / "team", dataset, teacher, views=3)
+    grown = run_in_threads(2, tmp_path / "team", dataset, teacher, views=3)
     assert {each.num_images for each in grown} == {len(dataset.split("train").ids)}
 
 
@@ -103,7 +103,7 @@ def test_a_failing_member_is_heard(
         raise DataError("sample 41 of its own share is damaged")
 
     monkeypatch.setattr("udkd.teacher.cache.build.join_view", broken)
-    leader, follower = in_threads(2, tmp_path, dataset, teacher)
+    leader, follower = run_in_threads(2, tmp_path, dataset, teacher)
     assert isinstance(follower, DataError)
     assert str(leader) == str(follower)
 
@@ -147,7 +147,7 @@ def test_a_world_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_threads_are_those_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("udkd.teacher.workers._environment_of", lambda process: {"PATH"})
-    assert 1 <= whole_machine_threads() <= len(os.sched_getaffinity(0))
+    assert 1 <= single_process_threads() <= len(os.sched_getaffinity(0))
     monkeypatch.setattr("udkd.teacher.workers._environment_of", lambda process: {"OMP_NUM_THREADS"})
     torch.set_num_threads(1)
-    assert whole_machine_threads() == 1
+    assert single_process_threads() == 1

@@ -212,7 +212,7 @@ def test_an_average_moves_as_it_says() -> None:
             model[0].weight += 1.0
         model[1].num_batches_tracked += 1
         share = averaging(step, 0.5)
-        average.follow(model, torch.tensor(share))
+        average.update(model, torch.tensor(share))
         want += share * (model[0].weight.detach().double() - want)
     torch.testing.assert_close(average.model[0].weight.double(), want)  # type: ignore[index]
     assert int(average.model[1].num_batches_tracked) == 4  # type: ignore[index]

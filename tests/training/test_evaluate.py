@@ -217,7 +217,7 @@ def test_what_does_not_fit(
         evaluate(run, data=other_data.path, teacher=None, device=CPU, observer=SILENT)
     with pytest.raises(MismatchError, match=r"name the teacher that taught this run \(teacher_sha256: "):
         evaluate(run, data=None, teacher=other_teacher.path, device=CPU, observer=SILENT)
-    with pytest.raises(DataError, match="is no teacher"):
+    with pytest.raises(DataError, match="is not a teacher"):
         evaluate(run, data=None, teacher=tmp_path, device=CPU, observer=SILENT)
     with pytest.raises(RunError, match="is no run"):
         RunFolder.open(tmp_path)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tests.small import CLASSES, make_dataset, small_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
-from udkd.models.state_dicts import unwrapped
+from udkd.models.state_dicts import strip_wrappers
 from udkd.models.weight_files import read_weights
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import FrozenTeacher
@@ -215,9 +215,9 @@ def test_names_that_torchvision_s_published_files_still_have() -> None:
         ("encoder.layers.encoder_layer_3.mlp.linear_2.bias", "encoder.layers.encoder_layer_3.mlp.3.bias"),
         ("module.layer1.0.conv1.weight", "layer1.0.conv1.weight"),
     ):
-        assert list(unwrapped({published: torch.zeros(1)})) == [present]
+        assert list(strip_wrappers({published: torch.zeros(1)})) == [present]
     both = {"conv1.weight": torch.zeros(1), "module.conv1.weight": torch.ones(1)}
-    assert unwrapped(both) == both, "two of one name stay apart"
+    assert strip_wrappers(both) == both, "two of one name stay apart"
 
 
 def test_flipped_bits_of_a_zip_are_found_and_of_what_has_no_checksum_are_told(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_what_cannot_be_read_without_running_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is a tar, as PyTorch wrote before 0\.1\.10"):
         read_weights(file)
     os.mkfifo(tmp_path / "fifo.pth")
-    with pytest.raises(DataError, match="is no file"):
+    with pytest.raises(DataError, match="is not a file"):
         read_weights(tmp_path / "fifo.pth")
     loop: dict[str, object] = {"w": torch.zeros(1)}
     loop["itself"] = loop
@@ -321,7 +321,7 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
                 read_weights(tmp_path / name)
             assert "\n" not in str(caught.value)
     for path in (tmp_path / "nowhere.pth", tmp_path):
-        with pytest.raises(DataError, match="is no file; expected weights"):
+        with pytest.raises(DataError, match="is not a file; expected weights"):
             read_weights(path)
 
 

@@ -194,7 +194,7 @@ def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
         (["students.1.start_epoch=3"], r"students.1.start_epoch is 3 of 3 epochs"),
         (
             ["students.0.start_epoch=1", "students.1.start_epoch=1"],
-            "every start_epoch is above 0",
+            "every start_epoch is above 0; expected a student that starts at once",
         ),
         (["students.1.loss_weight=0"], "students.1.loss_weight"),
     ],

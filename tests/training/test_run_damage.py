@@ -19,7 +19,7 @@ from tests.report.pages import draw_only
 from tests.small import change, make_dataset, make_teacher, small_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.export.export import write_files as write_export
-from udkd.export.predict import class_names
+from udkd.export.predict import readable_class_names
 from udkd.report.inputs import gather
 from udkd.report.report import write_report
 from udkd.teacher.cache.build import build_cache
@@ -103,7 +103,7 @@ def everything(run: Path, *, pages: bool = True) -> None:
     """What reads a run, up to where it begins to compute."""
     write_report(gather(run)) if pages else gather(run)
     folder = RunFolder.open(run)
-    class_names(folder, Trained.load(folder, None, averaged=False).classes)
+    readable_class_names(folder, Trained.load(folder, None, averaged=False).classes)
     with pytest.raises(Reached):
         evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from tests.small import small_recipe
 from udkd.augment.apply import ViewTable, apply
-from udkd.augment.views import draw
+from udkd.augment.views import draw_views
 from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.teacher.sources import NoTargets
@@ -38,7 +38,7 @@ def batch_of(ids: list[int]) -> Batch:
 
 def plan_of(recipe: Recipe) -> EpochSchedule:
     """An epoch of eight steps."""
-    views = ViewTable.of(draw(recipe.views.spec, 0, 0, np.arange(SAMPLES), np.tile([36, 30, 36, 30], (SAMPLES, 1))))
+    views = ViewTable.of(draw_views(recipe.views.spec, 0, 0, np.arange(SAMPLES), np.tile([36, 30, 36, 30], (SAMPLES, 1))))
     return EpochSchedule.of(recipe, 0, 8, 0, views, CPU)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.small import small_recipe
 from udkd.augment.apply import ViewTable
-from udkd.augment.views import draw
+from udkd.augment.views import draw_views
 from udkd.config.recipe import Recipe
 from udkd.models.build import KeyedDropout
 from udkd.training.schedule import EpochSchedule
@@ -23,7 +23,7 @@ TWINS = "students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='squee
 
 def begin(student: Student, recipe: Recipe, number: int) -> None:
     """Step `number` of a run of two epochs of four steps."""
-    views = ViewTable.of(draw(recipe.views.spec, 0, 0, np.arange(1), np.ones((1, 4), np.int64)))
+    views = ViewTable.of(draw_views(recipe.views.spec, 0, 0, np.arange(1), np.ones((1, 4), np.int64)))
     plan = EpochSchedule.of(recipe, number // 4, 4, 0, views, CPU)
     student.set_step_inputs(plan.rates[number % 4, student.index], plan.dropout_keys[number % 4, student.index])
 

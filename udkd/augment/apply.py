@@ -1,16 +1,16 @@
 """Canvases to network input: crop, antialiased resize and flip as two exact weighted sums of pixels, then colour jitter.
 
 Crop, resize and flip: each row of a view is a weighted sum of a few rows of the canvas, then each column of a few columns.
-The filter is the triangle of Pillow's and torchvision's antialiased bilinear resize. A weight is a whole number of
+The filter is the triangle of Pillow's and torchvision's antialiased bilinear resize. A weight is an integer multiple of
 2**-11 and an output's weights sum to 1; each pass is rounded to uint8. A view's pixels are therefore the same bits whatever
 the batch, device, kernel, compiler, processor and settings of the process:
 
-- A sum's terms and partial sums, in any order, fused or not, are whole numbers of 2**-11 between 0 and 255: 19 bits, which
-  float32's 24 hold exactly. So are the sums plus a half.
-- The sums are embedding_bag's, which multiplies and adds in float32. They are no matrix product on purpose: those are what
-  PyTorch and its libraries are allowed to compute with fewer bits (set_float32_matmul_precision, fp32_precision, autocast,
-  ONEDNN_DEFAULT_FPMATH_MODE; bfloat16's 8 bits cannot hold a weight), and not every processor shows it.
-- No value comes near the denormals, and every dtype is named, so that the default one is of no account.
+- A sum's terms and partial sums, in any order, fused or not, are integer multiples of 2**-11 between 0 and 255: 19 bits,
+  which float32's 24 hold exactly. So are the sums plus a half.
+- The sums are computed by embedding_bag, which multiplies and adds in float32, and deliberately not by a matrix product:
+  PyTorch and its libraries may compute those with fewer bits (set_float32_matmul_precision, fp32_precision, autocast,
+  ONEDNN_DEFAULT_FPMATH_MODE; bfloat16's 8 bits cannot hold a weight), and not on every processor.
+- No value comes near the denormals, and every dtype is explicit, so that the default dtype does not matter.
 
 Letters: B batch, S canvas side, O output side, K taps of the filter, D values of a line of pixels, N samples.
 """
@@ -45,11 +45,11 @@ class ViewTable:
 
     @classmethod
     def of(cls, views: Views, device: torch.device | str = "cpu") -> "ViewTable":
-        """Copy drawn views to a device."""
+        """Copy views to a device."""
         return cls(**{f.name: torch.from_numpy(getattr(views, f.name)).to(device) for f in fields(cls)})
 
     def gather(self, rows: Tensor) -> "ViewTable":
-        """The views of some rows, int64 [B] on the table's device."""
+        """The views at `rows`, int64 [B] on the table's device."""
         return ViewTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
@@ -63,9 +63,9 @@ def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int) -> Tensor:
 
     Within 2 of 255 of torchvision's resized_crop(antialias=True) on uint8 images (random_resized), and of its resize and
     center_crop (the schemes that resize first, beyond 1 in under 1e-4 of the values). Both round to uint8 after each pass,
-    torchvision the columns' pass first, so that either may be 1 off the exact value and a little more for its weights'
-    whole bits: at most 255 / 4096 for each step between two taps here, less than 1 in all for windows up to three times the
-    view's side, so 2 is proven there. For smaller views it was found by search: of 30,000 windows of five kinds of picture
+    torchvision the columns' pass first, so that either may be 1 off the exact value and a little more for its quantised
+    weights: at most 255 / 4096 for each step between two taps here, less than 1 in all for windows up to three times the
+    view's side, so 2 is proven there. For smaller views it was found by search: of 30,000 windows of five kinds of image
     7, all enlarged, had a value 2 off (1e-7 of the values), none 3.
     """
     batch, side = canvas_BSS3.shape[:2]
@@ -108,16 +108,16 @@ def taps(start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: int,
 
 
 def _weights(start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: int, side: int) -> tuple[Tensor, Tensor]:
-    """Which pixels make each output pixel, int64 [B, O, K] within the canvas, and by what weight, float32 [B, O, K].
+    """The pixels of each output pixel, int64 [B, O, K] within the canvas, and their weights, float32 [B, O, K].
 
-    Weights are whole numbers of 2**-WEIGHT_BITS that sum to 1. Telescoping: each running sum is rounded, and the weights are
-    the differences, so that the total is exact by construction.
+    Weights are integer multiples of 2**-WEIGHT_BITS that sum to 1. Telescoping: each running sum is rounded, and the weights
+    are the differences, so that the total is exact by construction.
     """
     position_BOK, weight_BOK = taps(start, length, low, high, size_px, side)
     running_BOK = weight_BOK.cumsum(-1)
-    whole_BO1 = running_BOK[..., -1:]
-    rounded_BOK = torch.div((running_BOK << (WEIGHT_BITS + 1)) + whole_BO1, 2 * whole_BO1, rounding_mode="floor")
-    steps_BOK = torch.diff(rounded_BOK, dim=-1, prepend=torch.zeros_like(whole_BO1))
+    total_BO1 = running_BOK[..., -1:]
+    rounded_BOK = torch.div((running_BOK << (WEIGHT_BITS + 1)) + total_BO1, 2 * total_BO1, rounding_mode="floor")
+    steps_BOK = torch.diff(rounded_BOK, dim=-1, prepend=torch.zeros_like(total_BO1))
     # Taps outside the canvas have weight 0; clamped, they add nothing.
     return position_BOK.clamp(0, side - 1), steps_BOK.float() * 2.0**-WEIGHT_BITS
 
@@ -152,5 +152,5 @@ def _jittered(x_BOO3: Tensor, kind_B: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """float32 values written by the device itself: a copy from the host cannot be part of a CUDA graph."""
+    """float32 values, filled in by the device: a copy from pageable host memory cannot be captured in a CUDA graph."""
     return torch.stack([torch.full((), value, dtype=torch.float32, device=device) for value in values])

@@ -1,4 +1,4 @@
-"""The views of all samples of a split, one table per view number, drawn in a thread ahead."""
+"""The views of all samples of a split, one table per view number, drawn ahead in a thread."""
 
 from concurrent.futures import Future
 from threading import Thread
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from udkd.augment.apply import ViewTable
-from udkd.augment.views import Views, ViewSpec, draw
+from udkd.augment.views import Views, ViewSpec, draw_views
 from udkd.data.dataset import Split
 
 _KEPT = 2
@@ -21,33 +21,33 @@ class EpochViews:
         self._seed = seed
         self._device = device
         self._ids = np.arange(split.num_samples, dtype=np.int64)
-        # Excluded rows have no size; any will do, as no order holds them.
+        # Excluded rows have no size; any value will do, as no order contains them.
         self._sizes = np.where(split.excluded[:, None], 1, split.sizes)
         self._tables: dict[tuple[int, int], ViewTable] = {}
         self._drawn: dict[tuple[int, int], Future[Views]] = {}
 
     def table(self, view: int, spec: ViewSpec | None = None) -> ViewTable:
-        """All N views of number `view`, indexed by sample id; the last two are kept. spec: where it is another than usual."""
-        name = (view, (spec or self.spec).size_px)
-        if name not in self._tables:
+        """View number `view` of all N samples, indexed by sample id; two tables are kept. spec: overrides self.spec."""
+        key = (view, (spec or self.spec).size_px)
+        if key not in self._tables:
             self.prepare(view, spec)
-            self._tables[name] = ViewTable.of(self._drawn.pop(name).result(), self._device)
+            self._tables[key] = ViewTable.of(self._drawn.pop(key).result(), self._device)
             for old in list(self._tables)[:-_KEPT]:
                 del self._tables[old]
-        return self._tables[name]
+        return self._tables[key]
 
     def prepare(self, view: int, spec: ViewSpec | None = None) -> None:
-        """Begin to draw a table that `table` will be asked for; the thread ends with the drawing."""
+        """Start drawing a table in a thread, for a later call of `table`."""
         spec = spec or self.spec
-        name = (view, spec.size_px)
-        if name in self._tables or name in self._drawn:
+        key = (view, spec.size_px)
+        if key in self._tables or key in self._drawn:
             return
         future: Future[Views] = Future()
-        self._drawn = {name: future}  # one ahead is enough; what nobody came for is dropped
+        self._drawn = {key: future}  # one ahead is enough; an unused one is dropped
 
         def work() -> None:
             try:
-                future.set_result(draw(spec, self._seed, view, self._ids, self._sizes))
+                future.set_result(draw_views(spec, self._seed, view, self._ids, self._sizes))
             except BaseException as error:
                 future.set_exception(error)
 

@@ -1,8 +1,8 @@
-"""A view: which window of an image is cut, whether it is flipped and how its colours are jittered, as numbers.
+"""A view: the crop window of an image, whether it is flipped and how its colours are jittered, as numbers.
 
-A view is a pure function of (seed, view, sample id). There is no generator state, so every worker, order, rank, resume
-and backend gives the same view to the same sample. Everything is drawn in the geometry of the *source* image and then
-scaled to the stored one; windows are integers in units of 1/65536 canvas pixel.
+A view is a pure function of (seed, view, sample id). There is no generator state, so a sample gets the same view with every
+worker, order, rank, resumed run and backend. Everything is drawn in the geometry of the *source* image and then scaled to
+the stored one; windows are integers in units of 1/65536 canvas pixel.
 
 Letters: N samples.
 """
@@ -27,13 +27,13 @@ Scheme = Literal["random_resized", "random", "centre", "centre_squash"]
 
 BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2
 _TRIES = 10
-# Where each number lies in a sample's stream. A new number takes a new place, so that old ones never move.
+# The position of each number in a sample's stream. A new number takes a new position, so that old ones never change.
 _TRY, _FLIP, _ORDER, _FACTOR, _OFFSET = 0, 64, 65, 70, 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """What views are drawn from.
+    """The distribution that views are drawn from.
 
     scheme:    random_resized (torchvision's RandomResizedCrop) | random (short side to resize_px, random crop of size_px) |
                centre (short side to resize_px, centre crop) | centre_squash (both sides to resize_px, centre crop).
@@ -87,7 +87,7 @@ class Views:
         return len(self.flip)
 
 
-def draw(spec: ViewSpec, seed: int, view: int, ids: NDArray[np.int64], sizes: NDArray[np.integer]) -> Views:
+def draw_views(spec: ViewSpec, seed: int, view: int, ids: NDArray[np.int64], sizes: NDArray[np.integer]) -> Views:
     """Draw view number `view` of the samples `ids`.
 
     ids:   int64 [N], sample ids.
@@ -101,7 +101,7 @@ def draw(spec: ViewSpec, seed: int, view: int, ids: NDArray[np.int64], sizes: ND
     # Rounding to the nearest 1/65536 px, in integers: floor((2 a b + c) / 2 c) = round(a b / c).
     rescale = np.concatenate([stored, stored], axis=1), np.concatenate([source, source], axis=1)
     window, bounds = _scaled(window, *rescale), _scaled(bounds, *rescale)
-    # Of a source image more than 65,536 times as long as the stored one nothing may be left: one unit is.
+    # A source image over 65,536 times as long as the stored one may round to nothing: keep one unit.
     bounds[:, :2] = np.minimum(bounds[:, :2], stored * SUBPIXELS - 1)
     bounds[:, 2:] = np.maximum(bounds[:, 2:], bounds[:, :2] + 1)
     window[:, 2:] = np.maximum(window[:, 2:], 1)
@@ -145,7 +145,7 @@ def _check_fits(spec: ViewSpec, source: NDArray[np.int64], resized: NDArray[np.i
         height, width = source[over][0].tolist()
         raise DataError(
             f"an image of {height:,} x {width:,} px is too long and thin to be resized to {spec.resize_px} px; "
-            "expected sides that are nearer to each other; convert without it, or lower resize_px"
+            "expected a smaller ratio of its sides; convert without it, or lower resize_px"
         )
 
 
@@ -158,13 +158,13 @@ def _resized(spec: ViewSpec, source: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _random_resized(spec: ViewSpec, keys: U64, source: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-    """Top, left, height, width in whole source pixels, as torchvision's RandomResizedCrop: ten tries, then the centre."""
+    """Top, left, height, width in source pixels, as torchvision's RandomResizedCrop: ten tries, then a centre crop."""
     top, left, height, width = _centre_fallback(spec, source)
     log_low, log_high = (math.log(bound) for bound in spec.ratio)
     waiting = np.arange(len(keys))
     for attempt in range(_TRIES):
-        place, size = keys[waiting], source[waiting]
-        area, shape, down, across = (uniform(place, _TRY + 4 * attempt + k) for k in range(4))
+        tried_keys, size = keys[waiting], source[waiting]
+        area, shape, down, across = (uniform(tried_keys, _TRY + 4 * attempt + k) for k in range(4))
         target = (size[:, 0] * size[:, 1]) * (spec.scale[0] + area * (spec.scale[1] - spec.scale[0]))
         aspect = _exp(log_low + shape * (log_high - log_low))
         w = np.rint(np.sqrt(target * aspect)).astype(np.int64)
@@ -190,7 +190,7 @@ def _centre_fallback(spec: ViewSpec, source: NDArray[np.int64]) -> tuple[NDArray
 
 
 def _exp(x: F64) -> F64:
-    """e**x by its series on x/16: additions and products alone. np.exp's last bit depends on the processor's vector units."""
+    """e**x by its series on x/16: only additions and products, as np.exp's last bit depends on the processor's vector units."""
     y = x / 16
     total, term = np.ones_like(y), np.ones_like(y)
     for n in range(1, 16):

@@ -12,9 +12,9 @@ from udkd.cli.arguments import DatasetArgument
 from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
-from udkd.teacher.cache.reader import Cache, unexpected_files, verify
-from udkd.teacher.cache.summary import CacheSummary, summarise, weight_histogram
-from udkd.teacher.cache.verify import compare
+from udkd.teacher.cache.reader import Cache, find_damaged_blocks, unexpected_files
+from udkd.teacher.cache.summary import CacheSummary, summarise_cache, weight_histogram
+from udkd.teacher.cache.verify import compare_with_teacher
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.workers import WorkerGroup
 from udkd.utils.environment import choose_device
@@ -72,7 +72,7 @@ def build(
     The same command resumes after an interruption; a larger --views adds views and leaves existing ones untouched. Several
     processes share the work under torchrun: torchrun --nproc-per-node 2 -m udkd cache build ...
     """
-    team = WorkerGroup.join()
+    group = WorkerGroup.join()
     try:
         if views is not None and views != "eval" and not (views.isdecimal() and int(views) > 0):
             raise ConfigError(f"--views {views!r}; expected eval or a number of views; change it")
@@ -89,19 +89,19 @@ def build(
                 cache,
                 dataset=dataset,
                 teacher=teachers[0],
-                others=teachers[1:],
+                other_teachers=teachers[1:],
                 recipe=loaded,
-                device=team.device(choose_device(device)),
+                device=group.device(choose_device(device)),
                 features=features,
-                observer=observer if team.leads else SILENT,
-                team=team,
+                observer=observer if group.is_main else SILENT,
+                group=group,
             )
     except UserError as error:
-        if team.leads:
+        if group.is_main:
             raise
-        team.fail(error)
+        group.fail(error)
         raise typer.Exit(1) from None
-    if not team.leads:
+    if not group.is_main:
         return
     if built.num_images:
         err.print(f"predicted {built.num_images:,} images in {built.seconds:.1f} s, {built.images_per_s:,.0f} images/s")
@@ -123,7 +123,7 @@ def info(
         raise ConfigError(f"--picture {picture}; expected a name that ends in .png; change it")
     opened = Cache.open(cache)
     labels = _labels(opened, data) if data is not None else None
-    out.print(_description(opened, summarise(opened, labels)))
+    out.print(_description(opened, summarise_cache(opened, labels)))
     counts = weight_histogram(opened, BINS)
     out.print(_histogram(counts))
     if picture is not None:
@@ -154,7 +154,7 @@ def verify_command(
     share = _share(recompute) if recompute is not None else None
     if (data is None or not teacher) and share is not None:
         raise ConfigError("--recompute needs the data and the teacher; expected --data DATA --teacher TEACHER; add them")
-    damaged = verify(opened)
+    damaged = find_damaged_blocks(opened)
     problems = [f"view {view}: block {block} is damaged" for view, block in damaged] + unexpected_files(opened)
     for problem in problems:
         err.print(problem)
@@ -191,7 +191,7 @@ def _recompute(
     total = len(dataset.split(cache.key.split).ids) * len(cache.views)
     count = min(total, max(1, round(share * total)) if isinstance(share, float) else share)
     with observed() as observer:
-        result = compare(
+        result = compare_with_teacher(
             cache,
             dataset=dataset,
             teachers=[TeacherFolder.open(teacher) for teacher in teachers],

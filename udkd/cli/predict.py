@@ -8,7 +8,7 @@ from rich.table import Table
 
 from udkd.cli.arguments import EnsembleOption, RunArgument, StudentOption
 from udkd.config.recipe import Recipe
-from udkd.export.predict import Prediction, class_names, predict
+from udkd.export.predict import Prediction, predict, readable_class_names
 from udkd.training.run_folder import RunFolder
 from udkd.training.trained import Trained
 from udkd.utils.output import print_error
@@ -31,8 +31,8 @@ def predict_command(
     folder = RunFolder.open(run)
     several = student is None and len(Recipe.from_stored(folder.config, str(run)).students) > 1
     trained = Trained.load(folder, student, averaged=ensemble or several)
-    predictions = predict(trained, images, class_names(folder, trained.classes), top=top)
-    classified = [prediction for prediction in predictions if prediction.guesses]
+    predictions = predict(trained, images, readable_class_names(folder, trained.classes), top=top)
+    classified = [prediction for prediction in predictions if prediction.classes]
     if classified:
         print_whole(_table(classified, trained.name))
     for prediction in predictions:
@@ -46,7 +46,7 @@ def _table(predictions: list[Prediction], name: str) -> Table:
     table = Table("image", name, "%", "class", box=None, pad_edge=False)
     table.columns[2].justify = "right"
     for prediction in predictions:
-        for rank, guess in enumerate(prediction.guesses):
+        for rank, guess in enumerate(prediction.classes):
             image = str(prediction.image) if rank == 0 else ""
             table.add_row(image, guess.name, f"{guess.percent:.1f}", guess.wnid)
     return table

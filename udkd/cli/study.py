@@ -79,7 +79,7 @@ def study_command(
     with observed() as observer, stop_requests() as stop:
         shared: list[tuple[StudyPlan, StudyContext]] = []
         for plan in plans:
-            context = StudyContext(
+            site = StudyContext(
                 data=data,
                 folder=StudyFolder(out=folder, name=plan.name),
                 device=selected,
@@ -88,38 +88,38 @@ def study_command(
                 stopped=_until(started, max_minutes, stop),
             )
             if plan.study.kind == "networks":
-                _measure(plan, context, dry_run)
+                _measure(plan, site, dry_run)
             elif plan.study.kind == "teachers":
-                _compare(plan, context, other_data or [], dry_run, stop)
+                _compare(plan, site, other_data or [], dry_run, stop)
             elif dry_run:
-                _show(plan, estimate(plan, context))
-            elif not _run(plan, context, started, stop):
-                shared.append((plan, context))
-        for plan, context in shared:
+                _show(plan, estimate(plan, site))
+            elif not _run(plan, site, started, stop):
+                shared.append((plan, site))
+        for plan, site in shared:
             observer.note(f"{plan.name}: waiting for runs that other processes train")
-            _run(plan, context, started, stop, wait=True)
+            _run(plan, site, started, stop, wait=True)
 
 
-def _run(plan: StudyPlan, context: StudyContext, started: float, stop: StopRequest, *, wait: bool = False) -> bool:
+def _run(plan: StudyPlan, site: StudyContext, started: float, stop: StopRequest, *, wait: bool = False) -> bool:
     """False if other processes train all missing runs and `wait` is false: then nothing is written yet."""
-    progress = run_study(plan, context, wait=wait)
+    progress = run_study(plan, site, wait=wait)
     if progress.left_to_others:
         return False
-    result = write_result(plan, context, progress)
+    result = write_result(plan, site, progress)
     print_whole(_table(plan, result.summary))  # 80 columns would cut off the names of the arms
     err.print(f"page: {result.page}", soft_wrap=True)
     _end(progress, stop, started)
     return True
 
 
-def _measure(plan: StudyPlan, context: StudyContext, dry_run: bool) -> None:
+def _measure(plan: StudyPlan, site: StudyContext, dry_run: bool) -> None:
     """A study of kind "networks", which trains nothing."""
     if dry_run:
         out.print(f"{len(plan.arms)} networks to measure on this CPU, about a minute; nothing is trained", soft_wrap=True)
         return
     from udkd.study.networks import measure_networks, ratios  # matplotlib takes a second
 
-    measured, page = measure_networks(plan, context.data, context.folder.result, context.observer)
+    measured, page = measure_networks(plan, site.data, site.folder.result, site.observer)
     table = Table("", "parameters", "fewer", "MB", "ms an image", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -130,9 +130,9 @@ def _measure(plan: StudyPlan, context: StudyContext, dry_run: bool) -> None:
     err.print(f"page: {page}", soft_wrap=True)
 
 
-def _compare(plan: StudyPlan, context: StudyContext, others: list[Path], dry_run: bool, stop: StopRequest) -> None:
+def _compare(plan: StudyPlan, site: StudyContext, others: list[Path], dry_run: bool, stop: StopRequest) -> None:
     """A study of kind "teachers"."""
-    if context.teacher is not None:
+    if site.teacher is not None:
         raise ConfigError(f"--teacher with {plan.name}; expected none, because it fits its own teachers; drop --teacher")
     if dry_run:
         number = len(plan.trials) * (1 + len(others))
@@ -141,7 +141,7 @@ def _compare(plan: StudyPlan, context: StudyContext, others: list[Path], dry_run
         return
     from udkd.study.transfer import compare_teachers  # matplotlib takes a second
 
-    result = compare_teachers(plan, context, others)
+    result = compare_teachers(plan, site, others)
     if result is None:
         err.print("stopped at a checkpoint; the same command resumes")
         raise typer.Exit(stop.exit_code or TIME_IS_UP)

@@ -1,15 +1,16 @@
 """The sections of a recipe: typed, frozen, strict classes. The documentation's table of keys is made of the descriptions."""
 
 from dataclasses import fields
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from udkd.augment.views import Scheme, ViewSpec
+from udkd.data.backends.registry import backend_names
 from udkd.losses.distill import KlKind, LabelLoss, LossSettings
 from udkd.losses.estimator import Estimator, EstimatorKind
 from udkd.losses.methods.options import MethodName
-from udkd.losses.sample_weight import SampleWeighting, WeightControl, WeightKind
+from udkd.losses.sample_weight import SampleWeighting, WeightControl, weight_kinds
 from udkd.losses.schedules import ScheduleKind
 from udkd.losses.storage import Dtype, Storage
 from udkd.utils.options import (
@@ -25,16 +26,18 @@ from udkd.utils.options import (
     ShortText,
     SizePx,
     Temperature,
+    one_of,
 )
 
 Precision = Literal["float32", "bfloat16"]
-BackendName = Literal["auto", "resident", "ffcv", "dali", "folder"]
 
 
 class DataSection(Section):
     """How images are loaded."""
 
-    backend: BackendName = Field(default="auto", description="loader of the canvases; auto picks the fastest that is available")
+    backend: Annotated[str, one_of(backend_names)] = Field(
+        default="auto", description="loader of the canvases; auto picks the fastest that is available"
+    )
     workers: int = Field(default=0, ge=0, le=1024, description="threads of the backends that decode; 0: one per core")
 
 
@@ -214,8 +217,9 @@ class LossSection(Section):
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the label spread over all classes; 0: none")
     label_loss: LabelLoss = Field(default="cross_entropy", description="the label term; evidential is for teachers only")
-    sample_weight: WeightKind = Field(
-        default="entropy", description="what weights a sample's teacher term (udkd.losses.sample_weight); constant: 1"
+    sample_weight: Annotated[str, one_of(weight_kinds)] = Field(
+        default="entropy",
+        description="what weights a sample's teacher term: a registered kind (udkd.losses.sample_weight); constant: 1",
     )
     sample_weight_control: WeightControl = Field(
         default="none",

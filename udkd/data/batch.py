@@ -1,4 +1,4 @@
-"""What a backend delivers, and what a backend is."""
+"""Batch, what a backend delivers, and Backend, the interface of every backend."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Batch:
 
 
 class Backend(Protocol):
-    """Decodes stored samples into canvases and touches no pixel at random.
+    """Decodes stored samples into canvases, deterministically.
 
     An error in a worker reaches the consumer within two seconds as a DataError with the sample's id and name.
     Leaving the iterator early leaks nothing.
@@ -37,7 +37,7 @@ class Backend(Protocol):
         """Deliver exactly `order` (int64 ids), in batches; the last one may be smaller."""
 
     def close(self) -> None:
-        """Release threads, files and memory; calling it twice does no harm."""
+        """Release threads, files and memory; may be called twice."""
 
     def describe(self) -> str:
-        """The pixel class, such as "libjpeg islow, fancy upsampling": equal text promises equal bits."""
+        """The pixel class, such as "libjpeg islow, fancy upsampling": equal text guarantees equal bits."""

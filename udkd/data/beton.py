@@ -1,7 +1,7 @@
 """samples.beton: FFCV's own file of a split's kept samples, in id order, as its readers see it.
 
-Two fields, `image` (RGBImageField, mode jpg: the stored bytes) and `label` (IntField). FFCV's table has no checksums; ours
-are the manifest's: every entry of the table is held against it on opening, every sample's bytes when they are read.
+Two fields, `image` (RGBImageField, mode jpg: the stored bytes) and `label` (IntField). FFCV's table has no checksums, so every
+entry of it is checked against the manifest on opening, and every sample's bytes when they are read.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udkd.data.dataset import Split
-from udkd.data.derived import DERIVED, sealed
+from udkd.data.derived import DERIVED, read_sealed
 from udkd.utils.errors import ConfigError, DataError
 
 FIELDS = ("image", "label")
@@ -24,9 +24,9 @@ FIELDS = ("image", "label")
 
 @contextlib.contextmanager
 def _plain_dict() -> Iterator[None]:
-    """The one dictionary that FFCV fills at its import, its names of image modes, is Python's own.
+    """Let FFCV use a plain dict instead of numba's for its names of image modes, which it fills at import.
 
-    As numba's it was compiled in each process, which took 7 of the import's 7.5 seconds; no compiled code reads it.
+    Compiling numba's dict takes 7 of the import's 7.5 seconds in each process; no compiled code reads it.
     """
     import numba.typed
 
@@ -41,7 +41,7 @@ def _plain_dict() -> Iterator[None]:
 def import_ffcv() -> ModuleType:
     """The package ffcv. Raises ConfigError where it is not installed or does not load.
 
-    Its import sets PyTorch to one thread, for everybody: the number is put back.
+    Importing it sets PyTorch to one thread, process-wide: the number is restored.
     """
     import torch
 
@@ -58,7 +58,7 @@ def import_ffcv() -> ModuleType:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
             f"FFCV cannot be used ({reason}); expected the package ffcv and its libraries; "
-            "run make install, which says what it needs, or do without the ffcv format and backend"
+            "run make install, which reports what it needs, or do without the ffcv format and backend"
         ) from None
     finally:
         torch.set_num_threads(threads)
@@ -67,19 +67,19 @@ def import_ffcv() -> ModuleType:
 
 
 @dataclass(frozen=True, eq=False)
-class Beton:
-    """A samples.beton that fits its split. offset: int64 [N] by sample id, where its bytes lie; -1 for excluded samples."""
+class BetonOffsets:
+    """A samples.beton that fits its split. offset: int64 [N] by sample id, where its bytes start; -1 for excluded samples."""
 
     path: Path
     offset: NDArray[np.int64]
 
 
-def open_beton(split: Split) -> Beton:
-    """Open a split's samples.beton with FFCV's own Reader and hold its table against the manifest.
+def open_beton(split: Split) -> BetonOffsets:
+    """Open a split's samples.beton with FFCV's Reader and check its table against the manifest.
 
-    Raises DataError where it is absent, cut, damaged, or of another dataset, and ConfigError where FFCV is not installed.
+    Raises DataError where it is absent, truncated, damaged, or of another dataset, ConfigError where FFCV is not installed.
     """
-    sealed(split.path, "ffcv", digest=split.digest)
+    read_sealed(split.path, "ffcv", digest=split.digest)
     ffcv = import_ffcv()
     path = split.path / FILE_NAME
     try:
@@ -88,26 +88,26 @@ def open_beton(split: Split) -> Beton:
         expected = (ffcv.types.CURRENT_VERSION, len(FIELDS), len(split.ids), path.stat().st_size - table_bytes)
         if tuple(int(header[name]) for name in ("version", "num_fields", "num_samples", "alloc_table_ptr")) != expected:
             raise ValueError("its header is of other data")
-        return Beton(path, _offsets(split, ffcv.reader.Reader(str(path)), int(header["alloc_table_ptr"])))
+        return BetonOffsets(path, _offsets(split, ffcv.reader.Reader(str(path)), int(header["alloc_table_ptr"])))
     except (ValueError, KeyError, IndexError, AssertionError, AttributeError) as error:
         raise DataError(
             f"{path} is damaged ({error}); expected what udkd-prep packed from this dataset; "
-            "write it anew with udkd-prep derive --formats ffcv"
+            "write it again with udkd-prep derive --formats ffcv"
         ) from None
 
 
 def _offsets(split: Split, reader: "ffcv.reader.Reader", end: int) -> NDArray[np.int64]:  # type: ignore[name-defined] # noqa: F821
-    """Every row of FFCV's table against the manifest; the bytes themselves are checked when they are read."""
+    """Offsets from FFCV's table, each row checked against the manifest. Raises ValueError."""
     ids = split.ids
     if tuple(reader.field_names) != FIELDS:
         raise ValueError(f"its fields are {', '.join(reader.field_names)}")
     image, label = (reader.metadata[name] for name in reader.metadata.dtype.names)
-    found = np.stack([label.astype(np.int64), image["mode"], image["height"], image["width"]], axis=1)
-    wanted = np.stack([split.labels[ids], np.zeros(len(ids)), split.sizes[ids, 2], split.sizes[ids, 3]], axis=1)
+    stored = np.stack([label.astype(np.int64), image["mode"], image["height"], image["width"]], axis=1)
+    expected = np.stack([split.labels[ids], np.zeros(len(ids)), split.sizes[ids, 2], split.sizes[ids, 3]], axis=1)
     start = image["data_ptr"].astype(np.int64)
-    wrong = (found != wanted).any(axis=1) | (start < 0) | (start + split.size[ids] > end)
-    if wrong.any():
-        raise ValueError(f"its row of {split.describe(int(ids[wrong][0]))} says otherwise than the manifest")
+    differs = (stored != expected).any(axis=1) | (start < 0) | (start + split.size[ids] > end)
+    if differs.any():
+        raise ValueError(f"its row of {split.describe(int(ids[differs][0]))} differs from the manifest")
     offset = np.full(split.num_samples, -1, np.int64)
     offset[ids] = start
     return offset

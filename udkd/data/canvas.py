@@ -1,4 +1,4 @@
-"""The resident format: canvas.npy (uint8 [N, S, S, 3]), canvas.crc32.npy (uint32 [N]) and canvas.json, which is written last.
+"""The resident format: canvas.npy (uint8 [N, S, S, 3]), canvas.crc32.npy (uint32 [N]) and canvas.json, written last.
 
 Excluded rows are zeros. The pixels are Pillow's decode of the stored bytes: libjpeg islow, fancy upsampling.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from udkd.data.derived import DERIVED, discard, is_derived
+from udkd.data.derived import DERIVED, is_derived, remove_derived
 from udkd.utils.errors import DataError
 from udkd.utils.files import atomic_write, fsync_folder, read_exact_json, sha256_file, write_json
 from udkd.utils.printable import shorten
@@ -25,15 +25,15 @@ PIXELS = "libjpeg islow, fancy upsampling"
 
 
 def canvas_bytes(num_samples: int, side: int) -> int:
-    """What canvas.npy takes on disk or on a device, without its header: N · S · S · 3."""
+    """Bytes of canvas.npy on disk or on a device, without its header: N · S · S · 3."""
     return num_samples * side * side * 3
 
 
 def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str, out: np.ndarray | None = None) -> np.ndarray:
     """Decode one stored sample: uint8 [S, S, 3], the image in the top left corner, zeros around it.
 
-    out: the canvas to write, whatever it holds; None makes a new one. The reference decode that every backend must equal
-    bit for bit. Raises DataError, naming `what`.
+    out: the canvas to overwrite; None makes a new one. This is the reference decode that every backend must equal bit for bit.
+    Raises DataError, naming `what`.
     """
     with stored_image(jpeg, side, height=height, width=width, what=what) as image:
         pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -44,13 +44,13 @@ def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str,
 
 @contextlib.contextmanager
 def stored_image(jpeg: bytes, side: int, *, height: int, width: int, what: str) -> Iterator[Image.Image]:
-    """A stored JPEG opened, its size as it should be, no pixel decoded yet. Raises DataError, for decoding it too."""
+    """Open a stored JPEG and check its size; pixels are decoded in the block. Raises DataError, also for failures there."""
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
-            found = (image.height, image.width)
-            if found != (height, width) or max(found) > side:
+            size = (image.height, image.width)
+            if size != (height, width) or max(size) > side:
                 raise DataError(
-                    f"{what}: the stored JPEG is {found[0]} x {found[1]} px; expected {height} x {width} within {side}; "
+                    f"{what}: the stored JPEG is {size[0]} x {size[1]} px; expected {height} x {width} within {side}; "
                     "convert again"
                 )
             yield image
@@ -63,7 +63,7 @@ def stored_image(jpeg: bytes, side: int, *, height: int, width: int, what: str) 
 
 
 def paste(pixels: np.ndarray, canvas: np.ndarray) -> None:
-    """An image [h, w, 3] into the top left corner of a canvas [S, S, 3] that holds anything, zeros around it."""
+    """Copy an image [h, w, 3] into the top left corner of a canvas [S, S, 3] and zero the rest."""
     height, width, _ = pixels.shape
     canvas[:height, :width] = pixels
     canvas[:height, width:] = 0
@@ -77,10 +77,10 @@ def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 class CanvasWriter:
-    """Lays out canvas.npy.tmp at its full size, for any number of processes to write rows into; `finish` names it.
+    """Creates canvas.npy.tmp at its full size, for any number of processes to write rows into; `finish` renames it.
 
-    The disk space is reserved first, so that a full disk is an OSError here and not a death in the middle. Rows are
-    written with `pwrite`, not through a memory map: a map answers an I/O error with SIGBUS.
+    The disk space is reserved first, so that a full disk is an OSError here instead of a failure midway. Rows are written
+    with `pwrite`, not through a memory map: a map answers an I/O error with SIGBUS.
     """
 
     def __init__(self, folder: Path, *, num_samples: int, side: int, digest: str) -> None:
@@ -91,7 +91,7 @@ class CanvasWriter:
         header = _npy_header(self.shape, "|u1")
         self.start = len(header)
         self.row_bytes = canvas_bytes(1, side)
-        discard(folder, "resident")
+        remove_derived(folder, "resident")
         with open(self.temporary, "wb") as file:
             file.write(header)
             file.flush()
@@ -106,7 +106,7 @@ class CanvasWriter:
         return self.start + sample_id * self.row_bytes
 
     def finish(self, crc32: np.ndarray) -> None:
-        """Make the rows durable and give the files their names. crc32: uint32 [N], of each row's S · S · 3 bytes."""
+        """Sync the rows and give the files their final names. crc32: uint32 [N], of each row's S · S · 3 bytes."""
         with open(self.temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(self.temporary, self.folder / DATA_NAME)
@@ -132,38 +132,37 @@ def open_canvas(folder: Path, *, num_samples: int, side: int, digest: str) -> tu
     """Map canvas.npy read-only and load its row checksums.
 
     Returns uint8 [N, S, S, 3] and uint32 [N]. Raises DataError where the resident format is absent, of another dataset,
-    version, shape or size. It reads no pixels: hold a row's zlib.crc32 against the second array when it is used.
+    version, shape or size. It reads no pixels: compare a row's zlib.crc32 with the second array when it is used.
     """
-    remedy = "write it anew with udkd-prep derive"
+    remedy = "write it again with udkd-prep derive"
     shape = (num_samples, side, side, 3)
     path = folder / DESCRIPTION_NAME
     if not is_derived(folder, "resident"):
         raise DataError(f"{folder} has no resident format; expected canvas.npy and canvas.json; write it with udkd-prep derive")
     try:
-        found = read_exact_json(path)
-        known = {"split": folder.name, **found}  # version 1 began without it
+        stored = {"split": folder.name, **read_exact_json(path)}  # the first writers of version 1 left the split out
     except (ValueError, TypeError):
         raise DataError(f"{path} is damaged; expected a description of canvas.npy; {remedy}") from None
-    wanted = {
+    expected = {
         "format": FORMAT,
         "version": VERSION,
         "dataset_digest": digest,
-        "split": folder.name,  # train and val belong to one digest
+        "split": folder.name,  # train and val share one digest
         "shape": list(shape),
         "pixels": PIXELS,
-        "crc32_sha256": known.get("crc32_sha256"),
+        "crc32_sha256": stored.get("crc32_sha256"),
     }
-    for name in sorted(set(known) | set(wanted)):
-        value = wanted.get(name)
-        if known.get(name) != value:
-            found_value = shorten(repr(known.get(name)))
-            raise DataError(f"{path}: {name} is {found_value}; expected {value!r}; the canvas belongs to other data, {remedy}")
+    for name in sorted(set(stored) | set(expected)):
+        value = expected.get(name)
+        if stored.get(name) != value:
+            stored_value = shorten(repr(stored.get(name)))
+            raise DataError(f"{path}: {name} is {stored_value}; expected {value!r}; the canvas belongs to other data, {remedy}")
     for file, header, size_bytes in (
         (folder / DATA_NAME, _npy_header(shape, "|u1"), canvas_bytes(num_samples, side)),
         (folder / CHECKSUM_NAME, _npy_header((num_samples,), "<u4"), 4 * num_samples),
     ):
         _check_npy(file, header, size_bytes, remedy)
-    if sha256_file(folder / CHECKSUM_NAME) != known["crc32_sha256"]:
+    if sha256_file(folder / CHECKSUM_NAME) != stored["crc32_sha256"]:
         raise DataError(f"{folder / CHECKSUM_NAME} does not match its checksum in canvas.json; expected it to; {remedy}")
     if num_samples == 0:
         raise DataError(f"{folder} holds no samples; expected at least one; convert again")
@@ -172,10 +171,11 @@ def open_canvas(folder: Path, *, num_samples: int, side: int, digest: str) -> tu
 
 
 def _check_npy(path: Path, header: bytes, size_bytes: int, remedy: str) -> None:
-    found = path.stat().st_size if path.is_file() else -1
-    if found != len(header) + size_bytes:
+    actual = path.stat().st_size if path.is_file() else -1
+    if actual != len(header) + size_bytes:
         raise DataError(
-            f"{path} has {max(found, 0)} bytes; expected {len(header) + size_bytes}; it is cut or of other data, {remedy}"
+            f"{path} has {max(actual, 0)} bytes; expected {len(header) + size_bytes}; "
+            f"it is truncated or of other data, {remedy}"
         )
     with open(path, "rb") as file:
         if file.read(len(header)) != header:

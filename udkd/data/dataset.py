@@ -1,4 +1,4 @@
-"""The dataset folder as its readers see it."""
+"""Reading a dataset folder: DatasetFolder and its Splits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from udkd.utils.crc32c import crc32c
 from udkd.utils.errors import DataError
 
 _MOST_SOURCE_PX = 1 << 30
-"""Sides of source images: with larger ones the products of coordinates of udkd.augment.views would not fit in 64 bits."""
+"""Bound on sides of source images: beyond it products of coordinates in udkd.augment.views would not fit in 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split(Columns):
-    """One split: its manifest's columns, and ways to its bytes and pixels.
+    """One split: the columns of its manifest, and methods that read its bytes and pixels.
 
     name: "train" or "val". path: its folder. side: S, pixels. digest: the dataset folder's.
     """
@@ -32,7 +32,7 @@ class Split(Columns):
     digest: str
 
     def describe(self, sample_id: int) -> str:
-        """How errors name a sample: split, id and source name."""
+        """A sample's name in errors: split, id and source name."""
         return f"{self.name} sample {sample_id} ({self.source[sample_id]})"
 
     def shard_path(self, sample_id: int) -> Path:
@@ -40,7 +40,7 @@ class Split(Columns):
         return self.path / f"{shard_name(int(self.shard[sample_id]))}.tar"
 
     def read(self, sample_id: int) -> bytes:
-        """The stored JPEG bytes of a sample, their crc32c verified. Threads and forked processes may call it at will.
+        """The stored JPEG bytes of a sample, their crc32c verified. Safe in threads and forked processes.
 
         Raises DataError, naming id and source: no such id, an excluded sample, a missing or damaged shard.
         """
@@ -53,30 +53,30 @@ class Split(Columns):
                 f"{self.describe(sample_id)} is excluded ({self.note[sample_id]}); "
                 "expected an order without it; take ids from Split.ids"
             )
-        (data,) = self.read_some(np.array([sample_id]))
+        (data,) = self.read_many(np.array([sample_id]))
         return data
 
-    def read_some(self, ids: np.ndarray) -> Iterator[bytes]:
+    def read_many(self, ids: np.ndarray) -> Iterator[bytes]:
         """`read` for int64 ids that exist and are kept (see `order`), one by one, with each shard opened once."""
         columns = (ids, self.shard[ids], self.offset[ids], self.size[ids], self.crc32c[ids])
         with OpenShards(self.path) as shards:
             for sample_id, shard, offset, size, crc in zip(*(column.tolist() for column in columns), strict=True):
-                # A name costs as much as reading a small sample: it is made where something is wrong.
+                # Formatting a name costs as much as reading a small sample: only errors do it.
                 data = shards.read(shard, offset, size, partial(self.describe, sample_id))
                 if crc32c(data) != crc:
                     raise damaged_sample(shard, offset, size, len(data), self.describe(sample_id))
                 yield data
 
     def pixels(self, sample_id: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Decode a sample to its canvas, uint8 [S, S, 3], in `out` where given: the reference that every backend must equal."""
+        """Decode a sample to its canvas, uint8 [S, S, 3], into `out` if given: the reference that every backend must equal."""
         _, _, height, width = self.sizes[sample_id].tolist()
         what = self.describe(sample_id)
         return decode_canvas(self.read(sample_id), self.side, height=height, width=width, what=what, out=out)
 
     def order(self, ids: np.ndarray) -> np.ndarray:
-        """`ids` as every backend wants an order: int64, contiguous, the backend's own.
+        """A checked copy of `ids` for a backend: int64, contiguous.
 
-        Raises DataError for an id that does not exist or is excluded: no backend may answer with other pixels or zeros.
+        Raises DataError for an id that does not exist or is excluded: no backend may deliver other pixels or zeros for it.
         """
         assert ids.dtype.kind in "iu", f"ids are integers, not {ids.dtype}"
         order = np.array(ids, dtype=np.int64)
@@ -94,15 +94,11 @@ class Split(Columns):
         return order
 
     def has(self, derived: str) -> bool:
-        """Whether a derived format (a name of DERIVED) is there; opening it may still refuse it."""
+        """Whether a derived format (a name of DERIVED) is present; opening it may still fail."""
         return is_derived(self.path, derived)
 
-    def has_canvas(self) -> bool:
-        """Whether the resident format is there (`canvas` may still refuse it)."""
-        return self.has("resident")
-
     def canvas(self) -> tuple[np.memmap, np.ndarray]:
-        """The resident format: uint8 [N, S, S, 3], mapped read-only, and each row's crc32, uint32 [N].
+        """Open the resident format: uint8 [N, S, S, 3], mapped read-only, and each row's crc32, uint32 [N].
 
         Raises DataError where it is absent, or of another dataset, shape or size.
         """
@@ -135,7 +131,7 @@ class DatasetFolder:
 
     @staticmethod
     def load(path: Path, header: Header) -> "DatasetFolder":
-        """Open the folder that `header` describes; the writer uses it before dataset.json is there. Errors: see `open`."""
+        """Open the folder that `header` describes; the writer uses it before it writes dataset.json. Errors: see `open`."""
         for folder, part in header.splits.items():
             _check_counts(path / folder, part, header.side)
         columns: dict[str, Columns] = {
@@ -170,7 +166,7 @@ class DatasetFolder:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats that are there: "shards" always, and each derived one (DERIVED) that every split has."""
+        """The formats present: "shards" always, and each derived one (DERIVED) that every split has."""
         return ("shards", *(name for name in DERIVED if all(split.has(name) for split in self.splits.values())))
 
     def split(self, name: str) -> Split:
@@ -181,32 +177,32 @@ class DatasetFolder:
 
 
 _ALWAYS_READ = 2_000_000  # rows; they take 0.3 GB and some seconds
-_LEAST_BYTES = 256  # of a sample in whatever form it is there
+_LEAST_BYTES = 256  # of a sample in any format
 
 
 def _check_counts(folder: Path, part: SplitHeader, side: int) -> None:
-    """Hold a large manifest's count against the files beside it, before its rows take memory. Raises DataError."""
+    """Check a large manifest's count against the files beside it, before its rows take memory. Raises DataError."""
     if part.samples <= _ALWAYS_READ:
         return
     kept = part.samples - part.excluded
     least = kept * min(_LEAST_BYTES, canvas_bytes(1, side))
-    found = sum(path.stat().st_size for path in folder.glob("*") if path.is_file() and path.name != FILE_NAME)
-    if found < least or part.excluded > kept + _ALWAYS_READ:
+    size_bytes = sum(path.stat().st_size for path in folder.glob("*") if path.is_file() and path.name != FILE_NAME)
+    if size_bytes < least or part.excluded > kept + _ALWAYS_READ:
         raise DataError(
-            f"{folder} is to hold {kept:,} samples and {part.excluded:,} excluded ones, and its files have {found:,} bytes; "
-            f"expected {least:,} and more; the folder is damaged or parts are missing, copy all of it or convert again"
+            f"{folder} lists {kept:,} samples and {part.excluded:,} excluded ones, and its files have {size_bytes:,} bytes; "
+            f"expected {least:,} or more; the folder is damaged or parts are missing, copy all of it or convert again"
         )
 
 
 def _check_columns(path: Path, rows: Columns, side: int, num_classes: int) -> None:
-    """What the code relies on when it indexes: the checksums say the file is as written, not that a sane writer wrote it."""
+    """Check the ranges that indexing relies on: a checksum proves that the file is as written, not that it was written well."""
     kept = ~rows.excluded
-    sane = (
+    in_range = (
         bool(np.all((rows.labels >= 0) & (rows.labels < num_classes)))
         and bool(np.all((rows.sizes[kept] >= 1) & (rows.sizes[kept] <= _MOST_SOURCE_PX)))
         and bool(np.all(rows.sizes[kept, 2:] <= side))
         and bool(np.all((rows.shard[kept] >= 0) & (rows.offset[kept] >= 0) & (rows.size[kept] > 0)))
-        and bool(np.all(rows.size[kept] < 2**31))  # a JPEG that took more would be refused by every decoder
+        and bool(np.all(rows.size[kept] < 2**31))  # decoders refuse larger JPEGs
     )
-    if not sane:
+    if not in_range:
         raise DataError(f"{path} holds labels, sizes or offsets out of range; expected what udkd-prep writes; convert again")

@@ -1,4 +1,4 @@
-"""dataset.json: what a dataset folder says of itself, and its digest."""
+"""dataset.json, the header of a dataset folder, and the content digest."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from udkd.utils.printable import shorten
 
 FORMAT = "udkd-dataset"
 VERSION = 2
-_CONTENT_VERSION = 1  # a cache follows its images into a later version of the format
+_CONTENT_VERSION = 1  # not VERSION: a cache stays valid when its images are stored in a later format version
 FILE_NAME = "dataset.json"
 Fit = Literal["pad", "squash"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -27,7 +27,7 @@ _MOST_BYTES = 1 << 28  # of dataset.json; a class takes about a hundred
 
 @dataclass(frozen=True, kw_only=True)
 class ClassName:
-    """A class: its WordNet id (or folder name) and the name people read."""
+    """A class: its WordNet id (or folder name) and its readable name."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     wnid: str
@@ -47,7 +47,7 @@ class Encoder(_Strict):
 
 
 class SplitHeader(_Strict):
-    """What dataset.json says of one split; its manifest is held against it before it is read."""
+    """A split's entry in dataset.json; the manifest is checked against it before it is read."""
 
     samples: int = Field(ge=0, lt=10**9, description="rows of the manifest, the excluded ones included")
     excluded: int = Field(ge=0)
@@ -55,14 +55,14 @@ class SplitHeader(_Strict):
     manifest_sha256: Sha256
 
     @model_validator(mode="after")
-    def _some_of_them(self) -> Self:
+    def _excluded_are_samples(self) -> Self:
         if self.excluded > self.samples:
             raise ValueError(f"{self.excluded} of {self.samples} samples are excluded")
         return self
 
 
 class Header(_Strict):
-    """The whole of dataset.json."""
+    """All of dataset.json."""
 
     format: Literal["udkd-dataset"] = "udkd-dataset"
     version: Literal[2] = 2
@@ -74,13 +74,13 @@ class Header(_Strict):
     digest: Sha256
 
     @model_validator(mode="after")
-    def _classes_are_apart(self) -> Self:
+    def _wnids_differ(self) -> Self:
         if len({entry.wnid for entry in self.classes}) < len(self.classes):
             raise ValueError("two classes have one wnid")
         return self
 
     def write(self, folder: Path) -> None:
-        """Write dataset.json atomically: from now on the folder is valid."""
+        """Write dataset.json atomically, which makes the folder valid."""
         write_json(folder / FILE_NAME, self.model_dump(mode="json"))
 
 
@@ -101,13 +101,13 @@ def read_header(folder: Path) -> Header:
         )
     try:
         data = read_regular(path, _MOST_BYTES)
-        found = parse_json(data)
+        value = parse_json(data)
     except ValueError:
         raise DataError(f"{path} is not JSON; expected what udkd-prep wrote; convert again") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise DataError(f"{path} is not of format {FORMAT!r}; expected a dataset folder; check the path")
-    if found.get("version") != VERSION:
-        version = shorten(repr(found.get("version")))
+    if value.get("version") != VERSION:
+        version = shorten(repr(value.get("version")))
         raise DataError(f"{path} has format version {version}; expected {VERSION}; convert again with this udkd-prep")
     try:
         return Header.model_validate_json(data, strict=True)
@@ -122,10 +122,10 @@ def read_header(folder: Path) -> Header:
 def content_digest(
     *, side: int, fit: str, encoder: Encoder, classes: tuple[ClassName, ...], splits: Mapping[str, Columns]
 ) -> str:
-    """The sha256, in hex, of what a folder holds: two folders with one digest hold the same samples under the same ids.
+    """The sha256, in hex, of a folder's content: folders with equal digests hold the same samples under the same ids.
 
-    It covers classes, side, fit, encoder, and label, source, sizes, checksum and exclusion of every sample; not how they
-    are packed into shards or parquet pages.
+    It covers classes, side, fit, encoder, and every sample's label, source, sizes, checksum and exclusion, but not the packing
+    into shards or parquet pages.
     """
     head = {
         "format": [FORMAT, _CONTENT_VERSION],

@@ -1,4 +1,4 @@
-"""Any picture file as RGB pixels: the rules by which udkd-prep stores images and `udkd predict` reads them."""
+"""Image files as RGB pixels: udkd-prep and `udkd predict` share these rules."""
 
 import io
 import re
@@ -10,25 +10,25 @@ from PIL import Image, UnidentifiedImageError
 
 from udkd.utils.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no more: Pillow also knows formats that start other programs
-_OTHER_KINDS = (  # by how files of them begin: what Pillow may know, but not every decoder, nor each version to the same pixels
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no others: Pillow starts external programs for some
+_OTHER_KINDS = (  # by their first bytes: not every Pillow can decode them, and versions differ in the pixels
     ("an AVIF image", re.compile(rb".{4}ftyp.{0,24}?avi[fs]", re.DOTALL)),
     ("a HEIC image", re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL)),
     ("a JPEG XL image", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),
     ("a JPEG 2000 image", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
 )
-_BEGINS = {b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 PIXEL_LIMIT = 100_000_000  # 300 MB as RGB; ImageNet's largest image has 61 million pixels
 LONGEST_PX = 2048
-"""Larger pictures are scaled down to it first, as udkd-prep scales to the canvas."""
+"""Longer images are scaled down to this first, as udkd-prep scales to the canvas."""
 
 
 class BadImage(ValueError):
-    """Bytes that are no usable image; its text is the reason, as manifest and report show it."""
+    """Bytes that are not a usable image. Its text is the reason that manifest and report show."""
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Read the header: what kind of picture it is, and its size. Raises BadImage."""
+    """Read an image's header: its format and size. Raises BadImage."""
     if not data:
         raise BadImage("empty file")
     try:
@@ -37,23 +37,23 @@ def open_image(data: bytes) -> Image.Image:
         kind = next((name for name, start in _OTHER_KINDS if start.match(data)), None)
         if kind is not None:
             raise BadImage(f"{kind}, which is not read: convert it to one of {', '.join(FORMATS)}") from None
-        kind = next((name for start, name in _BEGINS.items() if data.startswith(start)), None)
+        kind = next((name for start, name in _MAGIC.items() if data.startswith(start)), None)
         if kind is not None:
             raise BadImage(f"damaged {kind} (its header cannot be read)") from None
         raise BadImage(f"not an image (it starts with {data[:12]!r})") from None
-    except Exception as error:  # Pillow's parsers answer damaged bytes with whatever they trip over
-        raise BadImage(reason("header cannot be read", error)) from None
+    except Exception as error:  # on damaged bytes Pillow's parsers may raise anything
+        raise BadImage(failure_text("header cannot be read", error)) from None
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The first frame as 8-bit RGB, and what that took. Transparency is dropped, as torchvision's loader does."""
+    """The first frame as 8-bit RGB, and notes on the conversions. Transparency is dropped, as in torchvision's loader."""
     notes = []
     try:
         if image.format != "MPO" and getattr(image, "is_animated", False):
             notes.append("first of several frames")
         image.load()
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            # Pillow's own conversion clips at 255 where a picture wants the upper byte.
+            # Pillow's own conversion clips at 255; the upper byte is what 16-bit images need.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             notes.append("16-bit to 8-bit")
         elif image.mode in ("I", "F"):
@@ -66,19 +66,19 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     except BadImage:
         raise
     except Exception as error:  # see open_image
-        raise BadImage(reason("cannot be decoded", error)) from None
+        raise BadImage(failure_text("cannot be decoded", error)) from None
 
 
-def reason(what: str, error: Exception) -> str:
-    """What went wrong, and the words of whoever noticed, in one line."""
+def failure_text(what: str, error: Exception) -> str:
+    """A failure and the message of its exception, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{what} ({text})"
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Decode a file: uint8 [h, w, 3]. EXIF orientation is ignored, transparency dropped, of several frames the first taken.
+def read_image_file(path: Path) -> np.ndarray:
+    """Decode a file: uint8 [h, w, 3]. EXIF orientation is ignored, transparency dropped, the first of several frames taken.
 
-    Raises DataError, naming the file, where it is no whole picture.
+    Raises DataError, naming the file, where it is not an intact image.
     """
     try:
         data = path.read_bytes()
@@ -91,12 +91,12 @@ def read_picture(path: Path) -> np.ndarray:
             width, height = image.size
             if width * height > PIXEL_LIMIT:
                 raise DataError(f"{path} is {width} x {height} px; expected at most {PIXEL_LIMIT:,} pixels; scale it down")
-            return np.asarray(_shrunk(to_rgb(image)[0]))
+            return np.asarray(_scaled_down(to_rgb(image)[0]))
         except BadImage as error:
-            raise DataError(f"{path}: {error}; expected a whole image ({', '.join(FORMATS)}); check the file") from None
+            raise DataError(f"{path}: {error}; expected an intact image ({', '.join(FORMATS)}); check the file") from None
 
 
-def _shrunk(rgb: Image.Image) -> Image.Image:
+def _scaled_down(rgb: Image.Image) -> Image.Image:
     scale = LONGEST_PX / max(rgb.size)
     if scale >= 1:
         return rgb

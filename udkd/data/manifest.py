@@ -1,6 +1,6 @@
 """manifest.parquet: one row per sample, in id order.
 
-In memory it is columns, too: 101 bytes a sample beside the letters of its names. It is written and read by groups of rows, so
+In memory it is stored as columns too: 101 bytes per sample besides its strings. It is written and read in groups of rows, so
 that nothing else grows with the number of samples.
 """
 
@@ -36,18 +36,18 @@ SCHEMA = pa.schema(
         ("size", pa.int64()),
     ]
 )
-# Names and notes are read as numbers of their different values: one long text in a million rows must not become a million.
+# Names and notes are read dictionary-encoded: one long text in a million rows must not become a million copies.
 _READ_SCHEMA = pa.schema(
     [field.with_type(pa.dictionary(pa.int32(), pa.string())) if field.type == pa.string() else field for field in SCHEMA]
 )
 SIZE_COLUMNS = ("source_height", "source_width", "height", "width")
 GROUP_ROWS = 2**17
-_MOST_ROW_BYTES = 8192  # a path has up to 4,096 letters; what is above it on average is no manifest of ours
+_MOST_ROW_BYTES = 8192  # on average; a path has up to 4,096 characters
 _MOST_HEAD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class ManifestRow:
     """One sample. Excluded rows have zeros for sizes, checksums, offset and size, and shard -1."""
 
     label: int
@@ -74,9 +74,9 @@ class Columns:
     excluded: bool [N]; such a row has no bytes, and no order contains it.
     source:   N names, `class/name` as the source called it.
     note:     N lines: what was fixed, why it is excluded, or nothing.
-    sha256:   uint8 [N, 32], of the stored JPEG bytes: what verifying and deriving hold them against.
-    crc32c:   uint32 [N], of the same bytes: what every read in training holds them against (4 us for 110 KB, sha256 61).
-    shard, offset, size: int32, int64, int64 [N]: where those bytes lie; shard -1 for excluded rows.
+    sha256:   uint8 [N, 32], of the stored JPEG bytes: checked by verify and derive.
+    crc32c:   uint32 [N], of the same bytes: checked by every read in training (4 us for 110 KB; sha256 takes 61).
+    shard, offset, size: int32, int64, int64 [N]: where those bytes are stored; shard -1 for excluded rows.
     """
 
     labels: np.ndarray
@@ -97,12 +97,12 @@ class Columns:
 
     @property
     def ids(self) -> np.ndarray:
-        """The ids that orders are made of (not excluded), ascending, int64."""
+        """The ids that are not excluded, ascending, int64: what orders are made of."""
         return np.flatnonzero(~self.excluded).astype(np.int64)
 
 
 class ColumnsBuilder:
-    """Columns in the making: rows and whole columns are added in id order."""
+    """Builds Columns from rows or other Columns, added in id order."""
 
     def __init__(self) -> None:
         self._texts = {name: StringColumnBuilder() for name in ("source", "note")}
@@ -117,7 +117,7 @@ class ColumnsBuilder:
             "size": array("q"),
         }
 
-    def add(self, row: Row) -> None:
+    def add(self, row: ManifestRow) -> None:
         """Add one sample."""
         self._texts["source"].append(row.source)
         self._texts["note"].append(row.note)
@@ -132,7 +132,7 @@ class ColumnsBuilder:
         numbers["size"].append(row.size)
 
     def extend(self, columns: Columns) -> None:
-        """Add samples that are columns already."""
+        """Add all samples of other columns."""
         for name, texts in self._texts.items():
             column = getattr(columns, name)
             texts.extend(column if isinstance(column, StringColumn) else StringColumn.of(column))
@@ -140,7 +140,7 @@ class ColumnsBuilder:
             numbers.frombytes(np.ascontiguousarray(getattr(columns, name)).tobytes())
 
     def finish(self) -> Columns:
-        """All of them, without a copy: add nothing after it."""
+        """The columns, without a copy. Nothing may be added afterwards."""
         numbers = {name: np.frombuffer(column, dtype=column.typecode) for name, column in self._numbers.items()}
         return Columns(
             labels=numbers["labels"],
@@ -156,7 +156,7 @@ class ColumnsBuilder:
         )
 
 
-def columns_of(rows: Iterable[Row]) -> Columns:
+def rows_to_columns(rows: Iterable[ManifestRow]) -> Columns:
     """Rows as columns."""
     builder = ColumnsBuilder()
     for row in rows:
@@ -173,10 +173,10 @@ def write_manifest(path: Path, columns: Columns) -> None:
 
 
 def _table(columns: Columns, rows: slice) -> pa.Table:
-    """A stretch of the columns as Arrow holds them."""
+    """A slice of the columns as an Arrow table."""
     sizes = columns.sizes[rows]
     checksums = np.ascontiguousarray(columns.sha256[rows])
-    found = {
+    arrays = {
         "label": columns.labels[rows],
         "source": _strings(columns.source, rows),
         "sha256": pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(checksums), [None, pa.py_buffer(checksums)]),
@@ -187,12 +187,12 @@ def _table(columns: Columns, rows: slice) -> pa.Table:
         "offset": columns.offset[rows],
         "size": columns.size[rows],
     }
-    found |= {name: sizes[:, place] for place, name in enumerate(SIZE_COLUMNS)}
-    return pa.table({name: found[name] for name in SCHEMA.names}, schema=SCHEMA)
+    arrays |= {name: sizes[:, index] for index, name in enumerate(SIZE_COLUMNS)}
+    return pa.table({name: arrays[name] for name in SCHEMA.names}, schema=SCHEMA)
 
 
 def _strings(texts: Sequence[str], rows: slice) -> pa.StringArray:
-    """A stretch of strings for Arrow, without making each of them: these would be a hundred bytes a row."""
+    """A slice of strings for Arrow. No Python string is created: that would take a hundred bytes per row."""
     column = texts if isinstance(texts, StringColumn) else StringColumn.of(texts)
     bounds = column.bounds[rows.start : rows.stop + 1]
     offsets = (bounds - bounds[0]).astype(np.int32)
@@ -201,7 +201,7 @@ def _strings(texts: Sequence[str], rows: slice) -> pa.StringArray:
 
 
 def _texts(column: pa.ChunkedArray) -> StringColumn:
-    """Strings as Arrow holds them. Raises ValueError where they are no text."""
+    """Strings from an Arrow column. Raises ValueError where they are not UTF-8."""
     builder = StringColumnBuilder()
     for chunk in column.chunks:
         strings = chunk.dictionary_decode()
@@ -213,16 +213,16 @@ def _texts(column: pa.ChunkedArray) -> StringColumn:
 
 
 def _check_text(texts: StringColumn) -> None:
-    """Raise ValueError for bytes that are no text, and for strings that begin within a letter."""
-    whole = bytes(texts.data[int(texts.bounds[0]) : int(texts.bounds[-1])])
-    whole.decode("utf-8", "surrogatepass")
+    """Raise ValueError for bytes that are not UTF-8, and for strings that begin within a character."""
+    data = bytes(texts.data[int(texts.bounds[0]) : int(texts.bounds[-1])])
+    data.decode("utf-8", "surrogatepass")
     starts = texts.bounds[:-1][texts.bounds[:-1] < texts.bounds[-1]] - texts.bounds[0]
-    if (np.frombuffer(whole, np.uint8)[starts] & 0xC0 == 0x80).any():
-        raise ValueError("names or notes are no text")
+    if (np.frombuffer(data, np.uint8)[starts] & 0xC0 == 0x80).any():
+        raise ValueError("names or notes are not text")
 
 
 def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> Columns:
-    """Read a manifest after holding its size, checksum and row count against what dataset.json says.
+    """Read a manifest after checking its size, checksum and row count against dataset.json.
 
     Raises DataError where it is absent, differs or is damaged.
     """
@@ -238,8 +238,8 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
     try:
         # Opened here: Arrow takes no path that is not UTF-8.
         with (
-            path.open("rb") as opened,
-            pq.ParquetFile(opened, page_checksum_verification=True, read_dictionary=["source", "note"]) as file,
+            path.open("rb") as raw,
+            pq.ParquetFile(raw, page_checksum_verification=True, read_dictionary=["source", "note"]) as file,
         ):
             if file.schema_arrow != _READ_SCHEMA:
                 names = shorten(", ".join(file.schema_arrow.names))
@@ -255,29 +255,29 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
 
 
 def _read_groups(file: pq.ParquetFile, samples: int) -> Columns:
-    """All rows, group by group. Raises ValueError where they are not what a manifest holds, before much memory is taken."""
-    left = samples * _MOST_ROW_BYTES + _MOST_HEAD_BYTES
-    groups = [file.metadata.row_group(place) for place in range(file.num_row_groups)]
-    if sum(max(group.total_byte_size, 0) for group in groups) > left:
-        raise ValueError(f"its columns are larger than {left:,} bytes")
+    """Read all rows, group by group. Raises ValueError for invalid content, before it takes much memory."""
+    budget = samples * _MOST_ROW_BYTES + _MOST_HEAD_BYTES
+    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+    if sum(max(group.total_byte_size, 0) for group in groups) > budget:
+        raise ValueError(f"its columns are larger than {budget:,} bytes")
     builder = ColumnsBuilder()
-    for place, group in enumerate(groups):
-        table = file.read_row_group(place, use_threads=False)
+    for index, group in enumerate(groups):
+        table = file.read_row_group(index, use_threads=False)
         empty = [name for name in SCHEMA.names if table.column(name).null_count]
         if empty or len(table) != group.num_rows:
             raise ValueError(f"there are rows without {', '.join(empty) or 'a value of each column'}")
-        left -= sum(_text_bytes(table.column(name)) for name in ("source", "note"))
-        if left < 0:
+        budget -= sum(_text_bytes(table.column(name)) for name in ("source", "note"))
+        if budget < 0:
             raise ValueError("its names and notes are too long")
         builder.extend(_columns(table))
     columns = builder.finish()
     if columns.num_samples != samples:
-        raise ValueError(f"{columns.num_samples} rows are there")
+        raise ValueError(f"it holds {columns.num_samples} rows")
     return columns
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:
-    """What the strings of a column take, each as often as it is there."""
+    """Bytes of all strings of a dictionary-encoded column, repetitions included."""
     total = 0
     for chunk in column.chunks:
         lengths = np.diff(_bounds(chunk.dictionary))
@@ -286,7 +286,7 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
 
 
 def _bounds(strings: pa.StringArray) -> np.ndarray:
-    """Where each string begins and the last ends, int32 [n + 1]."""
+    """Byte offsets where each string begins and the last ends, int32 [n + 1]."""
     if len(strings) == 0:
         return np.zeros(1, np.int32)
     return np.frombuffer(strings.buffers()[1], dtype=np.int32)[strings.offset : strings.offset + len(strings) + 1]

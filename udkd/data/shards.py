@@ -26,7 +26,7 @@ def shard_name(number: int) -> str:
 class ShardPacker:
     """Packs samples into a file as a tar: header, JPEG, padding, header, label, padding, and so on.
 
-    The bytes depend on nothing but the samples: no time, owner or mode of this machine.
+    The bytes depend on the samples alone: no time, owner or file mode is stored.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -35,7 +35,7 @@ class ShardPacker:
         self._position = 0
 
     def add(self, sample_id: int, jpeg: bytes, label: int) -> int:
-        """Append a sample; the byte offset at which its JPEG starts."""
+        """Append a sample and return the byte offset at which its JPEG starts."""
         text = str(label).encode()
         offset = self._member(f"{sample_id:09d}.jpg", jpeg)
         label_offset = self._member(f"{sample_id:09d}.cls", text)
@@ -55,7 +55,7 @@ class ShardPacker:
         return offset
 
     def finish(self) -> str:
-        """Write the end mark; the text of the index."""
+        """Write the end-of-archive blocks and return the text of the index."""
         self._file.write(bytes(2 * BLOCK))
         return f"{INDEX_VERSION} {len(self._index)}\n{''.join(self._index)}"
 
@@ -63,8 +63,8 @@ class ShardPacker:
 class ShardWriter:
     """Writes one shard: `with ShardWriter(split_folder, number) as shard: offset = shard.add(id, jpeg, label)`.
 
-    Both files take their names when the block ends without an error, the index last. A shard to which nothing was added
-    leaves no file: wds2idx refuses empty archives.
+    Both files get their final names when the block ends without an error, the index last. An empty shard leaves no file:
+    wds2idx refuses empty archives.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
@@ -77,7 +77,7 @@ class ShardWriter:
         return self
 
     def add(self, sample_id: int, jpeg: bytes, label: int) -> int:
-        """Append a sample; the byte offset at which its JPEG starts."""
+        """Append a sample and return the byte offset at which its JPEG starts."""
         self._empty = False
         return self._packer.add(sample_id, jpeg, label)
 
@@ -97,14 +97,14 @@ class ShardWriter:
 class OpenShards:
     """Reads stored bytes; a shard stays open until the block ends or MOST_OPEN others were opened after it.
 
-    `with OpenShards(split_folder) as shards: data = shards.read(number, offset, size, what)`. One thread may use it.
+    `with OpenShards(split_folder) as shards: data = shards.read(number, offset, size, what)`. Not thread-safe.
     """
 
-    MOST_OPEN = 32  # files are few to a process: 1,024, and each thread that reads has its own
+    MOST_OPEN = 32  # a process may open 1,024 files, and each reading thread has its own OpenShards
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._descriptors: dict[int, tuple[int, int]] = {}  # and the file's bytes
+        self._descriptors: dict[int, tuple[int, int]] = {}  # (descriptor, file size) by shard number
 
     def __enter__(self) -> "OpenShards":
         return self
@@ -114,10 +114,10 @@ class OpenShards:
             os.close(self._descriptors.popitem()[1][0])
 
     def read(self, number: int, offset: int, size: int, what: Callable[[], str]) -> bytes:
-        """What lies where a sample's bytes should, unverified, fewer where the shard was cut. Raises DataError, naming it."""
+        """The bytes at a sample's position, unverified; fewer where the shard is truncated. Raises DataError, naming `what`."""
         try:
-            descriptor, end = self._descriptors.get(number) or self._opened(number)
-            # No more than there is: Python takes the memory first.
+            descriptor, end = self._descriptors.get(number) or self._open(number)
+            # At most what the file holds: pread allocates `size` bytes first.
             return os.pread(descriptor, max(0, min(size, end - offset)), offset)
         except OSError as error:
             path = self._folder / f"{shard_name(number)}.tar"
@@ -125,16 +125,16 @@ class OpenShards:
                 f"{what()}: {path} cannot be read ({error.strerror}); expected a shard; restore it or convert again"
             ) from None
 
-    def _opened(self, number: int) -> tuple[int, int]:
+    def _open(self, number: int) -> tuple[int, int]:
         if len(self._descriptors) == self.MOST_OPEN:
             os.close(self._descriptors.pop(next(iter(self._descriptors)))[0])
-        # Whatever has its name must not make us wait, as a FIFO would.
+        # Non-blocking: opening a FIFO of this name would wait for a writer.
         descriptor = os.open(f"{self._folder}{os.sep}{shard_name(number)}.tar", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            raise OSError(errno.EINVAL, "it is no regular file")
-        self._descriptors[number] = descriptor, found.st_size
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        self._descriptors[number] = descriptor, status.st_size
         return self._descriptors[number]
 
 
@@ -148,7 +148,7 @@ def read_sample(folder: Path, number: int, offset: int, size: int, sha256: bytes
 
 
 def damaged_sample(number: int, offset: int, size: int, found_bytes: int, what: str) -> DataError:
-    """The error for bytes that do not match their checksum."""
+    """The error for stored bytes that do not match their checksum."""
     return DataError(
         f"{what}: the bytes in {shard_name(number)}.tar at {offset} do not match their checksum ({found_bytes} of {size} bytes "
         "read); expected what was stored; the shard is damaged, restore it or convert again"

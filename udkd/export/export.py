@@ -14,8 +14,8 @@ from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder, Split
-from udkd.export.graphs import INPUT, OUTPUT, Classifier, graphs, onnx_classifier, program_classifier, require_packages
-from udkd.export.quantise import quantised
+from udkd.export.graphs import INPUT, OUTPUT, Classifier, export_graphs, onnx_classifier, program_classifier, require_packages
+from udkd.export.quantise import quantise
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, score
 from udkd.training.trained import AVERAGED, Trained
@@ -26,14 +26,14 @@ from udkd.utils.progress import SILENT, Observer
 from udkd.utils.rng import Stream, permutation
 
 LIMIT = 1e-4
-"""How far a logit may lie from the checkpoint's, relative to the largest of its row where that is above 1."""
+"""Bound on a logit's deviation from the checkpoint's, relative to the row's largest where that is above 1."""
 
 CHECKED_IMAGES, CALIBRATION_IMAGES = 32, 256
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
+class ExportResult:
     """What was written. difference: the largest deviation of a logit, by file. accuracy: validation scores, by file."""
 
     folder: Path
@@ -45,11 +45,11 @@ class Exported:
 
 def export(
     run: RunFolder, *, student: str | None, averaged: bool, int8: bool, data: Path | None = None, observer: Observer = SILENT
-) -> Exported:
-    """Write one student, or all averaged, as files for use elsewhere.
+) -> ExportResult:
+    """Export one student, or the average of all, and check the files.
 
-    data: the run's dataset folder, if it has moved; its validation images are what the files are checked on.
-    Raises RunError where a file's logits are not the checkpoint's, and UserError kin for what is missing.
+    data: the run's dataset folder, if it has moved; the files are checked on its validation images.
+    Raises RunError where a file's logits differ from the checkpoint's, and other UserErrors for what is missing.
     """
     require_packages()
     trained = Trained.load(run, student, averaged=averaged)
@@ -57,7 +57,7 @@ def export(
     dataset = _dataset(run, data)
     images = _Images(dataset, trained)
     observer.note(f"{trained.name}: torch.export and ONNX")
-    program, onnx = graphs(trained.model, trained.recipe.views.size_px)
+    program, onnx = export_graphs(trained.model, trained.recipe.views.size_px)
     checked = images.inputs("val", CHECKED_IMAGES)
     difference = {
         "model.pt2": _require_equal("model.pt2", program_classifier(program), trained, checked),
@@ -66,18 +66,18 @@ def export(
     files, accuracy = {"model.pt2": program, "model.onnx": onnx}, {}
     if int8:
         observer.note(f"int8: calibration on {CALIBRATION_IMAGES} training images, then both models on the validation images")
-        files["model-int8.onnx"] = quantised(onnx, images.inputs("train", CALIBRATION_IMAGES))
+        files["model-int8.onnx"] = quantise(onnx, images.inputs("train", CALIBRATION_IMAGES))
         for name in ("model.onnx", "model-int8.onnx"):
             accuracy[name] = images.score(onnx_classifier(files[name]), observer)
     folder = run.path / "export" / trained.name.replace("/", "-")
     sizes = {name: len(content) for name, content in files.items()}
-    exported = Exported(folder=folder, name=trained.name, difference=difference, accuracy=accuracy, bytes=sizes)
+    exported = ExportResult(folder=folder, name=trained.name, difference=difference, accuracy=accuracy, bytes=sizes)
     write_files(folder, files, _notes(trained, dataset, exported))
     return exported
 
 
 def write_files(folder: Path, files: Mapping[str, bytes], notes: Mapping[str, Any]) -> None:
-    """All files of one export, preprocessing.json last. Raises BusyError while another process exports the same."""
+    """Write all files of one export, preprocessing.json last. Raises BusyError while another process does the same."""
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
         (folder / "preprocessing.json").unlink(missing_ok=True)
@@ -135,20 +135,20 @@ def _require_equal(name: str, classifier: Classifier, trained: Trained, batches:
     deviations = []
     with torch.no_grad():
         for x_BCHW in batches:
-            wanted_BC = trained.model(x_BCHW)
-            scale_B1 = wanted_BC.abs().amax(-1, keepdim=True).clamp(min=1.0)
-            deviations.append(((classifier(x_BCHW) - wanted_BC).abs() / scale_B1).max())
-    largest = float(torch.stack(deviations).max())  # a NaN stays one
+            expected_BC = trained.model(x_BCHW)
+            scale_B1 = expected_BC.abs().amax(-1, keepdim=True).clamp(min=1.0)
+            deviations.append(((classifier(x_BCHW) - expected_BC).abs() / scale_B1).max())
+    largest = float(torch.stack(deviations).max())  # torch's max keeps a NaN, Python's may lose it
     if not largest <= LIMIT:
         raise RunError(
-            f"{name} answers otherwise than the checkpoint (logits differ by {largest:.2g}); expected at most {LIMIT:g}; "
+            f"{name} differs from the checkpoint (logits by {largest:.2g}); expected at most {LIMIT:g}; "
             "nothing was written; please report it with the architecture"
         )
     return largest
 
 
-def _notes(trained: Trained, dataset: DatasetFolder, exported: Exported) -> dict[str, Any]:
-    """What whoever runs the files has to know."""
+def _notes(trained: Trained, dataset: DatasetFolder, exported: ExportResult) -> dict[str, Any]:
+    """The content of preprocessing.json: what running the files requires."""
     spec = trained.recipe.evaluation_spec
     names = {entry.wnid: entry.name for entry in dataset.classes}
     resize = (

@@ -1,4 +1,4 @@
-"""One network as a torch.export program and as ONNX, in memory, and how to run such files again."""
+"""Converts a network to a torch.export program and to ONNX, in memory, and runs such files."""
 
 import io
 import warnings
@@ -24,7 +24,7 @@ def require_packages() -> None:
         raise ConfigError(f"{', '.join(missing)} is not installed; expected the export extra; run: pip install 'udkd[export]'")
 
 
-def graphs(model: nn.Module, size_px: int) -> tuple[bytes, bytes]:
+def export_graphs(model: nn.Module, size_px: int) -> tuple[bytes, bytes]:
     """A torch.export program (.pt2) and an ONNX model, both float32 [batch, 3, O, O] -> [batch, C], any batch size."""
     example = torch.zeros(2, 3, size_px, size_px)
     with warnings.catch_warnings():
@@ -56,6 +56,6 @@ def onnx_classifier(data: bytes) -> Classifier:
 
 
 def program_classifier(data: bytes) -> Classifier:
-    """A program that was just made, read back from its bytes."""
+    """A torch.export program, loaded from its bytes, as a function of tensors. Only for programs made here."""
     module: nn.Module = torch.export.load(io.BytesIO(data)).module()
     return module

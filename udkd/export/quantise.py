@@ -13,11 +13,11 @@ from torch import Tensor
 from udkd.export.graphs import INPUT
 from udkd.utils.errors import RunError
 
-_COPIES = 4  # of the model in temporary files: as given, prepared, with what the calibration reads, quantised
+_COPIES = 4  # of the model in temporary files: original, prepared, with calibration outputs, quantised
 
 
 class _Reader:
-    """Calibration batches, as ONNX Runtime asks for them."""
+    """Calibration batches in the interface of ONNX Runtime's CalibrationDataReader."""
 
     def __init__(self, batches: Sequence[Tensor]) -> None:
         self._batches: Iterator[Tensor] = iter(batches)
@@ -27,15 +27,15 @@ class _Reader:
         return None if batch is None else {INPUT: np.ascontiguousarray(batch.numpy())}
 
 
-def quantised(data: bytes, calibration: Sequence[Tensor]) -> bytes:
-    """8-bit integers in place of float32: weights per channel, activations by the extremes of the calibration batches.
+def quantise(data: bytes, calibration: Sequence[Tensor]) -> bytes:
+    """An ONNX model quantised to 8 bits: weights per channel, activations by the extremes of the calibration batches.
 
     Raises RunError where the folder for temporary files cannot be used or has no room.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    logging.getLogger().setLevel(logging.ERROR)  # it advises in the root logger's name
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime logs its advice through the root logger
     with _workspace(_COPIES * len(data)) as folder:
         source, prepared, result = (folder / name for name in ("a.onnx", "b.onnx", "c.onnx"))
         source.write_bytes(data)
@@ -55,7 +55,7 @@ def quantised(data: bytes, calibration: Sequence[Tensor]) -> bytes:
 
 @contextlib.contextmanager
 def _workspace(need_bytes: int) -> Iterator[Path]:
-    """A folder for temporary files with so much room: ONNX Runtime does not tell when its own writing fails."""
+    """A folder for temporary files with `need_bytes` free: ONNX Runtime does not report failed writes."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             free = shutil.disk_usage(folder).free

@@ -1,50 +1,42 @@
-"""How unsure a teacher is of a sample, and the weight that follows.
+"""How unsure a teacher is of a sample, and the weight of the sample's teacher term that follows.
 
 Letters: B batch, C classes, M members (networks of an ensemble, or passes with dropout).
-Every kind ends in the same two arrays, the logits of the mean prediction and one weight a sample, so training costs the same.
+Every kind of weight needs the same two arrays, the logits of the mean prediction and one uncertainty per sample, so training
+costs the same. A new kind is one function with `@register`, here or in any other module.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-WeightKind = Literal[
-    "entropy", "inverse_entropy", "max_probability", "margin", "correctness", "mutual_information", "vacuity", "constant"
-]
-"""What a weight is made of: `weight` has the formulas; constant is 1 for every sample."""
+from udkd.utils.errors import ConfigError
 
 WeightControl = Literal["none", "equal_mean", "shuffled"]
-"""What a comparison holds against the weights: their mean for every sample, or the same values on other samples."""
+"""A control replaces the weights by their mean for every sample, or by the same values on other samples."""
 
-UNCERTAINTY_OF: Mapping[str, str] = {
-    "entropy": "entropy",
-    "inverse_entropy": "entropy",
-    "correctness": "entropy",
-    "mutual_information": "mutual_information",
-    "vacuity": "vacuity",
-}
-"""The uncertainty that a kind of weight is made of. The others need the logits alone."""
+_UNCERTAINTIES = ("entropy", "mutual_information", "vacuity")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleWeighting:
     """How uncertainties become weights.
 
-    control, mean_one (weights divided by their mean) and seed (of "shuffled") need all samples of a view at once.
+    kind: a registered one. control and mean_one (weights divided by their mean) need all samples of a view at once;
+    seed: of "shuffled".
     """
 
-    kind: WeightKind = "entropy"
+    kind: str = "entropy"
     control: WeightControl = "none"
     mean_one: bool = False
     seed: int = 0
 
     @property
     def text(self) -> str:
-        """In words: the kind, and what is done to it."""
+        """The kind and its modifications, for people."""
         control = {"none": "", "equal_mean": ", everyone's mean", "shuffled": ", shuffled"}[self.control]
         return self.kind + control + (", mean 1" if self.mean_one else "")
 
@@ -73,7 +65,7 @@ def mean_log_probability(log_p_MBC: Tensor) -> Tensor:
 
 
 def mutual_information(log_p_MBC: Tensor) -> Tensor:
-    """What the members disagree about: I = H[mean_m p_m] - mean_m H[p_m] in nats, float32 [B], in [0, ln min(M, C)].
+    """Disagreement of the members: I = H[mean_m p_m] - mean_m H[p_m] in nats, float32 [B], in [0, ln min(M, C)].
 
     Written as mean_m KL(p_m || mean p), the same number, which does not cancel where the members nearly agree.
     Source: Houlsby et al., arXiv 1112.5745 (BALD); for dropout Gal, Ghahramani, arXiv 1506.02142.
@@ -83,7 +75,7 @@ def mutual_information(log_p_MBC: Tensor) -> Tensor:
 
 
 def vacuity(alpha_BC: Tensor) -> Tensor:
-    """How little evidence there is: u = C / sum_c alpha_c, [B], in (0, 1]. Source: Sensoy et al., arXiv 1806.01768, eq. 1."""
+    """Lack of evidence: u = C / sum_c alpha_c, [B], in (0, 1]. Source: Sensoy et al., arXiv 1806.01768, eq. 1."""
     return alpha_BC.shape[-1] / alpha_BC.sum(-1)
 
 
@@ -95,43 +87,147 @@ def entropy_weight(entropy_B: Tensor, num_classes: int) -> Tensor:
     return (1.0 - entropy_B / math.log(num_classes)).clamp(0.0, 1.0)
 
 
-def weight(
-    kind: WeightKind,
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightInputs:
+    """What the weights of B samples are computed from.
+
+    logits_BC: any float dtype. uncertainty_B: float32, the registered one; NaN for an excluded id, whose weight is NaN then.
+    labels_B: int64. uncertainty_B and labels_B are empty where the kind was registered without them.
+    """
+
+    logits_BC: Tensor
+    uncertainty_B: Tensor
+    labels_B: Tensor
+    num_members: int
+
+    @property
+    def num_classes(self) -> int:
+        return self.logits_BC.shape[-1]
+
+
+WeightFunction = Callable[[WeightInputs], Tensor]
+"""float32 [B], in [0, 1]. No sample may depend on another: cached rows and live batches must agree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    function: WeightFunction
+    uncertainty: str | None
+    needs_labels: bool
+
+
+_KINDS: dict[str, _Kind] = {}
+
+
+def register(
+    name: str, *, uncertainty: str | None = None, needs_labels: bool = False
+) -> Callable[[WeightFunction], WeightFunction]:
+    """Make a weight function available as loss.sample_weight = `name`.
+
+    uncertainty: the stored array that it is computed from, if any: entropy, mutual_information or vacuity.
+    """
+    assert name not in _KINDS, f"sample weight {name!r} is registered twice"
+    assert uncertainty is None or uncertainty in _UNCERTAINTIES, f"{uncertainty!r}: expected one of {_UNCERTAINTIES}"
+
+    def add(function: WeightFunction) -> WeightFunction:
+        _KINDS[name] = _Kind(function=function, uncertainty=uncertainty, needs_labels=needs_labels)
+        return function
+
+    return add
+
+
+def weight_kinds() -> tuple[str, ...]:
+    """Names of the registered kinds."""
+    return tuple(_KINDS)
+
+
+def uncertainty_of(kind: str) -> str | None:
+    """The uncertainty that a kind is computed from; None where the logits suffice. Raises ConfigError for an unknown kind."""
+    return _registered(kind).uncertainty
+
+
+def needs_labels(kind: str) -> bool:
+    """Whether a kind looks at the labels. Raises ConfigError for an unknown kind."""
+    return _registered(kind).needs_labels
+
+
+def _registered(kind: str) -> _Kind:
+    if kind not in _KINDS:
+        raise ConfigError(f"sample weight {kind!r} is unknown; expected one of {', '.join(_KINDS)}; change it")
+    return _KINDS[kind]
+
+
+def sample_weight(
+    kind: str,
     logits_BC: Tensor,
     uncertainty_B: Tensor | None,
     labels_B: Tensor | None,
     *,
     num_members: int = 1,
 ) -> Tensor:
-    """The weight of each sample's teacher term, float32 [B], in [0, 1]. p is softmax(logits) at temperature 1.
+    """The weight of each sample's teacher term, float32 [B], in [0, 1].
 
-    entropy             1 - H / ln C                      arXiv 2511.18826
-    inverse_entropy     H / ln C, the opposite sign        Su et al., arXiv 2311.13621 (EA-KD: more for the unsure)
-    max_probability     max_c p_c                          Hendrycks, Gimpel, arXiv 1610.02136
-    margin              p_1st - p_2nd                      Scheffer et al., "Active hidden Markov models", IDA 2001
-    correctness         1 - H / ln C where no class beats the label, else 0
-    mutual_information  1 - I / ln min(M, C)               Houlsby et al., arXiv 1112.5745; the bound is attained
-    vacuity             1 - u                              Sensoy et al., arXiv 1806.01768
-
-    uncertainty_B: float32 [B], the one UNCERTAINTY_OF names; labels_B: int64 [B], for correctness alone.
-    A NaN uncertainty (an excluded id) gives NaN. No sample depends on another.
+    uncertainty_B: float32 [B], the one `uncertainty_of` names; labels_B: int64 [B], where `needs_labels`.
+    Raises ConfigError for an unknown kind.
     """
-    num_classes = logits_BC.shape[-1]
-    if kind == "max_probability":
-        return torch.softmax(logits_BC.float(), dim=-1).amax(-1)
-    if kind == "margin":
-        best_B2 = torch.softmax(logits_BC.float(), dim=-1).topk(2, dim=-1).values
-        return best_B2[:, 0] - best_B2[:, 1]
-    assert uncertainty_B is not None, f"{kind} is made of an uncertainty"
-    if kind == "entropy":
-        return entropy_weight(uncertainty_B, num_classes)
-    if kind == "inverse_entropy":
-        return (uncertainty_B / math.log(num_classes)).clamp(0.0, 1.0)
-    if kind == "correctness":
-        assert labels_B is not None, "correctness is held against the labels"
-        own_B = logits_BC.gather(1, labels_B[:, None])[:, 0]
-        return entropy_weight(uncertainty_B, num_classes) * (own_B >= logits_BC.amax(-1))
-    if kind == "mutual_information":
-        return (1.0 - uncertainty_B / math.log(min(num_members, num_classes))).clamp(0.0, 1.0)
-    assert kind == "vacuity", f"{kind}: expected one of {get_args(WeightKind)}"
-    return (1.0 - uncertainty_B).clamp(0.0, 1.0)
+    registered = _registered(kind)
+    assert registered.uncertainty is None or uncertainty_B is not None, f"{kind} is computed from an uncertainty"
+    assert not registered.needs_labels or labels_B is not None, f"{kind} is computed from the labels"
+    empty = logits_BC.new_empty(0)
+    inputs = WeightInputs(
+        logits_BC=logits_BC,
+        uncertainty_B=empty if uncertainty_B is None else uncertainty_B,
+        labels_B=empty if labels_B is None else labels_B,
+        num_members=num_members,
+    )
+    return registered.function(inputs)
+
+
+@register("entropy", uncertainty="entropy")
+def _entropy(inputs: WeightInputs) -> Tensor:
+    """1 - H / ln C. Source: arXiv 2511.18826."""
+    return entropy_weight(inputs.uncertainty_B, inputs.num_classes)
+
+
+@register("inverse_entropy", uncertainty="entropy")
+def _inverse_entropy(inputs: WeightInputs) -> Tensor:
+    """H / ln C, the opposite sign: more weight for uncertain predictions. Source: Su et al., arXiv 2311.13621 (EA-KD)."""
+    return (inputs.uncertainty_B / math.log(inputs.num_classes)).clamp(0.0, 1.0)
+
+
+@register("max_probability")
+def _max_probability(inputs: WeightInputs) -> Tensor:
+    """max_c p_c, with p = softmax(logits) at temperature 1. Source: Hendrycks, Gimpel, arXiv 1610.02136."""
+    return torch.softmax(inputs.logits_BC.float(), dim=-1).amax(-1)
+
+
+@register("margin")
+def _margin(inputs: WeightInputs) -> Tensor:
+    """p_1st - p_2nd. Source: Scheffer et al., "Active hidden Markov models", IDA 2001."""
+    best_B2 = torch.softmax(inputs.logits_BC.float(), dim=-1).topk(2, dim=-1).values
+    return best_B2[:, 0] - best_B2[:, 1]
+
+
+@register("correctness", uncertainty="entropy", needs_labels=True)
+def _correctness(inputs: WeightInputs) -> Tensor:
+    """1 - H / ln C where no class has a larger logit than the label, else 0."""
+    label_logit_B = inputs.logits_BC.gather(1, inputs.labels_B[:, None])[:, 0]
+    return entropy_weight(inputs.uncertainty_B, inputs.num_classes) * (label_logit_B >= inputs.logits_BC.amax(-1))
+
+
+@register("mutual_information", uncertainty="mutual_information")
+def _mutual_information(inputs: WeightInputs) -> Tensor:
+    """1 - I / ln min(M, C); the bound is attained. Source: Houlsby et al., arXiv 1112.5745."""
+    return (1.0 - inputs.uncertainty_B / math.log(min(inputs.num_members, inputs.num_classes))).clamp(0.0, 1.0)
+
+
+@register("vacuity", uncertainty="vacuity")
+def _vacuity(inputs: WeightInputs) -> Tensor:
+    """1 - u. Source: Sensoy et al., arXiv 1806.01768."""
+    return (1.0 - inputs.uncertainty_B).clamp(0.0, 1.0)
+
+
+@register("constant")
+def _constant(inputs: WeightInputs) -> Tensor:
+    """1 for every sample: plain knowledge distillation."""
+    return torch.ones(len(inputs.logits_BC), device=inputs.logits_BC.device)

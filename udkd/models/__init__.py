@@ -1,4 +1,4 @@
-"""Classifiers by name, their feature maps, their weights and averages of them.
+"""Classifiers by name, their feature maps, weights and weight averages.
 
 It may import udkd.augment and what that may.
 """

@@ -1,4 +1,4 @@
-"""Networks: any torchvision classifier, its randomness made a pure function of (seed, student, step)."""
+"""torchvision classifiers by name, whose randomness is a pure function of (seed, student, step)."""
 
 import difflib
 import warnings
@@ -25,9 +25,9 @@ _32_BITS = 0xFFFFFFFF
 def build(architecture: str, num_classes: int, *, image_px: int, seed: int) -> nn.Module:
     """A torchvision classifier with `num_classes` outputs and weights drawn from `seed`; float32, on the CPU.
 
-    Raises ConfigError for a name that torchvision does not know, and for one that cannot take images of image_px.
+    Raises ConfigError for an unknown architecture and for one that cannot take images of image_px.
     """
-    check_input(architecture, num_classes, image_px)
+    check_input_size(architecture, num_classes, image_px)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(key(seed)[0] >> 1))
         model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
@@ -46,7 +46,7 @@ def _require_known(architecture: str) -> None:
 
 
 def _begin_as_identity(model: torchvision.models.ResNet) -> None:
-    """Start every residual branch at zero: torchvision's zero_init_residual.
+    """Initialise every residual branch to zero: torchvision's zero_init_residual.
 
     Source: Goyal et al., arXiv 1706.02677, section 5.1. With torchvision's default a ResNet-50 does not learn within the
     first 100 steps (top-1 of 18 to 53 % where this start reaches 73 %: 10 classes, 1,600 images, 4 epochs).
@@ -59,10 +59,10 @@ def _begin_as_identity(model: torchvision.models.ResNet) -> None:
 
 
 @cache
-def check_input(architecture: str, num_classes: int, image_px: int) -> None:
-    """Run shapes alone (no data, up to a second, once in a process) in training mode, batch 2.
+def check_input_size(architecture: str, num_classes: int, image_px: int) -> None:
+    """Run a classifier on the meta device in training mode, batch 2 (no data; up to a second, once per process).
 
-    Raises ConfigError: images that are too small or large, a name that torchvision does not know, more outputs than logits.
+    Raises ConfigError: images that are too small or large, an unknown architecture, outputs besides logits.
     """
     model = _without_memory(architecture, num_classes)
     with torch.device("meta"), warnings.catch_warnings():
@@ -79,51 +79,51 @@ def check_input(architecture: str, num_classes: int, image_px: int) -> None:
 
 
 @lru_cache(maxsize=32)
-def skeleton(architecture: str, num_classes: int) -> Mapping[str, Tensor]:
-    """The state dict of a classifier as tensors on the meta device: names, shapes and dtypes, no numbers, no memory."""
+def meta_state_dict(architecture: str, num_classes: int) -> Mapping[str, Tensor]:
+    """The state dict of a classifier as tensors on the meta device: names, shapes and dtypes, without memory."""
     state: Mapping[str, Tensor] = _without_memory(architecture, num_classes).state_dict()
     return state
 
 
-def size_of(architecture: str, num_classes: int) -> int:
-    """How many numbers a classifier trains, without making it."""
+def parameter_count(architecture: str, num_classes: int) -> int:
+    """The number of trainable parameters of a classifier, computed without allocating it."""
     return num_parameters(_without_memory(architecture, num_classes))
 
 
-def head_names(architecture: str) -> list[str]:
-    """The weights of the layer that gives the logits, the ones with a row for each class; its weight comes first."""
-    two, three = skeleton(architecture, 2), skeleton(architecture, 3)
+def head_parameters(architecture: str) -> list[str]:
+    """Names of the parameters of the layer that computes the logits (one row per class); its weight comes first."""
+    two, three = meta_state_dict(architecture, 2), meta_state_dict(architecture, 3)
     return [name for name, value in two.items() if value.shape != three[name].shape]
 
 
 def _without_memory(architecture: str, num_classes: int) -> nn.Module:
-    """A classifier on the meta device. Raises ConfigError for a name that torchvision does not know."""
+    """A classifier on the meta device. Raises ConfigError for an unknown architecture."""
     _require_known(architecture)
-    with torch.device("meta"), _ShapesAlone(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of initial weights, and of networks that are refused elsewhere
+    with torch.device("meta"), _MetaMode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about initial weights, and networks that are refused elsewhere
         model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
         return model.to("meta")
 
 
-_DRAWS = (Tensor.normal_, Tensor.uniform_)
+_RANDOM_INIT = (Tensor.normal_, Tensor.uniform_)
 
 
-class _ShapesAlone(TorchFunctionMode):
-    """Ranges and lists become tensors on the CPU in spite of a default device: RegNet reads its layers' widths out of some.
+class _MetaMode(TorchFunctionMode):
+    """Makes torch.arange and torch.tensor use the CPU despite the default device: RegNet reads layer widths from such tensors.
 
-    Nothing is drawn into tensors without memory: it would take half the time.
+    Skips random initialisation of meta tensors, which would take half the time.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _DRAWS and args[0].is_meta:
+        if func in _RANDOM_INIT and args[0].is_meta:
             return args[0]
         return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func in (torch.arange, torch.tensor) else {}))
 
 
 def first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Why `state` cannot be loaded where `expected` is the state dict, in a few words; empty where it can."""
+    """Why `state` cannot be loaded into a network with the state dict `expected`; empty where it can."""
     for name, value in expected.items():
         if name not in state:
             return f"it lacks {name}"
@@ -133,31 +133,31 @@ def first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """load_state_dict of bare tensors. MNASNet asks for the version of its layout, which a file of tensors does not hold."""
+    """load_state_dict for plain tensors. MNASNet requires its layout's version, which a file of tensors does not store."""
     versioned = OrderedDict(weights)
     versioned._metadata = {"": {"version": model._version}}  # type: ignore[attr-defined]  # where load_state_dict looks for it
     model.load_state_dict(versioned)
 
 
 def num_parameters(model: nn.Module) -> int:
-    """How many numbers are trained."""
+    """The number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def dropout_keys(seed: int, student: int, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The names of the randomness of each step's forward pass: int64 of 32 bits."""
+    """The dropout key of each step's forward pass: int64, 32 bits used."""
     return (key(seed, student, steps) & np.uint64(_32_BITS)).astype(np.int64)
 
 
-def dropouts(model: nn.Module) -> list["KeyedDropout"]:
-    """The layers that draw; each has a `key`."""
+def dropout_layers(model: nn.Module) -> list["KeyedDropout"]:
+    """The dropout layers; each has a `key`."""
     return [module for module in model.modules() if isinstance(module, KeyedDropout)]
 
 
 class KeyedDropout(nn.Module):
-    """Dropout whose mask is a hash of (key, layer, element): no generator state, so eager, compiled, resumed runs agree.
+    """Dropout whose mask is a hash of (key, layer, element): no generator state, so eager, compiled and resumed runs agree.
 
-    p: probability of a zero. layer: tells the masks of a network's layers apart.
+    p: probability of a zero. layer: makes the masks of a network's layers different.
     per_sample: one draw for all elements of a sample (stochastic depth, torchvision's mode "row").
     """
 
@@ -186,9 +186,9 @@ class KeyedDropout(nn.Module):
 
 
 def sample_dropout(ids_B: Tensor, name: int, width: int, p: float) -> Tensor:
-    """A dropout mask [B, width] for each sample of its own, scaled to keep the mean: a pure function of (name, id, place).
+    """Dropout masks [B, width], one per sample, scaled to keep the mean: a pure function of (name, id, column).
 
-    ids_B: int64 [B], on any device. Who shares the batch does not matter, so a cached target is a live one.
+    ids_B: int64 [B], on any device. The rest of the batch does not matter, so cached and live targets agree.
     """
     row_B1 = _hash32(ids_B ^ (name & _32_BITS))[:, None]
     bits_BF = _hash32(row_B1 + torch.arange(width, device=ids_B.device))
@@ -198,7 +198,7 @@ def sample_dropout(ids_B: Tensor, name: int, width: int, p: float) -> Tensor:
 def _hash32(x: Tensor) -> Tensor:
     """A 32-bit integer hash in int64 arithmetic that cannot overflow: multipliers below 2**31.
 
-    Source: github.com/skeeto/hash-prospector, the two-round function of lowest known bias.
+    Source: github.com/skeeto/hash-prospector, the two-round function with the lowest known bias.
     """
     x = x & _32_BITS
     x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _32_BITS

@@ -1,4 +1,4 @@
-"""A moving average of a network's weights, which is often better than the newest ones."""
+"""An exponential moving average (EMA) of a network's weights."""
 
 import copy
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ class WeightEMA:
 
     @classmethod
     def of(cls, model: nn.Module) -> "WeightEMA":
-        """Begin at the weights as they are."""
+        """Start at the current weights."""
         return cls(model=copy.deepcopy(model).eval().requires_grad_(False))
 
     @torch.no_grad()
-    def follow(self, model: nn.Module, share: Tensor) -> None:
-        """Move towards `model` by `share`, a scalar on the device: average += share x (newest - average)."""
+    def update(self, model: nn.Module, share: Tensor) -> None:
+        """Average += share * (weights of `model` - average). share: a scalar tensor on the device."""
         averages, newest = list(self.model.state_dict().values()), list(model.state_dict().values())
         floating = [(a, b) for a, b in zip(averages, newest, strict=True) if a.is_floating_point()]
-        ours = [a for a, _ in floating]
-        steps = torch._foreach_sub([b for _, b in floating], ours)
+        averaged = [a for a, _ in floating]
+        steps = torch._foreach_sub([b for _, b in floating], averaged)
         torch._foreach_mul_(steps, share)
-        torch._foreach_add_(ours, steps)
+        torch._foreach_add_(averaged, steps)
         for average, new in zip(averages, newest, strict=True):
-            if not average.is_floating_point():  # batch norm's count of batches
+            if not average.is_floating_point():  # batch norm's num_batches_tracked
                 average.copy_(new)

@@ -1,4 +1,4 @@
-"""Feature maps of any torchvision classifier, taken while it runs.
+"""Feature maps of any torchvision classifier, captured by forward hooks.
 
 Letters: B batch, C channels, H W positions.
 """
@@ -19,7 +19,7 @@ _NO_MAPS = (nn.AdaptiveAvgPool2d, nn.Flatten)
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The last map of one size: name of the module that gives it, C, (H, W)."""
+    """The deepest map of one size: the name of the module that outputs it, C, (H, W)."""
 
     module: str
     channels: int
@@ -29,17 +29,17 @@ class Stage:
 def stages(model: nn.Module, image_px: int) -> list[Stage]:
     """The deepest map of each size, large to small; for a ResNet its stem and the ends of its four layers.
 
-    The model runs once on zeros, in evaluation mode, and is left as it was. Raises ConfigError for a network without maps
+    The model runs once on zeros, in evaluation mode, and its mode is restored. Raises ConfigError for a network without maps
     [B, C, H, W], such as a vision transformer.
     """
-    found: dict[tuple[int, int], Stage] = {}
+    by_size: dict[tuple[int, int], Stage] = {}
 
-    def note(name: str) -> Callable[..., None]:
+    def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.dim() == 4:
                 size = (output.shape[2], output.shape[3])
-                found.pop(size, None)
-                found[size] = Stage(module=name, channels=output.shape[1], size=size)
+                by_size.pop(size, None)  # so that it moves to the end of the order
+                by_size[size] = Stage(module=name, channels=output.shape[1], size=size)
 
         return hook
 
@@ -48,7 +48,7 @@ def stages(model: nn.Module, image_px: int) -> list[Stage]:
             f"{type(model).__name__} has no feature maps [channels, height, width]; expected a convolutional network; "
             "choose another architecture, or a loss.method that needs logits alone"
         )
-    handles = [module.register_forward_hook(note(name)) for name, module in _trunk(model)]
+    handles = [module.register_forward_hook(record(name)) for name, module in _trunk(model)]
     weight, training = next(model.parameters()), model.training
     try:
         with torch.no_grad():
@@ -57,11 +57,11 @@ def stages(model: nn.Module, image_px: int) -> list[Stage]:
         model.train(training)
         for handle in handles:
             handle.remove()
-    return list(found.values())
+    return list(by_size.values())
 
 
 def _trunk(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """A network's blocks in order: its children, with plain sequences of them opened; neither head nor final pooling."""
+    """A network's blocks in order: its children, with nn.Sequential expanded, without head and final pooling."""
     for name, child in model.named_children():
         if not prefix and name in _HEADS:
             continue
@@ -72,28 +72,28 @@ def _trunk(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 class FeatureExtractor:
-    """A network that also hands out maps: x [B, 3, O, O] to (logits [B, C], maps). It is the network itself, not a copy."""
+    """Wraps a network to return maps too: x [B, 3, O, O] to (logits [B, C], maps). It adds hooks to the network itself."""
 
     def __init__(self, model: nn.Module, modules: list[str]) -> None:
         self._model = model
         self._maps: list[Tensor | None] = [None] * len(modules)
-        for place, name in enumerate(modules):
-            model.get_submodule(name).register_forward_hook(self._keep(place))
+        for index, name in enumerate(modules):
+            model.get_submodule(name).register_forward_hook(self._keep(index))
 
     def __call__(self, x_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits_BC = self._model(x_BCHW)
         maps = [map_BCHW for map_BCHW in self._maps if map_BCHW is not None]
-        for place in range(len(self._maps)):
-            self._maps[place] = None
+        for index in range(len(self._maps)):
+            self._maps[index] = None
         return logits_BC, maps
 
-    def _keep(self, place: int) -> Callable[..., None]:
+    def _keep(self, index: int) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            self._maps[place] = output
+            self._maps[index] = output
 
         return hook
 
 
 def pooled(map_BCHW: Tensor) -> Tensor:
-    """The mean over positions, in float32: [B, C]; of the deepest map what a ResNet's or MobileNet's head is given."""
+    """The mean over positions, in float32: [B, C]. Of the deepest map it is the input of a ResNet's or MobileNet's head."""
     return map_BCHW.float().mean((2, 3))

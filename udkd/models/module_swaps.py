@@ -1,6 +1,6 @@
-"""The same numbers computed otherwise: modules put in the place of PyTorch's, with equal values and gradients.
+"""Replacements for PyTorch modules with equal values and gradients, computed differently.
 
-Each exists because a compiler's plan for the original moves more memory than it has to; whether it helps is for a GPU to say.
+Each exists because torch.compile's plan for the original moves more memory than necessary; measure on a GPU whether it helps.
 Letters: B batch, C channels, H W the input's pixels, P Q the pooled ones.
 """
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from udkd.utils.errors import ConfigError
 
-ONE_EXPRESSION: dict[str, Any] = {"realize_opcount_threshold": 1000}
-"""What inductor must be told beside `use_gathered_pool`: by default it stores an expression of 30 operations."""
+INDUCTOR_OPTIONS: dict[str, Any] = {"realize_opcount_threshold": 1000}
+"""Inductor options that `use_gathered_pool` needs: by default inductor stores the result of an expression of 30 operations."""
 
 
 def use_saved_relu6(model: nn.Module) -> nn.Module:
-    """Replace every ReLU6 of a model by one that keeps its output."""
+    """Replace every ReLU6 of a model by SavedReLU6."""
     return _replaced(model, nn.ReLU6, lambda relu: SavedReLU6())
 
 
 def use_gathered_pool(model: nn.Module) -> nn.Module:
-    """Replace every plain 2-d max-pool of a model by one whose backward pass gathers."""
+    """Replace every plain 2-d max-pool of a model by GatheredMaxPool."""
 
     def gathered(pool: nn.MaxPool2d) -> nn.Module:
         sizes = (pool.kernel_size, pool.stride, pool.padding)
@@ -34,17 +34,17 @@ def use_gathered_pool(model: nn.Module) -> nn.Module:
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy of a model in evaluation mode with each batch norm multiplied into the convolution before it.
+    """A copy of a model in evaluation mode with each batch norm folded into the convolution before it.
 
-    ConfigError: this PyTorch keeps the function that does it elsewhere.
+    ConfigError: this version of PyTorch lacks torch.fx's function for it.
     """
-    assert not model.training, "statistics of a batch cannot be folded"
+    assert not model.training, "batch statistics cannot be folded"
     try:
         from torch.fx.experimental.optimization import fuse
     except ImportError:
         raise ConfigError(
             f"PyTorch {torch.__version__} has no torch.fx.experimental.optimization.fuse, which teacher.fold_bn needs; "
-            "expected PyTorch 2.11 to 2.14; take --set teacher.fold_bn=false"
+            "expected PyTorch 2.11 to 2.14; use --set teacher.fold_bn=false"
         ) from None
     folded: nn.Module = fuse(model)
     return folded.eval()
@@ -53,8 +53,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 class SavedReLU6(nn.Module):
     """ReLU6 whose backward pass reads its output.
 
-    The convolution that follows keeps that output anyway. Its input, batch norm's output, is then needed by nobody:
-    inductor rebuilds it in float32 and stores it for PyTorch's own ReLU6.
+    The next convolution saves that output anyway, and the input (batch norm's output) need not be saved at all. For PyTorch's
+    ReLU6, inductor recomputes the input in float32 and stores it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class _SavedReLU6(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        # PyTorch's own, in one pass: no gradient at 0, at 6, or beyond, which the output tells as well as the input.
+        # PyTorch's own kernel: no gradient at or beyond 0 and 6, which the output shows as well as the input.
         grad: Tensor = torch.ops.aten.hardtanh_backward(grads[0], y, 0.0, 6.0)
         return grad
 
@@ -96,20 +96,20 @@ class _GatheredMaxPool(torch.autograd.Function):
         height, width = x_BCHW.shape[2:]
         rows, columns = (torch.arange(n, device=x_BCHW.device) * stride - padding for n in y_BCPQ.shape[2:])
         row_BCPQ = torch.div(index_BCPQ, width, rounding_mode="floor") - rows[:, None]
-        place_BCPQ = row_BCPQ * kernel_size + index_BCPQ % width - columns  # within its window: a byte instead of eight
-        ctx.save_for_backward(place_BCPQ.to(torch.int8))
+        offset_BCPQ = row_BCPQ * kernel_size + index_BCPQ % width - columns  # within its window: a byte instead of eight
+        ctx.save_for_backward(offset_BCPQ.to(torch.int8))
         ctx.geometry = (height, width, kernel_size, stride, padding)
         return y_BCPQ
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (place_BCPQ,) = ctx.saved_tensors
+        (offset_BCPQ,) = ctx.saved_tensors
         height, width, kernel_size, stride, padding = ctx.geometry
         grad_BCHW = grads[0].new_zeros(())
-        # A pixel asks the windows that see it, in the order in which PyTorch adds them. Compiled, no sum is stored between.
+        # Sum over the windows that contain a pixel, in PyTorch's order. Compiled, no intermediate sum is stored.
         for row_H, down_H in _windows(height, grads[0].shape[2], kernel_size, stride, padding, grads[0].device):
             for column_W, right_W in _windows(width, grads[0].shape[3], kernel_size, stride, padding, grads[0].device):
-                chosen_BCHW = place_BCPQ[:, :, row_H[:, None], column_W] == down_H[:, None] * kernel_size + right_W
+                chosen_BCHW = offset_BCPQ[:, :, row_H[:, None], column_W] == down_H[:, None] * kernel_size + right_W
                 grad_BCHW = grad_BCHW + torch.where(chosen_BCHW, grads[0][:, :, row_H[:, None], column_W], 0.0)
         return grad_BCHW, None, None, None
 
@@ -117,15 +117,15 @@ class _GatheredMaxPool(torch.autograd.Function):
 def _windows(
     size: int, count: int, kernel_size: int, stride: int, padding: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The windows that see each of `size` pixels along one axis, from the first on: which of `count`, int64 [size], and the
-    pixel's place in it; where there is no such window, a place so negative that no place along the other axis mends it.
+    """The windows that contain each of `size` pixels along one axis, in order: the index among `count` windows, int64 [size],
+    and the pixel's offset in it. Where there is none, the offset is so negative that none along the other axis makes up for it.
     """
     pixel = torch.arange(size, device=device) + padding
     for back in reversed(range(-(-kernel_size // stride))):
         window = torch.div(pixel, stride, rounding_mode="floor") - back
-        place = pixel - window * stride
-        outside = (window < 0) | (window >= count) | (place >= kernel_size)
-        yield window.clamp(0, count - 1), torch.where(outside, -(kernel_size**2), place)
+        offset = pixel - window * stride
+        outside = (window < 0) | (window >= count) | (offset >= kernel_size)
+        yield window.clamp(0, count - 1), torch.where(outside, -(kernel_size**2), offset)
 
 
 def _replaced(model: nn.Module, kind: type[nn.Module], make: Any) -> nn.Module:

@@ -1,7 +1,7 @@
-"""Weights that others have saved, .safetensors or PyTorch's own: read without running anything that a file holds.
+"""Reads weight files of any origin, .safetensors or PyTorch's formats, without running code from them.
 
-Only `torch.load(weights_only=True)` ever looks into a pickle. PyTorch's zip format has a CRC-32 of each of its parts, which
-torch.load does not compare; here they are. Its older format and .safetensors have no checksum at all.
+Pickles are read with `torch.load(weights_only=True)` alone. PyTorch's zip format has a CRC-32 for each part, which torch.load
+does not check; this module does. Its older format and .safetensors have no checksum at all.
 """
 
 import argparse
@@ -24,19 +24,19 @@ from torch import Tensor
 from udkd.utils.errors import DataError
 from udkd.utils.files import open_regular
 
-_DEEPEST = 3  # state dicts lie within one or two dictionaries
-_MOST_INFLATED = 50  # times its size that a zip may claim to hold: PyTorch itself does not compress
+_DEEPEST = 3  # state dicts are nested in one or two dictionaries
+_MOST_INFLATED = 50  # bound on a zip's uncompressed size relative to the file: PyTorch does not compress
 _PIECE = 1 << 20
 _CLASSES = ("class_to_idx", "classes", "class_names", "idx_to_class")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """What a file holds.
+    """The content of a weights file.
 
-    entries: every dictionary of tensors by the path of its keys ("state_dict", "ema.model"; "" is the file as a whole).
-    classes: names of the outputs in order, where the file records them. architecture: what it calls itself, or "".
-    sha256: of its bytes. unchecked: why a flipped bit in it could not be seen, or "".
+    entries: every dictionary of tensors by the path of its keys ("state_dict", "ema.model"; "" is the top level).
+    classes: names of the outputs in order, where the file records them. architecture: the recorded name, or "".
+    sha256: of its bytes. unchecked: why a flipped bit would go unnoticed, or "".
     """
 
     path: Path
@@ -48,16 +48,16 @@ class WeightsFile:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Read a weights file, whatever its name ends in. Raises DataError: no such file, damaged, or more than tensors in it."""
+    """Read a weights file with any suffix. Raises DataError: no such file, damaged, or with objects other than tensors."""
     try:
         file = open_regular(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise DataError(f"{path} is no file; expected weights as .safetensors or .pth; check the path") from None
+        raise DataError(f"{path} is not a file; expected weights as .safetensors or .pth; check the path") from None
     with file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         file.seek(0)
         head = file.read(16)
-        value, unchecked = _value(path, file, head)
+        value, unchecked = _load(path, file, head)
     entries = {name: tensors for name, tensors in _dictionaries(value) if tensors}
     if not entries:
         raise DataError(f"{path} holds no state dict; expected tensors by name; save model.state_dict()")
@@ -73,30 +73,30 @@ def read_weights(path: Path) -> WeightsFile:
     )
 
 
-def _value(path: Path, file: BinaryIO, head: bytes) -> tuple[Any, str]:
-    """The object in a file, and why its bits are not checked."""
+def _load(path: Path, file: BinaryIO, head: bytes) -> tuple[Any, str]:
+    """The object in a file, and WeightsFile.unchecked."""
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         file.seek(0)
         try:
             return load(file.read()), ".safetensors has no checksum"
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise DataError(f"{path} is no safetensors file ({_line(error)}); check where it is from") from None
+            raise DataError(f"{path} is not a safetensors file ({_first_line(error)}); check where it is from") from None
     unchecked = "PyTorch's format before 1.6 has no checksum"
     if head.startswith(b"PK"):
-        unchecked = "" if _require_whole(path, file) else "it was saved without checksums"
+        unchecked = "" if _check_zip(path, file) else "it was saved without checksums"
     elif head[257:262] == b"ustar" or _is_tar(file):
         raise DataError(
             f"{path} is a tar, as PyTorch wrote before 0.1.10, or an archive of something else; expected a file of torch.save, "
-            "as reading that one would run code; unpack it, or where you trust it load it in PyTorch and save its state dict"
+            "as reading this one would run code; unpack it, or if you trust it load it in PyTorch and save its state dict"
         )
     file.seek(0)
     try:
-        # Of what people save beside their weights, the one class that holds values and does nothing.
+        # argparse.Namespace is often saved beside weights, and holds plain values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sparse tensors, which nobody takes
+            warnings.simplefilter("ignore")  # about sparse tensors, which are refused elsewhere
             return torch.load(file, map_location="cpu", weights_only=True), unchecked
-    except Exception as error:  # torch.load raises whatever the damage causes
-        raise DataError(_unreadable(path, head, error)) from None
+    except Exception as error:  # on damaged files torch.load may raise anything
+        raise DataError(_load_error(path, head, error)) from None
 
 
 def _is_tar(file: BinaryIO) -> bool:
@@ -108,10 +108,10 @@ def _is_tar(file: BinaryIO) -> bool:
         return False
 
 
-def _require_whole(path: Path, file: BinaryIO) -> bool:
-    """Read a zip's parts against their CRC-32; False where it records none.
+def _check_zip(path: Path, file: BinaryIO) -> bool:
+    """Check every part of a zip against its CRC-32; False where none is recorded.
 
-    Raises DataError: damage, or no file of torch.save.
+    Raises DataError: damage, or not a file of torch.save.
     """
     file.seek(0, 2)
     size = file.tell()
@@ -131,7 +131,7 @@ def _require_whole(path: Path, file: BinaryIO) -> bool:
             return recorded
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} is damaged ({_line(error)}); expected the bytes that were saved, by its own checksums; fetch it again"
+            f"{path} is damaged ({_first_line(error)}); expected the bytes that were saved, by its checksums; download it again"
         ) from None
 
 
@@ -147,42 +147,42 @@ def _require_torch(path: Path, names: list[str]) -> None:
         raise DataError(f"{path} is a zip of {held or 'nothing'}; expected a file of torch.save; unpack it first")
 
 
-def _unreadable(path: Path, head: bytes, error: Exception) -> str:
-    """What to say of a file that torch.load refuses."""
+def _load_error(path: Path, head: bytes, error: Exception) -> str:
+    """The error message for a file that torch.load refuses."""
     unknown = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error)) or re.search(
         r"add_safe_globals\(\[(\w+)", str(error)
     )
     if unknown is not None:
         return (
             f"{path} holds a Python object ({unknown[1][:80]}), which only running its code could read; expected tensors by "
-            "name; where you trust it, load it in PyTorch and save model.state_dict() alone"
+            "name; if you trust it, load it in PyTorch and save model.state_dict() alone"
         )
     return (
-        f"{path} cannot be read as weights (it starts with {head!r}; {_line(error)[:200]}); "
-        "expected a state dict of tensors; fetch it again or save model.state_dict()"
+        f"{path} cannot be read as weights (it starts with {head!r}; {_first_line(error)[:200]}); "
+        "expected a state dict of tensors; download it again or save model.state_dict()"
     )
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _dictionaries(value: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The tensors of every dictionary, by the path of its keys; each dictionary once, whatever names it has."""
+    """The tensors of every dictionary, by the path of its keys; a dictionary with several paths comes once."""
     seen: set[int] = set()
     waiting: list[tuple[str, Any, int]] = [("", value, 0)]
-    for path, found, depth in waiting:  # it grows while we go
-        if not isinstance(found, dict) or id(found) in seen:
+    for path, entry, depth in waiting:  # which grows meanwhile
+        if not isinstance(entry, dict) or id(entry) in seen:
             continue
-        seen.add(id(found))
-        names = [name for name in found if isinstance(name, str)]
-        yield path, {name: found[name] for name in names if isinstance(found[name], Tensor)}
+        seen.add(id(entry))
+        names = [name for name in entry if isinstance(name, str)]
+        yield path, {name: entry[name] for name in names if isinstance(entry[name], Tensor)}
         if depth < _DEEPEST:
-            waiting += [(f"{path}.{name}" if path else name, found[name], depth + 1) for name in names]
+            waiting += [(f"{path}.{name}" if path else name, entry[name], depth + 1) for name in names]
 
 
 def _classes(root: Mapping[Any, Any]) -> tuple[str, ...] | None:
-    """Class names by output, of a list, or of a dictionary either way round; None where nothing of the kind is recorded."""
+    """Class names in output order, from a list, or a dictionary in either direction; None where none are recorded."""
     for key in _CLASSES:
         value = root.get(key)
         if isinstance(value, dict):

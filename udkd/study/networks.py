@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 from udkd.data.dataset import DatasetFolder
-from udkd.models.build import build, num_parameters, size_of
+from udkd.models.build import build, num_parameters, parameter_count
 from udkd.report import style
 from udkd.report.page import Facts, Note, Page, Row, Section, Table, render
 from udkd.report.text import listed
@@ -86,7 +86,7 @@ def _measure(arm: str, architecture: str, num_classes: int, size_px: int) -> Mea
         arm=arm,
         architecture=architecture,
         parameters=num_parameters(model),
-        parameters_1000=size_of(architecture, IMAGENET_CLASSES),
+        parameters_1000=parameter_count(architecture, IMAGENET_CLASSES),
         bytes=len(save(model.state_dict())),
         latency_ms=median(times),
         low_ms=times[len(times) // 4],

@@ -1,4 +1,4 @@
-"""Everyone who is asked about a view, and how their answers become one target: a teacher, its passes, or several teachers."""
+"""How one target is computed for a view: by a teacher, by its passes with dropout, or by several teachers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ from udkd.losses.sample_weight import mean_log_probability, mutual_information, 
 from udkd.losses.storage import Storage
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import FrozenTeacher, require_same_classes
-from udkd.teacher.targets import PackedTargets, joined, pack
+from udkd.teacher.targets import PackedTargets, concat_targets, pack
 from udkd.utils.errors import ConfigError
 from udkd.utils.rng import Stream, key
 
-_EXACT = Storage(dtype="float32")
+_UNROUNDED = Storage(dtype="float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ class TeacherEnsemble:
         *,
         features: bool = False,
     ) -> "TeacherEnsemble":
-        """Load teachers of a dataset's classes as a recipe asks for them. features: the pooled ones are asked for too.
+        """Load teachers of a dataset's classes by a recipe's settings. features: also compute the pooled features.
 
         MismatchError: other classes. DataError: weights of another architecture. ConfigError: folders that the recipe's
-        estimator cannot use, as many kept classes as there are, or features of anything but one teacher as it is.
+        estimator cannot use, top_k of all classes, or features of anything but one unmodified teacher.
         """
         if features:
-            _require_open(recipe)
+            _require_plain(recipe)
         for folder in folders:
             require_same_classes(folder, dataset)
         members = tuple(
@@ -61,9 +61,9 @@ class TeacherEnsemble:
             )
             for folder in folders
         )
-        panel = cls(members=members, estimator=recipe.teacher.estimator_settings, storage=recipe.teacher.storage)
-        panel._require_usable()
-        return panel
+        ensemble = cls(members=members, estimator=recipe.teacher.estimator_settings, storage=recipe.teacher.storage)
+        ensemble._require_usable()
+        return ensemble
 
     @property
     def num_classes(self) -> int:
@@ -71,12 +71,12 @@ class TeacherEnsemble:
 
     @property
     def batch(self) -> int:
-        """The one batch shape; a longer input is cut."""
+        """The batch size that the networks always run on; a longer input is split."""
         return self.members[0].batch
 
     @property
     def num_features(self) -> int:
-        """D, the pooled features of an image; 0 where nobody asks for them."""
+        """D, the pooled features of an image; 0 where they are not computed."""
         return self.members[0].num_features
 
     @property
@@ -85,22 +85,22 @@ class TeacherEnsemble:
         return self.estimator.passes if self.estimator.kind == "mc_dropout" else len(self.members)
 
     def targets(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> PackedTargets:
-        """What the panel says of normalised images [B, 3, H, W] of samples `ids_B` (int64) in view `view`, packed."""
-        return self._packed(x_BCHW, ids_B, view, self.storage, torch.float16)
+        """Packed targets for normalised images [B, 3, H, W] of samples `ids_B` (int64) in view `view`."""
+        return self._predict(x_BCHW, ids_B, view, self.storage, torch.float16)
 
     def predictions(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> PackedTargets:
         """`targets` before any rounding: float32 logits of all classes, float32 features."""
-        return self._packed(x_BCHW, ids_B, view, _EXACT, torch.float32)
+        return self._predict(x_BCHW, ids_B, view, _UNROUNDED, torch.float32)
 
-    def nothing(self, *, exactly: bool = False) -> PackedTargets:
-        """The answer to no question: no rows."""
+    def empty_targets(self, *, unrounded: bool = False) -> PackedTargets:
+        """Targets without rows."""
         more = {name: torch.zeros(0) for name in self.estimator.uncertainties[1:]}
-        packed = pack(torch.zeros(0, self.num_classes), _EXACT if exactly else self.storage, more)
-        features = torch.zeros(0, self.num_features, dtype=torch.float32 if exactly else torch.float16)
+        packed = pack(torch.zeros(0, self.num_classes), _UNROUNDED if unrounded else self.storage, more)
+        features = torch.zeros(0, self.num_features, dtype=torch.float32 if unrounded else torch.float16)
         return replace(packed, features=features) if self.num_features else packed
 
     def describe(self) -> dict[str, object]:
-        """What of the panel decides the bits of its targets, by the names of CacheKey's fields."""
+        """What decides the bits of the teachers' targets, by the names of CacheKey's fields."""
         return self.members[0].describe() | {
             "teacher": " + ".join(member.architecture for member in self.members),
             "teacher_sha256": " + ".join(member.weights_sha256 for member in self.members),
@@ -111,21 +111,23 @@ class TeacherEnsemble:
         }
 
     @torch.no_grad()
-    def _packed(self, x_BCHW: Tensor, ids_B: Tensor, view: int, storage: Storage, features_dtype: torch.dtype) -> PackedTargets:
+    def _predict(
+        self, x_BCHW: Tensor, ids_B: Tensor, view: int, storage: Storage, features_dtype: torch.dtype
+    ) -> PackedTargets:
         parts = []
         for start in range(0, len(x_BCHW), self.batch):
             piece = slice(start, start + self.batch)
             if self.num_features:
                 logits_BC, features_BD = self.members[0].logits_and_features(x_BCHW[piece])
-                answer = replace(pack(logits_BC, storage), features=features_BD.to(features_dtype))
+                packed = replace(pack(logits_BC, storage), features=features_BD.to(features_dtype))
             else:
-                logits_BC, more = self._predicted(x_BCHW[piece], ids_B[piece], view)
-                answer = pack(logits_BC, storage, more)
-            parts.append(answer[: len(ids_B[piece])])
-        return joined(parts)
+                logits_BC, more = self._mean_prediction(x_BCHW[piece], ids_B[piece], view)
+                packed = pack(logits_BC, storage, more)
+            parts.append(packed[: len(ids_B[piece])])
+        return concat_targets(parts)
 
-    def _predicted(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Logits [batch, C] of the mean prediction and uncertainties beside its entropy; rows beyond the images are padding."""
+    def _mean_prediction(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Logits [batch, C] of the mean prediction, uncertainties besides its entropy; rows beyond the images are padding."""
         first = self.members[0]
         if self.estimator.kind == "plain":
             return first.logits(x_BCHW), {}
@@ -137,7 +139,7 @@ class TeacherEnsemble:
                 int(key(self.estimator.seed, Stream.MC_DROPOUT, view, number)[0] >> 32)
                 for number in range(self.estimator.passes)
             ]
-            logits_MBC = first.dropped_logits(x_BCHW, ids_B, names, self.estimator.p)
+            logits_MBC = first.dropout_logits(x_BCHW, ids_B, names, self.estimator.p)
         else:
             logits_MBC = torch.stack([member.logits(x_BCHW) for member in self.members])
         log_p_MBC = torch.log_softmax(logits_MBC, dim=-1)
@@ -146,7 +148,7 @@ class TeacherEnsemble:
     def _require_usable(self) -> None:
         kind, count = self.estimator.kind, len(self.members)
         if kind == "ensemble" and count < 2:
-            raise ConfigError("teacher.estimator is ensemble and 1 teacher was given; expected two or more; name another")
+            raise ConfigError("teacher.estimator is ensemble and 1 teacher was given; expected two or more; add another")
         if kind != "ensemble" and count != 1:
             raise ConfigError(
                 f"{count} teachers were given and teacher.estimator is {kind}; expected ensemble for their mean; "
@@ -155,7 +157,7 @@ class TeacherEnsemble:
         if kind == "evidential" and not self.members[0].evidential:
             raise ConfigError(
                 f"teacher.estimator is evidential and this {self.members[0].architecture} was fitted with cross-entropy; "
-                "expected a teacher of udkd teacher fit --loss evidential; fit one or set plain"
+                "expected a teacher from udkd teacher fit --loss evidential; fit one or set plain"
             )
         if self.storage.top_k >= self.num_classes:
             raise ConfigError(
@@ -163,12 +165,12 @@ class TeacherEnsemble:
             )
 
 
-def _require_open(recipe: Recipe) -> None:
-    """ConfigError unless a recipe's teacher is one network that can be looked into."""
-    asked = recipe.teacher
-    if asked.estimator != "plain" or asked.fold_bn or asked.compile:
+def _require_plain(recipe: Recipe) -> None:
+    """ConfigError unless a recipe's teacher is one network whose modules can be hooked."""
+    teacher = recipe.teacher
+    if teacher.estimator != "plain" or teacher.fold_bn or teacher.compile:
         raise ConfigError(
-            f"features are asked for and the teacher is {asked.estimator}{', folded' * asked.fold_bn}"
-            f"{', compiled' * asked.compile}; expected one teacher as it is; "
+            f"features are requested and the teacher is {teacher.estimator}{', folded' * teacher.fold_bn}"
+            f"{', compiled' * teacher.compile}; expected one unmodified teacher; "
             "set teacher.estimator to plain, teacher.fold_bn and teacher.compile to false"
         )

@@ -1,4 +1,4 @@
-"""A teacher is a folder: teacher.json (what it is) and weights.safetensors (its numbers)."""
+"""A teacher is a folder: teacher.json (its description) and weights.safetensors."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ _MOST_BYTES = 1 << 24  # of teacher.json: 100,000 long names and a recipe
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice")
     return names
 
 
@@ -34,13 +34,13 @@ _Pixels = Annotated[int, Field(ge=1, le=65_535)]
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherInfo:
-    """What teacher.json holds.
+    """The content of teacher.json.
 
     architecture: torchvision's name. classes: wnid (or folder name) of each output, in order.
-    image_px, resize_px, scheme: the evaluation view its accuracy was measured on.
+    image_px, resize_px, scheme: the evaluation view that its accuracy was measured on.
     accuracy: top1 and top5 in percent on the validation split, or empty where it was not measured.
-    made: how it came to be (recipe, source file), for people.
-    loss: that its logits were fitted with; "evidential" ones are evidence (udkd.losses.sample_weight.dirichlet).
+    made: its origin (recipe, source file), for people.
+    loss: that it was fitted with; "evidential" logits are evidence (udkd.losses.distill.dirichlet).
     """
 
     architecture: Annotated[str, Field(min_length=1, max_length=200)]
@@ -74,21 +74,21 @@ class TeacherFolder:
             values = load_checked(read_regular(file, _MOST_BYTES))
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
-                f"{path} is no teacher (no teacher.json); expected a folder made by udkd teacher fit or import"
+                f"{path} is not a teacher (no teacher.json); expected a folder made by udkd teacher fit or import"
             ) from None
         except ValueError as error:
             raise DataError(f"{file} is damaged ({error}); expected what udkd wrote; make the teacher again") from None
-        found = values.pop("format", None)
-        if found != FORMAT:
-            raise DataError(f"{file} has format {str(found)[:40]}; expected {FORMAT}; make the teacher again")
-        made = values.get("made")  # anything, a path that is no UTF-8 too
+        stored_format = values.pop("format", None)
+        if stored_format != FORMAT:
+            raise DataError(f"{file} has format {str(stored_format)[:40]}; expected {FORMAT}; make the teacher again")
+        made = values.get("made")  # may hold anything, such as a path that is not UTF-8: it is not validated
         try:
-            known = values if made is None else values | {"made": {}}
-            info = _ADAPTER.validate_json(json.dumps(known))
+            validated = values if made is None else values | {"made": {}}
+            info = _ADAPTER.validate_json(json.dumps(validated))
             if not isinstance(made, dict):
                 raise ValueError("made: Input should be an object")
         except (ValueError, RecursionError) as error:  # ValidationError is one
-            raise DataError(f"{file}: {_first(error)}; expected what udkd wrote; make the teacher again") from None
+            raise DataError(f"{file}: {_first_problem(error)}; expected what udkd wrote; make the teacher again") from None
         return cls(path=path, info=replace(info, made=made))
 
     def weights(self) -> dict[str, Tensor]:
@@ -98,22 +98,22 @@ class TeacherFolder:
             data = read_regular(file)
         except (FileNotFoundError, ValueError):
             raise DataError(f"{file} is missing; expected the teacher's weights; make the teacher again") from None
-        found = hashlib.sha256(data).hexdigest()
-        if found != self.info.weights_sha256:
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 != self.info.weights_sha256:
             with contextlib.suppress(DataError):
                 if TeacherFolder.open(self.path).info != self.info:
-                    raise BusyError(f"{self.path} became another teacher while it was read; expected one; run it again")
+                    raise BusyError(f"{self.path} became another teacher while it was read; expected one teacher; run it again")
             raise DataError(
-                f"{file} has sha256 {found[:12]}…; expected {self.info.weights_sha256[:12]}…; make the teacher again"
+                f"{file} has sha256 {sha256[:12]}…; expected {self.info.weights_sha256[:12]}…; make the teacher again"
             )
         try:
             return load(data)
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise DataError(f"{file} is no safetensors file ({error}); make the teacher again") from None
+            raise DataError(f"{file} is not a safetensors file ({error}); make the teacher again") from None
 
 
-def _first(error: Exception) -> str:
-    """The first thing that is wrong, and where."""
+def _first_problem(error: Exception) -> str:
+    """The first problem and its field."""
     if not isinstance(error, ValidationError):
         return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
     first = error.errors(include_url=False, include_input=False)[0]
@@ -134,13 +134,13 @@ def require_classes(what: str, stored: Sequence[str], wanted: Sequence[str], rem
 
 @contextlib.contextmanager
 def new_teacher(path: Path) -> Iterator[None]:
-    """Hold a folder that is to become a teacher: two at once would mix the weights of one with the words of the other.
+    """Lock a folder that is to become a teacher: two writers would mix the weights of one with the description of the other.
 
-    A finished teacher is never written over, as caches are tied to its weights. Raises RunError: a file, or a teacher already;
+    A finished teacher is never overwritten, as caches depend on its weights. Raises RunError: a file, or a teacher already;
     BusyError: another process makes one there. A folder that is still empty at the end is removed.
     """
     if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file; expected a folder to make; choose another")
+        raise RunError(f"{path} is a file; expected a new folder; choose another")
     path.mkdir(parents=True, exist_ok=True)
     try:
         with FolderLock(path):
@@ -153,13 +153,13 @@ def new_teacher(path: Path) -> Iterator[None]:
 
 
 def write_teacher(path: Path, weights: Mapping[str, Tensor], **info: Any) -> TeacherFolder:
-    """Write a teacher folder, weights first, teacher.json last. `info` are TeacherInfo's fields but for weights_sha256.
+    """Write a teacher folder, weights first, teacher.json last. `info`: TeacherInfo's fields except weights_sha256.
 
-    Whoever may not be alone there holds the folder's lock (`new_teacher`).
+    The caller holds the folder's lock (`new_teacher`) where other processes may write there.
     """
     path.mkdir(parents=True, exist_ok=True)
     data = save({name: tensor.contiguous() for name, tensor in weights.items()})
-    described = TeacherInfo(weights_sha256=hashlib.sha256(data).hexdigest(), **info)
+    teacher_info = TeacherInfo(weights_sha256=hashlib.sha256(data).hexdigest(), **info)
     write_bytes(path / "weights.safetensors", data)
-    write_bytes(path / "teacher.json", dump_checked(asdict(described) | {"format": FORMAT}))
-    return TeacherFolder(path=path, info=described)
+    write_bytes(path / "teacher.json", dump_checked(asdict(teacher_info) | {"format": FORMAT}))
+    return TeacherFolder(path=path, info=teacher_info)

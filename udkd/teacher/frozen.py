@@ -1,7 +1,7 @@
-"""A teacher that always answers in the same bits.
+"""A teacher whose predictions are always the same bits.
 
-Kernels round differently for different batch shapes, so the network only ever runs on one: longer inputs are cut into
-blocks, the last is padded. Who shares a block does not matter then; a cache and a live teacher agree bit for bit.
+Kernels round differently for different batch shapes, so the network always runs on one shape: longer inputs are split into
+blocks and the last block is padded. The other samples in a block do not matter then: cached and live targets are equal bits.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from udkd.models.features import pooled, stages
 from udkd.models.module_swaps import fold_batch_norm
 from udkd.models.state_dicts import first_not_finite
 from udkd.teacher.folder import TeacherFolder, require_classes
-from udkd.teacher.targets import PackedTargets, joined, pack
+from udkd.teacher.targets import PackedTargets, concat_targets, pack
 from udkd.utils.compile import compiled
 from udkd.utils.errors import ConfigError, DataError
 
@@ -27,9 +27,9 @@ class FrozenTeacher:
 
     model: the network on `device`. batch: the one batch shape. precision: "float32" or "bfloat16" (autocast).
     evidential: it was fitted with the evidential loss.
-    pool: the module whose map, averaged over positions, gives the `num_features` features of an image: its deepest; "" and 0
-    where nobody asks for them.
-    folded: batch norm lies in the convolutions. compiled: it runs through torch.compile. Both change last bits.
+    pool: the module with the deepest map, whose mean over positions is an image's `num_features` features; "" and 0 where
+    they are not computed.
+    folded: batch norm is folded into the convolutions. compiled: by torch.compile. Both change last bits.
     """
 
     model: nn.Module
@@ -60,14 +60,14 @@ class FrozenTeacher:
         compile: bool = False,
         features: bool = False,
     ) -> "FrozenTeacher":
-        """Build the network and load its weights. features: `features` will be asked for.
+        """Build the network and load its weights. features: prepare `logits_and_features`.
 
-        Raises DataError where the weights do not belong to the architecture, ConfigError where it has no feature maps.
+        Raises DataError where the weights do not fit the architecture, ConfigError where it has no feature maps.
         """
         model = build(folder.info.architecture, len(folder.info.classes), image_px=image_px, seed=0)
         weights = folder.weights()
-        own = model.state_dict()
-        difference = first_difference(weights, own) or _other_numbers(weights, own)
+        expected = model.state_dict()
+        difference = first_difference(weights, expected) or _invalid_values(weights, expected)
         if difference:
             raise DataError(f"{folder.path}: weights do not fit {folder.info.architecture} ({difference}); make it again")
         load_weights(model, weights)
@@ -95,18 +95,18 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def targets(self, x_BCHW: Tensor) -> PackedTargets:
-        """What the teacher says of normalised images [B, 3, H, W] in one pass, packed as the cache packs it."""
+        """Targets for normalised images [B, 3, H, W] by one pass in evaluation mode, packed as in a cache."""
         parts = [x_BCHW[start : start + self.batch] for start in range(0, len(x_BCHW), self.batch)]
-        return joined([pack(self.logits(part))[: len(part)] for part in parts])
+        return concat_targets([pack(self.logits(part))[: len(part)] for part in parts])
 
     def logits(self, x_BCHW: Tensor) -> Tensor:
-        """Logits float32 [batch, C] of up to `batch` images; the rows beyond them are padding."""
+        """Logits float32 [batch, C] of up to `batch` images; rows beyond the images are padding."""
         with self._autocast():
             logits_BC: Tensor = self.model(self._padded(x_BCHW))
         return logits_BC.float()
 
     def logits_and_features(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """See `logits`, and beside them the pooled features, float32 [batch, num_features]."""
+        """`logits`, and the pooled features, float32 [batch, num_features]."""
         maps: list[Tensor] = []
         hook = self.model.get_submodule(self.pool).register_forward_hook(lambda module, given, map_BCHW: maps.append(map_BCHW))
         try:
@@ -115,10 +115,10 @@ class FrozenTeacher:
             hook.remove()
         return logits_BC, pooled(maps[-1])
 
-    def dropped_logits(self, x_BCHW: Tensor, ids_B: Tensor, names: list[int], p: float) -> Tensor:
+    def dropout_logits(self, x_BCHW: Tensor, ids_B: Tensor, names: list[int], p: float) -> Tensor:
         """Logits float32 [M, batch, C] of up to `batch` images with dropout of probability `p` before the head.
 
-        ids_B: int64, sample ids; names: of the M passes. The rest of the network has no dropout and runs once.
+        ids_B: int64, sample ids; names: dropout keys of the M passes. The rest of the network has no dropout and runs once.
         ConfigError: a network that does not end in a linear layer.
         """
         ids_B = torch.nn.functional.pad(ids_B, (0, self.batch - len(ids_B)))
@@ -128,12 +128,12 @@ class FrozenTeacher:
             return torch.stack([head(features_BF * mask_BF.to(features_BF.dtype)).float() for mask_BF in masks])
 
     def describe(self) -> dict[str, object]:
-        """What of the teacher decides the bits of its answers, by the names of CacheKey's fields."""
+        """Everything about the teacher that decides the bits of its predictions, by the names of CacheKey's fields."""
         return {
             "teacher": self.architecture,
             "teacher_sha256": self.weights_sha256,
             "num_classes": self.num_classes,
-            "precision": arithmetic(self.precision, folded=self.folded, compiled=self.compiled),
+            "precision": precision_text(self.precision, folded=self.folded, compiled=self.compiled),
             "device": self.device.type,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
             "channels_last": self.channels_last,
@@ -141,14 +141,14 @@ class FrozenTeacher:
         }
 
     def _head(self, x_BCHW: Tensor) -> tuple[nn.Linear, Tensor]:
-        """The last linear layer and what it is given, [batch, F]."""
+        """The last linear layer and its input, [batch, F]."""
         seen: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
-        def note(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+        def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             assert isinstance(module, nn.Linear)
-            seen.append((module, given[0], result))
+            seen.append((module, inputs[0], output))
 
-        hooks = [module.register_forward_hook(note) for module in self.model.modules() if isinstance(module, nn.Linear)]
+        hooks = [module.register_forward_hook(record) for module in self.model.modules() if isinstance(module, nn.Linear)]
         try:
             with self._autocast():
                 logits_BC = self.model(self._padded(x_BCHW))
@@ -157,8 +157,8 @@ class FrozenTeacher:
                 hook.remove()
         if not seen or seen[-1][2] is not logits_BC or seen[-1][1].dim() != 2:
             raise ConfigError(
-                f"{self.architecture} does not end in a linear layer; expected one to drop features before; "
-                "set teacher.estimator to plain or take another architecture"
+                f"{self.architecture} does not end in a linear layer; expected one, as dropout is applied to its input; "
+                "set teacher.estimator to plain or use another architecture"
             )
         return seen[-1][0], seen[-1][1]
 
@@ -175,32 +175,32 @@ class FrozenTeacher:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
-def _other_numbers(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """The first of a teacher's weights with numbers of another kind, or with none, in a few words."""
+def _invalid_values(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """The first weight of another dtype or with values that are not finite, described; or ""."""
     for name, value in weights.items():
         if value.dtype != expected[name].dtype:
             return f"{name} is of {value.dtype}, expected {expected[name].dtype}"
-    broken = first_not_finite(weights)
-    return f"{broken} is not finite" if broken else ""
+    name = first_not_finite(weights)
+    return f"{name} is not finite" if name else ""
 
 
-def arithmetic(precision: str, *, folded: bool, compiled: bool) -> str:
-    """What moves a teacher's last bits besides the machine, as a key's "precision" holds it."""
-    words = ((precision, True), ("batch norm folded", folded), ("compiled", compiled))
-    return ", ".join(word for word, so in words if so)
+def precision_text(precision: str, *, folded: bool, compiled: bool) -> str:
+    """A cache key's "precision": the settings that change a teacher's last bits."""
+    parts = ((precision, True), ("batch norm folded", folded), ("compiled", compiled))
+    return ", ".join(part for part, is_set in parts if is_set)
 
 
 def require_same_classes(teacher: TeacherFolder, dataset: DatasetFolder) -> None:
     """MismatchError unless output i of the teacher is label i of the dataset, for every i."""
-    wanted = [entry.wnid for entry in dataset.classes]
-    remedy = f"take a teacher for the classes of {dataset.path}, in their order"
-    require_classes(f"the teacher in {teacher.path}", teacher.info.classes, wanted, remedy)
+    expected = [entry.wnid for entry in dataset.classes]
+    remedy = f"use a teacher for the classes of {dataset.path}, in their order"
+    require_classes(f"the teacher in {teacher.path}", teacher.info.classes, expected, remedy)
 
 
 def require_several_classes(dataset: DatasetFolder) -> None:
-    """DataError unless there are classes to tell apart: of a single one every loss and every weight is 0 divided by 0."""
+    """DataError unless there are at least two classes: with one, losses and weights are 0 divided by 0."""
     if len(dataset.classes) < 2:
         raise DataError(
-            f"{dataset.path} has one class ({dataset.classes[0].wnid}): nothing to tell apart; expected two or more; "
-            "most often a wrong level of folders was converted: convert the folder whose children are the classes"
+            f"{dataset.path} has one class ({dataset.classes[0].wnid}); expected two or more; "
+            "often the wrong folder level was converted: convert the folder whose children are the classes"
         )

@@ -1,4 +1,4 @@
-"""Asks teachers about stored samples, block by block, each block by itself."""
+"""A teacher ensemble's predictions for stored samples, block by block."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,15 +7,15 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.augment.apply import ViewTable, apply
-from udkd.augment.views import ViewSpec, draw
+from udkd.augment.views import ViewSpec, draw_views
 from udkd.data.batch import Backend, Batch
 from udkd.data.dataset import Split
 from udkd.teacher.ensemble import TeacherEnsemble
-from udkd.teacher.targets import PackedTargets, joined
+from udkd.teacher.targets import PackedTargets, concat_targets
 
 
-def ask(
-    panel: TeacherEnsemble,
+def predict_blocks(
+    ensemble: TeacherEnsemble,
     backend: Backend,
     split: Split,
     spec: ViewSpec,
@@ -23,28 +23,28 @@ def ask(
     view: int,
     blocks: Sequence[NDArray[np.int64]],
     *,
-    exactly: bool = False,
+    unrounded: bool = False,
 ) -> Iterator[PackedTargets]:
-    """What teachers say of view number `view`: for each block of ids its targets, on the CPU.
+    """Targets for view number `view`, on the CPU: one PackedTargets for each block of ids.
 
-    spec, seed: of the views. exactly: unrounded, logits of all classes in float32.
-    A block is computed by itself, whatever else is asked for, in pieces of the teacher's batch: memory holds a few of those.
+    spec, seed: of the views. unrounded: logits of all classes in float32.
+    Each block is computed independently of the others, in pieces of the teacher's batch size: memory holds a few pieces.
     """
-    pieces = [[ids[start : start + panel.batch] for start in range(0, len(ids), panel.batch)] for ids in blocks]
+    pieces = [[ids[start : start + ensemble.batch] for start in range(0, len(ids), ensemble.batch)] for ids in blocks]
     order = np.concatenate([np.zeros(0, np.int64), *blocks])
-    batches = in_blocks(backend.epoch(order, panel.batch), [len(piece) for block in pieces for piece in block])
-    answer = panel.predictions if exactly else panel.targets
+    batches = rebatch(backend.epoch(order, ensemble.batch), [len(piece) for block in pieces for piece in block])
+    predict = ensemble.predictions if unrounded else ensemble.targets
     for block in pieces:
-        answers = [panel.nothing(exactly=exactly)]
+        targets = [ensemble.empty_targets(unrounded=unrounded)]
         for ids, batch in zip(block, batches, strict=False):
-            assert np.array_equal(batch.ids.cpu().numpy(), ids), "the backend left the order"
-            table = ViewTable.of(draw(spec, seed, view, ids, split.sizes[ids]), batch.canvas.device)
-            answers.append(answer(apply(batch.canvas, table, spec), batch.ids, view).to("cpu"))
-        yield joined(answers)
+            assert np.array_equal(batch.ids.cpu().numpy(), ids), "the backend changed the order"
+            table = ViewTable.of(draw_views(spec, seed, view, ids, split.sizes[ids]), batch.canvas.device)
+            targets.append(predict(apply(batch.canvas, table, spec), batch.ids, view).to("cpu"))
+        yield concat_targets(targets)
 
 
-def in_blocks(batches: Iterator[Batch], sizes: Sequence[int]) -> Iterator[Batch]:
-    """Cut a stream of batches anew, into one batch for each size above 0.
+def rebatch(batches: Iterator[Batch], sizes: Sequence[int]) -> Iterator[Batch]:
+    """Regroup a stream of batches into one batch for each size above 0.
 
     Where ids are excluded a backend's batches straddle blocks, but the block decides which samples are computed together.
     """
@@ -52,12 +52,12 @@ def in_blocks(batches: Iterator[Batch], sizes: Sequence[int]) -> Iterator[Batch]
     for size in sizes:
         while sum(len(batch.ids) for batch in waiting) < size:
             waiting.append(next(batches))
-        whole = waiting[0] if len(waiting) == 1 else _joined(waiting)
-        yield _rows(whole, slice(size))
-        waiting = [_rows(whole, slice(size, None))] if len(whole.ids) > size else []
+        merged = waiting[0] if len(waiting) == 1 else _concat(waiting)
+        yield _rows(merged, slice(size))
+        waiting = [_rows(merged, slice(size, None))] if len(merged.ids) > size else []
 
 
-def _joined(batches: Sequence[Batch]) -> Batch:
+def _concat(batches: Sequence[Batch]) -> Batch:
     return Batch(
         ids=torch.cat([batch.ids for batch in batches]),
         canvas=torch.cat([batch.canvas for batch in batches]),

@@ -17,7 +17,7 @@ from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, weight
+from udkd.losses.sample_weight import SampleWeighting, needs_labels, sample_weight, uncertainty_of
 from udkd.losses.storage import Storage
 from udkd.teacher.cache.key import CacheKey, Differing
 from udkd.teacher.cache.reader import ESTIMATORS_WITH, Cache
@@ -26,7 +26,7 @@ from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import require_same_classes
 from udkd.teacher.target import TargetSource, TeacherTargets
-from udkd.teacher.target_key import target_meaning, training_remedy
+from udkd.teacher.target_key import target_fields, training_remedy
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import SILENT, Observer
 
@@ -116,12 +116,12 @@ class LiveTargets:
             view, table = 0, self._canonical.table(0)
             x_BCHW = augment.apply(batch.canvas, table.gather(batch.ids), self._canonical.spec)
         packed = self._panel.targets(x_BCHW, batch.ids, view)
-        logits_BC = packed.whole(self._panel.num_classes)
+        logits_BC = packed.dense(self._panel.num_classes)
         if self._kind == "constant":
             return TeacherTargets(logits=logits_BC, weight=None, features=packed.features)
-        uncertainty_B = packed.uncertainties.get(UNCERTAINTY_OF.get(self._kind, ""))
+        uncertainty_B = packed.uncertainties.get(uncertainty_of(self._kind) or "")
         members = self._panel.num_members
-        weight_B = weight(self._kind, logits_BC, uncertainty_B, batch.labels, num_members=members)
+        weight_B = sample_weight(self._kind, logits_BC, uncertainty_B, batch.labels, num_members=members)
         return TeacherTargets(logits=logits_BC, weight=weight_B, features=packed.features)
 
 
@@ -202,7 +202,7 @@ def _cached(
     if cache is None:
         raise ConfigError("no cache was given; expected --cache CACHE for teacher.source = cache; build one or set live")
     targets = Cache.open(cache)
-    expected = target_meaning(recipe, dataset, pixel_class)
+    expected = target_fields(recipe, dataset, pixel_class)
     record: dict[str, Any] = {"cache": str(cache.resolve()), "cache_key": json.loads(targets.key.to_json())}
     if teachers:
         folders = [TeacherFolder.open(teacher) for teacher in teachers]
@@ -230,7 +230,7 @@ def _cached(
     targets.require_uncertainty(weighing.kind)
     if recipe.pools_features:
         targets.require_features()
-    labels_N = torch.from_numpy(split.labels.astype("int64")) if weighing.kind == "correctness" else None
+    labels_N = torch.from_numpy(split.labels.astype("int64")) if needs_labels(weighing.kind) else None
     return CachedTargets(targets, device, weighing, labels_N, features=recipe.pools_features, ids=split.ids), record
 
 
@@ -246,7 +246,7 @@ def _live(
             f"loss.{setting} needs the weights of all samples, and a live teacher knows one batch; "
             "expected teacher.source = cache; build a cache"
         )
-    needed = UNCERTAINTY_OF.get(weighing.kind)
+    needed = uncertainty_of(weighing.kind)
     if needed is not None and needed not in recipe.teacher.estimator_settings.uncertainties:
         raise ConfigError(
             f"loss.sample_weight is {weighing.kind} and teacher.estimator {recipe.teacher.estimator}; expected one that gives "

@@ -1,4 +1,4 @@
-"""What a run's targets mean, by the names of CacheKey's fields: what a builder writes and a trainer asks for."""
+"""The fields of a cache's key that follow from a recipe: a build writes them, a training run requires them."""
 
 import json
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.estimator import Estimator
 from udkd.losses.storage import Storage
-from udkd.teacher.cache.key import CacheKey, Differing, differences
-from udkd.teacher.frozen import arithmetic
+from udkd.teacher.cache.key import CacheKey, Differing, key_differences
+from udkd.teacher.frozen import precision_text
 
 
-def target_meaning(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> dict[str, object]:
-    """The fields of a cache's key that follow from recipe, data and backend; the teachers' own are Panel.describe()."""
+def target_fields(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> dict[str, object]:
+    """The key fields that follow from recipe, data and backend; TeacherEnsemble.describe() has those of the teachers."""
     canonical = recipe.teacher.views == "eval"
     return {
         "dataset_digest": dataset.digest,
@@ -29,7 +29,7 @@ def target_meaning(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> 
         "normalisation": {"mean": augment.MEAN, "std": augment.STD},
         "num_classes": len(dataset.classes),
         "estimator": recipe.teacher.estimator_settings.text,
-        "precision": arithmetic(recipe.teacher.precision, folded=recipe.teacher.fold_bn, compiled=recipe.teacher.compile),
+        "precision": precision_text(recipe.teacher.precision, folded=recipe.teacher.fold_bn, compiled=recipe.teacher.compile),
     }
 
 
@@ -47,28 +47,29 @@ _EVALUATION = {"scheme": "evaluation.scheme", "size_px": "views.size_px", "resiz
 
 def building_remedy(key: CacheKey, differing: Differing) -> str:
     """What to do where the folder to build in holds another cache."""
-    mends = advice(key, differing)
-    return f"{mends + ' to go on with it, ' if mends else ''}build into another folder, or delete that one"
+    change = advice(key, differing)
+    return f"{change + ' to continue it, ' if change else ''}build into another folder, or delete that one"
 
 
 def advice(key: CacheKey, differing: Differing, settings: Sequence[str] = ()) -> str:
-    """The settings and options that make a command ask for what a cache of `key` holds, as far as there are any.
+    """The settings and options with which a command would match a cache of `key`, as far as there are any.
 
     settings: further ones, which come first.
     """
     names = [name for name, _, _ in differing]
-    given = dict.fromkeys([*settings, *(setting for name in names for setting in _settings(key, name))])
+    all_settings = dict.fromkeys([*settings, *(setting for name in names for setting in _settings(key, name))])
     options = dict.fromkeys(_OPTIONS[name] for name in names if name in _OPTIONS)
-    words = [f"give {' '.join(f'--set {setting}' for setting in given)}"] if given else []
-    return " and ".join([*words, f"another {', '.join(options)}"] if options else words)
+    parts = [f"give {' '.join(f'--set {setting}' for setting in all_settings)}"] if all_settings else []
+    return " and ".join([*parts, f"another {', '.join(options)}"] if options else parts)
 
 
 def training_remedy(
     key: CacheKey, num_views: int, recipe: Recipe, dataset: DatasetFolder, pixel_class: str, differing: Differing
 ) -> str:
-    """What to do where a run does not fit a cache: settings for this cache, or a cache for these settings.
+    """What to do where a run does not match a cache: change the settings, or build a cache for them.
 
-    num_views: that the cache has. Where the policy differs most fields do: that is said, and the rest by what is left then.
+    num_views: that the cache has. Where the policy differs, most fields do: the advice names the policy, and the fields that
+    still differ once it is changed.
     """
     views = "eval" if key.policy == "canonical" else num_views
     if (recipe.teacher.views == "eval") == (views == "eval"):
@@ -77,38 +78,42 @@ def training_remedy(
         recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"views": views})})
         holds = f"the cache holds {'one evaluation view' if views == 'eval' else f'{num_views} augmented views'}; "
         settings = [f"teacher.views={views}"]
-    meaning = target_meaning(recipe, dataset, pixel_class)
-    left, _ = differences(key, meaning)
-    beyond = [field for field in differing if field[0].split(".")[0] not in meaning]
-    mends = advice(key, [*left, *beyond], settings)
-    more = ", or allow it" if [name for name, _, _ in differing] == ["storage"] else ""
-    ours = f"{holds}{mends} to train with it{more}, or " if mends else ""
-    return f"{ours}build a cache for these settings"
+    fields = target_fields(recipe, dataset, pixel_class)
+    remaining, _ = key_differences(key, fields)
+    beyond = [field for field in differing if field[0].split(".")[0] not in fields]
+    change = advice(key, [*remaining, *beyond], settings)
+    allow = ", or allow it" if [name for name, _, _ in differing] == ["storage"] else ""
+    this_cache = f"{holds}{change} to train with it{allow}, or " if change else ""
+    return f"{this_cache}build a cache for these settings"
 
 
 def _settings(key: CacheKey, name: str) -> list[str]:
-    """A recipe's settings under which a field of a key is as it is, as --set takes them; none where no setting decides it."""
+    """The recipe settings that give a key's field its value, as --set takes them; none where no setting decides it."""
     group, _, inner = name.partition(".")
     if group == "views" and inner in key.views:
-        place = f"views.{inner}" if key.policy == "views" else _EVALUATION.get(inner)
-        return [f"{place}={_toml(key.views[inner])}"] if place else []
+        setting = f"views.{inner}" if key.policy == "views" else _EVALUATION.get(inner)
+        return [f"{setting}={_toml(key.views[inner])}"] if setting else []
     if name == "policy":
         return ["teacher.views=eval" if key.policy == "canonical" else "teacher.views=K"]
     if name == "storage":
         storage = Storage.parse(key.storage)
         return [f"teacher.logits_dtype={storage.dtype}", f"teacher.top_k={storage.top_k}"]
     if name == "estimator":
-        kind = Estimator.parse(key.estimator)
-        numbers = [f"teacher.mc_samples={kind.passes}", f"teacher.dropout={kind.p}", f"teacher.dropout_seed={kind.seed}"]
-        return [f"teacher.estimator={kind.kind}", *(numbers if kind.kind == "mc_dropout" else ())]
+        estimator = Estimator.parse(key.estimator)
+        dropout = [
+            f"teacher.mc_samples={estimator.passes}",
+            f"teacher.dropout={estimator.p}",
+            f"teacher.dropout_seed={estimator.seed}",
+        ]
+        return [f"teacher.estimator={estimator.kind}", *(dropout if estimator.kind == "mc_dropout" else ())]
     if name == "precision":
-        levers = {"teacher.fold_bn": "batch norm folded", "teacher.compile": "compiled"}
-        dtype, *words = key.precision.split(", ")
-        return [f"teacher.precision={dtype}", *(f"{lever}={_toml(word in words)}" for lever, word in levers.items())]
-    places = {"seed": "views.seed", "threads": "train.threads", "teacher_batch": "teacher.batch_size"}
-    return [f"{places[name]}={_toml(getattr(key, name))}"] if name in places and getattr(key, name) is not None else []
+        flags = {"teacher.fold_bn": "batch norm folded", "teacher.compile": "compiled"}
+        dtype, *applied = key.precision.split(", ")
+        return [f"teacher.precision={dtype}", *(f"{setting}={_toml(flag in applied)}" for setting, flag in flags.items())]
+    settings = {"seed": "views.seed", "threads": "train.threads", "teacher_batch": "teacher.batch_size"}
+    return [f"{settings[name]}={_toml(getattr(key, name))}"] if name in settings and getattr(key, name) is not None else []
 
 
 def _toml(value: object) -> str:
-    """A value as one word of a shell: lists without spaces."""
+    """A value as a single shell word: lists without spaces."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -1,6 +1,6 @@
-"""Several processes that build one cache: who they are, and how they tell each other what is done.
+"""The group of processes that build one cache, and their communication.
 
-torchrun starts them and keeps a key-value store; nothing else of torch.distributed is needed, as they meet in the files.
+torchrun starts them and provides a key-value store; nothing else of torch.distributed is needed, as they share the files.
 """
 
 import json
@@ -21,13 +21,13 @@ from udkd.utils.errors import CacheError, UserError
 from udkd.utils.launcher import LAUNCHER_GONE, die_with_parent, is_torchrun_gone, is_torchrun_worker
 
 _POLL_S = 0.05
-_CONNECT_S = 20.0  # torchrun's store is there first; this is for a network, and for variables that nobody's torchrun set
+_CONNECT_S = 20.0  # torchrun's store exists before its processes; this bounds a slow network, or variables set by hand
 _LINGER_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerGroup:
-    """rank of size processes, local_rank on this machine; store is None for one alone."""
+    """A process's rank of size, and its local_rank on this machine. store: None for a single process."""
 
     rank: int = 0
     size: int = 1
@@ -36,10 +36,10 @@ class WorkerGroup:
 
     @classmethod
     def join(cls, environment: Mapping[str, str] = os.environ) -> "WorkerGroup":
-        """The team that torchrun's variables name; one process alone without them. Raises CacheError where it is not there."""
+        """Join the group of torchrun's variables; a group of one without them. Raises CacheError where none answers."""
         if not is_torchrun_worker(environment):
             return cls()
-        die_with_parent(signal.SIGTERM)  # from here on there is something to clean up
+        die_with_parent(signal.SIGTERM)  # not SIGKILL: from here on there is something to clean up
         if is_torchrun_gone(environment):
             raise CacheError(LAUNCHER_GONE)
         try:
@@ -52,54 +52,54 @@ class WorkerGroup:
         return cls(rank=rank, size=size, local_rank=int(environment.get("LOCAL_RANK", "0")), store=store)
 
     @property
-    def leads(self) -> bool:
-        """Whether this process holds the lock, finishes files and speaks to the user."""
+    def is_main(self) -> bool:
+        """Whether this process holds the lock, finishes files and talks to the user."""
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """This process's own of several GPUs."""
+        """The GPU of this process where the group has several."""
         return torch.device("cuda", self.local_rank) if self.size > 1 and device.type == "cuda" else device
 
-    def tell(self, name: str, value: object = None) -> None:
-        """Let everybody know a JSON value under a name of its own."""
+    def set(self, name: str, value: object = None) -> None:
+        """Publish a JSON value under a name."""
         if self.store is not None:
-            _asked(self.store.set, name, json.dumps(value))
+            _call_store(self.store.set, name, json.dumps(value))
 
-    def hear(self, name: str) -> Any:
-        """Wait for what somebody tells. Raises UserError with the words of a process that failed."""
-        while not self.knows(name):
+    def wait(self, name: str) -> Any:
+        """Wait for the value of a name. Raises UserError with the message of a process that failed."""
+        while not self.check(name):
             time.sleep(_POLL_S)
-        return json.loads(_asked(self.store.get, name))
+        return json.loads(_call_store(self.store.get, name))
 
-    def knows(self, name: str) -> bool:
-        """Whether it was told. Raises UserError with the words of a process that failed."""
-        if self.leads and _asked(self.store.check, ["failed"]):
+    def check(self, name: str) -> bool:
+        """Whether a name has a value. Raises UserError with the message of a process that failed."""
+        if self.is_main and _call_store(self.store.check, ["failed"]):
             raise UserError(json.loads(self.store.get("failed")))
-        return bool(_asked(self.store.check, [name]))
+        return bool(_call_store(self.store.check, [name]))
 
     def add(self, name: str, count: int) -> int:
-        """Add to a number that all share; what it is now."""
-        return count if self.store is None else int(_asked(self.store.add, name, count))
+        """Add to a shared counter and return its new value."""
+        return count if self.store is None else int(_call_store(self.store.add, name, count))
 
     def fail(self, error: UserError) -> None:
-        """Hand an error to the leader, who tells the user, and wait for torchrun to end us."""
-        self.tell("failed", str(error))
+        """Pass an error to the main process, which reports it, and wait for torchrun to end this one."""
+        self.set("failed", str(error))
         time.sleep(_LINGER_S)
 
 
-def whole_machine_threads() -> int:
-    """PyTorch's threads on the CPU as a process alone has them, in spite of the one that torchrun sets for many.
+def single_process_threads() -> int:
+    """PyTorch's number of CPU threads in a process that was not started by torchrun, which sets one thread for many.
 
-    The thread count may move the last bits of a target, so it must not depend on how many processes share the work.
+    The thread count may change the last bits of a target, so it must not depend on the number of processes.
     """
     if "OMP_NUM_THREADS" in _environment_of(os.getppid()):
-        return torch.get_num_threads()  # the user's own word, which a process alone obeys too
+        return torch.get_num_threads()  # set by the user, which a single process follows too
     cores = psutil.cpu_count(logical=False) or 1
     return max(1, min(cores, len(os.sched_getaffinity(0))))
 
 
 def _environment_of(process: int) -> set[str]:
-    """Names of the variables that a process was started with."""
+    """Names of the environment variables that a process was started with."""
     try:
         entries = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -107,13 +107,13 @@ def _environment_of(process: int) -> set[str]:
     return {entry.split(b"=")[0].decode(errors="replace") for entry in entries}
 
 
-def _asked(question: Any, *arguments: Any) -> Any:
-    """Ask the store. Raises CacheError where it went with its process."""
+def _call_store(method: Any, *arguments: Any) -> Any:
+    """Call a method of the store. Raises CacheError where the store's process has ended."""
     try:
-        return question(*arguments)
+        return method(*arguments)
     except (RuntimeError, OSError) as error:
         raise CacheError(
-            f"the other processes of this build are gone ({_first_line(error)}); expected them to the end; run it again"
+            f"the other processes of this build are gone ({_first_line(error)}); expected them until its end; run it again"
         ) from None
 
 

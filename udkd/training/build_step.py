@@ -16,7 +16,7 @@ from udkd.data.batch import Batch
 from udkd.losses.distill import Loss, Terms
 from udkd.losses.methods.connectors import Connection
 from udkd.models.features import FeatureExtractor
-from udkd.models.module_swaps import ONE_EXPRESSION
+from udkd.models.module_swaps import INDUCTOR_OPTIONS
 from udkd.teacher.target import TargetSource, TeacherTargets
 from udkd.training.compile import Forward, compiled_loss, eager_loss, forward, mixed_forward, on_streams
 from udkd.training.method_loss import MixedObjective
@@ -160,7 +160,7 @@ def inductor_options(recipe: Recipe) -> dict[str, Any] | None:
     if recipe.perf.realize_reads:
         options["realize_reads_threshold"] = recipe.perf.realize_reads
     if recipe.perf.gathered_pool:
-        options |= ONE_EXPRESSION
+        options |= INDUCTOR_OPTIONS
     if recipe.perf.force_layout:
         options["force_layout_optimization"] = True
     if recipe.perf.combo_kernels:

@@ -16,8 +16,8 @@ from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.distill import LabelLoss
-from udkd.models.build import build, check_input, first_difference, head_names, load_weights, skeleton
-from udkd.models.state_dicts import Found, as_float32, find, first_not_finite, unwrapped
+from udkd.models.build import build, check_input_size, first_difference, head_parameters, load_weights, meta_state_dict
+from udkd.models.state_dicts import StateDictMatch, as_float32, find_state_dicts, first_not_finite, strip_wrappers
 from udkd.models.weight_files import WeightsFile, read_weights
 from udkd.teacher.folder import TeacherFolder, require_classes, write_teacher
 from udkd.teacher.frozen import require_several_classes
@@ -72,7 +72,7 @@ def from_weights(
     Raises DataError: no such classes, no network, a file of another architecture, of several state dicts or of no numbers.
     ConfigError: no such architecture, or one with auxiliary outputs.
     """
-    check_input(architecture, IMAGENET_CLASSES, 224)
+    check_input_size(architecture, IMAGENET_CLASSES, 224)
     if file is None:
         imagenet_rows(classes)  # before anything is downloaded
         read, origin = WeightsFile(path=Path(), entries={"": _download(architecture)}), "torchvision's default weights"
@@ -81,10 +81,10 @@ def from_weights(
     found = _chosen(read, origin, architecture, entry)
     rows, note = _rows(found.rows, read.classes, classes, names, origin)
     try:
-        state, dtype = as_float32(found.tensors, skeleton(architecture, found.rows))
+        state, dtype = as_float32(found.tensors, meta_state_dict(architecture, found.rows))
     except ValueError as error:
         raise DataError(f"{origin}: {error}; take other weights") from None
-    head = head_names(architecture)
+    head = head_parameters(architecture)
     known = {"weights": origin, ("rows" if note else "rows_of_1000"): rows}
     return Candidate(
         architecture=architecture,
@@ -94,16 +94,16 @@ def from_weights(
     )
 
 
-def _chosen(read: WeightsFile, origin: str, architecture: str, entry: str | None) -> Found:
+def _chosen(read: WeightsFile, origin: str, architecture: str, entry: str | None) -> StateDictMatch:
     """The one state dict that fits. Raises DataError: none, or several of which none is asked for."""
-    wanted = skeleton(architecture, IMAGENET_CLASSES)
-    found = {each.label: each for each in find(read.entries, wanted, head_names(architecture)[0])}
+    wanted = meta_state_dict(architecture, IMAGENET_CLASSES)
+    found = {each.label: each for each in find_state_dicts(read.entries, wanted, head_parameters(architecture)[0])}
     if entry is not None and entry not in found:
         held = ", ".join(found) or f"none for a {architecture}"
         raise DataError(f"{origin} has no entry {entry!r} of weights (it has {held}); expected one of those; correct --entry")
     asked = found if entry is None else {entry: found[entry]}
     wrong = {
-        label: first_difference(each.tensors, skeleton(architecture, min(each.rows, _MOST_ROWS)))
+        label: first_difference(each.tensors, meta_state_dict(architecture, min(each.rows, _MOST_ROWS)))
         for label, each in asked.items()
     }
     fitting = [label for label, difference in wrong.items() if not difference]
@@ -120,7 +120,7 @@ def _chosen(read: WeightsFile, origin: str, architecture: str, entry: str | None
 
 def _misfit(read: WeightsFile, wanted: Mapping[str, Tensor]) -> str:
     """What the file's largest dictionary lacks first, and holds instead."""
-    held = unwrapped(max(read.entries.values(), key=len))
+    held = strip_wrappers(max(read.entries.values(), key=len))
     others = [name[:60] for name in held if name not in wanted]
     return first_difference(held, wanted) + (f"; it holds {', '.join(others[:2])}, …" if others else "")
 
@@ -155,7 +155,7 @@ def _rows(
     )
 
 
-def _reading(read: WeightsFile, found: Found, dtype: str) -> list[str]:
+def _reading(read: WeightsFile, found: StateDictMatch, dtype: str) -> list[str]:
     """What a user should know of how a file was read."""
     beside = f"; {len(found.beside)} other tensors beside them are left, {found.beside[0][:60]} first" if found.beside else ""
     return [

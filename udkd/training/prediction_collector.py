@@ -52,7 +52,7 @@ def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | N
     recorder = PredictionCollector()
     for start in range(0, len(ids), _ROWS_AT_ONCE):  # the logits may be mapped from a file larger than memory
         part = slice(start, start + _ROWS_AT_ONCE)
-        logits_BC = torch.from_numpy(file.whole_logits(ids[part])).float()
+        logits_BC = torch.from_numpy(file.dense_logits(ids[part])).float()
         recorder.add(torch.from_numpy(labels[part]), [torch.log_softmax(logits_BC, dim=-1)])
     rounded = recorder.answers()[0]
     answers = TopPredictions(top=rounded.top, top_log_p=rounded.top_log_p, label_log_p=rounded.label_log_p, entropy=entropy)

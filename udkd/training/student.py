@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from udkd.config.recipe import Recipe
 from udkd.config.sections import StudentSection
-from udkd.models.build import KeyedDropout, build, check_input, dropouts, load_weights
+from udkd.models.build import KeyedDropout, build, check_input_size, dropout_layers, load_weights
 from udkd.models.ema import WeightEMA
 from udkd.models.module_swaps import use_gathered_pool, use_saved_relu6
 from udkd.utils.errors import RunError
@@ -42,7 +42,7 @@ class Student:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.follow(self.model, averaging)
+            self.average.update(self.model, averaging)
 
     @property
     def eval_model(self) -> nn.Module:
@@ -122,7 +122,7 @@ def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_cl
     seed = int(key(recipe.train.seed, Stream.INITIAL_WEIGHTS, index)[0] >> 1)
     model = build(section.architecture, num_classes, image_px=recipe.views.size_px, seed=seed)
     if recipe.train.progressive_px:
-        check_input(section.architecture, num_classes, recipe.train.progressive_px)
+        check_input_size(section.architecture, num_classes, recipe.train.progressive_px)
     if recipe.perf.saved_relu6:
         model = use_saved_relu6(model)
     if recipe.perf.gathered_pool:
@@ -135,7 +135,7 @@ def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_cl
         name=name,
         model=model,
         optimizer=_sgd(model, section, device),
-        draws=dropouts(model),
+        draws=dropout_layers(model),
         average=WeightEMA.of(model) if recipe.train.ema_decay else None,
     )
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from udkd.augment.view_table import EpochViews
 from udkd.augment.views import ViewSpec
 from udkd.config.recipe import Recipe
-from udkd.data.backends.registry import choose, open_backend
+from udkd.data.backends.registry import open_backend
 from udkd.data.backends.resident import ResidentBackend
 from udkd.data.batch import Backend
 from udkd.data.dataset import DatasetFolder
@@ -196,7 +196,7 @@ class Trainer:
             )
         return ResidentRunner(
             step,
-            self.backend.whole(),
+            self.backend.full_batch(),
             recipe.train.batch_size,
             self.tally,
             ids=self.split.ids,
@@ -462,9 +462,8 @@ class Trainer:
 
     def _open_backend(self, name: str) -> Backend:
         split, device = self.dataset.split(name), self.job.device
-        chosen, why = choose(self.recipe.data.backend, split, device)
-        self.job.observer.note(f"{name} images: {chosen} backend, because {why}")
-        backend = open_backend(chosen, split, device, workers=self.recipe.data.workers)
+        settings = self.recipe.data
+        backend = open_backend(settings.backend, split, device, workers=settings.workers, observer=self.job.observer)
         self.backends.append(backend)
         return backend
 

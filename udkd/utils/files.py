@@ -132,13 +132,11 @@ def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a complete file with `atomic_write`."""
     with atomic_write(path) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with `atomic_write`."""
     write_bytes(path, text.encode())
 
 

@@ -1,8 +1,10 @@
 """Building blocks of recipes and studies: a strict base class, and numbers with bounds."""
 
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 # The bounds are generous: they only keep float32, int64 and memory from overflowing.
 MAX_PX = 8192
@@ -23,3 +25,16 @@ class Section(BaseModel):
     """A group of keys: frozen, strictly typed, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def one_of(names: Callable[[], Sequence[str]]) -> AfterValidator:
+    """Checks a string against the names that a registry holds when it is read; the error is that of a Literal."""
+
+    def check(value: str) -> str:
+        if value not in names():
+            *others, last = map(repr, names())
+            expected = f"{', '.join(others)} or {last}"
+            raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+        return value
+
+    return AfterValidator(check)

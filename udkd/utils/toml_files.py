@@ -10,17 +10,17 @@ from udkd.utils.files import read_regular
 from udkd.utils.parsing import parse_toml
 from udkd.utils.printable import shorten
 
-FileKind = Literal["recipe", "study"]
+Kind = Literal["recipe", "study"]
 MAX_BYTES = 1 << 20
 _FOLDERS = {"recipe": "recipes", "study": "studies"}
 
 
-def shipped_names(kind: FileKind) -> list[str]:
+def shipped_names(kind: Kind) -> list[str]:
     """The names of the files inside the package."""
     return sorted(entry.name.removesuffix(".toml") for entry in _folder(kind).iterdir() if entry.name.endswith(".toml"))
 
 
-def load_toml(kind: FileKind, name: str) -> dict[str, Any]:
+def load_toml(kind: Kind, name: str) -> dict[str, Any]:
     """The values of a shipped file, given its name, or of any TOML file, given its path. Raises ConfigError."""
     path = Path(name)
     try:
@@ -42,5 +42,5 @@ def load_toml(kind: FileKind, name: str) -> dict[str, Any]:
         ) from None
 
 
-def _folder(kind: FileKind) -> Traversable:
+def _folder(kind: Kind) -> Traversable:
     return files("udkd") / _FOLDERS[kind]

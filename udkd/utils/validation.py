@@ -10,7 +10,7 @@ from udkd.utils.errors import ConfigError
 from udkd.utils.printable import shorten
 
 Model = TypeVar("Model", bound=BaseModel)
-KeyPath = tuple[int | str, ...]
+Path = tuple[int | str, ...]
 
 
 def validate(model: type[Model], values: Any, *, origin: str, noun: str) -> Model:
@@ -40,7 +40,7 @@ def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
     if first["type"] == "value_error":  # a validator's own text, which is complete; the input is a complete section
         return f"{path + ': ' if path else ''}{first['msg'].removeprefix('Value error, ')}{more}"
     if first["type"] == "json_invalid":
-        return f"its values are not JSON ({first['msg'].removeprefix('Invalid JSON: ')}); expected a {noun}'s; correct it"
+        return f"its values are no JSON ({first['msg'].removeprefix('Invalid JSON: ')}); expected a {noun}'s; correct it"
     if first["type"] == "missing":
         return f"{path} is missing{more}; expected a value; add it"
     # A union reports each of its members: teacher.views is "eval" or a number.
@@ -61,7 +61,7 @@ def _not_json(error: BaseException) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _locate(location: KeyPath, model: type[BaseModel]) -> tuple[KeyPath, type[BaseModel]]:
+def _locate(location: Path, model: type[BaseModel]) -> tuple[Path, type[BaseModel]]:
     """A location without the members of unions that pydantic adds to it, and the innermost model on the way there."""
     keys: list[int | str] = []
     annotation, section = model, model

@@ -1,1 +1,1 @@
-"""What decodes: one file per backend, chosen by name in registry.py. Part of udkd.data."""
+"""The backends, one file each, opened by name with registry.py. Part of udkd.data."""

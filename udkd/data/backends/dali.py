@@ -1,8 +1,8 @@
 """The DALI backend: stored bytes by id into DALI's decoder, and canvases out of it.
 
-On the CPU its pixels are Pillow's, bit for bit; they are copied onto canvases here, as DALI's own padding takes as long as
-its decode (1.0 ms for a 500 x 375 px image; the copy 0.1). On a GPU nvJPEG decodes, whose pixels have their own class, and
-DALI pads; its canvases leave it as torch tensors without a copy.
+On the CPU its pixels equal Pillow's bit for bit; they are copied onto canvases here, as DALI's padding takes as long as its
+decode (1.0 ms for a 500 x 375 px image; the copy 0.1). On a GPU nvJPEG decodes, with pixels of another pixel class, and DALI
+pads; the canvases become torch tensors without a copy.
 """
 
 from collections import deque
@@ -15,32 +15,35 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from udkd.data.backends.registry import register
 from udkd.data.batch import Batch
 from udkd.data.canvas import canvas_bytes, paste
+from udkd.data.dali_package import import_dali
 from udkd.data.dataset import Split
 from udkd.data.loading.buffers import BufferPool
 from udkd.data.loading.host_loader import AHEAD_BYTES, samples_per_part
-from udkd.data.loading.threads import Work, chunks, in_threads, num_threads
+from udkd.data.loading.threads import Work, chunks, num_threads, run_in_threads
 from udkd.utils.errors import ConfigError, DataError
 
 _READ_AHEAD_BYTES = 64 << 20
-"""Bound on stored bytes that are read before DALI takes them; never less than two batches."""
+"""Bound on stored bytes that are read ahead of DALI; at least two batches are."""
 _LEAST_READS_PER_PART = 16
 _SMALL_BYTES = 16 << 10
-"""Where none is larger, samples go to DALI as one array, filled up with zeros: it takes 5 us for every array it is given."""
+"""Where no sample is larger, they go to DALI as one zero-padded array: DALI takes 5 us for each array it is given."""
 _MOST_PREFETCHED = 3
 _STAGE = "dali backend"
 
 JPEGs = list[NDArray[np.uint8]] | NDArray[np.uint8]
-"""Stored bytes of b samples: b vectors, or uint8 [b, the largest], each filled up with zeros, which decoders do not look at."""
+"""Stored bytes of b samples: b vectors, or uint8 [b, largest size] padded with zeros, which decoders ignore."""
 
 
 @final
+@register("dali")
 class DaliBackend:
-    """Feeds DALI by id: a DALI reader has no random access, and would have to be trusted with order and checksums.
+    """Feeds DALI by id: DALI's own readers have no random access and check neither order nor checksums.
 
-    workers: DALI's threads, and half as many that read; 0 means one per core. hw_decoder_load: on a GPU, 1 prefers its JPEG
-    engine, 0 decodes with CUDA, the same on every GPU; between the two a sample's pixels would depend on its batch.
+    workers: DALI's threads, and half as many for reading; 0 means one per core. hw_decoder_load: on a GPU, 1 prefers its JPEG
+    engine, 0 decodes with CUDA, the same on every GPU; in between, a sample's pixels would depend on its batch.
     Raises ConfigError where DALI is not installed.
     """
 
@@ -63,11 +66,11 @@ class DaliBackend:
         return self._epoch(chunks(order, batch_size), batch_size)
 
     def close(self) -> None:
-        """Let DALI's threads and memory go."""
+        """Release DALI's threads and memory."""
         self._idle = None
 
     def describe(self) -> str:
-        """Which decoder made the pixels: on a GPU its pixels differ from the CPU's, and may from another GPU's."""
+        """The pixel class: on a GPU pixels differ from the CPU's, and may differ from another GPU's."""
         if self._device.type == "cpu":
             return "libjpeg islow, fancy upsampling"
         gpu = torch.cuda.get_device_name(self._device)
@@ -76,20 +79,20 @@ class DaliBackend:
     def _epoch(self, batches: Iterator[NDArray[np.int64]], batch_size: int) -> Iterator[Batch]:
         pipeline, self._idle = self._idle, None
         if pipeline is None or pipeline.batch_size != batch_size:
-            pipeline = self._begun(batch_size)
+            pipeline = self._start_pipeline(batch_size)
         readers = -(-self._workers // 2)
-        reads = in_threads(self._reads(batches), workers=readers, ahead_bytes=_READ_AHEAD_BYTES, stage=_STAGE)
+        reads = run_in_threads(self._reads(batches), workers=readers, ahead_bytes=_READ_AHEAD_BYTES, stage=_STAGE)
         try:
             for ids, canvas in pipeline.run((ids, self._joined(parts)) for ids, parts in reads):
                 yield self._batch(ids, canvas)
         except RuntimeError as error:
-            raise self._explained(pipeline.first_fed, error) from None
+            raise self._explain(pipeline.next_ids, error) from None
         finally:
             reads.close()  # type: ignore[attr-defined]
             if pipeline.reset():
                 self._idle = pipeline
 
-    def _begun(self, batch_size: int) -> "_Pipeline":
+    def _start_pipeline(self, batch_size: int) -> "_Pipeline":
         try:
             return _Pipeline(self._dali, self._split.side, self._device, batch_size, self._workers, self._hw_decoder_load)
         except RuntimeError as error:
@@ -106,7 +109,7 @@ class DaliBackend:
             yield Work(item=ids, parts=parts, size_bytes=int(self._split.size[ids].sum()))
 
     def _read(self, ids: NDArray[np.int64]) -> JPEGs:
-        jpegs = self._split.read_some(ids)
+        jpegs = self._split.read_many(ids)
         if not self._together:
             return [np.frombuffer(jpeg, dtype=np.uint8) for jpeg in jpegs]
         filled = b"".join(jpeg.ljust(self._largest, b"\0") for jpeg in jpegs)
@@ -125,13 +128,13 @@ class DaliBackend:
             labels_B = labels_B.pin_memory().to(self._device, non_blocking=True)
         return Batch(ids=ids_B, canvas=canvas, labels=labels_B)
 
-    def _explained(self, ids: NDArray[np.int64], error: RuntimeError) -> DataError:
-        """DALI says only that a batch failed: find the sample, by the decode that every backend must equal."""
+    def _explain(self, ids: NDArray[np.int64], error: RuntimeError) -> DataError:
+        """DALI reports only that a batch failed: find the damaged sample with the reference decode."""
         try:
             for sample_id in ids.tolist():
                 self._split.pixels(sample_id)
-        except DataError as found:
-            return found
+        except DataError as sample_error:
+            return sample_error
         names = f"{self._split.describe(int(ids[0]))} and the {len(ids) - 1} after it" if len(ids) else "a batch"
         reason = " ".join(str(error).split())[:300]
         return DataError(f"DALI failed on {names} ({reason}); expected a decode, as Pillow's succeeds; use another --backend")
@@ -148,13 +151,13 @@ class _Pipeline:
         self._side = side
         self._memory = BufferPool(AHEAD_BYTES)
         self._source: Iterator[tuple[NDArray[np.int64], JPEGs]] = iter(())
-        self._fed: deque[tuple[NDArray[np.int64], JPEGs]] = deque()  # DALI reads from this memory
+        self._in_flight: deque[tuple[NDArray[np.int64], JPEGs]] = deque()  # DALI reads from this memory
         self._failure: BaseException | None = None
         self._broken = False
         on_gpu = device.type == "cuda"
         index = (device.index if device.index is not None else torch.cuda.current_device()) if on_gpu else None
         depth = max(1, min(_MOST_PREFETCHED, AHEAD_BYTES // max(1, canvas_bytes(batch_size, side))))
-        # The dynamic executor hands its outputs over for good: no copy out of a buffer that it would fill again.
+        # The dynamic executor gives up ownership of its outputs: no copy out of a buffer that it would reuse.
         self._pipe = dali.Pipeline(
             batch_size=batch_size, num_threads=workers, device_id=index, prefetch_queue_depth=depth, exec_dynamic=True
         )
@@ -168,17 +171,17 @@ class _Pipeline:
         self._pipe.build()
 
     @property
-    def first_fed(self) -> NDArray[np.int64]:
-        """The ids of the batch that is due next."""
-        return self._fed[0][0] if self._fed else np.zeros(0, np.int64)
+    def next_ids(self) -> NDArray[np.int64]:
+        """The ids of the next batch that DALI will deliver."""
+        return self._in_flight[0][0] if self._in_flight else np.zeros(0, np.int64)
 
     def run(self, batches: Iterator[tuple[NDArray[np.int64], JPEGs]]) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
-        """Decode (ids, JPEGs) into (ids, canvases). What `batches` raises is raised at its turn; DALI's own is RuntimeError."""
+        """Decode (ids, JPEGs) into (ids, canvases). Exceptions of `batches` are raised in turn; DALI raises RuntimeError."""
         self._source = batches
         try:
             self._pipe.schedule_run()  # the first call fills DALI's queue
             while (canvas := self._next()) is not None:
-                ids, _held = self._fed.popleft()  # DALI may read these bytes until the next batch is there
+                ids, _held = self._in_flight.popleft()  # DALI may read these bytes until the next batch is delivered
                 self._pipe.schedule_run()
                 yield ids, canvas
                 del canvas
@@ -189,22 +192,22 @@ class _Pipeline:
             raise self._failure
 
     def reset(self) -> bool:
-        """Drop what is scheduled and begin anew; False where the pipeline failed and cannot be used again."""
+        """Drop scheduled batches so that `run` can start again; False where the pipeline failed and cannot be reused."""
         self._source = iter(())
         self._failure = None
         if not self._broken:
             try:
-                self._pipe.schedule_run()  # finds the source at its end, which DALI must have seen before a reset
+                self._pipe.schedule_run()  # DALI must have seen the end of its source before a reset
                 while self._next() is not None:
                     pass
                 self._pipe.reset()
             except RuntimeError:
                 self._broken = True
-        self._fed.clear()
+        self._in_flight.clear()
         return not self._broken
 
     def _feed(self) -> JPEGs:
-        """DALI asks for the next batch. It ends at a failure, which is raised when what was whole before has been delivered."""
+        """DALI's source: the next batch. It ends at a failure, which `run` raises after delivering all earlier batches."""
         try:
             ids, jpegs = next(self._source)
         except StopIteration:
@@ -212,11 +215,11 @@ class _Pipeline:
         except BaseException as error:
             self._failure = error
             raise StopIteration from None
-        self._fed.append((ids, jpegs))
+        self._in_flight.append((ids, jpegs))
         return jpegs
 
     def _next(self) -> torch.Tensor | None:
-        """The next canvases, uint8 [B, S, S, 3], ours to keep; None at the end."""
+        """The next canvases, uint8 [B, S, S, 3], owned by the caller; None at the end."""
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         with suppress(StopIteration):
             (output,) = self._pipe.share_outputs(cuda_stream=stream)
@@ -228,23 +231,8 @@ class _Pipeline:
         return None
 
     def _on_canvases(self, images: Any) -> torch.Tensor:
-        """Decoded images, each of its own size, on canvases of ours."""
+        """Copy decoded images of different sizes onto canvases."""
         canvas = self._memory.take(len(images), self._side, self._side, 3)
         for row, image in zip(canvas, map(np.asarray, images), strict=True):
             paste(image, row)
         return torch.from_numpy(canvas)
-
-
-def import_dali() -> Any:
-    """The package nvidia.dali with what we use of it. Raises ConfigError where it is not installed or does not load."""
-    try:
-        import nvidia.dali
-        import nvidia.dali.fn
-        import nvidia.dali.types
-    except Exception as error:  # of a broken package: a missing library, another CUDA, half an upgrade
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(
-            f"DALI cannot be used ({reason}); expected the package nvidia-dali; "
-            'run make install (or pip install "udkd[dali-cuda13]"), or use another --backend'
-        ) from None
-    return nvidia.dali

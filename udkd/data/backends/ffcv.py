@@ -1,8 +1,8 @@
 """The FFCV backend: stored bytes from samples.beton, decoded exactly through FFCV's libturbojpeg into the canvas.
 
-Not FFCV's Loader: its decoder is inexact (FASTDCT) and ignores failures, an exception in its thread blocks the consumer for
-ever, an early end leaks the thread, and its batches are overwritten by later ones. Its reader and library are used, its
-numba way of compiling too, in threads of ours.
+FFCV's Loader is not used: its decoder is inexact (FASTDCT) and ignores failures, an exception in its thread blocks the
+consumer forever, stopping early leaks the thread, and later batches overwrite earlier ones. Its reader and library are used,
+and loops compiled with numba as it does, in threads of udkd.data.loading.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from udkd.data.backends.registry import register
 from udkd.data.batch import Batch
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.dataset import Split
@@ -24,12 +25,13 @@ from udkd.data.loading.host_loader import HostLoader
 from udkd.utils.crc32c import crc32c_function
 from udkd.utils.errors import DataError
 
-_REMEDY = "write it anew with udkd-prep derive --formats ffcv"
+_REMEDY = "write it again with udkd-prep derive --formats ffcv"
 
 
 @final
+@register("ffcv")
 class FfcvBackend:
-    """Decodes every sample of every batch anew, without holding the interpreter lock.
+    """Decodes every sample in every epoch, without holding the interpreter lock.
 
     workers: decoding threads; 0 means one per core. Raises ConfigError where FFCV is not installed, DataError where
     samples.beton is absent, damaged or of another dataset.
@@ -39,19 +41,19 @@ class FfcvBackend:
         self.num_samples = split.num_samples
         self._split = split
         self._beton = open_beton(split)
-        self._machine = _compiled(import_ffcv())
-        self._feed = HostLoader(split, device, workers=workers, stage="ffcv backend")
+        self._loops = _compile_loops(import_ffcv())
+        self._loader = HostLoader(split, device, workers=workers, stage="ffcv backend")
 
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.data.batch.Backend."""
-        return self._feed.epoch(self._split.order(order), batch_size, self._decode)
+        return self._loader.epoch(self._split.order(order), batch_size, self._decode)
 
     def close(self) -> None:
-        """Let the memory go; no thread or file outlives an epoch."""
-        self._feed.close()
+        """Release the memory; no thread or open file outlives an epoch."""
+        self._loader.close()
 
     def describe(self) -> str:
-        """Libturbojpeg's exact decode, which is Pillow's too."""
+        """The pixel class: libturbojpeg's exact decode, equal to Pillow's."""
         return "libjpeg islow, fancy upsampling"
 
     def _decode(self, ids: NDArray[np.int64], canvas: NDArray[np.uint8]) -> None:
@@ -62,31 +64,33 @@ class FfcvBackend:
         counts, crcs = np.empty(len(ids), dtype=np.int64), np.empty(len(ids), dtype=np.uint32)
         descriptor = os.open(self._beton.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            self._machine.read(descriptor, stored.ctypes.data, starts, ends, self._beton.offset[ids], counts, crcs)
+            self._loops.read(descriptor, stored.ctypes.data, starts, ends, self._beton.offset[ids], counts, crcs)
         finally:
             os.close(descriptor)
         damaged = (counts != split.size[ids]) | (crcs != split.crc32c[ids])
         if damaged.any():
-            raise self._damage(int(ids[damaged][0]), unreadable=bool(counts[damaged][0] < 0))
+            raise self._damage_error(int(ids[damaged][0]), unreadable=bool(counts[damaged][0] < 0))
         codes = np.empty(len(ids), dtype=np.int32)
-        self._machine.decode(stored.ctypes.data, starts, ends, split.sizes[ids], canvas, codes)
+        self._loops.decode(stored.ctypes.data, starts, ends, split.sizes[ids], canvas, codes)
         if codes.any():
             what = split.describe(int(ids[codes != 0][0]))
-            raise DataError(f"{what}: libturbojpeg does not decode it, as Pillow did; expected it to; use another --backend")
+            raise DataError(
+                f"{what}: libturbojpeg does not decode it; expected a decode, as Pillow's succeeds; use another --backend"
+            )
 
-    def _damage(self, sample_id: int, *, unreadable: bool) -> DataError:
+    def _damage_error(self, sample_id: int, *, unreadable: bool) -> DataError:
         what = f"{self._split.describe(sample_id)} in {self._beton.path.name}"
         if unreadable:
-            return DataError(f"{what} cannot be read (an error of the disk or the file system); expected to; {_REMEDY}")
-        return DataError(f"{what} is damaged; expected the checksum that the manifest has; {_REMEDY}")
+            return DataError(f"{what} cannot be read (an error of the disk or the file system); expected its bytes; {_REMEDY}")
+        return DataError(f"{what} is damaged; expected the manifest's checksum; {_REMEDY}")
 
 
 @dataclass(frozen=True)
-class _Machine:
-    """The loops over a part's samples as machine code that lets go of the interpreter lock.
+class _Loops:
+    """The loops over a part's samples, compiled to release the interpreter lock.
 
-    read(descriptor, address, starts, ends, offsets, counts, crcs): the stored bytes, how many came of each, or -1, and the
-    CRC-32C of each. decode(address, starts, ends, sizes, canvas, codes): these onto canvases; a code of 0 where it went well.
+    read(descriptor, address, starts, ends, offsets, counts, crcs): reads the stored bytes; of each sample the number of bytes
+    read, or -1, and the CRC-32C. decode(address, starts, ends, sizes, canvas, codes): decodes onto canvases; code 0 is success.
     """
 
     read: Callable[..., None]
@@ -94,14 +98,14 @@ class _Machine:
 
 
 @functools.cache  # half a second
-def _compiled(ffcv: ModuleType) -> _Machine:
-    """All that the loops work on is passed by argument: numba freezes arrays that it finds in a closure. The stored bytes go
-    by address: FFCV's memory manager makes numba's one type of uint8 vectors read-only, for everybody in the process.
+def _compile_loops(ffcv: ModuleType) -> _Loops:
+    """Compile the loops. Arrays are passed as arguments, as numba freezes arrays in a closure; the stored bytes are passed by
+    address, as FFCV's memory manager makes numba's type of uint8 vectors read-only, process-wide.
     """
     import numba
     from numba import types
 
-    pread: Any = ctypes.CDLL(None).pread  # a map would answer an I/O error with the end of the process
+    pread: Any = ctypes.CDLL(None).pread  # a memory map would answer an I/O error with SIGBUS
     pread.restype, pread.argtypes = ctypes.c_int64, [ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64]
     library = ctypes.CDLL(ffcv._libffcv.__file__)  # its libturbojpeg is reachable through it
     begin: Any = library.tjInitDecompress
@@ -123,7 +127,7 @@ def _compiled(ffcv: ModuleType) -> _Machine:
     def decode(stored: Any, starts: Any, ends: Any, sizes: Any, canvas: Any, codes: Any) -> None:
         side = canvas.shape[1]
         for n in range(len(codes)):
-            handle = begin()  # one each: it would decode an image that lacks a table with the table of the image before
+            handle = begin()  # one per image: a reused handle decodes an image that lacks a table with the previous image's
             height, width = sizes[n, 2], sizes[n, 3]
             canvas[n, :height, width:] = 0
             canvas[n, height:] = 0
@@ -135,4 +139,4 @@ def _compiled(ffcv: ModuleType) -> _Machine:
     u1, u4, i4, i8 = types.uint8, types.uint32, types.int32, types.int64
     reads = types.void(i4, i8, i8[::1], i8[::1], i8[::1], i8[::1], u4[::1])
     decodes = types.void(i8, i8[::1], i8[::1], i4[:, ::1], u1[:, :, :, ::1], i4[::1])
-    return _Machine(read=numba.njit(reads, nogil=True)(read), decode=numba.njit(decodes, nogil=True)(decode))
+    return _Loops(read=numba.njit(reads, nogil=True)(read), decode=numba.njit(decodes, nogil=True)(decode))

@@ -1,6 +1,7 @@
 """The folder backend: reads stored bytes from the shards by offset and decodes them with libjpeg-turbo, in threads.
 
-Not with Pillow, whose pixels it gives: Pillow's parsing holds the interpreter lock for twice as long as a 64 px decode takes.
+The pixels equal Pillow's. Pillow itself is too slow in threads: its parsing holds the interpreter lock for twice as long as a
+64 px decode takes.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 
+from udkd.data.backends.registry import register
 from udkd.data.batch import Batch
 from udkd.data.canvas import paste
 from udkd.data.dataset import Split
@@ -18,8 +20,9 @@ from udkd.data.loading.host_loader import HostLoader
 
 
 @final
+@register("folder")
 class FolderBackend:
-    """Decodes every sample of every batch anew; the backend that needs nothing but the shards.
+    """Decodes every sample in every epoch; it needs nothing but the shards.
 
     workers: decoding threads (libjpeg-turbo runs without the interpreter lock); 0 means one per core.
     """
@@ -27,34 +30,34 @@ class FolderBackend:
     def __init__(self, split: Split, device: torch.device, *, workers: int = 0) -> None:
         self.num_samples = split.num_samples
         self._split = split
-        self._feed = HostLoader(split, device, workers=workers, stage="folder backend")
+        self._loader = HostLoader(split, device, workers=workers, stage="folder backend")
 
     def epoch(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """See udkd.data.batch.Backend."""
-        return self._feed.epoch(self._split.order(order), batch_size, self._decode)
+        return self._loader.epoch(self._split.order(order), batch_size, self._decode)
 
     def close(self) -> None:
-        """Let the memory go; no thread or file outlives an epoch."""
-        self._feed.close()
+        """Release the memory; no thread or open file outlives an epoch."""
+        self._loader.close()
 
     def describe(self) -> str:
-        """Pillow's decode: libjpeg-turbo with its defaults."""
+        """The pixel class: Pillow's decode, libjpeg-turbo with its defaults."""
         return "libjpeg islow, fancy upsampling"
 
     def _decode(self, ids: NDArray[np.int64], canvas: NDArray[np.uint8]) -> None:
         scratch = np.empty_like(canvas[0])
         sizes = self._split.sizes[ids].tolist()
         for sample_id, (_, _, height, width), row, jpeg in zip(
-            ids.tolist(), sizes, canvas, self._split.read_some(ids), strict=True
+            ids.tolist(), sizes, canvas, self._split.read_many(ids), strict=True
         ):
-            if not decoded(jpeg, row, scratch, height, width):
+            if not try_decode(jpeg, row, scratch, height, width):
                 self._split.pixels(sample_id, row)
 
 
-def decoded(jpeg: bytes, canvas: NDArray[np.uint8], scratch: NDArray[np.uint8], height: int, width: int) -> bool:
-    """Decode onto a canvas [S, S, 3]. False where libjpeg-turbo finds anything odd, or another size: ask the reference then.
+def try_decode(jpeg: bytes, canvas: NDArray[np.uint8], scratch: NDArray[np.uint8], height: int, width: int) -> bool:
+    """Decode onto a canvas [S, S, 3]. False where libjpeg-turbo warns or the size differs: use the reference decode then.
 
-    scratch: uint8 [S, S, 3], for decodes whose rows do not follow each other on the canvas.
+    scratch: uint8 [S, S, 3], for images narrower than the canvas, whose rows are not contiguous on it.
     """
     in_place = width == canvas.shape[1]
     try:

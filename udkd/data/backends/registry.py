@@ -1,23 +1,66 @@
-"""Backends by name. Each is imported only when it is chosen."""
+"""Backends by name. Each registers itself: a module in this package, or any other module that is imported before its use."""
 
 import os
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import psutil
 import torch
 
 from udkd.data.batch import Backend
+from udkd.data.beton import import_ffcv
 from udkd.data.canvas import canvas_bytes
+from udkd.data.dali_package import import_dali
 from udkd.data.dataset import Split
 from udkd.utils.errors import ConfigError
+from udkd.utils.progress import SILENT, Observer
 
-_MEMORY_SHARE = 0.6  # of what is free: the models, their gradients and everybody else need the rest
+_MEMORY_SHARE = 0.6  # of the free memory: the models, their gradients and other programs need the rest
 
 
-def choose(name: str, split: Split, device: torch.device) -> tuple[str, str]:
-    """Which backend `name` means here ("auto" picks by what is there and what fits), and why, in words for the user."""
+class Opener(Protocol):
+    """Opens a backend on a split. workers: decoding threads, 0 for one per core. Raises DataError or ConfigError."""
+
+    def __call__(self, split: Split, device: torch.device, *, workers: int) -> Backend: ...
+
+
+_OPENERS: dict[str, Opener] = {}
+_AnyOpener = TypeVar("_AnyOpener", bound=Opener)
+
+
+def register(name: str) -> Callable[[_AnyOpener], _AnyOpener]:
+    """Make a backend available as data.backend = `name`: a decorator for its class, or for a function that opens it."""
+    assert name not in _OPENERS, f"backend {name!r} is registered twice"
+
+    def add(opener: _AnyOpener) -> _AnyOpener:
+        _OPENERS[name] = opener
+        return opener
+
+    return add
+
+
+def backend_names() -> tuple[str, ...]:
+    """The names that `open_backend` takes: "auto" and every registered backend."""
+    _import_all()
+    return ("auto", *sorted(_OPENERS))
+
+
+@cache
+def _import_all() -> None:
+    """Import the backends of this package. None of them imports FFCV or DALI before it is opened."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)], f"{__package__}."):
+        import_module(module.name)
+
+
+def choose_backend(name: str, split: Split, device: torch.device) -> tuple[str, str]:
+    """The backend that `name` means here ("auto": by what is installed, present and fits in memory), and the reason."""
     if name != "auto":
-        return name, "it was asked for"
+        return name, "it was requested"
     fits, why = _resident_fits(split, device)
     if fits:
         return "resident", why
@@ -35,7 +78,7 @@ def choose(name: str, split: Split, device: torch.device) -> tuple[str, str]:
 
 
 def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
-    if not split.has_canvas():
+    if not split.has("resident"):
         return False, "the dataset folder holds no canvas.npy (udkd-prep derive writes it)"
     needed = canvas_bytes(split.num_samples, split.side)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes()
@@ -53,23 +96,15 @@ def _free_bytes() -> int:
 
 
 def _fault(name: str) -> str | None:
-    """Why a backend's package cannot be used here, in words; None where it can.
+    """Why the package of a backend cannot be used here; None where it can.
 
-    It is imported to know: a package whose libraries are missing, or made for another NumPy or CUDA, looks installed.
+    It is imported to find out: a package whose libraries are missing, or built for another NumPy or CUDA, looks installed.
     """
+    package, load = {"dali": ("nvidia.dali", import_dali), "ffcv": ("ffcv", import_ffcv)}[name]
+    if not _installed(package):
+        return f"{name.upper()} is not installed"
     try:
-        if name == "dali":
-            if not _installed("nvidia.dali"):
-                return "DALI is not installed"
-            from udkd.data.backends.dali import import_dali
-
-            import_dali()
-        else:
-            if not _installed("ffcv"):
-                return "FFCV is not installed"
-            from udkd.data.beton import import_ffcv
-
-            import_ffcv()
+        load()
     except ConfigError as error:
         return str(error).partition(";")[0]
     return None
@@ -83,26 +118,14 @@ def _installed(package: str) -> bool:
         return False
 
 
-def open_backend(name: str, split: Split, device: torch.device, *, workers: int = 0) -> Backend:
-    """Open a backend by name (`choose` tells what "auto" means) on one split. workers: decoding threads, 0 for one per core.
+def open_backend(name: str, split: Split, device: torch.device, *, workers: int = 0, observer: Observer = SILENT) -> Backend:
+    """Open a backend by name ("auto": see `choose_backend`) on one split. workers: decoding threads, 0 for one per core.
 
+    observer: receives one line with the backend and why it was chosen.
     Raises ConfigError for an unknown name and DataError where the split lacks what the backend reads.
     """
-    name, _ = choose(name, split, device)
-    if name == "resident":
-        from udkd.data.backends.resident import ResidentBackend
-
-        return ResidentBackend(split, device)
-    if name == "folder":
-        from udkd.data.backends.folder import FolderBackend
-
-        return FolderBackend(split, device, workers=workers)
-    if name == "ffcv":
-        from udkd.data.backends.ffcv import FfcvBackend
-
-        return FfcvBackend(split, device, workers=workers)
-    if name == "dali":
-        from udkd.data.backends.dali import DaliBackend
-
-        return DaliBackend(split, device, workers=workers)
-    raise ConfigError(f"backend {name!r} is unknown; expected auto, resident, ffcv, dali or folder")
+    if name not in backend_names():
+        raise ConfigError(f"backend {name!r} is unknown; expected {', '.join(backend_names())}; change data.backend")
+    chosen, reason = choose_backend(name, split, device)
+    observer.note(f"{split.name} images: {chosen} backend, because {reason}")
+    return _OPENERS[chosen](split, device, workers=workers)

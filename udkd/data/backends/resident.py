@@ -1,5 +1,6 @@
-"""The resident backend: canvas.npy, decoded once at conversion. Whole on a GPU; on the CPU read row by row, from the system's
-memory where it keeps the file. Not through a map: a file that is cut meanwhile would end the process without a word.
+"""The resident backend: canvas.npy, decoded once at conversion. On a GPU all of it is loaded; on the CPU rows are read when
+they are needed, from the page cache where it holds them. It is not memory-mapped: reading a mapped file that was truncated
+meanwhile kills the process with SIGBUS.
 """
 
 import os
@@ -12,27 +13,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from udkd.data.backends.registry import register
 from udkd.data.batch import Batch
 from udkd.data.canvas import canvas_bytes
 from udkd.data.dataset import Split
-from udkd.data.loading.buffers import BufferPool, require_room
+from udkd.data.loading.buffers import BufferPool, require_memory
 from udkd.data.loading.host_loader import AHEAD_BYTES
 from udkd.data.loading.threads import chunks
 from udkd.utils.errors import DataError
 from udkd.utils.prefetch import prefetch
 
 _ROWS_AT_ONCE = 1024
-_MOST_AHEAD = 2  # batches ready before they are asked for, where the bound on bytes allows as many
+_MOST_AHEAD = 2  # batches read ahead, where the bound on bytes allows as many
 
 
 @final
+@register("resident")
 class ResidentBackend:
     """Gathers rows of canvas.npy. A row's crc32 is checked whenever it is read: on a GPU at opening, else at every use.
+
+    workers: ignored, as nothing is decoded.
 
     Raises DataError where canvas.npy is absent, of another dataset or size, or a row is damaged.
     """
 
-    def __init__(self, split: Split, device: torch.device) -> None:
+    def __init__(self, split: Split, device: torch.device, *, workers: int = 0) -> None:
         self.num_samples = split.num_samples
         self._split = split
         self._device = device
@@ -52,8 +57,8 @@ class ResidentBackend:
         depth = max(1, min(_MOST_AHEAD, AHEAD_BYTES // batch_bytes))
         return prefetch((self._read(ids) for ids in batches), depth=depth, stage="resident backend")
 
-    def whole(self) -> Batch:
-        """Every row on the device at once: row i is id i, excluded ids are zeros. On a GPU it is no copy."""
+    def full_batch(self) -> Batch:
+        """Every row as one batch on the device: row i is id i, excluded ids are zeros. On a GPU this copies nothing."""
         canvas = self._load() if self._resident is None else self._resident
         ids_N = torch.arange(self.num_samples, device=self._device)
         return Batch(ids=ids_N, canvas=canvas, labels=self._labels)
@@ -64,7 +69,7 @@ class ResidentBackend:
         self._memory.clear()
 
     def describe(self) -> str:
-        """The decode that conversion stored."""
+        """The pixel class: the decode that the conversion stored."""
         return "libjpeg islow, fancy upsampling"
 
     def _gathered(self, resident: torch.Tensor, ids: NDArray[np.int64]) -> Batch:
@@ -83,11 +88,11 @@ class ResidentBackend:
             free = torch.cuda.mem_get_info(self._device)[0]
             if needed > free:
                 raise DataError(
-                    f"canvas.npy takes {needed / 1e9:.1f} GB, more than {free / 1e9:.1f} GB, which {self._device} has free; "
+                    f"canvas.npy takes {needed / 1e9:.1f} GB and {self._device} has {free / 1e9:.1f} GB free; "
                     "expected it to fit; use another --backend"
                 )
         else:
-            require_room(needed)
+            require_memory(needed)
         resident = torch.empty(self._shape, dtype=torch.uint8, device=self._device)
         for ids in np.array_split(np.arange(self.num_samples), -(-self.num_samples // _ROWS_AT_ONCE)):
             rows = np.empty((len(ids), *self._shape[1:]), dtype=np.uint8)
@@ -96,7 +101,7 @@ class ResidentBackend:
         return resident
 
     def _read_rows(self, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
-        remedy = "write canvas.npy anew with udkd-prep derive"
+        remedy = "write canvas.npy again with udkd-prep derive"
         try:
             with open(self._path, "rb", buffering=0) as file:
                 for sample_id, row in zip(ids.tolist(), rows, strict=True):
@@ -106,4 +111,4 @@ class ResidentBackend:
                         raise DataError(f"{what}; expected its recorded crc32; {remedy}")
         except OSError as error:
             what = f"canvas.npy of {self._split.describe(int(ids[0]))} and others cannot be read ({error.strerror})"
-            raise DataError(f"{what}; expected to; {remedy}") from None
+            raise DataError(f"{what}; expected a readable file; {remedy}") from None

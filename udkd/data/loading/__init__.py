@@ -1,4 +1,4 @@
-"""What backends feed a device with: work in threads, memory that is used again, copies ahead of their use.
+"""What backends load batches with: work in threads, reusable memory, copies to a device ahead of their use.
 
 Part of udkd.data.
 """

@@ -1,4 +1,4 @@
-"""Batches from the host onto a GPU, copied ahead of their use on a stream of their own; nothing to do on the CPU."""
+"""Copies batches from the host to a GPU ahead of their use, on a stream of their own; on the CPU there is nothing to do."""
 
 import math
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from udkd.data.batch import Batch
-from udkd.data.loading.buffers import BufferPool, require_room
+from udkd.data.loading.buffers import BufferPool, require_memory
 from udkd.utils.prefetch import prefetch
 
 Started = TypeVar("Started")
 
 
 class HostMemory:
-    """Where batches for `device` are decoded into: pinned for a GPU, so that copies run beside kernels; else a BufferPool.
+    """Memory that batches for `device` are decoded into: pinned for a GPU, so that copies overlap kernels; else a BufferPool.
 
-    keep_bytes: see BufferPool. PyTorch keeps pinned memory by itself, and uses it again only after its copies.
+    keep_bytes: see BufferPool. PyTorch caches pinned memory itself, and reuses it only after its copies have finished.
     """
 
     def __init__(self, device: torch.device, keep_bytes: int) -> None:
@@ -27,9 +27,9 @@ class HostMemory:
         self._pool = BufferPool(keep_bytes)
 
     def take(self, *shape: int) -> Tensor:
-        """A uint8 tensor with any contents."""
+        """A uint8 tensor with arbitrary contents."""
         if self._pinned:
-            require_room(math.prod(shape))
+            require_memory(math.prod(shape))
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         return torch.from_numpy(self._pool.take(*shape))
 
@@ -40,25 +40,25 @@ class HostMemory:
 
 @cache
 def _copier(device: torch.device) -> "CudaCopier":
-    """One for a process: PyTorch keeps the memory of each stream by itself, and an epoch's would not serve the next."""
+    """One copier per process: PyTorch caches memory per stream, so a new stream each epoch could not reuse it."""
     return CudaCopier(device)
 
 
-def onto(device: torch.device, batches: Iterator[Batch], stage: str, depth: int = 2) -> Iterator[Batch]:
-    """Host batches as batches on `device`, `depth` copies ready before they are used. On the CPU these are the same objects."""
-    return copied_ahead(batches, _copier(device), stage, depth) if device.type == "cuda" else batches
+def to_device(device: torch.device, batches: Iterator[Batch], stage: str, depth: int = 2) -> Iterator[Batch]:
+    """Host batches as batches on `device`, `depth` of them copied ahead. On the CPU these are the same objects."""
+    return copy_ahead(batches, _copier(device), stage, depth) if device.type == "cuda" else batches
 
 
 class Copier(Protocol[Started]):
-    """Begins a copy without waiting for it; makes its result usable where the consumer is."""
+    """Starts copies without waiting, and makes their results usable on the consumer's stream."""
 
     def start(self, batch: Batch) -> Started: ...
 
     def finish(self, started: Started) -> Batch: ...
 
 
-def copied_ahead(batches: Iterator[Batch], copier: Copier[Started], stage: str, depth: int = 2) -> Iterator[Batch]:
-    """Start copies in a thread named `stage`, finish them in the consumer's. Failures and an early end: see `prefetch`."""
+def copy_ahead(batches: Iterator[Batch], copier: Copier[Started], stage: str, depth: int = 2) -> Iterator[Batch]:
+    """Start copies in a thread named `stage`, finish them in the consumer's thread. Failures: see `prefetch`."""
     started = prefetch((copier.start(batch) for batch in batches), depth=depth, stage=stage)
     try:
         for copy in started:
@@ -74,14 +74,14 @@ class _CudaCopy:
 
 
 class CudaCopier:
-    """Copies on a stream of its own. An event orders the consumer's stream behind the copy; nobody waits on the host."""
+    """Copies on a stream of its own. An event orders the consumer's stream after the copy; the host never waits."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def start(self, batch: Batch) -> _CudaCopy:
-        """Queue the copies. The source must be pinned, and stays untouched while they run: PyTorch sees to that."""
+        """Queue the copies. The canvas must be pinned; PyTorch does not reuse its memory while the copies run."""
         with torch.cuda.stream(self._stream):
             copy = Batch(
                 ids=batch.ids.pin_memory().to(self._device, non_blocking=True),
@@ -93,7 +93,7 @@ class CudaCopier:
         return _CudaCopy(copy, done)
 
     def finish(self, started: _CudaCopy) -> Batch:
-        """Order the current stream behind the copy, and the memory's next use behind the current stream."""
+        """Order the current stream after the copy, and reuse of the memory after the current stream."""
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(started.done)
         for tensor in (started.batch.ids, started.batch.canvas, started.batch.labels):

@@ -1,4 +1,4 @@
-"""Canvases decoded on the host, in threads: what backends that differ only in their decode have in common."""
+"""Canvases decoded on the host, in threads: shared by the backends that differ only in their decode."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,29 +9,29 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.data.batch import Batch
-from udkd.data.loading.device_copies import HostMemory, onto
-from udkd.data.loading.threads import Work, chunks, in_threads, num_threads
+from udkd.data.loading.device_copies import HostMemory, to_device
+from udkd.data.loading.threads import Work, chunks, num_threads, run_in_threads
 
 AHEAD_BYTES = 256 << 20
-"""Bound on canvases that are decoded or being decoded before they are asked for; never less than two batches."""
+"""Bound on canvases that are decoded or being decoded ahead of their use; at least two batches are."""
 
-_MOST_COPIES = 2  # on the device before they are used, where the bound allows as many
+_MOST_COPIES = 2  # batches copied to the device ahead of their use, where the bound allows as many
 
 _PART_BYTES = 512 << 10
 _MOST_PER_PART = 128
 
 Decode = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
-"""Decodes samples `ids` [b] into canvases uint8 [b, S, S, 3], whose contents are arbitrary: it must write every byte."""
+"""Decodes samples `ids` [b] into canvases uint8 [b, S, S, 3]. Their contents are arbitrary: it must write every byte."""
 
 
 def samples_per_part(stored_bytes: NDArray[np.int64]) -> int:
-    """How many samples of these sizes a thread gets at a time: 512 KB, one to 128 of them. A part's round trip takes 50 us."""
+    """How many samples of these sizes a thread gets at a time: 512 KB, 1 to 128 samples. Handing out a part takes 50 us."""
     mean = max(1, int(stored_bytes.sum()) // max(1, int(np.count_nonzero(stored_bytes))))
     return max(1, min(_MOST_PER_PART, _PART_BYTES // mean))
 
 
-class Stored(Protocol):
-    """What a feed asks of a split. side: S. labels: integers [N]. size: int64 [N], stored bytes, by which batches are cut."""
+class StoredSplit(Protocol):
+    """What a HostLoader needs of a split. side: S. labels: integers [N]. size: int64 [N], stored bytes, to size the parts."""
 
     @property
     def side(self) -> int: ...
@@ -47,7 +47,7 @@ class HostLoader:
     stage: the threads' name.
     """
 
-    def __init__(self, split: Stored, device: torch.device, *, workers: int, stage: str) -> None:
+    def __init__(self, split: StoredSplit, device: torch.device, *, workers: int, stage: str) -> None:
         self._labels = torch.from_numpy(split.labels.astype(np.int64))
         self._samples_per_part = samples_per_part(split.size)
         self._side = split.side
@@ -57,18 +57,18 @@ class HostLoader:
         self._memory = HostMemory(device, AHEAD_BYTES)
 
     def epoch(self, order: NDArray[np.int64], batch_size: int, decode: Decode) -> Iterator[Batch]:
-        """Batches of `order`. Failures of `decode` are raised at their batch's turn; leaving early leaves no thread."""
+        """Batches of `order`. A failure of `decode` is raised at its batch's turn; leaving early leaves no thread behind."""
         batches = chunks(order, batch_size)
         batch_bytes = max(1, min(batch_size, len(order)) * self._side**2 * 3)
         ahead = AHEAD_BYTES // batch_bytes
-        # A part is less where the batches that may be ahead would not be enough for all threads.
+        # Parts are smaller where the batches allowed ahead would not keep all threads busy.
         part = max(1, min(self._samples_per_part, max(2, ahead) * batch_size // (2 * self._workers)))
         work = self._work(batches, part, decode)
-        done = in_threads(work, workers=self._workers, ahead_bytes=AHEAD_BYTES, stage=self._stage)
-        return onto(self._device, (batch for batch, _ in done), self._stage, depth=max(1, min(_MOST_COPIES, ahead)))
+        done = run_in_threads(work, workers=self._workers, ahead_bytes=AHEAD_BYTES, stage=self._stage)
+        return to_device(self._device, (batch for batch, _ in done), self._stage, depth=max(1, min(_MOST_COPIES, ahead)))
 
     def close(self) -> None:
-        """Let the memory go that no batch is in."""
+        """Free the memory that no batch uses."""
         self._memory.clear()
 
     def _work(self, batches: Iterator[NDArray[np.int64]], part: int, decode: Decode) -> Iterator[Work[Batch, None]]:

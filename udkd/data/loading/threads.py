@@ -1,4 +1,4 @@
-"""Work in threads, ahead of its use, delivered in order, bounded in bytes, with its failures forwarded."""
+"""Work in threads ahead of its use: delivered in order, bounded in bytes, failures forwarded."""
 
 import os
 from collections import deque
@@ -15,8 +15,8 @@ from udkd.utils.errors import ConfigError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _PARTS_PER_WORKER = 4
-"""Enough to keep every thread busy. More would make an early end slower, and the results leave the processor's cache before
-they are used: with 16, 64 px canvases cost 1.04 of what they cost with 4.
+"""Enough to keep every thread busy. More would make an early end slower and evict results from the processor's cache before
+they are used: with 16, 64 px canvases take 1.04 times as long as with 4.
 """
 
 
@@ -25,14 +25,14 @@ _MOST_BATCH = 2**31 - 1
 
 
 def num_threads(workers: int) -> int:
-    """How many threads `workers` means: 0 one per core. Raises ConfigError for numbers that make no threads."""
+    """The number of threads for `workers`, where 0 means one per core. Raises ConfigError for a number out of range."""
     if not 0 <= workers <= MOST_WORKERS:
         raise ConfigError(f"{workers} decoding threads; expected 0 (one per core) to {MOST_WORKERS}; change data.workers")
     return workers or len(os.sched_getaffinity(0))
 
 
 def chunks(order: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """An order cut into batches, the last one as it is. Raises ConfigError for a batch of nothing."""
+    """Split an order into batches; the last may be smaller. Raises ConfigError for a batch size out of range."""
     if not 1 <= batch_size <= _MOST_BATCH:
         raise ConfigError(f"a batch of {batch_size}; expected 1 to {_MOST_BATCH:,} images; change the batch size")
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
@@ -40,28 +40,28 @@ def chunks(order: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int
 
 @dataclass(frozen=True, kw_only=True)
 class Work(Generic[Item, Result]):
-    """One piece of work: `parts` run in any order in any thread. size_bytes: what it holds from its start to its delivery."""
+    """One piece of work: `parts` run in any order in any thread. size_bytes: memory from its start to its delivery."""
 
     item: Item
     parts: Sequence[Callable[[], Result]]
     size_bytes: int
 
 
-def in_threads(
+def run_in_threads(
     work: Iterator[Work[Item, Result]], *, workers: int, ahead_bytes: int, stage: str
 ) -> Iterator[tuple[Item, list[Result]]]:
-    """Yield every piece's item and its parts' results, in order; later pieces are worked on meanwhile.
+    """Yield every piece's item and its parts' results, in order, while later pieces are worked on.
 
-    At most `ahead_bytes` are held by pieces that wait or are worked on, but always two pieces: the one that is asked for
-    and the one after it. An exception in a part is raised at its piece's turn, after all whole pieces before it. Leaving
-    early (break, close) drops what has not begun and waits for the rest, so nothing leaks.
+    Pieces in progress hold at most `ahead_bytes`, but there are always two: the next to be yielded and the one after it. An
+    exception in a part is raised at its piece's turn, after all earlier pieces. Leaving early (break, close) drops what has
+    not started and waits for the rest, so nothing leaks.
     """
     waiting: deque[tuple[Work[Item, Result], list[Future[Result]]]] = deque()
     held_bytes = held_parts = size_bytes = 0
     pool = ThreadPoolExecutor(workers, thread_name_prefix=stage)
     try:
         while True:
-            # The next piece is taken to be as large as the last: it does not exist before there is room for it.
+            # The next piece is assumed to be as large as the last: taking it from `work` would already allocate it.
             while len(waiting) < 2 or (held_bytes + size_bytes <= ahead_bytes and held_parts < _PARTS_PER_WORKER * workers):
                 if (piece := next(work, None)) is None:
                     break
@@ -76,6 +76,6 @@ def in_threads(
             held_bytes -= piece.size_bytes
             held_parts -= len(piece.parts)
             yield piece.item, results
-            del piece, futures, results  # a batch that the consumer lets go must not be held here
+            del piece, futures, results  # a batch that the consumer drops must not be kept alive here
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

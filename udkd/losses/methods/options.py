@@ -18,55 +18,55 @@ POOLED_METHODS = ("rkd", "crd")
 class DkdSection(Section):
     """Decoupled knowledge distillation; its paper takes (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
 
-    target: NonNegative = Field(default=1.0, description="weight of the target class term; 0: off")
-    others: NonNegative = Field(default=0.5, description="weight of the term among the other classes; 0: off")
-    temperature: Temperature = Field(default=1.0, description="softens both terms")
+    target: NonNegative = 1.0
+    others: NonNegative = 0.5
+    temperature: Temperature = 1.0
 
 
 class AttentionSection(Section):
     """Attention transfer between the deepest maps of so many sizes."""
 
-    weight: Positive = Field(default=1000.0, description="weight of the term, times loss.method_weight")
-    stages: int = Field(default=4, ge=1, le=64, description="number of map sizes, from the deepest up")
+    weight: Positive = 1000.0
+    stages: int = Field(default=4, ge=1, le=64)
 
 
 class FitnetsSection(Section):
     """A hint from one map. stage: 1 is the deepest size, 2 the one above."""
 
-    weight: Positive = Field(default=100.0, description="weight of the term, times loss.method_weight")
-    stage: int = Field(default=3, ge=1, le=64, description="size of the compared map: 1 is the deepest, 2 the one above")
+    weight: Positive = 100.0
+    stage: int = Field(default=3, ge=1, le=64)
 
 
 class RkdSection(Section):
     """Relational knowledge distillation: factors of its two terms."""
 
-    distance: NonNegative = Field(default=25.0, description="weight of the distance term")
-    angle: NonNegative = Field(default=50.0, description="weight of the angle term, whose memory grows with batch^3; 0: off")
+    distance: NonNegative = 25.0
+    angle: NonNegative = Field(default=50.0, description="0 leaves the term out, whose memory grows with batch^3")
 
 
 class CrdSection(Section):
     """Contrastive representation distillation. The two memories of each student hold `numbers` float32 per image."""
 
-    weight: Positive = Field(default=0.8, description="weight of the term, times loss.method_weight")
-    embed_dim: int = Field(default=128, ge=2, le=MAX_PX, description="size of the embeddings")
-    negatives: int = Field(default=16384, ge=1, le=MAX_SAMPLES, description="negative samples per sample and step")
-    temperature: Temperature = Field(default=0.07, description="temperature of the contrastive scores")
-    momentum: float = Field(default=0.5, ge=0, lt=1, description="share of the old value when a memory is updated")
+    weight: Positive = 0.8
+    embed_dim: int = Field(default=128, ge=2, le=MAX_PX, description="of an embedding")
+    negatives: int = Field(default=16384, ge=1, le=MAX_SAMPLES, description="per sample and step")
+    temperature: Temperature = 0.07
+    momentum: float = Field(default=0.5, ge=0, lt=1, description="of the memories")
 
 
 class ReviewkdSection(Section):
     """Knowledge review over the deepest maps of so many sizes."""
 
-    weight: Positive = Field(default=1.0, description="weight of the term, times loss.method_weight")
-    stages: int = Field(default=4, ge=1, le=64, description="number of map sizes, from the deepest up")
+    weight: Positive = 1.0
+    stages: int = Field(default=4, ge=1, le=64)
 
 
 class MethodsSection(Section):
     """Options of each loss.method."""
 
-    dkd: DkdSection = Field(default=DkdSection(), description="options of dkd")
-    attention: AttentionSection = Field(default=AttentionSection(), description="options of attention")
-    fitnets: FitnetsSection = Field(default=FitnetsSection(), description="options of fitnets")
-    rkd: RkdSection = Field(default=RkdSection(), description="options of rkd")
-    crd: CrdSection = Field(default=CrdSection(), description="options of crd")
-    reviewkd: ReviewkdSection = Field(default=ReviewkdSection(), description="options of reviewkd")
+    dkd: DkdSection = DkdSection()
+    attention: AttentionSection = AttentionSection()
+    fitnets: FitnetsSection = FitnetsSection()
+    rkd: RkdSection = RkdSection()
+    crd: CrdSection = CrdSection()
+    reviewkd: ReviewkdSection = ReviewkdSection()

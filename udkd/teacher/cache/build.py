@@ -1,4 +1,4 @@
-"""Asks the teacher once about every (sample, view) and writes down what it says."""
+"""Builds a cache: computes the teacher's targets for every (sample, view) once."""
 
 import contextlib
 import time
@@ -13,39 +13,35 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.config.recipe import Recipe
-from udkd.data.backends.registry import choose, open_backend
+from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Backend
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.teacher.cache.key import CacheKey
 from udkd.teacher.cache.reader import Cache
-from udkd.teacher.cache.summary import CacheSummary, summarise
+from udkd.teacher.cache.summary import CacheSummary, summarise_cache
 from udkd.teacher.cache.writer import CacheWriter, Share, ViewWriter, join_view
 from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import require_several_classes
-from udkd.teacher.predict import ask
-from udkd.teacher.target_key import building_remedy, target_meaning
+from udkd.teacher.predict import predict_blocks
+from udkd.teacher.target_key import building_remedy, target_fields
 from udkd.teacher.targets import PackedTargets
-from udkd.teacher.workers import WorkerGroup, whole_machine_threads
+from udkd.teacher.workers import WorkerGroup, single_process_threads
 from udkd.utils.environment import set_threads
 from udkd.utils.errors import DataError
-from udkd.utils.progress import Observer, Silent
+from udkd.utils.progress import SILENT, Observer
 
 BLOCK_ROWS = 256
-"""About how many samples a killed build computes again. A block is a whole number of the teacher's batches."""
+"""About how many samples a killed build computes again. A block is a multiple of the teacher's batch size."""
 
 _POLL_S = 0.1
 
-_SILENT = Silent()
-_ALONE = WorkerGroup()
+_SINGLE_PROCESS = WorkerGroup()
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltCache:
-    """A finished cache, and what this build computed of it: views of `num_images` samples in `seconds`.
-
-    labels: of the split's rows.
-    """
+    """A finished cache, and the work of this build: views of `num_images` samples in `seconds`. labels: of the split's rows."""
 
     cache: Cache
     labels: NDArray[np.integer]
@@ -54,12 +50,12 @@ class BuiltCache:
 
     @cached_property
     def summary(self) -> CacheSummary:
-        """Of all that the cache holds; reads it once."""
-        return summarise(self.cache, self.labels)
+        """Summary of the complete cache; reads it once."""
+        return summarise_cache(self.cache, self.labels)
 
     @property
     def images_per_s(self) -> float:
-        """0 where everything was there already."""
+        """0 where the cache was complete already."""
         return self.num_images / self.seconds if self.num_images else 0.0
 
 
@@ -68,139 +64,140 @@ def build_cache(
     *,
     dataset: DatasetFolder,
     teacher: TeacherFolder,
-    others: Sequence[TeacherFolder] = (),
+    other_teachers: Sequence[TeacherFolder] = (),
     recipe: Recipe,
     device: torch.device,
     features: bool = False,
-    observer: Observer = _SILENT,
-    team: WorkerGroup = _ALONE,
+    observer: Observer = SILENT,
+    group: WorkerGroup = _SINGLE_PROCESS,
 ) -> BuiltCache:
-    """Compute what `folder` lacks of the recipe's views of the training split, and leave a finished cache there.
+    """Complete the cache in `folder`: compute the missing ones of the recipe's views of the training split.
 
-    The policy, the number of views and what they are drawn from come from the recipe. A build that was killed goes on where
-    it stopped, and more views are added to those that are there; the bytes are those of one uninterrupted build.
-    features: store the teacher's pooled features too, as a recipe whose method takes them asks by itself.
-    others: further members of an ensemble. team: the processes that share the work; all return when the leader has finished.
-    MismatchError: a teacher of other classes, or a folder with targets of another key. BusyError: someone else is building.
-    CacheError: a full disk, or targets that are not finite. DataError: from the backend or the teacher's folder.
-    ConfigError: teachers that the recipe's estimator cannot use.
+    The recipe defines the policy, the views and their number. A killed build resumes where it stopped, and views are added
+    to existing ones; the bytes equal those of one uninterrupted build.
+    features: store the teacher's pooled features too; implied by a recipe whose method needs them.
+    others: further members of an ensemble. group: the processes that share the work; all return when the leader has finished.
+    MismatchError: a teacher of other classes, or a folder with targets of another key. BusyError: another process is
+    building there. CacheError: a full disk, or targets that are not finite. DataError: from the backend or the teacher's
+    folder. ConfigError: teachers that the recipe's estimator cannot use.
     """
-    _set_threads(recipe, device, team)
+    _set_threads(recipe, device, group)
     require_several_classes(dataset)
     split = dataset.split("train")
     if len(split.ids) == 0:
-        raise DataError(f"{dataset.path} has no training images; expected some to ask the teacher about; convert again")
-    with contextlib.closing(_open_backend(split, recipe, device, observer)) as backend:
-        panel = TeacherEnsemble.load([teacher, *others], recipe, dataset, device, features=features or recipe.pools_features)
-        block_rows = panel.batch * max(1, BLOCK_ROWS // panel.batch)
-        fields: dict[str, Any] = target_meaning(recipe, dataset, backend.describe()) | panel.describe()
+        raise DataError(f"{dataset.path} has no training images; expected some to compute targets for; convert again")
+    workers = recipe.data.workers
+    with contextlib.closing(open_backend(recipe.data.backend, split, device, workers=workers, observer=observer)) as backend:
+        ensemble = TeacherEnsemble.load(
+            [teacher, *other_teachers], recipe, dataset, device, features=features or recipe.pools_features
+        )
+        block_rows = ensemble.batch * max(1, BLOCK_ROWS // ensemble.batch)
+        fields: dict[str, Any] = target_fields(recipe, dataset, backend.describe()) | ensemble.describe()
         build = _Build(
             folder=folder,
             key=CacheKey(**fields, block_rows=block_rows),
-            panel=panel,
+            ensemble=ensemble,
             backend=backend,
             split=split,
             recipe=recipe,
             observer=observer,
-            team=team,
+            group=group,
         )
         started = time.perf_counter()
-        num_images = build.lead() if team.leads else build.follow()
+        num_images = build.run_main() if group.is_main else build.run_worker()
         seconds = time.perf_counter() - started
     return BuiltCache(cache=Cache.open(folder), labels=split.labels, num_images=num_images, seconds=seconds)
 
 
-def _set_threads(recipe: Recipe, device: torch.device, team: WorkerGroup) -> None:
-    """As many threads, and so the same bits, whatever the size of the team."""
+def _set_threads(recipe: Recipe, device: torch.device, group: WorkerGroup) -> None:
+    """Set the same number of threads, and so compute the same bits, whatever the size of the group."""
     threads = recipe.train.threads
-    if device.type == "cpu" and team.size > 1 and not threads:
-        threads = whole_machine_threads()
+    if device.type == "cpu" and group.size > 1 and not threads:
+        threads = single_process_threads()
     set_threads(threads)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Build:
-    """All that a build needs; one process leads it and others may follow."""
+    """One process's part of a build: the main process coordinates, others may share the work."""
 
     folder: Path
     key: CacheKey
-    panel: TeacherEnsemble
+    ensemble: TeacherEnsemble
     backend: Backend
     split: Split
     recipe: Recipe
     observer: Observer
-    team: WorkerGroup
+    group: WorkerGroup
 
     @property
     def share(self) -> Share:
-        return Share(rank=self.team.rank, size=self.team.size)
+        return Share(rank=self.group.rank, size=self.group.size)
 
-    def lead(self) -> int:
-        """Write every view that is not finished, with the team's help; how many targets that took."""
+    def run_main(self) -> int:
+        """Write every unfinished view together with the group; returns how many targets the group computed."""
         num_views = 1 if self.recipe.teacher.views == "eval" else self.recipe.teacher.views
         num_images = 0
         with CacheWriter(self.folder, self.key, self.split.excluded, building_remedy) as writer:
             missing = sorted(set(range(num_views)) - set(writer.finished))
-            writer.require_room(missing)
-            self.team.tell("views", missing)
+            writer.require_disk_space(missing)
+            self.group.set("views", missing)
             for number in missing:
                 with writer.view(number, self.share) as view:
-                    self.team.tell(f"started {number}")
-                    left = self._left(view)
+                    self.group.set(f"started {number}")
+                    left = self._count_missing(view)
                     if left < len(self.split.ids):
-                        there = len(self.split.ids) - left
-                        self.observer.note(f"view {number + 1}: {there} of {len(self.split.ids)} samples are there already")
+                        done = len(self.split.ids) - left
+                        self.observer.note(f"view {number + 1}: {done} of {len(self.split.ids)} samples are done already")
                     self.observer.start(f"teacher, view {number + 1} of {num_views}", left, "images")
                     num_images += self._write(view, number)
                     self.observer.finish()
                     view.finish()
-        self.team.tell("finished", num_images)
+        self.group.set("finished", num_images)
         return num_images
 
-    def follow(self) -> int:
-        """Write this process's share of every view that the leader starts; how many targets the team wrote."""
-        for number in self.team.hear("views"):
-            self.team.hear(f"started {number}")
+    def run_worker(self) -> int:
+        """Write this process's share of every view that the main process starts; returns how many targets the group wrote."""
+        for number in self.group.wait("views"):
+            self.group.wait(f"started {number}")
             with join_view(self.folder, self.key, number, self.split.excluded, self.share) as view:
-                self.team.tell(f"left {number} {self.team.rank}", sum(len(view.ids(block)) for block in view.unfinished))
+                self.group.set(f"left {number} {self.group.rank}", sum(len(view.ids(block)) for block in view.unfinished))
                 self._write(view, number)
-        return int(self.team.hear("finished"))
+        return int(self.group.wait("finished"))
 
-    def _left(self, view: ViewWriter) -> int:
-        """How many targets the view lacks: those of the leader's share and what the others say of theirs."""
-        own = sum(len(view.ids(block)) for block in view.unfinished)
-        others = (int(self.team.hear(f"left {view.header.view} {rank}")) for rank in range(1, self.team.size))
-        return own + sum(others)
+    def _count_missing(self, view: ViewWriter) -> int:
+        """How many targets the view lacks: in the main process's share, and as the others report in theirs."""
+        main = sum(len(view.ids(block)) for block in view.unfinished)
+        others = (int(self.group.wait(f"left {view.header.view} {rank}")) for rank in range(1, self.group.size))
+        return main + sum(others)
 
     def _write(self, view: ViewWriter, number: int) -> int:
-        """Write this process's share of a view; the leader also waits for the others'. How many targets the team wrote."""
+        """Write this process's share of a view; the main process waits for the others'. Returns the group's target count."""
         blocks, shown = list(view.unfinished), 0
         ids = [view.ids(block) for block in blocks]
-        for block, targets in zip(blocks, self._asked(number, ids), strict=True):
+        for block, targets in zip(blocks, self._predict(number, ids), strict=True):
             view.write(block, *(_stored(view, name, array) for name, array in targets.arrays.items()))
-            done = self.team.add(f"done {number}", len(targets.entropy)) if self.team.size > 1 else shown + len(targets.entropy)
-            if self.team.leads:
+            done = (
+                self.group.add(f"done {number}", len(targets.entropy)) if self.group.size > 1 else shown + len(targets.entropy)
+            )
+            if self.group.is_main:
                 self.observer.advance(done - shown)
             shown = done
-        self.team.tell(f"done {number} {self.team.rank}")
-        while self.team.leads and not all(self.team.knows(f"done {number} {rank}") for rank in range(1, self.team.size)):
+        self.group.set(f"done {number} {self.group.rank}")
+        while self.group.is_main and not all(self.group.check(f"done {number} {rank}") for rank in range(1, self.group.size)):
             time.sleep(_POLL_S)
-            done = self.team.add(f"done {number}", 0)
+            done = self.group.add(f"done {number}", 0)
             self.observer.advance(done - shown)
             shown = done
-        return self.team.add(f"done {number}", 0) if self.team.size > 1 else shown
+        return self.group.add(f"done {number}", 0) if self.group.size > 1 else shown
 
-    def _asked(self, number: int, blocks: Sequence[NDArray[np.int64]]) -> Iterator[PackedTargets]:
-        return ask(self.panel, self.backend, self.split, self.recipe.teacher_spec, self.recipe.views.seed, number, blocks)
+    def _predict(self, number: int, blocks: Sequence[NDArray[np.int64]]) -> Iterator[PackedTargets]:
+        return predict_blocks(
+            self.ensemble, self.backend, self.split, self.recipe.teacher_spec, self.recipe.views.seed, number, blocks
+        )
 
 
 def _stored(view: ViewWriter, name: str, array: torch.Tensor) -> np.ndarray:
-    """An array with the file's dtype: classes are narrower there."""
+    """An array in the file's dtype, which is narrower for classes."""
     spec = next(spec for spec in view.header.arrays if spec.name == name)
     return array.numpy().astype(spec.dtype, copy=False)
-
-
-def _open_backend(split: Split, recipe: Recipe, device: torch.device, observer: Observer) -> Backend:
-    name, why = choose(recipe.data.backend, split, device)
-    observer.note(f"backend: {name}, because {why}")
-    return open_backend(name, split, device, workers=recipe.data.workers)

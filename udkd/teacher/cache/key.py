@@ -1,4 +1,4 @@
-"""What a cached target belongs to: the key that every file of a cache carries."""
+"""CacheKey: everything that decides a cached target. Every file of a cache stores it."""
 
 import dataclasses
 import json
@@ -27,9 +27,9 @@ _SHOWN = 200  # characters of a value in an error
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKey:
-    """Everything that decides the bits of a cache. The number of views is not among it, so that views can be added.
+    """Everything that decides the bits of a cache, except the number of views, so that views can be added.
 
-    What a target means; a training run compares what it knows of these:
+    The meaning of a target; a training run compares the fields that it knows:
 
     dataset_digest:  of the dataset folder: pixels, labels, class order, exclusions.
     split:           "train" | "val".
@@ -44,19 +44,18 @@ class CacheKey:
     estimator:       how one target comes from the teacher, `udkd.losses.estimator.Estimator.text`: "plain" is one pass in
                      evaluation mode. Of an ensemble, teacher and teacher_sha256 name all members in order, between " + ".
 
-    What produced the bits, the build: it moves the last bits of a target, not its meaning. All fields must agree to add
-    views or to resume.
+    The computation: it changes the last bits of a target, not its meaning. All fields must agree to add views or to resume.
 
     precision:       of the teacher's arithmetic, such as "float32" or "bfloat16".
     device:          "cpu" | "cuda".
     threads:         of the CPU's arithmetic; 0 on a GPU.
     channels_last:   layout of the teacher's activations.
     teacher_batch:   rows of the one batch shape that the teacher runs on.
-    block_rows:      consecutive ids that are computed and check-summed together.
+    block_rows:      consecutive ids that are computed and checksummed together.
     storage:         how logits are stored, `udkd.losses.storage.Storage.text`: "float16" | "float32", "… top-32".
     uncertainties:   names of the stored float32 [N] arrays; "entropy" is always one.
-    features:        D, the teacher's pooled features that lie beside each target as float16; 0 for none. No field of the key's
-                     text then: a cache of a version that knew no features is the same bytes.
+    features:        D, the teacher's pooled features stored with each target as float16; 0 for none. It is left out of the
+                     key's text then, so that caches without features are the same bytes as before the field existed.
     """
 
     format_version: int = FORMAT_VERSION
@@ -86,7 +85,7 @@ class CacheKey:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     def __post_init__(self) -> None:
-        # A spec's tuples become the lists that JSON gives back: a key equals its own copy on disk.
+        # Tuples become lists, as JSON returns them, so that a key equals its copy on disk.
         object.__setattr__(self, "views", _plain(self.views))
         object.__setattr__(self, "normalisation", _plain(self.normalisation))
         assert self.block_rows > 0, "a block holds at least one row"
@@ -109,7 +108,7 @@ class CacheKey:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "CacheKey":
-        """Read `to_json`'s text; CacheError names the field that is absent, unknown, ill-typed or of a value that none has."""
+        """Read `to_json`'s text; CacheError names a field that is absent, unknown, ill-typed or of an impossible value."""
         try:
             key = _ADAPTER.validate_json(text)
         except ValidationError as error:
@@ -123,19 +122,19 @@ class CacheKey:
             raise CacheError(
                 f"cache key without {', '.join(sorted(missing))}; expected a key of format {FORMAT_VERSION}; rebuild the cache"
             )
-        wrong = _impossible(key)
-        if wrong:
-            found = _short(getattr(key, wrong))
-            raise CacheError(f"cache key: {wrong} is {found!r}; expected what a build writes; rebuild the cache")
+        name = _impossible_field(key)
+        if name:
+            value = _short(getattr(key, name))
+            raise CacheError(f"cache key: {name} is {value!r}; expected what a build writes; rebuild the cache")
         return key
 
 
 Remedy = Callable[[CacheKey, Differing], str]
-"""What a user can do about fields in which a stored key differs from what is wanted."""
+"""What a user can do about the fields in which a stored key differs from the expected one."""
 
 
-def _impossible(key: CacheKey) -> str:
-    """The first field whose value is of its type and yet no build's; whoever reads a key relies on these."""
+def _impossible_field(key: CacheKey) -> str:
+    """The first field with a value that no build writes, or "". The rest of the code relies on these checks."""
     estimator = Estimator.parse(key.estimator)
     drawn = key.policy == "views"
     many = estimator.kind in ("mc_dropout", "ensemble")
@@ -161,32 +160,32 @@ _ADAPTER = TypeAdapter(CacheKey)
 FIELDS = tuple(field.name for field in dataclasses.fields(CacheKey))
 
 
-def differences(
+def key_differences(
     key: CacheKey, expected: Mapping[str, object], allow: Collection[str] = ()
 ) -> tuple[list[tuple[str, object, object]], list[str]]:
-    """Compare a stored key with the fields that the asker knows.
+    """Compare a stored key with the fields that the caller knows.
 
-    Returns (name, stored, wanted) of every field that differs and is not allowed to, and the names of those that differ
-    and are. Inside `views` and `normalisation` each entry is a field of its own, such as "views.size_px"; allowing
-    "views" allows them all. ConfigError: `allow` holds a name that no key has.
+    Returns (name, stored, expected) of every field that differs and may not, and the names of those that differ and may.
+    Inside `views` and `normalisation` each entry is a field of its own, such as "views.size_px"; allowing "views" allows
+    them all. ConfigError: `allow` holds a name that no key has.
     """
     for name in allow:
         if name.split(".")[0] not in FIELDS:
             raise ConfigError(f"allowed field {name!r}; expected one of {', '.join(FIELDS)}; correct it")
     stored = _flat({name: getattr(key, name) for name in expected if name in FIELDS})
-    wanted = _flat(expected)
+    expected = _flat(expected)
     refused, allowed = [], []
-    for name in sorted(stored.keys() | wanted.keys()):
-        if stored.get(name) != wanted.get(name):
+    for name in sorted(stored.keys() | expected.keys()):
+        if stored.get(name) != expected.get(name):
             if name in allow or name.split(".")[0] in allow:
                 allowed.append(name)
             else:
-                refused.append((name, _short(stored.get(name)), _short(wanted.get(name))))
+                refused.append((name, _short(stored.get(name)), _short(expected.get(name))))
     return refused, allowed
 
 
 def _short(value: object) -> object:
-    """A value as an error may show it."""
+    """A value, shortened for an error message."""
     return value[:_SHOWN] + "…" if isinstance(value, str) and len(value) > _SHOWN else value
 
 

@@ -1,4 +1,4 @@
-"""Reading a cache: what it holds, whether it fits, and its targets as a table on a device."""
+"""Reading a cache: its views, whether it matches a run, and its targets as a table on a device."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -11,17 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, WeightKind
-from udkd.teacher.cache.key import CacheKey, Differing, Remedy, differences
+from udkd.losses.sample_weight import SampleWeighting, uncertainty_of
+from udkd.teacher.cache.key import CacheKey, Differing, Remedy, key_differences
 from udkd.teacher.cache.tables import TargetTable, open_table
-from udkd.teacher.cache.view_count import MOST_VIEWS, RECORD, recorded_views
-from udkd.teacher.cache.view_file import REBUILD, ViewFile, read_header, view_path
+from udkd.teacher.cache.view_count import MOST_VIEWS, VIEW_COUNT_FILE, read_view_count
+from udkd.teacher.cache.view_file import REBUILD, ViewFile, read_view_header, view_path
 from udkd.utils.errors import CacheError, MismatchError
 
 ESTIMATORS_WITH = {"mutual_information": ("mc_dropout", "ensemble"), "vacuity": ("evidential",)}
 """The estimators that give an uncertainty beyond entropy."""
 
-_NAMED = 20  # missing views that are told one by one
+_MOST_LISTED = 20  # missing views that an error names one by one
 
 
 def _settings(key: CacheKey, differing: Differing) -> str:
@@ -33,7 +33,7 @@ class Cache:
     """A folder of finished views with one key.
 
     num_rows: N, the split's ids, excluded ones included; num_classes: C.
-    views: the numbers of the finished views, ascending. missing: of those that were finished once and are gone.
+    views: the numbers of the finished views, ascending. missing: of views that were finished once and are gone.
     """
 
     folder: Path
@@ -46,14 +46,14 @@ class Cache:
     def open(cls, folder: Path) -> "Cache":
         """Read all headers. CacheError: no finished view, a damaged file, or views that do not belong together.
 
-        A view that is missing stops only whoever needs it: see `missing`, `require_views` and `unexpected_files`.
+        A missing view is no error here: see `missing`, `require_views` and `unexpected_files`.
         """
         views = finished_views(folder)
         if not views:
             partial = len(list(folder.glob("view-*.udkd.partial"))) if folder.is_dir() else 0
-            found = f"{partial} unfinished views" if partial else "no view" if folder.is_dir() else "no such folder"
-            raise CacheError(f"{folder}: {found}; expected a finished teacher cache; run `udkd cache build`")
-        headers = [read_header(view_path(folder, view)) for view in views]
+            state = f"{partial} unfinished views" if partial else "no view" if folder.is_dir() else "no such folder"
+            raise CacheError(f"{folder}: {state}; expected a finished teacher cache; run `udkd cache build`")
+        headers = [read_view_header(view_path(folder, view)) for view in views]
         first = headers[0]
         for view, header in zip(views, headers, strict=True):
             path = view_path(folder, view)
@@ -62,13 +62,13 @@ class Cache:
                     f"{path} holds view {header.view} of {header.num_rows} rows; "
                     f"expected view {view} of {first.num_rows}; {REBUILD}"
                 )
-            differing, _ = differences(header.key, vars(first.key))
+            differing, _ = key_differences(header.key, vars(first.key))
             if differing:
                 raise MismatchError(f"{path}", differing, f"one key in all views of a cache; {REBUILD}")
-        # In this order: a view that a build finishes meanwhile is recorded, unfinished, and finished, one after the other.
-        count = max(recorded_views(folder, first.key), views[-1] + 1)
-        there = _unfinished_views(folder).union(finished_views(folder), views)
-        missing = tuple(view for view in range(count) if view not in there)
+        # In this order, as a concurrent build first counts a view, while it is unfinished, and then finishes it.
+        count = max(read_view_count(folder, first.key), views[-1] + 1)
+        present = _unfinished_views(folder).union(finished_views(folder), views)
+        missing = tuple(view for view in range(count) if view not in present)
         return cls(folder=folder, key=first.key, num_rows=first.num_rows, views=views, missing=missing)
 
     @property
@@ -81,45 +81,45 @@ class Cache:
         return sum(view_path(self.folder, view).stat().st_size for view in self.views)
 
     def require(self, expected: Mapping[str, object], allow: Collection[str] = (), remedy: Remedy = _settings) -> list[str]:
-        """Refuse a cache that was made for other circumstances.
+        """Check the key against the fields that the caller expects.
 
-        expected: what the asker knows, by the names of CacheKey's fields. allow: fields that may differ all the same, such
-        as "pixel_class" or "views.brightness". remedy: what an error advises. Returns those that do, for the run's record.
-        MismatchError: fields that differ, each with both values. ConfigError: `allow` names no field.
+        expected: by the names of CacheKey's fields. allow: fields that may differ, such as "pixel_class" or
+        "views.brightness". remedy: the advice of an error. Returns the allowed fields that do differ, for the run's record.
+        MismatchError: fields that differ, each with both values. ConfigError: `allow` holds a name that no key has.
         """
-        refused, allowed = differences(self.key, expected, allow)
+        refused, allowed = key_differences(self.key, expected, allow)
         if refused:
             raise MismatchError(f"the cache in {self.folder}", refused, remedy(self.key, refused))
         return allowed
 
     def require_views(self, count: int) -> None:
         """CacheError unless views 0 to count - 1 are finished."""
-        there = {view for view in self.views if view < count}
-        lacking = count - len(there)
+        present = {view for view in self.views if view < count}
+        lacking = count - len(present)
         if lacking:
-            some = ", ".join(map(str, islice((view for view in range(count) if view not in there), _NAMED)))
-            more = f" and {lacking - _NAMED:,} more" if lacking > _NAMED else ""
+            listed = ", ".join(map(str, islice((view for view in range(count) if view not in present), _MOST_LISTED)))
+            more = f" and {lacking - _MOST_LISTED:,} more" if lacking > _MOST_LISTED else ""
             raise CacheError(
-                f"{self.folder} lacks views {some}{more}; expected {count} views; "
+                f"{self.folder} lacks views {listed}{more}; expected {count} views; "
                 f"run `udkd cache build` with --views {count}: it adds what is missing"
             )
 
     def require_rows(self, num_rows: int, ids: NDArray[np.int64], num_classes: int) -> None:
-        """CacheError unless there is a target for each of a split's ids: what no allowed difference makes up for."""
+        """CacheError unless there is a target for each of a split's ids. No allowed difference makes up for one."""
         if (self.num_rows, self.num_classes) == (num_rows, num_classes):
             return self.require_targets(self.views[0], ids)
-        raise self._other_rows(f"{self.num_rows} rows of {self.num_classes} classes", num_rows, num_classes)
+        raise self._rows_error(f"{self.num_rows} rows of {self.num_classes} classes", num_rows, num_classes)
 
     def require_targets(self, view: int, ids: NDArray[np.int64]) -> None:
         """CacheError unless a view has a target for each of some ids."""
         without = int(np.isnan(self.targets(view)[1][ids]).sum())
         if without:
-            found = f"in view {view} no target for {without} of the split's {len(ids)} images"
-            raise self._other_rows(found, self.num_rows, self.num_classes)
+            content = f"in view {view} no target for {without} of the split's {len(ids)} images"
+            raise self._rows_error(content, self.num_rows, self.num_classes)
 
-    def _other_rows(self, found: str, num_rows: int, num_classes: int) -> CacheError:
+    def _rows_error(self, content: str, num_rows: int, num_classes: int) -> CacheError:
         return CacheError(
-            f"{self.folder} holds {found}; expected a target for each image, {num_rows} rows of {num_classes} classes; "
+            f"{self.folder} holds {content}; expected a target for each image, {num_rows} rows of {num_classes} classes; "
             "build a cache for this data set: no allowed difference helps"
         )
 
@@ -130,25 +130,25 @@ class Cache:
         return ViewFile(view_path(self.folder, view))
 
     def targets(self, view: int) -> tuple[np.ndarray, NDArray[np.float32]]:
-        """Logits as they are stored and entropy float32 [N] of one view, memory-mapped, not verified; NaN: an excluded id."""
+        """Logits as stored and entropy float32 [N] of one view, memory-mapped, not verified. NaN: an excluded id."""
         file = self.view_file(view)
         return file.logits, file.uncertainties["entropy"]
 
-    def require_uncertainty(self, kind: WeightKind) -> None:
-        """CacheError unless weights of a kind can be made of what is stored."""
-        needed = UNCERTAINTY_OF.get(kind)
+    def require_uncertainty(self, kind: str) -> None:
+        """CacheError unless the uncertainty that a kind of weight needs is stored."""
+        needed = uncertainty_of(kind)
         if needed is not None and needed not in self.key.uncertainties:
-            makers = " or ".join(ESTIMATORS_WITH[needed])
+            estimators = " or ".join(ESTIMATORS_WITH[needed])
             raise CacheError(
                 f"{self.folder} stores {', '.join(self.key.uncertainties)} (its teacher.estimator was {self.key.estimator}); "
-                f"expected {needed} for loss.sample_weight = {kind}; build a cache with teacher.estimator = {makers}"
+                f"expected {needed} for loss.sample_weight = {kind}; build a cache with teacher.estimator = {estimators}"
             )
 
     def require_features(self) -> None:
-        """CacheError unless the teacher's pooled features lie beside the targets."""
+        """CacheError unless the teacher's pooled features are stored."""
         if not self.key.features:
             raise CacheError(
-                f"{self.folder} holds no features; expected the teacher's pooled ones for this loss.method; "
+                f"{self.folder} holds no features; expected the teacher's pooled features for this loss.method; "
                 "build a cache with --features, or set teacher.source = live"
             )
 
@@ -162,12 +162,12 @@ class Cache:
         features: bool = False,
         ids: NDArray[np.int64] | None = None,
     ) -> TargetTable:
-        """One view's targets for training, weighed by entropy where `weighing` is left out.
+        """One view's targets for training, weighted by entropy unless `weighing` is given.
 
         On the CPU they stay memory-mapped, and a block is verified when a lookup first touches it; any other device gets
-        a copy that was verified whole, if it fits. labels_N: int64 [N], class indices of all ids, for weights that ask.
-        features: the teacher's are asked for too. ids: those that will be looked up. CacheError names a damaged block, or what
-        is not stored.
+        a completely verified copy, if it fits. labels_N: int64 [N], class indices of all ids, for weights that need them.
+        features: whether the teacher's features are needed. ids: those that will be looked up. CacheError names a damaged
+        block, or what is not stored.
         """
         if ids is not None:
             self.require_targets(view, ids)
@@ -178,21 +178,21 @@ class Cache:
         return open_table(self.view_file(view), device, weighing, labels_N, features=features)
 
 
-def verify(cache: Cache) -> list[tuple[int, int]]:
-    """Check every block of every view against its checksum: (view, block) of those that are damaged.
+def find_damaged_blocks(cache: Cache) -> list[tuple[int, int]]:
+    """Check every block of every view against its checksum; returns (view, block) of the damaged ones.
 
-    CacheError: damage outside the blocks, which leaves a file unusable as a whole.
+    CacheError: damage outside the blocks, which makes the file unusable.
     """
     return [(view, block) for view in cache.views for block in cache.view_file(view).damaged_blocks()]
 
 
 def finished_views(folder: Path) -> tuple[int, ...]:
-    """Numbers of the views that stand under their final name, ascending."""
+    """Numbers of the views with a final file name, ascending."""
     return tuple(sorted(_numbers(folder, ".udkd")))
 
 
 def _unfinished_views(folder: Path) -> set[int]:
-    """Numbers of the views that a build is at, or was when it ended."""
+    """Numbers of the views that a build is writing, or was writing when it stopped."""
     return _numbers(folder, ".udkd.partial")
 
 
@@ -203,14 +203,16 @@ def _numbers(folder: Path, ending: str) -> set[int]:
 
 
 def unexpected_files(cache: Cache) -> list[str]:
-    """What in a cache's folder no build leaves there: file names that are none of its own, and "view N is missing"."""
+    """Lines about a cache's folder: files that no build leaves there, and "view N is missing"."""
     names = sorted(path.name for path in cache.folder.iterdir())
     known = {view_path(cache.folder, view).name for view in cache.views}
-    # Names first: a view that a build finishes meanwhile is none of those that were opened, and no stranger either.
-    own = {view_path(cache.folder, view).name for view in finished_views(cache.folder)}
-    own |= known | {".lock", RECORD, f"{RECORD}.tmp"}
+    # After `names`: a view that a build finishes meanwhile was not opened, and is not unexpected either.
+    expected = {view_path(cache.folder, view).name for view in finished_views(cache.folder)}
+    expected |= known | {".lock", VIEW_COUNT_FILE, f"{VIEW_COUNT_FILE}.tmp"}
     unfinished = re.compile(r"view-\d{4,}\.udkd\.partial")
-    odd = [f"{name} is no part of a cache" for name in names if name not in own and not unfinished.fullmatch(name)]
-    odd += [f"{name}.partial stands beside the finished view" for name in sorted(known) if f"{name}.partial" in names]
-    odd += [f"view {view} is missing" for view in cache.missing[:_NAMED]]
-    return odd + ([f"{len(cache.missing) - _NAMED:,} more views are missing"] if len(cache.missing) > _NAMED else [])
+    lines = [f"{name} is not part of a cache" for name in names if name not in expected and not unfinished.fullmatch(name)]
+    lines += [f"{name}.partial exists beside the finished view" for name in sorted(known) if f"{name}.partial" in names]
+    lines += [f"view {view} is missing" for view in cache.missing[:_MOST_LISTED]]
+    if (more := len(cache.missing) - _MOST_LISTED) > 0:
+        lines.append(f"{more:,} more views are missing")
+    return lines

@@ -1,4 +1,4 @@
-"""What a cache says of its teacher, computed from the files alone."""
+"""Statistics of a cache's targets, computed from its files alone."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class CacheSummary:
 
     num_targets: (sample, view) pairs. mean_weight: in [0, 1]. mean_entropy: nats; max_entropy is ln C.
     mean_others: of the other stored uncertainties, by name.
-    top1, top5: percent of targets whose label is the teacher's first guess, among its first five; None without labels.
+    top1, top5: the teacher's accuracy in percent over all targets; None without labels.
     """
 
     num_views: int
@@ -35,14 +35,15 @@ class CacheSummary:
     top5: float | None
 
 
-def summarise(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> CacheSummary:
-    """Read every view once. labels_N: class indices of the split that the cache was made of, for the accuracies.
+def summarise_cache(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> CacheSummary:
+    """Read every view once. labels_N: class indices of the split that the cache was built from, for the accuracies.
 
     CacheError: labels of another number of rows.
     """
     if labels_N is not None and len(labels_N) != cache.num_rows:
         raise CacheError(
-            f"{cache.folder} holds {cache.num_rows} rows and the split {len(labels_N)}; expected as many; build the cache again"
+            f"{cache.folder} holds {cache.num_rows} rows and the split {len(labels_N)}; "
+            "expected the same number; build the cache again"
         )
     count, weight, entropy, first, fifth = 0, 0.0, 0.0, 0, 0
     others = dict.fromkeys(cache.key.uncertainties[1:], 0.0)
@@ -50,15 +51,15 @@ def summarise(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> Cach
         file = cache.view_file(view)
         entropy_N = file.uncertainties["entropy"]
         for start in range(0, cache.num_rows, _ROWS_AT_ONCE):
-            here = np.flatnonzero(~np.isnan(entropy_N[start : start + _ROWS_AT_ONCE])) + start
-            entropy_B = torch.from_numpy(entropy_N[here])
-            count += len(here)
+            rows = np.flatnonzero(~np.isnan(entropy_N[start : start + _ROWS_AT_ONCE])) + start
+            entropy_B = torch.from_numpy(entropy_N[rows])
+            count += len(rows)
             entropy += float(entropy_B.double().sum())
             weight += float(entropy_weight(entropy_B, cache.num_classes).double().sum())
             for name in others:
-                others[name] += float(file.uncertainties[name][here].astype(np.float64).sum())
+                others[name] += float(file.uncertainties[name][rows].astype(np.float64).sum())
             if labels_N is not None:
-                rank_B = label_rank(file.whole_logits(here), labels_N[here])
+                rank_B = label_rank(file.dense_logits(rows), labels_N[rows])
                 first, fifth = first + int((rank_B < 1).sum()), fifth + int((rank_B < 5).sum())
     return CacheSummary(
         num_views=len(cache.views),
@@ -74,15 +75,15 @@ def summarise(cache: Cache, labels_N: NDArray[np.integer] | None = None) -> Cach
 
 
 def label_rank(logits_BC: np.ndarray, labels_B: NDArray[np.integer]) -> NDArray[np.int64]:
-    """How many classes come before the label, int64 [B]; of equal logits, which rounding makes, the lower index is first."""
-    own_B1 = np.take_along_axis(logits_BC, labels_B[:, None].astype(np.int64), axis=1)
+    """How many classes rank above the label, int64 [B]; of equal logits, which rounding causes, the lower index ranks first."""
+    label_B1 = np.take_along_axis(logits_BC, labels_B[:, None].astype(np.int64), axis=1)
     before_BC = np.arange(logits_BC.shape[1]) < labels_B[:, None]
-    rank: NDArray[np.int64] = ((logits_BC > own_B1) | ((logits_BC == own_B1) & before_BC)).sum(axis=1)
+    rank: NDArray[np.int64] = ((logits_BC > label_B1) | ((logits_BC == label_B1) & before_BC)).sum(axis=1)
     return rank
 
 
 def weight_histogram(cache: Cache, bins: int) -> NDArray[np.int64]:
-    """Targets of all views by weight: int64 [bins], equal steps from 0 to 1."""
+    """Histogram of the entropy weights of all views' targets: int64 [bins], equal bins from 0 to 1."""
     counts = np.zeros(bins, np.int64)
     for view in cache.views:
         entropy_N = cache.view_file(view).uncertainties["entropy"]

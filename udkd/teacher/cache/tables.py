@@ -1,4 +1,4 @@
-"""A view's targets for training: whole on a device, or gathered from the memory-mapped file.
+"""A view's targets for training: copied to a device, or gathered from the memory-mapped file.
 
 Letters: N ids of the split, B ids of a batch, C classes.
 """
@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, weight
+from udkd.losses.sample_weight import SampleWeighting, sample_weight, uncertainty_of
 from udkd.losses.storage import others, rebuild, spread
 from udkd.teacher.cache.view_file import ViewFile
 from udkd.utils.rng import Stream, permutation
 
 _ROWS_AT_ONCE = 1 << 16
-_MEMORY_SHARE = 0.5  # of a device's free memory that one view may take: networks and gradients need the rest
+_MEMORY_SHARE = 0.5  # of a device's free memory for one view: networks and gradients need the rest
 
 
 class TargetTable(Protocol):
@@ -26,20 +26,20 @@ class TargetTable(Protocol):
     def lookup(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
         """Teacher logits [B, C] and weight float32 [B] of int64 ids [B], all on the table's device.
 
-        CacheError: a damaged block. An excluded id is an assertion where the file is mapped and a NaN weight where the
-        targets lie on the device, as asking would make the device wait.
+        CacheError: a damaged block. An excluded id fails an assertion where the file is mapped, and has a NaN weight where
+        the targets are on the device, as a check would synchronise it.
         """
 
     def features(self, ids_B: Tensor) -> Tensor:
-        """The teacher's pooled features of int64 ids [B], float16 [B, D], on the table's device, where they were asked for."""
+        """The teacher's pooled features of int64 ids [B], float16 [B, D], on the table's device; only if opened with them."""
 
 
 def open_table(
     file: ViewFile, device: torch.device, weighing: SampleWeighting, labels_N: Tensor | None, *, features: bool = False
 ) -> TargetTable:
-    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: whether they are asked for."""
-    wanted = ("logits", "classes", "tail", *(("features",) if features else ()))
-    num_bytes = sum(array.nbytes for name, array in file.arrays.items() if name in wanted)
+    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: whether they are needed."""
+    needed = ("logits", "classes", "tail", *(("features",) if features else ()))
+    num_bytes = sum(array.nbytes for name, array in file.arrays.items() if name in needed)
     mapped = MappedTable(file, device, weighing, labels_N)
     if device.type == "cpu" or (device.type == "cuda" and num_bytes > _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]):
         return mapped
@@ -48,9 +48,9 @@ def open_table(
     rows = {
         name: torch.from_numpy(array.astype(np.int32) if name == "classes" else array).to(device)
         for name, array in file.arrays.items()
-        if name in wanted
+        if name in needed
     }
-    # Weights are derived where a live teacher's are: a division rounds differently on another device.
+    # MappedTable computes the weights on the training device, as a live teacher does: division rounds differently elsewhere.
     return DeviceTable(rows, mapped.all_weights(), file.header.key.num_classes)
 
 
@@ -58,9 +58,9 @@ def open_table(
 class MappedTable:
     """Gathers rows from the mapped file; a block is verified when a lookup first touches it.
 
-    Weights are derived of the rows of a batch, so that a table has no memory of its own for each id; of the top-k form on a
-    CPU it keeps one float32 an id, the logit of the classes that were not kept: without it small batches took three times as
-    long to rebuild. Where the device is no CPU, ids come to the host and rows go back: for caches bigger than the device.
+    Weights are computed per batch, so that the table needs no memory per id. Exception: for the top-k form on a CPU it keeps
+    one float32 per id, the logit of the classes that were not kept: without it small batches take three times as long to
+    rebuild. For caches bigger than the device: ids are copied to the host and rows to the device.
     """
 
     def __init__(self, file: ViewFile, device: torch.device, weighing: SampleWeighting, labels_N: Tensor | None) -> None:
@@ -68,12 +68,12 @@ class MappedTable:
         self._device = device
         self._weighing = weighing
         self._labels_N = labels_N
-        self._uncertainty = UNCERTAINTY_OF.get(weighing.kind)
+        self._uncertainty = uncertainty_of(weighing.kind)
         self._arrays = {name: torch.from_numpy(array) for name, array in file.arrays.items() if name != "classes"}
         self._verified: NDArray[np.bool_] = np.zeros(file.header.num_blocks, np.bool_)
         self._unverified = file.header.num_blocks
-        kept_here = device.type == "cpu" and "classes" in file.arrays
-        self._others_N = torch.empty(file.header.num_rows) if kept_here else None  # of verified blocks
+        keeps_others = device.type == "cpu" and "classes" in file.arrays
+        self._others_N = torch.empty(file.header.num_rows) if keeps_others else None  # filled as blocks are verified
         self._source_N = self._shuffled() if weighing.control == "shuffled" else None
         self._mean = self._mean_weight() if weighing.control == "equal_mean" or weighing.mean_one else 1.0
 
@@ -90,7 +90,7 @@ class MappedTable:
         return logits_BC, weight_B / self._mean if self._weighing.mean_one else weight_B
 
     def logits(self, rows_B: Tensor) -> Tensor:
-        """Logits [B, C] of ids on the host, on the table's device."""
+        """Logits [B, C], on the table's device, of ids on the host."""
         self._verify(rows_B.numpy())
         logits, num_classes = self._gathered("logits", rows_B), self._file.header.key.num_classes
         if "classes" not in self._file.arrays:
@@ -107,27 +107,25 @@ class MappedTable:
         return self._gathered("features", rows_B)
 
     def weight(self, rows_B: Tensor, logits_BC: Tensor | None = None) -> Tensor:
-        """Weight [B] of ids on the host before any control, on the table's device. logits_BC: theirs, if they are known."""
-        if self._weighing.kind == "constant":
-            return torch.ones(rows_B.shape, device=self._device)
+        """Weight [B] before any control, on the table's device, of ids on the host. logits_BC: of these ids, if known."""
         if logits_BC is None:
             logits_BC = self.logits(rows_B)
         uncertainty_B = None if self._uncertainty is None else self._gathered(self._uncertainty, rows_B)
         labels_B = None if self._labels_N is None else self._labels_N[rows_B].to(self._device)
         members = self._file.header.key.num_members
-        return weight(self._weighing.kind, logits_BC, uncertainty_B, labels_B, num_members=members)
+        return sample_weight(self._weighing.kind, logits_BC, uncertainty_B, labels_B, num_members=members)
 
     def all_weights(self) -> Tensor:
         """Weight [N] of every id as `lookup` gives it, on the table's device; NaN for excluded ids."""
         weight_N = torch.full((self._file.header.num_rows,), torch.nan, device=self._device)
-        for rows_B in self._used():
+        for rows_B in self._kept_ids():
             weight_N[rows_B.to(self._device)] = self.lookup(rows_B)[1]
         return weight_N
 
     def _gathered(self, name: str, rows_B: Tensor) -> Tensor:
         return self._arrays[name].index_select(0, rows_B).to(self._device)
 
-    def _used(self) -> list[Tensor]:
+    def _kept_ids(self) -> list[Tensor]:
         """The ids that are not excluded, in chunks."""
         entropy_N = self._file.uncertainties["entropy"]
         starts = range(0, len(entropy_N), _ROWS_AT_ONCE)
@@ -135,15 +133,15 @@ class MappedTable:
         return [torch.from_numpy(chunk) for chunk in chunks]
 
     def _mean_weight(self) -> float:
-        chunks = self._used()
+        chunks = self._kept_ids()
         return sum(float(self.weight(rows_B).double().sum()) for rows_B in chunks) / max(1, sum(map(len, chunks)))
 
     def _shuffled(self) -> Tensor:
-        """Whose weight each id gets, int32 [N]: its successor's in a shuffled circle, so nobody keeps an own one."""
-        ids = torch.cat(self._used()).numpy()
-        circle = permutation(ids, self._weighing.seed, Stream.WEIGHT_SHUFFLE)
+        """The id whose weight each id gets, int32 [N]: its successor in a shuffled cycle, so that no id keeps its weight."""
+        ids = torch.cat(self._kept_ids()).numpy()
+        cycle = permutation(ids, self._weighing.seed, Stream.WEIGHT_SHUFFLE)
         source_N = np.zeros(self._file.header.num_rows, np.int32)
-        source_N[circle] = np.roll(circle, -1)
+        source_N[cycle] = np.roll(cycle, -1)
         return torch.from_numpy(source_N)
 
     def _verify(self, rows_B: NDArray[np.int64]) -> None:
@@ -164,7 +162,7 @@ class DeviceTable:
     """All targets on the device: a lookup is one gather for the logits and one for the weights.
 
     rows: by name, logits float16 or float32 [N, C], or of the top-k form logits [N, k], classes int32 [N, k], tail [N];
-    features float16 [N, D] where they are asked for.
+    features float16 [N, D] where they are needed.
     weight: float32 [N].
     """
 

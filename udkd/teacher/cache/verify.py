@@ -1,4 +1,4 @@
-"""Asks the teacher again about random (sample, view) pairs and compares with what a cache holds."""
+"""Recomputes a teacher's predictions for random (sample, view) pairs and compares them with a cache."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,46 +12,40 @@ from numpy.typing import NDArray
 from udkd.augment import apply as augment
 from udkd.augment import views
 from udkd.config.recipe import Recipe
-from udkd.data.backends.registry import choose, open_backend
+from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.losses.estimator import Estimator
-from udkd.losses.sample_weight import WeightKind, weight
+from udkd.losses.sample_weight import sample_weight
 from udkd.losses.storage import Storage
 from udkd.teacher.cache.key import CacheKey
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.predict import ask
+from udkd.teacher.predict import predict_blocks
 from udkd.teacher.targets import PackedTargets
 from udkd.utils.environment import set_threads
 from udkd.utils.errors import CacheError, ConfigError
-from udkd.utils.progress import Observer, Silent
+from udkd.utils.progress import SILENT, Observer
 
 PROBABILITY_BOUND = 2.5e-4
-"""Between a float32 teacher and its cached answer: 1.1e-4 of float16, and the last bits of other kernels or machines."""
+"""Between a float32 teacher and its cached targets: 1.1e-4 for float16, and the last bits of other kernels or machines."""
 
 WEIGHT_BOUND = 2e-4
 
 FEATURES_BOUND = 1e-3
-"""Of features, as a share of the row's largest: 4.9e-4 of float16, and the last bits of other kernels or machines."""
+"""Of features, relative to the row's largest: 4.9e-4 for float16, and the last bits of other kernels or machines."""
 
-_SILENT = Silent()
-_WEIGHTS: dict[str, WeightKind] = {
-    "entropy": "entropy",
-    "mutual_information": "mutual_information",
-    "vacuity": "vacuity",
-}
 _BATCHES_AT_ONCE = 8
 _MOST_THREADS = 1024  # that a recipe may ask for
 
 
 @dataclass(kw_only=True)
-class Comparison:
-    """The largest differences between fresh answers and cached ones.
+class CacheComparison:
+    """The largest differences between recomputed targets and cached ones.
 
-    probability, weight: absolute; features: a share of the row's largest, 0 where none are stored; worst_probability,
-    worst_weight, worst_features: the (view, id) where. error: of bfloat16, the largest
-    differences of the fresh answers from float32 ones; two answers are within twice that of each other. None in float32.
+    probability, weight: absolute; features: relative to the row's largest, 0 where none are stored. worst_probability,
+    worst_weight, worst_features: their (view, id). error: of a bfloat16 teacher, the largest differences of the recomputed
+    targets from float32 ones; two bfloat16 computations are within twice that of each other. None in float32.
     """
 
     num_pairs: int = 0
@@ -61,7 +55,7 @@ class Comparison:
     worst_probability: tuple[int, int] = (0, 0)
     worst_weight: tuple[int, int] = (0, 0)
     worst_features: tuple[int, int] = (0, 0)
-    error: "Comparison | None" = field(default=None)
+    error: "CacheComparison | None" = field(default=None)
 
     @property
     def probability_bound(self) -> float:
@@ -77,17 +71,17 @@ class Comparison:
 
     @property
     def worst(self) -> tuple[int, int] | None:
-        """The (view, id) of an answer that is beyond a bound; None where all are within."""
+        """The (view, id) of a target that is beyond a bound; None where all are within."""
         for name in ("probability", "weight", "features"):
             if getattr(self, name) > getattr(self, f"{name}_bound"):
-                place: tuple[int, int] = getattr(self, f"worst_{name}")
-                return place
+                worst: tuple[int, int] = getattr(self, f"worst_{name}")
+                return worst
         return None
 
     def add(self, view: int, ids: NDArray[np.int64], differences: Mapping[str, torch.Tensor]) -> None:
-        """Take in the largest differences of each row, [B] by name."""
+        """Update with the differences of some rows of a view, [B] by name."""
         self.num_pairs += len(ids)
-        # NaN counts as the worst there is.
+        # NaN counts as the largest difference.
         for name, values in differences.items():
             values = values.nan_to_num(nan=float("inf"))
             row = int(values.argmax())
@@ -96,7 +90,7 @@ class Comparison:
                 setattr(self, f"worst_{name}", (view, int(ids[row])))
 
 
-def compare(
+def compare_with_teacher(
     cache: Cache,
     *,
     dataset: DatasetFolder,
@@ -105,18 +99,16 @@ def compare(
     seed: int,
     device: torch.device,
     backend: str = "auto",
-    observer: Observer = _SILENT,
-) -> Comparison:
-    """Ask `teachers` again about `count` random (sample, view) pairs, drawn by `seed`.
+    observer: Observer = SILENT,
+) -> CacheComparison:
+    """Recompute the targets of `count` random (sample, view) pairs, drawn by `seed`, and compare them with the cache's.
 
-    Batch, precision, estimator and views are the cache's own. MismatchError: another dataset, teacher or pixel class.
-    CacheError: a key that nobody can have built by here, of other rows than the data's, or of a batch beyond this memory.
+    Batch size, precision, estimator and views are the cache's. MismatchError: another dataset, teacher or pixel class.
+    CacheError: a key that no recipe leads to, other rows than the data's, or a batch that does not fit in this memory.
     """
     key, split = cache.key, dataset.split(cache.key.split)
     recipe = _recipe_of(key)
-    name, why = choose(backend, split, device)
-    observer.note(f"backend: {name}, because {why}")
-    with contextlib.closing(open_backend(name, split, device)) as opened:
+    with contextlib.closing(open_backend(backend, split, device, observer=observer)) as opened:
         cache.require(
             {
                 "num_classes": len(dataset.classes),
@@ -129,31 +121,33 @@ def compare(
                 "teacher_sha256": " + ".join(folder.info.weights_sha256 for folder in teachers),
             }
         )
-        _require_fitting(cache, split, recipe.views.size_px)
+        _require_comparable(cache, split, recipe.views.size_px)
         set_threads(key.threads if device.type == "cpu" else 0)
-        panel = TeacherEnsemble.load(teachers, recipe, dataset, device, features=key.features > 0)
+        ensemble = TeacherEnsemble.load(teachers, recipe, dataset, device, features=key.features > 0)
         exact = None
         if recipe.teacher.precision != "float32":
             exact = TeacherEnsemble.load(
                 teachers, _recipe_of(key, precision="float32"), dataset, device, features=key.features > 0
             )
-        result, spec = Comparison(error=Comparison() if exact else None), recipe.views.spec
+        result, spec = CacheComparison(error=CacheComparison() if exact else None), recipe.views.spec
         observer.start("teacher, again", count, "images")
-        for view, blocks in _pairs(cache, split.ids, count, seed, panel.batch * _BATCHES_AT_ONCE):
-            asked = [
-                ask(each, opened, split, spec, key.seed or 0, view, blocks, exactly=True) for each in (panel, exact) if each
+        for view, blocks in _pairs(cache, split.ids, count, seed, ensemble.batch * _BATCHES_AT_ONCE):
+            recomputed = [
+                predict_blocks(each, opened, split, spec, key.seed or 0, view, blocks, unrounded=True)
+                for each in (ensemble, exact)
+                if each
             ]
-            for ids, *answers in zip(blocks, *asked, strict=True):
-                result.add(view, ids, _differences(answers[0], _stored(cache, view, ids), key))
+            for ids, *targets in zip(blocks, *recomputed, strict=True):
+                result.add(view, ids, _differences(targets[0], _stored(cache, view, ids), key))
                 if result.error is not None:
-                    result.error.add(view, ids, _differences(answers[0], answers[1], key))
+                    result.error.add(view, ids, _differences(targets[0], targets[1], key))
                 observer.advance(len(ids))
         observer.finish()
     return result
 
 
-def _require_fitting(cache: Cache, split: Split, size_px: int) -> None:
-    """CacheError unless a cache can be held against a split here: its rows, its threads and its batch are counted first."""
+def _require_comparable(cache: Cache, split: Split, size_px: int) -> None:
+    """CacheError unless a cache has the split's rows, and its threads and batch size are possible on this machine."""
     key = cache.key
     cache.require_rows(len(split.labels), split.ids, key.num_classes)
     needed, free = key.teacher_batch * 3 * size_px * size_px * 4, psutil.virtual_memory().available
@@ -161,7 +155,7 @@ def _require_fitting(cache: Cache, split: Split, size_px: int) -> None:
         raise CacheError(
             f"{cache.folder} was built with {key.threads} threads in batches of {key.teacher_batch} images of {size_px} px, "
             f"{needed / 1e9:.3g} GB for their pixels alone; expected at most {_MOST_THREADS} threads and {free / 1e9:.3g} GB, "
-            "and some images; ask again where it was built"
+            "and some images; verify it where it was built"
         )
 
 
@@ -171,8 +165,8 @@ def _pairs(
     """Random pairs without repetition: for each view the ids, ascending, in pieces of `rows`."""
     total = len(ids) * len(cache.views)
     drawn = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False, shuffle=False))
-    for place, view in enumerate(cache.views):
-        chosen = ids[drawn[drawn // len(ids) == place] % len(ids)]
+    for index, view in enumerate(cache.views):
+        chosen = ids[drawn[drawn // len(ids) == index] % len(ids)]
         if len(chosen):
             yield view, [chosen[start : start + rows] for start in range(0, len(chosen), rows)]
 
@@ -190,23 +184,20 @@ def _stored(cache: Cache, view: int, ids: NDArray[np.int64]) -> PackedTargets:
 
 
 def _differences(fresh: PackedTargets, other: PackedTargets, key: CacheKey) -> dict[str, torch.Tensor]:
-    """Largest absolute difference of any probability, of any weight, and of features: float64 [B] each.
+    """Largest absolute difference of any probability and of any weight, and relative one of features: float64 [B] each.
 
-    In the top-k form the classes that were not kept count as one: only their sum is stored.
+    In the top-k form the classes that were not kept count as one class: only their sum is stored.
     """
     p_BC = torch.softmax(fresh.logits.double(), dim=-1)
-    q_BC = torch.softmax(other.whole(key.num_classes).double(), dim=-1)
+    q_BC = torch.softmax(other.dense(key.num_classes).double(), dim=-1)
     if other.classes is not None:
         p_BC, q_BC = (_with_tail(each_BC, other.classes) for each_BC in (p_BC, q_BC))
-    apart = [
-        (_weight(_WEIGHTS[name], fresh, name, key) - _weight(_WEIGHTS[name], other, name, key)).abs()
-        for name in key.uncertainties
-    ]
-    found = {"probability": (p_BC - q_BC).abs().amax(-1), "weight": torch.stack(apart).amax(0).double()}
+    weight_differences = [(_weight(name, fresh, key) - _weight(name, other, key)).abs() for name in key.uncertainties]
+    largest = {"probability": (p_BC - q_BC).abs().amax(-1), "weight": torch.stack(weight_differences).amax(0).double()}
     if fresh.features is not None and other.features is not None:
         largest_B = fresh.features.double().abs().amax(-1).clamp(min=torch.finfo(torch.float16).tiny)
-        found["features"] = (fresh.features.double() - other.features.double()).abs().amax(-1) / largest_B
-    return found
+        largest["features"] = (fresh.features.double() - other.features.double()).abs().amax(-1) / largest_B
+    return largest
 
 
 def _with_tail(p_BC: torch.Tensor, classes_Bk: torch.Tensor) -> torch.Tensor:
@@ -214,26 +205,28 @@ def _with_tail(p_BC: torch.Tensor, classes_Bk: torch.Tensor) -> torch.Tensor:
     return torch.cat([kept_Bk, 1 - kept_Bk.sum(1, keepdim=True)], dim=1)
 
 
-def _weight(kind: WeightKind, targets: PackedTargets, name: str, key: CacheKey) -> torch.Tensor:
-    return weight(kind, targets.whole(key.num_classes), targets.uncertainties[name], None, num_members=key.num_members)
+def _weight(uncertainty: str, targets: PackedTargets, key: CacheKey) -> torch.Tensor:
+    """Weights of the kind that has an uncertainty's name."""
+    logits_BC, uncertainty_B = targets.dense(key.num_classes), targets.uncertainties[uncertainty]
+    return sample_weight(uncertainty, logits_BC, uncertainty_B, None, num_members=key.num_members)
 
 
 def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:
-    """A recipe that asks the teacher as the cache's build did."""
+    """A recipe whose teacher settings are those of the cache's build. CacheError where there is none."""
     estimator, storage = Estimator.parse(key.estimator), Storage.parse(key.storage)
-    asked: dict[str, object] = {
+    settings: dict[str, object] = {
         "batch_size": key.teacher_batch,
         "precision": key.precision.split(", ")[0],
         "logits_dtype": storage.dtype,
         "top_k": storage.top_k,
         "estimator": estimator.kind,
     }
-    levers = {"fold_bn": "batch norm folded" in key.precision, "compile": "compiled" in key.precision}
-    asked |= {name: True for name, on in levers.items() if on}
+    flags = {"fold_bn": "batch norm folded" in key.precision, "compile": "compiled" in key.precision}
+    settings |= {name: True for name, is_set in flags.items() if is_set}
     if estimator.kind == "mc_dropout":
-        asked |= {"mc_samples": estimator.passes, "dropout": estimator.p, "dropout_seed": estimator.seed}
-    shown = {"views": key.views | {"seed": key.seed or 0}, "evaluation": {"resize_px": key.views.get("size_px")}}
+        settings |= {"mc_samples": estimator.passes, "dropout": estimator.p, "dropout_seed": estimator.seed}
+    views = {"views": key.views | {"seed": key.seed or 0}, "evaluation": {"resize_px": key.views.get("size_px")}}
     try:
-        return Recipe.from_dict(shown | {"teacher": asked | teacher}, "the cache's key")
+        return Recipe.from_dict(views | {"teacher": settings | teacher}, "the cache's key")
     except ConfigError as error:
-        raise CacheError(f"{error}: no recipe asks for such a cache; expected what a build writes; build it again") from None
+        raise CacheError(f"{error}: no recipe leads to such a cache; expected what a build writes; build it again") from None

@@ -1,7 +1,7 @@
-"""How many views a cache has been given, beside them in `views.json`: a view that is gone, the last one too, can be named.
+"""`views.json`: how many views a cache has ever had, so that a missing view, even the last one, is noticed.
 
-Written before a view takes its final name, so no finished view is unrecorded. A cache without the file is as good as another;
-the next build writes it. Its checksum covers the key: the record of another cache is as wrong as a flipped bit.
+It is written before a view gets its final name, so that every finished view is counted. A cache without the file is valid;
+the next build writes it. Its checksum covers the key, so that the file of another cache is refused.
 """
 
 import zlib
@@ -12,26 +12,26 @@ from udkd.utils.errors import CacheError
 from udkd.utils.files import json_bytes, read_regular, write_bytes
 from udkd.utils.parsing import parse_json
 
-RECORD = "views.json"
+VIEW_COUNT_FILE = "views.json"
 MOST_VIEWS = 1_000_000
-"""Of a cache: a view an epoch, and more than anyone trains. A number beyond it is damage, or an attack on memory."""
+"""Bound on a cache's views: one per epoch, more than anyone trains. A larger number is damage, or an attack on memory."""
 
 _MOST_BYTES = 4096
 
 
-def record_views(folder: Path, key: CacheKey, count: int) -> None:
-    """Remember that views 0 to count - 1 are finished or about to be. A larger count stays, a damaged one does not."""
+def write_view_count(folder: Path, key: CacheKey, count: int) -> None:
+    """Record that views 0 to count - 1 are finished or about to be. Keeps a larger count and replaces a damaged file."""
     try:
-        recorded = recorded_views(folder, key)
+        stored = read_view_count(folder, key)
     except CacheError:
-        recorded = 0
-    if recorded < count:
-        write_bytes(folder / RECORD, _bytes(key, count))
+        stored = 0
+    if stored < count:
+        write_bytes(folder / VIEW_COUNT_FILE, _bytes(key, count))
 
 
-def recorded_views(folder: Path, key: CacheKey) -> int:
-    """How many views there have ever been; 0 where nothing is recorded. CacheError: a damaged or foreign record."""
-    path = folder / RECORD
+def read_view_count(folder: Path, key: CacheKey) -> int:
+    """How many views there have ever been; 0 where nothing is recorded. CacheError: a damaged file, or another cache's."""
+    path = folder / VIEW_COUNT_FILE
     try:
         data = read_regular(path, _MOST_BYTES)
         count = parse_json(data)["views"]
@@ -42,7 +42,7 @@ def recorded_views(folder: Path, key: CacheKey) -> int:
     except (ValueError, KeyError, TypeError):
         pass
     raise CacheError(
-        f"{path} is not the record of these views; expected how many there are, with its checksum; "
+        f"{path} does not belong to these views; expected their number, with its checksum; "
         "delete it: the next `udkd cache build` writes it again"
     )
 

@@ -17,14 +17,14 @@ All numbers are little-endian. N rows (one for each id of the split, excluded on
 In the top-k form of many classes, logits is [N, k], best first, and two arrays follow it:
           classes    uint16 [N, k], uint32 where C > 65,536: whose logits they are
           tail       float32 [N], the exact probability of the classes that were not kept
-The entropy is exact in both forms. `udkd.losses.storage.rebuild` makes all C logits again; their softmax sums to 1.
+The entropy is exact in both forms. `udkd.losses.storage.rebuild` restores all C logits; their softmax sums to 1.
 
-A block is `block_rows` consecutive ids; the last may be shorter. Its checksum is the crc32 of its index (uint64), its
-rows of each array in the file's order, started from the header's crc32: a block copied from another place, view or cache
-is as wrong as a flipped bit. An excluded id has zeros as logits (and classes) and NaN as the rest, so a run that trains on
-one by mistake sees a loss that is not finite.
+A block is `block_rows` consecutive ids; the last may be shorter. Its checksum is the crc32 of its index (uint64) and its
+rows of each array in the file's order, starting from the header's crc32, so that a block copied from another position, view
+or cache does not match. An excluded id has zeros as logits (and classes) and NaN elsewhere, so that a run that trains on one
+by mistake gets a loss that is not finite.
 
-At C = 100 a row costs 204 bytes and its share of the header and the checksums; top-32 of any C up to 65,536 costs 136.
+At C = 100 a row takes 204 bytes plus its share of the header and the checksums; top-32 of any C up to 65,536 takes 136.
 Features add 2 D bytes: 4,096 for a ResNet-50, 1,024 for a ResNet-18.
 """
 
@@ -51,14 +51,14 @@ from udkd.utils.parsing import parse_json
 MAGIC = b"UDKDVIEW"
 ALIGNMENT = 64
 _PREFIX = struct.Struct("<8sIII")
-_SIGNED = 16
+_CHECKED_PREFIX = 16  # bytes of the prefix that the header's crc32 covers
 _MAX_HEADER_BYTES = 1 << 20
 REBUILD = "delete the file and run `udkd cache build` again: it computes what is missing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """Where one array lies: `offset` counts bytes from the start of the data."""
+    """One array of the file. offset: in bytes from the start of the data."""
 
     name: str
     dtype: str
@@ -72,7 +72,7 @@ class ArraySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewHeader:
-    """All that a view file says of itself; every byte position follows from it."""
+    """The header of a view file; every byte position follows from it."""
 
     key: CacheKey
     view: int
@@ -106,7 +106,7 @@ class ViewHeader:
         return tuple(specs)
 
     def to_bytes(self) -> bytes:
-        """Everything before the data, its alignment included."""
+        """The file's bytes before the data, padding included."""
         text = json.dumps(
             {
                 "key": json.loads(self.key.to_json()),
@@ -119,14 +119,14 @@ class ViewHeader:
             sort_keys=True,
             separators=(",", ":"),
         ).encode("ascii")
-        signed = struct.pack("<8sII", MAGIC, FORMAT_VERSION, len(text))
-        crc = zlib.crc32(text, zlib.crc32(signed))
+        prefix = struct.pack("<8sII", MAGIC, FORMAT_VERSION, len(text))
+        crc = zlib.crc32(text, zlib.crc32(prefix))
         head = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(text), crc) + text
         return head.ljust(_aligned(len(head)), b"\0")
 
     @property
     def checksum(self) -> int:
-        """The header's crc32, from which each block's starts."""
+        """The header's crc32, the starting value of every block's checksum."""
         return int(_PREFIX.unpack_from(self.to_bytes())[3])
 
     @property
@@ -135,7 +135,7 @@ class ViewHeader:
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole file."""
+        """Size of the file."""
         last = self.arrays[-1]
         return self.data_start + last.offset + last.num_bytes
 
@@ -149,10 +149,10 @@ def view_path(folder: Path, view: int) -> Path:
     return folder / f"view-{view:04d}.udkd"
 
 
-def read_header(path: Path) -> ViewHeader:
-    """Read and check a file's header and its size, before memory is taken for anything else.
+def read_view_header(path: Path) -> ViewHeader:
+    """Read and check a file's header and the file's size, before anything else takes memory.
 
-    CacheError: no file, not such a file, another version, a damaged header, or a size that the header does not lead to.
+    CacheError: no file, not a view file, another version, a damaged header, or a size that does not match the header.
     """
     with _opened(path) as file:
         return _header(path, file)
@@ -162,12 +162,12 @@ def _opened(path: Path) -> BinaryIO:
     try:
         return open_regular(path)
     except ValueError:
-        found = "no regular file"
+        state = "not a regular file"
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
             raise
-        found = "gone, or a link to nowhere"
-    raise CacheError(f"{path} is {found}; expected a cached view; {REBUILD}")
+        state = "missing, or a broken link"
+    raise CacheError(f"{path} is {state}; expected a cached view; {REBUILD}")
 
 
 def _header(path: Path, file: BinaryIO) -> ViewHeader:
@@ -175,16 +175,16 @@ def _header(path: Path, file: BinaryIO) -> ViewHeader:
     file.seek(0)
     prefix = file.read(_PREFIX.size)
     if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
-        raise CacheError(f"{path} is no cached view (it starts with {prefix[:8]!r}); expected {MAGIC!r}; {REBUILD}")
+        raise CacheError(f"{path} is not a cached view (it starts with {prefix[:8]!r}); expected {MAGIC!r}; {REBUILD}")
     _, version, length, crc = _PREFIX.unpack(prefix)
     if version != FORMAT_VERSION:
         raise CacheError(
             f"{path} has format version {version}; expected {FORMAT_VERSION}; use the udkd that wrote it, or {REBUILD}"
         )
     if length > min(_MAX_HEADER_BYTES, size):
-        raise CacheError(f"{path}: header of {length} bytes in a file of {size}; expected a whole header; {REBUILD}")
+        raise CacheError(f"{path}: header of {length} bytes in a file of {size}; expected a complete header; {REBUILD}")
     text = file.read(length)
-    if zlib.crc32(text, zlib.crc32(prefix[:_SIGNED])) != crc:
+    if zlib.crc32(text, zlib.crc32(prefix[:_CHECKED_PREFIX])) != crc:
         raise CacheError(f"{path}: header does not match its checksum; expected the bytes that were written; {REBUILD}")
     header = _parse(path, text)
     expected = header.to_bytes()
@@ -203,7 +203,7 @@ def _parse(path: Path, text: bytes) -> ViewHeader:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CacheError(f"{path}: unreadable header ({error!r}); expected JSON with key, view and rows; {REBUILD}") from None
     if type(view) is not int or type(rows) is not int or view < 0 or rows < 1:
-        raise CacheError(f"{path}: view {view!r} and rows {rows!r}; expected two counts; {REBUILD}")
+        raise CacheError(f"{path}: view {view!r} and rows {rows!r}; expected two integers; {REBUILD}")
     try:
         return ViewHeader(key=CacheKey.from_json(key), view=view, num_rows=rows)
     except CacheError as error:
@@ -211,11 +211,11 @@ def _parse(path: Path, text: bytes) -> ViewHeader:
 
 
 class ViewFile:
-    """A view file, memory-mapped. Nothing is read until it is asked for; nothing done to the arrays reaches the disk.
+    """A view file, memory-mapped. Data is read when it is accessed; changes of the arrays never reach the disk.
 
     logits: [N, C], or [N, k] in the top-k form; uncertainties: by name, float32 [N]; checksums: uint32 [blocks].
     arrays: all but the checksums, by name, in the file's order.
-    CacheError: see `read_header`, or bytes between the arrays that are not zeros.
+    CacheError: see `read_view_header`, or bytes between the arrays that are not zeros.
     """
 
     def __init__(self, path: Path) -> None:
@@ -237,64 +237,62 @@ class ViewFile:
         self.uncertainties: Mapping[str, NDArray[np.float32]] = {name: arrays[name] for name in self.header.key.uncertainties}
         self._header_checksum = self.header.checksum
 
-    def whole_logits(self, rows: NDArray[np.int64] | slice) -> np.ndarray:
-        """Logits of all C classes of some rows: as they are stored, or float32 rebuilt from the top-k form."""
+    def dense_logits(self, rows: NDArray[np.int64] | slice) -> np.ndarray:
+        """Logits of all C classes of some rows: as stored, or float32 rebuilt from the top-k form."""
         if "classes" not in self.arrays:
             return self.logits[rows]
         logits, classes, tail = (torch.from_numpy(self.arrays[name][rows]) for name in ("logits", "classes", "tail"))
         return rebuild(logits, classes, tail, self.header.key.num_classes).numpy()
 
-    def block_is_whole(self, block: int) -> bool:
-        """Whether a block's rows are those that its checksum was made of, and values that a build can have written."""
-        return not self._wrong_with(block)
+    def is_block_intact(self, block: int) -> bool:
+        """Whether a block matches its checksum and holds values that a build can have written."""
+        return not self._fault(block)
 
-    def _wrong_with(self, block: int) -> str:
-        """What is wrong with a block, in a few words, or ""."""
+    def _fault(self, block: int) -> str:
+        """What is wrong with a block, or ""."""
         first, end = self.header.block_range(block)
         rows = {name: array[first:end] for name, array in self.arrays.items()}
         if block_checksum(self._header_checksum, block, list(rows.values())) != int(self.checksums[block]):
             return "does not match its checksum"
-        name = _impossible(rows, self.header.key.num_classes)
-        return f"holds impossible {name} under a checksum that matches" if name else ""
+        name = _invalid_array(rows, self.header.key.num_classes)
+        return f"holds impossible {name} although its checksum matches" if name else ""
 
     def damaged_blocks(self) -> list[int]:
-        """Every block that is not whole; reads the whole file."""
-        return [block for block in range(self.header.num_blocks) if not self.block_is_whole(block)]
+        """Every block that is not intact; reads the complete file."""
+        return [block for block in range(self.header.num_blocks) if not self.is_block_intact(block)]
 
     def require_block(self, block: int) -> None:
-        """CacheError, naming file, block and ids, unless the block is whole."""
-        wrong = self._wrong_with(block)
-        if wrong:
+        """CacheError, naming file, block and ids, unless the block is intact."""
+        fault = self._fault(block)
+        if fault:
             first, end = self.header.block_range(block)
             raise CacheError(
-                f"{self.path}: block {block} (ids {first} to {end - 1}) {wrong}; "
+                f"{self.path}: block {block} (ids {first} to {end - 1}) {fault}; "
                 f"expected the bytes that the build wrote; {REBUILD}"
             )
 
 
 def block_checksum(header_checksum: int, block: int, rows: list[np.ndarray]) -> int:
-    """The checksum of a block: its index, then the rows of each array in the file's order, from the header's checksum on."""
+    """The crc32 of a block's index and its rows of each array in the file's order, starting from the header's checksum."""
     crc = zlib.crc32(struct.pack("<Q", block), header_checksum)
     for array in rows:
         crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
     return crc
 
 
-def _impossible(rows: Mapping[str, np.ndarray], num_classes: int) -> str:
-    """The first array with values that end training with a loss that is no number, or outside an array; or ""."""
+def _invalid_array(rows: Mapping[str, np.ndarray], num_classes: int) -> str:
+    """The first array with values that would make a loss NaN or index out of bounds, or ""."""
     kept = ~np.isnan(rows["entropy"])
     for name, array in rows.items():
         if name == "classes":
-            fine = int(array.max()) < num_classes
+            is_valid = int(array.max()) < num_classes
         elif name == "logits":  # zeros where an id is excluded
-            fine = _all_finite(array)
-        elif name == "features":
-            fine = _all_finite(array[kept])
+            is_valid = _all_finite(array)
         elif name == "tail":
-            fine = bool(((array[kept] >= 0) & (array[kept] < 1)).all())
+            is_valid = bool(((array[kept] >= 0) & (array[kept] < 1)).all())
         else:
-            fine = _all_finite(array[kept])
-        if not fine:
+            is_valid = _all_finite(array[kept])
+        if not is_valid:
             return name
     return ""
 
@@ -302,7 +300,7 @@ def _impossible(rows: Mapping[str, np.ndarray], num_classes: int) -> str:
 def _all_finite(array: np.ndarray) -> bool:
     if array.dtype != np.float16:
         return bool(np.isfinite(array).all())
-    # An exponent of ones is no number: an eighth of the time of numpy's own question, and of the block's checksum.
+    # An exponent of all ones is NaN or infinite: this takes an eighth of the time of np.isfinite, and of the block's checksum.
     return int((array.view(np.uint16) & 0x7C00).max(initial=0)) < 0x7C00
 
 

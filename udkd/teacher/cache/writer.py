@@ -1,7 +1,7 @@
 """Writing a cache: block by block, in any order, resumable after a kill at any moment.
 
-A view grows as `view-%04d.udkd.partial` and takes its final name when all of it is on disk. Which blocks are done is read
-off their checksums, so there is no journal that could disagree with the bytes.
+A view is written as `view-%04d.udkd.partial` and gets its final name when all of it is on disk. A block is done if its
+checksum matches, so there is no journal that could disagree with the bytes.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from udkd.teacher.cache.key import CacheKey, Differing, Remedy, differences
+from udkd.teacher.cache.key import CacheKey, Differing, Remedy, key_differences
 from udkd.teacher.cache.reader import finished_views
-from udkd.teacher.cache.view_count import RECORD, record_views
-from udkd.teacher.cache.view_file import REBUILD, ViewFile, ViewHeader, block_checksum, read_header, view_path
+from udkd.teacher.cache.view_count import VIEW_COUNT_FILE, write_view_count
+from udkd.teacher.cache.view_file import REBUILD, ViewFile, ViewHeader, block_checksum, read_view_header, view_path
 from udkd.utils.errors import CacheError, MismatchError
 from udkd.utils.files import FolderLock, fsync_folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """The blocks of a view that one of `size` processes computes: those whose number leaves `rank`."""
+    """The blocks of a view that process `rank` of `size` computes: those with block % size == rank."""
 
     rank: int = 0
     size: int = 1
@@ -35,7 +35,7 @@ class Share:
         return block % self.size == self.rank
 
 
-ALL = Share()
+ALL_BLOCKS = Share()
 
 
 def _elsewhere(key: CacheKey, differing: Differing) -> str:
@@ -43,9 +43,9 @@ def _elsewhere(key: CacheKey, differing: Differing) -> str:
 
 
 class CacheWriter:
-    """Adds views to a cache folder that nobody else is writing: `with CacheWriter(folder, key, excluded_N) as writer: …`.
+    """Adds views to a cache folder, which it locks: `with CacheWriter(folder, key, excluded_N) as writer: …`.
 
-    excluded_N: bool [N], the split's rows that no order contains. remedy: what to advise where the folder holds another key.
+    excluded_N: bool [N], the split's excluded rows. remedy: the advice of an error where the folder holds another key.
     BusyError: another process writes there. MismatchError: the folder holds views, finished or not, of another key.
     CacheError: a finished view whose header is damaged.
     """
@@ -69,10 +69,10 @@ class CacheWriter:
                         f"expected view {view} of {len(self.excluded_N)}; {REBUILD}"
                     )
             for path in self.folder.glob("view-*.udkd.partial"):
-                # A partial file that was killed before its header was whole has no key and holds nothing.
+                # A partial file without a complete header, left by a kill, has no key and holds nothing.
                 with contextlib.suppress(CacheError):
                     _require_same_key(path, self.key, self._remedy)
-            self._mend_record()
+            self._repair_view_count()
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -81,30 +81,30 @@ class CacheWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.__exit__(kind, error, trace)
 
-    def _mend_record(self) -> None:
-        """Write the number of views where it is absent, damaged or too small, and clear what a kill left of writing it."""
-        (self.folder / f"{RECORD}.tmp").unlink(missing_ok=True)
+    def _repair_view_count(self) -> None:
+        """Write the number of views where it is absent, damaged or too small, and remove a temporary file left by a kill."""
+        (self.folder / f"{VIEW_COUNT_FILE}.tmp").unlink(missing_ok=True)
         if self.finished:
-            record_views(self.folder, self.key, max(self.finished) + 1)
+            write_view_count(self.folder, self.key, max(self.finished) + 1)
 
     @property
     def finished(self) -> tuple[int, ...]:
-        """Numbers of the views that stand under their final name."""
+        """Numbers of the views with a final file name."""
         return finished_views(self.folder)
 
-    def require_room(self, views: Collection[int]) -> None:
-        """CacheError, before the teacher works for hours, where the disk cannot hold some views beside what is there."""
+    def require_disk_space(self, views: Collection[int]) -> None:
+        """CacheError, before the teacher runs for hours, where the disk has no room for `views`."""
         each = ViewHeader(key=self.key, view=0, num_rows=len(self.excluded_N)).num_bytes
-        begun = sum(path.lstat().st_size for path in self.folder.glob("view-*.udkd.partial"))  # those have their place
+        allocated = sum(path.lstat().st_size for path in self.folder.glob("view-*.udkd.partial"))
         disk = os.statvfs(self.folder)
-        needed, free = each * len(views) - begun, disk.f_bavail * disk.f_frsize
-        if needed > free and disk.f_blocks:  # some network disks tell no size
+        needed, free = each * len(views) - allocated, disk.f_bavail * disk.f_frsize
+        if needed > free and disk.f_blocks:  # some network disks report no size
             raise CacheError(
                 f"{self.folder} lacks {len(views):,} views of {each / 1e6:.3g} MB and {free / 1e6:.3g} MB are free; "
-                "expected room for all; free some, or ask for fewer views"
+                "expected room for all; free some, or build fewer views"
             )
 
-    def view(self, view: int, share: Share = ALL) -> "ViewWriter":
+    def view(self, view: int, share: Share = ALL_BLOCKS) -> "ViewWriter":
         """Start or continue a view that is not finished."""
         assert view not in self.finished, f"view {view} is finished"
         header = ViewHeader(key=self.key, view=view, num_rows=len(self.excluded_N))
@@ -112,9 +112,9 @@ class CacheWriter:
 
 
 def join_view(folder: Path, key: CacheKey, view: int, excluded_N: NDArray[np.bool_], share: Share) -> "ViewWriter":
-    """Write a share of a view that the process which holds the lock has started: see CacheWriter.view.
+    """Write a share of a view that the process with the lock has started: see CacheWriter.view.
 
-    MismatchError: it was started with another key, by processes that differ in a thread count or a device, say.
+    MismatchError: it was started with another key, such as another thread count or device.
     """
     header = ViewHeader(key=key, view=view, num_rows=len(excluded_N))
     _require_same_key(_partial(folder, view), key)
@@ -128,7 +128,7 @@ class ViewWriter:
     CacheError: the disk cannot hold the view.
     """
 
-    def __init__(self, folder: Path, header: ViewHeader, excluded_N: NDArray[np.bool_], share: Share = ALL) -> None:
+    def __init__(self, folder: Path, header: ViewHeader, excluded_N: NDArray[np.bool_], share: Share = ALL_BLOCKS) -> None:
         self.header = header
         self.final = view_path(folder, header.view)
         self.partial = _partial(folder, header.view)
@@ -137,27 +137,27 @@ class ViewWriter:
         self._start = header.data_start
         self._checksum = header.checksum
         is_new = not self._can_resume()
-        self._descriptor = self._opened()
+        self._descriptor = self._open_partial()
         if is_new:
             os.ftruncate(self._descriptor, 0)
         try:
-            # All of it now: a full disk is found before the teacher has worked for hours.
+            # All of it now: a full disk is noticed before the teacher runs for hours.
             os.posix_fallocate(self._descriptor, 0, header.num_bytes)
             if is_new:
-                # After the space, so that a partial file with a readable header always has its full size.
-                self._put(header.to_bytes(), 0)
+                # After the allocation, so that a partial file with a readable header always has its full size.
+                self._pwrite(header.to_bytes(), 0)
         except OSError as error:
             os.close(self._descriptor)
             if is_new:
                 self.partial.unlink()
-            raise self._full(error) from error
+            raise self._disk_error(error) from error
         except BaseException:
             os.close(self._descriptor)
             raise
         blocks: Iterable[int] = range(header.num_blocks)
         if not is_new:
             file = ViewFile(self.partial)
-            blocks = [block for block in blocks if share.has(block) and not file.block_is_whole(block)]
+            blocks = [block for block in blocks if share.has(block) and not file.is_block_intact(block)]
         self.unfinished: list[int] = [block for block in blocks if share.has(block)]
 
     def __enter__(self) -> "ViewWriter":
@@ -169,12 +169,12 @@ class ViewWriter:
             self._descriptor = -1
 
     def ids(self, block: int) -> NDArray[np.int64]:
-        """The ids whose targets a block needs, int64, ascending: its ids less the excluded ones."""
+        """The ids of a block that are not excluded, int64, ascending."""
         first, end = self.header.block_range(block)
         return np.flatnonzero(~self._excluded_N[first:end]).astype(np.int64) + first
 
     def write(self, block: int, *arrays: np.ndarray) -> None:
-        """Write a block: each array of the file but the checksums, in its order, [n, …], rows in the order of `ids(block)`.
+        """Write a block: every array but the checksums, in the file's order, [n, …], rows in the order of `ids(block)`.
 
         CacheError: a value that is not finite, named by its id, or a full disk.
         """
@@ -187,19 +187,19 @@ class ViewWriter:
             assert given.dtype == np.dtype(spec.dtype), f"{spec.name}: {given.dtype}, expected {spec.dtype}"
             assert given.shape == (len(ids), *spec.shape[1:]), f"{spec.name}: {given.shape} for {len(ids)} ids"
             self._require_finite(spec.name, given, ids)
-            whole = np.full((end - first, *spec.shape[1:]), 0 if spec.name in ("logits", "classes") else np.nan, spec.dtype)
-            whole[ids - first] = given
-            self._put(whole.tobytes(), self._start + spec.offset + first * (spec.num_bytes // self.header.num_rows))
-            rows.append(whole)
-        # Rows first: were the process killed between, the old checksum would not match them.
+            filled = np.full((end - first, *spec.shape[1:]), 0 if spec.name in ("logits", "classes") else np.nan, spec.dtype)
+            filled[ids - first] = given
+            self._pwrite(filled.tobytes(), self._start + spec.offset + first * (spec.num_bytes // self.header.num_rows))
+            rows.append(filled)
+        # Rows before the checksum: after a kill in between, the old checksum does not match them.
         checksum = np.array([block_checksum(self._checksum, block, rows)], "<u4")
-        self._put(checksum.tobytes(), self._start + checksum_spec.offset + 4 * block)
+        self._pwrite(checksum.tobytes(), self._start + checksum_spec.offset + 4 * block)
         self.unfinished.remove(block)
 
     def finish(self) -> None:
         """Give the view its final name, once all of it is on disk."""
         assert not self.unfinished, f"blocks {self.unfinished} of {self.partial} are unwritten"
-        if self._share.size > 1:  # the word of other processes is held against the bytes
+        if self._share.size > 1:  # other processes claim to be done: check the bytes
             damaged = ViewFile(self.partial).damaged_blocks()
             if damaged:
                 raise CacheError(
@@ -209,54 +209,54 @@ class ViewWriter:
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise self._full(error) from error
-        self._record()
+            raise self._disk_error(error) from error
+        self._count_view()
         os.replace(self.partial, self.final)
         fsync_folder(self.final.parent)
         self.__exit__(None, None, None)
 
-    def _record(self) -> None:
-        """Count this view: it may be gone one day, but not unnoticed."""
+    def _count_view(self) -> None:
+        """Record this view's number, so that its loss is noticed."""
         try:
-            record_views(self.final.parent, self.header.key, self.header.view + 1)
+            write_view_count(self.final.parent, self.header.key, self.header.view + 1)
         except OSError as error:
-            raise self._full(error) from error
+            raise self._disk_error(error) from error
 
-    def _opened(self) -> int:
-        """The partial file's descriptor. CacheError where something else has its name: what a link points to is not ours."""
+    def _open_partial(self) -> int:
+        """Open the partial file. CacheError where its name is a link or no regular file: a link's target must not change."""
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(self.partial, flags, 0o644)
-            found = os.fstat(descriptor)
-            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
                 return descriptor
             os.close(descriptor)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 raise
-        raise CacheError(f"{self.partial} is a link or no regular file; expected an unfinished view or nothing; remove it")
+        raise CacheError(f"{self.partial} is a link or not a regular file; expected an unfinished view or nothing; remove it")
 
     def _can_resume(self) -> bool:
-        """Whether a partial file holds blocks of this view; one that was killed before its header was whole holds none."""
+        """Whether a partial file holds blocks of this view; one without a complete header holds none."""
         try:
             return ViewFile(self.partial).header == self.header
         except (FileNotFoundError, CacheError):
             return False
 
-    def _put(self, data: bytes, offset: int) -> None:
+    def _pwrite(self, data: bytes, offset: int) -> None:
         rest = memoryview(data)
         try:
             while rest:
                 written = os.pwrite(self._descriptor, rest, offset)
                 rest, offset = rest[written:], offset + written
         except OSError as error:
-            raise self._full(error) from error
+            raise self._disk_error(error) from error
 
-    def _full(self, error: OSError) -> CacheError:
+    def _disk_error(self, error: OSError) -> CacheError:
         free = os.statvfs(self.partial.parent)
         return CacheError(
             f"{self.final}: {error.strerror} ({free.f_bavail * free.f_frsize / 1e6:.3g} MB free); expected "
-            f"{self.header.num_bytes / 1e6:.3g} MB a view; free space and build again: what is done stays"
+            f"{self.header.num_bytes / 1e6:.3g} MB a view; free space and build again: finished blocks are kept"
         )
 
     def _require_finite(self, name: str, values: np.ndarray, ids: NDArray[np.int64]) -> None:
@@ -274,8 +274,8 @@ def _partial(folder: Path, view: int) -> Path:
 
 
 def _require_same_key(path: Path, key: CacheKey, remedy: Remedy = _elsewhere) -> ViewHeader:
-    header = read_header(path)
-    differing, _ = differences(header.key, vars(key))
+    header = read_view_header(path)
+    differing, _ = key_differences(header.key, vars(key))
     if differing:
         raise MismatchError(f"the cache in {path.parent} ({path.name})", differing, remedy(header.key, differing))
     return header
