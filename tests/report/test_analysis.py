@@ -31,8 +31,8 @@ def confidences(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     size = draw(st.integers(1, 80))
     edges = st.sampled_from([k / 15 for k in range(16)])
     values = draw(st.lists(st.one_of(st.floats(0, 1, width=32), edges), min_size=size, max_size=size))
-    right = draw(st.lists(st.booleans(), min_size=size, max_size=size))
-    return np.array(values), np.array(right)
+    correct = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    return np.array(values), np.array(correct)
 
 
 def slow_error(bins: list[list[tuple[float, bool]]]) -> float:
@@ -40,7 +40,7 @@ def slow_error(bins: list[list[tuple[float, bool]]]) -> float:
     n = sum(len(part) for part in bins)
     total = Fraction(0)
     for part in filter(None, bins):
-        accuracy = Fraction(sum(right for _, right in part), len(part))
+        accuracy = Fraction(sum(correct for _, correct in part), len(part))
         confidence = sum((Fraction(value) for value, _ in part), Fraction(0)) / len(part)
         total += Fraction(len(part), n) * abs(accuracy - confidence)
     return float(total)
@@ -54,7 +54,7 @@ def test_calibration_error_as_the_equation_reads(case: tuple[np.ndarray, np.ndar
     assert calibration_error(*case) == pytest.approx(slow_error(bins), abs=1e-12)
     found = reliability(*case)
     assert found.count.tolist() == [len(part) for part in bins]
-    assert found.right.tolist() == [sum(right for _, right in part) for part in bins]
+    assert found.correct.tolist() == [sum(correct for _, correct in part) for part in bins]
     ranked = sorted(pairs, key=lambda pair: pair[0])
     sizes = [len(ranked) // 15 + (m < len(ranked) % 15) for m in range(15)]
     starts = np.cumsum([0, *sizes]).tolist()
@@ -175,11 +175,11 @@ def test_agreement_by_hand(rows: list[tuple[int, int, int, bool]]) -> None:
 @pytest.mark.parametrize("classifiers", [1, 2, 3, 4])
 def test_patterns_by_hand(classifiers: int) -> None:
     rng = np.random.default_rng(classifiers)
-    right, among = rng.random((classifiers, 200)) < 0.6, rng.random(200) < 0.7
-    found = patterns(right, among)
+    correct, among = rng.random((classifiers, 200)) < 0.6, rng.random(200) < 0.7
+    found = patterns(correct, among)
     for code in range(1 << classifiers):
         wanted = [bool(code >> s & 1) for s in range(classifiers)]
-        assert found[code] == sum(right[:, n].tolist() == wanted for n in range(200) if among[n])
+        assert found[code] == sum(correct[:, n].tolist() == wanted for n in range(200) if among[n])
 
 
 @given(st.lists(st.floats(0, 3, width=16), max_size=60), st.integers(1, 12))
@@ -203,9 +203,9 @@ def test_classes_without_samples_are_empty() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
 def test_separation_is_the_share_of_ordered_pairs(rows: list[tuple[int, bool]]) -> None:
-    hits = [value for value, right in rows if right]
-    misses = [value for value, right in rows if not right]
-    found = separation(np.array([value for value, _ in rows], float), np.array([right for _, right in rows]))
+    hits = [value for value, correct in rows if correct]
+    misses = [value for value, correct in rows if not correct]
+    found = separation(np.array([value for value, _ in rows], float), np.array([correct for _, correct in rows]))
     if not hits or not misses:
         assert found is None
         return

@@ -11,7 +11,7 @@ from udkd.config.recipe import load_recipe
 from udkd.report import paper, tables
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Row, Table
-from udkd.report.tables import result_table
+from udkd.report.tables import accuracy_rows
 
 RESNET_ONLY = "students=[{architecture='resnet18', lr=0.05}]"
 MOBILENET_ONLY = "students=[{architecture='mobilenet_v2', lr=0.05}]"
@@ -186,7 +186,7 @@ def test_what_keeps_figures_from_being_compared_is_said() -> None:
 def test_result_table_lists_students_average_and_teacher() -> None:
     evaluation = run_of().evaluation
     assert evaluation is not None
-    rows = result_table(evaluation)
+    rows = accuracy_rows(evaluation)
     assert [(row.name, row.kind) for row in rows] == [
         ("resnet18", "student"),
         ("mobilenet_v2", "student"),
@@ -195,7 +195,7 @@ def test_result_table_lists_students_average_and_teacher() -> None:
     ]
     assert [row.parameters for row in rows] == [11_181_642, 2_236_682, None, 23_528_522]
     alone = dict(evaluation) | {"students": evaluation["students"][:1], "teacher": None}
-    assert [row.kind for row in result_table(alone)] == ["student"]
+    assert [row.kind for row in accuracy_rows(alone)] == ["student"]
 
 
 def test_the_standard_error_is_the_binomial_one() -> None:

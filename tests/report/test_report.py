@@ -21,8 +21,8 @@ from tests.report.pages import Page, draw_only
 from tests.small import make_dataset, make_teacher, small_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.report import certainty, gallery, style, weight_errors
-from udkd.report.curves import spread
-from udkd.report.inputs import THUMBNAIL_PX, ReportInputs, gather, thumbnail
+from udkd.report.curves import space_labels
+from udkd.report.inputs import THUMBNAIL_PX, ReportInputs, load_inputs, thumbnail
 from udkd.report.report import FIGURES, write_report
 from udkd.report.style import DARK, LIGHT
 from udkd.teacher.cache.build import build_cache
@@ -124,18 +124,18 @@ def test_figures_of_the_teacher_by_hand(whole: ReportInputs) -> None:
     targets = whole.targets
     assert targets is not None
     n, text = len(targets.ids), page_of(whole).text
-    weights, entropies, right = [], [], []
+    weights, entropies, correct = [], [], []
     for logits, label in zip(fake_logits(1600, 10)[2].astype(np.float64), targets.labels, strict=True):
         p = torch.softmax(torch.from_numpy(logits), 0).tolist()
         h = -sum(value * math.log(value) for value in p if value > 0)
         entropies.append(h)
         weights.append(1 - h / math.log(10))
-        right.append(p.index(max(p)) == label)
+        correct.append(p.index(max(p)) == label)
     mean = sum(weights) / n
     sure = [index for index in range(n) if weights[index] > 0.9]
     assert f"Mean weight {mean:.3f}: the teacher is nearly certain (w > 0.9) of {100 * len(sure) / n:.0f} %" in text
-    assert f"Its first guess is right for {100 * sum(right) / n:.1f} % of all" in text
-    assert f"and for {100 * sum(right[index] for index in sure) / len(sure):.1f} % of those" in text
+    assert f"Its first guess is right for {100 * sum(correct) / n:.1f} % of all" in text
+    assert f"and for {100 * sum(correct[index] for index in sure) / len(sure):.1f} % of those" in text
     assert f"Mean entropy {sum(entropies) / n:.3f} of at most ln 10 = 2.303 nats" in text
     assert f"below {sorted(entropies)[n // 2 - 1]:.3f} nats" in text or f"below {sorted(entropies)[n // 2]:.3f} nats" in text
     by_class = {
@@ -149,9 +149,9 @@ def test_figures_of_the_teacher_by_hand(whole: ReportInputs) -> None:
     assert means == pytest.approx([by_class[int(label)] for label in classes], abs=1e-6)
     order = sorted(range(n), key=lambda index: (-targets.entropy[index], targets.ids[index]))
     tenths = [order[start : start + n // 10] for start in range(0, n, n // 10)]
-    shares = weight_errors.by_tenths(targets, np.array(right))
+    shares = weight_errors.accuracy_by_tenths(targets, np.array(correct))
     assert [share for share, _, _ in shares] == pytest.approx(
-        [100 * sum(right[index] for index in tenth) / len(tenth) for tenth in tenths]
+        [100 * sum(correct[index] for index in tenth) / len(tenth) for tenth in tenths]
     )
     assert all(low <= share <= high for share, low, high in shares)
 
@@ -176,7 +176,7 @@ def test_surest_and_least_sure_images_by_hand(whole: ReportInputs, tmp_path: Pat
         guessed = gallery.guesses(targets.answers, targets.labels, int(row), whole.class_names)
         assert [guess.percent for guess in guessed] == pytest.approx([100 * chances[name] for name in names], rel=1e-5)
         assert [guess.name for guess in guessed] == [whole.class_names[name].split(",")[0] for name in names]
-        assert [guess.right for guess in guessed] == [name == targets.labels[row] for name in names]
+        assert [guess.correct for guess in guessed] == [name == targets.labels[row] for name in names]
     write_report(replace(whole, predictions=None, out=tmp_path))
     page = Page(tmp_path / "index.html")
     wrong = [row for row in [*surest, *least] if logits[row].argmax() != targets.labels[row]]
@@ -292,7 +292,7 @@ def test_many_students_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=8))
 def test_labels_keep_their_order_and_their_distance(wanted: list[float]) -> None:
-    placed = spread(wanted, 0.08)
+    placed = space_labels(wanted, 0.08)
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     assert all(placed[above] - placed[below] >= 0.08 - 1e-9 for below, above in pairwise(order))
     assert all(-1e-9 <= place <= 1 + 1e-9 for place in placed)
@@ -318,7 +318,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetFold
 
 def test_gathered_from_a_real_run(trained: tuple[Path, DatasetFolder, TeacherFolder], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, dataset, teacher = trained
-    inputs = gather(folder / "run")
+    inputs = load_inputs(folder / "run")
     split = dataset.split("train")
     assert inputs.targets is not None
     assert inputs.targets.ids.tolist() == split.ids.tolist()
@@ -347,8 +347,8 @@ def test_what_is_gone_or_other_becomes_a_sentence(
     trained: tuple[Path, DatasetFolder, TeacherFolder], tmp_path: Path, without_figures: None
 ) -> None:
     folder, _, _ = trained
-    whole = gather(folder / "run").targets
-    inputs = gather(folder / "run", cache=tmp_path / "nowhere")
+    whole = load_inputs(folder / "run").targets
+    inputs = load_inputs(folder / "run", cache=tmp_path / "nowhere")
     assert whole is not None
     assert inputs.targets is not None, "udkd eval kept what the cache held"
     assert all(np.array_equal(value, vars(inputs.targets.answers)[name]) for name, value in vars(whole.answers).items())
@@ -357,12 +357,12 @@ def test_what_is_gone_or_other_becomes_a_sentence(
     bare = tmp_path / "bare"
     shutil.copytree(folder / "run", bare)
     (bare / "predictions.safetensors").unlink()
-    inputs = gather(bare, cache=tmp_path / "nowhere")
+    inputs = load_inputs(bare, cache=tmp_path / "nowhere")
     assert inputs.targets is None
     assert "nowhere" in inputs.why_no_targets
     assert inputs.thumbnail is not None
     assert f"has no predictions; run udkd eval {bare}" in Page(write_report(inputs)).text
-    inputs = gather(folder / "run", data=tmp_path / "nowhere")
+    inputs = load_inputs(folder / "run", data=tmp_path / "nowhere")
     assert inputs.data is None
     assert "nowhere" in inputs.why_no_data
     assert "nowhere" in Page(write_report(replace(inputs, out=tmp_path / "report"))).text
@@ -372,8 +372,8 @@ def test_what_is_gone_or_other_becomes_a_sentence(
     data = bytearray(view.read_bytes())
     data[-600] ^= 1
     view.write_bytes(data)
-    assert "view-0000.udkd" in gather(bare, cache=damaged).why_no_targets
-    assert "view-0000.udkd" in gather(folder / "run", cache=damaged).targets_from
+    assert "view-0000.udkd" in load_inputs(bare, cache=damaged).why_no_targets
+    assert "view-0000.udkd" in load_inputs(folder / "run", cache=damaged).targets_from
 
 
 def test_runs_without_a_cache_say_why(
@@ -387,14 +387,14 @@ def test_runs_without_a_cache_say_why(
         run.config,
         provenance | {"teacher": str(teacher.path), "teacher_sha256": teacher.info.weights_sha256},
     )
-    inputs = gather(live.path)
+    inputs = load_inputs(live.path)
     assert inputs.targets is None
     assert "asked its teacher live" in inputs.why_no_targets
     assert inputs.teacher is not None
     assert inputs.teacher["architecture"] == "squeezenet1_1"
     write_report(inputs)
     hard = dict(run.config) | {"loss": dict(run.config["loss"]) | {"beta": 0.0}}
-    assert "had no teacher" in gather(RunFolder.create(tmp_path / "hard", hard, provenance).path).why_no_targets
+    assert "had no teacher" in load_inputs(RunFolder.create(tmp_path / "hard", hard, provenance).path).why_no_targets
 
 
 def test_thumbnails_have_their_sources_shape(trained: tuple[Path, DatasetFolder, TeacherFolder]) -> None:

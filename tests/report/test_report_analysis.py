@@ -15,7 +15,7 @@ from tests.report.pages import NASTY, Page, draw_only
 from tests.small import change
 from udkd.report import certainty, class_gains, comparison, disagreement
 from udkd.report.analysis.calibration import calibration_error_by_chance, calibration_error_interval
-from udkd.report.inputs import ReportInputs, gather, together
+from udkd.report.inputs import ReportInputs, combine_baselines, load_inputs
 from udkd.report.page import Gallery, Table
 from udkd.report.report import write_report
 from udkd.training.predictions import TopPredictions, read_predictions, write_predictions
@@ -61,18 +61,20 @@ def test_calibration_by_hand(whole: ReportInputs, page: Page) -> None:
     predictions = whole.predictions
     assert predictions is not None
     for answers in (*predictions.students, predictions.average, predictions.teacher):
-        right = marks(answers, predictions.labels)
+        correct = marks(answers, predictions.labels)
         assert answers is not None
         confidence = [math.exp(row[0]) for row in answers.top_log_p.tolist()]
         bins: dict[int, list[int]] = {}
         for index, value in enumerate(confidence):
             bins.setdefault(math.ceil(value * 15 - 1e-12), []).append(index)
-        error = sum(abs(sum(right[k] for k in rows) - sum(confidence[k] for k in rows)) for rows in bins.values()) / len(right)
-        claimed = 100 * sum(confidence) / len(right)
-        accuracy = 100 * sum(right) / len(right)
+        error = sum(abs(sum(correct[k] for k in rows) - sum(confidence[k] for k in rows)) for rows in bins.values()) / len(
+            correct
+        )
+        claimed = 100 * sum(confidence) / len(correct)
+        accuracy = 100 * sum(correct) / len(correct)
         assert f"It claims {claimed:.1f} % on average and is right for {accuracy:.1f} % of 300 validation images" in page.text
         chance = 100 * calibration_error_by_chance(answers.confidence)
-        low, high = calibration_error_interval(answers.confidence, np.array(right))
+        low, high = calibration_error_interval(answers.confidence, np.array(correct))
         assert f"{100 * error:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in page.text
         assert f"ECE {100 * error:.1f} %; a perfect network would show {chance:.1f} % by chance" in page.text
 
@@ -86,13 +88,15 @@ def test_tenths_of_validation_images_by_hand(whole: ReportInputs, page: Page) ->
     told = []
     asked = (("resnet18", predictions.students[0]), ("mobilenet_v2", predictions.students[1]))
     for name, answers in (*asked, ("averaged", predictions.average), ("teacher", predictions.teacher)):
-        right = marks(answers, predictions.labels)
-        first, last = (sum(right[row] for row in rows) / 30 * 100 for rows in (order[:30], order[-30:]))
+        correct = marks(answers, predictions.labels)
+        first, last = (sum(correct[row] for row in rows) / 30 * 100 for rows in (order[:30], order[-30:]))
         told.append(f"{name} {first:.0f} → {last:.0f} %")
     assert f"from the least sure tenth to the surest: {', '.join(told[:-1])} and {told[-1]}" in page.text
-    right = marks(predictions.teacher, predictions.labels)
+    correct = marks(predictions.teacher, predictions.labels)
     weights = [1 - value / math.log(10) for value in entropy]
-    pairs = [(a, b) for a, ok in zip(weights, right, strict=True) if ok for b, no in zip(weights, right, strict=True) if not no]
+    pairs = [
+        (a, b) for a, ok in zip(weights, correct, strict=True) if ok for b, no in zip(weights, correct, strict=True) if not no
+    ]
     area = sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
     assert f"higher weight than a wrong one with probability {area:.2f}" in page.text
 
@@ -135,7 +139,7 @@ def test_gains_by_hand(whole: ReportInputs, page: Page) -> None:
     for match, here, there in zip(found, own, other, strict=True):
         a, b = marks(here, predictions.labels), marks(there, predictions.labels)
         points = 100 * (sum(a) - sum(b)) / 300
-        held = comparison.overall(predictions, match)
+        held = comparison.overall_gain(predictions, match)
         assert held.points == pytest.approx(points)
         resampled = [
             np.mean((np.array(a, int) - np.array(b, int))[np.random.default_rng(k).integers(0, 300, 300)]) for k in range(3000)
@@ -176,7 +180,7 @@ def test_failures_show_both_guesses(whole: ReportInputs, without_figures: None) 
             mine, theirs = predictions.students[index], baseline.predictions.students[index]
             assert card.label == whole.class_names[predictions.labels[row]].split(",")[0]
             assert [guess.by for guess in card.guesses] == ["this run", "baseline"]
-            assert [guess.right for guess in card.guesses] == [False, True]
+            assert [guess.correct for guess in card.guesses] == [False, True]
             assert card.guesses[0].name == whole.class_names[mine.top[row, 0]].split(",")[0]
             assert [guess.percent for guess in card.guesses] == pytest.approx(
                 [100 * math.exp(answers.top_log_p[row, 0]) for answers in (mine, theirs)]
@@ -262,10 +266,10 @@ def test_five_students_are_counted(tmp_path: Path, without_figures: None) -> Non
     listed = ", ".join(f"{{architecture='resnet18', name='s{n}'}}" for n in range(5))
     inputs = fake(tmp_path, epochs=1, overrides=(f"students=[{listed}]",))
     assert inputs.predictions is not None
-    rows = disagreement.right_patterns(inputs.predictions)
-    right = np.array([marks(answers, inputs.predictions.labels) for answers in inputs.predictions.students])
+    rows = disagreement.correct_patterns(inputs.predictions)
+    correct = np.array([marks(answers, inputs.predictions.labels) for answers in inputs.predictions.students])
     assert [label for label, _ in rows] == [f"{k} of 5 right" for k in (5, 4, 3, 2, 1, 0)]
-    assert [counts["all"] for _, counts in rows] == [int((right.sum(0) == k).sum()) for k in (5, 4, 3, 2, 1, 0)]
+    assert [counts["all"] for _, counts in rows] == [int((correct.sum(0) == k).sum()) for k in (5, 4, 3, 2, 1, 0)]
     assert "Classes are shown for the first 3 of 10 pairs" in Page(write_report(inputs)).text
 
 
@@ -274,12 +278,12 @@ def test_patterns_in_words(tmp_path: Path, students: int) -> None:
     listed = ", ".join(f"{{architecture='resnet18', name='{name}'}}" for name in "abcd"[:students])
     predictions = fake(tmp_path, epochs=1, overrides=(f"students=[{listed}]",)).predictions
     assert predictions is not None
-    rows = dict(disagreement.right_patterns(predictions))
-    right = np.array([marks(answers, predictions.labels) for answers in predictions.students])
+    rows = dict(disagreement.correct_patterns(predictions))
+    correct = np.array([marks(answers, predictions.labels) for answers in predictions.students])
     assert len(rows) == 2**students
-    assert rows["all right"]["all"] == int(right.all(0).sum())
-    assert rows["only b"]["all"] == int((right[1] & (right.sum(0) == 1)).sum())
-    assert rows["all but c"]["all"] == int((~right[2] & (right.sum(0) == students - 1)).sum())
+    assert rows["all right"]["all"] == int(correct.all(0).sum())
+    assert rows["only b"]["all"] == int((correct[1] & (correct.sum(0) == 1)).sum())
+    assert rows["all but c"]["all"] == int((~correct[2] & (correct.sum(0) == students - 1)).sum())
     assert sum(counts["all"] for counts in rows.values()) == 300
     assert all(counts["teacher right"] + counts["teacher wrong"] == counts["all"] for counts in rows.values())
 
@@ -360,39 +364,39 @@ def runs(tmp_path: Path, whole: ReportInputs) -> tuple[Path, Path]:
 
 
 def test_a_baseline_is_gathered(runs: tuple[Path, Path], without_figures: None) -> None:
-    inputs = gather(runs[0], baselines=[runs[1]])
+    inputs = load_inputs(runs[0], baselines=[runs[1]])
     assert inputs.baseline is not None
     assert inputs.baseline.name == "theirs"
     assert inputs.baseline.architectures == ("resnet18", "mobilenet_v2")
     text = Page(write_report(inputs)).text
     assert "Against the baseline theirs" in text
     assert "the images cannot be shown" in text
-    assert "baseline" not in Page(write_report(gather(runs[0]))).classes
+    assert "baseline" not in Page(write_report(load_inputs(runs[0]))).classes
 
 
 def test_a_baseline_that_does_not_fit(runs: tuple[Path, Path]) -> None:
     mine, theirs = runs
     with pytest.raises(RunError, match="is the run itself; expected another run"):
-        gather(mine, baselines=[mine])
+        load_inputs(mine, baselines=[mine])
     facts = (theirs / "run.json").read_bytes()
     change(theirs / "run.json", lambda values: values | {"dataset_digest": "00" * 32})
     with pytest.raises(MismatchError, match=r"name a run on the same data \(dataset_digest: "):
-        gather(mine, baselines=[theirs])
+        load_inputs(mine, baselines=[theirs])
     (theirs / "run.json").write_bytes(facts)
-    gather(mine, baselines=[theirs])
+    load_inputs(mine, baselines=[theirs])
     (theirs / "predictions.safetensors").rename(theirs / "kept")
     with pytest.raises(RunError, match=f"a baseline was named and {theirs} has no predictions; run udkd eval {theirs}"):
-        gather(mine, baselines=[theirs])
+        load_inputs(mine, baselines=[theirs])
     with pytest.raises(RunError, match=f"a baseline was named and {theirs} has no predictions"):
-        gather(theirs, baselines=[mine])
+        load_inputs(theirs, baselines=[mine])
     (theirs / "predictions.safetensors").write_bytes((theirs / "kept").read_bytes()[:-4])
     with pytest.raises(RunError, match="cannot be read"):
-        gather(mine, baselines=[theirs])
+        load_inputs(mine, baselines=[theirs])
     other = fake_predictions(10, ("resnet18", "mobilenet_v2"), samples=299)
     sha256 = write_predictions(theirs / "predictions.safetensors", other)
     change(theirs / "eval.json", lambda values: values | {"num_samples": 299, "predictions_sha256": sha256})
     with pytest.raises(RunError, match="was evaluated on other images than"):
-        gather(mine, baselines=[theirs])
+        load_inputs(mine, baselines=[theirs])
 
 
 def test_each_student_has_a_baseline_of_its_own(tmp_path: Path, whole: ReportInputs, without_figures: None) -> None:
@@ -410,7 +414,7 @@ def test_each_student_has_a_baseline_of_its_own(tmp_path: Path, whole: ReportInp
         run.write_evaluation(evaluation | {"predictions_sha256": sha256, "students": own})
         folders[name] = tmp_path / name
     dual, one, other = folders.values()
-    inputs = gather(dual, baselines=[other, one])
+    inputs = load_inputs(dual, baselines=[other, one])
     predictions, baseline = inputs.predictions, inputs.baseline
     assert predictions is not None
     assert baseline is not None
@@ -422,49 +426,49 @@ def test_each_student_has_a_baseline_of_its_own(tmp_path: Path, whole: ReportInp
     for match, folder in zip(found, (one, other), strict=True):
         theirs, _ = read_predictions(RunFolder.open(folder).predictions_path)
         a, b = (marks(own.students[at], predictions.labels) for own, at in ((predictions, match.index), (theirs, 0)))
-        assert comparison.overall(predictions, match).points == pytest.approx(100 * (sum(a) - sum(b)) / 300)
+        assert comparison.overall_gain(predictions, match).points == pytest.approx(100 * (sum(a) - sum(b)) / 300)
     text = Page(write_report(replace(inputs, evaluation=None))).text
     assert "Against the baselines alone-m and alone-r" in text
     assert "mobilenet_v2 is wrong and mobilenet_v2 of alone-m right on" in text or "the images cannot be shown" in text
     with pytest.raises(RunError, match=r"the baseline alone-m has mobilenet_v2; expected a student of resnet18; drop it"):
-        gather(dual, baselines=[other, other])
+        load_inputs(dual, baselines=[other, other])
     with pytest.raises(RunError, match=r"the baseline alone-m has mobilenet_v2; expected a student of this run that no other"):
-        gather(one, baselines=[dual, other])
+        load_inputs(one, baselines=[dual, other])
     three = fake(
         tmp_path / "unused",
         overrides=("students=[{architecture='resnet18'}, {architecture='vgg11'}, {architecture='mobilenet_v2'}]",),
     ).recipe
     with pytest.raises(RunError, match=r"no baseline has vgg11 \(alone-m: mobilenet_v2; alone-r: resnet18\); expected one for"):
-        together(three, baseline.parts)
+        combine_baselines(three, baseline.parts)
 
 
 def test_the_interval_of_an_ece_by_hand() -> None:
     random = np.random.default_rng(5)
     confidence = random.uniform(0.2, 1, 120).astype(np.float32)
-    right = random.random(120) < 0.7
-    found = calibration_error_interval(confidence, right, seed=3)
+    correct = random.random(120) < 0.7
+    found = calibration_error_interval(confidence, correct, seed=3)
     draws, errors = np.random.Generator(np.random.PCG64(3)), []
     for _ in range(1000):
         bins: dict[int, float] = {}
         for row in draws.integers(0, 120, 120).tolist():
             place = max(1, math.ceil(float(confidence[row]) * 15 - 1e-9))
-            bins[place] = bins.get(place, 0.0) + float(right[row]) - float(confidence[row])
+            bins[place] = bins.get(place, 0.0) + float(correct[row]) - float(confidence[row])
         errors.append(sum(abs(value) for value in bins.values()) / 120)
     assert found == pytest.approx(tuple(np.quantile(errors, [0.025, 0.975])), abs=1e-9)
-    assert calibration_error_interval(confidence, right, seed=3) == found
-    assert calibration_error_interval(confidence, right, seed=4) != found
+    assert calibration_error_interval(confidence, correct, seed=3) == found
+    assert calibration_error_interval(confidence, correct, seed=4) != found
 
 
 def test_predictions_of_another_evaluation_are_not_shown(runs: tuple[Path, Path], without_figures: None) -> None:
     mine, _ = runs
     run = RunFolder.open(mine)
     run.write_evaluation(dict(run.evaluation or {}) | {"predictions_sha256": "0" * 64})
-    inputs = gather(mine)
+    inputs = load_inputs(mine)
     assert inputs.predictions is None
     text = Page(write_report(inputs)).text
     assert "expected one evaluation's; run udkd eval again" in text
     assert "Reliability" not in text
     run.predictions_path.unlink()
-    text = Page(write_report(gather(mine))).text
+    text = Page(write_report(load_inputs(mine))).text
     assert text.count("run udkd eval") == 1
     assert f"{mine} has no predictions; run udkd eval {mine}" in text

@@ -24,7 +24,7 @@ from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import StudyFolder
 from udkd.study.page import write_page
 from udkd.study.plan import StudyPlan, make_plan
-from udkd.study.results import AVERAGED, Outcome, RunResult, counterpart, summarise
+from udkd.study.results import AVERAGED, LearnerResult, RunResult, counterpart, summarise
 from udkd.study.runner import Progress, StudyContext, run_path, run_study
 from udkd.study.spec import Study, load_study, shipped_studies, study_name
 from udkd.study.tables import csv_text, interval, main_comparisons, mean_sd, signed, table_csv
@@ -73,9 +73,9 @@ def small_plan(study: Study = GRID, **options: object) -> StudyPlan:
     return make_plan("grid", study, overrides=SMALL, **options)  # type: ignore[arg-type]
 
 
-def outcome(learner: str, curve: Sequence[float]) -> Outcome:
+def outcome(learner: str, curve: Sequence[float]) -> LearnerResult:
     best = max(range(len(curve)), key=lambda epoch: curve[epoch])
-    return Outcome(
+    return LearnerResult(
         learner=learner, last=curve[-1], best=curve[best], best_epoch=best + 1, last_top5=curve[-1] + 10, curve=tuple(curve)
     )
 
@@ -277,11 +277,11 @@ def runs_of(arms: dict[str, dict[int, float]]) -> list[RunResult]:
 def test_every_statistic_follows_from_the_runs() -> None:
     values = {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.5, 2: 54.5}}
     summary = summarise(GRID, runs_of(values), IMAGES)
-    standing = next(found for found in summary.standings if found.arm == "taught")
-    assert standing.last.mean == pytest.approx(statistics.fmean(values["taught"].values()))
-    assert standing.last.sd == pytest.approx(statistics.stdev(values["taught"].values()))
-    assert standing.best.mean == pytest.approx(standing.last.mean + 1)
-    assert standing.best_epochs == (2, 2, 2)
+    arm_summary = next(found for found in summary.arm_summaries if found.arm == "taught")
+    assert arm_summary.last.mean == pytest.approx(statistics.fmean(values["taught"].values()))
+    assert arm_summary.last.sd == pytest.approx(statistics.stdev(values["taught"].values()))
+    assert arm_summary.best.mean == pytest.approx(arm_summary.last.mean + 1)
+    assert arm_summary.best_epochs == (2, 2, 2)
     (comparison,) = main_comparisons(summary, "last")
     assert (comparison.arm, comparison.against, comparison.seeds) == ("taught", "hard", (0, 1, 2))
     differences = [values["taught"][seed] - values["hard"][seed] for seed in range(3)]
@@ -344,14 +344,14 @@ def test_runs_survive_json() -> None:
 def test_figures_in_words() -> None:
     assert [signed(value) for value in (0.126, -0.126, 0.001, -0.001)] == ["+0.13", "−0.13", "0.00", "0.00"]
     assert interval((-1.0, 2.0)) == "−1.00 to +2.00"
-    own = summarise(GRID, runs_of({"hard": {0: 50.0, 1: 52.0}}), IMAGES).standings[0].last
+    own = summarise(GRID, runs_of({"hard": {0: 50.0, 1: 52.0}}), IMAGES).arm_summaries[0].last
     assert mean_sd(own) == "51.00 ± 1.41"
 
 
 # Running
 
 
-def site(out: Path, dataset: DatasetFolder, teacher: TeacherFolder | None, **options: object) -> StudyContext:
+def context(out: Path, dataset: DatasetFolder, teacher: TeacherFolder | None, **options: object) -> StudyContext:
     path = None if teacher is None else teacher.path
     return StudyContext(data=dataset.path, folder=StudyFolder(out=out, name="grid"), device=CPU, teacher=path, **options)  # type: ignore[arg-type]
 
@@ -371,7 +371,7 @@ class Patience:
 def whole(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
     """A study that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole")
-    where = site(out, dataset, teacher)
+    where = context(out, dataset, teacher)
     progress = run_study(small_plan(), where)
     assert progress == Progress(finished=6, total=6)
     write_result(small_plan(), where, progress)
@@ -383,7 +383,7 @@ def test_a_study_that_is_stopped_again_and_again_gives_the_same_table(
 ) -> None:
     stops = 0
     while True:
-        where = site(tmp_path, dataset, teacher, stopped=Patience(5))
+        where = context(tmp_path, dataset, teacher, stopped=Patience(5))
         progress = run_study(small_plan(), where)
         if progress.complete:
             break
@@ -397,7 +397,7 @@ def test_a_study_that_is_stopped_again_and_again_gives_the_same_table(
 def test_what_is_done_is_left_alone(dataset: DatasetFolder, teacher: TeacherFolder, whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in sorted(whole.glob("runs/*/checkpoints/*"))}
     assert len(before) == 8  # four runs: the third arm is the second
-    assert run_study(small_plan(), site(whole, dataset, teacher)).complete
+    assert run_study(small_plan(), context(whole, dataset, teacher)).complete
     assert {path: path.stat().st_mtime_ns for path in sorted(whole.glob("runs/*/checkpoints/*"))} == before
     assert len(list((whole / "caches").iterdir())) == 2  # one cache and what it cost
 
@@ -429,7 +429,7 @@ def test_every_statistic_by_scipy_from_the_runs_files(
             row["val"]["students"][0]["top1"] = 40.0 + 7.3 * np.sin(3 * number + row["epoch"])
         path.write_bytes(b"".join(map(checked_line, rows)))
     whole = tmp_path / "out"
-    write_result(small_plan(), site(whole, dataset, teacher), Progress(finished=6, total=6))
+    write_result(small_plan(), context(whole, dataset, teacher), Progress(finished=6, total=6))
     values = json.loads((whole / "grid" / "study.json").read_text())
     found: dict[tuple[str, int], float] = {}
     seconds: dict[tuple[str, int], float] = {}
@@ -469,15 +469,15 @@ def test_a_teacher_is_fitted_once(tmp_path: Path, dataset: DatasetFolder, monkey
     draw_only(monkeypatch)
     study = GRID.model_copy(update={"arms": GRID.arms[1:2], "baseline": (), "contrasts": (), "seeds": (0,)})
     plan = make_plan("grid", study, overrides=[*SMALL, "fit.architecture='squeezenet1_1'", "fit.epochs=1", "train.epochs=1"])
-    assert not run_study(plan, site(tmp_path, dataset, None, stopped=Patience(1))).complete
+    assert not run_study(plan, context(tmp_path, dataset, None, stopped=Patience(1))).complete
     assert list(tmp_path.glob("teachers/*/run/checkpoints/last.json"))
-    where = site(tmp_path, dataset, None)
+    where = context(tmp_path, dataset, None)
     progress = run_study(plan, where)
     assert progress.complete
     (file,) = tmp_path.glob("teachers/*/teacher.json")
     stamp = file.stat().st_mtime_ns
     write_result(plan, where, progress)
-    assert run_study(plan, site(tmp_path, dataset, None)).complete
+    assert run_study(plan, context(tmp_path, dataset, None)).complete
     assert file.stat().st_mtime_ns == stamp
     taught = json.loads((tmp_path / "grid" / "study.json").read_text())["teacher"]
     assert (taught["architecture"], taught["fit_epochs"]) == ("squeezenet1_1", 1)
@@ -489,7 +489,7 @@ def test_a_run_that_fails_leaves_the_others(
     draw_only(monkeypatch)
     hot = GRID.arms[0].model_copy(update={"name": "hot", "set": (*GRID.arms[0].set, "students.0.lr=1e30")})
     study = GRID.model_copy(update={"arms": (hot, GRID.arms[0]), "contrasts": (), "seeds": (0,)})
-    where = site(tmp_path, dataset, teacher)
+    where = context(tmp_path, dataset, teacher)
     progress = run_study(small_plan(study), where)
     assert (progress.finished, progress.total) == (1, 2)
     assert "is not finite" in progress.failed["hot, seed 0"]
@@ -512,7 +512,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, dataset: DatasetF
     shutil.copytree(teacher.path, tmp_path / "t")
     change(tmp_path / "t" / "teacher.json", lambda values: values | {"classes": ["x", *values["classes"][1:]]})
     with pytest.raises(MismatchError, match="class 0"):
-        run_study(small_plan(), site(tmp_path / "out", dataset, TeacherFolder.open(tmp_path / "t")))
+        run_study(small_plan(), context(tmp_path / "out", dataset, TeacherFolder.open(tmp_path / "t")))
 
 
 # The page

@@ -2,11 +2,11 @@
 
 import pytest
 
-from udkd.study.networks import Measured, quickest
+from udkd.study.networks import NetworkMeasurement, fastest_text
 
 
-def network(arm: str, low: float, median: float, high: float) -> Measured:
-    return Measured(
+def network(arm: str, low: float, median: float, high: float) -> NetworkMeasurement:
+    return NetworkMeasurement(
         arm=arm, architecture=arm, parameters=1, parameters_1000=1, bytes=1, latency_ms=median, low_ms=low, high_ms=high
     )
 
@@ -19,4 +19,4 @@ def network(arm: str, low: float, median: float, high: float) -> Measured:
     ],
 )
 def test_no_network_is_quickest_while_quartiles_overlap(other: tuple[float, float, float], said: str) -> None:
-    assert quickest([network("A", *other), network("B", 27.0, 28.0, 30.0), network("C", 99.0, 100.0, 101.0)]) == said
+    assert fastest_text([network("A", *other), network("B", 27.0, 28.0, 30.0), network("C", 99.0, 100.0, 101.0)]) == said

@@ -26,13 +26,13 @@ def made_up(teacher: str, seed: int, data: str, weights: list[float]) -> Teacher
 
 
 def test_pairs_and_groups() -> None:
-    opinions = [
+    teachers = [
         made_up("x", 0, "A", [0.1, 0.2, 0.3, 0.4]),
         made_up("x", 1, "A", [0.2, 0.1, 0.3, 0.4]),
         made_up("y", 0, "A", [0.4, 0.3, 0.2, 0.1]),
         made_up("x", 0, "B", [0.5, 0.6, 0.7]),
     ]
-    found = {(pair.one, pair.other, pair.level): pair for pair in agreements(opinions)}
+    found = {(pair.one, pair.other, pair.level): pair for pair in agreements(teachers)}
     assert len(found) == 8  # three pairs inside A and one across, by sample and by class
     same = found["x, seed 0, A", "x, seed 1, A", "samples"]
     assert (same.group, same.n) == (GROUPS[0], 4)
@@ -43,8 +43,8 @@ def test_pairs_and_groups() -> None:
 
 
 def test_a_teacher_that_weighs_all_alike_agrees_with_nobody() -> None:
-    opinions = [made_up("x", 0, "A", [0.1, 0.2, 0.3]), made_up("x", 1, "A", [0.5, 0.5, 0.5])]
-    assert agreements(opinions) == []
+    teachers = [made_up("x", 0, "A", [0.1, 0.2, 0.3]), made_up("x", 1, "A", [0.5, 0.5, 0.5])]
+    assert agreements(teachers) == []
 
 
 def test_a_study_of_teachers(tmp_path: Path) -> None:
@@ -58,10 +58,10 @@ def test_a_study_of_teachers(tmp_path: Path) -> None:
     study = load_study("transfer").model_copy(update={"arms": arms})
     plan = make_plan("transfer", study, recipe="smoke", overrides=settings, seeds=[0])
     device = torch.device("cpu")
-    site = StudyContext(data=first.path, folder=StudyFolder(out=tmp_path / "out", name="transfer"), device=device)
+    context = StudyContext(data=first.path, folder=StudyFolder(out=tmp_path / "out", name="transfer"), device=device)
     with pytest.raises(DataError, match="expected a name each"):
-        compare_teachers(plan, site, [first.path])
-    result = compare_teachers(plan, site, [tmp_path / "other"])
+        compare_teachers(plan, context, [first.path])
+    result = compare_teachers(plan, context, [tmp_path / "other"])
     assert result is not None
     pairs, page = result
     # The other folder holds the same samples: the same teachers, the same caches, a correlation of 1.

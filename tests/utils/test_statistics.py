@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from udkd.utils.statistics import (
     CLAIMS,
     bootstrap_interval,
-    least_claim,
+    min_claim,
     paired_difference,
     rank_correlation,
     ranks,
@@ -39,7 +39,7 @@ def test_one_number_has_no_spread() -> None:
 
 # Fisher and Yates's table of t, as every textbook prints it (two-sided 5 % and 1 %).
 @pytest.mark.parametrize(
-    ("freedom", "five", "one"),
+    ("dof", "five", "one"),
     [
         (1, 12.706, 63.657),
         (2, 4.303, 9.925),
@@ -51,17 +51,17 @@ def test_one_number_has_no_spread() -> None:
         (30, 2.042, 2.750),
     ],
 )
-def test_quantiles_of_t(freedom: int, five: float, one: float) -> None:
-    assert t_quantile(0.975, freedom) == pytest.approx(five, abs=6e-4)
-    assert t_quantile(0.995, freedom) == pytest.approx(one, abs=6e-4)
+def test_quantiles_of_t(dof: int, five: float, one: float) -> None:
+    assert t_quantile(0.975, dof) == pytest.approx(five, abs=6e-4)
+    assert t_quantile(0.995, dof) == pytest.approx(one, abs=6e-4)
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 6, 11])
-def test_quantiles_of_t_against_its_density(freedom: int) -> None:
-    t = t_quantile(0.95, freedom)
+@pytest.mark.parametrize("dof", [1, 2, 3, 6, 11])
+def test_quantiles_of_t_against_its_density(dof: int) -> None:
+    t = t_quantile(0.95, dof)
     x = np.linspace(-t, t, 200_001)
-    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
-    density = np.exp(log_scale - (freedom + 1) / 2 * np.log1p(x**2 / freedom))
+    log_scale = math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2) - 0.5 * math.log(dof * math.pi)
+    density = np.exp(log_scale - (dof + 1) / 2 * np.log1p(x**2 / dof))
     assert float(np.trapezoid(density, x)) == pytest.approx(0.9, abs=1e-8)
 
 
@@ -137,7 +137,7 @@ def test_verdicts(values: list[float], verdict: str) -> None:
 def test_seeds_that_agree_claim_no_more_than_the_images_show(images: int, changed: int, verdict: str) -> None:
     right = min(images, 100)
     own, base = (100 * number / max(images, 1) for number in (right + changed, right))
-    assert paired_difference([own] * 3, [base] * 3, least_claim(images)).verdict == verdict
+    assert paired_difference([own] * 3, [base] * 3, min_claim(images)).verdict == verdict
 
 
 @given(numbers)

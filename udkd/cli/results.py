@@ -51,7 +51,7 @@ def report_command(
     cache: CacheOption = None,
 ) -> None:
     """Write RUN/report/index.html: one page with everything that can be seen of a run, and its figures as PNG files."""
-    from udkd.report.inputs import gather
+    from udkd.report.inputs import load_inputs
     from udkd.report.report import write_report  # matplotlib takes a second
 
-    err.print(f"report: {write_report(gather(run, data=data, cache=cache, baselines=baseline or []))}")
+    err.print(f"report: {write_report(load_inputs(run, data=data, cache=cache, baselines=baseline or []))}")

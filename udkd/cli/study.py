@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from udkd.study.estimate import Item, estimate
+from udkd.study.estimate import WorkItem, estimate
 from udkd.study.folder import StudyFolder
 from udkd.study.plan import StudyPlan, make_plan
 from udkd.study.results import Summary
@@ -73,7 +73,7 @@ def study_command(
     with observed() as observer, stop_requests() as asked:
         shared: list[tuple[StudyPlan, StudyContext]] = []
         for plan in plans:
-            site = StudyContext(
+            context = StudyContext(
                 data=data,
                 folder=StudyFolder(out=folder, name=plan.name),
                 device=where,
@@ -82,38 +82,38 @@ def study_command(
                 stopped=_until(started, max_minutes, asked),
             )
             if plan.study.kind == "networks":
-                _measure(plan, site, dry_run)
+                _measure(plan, context, dry_run)
             elif plan.study.kind == "teachers":
-                _compare(plan, site, other_data or [], dry_run, asked)
+                _compare(plan, context, other_data or [], dry_run, asked)
             elif dry_run:
-                _show(plan, estimate(plan, site))
-            elif not _run(plan, site, started, asked):
-                shared.append((plan, site))
-        for plan, site in shared:
+                _show(plan, estimate(plan, context))
+            elif not _run(plan, context, started, asked):
+                shared.append((plan, context))
+        for plan, context in shared:
             observer.note(f"{plan.name}: waiting for runs that other processes train")
-            _run(plan, site, started, asked, wait=True)
+            _run(plan, context, started, asked, wait=True)
 
 
-def _run(plan: StudyPlan, site: StudyContext, started: float, asked: StopRequest, *, wait: bool = False) -> bool:
+def _run(plan: StudyPlan, context: StudyContext, started: float, asked: StopRequest, *, wait: bool = False) -> bool:
     """False where other processes train all that is missing and nobody asks to wait: nothing is written yet."""
-    progress = run_study(plan, site, wait=wait)
+    progress = run_study(plan, context, wait=wait)
     if progress.left_to_others:
         return False
-    result = write_result(plan, site, progress)
+    result = write_result(plan, context, progress)
     print_whole(_table(plan, result.summary))  # in 80 columns the arms would have no names
     err.print(f"page: {result.page}", soft_wrap=True)
     _end(progress, asked, started)
     return True
 
 
-def _measure(plan: StudyPlan, site: StudyContext, dry_run: bool) -> None:
+def _measure(plan: StudyPlan, context: StudyContext, dry_run: bool) -> None:
     """A study that trains nothing."""
     if dry_run:
         out.print(f"{len(plan.arms)} networks to measure on this CPU: about a minute, nothing is trained", soft_wrap=True)
         return
     from udkd.study.networks import measure_networks, ratios  # matplotlib takes a second
 
-    measured, page = measure_networks(plan, site.data, site.folder.result, site.observer)
+    measured, page = measure_networks(plan, context.data, context.folder.result, context.observer)
     table = Table("", "parameters", "fewer", "MB", "ms an image", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -124,9 +124,9 @@ def _measure(plan: StudyPlan, site: StudyContext, dry_run: bool) -> None:
     err.print(f"page: {page}", soft_wrap=True)
 
 
-def _compare(plan: StudyPlan, site: StudyContext, others: list[Path], dry_run: bool, asked: StopRequest) -> None:
+def _compare(plan: StudyPlan, context: StudyContext, others: list[Path], dry_run: bool, asked: StopRequest) -> None:
     """A study of teachers."""
-    if site.teacher is not None:
+    if context.teacher is not None:
         raise ConfigError(f"--teacher with {plan.name}; expected it to fit its own teachers; drop --teacher")
     if dry_run:
         number = len(plan.trials) * (1 + len(others))
@@ -135,7 +135,7 @@ def _compare(plan: StudyPlan, site: StudyContext, others: list[Path], dry_run: b
         return
     from udkd.study.transfer import compare_teachers  # matplotlib takes a second
 
-    result = compare_teachers(plan, site, others)
+    result = compare_teachers(plan, context, others)
     if result is None:
         err.print("stopped at a checkpoint; the same command goes on")
         raise typer.Exit(asked.exit_code or TIME_IS_UP)
@@ -176,7 +176,7 @@ def _seeds(text: str | None) -> list[int]:
     return seeds
 
 
-def _show(plan: StudyPlan, items: list[Item]) -> None:
+def _show(plan: StudyPlan, items: list[WorkItem]) -> None:
     title = plan.study.title
     table = Table("", "", "done", "still takes", box=None, pad_edge=False, title=title, title_justify="left")
     for column in table.columns[2:]:
@@ -203,10 +203,10 @@ def _table(plan: StudyPlan, summary: Summary) -> Table:
         table.add_column(name, justify="left" if name in ("", "student", "verdict") else "right")
     said = ""
     compared: dict[Any, Any] = {(found.arm, found.learner): found.difference for found in main_comparisons(summary, "last")}
-    for standing in summary.standings:
-        own = compared.get((standing.arm, standing.learner))
+    for arm_summary in summary.arm_summaries:
+        own = compared.get((arm_summary.arm, arm_summary.learner))
         cells = (signed(own.spread.mean), interval(own.bootstrap), own.verdict) if own else ("", "", "")
-        name = "" if standing.arm == said else standing.arm
-        table.add_row(name, standing.learner, mean_sd(standing.last), str(standing.last.n), *cells)
-        said = standing.arm
+        name = "" if arm_summary.arm == said else arm_summary.arm
+        table.add_row(name, arm_summary.learner, mean_sd(arm_summary.last), str(arm_summary.last.n), *cells)
+        said = arm_summary.arm
     return table

@@ -11,9 +11,9 @@ from udkd.losses.sample_weight import SampleWeighting
 from udkd.report import paper
 from udkd.report.analysis.groups import by_class
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Facts, Note, Picture, Pictures, Section
-from udkd.report.style import Palette, picture
-from udkd.report.text import class_name, count, listed, percent, sentence, short
+from udkd.report.page import Block, Facts, Note, Plot, Plots, Section
+from udkd.report.style import Palette, plot
+from udkd.report.text import class_name, comma_list, count, percent, sentence, shorten
 from udkd.training.predictions import Targets
 
 SURE = 0.9
@@ -22,7 +22,7 @@ _MOST_CLASSES, _ENDS = 24, 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
+class VerticalLine:
     """A vertical line in a histogram and the words beside it, on its left or its right."""
 
     place: float
@@ -32,7 +32,7 @@ class Mark:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Side:
+class SplitTargets:
     """The teacher on one split. suffix: of its figures' names."""
 
     word: str
@@ -47,9 +47,9 @@ def section(inputs: ReportInputs) -> Section:
     if inputs.targets is None:
         blocks.append(Note(text=sentence(inputs.why_no_targets or "This run has no cached targets"), missing=True))
     if sides:
-        pictures = [draw(side) for draw in (_weights, _entropies) for side in sides]
-        pictures += [_classes(side, inputs.class_names) for side in sides]
-        blocks = [Pictures(pictures=pictures), *blocks, _every_class(sides, inputs.class_names)]
+        plots = [draw(side) for draw in (_weights, _entropies) for side in sides]
+        plots += [_classes(side, inputs.class_names) for side in sides]
+        blocks = [Plots(plots=plots), *blocks, _every_class(sides, inputs.class_names)]
     if inputs.targets is not None:
         blocks += [Note(text=text) for text in _notes(inputs, inputs.targets)]
     return Section(anchor="certainty", title="How sure the teacher is", blocks=blocks)
@@ -65,37 +65,37 @@ def class_means(targets: Targets) -> tuple[NDArray[np.int64], NDArray[np.float64
     return present[order].astype(np.int64), means[order]
 
 
-def _sides(inputs: ReportInputs) -> list[Side]:
-    found = [Side(word="training", targets=inputs.targets, suffix="")] if inputs.targets is not None else []
+def _sides(inputs: ReportInputs) -> list[SplitTargets]:
+    found = [SplitTargets(word="training", targets=inputs.targets, suffix="")] if inputs.targets is not None else []
     val = inputs.predictions.val_targets if inputs.predictions else None
-    return found if val is None else [*found, Side(word="validation", targets=val, suffix="-val")]
+    return found if val is None else [*found, SplitTargets(word="validation", targets=val, suffix="-val")]
 
 
 def mean_weight(targets: Targets) -> float:
     return float(targets.weight.astype(np.float64).mean())
 
 
-def _weights(side: Side) -> Picture:
-    targets, right, weight = side.targets, side.targets.right, side.targets.weight
+def _weights(side: SplitTargets) -> Plot:
+    targets, correct, weight = side.targets, side.targets.correct, side.targets.weight
     mean, sure = mean_weight(targets), weight > SURE
     caption = (
         f"Mean weight {mean:.3f}: the teacher is nearly certain (w > {SURE}) of {percent(100 * float(sure.mean()), 0)} of the "
-        f"{side.word} samples. Its first guess is right for {percent(100 * float(right.mean()), 1)} of all"
+        f"{side.word} samples. Its first guess is right for {percent(100 * float(correct.mean()), 1)} of all"
     )
-    caption += f", and for {percent(100 * float(right[sure].mean()), 1)} of those." if sure.any() else "."
+    caption += f", and for {percent(100 * float(correct[sure].mean()), 1)} of those." if sure.any() else "."
 
     def draw(figure: Figure, palette: Palette) -> None:
         printed = paper.MEAN_WEIGHT
         marks = [
-            Mark(place=mean, text=f"mean {mean:.3f}", colour=palette.ink, left=mean > 0.84 or 0.25 < mean < printed),
-            Mark(place=printed, text=f"paper {printed}", colour=palette.soft, left=printed < mean),
+            VerticalLine(place=mean, text=f"mean {mean:.3f}", colour=palette.ink, left=mean > 0.84 or 0.25 < mean < printed),
+            VerticalLine(place=printed, text=f"paper {printed}", colour=palette.soft, left=printed < mean),
         ]
-        _histogram(figure, palette, side.word, weight, right, 1.0, "weight w = 1 − H / ln C", marks)
+        _histogram(figure, palette, side.word, weight, correct, 1.0, "weight w = 1 − H / ln C", marks)
 
-    return picture(f"weights{side.suffix}", f"Weights of the teacher’s word, {side.word}", caption, draw)
+    return plot(f"weights{side.suffix}", f"Weights of the teacher’s word, {side.word}", caption, draw)
 
 
-def _entropies(side: Side) -> Picture:
+def _entropies(side: SplitTargets) -> Plot:
     targets = side.targets
     mean, most = float(targets.entropy.astype(np.float64).mean()), targets.max_entropy
     caption = (
@@ -104,10 +104,10 @@ def _entropies(side: Side) -> Picture:
     )
 
     def draw(figure: Figure, palette: Palette) -> None:
-        marks = [Mark(place=mean, text=f"mean {mean:.3f}", colour=palette.ink, left=mean > most / 2)]
-        _histogram(figure, palette, side.word, targets.entropy, targets.right, most, "entropy H, nats", marks)
+        marks = [VerticalLine(place=mean, text=f"mean {mean:.3f}", colour=palette.ink, left=mean > most / 2)]
+        _histogram(figure, palette, side.word, targets.entropy, targets.correct, most, "entropy H, nats", marks)
 
-    return picture(f"entropies{side.suffix}", f"Entropy of the teacher’s word, {side.word}", caption, draw)
+    return plot(f"entropies{side.suffix}", f"Entropy of the teacher’s word, {side.word}", caption, draw)
 
 
 def _histogram(
@@ -115,18 +115,18 @@ def _histogram(
     palette: Palette,
     word: str,
     values: NDArray[np.float32],
-    right: NDArray[np.bool_],
+    correct: NDArray[np.bool_],
     most: float,
     label: str,
-    marks: Sequence[Mark],
+    marks: Sequence[VerticalLine],
 ) -> None:
     """Bars of right first guesses with the wrong ones on top, hatched; vertical lines at `marks`."""
     axes = figure.subplots()
     edges = np.linspace(0.0, most, _BINS + 1)
     held = np.clip(values, 0.0, most)
     whole = 100 / len(held)
-    good = np.histogram(held[right], edges)[0] * whole
-    bad = np.histogram(held[~right], edges)[0] * whole
+    good = np.histogram(held[correct], edges)[0] * whole
+    bad = np.histogram(held[~correct], edges)[0] * whole
     width = 0.88 * most / _BINS
     centres = (edges[:-1] + edges[1:]) / 2
     axes.bar(centres, good, width, color=palette.fill, label="first guess right")
@@ -154,11 +154,11 @@ def _histogram(
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, handlelength=1.2, labelcolor=palette.soft)
 
 
-def _classes(side: Side, names: tuple[str, ...]) -> Picture:
+def _classes(side: SplitTargets, names: tuple[str, ...]) -> Plot:
     targets, weight = side.targets, side.targets.weight
     classes, means = class_means(targets)
     full = [class_name(names, int(label)) for label in classes]
-    labels = [short(name, 26) for name in full]
+    labels = [shorten(name, 26) for name in full]
     cut = len(classes) > _MOST_CLASSES
     shown = [*range(_ENDS), *range(len(classes) - _ENDS, len(classes))] if cut else list(range(len(classes)))
     rows = [row + (1 if cut and row >= _ENDS else 0) for row in range(len(shown))]  # a gap where classes are left out
@@ -187,17 +187,17 @@ def _classes(side: Side, names: tuple[str, ...]) -> Picture:
 
     height = 0.75 + 0.19 * (rows[-1] + 1)
     title = f"Mean weight by class, {side.word}"
-    return picture(f"classes{side.suffix}", title, caption, draw, height=max(height, 1.8))
+    return plot(f"classes{side.suffix}", title, caption, draw, height=max(height, 1.8))
 
 
-def _every_class(sides: list[Side], names: tuple[str, ...]) -> Facts:
+def _every_class(sides: list[SplitTargets], names: tuple[str, ...]) -> Facts:
     """The figures behind the bars, of every class, the surest first."""
     first = sides[0].targets
     told: dict[int, list[str]] = {}
     for side in sides:
-        parts, weight, right = by_class(side.targets.labels, first.num_classes), side.targets.weight, side.targets.right
+        parts, weight, correct = by_class(side.targets.labels, first.num_classes), side.targets.weight, side.targets.correct
         for label, rows in enumerate(parts):
-            told.setdefault(label, []).append(f"{side.word} {count(len(rows), 'image')}{_figures(weight[rows], right[rows])}")
+            told.setdefault(label, []).append(f"{side.word} {count(len(rows), 'image')}{_figures(weight[rows], correct[rows])}")
     order = [*class_means(first)[0].tolist()]
     order += [label for label in range(first.num_classes) if label not in set(order)]
     facts = [(class_name(names, label), "; ".join(told[label])) for label in order]
@@ -208,14 +208,14 @@ def _settings(weighing: SampleWeighting) -> str:
     """The recipe's keys that make the weights what they are."""
     told = [f"loss.sample_weight = {weighing.kind}"]
     told += [f"loss.sample_weight_control = {weighing.control}"] if weighing.control != "none" else []
-    return listed([*told, "loss.sample_weight_mean_one = true"] if weighing.mean_one else told)
+    return comma_list([*told, "loss.sample_weight_mean_one = true"] if weighing.mean_one else told)
 
 
-def _figures(weight: NDArray[np.float32], right: NDArray[np.bool_]) -> str:
+def _figures(weight: NDArray[np.float32], correct: NDArray[np.bool_]) -> str:
     """Of one class's images, if it has any."""
     if not len(weight):
         return ""
-    return f": mean weight {weight.astype(np.float64).mean():.3f}, right {percent(100 * float(right.mean()), 0)}"
+    return f": mean weight {weight.astype(np.float64).mean():.3f}, right {percent(100 * float(correct.mean()), 0)}"
 
 
 def _notes(inputs: ReportInputs, targets: Targets) -> list[str]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from udkd.report.analysis.intervals import wilson
 from udkd.report.style import MARKERS, NUM_STUDENT_COLOURS, Palette
-from udkd.report.text import short
+from udkd.report.text import shorten
 from udkd.training.predictions import Predictions, TopPredictions
 
 
@@ -37,7 +37,7 @@ class Classifier:
     @property
     def label(self) -> str:
         """Short enough for a legend."""
-        return short(self.name, 18)
+        return shorten(self.name, 18)
 
 
 def classifiers(predictions: Predictions) -> list[Classifier]:
@@ -53,27 +53,27 @@ def classifiers(predictions: Predictions) -> list[Classifier]:
     return told
 
 
-def share(right: NDArray[np.bool_]) -> tuple[float, float, float]:
+def accuracy_with_ci(correct: NDArray[np.bool_]) -> tuple[float, float, float]:
     """Percent of right ones among at least one, and its Wilson interval."""
-    low, high = wilson(int(right.sum()), len(right))
-    return 100 * float(right.mean()), 100 * low, 100 * high
+    low, high = wilson(int(correct.sum()), len(correct))
+    return 100 * float(correct.mean()), 100 * low, 100 * high
 
 
 def draw_line(
-    axes: Axes, palette: Palette, voice: Classifier, points: list[tuple[float, float, float]], *, places: list[float]
+    axes: Axes, palette: Palette, classifier: Classifier, points: list[tuple[float, float, float]], *, places: list[float]
 ) -> None:
     """A voice's figures with their intervals, one at each place."""
-    colour = voice.colour(palette)
+    colour = classifier.colour(palette)
     axes.vlines(places, [low for _, low, _ in points], [high for _, _, high in points], color=colour, linewidth=0.9, alpha=0.55)
     axes.plot(
         places,
         [value for value, _, _ in points],
         color=colour,
-        marker=voice.marker,
+        marker=classifier.marker,
         markersize=4,
         linewidth=1.3,
-        linestyle=(0, (5, 1.5)) if voice.kind == "average" else (0, (1, 1.2)) if voice.kind == "teacher" else "-",
-        label=voice.label,
+        linestyle=(0, (5, 1.5)) if classifier.kind == "average" else (0, (1, 1.2)) if classifier.kind == "teacher" else "-",
+        label=classifier.label,
     )
 
 

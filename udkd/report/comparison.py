@@ -12,9 +12,9 @@ from udkd.report.analysis.groups import tenths
 from udkd.report.analysis.intervals import LEVEL
 from udkd.report.classifiers import dodge, legend
 from udkd.report.inputs import Baseline, ReportInputs
-from udkd.report.page import Block, Facts, Note, Picture, Pictures, Row, Section, Table
-from udkd.report.style import MARKERS, Palette, picture
-from udkd.report.text import bounds, count, listed, sentence, short, signed
+from udkd.report.page import Block, Facts, Note, Plot, Plots, Row, Section, Table
+from udkd.report.style import MARKERS, Palette, plot
+from udkd.report.text import comma_list, count, interval, sentence, shorten, signed
 from udkd.training.predictions import Predictions, Targets, TopPredictions
 from udkd.training.run_folder import flat
 
@@ -74,17 +74,17 @@ def section(inputs: ReportInputs) -> Section | None:
     title = f"Against the baseline{'s' if baseline.parts else ''} {baseline.name}"
     if not matched:
         text = (
-            f"No student of this run ({listed(list(predictions.names))}) has a counterpart of its architecture in "
-            f"{baseline.name} ({listed(list(baseline.student_names))})."
+            f"No student of this run ({comma_list(list(predictions.names))}) has a counterpart of its architecture in "
+            f"{baseline.name} ({comma_list(list(baseline.student_names))})."
         )
         return Section(anchor="baseline", title=title, blocks=[Note(text=text, missing=True)])
     students = [match for match in matched if match.index >= 0][:_MOST]
-    pictures: list[Picture] = []
+    plots: list[Plot] = []
     targets = predictions.val_targets or baseline.predictions.val_targets
     if targets is not None:
-        pictures.append(_by_tenths(targets, matched))
-    pictures += [_classes(inputs, predictions, match) for match in students]
-    blocks: list[Block] = [Pictures(pictures=pictures), _table(predictions, matched, baseline)]
+        plots.append(_by_tenths(targets, matched))
+    plots += [_classes(inputs, predictions, match) for match in students]
+    blocks: list[Block] = [Plots(plots=plots), _table(predictions, matched, baseline)]
     if targets is None:
         blocks.append(
             Note(text="No teacher was asked about the validation images: there are no tenths by weight.", missing=True)
@@ -95,15 +95,15 @@ def section(inputs: ReportInputs) -> Section | None:
     return Section(anchor="baseline", title=title, blocks=blocks)
 
 
-def overall(predictions: Predictions, match: Match) -> Gain:
+def overall_gain(predictions: Predictions, match: Match) -> Gain:
     """Over all validation images."""
-    return gain(match.own.right(predictions.labels), match.other.right(predictions.labels))
+    return gain(match.own.correct(predictions.labels), match.other.correct(predictions.labels))
 
 
-def in_words(predictions: Predictions, match: Match) -> str:
+def gain_text(predictions: Predictions, match: Match) -> str:
     """`resnet18 +1.2 [−0.3, +2.7] points: no clear difference`."""
-    found = overall(predictions, match)
-    return f"{match.name} {signed(found.points)} {bounds(found.low, found.high)} points: {found.verdict}"
+    found = overall_gain(predictions, match)
+    return f"{match.name} {signed(found.points)} {interval(found.low, found.high)} points: {found.verdict}"
 
 
 def lead(inputs: ReportInputs) -> str:
@@ -111,19 +111,19 @@ def lead(inputs: ReportInputs) -> str:
     predictions, baseline = inputs.predictions, inputs.baseline
     if predictions is None or baseline is None:
         return ""
-    told = [in_words(predictions, match) for match in matches(inputs, predictions, baseline)]
+    told = [gain_text(predictions, match) for match in matches(inputs, predictions, baseline)]
     return sentence(f"against {baseline.name}: {'; '.join(told)}") if told else ""
 
 
 def gains_by_tenths(targets: Targets, match: Match) -> list[Gain]:
     """The paired difference in groups of equal size, the lowest weight first."""
-    own, other = match.own.right(targets.labels), match.other.right(targets.labels)
+    own, other = match.own.correct(targets.labels), match.other.correct(targets.labels)
     return [gain(own[rows], other[rows]) for rows in tenths(targets.entropy, targets.ids)]
 
 
 def failures(predictions: Predictions, match: Match) -> NDArray[np.int64]:
     """Rows that the student has wrong and the baseline right, those of which the student is surest first, int64."""
-    own, other = match.own.right(predictions.labels), match.other.right(predictions.labels)
+    own, other = match.own.correct(predictions.labels), match.other.correct(predictions.labels)
     rows = np.flatnonzero(~own & other)
     return rows[np.lexsort((predictions.ids[rows], -match.own.confidence[rows]))]
 
@@ -131,12 +131,12 @@ def failures(predictions: Predictions, match: Match) -> NDArray[np.int64]:
 def _table(predictions: Predictions, matched: list[Match], baseline: Baseline) -> Table:
     rows = []
     for match in matched:
-        found = overall(predictions, match)
+        found = overall_gain(predictions, match)
         cells = (
-            f"{100 * match.other.right(predictions.labels).mean():.2f}",
-            f"{100 * match.own.right(predictions.labels).mean():.2f}",
+            f"{100 * match.other.correct(predictions.labels).mean():.2f}",
+            f"{100 * match.own.correct(predictions.labels).mean():.2f}",
             signed(found.points, 2),
-            bounds(found.low, found.high),
+            interval(found.low, found.high),
             f"{found.gained:,}",
             f"{found.lost:,}",
             found.verdict,
@@ -145,7 +145,7 @@ def _table(predictions: Predictions, matched: list[Match], baseline: Baseline) -
         hue = "ink" if match.index < 0 else f"s{match.index % 6}"
         rows.append(Row(label=match.name, detail=against, cells=cells, hue=hue, key=True))
     left = [name for name in predictions.names if name not in {match.name for match in matched}]
-    more = f" Without a counterpart there: {listed(left)}." if left else ""
+    more = f" Without a counterpart there: {comma_list(left)}." if left else ""
     return Table(
         name="gains",
         title=f"Top-1, %, on {count(len(predictions.ids), 'validation image')}",
@@ -160,17 +160,17 @@ def _verdicts(predictions: Predictions, matched: list[Match]) -> str:
     """`Improves: a and b. No clear difference: c.`"""
     found: dict[str, list[str]] = {}
     for match in matched:
-        found.setdefault(overall(predictions, match).verdict, []).append(match.name)
-    return " ".join(sentence(f"{verdict}: {listed(names)}") for verdict, names in found.items())
+        found.setdefault(overall_gain(predictions, match).verdict, []).append(match.name)
+    return " ".join(sentence(f"{verdict}: {comma_list(names)}") for verdict, names in found.items())
 
 
-def _by_tenths(targets: Targets, matched: list[Match]) -> Picture:
+def _by_tenths(targets: Targets, matched: list[Match]) -> Plot:
     lines = [(match, gains_by_tenths(targets, match)) for match in matched]
     groups = len(lines[0][1])
 
     def told(match: Match, gains: list[Gain]) -> str:
-        return f"{match.name} {signed(gains[0].points)} {bounds(gains[0].low, gains[0].high)}" + (
-            f" and {signed(gains[-1].points)} {bounds(gains[-1].low, gains[-1].high)}" if groups > 1 else ""
+        return f"{match.name} {signed(gains[0].points)} {interval(gains[0].low, gains[0].high)}" + (
+            f" and {signed(gains[-1].points)} {interval(gains[-1].low, gains[-1].high)}" if groups > 1 else ""
         )
 
     ends = "; ".join(told(match, gains) for match, gains in lines if match.index >= 0 or len(lines) == 1)
@@ -190,19 +190,21 @@ def _by_tenths(targets: Targets, matched: list[Match]) -> Picture:
             axes.vlines(places, [g.low for g in gains], [g.high for g in gains], color=colour, linewidth=1, alpha=0.6)
             marker = "*" if match.index < 0 else MARKERS[match.index % len(MARKERS)]
             points = [found.points for found in gains]
-            axes.plot(places, points, color=colour, marker=marker, markersize=5, linestyle="none", label=short(match.name, 18))
+            axes.plot(
+                places, points, color=colour, marker=marker, markersize=5, linestyle="none", label=shorten(match.name, 18)
+            )
         axes.set_xticks(range(1, groups + 1))
         axes.set_xlabel("tenths of the validation images, the lowest weight first")
         axes.set_ylabel("gain, percentage points")
         legend(axes, palette, len(lines))
 
-    return picture("gain-by-weight", "Gain by the teacher’s weight", caption, draw, height=3.0)
+    return plot("gain-by-weight", "Gain by the teacher’s weight", caption, draw, height=3.0)
 
 
-def _classes(inputs: ReportInputs, predictions: Predictions, match: Match) -> Picture:
-    own, other = match.own.right(predictions.labels), match.other.right(predictions.labels)
+def _classes(inputs: ReportInputs, predictions: Predictions, match: Match) -> Plot:
+    own, other = match.own.correct(predictions.labels), match.other.correct(predictions.labels)
     gains = class_gains.class_gains(own, other, predictions.labels, predictions.num_classes)
-    name, title = f"gain-classes-{match.index}", f"By class, {short(match.name, 20)}: ← lost · gained →"
+    name, title = f"gain-classes-{match.index}", f"By class, {shorten(match.name, 20)}: ← lost · gained →"
     return class_gains.chart(name, title, gains, inputs.class_names, "This run", "the baseline", (match.index, None))
 
 
@@ -210,7 +212,7 @@ def _failures(inputs: ReportInputs, predictions: Predictions, baseline: Baseline
     rows = failures(predictions, match)
     if not len(rows):
         return Note(text=f"No image is wrong for {match.name} and right for the baseline.")
-    found, shown = overall(predictions, match), rows[:_IMAGES]
+    found, shown = overall_gain(predictions, match), rows[:_IMAGES]
     which = f"the {len(shown)} of which it is surest" if len(shown) < len(rows) else "all of them"
     other = match.against if baseline.parts else baseline.name
     caption = (

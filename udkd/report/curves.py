@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Note, Picture, Pictures, Section
-from udkd.report.style import MARKERS, Palette, picture
-from udkd.report.text import count, listed, sentence, short
+from udkd.report.page import Block, Note, Plot, Plots, Section
+from udkd.report.style import MARKERS, Palette, plot
+from udkd.report.text import comma_list, count, sentence, shorten
 
 _TERMS = {
     "hard": ("Loss against the labels", "cross-entropy, nats", "α", "alpha"),
@@ -22,7 +22,7 @@ _TERMS = {
 }
 
 
-METHODS = {
+METHOD_TITLES = {
     "dkd": "DKD",
     "attention": "attention transfer",
     "fitnets": "FitNets",
@@ -48,7 +48,7 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class ReferenceLine:
     """A horizontal line for comparison."""
 
     label: str
@@ -59,16 +59,16 @@ def section(inputs: ReportInputs) -> Section:
     """Curves, or a sentence where no epoch is finished."""
     blocks: list[Block] = []
     if inputs.metrics:
-        blocks.append(Pictures(pictures=[*_accuracy(inputs), *_losses(inputs), _rate(inputs)]))
+        blocks.append(Plots(plots=[*_accuracy(inputs), *_losses(inputs), _rate(inputs)]))
         blocks += [Note(text=text) for text in _absent_terms(inputs)]
     else:
         blocks.append(Note(text="No epoch is finished yet: there are no curves.", missing=True))
     return Section(anchor="curves", title="How training went", blocks=blocks)
 
 
-def _losses(inputs: ReportInputs) -> list[Picture]:
+def _losses(inputs: ReportInputs) -> list[Plot]:
     loss = inputs.recipe.loss
-    pictures = []
+    plots = []
     for term, (title, unit, _, _) in _TERMS.items():
         if not _built(inputs, term):
             continue
@@ -80,10 +80,10 @@ def _losses(inputs: ReportInputs) -> list[Picture]:
             else ""
         )
         span = "From the first epoch to the last" if len(inputs.metrics) > 1 else "In the only epoch"
-        caption = f"{span} {listed(ends)} (epoch means, {w}before {_weight(inputs, term)})."
-        title += f", {METHODS[loss.method]}" if term == "method" else ""
-        pictures.append(_chart(f"loss-{term}", title, unit, caption, inputs, series, from_zero=True))
-    return pictures
+        caption = f"{span} {comma_list(ends)} (epoch means, {w}before {_weight(inputs, term)})."
+        title += f", {METHOD_TITLES[loss.method]}" if term == "method" else ""
+        plots.append(_chart(f"loss-{term}", title, unit, caption, inputs, series, from_zero=True))
+    return plots
 
 
 def _weight(inputs: ReportInputs, term: str) -> str:
@@ -94,28 +94,28 @@ def _weight(inputs: ReportInputs, term: str) -> str:
     return f"{symbol} = {loss.weights[places[name]]:g}" + (f" → {moves.to:g}, {moves.kind}" if moves else "")
 
 
-def _accuracy(inputs: ReportInputs) -> list[Picture]:
+def _accuracy(inputs: ReportInputs) -> list[Plot]:
     val = [row["val"] for row in inputs.metrics]
     students = _per_student(inputs, [[student and student["top1"] for student in row["students"]] for row in val])
     several = [sum(student is not None for student in row["students"]) > 1 for row in val]  # else the average is the one's
-    together = [row["ensemble"]["top1"] if more else nan for row, more in zip(val, several, strict=True)]
-    average = Series(label="averaged", values=together, student=None)
+    combine_baselines = [row["ensemble"]["top1"] if more else nan for row, more in zip(val, several, strict=True)]
+    average = Series(label="averaged", values=combine_baselines, student=None)
     series = [*students, average] if len(students) > 1 else students
     trained = _per_student(inputs, [row["train"]["top1"] for row in inputs.metrics])
     taught_by = (inputs.evaluation or {}).get("teacher")
-    levels = [Level(label="teacher", value=taught_by["top1"])] if taught_by else []
+    levels = [ReferenceLine(label="teacher", value=taught_by["top1"])] if taught_by else []
     highest = max(value for line in [*series, *trained] for value in line.held)
     ceiling = min(100.0, 1.08 * max([highest, *(level.value for level in levels)]))
     best = [f"{line.label} {max(line.held):.1f} % in epoch {_best_epoch(inputs, line)}" for line in series if line.held]
     ends = [f"{line.label} {line.held[-1]:.1f} %" for line in trained if line.held]
-    title = "Validation accuracy"
+    title, best_text = "Validation accuracy", f"Best: {comma_list(best)}."
     return [
-        _chart("accuracy-val", title, "top-1, %", f"Best: {listed(best)}.", inputs, series, levels=levels, limits=(0, ceiling)),
+        _chart("accuracy-val", title, "top-1, %", best_text, inputs, series, levels=levels, limits=(0, ceiling)),
         _chart(
             "accuracy-train",
             "Training accuracy",
             "top-1, %",
-            f"In the last epoch {listed(ends)}, on augmented views and while still learning.",
+            f"In the last epoch {comma_list(ends)}, on augmented views and while still learning.",
             inputs,
             trained,
             limits=(0, ceiling),
@@ -123,14 +123,14 @@ def _accuracy(inputs: ReportInputs) -> list[Picture]:
     ]
 
 
-def _rate(inputs: ReportInputs) -> Picture:
+def _rate(inputs: ReportInputs) -> Plot:
     series = _per_student(inputs, [row["lr"] for row in inputs.metrics])
     if len(series) > 1 and all(list(line.values) == list(series[0].values) for line in series):
         series = [Series(label="all students", values=series[0].values, student=None)]
     peaks = sorted({student.lr for student in inputs.recipe.students})
     warm_up = max(student.warmup_epochs for student in inputs.recipe.students)
     after = f" after a warm-up of {warm_up:g} epoch{'' if warm_up == 1 else 's'}" if warm_up else ""
-    text = f"Half a cosine from {listed([f'{peak:g}' for peak in peaks])} to 0{after}; each point is an epoch's last step."
+    text = f"Half a cosine from {comma_list([f'{peak:g}' for peak in peaks])} to 0{after}; each point is an epoch's last step."
     late = [student.start_epoch for student in inputs.recipe.students if student.start_epoch]
     text += f" One joins after {count(min(late), 'epoch')}: 0 until then." if late else ""
     return _chart("learning-rate", "Learning rate", "learning rate", text, inputs, series, height=2.1, from_zero=True)
@@ -160,7 +160,7 @@ def _per_student(inputs: ReportInputs, rows: Sequence[Sequence[float | None]]) -
     """Lists of one figure per student, one list per epoch, as one line per student; None, before it joined, becomes NaN."""
     columns = [[nan if value is None else value for value in column] for column in zip(*rows, strict=True)]
     return [
-        Series(label=short(name, 18), values=values, student=index)
+        Series(label=shorten(name, 18), values=values, student=index)
         for index, (name, values) in enumerate(zip(inputs.student_names, columns, strict=True))
     ]
 
@@ -177,11 +177,11 @@ def _chart(
     inputs: ReportInputs,
     series: Sequence[Series],
     *,
-    levels: Sequence[Level] = (),
+    levels: Sequence[ReferenceLine] = (),
     limits: tuple[float, float] | None = None,
     height: float = 2.9,
     from_zero: bool = False,
-) -> Picture:
+) -> Plot:
     epochs = [int(row["epoch"]) for row in inputs.metrics]
 
     def draw(figure: Figure, palette: Palette) -> None:
@@ -216,14 +216,14 @@ def _chart(
         ]
         _label_ends(axes, [*ends, *((level.value, level.label, palette.soft) for level in levels)], height)
 
-    return picture(name, title, caption, draw, height=height)
+    return plot(name, title, caption, draw, height=height)
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], height: float) -> None:
     """Write each line's name beside its end; names that would overlap move apart."""
     low, high = axes.get_ylim()
     gap = 13 / (height * 72 * 0.76)  # a line of text as a share of the axes' height
-    places = spread([(value - low) / (high - low or 1.0) for value, _, _ in ends], gap)
+    places = space_labels([(value - low) / (high - low or 1.0) for value, _, _ in ends], gap)
     for place, (_, label, colour) in zip(places, ends, strict=True):
         axes.annotate(
             label,
@@ -237,7 +237,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], height: floa
         )
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
+def space_labels(wanted: Sequence[float], gap: float) -> list[float]:
     """Places within 0 to 1 in the order of the wanted ones, at least `gap` apart, as near to them as that allows.
 
     With k gaps taken off the k-th place it is the least-squares fit of a rising line: neighbours that would overlap are

@@ -15,9 +15,9 @@ from udkd.report import class_gains, gallery
 from udkd.report.analysis.agreement import Pair, agreement, patterns
 from udkd.report.analysis.intervals import wilson
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Note, Picture, Pictures, Row, Section, Table
-from udkd.report.style import MARKERS, Palette, picture
-from udkd.report.text import count, listed, percent, short
+from udkd.report.page import Block, Note, Plot, Plots, Row, Section, Table
+from udkd.report.style import MARKERS, Palette, plot
+from udkd.report.text import comma_list, count, percent, shorten
 from udkd.training.predictions import Predictions
 
 _MOST_PAIRS = 3
@@ -25,8 +25,8 @@ _MOST_PATTERNS = 4
 _IMAGES_EACH = 6
 _ALPHA = 0.5
 
-Side = tuple[str, NDArray[np.bool_]]
-Counted = tuple[str, dict[str, int]]
+Subset = tuple[str, NDArray[np.bool_]]
+PatternCounts = tuple[str, dict[str, int]]
 
 
 def section(inputs: ReportInputs) -> Section | None:
@@ -39,22 +39,22 @@ def section(inputs: ReportInputs) -> Section | None:
         text = "One student: it has nobody to disagree with."
         return Section(anchor="disagreement", title=title, blocks=[Note(text=text)])
     pairs = list(combinations(range(len(predictions.names)), 2))
-    pictures = [_matrix(predictions) if len(pairs) == 1 else _who_is_right(predictions)]
-    pictures += [_classes(inputs, predictions, first, second) for first, second in pairs[:_MOST_PAIRS]]
-    blocks: list[Block] = [Pictures(pictures=pictures), _table(predictions, pairs), *_images(inputs, predictions)]
+    plots = [_matrix(predictions) if len(pairs) == 1 else _who_is_right(predictions)]
+    plots += [_classes(inputs, predictions, first, second) for first, second in pairs[:_MOST_PAIRS]]
+    blocks: list[Block] = [Plots(plots=plots), _table(predictions, pairs), *_images(inputs, predictions)]
     left_out = len(pairs) - _MOST_PAIRS
     if left_out > 0:
         blocks.append(Note(text=f"Classes are shown for the first {_MOST_PAIRS} of {len(pairs)} pairs of students."))
     return Section(anchor="disagreement", title=title, blocks=blocks)
 
 
-def sides(predictions: Predictions) -> list[Side]:
+def subsets(predictions: Predictions) -> list[Subset]:
     """Which validation images to count: all, those that the teacher has right, those it has wrong."""
-    every: Side = ("all", np.ones(len(predictions.ids), np.bool_))
+    every: Subset = ("all", np.ones(len(predictions.ids), np.bool_))
     if predictions.teacher is None:
         return [every]
-    right = predictions.teacher.right(predictions.labels)
-    return [every, ("teacher right", right), ("teacher wrong", ~right)]
+    correct = predictions.teacher.correct(predictions.labels)
+    return [every, ("teacher right", correct), ("teacher wrong", ~correct)]
 
 
 def pair_of(predictions: Predictions, first: int, second: int, among: NDArray[np.bool_]) -> Pair:
@@ -62,11 +62,11 @@ def pair_of(predictions: Predictions, first: int, second: int, among: NDArray[np
     return agreement(students[first].guess, students[second].guess, predictions.labels, among)
 
 
-def _matrix(predictions: Predictions) -> Picture:
+def _matrix(predictions: Predictions) -> Plot:
     """Both right, only one, none, in a square for each of what the teacher says."""
-    every, *by_teacher = sides(predictions)
+    every, *by_teacher = subsets(predictions)
     shown = [side for side in by_teacher if side[1].any()] or [every]
-    names = [short(name, 16) for name in predictions.names]
+    names = [shorten(name, 16) for name in predictions.names]
 
     def draw(figure: Figure, palette: Palette) -> None:
         grid = figure.subplots(1, len(shown), squeeze=False)
@@ -76,7 +76,7 @@ def _matrix(predictions: Predictions) -> Picture:
             title = f"{who}: {pair.samples:,}" if by_teacher else f"{pair.samples:,} images"
             grid[0, place].set_title(title, loc="left", fontsize=9, color=palette.ink)
 
-    return picture("agreement", "Who is right", _caption(predictions), draw, height=2.6)
+    return plot("agreement", "Who is right", _caption(predictions), draw, height=2.6)
 
 
 def _squares(axes: Axes, palette: Palette, pair: Pair, total: int, names: list[str], first: bool) -> None:
@@ -106,11 +106,11 @@ def _squares(axes: Axes, palette: Palette, pair: Pair, total: int, names: list[s
         axes.set_ylabel(names[0], color=palette.student(0))
 
 
-def _who_is_right(predictions: Predictions) -> Picture:
+def _who_is_right(predictions: Predictions) -> Plot:
     """Bars of images by which students are right, told by a row of their markers; of many students by how many are."""
-    rows = right_patterns(predictions)
+    rows = correct_patterns(predictions)
     number = len(predictions.names)
-    every, *by_teacher = sides(predictions)
+    every, *by_teacher = subsets(predictions)
 
     def draw(figure: Figure, palette: Palette) -> None:
         if number > _MOST_PATTERNS:
@@ -122,14 +122,14 @@ def _who_is_right(predictions: Predictions) -> Picture:
             _markers(beside, palette, number)
             axes.tick_params(axis="y", length=0, labelleft=False)
             handles = [Line2D([], [], **_mark(palette, index, True)) for index in range(number)]
-            names = [short(name, 22) for name in predictions.names]
+            names = [shorten(name, 22) for name in predictions.names]
             figure.legend(handles, names, loc="outside upper left", ncols=2, fontsize=8, labelcolor=palette.soft)
         _bars(axes, palette, rows, [who for who, _ in by_teacher or [every]], len(predictions.ids))
         axes.invert_yaxis()
 
     height = 1.35 + 0.22 * len(rows)
     title = "Who is right" if number > _MOST_PATTERNS else "Who is right (markers filled)"
-    return picture("agreement", title, _caption(predictions), draw, height=height)
+    return plot("agreement", title, _caption(predictions), draw, height=height)
 
 
 def _markers(axes: Axes, palette: Palette, number: int) -> None:
@@ -141,15 +141,15 @@ def _markers(axes: Axes, palette: Palette, number: int) -> None:
     axes.set_axis_off()
 
 
-def _mark(palette: Palette, index: int, right: bool) -> dict[str, Any]:
+def _mark(palette: Palette, index: int, correct: bool) -> dict[str, Any]:
     colour = palette.student(index)
     look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "markersize": 6, "linestyle": "none"}
-    if right:
+    if correct:
         return look | {"markerfacecolor": colour, "markeredgecolor": colour}
     return look | {"markerfacecolor": "none", "markeredgecolor": palette.rule}
 
 
-def _bars(axes: Axes, palette: Palette, rows: list[Counted], parts: list[str], total: int) -> None:
+def _bars(axes: Axes, palette: Palette, rows: list[PatternCounts], parts: list[str], total: int) -> None:
     """Stacked by what the teacher says, the number at the end."""
     places, left = list(range(len(rows))), np.zeros(len(rows))
     for index, who in enumerate(parts):
@@ -179,14 +179,14 @@ def _bars(axes: Axes, palette: Palette, rows: list[Counted], parts: list[str], t
         axes.legend(loc="lower left", bbox_to_anchor=above, ncols=2, borderaxespad=0, fontsize=8, labelcolor=palette.soft)
 
 
-def right_patterns(predictions: Predictions) -> list[Counted]:
-    """Rows in words, the most students first, each with its number of images by side (see `sides`)."""
-    right = np.stack([answers.right(predictions.labels) for answers in predictions.students])
-    number = len(right)
-    counted = {who: patterns(right, among) for who, among in sides(predictions)} if number <= _MOST_PATTERNS else {}
+def correct_patterns(predictions: Predictions) -> list[PatternCounts]:
+    """Rows in words, the most students first, each with its number of images by side (see `subsets`)."""
+    correct = np.stack([answers.correct(predictions.labels) for answers in predictions.students])
+    number = len(correct)
+    counted = {who: patterns(correct, among) for who, among in subsets(predictions)} if number <= _MOST_PATTERNS else {}
     if not counted:
-        hits = right.sum(axis=0)
-        tallies = {who: np.bincount(hits[among], minlength=number + 1) for who, among in sides(predictions)}
+        hits = correct.sum(axis=0)
+        tallies = {who: np.bincount(hits[among], minlength=number + 1) for who, among in subsets(predictions)}
         return [(f"{k} of {number} right", {who: int(t[k]) for who, t in tallies.items()}) for k in range(number, -1, -1)]
     return [
         (_pattern(predictions.names, code), {who: int(tally[code]) for who, tally in counted.items()})
@@ -200,33 +200,33 @@ def _codes(number: int) -> list[int]:
 
 
 def _pattern(names: Sequence[str], code: int) -> str:
-    right = [short(name, 14) for index, name in enumerate(names) if code >> index & 1]
-    if len(right) in (0, len(names)):
-        return "all right" if right else "all wrong"
-    if len(right) == len(names) - 1 > 1:
-        return f"all but {next(short(name, 14) for index, name in enumerate(names) if not code >> index & 1)}"
-    return f"only {listed(right)}"
+    correct = [shorten(name, 14) for index, name in enumerate(names) if code >> index & 1]
+    if len(correct) in (0, len(names)):
+        return "all right" if correct else "all wrong"
+    if len(correct) == len(names) - 1 > 1:
+        return f"all but {next(shorten(name, 14) for index, name in enumerate(names) if not code >> index & 1)}"
+    return f"only {comma_list(correct)}"
 
 
 def _caption(predictions: Predictions) -> str:
-    right = np.stack([answers.right(predictions.labels) for answers in predictions.students])
-    some, best = 100 * float(right.any(axis=0).mean()), 100 * float(right.mean(axis=1).max())
-    average = 100 * float(predictions.average.right(predictions.labels).mean())
-    who = "At least one student" if len(right) > 2 else "One student or the other"
+    correct = np.stack([answers.correct(predictions.labels) for answers in predictions.students])
+    some, best = 100 * float(correct.any(axis=0).mean()), 100 * float(correct.mean(axis=1).max())
+    average = 100 * float(predictions.average.correct(predictions.labels).mean())
+    who = "At least one student" if len(correct) > 2 else "One student or the other"
     told = f"{who} is right for {percent(some, 1)} of {count(len(predictions.ids), 'validation image')}: "
     told += f"the best alone for {percent(best, 1)}, their average for {percent(average, 1)}"
     if predictions.teacher is not None:
-        wrong = ~predictions.teacher.right(predictions.labels)
-        rescued = int((right.any(axis=0) & wrong).sum())
+        wrong = ~predictions.teacher.correct(predictions.labels)
+        rescued = int((correct.any(axis=0) & wrong).sum())
         told += f"; of the {count(int(wrong.sum()), 'image')} that the teacher has wrong, a student has {rescued:,} right"
     return told + "."
 
 
-def _classes(inputs: ReportInputs, predictions: Predictions, first: int, second: int) -> Picture:
+def _classes(inputs: ReportInputs, predictions: Predictions, first: int, second: int) -> Plot:
     ahead, behind = predictions.names[first], predictions.names[second]
-    rights = [predictions.students[index].right(predictions.labels) for index in (first, second)]
-    gains = class_gains.class_gains(rights[0], rights[1], predictions.labels, predictions.num_classes)
-    name, title = f"classes-{first}-{second}", f"By class: ← {short(behind, 18)} ahead · {short(ahead, 18)} ahead →"
+    correct_pair = [predictions.students[index].correct(predictions.labels) for index in (first, second)]
+    gains = class_gains.class_gains(correct_pair[0], correct_pair[1], predictions.labels, predictions.num_classes)
+    name, title = f"classes-{first}-{second}", f"By class: ← {shorten(behind, 18)} ahead · {shorten(ahead, 18)} ahead →"
     return class_gains.chart(name, title, gains, inputs.class_names, ahead, behind, (first, second))
 
 
@@ -234,13 +234,13 @@ def _table(predictions: Predictions, pairs: list[tuple[int, int]]) -> Table:
     rows, told = [], ""
     for first, second in pairs:
         names = f"{predictions.names[first]} / {predictions.names[second]}"
-        for who, among in sides(predictions):
+        for who, among in subsets(predictions):
             pair = pair_of(predictions, first, second, among)
             label = who if len(pairs) == 1 else f"{names}, {who}"
             rows.append(Row(label=label, cells=_cells(pair)))
         told = told or _parting(predictions, first, second)
     heads = (
-        [f"only {short(predictions.names[index], 18)}" for index in pairs[0]] if len(pairs) == 1 else ["only 1st", "only 2nd"]
+        [f"only {shorten(predictions.names[index], 18)}" for index in pairs[0]] if len(pairs) == 1 else ["only 1st", "only 2nd"]
     )
     return Table(
         name="pairs",
@@ -281,13 +281,13 @@ def _images(inputs: ReportInputs, predictions: Predictions) -> list[Block]:
     for own, other in ((0, 1), (1, 0)):
         winner, loser = (predictions.students[index] for index in (own, other))
         name, against = predictions.names[own], predictions.names[other]
-        won = np.flatnonzero(winner.right(predictions.labels) & ~loser.right(predictions.labels))
+        won = np.flatnonzero(winner.correct(predictions.labels) & ~loser.correct(predictions.labels))
         if not len(won):
             blocks.append(Note(text=f"No image is right for {name} and wrong for {against}."))
             continue
         rows = won[np.lexsort((predictions.ids[won], -winner.confidence[won]))][:_IMAGES_EACH]
         caption = f"Of {count(len(won), 'image')} that {name} has right and {against} wrong, those of which {name} is surest."
-        asked = [(short(name, 22), winner), (short(against, 22), loser)]
+        asked = [(shorten(name, 22), winner), (shorten(against, 22), loser)]
         title = f"Only {name} is right"
         blocks.append(gallery.versus(f"disagreement-{own}", title, caption, rows, predictions, asked, inputs))
     return blocks

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Card, Gallery, Guess, Note, Section
 from udkd.report.style import Palette, png
-from udkd.report.text import class_name, count, percent, sentence, short
+from udkd.report.text import class_name, count, percent, sentence, shorten
 from udkd.training.predictions import Predictions, Targets, TopPredictions
 from udkd.utils.errors import DataError, UserError
 
@@ -51,7 +51,7 @@ def guesses(answers: TopPredictions, labels: NDArray[np.int64], row: int, names:
     """The likeliest classes of a row at temperature 1; of equal logits the lower class first."""
     chances = np.exp(answers.top_log_p[row, :GUESSES].astype(np.float64))
     return tuple(
-        Guess(name=class_name(names, int(at)), percent=100 * min(float(chance), 1.0), right=bool(at == labels[row]))
+        Guess(name=class_name(names, int(at)), percent=100 * min(float(chance), 1.0), correct=bool(at == labels[row]))
         for at, chance in zip(answers.top[row, :GUESSES], chances, strict=True)
     )
 
@@ -90,7 +90,7 @@ def versus(
 
 
 def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int], NDArray[np.uint8]]) -> list[Gallery]:
-    right, weight = targets.right, targets.weight
+    correct, weight = targets.correct, targets.weight
     surest, least = extremes(targets)
     if not len(surest):
         return []
@@ -106,9 +106,9 @@ def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int]
             )
             for row in rows
         ]
-        wrong = int((~right[rows]).sum())
+        wrong = int((~correct[rows]).sum())
         told = "no first guess is wrong" if not wrong else f"{wrong} of {len(rows)} first guesses are wrong"
-        caption = f"The {count(len(rows), 'training image')} of {bound}: {told}; of all samples it is {_share(right)}."
+        caption = f"The {count(len(rows), 'training image')} of {bound}: {told}; of all samples it is {_share(correct)}."
         return Gallery(name=name, title=title, cards=cards, png=_contact_sheet(cards), caption=caption)
 
     return [
@@ -117,8 +117,8 @@ def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int]
     ]
 
 
-def _share(right: NDArray[np.bool_]) -> str:
-    return percent(100 * float((~right).mean()), 1)
+def _share(correct: NDArray[np.bool_]) -> str:
+    return percent(100 * float((~correct).mean()), 1)
 
 
 def _contact_sheet(cards: Sequence[Card]) -> bytes:
@@ -134,9 +134,9 @@ def _contact_sheet(cards: Sequence[Card]) -> bytes:
             axes.imshow(card.pixels)
             axes.set_xlim((width - side) / 2 - 0.5, (width + side) / 2 - 0.5)  # one square for all, so that texts line up
             axes.set_ylim((height + side) / 2 - 0.5, (height - side) / 2 - 0.5)
-            axes.set_title(short(card.label, 18), fontsize=8, color=palette.ink)
+            axes.set_title(shorten(card.label, 18), fontsize=8, color=palette.ink)
             lines = [
-                f"{_sign(card, rank)}{short(guess.name, 15)} {guess.percent:.0f} %" for rank, guess in enumerate(card.guesses)
+                f"{_sign(card, rank)}{shorten(guess.name, 15)} {guess.percent:.0f} %" for rank, guess in enumerate(card.guesses)
             ]
             axes.text(
                 0.5, -0.06, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=palette.soft
@@ -148,4 +148,4 @@ def _contact_sheet(cards: Sequence[Card]) -> bytes:
 def _sign(card: Card, rank: int) -> str:
     """Right or wrong, before the first of one network's guesses and before each of several networks'."""
     guess = card.guesses[rank]
-    return ("✓ " if guess.right else "✗ ") if guess.by or rank == 0 else ""
+    return ("✓ " if guess.correct else "✗ ") if guess.by or rank == 0 else ""

@@ -1,6 +1,6 @@
 """What a report is made of, and how it is gathered from a run folder.
 
-Nothing beyond `gather` opens a dataset, a cache or predictions.
+Nothing beyond `load_inputs` opens a dataset, a cache or predictions.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from PIL import Image
 
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder, Split
-from udkd.report.text import listed
+from udkd.report.text import comma_list
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.prediction_collector import cached_targets
 from udkd.training.predictions import Predictions, Targets, read_predictions
@@ -87,7 +87,7 @@ class ReportInputs:
         return self.recipe.student_names()
 
 
-def gather(
+def load_inputs(
     run_folder: Path, *, data: Path | None = None, cache: Path | None = None, baselines: Sequence[Path] = ()
 ) -> ReportInputs:
     """Collect a run's report. data, cache: where they lie now, if not where the run found them. baselines: other runs.
@@ -118,7 +118,7 @@ def gather(
         out=run_folder / "report",
         predictions=predictions,
         why_no_predictions=why_no_predictions,
-        baseline=together(recipe, others),
+        baseline=combine_baselines(recipe, others),
     )
     return _with_targets(_with_images(inputs, data), data, cache)
 
@@ -149,7 +149,7 @@ def open_baseline(run: RunFolder, predictions: Predictions | None, why_none: str
     )
 
 
-def together(recipe: Recipe, baselines: Sequence[Baseline]) -> Baseline | None:
+def combine_baselines(recipe: Recipe, baselines: Sequence[Baseline]) -> Baseline | None:
     """None, the only one, or several as one. Raises RunError where several leave a student without one, or one is of no use."""
     if len(baselines) < 2:
         return baselines[0] if baselines else None
@@ -158,20 +158,20 @@ def together(recipe: Recipe, baselines: Sequence[Baseline]) -> Baseline | None:
         found = left & Counter(baseline.architectures)
         if not found:
             raise RunError(
-                f"the baseline {baseline.name} has {listed(list(baseline.architectures))}; expected a student of "
-                f"{listed(sorted(left), 'or') or 'this run that no other baseline has'}; drop it or name another"
+                f"the baseline {baseline.name} has {comma_list(list(baseline.architectures))}; expected a student of "
+                f"{comma_list(sorted(left), 'or') or 'this run that no other baseline has'}; drop it or name another"
             )
         left -= found
     if left:
-        held = "; ".join(f"{baseline.name}: {listed(list(baseline.architectures))}" for baseline in baselines)
+        held = "; ".join(f"{baseline.name}: {comma_list(list(baseline.architectures))}" for baseline in baselines)
         raise RunError(
-            f"no baseline has {listed(sorted(left))} ({held}); expected one for each student; name one more with --baseline"
+            f"no baseline has {comma_list(sorted(left))} ({held}); expected one for each student; name one more with --baseline"
         )
     students = [answers for baseline in baselines for answers in baseline.predictions.students]
     names = tuple(name for baseline in baselines for name in baseline.student_names)
     teacher = next((own.predictions for own in baselines if own.predictions.teacher is not None), baselines[0].predictions)
     return Baseline(
-        name=listed([baseline.name for baseline in baselines]),
+        name=comma_list([baseline.name for baseline in baselines]),
         student_names=names,
         architectures=tuple(name for baseline in baselines for name in baseline.architectures),
         predictions=replace(teacher, names=names, students=tuple(students)),

@@ -16,7 +16,7 @@ from udkd.utils.printable import printable_lines
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Plot:
     """A figure: svg follows the page's colours; png (light) goes to a file of its own, `name`.png."""
 
     name: str
@@ -24,7 +24,7 @@ class Picture:
     svg: str
     png: bytes
     caption: str
-    kind: str = "picture"
+    kind: str = "plot"
 
     @property
     def inline(self) -> Markup:
@@ -33,11 +33,11 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class Plots:
     """Figures side by side where there is room."""
 
-    pictures: Sequence[Picture]
-    kind: str = "pictures"
+    plots: Sequence[Plot]
+    kind: str = "plots"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Guess:
 
     name: str
     percent: float
-    right: bool
+    correct: bool
     by: str = ""
 
 
@@ -105,9 +105,9 @@ class Card:
     kind: str = "Training image"
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
         """Whether the first guess is the label."""
-        return self.guesses[0].right
+        return self.guesses[0].correct
 
     @property
     def source(self) -> Markup:
@@ -149,7 +149,7 @@ class Facts:
     kind: str = "facts"
 
 
-Block = Pictures | Table | Gallery | Note | Facts
+Block = Plots | Table | Gallery | Note | Facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +164,8 @@ class Section:
         """PNG bytes by file name."""
         found: dict[str, bytes] = {}
         for block in self.blocks:
-            if isinstance(block, Pictures):
-                found |= {f"{picture.name}.png": picture.png for picture in block.pictures}
+            if isinstance(block, Plots):
+                found |= {f"{plot.name}.png": plot.png for plot in block.plots}
             elif isinstance(block, Gallery):
                 found[f"{block.name}.png"] = block.png
         return found

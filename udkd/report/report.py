@@ -8,7 +8,7 @@ from typing import Any
 from udkd.report import calibration, certainty, comparison, curves, disagreement, gallery, style, tables, weight_errors
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Facts, Note, Page, Section, render
-from udkd.report.text import count, listed
+from udkd.report.text import comma_list, count
 from udkd.utils.files import FolderLock, write_bytes, write_text
 
 FIGURES = (
@@ -56,7 +56,7 @@ def write_report(inputs: ReportInputs) -> Path:
 
 def _subtitle(inputs: ReportInputs) -> str:
     facts, recipe = inputs.data, inputs.recipe
-    parts = [listed(inputs.student_names)]
+    parts = [comma_list(inputs.student_names)]
     if recipe.needs_teacher:
         architecture = (inputs.teacher or {}).get("architecture") or "a teacher"
         parts[0] += f", taught by {architecture}"
@@ -73,7 +73,7 @@ def _lead(inputs: ReportInputs) -> str:
     if not results:
         return "Nothing is measured yet."
     students = [f"{result.name} {result.top1:.1f} %" for result in results if result.kind == "student"]
-    told = f"Top-1: {listed(students)}"
+    told = f"Top-1: {comma_list(students)}"
     for result in results:
         if result.kind != "student":
             who = "averaged" if result.kind == "average" else "the teacher"

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
-from udkd.report.page import Picture
+from udkd.report.page import Plot
 from udkd.utils.printable import printable_lines
 
 NUM_STUDENT_COLOURS = 6
@@ -97,9 +97,9 @@ def css() -> str:
     )
 
 
-def picture(name: str, title: str, caption: str, draw: Draw, *, height: float = 2.9) -> Picture:
+def plot(name: str, title: str, caption: str, draw: Draw, *, height: float = 2.9) -> Plot:
     """Draw a figure 4.4 inches wide and `height` high, for the page and as a file."""
-    return Picture(name=name, title=title, caption=caption, svg=svg(name, caption, draw, height), png=png(draw, height))
+    return Plot(name=name, title=title, caption=caption, svg=svg(name, caption, draw, height), png=png(draw, height))
 
 
 def svg(name: str, caption: str, draw: Draw, height: float) -> str:

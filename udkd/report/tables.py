@@ -11,16 +11,16 @@ from statistics import median
 from typing import Any, Literal
 
 from udkd.report import paper
-from udkd.report.curves import METHODS
+from udkd.report.curves import METHOD_TITLES
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Group, Note, Row, Section, Table
 from udkd.report.style import NUM_STUDENT_COLOURS
-from udkd.report.text import capital_free, count, listed, sentence
+from udkd.report.text import comma_list, count, sentence, setting_text
 from udkd.training.run_folder import flat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class AccuracyRow:
     """One line of the result table. top1, top5: percent. parameters: None where unknown."""
 
     name: str
@@ -30,7 +30,7 @@ class Result:
     parameters: int | None
 
 
-def result_table(evaluation: Mapping[str, Any]) -> list[Result]:
+def accuracy_rows(evaluation: Mapping[str, Any]) -> list[AccuracyRow]:
     """eval.json's values as lines: each student, the averaged probabilities of several students, the teacher if it is there."""
     students = [_result(student["name"], "student", student) for student in evaluation["students"]]
     if len(students) > 1:
@@ -73,16 +73,16 @@ def result_section(inputs: ReportInputs) -> Section:
     return Section(anchor="result", title="Result", blocks=blocks)
 
 
-def results_of(inputs: ReportInputs) -> tuple[list[Result], str]:
+def results_of(inputs: ReportInputs) -> tuple[list[AccuracyRow], str]:
     """eval.json's lines, else those of the last epoch, and where they are from."""
     if inputs.evaluation is not None:
-        return result_table(inputs.evaluation), "the newest checkpoint"
+        return accuracy_rows(inputs.evaluation), "the newest checkpoint"
     if not inputs.metrics:
         return [], ""
     last = inputs.metrics[-1]
     rows = zip(inputs.student_names, last["val"]["students"], strict=True)
     named = [dict(student) | {"name": name} for name, student in rows if student is not None]  # None has not joined yet
-    return result_table({"students": named, "ensemble": last["val"]["ensemble"]}), f"epoch {last['epoch']}"
+    return accuracy_rows({"students": named, "ensemble": last["val"]["ensemble"]}), f"epoch {last['epoch']}"
 
 
 def paper_section(inputs: ReportInputs) -> Section:
@@ -115,7 +115,7 @@ def comparability(inputs: ReportInputs) -> list[str]:
         reasons.append(f"{teacher} as the teacher instead of {paper.TITLES[paper.RESNET50]}")
     device = inputs.provenance.get("hardware", {}).get("device", "hardware that was not recorded")
     first = (
-        f"Not comparable with the paper’s figures: this run had {listed(reasons)}."
+        f"Not comparable with the paper’s figures: this run had {comma_list(reasons)}."
         if reasons
         else "Images, resolution, epochs and teacher are the paper’s; it gives no seeds and no spread, and this is one seed."
     )
@@ -155,7 +155,7 @@ def table_2(inputs: ReportInputs) -> Table:
         dual = len(entry.students) > 1
         peers = inputs.recipe.loss.gamma > 0
         same = sorted(architectures) == sorted(entry.students) and _taught(inputs) and (peers or not dual)
-        same = same and not beyond(inputs)
+        same = same and not extra_settings(inputs)
         own = f"{hours:.3g}" if same and hours is not None else None
         ratio = "" if entry.ratio is None else f"{entry.ratio:.2f}×"
         rows.append(Row(label=entry.label, cells=(f"{entry.hours:.2f}", ratio, own, None), strong=own is not None))
@@ -233,7 +233,7 @@ def hours_for(inputs: ReportInputs, epochs: int) -> float | None:
     return epochs * median(seconds) / 3600 if seconds else None
 
 
-def fits(inputs: ReportInputs, method: paper.Method) -> bool:
+def matches_method(inputs: ReportInputs, method: paper.Method) -> bool:
     """Whether the run's loss is a row's: alpha, beta, gamma and weight; gamma counts only where there are peers.
 
     No row of the paper has a further term, weights of the loss that move, students that count differently, join later or
@@ -243,13 +243,13 @@ def fits(inputs: ReportInputs, method: paper.Method) -> bool:
     gamma = loss.gamma if len(inputs.recipe.students) > 1 else 0.0
     pairs = ((loss.alpha, method.alpha), (loss.beta, method.beta), (gamma, method.gamma))
     same = all(math.isclose(own, wanted) for own, wanted in pairs)
-    return same and not beyond(inputs) and (method.weight is None or loss.weighing.text == method.weight)
+    return same and not extra_settings(inputs) and (method.weight is None or loss.weighing.text == method.weight)
 
 
-def beyond(inputs: ReportInputs) -> list[str]:
+def extra_settings(inputs: ReportInputs) -> list[str]:
     """What the run's loss and students have that no row of the paper has, in words."""
     recipe, loss = inputs.recipe, inputs.recipe.loss
-    found = [f"a term of {METHODS[loss.method]}"] if loss.largest_weights[3] else []
+    found = [f"a term of {METHOD_TITLES[loss.method]}"] if loss.largest_weights[3] else []
     found += [f"{name} → {moves.to:g}, {moves.kind}" for name, moves in loss.moving.items()]
     found += [f"hard labels by the {loss.label_loss} loss"] if loss.label_loss != "cross_entropy" else []
     if recipe.needs_teacher and recipe.teacher.estimator != "plain":
@@ -268,7 +268,7 @@ def _accuracy(inputs: ReportInputs, method: paper.Method, student: str) -> tuple
     """
     architectures = _architectures(inputs)
     alone = method.gamma == 0
-    if not fits(inputs, method) or architectures.count(student) != 1:
+    if not matches_method(inputs, method) or architectures.count(student) != 1:
         return None
     if not alone and sorted(architectures) != sorted(paper.STUDENTS):
         return None
@@ -303,8 +303,8 @@ def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
     method = paper.Method(
         alpha=loss.alpha, beta=loss.beta, gamma=gamma, weight=loss.weighing.text if loss.largest_weights[1] else None
     )
-    more_of_it = "".join(f", {part}" for part in beyond(inputs))
-    told = f"This run ({_symbols(method)}{more_of_it}; {listed(inputs.student_names)})"
+    more_of_it = "".join(f", {part}" for part in extra_settings(inputs))
+    told = f"This run ({_symbols(method)}{more_of_it}; {comma_list(inputs.student_names)})"
     told += " stands in the rows in bold." if any(row.strong for row in rows) else " is none of these rows."
     return f"{told} {more}".strip()
 
@@ -326,11 +326,11 @@ def _other_settings(inputs: ReportInputs) -> list[str]:
     for key, words, printed in paper.SETTINGS:
         own = _at(nested, key)
         if own != printed:
-            found.append(f"{words} {capital_free(own)} ({capital_free(printed)})")
+            found.append(f"{words} {setting_text(own)} ({setting_text(printed)})")
     for key, words, printed in paper.STUDENT_SETTINGS:
         own_all = list(dict.fromkeys(values[f"students.{index}.{key}"] for index in range(len(inputs.recipe.students))))
         if own_all != [printed]:
-            found.append(f"{words} {' and '.join(capital_free(own) for own in own_all)} ({capital_free(printed)})")
+            found.append(f"{words} {' and '.join(setting_text(own) for own in own_all)} ({setting_text(printed)})")
     if _taught(inputs) and inputs.recipe.teacher.views == "eval":
         found.append("the teacher sees each image’s evaluation view (the students’ views)")
     return found
@@ -342,11 +342,11 @@ def _at(values: Mapping[str, Any], path: str) -> Any:
     return values
 
 
-def _result(name: str, kind: Literal["student", "average", "teacher"], values: Mapping[str, Any]) -> Result:
-    return Result(name=name, kind=kind, top1=values["top1"], top5=values["top5"], parameters=values.get("parameters"))
+def _result(name: str, kind: Literal["student", "average", "teacher"], values: Mapping[str, Any]) -> AccuracyRow:
+    return AccuracyRow(name=name, kind=kind, top1=values["top1"], top5=values["top5"], parameters=values.get("parameters"))
 
 
-def _worth(inputs: ReportInputs, results: Sequence[Result], origin: str) -> str:
+def _worth(inputs: ReportInputs, results: Sequence[AccuracyRow], origin: str) -> str:
     """What the figures are and how far one run carries."""
     images = (inputs.evaluation or {}).get("num_samples") or (inputs.data.val_images if inputs.data else 0)
     seed = inputs.recipe.train.seed

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def short(name: str, limit: int = 24) -> str:
+def shorten(name: str, limit: int = 24) -> str:
     """A class name's first synonym, cut to `limit` signs."""
     first = name.split(",")[0].strip() or name
     return first if len(first) <= limit else first[: limit - 1].rstrip() + "…"
@@ -18,7 +18,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def listed(parts: Sequence[str], last: str = "and") -> str:
+def comma_list(parts: Sequence[str], last: str = "and") -> str:
     """`a`, `a and b`, `a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}" if parts else ""
 
@@ -29,20 +29,20 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
-def capital_free(value: object) -> str:
+def setting_text(value: object) -> str:
     """A setting's value as text: words for true and false, figures without needless digits."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return "–".join(capital_free(part) for part in value)
+        return "–".join(setting_text(part) for part in value)
     return str(value).replace("_", " ")
 
 
 def class_name(names: Sequence[str], label: int, limit: int = 60) -> str:
     """A class in the reader's words; its number where no name is known."""
-    return short(names[label], limit) if 0 <= label < len(names) else f"class {label}"
+    return shorten(names[label], limit) if 0 <= label < len(names) else f"class {label}"
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -51,7 +51,7 @@ def signed(value: float, digits: int = 1) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
 
 
-def bounds(low: float, high: float, digits: int = 1) -> str:
+def interval(low: float, high: float, digits: int = 1) -> str:
     """An interval of signed figures, `[−0.4, +1.2]`."""
     return f"[{signed(low, digits)}, {signed(high, digits)}]"
 

@@ -6,59 +6,59 @@ from numpy.typing import NDArray
 
 from udkd.report.analysis.groups import tenths
 from udkd.report.analysis.separation import separation
-from udkd.report.classifiers import classifiers, dodge, draw_line, legend, share
+from udkd.report.classifiers import accuracy_with_ci, classifiers, dodge, draw_line, legend
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Note, Picture, Pictures, Section
-from udkd.report.style import Palette, picture
-from udkd.report.text import count, listed, percent
+from udkd.report.page import Block, Note, Plot, Plots, Section
+from udkd.report.style import Palette, plot
+from udkd.report.text import comma_list, count, percent
 from udkd.training.predictions import Predictions, Targets
 
 
 def section(inputs: ReportInputs) -> Section | None:
     """Pictures by tenths, on validation images where the teacher answered them and on training images; None without either."""
-    pictures: list[Picture] = []
+    plots: list[Plot] = []
     blocks: list[Block] = []
     if inputs.predictions is not None and inputs.predictions.val_targets is not None:
-        pictures.append(_validation(inputs.predictions, inputs.predictions.val_targets))
+        plots.append(_validation(inputs.predictions, inputs.predictions.val_targets))
     elif inputs.predictions is not None and inputs.recipe.needs_teacher:
         text = "What the teacher says of validation images is not known: udkd eval --teacher TEACHER adds it."
         blocks.append(Note(text=text, missing=True))
     if inputs.targets is not None:
-        pictures.append(_training(inputs.targets))
-    if pictures:
+        plots.append(_training(inputs.targets))
+    if plots:
         note = "Bars and whiskers: 95 % intervals of a share (Wilson), for each group alone."
-        blocks = [Pictures(pictures=pictures), *blocks, Note(text=note)]
+        blocks = [Plots(plots=plots), *blocks, Note(text=note)]
     return Section(anchor="weight-errors", title="Does a low weight mean an error?", blocks=blocks) if blocks else None
 
 
-def by_tenths(targets: Targets, right: NDArray[np.bool_]) -> list[tuple[float, float, float]]:
+def accuracy_by_tenths(targets: Targets, correct: NDArray[np.bool_]) -> list[tuple[float, float, float]]:
     """Percent of right guesses and its interval in groups of equal size, the least sure first: ten, or as few as samples."""
-    return [share(right[rows]) for rows in tenths(targets.entropy, targets.ids)]
+    return [accuracy_with_ci(correct[rows]) for rows in tenths(targets.entropy, targets.ids)]
 
 
-def told_apart(targets: Targets) -> str:
+def separation_text(targets: Targets) -> str:
     """How well the weight tells the teacher's right guesses from wrong ones, in words."""
-    area = separation(-targets.entropy.astype(np.float64), targets.right)
+    area = separation(-targets.entropy.astype(np.float64), targets.correct)
     if area is None:
-        return "its guesses are all right" if targets.right.all() else "its guesses are all wrong"
+        return "its guesses are all right" if targets.correct.all() else "its guesses are all wrong"
     return f"a right guess has the higher weight than a wrong one with probability {area:.2f} (0.50: the weight says nothing)"
 
 
-def _validation(predictions: Predictions, targets: Targets) -> Picture:
+def _validation(predictions: Predictions, targets: Targets) -> Plot:
     asked = classifiers(predictions)
-    lines = [(voice, by_tenths(targets, voice.answers.right(targets.labels))) for voice in asked]
+    lines = [(classifier, accuracy_by_tenths(targets, classifier.answers.correct(targets.labels))) for classifier in asked]
     groups = len(lines[0][1])
-    ends = [f"{voice.label} {points[0][0]:.0f} → {percent(points[-1][0], 0)}" for voice, points in lines]
+    ends = [f"{classifier.label} {points[0][0]:.0f} → {percent(points[-1][0], 0)}" for classifier, points in lines]
     caption = (
         f"{count(len(targets.ids), 'validation image')} by the teacher’s weight, from the least sure "
-        f"{_group(groups)} to the surest: {listed(ends)}. Of the teacher: {told_apart(targets)}."
+        f"{_group(groups)} to the surest: {comma_list(ends)}. Of the teacher: {separation_text(targets)}."
     )
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.subplots()
-        for rank, (voice, points) in enumerate(lines):
+        for rank, (classifier, points) in enumerate(lines):
             places = [dodge(place, rank, len(lines), 0.4) for place in range(1, groups + 1)]
-            draw_line(axes, palette, voice, points, places=places)
+            draw_line(axes, palette, classifier, points, places=places)
         axes.set_ylim(0, 104)
         axes.set_yticks(range(0, 101, 20))
         axes.set_xticks(range(1, groups + 1))
@@ -66,20 +66,20 @@ def _validation(predictions: Predictions, targets: Targets) -> Picture:
         axes.set_ylabel("first guess right, %")
         legend(axes, palette, len(lines))
 
-    return picture("right-by-weight-val", "New images: who is right where the teacher is unsure", caption, draw, height=3.2)
+    return plot("right-by-weight-val", "New images: who is right where the teacher is unsure", caption, draw, height=3.2)
 
 
-def _training(targets: Targets) -> Picture:
-    points = by_tenths(targets, targets.right)
+def _training(targets: Targets) -> Plot:
+    points = accuracy_by_tenths(targets, targets.correct)
     first, last = points[0], points[-1]
     parted = first[2] < last[1]
     told = "lower, as it should be" if parted else "not clearly lower: here a low weight is no sign of error"
     caption = (
         f"Training images: the first guess is right for {percent(first[0], 1)} of the least sure {_group(len(points))} and for "
-        f"{percent(last[0], 1)} of the surest, {told}; {told_apart(targets)}."
+        f"{percent(last[0], 1)} of the surest, {told}; {separation_text(targets)}."
     )
     if len(points) == 1:
-        caption = f"One training image, on which the teacher is {'right' if targets.right.all() else 'wrong'}."
+        caption = f"One training image, on which the teacher is {'right' if targets.correct.all() else 'wrong'}."
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.subplots()
@@ -97,7 +97,7 @@ def _training(targets: Targets) -> Picture:
         axes.set_xlabel(f"{_group(len(points))}s of the training images, the lowest weight first")
         axes.set_ylabel("teacher right, %")
 
-    return picture("right-by-weight", "Training images: is the teacher wrong where it is unsure?", caption, draw, height=3.2)
+    return plot("right-by-weight", "Training images: is the teacher wrong where it is unsure?", caption, draw, height=3.2)
 
 
 def _group(groups: int) -> str:

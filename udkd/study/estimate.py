@@ -8,7 +8,7 @@ import torch
 
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
-from udkd.study.folder import epochs_done, rows_of
+from udkd.study.folder import epochs_done, read_metrics
 from udkd.study.plan import StudyPlan, Trial, teacher_name
 from udkd.study.runner import StudyContext, find_teacher, run_path
 from udkd.teacher.cache.reader import Cache
@@ -18,7 +18,7 @@ from udkd.utils.errors import CacheError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class WorkItem:
     """Something to be done: `done` of `total` epochs (a cache: views), and the seconds of the rest."""
 
     what: str
@@ -28,51 +28,51 @@ class Item:
     seconds: float
 
 
-def estimate(plan: StudyPlan, site: StudyContext) -> list[Item]:
+def estimate(plan: StudyPlan, context: StudyContext) -> list[WorkItem]:
     """Teacher, caches and runs, each once, in the order in which they come; speeds are measured on one constant batch."""
-    dataset = DatasetFolder.open(site.data)
+    dataset = DatasetFolder.open(context.data)
     images, val_images = len(dataset.split("train").ids), len(dataset.split("val").ids)
-    speeds = _Speeds(len(dataset.classes), site.device)
-    items: list[Item] = []
-    teacher = find_teacher(plan.base, dataset, site) if plan.needs_teacher else None
+    speeds = _Speeds(len(dataset.classes), context.device)
+    items: list[WorkItem] = []
+    teacher = find_teacher(plan.base, dataset, context) if plan.needs_teacher else None
     if plan.needs_teacher and teacher is None:
         own, fit = speeds.of(plan.base), plan.base.fit
-        done = epochs_done(site.folder.teacher(teacher_name(plan.base, dataset.digest)) / "run")
+        done = epochs_done(context.folder.teacher(teacher_name(plan.base, dataset.digest)) / "run")
         each = images * own.fit_s + val_images * own.answer_s
         items.append(
-            Item(what="teacher", detail=fit.architecture, done=done, total=fit.epochs, seconds=(fit.epochs - done) * each)
+            WorkItem(what="teacher", detail=fit.architecture, done=done, total=fit.epochs, seconds=(fit.epochs - done) * each)
         )
     for name, trials in _caches(plan, dataset, teacher).items():
         widest = max(trials, key=lambda trial: trial.num_views)
-        done = _views_done(site, name) if teacher else 0
+        done = _views_done(context, name) if teacher else 0
         left = max(0, widest.num_views - done)
         detail = f"{len({trial.arm for trial in trials})} arms share it"
         seconds = left * images * speeds.of(widest.recipe).answer_s
         items.append(
-            Item(what="cache", detail=detail, done=min(done, widest.num_views), total=widest.num_views, seconds=seconds)
+            WorkItem(what="cache", detail=detail, done=min(done, widest.num_views), total=widest.num_views, seconds=seconds)
         )
-    return [*items, *_runs(plan, dataset, teacher, site, speeds)]
+    return [*items, *_runs(plan, dataset, teacher, context, speeds)]
 
 
 def _runs(
-    plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None, site: StudyContext, speeds: "_Speeds"
-) -> list[Item]:
+    plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None, context: StudyContext, speeds: "_Speeds"
+) -> list[WorkItem]:
     images, val_images = len(dataset.split("train").ids), len(dataset.split("val").ids)
     sharing: dict[str, list[Trial]] = {}
     for trial in plan.trials:
-        sharing.setdefault(run_path(trial, dataset, teacher, site.folder).name, []).append(trial)
+        sharing.setdefault(run_path(trial, dataset, teacher, context.folder).name, []).append(trial)
     items = []
     for name, trials in sharing.items():
-        recipe, rows = trials[0].recipe, rows_of(site.folder.run(name))
+        recipe, rows = trials[0].recipe, read_metrics(context.folder.run(name))
         own = speeds.of(recipe)
-        a_step = own.students_s + (own.answer_s if trials[0].taught and recipe.teacher.source == "live" else 0.0)
+        a_step = own.students_s + (own.answer_s if trials[0].needs_teacher and recipe.teacher.source == "live" else 0.0)
         if rows:  # what was seen is better than a guess
             a_step = 1 / median(row["images_per_s"] for row in rows)
         each = images * a_step + val_images * own.students_s / 3  # no backward pass: a third of a training step
         arms = " = ".join(dict.fromkeys(trial.arm for trial in trials))
         left = recipe.train.epochs - len(rows)
         items.append(
-            Item(
+            WorkItem(
                 what="run",
                 detail=f"{arms}, seed {trials[0].seed}",
                 done=len(rows),
@@ -88,14 +88,14 @@ def _caches(plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | No
     sha256 = teacher.info.weights_sha256 if teacher else ""
     found: dict[str, list[Trial]] = {}
     for trial in plan.trials:
-        if trial.cached:
+        if trial.needs_cache:
             found.setdefault(trial.cache_name(dataset.digest, sha256), []).append(trial)
     return found
 
 
-def _views_done(site: StudyContext, name: str) -> int:
+def _views_done(context: StudyContext, name: str) -> int:
     try:
-        return len(Cache.open(site.folder.cache(name)).views)
+        return len(Cache.open(context.folder.cache(name)).views)
     except CacheError:
         return 0
 

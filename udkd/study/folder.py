@@ -16,7 +16,7 @@ from udkd.utils.json_checksum import checked_bytes, values_of
 _MOST_BYTES = 1 << 20
 
 
-class _Cost(BaseModel):
+class _CacheCost(BaseModel):
     """What caches/NAME.json holds: images that a cache was asked about, and the seconds that took."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -49,9 +49,9 @@ class StudyFolder:
         """Images and seconds that building a cache has taken so far."""
         file = self.out / "caches" / f"{name}.json"
         if not file.exists():
-            return _Cost(images=0.0, seconds=0.0).model_dump()
+            return _CacheCost(images=0.0, seconds=0.0).model_dump()
         try:
-            return _Cost.model_validate(values_of(read_regular(file, _MOST_BYTES))).model_dump()
+            return _CacheCost.model_validate(values_of(read_regular(file, _MOST_BYTES))).model_dump()
         except ValueError as error:  # pydantic's own is one
             reason = str(error).splitlines()[0]
             raise RunError(f"{file} is damaged ({reason}); expected how long that cache took to build; remove it") from None
@@ -63,22 +63,22 @@ class StudyFolder:
             write_bytes(self.out / "caches" / f"{name}.json", checked_bytes(value))
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """A run's finished epochs; nothing where it has not begun. Raises RunError where it is damaged."""
     return RunFolder.open(path).metrics() if RunFolder.is_at(path) else []
 
 
 def is_finished(path: Path, recipe: Recipe) -> bool:
     """Whether a run has been trained to its end, its last checkpoint included."""
-    rows = rows_of(path)
+    rows = read_metrics(path)
     if len(rows) < recipe.train.epochs:
         return False
     return RunFolder.open(path).checkpoint_step == int(rows[-1]["step"])
 
 
 def epochs_done(path: Path) -> int:
-    return len(rows_of(path))
+    return len(read_metrics(path))
 
 
-def described(trial: Trial) -> str:
+def trial_label(trial: Trial) -> str:
     return f"{trial.arm}, seed {trial.seed}"

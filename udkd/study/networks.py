@@ -18,7 +18,7 @@ from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build, num_parameters, size_of
 from udkd.report import style
 from udkd.report.page import Facts, Note, Page, Row, Section, Table, render
-from udkd.report.text import listed
+from udkd.report.text import comma_list
 from udkd.study.plan import StudyPlan
 from udkd.study.tables import csv_text
 from udkd.utils.environment import environment, set_threads
@@ -30,7 +30,7 @@ REPEATS, WARM_UP = 30, 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class NetworkMeasurement:
     """A network's size and speed.
 
     parameters, parameters_1000: with the data's C classes, and with 1,000. bytes: of its weights as safetensors, with C.
@@ -47,7 +47,7 @@ class Measured:
     high_ms: float
 
 
-def measure_networks(plan: StudyPlan, data: Path, folder: Path, observer: Observer) -> tuple[list[Measured], Path]:
+def measure_networks(plan: StudyPlan, data: Path, folder: Path, observer: Observer) -> tuple[list[NetworkMeasurement], Path]:
     """Measure every arm's first student on this CPU and write study.json, table.csv and the page. Returns the page's path."""
     dataset = DatasetFolder.open(data)
     set_threads(plan.base.train.threads)
@@ -73,16 +73,16 @@ def measure_networks(plan: StudyPlan, data: Path, folder: Path, observer: Observ
     return measured, folder / "index.html"
 
 
-def ratios(plan: StudyPlan, measured: Sequence[Measured]) -> list[float]:
+def ratios(plan: StudyPlan, measured: Sequence[NetworkMeasurement]) -> list[float]:
     """How many times fewer parameters than the baseline's network, with 1,000 classes, as the paper counts."""
     base = next((own.parameters_1000 for own in measured if own.arm in plan.study.baseline), measured[0].parameters_1000)
     return [base / own.parameters_1000 for own in measured]
 
 
-def _measure(arm: str, architecture: str, num_classes: int, size_px: int) -> Measured:
+def _measure(arm: str, architecture: str, num_classes: int, size_px: int) -> NetworkMeasurement:
     model = build(architecture, num_classes, image_px=size_px, seed=0).eval()
     times = sorted(_latencies_ms(model, size_px))
-    return Measured(
+    return NetworkMeasurement(
         arm=arm,
         architecture=architecture,
         parameters=num_parameters(model),
@@ -110,16 +110,16 @@ def _latencies_ms(model: nn.Module, size_px: int) -> list[float]:
     return times
 
 
-def quickest(measured: Sequence[Measured]) -> str:
+def fastest_text(measured: Sequence[NetworkMeasurement]) -> str:
     """Which network answers first; several where their quartiles overlap."""
     first = min(measured, key=lambda own: own.latency_ms)
     even = [own.arm for own in measured if own.low_ms <= first.high_ms]
     if len(even) == 1:
         return f"{first.arm} is the quickest, {first.latency_ms:.1f} ms an image."
-    return f"{listed(even)} are equally quick, {first.latency_ms:.1f} ms an image: their quartiles overlap."
+    return f"{comma_list(even)} are equally quick, {first.latency_ms:.1f} ms an image: their quartiles overlap."
 
 
-def _page(plan: StudyPlan, measured: Sequence[Measured], values: dict[str, Any]) -> Page:
+def _page(plan: StudyPlan, measured: Sequence[NetworkMeasurement], values: dict[str, Any]) -> Page:
     rows = [
         Row(
             label=own.arm,
@@ -156,8 +156,8 @@ def _page(plan: StudyPlan, measured: Sequence[Measured], values: dict[str, Any])
     facts = [(name, ", ".join(f"{key} {value}" for key, value in seen.items())) for name, seen in values["machine"].items()]
     return Page(
         title=plan.study.title,
-        subtitle=f"{listed([own.arm for own in measured])} · {size_px} px · {hardware['device']}",
-        lead=f"{plan.study.question} {quickest(measured)}".strip(),
+        subtitle=f"{comma_list([own.arm for own in measured])} · {size_px} px · {hardware['device']}",
+        lead=f"{plan.study.question} {fastest_text(measured)}".strip(),
         sections=[
             Section(anchor="networks", title="Result", blocks=[table, *(Note(text=note) for note in plan.study.notes)]),
             Section(

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from udkd.report import style
-from udkd.report.page import Block, Facts, Note, Page, Pictures, Row, Section, Table, render
-from udkd.report.text import count, listed
-from udkd.study.plots import StudyPictures, all_pictures
+from udkd.report.page import Block, Facts, Note, Page, Plots, Row, Section, Table, render
+from udkd.report.text import comma_list, count
+from udkd.study.plots import StudyPlots, all_plots
 from udkd.study.results import AVERAGED, Comparison, RunResult, Summary, summarise
 from udkd.study.spec import Study
 from udkd.study.tables import interval, main_comparisons, mean_sd, signed
 from udkd.utils.files import write_bytes, write_text
-from udkd.utils.statistics import CLAIMS, FEWEST_IMAGES, FEWEST_RUNS, LEVEL, METHOD, Spread
+from udkd.utils.statistics import CLAIMS, LEVEL, METHOD, MIN_IMAGES, MIN_RUNS, Spread
 
 _Item = TypeVar("_Item")
 _HUES = {"improves": "s2", "worsens": "s1"}
@@ -26,8 +26,8 @@ def write_page(folder: Path, values: Mapping[str, Any]) -> Path:
     summary = summarise(study, runs, values["data"]["val_images"])
     sections = [_runs(runs), _making(values)]
     if runs:
-        pictures = all_pictures(summary, [arm.name for arm in study.arms], runs)
-        answers = [_answer(study, summary, pictures), _accuracy(study, summary, pictures)]
+        plots = all_plots(summary, [arm.name for arm in study.arms], runs)
+        answers = [_answer(study, summary, plots), _accuracy(study, summary, plots)]
         cost = _cost(study, summary, values)
         sections = [*([cost, *answers] if study.asks == "cost" else [*answers, cost]), *sections]
     page = Page(
@@ -81,11 +81,9 @@ def _no_claim(compared: Sequence[Comparison]) -> str:
     """Why nothing is claimed."""
     verdicts = {comparison.difference.verdict for comparison in compared}
     if verdicts == {"too few runs"}:
-        return f"Fewer than {FEWEST_RUNS} seeds allow no verdict on top-1."
+        return f"Fewer than {MIN_RUNS} seeds allow no verdict on top-1."
     if "too few images" in verdicts:
-        return (
-            f"No difference of top-1 from the baseline keeps clear of 0 and is as large as {FEWEST_IMAGES} validation images."
-        )
+        return f"No difference of top-1 from the baseline keeps clear of 0 and is as large as {MIN_IMAGES} validation images."
     return "No difference of top-1 from the baseline keeps clear of 0."
 
 
@@ -96,7 +94,7 @@ def _costs_told(summary: Summary) -> list[str]:
     for cost in summary.costs:
         ratios = [f"{ratio:.2f} times “{name}”" for name, ratio in cost.ratios.items() if cost.arm not in bases]
         ratios += [f"{cost.to_sum:.2f} times all of these together"] if cost.to_sum is not None else []
-        told += [f"“{cost.arm}” trains for {listed(ratios)}."] if ratios else []
+        told += [f"“{cost.arm}” trains for {comma_list(ratios)}."] if ratios else []
     return told
 
 
@@ -107,16 +105,16 @@ def _claims(clear: Sequence[Comparison]) -> str:
         own = comparison.difference
         gain = f"{comparison.learner} by {abs(own.spread.mean):.2f}"
         said.setdefault((comparison.arm, own.verdict), []).append(gain)
-    return "; ".join(f"“{arm}” {verdict} {listed(gains)} points" for (arm, verdict), gains in said.items())
+    return "; ".join(f"“{arm}” {verdict} {comma_list(gains)} points" for (arm, verdict), gains in said.items())
 
 
 def _unclear(number: int) -> str:
     return f"{count(number, 'difference')} not clear" if number else "every difference is clear of 0"
 
 
-def _answer(study: Study, summary: Summary, pictures: StudyPictures) -> Section:
+def _answer(study: Study, summary: Summary, plots: StudyPlots) -> Section:
     """Differences from the baseline, and the study's contrasts."""
-    blocks: list[Block] = [Pictures(pictures=pictures.differences)] if pictures.differences else []
+    blocks: list[Block] = [Plots(plots=plots.differences)] if plots.differences else []
     compared = main_comparisons(summary, "last")
     if compared:
         blocks.append(_differences(study, compared, summary))
@@ -185,19 +183,19 @@ def _with_firsts(items: Sequence[_Item], group: Callable[[_Item], object]) -> li
     return [(item, place == 0 or group(items[place - 1]) != group(item)) for place, item in enumerate(items)]
 
 
-def _accuracy(study: Study, summary: Summary, pictures: StudyPictures) -> Section:
+def _accuracy(study: Study, summary: Summary, plots: StudyPlots) -> Section:
     printed = any(arm.paper for arm in study.arms)
     rows = []
-    for standing, first in _with_firsts(summary.standings, lambda standing: standing.arm):
-        arm = study.arm(standing.arm)
-        paper = arm.paper.get(standing.learner)
+    for arm_summary, first in _with_firsts(summary.arm_summaries, lambda arm_summary: arm_summary.arm):
+        arm = study.arm(arm_summary.arm)
+        paper = arm.paper.get(arm_summary.learner)
         cells: tuple[str | None, ...] = (
-            *(standing.learner, str(standing.last.n), mean_sd(standing.last), mean_sd(standing.last_top5)),
-            *(mean_sd(standing.best), _range(standing.best_epochs)),
+            *(arm_summary.learner, str(arm_summary.last.n), mean_sd(arm_summary.last), mean_sd(arm_summary.last_top5)),
+            *(mean_sd(arm_summary.best), _range(arm_summary.best_epochs)),
         )
         if printed:
             cells = (*cells, f"{paper:.2f}" if paper is not None else "")
-        rows.append(Row(label=standing.arm if first else "", detail=arm.note if first else "", cells=cells))
+        rows.append(Row(label=arm_summary.arm if first else "", detail=arm.note if first else "", cells=cells))
     head = (
         "",
         "student",
@@ -211,14 +209,14 @@ def _accuracy(study: Study, summary: Summary, pictures: StudyPictures) -> Sectio
     caption = (
         "Mean ± standard deviation over seeds. Last and best epoch stand apart: the best one is chosen on the same images."
     )
-    if any(standing.learner == AVERAGED for standing in summary.standings):
+    if any(arm_summary.learner == AVERAGED for arm_summary in summary.arm_summaries):
         caption += f" “{AVERAGED}”: the students’ mean probabilities."
     if printed:
         caption += " The paper’s figures are of ImageNet-100 at 224 px after 50 epochs, one run each as far as it says."
     blocks: list[Block] = [
-        Pictures(pictures=pictures.accuracies),
+        Plots(plots=plots.accuracies),
         Table(name="accuracy", title="Validation accuracy", head=head, rows=rows, caption=caption, stacked=True),
-        Pictures(pictures=pictures.curves),
+        Plots(plots=plots.curves),
     ]
     return Section(anchor="accuracy", title="Accuracy", blocks=blocks)
 
@@ -321,7 +319,7 @@ def _set(arm: Mapping[str, Any]) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    return listed([f"“{name}”" for name in names]) or "the baseline"
+    return comma_list([f"“{name}”" for name in names]) or "the baseline"
 
 
 def _range(epochs: Sequence[int]) -> str:

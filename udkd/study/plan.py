@@ -27,14 +27,14 @@ class Trial:
     recipe: Recipe
 
     @property
-    def taught(self) -> bool:
+    def needs_teacher(self) -> bool:
         """Whether a teacher is asked at all."""
         return self.recipe.needs_teacher
 
     @property
-    def cached(self) -> bool:
+    def needs_cache(self) -> bool:
         """Whether it needs a cache."""
-        return self.taught and self.recipe.teacher.source == "cache"
+        return self.needs_teacher and self.recipe.teacher.source == "cache"
 
     @property
     def num_views(self) -> int:
@@ -44,7 +44,7 @@ class Trial:
 
     def run_name(self, dataset_digest: str, teacher_sha256: str) -> str:
         """The folder of its run: a digest of all that decides its numbers, but for how images are read."""
-        teacher = teacher_sha256 if self.taught else None
+        teacher = teacher_sha256 if self.needs_teacher else None
         return digest([without_data(self.recipe), dataset_digest, teacher])
 
     def cache_name(self, dataset_digest: str, teacher_sha256: str) -> str:
@@ -72,7 +72,7 @@ class StudyPlan:
 
     @property
     def needs_teacher(self) -> bool:
-        return any(trial.taught for trial in self.trials)
+        return any(trial.needs_teacher for trial in self.trials)
 
     @property
     def arms(self) -> tuple[Arm, ...]:

@@ -9,26 +9,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from udkd.report.page import Picture
-from udkd.report.style import MARKERS, NUM_STUDENT_COLOURS, Palette, picture
-from udkd.report.text import count, listed
+from udkd.report.page import Plot
+from udkd.report.style import MARKERS, NUM_STUDENT_COLOURS, Palette, plot
+from udkd.report.text import comma_list, count
 from udkd.study.results import Comparison, RunResult, Summary
 from udkd.study.tables import main_comparisons, signed
-from udkd.utils.statistics import CLAIMS, FEWEST_RUNS, LEVEL
+from udkd.utils.statistics import CLAIMS, LEVEL, MIN_RUNS
 
 _ROW_INCHES, _FRAME_INCHES = 0.3, 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyPictures:
+class StudyPlots:
     """One picture of each kind for every learner that has it."""
 
-    differences: list[Picture]
-    accuracies: list[Picture]
-    curves: list[Picture]
+    differences: list[Plot]
+    accuracies: list[Plot]
+    curves: list[Plot]
 
 
-def differences(name: str, learner: str, comparisons: Sequence[Comparison]) -> Picture:
+def differences(name: str, learner: str, comparisons: Sequence[Comparison]) -> Plot:
     """One learner's mean differences: thick the bootstrap's interval, thin Student's, a dot for each seed's mean."""
 
     def draw(figure: Figure, palette: Palette) -> None:
@@ -49,16 +49,16 @@ def differences(name: str, learner: str, comparisons: Sequence[Comparison]) -> P
 
     clear = [comparison for comparison in comparisons if comparison.difference.verdict in CLAIMS]
     enough = any(comparison.difference.verdict != "too few runs" for comparison in comparisons)
-    against = listed(list(dict.fromkeys(comparison.against for comparison in comparisons)))
+    against = comma_list(list(dict.fromkeys(comparison.against for comparison in comparisons)))
     said = [f"{comparison.arm} {signed(comparison.difference.spread.mean)}" for comparison in clear]
-    told = f"Clear of 0: {listed(said)}." if said else "No difference is clear."
+    told = f"Clear of 0: {comma_list(said)}." if said else "No difference is clear."
     caption = f"{told} Last epoch, against “{against}”; thick the bootstrap’s {LEVEL:.0%} interval, thin Student’s."
     if not enough:
-        caption = f"Fewer than {FEWEST_RUNS} seeds, which say nothing yet. Last epoch, against “{against}”."
-    return picture(name, f"{learner}: difference", caption, draw, height=_height(len(comparisons)))
+        caption = f"Fewer than {MIN_RUNS} seeds, which say nothing yet. Last epoch, against “{against}”."
+    return plot(name, f"{learner}: difference", caption, draw, height=_height(len(comparisons)))
 
 
-def accuracies(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResult]) -> Picture:
+def accuracies(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResult]) -> Plot:
     """Every run of one learner as a dot, and each arm's mean as a line."""
     values = {arm: [outcome.last for run in runs if run.arm == arm and (outcome := run.outcome(learner))] for arm in arms}
 
@@ -74,12 +74,12 @@ def accuracies(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunR
 
     highest = max(fmean(own) for own in values.values())
     best = [f"“{arm}”" for arm, own in values.items() if math.isclose(fmean(own), highest)]
-    whose = f"that of {listed(best)}" if len(best) < 4 else f"that of {len(best)} arms"
+    whose = f"that of {comma_list(best)}" if len(best) < 4 else f"that of {len(best)} arms"
     caption = f"Each dot is a run, the stroke their mean; the highest mean, {highest:.1f} %, is {whose}."
-    return picture(name, f"{learner}: every run", caption, draw, height=_height(len(values)))
+    return plot(name, f"{learner}: every run", caption, draw, height=_height(len(values)))
 
 
-def curves(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResult]) -> Picture:
+def curves(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResult]) -> Plot:
     """One learner's mean validation accuracy by epoch, a line for each arm."""
     lines = {}
     for arm in arms:
@@ -110,13 +110,13 @@ def curves(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResul
 
     epochs = max(len(line) for line in lines.values())
     caption = f"Validation accuracy over {count(epochs, 'epoch')}, the mean of an arm’s runs."
-    return picture(name, f"{learner}: the way there", caption, draw, height=2.9 + 0.22 * ((len(lines) + 1) // 2))
+    return plot(name, f"{learner}: the way there", caption, draw, height=2.9 + 0.22 * ((len(lines) + 1) // 2))
 
 
-def all_pictures(summary: Summary, arms: Sequence[str], runs: Sequence[RunResult]) -> StudyPictures:
+def all_plots(summary: Summary, arms: Sequence[str], runs: Sequence[RunResult]) -> StudyPlots:
     """The pictures of every learner."""
-    found = StudyPictures(differences=[], accuracies=[], curves=[])
-    for place, learner in enumerate(dict.fromkeys(standing.learner for standing in summary.standings), start=1):
+    found = StudyPlots(differences=[], accuracies=[], curves=[])
+    for place, learner in enumerate(dict.fromkeys(arm_summary.learner for arm_summary in summary.arm_summaries), start=1):
         having = [arm for arm in arms if any(run.arm == arm and run.outcome(learner) for run in runs)]
         compared = [other for other in main_comparisons(summary, "last") if other.learner == learner]
         if compared:

@@ -13,13 +13,13 @@ from statistics import median
 from typing import Any
 
 from udkd.data.dataset import DatasetFolder
-from udkd.study.folder import StudyFolder, is_finished, rows_of
+from udkd.study.folder import StudyFolder, is_finished, read_metrics
 from udkd.study.plan import StudyPlan, Trial
 from udkd.study.runner import run_path
 from udkd.study.spec import Study
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
-from udkd.utils.statistics import Difference, Spread, least_claim, paired_difference, spread
+from udkd.utils.statistics import Difference, Spread, min_claim, paired_difference, spread
 
 FORMAT, VERSION = "udkd-study", 1
 AVERAGED = "averaged"
@@ -28,7 +28,7 @@ FIGURES = {"last": "last epoch", "best": "best epoch"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class LearnerResult:
     """One learner's accuracy in one run: a student, or the students' averaged probabilities (AVERAGED).
 
     last, best: top-1 of the last epoch, and of the epoch where it was highest. curve: top-1 by epoch; None before a student
@@ -50,11 +50,11 @@ class RunResult:
     arm: str
     seed: int
     run: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[LearnerResult, ...]
     images_per_s: float
     seconds: float
 
-    def outcome(self, learner: str) -> Outcome | None:
+    def outcome(self, learner: str) -> LearnerResult | None:
         return next((outcome for outcome in self.outcomes if outcome.learner == learner), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class RunResult:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "RunResult":
         """Undo `to_dict`."""
-        outcomes = tuple(Outcome(**dict(row) | {"curve": tuple(row["curve"])}) for row in values["outcomes"])
+        outcomes = tuple(LearnerResult(**dict(row) | {"curve": tuple(row["curve"])}) for row in values["outcomes"])
         return cls(**dict(values) | {"outcomes": outcomes})
 
 
@@ -104,7 +104,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class ArmCost:
     """What an arm's run costs.
 
     ratios: its seconds over those of each baseline. to_sum: its seconds over the sum of the baselines', where there are
@@ -122,12 +122,14 @@ class Cost:
 class Summary:
     """Everything that is said of a study's runs."""
 
-    standings: tuple[ArmSummary, ...]
+    arm_summaries: tuple[ArmSummary, ...]
     comparisons: tuple[Comparison, ...]
-    costs: tuple[Cost, ...]
+    costs: tuple[ArmCost, ...]
 
 
-def gather(plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder) -> list[RunResult]:
+def load_results(
+    plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder
+) -> list[RunResult]:
     """The numbers of every run that is finished, in the plan's order."""
     results = []
     for trial in plan.trials:
@@ -138,7 +140,7 @@ def gather(plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | Non
 
 
 def _result(trial: Trial, run: RunFolder) -> RunResult:
-    rows = rows_of(run.path)
+    rows = read_metrics(run.path)
     learners = {
         name: [row["val"]["students"][place] for row in rows] for place, name in enumerate(trial.recipe.student_names())
     }
@@ -164,12 +166,12 @@ def _together(val: Mapping[str, Any]) -> Mapping[str, float] | None:
     return dict(val["ensemble"]) if joined > 1 else None
 
 
-def _outcome(learner: str, scores: Sequence[Mapping[str, float] | None]) -> Outcome:
+def _outcome(learner: str, scores: Sequence[Mapping[str, float] | None]) -> LearnerResult:
     curve = [None if score is None else score["top1"] for score in scores]
     seen = [(top1, epoch) for epoch, top1 in enumerate(curve, start=1) if top1 is not None]
     best, last = max(seen, key=lambda pair: pair[0]), scores[-1]
     assert last is not None, "every student joins before the last epoch"
-    return Outcome(
+    return LearnerResult(
         learner=learner, last=last["top1"], best=best[0], best_epoch=best[1], last_top5=last["top5"], curve=tuple(curve)
     )
 
@@ -177,8 +179,8 @@ def _outcome(learner: str, scores: Sequence[Mapping[str, float] | None]) -> Outc
 def summarise(study: Study, runs: Sequence[RunResult], val_images: int) -> Summary:
     """Every statistic of a study, from its runs' numbers. val_images: on how many images these were scored."""
     return Summary(
-        standings=tuple(_standing(arm.name, learner, runs) for arm in study.arms for learner in _learners(arm.name, runs)),
-        comparisons=tuple(_comparisons(study, runs, least_claim(val_images))),
+        arm_summaries=tuple(_standing(arm.name, learner, runs) for arm in study.arms for learner in _learners(arm.name, runs)),
+        comparisons=tuple(_comparisons(study, runs, min_claim(val_images))),
         costs=tuple(_cost(arm.name, study, runs) for arm in study.arms if _of(arm.name, runs)),
     )
 
@@ -257,11 +259,11 @@ def _comparison(
     )
 
 
-def _cost(arm: str, study: Study, runs: Sequence[RunResult]) -> Cost:
+def _cost(arm: str, study: Study, runs: Sequence[RunResult]) -> ArmCost:
     seconds = {name: spread([run.seconds for run in _of(name, runs)]) for name in (arm, *study.baseline) if _of(name, runs)}
     bases = [name for name in study.baseline if name in seconds]
     whole = len(bases) == len(study.baseline) > 1 and arm not in bases
-    return Cost(
+    return ArmCost(
         arm=arm,
         images_per_s=spread([run.images_per_s for run in _of(arm, runs)]),
         seconds=seconds[arm],

@@ -15,7 +15,7 @@ import torch
 
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
-from udkd.study.folder import StudyFolder, described, is_finished
+from udkd.study.folder import StudyFolder, is_finished, trial_label
 from udkd.study.plan import StudyPlan, Trial, teacher_name
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
@@ -68,49 +68,49 @@ class Progress:
         return 0 < self.total - self.finished - len(self.failed) <= self.elsewhere
 
 
-def run_study(plan: StudyPlan, site: StudyContext, *, wait: bool = False) -> Progress:
+def run_study(plan: StudyPlan, context: StudyContext, *, wait: bool = False) -> Progress:
     """Do whatever of the plan is not done yet, until asked to stop.
 
     wait: where all that is missing is trained by other processes, wait for them and take over what they leave.
     Raises UserError kin for what ends all runs alike; a run that fails by itself (a loss that is not finite) is recorded.
     """
-    dataset = DatasetFolder.open(site.data)
+    dataset = DatasetFolder.open(context.data)
     teacher: TeacherFolder | None = None
     if plan.needs_teacher:
-        teacher = make_teacher(plan.base, dataset, site)
+        teacher = make_teacher(plan.base, dataset, context)
         if teacher is None:
             return Progress(finished=0, total=len(plan.trials))
     failed: dict[str, str] = {}
     while True:
-        progress = _one_pass(plan, site, dataset, teacher, failed)
+        progress = _one_pass(plan, context, dataset, teacher, failed)
         if not (wait and progress.left_to_others):
             return progress
         time.sleep(POLL_S)
 
 
 def _one_pass(
-    plan: StudyPlan, site: StudyContext, dataset: DatasetFolder, teacher: TeacherFolder | None, failed: dict[str, str]
+    plan: StudyPlan, context: StudyContext, dataset: DatasetFolder, teacher: TeacherFolder | None, failed: dict[str, str]
 ) -> Progress:
     """Train each run that is neither done, nor failed already, nor busy. failed: takes in those that fail."""
     elsewhere = 0
     for number, trial in enumerate(plan.trials):
-        run = run_path(trial, dataset, teacher, site.folder)
-        if described(trial) in failed or is_finished(run, trial.recipe):
+        run = run_path(trial, dataset, teacher, context.folder)
+        if trial_label(trial) in failed or is_finished(run, trial.recipe):
             continue
-        if site.stopped():
+        if context.stopped():
             break
         if is_busy(run):
             elsewhere += 1
             continue
-        site.observer.note(f"run {number + 1} of {len(plan.trials)}: {described(trial)}")
+        context.observer.note(f"run {number + 1} of {len(plan.trials)}: {trial_label(trial)}")
         try:
-            _train(trial, dataset, teacher, run, plan, site)
+            _train(trial, dataset, teacher, run, plan, context)
         except BusyError:
             elsewhere += 1  # taken between the look and the lock
         except RunError as error:
-            failed[described(trial)] = str(error)
-            site.observer.note(f"{described(trial)}: {error}")
-    finished = sum(is_finished(run_path(trial, dataset, teacher, site.folder), trial.recipe) for trial in plan.trials)
+            failed[trial_label(trial)] = str(error)
+            context.observer.note(f"{trial_label(trial)}: {error}")
+    finished = sum(is_finished(run_path(trial, dataset, teacher, context.folder), trial.recipe) for trial in plan.trials)
     return Progress(finished=finished, total=len(plan.trials), failed=dict(failed), elsewhere=elsewhere)
 
 
@@ -125,16 +125,16 @@ def is_busy(run: Path) -> bool:
         return True
 
 
-def _patiently(folder: Path, action: Callable[[], _T], site: StudyContext) -> _T | None:
+def _patiently(folder: Path, action: Callable[[], _T], context: StudyContext) -> _T | None:
     """What `action` gives once no other process is at work in `folder`; None where the study was stopped before that."""
     folder.mkdir(parents=True, exist_ok=True)
     said = False
-    while not site.stopped():
+    while not context.stopped():
         if not is_busy(folder):
             with contextlib.suppress(BusyError):  # taken between the look and the lock
                 return action()
         if not said:
-            site.observer.note(f"waiting for another process, which makes {folder}")
+            context.observer.note(f"waiting for another process, which makes {folder}")
             said = True
         time.sleep(POLL_S)
     return None
@@ -145,57 +145,57 @@ def run_path(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None
     return folder.run(trial.run_name(dataset.digest, teacher.info.weights_sha256 if teacher else ""))
 
 
-def find_teacher(recipe: Recipe, dataset: DatasetFolder, site: StudyContext) -> TeacherFolder | None:
+def find_teacher(recipe: Recipe, dataset: DatasetFolder, context: StudyContext) -> TeacherFolder | None:
     """The user's teacher, or the one that was fitted already."""
-    if site.teacher is not None:
-        return TeacherFolder.open(site.teacher)
-    path = site.folder.teacher(teacher_name(recipe, dataset.digest))
+    if context.teacher is not None:
+        return TeacherFolder.open(context.teacher)
+    path = context.folder.teacher(teacher_name(recipe, dataset.digest))
     return TeacherFolder.open(path) if (path / "teacher.json").exists() else None
 
 
-def make_teacher(recipe: Recipe, dataset: DatasetFolder, site: StudyContext) -> TeacherFolder | None:
+def make_teacher(recipe: Recipe, dataset: DatasetFolder, context: StudyContext) -> TeacherFolder | None:
     """The study's teacher, fitted by the recipe's [fit] section where there is none; None where that was stopped."""
-    found = find_teacher(recipe, dataset, site)
+    found = find_teacher(recipe, dataset, context)
     if found is not None:
         return found
-    path = site.folder.teacher(teacher_name(recipe, dataset.digest))
-    return _patiently(path, lambda: _fitted(recipe, path, dataset, site), site)
+    path = context.folder.teacher(teacher_name(recipe, dataset.digest))
+    return _patiently(path, lambda: _fitted(recipe, path, dataset, context), context)
 
 
-def _fitted(recipe: Recipe, path: Path, dataset: DatasetFolder, site: StudyContext) -> TeacherFolder | None:
+def _fitted(recipe: Recipe, path: Path, dataset: DatasetFolder, context: StudyContext) -> TeacherFolder | None:
     with FolderLock(path):
-        found = find_teacher(recipe, dataset, site)
+        found = find_teacher(recipe, dataset, context)
         if found is not None:
             return found
         how = recipe.for_teacher()
-        site.observer.note(f"teacher: {recipe.fit.architecture}, {recipe.fit.epochs} epochs")
-        if not _train_to_end(how, path / "run", dataset, site):
+        context.observer.note(f"teacher: {recipe.fit.architecture}, {recipe.fit.epochs} epochs")
+        if not _train_to_end(how, path / "run", dataset, context):
             return None
         candidate = from_run(RunFolder.open(path / "run"), None, [name.wnid for name in dataset.classes])
-        return write_measured(path, candidate, dataset, how, site.device, site.observer)
+        return write_measured(path, candidate, dataset, how, context.device, context.observer)
 
 
-def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, site: StudyContext) -> Path | None:
+def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, context: StudyContext) -> Path | None:
     """The one cache of some trials, with as many views as any of them needs, built as far as it is not.
 
     None where the study was stopped while another process built it.
     """
     widest = max(trials, key=lambda trial: trial.num_views)
     name = widest.cache_name(dataset.digest, teacher.info.weights_sha256)
-    path = site.folder.cache(name)
+    path = context.folder.cache(name)
 
     def built() -> Path:
         if not _is_built(path, widest.num_views):
-            _build(path, widest.recipe, dataset, teacher, site)
+            _build(path, widest.recipe, dataset, teacher, context)
         return path
 
-    return built() if _is_built(path, widest.num_views) else _patiently(path, built, site)
+    return built() if _is_built(path, widest.num_views) else _patiently(path, built, context)
 
 
-def _build(path: Path, recipe: Recipe, dataset: DatasetFolder, teacher: TeacherFolder, site: StudyContext) -> None:
+def _build(path: Path, recipe: Recipe, dataset: DatasetFolder, teacher: TeacherFolder, context: StudyContext) -> None:
     started = time.perf_counter()
-    built = build_cache(path, dataset=dataset, teacher=teacher, recipe=recipe, device=site.device, observer=site.observer)
-    site.folder.add_cache_cost(path.name, built.num_images, time.perf_counter() - started)
+    built = build_cache(path, dataset=dataset, teacher=teacher, recipe=recipe, device=context.device, observer=context.observer)
+    context.folder.add_cache_cost(path.name, built.num_images, time.perf_counter() - started)
 
 
 def _is_built(path: Path, num_views: int) -> bool:
@@ -208,26 +208,26 @@ def _is_built(path: Path, num_views: int) -> bool:
 
 
 def _train(
-    trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, run: Path, plan: StudyPlan, site: StudyContext
+    trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, run: Path, plan: StudyPlan, context: StudyContext
 ) -> None:
     cache = None
-    if trial.cached:
+    if trial.needs_cache:
         assert teacher is not None, "a taught trial has a teacher"
         identity = dataset.digest, teacher.info.weights_sha256
         own = trial.cache_name(*identity)
-        sharers = [other for other in plan.trials if other.cached and other.cache_name(*identity) == own]
-        cache = make_cache(sharers, dataset, teacher, site)
+        sharers = [other for other in plan.trials if other.needs_cache and other.cache_name(*identity) == own]
+        cache = make_cache(sharers, dataset, teacher, context)
         if cache is None:
             return
-    asked = teacher.path if teacher is not None and trial.taught else None
-    _train_to_end(trial.recipe, run, dataset, site, cache=cache, teacher=asked)
+    asked = teacher.path if teacher is not None and trial.needs_teacher else None
+    _train_to_end(trial.recipe, run, dataset, context, cache=cache, teacher=asked)
 
 
 def _train_to_end(
     recipe: Recipe,
     run: Path,
     dataset: DatasetFolder,
-    site: StudyContext,
+    context: StudyContext,
     *,
     cache: Path | None = None,
     teacher: Path | None = None,
@@ -240,11 +240,11 @@ def _train_to_end(
         recipe=recipe,
         data=dataset.path,
         out=run,
-        device=site.device,
+        device=context.device,
         cache=cache,
         teacher=teacher,
         resume=(run / "config.json").exists(),
-        observer=site.observer,
-        stopped=site.stopped,
+        observer=context.observer,
+        stopped=context.stopped,
     )
     return train(job).finished

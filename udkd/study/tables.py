@@ -23,11 +23,17 @@ COST_HEAD = ("arm", "n", "images_per_s_mean", "images_per_s_sd", "seconds_mean",
 def table_csv(summary: Summary) -> str:
     """One line per arm, student and comparison of it; an arm that is compared with nothing has one line."""
     lines: list[tuple[object, ...]] = []
-    for standing in summary.standings:
-        own = [other for other in summary.comparisons if (other.arm, other.learner) == (standing.arm, standing.learner)]
+    for arm_summary in summary.arm_summaries:
+        own = [other for other in summary.comparisons if (other.arm, other.learner) == (arm_summary.arm, arm_summary.learner)]
         head = (
-            *(standing.arm, standing.learner, standing.last.n, *_pair(standing.last), _figure(standing.last_top5.mean)),
-            *(*_pair(standing.best), " ".join(map(str, standing.best_epochs))),
+            *(
+                arm_summary.arm,
+                arm_summary.learner,
+                arm_summary.last.n,
+                *_pair(arm_summary.last),
+                _figure(arm_summary.last_top5.mean),
+            ),
+            *(*_pair(arm_summary.best), " ".join(map(str, arm_summary.best_epochs))),
         )
         once = dict.fromkeys(_compared(comparison) for comparison in own)  # a contrast may be a comparison with the baseline
         lines += [(*head, *compared) for compared in once] or [(*head, *[""] * 10)]

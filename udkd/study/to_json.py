@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from udkd.data.dataset import DatasetFolder
-from udkd.study.folder import StudyFolder, rows_of
+from udkd.study.folder import StudyFolder, read_metrics
 from udkd.study.plan import StudyPlan, Trial
 from udkd.study.results import FORMAT, VERSION, RunResult, Summary
 from udkd.study.runner import Progress
@@ -44,11 +44,11 @@ def to_json(
             "side": dataset.side,
         },
         "teacher": None if teacher is None else _teacher(teacher),
-        "targets": {trial.arm: _targets(trial, dataset, teacher) for trial in plan.trials if trial.cached and teacher},
+        "targets": {trial.arm: _targets(trial, dataset, teacher) for trial in plan.trials if trial.needs_cache and teacher},
         "caches": {path.stem: folder.cache_cost(path.stem) for path in sorted((folder.out / "caches").glob("*.json"))},
         "machine": _machine(folder, runs),
         "runs": [run.to_dict() for run in runs],
-        "standings": [asdict(standing) for standing in summary.standings],
+        "standings": [asdict(arm_summary) for arm_summary in summary.arm_summaries],
         "comparisons": [asdict(comparison) | {"verdict": comparison.difference.verdict} for comparison in summary.comparisons],
         "costs": [asdict(cost) for cost in summary.costs],
     }
@@ -62,7 +62,7 @@ def _targets(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder) -> di
 
 def _teacher(teacher: TeacherFolder) -> dict[str, Any]:
     """What taught, and how long its fitting took where that happened here."""
-    rows = rows_of(teacher.path / "run")
+    rows = read_metrics(teacher.path / "run")
     info = teacher.info
     return {
         "architecture": info.architecture,

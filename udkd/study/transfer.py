@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.sample_weight import entropy_weight
 from udkd.report import style
-from udkd.report.page import Facts, Note, Page, Picture, Pictures, Row, Section, Table, render
-from udkd.report.style import Palette, picture
-from udkd.report.text import count, listed
+from udkd.report.page import Facts, Note, Page, Plot, Plots, Row, Section, Table, render
+from udkd.report.style import Palette, plot
+from udkd.report.text import comma_list, count
 from udkd.study.plan import StudyPlan
 from udkd.study.runner import StudyContext, make_cache, make_teacher
 from udkd.study.tables import csv_text, signed
@@ -29,7 +29,7 @@ from udkd.utils.errors import DataError
 from udkd.utils.files import write_bytes, write_json, write_text
 from udkd.utils.statistics import rank_correlation
 
-FEWEST = 3
+MIN_MATCHED = 3
 """Fewer matched samples or classes give no correlation."""
 
 GROUPS = ("same architecture, other seed", "other architecture", "other data")
@@ -51,7 +51,7 @@ class TeacherWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class PairAgreement:
     """Spearman's rho of two teachers' weights. group: of GROUPS. level: "samples" or "classes", `n` of which both have."""
 
     one: str
@@ -62,31 +62,33 @@ class Agreement:
     rho: float
 
 
-def compare_teachers(plan: StudyPlan, site: StudyContext, others: Sequence[Path]) -> tuple[list[Agreement], Path] | None:
+def compare_teachers(plan: StudyPlan, context: StudyContext, others: Sequence[Path]) -> tuple[list[PairAgreement], Path] | None:
     """Fit what is missing, ask every teacher about its own data, and write study.json, table.csv and the page.
 
     None where it was stopped; the same call goes on. Raises DataError where two folders have one name.
     """
-    folders = [site.data, *others]
+    folders = [context.data, *others]
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         raise DataError(f"dataset folders are called {', '.join(names)}; expected a name each, for the table; rename one")
-    opinions = []
+    teachers = []
     for folder in folders:
         dataset = DatasetFolder.open(folder)
         for trial in plan.trials:
-            teacher = make_teacher(trial.recipe, dataset, site)
-            if teacher is None or site.stopped():
+            teacher = make_teacher(trial.recipe, dataset, context)
+            if teacher is None or context.stopped():
                 return None
-            cache = make_cache([trial], dataset, teacher, site)
+            cache = make_cache([trial], dataset, teacher, context)
             if cache is None:
                 return None
-            opinions.append(opinion(trial.arm, trial.seed, dataset, Cache.open(cache), teacher.info.accuracy.get("top1")))
-    found = agreements(opinions)
-    return found, _write(plan, site.folder.result, opinions, found)
+            teachers.append(
+                read_teacher_weights(trial.arm, trial.seed, dataset, Cache.open(cache), teacher.info.accuracy.get("top1"))
+            )
+    found = agreements(teachers)
+    return found, _write(plan, context.folder.result, teachers, found)
 
 
-def opinion(arm: str, seed: int, dataset: DatasetFolder, cache: Cache, top1: float | None) -> TeacherWeights:
+def read_teacher_weights(arm: str, seed: int, dataset: DatasetFolder, cache: Cache, top1: float | None) -> TeacherWeights:
     """Read a canonical cache's weights."""
     split = dataset.split("train")
     weight_N: NDArray[np.float32] = entropy_weight(torch.from_numpy(np.array(cache.targets(0)[1])), cache.num_classes).numpy()
@@ -105,10 +107,10 @@ def opinion(arm: str, seed: int, dataset: DatasetFolder, cache: Cache, top1: flo
     )
 
 
-def agreements(opinions: Sequence[TeacherWeights]) -> list[Agreement]:
+def agreements(teachers: Sequence[TeacherWeights]) -> list[PairAgreement]:
     """All pairs in one data set, and pairs of one architecture and seed across data sets, by sample and by class."""
     found = []
-    for one, other in combinations(opinions, 2):
+    for one, other in combinations(teachers, 2):
         same_teacher = one.teacher == other.teacher
         if one.data == other.data:
             group = GROUPS[0] if same_teacher else GROUPS[1]
@@ -120,11 +122,13 @@ def agreements(opinions: Sequence[TeacherWeights]) -> list[Agreement]:
             own: dict[str, float] = getattr(one, level)
             its: dict[str, float] = getattr(other, level)
             both = sorted(own.keys() & its.keys())
-            if len(both) >= FEWEST:
+            if len(both) >= MIN_MATCHED:
                 rho = rank_correlation([own[name] for name in both], [its[name] for name in both])
                 if math.isnan(rho):  # a teacher that weighs all alike orders nothing
                     continue
-                found.append(Agreement(one=_called(one), other=_called(other), group=group, level=level, n=len(both), rho=rho))
+                found.append(
+                    PairAgreement(one=_called(one), other=_called(other), group=group, level=level, n=len(both), rho=rho)
+                )
     return found
 
 
@@ -132,7 +136,7 @@ def _called(own: TeacherWeights) -> str:
     return f"{own.teacher}, seed {own.seed}, {own.data}"
 
 
-def _write(plan: StudyPlan, folder: Path, opinions: Sequence[TeacherWeights], found: Sequence[Agreement]) -> Path:
+def _write(plan: StudyPlan, folder: Path, teachers: Sequence[TeacherWeights], found: Sequence[PairAgreement]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         "format": "udkd-transfer",
@@ -142,7 +146,7 @@ def _write(plan: StudyPlan, folder: Path, opinions: Sequence[TeacherWeights], fo
         "teachers": [
             {"teacher": own.teacher, "seed": own.seed, "data": own.data, "top1": own.top1, "mean_weight": _mean(own)}
             | {"class_weights": own.classes}
-            for own in opinions
+            for own in teachers
         ],
         "agreements": [asdict(pair) for pair in found],
     }
@@ -151,7 +155,7 @@ def _write(plan: StudyPlan, folder: Path, opinions: Sequence[TeacherWeights], fo
     write_text(folder / "table.csv", csv_text(("one", "other", "group", "level", "n", "rho"), rows))
     drawn = _picture(found)
     write_bytes(folder / "agreement.png", drawn.png)
-    write_text(folder / "index.html", render(_page(plan, opinions, found, drawn), style.css()))
+    write_text(folder / "index.html", render(_page(plan, teachers, found, drawn), style.css()))
     return folder / "index.html"
 
 
@@ -159,7 +163,7 @@ def _mean(own: TeacherWeights) -> float:
     return fmean(own.samples.values())
 
 
-def _picture(found: Sequence[Agreement]) -> Picture:
+def _picture(found: Sequence[PairAgreement]) -> Plot:
     rows = [(group, level) for group in GROUPS for level in ("samples", "classes")]
     rows = [row for row in rows if any((pair.group, pair.level) == row for pair in found)]
 
@@ -180,10 +184,10 @@ def _picture(found: Sequence[Agreement]) -> Picture:
 
     pairs = len({(pair.one, pair.other) for pair in found})
     caption = f"{count(pairs, 'pair')} of teachers: 1 is the same order of samples (or classes), 0 none."
-    return picture("agreement", "Agreement on what is unsure", caption, draw, height=0.75 + 0.46 * max(len(rows), 1))
+    return plot("agreement", "Agreement on what is unsure", caption, draw, height=0.75 + 0.46 * max(len(rows), 1))
 
 
-def _page(plan: StudyPlan, opinions: Sequence[TeacherWeights], found: Sequence[Agreement], drawn: Picture) -> Page:
+def _page(plan: StudyPlan, teachers: Sequence[TeacherWeights], found: Sequence[PairAgreement], drawn: Plot) -> Page:
     told = []
     for group in GROUPS:
         own = [pair.rho for pair in found if pair.group == group and pair.level == "samples"]
@@ -194,12 +198,12 @@ def _page(plan: StudyPlan, opinions: Sequence[TeacherWeights], found: Sequence[A
         Row(label=pair.one, detail=f"and {pair.other}", cells=(pair.group, pair.level, f"{pair.n:,}", signed(pair.rho, 3)))
         for pair in found
     ]
-    teachers = [
+    teacher_rows = [
         Row(
             label=_called(own),
             cells=("" if own.top1 is None else f"{own.top1:.2f}", f"{_mean(own):.4f}", f"{len(own.samples):,}"),
         )
-        for own in opinions
+        for own in teachers
     ]
     agreement = Table(
         name="agreements",
@@ -213,16 +217,16 @@ def _page(plan: StudyPlan, opinions: Sequence[TeacherWeights], found: Sequence[A
         name="teachers",
         title="The teachers",
         head=("", "top-1 %", "mean weight", "samples"),
-        rows=teachers,
+        rows=teacher_rows,
         caption="A teacher is sure of images it was fitted on; the weights are those its students would get.",
     )
     notes = [Note(text=note) for note in plan.study.notes]
     return Page(
         title=plan.study.title,
-        subtitle=f"{count(len(opinions), 'teacher')} · {plan.base.views.size_px} px",
-        lead=f"{plan.study.question} Mean rank correlation: {listed(told)}." if told else plan.study.question,
+        subtitle=f"{count(len(teachers), 'teacher')} · {plan.base.views.size_px} px",
+        lead=f"{plan.study.question} Mean rank correlation: {comma_list(told)}." if told else plan.study.question,
         sections=[
-            Section(anchor="agreement", title="Result", blocks=[Pictures(pictures=[drawn]), _groups(found), *notes, agreement]),
+            Section(anchor="agreement", title="Result", blocks=[Plots(plots=[drawn]), _groups(found), *notes, agreement]),
             Section(
                 anchor="teachers",
                 title="Who was asked",
@@ -233,7 +237,7 @@ def _page(plan: StudyPlan, opinions: Sequence[TeacherWeights], found: Sequence[A
     )
 
 
-def _groups(found: Sequence[Agreement]) -> Table:
+def _groups(found: Sequence[PairAgreement]) -> Table:
     """Each kind of pair in one line: how many, their mean, and how far they spread."""
     rows = []
     for group in GROUPS:

@@ -15,8 +15,8 @@ from udkd.utils.rng import key, uniform
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-FEWEST_RUNS = 3
-FEWEST_IMAGES = 6
+MIN_RUNS = 3
+MIN_IMAGES = 6
 """Of so many images that only one side has right, chance puts all on the same side once in 32 (the two-sided sign test)."""
 _BOOTSTRAP = 6  # the name of these draws among the uses of a seed
 
@@ -24,7 +24,7 @@ METHOD = (
     f"{LEVEL:.0%} intervals of the mean paired difference on equal seeds: the percentile bootstrap over seeds ({RESAMPLES:,} "
     "resamples, seed 0), and Student’s t beside it. With few seeds the bootstrap cannot reach beyond the smallest and the "
     "largest difference, which makes it too short, so a verdict asks both intervals to keep clear of 0, and at least "
-    f"{FEWEST_RUNS} seeds, as two may agree by chance. It also asks a mean difference of at least {FEWEST_IMAGES} validation "
+    f"{MIN_RUNS} seeds, as two may agree by chance. It also asks a mean difference of at least {MIN_IMAGES} validation "
     "images: fewer can be the choice of the images, even if all seeds agree."
 )
 
@@ -56,7 +56,7 @@ class Difference:
     @property
     def verdict(self) -> Verdict:
         """What may be said where more is better; a claim needs runs, images, and both intervals to keep clear of 0."""
-        if self.bootstrap is None or self.student_t is None or self.spread.n < FEWEST_RUNS:
+        if self.bootstrap is None or self.student_t is None or self.spread.n < MIN_RUNS:
             return "too few runs"
         low, high = min(self.bootstrap[0], self.student_t[0]), max(self.bootstrap[1], self.student_t[1])
         if low <= 0 <= high:
@@ -73,9 +73,9 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(n=n, mean=mean, sd=sd)
 
 
-def least_claim(images: int) -> float:
+def min_claim(images: int) -> float:
     """The smallest difference of accuracies, percentage points, that so many images can show; more than any for none."""
-    return 100 * FEWEST_IMAGES / images if images else math.inf
+    return 100 * MIN_IMAGES / images if images else math.inf
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float], least: float = 0.0) -> Difference:
@@ -112,24 +112,24 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, fl
     return own.mean - reach, own.mean + reach
 
 
-def t_quantile(probability: float, freedom: int) -> float:
+def t_quantile(probability: float, dof: int) -> float:
     """The quantile of Student's t for a probability in [0.5, 1) and whole degrees of freedom, by bisection."""
     low, high = 0.0, 1.0
-    while _t_central(high, freedom) < 2 * probability - 1:
+    while _t_central(high, dof) < 2 * probability - 1:
         high *= 2
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if _t_central(middle, freedom) < 2 * probability - 1 else (low, middle)
+        low, high = (middle, high) if _t_central(middle, dof) < 2 * probability - 1 else (low, middle)
     return (low + high) / 2
 
 
-def _t_central(t: float, freedom: int) -> float:
+def _t_central(t: float, dof: int) -> float:
     """P(|T| < t), in closed form. Source: Abramowitz, Stegun, "Handbook of Mathematical Functions", 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
+    angle = math.atan(t / math.sqrt(dof))
     sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2 == 1
+    odd = dof % 2 == 1
     term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for k in range(2 if odd else 1, freedom, 2):
+    for k in range(2 if odd else 1, dof, 2):
         total += term
         term *= cosine**2 * k / (k + 1)
     return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -23,7 +23,7 @@ class Reliability:
     """
 
     count: NDArray[np.int64]
-    right: NDArray[np.int64]
+    correct: NDArray[np.int64]
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
 
@@ -33,31 +33,31 @@ class Reliability:
         return float((self.count * np.abs(self.accuracy - self.confidence)).sum() / self.count.sum())
 
 
-def reliability(confidence: NDArray[np.floating], right: NDArray[np.bool_], bins: int = BINS) -> Reliability:
+def reliability(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = BINS) -> Reliability:
     """Bins ((m - 1) / M, m / M] of equal width; the first holds 0 too.
 
     Source: Guo et al., "On calibration of modern neural networks", 2017, section 2.
     """
     edges = np.arange(1, bins) / bins
-    return _binned(confidence, right, np.searchsorted(edges, confidence, side="left"), bins)
+    return _binned(confidence, correct, np.searchsorted(edges, confidence, side="left"), bins)
 
 
-def calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_], bins: int = BINS) -> float:
+def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = BINS) -> float:
     """ECE over bins of equal width, in [0, 1]. Source: Guo et al., 2017, equation 3."""
-    return reliability(confidence, right, bins).error
+    return reliability(confidence, correct, bins).error
 
 
 def calibration_error_interval(
-    confidence: NDArray[np.floating], right: NDArray[np.bool_], seed: int = 0, bins: int = BINS
+    confidence: NDArray[np.floating], correct: NDArray[np.bool_], seed: int = 0, bins: int = BINS
 ) -> Interval:
     """The percentile bootstrap's 95 % interval of the ECE over images drawn anew, in [0, 1]; the draws follow from the seed.
 
     Few images raise an ECE, and those drawn twice raise it further, so that the interval may lie above what was found.
     Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
     """
-    random, n = np.random.Generator(np.random.PCG64(seed)), len(right)
+    random, n = np.random.Generator(np.random.PCG64(seed)), len(correct)
     place = np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
-    apart: NDArray[np.float64] = right - confidence.astype(np.float64)
+    apart: NDArray[np.float64] = correct - confidence.astype(np.float64)
     errors = np.empty(RESAMPLES)
     for draw in range(RESAMPLES):
         rows = random.integers(0, n, n)
@@ -66,7 +66,7 @@ def calibration_error_interval(
     return float(low), float(high)
 
 
-def adaptive_calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_], bins: int = BINS) -> float:
+def adaptive_calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = BINS) -> float:
     """ECE over bins of (nearly) equal counts; of equal confidences the earlier sample comes first.
 
     Source: Nguyen, O'Connor, "Posterior calibration and exploratory analysis for natural language processing models", 2015.
@@ -75,7 +75,7 @@ def adaptive_calibration_error(confidence: NDArray[np.floating], right: NDArray[
     place = np.empty(len(order), np.int64)
     for index, part in enumerate(np.array_split(order, min(bins, len(order)))):
         place[part] = index
-    return _binned(confidence, right, place, bins).error
+    return _binned(confidence, correct, place, bins).error
 
 
 def calibration_error_by_chance(confidence: NDArray[np.floating], seed: int = 0, bins: int = BINS) -> float:
@@ -91,9 +91,9 @@ def calibration_error_by_chance(confidence: NDArray[np.floating], seed: int = 0,
     return total / DRAWS
 
 
-def _binned(confidence: NDArray[np.floating], right: NDArray[np.bool_], place: NDArray[np.integer], bins: int) -> Reliability:
+def _binned(confidence: NDArray[np.floating], correct: NDArray[np.bool_], place: NDArray[np.integer], bins: int) -> Reliability:
     count = np.bincount(place, minlength=bins).astype(np.int64)
-    hits = np.bincount(place, weights=right, minlength=bins).astype(np.int64)
+    hits = np.bincount(place, weights=correct, minlength=bins).astype(np.int64)
     said = np.bincount(place, weights=confidence.astype(np.float64), minlength=bins)
     held = np.maximum(count, 1)
-    return Reliability(count=count, right=hits, confidence=said / held, accuracy=hits / held)
+    return Reliability(count=count, correct=hits, confidence=said / held, accuracy=hits / held)

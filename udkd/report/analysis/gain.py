@@ -34,12 +34,12 @@ class Gain:
         return "improves" if self.low > 0 else "worsens" if self.high < 0 else "no clear difference"
 
 
-def gain(right: NDArray[np.bool_], other: NDArray[np.bool_], seed: int = 0) -> Gain:
-    """Of `right` over `other`, bool [n] both, sample by sample; the bootstrap's draws follow from seed and counts alone."""
-    samples, gained, lost = len(right), int((right & ~other).sum()), int((other & ~right).sum())
+def gain(correct: NDArray[np.bool_], other: NDArray[np.bool_], seed: int = 0) -> Gain:
+    """Of `correct` over `other`, bool [n] both, sample by sample; the bootstrap's draws follow from seed and counts alone."""
+    samples, gained, lost = len(correct), int((correct & ~other).sum()), int((other & ~correct).sum())
     if samples == 0:
         return Gain(samples=0, gained=0, lost=0, points=0.0, low=-100.0, high=100.0)
-    bounds = [bootstrap(right.astype(np.int64) - other.astype(np.int64), seed), paired(gained, lost, samples)]
+    bounds = [bootstrap(correct.astype(np.int64) - other.astype(np.int64), seed), paired(gained, lost, samples)]
     return Gain(
         samples=samples,
         gained=gained,
