@@ -1,4 +1,4 @@
-"""What the page of a study of networks says first."""
+"""The first sentence of the page of a study of networks."""
 
 import pytest
 
@@ -12,11 +12,11 @@ def network(arm: str, low: float, median: float, high: float) -> NetworkMeasurem
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
-        ((30.1, 31.0, 32.0), "B is the quickest, 28.0 ms an image."),
-        ((29.9, 31.0, 32.0), "A and B are equally quick, 28.0 ms an image: their quartiles overlap."),
+        ((30.1, 31.0, 32.0), "B is the fastest, 28.0 ms per image."),
+        ((29.9, 31.0, 32.0), "A and B are equally fast, 28.0 ms per image: their quartiles overlap."),
     ],
 )
-def test_no_network_is_quickest_while_quartiles_overlap(other: tuple[float, float, float], said: str) -> None:
-    assert fastest_text([network("A", *other), network("B", 27.0, 28.0, 30.0), network("C", 99.0, 100.0, 101.0)]) == said
+def test_no_network_is_fastest_while_quartiles_overlap(other: tuple[float, float, float], message: str) -> None:
+    assert fastest_text([network("A", *other), network("B", 27.0, 28.0, 30.0), network("C", 99.0, 100.0, 101.0)]) == message

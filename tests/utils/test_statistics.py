@@ -26,15 +26,15 @@ numbers = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 6)), min_size=2, 
 
 @given(numbers)
 def test_spread_is_that_of_the_standard_library(values: list[float]) -> None:
-    own = spread(values)
-    assert own.n == len(values)
-    assert own.mean == pytest.approx(statistics.fmean(values), abs=1e-9)
-    assert own.sd == pytest.approx(statistics.stdev(values), rel=1e-9, abs=1e-9)
+    sample = spread(values)
+    assert sample.n == len(values)
+    assert sample.mean == pytest.approx(statistics.fmean(values), abs=1e-9)
+    assert sample.sd == pytest.approx(statistics.stdev(values), rel=1e-9, abs=1e-9)
 
 
 def test_one_number_has_no_spread() -> None:
-    own = spread([3.5])
-    assert (own.n, own.mean, own.sd) == (1, 3.5, None)
+    sample = spread([3.5])
+    assert (sample.n, sample.mean, sample.sd) == (1, 3.5, None)
 
 
 # Fisher and Yates's table of t, as every textbook prints it (two-sided 5 % and 1 %).
@@ -74,8 +74,8 @@ def test_interval_of_t_by_hand() -> None:
 def test_bootstrap_against_all_resamples() -> None:
     values = [0.3, -0.4, 1.2, 2.0, 0.9]
     every = sorted(statistics.fmean(pick) for pick in itertools.product(values, repeat=len(values)))
-    wanted = np.quantile(every, [0.025, 0.975])
-    assert bootstrap_interval(values) == pytest.approx(tuple(wanted), abs=0.03)
+    expected = np.quantile(every, [0.025, 0.975])
+    assert bootstrap_interval(values) == pytest.approx(tuple(expected), abs=0.03)
     assert bootstrap_interval(values, level=0.5) == pytest.approx(tuple(np.quantile(every, [0.25, 0.75])), abs=0.03)
 
 
@@ -135,9 +135,9 @@ def test_verdicts(values: list[float], verdict: str) -> None:
     ],
 )
 def test_seeds_that_agree_claim_no_more_than_the_images_show(images: int, changed: int, verdict: str) -> None:
-    right = min(images, 100)
-    own, base = (100 * number / max(images, 1) for number in (right + changed, right))
-    assert paired_difference([own] * 3, [base] * 3, min_claim(images)).verdict == verdict
+    correct = min(images, 100)
+    accuracy, base = (100 * number / max(images, 1) for number in (correct + changed, correct))
+    assert paired_difference([accuracy] * 3, [base] * 3, min_claim(images)).verdict == verdict
 
 
 @given(numbers)

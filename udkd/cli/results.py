@@ -9,6 +9,7 @@ from udkd.cli.outcome import result_table
 from udkd.training.evaluate import evaluate
 from udkd.training.run_folder import RunFolder
 from udkd.utils.environment import choose_device
+from udkd.utils.errors import ConfigError
 from udkd.utils.terminal import DeviceOption, err, observed, out
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, made by udkd train.")]
@@ -50,7 +51,17 @@ def report_command(
     data: DataOption = None,
     cache: CacheOption = None,
 ) -> None:
-    """Write RUN/report/index.html: one page with everything that can be seen of a run, and its figures as PNG files."""
+    """Write RUN/report/index.html: one page with everything that can be seen of a run, and its figures as PNG files.
+
+    Of a study's result folder (OUT/STUDY of udkd study), write its index.html and PNG files again.
+    """
+    if (run / "study.json").is_file():
+        from udkd.study.page import rewrite_page
+
+        if baseline or data or cache:
+            raise ConfigError(f"{run} is a study; expected no --baseline, --data or --cache; drop them")
+        err.print(f"page: {rewrite_page(run)}", soft_wrap=True)
+        return
     from udkd.report.inputs import load_inputs
     from udkd.report.report import write_report  # matplotlib takes a second
 

@@ -4,18 +4,19 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from udkd.report.text import interval, signed
 from udkd.study.estimate import WorkItem, estimate
 from udkd.study.folder import StudyFolder
 from udkd.study.plan import StudyPlan, make_plan
 from udkd.study.results import Summary
 from udkd.study.runner import Progress, StudyContext, run_study
 from udkd.study.spec import MOST_SEEDS, load_study, shipped_studies, study_name
-from udkd.study.tables import interval, main_comparisons, mean_sd, signed
+from udkd.study.tables import main_comparisons, mean_sd
 from udkd.study.writer import write_result
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError, RunError
@@ -52,11 +53,11 @@ def study_command(
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Run grids of recipes and seeds, and say what their differences allow to be said.
+    """Run grids of recipes and seeds, and test their differences.
 
-    The same command goes on after any interruption and skips what is done. Given several times at once, say once for each GPU,
+    The same command resumes after any interruption and skips what is done. Started several times at once, such as once per GPU,
     the processes share the runs; each ends when all are done. The result is OUT/STUDY: index.html, study.json,
-    table.csv (what seeds decide) and cost.csv (what clocks decide).
+    table.csv (accuracies and differences) and cost.csv (times). `udkd report OUT/STUDY` writes index.html again.
     """
     started = time.monotonic()
     if max_minutes is not None and math.isnan(max_minutes):
@@ -117,7 +118,7 @@ def _measure(plan: StudyPlan, context: StudyContext, dry_run: bool) -> None:
     table = Table("", "parameters", "fewer", "MB", "ms an image", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for own, ratio in zip(measured, ratios(plan, measured), strict=True):
+    for own, ratio in zip(measured, ratios(plan.study, measured), strict=True):
         size = f"{own.parameters_1000 / 1e6:.1f} M"
         table.add_row(own.arm, size, f"{ratio:.2f}×", f"{own.bytes / 1e6:.1f}", f"{own.latency_ms:.2f}")
     out.print(table)
@@ -182,7 +183,7 @@ def _show(plan: StudyPlan, items: list[WorkItem]) -> None:
     for column in table.columns[2:]:
         column.justify = "right"
     for item in items:
-        table.add_row(item.what, item.detail, f"{item.done} of {item.total}", _duration(item.seconds))
+        table.add_row(item.kind, item.detail, f"{item.done} of {item.total}", _duration(item.seconds))
     out.print(table)
     total = sum(item.seconds for item in items)
     out.print(f"about {_duration(total)} in all, if this machine stays as busy as it is", soft_wrap=True)
@@ -201,12 +202,15 @@ def _table(plan: StudyPlan, summary: Summary) -> Table:
     table = Table(title=plan.study.title, title_justify="left", box=None, pad_edge=False)
     for name in ("", "student", "top-1 %", "n", "difference", "bootstrap", "verdict"):
         table.add_column(name, justify="left" if name in ("", "student", "verdict") else "right")
-    said = ""
-    compared: dict[Any, Any] = {(found.arm, found.learner): found.difference for found in main_comparisons(summary, "last")}
-    for arm_summary in summary.arm_summaries:
-        own = compared.get((arm_summary.arm, arm_summary.learner))
-        cells = (signed(own.spread.mean), interval(own.bootstrap), own.verdict) if own else ("", "", "")
-        name = "" if arm_summary.arm == said else arm_summary.arm
-        table.add_row(name, arm_summary.learner, mean_sd(arm_summary.last), str(arm_summary.last.n), *cells)
-        said = arm_summary.arm
+    previous_arm = ""
+    differences = {(other.arm, other.learner): other.difference for other in main_comparisons(summary, "last")}
+    for results in summary.arm_summaries:
+        difference = differences.get((results.arm, results.learner))
+        cells = ("", "", "")
+        if difference is not None:
+            bootstrap = interval(*difference.bootstrap, 2) if difference.bootstrap else ""
+            cells = (signed(difference.spread.mean, 2), bootstrap, difference.verdict)
+        name = "" if results.arm == previous_arm else results.arm
+        table.add_row(name, results.learner, mean_sd(results.last), str(results.last.n), *cells)
+        previous_arm = results.arm
     return table

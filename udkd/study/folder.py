@@ -1,4 +1,4 @@
-"""Where a study's things lie: teachers, caches and runs that several studies may share, and each study's own result."""
+"""Layout of a study's folder: teachers, caches and runs that several studies may share, and each study's own result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ _MOST_BYTES = 1 << 20
 
 
 class _CacheCost(BaseModel):
-    """What caches/NAME.json holds: images that a cache was asked about, and the seconds that took."""
+    """Contents of caches/NAME.json: images for which the teacher computed logits, and the seconds that took."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     images: float = Field(ge=0)
@@ -26,7 +26,7 @@ class _CacheCost(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFolder:
-    """Paths inside OUT. name: the study's."""
+    """Paths inside OUT. name: the study's name."""
 
     out: Path
     name: str
@@ -46,38 +46,35 @@ class StudyFolder:
         return self.out / "runs" / name
 
     def cache_cost(self, name: str) -> dict[str, float]:
-        """Images and seconds that building a cache has taken so far."""
+        """Images and seconds of building a cache so far."""
         file = self.out / "caches" / f"{name}.json"
         if not file.exists():
             return _CacheCost(images=0.0, seconds=0.0).model_dump()
         try:
             return _CacheCost.model_validate(values_of(read_regular(file, _MOST_BYTES))).model_dump()
-        except ValueError as error:  # pydantic's own is one
+        except ValueError as error:  # includes pydantic's ValidationError
             reason = str(error).splitlines()[0]
-            raise RunError(f"{file} is damaged ({reason}); expected how long that cache took to build; remove it") from None
+            raise RunError(f"{file} is damaged ({reason}); expected the build time of that cache; remove it") from None
 
     def add_cache_cost(self, name: str, images: int, seconds: float) -> None:
-        before = self.cache_cost(name)
+        """Add a build of so many images and seconds."""
+        stored = self.cache_cost(name)
         if images:
-            value = {"images": before["images"] + images, "seconds": before["seconds"] + seconds}
+            value = {"images": stored["images"] + images, "seconds": stored["seconds"] + seconds}
             write_bytes(self.out / "caches" / f"{name}.json", checked_bytes(value))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """A run's finished epochs; nothing where it has not begun. Raises RunError where it is damaged."""
+    """A run's rows of metrics.jsonl; none where it has not begun. Raises RunError where it is damaged."""
     return RunFolder.open(path).metrics() if RunFolder.is_at(path) else []
 
 
 def is_finished(path: Path, recipe: Recipe) -> bool:
-    """Whether a run has been trained to its end, its last checkpoint included."""
+    """Whether a run has all its epochs and its last checkpoint."""
     rows = read_metrics(path)
     if len(rows) < recipe.train.epochs:
         return False
     return RunFolder.open(path).checkpoint_step == int(rows[-1]["step"])
-
-
-def epochs_done(path: Path) -> int:
-    return len(read_metrics(path))
 
 
 def trial_label(trial: Trial) -> str:

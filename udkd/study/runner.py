@@ -1,7 +1,7 @@
-"""Carries a plan out: a teacher once, each cache once, each run once, whatever was interrupted before.
+"""Runs a plan: the teacher once, each cache once, each run once, resuming what was interrupted.
 
-Several processes may carry out plans in one folder: each takes a run that nobody trains. The folders' locks are all they
-share, so one that is killed leaves its run to the others.
+Several processes may work in one folder: each takes a run that no other trains. They share only the folders' locks, so the
+run of a killed process is resumed by another.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ from udkd.utils.progress import SILENT, Observer
 _T = TypeVar("_T")
 
 POLL_S = 1.0
-"""Between two looks at what another process is at."""
+"""Seconds between two checks of another process's lock."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyContext:
-    """Where a study happens. teacher: given by the user, else one is fitted. stopped: asked after every step."""
+    """Folders, device and callbacks of a study. teacher: given by the user, else one is fitted. stopped: polled every step."""
 
     data: Path
     folder: StudyFolder
@@ -47,10 +47,10 @@ class StudyContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a study has come.
+    """How many runs of a study are finished.
 
-    failed: what went wrong, by the run's description; they are tried again next time. elsewhere: runs that another process
-    was training when they were looked at.
+    failed: error text by the run's label; failed runs are retried next time. elsewhere: runs that were being trained by
+    another process.
     """
 
     finished: int
@@ -64,15 +64,15 @@ class Progress:
 
     @property
     def left_to_others(self) -> bool:
-        """Whether all that is missing is being trained by other processes."""
+        """Whether other processes are training all missing runs."""
         return 0 < self.total - self.finished - len(self.failed) <= self.elsewhere
 
 
 def run_study(plan: StudyPlan, context: StudyContext, *, wait: bool = False) -> Progress:
-    """Do whatever of the plan is not done yet, until asked to stop.
+    """Do whatever of the plan is not done yet, until stopped.
 
-    wait: where all that is missing is trained by other processes, wait for them and take over what they leave.
-    Raises UserError kin for what ends all runs alike; a run that fails by itself (a loss that is not finite) is recorded.
+    wait: where other processes train all missing runs, wait for them and take over what they leave.
+    Raises a UserError for what would end every run; the failure of a single run (a loss that is not finite) is recorded.
     """
     dataset = DatasetFolder.open(context.data)
     teacher: TeacherFolder | None = None
@@ -91,7 +91,7 @@ def run_study(plan: StudyPlan, context: StudyContext, *, wait: bool = False) -> 
 def _one_pass(
     plan: StudyPlan, context: StudyContext, dataset: DatasetFolder, teacher: TeacherFolder | None, failed: dict[str, str]
 ) -> Progress:
-    """Train each run that is neither done, nor failed already, nor busy. failed: takes in those that fail."""
+    """Train each run that is neither finished, failed nor busy. failed: runs that fail are added to it."""
     elsewhere = 0
     for number, trial in enumerate(plan.trials):
         run = run_path(trial, dataset, teacher, context.folder)
@@ -106,7 +106,7 @@ def _one_pass(
         try:
             _train(trial, dataset, teacher, run, plan, context)
         except BusyError:
-            elsewhere += 1  # taken between the look and the lock
+            elsewhere += 1  # taken between the check and the lock
         except RunError as error:
             failed[trial_label(trial)] = str(error)
             context.observer.note(f"{trial_label(trial)}: {error}")
@@ -115,7 +115,7 @@ def _one_pass(
 
 
 def is_busy(run: Path) -> bool:
-    """Whether another process writes a run."""
+    """Whether another process holds a run's lock."""
     if not run.exists():
         return False
     try:
@@ -125,28 +125,28 @@ def is_busy(run: Path) -> bool:
         return True
 
 
-def _patiently(folder: Path, action: Callable[[], _T], context: StudyContext) -> _T | None:
-    """What `action` gives once no other process is at work in `folder`; None where the study was stopped before that."""
+def _when_free(folder: Path, action: Callable[[], _T], context: StudyContext) -> _T | None:
+    """The result of `action`, run once no other process works in `folder`; None where the study was stopped before that."""
     folder.mkdir(parents=True, exist_ok=True)
-    said = False
+    announced = False
     while not context.stopped():
         if not is_busy(folder):
-            with contextlib.suppress(BusyError):  # taken between the look and the lock
+            with contextlib.suppress(BusyError):  # taken between the check and the lock
                 return action()
-        if not said:
+        if not announced:
             context.observer.note(f"waiting for another process, which makes {folder}")
-            said = True
+            announced = True
         time.sleep(POLL_S)
     return None
 
 
 def run_path(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder) -> Path:
-    """The folder of a trial's run."""
+    """The run folder of a trial."""
     return folder.run(trial.run_name(dataset.digest, teacher.info.weights_sha256 if teacher else ""))
 
 
 def find_teacher(recipe: Recipe, dataset: DatasetFolder, context: StudyContext) -> TeacherFolder | None:
-    """The user's teacher, or the one that was fitted already."""
+    """The user's teacher, or the one fitted before; None where there is neither."""
     if context.teacher is not None:
         return TeacherFolder.open(context.teacher)
     path = context.folder.teacher(teacher_name(recipe, dataset.digest))
@@ -155,28 +155,28 @@ def find_teacher(recipe: Recipe, dataset: DatasetFolder, context: StudyContext) 
 
 def make_teacher(recipe: Recipe, dataset: DatasetFolder, context: StudyContext) -> TeacherFolder | None:
     """The study's teacher, fitted by the recipe's [fit] section where there is none; None where that was stopped."""
-    found = find_teacher(recipe, dataset, context)
-    if found is not None:
-        return found
+    teacher = find_teacher(recipe, dataset, context)
+    if teacher is not None:
+        return teacher
     path = context.folder.teacher(teacher_name(recipe, dataset.digest))
-    return _patiently(path, lambda: _fitted(recipe, path, dataset, context), context)
+    return _when_free(path, lambda: _fit_teacher(recipe, path, dataset, context), context)
 
 
-def _fitted(recipe: Recipe, path: Path, dataset: DatasetFolder, context: StudyContext) -> TeacherFolder | None:
+def _fit_teacher(recipe: Recipe, path: Path, dataset: DatasetFolder, context: StudyContext) -> TeacherFolder | None:
     with FolderLock(path):
-        found = find_teacher(recipe, dataset, context)
-        if found is not None:
-            return found
-        how = recipe.for_teacher()
+        teacher = find_teacher(recipe, dataset, context)
+        if teacher is not None:
+            return teacher
+        teacher_recipe = recipe.for_teacher()
         context.observer.note(f"teacher: {recipe.fit.architecture}, {recipe.fit.epochs} epochs")
-        if not _train_to_end(how, path / "run", dataset, context):
+        if not _train_to_end(teacher_recipe, path / "run", dataset, context):
             return None
         candidate = from_run(RunFolder.open(path / "run"), None, [name.wnid for name in dataset.classes])
-        return write_measured(path, candidate, dataset, how, context.device, context.observer)
+        return write_measured(path, candidate, dataset, teacher_recipe, context.device, context.observer)
 
 
 def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, context: StudyContext) -> Path | None:
-    """The one cache of some trials, with as many views as any of them needs, built as far as it is not.
+    """The cache that some trials share, with as many views as any of them needs; missing views are computed.
 
     None where the study was stopped while another process built it.
     """
@@ -184,12 +184,12 @@ def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: Teacher
     name = widest.cache_name(dataset.digest, teacher.info.weights_sha256)
     path = context.folder.cache(name)
 
-    def built() -> Path:
+    def build() -> Path:
         if not _is_built(path, widest.num_views):
             _build(path, widest.recipe, dataset, teacher, context)
         return path
 
-    return built() if _is_built(path, widest.num_views) else _patiently(path, built, context)
+    return build() if _is_built(path, widest.num_views) else _when_free(path, build, context)
 
 
 def _build(path: Path, recipe: Recipe, dataset: DatasetFolder, teacher: TeacherFolder, context: StudyContext) -> None:
@@ -199,7 +199,7 @@ def _build(path: Path, recipe: Recipe, dataset: DatasetFolder, teacher: TeacherF
 
 
 def _is_built(path: Path, num_views: int) -> bool:
-    """Whether a cache has its views already: no teacher need be loaded then."""
+    """Whether a cache has all its views, so that no teacher must be loaded."""
     try:
         Cache.open(path).require_views(num_views)
     except CacheError:
@@ -212,15 +212,15 @@ def _train(
 ) -> None:
     cache = None
     if trial.needs_cache:
-        assert teacher is not None, "a taught trial has a teacher"
+        assert teacher is not None, "a trial with a cache has a teacher"
         identity = dataset.digest, teacher.info.weights_sha256
-        own = trial.cache_name(*identity)
-        sharers = [other for other in plan.trials if other.needs_cache and other.cache_name(*identity) == own]
+        name = trial.cache_name(*identity)
+        sharers = [other for other in plan.trials if other.needs_cache and other.cache_name(*identity) == name]
         cache = make_cache(sharers, dataset, teacher, context)
         if cache is None:
             return
-    asked = teacher.path if teacher is not None and trial.needs_teacher else None
-    _train_to_end(trial.recipe, run, dataset, context, cache=cache, teacher=asked)
+    teacher_path = teacher.path if teacher is not None and trial.needs_teacher else None
+    _train_to_end(trial.recipe, run, dataset, context, cache=cache, teacher=teacher_path)
 
 
 def _train_to_end(
@@ -232,7 +232,7 @@ def _train_to_end(
     cache: Path | None = None,
     teacher: Path | None = None,
 ) -> bool:
-    """Train or go on; False where it was stopped at a checkpoint."""
+    """Train or resume; False where it was stopped at a checkpoint."""
     if is_finished(run, recipe):
         return True
     run.parent.mkdir(parents=True, exist_ok=True)

@@ -18,14 +18,14 @@ from udkd.utils.files import FolderLock, write_json, write_text
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOutput:
-    """What was written."""
+    """The statistics and the path of the page."""
 
     summary: Summary
     page: Path
 
 
 def write_result(plan: StudyPlan, context: StudyContext, progress: Progress) -> StudyOutput:
-    """Gather what is finished and write all of the result anew."""
+    """Load all finished runs and rewrite the result's files."""
     from udkd.study.page import write_page  # matplotlib takes a second
 
     dataset = DatasetFolder.open(context.data)
@@ -37,7 +37,7 @@ def write_result(plan: StudyPlan, context: StudyContext, progress: Progress) -> 
     values = to_json(
         plan, dataset=dataset, teacher=teacher, folder=context.folder, progress=progress, runs=runs, summary=summary
     )
-    with _alone(folder):
+    with _locked(folder):
         write_json(folder / "study.json", values)
         write_text(folder / "table.csv", table_csv(summary))
         write_text(folder / "cost.csv", cost_csv(summary))
@@ -45,8 +45,8 @@ def write_result(plan: StudyPlan, context: StudyContext, progress: Progress) -> 
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Others of the study's processes wait: writing takes seconds, whoever is last has gathered most."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, waiting for it: writing takes seconds, and the last process has loaded the most runs."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         while True:

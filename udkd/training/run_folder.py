@@ -186,11 +186,12 @@ def _provenance(path: Path) -> dict[str, Any]:
     return without_none(read_record(file, Provenance, checked=found != UNCHECKED, remedy=remedy)[1])
 
 
-def flat(values: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted path."""
+def flat(values: Mapping[str, Any] | list[Any], prefix: str = "", *, lists: bool = True) -> dict[str, Any]:
+    """Nested values by dotted path; lists: also those of lists, by index."""
     items = enumerate(values) if isinstance(values, list) else values.items()
     result: dict[str, Any] = {}
     for name, value in items:
         path = f"{prefix}{name}"
-        result |= flat(value, path + ".") if isinstance(value, Mapping | list) and value else {path: value}
+        nested = isinstance(value, Mapping) or (lists and isinstance(value, list))
+        result |= flat(value, path + ".", lists=lists) if nested and value else {path: value}
     return result
