@@ -278,7 +278,7 @@ def test_two_writers_of_one_folder(run: Path, quick: None) -> None:
         change(run / "eval.json", lambda values: values | {"predictions_sha256": "00"})
         with pytest.raises(BusyError, match=busy):
             load_inputs(run)
-    assert "is not of" in load_inputs(run).why_no_predictions, "as after a kill between the two files"
+    assert "expected them of one evaluation" in load_inputs(run).why_no_predictions, "as after a kill between the two files"
     (run / "eval.json").write_bytes(before[run / "eval.json"])
     with FolderLock(run), pytest.raises(Reached):  # a trainer's
         evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
@@ -316,5 +316,5 @@ def test_predictions_that_cannot_be(run: Path) -> None:
         with pytest.raises(RunError, match=f"{name} of .* cannot be"):
             load_inputs(run)
     change(run / "eval.json", lambda values: values | {"num_classes": 10**9})
-    with pytest.raises(RunError, match="is of the classes 1000000000; expected 4"):
+    with pytest.raises(RunError, match="has classes 1000000000; expected 4"):
         load_inputs(run)

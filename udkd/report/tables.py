@@ -6,7 +6,6 @@ A run fills a row only if it has that row's students and loss; the other cells s
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Group, Note, Row, Section, Table
 from udkd.report.style import NUM_STUDENT_COLOURS
 from udkd.report.text import comma_list, count, sentence, setting_text
-from udkd.training.run_folder import flat
+from udkd.training.run_folder import epoch_seconds, flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,13 +224,8 @@ def table_4(inputs: ReportInputs) -> Table:
 
 
 def hours_for(inputs: ReportInputs, epochs: int) -> float | None:
-    """Hours of training steps for that many epochs, from the median epoch.
-
-    Steps and images/s give an epoch's time; `seconds` alone would be too short for an epoch that was resumed in the middle.
-    """
-    steps = [0, *(int(row["step"]) for row in inputs.metrics)]
-    images = [inputs.recipe.train.batch_size * (after - before) for before, after in pairwise(steps)]
-    seconds = [number / row["images_per_s"] for number, row in zip(images, inputs.metrics, strict=True)]
+    """Hours of training steps for that many epochs, from the median epoch; None without epochs."""
+    seconds = epoch_seconds(inputs.metrics, inputs.recipe.train.batch_size)
     return epochs * median(seconds) / 3600 if seconds else None
 
 

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -18,7 +17,7 @@ from udkd.study.plan import StudyPlan, Trial
 from udkd.study.runner import run_path
 from udkd.study.spec import Study
 from udkd.teacher.folder import TeacherFolder
-from udkd.training.run_folder import RunFolder
+from udkd.training.run_folder import RunFolder, epoch_seconds
 from udkd.utils.statistics import Difference, Spread, min_claim, paired_difference, spread
 
 FORMAT, VERSION = "udkd-study", 1
@@ -147,17 +146,13 @@ def _result(trial: Trial, run: RunFolder) -> RunResult:
     }
     if len(learners) > 1:
         learners[AVERAGED] = [_average(row["val"]) for row in rows]
-    # Steps and images/s give an epoch's time; `seconds` alone would be too short for an epoch that was resumed in the middle.
-    images = [
-        trial.recipe.train.batch_size * (after - before) for before, after in pairwise([0, *(row["step"] for row in rows)])
-    ]
     return RunResult(
         arm=trial.arm,
         seed=trial.seed,
         run=run.path.name,
         outcomes=tuple(_outcome(name, scores) for name, scores in learners.items()),
         images_per_s=median(row["images_per_s"] for row in rows),
-        seconds=math.fsum(count / row["images_per_s"] for count, row in zip(images, rows, strict=True)),
+        seconds=math.fsum(epoch_seconds(rows, trial.recipe.train.batch_size)),
     )
 
 
