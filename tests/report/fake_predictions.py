@@ -1,4 +1,4 @@
-"""Made-up answers of classifiers, as realistic as numbers from a generator can be."""
+"""Random predictions of classifiers, with realistic statistics."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from udkd.training.predictions import TOP, Predictions, Targets, TopPredictions
 
 
 def answers_of(logits_NC: np.ndarray, labels_N: np.ndarray) -> TopPredictions:
-    """What a classifier of these logits says, in NumPy's float64 and without the recorder."""
+    """The top predictions of these logits, in NumPy float64 and independent of the prediction collector."""
     z = logits_NC.astype(np.float64)
     log_p = z - z.max(1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
@@ -35,7 +35,7 @@ def fake_predictions(
     skill: float = 0.0,
     seed: int = 0,
 ) -> Predictions:
-    """Students that find hard what their teacher finds hard, and differ besides; ids and labels are the same for every seed.
+    """Students that err on the same samples as their teacher, and on others; ids and labels are the same for every seed.
 
     skill: added to the label's logit of every student.
     """
@@ -45,9 +45,9 @@ def fake_predictions(
     rows, rival = np.arange(samples), (labels ^ 1) % num_classes
 
     def logits(number: int, strength: float) -> np.ndarray:
-        own = np.random.default_rng((seed, number))
-        z = own.normal(0, 1.1, (samples, num_classes))
-        z[rows, rival] += own.gamma(2.0, 0.9, samples)
+        rng = np.random.default_rng((seed, number))
+        z = rng.normal(0, 1.1, (samples, num_classes))
+        z[rows, rival] += rng.gamma(2.0, 0.9, samples)
         z[rows, labels] += strength + 0.9 * ease + 0.35 * np.cos(3 * labels + number)
         return z
 

@@ -1,6 +1,6 @@
-"""A made-up run, as realistic as numbers from a generator can be, for tests of the report and for looking at one.
+"""Random inputs of a report with realistic statistics, for its tests and for looking at a page.
 
-`python -c "from pathlib import Path; from tests.report.fake_run import fake; from udkd.report import write_report; \
+`python -c "from pathlib import Path; from tests.report.fake_run import fake; from udkd.report.report import write_report; \
 write_report(fake(Path('page')))"` writes a page.
 """
 
@@ -42,7 +42,7 @@ def fake(
     overrides: tuple[str, ...] = (),
     epochs: int = EPOCHS,
 ) -> ReportInputs:
-    """Inputs of a whole report but for a baseline; equal arguments give equal inputs."""
+    """Inputs of a complete report without a baseline; equal arguments give equal inputs."""
     recipe = load_recipe("quickstart", [f"train.epochs={epochs}", *overrides])
     names = tuple(
         NAMES[label] if label < len(NAMES) else f"{NAMES[label % 10]} {label}, sort {label}" for label in range(num_classes)
@@ -78,7 +78,7 @@ def fake(
 
 
 def fake_baseline(inputs: ReportInputs, skill: float = -0.4, **changes: float) -> Baseline:
-    """A run of the same students, with other seeds and another skill, and plain knowledge distillation."""
+    """A run of the same students with another seed and skill, by plain knowledge distillation."""
     assert inputs.predictions is not None
     names = inputs.predictions.names
     predictions = fake_predictions(
@@ -110,13 +110,13 @@ def fake_logits(samples: int, num_classes: int) -> tuple[NDArray[np.int64], NDAr
 
 
 def fake_targets(samples: int, num_classes: int) -> Targets:
-    """What a cache would hold of it."""
+    """The targets of `fake_logits`, as from a cache."""
     ids, labels, logits = fake_logits(samples, num_classes)
     return Targets(ids=ids, labels=labels, answers=answers_of(logits, labels), num_classes=num_classes)
 
 
 def fake_metrics(recipe: Recipe, samples: int) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl with curves that fall, rise and rattle as curves do."""
+    """Rows of metrics.jsonl with plausible curves."""
     rng = np.random.default_rng(1)
     students, epochs = len(recipe.students), recipe.train.epochs
     steps = samples // recipe.train.batch_size
@@ -156,7 +156,7 @@ def fake_metrics(recipe: Recipe, samples: int) -> list[dict[str, Any]]:
 
 
 def fake_evaluation(recipe: Recipe, num_classes: int) -> dict[str, Any]:
-    """What eval.json holds."""
+    """The values of eval.json."""
     sizes = {"resnet18": 11_181_642, "mobilenet_v2": 2_236_682, "squeezenet1_1": 727_626}
     return {
         "split": "val",
@@ -179,7 +179,7 @@ def fake_evaluation(recipe: Recipe, num_classes: int) -> dict[str, Any]:
 
 
 def fake_image(sample_id: int, label: int) -> NDArray[np.uint8]:
-    """A picture like a stored JPEG: a sky, a ground and a thing in its class's colour, with compression's traces."""
+    """A picture like a stored JPEG: a sky, a ground and an object in its class's colour, with JPEG artefacts."""
     rng = np.random.default_rng(sample_id)
     height, width = int(rng.integers(44, 65)), int(rng.integers(44, 65))
     y, x = np.mgrid[0:height, 0:width]

@@ -1,4 +1,4 @@
-"""Pages of a report as tests read them, and which of their figures are drawn: a figure takes longer than all the text."""
+"""Reading report pages in tests, and choosing the figures to draw: one figure takes longer than all the text."""
 
 from collections import Counter
 from fnmatch import fnmatch
@@ -25,7 +25,7 @@ NASTY = (
 
 
 class Page(HTMLParser):
-    """Tags, attributes and visible text of a page; raises where tags do not nest, an id repeats or a link leads nowhere."""
+    """Tags, attributes and visible text of a page; raises where tags do not nest, an id repeats or a link has no target."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Page(HTMLParser):
 
     @property
     def links(self) -> list[str]:
-        """The ids that links lead to."""
+        """The ids of link targets."""
         return [value[1:] for name, value in self.attributes if name == "href" and value.startswith("#")]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -69,7 +69,7 @@ class Page(HTMLParser):
 
 
 def draw_only(patch: pytest.MonkeyPatch, *names: str) -> None:
-    """Of all figures draw those of these names, or patterns of names, and none as PNG, which is the SVG's drawing once more."""
+    """Draw only the figures of these names (or patterns), and none as PNG, which would draw them once more."""
     drawn = style.svg
 
     def svg(name: str, caption: str, draw: style.Draw, height: float) -> str:

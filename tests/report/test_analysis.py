@@ -1,4 +1,4 @@
-"""Statistics over samples, against slow recomputation written differently, and against their definitions."""
+"""Statistics over samples, against independent slow implementations and against their definitions."""
 
 import math
 from fractions import Fraction
@@ -27,34 +27,34 @@ MARKS = st.lists(st.booleans(), min_size=1, max_size=60)
 
 @st.composite
 def confidences(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences, some on the bins' edges and some equal, and whether each was right."""
+    """Confidences, some on bin edges and some equal, and whether each prediction is correct."""
     size = draw(st.integers(1, 80))
     edges = st.sampled_from([k / 15 for k in range(16)])
     values = draw(st.lists(st.one_of(st.floats(0, 1, width=32), edges), min_size=size, max_size=size))
-    right = draw(st.lists(st.booleans(), min_size=size, max_size=size))
-    return np.array(values), np.array(right)
+    correct = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    return np.array(values), np.array(correct)
 
 
 def slow_error(bins: list[list[tuple[float, bool]]]) -> float:
-    """ECE from lists, as equation 3 of Guo et al. reads."""
+    """ECE from lists, as in equation 3 of Guo et al."""
     n = sum(len(part) for part in bins)
     total = Fraction(0)
     for part in filter(None, bins):
-        accuracy = Fraction(sum(right for _, right in part), len(part))
+        accuracy = Fraction(sum(correct for _, correct in part), len(part))
         confidence = sum((Fraction(value) for value, _ in part), Fraction(0)) / len(part)
         total += Fraction(len(part), n) * abs(accuracy - confidence)
     return float(total)
 
 
 @given(confidences())
-def test_calibration_error_as_the_equation_reads(case: tuple[np.ndarray, np.ndarray]) -> None:
+def test_calibration_error_by_its_equation(case: tuple[np.ndarray, np.ndarray]) -> None:
     pairs = list(zip(case[0].tolist(), case[1].tolist(), strict=True))
     bins = [[pair for pair in pairs if (m == 1 or pair[0] > (m - 1) / 15) and pair[0] <= m / 15] for m in range(1, 16)]
     bins[-1] += [pair for pair in pairs if pair[0] > 1]
     assert calibration_error(*case) == pytest.approx(slow_error(bins), abs=1e-12)
-    found = reliability(*case)
-    assert found.count.tolist() == [len(part) for part in bins]
-    assert found.right.tolist() == [sum(right for _, right in part) for part in bins]
+    result = reliability(*case)
+    assert result.count.tolist() == [len(part) for part in bins]
+    assert result.correct.tolist() == [sum(correct for _, correct in part) for part in bins]
     ranked = sorted(pairs, key=lambda pair: pair[0])
     sizes = [len(ranked) // 15 + (m < len(ranked) % 15) for m in range(15)]
     starts = np.cumsum([0, *sizes]).tolist()
@@ -69,12 +69,12 @@ def test_calibration_error_of_known_classifiers() -> None:
     assert calibration_error(np.array([0.4]), np.array([True])) == pytest.approx(0.6)
 
 
-def test_what_chance_alone_gives() -> None:
+def test_calibration_error_by_chance() -> None:
     rng = np.random.default_rng(5)
     confidence = rng.uniform(0.3, 1, 400)
-    own = [calibration_error(confidence, rng.random(400) < confidence) for _ in range(400)]
-    spread = float(np.std(own)) / math.sqrt(200)
-    assert calibration_error_by_chance(confidence) == pytest.approx(float(np.mean(own)), abs=5 * spread)
+    errors = [calibration_error(confidence, rng.random(400) < confidence) for _ in range(400)]
+    spread = float(np.std(errors)) / math.sqrt(200)
+    assert calibration_error_by_chance(confidence) == pytest.approx(float(np.mean(errors)), abs=5 * spread)
     assert calibration_error_by_chance(confidence) == calibration_error_by_chance(confidence.copy())
     assert calibration_error_by_chance(confidence, seed=1) != calibration_error_by_chance(confidence)
     assert calibration_error_by_chance(np.ones(3)) == 0
@@ -82,7 +82,7 @@ def test_what_chance_alone_gives() -> None:
 
 @given(st.integers(0, 200), st.integers(0, 200))
 def test_wilson_bounds_solve_its_equation(hits: int, misses: int) -> None:
-    """Its ends are where the score test's statistic is the normal quantile."""
+    """At its ends the statistic of the score test is the normal quantile."""
     n = hits + misses
     low, high = wilson(hits, n)
     if n == 0:
@@ -101,7 +101,7 @@ def test_wilson_s_published_values() -> None:
     assert wilson(0, 10) == pytest.approx((0, 0.2775328), abs=1e-6)
 
 
-def test_paired_intervals_cover_what_they_promise() -> None:
+def test_paired_intervals_have_their_nominal_coverage() -> None:
     """Over all outcomes of a trinomial, in exact sums; Bonett and Price report coverage near the nominal level."""
     n, up, down = 30, 0.2, 0.1
     same = 1 - up - down
@@ -122,8 +122,8 @@ def test_bootstrap_against_resampling_by_hand() -> None:
     rng = np.random.default_rng(3)
     values = rng.choice([-1, 0, 0, 0, 1], 150)
     means = [float(values[rng.integers(0, 150, 150)].mean()) for _ in range(8000)]
-    wanted = np.quantile(means, [0.025, 0.975])
-    assert bootstrap(values, 0) == pytest.approx(wanted, abs=0.012)
+    expected = np.quantile(means, [0.025, 0.975])
+    assert bootstrap(values, 0) == pytest.approx(expected, abs=0.012)
     assert bootstrap(values, 0) == bootstrap(values[::-1], 0), "a function of the values, not of their order"
     assert bootstrap(values, 1) != bootstrap(values, 0)
     assert bootstrap(np.array([1]), 0) == (1, 1)
@@ -132,17 +132,17 @@ def test_bootstrap_against_resampling_by_hand() -> None:
 @given(MARKS, st.randoms(use_true_random=False))
 def test_gain_by_hand(marks: list[bool], random) -> None:  # type: ignore[no-untyped-def]
     other = [random.random() < 0.5 for _ in marks]
-    found = gain(np.array(marks), np.array(other))
+    result = gain(np.array(marks), np.array(other))
     gained = sum(a and not b for a, b in zip(marks, other, strict=True))
     lost = sum(b and not a for a, b in zip(marks, other, strict=True))
-    assert (found.samples, found.gained, found.lost) == (len(marks), gained, lost)
-    assert found.points == pytest.approx(100 * (sum(marks) - sum(other)) / len(marks))
-    assert found.low <= found.points <= found.high
-    claims = {"improves": found.low > 0, "worsens": found.high < 0, "no clear difference": found.low <= 0 <= found.high}
-    assert claims[found.verdict]
+    assert (result.samples, result.gained, result.lost) == (len(marks), gained, lost)
+    assert result.points == pytest.approx(100 * (sum(marks) - sum(other)) / len(marks))
+    assert result.low <= result.points <= result.high
+    claims = {"improves": result.low > 0, "worsens": result.high < 0, "no clear difference": result.low <= 0 <= result.high}
+    assert claims[result.verdict]
     differences = np.array(marks).astype(int) - np.array(other).astype(int)
-    assert found.low <= 100 * bootstrap(differences, 0)[0]
-    assert found.high >= 100 * bootstrap(differences, 0)[1]
+    assert result.low <= 100 * bootstrap(differences, 0)[0]
+    assert result.high >= 100 * bootstrap(differences, 0)[1]
 
 
 def test_gain_needs_evidence() -> None:
@@ -160,26 +160,26 @@ def test_gain_needs_evidence() -> None:
 def test_agreement_by_hand(rows: list[tuple[int, int, int, bool]]) -> None:
     a, b, labels = (np.array([row[k] for row in rows], int) for k in range(3))
     among = np.array([row[3] for row in rows], bool)
-    found = agreement(a, b, labels, among)
+    result = agreement(a, b, labels, among)
     kept = [row for row in rows if row[3]]
-    assert found.both == sum(x == y == z for x, y, z, _ in kept)
-    assert found.first == sum(x == z != y for x, y, z, _ in kept)
-    assert found.second == sum(y == z != x for x, y, z, _ in kept)
-    assert found.neither == sum(x != z and y != z for x, y, z, _ in kept)
-    assert found.same == sum(x == y != z for x, y, z, _ in kept)
-    assert found.samples == len(kept)
+    assert result.both == sum(x == y == z for x, y, z, _ in kept)
+    assert result.first == sum(x == z != y for x, y, z, _ in kept)
+    assert result.second == sum(y == z != x for x, y, z, _ in kept)
+    assert result.neither == sum(x != z and y != z for x, y, z, _ in kept)
+    assert result.same == sum(x == y != z for x, y, z, _ in kept)
+    assert result.samples == len(kept)
     counted = patterns(np.stack([a == labels, b == labels]), among)
-    assert counted.tolist() == [found.neither, found.first, found.second, found.both]
+    assert counted.tolist() == [result.neither, result.first, result.second, result.both]
 
 
 @pytest.mark.parametrize("classifiers", [1, 2, 3, 4])
 def test_patterns_by_hand(classifiers: int) -> None:
     rng = np.random.default_rng(classifiers)
-    right, among = rng.random((classifiers, 200)) < 0.6, rng.random(200) < 0.7
-    found = patterns(right, among)
+    correct, among = rng.random((classifiers, 200)) < 0.6, rng.random(200) < 0.7
+    result = patterns(correct, among)
     for code in range(1 << classifiers):
-        wanted = [bool(code >> s & 1) for s in range(classifiers)]
-        assert found[code] == sum(right[:, n].tolist() == wanted for n in range(200) if among[n])
+        expected = [bool(code >> s & 1) for s in range(classifiers)]
+        assert result[code] == sum(correct[:, n].tolist() == expected for n in range(200) if among[n])
 
 
 @given(st.lists(st.floats(0, 3, width=16), max_size=60), st.integers(1, 12))
@@ -187,27 +187,27 @@ def test_tenths_by_hand(entropies: list[float], groups: int) -> None:
     ids = np.arange(len(entropies)) * 7 % 61
     if not entropies:
         return
-    found = tenths(np.array(entropies), ids, groups)
+    result = tenths(np.array(entropies), ids, groups)
     ranked = sorted(range(len(entropies)), key=lambda row: (-entropies[row], ids[row]))
-    assert [row for part in found for row in part.tolist()] == ranked
-    sizes = [len(part) for part in found]
+    assert [row for part in result for row in part.tolist()] == ranked
+    sizes = [len(part) for part in result]
     assert len(sizes) == min(groups, len(ranked))
     assert max(sizes) - min(sizes) <= 1
 
 
 def test_classes_without_samples_are_empty() -> None:
-    found = by_class(np.array([3, 1, 3, 0]), 5)
-    assert [part.tolist() for part in found] == [[3], [1], [], [0, 2], []]
+    result = by_class(np.array([3, 1, 3, 0]), 5)
+    assert [part.tolist() for part in result] == [[3], [1], [], [0, 2], []]
     assert [len(part) for part in by_class(np.array([], int), 2)] == [0, 0]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
-def test_separation_is_the_share_of_ordered_pairs(rows: list[tuple[int, bool]]) -> None:
-    hits = [value for value, right in rows if right]
-    misses = [value for value, right in rows if not right]
-    found = separation(np.array([value for value, _ in rows], float), np.array([right for _, right in rows]))
+def test_separation_is_the_fraction_of_ordered_pairs(rows: list[tuple[int, bool]]) -> None:
+    hits = [value for value, correct in rows if correct]
+    misses = [value for value, correct in rows if not correct]
+    result = separation(np.array([value for value, _ in rows], float), np.array([correct for _, correct in rows]))
     if not hits or not misses:
-        assert found is None
+        assert result is None
         return
     won = sum((a > b) + 0.5 * (a == b) for a in hits for b in misses)
-    assert found == pytest.approx(won / (len(hits) * len(misses)))
+    assert result == pytest.approx(won / (len(hits) * len(misses)))

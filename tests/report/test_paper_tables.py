@@ -11,7 +11,7 @@ from udkd.config.loading import load_recipe
 from udkd.report import paper, tables
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Row, Table
-from udkd.report.tables import result_table
+from udkd.report.tables import accuracy_rows
 
 RESNET_ONLY = "students=[{architecture='resnet18', lr=0.05}]"
 MOBILENET_ONLY = "students=[{architecture='mobilenet_v2', lr=0.05}]"
@@ -28,14 +28,14 @@ def run_of(*overrides: str) -> ReportInputs:
     return fake(Path("unused"), samples=640, epochs=2, overrides=overrides)
 
 
-def own(row: Row) -> tuple[str | None, ...]:
+def run_cells(row: Row) -> tuple[str | None, ...]:
     """The two cells of this run."""
     return row.cells[2:]
 
 
 def filled(table: Table) -> list[int]:
-    """Indices of rows in which this run has a figure; such rows are the strong ones."""
-    rows = [index for index, row in enumerate(table.rows) if any(own(row))]
+    """Indices of rows in which this run has a number; these rows are the strong ones."""
+    rows = [index for index, row in enumerate(table.rows) if any(run_cells(row))]
     assert rows == [index for index, row in enumerate(table.rows) if row.strong]
     return rows
 
@@ -52,7 +52,7 @@ def test_numbers_are_the_papers() -> None:
     assert [(row.millions, row.ratio) for row in paper.TABLE_4] == [(25.6, 1.0), (11.7, 2.19), (3.5, 7.31)]
 
 
-def test_what_agrees_within_the_paper_and_what_does_not() -> None:
+def test_consistency_of_the_papers_numbers() -> None:
     single, mobile, dual = (row.hours for row in paper.TABLE_2)
     assert round(dual / single, 2) == paper.TABLE_2[2].ratio == 1.63
     assert round(dual / (single + mobile), 2) == paper.TABLE_2_RATIO_OF_BOTH
@@ -110,7 +110,7 @@ def test_a_run_fills_its_own_rows_and_no_other(
     assert filled(first) == rows_1
     for index in rows_1:
         values = by_architecture[("resnet18", "mobilenet_v2")[index % 2]]
-        assert own(first.rows[index]) == (f"{values['top1']:.2f}", f"{values['top5']:.2f}")
+        assert run_cells(first.rows[index]) == (f"{values['top1']:.2f}", f"{values['top5']:.2f}")
     assert filled(third) == sorted(rows_3)
     for index, columns in rows_3.items():
         for column in (0, 1):
@@ -118,13 +118,13 @@ def test_a_run_fills_its_own_rows_and_no_other(
             cell = third.rows[index].cells[2 + column]
             assert cell == (f"{values['top1']:.1f}" if column in columns else None)
     # A gap is a gap: no cell of this run is a zero.
-    assert not [cell for table in (first, third) for row in table.rows for cell in own(row) if cell and float(cell) == 0]
+    assert not [cell for table in (first, third) for row in table.rows for cell in run_cells(row) if cell and float(cell) == 0]
 
 
-def test_gaps_where_nothing_was_evaluated_but_the_last_epoch() -> None:
+def test_gaps_where_only_the_last_epoch_was_evaluated() -> None:
     inputs = replace(run_of(), evaluation=None)
     last = inputs.metrics[-1]["val"]["students"]
-    assert own(tables.table_1(inputs).rows[2]) == (f"{last[0]['top1']:.2f}", f"{last[0]['top5']:.2f}")
+    assert run_cells(tables.table_1(inputs).rows[2]) == (f"{last[0]['top1']:.2f}", f"{last[0]['top5']:.2f}")
     assert filled(tables.table_4(inputs)) == []
     nothing = replace(inputs, metrics=[])
     assert all(filled(table) == [] for table in (tables.table_1(nothing), tables.table_2(nothing), tables.table_3(nothing)))
@@ -145,20 +145,20 @@ def test_hours_are_fifty_median_epochs(overrides: tuple[str, ...], row: int | No
     table = tables.table_2(inputs)
     assert filled(table) == ([] if row is None else [row])
     if row is not None:
-        assert own(table.rows[row]) == (f"{hours:.3g}", None)
+        assert run_cells(table.rows[row]) == (f"{hours:.3g}", None)
 
 
 def test_parameters_against_the_teachers() -> None:
     table = tables.table_4(run_of())
     assert [row.label for row in table.rows] == ["ResNet-50", "ResNet-18", "MobileNetV2"]
-    assert [own(row) for row in table.rows] == [
+    assert [run_cells(row) for row in table.rows] == [
         ("23.53 M", "1.00×"),
         ("11.18 M", f"{23_528_522 / 11_181_642:.2f}×"),
         ("2.24 M", f"{23_528_522 / 2_236_682:.2f}×"),
     ]
     other = tables.table_4(run_of("students=[{architecture='squeezenet1_1'}]"))
     assert [(row.label, row.cells[:2]) for row in other.rows][-1] == ("squeezenet1_1", ("", ""))
-    assert own(other.rows[1]) == (None, None)
+    assert run_cells(other.rows[1]) == (None, None)
 
 
 def test_the_papers_own_recipe_differs_in_nothing_but_the_teachers_view() -> None:
@@ -168,25 +168,25 @@ def test_the_papers_own_recipe_differs_in_nothing_but_the_teachers_view() -> Non
     same = replace(inputs, recipe=load_recipe("imagenet100-paper"), data=facts, metrics=rows)
     first, settings = tables.comparability(same)
     assert first.startswith("Images, resolution, epochs and teacher are the paper’s")
-    assert settings.endswith("besides: the teacher sees each image’s evaluation view (the students’ views).")
+    assert settings.endswith("(in brackets): the teacher sees each image’s evaluation view (the students’ views).")
     exact = replace(same, recipe=load_recipe("imagenet100-paper", ["teacher.views=50"]))
     assert len(tables.comparability(exact)) == 1
 
 
-def test_what_keeps_figures_from_being_compared_is_said() -> None:
+def test_differences_from_the_paper_are_listed() -> None:
     inputs = run_of("loss.temperature=2.0", "train.batch_size=32")
     first, settings = tables.comparability(inputs)
     for words in ("10 classes, 640 training images", "48 px instead of 224", "2 epochs instead of 50", "AMD EPYC", "no seeds"):
         assert words in first
     assert "temperature 2 (4)" in settings
     assert "batch size 32 (64)" in settings
-    assert "not there" in tables.comparability(replace(inputs, data=None))[0]
+    assert "is missing" in tables.comparability(replace(inputs, data=None))[0]
 
 
-def test_result_table_lists_students_average_and_teacher() -> None:
+def test_accuracy_rows_are_students_average_and_teacher() -> None:
     evaluation = run_of().evaluation
     assert evaluation is not None
-    rows = result_table(evaluation)
+    rows = accuracy_rows(evaluation)
     assert [(row.name, row.kind) for row in rows] == [
         ("resnet18", "student"),
         ("mobilenet_v2", "student"),
@@ -195,7 +195,7 @@ def test_result_table_lists_students_average_and_teacher() -> None:
     ]
     assert [row.parameters for row in rows] == [11_181_642, 2_236_682, None, 23_528_522]
     alone = dict(evaluation) | {"students": evaluation["students"][:1], "teacher": None}
-    assert [row.kind for row in result_table(alone)] == ["student"]
+    assert [row.kind for row in accuracy_rows(alone)] == ["student"]
 
 
 def test_the_standard_error_is_the_binomial_one() -> None:

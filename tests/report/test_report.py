@@ -1,4 +1,4 @@
-"""The report page: its figures against slow recomputation, what it escapes, what it says where something is missing."""
+"""The report page: its numbers against slow recomputation, its escaping, and its notes on missing parts."""
 
 import hashlib
 import io
@@ -21,8 +21,8 @@ from tests.report.pages import Page, draw_only
 from tests.small import make_dataset, make_teacher, small_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.report import certainty, gallery, style, weight_errors
-from udkd.report.curves import spread
-from udkd.report.inputs import THUMBNAIL_PX, ReportInputs, gather, thumbnail
+from udkd.report.curves import space_labels
+from udkd.report.inputs import THUMBNAIL_PX, ReportInputs, load_inputs, thumbnail
 from udkd.report.report import FIGURES, write_report
 from udkd.report.style import DARK, LIGHT
 from udkd.teacher.cache.build import build_cache
@@ -37,8 +37,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
-    inputs = fake(tmp_path_factory.mktemp("whole") / "report")
+def full_inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
+    inputs = fake(tmp_path_factory.mktemp("full") / "report")
     write_report(inputs)
     return inputs
 
@@ -56,40 +56,40 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_one_file_without_a_network(whole: ReportInputs) -> None:
-    page = page_of(whole)
+def test_one_file_without_a_network(full_inputs: ReportInputs) -> None:
+    page = page_of(full_inputs)
     assert not page.tags.keys() & {"script", "link", "iframe", "object", "video", "audio", "source", "form"}
     loaded = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "action")]
     assert loaded
     assert all(value.startswith(("data:image/jpeg;base64,", "#")) for value in loaded)
-    text = (whole.out / "index.html").read_text()
+    text = (full_inputs.out / "index.html").read_text()
     assert "@import" not in text
     assert all(part.startswith(("#", "data:")) for part in text.split("url(")[1:])
     assert "default-src 'none'" in text
     assert not any(name.startswith("on") for name, _ in page.attributes)
 
 
-def test_every_figure_is_a_file_too_and_stale_ones_go(whole: ReportInputs, tmp_path: Path) -> None:
-    names = sorted(path.name for path in whole.out.glob("*.png"))
+def test_every_figure_is_a_file_and_stale_files_are_removed(full_inputs: ReportInputs, tmp_path: Path) -> None:
+    names = sorted(path.name for path in full_inputs.out.glob("*.png"))
     assert {name for pattern in FIGURES for name in names if fnmatch(name, pattern)} == set(names)
-    assert {path.name for path in whole.out.iterdir()} - set(names) == {"index.html"}
+    assert {path.name for path in full_inputs.out.iterdir()} - set(names) == {"index.html"}
     unused = [pattern for pattern in FIGURES if not any(fnmatch(name, pattern) for name in names)]
     needing_more = ["loss-method.png", "gain-by-weight.png", "gain-classes-?.png", "failures-?.png"]
     assert unused == needing_more, "the first needs a method, the others a baseline"
     for name in names:
-        with Image.open(whole.out / name) as image:
+        with Image.open(full_inputs.out / name) as image:
             image.load()
             assert image.width >= 800
-    shutil.copytree(whole.out, tmp_path / "report")
+    shutil.copytree(full_inputs.out, tmp_path / "report")
     (tmp_path / "report" / "mine.png").write_bytes(b"kept")
-    write_report(replace(whole, out=tmp_path / "report", targets=None, predictions=None))
+    write_report(replace(full_inputs, out=tmp_path / "report", targets=None, predictions=None))
     left = {path.name for path in (tmp_path / "report").iterdir()}
     always = {name for name in FIGURES if name.startswith(("loss", "accuracy", "learning"))} - {"loss-method.png"}
     assert left == always | {"index.html", "mine.png"}
 
 
-def test_equal_inputs_give_equal_bytes(whole: ReportInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole page, and the first PNG of each kind of drawing."""
+def test_equal_inputs_give_equal_bytes(full_inputs: ReportInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The complete page, and the first PNG of each kind of figure."""
     drawn, kinds = style.png, set()
 
     def png(draw: style.Draw, *size: float, **more: float) -> bytes:
@@ -107,11 +107,11 @@ def test_equal_inputs_give_equal_bytes(whole: ReportInputs, tmp_path: Path, monk
             path.unlink()
     again = digests(tmp_path)
     assert len(again) == 1 + len(kinds) == 11
-    assert again == {name: digest for name, digest in digests(whole.out).items() if name in again}
+    assert again == {name: digest for name, digest in digests(full_inputs.out).items() if name in again}
 
 
-def test_light_and_dark_share_one_drawing(whole: ReportInputs) -> None:
-    text = (whole.out / "index.html").read_text()
+def test_light_and_dark_share_one_figure(full_inputs: ReportInputs) -> None:
+    text = (full_inputs.out / "index.html").read_text()
     assert "prefers-color-scheme: dark" in text
     for palette in (LIGHT, DARK):
         assert all(f"--{role}: {colour};" in text for role, colour in palette.roles().items())
@@ -120,26 +120,26 @@ def test_light_and_dark_share_one_drawing(whole: ReportInputs) -> None:
     assert not any("#fe00" in drawing for drawing in drawings)  # no stand-in colour is left
 
 
-def test_figures_of_the_teacher_by_hand(whole: ReportInputs) -> None:
-    targets = whole.targets
+def test_numbers_of_the_teacher_by_hand(full_inputs: ReportInputs) -> None:
+    targets = full_inputs.targets
     assert targets is not None
-    n, text = len(targets.ids), page_of(whole).text
-    weights, entropies, right = [], [], []
+    n, text = len(targets.ids), page_of(full_inputs).text
+    weights, entropies, correct = [], [], []
     for logits, label in zip(fake_logits(1600, 10)[2].astype(np.float64), targets.labels, strict=True):
         p = torch.softmax(torch.from_numpy(logits), 0).tolist()
         h = -sum(value * math.log(value) for value in p if value > 0)
         entropies.append(h)
         weights.append(1 - h / math.log(10))
-        right.append(p.index(max(p)) == label)
+        correct.append(p.index(max(p)) == label)
     mean = sum(weights) / n
     sure = [index for index in range(n) if weights[index] > 0.9]
     assert f"Mean weight {mean:.3f}: the teacher is nearly certain (w > 0.9) of {100 * len(sure) / n:.0f} %" in text
-    assert f"Its first guess is right for {100 * sum(right) / n:.1f} % of all" in text
-    assert f"and for {100 * sum(right[index] for index in sure) / len(sure):.1f} % of those" in text
+    assert f"Its accuracy is {100 * sum(correct) / n:.1f} % on all of them" in text
+    assert f"and {100 * sum(correct[index] for index in sure) / len(sure):.1f} % on those" in text
     assert f"Mean entropy {sum(entropies) / n:.3f} of at most ln 10 = 2.303 nats" in text
-    assert f"below {sorted(entropies)[n // 2 - 1]:.3f} nats" in text or f"below {sorted(entropies)[n // 2]:.3f} nats" in text
+    assert any(f"the median is {sorted(entropies)[index]:.3f} nats" in text for index in (n // 2 - 1, n // 2))
     by_class = {
-        label: sum(w for w, own in zip(weights, targets.labels, strict=True) if own == label)
+        label: sum(w for w, class_label in zip(weights, targets.labels, strict=True) if class_label == label)
         / list(targets.labels).count(label)
         for label in range(10)
     }
@@ -149,21 +149,21 @@ def test_figures_of_the_teacher_by_hand(whole: ReportInputs) -> None:
     assert means == pytest.approx([by_class[int(label)] for label in classes], abs=1e-6)
     order = sorted(range(n), key=lambda index: (-targets.entropy[index], targets.ids[index]))
     tenths = [order[start : start + n // 10] for start in range(0, n, n // 10)]
-    shares = weight_errors.by_tenths(targets, np.array(right))
+    shares = weight_errors.accuracy_by_tenths(targets, np.array(correct))
     assert [share for share, _, _ in shares] == pytest.approx(
-        [100 * sum(right[index] for index in tenth) / len(tenth) for tenth in tenths]
+        [100 * sum(correct[index] for index in tenth) / len(tenth) for tenth in tenths]
     )
     assert all(low <= share <= high for share, low, high in shares)
 
 
-def test_the_paper_stands_beside_the_mean_weight(whole: ReportInputs) -> None:
-    text = page_of(whole).text
+def test_the_papers_mean_weight_is_shown(full_inputs: ReportInputs) -> None:
+    text = page_of(full_inputs).text
     assert "The paper's mean weight is 0.816" in text
     assert "4.533" in text
 
 
-def test_surest_and_least_sure_images_by_hand(whole: ReportInputs, tmp_path: Path, without_figures: None) -> None:
-    targets = whole.targets
+def test_surest_and_least_sure_images_by_hand(full_inputs: ReportInputs, tmp_path: Path, without_figures: None) -> None:
+    targets = full_inputs.targets
     assert targets is not None
     ranked = sorted(range(len(targets.ids)), key=lambda row: (float(targets.entropy[row]), int(targets.ids[row])))
     surest, least = gallery.extremes(targets)
@@ -173,22 +173,22 @@ def test_surest_and_least_sure_images_by_hand(whole: ReportInputs, tmp_path: Pat
     for row in [*surest, *least]:
         chances = torch.softmax(torch.from_numpy(logits[row].astype(np.float64)), 0).tolist()
         names = sorted(range(10), key=lambda label: (-chances[label], label))[:3]
-        guessed = gallery.guesses(targets.answers, targets.labels, int(row), whole.class_names)
+        guessed = gallery.guesses(targets.answers, targets.labels, int(row), full_inputs.class_names)
         assert [guess.percent for guess in guessed] == pytest.approx([100 * chances[name] for name in names], rel=1e-5)
-        assert [guess.name for guess in guessed] == [whole.class_names[name].split(",")[0] for name in names]
-        assert [guess.right for guess in guessed] == [name == targets.labels[row] for name in names]
-    write_report(replace(whole, predictions=None, out=tmp_path))
+        assert [guess.name for guess in guessed] == [full_inputs.class_names[name].split(",")[0] for name in names]
+        assert [guess.correct for guess in guessed] == [name == targets.labels[row] for name in names]
+    write_report(replace(full_inputs, predictions=None, out=tmp_path))
     page = Page(tmp_path / "index.html")
     wrong = [row for row in [*surest, *least] if logits[row].argmax() != targets.labels[row]]
     assert page.classes["card"] == 24
     assert page.classes["wrong"] == page.text.count("✗ wrong") == len(wrong) > 0
-    assert page.text.count("✓ right") == 24 - len(wrong)
+    assert page.text.count("✓ correct") == 24 - len(wrong)
     assert sorted(value for name, value in page.attributes if name == "title" and value.startswith("id ")) == sorted(
         f"id {targets.ids[row]}" for row in [*surest, *least]
     )
 
 
-def test_few_samples_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_is_both_surest_and_least_sure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch, "weights", "entropies", "classes", "right-by-weight")
     inputs = fake(tmp_path, samples=5)
     assert inputs.targets is not None
@@ -199,12 +199,12 @@ def test_few_samples_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_report(fake(tmp_path, samples=1))
 
 
-def test_curves_say_what_the_metrics_hold(whole: ReportInputs) -> None:
-    text = page_of(whole).text
+def test_captions_of_curves_match_the_metrics(full_inputs: ReportInputs) -> None:
+    text = page_of(full_inputs).text
     for index, name in enumerate(("resnet18", "mobilenet_v2")):
-        top1 = [row["val"]["students"][index]["top1"] for row in whole.metrics]
+        top1 = [row["val"]["students"][index]["top1"] for row in full_inputs.metrics]
         assert f"{name} {max(top1):.1f} % in epoch {1 + top1.index(max(top1))}" in text
-        hard = [row["train"]["hard"][index] for row in whole.metrics]
+        hard = [row["train"]["hard"][index] for row in full_inputs.metrics]
         assert f"{name} {hard[0]:#.3g} → {hard[-1]:#.3g}" in text
     assert "Top-1: resnet18 72.3 % and mobilenet_v2 70.3 %; averaged 73.7 %; the teacher 77.0 %. Chance is 10 %." in text
 
@@ -224,10 +224,10 @@ def test_a_method_s_term_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "each sample by another sample’s weight, a control "
         "(loss.sample_weight = entropy and loss.sample_weight_control = shuffled)" in text
     )
-    assert "weight w, shuffled, a term of DKD; resnet18 and mobilenet_v2) is none of these rows" in text
+    assert "weight w, shuffled, a term of DKD; resnet18 and mobilenet_v2) is in none of these rows" in text
 
 
-def test_a_student_has_no_figures_before_it_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_has_no_values_before_its_start_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch, "loss-*", "accuracy-*", "learning-rate")
     inputs = fake(tmp_path, overrides=("students.1.start_epoch=4",))
     for row in inputs.metrics[:4]:
@@ -239,23 +239,23 @@ def test_a_student_has_no_figures_before_it_joins(tmp_path: Path, monkeypatch: p
     assert f"mobilenet_v2 {max(top1):.1f} % in epoch {5 + top1.index(max(top1))}" in text
     hard = [row["train"]["hard"][1] for row in inputs.metrics[4:]]
     assert f"mobilenet_v2 {hard[0]:#.3g} → {hard[-1]:#.3g}" in text
-    assert "mobilenet_v2 joins after 4 epochs" in text
+    assert "mobilenet_v2 starts after 4 epochs" in text
     assert "nan" not in text
     early = replace(inputs, metrics=inputs.metrics[:2], evaluation=None, predictions=None)
     assert f"Top-1: resnet18 {inputs.metrics[1]['val']['students'][0]['top1']:.1f} %." in Page(write_report(early)).text
 
 
 def test_no_evaluation_no_cache_no_data_no_metrics(
-    whole: ReportInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    full_inputs: ReportInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_only(monkeypatch, "accuracy-val")
-    text = Page(write_report(replace(whole, out=tmp_path / "a", evaluation=None))).text
+    text = Page(write_report(replace(full_inputs, out=tmp_path / "a", evaluation=None))).text
     assert "udkd eval has not run" in text
     assert "measured on epoch 12" in text
-    text = Page(write_report(replace(whole, out=tmp_path / "b", targets=None, why_no_targets="the cache is gone"))).text
+    text = Page(write_report(replace(full_inputs, out=tmp_path / "b", targets=None, why_no_targets="the cache is gone"))).text
     assert text.count("The cache is gone.") == 2
     bare = replace(
-        whole,
+        full_inputs,
         out=tmp_path / "c",
         targets=None,
         thumbnail=None,
@@ -266,7 +266,7 @@ def test_no_evaluation_no_cache_no_data_no_metrics(
         predictions=None,
     )
     text = Page(write_report(bare)).text
-    assert "Nothing is measured yet" in text
+    assert "There are no results yet" in text
     assert "No epoch is finished yet" in text
     assert "0 of 12 epochs" in text
 
@@ -278,7 +278,7 @@ def test_one_student_of_hard_labels(tmp_path: Path, without_figures: None) -> No
     assert "averaged" not in text
     assert "one student has no peers" in text
     assert "In the only epoch" in text
-    assert "taught by" not in text
+    assert "resnet18, teacher" not in text
 
 
 def test_many_students_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,24 +286,24 @@ def test_many_students_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     students = ", ".join(f"{{architecture='resnet18', name='student number {n} of a long name'}}" for n in range(8))
     inputs = fake(tmp_path, num_classes=120, samples=2400, epochs=2, overrides=(f"students=[{students}]",))
     text = Page(write_report(inputs)).text
-    assert "the 10 surest and the 10 least sure of 120 classes" in text
+    assert "the 10 highest and the 10 lowest of 120 classes" in text
     assert "… 100 more" in text
 
 
 @given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=8))
-def test_labels_keep_their_order_and_their_distance(wanted: list[float]) -> None:
-    placed = spread(wanted, 0.08)
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+def test_labels_keep_their_order_and_their_distance(requested: list[float]) -> None:
+    placed = space_labels(requested, 0.08)
+    order = sorted(range(len(requested)), key=lambda index: requested[index])
     assert all(placed[above] - placed[below] >= 0.08 - 1e-9 for below, above in pairwise(order))
     assert all(-1e-9 <= place <= 1 + 1e-9 for place in placed)
-    apart = all(wanted[above] - wanted[below] >= 0.08 for below, above in pairwise(order))
-    if apart and wanted[order[0]] >= 0 and wanted[order[-1]] <= 1:
-        assert placed == pytest.approx(wanted)
+    apart = all(requested[above] - requested[below] >= 0.08 for below, above in pairwise(order))
+    if apart and requested[order[0]] >= 0 and requested[order[-1]] <= 1:
+        assert placed == pytest.approx(requested)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetFolder, TeacherFolder]:
-    """A run folder that the real trainer and evaluator wrote, with its data and teacher."""
+    """A run folder written by the real trainer and evaluator, with its data and teacher."""
     folder = tmp_path_factory.mktemp("trained")
     threads = torch.get_num_threads()
     recipe = small_recipe("train.epochs=1")
@@ -316,9 +316,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetFold
     return folder, dataset, teacher
 
 
-def test_gathered_from_a_real_run(trained: tuple[Path, DatasetFolder, TeacherFolder], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loaded_from_a_real_run(trained: tuple[Path, DatasetFolder, TeacherFolder], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, dataset, teacher = trained
-    inputs = gather(folder / "run")
+    inputs = load_inputs(folder / "run")
     split = dataset.split("train")
     assert inputs.targets is not None
     assert inputs.targets.ids.tolist() == split.ids.tolist()
@@ -343,26 +343,26 @@ def test_gathered_from_a_real_run(trained: tuple[Path, DatasetFolder, TeacherFol
         assert f"{student['name']} {student['top1']:.2f}" in page.text
 
 
-def test_what_is_gone_or_other_becomes_a_sentence(
+def test_missing_or_different_parts_become_a_sentence(
     trained: tuple[Path, DatasetFolder, TeacherFolder], tmp_path: Path, without_figures: None
 ) -> None:
     folder, _, _ = trained
-    whole = gather(folder / "run").targets
-    inputs = gather(folder / "run", cache=tmp_path / "nowhere")
-    assert whole is not None
+    full_inputs = load_inputs(folder / "run").targets
+    inputs = load_inputs(folder / "run", cache=tmp_path / "nowhere")
+    assert full_inputs is not None
     assert inputs.targets is not None, "udkd eval kept what the cache held"
-    assert all(np.array_equal(value, vars(inputs.targets.answers)[name]) for name, value in vars(whole.answers).items())
+    assert all(np.array_equal(value, vars(inputs.targets.answers)[name]) for name, value in vars(full_inputs.answers).items())
     assert "nowhere" in inputs.targets_from
     assert "The cache was not read" in Page(write_report(replace(inputs, out=tmp_path / "report"))).text
     bare = tmp_path / "bare"
     shutil.copytree(folder / "run", bare)
     (bare / "predictions.safetensors").unlink()
-    inputs = gather(bare, cache=tmp_path / "nowhere")
+    inputs = load_inputs(bare, cache=tmp_path / "nowhere")
     assert inputs.targets is None
     assert "nowhere" in inputs.why_no_targets
     assert inputs.thumbnail is not None
     assert f"has no predictions; run udkd eval {bare}" in Page(write_report(inputs)).text
-    inputs = gather(folder / "run", data=tmp_path / "nowhere")
+    inputs = load_inputs(folder / "run", data=tmp_path / "nowhere")
     assert inputs.data is None
     assert "nowhere" in inputs.why_no_data
     assert "nowhere" in Page(write_report(replace(inputs, out=tmp_path / "report"))).text
@@ -372,8 +372,8 @@ def test_what_is_gone_or_other_becomes_a_sentence(
     data = bytearray(view.read_bytes())
     data[-600] ^= 1
     view.write_bytes(data)
-    assert "view-0000.udkd" in gather(bare, cache=damaged).why_no_targets
-    assert "view-0000.udkd" in gather(folder / "run", cache=damaged).targets_from
+    assert "view-0000.udkd" in load_inputs(bare, cache=damaged).why_no_targets
+    assert "view-0000.udkd" in load_inputs(folder / "run", cache=damaged).targets_from
 
 
 def test_runs_without_a_cache_say_why(
@@ -387,14 +387,14 @@ def test_runs_without_a_cache_say_why(
         run.config,
         provenance | {"teacher": str(teacher.path), "teacher_sha256": teacher.info.weights_sha256},
     )
-    inputs = gather(live.path)
+    inputs = load_inputs(live.path)
     assert inputs.targets is None
-    assert "asked its teacher live" in inputs.why_no_targets
+    assert "had a live teacher" in inputs.why_no_targets
     assert inputs.teacher is not None
     assert inputs.teacher["architecture"] == "squeezenet1_1"
     write_report(inputs)
     hard = dict(run.config) | {"loss": dict(run.config["loss"]) | {"beta": 0.0}}
-    assert "had no teacher" in gather(RunFolder.create(tmp_path / "hard", hard, provenance).path).why_no_targets
+    assert "had no teacher" in load_inputs(RunFolder.create(tmp_path / "hard", hard, provenance).path).why_no_targets
 
 
 def test_thumbnails_have_their_sources_shape(trained: tuple[Path, DatasetFolder, TeacherFolder]) -> None:
@@ -412,9 +412,9 @@ def test_thumbnails_have_their_sources_shape(trained: tuple[Path, DatasetFolder,
     assert thumbnail(Squashed(), 0).shape == (THUMBNAIL_PX // 2, THUMBNAIL_PX, 3)  # type: ignore[arg-type]
 
 
-def test_cards_are_jpegs(whole: ReportInputs) -> None:
+def test_cards_are_jpegs(full_inputs: ReportInputs) -> None:
     import base64
 
-    source = next(value for name, value in page_of(whole).attributes if name == "src")
+    source = next(value for name, value in page_of(full_inputs).attributes if name == "src")
     with Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as image:
         assert image.format == "JPEG"

@@ -1,4 +1,4 @@
-"""Studies: plans, statistics recomputed from per-run numbers, resuming, and what a page may say."""
+"""Studies: plans, statistics recomputed from per-run numbers, resuming, and the claims of a page."""
 
 import csv
 import dataclasses
@@ -21,13 +21,14 @@ from tests.small import change, make_dataset, make_teacher
 from tests.utils.slow_hash import slow_key, slow_uniform
 from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
+from udkd.report.text import interval, signed
 from udkd.study.folder import StudyFolder
-from udkd.study.page import write_page
+from udkd.study.page import rewrite_page, write_page
 from udkd.study.plan import StudyPlan, make_plan
-from udkd.study.results import AVERAGED, Outcome, RunResult, counterpart, summarise
+from udkd.study.results import AVERAGED, LearnerResult, RunResult, counterpart, summarise
 from udkd.study.runner import Progress, StudyContext, run_path, run_study
 from udkd.study.spec import Study, load_study, shipped_studies, study_name
-from udkd.study.tables import csv_text, interval, main_comparisons, mean_sd, signed, table_csv
+from udkd.study.tables import csv_text, main_comparisons, mean_sd, table_csv
 from udkd.study.writer import write_result
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
@@ -73,15 +74,15 @@ def small_plan(study: Study = GRID, **options: object) -> StudyPlan:
     return make_plan("grid", study, overrides=SMALL, **options)  # type: ignore[arg-type]
 
 
-def outcome(learner: str, curve: Sequence[float]) -> Outcome:
+def outcome(learner: str, curve: Sequence[float]) -> LearnerResult:
     best = max(range(len(curve)), key=lambda epoch: curve[epoch])
-    return Outcome(
+    return LearnerResult(
         learner=learner, last=curve[-1], best=curve[best], best_epoch=best + 1, last_top5=curve[-1] + 10, curve=tuple(curve)
     )
 
 
 def made_up(arm: str, seed: int, last: float, *, learners: Sequence[str] = ("a",), seconds: float = 10.0) -> RunResult:
-    outcomes = tuple(outcome(name, (last / 2, last + 1, last + place)) for place, name in enumerate(learners))
+    outcomes = tuple(outcome(name, (last / 2, last + 1, last + index)) for index, name in enumerate(learners))
     return RunResult(arm=arm, seed=seed, run=f"{arm}-{seed}", outcomes=outcomes, images_per_s=100.0, seconds=seconds)
 
 
@@ -105,8 +106,8 @@ def test_table_3_states_what_it_trains() -> None:
     plan = make_plan("table3", load_study("table3"))
     for arm in plan.arms:
         loss = plan.recipe_of(arm.name).loss
-        said = {symbol: float(value) for symbol, value in re.findall(r"([αβγ]) ([\d.]+)", arm.note)}
-        assert said == {"α": loss.alpha, "β": loss.beta, "γ": loss.gamma}, arm.name
+        message = {symbol: float(value) for symbol, value in re.findall(r"([αβγ]) ([\d.]+)", arm.note)}
+        assert message == {"α": loss.alpha, "β": loss.beta, "γ": loss.gamma}, arm.name
         if loss.beta:
             assert loss.sample_weight == ("constant" if arm.note.endswith("w = 1") else "entropy"), arm.name
     controls = {
@@ -115,7 +116,7 @@ def test_table_3_states_what_it_trains() -> None:
     assert {(0.4, 0.4, 0.0, "entropy"), (0.4, 0.4, 0.2, "constant"), (0.5, 0.5, 0.0, "entropy")} <= controls
 
 
-def test_the_weights_study_controls_for_size_and_for_place() -> None:
+def test_the_weights_study_controls_for_size_and_for_assignment() -> None:
     plan = make_plan("weights", load_study("weights"))
     kinds = {
         arm.name: (loss.sample_weight, loss.sample_weight_control)
@@ -139,7 +140,7 @@ def test_the_weights_study_controls_for_size_and_for_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("title = 'x'", "arms is missing"),
         ("title = 'x'\nnumber = 3\n[[arms]]\nname = 'a'", "number is not a key of a study; expected title"),
@@ -152,7 +153,7 @@ def test_the_weights_study_controls_for_size_and_for_place() -> None:
         ("title = 'x'\n[[arms]]\nname = 'a'\nset = ['train.seed=3']", "sets train.seed"),
         ("title = ", "is not TOML"),
         ("title = 'x'\n[[arms]]\nname = 'a'\nset = " + "[" * 100_000, "is not TOML (it is nested too deeply)"),
-        ("title = 'x'\nnotes = " + "[" * 250 + "]" * 250, "its values are no JSON (recursion limit"),
+        ("title = 'x'\nnotes = " + "[" * 250 + "]" * 250, "its values are not JSON (recursion limit"),
         ("title = 'x'\nseeds = [-1]\n[[arms]]\nname = 'a'", "seeds.0 is -1; expected greater than or equal to 0"),
         ("title = 'x'\nseeds = [9223372036854775808]\n[[arms]]\nname = 'a'", "seeds.0 is 9223372036854775808; expected less"),
         (f"title = 'x'\nseeds = {list(range(1001))}\n[[arms]]\nname = 'a'", "seeds is [0, 1, 2, "),
@@ -165,10 +166,10 @@ def test_the_weights_study_controls_for_size_and_for_place() -> None:
         ("title = 'x'\n[[arms]]\nname = 'a'\npaper = {x = nan}", "arms.0.paper.x is NaN"),
     ],
 )
-def test_study_files_are_strict(tmp_path: Path, text: str, said: str) -> None:
+def test_study_files_are_strict(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "s.toml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         load_study(str(file))
     assert "\n" not in str(caught.value)
 
@@ -177,14 +178,14 @@ def test_study_files_are_strict(tmp_path: Path, text: str, said: str) -> None:
     "file",
     ["caches.toml", "runs.toml", "teachers.toml", "...toml", "..toml", ".hidden.toml", "a\nb.toml", "x" * 130 + ".toml", ".."],
 )
-def test_a_study_s_file_names_a_folder_of_its_own(file: str) -> None:
+def test_a_study_file_gives_a_usable_folder_name(file: str) -> None:
     for name in (file, f"some/where/{file}"):
         with pytest.raises(ConfigError, match=r"expected a file name of up to 120 bytes .*; rename the file") as caught:
             study_name(name)
         assert len(str(caught.value)) < 600
 
 
-def test_a_study_is_called_after_its_file() -> None:
+def test_a_study_is_named_after_its_file() -> None:
     assert [study_name(file) for file in ("table3", "mine/a b.toml", "../größer.toml", "v1.2.toml")] == [
         *("table3", "a b", "größer", "v1.2")
     ]
@@ -199,7 +200,7 @@ def test_seeds_of_a_plan_are_bounded() -> None:
     ("content", "reason"),
     [(b"[" * 100_000, "nested"), (b'{"images": "1", "seconds": 2}', "1 validation error"), (b'{"images": 1}', "1 validation")],
 )
-def test_a_damaged_record_of_a_cache_s_cost_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_damaged_cache_cost_file_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "caches").mkdir()
     folder = StudyFolder(out=tmp_path, name="s")
     folder.add_cache_cost("c", 10, 2.5)
@@ -216,11 +217,11 @@ def test_a_damaged_record_of_a_cache_s_cost_is_named(tmp_path: Path, content: by
     assert folder.cache_cost("c") == {"images": 1.0, "seconds": 2.0}
 
 
-def test_plans_refuse_what_gives_no_recipe() -> None:
+def test_plans_refuse_invalid_settings() -> None:
     wrong = GRID.model_copy(update={"arms": (GRID.arms[0].model_copy(update={"set": ("loss.alpa=1",)}),)})
     with pytest.raises(ConfigError, match=r"arm 'hard': smoke: loss.alpa is not a key of a recipe"):
         make_plan("grid", wrong)
-    with pytest.raises(ConfigError, match="take --seeds"):
+    with pytest.raises(ConfigError, match="use --seeds"):
         make_plan("grid", GRID, overrides=["train.seed=3"])
     with pytest.raises(ConfigError, match=r"not found; expected a \.toml file or one of"):
         load_study("tabel3")
@@ -237,13 +238,13 @@ def test_students_of_an_arm_take_the_recipes_settings() -> None:
     assert {student.lr for student in students} == {0.2}
 
 
-def test_exact_arms_follow_the_epochs() -> None:
-    arm = GRID.arms[1].model_copy(update={"exact": True})
+def test_arms_with_all_teacher_views_follow_the_epochs() -> None:
+    arm = GRID.arms[1].model_copy(update={"teacher_views": "all"})
     study = GRID.model_copy(update={"arms": (arm,), "baseline": (), "contrasts": ()})
     assert make_plan("grid", study, overrides=["train.epochs=7"]).trials[0].recipe.teacher.views == 7
 
 
-def test_equal_runs_share_a_folder_and_others_do_not() -> None:
+def test_only_equal_runs_share_a_folder() -> None:
     plan = small_plan()
     names = {(trial.arm, trial.seed): trial.run_name("data", "teacher") for trial in plan.trials}
     assert names["taught", 0] == names["taught again", 0]
@@ -277,24 +278,24 @@ def runs_of(arms: dict[str, dict[int, float]]) -> list[RunResult]:
 def test_every_statistic_follows_from_the_runs() -> None:
     values = {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.5, 2: 54.5}}
     summary = summarise(GRID, runs_of(values), IMAGES)
-    standing = next(found for found in summary.standings if found.arm == "taught")
-    assert standing.last.mean == pytest.approx(statistics.fmean(values["taught"].values()))
-    assert standing.last.sd == pytest.approx(statistics.stdev(values["taught"].values()))
-    assert standing.best.mean == pytest.approx(standing.last.mean + 1)
-    assert standing.best_epochs == (2, 2, 2)
+    arm_summary = next(entry for entry in summary.arm_summaries if entry.arm == "taught")
+    assert arm_summary.last.mean == pytest.approx(statistics.fmean(values["taught"].values()))
+    assert arm_summary.last.sd == pytest.approx(statistics.stdev(values["taught"].values()))
+    assert arm_summary.best.mean == pytest.approx(arm_summary.last.mean + 1)
+    assert arm_summary.best_epochs == (2, 2, 2)
     (comparison,) = main_comparisons(summary, "last")
     assert (comparison.arm, comparison.against, comparison.seeds) == ("taught", "hard", (0, 1, 2))
     differences = [values["taught"][seed] - values["hard"][seed] for seed in range(3)]
-    own = comparison.difference
-    assert own.spread.mean == pytest.approx(statistics.fmean(differences))
+    difference = comparison.difference
+    assert difference.spread.mean == pytest.approx(statistics.fmean(differences))
     reach = 4.302653 * statistics.stdev(differences) / 3**0.5
-    assert own.student_t == pytest.approx(
+    assert difference.student_t == pytest.approx(
         (statistics.fmean(differences) - reach, statistics.fmean(differences) + reach), abs=1e-5
     )
-    assert own.verdict == "improves"
+    assert difference.verdict == "improves"
 
 
-def test_differences_take_the_seeds_that_both_have() -> None:
+def test_differences_use_common_seeds() -> None:
     summary = summarise(GRID, runs_of({"hard": {0: 50.0, 2: 60.0, 3: 1.0}, "taught": {3: 2.0, 0: 51.0, 7: 99.0}}), IMAGES)
     (comparison,) = main_comparisons(summary, "last")
     assert comparison.seeds == (0, 3)
@@ -303,7 +304,7 @@ def test_differences_take_the_seeds_that_both_have() -> None:
     assert nothing.comparisons == ()
 
 
-def test_a_contrast_with_the_baseline_stands_once_in_the_table() -> None:
+def test_a_contrast_with_the_baseline_is_once_in_the_table() -> None:
     contrast = {"arm": "taught", "against": "hard", "isolates": "the teacher"}
     study = GRID.model_copy(update={"contrasts": ()})
     twice = Study.model_validate_json(json.dumps(study.model_dump(mode="json") | {"contrasts": [contrast]}))
@@ -312,7 +313,7 @@ def test_a_contrast_with_the_baseline_stands_once_in_the_table() -> None:
     assert table_csv(summarise(twice, runs, IMAGES)) == table_csv(summarise(study, runs, IMAGES))
 
 
-def test_a_student_is_held_against_the_baseline_that_has_it() -> None:
+def test_a_student_is_compared_with_the_baseline_that_has_it() -> None:
     arms = [{"name": "one"}, {"name": "other"}, {"name": "both"}]
     study = Study.model_validate_json(json.dumps({"title": "x", "baseline": ["one", "other"], "arms": arms}))
     runs = [
@@ -321,14 +322,14 @@ def test_a_student_is_held_against_the_baseline_that_has_it() -> None:
         made_up("both", 0, 60.0, learners=("a", "b", AVERAGED), seconds=8.0),
     ]
     summary = summarise(study, runs, IMAGES)
-    assert [(found.learner, found.against) for found in main_comparisons(summary, "last")] == [("a", "one"), ("b", "other")]
-    assert {found.difference.verdict for found in summary.comparisons} == {"too few runs"}
-    cost = next(found for found in summary.costs if found.arm == "both")
+    assert [(entry.learner, entry.against) for entry in main_comparisons(summary, "last")] == [("a", "one"), ("b", "other")]
+    assert {entry.difference.verdict for entry in summary.comparisons} == {"too few runs"}
+    cost = next(entry for entry in summary.costs if entry.arm == "both")
     assert cost.ratios == {"one": pytest.approx(8 / 6), "other": 2.0}
     assert cost.to_sum == pytest.approx(0.8)
 
 
-def test_numbered_students_are_held_against_their_architecture() -> None:
+def test_numbered_students_are_compared_within_their_architecture() -> None:
     assert counterpart("resnet18-2", ["mobilenet_v2", "resnet18"]) == "resnet18"
     assert counterpart("resnet18-2", ["resnet18-1", "resnet18-2"]) == "resnet18-2"
     assert counterpart("resnet18", ["resnet18-1", "resnet18-2"]) == "resnet18-1"
@@ -341,17 +342,17 @@ def test_runs_survive_json() -> None:
     assert RunResult.of(json.loads(json.dumps(run.to_dict()))) == run
 
 
-def test_figures_in_words() -> None:
-    assert [signed(value) for value in (0.126, -0.126, 0.001, -0.001)] == ["+0.13", "−0.13", "0.00", "0.00"]
-    assert interval((-1.0, 2.0)) == "−1.00 to +2.00"
-    own = summarise(GRID, runs_of({"hard": {0: 50.0, 1: 52.0}}), IMAGES).standings[0].last
-    assert mean_sd(own) == "51.00 ± 1.41"
+def test_number_formats() -> None:
+    assert [signed(value, 2) for value in (0.126, -0.126, 0.001, -0.001)] == ["+0.13", "−0.13", "0.00", "0.00"]
+    assert interval(-1.0, 2.0, 2) == "[−1.00, +2.00]"
+    last = summarise(GRID, runs_of({"hard": {0: 50.0, 1: 52.0}}), IMAGES).arm_summaries[0].last
+    assert mean_sd(last) == "51.00 ± 1.41"
 
 
 # Running
 
 
-def site(out: Path, dataset: DatasetFolder, teacher: TeacherFolder | None, **options: object) -> StudyContext:
+def context(out: Path, dataset: DatasetFolder, teacher: TeacherFolder | None, **options: object) -> StudyContext:
     path = None if teacher is None else teacher.path
     return StudyContext(data=dataset.path, folder=StudyFolder(out=out, name="grid"), device=CPU, teacher=path, **options)  # type: ignore[arg-type]
 
@@ -368,10 +369,10 @@ class Patience:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
     """A study that nothing interrupted."""
-    out = tmp_path_factory.mktemp("whole")
-    where = site(out, dataset, teacher)
+    out = tmp_path_factory.mktemp("study")
+    where = context(out, dataset, teacher)
     progress = run_study(small_plan(), where)
     assert progress == Progress(finished=6, total=6)
     write_result(small_plan(), where, progress)
@@ -379,11 +380,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teac
 
 
 def test_a_study_that_is_stopped_again_and_again_gives_the_same_table(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, finished: Path
 ) -> None:
     stops = 0
     while True:
-        where = site(tmp_path, dataset, teacher, stopped=Patience(5))
+        where = context(tmp_path, dataset, teacher, stopped=Patience(5))
         progress = run_study(small_plan(), where)
         if progress.complete:
             break
@@ -391,72 +392,72 @@ def test_a_study_that_is_stopped_again_and_again_gives_the_same_table(
         assert stops < 20
     assert stops >= 4
     write_result(small_plan(), where, progress)
-    assert (tmp_path / "grid" / "table.csv").read_bytes() == (whole / "grid" / "table.csv").read_bytes()
+    assert (tmp_path / "grid" / "table.csv").read_bytes() == (finished / "grid" / "table.csv").read_bytes()
 
 
-def test_what_is_done_is_left_alone(dataset: DatasetFolder, teacher: TeacherFolder, whole: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in sorted(whole.glob("runs/*/checkpoints/*"))}
+def test_finished_runs_are_not_repeated(dataset: DatasetFolder, teacher: TeacherFolder, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in sorted(finished.glob("runs/*/checkpoints/*"))}
     assert len(before) == 8  # four runs: the third arm is the second
-    assert run_study(small_plan(), site(whole, dataset, teacher)).complete
-    assert {path: path.stat().st_mtime_ns for path in sorted(whole.glob("runs/*/checkpoints/*"))} == before
-    assert len(list((whole / "caches").iterdir())) == 2  # one cache and what it cost
+    assert run_study(small_plan(), context(finished, dataset, teacher)).complete
+    assert {path: path.stat().st_mtime_ns for path in sorted(finished.glob("runs/*/checkpoints/*"))} == before
+    assert len(list((finished / "caches").iterdir())) == 2  # one cache and what it cost
 
 
-def test_stored_numbers_are_those_of_the_runs(dataset: DatasetFolder, teacher: TeacherFolder, whole: Path) -> None:
-    values = json.loads((whole / "grid" / "study.json").read_text())
+def test_stored_numbers_equal_those_of_the_runs(dataset: DatasetFolder, teacher: TeacherFolder, finished: Path) -> None:
+    values = json.loads((finished / "grid" / "study.json").read_text())
     assert len(values["runs"]) == 6
-    assert str(whole) not in json.dumps(values)
+    assert str(finished) not in json.dumps(values)
     assert str(dataset.path) not in json.dumps(values)
     for row, trial in zip(values["runs"], small_plan().trials, strict=True):
-        run = RunFolder.open(run_path(trial, dataset, teacher, StudyFolder(out=whole, name="grid")))
+        run = RunFolder.open(run_path(trial, dataset, teacher, StudyFolder(out=finished, name="grid")))
         curve = [epoch["val"]["students"][0]["top1"] for epoch in run.metrics()]
         assert row["outcomes"][0]["curve"] == curve
         assert row["outcomes"][0]["last"] == curve[-1]
         assert row["outcomes"][0]["best"] == max(curve)
-    table = list(csv.DictReader(io.StringIO((whole / "grid" / "table.csv").read_text())))
+    table = list(csv.DictReader(io.StringIO((finished / "grid" / "table.csv").read_text())))
     assert {row["arm"] for row in table} == {"hard", "taught", "taught again"}
     same = next(row for row in table if row["against"] == "taught again" and row["figure"] == "last")
     assert (same["difference_mean"], same["verdict"]) == ("0", "too few runs")
 
 
 def test_every_statistic_by_scipy_from_the_runs_files(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, finished: Path
 ) -> None:
     """Nothing of the product but the stored numbers: runs' metrics, SciPy's t, splitmix64 on Python's integers."""
-    for number, path in enumerate(sorted(shutil.copytree(whole, tmp_path / "out").glob("runs/*/metrics.jsonl"))):
+    for number, path in enumerate(sorted(shutil.copytree(finished, tmp_path / "out").glob("runs/*/metrics.jsonl"))):
         rows = RunFolder.open(path.parent).metrics()
         for row in rows:  # so small a study's own accuracies may all be equal
             row["val"]["students"][0]["top1"] = 40.0 + 7.3 * np.sin(3 * number + row["epoch"])
         path.write_bytes(b"".join(map(dump_checked_line, rows)))
-    whole = tmp_path / "out"
-    write_result(small_plan(), site(whole, dataset, teacher), Progress(finished=6, total=6))
-    values = json.loads((whole / "grid" / "study.json").read_text())
-    found: dict[tuple[str, int], float] = {}
+    finished = tmp_path / "out"
+    write_result(small_plan(), context(finished, dataset, teacher), Progress(finished=6, total=6))
+    values = json.loads((finished / "grid" / "study.json").read_text())
+    top1: dict[tuple[str, int], float] = {}
     seconds: dict[tuple[str, int], float] = {}
     for run in values["runs"]:
-        rows = [json.loads(line) for line in (whole / "runs" / run["run"] / "metrics.jsonl").read_text().splitlines()]
-        found[run["arm"], run["seed"]] = rows[-1]["val"]["students"][0]["top1"]
+        rows = [json.loads(line) for line in (finished / "runs" / run["run"] / "metrics.jsonl").read_text().splitlines()]
+        top1[run["arm"], run["seed"]] = rows[-1]["val"]["students"][0]["top1"]
         steps = [0, *(row["step"] for row in rows)]
         images = [8 * (after - before) for before, after in itertools.pairwise(steps)]
         seconds[run["arm"], run["seed"]] = sum(n / row["images_per_s"] for n, row in zip(images, rows, strict=True))
-    table = list(csv.DictReader(io.StringIO((whole / "grid" / "table.csv").read_text())))
+    table = list(csv.DictReader(io.StringIO((finished / "grid" / "table.csv").read_text())))
     for row in table:
-        own = np.array([found[row["arm"], seed] for seed in (0, 1)])
-        assert float(row["top1_last_mean"]) == pytest.approx(own.mean(), rel=1e-5)
-        assert float(row["top1_last_sd"]) == pytest.approx(own.std(ddof=1), rel=1e-5)
+        accuracies = np.array([top1[row["arm"], seed] for seed in (0, 1)])
+        assert float(row["top1_last_mean"]) == pytest.approx(accuracies.mean(), rel=1e-5)
+        assert float(row["top1_last_sd"]) == pytest.approx(accuracies.std(ddof=1), rel=1e-5)
         if row["figure"] != "last":
             continue
-        apart = own - np.array([found[row["against"], seed] for seed in (0, 1)])
+        apart = accuracies - np.array([top1[row["against"], seed] for seed in (0, 1)])
         assert float(row["difference_mean"]) == pytest.approx(apart.mean(), rel=1e-5)
         assert float(row["difference_sd"]) == pytest.approx(apart.std(ddof=1), rel=1e-5)
         reach = scipy.stats.t.ppf(0.975, 1) * apart.std(ddof=1) / np.sqrt(2)
         assert float(row["t_low"]) == pytest.approx(apart.mean() - reach, rel=1e-4, abs=1e-9)
         assert float(row["t_high"]) == pytest.approx(apart.mean() + reach, rel=1e-4, abs=1e-9)
         draws = [slow_key(0, 6, draw) for draw in range(10_000)]
-        picks = [[int(slow_uniform(name, place) * 2) for place in (0, 1)] for name in draws]
+        picks = [[int(slow_uniform(name, index) * 2) for index in (0, 1)] for name in draws]
         low, high = np.quantile(apart[np.array(picks)].mean(axis=1), [0.025, 0.975])
         assert (float(row["bootstrap_low"]), float(row["bootstrap_high"])) == pytest.approx((low, high), rel=1e-5)
-    costs = list(csv.DictReader(io.StringIO((whole / "grid" / "cost.csv").read_text())))
+    costs = list(csv.DictReader(io.StringIO((finished / "grid" / "cost.csv").read_text())))
     means = {arm: np.mean([seconds[arm, seed] for seed in (0, 1)]) for arm in ("hard", "taught", "taught again")}
     for row in costs:
         assert float(row["seconds_mean"]) == pytest.approx(means[row["arm"]], rel=1e-5)
@@ -469,27 +470,27 @@ def test_a_teacher_is_fitted_once(tmp_path: Path, dataset: DatasetFolder, monkey
     draw_only(monkeypatch)
     study = GRID.model_copy(update={"arms": GRID.arms[1:2], "baseline": (), "contrasts": (), "seeds": (0,)})
     plan = make_plan("grid", study, overrides=[*SMALL, "fit.architecture='squeezenet1_1'", "fit.epochs=1", "train.epochs=1"])
-    assert not run_study(plan, site(tmp_path, dataset, None, stopped=Patience(1))).complete
+    assert not run_study(plan, context(tmp_path, dataset, None, stopped=Patience(1))).complete
     assert list(tmp_path.glob("teachers/*/run/checkpoints/last.json"))
-    where = site(tmp_path, dataset, None)
+    where = context(tmp_path, dataset, None)
     progress = run_study(plan, where)
     assert progress.complete
     (file,) = tmp_path.glob("teachers/*/teacher.json")
     stamp = file.stat().st_mtime_ns
     write_result(plan, where, progress)
-    assert run_study(plan, site(tmp_path, dataset, None)).complete
+    assert run_study(plan, context(tmp_path, dataset, None)).complete
     assert file.stat().st_mtime_ns == stamp
     taught = json.loads((tmp_path / "grid" / "study.json").read_text())["teacher"]
     assert (taught["architecture"], taught["fit_epochs"]) == ("squeezenet1_1", 1)
 
 
-def test_a_run_that_fails_leaves_the_others(
+def test_a_failed_run_does_not_stop_the_others(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_only(monkeypatch)
     hot = GRID.arms[0].model_copy(update={"name": "hot", "set": (*GRID.arms[0].set, "students.0.lr=1e30")})
     study = GRID.model_copy(update={"arms": (hot, GRID.arms[0]), "contrasts": (), "seeds": (0,)})
-    where = site(tmp_path, dataset, teacher)
+    where = context(tmp_path, dataset, teacher)
     progress = run_study(small_plan(study), where)
     assert (progress.finished, progress.total) == (1, 2)
     assert "is not finite" in progress.failed["hot, seed 0"]
@@ -498,12 +499,10 @@ def test_a_run_that_fails_leaves_the_others(
     assert "is not finite" in page
 
 
-def test_a_folder_of_other_data_is_another_set_of_runs(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path
-) -> None:
+def test_other_data_gives_other_runs(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, finished: Path) -> None:
     other = make_dataset(tmp_path, per_class=5, val_per_class=2)
     trial = small_plan().trials[0]
-    folder = StudyFolder(out=whole, name="grid")
+    folder = StudyFolder(out=finished, name="grid")
     assert run_path(trial, other, teacher, folder) != run_path(trial, dataset, teacher, folder)
     assert not run_path(trial, other, teacher, folder).exists()
 
@@ -512,59 +511,60 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, dataset: DatasetF
     shutil.copytree(teacher.path, tmp_path / "t")
     change(tmp_path / "t" / "teacher.json", lambda values: values | {"classes": ["x", *values["classes"][1:]]})
     with pytest.raises(MismatchError, match="class 0"):
-        run_study(small_plan(), site(tmp_path / "out", dataset, TeacherFolder.open(tmp_path / "t")))
+        run_study(small_plan(), context(tmp_path / "out", dataset, TeacherFolder.open(tmp_path / "t")))
 
 
 # The page
 
 
-def page_of(tmp_path: Path, whole: Path, arms: dict[str, dict[int, float]], val_images: int = IMAGES) -> str:
-    values = json.loads((whole / "grid" / "study.json").read_text())
+def page_of(tmp_path: Path, finished: Path, arms: dict[str, dict[int, float]], val_images: int = IMAGES) -> str:
+    values = json.loads((finished / "grid" / "study.json").read_text())
     values["data"]["val_images"] = val_images
     values["runs"] = [run.to_dict() for run in runs_of(arms)]
     return write_page(tmp_path, values).read_text()
 
 
-def test_the_page_claims_only_what_intervals_allow(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_claims_only_what_intervals_allow(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch)
-    unclear = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 52.0, 1: 54.5, 2: 53.0}})
+    unclear = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 52.0, 1: 54.5, 2: 53.0}})
     assert "improves" not in unclear  # bootstrap +0.5 to +2.0, Student's t holds 0
-    assert "No difference of top-1 from the baseline keeps clear of 0." in unclear
-    single = page_of(tmp_path, whole, {"hard": {0: 50.0}, "taught": {0: 99.0}})
+    assert "No top-1 difference from the baseline has intervals that exclude 0." in unclear
+    single = page_of(tmp_path, finished, {"hard": {0: 50.0}, "taught": {0: 99.0}})
     assert "improves" not in single
     assert "Fewer than 3 seeds allow no verdict on top-1." in single
-    assert "Fewer than 3 seeds, which say nothing yet." in single
-    assert "No interval keeps clear" not in single
-    even = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0}, "taught": {0: 42.0, 1: 46.0}})
+    assert "Fewer than 3 seeds: too few for a verdict." in single
+    even = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0}, "taught": {0: 42.0, 1: 46.0}})
     assert "worsens" not in even
     assert "Fewer than 3 seeds allow no verdict on top-1." in even
-    few = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}}, 150)
+    few = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}}, 150)
     assert "improves" not in few
     assert "as large as 6 validation images" in few
-    clear = page_of(tmp_path, whole, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}})
-    assert "Against “hard”: “taught” improves a by 3.00 points; every difference is clear of 0." in clear
-    worse = page_of(tmp_path, whole, {"hard": {0: 53.0, 1: 57.1, 2: 54.9}, "taught": {0: 50.0, 1: 54.0, 2: 52.0}})
+    clear = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}})
+    assert "Against “hard”: “taught” improves a by 3.00 points; every difference is clear." in clear
+    worse = page_of(tmp_path, finished, {"hard": {0: 53.0, 1: 57.1, 2: 54.9}, "taught": {0: 50.0, 1: 54.0, 2: 52.0}})
     assert "improves" not in worse
     assert "“taught” worsens a by 3.00 points" in worse
 
 
-def test_a_study_of_costs_answers_with_costs(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_of_cost_shows_cost_first(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch)
-    values = json.loads((whole / "grid" / "study.json").read_text())
+    values = json.loads((finished / "grid" / "study.json").read_text())
     values["study"] |= {"asks": "cost"}
-    values["runs"] = [made_up(arm, 0, 50.0, seconds=own).to_dict() for arm, own in (("hard", 8000.0), ("taught", 12000.0))]
+    values["runs"] = [
+        made_up(arm, 0, 50.0, seconds=seconds).to_dict() for arm, seconds in (("hard", 8000.0), ("taught", 12000.0))
+    ]
     (name,) = values["caches"]
     values["caches"][name] = {"images": 240.0, "seconds": 720.0}
     values["study"]["arms"][1]["paper_hours"] = 12.36
     page = write_page(tmp_path, values).read_text()
-    assert "“taught” trains for 1.50 times “hard”." in page
-    assert page.index("What it costs") < page.index("What may be said</h2>")
+    assert "“taught” trains 1.50 times as long as “hard”." in page
+    assert page.index("Training time</h3>") < page.index("Conclusions</h2>")
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     # 24 images, one view: a tenth of what the cache computed, hence 72 s = 0.02 hours.
     assert "taught 1 100 3.33 0.02 12.36 1.50 × hard" in text
 
 
-def test_table_2_asks_of_the_runs_of_table_1() -> None:
+def test_table_2_has_the_runs_of_table_1() -> None:
     plans = [make_plan(name, load_study(name)) for name in ("table1", "table2")]
     names = [[trial.run_name("data", "teacher") for trial in plan.trials] for plan in plans]
     assert names[0] == names[1]
@@ -572,19 +572,43 @@ def test_table_2_asks_of_the_runs_of_table_1() -> None:
     assert [arm.paper_hours for arm in plans[1].arms] == [7.58, 7.50, 12.36]
 
 
-def test_the_page_needs_nothing_else(whole: Path) -> None:
-    page = (whole / "grid" / "index.html").read_text()
+def test_a_stored_study_gives_its_page_again(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_only(monkeypatch)
+    shutil.copy(finished / "grid" / "study.json", tmp_path)
+    page = rewrite_page(tmp_path)
+    assert page == tmp_path / "index.html"
+    assert "A grid" in page.read_text()
+    (tmp_path / "study.json").write_text("{}\n")
+    with pytest.raises(RunError, match=r"cannot be read .*; expected the result of udkd study; run the study again"):
+        rewrite_page(tmp_path)
+
+
+def test_a_study_file_of_before_0_1_0_names_the_new_keys(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text("title = 'x'\nasks = 'cost'\n[[arms]]\nname = 'a'")
+    with pytest.raises(ConfigError, match="asks is not a key of a study; expected its new name, metric; correct it"):
+        load_study(str(tmp_path / "s.toml"))
+
+
+def test_a_stored_study_keeps_its_keys() -> None:
+    study = load_study("cache-policy")
+    values = study.stored()
+    assert (values["asks"], [arm["exact"] for arm in values["arms"]]) == ("cost", [False] * 4 + [True] * 2)
+    assert Study.of_stored(values) == study
+
+
+def test_the_page_is_self_contained(finished: Path) -> None:
+    page = (finished / "grid" / "index.html").read_text()
     assert "prefers-color-scheme: dark" in page
     assert not re.search(r"(?:src|href)=\"(?!#|data:)", page)
     assert "<script" not in page
     assert not re.search(r"url\((?!#|data:)", page)
-    assert (whole / "grid" / "difference-1.png").read_bytes().startswith(b"\x89PNG")
-    assert str(whole) not in page
+    assert (finished / "grid" / "difference-1.png").read_bytes().startswith(b"\x89PNG")
+    assert str(finished) not in page
 
 
-def test_the_page_shows_every_run_and_escapes_names(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_shows_every_run_and_escapes_names(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch, "*")
-    values = json.loads((whole / "grid" / "study.json").read_text())
+    values = json.loads((finished / "grid" / "study.json").read_text())
     values["runs"] = [made_up("hard", 0, 51.23, learners=("<b>$x_1$</b>",)).to_dict()]
     values["study"]["title"] = "A & <i>B</i>"
     page = write_page(tmp_path, values).read_text()

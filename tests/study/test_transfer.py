@@ -1,4 +1,4 @@
-"""Whether teachers agree: pairs, groups and correlations, and the whole study on two small data sets."""
+"""Agreement of teachers: pairs, groups and correlations, and the complete study on two small datasets."""
 
 import json
 import shutil
@@ -20,31 +20,31 @@ from udkd.utils.errors import DataError
 
 
 def made_up(teacher: str, seed: int, data: str, weights: list[float]) -> TeacherWeights:
-    samples = {f"{place}.jpg": weight for place, weight in enumerate(weights)}
+    samples = {f"{index}.jpg": weight for index, weight in enumerate(weights)}
     classes = {"a": weights[0], "b": weights[1], "c": weights[2]}
     return TeacherWeights(teacher=teacher, seed=seed, data=data, samples=samples, classes=classes, top1=None)
 
 
 def test_pairs_and_groups() -> None:
-    opinions = [
+    teachers = [
         made_up("x", 0, "A", [0.1, 0.2, 0.3, 0.4]),
         made_up("x", 1, "A", [0.2, 0.1, 0.3, 0.4]),
         made_up("y", 0, "A", [0.4, 0.3, 0.2, 0.1]),
         made_up("x", 0, "B", [0.5, 0.6, 0.7]),
     ]
-    found = {(pair.one, pair.other, pair.level): pair for pair in agreements(opinions)}
-    assert len(found) == 8  # three pairs inside A and one across, by sample and by class
-    same = found["x, seed 0, A", "x, seed 1, A", "samples"]
+    by_pair = {(pair.one, pair.other, pair.level): pair for pair in agreements(teachers)}
+    assert len(by_pair) == 8  # three pairs inside A and one across, by sample and by class
+    same = by_pair["x, seed 0, A", "x, seed 1, A", "samples"]
     assert (same.group, same.n) == (GROUPS[0], 4)
     assert same.rho == pytest.approx(1 - 6 * 2 / (4 * 15))
-    assert found["x, seed 0, A", "y, seed 0, A", "samples"].rho == pytest.approx(-1.0)
-    across = found["x, seed 0, A", "x, seed 0, B", "samples"]
+    assert by_pair["x, seed 0, A", "y, seed 0, A", "samples"].rho == pytest.approx(-1.0)
+    across = by_pair["x, seed 0, A", "x, seed 0, B", "samples"]
     assert (across.group, across.n, across.rho) == (GROUPS[2], 3, pytest.approx(1.0))
 
 
-def test_a_teacher_that_weighs_all_alike_agrees_with_nobody() -> None:
-    opinions = [made_up("x", 0, "A", [0.1, 0.2, 0.3]), made_up("x", 1, "A", [0.5, 0.5, 0.5])]
-    assert agreements(opinions) == []
+def test_a_teacher_of_constant_weights_has_no_correlation() -> None:
+    teachers = [made_up("x", 0, "A", [0.1, 0.2, 0.3]), made_up("x", 1, "A", [0.5, 0.5, 0.5])]
+    assert agreements(teachers) == []
 
 
 def test_a_study_of_teachers(tmp_path: Path) -> None:
@@ -58,10 +58,10 @@ def test_a_study_of_teachers(tmp_path: Path) -> None:
     study = load_study("transfer").model_copy(update={"arms": arms})
     plan = make_plan("transfer", study, recipe="smoke", overrides=settings, seeds=[0])
     device = torch.device("cpu")
-    site = StudyContext(data=first.path, folder=StudyFolder(out=tmp_path / "out", name="transfer"), device=device)
-    with pytest.raises(DataError, match="expected a name each"):
-        compare_teachers(plan, site, [first.path])
-    result = compare_teachers(plan, site, [tmp_path / "other"])
+    context = StudyContext(data=first.path, folder=StudyFolder(out=tmp_path / "out", name="transfer"), device=device)
+    with pytest.raises(DataError, match="expected different names"):
+        compare_teachers(plan, context, [first.path])
+    result = compare_teachers(plan, context, [tmp_path / "other"])
     assert result is not None
     pairs, page = result
     # The other folder holds the same samples: the same teachers, the same caches, a correlation of 1.
@@ -74,10 +74,10 @@ def test_a_study_of_teachers(tmp_path: Path) -> None:
     ids = first.split("train").ids
     weights = {Cache.open(path).key.teacher: 1 - np.array(Cache.open(path).targets(0)[1])[ids] / np.log(4) for path in caches}
     within = next(pair for pair in pairs if pair.level == "samples" and pair.group == GROUPS[1])
-    wanted = scipy.stats.spearmanr(weights["squeezenet1_1"], weights["squeezenet1_0"]).statistic
-    assert within.rho == pytest.approx(wanted, abs=1e-6)
+    expected = scipy.stats.spearmanr(weights["squeezenet1_1"], weights["squeezenet1_0"]).statistic
+    assert within.rho == pytest.approx(expected, abs=1e-6)
     values = json.loads((page.parent / "study.json").read_text())
-    means = {round(own["mean_weight"], 6) for own in values["teachers"]}
+    means = {round(teacher["mean_weight"], 6) for teacher in values["teachers"]}
     assert means == {
         round(float(1 - (Cache.open(path).targets(0)[1] / torch.log(torch.tensor(4.0)).item()).mean()), 6) for path in caches
     }

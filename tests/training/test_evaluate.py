@@ -155,7 +155,7 @@ def test_a_run_s_figures_against_numpy(run: RunFolder, dataset: DatasetFolder, t
         [*kept.students, kept.teacher, kept.average],
         strict=True,
     ):
-        assert row["top1"] == pytest.approx(100 * answers.right(labels).mean()), "the table's figure, image by image"
+        assert row["top1"] == pytest.approx(100 * answers.correct(labels).mean()), "the table's figure, image by image"
 
 
 def assert_answers(answers: TopPredictions | None, p_NC: np.ndarray, labels_N: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from tests.small import change, make_dataset, make_teacher, small_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.export.export import write_files as write_export
 from udkd.export.predict import readable_class_names
-from udkd.report.inputs import gather
+from udkd.report.inputs import load_inputs
 from udkd.report.report import write_report
 from udkd.teacher.cache.build import build_cache
 from udkd.training import checkpoints
@@ -101,7 +101,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def everything(run: Path, *, pages: bool = True) -> None:
     """What reads a run, up to where it begins to compute."""
-    write_report(gather(run)) if pages else gather(run)
+    write_report(load_inputs(run)) if pages else load_inputs(run)
     folder = RunFolder.open(run)
     readable_class_names(folder, Trained.load(folder, None, averaged=False).classes)
     with pytest.raises(Reached):
@@ -270,15 +270,15 @@ def test_two_writers_of_one_folder(run: Path, quick: None) -> None:
     folder = RunFolder.open(run)
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     busy = f"is being written by process {os.getpid()}"
-    inputs = gather(run)
+    inputs = load_inputs(run)
     with folder.evaluating():
         with pytest.raises(BusyError, match=busy):
             evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
-        assert gather(run).predictions is not None, "nothing was written yet"
+        assert load_inputs(run).predictions is not None, "nothing was written yet"
         change(run / "eval.json", lambda values: values | {"predictions_sha256": "00"})
         with pytest.raises(BusyError, match=busy):
-            gather(run)
-    assert "is not of" in gather(run).why_no_predictions, "as after a kill between the two files"
+            load_inputs(run)
+    assert "expected them of one evaluation" in load_inputs(run).why_no_predictions, "as after a kill between the two files"
     (run / "eval.json").write_bytes(before[run / "eval.json"])
     with FolderLock(run), pytest.raises(Reached):  # a trainer's
         evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
@@ -314,7 +314,7 @@ def test_predictions_that_cannot_be(run: Path) -> None:
     ):
         write_predictions(path, wrong)
         with pytest.raises(RunError, match=f"{name} of .* cannot be"):
-            gather(run)
+            load_inputs(run)
     change(run / "eval.json", lambda values: values | {"num_classes": 10**9})
-    with pytest.raises(RunError, match="is of the classes 1000000000; expected 4"):
-        gather(run)
+    with pytest.raises(RunError, match="has classes 1000000000; expected 4"):
+        load_inputs(run)

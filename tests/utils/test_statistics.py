@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from udkd.utils.statistics import (
     CLAIMS,
     bootstrap_interval,
-    least_claim,
+    min_claim,
     paired_difference,
     rank_correlation,
     ranks,
@@ -26,20 +26,20 @@ numbers = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 6)), min_size=2, 
 
 @given(numbers)
 def test_spread_is_that_of_the_standard_library(values: list[float]) -> None:
-    own = spread(values)
-    assert own.n == len(values)
-    assert own.mean == pytest.approx(statistics.fmean(values), abs=1e-9)
-    assert own.sd == pytest.approx(statistics.stdev(values), rel=1e-9, abs=1e-9)
+    sample = spread(values)
+    assert sample.n == len(values)
+    assert sample.mean == pytest.approx(statistics.fmean(values), abs=1e-9)
+    assert sample.sd == pytest.approx(statistics.stdev(values), rel=1e-9, abs=1e-9)
 
 
 def test_one_number_has_no_spread() -> None:
-    own = spread([3.5])
-    assert (own.n, own.mean, own.sd) == (1, 3.5, None)
+    sample = spread([3.5])
+    assert (sample.n, sample.mean, sample.sd) == (1, 3.5, None)
 
 
 # Fisher and Yates's table of t, as every textbook prints it (two-sided 5 % and 1 %).
 @pytest.mark.parametrize(
-    ("freedom", "five", "one"),
+    ("dof", "five", "one"),
     [
         (1, 12.706, 63.657),
         (2, 4.303, 9.925),
@@ -51,17 +51,17 @@ def test_one_number_has_no_spread() -> None:
         (30, 2.042, 2.750),
     ],
 )
-def test_quantiles_of_t(freedom: int, five: float, one: float) -> None:
-    assert t_quantile(0.975, freedom) == pytest.approx(five, abs=6e-4)
-    assert t_quantile(0.995, freedom) == pytest.approx(one, abs=6e-4)
+def test_quantiles_of_t(dof: int, five: float, one: float) -> None:
+    assert t_quantile(0.975, dof) == pytest.approx(five, abs=6e-4)
+    assert t_quantile(0.995, dof) == pytest.approx(one, abs=6e-4)
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 6, 11])
-def test_quantiles_of_t_against_its_density(freedom: int) -> None:
-    t = t_quantile(0.95, freedom)
+@pytest.mark.parametrize("dof", [1, 2, 3, 6, 11])
+def test_quantiles_of_t_against_its_density(dof: int) -> None:
+    t = t_quantile(0.95, dof)
     x = np.linspace(-t, t, 200_001)
-    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
-    density = np.exp(log_scale - (freedom + 1) / 2 * np.log1p(x**2 / freedom))
+    log_scale = math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2) - 0.5 * math.log(dof * math.pi)
+    density = np.exp(log_scale - (dof + 1) / 2 * np.log1p(x**2 / dof))
     assert float(np.trapezoid(density, x)) == pytest.approx(0.9, abs=1e-8)
 
 
@@ -74,8 +74,8 @@ def test_interval_of_t_by_hand() -> None:
 def test_bootstrap_against_all_resamples() -> None:
     values = [0.3, -0.4, 1.2, 2.0, 0.9]
     every = sorted(statistics.fmean(pick) for pick in itertools.product(values, repeat=len(values)))
-    wanted = np.quantile(every, [0.025, 0.975])
-    assert bootstrap_interval(values) == pytest.approx(tuple(wanted), abs=0.03)
+    expected = np.quantile(every, [0.025, 0.975])
+    assert bootstrap_interval(values) == pytest.approx(tuple(expected), abs=0.03)
     assert bootstrap_interval(values, level=0.5) == pytest.approx(tuple(np.quantile(every, [0.25, 0.75])), abs=0.03)
 
 
@@ -135,9 +135,9 @@ def test_verdicts(values: list[float], verdict: str) -> None:
     ],
 )
 def test_seeds_that_agree_claim_no_more_than_the_images_show(images: int, changed: int, verdict: str) -> None:
-    right = min(images, 100)
-    own, base = (100 * number / max(images, 1) for number in (right + changed, right))
-    assert paired_difference([own] * 3, [base] * 3, least_claim(images)).verdict == verdict
+    correct = min(images, 100)
+    accuracy, base = (100 * number / max(images, 1) for number in (correct + changed, correct))
+    assert paired_difference([accuracy] * 3, [base] * 3, min_claim(images)).verdict == verdict
 
 
 @given(numbers)

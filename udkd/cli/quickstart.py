@@ -85,10 +85,10 @@ def quickstart(
         _heading("evaluation", f"udkd eval {run}")
         result = evaluate(RunFolder.open(run), data=dataset.path, teacher=teacher, device=selected, observer=observer)
     _heading("report", f"udkd report {run}")
-    from udkd.report.inputs import gather
+    from udkd.report.inputs import load_inputs
     from udkd.report.report import write_report  # matplotlib takes a second
 
-    page = write_report(gather(run))
+    page = write_report(load_inputs(run))
     out.print(accuracy_table(result))
     out.print(f"report: {page}", soft_wrap=True)
     err.print(f"{(time.perf_counter() - started) / 60:.1f} minutes in total")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from udkd.cli.arguments import MovedCacheOption, MovedDatasetOption, RunArgument
+from udkd.utils.errors import ConfigError
 from udkd.utils.terminal import err
 
 
@@ -24,9 +25,17 @@ def report_command(
 ) -> None:
     """Write a self-contained HTML page about a run.
 
-    It is RUN/report/index.html, with its figures as PNG files beside it.
+    It is RUN/report/index.html, with its figures as PNG files beside it. Given the result folder of a study (OUT/STUDY of
+    udkd study), write that study's index.html and PNG files again.
     """
-    from udkd.report.inputs import gather
+    if (run / "study.json").is_file():
+        from udkd.study.page import rewrite_page
+
+        if baseline or data or cache:
+            raise ConfigError(f"{run} is a study; expected no --baseline, --data or --cache; drop them")
+        err.print(f"page: {rewrite_page(run)}", soft_wrap=True)
+        return
+    from udkd.report.inputs import load_inputs
     from udkd.report.report import write_report  # matplotlib takes a second
 
-    err.print(f"report: {write_report(gather(run, data=data, cache=cache, baselines=baseline or []))}")
+    err.print(f"report: {write_report(load_inputs(run, data=data, cache=cache, baselines=baseline or []))}")

@@ -4,19 +4,20 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from udkd.cli.arguments import DatasetOption
-from udkd.study.estimate import Item, estimate
+from udkd.report.text import interval, signed
+from udkd.study.estimate import WorkItem, estimate
 from udkd.study.folder import StudyFolder
 from udkd.study.plan import StudyPlan, make_plan
 from udkd.study.results import Summary
 from udkd.study.runner import Progress, StudyContext, run_study
 from udkd.study.spec import MOST_SEEDS, load_study, shipped_studies, study_name
-from udkd.study.tables import interval, main_comparisons, mean_sd, signed
+from udkd.study.tables import main_comparisons, mean_sd
 from udkd.study.writer import write_result
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError, RunError
@@ -79,7 +80,7 @@ def study_command(
     with observed() as observer, stop_requests() as stop:
         shared: list[tuple[StudyPlan, StudyContext]] = []
         for plan in plans:
-            site = StudyContext(
+            context = StudyContext(
                 data=data,
                 folder=StudyFolder(out=folder, name=plan.name),
                 device=selected,
@@ -88,51 +89,51 @@ def study_command(
                 stopped=_until(started, max_minutes, stop),
             )
             if plan.study.kind == "networks":
-                _measure(plan, site, dry_run)
+                _measure(plan, context, dry_run)
             elif plan.study.kind == "teachers":
-                _compare(plan, site, other_data or [], dry_run, stop)
+                _compare(plan, context, other_data or [], dry_run, stop)
             elif dry_run:
-                _show(plan, estimate(plan, site))
-            elif not _run(plan, site, started, stop):
-                shared.append((plan, site))
-        for plan, site in shared:
+                _show(plan, estimate(plan, context))
+            elif not _run(plan, context, started, stop):
+                shared.append((plan, context))
+        for plan, context in shared:
             observer.note(f"{plan.name}: waiting for runs that other processes train")
-            _run(plan, site, started, stop, wait=True)
+            _run(plan, context, started, stop, wait=True)
 
 
-def _run(plan: StudyPlan, site: StudyContext, started: float, stop: StopRequest, *, wait: bool = False) -> bool:
+def _run(plan: StudyPlan, context: StudyContext, started: float, stop: StopRequest, *, wait: bool = False) -> bool:
     """False if other processes train all missing runs and `wait` is false: then nothing is written yet."""
-    progress = run_study(plan, site, wait=wait)
+    progress = run_study(plan, context, wait=wait)
     if progress.left_to_others:
         return False
-    result = write_result(plan, site, progress)
+    result = write_result(plan, context, progress)
     print_whole(_table(plan, result.summary))  # 80 columns would cut off the names of the arms
     err.print(f"page: {result.page}", soft_wrap=True)
     _end(progress, stop, started)
     return True
 
 
-def _measure(plan: StudyPlan, site: StudyContext, dry_run: bool) -> None:
+def _measure(plan: StudyPlan, context: StudyContext, dry_run: bool) -> None:
     """A study of kind "networks", which trains nothing."""
     if dry_run:
         out.print(f"{len(plan.arms)} networks to measure on this CPU, about a minute; nothing is trained", soft_wrap=True)
         return
     from udkd.study.networks import measure_networks, ratios  # matplotlib takes a second
 
-    measured, page = measure_networks(plan, site.data, site.folder.result, site.observer)
+    measured, page = measure_networks(plan, context.data, context.folder.result, context.observer)
     table = Table("", "parameters", "fewer", "MB", "ms an image", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for network, ratio in zip(measured, ratios(plan, measured), strict=True):
+    for network, ratio in zip(measured, ratios(plan.study, measured), strict=True):
         size = f"{network.parameters_1000 / 1e6:.1f} M"
         table.add_row(network.arm, size, f"{ratio:.2f}×", f"{network.bytes / 1e6:.1f}", f"{network.latency_ms:.2f}")
     out.print(table)
     err.print(f"page: {page}", soft_wrap=True)
 
 
-def _compare(plan: StudyPlan, site: StudyContext, others: list[Path], dry_run: bool, stop: StopRequest) -> None:
+def _compare(plan: StudyPlan, context: StudyContext, others: list[Path], dry_run: bool, stop: StopRequest) -> None:
     """A study of kind "teachers"."""
-    if site.teacher is not None:
+    if context.teacher is not None:
         raise ConfigError(f"--teacher with {plan.name}; expected none, because it fits its own teachers; drop --teacher")
     if dry_run:
         number = len(plan.trials) * (1 + len(others))
@@ -141,7 +142,7 @@ def _compare(plan: StudyPlan, site: StudyContext, others: list[Path], dry_run: b
         return
     from udkd.study.transfer import compare_teachers  # matplotlib takes a second
 
-    result = compare_teachers(plan, site, others)
+    result = compare_teachers(plan, context, others)
     if result is None:
         err.print("stopped at a checkpoint; the same command resumes")
         raise typer.Exit(stop.exit_code or TIME_IS_UP)
@@ -182,13 +183,13 @@ def _seeds(text: str | None) -> list[int]:
     return seeds
 
 
-def _show(plan: StudyPlan, items: list[Item]) -> None:
+def _show(plan: StudyPlan, items: list[WorkItem]) -> None:
     title = plan.study.title
     table = Table("", "", "done", "time left", box=None, pad_edge=False, title=title, title_justify="left")
     for column in table.columns[2:]:
         column.justify = "right"
     for item in items:
-        table.add_row(item.what, item.detail, f"{item.done} of {item.total}", _duration(item.seconds))
+        table.add_row(item.kind, item.detail, f"{item.done} of {item.total}", _duration(item.seconds))
     out.print(table)
     total = sum(item.seconds for item in items)
     out.print(f"about {_duration(total)} in total, at this machine's current load", soft_wrap=True)
@@ -207,14 +208,15 @@ def _table(plan: StudyPlan, summary: Summary) -> Table:
     table = Table(title=plan.study.title, title_justify="left", box=None, pad_edge=False)
     for name in ("", "student", "top-1 %", "n", "difference", "bootstrap", "verdict"):
         table.add_column(name, justify="left" if name in ("", "student", "verdict") else "right")
-    previous = ""
-    differences: dict[Any, Any] = {(each.arm, each.learner): each.difference for each in main_comparisons(summary, "last")}
-    for standing in summary.standings:
-        difference = differences.get((standing.arm, standing.learner))
+    previous_arm = ""
+    differences = {(other.arm, other.learner): other.difference for other in main_comparisons(summary, "last")}
+    for results in summary.arm_summaries:
+        difference = differences.get((results.arm, results.learner))
         cells = ("", "", "")
-        if difference:
-            cells = (signed(difference.spread.mean), interval(difference.bootstrap), difference.verdict)
-        name = "" if standing.arm == previous else standing.arm
-        table.add_row(name, standing.learner, mean_sd(standing.last), str(standing.last.n), *cells)
-        previous = standing.arm
+        if difference is not None:
+            bootstrap = interval(*difference.bootstrap, 2) if difference.bootstrap else ""
+            cells = (signed(difference.spread.mean, 2), bootstrap, difference.verdict)
+        name = "" if results.arm == previous_arm else results.arm
+        table.add_row(name, results.learner, mean_sd(results.last), str(results.last.n), *cells)
+        previous_arm = results.arm
     return table

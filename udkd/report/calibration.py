@@ -1,4 +1,4 @@
-"""Is a network right as often as it says: reliability diagrams and expected calibration error."""
+"""Is a network correct as often as it claims: reliability diagrams and expected calibration error."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,8 +17,8 @@ from udkd.report.analysis.calibration import (
 from udkd.report.analysis.intervals import wilson
 from udkd.report.classifiers import Classifier, classifiers
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Note, Picture, Pictures, Row, Section, Table
-from udkd.report.style import Palette, picture
+from udkd.report.page import Block, Note, Plot, Plots, Row, Section, Table
+from udkd.report.style import Palette, plot
 from udkd.report.text import count, percent, signed
 from udkd.training.predictions import Predictions
 
@@ -28,90 +28,93 @@ def section(inputs: ReportInputs) -> Section | None:
     predictions = inputs.predictions
     if predictions is None:
         return None
-    asked = classifiers(predictions)
+    compared = classifiers(predictions)
     note = (
         f"ECE: the mean distance between confidence and accuracy over {BINS} bins of equal width (Guo et al. 2017); adaptive: "
-        f"over {BINS} bins of equal counts. Even a perfect network shows some where images are few: “by chance” is what it "
-        "would show with these confidences. Whiskers: 95 % intervals (Wilson). Confidence: the first guess’s probability. "
-        f"ECE’s interval, 95 %: the bootstrap over images ({RESAMPLES:,} resamples, seed 0), which leans upward as ECE itself."
+        f"over {BINS} bins of equal counts. With few images even a perfectly calibrated network has a positive ECE: “by "
+        "chance” is its mean at these confidences. Whiskers: 95 % intervals (Wilson). Confidence: the top-1 probability. The "
+        f"ECE’s 95 % interval: the bootstrap over images ({RESAMPLES:,} resamples, seed 0), biased upward like the ECE itself."
     )
     blocks: list[Block] = [
-        Pictures(pictures=[_diagram(predictions, voice) for voice in asked]),
-        _table(predictions, asked),
+        Plots(plots=[_diagram(predictions, classifier) for classifier in compared]),
+        _table(predictions, compared),
         Note(text=note),
     ]
-    return Section(anchor="calibration", title="Calibration: is it right as often as it says?", blocks=blocks)
+    return Section(anchor="calibration", title="Calibration: is it correct as often as it claims?", blocks=blocks)
 
 
-def _diagram(predictions: Predictions, voice: Classifier) -> Picture:
-    confidence, right = voice.answers.confidence, voice.answers.right(predictions.labels)
-    bins, gap = reliability(confidence, right), _gap(predictions, voice)
-    how = f"it claims {abs(gap):.1f} points too {'much' if gap > 0 else 'little'}"
+def _diagram(predictions: Predictions, classifier: Classifier) -> Plot:
+    confidence, correct = classifier.answers.confidence, classifier.answers.correct(predictions.labels)
+    bins, gap = reliability(confidence, correct), _gap(predictions, classifier)
+    bias = f"{abs(gap):.1f} points too {'confident' if gap > 0 else 'cautious'}"
     chance = calibration_error_by_chance(confidence)
-    said, was = percent(100 * float(confidence.mean()), 1), percent(100 * float(right.mean()), 1)
+    claimed, accuracy = percent(100 * float(confidence.mean()), 1), percent(100 * float(correct.mean()), 1)
     caption = (
-        f"It claims {said} on average and is right for {was} of {count(len(right), 'validation image')}: {how}. ECE "
-        f"{percent(100 * bins.error, 1)}; a perfect network would show {percent(100 * chance, 1)} by chance."
+        f"Mean confidence {claimed}, accuracy {accuracy} on {count(len(correct), 'validation image')}: {bias}. ECE "
+        f"{percent(100 * bins.error, 1)}; a perfectly calibrated network has {percent(100 * chance, 1)} by chance."
     )
 
     def draw(figure: Figure, palette: Palette) -> None:
-        _draw(figure.subplots(), palette, voice, bins)
+        _draw(figure.subplots(), palette, classifier, bins)
 
-    name = "averaged" if voice.kind == "average" else voice.name
-    return picture(_figure(voice), f"Reliability: {name}", caption, draw, height=2.9)
-
-
-def _figure(voice: Classifier) -> str:
-    return f"reliability-{voice.index}" if voice.kind == "student" else f"reliability-{voice.kind}"
+    name = "averaged" if classifier.kind == "average" else classifier.name
+    return plot(_figure(classifier), f"Reliability: {name}", caption, draw, height=2.9)
 
 
-def _draw(axes: Axes, palette: Palette, voice: Classifier, bins: Reliability) -> None:
-    """Accuracy over confidence with its intervals; below, how many images claim as much."""
-    held = np.flatnonzero(bins.count)
+def _figure(classifier: Classifier) -> str:
+    return f"reliability-{classifier.index}" if classifier.kind == "student" else f"reliability-{classifier.kind}"
+
+
+def _draw(axes: Axes, palette: Palette, classifier: Classifier, bins: Reliability) -> None:
+    """Accuracy over confidence with its intervals; below, a histogram of the confidence."""
+    filled = np.flatnonzero(bins.count)
     centres = (np.arange(BINS) + 0.5) / BINS * 100
     axes.bar(centres, 22 * bins.count / bins.count.max(), 0.86 * 100 / BINS, color=palette.fill)
     axes.plot([0, 100], [0, 100], color=palette.soft, linewidth=1, linestyle=(0, (2, 2)))
-    limits = [wilson(int(bins.right[m]), int(bins.count[m])) for m in held]
-    said, was = 100 * bins.confidence[held], 100 * bins.accuracy[held]
-    colour = voice.colour(palette)
+    limits = [wilson(int(bins.correct[m]), int(bins.count[m])) for m in filled]
+    confidence, accuracy = 100 * bins.confidence[filled], 100 * bins.accuracy[filled]
+    colour = classifier.colour(palette)
     axes.vlines(
-        said, [100 * low for low, _ in limits], [100 * high for _, high in limits], color=colour, linewidth=1, alpha=0.6
+        confidence, [100 * low for low, _ in limits], [100 * high for _, high in limits], color=colour, linewidth=1, alpha=0.6
     )
-    axes.plot(said, was, color=colour, marker=voice.marker, markersize=4.5, linewidth=1.5, clip_on=False)
+    axes.plot(confidence, accuracy, color=colour, marker=classifier.marker, markersize=4.5, linewidth=1.5, clip_on=False)
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 103)
     axes.set_xticks(range(0, 101, 20))
     axes.set_yticks(range(0, 101, 20))
-    axes.set_xlabel("confidence, % (grey: how many images)")
-    axes.set_ylabel("right, %")
+    axes.set_xlabel("confidence, % (grey: number of images)")
+    axes.set_ylabel("accuracy, %")
 
 
-def _gap(predictions: Predictions, voice: Classifier) -> float:
-    """Mean confidence beyond accuracy, percentage points."""
-    return 100 * float(voice.answers.confidence.mean() - voice.answers.right(predictions.labels).mean())
+def _gap(predictions: Predictions, classifier: Classifier) -> float:
+    """Mean confidence minus accuracy, percentage points."""
+    return 100 * float(classifier.answers.confidence.mean() - classifier.answers.correct(predictions.labels).mean())
 
 
-def _table(predictions: Predictions, asked: list[Classifier]) -> Table:
+def _table(predictions: Predictions, compared: list[Classifier]) -> Table:
     rows = []
-    for voice in asked:
-        confidence, right = voice.answers.confidence, voice.answers.right(predictions.labels)
-        low, high = calibration_error_interval(confidence, right)
+    for classifier in compared:
+        confidence, correct = classifier.answers.confidence, classifier.answers.correct(predictions.labels)
+        low, high = calibration_error_interval(confidence, correct)
         cells = (
-            f"{100 * right.mean():.1f}",
+            f"{100 * correct.mean():.1f}",
             f"{100 * confidence.mean():.1f}",
-            signed(_gap(predictions, voice)),
-            f"{100 * calibration_error(confidence, right):.1f}",
+            signed(_gap(predictions, classifier)),
+            f"{100 * calibration_error(confidence, correct):.1f}",
             f"[{100 * low:.1f}, {100 * high:.1f}]",
-            f"{100 * adaptive_calibration_error(confidence, right):.1f}",
+            f"{100 * adaptive_calibration_error(confidence, correct):.1f}",
             f"{100 * calibration_error_by_chance(confidence):.1f}",
-            f"{voice.answers.loss:.3f}",
+            f"{classifier.answers.loss:.3f}",
         )
-        rows.append(Row(label=voice.name, cells=cells, hue=voice.hue, key=True))
-    best = min(asked, key=lambda voice: calibration_error(voice.answers.confidence, voice.answers.right(predictions.labels)))
+        rows.append(Row(label=classifier.name, cells=cells, hue=classifier.hue, key=True))
+    best = min(
+        compared,
+        key=lambda classifier: calibration_error(classifier.answers.confidence, classifier.answers.correct(predictions.labels)),
+    )
     return Table(
         name="calibration-table",
         title="Calibration, %",
-        head=("", "right", "confidence", "difference", "ECE", "95 % interval", "adaptive", "by chance", "loss, nats"),
+        head=("", "accuracy", "confidence", "difference", "ECE", "95 % interval", "adaptive", "by chance", "loss, nats"),
         rows=rows,
-        caption=f"The smallest ECE is that of {best.name}. A positive difference: it claims more than what holds.",
+        caption=f"The smallest ECE is that of {best.name}. A positive difference: overconfident.",
     )

@@ -1,4 +1,4 @@
-"""In which classes one network is right more often than another."""
+"""Difference in accuracy of two networks, by class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from udkd.report.analysis.gain import Gain, gain
 from udkd.report.analysis.groups import by_class
-from udkd.report.analysis.intervals import LEVEL
-from udkd.report.page import Picture
-from udkd.report.style import Palette, picture
-from udkd.report.text import bounds, class_name, count, short, signed
+from udkd.report.page import Plot
+from udkd.report.style import Palette, plot
+from udkd.report.text import class_name, count, interval, shorten, signed
+from udkd.utils.statistics import LEVEL
 
 _MOST, _ENDS = 24, 10
 
@@ -26,12 +26,12 @@ class ClassGain:
 
 
 def class_gains(
-    right: NDArray[np.bool_], other: NDArray[np.bool_], labels: NDArray[np.integer], num_classes: int
+    correct: NDArray[np.bool_], other: NDArray[np.bool_], labels: NDArray[np.integer], num_classes: int
 ) -> list[ClassGain]:
-    """Of every class that has images, the largest gain first; equal ones in the order of labels."""
+    """The gain in every class that has images, the largest first; equal ones in the order of labels."""
     rows = enumerate(by_class(labels, num_classes))
-    found = [ClassGain(label=label, gain=gain(right[part], other[part])) for label, part in rows if len(part)]
-    return sorted(found, key=lambda entry: (-entry.gain.points, entry.label))
+    gains = [ClassGain(label=label, gain=gain(correct[part], other[part])) for label, part in rows if len(part)]
+    return sorted(gains, key=lambda entry: (-entry.gain.points, entry.label))
 
 
 def chart(
@@ -42,10 +42,10 @@ def chart(
     ahead: str,
     behind: str,
     hues: tuple[int, int | None],
-) -> Picture:
-    """Bars to the right where `ahead` is more often right, to the left where `behind` is, with intervals.
+) -> Plot:
+    """Bars to the right where `ahead` is more accurate, to the left where `behind` is, with intervals.
 
-    hues: the students whose colours they take; None is grey.
+    hues: indices of the students whose colours the two take; None is grey.
     """
     cut = len(gains) > _MOST
     shown = [*gains[:_ENDS], *gains[-_ENDS:]] if cut else list(gains)
@@ -61,7 +61,7 @@ def chart(
         if cut:
             axes.text(0.015, _ENDS, f"… {len(gains) - 2 * _ENDS} more", va="center_baseline", color=palette.soft, fontsize=8)
         axes.axvline(0, color=palette.soft, linewidth=1)
-        labels = [f"{short(class_name(names, entry.label), 20)} ({entry.gain.samples})" for entry in shown]
+        labels = [f"{shorten(class_name(names, entry.label), 20)} ({entry.gain.samples})" for entry in shown]
         axes.set_yticks(rows, labels)
         axes.invert_yaxis()
         axes.grid(False)
@@ -70,19 +70,17 @@ def chart(
         axes.set_xlabel("difference, percentage points")
 
     caption = _caption(gains, names, ahead, behind)
-    return picture(name, title, caption, draw, height=max(1.8, 0.75 + 0.19 * (rows[-1] + 1)))
+    return plot(name, title, caption, draw, height=max(1.8, 0.75 + 0.19 * (rows[-1] + 1)))
 
 
 def _caption(gains: Sequence[ClassGain], names: Sequence[str], ahead: str, behind: str) -> str:
     up, down = sum(entry.gain.points > 0 for entry in gains), sum(entry.gain.points < 0 for entry in gains)
     clear = sum(entry.gain.verdict != "no clear difference" for entry in gains)
-    told = f"{ahead} is right more often in {count(up, 'class', 'classes')}, {behind} in {down}"
+    text = f"{ahead} is more accurate in {count(up, 'class', 'classes')}, {behind} in {down}"
     ends = [gains[0]] if up else []
     ends += [gains[-1]] if down else []
     for entry in ends:
-        held = entry.gain
-        told += f"; {class_name(names, entry.label)} {signed(held.points)} {bounds(held.low, held.high)} of {held.samples}"
+        points = f"{signed(entry.gain.points)} {interval(entry.gain.low, entry.gain.high)}"
+        text += f"; {class_name(names, entry.label)} {points}, {count(entry.gain.samples, 'image')}"
     by_chance = (1 - LEVEL) * len(gains)
-    return (
-        f"{told}. The interval keeps clear of 0 in {clear} of {len(gains)} classes; chance alone gives up to {by_chance:.2g}."
-    )
+    return f"{text}. The interval excludes 0 in {clear} of {len(gains)} classes; chance alone gives up to {by_chance:.2g}."

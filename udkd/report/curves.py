@@ -1,4 +1,4 @@
-"""How training went: losses, accuracy and learning rate by epoch. A student has no figures before it joins: NaN."""
+"""Losses, accuracy and learning rate by epoch. NaN: a student before its start_epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Note, Picture, Pictures, Section
-from udkd.report.style import MARKERS, Palette, picture
-from udkd.report.text import count, listed, sentence, short
+from udkd.report.page import Block, Note, Plot, Plots, Section
+from udkd.report.style import MARKERS, Palette, plot
+from udkd.report.text import comma_list, count, sentence, shorten
 
 _TERMS = {
     "hard": ("Loss against the labels", "cross-entropy, nats", "α", "alpha"),
@@ -20,9 +20,9 @@ _TERMS = {
     "peer": ("Loss against the peers", "divergence × τ², nats", "γ", "gamma"),
     "method": ("Loss of the method", "the method’s term", "its weight", "method"),
 }
+"""Term of metrics.jsonl -> title, unit, symbol of its weight, name of its weight in loss.schedules."""
 
-
-METHODS = {
+METHOD_TITLES = {
     "dkd": "DKD",
     "attention": "attention transfer",
     "fitnets": "FitNets",
@@ -30,92 +30,92 @@ METHODS = {
     "crd": "CRD",
     "reviewkd": "ReviewKD",
 }
-"""loss.method in the words of its paper."""
+"""loss.method -> the method's name in its paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A line over the epochs. student: whose colour and marker it takes; None is the average's ink."""
+    """A line over the epochs. student: the student's number, for colour and marker; None for the average."""
 
     label: str
     values: Sequence[float]
     student: int | None
 
     @property
-    def held(self) -> list[float]:
-        """The values since the student joined."""
+    def finite(self) -> list[float]:
+        """The values since the student's start_epoch."""
         return [value for value in self.values if not isnan(value)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
-    """A horizontal line for comparison."""
+class ReferenceLine:
+    """A horizontal reference line."""
 
     label: str
     value: float
 
 
 def section(inputs: ReportInputs) -> Section:
-    """Curves, or a sentence where no epoch is finished."""
+    """Curves, or a note where no epoch is finished."""
     blocks: list[Block] = []
     if inputs.metrics:
-        blocks.append(Pictures(pictures=[*_accuracy(inputs), *_losses(inputs), _rate(inputs)]))
+        blocks.append(Plots(plots=[*_accuracy(inputs), *_losses(inputs), _rate(inputs)]))
         blocks += [Note(text=text) for text in _absent_terms(inputs)]
     else:
-        blocks.append(Note(text="No epoch is finished yet: there are no curves.", missing=True))
-    return Section(anchor="curves", title="How training went", blocks=blocks)
+        blocks.append(Note(text="No epoch is finished yet.", missing=True))
+    return Section(anchor="curves", title="Training curves", blocks=blocks)
 
 
-def _losses(inputs: ReportInputs) -> list[Picture]:
+def _losses(inputs: ReportInputs) -> list[Plot]:
     loss = inputs.recipe.loss
-    pictures = []
+    plots = []
     for term, (title, unit, _, _) in _TERMS.items():
         if not _built(inputs, term):
             continue
         series = _per_student(inputs, [row["train"][term] for row in inputs.metrics])
-        ends = [f"{line.label} {_way(line.held)}" for line in series if line.held]
+        ends = [f"{line.label} {_first_to_last(line.finite)}" for line in series if line.finite]
         w = (
             f"w ({loss.sample_weighting.text.replace('_', ' ')}) included, "
             if term == "teacher" and loss.sample_weight != "constant"
             else ""
         )
         span = "From the first epoch to the last" if len(inputs.metrics) > 1 else "In the only epoch"
-        caption = f"{span} {listed(ends)} (epoch means, {w}before {_weight(inputs, term)})."
-        title += f", {METHODS[loss.method]}" if term == "method" else ""
-        pictures.append(_chart(f"loss-{term}", title, unit, caption, inputs, series, from_zero=True))
-    return pictures
+        caption = f"{span} {comma_list(ends)} (epoch means, {w}before {_weight(inputs, term)})."
+        title += f", {METHOD_TITLES[loss.method]}" if term == "method" else ""
+        plots.append(_chart(f"loss-{term}", title, unit, caption, inputs, series, from_zero=True))
+    return plots
 
 
 def _weight(inputs: ReportInputs, term: str) -> str:
-    """`α = 0.4`, and where a schedule moves it `α = 0.4 → 1, linear`."""
+    """`α = 0.4`, or with a schedule `α = 0.4 → 1, linear`."""
     loss, (_, _, symbol, name) = inputs.recipe.loss, _TERMS[term]
-    places = {"alpha": 0, "beta": 1, "gamma": 2, "method": 3}
-    moves = loss.scheduled.get(name)
-    return f"{symbol} = {loss.initial_weights[places[name]]:g}" + (f" → {moves.to:g}, {moves.kind}" if moves else "")
+    index = ("alpha", "beta", "gamma", "method").index(name)
+    schedule = loss.scheduled.get(name)
+    return f"{symbol} = {loss.initial_weights[index]:g}" + (f" → {schedule.to:g}, {schedule.kind}" if schedule else "")
 
 
-def _accuracy(inputs: ReportInputs) -> list[Picture]:
+def _accuracy(inputs: ReportInputs) -> list[Plot]:
     val = [row["val"] for row in inputs.metrics]
     students = _per_student(inputs, [[student and student["top1"] for student in row["students"]] for row in val])
-    several = [sum(student is not None for student in row["students"]) > 1 for row in val]  # else the average is the one's
-    together = [row["ensemble"]["top1"] if more else nan for row, more in zip(val, several, strict=True)]
-    average = Series(label="averaged", values=together, student=None)
+    several = [sum(student is not None for student in row["students"]) > 1 for row in val]  # else it is the average of one
+    ensemble = [row["ensemble"]["top1"] if more else nan for row, more in zip(val, several, strict=True)]
+    average = Series(label="averaged", values=ensemble, student=None)
     series = [*students, average] if len(students) > 1 else students
     trained = _per_student(inputs, [row["train"]["top1"] for row in inputs.metrics])
-    taught_by = (inputs.evaluation or {}).get("teacher")
-    levels = [Level(label="teacher", value=taught_by["top1"])] if taught_by else []
-    highest = max(value for line in [*series, *trained] for value in line.held)
+    teacher = (inputs.evaluation or {}).get("teacher")
+    levels = [ReferenceLine(label="teacher", value=teacher["top1"])] if teacher else []
+    highest = max(value for line in [*series, *trained] for value in line.finite)
     ceiling = min(100.0, 1.08 * max([highest, *(level.value for level in levels)]))
-    best = [f"{line.label} {max(line.held):.1f} % in epoch {_best_epoch(inputs, line)}" for line in series if line.held]
-    ends = [f"{line.label} {line.held[-1]:.1f} %" for line in trained if line.held]
-    title = "Validation accuracy"
+    best = [f"{line.label} {max(line.finite):.1f} % in epoch {_best_epoch(inputs, line)}" for line in series if line.finite]
+    ends = [f"{line.label} {line.finite[-1]:.1f} %" for line in trained if line.finite]
+    title, best_text = "Validation accuracy", f"Best: {comma_list(best)}."
     return [
-        _chart("accuracy-val", title, "top-1, %", f"Best: {listed(best)}.", inputs, series, levels=levels, limits=(0, ceiling)),
+        _chart("accuracy-val", title, "top-1, %", best_text, inputs, series, levels=levels, limits=(0, ceiling)),
         _chart(
             "accuracy-train",
             "Training accuracy",
             "top-1, %",
-            f"In the last epoch {listed(ends)}, on augmented views and while still learning.",
+            f"In the last epoch {comma_list(ends)}, on augmented views, the mean over the epoch’s steps.",
             inputs,
             trained,
             limits=(0, ceiling),
@@ -123,20 +123,20 @@ def _accuracy(inputs: ReportInputs) -> list[Picture]:
     ]
 
 
-def _rate(inputs: ReportInputs) -> Picture:
+def _rate(inputs: ReportInputs) -> Plot:
     series = _per_student(inputs, [row["lr"] for row in inputs.metrics])
     if len(series) > 1 and all(list(line.values) == list(series[0].values) for line in series):
         series = [Series(label="all students", values=series[0].values, student=None)]
     peaks = sorted({student.lr for student in inputs.recipe.students})
     warm_up = max(student.warmup_epochs for student in inputs.recipe.students)
     after = f" after a warm-up of {warm_up:g} epoch{'' if warm_up == 1 else 's'}" if warm_up else ""
-    text = f"Half a cosine from {listed([f'{peak:g}' for peak in peaks])} to 0{after}; each point is an epoch's last step."
+    text = f"Half a cosine from {comma_list([f'{peak:g}' for peak in peaks])} to 0{after}; each point is an epoch's last step."
     late = [student.start_epoch for student in inputs.recipe.students if student.start_epoch]
-    text += f" One joins after {count(min(late), 'epoch')}: 0 until then." if late else ""
+    text += f" One student starts after {count(min(late), 'epoch')}: 0 until then." if late else ""
     return _chart("learning-rate", "Learning rate", "learning rate", text, inputs, series, height=2.1, from_zero=True)
 
 
-def _way(values: Sequence[float]) -> str:
+def _first_to_last(values: Sequence[float]) -> str:
     return f"{values[0]:#.3g} → {values[-1]:#.3g}" if len(values) > 1 else f"{values[0]:#.3g}"
 
 
@@ -157,16 +157,16 @@ def _built(inputs: ReportInputs, term: str) -> bool:
 
 
 def _per_student(inputs: ReportInputs, rows: Sequence[Sequence[float | None]]) -> list[Series]:
-    """Lists of one figure per student, one list per epoch, as one line per student; None, before it joined, becomes NaN."""
+    """Transpose one list per epoch, of one value per student, to one line per student; None (before its start) becomes NaN."""
     columns = [[nan if value is None else value for value in column] for column in zip(*rows, strict=True)]
     return [
-        Series(label=short(name, 18), values=values, student=index)
+        Series(label=shorten(name, 18), values=values, student=index)
         for index, (name, values) in enumerate(zip(inputs.student_names, columns, strict=True))
     ]
 
 
 def _best_epoch(inputs: ReportInputs, line: Series) -> int:
-    return int(inputs.metrics[list(line.values).index(max(line.held))]["epoch"])
+    return int(inputs.metrics[list(line.values).index(max(line.finite))]["epoch"])
 
 
 def _chart(
@@ -177,11 +177,11 @@ def _chart(
     inputs: ReportInputs,
     series: Sequence[Series],
     *,
-    levels: Sequence[Level] = (),
+    levels: Sequence[ReferenceLine] = (),
     limits: tuple[float, float] | None = None,
     height: float = 2.9,
     from_zero: bool = False,
-) -> Picture:
+) -> Plot:
     epochs = [int(row["epoch"]) for row in inputs.metrics]
 
     def draw(figure: Figure, palette: Palette) -> None:
@@ -210,24 +210,24 @@ def _chart(
         elif from_zero:
             axes.set_ylim(bottom=0)
         ends = [
-            (line.held[-1], line.label, palette.ink if line.student is None else palette.student(line.student))
+            (line.finite[-1], line.label, palette.ink if line.student is None else palette.student(line.student))
             for line in series
-            if line.held
+            if line.finite
         ]
         _label_ends(axes, [*ends, *((level.value, level.label, palette.soft) for level in levels)], height)
 
-    return picture(name, title, caption, draw, height=height)
+    return plot(name, title, caption, draw, height=height)
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], height: float) -> None:
-    """Write each line's name beside its end; names that would overlap move apart."""
+    """Write each line's name beside its end; overlapping names are moved apart."""
     low, high = axes.get_ylim()
     gap = 13 / (height * 72 * 0.76)  # a line of text as a share of the axes' height
-    places = spread([(value - low) / (high - low or 1.0) for value, _, _ in ends], gap)
-    for place, (_, label, colour) in zip(places, ends, strict=True):
+    ys = space_labels([(value - low) / (high - low or 1.0) for value, _, _ in ends], gap)
+    for y, (_, label, colour) in zip(ys, ends, strict=True):
         axes.annotate(
             label,
-            xy=(1, place),
+            xy=(1, y),
             xycoords="axes fraction",
             xytext=(7, 0),
             textcoords="offset points",
@@ -237,21 +237,21 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], height: floa
         )
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places within 0 to 1 in the order of the wanted ones, at least `gap` apart, as near to them as that allows.
+def space_labels(targets: Sequence[float], gap: float) -> list[float]:
+    """Positions in [0, 1], at least `gap` apart, in the order of the targets and as near to them as that allows.
 
-    With k gaps taken off the k-th place it is the least-squares fit of a rising line: neighbours that would overlap are
-    pooled to their mean. Where the gaps alone are too much for the room they shrink.
+    Isotonic regression of (position - rank * gap): neighbours that would overlap are pooled to their mean. The gap shrinks
+    where there is no room for all.
     """
-    gap = min(gap, 1 / max(1, len(wanted) - 1))
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    gap = min(gap, 1 / max(1, len(targets) - 1))
+    order = sorted(range(len(targets)), key=lambda index: targets[index])
     pools: list[list[float]] = []
     for rank, index in enumerate(order):
-        pools.append([wanted[index] - rank * gap])
+        pools.append([targets[index] - rank * gap])
         while len(pools) > 1 and mean(pools[-2]) >= mean(pools[-1]):
             last = pools.pop()
             pools[-1] += last
     level = [mean(pool) for pool in pools for _ in pool]
-    room = 1 - (len(wanted) - 1) * gap
-    places = {index: min(max(at, 0.0), room) + rank * gap for rank, (index, at) in enumerate(zip(order, level, strict=True))}
-    return [places[index] for index in range(len(wanted))]
+    room = 1 - (len(targets) - 1) * gap
+    positions = {i: min(max(x, 0.0), room) + rank * gap for rank, (i, x) in enumerate(zip(order, level, strict=True))}
+    return [positions[index] for index in range(len(targets))]

@@ -1,4 +1,4 @@
-"""Where the students disagree, and who is right."""
+"""Where the students disagree, and which of them are correct."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -15,9 +15,9 @@ from udkd.report import class_gains, gallery
 from udkd.report.analysis.agreement import Pair, agreement, patterns
 from udkd.report.analysis.intervals import wilson
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Note, Picture, Pictures, Row, Section, Table
-from udkd.report.style import MARKERS, Palette, picture
-from udkd.report.text import count, listed, percent, short
+from udkd.report.page import Block, Note, Plot, Plots, Row, Section, Table
+from udkd.report.style import MARKERS, Palette, plot
+from udkd.report.text import comma_list, count, percent, shorten
 from udkd.training.predictions import Predictions
 
 _MOST_PAIRS = 3
@@ -25,58 +25,59 @@ _MOST_PATTERNS = 4
 _IMAGES_EACH = 6
 _ALPHA = 0.5
 
-Side = tuple[str, NDArray[np.bool_]]
-Counted = tuple[str, dict[str, int]]
+Subset = tuple[str, NDArray[np.bool_]]
+PatternCounts = tuple[str, dict[str, int]]
 
 
 def section(inputs: ReportInputs) -> Section | None:
-    """Pictures, a table and images; a sentence where there is one student; None without predictions."""
+    """Plots, a table and images; a note where there is one student; None without predictions."""
     predictions = inputs.predictions
     if predictions is None:
         return None
     title = "Where the students disagree"
     if len(predictions.names) == 1:
-        text = "One student: it has nobody to disagree with."
+        text = "There is only one student."
         return Section(anchor="disagreement", title=title, blocks=[Note(text=text)])
     pairs = list(combinations(range(len(predictions.names)), 2))
-    pictures = [_matrix(predictions) if len(pairs) == 1 else _who_is_right(predictions)]
-    pictures += [_classes(inputs, predictions, first, second) for first, second in pairs[:_MOST_PAIRS]]
-    blocks: list[Block] = [Pictures(pictures=pictures), _table(predictions, pairs), *_images(inputs, predictions)]
+    plots = [_matrix(predictions) if len(pairs) == 1 else _correct_students(predictions)]
+    plots += [_classes(inputs, predictions, first, second) for first, second in pairs[:_MOST_PAIRS]]
+    blocks: list[Block] = [Plots(plots=plots), _table(predictions, pairs), *_images(inputs, predictions)]
     left_out = len(pairs) - _MOST_PAIRS
     if left_out > 0:
         blocks.append(Note(text=f"Classes are shown for the first {_MOST_PAIRS} of {len(pairs)} pairs of students."))
     return Section(anchor="disagreement", title=title, blocks=blocks)
 
 
-def sides(predictions: Predictions) -> list[Side]:
-    """Which validation images to count: all, those that the teacher has right, those it has wrong."""
-    every: Side = ("all", np.ones(len(predictions.ids), np.bool_))
+def subsets(predictions: Predictions) -> list[Subset]:
+    """Validation images to count: all, those on which the teacher is correct, those on which it is wrong."""
+    every: Subset = ("all", np.ones(len(predictions.ids), np.bool_))
     if predictions.teacher is None:
         return [every]
-    right = predictions.teacher.right(predictions.labels)
-    return [every, ("teacher right", right), ("teacher wrong", ~right)]
+    correct = predictions.teacher.correct(predictions.labels)
+    return [every, ("teacher correct", correct), ("teacher wrong", ~correct)]
 
 
 def pair_of(predictions: Predictions, first: int, second: int, among: NDArray[np.bool_]) -> Pair:
+    """Agreement of two students on the samples `among`, bool [n]."""
     students = predictions.students
     return agreement(students[first].guess, students[second].guess, predictions.labels, among)
 
 
-def _matrix(predictions: Predictions) -> Picture:
-    """Both right, only one, none, in a square for each of what the teacher says."""
-    every, *by_teacher = sides(predictions)
-    shown = [side for side in by_teacher if side[1].any()] or [every]
-    names = [short(name, 16) for name in predictions.names]
+def _matrix(predictions: Predictions) -> Plot:
+    """Two-by-two tables of two students' correctness, for images on which the teacher is correct and wrong."""
+    every, *by_teacher = subsets(predictions)
+    shown = [subset for subset in by_teacher if subset[1].any()] or [every]
+    names = [shorten(name, 16) for name in predictions.names]
 
     def draw(figure: Figure, palette: Palette) -> None:
         grid = figure.subplots(1, len(shown), squeeze=False)
-        for place, (who, among) in enumerate(shown):
+        for column, (subset, among) in enumerate(shown):
             pair = pair_of(predictions, 0, 1, among)
-            _squares(grid[0, place], palette, pair, len(predictions.ids), names, place == 0)
-            title = f"{who}: {pair.samples:,}" if by_teacher else f"{pair.samples:,} images"
-            grid[0, place].set_title(title, loc="left", fontsize=9, color=palette.ink)
+            _squares(grid[0, column], palette, pair, len(predictions.ids), names, column == 0)
+            title = f"{subset}: {pair.samples:,}" if by_teacher else f"{pair.samples:,} images"
+            grid[0, column].set_title(title, loc="left", fontsize=9, color=palette.ink)
 
-    return picture("agreement", "Who is right", _caption(predictions), draw, height=2.6)
+    return plot("agreement", "Which student is correct", _caption(predictions), draw, height=2.6)
 
 
 def _squares(axes: Axes, palette: Palette, pair: Pair, total: int, names: list[str], first: bool) -> None:
@@ -98,19 +99,19 @@ def _squares(axes: Axes, palette: Palette, pair: Pair, total: int, names: list[s
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_xticks([0.485, 1.485], ["right", "wrong"])
-    axes.set_yticks([0.48, 1.48], ["right", "wrong"] if first else ["", ""], rotation=90, va="center")
+    axes.set_xticks([0.485, 1.485], ["correct", "wrong"])
+    axes.set_yticks([0.48, 1.48], ["correct", "wrong"] if first else ["", ""], rotation=90, va="center")
     axes.tick_params(length=0)
     axes.set_xlabel(names[1], color=palette.student(1))
     if first:
         axes.set_ylabel(names[0], color=palette.student(0))
 
 
-def _who_is_right(predictions: Predictions) -> Picture:
-    """Bars of images by which students are right, told by a row of their markers; of many students by how many are."""
-    rows = right_patterns(predictions)
+def _correct_students(predictions: Predictions) -> Plot:
+    """Bars of images by which students are correct, shown by their markers; for many students by how many are."""
+    rows = correct_patterns(predictions)
     number = len(predictions.names)
-    every, *by_teacher = sides(predictions)
+    every, *by_teacher = subsets(predictions)
 
     def draw(figure: Figure, palette: Palette) -> None:
         if number > _MOST_PATTERNS:
@@ -122,18 +123,18 @@ def _who_is_right(predictions: Predictions) -> Picture:
             _markers(beside, palette, number)
             axes.tick_params(axis="y", length=0, labelleft=False)
             handles = [Line2D([], [], **_mark(palette, index, True)) for index in range(number)]
-            names = [short(name, 22) for name in predictions.names]
+            names = [shorten(name, 22) for name in predictions.names]
             figure.legend(handles, names, loc="outside upper left", ncols=2, fontsize=8, labelcolor=palette.soft)
-        _bars(axes, palette, rows, [who for who, _ in by_teacher or [every]], len(predictions.ids))
+        _bars(axes, palette, rows, [subset for subset, _ in by_teacher or [every]], len(predictions.ids))
         axes.invert_yaxis()
 
     height = 1.35 + 0.22 * len(rows)
-    title = "Who is right" if number > _MOST_PATTERNS else "Who is right (markers filled)"
-    return picture("agreement", title, _caption(predictions), draw, height=height)
+    title = "How many students are correct" if number > _MOST_PATTERNS else "Which students are correct (filled)"
+    return plot("agreement", title, _caption(predictions), draw, height=height)
 
 
 def _markers(axes: Axes, palette: Palette, number: int) -> None:
-    """A row for each pattern: a student's marker is filled where it is right."""
+    """A row for each pattern; filled markers: correct students."""
     for row, code in enumerate(_codes(number)):
         for index in range(number):
             axes.plot([index], [row], **_mark(palette, index, bool(code >> index & 1)))
@@ -141,35 +142,35 @@ def _markers(axes: Axes, palette: Palette, number: int) -> None:
     axes.set_axis_off()
 
 
-def _mark(palette: Palette, index: int, right: bool) -> dict[str, Any]:
+def _mark(palette: Palette, index: int, correct: bool) -> dict[str, Any]:
     colour = palette.student(index)
-    look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "markersize": 6, "linestyle": "none"}
-    if right:
-        return look | {"markerfacecolor": colour, "markeredgecolor": colour}
-    return look | {"markerfacecolor": "none", "markeredgecolor": palette.rule}
+    style: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "markersize": 6, "linestyle": "none"}
+    if correct:
+        return style | {"markerfacecolor": colour, "markeredgecolor": colour}
+    return style | {"markerfacecolor": "none", "markeredgecolor": palette.rule}
 
 
-def _bars(axes: Axes, palette: Palette, rows: list[Counted], parts: list[str], total: int) -> None:
-    """Stacked by what the teacher says, the number at the end."""
-    places, left = list(range(len(rows))), np.zeros(len(rows))
-    for index, who in enumerate(parts):
-        shares = np.array([100 * counts[who] / total for _, counts in rows])
+def _bars(axes: Axes, palette: Palette, rows: list[PatternCounts], parts: list[str], total: int) -> None:
+    """Bars stacked by the subsets `parts`, with the number at the end."""
+    ys, left = list(range(len(rows))), np.zeros(len(rows))
+    for index, subset in enumerate(parts):
+        shares = np.array([100 * counts[subset] / total for _, counts in rows])
         axes.barh(
-            places,
+            ys,
             shares,
             0.72,
             left=left,
-            label=who if len(parts) > 1 else "images",
+            label=subset if len(parts) > 1 else "images",
             linewidth=0.0 if index == 0 else 0.6,
             facecolor=palette.fill if index == 0 else "none",
             edgecolor=palette.mark,
             hatch=None if index == 0 else "////",
         )
         left += shares
-    for place, (_, counts) in zip(places, rows, strict=True):
-        where = (left[place], place)
+    for y, (_, counts) in zip(ys, rows, strict=True):
+        end = (left[y], y)
         text, offset = f"{counts['all']:,}", (4, 0)
-        axes.annotate(text, where, offset, textcoords="offset points", va="center", fontsize=8, color=palette.soft)
+        axes.annotate(text, end, offset, textcoords="offset points", va="center", fontsize=8, color=palette.soft)
     axes.grid(False)
     axes.grid(True, axis="x")
     axes.set_xlim(0, 1.15 * max(1.0, float(left.max())))
@@ -179,115 +180,116 @@ def _bars(axes: Axes, palette: Palette, rows: list[Counted], parts: list[str], t
         axes.legend(loc="lower left", bbox_to_anchor=above, ncols=2, borderaxespad=0, fontsize=8, labelcolor=palette.soft)
 
 
-def right_patterns(predictions: Predictions) -> list[Counted]:
-    """Rows in words, the most students first, each with its number of images by side (see `sides`)."""
-    right = np.stack([answers.right(predictions.labels) for answers in predictions.students])
-    number = len(right)
-    counted = {who: patterns(right, among) for who, among in sides(predictions)} if number <= _MOST_PATTERNS else {}
-    if not counted:
-        hits = right.sum(axis=0)
-        tallies = {who: np.bincount(hits[among], minlength=number + 1) for who, among in sides(predictions)}
-        return [(f"{k} of {number} right", {who: int(t[k]) for who, t in tallies.items()}) for k in range(number, -1, -1)]
-    return [
-        (_pattern(predictions.names, code), {who: int(tally[code]) for who, tally in counted.items()})
-        for code in _codes(number)
-    ]
+def correct_patterns(predictions: Predictions) -> list[PatternCounts]:
+    """Labelled rows, the most correct students first, each with its number of images by subset (see `subsets`)."""
+    correct = np.stack([answers.correct(predictions.labels) for answers in predictions.students])
+    number = len(correct)
+    if number > _MOST_PATTERNS:
+        hits = correct.sum(axis=0)
+        counts = {subset: np.bincount(hits[among], minlength=number + 1) for subset, among in subsets(predictions)}
+        labels = {k: f"{k} of {number} correct" for k in range(number, -1, -1)}
+    else:
+        counts = {subset: patterns(correct, among) for subset, among in subsets(predictions)}
+        labels = {code: _pattern(predictions.names, code) for code in _codes(number)}
+    return [(label, {subset: int(count[key]) for subset, count in counts.items()}) for key, label in labels.items()]
 
 
 def _codes(number: int) -> list[int]:
-    """Patterns of so many students, the most right first: bit s is student s."""
+    """All patterns of so many students, the most correct first; bit s: student s is correct."""
     return sorted(range(1 << number), key=lambda code: (-code.bit_count(), code))
 
 
 def _pattern(names: Sequence[str], code: int) -> str:
-    right = [short(name, 14) for index, name in enumerate(names) if code >> index & 1]
-    if len(right) in (0, len(names)):
-        return "all right" if right else "all wrong"
-    if len(right) == len(names) - 1 > 1:
-        return f"all but {next(short(name, 14) for index, name in enumerate(names) if not code >> index & 1)}"
-    return f"only {listed(right)}"
+    correct = [shorten(name, 14) for index, name in enumerate(names) if code >> index & 1]
+    if len(correct) in (0, len(names)):
+        return "all correct" if correct else "all wrong"
+    if len(correct) == len(names) - 1 > 1:
+        return f"all but {next(shorten(name, 14) for index, name in enumerate(names) if not code >> index & 1)}"
+    return f"only {comma_list(correct)}"
 
 
 def _caption(predictions: Predictions) -> str:
-    right = np.stack([answers.right(predictions.labels) for answers in predictions.students])
-    some, best = 100 * float(right.any(axis=0).mean()), 100 * float(right.mean(axis=1).max())
-    average = 100 * float(predictions.average.right(predictions.labels).mean())
-    who = "At least one student" if len(right) > 2 else "One student or the other"
-    told = f"{who} is right for {percent(some, 1)} of {count(len(predictions.ids), 'validation image')}: "
-    told += f"the best alone for {percent(best, 1)}, their average for {percent(average, 1)}"
+    correct = np.stack([answers.correct(predictions.labels) for answers in predictions.students])
+    some, best = 100 * float(correct.any(axis=0).mean()), 100 * float(correct.mean(axis=1).max())
+    average = 100 * float(predictions.average.correct(predictions.labels).mean())
+    text = f"At least one student is correct on {percent(some, 1)} of {count(len(predictions.ids), 'validation image')}, "
+    text += f"the best one on {percent(best, 1)}, their average on {percent(average, 1)}"
     if predictions.teacher is not None:
-        wrong = ~predictions.teacher.right(predictions.labels)
-        rescued = int((right.any(axis=0) & wrong).sum())
-        told += f"; of the {count(int(wrong.sum()), 'image')} that the teacher has wrong, a student has {rescued:,} right"
-    return told + "."
+        wrong = ~predictions.teacher.correct(predictions.labels)
+        rescued = int((correct.any(axis=0) & wrong).sum())
+        text += (
+            f"; of the {count(int(wrong.sum()), 'image')} on which the teacher is wrong, a student is correct on {rescued:,}"
+        )
+    return text + "."
 
 
-def _classes(inputs: ReportInputs, predictions: Predictions, first: int, second: int) -> Picture:
+def _classes(inputs: ReportInputs, predictions: Predictions, first: int, second: int) -> Plot:
     ahead, behind = predictions.names[first], predictions.names[second]
-    rights = [predictions.students[index].right(predictions.labels) for index in (first, second)]
-    gains = class_gains.class_gains(rights[0], rights[1], predictions.labels, predictions.num_classes)
-    name, title = f"classes-{first}-{second}", f"By class: ← {short(behind, 18)} ahead · {short(ahead, 18)} ahead →"
+    correct, other = (predictions.students[index].correct(predictions.labels) for index in (first, second))
+    gains = class_gains.class_gains(correct, other, predictions.labels, predictions.num_classes)
+    name, title = f"classes-{first}-{second}", f"By class: ← {shorten(behind, 18)} ahead · {shorten(ahead, 18)} ahead →"
     return class_gains.chart(name, title, gains, inputs.class_names, ahead, behind, (first, second))
 
 
 def _table(predictions: Predictions, pairs: list[tuple[int, int]]) -> Table:
-    rows, told = [], ""
+    rows, caption = [], ""
     for first, second in pairs:
         names = f"{predictions.names[first]} / {predictions.names[second]}"
-        for who, among in sides(predictions):
+        for subset, among in subsets(predictions):
             pair = pair_of(predictions, first, second, among)
-            label = who if len(pairs) == 1 else f"{names}, {who}"
+            label = subset if len(pairs) == 1 else f"{names}, {subset}"
             rows.append(Row(label=label, cells=_cells(pair)))
-        told = told or _parting(predictions, first, second)
+        caption = caption or _pair_text(predictions, first, second)
     heads = (
-        [f"only {short(predictions.names[index], 18)}" for index in pairs[0]] if len(pairs) == 1 else ["only 1st", "only 2nd"]
+        [f"only {shorten(predictions.names[index], 18)}" for index in pairs[0]] if len(pairs) == 1 else ["only 1st", "only 2nd"]
     )
     return Table(
         name="pairs",
         title="Pairs of students, validation images",
-        head=("", "both right", *heads, "both wrong", "same guess", "1st wins, %"),
+        head=("", "both correct", *heads, "both wrong", "same guess", "1st wins, %"),
         rows=rows,
-        caption=told,
+        caption=caption,
         notes=(
-            "“Same guess”: both name one wrong class. “1st wins”: how often the first is right where exactly one is, with the "
-            "95 % interval of a share (Wilson).",
+            "“Same guess”: both predict the same wrong class. “1st wins”: how often the first is correct where exactly one is, "
+            "with its 95 % interval (Wilson).",
         ),
     )
 
 
 def _cells(pair: Pair) -> tuple[str, ...]:
-    parted = pair.first + pair.second
-    low, high = wilson(pair.first, parted)
-    share = f"{100 * pair.first / parted:.0f} [{100 * low:.0f}, {100 * high:.0f}]" if parted else "–"
-    return (*(f"{number:,}" for number in (pair.both, pair.first, pair.second, pair.neither, pair.same)), share)
+    differing = pair.first + pair.second
+    low, high = wilson(pair.first, differing)
+    wins = f"{100 * pair.first / differing:.0f} [{100 * low:.0f}, {100 * high:.0f}]" if differing else "–"
+    return (*(f"{number:,}" for number in (pair.both, pair.first, pair.second, pair.neither, pair.same)), wins)
 
 
-def _parting(predictions: Predictions, first: int, second: int) -> str:
-    """Who is right where exactly one is, in words."""
+def _pair_text(predictions: Predictions, first: int, second: int) -> str:
+    """A sentence on which of two students is correct where exactly one is."""
     pair = pair_of(predictions, first, second, np.ones(len(predictions.ids), np.bool_))
     a, b = predictions.names[first], predictions.names[second]
-    parted = pair.first + pair.second
-    if not parted:
-        return f"{a} and {b} are right and wrong on the same images."
-    low, high = wilson(pair.first, parted)
-    lead = f"{a} is ahead" if low > 0.5 else f"{b} is ahead" if high < 0.5 else "neither is clearly ahead"
-    told = f"{a} on {pair.first:,}, {b} on {pair.second:,}; {lead}"
-    return f"Exactly one of {a} and {b} is right on {count(parted, 'image')}: {told}."
+    differing = pair.first + pair.second
+    if not differing:
+        return f"{a} and {b} are correct on the same images."
+    low, high = wilson(pair.first, differing)
+    verdict = f"{a} is ahead" if low > 0.5 else f"{b} is ahead" if high < 0.5 else "neither is clearly ahead"
+    numbers = f"{a} on {pair.first:,}, {b} on {pair.second:,}"
+    return f"Exactly one of {a} and {b} is correct on {count(differing, 'image')}: {numbers}; {verdict}."
 
 
 def _images(inputs: ReportInputs, predictions: Predictions) -> list[Block]:
-    """For each of the first two students the images that it has right and the other wrong, the surest first."""
+    """For each of the first two students, images on which it alone is correct, the most confident first."""
     blocks: list[Block] = []
-    for own, other in ((0, 1), (1, 0)):
-        winner, loser = (predictions.students[index] for index in (own, other))
-        name, against = predictions.names[own], predictions.names[other]
-        won = np.flatnonzero(winner.right(predictions.labels) & ~loser.right(predictions.labels))
+    for index, other in ((0, 1), (1, 0)):
+        winner, loser = predictions.students[index], predictions.students[other]
+        name, against = predictions.names[index], predictions.names[other]
+        won = np.flatnonzero(winner.correct(predictions.labels) & ~loser.correct(predictions.labels))
         if not len(won):
-            blocks.append(Note(text=f"No image is right for {name} and wrong for {against}."))
+            blocks.append(Note(text=f"There is no image on which {name} is correct and {against} wrong."))
             continue
         rows = won[np.lexsort((predictions.ids[won], -winner.confidence[won]))][:_IMAGES_EACH]
-        caption = f"Of {count(len(won), 'image')} that {name} has right and {against} wrong, those of which {name} is surest."
-        asked = [(short(name, 22), winner), (short(against, 22), loser)]
-        title = f"Only {name} is right"
-        blocks.append(gallery.versus(f"disagreement-{own}", title, caption, rows, predictions, asked, inputs))
+        number = count(len(won), "image")
+        caption = f"{name} is correct and {against} wrong on {number}, of which {name}’s most confident are shown."
+        compared = [(shorten(name, 22), winner), (shorten(against, 22), loser)]
+        title = f"Only {name} is correct"
+        blocks.append(gallery.versus(f"disagreement-{index}", title, caption, rows, predictions, compared, inputs))
     return blocks

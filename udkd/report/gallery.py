@@ -1,4 +1,4 @@
-"""Grids of images: those that the teacher is surest and least sure of, and those that set two networks apart."""
+"""Grids of images: those of the teacher's lowest and highest entropy, and those on which two networks differ."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Card, Gallery, Guess, Note, Section
 from udkd.report.style import Palette, png
-from udkd.report.text import class_name, count, percent, sentence, short
+from udkd.report.text import class_name, count, percent, sentence, shorten
 from udkd.training.predictions import Predictions, Targets, TopPredictions
 from udkd.utils.errors import DataError, UserError
 
@@ -20,7 +20,7 @@ _COLUMNS = 4
 
 
 def section(inputs: ReportInputs) -> Section:
-    """Two grids of images, or a sentence that says why there are none."""
+    """Two grids of images, or a note on why there are none."""
     blocks: list[Block] = []
     targets, thumbnail = inputs.targets, inputs.thumbnail
     if targets is None or thumbnail is None:
@@ -37,9 +37,9 @@ def section(inputs: ReportInputs) -> Section:
 
 
 def extremes(targets: Targets, images: int = IMAGES) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the lowest entropies, and of the highest, the most extreme first, int64; equal ones in the order of ids.
+    """Rows of the lowest and of the highest entropies, the most extreme first, int64; equal ones in the order of ids.
 
-    No row is in both: few samples are divided.
+    No row is in both, however few samples there are.
     """
     images = min(images, len(targets.ids) // 2)
     surest = np.lexsort((targets.ids, targets.entropy))[:images]
@@ -49,10 +49,10 @@ def extremes(targets: Targets, images: int = IMAGES) -> tuple[NDArray[np.int64],
 
 def guesses(answers: TopPredictions, labels: NDArray[np.int64], row: int, names: tuple[str, ...]) -> tuple[Guess, ...]:
     """The likeliest classes of a row at temperature 1; of equal logits the lower class first."""
-    chances = np.exp(answers.top_log_p[row, :GUESSES].astype(np.float64))
+    probabilities = np.exp(answers.top_log_p[row, :GUESSES].astype(np.float64))
     return tuple(
-        Guess(name=class_name(names, int(at)), percent=100 * min(float(chance), 1.0), right=bool(at == labels[row]))
-        for at, chance in zip(answers.top[row, :GUESSES], chances, strict=True)
+        Guess(name=class_name(names, int(label)), percent=100 * min(float(p), 1.0), correct=bool(label == labels[row]))
+        for label, p in zip(answers.top[row, :GUESSES], probabilities, strict=True)
     )
 
 
@@ -62,14 +62,14 @@ def versus(
     caption: str,
     rows: NDArray[np.int64],
     predictions: Predictions,
-    sides: Sequence[tuple[str, TopPredictions]],
+    compared: Sequence[tuple[str, TopPredictions]],
     inputs: ReportInputs,
 ) -> Gallery | Note:
-    """Validation images with the first guess of each side. Images that cannot be read become a sentence."""
+    """Validation images with the top-1 guess of each network; a note where the images cannot be read."""
     targets, thumbnail = predictions.val_targets, inputs.val_thumbnail
     try:
         if thumbnail is None:
-            raise DataError(inputs.why_no_data or "the dataset folder is not there")
+            raise DataError(inputs.why_no_data or "the dataset folder is missing")
         cards = [
             Card(
                 sample_id=int(predictions.ids[row]),
@@ -78,7 +78,7 @@ def versus(
                 weight=None if targets is None else float(targets.weight[row]),
                 guesses=tuple(
                     replace(guesses(answers, predictions.labels, int(row), inputs.class_names)[0], by=by)
-                    for by, answers in sides
+                    for by, answers in compared
                 ),
                 kind="Validation image",
             )
@@ -90,10 +90,11 @@ def versus(
 
 
 def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int], NDArray[np.uint8]]) -> list[Gallery]:
-    right, weight = targets.right, targets.weight
+    correct, weight = targets.correct, targets.weight
     surest, least = extremes(targets)
     if not len(surest):
         return []
+    error_rate = percent(100 * float((~correct).mean()), 1)
 
     def gallery(name: str, title: str, rows: NDArray[np.int64], bound: str) -> Gallery:
         cards = [
@@ -106,19 +107,15 @@ def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int]
             )
             for row in rows
         ]
-        wrong = int((~right[rows]).sum())
-        told = "no first guess is wrong" if not wrong else f"{wrong} of {len(rows)} first guesses are wrong"
-        caption = f"The {count(len(rows), 'training image')} of {bound}: {told}; of all samples it is {_share(right)}."
+        wrong = int((~correct[rows]).sum())
+        errors = "no top-1 guess is wrong" if not wrong else f"{wrong} of {len(rows)} top-1 guesses are wrong"
+        caption = f"The {count(len(rows), 'training image')} of {bound}: {errors}; of all samples {error_rate} are."
         return Gallery(name=name, title=title, cards=cards, png=_contact_sheet(cards), caption=caption)
 
     return [
         gallery("surest", "Surest", surest, f"the lowest entropy, w ≥ {float(weight[surest].min()):.3f}"),
         gallery("least-sure", "Least sure", least, f"the highest entropy, w ≤ {float(weight[least].max()):.3f}"),
     ]
-
-
-def _share(right: NDArray[np.bool_]) -> str:
-    return percent(100 * float((~right).mean()), 1)
 
 
 def _contact_sheet(cards: Sequence[Card]) -> bytes:
@@ -132,11 +129,11 @@ def _contact_sheet(cards: Sequence[Card]) -> bytes:
             height, width = card.pixels.shape[:2]
             side = max(height, width)
             axes.imshow(card.pixels)
-            axes.set_xlim((width - side) / 2 - 0.5, (width + side) / 2 - 0.5)  # one square for all, so that texts line up
+            axes.set_xlim((width - side) / 2 - 0.5, (width + side) / 2 - 0.5)  # equal squares, so that the texts line up
             axes.set_ylim((height + side) / 2 - 0.5, (height - side) / 2 - 0.5)
-            axes.set_title(short(card.label, 18), fontsize=8, color=palette.ink)
+            axes.set_title(shorten(card.label, 18), fontsize=8, color=palette.ink)
             lines = [
-                f"{_sign(card, rank)}{short(guess.name, 15)} {guess.percent:.0f} %" for rank, guess in enumerate(card.guesses)
+                f"{_mark(card, rank)}{shorten(guess.name, 15)} {guess.percent:.0f} %" for rank, guess in enumerate(card.guesses)
             ]
             axes.text(
                 0.5, -0.06, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=palette.soft
@@ -145,7 +142,7 @@ def _contact_sheet(cards: Sequence[Card]) -> bytes:
     return png(draw, height=2.35 * rows, width=7.2)
 
 
-def _sign(card: Card, rank: int) -> str:
-    """Right or wrong, before the first of one network's guesses and before each of several networks'."""
+def _mark(card: Card, rank: int) -> str:
+    """A check mark or cross: before the first guess of one network, or before each of several networks'."""
     guess = card.guesses[rank]
-    return ("✓ " if guess.right else "✗ ") if guess.by or rank == 0 else ""
+    return ("✓ " if guess.correct else "✗ ") if guess.by or rank == 0 else ""

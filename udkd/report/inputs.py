@@ -1,6 +1,6 @@
-"""What a report is made of, and how it is gathered from a run folder.
+"""The inputs of a report, and loading them from a run folder.
 
-Nothing beyond `gather` opens a dataset, a cache or predictions.
+Only `load_inputs` opens datasets, caches and predictions.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from PIL import Image
 
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder, Split
-from udkd.report.text import listed
+from udkd.report.text import comma_list
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.prediction_collector import cached_targets
 from udkd.training.predictions import Predictions, Targets, read_predictions
@@ -28,7 +28,7 @@ THUMBNAIL_PX = 160
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What a report says of the images. side: px of the stored canvas. imagenet100: the classes are the paper's."""
+    """Facts on the images. side: px of the stored canvas. imagenet100: the classes are the paper's."""
 
     train_images: int
     val_images: int
@@ -39,10 +39,10 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Baseline:
-    """Another run on the same data, to hold this one against, or several in one. config: its recipe as plain values.
+    """Another run on the same data to compare with, or several as one. config: its recipe as plain values.
 
-    parts: the runs where there are several; their students stand one after the other, and have no average.
-    sources: the name of each student's run, then.
+    parts: the runs, where there are several; their students are concatenated and have no average. sources: for each student
+    the name of its run, then.
     """
 
     name: str
@@ -56,11 +56,11 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportInputs:
-    """Everything a report shows; a part that is None is said to be missing, with its `why_no_…`.
+    """Everything that a report shows; for a part that is None it prints the reason, `why_no_…`.
 
     metrics: rows of metrics.jsonl. evaluation: eval.json. provenance: run.json. class_names: by label.
     thumbnail, val_thumbnail: id of a training or validation sample -> uint8 [h, w, 3] of the stored image.
-    teacher: fields of teacher.json, as far as they are known. targets_from: where the targets are from, if not the cache.
+    teacher: the known fields of teacher.json. targets_from: the origin of the targets, if not the cache.
     """
 
     name: str
@@ -87,23 +87,24 @@ class ReportInputs:
         return self.recipe.student_names()
 
 
-def gather(
+def load_inputs(
     run_folder: Path, *, data: Path | None = None, cache: Path | None = None, baselines: Sequence[Path] = ()
 ) -> ReportInputs:
-    """Collect a run's report. data, cache: where they lie now, if not where the run found them. baselines: other runs.
+    """Load the inputs of a run's report. data, cache: their paths now, if they have moved. baselines: other runs.
 
-    Images or a cache that are gone, damaged or others than the run's, and predictions that are not there, become a sentence
-    in the report, not an error. Raises RunError or ConfigError where a file of the run folder itself is damaged; RunError or
-    MismatchError where a baseline was asked for and cannot be held against the run, or several leave a student without one;
-    BusyError while udkd eval writes what is to be read.
+    Images, a cache or predictions that are missing, damaged or of another run become a sentence in the report, not an error.
+    Raises RunError or ConfigError where a file of the run folder itself is damaged; RunError or MismatchError where a baseline
+    cannot be compared with the run, or several leave a student without one; BusyError while udkd eval writes the files.
     """
     run = RunFolder.open(run_folder)
     recipe = Recipe.from_stored(run.config, str(run_folder))
     metrics = run.metrics()
     if metrics and ("method" in metrics[0]["train"]) != recipe.is_mixed:
-        raise RunError(f"metrics.jsonl in {run_folder} is of another loss than config.json; expected one recipe's; train again")
+        raise RunError(
+            f"metrics.jsonl in {run_folder} belongs to another loss than config.json; expected the same; train again"
+        )
     evaluation, predictions, why_no_predictions = _evaluated(run, recipe)
-    others = [open_baseline(run, predictions, why_no_predictions, folder) for folder in baselines]
+    opened = [open_baseline(run, predictions, why_no_predictions, folder) for folder in baselines]
     inputs = ReportInputs(
         name=_name(run_folder.resolve()),
         recipe=recipe,
@@ -118,63 +119,64 @@ def gather(
         out=run_folder / "report",
         predictions=predictions,
         why_no_predictions=why_no_predictions,
-        baseline=together(recipe, others),
+        baseline=combine_baselines(recipe, opened),
     )
     return _with_targets(_with_images(inputs, data), data, cache)
 
 
 def open_baseline(run: RunFolder, predictions: Predictions | None, why_none: str, folder: Path) -> Baseline:
-    """A run to hold `run` against. Raises RunError, MismatchError, ConfigError: none, no predictions, other data."""
+    """A run to compare `run` with. Raises RunError, MismatchError or ConfigError: no run, no predictions, other data."""
     other = RunFolder.open(folder)
     if other.path.resolve() == run.path.resolve():
         raise RunError(f"the baseline {folder} is the run itself; expected another run; name the one to compare with")
-    stored, wanted = other.provenance["dataset_digest"], run.provenance["dataset_digest"]
-    if stored != wanted:
-        fields = [("dataset_digest", stored, wanted)]
+    stored, expected = other.provenance["dataset_digest"], run.provenance["dataset_digest"]
+    if stored != expected:
+        fields = [("dataset_digest", stored, expected)]
         raise MismatchError(f"the baseline in {folder}", fields, "name a run on the same data")
     if predictions is None:
         raise RunError(f"a baseline was named and {why_none}")
     recipe = Recipe.from_stored(other.config, str(folder))
-    _, theirs, why_not = _evaluated(other, recipe)
-    if theirs is None:
+    _, baseline_predictions, why_not = _evaluated(other, recipe)
+    if baseline_predictions is None:
         raise RunError(f"a baseline was named and {why_not}")
-    if not np.array_equal(theirs.ids, predictions.ids) or not np.array_equal(theirs.labels, predictions.labels):
+    if any(not np.array_equal(getattr(baseline_predictions, name), getattr(predictions, name)) for name in ("ids", "labels")):
         raise RunError(f"{folder} was evaluated on other images than {run.path}; expected the same; run udkd eval on both")
     return Baseline(
         name=_name(folder.resolve()),
         student_names=tuple(recipe.student_names()),
         architectures=tuple(student.architecture for student in recipe.students),
-        predictions=theirs,
+        predictions=baseline_predictions,
         config=recipe.to_dict(),
     )
 
 
-def together(recipe: Recipe, baselines: Sequence[Baseline]) -> Baseline | None:
-    """None, the only one, or several as one. Raises RunError where several leave a student without one, or one is of no use."""
+def combine_baselines(recipe: Recipe, baselines: Sequence[Baseline]) -> Baseline | None:
+    """None, the only one, or several as one. Raises RunError where several leave a student without one, or one is unused."""
     if len(baselines) < 2:
         return baselines[0] if baselines else None
     left = Counter(student.architecture for student in recipe.students)
     for baseline in baselines:
-        found = left & Counter(baseline.architectures)
-        if not found:
+        matched = left & Counter(baseline.architectures)
+        if not matched:
             raise RunError(
-                f"the baseline {baseline.name} has {listed(list(baseline.architectures))}; expected a student of "
-                f"{listed(sorted(left), 'or') or 'this run that no other baseline has'}; drop it or name another"
+                f"the baseline {baseline.name} has {comma_list(list(baseline.architectures))}; expected a student of "
+                f"{comma_list(sorted(left), 'or') or 'this run that no other baseline has'}; drop it or name another"
             )
-        left -= found
+        left -= matched
     if left:
-        held = "; ".join(f"{baseline.name}: {listed(list(baseline.architectures))}" for baseline in baselines)
+        named = "; ".join(f"{baseline.name}: {comma_list(list(baseline.architectures))}" for baseline in baselines)
         raise RunError(
-            f"no baseline has {listed(sorted(left))} ({held}); expected one for each student; name one more with --baseline"
+            f"no baseline has {comma_list(sorted(left))} ({named}); expected one for each student; add one with --baseline"
         )
-    students = [answers for baseline in baselines for answers in baseline.predictions.students]
+    students = [student for baseline in baselines for student in baseline.predictions.students]
     names = tuple(name for baseline in baselines for name in baseline.student_names)
-    teacher = next((own.predictions for own in baselines if own.predictions.teacher is not None), baselines[0].predictions)
+    all_predictions = [baseline.predictions for baseline in baselines]
+    with_teacher = next((one for one in all_predictions if one.teacher is not None), all_predictions[0])
     return Baseline(
-        name=listed([baseline.name for baseline in baselines]),
+        name=comma_list([baseline.name for baseline in baselines]),
         student_names=names,
         architectures=tuple(name for baseline in baselines for name in baseline.architectures),
-        predictions=replace(teacher, names=names, students=tuple(students)),
+        predictions=replace(with_teacher, names=names, students=tuple(students)),
         config={},
         parts=tuple(baselines),
         sources=tuple(baseline.name for baseline in baselines for _ in baseline.student_names),
@@ -182,11 +184,11 @@ def together(recipe: Recipe, baselines: Sequence[Baseline]) -> Baseline | None:
 
 
 def _evaluated(run: RunFolder, recipe: Recipe) -> tuple[dict[str, Any] | None, Predictions | None, str]:
-    """eval.json, the predictions that belong to it, or why there are none to be shown.
+    """eval.json, the predictions of the same evaluation, and the reason where there are none.
 
-    Raises RunError where one is damaged, BusyError while udkd eval has written one of the two.
+    Raises RunError where one is damaged, BusyError while udkd eval has written only one of the two.
     """
-    for _ in range(2):  # an evaluation may end just after eval.json was read
+    for _ in range(2):  # an evaluation may end right after eval.json was read
         evaluation = _evaluation(run, recipe)
         if not run.predictions_path.is_file():
             return evaluation, None, f"{run.path} has no predictions; run udkd eval {run.path}"
@@ -195,41 +197,41 @@ def _evaluated(run: RunFolder, recipe: Recipe) -> tuple[dict[str, Any] | None, P
             _require_same(run, recipe, evaluation, predictions)
             return evaluation, predictions, ""
         run.evaluating().require_free()
-    why = f"{run.predictions_path} is not of {run.path / 'eval.json'}; expected one evaluation's; run udkd eval again"
+    why = f"{run.predictions_path} and {run.path / 'eval.json'} differ; expected them of one evaluation; run udkd eval again"
     return evaluation, None, why
 
 
 def _evaluation(run: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
-    """eval.json. Raises RunError where it is not of this run."""
+    """eval.json. Raises RunError where it belongs to another run."""
     evaluation = run.evaluation
     if evaluation is None:
         return None
     names = [student["name"] for student in evaluation["students"]]
     num_classes = len(run.classes or []) or evaluation["num_classes"]
-    for what, found, wanted in (
+    for what, stored, expected in (
         ("students", names, recipe.student_names()),
         ("classes", evaluation["num_classes"], num_classes),
     ):
-        if found != wanted:
-            raise RunError(f"eval.json in {run.path} is of the {what} {found}; expected {wanted}; run udkd eval again")
+        if stored != expected:
+            raise RunError(f"eval.json in {run.path} has {what} {stored}; expected {expected}; run udkd eval again")
     return evaluation
 
 
 def _require_same(run: RunFolder, recipe: Recipe, evaluation: Mapping[str, Any], predictions: Predictions) -> None:
-    """RunError unless predictions are of the run, the students and the images that eval.json is of."""
-    for what, found, wanted in (
+    """RunError unless the predictions belong to the run, students and images of eval.json."""
+    for what, stored, expected in (
         ("data", predictions.dataset_digest, run.provenance["dataset_digest"]),
         ("students", list(predictions.names), recipe.student_names()),
         ("classes", predictions.num_classes, evaluation["num_classes"]),
         ("images", len(predictions.ids), evaluation["num_samples"]),
         ("step", predictions.step, evaluation["step"]),
     ):
-        if found != wanted:
-            raise RunError(f"{run.predictions_path} is of the {what} {found}; expected {wanted}; run udkd eval again")
+        if stored != expected:
+            raise RunError(f"{run.predictions_path} has {what} {stored}; expected {expected}; run udkd eval again")
 
 
 def _with_images(inputs: ReportInputs, data: Path | None) -> ReportInputs:
-    """With class names and thumbnails, or with the reason why there are none."""
+    """Add class names and thumbnails, or the reason why there are none."""
     try:
         dataset = _dataset(inputs.provenance, data)
     except (UserError, OSError) as error:
@@ -245,7 +247,7 @@ def _with_images(inputs: ReportInputs, data: Path | None) -> ReportInputs:
 
 
 def _with_targets(inputs: ReportInputs, data: Path | None, cache: Path | None) -> ReportInputs:
-    """With what the teacher says of the training images: the cache's word, else what udkd eval kept of it."""
+    """Add the teacher's targets of the training images: from the cache, else those that udkd eval stored."""
     why = _why_no_cache(inputs.recipe, inputs.provenance) or inputs.why_no_data
     if not why:
         try:
@@ -253,15 +255,15 @@ def _with_targets(inputs: ReportInputs, data: Path | None, cache: Path | None) -
             return replace(inputs, targets=cached_targets(split, inputs.provenance, cache))
         except (UserError, OSError) as error:
             why = str(error)
-    kept = inputs.predictions.targets if inputs.predictions else None
-    if kept is None:
+    stored = inputs.predictions.targets if inputs.predictions else None
+    if stored is None:
         return replace(inputs, why_no_targets=why)
-    told = f"The cache was not read ({why}): the targets are those that udkd eval took from it."
-    return replace(inputs, targets=kept, targets_from=told)
+    origin = f"The cache was not read ({why}): the targets are those that udkd eval stored."
+    return replace(inputs, targets=stored, targets_from=origin)
 
 
 def thumbnail(split: Split, sample_id: int) -> NDArray[np.uint8]:
-    """A stored image in its source's aspect ratio, uint8 [h, w, 3], the longer side at most THUMBNAIL_PX."""
+    """A stored image in its source's aspect ratio, uint8 [h, w, 3], at most THUMBNAIL_PX px on the longer side."""
     source_h, source_w, height, width = split.sizes[sample_id].tolist()
     pixels = split.pixels(sample_id)[:height, :width]
     scale = min(THUMBNAIL_PX, max(height, width)) / max(source_h, source_w)
@@ -272,7 +274,7 @@ def thumbnail(split: Split, sample_id: int) -> NDArray[np.uint8]:
 
 
 def _name(path: Path) -> str:
-    """The folder's name; one that is called `run`, as quickstart's is, says too little without its parent's."""
+    """The folder's name, with its parent's where it is just `run`, as in quickstart."""
     return f"{path.parent.name}/{path.name}" if path.name == "run" else path.name
 
 
@@ -299,16 +301,16 @@ def _facts(dataset: DatasetFolder) -> DataFacts:
 
 
 def _why_no_cache(recipe: Recipe, provenance: Mapping[str, Any]) -> str:
-    """Why a run has no cached targets; empty where it has."""
+    """The reason why a run has no cached targets; empty where it has some."""
     if "cache" in provenance:
         return ""
     if not recipe.needs_teacher:
         return "This run had no teacher (β = 0): there are no weights to show."
-    return "This run asked its teacher live and kept nothing of what it said. To see its weights, train from a cache."
+    return "This run had a live teacher, whose logits are not stored. To see its weights, train from a cache."
 
 
 def _teacher(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What is known of the teacher: its folder's word if it is still there and the same, else what the run recorded."""
+    """Known fields of the teacher: from its folder if that is still there and the same, else those in run.json."""
     key = provenance.get("cache_key", {})
     sha256 = provenance.get("teacher_sha256") or key.get("teacher_sha256")
     if sha256 is None:

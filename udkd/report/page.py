@@ -1,4 +1,4 @@
-"""The page as data: sections of blocks. Content modules make blocks, the template only lays them out."""
+"""A page as data: sections of blocks. The modules with content make blocks, the template only lays them out."""
 
 import base64
 import io
@@ -16,15 +16,15 @@ from udkd.utils.printable import printable_lines
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A figure: svg follows the page's colours; png (light) goes to a file of its own, `name`.png."""
+class Plot:
+    """A figure: svg follows the page's colours; png (light) is written to a file of its own, `name`.png."""
 
     name: str
     title: str
     svg: str
     png: bytes
     caption: str
-    kind: str = "picture"
+    kind: str = "plot"
 
     @property
     def inline(self) -> Markup:
@@ -33,19 +33,19 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Figures side by side where there is room."""
+class Plots:
+    """Figures, side by side where there is room."""
 
-    pictures: Sequence[Picture]
-    kind: str = "pictures"
+    plots: Sequence[Plot]
+    kind: str = "plots"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A table's row. A cell that is None is a gap.
+    """A table's row. A cell that is None is shown as a dash.
 
-    hue: the role of the row's colour. bar: percent to draw in it before the first figure. key: mark the label with it.
-    detail: small print beside the label. strong: the run's own figures stand in the row.
+    hue: the CSS variable of the row's colour. bar: length in percent of a bar in the first cell. key: mark the label with the
+    colour. detail: small print beside the label. strong: bold.
     """
 
     label: str
@@ -67,7 +67,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table; `head` names the label column and the cells. stacked: a row's small print goes under its label."""
+    """A table; `head` names the label column and the cells. stacked: details are placed under their labels."""
 
     name: str
     title: str
@@ -82,19 +82,19 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """One guess. percent: its probability. right: it is the label. by: whose it is, where a card shows several networks'."""
+    """A predicted class. percent: its probability. correct: it is the label. by: the network, where a card shows several."""
 
     name: str
     percent: float
-    right: bool
+    correct: bool
     by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Card:
-    """One image, uint8 [h, w, 3], with its label and guesses: the teacher's, the likeliest first, or several networks'.
+    """One image, uint8 [h, w, 3], with its label and guesses: the teacher's, the likeliest first, or one of each network.
 
-    weight: the teacher's, None where it was not asked. kind: of the image, for those who cannot see it.
+    weight: the teacher's, None where unknown. kind: of the image, for the alt text.
     """
 
     sample_id: int
@@ -105,9 +105,9 @@ class Card:
     kind: str = "Training image"
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
         """Whether the first guess is the label."""
-        return self.guesses[0].right
+        return self.guesses[0].correct
 
     @property
     def source(self) -> Markup:
@@ -131,7 +131,7 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """A sentence; `missing` marks one that stands where something else would."""
+    """A sentence; missing: it explains the absence of something."""
 
     text: str
     missing: bool = False
@@ -140,7 +140,7 @@ class Note:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Names and values, folded away unless open. text: a longer listing under them."""
+    """Names and values, collapsed unless open. text: a longer listing under them."""
 
     title: str
     facts: Sequence[tuple[str, str]] = ()
@@ -149,12 +149,12 @@ class Facts:
     kind: str = "facts"
 
 
-Block = Pictures | Table | Gallery | Note | Facts
+Block = Plots | Table | Gallery | Note | Facts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A chapter of the page."""
+    """A section of the page."""
 
     anchor: str
     title: str
@@ -162,33 +162,33 @@ class Section:
 
     def files(self) -> dict[str, bytes]:
         """PNG bytes by file name."""
-        found: dict[str, bytes] = {}
+        images: dict[str, bytes] = {}
         for block in self.blocks:
-            if isinstance(block, Pictures):
-                found |= {f"{picture.name}.png": picture.png for picture in block.pictures}
+            if isinstance(block, Plots):
+                images |= {f"{plot.name}.png": plot.png for plot in block.plots}
             elif isinstance(block, Gallery):
-                found[f"{block.name}.png"] = block.png
-        return found
+                images[f"{block.name}.png"] = block.png
+        return images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """The whole report. lead: the result in a sentence. footer: where the page is from."""
+    """A complete page. lead: the result in a sentence. footer: the page's origin."""
 
     title: str
     subtitle: str
     lead: str
     sections: Sequence[Section]
-    footer: str = "Written by udkd from this run’s own files. Each figure lies beside this page as a PNG."
+    footer: str = "Written by udkd from this run’s files. Each figure is beside this page as a PNG."
 
 
 def _shown(value: object) -> object:
-    """What the page shows of a text: control characters escaped, no break before a percent sign. Markup stays as it is."""
+    """A string for the page: control characters escaped, no break before a percent sign. Markup is kept as it is."""
     return printable_lines(value).replace(" %", "\u00a0%") if type(value) is str else value
 
 
 def render(page: Page, style: str) -> str:
-    """One HTML file that needs nothing else. style: CSS variables of the palettes."""
+    """A self-contained HTML file. style: CSS variables of the palettes."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     template = environment.from_string((files("udkd.report") / "page.html").read_text())
     return template.render(page=page, style=Markup(style)) + "\n"

@@ -1,6 +1,6 @@
-"""The numbers that arXiv 2511.18826 prints, and the settings it prints them for.
+"""The numbers printed in arXiv 2511.18826, and their settings.
 
-Figures stand as printed, also where they contradict each other; NOTE_* say where.
+Numbers are as printed, even where they contradict each other; the NOTE_* constants say where.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ TITLES = {RESNET50: "ResNet-50", RESNET18: "ResNet-18", MOBILENET_V2: "MobileNet
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A row's loss. weight: a kind of udkd's, None where no teacher term is built.
+    """A row's loss. weight: loss.sample_weight, None without a teacher term.
 
-    assumed: the paper does not print alpha and beta for this row; those here are the row's above.
+    assumed: the paper does not print alpha and beta for this row; these are those of the row above.
     """
 
     alpha: float
@@ -46,7 +46,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gain:
+class PrintedGain:
     """Dual over baseline as Table I prints it, percentage points."""
 
     student: str
@@ -89,8 +89,8 @@ TABLE_1 = (
     Accuracy(label="dual student", method=DUAL, student=MOBILENET_V2, top1=81.46, top5=95.54),
 )
 TABLE_1_GAINS = (
-    Gain(student=RESNET18, top1=2.04, top5=1.82),
-    Gain(student=MOBILENET_V2, top1=0.92, top5=1.00),
+    PrintedGain(student=RESNET18, top1=2.04, top5=1.82),
+    PrintedGain(student=MOBILENET_V2, top1=0.92, top5=1.00),
 )
 TABLE_2_EPOCHS = 50
 TABLE_2 = (
@@ -130,7 +130,7 @@ SETTINGS: tuple[tuple[str, str, object], ...] = (
     ("loss.kl", "direction of the divergence", "reverse"),
     ("loss.label_smoothing", "label smoothing", 0.0),
 )
-"""(key of a recipe, words for it, the paper's value): what may move a result by a little."""
+"""(key of the recipe, its description, the paper's value)"""
 STUDENT_SETTINGS: tuple[tuple[str, str, object], ...] = (
     ("lr", "learning rate", 0.1),
     ("momentum", "momentum", 0.9),
@@ -146,7 +146,7 @@ NOTE_GAINS = (
 )
 NOTE_MIXED = (
     "The paper does not print α and β of every row. From “+ uncertainty weight” to “+ peers” α and β change too, "
-    "so its last gain mixes two causes."
+    "so its last gain has two causes."
 )
 NOTE_ENTROPY = (
     "The paper prints a mean entropy of 4.533 of at most 4.605 nats beside a mean weight of 0.816. Its own formula contradicts "

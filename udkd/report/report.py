@@ -1,4 +1,4 @@
-"""RUN/report: one page that shows what can be seen of a run, and its figures as PNG files."""
+"""RUN/report: one page on a run, and its figures as PNG files."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,8 @@ from typing import Any
 from udkd.report import calibration, certainty, comparison, curves, disagreement, gallery, style, tables, weight_errors
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Facts, Note, Page, Section, render
-from udkd.report.text import count, listed
+from udkd.report.text import comma_list, count
+from udkd.training.run_folder import flat
 from udkd.utils.files import FolderLock, write_bytes, write_text
 
 FIGURES = (
@@ -18,15 +19,15 @@ FIGURES = (
     *("surest.png", "least-sure.png", "reliability-*.png", "agreement.png", "disagreement-?.png", "gain-by-weight.png"),
     *("classes-?-?.png", "gain-classes-?.png", "failures-?.png"),
 )
-"""Patterns of all figures a report may have; one that a new report lacks is removed, so that none is older than the page."""
+"""Patterns of all figures of a report; those that a new report lacks are removed, so that none is older than the page."""
 
 
 def write_report(inputs: ReportInputs) -> Path:
     """Write OUT/index.html and its figures; equal inputs give equal bytes. Returns the page's path.
 
-    Raises BusyError while another process writes there: page and figures are of one report.
+    Raises BusyError while another process writes there, so that page and figures are of one report.
     """
-    found = [
+    possible = [
         tables.result_section(inputs),
         comparison.section(inputs),
         curves.section(inputs),
@@ -39,7 +40,7 @@ def write_report(inputs: ReportInputs) -> Path:
         tables.paper_section(inputs),
         _provenance(inputs),
     ]
-    sections = [section for section in found if section is not None]
+    sections = [section for section in possible if section is not None]
     page = Page(title=inputs.name, subtitle=_subtitle(inputs), lead=_lead(inputs), sections=sections)
     inputs.out.mkdir(parents=True, exist_ok=True)
     figures = {name: data for section in sections for name, data in section.files().items()}
@@ -56,14 +57,14 @@ def write_report(inputs: ReportInputs) -> Path:
 
 def _subtitle(inputs: ReportInputs) -> str:
     facts, recipe = inputs.data, inputs.recipe
-    parts = [listed(inputs.student_names)]
+    parts = [comma_list(inputs.student_names)]
     if recipe.needs_teacher:
-        architecture = (inputs.teacher or {}).get("architecture") or "a teacher"
-        parts[0] += f", taught by {architecture}"
+        architecture = (inputs.teacher or {}).get("architecture") or "unknown"
+        parts[0] += f", teacher {architecture}"
     if facts is not None:
         parts.append(f"{facts.num_classes} classes, {facts.train_images:,} + {facts.val_images:,} images")
-    done, wanted = len(inputs.metrics), recipe.train.epochs
-    epochs = count(wanted, "epoch") if done == wanted else f"{done} of {count(wanted, 'epoch')}"
+    done, planned = len(inputs.metrics), recipe.train.epochs
+    epochs = count(planned, "epoch") if done == planned else f"{done} of {count(planned, 'epoch')}"
     return " · ".join([*parts, f"{recipe.views.size_px} px", epochs])
 
 
@@ -71,20 +72,20 @@ def _lead(inputs: ReportInputs) -> str:
     """The result in one sentence."""
     results, _ = tables.results_of(inputs)
     if not results:
-        return "Nothing is measured yet."
+        return "There are no results yet."
     students = [f"{result.name} {result.top1:.1f} %" for result in results if result.kind == "student"]
-    told = f"Top-1: {listed(students)}"
+    text = f"Top-1: {comma_list(students)}"
     for result in results:
         if result.kind != "student":
-            who = "averaged" if result.kind == "average" else "the teacher"
-            told += f"; {who} {result.top1:.1f} %"
+            name = "averaged" if result.kind == "average" else "the teacher"
+            text += f"; {name} {result.top1:.1f} %"
     classes = (inputs.evaluation or {}).get("num_classes") or (inputs.data.num_classes if inputs.data else None)
-    told += f". Chance is {100 / classes:.3g} %." if classes else "."
-    return f"{told} {comparison.lead(inputs)}".strip()
+    text += f". Chance is {100 / classes:.3g} %." if classes else "."
+    return f"{text} {comparison.lead(inputs)}".strip()
 
 
 def _no_predictions(inputs: ReportInputs) -> Section | None:
-    """What stands where the analysis would, image by image."""
+    """The section in place of the analysis by image, where there are no predictions."""
     if inputs.predictions is not None:
         return None
     why = inputs.why_no_predictions or "udkd eval has not run"
@@ -93,7 +94,7 @@ def _no_predictions(inputs: ReportInputs) -> Section | None:
 
 
 def _provenance(inputs: ReportInputs) -> Section:
-    """Everything needed to make the run again."""
+    """Everything needed to repeat the run."""
     blocks: list[Any] = []
     if inputs.why_no_data:
         blocks.append(Note(text=inputs.why_no_data, missing=True))
@@ -105,22 +106,15 @@ def _provenance(inputs: ReportInputs) -> Section:
     if inputs.teacher is not None:
         blocks.append(Facts(title="Teacher", facts=_pairs(inputs.teacher, ())))
     blocks.append(Facts(title="Full recipe", text=json.dumps(inputs.recipe.to_dict(), indent=2, ensure_ascii=False)))
-    return Section(anchor="provenance", title="How to make it again", blocks=blocks)
+    return Section(anchor="provenance", title="How to reproduce it", blocks=blocks)
 
 
 def _pairs(values: Mapping[str, Any], without: tuple[str, ...]) -> list[tuple[str, str]]:
-    plain = {name: value for name, value in values.items() if name not in without}
-    if "classes" in plain:
-        plain["classes"] = len(plain["classes"])
-    return [(name.replace("_", " ").replace(".", " · "), _text(value)) for name, value in _flat(plain).items()]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted path; a list stays one value."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
-    return found
+    shown = {name: value for name, value in values.items() if name not in without}
+    if "classes" in shown:
+        shown["classes"] = len(shown["classes"])
+    pairs = flat(shown, lists=False).items()
+    return [(name.replace("_", " ").replace(".", " · "), _text(value)) for name, value in pairs]
 
 
 def _text(value: object) -> str:

@@ -1,7 +1,7 @@
-"""Colours for light and dark, and how a drawing becomes an SVG that follows them and a PNG.
+"""Light and dark colours, and rendering of a figure as an SVG that follows them and as a PNG.
 
-An SVG is drawn once in stand-in colours, each of which is then replaced by a CSS variable: the page's colour scheme
-decides, without a second figure. The hues stay apart in the common kinds of colour blindness; lines also differ in marker.
+An SVG is drawn once in placeholder colours, each of which is then replaced by a CSS variable, so that one figure serves both
+colour schemes. The hues are distinguishable in the common kinds of colour blindness; lines also differ in marker.
 """
 
 import io
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
-from udkd.report.page import Picture
+from udkd.report.page import Plot
 from udkd.utils.printable import printable_lines
 
 NUM_STUDENT_COLOURS = 6
@@ -33,8 +33,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 class Palette:
     """Colours by role.
 
-    paper: the ground. ink: text and the average. soft: secondary text. rule: axes and grid. fill: bars. mark: what stands
-    out in bars. students: one each, again from the start when they run out.
+    paper: background. ink: text and the students' average. soft: secondary text. rule: axes and grid. fill: bars. mark:
+    highlights in bars. students: one each, repeating from the start.
     """
 
     paper: str
@@ -72,7 +72,7 @@ DARK = Palette(
     mark="#c3ced8",
     students=("#62b4f0", "#ff9a57", "#45cfa0", "#f08fc4", "#dfc04a", "#aba0ff"),
 )
-_STAND_IN = Palette(
+_PLACEHOLDERS = Palette(
     paper="#fe0001",
     ink="#fe0002",
     soft="#fe0003",
@@ -86,7 +86,7 @@ Draw = Callable[[Figure, Palette], None]
 
 
 def css() -> str:
-    """The variables of both palettes; dark where the reader's system says so."""
+    """The variables of both palettes; dark by the browser's prefers-color-scheme."""
 
     def variables(palette: Palette) -> str:
         return " ".join(f"--{name}: {colour};" for name, colour in palette.roles().items())
@@ -97,27 +97,27 @@ def css() -> str:
     )
 
 
-def picture(name: str, title: str, caption: str, draw: Draw, *, height: float = 2.9) -> Picture:
-    """Draw a figure 4.4 inches wide and `height` high, for the page and as a file."""
-    return Picture(name=name, title=title, caption=caption, svg=svg(name, caption, draw, height), png=png(draw, height))
+def plot(name: str, title: str, caption: str, draw: Draw, *, height: float = 2.9) -> Plot:
+    """Draw a figure, 4.4 inches wide and `height` inches high, for the page and as a file."""
+    return Plot(name=name, title=title, caption=caption, svg=svg(name, caption, draw, height), png=png(draw, height))
 
 
 def svg(name: str, caption: str, draw: Draw, height: float) -> str:
-    """An SVG element whose colours are CSS variables; the same drawing gives the same text."""
-    text = _drawn(draw, _STAND_IN, height, "svg", salt=name).decode()
+    """An SVG element whose colours are CSS variables; deterministic. caption: its aria-label."""
+    text = _drawn(draw, _PLACEHOLDERS, height, "svg", salt=name).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # matplotlib's style rule would hold for the whole page, its numbered ids would repeat from figure to figure.
+    # matplotlib's style rule would apply to the whole page, and its numbered ids would repeat from figure to figure.
     text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[A-Za-z0-9._]+_[0-9]+"', "", text)
-    for role, colour in _STAND_IN.roles().items():
+    for role, colour in _PLACEHOLDERS.roles().items():
         text = text.replace(colour, f"var(--{role})")
     text = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", text, count=1)
     return text.replace("<svg ", f'<svg role="img" aria-label="{_attribute(caption)}" ', 1).strip()
 
 
 def png(draw: Draw, height: float, width: float = 4.4) -> bytes:
-    """The drawing in light colours, 200 dots per inch."""
+    """The figure in light colours, 200 dots per inch; height and width in inches."""
     return _drawn(draw, LIGHT, height, "png", salt="png", width=width)
 
 
@@ -125,7 +125,7 @@ def _drawn(draw: Draw, palette: Palette, height: float, kind: str, *, salt: str,
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": salt,
-        "text.parse_math": False,  # class names are text, whatever dollars they hold
+        "text.parse_math": False,  # class names may contain dollar signs
         "font.family": ["DejaVu Sans"],
         "font.size": 9,
         "axes.titlesize": 9,
@@ -156,9 +156,9 @@ def _drawn(draw: Draw, palette: Palette, height: float, kind: str, *, salt: str,
     }
     buffer = io.BytesIO()
     with mpl.rc_context(settings), warnings.catch_warnings():
-        # A class name may hold signs the drawing font lacks; in the page the reader's own fonts show them.
+        # A class name may hold characters that the figure's font lacks; the browser's fonts show them in the page.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # names that leave no room
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # long names can leave no room
         figure = Figure(
             figsize=(width, height),
             dpi=72 if kind == "svg" else 200,
@@ -167,7 +167,7 @@ def _drawn(draw: Draw, palette: Palette, height: float, kind: str, *, salt: str,
         )
         draw(figure, palette)
         _escape_texts(figure)
-        if kind == "svg":  # not savefig, which draws everything twice, the first time for the layout that drawing makes anyway
+        if kind == "svg":  # not savefig, which draws everything twice, first for the layout
             FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
         else:
             FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
@@ -175,11 +175,11 @@ def _drawn(draw: Draw, palette: Palette, height: float, kind: str, *, salt: str,
 
 
 def _escape_texts(figure: Figure) -> None:
-    """Whatever the drawing writes: XML takes no control characters, and a name of megabytes would be laid out for minutes."""
+    """Escape and shorten all texts: XML has no control characters, and the layout of a name of megabytes takes minutes."""
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             formatter = axis.get_major_formatter()
-            if isinstance(formatter, FuncFormatter):  # of set_xticks with labels: it sets the texts when they are drawn
+            if isinstance(formatter, FuncFormatter):  # set_xticks with labels: the texts are set at drawing time
                 axis.set_major_formatter(FuncFormatter(partial(_tick_label, formatter)))
     for text in _texts(figure):
         text.set_text(_label(text.get_text()))
@@ -193,8 +193,8 @@ def _texts(artist: Artist) -> Iterator[Text]:
         yield from _texts(part)
 
 
-def _tick_label(formatter: FuncFormatter, value: float, place: int | None) -> str:
-    return _label(formatter(value, place))
+def _tick_label(formatter: FuncFormatter, value: float, position: int | None) -> str:
+    return _label(formatter(value, position))
 
 
 def _label(text: str) -> str:

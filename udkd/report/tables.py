@@ -1,27 +1,26 @@
-"""The result, and the paper's four tables beside what this run can put into them.
+"""The result, and the paper's four tables beside this run's numbers.
 
-A run fills a row only where its students and its loss are that row's; everything else stays a gap.
+A run fills a row only if it has that row's students and loss; the other cells stay empty.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 from typing import Any, Literal
 
 from udkd.report import paper
-from udkd.report.curves import METHODS
+from udkd.report.curves import METHOD_TITLES
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Group, Note, Row, Section, Table
 from udkd.report.style import NUM_STUDENT_COLOURS
-from udkd.report.text import capital_free, count, listed, sentence
-from udkd.training.run_folder import flat
+from udkd.report.text import comma_list, count, sentence, setting_text
+from udkd.training.run_folder import epoch_seconds, flat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """One line of the result table. top1, top5: percent. parameters: None where unknown."""
+class AccuracyRow:
+    """A row of the result table. top1, top5: percent. parameters: None where unknown."""
 
     name: str
     kind: Literal["student", "average", "teacher"]
@@ -30,8 +29,8 @@ class Result:
     parameters: int | None
 
 
-def result_table(evaluation: Mapping[str, Any]) -> list[Result]:
-    """eval.json's values as lines: each student, the averaged probabilities of several students, the teacher if it is there."""
+def accuracy_rows(evaluation: Mapping[str, Any]) -> list[AccuracyRow]:
+    """The rows of eval.json's values: each student, the average of several students, the teacher if it was evaluated."""
     students = [_result(student["name"], "student", student) for student in evaluation["students"]]
     if len(students) > 1:
         students.append(_result("students averaged", "average", evaluation["ensemble"]))
@@ -40,16 +39,16 @@ def result_table(evaluation: Mapping[str, Any]) -> list[Result]:
 
 
 def standard_error(top1: float, num_samples: int) -> float:
-    """Of an accuracy in percent over that many images, in percentage points (binomial)."""
+    """Binomial standard error of an accuracy in percent over that many images, in percentage points."""
     return math.sqrt(top1 * (100 - top1) / num_samples)
 
 
 def result_section(inputs: ReportInputs) -> Section:
-    """The run's own result and what it is worth."""
+    """The run's own result and its uncertainty."""
     blocks: list[Block] = []
     results, origin = results_of(inputs)
     if not results:
-        blocks.append(Note(text="Nothing is measured yet: no epoch is finished and udkd eval has not run.", missing=True))
+        blocks.append(Note(text="There are no results yet: no epoch is finished and udkd eval has not run.", missing=True))
         return Section(anchor="result", title="Result", blocks=blocks)
     rows, students = [], 0
     hues = {"average": "ink", "teacher": "soft"}
@@ -62,42 +61,42 @@ def result_section(inputs: ReportInputs) -> Section:
         students += is_student
     head = ("", "top-1 %", "top-5 %", "parameters")
     blocks.append(
-        Table(name="accuracy", title="Validation accuracy", head=head, rows=rows, caption=_worth(inputs, results, origin))
+        Table(name="accuracy", title="Validation accuracy", head=head, rows=rows, caption=_origin_text(inputs, results, origin))
     )
     if inputs.evaluation is None:
-        text = "udkd eval has not run: the figures are the last epoch's, without parameters and teacher."
+        text = "udkd eval has not run: the numbers are of the last epoch, without parameters and teacher."
         blocks.append(Note(text=text, missing=True))
     elif not inputs.evaluation.get("teacher") and inputs.teacher:
-        text = "The teacher's row is missing: udkd eval was not told where the teacher lies (--teacher)."
+        text = "The teacher's row is missing: udkd eval ran without --teacher."
         blocks.append(Note(text=text, missing=True))
     return Section(anchor="result", title="Result", blocks=blocks)
 
 
-def results_of(inputs: ReportInputs) -> tuple[list[Result], str]:
-    """eval.json's lines, else those of the last epoch, and where they are from."""
+def results_of(inputs: ReportInputs) -> tuple[list[AccuracyRow], str]:
+    """The rows of eval.json, else of the last epoch, and a text on their origin."""
     if inputs.evaluation is not None:
-        return result_table(inputs.evaluation), "the newest checkpoint"
+        return accuracy_rows(inputs.evaluation), "the newest checkpoint"
     if not inputs.metrics:
         return [], ""
     last = inputs.metrics[-1]
     rows = zip(inputs.student_names, last["val"]["students"], strict=True)
-    named = [dict(student) | {"name": name} for name, student in rows if student is not None]  # None has not joined yet
-    return result_table({"students": named, "ensemble": last["val"]["ensemble"]}), f"epoch {last['epoch']}"
+    named = [dict(student) | {"name": name} for name, student in rows if student is not None]  # None: not started yet
+    return accuracy_rows({"students": named, "ensemble": last["val"]["ensemble"]}), f"epoch {last['epoch']}"
 
 
 def paper_section(inputs: ReportInputs) -> Section:
     """Tables I to IV."""
     blocks: list[Block] = [Note(text=text) for text in comparability(inputs)]
     blocks += [table_1(inputs), table_2(inputs), table_3(inputs), table_4(inputs)]
-    return Section(anchor="paper", title="Beside the paper’s tables", blocks=blocks)
+    return Section(anchor="paper", title="Comparison with the paper’s tables", blocks=blocks)
 
 
 def comparability(inputs: ReportInputs) -> list[str]:
-    """Sentences on what keeps this run's figures from being held against the paper's."""
+    """Sentences on why this run's numbers cannot be compared with the paper's."""
     recipe, facts = inputs.recipe, inputs.data
     reasons = []
     if facts is None:
-        reasons.append("other images, for all that is known (the dataset folder is not there)")
+        reasons.append("possibly other images (the dataset folder is missing)")
     elif not facts.imagenet100:
         images = f"{facts.num_classes} classes, {count(facts.train_images, 'training image')}"
         reasons.append(f"other images ({images}) than ImageNet-100’s {paper.TRAIN_IMAGES:,} in {paper.NUM_CLASSES} classes")
@@ -113,15 +112,15 @@ def comparability(inputs: ReportInputs) -> list[str]:
     teacher = (inputs.teacher or {}).get("architecture")
     if teacher not in (None, paper.RESNET50):
         reasons.append(f"{teacher} as the teacher instead of {paper.TITLES[paper.RESNET50]}")
-    device = inputs.provenance.get("hardware", {}).get("device", "hardware that was not recorded")
+    device = inputs.provenance.get("hardware", {}).get("device", "unrecorded hardware")
     first = (
-        f"Not comparable with the paper’s figures: this run had {listed(reasons)}."
+        f"Not comparable with the paper’s numbers: this run had {comma_list(reasons)}."
         if reasons
-        else "Images, resolution, epochs and teacher are the paper’s; it gives no seeds and no spread, and this is one seed."
+        else "Images, resolution, epochs and teacher are the paper’s; it reports no seeds and no spread, and this is one seed."
     )
-    second = f"It ran on {device}. {paper.NOTE_HARDWARE} A dash is what one run of these settings cannot fill."
+    second = f"It ran on {device}. {paper.NOTE_HARDWARE} Dashes: values that one run with these settings cannot give."
     settings = _other_settings(inputs)
-    third = [f"Settings that differ from the paper’s besides: {'; '.join(settings)}."] if settings else []
+    third = [f"Other settings that differ from the paper’s (in brackets): {'; '.join(settings)}."] if settings else []
     return [f"{first} {second}", *third]
 
 
@@ -129,9 +128,10 @@ def table_1(inputs: ReportInputs) -> Table:
     """Accuracy of baseline and dual students."""
     rows = []
     for entry in paper.TABLE_1:
-        own = _accuracy(inputs, entry.method, entry.student)
-        cells = (f"{entry.top1:.2f}", f"{entry.top5:.2f}", *(f"{value:.2f}" if own else None for value in own or (0.0, 0.0)))
-        rows.append(Row(label=f"{entry.label}, {paper.TITLES[entry.student]}", cells=cells, strong=own is not None))
+        result = _accuracy(inputs, entry.method, entry.student)
+        run_cells = (None, None) if result is None else (f"{result[0]:.2f}", f"{result[1]:.2f}")
+        cells = (f"{entry.top1:.2f}", f"{entry.top5:.2f}", *run_cells)
+        rows.append(Row(label=f"{entry.label}, {paper.TITLES[entry.student]}", cells=cells, strong=result is not None))
     for gain in paper.TABLE_1_GAINS:
         cells = (f"+{gain.top1:.2f}", f"+{gain.top5:.2f}", None, None)
         rows.append(Row(label=f"gain as printed, {paper.TITLES[gain.student]}", cells=cells))
@@ -141,7 +141,7 @@ def table_1(inputs: ReportInputs) -> Table:
         head=("", "top-1", "top-5", "top-1", "top-5"),
         groups=(Group(label="paper", span=2), Group(label="this run", span=2)),
         rows=rows,
-        caption=_filled(inputs, rows, "A gain needs a baseline run beside the dual one, which one run does not hold."),
+        caption=_filled(inputs, rows, "A gain needs a baseline run besides the dual one."),
         notes=(paper.NOTE_GAINS,),
     )
 
@@ -154,13 +154,13 @@ def table_2(inputs: ReportInputs) -> Table:
     for entry in paper.TABLE_2:
         dual = len(entry.students) > 1
         peers = inputs.recipe.loss.gamma > 0
-        same = sorted(architectures) == sorted(entry.students) and _taught(inputs) and (peers or not dual)
-        same = same and not beyond(inputs)
-        own = f"{hours:.3g}" if same and hours is not None else None
+        same = sorted(architectures) == sorted(entry.students) and inputs.recipe.needs_teacher and (peers or not dual)
+        same = same and not extra_settings(inputs)
+        run_hours = f"{hours:.3g}" if same and hours is not None else None
         ratio = "" if entry.ratio is None else f"{entry.ratio:.2f}×"
-        rows.append(Row(label=entry.label, cells=(f"{entry.hours:.2f}", ratio, own, None), strong=own is not None))
+        rows.append(Row(label=entry.label, cells=(f"{entry.hours:.2f}", ratio, run_hours, None), strong=run_hours is not None))
     both = Row(label="dual against both singles together", cells=("", f"{paper.TABLE_2_RATIO_OF_BOTH}×", "", None))
-    source = {"cache": "from the cache, whose building is not counted", "live": "asked live", "none": "absent"}
+    source = {"cache": "cached, without the time to build the cache", "live": "live", "none": "absent"}
     note = (
         f"This run: {paper.TABLE_2_EPOCHS} × the median epoch of {len(inputs.metrics)}, training steps alone, "
         f"without validation; the teacher is {source[inputs.recipe.teacher.source]}."
@@ -177,33 +177,34 @@ def table_2(inputs: ReportInputs) -> Table:
 
 
 def table_3(inputs: ReportInputs) -> Table:
-    """What each part of the loss adds."""
+    """Accuracy by the terms of the loss."""
     rows = []
     for entry in paper.TABLE_3:
-        own = [_accuracy(inputs, entry.method, student) for student in paper.STUDENTS]
-        cells = (*(f"{value:.1f}" for value in entry.top1), *(None if value is None else f"{value[0]:.1f}" for value in own))
-        rows.append(Row(label=entry.label, detail=_symbols(entry.method), cells=cells, strong=any(own)))
+        results = [_accuracy(inputs, entry.method, student) for student in paper.STUDENTS]
+        run_cells = (None if result is None else f"{result[0]:.1f}" for result in results)
+        cells = (*(f"{top1:.1f}" for top1 in entry.top1), *run_cells)
+        rows.append(Row(label=entry.label, detail=_symbols(entry.method), cells=cells, strong=any(results)))
     titles = tuple(paper.TITLES[student] for student in paper.STUDENTS)
     return Table(
         name="table-3",
-        title="Table III: top-1, %, by parts of the loss",
+        title="Table III: top-1, %, by terms of the loss",
         head=("", *titles, *titles),
         groups=(Group(label="paper", span=2), Group(label="this run", span=2)),
         rows=rows,
         caption=_filled(inputs, rows),
-        notes=(paper.NOTE_MIXED, "A question mark: the paper does not print these; the row above’s are taken."),
+        notes=(paper.NOTE_MIXED, "Question marks: not printed in the paper; taken from the row above."),
     )
 
 
 def table_4(inputs: ReportInputs) -> Table:
-    """Parameters. Networks that the paper does not list follow its own."""
-    own = _parameters(inputs)
+    """Number of parameters; last, networks that the paper does not list."""
+    parameters = _parameters(inputs)
     teacher = (inputs.evaluation or {}).get("teacher")
     largest = int(teacher["parameters"]) if teacher else None
     rows = []
     printed = {entry.architecture: (f"{entry.millions:.1f} M", f"{entry.ratio:.2f}×") for entry in paper.TABLE_4}
-    for architecture in [*printed, *(name for name in own if name not in printed)]:
-        number = own.get(architecture)
+    for architecture in [*printed, *(name for name in parameters if name not in printed)]:
+        number = parameters.get(architecture)
         cells = (
             *printed.get(architecture, ("", "")),
             None if number is None else f"{number / 1e6:.2f} M",
@@ -211,90 +212,80 @@ def table_4(inputs: ReportInputs) -> Table:
         )
         rows.append(Row(label=paper.TITLES.get(architecture, architecture), cells=cells, strong=number is not None))
     classes = (inputs.evaluation or {}).get("num_classes")
-    heads = f"; this run’s have {classes}, hence smaller last layers" if classes and classes != 1000 else ""
+    note = f"; this run’s have {classes}, hence smaller last layers" if classes and classes != 1000 else ""
     return Table(
         name="table-4",
-        title="Table IV: parameters, and how many times fewer than the teacher’s",
+        title="Table IV: parameters, and the teacher’s as a multiple of them",
         head=("", "parameters", "fewer", "parameters", "fewer"),
         groups=(Group(label="paper", span=2), Group(label="this run", span=2)),
         rows=rows,
-        caption=f"The paper counts networks of 1,000 classes{heads}.",
+        caption=f"The paper counts networks with 1,000 classes{note}.",
     )
 
 
 def hours_for(inputs: ReportInputs, epochs: int) -> float | None:
-    """Hours of training steps for that many epochs, from the median epoch.
-
-    Steps and images/s give an epoch's time; `seconds` alone would be too short for an epoch that was resumed in the middle.
-    """
-    steps = [0, *(int(row["step"]) for row in inputs.metrics)]
-    images = [inputs.recipe.train.batch_size * (after - before) for before, after in pairwise(steps)]
-    seconds = [number / row["images_per_s"] for number, row in zip(images, inputs.metrics, strict=True)]
+    """Hours of training steps for that many epochs, from the median epoch; None without epochs."""
+    seconds = epoch_seconds(inputs.metrics, inputs.recipe.train.batch_size)
     return epochs * median(seconds) / 3600 if seconds else None
 
 
-def fits(inputs: ReportInputs, method: paper.Method) -> bool:
-    """Whether the run's loss is a row's: alpha, beta, gamma and weight; gamma counts only where there are peers.
+def matches_method(inputs: ReportInputs, method: paper.Method) -> bool:
+    """Whether the run's loss is that of a row: alpha, beta, gamma (only with peers) and sample weight.
 
-    No row of the paper has a further term, weights of the loss that move, students that count differently, join later or
-    start part-trained, or weights of samples that are another's, everyone's mean or divided by it.
+    No row of the paper has anything in `extra_settings` or a control of the sample weights.
     """
     loss = inputs.recipe.loss
     gamma = loss.gamma if len(inputs.recipe.students) > 1 else 0.0
     pairs = ((loss.alpha, method.alpha), (loss.beta, method.beta), (gamma, method.gamma))
-    same = all(math.isclose(own, wanted) for own, wanted in pairs)
-    return same and not beyond(inputs) and (method.weight is None or loss.sample_weighting.text == method.weight)
+    same = all(math.isclose(value, printed) for value, printed in pairs)
+    return same and not extra_settings(inputs) and (method.weight is None or loss.sample_weighting.text == method.weight)
 
 
-def beyond(inputs: ReportInputs) -> list[str]:
-    """What the run's loss and students have that no row of the paper has, in words."""
+def extra_settings(inputs: ReportInputs) -> list[str]:
+    """Texts on what the run's loss and students have that no row of the paper has."""
     recipe, loss = inputs.recipe, inputs.recipe.loss
-    found = [f"a term of {METHODS[loss.method]}"] if loss.max_weights[3] else []
-    found += [f"{name} → {moves.to:g}, {moves.kind}" for name, moves in loss.scheduled.items()]
-    found += [f"hard labels by the {loss.label_loss} loss"] if loss.label_loss != "cross_entropy" else []
+    texts = [f"a term of {METHOD_TITLES[loss.method]}"] if loss.max_weights[3] else []
+    texts += [f"{name} → {schedule.to:g}, {schedule.kind}" for name, schedule in loss.scheduled.items()]
+    texts += [f"hard labels by the {loss.label_loss} loss"] if loss.label_loss != "cross_entropy" else []
     if recipe.needs_teacher and recipe.teacher.estimator != "plain":
-        found.append(f"targets of {recipe.teacher.estimator.replace('_', ' ')}")
+        texts.append(f"targets of {recipe.teacher.estimator.replace('_', ' ')}")
     for name, student in zip(inputs.student_names, recipe.students, strict=True):
-        found += [f"{name} counts {student.loss_weight:g} times"] if student.loss_weight != 1 else []
-        found += [f"{name} joins after {count(student.start_epoch, 'epoch')}"] if student.start_epoch else []
-        found += [f"{name} starts part-trained"] if student.init_from else []
-    return found
+        texts += [f"{name} with loss weight {student.loss_weight:g}"] if student.loss_weight != 1 else []
+        texts += [f"{name} starts after {count(student.start_epoch, 'epoch')}"] if student.start_epoch else []
+        texts += [f"{name} starts from trained weights"] if student.init_from else []
+    return texts
 
 
 def _accuracy(inputs: ReportInputs, method: paper.Method, student: str) -> tuple[float, float] | None:
     """The run's top-1 and top-5 for a row, percent, or None where it cannot fill it.
 
-    With peers the company counts: both of the paper's students and no other. Without, each student learns alone.
+    With peers the run must have exactly the paper's two students; without, each student trains independently.
     """
     architectures = _architectures(inputs)
     alone = method.gamma == 0
-    if not fits(inputs, method) or architectures.count(student) != 1:
+    if not matches_method(inputs, method) or architectures.count(student) != 1:
         return None
     if not alone and sorted(architectures) != sorted(paper.STUDENTS):
         return None
     results = [result for result in results_of(inputs)[0] if result.kind == "student"]
     if not results:
         return None
-    own = results[architectures.index(student)]
-    return own.top1, own.top5
+    result = results[architectures.index(student)]
+    return result.top1, result.top5
 
 
 def _parameters(inputs: ReportInputs) -> dict[str, int]:
     """Parameters by architecture, the teacher's first."""
     evaluation = inputs.evaluation or {"students": []}
     teacher = evaluation.get("teacher")
-    found = {teacher["name"]: int(teacher["parameters"])} if teacher else {}
+    parameters = {teacher["name"]: int(teacher["parameters"])} if teacher else {}
     for architecture, student in zip(_architectures(inputs), evaluation["students"], strict=False):
-        found.setdefault(architecture, int(student["parameters"]))
-    return found
+        parameters.setdefault(architecture, int(student["parameters"]))
+    return parameters
 
 
 def _architectures(inputs: ReportInputs) -> list[str]:
     return [student.architecture for student in inputs.recipe.students]
-
-
-def _taught(inputs: ReportInputs) -> bool:
-    return inputs.recipe.needs_teacher
 
 
 def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
@@ -303,10 +294,10 @@ def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
     method = paper.Method(
         alpha=loss.alpha, beta=loss.beta, gamma=gamma, weight=loss.sample_weighting.text if loss.max_weights[1] else None
     )
-    more_of_it = "".join(f", {part}" for part in beyond(inputs))
-    told = f"This run ({_symbols(method)}{more_of_it}; {listed(inputs.student_names)})"
-    told += " stands in the rows in bold." if any(row.strong for row in rows) else " is none of these rows."
-    return f"{told} {more}".strip()
+    extra = "".join(f", {part}" for part in extra_settings(inputs))
+    text = f"This run ({_symbols(method)}{extra}; {comma_list(inputs.student_names)})"
+    text += " is in the rows in bold." if any(row.strong for row in rows) else " is in none of these rows."
+    return f"{text} {more}".strip()
 
 
 def _symbols(method: paper.Method) -> str:
@@ -315,25 +306,25 @@ def _symbols(method: paper.Method) -> str:
     if method.weight is None:
         return weights
     kind, *controls = method.weight.split(", ")
-    said = {"entropy": "w", "constant": "1"}.get(kind, kind.replace("_", " "))
-    return f"{weights}, weight {', '.join([said, *controls])}"
+    symbol = {"entropy": "w", "constant": "1"}.get(kind, kind.replace("_", " "))
+    return f"{weights}, weight {', '.join([symbol, *controls])}"
 
 
 def _other_settings(inputs: ReportInputs) -> list[str]:
     values = flat(inputs.recipe.to_dict())
     nested = inputs.recipe.to_dict()
-    found = []
-    for key, words, printed in paper.SETTINGS:
-        own = _at(nested, key)
-        if own != printed:
-            found.append(f"{words} {capital_free(own)} ({capital_free(printed)})")
-    for key, words, printed in paper.STUDENT_SETTINGS:
-        own_all = list(dict.fromkeys(values[f"students.{index}.{key}"] for index in range(len(inputs.recipe.students))))
-        if own_all != [printed]:
-            found.append(f"{words} {' and '.join(capital_free(own) for own in own_all)} ({capital_free(printed)})")
-    if _taught(inputs) and inputs.recipe.teacher.views == "eval":
-        found.append("the teacher sees each image’s evaluation view (the students’ views)")
-    return found
+    texts = []
+    for key, name, printed in paper.SETTINGS:
+        value = _at(nested, key)
+        if value != printed:
+            texts.append(f"{name} {setting_text(value)} ({setting_text(printed)})")
+    for key, name, printed in paper.STUDENT_SETTINGS:
+        different = list(dict.fromkeys(values[f"students.{index}.{key}"] for index in range(len(inputs.recipe.students))))
+        if different != [printed]:
+            texts.append(f"{name} {' and '.join(map(setting_text, different))} ({setting_text(printed)})")
+    if inputs.recipe.needs_teacher and inputs.recipe.teacher.views == "eval":
+        texts.append("the teacher sees each image’s evaluation view (the students’ views)")
+    return texts
 
 
 def _at(values: Mapping[str, Any], path: str) -> Any:
@@ -342,19 +333,19 @@ def _at(values: Mapping[str, Any], path: str) -> Any:
     return values
 
 
-def _result(name: str, kind: Literal["student", "average", "teacher"], values: Mapping[str, Any]) -> Result:
-    return Result(name=name, kind=kind, top1=values["top1"], top5=values["top5"], parameters=values.get("parameters"))
+def _result(name: str, kind: Literal["student", "average", "teacher"], values: Mapping[str, Any]) -> AccuracyRow:
+    return AccuracyRow(name=name, kind=kind, top1=values["top1"], top5=values["top5"], parameters=values.get("parameters"))
 
 
-def _worth(inputs: ReportInputs, results: Sequence[Result], origin: str) -> str:
-    """What the figures are and how far one run carries."""
+def _origin_text(inputs: ReportInputs, results: Sequence[AccuracyRow], origin: str) -> str:
+    """The origin of the numbers and the uncertainty of one run."""
     images = (inputs.evaluation or {}).get("num_samples") or (inputs.data.val_images if inputs.data else 0)
     seed = inputs.recipe.train.seed
-    told = f"One run, one seed ({seed}), no error bars; measured on {origin}"
+    text = f"One run, one seed ({seed}), no error bars; measured on {origin}"
     if not images:
-        return sentence(told)
+        return sentence(text)
     error = max(standard_error(result.top1, images) for result in results)
     return sentence(
-        f"{told} with {count(images, 'validation image')}, whose number alone leaves a standard error of "
-        f"up to {error:.1f} points on a top-1; another seed adds its own"
+        f"{text} with {count(images, 'validation image')}, whose sampling gives top-1 a standard error of up to {error:.1f} "
+        "points; the variation between seeds comes on top"
     )

@@ -1,4 +1,4 @@
-"""Does a low weight mean that the teacher errs: accuracy by tenths of the weight."""
+"""Does a low weight mean that the teacher is wrong: accuracy by tenths of the weight."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -6,98 +6,96 @@ from numpy.typing import NDArray
 
 from udkd.report.analysis.groups import tenths
 from udkd.report.analysis.separation import separation
-from udkd.report.classifiers import classifiers, dodge, draw_line, legend, share
+from udkd.report.classifiers import accuracy_with_ci, classifiers, dodge, draw_line, legend
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Note, Picture, Pictures, Section
-from udkd.report.style import Palette, picture
-from udkd.report.text import count, listed, percent
+from udkd.report.page import Block, Note, Plot, Plots, Section
+from udkd.report.style import Palette, plot
+from udkd.report.text import comma_list, count, percent
 from udkd.training.predictions import Predictions, Targets
 
 
 def section(inputs: ReportInputs) -> Section | None:
-    """Pictures by tenths, on validation images where the teacher answered them and on training images; None without either."""
-    pictures: list[Picture] = []
+    """Plots by tenths, of validation images with teacher predictions and of training images; None without either."""
+    plots: list[Plot] = []
     blocks: list[Block] = []
     if inputs.predictions is not None and inputs.predictions.val_targets is not None:
-        pictures.append(_validation(inputs.predictions, inputs.predictions.val_targets))
+        plots.append(_validation(inputs.predictions, inputs.predictions.val_targets))
     elif inputs.predictions is not None and inputs.recipe.needs_teacher:
-        text = "What the teacher says of validation images is not known: udkd eval --teacher TEACHER adds it."
+        text = "The teacher’s predictions for the validation images are missing: udkd eval --teacher TEACHER adds them."
         blocks.append(Note(text=text, missing=True))
     if inputs.targets is not None:
-        pictures.append(_training(inputs.targets))
-    if pictures:
-        note = "Bars and whiskers: 95 % intervals of a share (Wilson), for each group alone."
-        blocks = [Pictures(pictures=pictures), *blocks, Note(text=note)]
+        plots.append(_training(inputs.targets))
+    if plots:
+        note = "Whiskers: 95 % intervals of each group’s accuracy (Wilson)."
+        blocks = [Plots(plots=plots), *blocks, Note(text=note)]
     return Section(anchor="weight-errors", title="Does a low weight mean an error?", blocks=blocks) if blocks else None
 
 
-def by_tenths(targets: Targets, right: NDArray[np.bool_]) -> list[tuple[float, float, float]]:
-    """Percent of right guesses and its interval in groups of equal size, the least sure first: ten, or as few as samples."""
-    return [share(right[rows]) for rows in tenths(targets.entropy, targets.ids)]
+def accuracy_by_tenths(targets: Targets, correct: NDArray[np.bool_]) -> list[tuple[float, float, float]]:
+    """Accuracy and its interval, percent, in ten groups of equal size (fewer for fewer samples), the lowest weight first."""
+    return [accuracy_with_ci(correct[rows]) for rows in tenths(targets.entropy, targets.ids)]
 
 
-def told_apart(targets: Targets) -> str:
-    """How well the weight tells the teacher's right guesses from wrong ones, in words."""
-    area = separation(-targets.entropy.astype(np.float64), targets.right)
+def separation_text(targets: Targets) -> str:
+    """A sentence part on how well the weight separates the teacher's correct predictions from wrong ones."""
+    area = separation(-targets.entropy.astype(np.float64), targets.correct)
     if area is None:
-        return "its guesses are all right" if targets.right.all() else "its guesses are all wrong"
-    return f"a right guess has the higher weight than a wrong one with probability {area:.2f} (0.50: the weight says nothing)"
+        return "all its predictions are correct" if targets.correct.all() else "all its predictions are wrong"
+    return f"a correct prediction has a higher weight than a wrong one with probability {area:.2f} (0.50: no information)"
 
 
-def _validation(predictions: Predictions, targets: Targets) -> Picture:
-    asked = classifiers(predictions)
-    lines = [(voice, by_tenths(targets, voice.answers.right(targets.labels))) for voice in asked]
+def _validation(predictions: Predictions, targets: Targets) -> Plot:
+    compared = classifiers(predictions)
+    lines = [(classifier, accuracy_by_tenths(targets, classifier.answers.correct(targets.labels))) for classifier in compared]
     groups = len(lines[0][1])
-    ends = [f"{voice.label} {points[0][0]:.0f} → {percent(points[-1][0], 0)}" for voice, points in lines]
+    ends = [f"{classifier.label} {points[0][0]:.0f} → {percent(points[-1][0], 0)}" for classifier, points in lines]
     caption = (
-        f"{count(len(targets.ids), 'validation image')} by the teacher’s weight, from the least sure "
-        f"{_group(groups)} to the surest: {listed(ends)}. Of the teacher: {told_apart(targets)}."
+        f"Accuracy on {count(len(targets.ids), 'validation image')} by the teacher’s weight, from the lowest {_group(groups)} "
+        f"to the highest: {comma_list(ends)}. The teacher: {separation_text(targets)}."
     )
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.subplots()
-        for rank, (voice, points) in enumerate(lines):
-            places = [dodge(place, rank, len(lines), 0.4) for place in range(1, groups + 1)]
-            draw_line(axes, palette, voice, points, places=places)
+        for rank, (classifier, points) in enumerate(lines):
+            xs = [dodge(x, rank, len(lines), 0.4) for x in range(1, groups + 1)]
+            draw_line(axes, palette, classifier, points, xs=xs)
         axes.set_ylim(0, 104)
         axes.set_yticks(range(0, 101, 20))
         axes.set_xticks(range(1, groups + 1))
         axes.set_xlabel(f"{_group(groups)}s of the validation images, the lowest weight first")
-        axes.set_ylabel("first guess right, %")
+        axes.set_ylabel("accuracy, %")
         legend(axes, palette, len(lines))
 
-    return picture("right-by-weight-val", "New images: who is right where the teacher is unsure", caption, draw, height=3.2)
+    return plot("right-by-weight-val", "Validation images: accuracy by the teacher’s weight", caption, draw, height=3.2)
 
 
-def _training(targets: Targets) -> Picture:
-    points = by_tenths(targets, targets.right)
+def _training(targets: Targets) -> Plot:
+    points = accuracy_by_tenths(targets, targets.correct)
     first, last = points[0], points[-1]
-    parted = first[2] < last[1]
-    told = "lower, as it should be" if parted else "not clearly lower: here a low weight is no sign of error"
+    lower = first[2] < last[1]
+    verdict = "lower, as it should be" if lower else "not clearly lower: a low weight is no sign of an error here"
     caption = (
-        f"Training images: the first guess is right for {percent(first[0], 1)} of the least sure {_group(len(points))} and for "
-        f"{percent(last[0], 1)} of the surest, {told}; {told_apart(targets)}."
+        f"The teacher’s accuracy on training images is {percent(first[0], 1)} in the {_group(len(points))} of lowest "
+        f"weight and {percent(last[0], 1)} in the highest: {verdict}; {separation_text(targets)}."
     )
     if len(points) == 1:
-        caption = f"One training image, on which the teacher is {'right' if targets.right.all() else 'wrong'}."
+        caption = f"One training image, on which the teacher is {'correct' if targets.correct.all() else 'wrong'}."
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.subplots()
-        places = list(range(1, len(points) + 1))
-        axes.bar(places, [value for value, _, _ in points], 0.82, color=palette.fill)
-        axes.vlines(places, [low for _, low, _ in points], [high for _, _, high in points], color=palette.mark, linewidth=1)
-        for place, (value, _, high) in zip(places, points, strict=True):
-            where = (place, max(value, high))
-            axes.annotate(
-                f"{value:.0f}", where, (0, 2), textcoords="offset points", ha="center", fontsize=8, color=palette.soft
-            )
+        xs = list(range(1, len(points) + 1))
+        axes.bar(xs, [value for value, _, _ in points], 0.82, color=palette.fill)
+        axes.vlines(xs, [low for _, low, _ in points], [high for _, _, high in points], color=palette.mark, linewidth=1)
+        for x, (value, _, high) in zip(xs, points, strict=True):
+            top = (x, max(value, high))
+            axes.annotate(f"{value:.0f}", top, (0, 2), textcoords="offset points", ha="center", fontsize=8, color=palette.soft)
         axes.set_ylim(0, 112)
         axes.set_yticks(range(0, 101, 20))
-        axes.set_xticks(places)
+        axes.set_xticks(xs)
         axes.set_xlabel(f"{_group(len(points))}s of the training images, the lowest weight first")
-        axes.set_ylabel("teacher right, %")
+        axes.set_ylabel("teacher’s accuracy, %")
 
-    return picture("right-by-weight", "Training images: is the teacher wrong where it is unsure?", caption, draw, height=3.2)
+    return plot("right-by-weight", "Training images: the teacher’s accuracy by its weight", caption, draw, height=3.2)
 
 
 def _group(groups: int) -> str:

@@ -1,4 +1,4 @@
-"""A study: the same question put to several arms and seeds, and what can be answered.
+"""Studies: arms of a question, repeated with several seeds; their runs, statistics and pages.
 
 It may import udkd.report and what that may.
 """

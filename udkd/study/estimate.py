@@ -1,4 +1,4 @@
-"""What a plan has still to do, and about how long that takes on this machine."""
+"""The work that a plan has left, and about how long it takes on this machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
-from udkd.study.folder import epochs_done, rows_of
+from udkd.study.folder import read_metrics
 from udkd.study.plan import StudyPlan, Trial, teacher_name
 from udkd.study.runner import StudyContext, find_teacher, run_path
 from udkd.teacher.cache.reader import Cache
@@ -18,66 +18,68 @@ from udkd.utils.errors import CacheError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
-    """Something to be done: `done` of `total` epochs (a cache: views), and the seconds of the rest."""
+class WorkItem:
+    """A teacher, cache or run to make: `done` of `total` epochs (cache: views), and the seconds of the rest."""
 
-    what: str
+    kind: str
     detail: str
     done: int
     total: int
     seconds: float
 
 
-def estimate(plan: StudyPlan, site: StudyContext) -> list[Item]:
-    """Teacher, caches and runs, each once, in the order in which they come; speeds are measured on one constant batch."""
-    dataset = DatasetFolder.open(site.data)
+def estimate(plan: StudyPlan, context: StudyContext) -> list[WorkItem]:
+    """Teacher, caches and runs, each once, in the order of their making; speeds are measured on one constant batch."""
+    dataset = DatasetFolder.open(context.data)
     images, val_images = len(dataset.split("train").ids), len(dataset.split("val").ids)
-    speeds = _Speeds(len(dataset.classes), site.device)
-    items: list[Item] = []
-    teacher = find_teacher(plan.base, dataset, site) if plan.needs_teacher else None
+    speeds = _Speeds(len(dataset.classes), context.device)
+    items: list[WorkItem] = []
+    teacher = find_teacher(plan.base, dataset, context) if plan.needs_teacher else None
     if plan.needs_teacher and teacher is None:
-        own, fit = speeds.of(plan.base), plan.base.fit
-        done = epochs_done(site.folder.teacher(teacher_name(plan.base, dataset.digest)) / "run")
-        each = images * own.fit_s + val_images * own.answer_s
+        speed, fit = speeds.of(plan.base), plan.base.fit
+        done = len(read_metrics(context.folder.teacher(teacher_name(plan.base, dataset.digest)) / "run"))
+        epoch_s = images * speed.fit_s + val_images * speed.answer_s
         items.append(
-            Item(what="teacher", detail=fit.architecture, done=done, total=fit.epochs, seconds=(fit.epochs - done) * each)
+            WorkItem(
+                kind="teacher", detail=fit.architecture, done=done, total=fit.epochs, seconds=(fit.epochs - done) * epoch_s
+            )
         )
     for name, trials in _caches(plan, dataset, teacher).items():
         widest = max(trials, key=lambda trial: trial.num_views)
-        done = _views_done(site, name) if teacher else 0
+        done = _views_done(context, name) if teacher else 0
         left = max(0, widest.num_views - done)
         detail = f"{len({trial.arm for trial in trials})} arms share it"
         seconds = left * images * speeds.of(widest.recipe).answer_s
         items.append(
-            Item(what="cache", detail=detail, done=min(done, widest.num_views), total=widest.num_views, seconds=seconds)
+            WorkItem(kind="cache", detail=detail, done=min(done, widest.num_views), total=widest.num_views, seconds=seconds)
         )
-    return [*items, *_runs(plan, dataset, teacher, site, speeds)]
+    return [*items, *_runs(plan, dataset, teacher, context, speeds)]
 
 
 def _runs(
-    plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None, site: StudyContext, speeds: "_Speeds"
-) -> list[Item]:
+    plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None, context: StudyContext, speeds: "_Speeds"
+) -> list[WorkItem]:
     images, val_images = len(dataset.split("train").ids), len(dataset.split("val").ids)
     sharing: dict[str, list[Trial]] = {}
     for trial in plan.trials:
-        sharing.setdefault(run_path(trial, dataset, teacher, site.folder).name, []).append(trial)
+        sharing.setdefault(run_path(trial, dataset, teacher, context.folder).name, []).append(trial)
     items = []
     for name, trials in sharing.items():
-        recipe, rows = trials[0].recipe, rows_of(site.folder.run(name))
-        own = speeds.of(recipe)
-        a_step = own.students_s + (own.answer_s if trials[0].taught and recipe.teacher.source == "live" else 0.0)
-        if rows:  # what was seen is better than a guess
-            a_step = 1 / median(row["images_per_s"] for row in rows)
-        each = images * a_step + val_images * own.students_s / 3  # no backward pass: a third of a training step
+        recipe, rows = trials[0].recipe, read_metrics(context.folder.run(name))
+        speed = speeds.of(recipe)
+        image_s = speed.students_s + (speed.answer_s if trials[0].needs_teacher and recipe.teacher.source == "live" else 0.0)
+        if rows:  # measured by this very run
+            image_s = 1 / median(row["images_per_s"] for row in rows)
+        epoch_s = images * image_s + val_images * speed.students_s / 3  # no backward pass: a third of a training step
         arms = " = ".join(dict.fromkeys(trial.arm for trial in trials))
         left = recipe.train.epochs - len(rows)
         items.append(
-            Item(
-                what="run",
+            WorkItem(
+                kind="run",
                 detail=f"{arms}, seed {trials[0].seed}",
                 done=len(rows),
                 total=recipe.train.epochs,
-                seconds=left * each,
+                seconds=left * epoch_s,
             )
         )
     return items
@@ -86,16 +88,16 @@ def _runs(
 def _caches(plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None) -> Mapping[str, list[Trial]]:
     """Trials by the cache they need."""
     sha256 = teacher.info.weights_sha256 if teacher else ""
-    found: dict[str, list[Trial]] = {}
+    by_cache: dict[str, list[Trial]] = {}
     for trial in plan.trials:
-        if trial.cached:
-            found.setdefault(trial.cache_name(dataset.digest, sha256), []).append(trial)
-    return found
+        if trial.needs_cache:
+            by_cache.setdefault(trial.cache_name(dataset.digest, sha256), []).append(trial)
+    return by_cache
 
 
-def _views_done(site: StudyContext, name: str) -> int:
+def _views_done(context: StudyContext, name: str) -> int:
     try:
-        return len(Cache.open(site.folder.cache(name)).views)
+        return len(Cache.open(context.folder.cache(name)).views)
     except CacheError:
         return 0
 
@@ -106,11 +108,11 @@ class _Speeds:
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._num_classes = num_classes
         self._device = device
-        self._seen: dict[object, Speeds] = {}
+        self._measured: dict[object, Speeds] = {}
 
     def of(self, recipe: Recipe) -> Speeds:
         networks = (recipe.fit.architecture, *(student.architecture for student in recipe.students))
         setting = (networks, recipe.views.size_px, recipe.train.batch_size, recipe.train.precision, recipe.train.threads)
-        if setting not in self._seen:
-            self._seen[setting] = probe(recipe, self._num_classes, self._device)
-        return self._seen[setting]
+        if setting not in self._measured:
+            self._measured[setting] = probe(recipe, self._num_classes, self._device)
+        return self._measured[setting]

@@ -1,4 +1,4 @@
-"""Where a study's things lie: teachers, caches and runs that several studies may share, and each study's own result."""
+"""Layout of a study's folder: teachers, caches and runs that several studies may share, and each study's own result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from udkd.utils.json_checksum import dump_checked, load_checked
 _MOST_BYTES = 1 << 20
 
 
-class _Cost(BaseModel):
-    """What caches/NAME.json holds: images that a cache was asked about, and the seconds that took."""
+class _CacheCost(BaseModel):
+    """Contents of caches/NAME.json: images for which the teacher computed logits, and the seconds that took."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     images: float = Field(ge=0)
@@ -26,7 +26,7 @@ class _Cost(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFolder:
-    """Paths inside OUT. name: the study's."""
+    """Paths inside OUT. name: the study's name."""
 
     out: Path
     name: str
@@ -46,39 +46,36 @@ class StudyFolder:
         return self.out / "runs" / name
 
     def cache_cost(self, name: str) -> dict[str, float]:
-        """Images and seconds that building a cache has taken so far."""
+        """Images and seconds of building a cache so far."""
         file = self.out / "caches" / f"{name}.json"
         if not file.exists():
-            return _Cost(images=0.0, seconds=0.0).model_dump()
+            return _CacheCost(images=0.0, seconds=0.0).model_dump()
         try:
-            return _Cost.model_validate(load_checked(read_regular(file, _MOST_BYTES))).model_dump()
-        except ValueError as error:  # pydantic's own is one
+            return _CacheCost.model_validate(load_checked(read_regular(file, _MOST_BYTES))).model_dump()
+        except ValueError as error:  # includes pydantic's ValidationError
             reason = str(error).splitlines()[0]
-            raise RunError(f"{file} is damaged ({reason}); expected how long that cache took to build; remove it") from None
+            raise RunError(f"{file} is damaged ({reason}); expected the build time of that cache; remove it") from None
 
     def add_cache_cost(self, name: str, images: int, seconds: float) -> None:
-        before = self.cache_cost(name)
+        """Add a build of so many images and seconds."""
+        stored = self.cache_cost(name)
         if images:
-            value = {"images": before["images"] + images, "seconds": before["seconds"] + seconds}
+            value = {"images": stored["images"] + images, "seconds": stored["seconds"] + seconds}
             write_bytes(self.out / "caches" / f"{name}.json", dump_checked(value))
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """A run's finished epochs; nothing where it has not begun. Raises RunError where it is damaged."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """A run's rows of metrics.jsonl; none where it has not begun. Raises RunError where it is damaged."""
     return RunFolder.open(path).metrics() if RunFolder.is_at(path) else []
 
 
 def is_finished(path: Path, recipe: Recipe) -> bool:
-    """Whether a run has been trained to its end, its last checkpoint included."""
-    rows = rows_of(path)
+    """Whether a run has all its epochs and its last checkpoint."""
+    rows = read_metrics(path)
     if len(rows) < recipe.train.epochs:
         return False
     return RunFolder.open(path).checkpoint_step == int(rows[-1]["step"])
 
 
-def epochs_done(path: Path) -> int:
-    return len(rows_of(path))
-
-
-def described(trial: Trial) -> str:
+def trial_label(trial: Trial) -> str:
     return f"{trial.arm}, seed {trial.seed}"

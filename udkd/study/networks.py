@@ -1,10 +1,10 @@
-"""A study of networks alone: parameters, bytes on disk, latency at batch 1. Nothing is trained.
+"""A study of networks alone: parameters, bytes on disk, latency at batch size 1. Nothing is trained.
 
 Letters: C classes.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -18,23 +18,25 @@ from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build, num_parameters, parameter_count
 from udkd.report import style
 from udkd.report.page import Facts, Note, Page, Row, Section, Table, render
-from udkd.report.text import listed
+from udkd.report.text import comma_list
 from udkd.study.plan import StudyPlan
+from udkd.study.spec import Study
 from udkd.study.tables import csv_text
 from udkd.utils.environment import environment, set_threads
 from udkd.utils.files import write_json, write_text
 from udkd.utils.progress import Observer
 
+FORMAT, VERSION = "udkd-networks", 1
 IMAGENET_CLASSES = 1000
 REPEATS, WARM_UP = 30, 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class NetworkMeasurement:
     """A network's size and speed.
 
-    parameters, parameters_1000: with the data's C classes, and with 1,000. bytes: of its weights as safetensors, with C.
-    latency_ms: seconds of one image's forward pass on the CPU, in ms: the median of REPEATS; low, high: the quartiles.
+    parameters, parameters_1000: with the dataset's C classes, and with 1,000. bytes: of the weights as safetensors, with C
+    classes. latency_ms: the median time of one image's forward pass on the CPU over REPEATS; low_ms, high_ms: the quartiles.
     """
 
     arm: str
@@ -47,8 +49,8 @@ class Measured:
     high_ms: float
 
 
-def measure_networks(plan: StudyPlan, data: Path, folder: Path, observer: Observer) -> tuple[list[Measured], Path]:
-    """Measure every arm's first student on this CPU and write study.json, table.csv and the page. Returns the page's path."""
+def measure_networks(plan: StudyPlan, data: Path, folder: Path, observer: Observer) -> tuple[list[NetworkMeasurement], Path]:
+    """Measure every arm's first student on this CPU; write study.json, table.csv and the page. Returns the page's path too."""
     dataset = DatasetFolder.open(data)
     set_threads(plan.base.train.threads)
     measured = []
@@ -58,31 +60,37 @@ def measure_networks(plan: StudyPlan, data: Path, folder: Path, observer: Observ
         measured.append(_measure(arm.name, recipe.students[0].architecture, len(dataset.classes), recipe.views.size_px))
     folder.mkdir(parents=True, exist_ok=True)
     values = {
-        "format": "udkd-networks",
-        "version": 1,
-        "study": plan.study.model_dump(mode="json"),
+        "format": FORMAT,
+        "version": VERSION,
+        "study": plan.study.stored(),
         "classes": len(dataset.classes),
         "size_px": plan.base.views.size_px,
         "machine": {name: value for name, value in environment(torch.device("cpu")).items() if name != "command"},
         "networks": [asdict(network) for network in measured],
     }
     write_json(folder / "study.json", values)
-    rows = [[_text(value) for value in asdict(own).values()] for own in measured]
+    rows = [[_text(value) for value in asdict(network).values()] for network in measured]
     write_text(folder / "table.csv", csv_text(list(asdict(measured[0])), rows))
-    write_text(folder / "index.html", render(_page(plan, measured, values), style.css()))
-    return measured, folder / "index.html"
+    return measured, write_page(folder, values)
 
 
-def ratios(plan: StudyPlan, measured: Sequence[Measured]) -> list[float]:
-    """How many times fewer parameters than the baseline's network, with 1,000 classes, as the paper counts."""
-    base = next((own.parameters_1000 for own in measured if own.arm in plan.study.baseline), measured[0].parameters_1000)
-    return [base / own.parameters_1000 for own in measured]
+def write_page(folder: Path, values: Mapping[str, Any]) -> Path:
+    """Write the page of a study.json. Returns its path."""
+    path = folder / "index.html"
+    write_text(path, render(_page(values), style.css()))
+    return path
 
 
-def _measure(arm: str, architecture: str, num_classes: int, size_px: int) -> Measured:
+def ratios(study: Study, measured: Sequence[NetworkMeasurement]) -> list[float]:
+    """Parameters of the baseline's network over each network's, with 1,000 classes, as in the paper."""
+    base = next((network for network in measured if network.arm in study.baseline), measured[0])
+    return [base.parameters_1000 / network.parameters_1000 for network in measured]
+
+
+def _measure(arm: str, architecture: str, num_classes: int, size_px: int) -> NetworkMeasurement:
     model = build(architecture, num_classes, image_px=size_px, seed=0).eval()
     times = sorted(_latencies_ms(model, size_px))
-    return Measured(
+    return NetworkMeasurement(
         arm=arm,
         architecture=architecture,
         parameters=num_parameters(model),
@@ -110,61 +118,53 @@ def _latencies_ms(model: nn.Module, size_px: int) -> list[float]:
     return times
 
 
-def quickest(measured: Sequence[Measured]) -> str:
-    """Which network answers first; several where their quartiles overlap."""
-    first = min(measured, key=lambda own: own.latency_ms)
-    even = [own.arm for own in measured if own.low_ms <= first.high_ms]
-    if len(even) == 1:
-        return f"{first.arm} is the quickest, {first.latency_ms:.1f} ms an image."
-    return f"{listed(even)} are equally quick, {first.latency_ms:.1f} ms an image: their quartiles overlap."
+def fastest_text(measured: Sequence[NetworkMeasurement]) -> str:
+    """A sentence that names the network of the lowest latency; several where their quartiles overlap."""
+    first = min(measured, key=lambda network: network.latency_ms)
+    tied = [network.arm for network in measured if network.low_ms <= first.high_ms]
+    if len(tied) == 1:
+        return f"{first.arm} is the fastest, {first.latency_ms:.1f} ms per image."
+    return f"{comma_list(tied)} are equally fast, {first.latency_ms:.1f} ms per image: their quartiles overlap."
 
 
-def _page(plan: StudyPlan, measured: Sequence[Measured], values: dict[str, Any]) -> Page:
+def _page(values: Mapping[str, Any]) -> Page:
+    study, measured = Study.of_stored(values["study"]), [NetworkMeasurement(**network) for network in values["networks"]]
     rows = [
         Row(
-            label=own.arm,
+            label=network.arm,
             cells=(
-                f"{own.parameters_1000 / 1e6:.1f} M",
+                f"{network.parameters_1000 / 1e6:.1f} M",
                 f"{ratio:.2f}×",
-                f"{own.parameters / 1e6:.2f} M",
-                f"{own.bytes / 1e6:.1f}",
-                f"{own.latency_ms:.2f}",
-                f"{own.low_ms:.2f} to {own.high_ms:.2f}",
+                f"{network.parameters / 1e6:.2f} M",
+                f"{network.bytes / 1e6:.1f}",
+                f"{network.latency_ms:.2f}",
+                f"{network.low_ms:.2f} to {network.high_ms:.2f}",
             ),
         )
-        for own, ratio in zip(measured, ratios(plan, measured), strict=True)
+        for network, ratio in zip(measured, ratios(study, measured), strict=True)
     ]
     classes, size_px, hardware = values["classes"], values["size_px"], values["machine"]["hardware"]
-    head = (
-        "",
-        "parameters",
-        "fewer",
-        f"with {classes} classes",
-        "MB on disk",
-        "latency, ms",
-        "quartiles",
-    )
     table = Table(
         name="networks",
         title="Size and latency",
-        head=head,
+        head=("", "parameters", "fewer", f"with {classes} classes", "MB on disk", "latency, ms", "quartiles"),
         rows=rows,
-        caption="Parameters as the paper counts them, with 1,000 classes. "
-        f"MB are float32 weights of {classes} classes. Latency: one image of {size_px} px, eager PyTorch on this CPU, "
-        f"{hardware['threads']} threads, the median of {REPEATS} passes after {WARM_UP} that do not count.",
+        caption=f"Parameters with 1,000 classes, as in the paper. MB: float32 weights with {classes} classes. Latency: one "
+        f"image of {size_px} px, eager PyTorch on this CPU, {hardware['threads']} threads, the median of {REPEATS} passes "
+        f"after {WARM_UP} warm-up passes.",
     )
-    facts = [(name, ", ".join(f"{key} {value}" for key, value in seen.items())) for name, seen in values["machine"].items()]
+    facts = [(name, ", ".join(f"{key} {value}" for key, value in part.items())) for name, part in values["machine"].items()]
     return Page(
-        title=plan.study.title,
-        subtitle=f"{listed([own.arm for own in measured])} · {size_px} px · {hardware['device']}",
-        lead=f"{plan.study.question} {quickest(measured)}".strip(),
+        title=study.title,
+        subtitle=f"{comma_list([network.arm for network in measured])} · {size_px} px · {hardware['device']}",
+        lead=f"{study.question} {fastest_text(measured)}".strip(),
         sections=[
-            Section(anchor="networks", title="Result", blocks=[table, *(Note(text=note) for note in plan.study.notes)]),
+            Section(anchor="networks", title="Result", blocks=[table, *(Note(text=note) for note in study.notes)]),
             Section(
-                anchor="making",
-                title="How to make it again",
+                anchor="reproduce",
+                title="How to reproduce it",
                 blocks=[Facts(title="Hardware, versions", facts=facts, open=True)],
             ),
         ],
-        footer="Written by udkd; study.json beside this page holds every number.",
+        footer="Written by udkd; every number is in study.json, beside this page.",
     )

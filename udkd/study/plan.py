@@ -1,7 +1,7 @@
-"""From a study file to runs: every arm's recipe for every seed, and which runs, caches and teachers are the same thing.
+"""From a study file to runs: every arm's recipe for every seed, and the folders of runs, caches and teachers.
 
-What is equal has one folder: runs are named by what decides their numbers, so that two arms, or two studies in one
-folder, that ask for the same run share it.
+Folders are named by a digest of what determines their content, so two arms, or two studies in one folder, that need the same
+run share it.
 """
 
 import hashlib
@@ -29,41 +29,42 @@ class Trial:
     recipe: Recipe
 
     @property
-    def taught(self) -> bool:
-        """Whether a teacher is asked at all."""
+    def needs_teacher(self) -> bool:
+        """Whether the loss uses a teacher."""
         return self.recipe.needs_teacher
 
     @property
-    def cached(self) -> bool:
-        """Whether it needs a cache."""
-        return self.taught and self.recipe.teacher.source == "cache"
+    def needs_cache(self) -> bool:
+        """Whether the teacher's logits come from a cache."""
+        return self.needs_teacher and self.recipe.teacher.source == "cache"
 
     @property
     def num_views(self) -> int:
-        """How many views of a cache it needs."""
+        """Number of cached views it needs."""
         views = self.recipe.teacher.views
         return 1 if views == "eval" else views
 
     def run_name(self, dataset_digest: str, teacher_sha256: str) -> str:
-        """The folder of its run: a digest of all that decides its numbers, but for how images are read."""
-        teacher = teacher_sha256 if self.taught else None
+        """The name of its run folder: a digest of all that determines its numbers; the [data] section does not."""
+        teacher = teacher_sha256 if self.needs_teacher else None
         return digest([without_data(self.recipe), dataset_digest, teacher])
 
     def cache_name(self, dataset_digest: str, teacher_sha256: str) -> str:
-        """The folder of its cache: a digest of what decides its targets, but for their number of views."""
-        recipe, canonical = self.recipe, self.recipe.teacher.views == "eval"
-        spec, seed = asdict(recipe.teacher_spec), None if canonical else recipe.views.seed
-        asked = original({"teacher": recipe.teacher.model_dump(mode="json", exclude={"source", "views"})})["teacher"]
-        meaning = [canonical, spec, seed, asked, recipe.data.backend, dataset_digest, teacher_sha256]
-        meaning += ["features"] if recipe.pools_features else []
-        return ("canonical-" if canonical else "views-") + digest(meaning)
+        """The name of its cache folder: a digest of what determines its targets, except the number of views."""
+        recipe, is_eval = self.recipe, self.recipe.teacher.views == "eval"
+        spec, seed = asdict(recipe.teacher_spec), None if is_eval else recipe.views.seed
+        settings = original({"teacher": recipe.teacher.model_dump(mode="json", exclude={"source", "views"})})["teacher"]
+        values = [is_eval, spec, seed, settings, recipe.data.backend, dataset_digest, teacher_sha256]
+        values += ["features"] if recipe.pools_features else []
+        # Stored caches have these names, so the digest keeps its values and their order.
+        return ("canonical-" if is_eval else "views-") + digest(values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """A study with everything resolved. name: of the study's file. base: the recipe before any arm changes it.
+    """A study with all recipes resolved. name: of the study file. base: the recipe without any arm's changes.
 
-    trials: seed by seed, so that a study that was stopped has whole comparisons.
+    trials: seed by seed, so that a study that was stopped has complete comparisons.
     """
 
     name: str
@@ -74,7 +75,7 @@ class StudyPlan:
 
     @property
     def needs_teacher(self) -> bool:
-        return any(trial.taught for trial in self.trials)
+        return any(trial.needs_teacher for trial in self.trials)
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -88,12 +89,12 @@ class StudyPlan:
 def make_plan(
     name: str, study: Study, *, recipe: str | None = None, overrides: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> StudyPlan:
-    """Resolve a study. recipe, seeds: instead of the study's own. overrides: KEY=VALUE for every arm, before the arm's own.
+    """Resolve a study. recipe, seeds: replace the study's. overrides: KEY=VALUE for every arm, applied before the arm's own.
 
-    Raises ConfigError for whatever gives no recipe, naming the arm.
+    Raises ConfigError, which names the arm, where the settings give no valid recipe.
     """
     if any(override.partition("=")[0].strip() == "train.seed" for override in overrides):
-        raise ConfigError("--set train.seed; expected the study's seeds to name it; take --seeds")
+        raise ConfigError("--set train.seed; expected only the study's seeds to set it; use --seeds")
     base_name, common = recipe or study.recipe, [*study.set, *overrides]
     base = load_recipe(base_name, common)
     chosen = tuple(seeds or study.seeds)
@@ -106,41 +107,44 @@ def make_plan(
 
 
 def _recipe(base_name: str, base: Recipe, common: Sequence[str], arm: Arm) -> Recipe:
-    own = [f"students={_students(base, arm.students)}"] if arm.students else []
-    own += [f"teacher.views={base.train.epochs}"] if arm.exact else []
+    overrides = [f"students={_students(base, arm.students)}"] if arm.students else []
+    overrides += [f"teacher.views={base.train.epochs}"] if arm.teacher_views == "all" else []
     try:
-        return load_recipe(base_name, [*common, *own, *arm.set])
+        return load_recipe(base_name, [*common, *overrides, *arm.set])
     except ConfigError as error:
         raise ConfigError(f"arm {arm.name!r}: {error}") from None
 
 
 def _students(base: Recipe, architectures: Sequence[str]) -> str:
-    """Students of these architectures, as TOML: settings of the base's own of that architecture, else of its first."""
-    own = {student.architecture: student for student in reversed(base.students)}
-    sections = [own.get(name, base.students[0]).model_copy(update={"architecture": name, "name": ""}) for name in architectures]
+    """Students of these architectures, as TOML, with the settings of the base's student of each, else of its first."""
+    of_base = {student.architecture: student for student in reversed(base.students)}
+    sections = [
+        of_base.get(name, base.students[0]).model_copy(update={"architecture": name, "name": ""}) for name in architectures
+    ]
     return f"[{', '.join(_inline(section) for section in sections)}]"
 
 
 def _inline(section: StudentSection) -> str:
-    # JSON's texts, numbers, truth values and lists are TOML's as well; TOML has no null.
+    # JSON's strings, numbers, booleans and lists are valid TOML; TOML has no null.
     values = section.model_dump(mode="json", exclude_none=True)
     return "{" + ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items()) + "}"
 
 
 def teacher_name(recipe: Recipe, dataset_digest: str) -> str:
-    """The folder of the teacher that a recipe fits on some data."""
-    how = recipe.for_teacher()
+    """The name of the folder of the teacher that a recipe fits on a dataset."""
     decisive = {
-        name: value for name, value in without_data(how).items() if name in ("views", "evaluation", "students", "train")
+        name: value
+        for name, value in without_data(recipe.for_teacher()).items()
+        if name in ("views", "evaluation", "students", "train")
     }
     return digest([decisive, dataset_digest])
 
 
 def without_data(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's values (see `original`) but for how images are read, which changes no pixel."""
+    """A recipe's values (see `original`) without the [data] section, which changes no pixel."""
     return {name: value for name, value in original(recipe.to_dict()).items() if name != "data"}
 
 
 def digest(value: object) -> str:
-    """A short name for plain values: equal values, equal name."""
+    """A short hash of plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:_NAME_CHARACTERS]

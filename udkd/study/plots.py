@@ -1,4 +1,4 @@
-"""A study's pictures: differences with their intervals, every run as a dot, and the way there."""
+"""A study's plots: differences with their intervals, every run as a dot, and accuracy by epoch."""
 
 import math
 from collections.abc import Sequence
@@ -9,56 +9,56 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from udkd.report.page import Picture
-from udkd.report.style import MARKERS, NUM_STUDENT_COLOURS, Palette, picture
-from udkd.report.text import count, listed
+from udkd.report.page import Plot
+from udkd.report.style import MARKERS, NUM_STUDENT_COLOURS, Palette, plot
+from udkd.report.text import comma_list, count, signed
 from udkd.study.results import Comparison, RunResult, Summary
-from udkd.study.tables import main_comparisons, signed
-from udkd.utils.statistics import CLAIMS, FEWEST_RUNS, LEVEL
+from udkd.study.tables import main_comparisons
+from udkd.utils.statistics import CLAIMS, LEVEL, MIN_RUNS
 
 _ROW_INCHES, _FRAME_INCHES = 0.3, 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyPictures:
-    """One picture of each kind for every learner that has it."""
+class StudyPlots:
+    """One plot of each kind per learner."""
 
-    differences: list[Picture]
-    accuracies: list[Picture]
-    curves: list[Picture]
+    differences: list[Plot]
+    accuracies: list[Plot]
+    curves: list[Plot]
 
 
-def differences(name: str, learner: str, comparisons: Sequence[Comparison]) -> Picture:
-    """One learner's mean differences: thick the bootstrap's interval, thin Student's, a dot for each seed's mean."""
+def differences(name: str, learner: str, comparisons: Sequence[Comparison]) -> Plot:
+    """One learner's mean differences; thick lines: the bootstrap's intervals, thin lines: Student's."""
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.add_subplot()
         axes.grid(True, axis="x")
         axes.grid(False, axis="y")
         axes.axvline(0, color=palette.soft, linewidth=1)
-        for place, comparison in enumerate(comparisons):
-            own = comparison.difference
-            clear = own.verdict in CLAIMS
+        for y, comparison in enumerate(comparisons):
+            difference = comparison.difference
+            clear = difference.verdict in CLAIMS
             colour = palette.student(0) if clear else palette.soft
-            if own.student_t and own.bootstrap:
-                axes.plot(own.student_t, (place, place), color=colour, linewidth=1)
-                axes.plot(own.bootstrap, (place, place), color=colour, linewidth=4, solid_capstyle="butt")
-            axes.plot(own.spread.mean, place, marker="o" if clear else "s", color=colour, markersize=6)
+            if difference.student_t and difference.bootstrap:
+                axes.plot(difference.student_t, (y, y), color=colour, linewidth=1)
+                axes.plot(difference.bootstrap, (y, y), color=colour, linewidth=4, solid_capstyle="butt")
+            axes.plot(difference.spread.mean, y, marker="o" if clear else "s", color=colour, markersize=6)
         _name_rows(axes, [comparison.arm for comparison in comparisons])
         axes.set_xlabel("difference of top-1, percentage points")
 
     clear = [comparison for comparison in comparisons if comparison.difference.verdict in CLAIMS]
     enough = any(comparison.difference.verdict != "too few runs" for comparison in comparisons)
-    against = listed(list(dict.fromkeys(comparison.against for comparison in comparisons)))
-    said = [f"{comparison.arm} {signed(comparison.difference.spread.mean)}" for comparison in clear]
-    told = f"Clear of 0: {listed(said)}." if said else "No difference is clear."
-    caption = f"{told} Last epoch, against “{against}”; thick the bootstrap’s {LEVEL:.0%} interval, thin Student’s."
+    against = comma_list(list(dict.fromkeys(comparison.against for comparison in comparisons)))
+    gains = [f"{comparison.arm} {signed(comparison.difference.spread.mean, 2)}" for comparison in clear]
+    verdict = f"Clear: {comma_list(gains)}." if gains else "No difference is clear."
+    caption = f"{verdict} Last epoch, against “{against}”; thick: the bootstrap’s {LEVEL:.0%} interval, thin: Student’s."
     if not enough:
-        caption = f"Fewer than {FEWEST_RUNS} seeds, which say nothing yet. Last epoch, against “{against}”."
-    return picture(name, f"{learner}: difference", caption, draw, height=_height(len(comparisons)))
+        caption = f"Fewer than {MIN_RUNS} seeds: too few for a verdict. Last epoch, against “{against}”."
+    return plot(name, f"{learner}: difference", caption, draw, height=_height(len(comparisons)))
 
 
-def accuracies(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResult]) -> Picture:
+def accuracies(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResult]) -> Plot:
     """Every run of one learner as a dot, and each arm's mean as a line."""
     values = {arm: [outcome.last for run in runs if run.arm == arm and (outcome := run.outcome(learner))] for arm in arms}
 
@@ -66,36 +66,37 @@ def accuracies(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunR
         axes = figure.add_subplot()
         axes.grid(True, axis="x")
         axes.grid(False, axis="y")
-        for place, own in enumerate(values.values()):
-            axes.plot(own, [place] * len(own), linestyle="none", marker="o", markersize=5, color=palette.student(0), alpha=0.6)
-            axes.plot([fmean(own)] * 2, (place - 0.28, place + 0.28), color=palette.ink, linewidth=2)
+        for y, top1s in enumerate(values.values()):
+            axes.plot(top1s, [y] * len(top1s), linestyle="none", marker="o", markersize=5, color=palette.student(0), alpha=0.6)
+            axes.plot([fmean(top1s)] * 2, (y - 0.28, y + 0.28), color=palette.ink, linewidth=2)
         _name_rows(axes, list(values))
         axes.set_xlabel("top-1 of the last epoch, %")
 
-    highest = max(fmean(own) for own in values.values())
-    best = [f"“{arm}”" for arm, own in values.items() if math.isclose(fmean(own), highest)]
-    whose = f"that of {listed(best)}" if len(best) < 4 else f"that of {len(best)} arms"
-    caption = f"Each dot is a run, the stroke their mean; the highest mean, {highest:.1f} %, is {whose}."
-    return picture(name, f"{learner}: every run", caption, draw, height=_height(len(values)))
+    highest = max(fmean(top1s) for top1s in values.values())
+    best = [f"“{arm}”" for arm, top1s in values.items() if math.isclose(fmean(top1s), highest)]
+    owner = f"that of {comma_list(best)}" if len(best) < 4 else f"that of {len(best)} arms"
+    caption = f"Each dot is a run, the line their mean; the highest mean, {highest:.1f} %, is {owner}."
+    return plot(name, f"{learner}: every run", caption, draw, height=_height(len(values)))
 
 
-def curves(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResult]) -> Picture:
+def curves(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResult]) -> Plot:
     """One learner's mean validation accuracy by epoch, a line for each arm."""
     lines = {}
     for arm in arms:
-        own = [outcome.curve for run in runs if run.arm == arm and (outcome := run.outcome(learner))]
-        lines[arm] = [fmean(math.nan if value is None else value for value in values) for values in zip(*own, strict=True)]
+        arm_curves = [outcome.curve for run in runs if run.arm == arm and (outcome := run.outcome(learner))]
+        by_epoch = zip(*arm_curves, strict=True)
+        lines[arm] = [fmean(math.nan if value is None else value for value in values) for values in by_epoch]
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.add_subplot()
-        for place, (arm, line) in enumerate(lines.items()):
-            marker = MARKERS[place % len(MARKERS)]
-            style = "-" if place < NUM_STUDENT_COLOURS else "--"
+        for index, (arm, line) in enumerate(lines.items()):
+            marker = MARKERS[index % len(MARKERS)]
+            style = "-" if index < NUM_STUDENT_COLOURS else "--"
             axes.plot(
                 range(1, len(line) + 1),
                 line,
                 style,
-                color=palette.student(place),
+                color=palette.student(index),
                 label=arm,
                 linewidth=1.4,
                 marker=marker,
@@ -110,20 +111,20 @@ def curves(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunResul
 
     epochs = max(len(line) for line in lines.values())
     caption = f"Validation accuracy over {count(epochs, 'epoch')}, the mean of an arm’s runs."
-    return picture(name, f"{learner}: the way there", caption, draw, height=2.9 + 0.22 * ((len(lines) + 1) // 2))
+    return plot(name, f"{learner}: by epoch", caption, draw, height=2.9 + 0.22 * ((len(lines) + 1) // 2))
 
 
-def all_pictures(summary: Summary, arms: Sequence[str], runs: Sequence[RunResult]) -> StudyPictures:
-    """The pictures of every learner."""
-    found = StudyPictures(differences=[], accuracies=[], curves=[])
-    for place, learner in enumerate(dict.fromkeys(standing.learner for standing in summary.standings), start=1):
-        having = [arm for arm in arms if any(run.arm == arm and run.outcome(learner) for run in runs)]
+def all_plots(summary: Summary, arms: Sequence[str], runs: Sequence[RunResult]) -> StudyPlots:
+    """The plots of every learner."""
+    plots = StudyPlots(differences=[], accuracies=[], curves=[])
+    for number, learner in enumerate(dict.fromkeys(arm_summary.learner for arm_summary in summary.arm_summaries), start=1):
+        with_learner = [arm for arm in arms if any(run.arm == arm and run.outcome(learner) for run in runs)]
         compared = [other for other in main_comparisons(summary, "last") if other.learner == learner]
         if compared:
-            found.differences.append(differences(f"difference-{place}", learner, compared))
-        found.accuracies.append(accuracies(f"accuracy-{place}", learner, having, runs))
-        found.curves.append(curves(f"curve-{place}", learner, having, runs))
-    return found
+            plots.differences.append(differences(f"difference-{number}", learner, compared))
+        plots.accuracies.append(accuracies(f"accuracy-{number}", learner, with_learner, runs))
+        plots.curves.append(curves(f"curve-{number}", learner, with_learner, runs))
+    return plots
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:

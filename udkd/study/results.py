@@ -1,6 +1,6 @@
-"""What a study's runs say: their own numbers, and every statistic recomputed from those numbers alone.
+"""The numbers of a study's runs, and every statistic recomputed from those numbers alone.
 
-study.json holds both; `summarise` takes the stored runs, so that nothing on the page rests on anything else.
+study.json holds both; `summarise` takes the stored runs, so the page depends on nothing else.
 Accuracies are percent, differences percentage points.
 """
 
@@ -8,31 +8,30 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from udkd.data.dataset import DatasetFolder
-from udkd.study.folder import StudyFolder, is_finished, rows_of
+from udkd.study.folder import StudyFolder, is_finished, read_metrics
 from udkd.study.plan import StudyPlan, Trial
 from udkd.study.runner import run_path
 from udkd.study.spec import Study
 from udkd.teacher.folder import TeacherFolder
-from udkd.training.run_folder import RunFolder
-from udkd.utils.statistics import Difference, Spread, least_claim, paired_difference, spread
+from udkd.training.run_folder import RunFolder, epoch_seconds
+from udkd.utils.statistics import Difference, Spread, min_claim, paired_difference, spread
 
 FORMAT, VERSION = "udkd-study", 1
 AVERAGED = "averaged"
-_NUMBER = re.compile(r"-\d+$")  # how a recipe tells students of one architecture apart
+_NUMBER = re.compile(r"-\d+$")  # a recipe numbers students of one architecture
 FIGURES = {"last": "last epoch", "best": "best epoch"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One learner's accuracy in one run: a student, or the students' averaged probabilities (AVERAGED).
+class LearnerResult:
+    """Accuracy in one run of one learner: a student, or the average of the students' probabilities (AVERAGED).
 
-    last, best: top-1 of the last epoch, and of the epoch where it was highest. curve: top-1 by epoch; None before a student
-    joined.
+    last, best: top-1 of the last epoch, and the highest of all epochs. curve: top-1 by epoch; None before the student's
+    start_epoch.
     """
 
     learner: str
@@ -45,20 +44,21 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """A finished run's numbers. seconds: of all training steps, without validation. run: the name of its folder."""
+    """Numbers of a finished run. seconds: of all training steps, without validation. run: the name of its folder."""
 
     arm: str
     seed: int
     run: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[LearnerResult, ...]
     images_per_s: float
     seconds: float
 
-    def outcome(self, learner: str) -> Outcome | None:
+    def outcome(self, learner: str) -> LearnerResult | None:
+        """That learner's result, or None."""
         return next((outcome for outcome in self.outcomes if outcome.learner == learner), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """As study.json holds it."""
+        """Plain values as in study.json."""
         return {
             "arm": self.arm,
             "seed": self.seed,
@@ -71,13 +71,13 @@ class RunResult:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "RunResult":
         """Undo `to_dict`."""
-        outcomes = tuple(Outcome(**dict(row) | {"curve": tuple(row["curve"])}) for row in values["outcomes"])
+        outcomes = tuple(LearnerResult(**dict(row) | {"curve": tuple(row["curve"])}) for row in values["outcomes"])
         return cls(**dict(values) | {"outcomes": outcomes})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSummary:
-    """One learner of one arm over the seeds."""
+    """Accuracy of one learner of one arm, over the seeds."""
 
     arm: str
     learner: str
@@ -89,9 +89,9 @@ class ArmSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One learner of `arm` against the same learner of `against`, on the seeds that both have.
+    """One learner of `arm` against the same learner of `against`, over the seeds that both have.
 
-    figure: a key of FIGURES. isolates: what differs, where the study says so.
+    figure: a key of FIGURES. isolates: the difference between the arms, for a contrast of the study; else empty.
     """
 
     arm: str
@@ -104,11 +104,11 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What an arm's run costs.
+class ArmCost:
+    """Training time of an arm's run.
 
-    ratios: its seconds over those of each baseline. to_sum: its seconds over the sum of the baselines', where there are
-    several: together they do what this arm does at once.
+    ratios: its seconds over those of each baseline. to_sum: its seconds over the sum of the baselines', if there are several:
+    together they train what this arm trains at once.
     """
 
     arm: str
@@ -120,15 +120,17 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Everything that is said of a study's runs."""
+    """All statistics of a study's runs."""
 
-    standings: tuple[ArmSummary, ...]
+    arm_summaries: tuple[ArmSummary, ...]
     comparisons: tuple[Comparison, ...]
-    costs: tuple[Cost, ...]
+    costs: tuple[ArmCost, ...]
 
 
-def gather(plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder) -> list[RunResult]:
-    """The numbers of every run that is finished, in the plan's order."""
+def load_results(
+    plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder
+) -> list[RunResult]:
+    """The numbers of every finished run, in the plan's order."""
     results = []
     for trial in plan.trials:
         path = run_path(trial, dataset, teacher, folder)
@@ -138,69 +140,67 @@ def gather(plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | Non
 
 
 def _result(trial: Trial, run: RunFolder) -> RunResult:
-    rows = rows_of(run.path)
+    rows = read_metrics(run.path)
     learners = {
-        name: [row["val"]["students"][place] for row in rows] for place, name in enumerate(trial.recipe.student_names())
+        name: [row["val"]["students"][index] for row in rows] for index, name in enumerate(trial.recipe.student_names())
     }
     if len(learners) > 1:
-        learners[AVERAGED] = [_together(row["val"]) for row in rows]
-    # Steps and images/s give an epoch's time; `seconds` alone would be too short for an epoch that was resumed in the middle.
-    images = [
-        trial.recipe.train.batch_size * (after - before) for before, after in pairwise([0, *(row["step"] for row in rows)])
-    ]
+        learners[AVERAGED] = [_average(row["val"]) for row in rows]
     return RunResult(
         arm=trial.arm,
         seed=trial.seed,
         run=run.path.name,
         outcomes=tuple(_outcome(name, scores) for name, scores in learners.items()),
         images_per_s=median(row["images_per_s"] for row in rows),
-        seconds=math.fsum(count / row["images_per_s"] for count, row in zip(images, rows, strict=True)),
+        seconds=math.fsum(epoch_seconds(rows, trial.recipe.train.batch_size)),
     )
 
 
-def _together(val: Mapping[str, Any]) -> Mapping[str, float] | None:
-    """The average's scores; None while a single student has joined, whose own they are."""
+def _average(val: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """The average's scores; None while only one student trains, as they are that student's."""
     joined = sum(student is not None for student in val["students"])
     return dict(val["ensemble"]) if joined > 1 else None
 
 
-def _outcome(learner: str, scores: Sequence[Mapping[str, float] | None]) -> Outcome:
+def _outcome(learner: str, scores: Sequence[Mapping[str, float] | None]) -> LearnerResult:
     curve = [None if score is None else score["top1"] for score in scores]
-    seen = [(top1, epoch) for epoch, top1 in enumerate(curve, start=1) if top1 is not None]
-    best, last = max(seen, key=lambda pair: pair[0]), scores[-1]
-    assert last is not None, "every student joins before the last epoch"
-    return Outcome(
+    scored = [(top1, epoch) for epoch, top1 in enumerate(curve, start=1) if top1 is not None]
+    best, last = max(scored, key=lambda pair: pair[0]), scores[-1]
+    assert last is not None, "every student starts before the last epoch"
+    return LearnerResult(
         learner=learner, last=last["top1"], best=best[0], best_epoch=best[1], last_top5=last["top5"], curve=tuple(curve)
     )
 
 
 def summarise(study: Study, runs: Sequence[RunResult], val_images: int) -> Summary:
-    """Every statistic of a study, from its runs' numbers. val_images: on how many images these were scored."""
+    """Every statistic of a study, from its runs' numbers. val_images: the number of validation images."""
     return Summary(
-        standings=tuple(_standing(arm.name, learner, runs) for arm in study.arms for learner in _learners(arm.name, runs)),
-        comparisons=tuple(_comparisons(study, runs, least_claim(val_images))),
-        costs=tuple(_cost(arm.name, study, runs) for arm in study.arms if _of(arm.name, runs)),
+        arm_summaries=tuple(
+            _arm_summary(arm.name, learner, runs) for arm in study.arms for learner in _learners(arm.name, runs)
+        ),
+        comparisons=tuple(_comparisons(study, runs, min_claim(val_images))),
+        costs=tuple(_cost(arm.name, study, runs) for arm in study.arms if _runs_of(arm.name, runs)),
     )
 
 
-def _of(arm: str, runs: Sequence[RunResult]) -> list[RunResult]:
+def _runs_of(arm: str, runs: Sequence[RunResult]) -> list[RunResult]:
     return [run for run in runs if run.arm == arm]
 
 
 def _learners(arm: str, runs: Sequence[RunResult]) -> list[str]:
-    return list(dict.fromkeys(outcome.learner for run in _of(arm, runs) for outcome in run.outcomes))
+    return list(dict.fromkeys(outcome.learner for run in _runs_of(arm, runs) for outcome in run.outcomes))
 
 
 def counterpart(learner: str, others: Sequence[str]) -> str | None:
-    """Whom a learner is held against: its namesake, else the one of its architecture (numbered where there are several)."""
+    """The learner of the same name, else the first of the same architecture (names differ in a number); None if neither."""
     if learner in others:
         return learner
-    kind = _NUMBER.sub("", learner)
-    return next((other for other in others if _NUMBER.sub("", other) == kind), None)
+    architecture = _NUMBER.sub("", learner)
+    return next((other for other in others if _NUMBER.sub("", other) == architecture), None)
 
 
-def _standing(arm: str, learner: str, runs: Sequence[RunResult]) -> ArmSummary:
-    outcomes = [outcome for run in _of(arm, runs) for outcome in run.outcomes if outcome.learner == learner]
+def _arm_summary(arm: str, learner: str, runs: Sequence[RunResult]) -> ArmSummary:
+    outcomes = [outcome for run in _runs_of(arm, runs) for outcome in run.outcomes if outcome.learner == learner]
     return ArmSummary(
         arm=arm,
         learner=learner,
@@ -212,25 +212,25 @@ def _standing(arm: str, learner: str, runs: Sequence[RunResult]) -> ArmSummary:
 
 
 def _comparisons(study: Study, runs: Sequence[RunResult], least: float) -> list[Comparison]:
-    """With the baseline first, then the study's contrasts; a learner that the other side lacks is left out."""
-    asked: list[tuple[str, str, str, str]] = []
+    """First those with the baseline, then the study's contrasts; learners without a counterpart are left out."""
+    requested: list[tuple[str, str, str, str]] = []
     for arm in study.arms:
         for learner in _learners(arm.name, runs):
             against = next((name for name in study.baseline if counterpart(learner, _learners(name, runs))), None)
             if against is not None and arm.name not in study.baseline:
-                asked.append((arm.name, against, learner, ""))
+                requested.append((arm.name, against, learner, ""))
     for contrast in study.contrasts:
         others = _learners(contrast.against, runs)
-        asked += [
+        requested += [
             (contrast.arm, contrast.against, learner, contrast.isolates)
             for learner in _learners(contrast.arm, runs)
             if counterpart(learner, others)
         ]
     return [
-        found
+        comparison
         for figure in FIGURES
-        for arm, against, learner, isolates in asked
-        if (found := _comparison(arm, against, learner, figure, isolates, runs, least)) is not None
+        for arm, against, learner, isolates in requested
+        if (comparison := _comparison(arm, against, learner, figure, isolates, runs, least)) is not None
     ]
 
 
@@ -239,32 +239,34 @@ def _comparison(
 ) -> Comparison | None:
     other_learner = counterpart(learner, _learners(against, runs))
     sides = [
-        {run.seed: getattr(outcome, figure) for run in _of(name, runs) if (outcome := run.outcome(its))}
-        for name, its in ((arm, learner), (against, other_learner or ""))
+        {run.seed: getattr(outcome, figure) for run in _runs_of(name, runs) if (outcome := run.outcome(side_learner))}
+        for name, side_learner in ((arm, learner), (against, other_learner or ""))
     ]
     seeds = tuple(sorted(sides[0].keys() & sides[1].keys()))
     if not seeds:
         return None
-    own, other = ([side[seed] for seed in seeds] for side in sides)
+    values, baseline = ([side[seed] for seed in seeds] for side in sides)
     return Comparison(
         arm=arm,
         against=against,
         learner=learner,
         figure=figure,
         seeds=seeds,
-        difference=paired_difference(own, other, least),
+        difference=paired_difference(values, baseline, least),
         isolates=isolates,
     )
 
 
-def _cost(arm: str, study: Study, runs: Sequence[RunResult]) -> Cost:
-    seconds = {name: spread([run.seconds for run in _of(name, runs)]) for name in (arm, *study.baseline) if _of(name, runs)}
+def _cost(arm: str, study: Study, runs: Sequence[RunResult]) -> ArmCost:
+    seconds = {
+        name: spread([run.seconds for run in _runs_of(name, runs)]) for name in (arm, *study.baseline) if _runs_of(name, runs)
+    }
     bases = [name for name in study.baseline if name in seconds]
-    whole = len(bases) == len(study.baseline) > 1 and arm not in bases
-    return Cost(
+    summable = len(bases) == len(study.baseline) > 1 and arm not in bases
+    return ArmCost(
         arm=arm,
-        images_per_s=spread([run.images_per_s for run in _of(arm, runs)]),
+        images_per_s=spread([run.images_per_s for run in _runs_of(arm, runs)]),
         seconds=seconds[arm],
         ratios={name: seconds[arm].mean / seconds[name].mean for name in bases if name != arm},
-        to_sum=seconds[arm].mean / math.fsum(seconds[name].mean for name in bases) if whole else None,
+        to_sum=seconds[arm].mean / math.fsum(seconds[name].mean for name in bases) if summable else None,
     )

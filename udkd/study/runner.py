@@ -1,7 +1,7 @@
-"""Carries a plan out: a teacher once, each cache once, each run once, whatever was interrupted before.
+"""Runs a plan: the teacher once, each cache once, each run once, resuming what was interrupted.
 
-Several processes may carry out plans in one folder: each takes a run that nobody trains. The folders' locks are all they
-share, so one that is killed leaves its run to the others.
+Several processes may work in one folder: each takes a run that no other trains. They share only the folders' locks, so the
+run of a killed process is resumed by another.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import torch
 
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
-from udkd.study.folder import StudyFolder, described, is_finished
+from udkd.study.folder import StudyFolder, is_finished, trial_label
 from udkd.study.plan import StudyPlan, Trial, teacher_name
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
@@ -30,12 +30,12 @@ from udkd.utils.progress import SILENT, Observer
 _T = TypeVar("_T")
 
 POLL_S = 1.0
-"""Between two looks at what another process is at."""
+"""Seconds between two checks of another process's lock."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyContext:
-    """Where a study happens. teacher: given by the user, else one is fitted. stopped: asked after every step."""
+    """Folders, device and callbacks of a study. teacher: given by the user, else one is fitted. stopped: polled every step."""
 
     data: Path
     folder: StudyFolder
@@ -47,10 +47,10 @@ class StudyContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a study has come.
+    """How many runs of a study are finished.
 
-    failed: what went wrong, by the run's description; they are tried again next time. elsewhere: runs that another process
-    was training when they were looked at.
+    failed: error text by the run's label; failed runs are retried next time. elsewhere: runs that were being trained by
+    another process.
     """
 
     finished: int
@@ -64,58 +64,58 @@ class Progress:
 
     @property
     def left_to_others(self) -> bool:
-        """Whether all that is missing is being trained by other processes."""
+        """Whether other processes are training all missing runs."""
         return 0 < self.total - self.finished - len(self.failed) <= self.elsewhere
 
 
-def run_study(plan: StudyPlan, site: StudyContext, *, wait: bool = False) -> Progress:
-    """Do whatever of the plan is not done yet, until asked to stop.
+def run_study(plan: StudyPlan, context: StudyContext, *, wait: bool = False) -> Progress:
+    """Do whatever of the plan is not done yet, until stopped.
 
-    wait: where all that is missing is trained by other processes, wait for them and take over what they leave.
-    Raises UserError kin for what ends all runs alike; a run that fails by itself (a loss that is not finite) is recorded.
+    wait: where other processes train all missing runs, wait for them and take over what they leave.
+    Raises a UserError for what would end every run; the failure of a single run (a loss that is not finite) is recorded.
     """
-    dataset = DatasetFolder.open(site.data)
+    dataset = DatasetFolder.open(context.data)
     teacher: TeacherFolder | None = None
     if plan.needs_teacher:
-        teacher = make_teacher(plan.base, dataset, site)
+        teacher = make_teacher(plan.base, dataset, context)
         if teacher is None:
             return Progress(finished=0, total=len(plan.trials))
     failed: dict[str, str] = {}
     while True:
-        progress = _one_pass(plan, site, dataset, teacher, failed)
+        progress = _one_pass(plan, context, dataset, teacher, failed)
         if not (wait and progress.left_to_others):
             return progress
         time.sleep(POLL_S)
 
 
 def _one_pass(
-    plan: StudyPlan, site: StudyContext, dataset: DatasetFolder, teacher: TeacherFolder | None, failed: dict[str, str]
+    plan: StudyPlan, context: StudyContext, dataset: DatasetFolder, teacher: TeacherFolder | None, failed: dict[str, str]
 ) -> Progress:
-    """Train each run that is neither done, nor failed already, nor busy. failed: takes in those that fail."""
+    """Train each run that is neither finished, failed nor busy. failed: runs that fail are added to it."""
     elsewhere = 0
     for number, trial in enumerate(plan.trials):
-        run = run_path(trial, dataset, teacher, site.folder)
-        if described(trial) in failed or is_finished(run, trial.recipe):
+        run = run_path(trial, dataset, teacher, context.folder)
+        if trial_label(trial) in failed or is_finished(run, trial.recipe):
             continue
-        if site.stopped():
+        if context.stopped():
             break
         if is_busy(run):
             elsewhere += 1
             continue
-        site.observer.note(f"run {number + 1} of {len(plan.trials)}: {described(trial)}")
+        context.observer.note(f"run {number + 1} of {len(plan.trials)}: {trial_label(trial)}")
         try:
-            _train(trial, dataset, teacher, run, plan, site)
+            _train(trial, dataset, teacher, run, plan, context)
         except BusyError:
-            elsewhere += 1  # taken between the look and the lock
+            elsewhere += 1  # taken between the check and the lock
         except RunError as error:
-            failed[described(trial)] = str(error)
-            site.observer.note(f"{described(trial)}: {error}")
-    finished = sum(is_finished(run_path(trial, dataset, teacher, site.folder), trial.recipe) for trial in plan.trials)
+            failed[trial_label(trial)] = str(error)
+            context.observer.note(f"{trial_label(trial)}: {error}")
+    finished = sum(is_finished(run_path(trial, dataset, teacher, context.folder), trial.recipe) for trial in plan.trials)
     return Progress(finished=finished, total=len(plan.trials), failed=dict(failed), elsewhere=elsewhere)
 
 
 def is_busy(run: Path) -> bool:
-    """Whether another process writes a run."""
+    """Whether another process holds a run's lock."""
     if not run.exists():
         return False
     try:
@@ -125,81 +125,81 @@ def is_busy(run: Path) -> bool:
         return True
 
 
-def _patiently(folder: Path, action: Callable[[], _T], site: StudyContext) -> _T | None:
-    """What `action` gives once no other process is at work in `folder`; None where the study was stopped before that."""
+def _when_free(folder: Path, action: Callable[[], _T], context: StudyContext) -> _T | None:
+    """The result of `action`, run once no other process works in `folder`; None where the study was stopped before that."""
     folder.mkdir(parents=True, exist_ok=True)
-    said = False
-    while not site.stopped():
+    announced = False
+    while not context.stopped():
         if not is_busy(folder):
-            with contextlib.suppress(BusyError):  # taken between the look and the lock
+            with contextlib.suppress(BusyError):  # taken between the check and the lock
                 return action()
-        if not said:
-            site.observer.note(f"waiting for another process, which makes {folder}")
-            said = True
+        if not announced:
+            context.observer.note(f"waiting for another process, which makes {folder}")
+            announced = True
         time.sleep(POLL_S)
     return None
 
 
 def run_path(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, folder: StudyFolder) -> Path:
-    """The folder of a trial's run."""
+    """The run folder of a trial."""
     return folder.run(trial.run_name(dataset.digest, teacher.info.weights_sha256 if teacher else ""))
 
 
-def find_teacher(recipe: Recipe, dataset: DatasetFolder, site: StudyContext) -> TeacherFolder | None:
-    """The user's teacher, or the one that was fitted already."""
-    if site.teacher is not None:
-        return TeacherFolder.open(site.teacher)
-    path = site.folder.teacher(teacher_name(recipe, dataset.digest))
+def find_teacher(recipe: Recipe, dataset: DatasetFolder, context: StudyContext) -> TeacherFolder | None:
+    """The user's teacher, or the one fitted before; None where there is neither."""
+    if context.teacher is not None:
+        return TeacherFolder.open(context.teacher)
+    path = context.folder.teacher(teacher_name(recipe, dataset.digest))
     return TeacherFolder.open(path) if (path / "teacher.json").exists() else None
 
 
-def make_teacher(recipe: Recipe, dataset: DatasetFolder, site: StudyContext) -> TeacherFolder | None:
+def make_teacher(recipe: Recipe, dataset: DatasetFolder, context: StudyContext) -> TeacherFolder | None:
     """The study's teacher, fitted by the recipe's [fit] section where there is none; None where that was stopped."""
-    found = find_teacher(recipe, dataset, site)
-    if found is not None:
-        return found
-    path = site.folder.teacher(teacher_name(recipe, dataset.digest))
-    return _patiently(path, lambda: _fitted(recipe, path, dataset, site), site)
+    teacher = find_teacher(recipe, dataset, context)
+    if teacher is not None:
+        return teacher
+    path = context.folder.teacher(teacher_name(recipe, dataset.digest))
+    return _when_free(path, lambda: _fit_teacher(recipe, path, dataset, context), context)
 
 
-def _fitted(recipe: Recipe, path: Path, dataset: DatasetFolder, site: StudyContext) -> TeacherFolder | None:
+def _fit_teacher(recipe: Recipe, path: Path, dataset: DatasetFolder, context: StudyContext) -> TeacherFolder | None:
     with FolderLock(path):
-        found = find_teacher(recipe, dataset, site)
-        if found is not None:
-            return found
-        how = recipe.for_teacher()
-        site.observer.note(f"teacher: {recipe.fit.architecture}, {recipe.fit.epochs} epochs")
-        if not _train_to_end(how, path / "run", dataset, site):
+        teacher = find_teacher(recipe, dataset, context)
+        if teacher is not None:
+            return teacher
+        teacher_recipe = recipe.for_teacher()
+        context.observer.note(f"teacher: {recipe.fit.architecture}, {recipe.fit.epochs} epochs")
+        if not _train_to_end(teacher_recipe, path / "run", dataset, context):
             return None
         candidate = from_run(RunFolder.open(path / "run"), None, [name.wnid for name in dataset.classes])
-        return write_measured(path, candidate, dataset, how, site.device, site.observer)
+        return write_measured(path, candidate, dataset, teacher_recipe, context.device, context.observer)
 
 
-def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, site: StudyContext) -> Path | None:
-    """The one cache of some trials, with as many views as any of them needs, built as far as it is not.
+def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, context: StudyContext) -> Path | None:
+    """The cache that some trials share, with as many views as any of them needs; missing views are computed.
 
     None where the study was stopped while another process built it.
     """
     widest = max(trials, key=lambda trial: trial.num_views)
     name = widest.cache_name(dataset.digest, teacher.info.weights_sha256)
-    path = site.folder.cache(name)
+    path = context.folder.cache(name)
 
-    def built() -> Path:
+    def build() -> Path:
         if not _is_built(path, widest.num_views):
-            _build(path, widest.recipe, dataset, teacher, site)
+            _build(path, widest.recipe, dataset, teacher, context)
         return path
 
-    return built() if _is_built(path, widest.num_views) else _patiently(path, built, site)
+    return build() if _is_built(path, widest.num_views) else _when_free(path, build, context)
 
 
-def _build(path: Path, recipe: Recipe, dataset: DatasetFolder, teacher: TeacherFolder, site: StudyContext) -> None:
+def _build(path: Path, recipe: Recipe, dataset: DatasetFolder, teacher: TeacherFolder, context: StudyContext) -> None:
     started = time.perf_counter()
-    built = build_cache(path, dataset=dataset, teacher=teacher, recipe=recipe, device=site.device, observer=site.observer)
-    site.folder.add_cache_cost(path.name, built.num_images, time.perf_counter() - started)
+    built = build_cache(path, dataset=dataset, teacher=teacher, recipe=recipe, device=context.device, observer=context.observer)
+    context.folder.add_cache_cost(path.name, built.num_images, time.perf_counter() - started)
 
 
 def _is_built(path: Path, num_views: int) -> bool:
-    """Whether a cache has its views already: no teacher need be loaded then."""
+    """Whether a cache has all its views, so that no teacher must be loaded."""
     try:
         Cache.open(path).require_views(num_views)
     except CacheError:
@@ -208,31 +208,31 @@ def _is_built(path: Path, num_views: int) -> bool:
 
 
 def _train(
-    trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, run: Path, plan: StudyPlan, site: StudyContext
+    trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder | None, run: Path, plan: StudyPlan, context: StudyContext
 ) -> None:
     cache = None
-    if trial.cached:
-        assert teacher is not None, "a taught trial has a teacher"
+    if trial.needs_cache:
+        assert teacher is not None, "a trial with a cache has a teacher"
         identity = dataset.digest, teacher.info.weights_sha256
-        own = trial.cache_name(*identity)
-        sharers = [other for other in plan.trials if other.cached and other.cache_name(*identity) == own]
-        cache = make_cache(sharers, dataset, teacher, site)
+        name = trial.cache_name(*identity)
+        sharers = [other for other in plan.trials if other.needs_cache and other.cache_name(*identity) == name]
+        cache = make_cache(sharers, dataset, teacher, context)
         if cache is None:
             return
-    asked = teacher.path if teacher is not None and trial.taught else None
-    _train_to_end(trial.recipe, run, dataset, site, cache=cache, teacher=asked)
+    teacher_path = teacher.path if teacher is not None and trial.needs_teacher else None
+    _train_to_end(trial.recipe, run, dataset, context, cache=cache, teacher=teacher_path)
 
 
 def _train_to_end(
     recipe: Recipe,
     run: Path,
     dataset: DatasetFolder,
-    site: StudyContext,
+    context: StudyContext,
     *,
     cache: Path | None = None,
     teacher: Path | None = None,
 ) -> bool:
-    """Train or go on; False where it was stopped at a checkpoint."""
+    """Train or resume; False where it was stopped at a checkpoint."""
     if is_finished(run, recipe):
         return True
     run.parent.mkdir(parents=True, exist_ok=True)
@@ -240,11 +240,11 @@ def _train_to_end(
         recipe=recipe,
         data=dataset.path,
         out=run,
-        device=site.device,
+        device=context.device,
         cache=cache,
         teacher=teacher,
         resume=(run / "config.json").exists(),
-        observer=site.observer,
-        stopped=site.stopped,
+        observer=context.observer,
+        stopped=context.stopped,
     )
     return train(job).finished

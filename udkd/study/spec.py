@@ -1,11 +1,12 @@
-"""Study files: arms to compare, the seeds to repeat them with, and what to hold them against. TOML in, one frozen object out.
+"""Study files: the arms to compare, the seeds to repeat them with, and the baseline. TOML in, one frozen object out.
 
-An unknown or ill-typed key is a ConfigError with its path. What an arm sets is KEY=VALUE of a recipe, as after --set.
+An unknown or ill-typed key is a ConfigError with its path. An arm's settings are KEY=VALUE of a recipe, as after --set.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,27 +19,30 @@ from udkd.utils.validation import validate
 Kind = Literal["runs", "networks", "teachers"]
 MOST_ARMS, MOST_SEEDS, MOST_TRIALS = 200, 1000, 10_000
 SHARED_FOLDERS = ("teachers", "caches", "runs")
-"""What studies in one folder share; a study's own result lies beside them, under its name."""
+"""Sub-folders that all studies in one folder share; each study's result is stored beside them, under its name."""
 _NAME_BYTES = 120
+_RENAMED = {"asks": "metric", "exact": "teacher_views"}  # keys of before 0.1.0
 
 Settings = Annotated[tuple[str, ...], Field(max_length=200)]
 
 
 class Arm(Section):
-    """One row of the grid: the base recipe with what this arm changes."""
+    """One row of the grid: the base recipe and this arm's changes to it."""
 
     name: str = Field(min_length=1, max_length=80)
-    set: Settings = Field(default=(), description="KEY=VALUE of the recipe; what an arm sets, --set cannot change")
+    set: Settings = Field(default=(), description="KEY=VALUE of the recipe; takes precedence over --set")
     students: tuple[str, ...] = Field(
         default=(),
         max_length=100,
         description="architectures instead of the recipe's; each takes the settings of the recipe's student of that "
-        "architecture, else those of its first",
+        "architecture, or of its first student",
     )
-    exact: bool = Field(default=False, description="teacher.views = train.epochs: the teacher sees every view the students see")
-    note: str = Field(default="", description="small print beside the name, such as the loss's weights")
-    paper: dict[str, float] = Field(default={}, description="top-1 that the paper prints for a student of this arm, percent")
-    paper_hours: float | None = Field(default=None, gt=0, description="hours that the paper prints for 50 epochs of this arm")
+    teacher_views: Literal["recipe", "all"] = Field(
+        default="recipe", description="all: teacher.views = train.epochs, so that the teacher sees every view the students see"
+    )
+    note: str = Field(default="", description="small print beside the name, such as the loss weights")
+    paper: dict[str, float] = Field(default={}, description="top-1 printed in the paper for each student of this arm, percent")
+    paper_hours: float | None = Field(default=None, gt=0, description="hours printed in the paper for 50 epochs of this arm")
 
     @model_validator(mode="after")
     def _name_is_a_line(self) -> Self:
@@ -48,7 +52,7 @@ class Arm(Section):
 
 
 class Contrast(Section):
-    """A comparison besides those with the baseline: `arm` against `against`, and what it isolates."""
+    """A comparison besides those with the baseline: `arm` against `against`, and the one difference that it isolates."""
 
     arm: str
     against: str
@@ -56,17 +60,17 @@ class Contrast(Section):
 
 
 class Study(Section):
-    """A question, the arms that answer it, and how often each is repeated.
+    """A question, the arms that answer it, and the seeds of each arm.
 
-    kind: "runs" trains every arm; "networks" only measures each arm's networks; "teachers" fits one teacher per arm (from
-    [fit] of its recipe) and compares the weights they give.
+    kind: "runs" trains every arm; "networks" only measures each arm's networks; "teachers" fits one teacher per arm (by the
+    [fit] section of its recipe) and compares their sample weights.
     """
 
     title: str = Field(min_length=1)
     question: str = ""
-    asks: Literal["accuracy", "cost"] = Field(default="accuracy", description="of what; the page answers it first")
+    metric: Literal["accuracy", "cost"] = Field(default="accuracy", description="what the page shows first")
     kind: Kind = "runs"
-    recipe: str = Field(default="imagenet100-paper", description="the base; --recipe takes another")
+    recipe: str = Field(default="imagenet100-paper", description="the base recipe; --recipe overrides it")
     seeds: tuple[Seed, ...] = Field(
         default=(0, 1, 2), min_length=1, max_length=MOST_SEEDS, description="train.seed of the repetitions"
     )
@@ -74,14 +78,14 @@ class Study(Section):
     baseline: tuple[str, ...] = Field(
         default=(),
         max_length=MOST_ARMS,
-        description="arms that the others are held against; a student is held against the first that has it",
+        description="arms to compare the others with; a student is compared with the first of them that has it",
     )
     arms: tuple[Arm, ...] = Field(min_length=1, max_length=MOST_ARMS)
     contrasts: tuple[Contrast, ...] = Field(default=(), max_length=MOST_ARMS)
-    notes: tuple[str, ...] = Field(default=(), max_length=100, description="sentences for the page")
+    notes: tuple[str, ...] = Field(default=(), max_length=100, description="sentences printed on the page")
 
     def arm(self, name: str) -> Arm:
-        """An arm by its name."""
+        """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
     @model_validator(mode="after")
@@ -90,8 +94,8 @@ class Study(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two arms are called {twice[0]!r}; expected a name each; change arms.*.name")
-        asked = [*self.baseline, *(name for contrast in self.contrasts for name in (contrast.arm, contrast.against))]
-        unknown = [name for name in asked if name not in names]
+        used = [*self.baseline, *(name for contrast in self.contrasts for name in (contrast.arm, contrast.against))]
+        unknown = [name for name in used if name not in names]
         if unknown:
             raise ValueError(
                 f"no arm is called {unknown[0]!r}; expected one of {', '.join(names)}; change baseline or contrasts"
@@ -106,7 +110,7 @@ class Study(Section):
         return self
 
     def trials(self, seeds: Sequence[int]) -> int:
-        """How many runs these seeds make of the arms. Raises ConfigError, a ValueError, for more than MOST_TRIALS."""
+        """Number of runs: arms times seeds. Raises ConfigError, a ValueError, for more than MOST_TRIALS."""
         number = len(self.arms) * len(seeds)
         if number > MOST_TRIALS:
             raise ConfigError(
@@ -116,26 +120,44 @@ class Study(Section):
         return number
 
     @model_validator(mode="after")
-    def _nothing_is_set_twice(self) -> Self:
+    def _no_arm_sets_the_seed(self) -> Self:
         for arm in self.arms:
             if any(setting.partition("=")[0].strip() in ("train.seed", "seed") for setting in (*self.set, *arm.set)):
-                raise ValueError(f"arm {arm.name!r} sets train.seed; expected the study's seeds to name it; drop it")
+                raise ValueError(f"arm {arm.name!r} sets train.seed, which the study's seeds set; expected other keys; drop it")
         return self
+
+    def stored(self) -> dict[str, Any]:
+        """Plain values as in study.json, which keeps the keys of before 0.1.0."""
+        values = self.model_dump(mode="json")
+        arms = [{**arm, "exact": arm["teacher_views"] == "all"} for arm in values["arms"]]
+        values |= {"asks": values.pop("metric"), "arms": [_without(arm, "teacher_views") for arm in arms]}
+        return values
+
+    @classmethod
+    def of_stored(cls, values: Mapping[str, Any]) -> Self:
+        """Undo `stored`."""
+        arms = [{**arm, "teacher_views": "all" if arm["exact"] else "recipe"} for arm in values["arms"]]
+        current = {**values, "metric": values["asks"], "arms": [_without(arm, "exact") for arm in arms]}
+        return cls.model_validate_json(json.dumps(_without(current, "asks")))
+
+
+def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != key}
 
 
 def shipped_studies() -> list[str]:
-    """Names of the studies inside the package."""
+    """Names of the studies that come with the package."""
     return shipped_names("study")
 
 
 def study_name(file: str) -> str:
-    """The name of a study, as on the command line: of a file without its ending. The result's folder is called after it.
+    """A study's name, which is also its result folder's: the file name without its suffix.
 
-    Raises ConfigError where that would be no folder of its own.
+    Raises ConfigError where that is not a usable folder name, or is one of SHARED_FOLDERS.
     """
     name = Path(file).stem
-    own = printable(name, None) == name and not name.startswith(".") and len(name.encode()) <= _NAME_BYTES
-    if not name or not own or name in SHARED_FOLDERS:
+    usable = printable(name, None) == name and not name.startswith(".") and len(name.encode()) <= _NAME_BYTES
+    if not name or not usable or name in SHARED_FOLDERS:
         raise ConfigError(
             f"study {shorten(file)!r} would write to a folder {shorten(name)!r}; expected a file name of up to "
             f"{_NAME_BYTES} bytes without a leading dot or control characters, and none of {', '.join(SHARED_FOLDERS)}; "
@@ -146,4 +168,9 @@ def study_name(file: str) -> str:
 
 def load_study(name: str) -> Study:
     """A shipped study by name, or a TOML file by path. Raises ConfigError."""
-    return validate(Study, load_toml("study", name), origin=name, noun="study")
+    values = load_toml("study", name)
+    arms = values.get("arms")
+    for table in (values, *(arm for arm in (arms if isinstance(arms, list) else ()) if isinstance(arm, dict))):
+        for key in _RENAMED.keys() & table.keys():
+            raise ConfigError(f"{name}: {key} is not a key of a study; expected its new name, {_RENAMED[key]}; correct it")
+    return validate(Study, values, origin=name, noun="study")

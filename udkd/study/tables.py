@@ -1,7 +1,6 @@
 """A study's result as rows of text, for a CSV file and for a terminal.
 
-table.csv holds what seeds decide: a study that was killed and resumed writes the same bytes. What clocks decide is in
-cost.csv.
+table.csv holds what the seeds determine: a study that was killed and resumed writes the same bytes. Times are in cost.csv.
 """
 
 import csv
@@ -21,65 +20,60 @@ COST_HEAD = ("arm", "n", "images_per_s_mean", "images_per_s_sd", "seconds_mean",
 
 
 def table_csv(summary: Summary) -> str:
-    """One line per arm, student and comparison of it; an arm that is compared with nothing has one line."""
+    """One line per comparison of an arm and student; one line where there is none."""
     lines: list[tuple[object, ...]] = []
-    for standing in summary.standings:
-        own = [other for other in summary.comparisons if (other.arm, other.learner) == (standing.arm, standing.learner)]
+    for results in summary.arm_summaries:
+        comparisons = [other for other in summary.comparisons if (other.arm, other.learner) == (results.arm, results.learner)]
         head = (
-            *(standing.arm, standing.learner, standing.last.n, *_pair(standing.last), _figure(standing.last_top5.mean)),
-            *(*_pair(standing.best), " ".join(map(str, standing.best_epochs))),
+            *(
+                results.arm,
+                results.learner,
+                results.last.n,
+                *_mean_sd_cells(results.last),
+                _number(results.last_top5.mean),
+            ),
+            *(*_mean_sd_cells(results.best), " ".join(map(str, results.best_epochs))),
         )
-        once = dict.fromkeys(_compared(comparison) for comparison in own)  # a contrast may be a comparison with the baseline
+        once = dict.fromkeys(_compared(comparison) for comparison in comparisons)  # a contrast may repeat one with the baseline
         lines += [(*head, *compared) for compared in once] or [(*head, *[""] * 10)]
     return csv_text(TABLE_HEAD, lines)
 
 
 def cost_csv(summary: Summary) -> str:
-    """One line per arm and baseline it is held against."""
+    """One line per arm and baseline it is compared with."""
     lines: list[tuple[object, ...]] = []
     for cost in summary.costs:
-        head = (cost.arm, cost.seconds.n, *_pair(cost.images_per_s), *_pair(cost.seconds))
+        head = (cost.arm, cost.seconds.n, *_mean_sd_cells(cost.images_per_s), *_mean_sd_cells(cost.seconds))
         ratios = [*cost.ratios.items(), *([("all baselines together", cost.to_sum)] if cost.to_sum is not None else [])]
-        lines += [(*head, name, _figure(ratio)) for name, ratio in ratios] or [(*head, "", "")]
+        lines += [(*head, name, _number(ratio)) for name, ratio in ratios] or [(*head, "", "")]
     return csv_text(COST_HEAD, lines)
 
 
-def mean_sd(own: Spread, digits: int = 2) -> str:
-    """`81.86 ± 0.21`; without a spread where n is 1."""
-    return f"{own.mean:.{digits}f}" + ("" if own.sd is None else f" ± {own.sd:.{digits}f}")
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """`+0.12`, `−0.12`; zero without a sign."""
-    text = f"{abs(value):.{digits}f}"
-    return text if float(text) == 0 else f"{'+' if value > 0 else '−'}{text}"
-
-
-def interval(bounds: tuple[float, float] | None) -> str:
-    """`+0.10 to +0.31`, or nothing."""
-    return "" if bounds is None else f"{signed(bounds[0])} to {signed(bounds[1])}"
+def mean_sd(spread: Spread, digits: int = 2) -> str:
+    """`81.86 ± 0.21`; the mean alone where n is 1."""
+    return f"{spread.mean:.{digits}f}" + ("" if spread.sd is None else f" ± {spread.sd:.{digits}f}")
 
 
 def main_comparisons(summary: Summary, figure: str) -> list[Comparison]:
-    """Those with the baseline: no contrasts."""
-    return [found for found in summary.comparisons if found.figure == figure and not found.isolates]
+    """The comparisons with the baseline, without the study's contrasts. figure: a key of results.FIGURES."""
+    return [comparison for comparison in summary.comparisons if comparison.figure == figure and not comparison.isolates]
 
 
 def _compared(comparison: Comparison) -> tuple[object, ...]:
     difference = comparison.difference
     bounds = [bound for pair in (difference.bootstrap, difference.student_t) for bound in pair or (None, None)]
     return (
-        *(comparison.against, comparison.figure, " ".join(map(str, comparison.seeds)), *_pair(difference.spread)),
-        *("" if bound is None else _figure(bound) for bound in bounds),
+        *(comparison.against, comparison.figure, " ".join(map(str, comparison.seeds)), *_mean_sd_cells(difference.spread)),
+        *("" if bound is None else _number(bound) for bound in bounds),
         difference.verdict,
     )
 
 
-def _pair(own: Spread) -> tuple[str, str]:
-    return _figure(own.mean), "" if own.sd is None else _figure(own.sd)
+def _mean_sd_cells(spread: Spread) -> tuple[str, str]:
+    return _number(spread.mean), "" if spread.sd is None else _number(spread.sd)
 
 
-def _figure(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:.6g}"
 
 

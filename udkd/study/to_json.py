@@ -1,4 +1,4 @@
-"""study.json: a study, what it was run on, every run's numbers, and the statistics that follow from them."""
+"""study.json: a study, its data, teacher and hardware, every run's numbers, and the statistics that follow from them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from udkd.data.dataset import DatasetFolder
-from udkd.study.folder import StudyFolder, rows_of
+from udkd.study.folder import StudyFolder, read_metrics
 from udkd.study.plan import StudyPlan, Trial
 from udkd.study.results import FORMAT, VERSION, RunResult, Summary
 from udkd.study.runner import Progress
@@ -30,7 +30,7 @@ def to_json(
         "format": FORMAT,
         "version": VERSION,
         "name": plan.name,
-        "study": plan.study.model_dump(mode="json"),
+        "study": plan.study.stored(),
         "seeds": list(plan.seeds),
         "recipe": plan.base.to_dict(),
         "progress": {"finished": progress.finished, "total": progress.total, "failed": progress.failed},
@@ -44,25 +44,25 @@ def to_json(
             "side": dataset.side,
         },
         "teacher": None if teacher is None else _teacher(teacher),
-        "targets": {trial.arm: _targets(trial, dataset, teacher) for trial in plan.trials if trial.cached and teacher},
+        "targets": {trial.arm: _targets(trial, dataset, teacher) for trial in plan.trials if trial.needs_cache and teacher},
         "caches": {path.stem: folder.cache_cost(path.stem) for path in sorted((folder.out / "caches").glob("*.json"))},
         "machine": _machine(folder, runs),
         "runs": [run.to_dict() for run in runs],
-        "standings": [asdict(standing) for standing in summary.standings],
+        "standings": [asdict(results) for results in summary.arm_summaries],
         "comparisons": [asdict(comparison) | {"verdict": comparison.difference.verdict} for comparison in summary.comparisons],
         "costs": [asdict(cost) for cost in summary.costs],
     }
 
 
 def _targets(trial: Trial, dataset: DatasetFolder, teacher: TeacherFolder) -> dict[str, Any]:
-    """The cache that an arm learns from, and how many of its targets the arm's own views are."""
-    own = trial.num_views * len(dataset.split("train").ids)
-    return {"cache": trial.cache_name(dataset.digest, teacher.info.weights_sha256), "images": own}
+    """The cache that an arm reads, and the number of targets in the arm's share of it."""
+    images = trial.num_views * len(dataset.split("train").ids)
+    return {"cache": trial.cache_name(dataset.digest, teacher.info.weights_sha256), "images": images}
 
 
 def _teacher(teacher: TeacherFolder) -> dict[str, Any]:
-    """What taught, and how long its fitting took where that happened here."""
-    rows = rows_of(teacher.path / "run")
+    """The teacher, and how long fitting it took where the study fitted it."""
+    rows = read_metrics(teacher.path / "run")
     info = teacher.info
     return {
         "architecture": info.architecture,
@@ -75,11 +75,11 @@ def _teacher(teacher: TeacherFolder) -> dict[str, Any]:
 
 
 def _machine(folder: StudyFolder, runs: Sequence[RunResult]) -> dict[str, Any]:
-    """Hardware and versions that the runs recorded; more than one of each where the study moved."""
-    found: dict[str, Any] = {"hardware": [], "versions": []}
+    """Hardware and versions that the runs recorded; several where runs were made on several machines."""
+    recorded: dict[str, Any] = {"hardware": [], "versions": []}
     for run in runs:
         provenance = RunFolder.open(Path(folder.run(run.run))).provenance
-        for name, seen in found.items():
-            if provenance.get(name) not in (None, *seen):
-                seen.append(provenance[name])
-    return found
+        for name, values in recorded.items():
+            if provenance.get(name) not in (None, *values):
+                values.append(provenance[name])
+    return recorded

@@ -3,12 +3,14 @@
 Letters: N rows of a split, n matched samples or classes.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,18 +20,20 @@ from numpy.typing import NDArray
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.sample_weight import entropy_weight
 from udkd.report import style
-from udkd.report.page import Facts, Note, Page, Picture, Pictures, Row, Section, Table, render
-from udkd.report.style import Palette, picture
-from udkd.report.text import count, listed
+from udkd.report.page import Facts, Note, Page, Plot, Plots, Row, Section, Table, render
+from udkd.report.style import Palette, plot
+from udkd.report.text import comma_list, count, signed
 from udkd.study.plan import StudyPlan
 from udkd.study.runner import StudyContext, make_cache, make_teacher
-from udkd.study.tables import csv_text, signed
+from udkd.study.spec import Study
+from udkd.study.tables import csv_text
 from udkd.teacher.cache.reader import Cache
 from udkd.utils.errors import DataError
 from udkd.utils.files import write_bytes, write_json, write_text
 from udkd.utils.statistics import rank_correlation
 
-FEWEST = 3
+FORMAT, VERSION = "udkd-transfer", 1
+MIN_MATCHED = 3
 """Fewer matched samples or classes give no correlation."""
 
 GROUPS = ("same architecture, other seed", "other architecture", "other data")
@@ -49,10 +53,14 @@ class TeacherWeights:
     classes: dict[str, float]
     top1: float | None
 
+    @property
+    def label(self) -> str:
+        return f"{self.teacher}, seed {self.seed}, {self.data}"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """Spearman's rho of two teachers' weights. group: of GROUPS. level: "samples" or "classes", `n` of which both have."""
+class PairAgreement:
+    """Spearman's rho of two teachers' weights. group: of GROUPS. level: "samples" or "classes", of which both have `n`."""
 
     one: str
     other: str
@@ -62,32 +70,33 @@ class Agreement:
     rho: float
 
 
-def compare_teachers(plan: StudyPlan, site: StudyContext, others: Sequence[Path]) -> tuple[list[Agreement], Path] | None:
-    """Fit what is missing, ask every teacher about its own data, and write study.json, table.csv and the page.
+def compare_teachers(plan: StudyPlan, context: StudyContext, others: Sequence[Path]) -> tuple[list[PairAgreement], Path] | None:
+    """Fit the missing teachers, compute each one's weights of its own data, and write study.json, table.csv and the page.
 
-    None where it was stopped; the same call goes on. Raises DataError where two folders have one name.
+    None where the study was stopped; the same call resumes it. Raises DataError where two folders have one name.
     """
-    folders = [site.data, *others]
+    folders = [context.data, *others]
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
-        raise DataError(f"dataset folders are called {', '.join(names)}; expected a name each, for the table; rename one")
-    opinions = []
+        raise DataError(f"dataset folders are called {', '.join(names)}; expected different names, for the table; rename one")
+    teachers = []
     for folder in folders:
         dataset = DatasetFolder.open(folder)
         for trial in plan.trials:
-            teacher = make_teacher(trial.recipe, dataset, site)
-            if teacher is None or site.stopped():
+            teacher = make_teacher(trial.recipe, dataset, context)
+            if teacher is None or context.stopped():
                 return None
-            cache = make_cache([trial], dataset, teacher, site)
+            cache = make_cache([trial], dataset, teacher, context)
             if cache is None:
                 return None
-            opinions.append(opinion(trial.arm, trial.seed, dataset, Cache.open(cache), teacher.info.accuracy.get("top1")))
-    found = agreements(opinions)
-    return found, _write(plan, site.folder.result, opinions, found)
+            top1 = teacher.info.accuracy.get("top1")
+            teachers.append(read_teacher_weights(trial.arm, trial.seed, dataset, Cache.open(cache), top1))
+    pairs = agreements(teachers)
+    return pairs, _write(plan, context.folder.result, teachers, pairs)
 
 
-def opinion(arm: str, seed: int, dataset: DatasetFolder, cache: Cache, top1: float | None) -> TeacherWeights:
-    """Read a canonical cache's weights."""
+def read_teacher_weights(arm: str, seed: int, dataset: DatasetFolder, cache: Cache, top1: float | None) -> TeacherWeights:
+    """The weights in a cache of evaluation views."""
     split = dataset.split("train")
     weight_N: NDArray[np.float32] = entropy_weight(torch.from_numpy(np.array(cache.targets(0)[1])), cache.num_classes).numpy()
     ids, labels = split.ids, split.labels
@@ -105,10 +114,10 @@ def opinion(arm: str, seed: int, dataset: DatasetFolder, cache: Cache, top1: flo
     )
 
 
-def agreements(opinions: Sequence[TeacherWeights]) -> list[Agreement]:
-    """All pairs in one data set, and pairs of one architecture and seed across data sets, by sample and by class."""
-    found = []
-    for one, other in combinations(opinions, 2):
+def agreements(teachers: Sequence[TeacherWeights]) -> list[PairAgreement]:
+    """All pairs in one dataset, and pairs of one architecture and seed across datasets, by sample and by class."""
+    pairs = []
+    for one, other in combinations(teachers, 2):
         same_teacher = one.teacher == other.teacher
         if one.data == other.data:
             group = GROUPS[0] if same_teacher else GROUPS[1]
@@ -117,135 +126,132 @@ def agreements(opinions: Sequence[TeacherWeights]) -> list[Agreement]:
         else:
             continue
         for level in ("samples", "classes"):
-            own: dict[str, float] = getattr(one, level)
-            its: dict[str, float] = getattr(other, level)
-            both = sorted(own.keys() & its.keys())
-            if len(both) >= FEWEST:
-                rho = rank_correlation([own[name] for name in both], [its[name] for name in both])
-                if math.isnan(rho):  # a teacher that weighs all alike orders nothing
-                    continue
-                found.append(Agreement(one=_called(one), other=_called(other), group=group, level=level, n=len(both), rho=rho))
-    return found
+            weights: tuple[dict[str, float], dict[str, float]] = getattr(one, level), getattr(other, level)
+            common = sorted(weights[0].keys() & weights[1].keys())
+            if len(common) < MIN_MATCHED:
+                continue
+            rho = rank_correlation(*([side[name] for name in common] for side in weights))
+            if not math.isnan(rho):  # NaN: one of the teachers weighs all alike
+                pairs.append(PairAgreement(one=one.label, other=other.label, group=group, level=level, n=len(common), rho=rho))
+    return pairs
 
 
-def _called(own: TeacherWeights) -> str:
-    return f"{own.teacher}, seed {own.seed}, {own.data}"
-
-
-def _write(plan: StudyPlan, folder: Path, opinions: Sequence[TeacherWeights], found: Sequence[Agreement]) -> Path:
+def _write(plan: StudyPlan, folder: Path, teachers: Sequence[TeacherWeights], pairs: Sequence[PairAgreement]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     values = {
-        "format": "udkd-transfer",
-        "version": 1,
-        "study": plan.study.model_dump(mode="json"),
+        "format": FORMAT,
+        "version": VERSION,
+        "study": plan.study.stored(),
         "recipe": plan.base.to_dict(),
         "teachers": [
-            {"teacher": own.teacher, "seed": own.seed, "data": own.data, "top1": own.top1, "mean_weight": _mean(own)}
-            | {"class_weights": own.classes}
-            for own in opinions
+            {"teacher": teacher.teacher, "seed": teacher.seed, "data": teacher.data, "top1": teacher.top1}
+            | {"mean_weight": fmean(teacher.samples.values()), "class_weights": teacher.classes}
+            for teacher in teachers
         ],
-        "agreements": [asdict(pair) for pair in found],
+        "agreements": [asdict(pair) for pair in pairs],
     }
     write_json(folder / "study.json", values)
-    rows = [(pair.one, pair.other, pair.group, pair.level, pair.n, f"{pair.rho:.6g}") for pair in found]
+    rows = [(pair.one, pair.other, pair.group, pair.level, pair.n, f"{pair.rho:.6g}") for pair in pairs]
     write_text(folder / "table.csv", csv_text(("one", "other", "group", "level", "n", "rho"), rows))
-    drawn = _picture(found)
-    write_bytes(folder / "agreement.png", drawn.png)
-    write_text(folder / "index.html", render(_page(plan, opinions, found, drawn), style.css()))
-    return folder / "index.html"
+    return write_page(folder, values)
 
 
-def _mean(own: TeacherWeights) -> float:
-    return fmean(own.samples.values())
+def write_page(folder: Path, values: Mapping[str, Any]) -> Path:
+    """Write the page of a study.json and its plot. Returns the page's path."""
+    pairs = [PairAgreement(**pair) for pair in values["agreements"]]
+    agreement_plot, path = _plot(pairs), folder / "index.html"
+    write_bytes(folder / "agreement.png", agreement_plot.png)
+    write_text(path, render(_page(values, pairs, agreement_plot), style.css()))
+    return path
 
 
-def _picture(found: Sequence[Agreement]) -> Picture:
+def _plot(pairs: Sequence[PairAgreement]) -> Plot:
     rows = [(group, level) for group in GROUPS for level in ("samples", "classes")]
-    rows = [row for row in rows if any((pair.group, pair.level) == row for pair in found)]
+    rows = [row for row in rows if any((pair.group, pair.level) == row for pair in pairs)]
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.add_subplot()
         axes.grid(True, axis="x")
         axes.grid(False, axis="y")
         axes.axvline(0, color=palette.soft, linewidth=1)
-        for place, row in enumerate(rows):
-            values = [pair.rho for pair in found if (pair.group, pair.level) == row]
+        for y, row in enumerate(rows):
+            values = [pair.rho for pair in pairs if (pair.group, pair.level) == row]
             colour = palette.student(0 if row[1] == "samples" else 1)
-            axes.plot(values, [place] * len(values), linestyle="none", marker="o", color=colour, alpha=0.7)
+            axes.plot(values, [y] * len(values), linestyle="none", marker="o", color=colour, alpha=0.7)
         axes.set_yticks(range(len(rows)), [f"{group}:\n{level}" for group, level in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(min(-0.05, *(pair.rho for pair in found), 0) - 0.05, 1.05)
+        axes.set_xlim(min(-0.05, *(pair.rho for pair in pairs), 0) - 0.05, 1.05)
         axes.set_xlabel("rank correlation of the weights")
         axes.spines["left"].set_visible(False)
 
-    pairs = len({(pair.one, pair.other) for pair in found})
-    caption = f"{count(pairs, 'pair')} of teachers: 1 is the same order of samples (or classes), 0 none."
-    return picture("agreement", "Agreement on what is unsure", caption, draw, height=0.75 + 0.46 * max(len(rows), 1))
+    num_pairs = len({(pair.one, pair.other) for pair in pairs})
+    caption = f"{count(num_pairs, 'pair')} of teachers. 1: the same order of samples (or classes); 0: no relation."
+    return plot("agreement", "Agreement of the weights", caption, draw, height=0.75 + 0.46 * max(len(rows), 1))
 
 
-def _page(plan: StudyPlan, opinions: Sequence[TeacherWeights], found: Sequence[Agreement], drawn: Picture) -> Page:
-    told = []
+def _page(values: Mapping[str, Any], pairs: Sequence[PairAgreement], agreement_plot: Plot) -> Page:
+    study = Study.of_stored(values["study"])
+    means = []
     for group in GROUPS:
-        own = [pair.rho for pair in found if pair.group == group and pair.level == "samples"]
-        own = own or [pair.rho for pair in found if pair.group == group]
-        if own:
-            told.append(f"{group} {signed(fmean(own))}")
-    pairs = [
-        Row(label=pair.one, detail=f"and {pair.other}", cells=(pair.group, pair.level, f"{pair.n:,}", signed(pair.rho, 3)))
-        for pair in found
-    ]
-    teachers = [
-        Row(
-            label=_called(own),
-            cells=("" if own.top1 is None else f"{own.top1:.2f}", f"{_mean(own):.4f}", f"{len(own.samples):,}"),
-        )
-        for own in opinions
-    ]
-    agreement = Table(
+        rhos = [pair.rho for pair in pairs if pair.group == group and pair.level == "samples"]
+        rhos = rhos or [pair.rho for pair in pairs if pair.group == group]
+        if rhos:
+            means.append(f"{group} {signed(fmean(rhos), 2)}")
+    pair_table = Table(
         name="agreements",
         title="Every pair",
         head=("", "pair", "level", "n", "rho"),
-        rows=pairs,
-        caption="Of the weights w = 1 − H / ln C in the canonical view of the training samples.",
+        rows=[
+            Row(label=pair.one, detail=f"and {pair.other}", cells=(pair.group, pair.level, f"{pair.n:,}", signed(pair.rho, 3)))
+            for pair in pairs
+        ],
+        caption="Weights w = 1 − H / ln C of the training samples, in the evaluation view.",
         stacked=True,
     )
-    asked = Table(
+    teacher_table = Table(
         name="teachers",
         title="The teachers",
-        head=("", "top-1 %", "mean weight", "samples"),
-        rows=teachers,
-        caption="A teacher is sure of images it was fitted on; the weights are those its students would get.",
-    )
-    notes = [Note(text=note) for note in plan.study.notes]
-    return Page(
-        title=plan.study.title,
-        subtitle=f"{count(len(opinions), 'teacher')} · {plan.base.views.size_px} px",
-        lead=f"{plan.study.question} Mean rank correlation: {listed(told)}." if told else plan.study.question,
-        sections=[
-            Section(anchor="agreement", title="Result", blocks=[Pictures(pictures=[drawn]), _groups(found), *notes, agreement]),
-            Section(
-                anchor="teachers",
-                title="Who was asked",
-                blocks=[asked, Facts(title="The study", text=str(plan.study.model_dump()))],
-            ),
+        head=("", "top-1 %", "mean weight"),
+        rows=[
+            Row(
+                label=f"{teacher['teacher']}, seed {teacher['seed']}, {teacher['data']}",
+                cells=("" if teacher["top1"] is None else f"{teacher['top1']:.2f}", f"{teacher['mean_weight']:.4f}"),
+            )
+            for teacher in values["teachers"]
         ],
-        footer="Written by udkd; study.json beside this page holds every number.",
+        caption="A teacher is sure of the images it was fitted on; these are the weights its students would get.",
+    )
+    notes = [Note(text=note) for note in study.notes]
+    study_facts = Facts(title="The study", text=json.dumps(values["study"], indent=2, ensure_ascii=False))
+    return Page(
+        title=study.title,
+        subtitle=f"{count(len(values['teachers']), 'teacher')} · {values['recipe']['views']['size_px']} px",
+        lead=f"{study.question} Mean rank correlation: {comma_list(means)}." if means else study.question,
+        sections=[
+            Section(
+                anchor="agreement",
+                title="Result",
+                blocks=[Plots(plots=[agreement_plot]), _group_table(pairs), *notes, pair_table],
+            ),
+            Section(anchor="teachers", title="The teachers", blocks=[teacher_table, study_facts]),
+        ],
+        footer="Written by udkd; every number is in study.json, beside this page.",
     )
 
 
-def _groups(found: Sequence[Agreement]) -> Table:
-    """Each kind of pair in one line: how many, their mean, and how far they spread."""
+def _group_table(pairs: Sequence[PairAgreement]) -> Table:
+    """A line for each kind of pair: number of pairs, mean and range of rho."""
     rows = []
     for group in GROUPS:
         for level in ("samples", "classes"):
-            own = [pair.rho for pair in found if (pair.group, pair.level) == (group, level)]
-            if own:
-                figures = (signed(fmean(own)), f"{signed(min(own))} to {signed(max(own))}")
-                rows.append(Row(label=group, cells=(level, str(len(own)), *figures)))
+            rhos = [pair.rho for pair in pairs if (pair.group, pair.level) == (group, level)]
+            if rhos:
+                cells = (signed(fmean(rhos), 2), f"{signed(min(rhos), 2)} to {signed(max(rhos), 2)}")
+                rows.append(Row(label=group, cells=(level, str(len(rhos)), *cells)))
     return Table(
         name="groups",
         title="Spearman’s rank correlation",
         head=("", "level", "pairs", "mean rho", "lowest to highest"),
         rows=rows,
-        caption="Pairs share teachers, so that they are fewer independent findings than their number.",
+        caption="Pairs share teachers, so they are not independent observations.",
     )

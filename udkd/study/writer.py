@@ -8,7 +8,7 @@ from pathlib import Path
 
 from udkd.data.dataset import DatasetFolder
 from udkd.study.plan import StudyPlan
-from udkd.study.results import Summary, gather, summarise
+from udkd.study.results import Summary, load_results, summarise
 from udkd.study.runner import POLL_S, Progress, StudyContext, find_teacher
 from udkd.study.tables import cost_csv, table_csv
 from udkd.study.to_json import to_json
@@ -17,34 +17,36 @@ from udkd.utils.files import FolderLock, write_json, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """What was written."""
+class StudyOutput:
+    """The statistics and the path of the page."""
 
     summary: Summary
     page: Path
 
 
-def write_result(plan: StudyPlan, site: StudyContext, progress: Progress) -> Result:
-    """Gather what is finished and write all of the result anew."""
+def write_result(plan: StudyPlan, context: StudyContext, progress: Progress) -> StudyOutput:
+    """Load all finished runs and rewrite the result's files."""
     from udkd.study.page import write_page  # matplotlib takes a second
 
-    dataset = DatasetFolder.open(site.data)
-    teacher = find_teacher(plan.base, dataset, site) if plan.needs_teacher else None
+    dataset = DatasetFolder.open(context.data)
+    teacher = find_teacher(plan.base, dataset, context) if plan.needs_teacher else None
     ready = teacher is not None or not plan.needs_teacher
-    runs = gather(plan, dataset, teacher, site.folder) if ready else []
+    runs = load_results(plan, dataset, teacher, context.folder) if ready else []
     summary = summarise(plan.study, runs, len(dataset.split("val").ids))
-    folder = site.folder.result
-    values = to_json(plan, dataset=dataset, teacher=teacher, folder=site.folder, progress=progress, runs=runs, summary=summary)
-    with _alone(folder):
+    folder = context.folder.result
+    values = to_json(
+        plan, dataset=dataset, teacher=teacher, folder=context.folder, progress=progress, runs=runs, summary=summary
+    )
+    with _locked(folder):
         write_json(folder / "study.json", values)
         write_text(folder / "table.csv", table_csv(summary))
         write_text(folder / "cost.csv", cost_csv(summary))
-        return Result(summary=summary, page=write_page(folder, values))
+        return StudyOutput(summary=summary, page=write_page(folder, values))
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Others of the study's processes wait: writing takes seconds, whoever is last has gathered most."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, waiting for it: writing takes seconds, and the last process has loaded the most runs."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         while True:

@@ -69,7 +69,7 @@ class TopPredictions:
         """Mean cross-entropy, nats."""
         return -float(self.label_log_p.astype(np.float64).mean())
 
-    def right(self, labels: NDArray[np.integer]) -> NDArray[np.bool_]:
+    def correct(self, labels: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether the first guess is the label, bool [n]."""
         return np.asarray(self.guess == labels)
 
@@ -105,9 +105,9 @@ class Targets:
         return float(np.log(self.num_classes))
 
     @property
-    def right(self) -> NDArray[np.bool_]:
+    def correct(self) -> NDArray[np.bool_]:
         """Whether the teacher's first guess is the label, bool [n]."""
-        return self.answers.right(self.labels)
+        return self.answers.correct(self.labels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,6 +5,7 @@ format 1 had none and are read as they are, their types and counts held against 
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -186,11 +187,19 @@ def _provenance(path: Path) -> dict[str, Any]:
     return without_none(read_record(file, Provenance, checked=found != UNCHECKED, remedy=remedy)[1])
 
 
-def flat(values: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted path."""
+def epoch_seconds(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[float]:
+    """Seconds of training steps in each epoch, from rows of metrics.jsonl."""
+    # By steps and images/s: `seconds` is too short for an epoch that was resumed in the middle.
+    steps = pairwise([0, *(row["step"] for row in rows)])
+    return [batch_size * (after - before) / row["images_per_s"] for (before, after), row in zip(steps, rows, strict=True)]
+
+
+def flat(values: Mapping[str, Any] | list[Any], prefix: str = "", *, lists: bool = True) -> dict[str, Any]:
+    """Nested values by dotted path; lists: also those of lists, by index."""
     items = enumerate(values) if isinstance(values, list) else values.items()
     result: dict[str, Any] = {}
     for name, value in items:
         path = f"{prefix}{name}"
-        result |= flat(value, path + ".") if isinstance(value, Mapping | list) and value else {path: value}
+        nested = isinstance(value, Mapping) or (lists and isinstance(value, list))
+        result |= flat(value, path + ".", lists=lists) if nested and value else {path: value}
     return result

@@ -1,6 +1,6 @@
-"""What may be said of a few numbers: spread, paired differences with their intervals, rank correlation.
+"""Statistics of a few numbers: spread, paired differences with their intervals, rank correlation.
 
-Letters: n repetitions (seeds) or samples.
+Letters: n repetitions (seeds) or samples, R resamples.
 """
 
 import math
@@ -15,16 +15,16 @@ from udkd.utils.rng import Stream, key, uniform
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-FEWEST_RUNS = 3
-FEWEST_IMAGES = 6
-"""Of so many images that only one side has right, chance puts all on the same side once in 32 (the two-sided sign test)."""
+MIN_RUNS = 3
+MIN_IMAGES = 6
+"""Of six images on which one of two classifiers is correct, chance gives all to one side once in 32 (two-sided sign test)."""
 
 METHOD = (
     f"{LEVEL:.0%} intervals of the mean paired difference on equal seeds: the percentile bootstrap over seeds ({RESAMPLES:,} "
-    "resamples, seed 0), and Student’s t beside it. With few seeds the bootstrap cannot reach beyond the smallest and the "
-    "largest difference, which makes it too short, so a verdict asks both intervals to keep clear of 0, and at least "
-    f"{FEWEST_RUNS} seeds, as two may agree by chance. It also asks a mean difference of at least {FEWEST_IMAGES} validation "
-    "images: fewer can be the choice of the images, even if all seeds agree."
+    "resamples, seed 0), and Student’s t. With few seeds the bootstrap interval is too short, as it cannot reach beyond the "
+    f"smallest and the largest difference. A verdict therefore needs both intervals to exclude 0, and at least {MIN_RUNS} "
+    f"seeds, as two may agree by chance. It also needs a mean difference of at least {MIN_IMAGES} validation images: a smaller "
+    "one can come from the choice of the images, even if all seeds agree."
 )
 
 Verdict = Literal["improves", "worsens", "no clear difference", "too few runs", "too few images"]
@@ -42,9 +42,9 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A paired difference over n pairs. bootstrap, student_t: (low, high), None where n < 2.
+    """A paired difference over n pairs. bootstrap, student_t: intervals (low, high), None where n < 2.
 
-    least: the smallest mean that may be claimed, whatever the intervals say.
+    least: the smallest absolute mean that gives a verdict, whatever the intervals.
     """
 
     spread: Spread
@@ -54,13 +54,13 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said where more is better; a claim needs runs, images, and both intervals to keep clear of 0."""
-        if self.bootstrap is None or self.student_t is None or self.spread.n < FEWEST_RUNS:
+        """The conclusion where more is better; a claim needs MIN_RUNS, `least`, and both intervals to exclude 0."""
+        if self.bootstrap is None or self.student_t is None or self.spread.n < MIN_RUNS:
             return "too few runs"
         low, high = min(self.bootstrap[0], self.student_t[0]), max(self.bootstrap[1], self.student_t[1])
         if low <= 0 <= high:
             return "no clear difference"
-        if abs(self.spread.mean) < self.least * (1 - 1e-9):  # six images of 300 are 2 points but for a rounding
+        if abs(self.spread.mean) < self.least * (1 - 1e-9):  # six images of 300 are 2 points up to rounding
             return "too few images"
         return "improves" if low > 0 else "worsens"
 
@@ -72,13 +72,13 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(n=n, mean=mean, sd=sd)
 
 
-def least_claim(images: int) -> float:
-    """The smallest difference of accuracies, percentage points, that so many images can show; more than any for none."""
-    return 100 * FEWEST_IMAGES / images if images else math.inf
+def min_claim(images: int) -> float:
+    """MIN_IMAGES of `images` in percentage points: the smallest difference to claim. Infinite for no images."""
+    return 100 * MIN_IMAGES / images if images else math.inf
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float], least: float = 0.0) -> Difference:
-    """values[i] - baseline[i], where both come from seed i. least: see Difference."""
+    """values[i] - baseline[i], both of seed i. least: see Difference."""
     differences = [value - base for value, base in zip(values, baseline, strict=True)]
     enough = len(differences) > 1
     return Difference(
@@ -92,12 +92,12 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], least:
 def bootstrap_interval(
     values: Sequence[float], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """The percentile bootstrap's interval of the mean; the draws are a pure function of seed, resamples and n.
+    """Percentile bootstrap interval of the mean; the draws are a pure function of seed, resamples and n.
 
     Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
     """
     keys = key(seed, Stream.BOOTSTRAP, np.arange(resamples, dtype=np.int64))
-    picks_Rn = np.stack([(uniform(keys, place) * len(values)).astype(np.int64) for place in range(len(values))], axis=1)
+    picks_Rn = np.stack([(uniform(keys, index) * len(values)).astype(np.int64) for index in range(len(values))], axis=1)
     means_R = np.asarray(values, np.float64)[picks_Rn].mean(axis=1)
     low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -105,44 +105,46 @@ def bootstrap_interval(
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
     """Student's interval of the mean of n >= 2 numbers: mean ± t sd / sqrt(n)."""
-    own = spread(values)
-    assert own.sd is not None, "an interval needs two numbers"
-    reach = t_quantile((1 + level) / 2, own.n - 1) * own.sd / math.sqrt(own.n)
-    return own.mean - reach, own.mean + reach
+    sample = spread(values)
+    assert sample.sd is not None, "an interval needs two numbers"
+    margin = t_quantile((1 + level) / 2, sample.n - 1) * sample.sd / math.sqrt(sample.n)
+    return sample.mean - margin, sample.mean + margin
 
 
-def t_quantile(probability: float, freedom: int) -> float:
-    """The quantile of Student's t for a probability in [0.5, 1) and whole degrees of freedom, by bisection."""
+def t_quantile(probability: float, dof: int) -> float:
+    """The quantile of Student's t for a probability in [0.5, 1) and an integer number of degrees of freedom, by bisection."""
+    # Not scipy.stats.t.ppf, whose last bits differ: stored studies hold intervals of these, and its import takes a second.
     low, high = 0.0, 1.0
-    while _t_central(high, freedom) < 2 * probability - 1:
+    while _t_central(high, dof) < 2 * probability - 1:
         high *= 2
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if _t_central(middle, freedom) < 2 * probability - 1 else (low, middle)
+        low, high = (middle, high) if _t_central(middle, dof) < 2 * probability - 1 else (low, middle)
     return (low + high) / 2
 
 
-def _t_central(t: float, freedom: int) -> float:
+def _t_central(t: float, dof: int) -> float:
     """P(|T| < t), in closed form. Source: Abramowitz, Stegun, "Handbook of Mathematical Functions", 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
+    angle = math.atan(t / math.sqrt(dof))
     sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2 == 1
+    odd = dof % 2 == 1
     term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for k in range(2 if odd else 1, freedom, 2):
+    for k in range(2 if odd else 1, dof, 2):
         total += term
         term *= cosine**2 * k / (k + 1)
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
 def ranks(values: ArrayLike) -> NDArray[np.float64]:
-    """Ranks from 1, float64 [n]; equal values share the mean of their ranks."""
+    """Ranks from 1, float64 [n]; equal values get the mean of their ranks."""
     _, group, count = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     mean_rank: NDArray[np.float64] = np.cumsum(count) - (count - 1) / 2
     return mean_rank[group]
 
 
 def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
-    """Spearman's rho, with ties: Pearson's correlation of the ranks. NaN where one of them is constant."""
+    """Spearman's rho, with ties: Pearson's correlation of the ranks. NaN where one side is constant."""
+    # Not scipy.stats.spearmanr, for the reason in t_quantile.
     a, b = (side - side.mean() for side in (ranks(one), ranks(other)))
     scale = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / scale if scale else math.nan

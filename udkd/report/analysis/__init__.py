@@ -1,4 +1,4 @@
-"""What can be said of classifiers sample by sample: pure functions over NumPy arrays, one file each.
+"""Per-sample analysis of classifiers: pure functions over NumPy arrays, one file each.
 
 Part of udkd.report.
 """

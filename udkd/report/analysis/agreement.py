@@ -1,4 +1,4 @@
-"""Where classifiers are right and wrong together."""
+"""On which samples classifiers are correct and wrong together."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Samples by which of two classifiers is right. same: of `neither`, those of which both guess one class."""
+    """Numbers of samples by which of two classifiers is correct. same: those of `neither` with equal predictions."""
 
     both: int
     first: int
@@ -24,7 +24,7 @@ class Pair:
 def agreement(
     first: NDArray[np.integer], second: NDArray[np.integer], labels: NDArray[np.integer], among: NDArray[np.bool_]
 ) -> Pair:
-    """First guesses of two classifiers, labels, and which samples count: [n] each."""
+    """Compare the top-1 predictions of two classifiers. first, second, labels, among (the samples to count): [n]."""
     a, b = first == labels, second == labels
     return Pair(
         both=int((a & b & among).sum()),
@@ -35,8 +35,8 @@ def agreement(
     )
 
 
-def patterns(right_SN: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Samples by who is right, int64 [2^S]: bit s of the index stands for classifier s. right_SN: bool [S, n]."""
-    assert len(right_SN) <= 16, "patterns of at most 16 classifiers"
-    codes = (right_SN[:, among].astype(np.int64) << np.arange(len(right_SN))[:, None]).sum(axis=0)
-    return np.bincount(codes, minlength=1 << len(right_SN)).astype(np.int64)
+def patterns(correct_SN: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Number of samples per pattern, int64 [2^S]: bit s of the index is set if classifier s is correct. correct_SN: [S, n]."""
+    assert len(correct_SN) <= 16, "patterns of at most 16 classifiers"
+    codes = (correct_SN[:, among].astype(np.int64) << np.arange(len(correct_SN))[:, None]).sum(axis=0)
+    return np.bincount(codes, minlength=1 << len(correct_SN)).astype(np.int64)

@@ -1,18 +1,18 @@
-"""How well a number tells right from wrong."""
+"""How well a score separates correct from wrong predictions."""
 
 import numpy as np
 from numpy.typing import NDArray
 
+from udkd.utils.statistics import ranks
 
-def separation(score: NDArray[np.floating], right: NDArray[np.bool_]) -> float | None:
-    """The chance that a right sample scores higher than a wrong one, equal scores counted half: the area under the ROC curve.
 
-    0.5 says nothing, 1 separates. None where all are right or all are wrong.
+def separation(score: NDArray[np.floating], correct: NDArray[np.bool_]) -> float | None:
+    """Area under the ROC curve: the probability that a correct sample has a higher score than a wrong one, ties count half.
+
+    None where all are correct or all are wrong.
     Source: Hanley, McNeil, "The meaning and use of the area under a receiver operating characteristic curve", 1982.
     """
-    hits, misses = int(right.sum()), int((~right).sum())
+    hits, misses = int(correct.sum()), int((~correct).sum())
     if hits == 0 or misses == 0:
         return None
-    _, kind, count = np.unique(score, return_inverse=True, return_counts=True)
-    rank = np.cumsum(count) - (count - 1) / 2
-    return float((rank[kind][right].sum() - hits * (hits + 1) / 2) / (hits * misses))
+    return float((ranks(score)[correct].sum() - hits * (hits + 1) / 2) / (hits * misses))
