@@ -11,7 +11,7 @@ from rich.text import Text
 
 from data_prep.convert import ConvertSettings
 from data_prep.convert import convert as convert_sources
-from data_prep.derived import DERIVED_FORMATS, DatasetSize, default_formats, derive_formats, parse_formats, size_lines
+from data_prep.formats import DERIVED_FORMATS, DatasetSize, default_formats, derive_formats, parse_formats, size_lines
 from data_prep.image import PIXEL_LIMIT
 from data_prep.info import describe
 from data_prep.sources import LAYOUTS
@@ -219,7 +219,7 @@ def sheet(
     images: Annotated[int, typer.Option(help="How many, spread evenly over the classes.")] = 48,
 ) -> None:
     """Write a contact sheet: stored images with their classes, and what was fixed."""
-    from data_prep.sheet import sheet as write_sheet
+    from data_prep.contact_sheet import sheet as write_sheet
 
     count = write_sheet(folder, out, split=split, images=images)
     _say(f"{out}: {count} images")

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.derived import (
+from data_prep.formats import (
     DERIVED_FORMATS,
     DatasetSize,
     check_room,
@@ -25,13 +25,13 @@ from data_prep.derived import (
     size_lines,
 )
 from data_prep.image import PIXEL_LIMIT, PixelSettings
+from data_prep.listing import SPLITS, SampleListing, Samples, list_samples
 from data_prep.pool import Pool, kept_workers
 from data_prep.prepare import PrepareJob
 from data_prep.report import FILE_NAME as REPORT_NAME
 from data_prep.report import settings_of, write_report
 from data_prep.shards import remove_sidecars, write_shards
 from data_prep.sources import AUTO, Fields, SplitName, open_sources
-from data_prep.stock import SPLITS, SampleListing, Samples, list_samples
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import DERIVED, discard
 from udkd.data.header import FILE_NAME as HEADER_NAME

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from data_prep.headers import mended
 from data_prep.huffman import DamagedScan, check_baseline
 from data_prep.jpeg import DamagedJpeg, decode, is_too_odd, read_frame, repair
+from data_prep.jpeg_headers import mended
 from udkd.data.image_files import PIXEL_LIMIT, BadImage, open_image, reason, to_rgb
 from udkd.utils.crc32c import crc32c
 

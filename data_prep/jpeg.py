@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
-from data_prep.headers import mended
-from data_prep.scans import FRAMES, read_scans, segments
+from data_prep.jpeg_headers import mended
+from data_prep.jpeg_scans import FRAMES, read_scans, segments
 
 KEPT_SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")  # what every decoder of ours reads alike
 HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive

@@ -7,7 +7,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from data_prep.derived import DERIVED_FORMATS
+from data_prep.formats import DERIVED_FORMATS
 from data_prep.report import report_problems
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import DERIVED, unfinished

@@ -8,6 +8,7 @@ from pathlib import Path
 from data_prep.sources.beton import Beton
 from data_prep.sources.class_tars import ClassTars, class_tars
 from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, Fields
+from data_prep.sources.ground_truth import is_truth, read_truth, truth_at
 from data_prep.sources.ilsvrc import Ilsvrc
 from data_prep.sources.layout import ARCHIVES, UNREAD, is_image_path, looks_like_val, no_image
 from data_prep.sources.named_split import files_below, split_in
@@ -15,8 +16,7 @@ from data_prep.sources.parquet import Parquet
 from data_prep.sources.source import OTHER, TEST, Entry, EntryTable, Listing, Part, Skipped, Source, SplitName
 from data_prep.sources.tar import Tar
 from data_prep.sources.tree import Tree
-from data_prep.sources.truth import is_truth, read_truth, truth_at
-from data_prep.sources.unread import what_it_is
+from data_prep.sources.unread_kinds import what_it_is
 from data_prep.sources.webdataset import WebDataset
 from udkd.utils.errors import ConfigError, DataError
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, NO_LABEL, Fields, label_of, one_of
-from data_prep.sources.members import read_at
 from data_prep.sources.named_split import class_of_label, split_of
 from data_prep.sources.source import Entry, Listing, Skipped
+from data_prep.sources.tar_members import read_at
 from udkd.utils.errors import DataError
 
 VERSION = 2

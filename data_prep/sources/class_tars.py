@@ -6,9 +6,9 @@ from itertools import islice
 from pathlib import Path
 
 from data_prep.sources.layout import is_hidden, is_image_path, no_image
-from data_prep.sources.members import is_tar, members, read_at
 from data_prep.sources.named_split import files_below, split_in
 from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
+from data_prep.sources.tar_members import is_tar, members, read_at
 
 WNID = re.compile(r"n\d{8}")
 LOOKED_AT = 8

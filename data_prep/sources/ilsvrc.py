@@ -6,10 +6,10 @@ from itertools import chain
 from pathlib import Path
 
 from data_prep.sources.class_tars import WNID
+from data_prep.sources.ground_truth import DEVKIT, KAGGLE, find_truth, read_truth
 from data_prep.sources.layout import is_image_path, no_image
-from data_prep.sources.members import Member, is_tar, members, read_at
 from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
-from data_prep.sources.truth import DEVKIT, KAGGLE, find_truth, read_truth
+from data_prep.sources.tar_members import Member, is_tar, members, read_at
 from udkd.utils.errors import DataError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

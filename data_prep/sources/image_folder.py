@@ -4,9 +4,9 @@ from array import array
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_prep.sources.ground_truth import Truth, choose
 from data_prep.sources.layout import arrange, is_test_list, looks_like_val, no_image
 from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
-from data_prep.sources.truth import Truth, choose
 from udkd.utils.string_column import StringColumnBuilder
 
 

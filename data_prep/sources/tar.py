@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
 
+from data_prep.sources.ground_truth import LIMIT_BYTES, NAMES, Truth, find_truth, truth_at
 from data_prep.sources.image_folder import Names
 from data_prep.sources.layout import is_hidden, is_image_path
-from data_prep.sources.members import Member, is_tar, members, read_at
 from data_prep.sources.source import Entry, Listing
-from data_prep.sources.truth import LIMIT_BYTES, NAMES, Truth, find_truth, truth_at
+from data_prep.sources.tar_members import Member, is_tar, members, read_at
 
 
 @dataclass(frozen=True)

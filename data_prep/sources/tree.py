@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.sources.ground_truth import NAMES, Truth, truth_at
 from data_prep.sources.image_folder import Names
 from data_prep.sources.layout import arrange, is_hidden, is_image_path
 from data_prep.sources.source import Entry, Listing, Part
-from data_prep.sources.truth import NAMES, Truth, truth_at
 from udkd.data.image_files import BadImage
 from udkd.utils.errors import DataError
 

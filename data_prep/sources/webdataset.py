@@ -23,9 +23,9 @@ from data_prep.sources.fields import (
     one_of,
 )
 from data_prep.sources.layout import IMAGE_ENDINGS, PLAIN, UNREAD, is_hidden, no_image
-from data_prep.sources.members import Member, is_tar, members, read_at
 from data_prep.sources.named_split import Folders, class_of_label, files_below, split_in, split_of
 from data_prep.sources.source import Entry, Listing, Part, Skipped
+from data_prep.sources.tar_members import Member, is_tar, members, read_at
 from udkd.utils.errors import DataError
 
 JSON_KEYS = ("label", "cls", "class", "class_id", "wnid", "class_name")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.pool import Pool
-from data_prep.synth.catalogue import kind_of
-from data_prep.synth.draws import Rng
+from data_prep.synth.classes import kind_of
+from data_prep.synth.rng import Rng
 from data_prep.synth.scene import jpeg, picture
 from udkd.utils.errors import DataError
 from udkd.utils.files import fsync_folder

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from data_prep.synth.catalogue import TEXTURES, TRAITS, Kind
-from data_prep.synth.draws import Rng
+from data_prep.synth.classes import TEXTURES, TRAITS, Kind
+from data_prep.synth.rng import Rng
 from data_prep.synth.shapes import F32, SHAPES, f32, texture
 
 SIDE_PX = (80, 320)

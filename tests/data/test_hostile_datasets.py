@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from data_prep.contact_sheet import sheet
 from data_prep.info import describe
-from data_prep.sheet import sheet
 from data_prep.verify import verify
 from tests.data.test_dataset import SIDE, edit, make, make_canvas
 from udkd.augment.apply import apply

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prep_helpers import Notes, contents, converted, needs_ffcv, photo, small_set, write_tree
 from typer.testing import CliRunner
 
 from data_prep.cli import app
-from data_prep.derived import derive_formats, discard_formats
-from data_prep.derived import ffcv as packer
+from data_prep.formats import derive_formats, discard_formats
+from data_prep.formats import ffcv as packer
 from data_prep.verify import verify
+from tests.data_prep.helpers import Notes, contents, converted, needs_ffcv, photo, small_set, write_tree
 from tests.patience import patience
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.dataset import DatasetFolder, Split

@@ -16,17 +16,29 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from prep_helpers import Notes, contents, converted, encoded, photo, picture, run, small_set, start, write_tar, write_tree
 
-from data_prep import derived
+from data_prep import formats
 from data_prep.verify import verify
+from tests.data_prep.helpers import (
+    Notes,
+    contents,
+    converted,
+    encoded,
+    photo,
+    picture,
+    run,
+    small_set,
+    start,
+    write_tar,
+    write_tree,
+)
 from tests.patience import patience, until
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import BusyError, ConfigError, DataError, MismatchError
 from udkd.utils.files import FolderLock
 from udkd.utils.progress import Silent
 
-EVERY = tuple(derived.DERIVED_FORMATS)
+EVERY = tuple(formats.DERIVED_FORMATS)
 
 
 def mixed_set() -> dict[str, bytes]:
@@ -253,13 +265,13 @@ def test_the_default_formats(tmp_path: Path) -> None:
 def test_resident_is_refused_where_the_disk_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = write_tree(tmp_path / "t", small_set(train=2, val=1))
     usage = shutil.disk_usage(tmp_path)._replace(free=6 * 64 * 64 * 3 - 1)
-    monkeypatch.setattr(derived.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(formats.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match="the resident format takes"):
         converted(tree, tmp_path / "d")
     assert not (tmp_path / "d").exists()
     folder = converted(tree, tmp_path / "d", formats=())
     with pytest.raises(DataError, match="the resident format takes"):
-        derived.derive_formats(folder, ["resident"], workers=1, observer=Silent())
+        formats.derive_formats(folder, ["resident"], workers=1, observer=Silent())
 
 
 def test_a_format_that_does_not_fit_costs_nothing_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,10 +281,10 @@ def test_a_format_that_does_not_fit_costs_nothing_that_is_there(tmp_path: Path, 
     before = contents(folder.path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(DataError, match="expected room"):
-        derived.derive_formats(folder, ["resident", "dali"], workers=1, observer=Silent())
+        formats.derive_formats(folder, ["resident", "dali"], workers=1, observer=Silent())
     assert contents(folder.path) == before
     assert size > 1000
-    derived.derive_formats(folder, ["resident"], workers=1, observer=Silent())
+    formats.derive_formats(folder, ["resident"], workers=1, observer=Silent())
     assert contents(folder.path) == before
 
 
@@ -285,7 +297,7 @@ def test_a_damaged_shard_costs_no_format_that_is_whole(tmp_path: Path) -> None:
     before = contents(folder.path)
     for name in EVERY:
         with pytest.raises(DataError, match="val sample 0 "):
-            derived.derive_formats(folder, [name], workers=1, observer=Silent())
+            formats.derive_formats(folder, [name], workers=1, observer=Silent())
     assert contents(folder.path) == before
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prep_helpers import converted, encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 
+from data_prep.listing import SampleListing, list_samples
 from data_prep.sources import Fields, open_sources
-from data_prep.stock import SampleListing, list_samples
+from tests.data_prep.helpers import converted, encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 from udkd.utils.errors import ConfigError, DataError
 
 BIG, SMALL = photo("big", 20, 24), photo("small", 8, 8)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import simplejpeg
-from prep_helpers import encoded, photo, picture
-from test_zoo import ARITHMETIC, MIXED, THIRD, patched
 
 from data_prep.huffman import DamagedScan, check_baseline
 from data_prep.image import BadImage, PixelSettings, prepare
+from tests.data_prep.helpers import encoded, photo, picture
+from tests.data_prep.test_odd_images import ARITHMETIC, MIXED, THIRD, patched
 
 OPTIONS: list[dict[str, object]] = [
     {},

@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from prep_helpers import encoded, photo, picture
 
 from data_prep.image import PIXEL_LIMIT, BadImage, PixelSettings, Prepared, prepare
+from tests.data_prep.helpers import encoded, photo, picture
 
 PAD = PixelSettings(side=64, fit="pad", quality=95, subsampling="4:4:4")
 SQUASH = PixelSettings(side=48, fit="squash", quality=95, subsampling="4:4:4")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from data_prep.listing import SampleListing, list_samples
 from data_prep.sources import Entry, EntryTable, Listing, open_sources
-from data_prep.stock import SampleListing, list_samples
 from udkd.data.manifest import GROUP_ROWS, SCHEMA, Columns, Row, columns_of, read_manifest, write_manifest
 from udkd.utils.files import sha256_file
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pool_jobs import Double, Echo
 
 from data_prep import pool as module
 from data_prep.pool import RESULTS_PER_WORKER, Pool, kept_workers
+from tests.data_prep.pool_jobs import Double, Echo
 from tests.patience import until
 from udkd.utils.errors import DataError
 
@@ -97,12 +97,11 @@ def test_failures_reach_the_parent_at_once(task: str, kind: type[Exception], mes
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    script = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+    script = """
 from data_prep.pool import Pool
-from pool_jobs import Echo
+from tests.data_prep.pool_jobs import Echo
 with Pool(Echo(), 2) as pool:
-    print(*{{pid for _, pid in pool.ordered(iter(range(20)))}}, flush=True)
+    print(*{pid for _, pid in pool.ordered(iter(range(20)))}, flush=True)
     list(pool.ordered(iter([0.2] * 1000)))
 """
     root = Path(__file__).resolve().parent.parent.parent

@@ -11,19 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import prep_helpers
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from prep_helpers import encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 
 from data_prep.info import describe
+from data_prep.listing import SampleListing, list_samples
 from data_prep.sources import BESIDE_FILES, open_sources
 from data_prep.sources.matlab import struct_array
 from data_prep.sources.source import OTHER, TEST
-from data_prep.stock import SampleListing, list_samples
 from data_prep.verify import verify
+from tests.data_prep import helpers
+from tests.data_prep.helpers import encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.progress import Silent
@@ -33,7 +33,7 @@ WNIDS = ("n01440764", "n01443537", "n02510455")
 
 def converted(source: Path | list[Path], folder: Path, **settings: object) -> DatasetFolder:
     """Kept as they are, and without derived formats."""
-    return prep_helpers.converted(source, folder, **{"side": 96, "formats": (), **settings})
+    return helpers.converted(source, folder, **{"side": 96, "formats": (), **settings})
 
 
 def stock_of(*paths: Path, layout: str = "auto", classes: str = "all", hold_out: float | None = None) -> SampleListing:

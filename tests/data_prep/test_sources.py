@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prep_helpers import converted, photo, small_set, write_tar, write_tree
 
 from data_prep.classes import choose_classes, named
+from data_prep.listing import SampleListing, list_samples
 from data_prep.sources import open_sources
 from data_prep.sources.layout import ARCHIVES, BESIDE, HIDDEN, OUTSIDE, UNREAD, arrange
 from data_prep.sources.source import OTHER, TEST
-from data_prep.stock import SampleListing, list_samples
+from tests.data_prep.helpers import converted, photo, small_set, write_tar, write_tree
 from udkd.utils.errors import DataError
 
 JPEG = photo(0, 8, 8)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from data_prep.synth import synth, synthetic_jpeg
-from data_prep.synth.catalogue import TRAITS, kind_of
-from data_prep.synth.draws import Rng
+from data_prep.synth.classes import TRAITS, kind_of
+from data_prep.synth.rng import Rng
 from data_prep.synth.scene import SIDE_PX, picture
 from udkd.utils.errors import UserError
 

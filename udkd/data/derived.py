@@ -25,7 +25,7 @@ class DerivedFiles:
     data: tuple[str, ...]
 
 
-# A new derived format starts with a line here; data_prep.derived has the other, which says how it is written.
+# A new derived format starts with a line here; data_prep.formats has the other, which says how it is written.
 DERIVED: dict[str, DerivedFiles] = {
     "resident": DerivedFiles("canvas.json", ("canvas.npy", "canvas.crc32.npy")),
     "ffcv": DerivedFiles("beton.json", ("samples.beton",)),

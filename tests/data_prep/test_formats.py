@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from prep_helpers import contents, converted, needs_ffcv, small_set, write_tree
 
 from data_prep.convert import ConvertSettings
-from data_prep.derived import DERIVED_FORMATS, DatasetSize, derive_formats, parse_formats, size_lines
+from data_prep.formats import DERIVED_FORMATS, DatasetSize, derive_formats, parse_formats, size_lines
 from data_prep.verify import verify
+from tests.data_prep.helpers import contents, converted, needs_ffcv, small_set, write_tree
 from udkd.data.derived import DERIVED, FileSum, damage, discard, is_derived, seal, sealed
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.files import write_json

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.derived.derived import DatasetSize, DerivedFormat
-from data_prep.derived.ffcv import FFCV
-from data_prep.derived.resident import RESIDENT
-from data_prep.derived.tfrecord import TFRECORD
+from data_prep.formats.ffcv import FFCV
+from data_prep.formats.resident import RESIDENT
+from data_prep.formats.tfrecord import TFRECORD
+from data_prep.formats.writer import DatasetSize, DerivedFormat
 from data_prep.pool import kept_workers
 from udkd.data.dataset import DatasetFolder
 from udkd.data.derived import DERIVED, derived_files, discard

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from prep_helpers import ROOT, contents, converted, needs_ffcv, photo, run, start, write_tar
-from test_prep_cli import children
 
-from data_prep.derived import DERIVED_FORMATS, derive_formats
+from data_prep.formats import DERIVED_FORMATS, derive_formats
 from data_prep.verify import verify
+from tests.data_prep.helpers import ROOT, contents, converted, needs_ffcv, photo, run, start, write_tar
+from tests.data_prep.test_cli import children
 from tests.patience import patience, until
 from udkd.data.dataset import DatasetFolder
 from udkd.data.derived import DERIVED
@@ -85,7 +85,7 @@ def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name:
     whole = contents(folder.path)
     with open(tmp_path / "attempts.json", "w") as file:
         subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("derive_kills.py")), str(folder.path), name],
+            [sys.executable, str(Path(__file__).with_name("kill_derive.py")), str(folder.path), name],
             stdout=file,
             timeout=patience(200),
             check=True,

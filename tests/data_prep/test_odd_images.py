@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
-from prep_helpers import contents, converted, encoded, photo, picture, run, small_set, write_tree
 
-from data_prep import derived
+from data_prep import formats
 from data_prep.verify import verify
+from tests.data_prep.helpers import contents, converted, encoded, photo, picture, run, small_set, write_tree
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
@@ -202,7 +202,7 @@ def check_good(folder: DatasetFolder) -> None:
 
 
 def test_skip_leaves_out_what_is_bad(tree: Path, tmp_path: Path) -> None:
-    every = tuple(derived.DERIVED_FORMATS)
+    every = tuple(formats.DERIVED_FORMATS)
     folder = converted(tree, tmp_path / "d", side=256, on_bad="skip", formats=every)
     check_good(folder)
     found = notes(folder)

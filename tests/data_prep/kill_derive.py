@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 from data_prep import pool
-from data_prep.derived import DERIVED_FORMATS, derive_formats
+from data_prep.formats import DERIVED_FORMATS, derive_formats
 from data_prep.verify import verify
 from data_prep.worker import serve
 from udkd.data.dataset import DatasetFolder

@@ -5,8 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from prep_helpers import contents, photo, run, small_set, start, write_tar, write_tree
 
+from tests.data_prep.helpers import contents, photo, run, small_set, start, write_tar, write_tree
 from tests.patience import patience, until
 
 

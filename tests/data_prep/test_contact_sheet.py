@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from prep_helpers import converted, encoded, picture, run, small_set, write_tree
 
-from data_prep.sheet import ACCENT, CELL, HEAD, MARGIN, choose, sheet
+from data_prep.contact_sheet import ACCENT, CELL, HEAD, MARGIN, choose, sheet
+from tests.data_prep.helpers import converted, encoded, picture, run, small_set, write_tree
 from udkd.utils.errors import ConfigError, DataError
 
 

@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_prep.derived.derived import DatasetSize, DerivedFormat, nothing_required
-from data_prep.derived.stored import StoredSample, stored_samples
+from data_prep.formats.stored_samples import StoredSample, stored_samples
+from data_prep.formats.writer import DatasetSize, DerivedFormat, nothing_required
 from data_prep.pool import Pool
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import FileSum, damage, seal

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
-from prep_helpers import converted, encoded, photo, picture, small_set, write_tree
-from test_zoo import MIXED, TALL, THIRD
 
-from data_prep.headers import mended
 from data_prep.image import BadImage, PixelSettings, prepare
+from data_prep.jpeg_headers import mended
 from data_prep.verify import verify
+from tests.data_prep.helpers import converted, encoded, photo, picture, small_set, write_tree
+from tests.data_prep.test_odd_images import MIXED, TALL, THIRD
 from udkd.utils.progress import Silent
 
 PAD = PixelSettings(side=256, fit="pad", quality=95, subsampling="4:4:4")

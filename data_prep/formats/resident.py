@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.derived.derived import DatasetSize, DerivedFormat, nothing_required
-from data_prep.derived.stored import StoredSample, stored_samples
+from data_prep.formats.stored_samples import StoredSample, stored_samples
+from data_prep.formats.writer import DatasetSize, DerivedFormat, nothing_required
 from data_prep.pool import Pool
 from udkd.data.canvas import CanvasWriter, canvas_bytes, decode_canvas
 from udkd.data.dataset import DatasetFolder, Split

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.derived.derived import DatasetSize, DerivedFormat
+from data_prep.formats.writer import DatasetSize, DerivedFormat
 from udkd.data.beton import FIELDS, FILE_NAME, import_ffcv
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import FileSum, damage, discard, seal

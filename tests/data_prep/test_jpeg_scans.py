@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 import simplejpeg
-from prep_helpers import encoded, photo, picture
 
 from data_prep.image import BadImage, PixelSettings, prepare
-from data_prep.scans import Scans, read_scans
+from data_prep.jpeg_scans import Scans, read_scans
+from tests.data_prep.helpers import encoded, photo, picture
 
 PAD = PixelSettings(side=128, fit="pad", quality=95, subsampling="4:4:4")
 WHOLE = Scans(own_tables=True, complete=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prep_helpers import converted, encoded, photo, picture, small_set, write_tree
 
-from data_prep.derived import derive_formats
-from data_prep.derived.tfrecord import example
+from data_prep.formats import derive_formats
+from data_prep.formats.tfrecord import example
 from data_prep.verify import verify
+from tests.data_prep.helpers import converted, encoded, photo, picture, small_set, write_tree
 from tests.patience import patience
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.progress import Silent

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from prep_helpers import contents, converted, encoded, photo, picture, run, small_set, write_tar, write_tree
-from test_zoo import patched
 
-from data_prep.derived import DERIVED_FORMATS
+from data_prep.formats import DERIVED_FORMATS
 from data_prep.image import BadImage, PixelSettings, prepare
+from data_prep.listing import list_samples
 from data_prep.sources import open_sources
-from data_prep.stock import list_samples
 from data_prep.verify import verify
+from tests.data_prep.helpers import contents, converted, encoded, photo, picture, run, small_set, write_tar, write_tree
+from tests.data_prep.test_odd_images import patched
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
 
@@ -138,7 +138,7 @@ def test_all_of_them_at_once(tmp_path: Path) -> None:
     files |= {f"train/n01440764/k{n:02d}.jpg": data for n, (data, _) in enumerate(KEPT.values())}
     files |= {f"train/n01443537/b{n:02d}.jpg": data for n, (data, _) in enumerate(BAD.values())}
     tree = write_tree(tmp_path / "t", files)
-    formats = [name for name in DERIVED_FORMATS if name != "ffcv"]  # whose import takes its time; see test_zoo
+    formats = [name for name in DERIVED_FORMATS if name != "ffcv"]  # whose import takes its time; see test_odd_images
     command = ("convert", tree, tmp_path / "d", "--side", 256, "--formats", ",".join(formats), "--workers", 1)
     code, _, err = run(*command)
     assert code == 1
