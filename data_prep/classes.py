@@ -16,25 +16,25 @@ from udkd.utils.parsing import parse_json
 
 ALL = "all"
 LIMIT_BYTES = 1 << 26  # of a class list
-LONGEST = 80  # letters of a name in a message
+MAX_LETTERS = 80  # letters of a name in a message
 BUILT_IN = {"imagenet100": "imagenet100-wnids.txt"}
 WNID = re.compile(r"n\d{8}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def class_names() -> dict[str, str]:
+def imagenet_names() -> dict[str, str]:
     """Wnid to name for the 1,000 ILSVRC2012 classes, spaces for underscores."""
     text = (resources.files("udkd") / "assets" / "imagenet1k-classes.tsv").read_text()
     return {wnid: name.replace("_", " ") for wnid, name in (line.split("\t") for line in text.splitlines() if line)}
 
 
-def named(wnids: Iterable[str]) -> tuple[ClassName, ...]:
+def label_classes(wnids: Iterable[str]) -> tuple[ClassName, ...]:
     """The classes in label order (sorted by wnid), a folder that is no known wnid under its own name.
 
     Raises DataError where two of them read alike.
     """
-    names = class_names()
-    found = tuple(ClassName(wnid=printable(wnid), name=names.get(wnid, printable(wnid))) for wnid in sorted(wnids))
+    names = imagenet_names()
+    found = tuple(ClassName(wnid=escape_name(wnid), name=names.get(wnid, escape_name(wnid))) for wnid in sorted(wnids))
     for one, other in pairwise(sorted(entry.wnid for entry in found)):
         if one == other:
             raise DataError(
@@ -48,7 +48,7 @@ def wnids_of(names: Sequence[str]) -> list[str] | None:
 
     Two pairs of ImageNet's classes share a name (crane, maillot): these are told apart only in the whole list of 1,000.
     """
-    known = {wnid: name.casefold() for wnid, name in class_names().items()}
+    known = {wnid: name.casefold() for wnid, name in imagenet_names().items()}
     first = [name.split(",")[0].strip().replace("_", " ").casefold() for name in names]
     if first == [known[wnid] for wnid in sorted(known)]:
         return sorted(known)
@@ -57,16 +57,16 @@ def wnids_of(names: Sequence[str]) -> list[str] | None:
     return [wnid_of[name] for name in first] if all(common[name] == 1 for name in first) else None
 
 
-def printable(name: str) -> str:
+def escape_name(name: str) -> str:
     """A file name as text that any file format and any line takes: what is no text becomes backslash escapes.
 
     That is undecodable bytes, and control characters: a line break in a name must not break a line of a report in two.
     """
-    text = utf8(name).decode("utf-8", "backslashreplace")
+    text = name_bytes(name).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def utf8(name: str) -> bytes:
+def name_bytes(name: str) -> bytes:
     """A name's bytes, as its file system has them; lone surrogates, which JSON can hold, as backslash escapes."""
     try:
         return name.encode("utf-8", "surrogateescape")
@@ -74,7 +74,7 @@ def utf8(name: str) -> bytes:
         return name.encode("utf-8", "backslashreplace")
 
 
-def wanted_classes(choice: str) -> list[tuple[str, ...]] | None:
+def read_class_list(choice: str) -> list[tuple[str, ...]] | None:
     """The lines of a built-in list or of a file, each as the names it may mean, the likeliest first; None for all classes.
 
     Of a line `sea lion  # comment` these are the line, the line without its comment, what stands before a tab, a comma or a
@@ -129,22 +129,22 @@ def _names(line: str) -> tuple[str, ...]:
 def choose_classes(found: Iterable[str], choice: str) -> list[str]:
     """The classes to convert, sorted. Raises DataError where the list matches nothing, or only a part of it is there."""
     there = sorted(set(found))
-    lines = wanted_classes(choice)
+    lines = read_class_list(choice)
     if lines is None:
         return there
-    folders = _Folders(there)
+    folders = _FolderIndex(there)
     matched = {names: folders.of(names, choice) for names in lines}
     _check_first_words(matched, choice)
     chosen = sorted({folder for folder in matched.values() if folder is not None})
     missing = sorted({names[0].split("#")[0].strip() or names[0] for names, folder in matched.items() if folder is None})
     if not chosen:
         raise DataError(
-            f"class list {choice} matches nothing: it names {_few(missing)}, the source holds {_few(there)}; "
+            f"class list {choice} matches nothing: it names {_shorten(missing)}, the source holds {_shorten(there)}; "
             f"{folders.hint(missing)}expected the source's folder names; check --classes"
         )
     if missing:
         raise DataError(
-            f"{len(missing)} of the {len(matched)} classes of {choice} are not in the source: {_few(missing)}; "
+            f"{len(missing)} of the {len(matched)} classes of {choice} are not in the source: {_shorten(missing)}; "
             f"{folders.hint(missing)}expected all; add the source that holds them, or list the classes you want in a file"
         )
     return chosen
@@ -171,23 +171,23 @@ def _has_words(line: str) -> bool:
     return len(re.sub(r"\s\d+$", "", re.split(r"[\t,#]", line)[0].strip()).split()) > 1
 
 
-class _Folders:
+class _FolderIndex:
     """The class folders that are there, to be found by name; composed and decomposed letters (NFC, NFD) are the same."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._there = set(names)
-        self._by_letters: dict[str, list[str]] = {}
+        self._by_composed: dict[str, list[str]] = {}
         self._by_case: dict[str, str] = {}
         for name in names:
-            self._by_letters.setdefault(_letters(name), []).append(name)
-            self._by_case.setdefault(_letters(name).casefold(), name)
+            self._by_composed.setdefault(_composed(name), []).append(name)
+            self._by_case.setdefault(_composed(name).casefold(), name)
 
     def of(self, names: Sequence[str], choice: str) -> str | None:
         """The first of the names that is a folder. Raises DataError where letters alone do not decide between two."""
         for name in names:
             if name in self._there:
                 return name
-            same = self._by_letters.get(_letters(name), [])
+            same = self._by_composed.get(_composed(name), [])
             if len(same) > 1:
                 raise DataError(
                     f"class list {choice} names {name!a}, and the source holds {', '.join(map(ascii, same))}, which differ "
@@ -199,28 +199,28 @@ class _Folders:
 
     def hint(self, missing: Sequence[str]) -> str:
         """Which of them are there but for upper and lower case."""
-        near = next(((name, other) for name in missing if (other := self._by_case.get(_letters(name).casefold()))), None)
+        near = next(((name, other) for name in missing if (other := self._by_case.get(_composed(name).casefold()))), None)
         return f"{near[0]!r} differs from the folder {near[1]!r} only in upper and lower case; " if near else ""
 
 
-def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
+def similar_names(names: Iterable[str]) -> list[tuple[str, str, str]]:
     """Pairs of names that people read as one, and in what they differ."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
-        groups.setdefault(" ".join(_letters(name).casefold().split()), []).append(name)
+        groups.setdefault(" ".join(_composed(name).casefold().split()), []).append(name)
     return [(one, other, _difference(one, other)) for group in groups.values() for one, other in pairwise(group)]
 
 
 def _difference(one: str, other: str) -> str:
-    if _letters(one) == _letters(other):
+    if _composed(one) == _composed(other):
         return "how letters are composed (NFC, NFD)"
-    return "upper and lower case" if _letters(one).casefold() == _letters(other).casefold() else "blanks"
+    return "upper and lower case" if _composed(one).casefold() == _composed(other).casefold() else "blanks"
 
 
-def _letters(name: str) -> str:
+def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _few(names: Sequence[str], count: int = 5) -> str:
-    shown = ", ".join(name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in names[:count])
+def _shorten(names: Sequence[str], count: int = 5) -> str:
+    shown = ", ".join(name if len(name) <= MAX_LETTERS else f"{name[:MAX_LETTERS]}…" for name in names[:count])
     return shown if len(names) <= count else f"{shown} and {len(names) - count} more"

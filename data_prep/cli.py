@@ -11,9 +11,9 @@ from rich.text import Text
 
 from data_prep.convert import ConvertSettings
 from data_prep.convert import convert as convert_sources
-from data_prep.formats import DERIVED_FORMATS, DatasetSize, default_formats, derive_formats, parse_formats, size_lines
+from data_prep.formats import WRITERS, DatasetSize, default_formats, derive_formats, parse_formats, size_texts
 from data_prep.image import PIXEL_LIMIT
-from data_prep.info import describe
+from data_prep.info import info_lines
 from data_prep.sources import LAYOUTS
 from data_prep.verify import verify as verify_folder
 from udkd.data.dataset import DatasetFolder
@@ -34,8 +34,8 @@ FolderArgument = Annotated[Path, typer.Argument(help="A dataset folder.", show_d
 WorkersOption = Annotated[
     int, typer.Option(help="Processes; 0 takes one per core. The result is the same for any number.", min=0)
 ]
-NAMED_PROBLEMS = 10
-FORMAT_NAMES = ", ".join(f"`{name}` ({derived.files})" for name, derived in DERIVED_FORMATS.items())
+MAX_LISTED_PROBLEMS = 10
+FORMAT_NAMES = ", ".join(f"`{name}` ({derived.files})" for name, derived in WRITERS.items())
 
 
 class _Speed(ProgressColumn):
@@ -188,7 +188,7 @@ def derive(
     dataset = DatasetFolder.open(folder)
     names = default_formats(dataset.fit, dataset.side) if chosen is None else chosen
     with FolderLock(folder), RichObserver() as observer:
-        for line in size_lines(names, DatasetSize.of(dataset)).values():
+        for line in size_texts(names, DatasetSize.of(dataset)).values():
             observer.note(line)
         derive_formats(dataset, names, workers=workers or _cores(), observer=observer)
 
@@ -204,7 +204,7 @@ def verify(folder: FolderArgument) -> None:
     """Hold every byte of a dataset folder against its checksums; exit 1 where anything differs."""
     with RichObserver() as observer:
         problems = verify_folder(folder, observer)
-    for line in problems[:NAMED_PROBLEMS]:
+    for line in problems[:MAX_LISTED_PROBLEMS]:
         err.print(line)
     if problems:
         raise UserError(f"{folder}: {len(problems):,} problems found; expected none; convert again or restore the folder")
@@ -219,9 +219,9 @@ def sheet(
     images: Annotated[int, typer.Option(help="How many, spread evenly over the classes.")] = 48,
 ) -> None:
     """Write a contact sheet: stored images with their classes, and what was fixed."""
-    from data_prep.contact_sheet import sheet as write_sheet
+    from data_prep.contact_sheet import write_contact_sheet
 
-    count = write_sheet(folder, out, split=split, images=images)
+    count = write_contact_sheet(folder, out, split=split, images=images)
     _say(f"{out}: {count} images")
 
 
@@ -258,7 +258,7 @@ def _cores() -> int:
 
 
 def _print_info(folder: Path) -> None:
-    for line in describe(folder):
+    for line in info_lines(folder):
         _say(line)
 
 

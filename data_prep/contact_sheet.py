@@ -23,9 +23,9 @@ CAPTION = 48  # px below each image
 HEAD = 92
 MARGIN = 36
 PAPER, FRAME, INK, SOFT, ACCENT = "#ffffff", "#f1f1ef", "#1c1c1a", "#76766f", "#b3541e"
-MOST_IMAGES = 400
+MAX_IMAGES = 400
 LARGE_PX = 1 << 24  # images of more pixels are decoded at a fraction of their size: what a file of 100 KB holds may take 12 GB
-LETTERS = 400  # of a text: there is never room for more
+MAX_LETTERS = 400  # of a text: there is never room for more
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -44,21 +44,21 @@ class _Fonts:
         return _Fonts(*(ImageFont.truetype(io.BytesIO(data), size) for data, size in sizes))
 
 
-def sheet(folder: Path, out: Path, *, split: str = "train", images: int = 48) -> int:
+def write_contact_sheet(folder: Path, out: Path, *, split: str = "train", images: int = 48) -> int:
     """Write a contact sheet as PNG; the number of images on it.
 
     As many classes as there is room for, evenly from the list, and the same number of images of each, evenly from its ids:
     the same folder gives the same picture. Raises DataError (no such folder or split, a damaged sample) and ConfigError.
     """
-    if not 1 <= images <= MOST_IMAGES:
-        raise ConfigError(f"--images is {images}; expected 1 to {MOST_IMAGES}; change it")
+    if not 1 <= images <= MAX_IMAGES:
+        raise ConfigError(f"--images is {images}; expected 1 to {MAX_IMAGES}; change it")
     if not out.parent.is_dir():
         raise DataError(f"{out.parent} is not a folder; expected one to write {out.name} to; check the path")
-    if out.exists() and not _is_picture(out):
+    if out.exists() and not _is_png(out):
         raise DataError(f"{out} is there and is no PNG; expected a new file or an earlier sheet; give another path")
     dataset = DatasetFolder.open(folder)
     found = dataset.split(split)
-    ids = choose(found.labels, found.ids, images)
+    ids = choose_ids(found.labels, found.ids, images)
     if not ids:
         raise DataError(f"{folder} holds no {split} image that can be used; expected at least one; look at report.json")
     picture = _draw(dataset, found, ids)
@@ -68,14 +68,14 @@ def sheet(folder: Path, out: Path, *, split: str = "train", images: int = 48) ->
     return len(ids)
 
 
-def _is_picture(path: Path) -> bool:
+def _is_png(path: Path) -> bool:
     if not path.is_file():
         return False
     with open(path, "rb") as file:
         return file.read(len(PNG)) == PNG
 
 
-def choose(labels: np.ndarray, ids: np.ndarray, count: int) -> list[int]:
+def choose_ids(labels: np.ndarray, ids: np.ndarray, count: int) -> list[int]:
     """Up to `count` of `ids`, by class. labels: int [N], of all samples."""
     present = np.unique(labels[ids])
     if not len(present):
@@ -101,20 +101,22 @@ def _draw(dataset: DatasetFolder, split: Split, ids: list[int]) -> Image.Image:
     picture = Image.new("RGB", size, PAPER)
     draw, fonts = ImageDraw.Draw(picture), _Fonts.load()
     room = size[0] - 2 * MARGIN
-    draw.text((MARGIN, MARGIN), _fit(draw, f"{dataset.path.resolve().name}/{split.name}", fonts.title, room), INK, fonts.title)
+    draw.text(
+        (MARGIN, MARGIN), _fit_text(draw, f"{dataset.path.resolve().name}/{split.name}", fonts.title, room), INK, fonts.title
+    )
     told = (
         f"{len(ids):,} of {len(split.ids):,} images · {len(dataset.classes):,} classes · "
         f"{dataset.fit} to {dataset.side} px · formats: {', '.join(dataset.formats)}"
     )
-    draw.text((MARGIN, MARGIN + 40), _fit(draw, told, fonts.label, room), SOFT, fonts.label)
+    draw.text((MARGIN, MARGIN + 40), _fit_text(draw, told, fonts.label, room), SOFT, fonts.label)
     for place, sample_id in enumerate(ids):
         row, column = divmod(place, columns)
         corner = (MARGIN + column * (CELL + GAP), MARGIN + HEAD + row * (CELL + CAPTION + GAP))
-        _cell(picture, draw, fonts, corner, dataset, split, sample_id)
+        _draw_cell(picture, draw, fonts, corner, dataset, split, sample_id)
     return picture
 
 
-def _cell(
+def _draw_cell(
     picture: Image.Image,
     draw: ImageDraw.ImageDraw,
     fonts: _Fonts,
@@ -136,15 +138,15 @@ def _cell(
     draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=FRAME)
     picture.paste(image.resize(shown, Image.Resampling.LANCZOS), (left + (CELL - shown[0]) // 2, top + (CELL - shown[1]) // 2))
     name = dataset.classes[split.labels[sample_id]].name
-    draw.text((left, top + CELL + 6), _fit(draw, name, fonts.label, CELL), INK, fonts.label)
+    draw.text((left, top + CELL + 6), _fit_text(draw, name, fonts.label, CELL), INK, fonts.label)
     note = split.note[sample_id]
     line = note or f"#{sample_id} · {source_width} × {source_height}"
-    draw.text((left, top + CELL + 27), _fit(draw, line, fonts.small, CELL), ACCENT if note else SOFT, fonts.small)
+    draw.text((left, top + CELL + 27), _fit_text(draw, line, fonts.small, CELL), ACCENT if note else SOFT, fonts.small)
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _fit_text(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text as one line, cut with an ellipsis where it is wider than `width` px; control characters escaped."""
-    text = printable(text, LETTERS)
+    text = printable(text, MAX_LETTERS)
     if draw.textlength(text, font) <= width:
         return text
     letters = bisect_right(range(1, len(text)), width, key=lambda count: math.ceil(draw.textlength(text[:count] + "…", font)))

@@ -16,20 +16,20 @@ from typing import Literal
 import numpy as np
 
 from data_prep.formats import (
-    DERIVED_FORMATS,
+    WRITERS,
     DatasetSize,
     check_room,
     default_formats,
     derive_formats,
     discard_formats,
-    size_lines,
+    size_texts,
 )
 from data_prep.image import PIXEL_LIMIT, PixelSettings
 from data_prep.listing import SPLITS, SampleListing, Samples, list_samples
-from data_prep.pool import Pool, kept_workers
+from data_prep.pool import Pool, reuse_workers
 from data_prep.prepare import PrepareJob
 from data_prep.report import FILE_NAME as REPORT_NAME
-from data_prep.report import settings_of, write_report
+from data_prep.report import read_settings, write_report
 from data_prep.shards import remove_sidecars, write_shards
 from data_prep.sources import AUTO, Fields, SplitName, open_sources
 from udkd.data.dataset import DatasetFolder, Split
@@ -51,7 +51,7 @@ SPLIT_FILES = (
     MANIFEST_NAME,
     "*.tmp",
 )
-NAMED_BAD_IMAGES = 10
+MAX_LISTED_IMAGES = 10
 MAX_SIDE = 65500  # what JPEG can hold
 
 
@@ -110,7 +110,7 @@ class ConvertSettings:
             repair=self.on_bad == "fix",
         )
 
-    def decisive(self) -> dict[str, object]:
+    def output_options(self) -> dict[str, object]:
         """What a continued conversion must share with its beginning, by option name."""
         return {
             "--side": self.side,
@@ -129,7 +129,7 @@ class ConvertSettings:
         }
 
 
-@kept_workers()
+@reuse_workers()
 def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
     """Convert sources into FOLDER; started again after a kill, it continues with the first unfinished shard.
 
@@ -137,41 +137,41 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
     BusyError, ConfigError and OSError. However it ends, FOLDER has a dataset.json only when all of it is whole.
     """
     for name in settings.formats or ():
-        DERIVED_FORMATS[name].require()
+        WRITERS[name].require()
     opened = open_sources(sources, settings.layout, Fields(image=settings.image_field, label=settings.label_field))
-    _check_apart(sources, folder)
+    _check_separate(sources, folder)
     finished = _check_target(folder, settings)
-    stock = list_samples(
+    listing = list_samples(
         opened,
         classes=settings.classes,
         hold_out_percent=settings.hold_out_percent,
         test_validates=settings.val == "test",
     )
     if finished:
-        return _finished_already(folder, stock, settings, observer)
-    for line in stock.warnings:
+        return _finished_already(folder, listing, settings, observer)
+    for line in listing.warnings:
         observer.note(f"warning: {line}")
     formats = default_formats(settings.fit, settings.side) if settings.formats is None else settings.formats
-    volume = DatasetSize(samples=sum(map(len, stock.samples.values())), side=settings.side, stored=None)
-    known = size_lines(formats, volume)
+    dataset_size = DatasetSize(samples=sum(map(len, listing.samples.values())), side=settings.side, stored=None)
+    known = size_texts(formats, dataset_size)
     for line in known.values():
         observer.note(line)
-    check_room(formats, volume, folder)
+    check_room(formats, dataset_size, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder), _named(folder):
+    with FolderLock(folder), _name_folder(folder):
         if _check_target(folder, settings):  # by another process, in the meantime
-            return _finished_already(folder, stock, settings, observer)
-        if settings.overwrite and not _continues(folder, settings):
+            return _finished_already(folder, listing, settings, observer)
+        if settings.overwrite and not _is_resumed(folder, settings):
             _clear(folder)
-        write_json(folder / UNFINISHED_NAME, settings.decisive())
+        write_json(folder / UNFINISHED_NAME, settings.output_options())
         (folder / HEADER_NAME).unlink(missing_ok=True)
-        columns = _write_splits(stock, PrepareJob(opened, settings.pixels), folder, settings, observer)
-        warnings = stock.warnings + _check_images(columns, folder, stock, settings, observer)
-        header = _write_manifests(columns, folder, stock, settings)
+        columns = _write_splits(listing, PrepareJob(opened, settings.pixels), folder, settings, observer)
+        warnings = listing.warnings + _check_images(columns, folder, listing, settings, observer)
+        header = _write_manifests(columns, folder, listing, settings)
         del columns  # read back, and checked
         shards = DatasetFolder.load(folder, header)
         discard_formats(shards, DERIVED)  # of an attempt that chose others, or of another source
-        for name, line in size_lines(formats, DatasetSize.of(shards)).items():
+        for name, line in size_texts(formats, DatasetSize.of(shards)).items():
             if name not in known:
                 observer.note(line)
         derive_formats(shards, formats, workers=settings.workers, observer=observer)
@@ -181,16 +181,16 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
             digest=header.digest,
             on_bad=settings.on_bad,
             warnings=warnings,
-            passed_over=stock.passed_over.reasons,
-            settings=settings.decisive(),
+            skipped=listing.skipped.reasons,
+            settings=settings.output_options(),
         )
         header.write(folder)
-        _tidy(folder)
+        _remove_temporaries(folder)
     return DatasetFolder.open(folder)
 
 
 @contextlib.contextmanager
-def _named(folder: Path) -> Iterator[None]:
+def _name_folder(folder: Path) -> Iterator[None]:
     """Give an OSError from a write to an open file, which names none, the folder's name."""
     try:
         yield
@@ -199,7 +199,7 @@ def _named(folder: Path) -> Iterator[None]:
         raise
 
 
-def _check_apart(sources: Sequence[Path], folder: Path) -> None:
+def _check_separate(sources: Sequence[Path], folder: Path) -> None:
     """Refuse to write to where a source lies: what is there would be removed, or read while it is written."""
     target = folder.resolve()
     for source in sources:
@@ -214,18 +214,18 @@ def _check_target(folder: Path, settings: ConvertSettings) -> bool:
         return False
     if not folder.is_dir():
         raise DataError(f"{folder} is a file; expected a folder to write to; give another path")
-    if settings.overwrite and _is_ours(folder):
+    if settings.overwrite and _is_conversion(folder):
         return False
     unfinished = folder / UNFINISHED_NAME
     if (folder / HEADER_NAME).exists() and not unfinished.exists():
-        if settings_of(folder) != settings.decisive() | {"--on-bad": settings.on_bad}:
-            raise _holds_another(folder)
+        if read_settings(folder) != settings.output_options() | {"--on-bad": settings.on_bad}:
+            raise _other_dataset_error(folder)
         return True
     if not unfinished.exists():
-        if not _is_ours(folder):
+        if not _is_conversion(folder):
             raise DataError(f"{folder} holds other files; expected a new or empty folder; give another path")
         return False
-    differing = _differing(unfinished, settings)
+    differing = _differences(unfinished, settings)
     if differing:
         raise MismatchError(
             f"the unfinished conversion in {folder}",
@@ -235,24 +235,24 @@ def _check_target(folder: Path, settings: ConvertSettings) -> bool:
     return False
 
 
-def _holds_another(folder: Path) -> DataError:
+def _other_dataset_error(folder: Path) -> DataError:
     return DataError(
         f"{folder} holds a finished dataset; expected a new folder; give another path, or --overwrite to replace it"
     )
 
 
-def _finished_already(folder: Path, stock: SampleListing, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
+def _finished_already(folder: Path, listing: SampleListing, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
     """What a finished folder holds, where this command would have made it. Raises DataError for other sources or formats."""
     dataset = DatasetFolder.open(folder)
     formats = default_formats(settings.fit, settings.side) if settings.formats is None else settings.formats
-    listed = all(_lists(dataset.split(name), stock.samples[name]) for name in SPLITS)
-    if not listed or dataset.classes != stock.classes or not set(formats) <= set(dataset.formats):
-        raise _holds_another(folder)
+    listed = all(_has_samples(dataset.split(name), listing.samples[name]) for name in SPLITS)
+    if not listed or dataset.classes != listing.classes or not set(formats) <= set(dataset.formats):
+        raise _other_dataset_error(folder)
     observer.note(f"{folder} is finished already: there is nothing to do")
     return dataset
 
 
-def _lists(split: Split, samples: Samples) -> bool:
+def _has_samples(split: Split, samples: Samples) -> bool:
     """Whether a split has these samples, by name and label, under their ids."""
     if split.num_samples != len(samples):
         return False
@@ -260,22 +260,22 @@ def _lists(split: Split, samples: Samples) -> bool:
     return all((sample.source, sample.label) == (source, label) for sample, source, label in pairs)
 
 
-def _continues(folder: Path, settings: ConvertSettings) -> bool:
+def _is_resumed(folder: Path, settings: ConvertSettings) -> bool:
     """Whether an unfinished conversion with these settings is there: then --overwrite has done its part before the end."""
     unfinished = folder / UNFINISHED_NAME
-    return unfinished.exists() and not _differing(unfinished, settings)
+    return unfinished.exists() and not _differences(unfinished, settings)
 
 
-def _differing(unfinished: Path, settings: ConvertSettings) -> list[tuple[str, object, object]]:
+def _differences(unfinished: Path, settings: ConvertSettings) -> list[tuple[str, object, object]]:
     """The settings in which an unfinished conversion differs, with its value and ours."""
     try:
         stored = json.loads(unfinished.read_bytes())
     except ValueError:
         stored = {}
-    return [(name, stored.get(name), value) for name, value in settings.decisive().items() if stored.get(name) != value]
+    return [(name, stored.get(name), value) for name, value in settings.output_options().items() if stored.get(name) != value]
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_conversion(folder: Path) -> bool:
     """Whether nothing in the folder is there but what a conversion writes."""
     ours = {HEADER_NAME, UNFINISHED_NAME, REPORT_NAME, LOCK_NAME, *SPLITS}
     names = {path.name.removesuffix(".tmp") for path in folder.iterdir()}
@@ -297,13 +297,13 @@ def _clear(folder: Path) -> None:
 
 
 def _write_splits(
-    stock: SampleListing, job: PrepareJob, folder: Path, settings: ConvertSettings, observer: Observer
+    listing: SampleListing, job: PrepareJob, folder: Path, settings: ConvertSettings, observer: Observer
 ) -> dict[str, Columns]:
-    observer.start("convert", sum(map(len, stock.samples.values())), "images")
+    observer.start("convert", sum(map(len, listing.samples.values())), "images")
     columns: dict[str, Columns] = {}
     with Pool(job, settings.workers) as pool:
         for name in SPLITS:
-            samples = stock.samples.pop(name)  # the manifest's columns take their place in memory
+            samples = listing.samples.pop(name)  # the manifest's columns take their place in memory
             (folder / name).mkdir(exist_ok=True)
             columns[name] = write_shards(
                 folder / name, samples, shard_samples=settings.shard_samples, job=job, pool=pool, observer=observer
@@ -313,14 +313,14 @@ def _write_splits(
 
 
 def _check_images(
-    columns: Mapping[str, Columns], folder: Path, stock: SampleListing, settings: ConvertSettings, observer: Observer
+    columns: Mapping[str, Columns], folder: Path, listing: SampleListing, settings: ConvertSettings, observer: Observer
 ) -> list[str]:
     """Judge the bad images. Raises DataError, after writing the report, where they make the folder unusable."""
     bad = [(split, n) for split, group in columns.items() for n in np.flatnonzero(group.excluded).tolist()]
-    for split, n in bad[:NAMED_BAD_IMAGES]:
+    for split, n in bad[:MAX_LISTED_IMAGES]:
         observer.note(f"bad image: {split}/{columns[split].source[n]}: {columns[split].note[n]}")
-    if len(bad) > NAMED_BAD_IMAGES:
-        observer.note(f"and {len(bad) - NAMED_BAD_IMAGES:,} more bad images")
+    if len(bad) > MAX_LISTED_IMAGES:
+        observer.note(f"and {len(bad) - MAX_LISTED_IMAGES:,} more bad images")
     fault = None
     if bad and settings.on_bad == "fail":
         fault = "expected all to be; repair or remove them, or give --on-bad skip to leave them out, fix to save what can be"
@@ -333,21 +333,21 @@ def _check_images(
             columns,
             digest=None,
             on_bad=settings.on_bad,
-            warnings=stock.warnings,
-            passed_over=stock.passed_over.reasons,
-            settings=settings.decisive(),
+            warnings=listing.warnings,
+            skipped=listing.skipped.reasons,
+            settings=settings.output_options(),
         )
         total = sum(group.num_samples for group in columns.values())
         raise DataError(f"{len(bad):,} of {total:,} images cannot be used, see {folder / REPORT_NAME}; {fault}")
     kept = set(columns["train"].labels[~columns["train"].excluded].tolist())
     lost = {int(columns[split].labels[n]) for split, n in bad} - kept
-    warnings = [f"all training images of class {stock.classes[label].wnid} are excluded" for label in sorted(lost)]
+    warnings = [f"all training images of class {listing.classes[label].wnid} are excluded" for label in sorted(lost)]
     for line in warnings:
         observer.note(f"warning: {line}")
     return warnings
 
 
-def _write_manifests(columns: Mapping[str, Columns], folder: Path, stock: SampleListing, settings: ConvertSettings) -> Header:
+def _write_manifests(columns: Mapping[str, Columns], folder: Path, listing: SampleListing, settings: ConvertSettings) -> Header:
     parts: dict[SplitName, SplitHeader] = {}
     for name in SPLITS:
         path = folder / name / MANIFEST_NAME
@@ -359,11 +359,11 @@ def _write_manifests(columns: Mapping[str, Columns], folder: Path, stock: Sample
             manifest_sha256=sha256_file(path),
         )
     encoder = Encoder(quality=settings.quality, subsampling=settings.subsampling)
-    digest = content_digest(side=settings.side, fit=settings.fit, encoder=encoder, classes=stock.classes, splits=columns)
-    return Header(side=settings.side, fit=settings.fit, encoder=encoder, classes=stock.classes, splits=parts, digest=digest)
+    digest = content_digest(side=settings.side, fit=settings.fit, encoder=encoder, classes=listing.classes, splits=columns)
+    return Header(side=settings.side, fit=settings.fit, encoder=encoder, classes=listing.classes, splits=parts, digest=digest)
 
 
-def _tidy(folder: Path) -> None:
+def _remove_temporaries(folder: Path) -> None:
     """Take away what only a conversion under way needs: two conversions of one source leave the same bytes in every file.
 
     The mark of an unfinished conversion goes last: a kill in here is repaired by the same command.

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from data_prep.huffman import DamagedScan, check_baseline
-from data_prep.jpeg import DamagedJpeg, decode, is_too_odd, read_frame, repair
-from data_prep.jpeg_headers import mended
+from data_prep.jpeg import DamagedJpeg, decode, has_unnamed_subsampling, read_frame, repair
+from data_prep.jpeg_headers import fix_headers
 from udkd.data.image_files import PIXEL_LIMIT, BadImage, open_image, reason, to_rgb
 from udkd.utils.crc32c import crc32c
 
@@ -23,7 +23,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # intact PNGs ho
 
 ODD = "unusual subsampling to a common one"
 ORIENTATION_TAG = 0x0112
-TURNS = {
+TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -81,11 +81,13 @@ def prepare(data: bytes, settings: PixelSettings) -> Prepared:
                 f"{image.width} x {image.height} px is more than the limit of {settings.pixel_limit:,} pixels "
                 "(a decompression bomb? --max-pixels moves the limit)"
             )
-        if settings.unchecked and _fits_as_it_is(image, settings):
+        if settings.unchecked and _fits_unchanged(image, settings):
             size = image.height, image.width
             return _prepared(data, size, size, [])
-        data, rgb, notes = _jpeg(data, image, settings) if image.format in ("JPEG", "MPO") else _other(data, image)
-        turn = TURNS.get(_orientation(image)) if settings.exif == "apply" and image.format != "TIFF" else None
+        data, rgb, notes = (
+            _prepare_jpeg(data, image, settings) if image.format in ("JPEG", "MPO") else _prepare_other(data, image)
+        )
+        turn = TRANSPOSES.get(_orientation(image)) if settings.exif == "apply" and image.format != "TIFF" else None
         if turn is not None:
             rgb = rgb.transpose(turn)
             notes.append(f"EXIF orientation {_orientation(image)} applied")
@@ -101,24 +103,24 @@ def prepare(data: bytes, settings: PixelSettings) -> Prepared:
     return _prepared(buffer.getvalue(), source, size, notes)
 
 
-def _fits_as_it_is(image: Image.Image, settings: PixelSettings) -> bool:
+def _fits_unchanged(image: Image.Image, settings: PixelSettings) -> bool:
     """Whether a header promises a JPEG that needs nothing done."""
     size = image.height, image.width
     return image.format == "JPEG" and image.mode in ("RGB", "L") and _stored_size(*size, settings) == size
 
 
-def _jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[bytes, Image.Image, list[str]]:
+def _prepare_jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[bytes, Image.Image, list[str]]:
     """The bytes to keep (none where they cannot be), the picture as RGB, and what was done to get there."""
     notes: list[str] = []
     try:
         pixels, unusual = decode(data)
     except DamagedJpeg:
-        whole, notes = mended(data)
+        whole, notes = fix_headers(data)
         try:
             data, (pixels, unusual) = whole, _decode_alike(whole, image)
         except DamagedJpeg as damage:
-            if is_too_odd(damage):
-                return b"", *_odd(data, image)
+            if has_unnamed_subsampling(damage):
+                return b"", *_prepare_unnamed(data, image)
             saved = repair(whole, damage) if settings.repair else None
             if saved is None:
                 raise BadImage(reason("damaged JPEG", damage)) from None
@@ -144,24 +146,26 @@ def _decode_alike(data: bytes, image: Image.Image) -> tuple[np.ndarray, str]:
     return pixels, unusual
 
 
-def _odd(data: bytes, image: Image.Image) -> tuple[Image.Image, list[str]]:
+def _prepare_unnamed(data: bytes, image: Image.Image) -> tuple[Image.Image, list[str]]:
     """The picture of a JPEG that only Pillow decodes, which finds cut files only: its bits are checked here."""
     rgb, _ = to_rgb(image)
     try:
         with contextlib.suppress(DamagedScan):
             check_baseline(data)
             return rgb, [ODD]
-        data, notes = mended(data)
+        data, notes = fix_headers(data)
         check_baseline(data)
     except DamagedScan as error:
         raise BadImage(reason("damaged JPEG", error)) from None
     return rgb, [*notes, ODD]
 
 
-def _other(data: bytes, image: Image.Image) -> tuple[bytes, Image.Image, list[str]]:
-    """Any other kind of image, see `_jpeg`; its bytes are never kept."""
+def _prepare_other(data: bytes, image: Image.Image) -> tuple[bytes, Image.Image, list[str]]:
+    """Any other kind of image, see `_prepare_jpeg`; its bytes are never kept."""
     del data
-    turned = image.format == "TIFF" and _orientation(image) in TURNS  # part of that format: Pillow turns it, whatever we say
+    turned = (
+        image.format == "TIFF" and _orientation(image) in TRANSPOSES
+    )  # part of that format: Pillow turns it, whatever we say
     told = [f"TIFF orientation {_orientation(image)} applied"] if turned else []
     rgb, notes = to_rgb(image)
     return b"", rgb, [f"{image.format} to JPEG", *told, *notes]

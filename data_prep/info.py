@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.report import passed_over_lines
+from data_prep.report import skipped_lines
 from udkd.data.dataset import DatasetFolder, Split
 
 EXAMPLES = 5
 
 
-def describe(folder: Path) -> Iterator[str]:
+def info_lines(folder: Path) -> Iterator[str]:
     """Lines about the folder and its splits. Raises DataError where it cannot be opened."""
     dataset = DatasetFolder.open(folder)
     encoder = ", ".join(f"{name} {value}" for name, value in dataset.encoder.items())
@@ -23,12 +23,12 @@ def describe(folder: Path) -> Iterator[str]:
     names = ", ".join(entry.name for entry in dataset.classes[:EXAMPLES])
     yield f"classes  {len(dataset.classes)} ({names}{', …' if len(dataset.classes) > EXAMPLES else ''})"
     for split in dataset.splits.values():
-        yield from _describe_split(split, len(dataset.classes))
-    for line in passed_over_lines(folder):
+        yield from _split_lines(split, len(dataset.classes))
+    for line in skipped_lines(folder):
         yield f"         {line}"
 
 
-def _describe_split(split: Split, num_classes: int) -> Iterator[str]:
+def _split_lines(split: Split, num_classes: int) -> Iterator[str]:
     kept = split.ids
     if not len(kept):
         yield f"{split.name:<8} no images that can be used, {split.num_samples:,} excluded"

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
-from data_prep.jpeg_headers import mended
+from data_prep.jpeg_headers import fix_headers
 from data_prep.jpeg_scans import FRAMES, read_scans, segments
 
 KEPT_SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")  # what every decoder of ours reads alike
 HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 ARITHMETIC_FRAMES = (0xC9, 0xCA)
 PROGRESSIVE = 0xC2
-NAMELESS = "Could not determine subsampling"
+UNNAMED_SUBSAMPLING = "Could not determine subsampling"
 CUT = "Premature end of JPEG file"  # libjpeg's JWRN_JPEG_EOF
 END = b"\xff\xd9"
-SMALLEST_PART = 0.5  # of a cut picture's rows: less shows too little of what the label says
+MIN_KEPT_SHARE = 0.5  # of a cut picture's rows: less shows too little of what the label says
 
 
 class DamagedJpeg(ValueError):
@@ -48,7 +48,7 @@ def decode(data: bytes) -> tuple[np.ndarray, str]:
     except (ValueError, MemoryError) as error:
         raise DamagedJpeg(str(error)) from None
     except KeyError:  # 4:4:1, for which libjpeg-turbo has a name and simplejpeg has none
-        raise DamagedJpeg(NAMELESS) from None
+        raise DamagedJpeg(UNNAMED_SUBSAMPLING) from None
     frame, scans = read_frame(data), read_scans(data)
     if not scans.complete:
         raise DamagedJpeg("its last scans are missing")
@@ -58,14 +58,14 @@ def decode(data: bytes) -> tuple[np.ndarray, str]:
         return pixels, "an unusual coding to a common one"
     if colours not in ("YCbCr", "Gray"):
         return pixels, f"{colours} to YCbCr"
-    if not scans.own_tables:
+    if not scans.self_contained:
         return pixels, "its Huffman tables written"  # as in Motion JPEG; libjpeg-turbo knows the standard's, others need not
     return pixels, "" if subsampling in KEPT_SUBSAMPLINGS else f"subsampling {subsampling} to a common one"
 
 
-def is_too_odd(error: DamagedJpeg) -> bool:
+def has_unnamed_subsampling(error: DamagedJpeg) -> bool:
     """Whether it is only libjpeg-turbo's interface that has no name for the file's subsampling (3x1, say)."""
-    return NAMELESS in str(error)
+    return UNNAMED_SUBSAMPLING in str(error)
 
 
 def repair(data: bytes, error: DamagedJpeg) -> tuple[bytes | np.ndarray, str] | None:
@@ -79,7 +79,7 @@ def repair(data: bytes, error: DamagedJpeg) -> tuple[bytes | np.ndarray, str] | 
     if CUT not in str(error):
         return None
     with contextlib.suppress(DamagedJpeg):
-        ended, _ = mended(data + END)
+        ended, _ = fix_headers(data + END)
         _, unusual = decode(ended)
         return (ended, "repaired: end mark added") if not unusual else None
     frame = read_frame(data)
@@ -91,7 +91,7 @@ def repair(data: bytes, error: DamagedJpeg) -> tuple[bytes | np.ndarray, str] | 
         return None
     height = len(pixels)
     rows = _rows_before_the_cut(pixels)
-    if rows < max(1, SMALLEST_PART * height):
+    if rows < max(1, MIN_KEPT_SHARE * height):
         return None
     return np.ascontiguousarray(pixels[:rows]), f"repaired: cut file, its upper {100 * rows // height} % kept"
 

@@ -15,7 +15,7 @@ _NEXT = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # as libjpeg finds the next se
 _START, _END, _SCAN, _JFIF, _PROFILE, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE0, 0xE2, 0xEE
 _METADATA = (_START, *range(0xE0, 0xF0), 0xFE)  # what may precede junk: nothing in it decodes the picture
 _SEQUENTIAL = bytes([0, 63, 0])  # T.81, B.2.3: the coefficients and bits in a scan header of such a frame
-_MOST_SEGMENTS = 10_000  # 600 MB of metadata; ten million empty ones would take 2 GB here
+_MAX_SEGMENTS = 10_000  # 600 MB of metadata; ten million empty ones would take 2 GB here
 _PROFILE_NAME = b"ICC_PROFILE\0"
 
 
@@ -32,17 +32,17 @@ class _Segment:
         return self.marker == _PROFILE and self.body.startswith(_PROFILE_NAME) and len(self.body) >= 14
 
 
-def mended(data: bytes) -> tuple[bytes, list[str]]:
+def fix_headers(data: bytes) -> tuple[bytes, list[str]]:
     """The file without what decoders only warn of, and what was done; the same bytes and nothing where there is none of it.
 
     Decode what comes back strictly: a warning that is left is damage.
     """
     segments, tail = _split(data)
-    if len(segments) > _MOST_SEGMENTS:
+    if len(segments) > _MAX_SEGMENTS:
         return data, []
-    head = data[:2] + b"".join(_written(segments))
+    head = data[:2] + b"".join(_rewritten(segments))
     scan, mark, rest = tail.partition(b"\xff\xd9")
-    unpadded = _unpadded(scan) if mark and segments and segments[-1].marker == _SCAN else scan
+    unpadded = _strip_padding(scan) if mark and segments and segments[-1].marker == _SCAN else scan
     notes = ["header repaired"] if head + tail != data else []
     notes += ["zeros before its end removed"] if unpadded != scan else []
     return head + unpadded + mark + rest, notes
@@ -55,14 +55,14 @@ def _split(data: bytes) -> tuple[list[_Segment], bytes]:
     while (found := _NEXT.search(data, at)) and (marker := data[found.start() + 1]) not in (_START, _END):
         start = found.end() + 2
         end = max(start, found.end() + int.from_bytes(data[found.end() : start]))
-        if end > len(data) or len(segments) > _MOST_SEGMENTS:
+        if end > len(data) or len(segments) > _MAX_SEGMENTS:
             break
         segments.append(_Segment(before=data[at : found.start()], marker=marker, body=data[start:end]))
         at = end
     return segments, data[at:]
 
 
-def _written(segments: Sequence[_Segment]) -> list[bytes]:
+def _rewritten(segments: Sequence[_Segment]) -> list[bytes]:
     frames = [each for each in segments if each.marker in FRAMES and len(each.body) > 5]
     components = frames[0].body[5] if frames else 0
     sequential = not any(each.marker in PROGRESSIVE for each in frames)
@@ -73,7 +73,7 @@ def _written(segments: Sequence[_Segment]) -> list[bytes]:
         parts.append(b"" if not scanned and _is_junk(each.before, last) else each.before)
         last, scanned = each.marker, scanned or each.marker == _SCAN
         if not (broken and each.is_profile):
-            body = _mended_body(each, components=components, sequential=sequential)
+            body = _fix_body(each, components=components, sequential=sequential)
             parts.append(bytes([0xFF, each.marker]) + (len(body) + 2).to_bytes(2) + body)
     return parts
 
@@ -88,7 +88,7 @@ def _is_junk(between: bytes, last: int) -> bool:
     return bool(between) and (last in _METADATA or not between.strip(b"\0"))
 
 
-def _mended_body(segment: _Segment, *, components: int, sequential: bool) -> bytes:
+def _fix_body(segment: _Segment, *, components: int, sequential: bool) -> bytes:
     """Each value as libjpeg takes it, which also says so."""
     body = segment.body
     if segment.marker == _JFIF and body.startswith(b"JFIF\0") and len(body) >= 14 and body[5] != 1:
@@ -108,7 +108,7 @@ def _is_broken(profile: Sequence[bytes]) -> bool:
     return bool(profile) and not whole
 
 
-def _unpadded(scan: bytes) -> bytes:
+def _strip_padding(scan: bytes) -> bytes:
     """A scan without fill and zeros at its end. The zero behind a 0xFF of the scan belongs to it (T.81, B.1.1.5)."""
     kept = scan.rstrip(b"\xff").rstrip(b"\0")
     if kept == scan.rstrip(b"\xff"):

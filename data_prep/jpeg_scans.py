@@ -21,7 +21,7 @@ class Scans:
     every component is sent.
     """
 
-    own_tables: bool
+    self_contained: bool
     complete: bool
 
 
@@ -29,10 +29,10 @@ def read_scans(data: bytes) -> Scans:
     """Walk the segments of a file that a strict decoder takes."""
     defined: set[int] = set()
     unsent: dict[int, bytearray] = {}  # by component: how many low bits of each coefficient are still to come
-    progressive, own_tables = False, True
+    progressive, self_contained = False, True
     for marker, body in segments(data):
         if marker == _TABLES:
-            defined |= _defined(body)
+            defined |= _table_ids(body)
         elif marker in FRAMES and len(body) >= 6:
             progressive = marker in PROGRESSIVE
             unsent = {name: bytearray([_UNSENT] * 64) for name in body[6::3][: body[5]]}
@@ -42,10 +42,10 @@ def read_scans(data: bytes) -> Scans:
             for name, use in zip(body[1 : 1 + 2 * body[0] : 2], body[2 : 2 + 2 * body[0] : 2], strict=True):
                 used = {use >> 4} if first == 0 and high == 0 else set()
                 used |= {0x10 | use & 15} if last > 0 else set()
-                own_tables = own_tables and used <= defined
+                self_contained = self_contained and used <= defined
                 if name in unsent:
                     unsent[name][first : last + 1] = bytes([low]) * (min(last, 63) + 1 - first)
-    return Scans(own_tables=own_tables, complete=bool(unsent) and not any(map(any, unsent.values())))
+    return Scans(self_contained=self_contained, complete=bool(unsent) and not any(map(any, unsent.values())))
 
 
 def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -58,7 +58,7 @@ def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         at = max(end, start)
 
 
-def _defined(body: bytes) -> set[int]:
+def _table_ids(body: bytes) -> set[int]:
     """The Huffman tables of a segment: their numbers, those for AC coefficients with 16 added."""
     found, at = set(), 0
     while at + 17 <= len(body):

@@ -15,27 +15,27 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.classes import alike, choose_classes, named, printable, utf8
+from data_prep.classes import choose_classes, escape_name, label_classes, name_bytes, similar_names
 from data_prep.prepare import Sample
 from data_prep.sources import (
     ARCHIVES,
-    OTHER,
-    TEST,
+    OTHER_FILES,
+    TEST_IMAGES,
     UNREAD,
     EntryTable,
     Listing,
-    Part,
     Skipped,
     Source,
+    SourceSplit,
     SplitName,
-    split_in,
-    what_it_is,
+    identify_unread,
+    single_split_in,
 )
 from udkd.data.header import ClassName
 from udkd.utils.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
-PARTS: tuple[Part, ...] = ("train", "val", "test")
+SOURCE_SPLITS: tuple[SourceSplit, ...] = ("train", "val", "test")
 UNCHOSEN = "images of classes that --classes leaves out"
 READ_ENDINGS = (".tar", ".parquet", ".beton", ".ffcv")
 Rows = NDArray[np.int64]
@@ -44,8 +44,8 @@ Rows = NDArray[np.int64]
 class Samples(Sequence[Sample]):
     """A split's samples in id order: rows of the sources' listings, made into objects when they are asked for."""
 
-    def __init__(self, listed: "_Listed", rows: Rows) -> None:
-        self._listed = listed
+    def __init__(self, entries: "_AllEntries", rows: Rows) -> None:
+        self._entries = entries
         self._rows = rows
 
     def __len__(self) -> int:
@@ -57,11 +57,11 @@ class Samples(Sequence[Sample]):
     def __getitem__(self, index: slice) -> "Samples": ...
     def __getitem__(self, index: int | slice) -> "Sample | Samples":
         if isinstance(index, slice):
-            return Samples(self._listed, self._rows[index])
-        return self._listed.sample(int(self._rows[index]))
+            return Samples(self._entries, self._rows[index])
+        return self._entries.sample(int(self._rows[index]))
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self._listed.sample(int(row)) for row in self._rows)
+        return (self._entries.sample(int(row)) for row in self._rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +74,11 @@ class SampleListing:
     classes: tuple[ClassName, ...]
     samples: dict[str, Samples]
     warnings: list[str]
-    passed_over: Skipped
+    skipped: Skipped
 
 
-class _Listed:
-    """The listings of all sources as one: row n is entry n - firsts[origin] of the source `origin`.
+class _AllEntries:
+    """The listings of all sources as one: row n is entry n - firsts[origin] of the source `source_index`.
 
     labels: int32 [N], -1 for classes that were not chosen. splits: int8 [N], places in PARTS, -1 for none.
     """
@@ -94,26 +94,26 @@ class _Listed:
         label = np.array([self._label_of.get(name, -1) for name in table.classes.values], dtype=np.int32)
         return label[np.frombuffer(table.classes.codes, dtype=np.int32)]
 
-    def origin(self, row: int) -> int:
+    def source_index(self, row: int) -> int:
         """The source of a row."""
         return int(np.searchsorted(self._firsts, row, side="right")) - 1
 
     def name(self, row: int) -> str:
         """The name of a row's entry."""
-        origin = self.origin(row)
-        return self._tables[origin].name(row - int(self._firsts[origin]))
+        source_index = self.source_index(row)
+        return self._tables[source_index].name(row - int(self._firsts[source_index]))
 
     def path(self, row: int) -> str:
         """The class and the name of a row's entry."""
-        origin = self.origin(row)
-        table, place = self._tables[origin], row - int(self._firsts[origin])
+        source_index = self.source_index(row)
+        table, place = self._tables[source_index], row - int(self._firsts[source_index])
         return f"{table.classes[place]}/{table.name(place)}"
 
     def sample(self, row: int) -> Sample:
         """A row as the sample that it becomes."""
-        origin = self.origin(row)
-        entry = self._tables[origin][row - int(self._firsts[origin])]
-        return Sample(self._label_of[entry.class_name], printable(f"{entry.class_name}/{entry.name}"), origin, entry)
+        source_index = self.source_index(row)
+        entry = self._tables[source_index][row - int(self._firsts[source_index])]
+        return Sample(self._label_of[entry.class_name], escape_name(f"{entry.class_name}/{entry.name}"), source_index, entry)
 
 
 def list_samples(
@@ -125,76 +125,81 @@ def list_samples(
     list that does not match, two images of one name.
     """
     listings = [source.list() for source in sources]
-    passed_over = Skipped()
+    skipped = Skipped()
     for source, listing in zip(sources, listings, strict=True):
-        passed_over.extend(listing.ignored)
+        skipped.extend(listing.skipped)
         if not len(listing.entries):
-            raise DataError(_no_images(source, listing))
+            raise DataError(_no_images_text(source, listing))
     tables = [listing.entries for listing in listings]
-    splits = _parts(sources, listings, hold_out_percent)
+    splits = _entry_splits(sources, listings, hold_out_percent)
     if test_validates:
         splits = [_test_for_val(sources, split) for split in splits]
     chosen = choose_classes(_class_names(tables, splits), classes)
-    listed = _Listed(tables, splits, chosen)
-    groups = _split(listed, sources, listings, chosen, hold_out_percent)
-    test = listed.splits == PARTS.index("test")
-    for rows, reason in ((test, TEST), (~test & (listed.labels < 0), UNCHOSEN)):
+    entries = _AllEntries(tables, splits, chosen)
+    groups = _split_rows(entries, sources, listings, chosen, hold_out_percent)
+    test = entries.splits == SOURCE_SPLITS.index("test")
+    for rows, reason in ((test, TEST_IMAGES), (~test & (entries.labels < 0), UNCHOSEN)):
         for row in np.flatnonzero(rows).tolist():
-            passed_over.append(listed.path(row), reason)
-    warnings = [remark for listing in listings for remark in listing.remarks]
-    warnings += [*_passed_over(passed_over), *_check_classes(listed, groups, chosen, hold_out_percent)]
+            skipped.append(entries.path(row), reason)
+    warnings = [warning for listing in listings for warning in listing.warnings]
+    warnings += [*_skipped_warning(skipped), *_check_classes(entries, groups, chosen, hold_out_percent)]
     sequential = any(listing.sequential for listing in listings)
     return SampleListing(
-        classes=named(chosen),
-        samples={name: _number(name, listed, rows, chosen, sources, sequential) for name, rows in groups.items()},
+        classes=label_classes(chosen),
+        samples={name: _sorted_samples(name, entries, rows, chosen, sources, sequential) for name, rows in groups.items()},
         warnings=warnings,
-        passed_over=passed_over,
+        skipped=skipped,
     )
 
 
-def _no_images(source: Source, listing: Listing) -> str:
-    found = what_it_is(source.path)
+def _no_images_text(source: Source, listing: Listing) -> str:
+    found = identify_unread(source.path)
     text = f"{source.path} holds no images in class folders; expected [train/|val/]<class>/<name>.jpg; "
-    others = listing.ignored.reasons
-    if source.path.is_file() and others and others.keys() <= {UNREAD, ARCHIVES, OTHER}:
-        return text + "it holds " + ", ".join(f"{n:,} {why} (such as {printable(name)})" for why, (n, name) in others.items())
+    others = listing.skipped.reasons
+    if source.path.is_file() and others and others.keys() <= {UNREAD, ARCHIVES, OTHER_FILES}:
+        return text + "it holds " + ", ".join(f"{n:,} {why} (such as {escape_name(name)})" for why, (n, name) in others.items())
     if found is None:
         return text + "check the path, or say what it is with --layout"
     return text + f"it holds {found[0]}: {found[1]}"
 
 
-def _parts(sources: Sequence[Source], listings: Sequence[Listing], hold_out_percent: float | None) -> list[NDArray[np.int8]]:
+def _entry_splits(
+    sources: Sequence[Source], listings: Sequence[Listing], hold_out_percent: float | None
+) -> list[NDArray[np.int8]]:
     """For every entry the place of its split in PARTS, -1 for none.
 
     Where no entry of a source has one, the name of the source tells it; with --hold-out only if names tell of several, and
     `test` alone tells of nothing then: what happens to be called `photos-test` may be all there is.
     """
-    splits = [_places(listing.entries) for listing in listings]
-    if hold_out_percent is not None and all((split == PARTS.index("test")).all() for split in splits):
+    splits = [_split_codes(listing.entries) for listing in listings]
+    if hold_out_percent is not None and all((split == SOURCE_SPLITS.index("test")).all() for split in splits):
         return [np.full_like(split, -1) for split in splits]
-    hints = [listing.hint or split_in(source.path.resolve().name) for source, listing in zip(sources, listings, strict=True)]
+    hints = [
+        listing.split_hint or single_split_in(source.path.resolve().name)
+        for source, listing in zip(sources, listings, strict=True)
+    ]
     bare = [bool((split < 0).all()) for split in splits]
-    told = {hint for hint, none in zip(hints, bare, strict=True) if none} | {
-        PARTS[place] for split in splits for place in np.unique(split).tolist() if place >= 0
+    told = {split_hint for split_hint, none in zip(hints, bare, strict=True) if none} | {
+        SOURCE_SPLITS[place] for split in splits for place in np.unique(split).tolist() if place >= 0
     }
-    apart = [split_in(source.path.resolve().parent.name) for source in sources]
+    apart = [single_split_in(source.path.resolve().parent.name) for source in sources]
     if all(bare) and all(source.path.is_file() for source in sources) and None not in apart and len(set(apart)) > 1:
-        return [np.full_like(split, PARTS.index(part)) for split, part in zip(splits, apart, strict=True) if part]
+        return [np.full_like(split, SOURCE_SPLITS.index(part)) for split, part in zip(splits, apart, strict=True) if part]
     if None in told or (len(told) < 2 and (hold_out_percent is not None or told == {"test"})):
         return splits
     return [
-        np.full_like(split, PARTS.index(hint)) if none and hint else split
-        for split, hint, none in zip(splits, hints, bare, strict=True)
+        np.full_like(split, SOURCE_SPLITS.index(split_hint)) if none and split_hint else split
+        for split, split_hint, none in zip(splits, hints, bare, strict=True)
     ]
 
 
-def _places(table: EntryTable) -> NDArray[np.int8]:
-    place = np.array([-1 if name is None else PARTS.index(name) for name in table.splits.values], dtype=np.int8)
+def _split_codes(table: EntryTable) -> NDArray[np.int8]:
+    place = np.array([-1 if name is None else SOURCE_SPLITS.index(name) for name in table.splits.values], dtype=np.int8)
     return place[np.frombuffer(table.splits.codes, dtype=np.int8)]
 
 
 def _test_for_val(sources: Sequence[Source], split: NDArray[np.int8]) -> NDArray[np.int8]:
-    test, val = PARTS.index("test"), PARTS.index("val")
+    test, val = SOURCE_SPLITS.index("test"), SOURCE_SPLITS.index("val")
     if (split == val).any():
         where = ", ".join(str(source.path) for source in sources)
         raise DataError(f"{where} holds val/ images already; expected none beside --val test; leave --val away")
@@ -204,51 +209,51 @@ def _test_for_val(sources: Sequence[Source], split: NDArray[np.int8]) -> NDArray
 def _class_names(tables: Sequence[EntryTable], splits: Sequence[NDArray[np.int8]]) -> Iterator[str]:
     """The classes of all images but those of a test split."""
     for table, split in zip(tables, splits, strict=True):
-        codes = np.frombuffer(table.classes.codes, dtype=np.int32)[split != PARTS.index("test")]
+        codes = np.frombuffer(table.classes.codes, dtype=np.int32)[split != SOURCE_SPLITS.index("test")]
         yield from (table.classes.values[code] for code in np.unique(codes).tolist())
 
 
-def _passed_over(ignored: Skipped) -> Iterator[str]:
-    if ignored.count:
+def _skipped_warning(skipped: Skipped) -> Iterator[str]:
+    if skipped.count:
         parts = (
-            f"{count:,} {reason} (such as {printable(example)})"
-            for reason, (count, example) in sorted(ignored.reasons.items(), key=lambda item: (-item[1][0], item[0]))
+            f"{count:,} {reason} (such as {escape_name(example)})"
+            for reason, (count, example) in sorted(skipped.reasons.items(), key=lambda item: (-item[1][0], item[0]))
         )
-        yield f"passed over {ignored.count:,} files: {'; '.join(parts)}"
+        yield f"passed over {skipped.count:,} files: {'; '.join(parts)}"
 
 
-def _split(
-    listed: _Listed,
+def _split_rows(
+    entries: _AllEntries,
     sources: Sequence[Source],
     listings: Sequence[Listing],
     chosen: Sequence[str],
     hold_out_percent: float | None,
 ) -> dict[str, Rows]:
     """The rows of each split, in the order of the listing."""
-    wanted = listed.labels >= 0
-    loose, train, val = (np.flatnonzero(wanted & (listed.splits == place)) for place in (-1, 0, 1))
+    wanted = entries.labels >= 0
+    loose, train, val = (np.flatnonzero(wanted & (entries.splits == place)) for place in (-1, 0, 1))
     where = ", ".join(str(source.path) for source in sources)
     if len(loose) and (len(train) or len(val)):
-        sample = listed.sample(int(loose[0]))
+        sample = entries.sample(int(loose[0]))
         raise DataError(
-            f"{sources[sample.origin].path} holds images of no split, such as {sample.source}, and others are of train/ or "
+            f"{sources[sample.source_index].path} holds images of no split, such as {sample.source}, and others are of train/ or "
             "val/; expected one layout; convert them apart, or name the folders that belong together"
         )
     if len(val) and hold_out_percent is not None:
         raise DataError(f"{where} holds val/ images already; expected none beside --hold-out; leave --hold-out away")
     if len(val) and not len(train):
-        examples = (each for listing in listings for each in listing.ignored.reasons.items())
+        examples = (each for listing in listings for each in listing.skipped.reasons.items())
         unread = [name for reason, (_, name) in examples if _may_train(name, reason)]
-        also = f", and {printable(min(unread))} is not read" if unread else ""
+        also = f", and {escape_name(min(unread))} is not read" if unread else ""
         what = "name it, or its train folder, as a further source" if unread else "add the source that holds them"
         raise DataError(f"{where} holds val/ only{also}; expected train/ images too; {what}")
     if len(val):
         return {"train": train, "val": val}
     rows = train if len(train) else loose
     if hold_out_percent is None or not len(rows):
-        test = bool((listed.splits == PARTS.index("test")).any())
-        raise DataError(_no_val(sources, listings, train=bool(len(train)), test=test, loose=bool(len(loose))))
-    percents = (_hash_percent(chosen[int(listed.labels[row])], listed.name(row)) for row in rows.tolist())
+        test = bool((entries.splits == SOURCE_SPLITS.index("test")).any())
+        raise DataError(_no_val_text(sources, listings, train=bool(len(train)), test=test, loose=bool(len(loose))))
+    percents = (_hash_percent(chosen[int(entries.labels[row])], entries.name(row)) for row in rows.tolist())
     held = np.fromiter(percents, dtype=np.float64, count=len(rows)) < hold_out_percent
     found = {"train": rows[~held], "val": rows[held]}
     for name, group in found.items():
@@ -262,34 +267,37 @@ def _split(
 def _may_train(path: str, reason: str) -> bool:
     """Whether a file that was passed over may hold training images: a `train.tar` may, a `train.py` may not."""
     holds = reason in (ARCHIVES, UNREAD) or path.endswith(READ_ENDINGS)
-    return holds and any(split_in(part) == "train" for part in path.split("/"))
+    return holds and any(single_split_in(part) == "train" for part in path.split("/"))
 
 
-def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bool, test: bool, loose: bool) -> str:
+def _no_val_text(sources: Sequence[Source], listings: Sequence[Listing], *, train: bool, test: bool, loose: bool) -> str:
     """What to say where nothing validates. A random share is advised only where nothing looks like validation images."""
     where = ", ".join(str(source.path) for source in sources)
     if test and not (train or loose):
         return f"{where} holds test/ only; expected train/ and val/ images; add the sources that hold them"
     lacks = "train/ but no val/ images" if train else "no train/ and val/ folders"
-    hints = {listing.hint or split_in(source.path.resolve().name) for source, listing in zip(sources, listings, strict=True)}
+    hints = {
+        listing.split_hint or single_split_in(source.path.resolve().name)
+        for source, listing in zip(sources, listings, strict=True)
+    }
     if not train and hints == {"test"}:
         return (
             f"{where} holds test/ only; expected train/ and val/ images; add the sources that hold them, or give "
             "--hold-out PERCENT where this is all there is"
         )
-    unclear = next((listing.unclear for listing in listings if listing.unclear), "")
-    if unclear:
+    unclear_val = next((listing.unclear_val for listing in listings if listing.unclear_val), "")
+    if unclear_val:
         return (
-            f"{where} has {lacks} in class folders, but {printable(unclear)} looks like validation; expected val/<class>/, or "
+            f"{where} has {lacks} in class folders, but {escape_name(unclear_val)} looks like validation; expected val/<class>/, or "
             "a flat val/ with its ground truth (LOC_val_solution.csv, the devkit's tar.gz, val_annotations.txt); sort its "
             "images into class folders, or name its ground truth as a further source"
         )
-    beside = _beside(sources)
+    beside = _val_beside(sources)
     if beside:
-        return f"{where} has {lacks}; expected both; name {printable(str(beside))} too, which looks like validation"
-    perhaps = next((listing.perhaps for listing in listings if listing.perhaps), "")
-    if perhaps and not test:
-        return f"{where} has {lacks}; expected both; {printable(perhaps)}"
+        return f"{where} has {lacks}; expected both; name {escape_name(str(beside))} too, which looks like validation"
+    val_advice = next((listing.val_advice for listing in listings if listing.val_advice), "")
+    if val_advice and not test:
+        return f"{where} has {lacks}; expected both; {escape_name(val_advice)}"
     if test:
         return (
             f"{where} has train/ and test/ but no val/ images; expected to be told what validates; give --val test to take "
@@ -298,7 +306,7 @@ def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bo
     beside = _test_beside(sources)
     if beside:
         return (
-            f"{where} has {lacks}; expected both; name {printable(str(beside))} too and give --val test to take its images, or "
+            f"{where} has {lacks}; expected both; name {escape_name(str(beside))} too and give --val test to take its images, or "
             "give --hold-out PERCENT to set that share of the images aside for validation"
         )
     return (
@@ -307,15 +315,15 @@ def _no_val(sources: Sequence[Source], listings: Sequence[Listing], *, train: bo
     )
 
 
-def _beside(sources: Sequence[Source]) -> Path | None:
+def _val_beside(sources: Sequence[Source]) -> Path | None:
     """What lies beside a source and is named as its validation split would be."""
     for source in sources:
         path = source.path.resolve()
         with contextlib.suppress(OSError):
-            others = sorted(other for other in path.parent.iterdir() if split_in(other.name) == "val")
+            others = sorted(other for other in path.parent.iterdir() if single_split_in(other.name) == "val")
             found = [other for other in others if other.is_dir() or other.suffix in READ_ENDINGS]
             found.sort(key=lambda other: other.is_dir() != path.is_dir())  # those of its own kind first
-            if found and split_in(path.name) == "train":
+            if found and single_split_in(path.name) == "train":
                 return source.path.parent / found[0].name
     return None
 
@@ -325,26 +333,28 @@ def _test_beside(sources: Sequence[Source]) -> Path | None:
     for source in sources:
         path = source.path.resolve()
         with contextlib.suppress(OSError):
-            classes = {each.name for each in path.iterdir() if each.is_dir()} if split_in(path.name) == "train" else set()
+            classes = (
+                {each.name for each in path.iterdir() if each.is_dir()} if single_split_in(path.name) == "train" else set()
+            )
             for other in sorted(path.parent.iterdir() if classes else ()):
-                if split_in(other.name) == "test" and any((other / name).is_dir() for name in classes):
+                if single_split_in(other.name) == "test" and any((other / name).is_dir() for name in classes):
                     return source.path.parent / other.name
     return None
 
 
 def _hash_percent(class_name: str, name: str) -> float:
     """Uniform in [0, 100), a function of class and name alone: more images or another order move none to the other side."""
-    digest = hashlib.sha256(utf8(f"{class_name}/{name}")).digest()
+    digest = hashlib.sha256(name_bytes(f"{class_name}/{name}")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 * 100
 
 
 def _check_classes(
-    listed: _Listed, groups: Mapping[str, Rows], chosen: Sequence[str], hold_out_percent: float | None
+    entries: _AllEntries, groups: Mapping[str, Rows], chosen: Sequence[str], hold_out_percent: float | None
 ) -> Iterator[str]:
     """What to warn of. Raises DataError for a val/ class that train/ lacks: most often val/ is a flat folder."""
-    counts = {name: np.bincount(listed.labels[rows], minlength=len(chosen)) for name, rows in groups.items()}
+    counts = {name: np.bincount(entries.labels[rows], minlength=len(chosen)) for name, rows in groups.items()}
     untrained, unvalidated = ([chosen[label] for label in np.flatnonzero(counts[name] == 0).tolist()] for name in SPLITS)
-    pairs = alike(chosen)
+    pairs = similar_names(chosen)
     if untrained and hold_out_percent is None:
         name = untrained[0]
         twin = next((b if a == name else a for a, b, _ in pairs if name in (a, b)), None)
@@ -352,43 +362,43 @@ def _check_classes(
         if twin is not None:
             how = next(how for a, b, how in pairs if {a, b} == {name, twin})
             remedy = f"it differs only in {how} from train/'s {twin!a}; expected the same names; rename one"
-        shown = printable(name) if twin is None else ascii(name)
+        shown = escape_name(name) if twin is None else ascii(name)
         raise DataError(f"val/ holds {len(untrained)} classes that train/ lacks, such as {shown}; {remedy}")
     for lacking, what in ((untrained, "train"), (unvalidated, "val")):
         if lacking:
-            yield f"{len(lacking)} of {len(chosen)} classes have no {what} image, such as {printable(lacking[0])}"
+            yield f"{len(lacking)} of {len(chosen)} classes have no {what} image, such as {escape_name(lacking[0])}"
     for one, other, how in pairs[:3]:
         yield f"the classes {one!a} and {other!a} differ only in {how}; they stay two classes"
     if len(chosen) == 1:
         yield (
-            f"all images are in one class, {printable(chosen[0])}: there is nothing to tell apart; most often the source is a "
+            f"all images are in one class, {escape_name(chosen[0])}: there is nothing to tell apart; most often the source is a "
             "wrong level of folders"
         )
 
 
-def _place(sample: Sample, sources: Sequence[Source]) -> str:
+def _location(sample: Sample, sources: Sequence[Source]) -> str:
     """Where a sample lies, for people: its source, and for files of a folder their path in it."""
-    path = sources[sample.origin].path
-    return str(path / printable(sample.entry.key)) if path.is_dir() else str(path)
+    path = sources[sample.source_index].path
+    return str(path / escape_name(sample.entry.key)) if path.is_dir() else str(path)
 
 
-def _number(
-    split: str, listed: _Listed, rows: Rows, chosen: Sequence[str], sources: Sequence[Source], sequential: bool
+def _sorted_samples(
+    split: str, entries: _AllEntries, rows: Rows, chosen: Sequence[str], sources: Sequence[Source], sequential: bool
 ) -> Samples:
     """The split's samples, by class and name, or as they were listed. Raises DataError for a name that is there twice."""
-    by_class = rows[np.argsort(listed.labels[rows], kind="stable")]
-    ends = np.cumsum(np.bincount(listed.labels[rows], minlength=len(chosen)))
+    by_class = rows[np.argsort(entries.labels[rows], kind="stable")]
+    ends = np.cumsum(np.bincount(entries.labels[rows], minlength=len(chosen)))
     for label, (start, end) in enumerate(pairwise([0, *ends.tolist()])):
-        names = [listed.name(row) for row in by_class[start:end].tolist()]
+        names = [entries.name(row) for row in by_class[start:end].tolist()]
         order = sorted(range(len(names)), key=names.__getitem__)
         by_class[start:end] = by_class[start:end][order]
         for one, other in pairwise(order):
             if names[one] == names[other]:
                 place = start + order.index(one)
-                places = [_place(listed.sample(int(row)), sources) for row in by_class[place : place + 2]]
-                name = printable(f"{split}/{chosen[label]}/{names[one]}")
+                places = [_location(entries.sample(int(row)), sources) for row in by_class[place : place + 2]]
+                name = escape_name(f"{split}/{chosen[label]}/{names[one]}")
                 raise DataError(
                     f"{name} is there twice, in {' and '.join(sorted(places))}; expected each image once; leave the copy "
                     "away, or rename one if they are two images"
                 )
-    return Samples(listed, rows if sequential else by_class)
+    return Samples(entries, rows if sequential else by_class)

@@ -24,11 +24,11 @@ TASKS_PER_WORKER = 2  # one to work on, one to start on at once
 RESULTS_PER_WORKER = 4  # how far the fastest may run ahead of the slowest
 
 _idle: dict[Connection, subprocess.Popen[bytes]] | None = None
-"""Workers between two pools of `kept_workers`; None outside of it."""
+"""Workers between two pools of `reuse_workers`; None outside of it."""
 
 
 @contextlib.contextmanager
-def kept_workers() -> Iterator[None]:
+def reuse_workers() -> Iterator[None]:
     """In this block a pool that ends well leaves its workers to the next one; the end of the block kills them.
 
     A start costs each worker half a second of imports, which one command with several pools pays once.
@@ -77,7 +77,7 @@ def _start() -> tuple[Connection, subprocess.Popen[bytes]]:
 class Pool(Generic[T, R]):
     """`with Pool(job, workers) as pool: for result in pool.ordered(tasks): …`; leaving the block kills the workers.
 
-    In a block of `kept_workers`, those that have nothing left to do stay for the next pool.
+    In a block of `reuse_workers`, those that have nothing left to do stay for the next pool.
     """
 
     def __init__(self, job: Job[T, R], workers: int) -> None:
@@ -94,7 +94,7 @@ class Pool(Generic[T, R]):
                 try:
                     connection.send((None, self._job))
                 except OSError:
-                    self._died(connection)
+                    self._raise_worker_died(connection)
         except BaseException:
             _kill(self._processes)
             raise
@@ -122,7 +122,7 @@ class Pool(Generic[T, R]):
                 try:
                     idlest.send(item)
                 except OSError:
-                    self._died(idlest)
+                    self._raise_worker_died(idlest)
                 load[idlest] += 1
                 submitted += 1
             if delivered in results:
@@ -141,7 +141,7 @@ class Pool(Generic[T, R]):
         try:
             number, result, failure = connection.recv()
         except (EOFError, OSError):
-            self._died(connection)
+            self._raise_worker_died(connection)
         if failure is None:
             return number, result
         kind, arguments = failure
@@ -151,12 +151,12 @@ class Pool(Generic[T, R]):
             raise DataError(*arguments)
         raise RuntimeError(f"a worker failed:\n{arguments[0]}")
 
-    def _died(self, connection: Connection) -> NoReturn:
+    def _raise_worker_died(self, connection: Connection) -> NoReturn:
         process = self._processes[connection]
         code = process.wait()
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        cause = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise DataError(
-            f"worker process {process.pid} {how} (out of memory?); expected it to live; start again with fewer --workers"
+            f"worker process {process.pid} {cause} (out of memory?); expected it to live; start again with fewer --workers"
         )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -17,7 +17,7 @@ class Sample:
 
     label: int
     source: str
-    origin: int
+    source_index: int
     entry: Entry
 
 
@@ -32,7 +32,7 @@ class PrepareJob:
         return [self._one(sample) for sample in task]
 
     def _one(self, sample: Sample) -> Prepared | str:
-        source = self.sources[sample.origin]
+        source = self.sources[sample.source_index]
         try:
             data = source.read(sample.entry)
         except BadImage as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from data_prep.classes import printable
+from data_prep.classes import escape_name
 from udkd.data.dataset import DatasetFolder
 from udkd.data.manifest import Columns
 from udkd.utils.files import json_bytes, read_regular, write_json
@@ -33,7 +33,7 @@ def write_report(
     digest: str | None,
     on_bad: str,
     warnings: Sequence[str],
-    passed_over: Mapping[str, tuple[int, str]],
+    skipped: Mapping[str, tuple[int, str]],
     settings: Mapping[str, object],
 ) -> None:
     """Write FOLDER/report.json. digest: of the dataset folder that came of it; None where none did, for the bad images.
@@ -55,14 +55,14 @@ def write_report(
         ],
         "fixed": {split: fixed_counts(group) for split, group in columns.items()},
         "passed_over": {
-            reason: {"files": count, "first": printable(name)} for reason, (count, name) in sorted(passed_over.items())
+            reason: {"files": count, "first": escape_name(name)} for reason, (count, name) in sorted(skipped.items())
         },
         "warnings": list(warnings),
     }
     write_json(folder / FILE_NAME, report | {"sha256": _checksum(report)})
 
 
-def settings_of(folder: Path) -> dict[str, object]:
+def read_settings(folder: Path) -> dict[str, object]:
     """The settings of the conversion that made a folder, --on-bad among them; none where its report does not tell them."""
     try:
         report = parse_json((folder / FILE_NAME).read_bytes())
@@ -77,7 +77,7 @@ def fixed_counts(columns: Columns) -> dict[str, int]:
     return dict(sorted(Counter(notes).items()))
 
 
-def passed_over_lines(folder: Path) -> Iterator[str]:
+def skipped_lines(folder: Path) -> Iterator[str]:
     """What the report says was passed over, for people: a line in all, and one for each reason. Nothing without a report."""
     try:
         reasons = _PassedOver.model_validate(parse_json(read_regular(folder / FILE_NAME))).passed_over

@@ -7,7 +7,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from data_prep.formats import DERIVED_FORMATS
+from data_prep.formats import WRITERS
 from data_prep.report import report_problems
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import DERIVED, unfinished
@@ -34,7 +34,7 @@ def verify(folder: Path, observer: Observer) -> list[str]:
             problems.append(line)
         observer.finish()
         for name in DERIVED:
-            problems += DERIVED_FORMATS[name].problems(split) if split.has(name) else _orphans(split, name)
+            problems += WRITERS[name].problems(split) if split.has(name) else _orphans(split, name)
             problems += _unfinished(split, name)
     return problems
 
@@ -93,7 +93,7 @@ def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
 
 def _one_shard(split: Split, number: int, ids: np.ndarray, file: BinaryIO, observer: Observer) -> Iterator[str]:
     """Every sample of a shard, then what lies between them (names, labels, padding): they are packed again and compared."""
-    path, again, whole = split.path / f"{shard_name(number)}.tar", _Compared(file), True
+    path, again, whole = split.path / f"{shard_name(number)}.tar", _ByteComparison(file), True
     packer = ShardPacker(cast(BinaryIO, again))
     for n in ids.tolist():
         try:
@@ -114,7 +114,7 @@ def _one_shard(split: Split, number: int, ids: np.ndarray, file: BinaryIO, obser
         yield f"{index_path} does not match its shard; expected what udkd-prep wrote; restore it or convert again"
 
 
-class _Compared:
+class _ByteComparison:
     """What would be written, held against what a file has there. same: whether all of it was equal so far."""
 
     def __init__(self, file: BinaryIO) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from data_prep.formats.ffcv import FFCV
 from data_prep.formats.resident import RESIDENT
 from data_prep.formats.tfrecord import TFRECORD
-from data_prep.formats.writer import DatasetSize, DerivedFormat
-from data_prep.pool import kept_workers
+from data_prep.formats.writer import DatasetSize, FormatWriter
+from data_prep.pool import reuse_workers
 from udkd.data.dataset import DatasetFolder
 from udkd.data.derived import DERIVED, derived_files, discard
 from udkd.data.header import Fit
@@ -21,7 +21,7 @@ from udkd.utils.progress import Observer
 __all__ = [
     "DERIVED_FORMATS",
     "DatasetSize",
-    "DerivedFormat",
+    "FormatWriter",
     "check_room",
     "default_formats",
     "derive_formats",
@@ -34,8 +34,8 @@ AUTO = "auto"
 NONE = "none"
 
 # How each is written.
-DERIVED_FORMATS: dict[str, DerivedFormat] = {"resident": RESIDENT, "ffcv": FFCV, "dali": TFRECORD}
-assert set(DERIVED_FORMATS) <= set(DERIVED)
+WRITERS: dict[str, FormatWriter] = {"resident": RESIDENT, "ffcv": FFCV, "dali": TFRECORD}
+assert set(WRITERS) <= set(DERIVED)
 
 
 def parse_formats(text: str) -> tuple[str, ...] | None:
@@ -48,10 +48,10 @@ def parse_formats(text: str) -> tuple[str, ...] | None:
         return None
     if names == {NONE}:
         return ()
-    if not names <= set(DERIVED_FORMATS):
-        known = ", ".join(DERIVED_FORMATS)
+    if not names <= set(WRITERS):
+        known = ", ".join(WRITERS)
         raise ConfigError(f"--formats is {text!r}; expected a comma-separated list of {known}, or {NONE} or {AUTO}; change it")
-    return tuple(name for name in DERIVED_FORMATS if name in names)
+    return tuple(name for name in WRITERS if name in names)
 
 
 def default_formats(fit: Fit, side: int) -> tuple[str, ...]:
@@ -59,20 +59,22 @@ def default_formats(fit: Fit, side: int) -> tuple[str, ...]:
     return () if fit == "pad" and side > 256 else ("resident",)
 
 
-def size_lines(names: Iterable[str], volume: DatasetSize) -> dict[str, str]:
+def size_texts(names: Iterable[str], dataset_size: DatasetSize) -> dict[str, str]:
     """What each format whose size is known will take, in words."""
-    return {name: found.size_line(volume) for name in names if (found := DERIVED_FORMATS[name]).size_bytes(volume) is not None}
+    return {
+        name: found.size_line(dataset_size) for name in names if (found := WRITERS[name]).size_bytes(dataset_size) is not None
+    }
 
 
-def check_room(names: Iterable[str], volume: DatasetSize, folder: Path, *, given_back: int = 0) -> None:
+def check_room(names: Iterable[str], dataset_size: DatasetSize, folder: Path, *, freed_bytes: int = 0) -> None:
     """Raise DataError where the disk of `folder`, which need not exist yet, has less room than the formats take.
 
     given_back: bytes that will be free before they are written.
     """
-    sizes = {name: size for name in names if (size := DERIVED_FORMATS[name].size_bytes(volume)) is not None}
+    sizes = {name: size for name in names if (size := WRITERS[name].size_bytes(dataset_size)) is not None}
     need = sum(sizes.values())
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free + given_back
+    free = shutil.disk_usage(existing).free + freed_bytes
     if need > free:
         what = f"the {next(iter(sizes))} format takes" if len(sizes) == 1 else f"the formats {', '.join(sizes)} take"
         raise DataError(
@@ -88,20 +90,20 @@ def discard_formats(dataset: DatasetFolder, names: Iterable[str]) -> None:
             discard(split.path, name)
 
 
-@kept_workers()
+@reuse_workers()
 def derive_formats(dataset: DatasetFolder, names: Iterable[str], *, workers: int, observer: Observer) -> None:
     """Write formats anew, one after the other. Raises ConfigError (a package is missing), DataError and OSError."""
     names = tuple(names)
     for name in names:
-        DERIVED_FORMATS[name].require()
+        WRITERS[name].require()
     old = [path for split in dataset.splits.values() for name in names for path in derived_files(split.path, name)]
-    check_room(names, DatasetSize.of(dataset), dataset.path, given_back=sum(path.stat().st_size for path in old))
+    check_room(names, DatasetSize.of(dataset), dataset.path, freed_bytes=sum(path.stat().st_size for path in old))
     if old:
         _read_everything(dataset)
     discard_formats(dataset, names)
     for name in names:
         try:
-            DERIVED_FORMATS[name].derive(dataset, workers, observer)
+            WRITERS[name].derive(dataset, workers, observer)
         except BaseException:
             discard_formats(dataset, [name])
             raise

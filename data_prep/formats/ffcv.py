@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.formats.writer import DatasetSize, DerivedFormat
+from data_prep.formats.writer import DatasetSize, FormatWriter
 from udkd.data.beton import FIELDS, FILE_NAME, import_ffcv
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import FileSum, damage, discard, seal
@@ -32,16 +32,16 @@ def require() -> None:
     import_ffcv()
 
 
-def size_bytes(volume: DatasetSize) -> int | None:
+def size_bytes(dataset_size: DatasetSize) -> int | None:
     """About what samples.beton takes: the stored bytes, the tables, and the ends of pages that the next image did not fit."""
-    if volume.stored is None:
+    if dataset_size.stored is None:
         return None
-    return volume.stored + volume.stored // 50 + volume.samples * ROW_BYTES + 4 * LARGE_PAGE
+    return dataset_size.stored + dataset_size.stored // 50 + dataset_size.samples * ROW_BYTES + 4 * LARGE_PAGE
 
 
-def size_line(volume: DatasetSize) -> str:
+def size_line(dataset_size: DatasetSize) -> str:
     """The same in words."""
-    size = size_bytes(volume)
+    size = size_bytes(dataset_size)
     return f"ffcv format: samples.beton, about {(size or 0) / 1e9:,.2f} GB"
 
 
@@ -155,7 +155,7 @@ def problems(split: Split) -> Iterator[str]:
     yield from damage(split.path, "ffcv", digest=split.digest)
 
 
-FFCV = DerivedFormat(
+FFCV = FormatWriter(
     files="samples.beton",
     require=require,
     size_bytes=size_bytes,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.formats.stored_samples import StoredSample, stored_samples
-from data_prep.formats.writer import DatasetSize, DerivedFormat, nothing_required
+from data_prep.formats.writer import DatasetSize, FormatWriter, nothing_required
 from data_prep.pool import Pool
 from udkd.data.canvas import CanvasWriter, canvas_bytes, decode_canvas
 from udkd.data.dataset import DatasetFolder, Split
@@ -17,7 +17,7 @@ from udkd.utils.errors import DataError
 from udkd.utils.progress import Observer
 
 CHUNK_SAMPLES = 64
-NAMED_ROWS = 20
+MAX_LISTED_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def size_line(volume: DatasetSize) -> str:
+def size_line(dataset_size: DatasetSize) -> str:
     """What the resident format takes, in words."""
-    gigabytes = size_bytes(volume) / 1e9
-    return f"resident format: {volume.samples:,} x {volume.side} x {volume.side} x 3 = {gigabytes:,.2f} GB"
+    gigabytes = size_bytes(dataset_size) / 1e9
+    return f"resident format: {dataset_size.samples:,} x {dataset_size.side} x {dataset_size.side} x 3 = {gigabytes:,.2f} GB"
 
 
-def size_bytes(volume: DatasetSize) -> int:
+def size_bytes(dataset_size: DatasetSize) -> int:
     """What canvas.npy takes."""
-    return canvas_bytes(volume.samples, volume.side)
+    return canvas_bytes(dataset_size.samples, dataset_size.side)
 
 
 def derive_resident(dataset: DatasetFolder, workers: int, observer: Observer) -> None:
@@ -98,13 +98,13 @@ def problems(split: Split) -> Iterator[str]:
         return
     found = (n for n in range(split.num_samples) if zlib.crc32(canvas[n]) != crc32[n])
     for count, n in enumerate(found):
-        if count == NAMED_ROWS:
+        if count == MAX_LISTED_ROWS:
             yield f"{split.path / 'canvas.npy'}: and more rows"
             return
         yield f"{split.describe(n)}: its row of canvas.npy does not match its checksum; expected it to; run udkd-prep derive"
 
 
-RESIDENT = DerivedFormat(
+RESIDENT = FormatWriter(
     files="canvas.npy",
     require=nothing_required,
     size_bytes=size_bytes,

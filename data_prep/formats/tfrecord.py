@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from data_prep.formats.stored_samples import StoredSample, stored_samples
-from data_prep.formats.writer import DatasetSize, DerivedFormat, nothing_required
+from data_prep.formats.writer import DatasetSize, FormatWriter, nothing_required
 from data_prep.pool import Pool
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import FileSum, damage, seal
@@ -127,14 +127,14 @@ def _shards(split: Split) -> Iterator[tuple[int, np.ndarray]]:
     yield from zip(numbers[starts].tolist(), np.split(split.ids, starts[1:]), strict=True)
 
 
-def size_bytes(volume: DatasetSize) -> int | None:
+def size_bytes(dataset_size: DatasetSize) -> int | None:
     """A bound on what the files take."""
-    return None if volume.stored is None else volume.stored + RECORD_BYTES * volume.samples
+    return None if dataset_size.stored is None else dataset_size.stored + RECORD_BYTES * dataset_size.samples
 
 
-def size_line(volume: DatasetSize) -> str:
+def size_line(dataset_size: DatasetSize) -> str:
     """The same in words."""
-    return f"dali format: TFRecord of {volume.samples:,} samples, {(size_bytes(volume) or 0) / 1e9:,.2f} GB"
+    return f"dali format: TFRecord of {dataset_size.samples:,} samples, {(size_bytes(dataset_size) or 0) / 1e9:,.2f} GB"
 
 
 def problems(split: Split) -> Iterator[str]:
@@ -142,7 +142,7 @@ def problems(split: Split) -> Iterator[str]:
     yield from damage(split.path, NAME, digest=split.digest)
 
 
-TFRECORD = DerivedFormat(
+TFRECORD = FormatWriter(
     files="samples-*.tfrecord and .idx",
     require=nothing_required,
     size_bytes=size_bytes,

@@ -30,7 +30,7 @@ class DatasetSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DerivedFormat:
+class FormatWriter:
     """One format that is written from the shards, without the source.
 
     files: what it writes, in words. require: raises ConfigError where a package that it needs is not installed; called

@@ -7,16 +7,26 @@ from pathlib import Path
 
 from data_prep.sources.beton import Beton
 from data_prep.sources.class_tars import ClassTars, class_tars
-from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, Fields
-from data_prep.sources.ground_truth import is_truth, read_truth, truth_at
+from data_prep.sources.fields import DETECT_FIELDS, IMAGE_OPTION, LABEL_OPTION, Fields
+from data_prep.sources.ground_truth import is_ground_truth, open_ground_truth, read_ground_truth
 from data_prep.sources.ilsvrc import Ilsvrc
-from data_prep.sources.layout import ARCHIVES, UNREAD, is_image_path, looks_like_val, no_image
-from data_prep.sources.named_split import files_below, split_in
+from data_prep.sources.layout import ARCHIVES, UNREAD, is_image_path, looks_like_val, skip_reason
+from data_prep.sources.named_split import find_files, single_split_in
 from data_prep.sources.parquet import Parquet
-from data_prep.sources.source import OTHER, TEST, Entry, EntryTable, Listing, Part, Skipped, Source, SplitName
+from data_prep.sources.source import (
+    OTHER_FILES,
+    TEST_IMAGES,
+    Entry,
+    EntryTable,
+    Listing,
+    Skipped,
+    Source,
+    SourceSplit,
+    SplitName,
+)
 from data_prep.sources.tar import Tar
 from data_prep.sources.tree import Tree
-from data_prep.sources.unread_kinds import what_it_is
+from data_prep.sources.unread_kinds import identify_unread
 from data_prep.sources.webdataset import WebDataset
 from udkd.utils.errors import ConfigError, DataError
 
@@ -24,20 +34,20 @@ __all__ = [
     "ARCHIVES",
     "AUTO",
     "LAYOUTS",
-    "OTHER",
-    "TEST",
+    "OTHER_FILES",
+    "TEST_IMAGES",
     "UNREAD",
     "Entry",
     "EntryTable",
     "Fields",
     "Listing",
-    "Part",
     "Skipped",
     "Source",
+    "SourceSplit",
     "SplitName",
+    "identify_unread",
     "open_sources",
-    "split_in",
-    "what_it_is",
+    "single_split_in",
 ]
 
 AUTO = "auto"
@@ -66,12 +76,12 @@ LAYOUTS: dict[str, Callable[[Path], Source | None]] = {
 
 
 @dataclass(frozen=True)
-class _Folder:
+class _SourceInFolder:
     """A source in a folder where other files lie, too. read_files: those that the source reads. remark: see Listing."""
 
     source: Source
     read_files: frozenset[Path]
-    remark: str = ""
+    warning: str = ""
 
     @property
     def path(self) -> Path:
@@ -79,16 +89,16 @@ class _Folder:
 
     def list(self) -> Listing:
         """The source's, with the other files as passed over."""
-        listing, perhaps = self.source.list(), ""
+        listing, val_advice = self.source.list(), ""
         with contextlib.suppress(DataError):  # a folder that cannot be listed is no matter to this source
             for file in Tree(self.path).files() if self.read_files else ():
                 if self.path / file not in self.read_files:
-                    listing.ignored.append(file, no_image(file) if not is_image_path(file) else BESIDE_FILES)
-                    perhaps = min(filter(None, (perhaps, file))) if looks_like_val(file) else perhaps
-        if perhaps:
-            perhaps += " is not read: name it, too, if it holds validation images, or give --hold-out PERCENT if it does not"
-        remarks = (*listing.remarks, self.remark) if self.remark else listing.remarks
-        return replace(listing, remarks=remarks, perhaps=listing.perhaps or perhaps)
+                    listing.skipped.append(file, skip_reason(file) if not is_image_path(file) else BESIDE_FILES)
+                    val_advice = min(filter(None, (val_advice, file))) if looks_like_val(file) else val_advice
+        if val_advice:
+            val_advice += " is not read: name it, too, if it holds validation images, or give --hold-out PERCENT if it does not"
+        warnings = (*listing.warnings, self.warning) if self.warning else listing.warnings
+        return replace(listing, warnings=warnings, val_advice=listing.val_advice or val_advice)
 
     def read(self, entry: Entry) -> bytes:
         """See Source."""
@@ -107,15 +117,15 @@ def _read_files(source: Source) -> frozenset[Path]:
         case ClassTars():
             files = class_tars(path)
         case WebDataset():
-            files = files_below(path, ".tar")
+            files = find_files(path, ".tar")
         case Parquet():
-            files = files_below(path, ".parquet")
+            files = find_files(path, ".parquet")
         case Beton():
             files = path.glob("*.beton")
     return frozenset(file for file in files if file is not None)
 
 
-def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = LOOK) -> list[Source]:
+def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = DETECT_FIELDS) -> list[Source]:
     """Open sources by looking at them, or as a named layout. A ground truth among them goes to a val without class folders.
 
     Raises ConfigError and DataError: nothing there, of no known kind or not of the named one, of two kinds at once, a ground
@@ -127,15 +137,15 @@ def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = LOO
         if not path.exists():
             fault = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
             raise DataError(f"{path} {fault}; expected a folder or a file of images; check the path")
-    truths = [path for path in paths if is_truth(path)]
+    truths = [path for path in paths if is_ground_truth(path)]
     for path in truths:
-        read_truth(path)
+        read_ground_truth(path)
     if len(truths) > 1:
         raise DataError(
             f"{truths[0]} and {truths[1]} both say which classes validation images have; expected one; leave one away"
         )
     opened = [_open(path, layout, truths[0] if truths else None) for path in paths if path not in truths]
-    bare = [source.source if isinstance(source, _Folder) else source for source in opened]
+    bare = [source.source if isinstance(source, _SourceInFolder) else source for source in opened]
     if truths and not any(isinstance(source, Tree | Tar) or (isinstance(source, Ilsvrc) and source.val) for source in bare):
         raise DataError(f"{truths[0]} says which classes validation images have; expected their tar beside it; name it too")
     return _with_fields(opened, fields)
@@ -143,9 +153,9 @@ def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = LOO
 
 def _with_fields(sources: list[Source], fields: Fields) -> list[Source]:
     """The sources told which of their fields the user chose. Raises ConfigError where none has fields."""
-    if fields == LOOK:
+    if fields == DETECT_FIELDS:
         return sources
-    told = [_told(source, fields) for source in sources]
+    told = [_with_source_fields(source, fields) for source in sources]
     if told == sources:
         where = ", ".join(str(source.path) for source in sources)
         raise ConfigError(
@@ -155,9 +165,9 @@ def _with_fields(sources: list[Source], fields: Fields) -> list[Source]:
     return told
 
 
-def _told(source: Source, fields: Fields) -> Source:
-    if isinstance(source, _Folder):
-        return replace(source, source=_told(source.source, fields))
+def _with_source_fields(source: Source, fields: Fields) -> Source:
+    if isinstance(source, _SourceInFolder):
+        return replace(source, source=_with_source_fields(source.source, fields))
     return replace(source, fields=fields) if isinstance(source, WebDataset | Parquet | Beton) else source
 
 
@@ -166,14 +176,14 @@ def _open(path: Path, layout: str, truth: Path | None) -> Source:
         source = LAYOUTS[layout](path) or (WebDataset.probe(path, texts=True) if layout == "webdataset" else None)
         if source is None:
             raise DataError(f"{path} is not of the layout {layout}; expected one; check --layout or leave it away")
-        return _Folder(_with_truth(source, truth), _read_files(source))
+        return _SourceInFolder(_with_ground_truth(source, truth), _read_files(source))
     found = {name: source for name, probe in LAYOUTS.items() if name != "classfolders" and (source := probe(path)) is not None}
     if list(found) == ["imagefolder"] and (samples := WebDataset.probe(path, texts=True)):
         tree = found["imagefolder"]
-        found = found if isinstance(tree, Tree) and tree.glance() else {"webdataset": samples, **found}
+        found = found if isinstance(tree, Tree) and tree.peek_splits() else {"webdataset": samples, **found}
     if found:
-        return _one_of(path, {name: _with_truth(source, truth) for name, source in found.items()})
-    what = what_it_is(path)
+        return _choose_reading(path, {name: _with_ground_truth(source, truth) for name, source in found.items()})
+    what = identify_unread(path)
     if what is not None:
         raise DataError(f"{path} is of a kind that is not read ({what[0]}); expected a folder or a tar of images; {what[1]}")
     raise DataError(
@@ -181,38 +191,40 @@ def _open(path: Path, layout: str, truth: Path | None) -> Source:
     )
 
 
-def _with_truth(source: Source, truth: Path | None) -> Source:
+def _with_ground_truth(source: Source, truth: Path | None) -> Source:
     if truth is None:
         return source
     if isinstance(source, Ilsvrc):
         return replace(source, truth=truth)
-    return replace(source, truth=truth_at(truth)) if isinstance(source, Tree | Tar) else source
+    return replace(source, truth=open_ground_truth(truth)) if isinstance(source, Tree | Tar) else source
 
 
-def _one_of(path: Path, found: dict[str, Source]) -> Source:
+def _choose_reading(path: Path, found: dict[str, Source]) -> Source:
     """The source that counts where one path can be read as several. Raises DataError where that is for the user to say."""
     (first, source), *others = found.items()
     tree = found.get("imagefolder")
     if not others or not isinstance(tree, Tree) or (path / "dataset.json").is_file():  # a dataset folder of ours is shards
         return source
-    splits, table = tree.glance(), found.get("parquet")
+    splits, table = tree.peek_splits(), found.get("parquet")
     if splits and isinstance(table, Parquet) and not table.has_images():
-        return _one_of(path, {name: each for name, each in found.items() if name != "parquet"})
-    also = [_CALLED[name] for name, _ in others if name != "imagefolder" or splits]
+        return _choose_reading(path, {name: each for name, each in found.items() if name != "parquet"})
+    also = [_DESCRIPTIONS[name] for name, _ in others if name != "imagefolder" or splits]
     whole = isinstance(source, Ilsvrc) and source.train is not None and source.val is not None
     if first == "ilsvrc" and not whole and {"train", "val"} <= splits:  # as torchvision leaves it
-        return _Folder(tree, frozenset(), f"{path} holds class folders and tars of ILSVRC2012; the folders are read")
+        return _SourceInFolder(tree, frozenset(), f"{path} holds class folders and tars of ILSVRC2012; the folders are read")
     if splits and not whole and ("train" in splits or "val" in splits or "beton" in found or first == "ilsvrc"):
         choices = " or ".join(f"--layout {name}" for name in found)
         raise DataError(
-            f"{path} holds {_CALLED[first]} and {' and '.join(also)}; expected one of them; name the folders and files "
+            f"{path} holds {_DESCRIPTIONS[first]} and {' and '.join(also)}; expected one of them; name the folders and files "
             f"that you want as sources, or say which to read with {choices}"
         )
-    remark = f"{path} holds {_CALLED[first]} and {' and '.join(also)}; only {_CALLED[first]} are read" if also else ""
-    return _Folder(source, _read_files(source), remark)
+    warning = (
+        f"{path} holds {_DESCRIPTIONS[first]} and {' and '.join(also)}; only {_DESCRIPTIONS[first]} are read" if also else ""
+    )
+    return _SourceInFolder(source, _read_files(source), warning)
 
 
-_CALLED = {
+_DESCRIPTIONS = {
     "ilsvrc": "tars of ILSVRC2012",
     "webdataset": "shards of a WebDataset",
     "beton": ".beton files",

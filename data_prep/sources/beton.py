@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, NO_LABEL, Fields, label_of, one_of
-from data_prep.sources.named_split import class_of_label, split_of
+from data_prep.sources.fields import DETECT_FIELDS, IMAGE_OPTION, LABEL_OPTION, NO_LABEL, Fields, choose_field, label_of
+from data_prep.sources.named_split import class_name_of_label, last_split_in
 from data_prep.sources.source import Entry, Listing, Skipped
 from data_prep.sources.tar_members import read_at
 from udkd.utils.errors import DataError
@@ -45,7 +45,7 @@ class Beton:
     """
 
     path: Path
-    fields: Fields = LOOK
+    fields: Fields = DETECT_FIELDS
 
     @staticmethod
     def probe(path: Path) -> "Beton | None":
@@ -59,13 +59,13 @@ class Beton:
         """
         listing = Listing()
         for file in _files(self.path):
-            for entry in self._samples(file, listing.ignored):
+            for entry in self._samples(file, listing.skipped):
                 listing.entries.append(entry)
         return listing
 
-    def _samples(self, file: Path, ignored: Skipped) -> Iterator[Entry]:
+    def _samples(self, file: Path, skipped: Skipped) -> Iterator[Entry]:
         key = "" if file == self.path else file.name
-        split, stamp, total = split_of(Path(file.name)), file.stat().st_mtime_ns, file.stat().st_size
+        split, stamp, total = last_split_in(Path(file.name)), file.stat().st_mtime_ns, file.stat().st_size
         images, labels, sizes = _tables(file, self.fields)
         for n in range(len(images)):
             mode, width, height, pointer = images[n].item()
@@ -74,7 +74,7 @@ class Beton:
                 raise DataError(f"{file} is damaged at sample {n}; expected FFCV's own; write it again")
             label = _label(file, n, int(labels[n]))
             if label is None:
-                ignored.append(name, NO_LABEL)
+                skipped.append(name, NO_LABEL)
                 continue
             extra = ""
             if mode == RAW_MODE:
@@ -82,7 +82,7 @@ class Beton:
                     raise DataError(f"{file} is damaged at sample {n}; expected {width} x {height} px of RGB; write it again")
                 size, extra = width * height * 3, f"\0{width} {height}"
             data = len(_ppm_header(extra[1:])) + size
-            yield Entry(split, class_of_label(label), name, key + extra, pointer, data, stamp)
+            yield Entry(split, class_name_of_label(label), name, key + extra, pointer, data, stamp)
 
     def read(self, entry: Entry) -> bytes:
         """A stored JPEG's bytes; raw pixels as a PPM image."""
@@ -135,8 +135,8 @@ def _tables(file: Path, fields: Fields) -> tuple[np.ndarray, np.ndarray, np.ndar
             f"{file} has fields of other kinds: {found[:LONGEST_LIST]}; expected an RGBImageField and an IntField, beside them "
             "IntFields and FloatFields; choose another source"
         )
-    image = _chosen(file, names, kinds, IMAGE_KIND, fields.image, IMAGE_OPTION)
-    label = _chosen(file, names, kinds, INT_KIND, fields.label, LABEL_OPTION)
+    image = _field_index(file, names, kinds, IMAGE_KIND, fields.image, IMAGE_OPTION)
+    label = _field_index(file, names, kinds, INT_KIND, fields.label, LABEL_OPTION)
     row = np.dtype([(f"f{n}", METADATA[kind]) for n, kind in enumerate(kinds)], align=True)
     if fields_end + int(header["samples"]) * row.itemsize > total:
         raise DataError(fault)
@@ -148,11 +148,11 @@ def _tables(file: Path, fields: Fields) -> tuple[np.ndarray, np.ndarray, np.ndar
     return images, rows[f"f{label}"], _lengths(images["pointer"], table)
 
 
-def _chosen(file: Path, names: Sequence[str], kinds: Sequence[int], kind: int, wanted: str | None, option: str) -> int:
+def _field_index(file: Path, names: Sequence[str], kinds: Sequence[int], kind: int, wanted: str | None, option: str) -> int:
     """The place of the field of a kind that is to be read."""
     places = [place for place, found in enumerate(kinds) if found == kind]
     among = [names[place] for place in places]
-    name = one_of(among, wanted, where=file, what=KINDS[kind], option=option)
+    name = choose_field(among, wanted, where=file, what=KINDS[kind], option=option)
     if among.count(name) > 1:
         raise DataError(f"{file} has several fields {name}; expected names that differ; write it again")
     return places[among.index(name)]

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from data_prep.sources.layout import is_hidden, is_image_path, no_image
-from data_prep.sources.named_split import files_below, split_in
+from data_prep.sources.layout import is_hidden, is_image_path, skip_reason
+from data_prep.sources.named_split import find_files, single_split_in
 from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
-from data_prep.sources.tar_members import is_tar, members, read_at
+from data_prep.sources.tar_members import is_tar, iter_members, read_at
 
 WNID = re.compile(r"n\d{8}")
-LOOKED_AT = 8
+MAX_PEEKED = 8
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ class ClassTars:
         first = next(iter(class_tars(path)), None)
         if first is None or not is_tar(first):
             return None
-        names = [member.name for member in islice(members(first), LOOKED_AT)]
+        names = [member.name for member in islice(iter_members(first), MAX_PEEKED)]
         return ClassTars(path) if names and all("/" not in name for name in names) and any(map(is_image_path, names)) else None
 
     def list(self) -> Listing:
-        """All image members. Errors: see `members`."""
-        entries, ignored = EntryTable(), Skipped()
+        """All image members. Errors: see `iter_members`."""
+        entries, skipped = EntryTable(), Skipped()
         for tar in class_tars(self.path):
-            split, stamp = split_in(tar.resolve().parent.name), tar.stat().st_mtime_ns
+            split, stamp = single_split_in(tar.resolve().parent.name), tar.stat().st_mtime_ns
             key = "" if tar == self.path else str(tar.relative_to(self.path))
-            for member in members(tar):
+            for member in iter_members(tar):
                 if is_image_path(member.name):
                     entries.append(Entry(split, tar.stem, member.name, key, member.offset, member.size, stamp))
                 else:
-                    ignored.append(f"{tar.name}/{member.name}", no_image(member.name))
-        return Listing(entries=entries, ignored=ignored)
+                    skipped.append(f"{tar.name}/{member.name}", skip_reason(member.name))
+        return Listing(entries=entries, skipped=skipped)
 
     def read(self, entry: Entry) -> bytes:
         """The image's bytes, by offset."""
@@ -52,4 +52,4 @@ class ClassTars:
 
 def class_tars(path: Path) -> list[Path]:
     """The tars named for wnids: the path itself, or those in a folder and in its folders."""
-    return [tar for tar in files_below(path, ".tar") if WNID.fullmatch(tar.stem) and not is_hidden(tar.name)]
+    return [tar for tar in find_files(path, ".tar") if WNID.fullmatch(tar.stem) and not is_hidden(tar.name)]

@@ -26,10 +26,10 @@ class Fields:
     label: str | None = None
 
 
-LOOK = Fields()
+DETECT_FIELDS = Fields()
 
 
-def one_of(names: Sequence[str], wanted: str | None, *, where: object, what: str, option: str) -> str:
+def choose_field(names: Sequence[str], wanted: str | None, *, where: object, what: str, option: str) -> str:
     """The wanted name, or the only one. Raises DataError where it is not there, or where there are several to choose from.
 
     names: at least one, in the source's order. what: such as `image column`.
@@ -74,14 +74,14 @@ def label_of_text(text: str) -> Label:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class LabelAgreement:
     """Whether further fields that look like labels tell the same classes as the one that is taken.
 
     They do where each class of ours has one value of theirs, and nearly as many values are there as classes: two of ImageNet's
     classes share a name with another. A coarser or finer label, or one of another kind, is another reading.
     """
 
-    _told: dict[tuple[str, str], dict[Hashable, Hashable]] = field(default_factory=dict)
+    _values: dict[tuple[str, str], dict[Hashable, Hashable]] = field(default_factory=dict)
 
     def take(self, labels: Mapping[str, Label], where: object) -> Label:
         """A sample's label, which is the first that it has; None where it has none.
@@ -93,13 +93,13 @@ class Agreement:
             return None
         (taken, label), *others = known
         for name, value in others:
-            if self._told.setdefault((taken, name), {}).setdefault(label, value) != value:
+            if self._values.setdefault((taken, name), {}).setdefault(label, value) != value:
                 raise self._differ(where, taken, name)
         return label
 
     def finish(self, where: object) -> None:
         """Raise DataError where a field tells fewer classes."""
-        for names, told in self._told.items():
+        for names, told in self._values.items():
             if len(set(told.values())) < _SIMILAR * len(told):
                 raise self._differ(where, *names)
 

@@ -18,13 +18,13 @@ from udkd.utils.files import read_regular
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 KAGGLE = "LOC_val_solution.csv"
 TINY = "val_annotations.txt"
-NAMES = (TINY, KAGGLE, DEVKIT)  # in this order, where several lie beside the images
+GROUND_TRUTH_NAMES = (TINY, KAGGLE, DEVKIT)  # in this order, where several lie beside the images
 IMAGE_NAME = "ILSVRC2012_val_{:08d}"
 LIMIT_BYTES = 1 << 26  # for each text and table; ILSVRC2012's take 1 MB
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """A ground truth that is there. name: its file's name. where: its path, for people. data: its bytes, when asked."""
 
     name: str
@@ -39,30 +39,30 @@ class Truth:
         return _tiny(self.where, data) if self.name.endswith(".txt") else _devkit(self.where, data)
 
 
-def truth_at(path: Path) -> Truth:
+def open_ground_truth(path: Path) -> GroundTruth:
     """The ground truth in a file."""
-    return Truth(path.name, str(path), partial(_bytes, path))
+    return GroundTruth(path.name, str(path), partial(_bytes, path))
 
 
-def find_truth(folder: Path) -> Path | None:
+def find_ground_truth(folder: Path) -> Path | None:
     """The ground truth that lies in a folder, or nothing."""
-    return next((folder / name for name in NAMES if (folder / name).is_file()), None)
+    return next((folder / name for name in GROUND_TRUTH_NAMES if (folder / name).is_file()), None)
 
 
-def is_truth(path: Path) -> bool:
+def is_ground_truth(path: Path) -> bool:
     """Whether a path is named as a ground truth is."""
     named = path.suffix.lower() == ".csv" or path.name == TINY or re.fullmatch(r".*devkit.*\.(tar\.gz|tgz)", path.name)
     return bool(named) and path.is_file()
 
 
-def read_truth(path: Path) -> dict[str, str]:
+def read_ground_truth(path: Path) -> dict[str, str]:
     """See Truth.classes."""
-    return truth_at(path).classes()
+    return open_ground_truth(path).classes()
 
 
-def choose(found: Iterable[Truth]) -> Truth | None:
+def choose_ground_truth(found: Iterable[GroundTruth]) -> GroundTruth | None:
     """The one that counts of all that lie in a source. Raises DataError where two are of one kind."""
-    ranked = sorted(found, key=lambda truth: (NAMES.index(truth.name), truth.where))
+    ranked = sorted(found, key=lambda truth: (GROUND_TRUTH_NAMES.index(truth.name), truth.where))
     if len(ranked) > 1 and ranked[0].name == ranked[1].name:
         raise DataError(
             f"{ranked[0].where} and {ranked[1].where} both say which classes validation images have; expected one; "

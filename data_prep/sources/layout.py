@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_prep.sources.named_split import split_in, splits_in
-from data_prep.sources.source import OTHER, Part
+from data_prep.sources.named_split import all_splits_in, single_split_in
+from data_prep.sources.source import OTHER_FILES, SourceSplit
 from udkd.utils.errors import DataError
 
 # Kaggle's ImageNet-100 calls them train.X1 … train.X4 and val.X.
 SPLIT_FOLDER = re.compile(r"(?:(train)|val(?:idation)?)(?:\.x\d*)?", re.IGNORECASE)
-PLAIN = re.compile(r"train(?:ing)?|val(?:id|idation)?|test(?:ing)?", re.IGNORECASE)
+PLAIN_SPLIT = re.compile(r"train(?:ing)?|val(?:id|idation)?|test(?:ing)?", re.IGNORECASE)
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 UNREAD_ENDINGS = (
     *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".jpg_large", ".svg", ".psd", ".ico"),
@@ -26,7 +26,7 @@ ARCHIVE_ENDINGS = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", 
 LIST_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".mat", ".lst")
 PROGRAM_ENDINGS = (".py", ".ipynb", ".sh", ".md", ".log", ".cfg", ".yaml", ".yml")
 # What macOS, Windows, Linux and network drives put beside files; names that begin with a dot are hidden ones anyway.
-SYSTEM = frozenset(
+SYSTEM_NAMES = frozenset(
     (
         *("__macosx", "@eadir", "@__thumb", "@recycle", "@tmp", "#recycle", "#snapshot", "~snapshot", "lost+found"),
         *("@recently-snapshot", "@transcode", "@sharebin", "network trash folder", "temporary items", "lost.dir"),
@@ -36,11 +36,11 @@ SYSTEM = frozenset(
 HIDDEN = "hidden files and folders, and those of operating systems"
 UNREAD = "images with endings that are not read"
 ARCHIVES = "archives, which are not looked into"
-OUTSIDE = "images outside class folders"
-BESIDE = "images outside the split folders"
-FLAT = "images that lie in a split folder but in no class folder"
+OUTSIDE_CLASSES = "images outside class folders"
+OUTSIDE_SPLITS = "images outside the split folders"
+NO_CLASS_FOLDER = "images that lie in a split folder but in no class folder"
 
-Place = tuple[Part | None, str, str]
+Placement = tuple[SourceSplit | None, str, str]
 Folder = tuple[str, ...]
 
 
@@ -51,43 +51,43 @@ def is_image_path(path: str) -> bool:
 
 def is_hidden(path: str) -> bool:
     """Whether a part of a path is hidden, or of those that operating systems and network drives make for themselves."""
-    return any(part.startswith(".") or part.lower() in SYSTEM for part in path.split("/"))
+    return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in path.split("/"))
 
 
-def no_image(path: str) -> str:
+def skip_reason(path: str) -> str:
     """Why a file that is_image_path does not take is passed over."""
     if is_hidden(path):
         return HIDDEN
     name = path.lower()
-    return UNREAD if name.endswith(UNREAD_ENDINGS) else ARCHIVES if name.endswith(ARCHIVE_ENDINGS) else OTHER
+    return UNREAD if name.endswith(UNREAD_ENDINGS) else ARCHIVES if name.endswith(ARCHIVE_ENDINGS) else OTHER_FILES
 
 
 def looks_like_val(path: str) -> bool:
     """Whether a part of a path tells of a validation split, and it is no script or note."""
     if is_hidden(path) or path.lower().endswith(PROGRAM_ENDINGS):
         return False
-    return any("val" in splits_in(part) for part in path.split("/"))
+    return any("val" in all_splits_in(part) for part in path.split("/"))
 
 
 def is_test_list(path: str) -> bool:
     """Whether a file may say which images are of a test split: Food-101's `meta/test.txt`, CUB's `train_test_split.txt`."""
     name = path.rsplit("/", 1)[-1]
-    return not is_hidden(path) and name.lower().endswith(LIST_ENDINGS) and "test" in splits_in(name)
+    return not is_hidden(path) and name.lower().endswith(LIST_ENDINGS) and "test" in all_splits_in(name)
 
 
 @dataclass(kw_only=True)
-class Arrangement:
+class ParsedPaths:
     """What every image path of a source is.
 
     places: for each path, in order: split, class and name, or why it is passed over (a plural noun).
     hint, unclear, perhaps, remarks: see Listing.
     """
 
-    places: Iterator[Place | str]
-    hint: Part | None = None
-    unclear: str = ""
-    perhaps: str = ""
-    remarks: tuple[str, ...] = ()
+    placements: Iterator[Placement | str]
+    split_hint: SourceSplit | None = None
+    unclear_val: str = ""
+    val_advice: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,23 +95,23 @@ class _Splits:
     """at[folder]: where its split folder stands in its parts. flat[folder]: its split; its images lie in no class folder."""
 
     at: dict[Folder, int] = field(default_factory=dict)
-    flat: dict[Folder, Part] = field(default_factory=dict)
+    flat: dict[Folder, SourceSplit] = field(default_factory=dict)
 
-    def part(self, folder: Folder) -> Part | None:
-        return _named(folder[self.at[folder]])
+    def part(self, folder: Folder) -> SourceSplit | None:
+        return _folder_split(folder[self.at[folder]])
 
-    def parts(self) -> set[Part | None]:
+    def parts(self) -> set[SourceSplit | None]:
         return {self.part(folder) for folder in self.at}
 
 
-def arrange(
+def parse_paths(
     paths: Sequence[str],
     root: str,
     *,
     source: str = "",
     splits: bool = True,
     truth: Callable[[], tuple[str, Mapping[str, str]] | None] = lambda: None,
-) -> Arrangement:
+) -> ParsedPaths:
     """Tell splits and classes of image paths, which are relative, with `/` between parts.
 
     root: the source's own name; a folder called `train` or `val` is a split itself. source: its name in errors (as root).
@@ -121,51 +121,58 @@ def arrange(
     source = source or root
     folders = Counter(tuple(path.split("/")[:-1]) for path in paths)
     deep = [folder for folder in folders if folder]
-    found = _find(deep, source) if splits else _Splits()
-    known = _truth(found, folders, paths, source, truth) if splits else None
+    found = _find_splits(deep, source) if splits else _Splits()
+    known = _known_classes(found, folders, paths, source, truth) if splits else None
     if found.at:
         _check_names({folder[at + 1] for folder, at in found.at.items()}, source)
         lacks = not known and "val" not in found.parts()
-        unclear, perhaps = (_unclear(found, folders), _perhaps(found, folders)) if lacks else ("", "")
-        remarks = (*_versions(found, source), *_nested(((folder, at + 1) for folder, at in found.at.items()), source))
-        return Arrangement(places=_in_splits(paths, found, known), unclear=unclear, perhaps=perhaps, remarks=remarks)
+        unclear_val, val_advice = (_unclear_val(found, folders), _val_advice(found, folders)) if lacks else ("", "")
+        warnings = (
+            *_version_warnings(found, source),
+            *_nested_class_warnings(((folder, at + 1) for folder, at in found.at.items()), source),
+        )
+        return ParsedPaths(
+            placements=_in_splits(paths, found, known), unclear_val=unclear_val, val_advice=val_advice, warnings=warnings
+        )
     if known:
-        return Arrangement(places=(_by_truth(path, known) for path in paths))
+        return ParsedPaths(placements=(_by_truth(path, known) for path in paths))
     prefix = _common_prefix(deep)
     if splits and deep:
         _check_names({folder[prefix] for folder in deep if len(folder) > prefix}, source)
         _check_inside(deep, prefix, source)
-    split = _strict(root) if splits else None
+    split = _exact_split(root) if splits else None
     around = (root, *(deep[0][:prefix] if deep else ()))
-    hint = next((part for name in reversed(around) if (part := split_in(name))), None) if splits else None
-    return Arrangement(
-        places=_loose(paths, prefix, split),
-        hint=hint,
-        remarks=tuple(_nested(((f, prefix) for f in deep), source) if splits else ()),
+    split_hint = next((part for name in reversed(around) if (part := single_split_in(name))), None) if splits else None
+    return ParsedPaths(
+        placements=_without_splits(paths, prefix, split),
+        split_hint=split_hint,
+        warnings=tuple(_nested_class_warnings(((f, prefix) for f in deep), source) if splits else ()),
     )
 
 
-def _find(folders: Sequence[Folder], source: str) -> _Splits:
+def _find_splits(folders: Sequence[Folder], source: str) -> _Splits:
     """Where the split folders are: by their exact names, or, where no folder has one, by words in their names."""
     strict = {
-        folder: at for folder in folders if (at := next((n for n, p in enumerate(folder[:-1]) if _strict(p)), None)) is not None
+        folder: at
+        for folder in folders
+        if (at := next((n for n, p in enumerate(folder[:-1]) if _exact_split(p)), None)) is not None
     }
     found = _Splits(dict(strict))
     if strict:
         parents = {folder[:at] for folder, at in strict.items()}
-        taken = {_strict(folder[at]) for folder, at in strict.items()}
+        taken = {_exact_split(folder[at]) for folder, at in strict.items()}
         for folder in folders:
-            at = next((n for n, p in enumerate(folder) if folder[:n] in parents and split_in(p)), None)
-            if folder not in strict and at is not None and split_in(folder[at]) not in taken:
+            at = next((n for n, p in enumerate(folder) if folder[:n] in parents and single_split_in(p)), None)
+            if folder not in strict and at is not None and single_split_in(folder[at]) not in taken:
                 _add(found, folder, at)
-        _look_through(found)
+        _enter_nested_splits(found)
     else:
         prefix = _common_prefix(folders)
-        worded = [(f, at) for f in folders if (at := _first(f, prefix)) is not None]
+        worded = [(f, at) for f in folders if (at := _first_split(f, prefix)) is not None]
         for folder, at in worded:
             _add(found, folder, at)
         every = len(worded) == len(folders) and all(at == prefix for _, at in worded)
-        _look_through(found)
+        _enter_nested_splits(found)
         trained = {folder[at + 1] for folder, at in found.at.items() if found.part(folder) == "train"}
         # bullet_train/images/ and test_tube/images/ beside cat/images/ are classes.
         if not every and not (len(trained) > 1 and {*found.parts(), *found.flat.values()} - {"train"}):
@@ -186,25 +193,25 @@ def _check_beside(worded: Sequence[tuple[Folder, int]], prefix: int, source: str
     names = sorted(name for name, classes in inside.items() if len(classes) > 1)
     if names:
         raise DataError(
-            f"{source}: {_few(names)} can be read as a split, as it holds several folders, or as a class, as other folders lie "
+            f"{source}: {_shorten(names)} can be read as a split, as it holds several folders, or as a class, as other folders lie "
             "beside it; expected one reading; name the folders of class folders as sources, or give --layout classfolders "
             "where it is a class"
         )
 
 
-def _first(folder: Folder, start: int) -> int | None:
-    return next((n for n in range(start, len(folder)) if split_in(folder[n])), None)
+def _first_split(folder: Folder, start: int) -> int | None:
+    return next((n for n in range(start, len(folder)) if single_split_in(folder[n])), None)
 
 
 def _add(found: _Splits, folder: Folder, at: int) -> None:
-    part = split_in(folder[at])
+    part = single_split_in(folder[at])
     if at < len(folder) - 1:
         found.at[folder] = at
     elif part is not None:
         found.flat[folder] = part
 
 
-def _look_through(found: _Splits) -> None:
+def _enter_nested_splits(found: _Splits) -> None:
     """Step into split folders that hold nothing but folders named for the same split again, or for several splits.
 
     Archives that were unpacked into a folder of their own name leave these: `train/train/<class>`.
@@ -216,7 +223,8 @@ def _look_through(found: _Splits) -> None:
         doors = {
             outer
             for outer, names in inside.items()
-            if None not in (parts := {_named(name) for name in names}) and (len(parts) > 1 or parts == {_named(outer[-1])})
+            if None not in (parts := {_folder_split(name) for name in names})
+            and (len(parts) > 1 or parts == {_folder_split(outer[-1])})
         }
         if not doors:
             return
@@ -228,7 +236,7 @@ def _look_through(found: _Splits) -> None:
 
 def _check_one_each(found: _Splits, strict: Mapping[Folder, int], source: str) -> None:
     """Raise DataError where folders of two names, their numbers aside, read as one split by words alone."""
-    names: dict[Part | None, dict[str, str]] = {}
+    names: dict[SourceSplit | None, dict[str, str]] = {}
     for folder, at in found.at.items():
         if folder not in strict:
             names.setdefault(found.part(folder), {}).setdefault(re.sub(r"\d+", "", folder[at].lower()), folder[at])
@@ -246,14 +254,14 @@ def _check_names(names: Iterable[str], source: str) -> None:
     One among others stays a class: ImageNet has a `bullet_train`, CIFAR-100 a `train`.
     """
     every = sorted(set(names))
-    worded = [name for name in every if splits_in(name)]
-    parts = {part for name in worded for part in splits_in(name)}
-    plain = {split_in(name) for name in worded if PLAIN.fullmatch(name)}
+    worded = [name for name in every if all_splits_in(name)]
+    parts = {part for name in worded for part in all_splits_in(name)}
+    plain = {single_split_in(name) for name in worded if PLAIN_SPLIT.fullmatch(name)}
     if not worded or not (len(worded) == len(every) or len(plain) > 1 or (len(parts) > 1 and 2 * len(worded) >= len(every))):
         return
     would = "would be classes, but are named for splits" if len(worded) > 1 else "would be a class, but is named for a split"
     raise DataError(
-        f"{source}: {_few(worded)} {would}; expected train/<class>/ and val/<class>/ folders; sort the images into "
+        f"{source}: {_shorten(worded)} {would}; expected train/<class>/ and val/<class>/ folders; sort the images into "
         "class folders, name the folders that hold class folders as sources, or give --layout classfolders if these are classes"
     )
 
@@ -261,21 +269,21 @@ def _check_names(names: Iterable[str], source: str) -> None:
 def _check_inside(folders: Iterable[Folder], prefix: int, source: str) -> None:
     """Raise DataError where all images lie in folders that are named for several splits, one level below the classes."""
     below = {folder[prefix + 1] if len(folder) > prefix + 1 else "" for folder in folders}
-    parts = {split_in(name) for name in below}
+    parts = {single_split_in(name) for name in below}
     if None not in parts and len(parts) > 1 and "train" in parts:
         raise DataError(
-            f"{source} holds class folders that hold the splits ({_few(sorted(below))}); expected train/<class>/ and "
+            f"{source} holds class folders that hold the splits ({_shorten(sorted(below))}); expected train/<class>/ and "
             "val/<class>/; move the images, or give --layout classfolders if these are no splits"
         )
 
 
-def _truth(
+def _known_classes(
     found: _Splits,
     folders: Mapping[Folder, int],
     paths: Sequence[str],
     source: str,
     truth: Callable[[], tuple[str, Mapping[str, str]] | None],
-) -> "_Known | None":
+) -> "_KnownClasses | None":
     """The ground truth where validation images lie in no class folders, and there is one that knows them.
 
     Raises DataError where it knows some and not others.
@@ -298,11 +306,11 @@ def _truth(
         return None
     if unknown:
         raise DataError(f"{where} does not name {min(unknown)} of {source}; expected every image; fetch it again")
-    return _Known(val, class_of)
+    return _KnownClasses(val, class_of)
 
 
 @dataclass(frozen=True)
-class _Known:
+class _KnownClasses:
     folders: set[Folder]
     class_of: Mapping[str, str]
 
@@ -311,18 +319,18 @@ def _stem(name: str) -> str:
     return name.split(".")[0]
 
 
-def _by_truth(path: str, known: _Known) -> Place:
+def _by_truth(path: str, known: _KnownClasses) -> Placement:
     name = path.rsplit("/", 1)[-1]
     return "val", known.class_of[_stem(name)], name
 
 
-def _unclear(found: _Splits, folders: Mapping[Folder, int]) -> str:
+def _unclear_val(found: _Splits, folders: Mapping[Folder, int]) -> str:
     """The first folder of images that looks like a validation split, but has no class folders or lies elsewhere."""
     seen = sorted(folder for folder in folders if folder not in found.at and looks_like_val("/".join(folder)))
     return f"{'/'.join(seen[0])}/ ({folders[seen[0]]:,} images, not in class folders)" if seen else ""
 
 
-def _perhaps(found: _Splits, folders: Iterable[Folder]) -> str:
+def _val_advice(found: _Splits, folders: Iterable[Folder]) -> str:
     """The first folder beside train/ that holds class folders of the same names."""
     known = {(folder[:at], folder[at + 1]) for folder, at in found.at.items()}
     depths = set(found.at.values())
@@ -339,14 +347,14 @@ def _perhaps(found: _Splits, folders: Iterable[Folder]) -> str:
     return f"{name}/ holds the same classes: rename it to val if it validates, or give --hold-out PERCENT if it does not"
 
 
-def _versions(found: _Splits, source: str) -> Iterator[str]:
+def _version_warnings(found: _Splits, source: str) -> Iterator[str]:
     """A remark where train folders lie in several folders: parts of one set, or its sizes or folds."""
     several = sorted({"/".join(folder[: at + 1]) for folder, at in found.at.items() if found.part(folder) == "train"})
     if len({name.rpartition("/")[0] for name in several}) > 1:
-        yield f"{source} holds {_few(several)}; all are read: name one's folder where these are versions or folds of one set"
+        yield f"{source} holds {_shorten(several)}; all are read: name one's folder where these are versions or folds of one set"
 
 
-def _nested(folders: Iterable[tuple[Folder, int]], source: str) -> Iterator[str]:
+def _nested_class_warnings(folders: Iterable[tuple[Folder, int]], source: str) -> Iterator[str]:
     """A remark where class folders hold several folders and no images, and no two of these have one name.
 
     folders: of images, each with the place of its class. Then the inner ones may be the classes, as in Places365 and SUN397.
@@ -364,7 +372,7 @@ def _nested(folders: Iterable[tuple[Folder, int]], source: str) -> Iterator[str]
         )
 
 
-def _in_splits(paths: Sequence[str], found: _Splits, known: _Known | None) -> Iterator[Place | str]:
+def _in_splits(paths: Sequence[str], found: _Splits, known: _KnownClasses | None) -> Iterator[Placement | str]:
     part_of = {folder: found.part(folder) for folder in found.at}
     split_folders = {*found.flat, *(folder[: at + 1] for folder, at in found.at.items())}
     for path in paths:
@@ -375,22 +383,22 @@ def _in_splits(paths: Sequence[str], found: _Splits, known: _Known | None) -> It
         elif (at := found.at.get(folder)) is not None:
             yield part_of[folder], parts[at + 1], "/".join(parts[at + 2 :])
         else:
-            yield FLAT if folder in split_folders else BESIDE
+            yield NO_CLASS_FOLDER if folder in split_folders else OUTSIDE_SPLITS
 
 
-def _loose(paths: Sequence[str], prefix: int, split: Part | None) -> Iterator[Place | str]:
+def _without_splits(paths: Sequence[str], prefix: int, split: SourceSplit | None) -> Iterator[Placement | str]:
     for path in paths:
         inside = path.split("/")[prefix:]
-        yield (split, inside[0], "/".join(inside[1:])) if len(inside) > 1 else OUTSIDE
+        yield (split, inside[0], "/".join(inside[1:])) if len(inside) > 1 else OUTSIDE_CLASSES
 
 
-def _strict(folder: str) -> Part | None:
+def _exact_split(folder: str) -> SourceSplit | None:
     found = SPLIT_FOLDER.fullmatch(folder)
     return None if found is None else "train" if found[1] else "val"
 
 
-def _named(folder: str) -> Part | None:
-    return _strict(folder) or split_in(folder)
+def _folder_split(folder: str) -> SourceSplit | None:
+    return _exact_split(folder) or single_split_in(folder)
 
 
 def _common_prefix(folders: Sequence[Folder]) -> int:
@@ -404,5 +412,5 @@ def _common_prefix(folders: Sequence[Folder]) -> int:
     return min(shared, min(map(len, folders)) - 1)
 
 
-def _few(names: Sequence[str], count: int = 5) -> str:
+def _shorten(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.sources.fields import LOOK, Fields
-from data_prep.sources.named_split import files_below
+from data_prep.sources.fields import DETECT_FIELDS, Fields
+from data_prep.sources.named_split import find_files
 from data_prep.sources.source import Entry, Listing
 
 
@@ -16,18 +16,18 @@ class Parquet:
     """
 
     path: Path
-    fields: Fields = LOOK
+    fields: Fields = DETECT_FIELDS
 
     @staticmethod
     def probe(path: Path) -> "Parquet | None":
         """A Parquet where `path` is one such file, or a folder with one."""
-        return Parquet(path) if files_below(path, ".parquet") else None
+        return Parquet(path) if find_files(path, ".parquet") else None
 
     def has_images(self) -> bool:
         """Whether a file has a column of images, or cannot be looked into; a table that describes other images has none."""
         from data_prep.sources.parquet_rows import has_images
 
-        return has_images(files_below(self.path, ".parquet"))
+        return has_images(find_files(self.path, ".parquet"))
 
     def list(self) -> Listing:
         """All rows, in the order of files and rows: images of one row group are read together, so ids follow that order.
@@ -36,7 +36,7 @@ class Parquet:
         """
         from data_prep.sources.parquet_rows import list_rows  # pyarrow, which workers on other sources need not load
 
-        return list_rows(self.path, files_below(self.path, ".parquet"), self.fields)
+        return list_rows(self.path, find_files(self.path, ".parquet"), self.fields)
 
     def read(self, entry: Entry) -> bytes:
         """The image's bytes."""

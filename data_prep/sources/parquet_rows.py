@@ -16,21 +16,21 @@ from data_prep.sources.fields import (
     LABEL_LIKE,
     LABEL_OPTION,
     NO_LABEL,
-    Agreement,
     Fields,
     Label,
+    LabelAgreement,
+    choose_field,
     label_of,
-    one_of,
 )
-from data_prep.sources.named_split import Folders, class_of_label, split_of
-from data_prep.sources.source import TEST, Entry, EntryTable, Listing, Part, Skipped
+from data_prep.sources.named_split import LabelFolders, class_name_of_label, last_split_in
+from data_prep.sources.source import TEST_IMAGES, Entry, EntryTable, Listing, Skipped, SourceSplit
 from udkd.utils.errors import DataError
 from udkd.utils.parsing import parse_json
 
 IMAGE_COLUMN = "image"  # what `datasets` calls it, whatever lies beside it
 LABEL_COLUMNS = ("label", "labels", "fine_label")  # these count before others that end in `label`
 SPLIT_COLUMNS = ("split", "subset", "partition", "fold")
-SPLIT_COLUMN_SAID = (
+SPLIT_COLUMN_ADVICE = (
     "the column {name} of {file} may say which rows validate, but is not read: write a file for each split, or give "
     "--hold-out PERCENT if it does not"
 )
@@ -47,37 +47,37 @@ class _Columns:
 
 def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
     """See Parquet.list."""
-    entries, ignored, folders, agreement = EntryTable(), Skipped(), Folders(path), Agreement()
-    alike = len({file.name for file in files}) < len(files)  # then rows are named by their folder, too
+    entries, skipped, folders, agreement = EntryTable(), Skipped(), LabelFolders(path), LabelAgreement()
+    ambiguous = len({file.name for file in files}) < len(files)  # then rows are named by their folder, too
     others: set[str] = set()
-    perhaps, versions = "", dict[Part | None, set[str]]()
+    val_advice, versions = "", dict[SourceSplit | None, set[str]]()
     for file in files:
         key = "" if file == path else str(file.relative_to(path))
-        stem = (key if alike else file.name).removesuffix(".parquet")
-        split, stamp = split_of(Path(key or file.name)), file.stat().st_mtime_ns
+        stem = (key if ambiguous else file.name).removesuffix(".parquet")
+        split, stamp = last_split_in(Path(key or file.name)), file.stat().st_mtime_ns
         try:
             with pq.ParquetFile(file) as parquet:
                 columns = _columns(file, parquet.schema_arrow, fields, may_lack_labels=split == "test")
                 telling = next((name for name in parquet.schema_arrow.names if name.lower() in SPLIT_COLUMNS), "")
-                perhaps = perhaps or (telling and SPLIT_COLUMN_SAID.format(file=file, name=telling))
+                val_advice = val_advice or (telling and SPLIT_COLUMN_ADVICE.format(file=file, name=telling))
                 versions.setdefault(split, set()).add(str(PurePath(key).parent))
                 others |= set(_image_columns(parquet.schema_arrow)) - {columns.image}
                 for row, size, name, label in _rows(file, parquet, columns, stem, agreement):
                     if label is None:
-                        ignored.append(name, NO_LABEL if columns.labels else TEST)
+                        skipped.append(name, NO_LABEL if columns.labels else TEST_IMAGES)
                     else:
                         entries.append(Entry(split, folders.of(label), name, key, row, size, stamp))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             text = str(error).splitlines()[0][:LONGEST_TEXT]
             raise DataError(f"{file} cannot be read ({text}); expected a whole parquet file; fetch it again") from None
     agreement.finish(path)
-    remark = f"{path} has further columns of images, which are not read: {', '.join(sorted(others))} ({IMAGE_OPTION} chooses)"
-    remarks = [remark] if others else []
+    warning = f"{path} has further columns of images, which are not read: {', '.join(sorted(others))} ({IMAGE_OPTION} chooses)"
+    warnings = [warning] if others else []
     several = next((folders for split, folders in versions.items() if split and len(folders) > 1), ())
     if several:
         where = ", ".join(sorted(several))
-        remarks.append(f"{path} has files of one split in {where}; all are read: name one where these are versions of one set")
-    return Listing(entries=entries, ignored=ignored, sequential=True, perhaps=perhaps, remarks=tuple(remarks))
+        warnings.append(f"{path} has files of one split in {where}; all are read: name one where these are versions of one set")
+    return Listing(entries=entries, skipped=skipped, sequential=True, val_advice=val_advice, warnings=tuple(warnings))
 
 
 def has_images(files: Iterable[Path]) -> bool:
@@ -99,7 +99,7 @@ def read_row(file: Path, row: int, fields: Fields) -> bytes:
 
 
 def _rows(
-    file: Path, parquet: pq.ParquetFile, columns: _Columns, stem: str, agreement: Agreement
+    file: Path, parquet: pq.ParquetFile, columns: _Columns, stem: str, agreement: LabelAgreement
 ) -> Iterator[tuple[int, int, str, str | None]]:
     """Number, bytes of the image, name and class of each row. Raises DataError where all it has of images is their paths."""
     names = {label: _class_names(parquet.schema_arrow, label) for label in columns.labels}
@@ -111,7 +111,7 @@ def _rows(
             name = f"{stem}/{row:06d}" + (f"-{path.rsplit('/', 1)[-1]}" if isinstance(path, str) and path else "")
             told = {label: _label(file, values[n], names[label]) for label, values in labels.items()}
             label = agreement.take(told, file)
-            yield row, size or 0, name, class_of_label(label) if isinstance(label, int) else label
+            yield row, size or 0, name, class_name_of_label(label) if isinstance(label, int) else label
             any_bytes = any_bytes or size is not None
             row += 1
     if row and not any_bytes:
@@ -128,7 +128,7 @@ def _columns(file: Path, schema: pa.Schema, fields: Fields, *, may_lack_labels: 
     labels = [field.name for field in schema if LABEL_LIKE.fullmatch(field.name) and not _is_list(field.type)]
     labels.sort(key=lambda name: LABEL_COLUMNS.index(name) if name in LABEL_COLUMNS else len(LABEL_COLUMNS))
     if fields.label is not None and not (may_lack_labels and fields.label not in schema.names):
-        labels = [one_of(schema.names, fields.label, where=file, what="column", option=LABEL_OPTION)]
+        labels = [choose_field(schema.names, fields.label, where=file, what="column", option=LABEL_OPTION)]
     if not images or not (labels or may_lack_labels):
         raise DataError(
             f"{file} has the columns {', '.join(map(_described, schema))}; "
@@ -136,7 +136,7 @@ def _columns(file: Path, schema: pa.Schema, fields: Fields, *, may_lack_labels: 
             f"({', '.join(LABEL_COLUMNS)}); name it with {LABEL_OPTION}, or choose another source"
         )
     wanted = fields.image or (IMAGE_COLUMN if IMAGE_COLUMN in images else None)
-    image = one_of(images, wanted, where=file, what="image column", option=IMAGE_OPTION)
+    image = choose_field(images, wanted, where=file, what="image column", option=IMAGE_OPTION)
     twice = [name for name in (image, *labels) if schema.names.count(name) > 1]
     if twice:
         raise DataError(f"{file} has several columns {twice[0]}; expected one of that name; rename the others")
@@ -179,13 +179,13 @@ def _class_names(schema: pa.Schema, label: str) -> Sequence[str] | None:
         return None
     if not isinstance(names, list):
         return None
-    return wnids_of([str(name) for name in names]) or _apart([str(name).replace("/", "-") for name in names])
+    return wnids_of([str(name) for name in names]) or _unique_names([str(name).replace("/", "-") for name in names])
 
 
-def _apart(names: list[str]) -> list[str]:
+def _unique_names(names: list[str]) -> list[str]:
     """Names that are there more than once with their number: ImageNet alone has two cranes and two maillots."""
     count = Counter(names)
-    return [name if count[name] == 1 else f"{name}-{class_of_label(n)}" for n, name in enumerate(names)]
+    return [name if count[name] == 1 else f"{name}-{class_name_of_label(n)}" for n, name in enumerate(names)]
 
 
 def _label(file: Path, value: object, names: Sequence[str] | None) -> Label:

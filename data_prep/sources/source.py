@@ -9,7 +9,7 @@ from typing import Generic, Literal, Protocol, TypeVar, overload
 from udkd.utils.string_column import StringColumnBuilder
 
 SplitName = Literal["train", "val"]
-Part = Literal["train", "val", "test"]  # what a source may hold: of these a dataset folder has the first two
+SourceSplit = Literal["train", "val", "test"]  # what a source may hold: of these a dataset folder has the first two
 Value = TypeVar("Value")
 
 
@@ -23,7 +23,7 @@ class Entry:
     stamp: changes when the bytes may have changed (modification time in ns), so that a resumed conversion looks again.
     """
 
-    split: Part | None
+    split: SourceSplit | None
     class_name: str
     name: str
     key: str
@@ -58,9 +58,9 @@ class EntryTable(Sequence[Entry]):
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        self.splits: Categorical[Part | None] = Categorical("b")
+        self.splits: Categorical[SourceSplit | None] = Categorical("b")
         self.classes: Categorical[str] = Categorical("i")
-        self._heads: Categorical[tuple[str, bool]] = Categorical("i")
+        self._key_prefixes: Categorical[tuple[str, bool]] = Categorical("i")
         self._names = StringColumnBuilder()
         self._offsets, self._sizes, self._stamps = array("q"), array("q"), array("q")
         for entry in entries:
@@ -72,7 +72,7 @@ class EntryTable(Sequence[Entry]):
         self.classes.append(entry.class_name)
         self._names.append(entry.name)
         with_name = entry.key.endswith(entry.name)
-        self._heads.append((entry.key.removesuffix(entry.name) if with_name else entry.key, with_name))
+        self._key_prefixes.append((entry.key.removesuffix(entry.name) if with_name else entry.key, with_name))
         self._offsets.append(entry.offset)
         self._sizes.append(entry.size)
         self._stamps.append(entry.stamp)
@@ -89,7 +89,7 @@ class EntryTable(Sequence[Entry]):
             return [self[n] for n in range(*index.indices(len(self)))]
         n = range(len(self))[index]
         name = self._names[n]
-        head, with_name = self._heads[n]
+        head, with_name = self._key_prefixes[n]
         return Entry(
             self.splits[n],
             self.classes[n],
@@ -108,8 +108,8 @@ class EntryTable(Sequence[Entry]):
         return self._names[n]
 
 
-OTHER = "other files"
-TEST = "images of a test split"
+OTHER_FILES = "other files"
+TEST_IMAGES = "images of a test split"
 
 
 class Skipped:
@@ -120,7 +120,7 @@ class Skipped:
         for name in names:
             self.append(name)
 
-    def append(self, name: str, reason: str = OTHER, count: int = 1) -> None:
+    def append(self, name: str, reason: str = OTHER_FILES, count: int = 1) -> None:
         """Add one name, or the first of several. reason: a plural noun, such as `other files`."""
         before, example = self.reasons.get(reason, (0, name))
         self.reasons[reason] = (before + count, min(example, name))
@@ -148,12 +148,12 @@ class Listing:
     """
 
     entries: EntryTable = field(default_factory=EntryTable)
-    ignored: Skipped = field(default_factory=Skipped)
+    skipped: Skipped = field(default_factory=Skipped)
     sequential: bool = False
-    hint: Part | None = None
-    unclear: str = ""
-    perhaps: str = ""
-    remarks: tuple[str, ...] = ()
+    split_hint: SourceSplit | None = None
+    unclear_val: str = ""
+    val_advice: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class Source(Protocol):

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
 
-from data_prep.sources.ground_truth import LIMIT_BYTES, NAMES, Truth, find_truth, truth_at
-from data_prep.sources.image_folder import Names
+from data_prep.sources.ground_truth import GROUND_TRUTH_NAMES, LIMIT_BYTES, GroundTruth, find_ground_truth, open_ground_truth
+from data_prep.sources.image_folder import ListingBuilder
 from data_prep.sources.layout import is_hidden, is_image_path
 from data_prep.sources.source import Entry, Listing
-from data_prep.sources.tar_members import Member, is_tar, members, read_at
+from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Tar:
 
     path: Path
     splits: bool = True
-    truth: Truth | None = None
+    truth: GroundTruth | None = None
 
     @staticmethod
     def probe(path: Path) -> "Tar | None":
@@ -29,21 +29,21 @@ class Tar:
         return Tar(path) if is_tar(path) else None
 
     def list(self) -> Listing:
-        """All image members. Errors: see `members` and `arrange`."""
-        names = Names(self.path, self.path.name.removesuffix(".tar"), splits=self.splits, truth=self.truth)
+        """All image members. Errors: see `iter_members` and `parse_paths`."""
+        names = ListingBuilder(self.path, self.path.name.removesuffix(".tar"), splits=self.splits, truth=self.truth)
         stamp = self.path.stat().st_mtime_ns
-        for member in members(self.path):
+        for member in iter_members(self.path):
             if is_image_path(member.name):
                 names.add(member.name, offset=member.offset, size=member.size, stamp=stamp)
-            elif _is_truth(member):
+            elif _is_ground_truth(member):
                 where = f"{self.path}, {member.name}"
-                truth = Truth(PurePath(member.name).name, where, partial(read_at, self.path, member.offset, member.size))
-                names.add_truth(truth, member.name)
+                truth = GroundTruth(PurePath(member.name).name, where, partial(read_at, self.path, member.offset, member.size))
+                names.add_ground_truth(truth, member.name)
             else:
-                names.pass_over(member.name)
-        beside = find_truth(self.path.parent)
+                names.skip(member.name)
+        beside = find_ground_truth(self.path.parent)
         if beside is not None:
-            names.add_truth(truth_at(beside))
+            names.add_ground_truth(open_ground_truth(beside))
         return names.listing()
 
     def read(self, entry: Entry) -> bytes:
@@ -51,5 +51,5 @@ class Tar:
         return read_at(self.path, entry.offset, entry.size)
 
 
-def _is_truth(member: Member) -> bool:
-    return PurePath(member.name).name in NAMES and not is_hidden(member.name) and member.size <= LIMIT_BYTES
+def _is_ground_truth(member: TarMember) -> bool:
+    return PurePath(member.name).name in GROUND_TRUTH_NAMES and not is_hidden(member.name) and member.size <= LIMIT_BYTES

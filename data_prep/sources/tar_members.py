@@ -14,7 +14,7 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class TarMember:
     """A plain file in a tar. name: its path, without empty and `.` parts. offset: in the file on disk, bytes."""
 
     name: str
@@ -34,7 +34,7 @@ def is_tar(path: Path) -> bool:
     return start[257:262] == b"ustar" or path.suffix.lower() == ".tar"
 
 
-def members(path: Path, inside: Member | None = None) -> Iterator[Member]:
+def iter_members(path: Path, inside: TarMember | None = None) -> Iterator[TarMember]:
     """The plain files of a tar, in order; of a tar that is a member of another where `inside` names it.
 
     Archives joined end to end are read one after the other, as `tar --ignore-zeros` does. A hard link to a file of the same
@@ -44,34 +44,36 @@ def members(path: Path, inside: Member | None = None) -> Iterator[Member]:
     """
     what = str(path) if inside is None else f"{path}, {inside.name}"
     with open(path, "rb") as file:
-        window = _Window(file, inside.offset, inside.size) if inside else _Window(file, 0, os.fstat(file.fileno()).st_size)
-        targets: dict[str, Member] | None = None
+        window = (
+            _FileWindow(file, inside.offset, inside.size) if inside else _FileWindow(file, 0, os.fstat(file.fileno()).st_size)
+        )
+        targets: dict[str, TarMember] | None = None
         for found, offset in _headers(window, what):
             if found.isreg():
-                yield Member(_plain(found.name), window.start + offset, found.size)
+                yield TarMember(_normalized(found.name), window.start + offset, found.size)
             elif found.islnk():
-                targets = _targets(window, what) if targets is None else targets
-                target = targets.get(_plain(found.linkname))
+                targets = _link_targets(window, what) if targets is None else targets
+                target = targets.get(_normalized(found.linkname))
                 if target is None:
                     raise DataError(
                         f"{what} holds {found.name!r}, a hard link to {found.linkname!r}, which is no file of the archive; "
                         "expected plain files and folders; pack the images again with tar --hard-dereference"
                     )
-                yield Member(_plain(found.name), target.offset, target.size)
+                yield TarMember(_normalized(found.name), target.offset, target.size)
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-def _targets(window: "_Window", what: str) -> dict[str, Member]:
+def _link_targets(window: "_FileWindow", what: str) -> dict[str, TarMember]:
     """The files that hard links of an archive lead to, by name. Two more passes, so that archives without links pay nothing."""
-    wanted = {_plain(found.linkname) for found, _ in _headers(window, what) if found.islnk()}
-    files = ((_plain(found.name), found, offset) for found, offset in _headers(window, what) if found.isreg())
-    return {name: Member(name, window.start + offset, found.size) for name, found, offset in files if name in wanted}
+    wanted = {_normalized(found.linkname) for found, _ in _headers(window, what) if found.islnk()}
+    files = ((_normalized(found.name), found, offset) for found, offset in _headers(window, what) if found.isreg())
+    return {name: TarMember(name, window.start + offset, found.size) for name, found, offset in files if name in wanted}
 
 
-def _headers(whole: "_Window", what: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
+def _headers(whole: "_FileWindow", what: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """Every member of a tar, and of those joined to it, checked; with the place of its bytes. Raises DataError."""
     start: int | None = 0
     while start is not None:
@@ -103,7 +105,7 @@ def _headers(whole: "_Window", what: str) -> Iterator[tuple[tarfile.TarInfo, int
         start = _next_data(whole, start + end + BLOCK)
 
 
-def _next_data(window: "_Window", start: int) -> int | None:
+def _next_data(window: "_FileWindow", start: int) -> int | None:
     """The first block from `start` on that is not all zeros; None where only zeros follow."""
     window.seek(start)
     while data := window.read(1 << 20):
@@ -138,7 +140,7 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
         os.close(descriptor)
 
 
-class _Window:
+class _FileWindow:
     """A stretch of an open file, as a file of its own: what `tarfile` needs of one."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
@@ -147,9 +149,9 @@ class _Window:
         self.size = size
         self._position = 0
 
-    def part(self, start: int) -> "_Window":
+    def part(self, start: int) -> "_FileWindow":
         """The rest of it, from `start` on."""
-        return _Window(self._file, self.start + start, self.size - start)
+        return _FileWindow(self._file, self.start + start, self.size - start)
 
     def seek(self, position: int) -> None:
         self._position = position

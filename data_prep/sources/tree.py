@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.sources.ground_truth import NAMES, Truth, truth_at
-from data_prep.sources.image_folder import Names
-from data_prep.sources.layout import arrange, is_hidden, is_image_path
-from data_prep.sources.source import Entry, Listing, Part
+from data_prep.sources.ground_truth import GROUND_TRUTH_NAMES, GroundTruth, open_ground_truth
+from data_prep.sources.image_folder import ListingBuilder
+from data_prep.sources.layout import is_hidden, is_image_path, parse_paths
+from data_prep.sources.source import Entry, Listing, SourceSplit
 from udkd.data.image_files import BadImage
 from udkd.utils.errors import DataError
 
-NAMED = 3  # pairs in warnings
+MAX_LISTED_PAIRS = 3  # pairs in warnings
 NOWHERE = "links that lead nowhere"
 
 
@@ -25,7 +25,7 @@ class Tree:
 
     path: Path
     splits: bool = True
-    truth: Truth | None = None
+    truth: GroundTruth | None = None
 
     @staticmethod
     def probe(path: Path) -> "Tree | None":
@@ -33,8 +33,8 @@ class Tree:
         return Tree(path) if path.is_dir() else None
 
     def list(self) -> Listing:
-        """All image files, links followed, as torchvision's ImageFolder does. Raises DataError: see `arrange`."""
-        names = Names(self.path, self.path.resolve().name, splits=self.splits, truth=self.truth)
+        """All image files, links followed, as torchvision's ImageFolder does. Raises DataError: see `parse_paths`."""
+        names = ListingBuilder(self.path, self.path.resolve().name, splits=self.splits, truth=self.truth)
         twice: list[tuple[str, str]] = []
         for file in _walk(self.path, twice):
             name = os.path.relpath(file.path, self.path)
@@ -44,30 +44,30 @@ class Tree:
             elif is_image_path(name) and file.is_symlink():
                 names.add(name, offset=0, size=0, stamp=0)
             elif not _is_there(file) and file.is_symlink():
-                names.pass_over(name, NOWHERE)
-            elif file.name in NAMES and not is_hidden(name):
-                names.add_truth(truth_at(Path(file.path)), name)
+                names.skip(name, NOWHERE)
+            elif file.name in GROUND_TRUTH_NAMES and not is_hidden(name):
+                names.add_ground_truth(open_ground_truth(Path(file.path)), name)
             else:
-                names.pass_over(name)
-        for one, other in sorted(twice)[:NAMED]:
-            names.remark(f"{one} and {other} are one folder by links; its images are read under both names")
+                names.skip(name)
+        for one, other in sorted(twice)[:MAX_LISTED_PAIRS]:
+            names.warning(f"{one} and {other} are one folder by links; its images are read under both names")
         return names.listing()
 
     def files(self) -> Iterator[str]:
         """Every file in it, by its path inside."""
         return (os.path.relpath(file.path, self.path) for file in _walk(self.path))
 
-    def glance(self) -> set[Part | None]:
+    def peek_splits(self) -> set[SourceSplit | None]:
         """Which splits class folders are in, None for those in none, by one image of each folder; empty without any."""
         seen: dict[str, str] = {}
         for name in self.files():
             if is_image_path(name):
                 seen.setdefault(name.rpartition("/")[0], name)
         try:
-            places = list(arrange(list(seen.values()), self.path.resolve().name, source=str(self.path)).places)
+            placements = list(parse_paths(list(seen.values()), self.path.resolve().name, source=str(self.path)).placements)
         except DataError:  # it will be said when they are read
             return {None}
-        return {place[0] for place in places if not isinstance(place, str)}
+        return {place[0] for place in placements if not isinstance(place, str)}
 
     def read(self, entry: Entry) -> bytes:
         """The file's bytes. Raises BadImage for a link that leads nowhere."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_prep.sources.layout import IMAGE_ENDINGS, UNREAD_ENDINGS, is_hidden
 
-LOOKED_AT = 20_000  # files of a folder
+MAX_PEEKED = 20_000  # files of a folder
 MAGIC = {b"PK\x03\x04": "x.zip", b"7z\xbc\xaf": "x.7z", b"Rar!": "x.rar", b"\x1f\x8b": "x.gz", b"BZh": "x.bz2"} | {
     b"\xfd7zXZ": "x.xz",
     b"\x28\xb5\x2f\xfd": "x.zst",
@@ -20,7 +20,7 @@ MAGIC = {b"PK\x03\x04": "x.zip", b"7z\xbc\xaf": "x.7z", b"Rar!": "x.rar", b"\x1f
 }
 _WRITE = "write its images as files into class folders (or as parquet or a WebDataset)"
 _UNPACK = "unpack it first and name the folder"
-FLAT = (
+NO_CLASS_FOLDER = (
     "images that lie in no class folders",
     "sort them into folders, one per class, or name the ground truth of ILSVRC2012's or Tiny-ImageNet's val as a source",
 )
@@ -48,17 +48,17 @@ KINDS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def what_it_is(path: Path) -> tuple[str, str] | None:
+def identify_unread(path: Path) -> tuple[str, str] | None:
     """What a path holds that is not read, and what to do; None where that is not known. Raises OSError."""
     if path.is_dir():
-        names = list(islice(_names_below(path), LOOKED_AT))
+        names = list(islice(_names_below(path), MAX_PEEKED))
         found = _kind([name.rsplit("/", 1)[-1] for name in names])
         images = [name for name in names if name.lower().endswith(IMAGE_ENDINGS)]
         if images and (found is None or "annotations" in found[0]):
-            return FLAT
+            return NO_CLASS_FOLDER
         return found
     if path.suffix == ".tar":
-        return FLAT
+        return NO_CLASS_FOLDER
     if path.name.lower().endswith((*IMAGE_ENDINGS, *UNREAD_ENDINGS)):
         return "one image", "name the folder of class folders"
     start = b""

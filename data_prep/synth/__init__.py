@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.pool import Pool
-from data_prep.synth.classes import kind_of
+from data_prep.synth.classes import synth_class
 from data_prep.synth.rng import Rng
-from data_prep.synth.scene import jpeg, picture
+from data_prep.synth.scene import encode_jpeg, render_scene
 from udkd.utils.errors import DataError
 from udkd.utils.files import fsync_folder
 from udkd.utils.progress import Observer, Silent
@@ -18,7 +18,7 @@ CHUNK = 8  # pictures a task: about 0.2 s, so that the progress bar moves
 
 
 @dataclass(frozen=True)
-class Task:
+class DrawTask:
     """Pictures `first` to `last` (excluded) of one class in one split, by their numbers within the class."""
 
     split: int
@@ -28,25 +28,25 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Draw:
+class DrawJob:
     """What a worker does with a task: draw its pictures and write their files. Returns how many."""
 
     folder: Path
     seed: int
 
-    def __call__(self, task: Task) -> int:
+    def __call__(self, task: DrawTask) -> int:
         for index in range(task.first, task.last):
             data = synthetic_jpeg(self.seed, task.split, task.label, index)
-            path = self.folder / SPLITS[task.split] / kind_of(task.label).name / f"{index:06d}.jpg"
+            path = self.folder / SPLITS[task.split] / synth_class(task.label).name / f"{index:06d}.jpg"
             path.write_bytes(data)
         return task.last - task.first
 
 
 def synthetic_jpeg(seed: int, split: int, label: int, index: int) -> bytes:
     """One picture's bytes, a pure function of its name. split: 0 train, 1 val. index: its number within class and split."""
-    draws = Rng(seed, split, label, index)
-    pixels, grey = picture(kind_of(label), draws)
-    return jpeg(pixels, grey, draws)
+    rng = Rng(seed, split, label, index)
+    pixels, grey = render_scene(synth_class(label), rng)
+    return encode_jpeg(pixels, grey, rng)
 
 
 def synth(
@@ -73,9 +73,9 @@ def synth(
     try:
         for split in SPLITS:
             for label in range(classes):
-                (unfinished / split / kind_of(label).name).mkdir(parents=True)
+                (unfinished / split / synth_class(label).name).mkdir(parents=True)
         observer.start("draw images", sum(counts), "images")
-        with Pool[Task, int](Draw(unfinished, seed), workers) as pool:
+        with Pool[DrawTask, int](DrawJob(unfinished, seed), workers) as pool:
             for done in pool.ordered(_tasks(counts, classes)):
                 observer.advance(done)
         observer.finish()
@@ -108,9 +108,9 @@ def _check(folder: Path, *, classes: int, images: int, val_images: int, seed: in
     folder.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _tasks(counts: tuple[int, ...], classes: int) -> Iterator[Task]:
+def _tasks(counts: tuple[int, ...], classes: int) -> Iterator[DrawTask]:
     for split, count in enumerate(counts):
         for label in range(classes):
             mine = count // classes + (label < count % classes)
             for first in range(0, mine, CHUNK):
-                yield Task(split, label, first, min(mine, first + CHUNK))
+                yield DrawTask(split, label, first, min(mine, first + CHUNK))

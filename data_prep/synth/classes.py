@@ -32,7 +32,7 @@ GOLDEN_RATIO = 0.618033988749895  # multiples of it, modulo 1, keep apart from o
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class SynthClass:
     """A class.
 
     hue, habitat: the object's colour and its usual background's, 0 to 1 around the colour wheel.
@@ -45,21 +45,21 @@ class Kind:
     hue: float
     habitat: float
     trait: TraitName
-    side: int
+    sign: int
 
 
-def kind_of(label: int) -> Kind:
+def synth_class(label: int) -> SynthClass:
     """The class of a label, the same for every seed and every number of classes; 84 pairs until shape and texture return."""
     pair = label // 2
     shape = SHAPES[pair % len(SHAPES)]
     texture = TEXTURES[(pair + pair // len(SHAPES)) % len(TEXTURES)]
     trait, low, high = TRAITS[pair % len(TRAITS)]
-    return Kind(
+    return SynthClass(
         name=f"{label:03d}-{high if label % 2 else low}-{texture}-{shape}",
         shape=shape,
         texture=texture,
         hue=pair * GOLDEN_RATIO % 1.0,
         habitat=(pair * GOLDEN_RATIO + 0.3 + 0.4 * (pair % 3) / 2) % 1.0,
         trait=trait,
-        side=1 if label % 2 else -1,
+        sign=1 if label % 2 else -1,
     )

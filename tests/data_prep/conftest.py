@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from data_prep.pool import kept_workers
+from data_prep.pool import reuse_workers
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _kept_processes() -> Iterator[None]:
-    with kept_workers():
+    with reuse_workers():
         yield

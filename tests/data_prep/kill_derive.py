@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 from data_prep import pool
-from data_prep.formats import DERIVED_FORMATS, derive_formats
+from data_prep.formats import WRITERS, derive_formats
 from data_prep.verify import verify
 from data_prep.worker import serve
 from udkd.data.dataset import DatasetFolder
@@ -91,7 +91,7 @@ def look(folder: Path, name: str, child: int) -> dict[str, object]:
     """How it ended and what is there now; `described` are the files of splits whose format is whole."""
     _, status = os.waitpid(child, 0)
     found = DatasetFolder.open(folder)
-    whole = [split for split in found.splits.values() if split.has(name) and not list(DERIVED_FORMATS[name].problems(split))]
+    whole = [split for split in found.splits.values() if split.has(name) and not list(WRITERS[name].problems(split))]
     patterns = (DERIVED[name].description, *DERIVED[name].data)
     described = [path for split in whole for pattern in patterns for path in split.path.glob(pattern)]
     return {
@@ -104,7 +104,7 @@ def look(folder: Path, name: str, child: int) -> dict[str, object]:
 
 def main() -> None:
     folder, name = Path(sys.argv[1]), sys.argv[2]
-    DERIVED_FORMATS[name].require()
+    WRITERS[name].require()
     pool._start = start_worker  # type: ignore[assignment]
     rng = random.Random(0)
     attempts = []

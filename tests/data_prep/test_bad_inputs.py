@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.formats import DERIVED_FORMATS
+from data_prep.formats import WRITERS
 from data_prep.image import BadImage, PixelSettings, prepare
 from data_prep.listing import list_samples
 from data_prep.sources import open_sources
@@ -138,7 +138,7 @@ def test_all_of_them_at_once(tmp_path: Path) -> None:
     files |= {f"train/n01440764/k{n:02d}.jpg": data for n, (data, _) in enumerate(KEPT.values())}
     files |= {f"train/n01443537/b{n:02d}.jpg": data for n, (data, _) in enumerate(BAD.values())}
     tree = write_tree(tmp_path / "t", files)
-    formats = [name for name in DERIVED_FORMATS if name != "ffcv"]  # whose import takes its time; see test_odd_images
+    formats = [name for name in WRITERS if name != "ffcv"]  # whose import takes its time; see test_odd_images
     command = ("convert", tree, tmp_path / "d", "--side", 256, "--formats", ",".join(formats), "--workers", 1)
     code, _, err = run(*command)
     assert code == 1
@@ -201,14 +201,14 @@ def tar_of(path: Path, *more: tuple[tarfile.TarInfo, bytes], kind: int = tarfile
 def test_long_names_and_pax_headers_are_read(tmp_path: Path, kind: int) -> None:
     long = member("train/n01440764/" + "ü" * 120 + ".jpg", JPEG, pax_headers={"mtime": "1.5", "comment": "x" * 5000})
     path = tar_of(tmp_path / "a.tar", long, member("train/empty-class", type=tarfile.DIRTYPE), kind=kind)
-    stock = list_samples(open_sources([path]), classes="all", hold_out_percent=None)
-    (sample,) = [each for each in stock.samples["train"] if "ü" in each.source]
+    listing = list_samples(open_sources([path]), classes="all", hold_out_percent=None)
+    (sample,) = [each for each in listing.samples["train"] if "ü" in each.source]
     assert open_sources([path])[0].read(sample.entry) == JPEG
-    assert [entry.wnid for entry in stock.classes] == ["n01440764", "n01443537"]
+    assert [entry.wnid for entry in listing.classes] == ["n01440764", "n01443537"]
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ([member("train/n01440764/a.jpg", JPEG)] * 2, r"train/n01440764/a\.jpg is there twice"),
         ([member("train/n01440764/a.jpg", type=tarfile.LNKTYPE, linkname="train/n01440764/n01440764_0.JPEG")], None),
@@ -222,12 +222,14 @@ def test_long_names_and_pax_headers_are_read(tmp_path: Path, kind: int) -> None:
     ],
     ids=["twice", "hard link", "sparse", "contiguous", "up", "map", "negative", "huge", "digits"],
 )
-def test_tars_as_nobody_should_make_them(tmp_path: Path, more: list[tuple[tarfile.TarInfo, bytes]], said: str | None) -> None:
+def test_tars_as_nobody_should_make_them(
+    tmp_path: Path, more: list[tuple[tarfile.TarInfo, bytes]], message: str | None
+) -> None:
     path = tar_of(tmp_path / "a.tar", *more)
-    if said is None:
+    if message is None:
         assert len(list_samples(open_sources([path]), classes="all", hold_out_percent=None).samples["train"]) == 5
         return
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         list_samples(open_sources([path]), classes="all", hold_out_percent=None)
     assert "\n" not in str(caught.value)
 
@@ -235,22 +237,22 @@ def test_tars_as_nobody_should_make_them(tmp_path: Path, more: list[tuple[tarfil
 def test_validation_images_in_class_folders_need_no_ground_truth(tmp_path: Path) -> None:
     files = {f"val/n01440764/ILSVRC2012_val_{n:08d}.JPEG": photo(n, 9, 9) for n in range(2)}
     files |= {f"train/n01440764/{n}.JPEG": photo(n, 9, 9) for n in range(2)}
-    stock = list_samples(open_sources([write_tar(tmp_path / "a.tar", files)]), classes="all", hold_out_percent=None)
-    assert [len(samples) for samples in stock.samples.values()] == [2, 2]
+    listing = list_samples(open_sources([write_tar(tmp_path / "a.tar", files)]), classes="all", hold_out_percent=None)
+    assert [len(samples) for samples in listing.samples.values()] == [2, 2]
 
 
 @pytest.mark.parametrize(
-    ("name", "label", "said"),
+    ("name", "label", "message"),
     [
         ("cls", b"9" * 5000, "has no label"),
         ("json", b"[" * 200_000, "has no label"),
         ("json", b'{"label": ' + b"9" * 5000 + b"}", "has no label"),
     ],
 )
-def test_labels_that_are_none(tmp_path: Path, name: str, label: bytes, said: str) -> None:
+def test_labels_that_are_none(tmp_path: Path, name: str, label: bytes, message: str) -> None:
     files = {"0000.jpg": JPEG, "0000.cls": b"1", "0001.jpg": JPEG, f"0001.{name}": label}
     source = open_sources([write_tar(tmp_path / "train-0.tar", files)])
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         list_samples(source, classes="all", hold_out_percent=50)
 
 

@@ -38,7 +38,7 @@ from udkd.utils.errors import BusyError, ConfigError, DataError, MismatchError
 from udkd.utils.files import FolderLock
 from udkd.utils.progress import Silent
 
-EVERY = tuple(formats.DERIVED_FORMATS)
+EVERY = tuple(formats.WRITERS)
 
 
 def mixed_set() -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.formats import DERIVED_FORMATS, derive_formats
+from data_prep.formats import WRITERS, derive_formats
 from data_prep.verify import verify
 from tests.data_prep.helpers import ROOT, contents, converted, needs_ffcv, photo, run, start, write_tar
 from tests.data_prep.test_cli import children
@@ -23,7 +23,7 @@ from udkd.data.derived import DERIVED
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
 
-EVERY = tuple(DERIVED_FORMATS)
+EVERY = tuple(WRITERS)
 LIGHT = ("resident", "dali")  # ffcv takes seconds to import in each new process
 
 
@@ -64,7 +64,7 @@ def test_derive_killed_at_random_moments(folder: DatasetFolder) -> None:
         found = DatasetFolder.open(folder.path)
         for split in found.splits.values():
             for name in LIGHT:
-                assert not split.has(name) or list(DERIVED_FORMATS[name].problems(split)) == []
+                assert not split.has(name) or list(WRITERS[name].problems(split)) == []
         assert {name: digest for name, digest in contents(folder.path).items() if name in bare and name != ".lock"} == {
             name: digest for name, digest in bare.items() if name != ".lock"
         }

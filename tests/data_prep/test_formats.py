@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.convert import ConvertSettings
-from data_prep.formats import DERIVED_FORMATS, DatasetSize, derive_formats, parse_formats, size_lines
+from data_prep.formats import WRITERS, DatasetSize, derive_formats, parse_formats, size_texts
 from data_prep.verify import verify
 from tests.data_prep.helpers import contents, converted, needs_ffcv, small_set, write_tree
 from udkd.data.derived import DERIVED, FileSum, damage, discard, is_derived, seal, sealed
@@ -17,7 +17,7 @@ from udkd.utils.progress import Silent
 def test_lists_of_formats() -> None:
     assert parse_formats("auto") is None
     assert parse_formats("none") == ()
-    every = tuple(DERIVED_FORMATS)
+    every = tuple(WRITERS)
     assert parse_formats(" , ".join(reversed(every))) == every
     for text in ("", "shards", "none,resident", "auto,resident", "resident,"):
         with pytest.raises(ConfigError, match=r"--formats is .*expected a comma-separated list of resident"):
@@ -25,7 +25,7 @@ def test_lists_of_formats() -> None:
 
 
 def test_the_size_is_told_before_anything_is_written() -> None:
-    lines = size_lines(["resident"], DatasetSize(samples=130_000, side=512, stored=None))
+    lines = size_texts(["resident"], DatasetSize(samples=130_000, side=512, stored=None))
     assert lines == {"resident": "resident format: 130,000 x 512 x 512 x 3 = 102.24 GB"}
 
 
@@ -62,10 +62,12 @@ def test_formats_of_an_earlier_attempt_do_not_stay(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set(train=3, val=1))
     folder = converted(tree, tmp_path / "d", formats=())
     whole = contents(folder.path)
-    for name in DERIVED_FORMATS:
+    for name in WRITERS:
         derive_formats(folder, [name], workers=1, observer=Silent())
-    assert folder.formats == ("shards", *DERIVED_FORMATS)
-    write_json(folder.path / "unfinished.json", ConvertSettings(side=64).decisive())  # as a kill just before the end leaves it
+    assert folder.formats == ("shards", *WRITERS)
+    write_json(
+        folder.path / "unfinished.json", ConvertSettings(side=64).output_options()
+    )  # as a kill just before the end leaves it
     converted(tree, folder.path, formats=())
     assert contents(folder.path) == whole
 

@@ -10,7 +10,7 @@ import simplejpeg
 from PIL import Image
 
 from data_prep.image import BadImage, PixelSettings, prepare
-from data_prep.jpeg_headers import mended
+from data_prep.jpeg_headers import fix_headers
 from data_prep.verify import verify
 from tests.data_prep.helpers import converted, encoded, photo, picture, small_set, write_tree
 from tests.data_prep.test_odd_images import MIXED, TALL, THIRD
@@ -101,7 +101,7 @@ def test_whole_files_are_kept_to_the_same_pixels(name: str, repair: bool) -> Non
 
 def test_a_whole_profile_and_fill_stay() -> None:
     whole = behind(2, b"\xff\xff" + profile(2, 2) + profile(1, 2, 0) + b"\xff")
-    assert mended(whole) == (whole, [])
+    assert fix_headers(whole) == (whole, [])
     assert prepare(whole, PAD).jpeg is whole
     odd = behind(TABLES + 2 * len(profile(1, 1)), b"")[:2] + profile(1, 1) + with_revision(9, 9)[2:]
     assert profile(1, 1) in prepare(odd, PAD).jpeg, "only what is broken goes"
@@ -109,7 +109,7 @@ def test_a_whole_profile_and_fill_stay() -> None:
 
 @pytest.mark.parametrize("data", [PLAIN, PROGRESSIVE, photo("header", progressive=True)[:-300], PLAIN[:300], PLAIN + b"x"])
 def test_what_is_not_warned_of_is_not_touched(data: bytes) -> None:
-    assert mended(data) == (data, [])
+    assert fix_headers(data) == (data, [])
 
 
 def test_cmyk_with_a_broken_profile() -> None:
@@ -132,7 +132,7 @@ def test_subsamplings_that_only_pillow_decodes() -> None:
 
 def test_a_file_of_nothing_but_segments_is_left_alone() -> None:
     data = with_revision(2, 1)
-    assert mended(data[:2] + b"\xff\xe5\0\2" * 20_000 + data[2:])[1] == []
+    assert fix_headers(data[:2] + b"\xff\xe5\0\2" * 20_000 + data[2:])[1] == []
 
 
 def cut_and_padded(data: bytes, part: float, padding: bytes) -> bytes:

@@ -11,7 +11,7 @@ from data_prep.jpeg_scans import Scans, read_scans
 from tests.data_prep.helpers import encoded, photo, picture
 
 PAD = PixelSettings(side=128, fit="pad", quality=95, subsampling="4:4:4")
-WHOLE = Scans(own_tables=True, complete=True)
+WHOLE = Scans(self_contained=True, complete=True)
 SCAN = re.compile(rb"\xff\xda")  # no such bytes are in entropy-coded data
 
 
@@ -42,7 +42,7 @@ def test_whole_files_promise_everything(options: dict[str, object]) -> None:
 def test_a_file_that_lacks_a_table_is_written_anew(name: int) -> None:
     """Also one of four: a decoder that keeps tables from file to file would take another image's."""
     data = without_table(photo("p", 90, 70), name)
-    assert read_scans(data) == Scans(own_tables=False, complete=True)
+    assert read_scans(data) == Scans(self_contained=False, complete=True)
     prepared = prepare(data, PAD)
     assert prepared.note == "its Huffman tables written"
     assert read_scans(prepared.jpeg) == WHOLE
@@ -71,4 +71,4 @@ def test_a_component_that_no_scan_brings() -> None:
     data = photo("p", 24, 40)
     (scan,) = [found.start() for found in SCAN.finditer(data)]
     one_component = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
-    assert read_scans(data[:scan] + one_component + bytes(8) + b"\xff\xd9") == Scans(own_tables=True, complete=False)
+    assert read_scans(data[:scan] + one_component + bytes(8) + b"\xff\xd9") == Scans(self_contained=True, complete=False)

@@ -72,13 +72,13 @@ def bytes_each(make: Callable[[int], object], counts: tuple[int, int] = (FEW, MA
     return (many - few) / more, (many_peak - few_peak) / more
 
 
-def stock_of(count: int) -> SampleListing:
+def listing_of(count: int) -> SampleListing:
     return list_samples([Stubs(count)], classes="all", hold_out_percent=None)
 
 
 def test_a_listing_takes_a_hundred_bytes_an_image() -> None:
-    stock_of(100)  # imports and tables of class names
-    kept, peak = bytes_each(stock_of)
+    listing_of(100)  # imports and tables of class names
+    kept, peak = bytes_each(listing_of)
     assert kept < 100
     assert peak < 160
 

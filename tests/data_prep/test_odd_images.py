@@ -186,10 +186,10 @@ def check_good(folder: DatasetFolder) -> None:
     split = folder.split("train")
     found = notes(folder)
     for name, (data, note) in GOOD.items():
-        excluded, said = found[name]
+        excluded, message = found[name]
         assert not excluded, name
-        assert said.startswith(note), name
-        assert bool(said) == bool(note), name
+        assert message.startswith(note), name
+        assert bool(message) == bool(note), name
         n = split.source.index(f"n01440764/{name}")
         if not note and name != "o_wide.JPEG":
             assert split.read(n) == data, name
@@ -202,7 +202,7 @@ def check_good(folder: DatasetFolder) -> None:
 
 
 def test_skip_leaves_out_what_is_bad(tree: Path, tmp_path: Path) -> None:
-    every = tuple(formats.DERIVED_FORMATS)
+    every = tuple(formats.WRITERS)
     folder = converted(tree, tmp_path / "d", side=256, on_bad="skip", formats=every)
     check_good(folder)
     found = notes(folder)

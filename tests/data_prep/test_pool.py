@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import pool as module
-from data_prep.pool import RESULTS_PER_WORKER, Pool, kept_workers
+from data_prep.pool import RESULTS_PER_WORKER, Pool, reuse_workers
 from tests.data_prep.pool_jobs import Double, Echo
 from tests.patience import until
 from udkd.utils.errors import DataError
@@ -61,10 +61,10 @@ def test_a_pool_can_be_used_again_and_left_early() -> None:
 
 def test_kept_workers_do_the_job_of_the_next_pool() -> None:
     """Those that have done all their tasks; one stopped in between would still send answers."""
-    with kept_workers():
+    with reuse_workers():
         with Pool(Echo(), 2) as echo:
             pids = {pid for _, pid in echo.ordered(iter(range(20)))}
-        with kept_workers(), Pool(Double(), 1) as double:
+        with reuse_workers(), Pool(Double(), 1) as double:
             assert list(double.ordered(iter(range(5)))) == [0, 2, 4, 6, 8]
         with Pool(Echo(), 2) as echo:
             assert {pid for _, pid in echo.ordered(iter(range(20)))} == pids

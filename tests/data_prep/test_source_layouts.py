@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep.info import describe
+from data_prep.info import info_lines
 from data_prep.listing import SampleListing, list_samples
 from data_prep.sources import BESIDE_FILES, open_sources
 from data_prep.sources.matlab import struct_array
-from data_prep.sources.source import OTHER, TEST
+from data_prep.sources.source import OTHER_FILES, TEST_IMAGES
 from data_prep.verify import verify
 from tests.data_prep import helpers
 from tests.data_prep.helpers import encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
@@ -36,7 +36,7 @@ def converted(source: Path | list[Path], folder: Path, **settings: object) -> Da
     return helpers.converted(source, folder, **{"side": 96, "formats": (), **settings})
 
 
-def stock_of(*paths: Path, layout: str = "auto", classes: str = "all", hold_out: float | None = None) -> SampleListing:
+def listing_of(*paths: Path, layout: str = "auto", classes: str = "all", hold_out: float | None = None) -> SampleListing:
     return list_samples(open_sources(paths, layout), classes=classes, hold_out_percent=hold_out)
 
 
@@ -142,17 +142,17 @@ def test_ilsvrc_with_kaggle_s_solution(tmp_path: Path) -> None:
     files = small_set(classes=WNIDS)
     root, truth = ilsvrc(tmp_path / "i", files)
     with pytest.raises(DataError, match=r"says nothing of classes.*LOC_val_solution\.csv beside it"):
-        stock_of(root)
+        listing_of(root)
     named = kaggle_csv(tmp_path / "LOC_val_solution.csv", truth)
     assert images_of(converted([root, named], tmp_path / "d")) == expected(files)
     with pytest.raises(DataError, match="says which classes validation images have; expected their tar"):
-        stock_of(root / "ILSVRC2012_img_train.tar", named)
+        listing_of(root / "ILSVRC2012_img_train.tar", named)
     kaggle_csv(named, dict(list(truth.items())[1:]))
     with pytest.raises(DataError, match=r"does not name ILSVRC2012_val_00000001\.JPEG"):
-        stock_of(root, named)
+        listing_of(root, named)
     named.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="expected the columns ImageId"):
-        stock_of(root, named)
+        listing_of(root, named)
 
 
 def flat_val(truth: Mapping[str, str], root: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -176,17 +176,17 @@ def test_a_flat_val_folder_has_its_ground_truth(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "t.tar", dict(reversed(flat.items())), "x/")
     assert images_of(converted(tar, tmp_path / "c")) == expected(files)  # the csv lies beside it
     with pytest.raises(DataError, match=r"val/ \(6 images, not in class folders\) looks like validation") as caught:
-        stock_of(kaggle)
+        listing_of(kaggle)
     assert "--hold-out" not in str(caught.value)
     devkit(kaggle / "ILSVRC2012_devkit_t12.tar.gz", truth)
     assert images_of(converted(kaggle, tmp_path / "d")) == expected(files)
     with pytest.raises(DataError, match="leave --hold-out away"):
-        stock_of(kaggle, hold_out=20)
+        listing_of(kaggle, hold_out=20)
     kaggle_csv(kaggle / "LOC_val_solution.csv", dict(list(truth.items())[1:]))
     with pytest.raises(DataError, match=r"does not name ILSVRC2012_val_00000001\.JPEG"):
-        stock_of(kaggle)
+        listing_of(kaggle)
     with pytest.raises(DataError, match="both say which classes"):
-        stock_of(kaggle, named, kaggle / "LOC_val_solution.csv")
+        listing_of(kaggle, named, kaggle / "LOC_val_solution.csv")
 
 
 @pytest.mark.parametrize("as_tar", [False, True])
@@ -201,8 +201,10 @@ def test_tiny_imagenet_as_it_is_downloaded(tmp_path: Path, as_tar: bool) -> None
     folder = converted(source, tmp_path / "d")
     assert images_of(folder) == expected(files)
     report = json.loads((folder.path / "report.json").read_text())
-    assert {reason: found["files"] for reason, found in report["passed_over"].items()} == {TEST: 1, OTHER: 1}
-    assert {"         2 files passed over:", f"           1 {TEST}, such as images/test_0.JPEG"} <= set(describe(folder.path))
+    assert {reason: found["files"] for reason, found in report["passed_over"].items()} == {TEST_IMAGES: 1, OTHER_FILES: 1}
+    assert {"         2 files passed over:", f"           1 {TEST_IMAGES}, such as images/test_0.JPEG"} <= set(
+        info_lines(folder.path)
+    )
 
 
 def test_class_tars_unpacked_once(tmp_path: Path) -> None:
@@ -214,9 +216,9 @@ def test_class_tars_unpacked_once(tmp_path: Path) -> None:
     val = write_tree(tmp_path, {name: data for name, data in files.items() if name.startswith("val")}) / "val"
     folder = converted([tmp_path / "train", val], tmp_path / "d")
     assert images_of(folder) == expected(files)
-    stock = stock_of(*sorted((tmp_path / "train").iterdir()), val)
-    assert [sample.source for sample in stock.samples["train"]] == list(folder.split("train").source)
-    assert stock.passed_over.reasons == {OTHER: (3, "n01440764.tar/readme.txt")}
+    listing = listing_of(*sorted((tmp_path / "train").iterdir()), val)
+    assert [sample.source for sample in listing.samples["train"]] == list(folder.split("train").source)
+    assert listing.skipped.reasons == {OTHER_FILES: (3, "n01440764.tar/readme.txt")}
 
 
 def test_torchvision_s_root_keeps_its_tars(tmp_path: Path) -> None:
@@ -224,8 +226,8 @@ def test_torchvision_s_root_keeps_its_tars(tmp_path: Path) -> None:
     root, truth = ilsvrc(tmp_path / "i", files)
     devkit(root / "ILSVRC2012_devkit_t12.tar.gz", truth)
     write_tree(root, files)
-    stock = stock_of(root)
-    assert any("only tars of ILSVRC2012 are read" in line for line in stock.warnings)
+    listing = listing_of(root)
+    assert any("only tars of ILSVRC2012 are read" in line for line in listing.warnings)
     (root / "ILSVRC2012_img_train.tar").unlink()
     folder = converted(root, tmp_path / "d")
     assert images_of(folder) == expected(files)
@@ -233,24 +235,24 @@ def test_torchvision_s_root_keeps_its_tars(tmp_path: Path) -> None:
     for path in (root / "val").rglob("*.JPEG"):
         path.unlink()
     with pytest.raises(DataError, match=r"holds tars of ILSVRC2012 and class folders of images; .*--layout imagefolder"):
-        stock_of(root)
+        listing_of(root)
 
 
 def test_two_kinds_in_one_folder_are_asked_about(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set() | {"train.beton": b"x"})
     with pytest.raises(DataError, match=r"holds \.beton files and class folders of images; .*--layout beton or --lay"):
-        stock_of(tree)
-    assert len(stock_of(tree, layout="imagefolder").samples["train"]) == 12
+        listing_of(tree)
+    assert len(listing_of(tree, layout="imagefolder").samples["train"]) == 12
     root = hub(tmp_path / "h", small_set(classes=WNIDS), None)  # a clone from the Hub, with pictures for its page
     write_tree(root, {"README.md": b"", "assets/a.png": photo(1), "deep/er/still/x.parquet": b""})
-    stock = stock_of(root)
-    assert len(stock.samples["train"]) == 18
-    assert any("only parquet files are read" in line for line in stock.warnings)
-    assert stock.passed_over.reasons == {OTHER: (2, "README.md"), BESIDE_FILES: (1, "assets/a.png")}
+    listing = listing_of(root)
+    assert len(listing.samples["train"]) == 18
+    assert any("only parquet files are read" in line for line in listing.warnings)
+    assert listing.skipped.reasons == {OTHER_FILES: (2, "README.md"), BESIDE_FILES: (1, "assets/a.png")}
     parquet(tmp_path / "t" / "x.parquet", [(0, photo(1))])
     (tree / "train.beton").unlink()
     with pytest.raises(DataError, match="holds parquet files and class folders of images"):
-        stock_of(tree)
+        listing_of(tree)
 
 
 def test_three_splits_of_parquet_and_shards(tmp_path: Path) -> None:
@@ -264,9 +266,9 @@ def test_three_splits_of_parquet_and_shards(tmp_path: Path) -> None:
         write_tar(tmp_path / "w" / stem / "000.tar", samples)
     shards = [tmp_path / "w" / stem / "000.tar" for stem in ("train", "validation", "test")]
     for sources in ([tmp_path / "p"], [tmp_path / "w"], [path.parent for path in shards], shards):
-        stock = stock_of(*sources)
-        assert [len(samples) for samples in stock.samples.values()] == [6, 4]
-        assert stock.passed_over.reasons[TEST][0] == 2
+        listing = listing_of(*sources)
+        assert [len(samples) for samples in listing.samples.values()] == [6, 4]
+        assert listing.skipped.reasons[TEST_IMAGES][0] == 2
 
 
 def test_damaged_devkits_are_one_line(tmp_path: Path) -> None:
@@ -277,11 +279,11 @@ def test_damaged_devkits_are_one_line(tmp_path: Path) -> None:
     for at in rng.integers(0, len(whole.rstrip(b"\0")), 60).tolist():
         path.write_bytes(gzip.compress(whole[:at] + bytes([whole[at] ^ 32]) + whole[at + 1 :], 1))
         with contextlib.suppress(DataError):  # anything else would be a traceback
-            stock_of(root)
+            listing_of(root)
     with tarfile.open(path, "w:gz"):
         pass
     with pytest.raises(DataError, match=r"holds no ILSVRC2012_validation_ground_truth\.txt"):
-        stock_of(root)
+        listing_of(root)
 
 
 def test_matlab_files_of_another_writer() -> None:
@@ -296,20 +298,20 @@ def test_matlab_files_of_another_writer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [(tarfile.SYMTYPE, "a link"), (tarfile.CHRTYPE, "a device"), (tarfile.LNKTYPE, "a hard")]
+    ("kind", "message"), [(tarfile.SYMTYPE, "a link"), (tarfile.CHRTYPE, "a device"), (tarfile.LNKTYPE, "a hard")]
 )
-def test_class_tars_are_held_to_the_same_rules(tmp_path: Path, kind: bytes, said: str) -> None:
+def test_class_tars_are_held_to_the_same_rules(tmp_path: Path, kind: bytes, message: str) -> None:
     member = tarfile.TarInfo("n01440764_1.JPEG")
     member.type, member.linkname = kind, "/etc/passwd"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.addfile(member)
     path = write_tar(tmp_path / "train.tar", {"n01440764.tar": buffer.getvalue()})
-    with pytest.raises(DataError, match=rf"train\.tar, n01440764\.tar holds 'n01440764_1\.JPEG'(: it is|,) {said}"):
-        stock_of(path)
+    with pytest.raises(DataError, match=rf"train\.tar, n01440764\.tar holds 'n01440764_1\.JPEG'(: it is|,) {message}"):
+        listing_of(path)
     path = write_tar(tmp_path / "train.tar", {"n01440764.tar": write_tar(tmp_path / "x.tar", small_set()).read_bytes()[:2000]})
     with pytest.raises(DataError, match=r"n01440764\.tar is (cut|no whole tar)"):
-        stock_of(path)
+        listing_of(path)
 
 
 # --- Kaggle's ImageNet-100 ---
@@ -402,25 +404,25 @@ def test_parquet_columns_as_nobody_should_make_them(tmp_path: Path) -> None:
     for place, path in enumerate((b"x.jpg", 3)):
         rows = [{"bytes": photo(n), "path": path} for n in range(40)]
         pq.write_table(pa.table({"image": pa.array(rows), "label": [0, 1] * 20}), tmp_path / f"{place}.parquet")
-        assert sum(map(len, stock_of(tmp_path / f"{place}.parquet", hold_out=50).samples.values())) == 40
+        assert sum(map(len, listing_of(tmp_path / f"{place}.parquet", hold_out=50).samples.values())) == 40
     pq.write_table(pa.table({"image": [{"bytes": "text"}] * 2, "label": [0, 1]}), tmp_path / "text.parquet")
     with pytest.raises(DataError, match="expected an image column"):
-        stock_of(tmp_path / "text.parquet", hold_out=50)
+        listing_of(tmp_path / "text.parquet", hold_out=50)
 
 
 def test_parquet_that_is_refused_or_passed_over(tmp_path: Path) -> None:
     path = parquet(tmp_path / "test.parquet", [(-1, photo(1)), (None, photo(2)), (0, photo(3)), (1, photo(4))] * 20)
-    stock = stock_of(path, hold_out=50)
-    assert sum(map(len, stock.samples.values())) == 40
-    assert "passed over 40 files" in stock.warnings[0]
+    listing = listing_of(path, hold_out=50)
+    assert sum(map(len, listing.samples.values())) == 40
+    assert "passed over 40 files" in listing.warnings[0]
     with pytest.raises(DataError, match="holds the label 1, and names 1 classes; expected a class number"):
-        stock_of(parquet(tmp_path / "few.parquet", [(1, photo(1))], ["only"]))
+        listing_of(parquet(tmp_path / "few.parquet", [(1, photo(1))], ["only"]))
     pq.write_table(pa.table({"text": ["x"], "label": [1]}), tmp_path / "text.parquet")
     with pytest.raises(DataError, match="has the columns text, label; expected an image column"):
-        stock_of(tmp_path / "text.parquet")
+        listing_of(tmp_path / "text.parquet")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"test\.parquet cannot be read"):
-        stock_of(path)
+        listing_of(path)
 
 
 # --- WebDataset ---
@@ -447,7 +449,7 @@ def test_webdatasets(tmp_path: Path) -> None:
     assert images_of(converted(sorted((tmp_path / "w").iterdir()), tmp_path / "e")) == wanted
     write_tar(tmp_path / "w" / "set-train-000000.tar", {"a.jpg": photo(1), "a.json": b"{"})
     with pytest.raises(DataError, match=r"sample a has no label: its \.json cannot be read .*--label-field"):
-        stock_of(tmp_path / "w")
+        listing_of(tmp_path / "w")
 
 
 def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
@@ -498,7 +500,7 @@ def test_betons_that_are_refused(tmp_path: Path) -> None:
     for data in (b"", b"\0" * 10_000, struct.pack("<HHIQQ", 2, 2, 4096, 10**12, 5000) + bytes(6000)):
         path.write_bytes(data)
         with pytest.raises(DataError, match=r"no whole \.beton|fields of other kinds"):
-            stock_of(path)
+            listing_of(path)
 
 
 def test_a_beton_whose_count_was_cut_is_refused(tmp_path: Path) -> None:
@@ -509,14 +511,14 @@ def test_a_beton_whose_count_was_cut_is_refused(tmp_path: Path) -> None:
     beton = tmp_path / "train.beton"
     data = bytearray((folder.path / "train" / "samples.beton").read_bytes())
     beton.write_bytes(data)
-    assert sum(map(len, stock_of(beton, hold_out=50).samples.values())) == 12
+    assert sum(map(len, listing_of(beton, hold_out=50).samples.values())) == 12
     other = tmp_path / "train_400_0.10_90.ffcv"  # the ending that FFCV's scripts for ImageNet give
     other.write_bytes(data)
-    assert sum(map(len, stock_of(other, hold_out=50).samples.values())) == 12
+    assert sum(map(len, listing_of(other, hold_out=50).samples.values())) == 12
     data[8:16] = struct.pack("<Q", 5)
     beton.write_bytes(data)
     with pytest.raises(DataError, match=r"no whole \.beton"):
-        stock_of(beton, hold_out=50)
+        listing_of(beton, hold_out=50)
 
 
 # --- choosing ---
@@ -524,11 +526,11 @@ def test_a_beton_whose_count_was_cut_is_refused(tmp_path: Path) -> None:
 
 def test_layouts_are_named_or_found(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set())
-    assert stock_of(tree, layout="imagefolder").samples["train"]
+    assert listing_of(tree, layout="imagefolder").samples["train"]
     with pytest.raises(DataError, match=r"is not of the layout parquet.*--layout"):
-        stock_of(tree, layout="parquet")
+        listing_of(tree, layout="parquet")
     with pytest.raises(ConfigError, match="layout 'tfds' is unknown; expected auto, ilsvrc"):
-        stock_of(tree, layout="tfds")
+        listing_of(tree, layout="tfds")
 
 
 def test_png_in_a_parquet_is_fixed_as_anywhere(tmp_path: Path) -> None:
@@ -546,10 +548,10 @@ def test_class_folders_that_hold_the_splits_are_refused(tmp_path: Path) -> None:
     source = write_tree(tmp_path / "a", files)
     for hold_out in (None, 20):
         with pytest.raises(DataError, match=r"class folders that hold the splits \(train, val\).*--layout classfolders"):
-            stock_of(source, hold_out=hold_out)
-    assert stock_of(source, layout="classfolders", hold_out=50).samples["val"]
+            listing_of(source, hold_out=hold_out)
+    assert listing_of(source, layout="classfolders", hold_out=50).samples["val"]
     source = write_tree(tmp_path / "b", files | {"cat/young/0.jpg": photo("young")})
-    assert stock_of(source, hold_out=50).samples["val"]
+    assert listing_of(source, hold_out=50).samples["val"]
 
 
 @pytest.mark.parametrize(
@@ -564,10 +566,10 @@ def test_what_may_validate_is_named_before_a_random_share_is_advised(tmp_path: P
     train = {path: data for path, data in small_set().items() if path.startswith("train")}
     source = write_tree(tmp_path / "a", train | {name: photo("x") if name.endswith("jpg") else b"x"})
     with pytest.raises(DataError, match=f"no val/ images; expected both; {words}.*or give --hold-out PERCENT if it does not"):
-        stock_of(source)
-    assert stock_of(source, hold_out=50).samples["val"]
+        listing_of(source)
+    assert listing_of(source, hold_out=50).samples["val"]
     with pytest.raises(DataError, match="add the source that holds them, or give --hold-out PERCENT to set"):
-        stock_of(write_tree(tmp_path / "b", train | {"val.py": b"", "src/test_data/README.md": b""}))
+        listing_of(write_tree(tmp_path / "b", train | {"val.py": b"", "src/test_data/README.md": b""}))
 
 
 def test_a_validation_split_of_another_kind_is_named(tmp_path: Path) -> None:
@@ -577,19 +579,19 @@ def test_a_validation_split_of_another_kind_is_named(tmp_path: Path) -> None:
     write_tree(tmp_path / "a", {name: data for name, data in files.items() if name.startswith("val")})
     tar = write_tar(tmp_path / "a" / "train.tar", train)
     with pytest.raises(DataError, match=r"expected both; name .*a/val too, which looks like validation"):
-        stock_of(tar)
+        listing_of(tar)
     write_tar(tmp_path / "a" / "val.tar", train)
     with pytest.raises(DataError, match=r"name .*a/val\.tar too"):
-        stock_of(tar)
+        listing_of(tar)
     (tmp_path / "w").mkdir()
     write_tar(tmp_path / "w" / "train-0.tar", {f"{n}.{e}": d for n in range(4) for e, d in (("jpg", photo(n)), ("cls", b"1"))})
     (tmp_path / "w" / "val-0.tar.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(DataError, match=r"expected both; val-0\.tar\.gz is not read: name it, too.*or give --hold-out"):
-        stock_of(tmp_path / "w")
-    assert stock_of(tmp_path / "w", hold_out=50).samples["val"]
+        listing_of(tmp_path / "w")
+    assert listing_of(tmp_path / "w", hold_out=50).samples["val"]
     write_tree(tmp_path / "t", {name.replace("val/", "test/"): data for name, data in files.items()})
     with pytest.raises(DataError, match=r"name .*t/test too and give --val test"):
-        stock_of(tmp_path / "t" / "train")
+        listing_of(tmp_path / "t" / "train")
 
 
 def test_shards_of_one_name_in_several_folders(tmp_path: Path) -> None:
@@ -620,7 +622,7 @@ def test_an_image_of_one_name_twice_is_told_with_both_places(tmp_path: Path) -> 
     with pytest.raises(
         DataError, match=rf"there twice, in .*/a/a/{name} and .*/a/{name}; .*or rename one if they are two images"
     ):
-        stock_of(source)
+        listing_of(source)
 
 
 def test_a_table_that_describes_the_images_is_none_of_them(tmp_path: Path) -> None:
@@ -631,9 +633,9 @@ def test_a_table_that_describes_the_images_is_none_of_them(tmp_path: Path) -> No
     ):
         root = write_tree(tmp_path / name, files)
         pq.write_table(pa.table({"file_name": list(files), "weight": [1.0] * len(files)}), root / "metadata.parquet")
-        stock = stock_of(root, hold_out=None if name == "a" else 40)
-        assert sum(map(len, stock.samples.values())) == len(files)
-        assert stock.passed_over.reasons == {OTHER: (1, "metadata.parquet")}
+        listing = listing_of(root, hold_out=None if name == "a" else 40)
+        assert sum(map(len, listing.samples.values())) == len(files)
+        assert listing.skipped.reasons == {OTHER_FILES: (1, "metadata.parquet")}
 
 
 def test_splits_of_parquets_that_are_told_otherwise(tmp_path: Path) -> None:
@@ -643,12 +645,12 @@ def test_splits_of_parquets_that_are_told_otherwise(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "a" / "all.parquet")
     pq.write_table(table.append_column("split", pa.array(["train", "val"] * 2)), tmp_path / "a" / "all.parquet")
     with pytest.raises(DataError, match=r"expected both; the column split of .*all\.parquet may say which rows validate"):
-        stock_of(tmp_path / "a")
+        listing_of(tmp_path / "a")
     for version in ("160px", "320px"):
         for split in ("train", "validation"):
             parquet(tmp_path / "b" / version / f"{split}.parquet", rows)
-    assert any("in 160px, 320px; all are read: name one" in line for line in stock_of(tmp_path / "b").warnings)
-    assert not stock_of(tmp_path / "b" / "160px").warnings
+    assert any("in 160px, 320px; all are read: name one" in line for line in listing_of(tmp_path / "b").warnings)
+    assert not listing_of(tmp_path / "b" / "160px").warnings
 
 
 def test_trees_that_may_be_read_otherwise_are_warned_of(tmp_path: Path) -> None:
@@ -656,19 +658,19 @@ def test_trees_that_may_be_read_otherwise_are_warned_of(tmp_path: Path) -> None:
     letters = {
         f"{s}/{c[0]}/{c}/{n}.jpg": photo(n) for s in ("train", "val") for c in ("abbey", "alley", "bar") for n in range(2)
     }
-    [warning] = stock_of(write_tree(tmp_path / "a", letters)).warnings
+    [warning] = listing_of(write_tree(tmp_path / "a", letters)).warnings
     assert "such as a/abbey and a/alley; the outer ones are the classes" in warning
-    warning, *_ = stock_of(tmp_path / "a" / "train", hold_out=50).warnings
+    warning, *_ = listing_of(tmp_path / "a" / "train", hold_out=50).warnings
     assert "such as a/abbey and a/alley" in warning
     views = {f"{s}/{c}/{view}/0.jpg": photo(1) for s in ("train", "val") for c in ("cat", "dog") for view in ("left", "right")}
-    assert not stock_of(write_tree(tmp_path / "b", views)).warnings
+    assert not listing_of(write_tree(tmp_path / "b", views)).warnings
     folds = {f"fold{n}/{s}/{c}/{s}{n}.jpg": photo(n) for n in (1, 2) for s in ("train", "val") for c in ("cat", "dog")}
-    [warning] = stock_of(write_tree(tmp_path / "c", folds)).warnings
+    [warning] = listing_of(write_tree(tmp_path / "c", folds)).warnings
     assert "holds fold1/train, fold2/train; all are read: name one's folder" in warning
     tree = write_tree(tmp_path / "d", small_set())
     (tree / "train" / "tench").symlink_to("n01440764")
     (tree / "val" / "tench").symlink_to("n01440764")
-    first, _ = stock_of(tree).warnings
+    first, _ = listing_of(tree).warnings
     assert "train/n01440764 and " in first
     assert "train/tench are one folder by links" in first
 
@@ -679,8 +681,8 @@ def test_val_alone_names_the_train_tar_beside_it(tmp_path: Path) -> None:
         tmp_path / "a", {name: data for name, data in files.items() if name.startswith("val")} | {"train.py": b""}
     )
     with pytest.raises(DataError, match=r"holds val/ only; expected train/ images too; add the source"):
-        stock_of(root)
+        listing_of(root)
     tar = write_tar(root / "train.tar", {name: data for name, data in files.items() if name.startswith("train")})
     with pytest.raises(DataError, match=r"holds val/ only, and train\.tar is not read; .*name it, or its train folder, as a"):
-        stock_of(root)
-    assert stock_of(root, tar).samples["train"]
+        listing_of(root)
+    assert listing_of(root, tar).samples["train"]

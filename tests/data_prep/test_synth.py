@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from data_prep.synth import synth, synthetic_jpeg
-from data_prep.synth.classes import TRAITS, kind_of
+from data_prep.synth.classes import TRAITS, synth_class
 from data_prep.synth.rng import Rng
-from data_prep.synth.scene import SIDE_PX, picture
+from data_prep.synth.scene import SIDE_PX, render_scene
 from udkd.utils.errors import UserError
 
 
@@ -36,7 +36,7 @@ def test_images_are_spread_evenly(tmp_path: Path) -> None:
     synth(tmp_path / "tree", classes=4, images=10, val_images=4, seed=0)
     counts = [len(list(folder.iterdir())) for folder in sorted((tmp_path / "tree" / "train").iterdir())]
     assert counts == [3, 3, 2, 2]
-    assert {path.name for path in (tmp_path / "tree" / "val").iterdir()} == {kind_of(label).name for label in range(4)}
+    assert {path.name for path in (tmp_path / "tree" / "val").iterdir()} == {synth_class(label).name for label in range(4)}
 
 
 def test_seed_split_class_and_index_all_matter() -> None:
@@ -46,7 +46,7 @@ def test_seed_split_class_and_index_all_matter() -> None:
 
 def test_pixels_are_golden() -> None:
     """Only integers and correctly rounded operations make a picture, so every processor makes this one."""
-    pixels, grey = picture(kind_of(2), Rng(0, 0, 2, 1))
+    pixels, grey = render_scene(synth_class(2), Rng(0, 0, 2, 1))
     assert (pixels.shape, grey) == ((123, 105, 3), False)
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == "a37755546be0d5640c10eb21ccbe0383b052a08068bc4eb9ba24fb3ae9834e49"
 
@@ -69,12 +69,12 @@ def test_sizes_aspects_and_colours_vary() -> None:
 
 def test_pairs_share_all_but_one_trait() -> None:
     for label in range(0, 400, 2):
-        first, second = kind_of(label), kind_of(label + 1)
+        first, second = synth_class(label), synth_class(label + 1)
         assert (first.shape, first.texture, first.hue, first.trait) == (second.shape, second.texture, second.hue, second.trait)
-        assert (first.side, second.side) == (-1, 1)
-    assert len({(kind_of(label).shape, kind_of(label).texture) for label in range(0, 168, 2)}) == 84
-    assert {kind_of(label).trait for label in range(20)} == {name for name, _, _ in TRAITS}
-    assert len({kind_of(label).name for label in range(2000)}) == 2000
+        assert (first.sign, second.sign) == (-1, 1)
+    assert len({(synth_class(label).shape, synth_class(label).texture) for label in range(0, 168, 2)}) == 84
+    assert {synth_class(label).trait for label in range(20)} == {name for name, _, _ in TRAITS}
+    assert len({synth_class(label).name for label in range(2000)}) == 2000
 
 
 @pytest.mark.parametrize("trait", [name for name, _, _ in TRAITS])
@@ -84,7 +84,7 @@ def test_a_trait_shows_more_or_less(trait: str) -> None:
     label = 2 * names.index(trait)
     differences = []
     for index in range(10):
-        first, second = (picture(kind_of(label + side), Rng(0, 0, 0, index))[0].astype(int) for side in (0, 1))
+        first, second = (render_scene(synth_class(label + side), Rng(0, 0, 0, index))[0].astype(int) for side in (0, 1))
         differences.append(float(np.abs(first - second).mean()))
     assert max(differences) > 2.0
     assert min(differences) < 0.5 * max(differences)
