@@ -1,4 +1,4 @@
-"""`udkd-prep info`: what a dataset folder holds, as lines of text."""
+"""`udkd-prep info`: the contents of a dataset folder as lines of text."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ EXAMPLES = 5
 
 
 def info_lines(folder: Path) -> Iterator[str]:
-    """Lines about the folder and its splits. Raises DataError where it cannot be opened."""
+    """Lines about the folder and its splits. Raises DataError if it cannot be opened."""
     dataset = DatasetFolder.open(folder)
     encoder = ", ".join(f"{name} {value}" for name, value in dataset.encoder.items())
     yield f"folder   {dataset.path}"
@@ -31,7 +31,7 @@ def info_lines(folder: Path) -> Iterator[str]:
 def _split_lines(split: Split, num_classes: int) -> Iterator[str]:
     kept = split.ids
     if not len(kept):
-        yield f"{split.name:<8} no images that can be used, {split.num_samples:,} excluded"
+        yield f"{split.name:<8} no usable images, {split.num_samples:,} excluded"
         return
     per_class = np.bincount(split.labels[kept], minlength=num_classes)
     stored = int(split.size[kept].sum())

@@ -1,25 +1,23 @@
-"""Formats that are written from the shards: each is one file here and one line in DERIVED_FORMATS.
+"""Writers of the derived formats, which are made from the shards.
 
-What they are called, and which files belong to each, is in udkd.data.derived, for their readers.
+A new format is one entry in udkd.data.derived.DERIVED, with its name and files, and one module here with its writer.
 """
 
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.formats.ffcv import FFCV
-from data_prep.formats.resident import RESIDENT
-from data_prep.formats.tfrecord import TFRECORD
+from data_prep.formats import ffcv, resident, tfrecord
 from data_prep.formats.writer import DatasetSize, FormatWriter
 from data_prep.pool import reuse_workers
 from udkd.data.dataset import DatasetFolder
-from udkd.data.derived import DERIVED, derived_files, discard
+from udkd.data.derived import derived_files, discard
 from udkd.data.header import Fit
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.progress import Observer
 
 __all__ = [
-    "DERIVED_FORMATS",
+    "WRITERS",
     "DatasetSize",
     "FormatWriter",
     "check_room",
@@ -27,21 +25,19 @@ __all__ = [
     "derive_formats",
     "discard_formats",
     "parse_formats",
-    "size_lines",
+    "size_texts",
 ]
 
 AUTO = "auto"
 NONE = "none"
 
-# How each is written.
-WRITERS: dict[str, FormatWriter] = {"resident": RESIDENT, "ffcv": FFCV, "dali": TFRECORD}
-assert set(WRITERS) <= set(DERIVED)
+WRITERS: dict[str, FormatWriter] = {module.NAME: module.WRITER for module in (resident, ffcv, tfrecord)}
 
 
 def parse_formats(text: str) -> tuple[str, ...] | None:
-    """The formats that a comma-separated list names, in the order of DERIVED_FORMATS; None for `auto`, () for `none`.
+    """The formats in a comma-separated list, in the order of WRITERS; None for `auto`, () for `none`.
 
-    Raises ConfigError for an unknown name, and where `auto` or `none` stands beside others.
+    Raises ConfigError for an unknown name, and for `auto` or `none` together with others.
     """
     names = {name.strip() for name in text.split(",")}
     if names == {AUTO}:
@@ -60,18 +56,23 @@ def default_formats(fit: Fit, side: int) -> tuple[str, ...]:
 
 
 def size_texts(names: Iterable[str], dataset_size: DatasetSize) -> dict[str, str]:
-    """What each format whose size is known will take, in words."""
+    """A line about the size of each format, by format; without those whose size is not known yet."""
     return {
-        name: found.size_line(dataset_size) for name in names if (found := WRITERS[name]).size_bytes(dataset_size) is not None
+        name: f"{name} format: {WRITERS[name].size_text(dataset_size)} {size / 1e9:,.2f} GB"
+        for name, size in _known_sizes(names, dataset_size).items()
     }
 
 
-def check_room(names: Iterable[str], dataset_size: DatasetSize, folder: Path, *, freed_bytes: int = 0) -> None:
-    """Raise DataError where the disk of `folder`, which need not exist yet, has less room than the formats take.
+def _known_sizes(names: Iterable[str], dataset_size: DatasetSize) -> dict[str, int]:
+    return {name: size for name in names if (size := WRITERS[name].size_bytes(dataset_size)) is not None}
 
-    given_back: bytes that will be free before they are written.
+
+def check_room(names: Iterable[str], dataset_size: DatasetSize, folder: Path, *, freed_bytes: int = 0) -> None:
+    """Raise DataError if the disk of `folder`, which need not exist yet, has too little free space for the formats.
+
+    freed_bytes: bytes that will be freed before the formats are written.
     """
-    sizes = {name: size for name in names if (size := WRITERS[name].size_bytes(dataset_size)) is not None}
+    sizes = _known_sizes(names, dataset_size)
     need = sum(sizes.values())
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free + freed_bytes
@@ -79,12 +80,12 @@ def check_room(names: Iterable[str], dataset_size: DatasetSize, folder: Path, *,
         what = f"the {next(iter(sizes))} format takes" if len(sizes) == 1 else f"the formats {', '.join(sizes)} take"
         raise DataError(
             f"{what} {need / 1e9:,.2f} GB, the disk of {folder} has {free / 1e9:,.2f} GB free; "
-            "expected room for it; free some or choose other --formats (none for the shards alone)"
+            "expected enough free space; free some or choose other --formats (none for the shards alone)"
         )
 
 
 def discard_formats(dataset: DatasetFolder, names: Iterable[str]) -> None:
-    """Remove formats, finished or not: an old one must not take the room that the new one needs."""
+    """Remove formats, finished or not: old files must not take the space that new ones need."""
     for split in dataset.splits.values():
         for name in names:
             discard(split.path, name)
@@ -92,14 +93,14 @@ def discard_formats(dataset: DatasetFolder, names: Iterable[str]) -> None:
 
 @reuse_workers()
 def derive_formats(dataset: DatasetFolder, names: Iterable[str], *, workers: int, observer: Observer) -> None:
-    """Write formats anew, one after the other. Raises ConfigError (a package is missing), DataError and OSError."""
+    """Write formats again, one after the other. Raises ConfigError (a missing package), DataError and OSError."""
     names = tuple(names)
     for name in names:
         WRITERS[name].require()
     old = [path for split in dataset.splits.values() for name in names for path in derived_files(split.path, name)]
     check_room(names, DatasetSize.of(dataset), dataset.path, freed_bytes=sum(path.stat().st_size for path in old))
     if old:
-        _read_everything(dataset)
+        _check_samples(dataset)
     discard_formats(dataset, names)
     for name in names:
         try:
@@ -109,8 +110,8 @@ def derive_formats(dataset: DatasetFolder, names: Iterable[str], *, workers: int
             raise
 
 
-def _read_everything(dataset: DatasetFolder) -> None:
-    """Raise DataError for a damaged sample now: after a format is gone it would be too late, as nothing could write it anew."""
+def _check_samples(dataset: DatasetFolder) -> None:
+    """Raise DataError for a damaged sample before any format is removed: it could not be written again."""
     for split in dataset.splits.values():
         for _ in split.read_some(split.ids):
             pass

@@ -1,4 +1,4 @@
-"""What a derived format is to the converter."""
+"""What the converter needs to know about a derived format."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from udkd.utils.progress import Observer
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSize:
-    """What the size of a format depends on. samples: rows, all splits together. side: S, pixels.
+    """What the size of a format depends on. samples: rows of all splits. side: S, pixels.
 
-    stored: bytes of all stored JPEGs; None before they are there.
+    stored: bytes of all stored JPEGs; None before they are written.
     """
 
     samples: int
@@ -20,7 +20,7 @@ class DatasetSize:
 
     @staticmethod
     def of(dataset: DatasetFolder) -> "DatasetSize":
-        """The volume of a folder whose shards are there."""
+        """The size of a folder with its shards."""
         splits = dataset.splits.values()
         return DatasetSize(
             samples=sum(split.num_samples for split in splits),
@@ -31,21 +31,21 @@ class DatasetSize:
 
 @dataclass(frozen=True, kw_only=True)
 class FormatWriter:
-    """One format that is written from the shards, without the source.
+    """Writes one format from the shards, without the source.
 
-    files: what it writes, in words. require: raises ConfigError where a package that it needs is not installed; called
-    before any work. size_bytes: what it takes on disk; None while that is not known. size_line: the same in words.
-    derive(dataset, workers, observer): discard what is there of it in each split, write it anew with progress, its
-    description last; raises DataError and OSError. problems: what `verify` finds in a split that has it, a line each.
+    files: text naming its files. require: called before any work; raises ConfigError if a package is missing.
+    size_bytes: size on disk; None if it is not known yet. size_text: what precedes that size in messages.
+    derive(dataset, workers, observer): replaces the format in each split, writing its description last; raises DataError and
+    OSError. problems: what `verify` finds in a split with this format, one line each.
     """
 
     files: str
     require: Callable[[], None]
     size_bytes: Callable[[DatasetSize], int | None]
-    size_line: Callable[[DatasetSize], str]
+    size_text: Callable[[DatasetSize], str]
     derive: Callable[[DatasetFolder, int, Observer], None]
     problems: Callable[[Split], Iterator[str]]
 
 
 def nothing_required() -> None:
-    """For formats that need no package of their own."""
+    """The `require` of formats without optional packages."""

@@ -38,7 +38,7 @@ def test_convert_info_derive_verify(tmp_path: Path) -> None:
     code, out, err = run("derive", tmp_path / "d", "--formats", "resident")
     assert code == 0, err
     code, out, err = run("verify", tmp_path / "d")
-    assert (code, out) == (0, f"{tmp_path / 'd'}: whole\n")
+    assert (code, out) == (0, f"{tmp_path / 'd'}: intact\n")
     code, out, err = run("info", tmp_path / "d")
     assert "formats  shards, resident" in out
     path = tmp_path / "d" / "train" / "samples-00000.tar"

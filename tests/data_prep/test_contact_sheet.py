@@ -59,7 +59,7 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a folder; expected one to write"):
         write_contact_sheet(folder.path, tmp_path / "no" / "s.png")
     for taken in (folder.path / "dataset.json", folder.split("train").shard_path(0), folder.path):
-        with pytest.raises(DataError, match="is there and is no PNG"):
+        with pytest.raises(DataError, match="exists and is not a PNG"):
             write_contact_sheet(folder.path, taken)
     write_contact_sheet(folder.path, tmp_path / "twice.png")
     write_contact_sheet(folder.path, tmp_path / "twice.png")

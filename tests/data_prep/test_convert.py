@@ -196,7 +196,7 @@ def test_the_same_command_again_says_that_it_is_finished(tmp_path: Path) -> None
     before, notes = contents(folder), Notes()
     for workers in (1, 2):
         assert converted(tree, folder, notes, workers=workers, formats=None).path == folder
-    assert notes.lines == [f"{folder} is finished already: there is nothing to do"] * 2
+    assert notes.lines == [f"{folder} is already finished: there is nothing to do"] * 2
     others: list[tuple[Path, dict[str, object]]] = [
         (tree, {"exif": "apply"}),
         (tree, {"on_bad": "skip"}),
@@ -220,7 +220,7 @@ def test_a_source_is_never_written_to(tmp_path: Path) -> None:
     before = contents(folder)
     for source in (folder, tmp_path / "link", folder / "train" / "samples-00000.tar"):
         for overwrite in (True, False):
-            with pytest.raises(DataError, match="lies in"):
+            with pytest.raises(DataError, match="is inside"):
                 converted(source, folder, overwrite=overwrite, hold_out_percent=20)
     assert contents(folder) == before
 
@@ -280,7 +280,7 @@ def test_a_format_that_does_not_fit_costs_nothing_that_is_there(tmp_path: Path, 
     size = sum(path.stat().st_size for path in folder.path.rglob("canvas*.npy"))
     before = contents(folder.path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(DataError, match="expected room"):
+    with pytest.raises(DataError, match="expected enough free space"):
         formats.derive_formats(folder, ["resident", "dali"], workers=1, observer=Silent())
     assert contents(folder.path) == before
     assert size > 1000

@@ -235,7 +235,7 @@ def test_fix_saves_what_is_whole(tree: Path, tmp_path: Path) -> None:
     assert np.abs(split.pixels(n)[:height, :width] - whole).mean() < 2  # real rows, to the last one
     assert np.abs(split.pixels(n)[height - 1, :width] - whole[-1]).mean() < 3
     # The same whether it was chosen at once or after another policy left its shards.
-    with pytest.raises(DataError, match=r"11 of 40 images cannot be used.*--on-bad skip to leave them out, fix to save"):
+    with pytest.raises(DataError, match=r"11 of 40 images cannot be used.*--on-bad skip to leave them out, or fix to"):
         converted(tree, tmp_path / "e", side=256, shard_samples=7)
     converted(tree, tmp_path / "e", side=256, shard_samples=7, on_bad="fix")
     other = converted(tree, tmp_path / "f", side=256, shard_samples=7, on_bad="fix")

@@ -480,7 +480,7 @@ def test_lines_of_class_lists(tmp_path: Path, text: str, expected: list[str], en
 def test_two_lines_of_a_class_list_are_no_one_class(tmp_path: Path, text: str) -> None:
     path = tmp_path / "list.txt"
     path.write_text(text)
-    with pytest.raises(DataError, match=r"names 'great .*', which both lead to the folder 'great', the first word"):
+    with pytest.raises(DataError, match=r"names 'great .*', which both match the folder 'great' by the first word"):
         choose_classes(["sea", "sea lion", "great"], str(path))
     path.write_text("n01440764\nn01440764 tench, Tinca tinca\n")
     assert choose_classes(["n01440764", "n01443537"], str(path)) == ["n01440764"]
