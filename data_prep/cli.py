@@ -119,8 +119,8 @@ def convert(
     formats: Annotated[
         str,
         typer.Option(
-            help=f"Comma-separated formats to derive from the tar shards: {FORMAT_NAMES}; or `none`, or `auto` (resident, except "
-            "for padded canvases over 256 px). `derive` can add more at any time."
+            help=f"Comma-separated formats to derive from the tar shards: {FORMAT_NAMES}; or `none`, or `auto` (resident, "
+            "except for padded canvases over 256 px). `derive` can add more at any time."
         ),
     ] = "auto",
     on_bad: Annotated[

@@ -1,7 +1,7 @@
-"""What there is to convert: every sample of both splits with its id and label, settled before a byte is decoded.
+"""Lists the samples to convert: every sample of both splits gets its id and label before an image is decoded.
 
-All of it lies in columns (see EntryTable): a listing takes 58 bytes an image and the letters of its name. While it
-is made, the names of one class at a time are Python strings, for sorting.
+Samples are stored in columns (see EntryTable): 58 bytes per image plus the letters of its name. For sorting, the names of one
+class at a time become Python strings.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ Rows = NDArray[np.int64]
 
 
 class Samples(Sequence[Sample]):
-    """A split's samples in id order: rows of the sources' listings, made into objects when they are asked for."""
+    """The samples of a split in id order: rows of the sources' listings, made into objects on access."""
 
     def __init__(self, entries: "_AllEntries", rows: Rows) -> None:
         self._entries = entries
@@ -66,9 +66,9 @@ class Samples(Sequence[Sample]):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleListing:
-    """classes[i] is label i; samples["train"] and samples["val"] are in id order.
+    """classes[i] is the class of label i. samples["train"] and samples["val"] are in id order.
 
-    That is by class, then by name; sources that are read in sequence keep their own order.
+    Ids are sorted by class, then by name; sequential sources keep the order of their listing.
     """
 
     classes: tuple[ClassName, ...]
@@ -78,9 +78,9 @@ class SampleListing:
 
 
 class _AllEntries:
-    """The listings of all sources as one: row n is entry n - firsts[origin] of the source `source_index`.
+    """The listings of all sources as one: row n is entry n - firsts[i] of source i.
 
-    labels: int32 [N], -1 for classes that were not chosen. splits: int8 [N], places in PARTS, -1 for none.
+    labels: int32 [N], -1 for classes that were not chosen. splits: int8 [N], indices into SOURCE_SPLITS, -1 for none.
     """
 
     def __init__(self, tables: Sequence[EntryTable], splits: Sequence[NDArray[np.int8]], chosen: Sequence[str]) -> None:
@@ -95,22 +95,22 @@ class _AllEntries:
         return label[np.frombuffer(table.classes.codes, dtype=np.int32)]
 
     def source_index(self, row: int) -> int:
-        """The source of a row."""
+        """The index of the source of a row."""
         return int(np.searchsorted(self._firsts, row, side="right")) - 1
 
     def name(self, row: int) -> str:
-        """The name of a row's entry."""
+        """The name of a row."""
         source_index = self.source_index(row)
         return self._tables[source_index].name(row - int(self._firsts[source_index]))
 
     def path(self, row: int) -> str:
-        """The class and the name of a row's entry."""
+        """The class and the name of a row, `class/name`."""
         source_index = self.source_index(row)
-        table, place = self._tables[source_index], row - int(self._firsts[source_index])
-        return f"{table.classes[place]}/{table.name(place)}"
+        table, n = self._tables[source_index], row - int(self._firsts[source_index])
+        return f"{table.classes[n]}/{table.name(n)}"
 
     def sample(self, row: int) -> Sample:
-        """A row as the sample that it becomes."""
+        """The sample of a row."""
         source_index = self.source_index(row)
         entry = self._tables[source_index][row - int(self._firsts[source_index])]
         return Sample(self._label_of[entry.class_name], escape_name(f"{entry.class_name}/{entry.name}"), source_index, entry)
@@ -119,10 +119,10 @@ class _AllEntries:
 def list_samples(
     sources: Sequence[Source], *, classes: str, hold_out_percent: float | None, test_validates: bool = False
 ) -> SampleListing:
-    """List the sources, choose classes, set images aside for validation where asked, and number everything.
+    """List the sources, choose classes, hold out validation images if requested, and assign ids.
 
-    test_validates: take the test split for validation. Raises DataError: no images, no train or val and no hold-out, a class
-    list that does not match, two images of one name.
+    test_validates: validate on the test split. Raises DataError: no images, a missing split without a hold-out, a class list
+    that does not match, two images of one name.
     """
     listings = [source.list() for source in sources]
     skipped = Skipped()
@@ -153,23 +153,23 @@ def list_samples(
 
 
 def _no_images_text(source: Source, listing: Listing) -> str:
-    found = identify_unread(source.path)
+    kind = identify_unread(source.path)
     text = f"{source.path} holds no images in class folders; expected [train/|val/]<class>/<name>.jpg; "
     others = listing.skipped.reasons
     if source.path.is_file() and others and others.keys() <= {UNREAD, ARCHIVES, OTHER_FILES}:
         return text + "it holds " + ", ".join(f"{n:,} {why} (such as {escape_name(name)})" for why, (n, name) in others.items())
-    if found is None:
-        return text + "check the path, or say what it is with --layout"
-    return text + f"it holds {found[0]}: {found[1]}"
+    if kind is None:
+        return text + "check the path, or name the layout with --layout"
+    return text + f"it holds {kind[0]}: {kind[1]}"
 
 
 def _entry_splits(
     sources: Sequence[Source], listings: Sequence[Listing], hold_out_percent: float | None
 ) -> list[NDArray[np.int8]]:
-    """For every entry the place of its split in PARTS, -1 for none.
+    """For every entry the index of its split in SOURCE_SPLITS, -1 for none.
 
-    Where no entry of a source has one, the name of the source tells it; with --hold-out only if names tell of several, and
-    `test` alone tells of nothing then: what happens to be called `photos-test` may be all there is.
+    A source whose entries have no splits takes the split of its name; with --hold-out only if the names name several splits.
+    `test` alone is then ignored: a folder called `photos-test` may be the whole dataset.
     """
     splits = [_split_codes(listing.entries) for listing in listings]
     if hold_out_percent is not None and all((split == SOURCE_SPLITS.index("test")).all() for split in splits):
@@ -179,13 +179,13 @@ def _entry_splits(
         for source, listing in zip(sources, listings, strict=True)
     ]
     bare = [bool((split < 0).all()) for split in splits]
-    told = {split_hint for split_hint, none in zip(hints, bare, strict=True) if none} | {
-        SOURCE_SPLITS[place] for split in splits for place in np.unique(split).tolist() if place >= 0
+    named = {split_hint for split_hint, none in zip(hints, bare, strict=True) if none} | {
+        SOURCE_SPLITS[code] for split in splits for code in np.unique(split).tolist() if code >= 0
     }
-    apart = [single_split_in(source.path.resolve().parent.name) for source in sources]
-    if all(bare) and all(source.path.is_file() for source in sources) and None not in apart and len(set(apart)) > 1:
-        return [np.full_like(split, SOURCE_SPLITS.index(part)) for split, part in zip(splits, apart, strict=True) if part]
-    if None in told or (len(told) < 2 and (hold_out_percent is not None or told == {"test"})):
+    by_parent = [single_split_in(source.path.resolve().parent.name) for source in sources]
+    if all(bare) and all(source.path.is_file() for source in sources) and None not in by_parent and len(set(by_parent)) > 1:
+        return [np.full_like(split, SOURCE_SPLITS.index(name)) for split, name in zip(splits, by_parent, strict=True) if name]
+    if None in named or (len(named) < 2 and (hold_out_percent is not None or named == {"test"})):
         return splits
     return [
         np.full_like(split, SOURCE_SPLITS.index(split_hint)) if none and split_hint else split
@@ -194,20 +194,20 @@ def _entry_splits(
 
 
 def _split_codes(table: EntryTable) -> NDArray[np.int8]:
-    place = np.array([-1 if name is None else SOURCE_SPLITS.index(name) for name in table.splits.values], dtype=np.int8)
-    return place[np.frombuffer(table.splits.codes, dtype=np.int8)]
+    codes = np.array([-1 if name is None else SOURCE_SPLITS.index(name) for name in table.splits.values], dtype=np.int8)
+    return codes[np.frombuffer(table.splits.codes, dtype=np.int8)]
 
 
 def _test_for_val(sources: Sequence[Source], split: NDArray[np.int8]) -> NDArray[np.int8]:
     test, val = SOURCE_SPLITS.index("test"), SOURCE_SPLITS.index("val")
     if (split == val).any():
         where = ", ".join(str(source.path) for source in sources)
-        raise DataError(f"{where} holds val/ images already; expected none beside --val test; leave --val away")
+        raise DataError(f"{where} already holds val/ images; expected none with --val test; remove --val")
     return np.where(split == test, np.int8(val), split)
 
 
 def _class_names(tables: Sequence[EntryTable], splits: Sequence[NDArray[np.int8]]) -> Iterator[str]:
-    """The classes of all images but those of a test split."""
+    """The classes of all images except those of a test split."""
     for table, split in zip(tables, splits, strict=True):
         codes = np.frombuffer(table.classes.codes, dtype=np.int32)[split != SOURCE_SPLITS.index("test")]
         yield from (table.classes.values[code] for code in np.unique(codes).tolist())
@@ -231,49 +231,49 @@ def _split_rows(
 ) -> dict[str, Rows]:
     """The rows of each split, in the order of the listing."""
     wanted = entries.labels >= 0
-    loose, train, val = (np.flatnonzero(wanted & (entries.splits == place)) for place in (-1, 0, 1))
+    unsplit, train, val = (np.flatnonzero(wanted & (entries.splits == code)) for code in (-1, 0, 1))
     where = ", ".join(str(source.path) for source in sources)
-    if len(loose) and (len(train) or len(val)):
-        sample = entries.sample(int(loose[0]))
+    if len(unsplit) and (len(train) or len(val)):
+        sample = entries.sample(int(unsplit[0]))
         raise DataError(
-            f"{sources[sample.source_index].path} holds images of no split, such as {sample.source}, and others are of train/ or "
-            "val/; expected one layout; convert them apart, or name the folders that belong together"
+            f"{sources[sample.source_index].path} holds images without a split, such as {sample.source}, and others are in "
+            "train/ or val/; expected one layout; convert them separately, or name the folders that belong together"
         )
     if len(val) and hold_out_percent is not None:
-        raise DataError(f"{where} holds val/ images already; expected none beside --hold-out; leave --hold-out away")
+        raise DataError(f"{where} already holds val/ images; expected none with --hold-out; remove --hold-out")
     if len(val) and not len(train):
         examples = (each for listing in listings for each in listing.skipped.reasons.items())
         unread = [name for reason, (_, name) in examples if _may_train(name, reason)]
         also = f", and {escape_name(min(unread))} is not read" if unread else ""
-        what = "name it, or its train folder, as a further source" if unread else "add the source that holds them"
+        what = "name it, or its train folder, as another source" if unread else "add the source that holds them"
         raise DataError(f"{where} holds val/ only{also}; expected train/ images too; {what}")
     if len(val):
         return {"train": train, "val": val}
-    rows = train if len(train) else loose
+    rows = train if len(train) else unsplit
     if hold_out_percent is None or not len(rows):
         test = bool((entries.splits == SOURCE_SPLITS.index("test")).any())
-        raise DataError(_no_val_text(sources, listings, train=bool(len(train)), test=test, loose=bool(len(loose))))
+        raise DataError(_no_val_text(sources, listings, train=bool(len(train)), test=test, unsplit=bool(len(unsplit))))
     percents = (_hash_percent(chosen[int(entries.labels[row])], entries.name(row)) for row in rows.tolist())
     held = np.fromiter(percents, dtype=np.float64, count=len(rows)) < hold_out_percent
-    found = {"train": rows[~held], "val": rows[held]}
-    for name, group in found.items():
+    groups = {"train": rows[~held], "val": rows[held]}
+    for name, group in groups.items():
         if not len(group):
             raise DataError(
-                f"--hold-out {hold_out_percent:g} leaves {name} without images ({len(rows)} in all); change the percentage"
+                f"--hold-out {hold_out_percent:g} leaves {name} without images ({len(rows)} in total); change the percentage"
             )
-    return found
+    return groups
 
 
 def _may_train(path: str, reason: str) -> bool:
-    """Whether a file that was passed over may hold training images: a `train.tar` may, a `train.py` may not."""
-    holds = reason in (ARCHIVES, UNREAD) or path.endswith(READ_ENDINGS)
-    return holds and any(single_split_in(part) == "train" for part in path.split("/"))
+    """Whether a skipped file may hold training images, such as a `train.tar` but not a `train.py`."""
+    is_container = reason in (ARCHIVES, UNREAD) or path.endswith(READ_ENDINGS)
+    return is_container and any(single_split_in(part) == "train" for part in path.split("/"))
 
 
-def _no_val_text(sources: Sequence[Source], listings: Sequence[Listing], *, train: bool, test: bool, loose: bool) -> str:
-    """What to say where nothing validates. A random share is advised only where nothing looks like validation images."""
+def _no_val_text(sources: Sequence[Source], listings: Sequence[Listing], *, train: bool, test: bool, unsplit: bool) -> str:
+    """The error for a missing val split. It advises --hold-out only if nothing looks like validation images."""
     where = ", ".join(str(source.path) for source in sources)
-    if test and not (train or loose):
+    if test and not (train or unsplit):
         return f"{where} holds test/ only; expected train/ and val/ images; add the sources that hold them"
     lacks = "train/ but no val/ images" if train else "no train/ and val/ folders"
     hints = {
@@ -283,14 +283,14 @@ def _no_val_text(sources: Sequence[Source], listings: Sequence[Listing], *, trai
     if not train and hints == {"test"}:
         return (
             f"{where} holds test/ only; expected train/ and val/ images; add the sources that hold them, or give "
-            "--hold-out PERCENT where this is all there is"
+            "--hold-out PERCENT if this is the whole dataset"
         )
     unclear_val = next((listing.unclear_val for listing in listings if listing.unclear_val), "")
     if unclear_val:
         return (
-            f"{where} has {lacks} in class folders, but {escape_name(unclear_val)} looks like validation; expected val/<class>/, or "
-            "a flat val/ with its ground truth (LOC_val_solution.csv, the devkit's tar.gz, val_annotations.txt); sort its "
-            "images into class folders, or name its ground truth as a further source"
+            f"{where} has {lacks} in class folders, but {escape_name(unclear_val)} looks like validation; expected "
+            "val/<class>/, or a flat val/ with its ground truth (LOC_val_solution.csv, the devkit's tar.gz, "
+            "val_annotations.txt); sort its images into class folders, or name its ground truth as another source"
         )
     beside = _val_beside(sources)
     if beside:
@@ -300,36 +300,36 @@ def _no_val_text(sources: Sequence[Source], listings: Sequence[Listing], *, trai
         return f"{where} has {lacks}; expected both; {escape_name(val_advice)}"
     if test:
         return (
-            f"{where} has train/ and test/ but no val/ images; expected to be told what validates; give --val test to take "
-            "the images of test/, or add the source that holds val/"
+            f"{where} has train/ and test/ but no val/ images; expected validation images; give --val test to validate on "
+            "test/, or add the source that holds val/"
         )
     beside = _test_beside(sources)
     if beside:
         return (
-            f"{where} has {lacks}; expected both; name {escape_name(str(beside))} too and give --val test to take its images, or "
-            "give --hold-out PERCENT to set that share of the images aside for validation"
+            f"{where} has {lacks}; expected both; name {escape_name(str(beside))} too and give --val test to use its images, "
+            "or give --hold-out PERCENT to hold out that share of the images for validation"
         )
     return (
         f"{where} has {lacks}; expected both; add the source that holds them, "
-        "or give --hold-out PERCENT to set that share of the images aside for validation"
+        "or give --hold-out PERCENT to hold out that share of the images for validation"
     )
 
 
 def _val_beside(sources: Sequence[Source]) -> Path | None:
-    """What lies beside a source and is named as its validation split would be."""
+    """A sibling of a train source that is named like its validation split."""
     for source in sources:
         path = source.path.resolve()
         with contextlib.suppress(OSError):
             others = sorted(other for other in path.parent.iterdir() if single_split_in(other.name) == "val")
-            found = [other for other in others if other.is_dir() or other.suffix in READ_ENDINGS]
-            found.sort(key=lambda other: other.is_dir() != path.is_dir())  # those of its own kind first
-            if found and single_split_in(path.name) == "train":
-                return source.path.parent / found[0].name
+            siblings = [other for other in others if other.is_dir() or other.suffix in READ_ENDINGS]
+            siblings.sort(key=lambda other: other.is_dir() != path.is_dir())  # folders first for a folder, files for a file
+            if siblings and single_split_in(path.name) == "train":
+                return source.path.parent / siblings[0].name
     return None
 
 
 def _test_beside(sources: Sequence[Source]) -> Path | None:
-    """The folder of a test split beside a train/ that has some of the same class folders."""
+    """A test folder beside a train folder with some of the same class folders."""
     for source in sources:
         path = source.path.resolve()
         with contextlib.suppress(OSError):
@@ -343,7 +343,7 @@ def _test_beside(sources: Sequence[Source]) -> Path | None:
 
 
 def _hash_percent(class_name: str, name: str) -> float:
-    """Uniform in [0, 100), a function of class and name alone: more images or another order move none to the other side."""
+    """Uniform in [0, 100), from class and name alone: adding or reordering images moves none to the other split."""
     digest = hashlib.sha256(name_bytes(f"{class_name}/{name}")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 * 100
 
@@ -351,7 +351,7 @@ def _hash_percent(class_name: str, name: str) -> float:
 def _check_classes(
     entries: _AllEntries, groups: Mapping[str, Rows], chosen: Sequence[str], hold_out_percent: float | None
 ) -> Iterator[str]:
-    """What to warn of. Raises DataError for a val/ class that train/ lacks: most often val/ is a flat folder."""
+    """Warnings about classes. Raises DataError for a val/ class that train/ lacks: usually val/ is a flat folder."""
     counts = {name: np.bincount(entries.labels[rows], minlength=len(chosen)) for name, rows in groups.items()}
     untrained, unvalidated = ([chosen[label] for label in np.flatnonzero(counts[name] == 0).tolist()] for name in SPLITS)
     pairs = similar_names(chosen)
@@ -360,24 +360,24 @@ def _check_classes(
         twin = next((b if a == name else a for a, b, _ in pairs if name in (a, b)), None)
         remedy = "expected val/<class>/ folders of the same names; sort the images into class folders or give --classes"
         if twin is not None:
-            how = next(how for a, b, how in pairs if {a, b} == {name, twin})
-            remedy = f"it differs only in {how} from train/'s {twin!a}; expected the same names; rename one"
+            difference = next(difference for a, b, difference in pairs if {a, b} == {name, twin})
+            remedy = f"it differs only in {difference} from train/'s {twin!a}; expected the same names; rename one"
         shown = escape_name(name) if twin is None else ascii(name)
         raise DataError(f"val/ holds {len(untrained)} classes that train/ lacks, such as {shown}; {remedy}")
     for lacking, what in ((untrained, "train"), (unvalidated, "val")):
         if lacking:
             yield f"{len(lacking)} of {len(chosen)} classes have no {what} image, such as {escape_name(lacking[0])}"
-    for one, other, how in pairs[:3]:
-        yield f"the classes {one!a} and {other!a} differ only in {how}; they stay two classes"
+    for first, second, difference in pairs[:3]:
+        yield f"the classes {first!a} and {second!a} differ only in {difference}; they stay two classes"
     if len(chosen) == 1:
         yield (
-            f"all images are in one class, {escape_name(chosen[0])}: there is nothing to tell apart; most often the source is a "
-            "wrong level of folders"
+            f"all images are in one class, {escape_name(chosen[0])}: there is nothing to distinguish; most often the source is "
+            "the wrong level of folders"
         )
 
 
 def _location(sample: Sample, sources: Sequence[Source]) -> str:
-    """Where a sample lies, for people: its source, and for files of a folder their path in it."""
+    """The path of a sample in messages: its source, and for a folder the file in it."""
     path = sources[sample.source_index].path
     return str(path / escape_name(sample.entry.key)) if path.is_dir() else str(path)
 
@@ -385,20 +385,20 @@ def _location(sample: Sample, sources: Sequence[Source]) -> str:
 def _sorted_samples(
     split: str, entries: _AllEntries, rows: Rows, chosen: Sequence[str], sources: Sequence[Source], sequential: bool
 ) -> Samples:
-    """The split's samples, by class and name, or as they were listed. Raises DataError for a name that is there twice."""
+    """The samples of a split, by class and name, or in the order of the listing. Raises DataError for a duplicate name."""
     by_class = rows[np.argsort(entries.labels[rows], kind="stable")]
     ends = np.cumsum(np.bincount(entries.labels[rows], minlength=len(chosen)))
     for label, (start, end) in enumerate(pairwise([0, *ends.tolist()])):
         names = [entries.name(row) for row in by_class[start:end].tolist()]
         order = sorted(range(len(names)), key=names.__getitem__)
         by_class[start:end] = by_class[start:end][order]
-        for one, other in pairwise(order):
-            if names[one] == names[other]:
-                place = start + order.index(one)
-                places = [_location(entries.sample(int(row)), sources) for row in by_class[place : place + 2]]
-                name = escape_name(f"{split}/{chosen[label]}/{names[one]}")
+        for first, second in pairwise(order):
+            if names[first] == names[second]:
+                position = start + order.index(first)
+                paths = [_location(entries.sample(int(row)), sources) for row in by_class[position : position + 2]]
+                name = escape_name(f"{split}/{chosen[label]}/{names[first]}")
                 raise DataError(
-                    f"{name} is there twice, in {' and '.join(sorted(places))}; expected each image once; leave the copy "
-                    "away, or rename one if they are two images"
+                    f"{name} exists twice, in {' and '.join(sorted(paths))}; expected each image once; remove the copy, "
+                    "or rename one if they are two images"
                 )
     return Samples(entries, rows if sequential else by_class)

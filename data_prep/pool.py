@@ -156,7 +156,8 @@ class Pool(Generic[T, R]):
         code = process.wait()
         cause = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise DataError(
-            f"worker process {process.pid} {cause} (out of memory?); expected it to keep running; start again with fewer --workers"
+            f"worker process {process.pid} {cause} (out of memory?); expected it to keep running; "
+            "start again with fewer --workers"
         )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

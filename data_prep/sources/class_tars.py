@@ -1,4 +1,4 @@
-"""ILSVRC2012_img_train.tar unpacked once: a folder of tars, one per class, or one of them."""
+"""An unpacked ILSVRC2012_img_train.tar: a folder of tars, one per class, or one of them."""
 
 import re
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ MAX_PEEKED = 8
 
 @dataclass(frozen=True)
 class ClassTars:
-    """A tar named for a wnid that holds images and no folders, or a folder with such tars in it or in its folders.
+    """A tar named after a wnid with images and no folders, or a folder with such tars, directly or one level down.
 
-    The name of the folder that holds a tar tells its split.
+    The name of the folder of a tar determines its split.
     """
 
     path: Path
 
     @staticmethod
     def probe(path: Path) -> "ClassTars | None":
-        """ClassTars where the first tar is one."""
+        """ClassTars if the first tar is a class tar."""
         first = next(iter(class_tars(path)), None)
         if first is None or not is_tar(first):
             return None
@@ -33,7 +33,7 @@ class ClassTars:
         return ClassTars(path) if names and all("/" not in name for name in names) and any(map(is_image_path, names)) else None
 
     def list(self) -> Listing:
-        """All image members. Errors: see `iter_members`."""
+        """All image members. Raises DataError: see `iter_members`."""
         entries, skipped = EntryTable(), Skipped()
         for tar in class_tars(self.path):
             split, stamp = single_split_in(tar.resolve().parent.name), tar.stat().st_mtime_ns
@@ -51,5 +51,5 @@ class ClassTars:
 
 
 def class_tars(path: Path) -> list[Path]:
-    """The tars named for wnids: the path itself, or those in a folder and in its folders."""
+    """The tars named after wnids: the path itself, or those in a folder, directly or one level down."""
     return [tar for tar in find_files(path, ".tar") if WNID.fullmatch(tar.stem) and not is_hidden(tar.name)]

@@ -1,4 +1,4 @@
-"""ILSVRC2012 as it is downloaded: a train tar of class tars, a flat val tar, and the ground truth of the latter."""
+"""ILSVRC2012 as downloaded: a train tar of class tars, a flat val tar, and the ground truth for val."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ VAL_PREFIX = "ILSVRC2012_val_"
 
 @dataclass(frozen=True)
 class Ilsvrc:
-    """path: what the user named: one of the tars, or the folder that holds them. Class tars are read where they lie."""
+    """path: as the user named it: one of the tars, or their folder. Class tars are read inside the train tar."""
 
     path: Path
     train: Path | None
@@ -27,12 +27,12 @@ class Ilsvrc:
 
     @staticmethod
     def probe(path: Path, truth: Path | None = None) -> "Ilsvrc | None":
-        """Opened where `path` is a folder with one of the tars, a tar of class tars, or a tar of val images.
+        """An Ilsvrc if `path` is a folder with one of the tars, a tar of class tars, or a tar of val images.
 
-        truth: the ground truth that the user named; None to look beside the val tar.
+        truth: the ground truth that the user named; None to look for it beside the val tar.
         """
         if path.is_dir():
-            train, val = (found if (found := path / name).is_file() else None for name in (TRAIN, VAL))
+            train, val = (tar if (tar := path / name).is_file() else None for name in (TRAIN, VAL))
         elif is_tar(path):
             first = next(iter(iter_members(path)), None)
             train = path if first is not None and _is_class_tar(first) else None
@@ -44,7 +44,7 @@ class Ilsvrc:
         return Ilsvrc(path, train, val, truth or (find_ground_truth(val.parent) if val else None))
 
     def list(self) -> Listing:
-        """All images of both. Raises DataError: see `iter_members`; a val tar without ground truth, an image that it lacks."""
+        """All images of both tars. Raises DataError: see `iter_members`; no ground truth for val, or an incomplete one."""
         skipped = Skipped()
         return Listing(entries=EntryTable(chain(self._train(skipped), self._val(skipped))), skipped=skipped)
 
@@ -68,8 +68,8 @@ class Ilsvrc:
             return
         if self.truth is None:
             raise DataError(
-                f"{self.val} says nothing of classes; expected {DEVKIT} or {KAGGLE} beside it; "
-                "put one of them there, or name it as a further source"
+                f"{self.val} has no classes; expected {DEVKIT} or {KAGGLE} beside it; "
+                "put one of them there, or name it as another source"
             )
         class_of = read_ground_truth(self.truth)
         stamp = self.val.stat().st_mtime_ns
@@ -78,7 +78,7 @@ class Ilsvrc:
             if not is_image_path(member.name):
                 skipped.append(member.name, skip_reason(member.name))
             elif (class_name := class_of.get(name.split(".")[0])) is None:
-                raise DataError(f"{self.truth} does not name {name} of {self.val}; expected every image; fetch it again")
+                raise DataError(f"{self.truth} does not list {name} of {self.val}; expected every image; fetch it again")
             else:
                 yield Entry("val", class_name, name, self.val.name, member.offset, member.size, stamp)
 
@@ -94,11 +94,11 @@ def _is_class_tar(member: TarMember) -> bool:
 
 
 def _all_val(path: Path, first: TarMember) -> bool:
-    """Whether a tar holds no other images: where they lie in a folder, another folder may hold the training images."""
+    """Whether all images of a tar are val images: if they are in a folder, another folder may hold the training images."""
     return "/" not in first.name or all(_is_val_image(member) for member in iter_members(path) if is_image_path(member.name))
 
 
 def _is_val_image(member: TarMember) -> bool:
-    """Sorted into class folders, as many scripts leave them, they need no ground truth, and are an image folder's."""
+    """Whether a member is a val image outside class folders. Many scripts sort them into class folders: see `Tar`."""
     *folders, name = member.name.split("/")
     return name.startswith(VAL_PREFIX) and not (folders and WNID.fullmatch(folders[-1]))

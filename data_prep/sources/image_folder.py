@@ -1,4 +1,4 @@
-"""What trees and tars of class folders share: their files by name become a listing."""
+"""Builds the listing of a tree or a tar of class folders from its file names."""
 
 from array import array
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from udkd.utils.string_column import StringColumnBuilder
 
 
 class ListingBuilder:
-    """Files by name, one after the other, and the ground truths among them.
+    """Collects file names and ground truths, then builds the listing.
 
-    source: for errors. root: the source's own name. truth: the ground truth that the user named.
+    source: for errors. root: name of the source. truth: the ground truth that the user named.
     """
 
     def __init__(self, source: Path, root: str, *, splits: bool, truth: GroundTruth | None) -> None:
@@ -24,52 +24,52 @@ class ListingBuilder:
         self._warnings: list[str] = []
 
     def add(self, name: str, *, offset: int, size: int, stamp: int) -> None:
-        """An image."""
+        """Add an image. offset, size: bytes. stamp: see Entry."""
         self._names.append(name)
         self._numbers.extend((offset, size, stamp))
 
     def skip(self, name: str, reason: str = "") -> None:
-        """A file that is none."""
+        """Add a file that is not an image."""
         self._skipped.append(name, reason or skip_reason(name))
         if not self._unclear_val and looks_like_val(name):
             self._unclear_val = f"{name} ({reason})" if reason else name
         if not self._val_advice and is_test_list(name):
             self._val_advice = (
-                f"{name} may say which images validate, but lists are not read: sort them into val/<class>/, or give "
+                f"{name} may list the validation images, but lists are not read: sort them into val/<class>/, or give "
                 "--hold-out PERCENT if it does not"
             )
 
-    def warning(self, text: str) -> None:
-        """What else is worth a warning."""
+    def warn(self, text: str) -> None:
+        """Add a warning to the listing."""
         self._warnings.append(text)
 
     def add_ground_truth(self, truth: GroundTruth, name: str = "") -> None:
-        """What may be a ground truth. name: as the source has it, empty for a file beside the source."""
+        """Add a possible ground truth. name: in the source; empty for a file beside it."""
         self._truths[name] = truth
 
     def listing(self) -> Listing:
-        """All of it. Errors: see `parse_paths`."""
+        """Build the listing. Raises DataError: see `parse_paths`."""
         paths = self._names.finish()
-        found = parse_paths(paths, self._root, source=str(self._source), splits=self._splits, truth=self._truth)
+        parsed = parse_paths(paths, self._root, source=str(self._source), splits=self._splits, truth=self._truth)
         entries = EntryTable()
-        for n, place in enumerate(found.placements):
-            if isinstance(place, str):
-                self._skipped.append(paths[n], place)
+        for n, placement in enumerate(parsed.placements):
+            if isinstance(placement, str):
+                self._skipped.append(paths[n], placement)
             else:
                 offset, size, stamp = self._numbers[3 * n : 3 * n + 3]
-                entries.append(Entry(*place, key=paths[n], offset=offset, size=size, stamp=stamp))
+                entries.append(Entry(*placement, key=paths[n], offset=offset, size=size, stamp=stamp))
         for name in self._truths:
             if name and name != self._used:
                 self.skip(name)
-        unclear_val = found.unclear_val or self._unclear_val
-        val_advice = found.val_advice or self._val_advice
+        unclear_val = parsed.unclear_val or self._unclear_val
+        val_advice = parsed.val_advice or self._val_advice
         return Listing(
             entries=entries,
             skipped=self._skipped,
-            split_hint=found.split_hint,
+            split_hint=parsed.split_hint,
             unclear_val=unclear_val,
             val_advice=val_advice,
-            warnings=(*found.warnings, *self._warnings),
+            warnings=(*parsed.warnings, *self._warnings),
         )
 
     def _truth(self) -> tuple[str, Mapping[str, str]] | None:

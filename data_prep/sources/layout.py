@@ -1,8 +1,8 @@
-"""Reads split, class and name out of image paths: `[prefix/]train/<class>/<name>`, or `[prefix/]<class>/<name>`.
+"""Parses image paths into split, class and name: `[prefix/]train/<class>/<name>`, or `[prefix/]<class>/<name>`.
 
-A split folder is known by its name: `train` and `val` (`validation`, Kaggle's `train.X1`) anywhere; a name that holds such a
-word (`seg_train`, `val_images`, `TestSet`) where folders of that kind lie beside each other. Nothing that is named for a
-split becomes a class without being asked for (`--layout classfolders`).
+Split folders are recognized by name: `train` and `val` (`validation`, Kaggle's `train.X1`) anywhere; names with such a word
+(`seg_train`, `val_images`, `TestSet`) only among siblings of that kind. A folder named for a split becomes a class only on
+request (`--layout classfolders`).
 """
 
 import re
@@ -25,7 +25,7 @@ UNREAD_ENDINGS = (
 ARCHIVE_ENDINGS = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 LIST_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".mat", ".lst")
 PROGRAM_ENDINGS = (".py", ".ipynb", ".sh", ".md", ".log", ".cfg", ".yaml", ".yml")
-# What macOS, Windows, Linux and network drives put beside files; names that begin with a dot are hidden ones anyway.
+# Folders created by macOS, Windows, Linux and network drives, besides names that begin with a dot.
 SYSTEM_NAMES = frozenset(
     (
         *("__macosx", "@eadir", "@__thumb", "@recycle", "@tmp", "#recycle", "#snapshot", "~snapshot", "lost+found"),
@@ -45,17 +45,17 @@ Folder = tuple[str, ...]
 
 
 def is_image_path(path: str) -> bool:
-    """Whether a path is taken for an image; hidden files and folders (macOS writes `._name.JPEG`) are not."""
+    """Whether a path is an image by its extension, and not hidden (macOS writes `._name.JPEG`)."""
     return path.lower().endswith(IMAGE_ENDINGS) and not is_hidden(path)
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of a path is hidden, or of those that operating systems and network drives make for themselves."""
+    """Whether any part of a path is hidden, or created by an operating system or a network drive for itself."""
     return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in path.split("/"))
 
 
 def skip_reason(path: str) -> str:
-    """Why a file that is_image_path does not take is passed over."""
+    """Why a file that is not an image by `is_image_path` is skipped."""
     if is_hidden(path):
         return HIDDEN
     name = path.lower()
@@ -63,24 +63,24 @@ def skip_reason(path: str) -> str:
 
 
 def looks_like_val(path: str) -> bool:
-    """Whether a part of a path tells of a validation split, and it is no script or note."""
+    """Whether any part of a path names a validation split, unless the file is a script or a document."""
     if is_hidden(path) or path.lower().endswith(PROGRAM_ENDINGS):
         return False
     return any("val" in all_splits_in(part) for part in path.split("/"))
 
 
 def is_test_list(path: str) -> bool:
-    """Whether a file may say which images are of a test split: Food-101's `meta/test.txt`, CUB's `train_test_split.txt`."""
+    """Whether a file may list the images of a test split: Food-101's `meta/test.txt`, CUB's `train_test_split.txt`."""
     name = path.rsplit("/", 1)[-1]
     return not is_hidden(path) and name.lower().endswith(LIST_ENDINGS) and "test" in all_splits_in(name)
 
 
 @dataclass(kw_only=True)
 class ParsedPaths:
-    """What every image path of a source is.
+    """The parsed image paths of a source.
 
-    places: for each path, in order: split, class and name, or why it is passed over (a plural noun).
-    hint, unclear, perhaps, remarks: see Listing.
+    placements: for each path, in order: split, class and name, or why it is skipped (a plural noun).
+    split_hint, unclear_val, val_advice, warnings: see Listing.
     """
 
     placements: Iterator[Placement | str]
@@ -92,16 +92,16 @@ class ParsedPaths:
 
 @dataclass(frozen=True)
 class _Splits:
-    """at[folder]: where its split folder stands in its parts. flat[folder]: its split; its images lie in no class folder."""
+    """index[folder]: index of the split folder among its parts. flat[folder]: split of a folder without class folders."""
 
-    at: dict[Folder, int] = field(default_factory=dict)
+    index: dict[Folder, int] = field(default_factory=dict)
     flat: dict[Folder, SourceSplit] = field(default_factory=dict)
 
-    def part(self, folder: Folder) -> SourceSplit | None:
-        return _folder_split(folder[self.at[folder]])
+    def split(self, folder: Folder) -> SourceSplit | None:
+        return _folder_split(folder[self.index[folder]])
 
-    def parts(self) -> set[SourceSplit | None]:
-        return {self.part(folder) for folder in self.at}
+    def splits(self) -> set[SourceSplit | None]:
+        return {self.split(folder) for folder in self.index}
 
 
 def parse_paths(
@@ -112,24 +112,24 @@ def parse_paths(
     splits: bool = True,
     truth: Callable[[], tuple[str, Mapping[str, str]] | None] = lambda: None,
 ) -> ParsedPaths:
-    """Tell splits and classes of image paths, which are relative, with `/` between parts.
+    """Determine the splits and classes of image paths, which are relative, with `/` between parts.
 
-    root: the source's own name; a folder called `train` or `val` is a split itself. source: its name in errors (as root).
-    splits: False where every name is a class's. truth: called where validation images lie in no class folders; a name for
-    it, and the class of each image by its name without ending. Raises DataError where names can be read in two ways.
+    root: name of the source; a source called `train` or `val` is a split itself. source: its name in errors; `root` if empty.
+    splits: False if all folders are classes. truth: called if validation images are not in class folders; returns a name for
+    the ground truth, and the class of each image by its name without extension. Raises DataError for ambiguous names.
     """
     source = source or root
     folders = Counter(tuple(path.split("/")[:-1]) for path in paths)
     deep = [folder for folder in folders if folder]
     found = _find_splits(deep, source) if splits else _Splits()
     known = _known_classes(found, folders, paths, source, truth) if splits else None
-    if found.at:
-        _check_names({folder[at + 1] for folder, at in found.at.items()}, source)
-        lacks = not known and "val" not in found.parts()
-        unclear_val, val_advice = (_unclear_val(found, folders), _val_advice(found, folders)) if lacks else ("", "")
+    if found.index:
+        _check_names({folder[at + 1] for folder, at in found.index.items()}, source)
+        lacks_val = not known and "val" not in found.splits()
+        unclear_val, val_advice = (_unclear_val(found, folders), _val_advice(found, folders)) if lacks_val else ("", "")
         warnings = (
             *_version_warnings(found, source),
-            *_nested_class_warnings(((folder, at + 1) for folder, at in found.at.items()), source),
+            *_nested_class_warnings(((folder, at + 1) for folder, at in found.index.items()), source),
         )
         return ParsedPaths(
             placements=_in_splits(paths, found, known), unclear_val=unclear_val, val_advice=val_advice, warnings=warnings
@@ -151,7 +151,7 @@ def parse_paths(
 
 
 def _find_splits(folders: Sequence[Folder], source: str) -> _Splits:
-    """Where the split folders are: by their exact names, or, where no folder has one, by words in their names."""
+    """The split folders, recognized by their exact names or, if no folder has one, by words in their names."""
     strict = {
         folder: at
         for folder in folders
@@ -168,34 +168,34 @@ def _find_splits(folders: Sequence[Folder], source: str) -> _Splits:
         _enter_nested_splits(found)
     else:
         prefix = _common_prefix(folders)
-        worded = [(f, at) for f in folders if (at := _first_split(f, prefix)) is not None]
-        for folder, at in worded:
+        candidates = [(f, at) for f in folders if (at := _first_split(f, prefix)) is not None]
+        for folder, at in candidates:
             _add(found, folder, at)
-        every = len(worded) == len(folders) and all(at == prefix for _, at in worded)
+        every = len(candidates) == len(folders) and all(at == prefix for _, at in candidates)
         _enter_nested_splits(found)
-        trained = {folder[at + 1] for folder, at in found.at.items() if found.part(folder) == "train"}
-        # bullet_train/images/ and test_tube/images/ beside cat/images/ are classes.
-        if not every and not (len(trained) > 1 and {*found.parts(), *found.flat.values()} - {"train"}):
-            _check_beside(worded, prefix, source)
+        trained = {folder[at + 1] for folder, at in found.index.items() if found.split(folder) == "train"}
+        # bullet_train/images/ and test_tube/images/ next to cat/images/ are classes.
+        if not every and not (len(trained) > 1 and {*found.splits(), *found.flat.values()} - {"train"}):
+            _check_siblings(candidates, prefix, source)
             return _Splits()
-    if not found.at:
+    if not found.index:
         return _Splits()
     _check_one_each(found, strict, source)
     return found
 
 
-def _check_beside(worded: Sequence[tuple[Folder, int]], prefix: int, source: str) -> None:
-    """Raise DataError where one of several folders is named for a split and holds class folders, by the look of it."""
+def _check_siblings(candidates: Sequence[tuple[Folder, int]], prefix: int, source: str) -> None:
+    """Raise DataError if one of several sibling folders is named for a split and seems to hold class folders."""
     inside: dict[str, set[str]] = {}
-    for folder, at in worded:
+    for folder, at in candidates:
         if at == prefix and at < len(folder) - 1:
             inside.setdefault(folder[at], set()).add(folder[at + 1])
     names = sorted(name for name, classes in inside.items() if len(classes) > 1)
     if names:
         raise DataError(
-            f"{source}: {_shorten(names)} can be read as a split, as it holds several folders, or as a class, as other folders lie "
-            "beside it; expected one reading; name the folders of class folders as sources, or give --layout classfolders "
-            "where it is a class"
+            f"{source}: {_shorten(names)} can be read as a split, as it holds several folders, or as a class, as it has "
+            "siblings; expected one reading; name the folders that hold class folders as sources, or give --layout "
+            "classfolders if it is a class"
         )
 
 
@@ -206,74 +206,76 @@ def _first_split(folder: Folder, start: int) -> int | None:
 def _add(found: _Splits, folder: Folder, at: int) -> None:
     part = single_split_in(folder[at])
     if at < len(folder) - 1:
-        found.at[folder] = at
+        found.index[folder] = at
     elif part is not None:
         found.flat[folder] = part
 
 
 def _enter_nested_splits(found: _Splits) -> None:
-    """Step into split folders that hold nothing but folders named for the same split again, or for several splits.
+    """Enter split folders that hold only folders named for the same split again, or for several splits.
 
-    Archives that were unpacked into a folder of their own name leave these: `train/train/<class>`.
+    An archive unpacked into a folder of its own name leaves these: `train/train/<class>`.
     """
     while True:
         inside: dict[Folder, set[str]] = {}
-        for folder, at in found.at.items():
+        for folder, at in found.index.items():
             inside.setdefault(folder[: at + 1], set()).add(folder[at + 1])
-        doors = {
+        wrappers = {
             outer
             for outer, names in inside.items()
-            if None not in (parts := {_folder_split(name) for name in names})
-            and (len(parts) > 1 or parts == {_folder_split(outer[-1])})
+            if None not in (splits := {_folder_split(name) for name in names})
+            and (len(splits) > 1 or splits == {_folder_split(outer[-1])})
         }
-        if not doors:
+        if not wrappers:
             return
-        for folder, at in list(found.at.items()):
-            if folder[: at + 1] in doors:
-                del found.at[folder]
+        for folder, at in list(found.index.items()):
+            if folder[: at + 1] in wrappers:
+                del found.index[folder]
                 _add(found, folder, at + 1)
 
 
 def _check_one_each(found: _Splits, strict: Mapping[Folder, int], source: str) -> None:
-    """Raise DataError where folders of two names, their numbers aside, read as one split by words alone."""
+    """Raise DataError if folders of several names, apart from digits, match one split by words only."""
     names: dict[SourceSplit | None, dict[str, str]] = {}
-    for folder, at in found.at.items():
+    for folder, at in found.index.items():
         if folder not in strict:
-            names.setdefault(found.part(folder), {}).setdefault(re.sub(r"\d+", "", folder[at].lower()), folder[at])
-    for part, several in names.items():
-        if len(several) > 1 and part != "test":
+            names.setdefault(found.split(folder), {}).setdefault(re.sub(r"\d+", "", folder[at].lower()), folder[at])
+    for split, several in names.items():
+        if len(several) > 1 and split != "test":
             raise DataError(
-                f"{source} holds {' and '.join(sorted(several.values()))}, which all read as the {part} split; expected one; "
-                f"name the folders that you want as sources, or rename one to {part}"
+                f"{source} holds {' and '.join(sorted(several.values()))}, which all match the {split} split; expected one; "
+                f"name the folders to read as sources, or rename one to {split}"
             )
 
 
 def _check_names(names: Iterable[str], source: str) -> None:
-    """Raise DataError where folders that would be classes are named for splits: all of them, or two splits among a few.
+    """Raise DataError if folders that would become classes are named for splits: all of them, or two splits among a few.
 
-    One among others stays a class: ImageNet has a `bullet_train`, CIFAR-100 a `train`.
+    A single one stays a class: ImageNet has a `bullet_train`, CIFAR-100 a `train`.
     """
     every = sorted(set(names))
-    worded = [name for name in every if all_splits_in(name)]
-    parts = {part for name in worded for part in all_splits_in(name)}
-    plain = {single_split_in(name) for name in worded if PLAIN_SPLIT.fullmatch(name)}
-    if not worded or not (len(worded) == len(every) or len(plain) > 1 or (len(parts) > 1 and 2 * len(worded) >= len(every))):
+    suspects = [name for name in every if all_splits_in(name)]
+    splits = {split for name in suspects for split in all_splits_in(name)}
+    plain = {single_split_in(name) for name in suspects if PLAIN_SPLIT.fullmatch(name)}
+    if not suspects or not (
+        len(suspects) == len(every) or len(plain) > 1 or (len(splits) > 1 and 2 * len(suspects) >= len(every))
+    ):
         return
-    would = "would be classes, but are named for splits" if len(worded) > 1 else "would be a class, but is named for a split"
+    would = "would be classes, but are named for splits" if len(suspects) > 1 else "would be a class, but is named for a split"
     raise DataError(
-        f"{source}: {_shorten(worded)} {would}; expected train/<class>/ and val/<class>/ folders; sort the images into "
+        f"{source}: {_shorten(suspects)} {would}; expected train/<class>/ and val/<class>/ folders; sort the images into "
         "class folders, name the folders that hold class folders as sources, or give --layout classfolders if these are classes"
     )
 
 
 def _check_inside(folders: Iterable[Folder], prefix: int, source: str) -> None:
-    """Raise DataError where all images lie in folders that are named for several splits, one level below the classes."""
+    """Raise DataError if all images are in folders named for several splits, one level below the classes."""
     below = {folder[prefix + 1] if len(folder) > prefix + 1 else "" for folder in folders}
-    parts = {single_split_in(name) for name in below}
-    if None not in parts and len(parts) > 1 and "train" in parts:
+    splits = {single_split_in(name) for name in below}
+    if None not in splits and len(splits) > 1 and "train" in splits:
         raise DataError(
             f"{source} holds class folders that hold the splits ({_shorten(sorted(below))}); expected train/<class>/ and "
-            "val/<class>/; move the images, or give --layout classfolders if these are no splits"
+            "val/<class>/; move the images, or give --layout classfolders if these are not splits"
         )
 
 
@@ -284,28 +286,28 @@ def _known_classes(
     source: str,
     truth: Callable[[], tuple[str, Mapping[str, str]] | None],
 ) -> "_KnownClasses | None":
-    """The ground truth where validation images lie in no class folders, and there is one that knows them.
+    """The folders of validation images without class folders, with their ground truth; None if there is none.
 
-    Raises DataError where it knows some and not others.
+    Raises DataError if the ground truth lists only some of them.
     """
-    val = {folder for folder, part in found.flat.items() if part == "val"}
-    sorted_in = {folder for folder in found.at if found.part(folder) == "val"}
-    if not val and len({folder[: found.at[folder] + 2] for folder in sorted_in}) == 1:  # Tiny-ImageNet's val/images/
+    val = {folder for folder, split in found.flat.items() if split == "val"}
+    sorted_in = {folder for folder in found.index if found.split(folder) == "val"}
+    if not val and len({folder[: found.index[folder] + 2] for folder in sorted_in}) == 1:  # Tiny-ImageNet's val/images/
         val = sorted_in
-    if not found.at and len(folders) == 1:
+    if not found.index and len(folders) == 1:
         val = set(folders)
     answer = truth() if val else None
     if answer is None:
         return None
     where, class_of = answer
-    if sorted_in and {folder[found.at[folder] + 1] for folder in sorted_in} & set(class_of.values()):
+    if sorted_in and {folder[found.index[folder] + 1] for folder in sorted_in} & set(class_of.values()):
         return None
     names = [path.rsplit("/", 1)[-1] for path in paths if tuple(path.split("/")[:-1]) in val]
     unknown = [name for name in names if _stem(name) not in class_of]
-    if len(unknown) == len(names) and not found.at:
+    if len(unknown) == len(names) and not found.index:
         return None
     if unknown:
-        raise DataError(f"{where} does not name {min(unknown)} of {source}; expected every image; fetch it again")
+        raise DataError(f"{where} does not list {min(unknown)} of {source}; expected every image; fetch it again")
     return _KnownClasses(val, class_of)
 
 
@@ -325,39 +327,39 @@ def _by_truth(path: str, known: _KnownClasses) -> Placement:
 
 
 def _unclear_val(found: _Splits, folders: Mapping[Folder, int]) -> str:
-    """The first folder of images that looks like a validation split, but has no class folders or lies elsewhere."""
-    seen = sorted(folder for folder in folders if folder not in found.at and looks_like_val("/".join(folder)))
-    return f"{'/'.join(seen[0])}/ ({folders[seen[0]]:,} images, not in class folders)" if seen else ""
+    """The first folder of images that looks like a validation split but has no class folders or is elsewhere; may be empty."""
+    candidates = sorted(folder for folder in folders if folder not in found.index and looks_like_val("/".join(folder)))
+    return f"{'/'.join(candidates[0])}/ ({folders[candidates[0]]:,} images, not in class folders)" if candidates else ""
 
 
 def _val_advice(found: _Splits, folders: Iterable[Folder]) -> str:
-    """The first folder beside train/ that holds class folders of the same names."""
-    known = {(folder[:at], folder[at + 1]) for folder, at in found.at.items()}
-    depths = set(found.at.values())
+    """Advice about the first folder beside train/ with class folders of the same names; empty if there is none."""
+    known = {(folder[:at], folder[at + 1]) for folder, at in found.index.items()}
+    depths = set(found.index.values())
     beside = {
         folder[: at + 1]
         for folder in folders
-        if folder not in found.at
+        if folder not in found.index
         for at in depths
         if len(folder) > at + 1 and (folder[:at], folder[at + 1]) in known
     }
     if not beside:
         return ""
     name = "/".join(min(beside))
-    return f"{name}/ holds the same classes: rename it to val if it validates, or give --hold-out PERCENT if it does not"
+    return f"{name}/ holds the same classes: rename it to val if it is for validation, or give --hold-out PERCENT if it is not"
 
 
 def _version_warnings(found: _Splits, source: str) -> Iterator[str]:
-    """A remark where train folders lie in several folders: parts of one set, or its sizes or folds."""
-    several = sorted({"/".join(folder[: at + 1]) for folder, at in found.at.items() if found.part(folder) == "train"})
+    """A warning if there are train folders in several folders: parts, sizes or folds of one dataset."""
+    several = sorted({"/".join(folder[: at + 1]) for folder, at in found.index.items() if found.split(folder) == "train"})
     if len({name.rpartition("/")[0] for name in several}) > 1:
-        yield f"{source} holds {_shorten(several)}; all are read: name one's folder where these are versions or folds of one set"
+        yield f"{source} holds {_shorten(several)}; all are read: name one of them if these are versions or folds of one set"
 
 
 def _nested_class_warnings(folders: Iterable[tuple[Folder, int]], source: str) -> Iterator[str]:
-    """A remark where class folders hold several folders and no images, and no two of these have one name.
+    """A warning if class folders hold several uniquely named folders and no images: the inner ones may be the classes.
 
-    folders: of images, each with the place of its class. Then the inner ones may be the classes, as in Places365 and SUN397.
+    This is so in Places365 and SUN397. folders: folders of images, each with the index of its class.
     """
     inside: dict[str, set[str]] = {}
     for folder, at in folders:
@@ -367,21 +369,21 @@ def _nested_class_warnings(folders: Iterable[tuple[Folder, int]], source: str) -
     if len(inside) > 1 and "" not in names and len(set(names)) == len(names) >= 1.5 * len(inside):
         name, inner = min((name, sorted(inner)) for name, inner in inside.items() if len(inner) > 1)
         yield (
-            f"{source}: class folders hold folders, such as {name}/{inner[0]} and {name}/{inner[1]}; the outer ones are the "
-            "classes: move the inner ones up where they are"
+            f"{source}: class folders hold folders, such as {name}/{inner[0]} and {name}/{inner[1]}; the outer ones are "
+            "read as the classes: move the inner ones up if these are the classes"
         )
 
 
 def _in_splits(paths: Sequence[str], found: _Splits, known: _KnownClasses | None) -> Iterator[Placement | str]:
-    part_of = {folder: found.part(folder) for folder in found.at}
-    split_folders = {*found.flat, *(folder[: at + 1] for folder, at in found.at.items())}
+    split_of = {folder: found.split(folder) for folder in found.index}
+    split_folders = {*found.flat, *(folder[: at + 1] for folder, at in found.index.items())}
     for path in paths:
         parts = path.split("/")
         folder = tuple(parts[:-1])
         if known and folder in known.folders:
             yield _by_truth(path, known)
-        elif (at := found.at.get(folder)) is not None:
-            yield part_of[folder], parts[at + 1], "/".join(parts[at + 2 :])
+        elif (at := found.index.get(folder)) is not None:
+            yield split_of[folder], parts[at + 1], "/".join(parts[at + 2 :])
         else:
             yield NO_CLASS_FOLDER if folder in split_folders else OUTSIDE_SPLITS
 
@@ -393,8 +395,8 @@ def _without_splits(paths: Sequence[str], prefix: int, split: SourceSplit | None
 
 
 def _exact_split(folder: str) -> SourceSplit | None:
-    found = SPLIT_FOLDER.fullmatch(folder)
-    return None if found is None else "train" if found[1] else "val"
+    match = SPLIT_FOLDER.fullmatch(folder)
+    return None if match is None else "train" if match[1] else "val"
 
 
 def _folder_split(folder: str) -> SourceSplit | None:
@@ -402,7 +404,7 @@ def _folder_split(folder: str) -> SourceSplit | None:
 
 
 def _common_prefix(folders: Sequence[Folder]) -> int:
-    """How many leading folders all share, less what is needed to keep a class folder before every name."""
+    """Number of leading folders that all paths share, leaving at least a class folder in each path."""
     if not folders:
         return 0
     shared = len(folders[0])

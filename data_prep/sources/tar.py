@@ -1,4 +1,4 @@
-"""A tar file of an image folder, read by name in memory."""
+"""A tar file of class folders, read in place."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +13,9 @@ from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_
 
 @dataclass(frozen=True)
 class Tar:
-    """An uncompressed tar with one folder per class, below train/ and val/ or alone, after any prefix.
+    """An uncompressed tar with one folder per class, in train/ and val/ or without splits, after any prefix.
 
-    splits: False where no folder's name tells of a split. truth: the classes of a flat val/, None to look for them in the
-    tar and beside it.
+    splits: False if all folders are classes. truth: ground truth for a flat val/; None to look for it in the tar and beside it.
     """
 
     path: Path
@@ -25,11 +24,11 @@ class Tar:
 
     @staticmethod
     def probe(path: Path) -> "Tar | None":
-        """A Tar where `path` is a tar file. Raises DataError for a compressed one."""
+        """A Tar if `path` is a tar file. Raises DataError for a compressed one."""
         return Tar(path) if is_tar(path) else None
 
     def list(self) -> Listing:
-        """All image members. Errors: see `iter_members` and `parse_paths`."""
+        """All image members. Raises DataError: see `iter_members` and `parse_paths`."""
         names = ListingBuilder(self.path, self.path.name.removesuffix(".tar"), splits=self.splits, truth=self.truth)
         stamp = self.path.stat().st_mtime_ns
         for member in iter_members(self.path):

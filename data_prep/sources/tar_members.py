@@ -1,4 +1,4 @@
-"""The members of a tar file, by name and offset: nothing is ever extracted."""
+"""The members of a tar file by name and offset. Nothing is extracted."""
 
 import os
 import tarfile
@@ -15,7 +15,7 @@ BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A plain file in a tar. name: its path, without empty and `.` parts. offset: in the file on disk, bytes."""
+    """A regular file in a tar. name: its path, without empty and `.` parts. offset: in the tar file, bytes. size: bytes."""
 
     name: str
     offset: int
@@ -23,7 +23,7 @@ class TarMember:
 
 
 def is_tar(path: Path) -> bool:
-    """Whether `path` is a tar file. Raises DataError for a compressed one: what is in it cannot be read by offset."""
+    """Whether `path` is a tar file. Raises DataError for a compressed one, whose members cannot be read by offset."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -35,18 +35,16 @@ def is_tar(path: Path) -> bool:
 
 
 def iter_members(path: Path, inside: TarMember | None = None) -> Iterator[TarMember]:
-    """The plain files of a tar, in order; of a tar that is a member of another where `inside` names it.
+    """The regular files of a tar, in order. inside: read the tar that is this member of `path`.
 
-    Archives joined end to end are read one after the other, as `tar --ignore-zeros` does. A hard link to a file of the same
-    tar is that file's bytes. Raises DataError for a damaged tar and for members that no image archive needs: absolute paths,
-    `..`, other links, devices and sparse files are refused with the whole archive; one that holds any was made by mistake or
-    in bad faith.
+    Concatenated archives are read one after the other, as by `tar --ignore-zeros`. A hard link to a file of the same tar has
+    the bytes of that file. Raises DataError for a damaged tar, and for a tar with members that no image archive needs:
+    absolute paths, `..`, other links, devices and sparse files.
     """
     what = str(path) if inside is None else f"{path}, {inside.name}"
     with open(path, "rb") as file:
-        window = (
-            _FileWindow(file, inside.offset, inside.size) if inside else _FileWindow(file, 0, os.fstat(file.fileno()).st_size)
-        )
+        start, size = (inside.offset, inside.size) if inside else (0, os.fstat(file.fileno()).st_size)
+        window = _FileWindow(file, start, size)
         targets: dict[str, TarMember] | None = None
         for found, offset in _headers(window, what):
             if found.isreg():
@@ -56,8 +54,8 @@ def iter_members(path: Path, inside: TarMember | None = None) -> Iterator[TarMem
                 target = targets.get(_normalized(found.linkname))
                 if target is None:
                     raise DataError(
-                        f"{what} holds {found.name!r}, a hard link to {found.linkname!r}, which is no file of the archive; "
-                        "expected plain files and folders; pack the images again with tar --hard-dereference"
+                        f"{what} holds {found.name!r}, a hard link to {found.linkname!r}, which is not in the archive; "
+                        "expected regular files and folders; pack the images again with tar --hard-dereference"
                     )
                 yield TarMember(_normalized(found.name), target.offset, target.size)
 
@@ -67,50 +65,50 @@ def _normalized(name: str) -> str:
 
 
 def _link_targets(window: "_FileWindow", what: str) -> dict[str, TarMember]:
-    """The files that hard links of an archive lead to, by name. Two more passes, so that archives without links pay nothing."""
+    """The targets of an archive's hard links, by name. Takes two more passes, which archives without links do not need."""
     wanted = {_normalized(found.linkname) for found, _ in _headers(window, what) if found.islnk()}
     files = ((_normalized(found.name), found, offset) for found, offset in _headers(window, what) if found.isreg())
     return {name: TarMember(name, window.start + offset, found.size) for name, found, offset in files if name in wanted}
 
 
-def _headers(whole: "_FileWindow", what: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Every member of a tar, and of those joined to it, checked; with the place of its bytes. Raises DataError."""
+def _headers(file: "_FileWindow", what: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Every member of a tar and of those concatenated to it, checked, with the offset of its bytes. Raises DataError."""
     start: int | None = 0
     while start is not None:
-        window = whole.part(start)
+        window = file.part(start)
         end = 0
         try:
             with tarfile.open(fileobj=window, mode="r:") as archive:  # type: ignore[call-overload]
                 while (member := archive.next()) is not None:
                     _check(member, what)
-                    # Members would pile up in memory: 130,000 of them take 200 MB.
+                    # tarfile keeps all members otherwise: 130,000 of them take 200 MB.
                     archive.members = []
                     end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
                     yield member, start + member.offset_data
         except UserError:
             raise
-        except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two: of numbers in its headers
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two: numbers in headers
             text = str(error).splitlines()[0][:200]
             if start:
                 raise DataError(
-                    f"{what} holds other data behind its end, at byte {start} ({text}); expected a tar, or tars joined to one; "
-                    "cut it off there, or fetch the tar again"
+                    f"{what} has other data after its end, at byte {start} ({text}); expected a tar, or concatenated tars; "
+                    "truncate it there, or fetch the tar again"
                 ) from None
-            raise DataError(f"{what} is no whole tar ({text}); expected an archive of images; fetch it again") from None
-        # `tarfile` takes a cut or overwritten header after the first member for the end, so look for the real end mark.
+            raise DataError(f"{what} is not a complete tar ({text}); expected an archive of images; fetch it again") from None
+        # tarfile treats a truncated or overwritten header after the first member as the end, so look for the real end marker.
         window.seek(end)
         if end > window.size or window.read(BLOCK) != bytes(BLOCK):
             at = start + min(end, window.size)
-            raise DataError(f"{what} is cut or damaged at byte {at}; expected a whole tar; fetch it again")
-        start = _next_data(whole, start + end + BLOCK)
+            raise DataError(f"{what} is truncated or damaged at byte {at}; expected a complete tar; fetch it again")
+        start = _next_data(file, start + end + BLOCK)
 
 
 def _next_data(window: "_FileWindow", start: int) -> int | None:
-    """The first block from `start` on that is not all zeros; None where only zeros follow."""
+    """Offset of the first block from `start` on that is not all zeros; None if only zeros follow."""
     window.seek(start)
     while data := window.read(1 << 20):
-        if (kept := len(data) - len(data.lstrip(b"\0"))) < len(data):
-            return start + kept // BLOCK * BLOCK
+        if (zeros := len(data) - len(data.lstrip(b"\0"))) < len(data):
+            return start + zeros // BLOCK * BLOCK
         start += len(data)
     return None
 
@@ -128,11 +126,11 @@ def _check(member: tarfile.TarInfo, what: str) -> None:
         fault, remedy = "its size is negative", "pack the images again"
     else:
         return
-    raise DataError(f"{what} holds {member.name!r}: {fault}; expected plain files and folders; {remedy}")
+    raise DataError(f"{what} holds {member.name!r}: {fault}; expected regular files and folders; {remedy}")
 
 
 def read_at(path: Path, offset: int, size: int) -> bytes:
-    """Bytes of a file by offset; fewer where it ends before. Raises OSError."""
+    """Bytes of a file by offset; fewer if the file ends before. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.pread(descriptor, min(size, os.fstat(descriptor).st_size), offset)
@@ -141,7 +139,7 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
 
 
 class _FileWindow:
-    """A stretch of an open file, as a file of its own: what `tarfile` needs of one."""
+    """A range of an open file as a file object, with the methods that tarfile needs."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._file = file
@@ -150,7 +148,7 @@ class _FileWindow:
         self._position = 0
 
     def part(self, start: int) -> "_FileWindow":
-        """The rest of it, from `start` on."""
+        """The rest of the window from `start` on."""
         return _FileWindow(self._file, self.start + start, self.size - start)
 
     def seek(self, position: int) -> None:

@@ -210,15 +210,21 @@ def test_long_names_and_pax_headers_are_read(tmp_path: Path, kind: int) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([member("train/n01440764/a.jpg", JPEG)] * 2, r"train/n01440764/a\.jpg is there twice"),
+        ([member("train/n01440764/a.jpg", JPEG)] * 2, r"train/n01440764/a\.jpg exists twice"),
         ([member("train/n01440764/a.jpg", type=tarfile.LNKTYPE, linkname="train/n01440764/n01440764_0.JPEG")], None),
         ([member("train/n01440764/a.jpg", JPEG, pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"})], "sparse"),
         ([member("train/n01440764/a.jpg", JPEG, type=tarfile.CONTTYPE)], None),
         ([member("train/n01440764/../../a.jpg", JPEG)], "its path leaves the archive"),
-        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"GNU.sparse.map": "0,x"})], "is no whole tar"),
+        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"GNU.sparse.map": "0,x"})], "is not a complete tar"),
         ([member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "-100000"})], "size is negative"),
-        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "9" * 24})], "is no whole tar|is cut or damaged"),
-        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "9" * 5000})], "is no whole tar|is cut or damaged"),
+        (
+            [member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "9" * 24})],
+            "is (not a complete tar|truncated or damaged)",
+        ),
+        (
+            [member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "9" * 5000})],
+            "is (not a complete tar|truncated or damaged)",
+        ),
     ],
     ids=["twice", "hard link", "sparse", "contiguous", "up", "map", "negative", "huge", "digits"],
 )
@@ -261,7 +267,7 @@ def test_two_labels_do_not_become_one_class(tmp_path: Path, labels: tuple[bytes,
     ending = "json" if b"{" in labels[0] else "cls"
     files = {f"{n:04d}.{end}": data for n in range(20) for end, data in (("jpg", photo(n, 9, 9)), (ending, labels[n % 2]))}
     source = open_sources([write_tar(tmp_path / "train-0.tar", files)])
-    with pytest.raises(DataError, match="expected names"):
+    with pytest.raises(DataError, match=r"expected .*names"):
         list_samples(source, classes="all", hold_out_percent=50)
 
 

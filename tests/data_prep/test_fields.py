@@ -238,7 +238,7 @@ def test_the_column_called_image_or_the_one_that_is_asked_for(tmp_path: Path) ->
         listing = source.list()
         assert {source.read(entry) for entry in listing.entries} == {data}
         assert {entry.size for entry in listing.entries} == {len(data)}
-        assert "further columns of images, which are not read" in listing.warnings[0]
+        assert "other columns of images, which are not read" in listing.warnings[0]
     with pytest.raises(DataError, match=r"has no image column 'x', it has thumb, image; .*--image-field"):
         listing_of(path, image="x", hold_out=50)
     path = table(tmp_path / "b.parquet", {"left": images(SMALL, 4), "right": images(BIG, 4), "label": [0, 1] * 2})
@@ -252,7 +252,7 @@ def test_label_columns_that_differ_are_asked_for(tmp_path: Path) -> None:
     columns = {"img": images(BIG, count)} | {name: [row[name] for row in rows] for name in ("coarse_label", "fine_label")}
     names = {"fine_label": {"names": [f"f{n}" for n in range(6)]}, "coarse_label": {"names": ["fish", "fowl"]}}
     path = table(tmp_path / "a.parquet", columns, names)
-    with pytest.raises(DataError, match=r"tell different classes, fine_label and coarse_label; .*--label-field NAME"):
+    with pytest.raises(DataError, match=r"labels that disagree, fine_label and coarse_label; .*--label-field NAME"):
         listing_of(path, hold_out=50)
     assert classes_of(listing_of(path, label="coarse_label", hold_out=50)) == ["fish", "fowl"]
     assert classes_of(listing_of(path, label="fine_label", hold_out=50)) == [f"f{n}" for n in range(6)]
@@ -273,7 +273,7 @@ def test_label_columns_that_differ_are_asked_for(tmp_path: Path) -> None:
 def test_paths_without_images_are_one_error(tmp_path: Path, where: str | None) -> None:
     rows = [{"bytes": None, "path": where}] * 6
     path = table(tmp_path / "train.parquet", {"image": pa.array(rows, STRUCT), "label": [0, 1] * 3})
-    with pytest.raises(DataError, match=r"holds paths.*, not images: its column image has no bytes; .*embed them"):
+    with pytest.raises(DataError, match=r"holds paths.* instead of images: its column image has no bytes; .*embed them"):
         listing_of(path, hold_out=50)
 
 
