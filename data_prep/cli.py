@@ -1,13 +1,10 @@
 """`udkd-prep`: the offline commands."""
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from data_prep.convert import ConvertSettings
 from data_prep.convert import convert as convert_sources
@@ -20,8 +17,8 @@ from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import UserError
 from udkd.utils.files import FolderLock
 from udkd.utils.output import err, out, run
-from udkd.utils.printable import printable
 from udkd.utils.stdio import guard
+from udkd.utils.terminal import observed
 
 app = typer.Typer(
     help="Prepare images once, for udkd to train on.",
@@ -36,43 +33,6 @@ WorkersOption = Annotated[
 ]
 MAX_LISTED_PROBLEMS = 10
 FORMAT_NAMES = ", ".join(f"`{name}` ({writer.files})" for name, writer in WRITERS.items())
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else "")
-
-
-class RichObserver:
-    """Shows progress on stderr: a bar on a terminal, and in any case one line per finished task."""
-
-    def __init__(self) -> None:
-        name = TextColumn("{task.description}", markup=False)
-        columns = (name, BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=err, transient=True, disable=not err.is_interactive)
-
-    def __enter__(self) -> "RichObserver":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def start(self, task: str, total: int, unit: str) -> None:
-        self._task = self._progress.add_task(printable(task), total=total, unit=unit)
-        self._what = (task, total, unit, time.perf_counter())
-
-    def advance(self, count: int, **fields: float | str) -> None:
-        self._progress.advance(self._task, count)
-
-    def finish(self) -> None:
-        task, total, unit, started = self._what
-        self._progress.remove_task(self._task)
-        seconds = time.perf_counter() - started
-        self.note(f"{task}: {total:,} {unit} in {seconds:,.1f} s ({total / max(seconds, 1e-9):,.0f} {unit}/s)")
-
-    def note(self, line: str) -> None:
-        err.print(line)
 
 
 @app.command()
@@ -176,7 +136,7 @@ def convert(
         workers=workers or _cores(),
         overwrite=overwrite,
     )
-    with RichObserver() as observer:
+    with observed(summaries=True) as observer:
         convert_sources(sources, folder, settings, observer)
     _print_info(folder)
 
@@ -191,7 +151,7 @@ def derive(
     chosen = parse_formats(formats)
     dataset = DatasetFolder.open(folder)
     names = default_formats(dataset.fit, dataset.side) if chosen is None else chosen
-    with FolderLock(folder), RichObserver() as observer:
+    with FolderLock(folder), observed(summaries=True) as observer:
         for line in size_texts(names, DatasetSize.of(dataset)).values():
             observer.note(line)
         derive_formats(dataset, names, workers=workers or _cores(), observer=observer)
@@ -206,7 +166,7 @@ def info(folder: FolderArgument) -> None:
 @app.command()
 def verify(folder: FolderArgument) -> None:
     """Check every byte of a dataset folder against its checksums. Exit code 1 if anything differs."""
-    with RichObserver() as observer:
+    with observed(summaries=True) as observer:
         problems = verify_folder(folder, observer)
     for line in problems[:MAX_LISTED_PROBLEMS]:
         err.print(line)
@@ -241,7 +201,7 @@ def synth(
     """Write the synthetic dataset: class-structured JPEGs of varying size, as an ImageFolder tree."""
     from data_prep.synth import synth as write_tree
 
-    with RichObserver() as observer:
+    with observed(summaries=True) as observer:
         write_tree(
             folder,
             classes=classes,

@@ -370,7 +370,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="an unknown kind"):
         listing_of(tmp_path / "text")
     (tmp_path / "no.tar").write_text("x" * 2000)
-    with pytest.raises(DataError, match="no whole tar"):
+    with pytest.raises(DataError, match="not a complete tar"):
         listing_of(tmp_path / "no.tar")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz"):
         pass

@@ -11,7 +11,7 @@ from udkd.export.predict import Prediction, class_names, predict
 from udkd.training.run_folder import RunFolder
 from udkd.training.trained import Trained
 from udkd.utils.output import print_error
-from udkd.utils.terminal import print_whole
+from udkd.utils.terminal import print_unwrapped
 
 StudentOption = Annotated[str | None, typer.Option("--student", help="Which student; may be left out where there is one.")]
 AveragedOption = Annotated[bool, typer.Option("--averaged", help="All students, their probabilities averaged.")]
@@ -35,7 +35,7 @@ def predict_command(
     predictions = predict(trained, images, class_names(folder, trained.classes), top=top)
     answered = [prediction for prediction in predictions if prediction.guesses]
     if answered:
-        print_whole(_table(answered, trained.name))
+        print_unwrapped(_table(answered, trained.name))
     for prediction in predictions:
         if prediction.error:
             print_error(prediction.error)

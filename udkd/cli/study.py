@@ -19,7 +19,7 @@ from udkd.study.tables import interval, main_comparisons, mean_sd, signed
 from udkd.study.writer import write_result
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError, RunError
-from udkd.utils.terminal import DeviceOption, SetOption, StopRequest, err, observed, out, print_whole, stop_requests
+from udkd.utils.terminal import DeviceOption, SetOption, StopRequest, err, observed, out, print_unwrapped, stop_requests
 from udkd.utils.toml_files import shown
 
 TIME_IS_UP = 75
@@ -100,7 +100,7 @@ def _run(plan: StudyPlan, site: StudyContext, started: float, asked: StopRequest
     if progress.left_to_others:
         return False
     result = write_result(plan, site, progress)
-    print_whole(_table(plan, result.summary))  # in 80 columns the arms would have no names
+    print_unwrapped(_table(plan, result.summary))  # in 80 columns the arms would have no names
     err.print(f"page: {result.page}", soft_wrap=True)
     _end(progress, asked, started)
     return True
