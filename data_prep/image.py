@@ -1,6 +1,5 @@
 """Prepares one image: keeps its bytes, encodes it as a JPEG, or refuses it."""
 
-import contextlib
 import hashlib
 import io
 import warnings
@@ -10,7 +9,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from data_prep.huffman import DamagedScan, check_baseline
 from data_prep.jpeg import DamagedJpeg, decode, has_unnamed_subsampling, read_frame, repair
 from data_prep.jpeg_headers import fix_headers
 from udkd.data.image_files import PIXEL_LIMIT, BadImage, open_image, reason, to_rgb
@@ -21,7 +19,7 @@ __all__ = ["PIXEL_LIMIT", "BadImage", "PixelSettings", "Prepared", "prepare"]
 Image.MAX_IMAGE_PIXELS = None  # PixelSettings.pixel_limit is checked before any pixel is decoded
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # intact PNGs may hold megabytes of text in one chunk
 
-ODD = "unusual subsampling to a common one"
+UNSUPPORTED_SUBSAMPLING = "a JPEG of unusual chroma subsampling, which is not read: encode it again, such as with 4:2:0"
 ORIENTATION_TAG = 0x0112
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -118,7 +116,7 @@ def _prepare_jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> t
             data, (pixels, unusual) = fixed, _decode_fixed(fixed, image)
         except DamagedJpeg as damage:
             if has_unnamed_subsampling(damage):
-                return b"", *_prepare_unnamed(data, image)
+                raise BadImage(UNSUPPORTED_SUBSAMPLING) from None
             repaired = repair(fixed, damage) if settings.repair else None
             if repaired is None:
                 raise BadImage(reason("damaged JPEG", damage)) from None
@@ -142,20 +140,6 @@ def _decode_fixed(data: bytes, image: Image.Image) -> tuple[np.ndarray, str]:
     if not unusual and not np.array_equal(pixels, np.asarray(to_rgb(image)[0])):
         raise DamagedJpeg("decoders differ")
     return pixels, unusual
-
-
-def _prepare_unnamed(data: bytes, image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The picture of a JPEG that only Pillow decodes, which finds cut files only: its bits are checked here."""
-    rgb, _ = to_rgb(image)
-    try:
-        with contextlib.suppress(DamagedScan):
-            check_baseline(data)
-            return rgb, [ODD]
-        data, notes = fix_headers(data)
-        check_baseline(data)
-    except DamagedScan as error:
-        raise BadImage(reason("damaged JPEG", error)) from None
-    return rgb, [*notes, ODD]
 
 
 def _prepare_other(image: Image.Image) -> tuple[bytes, Image.Image, list[str]]:

@@ -43,12 +43,10 @@ def decode(data: bytes) -> tuple[np.ndarray, str]:
     Returns RGB uint8 [H, W, 3], and why the bytes cannot be kept, or an empty text. Raises DamagedJpeg.
     """
     try:
-        _, _, colours, subsampling = simplejpeg.decode_jpeg_header(data)
+        colours, subsampling = _colours_and_subsampling(data)
         pixels: np.ndarray = simplejpeg.decode_jpeg(data, strict=True)
     except (ValueError, MemoryError) as error:
         raise DamagedJpeg(str(error)) from None
-    except KeyError:  # 4:4:1, which libjpeg-turbo names and simplejpeg does not
-        raise DamagedJpeg(UNNAMED_SUBSAMPLING) from None
     frame, scans = read_frame(data), read_scans(data)
     if not scans.complete:
         raise DamagedJpeg("its last scans are missing")
@@ -61,6 +59,14 @@ def decode(data: bytes) -> tuple[np.ndarray, str]:
     if not scans.self_contained:
         return pixels, "its Huffman tables written"  # as in Motion JPEG: other decoders may not assume the standard tables
     return pixels, "" if subsampling in KEPT_SUBSAMPLINGS else f"subsampling {subsampling} to a common one"
+
+
+def _colours_and_subsampling(data: bytes) -> tuple[str, str]:
+    try:
+        _, _, colours, subsampling = simplejpeg.decode_jpeg_header(data)
+    except KeyError:  # 4:4:1, which libjpeg-turbo names and simplejpeg does not
+        return "YCbCr", "441"
+    return colours, subsampling
 
 
 def has_unnamed_subsampling(error: DamagedJpeg) -> bool:

@@ -18,7 +18,7 @@ from udkd.utils.files import write_json
 from udkd.utils.progress import Observer
 
 CHUNK_SAMPLES = 16  # per task: enough to hide the round trip, few enough that originals of 100 KB stay a few MB
-CONVERTER_VERSION = 6  # raise it whenever the same source would give other bytes or other rows
+CONVERTER_VERSION = 7  # raise it whenever the same source would give other bytes or other rows
 
 
 @dataclass(frozen=True)
