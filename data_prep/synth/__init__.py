@@ -1,4 +1,4 @@
-"""The embedded data set: an ImageFolder tree of made-up, ImageNet-like photographs, for trying everything without any data."""
+"""The synthetic dataset: an ImageFolder tree of generated, ImageNet-like images, for trying everything without data."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from udkd.utils.files import fsync_folder
 from udkd.utils.progress import Observer, Silent
 
 SPLITS = ("train", "val")
-CHUNK = 8  # pictures a task: about 0.2 s, so that the progress bar moves
+IMAGES_PER_TASK = 8  # about 0.2 s, so that the progress bar moves
 
 
 @dataclass(frozen=True)
 class DrawTask:
-    """Pictures `first` to `last` (excluded) of one class in one split, by their numbers within the class."""
+    """Images `first` to `last` (exclusive) of one class in one split, by index within the class."""
 
     split: int
     label: int
@@ -29,7 +29,7 @@ class DrawTask:
 
 @dataclass(frozen=True)
 class DrawJob:
-    """What a worker does with a task: draw its pictures and write their files. Returns how many."""
+    """Draws the images of a task and writes their files. Returns the number of images."""
 
     folder: Path
     seed: int
@@ -43,7 +43,7 @@ class DrawJob:
 
 
 def synthetic_jpeg(seed: int, split: int, label: int, index: int) -> bytes:
-    """One picture's bytes, a pure function of its name. split: 0 train, 1 val. index: its number within class and split."""
+    """The bytes of one image, a pure function of the arguments. split: 0 train, 1 val. index: within class and split."""
     rng = Rng(seed, split, label, index)
     pixels, grey = render_scene(synth_class(label), rng)
     return encode_jpeg(pixels, grey, rng)
@@ -59,12 +59,12 @@ def synth(
     observer: Observer = Silent(),  # noqa: B008 (it has no state)
     workers: int = 1,
 ) -> None:
-    """Write folder/train/<class>/*.jpg and folder/val/<class>/*.jpg: `images` and `val_images` in all, spread evenly.
+    """Write folder/train/<class>/*.jpg and folder/val/<class>/*.jpg: `images` and `val_images` in total, spread evenly.
 
-    Classes 2k and 2k+1 differ in one trait that shows more or less, at times hardly at all; other classes are easy to tell
-    apart. The bytes are a pure function of the arguments: `workers` does not change them, and more images leave the first
-    ones as they are. `folder` appears when it is whole. Raises DataError for arguments that make no data set and for a
-    folder that is in use.
+    Classes 2k and 2k+1 differ in one trait of varying strength, sometimes barely visible; other classes are easy to
+    distinguish. The bytes are a pure function of the arguments: `workers` does not change them, and more images leave the
+    first ones unchanged. `folder` appears only when it is complete. Raises DataError for invalid arguments and for a folder
+    that exists and is not empty.
     """
     _check(folder, classes=classes, images=images, val_images=val_images, seed=seed, workers=workers)
     counts = (images, val_images)
@@ -87,8 +87,8 @@ def synth(
 
 
 def _check(folder: Path, *, classes: int, images: int, val_images: int, seed: int, workers: int) -> None:
-    def refuse(found: str, expected: str, remedy: str) -> None:
-        raise DataError(f"{found}; expected {expected}; {remedy}")
+    def refuse(problem: str, expected: str, remedy: str) -> None:
+        raise DataError(f"{problem}; expected {expected}; {remedy}")
 
     if classes < 2:
         refuse(f"{classes} classes", "2 or more", "give --classes 10")
@@ -104,13 +104,13 @@ def _check(folder: Path, *, classes: int, images: int, val_images: int, seed: in
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists() or folder.is_symlink():
-        refuse(f"{folder} is there already", "a new or an empty folder", "give another name or remove it")
+        refuse(f"{folder} exists already", "a new or an empty folder", "give another name or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _tasks(counts: tuple[int, ...], classes: int) -> Iterator[DrawTask]:
     for split, count in enumerate(counts):
         for label in range(classes):
-            mine = count // classes + (label < count % classes)
-            for first in range(0, mine, CHUNK):
-                yield DrawTask(split, label, first, min(mine, first + CHUNK))
+            share = count // classes + (label < count % classes)
+            for first in range(0, share, IMAGES_PER_TASK):
+                yield DrawTask(split, label, first, min(share, first + IMAGES_PER_TASK))

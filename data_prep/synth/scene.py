@@ -1,4 +1,4 @@
-"""One picture: a landscape of 1/f noise, clutter, one object of the class with its light and shadow, things before it."""
+"""Renders one image: a landscape of 1/f noise, clutter, the object of the class with light and shadow, and a foreground."""
 
 import io
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from data_prep.synth.rng import Rng
 from data_prep.synth.shapes import F32, SHAPES, f32, texture
 
 SIDE_PX = (80, 320)
-TRAIT_STRENGTH = (-0.1, 2.2)  # cut at 1, fully: about half the pictures; one in twenty leans to the neighbour's side
+TRAIT_STRENGTH = (-0.1, 2.2)  # capped at 1: full in about half the images; one in twenty shows the trait of the other class
 Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneObject:
-    """Something painted into a scene. x, y, radius: pixels. aspect: width over height of the shape before it is turned.
+    """An object to paint into a scene. x, y, radius: pixels. rotation: cosine and sine. aspect: width over height, unrotated.
 
-    core, rim, tip: light (+1) to dark (-1) eye, edge and end, 0 for none. relief: how strongly the light models it.
+    core, rim, tip: light (+1) to dark (-1) centre, edge and end, 0 for none. relief: strength of the shading.
     """
 
     shape: str
@@ -41,7 +41,7 @@ class SceneObject:
 
 
 def render_scene(synth_class: SynthClass, rng: Rng) -> tuple[NDArray[np.uint8], bool]:
-    """A picture of the class: uint8 [H, W, 3], sides of 80 to 320 px; and whether it is to be stored as a grey one."""
+    """An image of the class, uint8 [H, W, 3] with sides of 80 to 320 px, and whether to store it as grey."""
     height, width = _size(rng)
     short = min(height, width)
     light = _direction(rng)
@@ -59,7 +59,7 @@ def render_scene(synth_class: SynthClass, rng: Rng) -> tuple[NDArray[np.uint8], 
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], grey: bool, rng: Rng) -> bytes:
-    """The picture as a JPEG of the kinds that are found in the wild."""
+    """The image as a JPEG with random common settings."""
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
     quality, subsampling = rng.integer(72, 96), rng.choice(("4:2:0", "4:2:0", "4:2:2", "4:4:4"))
@@ -71,21 +71,21 @@ def encode_jpeg(pixels: NDArray[np.uint8], grey: bool, rng: Rng) -> bytes:
 
 
 def _size(rng: Rng) -> tuple[int, int]:
-    """Height and width; the long side over the short one up to 1.6, more often lying than standing."""
+    """Height and width. Aspect ratio up to 1.6, more often landscape than portrait."""
     short = rng.integer(SIDE_PX[0], 200)
     long = min(SIDE_PX[1], int(short * (1 + 0.6 * rng.uniform())))
     return (long, short) if rng.chance(0.35) else (short, long)
 
 
 def _direction(rng: Rng) -> tuple[float, float]:
-    """Cosine and sine of a random angle, by the half-angle formulas: the nearly even spread needs no sine."""
+    """Cosine and sine of a random, nearly uniform angle, by the half-angle formulas, which need no trigonometry."""
     t = rng.uniform(-1, 1)
     cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
     return (cosine, sine) if rng.chance(0.5) else (-sine, cosine) if rng.chance(0.5) else (-cosine, -sine)
 
 
 def _hue(hue: float, saturation: float, value: float) -> Colour:
-    """A colour from its place on the colour wheel: red at 0, green at 1/3, blue at 2/3."""
+    """A colour by its position on the colour wheel: red at 0, green at 1/3, blue at 2/3."""
 
     def channel(offset: float) -> float:
         full = min(1.0, max(0.0, abs((hue + offset) % 1.0 * 6 - 3) - 1))
@@ -101,7 +101,7 @@ def _mix(a: Colour, b: Colour, share: float) -> Colour:
 def _cloud(rng: Rng, height: int, width: int, coarsest: int = 2) -> F32:
     """1/f noise, 0 to 1, float32 [height, width]: octaves of random bytes, each half as strong as the coarser one.
 
-    Pillow enlarges bytes in integers, so the noise has the same bits everywhere.
+    Pillow resizes bytes with integers, so the noise is identical on every machine.
     """
     total = np.zeros((height, width), np.int32)
     weight, weights, cells = 32, 0, coarsest
@@ -117,29 +117,29 @@ def _cloud(rng: Rng, height: int, width: int, coarsest: int = 2) -> F32:
 
 
 def _ridge(rng: Rng, width: int) -> F32:
-    """A skyline, 0 to 1, float32 [width]: of hills, or of grass."""
+    """A skyline of hills or of grass, 0 to 1, float32 [width]."""
     peaks = rng.integer(3, 8) if rng.chance(0.4) else max(8, width // rng.integer(3, 8))
     line = Image.fromarray(rng.bytes(1, peaks)).resize((width, 1), Image.Resampling.BICUBIC)
     return f32(f32(line)[0] / 255)
 
 
 def _blend(cloud: F32, a: Colour, b: Colour) -> F32:
-    """From a to b by the cloud: float32 [H, W, 3]."""
+    """Interpolate from a to b by the noise: float32 [H, W, 3]."""
     start, step = f32(a), f32(b) - f32(a)
     return f32(start + cloud[..., None] * step)
 
 
 def _landscape(synth_class: SynthClass, rng: Rng, height: int, width: int) -> F32:
-    """A background of one or two surfaces, muted as most of nature is: float32 [H, W, 3], 0 to 1.
+    """A background of one or two muted surfaces: float32 [H, W, 3], 0 to 1.
 
-    Most pictures are taken where their kind lives, as sharks are in blue water: both classes of a pair, so that it tells
-    only the pairs apart.
+    Most images have the usual background of their class, as sharks are in blue water. Both classes of a pair share it, so it
+    distinguishes only the pairs.
     """
-    at_home = rng.chance(0.85)
+    usual = rng.chance(0.85)
 
     def surface() -> F32:
-        hue = synth_class.habitat + rng.uniform(-0.06, 0.06) if at_home else rng.uniform()
-        saturation, value = rng.uniform(0.2, 0.45) if at_home else rng.uniform(0.02, 0.3), rng.uniform(0.25, 0.85)
+        hue = synth_class.habitat + rng.uniform(-0.06, 0.06) if usual else rng.uniform()
+        saturation, value = rng.uniform(0.2, 0.45) if usual else rng.uniform(0.02, 0.3), rng.uniform(0.25, 0.85)
         other = _hue(hue + rng.uniform(-0.1, 0.1), saturation * rng.uniform(0.5, 1.3), value * rng.uniform(0.4, 1.0))
         return _blend(_cloud(rng, height, width, rng.integer(2, 6)), _hue(hue, saturation, value), other)
 
@@ -155,15 +155,15 @@ def _landscape(synth_class: SynthClass, rng: Rng, height: int, width: int) -> F3
 
 
 def _object(synth_class: SynthClass, rng: Rng, height: int, width: int) -> SceneObject:
-    """The class's object: how far its trait shows differs from picture to picture, down to not at all."""
+    """The object of the class. The strength of its trait varies from image to image, down to none."""
     short = min(height, width)
     radius = short * rng.uniform(0.32, 0.5)
     strength = synth_class.sign * min(1.0, rng.uniform(*TRAIT_STRENGTH))
-    lean = dict.fromkeys((name for name, _, _ in TRAITS), 0.0) | {synth_class.trait: strength}
+    strengths = dict.fromkeys((name for name, _, _ in TRAITS), 0.0) | {synth_class.trait: strength}
     first = _hue(synth_class.hue + rng.uniform(-0.02, 0.02), rng.uniform(0.55, 0.85), rng.uniform(0.6, 0.95))
-    tint = 0.45 * lean["tint"]
+    tint = 0.45 * strengths["tint"]
     first = first[0] * (1 + tint), first[1], first[2] * (1 - tint)
-    pale = lean["accent"] if synth_class.trait == "accent" else (0.75 if synth_class.hue < 0.5 else -0.75)
+    pale = strengths["accent"] if synth_class.trait == "accent" else (0.75 if synth_class.hue < 0.5 else -0.75)
     pale += rng.uniform(-0.15, 0.15)
     second = _mix(first, (0.97, 0.96, 0.93), pale) if pale > 0 else _mix(first, (0.06, 0.05, 0.08), -pale)
     margin = 0.55 * radius
@@ -175,12 +175,12 @@ def _object(synth_class: SynthClass, rng: Rng, height: int, width: int) -> Scene
         radius=radius,
         rotation=_direction(rng),
         aspect=rng.uniform(0.9, 1.1),
-        grain=2.2 * (1 + 0.45 * lean["grain"]) * rng.uniform(0.9, 1.1),
+        grain=2.2 * (1 + 0.45 * strengths["grain"]) * rng.uniform(0.9, 1.1),
         first=first,
         second=second,
-        core=lean["core"],
-        rim=lean["rim"],
-        tip=lean["tip"],
+        core=strengths["core"],
+        rim=strengths["rim"],
+        tip=strengths["tip"],
     )
 
 
@@ -202,7 +202,7 @@ def _clutter(rng: Rng, height: int, width: int, radius: float) -> SceneObject:
 
 
 def _window(item: SceneObject, canvas: F32, reach: float) -> tuple[slice, slice]:
-    """The part of the canvas that lies within `reach` radii: most things are small, the canvas is not."""
+    """The part of the canvas within `reach` radii of an object, as most objects are much smaller than the canvas."""
     height, width, _ = canvas.shape
     span = reach * item.radius
     rows = slice(max(0, int(item.y - span)), min(height, int(item.y + span) + 2))
@@ -210,7 +210,7 @@ def _window(item: SceneObject, canvas: F32, reach: float) -> tuple[slice, slice]
 
 
 def _offsets(item: SceneObject, rows: slice, columns: slice) -> tuple[F32, F32]:
-    """Each pixel's place seen from the thing's centre, in radii: [1, w] and [h, 1]."""
+    """The position of each pixel relative to the centre of an object, in radii: [1, w] and [h, 1]."""
     x = (np.arange(columns.start, columns.stop, dtype=np.float32) - item.x) / item.radius
     y = (np.arange(rows.start, rows.stop, dtype=np.float32) - item.y) / item.radius
     return f32(x[None, :]), f32(y[:, None])
@@ -240,13 +240,13 @@ def _paint(canvas: F32, item: SceneObject, rng: Rng, light: tuple[float, float])
 
 
 def _tone(colour: F32, where: F32, amount: float) -> None:
-    """Draw towards near white (amount > 0) or near black where `where` says, by |amount|."""
-    goal = 0.96 if amount > 0 else 0.05
-    colour += (where * min(1.0, abs(amount)))[..., None] * (goal - colour)
+    """Blend towards near white (amount > 0) or near black, by |amount| times the mask `where`."""
+    target = 0.96 if amount > 0 else 0.05
+    colour += (where * min(1.0, abs(amount)))[..., None] * (target - colour)
 
 
 def _shade(canvas: F32, item: SceneObject, light: tuple[float, float]) -> None:
-    """The soft shadow that a thing throws away from the light."""
+    """Paint the soft shadow of an object, away from the light."""
     rows, columns = _window(item, canvas, 2.0)
     x, y = _offsets(item, rows, columns)
     x, y = x + 0.3 * light[0], y + 0.3 * light[1]
@@ -255,7 +255,7 @@ def _shade(canvas: F32, item: SceneObject, light: tuple[float, float]) -> None:
 
 
 def _stalks(canvas: F32, rng: Rng) -> None:
-    """Grass or bars before everything."""
+    """Paint grass or bars in the foreground."""
     height, width = canvas.shape[:2]
     y = np.arange(height, dtype=np.float32)[:, None] / height
     x = np.arange(width, dtype=np.float32)[None, :]
@@ -269,7 +269,7 @@ def _stalks(canvas: F32, rng: Rng) -> None:
 
 
 def _expose(canvas: F32, rng: Rng, light: tuple[float, float]) -> NDArray[np.uint8]:
-    """What a camera makes of the scene: uneven light, its colour, exposure, sometimes blur, and noise of the sensor."""
+    """Simulate a camera: uneven light, white balance, exposure, sometimes blur, and sensor noise. Returns uint8 [H, W, 3]."""
     height, width = canvas.shape[:2]
     x = np.arange(width, dtype=np.float32)[None, :] / width - 0.5
     y = np.arange(height, dtype=np.float32)[:, None] / height - 0.5

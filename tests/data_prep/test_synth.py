@@ -111,7 +111,7 @@ def test_arguments_that_make_no_data_set(tmp_path: Path, change: dict[str, int],
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     for folder in (tmp_path, tmp_path / "mine"):
-        with pytest.raises(UserError, match="is there already"):
+        with pytest.raises(UserError, match="exists already"):
             synth(folder, classes=2, images=2, val_images=2, seed=0)
     assert (tmp_path / "mine").read_text() == "precious"
 
