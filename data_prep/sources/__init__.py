@@ -175,12 +175,14 @@ def _open(path: Path, layout: str, truth: Path | None) -> Source:
         if source is None:
             raise DataError(f"{path} does not have the layout {layout}; expected one that does; check --layout or remove it")
         return _SourceInFolder(_with_ground_truth(source, truth), _read_files(source))
-    found = {name: source for name, probe in LAYOUTS.items() if name != "classfolders" and (source := probe(path)) is not None}
-    if list(found) == ["imagefolder"] and (samples := WebDataset.probe(path, texts=True)):
-        tree = found["imagefolder"]
-        found = found if isinstance(tree, Tree) and tree.peek_splits() else {"webdataset": samples, **found}
-    if found:
-        return _choose_reading(path, {name: _with_ground_truth(source, truth) for name, source in found.items()})
+    readings = {
+        name: source for name, probe in LAYOUTS.items() if name != "classfolders" and (source := probe(path)) is not None
+    }
+    if list(readings) == ["imagefolder"] and (samples := WebDataset.probe(path, texts=True)):
+        tree = readings["imagefolder"]
+        readings = readings if isinstance(tree, Tree) and tree.peek_splits() else {"webdataset": samples, **readings}
+    if readings:
+        return _choose_reading(path, {name: _with_ground_truth(source, truth) for name, source in readings.items()})
     what = identify_unread(path)
     if what is not None:
         raise DataError(f"{path} is of an unsupported kind ({what[0]}); expected a folder or a tar of images; {what[1]}")
@@ -197,21 +199,21 @@ def _with_ground_truth(source: Source, truth: Path | None) -> Source:
     return replace(source, truth=open_ground_truth(truth)) if isinstance(source, Tree | Tar) else source
 
 
-def _choose_reading(path: Path, found: dict[str, Source]) -> Source:
+def _choose_reading(path: Path, readings: dict[str, Source]) -> Source:
     """The source to use for a path that can be read as several. Raises DataError if the user must choose."""
-    (first, source), *others = found.items()
-    tree = found.get("imagefolder")
+    (first, source), *others = readings.items()
+    tree = readings.get("imagefolder")
     if not others or not isinstance(tree, Tree) or (path / "dataset.json").is_file():
         return source  # a dataset folder of udkd is read from its shards
-    splits, table = tree.peek_splits(), found.get("parquet")
+    splits, table = tree.peek_splits(), readings.get("parquet")
     if splits and isinstance(table, Parquet) and not table.has_images():
-        return _choose_reading(path, {name: each for name, each in found.items() if name != "parquet"})
+        return _choose_reading(path, {name: each for name, each in readings.items() if name != "parquet"})
     also = [_DESCRIPTIONS[name] for name, _ in others if name != "imagefolder" or splits]
     complete = isinstance(source, Ilsvrc) and source.train is not None and source.val is not None
     if first == "ilsvrc" and not complete and {"train", "val"} <= splits:  # as torchvision leaves it
         return _SourceInFolder(tree, frozenset(), f"{path} holds class folders and tars of ILSVRC2012; the folders are read")
-    if splits and not complete and ("train" in splits or "val" in splits or "beton" in found or first == "ilsvrc"):
-        choices = " or ".join(f"--layout {name}" for name in found)
+    if splits and not complete and ("train" in splits or "val" in splits or "beton" in readings or first == "ilsvrc"):
+        choices = " or ".join(f"--layout {name}" for name in readings)
         raise DataError(
             f"{path} holds {_DESCRIPTIONS[first]} and {' and '.join(also)}; expected one of them; name the folders and files "
             f"to read as sources, or choose with {choices}"

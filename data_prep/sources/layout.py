@@ -91,7 +91,7 @@ class ParsedPaths:
 
 
 @dataclass(frozen=True)
-class _Splits:
+class _SplitLayout:
     """index[folder]: index of the split folder among its parts. flat[folder]: split of a folder without class folders."""
 
     index: dict[Folder, int] = field(default_factory=dict)
@@ -121,18 +121,18 @@ def parse_paths(
     source = source or root
     folders = Counter(tuple(path.split("/")[:-1]) for path in paths)
     deep = [folder for folder in folders if folder]
-    found = _find_splits(deep, source) if splits else _Splits()
-    known = _known_classes(found, folders, paths, source, truth) if splits else None
-    if found.index:
-        _check_names({folder[at + 1] for folder, at in found.index.items()}, source)
-        lacks_val = not known and "val" not in found.splits()
-        unclear_val, val_advice = (_unclear_val(found, folders), _val_advice(found, folders)) if lacks_val else ("", "")
+    layout = _find_splits(deep, source) if splits else _SplitLayout()
+    known = _known_classes(layout, folders, paths, source, truth) if splits else None
+    if layout.index:
+        _check_names({folder[at + 1] for folder, at in layout.index.items()}, source)
+        lacks_val = not known and "val" not in layout.splits()
+        unclear_val, val_advice = (_unclear_val(layout, folders), _val_advice(layout, folders)) if lacks_val else ("", "")
         warnings = (
-            *_version_warnings(found, source),
-            *_nested_class_warnings(((folder, at + 1) for folder, at in found.index.items()), source),
+            *_version_warnings(layout, source),
+            *_nested_class_warnings(((folder, at + 1) for folder, at in layout.index.items()), source),
         )
         return ParsedPaths(
-            placements=_in_splits(paths, found, known), unclear_val=unclear_val, val_advice=val_advice, warnings=warnings
+            placements=_in_splits(paths, layout, known), unclear_val=unclear_val, val_advice=val_advice, warnings=warnings
         )
     if known:
         return ParsedPaths(placements=(_by_truth(path, known) for path in paths))
@@ -142,7 +142,7 @@ def parse_paths(
         _check_inside(deep, prefix, source)
     split = _exact_split(root) if splits else None
     around = (root, *(deep[0][:prefix] if deep else ()))
-    split_hint = next((part for name in reversed(around) if (part := single_split_in(name))), None) if splits else None
+    split_hint = next((split for name in reversed(around) if (split := single_split_in(name))), None) if splits else None
     return ParsedPaths(
         placements=_without_splits(paths, prefix, split),
         split_hint=split_hint,
@@ -150,38 +150,38 @@ def parse_paths(
     )
 
 
-def _find_splits(folders: Sequence[Folder], source: str) -> _Splits:
+def _find_splits(folders: Sequence[Folder], source: str) -> _SplitLayout:
     """The split folders, recognized by their exact names or, if no folder has one, by words in their names."""
     strict = {
         folder: at
         for folder in folders
         if (at := next((n for n, p in enumerate(folder[:-1]) if _exact_split(p)), None)) is not None
     }
-    found = _Splits(dict(strict))
+    layout = _SplitLayout(dict(strict))
     if strict:
         parents = {folder[:at] for folder, at in strict.items()}
         taken = {_exact_split(folder[at]) for folder, at in strict.items()}
         for folder in folders:
             at = next((n for n, p in enumerate(folder) if folder[:n] in parents and single_split_in(p)), None)
             if folder not in strict and at is not None and single_split_in(folder[at]) not in taken:
-                _add(found, folder, at)
-        _enter_nested_splits(found)
+                _add(layout, folder, at)
+        _enter_nested_splits(layout)
     else:
         prefix = _common_prefix(folders)
         candidates = [(f, at) for f in folders if (at := _first_split(f, prefix)) is not None]
         for folder, at in candidates:
-            _add(found, folder, at)
+            _add(layout, folder, at)
         every = len(candidates) == len(folders) and all(at == prefix for _, at in candidates)
-        _enter_nested_splits(found)
-        trained = {folder[at + 1] for folder, at in found.index.items() if found.split(folder) == "train"}
+        _enter_nested_splits(layout)
+        trained = {folder[at + 1] for folder, at in layout.index.items() if layout.split(folder) == "train"}
         # bullet_train/images/ and test_tube/images/ next to cat/images/ are classes.
-        if not every and not (len(trained) > 1 and {*found.splits(), *found.flat.values()} - {"train"}):
+        if not every and not (len(trained) > 1 and {*layout.splits(), *layout.flat.values()} - {"train"}):
             _check_siblings(candidates, prefix, source)
-            return _Splits()
-    if not found.index:
-        return _Splits()
-    _check_one_each(found, strict, source)
-    return found
+            return _SplitLayout()
+    if not layout.index:
+        return _SplitLayout()
+    _check_one_each(layout, strict, source)
+    return layout
 
 
 def _check_siblings(candidates: Sequence[tuple[Folder, int]], prefix: int, source: str) -> None:
@@ -203,22 +203,22 @@ def _first_split(folder: Folder, start: int) -> int | None:
     return next((n for n in range(start, len(folder)) if single_split_in(folder[n])), None)
 
 
-def _add(found: _Splits, folder: Folder, at: int) -> None:
-    part = single_split_in(folder[at])
+def _add(layout: _SplitLayout, folder: Folder, at: int) -> None:
+    split = single_split_in(folder[at])
     if at < len(folder) - 1:
-        found.index[folder] = at
-    elif part is not None:
-        found.flat[folder] = part
+        layout.index[folder] = at
+    elif split is not None:
+        layout.flat[folder] = split
 
 
-def _enter_nested_splits(found: _Splits) -> None:
+def _enter_nested_splits(layout: _SplitLayout) -> None:
     """Enter split folders that hold only folders named for the same split again, or for several splits.
 
     An archive unpacked into a folder of its own name leaves these: `train/train/<class>`.
     """
     while True:
         inside: dict[Folder, set[str]] = {}
-        for folder, at in found.index.items():
+        for folder, at in layout.index.items():
             inside.setdefault(folder[: at + 1], set()).add(folder[at + 1])
         wrappers = {
             outer
@@ -228,18 +228,18 @@ def _enter_nested_splits(found: _Splits) -> None:
         }
         if not wrappers:
             return
-        for folder, at in list(found.index.items()):
+        for folder, at in list(layout.index.items()):
             if folder[: at + 1] in wrappers:
-                del found.index[folder]
-                _add(found, folder, at + 1)
+                del layout.index[folder]
+                _add(layout, folder, at + 1)
 
 
-def _check_one_each(found: _Splits, strict: Mapping[Folder, int], source: str) -> None:
+def _check_one_each(layout: _SplitLayout, strict: Mapping[Folder, int], source: str) -> None:
     """Raise DataError if folders of several names, apart from digits, match one split by words only."""
     names: dict[SourceSplit | None, dict[str, str]] = {}
-    for folder, at in found.index.items():
+    for folder, at in layout.index.items():
         if folder not in strict:
-            names.setdefault(found.split(folder), {}).setdefault(re.sub(r"\d+", "", folder[at].lower()), folder[at])
+            names.setdefault(layout.split(folder), {}).setdefault(re.sub(r"\d+", "", folder[at].lower()), folder[at])
     for split, several in names.items():
         if len(several) > 1 and split != "test":
             raise DataError(
@@ -280,7 +280,7 @@ def _check_inside(folders: Iterable[Folder], prefix: int, source: str) -> None:
 
 
 def _known_classes(
-    found: _Splits,
+    layout: _SplitLayout,
     folders: Mapping[Folder, int],
     paths: Sequence[str],
     source: str,
@@ -290,21 +290,21 @@ def _known_classes(
 
     Raises DataError if the ground truth lists only some of them.
     """
-    val = {folder for folder, split in found.flat.items() if split == "val"}
-    sorted_in = {folder for folder in found.index if found.split(folder) == "val"}
-    if not val and len({folder[: found.index[folder] + 2] for folder in sorted_in}) == 1:  # Tiny-ImageNet's val/images/
+    val = {folder for folder, split in layout.flat.items() if split == "val"}
+    sorted_in = {folder for folder in layout.index if layout.split(folder) == "val"}
+    if not val and len({folder[: layout.index[folder] + 2] for folder in sorted_in}) == 1:  # Tiny-ImageNet's val/images/
         val = sorted_in
-    if not found.index and len(folders) == 1:
+    if not layout.index and len(folders) == 1:
         val = set(folders)
     answer = truth() if val else None
     if answer is None:
         return None
     where, class_of = answer
-    if sorted_in and {folder[found.index[folder] + 1] for folder in sorted_in} & set(class_of.values()):
+    if sorted_in and {folder[layout.index[folder] + 1] for folder in sorted_in} & set(class_of.values()):
         return None
     names = [path.rsplit("/", 1)[-1] for path in paths if tuple(path.split("/")[:-1]) in val]
     unknown = [name for name in names if _stem(name) not in class_of]
-    if len(unknown) == len(names) and not found.index:
+    if len(unknown) == len(names) and not layout.index:
         return None
     if unknown:
         raise DataError(f"{where} does not list {min(unknown)} of {source}; expected every image; fetch it again")
@@ -326,20 +326,20 @@ def _by_truth(path: str, known: _KnownClasses) -> Placement:
     return "val", known.class_of[_stem(name)], name
 
 
-def _unclear_val(found: _Splits, folders: Mapping[Folder, int]) -> str:
+def _unclear_val(layout: _SplitLayout, folders: Mapping[Folder, int]) -> str:
     """The first folder of images that looks like a validation split but has no class folders or is elsewhere; may be empty."""
-    candidates = sorted(folder for folder in folders if folder not in found.index and looks_like_val("/".join(folder)))
+    candidates = sorted(folder for folder in folders if folder not in layout.index and looks_like_val("/".join(folder)))
     return f"{'/'.join(candidates[0])}/ ({folders[candidates[0]]:,} images, not in class folders)" if candidates else ""
 
 
-def _val_advice(found: _Splits, folders: Iterable[Folder]) -> str:
+def _val_advice(layout: _SplitLayout, folders: Iterable[Folder]) -> str:
     """Advice about the first folder beside train/ with class folders of the same names; empty if there is none."""
-    known = {(folder[:at], folder[at + 1]) for folder, at in found.index.items()}
-    depths = set(found.index.values())
+    known = {(folder[:at], folder[at + 1]) for folder, at in layout.index.items()}
+    depths = set(layout.index.values())
     beside = {
         folder[: at + 1]
         for folder in folders
-        if folder not in found.index
+        if folder not in layout.index
         for at in depths
         if len(folder) > at + 1 and (folder[:at], folder[at + 1]) in known
     }
@@ -349,9 +349,9 @@ def _val_advice(found: _Splits, folders: Iterable[Folder]) -> str:
     return f"{name}/ holds the same classes: rename it to val if it is for validation, or give --hold-out PERCENT if it is not"
 
 
-def _version_warnings(found: _Splits, source: str) -> Iterator[str]:
+def _version_warnings(layout: _SplitLayout, source: str) -> Iterator[str]:
     """A warning if there are train folders in several folders: parts, sizes or folds of one dataset."""
-    several = sorted({"/".join(folder[: at + 1]) for folder, at in found.index.items() if found.split(folder) == "train"})
+    several = sorted({"/".join(folder[: at + 1]) for folder, at in layout.index.items() if layout.split(folder) == "train"})
     if len({name.rpartition("/")[0] for name in several}) > 1:
         yield f"{source} holds {_shorten(several)}; all are read: name one of them if these are versions or folds of one set"
 
@@ -374,15 +374,15 @@ def _nested_class_warnings(folders: Iterable[tuple[Folder, int]], source: str) -
         )
 
 
-def _in_splits(paths: Sequence[str], found: _Splits, known: _KnownClasses | None) -> Iterator[Placement | str]:
-    split_of = {folder: found.split(folder) for folder in found.index}
-    split_folders = {*found.flat, *(folder[: at + 1] for folder, at in found.index.items())}
+def _in_splits(paths: Sequence[str], layout: _SplitLayout, known: _KnownClasses | None) -> Iterator[Placement | str]:
+    split_of = {folder: layout.split(folder) for folder in layout.index}
+    split_folders = {*layout.flat, *(folder[: at + 1] for folder, at in layout.index.items())}
     for path in paths:
         parts = path.split("/")
         folder = tuple(parts[:-1])
         if known and folder in known.folders:
             yield _by_truth(path, known)
-        elif (at := found.index.get(folder)) is not None:
+        elif (at := layout.index.get(folder)) is not None:
             yield split_of[folder], parts[at + 1], "/".join(parts[at + 2 :])
         else:
             yield NO_CLASS_FOLDER if folder in split_folders else OUTSIDE_SPLITS

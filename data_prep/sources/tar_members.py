@@ -46,18 +46,18 @@ def iter_members(path: Path, inside: TarMember | None = None) -> Iterator[TarMem
         start, size = (inside.offset, inside.size) if inside else (0, os.fstat(file.fileno()).st_size)
         window = _FileWindow(file, start, size)
         targets: dict[str, TarMember] | None = None
-        for found, offset in _headers(window, what):
-            if found.isreg():
-                yield TarMember(_normalized(found.name), window.start + offset, found.size)
-            elif found.islnk():
+        for header, offset in _headers(window, what):
+            if header.isreg():
+                yield TarMember(_normalized(header.name), window.start + offset, header.size)
+            elif header.islnk():
                 targets = _link_targets(window, what) if targets is None else targets
-                target = targets.get(_normalized(found.linkname))
+                target = targets.get(_normalized(header.linkname))
                 if target is None:
                     raise DataError(
-                        f"{what} holds {found.name!r}, a hard link to {found.linkname!r}, which is not in the archive; "
+                        f"{what} holds {header.name!r}, a hard link to {header.linkname!r}, which is not in the archive; "
                         "expected regular files and folders; pack the images again with tar --hard-dereference"
                     )
-                yield TarMember(_normalized(found.name), target.offset, target.size)
+                yield TarMember(_normalized(header.name), target.offset, target.size)
 
 
 def _normalized(name: str) -> str:
@@ -66,9 +66,9 @@ def _normalized(name: str) -> str:
 
 def _link_targets(window: "_FileWindow", what: str) -> dict[str, TarMember]:
     """The targets of an archive's hard links, by name. Takes two more passes, which archives without links do not need."""
-    wanted = {_normalized(found.linkname) for found, _ in _headers(window, what) if found.islnk()}
-    files = ((_normalized(found.name), found, offset) for found, offset in _headers(window, what) if found.isreg())
-    return {name: TarMember(name, window.start + offset, found.size) for name, found, offset in files if name in wanted}
+    wanted = {_normalized(header.linkname) for header, _ in _headers(window, what) if header.islnk()}
+    files = ((_normalized(header.name), header, offset) for header, offset in _headers(window, what) if header.isreg())
+    return {name: TarMember(name, window.start + offset, header.size) for name, header, offset in files if name in wanted}
 
 
 def _headers(file: "_FileWindow", what: str) -> Iterator[tuple[tarfile.TarInfo, int]]:

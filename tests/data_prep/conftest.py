@@ -1,4 +1,4 @@
-"""What many tests use one after the other, because its start is half a second of imports or more."""
+"""Shares worker processes between tests: starting one takes half a second of imports or more."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Files that a hostile judge would choose: each is kept, fixed, skipped or refused with one line, and nothing else happens."""
+"""Malformed images, tars and labels: each is kept, fixed, skipped or refused with a one-line error."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def upside_down() -> bytes:
     return patched(data, 22, struct.pack("<i", -struct.unpack("<i", data[22:26])[0]))
 
 
-# What becomes of it: the whole note where it is kept or fixed, the beginning of the reason where it is bad.
+# Bytes and expected outcome: the full note if kept or fixed, the beginning of the reason if bad.
 KEPT: dict[str, tuple[bytes, str]] = {
     "a second image behind it": (JPEG + photo("other", 30, 30), ""),
     "2.6 MB of APP1": (JPEG[:2] + (b"\xff\xe1\xff\xff" + bytes(65533)) * 40 + JPEG[2:], ""),
@@ -132,8 +132,8 @@ def test_refused_with_one_line(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_all_of_them_at_once(tmp_path: Path) -> None:
-    """Through the command line, into every format: the same images are there in each."""
+def test_all_inputs_in_one_conversion(tmp_path: Path) -> None:
+    """On the command line and into every format: each contains the same images."""
     files = small_set(train=1, val=1)
     files |= {f"train/n01440764/k{n:02d}.jpg": data for n, (data, _) in enumerate(KEPT.values())}
     files |= {f"train/n01443537/b{n:02d}.jpg": data for n, (data, _) in enumerate(BAD.values())}
@@ -228,9 +228,7 @@ def test_long_names_and_pax_headers_are_read(tmp_path: Path, kind: int) -> None:
     ],
     ids=["twice", "hard link", "sparse", "contiguous", "up", "map", "negative", "huge", "digits"],
 )
-def test_tars_as_nobody_should_make_them(
-    tmp_path: Path, more: list[tuple[tarfile.TarInfo, bytes]], message: str | None
-) -> None:
+def test_malformed_tars(tmp_path: Path, more: list[tuple[tarfile.TarInfo, bytes]], message: str | None) -> None:
     path = tar_of(tmp_path / "a.tar", *more)
     if message is None:
         assert len(list_samples(open_sources([path]), classes="all", hold_out_percent=None).samples["train"]) == 5
@@ -255,7 +253,7 @@ def test_validation_images_in_class_folders_need_no_ground_truth(tmp_path: Path)
         ("json", b'{"label": ' + b"9" * 5000 + b"}", "has no label"),
     ],
 )
-def test_labels_that_are_none(tmp_path: Path, name: str, label: bytes, message: str) -> None:
+def test_invalid_labels(tmp_path: Path, name: str, label: bytes, message: str) -> None:
     files = {"0000.jpg": JPEG, "0000.cls": b"1", "0001.jpg": JPEG, f"0001.{name}": label}
     source = open_sources([write_tar(tmp_path / "train-0.tar", files)])
     with pytest.raises(DataError, match=message):
@@ -263,7 +261,7 @@ def test_labels_that_are_none(tmp_path: Path, name: str, label: bytes, message: 
 
 
 @pytest.mark.parametrize("labels", [(b"a/b", b"a-b"), (rb'{"label": "\u0001"}', rb'{"label": "\\x01"}')])
-def test_two_labels_do_not_become_one_class(tmp_path: Path, labels: tuple[bytes, bytes]) -> None:
+def test_labels_are_not_merged_into_one_class(tmp_path: Path, labels: tuple[bytes, bytes]) -> None:
     ending = "json" if b"{" in labels[0] else "cls"
     files = {f"{n:04d}.{end}": data for n in range(20) for end, data in (("jpg", photo(n, 9, 9)), (ending, labels[n % 2]))}
     source = open_sources([write_tar(tmp_path / "train-0.tar", files)])
@@ -271,8 +269,8 @@ def test_two_labels_do_not_become_one_class(tmp_path: Path, labels: tuple[bytes,
         list_samples(source, classes="all", hold_out_percent=50)
 
 
-def test_labels_that_are_half_a_letter(tmp_path: Path) -> None:
-    """JSON can hold a lone surrogate, which no file can: it comes out escaped, and nothing trips over it."""
+def test_lone_surrogates_in_labels_are_escaped(tmp_path: Path) -> None:
+    """A lone surrogate, which JSON can hold and files cannot, is escaped."""
     files: dict[str, bytes] = {}
     for n in range(40):
         files[f"{n:04d}.jpg"] = photo(n, 9, 9)

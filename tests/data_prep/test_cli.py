@@ -1,4 +1,4 @@
-"""udkd-prep as people run it: exit codes, one line per error, signals."""
+"""The udkd-prep command: exit codes, one-line errors, signals."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def children(pid: int) -> set[int]:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images for seconds of work."""
+    """Enough images for several seconds of work."""
     files = {f"train/c/{n}.jpg": photo(n % 40, 300, 300) for n in range(6000)} | {"val/c/v.jpg": photo(0)}
     return write_tar(tmp_path_factory.mktemp("many") / "t.tar", files)
 
@@ -111,7 +111,7 @@ def test_a_killed_worker_is_one_clear_error(many: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_clear_error_and_can_be_continued(tmp_path: Path) -> None:
-    """A limit on file size stands in for the disk: the same OSError at the same places."""
+    """A limit on file size simulates the full disk: the same OSError at the same points."""
     tree = write_tree(tmp_path / "t", small_set(train=20, val=2))
     command = ("convert", tree, tmp_path / "d", "--side", 96, "--workers")
     for limit_bytes in (4_000, 20_000, 300_000):

@@ -1,4 +1,4 @@
-"""The contact sheet: which images are on it, and that they are what is stored."""
+"""The contact sheet: the choice of images, and that they are the stored ones."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sources whose samples have several images or labels: the one that is meant is named, or asked for; nothing is guessed."""
+"""Sources whose samples have several images or labels: the right one is known, or the user must choose it."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def counts(listing: SampleListing) -> list[int]:
 
 
 def shards(root: Path, *samples: dict[str, bytes], val: int = 4) -> Path:
-    """A WebDataset of these samples, file endings to bytes, and its first ones again as val."""
+    """A WebDataset of samples (file extension to bytes), whose first samples are repeated as val."""
     root.mkdir()
     for split, chosen in (("train", samples), ("val", samples[:val])):
         write_tar(
@@ -84,7 +84,7 @@ def test_upper_case_endings_in_shards(tmp_path: Path, ending: str) -> None:
     assert counts(listing_of(root / "train-000000.tar", root / "val-000000.tar")) == [6, 4]
 
 
-def test_no_label_is_no_class(tmp_path: Path) -> None:
+def test_missing_labels_are_not_a_class(tmp_path: Path) -> None:
     labels = [b"-1", b"0", b"1", b"2", b"-1"]
     by_cls = shards(tmp_path / "a", *({"jpg": BIG, "cls": label + b"\n"} for label in labels))
     by_json = shards(tmp_path / "b", *({"jpg": BIG, "json": b'{"label": ' + label + b', "score": NaN}'} for label in labels))
@@ -98,9 +98,9 @@ def test_no_label_is_no_class(tmp_path: Path) -> None:
 
 
 def test_samples_without_a_label_or_an_image_are_counted(tmp_path: Path) -> None:
-    whole = [{"jpg": BIG, "cls": b"1"}, {"jpg": BIG, "cls": b"2"}]
+    intact = [{"jpg": BIG, "cls": b"1"}, {"jpg": BIG, "cls": b"2"}]
     odd = [{"jpg": BIG, "txt": b"a bird"}, {"cls": b"7", "txt": b"x"}, {"jpg": BIG, "json": b"{}"}, {"avif": b"x", "cls": b"1"}]
-    listing = listing_of(shards(tmp_path / "w", *whole, *odd, val=2))
+    listing = listing_of(shards(tmp_path / "w", *intact, *odd, val=2))
     assert classes_of(listing) == ["0001", "0002"]
     assert {reason: count for reason, (count, _) in listing.skipped.reasons.items()} == {
         "samples without a label": 2,
@@ -128,7 +128,7 @@ def test_a_sample_over_two_shards_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"x" * 1001, b"9" * 19, b'{"label": 1, "label": 2}'])
-def test_texts_that_are_no_label(tmp_path: Path, text: bytes) -> None:
+def test_texts_that_are_not_labels(tmp_path: Path, text: bytes) -> None:
     ending = "json" if text.startswith(b"{") else "cls"
     root = shards(tmp_path / "w", {"jpg": BIG, "cls": b"1"}, {"jpg": BIG, ending: text})
     with pytest.raises(DataError, match="sample 0001 has no label: its"):
@@ -136,7 +136,7 @@ def test_texts_that_are_no_label(tmp_path: Path, text: bytes) -> None:
 
 
 @pytest.mark.parametrize("label", [b"-2", b"2147483647", b"4294967295", b"18446744073709551615"])
-def test_numbers_that_are_no_class_are_refused(tmp_path: Path, label: bytes) -> None:
+def test_numbers_that_are_not_classes_are_refused(tmp_path: Path, label: bytes) -> None:
     for n, files in enumerate(({"cls": label}, {"json": b'{"label": ' + label + b"}"})):
         root = shards(tmp_path / f"{n}", {"jpg": BIG, "cls": b"1"}, {"jpg": BIG, **files})
         with pytest.raises(DataError, match=r"sample 0001 has no label: its .* holds the label .*; expected a class number"):
@@ -147,8 +147,8 @@ def cifar(n: int) -> dict[str, int]:
     return {"fine_label": n % 6, "coarse_label": n % 6 // 3}
 
 
-def test_labels_that_tell_different_classes_are_asked_for(tmp_path: Path) -> None:
-    """By ending, by key of the JSON, and between the two."""
+def test_the_user_must_choose_between_labels_that_disagree(tmp_path: Path) -> None:
+    """By extension, by key of the JSON, and between the two."""
     by_ending = [{"jpg": BIG, "fine.cls": b"%d" % (n % 6), "coarse.cls": b"%d" % (n % 2)} for n in range(12)]
     with pytest.raises(DataError, match=r"fine\.cls and coarse\.cls; .*--label-field NAME"):
         listing_of(shards(tmp_path / "a", *by_ending))
@@ -168,8 +168,8 @@ def test_labels_that_tell_different_classes_are_asked_for(tmp_path: Path) -> Non
     assert len(classes_of(listing_of(tmp_path / "d", label="fine_label"))) == 6
 
 
-def test_labels_that_agree_are_not_asked_for(tmp_path: Path) -> None:
-    """As timm writes ImageNet: the number twice, and its name, which two pairs of classes share."""
+def test_labels_that_agree_need_no_choice(tmp_path: Path) -> None:
+    """As timm writes ImageNet: the number twice, and the name, which two pairs of classes share."""
     names = [f"bird {n}" for n in range(20)] + ["crane", "crane"]
     samples = [
         {"jpg": BIG, "cls": b"%d" % n, "json": json.dumps({"label": n, "class_name": name}).encode()}
@@ -179,19 +179,19 @@ def test_labels_that_agree_are_not_asked_for(tmp_path: Path) -> None:
     assert classes_of(listing) == [f"{n:04d}" for n in range(22)]
 
 
-def test_a_list_beside_the_samples_makes_no_webdataset(tmp_path: Path) -> None:
+def test_a_list_beside_images_is_not_a_webdataset(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", {"Labels.json": b"{}"} | small_set())
     assert classes_of(listing_of(tar)) == ["n01440764", "n01443537"]
 
 
-def test_labels_behind_all_images_are_told_of(tmp_path: Path) -> None:
-    """As `tar cf a.tar *.jpg *.cls` packs them; webdataset itself reads no sample of these."""
+def test_labels_after_all_images_are_an_error(tmp_path: Path) -> None:
+    """As packed by `tar cf a.tar *.jpg *.cls`; webdataset itself reads no samples from it."""
     files = {f"{n}.jpg": BIG for n in range(3)} | {f"{n}.cls": b"1" for n in range(3)}
     with pytest.raises(DataError, match=r"in each sample, the files of a sample one after the other; name"):
         listing_of(write_tar(tmp_path / "train-0.tar", files))
 
 
-def test_what_macos_adds_to_a_shard_is_passed_over(tmp_path: Path) -> None:
+def test_files_that_macos_adds_to_a_shard_are_skipped(tmp_path: Path) -> None:
     files = {
         name: data for n in range(4) for name, data in ((f"._{n}.jpg", b"x"), (f"{n}.jpg", BIG), (f"{n}.cls", b"%d" % (n % 2)))
     }
@@ -199,7 +199,7 @@ def test_what_macos_adds_to_a_shard_is_passed_over(tmp_path: Path) -> None:
     assert (sum(counts(listing)), listing.skipped.count) == (4, 4)
 
 
-def test_test_shards_without_labels_hide_no_webdataset(tmp_path: Path) -> None:
+def test_test_shards_without_labels_do_not_hide_a_webdataset(tmp_path: Path) -> None:
     root = shards(tmp_path / "w", *({"jpg": BIG, "cls": b"%d" % (n % 2)} for n in range(4)))
     write_tar(root / "test-000000.tar", {f"{n}.jpg": BIG for n in range(3)})
     listing = listing_of(root)
@@ -231,7 +231,7 @@ def images(data: bytes, count: int, path: str | None = None) -> pa.Array:
     return pa.array([{"bytes": data, "path": path}] * count, STRUCT)
 
 
-def test_the_column_called_image_or_the_one_that_is_asked_for(tmp_path: Path) -> None:
+def test_the_image_column_or_the_chosen_one_is_read(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", {"thumb": images(SMALL, 40), "image": images(BIG, 40), "label": [0, 1] * 20})
     for image, data in ((None, BIG), ("thumb", SMALL), ("image", BIG)):
         source = open_sources([path], fields=Fields(image=image))[0]
@@ -246,7 +246,7 @@ def test_the_column_called_image_or_the_one_that_is_asked_for(tmp_path: Path) ->
         listing_of(path, hold_out=50)
 
 
-def test_label_columns_that_differ_are_asked_for(tmp_path: Path) -> None:
+def test_the_user_must_choose_between_label_columns_that_disagree(tmp_path: Path) -> None:
     count = 60
     rows = [cifar(n) for n in range(count)]
     columns = {"img": images(BIG, count)} | {name: [row[name] for row in rows] for name in ("coarse_label", "fine_label")}
@@ -270,7 +270,7 @@ def test_label_columns_that_differ_are_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["train/0.jpg", None])
-def test_paths_without_images_are_one_error(tmp_path: Path, where: str | None) -> None:
+def test_paths_without_images_are_an_error(tmp_path: Path, where: str | None) -> None:
     rows = [{"bytes": None, "path": where}] * 6
     path = table(tmp_path / "train.parquet", {"image": pa.array(rows, STRUCT), "label": [0, 1] * 3})
     with pytest.raises(DataError, match=r"holds paths.* instead of images: its column image has no bytes; .*embed them"):
@@ -306,13 +306,13 @@ def test_labels_of_every_type(tmp_path: Path, labels: pa.Array, found: list[str]
     ],
     ids=["fraction", "huge", "negative", "list", "struct", "bytes"],
 )
-def test_labels_that_are_none_are_one_line(tmp_path: Path, labels: pa.Array, message: str) -> None:
+def test_invalid_labels_are_a_one_line_error(tmp_path: Path, labels: pa.Array, message: str) -> None:
     path = table(tmp_path / "a.parquet", {"image": images(BIG, 4), "label": labels})
     with pytest.raises(DataError, match=message):
         listing_of(path, hold_out=50)
 
 
-def test_texts_of_parquet_that_are_none_are_one_line(tmp_path: Path) -> None:
+def test_invalid_texts_in_parquet_are_a_one_line_error(tmp_path: Path) -> None:
     broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"a"]).buffers())
     with pytest.raises(DataError, match=r"cannot be read .*'utf-8' codec"):
         listing_of(table(tmp_path / "a.parquet", {"image": images(BIG, 2), "label": broken}))
@@ -356,7 +356,7 @@ def test_a_test_file_needs_no_labels(tmp_path: Path) -> None:
 
 
 def beton(path: Path, fields: dict[str, str], rows: list[dict[str, object]]) -> Path:
-    """FFCV's file by its layout. fields: name to `image`, `int` or `float`; images are JPEGs' bytes."""
+    """Writes FFCV's file format. fields: name to `image`, `int` or `float`; images are JPEG bytes."""
     image = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
     kinds = {"float": (0, np.dtype("<f8")), "int": (1, np.dtype("<i8")), "image": (2, image)}
     table = np.zeros(len(rows), np.dtype([(name, kinds[kind][1]) for name, kind in fields.items()], align=True))
@@ -377,7 +377,7 @@ def beton(path: Path, fields: dict[str, str], rows: list[dict[str, object]]) -> 
     return path
 
 
-def test_fields_of_a_beton_are_asked_for(tmp_path: Path) -> None:
+def test_the_user_must_choose_between_fields_of_a_beton(tmp_path: Path) -> None:
     rows = [{"index": n, "image": BIG, "score": 0.5, "label": n % 3, "thumb": SMALL} for n in range(12)]
     path = beton(tmp_path / "a.beton", {"index": "int", "image": "image", "label": "int", "thumb": "image"}, rows)
     with pytest.raises(DataError, match=r"has several RGBImageFields: image, thumb; .*--image-field NAME"):
@@ -428,7 +428,7 @@ def test_fields_of_ffcv_s_own_writer(tmp_path: Path) -> None:
 # --- the options ---
 
 
-def test_fields_are_for_sources_that_have_some(tmp_path: Path) -> None:
+def test_field_options_need_a_source_with_fields(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set())
     with pytest.raises(ConfigError, match=r"--image-field and --label-field choose among the fields of WebDatasets"):
         listing_of(tree, label="label")
@@ -445,8 +445,8 @@ def test_a_chosen_field_reaches_the_workers(tmp_path: Path) -> None:
     assert split.labels.tolist() == [0, 0, 1, 1]
 
 
-def test_labels_in_other_texts_are_asked_for(tmp_path: Path) -> None:
-    """`.txt` is a caption to most and a label to some; beside class folders such shards are what they were, passed over."""
+def test_labels_in_other_text_files_must_be_chosen(tmp_path: Path) -> None:
+    """`.txt` files are usually captions and sometimes labels. Beside class folders such shards are skipped."""
     root = shards(tmp_path / "w", *({"jpg": BIG, "txt": b"%d\n" % (n % 3), "xml": b"x"} for n in range(6)))
     for path in (root, root / "train-000000.tar"):
         with pytest.raises(DataError, match=r"no image with a label .*such as 0000\.jpg.*--label-field"):

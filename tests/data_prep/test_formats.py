@@ -1,4 +1,4 @@
-"""Derived formats: names, descriptions, sizes, what is discarded when."""
+"""Derived formats: names, descriptions, sizes, and when they are discarded."""
 
 from pathlib import Path
 
@@ -24,12 +24,12 @@ def test_lists_of_formats() -> None:
             parse_formats(text)
 
 
-def test_the_size_is_told_before_anything_is_written() -> None:
+def test_size_texts() -> None:
     lines = size_texts(["resident"], DatasetSize(samples=130_000, side=512, stored=None))
     assert lines == {"resident": "resident format: 130,000 x 512 x 512 x 3 = 102.24 GB"}
 
 
-def test_sealed_files_are_held_against_their_description(tmp_path: Path) -> None:
+def test_sealed_files_are_checked_against_their_description(tmp_path: Path) -> None:
     for n in range(2):
         (tmp_path / f"samples-{n}.tfrecord").write_bytes(bytes([n]) * 50)
     names = [path.name for path in tmp_path.iterdir()]
@@ -50,9 +50,9 @@ def test_sealed_files_are_held_against_their_description(tmp_path: Path) -> None
     (tmp_path / "samples-2.tfrecord").write_bytes(b"")
     assert "samples-2.tfrecord belongs to no sample" in next(damage(tmp_path, "dali", digest="d"))
     description = tmp_path / DERIVED["dali"].description
-    whole = description.read_bytes()
-    for at in range(len(whole)):
-        description.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    intact = description.read_bytes()
+    for at in range(len(intact)):
+        description.write_bytes(intact[:at] + bytes([intact[at] ^ 4]) + intact[at + 1 :])
         assert list(damage(tmp_path, "dali", digest="d")), at
     discard(tmp_path, "dali")
     assert list(tmp_path.iterdir()) == []
@@ -61,7 +61,7 @@ def test_sealed_files_are_held_against_their_description(tmp_path: Path) -> None
 def test_formats_of_an_earlier_attempt_do_not_stay(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set(train=3, val=1))
     folder = converted(tree, tmp_path / "d", formats=())
-    whole = contents(folder.path)
+    intact = contents(folder.path)
     for name in WRITERS:
         derive_formats(folder, [name], workers=1, observer=Silent())
     assert folder.formats == ("shards", *WRITERS)
@@ -69,11 +69,11 @@ def test_formats_of_an_earlier_attempt_do_not_stay(tmp_path: Path) -> None:
         folder.path / "unfinished.json", ConvertSettings(side=64).output_options()
     )  # as a kill just before the end leaves it
     converted(tree, folder.path, formats=())
-    assert contents(folder.path) == whole
+    assert contents(folder.path) == intact
 
 
 def test_ffcv_s_file_needs_no_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FFCV asks multiprocessing for it; a container may lack /dev/shm."""
+    """FFCV allocates some through multiprocessing; a container may lack /dev/shm."""
     allocator = needs_ffcv().memory_allocator
 
     def refuse(*_: object) -> None:

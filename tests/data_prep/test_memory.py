@@ -1,4 +1,4 @@
-"""What a conversion remembers of each image, in bytes: the listing, and the manifest's columns."""
+"""Memory per image during a conversion, in bytes: the listing, and the columns of the manifest."""
 
 import io
 import tarfile
@@ -19,7 +19,7 @@ WNIDS = [f"n{n:08d}" for n in range(20)]
 
 
 class Stubs:
-    """A source of images that nobody reads, named as ImageNet's are."""
+    """A source of images that are never read, with names like ImageNet's."""
 
     path = Path("stubs")
 
@@ -59,7 +59,7 @@ def row(n: int) -> Row:
 
 
 def bytes_each(make: Callable[[int], object], counts: tuple[int, int] = (FEW, MANY)) -> tuple[float, float]:
-    """What one more image takes, for good and at the worst moment: the difference of two sizes, so that no constant counts."""
+    """Memory per additional image, final and peak: the difference of two sizes, so that constants cancel."""
     found = []
     for count in counts:
         tracemalloc.start()
@@ -89,8 +89,8 @@ def test_a_manifest_takes_its_columns_and_no_more() -> None:
     assert peak < 200
 
 
-def test_a_tar_is_listed_in_as_little(tmp_path: Path) -> None:
-    """The listing of a real source, to its peak; members without bytes."""
+def test_listing_a_tar_takes_as_little_memory(tmp_path: Path) -> None:
+    """Peak memory of listing a real source, whose members have no bytes."""
     counts = (500, 2_000)
     for count in counts:
         with tarfile.open(tmp_path / f"{count}.tar", "w") as archive:
@@ -100,7 +100,7 @@ def test_a_tar_is_listed_in_as_little(tmp_path: Path) -> None:
     assert peak < 240
 
 
-def test_columns_are_their_rows(tmp_path: Path) -> None:
+def test_columns_equal_their_rows(tmp_path: Path) -> None:
     rows = [row(n) for n in range(300)] + [Row(label=3, source="c/x.jpg", excluded=True, note="empty file")]
     columns = columns_of(rows)
     path = tmp_path / "manifest.parquet"
@@ -127,7 +127,7 @@ def check(columns: Columns, rows: list[Row]) -> bool:
 
 
 def test_groups_of_rows_are_as_pyarrow_alone_writes_them(tmp_path: Path) -> None:
-    """Written group by group, the file is the one that the whole table would be."""
+    """Writing group by group gives the same file as writing the full table."""
     count = GROUP_ROWS + 1000
     base = columns_of(row(n) for n in range(1000))
     at = np.arange(count) % 1000

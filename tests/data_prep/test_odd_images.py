@@ -1,4 +1,4 @@
-"""A zoo of files that image sets really hold, through the whole converter: one stated outcome each, whatever is written.
+"""Odd image files from real datasets, through the full converter: each has one expected outcome in every format.
 
 Policies: fail ends it without a folder; skip leaves out what is bad; fix saves what is whole of it.
 """
@@ -69,12 +69,12 @@ def patched(data: bytes, at: int, new: bytes) -> bytes:
 
 
 def twelve_bit(data: bytes) -> bytes:
-    """A header that says so: no decoder here reads the real thing."""
+    """Only the header says 12 bits: no decoder here reads real 12-bit files."""
     return patched(data, data.index(b"\xff\xc0") + 4, b"\x0c")
 
 
 def ycck() -> bytes:
-    """Pillow writes CMYK; the Adobe segment's last byte says whether the first three are YCC."""
+    """Pillow writes CMYK; the last byte of the Adobe segment turns the first three components into YCC."""
     data = encoded(picture("ycck").convert("CMYK"))
     at = data.index(b"Adobe") + 11
     return patched(data, at, b"\x02")
@@ -102,7 +102,7 @@ def png_bomb() -> bytes:
 
 
 def flipped(data: bytes) -> bytes:
-    """One bit, at a place where libjpeg has something to say about it."""
+    """The file with one bit flipped where libjpeg notices it."""
     for at in range(len(data) // 2, len(data) - 2):
         damaged = patched(data, at, bytes([data[at] ^ 64]))
         try:
@@ -116,7 +116,7 @@ SIXTEEN = Image.fromarray(np.asarray(picture(4, mode="L")).astype(np.uint16) << 
 FRAMES = [picture(n).quantize(32) for n in range(3)]
 LARGE = photo("large", 200, 90)
 
-# File name to bytes and what becomes of it: the beginning of its note, "" for kept as it is.
+# File name to bytes and the beginning of the note, empty if the bytes are kept.
 GOOD: dict[str, tuple[bytes, str]] = {
     "a_plain.JPEG": (photo("plain"), ""),
     "b_progressive.JPEG": (photo("prog", progressive=True), ""),
@@ -141,7 +141,7 @@ GOOD: dict[str, tuple[bytes, str]] = {
     "ua_turned.tif": (encoded(picture("tif", 40, 56), "TIFF", tiffinfo={0x112: 6}), "TIFF to JPEG; TIFF orientation 6 applied"),
     "v_alpha.png": (encoded(picture("alpha", mode="RGBA"), "PNG"), "PNG to JPEG; transparency dropped"),
 }
-# What is bad, why, and what `fix` makes of it (None: nothing).
+# File name to bytes, reason, and the note after `fix` (None: not fixed).
 BAD: dict[str, tuple[bytes, str, str | None]] = {
     "a_cut.JPEG": (LARGE[: len(LARGE) * 3 // 4], "damaged JPEG (Premature end", "repaired: cut file, its upper"),
     "b_cut_early.JPEG": (LARGE[: len(LARGE) // 4], "damaged JPEG (Premature end", None),
@@ -191,7 +191,7 @@ def check_good(folder: DatasetFolder) -> None:
             assert np.abs(stored.astype(int) - np.asarray(scaled)).mean() < 5, name
 
 
-def test_skip_leaves_out_what_is_bad(tree: Path, tmp_path: Path) -> None:
+def test_skip_leaves_out_bad_images(tree: Path, tmp_path: Path) -> None:
     every = tuple(formats.WRITERS)
     folder = converted(tree, tmp_path / "d", side=256, on_bad="skip", formats=every)
     check_good(folder)
@@ -209,7 +209,7 @@ def test_skip_leaves_out_what_is_bad(tree: Path, tmp_path: Path) -> None:
     assert sum(report["fixed"]["train"].values()) == sum(bool(note) for _, note in GOOD.values())
 
 
-def test_fix_saves_what_is_whole(tree: Path, tmp_path: Path) -> None:
+def test_fix_keeps_intact_parts(tree: Path, tmp_path: Path) -> None:
     folder = converted(tree, tmp_path / "d", side=256, on_bad="fix")
     check_good(folder)
     split, found = folder.split("train"), notes(folder)
@@ -221,9 +221,9 @@ def test_fix_saves_what_is_whole(tree: Path, tmp_path: Path) -> None:
     n = split.source.index("n01443537/a_cut.JPEG")
     height, width = split.sizes[n, :2].tolist()
     assert (100 <= height < 200, width) == (True, 90)
-    whole = np.asarray(Image.open(io.BytesIO(LARGE)))[:height].astype(int)
-    assert np.abs(split.pixels(n)[:height, :width] - whole).mean() < 2  # real rows, to the last one
-    assert np.abs(split.pixels(n)[height - 1, :width] - whole[-1]).mean() < 3
+    intact = np.asarray(Image.open(io.BytesIO(LARGE)))[:height].astype(int)
+    assert np.abs(split.pixels(n)[:height, :width] - intact).mean() < 2  # real rows, to the last one
+    assert np.abs(split.pixels(n)[height - 1, :width] - intact[-1]).mean() < 3
     # The same whether it was chosen at once or after another policy left its shards.
     with pytest.raises(DataError, match=r"13 of 39 images cannot be used.*--on-bad skip to leave them out, or fix to"):
         converted(tree, tmp_path / "e", side=256, shard_samples=7)
@@ -240,7 +240,7 @@ def test_cut_anywhere_only_real_rows_are_kept() -> None:
     kept = 0
     for options in ({}, {"subsampling": 0}, {"subsampling": 1}, {"restart_marker_blocks": 4}):
         data = photo("rows", 160, 120, **options)
-        whole = np.asarray(Image.open(io.BytesIO(data))).astype(int)
+        intact = np.asarray(Image.open(io.BytesIO(data))).astype(int)
         for cut in range(700, len(data) - 2, 97):
             try:
                 prepared = prepare(data[:cut], settings)
@@ -250,7 +250,7 @@ def test_cut_anywhere_only_real_rows_are_kept() -> None:
             found = np.asarray(Image.open(io.BytesIO(prepared.jpeg))).astype(int)
             assert len(found) >= 80
             if "end mark" not in prepared.note:
-                assert np.abs(found - whole[: len(found)]).max() < 24, (options, cut)
+                assert np.abs(found - intact[: len(found)]).max() < 24, (options, cut)
     assert kept > 40
 
 

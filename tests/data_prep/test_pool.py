@@ -1,4 +1,4 @@
-"""Worker processes: order, bounds, errors, and no orphan."""
+"""Worker processes: order, bounds, errors, and no orphans."""
 
 import itertools
 import os
@@ -59,8 +59,8 @@ def test_a_pool_can_be_used_again_and_left_early() -> None:
     assert gone(pids)
 
 
-def test_kept_workers_do_the_job_of_the_next_pool() -> None:
-    """Those that have done all their tasks; one stopped in between would still send answers."""
+def test_idle_workers_are_reused_by_the_next_pool() -> None:
+    """Only workers that have finished all tasks are reused; others would still send old results."""
     with reuse_workers():
         with Pool(Echo(), 2) as echo:
             pids = {pid for _, pid in echo.ordered(iter(range(20)))}

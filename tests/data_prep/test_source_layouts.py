@@ -1,4 +1,4 @@
-"""Sources of every layout, written by others where others write them: the same images under the same classes from each."""
+"""Sources of every layout, some written by other programs: each gives the same images under the same classes."""
 
 import contextlib
 import csv
@@ -32,7 +32,7 @@ WNIDS = ("n01440764", "n01443537", "n02510455")
 
 
 def converted(source: Path | list[Path], folder: Path, **settings: object) -> DatasetFolder:
-    """Kept as they are, and without derived formats."""
+    """Convert with a side that keeps all bytes, and without derived formats."""
     return helpers.converted(source, folder, **{"side": 96, "formats": (), **settings})
 
 
@@ -41,7 +41,7 @@ def listing_of(*paths: Path, layout: str = "auto", classes: str = "all", hold_ou
 
 
 def images_of(folder: DatasetFolder) -> dict[str, list[tuple[str, bytes]]]:
-    """Class and bytes of every image of each split, sorted."""
+    """Class and bytes of every image, by split, sorted."""
     return {
         name: sorted((folder.classes[split.labels[n]].wnid, split.read(n)) for n in split.ids.tolist())
         for name, split in folder.splits.items()
@@ -57,7 +57,7 @@ def expected(files: Mapping[str, bytes]) -> dict[str, list[tuple[str, bytes]]]:
 
 
 def ilsvrc(root: Path, files: Mapping[str, bytes]) -> tuple[Path, dict[str, str]]:
-    """The two tars as they are downloaded, and the class of each validation image."""
+    """The two tars as downloaded, and the class of each validation image."""
     root.mkdir()
     inner = {}
     for wnid in WNIDS:
@@ -82,7 +82,7 @@ def mat_element(kind: int, data: bytes) -> bytes:
 
 
 def meta_mat(ids: Mapping[str, int], compressed: bool) -> bytes:
-    """A struct array `synsets` as MATLAB lays it out, with small elements inside their tags where it does so."""
+    """A struct array `synsets` as MATLAB writes it, with small elements inside their tags."""
     import zlib
 
     def matrix(kind: int, shape: tuple[int, int], *parts: bytes, name: bytes = b"") -> bytes:
@@ -163,7 +163,7 @@ def flat_val(truth: Mapping[str, str], root: Path, files: Mapping[str, bytes]) -
 
 
 def test_a_flat_val_folder_has_its_ground_truth(tmp_path: Path) -> None:
-    """Kaggle's CLS-LOC and a val tar unpacked by hand: as a tree and as a tar, with the truth inside or named."""
+    """Kaggle's CLS-LOC and a val tar unpacked by hand: as a tree and as a tar, with the ground truth inside or named."""
     files = small_set(classes=WNIDS)
     root, truth = ilsvrc(tmp_path / "i", files)
     flat = flat_val(truth, root, files)
@@ -238,7 +238,7 @@ def test_torchvision_s_root_keeps_its_tars(tmp_path: Path) -> None:
         listing_of(root)
 
 
-def test_two_kinds_in_one_folder_are_asked_about(tmp_path: Path) -> None:
+def test_the_user_must_choose_between_two_kinds_in_one_folder(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set() | {"train.beton": b"x"})
     with pytest.raises(DataError, match=r"holds \.beton files and class folders of images; .*--layout beton or --lay"):
         listing_of(tree)
@@ -271,13 +271,13 @@ def test_three_splits_of_parquet_and_shards(tmp_path: Path) -> None:
         assert listing.skipped.reasons[TEST_IMAGES][0] == 2
 
 
-def test_damaged_devkits_are_one_line(tmp_path: Path) -> None:
+def test_damaged_devkits_are_a_one_line_error(tmp_path: Path) -> None:
     root, truth = ilsvrc(tmp_path / "i", small_set(train=1, val=1, classes=WNIDS))
     path = devkit(root / "ILSVRC2012_devkit_t12.tar.gz", truth)
-    whole = gzip.decompress(path.read_bytes())
+    intact = gzip.decompress(path.read_bytes())
     rng = np.random.default_rng(0)
-    for at in rng.integers(0, len(whole.rstrip(b"\0")), 60).tolist():
-        path.write_bytes(gzip.compress(whole[:at] + bytes([whole[at] ^ 32]) + whole[at + 1 :], 1))
+    for at in rng.integers(0, len(intact.rstrip(b"\0")), 60).tolist():
+        path.write_bytes(gzip.compress(intact[:at] + bytes([intact[at] ^ 32]) + intact[at + 1 :], 1))
         with contextlib.suppress(DataError):  # anything else would be a traceback
             listing_of(root)
     with tarfile.open(path, "w:gz"):
@@ -300,7 +300,7 @@ def test_matlab_files_of_another_writer() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"), [(tarfile.SYMTYPE, "a link"), (tarfile.CHRTYPE, "a device"), (tarfile.LNKTYPE, "a hard")]
 )
-def test_class_tars_are_held_to_the_same_rules(tmp_path: Path, kind: bytes, message: str) -> None:
+def test_class_tars_follow_the_same_rules(tmp_path: Path, kind: bytes, message: str) -> None:
     member = tarfile.TarInfo("n01440764_1.JPEG")
     member.type, member.linkname = kind, "/etc/passwd"
     buffer = io.BytesIO()
@@ -400,7 +400,7 @@ def test_parquet_files_of_one_name_in_two_folders(tmp_path: Path) -> None:
     assert folder.split("train").source[::4] == ("0000/train/0000/000000-0.jpg", "0000/train-extra/0000/000000-0.jpg")
 
 
-def test_parquet_columns_as_nobody_should_make_them(tmp_path: Path) -> None:
+def test_unusual_parquet_columns(tmp_path: Path) -> None:
     for place, path in enumerate((b"x.jpg", 3)):
         rows = [{"bytes": photo(n), "path": path} for n in range(40)]
         pq.write_table(pa.table({"image": pa.array(rows), "label": [0, 1] * 20}), tmp_path / f"{place}.parquet")
@@ -410,7 +410,7 @@ def test_parquet_columns_as_nobody_should_make_them(tmp_path: Path) -> None:
         listing_of(tmp_path / "text.parquet", hold_out=50)
 
 
-def test_parquet_that_is_refused_or_passed_over(tmp_path: Path) -> None:
+def test_parquet_that_is_refused_or_skipped(tmp_path: Path) -> None:
     path = parquet(tmp_path / "test.parquet", [(-1, photo(1)), (None, photo(2)), (0, photo(3)), (1, photo(4))] * 20)
     listing = listing_of(path, hold_out=50)
     assert sum(map(len, listing.samples.values())) == 40
@@ -453,7 +453,7 @@ def test_webdatasets(tmp_path: Path) -> None:
 
 
 def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
-    """Another side or fit without the originals; classes keep their names."""
+    """To change side or fit without the originals. Classes keep their names."""
     files = small_set(classes=WNIDS)
     first = converted(write_tree(tmp_path / "t", files), tmp_path / "d", shard_samples=4, formats=("dali", "resident"))
     second = converted(first.path, tmp_path / "e")
@@ -466,7 +466,7 @@ def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["jpg", "raw", "proportion"])
 def test_betons_of_ffcv_s_own_writer(tmp_path: Path, mode: str) -> None:
-    """Written by FFCV; stored JPEGs keep their bytes, raw pixels are encoded once."""
+    """Written by FFCV. Stored JPEGs keep their bytes, raw pixels are encoded once."""
     needs_ffcv()
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
@@ -504,7 +504,7 @@ def test_betons_that_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_beton_whose_count_was_cut_is_refused(tmp_path: Path) -> None:
-    """Its table of allocations tells of samples that the header has lost."""
+    """Its table of allocations has samples that the header does not count."""
     needs_ffcv()
     files = small_set(train=6, val=2)
     folder = converted(write_tree(tmp_path / "t", files), tmp_path / "d", formats=("ffcv",))
@@ -543,7 +543,7 @@ def test_png_in_a_parquet_is_fixed_as_anywhere(tmp_path: Path) -> None:
 
 
 def test_class_folders_that_hold_the_splits_are_refused(tmp_path: Path) -> None:
-    """`cat/train/`, `cat/val/`: with a random share set aside, training images would validate."""
+    """`cat/train/`, `cat/val/`: a random hold-out would validate on training images."""
     files = {f"{c}/{s}/{n}.jpg": photo(f"{c}{s}{n}") for c in ("cat", "dog") for s in ("train", "val") for n in range(4)}
     source = write_tree(tmp_path / "a", files)
     for hold_out in (None, 20):
@@ -562,7 +562,7 @@ def test_class_folders_that_hold_the_splits_are_refused(tmp_path: Path) -> None:
         ("train_test_split.txt", r"train_test_split\.txt may list the validation images"),
     ],
 )
-def test_what_may_validate_is_named_before_a_random_share_is_advised(tmp_path: Path, name: str, words: str) -> None:
+def test_possible_val_images_are_named_before_hold_out_is_advised(tmp_path: Path, name: str, words: str) -> None:
     train = {path: data for path, data in small_set().items() if path.startswith("train")}
     source = write_tree(tmp_path / "a", train | {name: photo("x") if name.endswith("jpg") else b"x"})
     with pytest.raises(DataError, match=f"no val/ images; expected both; {words}.*or give --hold-out PERCENT if it "):
@@ -573,7 +573,7 @@ def test_what_may_validate_is_named_before_a_random_share_is_advised(tmp_path: P
 
 
 def test_a_validation_split_of_another_kind_is_named(tmp_path: Path) -> None:
-    """A folder beside a tar, and what lies among shards but is none; a test split is named with the option that it takes."""
+    """A folder beside a tar, a compressed shard among others, and a test split, which needs --val test."""
     files = small_set()
     train = {name.removeprefix("train/"): data for name, data in files.items() if name.startswith("train")}
     write_tree(tmp_path / "a", {name: data for name, data in files.items() if name.startswith("val")})
@@ -595,7 +595,7 @@ def test_a_validation_split_of_another_kind_is_named(tmp_path: Path) -> None:
 
 
 def test_shards_of_one_name_in_several_folders(tmp_path: Path) -> None:
-    """Each part numbered from zero, as are the samples in it: told apart by the folder where nothing else tells them apart."""
+    """Parts and samples are numbered from zero in each folder: the folder is added to names that would be equal."""
     for part in range(2):
         for name in ("a", "b"):
             (tmp_path / "w" / f"part{part}").mkdir(parents=True, exist_ok=True)
@@ -615,7 +615,7 @@ def test_shards_of_one_name_in_several_folders(tmp_path: Path) -> None:
     ]
 
 
-def test_an_image_of_one_name_twice_is_told_with_both_places(tmp_path: Path) -> None:
+def test_a_duplicate_image_is_named_with_both_paths(tmp_path: Path) -> None:
     files = small_set()
     source = write_tree(tmp_path / "a", files | {f"a/{name}": data for name, data in files.items()})
     name = "train/n01440764/n01440764_0.JPEG"
@@ -625,7 +625,7 @@ def test_an_image_of_one_name_twice_is_told_with_both_places(tmp_path: Path) -> 
         listing_of(source)
 
 
-def test_a_table_that_describes_the_images_is_none_of_them(tmp_path: Path) -> None:
+def test_a_table_that_describes_the_images_is_skipped(tmp_path: Path) -> None:
     """The metadata.parquet of an ImageFolder on the Hub."""
     for name, files in (
         ("a", small_set()),
@@ -638,8 +638,8 @@ def test_a_table_that_describes_the_images_is_none_of_them(tmp_path: Path) -> No
         assert listing.skipped.reasons == {OTHER_FILES: (1, "metadata.parquet")}
 
 
-def test_splits_of_parquets_that_are_told_otherwise(tmp_path: Path) -> None:
-    """By a column, which is named before a random share is advised; and versions of one set, each in its folder."""
+def test_splits_in_parquet_columns_and_folders(tmp_path: Path) -> None:
+    """A column of splits is named before a hold-out is advised; versions of one dataset in folders give a warning."""
     rows = [(n % 2, photo(n)) for n in range(4)]
     parquet(tmp_path / "a" / "all.parquet", rows)
     table = pq.read_table(tmp_path / "a" / "all.parquet")
@@ -653,8 +653,8 @@ def test_splits_of_parquets_that_are_told_otherwise(tmp_path: Path) -> None:
     assert not listing_of(tmp_path / "b" / "160px").warnings
 
 
-def test_trees_that_may_be_read_otherwise_are_warned_of(tmp_path: Path) -> None:
-    """Classes in folders of letters, sizes or folds of one set, and one folder under two names."""
+def test_ambiguous_trees_give_a_warning(tmp_path: Path) -> None:
+    """Classes grouped by letter, folds of one dataset, and one folder under two names."""
     letters = {
         f"{s}/{c[0]}/{c}/{n}.jpg": photo(n) for s in ("train", "val") for c in ("abbey", "alley", "bar") for n in range(2)
     }

@@ -46,7 +46,7 @@ def listed(listing: SampleListing) -> dict[str, list[str]]:
         ([], "x", []),
     ],
 )
-def test_places(paths: list[str], root: str, expected: list[object]) -> None:
+def test_placements(paths: list[str], root: str, expected: list[object]) -> None:
     assert list(parse_paths(paths, root).placements) == expected
 
 
@@ -100,7 +100,7 @@ def test_a_test_split_is_left_out_or_validates(tmp_path: Path) -> None:
         list_samples(open_sources([tmp_path / "a"]), classes="all", hold_out_percent=None, test_validates=True)
 
 
-def test_names_of_splits_do_not_become_classes(tmp_path: Path) -> None:
+def test_split_names_do_not_become_classes(tmp_path: Path) -> None:
     flat = {f"{folder}/{n}.jpg": JPEG for folder in ("train_images_0", "val_images") for n in range(9)}
     tree = write_tree(tmp_path / "flat", flat)
     for hold_out in (None, 30):
@@ -120,7 +120,7 @@ def test_names_of_splits_do_not_become_classes(tmp_path: Path) -> None:
     assert len(listing_of(write_tree(tmp_path / "b", labelled("train", "val", names))).classes) == 3
 
 
-def test_a_random_share_is_not_advised_where_validation_images_are_seen(tmp_path: Path) -> None:
+def test_hold_out_is_not_advised_if_val_images_are_found(tmp_path: Path) -> None:
     train = {name: data for name, data in labelled("train", "x").items() if name.startswith("train")}
     cases = {
         "flat": (train | {"val/1.jpg": JPEG}, r"val/ \(1 images, not in class folders\)"),
@@ -149,7 +149,7 @@ def test_a_linked_val_folder_is_one(tmp_path: Path) -> None:
     assert listed(listing_of(tree))["val"] == ["cat/1.jpg", "dog/1.jpg"]
 
 
-def test_what_systems_leave_behind_is_neither_image_nor_class(tmp_path: Path) -> None:
+def test_system_files_are_neither_images_nor_classes(tmp_path: Path) -> None:
     junk = ["@eaDir", ".AppleDouble", "__MACOSX", ".thumbnails", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
     junk += ["@Recently-Snapshot", "@Transcode", "@sharebin", "LOST.DIR", "Network Trash Folder", "Temporary Items"]
     files = {f"{name}/{n}.JPG": JPEG for name in ("cat", "dog", *junk, ".ipynb_checkpoints") for n in range(9)}
@@ -169,7 +169,7 @@ def test_what_systems_leave_behind_is_neither_image_nor_class(tmp_path: Path) ->
 
 
 def test_a_folder_of_the_system_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The root of a disk has lost+found, which only its administrator may list."""
+    """The root of a file system has lost+found, which only root may list."""
     tree = write_tree(tmp_path / "t", small_set() | {"lost+found/x": b"", "train/n01440764/closed/y.jpg": JPEG})
     scandir = os.scandir
     closed = {"lost+found"}
@@ -186,7 +186,7 @@ def test_a_folder_of_the_system_that_cannot_be_read(tmp_path: Path, monkeypatch:
         listing_of(tree)
 
 
-def test_one_class_is_said(tmp_path: Path) -> None:
+def test_a_single_class_gives_a_warning(tmp_path: Path) -> None:
     listing = listing_of(write_tree(tmp_path / "t", labelled("train", "val", ("images",))))
     assert any("one class, images" in line and "wrong level" in line for line in listing.warnings)
 
@@ -198,14 +198,14 @@ def joined(path: Path, *parts: bytes) -> Path:
 
 def test_joined_tars_are_read_to_their_end(tmp_path: Path) -> None:
     files = list(small_set().items())
-    whole = listed(listing_of(write_tar(tmp_path / "a.tar", dict(files))))
+    intact = listed(listing_of(write_tar(tmp_path / "a.tar", dict(files))))
     one, two, three = (write_tar(tmp_path / f"{n}.tar", dict(files[n::3])).read_bytes() for n in range(3))
     path = joined(tmp_path / "joined.tar", one, two, bytes(2000 * 512), three, bytes(700))
     listing = listing_of(path)
-    assert listed(listing) == whole
+    assert listed(listing) == intact
     read = open_sources([path])[0].read
     assert all(
-        read(sample.entry) == dict(files)[f"{split}/{sample.source}"] for split in whole for sample in listing.samples[split]
+        read(sample.entry) == dict(files)[f"{split}/{sample.source}"] for split in intact for sample in listing.samples[split]
     )
     for rest in (b"junk" * 300, gzip.compress(two), two[:3000]):
         with pytest.raises(DataError, match=rf"other data after its end, at byte {len(one)} "):
@@ -213,7 +213,7 @@ def test_joined_tars_are_read_to_their_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "./"])
-def test_hard_links_are_the_bytes_they_lead_to(tmp_path: Path, prefix: str) -> None:
+def test_hard_links_have_the_bytes_of_their_target(tmp_path: Path, prefix: str) -> None:
     member = tarfile.TarInfo(f"{prefix}train/n01440764/again.JPEG")
     member.type, member.linkname = tarfile.LNKTYPE, f"{prefix}train/n01443537/n01443537_2.JPEG"
     path = damaged_tar(tmp_path / "a.tar", member)
@@ -221,7 +221,7 @@ def test_hard_links_are_the_bytes_they_lead_to(tmp_path: Path, prefix: str) -> N
     assert open_sources([path])[0].read(sample.entry) == small_set()["train/n01443537/n01443537_2.JPEG"]
 
 
-def test_a_refused_member_is_no_damaged_tar(tmp_path: Path) -> None:
+def test_a_refused_member_is_not_reported_as_damage(tmp_path: Path) -> None:
     member = tarfile.TarInfo("train/n01440764/a.JPEG")
     member.type, member.linkname = tarfile.SYMTYPE, "b.JPEG"
     with pytest.raises(DataError, match=r"it is a link to 'b\.JPEG'.*--dereference") as caught:
@@ -247,7 +247,7 @@ def test_a_refused_member_is_no_damaged_tar(tmp_path: Path) -> None:
         ("paths.csv", "the columns path, label|sort the images into class folders"),
     ],
 )
-def test_what_is_not_read_is_named(tmp_path: Path, name: str, message: str) -> None:
+def test_unread_kinds_are_named(tmp_path: Path, name: str, message: str) -> None:
     path = write_tree(tmp_path / "t", {name: b"path,label\n" * 99})
     for source in (path / name, path):
         with pytest.raises(DataError, match=message):
@@ -257,14 +257,14 @@ def test_what_is_not_read_is_named(tmp_path: Path, name: str, message: str) -> N
 def test_tree_and_tars_list_the_same(tmp_path: Path) -> None:
     files = small_set()
     tree = write_tree(tmp_path / "tree", files)
-    whole = write_tar(tmp_path / "all.tar", files, prefix="some-set/v1/")
+    intact = write_tar(tmp_path / "all.tar", files, prefix="some-set/v1/")
     names = list(files)
     parts = [
         write_tar(tmp_path / f"part{n}.tar", {name: files[name] for name in names[n::3]}, prefix=f"{'./' * n}x/")
         for n in range(3)
     ]
     first = listed(listing_of(tree))
-    assert first == listed(listing_of(whole)) == listed(listing_of(*parts)) == listed(listing_of(*reversed(parts)))
+    assert first == listed(listing_of(intact)) == listed(listing_of(*parts)) == listed(listing_of(*reversed(parts)))
     assert first["train"] == sorted(first["train"])
     assert len(first["train"]) == 12
     assert first == listed(listing_of(tree / "train", tree / "val"))
@@ -273,7 +273,7 @@ def test_tree_and_tars_list_the_same(tmp_path: Path) -> None:
             assert open_sources(parts)[sample.source_index].read(sample.entry) == files[f"{split}/{sample.source}"]
 
 
-def test_what_is_no_image_is_passed_over_and_said(tmp_path: Path) -> None:
+def test_other_files_are_skipped_with_a_warning(tmp_path: Path) -> None:
     files = small_set() | {
         "train/n01440764/boxes.txt": b"x",
         "train/n01440764/._a.JPEG": b"x",
@@ -338,7 +338,7 @@ def damaged_tar(path: Path, member: tarfile.TarInfo) -> Path:
         ("train/a/fifo.jpg", tarfile.FIFOTYPE),
     ],
 )
-def test_tars_that_leave_their_place_are_refused(tmp_path: Path, name: str, kind: bytes) -> None:
+def test_tars_with_unsafe_paths_are_refused(tmp_path: Path, name: str, kind: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.type = kind
     member.linkname = "/etc/passwd"
@@ -348,22 +348,22 @@ def test_tars_that_leave_their_place_are_refused(tmp_path: Path, name: str, kind
 
 def test_cut_and_damaged_tars_are_refused_wherever_they_are_cut(tmp_path: Path) -> None:
     files = small_set(train=2, val=1)
-    whole = write_tar(tmp_path / "a.tar", files).read_bytes()
-    content = len(whole.rstrip(b"\0"))
+    intact = write_tar(tmp_path / "a.tar", files).read_bytes()
+    content = len(intact.rstrip(b"\0"))
     for cut in [*range(512, content, 512 * 3 + 100), *range(512, content, 1024)]:
-        (tmp_path / "cut.tar").write_bytes(whole[:cut])
+        (tmp_path / "cut.tar").write_bytes(intact[:cut])
         with pytest.raises(DataError, match=r"cut\.tar"):
             listing_of(tmp_path / "cut.tar")
     with tarfile.open(tmp_path / "a.tar") as archive:
         third = archive.getmembers()[2].offset
-    data = bytearray(whole)
+    data = bytearray(intact)
     data[third + 20] ^= 1
     (tmp_path / "cut.tar").write_bytes(data)
     with pytest.raises(DataError, match="truncated or damaged at byte"):
         listing_of(tmp_path / "cut.tar")
 
 
-def test_sources_that_are_none(tmp_path: Path) -> None:
+def test_invalid_sources(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         listing_of(tmp_path / "nowhere")
     (tmp_path / "text").write_text("x")
@@ -469,7 +469,7 @@ DECOMPOSED = unicodedata.normalize("NFD", "café")
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_lines_of_class_lists(tmp_path: Path, text: str, expected: list[str], encoding: str) -> None:
-    """The whole line first, and the first word only where it is a folder and the line is none."""
+    """The full line is tried first; the first word is used only if it is a folder and the line is not."""
     there = ["sea", "sea lion", "great", "C#", DECOMPOSED]
     path = tmp_path / "list.txt"
     path.write_bytes(text.encode(encoding))
@@ -477,7 +477,7 @@ def test_lines_of_class_lists(tmp_path: Path, text: str, expected: list[str], en
 
 
 @pytest.mark.parametrize("text", ["great dane\ngreat auk\n", "great\ngreat auk\n", "sea lion\ngreat auk  # x\ngreat\n"])
-def test_two_lines_of_a_class_list_are_no_one_class(tmp_path: Path, text: str) -> None:
+def test_two_lines_of_a_class_list_must_not_match_one_class(tmp_path: Path, text: str) -> None:
     path = tmp_path / "list.txt"
     path.write_text(text)
     with pytest.raises(DataError, match=r"names 'great .*', which both match the folder 'great' by the first word"):
@@ -486,7 +486,7 @@ def test_two_lines_of_a_class_list_are_no_one_class(tmp_path: Path, text: str) -
     assert choose_classes(["n01440764", "n01443537"], str(path)) == ["n01440764"]
 
 
-def test_names_that_people_read_as_one(tmp_path: Path) -> None:
+def test_similar_names_give_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text("Great\n")
     with pytest.raises(DataError, match=r"'Great' differs from the folder 'great' only in upper and lower case"):

@@ -1,4 +1,4 @@
-"""The embedded data set: the same bytes whoever draws them, a tree of the asked size, and classes in confusable pairs."""
+"""The synthetic dataset: deterministic bytes, a tree of the requested size, and classes in confusable pairs."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from udkd.utils.errors import UserError
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file's path and sha256."""
+    """Relative path and sha256 of every file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -45,7 +45,7 @@ def test_seed_split_class_and_index_all_matter() -> None:
 
 
 def test_pixels_are_golden() -> None:
-    """Only integers and correctly rounded operations make a picture, so every processor makes this one."""
+    """Only integers and correctly rounded operations are used, so the image is the same on every processor."""
     pixels, grey = render_scene(synth_class(2), Rng(0, 0, 2, 1))
     assert (pixels.shape, grey) == ((123, 105, 3), False)
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == "a37755546be0d5640c10eb21ccbe0383b052a08068bc4eb9ba24fb3ae9834e49"
@@ -79,7 +79,7 @@ def test_pairs_share_all_but_one_trait() -> None:
 
 @pytest.mark.parametrize("trait", [name for name, _, _ in TRAITS])
 def test_a_trait_shows_more_or_less(trait: str) -> None:
-    """Drawn from one stream of numbers, the two classes of a pair differ in the trait alone, by a lot or by little."""
+    """With the same random numbers, the two classes of a pair differ only in the trait, strongly or weakly."""
     names: list[str] = [name for name, _, _ in TRAITS]
     label = 2 * names.index(trait)
     differences = []
@@ -100,7 +100,7 @@ def test_a_trait_shows_more_or_less(trait: str) -> None:
         ({"workers": 0}, "0 workers"),
     ],
 )
-def test_arguments_that_make_no_data_set(tmp_path: Path, change: dict[str, int], words: str) -> None:
+def test_invalid_arguments(tmp_path: Path, change: dict[str, int], words: str) -> None:
     arguments = {"classes": 4, "images": 8, "val_images": 4, "seed": 0, "workers": 1} | change
     with pytest.raises(UserError, match=words) as caught:
         synth(tmp_path / "tree", **arguments)  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def test_arguments_that_make_no_data_set(tmp_path: Path, change: dict[str, int],
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+def test_existing_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     for folder in (tmp_path, tmp_path / "mine"):
         with pytest.raises(UserError, match="exists already"):
