@@ -116,6 +116,7 @@ def _prepare_jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> t
             data, (pixels, unusual) = fixed, _decode_fixed(fixed, image)
         except DamagedJpeg as damage:
             if has_unnamed_subsampling(damage):
+                to_rgb(image)  # raises BadImage for a damaged file, whose subsampling cannot be determined either
                 raise BadImage(UNSUPPORTED_SUBSAMPLING) from None
             repaired = repair(fixed, damage) if settings.repair else None
             if repaired is None:

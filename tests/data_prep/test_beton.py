@@ -24,7 +24,7 @@ from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.files import write_json
 
 needs_ffcv()
-pytestmark = pytest.mark.timeout(patience(120))  # FFCV's own loader waits for ever where its thread fails
+pytestmark = pytest.mark.timeout(patience(120))  # FFCV's loader blocks for ever if its thread fails
 
 
 @pytest.fixture(scope="module")
@@ -166,29 +166,29 @@ def test_a_short_write_that_ffcv_ignores_is_an_error(copy: DatasetFolder, monkey
     assert not list(copy.split("train").path.glob("*beton*"))
 
 
-def overwrite(path: Path, place: int, data: bytes) -> None:
+def overwrite(path: Path, at: int, data: bytes) -> None:
     with open(path, "r+b") as file:
-        file.seek(place)
+        file.seek(at)
         file.write(data)
 
 
 @pytest.mark.parametrize(
-    ("place", "data"),
+    ("at", "data"),
     [
         (0, b"\3"),  # version
         (2, b"\1"),  # number of fields
         (8, b"\1"),  # number of samples
-        (16, b"\0\0\0\0\0\0\0\1"),  # where the allocation table lies
+        (16, b"\0\0\0\0\0\0\0\1"),  # pointer to the allocation table
         (24, b"\xff"),  # type of the first field
-        (24, b"\7"),  # no type of FFCV's
+        (24, b"\7"),  # not a type of FFCV
         (25, b"\xff"),  # its name
         (26, b"z"),
         (24 + 2 * 1041, b"\1"),  # the first row: its mode
     ],
 )
-def test_a_damaged_header_is_a_one_line_error(copy: DatasetFolder, place: int, data: bytes) -> None:
+def test_a_damaged_header_is_a_one_line_error(copy: DatasetFolder, at: int, data: bytes) -> None:
     split = copy.split("train")
-    overwrite(beton(split), place, data)
+    overwrite(beton(split), at, data)
     with pytest.raises(DataError, match=r"samples\.beton is damaged .*udkd-prep derive --formats ffcv") as caught:
         open_beton(split)
     assert "\n" not in str(caught.value)
@@ -201,16 +201,16 @@ def test_every_byte_of_the_table_matters(copy: DatasetFolder) -> None:
     start, row = 24 + 2 * 1041, import_ffcv().types.get_metadata_type(list(open_reader(split).handlers.values())).itemsize
     intact = beton(split).read_bytes()
     offset = open_beton(split).offset
-    for place in range(start + 3 * row, start + 4 * row):
-        overwrite(beton(split), place, bytes([intact[place] ^ 4]))
+    for at in range(start + 3 * row, start + 4 * row):
+        overwrite(beton(split), at, bytes([intact[at] ^ 4]))
         try:
             found = open_beton(split).offset
         except DataError:
             found = None
         moved = found is not None and not np.array_equal(found, offset)
         padding = found is not None and not moved
-        assert found is None or moved or (padding and intact[place] == 0), place
-        overwrite(beton(split), place, intact[place : place + 1])
+        assert found is None or moved or (padding and intact[at] == 0), at
+        overwrite(beton(split), at, intact[at : at + 1])
     assert np.array_equal(open_beton(split).offset, offset)
 
 

@@ -11,15 +11,15 @@ from tests.patience import patience, until
 
 
 def children(pid: int) -> set[int]:
-    found = set()
+    pids = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == pid:
-            found.add(int(stat.parent.name))
-    return found
+            pids.add(int(stat.parent.name))
+    return pids
 
 
 @pytest.fixture(scope="module")

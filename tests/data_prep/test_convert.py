@@ -207,7 +207,7 @@ def test_repeating_a_finished_conversion(tmp_path: Path) -> None:
     for source, settings in others:
         with pytest.raises(DataError, match="holds a finished dataset"):
             converted(source, folder, **settings)
-    (folder / "report.json").write_text("{}")  # as of an earlier version: nobody knows how it was made
+    (folder / "report.json").write_text("{}")  # as of an earlier version, without settings
     with pytest.raises(DataError, match="holds a finished dataset"):
         converted(tree, folder)
     assert contents(folder) | {"report.json": ""} == before | {"report.json": ""}
@@ -305,12 +305,12 @@ def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
     """UDKD_LONG_TESTS=1 tests four times as many bytes."""
     converted(write_tree(tmp_path / "t", small_set(train=3, val=1)), tmp_path / "d", side=32, shard_samples=4, formats=EVERY)
     rng = np.random.default_rng(0)
-    places = 12 if os.environ.get("UDKD_LONG_TESTS") else 3
+    count = 12 if os.environ.get("UDKD_LONG_TESTS") else 3
     for path in sorted((tmp_path / "d").rglob("*")):
         if not path.is_file() or path.name == ".lock":
             continue
         intact = path.read_bytes()
-        for at in {0, len(intact) - 1, *rng.integers(0, len(intact), places).tolist()}:
+        for at in {0, len(intact) - 1, *rng.integers(0, len(intact), count).tolist()}:
             data = bytearray(intact)
             data[at] ^= 1 << int(rng.integers(8))
             path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Sources whose samples have several images or labels: the right one is known, or the user must choose it."""
+"""Sources whose samples have several images or labels: the correct one is known, or the user must choose it."""
 
 import io
 import json

@@ -41,8 +41,8 @@ def with_parameters(*values: int) -> bytes:
     return PLAIN[:SEQUENTIAL] + bytes(values) + PLAIN[SEQUENTIAL + 3 :]
 
 
-def behind(place: int, data: bytes) -> bytes:
-    return PLAIN[:place] + data + PLAIN[place:]
+def behind(position: int, data: bytes) -> bytes:
+    return PLAIN[:position] + data + PLAIN[position:]
 
 
 def padded(data: bytes, padding: bytes) -> bytes:
@@ -52,8 +52,8 @@ def padded(data: bytes, padding: bytes) -> bytes:
 
 def grey_with_parameters(*values: int) -> bytes:
     data = encoded(picture("grey", 80, 100, "L"))
-    place = data.index(b"\xff\xda") + 7
-    return data[:place] + bytes(values) + data[place + 3 :]
+    position = data.index(b"\xff\xda") + 7
+    return data[:position] + bytes(values) + data[position + 3 :]
 
 
 INTACT: dict[str, tuple[bytes, str]] = {

@@ -17,14 +17,14 @@ SCAN = re.compile(rb"\xff\xda")  # no such bytes are in entropy-coded data
 
 def without_table(data: bytes, name: int) -> bytes:
     """The file without one Huffman table, each of which Pillow writes in its own segment."""
-    found = re.search(rb"\xff\xc4(..)" + re.escape(bytes([name])), data, re.DOTALL)
-    assert found is not None
-    return data[: found.start()] + data[found.start() + 2 + int.from_bytes(found[1]) :]
+    match = re.search(rb"\xff\xc4(..)" + re.escape(bytes([name])), data, re.DOTALL)
+    assert match is not None
+    return data[: match.start()] + data[match.start() + 2 + int.from_bytes(match[1]) :]
 
 
 def cut_before_scan(data: bytes, number: int) -> bytes:
     """A progressive file's first scans."""
-    cut = [found.start() for found in SCAN.finditer(data)][number]
+    cut = [match.start() for match in SCAN.finditer(data)][number]
     while (before := data.rfind(b"\xff\xc4", 0, cut)) + 2 + int.from_bytes(data[before + 2 : before + 4]) == cut:
         cut = before  # the tables of the scan belong to it
     return data[:cut]
@@ -69,6 +69,6 @@ def test_a_progressive_file_without_its_last_scans_is_bad(mode: str, repair: boo
 def test_a_component_without_a_scan() -> None:
     """With one scan per component, a decoder shows no colour without the last ones, and gives no warning."""
     data = photo("p", 24, 40)
-    (scan,) = [found.start() for found in SCAN.finditer(data)]
+    (scan,) = [match.start() for match in SCAN.finditer(data)]
     one_component = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
     assert read_scans(data[:scan] + one_component + bytes(8) + b"\xff\xd9") == Scans(self_contained=True, complete=False)

@@ -60,14 +60,14 @@ def row(n: int) -> Row:
 
 def bytes_each(make: Callable[[int], object], counts: tuple[int, int] = (FEW, MANY)) -> tuple[float, float]:
     """Memory per additional image, final and peak: the difference of two sizes, so that constants cancel."""
-    found = []
+    sizes = []
     for count in counts:
         tracemalloc.start()
         kept = make(count)
-        found.append(tracemalloc.get_traced_memory())
+        sizes.append(tracemalloc.get_traced_memory())
         tracemalloc.stop()
         del kept
-    (few, few_peak), (many, many_peak) = found
+    (few, few_peak), (many, many_peak) = sizes
     more = counts[1] - counts[0]
     return (many - few) / more, (many_peak - few_peak) / more
 
@@ -106,8 +106,8 @@ def test_columns_equal_their_rows(tmp_path: Path) -> None:
     path = tmp_path / "manifest.parquet"
     write_manifest(path, columns)
     back = read_manifest(path, samples=301, size_bytes=path.stat().st_size, sha256=sha256_file(path))
-    for found in (columns, back):
-        assert check(found, rows)
+    for each in (columns, back):
+        assert check(each, rows)
     assert pq.read_table(path).to_pylist() == [{name: getattr(each, name) for name in SCHEMA.names} for each in rows]
 
 

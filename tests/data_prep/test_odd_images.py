@@ -174,9 +174,9 @@ def notes(folder: DatasetFolder) -> dict[str, tuple[bool, str]]:
 
 def check_good(folder: DatasetFolder) -> None:
     split = folder.split("train")
-    found = notes(folder)
+    outcomes = notes(folder)
     for name, (data, note) in GOOD.items():
-        excluded, message = found[name]
+        excluded, message = outcomes[name]
         assert not excluded, name
         assert message.startswith(note), name
         assert bool(message) == bool(note), name
@@ -195,11 +195,11 @@ def test_skip_leaves_out_bad_images(tree: Path, tmp_path: Path) -> None:
     every = tuple(formats.WRITERS)
     folder = converted(tree, tmp_path / "d", side=256, on_bad="skip", formats=every)
     check_good(folder)
-    found = notes(folder)
+    outcomes = notes(folder)
     for name, (_, reason, _) in BAD.items():
-        assert found[name][0], name
-        assert reason in found[name][1], name
-    assert "--max-pixels moves the limit" in found["j_bomb.png"][1]
+        assert outcomes[name][0], name
+        assert reason in outcomes[name][1], name
+    assert "--max-pixels moves the limit" in outcomes["j_bomb.png"][1]
     assert verify(folder.path, Silent()) == []
     canvas, _ = folder.split("train").canvas()
     for n in range(folder.split("train").num_samples):  # the same outcome for every format
@@ -212,10 +212,10 @@ def test_skip_leaves_out_bad_images(tree: Path, tmp_path: Path) -> None:
 def test_fix_keeps_intact_parts(tree: Path, tmp_path: Path) -> None:
     folder = converted(tree, tmp_path / "d", side=256, on_bad="fix")
     check_good(folder)
-    split, found = folder.split("train"), notes(folder)
+    split, outcomes = folder.split("train"), notes(folder)
     for name, (_, reason, fixed) in BAD.items():
-        assert found[name][0] == (fixed is None), name
-        assert (reason if fixed is None else fixed) in found[name][1], name
+        assert outcomes[name][0] == (fixed is None), name
+        assert (reason if fixed is None else fixed) in outcomes[name][1], name
     n = split.source.index("n01443537/d_no_end.JPEG")
     assert split.read(n) == BAD["d_no_end.JPEG"][0] + b"\xff\xd9"  # lossless
     n = split.source.index("n01443537/a_cut.JPEG")
@@ -247,10 +247,10 @@ def test_cut_anywhere_only_real_rows_are_kept() -> None:
             except BadImage:
                 continue
             kept += 1
-            found = np.asarray(Image.open(io.BytesIO(prepared.jpeg))).astype(int)
-            assert len(found) >= 80
+            rows = np.asarray(Image.open(io.BytesIO(prepared.jpeg))).astype(int)
+            assert len(rows) >= 80
             if "end mark" not in prepared.note:
-                assert np.abs(found - intact[: len(found)]).max() < 24, (options, cut)
+                assert np.abs(rows - intact[: len(rows)]).max() < 24, (options, cut)
     assert kept > 40
 
 

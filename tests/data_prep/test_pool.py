@@ -43,11 +43,11 @@ def test_results_come_in_order_and_tasks_are_taken_as_needed() -> None:
             yield 0.01 if n % 7 == 0 else 0.0001 * n
 
     with Pool(Echo(), 3) as pool:
-        found = []
+        results = []
         for number, (task, _) in enumerate(pool.ordered(tasks())):
             assert taken <= number + 3 * RESULTS_PER_WORKER + 1
-            found.append(task)
-    assert found == [0.01 if n % 7 == 0 else 0.0001 * n for n in range(60)]
+            results.append(task)
+    assert results == [0.01 if n % 7 == 0 else 0.0001 * n for n in range(60)]
 
 
 def test_a_pool_can_be_used_again_and_left_early() -> None:

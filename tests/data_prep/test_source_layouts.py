@@ -174,7 +174,7 @@ def test_a_flat_val_folder_has_its_ground_truth(tmp_path: Path) -> None:
     assert images_of(converted([inside, named], tmp_path / "a")) == expected(files)
     assert images_of(converted([inside / "train", inside / "val", named], tmp_path / "b")) == expected(files)
     tar = write_tar(tmp_path / "t.tar", dict(reversed(flat.items())), "x/")
-    assert images_of(converted(tar, tmp_path / "c")) == expected(files)  # the csv lies beside it
+    assert images_of(converted(tar, tmp_path / "c")) == expected(files)  # the csv is beside it
     with pytest.raises(DataError, match=r"val/ \(6 images, not in class folders\) looks like validation") as caught:
         listing_of(kaggle)
     assert "--hold-out" not in str(caught.value)
@@ -320,10 +320,10 @@ def test_class_tars_follow_the_same_rules(tmp_path: Path, kind: bytes, message: 
 @pytest.mark.parametrize("as_tar", [False, True])
 def test_kaggle_s_imagenet_100(tmp_path: Path, as_tar: bool) -> None:
     files = small_set(train=5, classes=WNIDS)
-    places = {
+    prefixes = {
         name: f"train.X{1 + WNIDS.index(name.split('/')[1])}/" if name.startswith("train") else "val.X/" for name in files
     }
-    moved = {f"{places[name]}{name.split('/', 1)[1]}": data for name, data in files.items()}
+    moved = {f"{prefixes[name]}{name.split('/', 1)[1]}": data for name, data in files.items()}
     labels = json.dumps(dict.fromkeys(WNIDS, "some, names")).encode()
     moved |= {"Labels.json": labels}
     source = write_tar(tmp_path / "a.tar", moved, "archive/") if as_tar else write_tree(tmp_path / "a", moved)
@@ -349,7 +349,7 @@ def parquet(path: Path, rows: list[tuple[int | None, bytes]], names: list[str] |
 
 def hub(root: Path, files: Mapping[str, bytes], names: list[str] | None) -> Path:
     for split, stem in (("train", "train"), ("val", "validation")):
-        # Shuffled, as on the Hub; the label of a class is its place among the names.
+        # Shuffled, as on the Hub; the label of a class is its index among the names.
         mine = sorted((name for name in files if name.startswith(split)), key=lambda name: files[name][-40:])
         rows = [(WNIDS.index(name.split("/")[1]), files[name]) for name in mine]
         for n in range(2):
@@ -401,10 +401,10 @@ def test_parquet_files_of_one_name_in_two_folders(tmp_path: Path) -> None:
 
 
 def test_unusual_parquet_columns(tmp_path: Path) -> None:
-    for place, path in enumerate((b"x.jpg", 3)):
+    for number, path in enumerate((b"x.jpg", 3)):
         rows = [{"bytes": photo(n), "path": path} for n in range(40)]
-        pq.write_table(pa.table({"image": pa.array(rows), "label": [0, 1] * 20}), tmp_path / f"{place}.parquet")
-        assert sum(map(len, listing_of(tmp_path / f"{place}.parquet", hold_out=50).samples.values())) == 40
+        pq.write_table(pa.table({"image": pa.array(rows), "label": [0, 1] * 20}), tmp_path / f"{number}.parquet")
+        assert sum(map(len, listing_of(tmp_path / f"{number}.parquet", hold_out=50).samples.values())) == 40
     pq.write_table(pa.table({"image": [{"bytes": "text"}] * 2, "label": [0, 1]}), tmp_path / "text.parquet")
     with pytest.raises(DataError, match="expected an image column"):
         listing_of(tmp_path / "text.parquet", hold_out=50)
@@ -555,17 +555,17 @@ def test_class_folders_that_hold_the_splits_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("holdout/n01440764/0.jpg", "holdout/ holds the same classes: rename it to val"),
         ("meta/test.txt", r"meta/test\.txt may list the validation images"),
         ("train_test_split.txt", r"train_test_split\.txt may list the validation images"),
     ],
 )
-def test_possible_val_images_are_named_before_hold_out_is_advised(tmp_path: Path, name: str, words: str) -> None:
+def test_possible_val_images_are_named_before_hold_out_is_advised(tmp_path: Path, name: str, message: str) -> None:
     train = {path: data for path, data in small_set().items() if path.startswith("train")}
     source = write_tree(tmp_path / "a", train | {name: photo("x") if name.endswith("jpg") else b"x"})
-    with pytest.raises(DataError, match=f"no val/ images; expected both; {words}.*or give --hold-out PERCENT if it "):
+    with pytest.raises(DataError, match=f"no val/ images; expected both; {message}.*or give --hold-out PERCENT if it "):
         listing_of(source)
     assert listing_of(source, hold_out=50).samples["val"]
     with pytest.raises(DataError, match="add the source that holds them, or give --hold-out PERCENT to hold out"):

@@ -91,7 +91,7 @@ def test_a_trait_shows_more_or_less(trait: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"classes": 1}, "2 or more"),
         ({"images": 3}, "one or more for each"),
@@ -100,9 +100,9 @@ def test_a_trait_shows_more_or_less(trait: str) -> None:
         ({"workers": 0}, "0 workers"),
     ],
 )
-def test_invalid_arguments(tmp_path: Path, change: dict[str, int], words: str) -> None:
+def test_invalid_arguments(tmp_path: Path, change: dict[str, int], message: str) -> None:
     arguments = {"classes": 4, "images": 8, "val_images": 4, "seed": 0, "workers": 1} | change
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         synth(tmp_path / "tree", **arguments)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
