@@ -1,78 +1,38 @@
 """`udkd-prep`: the offline commands."""
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from data_prep.convert import ConvertSettings
 from data_prep.convert import convert as convert_sources
-from data_prep.derived import DERIVED_FORMATS, DatasetSize, default_formats, derive_formats, parse_formats, size_lines
+from data_prep.formats import WRITERS, DatasetSize, default_formats, derive_formats, parse_formats, size_texts
 from data_prep.image import PIXEL_LIMIT
-from data_prep.info import describe
+from data_prep.info import info_lines
 from data_prep.sources import LAYOUTS
 from data_prep.verify import verify as verify_folder
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import UserError
 from udkd.utils.files import FolderLock
 from udkd.utils.output import err, out, run
-from udkd.utils.printable import printable
 from udkd.utils.stdio import install_safe_streams
+from udkd.utils.terminal import observed
 
 app = typer.Typer(
     help="Prepare images once, for udkd to train on.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    rich_markup_mode=None,  # whose errors and brackets in help texts are shown as they are
+    rich_markup_mode=None,  # so that errors, and brackets in help texts, are shown verbatim
 )
 FolderArgument = Annotated[Path, typer.Argument(help="A dataset folder.", show_default=False)]
 WorkersOption = Annotated[
-    int, typer.Option(help="Processes; 0 takes one per core. The result is the same for any number.", min=0)
+    int, typer.Option(help="Worker processes; 0 for one per core. The result does not depend on it.", min=0)
 ]
-NAMED_PROBLEMS = 10
-FORMAT_NAMES = ", ".join(f"`{name}` ({derived.files})" for name, derived in DERIVED_FORMATS.items())
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else "")
-
-
-class RichObserver:
-    """Shows progress on stderr: a bar on a terminal, and in any case one line per finished task."""
-
-    def __init__(self) -> None:
-        name = TextColumn("{task.description}", markup=False)
-        columns = (name, BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=err, transient=True, disable=not err.is_interactive)
-
-    def __enter__(self) -> "RichObserver":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def start(self, task: str, total: int, unit: str) -> None:
-        self._task = self._progress.add_task(printable(task), total=total, unit=unit)
-        self._what = (task, total, unit, time.perf_counter())
-
-    def advance(self, count: int, **fields: float | str) -> None:
-        self._progress.advance(self._task, count)
-
-    def finish(self) -> None:
-        task, total, unit, started = self._what
-        self._progress.remove_task(self._task)
-        seconds = time.perf_counter() - started
-        self.note(f"{task}: {total:,} {unit} in {seconds:,.1f} s ({total / max(seconds, 1e-9):,.0f} {unit}/s)")
-
-    def note(self, line: str) -> None:
-        err.print(line)
+MAX_LISTED_PROBLEMS = 10
+FORMAT_NAMES = ", ".join(f"`{name}` ({writer.files})" for name, writer in WRITERS.items())
 
 
 @app.command()
@@ -82,28 +42,28 @@ def convert(
         typer.Argument(
             metavar="SOURCE...",
             help="Folders or tar files of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
-            "devkit or LOC_val_solution.csv; Kaggle's ImageNet-100; parquet files; WebDatasets; .beton files. Several are "
-            "taken together.",
+            "devkit or LOC_val_solution.csv; Kaggle's ImageNet-100; parquet files; WebDatasets; .beton files. Several "
+            "sources form one dataset.",
             show_default=False,
         ),
     ],
     folder: Annotated[Path, typer.Argument(help="The dataset folder to write.", show_default=False)],
-    side: Annotated[int, typer.Option(help="S in pixels: stored images fit in S x S.")] = 512,
+    side: Annotated[int, typer.Option(help="Canvas side S in pixels: stored images fit in S x S.")] = 512,
     fit: Annotated[
         Literal["pad", "squash"],
         typer.Option(
-            help="pad: images up to S keep their bytes, larger ones are scaled down; squash: all are resampled to S x S."
+            help="pad: images up to S keep their bytes, larger ones are scaled down; squash: all images are resampled to S x S."
         ),
     ] = "pad",
     layout: Annotated[
-        str, typer.Option(help=f"What the sources are: `auto` looks; or {', '.join(f'`{name}`' for name in LAYOUTS)}.")
+        str, typer.Option(help=f"Layout of the sources: `auto` to detect it, or {', '.join(f'`{name}`' for name in LAYOUTS)}.")
     ] = "auto",
     image_field: Annotated[
         str | None,
         typer.Option(
             "--image-field",
             "--image-column",
-            help="Where samples have several images: the parquet column, the WebDataset's ending, the .beton's field.",
+            help="If samples have several images: the parquet column, the WebDataset's file extension or the .beton's field.",
         ),
     ] = None,
     label_field: Annotated[
@@ -111,48 +71,52 @@ def convert(
         typer.Option(
             "--label-field",
             "--label-column",
-            help="Where samples have several labels: the parquet column, the .beton's field, the WebDataset's ending or the "
-            "key in its .json.",
+            help="If samples have several labels: the parquet column, the .beton's field, the WebDataset's file extension or "
+            "the key in its .json.",
         ),
     ] = None,
     classes: Annotated[str, typer.Option(help="`imagenet100`, a file with one class folder per line, or `all`.")] = "all",
     formats: Annotated[
         str,
         typer.Option(
-            help=f"Derived formats beside the tar shards, by comma: {FORMAT_NAMES}; or `none`, or `auto` (resident, but not "
-            "for padded canvases over 256 px). More can follow any time with `derive`."
+            help=f"Comma-separated formats to derive from the tar shards: {FORMAT_NAMES}; or `none`, or `auto` (resident, "
+            "except for padded canvases over 256 px). `derive` can add more at any time."
         ),
     ] = "auto",
     on_bad: Annotated[
         Literal["fix", "skip", "fail"],
         typer.Option(
-            help="fail: any unusable image ends it without a usable folder; skip: they are left out and counted; fix: of cut "
-            "JPEGs what is whole is kept where that is at least half, the others are left out."
+            help="What to do with images that cannot be used. fail: stop, and write no usable folder; skip: leave them out and "
+            "count them; fix: keep the intact part of truncated JPEGs if it is at least half, and leave out the others."
         ),
     ] = "fail",
     exif: Annotated[
         Literal["ignore", "apply"],
-        typer.Option(help="The orientation tag: ignored, as is usual for ImageNet, or applied to the pixels."),
+        typer.Option(help="EXIF orientation tag: ignored, as usual for ImageNet, or applied to the pixels."),
     ] = "ignore",
     max_pixels: Annotated[
-        int, typer.Option(help="Images of more pixels than this are bad, and are not decoded.")
+        int, typer.Option(help="Images with more pixels are treated as bad and are not decoded.")
     ] = PIXEL_LIMIT,
     hold_out: Annotated[
         float | None,
-        typer.Option(metavar="PERCENT", help="For sources without val/: the share set aside, chosen by a hash of each name."),
+        typer.Option(
+            metavar="PERCENT",
+            help="For sources without val/: share of the images to hold out for validation, chosen by a hash of each name.",
+        ),
     ] = None,
     val: Annotated[
-        Literal["val", "test"], typer.Option(help="Which of the source's splits validates: `test` for sources without val/.")
+        Literal["val", "test"], typer.Option(help="Split of the source to validate on: `test` for sources without val/.")
     ] = "val",
-    quality: Annotated[int, typer.Option(help="JPEG quality of what must be encoded.")] = 95,
-    subsampling: Annotated[Literal["4:4:4", "4:2:0"], typer.Option(help="Its chroma subsampling.")] = "4:4:4",
+    quality: Annotated[int, typer.Option(help="JPEG quality of images that must be encoded.")] = 95,
+    subsampling: Annotated[
+        Literal["4:4:4", "4:2:0"], typer.Option(help="Chroma subsampling of images that must be encoded.")
+    ] = "4:4:4",
     workers: WorkersOption = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is in FOLDER already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in FOLDER.")] = False,
 ) -> None:
-    """Convert images into a dataset folder, checking every one of them.
+    """Convert images into a dataset folder. Every image is checked.
 
-    Started again after an interruption, the same command continues where it stopped. FOLDER/report.json tells what was
-    fixed and which images cannot be used.
+    After an interruption, the same command resumes. FOLDER/report.json lists what was fixed and which images cannot be used.
     """
     settings = ConvertSettings(
         side=side,
@@ -172,7 +136,7 @@ def convert(
         workers=workers or _cores(),
         overwrite=overwrite,
     )
-    with RichObserver() as observer:
+    with observed(summaries=True) as observer:
         convert_sources(sources, folder, settings, observer)
     _print_info(folder)
 
@@ -180,64 +144,64 @@ def convert(
 @app.command()
 def derive(
     folder: FolderArgument,
-    formats: Annotated[str, typer.Option(help=f"The formats to write anew, by comma: {FORMAT_NAMES}.")] = "resident",
+    formats: Annotated[str, typer.Option(help=f"Comma-separated formats to write again: {FORMAT_NAMES}.")] = "resident",
     workers: WorkersOption = 0,
 ) -> None:
-    """Write derived formats from the shards of a finished folder, without the source."""
+    """Write derived formats from the shards of a finished dataset folder. The source is not needed."""
     chosen = parse_formats(formats)
     dataset = DatasetFolder.open(folder)
     names = default_formats(dataset.fit, dataset.side) if chosen is None else chosen
-    with FolderLock(folder), RichObserver() as observer:
-        for line in size_lines(names, DatasetSize.of(dataset)).values():
+    with FolderLock(folder), observed(summaries=True) as observer:
+        for line in size_texts(names, DatasetSize.of(dataset)).values():
             observer.note(line)
         derive_formats(dataset, names, workers=workers or _cores(), observer=observer)
 
 
 @app.command()
 def info(folder: FolderArgument) -> None:
-    """Show what a dataset folder holds: counts, sizes, formats, what was fixed or excluded."""
+    """Show the contents of a dataset folder: counts, sizes, formats, fixed and excluded images."""
     _print_info(folder)
 
 
 @app.command()
 def verify(folder: FolderArgument) -> None:
-    """Hold every byte of a dataset folder against its checksums; exit 1 where anything differs."""
-    with RichObserver() as observer:
+    """Check every byte of a dataset folder against its checksums. Exit code 1 if anything differs."""
+    with observed(summaries=True) as observer:
         problems = verify_folder(folder, observer)
-    for line in problems[:NAMED_PROBLEMS]:
+    for line in problems[:MAX_LISTED_PROBLEMS]:
         err.print(line)
     if problems:
         raise UserError(f"{folder}: {len(problems):,} problems found; expected none; convert again or restore the folder")
-    _say(f"{folder}: whole")
+    _say(f"{folder}: intact")
 
 
 @app.command()
 def sheet(
     folder: FolderArgument,
     out: Annotated[Path, typer.Argument(help="The PNG file to write.", show_default=False)],
-    split: Annotated[Literal["train", "val"], typer.Option(help="Which images.")] = "train",
-    images: Annotated[int, typer.Option(help="How many, spread evenly over the classes.")] = 48,
+    split: Annotated[Literal["train", "val"], typer.Option(help="Split to draw images from.")] = "train",
+    images: Annotated[int, typer.Option(help="Number of images, spread evenly over the classes.")] = 48,
 ) -> None:
-    """Write a contact sheet: stored images with their classes, and what was fixed."""
-    from data_prep.sheet import sheet as write_sheet
+    """Write a contact sheet: stored images with their classes and fixes."""
+    from data_prep.contact_sheet import write_contact_sheet
 
-    count = write_sheet(folder, out, split=split, images=images)
+    count = write_contact_sheet(folder, out, split=split, images=images)
     _say(f"{out}: {count} images")
 
 
 @app.command()
 def synth(
     folder: Annotated[Path, typer.Argument(help="The ImageFolder tree to write.", show_default=False)],
-    classes: Annotated[int, typer.Option(help="Number of classes, in pairs that are easily confused.", min=2)] = 10,
-    images: Annotated[int, typer.Option(help="Training images in all.", min=1)] = 1600,
-    val_images: Annotated[int, typer.Option(help="Validation images in all.", min=1)] = 300,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal files.", min=0)] = 0,
+    classes: Annotated[int, typer.Option(help="Number of classes, in easily confused pairs.", min=2)] = 10,
+    images: Annotated[int, typer.Option(help="Total number of training images.", min=1)] = 1600,
+    val_images: Annotated[int, typer.Option(help="Total number of validation images.", min=1)] = 300,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.", min=0)] = 0,
     workers: WorkersOption = 0,
 ) -> None:
-    """Write the embedded data set: class-structured JPEGs of varying size, as an ImageFolder tree."""
+    """Write the synthetic dataset: class-structured JPEGs of varying size, as an ImageFolder tree."""
     from data_prep.synth import synth as write_tree
 
-    with RichObserver() as observer:
+    with observed(summaries=True) as observer:
         write_tree(
             folder,
             classes=classes,
@@ -258,12 +222,12 @@ def _cores() -> int:
 
 
 def _print_info(folder: Path) -> None:
-    for line in describe(folder):
+    for line in info_lines(folder):
         _say(line)
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0, 1 for what a user can cause, 2 for wrong usage, 128 + n for signal n."""
+    """Run the command line. Exit codes: 0, 1 for a user error, 2 for a usage error, 128 + n for signal n."""
     install_safe_streams()
     run(app)
 

@@ -1,9 +1,9 @@
 """Source images -> a dataset folder: the converter, from settings to dataset.json.
 
-Memory: the listing and the manifest are columns, 80 and 120 bytes a sample at ImageNet's lengths of names. The peak of this
-process grows by 250 bytes a sample (whole conversions of 150,000 and 250,000 images: 215 and 239 MiB), to about 0.5 GB for 1.33
-million images; as objects it was 1,200. What is under way is bounded by the number of workers: each 4 tasks of 16 images, and
-one image decoded.
+Memory: the listing and the manifest are columns of 80 and 120 bytes per sample at the length of ImageNet's names. Peak memory
+of this process grows by 250 bytes per sample (full conversions of 150,000 and 250,000 images: 215 and 239 MiB), about 0.5 GB
+for 1.33 million images; with Python objects it was 1,200 bytes. Work in flight is bounded by the number of workers: 4 tasks of
+16 images and one decoded image for each.
 """
 
 import contextlib
@@ -15,23 +15,23 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.derived import (
-    DERIVED_FORMATS,
+from data_prep.formats import (
+    WRITERS,
     DatasetSize,
     check_room,
     default_formats,
     derive_formats,
     discard_formats,
-    size_lines,
+    size_texts,
 )
 from data_prep.image import PIXEL_LIMIT, PixelSettings
-from data_prep.pool import Pool, kept_workers
+from data_prep.listing import SPLITS, SampleListing, Samples, list_samples
+from data_prep.pool import Pool, reuse_workers
 from data_prep.prepare import PrepareJob
 from data_prep.report import FILE_NAME as REPORT_NAME
-from data_prep.report import settings_of, write_report
+from data_prep.report import read_settings, write_report
 from data_prep.shards import remove_sidecars, write_shards
 from data_prep.sources import AUTO, Fields, SplitName, open_sources
-from data_prep.stock import SPLITS, SampleListing, Samples, list_samples
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import DERIVED, remove_derived
 from udkd.data.header import FILE_NAME as HEADER_NAME
@@ -42,7 +42,7 @@ from udkd.utils.errors import ConfigError, DataError, MismatchError
 from udkd.utils.files import FolderLock, sha256_file, write_json
 from udkd.utils.progress import Observer
 
-UNFINISHED_NAME = "unfinished.json"  # the settings of a conversion that has not ended
+UNFINISHED_NAME = "unfinished.json"  # the settings of an unfinished conversion
 LOCK_NAME = ".lock"
 SPLIT_FILES = (
     "samples-*.tar",
@@ -51,18 +51,18 @@ SPLIT_FILES = (
     MANIFEST_NAME,
     "*.tmp",
 )
-NAMED_BAD_IMAGES = 10
-MAX_SIDE = 65500  # what JPEG can hold
+MAX_LISTED_IMAGES = 10
+MAX_SIDE = 65500  # libjpeg's limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertSettings:
-    """Every choice of a conversion.
+    """All settings of a conversion.
 
-    on_bad: fail leaves no usable folder; skip leaves bad images out; fix repairs what can be and leaves the others out.
-    image_field, label_field: the column, ending or field to take where a source has several; None to look.
-    hold_out_percent: None to take the source's own val. val: "test" to take its test split for that; None for val itself.
-    formats: derived formats to write beside the shards; None lets the fit decide (see `default_formats`).
+    on_bad: fail leaves no usable folder; skip leaves bad images out; fix repairs images where possible and leaves out the rest.
+    image_field, label_field: the column, extension or field to read if a source has several; None to detect it.
+    hold_out_percent: share of the images to validate on; None for the source's own val split. val: "test" to validate on the
+    source's test split. formats: derived formats to write beside the shards; None for `default_formats`.
     shard_samples: rows per shard, the unit of resuming.
     """
 
@@ -99,7 +99,7 @@ class ConvertSettings:
 
     @property
     def pixels(self) -> PixelSettings:
-        """What decides an image's stored bytes."""
+        """The settings that determine the stored bytes of an image."""
         return PixelSettings(
             side=self.side,
             fit=self.fit,
@@ -110,8 +110,8 @@ class ConvertSettings:
             repair=self.on_bad == "fix",
         )
 
-    def decisive(self) -> dict[str, object]:
-        """What a continued conversion must share with its beginning, by option name."""
+    def output_options(self) -> dict[str, object]:
+        """The settings that a resumed conversion must share with the interrupted one, by option name."""
         return {
             "--side": self.side,
             "--fit": self.fit,
@@ -129,50 +129,50 @@ class ConvertSettings:
         }
 
 
-@kept_workers()
+@reuse_workers()
 def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
-    """Convert sources into FOLDER; started again after a kill, it continues with the first unfinished shard.
+    """Convert sources into FOLDER. After a kill, the same call resumes at the first unfinished shard.
 
     Raises DataError (sources, bad images under on_bad "fail"), MismatchError (an unfinished conversion with other settings),
-    BusyError, ConfigError and OSError. However it ends, FOLDER has a dataset.json only when all of it is whole.
+    BusyError, ConfigError and OSError. FOLDER has a dataset.json only if it is complete.
     """
     for name in settings.formats or ():
-        DERIVED_FORMATS[name].require()
+        WRITERS[name].require()
     opened = open_sources(sources, settings.layout, Fields(image=settings.image_field, label=settings.label_field))
-    _check_apart(sources, folder)
+    _check_separate(sources, folder)
     finished = _check_target(folder, settings)
-    stock = list_samples(
+    listing = list_samples(
         opened,
         classes=settings.classes,
         hold_out_percent=settings.hold_out_percent,
         test_validates=settings.val == "test",
     )
     if finished:
-        return _finished_already(folder, stock, settings, observer)
-    for line in stock.warnings:
+        return _finished_already(folder, listing, settings, observer)
+    for line in listing.warnings:
         observer.note(f"warning: {line}")
     formats = default_formats(settings.fit, settings.side) if settings.formats is None else settings.formats
-    volume = DatasetSize(samples=sum(map(len, stock.samples.values())), side=settings.side, stored=None)
-    known = size_lines(formats, volume)
-    for line in known.values():
+    dataset_size = DatasetSize(samples=sum(map(len, listing.samples.values())), side=settings.side, stored=None)
+    announced = size_texts(formats, dataset_size)
+    for line in announced.values():
         observer.note(line)
-    check_room(formats, volume, folder)
+    check_room(formats, dataset_size, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder), _named(folder):
-        if _check_target(folder, settings):  # by another process, in the meantime
-            return _finished_already(folder, stock, settings, observer)
-        if settings.overwrite and not _continues(folder, settings):
+    with FolderLock(folder), _name_folder(folder):
+        if _check_target(folder, settings):  # another process finished it in the meantime
+            return _finished_already(folder, listing, settings, observer)
+        if settings.overwrite and not _is_resumed(folder, settings):
             _clear(folder)
-        write_json(folder / UNFINISHED_NAME, settings.decisive())
+        write_json(folder / UNFINISHED_NAME, settings.output_options())
         (folder / HEADER_NAME).unlink(missing_ok=True)
-        columns = _write_splits(stock, PrepareJob(opened, settings.pixels), folder, settings, observer)
-        warnings = stock.warnings + _check_images(columns, folder, stock, settings, observer)
-        header = _write_manifests(columns, folder, stock, settings)
-        del columns  # read back, and checked
+        columns = _write_splits(listing, PrepareJob(opened, settings.pixels), folder, settings, observer)
+        warnings = listing.warnings + _check_images(columns, folder, listing, settings, observer)
+        header = _write_manifests(columns, folder, listing, settings)
+        del columns  # they are read back from the manifests and checked
         shards = DatasetFolder.load(folder, header)
-        discard_formats(shards, DERIVED)  # of an attempt that chose others, or of another source
-        for name, line in size_lines(formats, DatasetSize.of(shards)).items():
-            if name not in known:
+        discard_formats(shards, DERIVED)  # left by an attempt with other formats or another source
+        for name, line in size_texts(formats, DatasetSize.of(shards)).items():
+            if name not in announced:
                 observer.note(line)
         derive_formats(shards, formats, workers=settings.workers, observer=observer)
         write_report(
@@ -181,17 +181,17 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
             digest=header.digest,
             on_bad=settings.on_bad,
             warnings=warnings,
-            passed_over=stock.passed_over.reasons,
-            settings=settings.decisive(),
+            skipped=listing.skipped.reasons,
+            settings=settings.output_options(),
         )
         header.write(folder)
-        _tidy(folder)
+        _remove_temporaries(folder)
     return DatasetFolder.open(folder)
 
 
 @contextlib.contextmanager
-def _named(folder: Path) -> Iterator[None]:
-    """Give an OSError from a write to an open file, which names none, the folder's name."""
+def _name_folder(folder: Path) -> Iterator[None]:
+    """Add the folder's name to an OSError without a file name, as a write to an open file raises it."""
     try:
         yield
     except OSError as error:
@@ -199,93 +199,93 @@ def _named(folder: Path) -> Iterator[None]:
         raise
 
 
-def _check_apart(sources: Sequence[Path], folder: Path) -> None:
-    """Refuse to write to where a source lies: what is there would be removed, or read while it is written."""
+def _check_separate(sources: Sequence[Path], folder: Path) -> None:
+    """Raise DataError if a source is inside the target folder: its files would be removed, or read while being written."""
     target = folder.resolve()
     for source in sources:
-        place = source.resolve()
-        if place == target or target in place.parents:
-            raise DataError(f"{source} lies in {folder}; expected to write to another folder; give another path")
+        path = source.resolve()
+        if path == target or target in path.parents:
+            raise DataError(f"the source {source} is inside {folder}; expected a separate target folder; give another path")
 
 
 def _check_target(folder: Path, settings: ConvertSettings) -> bool:
-    """Refuse a folder that belongs to other settings or is not ours to write to; True where these have finished it."""
+    """Whether these settings have already finished the folder. Raises DataError or MismatchError if it must not be written."""
     if not folder.exists():
         return False
     if not folder.is_dir():
         raise DataError(f"{folder} is a file; expected a folder to write to; give another path")
-    if settings.overwrite and _is_ours(folder):
+    if settings.overwrite and _is_conversion(folder):
         return False
     unfinished = folder / UNFINISHED_NAME
     if (folder / HEADER_NAME).exists() and not unfinished.exists():
-        if settings_of(folder) != settings.decisive() | {"--on-bad": settings.on_bad}:
-            raise _holds_another(folder)
+        if read_settings(folder) != settings.output_options() | {"--on-bad": settings.on_bad}:
+            raise _other_dataset_error(folder)
         return True
     if not unfinished.exists():
-        if not _is_ours(folder):
+        if not _is_conversion(folder):
             raise DataError(f"{folder} holds other files; expected a new or empty folder; give another path")
         return False
-    differing = _differing(unfinished, settings)
-    if differing:
+    differences = _differences(unfinished, settings)
+    if differences:
         raise MismatchError(
             f"the unfinished conversion in {folder}",
-            differing,
-            "give the same options to continue it, or --overwrite to start afresh",
+            differences,
+            "give the same options to resume it, or --overwrite to start over",
         )
     return False
 
 
-def _holds_another(folder: Path) -> DataError:
+def _other_dataset_error(folder: Path) -> DataError:
     return DataError(
         f"{folder} holds a finished dataset; expected a new folder; give another path, or --overwrite to replace it"
     )
 
 
-def _finished_already(folder: Path, stock: SampleListing, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
-    """What a finished folder holds, where this command would have made it. Raises DataError for other sources or formats."""
+def _finished_already(folder: Path, listing: SampleListing, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
+    """Open a finished folder that this command would have written. Raises DataError for other sources or formats."""
     dataset = DatasetFolder.open(folder)
     formats = default_formats(settings.fit, settings.side) if settings.formats is None else settings.formats
-    listed = all(_lists(dataset.split(name), stock.samples[name]) for name in SPLITS)
-    if not listed or dataset.classes != stock.classes or not set(formats) <= set(dataset.formats):
-        raise _holds_another(folder)
-    observer.note(f"{folder} is finished already: there is nothing to do")
+    listed = all(_has_samples(dataset.split(name), listing.samples[name]) for name in SPLITS)
+    if not listed or dataset.classes != listing.classes or not set(formats) <= set(dataset.formats):
+        raise _other_dataset_error(folder)
+    observer.note(f"{folder} is already finished: there is nothing to do")
     return dataset
 
 
-def _lists(split: Split, samples: Samples) -> bool:
-    """Whether a split has these samples, by name and label, under their ids."""
+def _has_samples(split: Split, samples: Samples) -> bool:
+    """Whether a split has these names and labels, in id order."""
     if split.num_samples != len(samples):
         return False
     pairs = zip(samples, split.source, split.labels.tolist(), strict=True)
     return all((sample.source, sample.label) == (source, label) for sample, source, label in pairs)
 
 
-def _continues(folder: Path, settings: ConvertSettings) -> bool:
-    """Whether an unfinished conversion with these settings is there: then --overwrite has done its part before the end."""
+def _is_resumed(folder: Path, settings: ConvertSettings) -> bool:
+    """Whether the folder holds an unfinished conversion with these settings: --overwrite has cleared it already."""
     unfinished = folder / UNFINISHED_NAME
-    return unfinished.exists() and not _differing(unfinished, settings)
+    return unfinished.exists() and not _differences(unfinished, settings)
 
 
-def _differing(unfinished: Path, settings: ConvertSettings) -> list[tuple[str, object, object]]:
-    """The settings in which an unfinished conversion differs, with its value and ours."""
+def _differences(unfinished: Path, settings: ConvertSettings) -> list[tuple[str, object, object]]:
+    """Settings in which an unfinished conversion differs: name, stored value and requested value."""
     try:
         stored = json.loads(unfinished.read_bytes())
     except ValueError:
         stored = {}
-    return [(name, stored.get(name), value) for name, value in settings.decisive().items() if stored.get(name) != value]
+    return [(name, stored.get(name), value) for name, value in settings.output_options().items() if stored.get(name) != value]
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether nothing in the folder is there but what a conversion writes."""
-    ours = {HEADER_NAME, UNFINISHED_NAME, REPORT_NAME, LOCK_NAME, *SPLITS}
+def _is_conversion(folder: Path) -> bool:
+    """Whether the folder holds only files of a conversion."""
+    allowed = {HEADER_NAME, UNFINISHED_NAME, REPORT_NAME, LOCK_NAME, *SPLITS}
     names = {path.name.removesuffix(".tmp") for path in folder.iterdir()}
     if {HEADER_NAME, UNFINISHED_NAME} & names:
         return True
-    return names <= ours - set(SPLITS)
+    return names <= allowed - set(SPLITS)
 
 
 def _clear(folder: Path) -> None:
-    """Remove an earlier conversion, what makes it valid first, and nothing that a conversion does not write."""
+    """Remove the files of an earlier conversion, beginning with dataset.json, which makes it valid. Other files stay."""
     for name in (HEADER_NAME, UNFINISHED_NAME, REPORT_NAME):
         (folder / name).unlink(missing_ok=True)
     for split in SPLITS:
@@ -297,13 +297,13 @@ def _clear(folder: Path) -> None:
 
 
 def _write_splits(
-    stock: SampleListing, job: PrepareJob, folder: Path, settings: ConvertSettings, observer: Observer
+    listing: SampleListing, job: PrepareJob, folder: Path, settings: ConvertSettings, observer: Observer
 ) -> dict[str, Columns]:
-    observer.start("convert", sum(map(len, stock.samples.values())), "images")
+    observer.start("convert", sum(map(len, listing.samples.values())), "images")
     columns: dict[str, Columns] = {}
     with Pool(job, settings.workers) as pool:
         for name in SPLITS:
-            samples = stock.samples.pop(name)  # the manifest's columns take their place in memory
+            samples = listing.samples.pop(name)  # frees memory for the columns of the manifest
             (folder / name).mkdir(exist_ok=True)
             columns[name] = write_shards(
                 folder / name, samples, shard_samples=settings.shard_samples, job=job, pool=pool, observer=observer
@@ -313,17 +313,17 @@ def _write_splits(
 
 
 def _check_images(
-    columns: Mapping[str, Columns], folder: Path, stock: SampleListing, settings: ConvertSettings, observer: Observer
+    columns: Mapping[str, Columns], folder: Path, listing: SampleListing, settings: ConvertSettings, observer: Observer
 ) -> list[str]:
-    """Judge the bad images. Raises DataError, after writing the report, where they make the folder unusable."""
+    """Warnings about bad images. Raises DataError, after writing the report, if they make the folder unusable."""
     bad = [(split, n) for split, group in columns.items() for n in np.flatnonzero(group.excluded).tolist()]
-    for split, n in bad[:NAMED_BAD_IMAGES]:
+    for split, n in bad[:MAX_LISTED_IMAGES]:
         observer.note(f"bad image: {split}/{columns[split].source[n]}: {columns[split].note[n]}")
-    if len(bad) > NAMED_BAD_IMAGES:
-        observer.note(f"and {len(bad) - NAMED_BAD_IMAGES:,} more bad images")
+    if len(bad) > MAX_LISTED_IMAGES:
+        observer.note(f"and {len(bad) - MAX_LISTED_IMAGES:,} more bad images")
     fault = None
     if bad and settings.on_bad == "fail":
-        fault = "expected all to be; repair or remove them, or give --on-bad skip to leave them out, fix to save what can be"
+        fault = "expected none; repair or remove them, or give --on-bad skip to leave them out, or fix to repair where possible"
     empty = [split for split, group in columns.items() if group.excluded.all()]
     if empty and fault is None:
         fault = f"{empty[0]} has no image left; expected at least one; check the source"
@@ -333,21 +333,21 @@ def _check_images(
             columns,
             digest=None,
             on_bad=settings.on_bad,
-            warnings=stock.warnings,
-            passed_over=stock.passed_over.reasons,
-            settings=settings.decisive(),
+            warnings=listing.warnings,
+            skipped=listing.skipped.reasons,
+            settings=settings.output_options(),
         )
         total = sum(group.num_samples for group in columns.values())
         raise DataError(f"{len(bad):,} of {total:,} images cannot be used, see {folder / REPORT_NAME}; {fault}")
     kept = set(columns["train"].labels[~columns["train"].excluded].tolist())
     lost = {int(columns[split].labels[n]) for split, n in bad} - kept
-    warnings = [f"all training images of class {stock.classes[label].wnid} are excluded" for label in sorted(lost)]
+    warnings = [f"all training images of class {listing.classes[label].wnid} are excluded" for label in sorted(lost)]
     for line in warnings:
         observer.note(f"warning: {line}")
     return warnings
 
 
-def _write_manifests(columns: Mapping[str, Columns], folder: Path, stock: SampleListing, settings: ConvertSettings) -> Header:
+def _write_manifests(columns: Mapping[str, Columns], folder: Path, listing: SampleListing, settings: ConvertSettings) -> Header:
     parts: dict[SplitName, SplitHeader] = {}
     for name in SPLITS:
         path = folder / name / MANIFEST_NAME
@@ -359,14 +359,14 @@ def _write_manifests(columns: Mapping[str, Columns], folder: Path, stock: Sample
             manifest_sha256=sha256_file(path),
         )
     encoder = Encoder(quality=settings.quality, subsampling=settings.subsampling)
-    digest = content_digest(side=settings.side, fit=settings.fit, encoder=encoder, classes=stock.classes, splits=columns)
-    return Header(side=settings.side, fit=settings.fit, encoder=encoder, classes=stock.classes, splits=parts, digest=digest)
+    digest = content_digest(side=settings.side, fit=settings.fit, encoder=encoder, classes=listing.classes, splits=columns)
+    return Header(side=settings.side, fit=settings.fit, encoder=encoder, classes=listing.classes, splits=parts, digest=digest)
 
 
-def _tidy(folder: Path) -> None:
-    """Take away what only a conversion under way needs: two conversions of one source leave the same bytes in every file.
+def _remove_temporaries(folder: Path) -> None:
+    """Remove the files of an unfinished conversion, so that two conversions of one source leave the same bytes.
 
-    The mark of an unfinished conversion goes last: a kill in here is repaired by the same command.
+    unfinished.json goes last, so that the same command recovers from a kill in here.
     """
     for split in SPLITS:
         remove_sidecars(folder / split)

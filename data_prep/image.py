@@ -1,6 +1,5 @@
-"""The decision about one image: keep its bytes, make a JPEG of it, or refuse it."""
+"""Prepares one image: keeps its bytes, encodes it as a JPEG, or refuses it."""
 
-import contextlib
 import hashlib
 import io
 import warnings
@@ -10,20 +9,19 @@ from typing import Literal
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from data_prep.headers import mended
-from data_prep.huffman import DamagedScan, check_baseline
-from data_prep.jpeg import DamagedJpeg, decode, is_too_odd, read_frame, repair
+from data_prep.jpeg import DamagedJpeg, decode, has_unnamed_subsampling, read_frame, repair
+from data_prep.jpeg_headers import fix_headers
 from udkd.data.image_files import PIXEL_LIMIT, BadImage, failure_text, open_image, to_rgb
 from udkd.utils.crc32c import crc32c
 
 __all__ = ["PIXEL_LIMIT", "BadImage", "PixelSettings", "Prepared", "prepare"]
 
-Image.MAX_IMAGE_PIXELS = None  # ours is the limit, checked before any pixel is decoded
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # intact PNGs hold megabytes of text in one chunk
+Image.MAX_IMAGE_PIXELS = None  # PixelSettings.pixel_limit is checked before any pixel is decoded
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # intact PNGs may hold megabytes of text in one chunk
 
-ODD = "unusual subsampling to a common one"
+UNSUPPORTED_SUBSAMPLING = "a JPEG of unusual chroma subsampling, which is not read: encode it again, such as with 4:2:0"
 ORIENTATION_TAG = 0x0112
-TURNS = {
+TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -36,10 +34,10 @@ TURNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSettings:
-    """How images become stored JPEGs. side: S, pixels. pixel_limit: images of more pixels are refused undecoded.
+    """How images become stored JPEGs. side: S, pixels. pixel_limit: larger images are refused without decoding them.
 
-    exif: whether the orientation tag is ignored, as is usual for ImageNet, or applied. repair: see data_prep.jpeg.repair.
-    unchecked: common JPEGs that fit are kept for their header alone. No command offers it: it measures what checking costs.
+    exif: whether the orientation tag is ignored, as usual for ImageNet, or applied. repair: see data_prep.jpeg.repair.
+    unchecked: keep common JPEGs that fit without decoding them. Only for measuring the cost of checking; no command sets it.
     """
 
     side: int
@@ -54,7 +52,7 @@ class PixelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """An image as it is stored; sizes in pixels. note: what was fixed, or nothing."""
+    """An image as it is stored. Sizes in pixels. note: what was fixed; empty if nothing."""
 
     jpeg: bytes
     sha256: bytes
@@ -67,110 +65,96 @@ class Prepared:
 
 
 def prepare(data: bytes, settings: PixelSettings) -> Prepared:
-    """Check an image strictly and give it the form in which it is stored.
+    """Check an image strictly and convert it to its stored form.
 
-    An RGB or grey JPEG that fits keeps its bytes untouched: up to S on the long side (pad), or S x S (squash). Anything
-    else is decoded, turned to 8-bit RGB, resampled once (Lanczos) where its size asks for it, and encoded once. Raises
-    BadImage.
+    An RGB or grey JPEG that fits keeps its bytes: up to S on the long side (pad), or S x S (squash). Any other image is
+    decoded, converted to 8-bit RGB, resampled once (Lanczos) if its size requires it, and encoded once. Raises BadImage.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks about EXIF and palettes; the note says what matters
+        warnings.simplefilter("ignore")  # Pillow's warnings about EXIF and palettes; the note has what matters
         image = _open(data)
         if image.width * image.height > settings.pixel_limit:
             raise BadImage(
                 f"{image.width} x {image.height} px is more than the limit of {settings.pixel_limit:,} pixels "
                 "(a decompression bomb? --max-pixels moves the limit)"
             )
-        if settings.unchecked and _fits_as_it_is(image, settings):
+        if settings.unchecked and _fits_unchanged(image, settings):
             size = image.height, image.width
             return _prepared(data, size, size, [])
-        data, rgb, notes = _jpeg(data, image, settings) if image.format in ("JPEG", "MPO") else _other(data, image)
-        turn = TURNS.get(_orientation(image)) if settings.exif == "apply" and image.format != "TIFF" else None
-        if turn is not None:
-            rgb = rgb.transpose(turn)
+        is_jpeg = image.format in ("JPEG", "MPO")
+        data, rgb, notes = _prepare_jpeg(data, image, settings) if is_jpeg else _prepare_other(image)
+        transpose = TRANSPOSES.get(_orientation(image)) if settings.exif == "apply" and image.format != "TIFF" else None
+        if transpose is not None:
+            rgb = rgb.transpose(transpose)
             notes.append(f"EXIF orientation {_orientation(image)} applied")
     source = (rgb.height, rgb.width)
     size = _stored_size(*source, settings)
-    if data and turn is None and size == source:
+    if data and transpose is None and size == source:
         return _prepared(data, source, size, notes)
     if size != source:
         rgb = rgb.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    rgb.info.clear()  # Pillow would write the source's comment into the new file
+    rgb.info.clear()  # else Pillow writes the source's comment into the new file
     rgb.save(buffer, "JPEG", quality=settings.quality, subsampling=settings.subsampling)
     return _prepared(buffer.getvalue(), source, size, notes)
 
 
-def _fits_as_it_is(image: Image.Image, settings: PixelSettings) -> bool:
-    """Whether a header promises a JPEG that needs nothing done."""
+def _fits_unchanged(image: Image.Image, settings: PixelSettings) -> bool:
+    """Whether, by its header, a JPEG can be kept unchanged."""
     size = image.height, image.width
     return image.format == "JPEG" and image.mode in ("RGB", "L") and _stored_size(*size, settings) == size
 
 
-def _jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[bytes, Image.Image, list[str]]:
-    """The bytes to keep (none where they cannot be), the picture as RGB, and what was done to get there."""
+def _prepare_jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[bytes, Image.Image, list[str]]:
+    """The bytes to keep (empty if they cannot be kept), the image as RGB, and notes of what was fixed."""
     notes: list[str] = []
     try:
         pixels, unusual = decode(data)
     except DamagedJpeg:
-        whole, notes = mended(data)
+        fixed, notes = fix_headers(data)
         try:
-            data, (pixels, unusual) = whole, _decode_alike(whole, image)
+            data, (pixels, unusual) = fixed, _decode_fixed(fixed, image)
         except DamagedJpeg as damage:
-            if is_too_odd(damage):
-                return b"", *_odd(data, image)
-            saved = repair(whole, damage) if settings.repair else None
-            if saved is None:
+            if has_unnamed_subsampling(damage):
+                to_rgb(image)  # raises BadImage for a damaged file, whose subsampling cannot be determined either
+                raise BadImage(UNSUPPORTED_SUBSAMPLING) from None
+            repaired = repair(fixed, damage) if settings.repair else None
+            if repaired is None:
                 raise BadImage(failure_text("damaged JPEG", damage)) from None
-            found, note = saved
+            result, note = repaired
             notes.append(note)
-            if isinstance(found, np.ndarray):
-                return b"", Image.fromarray(found), notes
-            data = found
+            if isinstance(result, np.ndarray):
+                return b"", Image.fromarray(result), notes
+            data = result
             pixels, unusual = decode(data)
     if pixels.shape != (image.height, image.width, 3):
-        found_px = f"{image.height} x {image.width} and {pixels.shape[0]} x {pixels.shape[1]} px"
-        raise BadImage(f"damaged JPEG (decoders find {found_px})")
+        sizes = f"{image.height} x {image.width} and {pixels.shape[0]} x {pixels.shape[1]} px"
+        raise BadImage(f"damaged JPEG (decoders find {sizes})")
     if unusual:
         return b"", to_rgb(image)[0], [*notes, unusual]
-    return data, Image.fromarray(pixels), notes  # equal to Pillow's own decode, and at hand
+    return data, Image.fromarray(pixels), notes  # equal to decoding again with Pillow
 
 
-def _decode_alike(data: bytes, image: Image.Image) -> tuple[np.ndarray, str]:
-    """See `decode`; of a mended file, which must look as the file itself does to a second decoder. image: the file itself."""
+def _decode_fixed(data: bytes, image: Image.Image) -> tuple[np.ndarray, str]:
+    """See `decode`; for a file with fixed headers, which must decode to the pixels of the original. image: the original."""
     pixels, unusual = decode(data)
     if not unusual and not np.array_equal(pixels, np.asarray(to_rgb(image)[0])):
         raise DamagedJpeg("decoders differ")
     return pixels, unusual
 
 
-def _odd(data: bytes, image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The picture of a JPEG that only Pillow decodes, which finds cut files only: its bits are checked here."""
-    rgb, _ = to_rgb(image)
-    try:
-        with contextlib.suppress(DamagedScan):
-            check_baseline(data)
-            return rgb, [ODD]
-        data, notes = mended(data)
-        check_baseline(data)
-    except DamagedScan as error:
-        raise BadImage(failure_text("damaged JPEG", error)) from None
-    return rgb, [*notes, ODD]
-
-
-def _other(data: bytes, image: Image.Image) -> tuple[bytes, Image.Image, list[str]]:
-    """Any other kind of image, see `_jpeg`; its bytes are never kept."""
-    del data
-    turned = image.format == "TIFF" and _orientation(image) in TURNS  # part of that format: Pillow turns it, whatever we say
-    told = [f"TIFF orientation {_orientation(image)} applied"] if turned else []
+def _prepare_other(image: Image.Image) -> tuple[bytes, Image.Image, list[str]]:
+    """See `_prepare_jpeg`; for other image formats, whose bytes are never kept."""
+    turned = image.format == "TIFF" and _orientation(image) in TRANSPOSES  # Pillow always applies it to a TIFF
+    turned_note = [f"TIFF orientation {_orientation(image)} applied"] if turned else []
     rgb, notes = to_rgb(image)
-    return b"", rgb, [f"{image.format} to JPEG", *told, *notes]
+    return b"", rgb, [f"{image.format} to JPEG", *turned_note, *notes]
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:  # a damaged EXIF block says nothing of the picture; see open_image
+    except Exception:  # a damaged EXIF block does not affect the pixels; see open_image
         return 1
 
 

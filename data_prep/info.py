@@ -1,4 +1,4 @@
-"""`udkd-prep info`: what a dataset folder holds, as lines of text."""
+"""`udkd-prep info`: the contents of a dataset folder as lines of text."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.report import passed_over_lines
+from data_prep.report import skipped_lines
 from udkd.data.dataset import DatasetFolder, Split
 
 EXAMPLES = 5
 
 
-def describe(folder: Path) -> Iterator[str]:
-    """Lines about the folder and its splits. Raises DataError where it cannot be opened."""
+def info_lines(folder: Path) -> Iterator[str]:
+    """Lines about the folder and its splits. Raises DataError if it cannot be opened."""
     dataset = DatasetFolder.open(folder)
     encoder = ", ".join(f"{name} {value}" for name, value in dataset.encoder.items())
     yield f"folder   {dataset.path}"
@@ -23,15 +23,15 @@ def describe(folder: Path) -> Iterator[str]:
     names = ", ".join(entry.name for entry in dataset.classes[:EXAMPLES])
     yield f"classes  {len(dataset.classes)} ({names}{', …' if len(dataset.classes) > EXAMPLES else ''})"
     for split in dataset.splits.values():
-        yield from _describe_split(split, len(dataset.classes))
-    for line in passed_over_lines(folder):
+        yield from _split_lines(split, len(dataset.classes))
+    for line in skipped_lines(folder):
         yield f"         {line}"
 
 
-def _describe_split(split: Split, num_classes: int) -> Iterator[str]:
+def _split_lines(split: Split, num_classes: int) -> Iterator[str]:
     kept = split.ids
     if not len(kept):
-        yield f"{split.name:<8} no images that can be used, {split.num_samples:,} excluded"
+        yield f"{split.name:<8} no usable images, {split.num_samples:,} excluded"
         return
     per_class = np.bincount(split.labels[kept], minlength=num_classes)
     stored = int(split.size[kept].sum())

@@ -1,6 +1,6 @@
-"""Work in other processes, results in order, memory bounded, and no way to hang or to leave a process behind.
+"""A pool of worker processes: ordered results, bounded memory, no hangs, no orphaned processes.
 
-Not concurrent.futures: its workers outlive a parent that is killed, and its queue of results has no bound.
+Not concurrent.futures: its workers outlive a killed parent, and its queue of results is unbounded.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ R = TypeVar("R")
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
-TASKS_PER_WORKER = 2  # one to work on, one to start on at once
-RESULTS_PER_WORKER = 4  # how far the fastest may run ahead of the slowest
+TASKS_PER_WORKER = 2  # one in progress, one queued
+RESULTS_PER_WORKER = 4  # limits how far the fastest worker may run ahead of the slowest
 
 _idle: dict[Connection, subprocess.Popen[bytes]] | None = None
-"""Workers between two pools of `kept_workers`; None outside of it."""
+"""Workers without a pool inside `reuse_workers`; None outside of it."""
 
 
 @contextlib.contextmanager
-def kept_workers() -> Iterator[None]:
-    """In this block a pool that ends well leaves its workers to the next one; the end of the block kills them.
+def reuse_workers() -> Iterator[None]:
+    """Inside this block a pool that exits without an error leaves its workers to the next pool; the block's end kills them.
 
-    A start costs each worker half a second of imports, which one command with several pools pays once.
+    A worker takes half a second to start, for its imports. A command with several pools pays for them once.
     """
     global _idle
     if _idle is not None:
@@ -55,36 +55,36 @@ def _kill(processes: dict[Connection, subprocess.Popen[bytes]]) -> None:
 
 
 class Job(Protocol[T_contra, R_co]):
-    """What workers do with a task. Picklable; keep imports of its module light, each worker pays for them."""
+    """Processes one task in a worker. Must be picklable; keep the imports of its module light, as every worker runs them."""
 
     def __call__(self, task: T_contra) -> R_co: ...
 
 
 def _start() -> tuple[Connection, subprocess.Popen[bytes]]:
-    ours, theirs = Pipe()
-    # -P: a folder that the user happens to stand in must not provide modules; ours come by PYTHONPATH.
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "data_prep.worker", str(theirs.fileno())]
+    parent_end, worker_end = Pipe()
+    # -P: modules must not come from the current folder of the user; ours come by PYTHONPATH.
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "data_prep.worker", str(worker_end.fileno())]
     paths = [str(Path(__file__).resolve().parent.parent), *(path for path in sys.path if path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with theirs:
-        # A session of its own: Ctrl-C reaches the parent alone, which then ends the workers.
+    with worker_end:
+        # A new session: Ctrl-C reaches only the parent, which then ends the workers.
         process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+            command, pass_fds=[worker_end.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
         )
-    return ours, process
+    return parent_end, process
 
 
 class Pool(Generic[T, R]):
     """`with Pool(job, workers) as pool: for result in pool.ordered(tasks): …`; leaving the block kills the workers.
 
-    In a block of `kept_workers`, those that have nothing left to do stay for the next pool.
+    Inside `reuse_workers`, idle workers stay for the next pool.
     """
 
     def __init__(self, job: Job[T, R], workers: int) -> None:
         self._job = job
         self._workers = workers
         self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
-        self._load: dict[Connection, int] = {}  # tasks without a result
+        self._load: dict[Connection, int] = {}  # number of tasks without a result
 
     def __enter__(self) -> "Pool[T, R]":
         try:
@@ -94,16 +94,16 @@ class Pool(Generic[T, R]):
                 try:
                     connection.send((None, self._job))
                 except OSError:
-                    self._died(connection)
+                    self._raise_worker_died(connection)
         except BaseException:
             _kill(self._processes)
             raise
         return self
 
     def ordered(self, tasks: Iterable[T]) -> Iterator[R]:
-        """The results in the order of the tasks. Take all of them before the next call; tasks are drawn as workers need them.
+        """The results in the order of the tasks, which are drawn as workers need them. Exhaust it before the next call.
 
-        Raises what the job raised (UserError as DataError, OSError), and DataError where a worker died.
+        Raises DataError for a UserError of the job and for a dead worker, and OSError.
         """
         pending = enumerate(tasks)
         load = self._load
@@ -122,7 +122,7 @@ class Pool(Generic[T, R]):
                 try:
                     idlest.send(item)
                 except OSError:
-                    self._died(idlest)
+                    self._raise_worker_died(idlest)
                 load[idlest] += 1
                 submitted += 1
             if delivered in results:
@@ -141,7 +141,7 @@ class Pool(Generic[T, R]):
         try:
             number, result, failure = connection.recv()
         except (EOFError, OSError):
-            self._died(connection)
+            self._raise_worker_died(connection)
         if failure is None:
             return number, result
         kind, arguments = failure
@@ -151,12 +151,13 @@ class Pool(Generic[T, R]):
             raise DataError(*arguments)
         raise RuntimeError(f"a worker failed:\n{arguments[0]}")
 
-    def _died(self, connection: Connection) -> NoReturn:
+    def _raise_worker_died(self, connection: Connection) -> NoReturn:
         process = self._processes[connection]
         code = process.wait()
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        cause = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise DataError(
-            f"worker process {process.pid} {how} (out of memory?); expected it to live; start again with fewer --workers"
+            f"worker process {process.pid} {cause} (out of memory?); expected it to keep running; "
+            "start again with fewer --workers"
         )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -1,4 +1,4 @@
-"""What workers do with images of the source. Light to import: each of them pays for it."""
+"""The job of the converter's workers. Light to import, as every worker imports it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from udkd.utils.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image to convert; its id is its place in the split's list.
+    """One image to convert; its id is its index in the split.
 
-    source: `class/name`, printable. origin: index of the Source that reads `entry`.
+    source: `class/name`, printable. source_index: index of the Source that reads `entry`.
     """
 
     label: int
     source: str
-    origin: int
+    source_index: int
     entry: Entry
 
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """What workers do: read images from their source and prepare each. An image that cannot be used gives its reason."""
+    """Reads images from their sources and prepares each. The result of an image that cannot be used is the reason."""
 
     sources: Sequence[Source]
     settings: PixelSettings
@@ -32,7 +32,7 @@ class PrepareJob:
         return [self._one(sample) for sample in task]
 
     def _one(self, sample: Sample) -> Prepared | str:
-        source = self.sources[sample.origin]
+        source = self.sources[sample.source_index]
         try:
             data = source.read(sample.entry)
         except BadImage as error:
@@ -44,7 +44,7 @@ class PrepareJob:
         if len(data) != sample.entry.size:
             raise DataError(
                 f"{sample.source} in {source.path} has {len(data)} bytes, {sample.entry.size} when it was listed; "
-                "expected a source at rest; start again when nothing writes to it"
+                "expected a source that does not change; start again when nothing writes to it"
             )
         try:
             return prepare(data, self.settings)

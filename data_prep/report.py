@@ -1,4 +1,4 @@
-"""report.json: what a conversion fixed, excluded and passed over, so that nothing happens silently."""
+"""report.json: what a conversion fixed, excluded and skipped, so that nothing is dropped silently."""
 
 import hashlib
 from collections import Counter
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from data_prep.classes import printable
+from data_prep.classes import escape_name
 from udkd.data.dataset import DatasetFolder
 from udkd.data.manifest import Columns
 from udkd.utils.files import json_bytes, read_regular, write_json
@@ -22,7 +22,7 @@ class _Reason(BaseModel, strict=True, extra="forbid"):
     first: str
 
 
-class _PassedOver(BaseModel, strict=True):
+class _SkippedFiles(BaseModel, strict=True):
     passed_over: dict[str, _Reason] = {}  # reports of earlier versions have none
 
 
@@ -33,14 +33,14 @@ def write_report(
     digest: str | None,
     on_bad: str,
     warnings: Sequence[str],
-    passed_over: Mapping[str, tuple[int, str]],
+    skipped: Mapping[str, tuple[int, str]],
     settings: Mapping[str, object],
 ) -> None:
-    """Write FOLDER/report.json. digest: of the dataset folder that came of it; None where none did, for the bad images.
+    """Write FOLDER/report.json.
 
-    settings: the conversion's, by option name. `bad` names every image that cannot be used, `fixed` counts what was done to
-    the others, by split; `passed_over` counts the files that are not in the folder at all, by reason, and names the first;
-    `sha256` is of the report without it.
+    digest: of the finished dataset folder; None if bad images prevented it. skipped: number of files and first name by reason.
+    settings: of the conversion, by option name. In the report, `bad` lists every image that cannot be used, `fixed` counts the
+    fixes of each split, `passed_over` the skipped files by reason; `sha256` is the checksum of the rest of the report.
     """
     report = {
         "usable": digest is not None,
@@ -55,15 +55,15 @@ def write_report(
         ],
         "fixed": {split: fixed_counts(group) for split, group in columns.items()},
         "passed_over": {
-            reason: {"files": count, "first": printable(name)} for reason, (count, name) in sorted(passed_over.items())
+            reason: {"files": count, "first": escape_name(name)} for reason, (count, name) in sorted(skipped.items())
         },
         "warnings": list(warnings),
     }
     write_json(folder / FILE_NAME, report | {"sha256": _checksum(report)})
 
 
-def settings_of(folder: Path) -> dict[str, object]:
-    """The settings of the conversion that made a folder, --on-bad among them; none where its report does not tell them."""
+def read_settings(folder: Path) -> dict[str, object]:
+    """The settings of the conversion that wrote a folder, including --on-bad; empty if its report lacks them."""
     try:
         report = parse_json((folder / FILE_NAME).read_bytes())
         return {"--on-bad": report["on_bad"], **report["settings"]}
@@ -72,15 +72,15 @@ def settings_of(folder: Path) -> dict[str, object]:
 
 
 def fixed_counts(columns: Columns) -> dict[str, int]:
-    """How often each fix was made to the images that are kept."""
+    """Number of kept images with each fix."""
     notes = (note for note, excluded in zip(columns.note, columns.excluded, strict=True) if note and not excluded)
     return dict(sorted(Counter(notes).items()))
 
 
-def passed_over_lines(folder: Path) -> Iterator[str]:
-    """What the report says was passed over, for people: a line in all, and one for each reason. Nothing without a report."""
+def skipped_lines(folder: Path) -> Iterator[str]:
+    """Lines about the skipped files in a report: the total, then one per reason. Empty without a report."""
     try:
-        reasons = _PassedOver.model_validate(parse_json(read_regular(folder / FILE_NAME))).passed_over
+        reasons = _SkippedFiles.model_validate(parse_json(read_regular(folder / FILE_NAME))).passed_over
     except (OSError, ValueError):
         return
     if reasons:
@@ -90,7 +90,7 @@ def passed_over_lines(folder: Path) -> Iterator[str]:
 
 
 def report_problems(dataset: DatasetFolder) -> Iterator[str]:
-    """What is wrong with a folder's report, a line each: damaged, or of another folder."""
+    """Problems of a folder's report, one line each: damaged, or of another folder."""
     path = dataset.path / FILE_NAME
     try:
         data = read_regular(path)

@@ -1,4 +1,4 @@
-"""Source images -> the tar shards of one split, resumable at every shard, the same bytes whatever the number of workers."""
+"""Source images -> the tar shards of one split. Resumable at every shard; the number of workers does not change the bytes."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ from udkd.utils.files import write_json
 from udkd.utils.progress import Observer
 
 CHUNK_SAMPLES = 16  # per task: enough to hide the round trip, few enough that originals of 100 KB stay a few MB
-CONVERTER_VERSION = 6  # raise it when the same source would give other bytes or other rows
+CONVERTER_VERSION = 7  # raise it whenever the same source would give other bytes or other rows
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard to be: its number, the id of its first sample, its samples, and the key of all that its bytes depend on."""
+    """A shard to write. first: id of its first sample. key: digest of everything that its bytes depend on."""
 
     number: int
     first: int
@@ -41,10 +41,10 @@ def write_shards(
     pool: Pool[Sequence[Sample], list[Prepared | str]],
     observer: Observer,
 ) -> Columns:
-    """Write all shards of a split that are not there yet; the manifest's columns.
+    """Write the missing shards of a split; returns the columns of its manifest.
 
-    Each finished shard leaves a sidecar with its rows and its key, which `remove_sidecars` takes away in the end. A sidecar
-    of other settings, or of a source that changed in this stretch, is not used: its shard is written again.
+    Each finished shard leaves a sidecar with its rows and its key, until `remove_sidecars`. A shard whose sidecar is from
+    other settings, or from samples that have changed since, is written again.
     """
     shards = [
         _Shard(first // shard_samples, first, part, _key(first, part, job.settings), job.settings.repair)
@@ -52,7 +52,7 @@ def write_shards(
         for part in [samples[first : first + shard_samples]]
     ]
     _remove_others(folder, len(shards))
-    finished = {shard.number: found for shard in shards if (found := _finished(folder, shard)) is not None}
+    finished = {shard.number: rows for shard in shards if (rows := _finished(folder, shard)) is not None}
     prepared = _prepared([shard for shard in shards if shard.number not in finished], pool)
     columns = ColumnsBuilder()
     for shard in shards:
@@ -67,7 +67,7 @@ def write_shards(
 def _prepared(
     shards: Sequence[_Shard], pool: Pool[Sequence[Sample], list[Prepared | str]]
 ) -> Iterator[tuple[Sample, Prepared | str]]:
-    """Every sample of the shards with what became of it, in order; the workers run ahead over the ends of shards."""
+    """Every sample of the shards with its result, in order. The workers run ahead across shard boundaries."""
 
     def chunks() -> Iterator[Sequence[Sample]]:
         for shard in shards:
@@ -83,7 +83,7 @@ def _write(folder: Path, shard: _Shard, prepared: Iterator[tuple[Sample, Prepare
     with ShardWriter(folder, shard.number) as writer:
         for sample_id, expected in enumerate(shard.samples, shard.first):
             sample, result = next(prepared)
-            assert sample == expected  # one image under another's id would poison labels and cached targets silently
+            assert sample == expected  # an image under another id would silently corrupt labels and cached targets
             if isinstance(result, str):
                 rows.append(ManifestRow(label=sample.label, source=sample.source, excluded=True, note=result))
             else:
@@ -133,19 +133,19 @@ def _tar_bytes(folder: Path, number: int) -> int:
 
 def _finished(folder: Path, shard: _Shard) -> Columns | None:
     try:
-        found = json.loads(_sidecar(folder, shard.number).read_bytes())
-        if found["key"] != shard.key or found["tar_bytes"] != _tar_bytes(folder, shard.number):
+        sidecar = json.loads(_sidecar(folder, shard.number).read_bytes())
+        if sidecar["key"] != shard.key or sidecar["tar_bytes"] != _tar_bytes(folder, shard.number):
             return None
-        rows = [ManifestRow(**fields | {"sha256": bytes.fromhex(fields["sha256"])}) for fields in found["rows"]]
-        # Whether bad images are repaired matters only where there is one: whoever asks for it late need not wait for all.
-        touched = any(row.excluded or "repaired:" in row.note for row in rows)
-        return None if touched and found["repair"] != shard.repair else rows_to_columns(rows)
+        rows = [ManifestRow(**fields | {"sha256": bytes.fromhex(fields["sha256"])}) for fields in sidecar["rows"]]
+        # `repair` matters only for shards with a bad image: after a change of --on-bad the others are reused.
+        affected = any(row.excluded or "repaired:" in row.note for row in rows)
+        return None if affected and sidecar["repair"] != shard.repair else rows_to_columns(rows)
     except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
 def _remove_others(folder: Path, count: int) -> None:
-    """Remove shards that an earlier attempt at a larger source left behind."""
+    """Remove shards left by an earlier attempt with a larger source."""
     expected = {shard_name(number) for number in range(count)}
     for path in folder.glob("samples-*"):
         if path.name.split(".")[0] not in expected:
@@ -153,6 +153,6 @@ def _remove_others(folder: Path, count: int) -> None:
 
 
 def remove_sidecars(folder: Path) -> None:
-    """Take the sidecars away, once nothing needs them."""
+    """Remove the sidecars of a finished conversion."""
     for path in folder.glob("samples-*.rows.json"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""`udkd-prep verify`: every byte of a dataset folder held against its checksums."""
+"""`udkd-prep verify`: checks every byte of a dataset folder against its checksums."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from data_prep.derived import DERIVED_FORMATS
+from data_prep.formats import WRITERS
 from data_prep.report import report_problems
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import DERIVED, unfinished_files
@@ -20,11 +20,11 @@ from udkd.utils.progress import Observer
 
 
 def verify(folder: Path, observer: Observer) -> list[str]:
-    """What is wrong with the folder, a line each; nothing when it is whole.
+    """Problems of the folder, one line each; empty if it is intact.
 
-    Opening checks dataset.json and the manifests (raises DataError). Then every stored sample's sha256, every other byte of
-    the shards and of their indices, of dataset.json and report.json, and of the derived formats (the canvas by its rows'
-    crc32, the others by their files' sha256).
+    Opening the folder checks dataset.json and the manifests (raises DataError). Then the sha256 of every stored sample, all
+    other bytes of the shards and their indices, of dataset.json and report.json, and the derived formats are checked (the
+    canvas by the crc32 of its rows, the others by the sha256 of their files).
     """
     dataset = DatasetFolder.open(folder)
     problems = [*_header_problems(dataset), *report_problems(dataset)]
@@ -34,38 +34,38 @@ def verify(folder: Path, observer: Observer) -> list[str]:
             problems.append(line)
         observer.finish()
         for name in DERIVED:
-            problems += DERIVED_FORMATS[name].problems(split) if split.has(name) else _orphans(split, name)
+            problems += WRITERS[name].problems(split) if split.has(name) else _orphans(split, name)
             problems += _unfinished(split, name)
     return problems
 
 
 def _header_problems(dataset: DatasetFolder) -> Iterator[str]:
-    """What opening need not know: the counts of excluded samples, and bytes that mean nothing."""
+    """What opening the folder does not check: the counts of excluded samples, and the exact bytes."""
     path = dataset.path / HEADER_NAME
     header = read_header(dataset.path)
     if path.read_bytes() != json_bytes(header.model_dump(mode="json")):
-        yield f"{path} is not written as udkd-prep writes it; expected no other hand in it; restore it"
+        yield f"{path} was changed after udkd-prep wrote it; expected the original bytes; restore it"
     for name, part in header.splits.items():
-        found = int(dataset.splits[name].excluded.sum())
-        if part.excluded != found:
-            yield f"{path} tells of {part.excluded} excluded {name} samples; expected {found} as in the manifest; restore it"
+        excluded = int(dataset.splits[name].excluded.sum())
+        if part.excluded != excluded:
+            yield f"{path} lists {part.excluded} excluded {name} samples; expected {excluded} as in the manifest; restore it"
 
 
 def _orphans(split: Split, name: str) -> Iterator[str]:
-    """Data files of a derived format whose description is missing."""
+    """Data files of a derived format without its description."""
     for path in sorted(path for pattern in DERIVED[name].data for path in split.path.glob(pattern)):
         yield (
             f"{path} has no {DERIVED[name].description} beside it; expected both or none; "
-            f"write the format anew with udkd-prep derive --formats {name}"
+            f"write the format again with udkd-prep derive --formats {name}"
         )
 
 
 def _unfinished(split: Split, name: str) -> Iterator[str]:
-    """Files under the temporary names of a derived format: a derive that was killed leaves them."""
+    """Temporary files of a derived format, left by a killed derive."""
     for path in unfinished_files(split.path, name):
         yield (
-            f"{path} is half of a file; expected none, a derive was killed; "
-            f"write the format anew with udkd-prep derive --formats {name}, or remove it"
+            f"{path} is an incomplete file of a killed derive; expected none; "
+            f"write the format again with udkd-prep derive --formats {name}, or remove it"
         )
 
 
@@ -80,7 +80,7 @@ def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
         ids = np.flatnonzero((split.shard == number) & ~split.excluded)
         path = split.path / f"{shard_name(number)}.tar"
         if (np.diff(split.offset[ids]) < split.size[ids[:-1]]).any():
-            yield f"{path} is to hold samples that overlap, by the manifest; expected each after the other; convert again"
+            yield f"{path} has overlapping samples by its manifest; expected one after the other; convert again"
             continue
         with contextlib.ExitStack() as stack:
             try:
@@ -92,34 +92,34 @@ def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
 
 
 def _one_shard(split: Split, number: int, ids: np.ndarray, file: BinaryIO, observer: Observer) -> Iterator[str]:
-    """Every sample of a shard, then what lies between them (names, labels, padding): they are packed again and compared."""
-    path, again, whole = split.path / f"{shard_name(number)}.tar", _Compared(file), True
-    packer = ShardPacker(cast(BinaryIO, again))
+    """Checks every sample of a shard, then the bytes between them (names, labels, padding) by packing the shard again."""
+    path, comparison, intact = split.path / f"{shard_name(number)}.tar", _ByteComparison(file), True
+    packer = ShardPacker(cast(BinaryIO, comparison))
     for n in ids.tolist():
         try:
             where = split.path, number, int(split.offset[n]), int(split.size[n])
             data = read_sample(*where, split.sha256[n].tobytes(), split.describe(n))
             packer.add(n, data, int(split.labels[n]))
         except DataError as error:
-            whole = False
+            intact = False
             yield str(error)
         observer.advance(1)
-    if not whole:
+    if not intact:
         return
     index = packer.finish().encode()
-    if not again.same or file.read(1):
-        yield f"{path} holds all samples, but other bytes between them; expected what udkd-prep wrote; restore it"
+    if not comparison.equal or file.read(1):
+        yield f"{path} holds all samples, but unexpected bytes between them; expected what udkd-prep wrote; restore it"
     index_path = path.with_suffix(".idx")
     if not index_path.is_file() or index_path.stat().st_size != len(index) or index_path.read_bytes() != index:
         yield f"{index_path} does not match its shard; expected what udkd-prep wrote; restore it or convert again"
 
 
-class _Compared:
-    """What would be written, held against what a file has there. same: whether all of it was equal so far."""
+class _ByteComparison:
+    """A file to write to that compares the bytes with those of another file. equal: whether all of them matched so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.same = True
+        self.equal = True
 
     def write(self, data: bytes) -> None:
-        self.same = self.same and self._file.read(len(data)) == data
+        self.equal = self.equal and self._file.read(len(data)) == data

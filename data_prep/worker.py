@@ -1,6 +1,6 @@
-"""A worker process: `python -m data_prep.worker DESCRIPTOR`. It gets a job, then tasks, over one socket; then another job.
+"""A worker process: `python -m data_prep.worker DESCRIPTOR`. It receives a job, its tasks, then the next job over one socket.
 
-Its end is the end of the socket: when its parent dies, however it dies, the next read or write fails and the worker goes.
+When the parent dies, however that happens, the next read or write on the socket fails and the worker exits.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from udkd.utils.errors import UserError
 
 
 def serve(connection: Connection) -> None:
-    """Answer each task (number, task) with (number, result, None) or (number, None, failure). (None, job) says what to do."""
+    """Answer each (number, task) with (number, result, None) or (number, None, failure). (None, job) sets the job."""
     while True:
         number, task = connection.recv()
         if number is None:
@@ -27,14 +27,14 @@ def serve(connection: Connection) -> None:
         except OSError as error:
             failure = ("os", (error.errno, error.strerror or str(error), error.filename))
         except MemoryError:
-            failure = ("user", ("a worker ran out of memory; expected room for one image each; use fewer --workers",))
+            failure = ("user", ("a worker ran out of memory; expected enough for one image each; use fewer --workers",))
         except Exception:
             failure = ("bug", (traceback.format_exc(),))
         connection.send((number, result, failure))
 
 
 def main() -> None:
-    """Serve until the parent is done with us, or gone."""
+    """Serve until the parent closes the socket."""
     with contextlib.suppress(EOFError, OSError):
         serve(Connection(int(sys.argv[1])))
 

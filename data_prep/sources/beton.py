@@ -1,7 +1,7 @@
-"""An existing .beton as a source: FFCV's own file, version 2, read by its layout and without FFCV.
+"""An existing .beton as a source: FFCV's file format, version 2, read without FFCV.
 
 The layout (ffcv/types.py, 1.0.2): a header, a descriptor of each field, one row of metadata per sample with the fields in
-order, data pages, and at the end a table of allocations that says how long each sample's bytes are.
+order, data pages, and a final table of allocations with the size of each sample's bytes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources.fields import IMAGE_OPTION, LABEL_OPTION, LOOK, NO_LABEL, Fields, label_of, one_of
-from data_prep.sources.members import read_at
-from data_prep.sources.named_split import class_of_label, split_of
+from data_prep.sources.fields import DETECT_FIELDS, IMAGE_OPTION, LABEL_OPTION, NO_LABEL, Fields, choose_field, label_of
+from data_prep.sources.named_split import class_name_of_label, last_split_in
 from data_prep.sources.source import Entry, Listing, Skipped
+from data_prep.sources.tar_members import read_at
 from udkd.utils.errors import DataError
 
 VERSION = 2
-ENDINGS = (".beton", ".ffcv")  # of FFCV's guide, and of its scripts for ImageNet
+ENDINGS = (".beton", ".ffcv")  # used by FFCV's guide and by its ImageNet scripts
 HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("samples", "<u8"), ("allocations", "<u8")], align=True
 )
@@ -31,25 +31,25 @@ KINDS = {FLOAT_KIND: "FloatField", INT_KIND: "IntField", IMAGE_KIND: "RGBImageFi
     4: "NDArrayField",
     5: "JSONField",
     6: "TorchTensorField",
-    255: "a field of your own",
+    255: "a custom field",
 }
 JPEG_MODE, RAW_MODE = 0, 1
-LONGEST_LIST = 500  # characters
+MAX_LISTED = 500  # characters of a list of fields
 
 
 @dataclass(frozen=True)
 class Beton:
-    """A .beton file, or a folder that holds any. Splits are told by the files' names, classes by their numbers.
+    """A .beton file, or a folder with some. File names determine the splits, and labels are the class numbers.
 
-    fields: those that the user chose.
+    fields: chosen by the user.
     """
 
     path: Path
-    fields: Fields = LOOK
+    fields: Fields = DETECT_FIELDS
 
     @staticmethod
     def probe(path: Path) -> "Beton | None":
-        """A Beton where `path` is one, or a folder with one in it."""
+        """A Beton if `path` is a .beton file, or a folder with one."""
         return Beton(path) if _files(path) else None
 
     def list(self) -> Listing:
@@ -59,22 +59,22 @@ class Beton:
         """
         listing = Listing()
         for file in _files(self.path):
-            for entry in self._samples(file, listing.ignored):
+            for entry in self._samples(file, listing.skipped):
                 listing.entries.append(entry)
         return listing
 
-    def _samples(self, file: Path, ignored: Skipped) -> Iterator[Entry]:
+    def _samples(self, file: Path, skipped: Skipped) -> Iterator[Entry]:
         key = "" if file == self.path else file.name
-        split, stamp, total = split_of(Path(file.name)), file.stat().st_mtime_ns, file.stat().st_size
+        split, stamp, total = last_split_in(Path(file.name)), file.stat().st_mtime_ns, file.stat().st_size
         images, labels, sizes = _tables(file, self.fields)
         for n in range(len(images)):
             mode, width, height, pointer = images[n].item()
             size, name = int(sizes[n]), f"{file.stem}/{n:09d}"
             if mode not in (JPEG_MODE, RAW_MODE) or not 0 <= size <= total - pointer:
-                raise DataError(f"{file} is damaged at sample {n}; expected FFCV's own; write it again")
+                raise DataError(f"{file} is damaged at sample {n}; expected FFCV's format; write it again")
             label = _label(file, n, int(labels[n]))
             if label is None:
-                ignored.append(name, NO_LABEL)
+                skipped.append(name, NO_LABEL)
                 continue
             extra = ""
             if mode == RAW_MODE:
@@ -82,10 +82,10 @@ class Beton:
                     raise DataError(f"{file} is damaged at sample {n}; expected {width} x {height} px of RGB; write it again")
                 size, extra = width * height * 3, f"\0{width} {height}"
             data = len(_ppm_header(extra[1:])) + size
-            yield Entry(split, class_of_label(label), name, key + extra, pointer, data, stamp)
+            yield Entry(split, class_name_of_label(label), name, key + extra, pointer, data, stamp)
 
     def read(self, entry: Entry) -> bytes:
-        """A stored JPEG's bytes; raw pixels as a PPM image."""
+        """The bytes of a stored JPEG; raw pixels become a PPM image."""
         name, _, shape = entry.key.partition("\0")
         header = _ppm_header(shape)
         return header + read_at(self.path / name if name else self.path, entry.offset, entry.size - len(header))
@@ -113,53 +113,53 @@ def _files(path: Path) -> list[Path]:
 
 
 def _tables(file: Path, fields: Fields) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (IMAGE [N]), labels (int64 [N]), and the lengths of their bytes (int64 [N], -1 where they have none).
+    """Images (IMAGE [N]), labels (int64 [N]), and the sizes of the images (bytes, int64 [N], -1 if unknown).
 
-    Sizes are checked before use.
+    All sizes in the file are checked before use.
     """
     total = file.stat().st_size
-    fault = f"{file} is no whole .beton of version {VERSION}; expected FFCV's own; write it again"
+    fault = f"{file} is not a complete .beton of version {VERSION}; expected FFCV's format; write it again"
     if total < HEADER.itemsize:
         raise DataError(fault)
     header = np.fromfile(file, HEADER, 1)[0]
     fields_end = HEADER.itemsize + int(header["fields"]) * FIELD.itemsize
-    # FFCV writes the header with a pointer to the table of allocations last.
+    # FFCV writes the header, with the pointer to the table of allocations, last.
     if int(header["version"]) != VERSION or fields_end > total or not fields_end <= int(header["allocations"]) <= total:
         raise DataError(fault)
     described = np.fromfile(file, FIELD, int(header["fields"]), offset=HEADER.itemsize)
     kinds = described["kind"].tolist()
     names = [bytes(name).rstrip(b"\0").decode(errors="replace") for name in described["name"]]
     if IMAGE_KIND not in kinds or INT_KIND not in kinds or not set(kinds) <= set(METADATA):
-        found = ", ".join(f"{name} ({KINDS.get(kind, kind)})" for name, kind in zip(names, kinds, strict=True))
+        listed = ", ".join(f"{name} ({KINDS.get(kind, kind)})" for name, kind in zip(names, kinds, strict=True))
         raise DataError(
-            f"{file} has fields of other kinds: {found[:LONGEST_LIST]}; expected an RGBImageField and an IntField, beside them "
-            "IntFields and FloatFields; choose another source"
+            f"{file} has fields of other kinds: {listed[:MAX_LISTED]}; expected an RGBImageField, an IntField, and otherwise "
+            "only IntFields and FloatFields; choose another source"
         )
-    image = _chosen(file, names, kinds, IMAGE_KIND, fields.image, IMAGE_OPTION)
-    label = _chosen(file, names, kinds, INT_KIND, fields.label, LABEL_OPTION)
+    image = _field_index(file, names, kinds, IMAGE_KIND, fields.image, IMAGE_OPTION)
+    label = _field_index(file, names, kinds, INT_KIND, fields.label, LABEL_OPTION)
     row = np.dtype([(f"f{n}", METADATA[kind]) for n, kind in enumerate(kinds)], align=True)
     if fields_end + int(header["samples"]) * row.itemsize > total:
         raise DataError(fault)
     rows = np.fromfile(file, row, int(header["samples"]), offset=fields_end)
     table = np.fromfile(file, ALLOCATION, offset=int(header["allocations"]))
-    if len(table) and int(table["sample"].max()) >= len(rows):  # a count that was cut would lose the samples behind it
+    if len(table) and int(table["sample"].max()) >= len(rows):  # a header with too small a count would lose samples silently
         raise DataError(fault)
     images = rows[f"f{image}"]
     return images, rows[f"f{label}"], _lengths(images["pointer"], table)
 
 
-def _chosen(file: Path, names: Sequence[str], kinds: Sequence[int], kind: int, wanted: str | None, option: str) -> int:
-    """The place of the field of a kind that is to be read."""
-    places = [place for place, found in enumerate(kinds) if found == kind]
-    among = [names[place] for place in places]
-    name = one_of(among, wanted, where=file, what=KINDS[kind], option=option)
-    if among.count(name) > 1:
-        raise DataError(f"{file} has several fields {name}; expected names that differ; write it again")
-    return places[among.index(name)]
+def _field_index(file: Path, names: Sequence[str], kinds: Sequence[int], kind: int, wanted: str | None, option: str) -> int:
+    """The index of the field of a kind to read."""
+    indices = [index for index, each in enumerate(kinds) if each == kind]
+    candidates = [names[index] for index in indices]
+    name = choose_field(candidates, wanted, where=file, what=KINDS[kind], option=option)
+    if candidates.count(name) > 1:
+        raise DataError(f"{file} has several fields {name}; expected unique names; write it again")
+    return indices[candidates.index(name)]
 
 
 def _lengths(pointers: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """How many bytes lie at each pointer, by the table of allocations, which is in any order."""
+    """The number of bytes at each pointer, by the table of allocations, which is in any order."""
     sizes = np.full(len(pointers), -1, dtype=np.int64)
     if len(table):
         order = np.argsort(table["pointer"], kind="stable")

@@ -1,49 +1,49 @@
-"""ILSVRC2012_img_train.tar unpacked once: a folder of tars, one per class, or one of them."""
+"""An unpacked ILSVRC2012_img_train.tar: a folder of tars, one per class, or one of them."""
 
 import re
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from data_prep.sources.layout import is_hidden, is_image_path, no_image
-from data_prep.sources.members import is_tar, members, read_at
-from data_prep.sources.named_split import files_below, split_in
+from data_prep.sources.layout import is_hidden, is_image_path, skip_reason
+from data_prep.sources.named_split import find_files, single_split_in
 from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
+from data_prep.sources.tar_members import is_tar, iter_members, read_at
 
 WNID = re.compile(r"n\d{8}")
-LOOKED_AT = 8
+MAX_PEEKED = 8
 
 
 @dataclass(frozen=True)
 class ClassTars:
-    """A tar named for a wnid that holds images and no folders, or a folder with such tars in it or in its folders.
+    """A tar named after a wnid with images and no folders, or a folder with such tars, directly or one level down.
 
-    The name of the folder that holds a tar tells its split.
+    The name of the folder of a tar determines its split.
     """
 
     path: Path
 
     @staticmethod
     def probe(path: Path) -> "ClassTars | None":
-        """ClassTars where the first tar is one."""
+        """ClassTars if the first tar is a class tar."""
         first = next(iter(class_tars(path)), None)
         if first is None or not is_tar(first):
             return None
-        names = [member.name for member in islice(members(first), LOOKED_AT)]
+        names = [member.name for member in islice(iter_members(first), MAX_PEEKED)]
         return ClassTars(path) if names and all("/" not in name for name in names) and any(map(is_image_path, names)) else None
 
     def list(self) -> Listing:
-        """All image members. Errors: see `members`."""
-        entries, ignored = EntryTable(), Skipped()
+        """All image members. Raises DataError: see `iter_members`."""
+        entries, skipped = EntryTable(), Skipped()
         for tar in class_tars(self.path):
-            split, stamp = split_in(tar.resolve().parent.name), tar.stat().st_mtime_ns
+            split, stamp = single_split_in(tar.resolve().parent.name), tar.stat().st_mtime_ns
             key = "" if tar == self.path else str(tar.relative_to(self.path))
-            for member in members(tar):
+            for member in iter_members(tar):
                 if is_image_path(member.name):
                     entries.append(Entry(split, tar.stem, member.name, key, member.offset, member.size, stamp))
                 else:
-                    ignored.append(f"{tar.name}/{member.name}", no_image(member.name))
-        return Listing(entries=entries, ignored=ignored)
+                    skipped.append(f"{tar.name}/{member.name}", skip_reason(member.name))
+        return Listing(entries=entries, skipped=skipped)
 
     def read(self, entry: Entry) -> bytes:
         """The image's bytes, by offset."""
@@ -51,5 +51,5 @@ class ClassTars:
 
 
 def class_tars(path: Path) -> list[Path]:
-    """The tars named for wnids: the path itself, or those in a folder and in its folders."""
-    return [tar for tar in files_below(path, ".tar") if WNID.fullmatch(tar.stem) and not is_hidden(tar.name)]
+    """The tars named after wnids: the path itself, or those in a folder, directly or one level down."""
+    return [tar for tar in find_files(path, ".tar") if WNID.fullmatch(tar.stem) and not is_hidden(tar.name)]

@@ -1,4 +1,4 @@
-"""Sources whose samples have named fields: which of them is the image, which the label, and what a label's value means."""
+"""For sources whose samples have named fields: choosing the image and the label, and parsing labels."""
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -7,54 +7,54 @@ from dataclasses import dataclass, field
 from udkd.utils.errors import DataError
 
 IMAGE_OPTION, LABEL_OPTION = "--image-field", "--label-field"
-NO_LABEL = "samples without a label"  # reasons for passing over
+NO_LABEL = "samples without a label"  # reasons for skipping
 NO_IMAGE = "files of samples without an image"
 LABEL_LIKE = re.compile(r"(.+[^a-z])?labels?", re.IGNORECASE)
 Label = int | str | None
 _NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
-_LONGEST_NUMBER = 18  # digits
-_LONGEST_NAME = 1_000
-_TOO_LARGE = 2**31 - 1  # this and 2**32 - 1 are what -1 becomes elsewhere; no set has as many classes
+_MAX_NUMBER = 18  # digits
+_MAX_NAME = 1_000  # characters
+_TOO_LARGE = 2**31 - 1  # other programs turn -1 into this or 2**32 - 1; no dataset has as many classes
 _SIMILAR = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """The fields that the user chose by name; None to look."""
+    """The names of the fields to read; None to detect them."""
 
     image: str | None = None
     label: str | None = None
 
 
-LOOK = Fields()
+DETECT_FIELDS = Fields()
 
 
-def one_of(names: Sequence[str], wanted: str | None, *, where: object, what: str, option: str) -> str:
-    """The wanted name, or the only one. Raises DataError where it is not there, or where there are several to choose from.
+def choose_field(names: Sequence[str], wanted: str | None, *, where: object, what: str, option: str) -> str:
+    """The wanted name, or the only one. Raises DataError if it is missing, or if the user must choose.
 
-    names: at least one, in the source's order. what: such as `image column`.
+    names: at least one, in the order of the source. what: such as `image column`.
     """
     if wanted is None and len(names) == 1:
         return names[0]
     listed = ", ".join(names)
     if wanted is None:
-        raise DataError(f"{where} has several {what}s: {listed}; expected to know which; choose with {option} NAME")
+        raise DataError(f"{where} has several {what}s: {listed}; expected one; choose with {option} NAME")
     if wanted not in names:
         raise DataError(f"{where} has no {what} {wanted!r}, it has {listed}; expected one of these; change {option}")
     return wanted
 
 
 def label_of(value: object) -> Label:
-    """A class number or a class name; None for what tells of no label: null, -1, NaN, an empty text.
+    """A class number or a class name; None for no label: null, -1, NaN, an empty text.
 
-    Raises ValueError for anything else: lists, fractions, numbers that are no class's.
+    Raises ValueError for anything else: lists, fractions, numbers out of range.
     """
     if isinstance(value, float):
         value = None if value != value else int(value) if value.is_integer() else value
     if value is None or value in (-1, "-1", ""):
         return None
     if isinstance(value, str):
-        if len(value) > _LONGEST_NAME:
+        if len(value) > _MAX_NAME:
             raise ValueError(f"holds a text of {len(value):,} characters")
         return value
     if not isinstance(value, int) or not 0 <= value < _TOO_LARGE:
@@ -64,48 +64,47 @@ def label_of(value: object) -> Label:
 
 
 def label_of_text(text: str) -> Label:
-    """See `label_of`; of a text, in which digits are a number, also as `3.0`."""
+    """See `label_of`; for a text, in which `3` and `3.0` are numbers."""
     number = _NUMBER.fullmatch(text := text.strip())
     if number is None:
         return label_of(text)
-    if len(number[1]) > _LONGEST_NUMBER:
-        raise ValueError(f"holds the label {text[:_LONGEST_NUMBER]}…")
+    if len(number[1]) > _MAX_NUMBER:
+        raise ValueError(f"holds the label {text[:_MAX_NUMBER]}…")
     return label_of(int(number[1]))
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Whether further fields that look like labels tell the same classes as the one that is taken.
+class LabelAgreement:
+    """Checks that other label-like fields agree with the field that is read.
 
-    They do where each class of ours has one value of theirs, and nearly as many values are there as classes: two of ImageNet's
-    classes share a name with another. A coarser or finer label, or one of another kind, is another reading.
+    They agree if every class has a single value in the other field, and there are nearly as many values as classes: two pairs
+    of ImageNet's classes share a name. Coarser, finer or unrelated labels do not agree.
     """
 
-    _told: dict[tuple[str, str], dict[Hashable, Hashable]] = field(default_factory=dict)
+    _values: dict[tuple[str, str], dict[Hashable, Hashable]] = field(default_factory=dict)
 
     def take(self, labels: Mapping[str, Label], where: object) -> Label:
-        """A sample's label, which is the first that it has; None where it has none.
+        """The first label of a sample; None if it has none.
 
-        labels: by field, those that count first come first. Raises DataError where another field differs.
+        labels: by field, in order of priority. Raises DataError if another field disagrees.
         """
         known = [(name, label) for name, label in labels.items() if label is not None]
         if not known:
             return None
-        (taken, label), *others = known
+        (chosen, label), *others = known
         for name, value in others:
-            if self._told.setdefault((taken, name), {}).setdefault(label, value) != value:
-                raise self._differ(where, taken, name)
+            if self._values.setdefault((chosen, name), {}).setdefault(label, value) != value:
+                raise self._disagreement(where, chosen, name)
         return label
 
     def finish(self, where: object) -> None:
-        """Raise DataError where a field tells fewer classes."""
-        for names, told in self._told.items():
-            if len(set(told.values())) < _SIMILAR * len(told):
-                raise self._differ(where, *names)
+        """Raise DataError if a field distinguishes fewer classes."""
+        for names, value_of in self._values.items():
+            if len(set(value_of.values())) < _SIMILAR * len(value_of):
+                raise self._disagreement(where, *names)
 
     @staticmethod
-    def _differ(where: object, taken: str, name: str) -> DataError:
+    def _disagreement(where: object, chosen: str, name: str) -> DataError:
         return DataError(
-            f"{where} has labels that tell different classes, {taken} and {name}; expected to know which counts; "
-            f"choose with {LABEL_OPTION} NAME"
+            f"{where} has labels that disagree, {chosen} and {name}; expected one; choose with {LABEL_OPTION} NAME"
         )

@@ -1,4 +1,4 @@
-"""ILSVRC2012 as it is downloaded: a train tar of class tars, a flat val tar, and the ground truth of the latter."""
+"""ILSVRC2012 as downloaded: a train tar of class tars, a flat val tar, and the ground truth for val."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from itertools import chain
 from pathlib import Path
 
 from data_prep.sources.class_tars import WNID
-from data_prep.sources.layout import is_image_path, no_image
-from data_prep.sources.members import Member, is_tar, members, read_at
+from data_prep.sources.ground_truth import DEVKIT, KAGGLE, find_ground_truth, read_ground_truth
+from data_prep.sources.layout import is_image_path, skip_reason
 from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
-from data_prep.sources.truth import DEVKIT, KAGGLE, find_truth, read_truth
+from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
 from udkd.utils.errors import DataError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -18,7 +18,7 @@ VAL_PREFIX = "ILSVRC2012_val_"
 
 @dataclass(frozen=True)
 class Ilsvrc:
-    """path: what the user named: one of the tars, or the folder that holds them. Class tars are read where they lie."""
+    """path: as the user named it: one of the tars, or their folder. Class tars are read inside the train tar."""
 
     path: Path
     train: Path | None
@@ -27,58 +27,58 @@ class Ilsvrc:
 
     @staticmethod
     def probe(path: Path, truth: Path | None = None) -> "Ilsvrc | None":
-        """Opened where `path` is a folder with one of the tars, a tar of class tars, or a tar of val images.
+        """An Ilsvrc if `path` is a folder with one of the tars, a tar of class tars, or a tar of val images.
 
-        truth: the ground truth that the user named; None to look beside the val tar.
+        truth: the ground truth that the user named; None to look for it beside the val tar.
         """
         if path.is_dir():
-            train, val = (found if (found := path / name).is_file() else None for name in (TRAIN, VAL))
+            train, val = (tar if (tar := path / name).is_file() else None for name in (TRAIN, VAL))
         elif is_tar(path):
-            first = next(iter(members(path)), None)
+            first = next(iter(iter_members(path)), None)
             train = path if first is not None and _is_class_tar(first) else None
             val = path if first is not None and _is_val_image(first) and _all_val(path, first) else None
         else:
             return None
         if train is None and val is None:
             return None
-        return Ilsvrc(path, train, val, truth or (find_truth(val.parent) if val else None))
+        return Ilsvrc(path, train, val, truth or (find_ground_truth(val.parent) if val else None))
 
     def list(self) -> Listing:
-        """All images of both. Raises DataError: see `members`; a val tar without ground truth, an image that it lacks."""
-        ignored = Skipped()
-        return Listing(entries=EntryTable(chain(self._train(ignored), self._val(ignored))), ignored=ignored)
+        """All images of both tars. Raises DataError: see `iter_members`; no ground truth for val, or an incomplete one."""
+        skipped = Skipped()
+        return Listing(entries=EntryTable(chain(self._train(skipped), self._val(skipped))), skipped=skipped)
 
-    def _train(self, ignored: Skipped) -> Iterator[Entry]:
+    def _train(self, skipped: Skipped) -> Iterator[Entry]:
         if self.train is None:
             return
         stamp = self.train.stat().st_mtime_ns
-        for class_tar in members(self.train):
+        for class_tar in iter_members(self.train):
             if not _is_class_tar(class_tar):
-                ignored.append(class_tar.name, no_image(class_tar.name))
+                skipped.append(class_tar.name, skip_reason(class_tar.name))
                 continue
             class_name = class_tar.name.rsplit("/", 1)[-1].removesuffix(".tar")
-            for member in members(self.train, inside=class_tar):
+            for member in iter_members(self.train, inside=class_tar):
                 if is_image_path(member.name):
                     yield Entry("train", class_name, member.name, self.train.name, member.offset, member.size, stamp)
                 else:
-                    ignored.append(member.name, no_image(member.name))
+                    skipped.append(member.name, skip_reason(member.name))
 
-    def _val(self, ignored: Skipped) -> Iterator[Entry]:
+    def _val(self, skipped: Skipped) -> Iterator[Entry]:
         if self.val is None:
             return
         if self.truth is None:
             raise DataError(
-                f"{self.val} says nothing of classes; expected {DEVKIT} or {KAGGLE} beside it; "
-                "put one of them there, or name it as a further source"
+                f"{self.val} has no classes; expected {DEVKIT} or {KAGGLE} beside it; "
+                "put one of them there, or name it as another source"
             )
-        class_of = read_truth(self.truth)
+        class_of = read_ground_truth(self.truth)
         stamp = self.val.stat().st_mtime_ns
-        for member in members(self.val):
+        for member in iter_members(self.val):
             name = member.name.rsplit("/", 1)[-1]
             if not is_image_path(member.name):
-                ignored.append(member.name, no_image(member.name))
+                skipped.append(member.name, skip_reason(member.name))
             elif (class_name := class_of.get(name.split(".")[0])) is None:
-                raise DataError(f"{self.truth} does not name {name} of {self.val}; expected every image; fetch it again")
+                raise DataError(f"{self.truth} does not list {name} of {self.val}; expected every image; fetch it again")
             else:
                 yield Entry("val", class_name, name, self.val.name, member.offset, member.size, stamp)
 
@@ -89,16 +89,16 @@ class Ilsvrc:
         return read_at(tar, entry.offset, entry.size)
 
 
-def _is_class_tar(member: Member) -> bool:
+def _is_class_tar(member: TarMember) -> bool:
     return member.name.endswith(".tar")
 
 
-def _all_val(path: Path, first: Member) -> bool:
-    """Whether a tar holds no other images: where they lie in a folder, another folder may hold the training images."""
-    return "/" not in first.name or all(_is_val_image(member) for member in members(path) if is_image_path(member.name))
+def _all_val(path: Path, first: TarMember) -> bool:
+    """Whether all images of a tar are val images: if they are in a folder, another folder may hold the training images."""
+    return "/" not in first.name or all(_is_val_image(member) for member in iter_members(path) if is_image_path(member.name))
 
 
-def _is_val_image(member: Member) -> bool:
-    """Sorted into class folders, as many scripts leave them, they need no ground truth, and are an image folder's."""
+def _is_val_image(member: TarMember) -> bool:
+    """Whether a member is a val image outside class folders. Many scripts sort them into class folders: see `Tar`."""
     *folders, name = member.name.split("/")
     return name.startswith(VAL_PREFIX) and not (folders and WNID.fullmatch(folders[-1]))

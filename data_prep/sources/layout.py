@@ -1,8 +1,8 @@
-"""Reads split, class and name out of image paths: `[prefix/]train/<class>/<name>`, or `[prefix/]<class>/<name>`.
+"""Parses image paths into split, class and name: `[prefix/]train/<class>/<name>`, or `[prefix/]<class>/<name>`.
 
-A split folder is known by its name: `train` and `val` (`validation`, Kaggle's `train.X1`) anywhere; a name that holds such a
-word (`seg_train`, `val_images`, `TestSet`) where folders of that kind lie beside each other. Nothing that is named for a
-split becomes a class without being asked for (`--layout classfolders`).
+Split folders are recognized by name: `train` and `val` (`validation`, Kaggle's `train.X1`) anywhere; names with such a word
+(`seg_train`, `val_images`, `TestSet`) only among siblings of that kind. A folder named for a split becomes a class only on
+request (`--layout classfolders`).
 """
 
 import re
@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_prep.sources.named_split import split_in, splits_in
-from data_prep.sources.source import OTHER, Part
+from data_prep.sources.named_split import all_splits_in, single_split_in
+from data_prep.sources.source import OTHER_FILES, SourceSplit
 from udkd.utils.errors import DataError
 
 # Kaggle's ImageNet-100 calls them train.X1 … train.X4 and val.X.
 SPLIT_FOLDER = re.compile(r"(?:(train)|val(?:idation)?)(?:\.x\d*)?", re.IGNORECASE)
-PLAIN = re.compile(r"train(?:ing)?|val(?:id|idation)?|test(?:ing)?", re.IGNORECASE)
+PLAIN_SPLIT = re.compile(r"train(?:ing)?|val(?:id|idation)?|test(?:ing)?", re.IGNORECASE)
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 UNREAD_ENDINGS = (
     *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".jpg_large", ".svg", ".psd", ".ico"),
@@ -25,8 +25,8 @@ UNREAD_ENDINGS = (
 ARCHIVE_ENDINGS = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 LIST_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".mat", ".lst")
 PROGRAM_ENDINGS = (".py", ".ipynb", ".sh", ".md", ".log", ".cfg", ".yaml", ".yml")
-# What macOS, Windows, Linux and network drives put beside files; names that begin with a dot are hidden ones anyway.
-SYSTEM = frozenset(
+# Folders created by macOS, Windows, Linux and network drives, besides names that begin with a dot.
+SYSTEM_NAMES = frozenset(
     (
         *("__macosx", "@eadir", "@__thumb", "@recycle", "@tmp", "#recycle", "#snapshot", "~snapshot", "lost+found"),
         *("@recently-snapshot", "@transcode", "@sharebin", "network trash folder", "temporary items", "lost.dir"),
@@ -36,273 +36,283 @@ SYSTEM = frozenset(
 HIDDEN = "hidden files and folders, and those of operating systems"
 UNREAD = "images with endings that are not read"
 ARCHIVES = "archives, which are not looked into"
-OUTSIDE = "images outside class folders"
-BESIDE = "images outside the split folders"
-FLAT = "images that lie in a split folder but in no class folder"
+OUTSIDE_CLASSES = "images outside class folders"
+OUTSIDE_SPLITS = "images outside the split folders"
+NO_CLASS_FOLDER = "images that lie in a split folder but in no class folder"
 
-Place = tuple[Part | None, str, str]
+Placement = tuple[SourceSplit | None, str, str]
 Folder = tuple[str, ...]
 
 
 def is_image_path(path: str) -> bool:
-    """Whether a path is taken for an image; hidden files and folders (macOS writes `._name.JPEG`) are not."""
+    """Whether a path is an image by its extension, and not hidden (macOS writes `._name.JPEG`)."""
     return path.lower().endswith(IMAGE_ENDINGS) and not is_hidden(path)
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of a path is hidden, or of those that operating systems and network drives make for themselves."""
-    return any(part.startswith(".") or part.lower() in SYSTEM for part in path.split("/"))
+    """Whether any part of a path is hidden, or created by an operating system or a network drive for itself."""
+    return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in path.split("/"))
 
 
-def no_image(path: str) -> str:
-    """Why a file that is_image_path does not take is passed over."""
+def skip_reason(path: str) -> str:
+    """Why a file that is not an image by `is_image_path` is skipped."""
     if is_hidden(path):
         return HIDDEN
     name = path.lower()
-    return UNREAD if name.endswith(UNREAD_ENDINGS) else ARCHIVES if name.endswith(ARCHIVE_ENDINGS) else OTHER
+    return UNREAD if name.endswith(UNREAD_ENDINGS) else ARCHIVES if name.endswith(ARCHIVE_ENDINGS) else OTHER_FILES
 
 
 def looks_like_val(path: str) -> bool:
-    """Whether a part of a path tells of a validation split, and it is no script or note."""
+    """Whether any part of a path names a validation split, unless the file is a script or a document."""
     if is_hidden(path) or path.lower().endswith(PROGRAM_ENDINGS):
         return False
-    return any("val" in splits_in(part) for part in path.split("/"))
+    return any("val" in all_splits_in(part) for part in path.split("/"))
 
 
 def is_test_list(path: str) -> bool:
-    """Whether a file may say which images are of a test split: Food-101's `meta/test.txt`, CUB's `train_test_split.txt`."""
+    """Whether a file may list the images of a test split: Food-101's `meta/test.txt`, CUB's `train_test_split.txt`."""
     name = path.rsplit("/", 1)[-1]
-    return not is_hidden(path) and name.lower().endswith(LIST_ENDINGS) and "test" in splits_in(name)
+    return not is_hidden(path) and name.lower().endswith(LIST_ENDINGS) and "test" in all_splits_in(name)
 
 
 @dataclass(kw_only=True)
-class Arrangement:
-    """What every image path of a source is.
+class ParsedPaths:
+    """The parsed image paths of a source.
 
-    places: for each path, in order: split, class and name, or why it is passed over (a plural noun).
-    hint, unclear, perhaps, remarks: see Listing.
+    placements: for each path, in order: split, class and name, or why it is skipped (a plural noun).
+    split_hint, unclear_val, val_advice, warnings: see Listing.
     """
 
-    places: Iterator[Place | str]
-    hint: Part | None = None
-    unclear: str = ""
-    perhaps: str = ""
-    remarks: tuple[str, ...] = ()
+    placements: Iterator[Placement | str]
+    split_hint: SourceSplit | None = None
+    unclear_val: str = ""
+    val_advice: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Splits:
-    """at[folder]: where its split folder stands in its parts. flat[folder]: its split; its images lie in no class folder."""
+class _SplitLayout:
+    """index[folder]: index of the split folder among its parts. flat[folder]: split of a folder without class folders."""
 
-    at: dict[Folder, int] = field(default_factory=dict)
-    flat: dict[Folder, Part] = field(default_factory=dict)
+    index: dict[Folder, int] = field(default_factory=dict)
+    flat: dict[Folder, SourceSplit] = field(default_factory=dict)
 
-    def part(self, folder: Folder) -> Part | None:
-        return _named(folder[self.at[folder]])
+    def split(self, folder: Folder) -> SourceSplit | None:
+        return _folder_split(folder[self.index[folder]])
 
-    def parts(self) -> set[Part | None]:
-        return {self.part(folder) for folder in self.at}
+    def splits(self) -> set[SourceSplit | None]:
+        return {self.split(folder) for folder in self.index}
 
 
-def arrange(
+def parse_paths(
     paths: Sequence[str],
     root: str,
     *,
     source: str = "",
     splits: bool = True,
     truth: Callable[[], tuple[str, Mapping[str, str]] | None] = lambda: None,
-) -> Arrangement:
-    """Tell splits and classes of image paths, which are relative, with `/` between parts.
+) -> ParsedPaths:
+    """Determine the splits and classes of image paths, which are relative, with `/` between parts.
 
-    root: the source's own name; a folder called `train` or `val` is a split itself. source: its name in errors (as root).
-    splits: False where every name is a class's. truth: called where validation images lie in no class folders; a name for
-    it, and the class of each image by its name without ending. Raises DataError where names can be read in two ways.
+    root: name of the source; a source called `train` or `val` is a split itself. source: its name in errors; `root` if empty.
+    splits: False if all folders are classes. truth: called if validation images are not in class folders; returns a name for
+    the ground truth, and the class of each image by its name without extension. Raises DataError for ambiguous names.
     """
     source = source or root
     folders = Counter(tuple(path.split("/")[:-1]) for path in paths)
     deep = [folder for folder in folders if folder]
-    found = _find(deep, source) if splits else _Splits()
-    known = _truth(found, folders, paths, source, truth) if splits else None
-    if found.at:
-        _check_names({folder[at + 1] for folder, at in found.at.items()}, source)
-        lacks = not known and "val" not in found.parts()
-        unclear, perhaps = (_unclear(found, folders), _perhaps(found, folders)) if lacks else ("", "")
-        remarks = (*_versions(found, source), *_nested(((folder, at + 1) for folder, at in found.at.items()), source))
-        return Arrangement(places=_in_splits(paths, found, known), unclear=unclear, perhaps=perhaps, remarks=remarks)
+    layout = _find_splits(deep, source) if splits else _SplitLayout()
+    known = _known_classes(layout, folders, paths, source, truth) if splits else None
+    if layout.index:
+        _check_names({folder[at + 1] for folder, at in layout.index.items()}, source)
+        lacks_val = not known and "val" not in layout.splits()
+        unclear_val, val_advice = (_unclear_val(layout, folders), _val_advice(layout, folders)) if lacks_val else ("", "")
+        warnings = (
+            *_version_warnings(layout, source),
+            *_nested_class_warnings(((folder, at + 1) for folder, at in layout.index.items()), source),
+        )
+        return ParsedPaths(
+            placements=_in_splits(paths, layout, known), unclear_val=unclear_val, val_advice=val_advice, warnings=warnings
+        )
     if known:
-        return Arrangement(places=(_by_truth(path, known) for path in paths))
+        return ParsedPaths(placements=(_by_truth(path, known) for path in paths))
     prefix = _common_prefix(deep)
     if splits and deep:
         _check_names({folder[prefix] for folder in deep if len(folder) > prefix}, source)
         _check_inside(deep, prefix, source)
-    split = _strict(root) if splits else None
+    split = _exact_split(root) if splits else None
     around = (root, *(deep[0][:prefix] if deep else ()))
-    hint = next((part for name in reversed(around) if (part := split_in(name))), None) if splits else None
-    return Arrangement(
-        places=_loose(paths, prefix, split),
-        hint=hint,
-        remarks=tuple(_nested(((f, prefix) for f in deep), source) if splits else ()),
+    split_hint = next((split for name in reversed(around) if (split := single_split_in(name))), None) if splits else None
+    return ParsedPaths(
+        placements=_without_splits(paths, prefix, split),
+        split_hint=split_hint,
+        warnings=tuple(_nested_class_warnings(((f, prefix) for f in deep), source) if splits else ()),
     )
 
 
-def _find(folders: Sequence[Folder], source: str) -> _Splits:
-    """Where the split folders are: by their exact names, or, where no folder has one, by words in their names."""
+def _find_splits(folders: Sequence[Folder], source: str) -> _SplitLayout:
+    """The split folders, recognized by their exact names or, if no folder has one, by words in their names."""
     strict = {
-        folder: at for folder in folders if (at := next((n for n, p in enumerate(folder[:-1]) if _strict(p)), None)) is not None
+        folder: at
+        for folder in folders
+        if (at := next((n for n, p in enumerate(folder[:-1]) if _exact_split(p)), None)) is not None
     }
-    found = _Splits(dict(strict))
+    layout = _SplitLayout(dict(strict))
     if strict:
         parents = {folder[:at] for folder, at in strict.items()}
-        taken = {_strict(folder[at]) for folder, at in strict.items()}
+        taken = {_exact_split(folder[at]) for folder, at in strict.items()}
         for folder in folders:
-            at = next((n for n, p in enumerate(folder) if folder[:n] in parents and split_in(p)), None)
-            if folder not in strict and at is not None and split_in(folder[at]) not in taken:
-                _add(found, folder, at)
-        _look_through(found)
+            at = next((n for n, p in enumerate(folder) if folder[:n] in parents and single_split_in(p)), None)
+            if folder not in strict and at is not None and single_split_in(folder[at]) not in taken:
+                _add(layout, folder, at)
+        _enter_nested_splits(layout)
     else:
         prefix = _common_prefix(folders)
-        worded = [(f, at) for f in folders if (at := _first(f, prefix)) is not None]
-        for folder, at in worded:
-            _add(found, folder, at)
-        every = len(worded) == len(folders) and all(at == prefix for _, at in worded)
-        _look_through(found)
-        trained = {folder[at + 1] for folder, at in found.at.items() if found.part(folder) == "train"}
-        # bullet_train/images/ and test_tube/images/ beside cat/images/ are classes.
-        if not every and not (len(trained) > 1 and {*found.parts(), *found.flat.values()} - {"train"}):
-            _check_beside(worded, prefix, source)
-            return _Splits()
-    if not found.at:
-        return _Splits()
-    _check_one_each(found, strict, source)
-    return found
+        candidates = [(f, at) for f in folders if (at := _first_split(f, prefix)) is not None]
+        for folder, at in candidates:
+            _add(layout, folder, at)
+        every = len(candidates) == len(folders) and all(at == prefix for _, at in candidates)
+        _enter_nested_splits(layout)
+        trained = {folder[at + 1] for folder, at in layout.index.items() if layout.split(folder) == "train"}
+        # bullet_train/images/ and test_tube/images/ next to cat/images/ are classes.
+        if not every and not (len(trained) > 1 and {*layout.splits(), *layout.flat.values()} - {"train"}):
+            _check_siblings(candidates, prefix, source)
+            return _SplitLayout()
+    if not layout.index:
+        return _SplitLayout()
+    _check_one_each(layout, strict, source)
+    return layout
 
 
-def _check_beside(worded: Sequence[tuple[Folder, int]], prefix: int, source: str) -> None:
-    """Raise DataError where one of several folders is named for a split and holds class folders, by the look of it."""
+def _check_siblings(candidates: Sequence[tuple[Folder, int]], prefix: int, source: str) -> None:
+    """Raise DataError if one of several sibling folders is named for a split and seems to hold class folders."""
     inside: dict[str, set[str]] = {}
-    for folder, at in worded:
+    for folder, at in candidates:
         if at == prefix and at < len(folder) - 1:
             inside.setdefault(folder[at], set()).add(folder[at + 1])
     names = sorted(name for name, classes in inside.items() if len(classes) > 1)
     if names:
         raise DataError(
-            f"{source}: {_few(names)} can be read as a split, as it holds several folders, or as a class, as other folders lie "
-            "beside it; expected one reading; name the folders of class folders as sources, or give --layout classfolders "
-            "where it is a class"
+            f"{source}: {_shorten(names)} can be read as a split, as it holds several folders, or as a class, as it has "
+            "siblings; expected one reading; name the folders that hold class folders as sources, or give --layout "
+            "classfolders if it is a class"
         )
 
 
-def _first(folder: Folder, start: int) -> int | None:
-    return next((n for n in range(start, len(folder)) if split_in(folder[n])), None)
+def _first_split(folder: Folder, start: int) -> int | None:
+    return next((n for n in range(start, len(folder)) if single_split_in(folder[n])), None)
 
 
-def _add(found: _Splits, folder: Folder, at: int) -> None:
-    part = split_in(folder[at])
+def _add(layout: _SplitLayout, folder: Folder, at: int) -> None:
+    split = single_split_in(folder[at])
     if at < len(folder) - 1:
-        found.at[folder] = at
-    elif part is not None:
-        found.flat[folder] = part
+        layout.index[folder] = at
+    elif split is not None:
+        layout.flat[folder] = split
 
 
-def _look_through(found: _Splits) -> None:
-    """Step into split folders that hold nothing but folders named for the same split again, or for several splits.
+def _enter_nested_splits(layout: _SplitLayout) -> None:
+    """Enter split folders that hold only folders named for the same split again, or for several splits.
 
-    Archives that were unpacked into a folder of their own name leave these: `train/train/<class>`.
+    An archive unpacked into a folder of its own name leaves these: `train/train/<class>`.
     """
     while True:
         inside: dict[Folder, set[str]] = {}
-        for folder, at in found.at.items():
+        for folder, at in layout.index.items():
             inside.setdefault(folder[: at + 1], set()).add(folder[at + 1])
-        doors = {
+        wrappers = {
             outer
             for outer, names in inside.items()
-            if None not in (parts := {_named(name) for name in names}) and (len(parts) > 1 or parts == {_named(outer[-1])})
+            if None not in (splits := {_folder_split(name) for name in names})
+            and (len(splits) > 1 or splits == {_folder_split(outer[-1])})
         }
-        if not doors:
+        if not wrappers:
             return
-        for folder, at in list(found.at.items()):
-            if folder[: at + 1] in doors:
-                del found.at[folder]
-                _add(found, folder, at + 1)
+        for folder, at in list(layout.index.items()):
+            if folder[: at + 1] in wrappers:
+                del layout.index[folder]
+                _add(layout, folder, at + 1)
 
 
-def _check_one_each(found: _Splits, strict: Mapping[Folder, int], source: str) -> None:
-    """Raise DataError where folders of two names, their numbers aside, read as one split by words alone."""
-    names: dict[Part | None, dict[str, str]] = {}
-    for folder, at in found.at.items():
+def _check_one_each(layout: _SplitLayout, strict: Mapping[Folder, int], source: str) -> None:
+    """Raise DataError if folders of several names, apart from digits, match one split by words only."""
+    names: dict[SourceSplit | None, dict[str, str]] = {}
+    for folder, at in layout.index.items():
         if folder not in strict:
-            names.setdefault(found.part(folder), {}).setdefault(re.sub(r"\d+", "", folder[at].lower()), folder[at])
-    for part, several in names.items():
-        if len(several) > 1 and part != "test":
+            names.setdefault(layout.split(folder), {}).setdefault(re.sub(r"\d+", "", folder[at].lower()), folder[at])
+    for split, several in names.items():
+        if len(several) > 1 and split != "test":
             raise DataError(
-                f"{source} holds {' and '.join(sorted(several.values()))}, which all read as the {part} split; expected one; "
-                f"name the folders that you want as sources, or rename one to {part}"
+                f"{source} holds {' and '.join(sorted(several.values()))}, which all match the {split} split; expected one; "
+                f"name the folders to read as sources, or rename one to {split}"
             )
 
 
 def _check_names(names: Iterable[str], source: str) -> None:
-    """Raise DataError where folders that would be classes are named for splits: all of them, or two splits among a few.
+    """Raise DataError if folders that would become classes are named for splits: all of them, or two splits among a few.
 
-    One among others stays a class: ImageNet has a `bullet_train`, CIFAR-100 a `train`.
+    A single one stays a class: ImageNet has a `bullet_train`, CIFAR-100 a `train`.
     """
     every = sorted(set(names))
-    worded = [name for name in every if splits_in(name)]
-    parts = {part for name in worded for part in splits_in(name)}
-    plain = {split_in(name) for name in worded if PLAIN.fullmatch(name)}
-    if not worded or not (len(worded) == len(every) or len(plain) > 1 or (len(parts) > 1 and 2 * len(worded) >= len(every))):
+    suspects = [name for name in every if all_splits_in(name)]
+    splits = {split for name in suspects for split in all_splits_in(name)}
+    plain = {single_split_in(name) for name in suspects if PLAIN_SPLIT.fullmatch(name)}
+    if not suspects or not (
+        len(suspects) == len(every) or len(plain) > 1 or (len(splits) > 1 and 2 * len(suspects) >= len(every))
+    ):
         return
-    would = "would be classes, but are named for splits" if len(worded) > 1 else "would be a class, but is named for a split"
+    would = "would be classes, but are named for splits" if len(suspects) > 1 else "would be a class, but is named for a split"
     raise DataError(
-        f"{source}: {_few(worded)} {would}; expected train/<class>/ and val/<class>/ folders; sort the images into "
+        f"{source}: {_shorten(suspects)} {would}; expected train/<class>/ and val/<class>/ folders; sort the images into "
         "class folders, name the folders that hold class folders as sources, or give --layout classfolders if these are classes"
     )
 
 
 def _check_inside(folders: Iterable[Folder], prefix: int, source: str) -> None:
-    """Raise DataError where all images lie in folders that are named for several splits, one level below the classes."""
+    """Raise DataError if all images are in folders named for several splits, one level below the classes."""
     below = {folder[prefix + 1] if len(folder) > prefix + 1 else "" for folder in folders}
-    parts = {split_in(name) for name in below}
-    if None not in parts and len(parts) > 1 and "train" in parts:
+    splits = {single_split_in(name) for name in below}
+    if None not in splits and len(splits) > 1 and "train" in splits:
         raise DataError(
-            f"{source} holds class folders that hold the splits ({_few(sorted(below))}); expected train/<class>/ and "
-            "val/<class>/; move the images, or give --layout classfolders if these are no splits"
+            f"{source} holds class folders that hold the splits ({_shorten(sorted(below))}); expected train/<class>/ and "
+            "val/<class>/; move the images, or give --layout classfolders if these are not splits"
         )
 
 
-def _truth(
-    found: _Splits,
+def _known_classes(
+    layout: _SplitLayout,
     folders: Mapping[Folder, int],
     paths: Sequence[str],
     source: str,
     truth: Callable[[], tuple[str, Mapping[str, str]] | None],
-) -> "_Known | None":
-    """The ground truth where validation images lie in no class folders, and there is one that knows them.
+) -> "_KnownClasses | None":
+    """The folders of validation images without class folders, with their ground truth; None if there is none.
 
-    Raises DataError where it knows some and not others.
+    Raises DataError if the ground truth lists only some of them.
     """
-    val = {folder for folder, part in found.flat.items() if part == "val"}
-    sorted_in = {folder for folder in found.at if found.part(folder) == "val"}
-    if not val and len({folder[: found.at[folder] + 2] for folder in sorted_in}) == 1:  # Tiny-ImageNet's val/images/
+    val = {folder for folder, split in layout.flat.items() if split == "val"}
+    sorted_in = {folder for folder in layout.index if layout.split(folder) == "val"}
+    if not val and len({folder[: layout.index[folder] + 2] for folder in sorted_in}) == 1:  # Tiny-ImageNet's val/images/
         val = sorted_in
-    if not found.at and len(folders) == 1:
+    if not layout.index and len(folders) == 1:
         val = set(folders)
     answer = truth() if val else None
     if answer is None:
         return None
     where, class_of = answer
-    if sorted_in and {folder[found.at[folder] + 1] for folder in sorted_in} & set(class_of.values()):
+    if sorted_in and {folder[layout.index[folder] + 1] for folder in sorted_in} & set(class_of.values()):
         return None
     names = [path.rsplit("/", 1)[-1] for path in paths if tuple(path.split("/")[:-1]) in val]
     unknown = [name for name in names if _stem(name) not in class_of]
-    if len(unknown) == len(names) and not found.at:
+    if len(unknown) == len(names) and not layout.index:
         return None
     if unknown:
-        raise DataError(f"{where} does not name {min(unknown)} of {source}; expected every image; fetch it again")
-    return _Known(val, class_of)
+        raise DataError(f"{where} does not list {min(unknown)} of {source}; expected every image; fetch it again")
+    return _KnownClasses(val, class_of)
 
 
 @dataclass(frozen=True)
-class _Known:
+class _KnownClasses:
     folders: set[Folder]
     class_of: Mapping[str, str]
 
@@ -311,45 +321,45 @@ def _stem(name: str) -> str:
     return name.split(".")[0]
 
 
-def _by_truth(path: str, known: _Known) -> Place:
+def _by_truth(path: str, known: _KnownClasses) -> Placement:
     name = path.rsplit("/", 1)[-1]
     return "val", known.class_of[_stem(name)], name
 
 
-def _unclear(found: _Splits, folders: Mapping[Folder, int]) -> str:
-    """The first folder of images that looks like a validation split, but has no class folders or lies elsewhere."""
-    seen = sorted(folder for folder in folders if folder not in found.at and looks_like_val("/".join(folder)))
-    return f"{'/'.join(seen[0])}/ ({folders[seen[0]]:,} images, not in class folders)" if seen else ""
+def _unclear_val(layout: _SplitLayout, folders: Mapping[Folder, int]) -> str:
+    """The first folder of images that looks like a validation split but has no class folders or is elsewhere; may be empty."""
+    candidates = sorted(folder for folder in folders if folder not in layout.index and looks_like_val("/".join(folder)))
+    return f"{'/'.join(candidates[0])}/ ({folders[candidates[0]]:,} images, not in class folders)" if candidates else ""
 
 
-def _perhaps(found: _Splits, folders: Iterable[Folder]) -> str:
-    """The first folder beside train/ that holds class folders of the same names."""
-    known = {(folder[:at], folder[at + 1]) for folder, at in found.at.items()}
-    depths = set(found.at.values())
+def _val_advice(layout: _SplitLayout, folders: Iterable[Folder]) -> str:
+    """Advice about the first folder beside train/ with class folders of the same names; empty if there is none."""
+    known = {(folder[:at], folder[at + 1]) for folder, at in layout.index.items()}
+    depths = set(layout.index.values())
     beside = {
         folder[: at + 1]
         for folder in folders
-        if folder not in found.at
+        if folder not in layout.index
         for at in depths
         if len(folder) > at + 1 and (folder[:at], folder[at + 1]) in known
     }
     if not beside:
         return ""
     name = "/".join(min(beside))
-    return f"{name}/ holds the same classes: rename it to val if it validates, or give --hold-out PERCENT if it does not"
+    return f"{name}/ holds the same classes: rename it to val if it is for validation, or give --hold-out PERCENT if it is not"
 
 
-def _versions(found: _Splits, source: str) -> Iterator[str]:
-    """A remark where train folders lie in several folders: parts of one set, or its sizes or folds."""
-    several = sorted({"/".join(folder[: at + 1]) for folder, at in found.at.items() if found.part(folder) == "train"})
+def _version_warnings(layout: _SplitLayout, source: str) -> Iterator[str]:
+    """A warning if there are train folders in several folders: parts, sizes or folds of one dataset."""
+    several = sorted({"/".join(folder[: at + 1]) for folder, at in layout.index.items() if layout.split(folder) == "train"})
     if len({name.rpartition("/")[0] for name in several}) > 1:
-        yield f"{source} holds {_few(several)}; all are read: name one's folder where these are versions or folds of one set"
+        yield f"{source} holds {_shorten(several)}; all are read: name one of them if these are versions or folds of one set"
 
 
-def _nested(folders: Iterable[tuple[Folder, int]], source: str) -> Iterator[str]:
-    """A remark where class folders hold several folders and no images, and no two of these have one name.
+def _nested_class_warnings(folders: Iterable[tuple[Folder, int]], source: str) -> Iterator[str]:
+    """A warning if class folders hold several uniquely named folders and no images: the inner ones may be the classes.
 
-    folders: of images, each with the place of its class. Then the inner ones may be the classes, as in Places365 and SUN397.
+    This is so in Places365 and SUN397. folders: folders of images, each with the index of its class.
     """
     inside: dict[str, set[str]] = {}
     for folder, at in folders:
@@ -359,42 +369,42 @@ def _nested(folders: Iterable[tuple[Folder, int]], source: str) -> Iterator[str]
     if len(inside) > 1 and "" not in names and len(set(names)) == len(names) >= 1.5 * len(inside):
         name, inner = min((name, sorted(inner)) for name, inner in inside.items() if len(inner) > 1)
         yield (
-            f"{source}: class folders hold folders, such as {name}/{inner[0]} and {name}/{inner[1]}; the outer ones are the "
-            "classes: move the inner ones up where they are"
+            f"{source}: class folders hold folders, such as {name}/{inner[0]} and {name}/{inner[1]}; the outer ones are "
+            "read as the classes: move the inner ones up if these are the classes"
         )
 
 
-def _in_splits(paths: Sequence[str], found: _Splits, known: _Known | None) -> Iterator[Place | str]:
-    part_of = {folder: found.part(folder) for folder in found.at}
-    split_folders = {*found.flat, *(folder[: at + 1] for folder, at in found.at.items())}
+def _in_splits(paths: Sequence[str], layout: _SplitLayout, known: _KnownClasses | None) -> Iterator[Placement | str]:
+    split_of = {folder: layout.split(folder) for folder in layout.index}
+    split_folders = {*layout.flat, *(folder[: at + 1] for folder, at in layout.index.items())}
     for path in paths:
         parts = path.split("/")
         folder = tuple(parts[:-1])
         if known and folder in known.folders:
             yield _by_truth(path, known)
-        elif (at := found.at.get(folder)) is not None:
-            yield part_of[folder], parts[at + 1], "/".join(parts[at + 2 :])
+        elif (at := layout.index.get(folder)) is not None:
+            yield split_of[folder], parts[at + 1], "/".join(parts[at + 2 :])
         else:
-            yield FLAT if folder in split_folders else BESIDE
+            yield NO_CLASS_FOLDER if folder in split_folders else OUTSIDE_SPLITS
 
 
-def _loose(paths: Sequence[str], prefix: int, split: Part | None) -> Iterator[Place | str]:
+def _without_splits(paths: Sequence[str], prefix: int, split: SourceSplit | None) -> Iterator[Placement | str]:
     for path in paths:
         inside = path.split("/")[prefix:]
-        yield (split, inside[0], "/".join(inside[1:])) if len(inside) > 1 else OUTSIDE
+        yield (split, inside[0], "/".join(inside[1:])) if len(inside) > 1 else OUTSIDE_CLASSES
 
 
-def _strict(folder: str) -> Part | None:
-    found = SPLIT_FOLDER.fullmatch(folder)
-    return None if found is None else "train" if found[1] else "val"
+def _exact_split(folder: str) -> SourceSplit | None:
+    match = SPLIT_FOLDER.fullmatch(folder)
+    return None if match is None else "train" if match[1] else "val"
 
 
-def _named(folder: str) -> Part | None:
-    return _strict(folder) or split_in(folder)
+def _folder_split(folder: str) -> SourceSplit | None:
+    return _exact_split(folder) or single_split_in(folder)
 
 
 def _common_prefix(folders: Sequence[Folder]) -> int:
-    """How many leading folders all share, less what is needed to keep a class folder before every name."""
+    """Number of leading folders that all paths share, leaving at least a class folder in each path."""
     if not folders:
         return 0
     shared = len(folders[0])
@@ -404,5 +414,5 @@ def _common_prefix(folders: Sequence[Folder]) -> int:
     return min(shared, min(map(len, folders)) - 1)
 
 
-def _few(names: Sequence[str], count: int = 5) -> str:
+def _shorten(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,4 +1,8 @@
-"""Just enough of the MAT-file format, level 5 (MathWorks, "MAT-File Format"), to read the devkit's meta.mat."""
+"""Reads the devkit's meta.mat: a subset of the MAT-file format, level 5 (MathWorks, "MAT-File Format").
+
+Not scipy.io.loadmat, which is unsafe for damaged or hostile files: 232 bytes with large dimensions keep it busy for over a
+minute while it fills memory, and a megabyte of nested cells crashes the interpreter.
+"""
 
 import struct
 import zlib
@@ -6,7 +10,7 @@ from collections.abc import Iterator
 
 from udkd.utils.errors import DataError
 
-LIMIT_BYTES = 1 << 26  # what a compressed element may grow to; meta.mat of ILSVRC2012 takes 1 MB
+LIMIT_BYTES = 1 << 26  # of a decompressed element; meta.mat of ILSVRC2012 has 1 MB
 COMPRESSED, MATRIX = 15, 14
 STRUCT = 2
 TEXT = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le"}
@@ -15,9 +19,9 @@ CHAR = 4
 
 
 def struct_array(data: bytes) -> list[dict[str, object]]:
-    """The first struct array of a MAT file: one dict per element; text and single numbers, None for other fields.
+    """The first struct array of a MAT file as one dict per element. Values are text, single numbers, or None for others.
 
-    Raises DataError where the bytes are no such file.
+    Raises DataError if the bytes are not such a file.
     """
     try:
         if data[126:128] != b"IM":
@@ -27,17 +31,17 @@ def struct_array(data: bytes) -> list[dict[str, object]]:
                 inflater = zlib.decompressobj()
                 inner = inflater.decompress(payload, LIMIT_BYTES)
                 if inflater.unconsumed_tail:
-                    raise ValueError("it grows beyond the limit")
+                    raise ValueError("it is larger than the limit")
                 kind, payload = next(_elements(inner))
             if kind == MATRIX and payload[8] == STRUCT:
                 return _structs(payload)
         raise ValueError("it holds no struct array")
     except (ValueError, IndexError, StopIteration, struct.error, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"meta.mat cannot be read ({error}); expected the devkit's own; fetch the devkit again") from None
+        raise DataError(f"meta.mat cannot be read ({error}); expected the file of the devkit; fetch the devkit again") from None
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and payload of each data element. An element of up to four bytes lies inside its tag."""
+    """Type and payload of each data element. An element of up to four bytes is stored inside its tag."""
     position = 0
     while position + 8 <= len(data):
         kind, size = struct.unpack_from("<II", data, position)
@@ -48,7 +52,7 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
             start = position + 8
             position = start + size + (0 if kind == COMPRESSED else -size % 8)
         if start + size > len(data):
-            raise ValueError("it is cut")
+            raise ValueError("it is truncated")
         yield kind, data[start : start + size]
 
 
@@ -61,12 +65,12 @@ def _structs(payload: bytes) -> list[dict[str, object]]:
     for (extent,) in struct.iter_unpack("<i", dimensions):
         count *= extent
     if count * len(columns) != len(fields):
-        raise ValueError("its counts differ")
+        raise ValueError("its number of fields does not match its dimensions")
     return [{column: _value(fields[n * len(columns) + k]) for k, column in enumerate(columns)} for n in range(count)]
 
 
 def _value(payload: bytes) -> object:
-    """A char row as text, a single number as it is."""
+    """A row of characters as text, or a single number; None for others."""
     parts = list(_elements(payload))
     kind, body = parts[3] if len(parts) > 3 else (0, b"")
     if parts[0][1][0] == CHAR:

@@ -1,11 +1,11 @@
-"""What names tell: the split in the name of a folder or file, the class of a label number, and which big files there are."""
+"""Splits in the names of files and folders, class names of labels, and finding container files."""
 
 import re
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Final
 
-from data_prep.sources.source import Part
+from data_prep.sources.source import SourceSplit
 from udkd.utils.errors import DataError
 
 _WORDS: Final = r"(?:(?P<train>train(?:ing|val)?|trn)|(?P<val>val(?:id|idation)?|dev|eval(?:uation)?)|(?P<test>test(?:ing)?))"
@@ -14,41 +14,41 @@ _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 @lru_cache(maxsize=4096)
-def splits_in(name: str) -> tuple[Part, ...]:
-    """The splits that words of a name tell of, in their order: `ILSVRC2012_img_train`, `TestSet`, `val2017`, `train_val`."""
-    return tuple(_part(found) for found in _SPLIT.finditer(_HUMP.sub("_", name).lower()))
+def all_splits_in(name: str) -> tuple[SourceSplit, ...]:
+    """The splits named by words of a name, in order: `ILSVRC2012_img_train`, `TestSet`, `val2017`, `train_val`."""
+    return tuple(_split(match) for match in _SPLIT.finditer(_HUMP.sub("_", name).lower()))
 
 
-def split_in(name: str) -> Part | None:
-    """The one split that a name tells of; None where it tells of none, or of several."""
-    found = set(splits_in(name))
-    return found.pop() if len(found) == 1 else None
+def single_split_in(name: str) -> SourceSplit | None:
+    """The split that a name names; None if it names none or several."""
+    splits = set(all_splits_in(name))
+    return splits.pop() if len(splits) == 1 else None
 
 
-def split_of(path: PurePath) -> Part | None:
-    """The split that a file's path tells of: the last one that stands as a word in it."""
-    found = splits_in(str(path))
-    return found[-1] if found else None
+def last_split_in(path: PurePath) -> SourceSplit | None:
+    """The last split that a path names; None if it names none."""
+    splits = all_splits_in(str(path))
+    return splits[-1] if splits else None
 
 
-def _part(found: re.Match[str]) -> Part:
-    return "train" if found["train"] else "val" if found["val"] else "test"
+def _split(match: re.Match[str]) -> SourceSplit:
+    return "train" if match["train"] else "val" if match["val"] else "test"
 
 
-def class_of_label(label: int) -> str:
-    """The name of a class of which only the number is known, so that sorting by name is sorting by number."""
+def class_name_of_label(label: int) -> str:
+    """The name of a class with only a number, padded so that names sort as numbers do."""
     return f"{label:04d}"
 
 
-class Folders:
-    """Labels that are text as names of class folders, which hold no slash. path: the source, for errors."""
+class LabelFolders:
+    """Turns text labels into names of class folders, without slashes. path: of the source, for errors."""
 
     def __init__(self, path: PurePath) -> None:
         self._path = path
         self._label_of: dict[str, str] = {}
 
-    def of(self, label: str) -> str:
-        """The folder of a label. Raises DataError where another label has it: two classes must not become one."""
+    def folder(self, label: str) -> str:
+        """The class folder of a label. Raises DataError if another label has the same one, so that no classes are merged."""
         folder = label.replace("/", "-")
         other = self._label_of.setdefault(folder, label)
         if other != label:
@@ -59,10 +59,10 @@ class Folders:
         return folder
 
 
-def files_below(path: Path, ending: str) -> list[Path]:
-    """`path` itself, or the files of a folder and of the folders in it, by their ending in any case, sorted; no hidden ones."""
+def find_files(path: Path, ending: str) -> list[Path]:
+    """`path`, or the files of a folder, directly or one level down, with an extension in any case; sorted, no hidden ones."""
     if not path.is_dir():
         return [path] if path.suffix.lower() == ending and path.is_file() else []
     any_case = "*" + "".join(f"[{letter}{letter.upper()}]" for letter in ending)
-    found = [*path.glob(any_case), *path.glob(f"*/{any_case}")]
-    return sorted(file for file in found if not file.name.startswith(".") and file.is_file())
+    files = [*path.glob(any_case), *path.glob(f"*/{any_case}")]
+    return sorted(file for file in files if not file.name.startswith(".") and file.is_file())

@@ -1,4 +1,4 @@
-"""Rows of parquet shards: names, labels, and the bytes of images."""
+"""Rows of parquet files: names, labels, and image bytes."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,30 +16,30 @@ from data_prep.sources.fields import (
     LABEL_LIKE,
     LABEL_OPTION,
     NO_LABEL,
-    Agreement,
     Fields,
     Label,
+    LabelAgreement,
+    choose_field,
     label_of,
-    one_of,
 )
-from data_prep.sources.named_split import Folders, class_of_label, split_of
-from data_prep.sources.source import TEST, Entry, EntryTable, Listing, Part, Skipped
+from data_prep.sources.named_split import LabelFolders, class_name_of_label, last_split_in
+from data_prep.sources.source import TEST_IMAGES, Entry, EntryTable, Listing, Skipped, SourceSplit
 from udkd.utils.errors import DataError
 from udkd.utils.parsing import parse_json
 
-IMAGE_COLUMN = "image"  # what `datasets` calls it, whatever lies beside it
-LABEL_COLUMNS = ("label", "labels", "fine_label")  # these count before others that end in `label`
+IMAGE_COLUMN = "image"  # the name used by `datasets`; it has priority over other columns
+LABEL_COLUMNS = ("label", "labels", "fine_label")  # in order of priority, before others that end in `label`
 SPLIT_COLUMNS = ("split", "subset", "partition", "fold")
-SPLIT_COLUMN_SAID = (
-    "the column {name} of {file} may say which rows validate, but is not read: write a file for each split, or give "
+SPLIT_COLUMN_ADVICE = (
+    "the column {name} of {file} may name the validation rows, but is not read: write a file for each split, or give "
     "--hold-out PERCENT if it does not"
 )
-LONGEST_TEXT = 500  # characters of an error's own words
+MAX_ERROR_TEXT = 500  # characters of an error of pyarrow
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Columns:
-    """The columns of a file that count. labels: the one that is taken first; none in a test set."""
+    """The columns to read. labels: in order of priority; empty in a test set."""
 
     image: str
     labels: Sequence[str]
@@ -47,37 +47,37 @@ class _Columns:
 
 def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
     """See Parquet.list."""
-    entries, ignored, folders, agreement = EntryTable(), Skipped(), Folders(path), Agreement()
-    alike = len({file.name for file in files}) < len(files)  # then rows are named by their folder, too
+    entries, skipped, folders, agreement = EntryTable(), Skipped(), LabelFolders(path), LabelAgreement()
+    ambiguous = len({file.name for file in files}) < len(files)  # then the names of rows include the folder
     others: set[str] = set()
-    perhaps, versions = "", dict[Part | None, set[str]]()
+    val_advice, versions = "", dict[SourceSplit | None, set[str]]()
     for file in files:
         key = "" if file == path else str(file.relative_to(path))
-        stem = (key if alike else file.name).removesuffix(".parquet")
-        split, stamp = split_of(Path(key or file.name)), file.stat().st_mtime_ns
+        stem = (key if ambiguous else file.name).removesuffix(".parquet")
+        split, stamp = last_split_in(Path(key or file.name)), file.stat().st_mtime_ns
         try:
             with pq.ParquetFile(file) as parquet:
                 columns = _columns(file, parquet.schema_arrow, fields, may_lack_labels=split == "test")
-                telling = next((name for name in parquet.schema_arrow.names if name.lower() in SPLIT_COLUMNS), "")
-                perhaps = perhaps or (telling and SPLIT_COLUMN_SAID.format(file=file, name=telling))
+                split_column = next((name for name in parquet.schema_arrow.names if name.lower() in SPLIT_COLUMNS), "")
+                val_advice = val_advice or (split_column and SPLIT_COLUMN_ADVICE.format(file=file, name=split_column))
                 versions.setdefault(split, set()).add(str(PurePath(key).parent))
                 others |= set(_image_columns(parquet.schema_arrow)) - {columns.image}
                 for row, size, name, label in _rows(file, parquet, columns, stem, agreement):
                     if label is None:
-                        ignored.append(name, NO_LABEL if columns.labels else TEST)
+                        skipped.append(name, NO_LABEL if columns.labels else TEST_IMAGES)
                     else:
-                        entries.append(Entry(split, folders.of(label), name, key, row, size, stamp))
+                        entries.append(Entry(split, folders.folder(label), name, key, row, size, stamp))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            text = str(error).splitlines()[0][:LONGEST_TEXT]
-            raise DataError(f"{file} cannot be read ({text}); expected a whole parquet file; fetch it again") from None
+            text = str(error).splitlines()[0][:MAX_ERROR_TEXT]
+            raise DataError(f"{file} cannot be read ({text}); expected a complete parquet file; fetch it again") from None
     agreement.finish(path)
-    remark = f"{path} has further columns of images, which are not read: {', '.join(sorted(others))} ({IMAGE_OPTION} chooses)"
-    remarks = [remark] if others else []
+    warning = f"{path} has other columns of images, which are not read: {', '.join(sorted(others))} ({IMAGE_OPTION} chooses)"
+    warnings = [warning] if others else []
     several = next((folders for split, folders in versions.items() if split and len(folders) > 1), ())
     if several:
         where = ", ".join(sorted(several))
-        remarks.append(f"{path} has files of one split in {where}; all are read: name one where these are versions of one set")
-    return Listing(entries=entries, ignored=ignored, sequential=True, perhaps=perhaps, remarks=tuple(remarks))
+        warnings.append(f"{path} has files of one split in {where}; all are read: name one if these are versions of one set")
+    return Listing(entries=entries, skipped=skipped, sequential=True, val_advice=val_advice, warnings=tuple(warnings))
 
 
 def has_images(files: Iterable[Path]) -> bool:
@@ -89,7 +89,7 @@ def has_images(files: Iterable[Path]) -> bool:
 
 
 def read_row(file: Path, row: int, fields: Fields) -> bytes:
-    """The image's bytes. The row group last read is kept: its other rows come next."""
+    """The bytes of an image. The last row group is cached, as its other rows are read next."""
     try:
         values, first = _row_group(file, _group_of(file, row), fields)
         value = values[row - first].as_py()
@@ -99,9 +99,9 @@ def read_row(file: Path, row: int, fields: Fields) -> bytes:
 
 
 def _rows(
-    file: Path, parquet: pq.ParquetFile, columns: _Columns, stem: str, agreement: Agreement
+    file: Path, parquet: pq.ParquetFile, columns: _Columns, stem: str, agreement: LabelAgreement
 ) -> Iterator[tuple[int, int, str, str | None]]:
-    """Number, bytes of the image, name and class of each row. Raises DataError where all it has of images is their paths."""
+    """Index, image size in bytes, name and class of each row. Raises DataError if the file has only paths of images."""
     names = {label: _class_names(parquet.schema_arrow, label) for label in columns.labels}
     row, path, any_bytes = 0, None, False
     for batch in parquet.iter_batches(batch_size=256, columns=[columns.image, *columns.labels]):
@@ -109,26 +109,26 @@ def _rows(
         labels = {label: batch.column(label).to_pylist() for label in columns.labels}
         for n, (size, path) in enumerate(zip(_sizes(images), _paths(images), strict=True)):
             name = f"{stem}/{row:06d}" + (f"-{path.rsplit('/', 1)[-1]}" if isinstance(path, str) and path else "")
-            told = {label: _label(file, values[n], names[label]) for label, values in labels.items()}
-            label = agreement.take(told, file)
-            yield row, size or 0, name, class_of_label(label) if isinstance(label, int) else label
+            row_labels = {label: _label(file, values[n], names[label]) for label, values in labels.items()}
+            label = agreement.take(row_labels, file)
+            yield row, size or 0, name, class_name_of_label(label) if isinstance(label, int) else label
             any_bytes = any_bytes or size is not None
             row += 1
     if row and not any_bytes:
         where = f" (such as {path})" if path else ""
         raise DataError(
-            f"{file} holds paths{where}, not images: its column {columns.image} has no bytes; expected the images themselves; "
-            "embed them (datasets.table.embed_table_storage), or name the folder that holds the files"
+            f"{file} holds paths{where} instead of images: its column {columns.image} has no bytes; expected the images; "
+            "embed them (datasets.table.embed_table_storage), or name the folder of the files"
         )
 
 
 def _columns(file: Path, schema: pa.Schema, fields: Fields, *, may_lack_labels: bool = False) -> _Columns:
-    """The columns to read. Raises DataError where there are none, or several to choose from."""
+    """The columns to read. Raises DataError if there are none, or if the user must choose."""
     images = _image_columns(schema)
     labels = [field.name for field in schema if LABEL_LIKE.fullmatch(field.name) and not _is_list(field.type)]
     labels.sort(key=lambda name: LABEL_COLUMNS.index(name) if name in LABEL_COLUMNS else len(LABEL_COLUMNS))
     if fields.label is not None and not (may_lack_labels and fields.label not in schema.names):
-        labels = [one_of(schema.names, fields.label, where=file, what="column", option=LABEL_OPTION)]
+        labels = [choose_field(schema.names, fields.label, where=file, what="column", option=LABEL_OPTION)]
     if not images or not (labels or may_lack_labels):
         raise DataError(
             f"{file} has the columns {', '.join(map(_described, schema))}; "
@@ -136,10 +136,10 @@ def _columns(file: Path, schema: pa.Schema, fields: Fields, *, may_lack_labels: 
             f"({', '.join(LABEL_COLUMNS)}); name it with {LABEL_OPTION}, or choose another source"
         )
     wanted = fields.image or (IMAGE_COLUMN if IMAGE_COLUMN in images else None)
-    image = one_of(images, wanted, where=file, what="image column", option=IMAGE_OPTION)
-    twice = [name for name in (image, *labels) if schema.names.count(name) > 1]
-    if twice:
-        raise DataError(f"{file} has several columns {twice[0]}; expected one of that name; rename the others")
+    image = choose_field(images, wanted, where=file, what="image column", option=IMAGE_OPTION)
+    duplicates = [name for name in (image, *labels) if schema.names.count(name) > 1]
+    if duplicates:
+        raise DataError(f"{file} has several columns {duplicates[0]}; expected one of that name; rename the others")
     return _Columns(image=image, labels=labels)
 
 
@@ -156,8 +156,8 @@ def _image_columns(schema: pa.Schema) -> list[str]:
 
 
 def _field(struct: pa.DataType, name: str) -> pa.DataType | None:
-    place = struct.get_field_index(name)
-    return None if place < 0 else struct.field(place).type
+    index = struct.get_field_index(name)
+    return None if index < 0 else struct.field(index).type
 
 
 def _is_bytes(kind: pa.DataType | None) -> bool:
@@ -171,7 +171,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _class_names(schema: pa.Schema, label: str) -> Sequence[str] | None:
-    """The names that `datasets` writes into the schema's metadata, as wnids where they are ImageNet's; or nothing."""
+    """The class names in the schema's metadata of `datasets`, as wnids if they are ImageNet's; None without names."""
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
@@ -179,21 +179,21 @@ def _class_names(schema: pa.Schema, label: str) -> Sequence[str] | None:
         return None
     if not isinstance(names, list):
         return None
-    return wnids_of([str(name) for name in names]) or _apart([str(name).replace("/", "-") for name in names])
+    return wnids_of([str(name) for name in names]) or _unique_names([str(name).replace("/", "-") for name in names])
 
 
-def _apart(names: list[str]) -> list[str]:
-    """Names that are there more than once with their number: ImageNet alone has two cranes and two maillots."""
+def _unique_names(names: list[str]) -> list[str]:
+    """The names, with their number added to duplicates: ImageNet has two cranes and two maillots."""
     count = Counter(names)
-    return [name if count[name] == 1 else f"{name}-{class_of_label(n)}" for n, name in enumerate(names)]
+    return [name if count[name] == 1 else f"{name}-{class_name_of_label(n)}" for n, name in enumerate(names)]
 
 
 def _label(file: Path, value: object, names: Sequence[str] | None) -> Label:
-    """A label's name where it has one. Raises DataError for a value that is no label."""
+    """The name of a label, if it has one, else the label. Raises DataError for an invalid value."""
     try:
         label = label_of(value)
         if isinstance(label, int) and names is not None and label >= len(names):
-            raise ValueError(f"holds the label {label}, and names {len(names)} classes")
+            raise ValueError(f"holds the label {label} but names only {len(names)} classes")
     except ValueError as error:
         raise DataError(
             f"{file} {error}; expected a class number or name; choose another column with {LABEL_OPTION}, or another source"
@@ -202,8 +202,8 @@ def _label(file: Path, value: object, names: Sequence[str] | None) -> Label:
 
 
 def _bytes_of(images: pa.Array) -> pa.Array:
-    found = pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
-    return found.dictionary_decode() if pa.types.is_dictionary(found.type) else found
+    data = pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
+    return data.dictionary_decode() if pa.types.is_dictionary(data.type) else data
 
 
 def _sizes(images: pa.Array) -> list[int | None]:
@@ -218,8 +218,8 @@ def _paths(images: pa.Array) -> list[object]:
 
 @lru_cache(maxsize=256)
 def _starts(path: Path) -> tuple[int, ...]:
-    """The first row of each row group, and the number of rows."""
-    with path.open("rb") as file:  # Arrow takes no path that is not UTF-8
+    """The first row of each row group, then the number of rows."""
+    with path.open("rb") as file:  # Arrow refuses paths that are not UTF-8
         metadata = pq.read_metadata(file)
     starts = [0]
     for group in range(metadata.num_row_groups):

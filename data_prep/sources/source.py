@@ -1,4 +1,4 @@
-"""What a source of images is, and its listing, which is compact: it is there for every image of a set at once."""
+"""The protocol of a source of images, and its listing, which is compact as it holds all images of a dataset at once."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,21 +9,21 @@ from typing import Generic, Literal, Protocol, TypeVar, overload
 from udkd.utils.string_column import StringColumnBuilder
 
 SplitName = Literal["train", "val"]
-Part = Literal["train", "val", "test"]  # what a source may hold: of these a dataset folder has the first two
+SourceSplit = Literal["train", "val", "test"]  # splits of a source; a dataset folder has only the first two
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image of a source, before anyone has looked at its bytes.
+    """One image of a source, not read yet.
 
-    split: None where the source has no splits of its own; images of `test` are listed, too, and mostly left out.
+    split: None if the source has no splits. Images of `test` are listed too, and usually left out.
     class_name, name: the class folder, and the path inside it; together unique within a split.
-    key: the source's own name of it. offset, size: where its bytes lie in a container (bytes; offset 0 for plain files).
-    stamp: changes when the bytes may have changed (modification time in ns), so that a resumed conversion looks again.
+    key: identifies the image or its container in the source. offset, size: of its bytes in a container (offset 0 for files).
+    stamp: modification time in ns; a resumed conversion reads images with another stamp again.
     """
 
-    split: Part | None
+    split: SourceSplit | None
     class_name: str
     name: str
     key: str
@@ -33,7 +33,7 @@ class Entry:
 
 
 class Categorical(Generic[Value]):
-    """A column of a few different values, each kept once. values: in the order of their first use. codes: one per row."""
+    """A column with few distinct values. values: distinct, in the order of first use. codes: index into values, one per row."""
 
     def __init__(self, code: Literal["b", "i"]) -> None:
         self.values: list[Value] = []
@@ -52,15 +52,15 @@ class Categorical(Generic[Value]):
 
 
 class EntryTable(Sequence[Entry]):
-    """Entries as columns, appended one by one: 44 bytes each and the letters of their names; as objects they took 430.
+    """Entries as columns: 44 bytes each plus the letters of their names, instead of 430 as objects.
 
-    Splits, classes, and what keys hold before the name, are few and kept once.
+    Splits, classes and key prefixes (keys without the name) have few distinct values, which are stored once.
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        self.splits: Categorical[Part | None] = Categorical("b")
+        self.splits: Categorical[SourceSplit | None] = Categorical("b")
         self.classes: Categorical[str] = Categorical("i")
-        self._heads: Categorical[tuple[str, bool]] = Categorical("i")
+        self._key_prefixes: Categorical[tuple[str, bool]] = Categorical("i")
         self._names = StringColumnBuilder()
         self._offsets, self._sizes, self._stamps = array("q"), array("q"), array("q")
         for entry in entries:
@@ -72,7 +72,7 @@ class EntryTable(Sequence[Entry]):
         self.classes.append(entry.class_name)
         self._names.append(entry.name)
         with_name = entry.key.endswith(entry.name)
-        self._heads.append((entry.key.removesuffix(entry.name) if with_name else entry.key, with_name))
+        self._key_prefixes.append((entry.key.removesuffix(entry.name) if with_name else entry.key, with_name))
         self._offsets.append(entry.offset)
         self._sizes.append(entry.size)
         self._stamps.append(entry.stamp)
@@ -89,7 +89,7 @@ class EntryTable(Sequence[Entry]):
             return [self[n] for n in range(*index.indices(len(self)))]
         n = range(len(self))[index]
         name = self._names[n]
-        head, with_name = self._heads[n]
+        head, with_name = self._key_prefixes[n]
         return Entry(
             self.splits[n],
             self.classes[n],
@@ -104,67 +104,67 @@ class EntryTable(Sequence[Entry]):
         return (self[n] for n in range(len(self)))
 
     def name(self, n: int) -> str:
-        """The name of entry n alone."""
+        """The name of entry n."""
         return self._names[n]
 
 
-OTHER = "other files"
-TEST = "images of a test split"
+OTHER_FILES = "other files"
+TEST_IMAGES = "images of a test split"
 
 
 class Skipped:
-    """What a source holds beside the images that are taken: per reason how many files, and the name that comes first."""
+    """Skipped files of a source. reasons: reason to number of files and alphabetically first name."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.reasons: dict[str, tuple[int, str]] = {}
         for name in names:
             self.append(name)
 
-    def append(self, name: str, reason: str = OTHER, count: int = 1) -> None:
-        """Add one name, or the first of several. reason: a plural noun, such as `other files`."""
+    def append(self, name: str, reason: str = OTHER_FILES, count: int = 1) -> None:
+        """Add one name, or the first of `count`. reason: a plural noun, such as `other files`."""
         before, example = self.reasons.get(reason, (0, name))
         self.reasons[reason] = (before + count, min(example, name))
 
     def extend(self, other: "Skipped") -> None:
-        """Add what another counted."""
+        """Add the files of another."""
         for reason, (count, name) in other.reasons.items():
             self.append(name, reason, count)
 
     @property
     def count(self) -> int:
-        """Files in all."""
+        """Total number of files."""
         return sum(count for count, _ in self.reasons.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """All images of a source, in any order, and what was passed over.
+    """All images of a source, in any order, and the skipped files.
 
-    sequential: reading in another order than that of the listing is slow, so ids follow the listing (of all sources).
-    hint: the split that the names of the source and of the folders around its classes tell of, where entries have none.
-    unclear: what looks like validation images but was not understood as such; empty where nothing does.
-    perhaps: what may be or tell of validation images but is not read, and what to do about it; empty where nothing may.
-    remarks: what else is worth a warning.
+    sequential: reading in another order than that of the listing is slow, so ids keep it (for all sources).
+    split_hint: split named by the source or by folders above its classes, for entries without a split.
+    unclear_val: what looks like validation images but could not be read as such; may be empty.
+    val_advice: what may be validation images or a list of them but is not read, and what to do; may be empty.
+    warnings: further warnings.
     """
 
     entries: EntryTable = field(default_factory=EntryTable)
-    ignored: Skipped = field(default_factory=Skipped)
+    skipped: Skipped = field(default_factory=Skipped)
     sequential: bool = False
-    hint: Part | None = None
-    unclear: str = ""
-    perhaps: str = ""
-    remarks: tuple[str, ...] = ()
+    split_hint: SourceSplit | None = None
+    unclear_val: str = ""
+    val_advice: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class Source(Protocol):
-    """Lists its images once and reads them by entry. Picklable: workers in other processes read from a copy."""
+    """Lists its images once and reads them by entry. Must be picklable: worker processes read from a copy."""
 
     @property
     def path(self) -> Path:
-        """What the user named."""
+        """The path that the user named."""
 
     def list(self) -> Listing:
-        """All images. Raises DataError where the source is damaged or holds what it must not."""
+        """All images. Raises DataError if the source is damaged or invalid."""
 
     def read(self, entry: Entry) -> bytes:
-        """The bytes of one image. Raises OSError, and BadImage where it is known that there is none."""
+        """The bytes of one image. Raises OSError, and BadImage if the image is known to be missing."""

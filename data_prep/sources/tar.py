@@ -1,49 +1,48 @@
-"""A tar file of an image folder, read by name in memory."""
+"""A tar file of class folders, read in place."""
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
 
-from data_prep.sources.image_folder import Names
+from data_prep.sources.ground_truth import GROUND_TRUTH_NAMES, LIMIT_BYTES, GroundTruth, find_ground_truth, open_ground_truth
+from data_prep.sources.image_folder import ListingBuilder
 from data_prep.sources.layout import is_hidden, is_image_path
-from data_prep.sources.members import Member, is_tar, members, read_at
 from data_prep.sources.source import Entry, Listing
-from data_prep.sources.truth import LIMIT_BYTES, NAMES, Truth, find_truth, truth_at
+from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
 
 
 @dataclass(frozen=True)
 class Tar:
-    """An uncompressed tar with one folder per class, below train/ and val/ or alone, after any prefix.
+    """An uncompressed tar with one folder per class, in train/ and val/ or without splits, after any prefix.
 
-    splits: False where no folder's name tells of a split. truth: the classes of a flat val/, None to look for them in the
-    tar and beside it.
+    splits: False if all folders are classes. truth: ground truth for a flat val/; None to look for it in the tar and beside it.
     """
 
     path: Path
     splits: bool = True
-    truth: Truth | None = None
+    truth: GroundTruth | None = None
 
     @staticmethod
     def probe(path: Path) -> "Tar | None":
-        """A Tar where `path` is a tar file. Raises DataError for a compressed one."""
+        """A Tar if `path` is a tar file. Raises DataError for a compressed one."""
         return Tar(path) if is_tar(path) else None
 
     def list(self) -> Listing:
-        """All image members. Errors: see `members` and `arrange`."""
-        names = Names(self.path, self.path.name.removesuffix(".tar"), splits=self.splits, truth=self.truth)
+        """All image members. Raises DataError: see `iter_members` and `parse_paths`."""
+        names = ListingBuilder(self.path, self.path.name.removesuffix(".tar"), splits=self.splits, truth=self.truth)
         stamp = self.path.stat().st_mtime_ns
-        for member in members(self.path):
+        for member in iter_members(self.path):
             if is_image_path(member.name):
                 names.add(member.name, offset=member.offset, size=member.size, stamp=stamp)
-            elif _is_truth(member):
+            elif _is_ground_truth(member):
                 where = f"{self.path}, {member.name}"
-                truth = Truth(PurePath(member.name).name, where, partial(read_at, self.path, member.offset, member.size))
-                names.add_truth(truth, member.name)
+                truth = GroundTruth(PurePath(member.name).name, where, partial(read_at, self.path, member.offset, member.size))
+                names.add_ground_truth(truth, member.name)
             else:
-                names.pass_over(member.name)
-        beside = find_truth(self.path.parent)
+                names.skip(member.name)
+        beside = find_ground_truth(self.path.parent)
         if beside is not None:
-            names.add_truth(truth_at(beside))
+            names.add_ground_truth(open_ground_truth(beside))
         return names.listing()
 
     def read(self, entry: Entry) -> bytes:
@@ -51,5 +50,5 @@ class Tar:
         return read_at(self.path, entry.offset, entry.size)
 
 
-def _is_truth(member: Member) -> bool:
-    return PurePath(member.name).name in NAMES and not is_hidden(member.name) and member.size <= LIMIT_BYTES
+def _is_ground_truth(member: TarMember) -> bool:
+    return PurePath(member.name).name in GROUND_TRUTH_NAMES and not is_hidden(member.name) and member.size <= LIMIT_BYTES

@@ -5,38 +5,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.sources.image_folder import Names
-from data_prep.sources.layout import arrange, is_hidden, is_image_path
-from data_prep.sources.source import Entry, Listing, Part
-from data_prep.sources.truth import NAMES, Truth, truth_at
+from data_prep.sources.ground_truth import GROUND_TRUTH_NAMES, GroundTruth, open_ground_truth
+from data_prep.sources.image_folder import ListingBuilder
+from data_prep.sources.layout import is_hidden, is_image_path, parse_paths
+from data_prep.sources.source import Entry, Listing, SourceSplit
 from udkd.data.image_files import BadImage
 from udkd.utils.errors import DataError
 
-NAMED = 3  # pairs in warnings
-NOWHERE = "links that lead nowhere"
+MAX_LISTED_PAIRS = 3  # in warnings
+BROKEN_LINKS = "links that lead nowhere"
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A folder with one folder per class, below train/ and val/ or alone.
+    """A folder with one folder per class, in train/ and val/ or without splits.
 
-    splits: False where no folder's name tells of a split. truth: the classes of a flat val/, None to look for them inside.
+    splits: False if all folders are classes. truth: ground truth for a flat val/; None to look for it inside.
     """
 
     path: Path
     splits: bool = True
-    truth: Truth | None = None
+    truth: GroundTruth | None = None
 
     @staticmethod
     def probe(path: Path) -> "Tree | None":
-        """A Tree where `path` is a folder."""
+        """A Tree if `path` is a folder."""
         return Tree(path) if path.is_dir() else None
 
     def list(self) -> Listing:
-        """All image files, links followed, as torchvision's ImageFolder does. Raises DataError: see `arrange`."""
-        names = Names(self.path, self.path.resolve().name, splits=self.splits, truth=self.truth)
-        twice: list[tuple[str, str]] = []
-        for file in _walk(self.path, twice):
+        """All image files. Links are followed, as by torchvision's ImageFolder. Raises DataError: see `parse_paths`."""
+        names = ListingBuilder(self.path, self.path.resolve().name, splits=self.splits, truth=self.truth)
+        linked: list[tuple[str, str]] = []
+        for file in _walk(self.path, linked):
             name = os.path.relpath(file.path, self.path)
             if is_image_path(name) and _is_there(file):
                 status = file.stat()
@@ -44,33 +44,35 @@ class Tree:
             elif is_image_path(name) and file.is_symlink():
                 names.add(name, offset=0, size=0, stamp=0)
             elif not _is_there(file) and file.is_symlink():
-                names.pass_over(name, NOWHERE)
-            elif file.name in NAMES and not is_hidden(name):
-                names.add_truth(truth_at(Path(file.path)), name)
+                names.skip(name, BROKEN_LINKS)
+            elif file.name in GROUND_TRUTH_NAMES and not is_hidden(name):
+                names.add_ground_truth(open_ground_truth(Path(file.path)), name)
             else:
-                names.pass_over(name)
-        for one, other in sorted(twice)[:NAMED]:
-            names.remark(f"{one} and {other} are one folder by links; its images are read under both names")
+                names.skip(name)
+        for first, second in sorted(linked)[:MAX_LISTED_PAIRS]:
+            names.warn(f"{first} and {second} are one folder by links; its images are read under both names")
         return names.listing()
 
     def files(self) -> Iterator[str]:
-        """Every file in it, by its path inside."""
+        """The relative path of every file."""
         return (os.path.relpath(file.path, self.path) for file in _walk(self.path))
 
-    def glance(self) -> set[Part | None]:
-        """Which splits class folders are in, None for those in none, by one image of each folder; empty without any."""
-        seen: dict[str, str] = {}
+    def peek_splits(self) -> set[SourceSplit | None]:
+        """The splits of the class folders, None for folders without one, by one image per folder; empty without images."""
+        first_image: dict[str, str] = {}
         for name in self.files():
             if is_image_path(name):
-                seen.setdefault(name.rpartition("/")[0], name)
+                first_image.setdefault(name.rpartition("/")[0], name)
         try:
-            places = list(arrange(list(seen.values()), self.path.resolve().name, source=str(self.path)).places)
-        except DataError:  # it will be said when they are read
+            placements = list(
+                parse_paths(list(first_image.values()), self.path.resolve().name, source=str(self.path)).placements
+            )
+        except DataError:  # raised again when the images are listed
             return {None}
-        return {place[0] for place in places if not isinstance(place, str)}
+        return {placement[0] for placement in placements if not isinstance(placement, str)}
 
     def read(self, entry: Entry) -> bytes:
-        """The file's bytes. Raises BadImage for a link that leads nowhere."""
+        """The bytes of a file. Raises BadImage for a broken link."""
         path = self.path / entry.key
         if not entry.size and path.is_symlink() and not path.is_file():
             raise BadImage("a link that leads nowhere")
@@ -78,18 +80,18 @@ class Tree:
 
 
 def _is_there(file: os.DirEntry[str]) -> bool:
-    """Whether it is a file, or a link to one; a link to itself is none."""
+    """Whether it is a file or a link to one; False for a link to itself."""
     try:
         return file.is_file()
     except OSError:
         return False
 
 
-def _walk(root: Path, twice: list[tuple[str, str]] | None = None) -> Iterator[os.DirEntry[str]]:
-    """Every file below `root`; a folder that links make reachable from within itself is entered once.
+def _walk(root: Path, linked: list[tuple[str, str]] | None = None) -> Iterator[os.DirEntry[str]]:
+    """Every file below `root`. A folder that links to one of its parents is not entered again.
 
-    Folders of the operating system that cannot be read (lost+found) come as the files that they are not. twice: takes the
-    pairs of paths by which links lead to one folder.
+    Unreadable folders of the operating system (lost+found) are yielded like files. linked: receives pairs of paths that are the
+    same folder by links.
     """
     paths: dict[tuple[int, int], str] = {}
     stack: list[tuple[str, os.DirEntry[str] | None, frozenset[tuple[int, int]]]] = [(str(root), None, frozenset())]
@@ -99,9 +101,9 @@ def _walk(root: Path, twice: list[tuple[str, str]] | None = None) -> Iterator[os
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             continue
-        if twice is not None and paths.setdefault(identity, folder) != folder:
-            one, other = sorted((folder, paths[identity]))
-            twice.append((one, other))
+        if linked is not None and paths.setdefault(identity, folder) != folder:
+            first, second = sorted((folder, paths[identity]))
+            linked.append((first, second))
         try:
             with os.scandir(folder) as scan:
                 for each in scan:

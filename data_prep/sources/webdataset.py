@@ -1,4 +1,4 @@
-"""An existing WebDataset: tars in which the files of a sample follow each other and share their name up to the first dot."""
+"""An existing WebDataset: tars in which the files of a sample are adjacent and share their name up to the first dot."""
 
 import json
 from collections import Counter
@@ -9,105 +9,109 @@ from itertools import groupby, islice
 from pathlib import Path, PurePath
 
 from data_prep.sources.fields import (
+    DETECT_FIELDS,
     IMAGE_OPTION,
     LABEL_LIKE,
     LABEL_OPTION,
-    LOOK,
     NO_IMAGE,
     NO_LABEL,
-    Agreement,
     Fields,
     Label,
+    LabelAgreement,
+    choose_field,
     label_of,
     label_of_text,
-    one_of,
 )
-from data_prep.sources.layout import IMAGE_ENDINGS, PLAIN, UNREAD, is_hidden, no_image
-from data_prep.sources.members import Member, is_tar, members, read_at
-from data_prep.sources.named_split import Folders, class_of_label, files_below, split_in, split_of
-from data_prep.sources.source import Entry, Listing, Part, Skipped
+from data_prep.sources.layout import IMAGE_ENDINGS, PLAIN_SPLIT, UNREAD, is_hidden, skip_reason
+from data_prep.sources.named_split import LabelFolders, class_name_of_label, find_files, last_split_in, single_split_in
+from data_prep.sources.source import Entry, Listing, Skipped, SourceSplit
+from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
 from udkd.utils.errors import DataError
 
 JSON_KEYS = ("label", "cls", "class", "class_id", "wnid", "class_name")
-LABEL_BYTES = 1 << 20  # what a label file may have
-TEXTS = ("txt", "text", "class", "target", "id", "index", "name", "wnid", "synset")  # labels only where the user says so
-LOOKED_AT = 64  # members that decide whether a tar is a WebDataset
+LABEL_BYTES = 1 << 20  # maximum size of a label file
+TEXT_ENDINGS = ("txt", "text", "class", "target", "id", "index", "name", "wnid", "synset")  # labels only if the user says so
+MAX_PEEKED = 64  # members that decide whether a tar is a WebDataset
 
 
 @dataclass(frozen=True)
 class WebDataset:
-    """One tar, or a folder with tars in it or in its folders. Splits are told by the names of tars and folders.
+    """One tar, or a folder with tars, directly or one level down. Names of tars and folders determine the splits.
 
-    The image is the one file of a sample with an image's ending. Labels come from `.cls` (a number or a name), else from
-    `.json` (JSON_KEYS). fields: endings, or keys of the JSON, that the user chose. A dataset folder of udkd is one, too: its
-    classes keep their names.
+    The image is the only file of a sample with the extension of an image. The label is in `.cls` (a number or a name), else in
+    `.json` (JSON_KEYS). fields: extensions, or keys of the JSON, chosen by the user. A dataset folder of udkd can be read too;
+    its classes keep their names.
     """
 
     path: Path
-    fields: Fields = LOOK
+    fields: Fields = DETECT_FIELDS
 
     @staticmethod
     def probe(path: Path, texts: bool = False) -> "WebDataset | None":
-        """A WebDataset where a tar of any split holds images and labels side by side.
+        """A WebDataset if a tar of any split has samples with an image and a label.
 
-        texts: where images in no folders, which could be classes, have any small text beside them.
+        texts: also accept samples outside folders, which could be classes, with other text files instead of labels.
         """
-        one_of_each_split = {split_of(_inside(path, tar)): tar for tar in reversed(_tars(path))}
+        one_of_each_split = {last_split_in(_path_inside(path, tar)): tar for tar in reversed(_tars(path))}
         return WebDataset(path) if any(is_tar(tar) and _has_samples(tar, texts) for tar in one_of_each_split.values()) else None
 
     def list(self) -> Listing:
-        """All samples that have an image and a label.
+        """All samples with an image and a label.
 
-        Raises DataError: see `members`; no label at all or one that is none, several images or labels to choose from.
+        Raises DataError: see `iter_members`; no labels at all, an invalid label, or several fields to choose from.
         """
-        listing, folders, agreement = Listing(), Folders(self.path), Agreement()
-        names, tars = _own_classes(self.path), _tars(self.path)
-        alike = Counter((split_of(_inside(self.path, tar)), tar.name) for tar in tars)
-        first: dict[tuple[Part | None, str, str], str] = {}
+        listing, folders, agreement = Listing(), LabelFolders(self.path), LabelAgreement()
+        names, tars = _dataset_classes(self.path), _tars(self.path)
+        ambiguous = Counter((last_split_in(_path_inside(self.path, tar)), tar.name) for tar in tars)
+        first: dict[tuple[SourceSplit | None, str, str], str] = {}
         for tar in tars:
             if not is_tar(tar):
-                raise DataError(f"{tar} is no tar; expected shards of a WebDataset; fetch it again")
-            key, stamp = "" if tar == self.path else str(_inside(self.path, tar)), tar.stat().st_mtime_ns
-            split = split_of(_inside(self.path, tar))
-            for sample in _samples(tar, listing.ignored):
-                found = self._found(sample, agreement, listing.ignored)
-                if found is None:
+                raise DataError(f"{tar} is not a tar; expected shards of a WebDataset; fetch it again")
+            key, stamp = "" if tar == self.path else str(_path_inside(self.path, tar)), tar.stat().st_mtime_ns
+            split = last_split_in(_path_inside(self.path, tar))
+            for sample in _samples(tar, listing.skipped):
+                image_and_label = self._image_and_label(sample, agreement, listing.skipped)
+                if image_and_label is None:
                     continue
-                image, label = found
+                image, label = image_and_label
                 if isinstance(label, int):
-                    label = names[label] if names and label < len(names) else class_of_label(label)
+                    label = names[label] if names and label < len(names) else class_name_of_label(label)
                 part = split or _split_of_folders(image.name.rpartition("/")[0])
-                class_name, name = folders.of(label), f"{tar.stem}/{image.name}"
-                # Names that shards of one name in several folders share are told apart by the folder.
-                if alike[split, tar.name] > 1 and first.setdefault((part, class_name, name), key) != key:
+                class_name, name = folders.folder(label), f"{tar.stem}/{image.name}"
+                # Shards of one name in several folders may repeat names, which are then prefixed with the folder.
+                if ambiguous[split, tar.name] > 1 and first.setdefault((part, class_name, name), key) != key:
                     name = f"{PurePath(key).parent}/{name}"
                 listing.entries.append(Entry(part, class_name, name, key, image.offset, image.size, stamp))
         agreement.finish(self.path)
-        if not len(listing.entries) and listing.ignored.count:
-            raise DataError(self._nothing(listing.ignored))
+        if not len(listing.entries) and listing.skipped.count:
+            raise DataError(self._no_samples_text(listing.skipped))
         return listing
 
-    def _found(self, sample: "_Sample", agreement: Agreement, ignored: Skipped) -> tuple[Member, int | str] | None:
-        """A sample's image and label; None, and it is counted, where it lacks one."""
+    def _image_and_label(
+        self, sample: "_Sample", agreement: LabelAgreement, skipped: Skipped
+    ) -> tuple[TarMember, int | str] | None:
+        """The image and the label of a sample; None if it lacks one, and then it is added to `skipped`."""
         image = sample.image(self.fields.image)
         if image is None:
             for member in sample.files.values():
-                ignored.append(member.name, UNREAD if no_image(member.name) == UNREAD else NO_IMAGE)
+                skipped.append(member.name, UNREAD if skip_reason(member.name) == UNREAD else NO_IMAGE)
             return None
         label = agreement.take(sample.labels(self.fields.label), sample)
         if label is None:
-            ignored.append(image.name, NO_LABEL)
+            skipped.append(image.name, NO_LABEL)
             return None
         return image, label
 
-    def _nothing(self, ignored: Skipped) -> str:
-        found = ", ".join(f"{count:,} {reason}, such as {name}" for reason, (count, name) in ignored.reasons.items())
-        name = ignored.reasons.get(NO_LABEL, (0, ""))[1]
-        folders = ", or give --layout imagefolder if folders are the classes" if "/" in name and self.fields == LOOK else ""
-        apart = ", the files of a sample one after the other" if {NO_LABEL, NO_IMAGE} <= ignored.reasons.keys() else ""
+    def _no_samples_text(self, skipped: Skipped) -> str:
+        listed = ", ".join(f"{count:,} {reason}, such as {name}" for reason, (count, name) in skipped.reasons.items())
+        name = skipped.reasons.get(NO_LABEL, (0, ""))[1]
+        folders = (
+            ", or give --layout imagefolder if folders are the classes" if "/" in name and self.fields == DETECT_FIELDS else ""
+        )
+        adjacent = ", the files of a sample one after the other" if {NO_LABEL, NO_IMAGE} <= skipped.reasons.keys() else ""
         return (
-            f"{self.path} has no image with a label ({found}); expected an image, and .cls or .json with one of "
-            f"{', '.join(JSON_KEYS)}, in each sample{apart}; name the fields with {IMAGE_OPTION} and {LABEL_OPTION}{folders}"
+            f"{self.path} has no image with a label ({listed}); expected an image, and .cls or .json with one of "
+            f"{', '.join(JSON_KEYS)}, in each sample{adjacent}; name the fields with {IMAGE_OPTION} and {LABEL_OPTION}{folders}"
         )
 
     def read(self, entry: Entry) -> bytes:
@@ -117,33 +121,33 @@ class WebDataset:
 
 @dataclass(frozen=True)
 class _Sample:
-    """files: by their endings, in lower case."""
+    """The files of one sample. files: by extension in lower case."""
 
     tar: Path
     name: str
-    files: Mapping[str, Member]
+    files: Mapping[str, TarMember]
 
     def __str__(self) -> str:
         return f"{self.tar}: sample {self.name}"
 
-    def image(self, wanted: str | None) -> Member | None:
-        """Raises DataError where there are several and none is wanted."""
+    def image(self, wanted: str | None) -> TarMember | None:
+        """The image. Raises DataError if there are several and none is wanted."""
         if wanted is not None:
             return self.files.get(wanted.lower().removeprefix("."))
-        found = [ending for ending in self.files if _is_image(ending)]
-        return self.files[one_of(found, None, where=self, what="image", option=IMAGE_OPTION)] if found else None
+        endings = [ending for ending in self.files if _is_image(ending)]
+        return self.files[choose_field(endings, None, where=self, what="image", option=IMAGE_OPTION)] if endings else None
 
     def labels(self, wanted: str | None) -> dict[str, Label]:
-        """What its fields say that may be labels, the one that counts first. Raises DataError: no label."""
-        found: dict[str, Label] = {}
+        """The candidate labels by field, in order of priority. Raises DataError for an invalid label."""
+        labels: dict[str, Label] = {}
         for ending in self.files:
             if ending == wanted or (wanted is None and _is_label(ending)):
-                found[ending] = self._text(ending)
+                labels[ending] = self._text(ending)
         for ending in self.files:
-            if _is_json(ending) and not (wanted and found):
+            if _is_json(ending) and not (wanted and labels):
                 keys = JSON_KEYS if wanted is None else (wanted.removeprefix(f"{ending}."),)
-                found |= self._labels_in(ending, keys=keys, strict=not found)
-        return found
+                labels |= self._labels_in(ending, keys=keys, strict=not labels)
+        return labels
 
     def _text(self, ending: str) -> Label:
         try:
@@ -152,10 +156,10 @@ class _Sample:
             raise self._fault(ending, error) from None
 
     def _labels_in(self, ending: str, *, keys: tuple[str, ...], strict: bool) -> dict[str, Label]:
-        """The values of those keys that a JSON file has, by ending and key. strict: raise DataError for what is no label."""
+        """The labels under `keys` in a JSON file, by extension and key. strict: raise DataError for an invalid label."""
         try:
-            record = _record(self._bytes(ending))
-            return {f"{ending}.{key}": _label(record[key]) for key in keys if key in record}
+            metadata = _parse_metadata(self._bytes(ending))
+            return {f"{ending}.{key}": _label(metadata[key]) for key in keys if key in metadata}
         except ValueError as error:
             if strict:
                 raise self._fault(ending, error) from None
@@ -178,13 +182,13 @@ class _Sample:
 IMAGES = {ending.removeprefix(".") for ending in IMAGE_ENDINGS}
 
 
-def _samples(tar: Path, ignored: Skipped) -> Iterator[_Sample]:
+def _samples(tar: Path, skipped: Skipped) -> Iterator[_Sample]:
     """The samples of a tar. Raises DataError for two files of one name and ending."""
-    seen = (member for member in members(tar) if not _passed_over(member, ignored))
-    for name, group in groupby(seen, lambda member: _key(member.name)[0]):
-        files: dict[str, Member] = {}
+    kept = (member for member in iter_members(tar) if not _is_skipped(member, skipped))
+    for name, group in groupby(kept, lambda member: _name_and_ending(member.name)[0]):
+        files: dict[str, TarMember] = {}
         for member in group:
-            ending = _key(member.name)[1].lower()
+            ending = _name_and_ending(member.name)[1].lower()
             if ending in files:
                 raise DataError(
                     f"{tar}: sample {name} has two files .{ending}; expected one of each ending; pack the images again"
@@ -193,23 +197,23 @@ def _samples(tar: Path, ignored: Skipped) -> Iterator[_Sample]:
         yield _Sample(tar, name, files)
 
 
-def _passed_over(member: Member, ignored: Skipped) -> bool:
+def _is_skipped(member: TarMember, skipped: Skipped) -> bool:
     hidden = is_hidden(member.name)
     if hidden:
-        ignored.append(member.name, no_image(member.name))
+        skipped.append(member.name, skip_reason(member.name))
     return hidden
 
 
 def _has_samples(tar: Path, texts: bool) -> bool:
-    """Whether some of its first samples have an image and what may be a label."""
+    """Whether any of the first samples has an image and a possible label."""
     endings: dict[str, set[str]] = {}
-    for member in islice(members(tar), LOOKED_AT):
-        name, ending = _key(member.name)
+    for member in islice(iter_members(tar), MAX_PEEKED):
+        name, ending = _name_and_ending(member.name)
         endings.setdefault(name, set()).add(ending.lower())
     bare = texts and all("/" not in name for name in endings)
     return any(
-        any(map(_is_image, found)) and any(_is_label(end) or _is_json(end) or (bare and _is_text(end)) for end in found)
-        for found in endings.values()
+        any(map(_is_image, group)) and any(_is_label(end) or _is_json(end) or (bare and _is_text(end)) for end in group)
+        for group in endings.values()
     )
 
 
@@ -227,15 +231,15 @@ def _is_label(ending: str) -> bool:
 
 
 def _is_text(ending: str) -> bool:
-    return ending.split(".")[-1] in TEXTS
+    return ending.split(".")[-1] in TEXT_ENDINGS
 
 
 def _label(value: object) -> Label:
     return label_of_text(value) if isinstance(value, str) else label_of(value)
 
 
-def _record(data: bytes) -> dict[str, object]:
-    """The object of a JSON text. Not parse_json: many who write metadata write NaN. Raises ValueError."""
+def _parse_metadata(data: bytes) -> dict[str, object]:
+    """The object in a JSON text. Not parse_json, which refuses NaN: it is common in metadata. Raises ValueError."""
     try:
         value = json.loads(data, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
@@ -246,35 +250,35 @@ def _record(data: bytes) -> dict[str, object]:
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if any(values[key] != value for key, value in pairs if value == value):
-        raise ValueError("a key is there twice, with two values")
+        raise ValueError("a key has two values")
     return values
 
 
 def _tars(path: Path) -> list[Path]:
-    return files_below(path, ".tar")
+    return find_files(path, ".tar")
 
 
-def _inside(path: Path, tar: Path) -> Path:
-    """What of a tar's name tells of its split."""
+def _path_inside(path: Path, tar: Path) -> Path:
+    """The part of a tar's path that may name its split."""
     return Path(tar.name) if tar == path else tar.relative_to(path)
 
 
 @lru_cache(maxsize=256)
-def _split_of_folders(folder: str) -> Part | None:
-    """The split that a folder inside a tar is named for."""
-    found = [split_in(part) for part in folder.split("/") if PLAIN.fullmatch(part)]
-    return found[-1] if found else None
+def _split_of_folders(folder: str) -> SourceSplit | None:
+    """The split named by the folders inside a tar; None if there is none."""
+    splits = [single_split_in(part) for part in folder.split("/") if PLAIN_SPLIT.fullmatch(part)]
+    return splits[-1] if splits else None
 
 
-def _key(name: str) -> tuple[str, str]:
-    """A sample's name and a file's ending: WebDataset parts them at the first dot of the last part."""
+def _name_and_ending(name: str) -> tuple[str, str]:
+    """The sample's name and the extension, split at the first dot of the file name as WebDataset does."""
     at = name.find(".", name.rfind("/") + 1)
     return (name, "") if at < 0 else (name[:at], name[at + 1 :])
 
 
-def _own_classes(path: Path) -> tuple[str, ...] | None:
-    """The wnids of a dataset folder of ours, by label."""
-    from udkd.data.header import read_header  # heavy, and workers need it not
+def _dataset_classes(path: Path) -> tuple[str, ...] | None:
+    """The wnids of a dataset folder of udkd, by label; None for other folders."""
+    from udkd.data.header import read_header  # slow to import, and not needed in workers
 
     try:
         return tuple(entry.wnid for entry in read_header(path).classes)

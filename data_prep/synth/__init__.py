@@ -1,4 +1,4 @@
-"""The embedded data set: an ImageFolder tree of made-up, ImageNet-like photographs, for trying everything without any data."""
+"""The synthetic dataset: an ImageFolder tree of generated, ImageNet-like images, for trying everything without data."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.pool import Pool
-from data_prep.synth.catalogue import kind_of
-from data_prep.synth.draws import Rng
-from data_prep.synth.scene import jpeg, picture
+from data_prep.synth.classes import synth_class
+from data_prep.synth.rng import Rng
+from data_prep.synth.scene import encode_jpeg, render_scene
 from udkd.utils.errors import DataError
 from udkd.utils.files import fsync_folder
 from udkd.utils.progress import Observer, Silent
 
 SPLITS = ("train", "val")
-CHUNK = 8  # pictures a task: about 0.2 s, so that the progress bar moves
+IMAGES_PER_TASK = 8  # about 0.2 s, so that the progress bar moves
 
 
 @dataclass(frozen=True)
-class Task:
-    """Pictures `first` to `last` (excluded) of one class in one split, by their numbers within the class."""
+class DrawTask:
+    """Images `first` to `last` (exclusive) of one class in one split, by index within the class."""
 
     split: int
     label: int
@@ -28,25 +28,25 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What a worker does with a task: draw its pictures and write their files. Returns how many."""
+class DrawJob:
+    """Draws the images of a task and writes their files. Returns the number of images."""
 
     folder: Path
     seed: int
 
-    def __call__(self, task: Task) -> int:
+    def __call__(self, task: DrawTask) -> int:
         for index in range(task.first, task.last):
             data = synthetic_jpeg(self.seed, task.split, task.label, index)
-            path = self.folder / SPLITS[task.split] / kind_of(task.label).name / f"{index:06d}.jpg"
+            path = self.folder / SPLITS[task.split] / synth_class(task.label).name / f"{index:06d}.jpg"
             path.write_bytes(data)
         return task.last - task.first
 
 
 def synthetic_jpeg(seed: int, split: int, label: int, index: int) -> bytes:
-    """One picture's bytes, a pure function of its name. split: 0 train, 1 val. index: its number within class and split."""
-    draws = Rng(seed, split, label, index)
-    pixels, grey = picture(kind_of(label), draws)
-    return jpeg(pixels, grey, draws)
+    """The bytes of one image, a pure function of the arguments. split: 0 train, 1 val. index: within class and split."""
+    rng = Rng(seed, split, label, index)
+    pixels, grey = render_scene(synth_class(label), rng)
+    return encode_jpeg(pixels, grey, rng)
 
 
 def synth(
@@ -59,12 +59,12 @@ def synth(
     observer: Observer = Silent(),  # noqa: B008 (it has no state)
     workers: int = 1,
 ) -> None:
-    """Write folder/train/<class>/*.jpg and folder/val/<class>/*.jpg: `images` and `val_images` in all, spread evenly.
+    """Write folder/train/<class>/*.jpg and folder/val/<class>/*.jpg: `images` and `val_images` in total, spread evenly.
 
-    Classes 2k and 2k+1 differ in one trait that shows more or less, at times hardly at all; other classes are easy to tell
-    apart. The bytes are a pure function of the arguments: `workers` does not change them, and more images leave the first
-    ones as they are. `folder` appears when it is whole. Raises DataError for arguments that make no data set and for a
-    folder that is in use.
+    Classes 2k and 2k+1 differ in one trait of varying strength, sometimes barely visible; other classes are easy to
+    distinguish. The bytes are a pure function of the arguments: `workers` does not change them, and more images leave the
+    first ones unchanged. `folder` appears only when it is complete. Raises DataError for invalid arguments and for a folder
+    that exists and is not empty.
     """
     _check(folder, classes=classes, images=images, val_images=val_images, seed=seed, workers=workers)
     counts = (images, val_images)
@@ -73,9 +73,9 @@ def synth(
     try:
         for split in SPLITS:
             for label in range(classes):
-                (unfinished / split / kind_of(label).name).mkdir(parents=True)
+                (unfinished / split / synth_class(label).name).mkdir(parents=True)
         observer.start("draw images", sum(counts), "images")
-        with Pool[Task, int](Draw(unfinished, seed), workers) as pool:
+        with Pool[DrawTask, int](DrawJob(unfinished, seed), workers) as pool:
             for done in pool.ordered(_tasks(counts, classes)):
                 observer.advance(done)
         observer.finish()
@@ -87,8 +87,8 @@ def synth(
 
 
 def _check(folder: Path, *, classes: int, images: int, val_images: int, seed: int, workers: int) -> None:
-    def refuse(found: str, expected: str, remedy: str) -> None:
-        raise DataError(f"{found}; expected {expected}; {remedy}")
+    def refuse(problem: str, expected: str, remedy: str) -> None:
+        raise DataError(f"{problem}; expected {expected}; {remedy}")
 
     if classes < 2:
         refuse(f"{classes} classes", "2 or more", "give --classes 10")
@@ -104,13 +104,13 @@ def _check(folder: Path, *, classes: int, images: int, val_images: int, seed: in
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists() or folder.is_symlink():
-        refuse(f"{folder} is there already", "a new or an empty folder", "give another name or remove it")
+        refuse(f"{folder} exists already", "a new or an empty folder", "give another name or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _tasks(counts: tuple[int, ...], classes: int) -> Iterator[Task]:
+def _tasks(counts: tuple[int, ...], classes: int) -> Iterator[DrawTask]:
     for split, count in enumerate(counts):
         for label in range(classes):
-            mine = count // classes + (label < count % classes)
-            for first in range(0, mine, CHUNK):
-                yield Task(split, label, first, min(mine, first + CHUNK))
+            share = count // classes + (label < count % classes)
+            for first in range(0, share, IMAGES_PER_TASK):
+                yield DrawTask(split, label, first, min(share, first + IMAGES_PER_TASK))

@@ -1,4 +1,4 @@
-"""One picture: a landscape of 1/f noise, clutter, one object of the class with its light and shadow, things before it."""
+"""Renders one image: a landscape of 1/f noise, clutter, the object of the class with light and shadow, and a foreground."""
 
 import io
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from data_prep.synth.catalogue import TEXTURES, TRAITS, Kind
-from data_prep.synth.draws import Rng
+from data_prep.synth.classes import TEXTURES, TRAITS, SynthClass
+from data_prep.synth.rng import Rng
 from data_prep.synth.shapes import F32, SHAPES, f32, texture
 
 SIDE_PX = (80, 320)
-TRAIT_SHOWS = (-0.1, 2.2)  # cut at 1, fully: about half the pictures; one in twenty leans to the neighbour's side
+TRAIT_STRENGTH = (-0.1, 2.2)  # capped at 1: full in about half the images; one in twenty shows the trait of the other class
 Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thing:
-    """Something painted into a scene. x, y, radius: pixels. aspect: width over height of the shape before it is turned.
+class SceneObject:
+    """An object to paint into a scene. x, y, radius: pixels. rotation: cosine and sine. aspect: width over height, unrotated.
 
-    core, rim, tip: light (+1) to dark (-1) eye, edge and end, 0 for none. relief: how strongly the light models it.
+    core, rim, tip: light (+1) to dark (-1) centre, edge and end, 0 for none. relief: strength of the shading.
     """
 
     shape: str
@@ -28,7 +28,7 @@ class Thing:
     x: float
     y: float
     radius: float
-    turn: tuple[float, float]
+    rotation: tuple[float, float]
     aspect: float
     grain: float
     first: Colour
@@ -40,52 +40,52 @@ class Thing:
     relief: float = 0.35
 
 
-def picture(kind: Kind, draws: Rng) -> tuple[NDArray[np.uint8], bool]:
-    """A picture of the class: uint8 [H, W, 3], sides of 80 to 320 px; and whether it is to be stored as a grey one."""
-    height, width = _size(draws)
+def render_scene(synth_class: SynthClass, rng: Rng) -> tuple[NDArray[np.uint8], bool]:
+    """An image of the class, uint8 [H, W, 3] with sides of 80 to 320 px, and whether to store it as grey."""
+    height, width = _size(rng)
     short = min(height, width)
-    light = _direction(draws)
-    canvas = _landscape(kind, draws, height, width)
-    for _ in range(draws.integer(0, 4)):
-        _paint(canvas, _clutter(draws, height, width, short * draws.uniform(0.05, 0.15)), draws, light)
-    thing = _object(kind, draws, height, width)
-    _shade(canvas, thing, light)
-    _paint(canvas, thing, draws, light)
-    for _ in range(draws.integer(0, 2)):
-        _paint(canvas, _clutter(draws, height, width, short * draws.uniform(0.05, 0.12)), draws, light)
-    if draws.chance(0.25):
-        _stalks(canvas, draws)
-    return _expose(canvas, draws, light), draws.chance(0.02)
+    light = _direction(rng)
+    canvas = _landscape(synth_class, rng, height, width)
+    for _ in range(rng.integer(0, 4)):
+        _paint(canvas, _clutter(rng, height, width, short * rng.uniform(0.05, 0.15)), rng, light)
+    item = _object(synth_class, rng, height, width)
+    _shade(canvas, item, light)
+    _paint(canvas, item, rng, light)
+    for _ in range(rng.integer(0, 2)):
+        _paint(canvas, _clutter(rng, height, width, short * rng.uniform(0.05, 0.12)), rng, light)
+    if rng.chance(0.25):
+        _stalks(canvas, rng)
+    return _expose(canvas, rng, light), rng.chance(0.02)
 
 
-def jpeg(pixels: NDArray[np.uint8], grey: bool, draws: Rng) -> bytes:
-    """The picture as a JPEG of the kinds that are found in the wild."""
+def encode_jpeg(pixels: NDArray[np.uint8], grey: bool, rng: Rng) -> bytes:
+    """The image as a JPEG with random common settings."""
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
-    quality, subsampling = draws.integer(72, 96), draws.choice(("4:2:0", "4:2:0", "4:2:2", "4:4:4"))
+    quality, subsampling = rng.integer(72, 96), rng.choice(("4:2:0", "4:2:0", "4:2:2", "4:4:4"))
     if grey:
         image.convert("L").save(buffer, "JPEG", quality=quality)
     else:
-        image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, progressive=draws.chance(0.1))
+        image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, progressive=rng.chance(0.1))
     return buffer.getvalue()
 
 
-def _size(draws: Rng) -> tuple[int, int]:
-    """Height and width; the long side over the short one up to 1.6, more often lying than standing."""
-    short = draws.integer(SIDE_PX[0], 200)
-    long = min(SIDE_PX[1], int(short * (1 + 0.6 * draws.uniform())))
-    return (long, short) if draws.chance(0.35) else (short, long)
+def _size(rng: Rng) -> tuple[int, int]:
+    """Height and width. Aspect ratio up to 1.6, more often landscape than portrait."""
+    short = rng.integer(SIDE_PX[0], 200)
+    long = min(SIDE_PX[1], int(short * (1 + 0.6 * rng.uniform())))
+    return (long, short) if rng.chance(0.35) else (short, long)
 
 
-def _direction(draws: Rng) -> tuple[float, float]:
-    """Cosine and sine of a random angle, by the half-angle formulas: the nearly even spread needs no sine."""
-    t = draws.uniform(-1, 1)
+def _direction(rng: Rng) -> tuple[float, float]:
+    """Cosine and sine of a random, nearly uniform angle, by the half-angle formulas, which need no trigonometry."""
+    t = rng.uniform(-1, 1)
     cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
-    return (cosine, sine) if draws.chance(0.5) else (-sine, cosine) if draws.chance(0.5) else (-cosine, -sine)
+    return (cosine, sine) if rng.chance(0.5) else (-sine, cosine) if rng.chance(0.5) else (-cosine, -sine)
 
 
 def _hue(hue: float, saturation: float, value: float) -> Colour:
-    """A colour from its place on the colour wheel: red at 0, green at 1/3, blue at 2/3."""
+    """A colour by its position on the colour wheel: red at 0, green at 1/3, blue at 2/3."""
 
     def channel(offset: float) -> float:
         full = min(1.0, max(0.0, abs((hue + offset) % 1.0 * 6 - 3) - 1))
@@ -98,16 +98,16 @@ def _mix(a: Colour, b: Colour, share: float) -> Colour:
     return a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1]), a[2] + share * (b[2] - a[2])
 
 
-def _cloud(draws: Rng, height: int, width: int, coarsest: int = 2) -> F32:
+def _cloud(rng: Rng, height: int, width: int, coarsest: int = 2) -> F32:
     """1/f noise, 0 to 1, float32 [height, width]: octaves of random bytes, each half as strong as the coarser one.
 
-    Pillow enlarges bytes in integers, so the noise has the same bits everywhere.
+    Pillow resizes bytes with integers, so the noise is identical on every machine.
     """
     total = np.zeros((height, width), np.int32)
     weight, weights, cells = 32, 0, coarsest
     while weight:
         rows, columns = cells + 1, max(2, cells * width // height + 1)
-        grid = Image.fromarray(draws.bytes(rows, columns))
+        grid = Image.fromarray(rng.bytes(rows, columns))
         total += weight * np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC), np.int32)
         weights += weight
         weight //= 2
@@ -116,171 +116,171 @@ def _cloud(draws: Rng, height: int, width: int, coarsest: int = 2) -> F32:
     return f32(np.clip(contrast, 0, 1))
 
 
-def _ridge(draws: Rng, width: int) -> F32:
-    """A skyline, 0 to 1, float32 [width]: of hills, or of grass."""
-    peaks = draws.integer(3, 8) if draws.chance(0.4) else max(8, width // draws.integer(3, 8))
-    line = Image.fromarray(draws.bytes(1, peaks)).resize((width, 1), Image.Resampling.BICUBIC)
+def _ridge(rng: Rng, width: int) -> F32:
+    """A skyline of hills or of grass, 0 to 1, float32 [width]."""
+    peaks = rng.integer(3, 8) if rng.chance(0.4) else max(8, width // rng.integer(3, 8))
+    line = Image.fromarray(rng.bytes(1, peaks)).resize((width, 1), Image.Resampling.BICUBIC)
     return f32(f32(line)[0] / 255)
 
 
 def _blend(cloud: F32, a: Colour, b: Colour) -> F32:
-    """From a to b by the cloud: float32 [H, W, 3]."""
+    """Interpolate from a to b by the noise: float32 [H, W, 3]."""
     start, step = f32(a), f32(b) - f32(a)
     return f32(start + cloud[..., None] * step)
 
 
-def _landscape(kind: Kind, draws: Rng, height: int, width: int) -> F32:
-    """A background of one or two surfaces, muted as most of nature is: float32 [H, W, 3], 0 to 1.
+def _landscape(synth_class: SynthClass, rng: Rng, height: int, width: int) -> F32:
+    """A background of one or two muted surfaces: float32 [H, W, 3], 0 to 1.
 
-    Most pictures are taken where their kind lives, as sharks are in blue water: both classes of a pair, so that it tells
-    only the pairs apart.
+    Most images have the usual background of their class, as sharks are in blue water. Both classes of a pair share it, so it
+    distinguishes only the pairs.
     """
-    at_home = draws.chance(0.85)
+    usual = rng.chance(0.85)
 
     def surface() -> F32:
-        hue = kind.habitat + draws.uniform(-0.06, 0.06) if at_home else draws.uniform()
-        saturation, value = draws.uniform(0.2, 0.45) if at_home else draws.uniform(0.02, 0.3), draws.uniform(0.25, 0.85)
-        other = _hue(hue + draws.uniform(-0.1, 0.1), saturation * draws.uniform(0.5, 1.3), value * draws.uniform(0.4, 1.0))
-        return _blend(_cloud(draws, height, width, draws.integer(2, 6)), _hue(hue, saturation, value), other)
+        hue = synth_class.habitat + rng.uniform(-0.06, 0.06) if usual else rng.uniform()
+        saturation, value = rng.uniform(0.2, 0.45) if usual else rng.uniform(0.02, 0.3), rng.uniform(0.25, 0.85)
+        other = _hue(hue + rng.uniform(-0.1, 0.1), saturation * rng.uniform(0.5, 1.3), value * rng.uniform(0.4, 1.0))
+        return _blend(_cloud(rng, height, width, rng.integer(2, 6)), _hue(hue, saturation, value), other)
 
     canvas = surface()
-    if draws.chance(0.6):
-        level, slope = draws.uniform(0.3, 0.75) * height, draws.uniform(-0.3, 0.3)
-        rough = _ridge(draws, width) * 0.15 * height
+    if rng.chance(0.6):
+        level, slope = rng.uniform(0.3, 0.75) * height, rng.uniform(-0.3, 0.3)
+        rough = _ridge(rng, width) * 0.15 * height
         edge = level + slope * (np.arange(width, dtype=np.float32) - width / 2) + rough
-        softness = draws.uniform(1, 12)
+        softness = rng.uniform(1, 12)
         share = np.clip((np.arange(height, dtype=np.float32)[:, None] - edge) / softness, 0, 1)
         canvas += share[..., None] * (surface() - canvas)
     return canvas
 
 
-def _object(kind: Kind, draws: Rng, height: int, width: int) -> Thing:
-    """The class's object: how far its trait shows differs from picture to picture, down to not at all."""
+def _object(synth_class: SynthClass, rng: Rng, height: int, width: int) -> SceneObject:
+    """The object of the class. The strength of its trait varies from image to image, down to none."""
     short = min(height, width)
-    radius = short * draws.uniform(0.32, 0.5)
-    shows = kind.side * min(1.0, draws.uniform(*TRAIT_SHOWS))
-    lean = dict.fromkeys((name for name, _, _ in TRAITS), 0.0) | {kind.trait: shows}
-    first = _hue(kind.hue + draws.uniform(-0.02, 0.02), draws.uniform(0.55, 0.85), draws.uniform(0.6, 0.95))
-    tint = 0.45 * lean["tint"]
+    radius = short * rng.uniform(0.32, 0.5)
+    strength = synth_class.sign * min(1.0, rng.uniform(*TRAIT_STRENGTH))
+    strengths = dict.fromkeys((name for name, _, _ in TRAITS), 0.0) | {synth_class.trait: strength}
+    first = _hue(synth_class.hue + rng.uniform(-0.02, 0.02), rng.uniform(0.55, 0.85), rng.uniform(0.6, 0.95))
+    tint = 0.45 * strengths["tint"]
     first = first[0] * (1 + tint), first[1], first[2] * (1 - tint)
-    pale = lean["accent"] if kind.trait == "accent" else (0.75 if kind.hue < 0.5 else -0.75)
-    pale += draws.uniform(-0.15, 0.15)
+    pale = strengths["accent"] if synth_class.trait == "accent" else (0.75 if synth_class.hue < 0.5 else -0.75)
+    pale += rng.uniform(-0.15, 0.15)
     second = _mix(first, (0.97, 0.96, 0.93), pale) if pale > 0 else _mix(first, (0.06, 0.05, 0.08), -pale)
     margin = 0.55 * radius
-    return Thing(
-        shape=kind.shape,
-        texture=kind.texture,
-        x=draws.uniform(margin, width - margin),
-        y=draws.uniform(margin, height - margin),
+    return SceneObject(
+        shape=synth_class.shape,
+        texture=synth_class.texture,
+        x=rng.uniform(margin, width - margin),
+        y=rng.uniform(margin, height - margin),
         radius=radius,
-        turn=_direction(draws),
-        aspect=draws.uniform(0.9, 1.1),
-        grain=2.2 * (1 + 0.45 * lean["grain"]) * draws.uniform(0.9, 1.1),
+        rotation=_direction(rng),
+        aspect=rng.uniform(0.9, 1.1),
+        grain=2.2 * (1 + 0.45 * strengths["grain"]) * rng.uniform(0.9, 1.1),
         first=first,
         second=second,
-        core=lean["core"],
-        rim=lean["rim"],
-        tip=lean["tip"],
+        core=strengths["core"],
+        rim=strengths["rim"],
+        tip=strengths["tip"],
     )
 
 
-def _clutter(draws: Rng, height: int, width: int, radius: float) -> Thing:
-    first = _hue(draws.uniform(), draws.uniform(0.05, 0.35), draws.uniform(0.15, 0.9))
-    return Thing(
-        shape=draws.choice(tuple(SHAPES)),
-        texture=draws.choice((*TEXTURES, "plain")),
-        x=draws.uniform(0, width),
-        y=draws.uniform(0, height),
+def _clutter(rng: Rng, height: int, width: int, radius: float) -> SceneObject:
+    first = _hue(rng.uniform(), rng.uniform(0.05, 0.35), rng.uniform(0.15, 0.9))
+    return SceneObject(
+        shape=rng.choice(tuple(SHAPES)),
+        texture=rng.choice((*TEXTURES, "plain")),
+        x=rng.uniform(0, width),
+        y=rng.uniform(0, height),
         radius=radius,
-        turn=_direction(draws),
-        aspect=draws.uniform(0.6, 1.6),
-        grain=draws.uniform(1.0, 3.0),
+        rotation=_direction(rng),
+        aspect=rng.uniform(0.6, 1.6),
+        grain=rng.uniform(1.0, 3.0),
         first=first,
-        second=_mix(first, _hue(draws.uniform(), 0.3, draws.uniform()), 0.6),
-        opacity=draws.uniform(0.7, 1.0),
+        second=_mix(first, _hue(rng.uniform(), 0.3, rng.uniform()), 0.6),
+        opacity=rng.uniform(0.7, 1.0),
     )
 
 
-def _window(thing: Thing, canvas: F32, reach: float) -> tuple[slice, slice]:
-    """The part of the canvas that lies within `reach` radii: most things are small, the canvas is not."""
+def _window(item: SceneObject, canvas: F32, reach: float) -> tuple[slice, slice]:
+    """The part of the canvas within `reach` radii of an object, as most objects are much smaller than the canvas."""
     height, width, _ = canvas.shape
-    span = reach * thing.radius
-    rows = slice(max(0, int(thing.y - span)), min(height, int(thing.y + span) + 2))
-    return rows, slice(max(0, int(thing.x - span)), min(width, int(thing.x + span) + 2))
+    span = reach * item.radius
+    rows = slice(max(0, int(item.y - span)), min(height, int(item.y + span) + 2))
+    return rows, slice(max(0, int(item.x - span)), min(width, int(item.x + span) + 2))
 
 
-def _offsets(thing: Thing, rows: slice, columns: slice) -> tuple[F32, F32]:
-    """Each pixel's place seen from the thing's centre, in radii: [1, w] and [h, 1]."""
-    x = (np.arange(columns.start, columns.stop, dtype=np.float32) - thing.x) / thing.radius
-    y = (np.arange(rows.start, rows.stop, dtype=np.float32) - thing.y) / thing.radius
+def _offsets(item: SceneObject, rows: slice, columns: slice) -> tuple[F32, F32]:
+    """The position of each pixel relative to the centre of an object, in radii: [1, w] and [h, 1]."""
+    x = (np.arange(columns.start, columns.stop, dtype=np.float32) - item.x) / item.radius
+    y = (np.arange(rows.start, rows.stop, dtype=np.float32) - item.y) / item.radius
     return f32(x[None, :]), f32(y[:, None])
 
 
-def _paint(canvas: F32, thing: Thing, draws: Rng, light: tuple[float, float]) -> None:
-    rows, columns = _window(thing, canvas, 1.6)
+def _paint(canvas: F32, item: SceneObject, rng: Rng, light: tuple[float, float]) -> None:
+    rows, columns = _window(item, canvas, 1.6)
     part = canvas[rows, columns]
-    x, y = _offsets(thing, rows, columns)
-    cosine, sine = thing.turn
-    u = f32((cosine * x + sine * y) / thing.aspect)
-    v = f32((cosine * y - sine * x) * thing.aspect)
-    distance = SHAPES[thing.shape](u, v)
-    cover = np.clip(0.5 - distance * thing.radius, 0, 1) * thing.opacity
-    cloud = _cloud(draws, len(distance), distance.shape[1])
-    colour = _blend(texture(thing.texture, u, v, cloud, thing.grain), thing.first, thing.second)
-    if thing.rim:
-        _tone(colour, np.clip(1 - np.abs(distance + 0.1) / 0.14, 0, 1), thing.rim)
-    if thing.core:
-        _tone(colour, np.clip((0.45 - np.sqrt(u * u + v * v)) * 12, 0, 1), thing.core)
-    if thing.tip:
-        _tone(colour, np.clip((u + 0.05) * 8, 0, 0.85), thing.tip)
-    modelling = 1 + thing.relief * (x * light[0] + y * light[1])
+    x, y = _offsets(item, rows, columns)
+    cosine, sine = item.rotation
+    u = f32((cosine * x + sine * y) / item.aspect)
+    v = f32((cosine * y - sine * x) * item.aspect)
+    distance = SHAPES[item.shape](u, v)
+    cover = np.clip(0.5 - distance * item.radius, 0, 1) * item.opacity
+    cloud = _cloud(rng, len(distance), distance.shape[1])
+    colour = _blend(texture(item.texture, u, v, cloud, item.grain), item.first, item.second)
+    if item.rim:
+        _tone(colour, np.clip(1 - np.abs(distance + 0.1) / 0.14, 0, 1), item.rim)
+    if item.core:
+        _tone(colour, np.clip((0.45 - np.sqrt(u * u + v * v)) * 12, 0, 1), item.core)
+    if item.tip:
+        _tone(colour, np.clip((u + 0.05) * 8, 0, 0.85), item.tip)
+    modelling = 1 + item.relief * (x * light[0] + y * light[1])
     modelling = modelling * (0.75 + 0.25 * np.clip(-4 * distance, 0, 1))
     colour *= (modelling * (0.9 + 0.2 * cloud))[..., None]
     part += cover[..., None] * (colour - part)
 
 
 def _tone(colour: F32, where: F32, amount: float) -> None:
-    """Draw towards near white (amount > 0) or near black where `where` says, by |amount|."""
-    goal = 0.96 if amount > 0 else 0.05
-    colour += (where * min(1.0, abs(amount)))[..., None] * (goal - colour)
+    """Blend towards near white (amount > 0) or near black, by |amount| times the mask `where`."""
+    target = 0.96 if amount > 0 else 0.05
+    colour += (where * min(1.0, abs(amount)))[..., None] * (target - colour)
 
 
-def _shade(canvas: F32, thing: Thing, light: tuple[float, float]) -> None:
-    """The soft shadow that a thing throws away from the light."""
-    rows, columns = _window(thing, canvas, 2.0)
-    x, y = _offsets(thing, rows, columns)
+def _shade(canvas: F32, item: SceneObject, light: tuple[float, float]) -> None:
+    """Paint the soft shadow of an object, away from the light."""
+    rows, columns = _window(item, canvas, 2.0)
+    x, y = _offsets(item, rows, columns)
     x, y = x + 0.3 * light[0], y + 0.3 * light[1]
     darkness = np.clip(1.35 - np.sqrt(x * x + y * y), 0, 1) * 0.6
     canvas[rows, columns] *= (1 - np.minimum(darkness, 0.45))[..., None]
 
 
-def _stalks(canvas: F32, draws: Rng) -> None:
-    """Grass or bars before everything."""
+def _stalks(canvas: F32, rng: Rng) -> None:
+    """Paint grass or bars in the foreground."""
     height, width = canvas.shape[:2]
     y = np.arange(height, dtype=np.float32)[:, None] / height
     x = np.arange(width, dtype=np.float32)[None, :]
-    colour = f32(_hue(draws.uniform(0.05, 0.45), draws.uniform(0.2, 0.6), draws.uniform(0.15, 0.7)))
-    for _ in range(draws.integer(1, 4)):
-        root, lean = draws.uniform(0, width), draws.uniform(-0.25, 0.25) * width
-        thickness, top = draws.uniform(0.008, 0.025) * width, draws.uniform(0.0, 0.6)
+    colour = f32(_hue(rng.uniform(0.05, 0.45), rng.uniform(0.2, 0.6), rng.uniform(0.15, 0.7)))
+    for _ in range(rng.integer(1, 4)):
+        root, lean = rng.uniform(0, width), rng.uniform(-0.25, 0.25) * width
+        thickness, top = rng.uniform(0.008, 0.025) * width, rng.uniform(0.0, 0.6)
         middle = root + lean * (1 - y) * (1 - y)
         cover = np.clip(thickness - np.abs(x - middle), 0, 1) * np.clip((y - top) * 20, 0, 1)
         canvas += cover[..., None] * (colour - canvas)
 
 
-def _expose(canvas: F32, draws: Rng, light: tuple[float, float]) -> NDArray[np.uint8]:
-    """What a camera makes of the scene: uneven light, its colour, exposure, sometimes blur, and noise of the sensor."""
+def _expose(canvas: F32, rng: Rng, light: tuple[float, float]) -> NDArray[np.uint8]:
+    """Simulate a camera: uneven light, white balance, exposure, sometimes blur, and sensor noise. Returns uint8 [H, W, 3]."""
     height, width = canvas.shape[:2]
     x = np.arange(width, dtype=np.float32)[None, :] / width - 0.5
     y = np.arange(height, dtype=np.float32)[:, None] / height - 0.5
-    slope = draws.uniform(0, 0.4)
-    lit = 1 + slope * (x * light[0] + y * light[1]) - draws.uniform(0, 0.5) * (x * x + y * y)
-    tint = f32([draws.uniform(0.93, 1.07), 1.0, draws.uniform(0.93, 1.07)])
-    exposed = canvas * lit[..., None] * (tint * (draws.uniform(0.85, 1.2) * 255))
-    noise = draws.bytes(height, width).astype(np.float32) + draws.bytes(height, width).astype(np.float32) - 255
-    exposed += noise[..., None] * draws.uniform(0.005, 0.06)
+    slope = rng.uniform(0, 0.4)
+    lit = 1 + slope * (x * light[0] + y * light[1]) - rng.uniform(0, 0.5) * (x * x + y * y)
+    tint = f32([rng.uniform(0.93, 1.07), 1.0, rng.uniform(0.93, 1.07)])
+    exposed = canvas * lit[..., None] * (tint * (rng.uniform(0.85, 1.2) * 255))
+    noise = rng.bytes(height, width).astype(np.float32) + rng.bytes(height, width).astype(np.float32) - 255
+    exposed += noise[..., None] * rng.uniform(0.005, 0.06)
     pixels: NDArray[np.uint8] = np.clip(exposed + 0.5, 0, 255).astype(np.uint8)
-    if draws.chance(0.3):
-        blurred = Image.fromarray(pixels).filter(ImageFilter.BoxBlur(draws.uniform(0.3, 1.5)))
+    if rng.chance(0.3):
+        blurred = Image.fromarray(pixels).filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1.5)))
         pixels = np.asarray(blurred)
     return pixels

@@ -1,6 +1,7 @@
 """Shapes and textures as functions of the plane, in units of the shape's radius.
 
-Only + - * /, square root, floor and comparisons: IEEE rounds these alike on every processor, which sines and powers are not.
+They use only + - * /, square root, floor and comparisons, which IEEE 754 rounds alike on every processor, unlike sines and
+powers.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ F32 = NDArray[np.float32]
 
 
 def f32(values: Any) -> F32:
-    """Numbers as float32; nothing is copied where they are already."""
+    """Numbers as float32, without a copy if they are float32 already."""
     return np.asarray(values, np.float32)
 
 
@@ -70,7 +71,7 @@ def chevron(u: F32, v: F32) -> F32:
     return f32(np.maximum(np.abs(u) - 0.95, 0.75 * (np.abs(v + 0.35 - 0.85 * np.abs(u)) - 0.5)))
 
 
-# Signed distance to the edge, about right near it: negative inside. [h, w] and [h, w] -> [h, w].
+# Signed distance to the edge, approximate away from it; negative inside. [h, w] and [h, w] -> [h, w].
 SHAPES: dict[str, Callable[[F32, F32], F32]] = {
     "disc": disc,
     "ring": ring,
@@ -88,20 +89,20 @@ SHAPES: dict[str, Callable[[F32, F32], F32]] = {
 
 
 def wave(x: F32) -> F32:
-    """A smooth wave of period 1 between 0 and 1, from cubic arcs in place of a sine."""
+    """A smooth wave of period 1 between 0 and 1, from cubic arcs instead of a sine."""
     triangle_wave = 2 * np.abs(x - np.floor(x) - np.float32(0.5))
     return f32(triangle_wave * triangle_wave * (3 - 2 * triangle_wave))
 
 
 def sharp(x: F32, softness: float) -> F32:
-    """Turn a wave into bands with edges `softness` wide."""
+    """Turn a wave into bands with edges of width `softness`."""
     return f32(np.clip((x - 0.5) / softness + 0.5, 0, 1))
 
 
 def texture(name: str, u: F32, v: F32, cloud: F32, grain: float) -> F32:
     """The share of the second colour at each point, 0 to 1.
 
-    cloud: noise, 0 to 1, that bends the pattern. grain: how many periods fit a radius.
+    cloud: noise, 0 to 1, that distorts the pattern. grain: periods per radius.
     """
     bend = cloud - 0.5
     a, b = f32(grain * u + 0.6 * bend), f32(grain * v + 0.6 * bend)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
-from data_prep.pool import kept_workers
+from data_prep.pool import reuse_workers
 from tests.patience import until
 from tests.small import small_recipe
 from udkd.data.backends import dali as dali_backend
@@ -116,7 +116,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_worker() -> Iterator[None]:
-    with kept_workers():
+    with reuse_workers():
         yield
 
 

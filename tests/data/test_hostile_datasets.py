@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.info import describe
-from data_prep.sheet import sheet
+from data_prep.contact_sheet import write_contact_sheet
+from data_prep.info import info_lines
 from data_prep.verify import verify
 from tests.data.test_dataset import SIDE, edit, make, make_canvas
 from udkd.augment.apply import apply
@@ -102,7 +102,7 @@ def survives(path: Path, out: Path) -> str:
         dataset = DatasetFolder.open(path)  # which is what they all begin with
     except UserError as error:
         return str(error)
-    for use in (lambda: verify(path, SILENT), lambda: sheet(path, out / "s.png"), lambda: list(describe(path))):
+    for use in (lambda: verify(path, SILENT), lambda: write_contact_sheet(path, out / "s.png"), lambda: list(info_lines(path))):
         with suppress(UserError):
             use()
     for use in uses(dataset.split("train")) if "train" in dataset.splits else ():
@@ -275,7 +275,7 @@ def test_a_sheet_of_a_wide_canvas_takes_what_its_images_take(tmp_path: Path, who
     shutil.copytree(whole, tmp_path / "d")
     edit(tmp_path / "d", side=65_500)
     seal(tmp_path / "d")
-    assert sheet(tmp_path / "d", tmp_path / "s.png") == 4
+    assert write_contact_sheet(tmp_path / "d", tmp_path / "s.png") == 4
     huge = DatasetFolder.open(tmp_path / "d").split("train")
     with pytest.raises(ConfigError, match=r"canvases of 51.5 GB at once are more than the .* lower the batch"):
         next(iter(FolderBackend(huge, CPU, workers=1).epoch(huge.ids, 64)))

@@ -1,13 +1,13 @@
-"""What many tests use one after the other, because its start is half a second of imports or more."""
+"""Shares worker processes between tests: starting one takes half a second of imports or more."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from data_prep.pool import kept_workers
+from data_prep.pool import reuse_workers
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _kept_processes() -> Iterator[None]:
-    with kept_workers():
+    with reuse_workers():
         yield

@@ -11,7 +11,7 @@ from udkd.utils.errors import DataError
 
 @dataclass(frozen=True)
 class Echo:
-    """Does what the task says."""
+    """Returns the task and the process id, or fails in the way that the task names."""
 
     def __call__(self, task: object) -> object:
         if task == "die":
@@ -29,7 +29,7 @@ class Echo:
 
 @dataclass(frozen=True)
 class Double:
-    """Another job."""
+    """A second job, to tell apart from the first."""
 
     def __call__(self, task: int) -> int:
         return 2 * task

@@ -1,4 +1,4 @@
-"""samples.beton: opened by FFCV itself, the same bytes each time, refused where it does not fit."""
+"""samples.beton: readable by FFCV itself, deterministic, and refused if it does not match the dataset."""
 
 import json
 import shutil
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prep_helpers import Notes, contents, converted, needs_ffcv, photo, small_set, write_tree
 from typer.testing import CliRunner
 
 from data_prep.cli import app
-from data_prep.derived import derive_formats, discard_formats
-from data_prep.derived import ffcv as packer
+from data_prep.formats import derive_formats, discard_formats
+from data_prep.formats import ffcv as packer
 from data_prep.verify import verify
+from tests.data_prep.helpers import Notes, contents, converted, needs_ffcv, photo, small_set, write_tree
 from tests.patience import patience
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.dataset import DatasetFolder, Split
@@ -24,12 +24,12 @@ from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.files import write_json
 
 needs_ffcv()
-pytestmark = pytest.mark.timeout(patience(120))  # FFCV's own loader waits for ever where its thread fails
+pytestmark = pytest.mark.timeout(patience(120))  # FFCV's loader blocks for ever if its thread fails
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    """Samples of many sizes, one excluded in the middle, so that rows of the file and ids differ."""
+    """Samples of many sizes, one of them excluded, so that rows of the file and ids differ."""
     files = small_set(train=20) | {
         "train/n01440764/n01440764_10b.JPEG": b"no image",
         "train/n01443537/l.JPEG": photo("l", 60, 64),
@@ -45,7 +45,7 @@ def copy(folder: DatasetFolder, tmp_path: Path) -> DatasetFolder:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """FFCV sets the number of PyTorch's threads as it likes."""
+    """Restores PyTorch's number of threads, which FFCV changes."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -56,8 +56,8 @@ def beton(split: Split) -> Path:
 
 
 @pytest.mark.usefixtures("threads")
-def test_ffcv_reads_every_sample_by_itself(folder: DatasetFolder) -> None:
-    """FFCV's stock Reader and memory manager, no field or handler of ours: the stored bytes, sizes and labels, in id order."""
+def test_ffcv_s_reader_reads_every_sample(folder: DatasetFolder) -> None:
+    """FFCV's stock Reader and memory manager return the stored bytes, sizes and labels, in id order."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.memory_managers import OSCacheManager
     from ffcv.reader import Reader
@@ -82,8 +82,8 @@ def test_ffcv_reads_every_sample_by_itself(folder: DatasetFolder) -> None:
 
 
 @pytest.mark.usefixtures("threads")
-def test_ffcv_loads_it_by_itself(folder: DatasetFolder) -> None:
-    """Its stock Loader and decoder: close to our pixels (its DCT is the fast one), in order."""
+def test_ffcv_s_loader_reads_every_sample(folder: DatasetFolder) -> None:
+    """FFCV's stock Loader and decoder return nearly our pixels (it uses the fast DCT), in order."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -115,7 +115,7 @@ def test_the_same_bytes_each_time(copy: DatasetFolder, folder: DatasetFolder) ->
 
 
 def test_many_pages(copy: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages far smaller than FFCV's smallest, so that a small set fills many: nothing lies across two."""
+    """Pages far below FFCV's minimum, so that a small dataset fills many: no sample crosses a page boundary."""
     page = 1 << 12
     split = copy.split("train")
     assert split.size.max() <= page
@@ -151,14 +151,14 @@ def test_a_damaged_shard_leaves_no_file(copy: DatasetFolder) -> None:
         open_beton(split)
 
 
-def test_a_write_that_ffcv_does_not_notice_to_be_short(copy: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_write_that_ffcv_ignores_is_an_error(copy: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     from ffcv.memory_allocator import MemoryAllocator
 
     class Short(MemoryAllocator):  # type: ignore[misc]
         def flush_page(self) -> None:
-            self.page_data, whole = self.page_data[:-512], self.page_data
+            self.page_data, intact = self.page_data[:-512], self.page_data
             super().flush_page()
-            self.page_data = whole
+            self.page_data = intact
 
     monkeypatch.setattr(import_ffcv().memory_allocator, "MemoryAllocator", Short)
     with pytest.raises(DataError, match=r"FFCV wrote .* is the disk full"):
@@ -166,29 +166,29 @@ def test_a_write_that_ffcv_does_not_notice_to_be_short(copy: DatasetFolder, monk
     assert not list(copy.split("train").path.glob("*beton*"))
 
 
-def overwrite(path: Path, place: int, data: bytes) -> None:
+def overwrite(path: Path, at: int, data: bytes) -> None:
     with open(path, "r+b") as file:
-        file.seek(place)
+        file.seek(at)
         file.write(data)
 
 
 @pytest.mark.parametrize(
-    ("place", "data"),
+    ("at", "data"),
     [
         (0, b"\3"),  # version
         (2, b"\1"),  # number of fields
         (8, b"\1"),  # number of samples
-        (16, b"\0\0\0\0\0\0\0\1"),  # where the allocation table lies
+        (16, b"\0\0\0\0\0\0\0\1"),  # pointer to the allocation table
         (24, b"\xff"),  # type of the first field
-        (24, b"\7"),  # no type of FFCV's
+        (24, b"\7"),  # not a type of FFCV
         (25, b"\xff"),  # its name
         (26, b"z"),
         (24 + 2 * 1041, b"\1"),  # the first row: its mode
     ],
 )
-def test_a_damaged_head_is_one_line(copy: DatasetFolder, place: int, data: bytes) -> None:
+def test_a_damaged_header_is_a_one_line_error(copy: DatasetFolder, at: int, data: bytes) -> None:
     split = copy.split("train")
-    overwrite(beton(split), place, data)
+    overwrite(beton(split), at, data)
     with pytest.raises(DataError, match=r"samples\.beton is damaged .*udkd-prep derive --formats ffcv") as caught:
         open_beton(split)
     assert "\n" not in str(caught.value)
@@ -196,21 +196,21 @@ def test_a_damaged_head_is_one_line(copy: DatasetFolder, place: int, data: bytes
 
 
 def test_every_byte_of_the_table_matters(copy: DatasetFolder) -> None:
-    """A flipped bit in any row is refused on opening, or is a place whose bytes do not have the sample's checksum."""
+    """A flipped bit in any row is refused on opening, or points to bytes with another checksum."""
     split = copy.split("train")
     start, row = 24 + 2 * 1041, import_ffcv().types.get_metadata_type(list(open_reader(split).handlers.values())).itemsize
-    whole = beton(split).read_bytes()
+    intact = beton(split).read_bytes()
     offset = open_beton(split).offset
-    for place in range(start + 3 * row, start + 4 * row):
-        overwrite(beton(split), place, bytes([whole[place] ^ 4]))
+    for at in range(start + 3 * row, start + 4 * row):
+        overwrite(beton(split), at, bytes([intact[at] ^ 4]))
         try:
             found = open_beton(split).offset
         except DataError:
             found = None
         moved = found is not None and not np.array_equal(found, offset)
         padding = found is not None and not moved
-        assert found is None or moved or (padding and whole[place] == 0), place
-        overwrite(beton(split), place, whole[place : place + 1])
+        assert found is None or moved or (padding and intact[at] == 0), at
+        overwrite(beton(split), at, intact[at : at + 1])
     assert np.array_equal(open_beton(split).offset, offset)
 
 
@@ -218,13 +218,13 @@ def open_reader(split: Split) -> Any:
     return import_ffcv().reader.Reader(str(beton(split)))
 
 
-def test_half_a_file_and_a_file_of_other_data_are_refused(copy: DatasetFolder, tmp_path: Path) -> None:
+def test_truncated_and_foreign_files_are_refused(copy: DatasetFolder, tmp_path: Path) -> None:
     split = copy.split("train")
-    whole = beton(split).read_bytes()
-    beton(split).write_bytes(whole[: len(whole) // 2])
+    intact = beton(split).read_bytes()
+    beton(split).write_bytes(intact[: len(intact) // 2])
     with pytest.raises(DataError, match=r"expected .*truncated or of other data"):
         open_beton(split)
-    beton(split).write_bytes(whole)
+    beton(split).write_bytes(intact)
     open_beton(split)
     description = split.path / "beton.json"
     described = json.loads(description.read_bytes())
@@ -248,7 +248,7 @@ def test_from_the_command_line(copy: DatasetFolder) -> None:
     assert open_beton(copy.split("val")).offset[copy.split("val").ids].min() > 0
 
 
-def test_nothing_needs_ffcv_until_it_is_asked_for(copy: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ffcv_is_needed_only_when_requested(copy: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ffcv", None)
     before = contents(copy.path)
     with pytest.raises(ConfigError, match=r"FFCV cannot be used .*make install") as caught:

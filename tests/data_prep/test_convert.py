@@ -1,4 +1,4 @@
-"""From sources to dataset folders: pixels, policies, reproducibility, resuming."""
+"""Conversion from sources to dataset folders: pixels, policies, reproducibility, resuming."""
 
 import contextlib
 import gc
@@ -16,21 +16,33 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from prep_helpers import Notes, contents, converted, encoded, photo, picture, run, small_set, start, write_tar, write_tree
 
-from data_prep import derived
+from data_prep import formats
 from data_prep.verify import verify
+from tests.data_prep.helpers import (
+    Notes,
+    contents,
+    converted,
+    encoded,
+    photo,
+    picture,
+    run,
+    small_set,
+    start,
+    write_tar,
+    write_tree,
+)
 from tests.patience import patience, until
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import BusyError, ConfigError, DataError, MismatchError
 from udkd.utils.files import FolderLock
 from udkd.utils.progress import Silent
 
-EVERY = tuple(derived.DERIVED_FORMATS)
+EVERY = tuple(formats.WRITERS)
 
 
 def mixed_set() -> dict[str, bytes]:
-    """A small set with every kind of image that is fixed."""
+    """A small dataset with every kind of image that is fixed."""
     return small_set() | {
         "train/n01440764/grey.JPEG": encoded(picture("g", mode="L")),
         "train/n01440764/cmyk.JPEG": encoded(picture("c").convert("CMYK")),
@@ -107,7 +119,7 @@ def test_bad_images_fail_by_default(tmp_path: Path) -> None:
     assert contents(tmp_path / "d") == contents(converted(tree, tmp_path / "e", on_bad="skip").path)
 
 
-def test_a_repaired_source_is_looked_at_again(tmp_path: Path) -> None:
+def test_repaired_images_are_read_again(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set() | BAD)
     with pytest.raises(DataError, match="3 of 19"):
         converted(tree, tmp_path / "d", shard_samples=4)
@@ -144,7 +156,7 @@ def test_skipped_images_keep_their_rows_and_are_in_no_order(tmp_path: Path) -> N
     assert [entry["id"] for entry in report["bad"] if entry["split"] == "train"] == bad
 
 
-def test_nothing_left_of_a_class_or_a_split(tmp_path: Path) -> None:
+def test_classes_and_splits_without_usable_images(tmp_path: Path) -> None:
     files = small_set() | {"train/aaa/1.jpg": b"x"}
     notes = Notes()
     converted(write_tree(tmp_path / "t", files), tmp_path / "d", notes, on_bad="skip", shard_samples=1)
@@ -177,14 +189,14 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         converted(tree, tmp_path / "busy")
 
 
-def test_the_same_command_again_says_that_it_is_finished(tmp_path: Path) -> None:
-    """As after a kill behind the last step. Whatever is not the same is another dataset, which is not written over."""
+def test_repeating_a_finished_conversion(tmp_path: Path) -> None:
+    """As after a kill following the last step. Any other settings or sources mean another dataset, which is not overwritten."""
     tree = write_tree(tmp_path / "t", small_set(train=3, val=1))
     folder = converted(tree, tmp_path / "d").path
     before, notes = contents(folder), Notes()
     for workers in (1, 2):
         assert converted(tree, folder, notes, workers=workers, formats=None).path == folder
-    assert notes.lines == [f"{folder} is finished already: there is nothing to do"] * 2
+    assert notes.lines == [f"{folder} is already finished: there is nothing to do"] * 2
     others: list[tuple[Path, dict[str, object]]] = [
         (tree, {"exif": "apply"}),
         (tree, {"on_bad": "skip"}),
@@ -195,26 +207,26 @@ def test_the_same_command_again_says_that_it_is_finished(tmp_path: Path) -> None
     for source, settings in others:
         with pytest.raises(DataError, match="holds a finished dataset"):
             converted(source, folder, **settings)
-    (folder / "report.json").write_text("{}")  # as of an earlier version: nobody knows how it was made
+    (folder / "report.json").write_text("{}")  # as of an earlier version, without settings
     with pytest.raises(DataError, match="holds a finished dataset"):
         converted(tree, folder)
     assert contents(folder) | {"report.json": ""} == before | {"report.json": ""}
 
 
 def test_a_source_is_never_written_to(tmp_path: Path) -> None:
-    """With --overwrite, what lies in the folder is removed before the first image is read."""
+    """With --overwrite, files in the folder are removed before the first image is read."""
     folder = converted(write_tree(tmp_path / "src", small_set()), tmp_path / "d", formats=()).path
     (tmp_path / "link").symlink_to(folder)
     before = contents(folder)
     for source in (folder, tmp_path / "link", folder / "train" / "samples-00000.tar"):
         for overwrite in (True, False):
-            with pytest.raises(DataError, match="lies in"):
+            with pytest.raises(DataError, match="is inside"):
                 converted(source, folder, overwrite=overwrite, hold_out_percent=20)
     assert contents(folder) == before
 
 
-def test_overwriting_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the message of a stop promises: the same command continues."""
+def test_overwriting_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the message after a signal promises, the same command resumes."""
     from data_prep import convert as module
 
     source = write_tree(tmp_path / "src", small_set(train=12))
@@ -253,30 +265,30 @@ def test_the_default_formats(tmp_path: Path) -> None:
 def test_resident_is_refused_where_the_disk_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = write_tree(tmp_path / "t", small_set(train=2, val=1))
     usage = shutil.disk_usage(tmp_path)._replace(free=6 * 64 * 64 * 3 - 1)
-    monkeypatch.setattr(derived.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(formats.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match="the resident format takes"):
         converted(tree, tmp_path / "d")
     assert not (tmp_path / "d").exists()
     folder = converted(tree, tmp_path / "d", formats=())
     with pytest.raises(DataError, match="the resident format takes"):
-        derived.derive_formats(folder, ["resident"], workers=1, observer=Silent())
+        formats.derive_formats(folder, ["resident"], workers=1, observer=Silent())
 
 
-def test_a_format_that_does_not_fit_costs_nothing_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the old files give back counts as room; where that is not enough, they stay."""
+def test_a_format_that_does_not_fit_leaves_existing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The space of the old files counts as free; if it does not suffice, they stay."""
     folder = converted(write_tree(tmp_path / "t", small_set()), tmp_path / "d", formats=("resident",))
     size = sum(path.stat().st_size for path in folder.path.rglob("canvas*.npy"))
     before = contents(folder.path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(DataError, match="expected room"):
-        derived.derive_formats(folder, ["resident", "dali"], workers=1, observer=Silent())
+    with pytest.raises(DataError, match="expected enough free space"):
+        formats.derive_formats(folder, ["resident", "dali"], workers=1, observer=Silent())
     assert contents(folder.path) == before
     assert size > 1000
-    derived.derive_formats(folder, ["resident"], workers=1, observer=Silent())
+    formats.derive_formats(folder, ["resident"], workers=1, observer=Silent())
     assert contents(folder.path) == before
 
 
-def test_a_damaged_shard_costs_no_format_that_is_whole(tmp_path: Path) -> None:
+def test_a_damaged_shard_leaves_existing_formats(tmp_path: Path) -> None:
     folder = converted(write_tree(tmp_path / "t", small_set()), tmp_path / "d", formats=EVERY)
     path = folder.split("val").shard_path(0)
     data = bytearray(path.read_bytes())
@@ -285,21 +297,21 @@ def test_a_damaged_shard_costs_no_format_that_is_whole(tmp_path: Path) -> None:
     before = contents(folder.path)
     for name in EVERY:
         with pytest.raises(DataError, match="val sample 0 "):
-            derived.derive_formats(folder, [name], workers=1, observer=Silent())
+            formats.derive_formats(folder, [name], workers=1, observer=Silent())
     assert contents(folder.path) == before
 
 
 def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
-    """UDKD_LONG_TESTS=1 looks at four times as many."""
+    """UDKD_LONG_TESTS=1 tests four times as many bytes."""
     converted(write_tree(tmp_path / "t", small_set(train=3, val=1)), tmp_path / "d", side=32, shard_samples=4, formats=EVERY)
     rng = np.random.default_rng(0)
-    places = 12 if os.environ.get("UDKD_LONG_TESTS") else 3
+    count = 12 if os.environ.get("UDKD_LONG_TESTS") else 3
     for path in sorted((tmp_path / "d").rglob("*")):
         if not path.is_file() or path.name == ".lock":
             continue
-        whole = path.read_bytes()
-        for at in {0, len(whole) - 1, *rng.integers(0, len(whole), places).tolist()}:
-            data = bytearray(whole)
+        intact = path.read_bytes()
+        for at in {0, len(intact) - 1, *rng.integers(0, len(intact), count).tolist()}:
+            data = bytearray(intact)
             data[at] ^= 1 << int(rng.integers(8))
             path.write_bytes(data)
             try:
@@ -307,10 +319,10 @@ def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
             except DataError:
                 found = True
             assert found, f"{path} at {at}"
-        path.write_bytes(whole[:-1])
+        path.write_bytes(intact[:-1])
         with contextlib.suppress(DataError):
             assert verify(tmp_path / "d", Silent()), f"{path}, cut by a byte"
-        path.write_bytes(whole)
+        path.write_bytes(intact)
     assert verify(tmp_path / "d", Silent()) == []
     (tmp_path / "d" / "train" / "samples-00007.tar").write_bytes(b"")
     assert "belongs to no sample" in verify(tmp_path / "d", Silent())[0]
@@ -321,14 +333,14 @@ def begun(process: subprocess.Popen[str], folder: Path, pattern: str) -> bool:
 
 
 def test_killed_conversions_continue_to_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL at moments all along the way; every time nothing half-written can be opened."""
+    """SIGKILL at several stages. An unfinished folder cannot be opened."""
     files = {f"train/c{n % 3}/{n}.jpg": photo(n % 50, 60, 80) for n in range(1300)} | {
         f"val/c{n}/v.jpg": photo(n) for n in range(3)
     }
     tree = write_tar(tmp_path / "t.tar", files)
     options = ("--side", 64, "--formats", "resident,dali", "--workers")
     assert run("convert", tree, tmp_path / "whole", *options, 1)[0] == 0
-    whole = contents(tmp_path / "whole")
+    intact = contents(tmp_path / "whole")
     for there, workers in (("samples-00000.rows.json", 2), ("canvas.npy*", 1), ("samples-*.tfrecord*", 1)):
         process = start("convert", tree, tmp_path / "d", *options, workers)
         assert until(partial(begun, process, tmp_path / "d" / "train", there), every_s=0.002)
@@ -343,10 +355,10 @@ def test_killed_conversions_continue_to_the_same_bytes(tmp_path: Path) -> None:
         with pytest.raises(MismatchError, match="--side: stored 64, wanted 32"):
             converted(tree, tmp_path / "d", side=32)
         assert run("convert", tree, tmp_path / "d", *options, 2)[0] == 0
-    assert contents(tmp_path / "d") == whole
+    assert contents(tmp_path / "d") == intact
 
 
-def test_finished_shards_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_shards_are_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = write_tree(tmp_path / "t", small_set(train=6, val=1))
     from data_prep import convert as module
 

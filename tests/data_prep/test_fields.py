@@ -1,4 +1,4 @@
-"""Sources whose samples have several images or labels: the one that is meant is named, or asked for; nothing is guessed."""
+"""Sources whose samples have several images or labels: the correct one is known, or the user must choose it."""
 
 import io
 import json
@@ -10,31 +10,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prep_helpers import converted, encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 
+from data_prep.listing import SampleListing, list_samples
 from data_prep.sources import Fields, open_sources
-from data_prep.stock import SampleListing, list_samples
+from tests.data_prep.helpers import converted, encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 from udkd.utils.errors import ConfigError, DataError
 
 BIG, SMALL = photo("big", 20, 24), photo("small", 8, 8)
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def stock_of(*paths: Path, image: str | None = None, label: str | None = None, hold_out: float | None = None) -> SampleListing:
+def listing_of(
+    *paths: Path, image: str | None = None, label: str | None = None, hold_out: float | None = None
+) -> SampleListing:
     sources = open_sources(paths, fields=Fields(image=image, label=label))
     return list_samples(sources, classes="all", hold_out_percent=hold_out)
 
 
-def classes_of(stock: SampleListing) -> list[str]:
-    return [entry.wnid for entry in stock.classes]
+def classes_of(listing: SampleListing) -> list[str]:
+    return [entry.wnid for entry in listing.classes]
 
 
-def counts(stock: SampleListing) -> list[int]:
-    return [len(samples) for samples in stock.samples.values()]
+def counts(listing: SampleListing) -> list[int]:
+    return [len(samples) for samples in listing.samples.values()]
 
 
 def shards(root: Path, *samples: dict[str, bytes], val: int = 4) -> Path:
-    """A WebDataset of these samples, file endings to bytes, and its first ones again as val."""
+    """A WebDataset of samples (file extension to bytes), whose first samples are repeated as val."""
     root.mkdir()
     for split, chosen in (("train", samples), ("val", samples[:val])):
         write_tar(
@@ -54,12 +56,12 @@ def test_several_images_of_a_sample_are_named(tmp_path: Path, endings: tuple[str
     first, second = endings
     root = shards(tmp_path / "w", *({first: SMALL, second: BIG, "cls": str(n % 3).encode()} for n in range(6)))
     with pytest.raises(DataError, match=rf"sample 0000 has several images: {first}, {second}; .*--image-field NAME"):
-        stock_of(root)
+        listing_of(root)
     for ending, data in ((first, SMALL), (second, BIG)):
         source = open_sources([root], fields=Fields(image=ending))[0]
         assert {source.read(entry) for entry in source.list().entries} == {data}
     with pytest.raises(DataError, match=r"has no image with a label .*files of samples without an image"):
-        stock_of(root, image="webp")
+        listing_of(root, image="webp")
 
 
 def test_two_files_of_one_ending_are_refused(tmp_path: Path) -> None:
@@ -71,36 +73,36 @@ def test_two_files_of_one_ending_are_refused(tmp_path: Path) -> None:
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
         with pytest.raises(DataError, match=r"sample 0 has two files \.jpg; expected one"):
-            stock_of(tmp_path / f"train-{n}.tar")
+            listing_of(tmp_path / f"train-{n}.tar")
 
 
 @pytest.mark.parametrize("ending", ["JPEG", "Jpg", "PNG"])
 def test_upper_case_endings_in_shards(tmp_path: Path, ending: str) -> None:
     data = encoded(picture(1), "PNG") if ending == "PNG" else BIG
     root = shards(tmp_path / "w", *({ending: data, "CLS": str(n % 3).encode()} for n in range(6)))
-    assert classes_of(stock_of(root)) == ["0000", "0001", "0002"]
-    assert counts(stock_of(root / "train-000000.tar", root / "val-000000.tar")) == [6, 4]
+    assert classes_of(listing_of(root)) == ["0000", "0001", "0002"]
+    assert counts(listing_of(root / "train-000000.tar", root / "val-000000.tar")) == [6, 4]
 
 
-def test_no_label_is_no_class(tmp_path: Path) -> None:
+def test_missing_labels_are_not_a_class(tmp_path: Path) -> None:
     labels = [b"-1", b"0", b"1", b"2", b"-1"]
     by_cls = shards(tmp_path / "a", *({"jpg": BIG, "cls": label + b"\n"} for label in labels))
     by_json = shards(tmp_path / "b", *({"jpg": BIG, "json": b'{"label": ' + label + b', "score": NaN}'} for label in labels))
     by_text = shards(tmp_path / "c", *({"jpg": BIG, "json": b'{"label": "' + label + b'"}'} for label in labels))
     by_float = shards(tmp_path / "d", *({"jpg": BIG, "cls": label + b".0"} for label in labels))
     for root in (by_cls, by_json, by_text, by_float):
-        stock = stock_of(root)
-        assert classes_of(stock) == ["0000", "0001", "0002"]
-        assert counts(stock) == [3, 3]
-        assert stock.passed_over.reasons["samples without a label"][0] == 3
+        listing = listing_of(root)
+        assert classes_of(listing) == ["0000", "0001", "0002"]
+        assert counts(listing) == [3, 3]
+        assert listing.skipped.reasons["samples without a label"][0] == 3
 
 
 def test_samples_without_a_label_or_an_image_are_counted(tmp_path: Path) -> None:
-    whole = [{"jpg": BIG, "cls": b"1"}, {"jpg": BIG, "cls": b"2"}]
+    intact = [{"jpg": BIG, "cls": b"1"}, {"jpg": BIG, "cls": b"2"}]
     odd = [{"jpg": BIG, "txt": b"a bird"}, {"cls": b"7", "txt": b"x"}, {"jpg": BIG, "json": b"{}"}, {"avif": b"x", "cls": b"1"}]
-    stock = stock_of(shards(tmp_path / "w", *whole, *odd, val=2))
-    assert classes_of(stock) == ["0001", "0002"]
-    assert {reason: count for reason, (count, _) in stock.passed_over.reasons.items()} == {
+    listing = listing_of(shards(tmp_path / "w", *intact, *odd, val=2))
+    assert classes_of(listing) == ["0001", "0002"]
+    assert {reason: count for reason, (count, _) in listing.skipped.reasons.items()} == {
         "samples without a label": 2,
         "files of samples without an image": 3,
         "images with endings that are not read": 1,
@@ -108,7 +110,7 @@ def test_samples_without_a_label_or_an_image_are_counted(tmp_path: Path) -> None
     for nothing in ({"jpg": BIG, "json": b"{}"}, {"jpg": BIG, "cls": b"-1"}):
         write_tar(tmp_path / "train-0.tar", {f"0.{end}": data for end, data in nothing.items()})
         with pytest.raises(DataError, match=r"has no image with a label .*1 samples without a label, such as 0\.jpg"):
-            stock_of(tmp_path / "train-0.tar")
+            listing_of(tmp_path / "train-0.tar")
 
 
 def test_a_sample_over_two_shards_is_counted(tmp_path: Path) -> None:
@@ -117,91 +119,91 @@ def test_a_sample_over_two_shards_is_counted(tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()
     for shard, chosen in enumerate((names[:7], names[7:])):
         write_tar(tmp_path / "w" / f"train-{shard}.tar", {name: files[name] for name in chosen})
-    stock = stock_of(tmp_path / "w", hold_out=50)
-    assert sum(counts(stock)) == 5
-    assert stock.passed_over.reasons == {
+    listing = listing_of(tmp_path / "w", hold_out=50)
+    assert sum(counts(listing)) == 5
+    assert listing.skipped.reasons == {
         "samples without a label": (1, "3.jpg"),
         "files of samples without an image": (1, "3.cls"),
     }
 
 
 @pytest.mark.parametrize("text", [b"x" * 1001, b"9" * 19, b'{"label": 1, "label": 2}'])
-def test_texts_that_are_no_label(tmp_path: Path, text: bytes) -> None:
+def test_texts_that_are_not_labels(tmp_path: Path, text: bytes) -> None:
     ending = "json" if text.startswith(b"{") else "cls"
     root = shards(tmp_path / "w", {"jpg": BIG, "cls": b"1"}, {"jpg": BIG, ending: text})
     with pytest.raises(DataError, match="sample 0001 has no label: its"):
-        stock_of(root)
+        listing_of(root)
 
 
 @pytest.mark.parametrize("label", [b"-2", b"2147483647", b"4294967295", b"18446744073709551615"])
-def test_numbers_that_are_no_class_are_refused(tmp_path: Path, label: bytes) -> None:
+def test_numbers_that_are_not_classes_are_refused(tmp_path: Path, label: bytes) -> None:
     for n, files in enumerate(({"cls": label}, {"json": b'{"label": ' + label + b"}"})):
         root = shards(tmp_path / f"{n}", {"jpg": BIG, "cls": b"1"}, {"jpg": BIG, **files})
         with pytest.raises(DataError, match=r"sample 0001 has no label: its .* holds the label .*; expected a class number"):
-            stock_of(root)
+            listing_of(root)
 
 
 def cifar(n: int) -> dict[str, int]:
     return {"fine_label": n % 6, "coarse_label": n % 6 // 3}
 
 
-def test_labels_that_tell_different_classes_are_asked_for(tmp_path: Path) -> None:
-    """By ending, by key of the JSON, and between the two."""
+def test_the_user_must_choose_between_labels_that_disagree(tmp_path: Path) -> None:
+    """By extension, by key of the JSON, and between the two."""
     by_ending = [{"jpg": BIG, "fine.cls": b"%d" % (n % 6), "coarse.cls": b"%d" % (n % 2)} for n in range(12)]
     with pytest.raises(DataError, match=r"fine\.cls and coarse\.cls; .*--label-field NAME"):
-        stock_of(shards(tmp_path / "a", *by_ending))
-    assert len(classes_of(stock_of(tmp_path / "a", label="fine.cls"))) == 6
-    assert len(classes_of(stock_of(tmp_path / "a", label="coarse.cls"))) == 2
+        listing_of(shards(tmp_path / "a", *by_ending))
+    assert len(classes_of(listing_of(tmp_path / "a", label="fine.cls"))) == 6
+    assert len(classes_of(listing_of(tmp_path / "a", label="coarse.cls"))) == 2
     by_key = [{"jpg": BIG, "json": json.dumps({"label": n % 6, "class": "ab"[n % 2]}).encode()} for n in range(12)]
     with pytest.raises(DataError, match=r"json\.label and json\.class"):
-        stock_of(shards(tmp_path / "b", *by_key, val=6))
-    assert classes_of(stock_of(tmp_path / "b", label="class")) == ["a", "b"]
-    assert len(classes_of(stock_of(tmp_path / "b", label="json.label"))) == 6
+        listing_of(shards(tmp_path / "b", *by_key, val=6))
+    assert classes_of(listing_of(tmp_path / "b", label="class")) == ["a", "b"]
+    assert len(classes_of(listing_of(tmp_path / "b", label="json.label"))) == 6
     both = [{"jpg": BIG, "cls": b"%d" % (n % 3), "json": b'{"label": %d}' % (n % 4)} for n in range(12)]
     with pytest.raises(DataError, match=r"cls and json\.label"):
-        stock_of(shards(tmp_path / "c", *both, val=6))
+        listing_of(shards(tmp_path / "c", *both, val=6))
     other = [{"jpg": BIG, "json": json.dumps(cifar(n)).encode()} for n in range(12)]
     with pytest.raises(DataError, match="has no image with a label"):  # neither is a label's usual key
-        stock_of(shards(tmp_path / "d", *other, val=6))
-    assert len(classes_of(stock_of(tmp_path / "d", label="fine_label"))) == 6
+        listing_of(shards(tmp_path / "d", *other, val=6))
+    assert len(classes_of(listing_of(tmp_path / "d", label="fine_label"))) == 6
 
 
-def test_labels_that_agree_are_not_asked_for(tmp_path: Path) -> None:
-    """As timm writes ImageNet: the number twice, and its name, which two pairs of classes share."""
+def test_labels_that_agree_need_no_choice(tmp_path: Path) -> None:
+    """As timm writes ImageNet: the number twice, and the name, which two pairs of classes share."""
     names = [f"bird {n}" for n in range(20)] + ["crane", "crane"]
     samples = [
         {"jpg": BIG, "cls": b"%d" % n, "json": json.dumps({"label": n, "class_name": name}).encode()}
         for n, name in enumerate(names)
     ]
-    stock = stock_of(shards(tmp_path / "w", *samples, val=22))
-    assert classes_of(stock) == [f"{n:04d}" for n in range(22)]
+    listing = listing_of(shards(tmp_path / "w", *samples, val=22))
+    assert classes_of(listing) == [f"{n:04d}" for n in range(22)]
 
 
-def test_a_list_beside_the_samples_makes_no_webdataset(tmp_path: Path) -> None:
+def test_a_list_beside_images_is_not_a_webdataset(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", {"Labels.json": b"{}"} | small_set())
-    assert classes_of(stock_of(tar)) == ["n01440764", "n01443537"]
+    assert classes_of(listing_of(tar)) == ["n01440764", "n01443537"]
 
 
-def test_labels_behind_all_images_are_told_of(tmp_path: Path) -> None:
-    """As `tar cf a.tar *.jpg *.cls` packs them; webdataset itself reads no sample of these."""
+def test_labels_after_all_images_are_an_error(tmp_path: Path) -> None:
+    """As packed by `tar cf a.tar *.jpg *.cls`; webdataset itself reads no samples from it."""
     files = {f"{n}.jpg": BIG for n in range(3)} | {f"{n}.cls": b"1" for n in range(3)}
     with pytest.raises(DataError, match=r"in each sample, the files of a sample one after the other; name"):
-        stock_of(write_tar(tmp_path / "train-0.tar", files))
+        listing_of(write_tar(tmp_path / "train-0.tar", files))
 
 
-def test_what_macos_adds_to_a_shard_is_passed_over(tmp_path: Path) -> None:
+def test_files_that_macos_adds_to_a_shard_are_skipped(tmp_path: Path) -> None:
     files = {
         name: data for n in range(4) for name, data in ((f"._{n}.jpg", b"x"), (f"{n}.jpg", BIG), (f"{n}.cls", b"%d" % (n % 2)))
     }
-    stock = stock_of(write_tar(tmp_path / "train-0.tar", files), hold_out=50)
-    assert (sum(counts(stock)), stock.passed_over.count) == (4, 4)
+    listing = listing_of(write_tar(tmp_path / "train-0.tar", files), hold_out=50)
+    assert (sum(counts(listing)), listing.skipped.count) == (4, 4)
 
 
-def test_test_shards_without_labels_hide_no_webdataset(tmp_path: Path) -> None:
+def test_test_shards_without_labels_do_not_hide_a_webdataset(tmp_path: Path) -> None:
     root = shards(tmp_path / "w", *({"jpg": BIG, "cls": b"%d" % (n % 2)} for n in range(4)))
     write_tar(root / "test-000000.tar", {f"{n}.jpg": BIG for n in range(3)})
-    stock = stock_of(root)
-    assert (counts(stock), stock.passed_over.count) == ([4, 4], 3)
+    listing = listing_of(root)
+    assert (counts(listing), listing.skipped.count) == ([4, 4], 3)
 
 
 def test_splits_in_the_keys_of_one_tar(tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ def test_splits_in_the_keys_of_one_tar(tmp_path: Path) -> None:
         for n in range(count)
         for end, data in (("jpg", BIG), ("cls", b"%d" % (n % 2)))
     }
-    assert counts(stock_of(write_tar(tmp_path / "a.tar", files))) == [6, 4]
+    assert counts(listing_of(write_tar(tmp_path / "a.tar", files))) == [6, 4]
 
 
 # --- parquet ---
@@ -229,48 +231,50 @@ def images(data: bytes, count: int, path: str | None = None) -> pa.Array:
     return pa.array([{"bytes": data, "path": path}] * count, STRUCT)
 
 
-def test_the_column_called_image_or_the_one_that_is_asked_for(tmp_path: Path) -> None:
+def test_the_image_column_or_the_chosen_one_is_read(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", {"thumb": images(SMALL, 40), "image": images(BIG, 40), "label": [0, 1] * 20})
     for image, data in ((None, BIG), ("thumb", SMALL), ("image", BIG)):
         source = open_sources([path], fields=Fields(image=image))[0]
         listing = source.list()
         assert {source.read(entry) for entry in listing.entries} == {data}
         assert {entry.size for entry in listing.entries} == {len(data)}
-        assert "further columns of images, which are not read" in listing.remarks[0]
+        assert "other columns of images, which are not read" in listing.warnings[0]
     with pytest.raises(DataError, match=r"has no image column 'x', it has thumb, image; .*--image-field"):
-        stock_of(path, image="x", hold_out=50)
+        listing_of(path, image="x", hold_out=50)
     path = table(tmp_path / "b.parquet", {"left": images(SMALL, 4), "right": images(BIG, 4), "label": [0, 1] * 2})
     with pytest.raises(DataError, match=r"has several image columns: left, right; .*--image-field NAME"):
-        stock_of(path, hold_out=50)
+        listing_of(path, hold_out=50)
 
 
-def test_label_columns_that_differ_are_asked_for(tmp_path: Path) -> None:
+def test_the_user_must_choose_between_label_columns_that_disagree(tmp_path: Path) -> None:
     count = 60
     rows = [cifar(n) for n in range(count)]
     columns = {"img": images(BIG, count)} | {name: [row[name] for row in rows] for name in ("coarse_label", "fine_label")}
     names = {"fine_label": {"names": [f"f{n}" for n in range(6)]}, "coarse_label": {"names": ["fish", "fowl"]}}
     path = table(tmp_path / "a.parquet", columns, names)
-    with pytest.raises(DataError, match=r"tell different classes, fine_label and coarse_label; .*--label-field NAME"):
-        stock_of(path, hold_out=50)
-    assert classes_of(stock_of(path, label="coarse_label", hold_out=50)) == ["fish", "fowl"]
-    assert classes_of(stock_of(path, label="fine_label", hold_out=50)) == [f"f{n}" for n in range(6)]
+    with pytest.raises(DataError, match=r"labels that disagree, fine_label and coarse_label; .*--label-field NAME"):
+        listing_of(path, hold_out=50)
+    assert classes_of(listing_of(path, label="coarse_label", hold_out=50)) == ["fish", "fowl"]
+    assert classes_of(listing_of(path, label="fine_label", hold_out=50)) == [f"f{n}" for n in range(6)]
     agreeing = {
         "image": images(BIG, count),
         "label": [n % 5 for n in range(count)],
         "text_label": [str(n % 5) for n in range(count)],
     }
-    assert len(classes_of(stock_of(table(tmp_path / "b.parquet", agreeing), hold_out=50))) == 5
+    assert len(classes_of(listing_of(table(tmp_path / "b.parquet", agreeing), hold_out=50))) == 5
     assert classes_of(
-        stock_of(table(tmp_path / "c.parquet", {"image": images(BIG, 20), "kind": ["x", "y"] * 10}), label="kind", hold_out=50)
+        listing_of(
+            table(tmp_path / "c.parquet", {"image": images(BIG, 20), "kind": ["x", "y"] * 10}), label="kind", hold_out=50
+        )
     ) == ["x", "y"]
 
 
 @pytest.mark.parametrize("where", ["train/0.jpg", None])
-def test_paths_without_images_are_one_error(tmp_path: Path, where: str | None) -> None:
+def test_paths_without_images_are_an_error(tmp_path: Path, where: str | None) -> None:
     rows = [{"bytes": None, "path": where}] * 6
     path = table(tmp_path / "train.parquet", {"image": pa.array(rows, STRUCT), "label": [0, 1] * 3})
-    with pytest.raises(DataError, match=r"holds paths.*, not images: its column image has no bytes; .*embed them"):
-        stock_of(path, hold_out=50)
+    with pytest.raises(DataError, match=r"holds paths.* instead of images: its column image has no bytes; .*embed them"):
+        listing_of(path, hold_out=50)
 
 
 @pytest.mark.parametrize(
@@ -287,11 +291,11 @@ def test_paths_without_images_are_one_error(tmp_path: Path, where: str | None) -
 )
 def test_labels_of_every_type(tmp_path: Path, labels: pa.Array, found: list[str]) -> None:
     path = table(tmp_path / "a.parquet", {"image": images(BIG, 40), "label": labels})
-    assert classes_of(stock_of(path, hold_out=50)) == found
+    assert classes_of(listing_of(path, hold_out=50)) == found
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         (pa.array([0.5, 1.5] * 2), r"holds the label 0\.5; expected a class number or name"),
         (pa.array([0, 2**32 - 1] * 2), "holds the label 4294967295; expected"),
@@ -302,19 +306,19 @@ def test_labels_of_every_type(tmp_path: Path, labels: pa.Array, found: list[str]
     ],
     ids=["fraction", "huge", "negative", "list", "struct", "bytes"],
 )
-def test_labels_that_are_none_are_one_line(tmp_path: Path, labels: pa.Array, said: str) -> None:
+def test_invalid_labels_are_a_one_line_error(tmp_path: Path, labels: pa.Array, message: str) -> None:
     path = table(tmp_path / "a.parquet", {"image": images(BIG, 4), "label": labels})
-    with pytest.raises(DataError, match=said):
-        stock_of(path, hold_out=50)
+    with pytest.raises(DataError, match=message):
+        listing_of(path, hold_out=50)
 
 
-def test_texts_of_parquet_that_are_none_are_one_line(tmp_path: Path) -> None:
+def test_invalid_texts_in_parquet_are_a_one_line_error(tmp_path: Path) -> None:
     broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"a"]).buffers())
     with pytest.raises(DataError, match=r"cannot be read .*'utf-8' codec"):
-        stock_of(table(tmp_path / "a.parquet", {"image": images(BIG, 2), "label": broken}))
+        listing_of(table(tmp_path / "a.parquet", {"image": images(BIG, 2), "label": broken}))
     made = pa.table({"image": images(BIG, 8), "label": [0, 1] * 4}).replace_schema_metadata({"huggingface": "[" * 100_000})
     pq.write_table(made, tmp_path / "b.parquet")
-    assert classes_of(stock_of(tmp_path / "b.parquet", hold_out=50)) == ["0000", "0001"]
+    assert classes_of(listing_of(tmp_path / "b.parquet", hold_out=50)) == ["0000", "0001"]
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())], ids=str)
@@ -334,25 +338,25 @@ def test_empty_row_groups_and_columns_of_one_name(tmp_path: Path) -> None:
     doubled = pa.Table.from_arrays([images(BIG, 4), pa.array([0, 1] * 2), pa.array([1, 1] * 2)], ["image", "label", "label"])
     pq.write_table(doubled, tmp_path / "b.parquet")
     with pytest.raises(DataError, match="has several columns label"):
-        stock_of(tmp_path / "b.parquet", hold_out=50)
+        listing_of(tmp_path / "b.parquet", hold_out=50)
 
 
 def test_a_test_file_needs_no_labels(tmp_path: Path) -> None:
     for stem in ("train", "validation"):
         table(tmp_path / f"{stem}.parquet", {"image": images(BIG, 4), "label": [0, 1] * 2})
     table(tmp_path / "test.parquet", {"image": images(BIG, 5)})
-    stock = stock_of(tmp_path)
-    assert (counts(stock), stock.passed_over.count) == ([4, 4], 5)
+    listing = listing_of(tmp_path)
+    assert (counts(listing), listing.skipped.count) == ([4, 4], 5)
     (tmp_path / "test.parquet").rename(tmp_path / "extra.parquet")
     with pytest.raises(DataError, match="expected an image column"):
-        stock_of(tmp_path)
+        listing_of(tmp_path)
 
 
 # --- .beton ---
 
 
 def beton(path: Path, fields: dict[str, str], rows: list[dict[str, object]]) -> Path:
-    """FFCV's file by its layout. fields: name to `image`, `int` or `float`; images are JPEGs' bytes."""
+    """Writes FFCV's file format. fields: name to `image`, `int` or `float`; images are JPEG bytes."""
     image = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
     kinds = {"float": (0, np.dtype("<f8")), "int": (1, np.dtype("<i8")), "image": (2, image)}
     table = np.zeros(len(rows), np.dtype([(name, kinds[kind][1]) for name, kind in fields.items()], align=True))
@@ -373,33 +377,33 @@ def beton(path: Path, fields: dict[str, str], rows: list[dict[str, object]]) -> 
     return path
 
 
-def test_fields_of_a_beton_are_asked_for(tmp_path: Path) -> None:
+def test_the_user_must_choose_between_fields_of_a_beton(tmp_path: Path) -> None:
     rows = [{"index": n, "image": BIG, "score": 0.5, "label": n % 3, "thumb": SMALL} for n in range(12)]
     path = beton(tmp_path / "a.beton", {"index": "int", "image": "image", "label": "int", "thumb": "image"}, rows)
     with pytest.raises(DataError, match=r"has several RGBImageFields: image, thumb; .*--image-field NAME"):
-        stock_of(path, hold_out=50)
+        listing_of(path, hold_out=50)
     with pytest.raises(DataError, match=r"has several IntFields: index, label; .*--label-field NAME"):
-        stock_of(path, image="image", hold_out=50)
+        listing_of(path, image="image", hold_out=50)
     with pytest.raises(DataError, match="has no IntField 'image', it has index, label"):
-        stock_of(path, image="image", label="image", hold_out=50)
+        listing_of(path, image="image", label="image", hold_out=50)
     for image, data in (("image", BIG), ("thumb", SMALL)):
         source = open_sources([path], fields=Fields(image=image, label="label"))[0]
         entries = source.list().entries
         assert {source.read(entry) for entry in entries} == {data}
         assert [entry.class_name for entry in entries] == [f"{n % 3:04d}" for n in range(12)]
     path = beton(tmp_path / "b.beton", {"score": "float", "image": "image", "label": "int"}, rows)
-    assert classes_of(stock_of(path, hold_out=50)) == ["0000", "0001", "0002"]
+    assert classes_of(listing_of(path, hold_out=50)) == ["0000", "0001", "0002"]
 
 
 def test_labels_of_a_beton(tmp_path: Path) -> None:
     fields = {"image": "image", "label": "int"}
     path = beton(tmp_path / "a.beton", fields, [{"image": BIG, "label": n % 4 - 1} for n in range(20)])
-    stock = stock_of(path, hold_out=50)
-    assert (classes_of(stock), sum(counts(stock)), stock.passed_over.count) == (["0000", "0001", "0002"], 15, 5)
+    listing = listing_of(path, hold_out=50)
+    assert (classes_of(listing), sum(counts(listing)), listing.skipped.count) == (["0000", "0001", "0002"], 15, 5)
     for label in (-2, 2**40):
         beton(path, fields, [{"image": BIG, "label": label}])
         with pytest.raises(DataError, match=rf"holds the label {label} at sample 0; expected a class number"):
-            stock_of(path, hold_out=50)
+            listing_of(path, hold_out=50)
 
 
 def test_fields_of_ffcv_s_own_writer(tmp_path: Path) -> None:
@@ -415,19 +419,19 @@ def test_fields_of_ffcv_s_own_writer(tmp_path: Path) -> None:
 
     path = written("train.beton")
     with pytest.raises(DataError, match="has several IntFields: index, label"):
-        stock_of(path)
-    assert classes_of(stock_of(path, label="label", hold_out=50)) == ["0000", "0001", "0002"]
+        listing_of(path)
+    assert classes_of(listing_of(path, label="label", hold_out=50)) == ["0000", "0001", "0002"]
     with pytest.raises(DataError, match=r"fields of other kinds: .*notes \(BytesField\)"):
-        stock_of(written("other.beton", notes=BytesField()))
+        listing_of(written("other.beton", notes=BytesField()))
 
 
 # --- the options ---
 
 
-def test_fields_are_for_sources_that_have_some(tmp_path: Path) -> None:
+def test_field_options_need_a_source_with_fields(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set())
     with pytest.raises(ConfigError, match=r"--image-field and --label-field choose among the fields of WebDatasets"):
-        stock_of(tree, label="label")
+        listing_of(tree, label="label")
 
 
 def test_a_chosen_field_reaches_the_workers(tmp_path: Path) -> None:
@@ -441,17 +445,17 @@ def test_a_chosen_field_reaches_the_workers(tmp_path: Path) -> None:
     assert split.labels.tolist() == [0, 0, 1, 1]
 
 
-def test_labels_in_other_texts_are_asked_for(tmp_path: Path) -> None:
-    """`.txt` is a caption to most and a label to some; beside class folders such shards are what they were, passed over."""
+def test_labels_in_other_text_files_must_be_chosen(tmp_path: Path) -> None:
+    """`.txt` files are usually captions and sometimes labels. Beside class folders such shards are skipped."""
     root = shards(tmp_path / "w", *({"jpg": BIG, "txt": b"%d\n" % (n % 3), "xml": b"x"} for n in range(6)))
     for path in (root, root / "train-000000.tar"):
         with pytest.raises(DataError, match=r"no image with a label .*such as 0000\.jpg.*--label-field"):
-            stock_of(path)
-    assert classes_of(stock_of(root, label="txt")) == ["0000", "0001", "0002"]
+            listing_of(path)
+    assert classes_of(listing_of(root, label="txt")) == ["0000", "0001", "0002"]
     assert open_sources([root], "webdataset")
     write_tree(root, small_set())
-    stock = stock_of(root)
-    assert (counts(stock), stock.passed_over.count) == ([12, 4], 2)
+    listing = listing_of(root)
+    assert (counts(listing), listing.skipped.count) == ([12, 4], 2)
 
 
 def test_a_tar_of_class_folders_with_annotations_says_how_to_read_it(tmp_path: Path) -> None:
@@ -460,11 +464,11 @@ def test_a_tar_of_class_folders_with_annotations_says_how_to_read_it(tmp_path: P
         tmp_path / "a.tar", {n: d for name in files for n, d in ((name, files[name]), (name[:-5] + ".json", b"{}"))}
     )
     with pytest.raises(DataError, match=r"no image with a label.*or give --layout imagefolder if folders are the classes"):
-        stock_of(tar)
+        listing_of(tar)
 
 
 @pytest.mark.parametrize("ending", [".TAR", ".Tar"])
 def test_upper_case_endings_of_shards_themselves(tmp_path: Path, ending: str) -> None:
     root = shards(tmp_path / "w", *({"jpg": BIG, "cls": str(n % 3).encode()} for n in range(6)))
     (root / "val-000000.tar").rename(root / f"val-000000{ending}")
-    assert counts(stock_of(root)) == [6, 4]
+    assert counts(listing_of(root)) == [6, 4]

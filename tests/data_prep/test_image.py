@@ -1,4 +1,4 @@
-"""What becomes of one image."""
+"""Preparing a single image."""
 
 import io
 import struct
@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from prep_helpers import encoded, photo, picture
 
 from data_prep.image import PIXEL_LIMIT, BadImage, PixelSettings, Prepared, prepare
+from tests.data_prep.helpers import encoded, photo, picture
 
 PAD = PixelSettings(side=64, fit="pad", quality=95, subsampling="4:4:4")
 SQUASH = PixelSettings(side=48, fit="squash", quality=95, subsampling="4:4:4")
@@ -70,7 +70,7 @@ def test_squash_resamples_to_the_square(source: tuple[int, int]) -> None:
     assert rms(opened(prepared), image.resize((48, 48), Image.Resampling.LANCZOS)) < 6
 
 
-def test_squash_keeps_what_is_that_size_already() -> None:
+def test_squash_keeps_images_of_the_stored_size() -> None:
     data = photo(3, 48, 48)
     assert prepare(data, SQUASH).jpeg is data
 
@@ -180,8 +180,8 @@ def test_bad_images_have_a_reason(data: bytes, reason: str, settings: PixelSetti
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_bytes_never_raise_anything_else() -> None:
-    """Random damage in every kind: prepared or refused, and what is kept as it is decodes in Pillow to the stated size."""
+def test_damaged_bytes_raise_only_bad_image() -> None:
+    """Random damage to every kind: prepared or refused, and kept bytes decode in Pillow to the stated size."""
     rng = np.random.default_rng(0)
     refused = 0
     for data in [photo(1), photo(2, progressive=True), *(case[1] for case in ZOO)]:
@@ -198,7 +198,7 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
     assert refused > 50
 
 
-def test_strict_decoding_finds_flips_that_pillow_does_not() -> None:
+def test_strict_decoding_finds_bit_flips_that_pillow_misses() -> None:
     data = photo(7, 64, 64)
     found_by_us = found_by_pillow = 0
     for at in range(700, len(data) - 2, 5):
@@ -215,7 +215,7 @@ def test_strict_decoding_finds_flips_that_pillow_does_not() -> None:
     assert found_by_us > found_by_pillow
 
 
-def test_what_checking_costs_is_measured_against_the_same_rows() -> None:
+def test_unchecked_images_give_the_same_rows() -> None:
     unchecked = replace(PAD, unchecked=True)
     for data in (photo(1, 64, 64), photo(2, 80, 40), encoded(picture(3, mode="L")), encoded(picture(4), "PNG")):
         assert prepare(data, unchecked) == prepare(data, PAD)
@@ -226,8 +226,8 @@ def test_what_checking_costs_is_measured_against_the_same_rows() -> None:
 
 
 @pytest.mark.parametrize("chunk", [b"zTXtnote\0\0", b"iCCPprofile\0\0", b"iTXtnote\0\1\0\0\0"])
-def test_a_png_with_megabytes_of_text_or_profile_is_whole(chunk: bytes) -> None:
-    """Pillow alone refuses these, other decoders do not; its bound on all texts together stays."""
+def test_a_png_with_megabytes_of_text_or_profile_is_intact(chunk: bytes) -> None:
+    """Only Pillow refuses these, other decoders do not. Its limit on the total size of texts stays."""
     plain = encoded(picture(1), "PNG")
 
     def with_text(size: int) -> bytes:
@@ -239,8 +239,8 @@ def test_a_png_with_megabytes_of_text_or_profile_is_whole(chunk: bytes) -> None:
         prepare(with_text(70_000_000), PAD)
 
 
-def test_udkd_alone_changes_no_limit_of_pillow() -> None:
-    """The converter's process does; one that imports udkd keeps Pillow's own."""
+def test_udkd_does_not_change_pillow_s_limits() -> None:
+    """The converter raises Pillow's limits; a process that imports udkd keeps them."""
     limits = "(Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK)"
     program = f"from PIL import Image, PngImagePlugin; a = {limits}; import udkd.data.image_files; assert a == {limits}"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,4 +1,4 @@
-"""What a conversion remembers of each image, in bytes: the listing, and the manifest's columns."""
+"""Memory per image during a conversion, in bytes: the listing, and the columns of the manifest."""
 
 import io
 import tarfile
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from data_prep.listing import SampleListing, list_samples
 from data_prep.sources import Entry, EntryTable, Listing, open_sources
-from data_prep.stock import SampleListing, list_samples
 from udkd.data.manifest import GROUP_ROWS, SCHEMA, Columns, ManifestRow, read_manifest, rows_to_columns, write_manifest
 from udkd.utils.files import sha256_file
 
@@ -19,7 +19,7 @@ WNIDS = [f"n{n:08d}" for n in range(20)]
 
 
 class Stubs:
-    """A source of images that nobody reads, named as ImageNet's are."""
+    """A source of images that are never read, with names like ImageNet's."""
 
     path = Path("stubs")
 
@@ -59,26 +59,26 @@ def row(n: int) -> ManifestRow:
 
 
 def bytes_each(make: Callable[[int], object], counts: tuple[int, int] = (FEW, MANY)) -> tuple[float, float]:
-    """What one more image takes, for good and at the worst moment: the difference of two sizes, so that no constant counts."""
-    found = []
+    """Memory per additional image, final and peak: the difference of two sizes, so that constants cancel."""
+    sizes = []
     for count in counts:
         tracemalloc.start()
         kept = make(count)
-        found.append(tracemalloc.get_traced_memory())
+        sizes.append(tracemalloc.get_traced_memory())
         tracemalloc.stop()
         del kept
-    (few, few_peak), (many, many_peak) = found
+    (few, few_peak), (many, many_peak) = sizes
     more = counts[1] - counts[0]
     return (many - few) / more, (many_peak - few_peak) / more
 
 
-def stock_of(count: int) -> SampleListing:
+def listing_of(count: int) -> SampleListing:
     return list_samples([Stubs(count)], classes="all", hold_out_percent=None)
 
 
 def test_a_listing_takes_a_hundred_bytes_an_image() -> None:
-    stock_of(100)  # imports and tables of class names
-    kept, peak = bytes_each(stock_of)
+    listing_of(100)  # imports and tables of class names
+    kept, peak = bytes_each(listing_of)
     assert kept < 100
     assert peak < 160
 
@@ -89,8 +89,8 @@ def test_a_manifest_takes_its_columns_and_no_more() -> None:
     assert peak < 200
 
 
-def test_a_tar_is_listed_in_as_little(tmp_path: Path) -> None:
-    """The listing of a real source, to its peak; members without bytes."""
+def test_listing_a_tar_takes_as_little_memory(tmp_path: Path) -> None:
+    """Peak memory of listing a real source, whose members have no bytes."""
     counts = (500, 2_000)
     for count in counts:
         with tarfile.open(tmp_path / f"{count}.tar", "w") as archive:
@@ -100,14 +100,14 @@ def test_a_tar_is_listed_in_as_little(tmp_path: Path) -> None:
     assert peak < 240
 
 
-def test_columns_are_their_rows(tmp_path: Path) -> None:
+def test_columns_equal_their_rows(tmp_path: Path) -> None:
     rows = [row(n) for n in range(300)] + [ManifestRow(label=3, source="c/x.jpg", excluded=True, note="empty file")]
     columns = rows_to_columns(rows)
     path = tmp_path / "manifest.parquet"
     write_manifest(path, columns)
     back = read_manifest(path, samples=301, size_bytes=path.stat().st_size, sha256=sha256_file(path))
-    for found in (columns, back):
-        assert check(found, rows)
+    for each in (columns, back):
+        assert check(each, rows)
     assert pq.read_table(path).to_pylist() == [{name: getattr(each, name) for name in SCHEMA.names} for each in rows]
 
 
@@ -127,7 +127,7 @@ def check(columns: Columns, rows: list[ManifestRow]) -> bool:
 
 
 def test_groups_of_rows_are_as_pyarrow_alone_writes_them(tmp_path: Path) -> None:
-    """Written group by group, the file is the one that the whole table would be."""
+    """Writing group by group gives the same file as writing the full table."""
     count = GROUP_ROWS + 1000
     base = rows_to_columns(row(n) for n in range(1000))
     at = np.arange(count) % 1000

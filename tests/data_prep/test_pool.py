@@ -1,4 +1,4 @@
-"""Worker processes: order, bounds, errors, and no orphan."""
+"""Worker processes: order, bounds, errors, and no orphans."""
 
 import itertools
 import os
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pool_jobs import Double, Echo
 
 from data_prep import pool as module
-from data_prep.pool import RESULTS_PER_WORKER, Pool, kept_workers
+from data_prep.pool import RESULTS_PER_WORKER, Pool, reuse_workers
+from tests.data_prep.pool_jobs import Double, Echo
 from tests.patience import until
 from udkd.utils.errors import DataError
 
@@ -43,11 +43,11 @@ def test_results_come_in_order_and_tasks_are_taken_as_needed() -> None:
             yield 0.01 if n % 7 == 0 else 0.0001 * n
 
     with Pool(Echo(), 3) as pool:
-        found = []
+        results = []
         for number, (task, _) in enumerate(pool.ordered(tasks())):
             assert taken <= number + 3 * RESULTS_PER_WORKER + 1
-            found.append(task)
-    assert found == [0.01 if n % 7 == 0 else 0.0001 * n for n in range(60)]
+            results.append(task)
+    assert results == [0.01 if n % 7 == 0 else 0.0001 * n for n in range(60)]
 
 
 def test_a_pool_can_be_used_again_and_left_early() -> None:
@@ -59,12 +59,12 @@ def test_a_pool_can_be_used_again_and_left_early() -> None:
     assert gone(pids)
 
 
-def test_kept_workers_do_the_job_of_the_next_pool() -> None:
-    """Those that have done all their tasks; one stopped in between would still send answers."""
-    with kept_workers():
+def test_idle_workers_are_reused_by_the_next_pool() -> None:
+    """Only workers that have finished all tasks are reused; others would still send old results."""
+    with reuse_workers():
         with Pool(Echo(), 2) as echo:
             pids = {pid for _, pid in echo.ordered(iter(range(20)))}
-        with kept_workers(), Pool(Double(), 1) as double:
+        with reuse_workers(), Pool(Double(), 1) as double:
             assert list(double.ordered(iter(range(5)))) == [0, 2, 4, 6, 8]
         with Pool(Echo(), 2) as echo:
             assert {pid for _, pid in echo.ordered(iter(range(20)))} == pids
@@ -97,12 +97,11 @@ def test_failures_reach_the_parent_at_once(task: str, kind: type[Exception], mes
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    script = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+    script = """
 from data_prep.pool import Pool
-from pool_jobs import Echo
+from tests.data_prep.pool_jobs import Echo
 with Pool(Echo(), 2) as pool:
-    print(*{{pid for _, pid in pool.ordered(iter(range(20)))}}, flush=True)
+    print(*{pid for _, pid in pool.ordered(iter(range(20)))}, flush=True)
     list(pool.ordered(iter([0.2] * 1000)))
 """
     root = Path(__file__).resolve().parent.parent.parent

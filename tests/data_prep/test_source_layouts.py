@@ -1,4 +1,4 @@
-"""Sources of every layout, written by others where others write them: the same images under the same classes from each."""
+"""Sources of every layout, some written by other programs: each gives the same images under the same classes."""
 
 import contextlib
 import csv
@@ -11,19 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import prep_helpers
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from prep_helpers import encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 
-from data_prep.info import describe
+from data_prep.info import info_lines
+from data_prep.listing import SampleListing, list_samples
 from data_prep.sources import BESIDE_FILES, open_sources
 from data_prep.sources.matlab import struct_array
-from data_prep.sources.source import OTHER, TEST
-from data_prep.stock import SampleListing, list_samples
+from data_prep.sources.source import OTHER_FILES, TEST_IMAGES
 from data_prep.verify import verify
+from tests.data_prep import helpers
+from tests.data_prep.helpers import encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.progress import Silent
@@ -32,16 +32,16 @@ WNIDS = ("n01440764", "n01443537", "n02510455")
 
 
 def converted(source: Path | list[Path], folder: Path, **settings: object) -> DatasetFolder:
-    """Kept as they are, and without derived formats."""
-    return prep_helpers.converted(source, folder, **{"side": 96, "formats": (), **settings})
+    """Convert with a side that keeps all bytes, and without derived formats."""
+    return helpers.converted(source, folder, **{"side": 96, "formats": (), **settings})
 
 
-def stock_of(*paths: Path, layout: str = "auto", classes: str = "all", hold_out: float | None = None) -> SampleListing:
+def listing_of(*paths: Path, layout: str = "auto", classes: str = "all", hold_out: float | None = None) -> SampleListing:
     return list_samples(open_sources(paths, layout), classes=classes, hold_out_percent=hold_out)
 
 
 def images_of(folder: DatasetFolder) -> dict[str, list[tuple[str, bytes]]]:
-    """Class and bytes of every image of each split, sorted."""
+    """Class and bytes of every image, by split, sorted."""
     return {
         name: sorted((folder.classes[split.labels[n]].wnid, split.read(n)) for n in split.ids.tolist())
         for name, split in folder.splits.items()
@@ -57,7 +57,7 @@ def expected(files: Mapping[str, bytes]) -> dict[str, list[tuple[str, bytes]]]:
 
 
 def ilsvrc(root: Path, files: Mapping[str, bytes]) -> tuple[Path, dict[str, str]]:
-    """The two tars as they are downloaded, and the class of each validation image."""
+    """The two tars as downloaded, and the class of each validation image."""
     root.mkdir()
     inner = {}
     for wnid in WNIDS:
@@ -82,7 +82,7 @@ def mat_element(kind: int, data: bytes) -> bytes:
 
 
 def meta_mat(ids: Mapping[str, int], compressed: bool) -> bytes:
-    """A struct array `synsets` as MATLAB lays it out, with small elements inside their tags where it does so."""
+    """A struct array `synsets` as MATLAB writes it, with small elements inside their tags."""
     import zlib
 
     def matrix(kind: int, shape: tuple[int, int], *parts: bytes, name: bytes = b"") -> bytes:
@@ -141,18 +141,18 @@ def test_ilsvrc_with_the_devkit(tmp_path: Path, compressed: bool) -> None:
 def test_ilsvrc_with_kaggle_s_solution(tmp_path: Path) -> None:
     files = small_set(classes=WNIDS)
     root, truth = ilsvrc(tmp_path / "i", files)
-    with pytest.raises(DataError, match=r"says nothing of classes.*LOC_val_solution\.csv beside it"):
-        stock_of(root)
+    with pytest.raises(DataError, match=r"has no classes.*LOC_val_solution\.csv beside it"):
+        listing_of(root)
     named = kaggle_csv(tmp_path / "LOC_val_solution.csv", truth)
     assert images_of(converted([root, named], tmp_path / "d")) == expected(files)
-    with pytest.raises(DataError, match="says which classes validation images have; expected their tar"):
-        stock_of(root / "ILSVRC2012_img_train.tar", named)
+    with pytest.raises(DataError, match="labels validation images, which no source holds; expected their tar"):
+        listing_of(root / "ILSVRC2012_img_train.tar", named)
     kaggle_csv(named, dict(list(truth.items())[1:]))
-    with pytest.raises(DataError, match=r"does not name ILSVRC2012_val_00000001\.JPEG"):
-        stock_of(root, named)
+    with pytest.raises(DataError, match=r"does not list ILSVRC2012_val_00000001\.JPEG"):
+        listing_of(root, named)
     named.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="expected the columns ImageId"):
-        stock_of(root, named)
+        listing_of(root, named)
 
 
 def flat_val(truth: Mapping[str, str], root: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -163,7 +163,7 @@ def flat_val(truth: Mapping[str, str], root: Path, files: Mapping[str, bytes]) -
 
 
 def test_a_flat_val_folder_has_its_ground_truth(tmp_path: Path) -> None:
-    """Kaggle's CLS-LOC and a val tar unpacked by hand: as a tree and as a tar, with the truth inside or named."""
+    """Kaggle's CLS-LOC and a val tar unpacked by hand: as a tree and as a tar, with the ground truth inside or named."""
     files = small_set(classes=WNIDS)
     root, truth = ilsvrc(tmp_path / "i", files)
     flat = flat_val(truth, root, files)
@@ -174,19 +174,19 @@ def test_a_flat_val_folder_has_its_ground_truth(tmp_path: Path) -> None:
     assert images_of(converted([inside, named], tmp_path / "a")) == expected(files)
     assert images_of(converted([inside / "train", inside / "val", named], tmp_path / "b")) == expected(files)
     tar = write_tar(tmp_path / "t.tar", dict(reversed(flat.items())), "x/")
-    assert images_of(converted(tar, tmp_path / "c")) == expected(files)  # the csv lies beside it
+    assert images_of(converted(tar, tmp_path / "c")) == expected(files)  # the csv is beside it
     with pytest.raises(DataError, match=r"val/ \(6 images, not in class folders\) looks like validation") as caught:
-        stock_of(kaggle)
+        listing_of(kaggle)
     assert "--hold-out" not in str(caught.value)
     devkit(kaggle / "ILSVRC2012_devkit_t12.tar.gz", truth)
     assert images_of(converted(kaggle, tmp_path / "d")) == expected(files)
-    with pytest.raises(DataError, match="leave --hold-out away"):
-        stock_of(kaggle, hold_out=20)
+    with pytest.raises(DataError, match="remove --hold-out"):
+        listing_of(kaggle, hold_out=20)
     kaggle_csv(kaggle / "LOC_val_solution.csv", dict(list(truth.items())[1:]))
-    with pytest.raises(DataError, match=r"does not name ILSVRC2012_val_00000001\.JPEG"):
-        stock_of(kaggle)
-    with pytest.raises(DataError, match="both say which classes"):
-        stock_of(kaggle, named, kaggle / "LOC_val_solution.csv")
+    with pytest.raises(DataError, match=r"does not list ILSVRC2012_val_00000001\.JPEG"):
+        listing_of(kaggle)
+    with pytest.raises(DataError, match="both label the validation images"):
+        listing_of(kaggle, named, kaggle / "LOC_val_solution.csv")
 
 
 @pytest.mark.parametrize("as_tar", [False, True])
@@ -201,8 +201,10 @@ def test_tiny_imagenet_as_it_is_downloaded(tmp_path: Path, as_tar: bool) -> None
     folder = converted(source, tmp_path / "d")
     assert images_of(folder) == expected(files)
     report = json.loads((folder.path / "report.json").read_text())
-    assert {reason: found["files"] for reason, found in report["passed_over"].items()} == {TEST: 1, OTHER: 1}
-    assert {"         2 files passed over:", f"           1 {TEST}, such as images/test_0.JPEG"} <= set(describe(folder.path))
+    assert {reason: found["files"] for reason, found in report["passed_over"].items()} == {TEST_IMAGES: 1, OTHER_FILES: 1}
+    assert {"         2 files passed over:", f"           1 {TEST_IMAGES}, such as images/test_0.JPEG"} <= set(
+        info_lines(folder.path)
+    )
 
 
 def test_class_tars_unpacked_once(tmp_path: Path) -> None:
@@ -214,9 +216,9 @@ def test_class_tars_unpacked_once(tmp_path: Path) -> None:
     val = write_tree(tmp_path, {name: data for name, data in files.items() if name.startswith("val")}) / "val"
     folder = converted([tmp_path / "train", val], tmp_path / "d")
     assert images_of(folder) == expected(files)
-    stock = stock_of(*sorted((tmp_path / "train").iterdir()), val)
-    assert [sample.source for sample in stock.samples["train"]] == list(folder.split("train").source)
-    assert stock.passed_over.reasons == {OTHER: (3, "n01440764.tar/readme.txt")}
+    listing = listing_of(*sorted((tmp_path / "train").iterdir()), val)
+    assert [sample.source for sample in listing.samples["train"]] == list(folder.split("train").source)
+    assert listing.skipped.reasons == {OTHER_FILES: (3, "n01440764.tar/readme.txt")}
 
 
 def test_torchvision_s_root_keeps_its_tars(tmp_path: Path) -> None:
@@ -224,8 +226,8 @@ def test_torchvision_s_root_keeps_its_tars(tmp_path: Path) -> None:
     root, truth = ilsvrc(tmp_path / "i", files)
     devkit(root / "ILSVRC2012_devkit_t12.tar.gz", truth)
     write_tree(root, files)
-    stock = stock_of(root)
-    assert any("only tars of ILSVRC2012 are read" in line for line in stock.warnings)
+    listing = listing_of(root)
+    assert any("only tars of ILSVRC2012 are read" in line for line in listing.warnings)
     (root / "ILSVRC2012_img_train.tar").unlink()
     folder = converted(root, tmp_path / "d")
     assert images_of(folder) == expected(files)
@@ -233,24 +235,24 @@ def test_torchvision_s_root_keeps_its_tars(tmp_path: Path) -> None:
     for path in (root / "val").rglob("*.JPEG"):
         path.unlink()
     with pytest.raises(DataError, match=r"holds tars of ILSVRC2012 and class folders of images; .*--layout imagefolder"):
-        stock_of(root)
+        listing_of(root)
 
 
-def test_two_kinds_in_one_folder_are_asked_about(tmp_path: Path) -> None:
+def test_the_user_must_choose_between_two_kinds_in_one_folder(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set() | {"train.beton": b"x"})
     with pytest.raises(DataError, match=r"holds \.beton files and class folders of images; .*--layout beton or --lay"):
-        stock_of(tree)
-    assert len(stock_of(tree, layout="imagefolder").samples["train"]) == 12
+        listing_of(tree)
+    assert len(listing_of(tree, layout="imagefolder").samples["train"]) == 12
     root = hub(tmp_path / "h", small_set(classes=WNIDS), None)  # a clone from the Hub, with pictures for its page
     write_tree(root, {"README.md": b"", "assets/a.png": photo(1), "deep/er/still/x.parquet": b""})
-    stock = stock_of(root)
-    assert len(stock.samples["train"]) == 18
-    assert any("only parquet files are read" in line for line in stock.warnings)
-    assert stock.passed_over.reasons == {OTHER: (2, "README.md"), BESIDE_FILES: (1, "assets/a.png")}
+    listing = listing_of(root)
+    assert len(listing.samples["train"]) == 18
+    assert any("only parquet files are read" in line for line in listing.warnings)
+    assert listing.skipped.reasons == {OTHER_FILES: (2, "README.md"), BESIDE_FILES: (1, "assets/a.png")}
     parquet(tmp_path / "t" / "x.parquet", [(0, photo(1))])
     (tree / "train.beton").unlink()
     with pytest.raises(DataError, match="holds parquet files and class folders of images"):
-        stock_of(tree)
+        listing_of(tree)
 
 
 def test_three_splits_of_parquet_and_shards(tmp_path: Path) -> None:
@@ -264,24 +266,24 @@ def test_three_splits_of_parquet_and_shards(tmp_path: Path) -> None:
         write_tar(tmp_path / "w" / stem / "000.tar", samples)
     shards = [tmp_path / "w" / stem / "000.tar" for stem in ("train", "validation", "test")]
     for sources in ([tmp_path / "p"], [tmp_path / "w"], [path.parent for path in shards], shards):
-        stock = stock_of(*sources)
-        assert [len(samples) for samples in stock.samples.values()] == [6, 4]
-        assert stock.passed_over.reasons[TEST][0] == 2
+        listing = listing_of(*sources)
+        assert [len(samples) for samples in listing.samples.values()] == [6, 4]
+        assert listing.skipped.reasons[TEST_IMAGES][0] == 2
 
 
-def test_damaged_devkits_are_one_line(tmp_path: Path) -> None:
+def test_damaged_devkits_are_a_one_line_error(tmp_path: Path) -> None:
     root, truth = ilsvrc(tmp_path / "i", small_set(train=1, val=1, classes=WNIDS))
     path = devkit(root / "ILSVRC2012_devkit_t12.tar.gz", truth)
-    whole = gzip.decompress(path.read_bytes())
+    intact = gzip.decompress(path.read_bytes())
     rng = np.random.default_rng(0)
-    for at in rng.integers(0, len(whole.rstrip(b"\0")), 60).tolist():
-        path.write_bytes(gzip.compress(whole[:at] + bytes([whole[at] ^ 32]) + whole[at + 1 :], 1))
+    for at in rng.integers(0, len(intact.rstrip(b"\0")), 60).tolist():
+        path.write_bytes(gzip.compress(intact[:at] + bytes([intact[at] ^ 32]) + intact[at + 1 :], 1))
         with contextlib.suppress(DataError):  # anything else would be a traceback
-            stock_of(root)
+            listing_of(root)
     with tarfile.open(path, "w:gz"):
         pass
     with pytest.raises(DataError, match=r"holds no ILSVRC2012_validation_ground_truth\.txt"):
-        stock_of(root)
+        listing_of(root)
 
 
 def test_matlab_files_of_another_writer() -> None:
@@ -296,20 +298,20 @@ def test_matlab_files_of_another_writer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [(tarfile.SYMTYPE, "a link"), (tarfile.CHRTYPE, "a device"), (tarfile.LNKTYPE, "a hard")]
+    ("kind", "message"), [(tarfile.SYMTYPE, "a link"), (tarfile.CHRTYPE, "a device"), (tarfile.LNKTYPE, "a hard")]
 )
-def test_class_tars_are_held_to_the_same_rules(tmp_path: Path, kind: bytes, said: str) -> None:
+def test_class_tars_follow_the_same_rules(tmp_path: Path, kind: bytes, message: str) -> None:
     member = tarfile.TarInfo("n01440764_1.JPEG")
     member.type, member.linkname = kind, "/etc/passwd"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.addfile(member)
     path = write_tar(tmp_path / "train.tar", {"n01440764.tar": buffer.getvalue()})
-    with pytest.raises(DataError, match=rf"train\.tar, n01440764\.tar holds 'n01440764_1\.JPEG'(: it is|,) {said}"):
-        stock_of(path)
+    with pytest.raises(DataError, match=rf"train\.tar, n01440764\.tar holds 'n01440764_1\.JPEG'(: it is|,) {message}"):
+        listing_of(path)
     path = write_tar(tmp_path / "train.tar", {"n01440764.tar": write_tar(tmp_path / "x.tar", small_set()).read_bytes()[:2000]})
-    with pytest.raises(DataError, match=r"n01440764\.tar is (cut|no whole tar)"):
-        stock_of(path)
+    with pytest.raises(DataError, match=r"n01440764\.tar is (truncated|not a complete tar)"):
+        listing_of(path)
 
 
 # --- Kaggle's ImageNet-100 ---
@@ -318,10 +320,10 @@ def test_class_tars_are_held_to_the_same_rules(tmp_path: Path, kind: bytes, said
 @pytest.mark.parametrize("as_tar", [False, True])
 def test_kaggle_s_imagenet_100(tmp_path: Path, as_tar: bool) -> None:
     files = small_set(train=5, classes=WNIDS)
-    places = {
+    prefixes = {
         name: f"train.X{1 + WNIDS.index(name.split('/')[1])}/" if name.startswith("train") else "val.X/" for name in files
     }
-    moved = {f"{places[name]}{name.split('/', 1)[1]}": data for name, data in files.items()}
+    moved = {f"{prefixes[name]}{name.split('/', 1)[1]}": data for name, data in files.items()}
     labels = json.dumps(dict.fromkeys(WNIDS, "some, names")).encode()
     moved |= {"Labels.json": labels}
     source = write_tar(tmp_path / "a.tar", moved, "archive/") if as_tar else write_tree(tmp_path / "a", moved)
@@ -347,7 +349,7 @@ def parquet(path: Path, rows: list[tuple[int | None, bytes]], names: list[str] |
 
 def hub(root: Path, files: Mapping[str, bytes], names: list[str] | None) -> Path:
     for split, stem in (("train", "train"), ("val", "validation")):
-        # Shuffled, as on the Hub; the label of a class is its place among the names.
+        # Shuffled, as on the Hub; the label of a class is its index among the names.
         mine = sorted((name for name in files if name.startswith(split)), key=lambda name: files[name][-40:])
         rows = [(WNIDS.index(name.split("/")[1]), files[name]) for name in mine]
         for n in range(2):
@@ -398,29 +400,29 @@ def test_parquet_files_of_one_name_in_two_folders(tmp_path: Path) -> None:
     assert folder.split("train").source[::4] == ("0000/train/0000/000000-0.jpg", "0000/train-extra/0000/000000-0.jpg")
 
 
-def test_parquet_columns_as_nobody_should_make_them(tmp_path: Path) -> None:
-    for place, path in enumerate((b"x.jpg", 3)):
+def test_unusual_parquet_columns(tmp_path: Path) -> None:
+    for number, path in enumerate((b"x.jpg", 3)):
         rows = [{"bytes": photo(n), "path": path} for n in range(40)]
-        pq.write_table(pa.table({"image": pa.array(rows), "label": [0, 1] * 20}), tmp_path / f"{place}.parquet")
-        assert sum(map(len, stock_of(tmp_path / f"{place}.parquet", hold_out=50).samples.values())) == 40
+        pq.write_table(pa.table({"image": pa.array(rows), "label": [0, 1] * 20}), tmp_path / f"{number}.parquet")
+        assert sum(map(len, listing_of(tmp_path / f"{number}.parquet", hold_out=50).samples.values())) == 40
     pq.write_table(pa.table({"image": [{"bytes": "text"}] * 2, "label": [0, 1]}), tmp_path / "text.parquet")
     with pytest.raises(DataError, match="expected an image column"):
-        stock_of(tmp_path / "text.parquet", hold_out=50)
+        listing_of(tmp_path / "text.parquet", hold_out=50)
 
 
-def test_parquet_that_is_refused_or_passed_over(tmp_path: Path) -> None:
+def test_parquet_that_is_refused_or_skipped(tmp_path: Path) -> None:
     path = parquet(tmp_path / "test.parquet", [(-1, photo(1)), (None, photo(2)), (0, photo(3)), (1, photo(4))] * 20)
-    stock = stock_of(path, hold_out=50)
-    assert sum(map(len, stock.samples.values())) == 40
-    assert "passed over 40 files" in stock.warnings[0]
-    with pytest.raises(DataError, match="holds the label 1, and names 1 classes; expected a class number"):
-        stock_of(parquet(tmp_path / "few.parquet", [(1, photo(1))], ["only"]))
+    listing = listing_of(path, hold_out=50)
+    assert sum(map(len, listing.samples.values())) == 40
+    assert "passed over 40 files" in listing.warnings[0]
+    with pytest.raises(DataError, match="holds the label 1 but names only 1 classes; expected a class number"):
+        listing_of(parquet(tmp_path / "few.parquet", [(1, photo(1))], ["only"]))
     pq.write_table(pa.table({"text": ["x"], "label": [1]}), tmp_path / "text.parquet")
     with pytest.raises(DataError, match="has the columns text, label; expected an image column"):
-        stock_of(tmp_path / "text.parquet")
+        listing_of(tmp_path / "text.parquet")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"test\.parquet cannot be read"):
-        stock_of(path)
+        listing_of(path)
 
 
 # --- WebDataset ---
@@ -447,11 +449,11 @@ def test_webdatasets(tmp_path: Path) -> None:
     assert images_of(converted(sorted((tmp_path / "w").iterdir()), tmp_path / "e")) == wanted
     write_tar(tmp_path / "w" / "set-train-000000.tar", {"a.jpg": photo(1), "a.json": b"{"})
     with pytest.raises(DataError, match=r"sample a has no label: its \.json cannot be read .*--label-field"):
-        stock_of(tmp_path / "w")
+        listing_of(tmp_path / "w")
 
 
 def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
-    """Another side or fit without the originals; classes keep their names."""
+    """To change side or fit without the originals. Classes keep their names."""
     files = small_set(classes=WNIDS)
     first = converted(write_tree(tmp_path / "t", files), tmp_path / "d", shard_samples=4, formats=("dali", "resident"))
     second = converted(first.path, tmp_path / "e")
@@ -464,7 +466,7 @@ def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["jpg", "raw", "proportion"])
 def test_betons_of_ffcv_s_own_writer(tmp_path: Path, mode: str) -> None:
-    """Written by FFCV; stored JPEGs keep their bytes, raw pixels are encoded once."""
+    """Written by FFCV. Stored JPEGs keep their bytes, raw pixels are encoded once."""
     needs_ffcv()
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
@@ -497,26 +499,26 @@ def test_betons_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.beton"
     for data in (b"", b"\0" * 10_000, struct.pack("<HHIQQ", 2, 2, 4096, 10**12, 5000) + bytes(6000)):
         path.write_bytes(data)
-        with pytest.raises(DataError, match=r"no whole \.beton|fields of other kinds"):
-            stock_of(path)
+        with pytest.raises(DataError, match=r"not a complete \.beton|fields of other kinds"):
+            listing_of(path)
 
 
 def test_a_beton_whose_count_was_cut_is_refused(tmp_path: Path) -> None:
-    """Its table of allocations tells of samples that the header has lost."""
+    """Its table of allocations has samples that the header does not count."""
     needs_ffcv()
     files = small_set(train=6, val=2)
     folder = converted(write_tree(tmp_path / "t", files), tmp_path / "d", formats=("ffcv",))
     beton = tmp_path / "train.beton"
     data = bytearray((folder.path / "train" / "samples.beton").read_bytes())
     beton.write_bytes(data)
-    assert sum(map(len, stock_of(beton, hold_out=50).samples.values())) == 12
+    assert sum(map(len, listing_of(beton, hold_out=50).samples.values())) == 12
     other = tmp_path / "train_400_0.10_90.ffcv"  # the ending that FFCV's scripts for ImageNet give
     other.write_bytes(data)
-    assert sum(map(len, stock_of(other, hold_out=50).samples.values())) == 12
+    assert sum(map(len, listing_of(other, hold_out=50).samples.values())) == 12
     data[8:16] = struct.pack("<Q", 5)
     beton.write_bytes(data)
-    with pytest.raises(DataError, match=r"no whole \.beton"):
-        stock_of(beton, hold_out=50)
+    with pytest.raises(DataError, match=r"not a complete \.beton"):
+        listing_of(beton, hold_out=50)
 
 
 # --- choosing ---
@@ -524,11 +526,11 @@ def test_a_beton_whose_count_was_cut_is_refused(tmp_path: Path) -> None:
 
 def test_layouts_are_named_or_found(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set())
-    assert stock_of(tree, layout="imagefolder").samples["train"]
-    with pytest.raises(DataError, match=r"is not of the layout parquet.*--layout"):
-        stock_of(tree, layout="parquet")
+    assert listing_of(tree, layout="imagefolder").samples["train"]
+    with pytest.raises(DataError, match=r"does not have the layout parquet.*--layout"):
+        listing_of(tree, layout="parquet")
     with pytest.raises(ConfigError, match="layout 'tfds' is unknown; expected auto, ilsvrc"):
-        stock_of(tree, layout="tfds")
+        listing_of(tree, layout="tfds")
 
 
 def test_png_in_a_parquet_is_fixed_as_anywhere(tmp_path: Path) -> None:
@@ -541,59 +543,59 @@ def test_png_in_a_parquet_is_fixed_as_anywhere(tmp_path: Path) -> None:
 
 
 def test_class_folders_that_hold_the_splits_are_refused(tmp_path: Path) -> None:
-    """`cat/train/`, `cat/val/`: with a random share set aside, training images would validate."""
+    """`cat/train/`, `cat/val/`: a random hold-out would validate on training images."""
     files = {f"{c}/{s}/{n}.jpg": photo(f"{c}{s}{n}") for c in ("cat", "dog") for s in ("train", "val") for n in range(4)}
     source = write_tree(tmp_path / "a", files)
     for hold_out in (None, 20):
         with pytest.raises(DataError, match=r"class folders that hold the splits \(train, val\).*--layout classfolders"):
-            stock_of(source, hold_out=hold_out)
-    assert stock_of(source, layout="classfolders", hold_out=50).samples["val"]
+            listing_of(source, hold_out=hold_out)
+    assert listing_of(source, layout="classfolders", hold_out=50).samples["val"]
     source = write_tree(tmp_path / "b", files | {"cat/young/0.jpg": photo("young")})
-    assert stock_of(source, hold_out=50).samples["val"]
+    assert listing_of(source, hold_out=50).samples["val"]
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("holdout/n01440764/0.jpg", "holdout/ holds the same classes: rename it to val"),
-        ("meta/test.txt", r"meta/test\.txt may say which images validate"),
-        ("train_test_split.txt", r"train_test_split\.txt may say which images validate"),
+        ("meta/test.txt", r"meta/test\.txt may list the validation images"),
+        ("train_test_split.txt", r"train_test_split\.txt may list the validation images"),
     ],
 )
-def test_what_may_validate_is_named_before_a_random_share_is_advised(tmp_path: Path, name: str, words: str) -> None:
+def test_possible_val_images_are_named_before_hold_out_is_advised(tmp_path: Path, name: str, message: str) -> None:
     train = {path: data for path, data in small_set().items() if path.startswith("train")}
     source = write_tree(tmp_path / "a", train | {name: photo("x") if name.endswith("jpg") else b"x"})
-    with pytest.raises(DataError, match=f"no val/ images; expected both; {words}.*or give --hold-out PERCENT if it does not"):
-        stock_of(source)
-    assert stock_of(source, hold_out=50).samples["val"]
-    with pytest.raises(DataError, match="add the source that holds them, or give --hold-out PERCENT to set"):
-        stock_of(write_tree(tmp_path / "b", train | {"val.py": b"", "src/test_data/README.md": b""}))
+    with pytest.raises(DataError, match=f"no val/ images; expected both; {message}.*or give --hold-out PERCENT if it "):
+        listing_of(source)
+    assert listing_of(source, hold_out=50).samples["val"]
+    with pytest.raises(DataError, match="add the source that holds them, or give --hold-out PERCENT to hold out"):
+        listing_of(write_tree(tmp_path / "b", train | {"val.py": b"", "src/test_data/README.md": b""}))
 
 
 def test_a_validation_split_of_another_kind_is_named(tmp_path: Path) -> None:
-    """A folder beside a tar, and what lies among shards but is none; a test split is named with the option that it takes."""
+    """A folder beside a tar, a compressed shard among others, and a test split, which needs --val test."""
     files = small_set()
     train = {name.removeprefix("train/"): data for name, data in files.items() if name.startswith("train")}
     write_tree(tmp_path / "a", {name: data for name, data in files.items() if name.startswith("val")})
     tar = write_tar(tmp_path / "a" / "train.tar", train)
     with pytest.raises(DataError, match=r"expected both; name .*a/val too, which looks like validation"):
-        stock_of(tar)
+        listing_of(tar)
     write_tar(tmp_path / "a" / "val.tar", train)
     with pytest.raises(DataError, match=r"name .*a/val\.tar too"):
-        stock_of(tar)
+        listing_of(tar)
     (tmp_path / "w").mkdir()
     write_tar(tmp_path / "w" / "train-0.tar", {f"{n}.{e}": d for n in range(4) for e, d in (("jpg", photo(n)), ("cls", b"1"))})
     (tmp_path / "w" / "val-0.tar.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(DataError, match=r"expected both; val-0\.tar\.gz is not read: name it, too.*or give --hold-out"):
-        stock_of(tmp_path / "w")
-    assert stock_of(tmp_path / "w", hold_out=50).samples["val"]
+    with pytest.raises(DataError, match=r"expected both; val-0\.tar\.gz is not read: name it too.*or give --hold-out"):
+        listing_of(tmp_path / "w")
+    assert listing_of(tmp_path / "w", hold_out=50).samples["val"]
     write_tree(tmp_path / "t", {name.replace("val/", "test/"): data for name, data in files.items()})
     with pytest.raises(DataError, match=r"name .*t/test too and give --val test"):
-        stock_of(tmp_path / "t" / "train")
+        listing_of(tmp_path / "t" / "train")
 
 
 def test_shards_of_one_name_in_several_folders(tmp_path: Path) -> None:
-    """Each part numbered from zero, as are the samples in it: told apart by the folder where nothing else tells them apart."""
+    """Parts and samples are numbered from zero in each folder: the folder is added to names that would be equal."""
     for part in range(2):
         for name in ("a", "b"):
             (tmp_path / "w" / f"part{part}").mkdir(parents=True, exist_ok=True)
@@ -613,17 +615,17 @@ def test_shards_of_one_name_in_several_folders(tmp_path: Path) -> None:
     ]
 
 
-def test_an_image_of_one_name_twice_is_told_with_both_places(tmp_path: Path) -> None:
+def test_a_duplicate_image_is_named_with_both_paths(tmp_path: Path) -> None:
     files = small_set()
     source = write_tree(tmp_path / "a", files | {f"a/{name}": data for name, data in files.items()})
     name = "train/n01440764/n01440764_0.JPEG"
     with pytest.raises(
-        DataError, match=rf"there twice, in .*/a/a/{name} and .*/a/{name}; .*or rename one if they are two images"
+        DataError, match=rf"exists twice, in .*/a/a/{name} and .*/a/{name}; .*or rename one if they are two images"
     ):
-        stock_of(source)
+        listing_of(source)
 
 
-def test_a_table_that_describes_the_images_is_none_of_them(tmp_path: Path) -> None:
+def test_a_table_that_describes_the_images_is_skipped(tmp_path: Path) -> None:
     """The metadata.parquet of an ImageFolder on the Hub."""
     for name, files in (
         ("a", small_set()),
@@ -631,44 +633,44 @@ def test_a_table_that_describes_the_images_is_none_of_them(tmp_path: Path) -> No
     ):
         root = write_tree(tmp_path / name, files)
         pq.write_table(pa.table({"file_name": list(files), "weight": [1.0] * len(files)}), root / "metadata.parquet")
-        stock = stock_of(root, hold_out=None if name == "a" else 40)
-        assert sum(map(len, stock.samples.values())) == len(files)
-        assert stock.passed_over.reasons == {OTHER: (1, "metadata.parquet")}
+        listing = listing_of(root, hold_out=None if name == "a" else 40)
+        assert sum(map(len, listing.samples.values())) == len(files)
+        assert listing.skipped.reasons == {OTHER_FILES: (1, "metadata.parquet")}
 
 
-def test_splits_of_parquets_that_are_told_otherwise(tmp_path: Path) -> None:
-    """By a column, which is named before a random share is advised; and versions of one set, each in its folder."""
+def test_splits_in_parquet_columns_and_folders(tmp_path: Path) -> None:
+    """A column of splits is named before a hold-out is advised; versions of one dataset in folders give a warning."""
     rows = [(n % 2, photo(n)) for n in range(4)]
     parquet(tmp_path / "a" / "all.parquet", rows)
     table = pq.read_table(tmp_path / "a" / "all.parquet")
     pq.write_table(table.append_column("split", pa.array(["train", "val"] * 2)), tmp_path / "a" / "all.parquet")
-    with pytest.raises(DataError, match=r"expected both; the column split of .*all\.parquet may say which rows validate"):
-        stock_of(tmp_path / "a")
+    with pytest.raises(DataError, match=r"expected both; the column split of .*all\.parquet may name the validation rows"):
+        listing_of(tmp_path / "a")
     for version in ("160px", "320px"):
         for split in ("train", "validation"):
             parquet(tmp_path / "b" / version / f"{split}.parquet", rows)
-    assert any("in 160px, 320px; all are read: name one" in line for line in stock_of(tmp_path / "b").warnings)
-    assert not stock_of(tmp_path / "b" / "160px").warnings
+    assert any("in 160px, 320px; all are read: name one" in line for line in listing_of(tmp_path / "b").warnings)
+    assert not listing_of(tmp_path / "b" / "160px").warnings
 
 
-def test_trees_that_may_be_read_otherwise_are_warned_of(tmp_path: Path) -> None:
-    """Classes in folders of letters, sizes or folds of one set, and one folder under two names."""
+def test_ambiguous_trees_give_a_warning(tmp_path: Path) -> None:
+    """Classes grouped by letter, folds of one dataset, and one folder under two names."""
     letters = {
         f"{s}/{c[0]}/{c}/{n}.jpg": photo(n) for s in ("train", "val") for c in ("abbey", "alley", "bar") for n in range(2)
     }
-    [warning] = stock_of(write_tree(tmp_path / "a", letters)).warnings
-    assert "such as a/abbey and a/alley; the outer ones are the classes" in warning
-    warning, *_ = stock_of(tmp_path / "a" / "train", hold_out=50).warnings
+    [warning] = listing_of(write_tree(tmp_path / "a", letters)).warnings
+    assert "such as a/abbey and a/alley; the outer ones are read as the classes" in warning
+    warning, *_ = listing_of(tmp_path / "a" / "train", hold_out=50).warnings
     assert "such as a/abbey and a/alley" in warning
     views = {f"{s}/{c}/{view}/0.jpg": photo(1) for s in ("train", "val") for c in ("cat", "dog") for view in ("left", "right")}
-    assert not stock_of(write_tree(tmp_path / "b", views)).warnings
+    assert not listing_of(write_tree(tmp_path / "b", views)).warnings
     folds = {f"fold{n}/{s}/{c}/{s}{n}.jpg": photo(n) for n in (1, 2) for s in ("train", "val") for c in ("cat", "dog")}
-    [warning] = stock_of(write_tree(tmp_path / "c", folds)).warnings
-    assert "holds fold1/train, fold2/train; all are read: name one's folder" in warning
+    [warning] = listing_of(write_tree(tmp_path / "c", folds)).warnings
+    assert "holds fold1/train, fold2/train; all are read: name one of them" in warning
     tree = write_tree(tmp_path / "d", small_set())
     (tree / "train" / "tench").symlink_to("n01440764")
     (tree / "val" / "tench").symlink_to("n01440764")
-    first, _ = stock_of(tree).warnings
+    first, _ = listing_of(tree).warnings
     assert "train/n01440764 and " in first
     assert "train/tench are one folder by links" in first
 
@@ -679,8 +681,8 @@ def test_val_alone_names_the_train_tar_beside_it(tmp_path: Path) -> None:
         tmp_path / "a", {name: data for name, data in files.items() if name.startswith("val")} | {"train.py": b""}
     )
     with pytest.raises(DataError, match=r"holds val/ only; expected train/ images too; add the source"):
-        stock_of(root)
+        listing_of(root)
     tar = write_tar(root / "train.tar", {name: data for name, data in files.items() if name.startswith("train")})
     with pytest.raises(DataError, match=r"holds val/ only, and train\.tar is not read; .*name it, or its train folder, as a"):
-        stock_of(root)
-    assert stock_of(root, tar).samples["train"]
+        listing_of(root)
+    assert listing_of(root, tar).samples["train"]

@@ -10,24 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prep_helpers import converted, photo, small_set, write_tar, write_tree
 
-from data_prep.classes import choose_classes, named
+from data_prep.classes import choose_classes, label_classes
+from data_prep.listing import SampleListing, list_samples
 from data_prep.sources import open_sources
-from data_prep.sources.layout import ARCHIVES, BESIDE, HIDDEN, OUTSIDE, UNREAD, arrange
-from data_prep.sources.source import OTHER, TEST
-from data_prep.stock import SampleListing, list_samples
+from data_prep.sources.layout import ARCHIVES, HIDDEN, OUTSIDE_CLASSES, OUTSIDE_SPLITS, UNREAD, parse_paths
+from data_prep.sources.source import OTHER_FILES, TEST_IMAGES
+from tests.data_prep.helpers import converted, photo, small_set, write_tar, write_tree
 from udkd.utils.errors import DataError
 
 JPEG = photo(0, 8, 8)
 
 
-def stock_of(*paths: Path, classes: str = "all", hold_out: float | None = None) -> SampleListing:
+def listing_of(*paths: Path, classes: str = "all", hold_out: float | None = None) -> SampleListing:
     return list_samples(open_sources(paths), classes=classes, hold_out_percent=hold_out)
 
 
-def listed(stock: SampleListing) -> dict[str, list[str]]:
-    return {split: [sample.source for sample in samples] for split, samples in stock.samples.items()}
+def listed(listing: SampleListing) -> dict[str, list[str]]:
+    return {split: [sample.source for sample in samples] for split, samples in listing.samples.items()}
 
 
 @pytest.mark.parametrize(
@@ -37,17 +37,17 @@ def listed(stock: SampleListing) -> dict[str, list[str]]:
         (["p/q/train/a/1", "p/q/validation/a/s/2"], "x", [("train", "a", "1"), ("val", "a", "s/2")]),
         (["a/1", "b/2"], "x", [(None, "a", "1"), (None, "b", "2")]),
         (["a/1", "b/2"], "train", [("train", "a", "1"), ("train", "b", "2")]),
-        (["p/q/a/1", "p/q/b/2", "loose"], "x", [(None, "a", "1"), (None, "b", "2"), OUTSIDE]),
+        (["p/q/a/1", "p/q/b/2", "loose"], "x", [(None, "a", "1"), (None, "b", "2"), OUTSIDE_CLASSES]),
         (["a/1"], "x", [(None, "a", "1")]),
         (["p/a/1", "p/a/2"], "x", [(None, "a", "1"), (None, "a", "2")]),
         (["train/1", "car/2"], "x", [(None, "train", "1"), (None, "car", "2")]),
         (["train/a/1", "test/images/2"], "x", [("train", "a", "1"), ("test", "images", "2")]),
-        (["loose"], "x", [OUTSIDE]),
+        (["loose"], "x", [OUTSIDE_CLASSES]),
         ([], "x", []),
     ],
 )
-def test_places(paths: list[str], root: str, expected: list[object]) -> None:
-    assert list(arrange(paths, root).places) == expected
+def test_placements(paths: list[str], root: str, expected: list[object]) -> None:
+    assert list(parse_paths(paths, root).placements) == expected
 
 
 SPLIT_NAMES = [
@@ -76,69 +76,69 @@ def labelled(train: str, val: str, classes: tuple[str, ...] = ("cat", "dog"), ot
 def test_split_folders_are_known_by_the_words_in_their_names(tmp_path: Path, train: str, val: str) -> None:
     files = labelled(train, val)
     sources = [write_tree(tmp_path / "x", files), write_tar(tmp_path / "x.tar", files)]
-    for stock in map(stock_of, sources):
-        assert [entry.wnid for entry in stock.classes] == ["cat", "dog"]
-        assert [len(samples) for samples in stock.samples.values()] == [6, 4]
+    for listing in map(listing_of, sources):
+        assert [entry.wnid for entry in listing.classes] == ["cat", "dog"]
+        assert [len(samples) for samples in listing.samples.values()] == [6, 4]
     apart = [tmp_path / "x" / train, tmp_path / "x" / val]
-    assert [len(samples) for samples in stock_of(*apart).samples.values()] == [6, 4]
-    with pytest.raises(DataError, match="leave --hold-out away"):
-        stock_of(*apart, hold_out=20)
+    assert [len(samples) for samples in listing_of(*apart).samples.values()] == [6, 4]
+    with pytest.raises(DataError, match="remove --hold-out"):
+        listing_of(*apart, hold_out=20)
 
 
 def test_a_test_split_is_left_out_or_validates(tmp_path: Path) -> None:
-    stock = stock_of(write_tree(tmp_path / "a", labelled("train", "valid", other="test")))
-    assert [len(samples) for samples in stock.samples.values()] == [6, 4]
-    assert stock.passed_over.reasons == {TEST: (2, "cat/est0.jpg")}
+    listing = listing_of(write_tree(tmp_path / "a", labelled("train", "valid", other="test")))
+    assert [len(samples) for samples in listing.samples.values()] == [6, 4]
+    assert listing.skipped.reasons == {TEST_IMAGES: (2, "cat/est0.jpg")}
     tree = write_tree(tmp_path / "b", labelled("seg_train/seg_train", "seg_test/seg_test") | {"seg_pred/1.jpg": JPEG})
     with pytest.raises(DataError, match=r"train/ and test/ but no val/ images; .*give --val test"):
-        stock_of(tree)
-    stock = list_samples(open_sources([tree]), classes="all", hold_out_percent=None, test_validates=True)
-    assert [len(samples) for samples in stock.samples.values()] == [6, 4]
-    assert stock.passed_over.reasons == {BESIDE: (1, "seg_pred/1.jpg")}
-    assert len(stock_of(tree, hold_out=50).samples["val"]) < 6
-    with pytest.raises(DataError, match="none beside --val test"):
+        listing_of(tree)
+    listing = list_samples(open_sources([tree]), classes="all", hold_out_percent=None, test_validates=True)
+    assert [len(samples) for samples in listing.samples.values()] == [6, 4]
+    assert listing.skipped.reasons == {OUTSIDE_SPLITS: (1, "seg_pred/1.jpg")}
+    assert len(listing_of(tree, hold_out=50).samples["val"]) < 6
+    with pytest.raises(DataError, match="none with --val test"):
         list_samples(open_sources([tmp_path / "a"]), classes="all", hold_out_percent=None, test_validates=True)
 
 
-def test_names_of_splits_do_not_become_classes(tmp_path: Path) -> None:
+def test_split_names_do_not_become_classes(tmp_path: Path) -> None:
     flat = {f"{folder}/{n}.jpg": JPEG for folder in ("train_images_0", "val_images") for n in range(9)}
     tree = write_tree(tmp_path / "flat", flat)
     for hold_out in (None, 30):
         with pytest.raises(DataError, match="train_images_0, val_images would be classes, but are named for splits"):
-            stock_of(tree, hold_out=hold_out)
-    stock = list_samples(open_sources([tree], "classfolders"), classes="all", hold_out_percent=30)
-    assert [entry.wnid for entry in stock.classes] == ["train_images_0", "val_images"]
+            listing_of(tree, hold_out=hold_out)
+    listing = list_samples(open_sources([tree], "classfolders"), classes="all", hold_out_percent=30)
+    assert [entry.wnid for entry in listing.classes] == ["train_images_0", "val_images"]
     with pytest.raises(DataError, match=r"imagenet-train can be read as a split, .* or as a class"):
-        stock_of(write_tree(tmp_path / "half", labelled("imagenet-train", "more")), hold_out=30)
-    with pytest.raises(DataError, match=r"dev and valid, which all read as the val split"):
-        stock_of(write_tree(tmp_path / "two", labelled("train", "valid", other="dev")))
+        listing_of(write_tree(tmp_path / "half", labelled("imagenet-train", "more")), hold_out=30)
+    with pytest.raises(DataError, match=r"dev and valid, which all match the val split"):
+        listing_of(write_tree(tmp_path / "two", labelled("train", "valid", other="dev")))
     names = ("bullet_train", "cat", "dog")  # ImageNet's, among others
     loose = write_tree(tmp_path / "a", {f"{name}/{n}.jpg": JPEG for name in names for n in range(9)})
-    assert len(stock_of(loose, hold_out=30).classes) == 3
+    assert len(listing_of(loose, hold_out=30).classes) == 3
     deep = {f"{name}/images/{n}.jpg": JPEG for name in (*names, "test_tube", "cup") for n in range(9)}
-    assert len(stock_of(write_tree(tmp_path / "c", deep), hold_out=30).classes) == 5
-    assert len(stock_of(write_tree(tmp_path / "b", labelled("train", "val", names))).classes) == 3
+    assert len(listing_of(write_tree(tmp_path / "c", deep), hold_out=30).classes) == 5
+    assert len(listing_of(write_tree(tmp_path / "b", labelled("train", "val", names))).classes) == 3
 
 
-def test_a_random_share_is_not_advised_where_validation_images_are_seen(tmp_path: Path) -> None:
+def test_hold_out_is_not_advised_if_val_images_are_found(tmp_path: Path) -> None:
     train = {name: data for name, data in labelled("train", "x").items() if name.startswith("train")}
     cases = {
         "flat": (train | {"val/1.jpg": JPEG}, r"val/ \(1 images, not in class folders\)"),
         "list": (train | {"val.csv": b"path,label"}, r"val\.csv looks like validation"),
         "elsewhere": (train | {"extra/my_validation/cat/1.jpg": JPEG}, r"extra/my_validation/cat/ \(1 images"),
     }
-    for name, (files, said) in cases.items():
-        with pytest.raises(DataError, match=said) as caught:
-            stock_of(write_tree(tmp_path / name, files))
+    for name, (files, message) in cases.items():
+        with pytest.raises(DataError, match=message) as caught:
+            listing_of(write_tree(tmp_path / name, files))
         assert "--hold-out" not in str(caught.value)
     (write_tree(tmp_path / "link", train) / "val").symlink_to("nowhere")
     write_tree(tmp_path / "beside", labelled("img_train", "img_val"))
-    for path, said in (
+    for path, message in (
         (tmp_path / "link", "val .links that lead nowhere."),
         (tmp_path / "beside" / "img_train", "img_val too"),
     ):
-        with pytest.raises(DataError, match=said) as caught:
-            stock_of(path)
+        with pytest.raises(DataError, match=message) as caught:
+            listing_of(path)
         assert "--hold-out" not in str(caught.value)
 
 
@@ -146,10 +146,10 @@ def test_a_linked_val_folder_is_one(tmp_path: Path) -> None:
     write_tree(tmp_path / "elsewhere", {f"{name}/1.jpg": JPEG for name in ("cat", "dog")})
     tree = write_tree(tmp_path / "t", {f"train/{name}/1.jpg": JPEG for name in ("cat", "dog")})
     (tree / "val").symlink_to(tmp_path / "elsewhere")
-    assert listed(stock_of(tree))["val"] == ["cat/1.jpg", "dog/1.jpg"]
+    assert listed(listing_of(tree))["val"] == ["cat/1.jpg", "dog/1.jpg"]
 
 
-def test_what_systems_leave_behind_is_neither_image_nor_class(tmp_path: Path) -> None:
+def test_system_files_are_neither_images_nor_classes(tmp_path: Path) -> None:
     junk = ["@eaDir", ".AppleDouble", "__MACOSX", ".thumbnails", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
     junk += ["@Recently-Snapshot", "@Transcode", "@sharebin", "LOST.DIR", "Network Trash Folder", "Temporary Items"]
     files = {f"{name}/{n}.JPG": JPEG for name in ("cat", "dog", *junk, ".ipynb_checkpoints") for n in range(9)}
@@ -161,15 +161,15 @@ def test_what_systems_leave_behind_is_neither_image_nor_class(tmp_path: Path) ->
     }
     files |= {"cat/a.avif": b"x", "dog/b.HEIC": b"x", "more.zip": b"x"}
     for source in (write_tree(tmp_path / "t", files), write_tar(tmp_path / "t.tar", files)):
-        stock = stock_of(source, hold_out=30)
-        assert [entry.wnid for entry in stock.classes] == ["cat", "dog"]
-        assert sum(map(len, stock.samples.values())) == 18
-        counts = {reason: count for reason, (count, _) in stock.passed_over.reasons.items()}
-        assert counts == {HIDDEN: 9 * 14 + 2, OTHER: 2, UNREAD: 2, ARCHIVES: 1}
+        listing = listing_of(source, hold_out=30)
+        assert [entry.wnid for entry in listing.classes] == ["cat", "dog"]
+        assert sum(map(len, listing.samples.values())) == 18
+        counts = {reason: count for reason, (count, _) in listing.skipped.reasons.items()}
+        assert counts == {HIDDEN: 9 * 14 + 2, OTHER_FILES: 2, UNREAD: 2, ARCHIVES: 1}
 
 
 def test_a_folder_of_the_system_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The root of a disk has lost+found, which only its administrator may list."""
+    """The root of a file system has lost+found, which only root may list."""
     tree = write_tree(tmp_path / "t", small_set() | {"lost+found/x": b"", "train/n01440764/closed/y.jpg": JPEG})
     scandir = os.scandir
     closed = {"lost+found"}
@@ -180,15 +180,15 @@ def test_a_folder_of_the_system_that_cannot_be_read(tmp_path: Path, monkeypatch:
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert stock_of(tree).passed_over.reasons == {HIDDEN: (1, "lost+found")}
+    assert listing_of(tree).skipped.reasons == {HIDDEN: (1, "lost+found")}
     closed.add("closed")
     with pytest.raises(DataError, match="closed cannot be listed"):
-        stock_of(tree)
+        listing_of(tree)
 
 
-def test_one_class_is_said(tmp_path: Path) -> None:
-    stock = stock_of(write_tree(tmp_path / "t", labelled("train", "val", ("images",))))
-    assert any("one class, images" in line and "wrong level" in line for line in stock.warnings)
+def test_a_single_class_gives_a_warning(tmp_path: Path) -> None:
+    listing = listing_of(write_tree(tmp_path / "t", labelled("train", "val", ("images",))))
+    assert any("one class, images" in line and "wrong level" in line for line in listing.warnings)
 
 
 def joined(path: Path, *parts: bytes) -> Path:
@@ -198,39 +198,39 @@ def joined(path: Path, *parts: bytes) -> Path:
 
 def test_joined_tars_are_read_to_their_end(tmp_path: Path) -> None:
     files = list(small_set().items())
-    whole = listed(stock_of(write_tar(tmp_path / "a.tar", dict(files))))
+    intact = listed(listing_of(write_tar(tmp_path / "a.tar", dict(files))))
     one, two, three = (write_tar(tmp_path / f"{n}.tar", dict(files[n::3])).read_bytes() for n in range(3))
     path = joined(tmp_path / "joined.tar", one, two, bytes(2000 * 512), three, bytes(700))
-    stock = stock_of(path)
-    assert listed(stock) == whole
+    listing = listing_of(path)
+    assert listed(listing) == intact
     read = open_sources([path])[0].read
     assert all(
-        read(sample.entry) == dict(files)[f"{split}/{sample.source}"] for split in whole for sample in stock.samples[split]
+        read(sample.entry) == dict(files)[f"{split}/{sample.source}"] for split in intact for sample in listing.samples[split]
     )
     for rest in (b"junk" * 300, gzip.compress(two), two[:3000]):
-        with pytest.raises(DataError, match=rf"other data behind its end, at byte {len(one)} "):
-            stock_of(joined(tmp_path / "junk.tar", one, rest))
+        with pytest.raises(DataError, match=rf"other data after its end, at byte {len(one)} "):
+            listing_of(joined(tmp_path / "junk.tar", one, rest))
 
 
 @pytest.mark.parametrize("prefix", ["", "./"])
-def test_hard_links_are_the_bytes_they_lead_to(tmp_path: Path, prefix: str) -> None:
+def test_hard_links_have_the_bytes_of_their_target(tmp_path: Path, prefix: str) -> None:
     member = tarfile.TarInfo(f"{prefix}train/n01440764/again.JPEG")
     member.type, member.linkname = tarfile.LNKTYPE, f"{prefix}train/n01443537/n01443537_2.JPEG"
     path = damaged_tar(tmp_path / "a.tar", member)
-    (sample,) = [each for each in stock_of(path).samples["train"] if each.source == "n01440764/again.JPEG"]
+    (sample,) = [each for each in listing_of(path).samples["train"] if each.source == "n01440764/again.JPEG"]
     assert open_sources([path])[0].read(sample.entry) == small_set()["train/n01443537/n01443537_2.JPEG"]
 
 
-def test_a_refused_member_is_no_damaged_tar(tmp_path: Path) -> None:
+def test_a_refused_member_is_not_reported_as_damage(tmp_path: Path) -> None:
     member = tarfile.TarInfo("train/n01440764/a.JPEG")
     member.type, member.linkname = tarfile.SYMTYPE, "b.JPEG"
     with pytest.raises(DataError, match=r"it is a link to 'b\.JPEG'.*--dereference") as caught:
-        stock_of(damaged_tar(tmp_path / "a.tar", member))
+        listing_of(damaged_tar(tmp_path / "a.tar", member))
     assert "fetch it again" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("a.zip", r"a zip archive.*unpack it first"),
         ("a.7z", "unpack it first"),
@@ -247,33 +247,33 @@ def test_a_refused_member_is_no_damaged_tar(tmp_path: Path) -> None:
         ("paths.csv", "the columns path, label|sort the images into class folders"),
     ],
 )
-def test_what_is_not_read_is_named(tmp_path: Path, name: str, said: str) -> None:
+def test_unread_kinds_are_named(tmp_path: Path, name: str, message: str) -> None:
     path = write_tree(tmp_path / "t", {name: b"path,label\n" * 99})
     for source in (path / name, path):
-        with pytest.raises(DataError, match=said):
-            stock_of(source)
+        with pytest.raises(DataError, match=message):
+            listing_of(source)
 
 
 def test_tree_and_tars_list_the_same(tmp_path: Path) -> None:
     files = small_set()
     tree = write_tree(tmp_path / "tree", files)
-    whole = write_tar(tmp_path / "all.tar", files, prefix="some-set/v1/")
+    intact = write_tar(tmp_path / "all.tar", files, prefix="some-set/v1/")
     names = list(files)
     parts = [
         write_tar(tmp_path / f"part{n}.tar", {name: files[name] for name in names[n::3]}, prefix=f"{'./' * n}x/")
         for n in range(3)
     ]
-    first = listed(stock_of(tree))
-    assert first == listed(stock_of(whole)) == listed(stock_of(*parts)) == listed(stock_of(*reversed(parts)))
+    first = listed(listing_of(tree))
+    assert first == listed(listing_of(intact)) == listed(listing_of(*parts)) == listed(listing_of(*reversed(parts)))
     assert first["train"] == sorted(first["train"])
     assert len(first["train"]) == 12
-    assert first == listed(stock_of(tree / "train", tree / "val"))
-    for split, samples in stock_of(*parts).samples.items():
+    assert first == listed(listing_of(tree / "train", tree / "val"))
+    for split, samples in listing_of(*parts).samples.items():
         for sample in samples:
-            assert open_sources(parts)[sample.origin].read(sample.entry) == files[f"{split}/{sample.source}"]
+            assert open_sources(parts)[sample.source_index].read(sample.entry) == files[f"{split}/{sample.source}"]
 
 
-def test_what_is_no_image_is_passed_over_and_said(tmp_path: Path) -> None:
+def test_other_files_are_skipped_with_a_warning(tmp_path: Path) -> None:
     files = small_set() | {
         "train/n01440764/boxes.txt": b"x",
         "train/n01440764/._a.JPEG": b"x",
@@ -282,9 +282,9 @@ def test_what_is_no_image_is_passed_over_and_said(tmp_path: Path) -> None:
         "readme": b"",
     }
     for path in (write_tree(tmp_path / "tree", files), write_tar(tmp_path / "a.tar", files)):
-        stock = stock_of(path)
-        assert len(stock.samples["train"]) == 12
-        assert any("passed over 5 files" in line for line in stock.warnings)
+        listing = listing_of(path)
+        assert len(listing.samples["train"]) == 12
+        assert any("passed over 5 files" in line for line in listing.warnings)
 
 
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -295,8 +295,8 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tree / split).symlink_to(real / split)
     (real / "train" / "loop").symlink_to(real / "train")
-    found = listed(stock_of(tree))["train"]
-    assert [name for name in found if not name.startswith("loop")] == listed(stock_of(write_tree(tmp_path / "b", files)))[
+    found = listed(listing_of(tree))["train"]
+    assert [name for name in found if not name.startswith("loop")] == listed(listing_of(write_tree(tmp_path / "b", files)))[
         "train"
     ]
 
@@ -338,116 +338,116 @@ def damaged_tar(path: Path, member: tarfile.TarInfo) -> Path:
         ("train/a/fifo.jpg", tarfile.FIFOTYPE),
     ],
 )
-def test_tars_that_leave_their_place_are_refused(tmp_path: Path, name: str, kind: bytes) -> None:
+def test_tars_with_unsafe_paths_are_refused(tmp_path: Path, name: str, kind: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.type = kind
     member.linkname = "/etc/passwd"
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
-        stock_of(damaged_tar(tmp_path / "a.tar", member))
+        listing_of(damaged_tar(tmp_path / "a.tar", member))
 
 
 def test_cut_and_damaged_tars_are_refused_wherever_they_are_cut(tmp_path: Path) -> None:
     files = small_set(train=2, val=1)
-    whole = write_tar(tmp_path / "a.tar", files).read_bytes()
-    content = len(whole.rstrip(b"\0"))
+    intact = write_tar(tmp_path / "a.tar", files).read_bytes()
+    content = len(intact.rstrip(b"\0"))
     for cut in [*range(512, content, 512 * 3 + 100), *range(512, content, 1024)]:
-        (tmp_path / "cut.tar").write_bytes(whole[:cut])
+        (tmp_path / "cut.tar").write_bytes(intact[:cut])
         with pytest.raises(DataError, match=r"cut\.tar"):
-            stock_of(tmp_path / "cut.tar")
+            listing_of(tmp_path / "cut.tar")
     with tarfile.open(tmp_path / "a.tar") as archive:
         third = archive.getmembers()[2].offset
-    data = bytearray(whole)
+    data = bytearray(intact)
     data[third + 20] ^= 1
     (tmp_path / "cut.tar").write_bytes(data)
-    with pytest.raises(DataError, match="cut or damaged at byte"):
-        stock_of(tmp_path / "cut.tar")
+    with pytest.raises(DataError, match="truncated or damaged at byte"):
+        listing_of(tmp_path / "cut.tar")
 
 
-def test_sources_that_are_none(tmp_path: Path) -> None:
+def test_invalid_sources(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        stock_of(tmp_path / "nowhere")
+        listing_of(tmp_path / "nowhere")
     (tmp_path / "text").write_text("x")
-    with pytest.raises(DataError, match="no known kind"):
-        stock_of(tmp_path / "text")
+    with pytest.raises(DataError, match="an unknown kind"):
+        listing_of(tmp_path / "text")
     (tmp_path / "no.tar").write_text("x" * 2000)
-    with pytest.raises(DataError, match="no whole tar"):
-        stock_of(tmp_path / "no.tar")
+    with pytest.raises(DataError, match="not a complete tar"):
+        listing_of(tmp_path / "no.tar")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz"):
         pass
     with pytest.raises(DataError, match=r"compressed \(gzip\)"):
-        stock_of(tmp_path / "a.tar.gz")
+        listing_of(tmp_path / "a.tar.gz")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
-        stock_of(tmp_path / "empty")
+        listing_of(tmp_path / "empty")
     with pytest.raises(DataError, match="holds no images"):
-        stock_of(write_tar(tmp_path / "empty.tar", {}))
+        listing_of(write_tar(tmp_path / "empty.tar", {}))
     with pytest.raises(DataError, match=r"holds no images .*; it holds 2 images with endings that are not read \(such as a/1"):
-        stock_of(write_tar(tmp_path / "heic.tar", {"a/1.heic": b"x", "b/1.heic": b"x"}))
+        listing_of(write_tar(tmp_path / "heic.tar", {"a/1.heic": b"x", "b/1.heic": b"x"}))
     with pytest.raises(DataError, match="holds no images"):
-        stock_of(write_tree(tmp_path / "flat", {"a.jpg": JPEG, "b.jpg": JPEG}))
+        listing_of(write_tree(tmp_path / "flat", {"a.jpg": JPEG, "b.jpg": JPEG}))
 
 
 def test_images_of_one_name_are_refused(tmp_path: Path) -> None:
     first = write_tree(tmp_path / "a", small_set())
-    with pytest.raises(DataError, match=r"train/n01440764/n01440764_0\.JPEG is there twice"):
-        stock_of(first, write_tree(tmp_path / "b", small_set(val=0)))
+    with pytest.raises(DataError, match=r"train/n01440764/n01440764_0\.JPEG exists twice"):
+        listing_of(first, write_tree(tmp_path / "b", small_set(val=0)))
 
 
 def test_hold_out(tmp_path: Path) -> None:
     files = {f"c{n % 4}/{n}.jpg": JPEG for n in range(400)}
     tree = write_tree(tmp_path / "t", files)
     with pytest.raises(DataError, match=r"no train/ and val/ folders.*--hold-out PERCENT"):
-        stock_of(tree)
-    stock = listed(stock_of(tree, hold_out=25))
-    assert 70 <= len(stock["val"]) <= 130
-    assert sorted(stock["train"] + stock["val"]) == sorted(files)
-    fewer = listed(stock_of(write_tar(tmp_path / "fewer.tar", dict(list(files.items())[:200]), prefix="p/"), hold_out=25))
-    assert set(fewer["val"]) <= set(stock["val"])
-    assert set(fewer["train"]) <= set(stock["train"])
-    assert set(listed(stock_of(tree, hold_out=10))["val"]) < set(stock["val"])
+        listing_of(tree)
+    listing = listed(listing_of(tree, hold_out=25))
+    assert 70 <= len(listing["val"]) <= 130
+    assert sorted(listing["train"] + listing["val"]) == sorted(files)
+    fewer = listed(listing_of(write_tar(tmp_path / "fewer.tar", dict(list(files.items())[:200]), prefix="p/"), hold_out=25))
+    assert set(fewer["val"]) <= set(listing["val"])
+    assert set(fewer["train"]) <= set(listing["train"])
+    assert set(listed(listing_of(tree, hold_out=10))["val"]) < set(listing["val"])
     with pytest.raises(DataError, match="leaves val without images"):
-        stock_of(tree, hold_out=0)
+        listing_of(tree, hold_out=0)
     train_only = write_tree(tmp_path / "u" / "train", files)
     with pytest.raises(DataError, match="train/ but no val/ images"):
-        stock_of(train_only)
-    assert listed(stock_of(train_only, hold_out=25)) == stock
-    with pytest.raises(DataError, match="leave --hold-out away"):
-        stock_of(write_tree(tmp_path / "v", small_set()), hold_out=10)
+        listing_of(train_only)
+    assert listed(listing_of(train_only, hold_out=25)) == listing
+    with pytest.raises(DataError, match="remove --hold-out"):
+        listing_of(write_tree(tmp_path / "v", small_set()), hold_out=10)
     with pytest.raises(DataError, match="expected one layout"):
-        stock_of(tree, write_tree(tmp_path / "w", small_set()))
+        listing_of(tree, write_tree(tmp_path / "w", small_set()))
     with pytest.raises(DataError, match="holds val/ only"):
-        stock_of(write_tree(tmp_path / "x", small_set(train=0)))
+        listing_of(write_tree(tmp_path / "x", small_set(train=0)))
 
 
 def test_val_classes_that_train_lacks(tmp_path: Path) -> None:
     flat = small_set(val=0) | {f"val/images/{n}.JPEG": JPEG for n in range(3)}
     with pytest.raises(DataError, match="classes that train/ lacks, such as images"):
-        stock_of(write_tree(tmp_path / "a", flat))
-    stock = stock_of(write_tree(tmp_path / "b", small_set() | {"train/zzz/1.jpg": JPEG}))
-    assert any("1 of 3 classes have no val image, such as zzz" in line for line in stock.warnings)
+        listing_of(write_tree(tmp_path / "a", flat))
+    listing = listing_of(write_tree(tmp_path / "b", small_set() | {"train/zzz/1.jpg": JPEG}))
+    assert any("1 of 3 classes have no val image, such as zzz" in line for line in listing.warnings)
 
 
 def test_class_lists(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set(classes=("n01440764", "n01443537", "n01484850")))
     chosen = tmp_path / "list.txt"
     chosen.write_text("# mine\nn01484850 great white shark\n\nn01440764\n")
-    stock = stock_of(tree, classes=str(chosen))
-    assert [entry.wnid for entry in stock.classes] == ["n01440764", "n01484850"]
-    assert [entry.name for entry in stock.classes] == ["tench", "great white shark"]
-    assert {sample.label for sample in stock.samples["train"]} == {0, 1}
+    listing = listing_of(tree, classes=str(chosen))
+    assert [entry.wnid for entry in listing.classes] == ["n01440764", "n01484850"]
+    assert [entry.name for entry in listing.classes] == ["tench", "great white shark"]
+    assert {sample.label for sample in listing.samples["train"]} == {0, 1}
     chosen.write_text("n01440764\nn99999999\n")
     with pytest.raises(DataError, match=r"1 of the 2 classes of .* are not in the source: n99999999"):
-        stock_of(tree, classes=str(chosen))
+        listing_of(tree, classes=str(chosen))
     with pytest.raises(DataError, match=r"imagenet100 matches nothing.*the source holds n01440764"):
-        stock_of(tree, classes="imagenet100")
+        listing_of(tree, classes="imagenet100")
     chosen.write_text("#\n")
     with pytest.raises(DataError, match="names no class"):
-        stock_of(tree, classes=str(chosen))
+        listing_of(tree, classes=str(chosen))
     chosen.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="is not text"):
-        stock_of(tree, classes=str(chosen))
+        listing_of(tree, classes=str(chosen))
     with pytest.raises(DataError, match="expected imagenet100, all or a file"):
-        stock_of(tree, classes="imagenet101")
+        listing_of(tree, classes="imagenet101")
 
 
 DECOMPOSED = unicodedata.normalize("NFD", "café")
@@ -469,7 +469,7 @@ DECOMPOSED = unicodedata.normalize("NFD", "café")
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_lines_of_class_lists(tmp_path: Path, text: str, expected: list[str], encoding: str) -> None:
-    """The whole line first, and the first word only where it is a folder and the line is none."""
+    """The full line is tried first; the first word is used only if it is a folder and the line is not."""
     there = ["sea", "sea lion", "great", "C#", DECOMPOSED]
     path = tmp_path / "list.txt"
     path.write_bytes(text.encode(encoding))
@@ -477,16 +477,16 @@ def test_lines_of_class_lists(tmp_path: Path, text: str, expected: list[str], en
 
 
 @pytest.mark.parametrize("text", ["great dane\ngreat auk\n", "great\ngreat auk\n", "sea lion\ngreat auk  # x\ngreat\n"])
-def test_two_lines_of_a_class_list_are_no_one_class(tmp_path: Path, text: str) -> None:
+def test_two_lines_of_a_class_list_must_not_match_one_class(tmp_path: Path, text: str) -> None:
     path = tmp_path / "list.txt"
     path.write_text(text)
-    with pytest.raises(DataError, match=r"names 'great .*', which both lead to the folder 'great', the first word"):
+    with pytest.raises(DataError, match=r"names 'great .*', which both match the folder 'great' by the first word"):
         choose_classes(["sea", "sea lion", "great"], str(path))
     path.write_text("n01440764\nn01440764 tench, Tinca tinca\n")
     assert choose_classes(["n01440764", "n01443537"], str(path)) == ["n01440764"]
 
 
-def test_names_that_people_read_as_one(tmp_path: Path) -> None:
+def test_similar_names_give_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text("Great\n")
     with pytest.raises(DataError, match=r"'Great' differs from the folder 'great' only in upper and lower case"):
@@ -495,18 +495,18 @@ def test_names_that_people_read_as_one(tmp_path: Path) -> None:
     path.write_text("ǖé\n")
     with pytest.raises(DataError, match="differ only in how letters are composed"):
         choose_classes(twins, str(path))
-    for train, val, said in ((DECOMPOSED, "café", "composed"), ("Dog", "dog", "upper and lower case")):
+    for train, val, message in ((DECOMPOSED, "café", "composed"), ("Dog", "dog", "upper and lower case")):
         files = {f"train/{train}/1.jpg": JPEG, f"val/{val}/1.jpg": JPEG} | {f"{s}/a/1.jpg": JPEG for s in ("train", "val")}
-        with pytest.raises(DataError, match=f"classes that train/ lacks.*only in .*{said}"):
-            stock_of(write_tree(tmp_path / said[:3], files))
-    stock = stock_of(write_tree(tmp_path / "b", labelled("train", "val", ("dog", "dog "))))
-    assert any("'dog' and 'dog ' differ only in blanks" in line for line in stock.warnings)
-    stock = stock_of(write_tree(tmp_path / "t", labelled("train", "val", ("Dog", "dog"))))
-    assert any("'Dog' and 'dog' differ only in upper and lower case" in line for line in stock.warnings)
+        with pytest.raises(DataError, match=f"classes that train/ lacks.*only in .*{message}"):
+            listing_of(write_tree(tmp_path / message[:3], files))
+    listing = listing_of(write_tree(tmp_path / "b", labelled("train", "val", ("dog", "dog "))))
+    assert any("'dog' and 'dog ' differ only in blanks" in line for line in listing.warnings)
+    listing = listing_of(write_tree(tmp_path / "t", labelled("train", "val", ("Dog", "dog"))))
+    assert any("'Dog' and 'dog' differ only in upper and lower case" in line for line in listing.warnings)
 
 
 def test_class_names() -> None:
-    assert [entry.name for entry in named(["n01484850", "dogs"])] == ["dogs", "great white shark"]
+    assert [entry.name for entry in label_classes(["n01484850", "dogs"])] == ["dogs", "great white shark"]
     everything = [f"n{n:08d}" for n in range(100)]
     assert choose_classes(everything, "all") == everything
 
@@ -516,4 +516,4 @@ def test_undecodable_names_are_kept_readable(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", files)
     odd = tree / "train" / "n01440764" / b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
     odd.write_bytes(JPEG)
-    assert r"n01440764/caf\xe9.jpg" in listed(stock_of(tree))["train"]
+    assert r"n01440764/caf\xe9.jpg" in listed(listing_of(tree))["train"]

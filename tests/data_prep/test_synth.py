@@ -1,4 +1,4 @@
-"""The embedded data set: the same bytes whoever draws them, a tree of the asked size, and classes in confusable pairs."""
+"""The synthetic dataset: deterministic bytes, a tree of the requested size, and classes in confusable pairs."""
 
 import hashlib
 import io
@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from data_prep.synth import synth, synthetic_jpeg
-from data_prep.synth.catalogue import TRAITS, kind_of
-from data_prep.synth.draws import Rng
-from data_prep.synth.scene import SIDE_PX, picture
+from data_prep.synth.classes import TRAITS, synth_class
+from data_prep.synth.rng import Rng
+from data_prep.synth.scene import SIDE_PX, render_scene
 from udkd.utils.errors import UserError
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file's path and sha256."""
+    """Relative path and sha256 of every file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -36,7 +36,7 @@ def test_images_are_spread_evenly(tmp_path: Path) -> None:
     synth(tmp_path / "tree", classes=4, images=10, val_images=4, seed=0)
     counts = [len(list(folder.iterdir())) for folder in sorted((tmp_path / "tree" / "train").iterdir())]
     assert counts == [3, 3, 2, 2]
-    assert {path.name for path in (tmp_path / "tree" / "val").iterdir()} == {kind_of(label).name for label in range(4)}
+    assert {path.name for path in (tmp_path / "tree" / "val").iterdir()} == {synth_class(label).name for label in range(4)}
 
 
 def test_seed_split_class_and_index_all_matter() -> None:
@@ -45,8 +45,8 @@ def test_seed_split_class_and_index_all_matter() -> None:
 
 
 def test_pixels_are_golden() -> None:
-    """Only integers and correctly rounded operations make a picture, so every processor makes this one."""
-    pixels, grey = picture(kind_of(2), Rng(0, 0, 2, 1))
+    """Only integers and correctly rounded operations are used, so the image is the same on every processor."""
+    pixels, grey = render_scene(synth_class(2), Rng(0, 0, 2, 1))
     assert (pixels.shape, grey) == ((123, 105, 3), False)
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == "a37755546be0d5640c10eb21ccbe0383b052a08068bc4eb9ba24fb3ae9834e49"
 
@@ -69,29 +69,29 @@ def test_sizes_aspects_and_colours_vary() -> None:
 
 def test_pairs_share_all_but_one_trait() -> None:
     for label in range(0, 400, 2):
-        first, second = kind_of(label), kind_of(label + 1)
+        first, second = synth_class(label), synth_class(label + 1)
         assert (first.shape, first.texture, first.hue, first.trait) == (second.shape, second.texture, second.hue, second.trait)
-        assert (first.side, second.side) == (-1, 1)
-    assert len({(kind_of(label).shape, kind_of(label).texture) for label in range(0, 168, 2)}) == 84
-    assert {kind_of(label).trait for label in range(20)} == {name for name, _, _ in TRAITS}
-    assert len({kind_of(label).name for label in range(2000)}) == 2000
+        assert (first.sign, second.sign) == (-1, 1)
+    assert len({(synth_class(label).shape, synth_class(label).texture) for label in range(0, 168, 2)}) == 84
+    assert {synth_class(label).trait for label in range(20)} == {name for name, _, _ in TRAITS}
+    assert len({synth_class(label).name for label in range(2000)}) == 2000
 
 
 @pytest.mark.parametrize("trait", [name for name, _, _ in TRAITS])
 def test_a_trait_shows_more_or_less(trait: str) -> None:
-    """Drawn from one stream of numbers, the two classes of a pair differ in the trait alone, by a lot or by little."""
+    """With the same random numbers, the two classes of a pair differ only in the trait, strongly or weakly."""
     names: list[str] = [name for name, _, _ in TRAITS]
     label = 2 * names.index(trait)
     differences = []
     for index in range(10):
-        first, second = (picture(kind_of(label + side), Rng(0, 0, 0, index))[0].astype(int) for side in (0, 1))
+        first, second = (render_scene(synth_class(label + side), Rng(0, 0, 0, index))[0].astype(int) for side in (0, 1))
         differences.append(float(np.abs(first - second).mean()))
     assert max(differences) > 2.0
     assert min(differences) < 0.5 * max(differences)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"classes": 1}, "2 or more"),
         ({"images": 3}, "one or more for each"),
@@ -100,18 +100,18 @@ def test_a_trait_shows_more_or_less(trait: str) -> None:
         ({"workers": 0}, "0 workers"),
     ],
 )
-def test_arguments_that_make_no_data_set(tmp_path: Path, change: dict[str, int], words: str) -> None:
+def test_invalid_arguments(tmp_path: Path, change: dict[str, int], message: str) -> None:
     arguments = {"classes": 4, "images": 8, "val_images": 4, "seed": 0, "workers": 1} | change
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         synth(tmp_path / "tree", **arguments)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+def test_existing_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     for folder in (tmp_path, tmp_path / "mine"):
-        with pytest.raises(UserError, match="is there already"):
+        with pytest.raises(UserError, match="exists already"):
             synth(folder, classes=2, images=2, val_images=2, seed=0)
     assert (tmp_path / "mine").read_text() == "precious"
 

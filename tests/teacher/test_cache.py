@@ -407,9 +407,9 @@ def test_truncated_extended_and_strange_files(tmp_path: Path) -> None:
         (good[:2000], "bytes"),
         (good[:30], "header of"),
         (good[:10], "not a cached view"),
-        (b"", "no cached view"),
+        (b"", "not a cached view"),
         (good + b"\0", "bytes; expected"),
-        (b"PK\3\4" + good[4:], "no cached view"),
+        (b"PK\3\4" + good[4:], "not a cached view"),
         (good[:8] + b"\2" + good[9:], "format version 2"),
         (good[:12] + b"\xff\xff\xff\xff" + good[16:], "header of 4294967295 bytes"),
     ):

@@ -33,7 +33,7 @@ def test_the_folder_that_a_user_stands_in_provides_no_modules(tmp_path: Path) ->
     command = module_command("data_prep", ["synth", "--help"])
     done = subprocess.run(command, env=module_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "Write the embedded data set" in done.stdout
+    assert "Write the synthetic dataset" in done.stdout
     named = {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, env=module_environment() | named, cwd=tmp_path, capture_output=True, timeout=120)
     assert done.returncode == 77, "what the user names himself is taken"

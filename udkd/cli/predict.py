@@ -12,7 +12,7 @@ from udkd.export.predict import Prediction, predict, readable_class_names
 from udkd.training.run_folder import RunFolder
 from udkd.training.trained import Trained
 from udkd.utils.output import print_error
-from udkd.utils.terminal import print_whole
+from udkd.utils.terminal import print_unwrapped
 
 
 def predict_command(
@@ -34,7 +34,7 @@ def predict_command(
     predictions = predict(trained, images, readable_class_names(folder, trained.classes), top=top)
     classified = [prediction for prediction in predictions if prediction.classes]
     if classified:
-        print_whole(_table(classified, trained.name))
+        print_unwrapped(_table(classified, trained.name))
     for prediction in predictions:
         if prediction.error:
             print_error(prediction.error)

@@ -22,7 +22,7 @@ from udkd.study.writer import write_result
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError, RunError
 from udkd.utils.printable import shorten
-from udkd.utils.terminal import DeviceOption, SetOption, StopRequest, err, observed, out, print_whole, stop_requests
+from udkd.utils.terminal import DeviceOption, SetOption, StopRequest, err, observed, out, print_unwrapped, stop_requests
 
 TIME_IS_UP = 75
 """Exit code of a study that --max-minutes stopped; the same command continues it."""
@@ -107,7 +107,7 @@ def _run(plan: StudyPlan, context: StudyContext, started: float, stop: StopReque
     if progress.left_to_others:
         return False
     result = write_result(plan, context, progress)
-    print_whole(_table(plan, result.summary))  # 80 columns would cut off the names of the arms
+    print_unwrapped(_table(plan, result.summary))  # 80 columns would cut off the names of the arms
     err.print(f"page: {result.page}", soft_wrap=True)
     _end(progress, stop, started)
     return True

@@ -25,7 +25,7 @@ class DerivedFiles:
     data: tuple[str, ...]
 
 
-# A new derived format needs a line here and one in data_prep.derived, which defines how it is written.
+# The only list of derived formats and their files; data_prep.formats has a writer for each.
 DERIVED: dict[str, DerivedFiles] = {
     "resident": DerivedFiles("canvas.json", ("canvas.npy", "canvas.crc32.npy")),
     "ffcv": DerivedFiles("beton.json", ("samples.beton",)),

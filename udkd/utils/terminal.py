@@ -1,13 +1,13 @@
-"""What commands share: options, progress bars, Ctrl-C as a request, what PyTorch's errors mean."""
+"""Shared by the command lines: options, progress bars, Ctrl-C as a stop request, explanations of PyTorch's errors."""
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated
 
-import torch
 import typer
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -22,10 +22,10 @@ from udkd.utils.printable import printable
 from udkd.utils.signals import signal_handler
 
 QUIET_S = 30.0
-"""Without a terminal, seconds between two lines of progress."""
+"""Seconds between two progress lines if there is no terminal."""
 
-_WIDEST = 10_000
-"""Characters of a line."""
+_MAX_WIDTH = 10_000
+"""Characters per line."""
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or a .toml file.")]
 SetOption = Annotated[
@@ -50,16 +50,21 @@ class Speed(TextColumn):
 
 
 class RichObserver:
-    """Shows an actor's progress: one bar at a time, notes as lines above it. Without a terminal, a line every half minute."""
+    """Shows progress on stderr: one bar at a time, with notes as lines above it.
 
-    def __init__(self) -> None:
+    Without a terminal it prints a line every half minute. summaries: print a line at the end of each task instead, always.
+    """
+
+    def __init__(self, *, summaries: bool = False) -> None:
+        self._summaries = summaries
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._quiet_since = 0.0
+        self._started = 0.0
 
     def start(self, task: str, total: int, unit: str) -> None:
         """See udkd.utils.progress.Observer."""
-        self.finish()
+        self.close()
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -73,7 +78,7 @@ class RichObserver:
         )
         self._task = self._progress.add_task(printable(task), total=total, unit=unit, figures="")
         self._progress.start()
-        self._quiet_since = time.monotonic()
+        self._started = self._quiet_since = time.monotonic()
 
     def advance(self, count: int, **fields: float | str) -> None:
         """See udkd.utils.progress.Observer."""
@@ -83,12 +88,21 @@ class RichObserver:
             figures = "  ".join(f"{name} {value}" for name, value in shown.items())
             self._progress.update(self._task, figures=printable(figures))
         self._progress.advance(self._task, count)
-        if not err.is_interactive and time.monotonic() - self._quiet_since > QUIET_S:
+        if not (self._summaries or err.is_interactive) and time.monotonic() - self._quiet_since > QUIET_S:
             self._quiet_since = time.monotonic()
             self._print_progress(self._progress.tasks[0])
 
     def finish(self) -> None:
         """See udkd.utils.progress.Observer."""
+        task = self._progress.tasks[0] if self._progress is not None else None
+        self.close()
+        if self._summaries and task is not None:
+            seconds, unit = time.monotonic() - self._started, task.fields["unit"]
+            total = task.total or 0
+            self.note(f"{task.description}: {total:,} {unit} in {seconds:,.1f} s ({total / max(seconds, 1e-9):,.0f} {unit}/s)")
+
+    def close(self) -> None:
+        """Remove the bar of an unfinished task, if there is one."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -106,17 +120,17 @@ class RichObserver:
 
 
 @contextmanager
-def observed() -> Iterator[RichObserver]:
-    """An observer whose bar is gone, whatever happens, when the block ends."""
-    observer = RichObserver()
+def observed(*, summaries: bool = False) -> Iterator[RichObserver]:
+    """An observer whose bar is removed when the block ends, with or without an error. summaries: see RichObserver."""
+    observer = RichObserver(summaries=summaries)
     try:
         yield observer
     finally:
-        observer.finish()
+        observer.close()
 
 
 class StopRequest:
-    """Asked, it tells whether the user wants the command to end; exit_code is 128 + the signal's number."""
+    """Calling it returns whether the user wants the command to stop. exit_code: 128 + number of the signal; 0 without one."""
 
     def __init__(self) -> None:
         self.exit_code = 0
@@ -127,47 +141,49 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C, SIGTERM or SIGHUP into an answer of True; the next one ends the process at once.
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a stop request; the next one ends the process at once.
 
-    Not a second SIGHUP: where a terminal goes, the kernel and the shell may both send one.
+    A second SIGHUP is ignored: when a terminal closes, the kernel and the shell may both send one.
     """
     request = StopRequest()
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         request.exit_code = 128 + number
         err.print("stopping after this step; once more to stop at once")
         for kind, handler in before.items():
             signal.signal(kind, signal.SIG_IGN if kind == signal.SIGHUP else handler)
 
-    with signal_handler(ask) as before:
+    with signal_handler(on_signal) as before:
         yield request
 
 
 def run(app: Callable[[], object]) -> None:
     """Run a command line, a typer.Typer; see udkd.utils.output.run."""
-    output.run(app, _machine_s_limit)
+    output.run(app, _explain_machine_error)
 
 
-def _machine_s_limit(error: Exception) -> str | None:
-    """What PyTorch means where the machine, not the program, is at fault; None for anything else."""
+def _explain_machine_error(error: Exception) -> str | None:
+    """One line for an error caused by the machine and not by the program; None for any other error."""
     if not isinstance(error, MemoryError | RuntimeError):
         return None
     text = str(error) or type(error).__name__
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
-        places = "train.batch_size, teacher.batch_size or views.size_px"
-        return f"out of memory ({_first_sentence(text)}); expected it to fit; lower {places}"
+    torch = sys.modules.get("torch")  # not imported here: the converter uses this module without it
+    out_of_memory = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    if isinstance(error, out_of_memory) or "allocate memory" in text:
+        keys = "train.batch_size, teacher.batch_size or views.size_px"
+        return f"out of memory ({_first_line(text)}); expected it to fit; lower {keys}"
     if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-        return f"torch.compile failed ({_first_sentence(text)}); expected a working compiler; take --set train.compile=off"
+        return f"torch.compile failed ({_first_line(text)}); expected a working compiler; take --set train.compile=off"
     return None
 
 
-def _first_sentence(text: str) -> str:
+def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")[:200]
 
 
-def print_whole(table: Table) -> None:
-    """Print a table with every cell on one line, however narrow the terminal: a path stays one that can be copied."""
+def print_unwrapped(table: Table) -> None:
+    """Print a table with every cell on one line, however narrow the terminal, so that paths can be copied."""
     for column in table.columns:
         column.no_wrap = True
-    width = Measurement.get(out, out.options.update(max_width=_WIDEST), table).maximum
+    width = Measurement.get(out, out.options.update(max_width=_MAX_WIDTH), table).maximum
     SafeConsole(file=out.file, width=width, soft_wrap=True).print(table, crop=False)

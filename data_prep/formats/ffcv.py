@@ -1,6 +1,6 @@
-"""samples.beton: FFCV's own format, packed from the shards in one pass with FFCV's own types, the same bytes each time.
+"""samples.beton in FFCV's own format, packed deterministically from the shards in one pass with FFCV's own types.
 
-Not FFCV's DatasetWriter: its processes race for pages, so that no two files are equal; it hangs when one of them fails.
+Not FFCV's DatasetWriter: its processes race for pages, so no two files are equal, and it hangs if one of them fails.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.derived.derived import DatasetSize, DerivedFormat
+from data_prep.formats.writer import DatasetSize, FormatWriter
 from udkd.data.beton import FIELDS, FILE_NAME, import_ffcv
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import FileDigest, find_damage, remove_derived, seal
@@ -20,48 +20,43 @@ from udkd.utils.errors import DataError
 from udkd.utils.files import fsync_folder
 from udkd.utils.progress import Observer
 
-SMALL_PAGE = 1 << 21  # FFCV's smallest; its default is four of them, which a small set would mostly leave empty
+NAME = "ffcv"
+SMALL_PAGE = 1 << 21  # FFCV's minimum; its default, four times as large, would stay mostly empty for a small dataset
 LARGE_PAGE = 1 << 23
 LARGE_SET = 1 << 26
 LARGEST_PAGE = 1 << 31  # FFCV stores the page size in 32 bits
-ROW_BYTES = 64  # of the sample's and the allocation table, rounded up
+ROW_BYTES = 64  # per sample in both tables, rounded up
 
 
 def require() -> None:
-    """Raise ConfigError where FFCV is not installed."""
+    """Raise ConfigError if FFCV is not installed."""
     import_ffcv()
 
 
-def size_bytes(volume: DatasetSize) -> int | None:
-    """About what samples.beton takes: the stored bytes, the tables, and the ends of pages that the next image did not fit."""
-    if volume.stored is None:
+def size_bytes(dataset_size: DatasetSize) -> int | None:
+    """Estimated size of samples.beton: stored bytes, tables, and unused ends of pages."""
+    if dataset_size.stored is None:
         return None
-    return volume.stored + volume.stored // 50 + volume.samples * ROW_BYTES + 4 * LARGE_PAGE
-
-
-def size_line(volume: DatasetSize) -> str:
-    """The same in words."""
-    size = size_bytes(volume)
-    return f"ffcv format: samples.beton, about {(size or 0) / 1e9:,.2f} GB"
+    return dataset_size.stored + dataset_size.stored // 50 + dataset_size.samples * ROW_BYTES + 4 * LARGE_PAGE
 
 
 def derive_ffcv(dataset: DatasetFolder, workers: int, observer: Observer) -> None:
-    """Pack samples.beton of every split, at the speed of a copy. Raises ConfigError (no FFCV), DataError and OSError."""
+    """Pack samples.beton of every split. As fast as copying. Raises ConfigError (no FFCV), DataError and OSError."""
     ffcv = import_ffcv()
-    observer.start("ffcv", sum(len(split.ids) for split in dataset.splits.values()), "images")
+    observer.start(NAME, sum(len(split.ids) for split in dataset.splits.values()), "images")
     for split in dataset.splits.values():
-        remove_derived(split.path, "ffcv")
+        remove_derived(split.path, NAME)
         try:
             path = _pack(ffcv, split, observer)
-            seal(split.path, "ffcv", digest=split.digest, files={path.name: FileDigest.of(path)})
+            seal(split.path, NAME, digest=split.digest, files={path.name: FileDigest.of(path)})
         except BaseException:
-            remove_derived(split.path, "ffcv")
+            remove_derived(split.path, NAME)
             raise
     observer.finish()
 
 
 def _pack(ffcv: ModuleType, split: Split, observer: Observer) -> Path:
-    """Write the file under a temporary name, then give it its own."""
+    """Write the file under a temporary name, then rename it."""
     fields: dict[str, Any] = dict(zip(FIELDS, (ffcv.fields.RGBImageField(), ffcv.fields.IntField()), strict=True))
     table = np.zeros(len(split.ids), dtype=ffcv.types.get_metadata_type(list(fields.values())))
     allocations = np.zeros(len(split.ids), dtype=ffcv.types.ALLOC_TABLE_TYPE)
@@ -79,7 +74,7 @@ def _pack(ffcv: ModuleType, split: Split, observer: Observer) -> Path:
     header["alloc_table_ptr"] = allocator.offset + allocator.next_page_written.value * allocator.page_size
     with open(temporary, "r+b") as file:
         end = file.seek(0, os.SEEK_END)
-        if end != header["alloc_table_ptr"][0]:  # FFCV does not look at how much of a page was written
+        if end != header["alloc_table_ptr"][0]:  # FFCV does not check for short writes
             raise DataError(
                 f"{path}: FFCV wrote {end} bytes of {header['alloc_table_ptr'][0]}; expected all; is the disk full?"
             )
@@ -94,18 +89,18 @@ def _pack(ffcv: ModuleType, split: Split, observer: Observer) -> Path:
 
 
 class _Counter:
-    """In place of multiprocessing's Value: that has a semaphore in /dev/shm, which containers may lack."""
+    """Replaces multiprocessing.Value, whose semaphore needs /dev/shm; containers may lack it."""
 
     def __init__(self, kind: type, value: int) -> None:
         self.value = value
 
     def get_lock(self) -> AbstractContextManager[None]:
-        """One process and one thread: nothing to lock."""
+        """A null lock: there is one process and one thread."""
         return nullcontext()
 
 
 def _allocator(module: Any, path: Path, page_bytes: int) -> Any:
-    """FFCV's allocator of pages behind the end of a file, for this process alone."""
+    """FFCV's allocator of pages after the end of a file, for this process only."""
     shared, module.Value = module.Value, _Counter
     try:
         return module.MemoryAllocator(str(path), path.stat().st_size, page_bytes)
@@ -114,32 +109,32 @@ def _allocator(module: Any, path: Path, page_bytes: int) -> Any:
 
 
 def _add(allocator: Any, split: Split, row: int, sample_id: int, table: np.ndarray, allocations: np.ndarray) -> None:
-    """Copy one sample's bytes into the page that FFCV's allocator hands out, and note where they went."""
+    """Copy one sample's bytes into a page of FFCV's allocator, and record their position."""
     jpeg = np.frombuffer(split.read(sample_id), dtype=np.uint8)
     allocator.set_current_sample(row)
     pointer, buffer = allocator.malloc(len(jpeg))
     buffer[:] = jpeg
-    allocator.allocations.clear()  # else it keeps 150 bytes of Python objects per sample; `allocations` has them in 24
+    allocator.allocations.clear()  # else it keeps 150 bytes of Python objects per sample; `allocations` needs 24
     image, label = table.dtype.names or ()
     _, _, height, width = split.sizes[sample_id].tolist()
-    table[image][row] = (0, width, height, pointer)  # mode 0: jpg, the stored bytes themselves
+    table[image][row] = (0, width, height, pointer)  # mode 0: jpg
     table[label][row] = split.labels[sample_id]
     allocations[row] = (row, pointer, len(jpeg))
 
 
 def _descriptors(ffcv: ModuleType, fields: dict[str, Any]) -> bytes:
-    """The fields as the file's head describes them: type, name, arguments."""
+    """The descriptors of the fields in the file header: type, name, arguments."""
     types = {handler: number for number, handler in ffcv.types.TYPE_ID_HANDLER.items()}
     described = np.zeros(len(fields), dtype=ffcv.types.FieldDescType)
-    for place, (name, field) in zip(described, fields.items(), strict=True):
-        place["type_id"] = types[type(field)]
-        place["name"][: len(name)] = np.frombuffer(name.encode("ascii"), dtype=np.uint8)
-        place["arguments"][:] = field.to_binary()[0]
+    for descriptor, (name, field) in zip(described, fields.items(), strict=True):
+        descriptor["type_id"] = types[type(field)]
+        descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), dtype=np.uint8)
+        descriptor["arguments"][:] = field.to_binary()[0]
     return described.tobytes()
 
 
 def _page_bytes(split: Split) -> int:
-    """A power of two that holds every sample. Raises DataError where FFCV has none."""
+    """The page size, a power of two that fits every sample. Raises DataError if it exceeds FFCV's maximum."""
     largest = int(split.size.max(initial=0))
     page = LARGE_PAGE if split.size.sum() > LARGE_SET else SMALL_PAGE
     while page < largest:
@@ -151,15 +146,15 @@ def _page_bytes(split: Split) -> int:
 
 
 def problems(split: Split) -> Iterator[str]:
-    """Every byte held against the description."""
-    yield from find_damage(split.path, "ffcv", digest=split.digest)
+    """Checks every byte against the description."""
+    yield from find_damage(split.path, NAME, digest=split.digest)
 
 
-FFCV = DerivedFormat(
+WRITER = FormatWriter(
     files="samples.beton",
     require=require,
     size_bytes=size_bytes,
-    size_line=size_line,
+    size_text=lambda dataset_size: "samples.beton, about",
     derive=derive_ffcv,
     problems=problems,
 )

@@ -1,8 +1,8 @@
-"""TFRecord files, one per shard, each with the index that DALI's tfrecord2idx writes: what readers.tfrecord reads.
+"""TFRecord files for DALI's readers.tfrecord: one per shard, each with the index that DALI's tfrecord2idx writes.
 
-A record is: its length (uint64), the masked crc32c of these eight bytes, a tf.train.Example, the masked crc32c of that, all
-little-endian. Its features: `image/encoded` (the stored JPEG), `image/class/label` (from 0) and `image/id` (the sample id,
-so that shuffled readers know whose pixels they have). Excluded samples have no record.
+A record, little-endian: its length (uint64), the masked crc32c of these eight bytes, a tf.train.Example and the masked crc32c
+of that. The features: `image/encoded` (the stored JPEG), `image/class/label` (from 0) and `image/id` (the sample id, which
+identifies the pixels in a shuffled reader). Excluded samples have no record.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_prep.derived.derived import DatasetSize, DerivedFormat, nothing_required
-from data_prep.derived.stored import StoredSample, stored_samples
+from data_prep.formats.stored_samples import StoredSample, stored_samples
+from data_prep.formats.writer import DatasetSize, FormatWriter, nothing_required
 from data_prep.pool import Pool
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import FileDigest, find_damage, seal
@@ -25,17 +25,17 @@ from udkd.utils.files import atomic_write, write_bytes
 from udkd.utils.progress import Observer
 
 NAME = "dali"
-RECORD_BYTES = 160  # a bound on what a record takes beside its JPEG, the line in the index included
+RECORD_BYTES = 160  # upper bound on a record without its JPEG, including its line in the index
 
 
 def masked_crc32c(data: bytes) -> int:
-    """CRC-32C, rotated and offset as TFRecord wants it (TensorFlow, core/lib/hash/crc32c.h)."""
+    """CRC-32C, rotated and offset for TFRecord (TensorFlow, core/lib/hash/crc32c.h)."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def example(jpeg: bytes, label: int, sample_id: int) -> bytes:
-    """A serialized tf.train.Example; features in the order of their names, so that equal samples are equal bytes."""
+    """A serialized tf.train.Example. Features are ordered by name, so equal samples have equal bytes."""
     features = (
         (b"image/class/label", _field(3, _field(1, _varint(label)))),
         (b"image/encoded", _field(1, _field(1, jpeg))),
@@ -59,7 +59,7 @@ def _varint(value: int) -> bytes:
 
 
 class RecordWriter:
-    """Writes records to an open file and keeps their index: one line `offset size` each, bytes."""
+    """Writes records to an open file and builds their index, with a line `offset size` (bytes) per record."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -79,7 +79,7 @@ class RecordWriter:
         self._position += size
 
     def sums(self) -> tuple[FileDigest, bytes]:
-        """What the file is to be, and the text of its index."""
+        """The size and checksum of the file, and its index."""
         return FileDigest(size=self._position, sha256=self._digest.hexdigest()), "".join(self._index).encode()
 
 
@@ -93,7 +93,7 @@ class ShardTask:
 
 
 def pack_shard(task: ShardTask) -> dict[str, FileDigest]:
-    """Write a shard's TFRecord and its index; their names and sums. Raises DataError for a damaged sample, and OSError."""
+    """Write the TFRecord of a shard and its index; returns their checksums by name. Raises DataError and OSError."""
     path = task.folder / f"{shard_name(task.number)}.tfrecord"
     with atomic_write(path) as file:
         writer = RecordWriter(file)
@@ -121,32 +121,27 @@ def derive_tfrecord(dataset: DatasetFolder, workers: int, observer: Observer) ->
 
 
 def _shards(split: Split) -> Iterator[tuple[int, np.ndarray]]:
-    """Each shard's number and ids; ids lie in shards in ascending order."""
+    """The number and the ids of each shard. Ids ascend over the shards."""
     numbers = split.shard[split.ids]
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
     yield from zip(numbers[starts].tolist(), np.split(split.ids, starts[1:]), strict=True)
 
 
-def size_bytes(volume: DatasetSize) -> int | None:
-    """A bound on what the files take."""
-    return None if volume.stored is None else volume.stored + RECORD_BYTES * volume.samples
-
-
-def size_line(volume: DatasetSize) -> str:
-    """The same in words."""
-    return f"dali format: TFRecord of {volume.samples:,} samples, {(size_bytes(volume) or 0) / 1e9:,.2f} GB"
+def size_bytes(dataset_size: DatasetSize) -> int | None:
+    """Upper bound on the size of the files."""
+    return None if dataset_size.stored is None else dataset_size.stored + RECORD_BYTES * dataset_size.samples
 
 
 def problems(split: Split) -> Iterator[str]:
-    """Every byte of the files held against tfrecord.json."""
+    """Checks every byte of the files against tfrecord.json."""
     yield from find_damage(split.path, NAME, digest=split.digest)
 
 
-TFRECORD = DerivedFormat(
+WRITER = FormatWriter(
     files="samples-*.tfrecord and .idx",
     require=nothing_required,
     size_bytes=size_bytes,
-    size_line=size_line,
+    size_text=lambda dataset_size: f"TFRecord of {dataset_size.samples:,} samples,",
     derive=derive_tfrecord,
     problems=problems,
 )

@@ -1,5 +1,5 @@
-"""Which class each validation image belongs to, where they lie in one folder or tar: from ILSVRC2012's devkit, from Kaggle's
-LOC_val_solution.csv, or from Tiny-ImageNet's val_annotations.txt.
+"""The classes of validation images that are not in class folders: ILSVRC2012's devkit, Kaggle's LOC_val_solution.csv, or
+Tiny-ImageNet's val_annotations.txt.
 """
 
 import csv
@@ -18,55 +18,55 @@ from udkd.utils.files import read_regular
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 KAGGLE = "LOC_val_solution.csv"
 TINY = "val_annotations.txt"
-NAMES = (TINY, KAGGLE, DEVKIT)  # in this order, where several lie beside the images
+GROUND_TRUTH_NAMES = (TINY, KAGGLE, DEVKIT)  # in order of priority
 IMAGE_NAME = "ILSVRC2012_val_{:08d}"
-LIMIT_BYTES = 1 << 26  # for each text and table; ILSVRC2012's take 1 MB
+LIMIT_BYTES = 1 << 26  # of each file; ILSVRC2012's have 1 MB
 
 
 @dataclass(frozen=True)
-class Truth:
-    """A ground truth that is there. name: its file's name. where: its path, for people. data: its bytes, when asked."""
+class GroundTruth:
+    """A ground truth file. name: file name. where: its path, for messages. data: reads its bytes."""
 
     name: str
     where: str
     data: Callable[[], bytes]
 
     def classes(self) -> dict[str, str]:
-        """Image name, without its ending, to class folder. Raises DataError where the file is no ground truth."""
+        """Image name, without its extension, to class folder. Raises DataError for an invalid file."""
         data = self.data()
         if self.name.endswith(".csv"):
             return _kaggle(self.where, data)
         return _tiny(self.where, data) if self.name.endswith(".txt") else _devkit(self.where, data)
 
 
-def truth_at(path: Path) -> Truth:
+def open_ground_truth(path: Path) -> GroundTruth:
     """The ground truth in a file."""
-    return Truth(path.name, str(path), partial(_bytes, path))
+    return GroundTruth(path.name, str(path), partial(_bytes, path))
 
 
-def find_truth(folder: Path) -> Path | None:
-    """The ground truth that lies in a folder, or nothing."""
-    return next((folder / name for name in NAMES if (folder / name).is_file()), None)
+def find_ground_truth(folder: Path) -> Path | None:
+    """The ground truth in a folder; None if there is none."""
+    return next((folder / name for name in GROUND_TRUTH_NAMES if (folder / name).is_file()), None)
 
 
-def is_truth(path: Path) -> bool:
-    """Whether a path is named as a ground truth is."""
+def is_ground_truth(path: Path) -> bool:
+    """Whether a file has the name of a ground truth."""
     named = path.suffix.lower() == ".csv" or path.name == TINY or re.fullmatch(r".*devkit.*\.(tar\.gz|tgz)", path.name)
     return bool(named) and path.is_file()
 
 
-def read_truth(path: Path) -> dict[str, str]:
+def read_ground_truth(path: Path) -> dict[str, str]:
     """See Truth.classes."""
-    return truth_at(path).classes()
+    return open_ground_truth(path).classes()
 
 
-def choose(found: Iterable[Truth]) -> Truth | None:
-    """The one that counts of all that lie in a source. Raises DataError where two are of one kind."""
-    ranked = sorted(found, key=lambda truth: (NAMES.index(truth.name), truth.where))
+def choose_ground_truth(truths: Iterable[GroundTruth]) -> GroundTruth | None:
+    """The ground truth to use of those in a source. Raises DataError if there are two of the same kind."""
+    ranked = sorted(truths, key=lambda truth: (GROUND_TRUTH_NAMES.index(truth.name), truth.where))
     if len(ranked) > 1 and ranked[0].name == ranked[1].name:
         raise DataError(
-            f"{ranked[0].where} and {ranked[1].where} both say which classes validation images have; expected one; "
-            "name the right one as a further source"
+            f"{ranked[0].where} and {ranked[1].where} both label the validation images; expected one; "
+            "name the correct one as another source"
         )
     return ranked[0] if ranked else None
 
@@ -101,7 +101,7 @@ def _kaggle(where: str, data: bytes) -> dict[str, str]:
 
 
 def _tiny(where: str, data: bytes) -> dict[str, str]:
-    """An image and its class in each line, with tabs between, and the corners of a box."""
+    """In each line an image, its class and the corners of a box, separated by tabs."""
     rows = [line.split("\t") for line in _text(where, data).splitlines() if line.strip()]
     if any(len(row) < 2 or not row[0] or not row[1].strip() for row in rows):
         raise DataError(f"{where} is damaged; expected an image, a tab and its class in each line; fetch it again")
@@ -109,7 +109,7 @@ def _tiny(where: str, data: bytes) -> dict[str, str]:
 
 
 def _devkit(where: str, data: bytes) -> dict[str, str]:
-    """Line n of the ground truth is the ILSVRC2012_ID of image n; meta.mat maps ids to wnids."""
+    """Line n of the text is the ILSVRC2012_ID of image n; meta.mat maps these ids to wnids."""
     wanted = {"ILSVRC2012_validation_ground_truth.txt": b"", "meta.mat": b""}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
@@ -117,7 +117,7 @@ def _devkit(where: str, data: bytes) -> dict[str, str]:
                 name = member.name.rsplit("/", 1)[-1]
                 file = archive.extractfile(member) if name in wanted and member.isreg() else None
                 if file is not None:
-                    wanted[name] = file.read(LIMIT_BYTES)  # in memory: nothing is extracted
+                    wanted[name] = file.read(LIMIT_BYTES)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{where} cannot be read ({error}); expected {DEVKIT}; fetch it again") from None
     missing = [name for name, content in wanted.items() if not content]

@@ -1,4 +1,4 @@
-"""A zoo of files that image sets really hold, through the whole converter: one stated outcome each, whatever is written.
+"""Odd image files from real datasets, through the full converter: each has one expected outcome in every format.
 
 Policies: fail ends it without a folder; skip leaves out what is bad; fix saves what is whole of it.
 """
@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
-from prep_helpers import contents, converted, encoded, photo, picture, run, small_set, write_tree
 
-from data_prep import derived
+from data_prep import formats
 from data_prep.verify import verify
+from tests.data_prep.helpers import contents, converted, encoded, photo, picture, run, small_set, write_tree
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
@@ -52,7 +52,7 @@ MIXED = base64.b64decode(
     "Ymz84pVgL0Nn7UVabPRpVgL0Nn7UVabPRpVgL0Nn7UVabPQpVgP/2Q=="
 )
 
-# A gradient of 24 x 40 px: luma 1 x 4, for which only libjpeg-turbo has a name, and 3 x 1 with fill before restart markers.
+# A gradient of 24 x 40 px with luma 1 x 4, which libjpeg-turbo names and simplejpeg does not.
 TALL = base64.b64decode(
     "/9j/2wBDABAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBD/wAARCAAoABgDARQAAhEAAxEA"
     "/8QBFgAAAAAAAAAAABAAAAAAAAAAAAECAwQFBgcICQoLDA0ODxAAAAAAAAAAAOIAAAAAAAAAAPABAgMEBQYHCAkKCwwNDhESExQVFhcYGRobHB0eISIjJCUm"
@@ -62,15 +62,6 @@ TALL = base64.b64decode(
     "FEFdRwAAZgBoEQAAsAGgRAACwAaBEAAJ4DQIgABcAQDoAAAFEFdRwAAABoEQAAfAaAAAA0AAABoAAx4EA6AADbBFAaSACIAAgAAMBoEQAAfAaAAAA0AAABoA"
     "AuAIB0AAACKA0kAEQABAAAYDQIgAA+A0AAABoAAADQABcAQDoAAAEUBpIAIgACAD/9k="
 )
-FILLED = base64.b64decode(
-    "/9j/2wBDABAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBD/wAARCAAoABgDATEAAhEAAxEA"
-    "/8QBFgAAAAAAAAAAABAAAAAAAAAAAAECAwQFBgcICQoLDA0ODxAAAAAAAAAAAOIAAAAAAAAAAPABAgMEBQYHCAkKCwwNDhESExQVFhcYGRobHB0eISIjJCUm"
-    "JygpKissLS4xMjM0NTY3ODk6Ozw9PkFCQ0RFRkdISUpLTE1OUVJTVFVWV1hZWltcXV5hYmNkZWZnaGlqa2xtbnFyc3R1dnd4eXp7fH1+gYKDhIWGh4iJiouM"
-    "jY6RkpOUlZaXmJmam5ydnqGio6SlpqeoqaqrrK2usbKztLW2t7i5uru8vb7BwsPExcbHyMnKy8zNztHS09TV1tfY2drb3N3e4eLj5OXm5+jp6uvs7e7x8vP0"
-    "9fb3+Pn6+/z9/v/dAAQAAf/aAAwDAQACAAMAAD8AAxQDQIgABIAaBEAAJADQIgABRAZY7TkAAGICRKwAf///0AM0A0CIAASAGgRAACQA0CIAAUQGWO05AABn"
-    "AkSsAH///9ECqAaBEAAJADQIgABIAaBEAAKIDLHacgAAgBIlYAP//9IBoBoEQAAfAaBEAAJADQIgABRAZY7TkAADoSJWAD///9MCUA0CIAASAGgRAACQA0CI"
-    "AAUQGWO05AABchIlYAP/2Q=="
-)
 
 
 def patched(data: bytes, at: int, new: bytes) -> bytes:
@@ -78,12 +69,12 @@ def patched(data: bytes, at: int, new: bytes) -> bytes:
 
 
 def twelve_bit(data: bytes) -> bytes:
-    """A header that says so: no decoder here reads the real thing."""
+    """Only the header says 12 bits: no decoder here reads real 12-bit files."""
     return patched(data, data.index(b"\xff\xc0") + 4, b"\x0c")
 
 
 def ycck() -> bytes:
-    """Pillow writes CMYK; the Adobe segment's last byte says whether the first three are YCC."""
+    """Pillow writes CMYK; the last byte of the Adobe segment turns the first three components into YCC."""
     data = encoded(picture("ycck").convert("CMYK"))
     at = data.index(b"Adobe") + 11
     return patched(data, at, b"\x02")
@@ -111,7 +102,7 @@ def png_bomb() -> bytes:
 
 
 def flipped(data: bytes) -> bytes:
-    """One bit, at a place where libjpeg has something to say about it."""
+    """The file with one bit flipped where libjpeg notices it."""
     for at in range(len(data) // 2, len(data) - 2):
         damaged = patched(data, at, bytes([data[at] ^ 64]))
         try:
@@ -125,7 +116,7 @@ SIXTEEN = Image.fromarray(np.asarray(picture(4, mode="L")).astype(np.uint16) << 
 FRAMES = [picture(n).quantize(32) for n in range(3)]
 LARGE = photo("large", 200, 90)
 
-# File name to bytes and what becomes of it: the beginning of its note, "" for kept as it is.
+# File name to bytes and the beginning of the note, empty if the bytes are kept.
 GOOD: dict[str, tuple[bytes, str]] = {
     "a_plain.JPEG": (photo("plain"), ""),
     "b_progressive.JPEG": (photo("prog", progressive=True), ""),
@@ -137,10 +128,7 @@ GOOD: dict[str, tuple[bytes, str]] = {
     "h_trailing.JPEG": (photo("trailing") + b"\0\0garbage", ""),
     "i_exif.JPEG": (rotated(6), ""),
     "j_arithmetic.JPEG": (ARITHMETIC, "arithmetic to Huffman coding"),
-    "k_third.JPEG": (THIRD, "unusual subsampling to a common one"),
-    "l_mixed.JPEG": (MIXED, "unusual subsampling to a common one"),
-    "la_tall.JPEG": (TALL, "unusual subsampling to a common one"),
-    "lb_filled.JPEG": (FILLED, "unusual subsampling to a common one"),
+    "k_tall.JPEG": (TALL, "subsampling 441 to a common one"),
     "m_cmyk.JPEG": (encoded(picture("cmyk").convert("CMYK")), "CMYK to YCbCr"),
     "n_ycck.JPEG": (ycck(), "YCCK to YCbCr"),
     "o_wide.JPEG": (photo("wide", 12, 20_000), ""),
@@ -153,7 +141,7 @@ GOOD: dict[str, tuple[bytes, str]] = {
     "ua_turned.tif": (encoded(picture("tif", 40, 56), "TIFF", tiffinfo={0x112: 6}), "TIFF to JPEG; TIFF orientation 6 applied"),
     "v_alpha.png": (encoded(picture("alpha", mode="RGBA"), "PNG"), "PNG to JPEG; transparency dropped"),
 }
-# What is bad, why, and what `fix` makes of it (None: nothing).
+# File name to bytes, reason, and the note after `fix` (None: not fixed).
 BAD: dict[str, tuple[bytes, str, str | None]] = {
     "a_cut.JPEG": (LARGE[: len(LARGE) * 3 // 4], "damaged JPEG (Premature end", "repaired: cut file, its upper"),
     "b_cut_early.JPEG": (LARGE[: len(LARGE) // 4], "damaged JPEG (Premature end", None),
@@ -166,6 +154,8 @@ BAD: dict[str, tuple[bytes, str, str | None]] = {
     "i_12bit.JPEG": (twelve_bit(photo("12")), "JPEG of 12 bits; expected 8", None),
     "j_bomb.png": (png_bomb(), "40000 x 40000 px is more than the limit of 100,000,000 pixels", None),
     "k_cut.png": (encoded(picture("cutpng"), "PNG")[:-900], "cannot be decoded", None),
+    "l_third.JPEG": (THIRD, "a JPEG of unusual chroma subsampling, which is not read", None),
+    "m_mixed.JPEG": (MIXED, "a JPEG of unusual chroma subsampling, which is not read", None),
 }
 
 
@@ -184,12 +174,12 @@ def notes(folder: DatasetFolder) -> dict[str, tuple[bool, str]]:
 
 def check_good(folder: DatasetFolder) -> None:
     split = folder.split("train")
-    found = notes(folder)
+    outcomes = notes(folder)
     for name, (data, note) in GOOD.items():
-        excluded, said = found[name]
+        excluded, message = outcomes[name]
         assert not excluded, name
-        assert said.startswith(note), name
-        assert bool(said) == bool(note), name
+        assert message.startswith(note), name
+        assert bool(message) == bool(note), name
         n = split.source.index(f"n01440764/{name}")
         if not note and name != "o_wide.JPEG":
             assert split.read(n) == data, name
@@ -201,15 +191,15 @@ def check_good(folder: DatasetFolder) -> None:
             assert np.abs(stored.astype(int) - np.asarray(scaled)).mean() < 5, name
 
 
-def test_skip_leaves_out_what_is_bad(tree: Path, tmp_path: Path) -> None:
-    every = tuple(derived.DERIVED_FORMATS)
+def test_skip_leaves_out_bad_images(tree: Path, tmp_path: Path) -> None:
+    every = tuple(formats.WRITERS)
     folder = converted(tree, tmp_path / "d", side=256, on_bad="skip", formats=every)
     check_good(folder)
-    found = notes(folder)
+    outcomes = notes(folder)
     for name, (_, reason, _) in BAD.items():
-        assert found[name][0], name
-        assert reason in found[name][1], name
-    assert "--max-pixels moves the limit" in found["j_bomb.png"][1]
+        assert outcomes[name][0], name
+        assert reason in outcomes[name][1], name
+    assert "--max-pixels moves the limit" in outcomes["j_bomb.png"][1]
     assert verify(folder.path, Silent()) == []
     canvas, _ = folder.split("train").canvas()
     for n in range(folder.split("train").num_samples):  # the same outcome for every format
@@ -219,23 +209,23 @@ def test_skip_leaves_out_what_is_bad(tree: Path, tmp_path: Path) -> None:
     assert sum(report["fixed"]["train"].values()) == sum(bool(note) for _, note in GOOD.values())
 
 
-def test_fix_saves_what_is_whole(tree: Path, tmp_path: Path) -> None:
+def test_fix_keeps_intact_parts(tree: Path, tmp_path: Path) -> None:
     folder = converted(tree, tmp_path / "d", side=256, on_bad="fix")
     check_good(folder)
-    split, found = folder.split("train"), notes(folder)
+    split, outcomes = folder.split("train"), notes(folder)
     for name, (_, reason, fixed) in BAD.items():
-        assert found[name][0] == (fixed is None), name
-        assert (reason if fixed is None else fixed) in found[name][1], name
+        assert outcomes[name][0] == (fixed is None), name
+        assert (reason if fixed is None else fixed) in outcomes[name][1], name
     n = split.source.index("n01443537/d_no_end.JPEG")
     assert split.read(n) == BAD["d_no_end.JPEG"][0] + b"\xff\xd9"  # lossless
     n = split.source.index("n01443537/a_cut.JPEG")
     height, width = split.sizes[n, :2].tolist()
     assert (100 <= height < 200, width) == (True, 90)
-    whole = np.asarray(Image.open(io.BytesIO(LARGE)))[:height].astype(int)
-    assert np.abs(split.pixels(n)[:height, :width] - whole).mean() < 2  # real rows, to the last one
-    assert np.abs(split.pixels(n)[height - 1, :width] - whole[-1]).mean() < 3
+    intact = np.asarray(Image.open(io.BytesIO(LARGE)))[:height].astype(int)
+    assert np.abs(split.pixels(n)[:height, :width] - intact).mean() < 2  # real rows, to the last one
+    assert np.abs(split.pixels(n)[height - 1, :width] - intact[-1]).mean() < 3
     # The same whether it was chosen at once or after another policy left its shards.
-    with pytest.raises(DataError, match=r"11 of 40 images cannot be used.*--on-bad skip to leave them out, fix to save"):
+    with pytest.raises(DataError, match=r"13 of 39 images cannot be used.*--on-bad skip to leave them out, or fix to"):
         converted(tree, tmp_path / "e", side=256, shard_samples=7)
     converted(tree, tmp_path / "e", side=256, shard_samples=7, on_bad="fix")
     other = converted(tree, tmp_path / "f", side=256, shard_samples=7, on_bad="fix")
@@ -250,17 +240,17 @@ def test_cut_anywhere_only_real_rows_are_kept() -> None:
     kept = 0
     for options in ({}, {"subsampling": 0}, {"subsampling": 1}, {"restart_marker_blocks": 4}):
         data = photo("rows", 160, 120, **options)
-        whole = np.asarray(Image.open(io.BytesIO(data))).astype(int)
+        intact = np.asarray(Image.open(io.BytesIO(data))).astype(int)
         for cut in range(700, len(data) - 2, 97):
             try:
                 prepared = prepare(data[:cut], settings)
             except BadImage:
                 continue
             kept += 1
-            found = np.asarray(Image.open(io.BytesIO(prepared.jpeg))).astype(int)
-            assert len(found) >= 80
+            rows = np.asarray(Image.open(io.BytesIO(prepared.jpeg))).astype(int)
+            assert len(rows) >= 80
             if "end mark" not in prepared.note:
-                assert np.abs(found - whole[: len(found)]).max() < 24, (options, cut)
+                assert np.abs(rows - intact[: len(rows)]).max() < 24, (options, cut)
     assert kept > 40
 
 

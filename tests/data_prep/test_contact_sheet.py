@@ -1,4 +1,4 @@
-"""The contact sheet: which images are on it, and that they are what is stored."""
+"""The contact sheet: the choice of images, and that they are the stored ones."""
 
 import io
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from prep_helpers import converted, encoded, picture, run, small_set, write_tree
 
-from data_prep.sheet import ACCENT, CELL, HEAD, MARGIN, choose, sheet
+from data_prep.contact_sheet import ACCENT, CELL, HEAD, MARGIN, choose_ids, write_contact_sheet
+from tests.data_prep.helpers import converted, encoded, picture, run, small_set, write_tree
 from udkd.utils.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (5, 5), (10, 10), (37, 37), (500, 400)])
 def test_images_are_spread_over_classes(count: int, expected: int) -> None:
     labels = np.repeat(np.arange(10), 40)
-    ids = choose(labels, np.arange(400), count)
+    ids = choose_ids(labels, np.arange(400), count)
     assert len(ids) == len(set(ids)) == expected
     counts = np.bincount(labels[ids], minlength=10)
     assert np.count_nonzero(counts) == min(10, count)
@@ -25,7 +25,7 @@ def test_images_are_spread_over_classes(count: int, expected: int) -> None:
 
 def test_excluded_ids_and_empty_classes_are_not_chosen() -> None:
     labels = np.array([0, 0, 2, 2, 2])
-    assert choose(labels, np.array([1, 3, 4]), 10) == [1, 3, 4]
+    assert choose_ids(labels, np.array([1, 3, 4]), 10) == [1, 3, 4]
 
 
 def test_the_picture_holds_the_stored_images(tmp_path: Path) -> None:
@@ -49,22 +49,22 @@ def test_the_picture_holds_the_stored_images(tmp_path: Path) -> None:
     second = MARGIN + CELL + 20
     assert set(np.flatnonzero(captions < 30)) <= set(range(second, second + CELL))  # only the fixed one says so
     assert (captions < 30).any()
-    assert sheet(folder.path, tmp_path / "v.png", split="val") == 2
+    assert write_contact_sheet(folder.path, tmp_path / "v.png", split="val") == 2
 
 
 def test_errors(tmp_path: Path) -> None:
     folder = converted(write_tree(tmp_path / "t", small_set(train=1, val=1)), tmp_path / "d", formats=())
     with pytest.raises(ConfigError, match="--images is 0; expected 1 to 400"):
-        sheet(folder.path, tmp_path / "s.png", images=0)
+        write_contact_sheet(folder.path, tmp_path / "s.png", images=0)
     with pytest.raises(DataError, match="is not a folder; expected one to write"):
-        sheet(folder.path, tmp_path / "no" / "s.png")
+        write_contact_sheet(folder.path, tmp_path / "no" / "s.png")
     for taken in (folder.path / "dataset.json", folder.split("train").shard_path(0), folder.path):
-        with pytest.raises(DataError, match="is there and is no PNG"):
-            sheet(folder.path, taken)
-    sheet(folder.path, tmp_path / "twice.png")
-    sheet(folder.path, tmp_path / "twice.png")
+        with pytest.raises(DataError, match="exists and is not a PNG"):
+            write_contact_sheet(folder.path, taken)
+    write_contact_sheet(folder.path, tmp_path / "twice.png")
+    write_contact_sheet(folder.path, tmp_path / "twice.png")
     path = folder.split("train").shard_path(0)
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(DataError, match="do not match their checksum"):
-        sheet(folder.path, tmp_path / "s.png")
+        write_contact_sheet(folder.path, tmp_path / "s.png")
     assert not (tmp_path / "s.png").exists()

@@ -1,4 +1,4 @@
-"""Files that a hostile judge would choose: each is kept, fixed, skipped or refused with one line, and nothing else happens."""
+"""Malformed images, tars and labels: each is kept, fixed, skipped or refused with a one-line error."""
 
 import io
 import json
@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from prep_helpers import contents, converted, encoded, photo, picture, run, small_set, write_tar, write_tree
-from test_zoo import patched
 
-from data_prep.derived import DERIVED_FORMATS
+from data_prep.formats import WRITERS
 from data_prep.image import BadImage, PixelSettings, prepare
+from data_prep.listing import list_samples
 from data_prep.sources import open_sources
-from data_prep.stock import list_samples
 from data_prep.verify import verify
+from tests.data_prep.helpers import contents, converted, encoded, photo, picture, run, small_set, write_tar, write_tree
+from tests.data_prep.test_odd_images import patched
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
 
@@ -38,7 +38,7 @@ def upside_down() -> bytes:
     return patched(data, 22, struct.pack("<i", -struct.unpack("<i", data[22:26])[0]))
 
 
-# What becomes of it: the whole note where it is kept or fixed, the beginning of the reason where it is bad.
+# Bytes and expected outcome: the full note if kept or fixed, the beginning of the reason if bad.
 KEPT: dict[str, tuple[bytes, str]] = {
     "a second image behind it": (JPEG + photo("other", 30, 30), ""),
     "2.6 MB of APP1": (JPEG[:2] + (b"\xff\xe1\xff\xff" + bytes(65533)) * 40 + JPEG[2:], ""),
@@ -132,13 +132,13 @@ def test_refused_with_one_line(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_all_of_them_at_once(tmp_path: Path) -> None:
-    """Through the command line, into every format: the same images are there in each."""
+def test_all_inputs_in_one_conversion(tmp_path: Path) -> None:
+    """On the command line and into every format: each contains the same images."""
     files = small_set(train=1, val=1)
     files |= {f"train/n01440764/k{n:02d}.jpg": data for n, (data, _) in enumerate(KEPT.values())}
     files |= {f"train/n01443537/b{n:02d}.jpg": data for n, (data, _) in enumerate(BAD.values())}
     tree = write_tree(tmp_path / "t", files)
-    formats = [name for name in DERIVED_FORMATS if name != "ffcv"]  # whose import takes its time; see test_zoo
+    formats = [name for name in WRITERS if name != "ffcv"]  # whose import takes its time; see test_odd_images
     command = ("convert", tree, tmp_path / "d", "--side", 256, "--formats", ",".join(formats), "--workers", 1)
     code, _, err = run(*command)
     assert code == 1
@@ -201,33 +201,39 @@ def tar_of(path: Path, *more: tuple[tarfile.TarInfo, bytes], kind: int = tarfile
 def test_long_names_and_pax_headers_are_read(tmp_path: Path, kind: int) -> None:
     long = member("train/n01440764/" + "ü" * 120 + ".jpg", JPEG, pax_headers={"mtime": "1.5", "comment": "x" * 5000})
     path = tar_of(tmp_path / "a.tar", long, member("train/empty-class", type=tarfile.DIRTYPE), kind=kind)
-    stock = list_samples(open_sources([path]), classes="all", hold_out_percent=None)
-    (sample,) = [each for each in stock.samples["train"] if "ü" in each.source]
+    listing = list_samples(open_sources([path]), classes="all", hold_out_percent=None)
+    (sample,) = [each for each in listing.samples["train"] if "ü" in each.source]
     assert open_sources([path])[0].read(sample.entry) == JPEG
-    assert [entry.wnid for entry in stock.classes] == ["n01440764", "n01443537"]
+    assert [entry.wnid for entry in listing.classes] == ["n01440764", "n01443537"]
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
-        ([member("train/n01440764/a.jpg", JPEG)] * 2, r"train/n01440764/a\.jpg is there twice"),
+        ([member("train/n01440764/a.jpg", JPEG)] * 2, r"train/n01440764/a\.jpg exists twice"),
         ([member("train/n01440764/a.jpg", type=tarfile.LNKTYPE, linkname="train/n01440764/n01440764_0.JPEG")], None),
         ([member("train/n01440764/a.jpg", JPEG, pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"})], "sparse"),
         ([member("train/n01440764/a.jpg", JPEG, type=tarfile.CONTTYPE)], None),
         ([member("train/n01440764/../../a.jpg", JPEG)], "its path leaves the archive"),
-        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"GNU.sparse.map": "0,x"})], "is no whole tar"),
+        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"GNU.sparse.map": "0,x"})], "is not a complete tar"),
         ([member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "-100000"})], "size is negative"),
-        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "9" * 24})], "is no whole tar|is cut or damaged"),
-        ([member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "9" * 5000})], "is no whole tar|is cut or damaged"),
+        (
+            [member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "9" * 24})],
+            "is (not a complete tar|truncated or damaged)",
+        ),
+        (
+            [member("train/n01440764/a.jpg", JPEG, pax_headers={"size": "9" * 5000})],
+            "is (not a complete tar|truncated or damaged)",
+        ),
     ],
     ids=["twice", "hard link", "sparse", "contiguous", "up", "map", "negative", "huge", "digits"],
 )
-def test_tars_as_nobody_should_make_them(tmp_path: Path, more: list[tuple[tarfile.TarInfo, bytes]], said: str | None) -> None:
+def test_malformed_tars(tmp_path: Path, more: list[tuple[tarfile.TarInfo, bytes]], message: str | None) -> None:
     path = tar_of(tmp_path / "a.tar", *more)
-    if said is None:
+    if message is None:
         assert len(list_samples(open_sources([path]), classes="all", hold_out_percent=None).samples["train"]) == 5
         return
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         list_samples(open_sources([path]), classes="all", hold_out_percent=None)
     assert "\n" not in str(caught.value)
 
@@ -235,36 +241,36 @@ def test_tars_as_nobody_should_make_them(tmp_path: Path, more: list[tuple[tarfil
 def test_validation_images_in_class_folders_need_no_ground_truth(tmp_path: Path) -> None:
     files = {f"val/n01440764/ILSVRC2012_val_{n:08d}.JPEG": photo(n, 9, 9) for n in range(2)}
     files |= {f"train/n01440764/{n}.JPEG": photo(n, 9, 9) for n in range(2)}
-    stock = list_samples(open_sources([write_tar(tmp_path / "a.tar", files)]), classes="all", hold_out_percent=None)
-    assert [len(samples) for samples in stock.samples.values()] == [2, 2]
+    listing = list_samples(open_sources([write_tar(tmp_path / "a.tar", files)]), classes="all", hold_out_percent=None)
+    assert [len(samples) for samples in listing.samples.values()] == [2, 2]
 
 
 @pytest.mark.parametrize(
-    ("name", "label", "said"),
+    ("name", "label", "message"),
     [
         ("cls", b"9" * 5000, "has no label"),
         ("json", b"[" * 200_000, "has no label"),
         ("json", b'{"label": ' + b"9" * 5000 + b"}", "has no label"),
     ],
 )
-def test_labels_that_are_none(tmp_path: Path, name: str, label: bytes, said: str) -> None:
+def test_invalid_labels(tmp_path: Path, name: str, label: bytes, message: str) -> None:
     files = {"0000.jpg": JPEG, "0000.cls": b"1", "0001.jpg": JPEG, f"0001.{name}": label}
     source = open_sources([write_tar(tmp_path / "train-0.tar", files)])
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         list_samples(source, classes="all", hold_out_percent=50)
 
 
 @pytest.mark.parametrize("labels", [(b"a/b", b"a-b"), (rb'{"label": "\u0001"}', rb'{"label": "\\x01"}')])
-def test_two_labels_do_not_become_one_class(tmp_path: Path, labels: tuple[bytes, bytes]) -> None:
+def test_labels_are_not_merged_into_one_class(tmp_path: Path, labels: tuple[bytes, bytes]) -> None:
     ending = "json" if b"{" in labels[0] else "cls"
     files = {f"{n:04d}.{end}": data for n in range(20) for end, data in (("jpg", photo(n, 9, 9)), (ending, labels[n % 2]))}
     source = open_sources([write_tar(tmp_path / "train-0.tar", files)])
-    with pytest.raises(DataError, match="expected names"):
+    with pytest.raises(DataError, match=r"expected .*names"):
         list_samples(source, classes="all", hold_out_percent=50)
 
 
-def test_labels_that_are_half_a_letter(tmp_path: Path) -> None:
-    """JSON can hold a lone surrogate, which no file can: it comes out escaped, and nothing trips over it."""
+def test_lone_surrogates_in_labels_are_escaped(tmp_path: Path) -> None:
+    """A lone surrogate, which JSON can hold and files cannot, is escaped."""
     files: dict[str, bytes] = {}
     for n in range(40):
         files[f"{n:04d}.jpg"] = photo(n, 9, 9)

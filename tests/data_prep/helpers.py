@@ -1,4 +1,4 @@
-"""Images made at run time, trees and tars of them, and ways to run the converter."""
+"""Generated images, trees and tars of them, and helpers to run the converter."""
 
 import functools
 import hashlib
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def needs_ffcv() -> ModuleType:
-    """FFCV as the product imports it, which is much quicker than plainly; where it is not, the test is skipped."""
+    """FFCV, imported as in the product, which is much faster than a plain import. Skips the test if it is not installed."""
     try:
         return import_ffcv()
     except ConfigError as error:
@@ -35,7 +35,7 @@ def needs_ffcv() -> ModuleType:
 
 
 class Notes(Silent):
-    """An observer that keeps what it is told."""
+    """An observer that records its notes."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -45,7 +45,7 @@ class Notes(Silent):
 
 
 def picture(seed: int | str, height: int = 40, width: int = 56, mode: str = "RGB") -> Image.Image:
-    """A smooth picture with some detail, as photographs have."""
+    """A smooth image with some detail, like a photograph."""
     rng = np.random.default_rng(zlib.crc32(str(seed).encode()))
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     noisy = np.asarray(coarse).astype(int) + rng.integers(-6, 7, (height, width, 3))
@@ -64,7 +64,7 @@ def photo(seed: int | str, height: int = 40, width: int = 56, **options: object)
 
 
 def small_set(train: int = 6, val: int = 2, classes: tuple[str, ...] = ("n01440764", "n01443537")) -> dict[str, bytes]:
-    """Paths and JPEGs of odd sizes."""
+    """Paths and JPEGs of various sizes."""
     return {
         f"{split}/{name}/{name}_{n}.JPEG": photo(f"{split}{name}{n}", 30 + 7 * n % 40, 33 + 11 * n % 50)
         for split, count in (("train", train), ("val", val))
@@ -96,7 +96,7 @@ def converted(source: Path | list[Path], folder: Path, observer: Silent | None =
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file's path and checksum."""
+    """Relative path and checksum of every file."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -111,6 +111,6 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def run(*arguments: object, limit_bytes: int = 0, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `udkd-prep …`. limit_bytes: on each file's size, a full disk's OSError."""
-    variables = {"PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}  # of modules, which a limit would cut
+    """Exit code, stdout and stderr of `udkd-prep …`. limit_bytes: of a file, as on a full disk."""
+    variables = {"PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}  # the limit would truncate bytecode files
     return commands.run(*arguments, module="data_prep", limit_bytes=limit_bytes, variables=variables)

@@ -1,7 +1,7 @@
-"""What a JPEG's scans bring, by their headers alone (T.81, B.2 and G.1): nothing is decoded.
+"""Checks from its headers alone whether a JPEG is complete (T.81, B.2 and G.1); nothing is decoded.
 
-Decoders are content with less than everything. A table that a file lacks, libjpeg-turbo takes from the standard, or from the
-file before; what a progressive file does not bring, it guesses, one version otherwise than another.
+Decoders accept incomplete files. libjpeg-turbo takes a missing table from the standard or from the previous file, and fills in
+missing scans of a progressive file, differently in each version.
 """
 
 import re
@@ -17,22 +17,22 @@ _UNSENT = 255
 
 @dataclass(frozen=True, kw_only=True)
 class Scans:
-    """own_tables: every Huffman table that a scan uses is in the file before it. complete: every bit of every coefficient of
-    every component is sent.
+    """self_contained: every Huffman table is defined before the scan that uses it. complete: all bits of all coefficients of
+    every component are in the file.
     """
 
-    own_tables: bool
+    self_contained: bool
     complete: bool
 
 
 def read_scans(data: bytes) -> Scans:
-    """Walk the segments of a file that a strict decoder takes."""
+    """Walk the segments of a file that decodes strictly."""
     defined: set[int] = set()
-    unsent: dict[int, bytearray] = {}  # by component: how many low bits of each coefficient are still to come
-    progressive, own_tables = False, True
+    unsent: dict[int, bytearray] = {}  # by component: the number of low bits of each coefficient that no scan has sent yet
+    progressive, self_contained = False, True
     for marker, body in segments(data):
         if marker == _TABLES:
-            defined |= _defined(body)
+            defined |= _table_ids(body)
         elif marker in FRAMES and len(body) >= 6:
             progressive = marker in PROGRESSIVE
             unsent = {name: bytearray([_UNSENT] * 64) for name in body[6::3][: body[5]]}
@@ -42,26 +42,26 @@ def read_scans(data: bytes) -> Scans:
             for name, use in zip(body[1 : 1 + 2 * body[0] : 2], body[2 : 2 + 2 * body[0] : 2], strict=True):
                 used = {use >> 4} if first == 0 and high == 0 else set()
                 used |= {0x10 | use & 15} if last > 0 else set()
-                own_tables = own_tables and used <= defined
+                self_contained = self_contained and used <= defined
                 if name in unsent:
                     unsent[name][first : last + 1] = bytes([low]) * (min(last, 63) + 1 - first)
-    return Scans(own_tables=own_tables, complete=bool(unsent) and not any(map(any, unsent.values())))
+    return Scans(self_contained=self_contained, complete=bool(unsent) and not any(map(any, unsent.values())))
 
 
 def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each marker with what its segment holds, up to the end of the first image."""
+    """Each marker with the body of its segment, up to the end of the first image."""
     at = 2
-    while (found := _NEXT.search(data, at)) is not None and (marker := data[found.start() + 1]) != _END:
-        start = found.end()
+    while (match := _NEXT.search(data, at)) is not None and (marker := data[match.start() + 1]) != _END:
+        start = match.end()
         end = start + int.from_bytes(data[start : start + 2])
         yield marker, data[start + 2 : end]
         at = max(end, start)
 
 
-def _defined(body: bytes) -> set[int]:
-    """The Huffman tables of a segment: their numbers, those for AC coefficients with 16 added."""
-    found, at = set(), 0
+def _table_ids(body: bytes) -> set[int]:
+    """The ids of the Huffman tables in a segment; 16 is added for AC coefficients."""
+    ids, at = set(), 0
     while at + 17 <= len(body):
-        found.add(body[at])
+        ids.add(body[at])
         at += 17 + sum(body[at + 1 : at + 17])
-    return found
+    return ids

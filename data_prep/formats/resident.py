@@ -1,4 +1,4 @@
-"""The resident format: canvas.npy, packed from the shards by decoding in parallel."""
+"""The resident format: canvas.npy, decoded from the shards in parallel."""
 
 import os
 import zlib
@@ -8,21 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.derived.derived import DatasetSize, DerivedFormat, nothing_required
-from data_prep.derived.stored import StoredSample, stored_samples
+from data_prep.formats.stored_samples import StoredSample, stored_samples
+from data_prep.formats.writer import DatasetSize, FormatWriter, nothing_required
 from data_prep.pool import Pool
 from udkd.data.canvas import CanvasWriter, canvas_bytes, decode_canvas
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Observer
 
+NAME = "resident"
 CHUNK_SAMPLES = 64
-NAMED_ROWS = 20
+MAX_LISTED_ROWS = 20
 
 
 @dataclass(frozen=True)
 class DecodeTask:
-    """Samples of one split folder to decode into the unfinished canvas, whose rows begin at byte `start`."""
+    """Samples of one split folder to decode into the unfinished canvas file, whose rows start at byte `start`."""
 
     folder: Path
     canvas: Path
@@ -32,7 +33,7 @@ class DecodeTask:
 
 @dataclass(frozen=True)
 class DecodeJob:
-    """What workers do: decode samples into their rows of the canvas; the crc32 of each row, uint32."""
+    """Decodes samples into their rows of the canvas file. Returns the crc32 of each row, uint32 [n]."""
 
     side: int
 
@@ -57,20 +58,19 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def size_line(volume: DatasetSize) -> str:
-    """What the resident format takes, in words."""
-    gigabytes = size_bytes(volume) / 1e9
-    return f"resident format: {volume.samples:,} x {volume.side} x {volume.side} x 3 = {gigabytes:,.2f} GB"
+def size_text(dataset_size: DatasetSize) -> str:
+    """The shape of all canvases."""
+    return f"{dataset_size.samples:,} x {dataset_size.side} x {dataset_size.side} x 3 ="
 
 
-def size_bytes(volume: DatasetSize) -> int:
-    """What canvas.npy takes."""
-    return canvas_bytes(volume.samples, volume.side)
+def size_bytes(dataset_size: DatasetSize) -> int:
+    """Size of canvas.npy of all splits."""
+    return canvas_bytes(dataset_size.samples, dataset_size.side)
 
 
 def derive_resident(dataset: DatasetFolder, workers: int, observer: Observer) -> None:
     """Write canvas.npy of every split from the shards. Raises DataError (a damaged sample) and OSError."""
-    observer.start("resident", sum(len(split.ids) for split in dataset.splits.values()), "images")
+    observer.start(NAME, sum(len(split.ids) for split in dataset.splits.values()), "images")
     with Pool(DecodeJob(dataset.side), workers) as pool:
         for split in dataset.splits.values():
             _derive_split(split, pool, observer)
@@ -79,7 +79,7 @@ def derive_resident(dataset: DatasetFolder, workers: int, observer: Observer) ->
 
 def _derive_split(split: Split, pool: Pool[DecodeTask, np.ndarray], observer: Observer) -> None:
     writer = CanvasWriter(split.path, num_samples=split.num_samples, side=split.side, digest=split.digest)
-    # An excluded sample's row stays zero.
+    # The rows of excluded samples stay zero.
     crc32 = np.full(split.num_samples, zlib.crc32(bytes(writer.row_bytes)), dtype=np.uint32)
     chunks = np.split(split.ids, range(CHUNK_SAMPLES, len(split.ids), CHUNK_SAMPLES))
     tasks = (DecodeTask(split.path, writer.temporary, writer.start, stored_samples(split, ids)) for ids in chunks)
@@ -90,25 +90,25 @@ def _derive_split(split: Split, pool: Pool[DecodeTask, np.ndarray], observer: Ob
 
 
 def problems(split: Split) -> Iterator[str]:
-    """Every canvas row held against its crc32."""
+    """Checks every canvas row against its crc32."""
     try:
         canvas, crc32 = split.canvas()
     except DataError as error:
         yield str(error)
         return
-    found = (n for n in range(split.num_samples) if zlib.crc32(canvas[n]) != crc32[n])
-    for count, n in enumerate(found):
-        if count == NAMED_ROWS:
+    damaged = (n for n in range(split.num_samples) if zlib.crc32(canvas[n]) != crc32[n])
+    for count, n in enumerate(damaged):
+        if count == MAX_LISTED_ROWS:
             yield f"{split.path / 'canvas.npy'}: and more rows"
             return
         yield f"{split.describe(n)}: its row of canvas.npy does not match its checksum; expected it to; run udkd-prep derive"
 
 
-RESIDENT = DerivedFormat(
+WRITER = FormatWriter(
     files="canvas.npy",
     require=nothing_required,
     size_bytes=size_bytes,
-    size_line=size_line,
+    size_text=size_text,
     derive=derive_resident,
     problems=problems,
 )

@@ -1,4 +1,4 @@
-"""Derives a format under fire: forks a derive, kills it, and looks at what is on disk. Prints what each kill left, as JSON.
+"""Forks derive commands, kills them, and inspects the files on disk. Prints the result of each kill as JSON.
 
 Forking pays the imports once, the workers' too. The kills from inside come before and after each fsync and rename of the
 packing process; those from outside at random times, when workers may be at work too.
@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 from data_prep import pool
-from data_prep.derived import DERIVED_FORMATS, derive_formats
+from data_prep.formats import WRITERS, derive_formats
 from data_prep.verify import verify
 from data_prep.worker import serve
 from udkd.data.dataset import DatasetFolder
@@ -28,7 +28,7 @@ CALLS = os.fsync, os.replace
 
 
 class Forked:
-    """A worker as the pool sees it."""
+    """The interface of subprocess.Popen that the pool uses."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -41,12 +41,12 @@ class Forked:
 
 
 def start_worker() -> tuple[Connection, Forked]:
-    """In place of a new interpreter's half a second of imports."""
+    """Forks a worker instead of starting a new interpreter, which takes half a second of imports."""
     ours, theirs = Pipe()
     pid = os.fork()
     if pid == 0:
         ours.close()
-        os.fsync, os.replace = CALLS  # who packs is killed, not who works for it
+        os.fsync, os.replace = CALLS  # the packing process is killed, not its workers
         with contextlib.suppress(EOFError, OSError):
             serve(theirs)
         os._exit(0)
@@ -88,12 +88,12 @@ def fork(folder: Path, name: str, call: int | None, after: bool) -> int:
 
 
 def look(folder: Path, name: str, child: int) -> dict[str, object]:
-    """How it ended and what is there now; `described` are the files of splits whose format is whole."""
+    """Exit code, files and problems after a kill. described: the files of splits whose format is intact."""
     _, status = os.waitpid(child, 0)
     found = DatasetFolder.open(folder)
-    whole = [split for split in found.splits.values() if split.has(name) and not list(DERIVED_FORMATS[name].problems(split))]
+    intact = [split for split in found.splits.values() if split.has(name) and not list(WRITERS[name].problems(split))]
     patterns = (DERIVED[name].description, *DERIVED[name].data)
-    described = [path for split in whole for pattern in patterns for path in split.path.glob(pattern)]
+    described = [path for split in intact for pattern in patterns for path in split.path.glob(pattern)]
     return {
         "code": os.waitstatus_to_exitcode(status),
         "files": [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()],
@@ -104,7 +104,7 @@ def look(folder: Path, name: str, child: int) -> dict[str, object]:
 
 def main() -> None:
     folder, name = Path(sys.argv[1]), sys.argv[2]
-    DERIVED_FORMATS[name].require()
+    WRITERS[name].require()
     pool._start = start_worker  # type: ignore[assignment]
     rng = random.Random(0)
     attempts = []

@@ -1,4 +1,4 @@
-"""What a file or folder is that no source reads, in one line: what it is and what to do."""
+"""Identifies files and folders of kinds that no source reads, with what to do about them."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_prep.sources.layout import IMAGE_ENDINGS, UNREAD_ENDINGS, is_hidden
 
-LOOKED_AT = 20_000  # files of a folder
+MAX_PEEKED = 20_000  # files looked at in a folder
 MAGIC = {b"PK\x03\x04": "x.zip", b"7z\xbc\xaf": "x.7z", b"Rar!": "x.rar", b"\x1f\x8b": "x.gz", b"BZh": "x.bz2"} | {
     b"\xfd7zXZ": "x.xz",
     b"\x28\xb5\x2f\xfd": "x.zst",
@@ -20,11 +20,11 @@ MAGIC = {b"PK\x03\x04": "x.zip", b"7z\xbc\xaf": "x.7z", b"Rar!": "x.rar", b"\x1f
 }
 _WRITE = "write its images as files into class folders (or as parquet or a WebDataset)"
 _UNPACK = "unpack it first and name the folder"
-FLAT = (
-    "images that lie in no class folders",
+FLAT_IMAGES = (
+    "images that are not in class folders",
     "sort them into folders, one per class, or name the ground truth of ILSVRC2012's or Tiny-ImageNet's val as a source",
 )
-# Names, in this order: the first that fits decides.
+# Pattern of file names, what they are, what to do. The first match decides.
 KINDS: tuple[tuple[str, str, str], ...] = (
     (r"dataset_dict\.json|state\.json|.*\.arrow", "arrow files of Hugging Face's `datasets`", "write parquet with to_parquet"),
     (r".*\.(tar\.\w+|tgz|tbz2?|txz|tzst)", "a compressed tar", "decompress it first and name the tar"),
@@ -34,7 +34,7 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     (r".*\.zip", "a zip archive", _UNPACK),
     (r".*\.(7z|rar)", "an archive", _UNPACK),
     (r".*idx[13]-ubyte.*", "MNIST's idx files", _WRITE),
-    (r".*(data_batch_\d+|test_batch|batches\.meta)(\.\w+)?|.*\.(pkl|pickle)", "pickles, as CIFAR's are", _WRITE),
+    (r".*(data_batch_\d+|test_batch|batches\.meta)(\.\w+)?|.*\.(pkl|pickle)", "pickles, such as CIFAR's", _WRITE),
     (r"(data|lock)\.mdb|.*\.lmdb", "an LMDB", _WRITE),
     (r".*\.tfrecords?|.*-\d{5}-of-\d{5}", "TFRecords", _WRITE),
     (r".*\.rec", "MXNet's RecordIO", _WRITE),
@@ -48,21 +48,21 @@ KINDS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def what_it_is(path: Path) -> tuple[str, str] | None:
-    """What a path holds that is not read, and what to do; None where that is not known. Raises OSError."""
+def identify_unread(path: Path) -> tuple[str, str] | None:
+    """What the files of a path are and what to do about them; None if that is unknown. Raises OSError."""
     if path.is_dir():
-        names = list(islice(_names_below(path), LOOKED_AT))
-        found = _kind([name.rsplit("/", 1)[-1] for name in names])
+        names = list(islice(_names_below(path), MAX_PEEKED))
+        kind = _kind([name.rsplit("/", 1)[-1] for name in names])
         images = [name for name in names if name.lower().endswith(IMAGE_ENDINGS)]
-        if images and (found is None or "annotations" in found[0]):
-            return FLAT
-        return found
+        if images and (kind is None or "annotations" in kind[0]):
+            return FLAT_IMAGES
+        return kind
     if path.suffix == ".tar":
-        return FLAT
+        return FLAT_IMAGES
     if path.name.lower().endswith((*IMAGE_ENDINGS, *UNREAD_ENDINGS)):
         return "one image", "name the folder of class folders"
     start = b""
-    if path.is_file():  # a FIFO would wait for ever
+    if path.is_file():  # reading a FIFO could block for ever
         with open(path, "rb") as file:
             start = file.read(8)
     magic = next((name for begin, name in MAGIC.items() if start.startswith(begin)), None)

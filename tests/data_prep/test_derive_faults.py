@@ -1,4 +1,4 @@
-"""Derived formats in adversity: kills at any moment, a full disk, a dead worker, a damaged shard; nothing is left anywhere."""
+"""Deriving formats under faults: kills at any time, a full disk, a dead worker, a damaged shard. Nothing is left behind."""
 
 import contextlib
 import json
@@ -12,18 +12,18 @@ import time
 from pathlib import Path
 
 import pytest
-from prep_helpers import ROOT, contents, converted, needs_ffcv, photo, run, start, write_tar
-from test_prep_cli import children
 
-from data_prep.derived import DERIVED_FORMATS, derive_formats
+from data_prep.formats import WRITERS, derive_formats
 from data_prep.verify import verify
+from tests.data_prep.helpers import ROOT, contents, converted, needs_ffcv, photo, run, start, write_tar
+from tests.data_prep.test_cli import children
 from tests.patience import patience, until
 from udkd.data.dataset import DatasetFolder
 from udkd.data.derived import DERIVED
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
 
-EVERY = tuple(DERIVED_FORMATS)
+EVERY = tuple(WRITERS)
 LIGHT = ("resident", "dali")  # ffcv takes seconds to import in each new process
 
 
@@ -36,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare(source: Path, tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    """Its shards alone, to be copied."""
+    """A dataset with shards only, to be copied."""
     return converted(source, tmp_path_factory.mktemp("bare") / "d", formats=(), shard_samples=100)
 
 
@@ -47,10 +47,10 @@ def folder(bare: DatasetFolder, tmp_path: Path) -> DatasetFolder:
 
 @pytest.mark.long
 def test_derive_killed_at_random_moments(folder: DatasetFolder) -> None:
-    """The folder stays good throughout; a format is there whole or not at all; the end is as if nothing had been."""
+    """The folder stays valid, a format is complete or absent, and the final bytes do not depend on the kills."""
     bare = contents(folder.path)
     derive_formats(folder, LIGHT, workers=1, observer=Silent())
-    whole = contents(folder.path)
+    intact = contents(folder.path)
     derive = ("derive", folder.path, "--formats", ",".join(LIGHT), "--workers", 2)
     started = time.monotonic()
     assert run(*derive)[0] == 0
@@ -64,28 +64,28 @@ def test_derive_killed_at_random_moments(folder: DatasetFolder) -> None:
         found = DatasetFolder.open(folder.path)
         for split in found.splits.values():
             for name in LIGHT:
-                assert not split.has(name) or list(DERIVED_FORMATS[name].problems(split)) == []
+                assert not split.has(name) or list(WRITERS[name].problems(split)) == []
         assert {name: digest for name, digest in contents(folder.path).items() if name in bare and name != ".lock"} == {
             name: digest for name, digest in bare.items() if name != ".lock"
         }
     assert run(*derive)[0] == 0
-    assert contents(folder.path) == whole
+    assert contents(folder.path) == intact
     assert verify(folder.path, Silent()) == []
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name: str) -> None:
-    """SIGKILL before and after every durable step of the process that packs, and at random times."""
+    """SIGKILL before and after every fsync and rename of the packing process, and at random times."""
     if name == "ffcv":
         needs_ffcv()
     files = {f"{split}/c{n % 2}/{n}.jpg": photo(n % 9, 60, 80) for split in ("train", "val") for n in range(12)}
     folder = converted(write_tar(tmp_path / "t.tar", files), tmp_path / "d", formats=(), shard_samples=5)
     bare = set(contents(folder.path))
     derive_formats(folder, [name], workers=1, observer=Silent())
-    whole = contents(folder.path)
+    intact = contents(folder.path)
     with open(tmp_path / "attempts.json", "w") as file:
         subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("derive_kills.py")), str(folder.path), name],
+            [sys.executable, str(Path(__file__).with_name("kill_derive.py")), str(folder.path), name],
             stdout=file,
             timeout=patience(200),
             check=True,
@@ -101,13 +101,13 @@ def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name:
         assert bool(files_left) == bool(attempt["problems"])
     assert left > 3
     derive_formats(folder, [name], workers=1, observer=Silent())
-    assert contents(folder.path) == whole
+    assert contents(folder.path) == intact
     assert verify(folder.path, Silent()) == []
 
 
 @pytest.mark.parametrize("name", [*LIGHT, pytest.param("ffcv", marks=pytest.mark.long)])
 def test_a_full_disk(folder: DatasetFolder, tmp_path: Path, name: str) -> None:
-    """A limit on file size stands in for it: the same OSError at the same places."""
+    """A limit on file size simulates the full disk: the same OSError at the same points."""
     before = contents(folder.path)
     (tmp_path / "tmp").mkdir()
     code, _, err = run(
@@ -158,7 +158,7 @@ def test_a_dead_worker(source: Path, tmp_path: Path, name: str) -> None:
 
 
 def orphans() -> set[str]:
-    """Shared memory that no living process has mapped: others may be at work beside us."""
+    """Shared memory that no running process has mapped: other programs may use some."""
     mapped = ""
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):

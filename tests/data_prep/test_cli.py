@@ -1,30 +1,30 @@
-"""udkd-prep as people run it: exit codes, one line per error, signals."""
+"""The udkd-prep command: exit codes, one-line errors, signals."""
 
 import os
 import signal
 from pathlib import Path
 
 import pytest
-from prep_helpers import contents, photo, run, small_set, start, write_tar, write_tree
 
+from tests.data_prep.helpers import contents, photo, run, small_set, start, write_tar, write_tree
 from tests.patience import patience, until
 
 
 def children(pid: int) -> set[int]:
-    found = set()
+    pids = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == pid:
-            found.add(int(stat.parent.name))
-    return found
+            pids.add(int(stat.parent.name))
+    return pids
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images for seconds of work."""
+    """Enough images for several seconds of work."""
     files = {f"train/c/{n}.jpg": photo(n % 40, 300, 300) for n in range(6000)} | {"val/c/v.jpg": photo(0)}
     return write_tar(tmp_path_factory.mktemp("many") / "t.tar", files)
 
@@ -38,7 +38,7 @@ def test_convert_info_derive_verify(tmp_path: Path) -> None:
     code, out, err = run("derive", tmp_path / "d", "--formats", "resident")
     assert code == 0, err
     code, out, err = run("verify", tmp_path / "d")
-    assert (code, out) == (0, f"{tmp_path / 'd'}: whole\n")
+    assert (code, out) == (0, f"{tmp_path / 'd'}: intact\n")
     code, out, err = run("info", tmp_path / "d")
     assert "formats  shards, resident" in out
     path = tmp_path / "d" / "train" / "samples-00000.tar"
@@ -111,7 +111,7 @@ def test_a_killed_worker_is_one_clear_error(many: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_clear_error_and_can_be_continued(tmp_path: Path) -> None:
-    """A limit on file size stands in for the disk: the same OSError at the same places."""
+    """A limit on file size simulates the full disk: the same OSError at the same points."""
     tree = write_tree(tmp_path / "t", small_set(train=20, val=2))
     command = ("convert", tree, tmp_path / "d", "--side", 96, "--workers")
     for limit_bytes in (4_000, 20_000, 300_000):

@@ -1,4 +1,4 @@
-"""The written formats, opened by the programs they are meant for and held against the shards' own bytes."""
+"""The written formats, read by the programs they are made for and compared with the bytes of the shards."""
 
 import struct
 import subprocess
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prep_helpers import converted, encoded, photo, picture, small_set, write_tree
 
-from data_prep.derived import derive_formats
-from data_prep.derived.tfrecord import example
+from data_prep.formats import derive_formats
+from data_prep.formats.tfrecord import example
 from data_prep.verify import verify
+from tests.data_prep.helpers import converted, encoded, photo, picture, small_set, write_tree
 from tests.patience import patience
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.progress import Silent
@@ -22,7 +22,7 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    """Grey, fixed and excluded images; several shards, one of them without any image left."""
+    """Grey, fixed and excluded images; several shards, one of them without usable images."""
     root = tmp_path_factory.mktemp("formats")
     files = small_set(train=7, val=3) | {
         "train/n01440764/grey.JPEG": encoded(picture("g", mode="L")),
@@ -64,7 +64,7 @@ def test_tfrecord_checksums_by_tensorboard_s_own_code(folder: DatasetFolder) -> 
 
 
 def test_records_are_tf_train_examples() -> None:
-    """Parsed by Google's protobuf from the message's own definition (tensorflow/core/example)."""
+    """Parsed by Google's protobuf from the definition of the message (tensorflow/core/example)."""
     pytest.importorskip("google.protobuf")
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -158,21 +158,21 @@ def test_dali_reads_the_shards(folder: DatasetFolder) -> None:
         assert jpeg.tobytes() == split.read(n)
 
 
-def test_verify_finds_what_is_wrong_with_derived_files(folder: DatasetFolder) -> None:
-    """Flipped, swapped between splits, cut, missing and orphaned files."""
+def test_verify_finds_problems_of_derived_files(folder: DatasetFolder) -> None:
+    """Damaged, swapped between splits, truncated, missing and orphaned files."""
     assert verify(folder.path, Silent()) == []
     train, val = folder.split("train").path, folder.split("val").path
     path = train / "samples-00001.tfrecord"
-    whole = path.read_bytes()
-    for at in (0, 9, 100, len(whole) - 1):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+    intact = path.read_bytes()
+    for at in (0, 9, 100, len(intact) - 1):
+        path.write_bytes(intact[:at] + bytes([intact[at] ^ 16]) + intact[at + 1 :])
         assert verify(folder.path, Silent()) == [
             f"{path} does not match its checksum in tfrecord.json; expected it to; "
             "write it again with udkd-prep derive --formats dali"
         ]
     path.unlink()
     assert "has 0 bytes" in verify(folder.path, Silent())[0]
-    path.write_bytes(whole)
+    path.write_bytes(intact)
     for name in ("tfrecord.json", "samples-00001.tfrecord", "samples-00001.tfrecord.idx"):
         swap(train / name, val / name)
     assert any("split is 'val'; expected 'train'" in line for line in verify(folder.path, Silent()))

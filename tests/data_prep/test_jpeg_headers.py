@@ -1,4 +1,4 @@
-"""Whole JPEGs whose headers or padding libjpeg warns of are kept to the same pixels; what it says of scans stays damage."""
+"""Intact JPEGs with headers or padding that libjpeg warns about keep their pixels; warnings about scans remain damage."""
 
 import io
 from dataclasses import replace
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
-from prep_helpers import converted, encoded, photo, picture, small_set, write_tree
-from test_zoo import MIXED, TALL, THIRD
 
-from data_prep.headers import mended
 from data_prep.image import BadImage, PixelSettings, prepare
+from data_prep.jpeg_headers import fix_headers
 from data_prep.verify import verify
+from tests.data_prep.helpers import converted, encoded, photo, picture, small_set, write_tree
+from tests.data_prep.test_odd_images import TALL
 from udkd.utils.progress import Silent
 
 PAD = PixelSettings(side=256, fit="pad", quality=95, subsampling="4:4:4")
@@ -41,8 +41,8 @@ def with_parameters(*values: int) -> bytes:
     return PLAIN[:SEQUENTIAL] + bytes(values) + PLAIN[SEQUENTIAL + 3 :]
 
 
-def behind(place: int, data: bytes) -> bytes:
-    return PLAIN[:place] + data + PLAIN[place:]
+def behind(position: int, data: bytes) -> bytes:
+    return PLAIN[:position] + data + PLAIN[position:]
 
 
 def padded(data: bytes, padding: bytes) -> bytes:
@@ -52,11 +52,11 @@ def padded(data: bytes, padding: bytes) -> bytes:
 
 def grey_with_parameters(*values: int) -> bytes:
     data = encoded(picture("grey", 80, 100, "L"))
-    place = data.index(b"\xff\xda") + 7
-    return data[:place] + bytes(values) + data[place + 3 :]
+    position = data.index(b"\xff\xda") + 7
+    return data[:position] + bytes(values) + data[position + 3 :]
 
 
-WHOLE: dict[str, tuple[bytes, str]] = {
+INTACT: dict[str, tuple[bytes, str]] = {
     "parameters of a scan, as Samsung writes them": (with_parameters(0, 0, 0), HEADER),
     "parameters of a progressive scan": (with_parameters(1, 5, 0x21), HEADER),
     "parameters in a grey file": (grey_with_parameters(0, 0, 0), HEADER),
@@ -85,10 +85,10 @@ WHOLE: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", INTACT)
 @pytest.mark.parametrize("repair", [False, True])
-def test_whole_files_are_kept_to_the_same_pixels(name: str, repair: bool) -> None:
-    data, note = WHOLE[name]
+def test_intact_files_keep_their_pixels(name: str, repair: bool) -> None:
+    data, note = INTACT[name]
     with pytest.raises(ValueError, match=r"Corrupt|Warning|Invalid|Unknown"):
         simplejpeg.decode_jpeg(data, strict=True)
     prepared = prepare(data, replace(PAD, repair=repair))
@@ -99,17 +99,17 @@ def test_whole_files_are_kept_to_the_same_pixels(name: str, repair: bool) -> Non
     assert prepare(prepared.jpeg, PAD).jpeg is prepared.jpeg, "nothing is left to mend"
 
 
-def test_a_whole_profile_and_fill_stay() -> None:
-    whole = behind(2, b"\xff\xff" + profile(2, 2) + profile(1, 2, 0) + b"\xff")
-    assert mended(whole) == (whole, [])
-    assert prepare(whole, PAD).jpeg is whole
+def test_an_intact_profile_and_fill_bytes_stay() -> None:
+    intact = behind(2, b"\xff\xff" + profile(2, 2) + profile(1, 2, 0) + b"\xff")
+    assert fix_headers(intact) == (intact, [])
+    assert prepare(intact, PAD).jpeg is intact
     odd = behind(TABLES + 2 * len(profile(1, 1)), b"")[:2] + profile(1, 1) + with_revision(9, 9)[2:]
     assert profile(1, 1) in prepare(odd, PAD).jpeg, "only what is broken goes"
 
 
 @pytest.mark.parametrize("data", [PLAIN, PROGRESSIVE, photo("header", progressive=True)[:-300], PLAIN[:300], PLAIN + b"x"])
-def test_what_is_not_warned_of_is_not_touched(data: bytes) -> None:
-    assert mended(data) == (data, [])
+def test_files_without_warnings_are_not_changed(data: bytes) -> None:
+    assert fix_headers(data) == (data, [])
 
 
 def test_cmyk_with_a_broken_profile() -> None:
@@ -118,21 +118,20 @@ def test_cmyk_with_a_broken_profile() -> None:
     assert prepare(data, PAD).note == f"{HEADER}; CMYK to YCbCr"
 
 
-def test_subsamplings_that_only_pillow_decodes() -> None:
-    for data in (THIRD, MIXED, TALL):
-        whole = prepare(data, PAD)
-        start = data.index(b"\xff\xc4")
-        for odd, note in ((data[:start] + b"\0" + data[start:], HEADER), (padded(data, bytes(30)), PADDING)):
-            prepared = prepare(odd, PAD)
-            assert prepared.note == f"{note}; {whole.note}"
-            assert prepared.jpeg == whole.jpeg
-        with pytest.raises(BadImage, match="damaged JPEG"):
-            prepare(padded(data, b"\1\2"), PAD)
+def test_a_subsampling_that_simplejpeg_cannot_name() -> None:
+    intact = prepare(TALL, PAD)
+    start = TALL.index(b"\xff\xc4")
+    for odd, note in ((TALL[:start] + b"\0" + TALL[start:], HEADER), (padded(TALL, bytes(30)), PADDING)):
+        prepared = prepare(odd, PAD)
+        assert prepared.note == f"{note}; {intact.note}"
+        assert prepared.jpeg == intact.jpeg
+    with pytest.raises(BadImage, match="damaged JPEG"):
+        prepare(padded(TALL, bytes(range(1, 13))), PAD)
 
 
 def test_a_file_of_nothing_but_segments_is_left_alone() -> None:
     data = with_revision(2, 1)
-    assert mended(data[:2] + b"\xff\xe5\0\2" * 20_000 + data[2:])[1] == []
+    assert fix_headers(data[:2] + b"\xff\xe5\0\2" * 20_000 + data[2:])[1] == []
 
 
 def cut_and_padded(data: bytes, part: float, padding: bytes) -> bytes:
@@ -142,7 +141,7 @@ def cut_and_padded(data: bytes, part: float, padding: bytes) -> bytes:
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 5}], ids=str)
 @pytest.mark.parametrize("repair", [False, True])
-def test_a_cut_that_was_padded_stays_damage(options: dict[str, object], repair: bool) -> None:
+def test_truncated_and_padded_files_are_damaged(options: dict[str, object], repair: bool) -> None:
     data = photo("header", 80, 100, **options)
     for part in (0.5, 0.6, 0.7, 0.8, 0.9, 0.97):
         for count in (0, 1, 5, 300, len(data) - int(len(data) * part)):
@@ -162,13 +161,13 @@ def test_a_cut_that_was_padded_stays_damage(options: dict[str, object], repair: 
         PLAIN[: SCAN + 200] + bytes(40) + PLAIN[SCAN + 200 :],
     ],
 )
-def test_other_bytes_between_stay_damage(data: bytes) -> None:
+def test_other_extra_bytes_are_damage(data: bytes) -> None:
     with pytest.raises(BadImage):
         prepare(data, PAD)
 
 
-def test_damage_behind_an_odd_header_is_heard() -> None:
-    """A decoder names its first warning only: the header's would hide the scan's."""
+def test_damage_after_a_fixed_header_is_found() -> None:
+    """A decoder reports only its first warning: that of the header would hide that of the scan."""
     data = with_revision(2, 1)
     damaged = data[: SCAN + 300] + data[SCAN + 500 :]
     with pytest.raises(ValueError, match="revision"):
@@ -190,14 +189,14 @@ def test_a_cut_file_with_an_odd_header_is_repaired() -> None:
 
 
 def test_through_the_converter(tmp_path: Path) -> None:
-    """The folder is whole, and the report says what was done."""
+    """The folder is intact, and its notes name the fixes."""
     files = small_set(train=1, val=1)
-    files |= {f"train/n01440764/w{n:02d}.JPEG": data for n, (data, _) in enumerate(WHOLE.values())}
+    files |= {f"train/n01440764/w{n:02d}.JPEG": data for n, (data, _) in enumerate(INTACT.values())}
     folder = converted(write_tree(tmp_path / "t", files), tmp_path / "d", side=128, formats=("resident",))
     split = folder.split("train")
     assert not split.excluded.any()
     canvas, _ = split.canvas()
-    for n, (data, note) in enumerate(WHOLE.values()):
+    for n, (data, note) in enumerate(INTACT.values()):
         sample = split.source.index(f"n01440764/w{n:02d}.JPEG")
         wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         assert split.note[sample] == note

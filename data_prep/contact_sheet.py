@@ -1,4 +1,4 @@
-"""`udkd-prep sheet`: a picture of what a dataset folder holds, because people would rather look."""
+"""`udkd-prep sheet`: a contact sheet of the images in a dataset folder."""
 
 import io
 import math
@@ -23,9 +23,9 @@ CAPTION = 48  # px below each image
 HEAD = 92
 MARGIN = 36
 PAPER, FRAME, INK, SOFT, ACCENT = "#ffffff", "#f1f1ef", "#1c1c1a", "#76766f", "#b3541e"
-MOST_IMAGES = 400
-LARGE_PX = 1 << 24  # images of more pixels are decoded at a fraction of their size: what a file of 100 KB holds may take 12 GB
-LETTERS = 400  # of a text: there is never room for more
+MAX_IMAGES = 400
+LARGE_PX = 1 << 24  # larger images are decoded at reduced size: a file of 100 KB may decode to 12 GB
+MAX_LETTERS = 400  # of a text; no cell has room for more
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -37,46 +37,46 @@ class _Fonts:
 
     @staticmethod
     def load() -> "_Fonts":
-        """DejaVu, which comes with matplotlib and has letters for most languages."""
+        """DejaVu, which comes with matplotlib and covers most languages."""
         folder = resources.files("matplotlib") / "mpl-data" / "fonts" / "ttf"
         regular, bold = ((folder / name).read_bytes() for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf"))
         sizes = ((bold, 26), (regular, 15), (regular, 12))
         return _Fonts(*(ImageFont.truetype(io.BytesIO(data), size) for data, size in sizes))
 
 
-def sheet(folder: Path, out: Path, *, split: str = "train", images: int = 48) -> int:
-    """Write a contact sheet as PNG; the number of images on it.
+def write_contact_sheet(folder: Path, out: Path, *, split: str = "train", images: int = 48) -> int:
+    """Write a contact sheet as PNG; returns the number of images on it.
 
-    As many classes as there is room for, evenly from the list, and the same number of images of each, evenly from its ids:
-    the same folder gives the same picture. Raises DataError (no such folder or split, a damaged sample) and ConfigError.
+    Classes and the images of each are spread evenly over the list of classes and over the ids, so the same folder gives the
+    same sheet. Raises DataError (no such folder or split, a damaged sample) and ConfigError.
     """
-    if not 1 <= images <= MOST_IMAGES:
-        raise ConfigError(f"--images is {images}; expected 1 to {MOST_IMAGES}; change it")
+    if not 1 <= images <= MAX_IMAGES:
+        raise ConfigError(f"--images is {images}; expected 1 to {MAX_IMAGES}; change it")
     if not out.parent.is_dir():
         raise DataError(f"{out.parent} is not a folder; expected one to write {out.name} to; check the path")
-    if out.exists() and not _is_picture(out):
-        raise DataError(f"{out} is there and is no PNG; expected a new file or an earlier sheet; give another path")
+    if out.exists() and not _is_png(out):
+        raise DataError(f"{out} exists and is not a PNG; expected a new file or an earlier sheet; give another path")
     dataset = DatasetFolder.open(folder)
-    found = dataset.split(split)
-    ids = choose(found.labels, found.ids, images)
+    chosen = dataset.split(split)
+    ids = choose_ids(chosen.labels, chosen.ids, images)
     if not ids:
-        raise DataError(f"{folder} holds no {split} image that can be used; expected at least one; look at report.json")
-    picture = _draw(dataset, found, ids)
+        raise DataError(f"{folder} holds no usable {split} image; expected at least one; see report.json")
+    picture = _draw(dataset, chosen, ids)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     write_bytes(out, buffer.getvalue())
     return len(ids)
 
 
-def _is_picture(path: Path) -> bool:
+def _is_png(path: Path) -> bool:
     if not path.is_file():
         return False
     with open(path, "rb") as file:
         return file.read(len(PNG)) == PNG
 
 
-def choose(labels: np.ndarray, ids: np.ndarray, count: int) -> list[int]:
-    """Up to `count` of `ids`, by class. labels: int [N], of all samples."""
+def choose_ids(labels: np.ndarray, ids: np.ndarray, count: int) -> list[int]:
+    """Up to `count` of `ids`, ordered by class. labels: int [N], of all samples."""
     present = np.unique(labels[ids])
     if not len(present):
         return []
@@ -84,8 +84,8 @@ def choose(labels: np.ndarray, ids: np.ndarray, count: int) -> list[int]:
     share = -(-count // len(classes))
     chosen = []
     for label in classes.tolist():
-        own = ids[labels[ids] == label]
-        chosen += own[_evenly(len(own), share)].tolist()
+        class_ids = ids[labels[ids] == label]
+        chosen += class_ids[_evenly(len(class_ids), share)].tolist()
     return chosen[:count]
 
 
@@ -100,21 +100,22 @@ def _draw(dataset: DatasetFolder, split: Split, ids: list[int]) -> Image.Image:
     size = (2 * MARGIN + columns * (CELL + GAP) - GAP, MARGIN + HEAD + rows * (CELL + CAPTION + GAP))
     picture = Image.new("RGB", size, PAPER)
     draw, fonts = ImageDraw.Draw(picture), _Fonts.load()
-    room = size[0] - 2 * MARGIN
-    draw.text((MARGIN, MARGIN), _fit(draw, f"{dataset.path.resolve().name}/{split.name}", fonts.title, room), INK, fonts.title)
-    told = (
+    width = size[0] - 2 * MARGIN
+    title = _fit_text(draw, f"{dataset.path.resolve().name}/{split.name}", fonts.title, width)
+    draw.text((MARGIN, MARGIN), title, INK, fonts.title)
+    subtitle = (
         f"{len(ids):,} of {len(split.ids):,} images · {len(dataset.classes):,} classes · "
         f"{dataset.fit} to {dataset.side} px · formats: {', '.join(dataset.formats)}"
     )
-    draw.text((MARGIN, MARGIN + 40), _fit(draw, told, fonts.label, room), SOFT, fonts.label)
-    for place, sample_id in enumerate(ids):
-        row, column = divmod(place, columns)
+    draw.text((MARGIN, MARGIN + 40), _fit_text(draw, subtitle, fonts.label, width), SOFT, fonts.label)
+    for index, sample_id in enumerate(ids):
+        row, column = divmod(index, columns)
         corner = (MARGIN + column * (CELL + GAP), MARGIN + HEAD + row * (CELL + CAPTION + GAP))
-        _cell(picture, draw, fonts, corner, dataset, split, sample_id)
+        _draw_cell(picture, draw, fonts, corner, dataset, split, sample_id)
     return picture
 
 
-def _cell(
+def _draw_cell(
     picture: Image.Image,
     draw: ImageDraw.ImageDraw,
     fonts: _Fonts,
@@ -123,7 +124,7 @@ def _cell(
     split: Split,
     sample_id: int,
 ) -> None:
-    """One image as it is stored, in its source's shape, with its class, id and source size, and what was fixed."""
+    """Draw one stored image in the aspect ratio of its source, with its class, and its fix or its id and source size."""
     left, top = corner
     source_height, source_width, height, width = split.sizes[sample_id].tolist()
     what = split.describe(sample_id)
@@ -136,15 +137,15 @@ def _cell(
     draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=FRAME)
     picture.paste(image.resize(shown, Image.Resampling.LANCZOS), (left + (CELL - shown[0]) // 2, top + (CELL - shown[1]) // 2))
     name = dataset.classes[split.labels[sample_id]].name
-    draw.text((left, top + CELL + 6), _fit(draw, name, fonts.label, CELL), INK, fonts.label)
+    draw.text((left, top + CELL + 6), _fit_text(draw, name, fonts.label, CELL), INK, fonts.label)
     note = split.note[sample_id]
     line = note or f"#{sample_id} · {source_width} × {source_height}"
-    draw.text((left, top + CELL + 27), _fit(draw, line, fonts.small, CELL), ACCENT if note else SOFT, fonts.small)
+    draw.text((left, top + CELL + 27), _fit_text(draw, line, fonts.small, CELL), ACCENT if note else SOFT, fonts.small)
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text as one line, cut with an ellipsis where it is wider than `width` px; control characters escaped."""
-    text = printable(text, LETTERS)
+def _fit_text(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text as one line of at most `width` px, cut with an ellipsis; control characters are escaped."""
+    text = printable(text, MAX_LETTERS)
     if draw.textlength(text, font) <= width:
         return text
     letters = bisect_right(range(1, len(text)), width, key=lambda count: math.ceil(draw.textlength(text[:count] + "…", font)))

@@ -1,4 +1,4 @@
-"""What the classes are: classes 2k and 2k+1 share a shape, a texture and colours, and part in one subtle trait."""
+"""The classes: classes 2k and 2k+1 share a shape, a texture and colours, and differ in one subtle trait."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ SHAPES = (
 )
 TEXTURES = ("striped", "spotted", "checked", "ringed", "netted", "marbled", "wavy")
 TraitName = Literal["core", "rim", "tint", "accent", "tip", "grain"]
-# trait, and its name at its lower and at its upper end
+# trait, name of its low end, name of its high end
 TRAITS: tuple[tuple[TraitName, str, str], ...] = (
     ("core", "dark-eyed", "bright-eyed"),
     ("accent", "dusky", "frosted"),
@@ -28,15 +28,15 @@ TRAITS: tuple[tuple[TraitName, str, str], ...] = (
     ("tip", "dark-tipped", "pale-tipped"),
     ("grain", "coarse", "fine"),
 )
-GOLDEN_RATIO = 0.618033988749895  # multiples of it, modulo 1, keep apart from one another however many there are
+GOLDEN_RATIO = 0.618033988749895  # its multiples modulo 1 stay well spaced, however many there are
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A class.
+class SynthClass:
+    """A class of the synthetic dataset.
 
-    hue, habitat: the object's colour and its usual background's, 0 to 1 around the colour wheel.
-    side: -1 or +1, the end of the trait at which this class lies.
+    hue, habitat: colour of the object and of its usual background, 0 to 1 around the colour wheel.
+    sign: -1 or +1, the end of the trait that this class shows.
     """
 
     name: str
@@ -45,21 +45,21 @@ class Kind:
     hue: float
     habitat: float
     trait: TraitName
-    side: int
+    sign: int
 
 
-def kind_of(label: int) -> Kind:
-    """The class of a label, the same for every seed and every number of classes; 84 pairs until shape and texture return."""
+def synth_class(label: int) -> SynthClass:
+    """The class of a label, for any seed and number of classes. Shape and texture repeat after 84 pairs."""
     pair = label // 2
     shape = SHAPES[pair % len(SHAPES)]
     texture = TEXTURES[(pair + pair // len(SHAPES)) % len(TEXTURES)]
     trait, low, high = TRAITS[pair % len(TRAITS)]
-    return Kind(
+    return SynthClass(
         name=f"{label:03d}-{high if label % 2 else low}-{texture}-{shape}",
         shape=shape,
         texture=texture,
         hue=pair * GOLDEN_RATIO % 1.0,
         habitat=(pair * GOLDEN_RATIO + 0.3 + 0.4 * (pair % 3) / 2) % 1.0,
         trait=trait,
-        side=1 if label % 2 else -1,
+        sign=1 if label % 2 else -1,
     )

@@ -1,13 +1,13 @@
-"""Derived formats: names, descriptions, sizes, what is discarded when."""
+"""Derived formats: names, descriptions, sizes, and when they are discarded."""
 
 from pathlib import Path
 
 import pytest
-from prep_helpers import contents, converted, needs_ffcv, small_set, write_tree
 
 from data_prep.convert import ConvertSettings
-from data_prep.derived import DERIVED_FORMATS, DatasetSize, derive_formats, parse_formats, size_lines
+from data_prep.formats import WRITERS, DatasetSize, derive_formats, parse_formats, size_texts
 from data_prep.verify import verify
+from tests.data_prep.helpers import contents, converted, needs_ffcv, small_set, write_tree
 from udkd.data.derived import DERIVED, FileDigest, find_damage, is_derived, read_sealed, remove_derived, seal
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.files import write_json
@@ -17,19 +17,19 @@ from udkd.utils.progress import Silent
 def test_lists_of_formats() -> None:
     assert parse_formats("auto") is None
     assert parse_formats("none") == ()
-    every = tuple(DERIVED_FORMATS)
+    every = tuple(WRITERS)
     assert parse_formats(" , ".join(reversed(every))) == every
     for text in ("", "shards", "none,resident", "auto,resident", "resident,"):
         with pytest.raises(ConfigError, match=r"--formats is .*expected a comma-separated list of resident"):
             parse_formats(text)
 
 
-def test_the_size_is_told_before_anything_is_written() -> None:
-    lines = size_lines(["resident"], DatasetSize(samples=130_000, side=512, stored=None))
+def test_size_texts() -> None:
+    lines = size_texts(["resident"], DatasetSize(samples=130_000, side=512, stored=None))
     assert lines == {"resident": "resident format: 130,000 x 512 x 512 x 3 = 102.24 GB"}
 
 
-def test_sealed_files_are_held_against_their_description(tmp_path: Path) -> None:
+def test_sealed_files_are_checked_against_their_description(tmp_path: Path) -> None:
     for n in range(2):
         (tmp_path / f"samples-{n}.tfrecord").write_bytes(bytes([n]) * 50)
     names = [path.name for path in tmp_path.iterdir()]
@@ -50,9 +50,9 @@ def test_sealed_files_are_held_against_their_description(tmp_path: Path) -> None
     (tmp_path / "samples-2.tfrecord").write_bytes(b"")
     assert "samples-2.tfrecord belongs to no sample" in next(find_damage(tmp_path, "dali", digest="d"))
     description = tmp_path / DERIVED["dali"].description
-    whole = description.read_bytes()
-    for at in range(len(whole)):
-        description.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    intact = description.read_bytes()
+    for at in range(len(intact)):
+        description.write_bytes(intact[:at] + bytes([intact[at] ^ 4]) + intact[at + 1 :])
         assert list(find_damage(tmp_path, "dali", digest="d")), at
     remove_derived(tmp_path, "dali")
     assert list(tmp_path.iterdir()) == []
@@ -61,17 +61,19 @@ def test_sealed_files_are_held_against_their_description(tmp_path: Path) -> None
 def test_formats_of_an_earlier_attempt_do_not_stay(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "t", small_set(train=3, val=1))
     folder = converted(tree, tmp_path / "d", formats=())
-    whole = contents(folder.path)
-    for name in DERIVED_FORMATS:
+    intact = contents(folder.path)
+    for name in WRITERS:
         derive_formats(folder, [name], workers=1, observer=Silent())
-    assert folder.formats == ("shards", *DERIVED_FORMATS)
-    write_json(folder.path / "unfinished.json", ConvertSettings(side=64).decisive())  # as a kill just before the end leaves it
+    assert folder.formats == ("shards", *WRITERS)
+    write_json(
+        folder.path / "unfinished.json", ConvertSettings(side=64).output_options()
+    )  # as a kill just before the end leaves it
     converted(tree, folder.path, formats=())
-    assert contents(folder.path) == whole
+    assert contents(folder.path) == intact
 
 
 def test_ffcv_s_file_needs_no_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FFCV asks multiprocessing for it; a container may lack /dev/shm."""
+    """FFCV allocates some through multiprocessing; a container may lack /dev/shm."""
     allocator = needs_ffcv().memory_allocator
 
     def refuse(*_: object) -> None:

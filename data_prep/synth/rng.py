@@ -1,4 +1,4 @@
-"""Random numbers of one picture, in the order in which it asks for them: a pure function of the picture's name."""
+"""A stream of random numbers per image, a pure function of the image's key."""
 
 from typing import TypeVar
 
@@ -8,21 +8,21 @@ from numpy.typing import NDArray
 from udkd.utils.rng import key, mix
 
 T = TypeVar("T")
-CHUNK = 256
+BLOCK = 256  # numbers generated at once
 
 
 class Rng:
-    """A private stream of uniform numbers, keyed by integers (seed, split, class, index)."""
+    """A stream of uniform numbers, keyed by integers (seed, split, class, index)."""
 
-    def __init__(self, *words: int) -> None:
-        self._key = key(*words)
+    def __init__(self, *seed_parts: int) -> None:
+        self._key = key(*seed_parts)
         self._counter = 0
         self._ready: list[float] = []
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A number in [low, high)."""
         if not self._ready:
-            self._ready = ((self._bits(CHUNK) >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()[::-1]
+            self._ready = ((self._bits(BLOCK) >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()[::-1]
         return low + (high - low) * self._ready.pop()
 
     def integer(self, low: int, high: int) -> int:
