@@ -16,7 +16,7 @@ To add a benchmark, write `benchmarks/NAME.py`; every file here but this one and
         draw(results, f"NAME-{record.slug}", lambda figure, palette: …)   # a PNG and an SVG beside it
 
 `main` is a typer command; its module is imported only when it is named, so that what it needs (FFCV, DALI) troubles nobody
-else, and a missing package is one line. Its parts: `common.record` (facts of the machine, rows, the file), `common.timing`
+else, and a missing package is one line. Its parts: `common.results` (facts of the machine, rows, the file), `common.timing`
 (variants in turn within each round, so that a busy machine slows all of them alike and ratios hold), `common.figures`.
 A result without a GPU never stands in for one: the hardware is part of the file's name.
 """

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torchvision.transforms import v2
 
 from benchmarks.common.figures import MARKERS, Palette, draw
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
-from benchmarks.common.rig import canvases, paper_recipe, view_table
+from benchmarks.common.harness import canvases, paper_recipe, view_table
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from udkd.augment import apply as augment
 from udkd.utils.compile import compiled

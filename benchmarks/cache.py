@@ -15,7 +15,7 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import Palette, bars, draw
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews

@@ -16,7 +16,7 @@ from PIL import Image
 
 import data_prep.jpeg
 from benchmarks.common.figures import Palette, bars, draw, speed_span
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from data_prep.convert import ConvertSettings, convert
 from data_prep.image import PixelSettings, prepare

@@ -9,8 +9,8 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import Palette, bars, draw
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
-from benchmarks.common.rig import CLASSES, MOBILENET, RESNET, TEACHER, canvases, frozen, make, paper_recipe
+from benchmarks.common.harness import CLASSES, MOBILENET, RESNET, TEACHER, canvases, frozen, make, paper_recipe
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.roofline import Peaks, cost
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from udkd.utils.environment import choose_device

@@ -18,7 +18,7 @@ import torch
 import typer
 from rich.table import Table
 
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption
 from udkd.augment.apply import ViewTable, pixels
 from udkd.augment.views import ViewSpec, draw
 from udkd.utils.environment import choose_device

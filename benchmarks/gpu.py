@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption
 from udkd.utils.environment import choose_device
 from udkd.utils.terminal import err
 

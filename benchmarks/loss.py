@@ -9,7 +9,7 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import MARKERS, Palette, draw
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from udkd.losses.distill import Loss, LossSettings
 from udkd.training.compile import compiled_loss, eager_loss

@@ -11,9 +11,9 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import Palette, bars, draw, speed_span
-from benchmarks.common.pictures import image_folder
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
-from benchmarks.common.rig import CLASSES, TableLessons, made_up_targets, paper_recipe
+from benchmarks.common.harness import CLASSES, TableLessons, made_up_targets, paper_recipe
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
+from benchmarks.common.synthetic_images import image_folder
 from benchmarks.common.timing import Variant, side_by_side
 from data_prep.convert import ConvertSettings, convert
 from udkd.augment.view_table import EpochViews

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common.record import FORMAT, RESULTS
+from benchmarks.common.results import FORMAT, RESULTS
 from benchmarks.step import SHARE
 from udkd.utils.errors import DataError
 from udkd.utils.files import write_text

@@ -8,8 +8,8 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import MARKERS, Palette, draw
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
-from benchmarks.common.rig import canvases, make, paper_recipe
+from benchmarks.common.harness import canvases, make, paper_recipe
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from udkd.utils.environment import choose_device
 from udkd.utils.terminal import DeviceOption

@@ -8,8 +8,8 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import Palette, bars, draw, ratio_span
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
-from benchmarks.common.rig import CLASSES, TimedStep, canvases, make, paper_recipe
+from benchmarks.common.harness import CLASSES, TimedStep, canvases, make, paper_recipe
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from benchmarks.loss import losses, work
 from udkd.utils.environment import choose_device

@@ -11,13 +11,13 @@ import tempfile
 import pytest
 from hypothesis import settings
 
-from tests.once import SHARED
-from tests.patience import patience
+from tests.build_once import SHARED
+from tests.timeouts import scaled
 
 TEST_S = 600
 LONG = "UDKD_LONG_TESTS"
 FIRST = (
-    *("test_trainer.py", "test_commands.py", "test_mixed_runs.py", "test_report.py", "test_stand_in.py", "test_export.py"),
+    *("test_trainer.py", "test_commands.py", "test_mixed_runs.py", "test_report.py", "test_fake_cuda.py", "test_export.py"),
     *("test_workers.py", "test_benchmarks.py", "test_convert.py", "test_trust.py", "test_report_analysis.py"),
     "test_augment.py",
 )
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Said once: the workers of a session are told by the process that starts them."""
     config.addinivalue_line("markers", f"long: a further variant of what is tested anyway; runs with {LONG}=1 (make test-long)")
     if config.getoption("timeout") is None:  # what one test may take before it counts as hanging
-        config.option.timeout = patience(TEST_S)
+        config.option.timeout = scaled(TEST_S)
     if SHARED not in os.environ:
         os.environ[SHARED] = folder = tempfile.mkdtemp(prefix="udkd-tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import patience
+from tests.timeouts import scaled
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +56,7 @@ def test_what_fails_is_packed_too(bare: Path, step: str) -> None:
 
 @pytest.mark.long
 def test_everything_runs_that_needs_no_gpu(bare: Path) -> None:
-    done = call(bare, "first", round(patience(900)))
+    done = call(bare, "first", round(scaled(900)))
     assert done.returncode == 0, done
     with tarfile.open(bare.parent / "out/first.tgz") as packed:
         (name,) = (name for name in packed.getnames() if name.endswith(".json") and name.count("/") == 1)

@@ -13,7 +13,7 @@ import typer.main
 import data_prep.cli
 import udkd
 import udkd.cli.app
-from tests.small import make_dataset, make_teacher, small_recipe
+from tests.factories import make_dataset, make_teacher, small_recipe
 from udkd.teacher.cache.build import build_cache
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()

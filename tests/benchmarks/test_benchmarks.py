@@ -9,14 +9,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu, report
-from benchmarks.common.pictures import image_folder
-from benchmarks.common.plain_script import kd, steps
-from benchmarks.common.record import BenchmarkResult
-from benchmarks.common.rig import canvases, made_up_targets, make, paper_recipe
+from benchmarks.common.baseline_script import kd, steps
+from benchmarks.common.harness import canvases, made_up_targets, make, paper_recipe
+from benchmarks.common.results import BenchmarkResult
 from benchmarks.common.roofline import Peaks, build_on_meta, cost
+from benchmarks.common.synthetic_images import image_folder
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from benchmarks.cost import DUAL, FOLDED, LIVE_DUAL, ONE, OTHER, SINGLE, hours, ratios
-from tests.patience import patience
+from tests.timeouts import scaled
 from udkd.losses.distill import divergence
 from udkd.utils.errors import DataError
 
@@ -82,7 +82,7 @@ PIPELINE = (
 def gpu_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of a set of two, of which one fails."""
     folder = tmp_path_factory.mktemp("gpu")
-    gpu.main(budget_s=int(patience(200)), device="cpu", parts=[PIPELINE, "lose --batch 8"], results=folder)
+    gpu.main(budget_s=int(scaled(200)), device="cpu", parts=[PIPELINE, "lose --batch 8"], results=folder)
     return folder
 
 

@@ -14,7 +14,7 @@ from benchmarks import loss
 from benchmarks.__main__ import HERE, main, names
 from benchmarks.common import timing
 from benchmarks.common.figures import bars, draw
-from benchmarks.common.record import BenchmarkResult
+from benchmarks.common.results import BenchmarkResult
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from udkd.training.compile import eager_loss
 

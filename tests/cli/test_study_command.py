@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import Command, inside, refused, run, start
-from tests.patience import until
-from tests.small import make_dataset, make_teacher
+from tests.factories import make_dataset, make_teacher
+from tests.timeouts import wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import size_of
 from udkd.study.spec import load_study
@@ -92,7 +92,7 @@ def wait_for_runs(out: Path, count: int, command: Command) -> None:
     def there() -> bool:
         return len(list(out.glob("runs/*/checkpoints/last.json"))) >= count
 
-    assert until(lambda: there() or command.ended())
+    assert wait_until(lambda: there() or command.ended())
     assert there(), command.finish()
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from tests.cli.test_commands import Call, call, refused  # noqa: F401 (a fixture)
-from tests.small import change, make_dataset, make_teacher, small_recipe
+from tests.factories import make_dataset, make_teacher, rewrite_json, small_recipe
 from udkd.augment.view_table import EpochViews
 from udkd.augment.views import ViewSpec
 from udkd.data.backends.registry import open_backend
@@ -338,7 +338,7 @@ def mirrored(tmp_path: Path, run: RunFolder) -> RunFolder:
     """The run, had its recipe said evaluation.flip_tta."""
     shutil.copytree(run.path, tmp_path / "mirrored", ignore=shutil.ignore_patterns("export"))
     flipped = {"flip_tta": True}
-    change(tmp_path / "mirrored" / "config.json", lambda values: values | {"evaluation": values["evaluation"] | flipped})
+    rewrite_json(tmp_path / "mirrored" / "config.json", lambda values: values | {"evaluation": values["evaluation"] | flipped})
     return RunFolder.open(tmp_path / "mirrored")
 
 
@@ -394,7 +394,7 @@ def test_a_run_without_its_data_still_predicts(tmp_path: Path, run: RunFolder) -
 
     for name in ("run.json", "config.json"):
         shutil.copy(run.path / name, tmp_path / name)
-    change(tmp_path / "run.json", lambda values: values | {"dataset": str(tmp_path / "gone")})
+    rewrite_json(tmp_path / "run.json", lambda values: values | {"dataset": str(tmp_path / "gone")})
     assert class_names(RunFolder.open(tmp_path), ["ant", "bee"]) == ["ant", "bee"]
 
 

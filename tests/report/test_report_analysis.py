@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from tests.factories import rewrite_json
 from tests.report.fake_predictions import fake_predictions
 from tests.report.fake_run import fake, fake_baseline
 from tests.report.pages import NASTY, Page, draw_only
-from tests.small import change
 from udkd.report import certainty, class_gains, comparison, disagreement
 from udkd.report.analysis.calibration import calibration_error_by_chance, calibration_error_interval
 from udkd.report.inputs import ReportInputs, gather, together
@@ -375,7 +375,7 @@ def test_a_baseline_that_does_not_fit(runs: tuple[Path, Path]) -> None:
     with pytest.raises(RunError, match="is the run itself; expected another run"):
         gather(mine, baselines=[mine])
     facts = (theirs / "run.json").read_bytes()
-    change(theirs / "run.json", lambda values: values | {"dataset_digest": "00" * 32})
+    rewrite_json(theirs / "run.json", lambda values: values | {"dataset_digest": "00" * 32})
     with pytest.raises(MismatchError, match=r"name a run on the same data \(dataset_digest: "):
         gather(mine, baselines=[theirs])
     (theirs / "run.json").write_bytes(facts)
@@ -390,7 +390,7 @@ def test_a_baseline_that_does_not_fit(runs: tuple[Path, Path]) -> None:
         gather(mine, baselines=[theirs])
     other = fake_predictions(10, ("resnet18", "mobilenet_v2"), samples=299)
     sha256 = write_predictions(theirs / "predictions.safetensors", other)
-    change(theirs / "eval.json", lambda values: values | {"num_samples": 299, "predictions_sha256": sha256})
+    rewrite_json(theirs / "eval.json", lambda values: values | {"num_samples": 299, "predictions_sha256": sha256})
     with pytest.raises(RunError, match="was evaluated on other images than"):
         gather(mine, baselines=[theirs])
 

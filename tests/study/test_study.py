@@ -16,8 +16,8 @@ import pytest
 import scipy.stats
 import torch
 
+from tests.factories import make_dataset, make_teacher, rewrite_json
 from tests.report.pages import draw_only
-from tests.small import change, make_dataset, make_teacher
 from tests.utils.slow_hash import slow_key, slow_uniform
 from udkd.config.recipe import load_recipe
 from udkd.data.dataset import DatasetFolder
@@ -510,7 +510,7 @@ def test_a_folder_of_other_data_is_another_set_of_runs(
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     shutil.copytree(teacher.path, tmp_path / "t")
-    change(tmp_path / "t" / "teacher.json", lambda values: values | {"classes": ["x", *values["classes"][1:]]})
+    rewrite_json(tmp_path / "t" / "teacher.json", lambda values: values | {"classes": ["x", *values["classes"][1:]]})
     with pytest.raises(MismatchError, match="class 0"):
         run_study(small_plan(), site(tmp_path / "out", dataset, TeacherFolder.open(tmp_path / "t")))
 

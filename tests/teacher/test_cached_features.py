@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from tests.small import SMALL, make_dataset, make_teacher, small_recipe
+from tests.factories import SMALL, make_dataset, make_teacher, small_recipe
 from tests.teacher.test_workers import in_threads
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.small import make_dataset as small_dataset
-from tests.small import small_recipe
+from tests.factories import make_dataset as small_dataset
+from tests.factories import small_recipe
 from tests.teacher.cache_fixtures import CLASSES, CPU, RECIPE, TEACHER, make_dataset, make_teacher
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.small import make_dataset, make_teacher, small_recipe
+from tests.factories import make_dataset, make_teacher, small_recipe
 from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
 from udkd.data.batch import Batch

@@ -16,7 +16,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from tests.small import CLASSES, make_dataset, small_recipe
+from tests.factories import CLASSES, make_dataset, small_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
 from udkd.models.state_dicts import unwrapped

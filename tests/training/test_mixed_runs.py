@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small import change, make_dataset, make_teacher, small_recipe
+from tests.factories import make_dataset, make_teacher, rewrite_json, small_recipe
 from udkd.config.recipe import Recipe, load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.methods.dml import MUTUAL
@@ -363,6 +363,6 @@ def test_a_student_starts_from_another_run(bench: Bench) -> None:
 
 def test_a_start_with_other_classes_is_refused(bench: Bench) -> None:
     first = bench.run("first", small_recipe("train.epochs=1"))
-    change(first / "run.json", lambda values: values | {"classes": ["ant", "bee", "cow", "dog"]})
+    rewrite_json(first / "run.json", lambda values: values | {"classes": ["ant", "bee", "cow", "dog"]})
     with pytest.raises(MismatchError, match="class 2: stored 'cow', wanted 'cat'"):
         bench.run("second", small_recipe(f"students.0.init_from={json.dumps(str(first))}"))

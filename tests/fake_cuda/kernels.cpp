@@ -1,5 +1,5 @@
 // The runtime's kernels: their names are known, their launches are counted, none runs.
-#include "stand_in.hpp"
+#include "fake_cuda.hpp"
 
 #include <cstring>
 #include <unordered_map>

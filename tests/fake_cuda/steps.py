@@ -1,4 +1,4 @@
-"""Takes steps on the stand-in and prints what each did, in JSON: `python -m tests.stand_in.steps RECIPES PX BATCH`.
+"""Takes steps on the stand-in and prints what each did, in JSON: `python -m tests.fake_cuda.steps RECIPES PX BATCH`.
 
 RECIPES is a JSON object of names and settings. Without the stand-in the program builds it and starts itself again on it.
 """
@@ -16,8 +16,8 @@ import torch._inductor.config as inductor
 from torch import nn
 from torchvision.models._api import register_model
 
-from benchmarks.common.rig import canvases, make, paper_recipe
-from tests.stand_in.build import build
+from benchmarks.common.harness import canvases, make, paper_recipe
+from tests.fake_cuda.build import build
 
 STEPS = 4  # of an epoch
 COUNTS = ("launches", "recorded", "replays", "graphs", "waits", "from_host", "to_host")
@@ -39,7 +39,7 @@ def pooled(weights: None = None, num_classes: int = 1000) -> nn.Module:
 
 def counts() -> dict[str, int]:
     """What the device was asked for since the process began."""
-    count = ctypes.CDLL(None).stand_in_count
+    count = ctypes.CDLL(None).fake_cuda_count
     count.restype = ctypes.c_long
     return {name: count(place) for place, name in enumerate(COUNTS)}
 
@@ -70,9 +70,9 @@ def main(recipes: dict[str, list[str]], px: int, batch: int) -> None:
 
 
 if __name__ == "__main__":
-    if hasattr(ctypes.CDLL(None), "stand_in_count"):
+    if hasattr(ctypes.CDLL(None), "fake_cuda_count"):
         main(json.loads(sys.argv[1]), *map(int, sys.argv[2:]))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            again = [sys.executable, "-m", "tests.stand_in.steps", *sys.argv[1:]]
+            again = [sys.executable, "-m", "tests.fake_cuda.steps", *sys.argv[1:]]
             sys.exit(subprocess.run(again, env=os.environ | build(Path(folder)), check=False).returncode)

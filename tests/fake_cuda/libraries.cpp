@@ -1,6 +1,6 @@
 // cuBLAS and cuDNN: every product, convolution and batch norm is one launch. cuBLAS's headers need a CUDA compiler's: its
 // functions are declared by their symbols.
-#include "stand_in.hpp"
+#include "fake_cuda.hpp"
 
 #include <cudnn_graph.h>
 

@@ -10,7 +10,7 @@ SHARED = "UDKD_TESTS_SHARED"
 """Names the session's folder of what was made; without it everything is made anew."""
 
 
-def once(name: str, make: Callable[[Path], object], folder: Path) -> None:
+def build_once(name: str, make: Callable[[Path], object], folder: Path) -> None:
     """Fill `folder` with what `make(folder)` makes. name: of what it makes, and of all that decides how it comes out."""
     if SHARED not in os.environ:
         make(folder)

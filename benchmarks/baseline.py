@@ -13,11 +13,11 @@ import torch
 import typer
 from matplotlib.figure import Figure
 
+from benchmarks.common.baseline_script import loader, steps
 from benchmarks.common.figures import Palette, bars, draw, speed_span
-from benchmarks.common.pictures import image_folder
-from benchmarks.common.plain_script import loader, steps
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
-from benchmarks.common.rig import canvases, make, paper_recipe
+from benchmarks.common.harness import canvases, make, paper_recipe
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
+from benchmarks.common.synthetic_images import image_folder
 from benchmarks.common.timing import Variant, side_by_side
 from udkd.data.backends.resident import ResidentBackend
 from udkd.data.batch import Batch

@@ -1,5 +1,5 @@
 // The runtime's memory: address space that is taken, and copies of which nothing comes back.
-#include "stand_in.hpp"
+#include "fake_cuda.hpp"
 
 #include <sys/mman.h>
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
-from tests.once import once
+from tests.build_once import build_once
 from udkd.config.recipe import Recipe, load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
@@ -44,7 +44,7 @@ def make_dataset(folder: Path, side: int = 36, **images: int) -> DatasetFolder:
     def make(folder: Path) -> None:
         convert([make_images(folder / "images", **images)], folder / "data", ConvertSettings(side=side), SILENT)
 
-    once("-".join(["data", str(side), *(f"{name}{count}" for name, count in sorted(images.items()))]), make, folder)
+    build_once("-".join(["data", str(side), *(f"{name}{count}" for name, count in sorted(images.items()))]), make, folder)
     return DatasetFolder.open(folder / "data")
 
 
@@ -66,7 +66,7 @@ def make_teacher(folder: Path, dataset: DatasetFolder, seed: int = 0, image_px: 
     )
 
 
-def change(path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def rewrite_json(path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Rewrite a run's JSON file with other values and the checksum that belongs to them, as who means harm would."""
     write_bytes(path, checked_bytes(changed(values_of(path.read_bytes()))))
 

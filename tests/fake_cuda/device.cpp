@@ -1,5 +1,5 @@
 // The runtime: the device, its streams and events, the recording of graphs.
-#include "stand_in.hpp"
+#include "fake_cuda.hpp"
 
 #include <pthread.h>
 
@@ -83,7 +83,7 @@ cudaError_t give(cudaStream_t handle, const std::string& work, dim3 grid, dim3 b
 }
 
 extern "C" {
-long stand_in_count(int which) { return ((long*)&counts)[which]; }
+long fake_cuda_count(int which) { return ((long*)&counts)[which]; }
 
 // ---- the device
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }

@@ -1,6 +1,6 @@
 """How long to wait for what must not hang, on this machine and under its load: no passing test waits that long.
 
-A limit guards against waiting for ever and asserts nothing about speed: `patience(60)` is a minute on a quiet machine like
+A limit guards against waiting for ever and asserts nothing about speed: `scaled(60)` is a minute on a quiet machine like
 the one the expectation was measured on, and as many times longer as this one is slower and busier.
 """
 
@@ -14,7 +14,7 @@ SLOWNESS = "UDKD_TESTS_SLOWNESS"
 """Where the measurement is kept for all that the session starts."""
 
 
-def patience(seconds: float) -> float:
+def scaled(seconds: float) -> float:
     """`seconds` for this machine: times its slowness, as measured once, and its load per core at this moment."""
     return seconds * (slowness() + os.getloadavg()[0] / (os.cpu_count() or 1))
 
@@ -28,9 +28,9 @@ def slowness() -> float:
     return float(os.environ[SLOWNESS])
 
 
-def until(there: Callable[[], object], seconds: float = 60, every_s: float = 0.01) -> bool:
-    """Wait for a condition, for as long as `patience` has: whether it came."""
-    end = time.monotonic() + patience(seconds)
+def wait_until(there: Callable[[], object], seconds: float = 60, every_s: float = 0.01) -> bool:
+    """Wait for a condition, for as long as `scaled` allows: whether it came."""
+    end = time.monotonic() + scaled(seconds)
     while not (found := bool(there())) and time.monotonic() < end:
         time.sleep(every_s)
     return found

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.patience import patience
-from tests.stand_in.build import build, missing
+from tests.fake_cuda.build import build, missing
+from tests.timeouts import scaled
 
 ROOT = Path(__file__).parents[2]
 WHY = missing()
@@ -87,8 +87,8 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def taken(variables: dict[str, str]) -> dict[str, dict[str, dict[str, int]]]:
     """What every recipe's first and second epoch asked of the device."""
     recipes = RECIPES | (LONG if os.environ.get("UDKD_LONG_TESTS") else {})
-    command = [sys.executable, "-m", "tests.stand_in.steps", json.dumps(recipes), "32", "8"]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=patience(900))
+    command = [sys.executable, "-m", "tests.fake_cuda.steps", json.dumps(recipes), "32", "8"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=scaled(900))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "stand-in:" not in done.stderr, [line for line in done.stderr.splitlines() if line.startswith("stand-in:")]
     lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
@@ -141,7 +141,7 @@ def test_the_stand_in_refuses_what_cuda_does(variables: dict[str, str]) -> None:
         env=variables,
         capture_output=True,
         text=True,
-        timeout=patience(120),
+        timeout=scaled(120),
     )
     answers = done.stderr.split("next\n")
     assert len(answers) == len(MISTAKES) + 1, done.stderr
