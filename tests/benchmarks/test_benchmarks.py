@@ -9,13 +9,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu, report
-from benchmarks.common.baseline_script import kd, steps
-from benchmarks.common.harness import canvases, made_up_targets, make, paper_recipe
+from benchmarks.common.baseline_script import kl_loss, train_steps
+from benchmarks.common.harness import canvases, make_step, paper_recipe, synthetic_targets
 from benchmarks.common.results import BenchmarkResult
-from benchmarks.common.roofline import Peaks, build_on_meta, cost
+from benchmarks.common.roofline import Peaks, build_on_meta, network_cost
 from benchmarks.common.synthetic_images import image_folder
 from benchmarks.common.timing import Timed, Variant, side_by_side
-from benchmarks.cost import DUAL, FOLDED, LIVE_DUAL, ONE, OTHER, SINGLE, hours, ratios
+from benchmarks.cost import DUAL, FOLDED, LIVE_DUAL, MOBILENET_ONLY, RESNET_ONLY, SINGLE, hours, ratios
 from tests.timeouts import scaled
 from udkd.losses.distill import divergence
 from udkd.utils.errors import DataError
@@ -25,18 +25,18 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v2", pytest.param("resnet50", marks=pytest.mark.long)])
 def test_operations_are_those_of_pytorch_s_counter(architecture: str) -> None:
-    ours = cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=False, item_bytes=2)
+    ours = network_cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=False, item_bytes=2)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         build_on_meta(architecture, 100).eval()(torch.empty(1, 3, 64, 64))
     assert ours.flops == pytest.approx(counter.get_total_flops(), rel=1e-6)
     assert ours.seconds == pytest.approx(ours.flops)
-    training = cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=True, item_bytes=2)
+    training = network_cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=True, item_bytes=2)
     assert 2.8 * ours.flops < training.flops < 3 * ours.flops
 
 
 def test_ratios_are_medians_within_rounds_and_hours_hold_the_cache() -> None:
     seconds = {DUAL: (2.0, 8.0, 2.0), SINGLE: (1.0, 8.0, 2.0), FOLDED: (1.0,) * 3, LIVE_DUAL: (3.0, 3.0, 3.0)}
-    seconds |= {ONE: (1.0, 4.0, 1.0), OTHER: (1.0, 4.0, 3.0)}
+    seconds |= {RESNET_ONLY: (1.0, 4.0, 1.0), MOBILENET_ONLY: (1.0, 4.0, 3.0)}
     timed = [Timed(name=name, items=10, seconds=values) for name, values in seconds.items()]
     found = ratios(timed)
     assert found["cached dual / live single"] == 1.0
@@ -51,9 +51,9 @@ def test_ratios_are_medians_within_rounds_and_hours_hold_the_cache() -> None:
 def test_the_plain_script_teaches_by_the_paper_s_formula(tmp_path: Path) -> None:
     student, teacher = (torch.rand(3, 10, generator=torch.Generator().manual_seed(n)) * 6 for n in range(2))
     soft = [torch.log_softmax(z / 4, -1) for z in (student, teacher)]
-    torch.testing.assert_close(kd(student, teacher), 16 * divergence(*soft, "reverse"), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(kl_loss(student, teacher), 16 * divergence(*soft, "reverse"), rtol=1e-4, atol=1e-6)
     tree = image_folder(tmp_path, 4, classes=2, val=0)
-    trained = steps(tree, px=32, batch=2, workers=0, amp=False, classes=10, device=CPU)
+    trained = train_steps(tree, px=32, batch=2, workers=0, amp=False, classes=10, device=CPU)
     assert [next(trained) for _ in range(3)] == [2, 2, 2]
 
 
@@ -61,15 +61,15 @@ def test_the_plain_script_teaches_by_the_paper_s_formula(tmp_path: Path) -> None
 def test_the_rig_takes_steps(settings: tuple[str, ...]) -> None:
     alone = 'students=[{architecture="squeezenet1_1"}]'
     recipe = paper_recipe(CPU, 'train.compile="off"', alone, *settings, px=32, batch=4)
-    made = make(recipe, canvases(8, 36, CPU), CPU, architecture="squeezenet1_1")
-    assert [made.run() for _ in range(3)] == [4, 4, 4]
+    step = make_step(recipe, canvases(8, 36, CPU), CPU, architecture="squeezenet1_1")
+    assert [step.run() for _ in range(3)] == [4, 4, 4]
 
 
 def test_canvases_and_targets_are_the_same_each_time() -> None:
     one, other = canvases(3, 16, CPU), canvases(3, 16, CPU)
     assert torch.equal(one.canvas, other.canvas)
     assert one.canvas.float().std() > 10
-    assert float(made_up_targets(5, CPU).weight.mean()) > 0
+    assert float(synthetic_targets(5, CPU).weight.mean()) > 0
 
 
 PIPELINE = (
@@ -106,10 +106,10 @@ def test_the_gpu_set_keeps_what_it_has(gpu_set: Path) -> None:
 
 
 def test_what_was_never_begun_comes_before_what_failed() -> None:
-    parts = [gpu.Part(words, 10) for words in ("failed", "finished", "left out", "new")]
-    facts = {"failed": "stopped after its 10 s; …", "finished": "7 s", "left out": gpu.LEFT_OUT}
-    assert [part.words for _, part in gpu.turns(parts, facts)] == ["left out", "new", "failed"]
-    assert [number for number, _ in gpu.turns(parts, facts)] == [2, 3, 0], "their numbers stay"
+    parts = [gpu.Part(command, 10) for command in ("failed", "finished", "skipped", "new")]
+    facts = {"failed": "stopped after 10 s; …", "finished": "7 s", "skipped": gpu.SKIPPED}
+    assert [part.command for _, part in gpu.unfinished_parts(parts, facts)] == ["skipped", "new", "failed"]
+    assert [number for number, _ in gpu.unfinished_parts(parts, facts)] == [2, 3, 0], "their numbers stay"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_rows_of_one_commit_are_put_together_each_once(tmp_path: Path, commit: s
 
     result(tmp_path / "results", {"old": 1.0, "both": 2.0})
     result(tmp_path / "part", {"both": 3.0, "new": 4.0})
-    gpu.gather(tmp_path / "part", tmp_path / "results")
+    gpu.merge_results(tmp_path / "part", tmp_path / "results")
     found = json.loads((tmp_path / "results" / "step-x.json").read_text())
     assert {row["variant"]: row["items_per_s"] for row in found["rows"]} == speeds
     assert len(found["rows"]) == len(speeds)
@@ -138,12 +138,12 @@ def test_the_rest_of_the_gpu_set_keeps_what_was_finished(tmp_path: Path) -> None
     path = record.write(tmp_path / "results")
     gpu.main(budget_s=2, device="cpu", parts=parts, rest=True, results=tmp_path / "results")
     facts = json.loads(path.read_text())["facts"]
-    assert facts == {parts[0]: "7 s", parts[1]: "left out: the time was up", "results": [{"name": "kept"}]}
+    assert facts == {parts[0]: "7 s", parts[1]: "skipped: out of time", "results": [{"name": "kept"}]}
 
 
 def test_a_part_that_outlasts_its_time_takes_its_processes_with_it(tmp_path: Path) -> None:
     ended = gpu.run(gpu.Part("loss --batch 8 --classes 10", 1), "cpu", tmp_path / "gpu-0", 0.3)
-    assert ended.startswith("stopped after its 0 s")
+    assert ended.startswith("stopped after 0 s")
 
 
 def test_workers_head_start_is_taken_before_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_a_record_holds_machine_expectation_and_every_round(tmp_path: Path) -> N
     record = BenchmarkResult.begin("thing", "nothing  much\nhappens", CPU, {"batch": 2})
     timed = [Timed(name="a", items=2, seconds=(1.0, 2.0, 3.0)), Timed(name="b", items=2, seconds=(0.5, 1.0, 3.0))]
     record.add(timed, baseline="a", batch=2)
-    record.put("equal", True)
+    record.add_fact("equal", True)
     path = record.write(tmp_path)
     assert path.name == f"thing-{record.slug}.json"
     stored = json.loads(path.read_text())

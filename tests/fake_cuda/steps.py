@@ -16,7 +16,7 @@ import torch._inductor.config as inductor
 from torch import nn
 from torchvision.models._api import register_model
 
-from benchmarks.common.harness import canvases, make, paper_recipe
+from benchmarks.common.harness import canvases, make_step, paper_recipe
 from tests.fake_cuda.build import build
 
 STEPS = 4  # of an epoch
@@ -60,12 +60,12 @@ def main(recipes: dict[str, list[str]], px: int, batch: int) -> None:
         before = counts()
         recipe = paper_recipe(device, 'train.compile="off"', *settings, px=px, batch=batch)
         rows = canvases(STEPS * recipe.train.batch_size, px * 8 // 7, device)
-        made = make(recipe, rows, device, architecture="squeezenet1_1")
+        step = make_step(recipe, rows, device, architecture="squeezenet1_1")
         for _ in range(STEPS):
-            made.run()
+            step.run()
         first, begun = change(before), counts()
         for _ in range(STEPS):
-            made.run()
+            step.run()
         print(json.dumps({"name": name, "first": first, "second": change(begun)}), flush=True)
 
 
