@@ -94,10 +94,8 @@ def measure(px: int, batch: int, device: torch.device, rounds: int, headline_onl
 
 def ratios(timed: list[Timed]) -> dict[str, float]:
     """The cost ratios: medians over the rounds of the ratios within each round."""
-    return {
-        name: statistics.median(each)
-        for name, each in round_ratios({variant.name: variant.seconds for variant in timed}).items()
-    }
+    each_round = round_ratios({variant.name: variant.seconds for variant in timed})
+    return {name: statistics.median(values) for name, values in each_round.items()}
 
 
 def round_ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
@@ -155,18 +153,11 @@ def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
         axes = figure.add_subplot(len(sizes), 1, index + 1)
         batch = next(row["batch"] for row in result.rows if row["px"] == px)
         ratios_by_name: dict[str, Any] = result.facts[f"ratios at {px} px, batch {batch}"]
-        bar_values = {"the paper: live dual / live single": PAPER["dual / single"]} | ratios_by_name
-        bar_values["floor: cached dual / live single"] = result.facts[f"floor at {px} px"]["cached dual / live single"]
+        values = {"the paper: live dual / live single": PAPER["dual / single"]} | ratios_by_name
+        values["floor: cached dual / live single"] = result.facts[f"floor at {px} px"]["cached dual / live single"]
         seconds = {row["variant"]: row["seconds"]["each"] for row in result.rows if (row["px"], row["batch"]) == (px, batch)}
         rounds = round_ratios(seconds)
-        spans = [(min(rounds[name]), max(rounds[name])) if name in rounds else None for name in bar_values]
-        bars(
-            axes,
-            palette,
-            list(bar_values),
-            list(bar_values.values()),
-            unit="times the step of the right-hand side",
-            spans=spans,
-        )
+        spans = [(min(rounds[name]), max(rounds[name])) if name in rounds else None for name in values]
+        bars(axes, palette, list(values), list(values.values()), unit="times the step of the right-hand side", spans=spans)
         axes.axvline(1.0, color=palette.mark, linewidth=0.8)
         axes.set_title(f"Cost at {px} px, batch {batch}")
