@@ -1,4 +1,4 @@
-"""What many tests need and each may change: made once for all workers of a session, and copied."""
+"""Test data that many tests need and each may modify: built once for all workers of a session, then copied."""
 
 import fcntl
 import os
@@ -7,20 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 SHARED = "UDKD_TESTS_SHARED"
-"""Names the session's folder of what was made; without it everything is made anew."""
+"""Environment variable with the session's shared folder; without it everything is rebuilt for each test."""
 
 
 def build_once(name: str, make: Callable[[Path], object], folder: Path) -> None:
-    """Fill `folder` with what `make(folder)` makes. name: of what it makes, and of all that decides how it comes out."""
+    """Fill `folder` with the output of `make(folder)`. name: identifies that output, including everything it depends on."""
     if SHARED not in os.environ:
         make(folder)
         return
-    made = Path(os.environ[SHARED], name)
-    with open(made.with_name(f"{name}.lock"), "w") as lock:
+    shared = Path(os.environ[SHARED], name)
+    with open(shared.with_name(f"{name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.exists():
-            begun = made.with_name(f"{name}.begun")
-            shutil.rmtree(begun, ignore_errors=True)
-            make(begun)
-            begun.rename(made)
-    shutil.copytree(made, folder, dirs_exist_ok=True)
+        if not shared.exists():
+            unfinished = shared.with_name(f"{name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(unfinished)
+            unfinished.rename(shared)
+    shutil.copytree(shared, folder, dirs_exist_ok=True)

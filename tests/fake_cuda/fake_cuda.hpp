@@ -1,4 +1,4 @@
-// What the stand-in's parts share. A CUDA device that computes nothing: the host's calls are checked and counted.
+// Shared by all files of the fake: a CUDA device that computes nothing. The host's calls are checked and counted.
 #pragma once
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -12,22 +12,22 @@ extern std::recursive_mutex state;
 #define LOCKED std::lock_guard<std::recursive_mutex> locked(state)
 
 struct Counts {
-    long launches, recorded, replays, graphs, waits, from_host, to_host;
+    long launches, captured, replays, graphs, waits, from_host, to_host;
 };
 extern Counts counts;
 
-constexpr size_t MEMORY = 79ull << 30, CONTEXT = 600ull << 20, PAGE = 2 << 20;  // bytes; an H100 and its context
+constexpr size_t MEMORY = 79ull << 30, CONTEXT = 600ull << 20, PAGE = 2 << 20;  // bytes, as on an H100 with its context
 
-// Says what a real device would have refused, or would have done wrongly.
-void complain(const std::string& what);
-// One kernel, copy or library call given to a stream: a node of the graph that is recorded there, if one is.
-cudaError_t give(cudaStream_t stream, const std::string& work, dim3 grid = 1, dim3 block = 1, size_t shared = 0);
-// Whether this thread may not wait, allocate or load now, because a stream is recorded. Complains if so.
-bool forbidden(const char* call);
-// Whether a graph is recorded on a stream.
-bool is_recorded(cudaStream_t stream);
-// An error that cudaGetLastError tells too, and the one for what no recording may hold.
-cudaError_t failed(cudaError_t error);
-cudaError_t refused();
+// Prints a call that a real device would reject or whose result would be undefined; the tests fail on any such line.
+void report_misuse(const std::string& what);
+// Counts one kernel, copy or library call on a stream: a node of the graph if the stream is being captured, else a launch.
+cudaError_t enqueue(cudaStream_t stream, const std::string& work, dim3 grid = 1, dim3 block = 1, size_t shared = 0);
+// Whether a call that waits, allocates or loads is illegal in this thread because of a stream capture. Reports it if so.
+bool breaks_capture(const char* call);
+// Whether a stream is being captured.
+bool is_capturing(cudaStream_t stream);
+// Returns the error and stores it for cudaGetLastError; capture_error is the one for calls that a capture may not contain.
+cudaError_t set_error(cudaError_t error);
+cudaError_t capture_error();
 int attribute(int number);
 bool is_device_memory(const void* address);
