@@ -7,12 +7,17 @@ different ones each time.
 import os
 import shutil
 import tempfile
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.build_once import SHARED
 from tests.timeouts import scaled
+
+if TYPE_CHECKING:  # PyTorch is imported only by the tests that need it
+    from udkd.data.dataset import DatasetFolder
+    from udkd.teacher.folder import TeacherFolder
 
 TEST_S = 600
 LONG = "UDKD_LONG_TESTS"
@@ -49,3 +54,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip the long variants, so that `make test` lists them."""
     if item.get_closest_marker("long") and not os.environ.get(LONG):
         pytest.skip("long: make test-long runs it")
+
+
+@pytest.fixture(scope="module")
+def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "DatasetFolder":
+    """The dataset folder of `make_dataset`, with the keyword arguments in the test module's DATASET_IMAGES, if defined."""
+    from tests.factories import make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("data"), **getattr(request.module, "DATASET_IMAGES", {}))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: "DatasetFolder") -> "TeacherFolder":
+    """An untrained teacher of that dataset's classes."""
+    from tests.factories import make_teacher
+
+    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)

@@ -24,22 +24,13 @@ from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
 
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
+DATASET_IMAGES = {"per_class": 6, "val_per_class": 3}
 
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory: pytest.TempPathFactory) -> Call:
     """`run`, standing in an empty folder."""
     return functools.partial(run, folder=tmp_path_factory.mktemp("standing"))
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=6, val_per_class=3)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import Command, inside, refused, run, start
-from tests.factories import make_dataset, make_teacher
 from tests.timeouts import wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import size_of
@@ -33,16 +32,7 @@ name = "taught"
 students = ["squeezenet1_1"]
 set = ["students.0.lr=0.01"]
 """
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=6, val_per_class=3)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+DATASET_IMAGES = {"per_class": 6, "val_per_class": 3}
 
 
 @pytest.fixture(scope="module")

@@ -33,11 +33,7 @@ from udkd.utils.errors import DataError, MismatchError, RunError
 from udkd.utils.progress import SILENT
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=12, val_per_class=6)
+DATASET_IMAGES = {"per_class": 12, "val_per_class": 6}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 import scipy.stats
 import torch
 
-from tests.factories import make_dataset, make_teacher, rewrite_json
+from tests.factories import make_dataset, rewrite_json
 from tests.report.pages import draw_only
 from tests.utils.slow_hash import slow_key, slow_uniform
 from udkd.config.recipe import load_recipe
@@ -57,16 +57,7 @@ GRID = Study.model_validate_json(
 )
 
 IMAGES = 5_000
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=6, val_per_class=3)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+DATASET_IMAGES = {"per_class": 6, "val_per_class": 3}
 
 
 def small_plan(study: Study = GRID, **options: object) -> StudyPlan:

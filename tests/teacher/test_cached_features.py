@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from tests.factories import SMALL, make_dataset, make_teacher, small_recipe
+from tests.factories import SMALL, small_recipe
 from tests.teacher.test_workers import in_threads
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
@@ -44,14 +44,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=8, val_per_class=2)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+DATASET_IMAGES = {"per_class": 8, "val_per_class": 2}
 
 
 def cache_of(folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, *settings: str, features: bool = True) -> Cache:

@@ -23,11 +23,7 @@ from udkd.utils.progress import Silent
 
 CPU = torch.device("cpu")
 PIXELS = "libjpeg islow, fancy upsampling"
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=8, val_per_class=2)
+DATASET_IMAGES = {"per_class": 8, "val_per_class": 2}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from tests.factories import make_dataset, make_teacher, rewrite_json, small_recipe
+from tests.factories import rewrite_json, small_recipe
 from tests.training.test_trainer import StopAfter, checkpoint_hash, make_cache, metrics_without_time
 from udkd.augment.apply import ViewTable
 from udkd.augment.view_table import EpochViews
@@ -32,16 +32,6 @@ from udkd.utils.errors import ConfigError, MismatchError
 
 CPU = torch.device("cpu")
 SMALLEST = ("students=[{architecture='squeezenet1_1', lr=0.01}]", "train.epochs=2", "train.batch_size=24")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
 
 
 @pytest.fixture(scope="module")

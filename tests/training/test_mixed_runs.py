@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.factories import make_dataset, make_teacher, rewrite_json, small_recipe
+from tests.factories import rewrite_json, small_recipe
 from udkd.config.recipe import Recipe, load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.methods.dml import MUTUAL
@@ -28,16 +28,7 @@ from udkd.utils.progress import SILENT, Silent
 CPU = torch.device("cpu")
 STEPS = 4  # in an epoch: 32 images in batches of 8
 FEATURES = ('teacher.source="live"', "teacher.views=2", "methods.crd.negatives=8", "methods.crd.embed_dim=8")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=8, val_per_class=2)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+DATASET_IMAGES = {"per_class": 8, "val_per_class": 2}
 
 
 @pytest.fixture(scope="module")

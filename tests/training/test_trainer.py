@@ -31,16 +31,6 @@ LONG = pytest.mark.long
 TWIN = "{architecture='squeezenet1_1', lr=0.01}"
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
-
-
 def make_cache(folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, recipe: Recipe) -> Path:
     build_cache(folder, dataset=dataset, teacher=teacher, recipe=recipe, device=CPU, observer=SILENT)
     return folder
