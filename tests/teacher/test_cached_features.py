@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +33,8 @@ CPU = torch.device("cpu")
 D = 512
 MORE = ("methods.crd.negatives=8", "methods.crd.embed_dim=8", "loss.method_weight=0.5")
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+BLOCK_ROWS = 8
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 DATASET_IMAGES = {"per_class": 8, "val_per_class": 2}
@@ -56,7 +49,7 @@ def cache_of(folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, *sett
 def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Cache:
     """Two views with features, in blocks of 8."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
+        patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", BLOCK_ROWS)
         return cache_of(tmp_path_factory.mktemp("cache"), dataset, teacher, "teacher.views=2")
 
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,14 +26,8 @@ for override in (
     "views.seed=3", "data.workers=1",
 ):  # fmt: skip
     SETTINGS += ["--set", override]
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+BLOCK_ROWS = 8
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +44,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
 def whole(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
     """What one process builds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
+        patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", BLOCK_ROWS)
         return run(tmp_path_factory.mktemp("whole") / "cache", dataset, teacher, 2).folder
 
 
