@@ -1,22 +1,22 @@
-"""What udkd costs, measured: `python -m benchmarks NAME`; nothing imports this package.
+"""Benchmarks of udkd: `python -m benchmarks NAME`. Nothing imports this package.
 
-To add a benchmark, write `benchmarks/NAME.py`; every file here but this one and `__main__.py` is one:
+To add a benchmark, write `benchmarks/NAME.py`; every file in this folder except this one and `__main__.py` is one:
 
     \"\"\"One line: what is measured (`python -m benchmarks` shows it).\"\"\"
 
-    EXPECTATION = "What you believe will come out, with numbers, written before the first run."
+    EXPECTATION = "The result that you expect, with numbers, written before the first run."
 
     def main(rounds: RoundsOption = 7, device: DeviceOption = "auto", results: ResultsOption = RESULTS) -> None:
-        \"\"\"What --help says.\"\"\"
-        record = Record.begin("NAME", EXPECTATION, choose_device(device), settings={"batch": 64})
-        timed = side_by_side([Variant("a", run_a, items=64), Variant("b", run_b, items=64)], record.device, rounds=rounds)
-        record.add(timed, baseline="a", batch=64)       # one row per variant, with its ratio to "a" in every round
-        record.put("pixels equal", True)                # any other fact
-        record.write(results)                           # benchmarks/results/NAME-<hardware>.json, whole or not at all
-        draw(results, f"NAME-{record.slug}", lambda figure, palette: …)   # a PNG and an SVG beside it
+        \"\"\"The text of --help.\"\"\"
+        result = BenchmarkResult.begin("NAME", EXPECTATION, choose_device(device), settings={"batch": 64})
+        timed = side_by_side([Variant("a", run_a, items=64), Variant("b", run_b, items=64)], result.device, rounds=rounds)
+        result.add(timed, baseline="a", batch=64)  # one row per variant, with its ratio to "a" in each round
+        result.add_fact("pixels equal", True)      # any other measured fact
+        result.write(results)                      # benchmarks/results/NAME-<hardware>.json, written atomically
+        draw(results, f"NAME-{result.slug}", lambda figure, palette: …)  # a PNG and an SVG beside it
 
-`main` is a typer command; its module is imported only when it is named, so that what it needs (FFCV, DALI) troubles nobody
-else, and a missing package is one line. Its parts: `common.record` (facts of the machine, rows, the file), `common.timing`
-(variants in turn within each round, so that a busy machine slows all of them alike and ratios hold), `common.figures`.
-A result without a GPU never stands in for one: the hardware is part of the file's name.
+`main` is a typer command. A module is imported only when its benchmark is named, so optional packages (FFCV, DALI) are needed
+only by the benchmarks that use them, and a missing one is a one-line error. Shared: `common.results` (machine, rows, file),
+`common.timing` (variants take turns within each round, so a busy machine slows all of them alike and ratios hold),
+`common.harness` (the product's training step on synthetic data), `common.figures`. A result's file name contains the hardware.
 """

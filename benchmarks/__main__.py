@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME …`: finds the benchmark's file by its name and imports nothing else."""
+"""`python -m benchmarks NAME …`: imports the benchmark of that name and no other."""
 
 import ast
 import difflib
@@ -19,30 +19,30 @@ HERE = Path(__file__).parent
 
 
 def names() -> dict[str, str]:
-    """Benchmark -> the first line of its file."""
+    """Benchmark -> the first line of its module's docstring."""
     files = sorted(file for file in HERE.glob("*.py") if not file.name.startswith("_"))
     return {file.stem: (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0] for file in files}
 
 
-def _list(known: dict[str, str]) -> None:
-    width = max(map(len, known))
-    output.out.print("usage: python -m benchmarks NAME [OPTIONS]   (NAME --help tells the options)", soft_wrap=True)
+def _list(summaries: dict[str, str]) -> None:
+    width = max(map(len, summaries))
+    output.out.print("usage: python -m benchmarks NAME [OPTIONS]   (NAME --help lists the options)", soft_wrap=True)
     output.out.print()
-    for name, line in known.items():
+    for name, line in summaries.items():
         output.out.print(f"  {name:{width}}  {line}", soft_wrap=True)
 
 
-def main(words: list[str]) -> None:
-    """Run the benchmark that the first word names; without one, list them."""
+def main(args: list[str]) -> None:
+    """Run the benchmark named by the first argument; without arguments, list all benchmarks."""
     install_safe_streams()
-    known = names()
-    if not words or words[0] in ("--help", "-h"):
-        output.run(lambda: _list(known))
+    summaries = names()
+    if not args or args[0] in ("--help", "-h"):
+        output.run(lambda: _list(summaries))
         return
-    name, *rest = words
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
-        output.fail(f"no benchmark is called {name!r}; expected one such as {near[0]}; correct it")
+    name, *rest = args
+    if name not in summaries:
+        suggestions = difflib.get_close_matches(name, summaries, n=1) or [", ".join(summaries)]
+        output.fail(f"no benchmark is called {name!r}; expected one such as {suggestions[0]}; correct it")
     with signal_handler(exit_at_once):
         import typer
 

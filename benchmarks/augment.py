@@ -1,4 +1,4 @@
-"""Crop, resize, flip and jitter of a batch: ours against torchvision image by image, by canvas side."""
+"""Crop, resize, flip and jitter of a batch: ours against torchvision, image by image, by canvas side."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torchvision.transforms import v2
 
 from benchmarks.common.figures import MARKERS, Palette, draw
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
-from benchmarks.common.rig import canvases, paper_recipe, view_table
+from benchmarks.common.harness import canvases, paper_recipe, view_table
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from udkd.augment import apply as augment
 from udkd.utils.compile import compiled
@@ -27,30 +27,30 @@ much again, and compiled half of that. Torchvision image by image is bound by la
 def main(
     batch: Annotated[int, typer.Option("--batch", min=0, help="0: 256 on a GPU, else 16.")] = 0,
     px: Annotated[int, typer.Option("--px", min=0, help="Side of the views; 0: 224.")] = 0,
-    sides: Annotated[list[int] | None, typer.Option("--side", min=32, help="Canvas sides; may be given again.")] = None,
-    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Also the compiled one (minutes on a CPU).")] = True,
+    sides: Annotated[list[int] | None, typer.Option("--side", min=32, help="Canvas side; repeatable.")] = None,
+    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Also compiled (minutes on a CPU).")] = True,
     rounds: RoundsOption = 5,
     device: DeviceOption = "auto",
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Time canvases to normalised input; ours is eager and compiled."""
-    where = choose_device(device)
-    gpu = where.type == "cuda"
+    """Time the augmentation from canvases to normalised input, ours eager and compiled."""
+    dev = choose_device(device)
+    gpu = dev.type == "cuda"
     batch, px, sides = batch or (256 if gpu else 16), px or 224, sides or ([256, 320, 400, 512] if gpu else [256, 512])
-    record = BenchmarkResult.begin("augment", EXPECTATION, where, {"batch": batch, "px": px, "sides": sides})
+    result = BenchmarkResult.begin("augment", EXPECTATION, dev, {"batch": batch, "px": px, "sides": sides})
     for side in sides:
-        timed = measure(side, px, batch, where, rounds, compile)
-        record.add(timed, baseline="torchvision, image by image", side=side, px=px, batch=batch)
-        record.write(results)
-    draw(results, f"augment-{record.slug}", lambda figure, palette: _picture(record, figure, palette))
+        timed = measure(side, px, batch, dev, rounds, compile)
+        result.add(timed, baseline="torchvision, image by image", side=side, px=px, batch=batch)
+        result.write(results)
+    draw(results, f"augment-{result.slug}", lambda figure, palette: _plot(result, figure, palette))
 
 
 def measure(side: int, px: int, batch: int, device: torch.device, rounds: int, compile: bool) -> list[Timed]:
-    """All ways on the same canvases."""
+    """Time all variants on the same canvases."""
     recipe = paper_recipe(device, px=px, batch=batch)
-    spec, rows, views = recipe.views.spec, canvases(batch, side, device), view_table(recipe, batch, side, device)
-    images = rows.canvas.permute(0, 3, 1, 2).contiguous()
-    theirs = v2.Compose(
+    spec, batch_data, views = recipe.views.spec, canvases(batch, side, device), view_table(recipe, batch, side, device)
+    images = batch_data.canvas.permute(0, 3, 1, 2).contiguous()
+    torchvision_transform = v2.Compose(
         [
             v2.RandomResizedCrop(px, antialias=True),
             v2.RandomHorizontalFlip(),
@@ -59,30 +59,30 @@ def measure(side: int, px: int, batch: int, device: torch.device, rounds: int, c
             v2.Normalize(augment.MEAN, augment.STD),
         ]
     )
-    kinds: dict[str, Callable[[], object]] = {
-        "torchvision, image by image": lambda: torch.stack([theirs(image) for image in images]),
-        "ours, window alone": lambda: augment.pixels(rows.canvas, views, px),
-        "ours": lambda: augment.apply(rows.canvas, views, spec),
+    variants: dict[str, Callable[[], object]] = {
+        "torchvision, image by image": lambda: torch.stack([torchvision_transform(image) for image in images]),
+        "ours, window alone": lambda: augment.pixels(batch_data.canvas, views, px),
+        "ours": lambda: augment.apply(batch_data.canvas, views, spec),
     }
     if compile and device.type == "cuda":
-        whole = compiled(partial(augment.apply, spec=spec))
-        kinds["ours, compiled"] = lambda: whole(rows.canvas, views)
+        apply_compiled = compiled(partial(augment.apply, spec=spec))
+        variants["ours, compiled"] = lambda: apply_compiled(batch_data.canvas, views)
     elif compile:
         finish = compiled(partial(augment.finish, jitter=True))
-        kinds["ours, compiled"] = lambda: finish(augment.pixels(rows.canvas, views, px), views)
+        variants["ours, compiled"] = lambda: finish(augment.pixels(batch_data.canvas, views, px), views)
     with torch.no_grad():
-        return side_by_side([Variant(name, run, items=batch) for name, run in kinds.items()], device, rounds=rounds)
+        return side_by_side([Variant(name, run, items=batch) for name, run in variants.items()], device, rounds=rounds)
 
 
-def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
+def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     axes = figure.add_subplot()
-    for index, name in enumerate(dict.fromkeys(row["variant"] for row in record.rows)):
-        own = [row for row in record.rows if row["variant"] == name]
-        speed = [row["items_per_s"] for row in own]
-        axes.plot([row["side"] for row in own], speed, marker=MARKERS[index], color=palette.student(index), label=name)
-    axes.set_xticks(record.settings["sides"], map(str, record.settings["sides"]))
+    for index, name in enumerate(dict.fromkeys(row["variant"] for row in result.rows)):
+        rows = [row for row in result.rows if row["variant"] == name]
+        speed = [row["items_per_s"] for row in rows]
+        axes.plot([row["side"] for row in rows], speed, marker=MARKERS[index], color=palette.student(index), label=name)
+    axes.set_xticks(result.settings["sides"], map(str, result.settings["sides"]))
     axes.set_xlabel("canvas side, px")
     axes.set_ylabel("images/s")
     axes.set_ylim(bottom=0)
-    axes.set_title(f"Canvases to {record.settings['px']} px input, batch {record.settings['batch']}")
+    axes.set_title(f"Canvases to {result.settings['px']} px input, batch {result.settings['batch']}")
     axes.legend()

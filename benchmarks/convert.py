@@ -1,4 +1,4 @@
-"""Conversion of full-size images: ours, with and without the checks of every pixel, and FFCV's own DatasetWriter."""
+"""Conversion of full-size images: ours, with and without checking every pixel, and FFCV's own DatasetWriter."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from PIL import Image
 
 import data_prep.jpeg
 from benchmarks.common.figures import Palette, bars, draw, speed_span
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from data_prep.convert import ConvertSettings, convert
 from data_prep.image import PixelSettings, prepare
@@ -26,7 +26,7 @@ from udkd.utils.errors import ConfigError
 from udkd.utils.progress import SILENT
 
 EXPECTATION = """Whole conversions, same images, same number of processes. Passing bytes through costs us one strict decode an
-image (500 x 375 px: 3 ms), which FFCV's jpg mode at the same size spares when nothing is resized but pays in full with
+image (500 x 375 px: 3 ms), which FFCV's jpg mode at the same size avoids when nothing is resized but pays in full with
 max_resolution, where it decodes, resizes and encodes as our squash does; so pad is about as fast as FFCV's writer with
 max_resolution 512 or faster, although it checks every pixel and syncs every file. Squash to 256 (Lanczos, q95) is within 1.5 of
 FFCV's resize (area, q90). Unchecked, pad runs at the speed of reading, hashing and writing: an image alone five times faster, a
@@ -34,41 +34,43 @@ whole conversion about twice (start of processes, shards and manifest stay)."""
 
 
 def main(
-    source: Annotated[Path, typer.Argument(help="A tar or folder of full-size images.", show_default=False)],
-    images: Annotated[int, typer.Option(min=1, help="Images in each conversion; the source is repeated to get there.")] = 1200,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 takes one per core.")] = 0,
+    source: Annotated[Path, typer.Argument(help="Tar or folder of full-size images.", show_default=False)],
+    images: Annotated[int, typer.Option(min=1, help="Images per conversion; a smaller source is repeated.")] = 1200,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
     rounds: RoundsOption = 5,
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Time whole conversions, start of processes and durable files included."""
+    """Time complete conversions, including process start and syncing to disk."""
     count = workers or len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory(prefix="udkd-benchmark-") as place:
-        root = Path(place)
-        found = _repeat(source, root / "images", images)
-        record = BenchmarkResult.begin("convert", EXPECTATION, torch.device("cpu"), {"images": images, "workers": count})
-        record.put("source_mb", round(sum(path.stat().st_size for path in found) / 1e6, 1))
+    with tempfile.TemporaryDirectory(prefix="udkd-benchmark-") as temporary:
+        root = Path(temporary)
+        paths = _image_folder(source, root / "images", images)
+        result = BenchmarkResult.begin("convert", EXPECTATION, torch.device("cpu"), {"images": images, "workers": count})
+        result.add_fact("source_mb", round(sum(path.stat().st_size for path in paths) / 1e6, 1))
         variants = [
-            Variant("ours, pad 512, every pixel checked", _ours(root, count), items=images),
-            Variant("ours, pad 512, unchecked", _ours(root, count, kind=_Unchecked), items=images),
-            Variant("ours, pad 512, all formats", _ours(root, count, formats=("resident", "ffcv", "dali")), items=images),
-            Variant("ours, squash 256", _ours(root, count, side=256, fit="squash"), items=images),
-            Variant("ffcv, jpg as it is", _ffcv(root, found, count), items=images),
-            Variant("ffcv, jpg, at most 512 px, q90", _ffcv(root, found, count, max_resolution=512), items=images),
-            Variant("ffcv, jpg, at most 256 px, q90", _ffcv(root, found, count, max_resolution=256), items=images),
+            Variant("ours, pad 512, every pixel checked", _udkd_conversion(root, count), items=images),
+            Variant("ours, pad 512, unchecked", _udkd_conversion(root, count, kind=_Unchecked), items=images),
+            Variant(
+                "ours, pad 512, all formats", _udkd_conversion(root, count, formats=("resident", "ffcv", "dali")), items=images
+            ),
+            Variant("ours, squash 256", _udkd_conversion(root, count, side=256, fit="squash"), items=images),
+            Variant("ffcv, jpg as it is", _ffcv_conversion(root, paths, count), items=images),
+            Variant("ffcv, jpg, at most 512 px, q90", _ffcv_conversion(root, paths, count, max_resolution=512), items=images),
+            Variant("ffcv, jpg, at most 256 px, q90", _ffcv_conversion(root, paths, count, max_resolution=256), items=images),
         ]
-        timed = side_by_side(variants, record.device, rounds=rounds, warmup=1)
-        record.add(timed, baseline="ffcv, jpg, at most 512 px, q90", what="whole conversion")
-        record.add(_one_image_at_a_time(found[:200], rounds), baseline="strict", what="one process, without files")
-    record.write(results)
-    draw(results, f"convert-{record.slug}", lambda figure, palette: _picture(record, figure, palette))
+        timed = side_by_side(variants, result.device, rounds=rounds, warmup=1)
+        result.add(timed, baseline="ffcv, jpg, at most 512 px, q90", what="whole conversion")
+        result.add(_one_image_at_a_time(paths[:200], rounds), baseline="strict", what="one process, without files")
+    result.write(results)
+    draw(results, f"convert-{result.slug}", lambda figure, palette: _plot(result, figure, palette))
 
 
-def _repeat(source: Path, folder: Path, count: int) -> list[Path]:
-    """Write `count` images of the source as an image folder, each under a name of its own; every tenth for validation."""
+def _image_folder(source: Path, folder: Path, count: int) -> list[Path]:
+    """Write `count` images of the source, repeated as needed, as an image folder; every tenth is for validation."""
     opened = open_sources([source])[0]
     entries = sorted(opened.list().entries, key=lambda entry: (entry.class_name, entry.name))
     if not entries:
-        raise ConfigError(f"{source} holds no images; expected some; name another source")
+        raise ConfigError(f"{source} contains no images; expected at least one; name another source")
     paths = []
     for n in range(count):
         entry = entries[n % len(entries)]
@@ -81,27 +83,27 @@ def _repeat(source: Path, folder: Path, count: int) -> list[Path]:
 
 
 class _Unchecked(ConvertSettings):
-    """Settings that no command offers: common JPEGs that fit are kept without a decode."""
+    """Settings that no command offers: JPEGs of the common kinds that fit are copied without being decoded."""
 
     @property
     def pixels(self) -> PixelSettings:
         return replace(super().pixels, unchecked=True)
 
 
-def _ours(
+def _udkd_conversion(
     root: Path, workers: int, kind: type[ConvertSettings] = ConvertSettings, **settings: Any
 ) -> Callable[[], DatasetFolder]:
-    chosen = kind(**{"side": 512, "formats": (), "workers": workers, "on_bad": "skip", **settings})
+    convert_settings = kind(**{"side": 512, "formats": (), "workers": workers, "on_bad": "skip", **settings})
 
     def run() -> DatasetFolder:
         shutil.rmtree(root / "out", ignore_errors=True)
-        return convert([root / "images"], root / "out", chosen, SILENT)
+        return convert([root / "images"], root / "out", convert_settings, SILENT)
 
     return run
 
 
-class _Files:
-    """What FFCV's writer asks for: image and label by index."""
+class _IndexedFiles:
+    """The map-style dataset that FFCV's writer reads: image and label by index."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -114,8 +116,8 @@ class _Files:
         return Image.open(path).convert("RGB"), int(path.parent.name[1:])
 
 
-def _ffcv(root: Path, paths: list[Path], workers: int, **options: int) -> Callable[[], None]:
-    """FFCV's own writer with its defaults (jpg mode encodes every image anew, at quality 90)."""
+def _ffcv_conversion(root: Path, paths: list[Path], workers: int, **options: int) -> Callable[[], None]:
+    """FFCV's own writer with its defaults (jpg mode re-encodes every image, at quality 90)."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -124,39 +126,39 @@ def _ffcv(root: Path, paths: list[Path], workers: int, **options: int) -> Callab
         path.unlink(missing_ok=True)
         fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90, **options), "label": IntField()}
         writer = DatasetWriter(str(path), fields, num_workers=workers)
-        writer.from_indexed_dataset(_Files(paths))
+        writer.from_indexed_dataset(_IndexedFiles(paths))
 
     return run
 
 
 def _one_image_at_a_time(paths: list[Path], rounds: int) -> list[Any]:
-    """What the strict decode costs within `prepare`, and what Pillow's own reading would."""
-    data = [path.read_bytes() for path in paths]
+    """Time `prepare` with its strict decode, reading headers only, and Pillow's decode."""
+    jpegs = [path.read_bytes() for path in paths]
     settings = PixelSettings(side=512, fit="pad", quality=95, subsampling="4:4:4")
 
     def strict() -> None:
-        for each in data:
-            prepare(each, settings)
+        for jpeg in jpegs:
+            prepare(jpeg, settings)
 
-    def trusting() -> None:
-        """Only the headers are read: a flipped bit would stay."""
-        for each in data:
-            Image.open(io.BytesIO(each)).verify()
-            data_prep.jpeg.read_frame(each)
+    def headers_only() -> None:
+        """Read only the headers: a flipped bit would go unnoticed."""
+        for jpeg in jpegs:
+            Image.open(io.BytesIO(jpeg)).verify()
+            data_prep.jpeg.read_frame(jpeg)
 
     def pillow() -> None:
-        for each in data:
-            Image.open(io.BytesIO(each)).convert("RGB")
+        for jpeg in jpegs:
+            Image.open(io.BytesIO(jpeg)).convert("RGB")
 
     variants = [
-        Variant(name, run, items=len(data))
-        for name, run in (("strict", strict), ("headers only", trusting), ("Pillow's decode alone", pillow))
+        Variant(name, run, items=len(jpegs))
+        for name, run in (("strict", strict), ("headers only", headers_only), ("Pillow's decode alone", pillow))
     ]
     return side_by_side(variants, torch.device("cpu"), rounds=rounds, warmup=1)
 
 
-def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
-    rows = [row for row in record.rows if row["what"] == "whole conversion"]
+def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
+    rows = [row for row in result.rows if row["what"] == "whole conversion"]
     names, speeds = [row["variant"] for row in rows], [row["items_per_s"] for row in rows]
-    unit, spans = f"images/s, {record.settings['workers']} processes", [speed_span(row) for row in rows]
+    unit, spans = f"images/s, {result.settings['workers']} processes", [speed_span(row) for row in rows]
     bars(figure.add_subplot(), palette, names, speeds, unit=unit, form="{:,.0f}", spans=spans)

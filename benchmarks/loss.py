@@ -1,4 +1,4 @@
-"""The loss of two students, forward and backward: the eager oracle, compiled, fused."""
+"""The loss of two students, forward and backward: eager (the reference), compiled, fused."""
 
 import importlib.util
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common.figures import MARKERS, Palette, draw
-from benchmarks.common.record import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
+from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
 from udkd.losses.distill import Loss, LossSettings
 from udkd.training.compile import compiled_loss, eager_loss
@@ -17,7 +17,7 @@ from udkd.utils.environment import choose_device
 from udkd.utils.terminal import DeviceOption
 
 EXPECTATION = """On a CPU the compiled loss takes at most two thirds of the eager one's time at batch 256 and 100 classes:
-eager makes some 60 passes over [B, C] tensors that lie in the cache, so calls cost as much as bytes; with 1000 classes and
+eager makes some 60 passes over [B, C] tensors in the CPU's cache, so calls cost as much as bytes; with 1000 classes and
 large batches the exponentials dominate and the gain shrinks. On a GPU eager is bound by about 150 launches, so compiled is
 3 to 5 times faster at batch 256 and one fused kernel 8 times; a step takes milliseconds, so neither moves a training run by
 much."""
@@ -26,37 +26,39 @@ STUDENTS = 2
 
 
 def main(
-    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch sizes; may be given again.")] = None,
-    classes: Annotated[list[int] | None, typer.Option("--classes", min=2, help="Numbers of classes.")] = None,
+    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size; repeatable.")] = None,
+    classes: Annotated[list[int] | None, typer.Option("--classes", min=2, help="Number of classes; repeatable.")] = None,
     rounds: RoundsOption = 7,
     device: DeviceOption = "auto",
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Time the loss of two students alone: logits in, gradients of the logits out."""
-    where = choose_device(device)
+    """Time the loss of two students alone, from logits to their gradients."""
+    dev = choose_device(device)
     sizes, widths = batches or [64, 256, 1024, 4096], classes or [100, 1000]
-    record = BenchmarkResult.begin("loss", EXPECTATION, where, {"batch": sizes, "classes": widths, "students": STUDENTS})
+    result = BenchmarkResult.begin("loss", EXPECTATION, dev, {"batch": sizes, "classes": widths, "students": STUDENTS})
     for num_classes in widths:
         for batch in sizes:
-            torch._dynamo.reset()  # every shape is compiled for itself, as in a training run
-            ways = losses(where).items()
-            variants = [Variant(name, work(loss, batch, num_classes, where), items=batch) for name, loss in ways]
-            record.add(side_by_side(variants, where, rounds=rounds), baseline="eager", batch=batch, classes=num_classes)
-            record.write(results)
-    draw(results, f"loss-{record.slug}", lambda figure, palette: _picture(record, figure, palette))
+            torch._dynamo.reset()  # each shape is compiled separately, as in a training run
+            variants = [
+                Variant(name, forward_backward(loss, batch, num_classes, dev), items=batch)
+                for name, loss in loss_variants(dev).items()
+            ]
+            result.add(side_by_side(variants, dev, rounds=rounds), baseline="eager", batch=batch, classes=num_classes)
+            result.write(results)
+    draw(results, f"loss-{result.slug}", lambda figure, palette: _plot(result, figure, palette))
 
 
-def losses(device: torch.device) -> dict[str, Loss]:
-    """Every way to compute the paper's loss that the device has."""
-    ways: dict[str, Loss] = {"eager": eager_loss(LossSettings()), "compiled": compiled_loss(LossSettings())}
+def loss_variants(device: torch.device) -> dict[str, Loss]:
+    """Every implementation of the paper's loss that the device supports."""
+    variants: dict[str, Loss] = {"eager": eager_loss(LossSettings()), "compiled": compiled_loss(LossSettings())}
     if device.type == "cuda" and importlib.util.find_spec("triton"):
         from udkd.losses.fused import fused_loss
 
-        ways["fused"] = fused_loss(LossSettings())
-    return ways
+        variants["fused"] = fused_loss(LossSettings())
+    return variants
 
 
-def work(loss: Loss, batch: int, num_classes: int, device: torch.device) -> Callable[[], None]:
+def forward_backward(loss: Loss, batch: int, num_classes: int, device: torch.device) -> Callable[[], None]:
     """One forward and backward pass on constant float32 logits."""
     generator = torch.Generator().manual_seed(0)
 
@@ -76,22 +78,22 @@ def work(loss: Loss, batch: int, num_classes: int, device: torch.device) -> Call
     return run
 
 
-def _picture(record: BenchmarkResult, figure: Figure, palette: Palette) -> None:
-    widths = record.settings["classes"]
-    for place, num_classes in enumerate(widths):
-        axes = figure.add_subplot(1, len(widths), place + 1)
-        rows = [row for row in record.rows if row["classes"] == num_classes]
+def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
+    widths = result.settings["classes"]
+    for panel, num_classes in enumerate(widths):
+        axes = figure.add_subplot(1, len(widths), panel + 1)
+        rows = [row for row in result.rows if row["classes"] == num_classes]
         for index, name in enumerate(dict.fromkeys(row["variant"] for row in rows)):
-            own = [row for row in rows if row["variant"] == name]
+            selected = [row for row in rows if row["variant"] == name]
             axes.plot(
-                [row["batch"] for row in own],
-                [1e6 * row["seconds"]["median"] / row["batch"] for row in own],
+                [row["batch"] for row in selected],
+                [1e6 * row["seconds"]["median"] / row["batch"] for row in selected],
                 marker=MARKERS[index],
                 color=palette.student(index),
                 label=name,
             )
         axes.set_xscale("log", base=2)
-        axes.set_xticks(record.settings["batch"], map(str, record.settings["batch"]))
+        axes.set_xticks(result.settings["batch"], map(str, result.settings["batch"]))
         axes.set_ylim(bottom=0)
         axes.set_title(f"{num_classes} classes")
         axes.set_xlabel("batch")

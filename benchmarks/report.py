@@ -1,4 +1,4 @@
-"""Writes the table of the README from the results: each number under the hardware it is from, a gap where there is none."""
+"""Writes the README's table from the results: one column per machine, "not measured yet" where a result is missing."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common.record import FORMAT, RESULTS
+from benchmarks.common.results import FORMAT, RESULTS
 from benchmarks.step import SHARE
 from udkd.utils.errors import DataError
 from udkd.utils.files import write_text
@@ -16,18 +16,21 @@ from udkd.utils.terminal import err
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 GAP = "not measured yet"
 
+RENAMED = {"plain": "baseline"}
+"""Name in older results -> name today."""
+
 Results = Mapping[str, Mapping[str, Any]]
-"""Benchmark -> its JSON, of one machine."""
+"""Benchmark -> its JSON, all of one machine."""
 
 
 def main(
-    readme: Annotated[Path, typer.Option("--readme", help="File with the two markers.")] = Path("README.md"),
-    results: Annotated[Path, typer.Option("--results", help="Folder of the results.")] = RESULTS,
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail where the file is not up to date.")] = False,
+    readme: Annotated[Path, typer.Option("--readme", help="File that contains the two markers.")] = Path("README.md"),
+    results: Annotated[Path, typer.Option("--results", help="Folder of result files.")] = RESULTS,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if the file is out of date.")] = False,
 ) -> None:
-    """Put the table between the markers of the README."""
+    """Write the table between the README's two markers."""
     if not readme.is_file():
-        raise DataError(f"{readme} is no file; expected a text with the line {BEGIN}; name it with --readme")
+        raise DataError(f"{readme} is no file; expected a text file with the line {BEGIN}; name one with --readme")
     text = readme.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise DataError(f"{readme} lacks its markers; expected one line {BEGIN} and, below, one line {END}; add them")
@@ -41,29 +44,29 @@ def main(
 
 
 def load(folder: Path) -> dict[str, Results]:
-    """Machine -> benchmark -> result."""
+    """Machine -> benchmark -> result. Results of a renamed benchmark count for its new name."""
     machines: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         try:
             value = json.loads(path.read_text())
-            slug, name, found = value["machine"]["slug"], value["name"], value["format"]
+            slug, name, version = value["machine"]["slug"], value["name"], value["format"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no result ({error}); expected what a benchmark wrote; delete it") from None
-        if found != FORMAT:
-            raise DataError(f"{path} has format {found}; expected {FORMAT}; measure again")
-        machines.setdefault(slug, {})[name] = value
+            raise DataError(f"{path} is no benchmark result ({error}); expected a benchmark's JSON; delete it") from None
+        if version != FORMAT:
+            raise DataError(f"{path} has format {version}; expected {FORMAT}; measure again")
+        machines.setdefault(slug, {}).setdefault(RENAMED.get(name, name), value)
     return dict(machines)
 
 
 def table(machines: Mapping[str, Results]) -> str:
-    """Markdown. GPUs first; where none was measured, a column of gaps stands for one."""
-    columns = sorted(machines.items(), key=lambda entry: (_kind(entry[1]) != "cuda", entry[0]))
-    if not any(_kind(results) == "cuda" for _, results in columns):
+    """The table in Markdown, GPUs first; a column of gaps stands for a GPU if none was measured."""
+    columns = sorted(machines.items(), key=lambda entry: (_device_type(entry[1]) != "cuda", entry[0]))
+    if not any(_device_type(results) == "cuda" for _, results in columns):
         columns.insert(0, ("one GPU", {}))
-    heads = ["", "the paper", *(_title(slug, results) for slug, results in columns)]
-    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) - 1)]
+    header = ["", "the paper", *(_title(slug, results) for slug, results in columns)]
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---|" * (len(header) - 1)]
     for label, paper, read in ROWS:
-        cells = [_read(read, results) for _, results in columns]
+        cells = [_cell(read, results) for _, results in columns]
         lines.append("| " + " | ".join([label, paper, *cells]) + " |")
     return "\n".join(lines) + "\n\n" + "\n".join(_notes(columns)) + "\n"
 
@@ -75,7 +78,7 @@ def _title(slug: str, results: Results) -> str:
     return hardware["device"] if hardware["type"] == "cuda" else f"{hardware['cores']} cores, {hardware['device']}"
 
 
-def _kind(results: Results) -> str:
+def _device_type(results: Results) -> str:
     return str(next(iter(results.values()))["machine"]["hardware"]["type"]) if results else ""
 
 
@@ -84,25 +87,25 @@ def _notes(columns: list[tuple[str, Results]]) -> list[str]:
         "Medians of the rounds; ratios are taken within each round. Hours are projected from images/s, validation not counted."
     ]
     for slug, results in columns:
-        for name, result in sorted(results.items()):
+        for result in sorted(results.values(), key=lambda result: result["name"]):
             machine = result["machine"]
             load = f", load {machine['load_average_at_start']:.1f}" if machine["hardware"]["type"] == "cpu" else ""
             versions = machine["versions"]
             lines.append(
-                f"- `{name}-{slug}.json`: {machine['date'][:10]}, commit {machine['commit']}, "
+                f"- `{result['name']}-{slug}.json`: {machine['date'][:10]}, commit {machine['commit']}, "
                 f"PyTorch {versions['torch']}{load}."
             )
     return lines
 
 
-def _read(read: Callable[[Results], str | None], results: Results) -> str:
+def _cell(read: Callable[[Results], str | None], results: Results) -> str:
     try:
         return read(results) or GAP
     except (KeyError, IndexError):
         return GAP
 
 
-def _place(row: Mapping[str, Any]) -> str:
+def _point(row: Mapping[str, Any]) -> str:
     return f"{row['px']} px, batch {row['batch']}"
 
 
@@ -111,13 +114,13 @@ def _speed(benchmark: str, variant: str) -> Callable[[Results], str | None]:
 
     def read(results: Results) -> str | None:
         rows = [row for row in results[benchmark]["rows"] if row["variant"] == variant]
-        return "; ".join(f"{row['items_per_s']:,.0f} ({_place(row)})" for row in rows)
+        return "; ".join(f"{row['items_per_s']:,.0f} ({_point(row)})" for row in rows)
 
     return read
 
 
 def _facts(benchmark: str, start: str, key: str, form: str) -> Callable[[Results], str | None]:
-    """An entry of each fact whose name begins so."""
+    """Entry `key` of every fact whose name starts with `start`, formatted by `form`."""
 
     def read(results: Results) -> str | None:
         facts = {name: value for name, value in results[benchmark]["facts"].items() if name.startswith(start) and key in value}
@@ -129,39 +132,41 @@ def _facts(benchmark: str, start: str, key: str, form: str) -> Callable[[Results
 def _efficiency(backend: str) -> Callable[[Results], str | None]:
     def read(results: Results) -> str | None:
         row = results["pipeline"]["rows"][0]
-        return f"{results['pipeline']['facts'][f'efficiency of {backend}']:.2f} ({_place(row)})"
+        return f"{results['pipeline']['facts'][f'efficiency of {backend}']:.2f} ({_point(row)})"
 
     return read
 
 
-def _against(benchmark: str, variant: str, **where: Any) -> Callable[[Results], str | None]:
-    """How many times as fast as its baseline."""
+def _speedup(benchmark: str, variant: str, **labels: Any) -> Callable[[Results], str | None]:
+    """How many times as fast as its baseline a variant is."""
 
     def read(results: Results) -> str | None:
         rows = [row for row in results[benchmark]["rows"] if row["variant"] == variant]
-        rows = [row for row in rows if all(row.get(name) == value for name, value in where.items())]
-        return "; ".join(f"{1 / row['ratio']['median']:.1f}" + (f" ({_place(row)})" if "px" in row else "") for row in rows)
+        rows = [row for row in rows if all(row.get(name) == value for name, value in labels.items())]
+        return "; ".join(f"{1 / row['ratio']['median']:.1f}" + (f" ({_point(row)})" if "px" in row else "") for row in rows)
 
     return read
 
 
 def _shares() -> Callable[[Results], str | None]:
-    """Of each loss, in per cent."""
+    """The share of the step that each loss takes, in per cent."""
 
     def read(results: Results) -> str | None:
         facts = {name: value for name, value in results["step"]["facts"].items() if name.startswith(SHARE)}
-        cells = {name: ", ".join(f"{100 * share:.1f} % {way}" for way, share in value.items()) for name, value in facts.items()}
+        cells = {
+            name: ", ".join(f"{100 * share:.1f} % {loss}" for loss, share in value.items()) for name, value in facts.items()
+        }
         return "; ".join(f"{cell} ({name.removeprefix(SHARE).strip()})" for name, cell in cells.items())
 
     return read
 
 
 def _ratio(benchmark: str, name: str) -> Callable[[Results], str | None]:
-    """Seconds an image over the baseline's."""
+    """Seconds an image, relative to the baseline's."""
 
     def read(results: Results) -> str | None:
         rows = [row for row in results[benchmark]["rows"] if row["variant"] == name]
-        return "; ".join(f"{row['ratio']['median']:.2f} ({_place(row)})" for row in rows)
+        return "; ".join(f"{row['ratio']['median']:.2f} ({_point(row)})" for row in rows)
 
     return read
 
@@ -194,16 +199,16 @@ ROWS: tuple[tuple[str, str, Callable[[Results], str | None]], ...] = (
     ("hours for one, live teacher", "7.58", _facts("cost", "hours at", "ResNet-18, live teacher", "{:.2f}")),
     ("training over a constant batch: resident", "", _efficiency("resident")),
     ("training over a constant batch: folder", "", _efficiency("folder")),
-    ("times as fast as the plain script", "", _against("plain", "ours, cached teacher")),
+    ("times as fast as the plain script", "", _speedup("baseline", "ours, cached teacher")),
     (
         "compiled loss, times as fast as eager (batch 256, 100 classes)",
         "",
-        _against("loss", "compiled", batch=256, classes=100),
+        _speedup("loss", "compiled", batch=256, classes=100),
     ),
-    ("fused loss, times as fast as eager (batch 256, 100 classes)", "", _against("loss", "fused", batch=256, classes=100)),
+    ("fused loss, times as fast as eager (batch 256, 100 classes)", "", _speedup("loss", "fused", batch=256, classes=100)),
     ("the loss's share of a step", "", _shares()),
-    ("augmentation, times as fast as torchvision (canvas 256)", "", _against("augment", "ours", side=256)),
-    ("the same, compiled", "", _against("augment", "ours, compiled", side=256)),
+    ("augmentation, times as fast as torchvision (canvas 256)", "", _speedup("augment", "ours", side=256)),
+    ("the same, compiled", "", _speedup("augment", "ours, compiled", side=256)),
     ("an image's cost with 100,000 samples over that with 1,000", "", _ratio("scale", "100000 samples")),
     ("two students by batch, images/s", "", _speed("scale", "batch")),
     ("step without the cache", "", _ratio("step", "cache off: live teacher")),

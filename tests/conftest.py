@@ -1,27 +1,32 @@
-"""What all tests share: limits that are right for the machine, a place for data, and what `make test-long` alone runs.
+"""Shared by all tests: timeouts scaled to the machine, a folder for shared data, and the tests that only `make test-long` runs.
 
-Hypothesis draws the same examples in each run, so that no run fails by chance; `--hypothesis-profile=long` draws others, many
-more, each time.
+Hypothesis draws the same examples in each run, so that no run fails by chance; `--hypothesis-profile=long` draws many more,
+different ones each time.
 """
 
 import os
 import shutil
 import tempfile
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from tests.once import SHARED
-from tests.patience import patience
+from tests.build_once import SHARED
+from tests.timeouts import scaled
+
+if TYPE_CHECKING:  # PyTorch is imported only by the tests that need it
+    from udkd.data.dataset import DatasetFolder
+    from udkd.teacher.folder import TeacherFolder
 
 TEST_S = 600
 LONG = "UDKD_LONG_TESTS"
 FIRST = (
-    *("test_trainer.py", "test_commands.py", "test_mixed_runs.py", "test_report.py", "test_stand_in.py", "test_export.py"),
+    *("test_trainer.py", "test_commands.py", "test_mixed_runs.py", "test_report.py", "test_fake_cuda.py", "test_export.py"),
     *("test_workers.py", "test_benchmarks.py", "test_convert.py", "test_derive_faults.py", "test_report_analysis.py"),
     "test_augment.py",
 )
-"""The files that take longest: begun last, one of them would keep a single worker busy at the end."""
+"""The slowest files start first; started last, one of them would keep a single worker busy at the end."""
 
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
 settings.register_profile("long", max_examples=3_000, database=None, deadline=None)
@@ -30,10 +35,10 @@ settings.load_profile("fixed")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Said once: the workers of a session are told by the process that starts them."""
+    """Set up the session once; its worker processes inherit the environment variables."""
     config.addinivalue_line("markers", f"long: a further variant of what is tested anyway; runs with {LONG}=1 (make test-long)")
-    if config.getoption("timeout") is None:  # what one test may take before it counts as hanging
-        config.option.timeout = patience(TEST_S)
+    if config.getoption("timeout") is None:  # seconds before a test counts as hanging
+        config.option.timeout = scaled(TEST_S)
     if SHARED not in os.environ:
         os.environ[SHARED] = folder = tempfile.mkdtemp(prefix="udkd-tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -41,11 +46,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each worker takes the next file of this order."""
+    """Sort the files; each worker takes the next one."""
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """`make test` names what it leaves out."""
+    """Skip the long variants, so that `make test` lists them."""
     if item.get_closest_marker("long") and not os.environ.get(LONG):
         pytest.skip("long: make test-long runs it")
+
+
+@pytest.fixture(scope="module")
+def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "DatasetFolder":
+    """The dataset folder of `make_dataset`, with the keyword arguments in the test module's DATASET_IMAGES, if defined."""
+    from tests.factories import make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("data"), **getattr(request.module, "DATASET_IMAGES", {}))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: "DatasetFolder") -> "TeacherFolder":
+    """An untrained teacher of that dataset's classes."""
+    from tests.factories import make_teacher
+
+    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)

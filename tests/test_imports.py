@@ -1,4 +1,4 @@
-"""A package imports only packages earlier in the list, which is the way of the data; and no imports go in a circle."""
+"""A package imports only packages earlier in the list, which is in the order of the data; and there are no import cycles."""
 
 import ast
 from pathlib import Path
@@ -26,7 +26,7 @@ SOURCES = sorted([*ROOT.glob("udkd/**/*.py"), *ROOT.glob("data_prep/**/*.py")])
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Every module of ours that a file imports, at its top or later."""
+    """Every module of this repository that a file imports, at module level or inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -53,28 +53,28 @@ def package(module: str) -> str:
     return module.split(".")[1]
 
 
-def test_the_list_names_every_package() -> None:
+def test_the_order_lists_every_package() -> None:
     modules = {module_of(path) for path in SOURCES if path.is_relative_to(ROOT / "udkd")} - {"udkd"}
     assert {package(module) for module in modules} == set(ORDER)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_only_earlier_packages(path: Path) -> None:
-    here = module_of(path)
+    module = module_of(path)
     for name in imported_modules(path):
-        if here.split(".")[0] == "data_prep":
-            assert name.split(".")[0] == "data_prep" or package(name) in CONVERTER_MAY_IMPORT, f"{here} imports {name}"
-        elif here != "udkd":  # which names the public parts of all packages
-            assert name.split(".")[0] == "udkd", f"{here} imports {name}"
-            assert ORDER.index(package(name)) <= ORDER.index(package(here)), f"{here} imports {name}, a later package"
+        if module.split(".")[0] == "data_prep":
+            assert name.split(".")[0] == "data_prep" or package(name) in CONVERTER_MAY_IMPORT, f"{module} imports {name}"
+        elif module != "udkd":  # which re-exports public names of all packages
+            assert name.split(".")[0] == "udkd", f"{module} imports {name}"
+            assert ORDER.index(package(name)) <= ORDER.index(package(module)), f"{module} imports {name}, a later package"
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=module_of)
-def test_every_package_says_what_it_holds(path: Path) -> None:
+def test_every_package_has_a_docstring(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)
     if path.is_relative_to(ROOT / "udkd") and path.parent != ROOT / "udkd":
-        assert len(tree.body) == 1, "only a docstring: modules are imported from where they are"
+        assert len(tree.body) == 1, "only a docstring: import from the modules directly"
 
 
 def test_no_cycles() -> None:

@@ -1,4 +1,4 @@
-"""The README's loop runs as it stands, and its commands and options exist."""
+"""The README's training loop runs as printed, and its commands and options exist."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ import typer.main
 import data_prep.cli
 import udkd
 import udkd.cli.app
-from tests.small import make_dataset, make_teacher, small_recipe
+from tests.factories import make_dataset, make_teacher, small_recipe
 from udkd.teacher.cache.build import build_cache
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -24,13 +24,13 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every line of a bash block that calls a program of ours, continued lines joined."""
+    """Every udkd and udkd-prep command of the bash blocks, with continued lines joined."""
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.startswith(("udkd ", "udkd-prep "))]
 
 
 def test_your_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where DATA and CACHE lie is all that is changed."""
+    """Only the paths of DATA and CACHE are changed."""
     dataset = make_dataset(tmp_path, per_class=8)
     teacher = make_teacher(tmp_path / "teacher", dataset)
     cpu = torch.device("cpu")
@@ -49,7 +49,7 @@ def test_your_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(lesson.logits.numpy(), logits_NC[ids_B]), "the targets are those of these samples"
 
 
-def test_the_front_door_names_what_it_has() -> None:
+def test_public_names_exist_and_have_docstrings() -> None:
     assert set(udkd.__all__) <= set(dir(udkd))
     for name in udkd.__all__:
         assert getattr(udkd, name).__doc__ or name == "open_backend", name
@@ -59,10 +59,10 @@ def test_the_front_door_names_what_it_has() -> None:
 
 @pytest.mark.parametrize("line", commands())
 def test_commands_and_options_exist(line: str) -> None:
-    program, *words = shlex.split(line, comments=True)
+    program, *args = shlex.split(line, comments=True)
     app = {"udkd": udkd.cli.app.app, "udkd-prep": data_prep.cli.app}[program]
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
-        assert words[0] in command.commands, line
-        command, words = command.commands[words[0]], words[1:]
-    command.make_context(command.name, words)
+        assert args[0] in command.commands, line
+        command, args = command.commands[args[0]], args[1:]
+    command.make_context(command.name, args)

@@ -1,4 +1,4 @@
-"""Figures for a README: PNG and SVG, light, the same drawing gives the same SVG."""
+"""Figures for a README: PNG and SVG in light colours; the same plot always gives the same SVG bytes."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -12,19 +12,20 @@ from matplotlib.figure import Figure
 from udkd.report.style import LIGHT, MARKERS, Palette
 from udkd.utils.files import write_bytes
 
-__all__ = ["MARKERS", "Draw", "Palette", "bars", "draw"]
+__all__ = ["MARKERS", "Palette", "PlotFunction", "bars", "draw"]
 
-Draw = Callable[[Figure, Palette], None]
+PlotFunction = Callable[[Figure, Palette], None]
+"""Draws into an empty figure."""
 
 
-def draw(folder: Path, name: str, what: Draw, *, width: float = 7.2, height: float = 3.2) -> list[Path]:
-    """Draw `name`.png (200 dots per inch) and `name`.svg into `folder`, width and height in inches."""
+def draw(folder: Path, name: str, plot: PlotFunction, *, width: float = 7.2, height: float = 3.2) -> list[Path]:
+    """Write `name`.png (200 dots per inch) and `name`.svg into `folder`; width and height in inches. Returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind, options in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
         with mpl.rc_context(_style(name)):
             figure = Figure(figsize=(width, height), layout="constrained", facecolor=LIGHT.paper)
-            what(figure, LIGHT)
+            plot(figure, LIGHT)
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, **options)
         path = folder / f"{name}.{kind}"
@@ -43,21 +44,21 @@ def bars(
     form: str = "{:,.2f}",
     spans: Sequence[tuple[float, float] | None] = (),
 ) -> None:
-    """Horizontal bars from the top down, each with its value written at its end; None leaves a gap that says so.
+    """Horizontal bars from top to bottom, each labelled with its value; None leaves a gap labelled "not measured yet".
 
-    spans: least and greatest of the rounds, drawn as a whisker below the middle of each bar.
+    spans: minimum and maximum over the rounds, drawn as a whisker below the middle of each bar.
     """
     heights = [0.0 if value is None else value for value in values]
     ends = list(heights)
     axes.barh(range(len(names)), heights, color=palette.students[0], height=0.6)
-    for place, span in enumerate(spans):
+    for row, span in enumerate(spans):
         if span is not None:
-            axes.plot(span, [place + 0.2] * 2, color=palette.mark, linewidth=1.2, marker="|", markersize=4)
-            ends[place] = max(ends[place], span[1])
-    for place, value in enumerate(values):
+            axes.plot(span, [row + 0.2] * 2, color=palette.mark, linewidth=1.2, marker="|", markersize=4)
+            ends[row] = max(ends[row], span[1])
+    for row, value in enumerate(values):
         text = "not measured yet" if value is None else form.format(value)
-        box = {"facecolor": palette.paper, "edgecolor": "none", "pad": 0.8}  # over the line of a baseline
-        axes.annotate(text, (ends[place], place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, bbox=box)
+        box = {"facecolor": palette.paper, "edgecolor": "none", "pad": 0.8}  # covers the line of a baseline
+        axes.annotate(text, (ends[row], row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, bbox=box)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, max([*ends, 1e-9]) * 1.18)
@@ -67,21 +68,21 @@ def bars(
 
 
 def speed_span(row: dict[str, Any]) -> tuple[float, float]:
-    """The least and the greatest items a second of a record's row."""
+    """Minimum and maximum items per second of a result's row."""
     seconds = row["seconds"]
     scale = row["items_per_s"] * seconds["median"]
     return scale / seconds["max"], scale / seconds["min"]
 
 
 def ratio_span(row: dict[str, Any]) -> tuple[float, float]:
-    """The least and the greatest of a row's ratios to its baseline."""
+    """Minimum and maximum of a row's ratios to its baseline."""
     return row["ratio"]["min"], row["ratio"]["max"]
 
 
 def _style(salt: str) -> dict[Any, Any]:
     return {
         "svg.hashsalt": salt,
-        "svg.fonttype": "path",  # a README's reader may lack the font
+        "svg.fonttype": "path",  # the reader may lack the font
         "font.family": ["DejaVu Sans"],
         "font.size": 9,
         "axes.titlesize": 10,

@@ -1,7 +1,7 @@
-"""Timing variants of one thing side by side.
+"""Times variants of one operation side by side.
 
-Variants run in turn within each round and every round begins with another one, so a busy or a warming machine slows all of
-them alike: the ratio of two variants within a round is steadier than either time.
+Variants run in turn within each round, and each round starts with a different one, so a busy or warming machine slows all of
+them alike: the ratio of two variants within a round varies less than either time.
 """
 
 import gc
@@ -15,16 +15,16 @@ from typing import Any
 import torch
 
 MIN_SPAN_S = {"cpu": 0.02, "cuda": 0.5}
-"""What a variant is repeated to last at least within a round, by device. Shorter spans measure the clock and the scheduler, and
-on a GPU how it wakes up, at a speed that it does not keep.
+"""Minimum time per variant and round, by device; calls are repeated to fill it. Shorter spans measure the timer and the
+scheduler, and on a GPU how it wakes up, at a speed that it does not sustain.
 """
 _LEAD_IN = 0.25
-"""Of a round's calls, what is repeated before them, untimed: a GPU has slept while the garbage was collected."""
+"""Untimed calls before a round, as a share of its calls: a GPU has been idle during garbage collection."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of doing the thing. run: does it once. items: images (or others) that one call handles.
+    """One way to perform the operation. run: performs it once. items: images (or other items) per call.
 
     prepare: called before each round, untimed.
     """
@@ -53,20 +53,20 @@ class Timed:
 
     def ratios(self, baseline: "Timed") -> list[float]:
         """This variant's seconds per item over the baseline's, round by round: below 1 is faster."""
-        own, other = ([s / timed.items for s in timed.seconds] for timed in (self, baseline))
-        return [a / b for a, b in zip(own, other, strict=True)]
+        seconds, baseline_seconds = ([s / timed.items for s in timed.seconds] for timed in (self, baseline))
+        return [a / b for a, b in zip(seconds, baseline_seconds, strict=True)]
 
 
 def side_by_side(
     variants: Sequence[Variant], device: torch.device, *, rounds: int = 7, warmup: int = 2, min_span_s: float | None = None
 ) -> list[Timed]:
-    """Warm every variant up, then time all of them in each of `rounds` rounds. min_span_s: None is MIN_SPAN_S."""
+    """Warm up every variant, then time all of them in each round. min_span_s: MIN_SPAN_S of the device by default."""
     min_span_s = MIN_SPAN_S[device.type] if min_span_s is None else min_span_s
     calls = [_calls_per_round(variant, device, warmup, min_span_s) for variant in variants]
     seconds: list[list[float]] = [[] for _ in variants]
-    for turn in range(rounds):
-        for place in range(len(variants)):
-            index = (place + turn) % len(variants)
+    for round_index in range(rounds):
+        for offset in range(len(variants)):
+            index = (offset + round_index) % len(variants)
             seconds[index].append(_seconds(variants[index], device, calls[index]))
     return [
         Timed(name=variant.name, items=variant.items, seconds=tuple(each))
@@ -74,13 +74,13 @@ def side_by_side(
     ]
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median and spread of one quantity over the rounds, each value kept."""
+def median_and_range(values: Sequence[float]) -> dict[str, Any]:
+    """Median, minimum, maximum, count and all values of a quantity over the rounds."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values), "each": list(values)}
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done all it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -92,18 +92,18 @@ def _calls_per_round(variant: Variant, device: torch.device, warmup: int, min_sp
 
 
 def _seconds(variant: Variant, device: torch.device, calls: int) -> float:
-    """Seconds per call. The collector of garbage waits outside: it would strike one variant and spare the next."""
+    """Seconds per call, with garbage collection off: it would hit one variant and not the next."""
     variant.prepare()
     gc.collect()
     gc.disable()
     try:
         for _ in range(int(calls * _LEAD_IN) if device.type == "cuda" else 0):
             variant.run()
-        wait(device)
+        synchronize(device)
         started = time.perf_counter()
         for _ in range(calls):
             variant.run()
-        wait(device)
+        synchronize(device)
         return (time.perf_counter() - started) / calls
     finally:
         gc.enable()

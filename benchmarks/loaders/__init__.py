@@ -1,1 +1,1 @@
-"""The other ways to get canvases, which benchmarks.loader times beside ours."""
+"""Loaders of other libraries, which benchmarks.loader times beside ours."""

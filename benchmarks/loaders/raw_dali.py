@@ -1,4 +1,4 @@
-"""DALI as one would write it straight away: JPEGs read by their place in a file, decoded and, for canvases, padded."""
+"""A minimal DALI pipeline: JPEGs read by their offset in a shard, decoded and, for canvases, padded."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from udkd.data.dataset import Split
 from udkd.data.shards import shard_name
 
 
-def epochs(
+def image_loop(
     split: Split,
     order: np.ndarray,
     batch_size: int,
@@ -24,9 +24,9 @@ def epochs(
     padded: bool = True,
     in_memory: bool = False,
 ) -> Callable[[int], int]:
-    """A function that takes at least `count` images of `order` through a DALI pipeline, and says how many it took.
+    """A function that decodes at least `count` images of `order` in a DALI pipeline and returns their number.
 
-    padded: as canvases; else as images, each of its own size. in_memory: the JPEGs are there before the time is taken.
+    padded: as canvases; otherwise as images of their own sizes. in_memory: the JPEGs are read beforehand, untimed.
     """
     read = _from_memory(split, order) if in_memory else _from_shards(split)
     starts: Iterator[int] = iter(())
@@ -51,7 +51,7 @@ def epochs(
     pipeline.build()
 
     def run(count: int) -> int:
-        """Each call is an epoch by itself: what DALI decodes ahead between two calls must not count for the second."""
+        """Each call is a separate epoch, so that images prefetched between two calls do not count for the second."""
         nonlocal starts
         starts, done = iter(range(0, count, batch_size)), 0
         with contextlib.suppress(StopIteration):
@@ -69,9 +69,9 @@ def _from_memory(split: Split, order: np.ndarray) -> Callable[[int], bytes]:
 
 
 def _from_shards(split: Split) -> Callable[[int], bytes]:
-    """No checksum, no words for errors, every shard open for good."""
+    """Reads without checksums and error messages; shards stay open."""
     numbers = set(split.shard[split.ids].tolist())
     shards = {number: os.open(split.path / f"{shard_name(number)}.tar", os.O_RDONLY) for number in numbers}
     columns = (split.shard.tolist(), split.size.tolist(), split.offset.tolist())
-    places = [(shards.get(number, -1), size, offset) for number, size, offset in zip(*columns, strict=True)]
-    return lambda sample_id: os.pread(*places[sample_id])
+    locations = [(shards.get(number, -1), size, offset) for number, size, offset in zip(*columns, strict=True)]
+    return lambda sample_id: os.pread(*locations[sample_id])

@@ -1,4 +1,4 @@
-"""FFCV's own Loader on our samples.beton, with the exact decode straight into the canvas: what it costs without our layer."""
+"""FFCV's own Loader on our samples.beton, with the exact decode directly into the canvas: the cost without our layer."""
 
 import ctypes
 from collections.abc import Callable
@@ -56,10 +56,10 @@ class _Canvas(SimpleRGBImageDecoder):  # type: ignore[misc]
         return decode
 
 
-def epochs(split: Split, order: np.ndarray, batch_size: int, threads: int) -> Callable[[int], int]:
-    """A function that takes `order` through FFCV's Loader, whatever count it is asked for, and says how many it took.
+def image_loop(split: Split, order: np.ndarray, batch_size: int, threads: int) -> Callable[[int], int]:
+    """A function that loads `order` with FFCV's Loader, whatever the requested count, and returns the number of canvases.
 
-    One epoch, as FFCV takes new memory for each: 0.3 ms of a 512 px canvas where an epoch is 300 images.
+    One epoch per call: FFCV allocates new memory for each epoch, which costs 0.3 ms per 512 px canvas at 300 images.
     """
     torch_threads = torch.get_num_threads()
     loader = Loader(
@@ -67,7 +67,7 @@ def epochs(split: Split, order: np.ndarray, batch_size: int, threads: int) -> Ca
         batch_size,
         num_workers=threads,
         order=OrderOption.SEQUENTIAL,
-        indices=np.searchsorted(split.ids, order).astype(np.uint64),  # FFCV's file holds no excluded sample
+        indices=np.searchsorted(split.ids, order).astype(np.uint64),  # FFCV's file does not contain excluded samples
         drop_last=False,
         pipelines={"image": [_Canvas(split.side), ToTensor()], "label": [IntDecoder(), ToTensor()]},
     )

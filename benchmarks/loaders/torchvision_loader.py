@@ -1,4 +1,4 @@
-"""The usual way: torchvision's ImageFolder (Pillow) and PyTorch's DataLoader with worker processes, canvases collated."""
+"""The usual loader: torchvision's ImageFolder (Pillow) and PyTorch's DataLoader with worker processes that collate canvases."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,21 +26,21 @@ class ToCanvas:
 
 
 def write_tree(split: Split, folder: Path) -> Path:
-    """The stored JPEGs as files in class folders."""
+    """Write the stored JPEGs as files into class folders."""
     for n in split.ids.tolist():
-        place = folder / f"{split.labels[n]:04d}"
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{n:09d}.jpg").write_bytes(split.read(n))
+        class_folder = folder / f"{split.labels[n]:04d}"
+        class_folder.mkdir(parents=True, exist_ok=True)
+        (class_folder / f"{n:09d}.jpg").write_bytes(split.read(n))
     return folder
 
 
-def epochs(split: Split, tree: Path, batch_size: int, workers: int, device: torch.device) -> Callable[[int], int]:
-    """A function that takes at least `count` images through a DataLoader in random order, and says how many it took."""
+def image_loop(split: Split, tree: Path, batch_size: int, workers: int, device: torch.device) -> Callable[[int], int]:
+    """A function that loads at least `count` images with a DataLoader in random order and returns their number."""
     images = ImageFolder(str(tree), transform=ToCanvas(split.side))
     loaders: dict[int, DataLoader[tuple[torch.Tensor, int]]] = {}
 
     def loader(count: int) -> DataLoader[tuple[torch.Tensor, int]]:
-        """One loader for each count; its workers live on, so that only the first round starts them."""
+        """One loader per count, with persistent workers, so that only the first round starts them."""
         if count not in loaders:
             sampler = RandomSampler(images, replacement=count > len(images), num_samples=count)
             loaders[count] = DataLoader(
@@ -64,8 +64,8 @@ def epochs(split: Split, tree: Path, batch_size: int, workers: int, device: torc
 
 
 def same_pixels(split: Split, tree: Path) -> bool:
-    """Whether this way gives our canvases too: the comparison is of equals."""
+    """Whether this loader yields the same canvases as ours."""
     images = ImageFolder(str(tree), transform=ToCanvas(split.side))
     by_name = {Path(path).stem: n for n, (path, _) in enumerate(images.samples)}
-    some = split.ids[:: max(1, len(split.ids) // 16)].tolist()
-    return all(np.array_equal(images[by_name[f"{n:09d}"]][0].permute(1, 2, 0).numpy(), split.pixels(n)) for n in some)
+    ids = split.ids[:: max(1, len(split.ids) // 16)].tolist()
+    return all(np.array_equal(images[by_name[f"{n:09d}"]][0].permute(1, 2, 0).numpy(), split.pixels(n)) for n in ids)

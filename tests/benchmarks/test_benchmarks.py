@@ -1,4 +1,4 @@
-"""The benchmarks themselves: what they compute, and that each runs at a size of seconds."""
+"""The benchmarks: their computations, and small runs of seconds."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu, report
-from benchmarks.common.pictures import image_folder
-from benchmarks.common.plain_script import kd, steps
-from benchmarks.common.record import BenchmarkResult
-from benchmarks.common.rig import canvases, made_up_targets, make, paper_recipe
-from benchmarks.common.roofline import Peaks, build_on_meta, cost
+from benchmarks.common.baseline_script import kl_loss, train_steps
+from benchmarks.common.harness import canvases, make_step, paper_recipe, synthetic_targets
+from benchmarks.common.results import BenchmarkResult
+from benchmarks.common.roofline import Peaks, build_on_meta, network_cost
+from benchmarks.common.synthetic_images import image_folder
 from benchmarks.common.timing import Timed, Variant, side_by_side
-from benchmarks.cost import DUAL, FOLDED, LIVE_DUAL, ONE, OTHER, SINGLE, hours, ratios
-from tests.patience import patience
+from benchmarks.cost import DUAL, FOLDED, LIVE_DUAL, MOBILENET_ONLY, RESNET_ONLY, SINGLE, hours, ratios
+from tests.timeouts import scaled
 from udkd.losses.distill import divergence
 from udkd.utils.errors import DataError
 
@@ -25,51 +25,51 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v2", pytest.param("resnet50", marks=pytest.mark.long)])
 def test_operations_are_those_of_pytorch_s_counter(architecture: str) -> None:
-    ours = cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=False, item_bytes=2)
+    ours = network_cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=False, item_bytes=2)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         build_on_meta(architecture, 100).eval()(torch.empty(1, 3, 64, 64))
     assert ours.flops == pytest.approx(counter.get_total_flops(), rel=1e-6)
     assert ours.seconds == pytest.approx(ours.flops)
-    training = cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=True, item_bytes=2)
+    training = network_cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=True, item_bytes=2)
     assert 2.8 * ours.flops < training.flops < 3 * ours.flops
 
 
-def test_ratios_are_medians_within_rounds_and_hours_hold_the_cache() -> None:
+def test_ratios_are_medians_within_rounds_and_hours_include_the_cache() -> None:
     seconds = {DUAL: (2.0, 8.0, 2.0), SINGLE: (1.0, 8.0, 2.0), FOLDED: (1.0,) * 3, LIVE_DUAL: (3.0, 3.0, 3.0)}
-    seconds |= {ONE: (1.0, 4.0, 1.0), OTHER: (1.0, 4.0, 3.0)}
+    seconds |= {RESNET_ONLY: (1.0, 4.0, 1.0), MOBILENET_ONLY: (1.0, 4.0, 3.0)}
     timed = [Timed(name=name, items=10, seconds=values) for name, values in seconds.items()]
-    found = ratios(timed)
-    assert found["cached dual / live single"] == 1.0
-    assert found["cached dual / sum of the cached singles"] == 1.0
-    assert found["cached dual / cached single"] == 2.0
+    medians = ratios(timed)
+    assert medians["cached dual / live single"] == 1.0
+    assert medians["cached dual / sum of the cached singles"] == 1.0
+    assert medians["cached dual / cached single"] == 2.0
     projected = hours(timed, teacher_per_s=130.0)
     assert projected["of which the cache"] == pytest.approx(1000 / 3600)
     assert projected[DUAL] == pytest.approx(50 * 130_000 / 5 / 3600 + 1000 / 3600)
     assert projected[SINGLE] == pytest.approx(50 * 130_000 / 5 / 3600)
 
 
-def test_the_plain_script_teaches_by_the_paper_s_formula(tmp_path: Path) -> None:
+def test_the_plain_script_uses_the_paper_s_loss(tmp_path: Path) -> None:
     student, teacher = (torch.rand(3, 10, generator=torch.Generator().manual_seed(n)) * 6 for n in range(2))
     soft = [torch.log_softmax(z / 4, -1) for z in (student, teacher)]
-    torch.testing.assert_close(kd(student, teacher), 16 * divergence(*soft, "reverse"), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(kl_loss(student, teacher), 16 * divergence(*soft, "reverse"), rtol=1e-4, atol=1e-6)
     tree = image_folder(tmp_path, 4, classes=2, val=0)
-    trained = steps(tree, px=32, batch=2, workers=0, amp=False, classes=10, device=CPU)
+    trained = train_steps(tree, px=32, batch=2, workers=0, amp=False, classes=10, device=CPU)
     assert [next(trained) for _ in range(3)] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("settings", [(), ('train.input="resident"',), ('teacher.source="live"', "teacher.views=1")])
-def test_the_rig_takes_steps(settings: tuple[str, ...]) -> None:
+def test_the_harness_takes_steps(settings: tuple[str, ...]) -> None:
     alone = 'students=[{architecture="squeezenet1_1"}]'
     recipe = paper_recipe(CPU, 'train.compile="off"', alone, *settings, px=32, batch=4)
-    made = make(recipe, canvases(8, 36, CPU), CPU, architecture="squeezenet1_1")
-    assert [made.run() for _ in range(3)] == [4, 4, 4]
+    step = make_step(recipe, canvases(8, 36, CPU), CPU, architecture="squeezenet1_1")
+    assert [step.run() for _ in range(3)] == [4, 4, 4]
 
 
 def test_canvases_and_targets_are_the_same_each_time() -> None:
-    one, other = canvases(3, 16, CPU), canvases(3, 16, CPU)
-    assert torch.equal(one.canvas, other.canvas)
-    assert one.canvas.float().std() > 10
-    assert float(made_up_targets(5, CPU).weight.mean()) > 0
+    first, second = canvases(3, 16, CPU), canvases(3, 16, CPU)
+    assert torch.equal(first.canvas, second.canvas)
+    assert first.canvas.float().std() > 10
+    assert float(synthetic_targets(5, CPU).weight.mean()) > 0
 
 
 PIPELINE = (
@@ -80,9 +80,9 @@ PIPELINE = (
 
 @pytest.fixture(scope="module")
 def gpu_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of a set of two, of which one fails."""
+    """Results of a GPU set of two parts, one of which fails."""
     folder = tmp_path_factory.mktemp("gpu")
-    gpu.main(budget_s=int(patience(200)), device="cpu", parts=[PIPELINE, "lose --batch 8"], results=folder)
+    gpu.main(budget_s=int(scaled(200)), device="cpu", parts=[PIPELINE, "lose --batch 8"], results=folder)
     return folder
 
 
@@ -94,7 +94,7 @@ def test_efficiency_of_each_backend_is_measured(gpu_set: Path) -> None:
     assert list(gpu_set.glob("pipeline-*.png"))
 
 
-def test_the_gpu_set_keeps_what_it_has(gpu_set: Path) -> None:
+def test_the_gpu_set_keeps_finished_results(gpu_set: Path) -> None:
     (path,) = gpu_set.glob("gpu-*.json")
     facts = json.loads(path.read_text())["facts"]
     assert facts[PIPELINE].endswith(" s")
@@ -105,48 +105,48 @@ def test_the_gpu_set_keeps_what_it_has(gpu_set: Path) -> None:
     assert not [entry for entry in gpu_set.iterdir() if entry.is_dir()]
 
 
-def test_what_was_never_begun_comes_before_what_failed() -> None:
-    parts = [gpu.Part(words, 10) for words in ("failed", "finished", "left out", "new")]
-    facts = {"failed": "stopped after its 10 s; …", "finished": "7 s", "left out": gpu.LEFT_OUT}
-    assert [part.words for _, part in gpu.turns(parts, facts)] == ["left out", "new", "failed"]
-    assert [number for number, _ in gpu.turns(parts, facts)] == [2, 3, 0], "their numbers stay"
+def test_parts_never_started_come_before_those_that_failed() -> None:
+    parts = [gpu.Part(command, 10) for command in ("failed", "finished", "skipped", "new")]
+    facts = {"failed": "stopped after 10 s; …", "finished": "7 s", "skipped": gpu.SKIPPED}
+    assert [part.command for _, part in gpu.unfinished_parts(parts, facts)] == ["skipped", "new", "failed"]
+    assert [number for number, _ in gpu.unfinished_parts(parts, facts)] == [2, 3, 0], "their numbers do not change"
 
 
 @pytest.mark.parametrize(
     ("commit", "speeds"), [("abc", {"old": 1.0, "both": 3.0, "new": 4.0}), ("unknown", {"both": 3.0, "new": 4.0})]
 )
-def test_rows_of_one_commit_are_put_together_each_once(tmp_path: Path, commit: str, speeds: dict[str, float]) -> None:
+def test_rows_of_one_commit_are_merged_without_duplicates(tmp_path: Path, commit: str, speeds: dict[str, float]) -> None:
     def result(folder: Path, rows: dict[str, float]) -> None:
         folder.mkdir(exist_ok=True)
-        found = [{"variant": name, "batch": 8, "items_per_s": speed, "seconds": {}} for name, speed in rows.items()]
+        all_rows = [{"variant": name, "batch": 8, "items_per_s": speed, "seconds": {}} for name, speed in rows.items()]
         machine = {"commit": commit}
-        (folder / "step-x.json").write_text(json.dumps({"machine": machine, "rows": found, "facts": rows}))
+        (folder / "step-x.json").write_text(json.dumps({"machine": machine, "rows": all_rows, "facts": rows}))
 
     result(tmp_path / "results", {"old": 1.0, "both": 2.0})
     result(tmp_path / "part", {"both": 3.0, "new": 4.0})
-    gpu.gather(tmp_path / "part", tmp_path / "results")
-    found = json.loads((tmp_path / "results" / "step-x.json").read_text())
-    assert {row["variant"]: row["items_per_s"] for row in found["rows"]} == speeds
-    assert len(found["rows"]) == len(speeds)
+    gpu.merge_results(tmp_path / "part", tmp_path / "results")
+    merged = json.loads((tmp_path / "results" / "step-x.json").read_text())
+    assert {row["variant"]: row["items_per_s"] for row in merged["rows"]} == speeds
+    assert len(merged["rows"]) == len(speeds)
 
 
-def test_the_rest_of_the_gpu_set_keeps_what_was_finished(tmp_path: Path) -> None:
+def test_continuing_the_gpu_set_keeps_finished_parts(tmp_path: Path) -> None:
     parts = ["loss --batch 8 --classes 10 --rounds 1", "loss --batch 16 --classes 10 --rounds 1"]
-    record = BenchmarkResult.begin("gpu", "nothing", CPU, {})
-    record.facts = {parts[0]: "7 s", "results": [{"name": "kept"}]}
+    earlier = BenchmarkResult.begin("gpu", "nothing", CPU, {})
+    earlier.facts = {parts[0]: "7 s", "results": [{"name": "kept"}]}
     (tmp_path / "results").mkdir()
-    path = record.write(tmp_path / "results")
+    path = earlier.write(tmp_path / "results")
     gpu.main(budget_s=2, device="cpu", parts=parts, rest=True, results=tmp_path / "results")
     facts = json.loads(path.read_text())["facts"]
-    assert facts == {parts[0]: "7 s", parts[1]: "left out: the time was up", "results": [{"name": "kept"}]}
+    assert facts == {parts[0]: "7 s", parts[1]: "skipped: out of time", "results": [{"name": "kept"}]}
 
 
-def test_a_part_that_outlasts_its_time_takes_its_processes_with_it(tmp_path: Path) -> None:
-    ended = gpu.run(gpu.Part("loss --batch 8 --classes 10", 1), "cpu", tmp_path / "gpu-0", 0.3)
-    assert ended.startswith("stopped after its 0 s")
+def test_a_part_that_exceeds_its_time_is_killed_with_its_processes(tmp_path: Path) -> None:
+    outcome = gpu.run(gpu.Part("loss --batch 8 --classes 10", 1), "cpu", tmp_path / "gpu-0", 0.3)
+    assert outcome.startswith("stopped after 0 s")
 
 
-def test_workers_head_start_is_taken_before_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_is_called_before_each_timed_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gc.collect", lambda: 0)
     calls: list[str] = []
     variant = Variant("a", lambda: calls.append("run"), prepare=lambda: calls.append("prepare"))
@@ -194,7 +194,7 @@ def test_the_report_names_hardware_and_leaves_gaps(tmp_path: Path) -> None:
         report.main(readme, results, check=False)
 
 
-def test_the_readme_says_what_the_results_say() -> None:
+def test_the_readme_matches_the_results() -> None:
     readme = report.RESULTS.parents[1] / "README.md"
     if not readme.is_file() or report.BEGIN not in readme.read_text():
         pytest.skip("README.md has no table of benchmarks")

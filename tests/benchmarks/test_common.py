@@ -1,4 +1,4 @@
-"""What benchmarks share: the clock, the record, the pen, and finding a benchmark by its name."""
+"""Shared parts of the benchmarks: timing, results, figures, and the command line."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from benchmarks import loss
 from benchmarks.__main__ import HERE, main, names
 from benchmarks.common import timing
 from benchmarks.common.figures import bars, draw
-from benchmarks.common.record import BenchmarkResult
+from benchmarks.common.results import BenchmarkResult
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from udkd.training.compile import eager_loss
 
@@ -34,11 +34,11 @@ Command = Callable[..., Ended]
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """`python -m benchmarks …` in this process."""
 
-    def run(*words: str) -> Ended:
+    def run(*args: str) -> Ended:
         capsys.readouterr()
         code: object = 0
         try:
-            main(list(words))
+            main(list(args))
         except SystemExit as end:
             code = end.code or 0
         out, err = capsys.readouterr()
@@ -48,16 +48,16 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 def test_every_benchmark_is_listed_with_a_line(command: Command) -> None:
-    known = names()
-    assert "loss" in known
-    assert all(known.values()), "a file says in its first line what it measures"
+    summaries = names()
+    assert "loss" in summaries
+    assert all(summaries.values()), "the first line of each file says what it measures"
     listed = command()
     assert listed.code == 0
-    for name, line in known.items():
+    for name, line in summaries.items():
         assert f"{name} " in listed.stdout
         assert line in listed.stdout
         text = (HERE / f"{name}.py").read_text()
-        assert "EXPECTATION" in text or name == "report", f"{name} measures without having said what it expects"
+        assert "EXPECTATION" in text or name == "report", f"{name} states no expectation"
 
 
 def test_an_unknown_benchmark_is_one_line(command: Command) -> None:
@@ -81,7 +81,7 @@ def test_a_user_s_mistake_is_one_line(command: Command) -> None:
     assert done.stderr.startswith("error: device cuda:7 was requested")
 
 
-def test_variants_run_in_turn_and_every_round_begins_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_run_in_turn_and_each_round_starts_with_a_different_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gc.collect", lambda: 0)
     calls: list[str] = []
     variants = [Variant(name, lambda name=name: calls.append(name)) for name in "abc"]
@@ -98,13 +98,13 @@ def test_ratios_are_taken_within_a_round_and_per_item() -> None:
     assert fast.items_per_s == 20.0
 
 
-def test_a_record_holds_machine_expectation_and_every_round(tmp_path: Path) -> None:
-    record = BenchmarkResult.begin("thing", "nothing  much\nhappens", CPU, {"batch": 2})
+def test_a_result_has_machine_expectation_and_every_round(tmp_path: Path) -> None:
+    result = BenchmarkResult.begin("thing", "nothing  much\nhappens", CPU, {"batch": 2})
     timed = [Timed(name="a", items=2, seconds=(1.0, 2.0, 3.0)), Timed(name="b", items=2, seconds=(0.5, 1.0, 3.0))]
-    record.add(timed, baseline="a", batch=2)
-    record.put("equal", True)
-    path = record.write(tmp_path)
-    assert path.name == f"thing-{record.slug}.json"
+    result.add(timed, baseline="a", batch=2)
+    result.add_fact("equal", True)
+    path = result.write(tmp_path)
+    assert path.name == f"thing-{result.slug}.json"
     stored = json.loads(path.read_text())
     assert stored["expectation"] == "nothing much happens"
     assert stored["settings"] == {"batch": 2}
@@ -120,13 +120,13 @@ def test_a_record_holds_machine_expectation_and_every_round(tmp_path: Path) -> N
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_the_same_drawing_gives_the_same_svg_and_a_png_with_ink(tmp_path: Path) -> None:
-    def picture(figure, palette) -> None:  # type: ignore[no-untyped-def]
+def test_the_same_plot_gives_the_same_svg_and_a_png_that_is_not_blank(tmp_path: Path) -> None:
+    def plot(figure, palette) -> None:  # type: ignore[no-untyped-def]
         bars(figure.add_subplot(), palette, ["one", "two"], [1.0, None], unit="hours")
 
-    png, svg = draw(tmp_path / "a", "x", picture)
-    _, again = draw(tmp_path / "b", "x", picture)
-    assert svg.read_bytes() == again.read_bytes()
+    png, svg = draw(tmp_path / "a", "x", plot)
+    _, second_svg = draw(tmp_path / "b", "x", plot)
+    assert svg.read_bytes() == second_svg.read_bytes()
     with Image.open(png) as image:
         assert image.size == (1440, 640)
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50
@@ -144,7 +144,7 @@ def test_loss_measures_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", sorted(names()))
 def test_help_of_every_benchmark(name: str, command: Command) -> None:
-    if name not in ("loader", "convert", "cache", "pipeline"):  # they may need packages that are not everywhere
+    if name not in ("loader", "convert", "cache", "pipeline"):  # they may need packages that are not installed
         done = command(name, "--help")
         assert done.code == 0, done.stderr
         assert "--" in done.stdout

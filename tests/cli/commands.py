@@ -18,8 +18,8 @@ from typing import IO, NamedTuple
 
 import pytest
 
-from tests.once import SHARED
-from tests.patience import patience
+from tests.build_once import SHARED
+from tests.timeouts import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::DeprecationWarning"}
@@ -84,7 +84,7 @@ class Command:
 
     def finish(self, seconds: float = 60) -> Result:
         """Wait for its end: exit code, standard output, standard error."""
-        code = self._server.code(self.pid, patience(seconds))
+        code = self._server.code(self.pid, scaled(seconds))
         with self._out, self._err:
             texts = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode() for file in (self._out, self._err)]
         assert code is not None, f"it hangs: {texts}"
@@ -168,7 +168,7 @@ def _server() -> Server:
             connection = _connected(name)
         except OSError:
             command = [sys.executable, "-m", "tests.cli.command_server", name]
-            subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, check=True, timeout=patience(120))
+            subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, check=True, timeout=scaled(120))
             connection = _connected(name)
     atexit.register(connection.close)
     return Server(connection)

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.cli.commands import ENVIRONMENT, Call, Command, Result, failed, inside, refused, run, start
-from tests.patience import patience, until
-from tests.small import SMALL, change, make_dataset, make_teacher
+from tests.factories import SMALL, make_dataset, make_teacher, rewrite_json
+from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
 from udkd.teacher.cache.reader import Cache
@@ -24,22 +24,13 @@ from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
 
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
+DATASET_IMAGES = {"per_class": 6, "val_per_class": 3}
 
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory: pytest.TempPathFactory) -> Call:
     """`run`, standing in an empty folder."""
     return functools.partial(run, folder=tmp_path_factory.mktemp("standing"))
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=6, val_per_class=3)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +143,7 @@ def test_what_does_not_fit(
     failed(here("report", finished, "--baseline", finished), "is the run itself; expected another run")
     other_run = tmp_path / "other-run"
     shutil.copytree(finished, other_run)
-    change(other_run / "run.json", lambda values: values | {"dataset_digest": "0" * 64})
+    rewrite_json(other_run / "run.json", lambda values: values | {"dataset_digest": "0" * 64})
     failed(here("report", finished, "--baseline", other_run), "dataset_digest: stored", "name a run on the same data")
     before = checkpoint(finished)
     again = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", finished, *SETTINGS]
@@ -348,7 +339,7 @@ def test_two_trainings_of_one_run(
     ]
     first = start(*arguments)
     try:
-        assert until(lambda: (out / "checkpoints" / "last.json").exists() or first.ended())
+        assert wait_until(lambda: (out / "checkpoints" / "last.json").exists() or first.ended())
         failed(inside(capsys, *arguments, "--resume"), f"is being written by process {first.pid}")
     finally:
         first.send_signal(signal.SIGTERM)
@@ -358,7 +349,7 @@ def test_two_trainings_of_one_run(
 
 
 def signal_when(there: Path, command: Command, kind: signal.Signals) -> Result:
-    assert until(lambda: there.exists() or command.ended())
+    assert wait_until(lambda: there.exists() or command.ended())
     command.send_signal(kind)
     return command.finish()
 
@@ -376,7 +367,7 @@ def test_ctrl_c_while_modules_load(module: str, loaded: int) -> None:
         process.stderr.readline()
     process.send_signal(signal.SIGINT)
     lines = [line for line in process.stderr if not line.startswith("import time:")]
-    process.communicate(timeout=patience(60))
+    process.communicate(timeout=scaled(60))
     assert "Traceback" not in "".join(lines)
     assert process.returncode in (0, 130, -signal.SIGINT)  # the last: Python itself was ending
     assert len(lines) == (1 if process.returncode == 130 else 0)

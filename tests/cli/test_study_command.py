@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import Command, inside, refused, run, start
-from tests.patience import until
-from tests.small import make_dataset, make_teacher
+from tests.timeouts import wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import parameter_count
 from udkd.study.spec import load_study
@@ -33,16 +32,7 @@ name = "taught"
 students = ["squeezenet1_1"]
 set = ["students.0.lr=0.01"]
 """
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=6, val_per_class=3)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+DATASET_IMAGES = {"per_class": 6, "val_per_class": 3}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +82,7 @@ def wait_for_runs(out: Path, count: int, command: Command) -> None:
     def there() -> bool:
         return len(list(out.glob("runs/*/checkpoints/last.json"))) >= count
 
-    assert until(lambda: there() or command.ended())
+    assert wait_until(lambda: there() or command.ended())
     assert there(), command.finish()
 
 

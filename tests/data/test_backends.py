@@ -24,8 +24,8 @@ from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
 from data_prep.pool import reuse_workers
-from tests.patience import until
-from tests.small import small_recipe
+from tests.factories import small_recipe
+from tests.timeouts import wait_until
 from udkd.data.backends import dali as dali_backend
 from udkd.data.backends import ffcv as ffcv_backend
 from udkd.data.backends import folder as folder_backend
@@ -446,7 +446,7 @@ def test_leaving_early_leaks_nothing(name: str, split: Split) -> None:
         for _batch in backend.epoch(split.ids, 8):
             break
     backend.epoch(split.ids, 8)  # never begun
-    assert until(lambda: all_threads() <= threads)
+    assert wait_until(lambda: all_threads() <= threads)
     assert open_files() <= files
     backend.close()
     assert not [thread for thread in threading.enumerate() if "backend" in thread.name]
@@ -472,7 +472,7 @@ def test_many_early_ends_and_many_epochs_leave_everything_flat(name: str, split:
     rounds(ends, epochs)
     gc.collect()
     gc.unfreeze()
-    assert until(lambda: all_threads() <= threads)
+    assert wait_until(lambda: all_threads() <= threads)
     assert open_files() <= files
     assert psutil.Process().memory_info().rss - memory < 16 << 20  # a leaked batch of each would be 30 MB or 300 MB
     backend.close()
@@ -488,7 +488,7 @@ def test_an_error_in_the_consumer_leaks_nothing(name: str, split: Split) -> None
 
     with pytest.raises(KeyError):
         consume()
-    assert until(lambda: threading.active_count() <= threads)
+    assert wait_until(lambda: threading.active_count() <= threads)
 
 
 def test_pixel_classes_agree(backend: Backend) -> None:

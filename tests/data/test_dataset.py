@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.patience import patience
+from tests.timeouts import scaled
 from udkd.data.canvas import CanvasWriter
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.header import ClassName, Encoder, Header, SplitHeader, content_digest
@@ -290,7 +290,7 @@ def test_index_equals_wds2idx(tmp_path: Path) -> None:
     for path in sorted((tmp_path / "d").rglob("*.tar")):
         theirs = tmp_path / "theirs.idx"
         subprocess.run(
-            [sys.executable, "-m", "wds2idx", str(path), str(theirs)], check=True, capture_output=True, timeout=patience(60)
+            [sys.executable, "-m", "wds2idx", str(path), str(theirs)], check=True, capture_output=True, timeout=scaled(60)
         )
         assert theirs.read_bytes() == path.with_suffix(".idx").read_bytes()
 

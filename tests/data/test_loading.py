@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.patience import patience
+from tests.timeouts import scaled
 from udkd.data.batch import Batch
 from udkd.data.loading import host_loader as host_feed
 from udkd.data.loading.buffers import BufferPool
@@ -183,7 +183,7 @@ def test_leaving_copies_early_ends_their_source() -> None:
     copier = PredictionCollector()
     for _batch in copy_ahead(source(), copier, "test"):
         break
-    assert ended.is_set() or ended.wait(patience(20))
+    assert ended.is_set() or ended.wait(scaled(20))
     assert threading.active_count() == threads
     assert len(copier.started) < 8
 

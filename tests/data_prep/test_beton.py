@@ -17,14 +17,14 @@ from data_prep.formats import derive_formats, discard_formats
 from data_prep.formats import ffcv as packer
 from data_prep.verify import verify
 from tests.data_prep.helpers import Notes, contents, converted, needs_ffcv, photo, small_set, write_tree
-from tests.patience import patience
+from tests.timeouts import scaled
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.files import write_json
 
 needs_ffcv()
-pytestmark = pytest.mark.timeout(patience(120))  # FFCV's loader blocks for ever if its thread fails
+pytestmark = pytest.mark.timeout(scaled(120))  # FFCV's loader blocks for ever if its thread fails
 
 
 @pytest.fixture(scope="module")

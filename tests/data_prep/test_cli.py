@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.data_prep.helpers import contents, photo, run, small_set, start, write_tar, write_tree
-from tests.patience import patience, until
+from tests.timeouts import scaled, wait_until
 
 
 def children(pid: int) -> set[int]:
@@ -86,11 +86,11 @@ def test_bad_images_are_named_ten_at_most(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_in_one_line_without_leftovers(many: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start("convert", many, tmp_path / "d", "--side", 64, "--workers", 2)
-    assert until(lambda: list(tmp_path.glob("d/train/*.tar.tmp")))
+    assert wait_until(lambda: list(tmp_path.glob("d/train/*.tar.tmp")))
     workers = children(process.pid)
     assert len(workers) == 2
     process.send_signal(number)
-    _, err = process.communicate(timeout=patience(20))
+    _, err = process.communicate(timeout=scaled(20))
     assert process.returncode == 128 + number
     assert err.splitlines()[-1] == f"error: stopped by {number.name}; finished work is kept, the same command resumes"
     assert "Traceback" not in err
@@ -101,9 +101,9 @@ def test_signals_end_it_in_one_line_without_leftovers(many: Path, tmp_path: Path
 
 def test_a_killed_worker_is_one_clear_error(many: Path, tmp_path: Path) -> None:
     process = start("convert", many, tmp_path / "d", "--side", 64, "--workers", 2)
-    assert until(lambda: list(tmp_path.glob("d/train/*.tar.tmp")))
+    assert wait_until(lambda: list(tmp_path.glob("d/train/*.tar.tmp")))
     os.kill(min(children(process.pid)), signal.SIGKILL)
-    _, err = process.communicate(timeout=patience(20))
+    _, err = process.communicate(timeout=scaled(20))
     assert process.returncode == 1
     assert "was killed by signal 9" in err.splitlines()[-1]
     assert "Traceback" not in err

@@ -32,7 +32,7 @@ from tests.data_prep.helpers import (
     write_tar,
     write_tree,
 )
-from tests.patience import patience, until
+from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import BusyError, ConfigError, DataError, MismatchError
 from udkd.utils.files import FolderLock
@@ -343,9 +343,9 @@ def test_killed_conversions_continue_to_the_same_bytes(tmp_path: Path) -> None:
     intact = contents(tmp_path / "whole")
     for there, workers in (("samples-00000.rows.json", 2), ("canvas.npy*", 1), ("samples-*.tfrecord*", 1)):
         process = start("convert", tree, tmp_path / "d", *options, workers)
-        assert until(partial(begun, process, tmp_path / "d" / "train", there), every_s=0.002)
+        assert wait_until(partial(begun, process, tmp_path / "d" / "train", there), every_s=0.002)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=patience(20))
+        process.communicate(timeout=scaled(20))
         if (tmp_path / "d" / "dataset.json").exists():  # it was faster: then all of it is there
             assert verify(tmp_path / "d", Silent()) == []
             break

@@ -17,7 +17,7 @@ from data_prep.formats import WRITERS, derive_formats
 from data_prep.verify import verify
 from tests.data_prep.helpers import ROOT, contents, converted, needs_ffcv, photo, run, start, write_tar
 from tests.data_prep.test_cli import children
-from tests.patience import patience, until
+from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.data.derived import DERIVED
 from udkd.utils.errors import DataError
@@ -60,7 +60,7 @@ def test_derive_killed_at_random_moments(folder: DatasetFolder) -> None:
         process = start(*derive)
         time.sleep(seconds * rng.uniform(0.35, 1))
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=patience(20))
+        process.communicate(timeout=scaled(20))
         found = DatasetFolder.open(folder.path)
         for split in found.splits.values():
             for name in LIGHT:
@@ -87,7 +87,7 @@ def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name:
         subprocess.run(
             [sys.executable, str(Path(__file__).with_name("kill_derive.py")), str(folder.path), name],
             stdout=file,
-            timeout=patience(200),
+            timeout=scaled(200),
             check=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
@@ -142,16 +142,16 @@ def test_a_dead_worker(source: Path, tmp_path: Path, name: str) -> None:
     before = contents(folder.path)
     pattern = DERIVED[name].data[0]
     process = start("derive", folder.path, "--formats", name, "--workers", 2)
-    assert until(lambda: list(folder.split("train").path.glob(pattern + "*")) or process.poll() is not None, every_s=0.005)
+    assert wait_until(lambda: list(folder.split("train").path.glob(pattern + "*")) or process.poll() is not None, every_s=0.005)
     process.send_signal(signal.SIGSTOP)  # or its workers may be gone before one is killed
     workers = children(process.pid)
     if workers:
         os.kill(min(workers), signal.SIGKILL)
     process.send_signal(signal.SIGCONT)
     if not workers:
-        process.communicate(timeout=patience(20))
+        process.communicate(timeout=scaled(20))
         pytest.skip("it was done before a worker could be killed")
-    _, err = process.communicate(timeout=patience(30))
+    _, err = process.communicate(timeout=scaled(30))
     if process.returncode:
         assert "was killed by signal 9" in err.splitlines()[-1]
         assert contents(folder.path) == before
@@ -175,5 +175,5 @@ def test_nothing_is_left_outside_the_folder(source: Path, tmp_path: Path, format
         environment={"TMPDIR": str(tmp_path / "tmp")},
     )
     assert code == 0, err
-    assert until(lambda: orphans() <= shared, every_s=0.2), "semaphores of others live for a moment"
+    assert wait_until(lambda: orphans() <= shared, every_s=0.2), "semaphores of others live for a moment"
     assert list((tmp_path / "tmp").iterdir()) == []

@@ -13,7 +13,7 @@ from data_prep.formats import derive_formats
 from data_prep.formats.tfrecord import example
 from data_prep.verify import verify
 from tests.data_prep.helpers import converted, encoded, photo, picture, small_set, write_tree
-from tests.patience import patience
+from tests.timeouts import scaled
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.progress import Silent
 
@@ -43,7 +43,7 @@ def test_tfrecord_indices_are_those_of_dali_s_own_script(folder: DatasetFolder, 
     if not script.exists():
         pytest.skip("DALI is not installed")
     for path in paths:
-        subprocess.run([sys.executable, script, path, tmp_path / "idx"], check=True, timeout=patience(60))
+        subprocess.run([sys.executable, script, path, tmp_path / "idx"], check=True, timeout=scaled(60))
         assert (tmp_path / "idx").read_bytes() == path.with_name(path.name + ".idx").read_bytes()
 
 

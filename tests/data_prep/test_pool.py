@@ -13,7 +13,7 @@ import pytest
 from data_prep import pool as module
 from data_prep.pool import RESULTS_PER_WORKER, Pool, reuse_workers
 from tests.data_prep.pool_jobs import Double, Echo
-from tests.patience import until
+from tests.timeouts import wait_until
 from udkd.utils.errors import DataError
 
 
@@ -30,7 +30,7 @@ def alive(pid: int) -> bool:
 
 
 def gone(pids: set[int]) -> bool:
-    return until(lambda: not any(alive(pid) for pid in pids))
+    return wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
 def test_results_come_in_order_and_tasks_are_taken_as_needed() -> None:

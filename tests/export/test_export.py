@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from tests.cli.test_commands import Call, call, refused  # noqa: F401 (a fixture)
-from tests.small import change, make_dataset, make_teacher, small_recipe
+from tests.factories import make_dataset, make_teacher, rewrite_json, small_recipe
 from udkd.augment.view_table import EpochViews
 from udkd.augment.views import ViewSpec
 from udkd.data.backends.registry import open_backend
@@ -33,11 +33,7 @@ from udkd.utils.errors import DataError, MismatchError, RunError
 from udkd.utils.progress import SILENT
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=12, val_per_class=6)
+DATASET_IMAGES = {"per_class": 12, "val_per_class": 6}
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +334,7 @@ def mirrored(tmp_path: Path, run: RunFolder) -> RunFolder:
     """The run, had its recipe said evaluation.flip_tta."""
     shutil.copytree(run.path, tmp_path / "mirrored", ignore=shutil.ignore_patterns("export"))
     flipped = {"flip_tta": True}
-    change(tmp_path / "mirrored" / "config.json", lambda values: values | {"evaluation": values["evaluation"] | flipped})
+    rewrite_json(tmp_path / "mirrored" / "config.json", lambda values: values | {"evaluation": values["evaluation"] | flipped})
     return RunFolder.open(tmp_path / "mirrored")
 
 
@@ -394,7 +390,7 @@ def test_a_run_without_its_data_still_predicts(tmp_path: Path, run: RunFolder) -
 
     for name in ("run.json", "config.json"):
         shutil.copy(run.path / name, tmp_path / name)
-    change(tmp_path / "run.json", lambda values: values | {"dataset": str(tmp_path / "gone")})
+    rewrite_json(tmp_path / "run.json", lambda values: values | {"dataset": str(tmp_path / "gone")})
     assert class_names(RunFolder.open(tmp_path), ["ant", "bee"]) == ["ant", "bee"]
 
 

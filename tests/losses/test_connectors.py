@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from tests.small import small_recipe
+from tests.factories import small_recipe
 from tests.utils.slow_hash import GOLDEN, MASK, slow_mix
 from udkd.data.batch import Batch
 from udkd.losses.methods.connectors import Connection, Crd, MethodInputs, connect

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.patience import patience
+from tests.timeouts import scaled
 from udkd.config.loading import load_recipe
 from udkd.training.build_step import make_loss
 from udkd.utils.errors import ConfigError
@@ -26,7 +26,7 @@ def test_values_and_gradients_against_the_oracle() -> None:
         text=True,
         cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1"},
-        timeout=patience(280),
+        timeout=scaled(280),
     )
     assert done.returncode == 0, done.stderr
     first, *rows = [json.loads(line) for line in done.stdout.splitlines()]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small import small_recipe
+from tests.factories import small_recipe
 from udkd.losses import sample_weight as weights
 from udkd.losses.sample_weight import WeightInputs
 from udkd.utils.errors import ConfigError

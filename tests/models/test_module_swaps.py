@@ -10,7 +10,7 @@ from torch import nn
 from torch._functorch import config as functorch_config
 from torch._inductor import metrics
 
-from tests.small import small_recipe
+from tests.factories import small_recipe
 from udkd.models.module_swaps import (
     INDUCTOR_OPTIONS,
     GatheredMaxPool,

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.factories import make_dataset, make_teacher, small_recipe
 from tests.report.fake_run import fake, fake_logits
 from tests.report.pages import Page, draw_only
-from tests.small import make_dataset, make_teacher, small_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.report import certainty, gallery, style, weight_errors
 from udkd.report.curves import space_labels

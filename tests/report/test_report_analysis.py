@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from tests.factories import rewrite_json
 from tests.report.fake_predictions import fake_predictions
 from tests.report.fake_run import fake, fake_baseline
 from tests.report.pages import NASTY, Page, draw_only
-from tests.small import change
 from udkd.report import certainty, class_gains, comparison, disagreement
 from udkd.report.analysis.calibration import calibration_error_by_chance, calibration_error_interval
 from udkd.report.inputs import ReportInputs, combine_baselines, load_inputs
@@ -379,7 +379,7 @@ def test_unusable_baselines_are_refused(runs: tuple[Path, Path]) -> None:
     with pytest.raises(RunError, match="is the run itself; expected another run"):
         load_inputs(mine, baselines=[mine])
     facts = (theirs / "run.json").read_bytes()
-    change(theirs / "run.json", lambda values: values | {"dataset_digest": "00" * 32})
+    rewrite_json(theirs / "run.json", lambda values: values | {"dataset_digest": "00" * 32})
     with pytest.raises(MismatchError, match=r"name a run on the same data \(dataset_digest: "):
         load_inputs(mine, baselines=[theirs])
     (theirs / "run.json").write_bytes(facts)
@@ -394,7 +394,7 @@ def test_unusable_baselines_are_refused(runs: tuple[Path, Path]) -> None:
         load_inputs(mine, baselines=[theirs])
     other = fake_predictions(10, ("resnet18", "mobilenet_v2"), samples=299)
     sha256 = write_predictions(theirs / "predictions.safetensors", other)
-    change(theirs / "eval.json", lambda values: values | {"num_samples": 299, "predictions_sha256": sha256})
+    rewrite_json(theirs / "eval.json", lambda values: values | {"num_samples": 299, "predictions_sha256": sha256})
     with pytest.raises(RunError, match="was evaluated on other images than"):
         load_inputs(mine, baselines=[theirs])
 

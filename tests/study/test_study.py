@@ -16,8 +16,8 @@ import pytest
 import scipy.stats
 import torch
 
+from tests.factories import make_dataset, rewrite_json
 from tests.report.pages import draw_only
-from tests.small import change, make_dataset, make_teacher
 from tests.utils.slow_hash import slow_key, slow_uniform
 from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
@@ -58,16 +58,7 @@ GRID = Study.model_validate_json(
 )
 
 IMAGES = 5_000
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=6, val_per_class=3)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+DATASET_IMAGES = {"per_class": 6, "val_per_class": 3}
 
 
 def small_plan(study: Study = GRID, **options: object) -> StudyPlan:
@@ -509,7 +500,7 @@ def test_other_data_gives_other_runs(tmp_path: Path, dataset: DatasetFolder, tea
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     shutil.copytree(teacher.path, tmp_path / "t")
-    change(tmp_path / "t" / "teacher.json", lambda values: values | {"classes": ["x", *values["classes"][1:]]})
+    rewrite_json(tmp_path / "t" / "teacher.json", lambda values: values | {"classes": ["x", *values["classes"][1:]]})
     with pytest.raises(MismatchError, match="class 0"):
         run_study(small_plan(), context(tmp_path / "out", dataset, TeacherFolder.open(tmp_path / "t")))
 

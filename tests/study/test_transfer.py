@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from tests.small import make_dataset
+from tests.factories import make_dataset
 from udkd.study.folder import StudyFolder
 from udkd.study.plan import make_plan
 from udkd.study.runner import StudyContext

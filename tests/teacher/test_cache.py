@@ -19,7 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.patience import patience
+from tests.timeouts import scaled
 from udkd.augment.views import ViewSpec
 from udkd.losses.sample_weight import entropy_weight
 from udkd.losses.storage import Storage
@@ -550,7 +550,7 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
         if kills < 3:
             time.sleep(rng.random() * 0.012)
             process.send_signal(signal.SIGKILL)
-        kills += process.wait(patience(60)) == -signal.SIGKILL
+        kills += process.wait(scaled(60)) == -signal.SIGKILL
         process.stdout.close()
         if process.returncode == 0:
             if kills == 3:

@@ -27,14 +27,8 @@ from udkd.teacher.target_key import target_fields
 from udkd.utils.errors import CacheError, DataError, MismatchError
 from udkd.utils.progress import Silent
 
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Blocks of 16 rows, and the thread count as it was."""
-    monkeypatch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 16)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+BLOCK_ROWS = 16
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @pytest.fixture(scope="module")

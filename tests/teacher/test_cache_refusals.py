@@ -11,7 +11,7 @@ from torch import nn
 
 from data_prep.convert import ConvertSettings, convert
 from tests.cli.commands import code_of
-from tests.small import CLASSES, SMALL, make_dataset, make_teacher
+from tests.factories import CLASSES, SMALL, make_dataset, make_teacher
 from udkd.config.loading import load_recipe
 from udkd.data.backends.resident import ResidentBackend
 from udkd.data.dataset import DatasetFolder

@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from tests.small import SMALL, make_dataset, make_teacher, small_recipe
+from tests.factories import SMALL, small_recipe
 from tests.teacher.test_workers import run_in_threads
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
@@ -34,24 +33,11 @@ CPU = torch.device("cpu")
 D = 512
 MORE = ("methods.crd.negatives=8", "methods.crd.embed_dim=8", "loss.method_weight=0.5")
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
+BLOCK_ROWS = 8
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=8, val_per_class=2)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+DATASET_IMAGES = {"per_class": 8, "val_per_class": 2}
 
 
 def cache_of(folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, *settings: str, features: bool = True) -> Cache:
@@ -63,7 +49,7 @@ def cache_of(folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, *sett
 def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Cache:
     """Two views with features, in blocks of 8."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
+        patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", BLOCK_ROWS)
         return cache_of(tmp_path_factory.mktemp("cache"), dataset, teacher, "teacher.views=2")
 
 

@@ -1,14 +1,13 @@
 """Teachers as a panel: every estimator from its definition in float64, and cached targets equal to live ones bit for bit."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.small import make_dataset as small_dataset
-from tests.small import small_recipe
+from tests.factories import make_dataset as small_dataset
+from tests.factories import small_recipe
 from tests.teacher.cache_fixtures import CLASSES, CPU, RECIPE, TEACHER, make_dataset, make_teacher
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
@@ -32,14 +31,8 @@ from udkd.utils.progress import SILENT
 C = len(CLASSES)
 IMAGES = torch.randn(11, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([3, 1, 4, 15, 9, 2, 6, 5, 35, 8, 97])
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 16)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+BLOCK_ROWS = 16
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @pytest.fixture(scope="module")

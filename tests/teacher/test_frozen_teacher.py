@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.small import make_dataset, make_teacher
+from tests.factories import make_dataset, make_teacher
 from udkd.models.build import build
 from udkd.teacher.folder import write_teacher
 from udkd.teacher.frozen import FrozenTeacher, require_same_classes

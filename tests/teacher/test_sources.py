@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from tests.small import make_dataset, make_teacher, small_recipe
+from tests.factories import make_dataset, make_teacher, small_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.data.header import ClassName, Encoder, content_digest
 from udkd.teacher.cache.build import build_cache
@@ -23,11 +23,7 @@ from udkd.utils.progress import Silent
 
 CPU = torch.device("cpu")
 PIXELS = "libjpeg islow, fancy upsampling"
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=8, val_per_class=2)
+DATASET_IMAGES = {"per_class": 8, "val_per_class": 2}
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +151,7 @@ def test_a_cache_of_another_storage_is_said_or_refused(
 def test_one_class_is_nothing_to_tell_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: list[TeacherFolder]
 ) -> None:
-    monkeypatch.setattr("tests.small.CLASSES", ("ant",))
+    monkeypatch.setattr("tests.factories.CLASSES", ("ant",))
     single, recipe = make_dataset(tmp_path, per_class=9, val_per_class=2), small_recipe()
     for action in (
         lambda: train(Job(recipe=recipe.for_teacher(), data=single.path, out=tmp_path / "run", device=CPU)),

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import torch
 from torch.distributed import HashStore
 
 from tests.cli import commands
-from tests.patience import patience, until
 from tests.teacher.cache_fixtures import CPU, make_dataset, make_teacher, recipe, run, views_of
+from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
@@ -27,14 +26,8 @@ for override in (
     "views.seed=3", "data.workers=1",
 ):  # fmt: skip
     SETTINGS += ["--set", override]
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+BLOCK_ROWS = 8
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +44,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
 def whole(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
     """What one process builds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
+        patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", BLOCK_ROWS)
         return run(tmp_path_factory.mktemp("whole") / "cache", dataset, teacher, 2).folder
 
 
@@ -64,7 +57,7 @@ def run_in_threads(
 ) -> list[object]:
     """A team of threads with a store of torch's own: what each returned or raised."""
     store, results = HashStore(), [None] * size
-    store.set_timeout(timedelta(seconds=patience(60)))
+    store.set_timeout(timedelta(seconds=scaled(60)))
 
     def build(rank: int) -> None:
         team = WorkerGroup(rank=rank, size=size, store=store)
@@ -80,7 +73,7 @@ def run_in_threads(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(patience(120))
+        thread.join(scaled(120))
     return results
 
 
@@ -114,12 +107,12 @@ def test_a_killed_launcher_leaves_nobody_and_torchrun_goes_on(
     """Three processes that are left alone end; two of the real torchrun go on to the bytes of one."""
     words = build_words(dataset, teacher, tmp_path / "team")
     launcher = commands.start(3, *words, module="tests.teacher.workers_launcher")
-    assert until(lambda: launcher.ended() or list((tmp_path / "team").glob("view-*")), 120)
+    assert wait_until(lambda: launcher.ended() or list((tmp_path / "team").glob("view-*")), 120)
     children = psutil.Process(launcher.pid).children()
     launcher.send_signal(signal.SIGKILL)
     launcher.finish()
     assert len(children) == 3
-    _, alive = psutil.wait_procs(children, timeout=patience(60))
+    _, alive = psutil.wait_procs(children, timeout=scaled(60))
     assert not alive, "a process outlived its launcher"
     torchrun = ["--standalone", "--nproc-per-node", "2", "-m", "tests.teacher.workers_command", *words]
     again = commands.run(*torchrun, module="torch.distributed.run")

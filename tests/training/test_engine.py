@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from tests.small import change, make_dataset, make_teacher, small_recipe
+from tests.factories import rewrite_json, small_recipe
 from tests.training.test_trainer import StopAfter, checkpoint_hash, make_cache, metrics_without_time
 from udkd.augment.apply import ViewTable
 from udkd.augment.view_table import EpochViews
@@ -32,16 +32,6 @@ from udkd.utils.errors import ConfigError, MismatchError
 
 CPU = torch.device("cpu")
 SMALLEST = ("students=[{architecture='squeezenet1_1', lr=0.01}]", "train.epochs=2", "train.batch_size=24")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +165,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path, dataset: DatasetFolde
     whole = trained(out, recipe_of(), dataset, cache)
     config = RunFolder.open(out).config
     del config["perf"], config["train"]["input"], config["evaluation"]["flip_tta"]
-    change(out / "config.json", lambda values: config)
+    rewrite_json(out / "config.json", lambda values: config)
     options = {"data": dataset.path, "out": out, "device": CPU, "cache": cache, "resume": True}
     assert train(Job(recipe=recipe_of(), **options)).finished
     assert checkpoint_hash(out) == whole

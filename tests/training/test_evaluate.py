@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.small import make_dataset, make_teacher, small_recipe
+from tests.factories import make_dataset, make_teacher, small_recipe
 from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
 from udkd.data.batch import Batch
@@ -24,16 +24,7 @@ from udkd.utils.errors import CacheError, DataError, MismatchError, RunError
 from udkd.utils.progress import SILENT, Silent
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=8, val_per_class=7)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+DATASET_IMAGES = {"per_class": 8, "val_per_class": 7}
 
 
 @pytest.fixture(scope="module")

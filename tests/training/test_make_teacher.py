@@ -16,7 +16,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from tests.small import CLASSES, make_dataset, small_recipe
+from tests.factories import CLASSES, small_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
 from udkd.models.state_dicts import strip_wrappers
@@ -34,11 +34,7 @@ NAMES = small_recipe().student_names()
 CPU = torch.device("cpu")
 WNIDS = ("n02085620", "n01440764", "n13133613", "n01614925")  # in no order: rows 151, 0, 998, 22
 HEADS = {"shufflenet_v2_x0_5": "fc", "squeezenet1_1": "classifier.1", "resnet50": "fc", "mobilenet_v2": "classifier.1"}
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=4, val_per_class=3)
+DATASET_IMAGES = {"per_class": 4, "val_per_class": 3}
 
 
 @pytest.fixture(scope="module")

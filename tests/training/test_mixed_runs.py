@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small import change, make_dataset, make_teacher, small_recipe
+from tests.factories import rewrite_json, small_recipe
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
@@ -29,16 +29,7 @@ from udkd.utils.progress import SILENT, Silent
 CPU = torch.device("cpu")
 STEPS = 4  # in an epoch: 32 images in batches of 8
 FEATURES = ('teacher.source="live"', "teacher.views=2", "methods.crd.negatives=8", "methods.crd.embed_dim=8")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"), per_class=8, val_per_class=2)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+DATASET_IMAGES = {"per_class": 8, "val_per_class": 2}
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +358,6 @@ def test_a_student_starts_from_another_run(bench: Bench) -> None:
 
 def test_a_start_with_other_classes_is_refused(bench: Bench) -> None:
     first = bench.run("first", small_recipe("train.epochs=1"))
-    change(first / "run.json", lambda values: values | {"classes": ["ant", "bee", "cow", "dog"]})
+    rewrite_json(first / "run.json", lambda values: values | {"classes": ["ant", "bee", "cow", "dog"]})
     with pytest.raises(MismatchError, match="class 2: stored 'cow', wanted 'cat'"):
         bench.run("second", small_recipe(f"students.0.init_from={json.dumps(str(first))}"))

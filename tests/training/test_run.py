@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.small import change
+from tests.factories import rewrite_json
 from udkd.training.checkpoints import Checkpoint
 from udkd.training.run_folder import RunFolder, flat
 from udkd.training.run_records import Progress
@@ -153,14 +153,14 @@ def test_checkpoints_that_are_not_what_was_written(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is missing"):
         run.load()
     (tmp_path / "elsewhere.safetensors").write_bytes(data)
-    change(run.path / "checkpoints" / "last.json", lambda values: values | {"file": "../../elsewhere.safetensors"})
+    rewrite_json(run.path / "checkpoints" / "last.json", lambda values: values | {"file": "../../elsewhere.safetensors"})
     with pytest.raises(RunError, match=r"last.json cannot be read \(file is '../../elsewhere.safetensors'"):
         run.load()  # a run that came from elsewhere names nothing outside itself
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     run = new(tmp_path / "run")
-    change(run.path / "run.json", lambda values: values | {"format": 99, "more": []})
+    rewrite_json(run.path / "run.json", lambda values: values | {"format": 99, "more": []})
     with pytest.raises(RunError, match="run format 99; expected 2"):
         RunFolder.open(run.path)
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from tests.factories import make_dataset, make_teacher, rewrite_json, small_recipe
 from tests.report.pages import draw_only
-from tests.small import change, make_dataset, make_teacher, small_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.export.export import write_files as write_export
 from udkd.export.predict import readable_class_names
@@ -275,7 +275,7 @@ def test_two_writers_of_one_folder(run: Path, quick: None) -> None:
         with pytest.raises(BusyError, match=busy):
             evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
         assert load_inputs(run).predictions is not None, "nothing was written yet"
-        change(run / "eval.json", lambda values: values | {"predictions_sha256": "00"})
+        rewrite_json(run / "eval.json", lambda values: values | {"predictions_sha256": "00"})
         with pytest.raises(BusyError, match=busy):
             load_inputs(run)
     assert "expected them of one evaluation" in load_inputs(run).why_no_predictions, "as after a kill between the two files"
@@ -315,6 +315,6 @@ def test_predictions_that_cannot_be(run: Path) -> None:
         write_predictions(path, wrong)
         with pytest.raises(RunError, match=f"{name} of .* cannot be"):
             load_inputs(run)
-    change(run / "eval.json", lambda values: values | {"num_classes": 10**9})
+    rewrite_json(run / "eval.json", lambda values: values | {"num_classes": 10**9})
     with pytest.raises(RunError, match="has classes 1000000000; expected 4"):
         load_inputs(run)

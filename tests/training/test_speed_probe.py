@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.small import small_recipe
+from tests.factories import small_recipe
 from udkd.training.speed_probe import Speeds, probe
 from udkd.utils.errors import ConfigError
 

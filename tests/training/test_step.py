@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.small import small_recipe
+from tests.factories import small_recipe
 from udkd.augment.apply import ViewTable, apply
 from udkd.augment.views import draw_views
 from udkd.config.recipe import Recipe

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small import small_recipe
+from tests.factories import small_recipe
 from udkd.augment.apply import ViewTable
 from udkd.augment.views import draw_views
 from udkd.config.recipe import Recipe

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.cli import commands
-from tests.patience import until
-from tests.small import BATCH_NORM, SMALL, make_dataset, make_teacher, small_recipe
+from tests.factories import BATCH_NORM, SMALL, make_dataset, make_teacher, small_recipe
+from tests.timeouts import wait_until
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
@@ -29,16 +29,6 @@ from udkd.utils.progress import SILENT, Silent
 CPU = torch.device("cpu")
 LONG = pytest.mark.long
 TWIN = "{architecture='squeezenet1_1', lr=0.01}"
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
 
 
 def make_cache(folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, recipe: Recipe) -> Path:
@@ -207,7 +197,7 @@ def test_a_signal_at_a_random_moment(
     words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out]
     words += [word for setting in SMALL for word in ("--set", setting)]
     command = commands.start(*words)
-    assert until(lambda: (out / "checkpoints" / "last.json").exists() or command.ended())
+    assert wait_until(lambda: (out / "checkpoints" / "last.json").exists() or command.ended())
     time.sleep(random.random() * 0.5)
     command.send_signal(kind)
     stopped = command.finish()

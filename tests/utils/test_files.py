@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import pytest
 
-from tests.patience import patience
+from tests.timeouts import scaled
 from udkd.utils import files
 from udkd.utils.errors import BusyError, UserError
 from udkd.utils.files import (
@@ -228,7 +228,7 @@ def test_two_that_race_never_hold_a_folder_together(tmp_path: Path) -> None:
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    output = [racer.communicate(timeout=patience(100))[1] for racer in racers]
+    output = [racer.communicate(timeout=scaled(100))[1] for racer in racers]
     assert output == ["", ""]
     assert [racer.returncode for racer in racers] == [0, 0]
     assert (tmp_path / "count").read_text() == str(2 * rounds)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli import commands
 from tests.cli.commands import ROOT
-from tests.patience import patience
+from tests.timeouts import scaled
 from udkd.teacher.workers import WorkerGroup
 from udkd.utils.errors import CacheError
 from udkd.utils.launcher import is_torchrun_worker, module_command, module_environment
@@ -73,7 +73,7 @@ def test_a_launcher_that_dies_while_its_process_imports(slow_torch: Path) -> Non
         assert child.is_running()
         launcher.send_signal(signal.SIGKILL)
         launcher.wait()
-        _, alive = psutil.wait_procs([child], timeout=patience(60))
+        _, alive = psutil.wait_procs([child], timeout=scaled(60))
         launcher.stdout.close()
     for process in alive:
         process.kill()
@@ -84,7 +84,7 @@ def test_a_launcher_that_was_gone_before_its_process_began(slow_torch: Path, sil
     environment = surroundings(slow_torch, silent_port, TORCHELASTIC_USE_AGENT_STORE="True")
     done = subprocess.run(
         [sys.executable, "-m", "udkd", "cache", "info", "nowhere"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience(100), check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=scaled(100), check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: the torchrun that started this process has exited; expected it until the end; run it again\n"
@@ -116,7 +116,7 @@ def test_torchrun_killed_as_soon_as_its_processes_are_there() -> None:
     launcher.send_signal(signal.SIGKILL)
     launcher.finish()
     assert len(children) == 2
-    _, alive = psutil.wait_procs(children, timeout=patience(100))
+    _, alive = psutil.wait_procs(children, timeout=scaled(100))
     for process in alive:
         process.kill()
     assert not alive

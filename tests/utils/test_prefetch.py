@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.patience import patience, until
+from tests.timeouts import scaled, wait_until
 from udkd.utils.prefetch import prefetch
 
 
@@ -84,8 +84,8 @@ def test_leaving_early_stops_the_thread_at_once() -> None:
     for item in prefetch(items(), 2, "stage-early"):
         if item == 3:
             break
-    assert until(lambda: not running("stage-early"))
-    assert finished.wait(patience(20)), "what the source holds open is closed"
+    assert wait_until(lambda: not running("stage-early"))
+    assert finished.wait(scaled(20)), "what the source holds open is closed"
 
 
 def test_nothing_starts_before_it_is_wanted() -> None:

@@ -1,4 +1,4 @@
-"""Small real things for tests: a dataset folder, a teacher, a recipe."""
+"""Small real inputs for tests: a dataset folder, a teacher, a recipe."""
 
 import io
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data_prep.convert import ConvertSettings, convert
-from tests.once import once
+from tests.build_once import build_once
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
@@ -24,18 +24,18 @@ CLASSES = ("ant", "bee", "cat", "dog")
 
 
 def make_images(folder: Path, per_class: int = 24, val_per_class: int = 6, side: int = 36) -> Path:
-    """An ImageFolder tree of small JPEGs whose colour and grain tell the class."""
+    """An ImageFolder tree of small JPEGs whose colour identifies the class."""
     rng = np.random.default_rng(0)
     for split, count in (("train", per_class), ("val", val_per_class)):
         for label, name in enumerate(CLASSES):
-            place = folder / split / name
-            place.mkdir(parents=True)
+            class_folder = folder / split / name
+            class_folder.mkdir(parents=True)
             for n in range(count):
                 height, width = rng.integers(side // 2, side + 1, 2)
                 pixels = rng.integers(0, 120, (height, width, 3)) + np.array([60 * (label & 1), 120 * (label >> 1), 20 * label])
                 data = io.BytesIO()
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
-                (place / f"{n:03d}.jpg").write_bytes(data.getvalue())
+                (class_folder / f"{n:03d}.jpg").write_bytes(data.getvalue())
     return folder
 
 
@@ -45,12 +45,12 @@ def make_dataset(folder: Path, side: int = 36, **images: int) -> DatasetFolder:
     def make(folder: Path) -> None:
         convert([make_images(folder / "images", **images)], folder / "data", ConvertSettings(side=side), SILENT)
 
-    once("-".join(["data", str(side), *(f"{name}{count}" for name, count in sorted(images.items()))]), make, folder)
+    build_once("-".join(["data", str(side), *(f"{name}{count}" for name, count in sorted(images.items()))]), make, folder)
     return DatasetFolder.open(folder / "data")
 
 
 def make_teacher(folder: Path, dataset: DatasetFolder, seed: int = 0, image_px: int = 32) -> TeacherFolder:
-    """An untrained teacher with sharp opinions: a SqueezeNet, quick on any machine."""
+    """An untrained teacher with confident predictions: a SqueezeNet, fast on any machine."""
     model = build("squeezenet1_1", len(dataset.classes), image_px=image_px, seed=seed)
     weights = model.state_dict()
     weights["classifier.1.weight"] = weights["classifier.1.weight"] * 40 + torch.arange(4.0).view(4, 1, 1, 1) * 0.01
@@ -67,8 +67,8 @@ def make_teacher(folder: Path, dataset: DatasetFolder, seed: int = 0, image_px: 
     )
 
 
-def change(path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Rewrite a run's JSON file with other values and the checksum that belongs to them, as who means harm would."""
+def rewrite_json(path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Rewrite a JSON file with changed values and a matching checksum, as an attacker would."""
     write_bytes(path, dump_checked(changed(load_checked(path.read_bytes()))))
 
 
@@ -79,12 +79,12 @@ SMALL = (
     "train.threads=1",
     "students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='squeezenet1_0', lr=0.002}]",
 )
-"""The smoke recipe made smaller: batch 8, three epochs, one thread, two students with dropout and few weights."""
+"""Overrides of the smoke recipe: batch 8, three epochs, one thread, two students with dropout and few weights."""
 
 BATCH_NORM = "students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='mobilenet_v2', lr=0.05}]"
-"""Where running statistics matter: a step takes three times as long."""
+"""Students with batch norm, for tests of running statistics; a step takes three times as long."""
 
 
 def small_recipe(*overrides: str) -> Recipe:
-    """The smoke recipe made small."""
+    """The smoke recipe with SMALL and further overrides."""
     return load_recipe("smoke", [*SMALL, *overrides])

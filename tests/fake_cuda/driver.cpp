@@ -1,12 +1,12 @@
-// The driver, as far as Triton's kernels and PyTorch's own launcher of them ask it.
-#include "stand_in.hpp"
+// CUDA driver: what Triton's kernels and PyTorch's launcher of them call.
+#include "fake_cuda.hpp"
 
 #include <cstring>
 #include <unistd.h>
 
 static std::map<CUfunction, std::string> functions;
 
-int attribute(int number) {  // of a Hopper device
+int attribute(int number) {  // as of an H100
     switch (number) {
         case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: return 9;
         case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: return 132;
@@ -33,10 +33,10 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice) { return *contex
 CUresult cuDevicePrimaryCtxGetState(CUdevice, unsigned* flags, int* live) { return *flags = 0, *live = 1, CUDA_SUCCESS; }
 CUresult cuCtxGetCurrent(CUcontext* context) { return *context = (CUcontext)16, CUDA_SUCCESS; }
 CUresult cuCtxGetDevice(CUdevice* device) { return *device = 0, CUDA_SUCCESS; }
-CUresult cuGetErrorString(CUresult, const char** text) { return *text = "stand-in error", CUDA_SUCCESS; }
-static CUresult load(CUmodule* module, bool whole) {
-    if (!whole) complain("a module that is no machine code");
-    if (forbidden("a module is loaded")) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+CUresult cuGetErrorString(CUresult, const char** text) { return *text = "fake CUDA error", CUDA_SUCCESS; }
+static CUresult load(CUmodule* module, bool is_valid) {
+    if (!is_valid) report_misuse("a module that contains no machine code");
+    if (breaks_capture("cuModuleLoad")) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     return *module = (CUmodule) new char, CUDA_SUCCESS;
 }
 CUresult cuModuleLoad(CUmodule* module, const char* path) { return load(module, !access(path, R_OK)); }
@@ -51,18 +51,18 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute number, CUfunction)
     *value = number == CU_FUNC_ATTRIBUTE_NUM_REGS ? 32 : number == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : 0;
     return CUDA_SUCCESS;
 }
-CUresult cuPointerGetAttribute(void* found, CUpointer_attribute number, CUdeviceptr address) {
-    if (!is_device_memory((void*)address)) return complain("a kernel is given memory of the host"), CUDA_ERROR_INVALID_VALUE;
-    if (number == CU_POINTER_ATTRIBUTE_DEVICE_POINTER) *(CUdeviceptr*)found = address;
+CUresult cuPointerGetAttribute(void* value, CUpointer_attribute number, CUdeviceptr address) {
+    if (!is_device_memory((void*)address)) return report_misuse("a kernel gets a pointer to host memory"), CUDA_ERROR_INVALID_VALUE;
+    if (number == CU_POINTER_ATTRIBUTE_DEVICE_POINTER) *(CUdeviceptr*)value = address;
     return CUDA_SUCCESS;
 }
-CUresult cuLaunchKernelEx(const CUlaunchConfig* how, CUfunction function, void**, void**) {
-    dim3 grid(how->gridDimX, how->gridDimY, how->gridDimZ), block(how->blockDimX, how->blockDimY, how->blockDimZ);
-    return (CUresult)give((cudaStream_t)how->hStream, functions[function], grid, block, how->sharedMemBytes);
+CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void**, void**) {
+    dim3 grid(config->gridDimX, config->gridDimY, config->gridDimZ), block(config->blockDimX, config->blockDimY, config->blockDimZ);
+    return (CUresult)enqueue((cudaStream_t)config->hStream, functions[function], grid, block, config->sharedMemBytes);
 }
 CUresult cuLaunchKernel(
     CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned x, unsigned y, unsigned z,
     unsigned shared, CUstream stream, void**, void**) {
-    return (CUresult)give((cudaStream_t)stream, functions[function], dim3(grid_x, grid_y, grid_z), dim3(x, y, z), shared);
+    return (CUresult)enqueue((cudaStream_t)stream, functions[function], dim3(grid_x, grid_y, grid_z), dim3(x, y, z), shared);
 }
 }

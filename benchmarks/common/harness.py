@@ -1,4 +1,4 @@
-"""The product's own step on made-up canvases that lie on the device: what is timed is the step, not a disk.
+"""The product's own training step on synthetic canvases in device memory, so that the step is timed and not a disk.
 
 Letters: N samples, C classes, S canvas side.
 """
@@ -40,15 +40,15 @@ RESNET, MOBILENET, TEACHER = "resnet18", "mobilenet_v2", "resnet50"
 
 @dataclass(frozen=True)
 class TimedStep:
-    """A step ready to be timed. run: takes one step of `batch` images."""
+    """A training step that is ready to be timed. run: takes one step of `batch` images."""
 
     run: Callable[[], object]
     batch: int
 
 
 def paper_recipe(device: torch.device, *settings: str, px: int, batch: int) -> Recipe:
-    """The paper's recipe with all of ours on: on a GPU bfloat16, three graphs, recorded; on a CPU the loss compiled."""
-    ours = (
+    """The paper's recipe with our optimisations: bfloat16, compiled, in a CUDA graph on a GPU; a compiled loss on a CPU."""
+    optimisations = (
         [
             'train.precision="bfloat16"',
             'teacher.precision="bfloat16"',
@@ -61,12 +61,12 @@ def paper_recipe(device: torch.device, *settings: str, px: int, batch: int) -> R
     )
     sizes = [f"views.size_px={px}", f"views.resize_px={px}", f"evaluation.resize_px={px * 8 // 7}"]
     return load_recipe(
-        "imagenet100-paper", [*sizes, f"train.batch_size={batch}", f"teacher.batch_size={batch}", *ours, *settings]
+        "imagenet100-paper", [*sizes, f"train.batch_size={batch}", f"teacher.batch_size={batch}", *optimisations, *settings]
     )
 
 
 def canvases(count: int, side: int, device: torch.device, seed: int = 0) -> Batch:
-    """`count` canvases of smooth colour with grain: uint8 [N, S, S, 3], drawn on the device."""
+    """`count` canvases of smooth colour with grain, uint8 [N, S, S, 3], generated on the device, with random labels."""
     generator = torch.Generator(device=device).manual_seed(seed)
     canvas_NSS3 = torch.empty(count, side, side, 3, dtype=torch.uint8, device=device)
     for start in range(0, count, 1024):
@@ -79,66 +79,68 @@ def canvases(count: int, side: int, device: torch.device, seed: int = 0) -> Batc
     return Batch(ids=torch.arange(count, device=device), canvas=canvas_NSS3, labels=labels_N)
 
 
-def make(
-    recipe: Recipe, rows: Batch, device: torch.device, *, targets: TargetTable | None = None, architecture: str = TEACHER
+def make_step(
+    recipe: Recipe, samples: Batch, device: torch.device, *, targets: TargetTable | None = None, architecture: str = TEACHER
 ) -> TimedStep:
-    """A step of `recipe` over `rows`, again and again. A live teacher is an untrained one: it costs what a trained one does.
+    """A step of `recipe` that can be taken without end over `samples`. A live teacher is untrained; it costs the same.
 
-    targets: of a cached teacher; made up where they are not given.
+    targets: of a cached teacher; synthetic ones by default.
     """
-    lessons = _lessons(recipe, rows, device, targets, architecture)
+    target_source = _target_source(recipe, samples, device, targets, architecture)
     students = make_students(recipe, CLASSES, device)
-    step = build_step(recipe, recipe.views.spec, students, lessons, device)
-    tally = TrainMetrics.empty(len(students), device, MIXED_ROWS if recipe.is_mixed else ())
-    batch, count = recipe.train.batch_size, len(rows.labels)
+    step = build_step(recipe, recipe.views.spec, students, target_source, device)
+    metrics = TrainMetrics.empty(len(students), device, MIXED_ROWS if recipe.is_mixed else ())
+    batch, count = recipe.train.batch_size, len(samples.labels)
     steps = count // batch
     assert steps, f"{count} samples for a batch of {batch}"
     ids = np.arange(count, dtype=np.int64)
-    plan = EpochSchedule.of(recipe, 0, steps, 0, view_table(recipe, count, rows.canvas.shape[1], device), device)
-    drive: StepRunner
+    schedule = EpochSchedule.of(recipe, 0, steps, 0, view_table(recipe, count, samples.canvas.shape[1], device), device)
+    runner: StepRunner
     if recipe.train.input == "stream":
-        drive = StreamingRunner(step, InMemory(rows), batch)
+        runner = StreamingRunner(step, InMemoryBackend(samples), batch)
     else:
-        record = recorder(device) if recipe.train.cuda_graph else None
+        capture = shared_capture(device) if recipe.train.cuda_graph else None
         by_id = recipe.loss.beta == 0 or recipe.teacher.source == "cache"
-        drive = ResidentRunner(step, rows, batch, tally, ids=ids, by_id=by_id, record=record)
+        runner = ResidentRunner(step, samples, batch, metrics, ids=ids, by_id=by_id, record=capture)
 
-    def endless() -> Iterator[int]:
+    def endless_epochs() -> Iterator[int]:
         order = np.random.default_rng(0).permutation(ids)[: steps * batch]
         while True:
-            tally.clear()
-            yield from drive.epoch(order, plan, tally)
+            metrics.clear()
+            yield from runner.epoch(order, schedule, metrics)
 
-    taken = endless()
+    batches = endless_epochs()
 
-    def take() -> int:
-        with cudnn_benchmark(recipe.perf.cudnn_benchmark):  # the plain script asks for it in the same process
-            return next(taken)
+    def run() -> int:
+        with cudnn_benchmark(recipe.perf.cudnn_benchmark):  # the plain script turns it on in the same process
+            return next(batches)
 
-    return TimedStep(take, batch)
+    return TimedStep(run, batch)
 
 
 @cache
-def recorder(device: torch.device) -> CudaGraphCapture:
-    """One for a process: the memory of all variants' graphs is that of the largest, not their sum."""
+def shared_capture(device: torch.device) -> CudaGraphCapture:
+    """One capture per process: its memory pool is that of the largest variant's graph, not the sum over all variants."""
     return CudaGraphCapture(device)
 
 
 def view_table(recipe: Recipe, count: int, side: int, device: torch.device) -> ViewTable:
-    """The training views of `count` samples whose originals were ImageNet's commonest size."""
+    """The training views of `count` samples whose originals were of ImageNet's most common size."""
     sizes = np.tile(np.array([375, 500, side, side]), (count, 1))
     return ViewTable.of(draw_views(recipe.views.spec, 0, 0, np.arange(count, dtype=np.int64), sizes), device)
 
 
-def made_up_targets(count: int, device: torch.device) -> DeviceTable:
-    """Targets as a cache holds them, of a made-up teacher: a lookup costs the same whatever the numbers."""
+def synthetic_targets(count: int, device: torch.device) -> DeviceTable:
+    """Targets in a cache's format with random values: a lookup costs the same for any values."""
     generator = torch.Generator(device=device).manual_seed(1)
     packed = pack(torch.rand(count, CLASSES, generator=generator, device=device) * 16)
     return DeviceTable({"logits": packed.logits}, entropy_weight(packed.entropy, CLASSES), CLASSES)
 
 
-def frozen(recipe: Recipe, device: torch.device, architecture: str = TEACHER, *, compile: bool | None = None) -> FrozenTeacher:
-    """An untrained teacher as the recipe wants it run. compile: None as the students are."""
+def frozen_teacher(
+    recipe: Recipe, device: torch.device, architecture: str = TEACHER, *, compile: bool | None = None
+) -> FrozenTeacher:
+    """An untrained teacher with the recipe's settings. compile: by default the same as for the students."""
     model = build(architecture, CLASSES, image_px=recipe.views.size_px, seed=0).eval().requires_grad_(False)
     if recipe.teacher.fold_bn:
         model = fold_batch_norm(model)
@@ -158,48 +160,50 @@ def frozen(recipe: Recipe, device: torch.device, architecture: str = TEACHER, *,
     )
 
 
-class InMemory:
-    """A backend of rows that lie on the device: what a step costs where images cost nothing."""
+class InMemoryBackend:
+    """A backend of samples in device memory, for the cost of a step without loading."""
 
-    def __init__(self, rows: Batch) -> None:
-        self.num_samples = len(rows.labels)
-        self._rows = rows
+    def __init__(self, samples: Batch) -> None:
+        self.num_samples = len(samples.labels)
+        self._samples = samples
 
     def epoch(self, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
         """See udkd.data.batch.Backend."""
-        order_E = torch.from_numpy(order).to(self._rows.labels.device)  # once: each copy makes the host wait
+        order_E = torch.from_numpy(order).to(self._samples.labels.device)  # once: each copy blocks the host
         for start in range(0, len(order), batch_size):
             ids_B = order_E[start : start + batch_size]
-            yield Batch(ids=ids_B, canvas=self._rows.canvas[ids_B], labels=self._rows.labels[ids_B])
+            yield Batch(ids=ids_B, canvas=self._samples.canvas[ids_B], labels=self._samples.labels[ids_B])
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
     def describe(self) -> str:
-        """Made up."""
-        return "made up"
+        """A name for messages."""
+        return "synthetic"
 
 
-class TableLessons:
-    """Cached lessons without a folder."""
+class TableTargets:
+    """Cached teacher targets from a table in memory."""
 
     def __init__(self, table: TargetTable) -> None:
         self._table = table
 
     def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
-        """See Lessons."""
+        """See udkd.teacher.target.TargetSource."""
         logits_BC, weight_B = self._table.lookup(batch.ids)
         return TeacherTargets(logits=logits_BC, weight=weight_B)
 
 
-def _lessons(recipe: Recipe, rows: Batch, device: torch.device, targets: TargetTable | None, architecture: str) -> TargetSource:
+def _target_source(
+    recipe: Recipe, samples: Batch, device: torch.device, targets: TargetTable | None, architecture: str
+) -> TargetSource:
     if recipe.loss.beta == 0:
         return NoTargets()
     if recipe.teacher.source == "cache":
-        return TableLessons(targets or made_up_targets(len(rows.labels), device))
-    panel = TeacherEnsemble(
-        members=(frozen(recipe, device, architecture),),
+        return TableTargets(targets or synthetic_targets(len(samples.labels), device))
+    ensemble = TeacherEnsemble(
+        members=(frozen_teacher(recipe, device, architecture),),
         estimator=recipe.teacher.estimator_settings,
         storage=recipe.teacher.storage,
     )
-    return LiveTargets(panel, None)  # what the paper's does: it sees the students' view
+    return LiveTargets(ensemble, None)  # as in the paper, the teacher sees the students' views

@@ -1,4 +1,4 @@
-"""An ImageFolder tree of made-up JPEGs of ImageNet's commonest size: smooth colour with grain, about 100 KB each."""
+"""An ImageFolder tree of synthetic JPEGs of ImageNet's most common size: smooth colour with grain, about 100 KB each."""
 
 import io
 from pathlib import Path
@@ -10,18 +10,18 @@ HEIGHT, WIDTH = 375, 500
 
 
 def image_folder(folder: Path, count: int, *, classes: int = 10, val: int = 10) -> Path:
-    """Write `count` training and `val` validation images; the same numbers give the same bytes."""
+    """Write `count` training and `val` validation images; equal arguments give equal bytes."""
     rng = np.random.default_rng(0)
     for split, images in (("train", count), ("val", val)):
         for number in range(images):
-            place = folder / split / f"class-{number % classes:03d}"
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{number:06d}.jpg").write_bytes(jpeg(rng))
+            class_folder = folder / split / f"class-{number % classes:03d}"
+            class_folder.mkdir(parents=True, exist_ok=True)
+            (class_folder / f"{number:06d}.jpg").write_bytes(jpeg(rng))
     return folder
 
 
 def jpeg(rng: np.random.Generator) -> bytes:
-    """One image, quality 92 at 4:2:0 as most of ImageNet's."""
+    """One image, quality 92 at 4:2:0 like most of ImageNet's."""
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=np.float32)
     grain = rng.normal(0, 12, (HEIGHT, WIDTH, 1)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The record of one benchmark: what was expected, on which machine, what came out; one JSON file."""
+"""The result of one benchmark as a JSON file: expectation, machine, measurements."""
 
 import datetime
 import os
@@ -13,7 +13,7 @@ import psutil
 import torch
 import typer
 
-from benchmarks.common.timing import Timed, spread
+from benchmarks.common.timing import Timed, median_and_range
 from udkd.utils.environment import environment
 from udkd.utils.files import write_json
 from udkd.utils.terminal import err
@@ -22,14 +22,14 @@ FORMAT = 1
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 ResultsOption = Annotated[Path, typer.Option("--results", help="Folder for the JSON and the figures.")]
-RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="Repeats; medians and spreads are taken over them.")]
+RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="Repetitions, over which medians and ranges are taken.")]
 
 
 @dataclass
 class BenchmarkResult:
-    """Grows while a benchmark runs; `write` makes it a file.
+    """Collects measurements while a benchmark runs; `write` stores them in a file.
 
-    rows: one for each timed variant. facts: whatever else was found. settings: what the benchmark was asked to do.
+    rows: one per timed variant. facts: all other measurements. settings: the benchmark's options.
     """
 
     name: str
@@ -42,29 +42,30 @@ class BenchmarkResult:
 
     @classmethod
     def begin(cls, name: str, expectation: str, device: torch.device, settings: Mapping[str, Any]) -> "BenchmarkResult":
-        """Say what is expected, before anything is measured, and note the machine as it is now."""
+        """Print the expectation before anything is measured, and take down the state of the machine."""
         err.print(f"expected: {' '.join(expectation.split())}")
         return cls(name, " ".join(expectation.split()), device, dict(settings), machine(device))
 
     def add(self, timed: Sequence[Timed], *, baseline: str | None = None, **labels: Any) -> list[dict[str, Any]]:
-        """One row for each variant: seconds a call, items a second, and the ratio to `baseline` within each round.
+        """Add one row per variant: seconds per call, items per second, and the ratio to `baseline` within each round.
 
-        A ratio is of seconds an item: 0.5 is twice as fast. labels: what tells these rows from others, such as batch=64.
+        A ratio is of seconds per item: 0.5 is twice as fast. labels: what distinguishes these rows, such as batch=64.
         """
-        base = next((one for one in timed if one.name == baseline), None)
+        base = next((variant for variant in timed if variant.name == baseline), None)
         assert baseline is None or base is not None, f"no variant is called {baseline}"
         rows = []
-        for one in timed:
-            row = labels | {"variant": one.name, "seconds": spread(one.seconds), "items_per_s": one.items_per_s}
+        for variant in timed:
+            seconds = median_and_range(variant.seconds)
+            row = labels | {"variant": variant.name, "seconds": seconds, "items_per_s": variant.items_per_s}
             if base is not None:
-                row |= {"baseline": baseline, "ratio": spread(one.ratios(base))}
+                row |= {"baseline": baseline, "ratio": median_and_range(variant.ratios(base))}
             rows.append(row)
-            _say(row, labels)
+            _print_row(row, labels)
         self.rows += rows
         return rows
 
-    def put(self, name: str, value: Any) -> None:
-        """Note a fact under a name."""
+    def add_fact(self, name: str, value: Any) -> None:
+        """Store a measurement under a name, and print it."""
         self.facts[name] = value
         err.print(f"{name}: {value}")
 
@@ -74,7 +75,7 @@ class BenchmarkResult:
         return self.machine["slug"]  # type: ignore[no-any-return]
 
     def write(self, folder: Path) -> Path:
-        """Write NAME-<hardware>.json into `folder`, replacing an older one, and say where."""
+        """Write NAME-<hardware>.json into `folder`, replacing an older one; returns its path."""
         folder.mkdir(parents=True, exist_ok=True)
         self.machine["load_average_at_end"] = os.getloadavg()[0]
         path = folder / f"{self.name}-{self.slug}.json"
@@ -85,19 +86,19 @@ class BenchmarkResult:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Hardware, versions, commit and date. load_average: how busy others kept the processor (its cores stand beside it)."""
-    known = environment(device)
-    hardware = known["hardware"] | {"memory_gb": round(psutil.virtual_memory().total / 1e9, 1), "type": device.type}
+    """Hardware, versions, commit, date, and the load average, to be compared with the number of cores."""
+    info = environment(device)
+    hardware = info["hardware"] | {"memory_gb": round(psutil.virtual_memory().total / 1e9, 1), "type": device.type}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         hardware |= {"gpu_memory_gb": round(properties.total_memory / 1e9, 1), "processors": properties.multi_processor_count}
-        known["versions"] |= {"cuda": torch.version.cuda}
+        info["versions"] |= {"cuda": torch.version.cuda}
     name = re.sub(r"\((?:r|tm)\)|@.*|\bcpu\b|processor", " ", hardware["device"].lower())
-    words = re.findall(r"[a-z0-9.]+", name if device.type == "cuda" else f"{hardware['cores']} cores {name}")
+    slug_parts = re.findall(r"[a-z0-9.]+", name if device.type == "cuda" else f"{hardware['cores']} cores {name}")
     return {
-        "slug": "-".join(words).replace(".", "-"),
+        "slug": "-".join(slug_parts).replace(".", "-"),
         "hardware": hardware,
-        "versions": known["versions"],
+        "versions": info["versions"],
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load_average_at_start": os.getloadavg()[0],
@@ -105,23 +106,23 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with a plus sign where files differ; outside one what UDKD_COMMIT says, or "unknown"."""
+    """This checkout's commit, with a plus sign if files differ from it; without git the value of UDKD_COMMIT, or "unknown"."""
     here = Path(__file__).parent
     try:
-        found = [
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        commit, changes = [
+            subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+            for args in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         ]
     except (OSError, subprocess.SubprocessError):
         return os.environ.get("UDKD_COMMIT", "unknown")
-    return found[0] + ("+" if found[1] else "")
+    return commit + ("+" if changes else "")
 
 
-def _say(row: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
-    """One line for whoever watches."""
-    where = " ".join(f"{name}={value}" for name, value in labels.items())
+def _print_row(row: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
+    """Print a row as one line of progress."""
+    text = " ".join(f"{name}={value}" for name, value in labels.items())
     seconds = row["seconds"]
-    line = f"{where:32} {row['variant']:28} {1e3 * seconds['median']:10.3f} ms  {row['items_per_s']:12,.0f}/s"
+    line = f"{text:32} {row['variant']:28} {1e3 * seconds['median']:10.3f} ms  {row['items_per_s']:12,.0f}/s"
     if "ratio" in row:
         ratio = row["ratio"]
         line += f"   {ratio['median']:.3f} of {row['baseline']} ({ratio['min']:.3f} to {ratio['max']:.3f})"

@@ -1,9 +1,4 @@
-"""Builds the stand-in for CUDA: a library that is loaded before the real ones and answers in their place.
-
-PyTorch itself is unchanged: its CUDA allocator, streams, graphs, autograd and compiler run as they do on a GPU, Triton
-compiles for one, and every call that would reach the device is checked and counted instead. No kernel runs; what is read
-back is zero.
-"""
+"""Builds the fake CUDA library, which is preloaded in place of the real driver, runtime, cuBLAS and cuDNN; see README.md."""
 
 import re
 import shutil
@@ -34,45 +29,45 @@ TRITON = [
 
 
 def missing() -> str | None:
-    """What keeps the stand-in from being built here, or None."""
+    """Why the fake cannot be built on this machine, or None."""
     if not sys.platform.startswith("linux"):
-        return "shared libraries are replaced as Linux loads them"
+        return "it works on Linux only"
     for tool in ("g++", "nm"):
         if not shutil.which(tool):
             return f"{tool} is not installed"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        return "Python's headers are not installed, which Triton compiles its launcher with"
+        return "Python's headers, which Triton's launcher needs, are not installed"
     if torch.version.cuda is None or len(_headers()) < 3:
-        return "this PyTorch came without CUDA or its headers"
+        return "this PyTorch was installed without CUDA or its headers"
     return None
 
 
 def build(folder: Path) -> dict[str, str]:
-    """The variables of a process that finds the stand-in. folder: where the library goes."""
+    """Build the library into `folder`; returns the environment variables that load it into a process."""
     objects = []
     for name in SOURCES:
         objects.append(folder / f"{name}.o")
         _run("g++", "-std=c++17", "-fPIC", "-O1", *(f"-I{path}" for path in _headers()), "-c", HERE / name, "-o", objects[-1])
-    ours = set(re.findall(r" T (\w+)$", _run("nm", *objects), re.MULTILINE))
+    defined = set(re.findall(r" T (\w+)$", _run("nm", *objects), re.MULTILINE))
     libraries = [path for name in LIBRARIES if (path := TORCH / f"lib{name}.so").exists()]
-    asked = {*re.findall(CUDA, _run("nm", "--dynamic", "--undefined-only", *libraries)), *TRITON}
-    # What nothing here needs an answer from says that all went well.
+    needed = {*re.findall(CUDA, _run("nm", "--dynamic", "--undefined-only", *libraries)), *TRITON}
+    # All functions that the sources do not define return 0, success.
     others = folder / "others.c"
-    others.write_text("".join(f"int {symbol}(void) {{ return 0; }}\n" for symbol in sorted(asked - ours)))
+    others.write_text("".join(f"int {symbol}(void) {{ return 0; }}\n" for symbol in sorted(needed - defined)))
     library = folder / "libcuda.so.1"
     _run("gcc", "-fPIC", "-fno-builtin", "-c", others, "-o", folder / "others.o")
     _run("g++", "-shared", "-Wl,-soname,libcuda.so.1", "-o", library, *objects, folder / "others.o", "-ldl", "-lpthread")
-    (folder / "libcuda.so").symlink_to(library)  # what Triton's own build looks for
+    (folder / "libcuda.so").symlink_to(library)  # for Triton's own build
     return {"LD_PRELOAD": str(library), "LD_LIBRARY_PATH": str(folder), "TRITON_LIBCUDA_PATH": str(folder)}
 
 
 def _headers() -> list[Path]:
-    """The folders of CUDA's and cuDNN's headers, which come with PyTorch's own packages and with Triton (crt/)."""
+    """The include folders of CUDA and cuDNN, which come with PyTorch's packages and with Triton (crt/)."""
     packages = [Path(path) for path in sys.path if (Path(path) / "nvidia").is_dir()]
-    places = ("nvidia/*/include/cuda_runtime_api.h", "nvidia/*/include/cudnn_graph.h", "triton/backends/nvidia/include/cuda.h")
-    found = (next(package.glob(place), None) for package in packages[:1] for place in places)
-    return [path.parent for path in found if path is not None]
+    headers = ("nvidia/*/include/cuda_runtime_api.h", "nvidia/*/include/cudnn_graph.h", "triton/backends/nvidia/include/cuda.h")
+    paths = (next(package.glob(header), None) for package in packages[:1] for header in headers)
+    return [path.parent for path in paths if path is not None]
 
 
 def _run(*command: object) -> str:
-    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([str(arg) for arg in command], check=True, capture_output=True, text=True).stdout

@@ -1,5 +1,5 @@
-// The runtime's memory: address space that is taken, and copies of which nothing comes back.
-#include "stand_in.hpp"
+// CUDA runtime: memory. Allocations reserve address space; copies to the host deliver zeros.
+#include "fake_cuda.hpp"
 
 #include <sys/mman.h>
 
@@ -16,11 +16,11 @@ static cudaError_t allocate(void** address, size_t bytes, bool on_device) {
     LOCKED;
     *address = nullptr;
     if (!bytes) return cudaSuccess;
-    if (forbidden(on_device ? "cudaMalloc" : "cudaHostAlloc")) return refused();
+    if (breaks_capture(on_device ? "cudaMalloc" : "cudaHostAlloc")) return capture_error();
     size_t size = (bytes + PAGE - 1) / PAGE * PAGE;
-    if (on_device && used + size > MEMORY - CONTEXT) return failed(cudaErrorMemoryAllocation);
+    if (on_device && used + size > MEMORY - CONTEXT) return set_error(cudaErrorMemoryAllocation);
     void* taken = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (taken == MAP_FAILED) return failed(cudaErrorMemoryAllocation);
+    if (taken == MAP_FAILED) return set_error(cudaErrorMemoryAllocation);
     ranges[(const char*)taken] = {size, on_device};
     if (on_device) used += size;
     *address = taken;
@@ -44,9 +44,9 @@ cudaError_t cudaHostAlloc(void** address, size_t bytes, unsigned) { return alloc
 cudaError_t cudaFree(void* address) {
     LOCKED;
     if (!address) return cudaSuccess;
-    if (forbidden("cudaFree")) return refused();
+    if (breaks_capture("cudaFree")) return capture_error();
     auto found = ranges.find((const char*)address);
-    if (found == ranges.end()) return complain("memory is freed that was not taken"), failed(cudaErrorInvalidValue);
+    if (found == ranges.end()) return report_misuse("free of memory that was not allocated"), set_error(cudaErrorInvalidValue);
     if (found->second.on_device) used -= found->second.size;
     munmap(address, found->second.size);
     ranges.erase(found);
@@ -76,22 +76,22 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* a
     (is_device_memory(address) ? found->devicePointer : found->hostPointer) = (void*)address;
     return cudaSuccess;
 }
-// What comes back is zero: nothing was computed.
+// The host reads zeros: nothing was computed.
 static cudaError_t copy(void* to, const void* from, size_t bytes, cudaStream_t stream) {
     LOCKED;
     bool out = is_device_memory(from) && !is_device_memory(to), in = !is_device_memory(from) && is_device_memory(to);
     counts.to_host += out;
     counts.from_host += in;
-    if (out && !is_recorded(stream)) memset(to, 0, bytes);
-    return give(stream, out ? "copy to the host" : in ? "copy from the host" : "copy");
+    if (out && !is_capturing(stream)) memset(to, 0, bytes);
+    return enqueue(stream, out ? "copy to the host" : in ? "copy from the host" : "copy");
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-    if (forbidden("cudaMemcpy")) return refused();
+    if (breaks_capture("cudaMemcpy")) return capture_error();
     return copy(to, from, bytes, nullptr);
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
     return copy(to, from, bytes, stream);
 }
 cudaError_t cudaMemset(void*, int, size_t) { return cudaSuccess; }
-cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t stream) { return give(stream, "memset"); }
+cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t stream) { return enqueue(stream, "memset"); }
 }

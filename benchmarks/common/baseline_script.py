@@ -1,8 +1,8 @@
-"""The paper's training as most people would write it: one straight script, nothing of ours in it.
+"""The paper's training as most people would write it: one plain script that uses nothing of ours.
 
-ImageFolder and Pillow transforms in DataLoader workers (all cores, pinned, persistent), the teacher asked in every step,
-PyTorch's own losses, one SGD each. Mixed precision (bfloat16 autocast) is an option. It is not handicapped: channels_last and
-cudnn.benchmark are on, gradients are set to None, nothing waits for the device but a log line every 50 steps.
+ImageFolder and Pillow transforms in DataLoader workers (all cores, pinned, persistent), a teacher forward pass in every step,
+PyTorch's own losses, one SGD per student. Mixed precision (bfloat16 autocast) is an option. The script is not handicapped:
+channels_last and cudnn.benchmark are on, gradients are set to None, only a log line every 50 steps waits for the device.
 """
 
 import math
@@ -18,11 +18,11 @@ from torchvision.datasets import ImageFolder
 
 ALPHA, BETA, GAMMA, T = 0.4, 0.4, 0.2, 4.0
 EPOCH_IMAGES = 130_000
-"""The paper's. Where fewer files lie in the folder they are drawn again: workers run dry at an epoch's end, and no oftener."""
+"""The paper's. A smaller folder is sampled with replacement, so that prefetching restarts only at the end of such an epoch."""
 
 
 def loader(root: Path, px: int, batch: int, workers: int, device: torch.device) -> DataLoader[tuple[Tensor, Tensor]]:
-    """What torchvision's examples do."""
+    """A DataLoader as in torchvision's examples."""
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(px),
@@ -44,14 +44,16 @@ def loader(root: Path, px: int, batch: int, workers: int, device: torch.device) 
     )
 
 
-def kd(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(student || teacher) of each sample at temperature T."""
+def kl_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(student || teacher) per sample at temperature T, times T squared."""
     p = F.log_softmax(student / T, dim=1)
     return F.kl_div(F.log_softmax(teacher / T, dim=1), p, log_target=True, reduction="none").sum(1) * T * T
 
 
-def steps(root: Path, *, px: int, batch: int, workers: int, amp: bool, classes: int, device: torch.device) -> Iterator[int]:
-    """Train for ever; yields how many images each step took, once it is given to the device."""
+def train_steps(
+    root: Path, *, px: int, batch: int, workers: int, amp: bool, classes: int, device: torch.device
+) -> Iterator[int]:
+    """Train without end; yields the number of images of each step, once the step is queued on the device."""
     torch.backends.cudnn.benchmark = True
     data = loader(root, px, batch, workers, device)
     teacher = models.resnet50(num_classes=classes).to(device).to(memory_format=torch.channels_last).eval()
@@ -65,16 +67,17 @@ def steps(root: Path, *, px: int, batch: int, workers: int, amp: bool, classes: 
             labels = labels.to(device, non_blocking=True)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
                 with torch.no_grad():
-                    taught = teacher(images)
+                    teacher_logits = teacher(images)
                 one, two = (student(images) for student in students)
-            taught, one, two = taught.float(), one.float(), two.float()
-            probabilities = taught.softmax(1)
+            teacher_logits, one, two = teacher_logits.float(), one.float(), two.float()
+            probabilities = teacher_logits.softmax(1)
             entropy = -(probabilities * probabilities.clamp(min=1e-12).log()).sum(1)
             weight = 1 - entropy / math.log(classes)
             loss = torch.zeros((), device=device)
-            for mine, peer in ((one, two), (two, one)):
-                loss = loss + ALPHA * F.cross_entropy(mine, labels)
-                loss = loss + BETA * (weight * kd(mine, taught)).mean() + GAMMA * kd(mine, peer.detach()).mean()
+            for logits, peer_logits in ((one, two), (two, one)):
+                loss = loss + ALPHA * F.cross_entropy(logits, labels)
+                loss = loss + BETA * (weight * kl_loss(logits, teacher_logits)).mean()
+                loss = loss + GAMMA * kl_loss(logits, peer_logits.detach()).mean()
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -1,5 +1,5 @@
-// The runtime: the device, its streams and events, the recording of graphs.
-#include "stand_in.hpp"
+// CUDA runtime: device, streams, events, capture and launch of graphs.
+#include "fake_cuda.hpp"
 
 #include <pthread.h>
 
@@ -11,20 +11,20 @@
 std::recursive_mutex state;
 Counts counts{};
 
-using Clock = std::map<int, long>;  // of each stream, how much of its work is known to be done before
+using Clock = std::map<int, long>;  // vector clock: stream number -> how much of that stream's work is ordered before
 
-struct Recording;
+struct Capture;
 struct Stream {
     int number;
-    Recording* recording = nullptr;
+    Capture* capture = nullptr;
 };
 struct Event {
     double milliseconds = 0;
     bool recorded = false;
-    long recording = 0;  // the number of the recording that it belongs to
+    long capture_number = 0;  // of the capture that it was recorded in, 0 for none
     Clock clock;
 };
-struct Recording {
+struct Capture {
     long number;
     Stream* origin;
     cudaStreamCaptureMode mode;
@@ -32,63 +32,64 @@ struct Recording {
     bool broken = false;
     long nodes = 0;
     std::set<Stream*> members;
-    Clock latest;
-    std::map<int, Clock> known;
+    Clock latest;                // of each stream, its work so far
+    std::map<int, Clock> known;  // of each stream, the work of all streams that is ordered before its next
 };
 
-static Recording* active = nullptr;
+static Capture* active = nullptr;
 static thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 static thread_local cudaError_t last_error = cudaSuccess;
 
-void complain(const std::string& what) {
-    fprintf(stderr, "stand-in: %s\n", what.c_str());
+void report_misuse(const std::string& what) {
+    fprintf(stderr, "fake CUDA: %s\n", what.c_str());
 }
 
-cudaError_t failed(cudaError_t error) { return last_error = error; }
+cudaError_t set_error(cudaError_t error) { return last_error = error; }
 
 static Stream* stream_of(cudaStream_t handle) {
     static Stream legacy{0};
     return handle ? (Stream*)handle : &legacy;
 }
 
-bool forbidden(const char* call) {
+bool breaks_capture(const char* call) {
     if (!active || thread_mode == cudaStreamCaptureModeRelaxed || active->mode == cudaStreamCaptureModeRelaxed) return false;
     if (active->mode != cudaStreamCaptureModeGlobal && !pthread_equal(active->thread, pthread_self())) return false;
-    complain(std::string(call) + " while a stream is recorded");
+    report_misuse(std::string(call) + " during a stream capture");
     active->broken = true;
     return true;
 }
 
-cudaError_t refused() { return failed(cudaErrorStreamCaptureUnsupported); }
+cudaError_t capture_error() { return set_error(cudaErrorStreamCaptureUnsupported); }
 
-bool is_recorded(cudaStream_t stream) { return stream_of(stream)->recording; }
+bool is_capturing(cudaStream_t stream) { return stream_of(stream)->capture; }
 
-cudaError_t give(cudaStream_t handle, const std::string& work, dim3 grid, dim3 block, size_t shared) {
+cudaError_t enqueue(cudaStream_t handle, const std::string& work, dim3 grid, dim3 block, size_t shared) {
     LOCKED;
     size_t threads = (size_t)block.x * block.y * block.z;
     if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535 || !threads || threads > 1024 || shared > 232448) {
-        complain("a launch that no device can do: " + work);
-        return failed(cudaErrorInvalidConfiguration);
+        report_misuse("a launch with impossible dimensions: " + work);
+        return set_error(cudaErrorInvalidConfiguration);
     }
     Stream* stream = stream_of(handle);
-    if (Recording* recording = stream->recording) {
-        recording->known[stream->number][stream->number] = ++recording->latest[stream->number];
-        recording->nodes++;
-        counts.recorded++;
+    if (Capture* capture = stream->capture) {
+        capture->known[stream->number][stream->number] = ++capture->latest[stream->number];
+        capture->nodes++;
+        counts.captured++;
     } else {
-        if (active && pthread_equal(active->thread, pthread_self())) complain("beside the recorded streams: " + work);
+        if (active && pthread_equal(active->thread, pthread_self())) report_misuse("outside the captured streams: " + work);
         counts.launches++;
     }
     return cudaSuccess;
 }
 
 extern "C" {
-long stand_in_count(int which) { return ((long*)&counts)[which]; }
+// The counts in their order in `Counts`; steps.py reads them, and its presence tells whether the fake is loaded.
+long fake_cuda_count(int which) { return ((long*)&counts)[which]; }
 
 // ---- the device
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return device ? failed(cudaErrorInvalidDevice) : cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { return device ? set_error(cudaErrorInvalidDevice) : cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr number, int) { return *value = attribute(number), cudaSuccess; }
@@ -99,15 +100,15 @@ cudaError_t cudaGetLastError() {
     return last_error = cudaSuccess, error;
 }
 cudaError_t cudaPeekAtLastError() { return last_error; }
-const char* cudaGetErrorName(cudaError_t) { return "stand-in error"; }
+const char* cudaGetErrorName(cudaError_t) { return "fake CUDA error"; }
 const char* cudaGetErrorString(cudaError_t error) {
     static thread_local char text[40];
-    snprintf(text, sizeof text, "stand-in error %d", (int)error);
+    snprintf(text, sizeof text, "fake CUDA error %d", (int)error);
     return text;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
     memset(properties, 0, sizeof *properties);
-    strcpy(properties->name, "stand-in without kernels");
+    strcpy(properties->name, "fake device without kernels");
     properties->major = 9;
     properties->totalGlobalMem = MEMORY;
     properties->multiProcessorCount = 132;
@@ -126,18 +127,18 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
     properties->textureAlignment = 512;
     return cudaSuccess;
 }
-static int nothing() { return 0; }
+static int succeed() { return 0; }
 cudaError_t cudaGetDriverEntryPointByVersion(
     const char* symbol, void** function, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* found) {
     *function = dlsym(RTLD_DEFAULT, symbol);
-    if (!*function) *function = (void*)nothing;
+    if (!*function) *function = (void*)succeed;
     if (found) *found = cudaDriverEntryPointSuccess;
     return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
     LOCKED;
     counts.waits++;
-    return forbidden("cudaDeviceSynchronize") ? refused() : cudaSuccess;
+    return breaks_capture("cudaDeviceSynchronize") ? capture_error() : cudaSuccess;
 }
 
 // ---- streams and events
@@ -154,11 +155,11 @@ cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) { return *priorit
 cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
     LOCKED;
     counts.waits++;
-    return forbidden("cudaStreamSynchronize") ? refused() : cudaSuccess;
+    return breaks_capture("cudaStreamSynchronize") ? capture_error() : cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t handle) {
     LOCKED;
-    return stream_of(handle)->recording && forbidden("cudaStreamQuery") ? refused() : cudaSuccess;
+    return stream_of(handle)->capture && breaks_capture("cudaStreamQuery") ? capture_error() : cudaSuccess;
 }
 static double milliseconds() {
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -172,43 +173,43 @@ cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t on) {
     Event* event = (Event*)handle;
     Stream* stream = stream_of(on);
     *event = {milliseconds(), true, 0, {}};
-    if (Recording* recording = stream->recording) {
-        event->recording = recording->number;
-        event->clock = recording->known[stream->number];
+    if (Capture* capture = stream->capture) {
+        event->capture_number = capture->number;
+        event->clock = capture->known[stream->number];
     }
     return cudaSuccess;
 }
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t handle, cudaStream_t on, unsigned) { return cudaEventRecord(handle, on); }
 cudaError_t cudaEventQuery(cudaEvent_t) {
     LOCKED;
-    return forbidden("cudaEventQuery") ? refused() : cudaSuccess;
+    return breaks_capture("cudaEventQuery") ? capture_error() : cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t) {
     LOCKED;
     counts.waits++;
-    return forbidden("cudaEventSynchronize") ? refused() : cudaSuccess;
+    return breaks_capture("cudaEventSynchronize") ? capture_error() : cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float* elapsed, cudaEvent_t from, cudaEvent_t to) {
     *elapsed = (float)(((Event*)to)->milliseconds - ((Event*)from)->milliseconds);
-    if (*elapsed < 0.001f) *elapsed = 0.001f;  // the clock of a device has no finer steps
+    if (*elapsed < 0.001f) *elapsed = 0.001f;  // the resolution of a device's timer
     return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t awaited, unsigned) {
     LOCKED;
     Stream* stream = stream_of(handle);
     Event* event = (Event*)awaited;
-    if (active && event->recording == active->number) {
-        if (stream->number == 0) return complain("the default stream waits for a recorded one"), failed(cudaErrorStreamCaptureImplicit);
-        stream->recording = active;
+    if (active && event->capture_number == active->number) {
+        if (stream->number == 0) return report_misuse("the default stream waits for a captured one"), set_error(cudaErrorStreamCaptureImplicit);
+        stream->capture = active;
         active->members.insert(stream);
         for (auto& [number, done] : event->clock) {
             long& known = active->known[stream->number][number];
             if (known < done) known = done;
         }
-    } else if (stream->recording && event->recorded) {
-        complain("a recorded stream waits for an event from outside its graph");
-        stream->recording->broken = true;
-        return failed(cudaErrorStreamCaptureIsolation);
+    } else if (stream->capture && event->recorded) {
+        report_misuse("a captured stream waits for an event from outside its graph");
+        stream->capture->broken = true;
+        return set_error(cudaErrorStreamCaptureIsolation);
     }
     return cudaSuccess;
 }
@@ -221,17 +222,17 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus* status) {
     LOCKED;
-    *status = stream_of(handle)->recording ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+    *status = stream_of(handle)->capture ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
 cudaError_t cudaStreamGetCaptureInfo(
     cudaStream_t handle, cudaStreamCaptureStatus* status, unsigned long long* number, cudaGraph_t* graph,
     const cudaGraphNode_t** before, const cudaGraphEdgeData** edges, size_t* count) {
     LOCKED;
-    Recording* recording = stream_of(handle)->recording;
+    Capture* capture = stream_of(handle)->capture;
     cudaStreamIsCapturing(handle, status);
-    if (recording && number) *number = recording->number;
-    if (recording && graph) *graph = (cudaGraph_t)recording;
+    if (capture && number) *number = capture->number;
+    if (capture && graph) *graph = (cudaGraph_t)capture;
     if (before) *before = nullptr;
     if (edges) *edges = nullptr;
     if (count) *count = 0;
@@ -239,41 +240,41 @@ cudaError_t cudaStreamGetCaptureInfo(
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode) {
     LOCKED;
-    static long recordings = 0;
-    if (!handle || active) return complain("a recording of the default stream, or inside another"), failed(cudaErrorIllegalState);
+    static long num_captures = 0;
+    if (!handle || active) return report_misuse("a capture of the default stream, or inside another"), set_error(cudaErrorIllegalState);
     Stream* stream = stream_of(handle);
-    active = new Recording{++recordings, stream, mode, pthread_self()};
+    active = new Capture{++num_captures, stream, mode, pthread_self()};
     active->members.insert(stream);
-    stream->recording = active;
+    stream->capture = active;
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
     LOCKED;
-    Recording* recording = stream_of(handle)->recording;
+    Capture* capture = stream_of(handle)->capture;
     *graph = nullptr;
-    if (!recording || recording->origin != stream_of(handle)) return failed(cudaErrorIllegalState);
-    Clock& known = recording->known[recording->origin->number];
+    if (!capture || capture->origin != stream_of(handle)) return set_error(cudaErrorIllegalState);
+    Clock& known = capture->known[capture->origin->number];
     bool joined = true;
-    for (auto& [number, latest] : recording->latest)
-        if (number != recording->origin->number && known[number] < latest) joined = false;
-    for (Stream* member : recording->members) member->recording = nullptr;
+    for (auto& [number, latest] : capture->latest)
+        if (number != capture->origin->number && known[number] < latest) joined = false;
+    for (Stream* member : capture->members) member->capture = nullptr;
     active = nullptr;
     counts.graphs++;
-    if (!joined) complain("a stream of the recording was not joined");
-    if (recording->broken || !joined) return failed(cudaErrorStreamCaptureInvalidated);
-    *graph = (cudaGraph_t)recording;
+    if (!joined) report_misuse("a stream of the capture was not joined");
+    if (capture->broken || !joined) return set_error(cudaErrorStreamCaptureInvalidated);
+    *graph = (cudaGraph_t)capture;
     return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* ready, cudaGraph_t graph, unsigned long long) {
-    if (!((Recording*)graph)->nodes) complain("an empty graph");
+    if (!((Capture*)graph)->nodes) report_misuse("an empty graph");
     return *ready = (cudaGraphExec_t)graph, cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t stream) {
     counts.replays++;
-    return give(stream, "graph");
+    return enqueue(stream, "graph");
 }
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
-    if (!nodes) *count = ((Recording*)graph)->nodes;
+    if (!nodes) *count = ((Capture*)graph)->nodes;
     return cudaSuccess;
 }
 }

@@ -1,12 +1,12 @@
-// The runtime's kernels: their names are known, their launches are counted, none runs.
-#include "stand_in.hpp"
+// CUDA runtime: kernels. Their names are registered and their launches counted; none is executed.
+#include "fake_cuda.hpp"
 
 #include <cstring>
 #include <unordered_map>
 #include <vector>
 
 using Names = std::unordered_map<const void*, std::string>;
-static Names& kernels() {  // filled before this file's own statics are
+static Names& kernels() {  // on first use: kernels register before this file's static variables are initialised
     static Names* names = new Names();
     return *names;
 }
@@ -19,7 +19,7 @@ struct Launch {
     size_t shared;
     cudaStream_t stream;
 };
-static thread_local std::vector<Launch> begun;
+static thread_local std::vector<Launch> pending;  // pushed by <<<...>>>, popped by the launch that follows
 extern "C" {
 void** __cudaRegisterFatBinary(void* binary) { return new void*(binary); }
 void __cudaRegisterFunction(void**, const char* kernel, char*, const char* name, int, void*, void*, void*, void*, int*) {
@@ -28,23 +28,23 @@ void __cudaRegisterFunction(void**, const char* kernel, char*, const char* name,
 }
 char __cudaInitModule(void**) { return 1; }
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, CUstream_st* stream) {
-    begun.push_back({grid, block, shared, stream});
+    pending.push_back({grid, block, shared, stream});
     return 0;
 }
 cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void* stream) {
-    Launch launch = begun.back();
-    begun.pop_back();
+    Launch launch = pending.back();
+    pending.pop_back();
     return *grid = launch.grid, *block = launch.block, *shared = launch.shared, *(cudaStream_t*)stream = launch.stream, cudaSuccess;
 }
 cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) { return *kernel = (cudaKernel_t)function, cudaSuccess; }
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void**, size_t shared, cudaStream_t stream) {
-    return give(stream, name_of(kernel), grid, block, shared);
+    return enqueue(stream, name_of(kernel), grid, block, shared);
 }
 cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void**, size_t shared, cudaStream_t stream) {
-    return give(stream, name_of(kernel), grid, block, shared);
+    return enqueue(stream, name_of(kernel), grid, block, shared);
 }
-cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* how, const void* kernel, void**) {
-    return give(how->stream, name_of(kernel), how->gridDim, how->blockDim, how->dynamicSmemBytes);
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void**) {
+    return enqueue(config->stream, name_of(kernel), config->gridDim, config->blockDim, config->dynamicSmemBytes);
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, const void*) {
     memset(found, 0, sizeof *found);

@@ -1,0 +1,149 @@
+"""Training steps on the fake CUDA device: launches, waits and copies of a step, and the rules of graph capture."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_cuda.build import build, missing
+from tests.timeouts import scaled
+
+ROOT = Path(__file__).parents[2]
+MISSING = missing()
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"no fake CUDA device: {MISSING}")
+
+TINY, RESNET = (f'students=[{{architecture="{name}"}}]' for name in ("tiny", "resnet18"))
+TWO = 'students=[{architecture="tiny"}, {architecture="pooled"}]'
+PAPER: dict[str, list[str]] = {"the paper's": [], "larger": ["train.batch_size=16"]}  # ResNet-18 and MobileNetV2
+VARIANTS: dict[str, list[str]] = {
+    "weight average": ["train.ema_decay=0.9"],
+    "module swaps": ["perf.saved_relu6=true", "perf.gathered_pool=true"],
+    "live teacher": ['teacher.source="live"', "teacher.views=1"],
+    "loss schedule": ['loss.schedules.beta.kind="linear"', "loss.schedules.beta.to=0.1"],
+    "channels first": ["train.channels_last=false"],
+    "float32": ['train.precision="float32"'],
+    "streams": ["perf.streams=true"],
+    "fused loss": ['train.loss_impl="fused"'],
+    "resident": ["train.cuda_graph=false"],
+    "streamed": ['train.input="stream"', "train.cuda_graph=false"],
+}
+RECIPES = PAPER | {"compiled": ['train.compile="all"', TINY]} | {name: [*settings, TWO] for name, settings in VARIANTS.items()}
+COMPILED: dict[str, list[str]] = {  # take minutes to compile
+    "ResNet compiled": ['train.compile="all"', RESNET],
+    "ResNet combined": ['train.compile="all"', "perf.combo_kernels=true", RESNET],
+}
+LONG = (
+    COMPILED
+    | {"compiled loss": ['train.loss_impl="compiled"']}
+    | {f"{name}, the paper's networks": settings for name, settings in VARIANTS.items()}
+)
+EAGER = ("resident", "streamed")  # without a CUDA graph
+
+
+def captured(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith(EAGER)]
+
+
+MISTAKES = {
+    "during a stream capture": "with torch.cuda.graph(torch.cuda.CUDAGraph()): x.sum().item()",
+    "was not joined": """
+other = torch.cuda.Stream()
+with torch.cuda.graph(torch.cuda.CUDAGraph()):
+    other.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(other):
+        x * 2""",
+    "outside the captured streams": """
+other = torch.cuda.Stream()
+with torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with torch.cuda.stream(other):
+        x.zero_()""",
+}
+
+ONE_BY_ONE = """
+import sys, traceback, torch
+for mistake in sys.argv[1:]:
+    x = torch.ones(4, device='cuda')
+    try:
+        exec(mistake)
+    except Exception:
+        traceback.print_exc()
+    print('next', file=sys.stderr, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process with the fake device. It compiles in-process: compile workers would import PyTorch first."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | build(tmp_path_factory.mktemp("fake_cuda")) | {"PYTHONPATH": path, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def epochs(variables: dict[str, str]) -> dict[str, dict[str, dict[str, int]]]:
+    """Recipe -> the device's counts in its first and second epoch."""
+    recipes = RECIPES | (LONG if os.environ.get("UDKD_LONG_TESTS") else {})
+    command = [sys.executable, "-m", "tests.fake_cuda.steps", json.dumps(recipes), "32", "8"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=scaled(900))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "fake CUDA:" not in done.stderr, [line for line in done.stderr.splitlines() if line.startswith("fake CUDA:")]
+    lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["name"] for line in lines] == list(recipes)
+    return {line.pop("name"): line for line in lines}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*captured(RECIPES), *(pytest.param(name, marks=pytest.mark.long) for name in captured(LONG))],
+)
+def test_a_captured_step_is_one_launch_and_never_waits(epochs: dict[str, Any], name: str) -> None:
+    first, second = epochs[name]["first"], epochs[name]["second"]
+    assert first["graphs"] == 1, "captured once, for all epochs"
+    assert first["replays"] == second["replays"] == 4
+    assert second["captured"] == second["waits"] == second["to_host"] == 0
+    # Besides the graphs, only the epoch's schedule and each step's ids are copied.
+    assert second["launches"] - second["replays"] < 30
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_a_step_without_a_graph_does_not_wait_either(epochs: dict[str, Any], name: str) -> None:
+    second = epochs[name]["second"]
+    assert second["replays"] == second["graphs"] == 0
+    assert second["launches"] > 4 * 250
+    assert second["waits"] <= 1, "only the copy of the epoch's order waits"
+
+
+def test_a_step_s_launches_do_not_depend_on_its_batch_size(epochs: dict[str, Any]) -> None:
+    """A convolution without cuDNN takes two launches per image."""
+    few, many = (epochs[name]["first"]["captured"] for name in ("the paper's", "larger"))
+    assert abs(many - few) < 10
+    assert few < 1800
+
+
+def test_a_compiled_step_has_few_launches(epochs: dict[str, Any]) -> None:
+    assert epochs["compiled"]["first"]["captured"] < 150, "98 with PyTorch 2.14"
+
+
+@pytest.mark.long
+def test_a_compiled_resnet_has_few_launches_and_combined_kernels_fewer_still(epochs: dict[str, Any]) -> None:
+    compiled, combined = (epochs[name]["first"]["captured"] for name in COMPILED)
+    assert compiled < 300, "248 with PyTorch 2.14"
+    assert combined < 0.85 * compiled
+
+
+def test_the_fake_rejects_what_cuda_rejects(variables: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_BY_ONE, *MISTAKES.values()],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=scaled(120),
+    )
+    outputs = done.stderr.split("next\n")
+    assert len(outputs) == len(MISTAKES) + 1, done.stderr
+    for expected, output in zip(MISTAKES, outputs, strict=False):
+        assert [message for message in MISTAKES if message in output] == [expected], output
