@@ -17,7 +17,7 @@ from udkd.losses.sample_weight import (
     vacuity,
     weight,
 )
-from udkd.losses.storage import Storage, rebuild
+from udkd.losses.storage import Storage, dense_logits
 from udkd.teacher.targets import pack
 
 B, C, M = 60, 11, 5
@@ -177,7 +177,7 @@ def test_of_equal_logits_the_lower_class_is_kept() -> None:
     assert packed.classes is not None
     assert packed.classes.tolist() == [[0, 1, 2]] * 2
     torch.testing.assert_close(torch.softmax(packed.whole(9), -1), torch.full((2, 9), 1 / 9))
-    wide = rebuild(packed.logits, packed.classes.to(torch.int32), packed.tail, 9)  # type: ignore[arg-type]
+    wide = dense_logits(packed.logits, packed.classes.to(torch.int32), packed.tail, 9)  # type: ignore[arg-type]
     assert torch.equal(wide, packed.whole(9))
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.report.fake_predictions import answers_of, fake_predictions
 from udkd.config.recipe import Recipe, load_recipe
 from udkd.report.inputs import Baseline, DataFacts, ReportInputs
-from udkd.training.predictions import Targets
+from udkd.training.predictions import TeacherPredictions
 
 NAMES = (
     "red kite",
@@ -108,10 +108,10 @@ def fake_logits(samples: int, num_classes: int) -> tuple[NDArray[np.int64], NDAr
     return ids, labels, (logits - logits.max(1, keepdims=True)).astype(np.float16)
 
 
-def fake_targets(samples: int, num_classes: int) -> Targets:
+def fake_targets(samples: int, num_classes: int) -> TeacherPredictions:
     """What a cache would hold of it."""
     ids, labels, logits = fake_logits(samples, num_classes)
-    return Targets(ids=ids, labels=labels, answers=answers_of(logits, labels), num_classes=num_classes)
+    return TeacherPredictions(ids=ids, labels=labels, predictions=answers_of(logits, labels), num_classes=num_classes)
 
 
 def fake_metrics(recipe: Recipe, samples: int) -> list[dict[str, Any]]:

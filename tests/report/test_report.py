@@ -30,7 +30,7 @@ from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.evaluate import evaluate
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.progress import SILENT
 
 CPU = torch.device("cpu")
@@ -173,7 +173,7 @@ def test_surest_and_least_sure_images_by_hand(whole: ReportInputs, tmp_path: Pat
     for row in [*surest, *least]:
         chances = torch.softmax(torch.from_numpy(logits[row].astype(np.float64)), 0).tolist()
         names = sorted(range(10), key=lambda label: (-chances[label], label))[:3]
-        guessed = gallery.guesses(targets.answers, targets.labels, int(row), whole.class_names)
+        guessed = gallery.guesses(targets.predictions, targets.labels, int(row), whole.class_names)
         assert [guess.percent for guess in guessed] == pytest.approx([100 * chances[name] for name in names], rel=1e-5)
         assert [guess.name for guess in guessed] == [whole.class_names[name].split(",")[0] for name in names]
         assert [guess.right for guess in guessed] == [name == targets.labels[row] for name in names]
@@ -310,7 +310,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetFold
     dataset = make_dataset(folder)
     teacher = make_teacher(folder / "teacher", dataset)
     build_cache(folder / "cache", dataset=dataset, teacher=teacher, recipe=recipe, device=CPU, observer=SILENT)
-    train(Job(recipe=recipe, data=dataset.path, out=folder / "run", device=CPU, cache=folder / "cache"))
+    train(TrainJob(recipe=recipe, data=dataset.path, out=folder / "run", device=CPU, cache=folder / "cache"))
     evaluate(RunFolder.open(folder / "run"), data=None, teacher=teacher.path, device=CPU, observer=SILENT)
     torch.set_num_threads(threads)
     return folder, dataset, teacher
@@ -326,7 +326,7 @@ def test_gathered_from_a_real_run(trained: tuple[Path, DatasetFolder, TeacherFol
     logits, entropy = Cache.open(folder / "cache").targets(0)
     p = torch.softmax(torch.from_numpy(logits[split.ids].astype(np.float64)), 1)
     assert inputs.targets.entropy.tolist() == entropy[split.ids].tolist()
-    assert inputs.targets.answers.confidence == pytest.approx(p.amax(1).numpy(), abs=1e-6)
+    assert inputs.targets.predictions.confidence == pytest.approx(p.amax(1).numpy(), abs=1e-6)
     assert inputs.targets.weight == pytest.approx(1 - inputs.targets.entropy / math.log(4), abs=1e-5)
     assert inputs.teacher is not None
     assert inputs.teacher["weights_sha256"] == teacher.info.weights_sha256
@@ -351,7 +351,7 @@ def test_what_is_gone_or_other_becomes_a_sentence(
     inputs = gather(folder / "run", cache=tmp_path / "nowhere")
     assert whole is not None
     assert inputs.targets is not None, "udkd eval kept what the cache held"
-    assert all(np.array_equal(value, vars(inputs.targets.answers)[name]) for name, value in vars(whole.answers).items())
+    assert all(np.array_equal(value, vars(inputs.targets.predictions)[name]) for name, value in vars(whole.answers).items())
     assert "nowhere" in inputs.targets_from
     assert "The cache was not read" in Page(write_report(replace(inputs, out=tmp_path / "report"))).text
     bare = tmp_path / "bare"

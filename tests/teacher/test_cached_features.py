@@ -26,7 +26,7 @@ from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.sources import CachedTargets, LiveTargets
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils import terminal
 from udkd.utils.errors import CacheError, ConfigError, MismatchError
 
@@ -137,7 +137,7 @@ def test_a_cached_run_is_a_live_run(
         "live": {"recipe": small_recipe(*settings, 'teacher.source="live"'), "teacher": teacher.path},
     }
     for name, given in sources.items():
-        job = Job(data=dataset.path, out=tmp_path / name, device=CPU, **given)  # type: ignore[arg-type]
+        job = TrainJob(data=dataset.path, out=tmp_path / name, device=CPU, **given)  # type: ignore[arg-type]
         assert train(job).finished
     ours, theirs = (checkpoint(tmp_path / name) for name in sources)
     assert ours.keys() == theirs.keys()
@@ -160,7 +160,7 @@ def test_a_cache_without_features_is_as_it_was(
     job = {"data": dataset.path, "device": CPU, "cache": cache.folder}
     for name, folder in (("with", cache.folder), ("without", plain.folder)):
         recipe = small_recipe("teacher.views=2", "train.epochs=1")
-        assert train(Job(**(job | {"cache": folder}), recipe=recipe, out=tmp_path / name)).finished  # type: ignore[arg-type]
+        assert train(TrainJob(**(job | {"cache": folder}), recipe=recipe, out=tmp_path / name)).finished  # type: ignore[arg-type]
     ours, theirs = (checkpoint(tmp_path / name) for name in ("with", "without"))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), "it serves everything else"
 

@@ -17,7 +17,7 @@ from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.sources import open_targets
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import DataError, MismatchError
 from udkd.utils.progress import Silent
 
@@ -158,8 +158,8 @@ def test_one_class_is_nothing_to_tell_apart(
     monkeypatch.setattr("tests.small.CLASSES", ("ant",))
     single, recipe = make_dataset(tmp_path, per_class=9, val_per_class=2), small_recipe()
     for action in (
-        lambda: train(Job(recipe=recipe.for_teacher(), data=single.path, out=tmp_path / "run", device=CPU)),
-        lambda: train(Job(recipe=recipe, data=single.path, out=tmp_path / "run", device=CPU, cache=tmp_path / "none")),
+        lambda: train(TrainJob(recipe=recipe.for_teacher(), data=single.path, out=tmp_path / "run", device=CPU)),
+        lambda: train(TrainJob(recipe=recipe, data=single.path, out=tmp_path / "run", device=CPU, cache=tmp_path / "none")),
         lambda: build_cache(tmp_path / "c", dataset=single, teacher=teachers[0], recipe=recipe, device=CPU),
     ):
         with pytest.raises(DataError, match=r"has one class \(ant\): nothing to tell apart; .* wrong level of folders"):
@@ -188,8 +188,8 @@ def test_more_views_do_not_change_a_run(
         asked += 1
         return asked > 5
 
-    def job(name: str, **more: object) -> Job:
-        return Job(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache.folder, **more)  # type: ignore[arg-type]
+    def job(name: str, **more: object) -> TrainJob:
+        return TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache.folder, **more)  # type: ignore[arg-type]
 
     assert not train(job("stopped", stopped=soon)).finished
     assert train(job("whole")).finished

@@ -21,13 +21,13 @@ from udkd.data.dataset import DatasetFolder
 from udkd.models.ema import WeightEMA
 from udkd.teacher.folder import TeacherFolder
 from udkd.training import runners as drives
-from udkd.training.lr import averaging, progressive_px
+from udkd.training.lr import ema_rate, progressive_px
 from udkd.training.run_folder import RunFolder
-from udkd.training.runners import ResidentRunner, warmed_up
+from udkd.training.runners import ResidentRunner, warm_up
 from udkd.training.schedule import EpochSchedule, learning_rates
 from udkd.training.scoring import score
 from udkd.training.student import make_students
-from udkd.training.trainer import Job, Trainer, train
+from udkd.training.trainer import Trainer, TrainJob, train
 from udkd.utils.errors import ConfigError, MismatchError
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def recipe_of(*more: str) -> Recipe:
 
 
 def trained(out: Path, recipe: Recipe, dataset: DatasetFolder, cache: Path) -> str:
-    train(Job(recipe=recipe, data=dataset.path, out=out, device=CPU, cache=cache))
+    train(TrainJob(recipe=recipe, data=dataset.path, out=out, device=CPU, cache=cache))
     return checkpoint_hash(out)
 
 
@@ -81,7 +81,7 @@ def test_a_rehearsal_leaves_no_trace(
     works = []
 
     def record(work: Callable[[], None], mutable_state: Sequence[Tensor]) -> Callable[[], None]:
-        warmed_up(work, mutable_state)
+        warm_up(work, mutable_state)
         works.append(work)
         return work
 
@@ -126,7 +126,7 @@ def test_three_graphs_and_no_recompiles(
     counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     recipe = recipe_of('train.compile="all"')
-    trainer = Trainer(Job(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
+    trainer = Trainer(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
     trainer._train_epoch(0, 0)
     warm = dict(counters["stats"])
     assert warm["unique_graphs"] == 2, "the floating part of the augmentation; students and loss"
@@ -157,12 +157,12 @@ def test_stopped_and_resumed_with_everything_on(
     recipe = small_recipe(*SMALLEST, *settings)
     folder = make_cache(tmp_path / "cache", dataset, teacher, recipe)
     options = {"recipe": recipe, "data": dataset.path, "device": CPU, "cache": folder}
-    train(Job(out=tmp_path / "whole", **options))
+    train(TrainJob(out=tmp_path / "whole", **options))
     observer = StopAfter(0)
     observer.images = 5 * 24
-    outcome = train(Job(out=tmp_path / "run", observer=observer, stopped=observer.stopped, **options))
+    outcome = train(TrainJob(out=tmp_path / "run", observer=observer, stopped=observer.stopped, **options))
     assert outcome.step == 5
-    assert train(Job(out=tmp_path / "run", resume=True, **options)).finished
+    assert train(TrainJob(out=tmp_path / "run", resume=True, **options)).finished
     assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(tmp_path / "whole")
     rows = metrics_without_time(tmp_path / "run")
     assert rows == metrics_without_time(tmp_path / "whole")
@@ -177,10 +177,10 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path, dataset: DatasetFolde
     del config["perf"], config["train"]["input"], config["evaluation"]["flip_tta"]
     change(out / "config.json", lambda values: config)
     options = {"data": dataset.path, "out": out, "device": CPU, "cache": cache, "resume": True}
-    assert train(Job(recipe=recipe_of(), **options)).finished
+    assert train(TrainJob(recipe=recipe_of(), **options)).finished
     assert checkpoint_hash(out) == whole
     with pytest.raises(MismatchError, match=r"train\.input: stored 'stream', wanted 'resident'"):
-        train(Job(recipe=recipe_of('train.input="resident"'), **options))
+        train(TrainJob(recipe=recipe_of('train.input="resident"'), **options))
 
 
 def test_the_optimizer_follows_the_formula_and_reads_its_rate_from_a_tensor() -> None:
@@ -211,13 +211,13 @@ def test_an_average_moves_as_it_says() -> None:
         with torch.no_grad():
             model[0].weight += 1.0
         model[1].num_batches_tracked += 1
-        share = averaging(step, 0.5)
+        share = ema_rate(step, 0.5)
         average.follow(model, torch.tensor(share))
         want += share * (model[0].weight.detach().double() - want)
     torch.testing.assert_close(average.model[0].weight.double(), want)  # type: ignore[index]
     assert int(average.model[1].num_batches_tracked) == 4  # type: ignore[index]
     assert not average.model.training
-    assert [averaging(step, 0.5) for step in (0, 2, 100)] == [0.9, 0.75, 0.5]
+    assert [ema_rate(step, 0.5) for step in (0, 2, 100)] == [0.9, 0.75, 0.5]
 
 
 def test_sizes_grow_in_steps() -> None:
@@ -297,7 +297,7 @@ def test_a_plan_is_what_each_step_looks_up(dataset: DatasetFolder) -> None:
     plan = EpochSchedule.of(recipe, 1, 12, 1, views, CPU)
     assert plan.rates.shape == plan.dropout_keys.shape == (12, 2)
     assert plan.rates[3].tolist() == pytest.approx(learning_rates(recipe, 15, 12))
-    assert plan.averaging[0].item() == pytest.approx(averaging(12, 0.9))
+    assert plan.ema_rate[0].item() == pytest.approx(ema_rate(12, 0.9))
     assert len(plan.dropout_keys.unique()) == 24
     copy = drives._clone(plan)
     drives._copy(EpochSchedule.of(recipe, 0, 12, 0, views, CPU), copy)

@@ -19,7 +19,7 @@ from udkd.training.evaluate import evaluate
 from udkd.training.predictions import TopPredictions, read_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, score
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import CacheError, DataError, MismatchError, RunError
 from udkd.utils.progress import SILENT, Silent
 
@@ -41,7 +41,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teache
     folder = tmp_path_factory.mktemp("run")
     recipe = small_recipe("train.epochs=2", "students.0.lr=0.1")
     build_cache(folder / "cache", dataset=dataset, teacher=teacher, recipe=recipe, device=CPU)
-    job = Job(recipe=recipe, data=dataset.path, out=folder / "run", device=CPU, cache=folder / "cache", teacher=teacher.path)
+    job = TrainJob(
+        recipe=recipe, data=dataset.path, out=folder / "run", device=CPU, cache=folder / "cache", teacher=teacher.path
+    )
     train(job)
     return RunFolder.open(folder / "run")
 
@@ -155,7 +157,7 @@ def test_a_run_s_figures_against_numpy(run: RunFolder, dataset: DatasetFolder, t
         [*kept.students, kept.teacher, kept.average],
         strict=True,
     ):
-        assert row["top1"] == pytest.approx(100 * answers.right(labels).mean()), "the table's figure, image by image"
+        assert row["top1"] == pytest.approx(100 * answers.correct(labels).mean()), "the table's figure, image by image"
 
 
 def assert_answers(answers: TopPredictions | None, p_NC: np.ndarray, labels_N: np.ndarray) -> None:
@@ -184,9 +186,11 @@ def test_the_teacher_s_word_on_the_training_images(run: RunFolder, dataset: Data
     for row, sample in enumerate(split.ids.tolist()):
         z = logits[sample].astype(np.float64)
         ranked = sorted(range(4), key=lambda c: (-z[c], c))
-        assert targets.answers.top[row].tolist() == ranked, "of equal logits the lower class first"
-        assert np.exp(targets.answers.top_log_p[row]) == pytest.approx(softmax(z[None])[0][ranked], abs=1e-6)
-        assert targets.answers.label_log_p[row] == pytest.approx(np.log(softmax(z[None])[0][split.labels[sample]]), abs=1e-5)
+        assert targets.predictions.top[row].tolist() == ranked, "of equal logits the lower class first"
+        assert np.exp(targets.predictions.top_log_p[row]) == pytest.approx(softmax(z[None])[0][ranked], abs=1e-6)
+        assert targets.predictions.label_log_p[row] == pytest.approx(
+            np.log(softmax(z[None])[0][split.labels[sample]]), abs=1e-5
+        )
         assert targets.weight[row] == pytest.approx(1 - float(entropy[sample]) / np.log(4), abs=1e-6)
     heard: list[str] = []
 
@@ -226,7 +230,7 @@ def test_what_does_not_fit(
 
 def test_a_run_without_a_teacher(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     recipe = small_recipe("train.epochs=1", "loss.beta=0", "students=[{architecture='squeezenet1_1'}]")
-    train(Job(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
+    train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
     opened = RunFolder.open(tmp_path / "run")
     result = evaluate(opened, data=None, teacher=None, device=CPU, observer=SILENT)
     assert result["teacher"] is None
@@ -249,7 +253,7 @@ def test_a_run_without_a_teacher(tmp_path: Path, dataset: DatasetFolder, teacher
 
 def test_a_teacher_whose_weights_belong_to_another_network(tmp_path: Path, run: RunFolder, dataset: DatasetFolder) -> None:
     recipe = small_recipe("train.epochs=1", "loss.beta=0", "students=[{architecture='squeezenet1_1'}]")
-    train(Job(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
+    train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
     wrong = write_teacher(
         tmp_path / "wrong",
         build("squeezenet1_1", 4, image_px=32, seed=0).state_dict(),

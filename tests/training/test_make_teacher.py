@@ -24,9 +24,9 @@ from udkd.models.weight_files import read_weights
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import FrozenTeacher
 from udkd.training import make_teacher as teacher_maker
-from udkd.training.make_teacher import from_run, from_weights, imagenet_rows, write_measured
+from udkd.training.make_teacher import evaluate_and_write, from_run, from_weights, imagenet_rows
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError, DataError, MismatchError, RunError
 from udkd.utils.progress import SILENT
 
@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> Run
     """Hard labels alone, two students, one epoch."""
     recipe = small_recipe("loss.beta=0", 'teacher.source="none"', "train.epochs=1")
     out = tmp_path_factory.mktemp("run") / "run"
-    train(Job(recipe=recipe, data=dataset.path, out=out, device=CPU))
+    train(TrainJob(recipe=recipe, data=dataset.path, out=out, device=CPU))
     return RunFolder.open(out)
 
 
@@ -344,7 +344,7 @@ def test_a_student_of_a_run_becomes_a_teacher(tmp_path: Path, run: RunFolder, da
     for index, name in enumerate(NAMES):
         candidate = from_run(run, name, classes)
         assert candidate.architecture == name
-        folder = write_measured(tmp_path / name, candidate, dataset, recipe, CPU, SILENT)
+        folder = evaluate_and_write(tmp_path / name, candidate, dataset, recipe, CPU, SILENT)
         value = run.metrics()[-1]["val"]["students"][index]
         assert folder.info.accuracy == {"top1": value["top1"], "top5": value["top5"]}, "as the run itself measured"
         opened = TeacherFolder.open(tmp_path / name)
@@ -375,9 +375,9 @@ def test_a_run_on_other_classes_is_refused(run: RunFolder) -> None:
 def test_fit_s_candidate_of_any_architecture(tmp_path: Path, dataset: DatasetFolder, architecture: str) -> None:
     """A checkpoint's tensors come in no order: nothing may be guessed from the last one."""
     how = small_recipe(f"fit.architecture={architecture}", "fit.epochs=1").for_teacher()
-    train(Job(recipe=how, data=dataset.path, out=tmp_path / "run", device=CPU))
+    train(TrainJob(recipe=how, data=dataset.path, out=tmp_path / "run", device=CPU))
     candidate = from_run(RunFolder.open(tmp_path / "run"), None, [entry.wnid for entry in dataset.classes])
-    folder = write_measured(tmp_path / "teacher", candidate, dataset, how, CPU, SILENT)
+    folder = evaluate_and_write(tmp_path / "teacher", candidate, dataset, how, CPU, SILENT)
     assert folder.info.architecture == architecture
     assert folder.info.made["student"] == architecture
 
@@ -388,11 +388,11 @@ def test_nothing_to_measure_on(tmp_path: Path, run: RunFolder, dataset: DatasetF
     bare = replace(dataset, splits=dataset.splits | {"val": nothing})
     candidate = from_run(run, NAMES[0], [entry.wnid for entry in dataset.classes])
     with pytest.raises(DataError, match="has no validation images"):
-        write_measured(tmp_path / "teacher", candidate, bare, small_recipe(), CPU, SILENT)
+        evaluate_and_write(tmp_path / "teacher", candidate, bare, small_recipe(), CPU, SILENT)
     assert not (tmp_path / "teacher").exists()
 
 
 def test_a_size_that_the_network_cannot_take(tmp_path: Path, dataset: DatasetFolder) -> None:
     candidate = teacher_maker.Candidate(architecture="vit_b_32", weights={}, made={})
     with pytest.raises(ConfigError, match=r"vit_b_32 cannot take 32 px images .* change views\.size_px"):
-        write_measured(tmp_path / "teacher", candidate, dataset, small_recipe(), CPU, SILENT)
+        evaluate_and_write(tmp_path / "teacher", candidate, dataset, small_recipe(), CPU, SILENT)

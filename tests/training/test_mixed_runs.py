@@ -20,8 +20,8 @@ from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.compile import eager_loss, mixed_forward
 from udkd.training.run_folder import RunFolder
-from udkd.training.schedule import learning_rates, mixture
-from udkd.training.trainer import Job, train
+from udkd.training.schedule import learning_rates, loss_weights
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError, MismatchError, RunError
 from udkd.utils.progress import SILENT, Silent
 
@@ -75,7 +75,7 @@ class Bench:
         observer = StopAfter(stop_after)
         live = recipe.teacher.source == "live"
         train(
-            Job(
+            TrainJob(
                 recipe=recipe,
                 data=self.dataset.path,
                 out=self.root / name,
@@ -218,15 +218,15 @@ def test_schedules_at_their_ends_and_between() -> None:
         "students.1.loss_weight=3.0",
     )
     figures = EpochStats(progress=(0.25, 0.5), confidence=0.8)
-    start, quarter, half, end = (mixture(recipe, step, 400, figures) for step in (0, 100, 200, 400))
+    start, quarter, half, end = (loss_weights(recipe, step, 400, figures) for step in (0, 100, 200, 400))
     assert [row[0] for row in start] == pytest.approx([0.4, 0.4, 0.2 + 0.4 * 0.25, 0])
     assert [row[0] for row in quarter] == pytest.approx([0.4 + 0.6 / 4, 0.2, 0.3, 0])
     assert [row[0] for row in half] == pytest.approx([0.7, 0, 0.3, 0])
     assert [row[0] for row in end] == pytest.approx([1, 0, 0.3, 0])
     assert [row[1] for row in end] == pytest.approx([3, 0, 3 * 0.4, 0])
     by_confidence = small_recipe('loss.schedules.beta={kind="confidence", to=0.0}')
-    assert mixture(by_confidence, 7, 12, figures)[1][0] == pytest.approx(0.4 * 0.2)
-    assert mixture(by_confidence, 7, 12, EpochStats.none(2))[1][0] == 0.4
+    assert loss_weights(by_confidence, 7, 12, figures)[1][0] == pytest.approx(0.4 * 0.2)
+    assert loss_weights(by_confidence, 7, 12, EpochStats.none(2))[1][0] == 0.4
 
 
 def test_moving_weights_resume_to_the_same_bits(bench: Bench) -> None:

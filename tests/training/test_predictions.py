@@ -9,14 +9,16 @@ import pytest
 from safetensors.numpy import load, save
 
 from tests.report.fake_predictions import answers_of, fake_predictions
-from udkd.training.predictions import Predictions, Targets, TopPredictions, read_predictions, write_predictions
+from udkd.training.predictions import Predictions, TeacherPredictions, TopPredictions, read_predictions, write_predictions
 from udkd.utils.errors import RunError
 
 
 def with_targets(classes: int, names: tuple[str, ...] = ("a", "b"), samples: int = 31, teacher: bool = True) -> Predictions:
     labels = np.arange(50, dtype=np.int64) % classes
     answers = answers_of(np.random.default_rng(1).normal(0, 3, (50, classes)), labels)
-    targets = Targets(ids=np.arange(50) * 2, labels=labels, answers=answers, num_classes=classes, num_views=3, canonical=False)
+    targets = TeacherPredictions(
+        ids=np.arange(50) * 2, labels=labels, predictions=answers, num_classes=classes, num_views=3, canonical=False
+    )
     return fake_predictions(classes, names, samples=samples, teacher=teacher, targets=targets)
 
 
@@ -44,7 +46,7 @@ def test_what_is_written_comes_back(tmp_path: Path, classes: int, names: tuple[s
         assert all(same(a, b) for a, b in zip(told, (*value.students, value.average, value.teacher), strict=True))
         assert (found.targets is None) == (value.targets is None)
         if found.targets is not None and value.targets is not None:
-            assert same(found.targets.answers, value.targets.answers)
+            assert same(found.targets.predictions, value.targets.predictions)
             assert (found.targets.num_views, found.targets.canonical, found.targets.num_classes) == (3, False, classes)
             assert np.array_equal(found.targets.ids, value.targets.ids)
         data = path.read_bytes()

@@ -29,9 +29,9 @@ from udkd.training.checkpoints import Checkpoint
 from udkd.training.evaluate import evaluate
 from udkd.training.predictions import read_predictions, write_predictions
 from udkd.training.run_folder import RunFolder
-from udkd.training.run_records import Progress
-from udkd.training.trained import Trained
-from udkd.training.trainer import Job, train
+from udkd.training.run_records import CheckpointProgress
+from udkd.training.trained import TrainedClassifier
+from udkd.training.trainer import TrainJob, train
 from udkd.training.verify_run import verify_run
 from udkd.utils.errors import BusyError, RunError, UserError
 from udkd.utils.files import FolderLock
@@ -56,9 +56,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetFolder
     return folder, dataset
 
 
-def job(folder: Path, dataset: DatasetFolder, out: Path, *, resume: bool = False, **more: Any) -> Job:
+def job(folder: Path, dataset: DatasetFolder, out: Path, *, resume: bool = False, **more: Any) -> TrainJob:
     recipe = small_recipe(*RECIPE)
-    return Job(recipe=recipe, data=dataset.path, out=out, device=CPU, cache=folder / "cache", resume=resume, **more)
+    return TrainJob(recipe=recipe, data=dataset.path, out=out, device=CPU, cache=folder / "cache", resume=resume, **more)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def everything(run: Path, *, pages: bool = True) -> None:
     """What reads a run, up to where it begins to compute."""
     write_report(gather(run)) if pages else gather(run)
     folder = RunFolder.open(run)
-    class_names(folder, Trained.load(folder, None, averaged=False).classes)
+    class_names(folder, TrainedClassifier.load(folder, None, averaged=False).classes)
     with pytest.raises(Reached):
         evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
 
@@ -258,7 +258,7 @@ def test_a_reader_beside_a_trainer(run: Path) -> None:
 
     def replaced_meanwhile(path: Path, most: int | None = None) -> bytes:
         if path.suffix == ".safetensors" and (step := next(steps)) < 9:
-            folder.save(Checkpoint(tensors=small, progress=Progress(step=step, steps_per_epoch=2)))
+            folder.save(Checkpoint(tensors=small, progress=CheckpointProgress(step=step, steps_per_epoch=2)))
         return real(path)
 
     with pytest.MonkeyPatch.context() as patch:

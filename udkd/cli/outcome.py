@@ -6,11 +6,11 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from udkd.training.trainer import Outcome
+from udkd.training.trainer import TrainResult
 from udkd.utils.terminal import err
 
 
-def end(outcome: Outcome, folder: Path, exit_code: int) -> None:
+def end(outcome: TrainResult, folder: Path, exit_code: int) -> None:
     """Say how training ended; a run that was stopped exits with `exit_code`."""
     if outcome.finished:
         err.print(f"finished: {outcome.step} steps, in {folder}")

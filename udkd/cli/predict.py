@@ -9,7 +9,7 @@ from rich.table import Table
 from udkd.config.recipe import Recipe
 from udkd.export.predict import Prediction, class_names, predict
 from udkd.training.run_folder import RunFolder
-from udkd.training.trained import Trained
+from udkd.training.trained import TrainedClassifier
 from udkd.utils.output import print_error
 from udkd.utils.terminal import print_whole
 
@@ -31,7 +31,7 @@ def predict_command(
     """
     folder = RunFolder.open(run)
     several = student is None and len(Recipe.stored(folder.config, str(run)).students) > 1
-    trained = Trained.load(folder, student, averaged=averaged or several)
+    trained = TrainedClassifier.load(folder, student, averaged=averaged or several)
     predictions = predict(trained, images, class_names(folder, trained.classes), top=top)
     answered = [prediction for prediction in predictions if prediction.guesses]
     if answered:

@@ -11,9 +11,9 @@ from udkd.config.recipe import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.data.header import ClassName
 from udkd.teacher.folder import TeacherFolder, new_teacher
-from udkd.training.make_teacher import Candidate, from_run, from_weights, write_measured
+from udkd.training.make_teacher import Candidate, evaluate_and_write, from_run, from_weights
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError
 from udkd.utils.terminal import DeviceOption, RecipeOption, SetOption, err, observed, stop_requests
@@ -46,7 +46,7 @@ def fit(
     chosen += [f'fit.loss="{loss}"'] if loss else []
     how = load_recipe(recipe, chosen).for_teacher()
     with new_teacher(teacher), observed() as observer, stop_requests() as stopped:
-        job = Job(
+        job = TrainJob(
             recipe=how,
             data=data,
             out=teacher / "run",
@@ -59,7 +59,7 @@ def fit(
         if outcome.finished:
             dataset = DatasetFolder.open(data)
             candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
-            _announce(write_measured(teacher, candidate, dataset, how, job.device, observer))
+            _announce(evaluate_and_write(teacher, candidate, dataset, how, job.device, observer))
     end(outcome, teacher / "run", stopped.exit_code)
 
 
@@ -90,7 +90,7 @@ def import_(
         candidate = _candidate(architecture, weights, entry, run, student, dataset.classes)
         for note in candidate.notes:
             observer.note(note)
-        made = write_measured(teacher, candidate, dataset, how, choose_device(device), observer)
+        made = evaluate_and_write(teacher, candidate, dataset, how, choose_device(device), observer)
     _announce(made)
     if "rows" in candidate.made and made.info.accuracy["top1"] <= 150 / len(dataset.classes):
         err.print("that is hardly more than guessing: do its rows stand for these classes, in this order?")

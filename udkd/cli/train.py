@@ -7,7 +7,7 @@ import typer
 
 from udkd.cli.outcome import end
 from udkd.config.recipe import load_recipe
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.environment import choose_device
 from udkd.utils.terminal import BackendOption, DeviceOption, SetOption, observed, stop_requests
 
@@ -36,7 +36,7 @@ def train_command(
     chosen = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
     with observed() as observer, stop_requests() as stopped:
         outcome = train(
-            Job(
+            TrainJob(
                 recipe=load_recipe(recipe, chosen),
                 data=data,
                 out=out,

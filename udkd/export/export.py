@@ -18,7 +18,7 @@ from udkd.export.graphs import INPUT, OUTPUT, Classifier, graphs, onnx_classifie
 from udkd.export.quantise import quantised
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, score
-from udkd.training.trained import AVERAGED, Trained
+from udkd.training.trained import AVERAGED, TrainedClassifier
 from udkd.utils.environment import set_threads
 from udkd.utils.errors import MismatchError, RunError
 from udkd.utils.files import FolderLock, write_bytes, write_json
@@ -53,7 +53,7 @@ def export(
     Raises RunError where a file's logits are not the checkpoint's, and UserError kin for what is missing.
     """
     require_packages()
-    trained = Trained.load(run, student, averaged=averaged)
+    trained = TrainedClassifier.load(run, student, averaged=averaged)
     set_threads(trained.recipe.train.threads)
     dataset = _dataset(run, data)
     images = _Images(dataset, trained)
@@ -100,7 +100,7 @@ def _dataset(run: RunFolder, data: Path | None) -> DatasetFolder:
 class _Images:
     """Images of a dataset folder in a run's evaluation view."""
 
-    def __init__(self, dataset: DatasetFolder, trained: Trained) -> None:
+    def __init__(self, dataset: DatasetFolder, trained: TrainedClassifier) -> None:
         self._dataset = dataset
         self._recipe = trained.recipe
 
@@ -131,7 +131,7 @@ class _Images:
         return EpochViews(self._recipe.evaluation_spec, 0, split, _CPU)
 
 
-def _require_equal(name: str, classifier: Classifier, trained: Trained, batches: Sequence[Tensor]) -> float:
+def _require_equal(name: str, classifier: Classifier, trained: TrainedClassifier, batches: Sequence[Tensor]) -> float:
     """The largest deviation from the checkpoint's logits; RunError where it is above LIMIT."""
     deviations = []
     with torch.no_grad():
@@ -148,7 +148,7 @@ def _require_equal(name: str, classifier: Classifier, trained: Trained, batches:
     return largest
 
 
-def _notes(trained: Trained, dataset: DatasetFolder, exported: Exported) -> dict[str, Any]:
+def _notes(trained: TrainedClassifier, dataset: DatasetFolder, exported: Exported) -> dict[str, Any]:
     """What whoever runs the files has to know."""
     spec = trained.recipe.evaluation_spec
     names = {entry.wnid: entry.name for entry in dataset.classes}

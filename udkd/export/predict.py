@@ -14,7 +14,7 @@ from udkd.augment.views import ViewSpec, draw
 from udkd.data.dataset import DatasetFolder
 from udkd.data.image_files import read_picture
 from udkd.training.run_folder import RunFolder
-from udkd.training.trained import Trained
+from udkd.training.trained import TrainedClassifier
 from udkd.utils.errors import UserError
 
 
@@ -36,7 +36,7 @@ class Prediction:
     error: str = ""
 
 
-def predict(trained: Trained, images: Sequence[Path], names: Sequence[str], *, top: int = 5) -> list[Prediction]:
+def predict(trained: TrainedClassifier, images: Sequence[Path], names: Sequence[str], *, top: int = 5) -> list[Prediction]:
     """Ask a trained network about picture files, one by one. names: of its classes, in order."""
     found = []
     for image in images:

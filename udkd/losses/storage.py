@@ -40,21 +40,21 @@ class Storage:
         return cls(dtype=match[1], top_k=int(match[2] or 0))  # type: ignore[arg-type]
 
 
-def rebuild(logits_Bk: Tensor, classes_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
+def dense_logits(logits_Bk: Tensor, classes_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
     """The logits of all classes from those of the k best, float32 [B, C], up to a constant per row.
 
     The kept classes share 1 - tail as their logits say; the others share the tail alike. softmax of the result sums to 1.
     logits_Bk: float16 or float32; classes_Bk: any integers; tail_B: float32, the exact mass of the classes that were not kept.
     """
-    return spread(logits_Bk, classes_Bk, others(logits_Bk, tail_B, num_classes), num_classes)
+    return scatter_logits(logits_Bk, classes_Bk, rest_logit(logits_Bk, tail_B, num_classes), num_classes)
 
 
-def others(logits_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
+def rest_logit(logits_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
     """The one logit of all classes that were not kept, float32 [B]; no row depends on another."""
     share_B = torch.log(tail_B) - torch.log1p(-tail_B) + torch.logsumexp(logits_Bk.float(), dim=-1)
     return (share_B - math.log(num_classes - logits_Bk.shape[1])).clamp(min=LOWEST)
 
 
-def spread(logits_Bk: Tensor, classes_Bk: Tensor, others_B: Tensor, num_classes: int) -> Tensor:
+def scatter_logits(logits_Bk: Tensor, classes_Bk: Tensor, others_B: Tensor, num_classes: int) -> Tensor:
     """Rows of all C logits, float32 [B, C], from the kept ones and the one of the others."""
     return others_B[:, None].expand(-1, num_classes).scatter(1, classes_Bk.long(), logits_Bk.float())

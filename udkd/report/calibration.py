@@ -44,7 +44,7 @@ def section(inputs: ReportInputs) -> Section | None:
 
 
 def _diagram(predictions: Predictions, voice: Classifier) -> Picture:
-    confidence, right = voice.answers.confidence, voice.answers.right(predictions.labels)
+    confidence, right = voice.answers.confidence, voice.answers.correct(predictions.labels)
     bins, gap = reliability(confidence, right), _gap(predictions, voice)
     how = f"it claims {abs(gap):.1f} points too {'much' if gap > 0 else 'little'}"
     chance = calibration_error_by_chance(confidence)
@@ -88,13 +88,13 @@ def _draw(axes: Axes, palette: Palette, voice: Classifier, bins: Reliability) ->
 
 def _gap(predictions: Predictions, voice: Classifier) -> float:
     """Mean confidence beyond accuracy, percentage points."""
-    return 100 * float(voice.answers.confidence.mean() - voice.answers.right(predictions.labels).mean())
+    return 100 * float(voice.answers.confidence.mean() - voice.answers.correct(predictions.labels).mean())
 
 
 def _table(predictions: Predictions, asked: list[Classifier]) -> Table:
     rows = []
     for voice in asked:
-        confidence, right = voice.answers.confidence, voice.answers.right(predictions.labels)
+        confidence, right = voice.answers.confidence, voice.answers.correct(predictions.labels)
         low, high = calibration_error_interval(confidence, right)
         cells = (
             f"{100 * right.mean():.1f}",
@@ -107,7 +107,7 @@ def _table(predictions: Predictions, asked: list[Classifier]) -> Table:
             f"{voice.answers.loss:.3f}",
         )
         rows.append(Row(label=voice.name, cells=cells, hue=voice.hue, key=True))
-    best = min(asked, key=lambda voice: calibration_error(voice.answers.confidence, voice.answers.right(predictions.labels)))
+    best = min(asked, key=lambda voice: calibration_error(voice.answers.confidence, voice.answers.correct(predictions.labels)))
     return Table(
         name="calibration-table",
         title="Calibration, %",

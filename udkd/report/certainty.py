@@ -14,7 +14,7 @@ from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Facts, Note, Picture, Pictures, Section
 from udkd.report.style import Palette, picture
 from udkd.report.text import class_name, count, listed, percent, sentence, short
-from udkd.training.predictions import Targets
+from udkd.training.predictions import TeacherPredictions
 
 SURE = 0.9
 _BINS = 25
@@ -36,7 +36,7 @@ class Side:
     """The teacher on one split. suffix: of its figures' names."""
 
     word: str
-    targets: Targets
+    targets: TeacherPredictions
     suffix: str
 
 
@@ -55,7 +55,7 @@ def section(inputs: ReportInputs) -> Section:
     return Section(anchor="certainty", title="How sure the teacher is", blocks=blocks)
 
 
-def class_means(targets: Targets) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def class_means(targets: TeacherPredictions) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Classes that have samples, int64 [k], and their mean weight, float64 [k], the surest first."""
     counts = np.bincount(targets.labels, minlength=targets.num_classes)
     sums = np.bincount(targets.labels, weights=targets.weight.astype(np.float64), minlength=targets.num_classes)
@@ -71,12 +71,12 @@ def _sides(inputs: ReportInputs) -> list[Side]:
     return found if val is None else [*found, Side(word="validation", targets=val, suffix="-val")]
 
 
-def mean_weight(targets: Targets) -> float:
+def mean_weight(targets: TeacherPredictions) -> float:
     return float(targets.weight.astype(np.float64).mean())
 
 
 def _weights(side: Side) -> Picture:
-    targets, right, weight = side.targets, side.targets.right, side.targets.weight
+    targets, right, weight = side.targets, side.targets.correct, side.targets.weight
     mean, sure = mean_weight(targets), weight > SURE
     caption = (
         f"Mean weight {mean:.3f}: the teacher is nearly certain (w > {SURE}) of {percent(100 * float(sure.mean()), 0)} of the "
@@ -105,7 +105,7 @@ def _entropies(side: Side) -> Picture:
 
     def draw(figure: Figure, palette: Palette) -> None:
         marks = [Mark(place=mean, text=f"mean {mean:.3f}", colour=palette.ink, left=mean > most / 2)]
-        _histogram(figure, palette, side.word, targets.entropy, targets.right, most, "entropy H, nats", marks)
+        _histogram(figure, palette, side.word, targets.entropy, targets.correct, most, "entropy H, nats", marks)
 
     return picture(f"entropies{side.suffix}", f"Entropy of the teacher’s word, {side.word}", caption, draw)
 
@@ -195,7 +195,7 @@ def _every_class(sides: list[Side], names: tuple[str, ...]) -> Facts:
     first = sides[0].targets
     told: dict[int, list[str]] = {}
     for side in sides:
-        parts, weight, right = by_class(side.targets.labels, first.num_classes), side.targets.weight, side.targets.right
+        parts, weight, right = by_class(side.targets.labels, first.num_classes), side.targets.weight, side.targets.correct
         for label, rows in enumerate(parts):
             told.setdefault(label, []).append(f"{side.word} {count(len(rows), 'image')}{_figures(weight[rows], right[rows])}")
     order = [*class_means(first)[0].tolist()]
@@ -218,7 +218,7 @@ def _figures(weight: NDArray[np.float32], right: NDArray[np.bool_]) -> str:
     return f": mean weight {weight.astype(np.float64).mean():.3f}, right {percent(100 * float(right.mean()), 0)}"
 
 
-def _notes(inputs: ReportInputs, targets: Targets) -> list[str]:
+def _notes(inputs: ReportInputs, targets: TeacherPredictions) -> list[str]:
     notes = [inputs.targets_from] if inputs.targets_from else []
     weighing = inputs.recipe.loss.weighing
     if weighing.text != "entropy":

@@ -15,8 +15,8 @@ from udkd.report.inputs import Baseline, ReportInputs
 from udkd.report.page import Block, Facts, Note, Picture, Pictures, Row, Section, Table
 from udkd.report.style import MARKERS, Palette, picture
 from udkd.report.text import bounds, count, listed, sentence, short, signed
-from udkd.training.predictions import Predictions, Targets, TopPredictions
-from udkd.training.run_folder import flat
+from udkd.training.predictions import Predictions, TeacherPredictions, TopPredictions
+from udkd.training.run_folder import flatten
 
 _MOST = 3
 _IMAGES = 12
@@ -97,7 +97,7 @@ def section(inputs: ReportInputs) -> Section | None:
 
 def overall(predictions: Predictions, match: Match) -> Gain:
     """Over all validation images."""
-    return gain(match.own.right(predictions.labels), match.other.right(predictions.labels))
+    return gain(match.own.correct(predictions.labels), match.other.correct(predictions.labels))
 
 
 def in_words(predictions: Predictions, match: Match) -> str:
@@ -115,15 +115,15 @@ def lead(inputs: ReportInputs) -> str:
     return sentence(f"against {baseline.name}: {'; '.join(told)}") if told else ""
 
 
-def gains_by_tenths(targets: Targets, match: Match) -> list[Gain]:
+def gains_by_tenths(targets: TeacherPredictions, match: Match) -> list[Gain]:
     """The paired difference in groups of equal size, the lowest weight first."""
-    own, other = match.own.right(targets.labels), match.other.right(targets.labels)
+    own, other = match.own.correct(targets.labels), match.other.correct(targets.labels)
     return [gain(own[rows], other[rows]) for rows in tenths(targets.entropy, targets.ids)]
 
 
 def failures(predictions: Predictions, match: Match) -> NDArray[np.int64]:
     """Rows that the student has wrong and the baseline right, those of which the student is surest first, int64."""
-    own, other = match.own.right(predictions.labels), match.other.right(predictions.labels)
+    own, other = match.own.correct(predictions.labels), match.other.correct(predictions.labels)
     rows = np.flatnonzero(~own & other)
     return rows[np.lexsort((predictions.ids[rows], -match.own.confidence[rows]))]
 
@@ -133,8 +133,8 @@ def _table(predictions: Predictions, matched: list[Match], baseline: Baseline) -
     for match in matched:
         found = overall(predictions, match)
         cells = (
-            f"{100 * match.other.right(predictions.labels).mean():.2f}",
-            f"{100 * match.own.right(predictions.labels).mean():.2f}",
+            f"{100 * match.other.correct(predictions.labels).mean():.2f}",
+            f"{100 * match.own.correct(predictions.labels).mean():.2f}",
             signed(found.points, 2),
             bounds(found.low, found.high),
             f"{found.gained:,}",
@@ -164,7 +164,7 @@ def _verdicts(predictions: Predictions, matched: list[Match]) -> str:
     return " ".join(sentence(f"{verdict}: {listed(names)}") for verdict, names in found.items())
 
 
-def _by_tenths(targets: Targets, matched: list[Match]) -> Picture:
+def _by_tenths(targets: TeacherPredictions, matched: list[Match]) -> Picture:
     lines = [(match, gains_by_tenths(targets, match)) for match in matched]
     groups = len(lines[0][1])
 
@@ -200,7 +200,7 @@ def _by_tenths(targets: Targets, matched: list[Match]) -> Picture:
 
 
 def _classes(inputs: ReportInputs, predictions: Predictions, match: Match) -> Picture:
-    own, other = match.own.right(predictions.labels), match.other.right(predictions.labels)
+    own, other = match.own.correct(predictions.labels), match.other.correct(predictions.labels)
     gains = class_gains.class_gains(own, other, predictions.labels, predictions.num_classes)
     name, title = f"gain-classes-{match.index}", f"By class, {short(match.name, 20)}: ← lost · gained →"
     return class_gains.chart(name, title, gains, inputs.class_names, "This run", "the baseline", (match.index, None))
@@ -224,7 +224,7 @@ def _failures(inputs: ReportInputs, predictions: Predictions, baseline: Baseline
 
 def _differences(inputs: ReportInputs, baseline: Baseline) -> Facts:
     """What the recipes do not share."""
-    own, other = flat(inputs.recipe.to_dict()), flat(dict(baseline.config))
+    own, other = flatten(inputs.recipe.to_dict()), flatten(dict(baseline.config))
     keys = [key for key in sorted(own.keys() | other.keys()) if own.get(key) != other.get(key) and not key.startswith("data.")]
     facts = [(key, f"{own.get(key, 'absent')} (baseline: {other.get(key, 'absent')})") for key in keys]
     return Facts(title=f"What the recipe does not share with that of {baseline.name}", facts=facts or [("recipes", "the same")])

@@ -53,13 +53,13 @@ def sides(predictions: Predictions) -> list[Side]:
     every: Side = ("all", np.ones(len(predictions.ids), np.bool_))
     if predictions.teacher is None:
         return [every]
-    right = predictions.teacher.right(predictions.labels)
+    right = predictions.teacher.correct(predictions.labels)
     return [every, ("teacher right", right), ("teacher wrong", ~right)]
 
 
 def pair_of(predictions: Predictions, first: int, second: int, among: NDArray[np.bool_]) -> Pair:
     students = predictions.students
-    return agreement(students[first].guess, students[second].guess, predictions.labels, among)
+    return agreement(students[first].predicted, students[second].predicted, predictions.labels, among)
 
 
 def _matrix(predictions: Predictions) -> Picture:
@@ -181,7 +181,7 @@ def _bars(axes: Axes, palette: Palette, rows: list[Counted], parts: list[str], t
 
 def right_patterns(predictions: Predictions) -> list[Counted]:
     """Rows in words, the most students first, each with its number of images by side (see `sides`)."""
-    right = np.stack([answers.right(predictions.labels) for answers in predictions.students])
+    right = np.stack([answers.correct(predictions.labels) for answers in predictions.students])
     number = len(right)
     counted = {who: patterns(right, among) for who, among in sides(predictions)} if number <= _MOST_PATTERNS else {}
     if not counted:
@@ -209,14 +209,14 @@ def _pattern(names: Sequence[str], code: int) -> str:
 
 
 def _caption(predictions: Predictions) -> str:
-    right = np.stack([answers.right(predictions.labels) for answers in predictions.students])
+    right = np.stack([answers.correct(predictions.labels) for answers in predictions.students])
     some, best = 100 * float(right.any(axis=0).mean()), 100 * float(right.mean(axis=1).max())
-    average = 100 * float(predictions.average.right(predictions.labels).mean())
+    average = 100 * float(predictions.average.correct(predictions.labels).mean())
     who = "At least one student" if len(right) > 2 else "One student or the other"
     told = f"{who} is right for {percent(some, 1)} of {count(len(predictions.ids), 'validation image')}: "
     told += f"the best alone for {percent(best, 1)}, their average for {percent(average, 1)}"
     if predictions.teacher is not None:
-        wrong = ~predictions.teacher.right(predictions.labels)
+        wrong = ~predictions.teacher.correct(predictions.labels)
         rescued = int((right.any(axis=0) & wrong).sum())
         told += f"; of the {count(int(wrong.sum()), 'image')} that the teacher has wrong, a student has {rescued:,} right"
     return told + "."
@@ -224,7 +224,7 @@ def _caption(predictions: Predictions) -> str:
 
 def _classes(inputs: ReportInputs, predictions: Predictions, first: int, second: int) -> Picture:
     ahead, behind = predictions.names[first], predictions.names[second]
-    rights = [predictions.students[index].right(predictions.labels) for index in (first, second)]
+    rights = [predictions.students[index].correct(predictions.labels) for index in (first, second)]
     gains = class_gains.class_gains(rights[0], rights[1], predictions.labels, predictions.num_classes)
     name, title = f"classes-{first}-{second}", f"By class: ← {short(behind, 18)} ahead · {short(ahead, 18)} ahead →"
     return class_gains.chart(name, title, gains, inputs.class_names, ahead, behind, (first, second))
@@ -281,7 +281,7 @@ def _images(inputs: ReportInputs, predictions: Predictions) -> list[Block]:
     for own, other in ((0, 1), (1, 0)):
         winner, loser = (predictions.students[index] for index in (own, other))
         name, against = predictions.names[own], predictions.names[other]
-        won = np.flatnonzero(winner.right(predictions.labels) & ~loser.right(predictions.labels))
+        won = np.flatnonzero(winner.correct(predictions.labels) & ~loser.correct(predictions.labels))
         if not len(won):
             blocks.append(Note(text=f"No image is right for {name} and wrong for {against}."))
             continue

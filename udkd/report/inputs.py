@@ -19,7 +19,7 @@ from udkd.data.dataset import DatasetFolder, Split
 from udkd.report.text import listed
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.prediction_collector import cached_targets
-from udkd.training.predictions import Predictions, Targets, read_predictions
+from udkd.training.predictions import Predictions, TeacherPredictions, read_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import MismatchError, RunError, UserError
 
@@ -70,7 +70,7 @@ class ReportInputs:
     provenance: Mapping[str, Any]
     class_names: tuple[str, ...]
     data: DataFacts | None
-    targets: Targets | None
+    targets: TeacherPredictions | None
     thumbnail: Callable[[int], NDArray[np.uint8]] | None
     teacher: Mapping[str, Any] | None
     out: Path

@@ -16,7 +16,7 @@ from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Group, Note, Row, Section, Table
 from udkd.report.style import NUM_STUDENT_COLOURS
 from udkd.report.text import capital_free, count, listed, sentence
-from udkd.training.run_folder import flat
+from udkd.training.run_folder import flatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +320,7 @@ def _symbols(method: paper.Method) -> str:
 
 
 def _other_settings(inputs: ReportInputs) -> list[str]:
-    values = flat(inputs.recipe.to_dict())
+    values = flatten(inputs.recipe.to_dict())
     nested = inputs.recipe.to_dict()
     found = []
     for key, words, printed in paper.SETTINGS:

@@ -11,7 +11,7 @@ from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Note, Picture, Pictures, Section
 from udkd.report.style import Palette, picture
 from udkd.report.text import count, listed, percent
-from udkd.training.predictions import Predictions, Targets
+from udkd.training.predictions import Predictions, TeacherPredictions
 
 
 def section(inputs: ReportInputs) -> Section | None:
@@ -31,22 +31,22 @@ def section(inputs: ReportInputs) -> Section | None:
     return Section(anchor="weight-errors", title="Does a low weight mean an error?", blocks=blocks) if blocks else None
 
 
-def by_tenths(targets: Targets, right: NDArray[np.bool_]) -> list[tuple[float, float, float]]:
+def by_tenths(targets: TeacherPredictions, right: NDArray[np.bool_]) -> list[tuple[float, float, float]]:
     """Percent of right guesses and its interval in groups of equal size, the least sure first: ten, or as few as samples."""
     return [share(right[rows]) for rows in tenths(targets.entropy, targets.ids)]
 
 
-def told_apart(targets: Targets) -> str:
+def told_apart(targets: TeacherPredictions) -> str:
     """How well the weight tells the teacher's right guesses from wrong ones, in words."""
-    area = separation(-targets.entropy.astype(np.float64), targets.right)
+    area = separation(-targets.entropy.astype(np.float64), targets.correct)
     if area is None:
-        return "its guesses are all right" if targets.right.all() else "its guesses are all wrong"
+        return "its guesses are all right" if targets.correct.all() else "its guesses are all wrong"
     return f"a right guess has the higher weight than a wrong one with probability {area:.2f} (0.50: the weight says nothing)"
 
 
-def _validation(predictions: Predictions, targets: Targets) -> Picture:
+def _validation(predictions: Predictions, targets: TeacherPredictions) -> Picture:
     asked = classifiers(predictions)
-    lines = [(voice, by_tenths(targets, voice.answers.right(targets.labels))) for voice in asked]
+    lines = [(voice, by_tenths(targets, voice.answers.correct(targets.labels))) for voice in asked]
     groups = len(lines[0][1])
     ends = [f"{voice.label} {points[0][0]:.0f} → {percent(points[-1][0], 0)}" for voice, points in lines]
     caption = (
@@ -69,8 +69,8 @@ def _validation(predictions: Predictions, targets: Targets) -> Picture:
     return picture("right-by-weight-val", "New images: who is right where the teacher is unsure", caption, draw, height=3.2)
 
 
-def _training(targets: Targets) -> Picture:
-    points = by_tenths(targets, targets.right)
+def _training(targets: TeacherPredictions) -> Picture:
+    points = by_tenths(targets, targets.correct)
     first, last = points[0], points[-1]
     parted = first[2] < last[1]
     told = "lower, as it should be" if parted else "not clearly lower: here a low weight is no sign of error"
@@ -79,7 +79,7 @@ def _training(targets: Targets) -> Picture:
         f"{percent(last[0], 1)} of the surest, {told}; {told_apart(targets)}."
     )
     if len(points) == 1:
-        caption = f"One training image, on which the teacher is {'right' if targets.right.all() else 'wrong'}."
+        caption = f"One training image, on which the teacher is {'right' if targets.correct.all() else 'wrong'}."
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.subplots()

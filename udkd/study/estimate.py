@@ -13,7 +13,7 @@ from udkd.study.plan import StudyPlan, Trial, teacher_name
 from udkd.study.runner import StudyContext, find_teacher, run_path
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
-from udkd.training.speed_probe import Speeds, probe
+from udkd.training.speed_probe import StepTimes, measure_step_times
 from udkd.utils.errors import CacheError
 
 
@@ -38,7 +38,7 @@ def estimate(plan: StudyPlan, site: StudyContext) -> list[Item]:
     if plan.needs_teacher and teacher is None:
         own, fit = speeds.of(plan.base), plan.base.fit
         done = epochs_done(site.folder.teacher(teacher_name(plan.base, dataset.digest)) / "run")
-        each = images * own.fit_s + val_images * own.answer_s
+        each = images * own.teacher_step_s + val_images * own.teacher_forward_s
         items.append(
             Item(what="teacher", detail=fit.architecture, done=done, total=fit.epochs, seconds=(fit.epochs - done) * each)
         )
@@ -47,7 +47,7 @@ def estimate(plan: StudyPlan, site: StudyContext) -> list[Item]:
         done = _views_done(site, name) if teacher else 0
         left = max(0, widest.num_views - done)
         detail = f"{len({trial.arm for trial in trials})} arms share it"
-        seconds = left * images * speeds.of(widest.recipe).answer_s
+        seconds = left * images * speeds.of(widest.recipe).teacher_forward_s
         items.append(
             Item(what="cache", detail=detail, done=min(done, widest.num_views), total=widest.num_views, seconds=seconds)
         )
@@ -65,10 +65,10 @@ def _runs(
     for name, trials in sharing.items():
         recipe, rows = trials[0].recipe, rows_of(site.folder.run(name))
         own = speeds.of(recipe)
-        a_step = own.students_s + (own.answer_s if trials[0].taught and recipe.teacher.source == "live" else 0.0)
+        a_step = own.students_step_s + (own.teacher_forward_s if trials[0].taught and recipe.teacher.source == "live" else 0.0)
         if rows:  # what was seen is better than a guess
             a_step = 1 / median(row["images_per_s"] for row in rows)
-        each = images * a_step + val_images * own.students_s / 3  # no backward pass: a third of a training step
+        each = images * a_step + val_images * own.students_step_s / 3  # no backward pass: a third of a training step
         arms = " = ".join(dict.fromkeys(trial.arm for trial in trials))
         left = recipe.train.epochs - len(rows)
         items.append(
@@ -106,11 +106,11 @@ class _Speeds:
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._num_classes = num_classes
         self._device = device
-        self._seen: dict[object, Speeds] = {}
+        self._seen: dict[object, StepTimes] = {}
 
-    def of(self, recipe: Recipe) -> Speeds:
+    def of(self, recipe: Recipe) -> StepTimes:
         networks = (recipe.fit.architecture, *(student.architecture for student in recipe.students))
         setting = (networks, recipe.views.size_px, recipe.train.batch_size, recipe.train.precision, recipe.train.threads)
         if setting not in self._seen:
-            self._seen[setting] = probe(recipe, self._num_classes, self._device)
+            self._seen[setting] = measure_step_times(recipe, self._num_classes, self._device)
         return self._seen[setting]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from udkd.training.run_records import Last, Progress, explained, read_record, refuse
+from udkd.training.run_records import CheckpointProgress, Last, first_problem, raise_unreadable, read_record
 from udkd.utils.errors import RunError
 from udkd.utils.files import read_regular, write_bytes
 from udkd.utils.json_checksum import checked_bytes
@@ -30,7 +30,7 @@ class Checkpoint:
     """A moment of a run: tensors by name, and how far it is."""
 
     tensors: Mapping[str, Tensor]
-    progress: Progress
+    progress: CheckpointProgress
 
     def require_counts(self, *, batch: int, epochs: int, steps_per_epoch: int | None = None) -> None:
         """RunError unless the counters fit each other and the recipe. steps_per_epoch: of the data, where they are at hand."""
@@ -101,24 +101,24 @@ class Checkpoints:
         except FileNotFoundError:
             raise RunError(f"{file} is missing; expected the newest checkpoint; {_REMEDY}") from None
         except (OSError, ValueError) as error:
-            refuse(file, error, _REMEDY)
+            raise_unreadable(file, error, _REMEDY)
         if hashlib.sha256(data).hexdigest() != last.sha256:
             raise RunError(f"{file} is damaged; expected the sha256 that last.json records; {_REMEDY}")
         try:
             checkpoint = Checkpoint(tensors=load(data), progress=last.progress or _progress(data))
         except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that PyTorch has not
-            refuse(file, error, _REMEDY)
+            raise_unreadable(file, error, _REMEDY)
         if checkpoint.progress.step != last.step:
-            refuse(file, ValueError(f"it is of step {checkpoint.progress.step}, as its name is not"), _REMEDY)
+            raise_unreadable(file, ValueError(f"it is of step {checkpoint.progress.step}, as its name is not"), _REMEDY)
         return checkpoint
 
 
-def _progress(data: bytes) -> Progress:
+def _progress(data: bytes) -> CheckpointProgress:
     """What a checkpoint's file says of itself. Raises ValueError."""
     header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
     try:
-        return Progress.model_validate(parse_json(header["__metadata__"][_HEADER]))
+        return CheckpointProgress.model_validate(parse_json(header["__metadata__"][_HEADER]))
     except (KeyError, TypeError):
         raise ValueError("its header does not say how far it is") from None
     except ValidationError as error:
-        raise ValueError(explained(error.errors(include_url=False))) from None
+        raise ValueError(first_problem(error.errors(include_url=False))) from None

@@ -16,7 +16,7 @@ from udkd.models.build import num_parameters
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import FrozenTeacher, require_same_classes
 from udkd.training.prediction_collector import PredictionCollector, cached_targets
-from udkd.training.predictions import Predictions, Targets, TopPredictions, write_predictions
+from udkd.training.predictions import Predictions, TeacherPredictions, TopPredictions, write_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, Scores, score
 from udkd.training.student import make_students
@@ -133,19 +133,19 @@ def _scored(
     finally:
         backend.close()
         observer.finish()
-    *answers, average = recorder.answers()
+    *answers, average = recorder.predictions()
     return _Scored(
         students=scores,
         answers=tuple(answers),
         average=average,
         teacher=None if taught is None else taught.each[0],
-        teacher_answers=None if taught is None else teacher_recorder.answers()[0],
+        teacher_answers=None if taught is None else teacher_recorder.predictions()[0],
     )
 
 
 def _training_targets(
     dataset: DatasetFolder, provenance: dict[str, Any], cache: Path | None, observer: Observer
-) -> Targets | None:
+) -> TeacherPredictions | None:
     """The teacher's word on the training images, as the run's cache has it; a cache that is gone is said, not fatal."""
     if "cache" not in provenance:
         return None

@@ -12,7 +12,7 @@ from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import RunError
 
 
-def start_weights(section: StudentSection, name: str, classes: Sequence[str]) -> dict[str, Tensor]:
+def initial_weights(section: StudentSection, name: str, classes: Sequence[str]) -> dict[str, Tensor]:
     """The weights in section.init_from of the student section.init_from_student (else `name`); averaged ones where kept.
 
     classes: wnids of the outputs, in order. Raises RunError for a folder or student that is not there or has another
@@ -40,7 +40,7 @@ def start_weights(section: StudentSection, name: str, classes: Sequence[str]) ->
     return weights
 
 
-def digest(weights: dict[str, Tensor]) -> str:
+def weights_sha256(weights: dict[str, Tensor]) -> str:
     """A sha256 of weights, for the record."""
     state = hashlib.sha256()
     for name, value in sorted(weights.items()):

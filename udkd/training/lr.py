@@ -28,7 +28,7 @@ def progressive_px(epoch: int, *, epochs: int, first_px: int, last_px: int, unti
     return min(last_px, first_px + SIZE_STEP_PX * round(grown / SIZE_STEP_PX))
 
 
-def averaging(step: int, decay: float) -> float:
+def ema_rate(step: int, decay: float) -> float:
     """How far an averaged weight moves towards the newest one after step `step`: 1 - decay, more at first.
 
     Source: TensorFlow's ExponentialMovingAverage with num_updates: decay min(d, (1 + n) / (10 + n)).

@@ -188,7 +188,7 @@ def _imagenet() -> dict[str, int]:
     return {line.split("\t")[0]: row for row, line in enumerate(text.splitlines())}
 
 
-def write_measured(
+def evaluate_and_write(
     path: Path, candidate: Candidate, dataset: DatasetFolder, recipe: Recipe, device: torch.device, observer: Observer
 ) -> TeacherFolder:
     """Measure a candidate on the validation split in the recipe's evaluation view, and write its folder."""

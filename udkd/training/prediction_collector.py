@@ -11,7 +11,7 @@ from torch import Tensor
 from udkd.data.dataset import Split
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.ranking import top_k
-from udkd.training.predictions import TOP, Targets, TopPredictions
+from udkd.training.predictions import TOP, TeacherPredictions, TopPredictions
 from udkd.utils.errors import CacheError
 
 _ROWS_AT_ONCE = 1 << 14
@@ -27,12 +27,12 @@ class PredictionCollector:
         """log_p: log-probabilities [B, C] of each classifier, the same classifiers at every call."""
         self._parts.append([_parts(log_p_BC, labels_B) for log_p_BC in log_p])
 
-    def answers(self) -> list[TopPredictions]:
+    def predictions(self) -> list[TopPredictions]:
         """One per classifier, of all samples so far in the order they came."""
         return [_answers(parts) for parts in zip(*self._parts, strict=True)]
 
 
-def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | None = None) -> Targets:
+def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | None = None) -> TeacherPredictions:
     """What view 0 of a run's cache holds of a split, every block verified.
 
     provenance: run.json, which names the cache and its key. folder: where it lies now. Raises CacheError, MismatchError.
@@ -54,12 +54,12 @@ def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | N
         part = slice(start, start + _ROWS_AT_ONCE)
         logits_BC = torch.from_numpy(file.whole_logits(ids[part])).float()
         recorder.add(torch.from_numpy(labels[part]), [torch.log_softmax(logits_BC, dim=-1)])
-    rounded = recorder.answers()[0]
+    rounded = recorder.predictions()[0]
     answers = TopPredictions(top=rounded.top, top_log_p=rounded.top_log_p, label_log_p=rounded.label_log_p, entropy=entropy)
-    return Targets(
+    return TeacherPredictions(
         ids=ids,
         labels=labels,
-        answers=answers,
+        predictions=answers,
         num_classes=cache.num_classes,
         num_views=int(provenance.get("num_views", 1)),
         canonical=cache.key.policy == "canonical",

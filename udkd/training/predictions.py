@@ -55,7 +55,7 @@ class TopPredictions:
     entropy: NDArray[np.float32]
 
     @property
-    def guess(self) -> NDArray[np.int32]:
+    def predicted(self) -> NDArray[np.int32]:
         """The likeliest class, int32 [n]."""
         return self.top[:, 0]
 
@@ -69,13 +69,13 @@ class TopPredictions:
         """Mean cross-entropy, nats."""
         return -float(self.label_log_p.astype(np.float64).mean())
 
-    def right(self, labels: NDArray[np.integer]) -> NDArray[np.bool_]:
+    def correct(self, labels: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether the first guess is the label, bool [n]."""
-        return np.asarray(self.guess == labels)
+        return np.asarray(self.predicted == labels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Targets:
+class TeacherPredictions:
     """What a teacher says of n samples in one view.
 
     ids, labels: int64 [n]. num_views: how many cached views this is the first of. canonical: it is the evaluation view.
@@ -83,7 +83,7 @@ class Targets:
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
-    answers: TopPredictions
+    predictions: TopPredictions
     num_classes: int
     num_views: int = 1
     canonical: bool = True
@@ -91,7 +91,7 @@ class Targets:
     @property
     def entropy(self) -> NDArray[np.float32]:
         """Nats, float32 [n]."""
-        return self.answers.entropy
+        return self.predictions.entropy
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -105,9 +105,9 @@ class Targets:
         return float(np.log(self.num_classes))
 
     @property
-    def right(self) -> NDArray[np.bool_]:
+    def correct(self) -> NDArray[np.bool_]:
         """Whether the teacher's first guess is the label, bool [n]."""
-        return self.answers.right(self.labels)
+        return self.predictions.correct(self.labels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,14 +129,14 @@ class Predictions:
     average: TopPredictions
     teacher_name: str | None = None
     teacher: TopPredictions | None = None
-    targets: Targets | None = None
+    targets: TeacherPredictions | None = None
 
     @property
-    def val_targets(self) -> Targets | None:
+    def val_targets(self) -> TeacherPredictions | None:
         """The teacher on the validation images."""
         if self.teacher is None:
             return None
-        return Targets(ids=self.ids, labels=self.labels, answers=self.teacher, num_classes=self.num_classes)
+        return TeacherPredictions(ids=self.ids, labels=self.labels, predictions=self.teacher, num_classes=self.num_classes)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> str:
@@ -270,7 +270,7 @@ def _arrays(predictions: Predictions) -> dict[str, NDArray[Any]]:
         told["val.teacher"] = predictions.teacher
     if predictions.targets is not None:
         arrays |= {"train.ids": predictions.targets.ids, "train.labels": predictions.targets.labels}
-        told["train.teacher"] = predictions.targets.answers
+        told["train.teacher"] = predictions.targets.predictions
     for name, answers in told.items():
         arrays |= {f"{name}.{part}": value for part, value in vars(answers).items()}
     return {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
@@ -322,10 +322,10 @@ def _predictions(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         teacher=None if facts["teacher"] is None else answers("val.teacher"),
         targets=None
         if targets is None
-        else Targets(
+        else TeacherPredictions(
             ids=arrays["train.ids"],
             labels=arrays["train.labels"],
-            answers=answers("train.teacher"),
+            predictions=answers("train.teacher"),
             num_classes=num_classes,
             num_views=int(targets["num_views"]),
             canonical=bool(targets["canonical"]),

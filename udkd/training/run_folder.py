@@ -106,7 +106,7 @@ class RunFolder:
 
         stored_config: the stored one, completed with the defaults of keys that did not exist when the run began.
         """
-        stored, wanted = flat(stored_config or self.config), flat(config)
+        stored, wanted = flatten(stored_config or self.config), flatten(config)
         fields = [
             (name, stored.get(name), wanted.get(name))
             for name in sorted(stored.keys() | wanted.keys())
@@ -186,11 +186,11 @@ def _provenance(path: Path) -> dict[str, Any]:
     return without_none(read_record(file, Provenance, checked=found != UNCHECKED, remedy=remedy)[1])
 
 
-def flat(values: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted path."""
     items = enumerate(values) if isinstance(values, list) else values.items()
     result: dict[str, Any] = {}
     for name, value in items:
         path = f"{prefix}{name}"
-        result |= flat(value, path + ".") if isinstance(value, Mapping | list) and value else {path: value}
+        result |= flatten(value, path + ".") if isinstance(value, Mapping | list) and value else {path: value}
     return result

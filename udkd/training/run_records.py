@@ -102,7 +102,7 @@ class Score(_Record):
     loss: _AtLeast0
 
 
-class Scored(Score):
+class NetworkScore(Score):
     """The score of a named network."""
 
     name: _Text
@@ -116,9 +116,9 @@ class Evaluation(_Record):
     num_samples: _Count
     num_classes: _Count
     step: _Whole
-    students: Annotated[list[Scored], Field(min_length=1)]
+    students: Annotated[list[NetworkScore], Field(min_length=1)]
     ensemble: Score
-    teacher: Scored | None
+    teacher: NetworkScore | None
     predictions_sha256: _Text | None = None
 
 
@@ -173,19 +173,19 @@ class Epoch(_Record):
         return self
 
 
-class EpochStats(_Record):
-    """See udkd.losses.schedules.EpochStats."""
+class StoredEpochStats(_Record):
+    """See udkd.losses.schedules.StoredEpochStats."""
 
     progress: list[Annotated[float, Field(ge=0, le=1.00001)]]
     confidence: float
 
 
-class Progress(_Record):
+class CheckpointProgress(_Record):
     """How far a checkpoint is: steps done, whole batches of an epoch, and what the last epoch's schedules go by."""
 
     step: _Whole
     steps_per_epoch: _Count
-    figures: EpochStats | None = None
+    figures: StoredEpochStats | None = None
 
 
 class Last(_Record):
@@ -196,7 +196,7 @@ class Last(_Record):
 
     file: Annotated[str, Field(pattern=r"^step-[0-9]{9,16}\.safetensors$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    progress: Progress | None = None
+    progress: CheckpointProgress | None = None
 
     @property
     def step(self) -> int:
@@ -219,7 +219,7 @@ def read_record(path: Path, model: type[_R], *, checked: bool, remedy: str) -> t
         data = read_regular(path, _MOST_BYTES)
         return _held(data, model, values_of, checked)
     except (OSError, ValueError) as error:
-        refuse(path, error, remedy)
+        raise_unreadable(path, error, remedy)
 
 
 def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
@@ -236,9 +236,9 @@ def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
             if len(row.lr) != len(first.lr) or row.train.columns.keys() != first.train.columns.keys():
                 raise ValueError("it holds other figures or students than the rows before it")
     except OSError as error:
-        refuse(path, error, "train again")
+        raise_unreadable(path, error, "train again")
     except ValueError as error:
-        refuse(path, ValueError(f"after {len(rows)} rows: {error}"), "train again")
+        raise_unreadable(path, ValueError(f"after {len(rows)} rows: {error}"), "train again")
     return rows
 
 
@@ -249,10 +249,10 @@ def _held(data: bytes, model: type[_R], read: Callable[[bytes], dict[str, Any]],
     try:
         return model.model_validate(values), values
     except ValidationError as error:
-        raise ValueError(explained(error.errors(include_url=False))) from None
+        raise ValueError(first_problem(error.errors(include_url=False))) from None
 
 
-def explained(problems: Sequence[Any]) -> str:
+def first_problem(problems: Sequence[Any]) -> str:
     """The first problem that a model found, in one line."""
     first = problems[0]
     where = ".".join(map(str, first["loc"]))
@@ -266,7 +266,7 @@ def explained(problems: Sequence[Any]) -> str:
     return f"{where} is {reprlib.repr(first['input'])}: {first['msg']}"
 
 
-def refuse(path: Path, error: Exception, remedy: str) -> NoReturn:
+def raise_unreadable(path: Path, error: Exception, remedy: str) -> NoReturn:
     """Raise RunError: a file of a run cannot be read."""
     why = error.strerror if isinstance(error, OSError) and error.strerror else error
     raise RunError(f"{path} cannot be read ({why}); expected what udkd wrote; {remedy}") from None

@@ -145,7 +145,7 @@ class FixedLessons:
         return place
 
 
-def warmed_up(work: Callable[[], None], mutable_state: Sequence[Tensor], times: int = _REHEARSALS) -> None:
+def warm_up(work: Callable[[], None], mutable_state: Sequence[Tensor], times: int = _REHEARSALS) -> None:
     """Run `work` a few times, each time from the same state, and undo it: `mutable_state` is every tensor it changes.
 
     Were it undone at the end alone, the later runs would be steps that the epoch's plan may not have.
@@ -177,7 +177,7 @@ class CudaGraphCapture:
         device = self._stream.device
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
-            warmed_up(work, mutable_state)
+            warm_up(work, mutable_state)
         torch.cuda.current_stream(device).wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # Only this thread's calls may break the recording: a DataLoader's thread may pin memory meanwhile.

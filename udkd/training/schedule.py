@@ -10,7 +10,7 @@ from udkd.augment.apply import ViewTable
 from udkd.config.recipe import Recipe
 from udkd.losses.schedules import EpochStats, interpolate, schedule_progress
 from udkd.models.build import dropout_keys
-from udkd.training.lr import averaging, cosine
+from udkd.training.lr import cosine, ema_rate
 from udkd.utils.rng import key
 
 _DROPOUT = 2  # a name that keeps the uses of a run's seed apart
@@ -21,15 +21,15 @@ class EpochSchedule:
     """One epoch of S steps for N students.
 
     view: the number of the view that the students see. views: the views of all ids.
-    rates: float32 [S, N], learning rates. dropout_keys: int64 [S, N]. averaging: float32 [S], see schedule.averaging.
-    weights: float32 [S, 4, N], see `mixture`.
+    rates: float32 [S, N], learning rates. dropout_keys: int64 [S, N]. averaging: float32 [S], see schedule.ema_rate.
+    weights: float32 [S, 4, N], see `loss_weights`.
     """
 
     view: int
     views: ViewTable
     rates: Tensor
     dropout_keys: Tensor
-    averaging: Tensor
+    ema_rate: Tensor
     weights: Tensor
 
     @classmethod
@@ -50,14 +50,14 @@ class EpochSchedule:
         keys = np.stack([dropout_keys(seed, index, steps) for index in students], axis=1)
         rates = [learning_rates(recipe, step, steps_per_epoch) for step in steps.tolist()]
         figures = figures or EpochStats.none(len(recipe.students))
-        weights = [mixture(recipe, step, steps_per_epoch * recipe.train.epochs, figures) for step in steps.tolist()]
-        shares = [averaging(step, recipe.train.ema_decay) for step in steps.tolist()]
+        weights = [loss_weights(recipe, step, steps_per_epoch * recipe.train.epochs, figures) for step in steps.tolist()]
+        shares = [ema_rate(step, recipe.train.ema_decay) for step in steps.tolist()]
         return cls(
             view=view,
             views=views,
             rates=torch.tensor(rates, dtype=torch.float32).to(device),
             dropout_keys=torch.from_numpy(keys).to(device),
-            averaging=torch.tensor(shares, dtype=torch.float32).to(device),
+            ema_rate=torch.tensor(shares, dtype=torch.float32).to(device),
             weights=torch.tensor(weights, dtype=torch.float32).to(device),
         )
 
@@ -84,7 +84,7 @@ def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[floa
     ]
 
 
-def mixture(recipe: Recipe, step: int, total_steps: int, figures: EpochStats) -> list[list[float]]:
+def loss_weights(recipe: Recipe, step: int, total_steps: int, figures: EpochStats) -> list[list[float]]:
     """[4][N]: alpha, beta, gamma and the method's weight of each student in step number `step` of the run.
 
     What the recipe says, moved by its schedules, times the student's own weight; a pure function of these four.

@@ -93,7 +93,7 @@ class TrainStep:
         run batch by batch or, recorded once, as one CUDA graph.
         """
         place = tally.count // len(batch.labels)
-        rates, keys, averaging = (at_step(each, place) for each in (plan.rates, plan.dropout_keys, plan.averaging))
+        rates, keys, ema_rate = (at_step(each, place) for each in (plan.rates, plan.dropout_keys, plan.ema_rate))
         for student in self.students:
             student.set_step_inputs(rates[student.index], keys[student.index])
         views = plan.views.gather(batch.ids)
@@ -104,7 +104,7 @@ class TrainStep:
         logits, terms = self.objective(x_BCHW, batch, lesson, plan, place)
         terms.total.backward()  # type: ignore[no-untyped-call]
         for student in self.students:
-            student.optimizer_step(averaging)
+            student.optimizer_step(ema_rate)
         tally.add(place, logits, terms, batch.labels, self.columns)
 
     def mutable_state(self) -> list[Tensor]:

@@ -38,12 +38,12 @@ class Student:
         for layer in self.draws:
             layer.key.copy_(dropout_key)
 
-    def optimizer_step(self, averaging: Tensor) -> None:
+    def optimizer_step(self, ema_rate: Tensor) -> None:
         """Follow the gradients and drop them. averaging: how far the averaged weights move, a scalar."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.follow(self.model, averaging)
+            self.average.follow(self.model, ema_rate)
 
     @property
     def eval_model(self) -> nn.Module:

@@ -32,12 +32,11 @@ from udkd.teacher.target import TargetSource
 from udkd.teacher.with_features import LiveTargetsWithMaps
 from udkd.training.build_step import build_step
 from udkd.training.checkpoints import Checkpoint
-from udkd.training.init_from import digest, start_weights
+from udkd.training.init_from import initial_weights, weights_sha256
 from udkd.training.lr import progressive_px
 from udkd.training.method_loss import MIXED_ROWS
 from udkd.training.run_folder import RunFolder
-from udkd.training.run_records import EpochStats as StoredFigures
-from udkd.training.run_records import Progress
+from udkd.training.run_records import CheckpointProgress, StoredEpochStats
 from udkd.training.runners import CudaGraphCapture, ResidentRunner, StepRunner, StreamingRunner
 from udkd.training.scalars import write_scalars
 from udkd.training.schedule import EpochSchedule, learning_rates
@@ -54,7 +53,7 @@ _ORDER = 3  # the name of the sample order among the uses of train.seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainJob:
     """What to train, on what, where.
 
     cache, teacher: folders; which is needed follows from recipe.teacher.source. With a cache, a teacher is only compared.
@@ -76,14 +75,14 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrainResult:
     """How a call to `train` ended: finished, or stopped at a checkpoint after `step` steps."""
 
     finished: bool
     step: int
 
 
-def train(job: Job) -> Outcome:
+def train(job: TrainJob) -> TrainResult:
     """Train the recipe's students; everything that is learnt is in the run folder.
 
     Raises UserError kin: unusable data, cache, teacher or run folder, another process that trains it, a loss that is not
@@ -97,7 +96,7 @@ def train(job: Job) -> Outcome:
 class Trainer:
     """The state of one run: students, tally and the step they are at."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainJob) -> None:
         self.job = job
         self.recipe = recipe = job.recipe
         self.dataset = DatasetFolder.open(job.data)
@@ -132,7 +131,7 @@ class Trainer:
                 self._restore()
             self._held = held.pop_all()
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainResult:
         """Train from the present step to the end, or until asked to stop."""
         total = self.recipe.train.epochs * self.steps_per_epoch
         self.run_folder.drop_metrics_after(self.step)
@@ -142,8 +141,8 @@ class Trainer:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             stopped = self._train_epoch(epoch, done)
             if stopped:
-                return Outcome(finished=False, step=self.step)
-        return Outcome(finished=True, step=self.step)
+                return TrainResult(finished=False, step=self.step)
+        return TrainResult(finished=True, step=self.step)
 
     def close(self) -> None:
         """Release the run folder and the backends."""
@@ -327,8 +326,8 @@ class Trainer:
                 f"{broken[0]} is not finite after step {self.step - 1}; expected numbers; "
                 "the last checkpoint is kept; lower students.*.lr or train in float32"
             )
-        figures = StoredFigures(progress=list(self.figures.progress), confidence=self.figures.confidence)
-        progress = Progress(
+        figures = StoredEpochStats(progress=list(self.figures.progress), confidence=self.figures.confidence)
+        progress = CheckpointProgress(
             step=self.step, steps_per_epoch=self.steps_per_epoch, figures=figures if self.recipe.needs_figures else None
         )
         self.run_folder.save(Checkpoint(tensors=tensors, progress=progress))
@@ -367,7 +366,7 @@ class Trainer:
                 "restore it or train again in another folder"
             )
 
-    def _restore_figures(self, stored: StoredFigures | None) -> None:
+    def _restore_figures(self, stored: StoredEpochStats | None) -> None:
         """RunError unless metrics.jsonl has each epoch before the checkpoint, and the figures that it goes by."""
         rows = [row for row in self.run_folder.metrics() if row["step"] <= self.step]
         done = self.step // self.steps_per_epoch
@@ -428,9 +427,9 @@ class Trainer:
         digests = {}
         for student in chosen:
             section, classes = self.recipe.students[student.index], [entry.wnid for entry in self.dataset.classes]
-            weights = start_weights(section, student.name, classes)
+            weights = initial_weights(section, student.name, classes)
             student.load_weights(weights)
-            digests[student.name] = digest(weights)
+            digests[student.name] = weights_sha256(weights)
         return {"starts": digests}
 
     def _lock(self) -> FolderLock:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udkd.losses.sample_weight import UNCERTAINTY_OF, SampleWeighting, weight
-from udkd.losses.storage import others, rebuild, spread
+from udkd.losses.storage import dense_logits, rest_logit, scatter_logits
 from udkd.teacher.cache.view_file import ViewFile
 from udkd.utils.rng import permutation
 
@@ -98,8 +98,8 @@ class MappedTable:
             return logits
         classes = torch.from_numpy(self._file.arrays["classes"][rows_B.numpy()].astype(np.int64)).to(self._device)
         if self._others_N is not None:
-            return spread(logits, classes, self._others_N.index_select(0, rows_B), num_classes)
-        return rebuild(logits, classes, self._gathered("tail", rows_B), num_classes)
+            return scatter_logits(logits, classes, self._others_N.index_select(0, rows_B), num_classes)
+        return dense_logits(logits, classes, self._gathered("tail", rows_B), num_classes)
 
     def features(self, ids_B: Tensor) -> Tensor:
         """See TargetTable."""
@@ -154,7 +154,7 @@ class MappedTable:
                 self._file.require_block(block)
                 if self._others_N is not None:
                     rows, num_classes = slice(*self._file.header.block_range(block)), self._file.header.key.num_classes
-                    self._others_N[rows] = others(self._arrays["logits"][rows], self._arrays["tail"][rows], num_classes)
+                    self._others_N[rows] = rest_logit(self._arrays["logits"][rows], self._arrays["tail"][rows], num_classes)
                 self._verified[block] = True
                 self._unverified -= 1
         assert not np.isnan(self._file.uncertainties["entropy"][rows_B]).any(), "lookup of an excluded id"
@@ -179,7 +179,7 @@ class DeviceTable:
         rows = {name: array.index_select(0, ids_B) for name, array in self._rows.items() if name != "features"}
         logits = rows["logits"]
         if "classes" in rows:
-            logits = rebuild(logits, rows["classes"], rows["tail"], self._num_classes)
+            logits = dense_logits(logits, rows["classes"], rows["tail"], self._num_classes)
         return logits, self.weight.index_select(0, ids_B)
 
     def features(self, ids_B: Tensor) -> Tensor:
