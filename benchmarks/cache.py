@@ -143,9 +143,9 @@ def _per_step(
     live_views = LiveTargets(panel, None)
     variants = [
         Variant("students' step", _step(recipe, len(dataset.classes), device, x_BCHW, first, cached), batch),
-        Variant("cached lookup", lambda: cached.lookup(first, x_BCHW, 0), batch),
-        Variant("live teacher, evaluation view", lambda: live_eval.lookup(first, x_BCHW, 0), batch),
-        Variant("live teacher, students' views", lambda: live_views.lookup(first, x_BCHW, 0), batch),
+        Variant("cached lookup", lambda: cached(first, x_BCHW, 0), batch),
+        Variant("live teacher, evaluation view", lambda: live_eval(first, x_BCHW, 0), batch),
+        Variant("live teacher, students' views", lambda: live_views(first, x_BCHW, 0), batch),
     ]
     timed = side_by_side(variants, device, rounds=rounds, warmup=1)
     record.add(timed, baseline="students' step", part="step")
@@ -163,11 +163,12 @@ def _step(
 ) -> Callable[[], None]:
     students = make_students(recipe, num_classes, device)
     loss = eager_loss(recipe.loss.settings)
+    weights_3N = recipe.loss.settings.weights_3N(len(students), x_BCHW)
 
     def run() -> None:
-        lesson = lessons.lookup(batch, x_BCHW, 0)
+        lesson = lessons(batch, x_BCHW, 0)
         logits = [student.model(x_BCHW) for student in students]
-        loss(logits, batch.labels, lesson.logits, lesson.weight).total.backward()  # type: ignore[no-untyped-call]
+        loss(logits, batch.labels, lesson.logits, lesson.weight, weights_3N).total.backward()  # type: ignore[no-untyped-call]
         for student in students:
             student.optimizer.step()
             student.optimizer.zero_grad(set_to_none=True)

@@ -25,10 +25,9 @@ from udkd.teacher.sources import LiveTargets, NoTargets
 from udkd.teacher.target import TargetSource, TeacherTargets
 from udkd.teacher.targets import pack
 from udkd.training.build_step import build_step
-from udkd.training.method_loss import MIXED_ROWS
+from udkd.training.metrics import TrainMetrics, recorded_rows
 from udkd.training.runners import CudaGraphCapture, ResidentRunner, StepRunner, StreamingRunner
 from udkd.training.schedule import EpochSchedule
-from udkd.training.step import TrainMetrics
 from udkd.training.student import make_students
 from udkd.utils.compile import compiled
 from udkd.utils.environment import convolution_search
@@ -88,7 +87,7 @@ def make(
     lessons = _lessons(recipe, rows, device, targets, architecture)
     students = make_students(recipe, CLASSES, device)
     step = build_step(recipe, recipe.views.spec, students, lessons, device)
-    tally = TrainMetrics.empty(len(students), device, MIXED_ROWS if recipe.is_mixed else ())
+    tally = TrainMetrics.empty(len(students), device, recorded_rows(recipe))
     batch, count = recipe.train.batch_size, len(rows.labels)
     steps = count // batch
     assert steps, f"{count} samples for a batch of {batch}"
@@ -98,9 +97,7 @@ def make(
     if recipe.train.input == "stream":
         drive = StreamingRunner(step, InMemory(rows), batch)
     else:
-        record = recorder(device) if recipe.train.cuda_graph else None
-        by_id = recipe.loss.beta == 0 or recipe.teacher.source == "cache"
-        drive = ResidentRunner(step, rows, batch, tally, ids=ids, by_id=by_id, record=record)
+        drive = ResidentRunner(step, rows, batch, tally, capture=recorder(device) if recipe.train.cuda_graph else None)
 
     def endless() -> Iterator[int]:
         order = np.random.default_rng(0).permutation(ids)[: steps * batch]
@@ -180,13 +177,17 @@ class InMemory:
 
 
 class TableLessons:
-    """Cached lessons without a folder."""
+    """Cached targets without a folder."""
+
+    num_features = 0
 
     def __init__(self, table: TargetTable) -> None:
         self._table = table
 
-    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
-        """See Lessons."""
+    def load(self, view: int) -> None:
+        """Nothing to load."""
+
+    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
         logits_BC, weight_B = self._table.lookup(batch.ids)
         return TeacherTargets(logits=logits_BC, weight=weight_B)
 

@@ -1,6 +1,7 @@
 """Connectors: what they want of two networks, what they remember, what they refuse; feature maps as hooks take them."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from tests.small import small_recipe
 from tests.utils.slow_hash import GOLDEN, MASK, slow_mix
 from udkd.data.batch import Batch
 from udkd.losses.methods.connectors import Connection, Crd, MethodInputs, connect
+from udkd.losses.sample_weight import SampleWeighting
+from udkd.losses.storage import Storage
 from udkd.models.build import build
 from udkd.models.features import FeatureExtractor, pooled, stages
-from udkd.teacher.target import TeacherTargets
-from udkd.teacher.with_features import LiveTargetsWithMaps
+from udkd.teacher.sources import LiveTargets
+from udkd.teacher.targets import PackedTargets, pack
 from udkd.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -153,20 +156,23 @@ def negatives_of(crd: Crd, now: MethodInputs, row: int) -> list[int]:
     return [others[(slow_mix((name + k * GOLDEN) & MASK) >> 33) * len(others) >> 31] for k in range(6)]
 
 
-def test_watched_lessons_hand_out_whole_batches_of_maps() -> None:
-    teacher = network("resnet18").eval()
+def test_a_live_teacher_hands_out_the_maps_of_full_batches() -> None:
+    model = network("resnet18").eval()
 
     class InBlocks:
-        def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
+        members, num_classes, num_features = (SimpleNamespace(model=model),), 4, 0
+
+        def targets(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> PackedTargets:
             blocks = [F.pad(part, (0, 0, 0, 0, 0, 0, 0, 4 - len(part))) for part in x_BCHW.split(4)]
-            return TeacherTargets(logits=torch.cat([teacher(block) for block in blocks])[: len(x_BCHW)], weight=None)
+            return pack(torch.cat([model(block) for block in blocks])[: len(x_BCHW)], Storage(dtype="float32"))
 
     x, ids = torch.rand(7, 3, 32, 32), torch.arange(7)
-    watched = LiveTargetsWithMaps(InBlocks(), teacher, ["layer2.1", "layer4.1"])
+    teacher = LiveTargets(InBlocks(), None, SampleWeighting(kind="constant"))  # type: ignore[arg-type]
+    teacher.keep_maps(["layer2.1", "layer4.1"])
     for _ in range(2):
-        lesson = watched.lookup(Batch(ids=ids, canvas=ids, labels=ids), x, 0)
-        assert set(lesson.maps) == {"layer2.1", "layer4.1"}
-        pooled_head = teacher.fc(lesson.maps["layer4.1"].mean((2, 3)))
-        assert lesson.logits is not None
-        torch.testing.assert_close(pooled_head, lesson.logits)
-        assert len(lesson.maps["layer2.1"]) == 7
+        target = teacher(Batch(ids=ids, canvas=ids, labels=ids), x, 0)
+        assert set(target.maps) == {"layer2.1", "layer4.1"}
+        pooled_head = model.fc(target.maps["layer4.1"].mean((2, 3)))
+        assert target.logits is not None
+        torch.testing.assert_close(pooled_head.log_softmax(-1), target.logits.log_softmax(-1))
+        assert len(target.maps["layer2.1"]) == 7

@@ -82,7 +82,7 @@ def test_cached_features_are_the_live_ones(
     seen, backend = EpochViews(rules.views.spec, rules.views.seed, split, CPU), open_backend("folder", split, CPU, workers=1)
     for batch in backend.epoch(np.random.default_rng(0).permutation(split.ids), 13):
         x = apply(batch.canvas, seen.table(0).gather(batch.ids), rules.views.spec)
-        ours, theirs = cached.lookup(batch, x, 0), live.lookup(batch, x, 0)
+        ours, theirs = cached(batch, x, 0), live(batch, x, 0)
         assert ours.features is not None
         assert (ours.features.dtype, ours.features.shape) == (torch.float16, (len(batch.ids), D))
         assert torch.equal(ours.features, theirs.features)
@@ -182,7 +182,7 @@ def test_any_flipped_bit_of_the_features_is_found(tmp_path: Path, cache: Cache) 
         damaged = Cache.open(tmp_path)
         assert verify(damaged) == [(0, place // (2 * D) // 8)]
         with pytest.raises(CacheError, match="does not match its checksum"):
-            CachedTargets(damaged, CPU, features=True)._table(0).features(torch.tensor([place // (2 * D)]))
+            damaged.lookup_table(0, CPU, features=True).features(torch.tensor([place // (2 * D)]))
 
 
 def test_processes_and_interruptions_leave_the_same_bytes(

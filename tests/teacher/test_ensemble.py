@@ -202,7 +202,7 @@ def test_cached_equals_live_for_every_kind(
         weights = []
         for batch in batches:
             x = apply(batch.canvas, seen.table(view).gather(batch.ids), rules.views.spec)
-            ours, theirs = cached.lookup(batch, x, view), live.lookup(batch, x, view)
+            ours, theirs = cached(batch, x, view), live(batch, x, view)
             assert torch.equal(ours.logits, theirs.logits)
             assert torch.equal(ours.weight, theirs.weight), name
             weights.append(ours.weight)
@@ -303,7 +303,7 @@ def test_a_teacher_fitted_with_the_evidential_loss(tmp_path: Path) -> None:
 
 def test_evidence_grows_its_regulariser_with_the_epochs() -> None:
     batch = Batch(ids=torch.arange(3), canvas=torch.zeros(3), labels=torch.zeros(3, dtype=torch.int64))
-    shares = [EvidentialRampUp().lookup(batch, torch.zeros(3), epoch).weight for epoch in (0, 4, 10, 50)]
+    shares = [EvidentialRampUp(CPU)(batch, torch.zeros(3), epoch).weight for epoch in (0, 4, 10, 50)]
     assert [share.tolist() for share in shares if share is not None] == [
         [0.0] * 3,
         [pytest.approx(0.4)] * 3,

@@ -85,15 +85,15 @@ def test_a_rehearsal_leaves_no_trace(
         works.append(work)
         return work
 
-    made = Trainer._make_drive
+    made = Trainer._make_runner
 
     def with_rehearsal(self: Trainer, spec: object) -> ResidentRunner:
         drive = made(self, spec)  # type: ignore[arg-type]
         assert isinstance(drive, ResidentRunner)
-        drive._record = record
+        drive._capture = record
         return drive
 
-    monkeypatch.setattr(Trainer, "_make_drive", with_rehearsal)
+    monkeypatch.setattr(Trainer, "_make_runner", with_rehearsal)
     assert trained(tmp_path / "run", recipe_of('train.input="resident"', batch), dataset, cache) == streamed
     assert len(works) == 1, "recorded once, for all epochs"
 
@@ -151,7 +151,6 @@ def test_stopped_and_resumed_with_everything_on(
         "evaluation.flip_tta=true",
         "train.lr_base_batch_size=8",
         "perf.gathered_pool=true",
-        "perf.streams=true",
         'train.input="resident"',
     )
     recipe = small_recipe(*SMALLEST, *settings)
@@ -295,12 +294,12 @@ def test_a_plan_is_what_each_step_looks_up(dataset: DatasetFolder) -> None:
     recipe = small_recipe("train.ema_decay=0.9")
     views = EpochViews(recipe.views.spec, 0, dataset.split("train"), CPU).table(1)
     plan = EpochSchedule.of(recipe, 1, 12, 1, views, CPU)
-    assert plan.rates.shape == plan.dropout_keys.shape == (12, 2)
-    assert plan.rates[3].tolist() == pytest.approx(learning_rates(recipe, 15, 12))
-    assert plan.ema_rate[0].item() == pytest.approx(ema_rate(12, 0.9))
+    assert plan.lr.shape == plan.dropout_keys.shape == (12, 2)
+    assert plan.lr[3].tolist() == pytest.approx(learning_rates(recipe, 15, 12))
+    assert plan.ema_rates[0].item() == pytest.approx(ema_rate(12, 0.9))
     assert len(plan.dropout_keys.unique()) == 24
     copy = drives._clone(plan)
     drives._copy(EpochSchedule.of(recipe, 0, 12, 0, views, CPU), copy)
-    assert copy.rates[0].tolist() == pytest.approx(learning_rates(recipe, 0, 12))
+    assert copy.lr[0].tolist() == pytest.approx(learning_rates(recipe, 0, 12))
     assert isinstance(copy.views, ViewTable)
     assert copy.views.window.data_ptr() != views.window.data_ptr()

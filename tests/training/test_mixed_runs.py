@@ -18,9 +18,10 @@ from udkd.models.features import FeatureExtractor
 from udkd.study.spec import load_study
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
-from udkd.training.compile import eager_loss, mixed_forward
+from udkd.training.compile import eager_loss
 from udkd.training.run_folder import RunFolder
 from udkd.training.schedule import learning_rates, loss_weights
+from udkd.training.step import forward_loss
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError, MismatchError, RunError
 from udkd.utils.progress import SILENT, Silent
@@ -201,11 +202,6 @@ def test_wrong_pairings_are_one_line(settings: list[str], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_fused_loss_has_no_further_terms(bench: Bench) -> None:
-    with pytest.raises(ConfigError, match=r"train\.loss_impl is fused, whose weights are fixed"):
-        bench.run("run", small_recipe('train.loss_impl="fused"', "students.0.loss_weight=2"))
-
-
 # --- weights that move
 
 
@@ -268,7 +264,7 @@ def test_a_weight_on_the_loss_is_a_factor_on_the_gradient(bench: Bench) -> None:
 def test_a_compiled_mixture_is_one_graph_for_all_weights() -> None:
     models = [build("squeezenet1_1", 4, image_px=32, seed=seed).eval() for seed in (0, 1)]
     loss = eager_loss(small_recipe().loss.settings)
-    whole = mixed_forward(
+    uncompiled = forward_loss(
         [FeatureExtractor(model, ["features.4"]) for model in models], loss, device_type="cpu", autocast=False
     )
     graphs = []
@@ -277,13 +273,13 @@ def test_a_compiled_mixture_is_one_graph_for_all_weights() -> None:
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(whole, fullgraph=True, dynamic=False, backend=count)
+    compiled = torch.compile(uncompiled, fullgraph=True, dynamic=False, backend=count)
     x, labels, teacher, w = torch.rand(8, 3, 32, 32), torch.arange(8) % 4, torch.randn(8, 4), torch.rand(8)
     for weights_3N in (torch.ones(3, 2), torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])):
-        logits, terms, maps = compiled(x, labels, teacher, w, weights_3N)
-        _, wanted, wanted_maps = whole(x, labels, teacher, w, weights_3N)
+        logits, maps, terms = compiled(x, labels, teacher, w, weights_3N)
+        _, wanted_maps, wanted = uncompiled(x, labels, teacher, w, weights_3N)
         assert terms.total.item() == pytest.approx(wanted.total.item(), rel=1e-5)
-        by_hand = (weights_3N * torch.stack([wanted.hard, wanted.teacher, wanted.peer])).sum().item()
+        by_hand = (weights_3N * wanted.rows_3N).sum().item()
         assert wanted.total.item() == pytest.approx(by_hand, rel=1e-6)
         assert len(logits) == 2
         for one, other in zip(maps, wanted_maps, strict=True):

@@ -205,7 +205,7 @@ def test_a_run_of_before_goes_on(house: tuple[Path, DatasetFolder], old: Path, q
     [
         ("step", 0, "progress.step is 0 beside the file step-000000004"),
         ("steps_per_epoch", 3, "has 3 steps per epoch; expected 2 of this data"),
-        ("figures", {"progress": [0.5], "confidence": 0.5}, "goes by the figures"),
+        ("figures", {"progress": [0.5], "confidence": 0.5}, "has statistics"),
     ],
 )
 def test_a_changed_counter_of_before(house: tuple[Path, DatasetFolder], old: Path, field: str, value: object, why: str) -> None:

@@ -25,7 +25,7 @@ def begin(student: Student, recipe: Recipe, number: int) -> None:
     """Step `number` of a run of two epochs of four steps."""
     views = ViewTable.of(draw(recipe.views.spec, 0, 0, np.arange(1), np.ones((1, 4), np.int64)))
     plan = EpochSchedule.of(recipe, number // 4, 4, 0, views, CPU)
-    student.set_step_inputs(plan.rates[number % 4, student.index], plan.dropout_keys[number % 4, student.index])
+    student.set_step_inputs(plan.lr[number % 4, student.index], plan.dropout_keys[number % 4, student.index])
 
 
 def step(student: Student, recipe: Recipe, number: int) -> None:

@@ -60,7 +60,7 @@ class Trace(Silent):
 
     def advance(self, count: int, **fields: float | str) -> None:
         if self.trainer is not None:
-            self.sums.append(self.trainer.tally.sums.clone())
+            self.sums.append(self.trainer.metrics.sums.clone())
 
 
 def traced(job: TrainJob) -> tuple[Trace, Trainer]:

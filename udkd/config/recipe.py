@@ -314,8 +314,6 @@ class PerfSection(Section):
 
     saved_relu6: bool = Field(default=False, description="ReLU6 keeps its output for the backward pass, not its input")
     gathered_pool: bool = Field(default=False, description="max-pool's backward gathers, without atomics: deterministic")
-    streams: bool = Field(default=False, description="each student on a CUDA stream of its own")
-    realize_reads: int = Field(default=0, ge=0, le=1024, description="inductor's realize_reads_threshold; 0 leaves it")
     force_layout: bool = Field(
         default=False, description="inductor keeps channels_last in backward passes too, where PyTorch 2.14 makes copies"
     )
@@ -325,7 +323,6 @@ class PerfSection(Section):
     cudnn_benchmark: bool = Field(
         default=False, description="cuDNN times its algorithms for each convolution; a run is then not repeated to the bit"
     )
-    autotune: bool = Field(default=False, description="inductor tries more kernels while it compiles")
 
 
 class Recipe(Section):
@@ -360,13 +357,6 @@ class Recipe(Section):
     def pools_features(self) -> bool:
         """Whether students learn from the teacher's pooled features."""
         return self.loss.method in POOLED_METHODS
-
-    @property
-    def is_mixed(self) -> bool:
-        """Whether the loss has more than the paper's: a method's term, or weights that differ between steps or students."""
-        return (
-            bool(self.loss.moving) or self.loss.method != "none" or any(student.loss_weight != 1 for student in self.students)
-        )
 
     @property
     def needs_figures(self) -> bool:

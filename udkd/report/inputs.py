@@ -18,6 +18,7 @@ from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.report.text import listed
 from udkd.teacher.folder import TeacherFolder
+from udkd.training.metrics import recorded_rows
 from udkd.training.prediction_collector import cached_targets
 from udkd.training.predictions import Predictions, TeacherPredictions, read_predictions
 from udkd.training.run_folder import RunFolder
@@ -100,7 +101,7 @@ def gather(
     run = RunFolder.open(run_folder)
     recipe = Recipe.stored(run.config, str(run_folder))
     metrics = run.metrics()
-    if metrics and ("method" in metrics[0]["train"]) != recipe.is_mixed:
+    if metrics and ("method" in metrics[0]["train"]) != ("method" in recorded_rows(recipe)):
         raise RunError(f"metrics.jsonl in {run_folder} is of another loss than config.json; expected one recipe's; train again")
     evaluation, predictions, why_no_predictions = _evaluated(run, recipe)
     others = [open_baseline(run, predictions, why_no_predictions, folder) for folder in baselines]

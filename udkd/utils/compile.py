@@ -13,11 +13,9 @@ _RECOMPILES = 64
 """Shapes that one function may be compiled for in a process: progressive resizing and several runs in turn need more than 8."""
 
 _WITHOUT = {
-    "realize_reads_threshold": "perf.realize_reads=0",
     "realize_opcount_threshold": "perf.gathered_pool=false",
     "force_layout_optimization": "perf.force_layout=false",
     "combo_kernels": "perf.combo_kernels=false",
-    "max_autotune": "perf.autotune=false",
 }
 """The setting that does without each of inductor's options."""
 

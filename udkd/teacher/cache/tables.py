@@ -36,23 +36,39 @@ class TargetTable(Protocol):
 
 
 def open_table(
-    file: ViewFile, device: torch.device, weighing: SampleWeighting, labels_N: Tensor | None, *, features: bool = False
+    file: ViewFile,
+    device: torch.device,
+    weighing: SampleWeighting,
+    labels_N: Tensor | None,
+    *,
+    features: bool = False,
+    in_memory: bool = False,
+    into: "DeviceTable | None" = None,
 ) -> TargetTable:
-    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: whether they are asked for."""
+    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: whether they are asked for.
+
+    in_memory: a DeviceTable on any device, whether it fits or not. into: the one to overwrite, of another view.
+    """
     wanted = ("logits", "classes", "tail", *(("features",) if features else ()))
     num_bytes = sum(array.nbytes for name, array in file.arrays.items() if name in wanted)
     mapped = MappedTable(file, device, weighing, labels_N)
-    if device.type == "cpu" or (device.type == "cuda" and num_bytes > _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]):
+    is_large = device.type == "cuda" and num_bytes > _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+    if into is None and not in_memory and (device.type == "cpu" or is_large):
         return mapped
     for block in range(file.header.num_blocks):
         file.require_block(block)
     rows = {
-        name: torch.from_numpy(array.astype(np.int32) if name == "classes" else array).to(device)
+        name: torch.from_numpy(array.astype(np.int32) if name == "classes" else array)
         for name, array in file.arrays.items()
         if name in wanted
     }
     # Weights are derived where a live teacher's are: a division rounds differently on another device.
-    return DeviceTable(rows, mapped.all_weights(), file.header.key.num_classes)
+    weight_N = mapped.all_weights()
+    if into is not None:
+        into.overwrite(rows, weight_N)
+        return into
+    on_device = {name: array.to(device, copy=True) for name, array in rows.items()}
+    return DeviceTable(on_device, weight_N, file.header.key.num_classes)
 
 
 @final
@@ -173,6 +189,12 @@ class DeviceTable:
         self._rows = rows
         self._num_classes = num_classes
         self.weight = weight_N
+
+    def overwrite(self, rows: Mapping[str, Tensor], weight_N: Tensor) -> None:
+        """Take another view's rows and weights, in the same memory: a CUDA graph reads it there."""
+        for name, array in rows.items():
+            self._rows[name].copy_(array)
+        self.weight.copy_(weight_N)
 
     def lookup(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
         """See TargetTable."""
