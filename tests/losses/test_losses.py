@@ -257,8 +257,9 @@ def test_weights_of_each_student() -> None:
     weights_3N = LossSettings().weights_3N(2, z[0]) * torch.tensor([2.0, 0.5])
     terms = distill(*given, weights_3N)
     terms.total.backward()
-    assert torch.equal(terms.rows_3N, plain.rows_3N)
-    assert float(terms.total.detach()) == pytest.approx(float((weights_3N * plain.rows_3N).sum()), rel=1e-12)
+    rows_3N = torch.stack([terms.hard, terms.teacher, terms.peer])
+    assert torch.equal(rows_3N, torch.stack([plain.hard, plain.teacher, plain.peer]))
+    assert float(terms.total.detach()) == pytest.approx(float((weights_3N * rows_3N).sum()), rel=1e-12)
     for factor, rows, slope in zip((2.0, 0.5), z, before, strict=True):
         assert torch.equal(rows.grad, factor * slope)  # type: ignore[arg-type]
 

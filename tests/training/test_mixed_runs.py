@@ -279,7 +279,7 @@ def test_a_compiled_mixture_is_one_graph_for_all_weights() -> None:
         logits, maps, terms = compiled(x, labels, teacher, w, weights_3N)
         _, wanted_maps, wanted = uncompiled(x, labels, teacher, w, weights_3N)
         assert terms.total.item() == pytest.approx(wanted.total.item(), rel=1e-5)
-        by_hand = (weights_3N * wanted.rows_3N).sum().item()
+        by_hand = (weights_3N * torch.stack([wanted.hard, wanted.teacher, wanted.peer])).sum().item()
         assert wanted.total.item() == pytest.approx(by_hand, rel=1e-6)
         assert len(logits) == 2
         for one, other in zip(maps, wanted_maps, strict=True):

@@ -6,7 +6,7 @@ Letters: B batch, C classes; N students is the length of the list.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -50,34 +50,21 @@ class Terms:
     """The loss and its terms, means over the batch.
 
     total: scalar with gradient, the sum over students.
-    rows_3N: float32 [3, N], detached: each student's label, teacher and peer terms before their weights alpha, beta and gamma
-    (the last two times the temperature squared, the teacher's weighted by w); zeros where a term is not built.
-    method_N: [N], detached: the term of loss.method before its weight, None without a method.
+    hard, teacher, peer: float32 [N], detached, before their weights alpha, beta and gamma (the last two times the temperature
+    squared, the teacher's weighted by w); zeros where a term is not built.
+    method: [N], detached, the term of loss.method before its weight; None without a method.
     """
 
     total: Tensor
-    rows_3N: Tensor
-    method_N: Tensor | None = None
-
-    @property
-    def hard(self) -> Tensor:
-        """The label terms, [N]."""
-        return self.rows_3N[0]
-
-    @property
-    def teacher(self) -> Tensor:
-        """The teacher terms, [N]."""
-        return self.rows_3N[1]
-
-    @property
-    def peer(self) -> Tensor:
-        """The peer terms, [N]."""
-        return self.rows_3N[2]
+    hard: Tensor
+    teacher: Tensor
+    peer: Tensor
+    method: Tensor | None = None
 
     def plus(self, method_N: Tensor, weight_N: Tensor) -> "Terms":
         """With the term of loss.method added to the total, weighted for each student."""
         total = self.total + (weight_N * method_N).sum()
-        return Terms(total=total, rows_3N=self.rows_3N, method_N=method_N.detach().to(self.rows_3N.dtype))
+        return replace(self, total=total, method=method_N.detach().to(self.hard.dtype))
 
 
 Loss = Callable[[Sequence[Tensor], Tensor, Tensor | None, Tensor | None, Tensor], Terms]
@@ -168,10 +155,11 @@ def distill(
             scale * torch.stack([divergence(q_BC, fixed[j], settings.kl).mean() for j in range(len(soft)) if j != i]).mean()
             for i, q_BC in enumerate(soft)
         ]
-    rows_3N = torch.stack([torch.stack(row) for row in (hard, teacher, peer)])
-    if weights_3N is None:
-        weights_3N = settings.weights_3N(len(logits), rows_3N)
-    return Terms(total=(weights_3N.to(zero.dtype) * rows_3N).sum(), rows_3N=rows_3N.detach())
+    rows = [torch.stack(row) for row in (hard, teacher, peer)]
+    alpha_N, beta_N, gamma_N = (settings.weights_3N(len(logits), zero) if weights_3N is None else weights_3N).to(zero.dtype)
+    # Not one [3, N] tensor of terms: joining it is two kernels more in the compiled graph.
+    total = (alpha_N * rows[0] + beta_N * rows[1] + gamma_N * rows[2]).sum()
+    return Terms(total=total, hard=rows[0].detach(), teacher=rows[1].detach(), peer=rows[2].detach())
 
 
 def _at_least_float32(z_BC: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def fused_loss(settings: LossSettings) -> Loss:
     ) -> Terms:
         assert teacher_BC is not None or not settings.beta, "beta > 0 needs the teacher's logits"
         total, rows_4N = _FusedLoss.apply(settings, labels_B, teacher_BC, weight_B, weights_3N, *logits)
-        return Terms(total=total, rows_3N=rows_4N[:3])
+        return Terms(total=total, hard=rows_4N[0], teacher=rows_4N[1], peer=rows_4N[2])
 
     return loss
 

@@ -1,4 +1,4 @@
-"""How unsure a teacher is of a sample, and the weight that follows.
+"""How uncertain a teacher is about a sample, and the sample weight that follows.
 
 Letters: B batch, C classes, M members (networks of an ensemble, or passes with dropout).
 Every kind ends in the same two arrays, the logits of the mean prediction and one weight a sample, so training costs the same.
@@ -15,10 +15,10 @@ from torch import Tensor
 WeightKind = Literal[
     "entropy", "inverse_entropy", "max_probability", "margin", "correctness", "mutual_information", "vacuity", "constant"
 ]
-"""What a weight is made of: `weight` has the formulas; constant is 1 for every sample."""
+"""What a sample weight is computed from: `weight` has the formulas; constant is 1 for every sample."""
 
 WeightControl = Literal["none", "equal_mean", "shuffled"]
-"""What a comparison holds against the weights: their mean for every sample, or the same values on other samples."""
+"""Controls to compare the weights with: their mean for every sample, or the same values on other samples."""
 
 UNCERTAINTY_OF: Mapping[str, str] = {
     "entropy": "entropy",
@@ -27,7 +27,7 @@ UNCERTAINTY_OF: Mapping[str, str] = {
     "mutual_information": "mutual_information",
     "vacuity": "vacuity",
 }
-"""The uncertainty that a kind of weight is made of. The others need the logits alone."""
+"""The uncertainty that a kind of weight is computed from. The others need only the logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class SampleWeighting:
 
     @property
     def text(self) -> str:
-        """In words: the kind, and what is done to it."""
+        """For people: the kind, and what is done to it."""
         control = {"none": "", "equal_mean": ", everyone's mean", "shuffled": ", shuffled"}[self.control]
         return self.kind + control + (", mean 1" if self.mean_one else "")
 
@@ -73,9 +73,9 @@ def mean_log_probability(log_p_MBC: Tensor) -> Tensor:
 
 
 def mutual_information(log_p_MBC: Tensor) -> Tensor:
-    """What the members disagree about: I = H[mean_m p_m] - mean_m H[p_m] in nats, float32 [B], in [0, ln min(M, C)].
+    """How much the members disagree: I = H[mean_m p_m] - mean_m H[p_m] in nats, float32 [B], in [0, ln min(M, C)].
 
-    Written as mean_m KL(p_m || mean p), the same number, which does not cancel where the members nearly agree.
+    Computed as mean_m KL(p_m || mean p), the same number, which does not cancel where the members nearly agree.
     Source: Houlsby et al., arXiv 1112.5745 (BALD); for dropout Gal, Ghahramani, arXiv 1506.02142.
     """
     ratio_MBC = log_p_MBC - mean_log_probability(log_p_MBC)
@@ -106,7 +106,7 @@ def weight(
     """The weight of each sample's teacher term, float32 [B], in [0, 1]. p is softmax(logits) at temperature 1.
 
     entropy             1 - H / ln C                      arXiv 2511.18826
-    inverse_entropy     H / ln C, the opposite sign        Su et al., arXiv 2311.13621 (EA-KD: more for the unsure)
+    inverse_entropy     H / ln C, the opposite sign        Su et al., arXiv 2311.13621 (EA-KD: more for uncertain ones)
     max_probability     max_c p_c                          Hendrycks, Gimpel, arXiv 1610.02136
     margin              p_1st - p_2nd                      Scheffer et al., "Active hidden Markov models", IDA 2001
     correctness         1 - H / ln C where no class beats the label, else 0
@@ -122,15 +122,15 @@ def weight(
     if kind == "margin":
         best_B2 = torch.softmax(logits_BC.float(), dim=-1).topk(2, dim=-1).values
         return best_B2[:, 0] - best_B2[:, 1]
-    assert uncertainty_B is not None, f"{kind} is made of an uncertainty"
+    assert uncertainty_B is not None, f"{kind} needs an uncertainty"
     if kind == "entropy":
         return entropy_weight(uncertainty_B, num_classes)
     if kind == "inverse_entropy":
         return (uncertainty_B / math.log(num_classes)).clamp(0.0, 1.0)
     if kind == "correctness":
-        assert labels_B is not None, "correctness is held against the labels"
-        own_B = logits_BC.gather(1, labels_B[:, None])[:, 0]
-        return entropy_weight(uncertainty_B, num_classes) * (own_B >= logits_BC.amax(-1))
+        assert labels_B is not None, "correctness is checked against the labels"
+        label_B = logits_BC.gather(1, labels_B[:, None])[:, 0]
+        return entropy_weight(uncertainty_B, num_classes) * (label_B >= logits_BC.amax(-1))
     if kind == "mutual_information":
         return (1.0 - uncertainty_B / math.log(min(num_members, num_classes))).clamp(0.0, 1.0)
     assert kind == "vacuity", f"{kind}: expected one of {get_args(WeightKind)}"

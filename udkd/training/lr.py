@@ -1,9 +1,9 @@
-"""What changes over a run as a pure function of step or epoch: nothing to save, nothing to restore."""
+"""Learning rate, view size and EMA rate as pure functions of step or epoch: nothing to save or restore."""
 
 import math
 
 SIZE_STEP_PX = 32
-"""Views of a progressive run grow in steps of this: each size is compiled for itself."""
+"""Views of a progressive run grow in steps of this: every size is compiled separately."""
 
 
 def cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:

@@ -70,13 +70,13 @@ class TrainMetrics:
         """
         size = len(labels_B)
         correct_N = torch.stack([(z_BC.argmax(-1) == labels_B).sum() for z_BC in logits]) / size
-        rows = [terms.rows_3N, correct_N[None]]
+        rows = [terms.hard, terms.teacher, terms.peer, correct_N]
         if len(self.rows) > len(ROWS):
-            method_N = torch.zeros_like(correct_N) if terms.method_N is None else terms.method_N
-            rows_4N = torch.cat([terms.rows_3N, method_N[None]])
-            confidence = correct_N.new_ones(()) if sample_weight_B is None else sample_weight_B.mean().to(rows_4N.dtype)
-            rows += [torch.stack([method_N, (weights_4N * rows_4N).sum(0), confidence.expand(len(logits))])]
-        sums = torch.cat(rows).double()
+            method_N = torch.zeros_like(correct_N) if terms.method is None else terms.method
+            loss_N = (weights_4N * torch.stack([terms.hard, terms.teacher, terms.peer, method_N])).sum(0)
+            confidence = correct_N.new_ones(()) if sample_weight_B is None else sample_weight_B.mean().to(loss_N.dtype)
+            rows += [method_N, loss_N, confidence.expand(len(logits))]
+        sums = torch.stack(rows).double()
         self.sums.add_(sums, alpha=size) if columns is None else self.sums.index_add_(1, columns, sums, alpha=size)
         self.count.add_(size)
         is_first = (self.first_nonfinite_step < 0) & ~torch.isfinite(terms.total)

@@ -1,4 +1,4 @@
-"""How fast this machine trains a recipe's networks, measured in seconds before hours are spent."""
+"""How fast this machine trains a recipe's networks: measured in seconds, before hours are spent."""
 
 import time
 from collections.abc import Callable
@@ -17,14 +17,14 @@ _TIMED_STEPS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Seconds per image: of one training step of the teacher, of the teacher's answer, of a step of all students."""
+    """Seconds per image: of a training step of the teacher, of its forward pass, of a training step of all students."""
 
     teacher_step_s: float
     teacher_forward_s: float
     students_step_s: float
 
     def total_s(self, recipe: Recipe, *, train_images: int, val_images: int) -> float:
-        """What fitting the teacher, caching, training and evaluating take."""
+        """Estimated seconds of fitting the teacher, caching, training and evaluating."""
         fit = recipe.fit.epochs * (train_images * self.teacher_step_s + val_images * self.teacher_forward_s)
         # Evaluation has no backward pass: a third of a training step.
         students = recipe.train.epochs * (train_images + val_images / 3) * self.students_step_s
@@ -52,7 +52,7 @@ def measure_step_times(recipe: Recipe, num_classes: int, device: torch.device) -
 
     teacher = network(recipe.fit.architecture)
 
-    def answer() -> None:
+    def teacher_forward() -> None:
         with torch.no_grad():
             teacher(x_BCHW)
 
@@ -60,7 +60,7 @@ def measure_step_times(recipe: Recipe, num_classes: int, device: torch.device) -
     teacher.eval()
     return StepTimes(
         teacher_step_s=teacher_step_s,
-        teacher_forward_s=_seconds(answer, device) / batch,
+        teacher_forward_s=_seconds(teacher_forward, device) / batch,
         students_step_s=sum(_seconds(train(network(student.architecture)), device) for student in recipe.students) / batch,
     )
 

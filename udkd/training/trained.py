@@ -1,4 +1,4 @@
-"""The networks of a trained run, in evaluation mode: one student, or all of them averaged."""
+"""A trained run's classifier, in evaluation mode: one student, or the mean of all students' probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class FlipAveraged(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedClassifier:
-    """What `udkd eval` scores: with evaluation.flip_tta the model sees the mirror image too.
+    """The classifier that `udkd eval` scores; with evaluation.flip_tta it includes the mirror image.
 
     name: the student's, or AVERAGED. model: float32, on the CPU, contiguous layout. classes: the outputs' wnids.
     """
@@ -69,8 +69,8 @@ class TrainedClassifier:
         checkpoint = run.load()
         checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs)
         joined = recipe.joined(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
-        places = joined if averaged else [0 if student is None else names.index(student)]
-        chosen = [_judged(recipe, place, len(run.classes), dict(checkpoint.tensors)) for place in places]
+        indices = joined if averaged else [0 if student is None else names.index(student)]
+        chosen = [_evaluated_model(recipe, index, len(run.classes), dict(checkpoint.tensors)) for index in indices]
         model = ProbabilityMean(chosen) if averaged else chosen[0]
         model.eval().requires_grad_(False)
         return cls(
@@ -82,10 +82,10 @@ class TrainedClassifier:
         )
 
 
-def _judged(recipe: Recipe, place: int, num_classes: int, tensors: dict[str, Tensor]) -> nn.Module:
-    """The network that evaluation judges: of the weights' moving average where the run keeps one, else of the weights."""
-    model = build(recipe.students[place].architecture, num_classes, image_px=recipe.views.size_px, seed=0)
-    weights = prefixed(tensors, f"{'average' if recipe.train.ema_decay else 'student'}.{place}.")
-    require_like(weights, model.state_dict(), f"student {place} of the checkpoint")
+def _evaluated_model(recipe: Recipe, index: int, num_classes: int, tensors: dict[str, Tensor]) -> nn.Module:
+    """The evaluated network: with the moving average of the weights where the run keeps one, else with the weights."""
+    model = build(recipe.students[index].architecture, num_classes, image_px=recipe.views.size_px, seed=0)
+    weights = prefixed(tensors, f"{'average' if recipe.train.ema_decay else 'student'}.{index}.")
+    require_like(weights, model.state_dict(), f"student {index} of the checkpoint")
     load_weights(model, weights)
     return FlipAveraged(model) if recipe.evaluation.flip_tta else model

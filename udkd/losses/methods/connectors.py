@@ -1,4 +1,4 @@
-"""What joins a student to its teacher besides logits: a further term of its loss, with the layers that the term needs.
+"""Terms of loss.method: each joins a student to its teacher, with the layers that the term needs.
 
 A connector is a module, so that its weights are trained by the student's own optimizer and are part of checkpoints; so is all
 that it remembers (buffers). Letters: B batch, C classes, I rows of the data set.
@@ -30,11 +30,11 @@ _NEGATIVES = 0x6E65676174697665  # tells the key of a step's negatives from that
 
 @dataclass(frozen=True, kw_only=True)
 class MethodInputs:
-    """One student and one batch, as a connector sees them.
+    """What a connector receives of one student for one batch.
 
-    maps, teacher_maps: the stages that were asked for, shallow to deep; empty where none were. teacher_features: [B, D], its
-    pooled ones as they are stored, where they were. logits [B, C] (teacher_logits
-    up to a constant per row). labels, ids: int64 [B]. key: int64 [], names the step's randomness for this student.
+    maps, teacher_maps: the requested stages, shallow to deep; empty without any. teacher_features: [B, D], pooled, as a cache
+    stores them, where requested. logits: [B, C] (teacher_logits up to a constant per row). labels, ids: int64 [B].
+    key: int64 [], names the step's randomness for this student.
     """
 
     maps: Sequence[Tensor]
@@ -49,7 +49,7 @@ class MethodInputs:
     @property
     def pooled_pair(self) -> tuple[Tensor, Tensor]:
         """The pooled features of student and teacher, float32 [B, .] each."""
-        assert self.teacher_features is not None, "a method that pools has a teacher's features"
+        assert self.teacher_features is not None, "a method of pooled features has the teacher's"
         return pooled(self.maps[0]), self.teacher_features.float()
 
 
@@ -60,9 +60,9 @@ class Dkd(nn.Module):
         super().__init__()
         self.options = options
 
-    def forward(self, seen: MethodInputs) -> Tensor:
+    def forward(self, inputs: MethodInputs) -> Tensor:
         """The term, a scalar."""
-        return dkd(seen.logits, seen.teacher_logits, seen.labels, **self.options.model_dump())
+        return dkd(inputs.logits, inputs.teacher_logits, inputs.labels, **self.options.model_dump())
 
 
 class Attention(nn.Module):
@@ -72,9 +72,9 @@ class Attention(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, seen: MethodInputs) -> Tensor:
+    def forward(self, inputs: MethodInputs) -> Tensor:
         """The term, a scalar: the sum over stages."""
-        pairs = zip(seen.maps, seen.teacher_maps, strict=True)
+        pairs = zip(inputs.maps, inputs.teacher_maps, strict=True)
         return self.factor * torch.stack([attention_transfer(one.float(), other.float()) for one, other in pairs]).sum()
 
 
@@ -86,9 +86,9 @@ class Fitnets(nn.Module):
         self.factor = factor
         self.regressor = regressor(channels, teacher_channels)
 
-    def forward(self, seen: MethodInputs) -> Tensor:
+    def forward(self, inputs: MethodInputs) -> Tensor:
         """The term, a scalar."""
-        return self.factor * hint(self.regressor(seen.maps[0].float()), seen.teacher_maps[0].float())
+        return self.factor * hint(self.regressor(inputs.maps[0].float()), inputs.teacher_maps[0].float())
 
 
 class Rkd(nn.Module):
@@ -98,9 +98,9 @@ class Rkd(nn.Module):
         super().__init__()
         self.options = options
 
-    def forward(self, seen: MethodInputs) -> Tensor:
+    def forward(self, inputs: MethodInputs) -> Tensor:
         """The term, a scalar."""
-        student_BD, teacher_BE = seen.pooled_pair
+        student_BD, teacher_BE = inputs.pooled_pair
         term = self.options.distance * distance_term(student_BD, teacher_BE)
         return term + self.options.angle * angle_term(student_BD, teacher_BE) if self.options.angle else term
 
@@ -108,7 +108,7 @@ class Rkd(nn.Module):
 class Crd(nn.Module):
     """See udkd.losses.methods.crd. Memories and normalisers are buffers, so that a checkpoint holds them.
 
-    labels_I: int64, the class of every row. ids: those that are trained on. words: name the first memories.
+    labels_I: int64, the class of every row. ids: those that are trained on. seed: names the initial memories.
     """
 
     memory: Tensor
@@ -125,14 +125,14 @@ class Crd(nn.Module):
         teacher_channels: int,
         labels_I: NDArray[np.int64],
         ids: NDArray[np.int64],
-        words: tuple[int, ...],
+        seed: tuple[int, ...],
     ) -> None:
         super().__init__()
         self.options = options
         self.embed = crd.Embedding(channels, options.embed_dim)
         self.teacher_embed = crd.Embedding(teacher_channels, options.embed_dim)
         for side, name in enumerate(("memory", "teacher_memory")):
-            self.register_buffer(name, crd.first_memory(len(labels_I), options.embed_dim, *words, side))
+            self.register_buffer(name, crd.first_memory(len(labels_I), options.embed_dim, *seed, side))
         self.register_buffer("log_z", torch.zeros(2))
         self.register_buffer("begun", torch.zeros(()))
         labels = labels_I[ids]
@@ -141,14 +141,14 @@ class Crd(nn.Module):
         self.register_buffer("by_class", torch.from_numpy(by_class), persistent=False)
         self.register_buffer("first", torch.from_numpy(first), persistent=False)
 
-    def forward(self, seen: MethodInputs) -> Tensor:
+    def forward(self, inputs: MethodInputs) -> Tensor:
         """The term, a scalar: the student against the teacher's memory, and the teacher against the student's."""
-        student_BF, teacher_BF = seen.pooled_pair
-        own_BD, teacher_BD = self.embed(student_BF), self.teacher_embed(teacher_BF)
-        keys_B = mix(mix(seen.key ^ _NEGATIVES) ^ mix(seen.ids))
-        ids_BK = crd.negatives(seen.labels, self.first, self.by_class, keys_B, self.options.negatives)
-        positive_B, times_BI = (own_BD * teacher_BD).sum(1), crd.times(ids_BK, len(self.memory))
-        scores = [own_BD @ self.teacher_memory.clone().T, teacher_BD @ self.memory.clone().T]  # they are about to change
+        student_BF, teacher_BF = inputs.pooled_pair
+        student_BD, teacher_BD = self.embed(student_BF), self.teacher_embed(teacher_BF)
+        keys_B = mix(mix(inputs.key ^ _NEGATIVES) ^ mix(inputs.ids))
+        ids_BK = crd.negatives(inputs.labels, self.first, self.by_class, keys_B, self.options.negatives)
+        positive_B, times_BI = (student_BD * teacher_BD).sum(1), crd.times(ids_BK, len(self.memory))
+        scores = [student_BD @ self.teacher_memory.clone().T, teacher_BD @ self.memory.clone().T]  # cloned: both change below
         log_z = self._normalisers(scores, times_BI)
         sides = [
             crd.contrast(
@@ -163,13 +163,13 @@ class Crd(nn.Module):
             for side, scores_BI in enumerate(scores)
         ]
         with torch.no_grad():
-            crd.remember(self.memory, seen.ids, own_BD, self.options.momentum)
-            crd.remember(self.teacher_memory, seen.ids, teacher_BD, self.options.momentum)
+            crd.remember(self.memory, inputs.ids, student_BD, self.options.momentum)
+            crd.remember(self.teacher_memory, inputs.ids, teacher_BD, self.options.momentum)
         return self.options.weight * torch.stack(sides).sum()
 
     @torch.no_grad()
     def _normalisers(self, scores: Sequence[Tensor], times_BI: Tensor) -> Tensor:
-        """Those of the first batch, for ever; no look at the device decides it."""
+        """The normalisers of the first batch, kept from then on. Whether it is the first is decided on the device."""
         samples, temperature = len(self.by_class), self.options.temperature
         estimate = torch.stack(
             [crd.log_normaliser(scores_BI, times_BI, samples=samples, temperature=temperature) for scores_BI in scores]
@@ -187,15 +187,15 @@ class ReviewTerm(nn.Module):
         self.factor = factor
         self.review = Review(channels, teacher_channels)
 
-    def forward(self, seen: MethodInputs) -> Tensor:
+    def forward(self, inputs: MethodInputs) -> Tensor:
         """The term, a scalar."""
-        maps = self.review([map_BCHW.float() for map_BCHW in seen.maps])
-        return self.factor * review(maps, [map_BCHW.float() for map_BCHW in seen.teacher_maps])
+        maps = self.review([map_BCHW.float() for map_BCHW in inputs.maps])
+        return self.factor * review(maps, [map_BCHW.float() for map_BCHW in inputs.teacher_maps])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """A student's connector, the student with the maps that it wants, and the teacher's modules that give the other maps."""
+    """A student's connector, the student with the maps that it needs, and the teacher's modules that give its maps."""
 
     connector: nn.Module
     tap: FeatureExtractor
@@ -216,38 +216,37 @@ def connect(
     device: torch.device,
     features: int = 0,
 ) -> Connection:
-    """What joins student number `index` to its teacher in a method. Its weights are named by (seed, index).
+    """Connect student number `index` to its teacher. The connector's initial weights are named by (seed, index).
 
-    image_px: side of the view.
-    teacher: the live one's network, where the method compares maps. features: how many pooled ones the teacher gives, where
-    it takes those. labels_I, ids: see Crd.
+    image_px: side of the view. teacher: the live network, where the method compares maps. features: the teacher's number of
+    pooled features, where the method takes those. labels_I, ids: see Crd.
     Raises ConfigError for networks that have too few maps.
     """
-    chosen: tuple[list[Stage], list[Stage]] = ([], [])
+    pairs: tuple[list[Stage], list[Stage]] = ([], [])
     if method in POOLED_METHODS:
-        chosen = stages(student, image_px)[-1:], []
+        pairs = stages(student, image_px)[-1:], []
     elif teacher is not None:
-        chosen = _chosen(method, options, stages(student, image_px), stages(teacher, image_px))
-    ours, theirs = ([stage.channels for stage in side] for side in chosen)
+        pairs = _paired_stages(method, options, stages(student, image_px), stages(teacher, image_px))
+    channels, teacher_channels = ([stage.channels for stage in side] for side in pairs)
     makers: dict[str, Callable[[], nn.Module]] = {
         "dkd": lambda: Dkd(options.dkd),
         "attention": lambda: Attention(options.attention.weight),
-        "fitnets": lambda: Fitnets(options.fitnets.weight, ours[0], theirs[0]),
+        "fitnets": lambda: Fitnets(options.fitnets.weight, channels[0], teacher_channels[0]),
         "rkd": lambda: Rkd(options.rkd),
-        "crd": lambda: Crd(options.crd, ours[0], features, labels_I, ids, (seed, _MEMORY, index)),
-        "reviewkd": lambda: ReviewTerm(options.reviewkd.weight, ours, theirs),
+        "crd": lambda: Crd(options.crd, channels[0], features, labels_I, ids, (seed, _MEMORY, index)),
+        "reviewkd": lambda: ReviewTerm(options.reviewkd.weight, channels, teacher_channels),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(key(seed, _CONNECTOR, index)[0] >> 1))
         connector = makers[method]().to(device)
     return Connection(
         connector=connector.train(),
-        tap=FeatureExtractor(student, [stage.module for stage in chosen[0]]),
-        teacher_modules=tuple(stage.module for stage in chosen[1]),
+        tap=FeatureExtractor(student, [stage.module for stage in pairs[0]]),
+        teacher_modules=tuple(stage.module for stage in pairs[1]),
     )
 
 
-def _chosen(
+def _paired_stages(
     method: MethodName, options: MethodsSection, student: list[Stage], teacher: list[Stage]
 ) -> tuple[list[Stage], list[Stage]]:
     """The stages that a method compares, paired from the deepest up."""

@@ -1,6 +1,6 @@
-"""Contrastive representation distillation: a student's embedding of a sample is nearer to the teacher's than to others'.
+"""Contrastive representation distillation: pulls a student's embedding towards the teacher's of the same sample.
 
-Letters: B batch, D numbers of an embedding (of length 1), K negatives, M training samples, I rows of a memory.
+Letters: B batch, D size of an embedding (of length 1), K negatives, M training samples, I rows of a memory.
 """
 
 import math
@@ -21,8 +21,9 @@ def contrast(
 
     h(s) = (e^(s/t) / Z) / (e^(s/t) / Z + K / M), which is a sigmoid of s/t - log Z - log(K/M): no exponential overflows.
     positive_B, scores_BI: inner products with the sample itself and with every row of a memory. times_BI: how often each row
-    is a negative, K times in all: no gradient goes through a gather then, whose order of sums no GPU promises, and B I numbers
-    are fewer than the B K D of drawn rows. log_z: a scalar, see `log_normaliser`. negatives: K. samples: M.
+    is a negative, K times in all. Counting instead of gathering rows keeps gradients out of a gather, whose order of sums is
+    not fixed on a GPU, and B I numbers are fewer than the B K D of drawn rows.
+    log_z: a scalar, see `log_normaliser`. negatives: K. samples: M.
 
     Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020 (arXiv 1910.10699), section 3.2 (the objective of
     the critic, and the critic h); Z is 1 there, and the authors' code divides
@@ -40,7 +41,7 @@ def log_normaliser(scores_BI: Tensor, times_BI: Tensor, *, samples: int, tempera
 
 
 def times(drawn_BK: Tensor, rows: int) -> Tensor:
-    """How often each row was drawn: float32 [B, I]; sums of ones are exact in any order."""
+    """The number of times each row was drawn: float32 [B, I]; sums of ones are exact in any order."""
     ones_BK = torch.ones(drawn_BK.shape, device=drawn_BK.device)
     return torch.zeros(len(drawn_BK), rows, device=drawn_BK.device).scatter_add_(1, drawn_BK, ones_BK)
 
@@ -48,17 +49,17 @@ def times(drawn_BK: Tensor, rows: int) -> Tensor:
 def negatives(labels_B: Tensor, first_C: Tensor, by_class_M: Tensor, keys_B: Tensor, count: int) -> Tensor:
     """Ids of `count` samples of other classes for each of a batch, with replacement: int64 [B, K].
 
-    by_class_M: ids sorted by class. first_C: int64 [C + 1], where each class begins in it. keys_B: names of the draws.
+    by_class_M: ids sorted by class. first_C: int64 [C + 1], where each class begins in it. keys_B: int64, keys of the draws.
     """
     first_B, size_B = first_C[labels_B], first_C[labels_B + 1] - first_C[labels_B]
-    place_BK = integers(keys_B, count, len(by_class_M) - size_B)
-    return by_class_M[place_BK + size_B[:, None] * (place_BK >= first_B[:, None])]
+    index_BK = integers(keys_B, count, len(by_class_M) - size_B)
+    return by_class_M[index_BK + size_B[:, None] * (index_BK >= first_B[:, None])]
 
 
-def first_memory(rows: int, numbers: int, *words: int) -> Tensor:
-    """A memory before anything was remembered: float32 [I, D], directions named by `words`, each of length 1."""
-    keys = key(*words, np.arange(rows))
-    values = np.stack([uniform(keys, n) for n in range(numbers)], axis=1) * 2 - 1
+def first_memory(rows: int, embed_dim: int, *seed: int) -> Tensor:
+    """The initial memory: float32 [I, D], random directions that `seed` names, each of length 1."""
+    keys = key(*seed, np.arange(rows))
+    values = np.stack([uniform(keys, n) for n in range(embed_dim)], axis=1) * 2 - 1
     return F.normalize(torch.from_numpy(values.astype(np.float32)), dim=1)
 
 
@@ -69,12 +70,12 @@ def remember(memory_ID: Tensor, ids_B: Tensor, embedding_BD: Tensor, momentum: f
 
 
 class Embedding(nn.Module):
-    """A pooled feature to a direction: a linear map, then length 1. [B, channels] to [B, D]."""
+    """Projects pooled features [B, channels] to embeddings [B, D] of length 1."""
 
-    def __init__(self, channels: int, numbers: int) -> None:
+    def __init__(self, channels: int, embed_dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(channels, numbers)
+        self.linear = nn.Linear(channels, embed_dim)
 
     def forward(self, pooled_BC: Tensor) -> Tensor:
-        """The direction."""
+        """The embeddings, [B, D]."""
         return F.normalize(self.linear(pooled_BC), dim=1)

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: the divergence of the target class and that of the others, weighed apart.
+"""Decoupled knowledge distillation: the divergences of the target class and of the others, with a weight each.
 
 Letters: B batch, C classes.
 """
@@ -21,7 +21,7 @@ def dkd(
 ) -> Tensor:
     """t^2 (target KL(b_T || b_S) + others KL(p_T || p_S)), batch mean: a scalar.
 
-    b: the target class against all the rest, two numbers. p: softmax over the classes besides the target.
+    b: the probabilities of the target class and of all the rest. p: softmax over the classes besides the target.
     student_BC, teacher_BC: logits of any float dtype, the teacher's up to a constant per row and without gradient.
     labels_B: int64 [B]. target, others: the paper's alpha and beta.
 

@@ -1,4 +1,4 @@
-"""FitNets: a student's middle layer, through a regressor, resembles the teacher's.
+"""FitNets: a student's middle layer is regressed onto the teacher's.
 
 Letters: B batch, C channels, H W positions.
 """

@@ -1,4 +1,4 @@
-"""Further ways to teach, by name, and the options of each."""
+"""The values of loss.method, and the options of each."""
 
 from typing import Literal
 
@@ -8,15 +8,15 @@ from udkd.utils.options import MOST_PX, MOST_SAMPLES, Factor, Positive, Section,
 
 MethodName = Literal["none", "dkd", "attention", "fitnets", "rkd", "crd", "reviewkd"]
 FEATURE_METHODS = ("attention", "fitnets", "rkd", "crd", "reviewkd")
-"""Methods that look inside the teacher."""
+"""Methods that need the teacher's features, not only its logits."""
 MAP_METHODS = ("attention", "fitnets", "reviewkd")
-"""Those that compare its maps position by position."""
+"""Those that compare its feature maps position by position."""
 POOLED_METHODS = ("rkd", "crd")
-"""Those that take the mean of its deepest map over positions, which a cache may hold."""
+"""Those that need only the mean of its deepest map over positions, which a cache may hold."""
 
 
 class DkdSection(Section):
-    """Decoupled knowledge distillation; its paper takes (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
+    """Decoupled knowledge distillation; its paper uses (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
 
     target: Factor = 1.0
     others: Factor = 0.5
@@ -24,7 +24,7 @@ class DkdSection(Section):
 
 
 class AttentionSection(Section):
-    """Attention transfer between the deepest maps of so many sizes."""
+    """Attention transfer between the deepest maps of each of the `stages` smallest sizes."""
 
     weight: Positive = 1000.0
     stages: int = Field(default=4, ge=1, le=64)
@@ -45,7 +45,7 @@ class RkdSection(Section):
 
 
 class CrdSection(Section):
-    """Contrastive representation distillation. The two memories of each student hold `numbers` float32 per image."""
+    """Contrastive representation distillation. The two memories of each student hold `embed_dim` float32 per image."""
 
     weight: Positive = 0.8
     embed_dim: int = Field(default=128, ge=2, le=MOST_PX, description="of an embedding")
@@ -55,7 +55,7 @@ class CrdSection(Section):
 
 
 class ReviewkdSection(Section):
-    """Knowledge review over the deepest maps of so many sizes."""
+    """Knowledge review over the deepest maps of each of the `stages` smallest sizes."""
 
     weight: Positive = 1.0
     stages: int = Field(default=4, ge=1, le=64)

@@ -1,6 +1,6 @@
 """Relational knowledge distillation: distances and angles among the samples of a batch.
 
-Letters: B batch, D and E numbers of the student's and the teacher's embedding.
+Letters: B batch, D and E sizes of the student's and the teacher's embeddings.
 """
 
 import torch
@@ -25,7 +25,7 @@ def angle_term(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
     Source: Park et al. (arXiv 1904.05068), section 3.2.2 (a mean for its sum).
     """
     student_BBB, teacher_BBB = _angles(student_BD), _angles(teacher_BE.detach())
-    # Of triples that are not distinct both cosines are alike: 0 at a corner of its own, 1 where the ends are one sample.
+    # In triples that are not distinct both cosines are equal: 0 where an end is the corner, 1 where the ends are one sample.
     return F.smooth_l1_loss(student_BBB, teacher_BBB, reduction="sum") / _choices(len(student_BD), 3)
 
 
