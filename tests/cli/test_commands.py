@@ -156,7 +156,7 @@ def test_what_does_not_fit(
     failed(said("report", finished, "--baseline", other_run), "dataset_digest: stored", "name a run on the same data")
     before = checkpoint(finished)
     again = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", finished, *SETTINGS]
-    failed(said(*again), "already holds a run; expected a new folder; go on with --resume")
+    failed(said(*again), "already holds a run; expected a new folder; continue it with --resume")
     failed(said(*again, "--resume", "--set", "train.seed=1"), "(train.seed: stored 0, wanted 1)")
     result = said(*again, "--resume")
     assert result.code == 0
@@ -380,7 +380,7 @@ def test_ctrl_c_while_a_teacher_is_fitted(call: Call, capsys: pytest.CaptureFixt
     assert "goes on" in stopped.last
     build_words = ("cache", "build", dataset.path, tmp_path / "t", tmp_path / "c", "--recipe", "smoke")
     failed(inside(capsys, *build_words), "is no teacher")
-    failed(inside(capsys, *words), "already holds a run; expected a new folder; go on with --resume")
+    failed(inside(capsys, *words), "already holds a run; expected a new folder; continue it with --resume")
     result = call(*words, "--resume")
     assert result.code == 0, result
     assert TeacherFolder.open(tmp_path / "t").info.architecture == "squeezenet1_1"

@@ -63,10 +63,10 @@ def seen(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0)
 def test_stages_of_a_resnet_are_its_stem_and_layers() -> None:
     model = network("resnet18").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = stages(model, 32)
-    assert [stage.module for stage in found] == ["relu", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
-    assert [stage.channels for stage in found] == [64, 64, 128, 256, 512]
-    assert [stage.size for stage in found] == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
+    value = stages(model, 32)
+    assert [stage.module for stage in value] == ["relu", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
+    assert [stage.channels for stage in value] == [64, 64, 128, 256, 512]
+    assert [stage.size for stage in value] == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -133,19 +133,22 @@ def test_crd_is_its_formula_and_remembers() -> None:
     assert abs(first.item() / 0.8 / 2 - 6) < 6, "about log(K + 1) + K log((K + 1) / K) with M = 20 at first"
     ids = torch.arange(5, 15)
     now = seen(made, teacher, ids, step=3)
-    found = crd(now).item()
+    value = crd(now).item()
     assert torch.equal(crd.log_z, log_z), "the first batch's, for ever"
-    own = F.normalize(crd.embed.linear(now.maps[0].mean((2, 3))), dim=1).detach().double().numpy()
-    their = F.normalize(crd.teacher_embed.linear(now.teacher_features), dim=1).detach().double().numpy()
+    student_64 = F.normalize(crd.embed.linear(now.maps[0].mean((2, 3))), dim=1).detach().double().numpy()
+    teacher_64 = F.normalize(crd.teacher_embed.linear(now.teacher_features), dim=1).detach().double().numpy()
     wanted = 0.0
     for row, sample in enumerate(ids.tolist()):
-        for anchor, bank, z in ((own, teacher_memory, log_z[0]), (their, memory, log_z[1])):
-            h = [own[row] @ their[row], *(anchor[row] @ bank[drawn].double().numpy() for drawn in negatives_of(crd, now, row))]
+        for anchor, bank, z in ((student_64, teacher_memory, log_z[0]), (teacher_64, memory, log_z[1])):
+            h = [
+                student_64[row] @ teacher_64[row],
+                *(anchor[row] @ bank[drawn].double().numpy() for drawn in negatives_of(crd, now, row)),
+            ]
             h = [s / (s + 6 / 20) for s in (math.exp(score / 0.07) / math.exp(float(z)) for score in h)]
             wanted -= math.log(h[0]) + sum(math.log(1 - value) for value in h[1:])
         assert all(LABELS[drawn] != LABELS[sample] for drawn in negatives_of(crd, now, row))
-    assert found == pytest.approx(0.8 * wanted / 10, rel=1e-4)
-    halfway = F.normalize(0.5 * memory[ids] + 0.5 * torch.from_numpy(own).float(), dim=1)
+    assert value == pytest.approx(0.8 * wanted / 10, rel=1e-4)
+    halfway = F.normalize(0.5 * memory[ids] + 0.5 * torch.from_numpy(student_64).float(), dim=1)
     torch.testing.assert_close(crd.memory[ids], halfway)
 
 

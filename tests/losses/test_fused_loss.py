@@ -1,4 +1,4 @@
-"""The fused loss against the oracle in float64, by Triton's interpreter; and how it is refused where it cannot run."""
+"""The fused loss against the oracle in float64, by Triton's interpreter; and its refusal where it cannot run."""
 
 import json
 import os

@@ -136,7 +136,7 @@ def test_gradients_are_those_of_the_values(settings: LossSettings) -> None:
     fixed = [torch.from_numpy(z) for z in logits]
     for i in range(3):
 
-        def own_loss(z: Tensor, i: int = i) -> Tensor:
+        def loss_of_one(z: Tensor, i: int = i) -> Tensor:
             terms = distill(
                 [*fixed[:i], z, *fixed[i + 1 :]],
                 torch.from_numpy(labels),
@@ -145,11 +145,11 @@ def test_gradients_are_those_of_the_values(settings: LossSettings) -> None:
                 settings,
             )
             weights = (settings.alpha, settings.beta, settings.gamma)
-            own = sum(k * term[i] for k, term in zip(weights, (terms.hard, terms.teacher, terms.peer), strict=True))
+            student_loss = sum(k * term[i] for k, term in zip(weights, (terms.hard, terms.teacher, terms.peer), strict=True))
             # The value of student i's own loss with the gradient of the total.
-            return terms.total + (own - terms.total).detach()
+            return terms.total + (student_loss - terms.total).detach()
 
-        assert torch.autograd.gradcheck(own_loss, (fixed[i].clone().requires_grad_(),))
+        assert torch.autograd.gradcheck(loss_of_one, (fixed[i].clone().requires_grad_(),))
 
 
 @pytest.mark.parametrize("direction", KL_KINDS)
@@ -241,7 +241,7 @@ def test_terms_of_weight_zero_are_not_built() -> None:
     assert float(terms.total.detach()) == pytest.approx(float(want), rel=1e-12)  # type: ignore[arg-type]
     assert not terms.hard.requires_grad
     one = distill(z[:1], torch.from_numpy(labels), None, None, LossSettings(alpha=1, beta=0, gamma=5))
-    assert one.peer.tolist() == [0.0], "who is alone has no peers"
+    assert one.peer.tolist() == [0.0], "a single student has no peers"
 
 
 def test_weights_of_each_student() -> None:

@@ -126,10 +126,10 @@ def test_a_cache_of_evaluation_views_names_its_setting_and_a_stranger_its_option
         build_cache(cache.folder, dataset=dataset, teacher=teachers[0], recipe=other, device=CPU)
 
 
-def test_a_cache_of_another_storage_is_said_or_refused(
+def test_a_cache_of_another_storage_is_noted_or_refused(
     tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder]
 ) -> None:
-    """A recipe that leaves the storage as it is takes any cache and says so; one that asks for another is refused."""
+    """A recipe that leaves the storage as it is takes any cache and notes it; one that sets another is refused."""
     build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=small_recipe("teacher.top_k=3"), device=CPU)
 
     class Notes(Silent):
@@ -181,12 +181,12 @@ def test_more_views_do_not_change_a_run(
     tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder], cache: Cache
 ) -> None:
     """A run over two cached views, stopped; the cache grows to three; resumed, it ends as one that was left alone."""
-    recipe, asked = small_recipe("teacher.views=2"), 0
+    recipe, calls = small_recipe("teacher.views=2"), 0
 
     def soon() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > 5
+        nonlocal calls
+        calls += 1
+        return calls > 5
 
     def job(name: str, **more: object) -> TrainJob:
         return TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache.folder, **more)  # type: ignore[arg-type]

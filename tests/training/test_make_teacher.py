@@ -82,9 +82,9 @@ def test_the_rows_of_the_head_are_those_of_the_classes(tmp_path: Path, architect
         logits, wanted = picked.eval()(x), model(x)[:, rows]
     # The products are the same; a smaller head may sum them in another order.
     torch.testing.assert_close(logits, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
-    own = model.state_dict()
+    state = model.state_dict()
     for name, value in candidate.weights.items():
-        assert torch.equal(value, own[name][rows] if name.startswith(HEADS[architecture] + ".") else own[name]), name
+        assert torch.equal(value, state[name][rows] if name.startswith(HEADS[architecture] + ".") else state[name]), name
     assert candidate.made["rows_of_1000"] == rows
 
 
@@ -185,7 +185,7 @@ def test_names_that_a_file_records_decide_over_its_rows(tmp_path: Path) -> None:
 
 def test_numbers_that_no_teacher_has(tmp_path: Path) -> None:
     state, file = own_state(), tmp_path / "w.pth"
-    for change, said in (
+    for change, message in (
         (lambda value: value * float("nan"), "not finite in float32"),
         (lambda value: value.double() * 1e300, "not finite in float32"),
         (lambda value: value.to(torch.complex64), "is of complex64, expected plain float32"),
@@ -193,7 +193,7 @@ def test_numbers_that_no_teacher_has(tmp_path: Path) -> None:
         (lambda value: value.to_sparse(), "is of sparse_coo, expected plain float32"),
     ):
         torch.save(state | {HEAD: change(state[HEAD])}, file)
-        with pytest.raises(DataError, match=f"{HEAD}.*{said}"):
+        with pytest.raises(DataError, match=f"{HEAD}.*{message}"):
             from_weights(SMALL, file, CLASSES)
     giant = torch.zeros(1).expand(10**12)  # four bytes of a file that claim four terabytes
     torch.save(state | {"classifier.1.bias": giant}, file)
@@ -256,14 +256,14 @@ def test_what_cannot_be_read_without_running_it_says_so(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), file)
     with pytest.raises(DataError, match=r"holds a Python object \(torch\.nn\.modules\.linear\.Linear\)"):
         read_weights(file)
-    for names, said in (
+    for names, message in (
         (["x/constants.pkl", "x/data.pkl"], "TorchScript archive"),
         (["model.pth"], r"zip of model\.pth; .*unpack"),
     ):
         with zipfile.ZipFile(file, "w") as archive:
             for name in names:
                 archive.writestr(name, b"")
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             read_weights(file)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", bytes(10**7))
@@ -374,10 +374,10 @@ def test_a_run_on_other_classes_is_refused(run: RunFolder) -> None:
 )
 def test_fit_s_candidate_of_any_architecture(tmp_path: Path, dataset: DatasetFolder, architecture: str) -> None:
     """A checkpoint's tensors come in no order: nothing may be guessed from the last one."""
-    how = small_recipe(f"fit.architecture={architecture}", "fit.epochs=1").for_teacher()
-    train(TrainJob(recipe=how, data=dataset.path, out=tmp_path / "run", device=CPU))
+    fit_recipe = small_recipe(f"fit.architecture={architecture}", "fit.epochs=1").for_teacher()
+    train(TrainJob(recipe=fit_recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
     candidate = from_run(RunFolder.open(tmp_path / "run"), None, [entry.wnid for entry in dataset.classes])
-    folder = evaluate_and_write(tmp_path / "teacher", candidate, dataset, how, CPU, SILENT)
+    folder = evaluate_and_write(tmp_path / "teacher", candidate, dataset, fit_recipe, CPU, SILENT)
     assert folder.info.architecture == architecture
     assert folder.info.made["student"] == architecture
 

@@ -1,4 +1,4 @@
-"""Run folders: nothing half-written is taken for whole."""
+"""Run folders: nothing half-written passes for complete."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_a_run_from_birth_to_evaluation(tmp_path: Path) -> None:
 
 def test_a_run_is_begun_once(tmp_path: Path) -> None:
     new(tmp_path / "run")
-    with pytest.raises(RunError, match="already holds a run; expected a new folder; go on with --resume"):
+    with pytest.raises(RunError, match="already holds a run; expected a new folder; continue it with --resume"):
         new(tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()  # as after a crash while it was made
     with pytest.raises(RunError, match="is no run"):
@@ -177,7 +177,7 @@ def test_flat() -> None:
     assert flatten({"a": {"b": [1, {"c": 2}], "d": []}, "e": {}}) == {"a.b.0": 1, "a.b.1.c": 2, "a.d": [], "e": {}}
 
 
-def test_a_lock_names_its_holder_and_nobody_afterwards(tmp_path: Path) -> None:
+def test_a_lock_names_its_holder_until_it_is_released(tmp_path: Path) -> None:
     with FolderLock(tmp_path) as lock:
         holder = lock.path.read_text()
         assert holder.isdecimal()

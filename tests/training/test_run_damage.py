@@ -183,9 +183,9 @@ def test_flipped_bits_are_found_and_named(run: Path) -> None:
             data = bytearray(before)
             data[place] ^= 1 << chance.randrange(8)
             (run / name).write_bytes(data)
-            found = verify_run(run)
-            assert any(str(run / name) in line for line in found), (name, place)
-            assert not any("\n" in line for line in found)
+            problems = verify_run(run)
+            assert any(str(run / name) in line for line in problems), (name, place)
+            assert not any("\n" in line for line in problems)
         (run / name).write_bytes(before)
     assert verify_run(run) == []
     (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0])
@@ -218,7 +218,7 @@ def test_a_changed_counter_of_before(house: tuple[Path, DatasetFolder], old: Pat
 
 def test_checkpoints_that_lack_something(house: tuple[Path, DatasetFolder], run: Path) -> None:
     folder = RunFolder.open(run)
-    whole = folder.load()
+    checkpoint = folder.load()
     cases: list[tuple[str, torch.Tensor | None, str]] = [
         ("tally.count", None, "has no count of the images"),
         ("tally.count", torch.tensor(8), "has 8 of the images seen in its epoch; expected 0"),
@@ -229,8 +229,8 @@ def test_checkpoints_that_lack_something(house: tuple[Path, DatasetFolder], run:
         ("more", torch.zeros(1), "also holds more"),
     ]
     for name, tensor, why in cases:
-        tensors = {key: value for key, value in whole.tensors.items() if key != name}
-        folder.save(replace(whole, tensors=tensors if tensor is None else tensors | {name: tensor}))
+        tensors = {key: value for key, value in checkpoint.tensors.items() if key != name}
+        folder.save(replace(checkpoint, tensors=tensors if tensor is None else tensors | {name: tensor}))
         with pytest.raises(RunError, match=re.escape(why)):
             train(job(*house, run, resume=True))
 
@@ -251,8 +251,8 @@ def test_lost_and_left_checkpoints(house: tuple[Path, DatasetFolder], run: Path)
 def test_a_reader_beside_a_trainer(run: Path) -> None:
     """A checkpoint that is replaced between reading its name and reading it is read under its new name."""
     folder = RunFolder.open(run)
-    whole = folder.load()
-    small = {"tally.count": whole.tensors["tally.count"]}
+    checkpoint = folder.load()
+    small = {"tally.count": checkpoint.tensors["tally.count"]}
     steps = iter(range(5, 200))
     real = checkpoints.read_regular
 
@@ -300,19 +300,19 @@ def test_two_exports_of_one_student(tmp_path: Path) -> None:
 
 def test_predictions_that_cannot_be(run: Path) -> None:
     path = run / "predictions.safetensors"
-    whole, _ = read_predictions(path)
-    average = whole.average
+    checkpoint, _ = read_predictions(path)
+    average = checkpoint.average
     far = average.top.copy()
     far[0, 0] = 4
     sure = average.top_log_p.copy()
     sure[0, 0] = 1.0
-    for wrong, name in (
-        (replace(whole, labels=whole.labels + 10**9), "val.labels"),
-        (replace(whole, ids=whole.ids[::-1].copy()), "val.ids"),
-        (replace(whole, average=replace(average, top=far)), "val.average.top"),
-        (replace(whole, average=replace(average, top_log_p=sure)), "val.average.top_log_p"),
+    for invalid, name in (
+        (replace(checkpoint, labels=checkpoint.labels + 10**9), "val.labels"),
+        (replace(checkpoint, ids=checkpoint.ids[::-1].copy()), "val.ids"),
+        (replace(checkpoint, average=replace(average, top=far)), "val.average.top"),
+        (replace(checkpoint, average=replace(average, top_log_p=sure)), "val.average.top_log_p"),
     ):
-        write_predictions(path, wrong)
+        write_predictions(path, invalid)
         with pytest.raises(RunError, match=f"{name} of .* cannot be"):
             gather(run)
     change(run / "eval.json", lambda values: values | {"num_classes": 10**9})

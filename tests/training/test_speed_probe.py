@@ -16,7 +16,7 @@ def test_every_speed_is_measured_and_nothing_is_moved() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_the_whole_job_is_counted() -> None:
+def test_the_estimate_counts_every_part() -> None:
     recipe = small_recipe("fit.epochs=4", "train.epochs=6")
     speeds = StepTimes(teacher_step_s=0.1, teacher_forward_s=0.01, students_step_s=1.0)
     parts = 4 * (100 * 0.1 + 30 * 0.01) + 100 * 0.01 + 6 * (100 + 10) * 1.0

@@ -20,7 +20,7 @@ from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training import checkpoints as checkpoints_module
-from udkd.training import schedule as plan_module
+from udkd.training import schedule as schedule_module
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import Trainer, TrainJob, train
 from udkd.utils.errors import CacheError, ConfigError, MismatchError, RunError
@@ -52,7 +52,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teac
 
 
 class Trace(Silent):
-    """Remembers the tally after every step: all losses, bit by bit."""
+    """Keeps the metrics after every step: all losses, bit by bit."""
 
     def __init__(self) -> None:
         self.trainer: Trainer | None = None
@@ -129,7 +129,7 @@ class StopAfter(Silent):
 
 @pytest.mark.parametrize("stop_after", [pytest.param(1, marks=LONG), 11, 12, pytest.param(13, marks=LONG), 25])
 def test_stopped_and_resumed_equals_uninterrupted(
-    tmp_path: Path, dataset: DatasetFolder, cache: Path, stop_after: int, whole_run: Path
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, stop_after: int, uninterrupted_run: Path
 ) -> None:
     job = TrainJob(recipe=small_recipe(), data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache)
     observer = StopAfter(stop_after)
@@ -137,8 +137,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert not outcome.finished
     assert outcome.step == stop_after
     assert train(TrainJob(**(vars(job) | {"resume": True}))).finished
-    assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(whole_run)
-    assert metrics_without_time(tmp_path / "run") == metrics_without_time(whole_run)
+    assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(uninterrupted_run)
+    assert metrics_without_time(tmp_path / "run") == metrics_without_time(uninterrupted_run)
 
 
 def test_running_statistics_resume_to_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
@@ -177,11 +177,11 @@ def test_dropout_is_part_of_those_runs(
     hashes = []
     for shift in (0, 1):
         with monkeypatch.context() as patch:
-            right = plan_module.dropout_keys
+            original = schedule_module.dropout_keys
             patch.setattr(
-                plan_module,
+                schedule_module,
                 "dropout_keys",
-                lambda seed, student, steps, shift=shift, right=right: right(seed, student, steps + shift),
+                lambda seed, student, steps, shift=shift, original=original: original(seed, student, steps + shift),
             )
             out = tmp_path / str(shift)
             job = TrainJob(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache)
@@ -191,7 +191,7 @@ def test_dropout_is_part_of_those_runs(
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, cache: Path) -> Path:
+def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, cache: Path) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     train(TrainJob(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache))
     return out
@@ -201,7 +201,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, 
     "kind", [signal.SIGKILL, signal.SIGTERM, *(pytest.param(kind, marks=LONG) for kind in (signal.SIGHUP, signal.SIGINT))]
 )
 def test_a_signal_at_a_random_moment(
-    tmp_path: Path, dataset: DatasetFolder, cache: Path, whole_run: Path, kind: signal.Signals
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, uninterrupted_run: Path, kind: signal.Signals
 ) -> None:
     out = tmp_path / "run"
     words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out]
@@ -218,8 +218,8 @@ def test_a_signal_at_a_random_moment(
     done = commands.run(*words, "--resume")
     assert done.code == 0, done
     assert "Traceback" not in done.err
-    assert checkpoint_hash(out) == checkpoint_hash(whole_run)
-    assert metrics_without_time(out) == metrics_without_time(whole_run)
+    assert checkpoint_hash(out) == checkpoint_hash(uninterrupted_run)
+    assert metrics_without_time(out) == metrics_without_time(uninterrupted_run)
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
@@ -345,8 +345,8 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, dataset: DatasetFolder, t
     )
 
 
-def test_resume_refuses_another_recipe(tmp_path: Path, dataset: DatasetFolder, cache: Path, whole_run: Path) -> None:
-    job = {"data": dataset.path, "out": whole_run, "device": CPU, "cache": cache}
+def test_resume_refuses_another_recipe(tmp_path: Path, dataset: DatasetFolder, cache: Path, uninterrupted_run: Path) -> None:
+    job = {"data": dataset.path, "out": uninterrupted_run, "device": CPU, "cache": cache}
     with pytest.raises(MismatchError, match=r"train\.seed: stored 0, wanted 7"):
         train(TrainJob(recipe=small_recipe("train.seed=7"), resume=True, **job))
     with pytest.raises(RunError, match="already holds a run"):
@@ -367,8 +367,8 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path, dataset: Dataset
         RunFolder.open(out).load()
 
 
-def test_the_environment_is_recorded(whole_run: Path) -> None:
-    stored = RunFolder.open(whole_run).provenance
+def test_the_environment_is_recorded(uninterrupted_run: Path) -> None:
+    stored = RunFolder.open(uninterrupted_run).provenance
     assert stored["hardware"]["threads"] == 1
     assert torch.__version__.startswith(stored["versions"]["torch"])
     assert stored["cache_key"]["policy"] == "canonical"

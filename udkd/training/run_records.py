@@ -65,7 +65,7 @@ class Hardware(_Record):
 class Provenance(_Record):
     """run.json: data, teacher, cache, versions, hardware, command. classes: wnid or folder name of each output, in order.
 
-    num_views: the number of views that recur. teacher_sha256: of a live teacher. starts: sha256 of init_from weights, by student.
+    num_views: the number of views that recur. teacher_sha256: of a live teacher. starts: sha256 of init_from weights, by name.
     """
 
     format: int
