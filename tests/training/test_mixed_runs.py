@@ -11,7 +11,7 @@ from tests.small import change, make_dataset, make_teacher, small_recipe
 from udkd.config.recipe import Recipe, load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.methods.dml import MUTUAL
-from udkd.losses.methods.options import FEATURE_METHODS
+from udkd.losses.methods.registry import METHODS
 from udkd.losses.schedules import EpochStats
 from udkd.models.build import build
 from udkd.models.features import FeatureExtractor
@@ -165,7 +165,7 @@ def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
     study = load_study("methods")
     assert load_recipe(study.recipe, study.arm("DML").set).loss.settings == MUTUAL
     methods = {load_recipe(study.recipe, ["teacher.views=50", *arm.set]).loss.method for arm in study.arms}
-    assert methods == {"none", "dkd", *FEATURE_METHODS}
+    assert methods == {"none", *METHODS}
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,16 @@ An unknown or ill-typed key is a ConfigError with its path; `--set a.b=c` overri
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from udkd.augment.views import Scheme, ViewSpec
 from udkd.config import old_keys
 from udkd.losses.distill import KlKind, LabelLoss, LossSettings
 from udkd.losses.estimator import Estimator, EstimatorKind
-from udkd.losses.methods.options import FEATURE_METHODS, MAP_METHODS, POOLED_METHODS, MethodName, MethodsSection
+from udkd.losses.methods.builtin import METHODS
+from udkd.losses.methods.registry import MethodsSection, after_register, known_method
 from udkd.losses.sample_weight import SampleWeighting, WeightControl, WeightKind
 from udkd.losses.schedules import ScheduleKind
 from udkd.losses.storage import Dtype, Storage
@@ -211,7 +212,9 @@ class LossSection(Section):
     )
     sample_weight_mean_one: bool = Field(default=False, description="divide the weights by their mean")
     sample_weight_seed: Seed = Field(default=0, description="of sample_weight_control = shuffled")
-    method: MethodName = Field(default="none", description="a further term for every student; its options are in methods.*")
+    method: Annotated[str, AfterValidator(known_method)] = Field(
+        default="none", description="a further term for every student; its options are in methods.*"
+    )
     method_weight: Factor = Field(default=1.0, description="of that term, on top of the factors in methods.*")
     schedules: SchedulesSection = SchedulesSection()
 
@@ -339,7 +342,7 @@ class Recipe(Section):
         max_length=1000,
     )
     loss: LossSection = LossSection()
-    methods: MethodsSection = MethodsSection()
+    methods: MethodsSection = Field(default_factory=MethodsSection)
     train: TrainSection = TrainSection()
     perf: PerfSection = PerfSection()
 
@@ -356,7 +359,7 @@ class Recipe(Section):
     @property
     def pools_features(self) -> bool:
         """Whether students learn from the teacher's pooled features."""
-        return self.loss.method in POOLED_METHODS
+        return self.loss.method != "none" and METHODS[self.loss.method].needs == "pooled"
 
     @property
     def needs_figures(self) -> bool:
@@ -437,17 +440,18 @@ class Recipe(Section):
         method, source = self.loss.method, self.teacher.source
         if method == "none":
             return self
-        if method in FEATURE_METHODS and source != "live" and not (method in POOLED_METHODS and source == "cache"):
+        needs = METHODS[method].needs
+        if needs != "logits" and source != "live" and not (needs == "pooled" and source == "cache"):
             holds = "a cache holds no maps" if source == "cache" else "teacher.source is none"
             raise ValueError(f"loss.method = {method} needs a live teacher's features; {holds}; set teacher.source = live")
         if source == "none":
             raise ValueError(f"loss.method = {method} needs a teacher; set teacher.source to cache or live")
-        if method in FEATURE_METHODS and (self.teacher.fold_bn or self.teacher.compile or self.teacher.estimator != "plain"):
+        if needs != "logits" and (self.teacher.fold_bn or self.teacher.compile or self.teacher.estimator != "plain"):
             raise ValueError(
                 f"loss.method = {method} looks inside one teacher; expected it as it is; "
                 "set teacher.fold_bn and teacher.compile to false and teacher.estimator to plain"
             )
-        if method in MAP_METHODS and self.teacher.views == "eval":
+        if needs == "maps" and self.teacher.views == "eval":
             raise ValueError(
                 f"loss.method = {method} compares maps of the same pixels and teacher.views = eval shows the teacher "
                 "others; expected a number of views; set teacher.views = train.epochs"
@@ -519,6 +523,9 @@ class Recipe(Section):
     def stored(cls, values: Mapping[str, Any], origin: str) -> "Recipe":
         """`of` for values that a run folder holds, which may have been written before keys had today's names."""
         return cls.of(old_keys.current(values), origin)
+
+
+after_register.append(lambda: Recipe.model_rebuild(force=True))
 
 
 def _explained(problems: Sequence[Any]) -> str:

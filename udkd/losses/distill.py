@@ -155,12 +155,17 @@ def distill(
             scale * torch.stack([divergence(q_BC, fixed[j], settings.kl).mean() for j in range(len(soft)) if j != i]).mean()
             for i, q_BC in enumerate(soft)
         ]
-    rows = [torch.stack(row) for row in (hard, teacher, peer)]
-    alpha_N, beta_N, gamma_N = (settings.weights_3N(len(logits), zero) if weights_3N is None else weights_3N).to(zero.dtype)
-    # Not one [3, N] tensor of terms: joining it is two kernels more in the compiled graph.
-    total = (alpha_N * rows[0] + beta_N * rows[1] + gamma_N * rows[2]).sum()
-    return Terms(total=total, hard=rows[0].detach(), teacher=rows[1].detach(), peer=rows[2].detach())
+    if weights_3N is None:
+        weights_3N = settings.weights_3N(len(logits), zero)
+    # Student by student, not as one product of [3, N] tensors: joining the terms first costs a compiled graph six kernels.
+    columns = zip(weights_3N.to(zero.dtype).unbind(1), hard, teacher, peer, strict=True)
+    total = torch.stack([w_3[0] * h + w_3[1] * t + w_3[2] * p for w_3, h, t, p in columns]).sum()
+    return Terms(total=total, hard=_detached(hard), teacher=_detached(teacher), peer=_detached(peer))
 
 
 def _at_least_float32(z_BC: Tensor) -> Tensor:
     return z_BC if z_BC.dtype == torch.float64 else z_BC.float()
+
+
+def _detached(values: list[Tensor]) -> Tensor:
+    return torch.stack([value.detach() for value in values])

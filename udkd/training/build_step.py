@@ -13,7 +13,7 @@ from udkd.augment.apply import ViewTable
 from udkd.augment.views import ViewSpec
 from udkd.config.recipe import Recipe
 from udkd.losses.distill import Loss
-from udkd.losses.methods.connectors import Connection
+from udkd.losses.methods.connect import Connection
 from udkd.models.features import FeatureExtractor
 from udkd.models.module_swaps import ONE_EXPRESSION
 from udkd.teacher.target import TargetSource

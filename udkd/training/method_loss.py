@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from udkd.data.batch import Batch
-from udkd.losses.methods.connectors import Connection, MethodInputs
+from udkd.losses.methods.connect import Connection
+from udkd.losses.methods.registry import MethodInputs
 from udkd.teacher.target import TeacherTargets
 
 

@@ -23,8 +23,8 @@ from udkd.data.backends.registry import choose, open_backend
 from udkd.data.backends.resident import ResidentBackend
 from udkd.data.batch import Backend
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.methods.connectors import Connection, connect
-from udkd.losses.methods.options import MAP_METHODS
+from udkd.losses.methods.builtin import METHODS
+from udkd.losses.methods.connect import Connection, connect
 from udkd.losses.schedules import EpochStats
 from udkd.teacher.frozen import require_several_classes
 from udkd.teacher.sources import LiveTargets, open_targets
@@ -399,7 +399,7 @@ class Trainer:
         if recipe.loss.method == "none":
             return []
         network = None
-        if recipe.loss.method in MAP_METHODS:
+        if METHODS[recipe.loss.method].needs == "maps":
             assert isinstance(teacher, LiveTargets), "a recipe whose method compares maps has a live teacher"
             network = teacher.network
         options: dict[str, Any] = {

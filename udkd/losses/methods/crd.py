@@ -4,14 +4,21 @@ Letters: B batch, D size of an embedding (of length 1), K negatives, M training 
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from udkd.utils.device_rng import integers
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.utils.device_rng import integers, mix
+from udkd.utils.options import MOST_PX, MOST_SAMPLES, Positive, Section, Temperature
 from udkd.utils.rng import key, uniform
+
+_MEMORY = 6  # keeps this use of a run's seed apart from others
+_NEGATIVES = 0x6E65676174697665  # tells the key of a step's negatives from that of its dropout
 
 
 def contrast(
@@ -79,3 +86,78 @@ class Embedding(nn.Module):
     def forward(self, pooled_BC: Tensor) -> Tensor:
         """The embeddings, [B, D]."""
         return F.normalize(self.linear(pooled_BC), dim=1)
+
+
+class CrdSection(Section):
+    """Contrastive representation distillation. The two memories of each student hold `embed_dim` float32 per image."""
+
+    weight: Positive = 0.8
+    embed_dim: int = Field(default=128, ge=2, le=MOST_PX, description="of an embedding")
+    negatives: int = Field(default=16384, ge=1, le=MOST_SAMPLES, description="per sample and step")
+    temperature: Temperature = 0.07
+    momentum: float = Field(default=0.5, ge=0, lt=1, description="of the memories")
+
+
+@register("crd", CrdSection, needs="pooled")
+class Crd(nn.Module):
+    """`contrast` in both directions. Memories and normalisers are buffers, so that a checkpoint holds them."""
+
+    memory: Tensor
+    teacher_memory: Tensor
+    log_z: Tensor
+    begun: Tensor
+    by_class: Tensor
+    first: Tensor
+
+    def __init__(self, options: CrdSection, setup: MethodSetup) -> None:
+        super().__init__()
+        self.options = options
+        self.embed = Embedding(setup.channels[0], options.embed_dim)
+        self.teacher_embed = Embedding(setup.teacher_channels[0], options.embed_dim)
+        rows = len(setup.labels_I)
+        for side, name in enumerate(("memory", "teacher_memory")):
+            self.register_buffer(name, first_memory(rows, options.embed_dim, setup.seed, _MEMORY, setup.index, side))
+        self.register_buffer("log_z", torch.zeros(2))
+        self.register_buffer("begun", torch.zeros(()))
+        labels = setup.labels_I[setup.ids]
+        by_class = setup.ids[np.argsort(labels, kind="stable")]
+        first = np.searchsorted(np.sort(labels), np.arange(setup.labels_I.max() + 2))
+        self.register_buffer("by_class", torch.from_numpy(by_class), persistent=False)
+        self.register_buffer("first", torch.from_numpy(first), persistent=False)
+
+    def forward(self, inputs: MethodInputs) -> Tensor:
+        """The term, a scalar: the student against the teacher's memory, and the teacher against the student's."""
+        student_BF, teacher_BF = inputs.pooled_pair
+        student_BD, teacher_BD = self.embed(student_BF), self.teacher_embed(teacher_BF)
+        keys_B = mix(mix(inputs.key ^ _NEGATIVES) ^ mix(inputs.ids))
+        ids_BK = negatives(inputs.labels, self.first, self.by_class, keys_B, self.options.negatives)
+        positive_B, times_BI = (student_BD * teacher_BD).sum(1), times(ids_BK, len(self.memory))
+        scores = [student_BD @ self.teacher_memory.clone().T, teacher_BD @ self.memory.clone().T]  # cloned: both change below
+        log_z = self._normalisers(scores, times_BI)
+        sides = [
+            contrast(
+                positive_B,
+                scores_BI,
+                times_BI,
+                log_z[side],
+                negatives=self.options.negatives,
+                samples=len(self.by_class),
+                temperature=self.options.temperature,
+            )
+            for side, scores_BI in enumerate(scores)
+        ]
+        with torch.no_grad():
+            remember(self.memory, inputs.ids, student_BD, self.options.momentum)
+            remember(self.teacher_memory, inputs.ids, teacher_BD, self.options.momentum)
+        return self.options.weight * torch.stack(sides).sum()
+
+    @torch.no_grad()
+    def _normalisers(self, scores: Sequence[Tensor], times_BI: Tensor) -> Tensor:
+        """The normalisers of the first batch, kept from then on. Whether it is the first is decided on the device."""
+        samples, temperature = len(self.by_class), self.options.temperature
+        estimate = torch.stack(
+            [log_normaliser(scores_BI, times_BI, samples=samples, temperature=temperature) for scores_BI in scores]
+        )
+        self.log_z.copy_(torch.where(self.begun > 0, self.log_z, estimate))
+        self.begun.fill_(1)
+        return self.log_z.clone()

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from udkd.losses.methods.attention import same_size
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.utils.options import Positive, Section
 
 LEVELS = (4, 2, 1)
 """Sides to which maps are averaged for further comparisons."""
@@ -86,3 +89,25 @@ class Review(nn.Module):
 def review(maps: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """The sum over stages of `hierarchical_context`: a scalar, the paper's review loss with residual learning."""
     return torch.stack([hierarchical_context(one, other) for one, other in zip(maps, teacher, strict=True)]).sum()
+
+
+class ReviewkdSection(Section):
+    """Knowledge review over the deepest maps of each of the `stages` smallest sizes."""
+
+    weight: Positive = 1.0
+    stages: int = Field(default=4, ge=1, le=64)
+
+
+@register("reviewkd", ReviewkdSection, needs="maps", depth="stages")
+class ReviewTerm(nn.Module):
+    """See `review`."""
+
+    def __init__(self, options: ReviewkdSection, setup: MethodSetup) -> None:
+        super().__init__()
+        self.options = options
+        self.review = Review(setup.channels, setup.teacher_channels)
+
+    def forward(self, inputs: MethodInputs) -> Tensor:
+        """The term, a scalar."""
+        maps = self.review([map_BCHW.float() for map_BCHW in inputs.maps])
+        return self.options.weight * review(maps, [map_BCHW.float() for map_BCHW in inputs.teacher_maps])

@@ -5,7 +5,11 @@ Letters: B batch, D and E sizes of the student's and the teacher's embeddings.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
+
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.utils.options import Factor, Section
 
 
 def distance_term(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
@@ -45,3 +49,25 @@ def _angles(e_BD: Tensor) -> Tensor:
 def _choices(count: int, of: int) -> int:
     """Ordered pairs or triples of distinct samples; 1 where there are none."""
     return max(1, count * (count - 1) * (count - 2 if of == 3 else 1))
+
+
+class RkdSection(Section):
+    """Relational knowledge distillation: factors of its two terms."""
+
+    distance: Factor = 25.0
+    angle: Factor = Field(default=50.0, description="0 leaves the term out, whose memory grows with batch^3")
+
+
+@register("rkd", RkdSection, needs="pooled")
+class Rkd(nn.Module):
+    """The sum of `distance_term` and `angle_term`."""
+
+    def __init__(self, options: RkdSection, setup: MethodSetup) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, inputs: MethodInputs) -> Tensor:
+        """The term, a scalar."""
+        student_BD, teacher_BE = inputs.pooled_pair
+        term = self.options.distance * distance_term(student_BD, teacher_BE)
+        return term + self.options.angle * angle_term(student_BD, teacher_BE) if self.options.angle else term

@@ -14,7 +14,9 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from tests.small import small_recipe
 from tests.utils.slow_hash import GOLDEN, MASK, slow_mix
 from udkd.data.batch import Batch
-from udkd.losses.methods.connectors import Connection, Crd, MethodInputs, connect
+from udkd.losses.methods.connect import Connection, connect
+from udkd.losses.methods.crd import Crd
+from udkd.losses.methods.registry import MethodInputs
 from udkd.losses.sample_weight import SampleWeighting
 from udkd.losses.storage import Storage
 from udkd.models.build import build
