@@ -140,9 +140,9 @@ def _per_step(
     live_views = LiveTargets(ensemble, None)
     variants = [
         Variant("students' step", _step(recipe, len(dataset.classes), device, x_BCHW, first, cached), batch),
-        Variant("cached lookup", lambda: cached.lookup(first, x_BCHW, 0), batch),
-        Variant("live teacher, evaluation view", lambda: live_eval.lookup(first, x_BCHW, 0), batch),
-        Variant("live teacher, students' views", lambda: live_views.lookup(first, x_BCHW, 0), batch),
+        Variant("cached lookup", lambda: cached(first, x_BCHW, 0), batch),
+        Variant("live teacher, evaluation view", lambda: live_eval(first, x_BCHW, 0), batch),
+        Variant("live teacher, students' views", lambda: live_views(first, x_BCHW, 0), batch),
     ]
     timed = side_by_side(variants, device, rounds=rounds, warmup=1)
     result.add(timed, baseline="students' step", part="step")
@@ -160,11 +160,12 @@ def _step(
 ) -> Callable[[], None]:
     students = make_students(recipe, num_classes, device)
     loss = eager_loss(recipe.loss.settings)
+    weights_3N = recipe.loss.settings.weights_3N(len(students), x_BCHW)
 
     def run() -> None:
-        target = targets.lookup(batch, x_BCHW, 0)
+        target = targets(batch, x_BCHW, 0)
         logits = [student.model(x_BCHW) for student in students]
-        loss(logits, batch.labels, target.logits, target.weight).total.backward()  # type: ignore[no-untyped-call]
+        loss(logits, batch.labels, target.logits, target.weight, weights_3N).total.backward()  # type: ignore[no-untyped-call]
         for student in students:
             student.optimizer.step()
             student.optimizer.zero_grad(set_to_none=True)

@@ -45,7 +45,7 @@ PARTS = (
     Part("baseline --batch 256 --rounds 3", 200),
     Part("cost --batch 64 --only-ratio --rounds 5", 90),
     Part(
-        "step --batch 512 --only perf --only saved --only layout --only pool --only combo --only cudnn --only streams "
+        "step --batch 512 --only perf --only saved --only layout --only pool --only combo --only cudnn "
         "--only compile --rounds 5",
         300,
     ),

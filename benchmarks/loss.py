@@ -69,9 +69,10 @@ def forward_backward(loss: Loss, batch: int, num_classes: int, device: torch.dev
     teacher_BC = random(batch, num_classes).half()
     weight_B = random(batch).sigmoid()
     labels_B = torch.arange(batch, device=device) % num_classes
+    weights_3N = LossSettings().weights_3N(STUDENTS, weight_B)
 
     def run() -> None:
-        loss(logits, labels_B, teacher_BC, weight_B).total.backward()  # type: ignore[no-untyped-call]
+        loss(logits, labels_B, teacher_BC, weight_B, weights_3N).total.backward()  # type: ignore[no-untyped-call]
         for z_BC in logits:
             z_BC.grad = None
 

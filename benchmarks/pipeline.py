@@ -22,9 +22,9 @@ from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
 from udkd.training.build_step import build_step
+from udkd.training.metrics import TrainMetrics
 from udkd.training.runners import StreamingRunner
 from udkd.training.schedule import EpochSchedule
-from udkd.training.step import TrainMetrics
 from udkd.training.student import make_students
 from udkd.utils.environment import choose_device
 from udkd.utils.progress import SILENT

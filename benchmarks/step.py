@@ -52,8 +52,6 @@ PERF_OPTIONS_GPU = {
     "with force_layout": ("perf.force_layout=true",),
     "with combo_kernels": ("perf.combo_kernels=true",),
     "with cudnn_benchmark": ("perf.cudnn_benchmark=true",),
-    "with realize_reads 16": ("perf.realize_reads=16",),
-    "with streams": ("perf.streams=true",),
 }
 
 

@@ -384,3 +384,12 @@ def test_a_config_of_before_the_names_changed() -> None:
     assert (recipe.methods.crd.weight, recipe.methods.crd.embed_dim) == (0.5, 64)
     assert (train.batch_size, train.input, train.cuda_graph) == (32, "resident", True)
     assert (train.loss_impl, train.lr_base_batch_size, recipe.perf.combo_kernels) == ("eager", 16, True)
+
+
+def test_keys_that_were_removed() -> None:
+    """Stored recipes open without them, a digest of before 0.1.0 still counts them, a recipe that sets one is refused."""
+    perf = load_recipe("smoke").to_dict()["perf"]
+    assert current({"tune": perf | {"streams": True, "realize_reads": 8, "autotune": False}}) == {"perf": perf}
+    assert original({"perf": perf}) == {"tune": perf | {"streams": False, "realize_reads": 0, "autotune": False}}
+    with pytest.raises(ConfigError, match=r"perf\.streams was removed: it made no step faster; change it"):
+        load_recipe("smoke", ["perf.streams=true"])

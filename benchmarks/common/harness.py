@@ -26,10 +26,9 @@ from udkd.teacher.sources import LiveTargets, NoTargets
 from udkd.teacher.target import TargetSource, TeacherTargets
 from udkd.teacher.targets import pack
 from udkd.training.build_step import build_step
-from udkd.training.method_loss import MIXED_ROWS
+from udkd.training.metrics import TrainMetrics, recorded_rows
 from udkd.training.runners import CudaGraphCapture, ResidentRunner, StepRunner, StreamingRunner
 from udkd.training.schedule import EpochSchedule
-from udkd.training.step import TrainMetrics
 from udkd.training.student import make_students
 from udkd.utils.compile import compiled
 from udkd.utils.environment import cudnn_benchmark
@@ -89,7 +88,7 @@ def make_step(
     target_source = _target_source(recipe, samples, device, targets, architecture)
     students = make_students(recipe, CLASSES, device)
     step = build_step(recipe, recipe.views.spec, students, target_source, device)
-    metrics = TrainMetrics.empty(len(students), device, MIXED_ROWS if recipe.is_mixed else ())
+    metrics = TrainMetrics.empty(len(students), device, recorded_rows(recipe))
     batch, count = recipe.train.batch_size, len(samples.labels)
     steps = count // batch
     assert steps, f"{count} samples for a batch of {batch}"
@@ -100,8 +99,7 @@ def make_step(
         runner = StreamingRunner(step, InMemoryBackend(samples), batch)
     else:
         capture = shared_capture(device) if recipe.train.cuda_graph else None
-        by_id = recipe.loss.beta == 0 or recipe.teacher.source == "cache"
-        runner = ResidentRunner(step, samples, batch, metrics, ids=ids, by_id=by_id, record=capture)
+        runner = ResidentRunner(step, samples, batch, metrics, capture=capture)
 
     def endless_epochs() -> Iterator[int]:
         order = np.random.default_rng(0).permutation(ids)[: steps * batch]
@@ -183,13 +181,17 @@ class InMemoryBackend:
 
 
 class TableTargets:
-    """Cached teacher targets from a table in memory."""
+    """Cached targets without a folder."""
+
+    num_features = 0
 
     def __init__(self, table: TargetTable) -> None:
         self._table = table
 
-    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
-        """See udkd.teacher.target.TargetSource."""
+    def load(self, view: int) -> None:
+        """Nothing to load."""
+
+    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
         logits_BC, weight_B = self._table.lookup(batch.ids)
         return TeacherTargets(logits=logits_BC, weight=weight_B)
 

@@ -147,7 +147,7 @@ def test_what_does_not_fit(
     failed(here("report", finished, "--baseline", other_run), "dataset_digest: stored", "name a run on the same data")
     before = checkpoint(finished)
     again = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", finished, *SETTINGS]
-    failed(here(*again), "already holds a run; expected a new folder; go on with --resume")
+    failed(here(*again), "already holds a run; expected a new folder; continue it with --resume")
     failed(here(*again, "--resume", "--set", "train.seed=1"), "(train.seed: stored 0, wanted 1)")
     result = here(*again, "--resume")
     assert result.code == 0
@@ -384,7 +384,7 @@ def test_ctrl_c_while_a_teacher_is_fitted(call: Call, capsys: pytest.CaptureFixt
     assert "continues" in stopped.last
     build_arguments = ("cache", "build", dataset.path, tmp_path / "t", tmp_path / "c", "--recipe", "smoke")
     failed(inside(capsys, *build_arguments), "is not a teacher")
-    failed(inside(capsys, *arguments), "already holds a run; expected a new folder; go on with --resume")
+    failed(inside(capsys, *arguments), "already holds a run; expected a new folder; continue it with --resume")
     result = call(*arguments, "--resume")
     assert result.code == 0, result
     assert TeacherFolder.open(tmp_path / "t").info.architecture == "squeezenet1_1"

@@ -35,7 +35,7 @@ from udkd.data.batch import Backend, Batch
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.canvas import decode_canvas
 from udkd.data.dataset import DatasetFolder, Split
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.progress import SILENT
 from udkd.utils.rng import permutation
@@ -424,7 +424,7 @@ def test_a_damaged_sample_ends_a_training_run_with_its_name(name: str, dataset: 
     DAMAGE[name](split, sample_id)
     threads = threading.active_count()
     with pytest.raises(DataError, match=f"train sample {sample_id} "):
-        train(Job(recipe=recipe, data=tmp_path / "data", out=tmp_path / "run", device=CPU))
+        train(TrainJob(recipe=recipe, data=tmp_path / "data", out=tmp_path / "run", device=CPU))
     assert threading.active_count() == threads
 
 

@@ -27,8 +27,8 @@ from udkd.training.checkpoints import Checkpoint
 from udkd.training.evaluate import evaluate
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import score
-from udkd.training.trained import AVERAGED, Mirrored, Trained
-from udkd.training.trainer import Job, train
+from udkd.training.trained import AVERAGED, FlipAveraged, TrainedClassifier
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import DataError, MismatchError, RunError
 from udkd.utils.progress import SILENT
 
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> Run
     folder = tmp_path_factory.mktemp("run") / "run"
     students = "[{architecture='squeezenet1_1', name='a/b', lr=0.02}, {architecture='squeezenet1_0', name='c', lr=0.02}]"
     settings = ("loss.beta=0.0", "teacher.source='none'", "train.epochs=4", f"students={students}")
-    assert train(Job(recipe=small_recipe(*settings), data=dataset.path, out=folder, device=CPU)).finished
+    assert train(TrainJob(recipe=small_recipe(*settings), data=dataset.path, out=folder, device=CPU)).finished
     return RunFolder.open(folder)
 
 
@@ -51,7 +51,7 @@ def exported(run: RunFolder) -> ExportResult:
 
 
 def inputs(dataset: DatasetFolder, run: RunFolder, student: str = "c") -> torch.Tensor:
-    split, spec = dataset.split("val"), Trained.load(run, student, averaged=False).recipe.evaluation_spec
+    split, spec = dataset.split("val"), TrainedClassifier.load(run, student, averaged=False).recipe.evaluation_spec
     return torch.cat(
         [evaluation_input(split.pixels(int(n))[: split.sizes[n, 2], : split.sizes[n, 3]], spec) for n in split.ids]
     )
@@ -85,7 +85,7 @@ def test_files_answer_as_the_checkpoint(exported: ExportResult, run: RunFolder, 
     with torch.no_grad():
         wanted_BC = averaged([network(x_BCHW) for network in by_torchvision(run, ("squeezenet1_1", "squeezenet1_0"))])
         assert wanted_BC.std() > 0.02  # something was learnt: equal logits say something
-        assert torch.allclose(Trained.load(run, None, averaged=True).model(x_BCHW), wanted_BC, atol=LIMIT)
+        assert torch.allclose(TrainedClassifier.load(run, None, averaged=True).model(x_BCHW), wanted_BC, atol=LIMIT)
         for batch in (1, 7, len(x_BCHW)):
             program = program_classifier((exported.folder / "model.pt2").read_bytes())(x_BCHW[:batch])
             onnx = onnx_classifier((exported.folder / "model.onnx").read_bytes())(x_BCHW[:batch])
@@ -101,7 +101,7 @@ def test_batch_norm_and_mirror_images_leave_too() -> None:
     plain = nn.Sequential(*layers)
     x_BCHW = torch.rand(4, 3, 16, 16)
     plain(3 * x_BCHW)  # statistics that are not 0 and 1
-    model = Mirrored(plain).eval().requires_grad_(False)
+    model = FlipAveraged(plain).eval().requires_grad_(False)
     wanted_BC = (plain(x_BCHW) + plain(torch.flip(x_BCHW, [3]))) / 2
     assert (wanted_BC - plain(x_BCHW)).abs().max() > 10 * LIMIT
     program, onnx = export_graphs(model, 16)
@@ -118,13 +118,13 @@ def test_onnx_by_its_reference_implementation(exported: ExportResult, run: RunFo
     x_BCHW = inputs(dataset, run)[:2]
     (found,) = ReferenceEvaluator(model).run(None, {"images": x_BCHW.numpy()})
     with torch.no_grad():
-        assert np.allclose(found, Trained.load(run, None, averaged=True).model(x_BCHW).numpy(), atol=LIMIT)
+        assert np.allclose(found, TrainedClassifier.load(run, None, averaged=True).model(x_BCHW).numpy(), atol=LIMIT)
 
 
 def test_averaging_is_the_evaluators(run: RunFolder, dataset: DatasetFolder) -> None:
     split = dataset.split("val")
-    models = [Trained.load(run, name, averaged=False).model for name in ("a/b", "c")]
-    both = Trained.load(run, None, averaged=True)
+    models = [TrainedClassifier.load(run, name, averaged=False).model for name in ("a/b", "c")]
+    both = TrainedClassifier.load(run, None, averaged=True)
     backend = open_backend("folder", split, CPU)
     views = EpochViews(both.recipe.evaluation_spec, 0, split, CPU)
     wanted = score(models, backend, split.ids, views, batch=8, autocast=False).ensemble
@@ -154,7 +154,7 @@ def test_notes_suffice_to_rebuild_the_input(exported: ExportResult, dataset: Dat
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     by_torchvision = v2.Compose([v2.Resize(36, antialias=True), v2.CenterCrop(32)])(torch.from_numpy(pixels).permute(2, 0, 1))
     wanted = v2.functional.normalize(by_torchvision.float() / 255, notes["mean"], notes["std"])
-    found = evaluation_input(pixels, Trained.load(run, "c", averaged=False).recipe.evaluation_spec)[0]
+    found = evaluation_input(pixels, TrainedClassifier.load(run, "c", averaged=False).recipe.evaluation_spec)[0]
     step = 1 / 255 / min(notes["std"])
     assert (found - wanted).abs().max() <= 1.01 * step
     assert set(notes["validation"]) == {"model.onnx", "model-int8.onnx"}
@@ -162,7 +162,7 @@ def test_notes_suffice_to_rebuild_the_input(exported: ExportResult, dataset: Dat
 
 
 def test_a_file_that_answers_otherwise_is_refused(run: RunFolder, dataset: DatasetFolder) -> None:
-    trained = Trained.load(run, "c", averaged=False)
+    trained = TrainedClassifier.load(run, "c", averaged=False)
     x_BCHW = inputs(dataset, run)[:4]
     assert _require_equal("same", trained.model, trained, [x_BCHW]) == 0.0
     with pytest.raises(RunError, match=r"model\.onnx differs from the checkpoint"):
@@ -173,12 +173,12 @@ def test_a_file_that_answers_otherwise_is_refused(run: RunFolder, dataset: Datas
 
 def test_students_are_chosen_by_name(run: RunFolder) -> None:
     with pytest.raises(RunError, match=r"holds the students a/b, c; name one with --student, or use --ensemble"):
-        Trained.load(run, None, averaged=False)
+        TrainedClassifier.load(run, None, averaged=False)
     with pytest.raises(RunError, match="holds no student 'd'; expected one of a/b, c"):
-        Trained.load(run, "d", averaged=False)
+        TrainedClassifier.load(run, "d", averaged=False)
     with pytest.raises(RunError, match="drop one"):
-        Trained.load(run, "c", averaged=True)
-    assert Trained.load(run, None, averaged=True).name == AVERAGED
+        TrainedClassifier.load(run, "c", averaged=True)
+    assert TrainedClassifier.load(run, None, averaged=True).name == AVERAGED
 
 
 def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path, run: RunFolder) -> None:
@@ -193,7 +193,7 @@ def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path, run: Ru
     }
     copy.save(Checkpoint(tensors={**checkpoint.tensors, **doubled}, progress=checkpoint.progress))
     for name in ("a/b", "c"):
-        own, its = (Trained.load(folder, name, averaged=False).model.state_dict() for folder in (run, copy))
+        own, its = (TrainedClassifier.load(folder, name, averaged=False).model.state_dict() for folder in (run, copy))
         assert all(torch.equal(its[key], own[key] * 2) for key in own)
 
 
@@ -261,7 +261,7 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_validation_image_is_answered_as_evaluation_does(tmp_path: Path, run: RunFolder, dataset: DatasetFolder) -> None:
-    trained, split = Trained.load(run, "c", averaged=False), dataset.split("val")
+    trained, split = TrainedClassifier.load(run, "c", averaged=False), dataset.split("val")
     backend = open_backend("folder", split, CPU)
     views = EpochViews(trained.recipe.evaluation_spec, 0, split, CPU)
     seen: list[torch.Tensor] = []
@@ -305,7 +305,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> 
     folder = tmp_path_factory.mktemp("papers") / "run"
     students = "[{architecture='resnet18', lr=0.02}, {architecture='mobilenet_v2', lr=0.02}]"
     settings = ("loss.beta=0.0", "teacher.source='none'", "train.epochs=2", f"students={students}")
-    assert train(Job(recipe=small_recipe(*settings), data=dataset.path, out=folder, device=CPU)).finished
+    assert train(TrainJob(recipe=small_recipe(*settings), data=dataset.path, out=folder, device=CPU)).finished
     return RunFolder.open(folder)
 
 
@@ -341,8 +341,8 @@ def mirrored(tmp_path: Path, run: RunFolder) -> RunFolder:
 def test_predictions_and_notes_mirror_where_evaluation_does(
     tmp_path: Path, mirrored: RunFolder, run: RunFolder, exported: ExportResult, dataset: DatasetFolder
 ) -> None:
-    x_BCHW, plain = inputs(dataset, run), Trained.load(run, "c", averaged=False).model
-    trained = Trained.load(mirrored, "c", averaged=False)
+    x_BCHW, plain = inputs(dataset, run), TrainedClassifier.load(run, "c", averaged=False).model
+    trained = TrainedClassifier.load(mirrored, "c", averaged=False)
     wanted = (plain(x_BCHW) + plain(torch.flip(x_BCHW, [3]))) / 2
     assert (wanted - plain(x_BCHW)).abs().max() > 10 * LIMIT
     assert (trained.model(x_BCHW) - wanted).abs().max() <= LIMIT

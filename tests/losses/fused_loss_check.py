@@ -14,7 +14,17 @@ import udkd.training.trainer
 from udkd.losses.distill import LossSettings, distill
 
 
-def case(students: int, classes: int, spread: float, settings: LossSettings, *, weighted: bool, dtype: torch.dtype) -> dict:  # type: ignore[type-arg]
+def case(  # type: ignore[no-untyped-def]
+    students: int,
+    classes: int,
+    spread: float,
+    settings: LossSettings,
+    *,
+    weighted: bool,
+    dtype: torch.dtype,
+    factors: tuple[float, ...] = (),
+):
+    """factors: of each student's three weights."""
     generator = torch.Generator().manual_seed(classes)
     batch = 5
 
@@ -29,8 +39,9 @@ def case(students: int, classes: int, spread: float, settings: LossSettings, *, 
 
     ours = [value.clone().requires_grad_() for value in values]
     oracle = [value.double().requires_grad_() for value in values]
-    got = fused_loss(settings)(ours, labels_B, teacher_BC, weight_B)
-    want = distill(oracle, labels_B, teacher_BC, weight_B, settings)
+    weights_3N = settings.weights_3N(students, torch.empty(0)) * torch.tensor(factors or 1.0)
+    got = fused_loss(settings)(ours, labels_B, teacher_BC, weight_B, weights_3N)
+    want = distill(oracle, labels_B, teacher_BC, weight_B, settings, weights_3N)
     (got.total * 3).backward()
     (want.total * 3).backward()
     terms = [(got.total, want.total), (got.hard, want.hard), (got.teacher, want.teacher), (got.peer, want.peer)]
@@ -71,6 +82,8 @@ def main() -> None:
     ):
         print(json.dumps(case(2, 33, 5.0, settings, weighted=True, dtype=torch.float32) | {"of": str(settings)}))
     print(json.dumps(case(2, 100, 5.0, plain, weighted=True, dtype=torch.bfloat16) | {"of": "bfloat16"}))
+    row = case(3, 33, 5.0, plain, weighted=True, dtype=torch.float32, factors=(0.5, 3.0, 0.0))
+    print(json.dumps(row | {"of": "weights of each student"}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The fused loss against the oracle in float64, by Triton's interpreter; and how it is refused where it cannot run."""
+"""The fused loss against the oracle in float64, by Triton's interpreter; and its refusal where it cannot run."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_values_and_gradients_against_the_oracle() -> None:
     assert done.returncode == 0, done.stderr
     first, *rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert first == {"imported": False, "with": "udkd.training.trainer"}
-    assert len(rows) == (27 if os.environ.get("UDKD_LONG_TESTS") else 19)
+    assert len(rows) == (28 if os.environ.get("UDKD_LONG_TESTS") else 20)
     for row in rows:
         assert row["finite"], row
         assert row["dtype"], row
@@ -57,11 +57,13 @@ def test_it_compiles_for_a_gpu(students: int, classes: int, dtype: str, beta: fl
 
     from udkd.losses import fused as fused_loss
 
-    constants = {"ALPHA": 0.4, "BETA": beta, "GAMMA": gamma, "TEMPERATURE": 4.0, "SMOOTHING": 0.1, "WEIGHTED": beta > 0}
+    constants = {"HARD": True, "TAUGHT": beta > 0, "PEERS": gamma > 0, "TEMPERATURE": 4.0, "SMOOTHING": 0.1}
+    constants |= {"WEIGHTED": beta > 0}
     constants |= {"STUDENT_FIRST": direction == "reverse", "N": students, "K": triton.next_power_of_2(classes)}
     pointers = (f"*{dtype}",) * students
     signature = {"logits": pointers, "grads": pointers, "rows_ptr": "*fp32", "labels_ptr": "*i64", "teacher_ptr": "*fp16"}
-    signature |= {"weight_ptr": "*fp32", "batch": "i32", "classes": "i32"} | dict.fromkeys(constants, "constexpr")
+    signature |= {"weight_ptr": "*fp32", "weights_ptr": "*fp32", "batch": "i32", "classes": "i32"}
+    signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=fused_loss._kernel, signature=signature, constexprs=constants)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
     assert made.asm["cubin"]

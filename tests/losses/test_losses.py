@@ -90,7 +90,8 @@ def run(
     """The product's loss and its gradients by every student's logits."""
     z = [torch.tensor(rows, dtype=dtype, requires_grad=True) for rows in logits]
     t, w = (None if value is None else torch.tensor(value, dtype=dtype) for value in (teacher, weight))
-    terms = (loss or eager_loss(settings))(z, torch.from_numpy(labels), t, w)  # type: ignore[operator]
+    weights_3N = settings.weights_3N(len(z), z[0])
+    terms = (loss or eager_loss(settings))(z, torch.from_numpy(labels), t, w, weights_3N)  # type: ignore[operator]
     terms.total.backward()
     return terms, [rows.grad.double().numpy() for rows in z if rows.grad is not None]
 
@@ -135,7 +136,7 @@ def test_gradients_are_those_of_the_values(settings: LossSettings) -> None:
     fixed = [torch.from_numpy(z) for z in logits]
     for i in range(3):
 
-        def own_loss(z: Tensor, i: int = i) -> Tensor:
+        def loss_of_one(z: Tensor, i: int = i) -> Tensor:
             terms = distill(
                 [*fixed[:i], z, *fixed[i + 1 :]],
                 torch.from_numpy(labels),
@@ -144,11 +145,11 @@ def test_gradients_are_those_of_the_values(settings: LossSettings) -> None:
                 settings,
             )
             weights = (settings.alpha, settings.beta, settings.gamma)
-            own = sum(k * term[i] for k, term in zip(weights, (terms.hard, terms.teacher, terms.peer), strict=True))
+            student_loss = sum(k * term[i] for k, term in zip(weights, (terms.hard, terms.teacher, terms.peer), strict=True))
             # The value of student i's own loss with the gradient of the total.
-            return terms.total + (own - terms.total).detach()
+            return terms.total + (student_loss - terms.total).detach()
 
-        assert torch.autograd.gradcheck(own_loss, (fixed[i].clone().requires_grad_(),))
+        assert torch.autograd.gradcheck(loss_of_one, (fixed[i].clone().requires_grad_(),))
 
 
 @pytest.mark.parametrize("direction", KL_KINDS)
@@ -240,7 +241,27 @@ def test_terms_of_weight_zero_are_not_built() -> None:
     assert float(terms.total.detach()) == pytest.approx(float(want), rel=1e-12)  # type: ignore[arg-type]
     assert not terms.hard.requires_grad
     one = distill(z[:1], torch.from_numpy(labels), None, None, LossSettings(alpha=1, beta=0, gamma=5))
-    assert one.peer.tolist() == [0.0], "who is alone has no peers"
+    assert one.peer.tolist() == [0.0], "a single student has no peers"
+
+
+def test_weights_of_each_student() -> None:
+    """Given for a step, they replace the settings'; gradients are scaled with them, terms are not."""
+    logits, labels, teacher, weight = inputs(2)
+    z = [torch.from_numpy(rows).requires_grad_() for rows in logits]
+    given = (z, torch.from_numpy(labels), torch.from_numpy(teacher), torch.from_numpy(weight), LossSettings())
+    plain = distill(*given)
+    plain.total.backward()
+    before = [rows.grad.clone() for rows in z if rows.grad is not None]
+    for rows in z:
+        rows.grad = None
+    weights_3N = LossSettings().weights_3N(2, z[0]) * torch.tensor([2.0, 0.5])
+    terms = distill(*given, weights_3N)
+    terms.total.backward()
+    rows_3N = torch.stack([terms.hard, terms.teacher, terms.peer])
+    assert torch.equal(rows_3N, torch.stack([plain.hard, plain.teacher, plain.peer]))
+    assert float(terms.total.detach()) == pytest.approx(float((weights_3N * rows_3N).sum()), rel=1e-12)
+    for factor, rows, slope in zip((2.0, 0.5), z, before, strict=True):
+        assert torch.equal(rows.grad, factor * slope)  # type: ignore[arg-type]
 
 
 def test_constant_added_to_a_row_changes_nothing() -> None:

@@ -38,11 +38,11 @@ def softmax(z: F64) -> F64:
 def numeric_gradient(function: Callable[[F64], float], x: F64, step: float = 1e-6) -> F64:
     """Central differences, element by element."""
     gradient = np.zeros_like(x)
-    for place in np.ndindex(*x.shape):
+    for index in np.ndindex(*x.shape):
         ahead, behind = x.copy(), x.copy()
-        ahead[place] += step
-        behind[place] -= step
-        gradient[place] = (function(ahead) - function(behind)) / (2 * step)
+        ahead[index] += step
+        behind[index] -= step
+        gradient[index] = (function(ahead) - function(behind)) / (2 * step)
     return gradient
 
 
@@ -89,9 +89,9 @@ def test_dkd_follows_its_formula(target: float, others: float, t: float) -> None
     assert float(dkd(student, teacher, labels, **options)) == pytest.approx(
         slow_dkd(student.numpy(), teacher.numpy(), labels.numpy(), target, others, t), rel=1e-10
     )
-    found = gradient_of(lambda z: dkd(z, teacher, labels, **options), student)
+    actual = gradient_of(lambda z: dkd(z, teacher, labels, **options), student)
     wanted = numeric_gradient(lambda z: slow_dkd(z, teacher.numpy(), labels.numpy(), target, others, t), student.numpy())
-    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-7)
+    np.testing.assert_allclose(actual.numpy(), wanted, atol=1e-7)
 
 
 def test_dkd_with_equal_parts_is_plain_distillation() -> None:
@@ -108,12 +108,12 @@ def test_dkd_stays_finite_and_precise_in_float32() -> None:
     teacher -= teacher.amax(1, keepdim=True)  # as a cache stores them
     labels = torch.arange(32)
     for t in (1.0, 4.0):
-        exact, found = (
+        exact, actual = (
             gradient_of(lambda z: dkd(z, teacher.to(z.dtype), labels, temperature=t), student.to(dtype))  # noqa: B023
             for dtype in (torch.float64, torch.float32)
         )
-        assert found.isfinite().all()
-        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=2e-5 * float(exact.abs().max()))
+        assert actual.isfinite().all()
+        torch.testing.assert_close(actual.double(), exact, rtol=1e-4, atol=2e-5 * float(exact.abs().max()))
     assert float(dkd(student, student, labels)) == 0
     assert not gradient_of(lambda z: dkd(z, z, labels), student).any()
 
@@ -134,9 +134,9 @@ def test_attention_transfer_follows_its_formula() -> None:
     assert float(attention_transfer(student, teacher)) == pytest.approx(
         slow_attention(student.numpy(), teacher.numpy()), rel=1e-12
     )
-    found = gradient_of(lambda x: attention_transfer(x, teacher), student)
+    actual = gradient_of(lambda x: attention_transfer(x, teacher), student)
     np.testing.assert_allclose(
-        found.numpy(), numeric_gradient(lambda x: slow_attention(x, teacher.numpy()), student.numpy()), atol=1e-8
+        actual.numpy(), numeric_gradient(lambda x: slow_attention(x, teacher.numpy()), student.numpy()), atol=1e-8
     )
 
 
@@ -202,8 +202,8 @@ def slow_angle(student: F64, teacher: F64) -> float:
 def test_relations_follow_their_formula(fast: Callable[[Tensor, Tensor], Tensor], slow: Callable[[F64, F64], float]) -> None:
     student, teacher = normal(6, 3), normal(6, 4) * torch.tensor([5.0, 1, 1, 1])
     assert float(fast(student, teacher)) == pytest.approx(slow(student.numpy(), teacher.numpy()), rel=1e-12)
-    found = gradient_of(lambda e: fast(e, teacher), student)
-    np.testing.assert_allclose(found.numpy(), numeric_gradient(lambda e: slow(e, teacher.numpy()), student.numpy()), atol=1e-8)
+    actual = gradient_of(lambda e: fast(e, teacher), student)
+    np.testing.assert_allclose(actual.numpy(), numeric_gradient(lambda e: slow(e, teacher.numpy()), student.numpy()), atol=1e-8)
 
 
 @pytest.mark.parametrize("term", [distance_term, angle_term])
@@ -227,8 +227,8 @@ def test_contrast_follows_its_formula() -> None:
     log_z = torch.tensor(math.log(z))
     once = torch.ones(4, k)
     options = {"negatives": k, "samples": samples, "temperature": t}
-    found = contrast(positive, negative, once, log_z, **options)
-    assert float(found) == pytest.approx(wanted, rel=1e-6)
+    actual = contrast(positive, negative, once, log_z, **options)
+    assert float(actual) == pytest.approx(wanted, rel=1e-6)
     # d/ds of -log sigma(s/t - c) is -(1 - h)/t; of -log(1 - h) it is h/t.
     gradient = gradient_of(lambda s: contrast(s, negative, once, log_z, **options), positive)
     np.testing.assert_allclose(gradient.numpy(), -(1 - h_positive) / t / 4, rtol=1e-6)
@@ -256,10 +256,10 @@ def test_contrast_stays_finite_at_a_tiny_temperature() -> None:
 def test_draws_on_the_device_are_splitmix64() -> None:
     keys = key(3, np.arange(5))
     below = np.array([1, 2, 10, 1000, 2**31])
-    found = integers(torch.from_numpy(keys.view(np.int64)), 4, torch.from_numpy(below))
+    actual = integers(torch.from_numpy(keys.view(np.int64)), 4, torch.from_numpy(below))
     for row, (name, limit) in enumerate(zip(keys.tolist(), below.tolist(), strict=True)):
         for k in range(4):
-            assert int(found[row, k]) == limit * (slow_mix((name + k * GOLDEN) & MASK) >> 33) >> 31
+            assert int(actual[row, k]) == limit * (slow_mix((name + k * GOLDEN) & MASK) >> 33) >> 31
 
 
 def test_negatives_are_even_and_of_other_classes() -> None:
@@ -353,10 +353,10 @@ def test_review_follows_its_structure() -> None:
     residual: F64 | None = None
     wanted = 0.0
     maps = connector(student)
-    for place in (2, 1, 0):
-        compared, residual = slow_fusion(connector.fusions[place], student[place].numpy(), residual)
-        np.testing.assert_allclose(maps[place].detach().numpy(), compared, atol=1e-10)
-        wanted += float(hierarchical_context(torch.from_numpy(compared), teacher[place]))
+    for index in (2, 1, 0):
+        compared, residual = slow_fusion(connector.fusions[index], student[index].numpy(), residual)
+        np.testing.assert_allclose(maps[index].detach().numpy(), compared, atol=1e-10)
+        wanted += float(hierarchical_context(torch.from_numpy(compared), teacher[index]))
     loss = review(maps, teacher)
     assert loss.item() == pytest.approx(wanted, rel=1e-9)
     loss.backward()

@@ -17,7 +17,7 @@ from udkd.losses.sample_weight import (
     uncertainty_of,
     vacuity,
 )
-from udkd.losses.storage import Storage, rebuild
+from udkd.losses.storage import Storage, dense_logits
 from udkd.teacher.targets import pack
 
 B, C, M = 60, 11, 5
@@ -52,9 +52,9 @@ def test_kinds_of_one_prediction() -> None:
     close(sample_weight("inverse_entropy", z, h, None), 1 - sure)
     close(sample_weight("max_probability", z, None, None), ordered[:, -1])
     close(sample_weight("margin", z, None, None), ordered[:, -1] - ordered[:, -2])
-    right = p.argmax(-1) == labels.numpy()
-    assert 0 < right.sum() < B
-    close(sample_weight("correctness", z, h, labels), sure * right)
+    correct = p.argmax(-1) == labels.numpy()
+    assert 0 < correct.sum() < B
+    close(sample_weight("correctness", z, h, labels), sure * correct)
 
 
 def test_members_in_float64() -> None:
@@ -104,9 +104,9 @@ def test_evidential_loss_by_integration() -> None:
     expected = -draws.gather(2, labels[None, :, None].expand(100_000, 6, 1)).log().mean(0)[:, 0]
     zero = torch.zeros(6).double()
     torch.testing.assert_close(evidential(z, labels, zero), expected, rtol=0.03, atol=0.01)
-    wrong = alpha.scatter(1, labels[:, None], 1.0)
+    others_BC = alpha.scatter(1, labels[:, None], 1.0)
     uniform = torch.distributions.Dirichlet(torch.ones(6, 4).double())
-    divergence = torch.distributions.kl_divergence(torch.distributions.Dirichlet(wrong), uniform)
+    divergence = torch.distributions.kl_divergence(torch.distributions.Dirichlet(others_BC), uniform)
     torch.testing.assert_close(evidential(z, labels, None) - evidential(z, labels, zero), divergence)
     torch.testing.assert_close(evidential(z, labels, zero + 0.3), evidential(z, labels, zero) + 0.3 * divergence)
     assert torch.autograd.gradcheck(lambda logits: evidential(logits, labels, None), z.requires_grad_())
@@ -180,7 +180,7 @@ def test_of_equal_logits_the_lower_class_is_kept() -> None:
     assert packed.classes is not None
     assert packed.classes.tolist() == [[0, 1, 2]] * 2
     torch.testing.assert_close(torch.softmax(packed.dense(9), -1), torch.full((2, 9), 1 / 9))
-    wide = rebuild(packed.logits, packed.classes.to(torch.int32), packed.tail, 9)
+    wide = dense_logits(packed.logits, packed.classes.to(torch.int32), packed.tail, 9)
     assert torch.equal(wide, packed.dense(9))
 
 

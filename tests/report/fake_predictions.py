@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from udkd.training.predictions import TOP, Predictions, Targets, TopPredictions
+from udkd.training.predictions import TOP, Predictions, TeacherPredictions, TopPredictions
 
 
 def answers_of(logits_NC: np.ndarray, labels_N: np.ndarray) -> TopPredictions:
@@ -31,7 +31,7 @@ def fake_predictions(
     *,
     samples: int = 300,
     teacher: bool = True,
-    targets: Targets | None = None,
+    targets: TeacherPredictions | None = None,
     skill: float = 0.0,
     seed: int = 0,
 ) -> Predictions:

@@ -16,7 +16,7 @@ from tests.report.fake_predictions import answers_of, fake_predictions
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.report.inputs import Baseline, DataFacts, ReportInputs
-from udkd.training.predictions import Targets
+from udkd.training.predictions import TeacherPredictions
 
 NAMES = (
     "red kite",
@@ -109,10 +109,10 @@ def fake_logits(samples: int, num_classes: int) -> tuple[NDArray[np.int64], NDAr
     return ids, labels, (logits - logits.max(1, keepdims=True)).astype(np.float16)
 
 
-def fake_targets(samples: int, num_classes: int) -> Targets:
+def fake_targets(samples: int, num_classes: int) -> TeacherPredictions:
     """The targets of `fake_logits`, as from a cache."""
     ids, labels, logits = fake_logits(samples, num_classes)
-    return Targets(ids=ids, labels=labels, answers=answers_of(logits, labels), num_classes=num_classes)
+    return TeacherPredictions(ids=ids, labels=labels, predictions=answers_of(logits, labels), num_classes=num_classes)
 
 
 def fake_metrics(recipe: Recipe, samples: int) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.evaluate import evaluate
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.progress import SILENT
 
 CPU = torch.device("cpu")
@@ -310,7 +310,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetFold
     dataset = make_dataset(folder)
     teacher = make_teacher(folder / "teacher", dataset)
     build_cache(folder / "cache", dataset=dataset, teacher=teacher, recipe=recipe, device=CPU, observer=SILENT)
-    train(Job(recipe=recipe, data=dataset.path, out=folder / "run", device=CPU, cache=folder / "cache"))
+    train(TrainJob(recipe=recipe, data=dataset.path, out=folder / "run", device=CPU, cache=folder / "cache"))
     evaluate(RunFolder.open(folder / "run"), data=None, teacher=teacher.path, device=CPU, observer=SILENT)
     torch.set_num_threads(threads)
     return folder, dataset, teacher
@@ -326,7 +326,7 @@ def test_loaded_from_a_real_run(trained: tuple[Path, DatasetFolder, TeacherFolde
     logits, entropy = Cache.open(folder / "cache").targets(0)
     p = torch.softmax(torch.from_numpy(logits[split.ids].astype(np.float64)), 1)
     assert inputs.targets.entropy.tolist() == entropy[split.ids].tolist()
-    assert inputs.targets.answers.confidence == pytest.approx(p.amax(1).numpy(), abs=1e-6)
+    assert inputs.targets.predictions.confidence == pytest.approx(p.amax(1).numpy(), abs=1e-6)
     assert inputs.targets.weight == pytest.approx(1 - inputs.targets.entropy / math.log(4), abs=1e-5)
     assert inputs.teacher is not None
     assert inputs.teacher["weights_sha256"] == teacher.info.weights_sha256

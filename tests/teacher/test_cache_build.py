@@ -62,7 +62,7 @@ def test_cached_equals_live_on_shuffled_batches(
             order = np.random.default_rng(view).permutation(split.ids)
             for batch in backend.epoch(order, batch_size):
                 x = apply(batch.canvas, seen.table(view).gather(batch.ids), rules.views.spec)
-                ours, theirs = cached.lookup(batch, x, view), live.lookup(batch, x, view)
+                ours, theirs = cached(batch, x, view), live(batch, x, view)
                 assert torch.equal(ours.logits, theirs.logits)
                 assert torch.equal(ours.weight, theirs.weight)
 

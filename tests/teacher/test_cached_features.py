@@ -25,7 +25,7 @@ from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.sources import CachedTargets, LiveTargets
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils import terminal
 from udkd.utils.errors import CacheError, ConfigError, MismatchError
 
@@ -68,7 +68,7 @@ def test_cached_features_are_the_live_ones(
     seen, backend = EpochViews(rules.views.spec, rules.views.seed, split, CPU), open_backend("folder", split, CPU, workers=1)
     for batch in backend.epoch(np.random.default_rng(0).permutation(split.ids), 13):
         x = apply(batch.canvas, seen.table(0).gather(batch.ids), rules.views.spec)
-        ours, theirs = cached.lookup(batch, x, 0), live.lookup(batch, x, 0)
+        ours, theirs = cached(batch, x, 0), live(batch, x, 0)
         assert ours.features is not None
         assert (ours.features.dtype, ours.features.shape) == (torch.float16, (len(batch.ids), D))
         assert torch.equal(ours.features, theirs.features)
@@ -123,7 +123,7 @@ def test_a_cached_run_is_a_live_run(
         "live": {"recipe": small_recipe(*settings, 'teacher.source="live"'), "teacher": teacher.path},
     }
     for name, given in sources.items():
-        job = Job(data=dataset.path, out=tmp_path / name, device=CPU, **given)  # type: ignore[arg-type]
+        job = TrainJob(data=dataset.path, out=tmp_path / name, device=CPU, **given)  # type: ignore[arg-type]
         assert train(job).finished
     ours, theirs = (checkpoint(tmp_path / name) for name in sources)
     assert ours.keys() == theirs.keys()
@@ -146,7 +146,7 @@ def test_a_cache_without_features_is_as_it_was(
     job = {"data": dataset.path, "device": CPU, "cache": cache.folder}
     for name, folder in (("with", cache.folder), ("without", plain.folder)):
         recipe = small_recipe("teacher.views=2", "train.epochs=1")
-        assert train(Job(**(job | {"cache": folder}), recipe=recipe, out=tmp_path / name)).finished  # type: ignore[arg-type]
+        assert train(TrainJob(**(job | {"cache": folder}), recipe=recipe, out=tmp_path / name)).finished  # type: ignore[arg-type]
     ours, theirs = (checkpoint(tmp_path / name) for name in ("with", "without"))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), "it serves everything else"
 
@@ -168,7 +168,7 @@ def test_any_flipped_bit_of_the_features_is_found(tmp_path: Path, cache: Cache) 
         damaged = Cache.open(tmp_path)
         assert find_damaged_blocks(damaged) == [(0, place // (2 * D) // 8)]
         with pytest.raises(CacheError, match="does not match its checksum"):
-            CachedTargets(damaged, CPU, features=True)._table(0).features(torch.tensor([place // (2 * D)]))
+            damaged.lookup_table(0, CPU, features=True).features(torch.tensor([place // (2 * D)]))
 
 
 def test_processes_and_interruptions_leave_the_same_bytes(

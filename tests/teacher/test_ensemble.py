@@ -22,9 +22,9 @@ from udkd.teacher.cache.reader import Cache
 from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder, write_teacher
 from udkd.teacher.sources import CachedTargets, EvidentialRampUp, LiveTargets, open_targets
-from udkd.training.make_teacher import from_run, write_measured
+from udkd.training.make_teacher import evaluate_and_write, from_run
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import CacheError, ConfigError
 from udkd.utils.progress import SILENT
 
@@ -197,7 +197,7 @@ def test_cached_equals_live_for_every_kind(
         weights = []
         for batch in batches:
             x = apply(batch.canvas, seen.table(view).gather(batch.ids), rules.views.spec)
-            ours, theirs = cached.lookup(batch, x, view), live.lookup(batch, x, view)
+            ours, theirs = cached(batch, x, view), live(batch, x, view)
             assert torch.equal(ours.logits, theirs.logits)
             assert torch.equal(ours.weight, theirs.weight), name
             weights.append(ours.weight)
@@ -283,22 +283,22 @@ def test_a_teacher_fitted_with_the_evidential_loss(tmp_path: Path) -> None:
     how = small_recipe("fit.architecture=squeezenet1_1", "fit.epochs=2", "fit.loss=evidential", "loss.label_smoothing=0.1")
     fit = how.for_teacher()
     assert (fit.loss.label_loss, fit.loss.label_smoothing, fit.loss.beta) == ("evidential", 0.0, 0.0)
-    assert train(Job(recipe=fit, data=data.path, out=tmp_path / "run", device=CPU)).finished
+    assert train(TrainJob(recipe=fit, data=data.path, out=tmp_path / "run", device=CPU)).finished
     candidate = from_run(RunFolder.open(tmp_path / "run"), None, [entry.wnid for entry in data.classes])
-    teacher = write_measured(tmp_path / "teacher", candidate, data, fit, CPU, SILENT)
+    teacher = evaluate_and_write(tmp_path / "teacher", candidate, data, fit, CPU, SILENT)
     assert TeacherFolder.open(teacher.path).info.loss == "evidential"
     rules = small_recipe("teacher.estimator=evidential", "loss.sample_weight=vacuity")
     cache = build_cache(tmp_path / "cache", dataset=data, teacher=teacher, recipe=rules, device=CPU).cache
     assert cache.key.uncertainties == ("entropy", "vacuity")
     vacuity = cache.view_file(0).uncertainties["vacuity"]
     assert ((vacuity > 0) & (vacuity <= 1)).all()
-    outcome = train(Job(recipe=rules, data=data.path, out=tmp_path / "students", device=CPU, cache=cache.folder))
+    outcome = train(TrainJob(recipe=rules, data=data.path, out=tmp_path / "students", device=CPU, cache=cache.folder))
     assert outcome.finished
 
 
 def test_evidence_grows_its_regulariser_with_the_epochs() -> None:
     batch = Batch(ids=torch.arange(3), canvas=torch.zeros(3), labels=torch.zeros(3, dtype=torch.int64))
-    shares = [EvidentialRampUp().lookup(batch, torch.zeros(3), epoch).weight for epoch in (0, 4, 10, 50)]
+    shares = [EvidentialRampUp(CPU)(batch, torch.zeros(3), epoch).weight for epoch in (0, 4, 10, 50)]
     assert [share.tolist() for share in shares if share is not None] == [
         [0.0] * 3,
         [pytest.approx(0.4)] * 3,

@@ -241,7 +241,7 @@ def test_an_image_without_its_target_ends_in_one_line_not_in_training(tmp_path: 
     ids = torch.from_numpy(IDS)
     batch = Batch(ids=ids, canvas=torch.zeros(len(IDS), 2, 2, 3, dtype=torch.uint8), labels=torch.zeros_like(ids))
     with pytest.raises(CacheError, match=f"in view 0 no target for 1 of the split's {len(IDS)} images"):
-        CachedTargets(cache, CPU, ids=IDS).lookup(batch, torch.zeros(1), 0)
+        CachedTargets(cache, CPU, ids=IDS)(batch, torch.zeros(1), 0)
     with pytest.raises(CacheError, match="no target for 1"):
         cache.require_rows(ROWS, IDS, CLASSES)
 

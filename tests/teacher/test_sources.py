@@ -17,7 +17,7 @@ from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.sources import open_targets
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import DataError, MismatchError
 from udkd.utils.progress import Silent
 
@@ -122,10 +122,10 @@ def test_a_cache_of_evaluation_views_names_its_setting_and_a_stranger_its_option
         build_cache(cache.folder, dataset=dataset, teacher=teachers[0], recipe=other, device=CPU)
 
 
-def test_a_cache_of_another_storage_is_said_or_refused(
+def test_a_cache_of_another_storage_is_noted_or_refused(
     tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder]
 ) -> None:
-    """A recipe that leaves the storage as it is takes any cache and says so; one that asks for another is refused."""
+    """A recipe that leaves the storage as it is takes any cache and notes it; one that sets another is refused."""
     build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=small_recipe("teacher.top_k=3"), device=CPU)
 
     class Notes(Silent):
@@ -154,8 +154,8 @@ def test_one_class_is_nothing_to_tell_apart(
     monkeypatch.setattr("tests.factories.CLASSES", ("ant",))
     single, recipe = make_dataset(tmp_path, per_class=9, val_per_class=2), small_recipe()
     for action in (
-        lambda: train(Job(recipe=recipe.for_teacher(), data=single.path, out=tmp_path / "run", device=CPU)),
-        lambda: train(Job(recipe=recipe, data=single.path, out=tmp_path / "run", device=CPU, cache=tmp_path / "none")),
+        lambda: train(TrainJob(recipe=recipe.for_teacher(), data=single.path, out=tmp_path / "run", device=CPU)),
+        lambda: train(TrainJob(recipe=recipe, data=single.path, out=tmp_path / "run", device=CPU, cache=tmp_path / "none")),
         lambda: build_cache(tmp_path / "c", dataset=single, teacher=teachers[0], recipe=recipe, device=CPU),
     ):
         with pytest.raises(DataError, match=r"has one class \(ant\); .* wrong folder level"):
@@ -177,15 +177,15 @@ def test_more_views_do_not_change_a_run(
     tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder], cache: Cache
 ) -> None:
     """A run over two cached views, stopped; the cache grows to three; resumed, it ends as one that was left alone."""
-    recipe, asked = small_recipe("teacher.views=2"), 0
+    recipe, calls = small_recipe("teacher.views=2"), 0
 
     def soon() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > 5
+        nonlocal calls
+        calls += 1
+        return calls > 5
 
-    def job(name: str, **more: object) -> Job:
-        return Job(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache.folder, **more)  # type: ignore[arg-type]
+    def job(name: str, **more: object) -> TrainJob:
+        return TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache.folder, **more)  # type: ignore[arg-type]
 
     assert not train(job("stopped", stopped=soon)).finished
     assert train(job("whole")).finished

@@ -1,4 +1,4 @@
-"""One step, whoever drives it: batches, ids alone, rehearsed, compiled; and what a run may change on its way."""
+"""One step under every runner: streamed batches, ids alone, warmed up, compiled; and what may change during a run."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
 from udkd.models.ema import WeightEMA
 from udkd.teacher.folder import TeacherFolder
-from udkd.training import runners as drives
-from udkd.training.lr import averaging, progressive_px
+from udkd.training import runners as runners
+from udkd.training.lr import ema_rate, progressive_px
 from udkd.training.run_folder import RunFolder
-from udkd.training.runners import ResidentRunner, warmed_up
+from udkd.training.runners import ResidentRunner, warm_up
 from udkd.training.schedule import EpochSchedule, learning_rates
 from udkd.training.scoring import score
 from udkd.training.student import make_students
-from udkd.training.trainer import Job, Trainer, train
+from udkd.training.trainer import Trainer, TrainJob, train
 from udkd.utils.errors import ConfigError, MismatchError
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def recipe_of(*more: str) -> Recipe:
 
 
 def trained(out: Path, recipe: Recipe, dataset: DatasetFolder, cache: Path) -> str:
-    train(Job(recipe=recipe, data=dataset.path, out=out, device=CPU, cache=cache))
+    train(TrainJob(recipe=recipe, data=dataset.path, out=out, device=CPU, cache=cache))
     return checkpoint_hash(out)
 
 
@@ -59,10 +59,10 @@ def test_ids_alone_train_the_same_bits(tmp_path: Path, dataset: DatasetFolder, c
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_a_rehearsal_leaves_no_trace(
+def test_warm_up_leaves_no_trace(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, streamed: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that a recording does but the recording itself, also where an epoch has fewer steps than a rehearsal has runs."""
+    """All of a capture but the capture itself, also where an epoch has fewer steps than the warm-up has runs."""
     samples = len(dataset.split("train").ids)
     assert samples // 24 == 4, "what `streamed` had"
     batch = f"train.batch_size={24 if steps == 4 else samples}"
@@ -70,25 +70,25 @@ def test_a_rehearsal_leaves_no_trace(
         streamed = trained(tmp_path / "streamed", recipe_of(batch), dataset, cache)
     works = []
 
-    def record(work: Callable[[], None], mutable_state: Sequence[Tensor]) -> Callable[[], None]:
-        warmed_up(work, mutable_state)
+    def capture(work: Callable[[], None], mutable_state: Sequence[Tensor]) -> Callable[[], None]:
+        warm_up(work, mutable_state)
         works.append(work)
         return work
 
-    made = Trainer._make_drive
+    made = Trainer._make_runner
 
-    def with_rehearsal(self: Trainer, spec: object) -> ResidentRunner:
-        drive = made(self, spec)  # type: ignore[arg-type]
-        assert isinstance(drive, ResidentRunner)
-        drive._record = record
-        return drive
+    def with_warm_up(self: Trainer, spec: object) -> ResidentRunner:
+        runner = made(self, spec)  # type: ignore[arg-type]
+        assert isinstance(runner, ResidentRunner)
+        runner._capture = capture
+        return runner
 
-    monkeypatch.setattr(Trainer, "_make_drive", with_rehearsal)
+    monkeypatch.setattr(Trainer, "_make_runner", with_warm_up)
     assert trained(tmp_path / "run", recipe_of('train.input="resident"', batch), dataset, cache) == streamed
-    assert len(works) == 1, "recorded once, for all epochs"
+    assert len(works) == 1, "captured once, for all epochs"
 
 
-def test_what_cannot_be_resident_or_recorded_is_one_line(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+def test_what_cannot_be_resident_or_captured_is_one_line(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.cuda_graph is true; expected a CUDA device"):
         trained(tmp_path / "a", recipe_of('train.input="resident"', "train.cuda_graph=true"), dataset, cache)
     with pytest.raises(ConfigError, match=r"train\.input is resident and the backend is not"):
@@ -116,7 +116,7 @@ def test_three_graphs_and_no_recompiles(
     counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     recipe = recipe_of('train.compile="all"')
-    trainer = Trainer(Job(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
+    trainer = Trainer(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
     trainer._train_epoch(0, 0)
     warm = dict(counters["stats"])
     assert warm["unique_graphs"] == 2, "the floating part of the augmentation; students and loss"
@@ -141,36 +141,35 @@ def test_stopped_and_resumed_with_everything_on(
         "evaluation.flip_tta=true",
         "train.lr_base_batch_size=8",
         "perf.gathered_pool=true",
-        "perf.streams=true",
         'train.input="resident"',
     )
     recipe = small_recipe(*SMALLEST, *settings)
     folder = make_cache(tmp_path / "cache", dataset, teacher, recipe)
     options = {"recipe": recipe, "data": dataset.path, "device": CPU, "cache": folder}
-    train(Job(out=tmp_path / "whole", **options))
+    train(TrainJob(out=tmp_path / "whole", **options))
     observer = StopAfter(0)
     observer.images = 5 * 24
-    outcome = train(Job(out=tmp_path / "run", observer=observer, stopped=observer.stopped, **options))
+    outcome = train(TrainJob(out=tmp_path / "run", observer=observer, stopped=observer.stopped, **options))
     assert outcome.step == 5
-    assert train(Job(out=tmp_path / "run", resume=True, **options)).finished
+    assert train(TrainJob(out=tmp_path / "run", resume=True, **options)).finished
     assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(tmp_path / "whole")
     rows = metrics_without_time(tmp_path / "run")
     assert rows == metrics_without_time(tmp_path / "whole")
     assert [row["size_px"] for row in rows] == [24, 32]
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+def test_a_run_of_an_older_version_resumes(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     """Its recipe lacks the keys that came later: they had their defaults."""
     out = tmp_path / "run"
-    whole = trained(out, recipe_of(), dataset, cache)
+    uninterrupted = trained(out, recipe_of(), dataset, cache)
     config = RunFolder.open(out).config
     del config["perf"], config["train"]["input"], config["evaluation"]["flip_tta"]
     rewrite_json(out / "config.json", lambda values: config)
     options = {"data": dataset.path, "out": out, "device": CPU, "cache": cache, "resume": True}
-    assert train(Job(recipe=recipe_of(), **options)).finished
-    assert checkpoint_hash(out) == whole
+    assert train(TrainJob(recipe=recipe_of(), **options)).finished
+    assert checkpoint_hash(out) == uninterrupted
     with pytest.raises(MismatchError, match=r"train\.input: stored 'stream', wanted 'resident'"):
-        train(Job(recipe=recipe_of('train.input="resident"'), **options))
+        train(TrainJob(recipe=recipe_of('train.input="resident"'), **options))
 
 
 def test_the_optimizer_follows_the_formula_and_reads_its_rate_from_a_tensor() -> None:
@@ -201,13 +200,13 @@ def test_an_average_moves_as_it_says() -> None:
         with torch.no_grad():
             model[0].weight += 1.0
         model[1].num_batches_tracked += 1
-        share = averaging(step, 0.5)
+        share = ema_rate(step, 0.5)
         average.update(model, torch.tensor(share))
         want += share * (model[0].weight.detach().double() - want)
     torch.testing.assert_close(average.model[0].weight.double(), want)  # type: ignore[index]
     assert int(average.model[1].num_batches_tracked) == 4  # type: ignore[index]
     assert not average.model.training
-    assert [averaging(step, 0.5) for step in (0, 2, 100)] == [0.9, 0.75, 0.5]
+    assert [ema_rate(step, 0.5) for step in (0, 2, 100)] == [0.9, 0.75, 0.5]
 
 
 def test_sizes_grow_in_steps() -> None:
@@ -236,7 +235,7 @@ def test_sizes_that_grow_need_targets_that_do_not() -> None:
 
 
 class Recorded:
-    """A backend of one batch, and a classifier whose logits tell left from right."""
+    """A backend of one batch, and a classifier whose logits depend on left and right."""
 
     num_samples = 2
 
@@ -281,16 +280,16 @@ def test_views_are_drawn_ahead_and_a_failure_reaches_the_caller(
         ahead.table(6)
 
 
-def test_a_plan_is_what_each_step_looks_up(dataset: DatasetFolder) -> None:
+def test_a_schedule_has_the_values_of_each_step(dataset: DatasetFolder) -> None:
     recipe = small_recipe("train.ema_decay=0.9")
     views = EpochViews(recipe.views.spec, 0, dataset.split("train"), CPU).table(1)
-    plan = EpochSchedule.of(recipe, 1, 12, 1, views, CPU)
-    assert plan.rates.shape == plan.dropout_keys.shape == (12, 2)
-    assert plan.rates[3].tolist() == pytest.approx(learning_rates(recipe, 15, 12))
-    assert plan.averaging[0].item() == pytest.approx(averaging(12, 0.9))
-    assert len(plan.dropout_keys.unique()) == 24
-    copy = drives._clone(plan)
-    drives._copy(EpochSchedule.of(recipe, 0, 12, 0, views, CPU), copy)
-    assert copy.rates[0].tolist() == pytest.approx(learning_rates(recipe, 0, 12))
+    schedule = EpochSchedule.of(recipe, 1, 12, 1, views, CPU)
+    assert schedule.lr.shape == schedule.dropout_keys.shape == (12, 2)
+    assert schedule.lr[3].tolist() == pytest.approx(learning_rates(recipe, 15, 12))
+    assert schedule.ema_rates[0].item() == pytest.approx(ema_rate(12, 0.9))
+    assert len(schedule.dropout_keys.unique()) == 24
+    copy = runners._clone(schedule)
+    runners._copy(EpochSchedule.of(recipe, 0, 12, 0, views, CPU), copy)
+    assert copy.lr[0].tolist() == pytest.approx(learning_rates(recipe, 0, 12))
     assert isinstance(copy.views, ViewTable)
     assert copy.views.window.data_ptr() != views.window.data_ptr()

@@ -19,7 +19,7 @@ from udkd.training.evaluate import evaluate
 from udkd.training.predictions import TopPredictions, read_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, score
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import CacheError, DataError, MismatchError, RunError
 from udkd.utils.progress import SILENT, Silent
 
@@ -32,7 +32,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teache
     folder = tmp_path_factory.mktemp("run")
     recipe = small_recipe("train.epochs=2", "students.0.lr=0.1")
     build_cache(folder / "cache", dataset=dataset, teacher=teacher, recipe=recipe, device=CPU)
-    job = Job(recipe=recipe, data=dataset.path, out=folder / "run", device=CPU, cache=folder / "cache", teacher=teacher.path)
+    job = TrainJob(
+        recipe=recipe, data=dataset.path, out=folder / "run", device=CPU, cache=folder / "cache", teacher=teacher.path
+    )
     train(job)
     return RunFolder.open(folder / "run")
 
@@ -72,31 +74,31 @@ def test_scores_against_numpy(dataset: DatasetFolder, classes: int, batch: int) 
     done = [0, 0, 0]
 
     def classifier(number: int):  # type: ignore[no-untyped-def]
-        def answer(x: torch.Tensor) -> torch.Tensor:
+        def forward(x: torch.Tensor) -> torch.Tensor:
             start = done[number]
             done[number] += len(x)
             return torch.from_numpy(logits[number][start : start + len(x)])
 
-        return answer
+        return forward
 
     views = EpochViews(small_recipe().evaluation_spec, 0, dataset.split("val"), CPU)
     heard: list[int] = []
-    found = score(
+    scores = score(
         [classifier(n) for n in range(3)], Fixed(labels), ids, views, batch=batch, autocast=False, on_batch=heard.append
     )  # type: ignore[arg-type]
     assert sum(heard) == len(ids)
-    for z, one in zip(logits, found.each, strict=True):
+    for z, one in zip(logits, scores.each, strict=True):
         assert one.to_dict() == pytest.approx(figures(softmax(z.astype(np.float64)), labels[ids]), rel=1e-5)
     mean = np.mean([softmax(z.astype(np.float64)) for z in logits], axis=0)
-    assert found.ensemble.to_dict() == pytest.approx(figures(mean, labels[ids]), rel=1e-4)
+    assert scores.ensemble.to_dict() == pytest.approx(figures(mean, labels[ids]), rel=1e-4)
 
 
 def test_the_averaged_probabilities_of_sure_students_stay_finite(dataset: DatasetFolder) -> None:
     ids = dataset.split("val").ids[:8]
     views = EpochViews(small_recipe().evaluation_spec, 0, dataset.split("val"), CPU)
     sure = torch.tensor([300.0, -300.0, 0.0, 0.0])
-    found = score([lambda x: sure.expand(len(x), 4)] * 2, Fixed(np.ones(100, np.int64)), ids, views, batch=4, autocast=False)  # type: ignore[arg-type]
-    assert found.ensemble == found.each[0] == Score(top1=0, top5=100, loss=600)
+    scores = score([lambda x: sure.expand(len(x), 4)] * 2, Fixed(np.ones(100, np.int64)), ids, views, batch=4, autocast=False)  # type: ignore[arg-type]
+    assert scores.ensemble == scores.each[0] == Score(top1=0, top5=100, loss=600)
 
 
 def test_a_run_s_figures_against_numpy(run: RunFolder, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
@@ -140,7 +142,7 @@ def test_a_run_s_figures_against_numpy(run: RunFolder, dataset: DatasetFolder, t
     for p, answers in zip(
         [*probabilities, p_NC, np.mean(probabilities, axis=0)], [*kept.students, kept.teacher, kept.average], strict=True
     ):
-        assert_answers(answers, p, labels)
+        assert_predictions(answers, p, labels)
     for row, answers in zip(
         [*result["students"], result["teacher"], result["ensemble"]],
         [*kept.students, kept.teacher, kept.average],
@@ -149,7 +151,7 @@ def test_a_run_s_figures_against_numpy(run: RunFolder, dataset: DatasetFolder, t
         assert row["top1"] == pytest.approx(100 * answers.correct(labels).mean()), "the table's figure, image by image"
 
 
-def assert_answers(answers: TopPredictions | None, p_NC: np.ndarray, labels_N: np.ndarray) -> None:
+def assert_predictions(answers: TopPredictions | None, p_NC: np.ndarray, labels_N: np.ndarray) -> None:
     """Answers are those of probabilities [N, C], computed again in float64."""
     assert answers is not None
     for row, (p, label) in enumerate(zip(p_NC, labels_N, strict=True)):
@@ -175,9 +177,11 @@ def test_the_teacher_s_word_on_the_training_images(run: RunFolder, dataset: Data
     for row, sample in enumerate(split.ids.tolist()):
         z = logits[sample].astype(np.float64)
         ranked = sorted(range(4), key=lambda c: (-z[c], c))
-        assert targets.answers.top[row].tolist() == ranked, "of equal logits the lower class first"
-        assert np.exp(targets.answers.top_log_p[row]) == pytest.approx(softmax(z[None])[0][ranked], abs=1e-6)
-        assert targets.answers.label_log_p[row] == pytest.approx(np.log(softmax(z[None])[0][split.labels[sample]]), abs=1e-5)
+        assert targets.predictions.top[row].tolist() == ranked, "of equal logits the lower class first"
+        assert np.exp(targets.predictions.top_log_p[row]) == pytest.approx(softmax(z[None])[0][ranked], abs=1e-6)
+        assert targets.predictions.label_log_p[row] == pytest.approx(
+            np.log(softmax(z[None])[0][split.labels[sample]]), abs=1e-5
+        )
         assert targets.weight[row] == pytest.approx(1 - float(entropy[sample]) / np.log(4), abs=1e-6)
     heard: list[str] = []
 
@@ -189,7 +193,7 @@ def test_the_teacher_s_word_on_the_training_images(run: RunFolder, dataset: Data
     moved.save(run.load())
     evaluate(moved, data=None, teacher=None, device=CPU, observer=Ears())
     assert len(heard) == 1
-    assert "left out what the teacher says of the training images" in heard[0]
+    assert "left out the teacher's predictions for the training images" in heard[0]
     assert read_predictions(moved.predictions_path)[0].targets is None
     cache = Path(run.provenance["cache"])
     evaluate(moved, data=None, teacher=None, device=CPU, observer=SILENT, cache=cache)
@@ -217,7 +221,7 @@ def test_what_does_not_fit(
 
 def test_a_run_without_a_teacher(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     recipe = small_recipe("train.epochs=1", "loss.beta=0", "students=[{architecture='squeezenet1_1'}]")
-    train(Job(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
+    train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
     opened = RunFolder.open(tmp_path / "run")
     result = evaluate(opened, data=None, teacher=None, device=CPU, observer=SILENT)
     assert result["teacher"] is None
@@ -240,8 +244,8 @@ def test_a_run_without_a_teacher(tmp_path: Path, dataset: DatasetFolder, teacher
 
 def test_a_teacher_whose_weights_belong_to_another_network(tmp_path: Path, run: RunFolder, dataset: DatasetFolder) -> None:
     recipe = small_recipe("train.epochs=1", "loss.beta=0", "students=[{architecture='squeezenet1_1'}]")
-    train(Job(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
-    wrong = write_teacher(
+    train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
+    other_weights = write_teacher(
         tmp_path / "wrong",
         build("squeezenet1_1", 4, image_px=32, seed=0).state_dict(),
         architecture="resnet18",
@@ -253,4 +257,4 @@ def test_a_teacher_whose_weights_belong_to_another_network(tmp_path: Path, run: 
         made={},
     )
     with pytest.raises(DataError, match=r"weights do not fit resnet18 \(it lacks conv1\.weight\)"):
-        evaluate(RunFolder.open(tmp_path / "run"), data=None, teacher=wrong.path, device=CPU, observer=SILENT)
+        evaluate(RunFolder.open(tmp_path / "run"), data=None, teacher=other_weights.path, device=CPU, observer=SILENT)

@@ -24,9 +24,9 @@ from udkd.models.weight_files import read_weights
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import FrozenTeacher
 from udkd.training import make_teacher as teacher_maker
-from udkd.training.make_teacher import from_run, from_weights, imagenet_rows, write_measured
+from udkd.training.make_teacher import evaluate_and_write, from_run, from_weights, imagenet_rows
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError, DataError, MismatchError, RunError
 from udkd.utils.progress import SILENT
 
@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> Run
     """Hard labels alone, two students, one epoch."""
     recipe = small_recipe("loss.beta=0", 'teacher.source="none"', "train.epochs=1")
     out = tmp_path_factory.mktemp("run") / "run"
-    train(Job(recipe=recipe, data=dataset.path, out=out, device=CPU))
+    train(TrainJob(recipe=recipe, data=dataset.path, out=out, device=CPU))
     return RunFolder.open(out)
 
 
@@ -78,9 +78,9 @@ def test_the_rows_of_the_head_are_those_of_the_classes(tmp_path: Path, architect
         logits, wanted = picked.eval()(x), model(x)[:, rows]
     # The products are the same; a smaller head may sum them in another order.
     torch.testing.assert_close(logits, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
-    own = model.state_dict()
+    state = model.state_dict()
     for name, value in candidate.weights.items():
-        assert torch.equal(value, own[name][rows] if name.startswith(HEADS[architecture] + ".") else own[name]), name
+        assert torch.equal(value, state[name][rows] if name.startswith(HEADS[architecture] + ".") else state[name]), name
     assert candidate.made["rows_of_1000"] == rows
 
 
@@ -181,7 +181,7 @@ def test_names_that_a_file_records_decide_over_its_rows(tmp_path: Path) -> None:
 
 def test_numbers_that_no_teacher_has(tmp_path: Path) -> None:
     state, file = own_state(), tmp_path / "w.pth"
-    for change, said in (
+    for change, message in (
         (lambda value: value * float("nan"), "not finite in float32"),
         (lambda value: value.double() * 1e300, "not finite in float32"),
         (lambda value: value.to(torch.complex64), "is of complex64, expected plain float32"),
@@ -189,7 +189,7 @@ def test_numbers_that_no_teacher_has(tmp_path: Path) -> None:
         (lambda value: value.to_sparse(), "is of sparse_coo, expected plain float32"),
     ):
         torch.save(state | {HEAD: change(state[HEAD])}, file)
-        with pytest.raises(DataError, match=f"{HEAD}.*{said}"):
+        with pytest.raises(DataError, match=f"{HEAD}.*{message}"):
             from_weights(SMALL, file, CLASSES)
     giant = torch.zeros(1).expand(10**12)  # four bytes of a file that claim four terabytes
     torch.save(state | {"classifier.1.bias": giant}, file)
@@ -252,14 +252,14 @@ def test_what_cannot_be_read_without_running_it_says_so(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), file)
     with pytest.raises(DataError, match=r"holds a Python object \(torch\.nn\.modules\.linear\.Linear\)"):
         read_weights(file)
-    for names, said in (
+    for names, message in (
         (["x/constants.pkl", "x/data.pkl"], "TorchScript archive"),
         (["model.pth"], r"zip of model\.pth; .*unpack"),
     ):
         with zipfile.ZipFile(file, "w") as archive:
             for name in names:
                 archive.writestr(name, b"")
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             read_weights(file)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", bytes(10**7))
@@ -340,7 +340,7 @@ def test_a_student_of_a_run_becomes_a_teacher(tmp_path: Path, run: RunFolder, da
     for index, name in enumerate(NAMES):
         candidate = from_run(run, name, classes)
         assert candidate.architecture == name
-        folder = write_measured(tmp_path / name, candidate, dataset, recipe, CPU, SILENT)
+        folder = evaluate_and_write(tmp_path / name, candidate, dataset, recipe, CPU, SILENT)
         value = run.metrics()[-1]["val"]["students"][index]
         assert folder.info.accuracy == {"top1": value["top1"], "top5": value["top5"]}, "as the run itself measured"
         opened = TeacherFolder.open(tmp_path / name)
@@ -370,10 +370,10 @@ def test_a_run_on_other_classes_is_refused(run: RunFolder) -> None:
 )
 def test_fit_s_candidate_of_any_architecture(tmp_path: Path, dataset: DatasetFolder, architecture: str) -> None:
     """A checkpoint's tensors come in no order: nothing may be guessed from the last one."""
-    how = small_recipe(f"fit.architecture={architecture}", "fit.epochs=1").for_teacher()
-    train(Job(recipe=how, data=dataset.path, out=tmp_path / "run", device=CPU))
+    fit_recipe = small_recipe(f"fit.architecture={architecture}", "fit.epochs=1").for_teacher()
+    train(TrainJob(recipe=fit_recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
     candidate = from_run(RunFolder.open(tmp_path / "run"), None, [entry.wnid for entry in dataset.classes])
-    folder = write_measured(tmp_path / "teacher", candidate, dataset, how, CPU, SILENT)
+    folder = evaluate_and_write(tmp_path / "teacher", candidate, dataset, fit_recipe, CPU, SILENT)
     assert folder.info.architecture == architecture
     assert folder.info.made["student"] == architecture
 
@@ -384,11 +384,11 @@ def test_nothing_to_measure_on(tmp_path: Path, run: RunFolder, dataset: DatasetF
     bare = replace(dataset, splits=dataset.splits | {"val": nothing})
     candidate = from_run(run, NAMES[0], [entry.wnid for entry in dataset.classes])
     with pytest.raises(DataError, match="has no validation images"):
-        write_measured(tmp_path / "teacher", candidate, bare, small_recipe(), CPU, SILENT)
+        evaluate_and_write(tmp_path / "teacher", candidate, bare, small_recipe(), CPU, SILENT)
     assert not (tmp_path / "teacher").exists()
 
 
 def test_a_size_that_the_network_cannot_take(tmp_path: Path, dataset: DatasetFolder) -> None:
     candidate = teacher_maker.Candidate(architecture="vit_b_32", weights={}, made={})
     with pytest.raises(ConfigError, match=r"vit_b_32 cannot take 32 px images .* change views\.size_px"):
-        write_measured(tmp_path / "teacher", candidate, dataset, small_recipe(), CPU, SILENT)
+        evaluate_and_write(tmp_path / "teacher", candidate, dataset, small_recipe(), CPU, SILENT)

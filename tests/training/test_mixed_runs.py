@@ -12,17 +12,18 @@ from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.methods.dml import MUTUAL
-from udkd.losses.methods.options import FEATURE_METHODS
+from udkd.losses.methods.registry import METHODS
 from udkd.losses.schedules import EpochStats
 from udkd.models.build import build
 from udkd.models.features import FeatureExtractor
 from udkd.study.spec import load_study
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
-from udkd.training.compile import eager_loss, mixed_forward
+from udkd.training.compile import eager_loss
 from udkd.training.run_folder import RunFolder
-from udkd.training.schedule import learning_rates, mixture
-from udkd.training.trainer import Job, train
+from udkd.training.schedule import learning_rates, loss_weights
+from udkd.training.step import forward_loss
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError, MismatchError, RunError
 from udkd.utils.progress import SILENT, Silent
 
@@ -58,7 +59,7 @@ class StopAfter(Silent):
 
 
 class Bench:
-    """Trains recipes in folders of their own."""
+    """Trains each recipe in a folder of its own."""
 
     def __init__(self, root: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> None:
         self.root, self.dataset, self.teacher, self.cache = root, dataset, teacher, cache
@@ -67,7 +68,7 @@ class Bench:
         observer = StopAfter(stop_after)
         live = recipe.teacher.source == "live"
         train(
-            Job(
+            TrainJob(
                 recipe=recipe,
                 data=self.dataset.path,
                 out=self.root / name,
@@ -127,20 +128,20 @@ def test_a_method_is_a_setting_of_the_one_loop(
 ) -> None:
     """Stopped within the second epoch and resumed equals uninterrupted, the connectors' weights and memories included."""
     recipe = small_recipe("train.epochs=2", f'loss.method="{method}"', "loss.beta=0", "loss.method_weight=0.5", *more)
-    whole = bench.run("whole", recipe)
-    tensors = weights(whole)
+    uninterrupted = bench.run("whole", recipe)
+    tensors = weights(uninterrupted)
     remembers = any(name.startswith("connector.1.") for name in tensors)
     assert remembers == (method in ("fitnets", "crd", "reviewkd"))
     if remembers:
         parted = bench.parted("parted", recipe, STEPS + 2)
-        assert checkpoint_hash(whole) == checkpoint_hash(parted)
-        assert rows(whole) == rows(parted)
-    row = RunFolder.open(whole).metrics()[0]["train"]
+        assert checkpoint_hash(uninterrupted) == checkpoint_hash(parted)
+        assert rows(uninterrupted) == rows(parted)
+    row = RunFolder.open(uninterrupted).metrics()[0]["train"]
     for index in range(2):
         assert row["method"][index] > 0
         parts = 0.4 * row["hard"][index] + 0.2 * row["peer"][index] + 0.5 * row["method"][index]
         assert row["loss"][index] == pytest.approx(parts, rel=1e-5)
-    top1 = [[row["val"] for row in some] for some in (rows(whole), plain_rows)]
+    top1 = [[row["val"] for row in some] for some in (rows(uninterrupted), plain_rows)]
     assert top1[0] != top1[1], "the term teaches"
 
 
@@ -155,8 +156,8 @@ def plain_rows(
 def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
     study = load_study("methods")
     assert load_recipe(study.recipe, study.arm("DML").set).loss.settings == MUTUAL
-    asked = {load_recipe(study.recipe, ["teacher.views=50", *arm.set]).loss.method for arm in study.arms}
-    assert asked == {"none", "dkd", *FEATURE_METHODS}
+    methods = {load_recipe(study.recipe, ["teacher.views=50", *arm.set]).loss.method for arm in study.arms}
+    assert methods == {"none", *METHODS}
 
 
 @pytest.mark.parametrize(
@@ -196,11 +197,6 @@ def test_wrong_pairings_are_one_line(settings: list[str], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_fused_loss_has_no_further_terms(bench: Bench) -> None:
-    with pytest.raises(ConfigError, match=r"train\.loss_impl is fused, whose weights are fixed"):
-        bench.run("run", small_recipe('train.loss_impl="fused"', "students.0.loss_weight=2"))
-
-
 # --- weights that move
 
 
@@ -213,15 +209,15 @@ def test_schedules_at_their_ends_and_between() -> None:
         "students.1.loss_weight=3.0",
     )
     figures = EpochStats(progress=(0.25, 0.5), confidence=0.8)
-    start, quarter, half, end = (mixture(recipe, step, 400, figures) for step in (0, 100, 200, 400))
+    start, quarter, half, end = (loss_weights(recipe, step, 400, figures) for step in (0, 100, 200, 400))
     assert [row[0] for row in start] == pytest.approx([0.4, 0.4, 0.2 + 0.4 * 0.25, 0])
     assert [row[0] for row in quarter] == pytest.approx([0.4 + 0.6 / 4, 0.2, 0.3, 0])
     assert [row[0] for row in half] == pytest.approx([0.7, 0, 0.3, 0])
     assert [row[0] for row in end] == pytest.approx([1, 0, 0.3, 0])
     assert [row[1] for row in end] == pytest.approx([3, 0, 3 * 0.4, 0])
     by_confidence = small_recipe('loss.schedules.beta={kind="confidence", to=0.0}')
-    assert mixture(by_confidence, 7, 12, figures)[1][0] == pytest.approx(0.4 * 0.2)
-    assert mixture(by_confidence, 7, 12, EpochStats.none(2))[1][0] == 0.4
+    assert loss_weights(by_confidence, 7, 12, figures)[1][0] == pytest.approx(0.4 * 0.2)
+    assert loss_weights(by_confidence, 7, 12, EpochStats.none(2))[1][0] == 0.4
 
 
 def test_moving_weights_resume_to_the_same_bits(bench: Bench) -> None:
@@ -231,14 +227,14 @@ def test_moving_weights_resume_to_the_same_bits(bench: Bench) -> None:
         'loss.schedules.beta={kind="confidence", to=0.1}',
         'loss.schedules.gamma={kind="progress", to=0.0}',
     )
-    whole = bench.run("whole", recipe)
+    uninterrupted = bench.run("whole", recipe)
     for stop in (STEPS, STEPS + 3):
         parted = bench.parted(f"parted-{stop}", recipe, stop)
-        assert checkpoint_hash(whole) == checkpoint_hash(parted)
-        assert rows(whole) == rows(parted)
-    figures = RunFolder.open(whole).load().progress.figures
+        assert checkpoint_hash(uninterrupted) == checkpoint_hash(parted)
+        assert rows(uninterrupted) == rows(parted)
+    figures = RunFolder.open(uninterrupted).load().progress.figures
     assert figures is not None
-    last = RunFolder.open(whole).metrics()[-1]["train"]
+    last = RunFolder.open(uninterrupted).metrics()[-1]["train"]
     assert figures.progress == [top1 / 100 for top1 in last["top1"]]
     assert 0 < figures.confidence < 1
 
@@ -263,7 +259,7 @@ def test_a_weight_on_the_loss_is_a_factor_on_the_gradient(bench: Bench) -> None:
 def test_a_compiled_mixture_is_one_graph_for_all_weights() -> None:
     models = [build("squeezenet1_1", 4, image_px=32, seed=seed).eval() for seed in (0, 1)]
     loss = eager_loss(small_recipe().loss.settings)
-    whole = mixed_forward(
+    uncompiled = forward_loss(
         [FeatureExtractor(model, ["features.4"]) for model in models], loss, device_type="cpu", autocast=False
     )
     graphs = []
@@ -272,11 +268,11 @@ def test_a_compiled_mixture_is_one_graph_for_all_weights() -> None:
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(whole, fullgraph=True, dynamic=False, backend=count)
+    compiled = torch.compile(uncompiled, fullgraph=True, dynamic=False, backend=count)
     x, labels, teacher, w = torch.rand(8, 3, 32, 32), torch.arange(8) % 4, torch.randn(8, 4), torch.rand(8)
     for weights_3N in (torch.ones(3, 2), torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])):
-        logits, terms, maps = compiled(x, labels, teacher, w, weights_3N)
-        _, wanted, wanted_maps = whole(x, labels, teacher, w, weights_3N)
+        logits, maps, terms = compiled(x, labels, teacher, w, weights_3N)
+        _, wanted_maps, wanted = uncompiled(x, labels, teacher, w, weights_3N)
         assert terms.total.item() == pytest.approx(wanted.total.item(), rel=1e-5)
         by_hand = (weights_3N * torch.stack([wanted.hard, wanted.teacher, wanted.peer])).sum().item()
         assert wanted.total.item() == pytest.approx(by_hand, rel=1e-6)
@@ -290,7 +286,7 @@ def test_a_compiled_mixture_is_one_graph_for_all_weights() -> None:
 # --- students that join later
 
 
-def test_a_student_that_joins_later_is_nobody_until_then(bench: Bench) -> None:
+def test_a_student_that_joins_later_is_absent_until_then(bench: Bench) -> None:
     alone = "{architecture='squeezenet1_1', lr=0.01}"
     late = f"[{alone}, {{architecture='mobilenet_v2', lr=0.05, start_epoch=1}}]"
     together = small_recipe("train.epochs=2", f"students={late}")
@@ -305,25 +301,25 @@ def test_a_student_that_joins_later_is_nobody_until_then(bench: Bench) -> None:
     assert not first["momentum.1.features.0.0.weight"].any()
     first_row = RunFolder.open(bench.root / "late").metrics()[0]
     train_row, val_row = first_row["train"], first_row["val"]
-    assert {values[1] for values in train_row.values()} == {None}, "nobody's zero"
+    assert {values[1] for values in train_row.values()} == {None}, "no zero that reads as a loss"
     assert train_row["peer"][0] == 0
     assert val_row["students"][1] is None
     assert val_row["ensemble"] == pytest.approx(val_row["students"][0]), "an untrained network is in no average"
     assert train_row["hard"][0] == RunFolder.open(bench.root / "alone").metrics()[0]["train"]["hard"][0]
 
     resumed = bench.run("late", together, resume=True)
-    whole = bench.run("whole", together)
+    uninterrupted = bench.run("whole", together)
     across = bench.parted("across", together, STEPS + 1)
-    assert checkpoint_hash(whole) == checkpoint_hash(resumed) == checkpoint_hash(across)
-    assert rows(whole) == rows(resumed) == rows(across)
-    joined = RunFolder.open(whole).metrics()[1]["train"]
+    assert checkpoint_hash(uninterrupted) == checkpoint_hash(resumed) == checkpoint_hash(across)
+    assert rows(uninterrupted) == rows(resumed) == rows(across)
+    joined = RunFolder.open(uninterrupted).metrics()[1]["train"]
     assert min(joined["peer"]) > 0, "from then on they are peers"
-    second = RunFolder.open(whole).metrics()[1]["val"]
+    second = RunFolder.open(uninterrupted).metrics()[1]["val"]
     assert second["students"][1] is not None
     assert second["ensemble"]["loss"] != pytest.approx(second["students"][0]["loss"])
 
 
-def test_who_joins_later_begins_its_own_schedule() -> None:
+def test_a_late_student_begins_its_schedule_when_it_joins() -> None:
     settings = ("students.1.lr=0.05", "students.1.start_epoch=2", "students.1.warmup_epochs=1.0")
     recipe = small_recipe("train.epochs=5", *settings)
     rates = [learning_rates(recipe, step, 10)[1] for step in range(50)]

@@ -9,14 +9,16 @@ import pytest
 from safetensors.numpy import load, save
 
 from tests.report.fake_predictions import answers_of, fake_predictions
-from udkd.training.predictions import Predictions, Targets, TopPredictions, read_predictions, write_predictions
+from udkd.training.predictions import Predictions, TeacherPredictions, TopPredictions, read_predictions, write_predictions
 from udkd.utils.errors import RunError
 
 
 def with_targets(classes: int, names: tuple[str, ...] = ("a", "b"), samples: int = 31, teacher: bool = True) -> Predictions:
     labels = np.arange(50, dtype=np.int64) % classes
-    answers = answers_of(np.random.default_rng(1).normal(0, 3, (50, classes)), labels)
-    targets = Targets(ids=np.arange(50) * 2, labels=labels, answers=answers, num_classes=classes, num_views=3, canonical=False)
+    predicted = answers_of(np.random.default_rng(1).normal(0, 3, (50, classes)), labels)
+    targets = TeacherPredictions(
+        ids=np.arange(50) * 2, labels=labels, predictions=predicted, num_classes=classes, num_views=3, canonical=False
+    )
     return fake_predictions(classes, names, samples=samples, teacher=teacher, targets=targets)
 
 
@@ -34,19 +36,20 @@ def test_what_is_written_comes_back(tmp_path: Path, classes: int, names: tuple[s
     for value in (wanted, replace(wanted, targets=None)):
         path = tmp_path / "predictions.safetensors"
         sha256 = write_predictions(path, value)
-        found, recorded = read_predictions(path)
-        assert recorded == sha256
+        read_back, stored_sha256 = read_predictions(path)
+        assert stored_sha256 == sha256
         for name in ("dataset_digest", "step", "num_classes", "names", "teacher_name"):
-            assert getattr(found, name) == getattr(value, name)
-        assert np.array_equal(found.ids, value.ids)
-        assert np.array_equal(found.labels, value.labels)
-        told = (*found.students, found.average, found.teacher)
-        assert all(same(a, b) for a, b in zip(told, (*value.students, value.average, value.teacher), strict=True))
-        assert (found.targets is None) == (value.targets is None)
-        if found.targets is not None and value.targets is not None:
-            assert same(found.targets.answers, value.targets.answers)
-            assert (found.targets.num_views, found.targets.canonical, found.targets.num_classes) == (3, False, classes)
-            assert np.array_equal(found.targets.ids, value.targets.ids)
+            assert getattr(read_back, name) == getattr(value, name)
+        assert np.array_equal(read_back.ids, value.ids)
+        assert np.array_equal(read_back.labels, value.labels)
+        classifiers = (*read_back.students, read_back.average, read_back.teacher)
+        assert all(same(a, b) for a, b in zip(classifiers, (*value.students, value.average, value.teacher), strict=True))
+        assert (read_back.targets is None) == (value.targets is None)
+        if read_back.targets is not None and value.targets is not None:
+            assert same(read_back.targets.predictions, value.targets.predictions)
+            kept = read_back.targets
+            assert (kept.num_views, kept.canonical, kept.num_classes) == (3, False, classes)
+            assert np.array_equal(read_back.targets.ids, value.targets.ids)
         data = path.read_bytes()
         assert write_predictions(path, value) == sha256
         assert path.read_bytes() == data, "equal content gives equal bytes"
@@ -69,12 +72,12 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
         broken = bytearray(data)
         broken[at] ^= 1 << int(rng.integers(8))
         path.write_bytes(broken)
-        said = refusal(path)
+        message = refusal(path)
         padding = at < start and data[at : at + 1] == b" "
-        assert said is not None or padding, f"byte {at} of {len(data)}"
-        if said is not None:
-            assert "\n" not in said
-            assert "run udkd eval" in said
+        assert message is not None or padding, f"byte {at} of {len(data)}"
+        if message is not None:
+            assert "\n" not in message
+            assert "run udkd eval" in message
 
 
 def refusal(path: Path) -> str | None:

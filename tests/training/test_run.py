@@ -1,4 +1,4 @@
-"""Run folders: nothing half-written is taken for whole."""
+"""Run folders: nothing half-written passes for complete."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import torch
 
 from tests.factories import rewrite_json
 from udkd.training.checkpoints import Checkpoint
-from udkd.training.run_folder import RunFolder, flat
-from udkd.training.run_records import Progress
+from udkd.training.run_folder import RunFolder, flatten
+from udkd.training.run_records import CheckpointProgress
 from udkd.utils.errors import BusyError, MismatchError, RunError
 from udkd.utils.files import FolderLock, atomic_write
 
@@ -21,7 +21,7 @@ def new(path: Path) -> RunFolder:
 
 def checkpoint(step: int) -> Checkpoint:
     tensors = {"w": torch.full((3,), float(step)), "n": torch.tensor(step)}
-    return Checkpoint(tensors=tensors, progress=Progress(step=step, steps_per_epoch=4))
+    return Checkpoint(tensors=tensors, progress=CheckpointProgress(step=step, steps_per_epoch=4))
 
 
 def row(epoch: int, students: int = 2) -> dict[str, object]:
@@ -63,7 +63,7 @@ def test_a_run_from_birth_to_evaluation(tmp_path: Path) -> None:
         run.append_metrics(row(step // 4))
         run.save(checkpoint(step))
     again = RunFolder.open(run.path)
-    assert again.load().progress == Progress(step=8, steps_per_epoch=4)
+    assert again.load().progress == CheckpointProgress(step=8, steps_per_epoch=4)
     assert again.checkpoint_step == 8
     assert torch.equal(again.load().tensors["w"], torch.full((3,), 8.0))
     assert again.load().tensors["n"].shape == ()
@@ -81,7 +81,7 @@ def test_a_run_from_birth_to_evaluation(tmp_path: Path) -> None:
 
 def test_a_run_is_begun_once(tmp_path: Path) -> None:
     new(tmp_path / "run")
-    with pytest.raises(RunError, match="already holds a run; expected a new folder; go on with --resume"):
+    with pytest.raises(RunError, match="already holds a run; expected a new folder; continue it with --resume"):
         new(tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()  # as after a crash while it was made
     with pytest.raises(RunError, match="is no run"):
@@ -174,10 +174,10 @@ def test_every_difference_of_a_recipe_is_named(tmp_path: Path) -> None:
 
 
 def test_flat() -> None:
-    assert flat({"a": {"b": [1, {"c": 2}], "d": []}, "e": {}}) == {"a.b.0": 1, "a.b.1.c": 2, "a.d": [], "e": {}}
+    assert flatten({"a": {"b": [1, {"c": 2}], "d": []}, "e": {}}) == {"a.b.0": 1, "a.b.1.c": 2, "a.d": [], "e": {}}
 
 
-def test_a_lock_names_its_holder_and_nobody_afterwards(tmp_path: Path) -> None:
+def test_a_lock_names_its_holder_until_it_is_released(tmp_path: Path) -> None:
     with FolderLock(tmp_path) as lock:
         holder = lock.path.read_text()
         assert holder.isdecimal()

@@ -29,9 +29,9 @@ from udkd.training.checkpoints import Checkpoint
 from udkd.training.evaluate import evaluate
 from udkd.training.predictions import read_predictions, write_predictions
 from udkd.training.run_folder import RunFolder
-from udkd.training.run_records import Progress
-from udkd.training.trained import Trained
-from udkd.training.trainer import Job, train
+from udkd.training.run_records import CheckpointProgress
+from udkd.training.trained import TrainedClassifier
+from udkd.training.trainer import TrainJob, train
 from udkd.training.verify_run import verify_run
 from udkd.utils.errors import BusyError, RunError, UserError
 from udkd.utils.files import FolderLock
@@ -56,9 +56,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetFolder
     return folder, dataset
 
 
-def job(folder: Path, dataset: DatasetFolder, out: Path, *, resume: bool = False, **more: Any) -> Job:
+def job(folder: Path, dataset: DatasetFolder, out: Path, *, resume: bool = False, **more: Any) -> TrainJob:
     recipe = small_recipe(*RECIPE)
-    return Job(recipe=recipe, data=dataset.path, out=out, device=CPU, cache=folder / "cache", resume=resume, **more)
+    return TrainJob(recipe=recipe, data=dataset.path, out=out, device=CPU, cache=folder / "cache", resume=resume, **more)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def everything(run: Path, *, pages: bool = True) -> None:
     """What reads a run, up to where it begins to compute."""
     write_report(load_inputs(run)) if pages else load_inputs(run)
     folder = RunFolder.open(run)
-    readable_class_names(folder, Trained.load(folder, None, averaged=False).classes)
+    readable_class_names(folder, TrainedClassifier.load(folder, None, averaged=False).classes)
     with pytest.raises(Reached):
         evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
 
@@ -183,9 +183,9 @@ def test_flipped_bits_are_found_and_named(run: Path) -> None:
             data = bytearray(before)
             data[place] ^= 1 << chance.randrange(8)
             (run / name).write_bytes(data)
-            found = verify_run(run)
-            assert any(str(run / name) in line for line in found), (name, place)
-            assert not any("\n" in line for line in found)
+            problems = verify_run(run)
+            assert any(str(run / name) in line for line in problems), (name, place)
+            assert not any("\n" in line for line in problems)
         (run / name).write_bytes(before)
     assert verify_run(run) == []
     (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0])
@@ -205,7 +205,7 @@ def test_a_run_of_before_goes_on(house: tuple[Path, DatasetFolder], old: Path, q
     [
         ("step", 0, "progress.step is 0 beside the file step-000000004"),
         ("steps_per_epoch", 3, "has 3 steps per epoch; expected 2 of this data"),
-        ("figures", {"progress": [0.5], "confidence": 0.5}, "goes by the figures"),
+        ("figures", {"progress": [0.5], "confidence": 0.5}, "has statistics"),
     ],
 )
 def test_a_changed_counter_of_before(house: tuple[Path, DatasetFolder], old: Path, field: str, value: object, why: str) -> None:
@@ -218,7 +218,7 @@ def test_a_changed_counter_of_before(house: tuple[Path, DatasetFolder], old: Pat
 
 def test_checkpoints_that_lack_something(house: tuple[Path, DatasetFolder], run: Path) -> None:
     folder = RunFolder.open(run)
-    whole = folder.load()
+    checkpoint = folder.load()
     cases: list[tuple[str, torch.Tensor | None, str]] = [
         ("tally.count", None, "has no count of the images"),
         ("tally.count", torch.tensor(8), "has 8 of the images seen in its epoch; expected 0"),
@@ -229,8 +229,8 @@ def test_checkpoints_that_lack_something(house: tuple[Path, DatasetFolder], run:
         ("more", torch.zeros(1), "also holds more"),
     ]
     for name, tensor, why in cases:
-        tensors = {key: value for key, value in whole.tensors.items() if key != name}
-        folder.save(replace(whole, tensors=tensors if tensor is None else tensors | {name: tensor}))
+        tensors = {key: value for key, value in checkpoint.tensors.items() if key != name}
+        folder.save(replace(checkpoint, tensors=tensors if tensor is None else tensors | {name: tensor}))
         with pytest.raises(RunError, match=re.escape(why)):
             train(job(*house, run, resume=True))
 
@@ -251,14 +251,14 @@ def test_lost_and_left_checkpoints(house: tuple[Path, DatasetFolder], run: Path)
 def test_a_reader_beside_a_trainer(run: Path) -> None:
     """A checkpoint that is replaced between reading its name and reading it is read under its new name."""
     folder = RunFolder.open(run)
-    whole = folder.load()
-    small = {"tally.count": whole.tensors["tally.count"]}
+    checkpoint = folder.load()
+    small = {"tally.count": checkpoint.tensors["tally.count"]}
     steps = iter(range(5, 200))
     real = checkpoints.read_regular
 
     def replaced_meanwhile(path: Path, most: int | None = None) -> bytes:
         if path.suffix == ".safetensors" and (step := next(steps)) < 9:
-            folder.save(Checkpoint(tensors=small, progress=Progress(step=step, steps_per_epoch=2)))
+            folder.save(Checkpoint(tensors=small, progress=CheckpointProgress(step=step, steps_per_epoch=2)))
         return real(path)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -300,19 +300,19 @@ def test_two_exports_of_one_student(tmp_path: Path) -> None:
 
 def test_predictions_that_cannot_be(run: Path) -> None:
     path = run / "predictions.safetensors"
-    whole, _ = read_predictions(path)
-    average = whole.average
+    checkpoint, _ = read_predictions(path)
+    average = checkpoint.average
     far = average.top.copy()
     far[0, 0] = 4
     sure = average.top_log_p.copy()
     sure[0, 0] = 1.0
-    for wrong, name in (
-        (replace(whole, labels=whole.labels + 10**9), "val.labels"),
-        (replace(whole, ids=whole.ids[::-1].copy()), "val.ids"),
-        (replace(whole, average=replace(average, top=far)), "val.average.top"),
-        (replace(whole, average=replace(average, top_log_p=sure)), "val.average.top_log_p"),
+    for invalid, name in (
+        (replace(checkpoint, labels=checkpoint.labels + 10**9), "val.labels"),
+        (replace(checkpoint, ids=checkpoint.ids[::-1].copy()), "val.ids"),
+        (replace(checkpoint, average=replace(average, top=far)), "val.average.top"),
+        (replace(checkpoint, average=replace(average, top_log_p=sure)), "val.average.top_log_p"),
     ):
-        write_predictions(path, wrong)
+        write_predictions(path, invalid)
         with pytest.raises(RunError, match=f"{name} of .* cannot be"):
             load_inputs(run)
     rewrite_json(run / "eval.json", lambda values: values | {"num_classes": 10**9})

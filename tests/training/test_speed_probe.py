@@ -4,25 +4,25 @@ import pytest
 import torch
 
 from tests.factories import small_recipe
-from udkd.training.speed_probe import Speeds, probe
+from udkd.training.speed_probe import StepTimes, measure_step_times
 from udkd.utils.errors import ConfigError
 
 
 def test_every_speed_is_measured_and_nothing_is_moved() -> None:
     state = torch.random.get_rng_state()
-    speeds = probe(small_recipe("fit.architecture=squeezenet1_1"), 4, torch.device("cpu"))
-    assert 0 < speeds.answer_s < speeds.fit_s < 10
-    assert 0 < speeds.students_s < 10
+    speeds = measure_step_times(small_recipe("fit.architecture=squeezenet1_1"), 4, torch.device("cpu"))
+    assert 0 < speeds.teacher_forward_s < speeds.teacher_step_s < 10
+    assert 0 < speeds.students_step_s < 10
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_the_whole_job_is_counted() -> None:
+def test_the_estimate_counts_every_part() -> None:
     recipe = small_recipe("fit.epochs=4", "train.epochs=6")
-    speeds = Speeds(fit_s=0.1, answer_s=0.01, students_s=1.0)
+    speeds = StepTimes(teacher_step_s=0.1, teacher_forward_s=0.01, students_step_s=1.0)
     parts = 4 * (100 * 0.1 + 30 * 0.01) + 100 * 0.01 + 6 * (100 + 10) * 1.0
     assert speeds.total_s(recipe, train_images=100, val_images=30) == pytest.approx(parts)
 
 
 def test_what_cannot_run_is_said_before_anything_else() -> None:
     with pytest.raises(ConfigError, match="'resnet5' is unknown"):
-        probe(small_recipe("fit.architecture=resnet5"), 4, torch.device("cpu"))
+        measure_step_times(small_recipe("fit.architecture=resnet5"), 4, torch.device("cpu"))

@@ -24,8 +24,8 @@ TWINS = "students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='squee
 def begin(student: Student, recipe: Recipe, number: int) -> None:
     """Step `number` of a run of two epochs of four steps."""
     views = ViewTable.of(draw_views(recipe.views.spec, 0, 0, np.arange(1), np.ones((1, 4), np.int64)))
-    plan = EpochSchedule.of(recipe, number // 4, 4, 0, views, CPU)
-    student.set_step_inputs(plan.rates[number % 4, student.index], plan.dropout_keys[number % 4, student.index])
+    schedule = EpochSchedule.of(recipe, number // 4, 4, 0, views, CPU)
+    student.set_step_inputs(schedule.lr[number % 4, student.index], schedule.dropout_keys[number % 4, student.index])
 
 
 def step(student: Student, recipe: Recipe, number: int) -> None:
@@ -50,19 +50,19 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def test_restored_students_go_on_to_the_same_bits() -> None:
     """Weights, running statistics, momentum, dropout; the tensors come from a file, contiguous, and meet channels_last."""
     recipe = small_recipe(NETS, TWO_EPOCHS)
-    for whole, fresh in zip(make_students(recipe, 4, CPU), make_students(recipe, 4, CPU), strict=True):
-        assert not any(value.any() for name, value in whole.tensors().items() if name.startswith("momentum")), "none so far"
+    for original, fresh in zip(make_students(recipe, 4, CPU), make_students(recipe, 4, CPU), strict=True):
+        assert not any(value.any() for name, value in original.tensors().items() if name.startswith("momentum")), "none so far"
         for number in range(2):
-            step(whole, recipe, number)
-        kept = copied(whole)
-        assert any(name.startswith(f"momentum.{whole.index}.") for name in kept)
+            step(original, recipe, number)
+        kept = copied(original)
+        assert any(name.startswith(f"momentum.{original.index}.") for name in kept)
         fresh.restore(kept)
         assert_equal(copied(fresh), kept)
         for number in range(2, 4):
-            step(whole, recipe, number)
+            step(original, recipe, number)
             step(fresh, recipe, number)
-        assert_equal(copied(fresh), copied(whole))
-        assert any(not torch.equal(kept[name], value) for name, value in whole.tensors().items()), "the steps did something"
+        assert_equal(copied(fresh), copied(original))
+        assert any(not torch.equal(kept[name], value) for name, value in original.tensors().items()), "the steps did something"
 
 
 def test_a_student_s_start_depends_on_its_place_alone() -> None:

@@ -20,9 +20,9 @@ from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training import checkpoints as checkpoints_module
-from udkd.training import schedule as plan_module
+from udkd.training import schedule as schedule_module
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, Trainer, train
+from udkd.training.trainer import Trainer, TrainJob, train
 from udkd.utils.errors import CacheError, ConfigError, MismatchError, RunError
 from udkd.utils.progress import SILENT, Silent
 
@@ -42,7 +42,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teac
 
 
 class Trace(Silent):
-    """Remembers the tally after every step: all losses, bit by bit."""
+    """Keeps the metrics after every step: all losses, bit by bit."""
 
     def __init__(self) -> None:
         self.trainer: Trainer | None = None
@@ -50,12 +50,12 @@ class Trace(Silent):
 
     def advance(self, count: int, **fields: float | str) -> None:
         if self.trainer is not None:
-            self.sums.append(self.trainer.tally.sums.clone())
+            self.sums.append(self.trainer.metrics.sums.clone())
 
 
-def traced(job: Job) -> tuple[Trace, Trainer]:
+def traced(job: TrainJob) -> tuple[Trace, Trainer]:
     trace = Trace()
-    trainer = Trainer(Job(**(vars(job) | {"observer": trace})))
+    trainer = Trainer(TrainJob(**(vars(job) | {"observer": trace})))
     trace.trainer = trainer
     assert trainer.run().finished
     trainer.close()
@@ -79,8 +79,8 @@ def test_cached_equals_live_bit_for_bit(
     cached, live = small_recipe(*settings), small_recipe(*settings, 'teacher.source="live"')
     folder = make_cache(tmp_path / "cache", dataset, teacher, cached)
     options = {"data": dataset.path, "device": CPU, "teacher": teacher.path}
-    trace_a, a = traced(Job(recipe=cached, out=tmp_path / "a", cache=folder, **options))
-    trace_b, b = traced(Job(recipe=live, out=tmp_path / "b", **options))
+    trace_a, a = traced(TrainJob(recipe=cached, out=tmp_path / "a", cache=folder, **options))
+    trace_b, b = traced(TrainJob(recipe=live, out=tmp_path / "b", **options))
     assert a.step == b.step == 12 * epochs
     assert len(trace_a.sums) == len(trace_b.sums)
     for step, (one, other) in enumerate(zip(trace_a.sums, trace_b.sums, strict=True)):
@@ -94,7 +94,7 @@ def test_two_runs_are_bit_equal_and_seeds_matter(tmp_path: Path, dataset: Datase
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(hash(name))  # the global generator must not matter
         recipe = small_recipe("train.epochs=1", f"train.seed={seed}")
-        train(Job(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache))
+        train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache))
         hashes.append(checkpoint_hash(tmp_path / name))
     assert hashes[0] == hashes[1] != hashes[2]
     assert metrics_without_time(tmp_path / "a") == metrics_without_time(tmp_path / "b")
@@ -119,25 +119,25 @@ class StopAfter(Silent):
 
 @pytest.mark.parametrize("stop_after", [pytest.param(1, marks=LONG), 11, 12, pytest.param(13, marks=LONG), 25])
 def test_stopped_and_resumed_equals_uninterrupted(
-    tmp_path: Path, dataset: DatasetFolder, cache: Path, stop_after: int, whole_run: Path
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, stop_after: int, uninterrupted_run: Path
 ) -> None:
-    job = Job(recipe=small_recipe(), data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache)
+    job = TrainJob(recipe=small_recipe(), data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache)
     observer = StopAfter(stop_after)
-    outcome = train(Job(**(vars(job) | {"observer": observer, "stopped": observer.stopped})))
+    outcome = train(TrainJob(**(vars(job) | {"observer": observer, "stopped": observer.stopped})))
     assert not outcome.finished
     assert outcome.step == stop_after
-    assert train(Job(**(vars(job) | {"resume": True}))).finished
-    assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(whole_run)
-    assert metrics_without_time(tmp_path / "run") == metrics_without_time(whole_run)
+    assert train(TrainJob(**(vars(job) | {"resume": True}))).finished
+    assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(uninterrupted_run)
+    assert metrics_without_time(tmp_path / "run") == metrics_without_time(uninterrupted_run)
 
 
 def test_running_statistics_resume_to_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     recipe = small_recipe(BATCH_NORM, "train.epochs=1", "train.batch_size=32")
-    job = Job(recipe=recipe, data=dataset.path, out=tmp_path / "a", device=CPU, cache=cache)
+    job = TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "a", device=CPU, cache=cache)
     train(job)
     parted = vars(job) | {"out": tmp_path / "b"}
-    assert train(Job(**(parted | {"stopped": StopAfter(0).stopped}))).step == 1
-    assert train(Job(**(parted | {"resume": True}))).finished
+    assert train(TrainJob(**(parted | {"stopped": StopAfter(0).stopped}))).step == 1
+    assert train(TrainJob(**(parted | {"resume": True}))).finished
     assert checkpoint_hash(tmp_path / "a") == checkpoint_hash(tmp_path / "b")
 
 
@@ -149,13 +149,13 @@ def test_a_live_run_stopped_in_the_middle_equals_a_cached_one(
     settings = [f"teacher.views={views}", "teacher.batch_size=5", "train.epochs=2"]
     cached, live = small_recipe(*settings), small_recipe(*settings, 'teacher.source="live"')
     folder = make_cache(tmp_path / "cache", dataset, teacher, cached)
-    train(Job(recipe=cached, data=dataset.path, out=tmp_path / "cached", device=CPU, cache=folder))
-    job = Job(recipe=live, data=dataset.path, out=tmp_path / "live", device=CPU, teacher=teacher.path)
+    train(TrainJob(recipe=cached, data=dataset.path, out=tmp_path / "cached", device=CPU, cache=folder))
+    job = TrainJob(recipe=live, data=dataset.path, out=tmp_path / "live", device=CPU, teacher=teacher.path)
     for stop_after in (5, 14):
         observer = StopAfter(stop_after)
-        outcome = train(Job(**(vars(job) | {"observer": observer, "stopped": observer.stopped, "resume": stop_after > 5})))
+        outcome = train(TrainJob(**(vars(job) | {"observer": observer, "stopped": observer.stopped, "resume": stop_after > 5})))
         assert (outcome.finished, outcome.step) == (False, stop_after)
-    assert train(Job(**(vars(job) | {"resume": True}))).finished
+    assert train(TrainJob(**(vars(job) | {"resume": True}))).finished
     assert checkpoint_hash(tmp_path / "live") == checkpoint_hash(tmp_path / "cached")
     assert metrics_without_time(tmp_path / "live") == metrics_without_time(tmp_path / "cached")
 
@@ -167,23 +167,23 @@ def test_dropout_is_part_of_those_runs(
     hashes = []
     for shift in (0, 1):
         with monkeypatch.context() as patch:
-            right = plan_module.dropout_keys
+            original = schedule_module.dropout_keys
             patch.setattr(
-                plan_module,
+                schedule_module,
                 "dropout_keys",
-                lambda seed, student, steps, shift=shift, right=right: right(seed, student, steps + shift),
+                lambda seed, student, steps, shift=shift, original=original: original(seed, student, steps + shift),
             )
             out = tmp_path / str(shift)
-            job = Job(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache)
-            assert train(Job(**(vars(job) | {"stopped": StopAfter(0).stopped}))).step == 1
+            job = TrainJob(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache)
+            assert train(TrainJob(**(vars(job) | {"stopped": StopAfter(0).stopped}))).step == 1
             hashes.append(checkpoint_hash(out))
     assert hashes[0] != hashes[1]
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, cache: Path) -> Path:
+def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, cache: Path) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    train(Job(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache))
+    train(TrainJob(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache))
     return out
 
 
@@ -191,7 +191,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, 
     "kind", [signal.SIGKILL, signal.SIGTERM, *(pytest.param(kind, marks=LONG) for kind in (signal.SIGHUP, signal.SIGINT))]
 )
 def test_a_signal_at_a_random_moment(
-    tmp_path: Path, dataset: DatasetFolder, cache: Path, whole_run: Path, kind: signal.Signals
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, uninterrupted_run: Path, kind: signal.Signals
 ) -> None:
     out = tmp_path / "run"
     words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out]
@@ -208,13 +208,13 @@ def test_a_signal_at_a_random_moment(
     done = commands.run(*words, "--resume")
     assert done.code == 0, done
     assert "Traceback" not in done.err
-    assert checkpoint_hash(out) == checkpoint_hash(whole_run)
-    assert metrics_without_time(out) == metrics_without_time(whole_run)
+    assert checkpoint_hash(out) == checkpoint_hash(uninterrupted_run)
+    assert metrics_without_time(out) == metrics_without_time(uninterrupted_run)
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     out = tmp_path / "run"
-    job = Job(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache)
+    job = TrainJob(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache)
     trainer = Trainer(job)
     trainer._train_epoch(0, 0)
     kept = checkpoint_hash(out)
@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path, dataset: Datas
 
 
 def test_weights_that_broke_in_the_last_step_are_not_saved(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
-    trainer = Trainer(Job(recipe=small_recipe(), data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
+    trainer = Trainer(TrainJob(recipe=small_recipe(), data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
     with torch.no_grad():
         next(trainer.students[1].model.parameters())[0] = float("inf")
     with pytest.raises(RunError, match=r"student\.1\..* is not finite"):
@@ -240,7 +240,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    trainer = Trainer(Job(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache))
+    trainer = Trainer(TrainJob(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache))
     trainer._train_epoch(0, 0)
     kept = checkpoint_hash(out)
 
@@ -274,7 +274,7 @@ def test_the_paper_s_rows_are_settings_of_one_loop(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, settings: list[str], built: tuple[bool, bool, bool]
 ) -> None:
     recipe = small_recipe("train.epochs=1", *settings)
-    train(Job(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
+    train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
     row = RunFolder.open(tmp_path / "run").metrics()[0]["train"]
     for term, there in zip(("hard", "teacher", "peer"), built, strict=True):
         assert len(row[term]) == len(recipe.students)
@@ -284,7 +284,7 @@ def test_the_paper_s_rows_are_settings_of_one_loop(
 def test_backends_train_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     for name in ("resident", "folder"):
         recipe = small_recipe(f'data.backend="{name}"', "train.epochs=1")
-        train(Job(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache))
+        train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache))
     assert checkpoint_hash(tmp_path / "resident") == checkpoint_hash(tmp_path / "folder")
 
 
@@ -293,7 +293,7 @@ def test_options_run(tmp_path: Path, teacher: TeacherFolder) -> None:
     few = make_dataset(tmp_path / "data", per_class=2, val_per_class=1)
     settings = ['train.precision="bfloat16"', "train.channels_last=false", "train.tensorboard=true", 'teacher.source="live"']
     recipe = small_recipe(*settings, "train.epochs=1")
-    train(Job(recipe=recipe, data=few.path, out=tmp_path / "run", device=CPU, teacher=teacher.path))
+    train(TrainJob(recipe=recipe, data=few.path, out=tmp_path / "run", device=CPU, teacher=teacher.path))
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
@@ -301,7 +301,7 @@ def test_compiled_loss_begins_like_eager(tmp_path: Path, dataset: DatasetFolder,
     rows = []
     for mode in ("off", "loss"):
         recipe = small_recipe(f'train.compile="{mode}"', "train.epochs=1", "train.batch_size=96")
-        train(Job(recipe=recipe, data=dataset.path, out=tmp_path / mode, device=CPU, cache=cache))
+        train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / mode, device=CPU, cache=cache))
         rows.append(RunFolder.open(tmp_path / mode).metrics()[0]["train"])
     for term in ("hard", "teacher", "peer"):
         assert rows[0][term] == pytest.approx(rows[1][term], rel=5e-6, abs=5e-6)
@@ -313,7 +313,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, dataset: DatasetFolder, t
 
     def attempt(recipe: Recipe, **changes: object) -> None:
         job = {"recipe": recipe, "data": dataset.path, "out": tmp_path / "run", "device": CPU, "cache": cache}
-        train(Job(**(job | changes)))  # type: ignore[arg-type]
+        train(TrainJob(**(job | changes)))  # type: ignore[arg-type]
 
     with pytest.raises(MismatchError, match="teacher_sha256") as caught:
         attempt(small_recipe(), teacher=other.path)
@@ -335,19 +335,19 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, dataset: DatasetFolder, t
     )
 
 
-def test_resume_refuses_another_recipe(tmp_path: Path, dataset: DatasetFolder, cache: Path, whole_run: Path) -> None:
-    job = {"data": dataset.path, "out": whole_run, "device": CPU, "cache": cache}
+def test_resume_refuses_another_recipe(tmp_path: Path, dataset: DatasetFolder, cache: Path, uninterrupted_run: Path) -> None:
+    job = {"data": dataset.path, "out": uninterrupted_run, "device": CPU, "cache": cache}
     with pytest.raises(MismatchError, match=r"train\.seed: stored 0, wanted 7"):
-        train(Job(recipe=small_recipe("train.seed=7"), resume=True, **job))
+        train(TrainJob(recipe=small_recipe("train.seed=7"), resume=True, **job))
     with pytest.raises(RunError, match="already holds a run"):
-        train(Job(recipe=small_recipe(), **job))
+        train(TrainJob(recipe=small_recipe(), **job))
     with pytest.raises(RunError, match="is no run"):
-        train(Job(recipe=small_recipe(), **(job | {"out": tmp_path / "none", "resume": True})))
+        train(TrainJob(recipe=small_recipe(), **(job | {"out": tmp_path / "none", "resume": True})))
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     out = tmp_path / "run"
-    train(Job(recipe=small_recipe("train.epochs=1"), data=dataset.path, out=out, device=CPU, cache=cache))
+    train(TrainJob(recipe=small_recipe("train.epochs=1"), data=dataset.path, out=out, device=CPU, cache=cache))
     (file,) = (out / "checkpoints").glob("*.safetensors")
     data = bytearray(file.read_bytes())
     data[random.randrange(len(data))] ^= 1 << random.randrange(8)
@@ -357,8 +357,8 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path, dataset: Dataset
         RunFolder.open(out).load()
 
 
-def test_the_environment_is_recorded(whole_run: Path) -> None:
-    stored = RunFolder.open(whole_run).provenance
+def test_the_environment_is_recorded(uninterrupted_run: Path) -> None:
+    stored = RunFolder.open(uninterrupted_run).provenance
     assert stored["hardware"]["threads"] == 1
     assert torch.__version__.startswith(stored["versions"]["torch"])
     assert stored["cache_key"]["policy"] == "canonical"

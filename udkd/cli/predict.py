@@ -10,7 +10,7 @@ from udkd.cli.arguments import EnsembleOption, RunArgument, StudentOption
 from udkd.config.recipe import Recipe
 from udkd.export.predict import Prediction, predict, readable_class_names
 from udkd.training.run_folder import RunFolder
-from udkd.training.trained import Trained
+from udkd.training.trained import TrainedClassifier
 from udkd.utils.output import print_error
 from udkd.utils.terminal import print_unwrapped
 
@@ -30,7 +30,7 @@ def predict_command(
     """
     folder = RunFolder.open(run)
     several = student is None and len(Recipe.from_stored(folder.config, str(run)).students) > 1
-    trained = Trained.load(folder, student, averaged=ensemble or several)
+    trained = TrainedClassifier.load(folder, student, averaged=ensemble or several)
     predictions = predict(trained, images, readable_class_names(folder, trained.classes), top=top)
     classified = [prediction for prediction in predictions if prediction.classes]
     if classified:

@@ -18,10 +18,10 @@ from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder, new_teacher
 from udkd.training.evaluate import evaluate
-from udkd.training.make_teacher import from_run, write_measured
+from udkd.training.make_teacher import evaluate_and_write, from_run
 from udkd.training.run_folder import RunFolder
-from udkd.training.speed_probe import Speeds, probe
-from udkd.training.trainer import Job, train
+from udkd.training.speed_probe import StepTimes, measure_step_times
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.environment import choose_device
 from udkd.utils.launcher import module_command, module_environment
 from udkd.utils.terminal import DeviceOption, RichObserver, SetOption, err, observed, out, stop_requests
@@ -63,7 +63,7 @@ def quickstart(
     recipe_arguments = shlex.join(["quickstart", *(part for setting in settings for part in ("--set", setting))])
     folder.mkdir(parents=True, exist_ok=True)
     err.print("measuring this machine …")
-    speeds = probe(recipe, CLASSES, selected)
+    speeds = measure_step_times(recipe, CLASSES, selected)
     if data is None:
         images, val_images = (GPU_IMAGES, GPU_VAL_IMAGES) if gpu else (IMAGES, VAL_IMAGES)
         _announce(speeds, recipe, images, val_images)
@@ -94,11 +94,11 @@ def quickstart(
     err.print(f"{(time.perf_counter() - started) / 60:.1f} minutes in total")
 
 
-def _announce(speeds: Speeds, recipe: Recipe, images: int, val_images: int) -> None:
+def _announce(speeds: StepTimes, recipe: Recipe, images: int, val_images: int) -> None:
     minutes = speeds.total_s(recipe, train_images=images, val_images=val_images) / 60
     err.print(
-        f"teacher {recipe.fit.architecture} {1 / speeds.fit_s:,.0f} images/s, "
-        f"both students {1 / speeds.students_s:,.0f} images/s: {images:,} + {val_images:,} images, "
+        f"teacher {recipe.fit.architecture} {1 / speeds.teacher_step_s:,.0f} images/s, "
+        f"both students {1 / speeds.students_step_s:,.0f} images/s: {images:,} + {val_images:,} images, "
         f"{recipe.fit.epochs} and {recipe.train.epochs} epochs will take about {math.ceil(minutes)} minutes"
     )
 
@@ -140,7 +140,7 @@ def _fit(dataset: DatasetFolder, recipe: Recipe, teacher: Path, device: torch.de
     with new_teacher(teacher):
         _train(dataset, teacher_recipe, teacher / "run", device, observer)
         candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
-        write_measured(teacher, candidate, dataset, teacher_recipe, device, observer)
+        evaluate_and_write(teacher, candidate, dataset, teacher_recipe, device, observer)
 
 
 def _train(
@@ -155,7 +155,7 @@ def _train(
 ) -> None:
     with stop_requests() as stopped:
         outcome = train(
-            Job(
+            TrainJob(
                 recipe=recipe,
                 data=dataset.path,
                 out=run,

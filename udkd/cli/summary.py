@@ -6,11 +6,11 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from udkd.training.trainer import Outcome
+from udkd.training.trainer import TrainResult
 from udkd.utils.terminal import err
 
 
-def print_outcome(outcome: Outcome, folder: Path, exit_code: int) -> None:
+def print_outcome(outcome: TrainResult, folder: Path, exit_code: int) -> None:
     """One line on how training ended; exits with `exit_code` if the run was stopped."""
     if outcome.finished:
         err.print(f"finished: {outcome.step} steps, in {folder}")

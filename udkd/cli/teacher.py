@@ -12,9 +12,9 @@ from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.data.header import ClassName
 from udkd.teacher.folder import TeacherFolder, new_teacher
-from udkd.training.make_teacher import Candidate, from_run, from_weights, write_measured
+from udkd.training.make_teacher import Candidate, evaluate_and_write, from_run, from_weights
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError
 from udkd.utils.terminal import DeviceOption, RecipeOption, SetOption, err, observed, stop_requests
@@ -47,7 +47,7 @@ def fit(
     settings += [f'fit.loss="{loss}"'] if loss else []
     teacher_recipe = load_recipe(recipe, settings).for_teacher()
     with new_teacher(teacher), observed() as observer, stop_requests() as stopped:
-        job = Job(
+        job = TrainJob(
             recipe=teacher_recipe,
             data=data,
             out=teacher / "run",
@@ -60,7 +60,7 @@ def fit(
         if outcome.finished:
             dataset = DatasetFolder.open(data)
             candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
-            _announce(write_measured(teacher, candidate, dataset, teacher_recipe, job.device, observer))
+            _announce(evaluate_and_write(teacher, candidate, dataset, teacher_recipe, job.device, observer))
     print_outcome(outcome, teacher / "run", stopped.exit_code)
 
 
@@ -93,7 +93,7 @@ def import_(
         candidate = _candidate(architecture, weights, entry, run, student, dataset.classes)
         for note in candidate.notes:
             observer.note(note)
-        written = write_measured(teacher, candidate, dataset, loaded, choose_device(device), observer)
+        written = evaluate_and_write(teacher, candidate, dataset, loaded, choose_device(device), observer)
     _announce(written)
     if "rows" in candidate.made and written.info.accuracy["top1"] <= 150 / len(dataset.classes):
         err.print("this is hardly better than chance: are the outputs of these weights these classes, in this order?")

@@ -8,7 +8,7 @@ import typer
 from udkd.cli.arguments import DatasetOption
 from udkd.cli.summary import print_outcome
 from udkd.config.loading import load_recipe
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.environment import choose_device
 from udkd.utils.terminal import BackendOption, DeviceOption, SetOption, observed, stop_requests
 
@@ -44,7 +44,7 @@ def train_command(
     settings = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
     with observed() as observer, stop_requests() as stopped:
         outcome = train(
-            Job(
+            TrainJob(
                 recipe=load_recipe(recipe, settings),
                 data=data,
                 out=out,

@@ -30,6 +30,8 @@ _VALUES: dict[tuple[str, str], dict[Any, Any]] = {
     ("loss", "kl"): {"student_teacher": "reverse", "teacher_student": "forward"},
     ("teacher", "views"): {"canonical": "eval"},
 }
+_DROPPED: dict[str, dict[str, Any]] = {"perf": {"streams": False, "realize_reads": 0, "autotune": False}}
+"""Section -> a key that is gone -> the value it had where it was not set. None of them made a step faster."""
 _STEPS = {"streamed": ("stream", False), "resident": ("resident", False), "captured": ("resident", True)}
 """train.steps -> train.input, train.cuda_graph."""
 
@@ -39,6 +41,9 @@ def current(values: Mapping[str, Any]) -> dict[str, Any]:
     renamed: dict[str, Any] = _renamed(values, "", _NAMES)
     for (section, key), names in _VALUES.items():
         _replace(renamed.get(section, {}), key, names)
+    for section, keys in _DROPPED.items():
+        for key in keys:
+            renamed.get(section, {}).pop(key, None)
     train = renamed.get("train", {})
     if "steps" in train:
         train["input"], train["cuda_graph"] = _STEPS[train.pop("steps")]
@@ -57,6 +62,9 @@ def original(values: Mapping[str, Any]) -> dict[str, Any]:
         train = values["train"]
         pair = (train.pop("input"), train.pop("cuda_graph"))
         train["steps"] = next(old for old, new in _STEPS.items() if new == pair)
+    for section, defaults in _DROPPED.items():
+        if section in values:
+            values[section] |= defaults
     back = {path: {new: old for old, new in names.items()} for path, names in _NAMES.items()}
     renamed: dict[str, Any] = _renamed(values, "", back)
     return renamed
@@ -69,6 +77,9 @@ def changes(values: Mapping[str, Any]) -> list[str]:
         value = values[section].get(key) if isinstance(values.get(section), Mapping) else None
         if isinstance(value, str) and value in names:
             texts.append(f'{section}.{key} = "{value}" is now "{names[value]}"')
+    for section, dropped in _DROPPED.items():
+        keys = values[section] if isinstance(values.get(section), Mapping) else {}
+        texts += [f"{section}.{key} was removed: it made no step faster" for key in dropped if key in keys]
     if isinstance(values.get("train"), Mapping) and "steps" in values["train"]:
         texts.append("train.steps is now train.input (stream or resident) and train.cuda_graph (true or false)")
     return texts

@@ -18,7 +18,8 @@ from udkd.config.sections import (
     TrainSection,
     ViewsSection,
 )
-from udkd.losses.methods.options import FEATURE_METHODS, MAP_METHODS, POOLED_METHODS, MethodsSection
+from udkd.losses.methods.builtin import METHODS
+from udkd.losses.methods.registry import MethodsSection, after_register
 from udkd.utils.options import Section
 from udkd.utils.printable import printable, shorten
 from udkd.utils.validation import validate
@@ -41,7 +42,7 @@ class Recipe(Section):
         description="the students, which are trained together",
     )
     loss: LossSection = Field(default=LossSection(), description="the loss")
-    methods: MethodsSection = Field(default=MethodsSection(), description="options of loss.method, by method")
+    methods: MethodsSection = Field(default_factory=MethodsSection, description="options of loss.method, by method")
     train: TrainSection = Field(default=TrainSection(), description="the training loop")
     perf: PerfSection = Field(default=PerfSection(), description="optional optimizations")
 
@@ -58,16 +59,7 @@ class Recipe(Section):
     @property
     def pools_features(self) -> bool:
         """Whether loss.method compares pooled features, which a cache can store."""
-        return self.loss.method in POOLED_METHODS
-
-    @property
-    def is_mixed(self) -> bool:
-        """Whether the loss has more than the paper's terms: a method, or weights that differ between steps or students."""
-        return (
-            bool(self.loss.scheduled)
-            or self.loss.method != "none"
-            or any(student.loss_weight != 1 for student in self.students)
-        )
+        return self.loss.method != "none" and METHODS[self.loss.method].needs == "pooled"
 
     @property
     def needs_epoch_stats(self) -> bool:
@@ -148,17 +140,18 @@ class Recipe(Section):
         method, source = self.loss.method, self.teacher.source
         if method == "none":
             return self
-        if method in FEATURE_METHODS and source != "live" and not (method in POOLED_METHODS and source == "cache"):
-            found = "a cache stores no feature maps" if source == "cache" else "teacher.source is none"
-            raise ValueError(f"loss.method = {method} needs a live teacher's features; {found}; set teacher.source = live")
+        needs = METHODS[method].needs
+        if needs != "logits" and source != "live" and not (needs == "pooled" and source == "cache"):
+            reason = "a cache stores no feature maps" if source == "cache" else "teacher.source is none"
+            raise ValueError(f"loss.method = {method} needs a live teacher's features; {reason}; set teacher.source = live")
         if source == "none":
             raise ValueError(f"loss.method = {method} needs a teacher; set teacher.source to cache or live")
-        if method in FEATURE_METHODS and (self.teacher.fold_bn or self.teacher.compile or self.teacher.estimator != "plain"):
+        if needs != "logits" and (self.teacher.fold_bn or self.teacher.compile or self.teacher.estimator != "plain"):
             raise ValueError(
                 f"loss.method = {method} reads features inside the teacher; expected one unmodified network; "
                 "set teacher.fold_bn and teacher.compile to false and teacher.estimator to plain"
             )
-        if method in MAP_METHODS and self.teacher.views == "eval":
+        if needs == "maps" and self.teacher.views == "eval":
             raise ValueError(
                 f"loss.method = {method} compares feature maps of the same pixels and teacher.views = eval shows the teacher "
                 "other pixels; expected a number of views; set teacher.views = train.epochs"
@@ -223,6 +216,9 @@ class Recipe(Section):
     def from_stored(cls, values: Mapping[str, Any], origin: str) -> "Recipe":
         """`from_dict` for the values in a run folder, which may have been written under older keys."""
         return cls.from_dict(old_keys.current(values), origin)
+
+
+after_register.append(lambda: Recipe.model_rebuild(force=True))
 
 
 def _is_file_name(name: str) -> bool:

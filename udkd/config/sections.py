@@ -3,13 +3,13 @@
 from dataclasses import fields
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from udkd.augment.views import Scheme, ViewSpec
 from udkd.data.backends.registry import backend_names
 from udkd.losses.distill import KlKind, LabelLoss, LossSettings
 from udkd.losses.estimator import Estimator, EstimatorKind
-from udkd.losses.methods.options import MethodName
+from udkd.losses.methods.registry import known_method
 from udkd.losses.sample_weight import SampleWeighting, WeightControl, weight_kinds
 from udkd.losses.schedules import ScheduleKind
 from udkd.losses.storage import Dtype, Storage
@@ -227,7 +227,9 @@ class LossSection(Section):
     )
     sample_weight_mean_one: bool = Field(default=False, description="divide the sample weights by their mean")
     sample_weight_seed: Seed = Field(default=0, description="seed of sample_weight_control = shuffled")
-    method: MethodName = Field(default="none", description="an additional distillation term; its options are in methods.*")
+    method: Annotated[str, AfterValidator(known_method)] = Field(
+        default="none", description="an additional distillation term; its options are in methods.*"
+    )
     method_weight: NonNegative = Field(default=1.0, description="weight of that term, times the weight in methods.*; 0: off")
     schedules: SchedulesSection = Field(default=SchedulesSection(), description="schedules of the weights")
 
@@ -337,10 +339,6 @@ class PerfSection(Section):
     gathered_pool: bool = Field(
         default=False, description="the backward pass of max pooling gathers, without atomics: deterministic"
     )
-    streams: bool = Field(default=False, description="run each student on its own CUDA stream")
-    realize_reads: int = Field(
-        default=0, ge=0, le=1024, description="inductor's realize_reads_threshold; 0: inductor's default"
-    )
     force_layout: bool = Field(
         default=False, description="inductor keeps channels_last in backward passes too, where PyTorch 2.14 copies"
     )
@@ -350,4 +348,3 @@ class PerfSection(Section):
     cudnn_benchmark: bool = Field(
         default=False, description="cuDNN times its convolution algorithms; repeated runs then differ in their last bits"
     )
-    autotune: bool = Field(default=False, description="inductor tries more kernels when it compiles (max_autotune)")

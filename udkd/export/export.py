@@ -18,7 +18,7 @@ from udkd.export.graphs import INPUT, OUTPUT, Classifier, export_graphs, onnx_cl
 from udkd.export.quantise import quantise
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, score
-from udkd.training.trained import AVERAGED, Trained
+from udkd.training.trained import AVERAGED, TrainedClassifier
 from udkd.utils.environment import set_threads
 from udkd.utils.errors import MismatchError, RunError
 from udkd.utils.files import FolderLock, write_bytes, write_json
@@ -52,7 +52,7 @@ def export(
     Raises RunError where a file's logits differ from the checkpoint's, and other UserErrors for what is missing.
     """
     require_packages()
-    trained = Trained.load(run, student, averaged=averaged)
+    trained = TrainedClassifier.load(run, student, averaged=averaged)
     set_threads(trained.recipe.train.threads)
     dataset = _dataset(run, data)
     images = _Images(dataset, trained)
@@ -99,7 +99,7 @@ def _dataset(run: RunFolder, data: Path | None) -> DatasetFolder:
 class _Images:
     """Images of a dataset folder in a run's evaluation view."""
 
-    def __init__(self, dataset: DatasetFolder, trained: Trained) -> None:
+    def __init__(self, dataset: DatasetFolder, trained: TrainedClassifier) -> None:
         self._dataset = dataset
         self._recipe = trained.recipe
 
@@ -130,7 +130,7 @@ class _Images:
         return EpochViews(self._recipe.evaluation_spec, 0, split, _CPU)
 
 
-def _require_equal(name: str, classifier: Classifier, trained: Trained, batches: Sequence[Tensor]) -> float:
+def _require_equal(name: str, classifier: Classifier, trained: TrainedClassifier, batches: Sequence[Tensor]) -> float:
     """The largest deviation from the checkpoint's logits; RunError where it is above LIMIT."""
     deviations = []
     with torch.no_grad():
@@ -147,7 +147,7 @@ def _require_equal(name: str, classifier: Classifier, trained: Trained, batches:
     return largest
 
 
-def _notes(trained: Trained, dataset: DatasetFolder, exported: ExportResult) -> dict[str, Any]:
+def _notes(trained: TrainedClassifier, dataset: DatasetFolder, exported: ExportResult) -> dict[str, Any]:
     """The content of preprocessing.json: what running the files requires."""
     spec = trained.recipe.evaluation_spec
     names = {entry.wnid: entry.name for entry in dataset.classes}

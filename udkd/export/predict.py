@@ -14,7 +14,7 @@ from udkd.augment.views import ViewSpec, draw_views
 from udkd.data.dataset import DatasetFolder
 from udkd.data.image_files import read_image_file
 from udkd.training.run_folder import RunFolder
-from udkd.training.trained import Trained
+from udkd.training.trained import TrainedClassifier
 from udkd.utils.errors import UserError
 
 
@@ -36,7 +36,7 @@ class Prediction:
     error: str = ""
 
 
-def predict(trained: Trained, images: Sequence[Path], names: Sequence[str], *, top: int = 5) -> list[Prediction]:
+def predict(trained: TrainedClassifier, images: Sequence[Path], names: Sequence[str], *, top: int = 5) -> list[Prediction]:
     """Predict the `top` most probable classes of image files, one by one. names: of the classes, in order."""
     predictions = []
     for image in images:

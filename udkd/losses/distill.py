@@ -6,7 +6,7 @@ Letters: B batch, C classes; N students is the length of the list.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,7 +28,7 @@ class LossSettings:
     temperature: softens the teacher and peer terms, which are multiplied by its square.
     kl: reverse is KL(student || teacher), the paper's formula; forward is KL(teacher || student), Hinton's; for peers too.
     label_smoothing: share of the hard label spread over all classes.
-    label_loss: the loss of the label: cross-entropy, or `evidential` where nobody teaches.
+    label_loss: the loss of the label: cross-entropy, or `evidential` where there is no teacher.
     """
 
     alpha: float = 0.4
@@ -39,26 +39,36 @@ class LossSettings:
     label_smoothing: float = 0.0
     label_loss: LabelLoss = "cross_entropy"
 
+    def weights_3N(self, num_students: int, like: Tensor) -> Tensor:
+        """Alpha, beta and gamma of each student, [3, N], with the dtype and device of `like`."""
+        # Filled on the device: copying them from the host would make it wait.
+        return torch.stack([like.new_full((num_students,), weight) for weight in (self.alpha, self.beta, self.gamma)])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """The loss and what it is made of, means over the batch.
+    """The loss and its terms, means over the batch.
 
-    total:   scalar with gradient, the sum over students.
-    hard, teacher, peer: float32 [N], detached, before their weights alpha, beta, gamma (teacher with w and temperature
-    squared); zeros where the term is not built.
-    more: further rows [N] that a step records, detached.
+    total: scalar with gradient, the sum over students.
+    hard, teacher, peer: float32 [N], detached, before their weights alpha, beta and gamma (the last two times the temperature
+    squared, the teacher's weighted by w); zeros where a term is not built.
+    method: [N], detached, the term of loss.method before its weight; None without a method.
     """
 
     total: Tensor
     hard: Tensor
     teacher: Tensor
     peer: Tensor
-    more: tuple[Tensor, ...] = ()
+    method: Tensor | None = None
+
+    def plus(self, method_N: Tensor, weight_N: Tensor) -> "Terms":
+        """With the term of loss.method added to the total, weighted for each student."""
+        total = self.total + (weight_N * method_N).sum()
+        return replace(self, total=total, method=method_N.detach().to(self.hard.dtype))
 
 
-Loss = Callable[[Sequence[Tensor], Tensor, Tensor | None, Tensor | None], Terms]
-"""`distill` with its settings bound, however it is computed: logits, labels, teacher, weight."""
+Loss = Callable[[Sequence[Tensor], Tensor, Tensor | None, Tensor | None, Tensor], Terms]
+"""`distill` with its settings bound, however it is computed: logits, labels, teacher, weight, weights_3N."""
 
 
 def kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
@@ -81,7 +91,7 @@ def divergence(student_BC: Tensor, other_BC: Tensor, kind: KlKind) -> Tensor:
 
 
 def dirichlet(logits_BC: Tensor) -> Tensor:
-    """The Dirichlet parameters that an evidential network means by its logits: alpha = 1 + exp(min(z, 10)), [B, C].
+    """The Dirichlet parameters of an evidential network's logits: alpha = 1 + exp(min(z, 10)), [B, C].
 
     Source: Sensoy et al., arXiv 1806.01768, alpha = evidence + 1. Their evidence is ReLU(z), or exp(z) in the code they
     published; ReLU gives no gradient to samples without evidence (Pandey, Yu, arXiv 2306.11113), which are all at 100 classes.
@@ -90,20 +100,20 @@ def dirichlet(logits_BC: Tensor) -> Tensor:
 
 
 def evidential(logits_BC: Tensor, labels_B: Tensor, regulariser_B: Tensor | None) -> Tensor:
-    """The evidential loss of each sample, [B]: the expected cross-entropy under the Dirichlet, and what wrong evidence costs.
+    """The evidential loss of each sample, [B]: the expected cross-entropy under the Dirichlet, plus a regulariser.
 
     With S = sum alpha of `dirichlet`: digamma(S) - digamma(alpha_y) + r KL(D(alpha~) || D(1)), where alpha~ is alpha
-    with the label's own evidence taken away. r: regulariser_B, 1 where it is None.
+    without the label's evidence. r: regulariser_B, 1 where it is None.
     Source: Sensoy et al., arXiv 1806.01768, eq. 4 and the regulariser of section 4. Their experiments take eq. 5, a squared
     error, whose gradient at 100 classes begins 50 times smaller.
     """
     alpha_BC = dirichlet(logits_BC)
-    own_B1 = labels_B[:, None]
-    expected_B = torch.digamma(alpha_BC.sum(-1)) - torch.digamma(alpha_BC.gather(1, own_B1)[:, 0])
-    wrong_BC = alpha_BC.scatter(1, own_B1, 1.0)
-    total_B1 = wrong_BC.sum(-1, keepdim=True)
-    kl_B = torch.lgamma(total_B1[:, 0]) - math.lgamma(logits_BC.shape[-1]) - torch.lgamma(wrong_BC).sum(-1)
-    kl_B = kl_B + ((wrong_BC - 1.0) * (torch.digamma(wrong_BC) - torch.digamma(total_B1))).sum(-1)
+    label_B1 = labels_B[:, None]
+    expected_B = torch.digamma(alpha_BC.sum(-1)) - torch.digamma(alpha_BC.gather(1, label_B1)[:, 0])
+    other_BC = alpha_BC.scatter(1, label_B1, 1.0)
+    total_B1 = other_BC.sum(-1, keepdim=True)
+    kl_B = torch.lgamma(total_B1[:, 0]) - math.lgamma(logits_BC.shape[-1]) - torch.lgamma(other_BC).sum(-1)
+    kl_B = kl_B + ((other_BC - 1.0) * (torch.digamma(other_BC) - torch.digamma(total_B1))).sum(-1)
     return expected_B + (kl_B if regulariser_B is None else regulariser_B.to(kl_B.dtype) * kl_B)
 
 
@@ -113,7 +123,7 @@ def distill(
     teacher_BC: Tensor | None,
     weight_B: Tensor | None,
     settings: LossSettings,
-    weights: Tensor | None = None,
+    weights_3N: Tensor | None = None,
 ) -> Terms:
     """L_i = alpha CE(z_i, y) + beta w t^2 KL(q_i || p_T) + gamma t^2 KL(q_i || sg[q_j]): batch mean, sum over students i.
 
@@ -121,7 +131,7 @@ def distill(
     labels_B:   int64 [B].
     teacher_BC: float16 or float32 [B, C], the teacher's logits up to a constant per row; None where beta is 0.
     weight_B:   float32 [B], weight of each sample's teacher term, or of the evidential loss's regulariser; None means 1.
-    weights:    [3, N] alpha, beta, gamma of each student, instead of the settings' (which still say what is built).
+    weights_3N: [3, N], alpha, beta and gamma of each student; None takes the settings', which decide what is built.
     With more than two students the peer term is the mean over the others. Peers, teacher and weight carry no gradient.
     """
     logits = [_at_least_float32(z_BC) for z_BC in logits]
@@ -145,12 +155,11 @@ def distill(
             scale * torch.stack([divergence(q_BC, fixed[j], settings.kl).mean() for j in range(len(soft)) if j != i]).mean()
             for i, q_BC in enumerate(soft)
         ]
-    if weights is None:
-        total = torch.stack(
-            [settings.alpha * h + settings.beta * t + settings.gamma * p for h, t, p in zip(hard, teacher, peer, strict=True)]
-        ).sum()
-    else:
-        total = (weights.to(zero.dtype) * torch.stack([torch.stack(row) for row in (hard, teacher, peer)])).sum()
+    if weights_3N is None:
+        weights_3N = settings.weights_3N(len(logits), zero)
+    # Student by student, not as one product of [3, N] tensors: joining the terms first costs a compiled graph six kernels.
+    columns = zip(weights_3N.to(zero.dtype).unbind(1), hard, teacher, peer, strict=True)
+    total = torch.stack([w_3[0] * h + w_3[1] * t + w_3[2] * p for w_3, h, t, p in columns]).sum()
     return Terms(total=total, hard=_detached(hard), teacher=_detached(teacher), peer=_detached(peer))
 
 

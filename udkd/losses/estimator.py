@@ -1,4 +1,4 @@
-"""How one target comes from a teacher or from several: the word for it in recipes and in the keys of caches."""
+"""How one target is computed from a teacher or from several, as recipes and the keys of caches name it."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _MC_DROPOUT = re.compile(r"mc_dropout, (\d+) passes, p (\S+), seed (\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator:
-    """What is asked of the teacher, and which uncertainties come of it.
+    """How the teacher predicts, and which uncertainties that gives.
 
     plain       one pass in evaluation mode: entropy.
     mc_dropout  `passes` passes with dropout of probability `p` before the head, the masks a pure function of (seed, view,
@@ -33,14 +33,14 @@ class Estimator:
 
     @property
     def text(self) -> str:
-        """As a key holds it: equal texts mean equal estimators."""
+        """As a cache key stores it: equal texts mean equal estimators."""
         if self.kind == "mc_dropout":
             return f"mc_dropout, {self.passes} passes, p {self.p}, seed {self.seed}"
         return self.kind
 
     @classmethod
     def parse(cls, text: str) -> "Estimator":
-        """Undo `text`. Raises ValueError for anything else."""
+        """The inverse of `text`. Raises ValueError for anything else."""
         if text in ("plain", "ensemble", "evidential"):
             return cls(kind=text)  # type: ignore[arg-type]
         match = _MC_DROPOUT.fullmatch(text)

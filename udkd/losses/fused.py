@@ -22,11 +22,13 @@ _ELEMENTS_PER_WARP = 512
 
 
 def fused_loss(settings: LossSettings) -> Loss:
-    """The oracle's signature. Its backward pass only scales the gradients that the forward pass has left."""
+    """`distill` with its settings bound. The backward pass only scales the gradients that the forward pass computed."""
 
-    def loss(logits: Sequence[Tensor], labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None) -> Terms:
+    def loss(
+        logits: Sequence[Tensor], labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
+    ) -> Terms:
         assert teacher_BC is not None or not settings.beta, "beta > 0 needs the teacher's logits"
-        total, rows_4N = _FusedLoss.apply(settings, labels_B, teacher_BC, weight_B, *logits)
+        total, rows_4N = _FusedLoss.apply(settings, labels_B, teacher_BC, weight_B, weights_3N, *logits)
         return Terms(total=total, hard=rows_4N[0], teacher=rows_4N[1], peer=rows_4N[2])
 
     return loss
@@ -35,9 +37,16 @@ def fused_loss(settings: LossSettings) -> Loss:
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, settings: LossSettings, labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, *logits: Tensor
+        ctx: Any,
+        settings: LossSettings,
+        labels_B: Tensor,
+        teacher_BC: Tensor | None,
+        weight_B: Tensor | None,
+        weights_3N: Tensor,
+        *logits: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        rows_4NB, grads = _launch(settings, labels_B, teacher_BC, weight_B, [z_BC.contiguous() for z_BC in logits])
+        contiguous = [z_BC.contiguous() for z_BC in logits]
+        rows_4NB, grads = _launch(settings, labels_B, teacher_BC, weight_B, weights_3N, contiguous)
         rows_4N = rows_4NB.mean(-1)
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(rows_4N)
@@ -45,16 +54,22 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, None, *torch._foreach_mul(list(ctx.saved_tensors), grads[0])
+        return None, None, None, None, None, *torch._foreach_mul(list(ctx.saved_tensors), grads[0])
 
 
 def _launch(
-    settings: LossSettings, labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, logits: Sequence[Tensor]
+    settings: LossSettings,
+    labels_B: Tensor,
+    teacher_BC: Tensor | None,
+    weight_B: Tensor | None,
+    weights_3N: Tensor,
+    logits: Sequence[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
     """Terms float32 [4, N, B] of each sample, and the gradients of their mean in the logits' dtypes."""
     num_students, (batch, classes) = len(logits), logits[0].shape
     grads = [torch.empty_like(z_BC) for z_BC in logits]
     rows_4NB = torch.empty(_ROWS, num_students, batch, dtype=torch.float32, device=labels_B.device)
+    assert weights_3N.dtype == torch.float32, f"weights_3N is {weights_3N.dtype}; expected float32"
     taught = settings.beta != 0 and teacher_BC is not None
     block = triton.next_power_of_2(classes)
     _kernel[(batch,)](
@@ -64,11 +79,12 @@ def _launch(
         labels_B,
         teacher_BC.contiguous() if taught and teacher_BC is not None else rows_4NB,  # what is not read is any pointer
         weight_B.contiguous() if taught and weight_B is not None else rows_4NB,
+        weights_3N.contiguous(),
         batch,
         classes,
-        ALPHA=float(settings.alpha),
-        BETA=float(settings.beta) if taught else 0.0,
-        GAMMA=float(settings.gamma) if num_students > 1 else 0.0,
+        HARD=settings.alpha != 0,
+        TAUGHT=taught,
+        PEERS=settings.gamma != 0 and num_students > 1,
         TEMPERATURE=float(settings.temperature),
         SMOOTHING=float(settings.label_smoothing),
         WEIGHTED=taught and weight_B is not None,
@@ -89,7 +105,7 @@ def _log_softmax(z_K, inside_K):  # no annotations: Triton compiles them too, an
 
 @triton.jit
 def _divergence_summand(log_p_K, log_q_K):
-    """The summand p d + q - p with d = log p - log q, written so that a small one stays precise: see words.losses.kl."""
+    """The summand p d + q - p with d = log p - log q, written so that a small one stays precise: see udkd.losses.distill.kl."""
     d_K = log_p_K - log_q_K
     p_K = tl.exp(log_p_K)
     near_K = tl.minimum(tl.maximum(d_K, -0.25), 0.25)
@@ -111,11 +127,12 @@ def _kernel(
     labels_ptr,  # int64 [B]
     teacher_ptr,  # [B, C]
     weight_ptr,  # float32 [B]
+    weights_ptr,  # float32 [3, N]
     batch,
     classes,
-    ALPHA: tl.constexpr,
-    BETA: tl.constexpr,
-    GAMMA: tl.constexpr,
+    HARD: tl.constexpr,
+    TAUGHT: tl.constexpr,
+    PEERS: tl.constexpr,
     TEMPERATURE: tl.constexpr,
     SMOOTHING: tl.constexpr,
     WEIGHTED: tl.constexpr,
@@ -123,56 +140,59 @@ def _kernel(
     N: tl.constexpr,
     K: tl.constexpr,
 ):
-    """One program is one sample. A row is a few hundred bytes: what is read again for a peer lies in the nearest cache."""
+    """One program is one sample. A row is a few hundred bytes: what is read again for a peer is in the L1 cache."""
     row = tl.program_id(0).to(tl.int64)
-    place_K = tl.arange(0, K)
-    inside_K = place_K < classes
+    class_K = tl.arange(0, K)
+    inside_K = class_K < classes
     label = tl.load(labels_ptr + row)
     scale = TEMPERATURE * TEMPERATURE
     w = 1.0
-    target_K = place_K.to(tl.float32)
-    if BETA != 0.0:
-        teacher_K = tl.load(teacher_ptr + row * classes + place_K, mask=inside_K, other=0.0).to(tl.float32)
+    target_K = class_K.to(tl.float32)
+    if TAUGHT:
+        teacher_K = tl.load(teacher_ptr + row * classes + class_K, mask=inside_K, other=0.0).to(tl.float32)
         target_K = _log_softmax(teacher_K / TEMPERATURE, inside_K)
         if WEIGHTED:
             w = tl.load(weight_ptr + row).to(tl.float32)
     for i in tl.static_range(N):
-        z_K = tl.load(logits[i] + row * classes + place_K, mask=inside_K, other=0.0).to(tl.float32)
+        z_K = tl.load(logits[i] + row * classes + class_K, mask=inside_K, other=0.0).to(tl.float32)
         grad_K = tl.zeros([K], tl.float32)
+        alpha = tl.load(weights_ptr + i)
+        beta = tl.load(weights_ptr + N + i)
+        gamma = tl.load(weights_ptr + 2 * N + i)
         hard = 0.0
         teacher = 0.0
         peer = 0.0
-        if ALPHA != 0.0:
+        if HARD:
             log_p_K = _log_softmax(z_K, inside_K)
-            goal_K = tl.where(place_K == label, 1.0 - SMOOTHING, 0.0) + SMOOTHING / classes
+            goal_K = tl.where(class_K == label, 1.0 - SMOOTHING, 0.0) + SMOOTHING / classes
             hard = -tl.sum(tl.where(inside_K & (goal_K > 0.0), goal_K * log_p_K, 0.0), 0)
-            grad_K += ALPHA * (tl.exp(log_p_K) - goal_K)
-        if BETA != 0.0 or GAMMA != 0.0:
+            grad_K += alpha * (tl.exp(log_p_K) - goal_K)
+        if TAUGHT or PEERS:
             soft_K = _log_softmax(z_K / TEMPERATURE, inside_K)
             p_K = tl.exp(soft_K)
-            if BETA != 0.0:
+            if TAUGHT:
                 if STUDENT_FIRST:
                     value = tl.sum(tl.where(inside_K, _divergence_summand(soft_K, target_K), 0.0), 0)
-                    grad_K += BETA * w * TEMPERATURE * p_K * (soft_K - target_K - value)
+                    grad_K += beta * w * TEMPERATURE * p_K * (soft_K - target_K - value)
                 else:
                     value = tl.sum(tl.where(inside_K, _divergence_summand(target_K, soft_K), 0.0), 0)
-                    grad_K += BETA * w * TEMPERATURE * (p_K - tl.exp(target_K))
+                    grad_K += beta * w * TEMPERATURE * (p_K - tl.exp(target_K))
                 teacher = scale * w * value
-            if GAMMA != 0.0:
+            if PEERS:
                 for j in tl.static_range(N):
                     if j != i:
-                        y_K = tl.load(logits[j] + row * classes + place_K, mask=inside_K, other=0.0).to(tl.float32)
+                        y_K = tl.load(logits[j] + row * classes + class_K, mask=inside_K, other=0.0).to(tl.float32)
                         fixed_K = _log_softmax(y_K / TEMPERATURE, inside_K)
                         share = 1.0 / (N - 1)
                         if STUDENT_FIRST:
                             value = tl.sum(tl.where(inside_K, _divergence_summand(soft_K, fixed_K), 0.0), 0)
-                            grad_K += GAMMA * share * TEMPERATURE * p_K * (soft_K - fixed_K - value)
+                            grad_K += gamma * (share * TEMPERATURE) * p_K * (soft_K - fixed_K - value)
                         else:
                             value = tl.sum(tl.where(inside_K, _divergence_summand(fixed_K, soft_K), 0.0), 0)
-                            grad_K += GAMMA * share * TEMPERATURE * (p_K - tl.exp(fixed_K))
+                            grad_K += gamma * (share * TEMPERATURE) * (p_K - tl.exp(fixed_K))
                         peer += scale * share * value
-        tl.store(grads[i] + row * classes + place_K, (grad_K / batch).to(grads[i].dtype.element_ty), mask=inside_K)
+        tl.store(grads[i] + row * classes + class_K, (grad_K / batch).to(grads[i].dtype.element_ty), mask=inside_K)
         tl.store(rows_ptr + i * batch + row, hard)
         tl.store(rows_ptr + (N + i) * batch + row, teacher)
         tl.store(rows_ptr + (2 * N + i) * batch + row, peer)
-        tl.store(rows_ptr + (3 * N + i) * batch + row, ALPHA * hard + BETA * teacher + GAMMA * peer)
+        tl.store(rows_ptr + (3 * N + i) * batch + row, alpha * hard + beta * teacher + gamma * peer)

@@ -67,7 +67,7 @@ def mean_log_probability(log_p_MBC: Tensor) -> Tensor:
 def mutual_information(log_p_MBC: Tensor) -> Tensor:
     """Disagreement of the members: I = H[mean_m p_m] - mean_m H[p_m] in nats, float32 [B], in [0, ln min(M, C)].
 
-    Written as mean_m KL(p_m || mean p), the same number, which does not cancel where the members nearly agree.
+    Computed as mean_m KL(p_m || mean p), the same number, which does not cancel where the members nearly agree.
     Source: Houlsby et al., arXiv 1112.5745 (BALD); for dropout Gal, Ghahramani, arXiv 1506.02142.
     """
     ratio_MBC = log_p_MBC - mean_log_probability(log_p_MBC)

@@ -1,4 +1,4 @@
-"""How a weight of the loss moves over a run: a pure function of the step, or of figures that each epoch records."""
+"""How a weight of the loss changes over a run: a pure function of the step, or of statistics that each epoch records."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ ScheduleKind = Literal["constant", "linear", "cosine", "progress", "confidence"]
 
 @dataclass(frozen=True, kw_only=True)
 class EpochStats:
-    """What the last epoch recorded; 0 before the first, so that every schedule begins where it should.
+    """Statistics of the last epoch; 0 before the first, so that every schedule begins at its first value.
 
-    progress: of each student, the share of training samples that it got right. confidence: the samples' mean weight w.
+    progress: each student's training accuracy, from 0 to 1. confidence: the samples' mean weight w.
     """
 
     progress: Sequence[float]
@@ -20,27 +20,27 @@ class EpochStats:
 
     @classmethod
     def none(cls, num_students: int) -> "EpochStats":
-        """Before anything was recorded."""
+        """Those before the first epoch."""
         return cls(progress=(0.0,) * num_students, confidence=0.0)
 
 
-def interpolate(shape: ScheduleKind, first: float, last: float, *, progress: float) -> float:
-    """A weight that is on its way from `first` (progress 0) to `last` (1): straight, or (cosine) slowly at both ends."""
-    if shape == "constant":
+def interpolate(kind: ScheduleKind, first: float, last: float, *, progress: float) -> float:
+    """A weight between `first` (progress 0) and `last` (1): linearly, or (cosine) slowly at both ends."""
+    if kind == "constant":
         return first
-    if shape == "cosine":
+    if kind == "cosine":
         progress = 0.5 - 0.5 * math.cos(math.pi * progress)
     return first + (last - first) * progress
 
 
-def schedule_progress(shape: ScheduleKind, figures: EpochStats, student: int, *, share: float, until: float) -> float:
+def schedule_progress(kind: ScheduleKind, stats: EpochStats, student: int, *, share: float, until: float) -> float:
     """How far along a weight is, in [0, 1].
 
-    linear, cosine: by `share`, the part of the run that is done; all the way after `until`.
-    progress: by the student's own accuracy. confidence: by the teacher's mean weight.
+    linear, cosine: by `share`, the part of the run that is done; 1 from `until` on.
+    progress: by the student's accuracy. confidence: by the mean sample weight.
     """
-    if shape == "progress":
-        return figures.progress[student]
-    if shape == "confidence":
-        return figures.confidence
+    if kind == "progress":
+        return stats.progress[student]
+    if kind == "confidence":
+        return stats.confidence
     return min(1.0, share / until)

@@ -1,4 +1,4 @@
-"""How a row of logits is stored: whole, or its k best classes and the mass of the others.
+"""How a row of logits is stored: all of them, or those of its k best classes and the mass of the others.
 
 Letters: B batch, C classes, k kept classes.
 """
@@ -21,40 +21,40 @@ _TEXT = re.compile(r"(float16|float32)(?: top-([1-9]\d{0,8}))?")
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """dtype: of stored logits. top_k: how many classes of a row are kept; 0 keeps all."""
+    """dtype: of the stored logits. top_k: the number of classes kept of each row; 0 keeps all."""
 
     dtype: Dtype = "float16"
     top_k: int = 0
 
     @property
     def text(self) -> str:
-        """As a key holds it, such as "float16" or "float16 top-32"."""
+        """As a cache key stores it, such as "float16" or "float16 top-32"."""
         return f"{self.dtype} top-{self.top_k}" if self.top_k else self.dtype
 
     @classmethod
     def parse(cls, text: str) -> "Storage":
-        """Undo `text`. Raises ValueError for anything else."""
+        """The inverse of `text`. Raises ValueError for anything else."""
         match = _TEXT.fullmatch(text)
         if match is None:
             raise ValueError(f"storage {text!r}; expected float16 or float32, with or without top-K")
         return cls(dtype=match[1], top_k=int(match[2] or 0))  # type: ignore[arg-type]
 
 
-def rebuild(logits_Bk: Tensor, classes_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
+def dense_logits(logits_Bk: Tensor, classes_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
     """The logits of all classes from those of the k best, float32 [B, C], up to a constant per row.
 
-    The kept classes share 1 - tail as their logits say; the others share the tail alike. softmax of the result sums to 1.
+    The kept classes share 1 - tail in proportion to their probabilities, the others share the tail equally; softmax sums to 1.
     logits_Bk: float16 or float32; classes_Bk: any integers; tail_B: float32, the exact mass of the classes that were not kept.
     """
-    return spread(logits_Bk, classes_Bk, others(logits_Bk, tail_B, num_classes), num_classes)
+    return scatter_logits(logits_Bk, classes_Bk, rest_logit(logits_Bk, tail_B, num_classes), num_classes)
 
 
-def others(logits_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
+def rest_logit(logits_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
     """The one logit of all classes that were not kept, float32 [B]; no row depends on another."""
     share_B = torch.log(tail_B) - torch.log1p(-tail_B) + torch.logsumexp(logits_Bk.float(), dim=-1)
     return (share_B - math.log(num_classes - logits_Bk.shape[1])).clamp(min=LOWEST)
 
 
-def spread(logits_Bk: Tensor, classes_Bk: Tensor, others_B: Tensor, num_classes: int) -> Tensor:
-    """Rows of all C logits, float32 [B, C], from the kept ones and the one of the others."""
-    return others_B[:, None].expand(-1, num_classes).scatter(1, classes_Bk.long(), logits_Bk.float())
+def scatter_logits(logits_Bk: Tensor, classes_Bk: Tensor, rest_B: Tensor, num_classes: int) -> Tensor:
+    """Rows of all C logits, float32 [B, C], from the kept ones and the one of all the others."""
+    return rest_B[:, None].expand(-1, num_classes).scatter(1, classes_Bk.long(), logits_Bk.float())

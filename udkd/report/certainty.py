@@ -14,7 +14,7 @@ from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Facts, Note, Plot, Plots, Section
 from udkd.report.style import Palette, plot
 from udkd.report.text import class_name, comma_list, count, percent, sentence, shorten
-from udkd.training.predictions import Targets
+from udkd.training.predictions import TeacherPredictions
 
 SURE = 0.9
 _BINS = 25
@@ -36,7 +36,7 @@ class SplitTargets:
     """The teacher's targets of one split. suffix: of the names of its figures."""
 
     name: str
-    targets: Targets
+    targets: TeacherPredictions
     suffix: str
 
 
@@ -55,7 +55,7 @@ def section(inputs: ReportInputs) -> Section:
     return Section(anchor="certainty", title="The teacher’s certainty", blocks=blocks)
 
 
-def class_means(targets: Targets) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def class_means(targets: TeacherPredictions) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Classes that have samples, int64 [k], and their mean weight, float64 [k], in descending order of weight."""
     counts = np.bincount(targets.labels, minlength=targets.num_classes)
     sums = np.bincount(targets.labels, weights=targets.weight.astype(np.float64), minlength=targets.num_classes)
@@ -71,7 +71,7 @@ def _splits(inputs: ReportInputs) -> list[SplitTargets]:
     return train if val is None else [*train, SplitTargets(name="validation", targets=val, suffix="-val")]
 
 
-def mean_weight(targets: Targets) -> float:
+def mean_weight(targets: TeacherPredictions) -> float:
     """Mean weight of all samples, in [0, 1]."""
     return float(targets.weight.astype(np.float64).mean())
 
@@ -220,7 +220,7 @@ def _numbers(weight: NDArray[np.float32], correct: NDArray[np.bool_]) -> str:
     return f": mean weight {weight.astype(np.float64).mean():.3f}, accuracy {percent(100 * float(correct.mean()), 0)}"
 
 
-def _notes(inputs: ReportInputs, targets: Targets) -> list[str]:
+def _notes(inputs: ReportInputs, targets: TeacherPredictions) -> list[str]:
     notes = [inputs.targets_from] if inputs.targets_from else []
     weighing = inputs.recipe.loss.sample_weighting
     if weighing.text != "entropy":

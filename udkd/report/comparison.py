@@ -14,8 +14,8 @@ from udkd.report.inputs import Baseline, ReportInputs
 from udkd.report.page import Block, Facts, Note, Plot, Plots, Row, Section, Table
 from udkd.report.style import MARKERS, Palette, plot
 from udkd.report.text import comma_list, count, interval, sentence, shorten, signed
-from udkd.training.predictions import Predictions, Targets, TopPredictions
-from udkd.training.run_folder import flat
+from udkd.training.predictions import Predictions, TeacherPredictions, TopPredictions
+from udkd.training.run_folder import flatten
 from udkd.utils.statistics import LEVEL
 
 _MOST = 3
@@ -119,7 +119,7 @@ def lead(inputs: ReportInputs) -> str:
     return sentence(f"against {baseline.name}: {'; '.join(gains)}") if gains else ""
 
 
-def gains_by_tenths(targets: Targets, match: Match) -> list[Gain]:
+def gains_by_tenths(targets: TeacherPredictions, match: Match) -> list[Gain]:
     """The gain in groups of equal size, the lowest weight first."""
     correct, baseline = match.predictions.correct(targets.labels), match.baseline.correct(targets.labels)
     return [gain(correct[rows], baseline[rows]) for rows in tenths(targets.entropy, targets.ids)]
@@ -168,7 +168,7 @@ def _verdicts(predictions: Predictions, matched: list[Match]) -> str:
     return " ".join(sentence(f"{verdict}: {comma_list(names)}") for verdict, names in by_verdict.items())
 
 
-def _by_tenths(targets: Targets, matched: list[Match]) -> Plot:
+def _by_tenths(targets: TeacherPredictions, matched: list[Match]) -> Plot:
     lines = [(match, gains_by_tenths(targets, match)) for match in matched]
     groups = len(lines[0][1])
 
@@ -228,7 +228,7 @@ def _failures(inputs: ReportInputs, predictions: Predictions, baseline: Baseline
 
 def _differences(inputs: ReportInputs, baseline: Baseline) -> Facts:
     """The settings in which the recipes differ."""
-    values, others = flat(inputs.recipe.to_dict()), flat(dict(baseline.config))
+    values, others = flatten(inputs.recipe.to_dict()), flatten(dict(baseline.config))
     keys = [key for key in sorted(values.keys() | others.keys()) if values.get(key) != others.get(key)]
     facts = [
         (key, f"{values.get(key, 'absent')} (baseline: {others.get(key, 'absent')})")

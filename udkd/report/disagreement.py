@@ -60,7 +60,7 @@ def subsets(predictions: Predictions) -> list[Subset]:
 def pair_of(predictions: Predictions, first: int, second: int, among: NDArray[np.bool_]) -> Pair:
     """Agreement of two students on the samples `among`, bool [n]."""
     students = predictions.students
-    return agreement(students[first].guess, students[second].guess, predictions.labels, among)
+    return agreement(students[first].predicted, students[second].predicted, predictions.labels, among)
 
 
 def _matrix(predictions: Predictions) -> Plot:

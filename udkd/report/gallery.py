@@ -11,7 +11,7 @@ from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Card, Gallery, Guess, Note, Section
 from udkd.report.style import Palette, png
 from udkd.report.text import class_name, count, percent, sentence, shorten
-from udkd.training.predictions import Predictions, Targets, TopPredictions
+from udkd.training.predictions import Predictions, TeacherPredictions, TopPredictions
 from udkd.utils.errors import DataError, UserError
 
 IMAGES = 12
@@ -36,7 +36,7 @@ def section(inputs: ReportInputs) -> Section:
     return Section(anchor="images", title="Surest and least sure images", blocks=blocks)
 
 
-def extremes(targets: Targets, images: int = IMAGES) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def extremes(targets: TeacherPredictions, images: int = IMAGES) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the lowest and of the highest entropies, the most extreme first, int64; equal ones in the order of ids.
 
     No row is in both, however few samples there are.
@@ -89,7 +89,9 @@ def versus(
     return Gallery(name=name, title=title, cards=cards, png=_contact_sheet(cards), caption=caption)
 
 
-def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int], NDArray[np.uint8]]) -> list[Gallery]:
+def _galleries(
+    inputs: ReportInputs, targets: TeacherPredictions, thumbnail: Callable[[int], NDArray[np.uint8]]
+) -> list[Gallery]:
     correct, weight = targets.correct, targets.weight
     surest, least = extremes(targets)
     if not len(surest):
@@ -103,7 +105,7 @@ def _galleries(inputs: ReportInputs, targets: Targets, thumbnail: Callable[[int]
                 pixels=thumbnail(int(targets.ids[row])),
                 label=class_name(inputs.class_names, int(targets.labels[row])),
                 weight=float(weight[row]),
-                guesses=guesses(targets.answers, targets.labels, int(row), inputs.class_names),
+                guesses=guesses(targets.predictions, targets.labels, int(row), inputs.class_names),
             )
             for row in rows
         ]

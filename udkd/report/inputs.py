@@ -18,8 +18,9 @@ from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.report.text import comma_list
 from udkd.teacher.folder import TeacherFolder
+from udkd.training.metrics import recorded_rows
 from udkd.training.prediction_collector import cached_targets
-from udkd.training.predictions import Predictions, Targets, read_predictions
+from udkd.training.predictions import Predictions, TeacherPredictions, read_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import MismatchError, RunError, UserError
 
@@ -70,7 +71,7 @@ class ReportInputs:
     provenance: Mapping[str, Any]
     class_names: tuple[str, ...]
     data: DataFacts | None
-    targets: Targets | None
+    targets: TeacherPredictions | None
     thumbnail: Callable[[int], NDArray[np.uint8]] | None
     teacher: Mapping[str, Any] | None
     out: Path
@@ -99,7 +100,7 @@ def load_inputs(
     run = RunFolder.open(run_folder)
     recipe = Recipe.from_stored(run.config, str(run_folder))
     metrics = run.metrics()
-    if metrics and ("method" in metrics[0]["train"]) != recipe.is_mixed:
+    if metrics and ("method" in metrics[0]["train"]) != ("method" in recorded_rows(recipe)):
         raise RunError(
             f"metrics.jsonl in {run_folder} belongs to another loss than config.json; expected the same; train again"
         )

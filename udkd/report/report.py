@@ -9,7 +9,7 @@ from udkd.report import calibration, certainty, comparison, curves, disagreement
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Facts, Note, Page, Section, render
 from udkd.report.text import comma_list, count
-from udkd.training.run_folder import flat
+from udkd.training.run_folder import flatten
 from udkd.utils.files import FolderLock, write_bytes, write_text
 
 FIGURES = (
@@ -113,7 +113,7 @@ def _pairs(values: Mapping[str, Any], without: tuple[str, ...]) -> list[tuple[st
     shown = {name: value for name, value in values.items() if name not in without}
     if "classes" in shown:
         shown["classes"] = len(shown["classes"])
-    pairs = flat(shown, lists=False).items()
+    pairs = flatten(shown, lists=False).items()
     return [(name.replace("_", " ").replace(".", " · "), _text(value)) for name, value in pairs]
 
 

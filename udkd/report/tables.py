@@ -15,7 +15,7 @@ from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Group, Note, Row, Section, Table
 from udkd.report.style import NUM_STUDENT_COLOURS
 from udkd.report.text import comma_list, count, sentence, setting_text
-from udkd.training.run_folder import epoch_seconds, flat
+from udkd.training.run_folder import epoch_seconds, flatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +311,7 @@ def _symbols(method: paper.Method) -> str:
 
 
 def _other_settings(inputs: ReportInputs) -> list[str]:
-    values = flat(inputs.recipe.to_dict())
+    values = flatten(inputs.recipe.to_dict())
     nested = inputs.recipe.to_dict()
     texts = []
     for key, name, printed in paper.SETTINGS:

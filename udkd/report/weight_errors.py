@@ -11,7 +11,7 @@ from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Note, Plot, Plots, Section
 from udkd.report.style import Palette, plot
 from udkd.report.text import comma_list, count, percent
-from udkd.training.predictions import Predictions, Targets
+from udkd.training.predictions import Predictions, TeacherPredictions
 
 
 def section(inputs: ReportInputs) -> Section | None:
@@ -31,12 +31,12 @@ def section(inputs: ReportInputs) -> Section | None:
     return Section(anchor="weight-errors", title="Does a low weight mean an error?", blocks=blocks) if blocks else None
 
 
-def accuracy_by_tenths(targets: Targets, correct: NDArray[np.bool_]) -> list[tuple[float, float, float]]:
+def accuracy_by_tenths(targets: TeacherPredictions, correct: NDArray[np.bool_]) -> list[tuple[float, float, float]]:
     """Accuracy and its interval, percent, in ten groups of equal size (fewer for fewer samples), the lowest weight first."""
     return [accuracy_with_ci(correct[rows]) for rows in tenths(targets.entropy, targets.ids)]
 
 
-def separation_text(targets: Targets) -> str:
+def separation_text(targets: TeacherPredictions) -> str:
     """A sentence part on how well the weight separates the teacher's correct predictions from wrong ones."""
     area = separation(-targets.entropy.astype(np.float64), targets.correct)
     if area is None:
@@ -44,7 +44,7 @@ def separation_text(targets: Targets) -> str:
     return f"a correct prediction has a higher weight than a wrong one with probability {area:.2f} (0.50: no information)"
 
 
-def _validation(predictions: Predictions, targets: Targets) -> Plot:
+def _validation(predictions: Predictions, targets: TeacherPredictions) -> Plot:
     compared = classifiers(predictions)
     lines = [(classifier, accuracy_by_tenths(targets, classifier.answers.correct(targets.labels))) for classifier in compared]
     groups = len(lines[0][1])
@@ -69,7 +69,7 @@ def _validation(predictions: Predictions, targets: Targets) -> Plot:
     return plot("right-by-weight-val", "Validation images: accuracy by the teacher’s weight", caption, draw, height=3.2)
 
 
-def _training(targets: Targets) -> Plot:
+def _training(targets: TeacherPredictions) -> Plot:
     points = accuracy_by_tenths(targets, targets.correct)
     first, last = points[0], points[-1]
     lower = first[2] < last[1]

@@ -13,7 +13,7 @@ from udkd.study.plan import StudyPlan, Trial, teacher_name
 from udkd.study.runner import StudyContext, find_teacher, run_path
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
-from udkd.training.speed_probe import Speeds, probe
+from udkd.training.speed_probe import StepTimes, measure_step_times
 from udkd.utils.errors import CacheError
 
 
@@ -38,7 +38,7 @@ def estimate(plan: StudyPlan, context: StudyContext) -> list[WorkItem]:
     if plan.needs_teacher and teacher is None:
         speed, fit = speeds.of(plan.base), plan.base.fit
         done = len(read_metrics(context.folder.teacher(teacher_name(plan.base, dataset.digest)) / "run"))
-        epoch_s = images * speed.fit_s + val_images * speed.answer_s
+        epoch_s = images * speed.teacher_step_s + val_images * speed.teacher_forward_s
         items.append(
             WorkItem(
                 kind="teacher", detail=fit.architecture, done=done, total=fit.epochs, seconds=(fit.epochs - done) * epoch_s
@@ -49,7 +49,7 @@ def estimate(plan: StudyPlan, context: StudyContext) -> list[WorkItem]:
         done = _views_done(context, name) if teacher else 0
         left = max(0, widest.num_views - done)
         detail = f"{len({trial.arm for trial in trials})} arms share it"
-        seconds = left * images * speeds.of(widest.recipe).answer_s
+        seconds = left * images * speeds.of(widest.recipe).teacher_forward_s
         items.append(
             WorkItem(kind="cache", detail=detail, done=min(done, widest.num_views), total=widest.num_views, seconds=seconds)
         )
@@ -67,10 +67,12 @@ def _runs(
     for name, trials in sharing.items():
         recipe, rows = trials[0].recipe, read_metrics(context.folder.run(name))
         speed = speeds.of(recipe)
-        image_s = speed.students_s + (speed.answer_s if trials[0].needs_teacher and recipe.teacher.source == "live" else 0.0)
+        image_s = speed.students_step_s + (
+            speed.teacher_forward_s if trials[0].needs_teacher and recipe.teacher.source == "live" else 0.0
+        )
         if rows:  # measured by this very run
             image_s = 1 / median(row["images_per_s"] for row in rows)
-        epoch_s = images * image_s + val_images * speed.students_s / 3  # no backward pass: a third of a training step
+        epoch_s = images * image_s + val_images * speed.students_step_s / 3  # no backward pass: a third of a training step
         arms = " = ".join(dict.fromkeys(trial.arm for trial in trials))
         left = recipe.train.epochs - len(rows)
         items.append(
@@ -108,11 +110,11 @@ class _Speeds:
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._num_classes = num_classes
         self._device = device
-        self._measured: dict[object, Speeds] = {}
+        self._measured: dict[object, StepTimes] = {}
 
-    def of(self, recipe: Recipe) -> Speeds:
+    def of(self, recipe: Recipe) -> StepTimes:
         networks = (recipe.fit.architecture, *(student.architecture for student in recipe.students))
         setting = (networks, recipe.views.size_px, recipe.train.batch_size, recipe.train.precision, recipe.train.threads)
         if setting not in self._measured:
-            self._measured[setting] = probe(recipe, self._num_classes, self._device)
+            self._measured[setting] = measure_step_times(recipe, self._num_classes, self._device)
         return self._measured[setting]

@@ -20,9 +20,9 @@ from udkd.study.plan import StudyPlan, Trial, teacher_name
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
-from udkd.training.make_teacher import from_run, write_measured
+from udkd.training.make_teacher import evaluate_and_write, from_run
 from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import Job, train
+from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import BusyError, CacheError, RunError
 from udkd.utils.files import FolderLock
 from udkd.utils.progress import SILENT, Observer
@@ -172,7 +172,7 @@ def _fit_teacher(recipe: Recipe, path: Path, dataset: DatasetFolder, context: St
         if not _train_to_end(teacher_recipe, path / "run", dataset, context):
             return None
         candidate = from_run(RunFolder.open(path / "run"), None, [name.wnid for name in dataset.classes])
-        return write_measured(path, candidate, dataset, teacher_recipe, context.device, context.observer)
+        return evaluate_and_write(path, candidate, dataset, teacher_recipe, context.device, context.observer)
 
 
 def make_cache(trials: Sequence[Trial], dataset: DatasetFolder, teacher: TeacherFolder, context: StudyContext) -> Path | None:
@@ -236,7 +236,7 @@ def _train_to_end(
     if is_finished(run, recipe):
         return True
     run.parent.mkdir(parents=True, exist_ok=True)
-    job = Job(
+    job = TrainJob(
         recipe=recipe,
         data=dataset.path,
         out=run,

@@ -1,4 +1,4 @@
-"""What a teacher says of a batch, and whoever can say it."""
+"""The teacher's targets for a batch, and what provides them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from udkd.data.batch import Batch
 class TeacherTargets:
     """What the loss needs of the teacher.
 
-    logits: float16 or float32 [B, C], up to a constant per row, or None where nobody teaches.
+    logits: float16 or float32 [B, C], up to a constant per row, or None without a teacher.
     weight: float32 [B], of each sample's teacher term, or None for 1.
-    features: float16 or float32 [B, D], the teacher's pooled ones, where a method asks for them.
-    maps: feature maps [B, channels, H, W] by the module of the teacher that gave them, where a method asks for some.
+    features: float16 or float32 [B, D], the teacher's pooled features, where a method needs them.
+    maps: feature maps [B, channels, H, W] by the name of the teacher's module, where a method needs some.
     """
 
     logits: Tensor | None
@@ -26,7 +26,14 @@ class TeacherTargets:
 
 
 class TargetSource(Protocol):
-    """The teacher's word for any batch: cached, live, or none."""
+    """Targets for any batch: cached, from a live teacher, or none."""
 
-    def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
-        """The lesson for a batch of which the students see `x_BCHW`, float32, in training view `view`."""
+    @property
+    def num_features(self) -> int:
+        """Pooled features in each sample's targets; 0 for none."""
+
+    def load(self, view: int) -> None:
+        """Make `view` the one that is looked up, in the memory of the one before it: a CUDA graph reads it there."""
+
+    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
+        """Targets for a batch that the students see as `x_BCHW`, in training view `view`, which is loaded if need be."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from udkd.losses.sample_weight import entropy
-from udkd.losses.storage import LOWEST, Storage, rebuild
+from udkd.losses.storage import LOWEST, Storage, dense_logits
 
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -46,7 +46,7 @@ class PackedTargets:
         """Logits [B, C]: as stored, or float32 rebuilt from the top-k form."""
         if self.classes is None or self.tail is None:
             return self.logits
-        return rebuild(self.logits, self.classes, self.tail, num_classes)
+        return dense_logits(self.logits, self.classes, self.tail, num_classes)
 
     def to(self, device: torch.device | str) -> "PackedTargets":
         return _from_arrays({name: array.to(device) for name, array in self.arrays.items()})

@@ -1,4 +1,4 @@
-"""Puts a step together as its recipe says: what is compiled, what runs beside what. No step decides anything later."""
+"""Builds a step as its recipe says. What is compiled is decided here, once, and never while steps run."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,16 +12,14 @@ from udkd.augment import apply as augment
 from udkd.augment.apply import ViewTable
 from udkd.augment.views import ViewSpec
 from udkd.config.recipe import Recipe
-from udkd.data.batch import Batch
-from udkd.losses.distill import Loss, Terms
-from udkd.losses.methods.connectors import Connection
+from udkd.losses.distill import Loss
+from udkd.losses.methods.connect import Connection
 from udkd.models.features import FeatureExtractor
 from udkd.models.module_swaps import INDUCTOR_OPTIONS
-from udkd.teacher.target import TargetSource, TeacherTargets
-from udkd.training.compile import Forward, compiled_loss, eager_loss, forward, mixed_forward, on_streams
-from udkd.training.method_loss import MixedObjective
-from udkd.training.schedule import EpochSchedule, at_step
-from udkd.training.step import Objective, TrainStep
+from udkd.teacher.target import TargetSource
+from udkd.training.compile import compiled_loss, eager_loss
+from udkd.training.method_loss import MethodLoss
+from udkd.training.step import ForwardLoss, TrainStep, forward_loss
 from udkd.training.student import Student
 from udkd.utils.compile import compiled
 from udkd.utils.errors import ConfigError
@@ -31,77 +29,59 @@ def build_step(
     recipe: Recipe,
     spec: ViewSpec,
     students: Sequence[Student],
-    lessons: TargetSource,
+    teacher: TargetSource,
     device: torch.device,
-    links: Sequence[Connection] = (),
+    connections: Sequence[Connection] = (),
 ) -> TrainStep:
-    """The step of a recipe for views of `spec` (its own, or smaller ones of a progressive run).
+    """The step of a recipe for views of `spec` (the recipe's, or smaller ones of a progressive run).
 
-    students: those that train, in the recipe's order. links: theirs to the teacher, where the loss has a method.
+    students: those that train, in the recipe's order. connections: theirs to the teacher, where the loss has a method.
     """
-    everyone = len(students) == len(recipe.students)
+    all_train = len(students) == len(recipe.students)
     return TrainStep(
         students=students,
         augment=_augment(recipe, spec, device),
-        lessons=lessons,
-        objective=_mixed(recipe, students, links, device) if recipe.is_mixed else _plain(_forward(recipe, students, device)),
-        channels_last=recipe.train.channels_last,
-        columns=None if everyone else torch.tensor([student.index for student in students], device=device),
+        teacher=teacher,
+        forward_loss=_forward_loss(recipe, students, connections, device),
+        method=MethodLoss(connections=connections) if connections else None,
+        columns=None if all_train else torch.tensor([student.index for student in students], device=device),
     )
 
 
-def _plain(forward: Forward) -> Objective:
-    """The paper's loss, with its settings for ever."""
+def _forward_loss(
+    recipe: Recipe, students: Sequence[Student], connections: Sequence[Connection], device: torch.device
+) -> ForwardLoss:
+    networks: list[Any] = [connection.tap for connection in connections]
+    networks = networks or [FeatureExtractor(student.model, []) for student in students]
+    options: dict[str, Any] = {"device_type": device.type, "autocast": recipe.train.precision == "bfloat16"}
+    inductor = inductor_options(recipe)
+    if recipe.train.compile == "all" and loss_kind(recipe) == "compiled":
+        run = compiled(forward_loss(networks, eager_loss(recipe.loss.settings), **options), inductor)
+    else:
+        if recipe.train.compile == "all":
+            networks = [compiled(network, inductor) for network in networks]
+        run = forward_loss(networks, make_loss(recipe, device), **options)
+    return run if recipe.train.channels_last else _channels_first(run)
 
-    def objective(
-        x_BCHW: Tensor, batch: Batch, lesson: TeacherTargets, plan: EpochSchedule, place: Tensor
-    ) -> tuple[list[Tensor], Terms]:
-        return forward(x_BCHW, batch.labels, lesson.logits, lesson.weight)
 
-    return objective
-
-
-def _mixed(recipe: Recipe, students: Sequence[Student], links: Sequence[Connection], device: torch.device) -> Objective:
-    """A loss with weights that vary, or with a method's term."""
-    if loss_kind(recipe) == "fused":
-        raise ConfigError(
-            "train.loss_impl is fused, whose weights are fixed; expected eager or compiled beside loss.method, loss.schedules "
-            "and students.*.loss_weight; set train.loss_impl to auto"
-        )
-    in_one = recipe.train.compile == "all"
-    whole = mixed_forward(
-        [link.tap for link in links] or [FeatureExtractor(student.model, []) for student in students],
-        eager_loss(recipe.loss.settings) if in_one or loss_kind(recipe) == "eager" else compiled_loss(recipe.loss.settings),
-        device_type=device.type,
-        autocast=recipe.train.precision == "bfloat16",
-    )
-    together = compiled(whole, inductor_options(recipe)) if in_one else whole
-    mixed = MixedObjective(forward=together, links=links)
-    columns = torch.tensor([student.index for student in students], device=device)
-
-    def objective(
-        x_BCHW: Tensor, batch: Batch, lesson: TeacherTargets, plan: EpochSchedule, place: Tensor
-    ) -> tuple[list[Tensor], Terms]:
-        weights_4N, keys_N = at_step(plan.weights, place), at_step(plan.dropout_keys, place)
-        return mixed(x_BCHW, batch, lesson, weights_4N.index_select(1, columns), keys_N.index_select(0, columns))
-
-    return objective
+def _channels_first(run: ForwardLoss) -> ForwardLoss:
+    return lambda x_BCHW, *targets: run(x_BCHW.contiguous(), *targets)
 
 
 def loss_kind(recipe: Recipe) -> str:
-    """Which loss a recipe takes: "eager", "compiled" or "fused"."""
+    """The implementation of a recipe's loss: "eager", "compiled" or "fused"."""
     if recipe.train.loss_impl != "auto":
         return recipe.train.loss_impl
     return "eager" if recipe.train.compile == "off" else "compiled"
 
 
 def make_loss(recipe: Recipe, device: torch.device) -> Loss:
-    """The recipe's loss as a function of its own, not part of a bigger graph. ConfigError: a fused one without a GPU."""
+    """The recipe's loss as a function of its own, not part of a larger graph. ConfigError: a fused one that cannot run."""
     settings = recipe.loss.settings
     kind = loss_kind(recipe)
     if kind == "fused" and settings.label_loss != "cross_entropy":
         raise ConfigError(
-            f"train.loss_impl is fused and the label's loss {settings.label_loss}; expected compiled or eager; "
+            f"train.loss_impl is fused and loss.label_loss {settings.label_loss}; expected compiled or eager; "
             "change train.loss_impl"
         )
     if kind == "fused":
@@ -120,18 +100,18 @@ def make_loss(recipe: Recipe, device: torch.device) -> Loss:
 
 
 def _augment(recipe: Recipe, spec: ViewSpec, device: torch.device) -> Callable[[Tensor, ViewTable], Tensor]:
-    """Canvases and views to input, in the dtype to which autocast would round it for the students and for who else sees it.
+    """Canvases and views to input, in the dtype to which autocast rounds it for the students and a live teacher that sees it.
 
-    Compiled, it moves by a last bit: a live teacher that sees the students' views then says what a cache says to 1e-6 only.
+    Compiled, it moves by a last bit: a live teacher that sees the students' views then equals a cached one to 1e-6 only.
     """
     teacher_sees_it = recipe.needs_teacher and recipe.teacher.source == "live" and recipe.teacher.views != "eval"
     precisions = {recipe.train.precision, *([recipe.teacher.precision] if teacher_sees_it else [])}
     dtype = torch.bfloat16 if precisions == {"bfloat16"} else torch.float32
-    whole = partial(augment.apply, spec=spec, dtype=dtype)
+    uncompiled = partial(augment.apply, spec=spec, dtype=dtype)
     if recipe.train.compile != "all":
-        return whole
+        return uncompiled
     if device.type != "cpu":
-        return compiled(whole)
+        return compiled(uncompiled)
     finish = compiled(partial(augment.finish, jitter=spec.jitters, dtype=dtype))
 
     def pixels_then_finish(canvas_BSS3: Tensor, views: ViewTable) -> Tensor:
@@ -141,30 +121,13 @@ def _augment(recipe: Recipe, spec: ViewSpec, device: torch.device) -> Callable[[
     return pixels_then_finish
 
 
-def _forward(recipe: Recipe, students: Sequence[Student], device: torch.device) -> Forward:
-    networks: list[Any] = [student.model for student in students]
-    options: dict[str, Any] = {"device_type": device.type, "autocast": recipe.train.precision == "bfloat16"}
-    if recipe.train.compile != "all":
-        networks = on_streams(networks, device) if recipe.perf.streams else networks
-        return forward(networks, make_loss(recipe, device), **options)
-    inductor = inductor_options(recipe)
-    if loss_kind(recipe) == "compiled" and not recipe.perf.streams:
-        return compiled(forward(networks, eager_loss(recipe.loss.settings), **options), inductor)
-    networks = [compiled(network, inductor) for network in networks]
-    return forward(on_streams(networks, device) if recipe.perf.streams else networks, make_loss(recipe, device), **options)
-
-
 def inductor_options(recipe: Recipe) -> dict[str, Any] | None:
-    """The recipe's wishes for the compiler, None for its own defaults."""
+    """Inductor's options as the recipe sets them, None for its defaults."""
     options: dict[str, Any] = {}
-    if recipe.perf.realize_reads:
-        options["realize_reads_threshold"] = recipe.perf.realize_reads
     if recipe.perf.gathered_pool:
         options |= INDUCTOR_OPTIONS
     if recipe.perf.force_layout:
         options["force_layout_optimization"] = True
     if recipe.perf.combo_kernels:
         options["combo_kernels"] = True
-    if recipe.perf.autotune:
-        options["max_autotune"] = True
     return options or None

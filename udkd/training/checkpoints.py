@@ -1,7 +1,7 @@
 """RUN/checkpoints: safetensors files named by step, and last.json, which names the newest with its sha256.
 
-A checkpoint's file holds its progress too, in its header, so that one sha256 is of all of it; last.json carries a checksum of
-its own and is replaced last: at every moment it points at a whole file. Format 1 kept the progress in last.json.
+A checkpoint's file holds its progress too, in its header, so that one sha256 covers all of it; last.json carries a checksum of
+its own and is replaced last: at every moment it points at a complete file. Format 1 kept the progress in last.json.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from udkd.training.run_records import Last, Progress, explained, read_record, refuse
+from udkd.training.run_records import CheckpointProgress, Last, first_problem, raise_unreadable, read_record
 from udkd.utils.errors import RunError
 from udkd.utils.files import read_regular, write_bytes
 from udkd.utils.json_checksum import dump_checked
@@ -27,13 +27,13 @@ _HEADER = "progress"  # a single entry: safetensors writes several in any order
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A moment of a run: tensors by name, and how far it is."""
+    """The state of a run at one step: tensors by name, and its progress."""
 
     tensors: Mapping[str, Tensor]
-    progress: Progress
+    progress: CheckpointProgress
 
     def require_counts(self, *, batch: int, epochs: int, steps_per_epoch: int | None = None) -> None:
-        """RunError unless the counters fit each other and the recipe. steps_per_epoch: of the data, where they are at hand."""
+        """RunError unless the counters fit each other and the recipe. steps_per_epoch: of the data, where known."""
         step, stored = self.progress.step, self.progress.steps_per_epoch
         if stored != (steps_per_epoch or stored):
             raise RunError(f"the checkpoint has {stored} steps per epoch; expected {steps_per_epoch} of this data; {_REMEDY}")
@@ -41,9 +41,9 @@ class Checkpoint:
             raise RunError(f"the checkpoint is at step {step:,}; expected at most {epochs * stored:,}; {_REMEDY}")
         count, seen = self.tensors.get("tally.count"), step % stored * batch
         if count is None or count.dim() or int(count) != seen:
-            found = "no count" if count is None else count.tolist()
+            stored_count = "no count" if count is None else count.tolist()
             raise RunError(
-                f"the checkpoint at step {step} has {found} of the images seen in its epoch; expected {seen}; {_REMEDY}"
+                f"the checkpoint at step {step} has {stored_count} of the images seen in its epoch; expected {seen}; {_REMEDY}"
             )
 
 
@@ -57,17 +57,17 @@ class Checkpoints:
 
     @property
     def exist(self) -> bool:
-        """Whether there is one."""
+        """Whether there is a checkpoint."""
         return self._last.exists()
 
     @property
     def last(self) -> Last:
-        """What last.json says. Raises RunError where it is damaged."""
+        """The content of last.json. Raises RunError where it is damaged."""
         last, _ = read_record(self._last, Last, checked=self._checked, remedy=_REMEDY)
         return last
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint whole, point last.json at it, then drop older ones. An error leaves the previous one in force."""
+        """Write a checkpoint, point last.json at it, then drop older ones. On an error the previous one stays the newest."""
         progress = json.dumps(checkpoint.progress.model_dump(exclude_none=True))
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         data = save(tensors, metadata={_HEADER: progress})
@@ -77,13 +77,13 @@ class Checkpoints:
         self.drop_older(file.name)
 
     def drop_older(self, newest: str) -> None:
-        """Remove every other checkpoint, also what a killed process left; only for whoever holds the run's lock."""
+        """Remove every other checkpoint, also what a killed process left. The caller holds the run's lock."""
         for old in self._folder.glob("step-*.safetensors*"):
             if old.name != newest:
                 old.unlink()
 
     def load(self) -> Checkpoint:
-        """The newest checkpoint; another process may replace it meanwhile. Raises RunError where it is not what was written."""
+        """The newest checkpoint; another process may replace it meanwhile. Raises RunError where it is damaged."""
         last = self.last
         while True:
             try:
@@ -101,24 +101,24 @@ class Checkpoints:
         except FileNotFoundError:
             raise RunError(f"{file} is missing; expected the newest checkpoint; {_REMEDY}") from None
         except (OSError, ValueError) as error:
-            refuse(file, error, _REMEDY)
+            raise_unreadable(file, error, _REMEDY)
         if hashlib.sha256(data).hexdigest() != last.sha256:
             raise RunError(f"{file} is damaged; expected the sha256 that last.json records; {_REMEDY}")
         try:
             checkpoint = Checkpoint(tensors=load(data), progress=last.progress or _progress(data))
-        except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that PyTorch has not
-            refuse(file, error, _REMEDY)
+        except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that PyTorch does not have
+            raise_unreadable(file, error, _REMEDY)
         if checkpoint.progress.step != last.step:
-            refuse(file, ValueError(f"it is of step {checkpoint.progress.step}, as its name is not"), _REMEDY)
+            raise_unreadable(file, ValueError(f"it is of step {checkpoint.progress.step}, as its name is not"), _REMEDY)
         return checkpoint
 
 
-def _progress(data: bytes) -> Progress:
-    """What a checkpoint's file says of itself. Raises ValueError."""
+def _progress(data: bytes) -> CheckpointProgress:
+    """The progress in the header of a checkpoint's file. Raises ValueError."""
     header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
     try:
-        return Progress.model_validate(parse_json(header["__metadata__"][_HEADER]))
+        return CheckpointProgress.model_validate(parse_json(header["__metadata__"][_HEADER]))
     except (KeyError, TypeError):
-        raise ValueError("its header does not say how far it is") from None
+        raise ValueError("its header lacks its progress") from None
     except ValidationError as error:
-        raise ValueError(explained(error.errors(include_url=False))) from None
+        raise ValueError(first_problem(error.errors(include_url=False))) from None

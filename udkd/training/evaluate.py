@@ -1,4 +1,4 @@
-"""Accuracy of a run's students, of their averaged probabilities, and of their teacher; and what each says of each image."""
+"""Accuracy and predictions of a run's students, of their averaged probabilities, and of their teacher."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from udkd.models.build import num_parameters
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import FrozenTeacher, require_same_classes
 from udkd.training.prediction_collector import PredictionCollector, cached_targets
-from udkd.training.predictions import Predictions, Targets, TopPredictions, write_predictions
+from udkd.training.predictions import Predictions, TeacherPredictions, TopPredictions, write_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, Scores, score
 from udkd.training.student import make_students
@@ -36,7 +36,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the run's newest checkpoint on the validation split; write predictions.safetensors, then eval.json.
 
-    data, teacher, cache: where they lie now, if not where the run found them. Raises UserError kin for what does not fit, and
+    data, teacher, cache: where they are now, if not where the run found them. Raises UserError kin for what does not fit, and
     BusyError where another process evaluates the run; a trainer beside it is not disturbed.
     """
     with run.evaluating():
@@ -72,10 +72,10 @@ def _evaluate(
         ids=split.ids,
         labels=split.labels[split.ids].astype(np.int64),
         names=tuple(student.name for student in students),
-        students=scored.answers,
+        students=scored.predictions,
         average=scored.average,
         teacher_name=frozen.architecture if frozen else None,
-        teacher=scored.teacher_answers,
+        teacher=scored.teacher_predictions,
         targets=_training_targets(dataset, provenance, cache, observer),
     )
     result = {
@@ -99,13 +99,13 @@ def _evaluate(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Scored:
-    """Accuracies, and what was said of each image; the teacher's are None where there is none."""
+    """Accuracies and predictions; those of the teacher are None without one."""
 
     students: Scores
-    answers: tuple[TopPredictions, ...]
+    predictions: tuple[TopPredictions, ...]
     average: TopPredictions
     teacher: Score | None
-    teacher_answers: TopPredictions | None
+    teacher_predictions: TopPredictions | None
 
 
 def _scored(
@@ -117,36 +117,36 @@ def _scored(
     device: torch.device,
     observer: Observer,
 ) -> _Scored:
-    """Show every model each image of the split once. joined: places of the models that the average is of."""
+    """Run every model on each image of the split once. joined: indices of the models whose probabilities are averaged."""
     backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
     views = EpochViews(recipe.evaluation_spec, 0, split, device)
-    recorder, teacher_recorder = PredictionCollector(), PredictionCollector()
+    collector, teacher_collector = PredictionCollector(), PredictionCollector()
     observer.start("evaluation", len(split.ids) * (1 if frozen is None else 2), "images")
     try:
-        options: dict[str, Any] = {"on_batch": observer.advance, "on_answers": recorder.add}
+        options: dict[str, Any] = {"on_batch": observer.advance, "on_log_p": collector.add}
         options |= {"batch": recipe.train.batch_size, "autocast": recipe.train.precision == "bfloat16"}
-        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip_tta, averaged=joined, **options)
-        taught = None
+        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip_tta, ensemble=joined, **options)
+        teacher_scores = None
         if frozen is not None:
-            options |= {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16", "on_answers": teacher_recorder.add}
-            taught = score([frozen.model], backend, split.ids, views, **options)
+            options |= {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16", "on_log_p": teacher_collector.add}
+            teacher_scores = score([frozen.model], backend, split.ids, views, **options)
     finally:
         backend.close()
         observer.finish()
-    *answers, average = recorder.answers()
+    *predictions, average = collector.predictions()
     return _Scored(
         students=scores,
-        answers=tuple(answers),
+        predictions=tuple(predictions),
         average=average,
-        teacher=None if taught is None else taught.each[0],
-        teacher_answers=None if taught is None else teacher_recorder.answers()[0],
+        teacher=None if teacher_scores is None else teacher_scores.each[0],
+        teacher_predictions=None if teacher_scores is None else teacher_collector.predictions()[0],
     )
 
 
 def _training_targets(
     dataset: DatasetFolder, provenance: dict[str, Any], cache: Path | None, observer: Observer
-) -> Targets | None:
-    """The teacher's word on the training images, as the run's cache has it; a cache that is gone is said, not fatal."""
+) -> TeacherPredictions | None:
+    """The cached teacher's predictions for the training images; a cache that is gone is noted, not fatal."""
     if "cache" not in provenance:
         return None
     try:
@@ -154,12 +154,12 @@ def _training_targets(
     except (UserError, OSError) as error:
         if cache is not None:
             raise
-        observer.note(f"left out what the teacher says of the training images: {error}")
+        observer.note(f"left out the teacher's predictions for the training images: {error}")
         return None
 
 
 def _frozen(folder: TeacherFolder, dataset: DatasetFolder, recipe: Recipe, device: torch.device) -> FrozenTeacher:
-    """The teacher as it taught: its batch and precision are the recipe's."""
+    """The teacher as it ran in training: with the recipe's batch size and precision."""
     require_same_classes(folder, dataset)
     return FrozenTeacher.load(
         folder,
@@ -171,13 +171,13 @@ def _frozen(folder: TeacherFolder, dataset: DatasetFolder, recipe: Recipe, devic
 
 
 def _teacher_folder(teacher: Path | None, provenance: dict[str, Any]) -> TeacherFolder | None:
-    """The teacher that was named now, or the one the run recorded if it is still there; it must be the one that taught."""
+    """The named teacher, or the one that the run recorded if it still exists; it must be the run's."""
     recorded = provenance.get("teacher")
     if teacher is None and (recorded is None or not Path(recorded).is_dir()):
         return None
     folder = TeacherFolder.open(teacher or Path(str(recorded)))
-    taught = provenance.get("teacher_sha256") or provenance.get("cache_key", {}).get("teacher_sha256")
-    if taught not in (None, folder.info.weights_sha256):
-        fields = [("teacher_sha256", taught, folder.info.weights_sha256)]
+    sha256 = provenance.get("teacher_sha256") or provenance.get("cache_key", {}).get("teacher_sha256")
+    if sha256 not in (None, folder.info.weights_sha256):
+        fields = [("teacher_sha256", sha256, folder.info.weights_sha256)]
         raise MismatchError(f"the teacher in {folder.path}", fields, "name the teacher that taught this run")
     return folder

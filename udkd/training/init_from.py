@@ -1,4 +1,4 @@
-"""Weights of a student that begins part-trained: another run's newest checkpoint."""
+"""Initial weights from another run's newest checkpoint: students.*.init_from."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import RunError
 
 
-def start_weights(section: StudentSection, name: str, classes: Sequence[str]) -> dict[str, Tensor]:
-    """The weights in section.init_from of the student section.init_from_student (else `name`); averaged ones where kept.
+def initial_weights(section: StudentSection, name: str, classes: Sequence[str]) -> dict[str, Tensor]:
+    """The weights of student section.init_from_student (else `name`) of the run section.init_from; averaged where it has them.
 
     classes: wnids of the outputs, in order. Raises RunError for a folder or student that is not there or has another
     architecture, MismatchError for other classes.
@@ -27,9 +27,11 @@ def start_weights(section: StudentSection, name: str, classes: Sequence[str]) ->
             f"{run.path} holds the students {', '.join(names)}; expected {wanted}; name one with students.*.init_from_student"
         )
     index = names.index(wanted)
-    found = recipe.students[index].architecture
-    if found != section.architecture:
-        raise RunError(f"{wanted} in {run.path} is a {found}; expected a {section.architecture}; start from another student")
+    architecture = recipe.students[index].architecture
+    if architecture != section.architecture:
+        raise RunError(
+            f"{wanted} in {run.path} is a {architecture}; expected a {section.architecture}; start from another student"
+        )
     if run.classes is not None:
         require_classes(f"the run in {run.path}", run.classes, classes, "start from a run on this data set")
     tensors = run.load().tensors
@@ -41,8 +43,8 @@ def start_weights(section: StudentSection, name: str, classes: Sequence[str]) ->
     return weights
 
 
-def digest(weights: dict[str, Tensor]) -> str:
-    """A sha256 of weights, for the record."""
+def weights_sha256(weights: dict[str, Tensor]) -> str:
+    """The sha256 of weights, for run.json."""
     state = hashlib.sha256()
     for name, value in sorted(weights.items()):
         state.update(name.encode())

@@ -1,9 +1,9 @@
-"""What changes over a run as a pure function of step or epoch: nothing to save, nothing to restore."""
+"""Learning rate, view size and EMA rate as pure functions of step or epoch: nothing to save or restore."""
 
 import math
 
 SIZE_STEP_PX = 32
-"""Views of a progressive run grow in steps of this: each size is compiled for itself."""
+"""Views of a progressive run grow in steps of this: every size is compiled separately."""
 
 
 def cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
@@ -28,7 +28,7 @@ def progressive_px(epoch: int, *, epochs: int, first_px: int, last_px: int, unti
     return min(last_px, first_px + SIZE_STEP_PX * round(grown / SIZE_STEP_PX))
 
 
-def averaging(step: int, decay: float) -> float:
+def ema_rate(step: int, decay: float) -> float:
     """How far an averaged weight moves towards the newest one after step `step`: 1 - decay, more at first.
 
     Source: TensorFlow's ExponentialMovingAverage with num_updates: decay min(d, (1 + n) / (10 + n)).

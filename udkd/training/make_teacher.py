@@ -1,4 +1,4 @@
-"""Teachers: trained here, taken from torchvision's pretrained classifiers, or taken from a run of ours."""
+"""Teachers from a run of udkd, or from pretrained weights of torchvision or a file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ _MOST_ROWS = 1 << 20  # of a head whose shapes are compared
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Weights that are to become a teacher. loss: they were fitted with. notes: what to tell of how they were read."""
+    """Weights that are to become a teacher. loss: the one they were trained with. notes: on how they were read."""
 
     architecture: str
     weights: Mapping[str, Tensor]
@@ -44,7 +44,7 @@ class Candidate:
 
 
 def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Candidate:
-    """One student of a run of ours, by name (it may be left out where there is one). `classes` of the data it should teach."""
+    """One student of a run, by name (None where there is only one). classes: of the data that it should teach."""
     recipe = Recipe.from_stored(run.config, str(run.path))
     names = recipe.student_names()
     if (student is None and len(names) > 1) or (student is not None and student not in names):
@@ -68,7 +68,7 @@ def from_weights(
 
     file: local weights (udkd.models.weight_files); None downloads torchvision's. A head of 1,000 rows is ImageNet's, one of
     as many rows as there are classes is this data's own, in sorted order; where the file names its outputs, those names decide.
-    names: what people call the classes. entry: which of several state dicts.
+    names: readable names of the classes. entry: which of several state dicts.
     Raises DataError: no such classes, no network, a file of another architecture, of several state dicts or of no numbers.
     ConfigError: no such architecture, or one with auxiliary outputs.
     """
@@ -78,10 +78,10 @@ def from_weights(
         read, origin = WeightsFile(path=Path(), entries={"": _download(architecture)}), "torchvision's default weights"
     else:
         read, origin = read_weights(file), str(file.resolve())
-    found = _chosen(read, origin, architecture, entry)
-    rows, note = _rows(found.rows, read.classes, classes, names, origin)
+    chosen = _choose(read, origin, architecture, entry)
+    rows, note = _rows(chosen.rows, read.classes, classes, names, origin)
     try:
-        state, dtype = as_float32(found.tensors, meta_state_dict(architecture, found.rows))
+        state, dtype = as_float32(chosen.tensors, meta_state_dict(architecture, chosen.rows))
     except ValueError as error:
         raise DataError(f"{origin}: {error}; take other weights") from None
     head = head_parameters(architecture)
@@ -89,37 +89,39 @@ def from_weights(
     return Candidate(
         architecture=architecture,
         weights={name: value[rows] if name in head else value for name, value in state.items()},
-        made=known if file is None else known | {"sha256": read.sha256, "entry": found.label},
-        notes=tuple(line for line in (*_reading(read, found, dtype), note) if line),
+        made=known if file is None else known | {"sha256": read.sha256, "entry": chosen.label},
+        notes=tuple(line for line in (*_reading_notes(read, chosen, dtype), note) if line),
     )
 
 
-def _chosen(read: WeightsFile, origin: str, architecture: str, entry: str | None) -> StateDictMatch:
-    """The one state dict that fits. Raises DataError: none, or several of which none is asked for."""
+def _choose(read: WeightsFile, origin: str, architecture: str, entry: str | None) -> StateDictMatch:
+    """The one state dict that fits. Raises DataError: none, or several and no `entry`."""
     wanted = meta_state_dict(architecture, IMAGENET_CLASSES)
-    found = {each.label: each for each in find_state_dicts(read.entries, wanted, head_parameters(architecture)[0])}
-    if entry is not None and entry not in found:
-        held = ", ".join(found) or f"none for a {architecture}"
+    candidates = {each.label: each for each in find_state_dicts(read.entries, wanted, head_parameters(architecture)[0])}
+    if entry is not None and entry not in candidates:
+        held = ", ".join(candidates) or f"none for a {architecture}"
         raise DataError(f"{origin} has no entry {entry!r} of weights (it has {held}); expected one of those; correct --entry")
-    asked = found if entry is None else {entry: found[entry]}
-    wrong = {
+    considered = candidates if entry is None else {entry: candidates[entry]}
+    differences = {
         label: first_difference(each.tensors, meta_state_dict(architecture, min(each.rows, _MOST_ROWS)))
-        for label, each in asked.items()
+        for label, each in considered.items()
     }
-    fitting = [label for label, difference in wrong.items() if not difference]
+    fitting = [label for label, difference in differences.items() if not difference]
     if len(fitting) > 1:
         raise DataError(
             f"{origin} holds the weights of {len(fitting)} networks ({', '.join(fitting)}); expected one; name it with --entry"
         )
     if fitting:
-        return found[fitting[0]]
-    difference = next(iter(wrong.values()), "") or _misfit(read, wanted)
-    says = f', and it calls itself "{read.architecture[:40]}"' if read.architecture not in ("", architecture) else ""
-    raise DataError(f"{origin} does not fit {architecture} ({difference}{says}); expected its weights; name its --architecture")
+        return candidates[fitting[0]]
+    difference = next(iter(differences.values()), "") or _misfit(read, wanted)
+    claim = f', and it calls itself "{read.architecture[:40]}"' if read.architecture not in ("", architecture) else ""
+    raise DataError(
+        f"{origin} does not fit {architecture} ({difference}{claim}); expected its weights; name its --architecture"
+    )
 
 
 def _misfit(read: WeightsFile, wanted: Mapping[str, Tensor]) -> str:
-    """What the file's largest dictionary lacks first, and holds instead."""
+    """The first tensor that the file's largest dictionary lacks, and what it holds instead."""
     held = strip_wrappers(max(read.entries.values(), key=len))
     others = [name[:60] for name in held if name not in wanted]
     return first_difference(held, wanted) + (f"; it holds {', '.join(others[:2])}, …" if others else "")
@@ -128,12 +130,12 @@ def _misfit(read: WeightsFile, wanted: Mapping[str, Tensor]) -> str:
 def _rows(
     rows: int, recorded: Sequence[str] | None, classes: Sequence[str], names: Sequence[str], origin: str
 ) -> tuple[list[int], str]:
-    """The head's row of each class, and how they were found where the head is not ImageNet's. Raises DataError: not at all."""
+    """The head's row of each class, and how they were matched where the head is not ImageNet's. Raises DataError: no match."""
     if recorded is not None and len(recorded) == rows == len(set(recorded)):
-        for own in (classes, names):
-            if set(own) <= set(recorded) and len(set(own)) == len(classes):
+        for labels in (classes, names):
+            if set(labels) <= set(recorded) and len(set(labels)) == len(classes):
                 return [
-                    recorded.index(name) for name in own
+                    recorded.index(name) for name in labels
                 ], "the rows of its head are taken by the class names that it records"
         if rows != IMAGENET_CLASSES:
             missing = next(name for name in classes if name not in recorded)
@@ -141,7 +143,7 @@ def _rows(
                 f"{origin} records outputs such as {', '.join(name[:40] for name in recorded[:3])} and none is {missing}; "
                 "expected this data's classes; take a teacher of these, or its own data"
             )
-    if rows == IMAGENET_CLASSES and (len(classes) != rows or not _strangers(classes)):
+    if rows == IMAGENET_CLASSES and (len(classes) != rows or not _not_in_imagenet(classes)):
         return imagenet_rows(classes), ""
     if rows != len(classes):
         raise DataError(
@@ -155,11 +157,13 @@ def _rows(
     )
 
 
-def _reading(read: WeightsFile, found: StateDictMatch, dtype: str) -> list[str]:
-    """What a user should know of how a file was read."""
-    beside = f"; {len(found.beside)} other tensors beside them are left, {found.beside[0][:60]} first" if found.beside else ""
+def _reading_notes(read: WeightsFile, chosen: StateDictMatch, dtype: str) -> list[str]:
+    """What a user should know about how a file was read."""
+    beside = (
+        f"; {len(chosen.beside)} other tensors beside them are left, {chosen.beside[0][:60]} first" if chosen.beside else ""
+    )
     return [
-        f"weights: {found.label} of {read.path}{beside}" if found.label != "." else "",
+        f"weights: {chosen.label} of {read.path}{beside}" if chosen.label != "." else "",
         f"numbers of {dtype} are taken as float32" if dtype else "",
         f"{read.unchecked}, so a damaged bit would not be seen: sha256 {read.sha256}" if read.unchecked else "",
     ]
@@ -167,7 +171,7 @@ def _reading(read: WeightsFile, found: StateDictMatch, dtype: str) -> list[str]:
 
 def imagenet_rows(classes: Sequence[str]) -> list[int]:
     """Index of each wnid among ILSVRC2012's 1,000 sorted ones: the order that pretrained classifiers use."""
-    missing = _strangers(classes)
+    missing = _not_in_imagenet(classes)
     if missing:
         raise DataError(
             f"{len(missing)} of {len(classes)} classes are none of ImageNet's ({', '.join(missing[:3])}); "
@@ -177,8 +181,8 @@ def imagenet_rows(classes: Sequence[str]) -> list[int]:
     return [index[wnid] for wnid in classes]
 
 
-def _strangers(classes: Sequence[str]) -> list[str]:
-    """Those that are none of ImageNet's."""
+def _not_in_imagenet(classes: Sequence[str]) -> list[str]:
+    """The classes that are not among ImageNet's."""
     index = _imagenet()
     return [wnid for wnid in classes if wnid not in index]
 
@@ -188,7 +192,7 @@ def _imagenet() -> dict[str, int]:
     return {line.split("\t")[0]: row for row, line in enumerate(text.splitlines())}
 
 
-def write_measured(
+def evaluate_and_write(
     path: Path, candidate: Candidate, dataset: DatasetFolder, recipe: Recipe, device: torch.device, observer: Observer
 ) -> TeacherFolder:
     """Measure a candidate on the validation split in the recipe's evaluation view, and write its folder."""
@@ -244,7 +248,7 @@ def _download(architecture: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
     except ValueError:
         raise DataError(f"torchvision has no pretrained {architecture}; expected one such as resnet50") from None
-    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash of what came is not the published one
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: not the published hash
         raise DataError(
             f"torchvision's {architecture} could not be downloaded ({error}); expected a network; "
             "bring the file and name it with --weights"

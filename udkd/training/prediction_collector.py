@@ -1,4 +1,4 @@
-"""Keeping what classifiers say of each sample, from a scoring or from a cache."""
+"""Collects classifiers' predictions for each sample, from scoring or from a cache."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from torch import Tensor
 from udkd.data.dataset import Split
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.ranking import top_k
-from udkd.training.predictions import TOP, Targets, TopPredictions
+from udkd.training.predictions import TOP, TeacherPredictions, TopPredictions
 from udkd.utils.errors import CacheError
 
 _ROWS_AT_ONCE = 1 << 14
 
 
 class PredictionCollector:
-    """Collects, batch by batch, the numbers of `TopPredictions` on the device that computed them: `score(on_answers=….add)`."""
+    """Collects, batch by batch, the numbers of `TopPredictions` on the device that computed them: `score(on_log_p=….add)`."""
 
     def __init__(self) -> None:
         self._parts: list[list[tuple[Tensor, ...]]] = []
@@ -27,15 +27,15 @@ class PredictionCollector:
         """log_p: log-probabilities [B, C] of each classifier, the same classifiers at every call."""
         self._parts.append([_parts(log_p_BC, labels_B) for log_p_BC in log_p])
 
-    def answers(self) -> list[TopPredictions]:
-        """One per classifier, of all samples so far in the order they came."""
-        return [_answers(parts) for parts in zip(*self._parts, strict=True)]
+    def predictions(self) -> list[TopPredictions]:
+        """One per classifier, of all samples so far in the order they were added."""
+        return [_joined(parts) for parts in zip(*self._parts, strict=True)]
 
 
-def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | None = None) -> Targets:
-    """What view 0 of a run's cache holds of a split, every block verified.
+def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | None = None) -> TeacherPredictions:
+    """The teacher's predictions for a split in view 0 of a run's cache, every block verified.
 
-    provenance: run.json, which names the cache and its key. folder: where it lies now. Raises CacheError, MismatchError.
+    provenance: run.json, which names the cache and its key. folder: where it is now. Raises CacheError, MismatchError.
     """
     cache = Cache.open(folder or Path(provenance["cache"]))
     cache.require(provenance["cache_key"])
@@ -49,17 +49,17 @@ def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | N
     entropy = np.asarray(file.uncertainties["entropy"][ids], np.float32)
     if np.isnan(entropy).any():
         raise CacheError(f"{cache.folder} lacks targets of samples that are in use; expected all of them; build it again")
-    recorder = PredictionCollector()
+    collector = PredictionCollector()
     for start in range(0, len(ids), _ROWS_AT_ONCE):  # the logits may be mapped from a file larger than memory
         part = slice(start, start + _ROWS_AT_ONCE)
         logits_BC = torch.from_numpy(file.dense_logits(ids[part])).float()
-        recorder.add(torch.from_numpy(labels[part]), [torch.log_softmax(logits_BC, dim=-1)])
-    rounded = recorder.answers()[0]
-    answers = TopPredictions(top=rounded.top, top_log_p=rounded.top_log_p, label_log_p=rounded.label_log_p, entropy=entropy)
-    return Targets(
+        collector.add(torch.from_numpy(labels[part]), [torch.log_softmax(logits_BC, dim=-1)])
+    rounded = collector.predictions()[0]
+    predictions = TopPredictions(top=rounded.top, top_log_p=rounded.top_log_p, label_log_p=rounded.label_log_p, entropy=entropy)
+    return TeacherPredictions(
         ids=ids,
         labels=labels,
-        answers=answers,
+        predictions=predictions,
         num_classes=cache.num_classes,
         num_views=int(provenance.get("num_views", 1)),
         canonical=cache.key.policy == "canonical",
@@ -67,13 +67,13 @@ def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | N
 
 
 def _parts(log_p_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, ...]:
-    """The four arrays of Answers."""
+    """The four arrays of TopPredictions, in its order."""
     top_log_p, top = top_k(log_p_BC, TOP)
     label_B = log_p_BC.gather(1, labels_B[:, None].long())[:, 0]
     entropy_B = -(log_p_BC.exp() * log_p_BC).sum(-1)
     return top.int(), top_log_p.float(), label_B.float(), entropy_B.clamp(min=0.0).float()
 
 
-def _answers(parts: Sequence[tuple[Tensor, ...]]) -> TopPredictions:
+def _joined(parts: Sequence[tuple[Tensor, ...]]) -> TopPredictions:
     top, top_log_p, label_log_p, entropy = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
     return TopPredictions(top=top, top_log_p=top_log_p, label_log_p=label_log_p, entropy=entropy)

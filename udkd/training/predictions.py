@@ -1,9 +1,9 @@
-"""RUN/predictions.safetensors: what a run's classifiers say of each validation image, its teacher of each training image.
+"""RUN/predictions.safetensors: a run's predictions for each validation image, its teacher's for each training image.
 
 A safetensors file, format 1, whose metadata hold one text, "udkd": JSON with the facts (format, dataset digest, step, classes,
 names, counts) and the sha256 of those facts and of every array. Every array's dtype and shape follow from the facts and are
-held against them before one is read, and every value against what it may be: a class is one of C, a probability at most 1. Per
-sample and classifier it keeps the five likeliest classes with their
+checked against them before one is read, and every value against its range: a class is one of C, a probability at most 1. Per
+sample and classifier it keeps the five most probable classes with their
 log-probabilities, the label's log-probability and the entropy: 48 bytes whatever the number of classes, so 5,000 images
 and four classifiers take 1 MB, and 130,000 training images of a teacher 8 MB.
 
@@ -43,9 +43,10 @@ Spec = dict[str, tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TopPredictions:
-    """What one classifier says of n samples.
+    """One classifier's predictions for n samples.
 
-    top: int32 [n, K], likeliest classes first. top_log_p: float32 [n, K], theirs. label_log_p: float32 [n], the label's.
+    top: int32 [n, K], most probable classes first. top_log_p: float32 [n, K], their log-probabilities. label_log_p: float32
+    [n], the label's.
     entropy: float32 [n], nats.
     """
 
@@ -55,13 +56,13 @@ class TopPredictions:
     entropy: NDArray[np.float32]
 
     @property
-    def guess(self) -> NDArray[np.int32]:
-        """The likeliest class, int32 [n]."""
+    def predicted(self) -> NDArray[np.int32]:
+        """The most probable class, int32 [n]."""
         return self.top[:, 0]
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """The probability of the likeliest class, float64 [n], at most 1."""
+        """The probability of the most probable class, float64 [n], at most 1."""
         return np.minimum(np.exp(self.top_log_p[:, 0].astype(np.float64)), 1.0)
 
     @property
@@ -70,20 +71,20 @@ class TopPredictions:
         return -float(self.label_log_p.astype(np.float64).mean())
 
     def correct(self, labels: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Whether the first guess is the label, bool [n]."""
-        return np.asarray(self.guess == labels)
+        """Whether the top-1 prediction is the label, bool [n]."""
+        return np.asarray(self.predicted == labels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Targets:
-    """What a teacher says of n samples in one view.
+class TeacherPredictions:
+    """A teacher's predictions for n samples in one view.
 
-    ids, labels: int64 [n]. num_views: how many cached views this is the first of. canonical: it is the evaluation view.
+    ids, labels: int64 [n]. num_views: of the cached views, this is the first. canonical: whether it is the evaluation view.
     """
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
-    answers: TopPredictions
+    predictions: TopPredictions
     num_classes: int
     num_views: int = 1
     canonical: bool = True
@@ -91,7 +92,7 @@ class Targets:
     @property
     def entropy(self) -> NDArray[np.float32]:
         """Nats, float32 [n]."""
-        return self.answers.entropy
+        return self.predictions.entropy
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -101,22 +102,22 @@ class Targets:
 
     @property
     def max_entropy(self) -> float:
-        """The entropy of a guess among C classes, nats."""
+        """The entropy of a uniform prediction over C classes, nats."""
         return float(np.log(self.num_classes))
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Whether the teacher's first guess is the label, bool [n]."""
-        return self.answers.correct(self.labels)
+        """Whether the teacher's top-1 prediction is the label, bool [n]."""
+        return self.predictions.correct(self.labels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """What udkd eval keeps of every validation image: ids, labels int64 [n] and one Answers per classifier.
+    """What udkd eval stores for every validation image: ids, labels int64 [n] and one TopPredictions per classifier.
 
     names: of the students. average: of their averaged probabilities. teacher: on the same images, None where eval had none.
     targets: the teacher on the training images, None where there was no cache to take them from.
-    step: of the checkpoint that answered.
+    step: of the checkpoint that was evaluated.
     """
 
     dataset_digest: str
@@ -129,18 +130,18 @@ class Predictions:
     average: TopPredictions
     teacher_name: str | None = None
     teacher: TopPredictions | None = None
-    targets: Targets | None = None
+    targets: TeacherPredictions | None = None
 
     @property
-    def val_targets(self) -> Targets | None:
+    def val_targets(self) -> TeacherPredictions | None:
         """The teacher on the validation images."""
         if self.teacher is None:
             return None
-        return Targets(ids=self.ids, labels=self.labels, answers=self.teacher, num_classes=self.num_classes)
+        return TeacherPredictions(ids=self.ids, labels=self.labels, predictions=self.teacher, num_classes=self.num_classes)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> str:
-    """Write the file whole or not at all; returns the sha256 that it records. Raises RunError for what is not finite."""
+    """Write the file completely or not at all; returns the sha256 that it records. Raises RunError for what is not finite."""
     facts, arrays = _facts(predictions), _arrays(predictions)
     for name, (kind, shape) in _spec(facts).items():
         array = arrays[name]
@@ -163,8 +164,8 @@ def read_predictions(path: Path) -> tuple[Predictions, str]:
         with safe_open(path, framework="numpy") as file:
             facts, sha256 = _read_facts((file.metadata() or {})["udkd"])
             spec = _spec(facts)
-            found = {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in _slices(file)}
-            if found != spec:
+            stored = {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in _slices(file)}
+            if stored != spec:
                 raise RunError(f"{path} holds other arrays than its header says; expected {', '.join(spec)}; {_REMEDY}")
             arrays = {name: file.get_tensor(name) for name in spec}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -173,9 +174,9 @@ def read_predictions(path: Path) -> tuple[Predictions, str]:
         raise RunError(f"{path} cannot be read ({str(error) or 'no header'}); expected predictions; {_REMEDY}") from None
     if _digest(facts, arrays) != sha256:
         raise RunError(f"{path} is damaged; expected the sha256 that it records; {_REMEDY}")
-    wrong = _nonsense(facts, arrays)
-    if wrong:
-        raise RunError(f"{wrong} of {path} cannot be; expected what udkd eval writes; {_REMEDY}")
+    invalid = _first_invalid(facts, arrays)
+    if invalid:
+        raise RunError(f"{invalid} of {path} cannot be; expected what udkd eval writes; {_REMEDY}")
     return _predictions(facts, arrays), sha256
 
 
@@ -223,8 +224,8 @@ def _read_facts(text: str) -> tuple[dict[str, Any], str]:
     return facts, str(sha256)
 
 
-def _nonsense(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
-    """The first array of values that cannot be, or nothing: NaN, no class, a probability above 1, ids out of order."""
+def _first_invalid(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """The first array with impossible values, or "": NaN, no class, a probability above 1, ids out of order."""
     classes = facts["num_classes"]
     most = {"top": classes - 1, "labels": classes - 1, "ids": 2**62, "entropy": math.log(classes) + _ROUNDING}
     least = {"top": 0, "labels": 0, "ids": 0, "entropy": -_ROUNDING}
@@ -241,7 +242,7 @@ def _nonsense(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> s
 
 
 def _slices(file: Any) -> Iterator[tuple[str, Any]]:
-    for name in file.keys():  # noqa: SIM118 (no mapping: a file of safetensors)
+    for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
         yield name, file.get_slice(name)
 
 
@@ -263,21 +264,19 @@ def _facts(predictions: Predictions) -> dict[str, Any]:
 
 def _arrays(predictions: Predictions) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {"val.ids": predictions.ids, "val.labels": predictions.labels}
-    told = {_student(index): answers for index, answers in enumerate(predictions.students)} | {
-        "val.average": predictions.average
-    }
+    predicted = {_student(index): top for index, top in enumerate(predictions.students)} | {"val.average": predictions.average}
     if predictions.teacher is not None:
-        told["val.teacher"] = predictions.teacher
+        predicted["val.teacher"] = predictions.teacher
     if predictions.targets is not None:
         arrays |= {"train.ids": predictions.targets.ids, "train.labels": predictions.targets.labels}
-        told["train.teacher"] = predictions.targets.answers
-    for name, answers in told.items():
-        arrays |= {f"{name}.{part}": value for part, value in vars(answers).items()}
+        predicted["train.teacher"] = predictions.targets.predictions
+    for name, top in predicted.items():
+        arrays |= {f"{name}.{part}": value for part, value in vars(top).items()}
     return {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
 
 
 def _spec(facts: Mapping[str, Any]) -> Spec:
-    """Every array's dtype and shape, as the facts have them."""
+    """Every array's dtype and shape, as they follow from the facts."""
     top, val = min(TOP, int(facts["num_classes"])), int(facts["samples"])
     spec: Spec = {"val.ids": ("I64", (val,)), "val.labels": ("I64", (val,))}
     names = [*(_student(index) for index in range(len(facts["students"]))), "val.average"]
@@ -305,7 +304,7 @@ def _digest(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str
 
 
 def _predictions(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Predictions:
-    def answers(name: str) -> TopPredictions:
+    def top(name: str) -> TopPredictions:
         return TopPredictions(**{part: arrays[f"{name}.{part}"] for part in TopPredictions.__dataclass_fields__})
 
     num_classes, targets = int(facts["num_classes"]), facts["targets"]
@@ -316,16 +315,16 @@ def _predictions(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         ids=arrays["val.ids"],
         labels=arrays["val.labels"],
         names=tuple(facts["students"]),
-        students=tuple(answers(_student(index)) for index in range(len(facts["students"]))),
-        average=answers("val.average"),
+        students=tuple(top(_student(index)) for index in range(len(facts["students"]))),
+        average=top("val.average"),
         teacher_name=facts["teacher"],
-        teacher=None if facts["teacher"] is None else answers("val.teacher"),
+        teacher=None if facts["teacher"] is None else top("val.teacher"),
         targets=None
         if targets is None
-        else Targets(
+        else TeacherPredictions(
             ids=arrays["train.ids"],
             labels=arrays["train.labels"],
-            answers=answers("train.teacher"),
+            predictions=top("train.teacher"),
             num_classes=num_classes,
             num_views=int(targets["num_views"]),
             canonical=bool(targets["canonical"]),

@@ -1,7 +1,7 @@
 """The folder of a run: config.json, run.json, metrics.jsonl, checkpoints, eval.json, predictions.safetensors.
 
 Every JSON file, and every line of metrics.jsonl, carries its own checksum (udkd.utils.json_checksum) since format 2; runs of
-format 1 had none and are read as they are, their types and counts held against each other.
+format 1 had none and are read as they are, with their types and counts checked against each other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> "RunFolder":
-        """Begin a run. Raises RunError where the folder already holds one."""
+        """Create a run. Raises RunError where the folder already holds one."""
         run = cls(path)
         if (path / "config.json").exists():
-            raise RunError(f"{path} already holds a run; expected a new folder; go on with --resume or choose another")
+            raise RunError(f"{path} already holds a run; expected a new folder; continue it with --resume or choose another")
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         write_bytes(path / "run.json", dump_checked({**provenance, "format": FORMAT}))
         write_bytes(run._metrics, b"")
@@ -63,7 +63,7 @@ class RunFolder:
 
     @staticmethod
     def is_at(path: Path) -> bool:
-        """Whether a run was begun there."""
+        """Whether there is a run."""
         return (path / "config.json").is_file()
 
     @property
@@ -73,30 +73,30 @@ class RunFolder:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Data, cache, versions, hardware, command (`records.Provenance`), fields without a value left out."""
+        """Data, cache, versions, hardware, command (`run_records.Provenance`), fields without a value left out."""
         return _provenance(self.path)
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
-        """What udkd eval found (`records.Evaluation`), or None."""
+        """The result of udkd eval (`run_records.Evaluation`), or None."""
         path = self.path / "eval.json"
         if not path.exists():
             return None
-        # A run of format 1 may have been evaluated lately: its eval.json has a checksum or not.
+        # A run of format 1 may have been evaluated by a later version: its eval.json has a checksum or not.
         return read_record(path, Evaluation, checked=self._checked, remedy="run udkd eval again")[1]
 
     @property
     def predictions_path(self) -> Path:
-        """Where udkd eval keeps what each classifier says of each image (formats.predictions)."""
+        """Where udkd eval stores predictions (udkd.training.predictions)."""
         return self.path / "predictions.safetensors"
 
     @property
     def classes(self) -> list[str] | None:
-        """Wnid (or folder name) of each output of the students, in order; None where run.json does not say."""
+        """Wnid (or folder name) of each output of the students, in order; None where run.json lacks them."""
         return self.provenance.get("classes")
 
     def evaluating(self) -> FolderLock:
-        """The lock of whoever writes predictions and eval.json, which belong together."""
+        """The lock for writing predictions and eval.json, which belong together."""
         return FolderLock(self.path, _EVALUATING)
 
     def write_evaluation(self, values: Mapping[str, Any]) -> None:
@@ -107,21 +107,21 @@ class RunFolder:
 
         stored_config: the stored one, completed with the defaults of keys that did not exist when the run began.
         """
-        stored, wanted = flat(stored_config or self.config), flat(config)
+        stored, wanted = flatten(stored_config or self.config), flatten(config)
         fields = [
             (name, stored.get(name), wanted.get(name))
             for name in sorted(stored.keys() | wanted.keys())
             if stored.get(name) != wanted.get(name) and not name.startswith("data.")
         ]
         if fields:
-            raise MismatchError(f"the run in {self.path}", fields, "resume with the recipe it was begun with")
+            raise MismatchError(f"the run in {self.path}", fields, "resume with the recipe it began with")
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one row; the file is rewritten whole, so that a reader never sees half a line."""
+        """Add one row; the complete file is rewritten, so that a reader never sees half a line."""
         self._write_metrics([*self.metrics(), row])
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows in order, as `records.Epoch` has them. Raises RunError where they are damaged or of other students."""
+        """All rows in order, as `run_records.Epoch`. Raises RunError where they are damaged or of other students."""
         # A run of format 1 that was resumed has checksums, unless that was by an earlier version.
         rows = read_epochs(self._metrics, checked=self._checked)
         students = len(self.config.get("students", ()))
@@ -132,7 +132,7 @@ class RunFolder:
         return rows
 
     def drop_metrics_after(self, step: int) -> None:
-        """Forget rows that a run resumed at `step` will write again."""
+        """Drop rows that a run resumed at `step` will write again."""
         rows = [row for row in self.metrics() if row["step"] <= step]
         self._write_metrics(rows)
 
@@ -140,7 +140,7 @@ class RunFolder:
         write_bytes(self._metrics, b"".join(map(dump_checked_line, rows)))
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Make this the newest checkpoint. An error leaves the previous one in force."""
+        """Make this the newest checkpoint. On an error the previous one stays the newest."""
         self._checkpoints.save(checkpoint)
 
     @property
@@ -149,22 +149,22 @@ class RunFolder:
 
     @property
     def checkpoint_step(self) -> int | None:
-        """How many steps the newest checkpoint has behind it, or None where there is none; no weights are read."""
+        """The step of the newest checkpoint, or None without one; no weights are read."""
         return self._checkpoints.last.step if self.has_checkpoint else None
 
     def load(self) -> Checkpoint:
-        """The newest checkpoint. Raises RunError where there is none or it is not what was written."""
+        """The newest checkpoint. Raises RunError where there is none or it is damaged."""
         if not self.has_checkpoint:
             raise RunError(f"{self.path} has no checkpoint yet; expected at least one finished epoch; train it first")
         return self._checkpoints.load()
 
     def drop_older_checkpoints(self) -> None:
-        """Remove what a process left that was killed while it saved; only for whoever holds the run's lock."""
+        """Remove what a process left that was killed while it saved. The caller holds the run's lock."""
         self._checkpoints.drop_older(self._checkpoints.last.file)
 
     def problems(self) -> list[str]:
-        """What is wrong with each file of the run, predictions left out: a line each, nothing where all is whole."""
-        found = []
+        """The problem of each damaged file of the run, without predictions: a line each, none where all are intact."""
+        problems = []
         for read in (
             lambda: self.config,
             lambda: self.provenance,
@@ -175,16 +175,16 @@ class RunFolder:
             try:
                 read()
             except RunError as error:
-                found.append(str(error))
-        return found
+                problems.append(str(error))
+        return problems
 
 
 def _provenance(path: Path) -> dict[str, Any]:
     file, remedy = path / "run.json", "restore it or train again"
-    found = read_record(file, AnyFormat, checked=False, remedy=remedy)[0].format
-    if found not in (UNCHECKED, FORMAT):
-        raise RunError(f"{path} has run format {found}; expected {FORMAT}; use the version of udkd that made it")
-    return without_none(read_record(file, Provenance, checked=found != UNCHECKED, remedy=remedy)[1])
+    run_format = read_record(file, AnyFormat, checked=False, remedy=remedy)[0].format
+    if run_format not in (UNCHECKED, FORMAT):
+        raise RunError(f"{path} has run format {run_format}; expected {FORMAT}; use the version of udkd that made it")
+    return without_none(read_record(file, Provenance, checked=run_format != UNCHECKED, remedy=remedy)[1])
 
 
 def epoch_seconds(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[float]:
@@ -194,12 +194,12 @@ def epoch_seconds(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[fl
     return [batch_size * (after - before) / row["images_per_s"] for (before, after), row in zip(steps, rows, strict=True)]
 
 
-def flat(values: Mapping[str, Any] | list[Any], prefix: str = "", *, lists: bool = True) -> dict[str, Any]:
+def flatten(values: Mapping[str, Any] | list[Any], prefix: str = "", *, lists: bool = True) -> dict[str, Any]:
     """Nested values by dotted path; lists: also those of lists, by index."""
     items = enumerate(values) if isinstance(values, list) else values.items()
     result: dict[str, Any] = {}
     for name, value in items:
         path = f"{prefix}{name}"
         nested = isinstance(value, Mapping) or (lists and isinstance(value, list))
-        result |= flat(value, path + ".", lists=lists) if nested and value else {path: value}
+        result |= flatten(value, path + ".", lists=lists) if nested and value else {path: value}
     return result

@@ -1,6 +1,6 @@
-"""What the JSON files of a run may hold, as strict models, and the one way to read them.
+"""Strict models of the JSON files of a run, and the one way to read them.
 
-What is read is held against its model and handed on as plain values: of their names and types a reader may be sure.
+Content is validated against its model and returned as plain values, whose names and types a reader can rely on.
 """
 
 import reprlib
@@ -47,7 +47,7 @@ class Config(_Record):
 
 
 class AnyFormat(_Record):
-    """run.json of any version."""
+    """run.json of any format."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     format: int
@@ -65,7 +65,7 @@ class Hardware(_Record):
 class Provenance(_Record):
     """run.json: data, teacher, cache, versions, hardware, command. classes: wnid or folder name of each output, in order.
 
-    num_views: how many views recur. teacher_sha256: of a live teacher. starts: sha256 of the weights that students began with.
+    num_views: the number of views that recur. teacher_sha256: of a live teacher. starts: sha256 of init_from weights, by name.
     """
 
     format: int
@@ -102,7 +102,7 @@ class Score(_Record):
     loss: _AtLeast0
 
 
-class Scored(Score):
+class NetworkScore(Score):
     """The score of a named network."""
 
     name: _Text
@@ -116,9 +116,9 @@ class Evaluation(_Record):
     num_samples: _Count
     num_classes: _Count
     step: _Whole
-    students: Annotated[list[Scored], Field(min_length=1)]
+    students: Annotated[list[NetworkScore], Field(min_length=1)]
     ensemble: Score
-    teacher: Scored | None
+    teacher: NetworkScore | None
     predictions_sha256: _Text | None = None
 
 
@@ -145,7 +145,7 @@ class EpochMeans(_Record):
 
     @property
     def columns(self) -> dict[str, list[float | None]]:
-        """Those that are there, by name."""
+        """The columns that are present, by name."""
         return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
 
@@ -173,19 +173,19 @@ class Epoch(_Record):
         return self
 
 
-class EpochStats(_Record):
-    """See udkd.losses.schedules.EpochStats."""
+class StoredEpochStats(_Record):
+    """See udkd.losses.schedules.StoredEpochStats."""
 
     progress: list[Annotated[float, Field(ge=0, le=1.00001)]]
     confidence: float
 
 
-class Progress(_Record):
-    """How far a checkpoint is: steps done, whole batches of an epoch, and what the last epoch's schedules go by."""
+class CheckpointProgress(_Record):
+    """A checkpoint's progress: steps done, steps per epoch, and the last epoch's statistics where schedules need them."""
 
     step: _Whole
     steps_per_epoch: _Count
-    figures: EpochStats | None = None
+    figures: StoredEpochStats | None = None
 
 
 class Last(_Record):
@@ -196,11 +196,11 @@ class Last(_Record):
 
     file: Annotated[str, Field(pattern=r"^step-[0-9]{9,16}\.safetensors$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    progress: Progress | None = None
+    progress: CheckpointProgress | None = None
 
     @property
     def step(self) -> int:
-        """The steps that the file's name tells."""
+        """The step in the file's name."""
         return int(self.file.removeprefix("step-").removesuffix(".safetensors"))
 
     @model_validator(mode="after")
@@ -211,15 +211,15 @@ class Last(_Record):
 
 
 def read_record(path: Path, model: type[_R], *, checked: bool, remedy: str) -> tuple[_R, dict[str, Any]]:
-    """A JSON file of a run, as its model and as plain values. checked: it must carry a checksum.
+    """A JSON file of a run, as its model and as plain values. checked: whether it must carry a checksum.
 
-    Raises RunError naming the file and what is wrong in it: unreadable, changed since it was written, ill-typed.
+    Raises RunError naming the file and its problem: unreadable, changed since it was written, ill-typed.
     """
     try:
         data = read_regular(path, _MOST_BYTES)
-        return _held(data, model, load_checked, checked)
+        return _validated(data, model, load_checked, checked)
     except (OSError, ValueError) as error:
-        refuse(path, error, remedy)
+        raise_unreadable(path, error, remedy)
 
 
 def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
@@ -228,7 +228,7 @@ def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
     first = None
     try:
         for line in read_regular(path, _MOST_BYTES).splitlines(keepends=True):
-            row, values = _held(line, Epoch, load_checked_line, checked)
+            row, values = _validated(line, Epoch, load_checked_line, checked)
             first = first or row
             rows.append(values)
             if row.epoch != len(rows) or row.step != row.epoch * first.step:
@@ -236,29 +236,31 @@ def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
             if len(row.lr) != len(first.lr) or row.train.columns.keys() != first.train.columns.keys():
                 raise ValueError("it holds other figures or students than the rows before it")
     except OSError as error:
-        refuse(path, error, "train again")
+        raise_unreadable(path, error, "train again")
     except ValueError as error:
-        refuse(path, ValueError(f"after {len(rows)} rows: {error}"), "train again")
+        raise_unreadable(path, ValueError(f"after {len(rows)} rows: {error}"), "train again")
     return rows
 
 
-def _held(data: bytes, model: type[_R], read: Callable[[bytes], dict[str, Any]], checked: bool) -> tuple[_R, dict[str, Any]]:
+def _validated(
+    data: bytes, model: type[_R], read: Callable[[bytes], dict[str, Any]], checked: bool
+) -> tuple[_R, dict[str, Any]]:
     if checked and not has_checksum(data):
         raise ValueError(f"it lacks its {CHECKSUM}")
     values = read(data)
     try:
         return model.model_validate(values), values
     except ValidationError as error:
-        raise ValueError(explained(error.errors(include_url=False))) from None
+        raise ValueError(first_problem(error.errors(include_url=False))) from None
 
 
-def explained(problems: Sequence[Any]) -> str:
+def first_problem(problems: Sequence[Any]) -> str:
     """The first problem that a model found, in one line."""
     first = problems[0]
     where = ".".join(map(str, first["loc"]))
     if first["type"] in ("value_error", "assertion_error"):
-        said: str = first["msg"].split(", ", 1)[-1]
-        return f"{where}: {said}" if where else said
+        message: str = first["msg"].split(", ", 1)[-1]
+        return f"{where}: {message}" if where else message
     if first["type"] == "missing":
         return f"it lacks {where}"
     if first["type"] == "extra_forbidden":
@@ -266,10 +268,10 @@ def explained(problems: Sequence[Any]) -> str:
     return f"{where} is {reprlib.repr(first['input'])}: {first['msg']}"
 
 
-def refuse(path: Path, error: Exception, remedy: str) -> NoReturn:
+def raise_unreadable(path: Path, error: Exception, remedy: str) -> NoReturn:
     """Raise RunError: a file of a run cannot be read."""
-    why = error.strerror if isinstance(error, OSError) and error.strerror else error
-    raise RunError(f"{path} cannot be read ({why}); expected what udkd wrote; {remedy}") from None
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    raise RunError(f"{path} cannot be read ({reason}); expected what udkd wrote; {remedy}") from None
 
 
 def without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An epoch's figures as TensorBoard scalars."""
+"""An epoch's metrics as TensorBoard scalars."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,6 @@ def write_scalars(folder: Path, row: Mapping[str, Any], names: Sequence[str]) ->
             for term, values in row["train"].items():
                 if values[index] is not None:  # a student that has not joined yet
                     writer.add_scalar(f"train/{term}/{name}", values[index], row["step"])
-            for figure, value in (row["val"]["students"][index] or {}).items():
-                writer.add_scalar(f"val/{figure}/{name}", value, row["step"])
+            for metric, value in (row["val"]["students"][index] or {}).items():
+                writer.add_scalar(f"val/{metric}/{name}", value, row["step"])
         writer.add_scalar("images_per_s", row["images_per_s"], row["step"])

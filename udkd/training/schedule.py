@@ -1,4 +1,4 @@
-"""What the steps of one epoch depend on besides their samples, on the device: a step finds its row by its number alone."""
+"""What the steps of one epoch depend on besides their samples, on the device: a step looks its values up by its number."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,18 @@ from udkd.augment.apply import ViewTable
 from udkd.config.recipe import Recipe
 from udkd.losses.schedules import EpochStats, interpolate, schedule_progress
 from udkd.models.build import dropout_keys
-from udkd.training.lr import averaging, cosine
+from udkd.training.lr import cosine, ema_rate
 from udkd.utils.rng import Stream, key
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepValues:
+    """One step's row of an EpochSchedule: learning rates, dropout keys, loss weights (see `loss_weights`), EMA rate []."""
+
+    lr_N: Tensor
+    dropout_key_N: Tensor
+    loss_weights_4N: Tensor
+    ema_rate: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,16 +29,15 @@ class EpochSchedule:
     """One epoch of S steps for N students.
 
     view: the number of the view that the students see. views: the views of all ids.
-    rates: float32 [S, N], learning rates. dropout_keys: int64 [S, N]. averaging: float32 [S], see schedule.averaging.
-    weights: float32 [S, 4, N], see `mixture`.
+    lr_and_weights: float32 [S, 5, N], learning rates and the four loss weights. dropout_keys: int64 [S, N].
+    ema_rates: float32 [S], see udkd.training.lr.ema_rate.
     """
 
     view: int
     views: ViewTable
-    rates: Tensor
+    lr_and_weights: Tensor  # one table: every lookup is a kernel launch
     dropout_keys: Tensor
-    averaging: Tensor
-    weights: Tensor
+    ema_rates: Tensor
 
     @classmethod
     def of(
@@ -39,36 +48,44 @@ class EpochSchedule:
         view: int,
         views: ViewTable,
         device: torch.device,
-        figures: EpochStats | None = None,
+        stats: EpochStats | None = None,
     ) -> "EpochSchedule":
-        """The plan of epoch number `epoch`, from 0. figures: of the epoch before it."""
+        """The schedule of epoch number `epoch`, from 0. stats: of the epoch before it."""
         steps = np.arange(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch, dtype=np.int64)
         seed = int(key(recipe.train.seed, Stream.DROPOUT)[0] >> 1)
         students = range(len(recipe.students))
         keys = np.stack([dropout_keys(seed, index, steps) for index in students], axis=1)
         rates = [learning_rates(recipe, step, steps_per_epoch) for step in steps.tolist()]
-        figures = figures or EpochStats.none(len(recipe.students))
-        weights = [mixture(recipe, step, steps_per_epoch * recipe.train.epochs, figures) for step in steps.tolist()]
-        shares = [averaging(step, recipe.train.ema_decay) for step in steps.tolist()]
+        stats = stats or EpochStats.none(len(recipe.students))
+        weights = [loss_weights(recipe, step, steps_per_epoch * recipe.train.epochs, stats) for step in steps.tolist()]
+        ema_rates = [ema_rate(step, recipe.train.ema_decay) for step in steps.tolist()]
         return cls(
             view=view,
             views=views,
-            rates=torch.tensor(rates, dtype=torch.float32).to(device),
+            lr_and_weights=torch.tensor([[lr, *rows] for lr, rows in zip(rates, weights, strict=True)], dtype=torch.float32).to(
+                device
+            ),
             dropout_keys=torch.from_numpy(keys).to(device),
-            averaging=torch.tensor(shares, dtype=torch.float32).to(device),
-            weights=torch.tensor(weights, dtype=torch.float32).to(device),
+            ema_rates=torch.tensor(ema_rates, dtype=torch.float32).to(device),
         )
 
+    @property
+    def lr(self) -> Tensor:
+        """Learning rates, float32 [S, N]."""
+        return self.lr_and_weights[:, 0]
 
-def at_step(values_S: Tensor, place: Tensor) -> Tensor:
-    """values_S[place] for an int64 scalar on the device. Indexing by it would ask the device for the number: the host waits,
-    and inside a CUDA graph that is an error.
-    """
-    return values_S.index_select(0, place.view(1))[0]
+    def at(self, step: Tensor, columns: Tensor | None = None) -> StepValues:
+        """The values of a step, an int64 scalar on the device. columns: int64, the students whose loss weights are wanted."""
+        # Indexing by `step` would read it: the host would wait, and in a CUDA graph that is an error.
+        values_5N, keys_N, ema_rate = (
+            table.index_select(0, step.view(1))[0] for table in (self.lr_and_weights, self.dropout_keys, self.ema_rates)
+        )
+        weights_4N = values_5N[1:] if columns is None else values_5N[1:].index_select(1, columns)
+        return StepValues(lr_N=values_5N[0], dropout_key_N=keys_N, loss_weights_4N=weights_4N, ema_rate=ema_rate)
 
 
 def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[float]:
-    """Each student's learning rate in step number `step` of the run; one that joins later begins its schedule then."""
+    """Each student's learning rate in step number `step` of the run; the schedule of one that joins later begins then."""
     return [
         cosine(
             step - student.start_epoch * steps_per_epoch,
@@ -82,10 +99,10 @@ def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[floa
     ]
 
 
-def mixture(recipe: Recipe, step: int, total_steps: int, figures: EpochStats) -> list[list[float]]:
+def loss_weights(recipe: Recipe, step: int, total_steps: int, stats: EpochStats) -> list[list[float]]:
     """[4][N]: alpha, beta, gamma and the method's weight of each student in step number `step` of the run.
 
-    What the recipe says, moved by its schedules, times the student's own weight; a pure function of these four.
+    The recipe's weights, moved by its schedules, times the student's loss_weight. stats: of the epoch before.
     """
     share = step / total_steps
     return [
@@ -95,7 +112,7 @@ def mixture(recipe: Recipe, step: int, total_steps: int, figures: EpochStats) ->
                 schedule.kind,
                 first,
                 schedule.to,
-                progress=schedule_progress(schedule.kind, figures, index, share=share, until=schedule.until),
+                progress=schedule_progress(schedule.kind, stats, index, share=share, until=schedule.until),
             )
             for index, student in enumerate(recipe.students)
         ]

@@ -50,16 +50,16 @@ def score(
     batch: int,
     autocast: bool,
     flip: bool = False,
-    averaged: Sequence[int] | None = None,
+    ensemble: Sequence[int] | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
-    on_answers: Callable[[Tensor, Sequence[Tensor]], None] = lambda labels_B, log_p: None,
+    on_log_p: Callable[[Tensor, Sequence[Tensor]], None] = lambda labels_B, log_p: None,
 ) -> Scores:
     """Run classifiers (in evaluation mode already) over `ids` in evaluation views.
 
-    on_batch hears how many are done; on_answers a batch's labels and the log-probabilities [B, C] of each classifier and,
-    last, of their averaged probabilities.
+    on_batch receives the number of samples done; on_log_p a batch's labels and the log-probabilities [B, C] of each classifier
+    and, last, of their averaged probabilities.
     flip: a classifier's logits are the mean of those for a view and for its mirror image.
-    averaged: places of those whose probabilities are averaged; all where it is None.
+    ensemble: indices of the classifiers whose probabilities are averaged; None for all.
     """
     table = views.table(0)
     totals: Tensor | None = None
@@ -71,10 +71,10 @@ def score(
                 mirrored = x_BCHW.flip(-1)
                 logits = [(z_BC + classifier(mirrored)) / 2 for z_BC, classifier in zip(logits, classifiers, strict=True)]
         log_p = [torch.log_softmax(z_BC.float(), dim=-1) for z_BC in logits]
-        # Not the log of the mean: a probability below 1e-45 would become a loss of infinity.
-        together = log_p if averaged is None else [log_p[place] for place in averaged]
-        log_p.append(torch.logsumexp(torch.stack(together), dim=0) - math.log(len(together)))
-        on_answers(part.labels, log_p)
+        # Not the log of the mean probability: one below 1e-45 would make the loss infinite.
+        members = log_p if ensemble is None else [log_p[index] for index in ensemble]
+        log_p.append(torch.logsumexp(torch.stack(members), dim=0) - math.log(len(members)))
+        on_log_p(part.labels, log_p)
         sums = torch.stack([_sums(log_p_BC, part.labels) for log_p_BC in log_p])
         totals = sums if totals is None else totals + sums
         on_batch(len(part.labels))
@@ -84,7 +84,7 @@ def score(
 
 
 def _sums(log_p_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Correct in the first, correct in the first five, summed cross-entropy: float64 [3]."""
+    """Top-1 correct, top-5 correct, summed cross-entropy: float64 [3]."""
     best = top_k(log_p_BC, 5)[1] == labels_B[:, None]
     loss = F.nll_loss(log_p_BC, labels_B, reduction="sum")
     return torch.stack([best[:, 0].sum().double(), best.sum().double(), loss.double()])

@@ -1,4 +1,4 @@
-"""How fast this machine trains a recipe's networks, measured in seconds before hours are spent."""
+"""How fast this machine trains a recipe's networks: measured in seconds, before hours are spent."""
 
 import time
 from collections.abc import Callable
@@ -16,22 +16,22 @@ _TIMED_STEPS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speeds:
-    """Seconds per image: of one training step of the teacher, of the teacher's answer, of a step of all students."""
+class StepTimes:
+    """Seconds per image: of a training step of the teacher, of its forward pass, of a training step of all students."""
 
-    fit_s: float
-    answer_s: float
-    students_s: float
+    teacher_step_s: float
+    teacher_forward_s: float
+    students_step_s: float
 
     def total_s(self, recipe: Recipe, *, train_images: int, val_images: int) -> float:
-        """What fitting the teacher, caching, training and evaluating take."""
-        fit = recipe.fit.epochs * (train_images * self.fit_s + val_images * self.answer_s)
+        """Estimated seconds of fitting the teacher, caching, training and evaluating."""
+        fit = recipe.fit.epochs * (train_images * self.teacher_step_s + val_images * self.teacher_forward_s)
         # Evaluation has no backward pass: a third of a training step.
-        students = recipe.train.epochs * (train_images + val_images / 3) * self.students_s
-        return fit + train_images * self.answer_s + students
+        students = recipe.train.epochs * (train_images + val_images / 3) * self.students_step_s
+        return fit + train_images * self.teacher_forward_s + students
 
 
-def probe(recipe: Recipe, num_classes: int, device: torch.device) -> Speeds:
+def measure_step_times(recipe: Recipe, num_classes: int, device: torch.device) -> StepTimes:
     """Time forward and backward passes of every network on one constant batch, after a warm-up."""
     set_threads(recipe.train.threads)
     batch, size = recipe.train.batch_size, recipe.views.size_px
@@ -52,16 +52,16 @@ def probe(recipe: Recipe, num_classes: int, device: torch.device) -> Speeds:
 
     teacher = network(recipe.fit.architecture)
 
-    def answer() -> None:
+    def teacher_forward() -> None:
         with torch.no_grad():
             teacher(x_BCHW)
 
-    fit_s = _seconds(train(teacher), device) / batch
+    teacher_step_s = _seconds(train(teacher), device) / batch
     teacher.eval()
-    return Speeds(
-        fit_s=fit_s,
-        answer_s=_seconds(answer, device) / batch,
-        students_s=sum(_seconds(train(network(student.architecture)), device) for student in recipe.students) / batch,
+    return StepTimes(
+        teacher_step_s=teacher_step_s,
+        teacher_forward_s=_seconds(teacher_forward, device) / batch,
+        students_step_s=sum(_seconds(train(network(student.architecture)), device) for student in recipe.students) / batch,
     )
 
 

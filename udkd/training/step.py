@@ -8,105 +8,71 @@ from torch import Tensor
 
 from udkd.augment.apply import ViewTable
 from udkd.data.batch import Batch
-from udkd.losses.distill import LossSettings, Terms
-from udkd.teacher.target import TargetSource, TeacherTargets
-from udkd.training.schedule import EpochSchedule, at_step
+from udkd.losses.distill import Loss, Terms
+from udkd.models.features import FeatureExtractor
+from udkd.teacher.target import TargetSource
+from udkd.training.method_loss import MethodLoss
+from udkd.training.metrics import TrainMetrics
+from udkd.training.schedule import EpochSchedule
 from udkd.training.student import Student
 
-Objective = Callable[[Tensor, Batch, TeacherTargets, EpochSchedule, Tensor], tuple[list[Tensor], Terms]]
-"""(x, batch, lesson, plan, place: the step's number in the epoch) to N logits [B, C] and the terms of the loss."""
-
-ROWS = ("hard", "teacher", "peer", "top1")
-"""Rows of Tally.sums."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainMetrics:
-    """Sums since the epoch began, on the device: reading them makes the host wait, adding to them does not.
-
-    sums:      float64 [R, N], one row for each of `rows`, each batch's mean times its size (top1: correct predictions).
-    count:     int64 [], samples seen. With whole batches it also tells the step's number within the epoch.
-    bad_place: int64 [], the first step of the epoch whose loss was not finite, or -1.
-    rows:      ROWS, and the names of what a step records besides (Terms.more).
-    """
-
-    sums: Tensor
-    count: Tensor
-    first_nonfinite_step: Tensor
-    rows: tuple[str, ...] = ROWS
-
-    @classmethod
-    def empty(cls, num_students: int, device: torch.device, more: tuple[str, ...] = ()) -> "TrainMetrics":
-        return cls(
-            rows=(*ROWS, *more),
-            sums=torch.zeros(len(ROWS) + len(more), num_students, dtype=torch.float64, device=device),
-            count=torch.zeros((), dtype=torch.int64, device=device),
-            first_nonfinite_step=torch.full((), -1, dtype=torch.int64, device=device),
-        )
-
-    def clear(self) -> None:
-        """Begin anew, in the same memory."""
-        self.sums.zero_()
-        self.count.zero_()
-        self.first_nonfinite_step.fill_(-1)
-
-    @torch.no_grad()
-    def add(
-        self, place: Tensor, logits: Sequence[Tensor], terms: Terms, labels_B: Tensor, columns: Tensor | None = None
-    ) -> None:
-        """One batch more, in step number `place` of the epoch. columns: int64, the students' places where not all train."""
-        size = len(labels_B)
-        correct = torch.stack([(z_BC.argmax(-1) == labels_B).sum() for z_BC in logits]) / size
-        rows = torch.stack([terms.hard, terms.teacher, terms.peer, correct, *terms.more]).double()
-        self.sums.add_(rows, alpha=size) if columns is None else self.sums.index_add_(1, columns, rows, alpha=size)
-        self.count.add_(size)
-        first_bad = (self.first_nonfinite_step < 0) & ~torch.isfinite(terms.total)
-        self.first_nonfinite_step.copy_(torch.where(first_bad, place, self.first_nonfinite_step))
-
-    def means(self, loss: LossSettings) -> dict[str, list[float]]:
-        """The means so far, one entry per student: "loss" and each of `rows` (top1 in percent). Makes the host wait."""
-        row = dict(zip(self.rows, (self.sums / self.count.clamp(min=1)).tolist(), strict=True))
-        weighted = zip(row["hard"], row["teacher"], row["peer"], strict=True)
-        row["top1"] = [100 * share for share in row["top1"]]
-        return {"loss": [loss.alpha * hard + loss.beta * teacher + loss.gamma * peer for hard, teacher, peer in weighted]} | row
+ForwardLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor], tuple[list[Tensor], list[list[Tensor]], Terms]]
+"""(x, labels, teacher logits, sample weights, weights_3N) to N logits [B, C], each student's feature maps, and the terms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStep:
-    """All that a step needs and that no step changes but the students. What is compiled was decided when it was assembled.
+    """Everything a step needs. What is compiled was decided by build_step.
 
-    augment: canvases and views to the students' input. objective: all students and their loss.
-    columns: int64, the students' places in the recipe, where not all of them train.
+    augment:      canvases and their views to the students' input.
+    forward_loss: see `forward_loss`; one graph where train.compile is "all".
+    method:       a further term for every student, where loss.method is set.
+    columns:      int64, the students' indices in the recipe where not all of them train.
     """
 
     students: Sequence[Student]
     augment: Callable[[Tensor, ViewTable], Tensor]
-    lessons: TargetSource
-    objective: Objective
-    channels_last: bool
+    teacher: TargetSource
+    forward_loss: ForwardLoss
+    method: MethodLoss | None = None
     columns: Tensor | None = None
 
-    def __call__(self, batch: Batch, plan: EpochSchedule, tally: TrainMetrics) -> None:
-        """Train every student on one batch and add what happened to the tally.
+    def __call__(self, batch: Batch, step: Tensor, schedule: EpochSchedule, metrics: TrainMetrics) -> None:
+        """Train every student on one batch. step: int64 [], its number in the epoch, on the device.
 
-        Nothing here waits for the device, and whatever a step's number decides is looked up on the device: the same lines
-        run batch by batch or, recorded once, as one CUDA graph.
+        Nothing here waits for the device, and what depends on the step's number is looked up there: the same lines run batch
+        by batch or, captured once, as one CUDA graph.
         """
-        place = tally.count // len(batch.labels)
-        rates, keys, averaging = (at_step(each, place) for each in (plan.rates, plan.dropout_keys, plan.averaging))
+        now = schedule.at(step, self.columns)
         for student in self.students:
-            student.set_step_inputs(rates[student.index], keys[student.index])
-        views = plan.views.gather(batch.ids)
-        x_BCHW = self.augment(batch.canvas, views)
-        lesson = self.lessons.lookup(batch, x_BCHW, plan.view)
-        if not self.channels_last:
-            x_BCHW = x_BCHW.contiguous()
-        logits, terms = self.objective(x_BCHW, batch, lesson, plan, place)
+            student.set_step_inputs(now.lr_N[student.index], now.dropout_key_N[student.index])
+        x_BCHW = self.augment(batch.canvas, schedule.views.gather(batch.ids))
+        target = self.teacher(batch, x_BCHW, schedule.view)
+
+        logits, maps, terms = self.forward_loss(x_BCHW, batch.labels, target.logits, target.weight, now.loss_weights_4N[:3])
+        if self.method is not None:
+            keys = [now.dropout_key_N[student.index] for student in self.students]
+            terms = terms.plus(self.method(batch, target, logits, maps, keys), now.loss_weights_4N[3])
         terms.total.backward()  # type: ignore[no-untyped-call]
+
         for student in self.students:
-            student.optimizer_step(averaging)
-        tally.add(place, logits, terms, batch.labels, self.columns)
+            student.optimizer_step(now.ema_rate)
+        metrics.add(step, logits, batch.labels, terms, now.loss_weights_4N, target.weight, self.columns)
 
     def mutable_state(self) -> list[Tensor]:
-        """Every tensor that a step changes, but for the tally's."""
+        """Every tensor that a step changes, except those of the metrics."""
         return [tensor for student in self.students for tensor in student.mutable_state()]
+
+
+def forward_loss(networks: Sequence[FeatureExtractor], loss: Loss, *, device_type: str, autocast: bool) -> ForwardLoss:
+    """N forwards of one input, then one loss: peers see each other's logits of this very pass."""
+
+    def forward(
+        x_BCHW: Tensor, labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
+    ) -> tuple[list[Tensor], list[list[Tensor]], Terms]:
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=autocast):
+            outputs = [network(x_BCHW) for network in networks]
+        logits = [logits_BC for logits_BC, _ in outputs]
+        return logits, [maps for _, maps in outputs], loss(logits, labels_B, teacher_BC, weight_B, weights_3N)
+
+    return forward

@@ -1,4 +1,4 @@
-"""Students: a network and its own SGD each, made from a recipe."""
+"""Students: a network and its optimizer each, made from a recipe."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,49 +17,49 @@ from udkd.utils.rng import Stream, key
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """One of N.
+    """A network, its optimizer, and what is trained or averaged with it.
 
-    index: its place in the recipe. draws: its layers that need a key each step. average: of its weights, where one is kept.
-    connector: layers that join it to its teacher, trained with it, where the loss has a method.
+    index: its position in the recipe. dropouts: its layers that need a key each step. average: of its weights, where
+    train.ema_decay is set. connector: layers of the loss's method, trained with it.
     """
 
     index: int
     name: str
     model: nn.Module
     optimizer: torch.optim.SGD
-    draws: list[KeyedDropout]
+    dropout_layers: list[KeyedDropout]
     average: WeightEMA | None
     connector: nn.Module | None = None
 
-    def set_step_inputs(self, rate: Tensor, dropout_key: Tensor) -> None:
-        """Set what depends on the step's number alone: learning rate and the name of the dropout's randomness, scalars."""
-        self.optimizer.param_groups[0]["lr"].copy_(rate)
-        for layer in self.draws:
+    def set_step_inputs(self, lr: Tensor, dropout_key: Tensor) -> None:
+        """Set what depends only on the step's number: learning rate and the key of the dropout's randomness, scalars."""
+        self.optimizer.param_groups[0]["lr"].copy_(lr)
+        for layer in self.dropout_layers:
             layer.key.copy_(dropout_key)
 
-    def optimizer_step(self, averaging: Tensor) -> None:
-        """Follow the gradients and drop them. averaging: how far the averaged weights move, a scalar."""
+    def optimizer_step(self, ema_rate: Tensor) -> None:
+        """Apply the gradients and drop them. ema_rate: how far the averaged weights move, a scalar."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update(self.model, averaging)
+            self.average.update(self.model, ema_rate)
 
     @property
     def eval_model(self) -> nn.Module:
-        """The network that is evaluated: the averaged one where there is one."""
+        """The network that is evaluated: the averaged one where train.ema_decay is set."""
         return self.model if self.average is None else self.average.model
 
     def with_connector(self, connector: nn.Module) -> "Student":
         """The same student, whose optimizer trains `connector` too."""
         parameters = list(connector.parameters())
         if parameters:
-            self.optimizer.add_param_group({"params": parameters})  # reads the learning rate that the other weights read
-            _still(self.optimizer, parameters)
+            self.optimizer.add_param_group({"params": parameters})  # shares the learning rate tensor of the other weights
+            _zero_momentum(self.optimizer, parameters)
         return replace(self, connector=connector)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over another network's weights. Raises RunError where they are those of another kind of network."""
-        require_like(weights, self.model.state_dict(), f"the start of {self.name}")
+        """Load another network's weights. Raises RunError where they do not fit."""
+        require_like(weights, self.model.state_dict(), f"the initial weights of {self.name}")
         for model in [self.model, *([self.average.model] if self.average else [])]:
             load_weights(model, weights)
 
@@ -76,7 +76,7 @@ class Student:
         return state
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Undo `tensors`; memory stays where it is."""
+        """The inverse of `tensors`, in place."""
         load_weights(self.model, prefixed(tensors, f"student.{self.index}."))
         if self.connector is not None:
             self.connector.load_state_dict(prefixed(tensors, f"connector.{self.index}."))
@@ -88,7 +88,7 @@ class Student:
             load_weights(self.average.model, prefixed(tensors, f"average.{self.index}."))
 
     def restore_weights(self, tensors: dict[str, Tensor], where: str) -> None:
-        """The network that is judged, of a checkpoint that may hold connectors. Raises RunError where it does not fit."""
+        """Restore only the evaluated network; the checkpoint may hold connectors. Raises RunError where it does not fit."""
         kind = "student" if self.average is None else "average"
         weights = prefixed(tensors, f"{kind}.{self.index}.")
         require_like(weights, self.eval_model.state_dict(), f"{self.name} in {where}")
@@ -98,12 +98,12 @@ class Student:
         """Every tensor that a step changes."""
         momentum = [state["momentum_buffer"] for state in self.optimizer.state.values() if "momentum_buffer" in state]
         averaged = [] if self.average is None else list(self.average.model.state_dict().values())
-        joined = [] if self.connector is None else [*self.connector.parameters(), *self.connector.buffers()]
-        weights = [*self.model.parameters(), *self.model.buffers(), *joined]
+        connector = [] if self.connector is None else [*self.connector.parameters(), *self.connector.buffers()]
+        weights = [*self.model.parameters(), *self.model.buffers(), *connector]
         return [*weights, *momentum, *averaged, self.optimizer.param_groups[0]["lr"]]
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All that is trained; names of the connector's are those of no network."""
+        """All that is trained; the connector's names have a prefix that no network has."""
         yield from self.model.named_parameters()
         if self.connector is not None:
             for name, parameter in self.connector.named_parameters():
@@ -111,7 +111,7 @@ class Student:
 
 
 def make_students(recipe: Recipe, num_classes: int, device: torch.device) -> list[Student]:
-    """Build every student of a recipe on a device, its initial weights named by (train.seed, place)."""
+    """Build every student of a recipe on a device, its initial weights named by (train.seed, index)."""
     return [
         _make(recipe, index, name, section, num_classes, device)
         for index, (name, section) in enumerate(zip(recipe.student_names(), recipe.students, strict=True))
@@ -135,13 +135,13 @@ def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_cl
         name=name,
         model=model,
         optimizer=_sgd(model, section, device),
-        draws=dropout_layers(model),
+        dropout_layers=dropout_layers(model),
         average=WeightEMA.of(model) if recipe.train.ema_decay else None,
     )
 
 
 def _sgd(model: nn.Module, section: StudentSection, device: torch.device) -> torch.optim.SGD:
-    """All weights in one multi-tensor kernel, which reads the learning rate from the device: nothing of it is in a graph."""
+    """All weights in one multi-tensor kernel, which reads the learning rate from the device: a CUDA graph does not fix it."""
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=torch.zeros((), device=device),
@@ -150,27 +150,27 @@ def _sgd(model: nn.Module, section: StudentSection, device: torch.device) -> tor
         nesterov=section.nesterov,
         fused=True,
     )
-    _still(optimizer, model.parameters())
+    _zero_momentum(optimizer, model.parameters())
     return optimizer
 
 
-def _still(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> None:
-    """Momentum of 0, which is what a first step without any begins from."""
+def _zero_momentum(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> None:
+    """Allocate momentum of 0, the same as none before the first step, so that no step allocates it."""
     if optimizer.defaults["momentum"]:
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def require_like(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+def require_like(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
     """RunError naming the first tensor of `where` that is missing, unknown, of another dtype or shape, or not finite."""
-    for name in [*wanted, *(name for name in found if name not in wanted)]:
-        if name not in found or name not in wanted:
+    for name in [*wanted, *(name for name in tensors if name not in wanted)]:
+        if name not in tensors or name not in wanted:
             state = "lacks" if name in wanted else "also holds"
             raise RunError(f"{where} {state} {name}; expected a checkpoint of this recipe; restore it or train again")
-        has, expected = ((tensor.dtype, tuple(tensor.shape)) for tensor in (found[name], wanted[name]))
+        has, expected = ((tensor.dtype, tuple(tensor.shape)) for tensor in (tensors[name], wanted[name]))
         if has != expected:
             raise RunError(f"{name} of {where} is {has}; expected {expected}; restore it or train again")
-        if found[name].is_floating_point() and not found[name].isfinite().all():
+        if tensors[name].is_floating_point() and not tensors[name].isfinite().all():
             raise RunError(f"{name} of {where} is not finite; expected numbers; restore it or train again")
 
 

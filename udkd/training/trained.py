@@ -1,4 +1,4 @@
-"""The networks of a trained run, in evaluation mode: one student, or all of them averaged."""
+"""A trained run's classifier, in evaluation mode: one student, or the mean of all students' probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from udkd.utils.errors import RunError
 AVERAGED = "averaged"
 
 
-class Averaged(nn.Module):
+class ProbabilityMean(nn.Module):
     """The logarithm of the mean of several classifiers' probabilities, [B, C]: a softmax of it is that mean."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -28,7 +28,7 @@ class Averaged(nn.Module):
         return torch.logsumexp(torch.stack(log_p), dim=0) - math.log(len(log_p))
 
 
-class Mirrored(nn.Module):
+class FlipAveraged(nn.Module):
     """The mean of a classifier's logits for images and for their mirror images, [B, C]: evaluation.flip_tta."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,8 +41,8 @@ class Mirrored(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What `udkd eval` scores: with evaluation.flip_tta the model sees the mirror image too.
+class TrainedClassifier:
+    """The classifier that `udkd eval` scores; with evaluation.flip_tta it includes the mirror image.
 
     name: the student's, or AVERAGED. model: float32, on the CPU, contiguous layout. classes: the outputs' wnids.
     """
@@ -54,7 +54,7 @@ class Trained:
     step: int
 
     @classmethod
-    def load(cls, run: RunFolder, student: str | None, *, averaged: bool) -> "Trained":
+    def load(cls, run: RunFolder, student: str | None, *, averaged: bool) -> "TrainedClassifier":
         """Restore the newest checkpoint. Raises RunError: no checkpoint, no such student, none chosen of several."""
         recipe = Recipe.from_stored(run.config, str(run.path))
         names = recipe.student_names()
@@ -69,9 +69,9 @@ class Trained:
         checkpoint = run.load()
         checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs)
         joined = recipe.started_students(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
-        places = joined if averaged else [0 if student is None else names.index(student)]
-        chosen = [_judged(recipe, place, len(run.classes), dict(checkpoint.tensors)) for place in places]
-        model = Averaged(chosen) if averaged else chosen[0]
+        indices = joined if averaged else [0 if student is None else names.index(student)]
+        chosen = [_evaluated_model(recipe, index, len(run.classes), dict(checkpoint.tensors)) for index in indices]
+        model = ProbabilityMean(chosen) if averaged else chosen[0]
         model.eval().requires_grad_(False)
         return cls(
             name=AVERAGED if averaged else (student or names[0]),
@@ -82,10 +82,10 @@ class Trained:
         )
 
 
-def _judged(recipe: Recipe, place: int, num_classes: int, tensors: dict[str, Tensor]) -> nn.Module:
-    """The network that evaluation judges: of the weights' moving average where the run keeps one, else of the weights."""
-    model = build(recipe.students[place].architecture, num_classes, image_px=recipe.views.size_px, seed=0)
-    weights = prefixed(tensors, f"{'average' if recipe.train.ema_decay else 'student'}.{place}.")
-    require_like(weights, model.state_dict(), f"student {place} of the checkpoint")
+def _evaluated_model(recipe: Recipe, index: int, num_classes: int, tensors: dict[str, Tensor]) -> nn.Module:
+    """The evaluated network: with the moving average of the weights where the run keeps one, else with the weights."""
+    model = build(recipe.students[index].architecture, num_classes, image_px=recipe.views.size_px, seed=0)
+    weights = prefixed(tensors, f"{'average' if recipe.train.ema_decay else 'student'}.{index}.")
+    require_like(weights, model.state_dict(), f"student {index} of the checkpoint")
     load_weights(model, weights)
-    return Mirrored(model) if recipe.evaluation.flip_tta else model
+    return FlipAveraged(model) if recipe.evaluation.flip_tta else model

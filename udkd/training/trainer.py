@@ -1,8 +1,8 @@
-"""The trainer: one loop for 1 to N students, whoever teaches them.
+"""The trainer: one loop for 1 to N students and any source of targets.
 
 Every number it draws is a pure function of (seed, epoch, step, sample), so a checkpoint holds weights, momentum, the
-epoch's sums and a step counter, and a resumed run ends in the same bits on a CPU. On a GPU it gets the same views, targets and
-order; cuDNN's gradients there add in whatever order.
+epoch's sums and the step, and a resumed run ends in the same bits on a CPU. On a GPU it gets the same views, targets and
+order, but cuDNN adds up gradients in no fixed order.
 """
 
 import contextlib
@@ -23,26 +23,23 @@ from udkd.data.backends.registry import open_backend
 from udkd.data.backends.resident import ResidentBackend
 from udkd.data.batch import Backend
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.methods.connectors import Connection, connect
-from udkd.losses.methods.options import MAP_METHODS
+from udkd.losses.methods.builtin import METHODS
+from udkd.losses.methods.connect import Connection, connect
 from udkd.losses.schedules import EpochStats
 from udkd.teacher.frozen import require_several_classes
-from udkd.teacher.sources import live_network, num_features, open_targets
+from udkd.teacher.sources import LiveTargets, open_targets
 from udkd.teacher.target import TargetSource
-from udkd.teacher.with_features import LiveTargetsWithMaps
 from udkd.training.build_step import build_step
 from udkd.training.checkpoints import Checkpoint
-from udkd.training.init_from import digest, start_weights
+from udkd.training.init_from import initial_weights, weights_sha256
 from udkd.training.lr import progressive_px
-from udkd.training.method_loss import MIXED_ROWS
+from udkd.training.metrics import TrainMetrics, recorded_rows
 from udkd.training.run_folder import RunFolder
-from udkd.training.run_records import EpochStats as StoredFigures
-from udkd.training.run_records import Progress
+from udkd.training.run_records import CheckpointProgress, StoredEpochStats
 from udkd.training.runners import CudaGraphCapture, ResidentRunner, StepRunner, StreamingRunner
 from udkd.training.scalars import write_scalars
 from udkd.training.schedule import EpochSchedule, learning_rates
 from udkd.training.scoring import score
-from udkd.training.step import TrainMetrics
 from udkd.training.student import make_students, require_like
 from udkd.utils.environment import cudnn_benchmark, environment, set_threads
 from udkd.utils.errors import ConfigError, DataError, MismatchError, RunError
@@ -52,12 +49,12 @@ from udkd.utils.rng import Stream, permutation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What to train, on what, where.
+class TrainJob:
+    """What to train, on which data, where.
 
-    cache, teacher: folders; which is needed follows from recipe.teacher.source. With a cache, a teacher is only compared.
-    more_teachers: the other members of an ensemble.
-    allow: fields of the cache's key that may differ. stopped: asked after every step; True ends the run at a checkpoint.
+    cache, teacher: folders; which is needed follows from recipe.teacher.source. A teacher beside a cache is only checked
+    against it. more_teachers: the other members of an ensemble.
+    allow: fields of the cache's key that may differ. stopped: called after every step; True ends the run at a checkpoint.
     """
 
     recipe: Recipe
@@ -74,18 +71,18 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a call to `train` ended: finished, or stopped at a checkpoint after `step` steps."""
+class TrainResult:
+    """Whether a call to `train` finished the run, or was stopped at a checkpoint after `step` steps."""
 
     finished: bool
     step: int
 
 
-def train(job: Job) -> Outcome:
-    """Train the recipe's students; everything that is learnt is in the run folder.
+def train(job: TrainJob) -> TrainResult:
+    """Train the recipe's students; the results are in the run folder.
 
-    Raises UserError kin: unusable data, cache, teacher or run folder, another process that trains it, a loss that is not
-    finite (the last checkpoint stays).
+    Raises UserError kin: unusable data, cache, teacher or run folder, another process that trains the run, a loss that is not
+    finite (the last checkpoint is kept).
     """
     set_threads(job.recipe.train.threads)
     with contextlib.closing(Trainer(job)) as trainer:
@@ -93,9 +90,9 @@ def train(job: Job) -> Outcome:
 
 
 class Trainer:
-    """The state of one run: students, tally and the step they are at."""
+    """The state of one run: students, metrics, and the step they are at."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainJob) -> None:
         self.job = job
         self.recipe = recipe = job.recipe
         self.dataset = DatasetFolder.open(job.data)
@@ -107,31 +104,31 @@ class Trainer:
         self.validation = self._open_backend("val")
         pixels, device = self.backend.describe(), job.device
         teachers = ((job.teacher,) if job.teacher else ()) + job.more_teachers
-        lessons, record = open_targets(
+        teacher, provenance = open_targets(
             recipe, self.dataset, pixels, device, cache=job.cache, teachers=teachers, allow=job.allow, observer=job.observer
         )
-        self.num_views = record.get("num_views")
+        self.num_views = provenance.get("num_views")
         self.views = EpochViews(recipe.views.spec, recipe.views.seed, self.split, device)
         self.val_views = EpochViews(recipe.evaluation_spec, 0, self.dataset.split("val"), device)
         self.students = make_students(recipe, len(self.dataset.classes), device)
-        self.lessons, self.links = self._connected(lessons)
-        record |= self._start_from_others()
-        self.tally = TrainMetrics.empty(len(self.students), device, _more_rows(recipe))
-        self.figures = EpochStats.none(len(self.students))
+        self.teacher, self.connections = teacher, self._connect(teacher)
+        provenance |= self._init_students()
+        self.metrics = TrainMetrics.empty(len(self.students), device, recorded_rows(recipe))
+        self.stats = EpochStats.none(len(self.students))
         self.step = 0
-        self.training: list[int] = []  # who has joined
-        self._drive: tuple[tuple[int, int], StepRunner] | None = None
-        self.drive(0)
-        # The folder last: whatever does not fit has been refused by now, and nothing half-begun is left.
-        with contextlib.ExitStack() as held:
-            held.enter_context(self._lock())
-            self.run_folder = self._begin_or_reopen(record)
+        self.training: list[int] = []  # indices of the students that have joined
+        self._runner: tuple[tuple[int, int], StepRunner] | None = None
+        self.runner(0)
+        # The folder last: what does not fit has been refused by now, and no unfinished folder is left behind.
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._lock())
+            self.run_folder = self._create_or_reopen(provenance)
             if job.resume:
                 self._restore()
-            self._held = held.pop_all()
+            self._resources = stack.pop_all()
 
-    def run(self) -> Outcome:
-        """Train from the present step to the end, or until asked to stop."""
+    def run(self) -> TrainResult:
+        """Train from the current step to the end, or until stopped."""
         total = self.recipe.train.epochs * self.steps_per_epoch
         self.run_folder.drop_metrics_after(self.step)
         if self.step >= total:
@@ -140,21 +137,21 @@ class Trainer:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             stopped = self._train_epoch(epoch, done)
             if stopped:
-                return Outcome(finished=False, step=self.step)
-        return Outcome(finished=True, step=self.step)
+                return TrainResult(finished=False, step=self.step)
+        return TrainResult(finished=True, step=self.step)
 
     def close(self) -> None:
         """Release the run folder and the backends."""
-        self._held.close()
+        self._resources.close()
         for backend in self.backends:
             backend.close()
 
     def view_of(self, epoch: int) -> int:
-        """Which view the students see: a new one every epoch, or the cached ones in turn."""
+        """The number of the view that the students see: a new one every epoch, or the cached ones in turn."""
         return epoch if self.num_views is None else epoch % self.num_views
 
     def spec(self, epoch: int) -> ViewSpec:
-        """What the students see: smaller views at first in a progressive run."""
+        """The specification of the students' views: smaller at first in a progressive run."""
         train, spec = self.recipe.train, self.recipe.views.spec
         size_px = progressive_px(
             epoch,
@@ -165,20 +162,20 @@ class Trainer:
         )
         return replace(spec, size_px=size_px)
 
-    def drive(self, epoch: int) -> StepRunner:
-        """What takes steps in an epoch; it lasts as long as the views keep their size and no student joins."""
+    def runner(self, epoch: int) -> StepRunner:
+        """What runs an epoch's steps; it is kept as long as the views keep their size and no student joins."""
         spec = self.spec(epoch)
         self.training = [student.index for student in self.students if epoch >= self.recipe.students[student.index].start_epoch]
-        if self._drive is None or self._drive[0] != (spec.size_px, len(self.training)):
-            self._drive = None  # a recorded step's memory first
-            self._drive = (spec.size_px, len(self.training)), self._make_drive(spec)
-        return self._drive[1]
+        if self._runner is None or self._runner[0] != (spec.size_px, len(self.training)):
+            self._runner = None  # frees a captured step's memory before the next one is built
+            self._runner = (spec.size_px, len(self.training)), self._make_runner(spec)
+        return self._runner[1]
 
-    def _make_drive(self, spec: ViewSpec) -> StepRunner:
+    def _make_runner(self, spec: ViewSpec) -> StepRunner:
         recipe, device = self.recipe, self.job.device
         students = [self.students[index] for index in self.training]
-        links = [self.links[index] for index in self.training] if self.links else []
-        step = build_step(recipe, spec, students, self.lessons, device, links)
+        connections = [self.connections[index] for index in self.training] if self.connections else []
+        step = build_step(recipe, spec, students, self.teacher, device, connections)
         if recipe.train.input == "stream":
             return StreamingRunner(step, self.backend, recipe.train.batch_size)
         if not isinstance(self.backend, ResidentBackend):
@@ -191,46 +188,43 @@ class Trainer:
         live = recipe.needs_teacher and recipe.teacher.source == "live"
         if recipe.train.cuda_graph and live and recipe.teacher.estimator == "mc_dropout":
             raise ConfigError(
-                "train.cuda_graph is true and a live teacher drops features by the view's number, which a graph would hold for "
-                "ever; expected a cache or another estimator; build a cache or set train.cuda_graph to false"
+                "train.cuda_graph is true and a live teacher drops features by the view's number, which a graph would fix; "
+                "expected a cache or another estimator; build a cache or set train.cuda_graph to false"
             )
         return ResidentRunner(
             step,
             self.backend.full_batch(),
             recipe.train.batch_size,
-            self.tally,
-            ids=self.split.ids,
-            by_id=not recipe.needs_teacher or recipe.teacher.source == "cache",
-            record=CudaGraphCapture(device) if recipe.train.cuda_graph else None,
+            self.metrics,
+            capture=CudaGraphCapture(device) if recipe.train.cuda_graph else None,
         )
 
-    def _plan(self, epoch: int) -> EpochSchedule:
-        """The epoch's numbers; a thread begins to draw the next one's."""
+    def _schedule(self, epoch: int) -> EpochSchedule:
+        """The epoch's values; a thread begins to draw the next epoch's views."""
         view = self.view_of(epoch)
         table = self.views.table(view, self.spec(epoch))
         if epoch + 1 < self.recipe.train.epochs:
             self.views.prepare(self.view_of(epoch + 1), self.spec(epoch + 1))
-        return EpochSchedule.of(self.recipe, epoch, self.steps_per_epoch, view, table, self.job.device, self.figures)
+        return EpochSchedule.of(self.recipe, epoch, self.steps_per_epoch, view, table, self.job.device, self.stats)
 
     def _train_epoch(self, epoch: int, done_steps: int) -> bool:
-        """Train what is left of an epoch, then evaluate; True where the run was stopped on the way."""
+        """Train the rest of an epoch, then evaluate; True where the run was stopped on the way."""
         observer, batch_size = self.job.observer, self.recipe.train.batch_size
-        order = permutation(self.split.ids, self.recipe.train.seed, Stream.SAMPLE_ORDER, epoch)[
-            : self.steps_per_epoch * batch_size
-        ]
-        plan = self._plan(epoch)
+        epoch_ids = permutation(self.split.ids, self.recipe.train.seed, Stream.SAMPLE_ORDER, epoch)
+        order = epoch_ids[: self.steps_per_epoch * batch_size]
+        schedule = self._schedule(epoch)
         observer.start(f"epoch {epoch + 1}/{self.recipe.train.epochs}", len(order), "images")
         observer.advance(done_steps * batch_size)
         for student in self.students:
             student.model.train()
         started = time.perf_counter()
         before = self.step
-        taken = self.drive(epoch).epoch(order[done_steps * batch_size :], plan, self.tally)
-        with cudnn_benchmark(self.recipe.perf.cudnn_benchmark), contextlib.closing(taken) as steps:
+        epoch_steps = self.runner(epoch).epoch(order[done_steps * batch_size :], schedule, self.metrics, done_steps)
+        with cudnn_benchmark(self.recipe.perf.cudnn_benchmark), contextlib.closing(epoch_steps) as steps:
             for images in steps:
                 self.step += 1
                 log = self.step % self.recipe.train.log_every_steps == 0
-                observer.advance(images, **(self._figures() if log else {}))
+                observer.advance(images, **(self._progress_fields() if log else {}))
                 if self.job.stopped() and self.step % self.steps_per_epoch:
                     observer.finish()
                     self._save()
@@ -238,7 +232,7 @@ class Trainer:
         self._train_row()  # waits for the device: the time is that of the work
         seconds = time.perf_counter() - started
         observer.finish()
-        self._finish_epoch(epoch, plan.view, seconds, (self.step - before) * batch_size)
+        self._finish_epoch(epoch, schedule.view, seconds, (self.step - before) * batch_size)
         return self.job.stopped() and epoch + 1 < self.recipe.train.epochs
 
     def _finish_epoch(self, epoch: int, view: int, seconds: float, images: int) -> None:
@@ -254,30 +248,30 @@ class Trainer:
             "images_per_s": images / seconds,
             "view": view,
             "size_px": self.spec(epoch).size_px,
-            "train": {name: _absent_but(values, joined) for name, values in train_row.items()},
+            "train": {name: _of_joined(values, joined) for name, values in train_row.items()},
             "val": val_row,
         }
         if self.recipe.needs_epoch_stats:
-            self.figures = _figures_after(row)
-        self.tally.clear()
+            self.stats = _stats_after(row)
+        self.metrics.clear()
         # The checkpoint last: a run killed between the two trains the epoch again and replaces the row.
         self.run_folder.drop_metrics_after(self.step - 1)
         self.run_folder.append_metrics(row)
         self._save()
         if self.recipe.train.tensorboard:
             write_scalars(self.job.out / "tensorboard", row, [student.name for student in self.students])
-        figures = ", ".join(f"{self.students[place].name} {val_row['students'][place]['top1']:.2f} %" for place in joined)
+        top1 = ", ".join(f"{self.students[index].name} {val_row['students'][index]['top1']:.2f} %" for index in joined)
         average = f", averaged {val_row['ensemble']['top1']:.2f} %" if len(joined) > 1 else ""
-        self.job.observer.note(f"epoch {epoch + 1}: validation top-1 {figures}{average} ({images / seconds:.0f} images/s)")
+        self.job.observer.note(f"epoch {epoch + 1}: validation top-1 {top1}{average} ({images / seconds:.0f} images/s)")
 
     def _evaluate(self, joined: Sequence[int]) -> dict[str, Any]:
-        """Scores of the students that are trained, and of their averaged probabilities; None for one that has not joined."""
+        """Scores of the students that have joined, and of their averaged probabilities; None for the others."""
         split = self.dataset.split("val")
         for student in self.students:
             student.model.eval()
         self.job.observer.start("validation", len(split.ids), "images")
         scores = score(
-            [self.students[place].eval_model for place in joined],
+            [self.students[index].eval_model for index in joined],
             self.validation,
             split.ids,
             self.val_views,
@@ -293,13 +287,13 @@ class Trainer:
                 "lower students.*.lr or train in float32"
             )
         each = dict(zip(joined, (value.to_dict() for value in scores.each), strict=True))
-        return {"students": [each.get(place) for place in range(len(self.students))], "ensemble": scores.ensemble.to_dict()}
+        return {"students": [each.get(index) for index in range(len(self.students))], "ensemble": scores.ensemble.to_dict()}
 
     def _train_row(self) -> dict[str, list[float]]:
         """The epoch's means so far, one list entry per student. Raises RunError where a loss was not finite."""
-        place = int(self.tally.first_nonfinite_step)
-        if place >= 0:
-            bad = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + place
+        first = int(self.metrics.first_nonfinite_step)
+        if first >= 0:
+            bad = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + first
             kept = (
                 f"the checkpoint in {self.job.out} is kept" if self.run_folder.has_checkpoint else "no checkpoint was due yet"
             )
@@ -307,16 +301,16 @@ class Trainer:
                 f"the loss of step {bad} (epoch {bad // self.steps_per_epoch + 1}) is not finite; expected a number; "
                 f"{kept}; lower students.*.lr or train in float32"
             )
-        return self.tally.means(self.recipe.loss.settings)
+        return self.metrics.means(self.recipe.loss.settings)
 
-    def _figures(self) -> dict[str, float | str]:
+    def _progress_fields(self) -> dict[str, float | str]:
         """What the progress bar shows beside the speed."""
         row = self._train_row()
-        figures: dict[str, float | str] = {}
+        shown: dict[str, float | str] = {}
         for index in self.training:
             terms = "/".join(f"{row[term][index]:.2f}" for term in ("hard", "teacher", "peer"))
-            figures[self.students[index].name] = f"{terms} {row['top1'][index]:.0f} %"
-        return figures
+            shown[self.students[index].name] = f"{terms} {row['top1'][index]:.0f} %"
+        return shown
 
     def _save(self) -> None:
         self._train_row()  # a run whose loss is not finite keeps its last good checkpoint
@@ -327,21 +321,21 @@ class Trainer:
                 f"{broken[0]} is not finite after step {self.step - 1}; expected numbers; "
                 "the last checkpoint is kept; lower students.*.lr or train in float32"
             )
-        figures = StoredFigures(progress=list(self.figures.progress), confidence=self.figures.confidence)
-        progress = Progress(
-            step=self.step, steps_per_epoch=self.steps_per_epoch, figures=figures if self.recipe.needs_epoch_stats else None
+        stats = StoredEpochStats(progress=list(self.stats.progress), confidence=self.stats.confidence)
+        progress = CheckpointProgress(
+            step=self.step, steps_per_epoch=self.steps_per_epoch, figures=stats if self.recipe.needs_epoch_stats else None
         )
         self.run_folder.save(Checkpoint(tensors=tensors, progress=progress))
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds."""
-        tensors = {"tally.sums": self.tally.sums, "tally.count": self.tally.count}
+        tensors = {"tally.sums": self.metrics.sums, "tally.count": self.metrics.count}
         for student in self.students:
             tensors |= student.tensors()
         return tensors
 
     def _restore(self) -> None:
-        """Go on from the newest checkpoint. Raises RunError for one that does not fit recipe, data and rows in every count."""
+        """Resume from the newest checkpoint. Raises RunError for one that does not fit recipe, data and rows in every count."""
         if not self.run_folder.has_checkpoint:
             self._require_no_epochs()
             return
@@ -349,17 +343,17 @@ class Trainer:
         checkpoint.require_counts(batch=train.batch_size, epochs=train.epochs, steps_per_epoch=self.steps_per_epoch)
         require_like(checkpoint.tensors, self._tensors(), f"the checkpoint in {self.job.out}")
         self.step = checkpoint.progress.step
-        self._restore_figures(checkpoint.progress.figures)
+        self._restore_stats(checkpoint.progress.figures)
         self.run_folder.drop_older_checkpoints()
         tensors = {name: value.to(self.job.device) for name, value in checkpoint.tensors.items()}
         for student in self.students:
             student.restore(tensors)
-        self.tally.sums.copy_(tensors["tally.sums"])
-        self.tally.count.copy_(tensors["tally.count"])
+        self.metrics.sums.copy_(tensors["tally.sums"])
+        self.metrics.count.copy_(tensors["tally.count"])
         self.job.observer.note(f"resumed at step {self.step} (epoch {self.step // self.steps_per_epoch + 1})")
 
     def _require_no_epochs(self) -> None:
-        """RunError where a checkpoint is lost; the first epoch's row may be there before its checkpoint is."""
+        """RunError where a checkpoint is lost; the first epoch's row is written before its checkpoint."""
         done = len(self.run_folder.metrics())
         if done > 1:
             raise RunError(
@@ -367,8 +361,8 @@ class Trainer:
                 "restore it or train again in another folder"
             )
 
-    def _restore_figures(self, stored: StoredFigures | None) -> None:
-        """RunError unless metrics.jsonl has each epoch before the checkpoint, and the figures that it goes by."""
+    def _restore_stats(self, stored: StoredEpochStats | None) -> None:
+        """RunError unless metrics.jsonl has each epoch before the checkpoint, and the statistics that its schedules follow."""
         rows = [row for row in self.run_folder.metrics() if row["step"] <= self.step]
         done = self.step // self.steps_per_epoch
         if len(rows) != done or (rows and rows[-1]["step"] != done * self.steps_per_epoch):
@@ -377,78 +371,83 @@ class Trainer:
                 f"{self.steps_per_epoch} steps; restore it or train again"
             )
         if self.recipe.needs_epoch_stats:
-            self.figures = _figures_after(rows[-1]) if rows else EpochStats.none(len(self.students))
-        wanted = [*self.figures.progress, self.figures.confidence] if self.recipe.needs_epoch_stats else None
-        found = None if stored is None else [*stored.progress, stored.confidence]
-        if found != wanted:
+            self.stats = _stats_after(rows[-1]) if rows else EpochStats.none(len(self.students))
+        expected = [*self.stats.progress, self.stats.confidence] if self.recipe.needs_epoch_stats else None
+        in_checkpoint = None if stored is None else [*stored.progress, stored.confidence]
+        if in_checkpoint != expected:
             raise RunError(
-                f"the checkpoint in {self.job.out} goes by the figures {found}; expected {wanted} as in metrics.jsonl; "
+                f"the checkpoint in {self.job.out} has statistics {in_checkpoint}; expected {expected} as in metrics.jsonl; "
                 "restore it or train again"
             )
 
     def _steps_per_epoch(self) -> int:
-        """Whole batches only: a smaller last one would need other kernels, and the next epoch deals anew."""
+        """Full batches only: a smaller last one would need other kernels, and the next epoch has another order anyway."""
         steps = len(self.split.ids) // self.recipe.train.batch_size
         if steps == 0:
             raise ConfigError(
                 f"train.batch_size = {self.recipe.train.batch_size} is more than the {len(self.split.ids)} training images; "
-                "expected at least one whole batch; lower it"
+                "expected at least one full batch; lower it"
             )
         if len(self.dataset.split("val").ids) == 0:
             raise DataError(f"{self.job.data} has no validation images; expected some to evaluate on; convert with --hold-out")
         return steps
 
-    def _connected(self, lessons: TargetSource) -> tuple[TargetSource, list[Connection]]:
-        """The students joined to their teacher as loss.method says, and the lessons that then hand out its maps."""
+    def _connect(self, teacher: TargetSource) -> list[Connection]:
+        """Connect the students to their teacher as loss.method says. A live teacher then hands out the maps that it needs."""
         recipe = self.recipe
         if recipe.loss.method == "none":
-            return lessons, []
-        network = live_network(lessons) if recipe.loss.method in MAP_METHODS else None
-        made: dict[str, Any] = {
+            return []
+        network = None
+        if METHODS[recipe.loss.method].needs == "maps":
+            assert isinstance(teacher, LiveTargets), "a recipe whose method compares maps has a live teacher"
+            network = teacher.network
+        options: dict[str, Any] = {
             "labels_I": self.split.labels.astype("int64"),
             "ids": self.split.ids,
-            "features": num_features(lessons),
+            "features": teacher.num_features,
             "seed": recipe.train.seed,
             "image_px": recipe.views.size_px,
             "device": self.job.device,
         }
-        links = [
-            connect(recipe.loss.method, recipe.methods, student.model, network, index=student.index, **made)
+        connections = [
+            connect(recipe.loss.method, recipe.methods, student.model, network, index=student.index, **options)
             for student in self.students
         ]
-        self.students = [student.with_connector(link.connector) for student, link in zip(self.students, links, strict=True)]
-        modules = sorted({name for link in links for name in link.teacher_modules})
-        return lessons if network is None else LiveTargetsWithMaps(lessons, network, modules), links
+        pairs = zip(self.students, connections, strict=True)
+        self.students = [student.with_connector(connection.connector) for student, connection in pairs]
+        if isinstance(teacher, LiveTargets):
+            teacher.keep_maps(sorted({name for connection in connections for name in connection.teacher_modules}))
+        return connections
 
-    def _start_from_others(self) -> dict[str, Any]:
-        """Give students the weights that they start from, unless a checkpoint will; what the run should record of them."""
+    def _init_students(self) -> dict[str, Any]:
+        """Load the weights that students.*.init_from names, unless a checkpoint will; their digests for the run folder."""
         chosen = [student for student in self.students if self.recipe.students[student.index].init_from]
         if self.job.resume or not chosen:
             return {}
         digests = {}
         for student in chosen:
             section, classes = self.recipe.students[student.index], [entry.wnid for entry in self.dataset.classes]
-            weights = start_weights(section, student.name, classes)
+            weights = initial_weights(section, student.name, classes)
             student.load_weights(weights)
-            digests[student.name] = digest(weights)
+            digests[student.name] = weights_sha256(weights)
         return {"starts": digests}
 
     def _lock(self) -> FolderLock:
-        """One process trains a run. A folder to resume must be there, and is left unmade where it is not."""
+        """One process trains a run. A folder to resume must exist; it is not created."""
         if not self.job.resume:
             self.job.out.mkdir(parents=True, exist_ok=True)
         elif not self.job.out.is_dir():
-            RunFolder.open(self.job.out)  # says what is missing
+            RunFolder.open(self.job.out)  # raises, naming what is missing
         return FolderLock(self.job.out)
 
-    def _begin_or_reopen(self, record: dict[str, Any]) -> RunFolder:
-        """The run folder. record: what teaches; a resumed run must find its recipe, data and teacher as they were."""
+    def _create_or_reopen(self, provenance: dict[str, Any]) -> RunFolder:
+        """The run folder. provenance: the teacher's; a resumed run must find its recipe, data and teacher as they were."""
         config, out = self.recipe.to_dict(), self.job.out
         facts = {
             "dataset": str(self.job.data.resolve()),
             "dataset_digest": self.dataset.digest,
             "classes": [entry.wnid for entry in self.dataset.classes],
-        } | record
+        } | provenance
         if not self.job.resume:
             return RunFolder.create(out, config, facts | environment(self.job.device))
         run = RunFolder.open(out)
@@ -468,17 +467,12 @@ class Trainer:
         return backend
 
 
-def _figures_after(row: Mapping[str, Any]) -> EpochStats:
-    """What schedules go by after the epoch of a row of metrics.jsonl; a student that has not joined has learnt nothing."""
+def _stats_after(row: Mapping[str, Any]) -> EpochStats:
+    """What schedules follow after the epoch of a row of metrics.jsonl; a student that has not joined has learnt nothing."""
     top1, confidence = row["train"]["top1"], row["train"]["confidence"]
     return EpochStats(progress=[(value or 0.0) / 100 for value in top1], confidence=max(value or 0.0 for value in confidence))
 
 
-def _absent_but(values: Sequence[float], joined: Sequence[int]) -> list[float | None]:
-    """A figure of each student, None of one that has not joined: a zero would read as a loss of zero."""
-    return [value if place in joined else None for place, value in enumerate(values)]
-
-
-def _more_rows(recipe: Recipe) -> tuple[str, ...]:
-    """What a step of a recipe records besides the usual rows."""
-    return MIXED_ROWS if recipe.is_mixed else ()
+def _of_joined(values: Sequence[float], joined: Sequence[int]) -> list[float | None]:
+    """A value of each student, None of one that has not joined: a zero would read as a loss of zero."""
+    return [value if index in joined else None for index, value in enumerate(values)]

@@ -1,4 +1,4 @@
-"""Is a run what was written? Every file of it against its checksum, its types, and the counts of the others."""
+"""Verifies a run: every file against its checksum, its types, and the counts of the others."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,20 +11,20 @@ from udkd.utils.errors import RunError, UserError
 
 
 def verify_run(path: Path) -> list[str]:
-    """A line for each damaged file of a run; nothing where all is whole. Raises RunError where there is no run."""
+    """A line for each damaged file of a run; none where all are intact. Raises RunError where there is no run."""
     run = RunFolder.open_damaged(path)
-    found = run.problems()
+    problems = run.problems()
     if run.predictions_path.exists():
-        found += _said(lambda: read_predictions(run.predictions_path))
-    if not found:
-        for question in (_config, _counts, _evaluation):
-            found += _said(partial(question, run))
-    return found
+        problems += _problem(lambda: read_predictions(run.predictions_path))
+    if not problems:
+        for check in (_config, _counts, _evaluation):
+            problems += _problem(partial(check, run))
+    return problems
 
 
-def _said(question: Callable[[], object]) -> list[str]:
+def _problem(check: Callable[[], object]) -> list[str]:
     try:
-        question()
+        check()
     except UserError as error:
         return [str(error)]
     return []
@@ -35,13 +35,13 @@ def _recipe(run: RunFolder) -> Recipe:
 
 
 def _config(run: RunFolder) -> None:
-    """The recipe, and the rows beside it."""
+    """The recipe and the metrics can be read."""
     _recipe(run)
     run.metrics()
 
 
 def _counts(run: RunFolder) -> None:
-    """The checkpoint against recipe and rows; a row may be there before its checkpoint is."""
+    """The checkpoint against recipe and metrics; a row is written before its checkpoint."""
     rows, train = run.metrics(), _recipe(run).train
     if not run.has_checkpoint:
         if len(rows) > 1:
@@ -61,7 +61,7 @@ def _counts(run: RunFolder) -> None:
 
 
 def _evaluation(run: RunFolder) -> None:
-    """eval.json and predictions.safetensors are of one evaluation."""
+    """eval.json and predictions.safetensors belong to one evaluation."""
     evaluation = run.evaluation
     if run.predictions_path.exists():
         _, sha256 = read_predictions(run.predictions_path)

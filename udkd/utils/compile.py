@@ -13,11 +13,9 @@ _MAX_RECOMPILES = 64
 """Shapes that a function may be compiled for in one process: progressive resizing and consecutive runs exceed PyTorch's 8."""
 
 _SETTING_THAT_DISABLES = {
-    "realize_reads_threshold": "perf.realize_reads=0",
     "realize_opcount_threshold": "perf.gathered_pool=false",
     "force_layout_optimization": "perf.force_layout=false",
     "combo_kernels": "perf.combo_kernels=false",
-    "max_autotune": "perf.autotune=false",
 }
 """Inductor option -> recipe setting that does without it."""
 

@@ -1,7 +1,12 @@
 """Attention transfer: where in the image a network is active."""
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
+
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.utils.options import Positive, Section
 
 
 def attention_map(map_BCHW: Tensor) -> Tensor:
@@ -29,3 +34,25 @@ def same_size(one_BCHW: Tensor, other_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     size = (min(one[0], other[0]), min(one[1], other[1]))
     maps = [x if tuple(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size) for x in (one_BCHW, other_BCHW)]
     return maps[0], maps[1]
+
+
+class AttentionSection(Section):
+    """Attention transfer between the deepest maps of each of the `stages` smallest sizes."""
+
+    weight: Positive = 1000.0
+    stages: int = Field(default=4, ge=1, le=64)
+
+
+@register("attention", AttentionSection, needs="maps", depth="stages")
+class Attention(nn.Module):
+    """The sum of `attention_transfer` over stages."""
+
+    def __init__(self, options: AttentionSection, setup: MethodSetup) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, inputs: MethodInputs) -> Tensor:
+        """The term, a scalar."""
+        pairs = zip(inputs.maps, inputs.teacher_maps, strict=True)
+        terms = [attention_transfer(student.float(), teacher.float()) for student, teacher in pairs]
+        return self.options.weight * torch.stack(terms).sum()

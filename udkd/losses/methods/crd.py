@@ -1,17 +1,23 @@
-"""Contrastive representation distillation: a student's embedding of a sample is nearer to the teacher's than to others'.
+"""Contrastive representation distillation: pulls a student's embedding towards the teacher's of the same sample.
 
-Letters: B batch, D numbers of an embedding (of length 1), K negatives, M training samples, I rows of a memory.
+Letters: B batch, D size of an embedding (of length 1), K negatives, M training samples, I rows of a memory.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from udkd.utils.device_rng import integers
-from udkd.utils.rng import key, uniform
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.utils.device_rng import integers, mix
+from udkd.utils.options import MAX_PX, MAX_SAMPLES, Positive, Section, Temperature
+from udkd.utils.rng import Stream, key, uniform
+
+_NEGATIVES = 0x6E65676174697665  # tells the key of a step's negatives from that of its dropout
 
 
 def contrast(
@@ -21,8 +27,9 @@ def contrast(
 
     h(s) = (e^(s/t) / Z) / (e^(s/t) / Z + K / M), which is a sigmoid of s/t - log Z - log(K/M): no exponential overflows.
     positive_B, scores_BI: inner products with the sample itself and with every row of a memory. times_BI: how often each row
-    is a negative, K times in all: no gradient goes through a gather then, whose order of sums no GPU promises, and B I numbers
-    are fewer than the B K D of drawn rows. log_z: a scalar, see `log_normaliser`. negatives: K. samples: M.
+    is a negative, K times in all. Counting instead of gathering rows keeps gradients out of a gather, whose order of sums is
+    not fixed on a GPU, and B I numbers are fewer than the B K D of drawn rows.
+    log_z: a scalar, see `log_normaliser`. negatives: K. samples: M.
 
     Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020 (arXiv 1910.10699), section 3.2 (the objective of
     the critic, and the critic h); Z is 1 there, and the authors' code divides
@@ -40,7 +47,7 @@ def log_normaliser(scores_BI: Tensor, times_BI: Tensor, *, samples: int, tempera
 
 
 def times(drawn_BK: Tensor, rows: int) -> Tensor:
-    """How often each row was drawn: float32 [B, I]; sums of ones are exact in any order."""
+    """The number of times each row was drawn: float32 [B, I]; sums of ones are exact in any order."""
     ones_BK = torch.ones(drawn_BK.shape, device=drawn_BK.device)
     return torch.zeros(len(drawn_BK), rows, device=drawn_BK.device).scatter_add_(1, drawn_BK, ones_BK)
 
@@ -48,17 +55,17 @@ def times(drawn_BK: Tensor, rows: int) -> Tensor:
 def negatives(labels_B: Tensor, first_C: Tensor, by_class_M: Tensor, keys_B: Tensor, count: int) -> Tensor:
     """Ids of `count` samples of other classes for each of a batch, with replacement: int64 [B, K].
 
-    by_class_M: ids sorted by class. first_C: int64 [C + 1], where each class begins in it. keys_B: names of the draws.
+    by_class_M: ids sorted by class. first_C: int64 [C + 1], where each class begins in it. keys_B: int64, keys of the draws.
     """
     first_B, size_B = first_C[labels_B], first_C[labels_B + 1] - first_C[labels_B]
-    place_BK = integers(keys_B, count, len(by_class_M) - size_B)
-    return by_class_M[place_BK + size_B[:, None] * (place_BK >= first_B[:, None])]
+    index_BK = integers(keys_B, count, len(by_class_M) - size_B)
+    return by_class_M[index_BK + size_B[:, None] * (index_BK >= first_B[:, None])]
 
 
-def first_memory(rows: int, numbers: int, *words: int) -> Tensor:
-    """A memory before anything was remembered: float32 [I, D], directions named by `words`, each of length 1."""
-    keys = key(*words, np.arange(rows))
-    values = np.stack([uniform(keys, n) for n in range(numbers)], axis=1) * 2 - 1
+def first_memory(rows: int, embed_dim: int, *seed: int) -> Tensor:
+    """The initial memory: float32 [I, D], random directions that `seed` names, each of length 1."""
+    keys = key(*seed, np.arange(rows))
+    values = np.stack([uniform(keys, n) for n in range(embed_dim)], axis=1) * 2 - 1
     return F.normalize(torch.from_numpy(values.astype(np.float32)), dim=1)
 
 
@@ -69,12 +76,87 @@ def remember(memory_ID: Tensor, ids_B: Tensor, embedding_BD: Tensor, momentum: f
 
 
 class Embedding(nn.Module):
-    """A pooled feature to a direction: a linear map, then length 1. [B, channels] to [B, D]."""
+    """Projects pooled features [B, channels] to embeddings [B, D] of length 1."""
 
-    def __init__(self, channels: int, numbers: int) -> None:
+    def __init__(self, channels: int, embed_dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(channels, numbers)
+        self.linear = nn.Linear(channels, embed_dim)
 
     def forward(self, pooled_BC: Tensor) -> Tensor:
-        """The direction."""
+        """The embeddings, [B, D]."""
         return F.normalize(self.linear(pooled_BC), dim=1)
+
+
+class CrdSection(Section):
+    """Contrastive representation distillation. The two memories of each student hold `embed_dim` float32 per image."""
+
+    weight: Positive = 0.8
+    embed_dim: int = Field(default=128, ge=2, le=MAX_PX, description="of an embedding")
+    negatives: int = Field(default=16384, ge=1, le=MAX_SAMPLES, description="per sample and step")
+    temperature: Temperature = 0.07
+    momentum: float = Field(default=0.5, ge=0, lt=1, description="of the memories")
+
+
+@register("crd", CrdSection, needs="pooled")
+class Crd(nn.Module):
+    """`contrast` in both directions. Memories and normalisers are buffers, so that a checkpoint holds them."""
+
+    memory: Tensor
+    teacher_memory: Tensor
+    log_z: Tensor
+    begun: Tensor
+    by_class: Tensor
+    first: Tensor
+
+    def __init__(self, options: CrdSection, setup: MethodSetup) -> None:
+        super().__init__()
+        self.options = options
+        self.embed = Embedding(setup.channels[0], options.embed_dim)
+        self.teacher_embed = Embedding(setup.teacher_channels[0], options.embed_dim)
+        rows = len(setup.labels_I)
+        for side, name in enumerate(("memory", "teacher_memory")):
+            self.register_buffer(name, first_memory(rows, options.embed_dim, setup.seed, Stream.CRD_MEMORY, setup.index, side))
+        self.register_buffer("log_z", torch.zeros(2))
+        self.register_buffer("begun", torch.zeros(()))
+        labels = setup.labels_I[setup.ids]
+        by_class = setup.ids[np.argsort(labels, kind="stable")]
+        first = np.searchsorted(np.sort(labels), np.arange(setup.labels_I.max() + 2))
+        self.register_buffer("by_class", torch.from_numpy(by_class), persistent=False)
+        self.register_buffer("first", torch.from_numpy(first), persistent=False)
+
+    def forward(self, inputs: MethodInputs) -> Tensor:
+        """The term, a scalar: the student against the teacher's memory, and the teacher against the student's."""
+        student_BF, teacher_BF = inputs.pooled_pair
+        student_BD, teacher_BD = self.embed(student_BF), self.teacher_embed(teacher_BF)
+        keys_B = mix(mix(inputs.key ^ _NEGATIVES) ^ mix(inputs.ids))
+        ids_BK = negatives(inputs.labels, self.first, self.by_class, keys_B, self.options.negatives)
+        positive_B, times_BI = (student_BD * teacher_BD).sum(1), times(ids_BK, len(self.memory))
+        scores = [student_BD @ self.teacher_memory.clone().T, teacher_BD @ self.memory.clone().T]  # cloned: both change below
+        log_z = self._normalisers(scores, times_BI)
+        sides = [
+            contrast(
+                positive_B,
+                scores_BI,
+                times_BI,
+                log_z[side],
+                negatives=self.options.negatives,
+                samples=len(self.by_class),
+                temperature=self.options.temperature,
+            )
+            for side, scores_BI in enumerate(scores)
+        ]
+        with torch.no_grad():
+            remember(self.memory, inputs.ids, student_BD, self.options.momentum)
+            remember(self.teacher_memory, inputs.ids, teacher_BD, self.options.momentum)
+        return self.options.weight * torch.stack(sides).sum()
+
+    @torch.no_grad()
+    def _normalisers(self, scores: Sequence[Tensor], times_BI: Tensor) -> Tensor:
+        """The normalisers of the first batch, kept from then on. Whether it is the first is decided on the device."""
+        samples, temperature = len(self.by_class), self.options.temperature
+        estimate = torch.stack(
+            [log_normaliser(scores_BI, times_BI, samples=samples, temperature=temperature) for scores_BI in scores]
+        )
+        self.log_z.copy_(torch.where(self.begun > 0, self.log_z, estimate))
+        self.begun.fill_(1)
+        return self.log_z.clone()

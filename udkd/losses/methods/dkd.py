@@ -1,13 +1,15 @@
-"""Decoupled knowledge distillation: the divergence of the target class and that of the others, weighed apart.
+"""Decoupled knowledge distillation: the divergences of the target class and of the others, with a weight each.
 
 Letters: B batch, C classes.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from udkd.losses.distill import kl
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.utils.options import NonNegative, Section, Temperature
 
 
 def dkd(
@@ -21,7 +23,7 @@ def dkd(
 ) -> Tensor:
     """t^2 (target KL(b_T || b_S) + others KL(p_T || p_S)), batch mean: a scalar.
 
-    b: the target class against all the rest, two numbers. p: softmax over the classes besides the target.
+    b: the probabilities of the target class and of all the rest. p: softmax over the classes besides the target.
     student_BC, teacher_BC: logits of any float dtype, the teacher's up to a constant per row and without gradient.
     labels_B: int64 [B]. target, others: the paper's alpha and beta.
 
@@ -46,3 +48,24 @@ def _parts(z_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
 
 def _float(z_BC: Tensor) -> Tensor:
     return z_BC if z_BC.dtype == torch.float64 else z_BC.float()
+
+
+class DkdSection(Section):
+    """Decoupled knowledge distillation; its paper uses (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
+
+    target: NonNegative = 1.0
+    others: NonNegative = 0.5
+    temperature: Temperature = 1.0
+
+
+@register("dkd", DkdSection)
+class Dkd(nn.Module):
+    """See `dkd`."""
+
+    def __init__(self, options: DkdSection, setup: MethodSetup) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, inputs: MethodInputs) -> Tensor:
+        """The term, a scalar."""
+        return dkd(inputs.logits, inputs.teacher_logits, inputs.labels, **self.options.model_dump())

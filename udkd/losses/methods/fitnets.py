@@ -1,12 +1,15 @@
-"""FitNets: a student's middle layer, through a regressor, resembles the teacher's.
+"""FitNets: a student's middle layer is regressed onto the teacher's.
 
 Letters: B batch, C channels, H W positions.
 """
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from udkd.losses.methods.attention import same_size
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.utils.options import Positive, Section
 
 
 def hint(regressed_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
@@ -25,3 +28,24 @@ def regressor(student_channels: int, teacher_channels: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(student_channels, teacher_channels, 1, bias=False), nn.BatchNorm2d(teacher_channels), nn.ReLU()
     )
+
+
+class FitnetsSection(Section):
+    """A hint from one map. stage: 1 is the deepest size, 2 the one above."""
+
+    weight: Positive = 100.0
+    stage: int = Field(default=3, ge=1, le=64)
+
+
+@register("fitnets", FitnetsSection, needs="maps", depth="stage", single=True)
+class Fitnets(nn.Module):
+    """See `hint`."""
+
+    def __init__(self, options: FitnetsSection, setup: MethodSetup) -> None:
+        super().__init__()
+        self.options = options
+        self.regressor = regressor(setup.channels[0], setup.teacher_channels[0])
+
+    def forward(self, inputs: MethodInputs) -> Tensor:
+        """The term, a scalar."""
+        return self.options.weight * hint(self.regressor(inputs.maps[0].float()), inputs.teacher_maps[0].float())

@@ -1,4 +1,4 @@
-"""Knowledge review: a student's deeper stages help its shallower ones to resemble the teacher's.
+"""Knowledge review: a student's stages, fused with its deeper ones, are compared with the teacher's.
 
 Letters: B batch, C channels, H W positions.
 """
@@ -7,18 +7,21 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from udkd.losses.methods.attention import same_size
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.utils.options import Positive, Section
 
 LEVELS = (4, 2, 1)
-"""Sides to which maps are averaged besides their own."""
+"""Sides to which maps are averaged for further comparisons."""
 
 
 def hierarchical_context(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Mean squared difference of two maps and of their averages over LEVELS, each level counting half of the one before.
+    """Mean squared difference of two maps and of their averages over LEVELS, each level with half the weight of the one before.
 
-    A scalar, divided by the sum of the counts; levels not below the map's own side are left out.
+    A scalar, divided by the sum of the weights; levels not below the map's side are left out.
 
     Source: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021 (arXiv 2104.09044), the hierarchical context
     loss.
@@ -27,13 +30,13 @@ def hierarchical_context(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     levels = [level for level in LEVELS if level < min(student_BCHW.shape[2:])]
     maps = [(student_BCHW, teacher_BCHW)]
     maps += [(F.adaptive_avg_pool2d(student_BCHW, level), F.adaptive_avg_pool2d(teacher_BCHW, level)) for level in levels]
-    counts = [0.5**n for n in range(len(maps))]
-    terms = [count * F.mse_loss(one, other) for count, (one, other) in zip(counts, maps, strict=True)]
-    return torch.stack(terms).sum() / sum(counts)
+    weights = [0.5**n for n in range(len(maps))]
+    terms = [weight * F.mse_loss(one, other) for weight, (one, other) in zip(weights, maps, strict=True)]
+    return torch.stack(terms).sum() / sum(weights)
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of a stage with what the deeper ones gave (the paper's ABF).
+    """Attention-based fusion of a stage with the residual of the deeper ones (the paper's ABF).
 
     Takes a stage [B, channels, H, W] and the deeper stages' residual [B, middle, h, w] (None at the deepest); gives the map to
     compare with the teacher's [B, teacher_channels, H, W] and the residual for the next stage [B, middle, H, W].
@@ -51,7 +54,7 @@ class Fusion(nn.Module):
         """The map to compare, and the residual for the next stage."""
         fused = self.inner(stage_BCHW)
         if self.attention is not None:
-            assert residual is not None, "only the deepest stage has nothing deeper"
+            assert residual is not None, "only the deepest stage has no residual"
             deeper = F.interpolate(residual, fused.shape[2:], mode="nearest")
             share = self.attention(torch.cat([fused, deeper], dim=1))
             fused = fused * share[:, :1] + deeper * share[:, 1:]
@@ -61,7 +64,7 @@ class Fusion(nn.Module):
 class Review(nn.Module):
     """All fusions of a student: maps to compare with each of the teacher's stages.
 
-    student, teacher: channels of each stage, shallow to deep; as many.
+    student, teacher: channels of each stage, shallow to deep, the same number of stages.
     """
 
     def __init__(self, student: Sequence[int], teacher: Sequence[int]) -> None:
@@ -69,8 +72,8 @@ class Review(nn.Module):
         middle = min(512, student[-1])  # the authors' choice
         last = len(student) - 1
         self.fusions = nn.ModuleList(
-            Fusion(channels, middle, wanted, deepest=place == last)
-            for place, (channels, wanted) in enumerate(zip(student, teacher, strict=True))
+            Fusion(channels, middle, wanted, deepest=index == last)
+            for index, (channels, wanted) in enumerate(zip(student, teacher, strict=True))
         )
 
     def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
@@ -86,3 +89,25 @@ class Review(nn.Module):
 def review(maps: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """The sum over stages of `hierarchical_context`: a scalar, the paper's review loss with residual learning."""
     return torch.stack([hierarchical_context(one, other) for one, other in zip(maps, teacher, strict=True)]).sum()
+
+
+class ReviewkdSection(Section):
+    """Knowledge review over the deepest maps of each of the `stages` smallest sizes."""
+
+    weight: Positive = 1.0
+    stages: int = Field(default=4, ge=1, le=64)
+
+
+@register("reviewkd", ReviewkdSection, needs="maps", depth="stages")
+class ReviewTerm(nn.Module):
+    """See `review`."""
+
+    def __init__(self, options: ReviewkdSection, setup: MethodSetup) -> None:
+        super().__init__()
+        self.options = options
+        self.review = Review(setup.channels, setup.teacher_channels)
+
+    def forward(self, inputs: MethodInputs) -> Tensor:
+        """The term, a scalar."""
+        maps = self.review([map_BCHW.float() for map_BCHW in inputs.maps])
+        return self.options.weight * review(maps, [map_BCHW.float() for map_BCHW in inputs.teacher_maps])

@@ -1,11 +1,15 @@
 """Relational knowledge distillation: distances and angles among the samples of a batch.
 
-Letters: B batch, D and E numbers of the student's and the teacher's embedding.
+Letters: B batch, D and E sizes of the student's and the teacher's embeddings.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
+
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.utils.options import NonNegative, Section
 
 
 def distance_term(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
@@ -25,7 +29,7 @@ def angle_term(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
     Source: Park et al. (arXiv 1904.05068), section 3.2.2 (a mean for its sum).
     """
     student_BBB, teacher_BBB = _angles(student_BD), _angles(teacher_BE.detach())
-    # Of triples that are not distinct both cosines are alike: 0 at a corner of its own, 1 where the ends are one sample.
+    # In triples that are not distinct both cosines are equal: 0 where an end is the corner, 1 where the ends are one sample.
     return F.smooth_l1_loss(student_BBB, teacher_BBB, reduction="sum") / _choices(len(student_BD), 3)
 
 
@@ -45,3 +49,25 @@ def _angles(e_BD: Tensor) -> Tensor:
 def _choices(count: int, of: int) -> int:
     """Ordered pairs or triples of distinct samples; 1 where there are none."""
     return max(1, count * (count - 1) * (count - 2 if of == 3 else 1))
+
+
+class RkdSection(Section):
+    """Relational knowledge distillation: factors of its two terms."""
+
+    distance: NonNegative = 25.0
+    angle: NonNegative = Field(default=50.0, description="0 leaves the term out, whose memory grows with batch^3")
+
+
+@register("rkd", RkdSection, needs="pooled")
+class Rkd(nn.Module):
+    """The sum of `distance_term` and `angle_term`."""
+
+    def __init__(self, options: RkdSection, setup: MethodSetup) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, inputs: MethodInputs) -> Tensor:
+        """The term, a scalar."""
+        student_BD, teacher_BE = inputs.pooled_pair
+        term = self.options.distance * distance_term(student_BD, teacher_BE)
+        return term + self.options.angle * angle_term(student_BD, teacher_BE) if self.options.angle else term

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from udkd.losses.sample_weight import SampleWeighting, uncertainty_of
 from udkd.teacher.cache.key import CacheKey, Differing, Remedy, key_differences
-from udkd.teacher.cache.tables import TargetTable, open_table
+from udkd.teacher.cache.tables import DeviceTable, TargetTable, open_table
 from udkd.teacher.cache.view_count import MOST_VIEWS, VIEW_COUNT_FILE, read_view_count
 from udkd.teacher.cache.view_file import REBUILD, ViewFile, read_view_header, view_path
 from udkd.utils.errors import CacheError, MismatchError
@@ -161,13 +161,16 @@ class Cache:
         *,
         features: bool = False,
         ids: NDArray[np.int64] | None = None,
+        in_memory: bool = False,
+        into: DeviceTable | None = None,
     ) -> TargetTable:
         """One view's targets for training, weighted by entropy unless `weighing` is given.
 
         On the CPU they stay memory-mapped, and a block is verified when a lookup first touches it; any other device gets
-        a completely verified copy, if it fits. labels_N: int64 [N], class indices of all ids, for weights that need them.
-        features: whether the teacher's features are needed. ids: those that will be looked up. CacheError names a damaged
-        block, or what is not stored.
+        a copy that was verified whole, if it fits. labels_N: int64 [N], class indices of all ids, for weights that ask.
+        features: the teacher's are asked for too. ids: those that will be looked up. in_memory: a verified copy on any device,
+        whether it fits or not. into: a table of another view, to be overwritten by this one. CacheError names a damaged block,
+        or what is not stored.
         """
         if ids is not None:
             self.require_targets(view, ids)
@@ -175,7 +178,7 @@ class Cache:
         self.require_uncertainty(weighing.kind)
         if features:
             self.require_features()
-        return open_table(self.view_file(view), device, weighing, labels_N, features=features)
+        return open_table(self.view_file(view), device, weighing, labels_N, features=features, in_memory=in_memory, into=into)
 
 
 def find_damaged_blocks(cache: Cache) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udkd.losses.sample_weight import SampleWeighting, sample_weight, uncertainty_of
-from udkd.losses.storage import others, rebuild, spread
+from udkd.losses.storage import dense_logits, rest_logit, scatter_logits
 from udkd.teacher.cache.view_file import ViewFile
 from udkd.utils.rng import Stream, permutation
 
@@ -35,23 +35,39 @@ class TargetTable(Protocol):
 
 
 def open_table(
-    file: ViewFile, device: torch.device, weighing: SampleWeighting, labels_N: Tensor | None, *, features: bool = False
+    file: ViewFile,
+    device: torch.device,
+    weighing: SampleWeighting,
+    labels_N: Tensor | None,
+    *,
+    features: bool = False,
+    in_memory: bool = False,
+    into: "DeviceTable | None" = None,
 ) -> TargetTable:
-    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: whether they are needed."""
-    needed = ("logits", "classes", "tail", *(("features",) if features else ()))
-    num_bytes = sum(array.nbytes for name, array in file.arrays.items() if name in needed)
+    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: whether they are asked for.
+
+    in_memory: a DeviceTable on any device, whether it fits or not. into: the one to overwrite, of another view.
+    """
+    wanted = ("logits", "classes", "tail", *(("features",) if features else ()))
+    num_bytes = sum(array.nbytes for name, array in file.arrays.items() if name in wanted)
     mapped = MappedTable(file, device, weighing, labels_N)
-    if device.type == "cpu" or (device.type == "cuda" and num_bytes > _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]):
+    is_large = device.type == "cuda" and num_bytes > _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+    if into is None and not in_memory and (device.type == "cpu" or is_large):
         return mapped
     for block in range(file.header.num_blocks):
         file.require_block(block)
     rows = {
-        name: torch.from_numpy(array.astype(np.int32) if name == "classes" else array).to(device)
+        name: torch.from_numpy(array.astype(np.int32) if name == "classes" else array)
         for name, array in file.arrays.items()
-        if name in needed
+        if name in wanted
     }
-    # MappedTable computes the weights on the training device, as a live teacher does: division rounds differently elsewhere.
-    return DeviceTable(rows, mapped.all_weights(), file.header.key.num_classes)
+    # Weights are derived where a live teacher's are: a division rounds differently on another device.
+    weight_N = mapped.all_weights()
+    if into is not None:
+        into.overwrite(rows, weight_N)
+        return into
+    on_device = {name: array.to(device, copy=True) for name, array in rows.items()}
+    return DeviceTable(on_device, weight_N, file.header.key.num_classes)
 
 
 @final
@@ -97,8 +113,8 @@ class MappedTable:
             return logits
         classes = torch.from_numpy(self._file.arrays["classes"][rows_B.numpy()].astype(np.int64)).to(self._device)
         if self._others_N is not None:
-            return spread(logits, classes, self._others_N.index_select(0, rows_B), num_classes)
-        return rebuild(logits, classes, self._gathered("tail", rows_B), num_classes)
+            return scatter_logits(logits, classes, self._others_N.index_select(0, rows_B), num_classes)
+        return dense_logits(logits, classes, self._gathered("tail", rows_B), num_classes)
 
     def features(self, ids_B: Tensor) -> Tensor:
         """See TargetTable."""
@@ -151,7 +167,7 @@ class MappedTable:
                 self._file.require_block(block)
                 if self._others_N is not None:
                     rows, num_classes = slice(*self._file.header.block_range(block)), self._file.header.key.num_classes
-                    self._others_N[rows] = others(self._arrays["logits"][rows], self._arrays["tail"][rows], num_classes)
+                    self._others_N[rows] = rest_logit(self._arrays["logits"][rows], self._arrays["tail"][rows], num_classes)
                 self._verified[block] = True
                 self._unverified -= 1
         assert not np.isnan(self._file.uncertainties["entropy"][rows_B]).any(), "lookup of an excluded id"
@@ -171,12 +187,18 @@ class DeviceTable:
         self._num_classes = num_classes
         self.weight = weight_N
 
+    def overwrite(self, rows: Mapping[str, Tensor], weight_N: Tensor) -> None:
+        """Take another view's rows and weights, in the same memory: a CUDA graph reads it there."""
+        for name, array in rows.items():
+            self._rows[name].copy_(array)
+        self.weight.copy_(weight_N)
+
     def lookup(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
         """See TargetTable."""
         rows = {name: array.index_select(0, ids_B) for name, array in self._rows.items() if name != "features"}
         logits = rows["logits"]
         if "classes" in rows:
-            logits = rebuild(logits, rows["classes"], rows["tail"], self._num_classes)
+            logits = dense_logits(logits, rows["classes"], rows["tail"], self._num_classes)
         return logits, self.weight.index_select(0, ids_B)
 
     def features(self, ids_B: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ All numbers are little-endian. N rows (one for each id of the split, excluded on
 In the top-k form of many classes, logits is [N, k], best first, and two arrays follow it:
           classes    uint16 [N, k], uint32 where C > 65,536: whose logits they are
           tail       float32 [N], the exact probability of the classes that were not kept
-The entropy is exact in both forms. `udkd.losses.storage.rebuild` restores all C logits; their softmax sums to 1.
+The entropy is exact in both forms. `udkd.losses.storage.dense_logits` restores all C logits; their softmax sums to 1.
 
 A block is `block_rows` consecutive ids; the last may be shorter. Its checksum is the crc32 of its index (uint64) and its
 rows of each array in the file's order, starting from the header's crc32, so that a block copied from another position, view
@@ -42,7 +42,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udkd.losses.storage import Storage, rebuild
+from udkd.losses.storage import Storage, dense_logits
 from udkd.teacher.cache.key import FORMAT_VERSION, CacheKey
 from udkd.utils.errors import CacheError
 from udkd.utils.files import open_regular
@@ -242,7 +242,7 @@ class ViewFile:
         if "classes" not in self.arrays:
             return self.logits[rows]
         logits, classes, tail = (torch.from_numpy(self.arrays[name][rows]) for name in ("logits", "classes", "tail"))
-        return rebuild(logits, classes, tail, self.header.key.num_classes).numpy()
+        return dense_logits(logits, classes, tail, self.header.key.num_classes).numpy()
 
     def is_block_intact(self, block: int) -> bool:
         """Whether a block matches its checksum and holds values that a build can have written."""

@@ -1,6 +1,7 @@
 """Connectors: what they want of two networks, what they remember, what they refuse; feature maps as hooks take them."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from tests.factories import small_recipe
 from tests.utils.slow_hash import GOLDEN, MASK, slow_mix
 from udkd.data.batch import Batch
-from udkd.losses.methods.connectors import Connection, Crd, MethodInputs, connect
+from udkd.losses.methods.connect import Connection, connect
+from udkd.losses.methods.crd import Crd
+from udkd.losses.methods.registry import MethodInputs
+from udkd.losses.sample_weight import SampleWeighting
+from udkd.losses.storage import Storage
 from udkd.models.build import build
 from udkd.models.features import FeatureExtractor, pooled, stages
-from udkd.teacher.target import TeacherTargets
-from udkd.teacher.with_features import LiveTargetsWithMaps
+from udkd.teacher.sources import LiveTargets
+from udkd.teacher.targets import PackedTargets, pack
 from udkd.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -60,10 +65,10 @@ def seen(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0)
 def test_stages_of_a_resnet_are_its_stem_and_layers() -> None:
     model = network("resnet18").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = stages(model, 32)
-    assert [stage.module for stage in found] == ["relu", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
-    assert [stage.channels for stage in found] == [64, 64, 128, 256, 512]
-    assert [stage.size for stage in found] == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
+    value = stages(model, 32)
+    assert [stage.module for stage in value] == ["relu", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
+    assert [stage.channels for stage in value] == [64, 64, 128, 256, 512]
+    assert [stage.size for stage in value] == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -130,19 +135,22 @@ def test_crd_is_its_formula_and_remembers() -> None:
     assert abs(first.item() / 0.8 / 2 - 6) < 6, "about log(K + 1) + K log((K + 1) / K) with M = 20 at first"
     ids = torch.arange(5, 15)
     now = seen(made, teacher, ids, step=3)
-    found = crd(now).item()
+    value = crd(now).item()
     assert torch.equal(crd.log_z, log_z), "the first batch's, for ever"
-    own = F.normalize(crd.embed.linear(now.maps[0].mean((2, 3))), dim=1).detach().double().numpy()
-    their = F.normalize(crd.teacher_embed.linear(now.teacher_features), dim=1).detach().double().numpy()
+    student_64 = F.normalize(crd.embed.linear(now.maps[0].mean((2, 3))), dim=1).detach().double().numpy()
+    teacher_64 = F.normalize(crd.teacher_embed.linear(now.teacher_features), dim=1).detach().double().numpy()
     wanted = 0.0
     for row, sample in enumerate(ids.tolist()):
-        for anchor, bank, z in ((own, teacher_memory, log_z[0]), (their, memory, log_z[1])):
-            h = [own[row] @ their[row], *(anchor[row] @ bank[drawn].double().numpy() for drawn in negatives_of(crd, now, row))]
+        for anchor, bank, z in ((student_64, teacher_memory, log_z[0]), (teacher_64, memory, log_z[1])):
+            h = [
+                student_64[row] @ teacher_64[row],
+                *(anchor[row] @ bank[drawn].double().numpy() for drawn in negatives_of(crd, now, row)),
+            ]
             h = [s / (s + 6 / 20) for s in (math.exp(score / 0.07) / math.exp(float(z)) for score in h)]
             wanted -= math.log(h[0]) + sum(math.log(1 - value) for value in h[1:])
         assert all(LABELS[drawn] != LABELS[sample] for drawn in negatives_of(crd, now, row))
-    assert found == pytest.approx(0.8 * wanted / 10, rel=1e-4)
-    halfway = F.normalize(0.5 * memory[ids] + 0.5 * torch.from_numpy(own).float(), dim=1)
+    assert value == pytest.approx(0.8 * wanted / 10, rel=1e-4)
+    halfway = F.normalize(0.5 * memory[ids] + 0.5 * torch.from_numpy(student_64).float(), dim=1)
     torch.testing.assert_close(crd.memory[ids], halfway)
 
 
@@ -153,20 +161,23 @@ def negatives_of(crd: Crd, now: MethodInputs, row: int) -> list[int]:
     return [others[(slow_mix((name + k * GOLDEN) & MASK) >> 33) * len(others) >> 31] for k in range(6)]
 
 
-def test_watched_lessons_hand_out_whole_batches_of_maps() -> None:
-    teacher = network("resnet18").eval()
+def test_a_live_teacher_hands_out_the_maps_of_full_batches() -> None:
+    model = network("resnet18").eval()
 
     class InBlocks:
-        def lookup(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
+        members, num_classes, num_features = (SimpleNamespace(model=model),), 4, 0
+
+        def targets(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> PackedTargets:
             blocks = [F.pad(part, (0, 0, 0, 0, 0, 0, 0, 4 - len(part))) for part in x_BCHW.split(4)]
-            return TeacherTargets(logits=torch.cat([teacher(block) for block in blocks])[: len(x_BCHW)], weight=None)
+            return pack(torch.cat([model(block) for block in blocks])[: len(x_BCHW)], Storage(dtype="float32"))
 
     x, ids = torch.rand(7, 3, 32, 32), torch.arange(7)
-    watched = LiveTargetsWithMaps(InBlocks(), teacher, ["layer2.1", "layer4.1"])
+    teacher = LiveTargets(InBlocks(), None, SampleWeighting(kind="constant"))  # type: ignore[arg-type]
+    teacher.keep_maps(["layer2.1", "layer4.1"])
     for _ in range(2):
-        lesson = watched.lookup(Batch(ids=ids, canvas=ids, labels=ids), x, 0)
-        assert set(lesson.maps) == {"layer2.1", "layer4.1"}
-        pooled_head = teacher.fc(lesson.maps["layer4.1"].mean((2, 3)))
-        assert lesson.logits is not None
-        torch.testing.assert_close(pooled_head, lesson.logits)
-        assert len(lesson.maps["layer2.1"]) == 7
+        target = teacher(Batch(ids=ids, canvas=ids, labels=ids), x, 0)
+        assert set(target.maps) == {"layer2.1", "layer4.1"}
+        pooled_head = model.fc(target.maps["layer4.1"].mean((2, 3)))
+        assert target.logits is not None
+        torch.testing.assert_close(pooled_head.log_softmax(-1), target.logits.log_softmax(-1))
+        assert len(target.maps["layer2.1"]) == 7
