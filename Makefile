@@ -25,7 +25,7 @@ APT = apt() { \
 		|| { $$sudo apt-get -qq update && $$sudo apt-get -qq install -y --no-install-recommends "$$@"; }; } >/dev/null 2>&1; }
 HEADERS := g++ pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: install test test-long quickstart clean
+.PHONY: install test test-long quickstart docs clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -44,8 +44,13 @@ test-long: install
 quickstart: install
 	$(BIN)/udkd quickstart
 
+# The documentation as a site: site/index.html.
+docs: $(DONE)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find udkd data_prep benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(DONE)/venv:
@@ -61,6 +66,10 @@ $(DONE)/venv:
 $(DONE)/packages: $(DONE)/venv pyproject.toml constraints.txt
 	@echo "Installing the Python packages into $(VENV) (PyTorch alone is a few gigabytes; minutes, once)"
 	@$(PIP) --editable ".[dev,tensorboard]"
+	@touch $@
+
+$(DONE)/docs: $(DONE)/packages
+	@$(PIP) --editable ".[docs]"
 	@touch $@
 
 # FFCV is compiled here. Where it cannot be, everything else works: no mark is left, so that the next call tries again.
