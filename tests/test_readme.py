@@ -1,18 +1,14 @@
-"""The README's loop runs as it stands, and its commands and options exist."""
+"""The README's training loop runs as it stands."""
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import typer.main
 
-import data_prep.cli
 import udkd
-import udkd.cli.app
 from tests.small import make_dataset, make_teacher, small_recipe
 from udkd.teacher.cache.build import build_cache
 
@@ -23,14 +19,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    """Every line of a bash block that calls a program of ours, continued lines joined."""
-    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.startswith(("udkd ", "udkd-prep "))]
-
-
 def test_your_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where DATA and CACHE lie is all that is changed."""
+    """Only the folders of DATA and CACHE are changed."""
     dataset = make_dataset(tmp_path, per_class=8)
     teacher = make_teacher(tmp_path / "teacher", dataset)
     cpu = torch.device("cpu")
@@ -55,14 +45,3 @@ def test_the_front_door_names_what_it_has() -> None:
         assert getattr(udkd, name).__doc__ or name == "open_backend", name
     with pytest.raises(AttributeError, match=r"has no attribute 'distil'; it has Cache, CachedTargets"):
         _ = udkd.distil
-
-
-@pytest.mark.parametrize("line", commands())
-def test_commands_and_options_exist(line: str) -> None:
-    program, *words = shlex.split(line, comments=True)
-    app = {"udkd": udkd.cli.app.app, "udkd-prep": data_prep.cli.app}[program]
-    command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands"):
-        assert words[0] in command.commands, line
-        command, words = command.commands[words[0]], words[1:]
-    command.make_context(command.name, words)
