@@ -7,7 +7,7 @@ PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --n
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
-.PHONY: install test test-long quickstart clean
+.PHONY: install test test-long quickstart docs clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -26,8 +26,13 @@ test-long: install
 quickstart: install
 	$(BIN)/udkd quickstart
 
+# The documentation as a site: site/index.html.
+docs: $(DONE)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find udkd data_prep benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(DONE)/venv:
@@ -36,5 +41,5 @@ $(DONE)/venv:
 $(DONE)/packages: $(DONE)/venv pyproject.toml constraints.txt
 	@scripts/install.sh packages
 
-$(DONE)/ffcv $(DONE)/dali: $(DONE)/packages
+$(DONE)/docs $(DONE)/ffcv $(DONE)/dali: $(DONE)/packages
 	@scripts/install.sh $(@F)

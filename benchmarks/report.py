@@ -1,4 +1,4 @@
-"""Writes the README's table from the results: one column per machine, "not measured yet" where a result is missing."""
+"""Writes the table of docs/speed.md from the results: one column per machine, "not measured yet" where a result is missing."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -24,23 +24,23 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def main(
-    readme: Annotated[Path, typer.Option("--readme", help="File that contains the two markers.")] = Path("README.md"),
+    page: Annotated[Path, typer.Option("--page", help="File that contains the two markers.")] = Path("docs/speed.md"),
     results: Annotated[Path, typer.Option("--results", help="Folder of result files.")] = RESULTS,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if the file is out of date.")] = False,
 ) -> None:
-    """Write the table between the README's two markers."""
-    if not readme.is_file():
-        raise DataError(f"{readme} is no file; expected a text file with the line {BEGIN}; name one with --readme")
-    text = readme.read_text()
+    """Write the table between the page's two markers."""
+    if not page.is_file():
+        raise DataError(f"{page} is no file; expected a text file with the line {BEGIN}; name one with --page")
+    text = page.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise DataError(f"{readme} lacks its markers; expected one line {BEGIN} and, below, one line {END}; add them")
+        raise DataError(f"{page} lacks its markers; expected one line {BEGIN} and, below, one line {END}; add them")
     before, after = text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
     new = f"{before}{BEGIN}\n{table(load(results))}{END}{after}"
     if check and new != text:
-        raise DataError(f"{readme} differs from the results in {results}; expected the same; run python -m benchmarks report")
+        raise DataError(f"{page} differs from the results in {results}; expected the same; run python -m benchmarks report")
     if not check:
-        write_text(readme, new)
-        err.print(f"table written into {readme}")
+        write_text(page, new)
+        err.print(f"table written into {page}")
 
 
 def load(folder: Path) -> dict[str, Results]:
@@ -59,33 +59,38 @@ def load(folder: Path) -> dict[str, Results]:
 
 
 def table(machines: Mapping[str, Results]) -> str:
-    """The table in Markdown, GPUs first; a column of gaps stands for a GPU if none was measured."""
+    """The table in Markdown, GPUs first. Rows that no machine has measured are listed below it instead."""
     columns = sorted(machines.items(), key=lambda entry: (_device_type(entry[1]) != "cuda", entry[0]))
-    if not any(_device_type(results) == "cuda" for _, results in columns):
-        columns.insert(0, ("one GPU", {}))
-    header = ["", "the paper", *(_title(slug, results) for slug, results in columns)]
+    header = ["", "the paper", *(_title(results) for _, results in columns)]
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---|" * (len(header) - 1)]
+    missing = []
     for label, paper, read in ROWS:
         cells = [_cell(read, results) for _, results in columns]
-        lines.append("| " + " | ".join([label, paper, *cells]) + " |")
-    return "\n".join(lines) + "\n\n" + "\n".join(_notes(columns)) + "\n"
+        if set(cells) <= {GAP}:
+            missing.append(label)
+        else:
+            lines.append("| " + " | ".join([label, paper, *cells]) + " |")
+    return "\n".join(lines) + "\n\n" + "\n".join(_notes(columns, missing)) + "\n"
 
 
-def _title(slug: str, results: Results) -> str:
-    if not results:
-        return slug
+def _title(results: Results) -> str:
     hardware = next(iter(results.values()))["machine"]["hardware"]
     return hardware["device"] if hardware["type"] == "cuda" else f"{hardware['cores']} cores, {hardware['device']}"
 
 
 def _device_type(results: Results) -> str:
-    return str(next(iter(results.values()))["machine"]["hardware"]["type"]) if results else ""
+    return str(next(iter(results.values()))["machine"]["hardware"]["type"])
 
 
-def _notes(columns: list[tuple[str, Results]]) -> list[str]:
+def _notes(columns: list[tuple[str, Results]], missing: list[str]) -> list[str]:
     lines = [
         "Medians of the rounds; ratios are taken within each round. Hours are projected from images/s, validation not counted."
     ]
+    if not any(_device_type(results) == "cuda" for _, results in columns):
+        lines.append("No GPU has been measured yet; `scripts/gpu.sh bench 540` adds its column.")
+    if missing:
+        lines.append(f"No machine has measured yet: {'; '.join(missing)}.")
+    lines.append("")
     for slug, results in columns:
         for result in sorted(results.values(), key=lambda result: result["name"]):
             machine = result["machine"]

@@ -1,6 +1,6 @@
 #!/bin/sh
-# One step of the installation into .venv, from the root of the repository: scripts/install.sh venv|packages|ffcv|dali
-# `make install` runs them in this order. Each leaves .venv/.done/STEP, so that it runs once. ffcv and dali are optional: where
+# One step of the installation into .venv, from the root of the repository: scripts/install.sh venv|packages|ffcv|dali|docs
+# `make install` runs the first four in this order, `make docs` the last. Each leaves .venv/.done/STEP, so that it runs once. ffcv and dali are optional: where
 # they fail, everything else works, and without their mark the next `make install` tries again.
 # PYTHON: the interpreter that .venv is made with.
 set -eu
@@ -86,7 +86,12 @@ install_dali() {
   fi
 }
 
+install_docs() {
+  pip_install --editable ".[docs]"
+  done_with docs
+}
+
 case ${1:-} in
-venv | packages | ffcv | dali) "install_$1" ;;
-*) fail "usage: scripts/install.sh venv|packages|ffcv|dali" ;;
+venv | packages | ffcv | dali | docs) "install_$1" ;;
+*) fail "usage: scripts/install.sh venv|packages|ffcv|dali|docs" ;;
 esac

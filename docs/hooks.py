@@ -1,0 +1,99 @@
+"""What MkDocs adds when it builds the site: the table of recipe keys, pages and figures from outside docs/."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- recipe keys: begin -->", "<!-- recipe keys: end -->"
+ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+
+_TECHNICAL_LIMIT = 1e5  # bounds above it keep numbers in 64 bits or memory in sight; no recipe comes near them
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages of the root, and every figure that a page links to."""
+    from mkdocs.structure.files import File
+
+    for source, page in ROOT_PAGES.items():
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    linked = {
+        target
+        for path in (ROOT / "docs").glob("*.md")
+        for target in re.findall(r"\]\(\.\./(benchmarks/results/[^)#]+)\)", path.read_text())
+    }
+    for target in sorted(linked):
+        files.append(File.generated(config, target, abs_src_path=str(ROOT / target)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links as the site has them: figures beside the pages, pages of the root among those of docs/."""
+    markdown = markdown.replace("](../benchmarks/results/", "](benchmarks/results/").replace("](docs/", "](")
+    for source, target in ROOT_PAGES.items():
+        markdown = re.sub(rf"\]\((\.\./)?{re.escape(source)}", f"]({target}", markdown)
+    if BEGIN in markdown:
+        before, rest = markdown.split(BEGIN)
+        markdown = before + recipe_tables() + rest.split(END)[1]
+    return markdown
+
+
+def recipe_tables() -> str:
+    """One Markdown table of keys for each section of a recipe, from the descriptions in udkd.config."""
+    from udkd.config.recipe import Recipe
+
+    schema = Recipe.model_json_schema()
+    lines: list[str] = []
+    for path, section in _sections(schema, schema["$defs"], ""):
+        lines += [f"### `[{path}]`", "", section.get("description", "").replace("\n", " "), ""]
+        lines += ["| key | is | default | values |", "|---|---|---|---|"]
+        for key, field in section["properties"].items():
+            if _nested(field, schema["$defs"]) is None:
+                cells = (f"`{key}`", field.get("description", ""), _default(field), _values(field))
+                lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _sections(section: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Path and JSON schema of each section that has keys. Equal sections side by side are one: loss.schedules.NAME."""
+    nested = {key: _nested(field, defs) for key, field in section["properties"].items()}
+    if path and None in nested.values():
+        yield path, section
+    for number, (key, name) in enumerate(nested.items()):
+        names = list(nested.values())
+        if name is None or name in names[:number]:
+            continue
+        label = f"{key}.N" if "items" in section["properties"][key] else "NAME" if names.count(name) > 1 else key
+        yield from _sections(defs[name], defs, f"{path}.{label}".removeprefix("."))
+
+
+def _nested(field: Mapping[str, Any], defs: Mapping[str, Any]) -> str | None:
+    """The name of the section that a key holds, or that each entry of its list is."""
+    reference = field.get("$ref") or field.get("items", {}).get("$ref") or ""
+    name = reference.rpartition("/")[2]
+    return name if "properties" in defs.get(name, {}) else None
+
+
+def _default(field: Mapping[str, Any]) -> str:
+    if "default" not in field:
+        return "required"
+    values = field["default"] if isinstance(field["default"], list) else [field["default"]]
+    shown = [f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False) for value in values]
+    return f"`[{', '.join(shown)}]`" if isinstance(field["default"], list) else f"`{shown[0]}`"
+
+
+def _values(field: Mapping[str, Any]) -> str:
+    """The values that a key takes, in words: the names of a choice, the bounds of a number but for technical limits."""
+    if "anyOf" in field:
+        return " or ".join(_values(member) for member in field["anyOf"])
+    if "enum" in field or "const" in field:
+        return ", ".join(f"`{json.dumps(value)}`" for value in field.get("enum", [field.get("const")]))
+    if "prefixItems" in field:
+        return f"[{', '.join(_values(item) for item in field['prefixItems'])}]"
+    kind = {"boolean": "true or false", "string": "text", "array": "list"}.get(field.get("type", ""), field.get("type", ""))
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {field[name]:g}" for name, sign in signs.items() if name in field and field[name] < _TECHNICAL_LIMIT]
+    return ", ".join([kind, *bounds])
