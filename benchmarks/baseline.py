@@ -133,9 +133,9 @@ def repeat_step(run, count: int = 8):  # type: ignore[no-untyped-def]
 def bottleneck(result: BenchmarkResult) -> str:
     """Whether loading or the networks limit the plain script."""
     speed = {row["variant"]: row["items_per_s"] for row in result.rows}
-    share = speed[PLAIN] / speed[LOADER_ONLY]
-    limit = "its images" if share > 0.8 else "its networks, with the images beside them" if share > 0.4 else "its networks"
-    return f"{limit}: it trains at {share:.0%} of the speed at which its workers deliver ({np.round(speed[PLAIN])} images/s)"
+    ratio = speed[PLAIN] / speed[LOADER_ONLY]
+    limit = "its images" if ratio > 0.8 else "its networks, with the images beside them" if ratio > 0.4 else "its networks"
+    return f"{limit}: it trains at {ratio:.0%} of the speed at which its workers deliver ({np.round(speed[PLAIN])} images/s)"
 
 
 def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:

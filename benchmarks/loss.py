@@ -81,8 +81,8 @@ def forward_backward(loss: Loss, batch: int, num_classes: int, device: torch.dev
 
 def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     widths = result.settings["classes"]
-    for panel, num_classes in enumerate(widths):
-        axes = figure.add_subplot(1, len(widths), panel + 1)
+    for column, num_classes in enumerate(widths):
+        axes = figure.add_subplot(1, len(widths), column + 1)
         rows = [row for row in result.rows if row["classes"] == num_classes]
         for index, name in enumerate(dict.fromkeys(row["variant"] for row in rows)):
             selected = [row for row in rows if row["variant"] == name]

@@ -158,9 +158,7 @@ def _shares() -> Callable[[Results], str | None]:
 
     def read(results: Results) -> str | None:
         facts = {name: value for name, value in results["step"]["facts"].items() if name.startswith(SHARE)}
-        cells = {
-            name: ", ".join(f"{100 * share:.1f} % {loss}" for loss, share in value.items()) for name, value in facts.items()
-        }
+        cells = {name: ", ".join(f"{100 * part:.1f} % {loss}" for loss, part in value.items()) for name, value in facts.items()}
         return "; ".join(f"{cell} ({name.removeprefix(SHARE).strip()})" for name, cell in cells.items())
 
     return read

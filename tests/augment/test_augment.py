@@ -150,13 +150,13 @@ def test_resize_then_crop_is_torchvision_s_resize_and_crop(scheme: str) -> None:
         image = (picture, grain)[n % 2](height, width, n)
         views = draw_views(spec, 0, 0, np.array([n]), np.array([[height, width, height, width]]))
         ours = pixels(on_canvas(image, 128), ViewTable.of(views), size)[0]
-        whole = F.resize(image.permute(2, 0, 1), [resized] * (2 if scheme == "centre_squash" else 1), antialias=True)
+        full = F.resize(image.permute(2, 0, 1), [resized] * (2 if scheme == "centre_squash" else 1), antialias=True)
         if scheme == "random":
-            steps = torch.tensor(whole.shape[1:]) / torch.tensor([height, width])
+            steps = torch.tensor(full.shape[1:]) / torch.tensor([height, width])
             top, left = (torch.from_numpy(views.window[0, :2]) / SUBPIXELS * steps).round().int().tolist()
-            theirs = F.crop(whole, top, left, size, size)
+            theirs = F.crop(full, top, left, size, size)
         else:
-            theirs = F.center_crop(whole, [size, size])
+            theirs = F.center_crop(full, [size, size])
         gaps.append((ours.int() - theirs.permute(1, 2, 0).int()).flatten().abs())
     gap = torch.cat(gaps)
     assert gap.max() <= 2
@@ -211,14 +211,14 @@ def test_pixels_are_the_integers_of_the_definition(spec: ViewSpec) -> None:
     start=st.integers(0, 40 * SUBPIXELS),
     length=st.integers(1, 64 * SUBPIXELS),
     size=st.integers(1, 70),
-    whole=st.booleans(),
+    full=st.booleans(),
 )
-@example(start=0, length=1, size=70, whole=False)
-@example(start=64 * SUBPIXELS - 1, length=1, size=3, whole=False)
-def test_weights_sum_to_a_power_of_two(start: int, length: int, size: int, whole: bool) -> None:
+@example(start=0, length=1, size=70, full=False)
+@example(start=64 * SUBPIXELS - 1, length=1, size=3, full=False)
+def test_weights_sum_to_a_power_of_two(start: int, length: int, size: int, full: bool) -> None:
     side = 64
     length = max(1, min(length, side * SUBPIXELS - start))
-    low, high = (0, side * SUBPIXELS) if whole else (start, start + length)
+    low, high = (0, side * SUBPIXELS) if full else (start, start + length)
     positions, weights = augment._weights(*(torch.tensor([value]) for value in (start, length, low, high)), size, side)
     dense = torch.zeros(size, side).scatter_add_(1, positions[0], weights[0] * 2**WEIGHT_BITS)
     assert (dense.sum(-1) == 2**WEIGHT_BITS).all()
@@ -230,9 +230,9 @@ def test_weights_sum_to_a_power_of_two(start: int, length: int, size: int, whole
     assert (weight.sum(-1) > 0).all()
     beside = (position < 0) | (position >= side)
     assert not weight[beside].any()
-    share = torch.zeros(size, side, dtype=torch.float64)
-    share.scatter_add_(1, position[0].clamp(0, side - 1), (weight[0] / weight[0].sum(-1, keepdim=True)).double())
-    assert (dense / 2**WEIGHT_BITS - share).abs().max() <= 1.001 / 2**WEIGHT_BITS
+    fraction = torch.zeros(size, side, dtype=torch.float64)
+    fraction.scatter_add_(1, position[0].clamp(0, side - 1), (weight[0] / weight[0].sum(-1, keepdim=True)).double())
+    assert (dense / 2**WEIGHT_BITS - fraction).abs().max() <= 1.001 / 2**WEIGHT_BITS
 
 
 def test_what_lies_beside_the_image_is_never_read() -> None:
@@ -254,10 +254,10 @@ def test_what_lies_beside_the_image_is_never_read() -> None:
 @pytest.fixture(scope="module")
 def at_caching_time() -> dict[tuple[int, int], bytes]:
     """In id order, batch by batch, as the cache is built."""
-    found = hashes(np.arange(SAMPLES), 256, at_once=False)
-    assert len(found) == SAMPLES * VIEWS == 10_000
-    assert len(set(found.values())) > 9_000, "the views are not all the same"
-    return found
+    hashes_by_pair = hashes(np.arange(SAMPLES), 256, at_once=False)
+    assert len(hashes_by_pair) == SAMPLES * VIEWS == 10_000
+    assert len(set(hashes_by_pair.values())) > 9_000, "the views are not all the same"
+    return hashes_by_pair
 
 
 @pytest.mark.parametrize(("batch", "threads"), [(64, 1), (64, 2), (1, 1), (333, 2)])
@@ -266,9 +266,9 @@ def test_10_000_views_in_shuffled_order(at_caching_time: dict[tuple[int, int], b
     torch.set_num_threads(threads)
     try:
         order = np.random.default_rng(batch).permutation(SAMPLES)[: 200 * batch]
-        found = hashes(order, batch)
-        assert len(found) == VIEWS * len(order)
-        assert found.items() <= at_caching_time.items()
+        hashes_by_pair = hashes(order, batch)
+        assert len(hashes_by_pair) == VIEWS * len(order)
+        assert hashes_by_pair.items() <= at_caching_time.items()
     finally:
         torch.set_num_threads(before)
 
@@ -400,14 +400,14 @@ def test_network_input_does_not_depend_on_its_batch() -> None:
     """Jitter and normalisation in float32 too: a cache is built in blocks, a live teacher asked in batches."""
     canvas, sizes = bank()
     views = ViewTable.of(draw_views(TINY, 0, 0, np.arange(SAMPLES), sizes))
-    whole = apply(canvas, views, TINY)
+    full = apply(canvas, views, TINY)
     order = torch.from_numpy(np.random.default_rng(5).permutation(SAMPLES))
     before = torch.get_num_threads()
     for batch, threads in ((1, 1), (7, 2), (64, 1), (333, 2)):
         torch.set_num_threads(threads)
         rows = order[: 20 * batch]
         parts = [apply(canvas[part], views.gather(part), TINY) for part in rows.split(batch)]
-        assert torch.equal(torch.cat(parts), whole[rows]), f"batch {batch}, {threads} threads"
+        assert torch.equal(torch.cat(parts), full[rows]), f"batch {batch}, {threads} threads"
     torch.set_num_threads(before)
 
 
@@ -419,12 +419,12 @@ def test_larger_views_do_not_depend_on_their_batch(size: int) -> None:
     views = ViewTable.of(draw_views(spec, 0, 0, np.arange(6), np.tile([64, 64, 64, 64], (6, 1))))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    whole = apply(canvas, views, spec)
+    full = apply(canvas, views, spec)
     torch.set_num_threads(1)
     rows = [torch.tensor([n]) for n in range(6)]
     single = [apply(canvas[row], views.gather(row), spec) for row in rows]
     torch.set_num_threads(before)
-    assert torch.equal(torch.cat(single), whole)
+    assert torch.equal(torch.cat(single), full)
 
 
 # Colour.
@@ -494,10 +494,10 @@ def test_apply_is_pixels_then_finish() -> None:
 
 def test_a_table_keeps_its_types_and_gathers_rows() -> None:
     views = draw_views(PAPER, 0, 0, np.arange(5), np.tile([30, 40, 30, 40], (5, 1)))
-    whole, rows = ViewTable.of(views), torch.tensor([3, 3, 0])
+    full, rows = ViewTable.of(views), torch.tensor([3, 3, 0])
     for field in fields(ViewTable):
-        assert torch.equal(getattr(whole.gather(rows), field.name), getattr(whole, field.name)[rows])
-    assert [getattr(whole, field.name).dtype for field in fields(ViewTable)] == [
+        assert torch.equal(getattr(full.gather(rows), field.name), getattr(full, field.name)[rows])
+    assert [getattr(full, field.name).dtype for field in fields(ViewTable)] == [
         torch.int64,
         torch.int64,
         torch.bool,

@@ -23,16 +23,16 @@ def split(count: int, excluded: tuple[int, ...] = ()) -> SimpleNamespace:
 
 def test_a_row_is_the_sample_s_view() -> None:
     some = split(50, excluded=(0, 7, 49))
-    whole = EpochViews(SPEC, 5, some, torch.device("cpu")).table(3)  # type: ignore[arg-type]
+    full = EpochViews(SPEC, 5, some, torch.device("cpu")).table(3)  # type: ignore[arg-type]
     ids = np.flatnonzero(~some.excluded)[::-1].copy()
     want = ViewTable.of(draw_views(SPEC, 5, 3, ids, some.sizes[ids]))
     for field in fields(ViewTable):
-        assert torch.equal(getattr(whole.gather(torch.from_numpy(ids)), field.name), getattr(want, field.name)), field.name
+        assert torch.equal(getattr(full.gather(torch.from_numpy(ids)), field.name), getattr(want, field.name)), field.name
 
 
 def test_excluded_rows_have_a_view_that_can_be_cut() -> None:
-    whole = EpochViews(SPEC, 5, split(4, excluded=(1,)), torch.device("cpu")).table(0)  # type: ignore[arg-type]
-    assert pixels(torch.zeros(4, 40, 40, 3, dtype=torch.uint8), whole, 16).shape == (4, 16, 16, 3)
+    full = EpochViews(SPEC, 5, split(4, excluded=(1,)), torch.device("cpu")).table(0)  # type: ignore[arg-type]
+    assert pixels(torch.zeros(4, 40, 40, 3, dtype=torch.uint8), full, 16).shape == (4, 16, 16, 3)
 
 
 def test_two_tables_are_kept(monkeypatch) -> None:  # type: ignore[no-untyped-def]

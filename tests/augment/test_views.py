@@ -49,8 +49,8 @@ class SlowStream:
     def __init__(self, seed: int, view: int, sample: int) -> None:
         self.key = slow_key(seed, view, sample)
 
-    def __getitem__(self, place: int) -> float:
-        return slow_uniform(self.key, place)
+    def __getitem__(self, index: int) -> float:
+        return slow_uniform(self.key, index)
 
 
 def slow_random_resized(spec: ViewSpec, u: SlowStream, height: int, width: int) -> tuple[int, int, int, int]:
@@ -154,11 +154,11 @@ def test_a_sample_s_view_is_its_own(name: str) -> None:
     """Whoever else is drawn, in whatever order, and whatever width the integers of the sizes have."""
     rng = np.random.default_rng(2)
     sizes = np.concatenate([rng.integers(1, 600, (300, 2))] * 2, axis=1)
-    whole = draw_views(SPECS[name], 5, 1, np.arange(300), sizes)
+    full = draw_views(SPECS[name], 5, 1, np.arange(300), sizes)
     for ids in (rng.permutation(300), rng.choice(300, 40), np.array([299]), np.zeros(0, np.int64)):
         part = draw_views(SPECS[name], 5, 1, ids, sizes[ids].astype(np.uint16))
         for field in ("window", "bounds", "flip", "kind", "factor"):
-            assert np.array_equal(getattr(part, field), getattr(whole, field)[ids]), field
+            assert np.array_equal(getattr(part, field), getattr(full, field)[ids]), field
         assert len(part) == len(ids)
 
 
@@ -170,9 +170,9 @@ def test_new_process_new_order_same_views() -> None:
         "for name in ('window', 'flip', 'kind', 'factor'):\n"
         "    print(hashlib.sha256(np.ascontiguousarray(getattr(views, name)[::-1])).hexdigest())"
     )
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     views = drawn(PAPER, [(300, 400)] * 500, seed=3, view=4)
-    assert told.split() == [hashlib.sha256(getattr(views, name)).hexdigest() for name in ("window", "flip", "kind", "factor")]
+    assert output.split() == [hashlib.sha256(getattr(views, name)).hexdigest() for name in ("window", "flip", "kind", "factor")]
 
 
 def test_seed_view_and_id_all_matter() -> None:
@@ -323,9 +323,9 @@ def test_impossible_specs_are_one_line(changes: dict[str, object], message: str)
 def test_a_squashed_image_shows_the_source_s_content() -> None:
     """Windows are drawn in the source's geometry: the same share of the stored image, whatever its side."""
     size = (375, 500)
-    whole = drawn(PAPER, [size] * 200)
+    full = drawn(PAPER, [size] * 200)
     squashed = drawn(PAPER, [size] * 200, side=96)
     scale = np.array([96 / 375, 96 / 500] * 2)
-    assert np.abs(squashed.window - whole.window * scale).max() <= 0.5 + 1e-6
-    assert np.array_equal(squashed.flip, whole.flip)
-    assert np.array_equal(squashed.factor, whole.factor)
+    assert np.abs(squashed.window - full.window * scale).max() <= 0.5 + 1e-6
+    assert np.array_equal(squashed.flip, full.flip)
+    assert np.array_equal(squashed.factor, full.factor)

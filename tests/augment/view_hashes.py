@@ -30,18 +30,18 @@ def sha256s(views_BOO3: Tensor) -> list[bytes]:
 def hashes(order: np.ndarray, batch: int, make: object = pixels, *, at_once: bool = True) -> dict[tuple[int, int], bytes]:
     """sha256 of the uint8 view of every (view, sample). at_once: views drawn for all ids, as training does, or per batch."""
     canvas, sizes = bank()
-    found = {}
+    hashes_by_pair = {}
     for view in range(VIEWS):
-        whole = ViewTable.of(draw_views(TINY, 0, view, np.arange(SAMPLES), sizes)) if at_once else None
+        full = ViewTable.of(draw_views(TINY, 0, view, np.arange(SAMPLES), sizes)) if at_once else None
         for ids in np.split(order, range(batch, len(order), batch)):
             rows = torch.from_numpy(ids)
-            views = whole.gather(rows) if whole else ViewTable.of(draw_views(TINY, 0, view, ids, sizes[ids]))
-            found |= {
+            views = full.gather(rows) if full else ViewTable.of(draw_views(TINY, 0, view, ids, sizes[ids]))
+            hashes_by_pair |= {
                 (view, int(n)): digest
                 for n, digest in zip(ids, sha256s(make(canvas[rows], views, TINY.size_px)), strict=True)  # type: ignore[operator]
             }
-    return found
+    return hashes_by_pair
 
 
-def digest_of_all(found: dict[tuple[int, int], bytes]) -> str:
-    return hashlib.sha256(b"".join(found[pair] for pair in sorted(found))).hexdigest()
+def digest_of_all(hashes_by_pair: dict[tuple[int, int], bytes]) -> str:
+    return hashlib.sha256(b"".join(hashes_by_pair[pair] for pair in sorted(hashes_by_pair))).hexdigest()

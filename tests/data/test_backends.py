@@ -64,11 +64,11 @@ def flip_in_beton(split: Split, sample_id: int) -> None:
     flip_byte(split.path / "samples.beton", int(offset[sample_id] + split.size[sample_id] // 2))
 
 
-def flip_byte(path: Path, place: int) -> None:
+def flip_byte(path: Path, index: int) -> None:
     with open(path, "r+b") as file:
-        file.seek(place)
+        file.seek(index)
         (value,) = file.read(1)
-        file.seek(place)
+        file.seek(index)
         file.write(bytes([value ^ 16]))
 
 
@@ -311,29 +311,29 @@ def test_two_epochs_at_once(backend: Backend, split: Split) -> None:
     check([pair[1] for pair in pairs], split.ids[::-1], 10, split)
 
 
-@pytest.mark.parametrize(("wrong", "said"), [(-1, "no train sample -1"), (81, "no train sample 81"), (None, "is excluded")])
-def test_no_other_pixels_for_a_wrong_id(backend: Backend, split: Split, wrong: int | None, said: str) -> None:
+@pytest.mark.parametrize(("bad_id", "message"), [(-1, "no train sample -1"), (81, "no train sample 81"), (None, "is excluded")])
+def test_no_other_pixels_for_a_wrong_id(backend: Backend, split: Split, bad_id: int | None, message: str) -> None:
     (excluded,) = np.flatnonzero(split.excluded)
-    order = np.append(split.ids[:5], excluded if wrong is None else wrong)
-    with pytest.raises(DataError, match=said):
+    order = np.append(split.ids[:5], excluded if bad_id is None else bad_id)
+    with pytest.raises(DataError, match=message):
         list(backend.epoch(order, 2))
 
 
-@pytest.mark.parametrize("place", [0, 13, 79])
-def test_a_damaged_sample_arrives_as_an_error(name: str, dataset: DatasetFolder, tmp_path: Path, place: int) -> None:
+@pytest.mark.parametrize("index", [0, 13, 79])
+def test_a_damaged_sample_arrives_as_an_error(name: str, dataset: DatasetFolder, tmp_path: Path, index: int) -> None:
     split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
-    sample_id = int(split.ids[place])
+    sample_id = int(split.ids[index])
     DAMAGE[name](split, sample_id)
     threads = threading.active_count()
     backend = open_backend(name, split, CPU, workers=2)
     for _ in range(2):  # and again: one failure must not make the next epoch pass
         batches = backend.epoch(split.ids, 8)
-        delivered = sum(len(next(batches).ids) for _ in range(place // 8))
+        delivered = sum(len(next(batches).ids) for _ in range(index // 8))
         with pytest.raises(DataError) as caught:
             next(batches)
         assert f"train sample {sample_id} ({split.source[sample_id]})" in str(caught.value)
         assert "\n" not in str(caught.value)
-        assert delivered == place // 8 * 8, "what is whole before it arrives"
+        assert delivered == index // 8 * 8, "what is whole before it arrives"
         with pytest.raises(StopIteration):
             next(batches)
     others = np.setdiff1d(split.ids, sample_id)
@@ -379,13 +379,13 @@ def test_each_backend_reads_its_own_file(dataset: DatasetFolder, tmp_path: Path)
 @pytest.mark.skipif(not HAS_FFCV, reason="needs FFCV")
 def test_ffcv_forgets_one_image_before_the_next() -> None:
     """A decoder that is used again keeps tables: an image that lacks one would be decoded with another image's."""
-    own = jpeg(40, 40, optimize=True)
+    optimized = jpeg(40, 40, optimize=True)
     lacking = jpeg(40, 40)
     table = lacking.index(b"\xff\xc4\x00\xb5\x10")
     lacking = lacking[:table] + lacking[table + 2 + 0xB5 :]
-    expected = np.stack([simplejpeg.decode_jpeg(data) for data in (own, lacking, own)])
-    stored = np.frombuffer(own + lacking + own, dtype=np.uint8)
-    ends = np.cumsum([len(own), len(lacking), len(own)])
+    expected = np.stack([simplejpeg.decode_jpeg(data) for data in (optimized, lacking, optimized)])
+    stored = np.frombuffer(optimized + lacking + optimized, dtype=np.uint8)
+    ends = np.cumsum([len(optimized), len(lacking), len(optimized)])
     starts = np.concatenate([[0], ends[:-1]])
     sizes = np.full((3, 4), 40, dtype=np.int32)
     canvas, codes = np.empty((3, 40, 40, 3), dtype=np.uint8), np.empty(3, dtype=np.int32)
@@ -603,12 +603,12 @@ def test_auto_falls_through_a_package_that_does_not_load(
         assert name == "folder"
         assert all(f"{package} cannot be used (" in why for package in named)
         assert "\n" not in why
-    for name, said in (("ffcv", "FFCV cannot be used"), ("dali", "DALI cannot be used")):
+    for name, message in (("ffcv", "FFCV cannot be used"), ("dali", "DALI cannot be used")):
         if name == "ffcv" and not HAS_FFCV:
             continue  # samples.beton is looked at first, and is not there
         with pytest.raises(ConfigError) as caught:
             open_backend(name, dataset.split("val"), CPU)
-        assert said in str(caught.value)
+        assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 
 

@@ -157,13 +157,13 @@ def test_some_samples_at_once_with_few_files_open(tmp_path: Path, monkeypatch: p
 def test_flipped_cut_and_missing_shards_name_the_sample(tmp_path: Path) -> None:
     train = make(tmp_path / "d").split("train")
     path = train.shard_path(3)
-    whole = path.read_bytes()
-    data = bytearray(whole)
+    intact = path.read_bytes()
+    data = bytearray(intact)
     data[int(train.offset[3]) + 7] ^= 16
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"train sample 3 \(c/3\.jpg\).*checksum"):
         train.read(3)
-    path.write_bytes(whole[:600])
+    path.write_bytes(intact[:600])
     with pytest.raises(DataError, match=r"sample 3 .*checksum"):
         train.read(3)
     path.unlink()
@@ -209,14 +209,14 @@ def test_headers_that_do_not_match(tmp_path: Path) -> None:
 def test_manifests_that_do_not_match(tmp_path: Path) -> None:
     make(tmp_path / "d")
     path = tmp_path / "d" / "val" / "manifest.parquet"
-    whole = path.read_bytes()
-    for n in range(4, len(whole), max(1, len(whole) // 40)):
-        data = bytearray(whole)
+    intact = path.read_bytes()
+    for n in range(4, len(intact), max(1, len(intact) // 40)):
+        data = bytearray(intact)
         data[n] ^= 1
         path.write_bytes(data)
         with pytest.raises(DataError, match=r"as dataset\.json says"):
             DatasetFolder.open(tmp_path / "d")
-    path.write_bytes(whole[:-1])
+    path.write_bytes(intact[:-1])
     with pytest.raises(DataError, match="bytes; expected"):
         DatasetFolder.open(tmp_path / "d")
     path.unlink()
@@ -255,14 +255,14 @@ def test_canvas_of_other_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="shape is"):
         dataclasses.replace(train, side=SIDE - 1).canvas()
     data = train.path / "canvas.npy"
-    whole = data.read_bytes()
-    data.write_bytes(whole[:-1])
+    intact = data.read_bytes()
+    data.write_bytes(intact[:-1])
     with pytest.raises(DataError, match="bytes; expected"):
         train.canvas()
-    data.write_bytes(whole.replace(b"'fortran_order': False", b"'fortran_order': True ", 1))
+    data.write_bytes(intact.replace(b"'fortran_order': False", b"'fortran_order': True ", 1))
     with pytest.raises(DataError, match="another array header"):
         train.canvas()
-    data.write_bytes(whole)
+    data.write_bytes(intact)
     sums = train.path / "canvas.crc32.npy"
     sums.write_bytes(sums.read_bytes()[:-1] + b"\x99")
     with pytest.raises(DataError, match="does not match its checksum"):
@@ -299,9 +299,9 @@ def test_index_equals_wds2idx(tmp_path: Path) -> None:
 def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     train = make(tmp_path / "d").split("train")
-    found = {
+    decoded = {
         int(sample["__key__"]): (sample["jpg"], int(sample["cls"]))
         for sample in webdataset.WebDataset([str(path) for path in sorted(train.path.glob("*.tar"))], shardshuffle=False)
     }
-    assert found == {n: (train.read(n), int(train.labels[n])) for n in train.ids.tolist()}
+    assert decoded == {n: (train.read(n), int(train.labels[n])) for n in train.ids.tolist()}
     gc.collect()

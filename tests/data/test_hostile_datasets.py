@@ -37,8 +37,8 @@ SPECS = (ViewSpec(size_px=16, brightness=0.4), ViewSpec(scheme="centre", size_px
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dataset = make(tmp_path_factory.mktemp("whole") / "d")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dataset = make(tmp_path_factory.mktemp("complete") / "d")
     for split in dataset.splits.values():
         make_canvas(split)
     return dataset.path
@@ -55,8 +55,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "d"))
+def copy(intact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(intact, tmp_path / "d"))
 
 
 def seal(path: Path) -> None:
@@ -135,18 +135,18 @@ HEADER_VALUES = [0, -1, 1, 2, 65_500, 10**30, 1.5, True, None, "", "x", "24", "\
 )
 def test_any_value_in_the_header(copy: Path, tmp_path: Path, key: str) -> None:
     refused = 0
-    whole = (copy / "dataset.json").read_text()
+    intact = (copy / "dataset.json").read_text()
     for value in HEADER_VALUES:
-        values = json.loads(whole)
-        place: Any = values
+        values = json.loads(intact)
+        node: Any = values
         *parents, last = key.split(".")
         for part in parents:
-            place = place[int(part)] if isinstance(place, list) else place[part]
-        place[int(last) if isinstance(place, list) else last] = value
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        node[int(last) if isinstance(node, list) else last] = value
         (copy / "dataset.json").write_text(json.dumps(values))
-        said = survives(copy, tmp_path)
-        assert "\n" not in said
-        refused += bool(said)
+        message = survives(copy, tmp_path)
+        assert "\n" not in message
+        refused += bool(message)
     assert refused >= len(HEADER_VALUES) - (3 if last == "excluded" else 1)
 
 
@@ -165,49 +165,49 @@ COLUMNS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def changed(copy: Path, whole: Path, name: str, column: pa.Array) -> None:
+def changed(copy: Path, intact: Path, name: str, column: pa.Array) -> None:
     """One column of the training manifest anew, everything else as it should be."""
-    table = pq.read_table(whole / "train" / "manifest.parquet")
+    table = pq.read_table(intact / "train" / "manifest.parquet")
     table = table.set_column(SCHEMA.names.index(name), pa.field(name, column.type), column)
     pq.write_table(table, copy / "train" / "manifest.parquet")
-    shutil.copy(whole / "dataset.json", copy)
+    shutil.copy(intact / "dataset.json", copy)
     seal(copy)
 
 
 @pytest.mark.parametrize("name", SCHEMA.names)
-def test_any_value_in_a_column(copy: Path, tmp_path: Path, whole: Path, name: str) -> None:
+def test_any_value_in_a_column(copy: Path, tmp_path: Path, intact: Path, name: str) -> None:
     kind = SCHEMA.field(name).type
-    values = pq.read_table(whole / "train" / "manifest.parquet").column(name).to_pylist()
+    values = pq.read_table(intact / "train" / "manifest.parquet").column(name).to_pylist()
     for number, value in enumerate(COLUMNS[name]):
         for rows in ([0], range(5)) if number % 3 == 0 else ([number % 5],):
             column = pa.array([value if row in rows else old for row, old in enumerate(values)], kind)
-            changed(copy, whole, name, column)
-            said = survives(copy, tmp_path)
-            assert "\n" not in said
+            changed(copy, intact, name, column)
+            message = survives(copy, tmp_path)
+            assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", SCHEMA.names)
-def test_a_column_of_another_kind_or_with_gaps_is_refused(copy: Path, tmp_path: Path, whole: Path, name: str) -> None:
+def test_a_column_of_another_kind_or_with_gaps_is_refused(copy: Path, tmp_path: Path, intact: Path, name: str) -> None:
     kind = SCHEMA.field(name).type
-    values = pq.read_table(whole / "train" / "manifest.parquet").column(name).to_pylist()
+    values = pq.read_table(intact / "train" / "manifest.parquet").column(name).to_pylist()
     other = pa.array(["1"] * 5) if kind != pa.string() else pa.array([1] * 5)
     for column in (pa.array([None, *values[1:]], kind), pa.array([None] * 5, kind), other):
-        changed(copy, whole, name, column)
+        changed(copy, intact, name, column)
         assert "manifest.parquet" in survives(copy, tmp_path)
 
 
-def test_names_that_are_no_text(copy: Path, tmp_path: Path, whole: Path) -> None:
+def test_names_that_are_no_text(copy: Path, tmp_path: Path, intact: Path) -> None:
     for texts in ([b"\xff\xfe"] * 5, [b"\xe2", b"\x82\xac", b"a", b"b", b"c"]):
         offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32)
         bad = pa.StringArray.from_buffers(5, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
-        changed(copy, whole, "source", bad)
+        changed(copy, intact, "source", bad)
         assert "cannot be read" in survives(copy, tmp_path)
 
 
-def test_a_long_text_in_every_row_takes_no_memory(tmp_path: Path, whole: Path) -> None:
+def test_a_long_text_in_every_row_takes_no_memory(tmp_path: Path, intact: Path) -> None:
     """100 KB in each of 50,000 rows are 5 GB, and a file of some KB."""
     path = tmp_path / "d"
-    shutil.copytree(whole, path)
+    shutil.copytree(intact, path)
     manifest = path / "train" / "manifest.parquet"
     table = pq.read_table(manifest).take(np.zeros(50_000, np.int64))
     note = pa.DictionaryArray.from_arrays(pa.array(np.zeros(50_000, np.int32)), pa.array(["x" * 100_000]))
@@ -217,39 +217,39 @@ def test_a_long_text_in_every_row_takes_no_memory(tmp_path: Path, whole: Path) -
     assert "names and notes are too long" in survives(path, tmp_path)
 
 
-def test_a_count_that_no_file_can_hold(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_count_that_no_file_can_hold(intact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "_ALWAYS_READ", 1)
-    assert DatasetFolder.open(whole).split("train").num_samples == 5
+    assert DatasetFolder.open(intact).split("train").num_samples == 5
     sums = {"manifest_bytes": 1, "manifest_sha256": "0" * 64}
     for samples, excluded in ((10**8, 0), (10**8, 10**8 - 5)):
         part = SplitHeader(samples=samples, excluded=excluded, **sums)  # type: ignore[arg-type]
         with pytest.raises(DataError, match=r"is to hold [\d,]+ samples and [\d,]+ excluded ones, and its files have"):
-            folder._check_counts(whole / "train", part, SIDE)
+            folder._check_counts(intact / "train", part, SIDE)
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "report.json"])
-def test_json_that_is_nested_too_deeply(tmp_path: Path, whole: Path, name: str) -> None:
-    shutil.copytree(whole, tmp_path / "d")
+def test_json_that_is_nested_too_deeply(tmp_path: Path, intact: Path, name: str) -> None:
+    shutil.copytree(intact, tmp_path / "d")
     (tmp_path / "d" / name).write_text('{"format": ' + "[" * 100_000)
-    said = survives(tmp_path / "d", tmp_path)
-    assert ("is not JSON" in said) == (name == "dataset.json")
+    message = survives(tmp_path / "d", tmp_path)
+    assert ("is not JSON" in message) == (name == "dataset.json")
 
 
-def test_one_wnid_for_two_classes(tmp_path: Path, whole: Path) -> None:
-    shutil.copytree(whole, tmp_path / "d")
+def test_one_wnid_for_two_classes(tmp_path: Path, intact: Path) -> None:
+    shutil.copytree(intact, tmp_path / "d")
     edit(tmp_path / "d", classes=[{"wnid": "n01", "name": "a"}, {"wnid": "n01", "name": "b"}])
     with pytest.raises(DataError, match="two classes have one wnid"):
         DatasetFolder.open(tmp_path / "d")
 
 
-PLACES = [
+FILES = [
     *("dataset.json", "report.json", "train/manifest.parquet", "train/samples-00000.tar", "train/samples-00000.idx"),
     *("train/canvas.json", "train/canvas.npy", "train/canvas.crc32.npy"),
 ]
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_what_is_no_file_makes_nobody_wait(copy: Path, tmp_path: Path, whole: Path, place: str) -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_what_is_no_file_makes_nobody_wait(copy: Path, tmp_path: Path, intact: Path, file: str) -> None:
     def fifo(path: Path) -> None:
         os.mkfifo(path)
 
@@ -258,21 +258,21 @@ def test_what_is_no_file_makes_nobody_wait(copy: Path, tmp_path: Path, whole: Pa
         lambda path: path.symlink_to("/dev/zero"),
     )
     for put in makers:
-        (copy / place).unlink(missing_ok=True)
-        put(copy / place)
+        (copy / file).unlink(missing_ok=True)
+        put(copy / file)
         survives(copy, tmp_path)
         try:
             problems = verify(copy, SILENT)
         except DataError as error:
             problems = [str(error)]
-        assert any(Path(place).stem in problem for problem in problems), problems
-        if (copy / place).is_dir() and not (copy / place).is_symlink():
-            (copy / place).rmdir()
+        assert any(Path(file).stem in problem for problem in problems), problems
+        if (copy / file).is_dir() and not (copy / file).is_symlink():
+            (copy / file).rmdir()
 
 
-def test_a_sheet_of_a_wide_canvas_takes_what_its_images_take(tmp_path: Path, whole: Path) -> None:
+def test_a_sheet_of_a_wide_canvas_takes_what_its_images_take(tmp_path: Path, intact: Path) -> None:
     """A canvas of 65,500 px would be 12.9 GB."""
-    shutil.copytree(whole, tmp_path / "d")
+    shutil.copytree(intact, tmp_path / "d")
     edit(tmp_path / "d", side=65_500)
     seal(tmp_path / "d")
     assert write_contact_sheet(tmp_path / "d", tmp_path / "s.png") == 4

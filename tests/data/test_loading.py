@@ -82,14 +82,14 @@ def test_leaving_early_does_not_begin_the_rest() -> None:
 def test_memory_is_used_again_only_once_nobody_looks() -> None:
     pool = BufferPool(keep_bytes=0)
     first = pool.take(4, 4, 3)
-    place = first.ctypes.data
+    address = first.ctypes.data
     view = torch.from_numpy(first)[1:]
     del first
     second = pool.take(4, 4, 3)
-    assert second.ctypes.data != place
+    assert second.ctypes.data != address
     del view
     third = pool.take(2, 4, 3)
-    assert third.ctypes.data == place
+    assert third.ctypes.data == address
     assert third.shape == (2, 4, 3)
     assert third.flags.writeable
     del second, third

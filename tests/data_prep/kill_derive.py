@@ -90,8 +90,8 @@ def fork(folder: Path, name: str, call: int | None, after: bool) -> int:
 def look(folder: Path, name: str, child: int) -> dict[str, object]:
     """Exit code, files and problems after a kill. described: the files of splits whose format is intact."""
     _, status = os.waitpid(child, 0)
-    found = DatasetFolder.open(folder)
-    intact = [split for split in found.splits.values() if split.has(name) and not list(WRITERS[name].problems(split))]
+    dataset = DatasetFolder.open(folder)
+    intact = [split for split in dataset.splits.values() if split.has(name) and not list(WRITERS[name].problems(split))]
     patterns = (DERIVED[name].description, *DERIVED[name].data)
     described = [path for split in intact for pattern in patterns for path in split.path.glob(pattern)]
     return {

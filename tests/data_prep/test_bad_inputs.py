@@ -22,7 +22,7 @@ from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
 
 HEADER = struct.pack(">IIBBBBB", 56, 40, 8, 2, 0, 0, 0)
-JPEG = photo("nasty", 80, 120)
+JPEG = photo("bad", 80, 120)
 RESTARTS = photo("restarts", 160, 120, restart_marker_blocks=4)
 MARKS = [at for at in range(len(RESTARTS) - 1) if RESTARTS[at] == 0xFF and 0xD0 <= RESTARTS[at + 1] <= 0xD7]
 PNG = encoded(picture("png"), "PNG")

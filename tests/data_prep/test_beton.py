@@ -204,12 +204,12 @@ def test_every_byte_of_the_table_matters(copy: DatasetFolder) -> None:
     for at in range(start + 3 * row, start + 4 * row):
         overwrite(beton(split), at, bytes([intact[at] ^ 4]))
         try:
-            found = open_beton(split).offset
+            stored = open_beton(split).offset
         except DataError:
-            found = None
-        moved = found is not None and not np.array_equal(found, offset)
-        padding = found is not None and not moved
-        assert found is None or moved or (padding and intact[at] == 0), at
+            stored = None
+        moved = stored is not None and not np.array_equal(stored, offset)
+        padding = stored is not None and not moved
+        assert stored is None or moved or (padding and intact[at] == 0), at
         overwrite(beton(split), at, intact[at : at + 1])
     assert np.array_equal(open_beton(split).offset, offset)
 

@@ -315,10 +315,10 @@ def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
             data[at] ^= 1 << int(rng.integers(8))
             path.write_bytes(data)
             try:
-                found = bool(verify(tmp_path / "d", Silent()))
+                detected = bool(verify(tmp_path / "d", Silent()))
             except DataError:
-                found = True
-            assert found, f"{path} at {at}"
+                detected = True
+            assert detected, f"{path} at {at}"
         path.write_bytes(intact[:-1])
         with contextlib.suppress(DataError):
             assert verify(tmp_path / "d", Silent()), f"{path}, cut by a byte"
@@ -339,8 +339,8 @@ def test_killed_conversions_continue_to_the_same_bytes(tmp_path: Path) -> None:
     }
     tree = write_tar(tmp_path / "t.tar", files)
     options = ("--side", 64, "--formats", "resident,dali", "--workers")
-    assert run("convert", tree, tmp_path / "whole", *options, 1)[0] == 0
-    intact = contents(tmp_path / "whole")
+    assert run("convert", tree, tmp_path / "complete", *options, 1)[0] == 0
+    intact = contents(tmp_path / "complete")
     for there, workers in (("samples-00000.rows.json", 2), ("canvas.npy*", 1), ("samples-*.tfrecord*", 1)):
         process = start("convert", tree, tmp_path / "d", *options, workers)
         assert wait_until(partial(begun, process, tmp_path / "d" / "train", there), every_s=0.002)

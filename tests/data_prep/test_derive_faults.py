@@ -31,7 +31,7 @@ LIGHT = ("resident", "dali")  # ffcv takes seconds to import in each new process
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {f"train/c{n % 3}/{n}.jpg": photo(n % 40, 150, 200) for n in range(600)}
     files |= {f"val/c{n}/v.jpg": photo(n) for n in range(3)}
-    return write_tar(tmp_path_factory.mktemp("trust") / "t.tar", files)
+    return write_tar(tmp_path_factory.mktemp("faults") / "t.tar", files)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_derive_killed_at_random_moments(folder: DatasetFolder) -> None:
         time.sleep(seconds * rng.uniform(0.35, 1))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=scaled(20))
-        found = DatasetFolder.open(folder.path)
-        for split in found.splits.values():
+        dataset = DatasetFolder.open(folder.path)
+        for split in dataset.splits.values():
             for name in LIGHT:
                 assert not split.has(name) or list(WRITERS[name].problems(split)) == []
         assert {name: digest for name, digest in contents(folder.path).items() if name in bare and name != ".lock"} == {

@@ -278,7 +278,7 @@ def test_paths_without_images_are_an_error(tmp_path: Path, where: str | None) ->
 
 
 @pytest.mark.parametrize(
-    ("labels", "found"),
+    ("labels", "expected"),
     [
         (pa.array([0, -1, 1, None] * 10, pa.int64()), ["0000", "0001"]),
         (pa.array([0.0, -1.0, 1.0, float("nan")] * 10), ["0000", "0001"]),
@@ -289,9 +289,9 @@ def test_paths_without_images_are_an_error(tmp_path: Path, where: str | None) ->
     ],
     ids=["int", "float", "bool", "text", "dictionary", "uint16"],
 )
-def test_labels_of_every_type(tmp_path: Path, labels: pa.Array, found: list[str]) -> None:
+def test_labels_of_every_type(tmp_path: Path, labels: pa.Array, expected: list[str]) -> None:
     path = table(tmp_path / "a.parquet", {"image": images(BIG, 40), "label": labels})
-    assert classes_of(listing_of(path, hold_out=50)) == found
+    assert classes_of(listing_of(path, hold_out=50)) == expected
 
 
 @pytest.mark.parametrize(

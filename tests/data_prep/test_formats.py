@@ -45,7 +45,7 @@ def test_sealed_files_are_checked_against_their_description(tmp_path: Path) -> N
     first = tmp_path / "samples-0.tfrecord"
     for data, line in ((bytes(49), "has 49 bytes; expected 50"), (b"\1" + bytes(49), "does not match its checksum")):
         first.write_bytes(data)
-        assert [line in found for found in find_damage(tmp_path, "dali", digest="d")] == [True]
+        assert [line in problem for problem in find_damage(tmp_path, "dali", digest="d")] == [True]
     first.write_bytes(bytes(50))
     (tmp_path / "samples-2.tfrecord").write_bytes(b"")
     assert "samples-2.tfrecord belongs to no sample" in next(find_damage(tmp_path, "dali", digest="d"))

@@ -147,14 +147,14 @@ def test_groups_of_rows_are_as_pyarrow_alone_writes_them(tmp_path: Path) -> None
     table = pq.read_table(tmp_path / "ours.parquet").combine_chunks()
     pq.write_table(
         table,
-        tmp_path / "whole.parquet",
+        tmp_path / "complete.parquet",
         compression="zstd",
         use_dictionary=["note", "label"],
         write_page_checksum=True,
         row_group_size=GROUP_ROWS,
     )
     assert pq.ParquetFile(tmp_path / "ours.parquet").num_row_groups == 2
-    assert (tmp_path / "ours.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert (tmp_path / "ours.parquet").read_bytes() == (tmp_path / "complete.parquet").read_bytes()
     size = (tmp_path / "ours.parquet").stat().st_size
     back = read_manifest(
         tmp_path / "ours.parquet", samples=count, size_bytes=size, sha256=sha256_file(tmp_path / "ours.parquet")

@@ -164,7 +164,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = small_set(train=1, val=1)
     files |= {f"train/n01440764/{name}": data for name, (data, _) in GOOD.items()}
     files |= {f"train/n01443537/{name}": data for name, (data, _, _) in BAD.items()}
-    return write_tree(tmp_path_factory.mktemp("zoo") / "t", files)
+    return write_tree(tmp_path_factory.mktemp("odd") / "t", files)
 
 
 def notes(folder: DatasetFolder) -> dict[str, tuple[bool, str]]:

@@ -201,7 +201,7 @@ def test_tiny_imagenet_as_it_is_downloaded(tmp_path: Path, as_tar: bool) -> None
     folder = converted(source, tmp_path / "d")
     assert images_of(folder) == expected(files)
     report = json.loads((folder.path / "report.json").read_text())
-    assert {reason: found["files"] for reason, found in report["passed_over"].items()} == {TEST_IMAGES: 1, OTHER_FILES: 1}
+    assert {reason: entry["files"] for reason, entry in report["passed_over"].items()} == {TEST_IMAGES: 1, OTHER_FILES: 1}
     assert {"         2 files passed over:", f"           1 {TEST_IMAGES}, such as images/test_0.JPEG"} <= set(
         info_lines(folder.path)
     )
@@ -293,8 +293,8 @@ def test_matlab_files_of_another_writer() -> None:
     for compressed in (False, True):
         buffer = io.BytesIO()
         io_module.savemat(buffer, {"first": np.arange(4), "synsets": array}, do_compression=compressed)
-        found = struct_array(buffer.getvalue())
-        assert [(row["ILSVRC2012_ID"], row["WNID"]) for row in found] == [(n, f"n{n:08d}") for n in (1, 300, 70_000)]
+        rows = struct_array(buffer.getvalue())
+        assert [(row["ILSVRC2012_ID"], row["WNID"]) for row in rows] == [(n, f"n{n:08d}") for n in (1, 300, 70_000)]
 
 
 @pytest.mark.parametrize(
@@ -484,11 +484,11 @@ def test_betons_of_ffcv_s_own_writer(tmp_path: Path, mode: str) -> None:
     folder = converted(tmp_path / "b", tmp_path / "d")
     assert [entry.wnid for entry in folder.classes] == ["0000", "0001", "0002"]
     for split, count in counts.items():
-        found = folder.split(split)
-        assert found.num_samples == count
+        part = folder.split(split)
+        assert part.num_samples == count
         for n in range(count):
-            sample_id = found.source.index(f"{n % 3:04d}/imagenet_{split}/{n:09d}")
-            pixels = found.pixels(sample_id)[: 30 + n, : 50 - n].astype(int)
+            sample_id = part.source.index(f"{n % 3:04d}/imagenet_{split}/{n:09d}")
+            pixels = part.pixels(sample_id)[: 30 + n, : 50 - n].astype(int)
             assert np.abs(pixels - np.asarray(picture(f"{split}{n}", 30 + n, 50 - n))).mean() < 8
     notes = set(folder.split("train").note)
     possible = {"jpg": {""}, "raw": {"PPM to JPEG"}, "proportion": {"", "PPM to JPEG"}}[mode]

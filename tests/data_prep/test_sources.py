@@ -295,8 +295,8 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tree / split).symlink_to(real / split)
     (real / "train" / "loop").symlink_to(real / "train")
-    found = listed(listing_of(tree))["train"]
-    assert [name for name in found if not name.startswith("loop")] == listed(listing_of(write_tree(tmp_path / "b", files)))[
+    names = listed(listing_of(tree))["train"]
+    assert [name for name in names if not name.startswith("loop")] == listed(listing_of(write_tree(tmp_path / "b", files)))[
         "train"
     ]
 

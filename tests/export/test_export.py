@@ -60,9 +60,9 @@ def inputs(dataset: DatasetFolder, run: RunFolder, student: str = "c") -> torch.
 def by_torchvision(run: RunFolder, architectures: tuple[str, ...]) -> list[nn.Module]:
     """The students, without any code of ours but the checkpoint's reader."""
     tensors, models = run.load().tensors, []
-    for place, name in enumerate(architectures):
+    for index, name in enumerate(architectures):
         models.append(torchvision.models.get_model(name, weights=None, num_classes=4).eval())
-        prefix = f"student.{place}."
+        prefix = f"student.{index}."
         models[-1].load_state_dict(
             {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         )
@@ -105,8 +105,8 @@ def test_batch_norm_and_mirror_images_leave_too() -> None:
     wanted_BC = (plain(x_BCHW) + plain(torch.flip(x_BCHW, [3]))) / 2
     assert (wanted_BC - plain(x_BCHW)).abs().max() > 10 * LIMIT
     program, onnx = export_graphs(model, 16)
-    for found in (program_classifier(program)(x_BCHW), onnx_classifier(onnx)(x_BCHW)):
-        assert (found - wanted_BC).abs().max() <= LIMIT
+    for actual in (program_classifier(program)(x_BCHW), onnx_classifier(onnx)(x_BCHW)):
+        assert (actual - wanted_BC).abs().max() <= LIMIT
 
 
 def test_onnx_by_its_reference_implementation(exported: ExportResult, run: RunFolder, dataset: DatasetFolder) -> None:
@@ -116,9 +116,9 @@ def test_onnx_by_its_reference_implementation(exported: ExportResult, run: RunFo
     model = onnx.load(exported.folder / "model.onnx")
     onnx.checker.check_model(model)
     x_BCHW = inputs(dataset, run)[:2]
-    (found,) = ReferenceEvaluator(model).run(None, {"images": x_BCHW.numpy()})
+    (actual,) = ReferenceEvaluator(model).run(None, {"images": x_BCHW.numpy()})
     with torch.no_grad():
-        assert np.allclose(found, TrainedClassifier.load(run, None, averaged=True).model(x_BCHW).numpy(), atol=LIMIT)
+        assert np.allclose(actual, TrainedClassifier.load(run, None, averaged=True).model(x_BCHW).numpy(), atol=LIMIT)
 
 
 def test_averaging_is_the_evaluators(run: RunFolder, dataset: DatasetFolder) -> None:
@@ -128,10 +128,10 @@ def test_averaging_is_the_evaluators(run: RunFolder, dataset: DatasetFolder) -> 
     backend = open_backend("folder", split, CPU)
     views = EpochViews(both.recipe.evaluation_spec, 0, split, CPU)
     wanted = score(models, backend, split.ids, views, batch=8, autocast=False).ensemble
-    found = score([both.model], backend, split.ids, views, batch=8, autocast=False).each[0]
+    actual = score([both.model], backend, split.ids, views, batch=8, autocast=False).each[0]
     backend.close()
-    assert found.top1 == wanted.top1
-    assert found.loss == pytest.approx(wanted.loss, abs=1e-5)
+    assert actual.top1 == wanted.top1
+    assert actual.loss == pytest.approx(wanted.loss, abs=1e-5)
 
 
 def test_int8_stands_beside_float(exported: ExportResult) -> None:
@@ -154,9 +154,9 @@ def test_notes_suffice_to_rebuild_the_input(exported: ExportResult, dataset: Dat
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     by_torchvision = v2.Compose([v2.Resize(36, antialias=True), v2.CenterCrop(32)])(torch.from_numpy(pixels).permute(2, 0, 1))
     wanted = v2.functional.normalize(by_torchvision.float() / 255, notes["mean"], notes["std"])
-    found = evaluation_input(pixels, TrainedClassifier.load(run, "c", averaged=False).recipe.evaluation_spec)[0]
+    actual = evaluation_input(pixels, TrainedClassifier.load(run, "c", averaged=False).recipe.evaluation_spec)[0]
     step = 1 / 255 / min(notes["std"])
-    assert (found - wanted).abs().max() <= 1.01 * step
+    assert (actual - wanted).abs().max() <= 1.01 * step
     assert set(notes["validation"]) == {"model.onnx", "model-int8.onnx"}
     assert notes["mirrored"] is False
 
@@ -193,8 +193,8 @@ def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path, run: Ru
     }
     copy.save(Checkpoint(tensors={**checkpoint.tensors, **doubled}, progress=checkpoint.progress))
     for name in ("a/b", "c"):
-        own, its = (TrainedClassifier.load(folder, name, averaged=False).model.state_dict() for folder in (run, copy))
-        assert all(torch.equal(its[key], own[key] * 2) for key in own)
+        original, loaded = (TrainedClassifier.load(folder, name, averaged=False).model.state_dict() for folder in (run, copy))
+        assert all(torch.equal(loaded[key], original[key] * 2) for key in original)
 
 
 def test_other_data_is_refused_for_the_check(tmp_path: Path, run: RunFolder) -> None:
@@ -284,8 +284,8 @@ def test_a_validation_image_is_answered_as_evaluation_does(tmp_path: Path, run: 
         assert [guess.percent for guess in prediction.classes] == pytest.approx(
             (100 * p_C.sort(descending=True).values).tolist()
         )
-        said = {names.index(guess.name): guess.percent for guess in prediction.classes}  # of equal ones any order will do
-        assert [said[place] for place in range(len(names))] == pytest.approx((100 * p_C).tolist())
+        percents = {names.index(guess.name): guess.percent for guess in prediction.classes}  # of equal ones any order will do
+        assert [percents[index] for index in range(len(names))] == pytest.approx((100 * p_C).tolist())
         assert sum(guess.percent for guess in prediction.classes) == pytest.approx(100)
 
 
@@ -317,11 +317,11 @@ def test_the_paper_s_students_leave_as_they_are(papers: RunFolder, dataset: Data
     with torch.no_grad():
         logits = [network(x_BCHW) for network in by_torchvision(papers, names)]
     wanted = averaged(logits) if student is None else logits[names.index(student)]
-    for found in (
+    for actual in (
         onnx_classifier((done.folder / "model.onnx").read_bytes())(x_BCHW),
         program_classifier((done.folder / "model.pt2").read_bytes())(x_BCHW),
     ):
-        assert (found - wanted).abs().max() <= LIMIT * wanted.abs().max().clamp(min=1)
+        assert (actual - wanted).abs().max() <= LIMIT * wanted.abs().max().clamp(min=1)
     last = papers.metrics()[-1]["val"]
     require_scores(done, last["ensemble"] if student is None else last["students"][names.index(student)])
     assert done.bytes["model-int8.onnx"] < 0.4 * done.bytes["model.onnx"]

@@ -17,7 +17,7 @@ from udkd.losses.distill import LossSettings, distill
 def case(  # type: ignore[no-untyped-def]
     students: int,
     classes: int,
-    spread: float,
+    logit_scale: float,
     settings: LossSettings,
     *,
     weighted: bool,
@@ -29,7 +29,7 @@ def case(  # type: ignore[no-untyped-def]
     batch = 5
 
     def random(*shape: int) -> torch.Tensor:
-        return (torch.rand(shape, generator=generator) * 2 - 1) * spread
+        return (torch.rand(shape, generator=generator) * 2 - 1) * logit_scale
 
     values = [random(batch, classes).to(dtype) for _ in range(students)]
     teacher_BC = random(batch, classes).half()
@@ -63,13 +63,13 @@ def main() -> None:
     print(json.dumps({"imported": "udkd.losses.fused" in sys.modules, "with": udkd.training.trainer.__name__}))
     both = ("reverse", "forward")
     plain = LossSettings()
-    for direction, spread in itertools.product(both, (1e-3, 5.0, 500.0)):
-        row = case(2, 100, spread, LossSettings(kl=direction), weighted=True, dtype=torch.float32)
-        print(json.dumps(row | {"of": f"{direction}, spread {spread}"}))
+    for direction, logit_scale in itertools.product(both, (1e-3, 5.0, 500.0)):
+        row = case(2, 100, logit_scale, LossSettings(kl=direction), weighted=True, dtype=torch.float32)
+        print(json.dumps(row | {"of": f"{direction}, scale {logit_scale}"}))
     sizes = itertools.product((1, 2, 3), (100, 1000)) if os.environ.get("UDKD_LONG_TESTS") else ((1, 1000), (3, 1000))
     for direction, (students, classes) in itertools.product(both, sizes):
         row = case(students, classes, 500.0, LossSettings(kl=direction), weighted=students > 1, dtype=torch.float32)
-        print(json.dumps(row | {"of": f"{direction}, {students} students, {classes} classes, spread 500"}))
+        print(json.dumps(row | {"of": f"{direction}, {students} students, {classes} classes, scale 500"}))
     for students, classes in ((1, 7), (3, 10), (5, 129)):
         row = case(students, classes, 5.0, plain, weighted=False, dtype=torch.float32)
         print(json.dumps(row | {"of": f"{students} students, {classes} classes"}))

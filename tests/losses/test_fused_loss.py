@@ -36,7 +36,7 @@ def test_values_and_gradients_against_the_oracle() -> None:
         assert row["finite"], row
         assert row["dtype"], row
         # The smallest divergences are 1e-9 of numbers near 5: float32 holds such a difference to 2e-5 at best.
-        assert row["value"] < (5e-5 if "spread 0.001" in row["of"] else 1e-6), row
+        assert row["value"] < (5e-5 if "scale 0.001" in row["of"] else 1e-6), row
         assert row["grad"] < (1.2e-2 if row["of"] == "bfloat16" else 2e-5), row
 
 

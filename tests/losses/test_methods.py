@@ -341,8 +341,8 @@ def slow_fusion(fusion: Fusion, stage: F64, deeper: F64 | None) -> tuple[F64, F6
     if deeper is not None:
         factor = x.shape[2] // deeper.shape[2]
         y = deeper.repeat(factor, 2).repeat(factor, 3)
-        share = 1 / (1 + np.exp(-convolved(np.concatenate([x, y], 1), fusion.attention[0])))
-        x = x * share[:, :1] + y * share[:, 1:]
+        gate = 1 / (1 + np.exp(-convolved(np.concatenate([x, y], 1), fusion.attention[0])))
+        x = x * gate[:, :1] + y * gate[:, 1:]
     return normed(convolved(x, fusion.outer[0]), fusion.outer[1]), x
 
 

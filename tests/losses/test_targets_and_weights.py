@@ -134,13 +134,13 @@ def test_live_rows_and_cached_rows_have_the_same_weight() -> None:
     for kind in ("entropy", "inverse_entropy", "max_probability", "margin", "correctness"):
         given = packed.entropy if uncertainty_of(kind) else None
         labels = torch.arange(192) % 101
-        whole = sample_weight(kind, packed.logits, given, labels)
+        full = sample_weight(kind, packed.logits, given, labels)
         for size in (1, 3, 64):
             parts = [
                 sample_weight(kind, z, None if given is None else h, y)
                 for z, h, y in zip(packed.logits.split(size), packed.entropy.split(size), labels.split(size), strict=True)
             ]
-            assert torch.equal(torch.cat(parts), whole), (kind, size)
+            assert torch.equal(torch.cat(parts), full), (kind, size)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -158,10 +158,10 @@ def test_top_k(classes: int, k: int, dtype: str) -> None:
     assert np.array_equal(packed.classes.numpy(), order[:, :k])
     kept = np.take_along_axis(p, order[:, :k], 1)
     np.testing.assert_allclose(packed.tail.double().numpy(), 1 - kept.sum(1), atol=2e-6 if classes < 70_000 else 1e-5)
-    whole = softmax(packed.dense(classes))
-    np.testing.assert_allclose(whole.sum(1), 1, atol=1e-12)
-    np.testing.assert_allclose(np.take_along_axis(whole, order[:, :k], 1), kept, atol=tolerance)
-    rest = np.take_along_axis(whole, order[:, k:], 1)
+    full = softmax(packed.dense(classes))
+    np.testing.assert_allclose(full.sum(1), 1, atol=1e-12)
+    np.testing.assert_allclose(np.take_along_axis(full, order[:, :k], 1), kept, atol=tolerance)
+    rest = np.take_along_axis(full, order[:, k:], 1)
     np.testing.assert_allclose(rest.sum(1), packed.tail.double().numpy(), atol=3e-6 if classes < 70_000 else 2e-5)
     assert np.ptp(rest, axis=1).max() < 1e-9
 
@@ -170,9 +170,9 @@ def test_top_k_without_a_tail() -> None:
     z = torch.full((1, 50), -1e5)
     z[0, 7] = 0
     packed = pack(z, Storage(top_k=3))
-    whole = packed.dense(50)
-    assert whole.isfinite().all()
-    assert torch.softmax(whole, -1)[0, 7] == 1
+    full = packed.dense(50)
+    assert full.isfinite().all()
+    assert torch.softmax(full, -1)[0, 7] == 1
 
 
 def test_of_equal_logits_the_lower_class_is_kept() -> None:

@@ -190,11 +190,11 @@ def test_small_networks_of_other_families(architecture: str) -> None:
     model = build(architecture, 5, image_px=32, seed=0).eval()
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
-    own, plain = model.state_dict(), torchvision.models.get_model(architecture, weights=None, num_classes=5).state_dict()
-    assert {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in plain.items()}
+    state, plain = model.state_dict(), torchvision.models.get_model(architecture, weights=None, num_classes=5).state_dict()
+    assert {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in plain.items()}
     other = build(architecture, 5, image_px=32, seed=1)
-    load_weights(other, dict(own))  # as a checkpoint has them
-    assert all(torch.equal(value, own[name]) for name, value in other.state_dict().items())
+    load_weights(other, dict(state))  # as a checkpoint has them
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
 
 
 def test_resnets_begin_as_the_identity() -> None:

@@ -124,10 +124,10 @@ def fake_metrics(recipe: Recipe, samples: int) -> list[dict[str, Any]]:
     for epoch in range(1, epochs + 1):
         done = epoch / epochs
         at = [1 - np.exp(-3.2 * done * (1 - 0.12 * index)) for index in range(students)]
-        val = [100 * (0.1 + 0.66 * share) + rng.normal(0, 0.9) for share in at]
-        hard = [2.3 - 1.55 * share + rng.normal(0, 0.02) for share in at]
-        teacher = [3.1 - 2.2 * share + rng.normal(0, 0.03) if recipe.loss.beta else 0.0 for share in at]
-        peer = [0.2 + 1.1 * share * (1 - 0.7 * share) + rng.normal(0, 0.01) if students > 1 else 0.0 for share in at]
+        val = [100 * (0.1 + 0.66 * fraction) + rng.normal(0, 0.9) for fraction in at]
+        hard = [2.3 - 1.55 * fraction + rng.normal(0, 0.02) for fraction in at]
+        teacher = [3.1 - 2.2 * fraction + rng.normal(0, 0.03) if recipe.loss.beta else 0.0 for fraction in at]
+        peer = [0.2 + 1.1 * fraction * (1 - 0.7 * fraction) + rng.normal(0, 0.01) if students > 1 else 0.0 for fraction in at]
         loss = recipe.loss
         rows.append(
             {
@@ -144,7 +144,7 @@ def fake_metrics(recipe: Recipe, samples: int) -> list[dict[str, Any]]:
                     "hard": hard,
                     "teacher": teacher,
                     "peer": peer,
-                    "top1": [100 * (0.1 + 0.58 * share) for share in at],
+                    "top1": [100 * (0.1 + 0.58 * fraction) for fraction in at],
                 },
                 "val": {
                     "students": [{"top1": top1, "top5": min(99.3, top1 + 23), "loss": 1.0} for top1 in val],

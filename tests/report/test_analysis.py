@@ -73,8 +73,8 @@ def test_calibration_error_by_chance() -> None:
     rng = np.random.default_rng(5)
     confidence = rng.uniform(0.3, 1, 400)
     errors = [calibration_error(confidence, rng.random(400) < confidence) for _ in range(400)]
-    spread = float(np.std(errors)) / math.sqrt(200)
-    assert calibration_error_by_chance(confidence) == pytest.approx(float(np.mean(errors)), abs=5 * spread)
+    standard_error = float(np.std(errors)) / math.sqrt(200)
+    assert calibration_error_by_chance(confidence) == pytest.approx(float(np.mean(errors)), abs=5 * standard_error)
     assert calibration_error_by_chance(confidence) == calibration_error_by_chance(confidence.copy())
     assert calibration_error_by_chance(confidence, seed=1) != calibration_error_by_chance(confidence)
     assert calibration_error_by_chance(np.ones(3)) == 0

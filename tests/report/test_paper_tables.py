@@ -176,8 +176,8 @@ def test_the_papers_own_recipe_differs_in_nothing_but_the_teachers_view() -> Non
 def test_differences_from_the_paper_are_listed() -> None:
     inputs = run_of("loss.temperature=2.0", "train.batch_size=32")
     first, settings = tables.comparability(inputs)
-    for words in ("10 classes, 640 training images", "48 px instead of 224", "2 epochs instead of 50", "AMD EPYC", "no seeds"):
-        assert words in first
+    for text in ("10 classes, 640 training images", "48 px instead of 224", "2 epochs instead of 50", "AMD EPYC", "no seeds"):
+        assert text in first
     assert "temperature 2 (4)" in settings
     assert "batch size 32 (64)" in settings
     assert "is missing" in tables.comparability(replace(inputs, data=None))[0]

@@ -150,10 +150,10 @@ def test_numbers_of_the_teacher_by_hand(full_inputs: ReportInputs) -> None:
     order = sorted(range(n), key=lambda index: (-targets.entropy[index], targets.ids[index]))
     tenths = [order[start : start + n // 10] for start in range(0, n, n // 10)]
     shares = weight_errors.accuracy_by_tenths(targets, np.array(correct))
-    assert [share for share, _, _ in shares] == pytest.approx(
+    assert [fraction for fraction, _, _ in shares] == pytest.approx(
         [100 * sum(correct[index] for index in tenth) / len(tenth) for tenth in tenths]
     )
-    assert all(low <= share <= high for share, low, high in shares)
+    assert all(low <= fraction <= high for fraction, low, high in shares)
 
 
 def test_the_papers_mean_weight_is_shown(full_inputs: ReportInputs) -> None:
@@ -179,10 +179,10 @@ def test_surest_and_least_sure_images_by_hand(full_inputs: ReportInputs, tmp_pat
         assert [guess.correct for guess in guessed] == [name == targets.labels[row] for name in names]
     write_report(replace(full_inputs, predictions=None, out=tmp_path))
     page = Page(tmp_path / "index.html")
-    wrong = [row for row in [*surest, *least] if logits[row].argmax() != targets.labels[row]]
+    mistakes = [row for row in [*surest, *least] if logits[row].argmax() != targets.labels[row]]
     assert page.classes["card"] == 24
-    assert page.classes["wrong"] == page.text.count("✗ wrong") == len(wrong) > 0
-    assert page.text.count("✓ correct") == 24 - len(wrong)
+    assert page.classes["wrong"] == page.text.count("✗ wrong") == len(mistakes) > 0
+    assert page.text.count("✓ correct") == 24 - len(mistakes)
     assert sorted(value for name, value in page.attributes if name == "title" and value.startswith("id ")) == sorted(
         f"id {targets.ids[row]}" for row in [*surest, *least]
     )
@@ -295,7 +295,7 @@ def test_labels_keep_their_order_and_their_distance(requested: list[float]) -> N
     placed = space_labels(requested, 0.08)
     order = sorted(range(len(requested)), key=lambda index: requested[index])
     assert all(placed[above] - placed[below] >= 0.08 - 1e-9 for below, above in pairwise(order))
-    assert all(-1e-9 <= place <= 1 + 1e-9 for place in placed)
+    assert all(-1e-9 <= value <= 1 + 1e-9 for value in placed)
     apart = all(requested[above] - requested[below] >= 0.08 for below, above in pairwise(order))
     if apart and requested[order[0]] >= 0 and requested[order[-1]] <= 1:
         assert placed == pytest.approx(requested)

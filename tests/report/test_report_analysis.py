@@ -126,7 +126,7 @@ def test_gains_by_hand(full_inputs: ReportInputs, page: Page) -> None:
     predictions, baseline = full_inputs.predictions, full_inputs.baseline
     assert predictions is not None
     assert baseline is not None
-    own = [*predictions.students, predictions.average]
+    ours = [*predictions.students, predictions.average]
     other = [*baseline.predictions.students, baseline.predictions.average]
     matched = comparison.matches(full_inputs, predictions, baseline)
     assert [(match.name, match.against) for match in matched] == [
@@ -136,7 +136,7 @@ def test_gains_by_hand(full_inputs: ReportInputs, page: Page) -> None:
     ]
     assert predictions.teacher is not None
     order = sorted(range(300), key=lambda row: (-float(predictions.teacher.entropy[row]), int(predictions.ids[row])))  # type: ignore[union-attr]
-    for match, student, counterpart in zip(matched, own, other, strict=True):
+    for match, student, counterpart in zip(matched, ours, other, strict=True):
         a, b = marks(student, predictions.labels), marks(counterpart, predictions.labels)
         points = 100 * (sum(a) - sum(b)) / 300
         total = comparison.overall_gain(predictions, match)
@@ -410,8 +410,8 @@ def test_each_student_has_a_baseline_of_its_own(tmp_path: Path, full_inputs: Rep
         run = RunFolder.create(tmp_path / name, recipe.to_dict(), full_inputs.provenance)
         sha256 = write_predictions(run.predictions_path, fake_predictions(10, students, seed=seed))
         evaluation = dict(full_inputs.evaluation or {})
-        own = [student for student in evaluation["students"] if student["name"] in students]
-        run.write_evaluation(evaluation | {"predictions_sha256": sha256, "students": own})
+        selected = [student for student in evaluation["students"] if student["name"] in students]
+        run.write_evaluation(evaluation | {"predictions_sha256": sha256, "students": selected})
         folders[name] = tmp_path / name
     dual, one, other = folders.values()
     inputs = load_inputs(dual, baselines=[other, one])
@@ -425,7 +425,7 @@ def test_each_student_has_a_baseline_of_its_own(tmp_path: Path, full_inputs: Rep
     ]
     for match, folder in zip(matched, (one, other), strict=True):
         theirs, _ = read_predictions(RunFolder.open(folder).predictions_path)
-        a, b = (marks(own.students[at], predictions.labels) for own, at in ((predictions, match.index), (theirs, 0)))
+        a, b = (marks(each.students[at], predictions.labels) for each, at in ((predictions, match.index), (theirs, 0)))
         assert comparison.overall_gain(predictions, match).points == pytest.approx(100 * (sum(a) - sum(b)) / 300)
     text = Page(write_report(replace(inputs, evaluation=None))).text
     assert "Against the baselines alone-m and alone-r" in text

@@ -209,9 +209,9 @@ def test_a_damaged_cache_cost_file_is_named(tmp_path: Path, content: bytes, reas
 
 
 def test_plans_refuse_invalid_settings() -> None:
-    wrong = GRID.model_copy(update={"arms": (GRID.arms[0].model_copy(update={"set": ("loss.alpa=1",)}),)})
+    bad_grid = GRID.model_copy(update={"arms": (GRID.arms[0].model_copy(update={"set": ("loss.alpa=1",)}),)})
     with pytest.raises(ConfigError, match=r"arm 'hard': smoke: loss.alpa is not a key of a recipe"):
-        make_plan("grid", wrong)
+        make_plan("grid", bad_grid)
     with pytest.raises(ConfigError, match="use --seeds"):
         make_plan("grid", GRID, overrides=["train.seed=3"])
     with pytest.raises(ConfigError, match=r"not found; expected a \.toml file or one of"):

@@ -28,8 +28,8 @@ VIEWS = 3
 CALLS_AT_MOST = 14  # about as many writes, fsyncs and renames as a view takes
 
 
-class Told(Silent):
-    """Writes a byte down a pipe for each block that is said to be done."""
+class ReportBlocks(Silent):
+    """Writes a byte down a pipe for each block that is reported as done."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
@@ -62,15 +62,15 @@ def die_at(call: int, after: bool) -> None:
 
 
 def blocks_on_disk(folder: Path) -> int:
-    """Whole blocks of all views, finished or not."""
-    whole = 0
+    """Intact blocks of all views, finished or not."""
+    intact = 0
     for path in sorted(folder.glob("view-*")):
         try:
             file = ViewFile(path)
         except CacheError:
-            continue  # killed before its header was whole
-        whole += file.header.num_blocks - len(file.damaged_blocks())
-    return whole
+            continue  # killed before its header was complete
+        intact += file.header.num_blocks - len(file.damaged_blocks())
+    return intact
 
 
 def build(data: str, teacher: str, folder: Path, pipe: int) -> None:
@@ -80,12 +80,12 @@ def build(data: str, teacher: str, folder: Path, pipe: int) -> None:
         teacher=TeacherFolder.open(Path(teacher)),
         recipe=recipe(VIEWS),
         device=torch.device("cpu"),
-        observer=Told(pipe),
+        observer=ReportBlocks(pipe),
     )
 
 
 def fork(data: str, teacher: str, folder: Path, call: int | None, after: bool) -> tuple[int, int]:
-    """Start a build in a process of its own: its id, and where it tells of blocks."""
+    """Start a build in a separate process: its id, and the pipe on which it reports blocks."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -103,22 +103,22 @@ def fork(data: str, teacher: str, folder: Path, call: int | None, after: bool) -
 
 
 def attempt(data: str, teacher: str, folder: Path, rng: random.Random | None, inside: bool) -> dict[str, int]:
-    """One build, killed where there is a `rng`: how it ended, what it said, and what is on disk before and after."""
+    """One build, killed where there is a `rng`: exit code, blocks reported, blocks on disk before and after."""
     before = blocks_on_disk(folder) if folder.is_dir() else 0
     call = rng.randint(1, CALLS_AT_MOST) if rng and inside else None
     child, reading = fork(data, teacher, folder, call, bool(rng and rng.random() < 0.5))
-    told = 0
+    reported = 0
     if rng and not inside:
         for _ in range(rng.randint(0, 2)):
-            told += len(os.read(reading, 1))
+            reported += len(os.read(reading, 1))
         time.sleep(rng.random() * 0.02)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     while piece := os.read(reading, 4096):
-        told += len(piece)
+        reported += len(piece)
     os.close(reading)
     code = os.waitstatus_to_exitcode(status)
-    return {"code": code, "before": before, "told": told, "after": blocks_on_disk(folder) if folder.is_dir() else 0}
+    return {"code": code, "before": before, "reported": reported, "after": blocks_on_disk(folder) if folder.is_dir() else 0}
 
 
 def main() -> None:

@@ -157,7 +157,7 @@ def test_views_are_added_without_touching_what_is_there(tmp_path: Path) -> None:
 
 def test_a_view_that_is_gone_is_named_the_last_one_too(tmp_path: Path) -> None:
     build(tmp_path, [0, 1, 2])
-    whole = contents(tmp_path)
+    intact = contents(tmp_path)
     for gone in ([2], [1, 2], [0]):
         for view in gone:
             view_path(tmp_path, view).unlink()
@@ -167,7 +167,7 @@ def test_a_view_that_is_gone_is_named_the_last_one_too(tmp_path: Path) -> None:
         build(tmp_path, [view for view in range(3) if view not in gone])  # a build of what is there forgets nothing
         assert Cache.open(tmp_path).missing == tuple(gone)
         build(tmp_path, range(3))
-        assert contents(tmp_path) == whole
+        assert contents(tmp_path) == intact
         assert unexpected_files(Cache.open(tmp_path)) == []
 
 
@@ -277,12 +277,12 @@ def test_a_target_for_each_image(tmp_path: Path) -> None:
     build(tmp_path, [0])
     cache, ids = Cache.open(tmp_path), np.flatnonzero(~EXCLUDED)
     cache.require_rows(ROWS, ids, CLASSES)
-    for rows, wanted, classes, said in (
+    for rows, wanted, classes, message in (
         (ROWS + 1, ids, CLASSES, f"holds {ROWS} rows of {CLASSES} classes"),
         (ROWS, ids, CLASSES + 1, f"holds {ROWS} rows of {CLASSES} classes"),
         (ROWS, np.arange(ROWS), CLASSES, f"no target for {EXCLUDED.sum()} of the split's {ROWS} images"),
     ):
-        with pytest.raises(CacheError, match=said):
+        with pytest.raises(CacheError, match=message):
             cache.require_rows(rows, wanted, classes)
 
 
@@ -364,9 +364,9 @@ def test_any_flipped_bit_is_found_and_named(tmp_path: Path, every: int) -> None:
             continue
         assert len(damaged) == 1, f"byte {position}"
         _, block = damaged[0]
-        place = position - header.data_start
-        spec = [spec for spec in header.arrays if spec.offset <= place][-1]
-        row = (place - spec.offset) // (spec.num_bytes // spec.shape[0])
+        offset = position - header.data_start
+        spec = [spec for spec in header.arrays if spec.offset <= offset][-1]
+        row = (offset - spec.offset) // (spec.num_bytes // spec.shape[0])
         assert block == (row if spec.name == "checksums" else row // KEY.block_rows)
         first, end = header.block_range(block)
         ids = torch.tensor([i for i in range(first, end) if not EXCLUDED[i]])
@@ -539,7 +539,7 @@ with CacheWriter(Path(sys.argv[1]), KEY, EXCLUDED) as writer:
 @pytest.mark.long
 def test_sigkill_at_random_moments(tmp_path: Path) -> None:
     """Kill until a build gets through: byte-identical to one that was never interrupted."""
-    build(tmp_path / "whole", [0, 1])
+    build(tmp_path / "complete", [0, 1])
     folder, rng, kills = tmp_path / "killed", random.Random(1), 0
     for _ in range(40):
         process = subprocess.Popen(
@@ -558,7 +558,7 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
             shutil.rmtree(folder)  # it was through before the signal came
             continue
         for path in folder.glob("view-*.udkd"):
-            assert path.read_bytes() == view_path(tmp_path / "whole", int(path.stem[-4:])).read_bytes()
+            assert path.read_bytes() == view_path(tmp_path / "complete", int(path.stem[-4:])).read_bytes()
     assert process.returncode == 0
     assert kills == 3
-    assert contents(folder) == contents(tmp_path / "whole")
+    assert contents(folder) == contents(tmp_path / "complete")

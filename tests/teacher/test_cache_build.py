@@ -41,7 +41,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
     return make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
-def panel(teachers: list[TeacherFolder], rules: Recipe, dataset: DatasetFolder) -> TeacherEnsemble:
+def ensemble_of(teachers: list[TeacherFolder], rules: Recipe, dataset: DatasetFolder) -> TeacherEnsemble:
     return TeacherEnsemble.load(teachers, rules, dataset, CPU)
 
 
@@ -55,7 +55,7 @@ def test_cached_equals_live_on_shuffled_batches(
     assert cache.views == ((0,) if views == "eval" else (0, 1))
     seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
     canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "eval" else None
-    live, cached = LiveTargets(panel([teacher], rules, dataset), canonical), CachedTargets(cache, CPU)
+    live, cached = LiveTargets(ensemble_of([teacher], rules, dataset), canonical), CachedTargets(cache, CPU)
     backend = open_backend("folder", split, CPU, workers=1)
     for view in (0, 1) if views == 2 else (0,):
         for batch_size in (13, 8):
@@ -82,8 +82,8 @@ def test_views_are_added(tmp_path: Path, dataset: DatasetFolder, teacher: Teache
     run(tmp_path / "grown", dataset, teacher, 3)
     after = (tmp_path / "grown" / "view-0000.udkd").stat()
     assert (after.st_mtime_ns, after.st_ino) == (stat.st_mtime_ns, stat.st_ino)
-    run(tmp_path / "whole", dataset, teacher, 3)
-    assert views_of(tmp_path / "grown") == views_of(tmp_path / "whole")
+    run(tmp_path / "complete", dataset, teacher, 3)
+    assert views_of(tmp_path / "grown") == views_of(tmp_path / "complete")
     again = build_cache(tmp_path / "grown", dataset=dataset, teacher=teacher, recipe=recipe(2), device=CPU)
     assert (again.num_images, again.images_per_s, again.summary.num_views) == (0, 0.0, 3)
 
@@ -150,7 +150,7 @@ def test_summary_against_float64(tmp_path: Path, dataset: DatasetFolder, teacher
     logits, entropies = [], []
     for view in (0, 1):
         for targets in predict_blocks(
-            panel([teacher], rules, dataset), backend, split, rules.teacher_spec, 3, view, [split.ids]
+            ensemble_of([teacher], rules, dataset), backend, split, rules.teacher_spec, 3, view, [split.ids]
         ):
             logits.append(targets.logits.double())
             entropies.append(targets.entropy)
@@ -180,8 +180,8 @@ def test_rebatch(batch_size: int) -> None:
         for part in ids.split(batch_size):
             yield Batch(ids=part, canvas=part[:, None, None, None], labels=part)
 
-    whole = list(rebatch(stream(), sizes))
-    assert [len(block.ids) for block in whole] == sizes
+    full = list(rebatch(stream(), sizes))
+    assert [len(block.ids) for block in full] == sizes
     for field in ("ids", "labels"):
-        assert torch.equal(torch.cat([getattr(block, field) for block in whole]), ids)
-    assert torch.equal(torch.cat([block.canvas for block in whole]).flatten(), ids)
+        assert torch.equal(torch.cat([getattr(block, field) for block in full]), ids)
+    assert torch.equal(torch.cat([block.canvas for block in full]).flatten(), ids)

@@ -25,7 +25,7 @@ ONE_STEP = (*SMALL, "train.epochs=1", "students=[{architecture='squeezenet1_1', 
 
 
 @dataclass(frozen=True)
-class Place:
+class Inputs:
     """A data set, its teacher and a cache of one view; and what differs from each of them."""
 
     folder: Path
@@ -34,38 +34,38 @@ class Place:
         return str(self.folder / name)
 
     def train(self, out: Path, settings: tuple[str, ...], given: dict[str, str], allow: tuple[str, ...] = ()) -> int:
-        words = ["train", "smoke", "--cache", self.path("cache"), "--out", str(out), "--device", "cpu"]
-        words += [
+        args = ["train", "smoke", "--cache", self.path("cache"), "--out", str(out), "--device", "cpu"]
+        args += [
             "--data",
             self.path(given.get("data", "data") + "/data"),
             "--teacher",
             self.path(given.get("teacher", "teacher")),
         ]
-        words += [word for setting in (*ONE_STEP, *settings) for word in ("--set", setting)]
-        return code_of(*words, *(word for name in allow for word in ("--allow-mismatch", name)))
+        args += [arg for setting in (*ONE_STEP, *settings) for arg in ("--set", setting)]
+        return code_of(*args, *(arg for name in allow for arg in ("--allow-mismatch", name)))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    folder = tmp_path_factory.mktemp("place")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = tmp_path_factory.mktemp("inputs")
     dataset = make_dataset(folder / "data", per_class=2, val_per_class=1)
     make_dataset(folder / "other", per_class=2, val_per_class=2)
     make_dataset(folder / "more", per_class=3, val_per_class=1)
     assert code_of("cache", "build", str(dataset.path), str(make_teacher(folder / "teacher", dataset).path),
                   str(folder / "cache"), "--recipe", "smoke", "--device", "cpu",
-                  *(word for setting in ONE_STEP for word in ("--set", setting))) == 0  # fmt: skip
+                  *(arg for setting in ONE_STEP for arg in ("--set", setting))) == 0  # fmt: skip
     make_teacher(folder / "stranger", dataset, seed=1)
-    own = make_teacher(folder / "again", dataset)
-    facts = {"architecture": own.info.architecture, "image_px": 32, "resize_px": 36, "scheme": "centre"}
-    write_teacher(folder / "reversed", own.weights(), classes=own.info.classes[::-1], accuracy={}, made={}, **facts)
-    return Place(folder)
+    same = make_teacher(folder / "again", dataset)
+    facts = {"architecture": same.info.architecture, "image_px": 32, "resize_px": 36, "scheme": "centre"}
+    write_teacher(folder / "reversed", same.weights(), classes=same.info.classes[::-1], accuracy={}, made={}, **facts)
+    return Inputs(folder)
 
 
 @dataclass(frozen=True)
 class Case:
     """How a run differs from the cache, and what must be said of each field."""
 
-    said: dict[str, str]
+    messages: dict[str, str]
     settings: tuple[str, ...] = ()
     given: dict[str, str] = field(default_factory=dict)
     patch: Callable[[pytest.MonkeyPatch], None] = lambda patch: None
@@ -112,68 +112,68 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_refused_by_name_or_allowed_by_name(
-    tmp_path: Path, place: Place, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, inputs: Inputs, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     case, out = CASES[name], tmp_path / "run"
     case.patch(monkeypatch)
-    assert place.train(out, case.settings, case.given) == 1
+    assert inputs.train(out, case.settings, case.given) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: the cache in {place.path('cache')} does not fit; ")
-    for differing, values in case.said.items():
+    assert error.startswith(f"error: the cache in {inputs.path('cache')} does not fit; ")
+    for differing, values in case.messages.items():
         assert f"{differing}: stored " in error
         assert values in error
     assert not out.exists(), "nothing half-begun is left"
 
-    *some, last = case.said
-    groups = {name.split(".")[0] for name in case.said}
-    if some and len(groups) == len(case.said):
-        assert place.train(out, case.settings, case.given, tuple(some)) == 1
+    *some, last = case.messages
+    groups = {name.split(".")[0] for name in case.messages}
+    if some and len(groups) == len(case.messages):
+        assert inputs.train(out, case.settings, case.given, tuple(some)) == 1
         left = capsys.readouterr().err.splitlines()[-1]
         assert f"{last}: stored" in left
         assert f"{some[0]}: stored" not in left
 
-    assert place.train(out, case.settings, case.given, tuple(sorted(groups))) == 0
+    assert inputs.train(out, case.settings, case.given, tuple(sorted(groups))) == 0
     record = json.loads((out / "run.json").read_text())
-    assert set(case.said) <= set(record["allowed"])
+    assert set(case.messages) <= set(record["allowed"])
     assert {name.split(".")[0] for name in record["allowed"]} == groups
     (row,) = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     assert (row["step"], row["epoch"]) == (1, 1)
 
 
-def test_a_run_that_fits_allows_nothing(tmp_path: Path, place: Place) -> None:
-    assert place.train(tmp_path / "run", (), {}) == 0
+def test_a_run_that_fits_allows_nothing(tmp_path: Path, inputs: Inputs) -> None:
+    assert inputs.train(tmp_path / "run", (), {}) == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["allowed"] == []
 
 
-def test_class_order(tmp_path: Path, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_class_order(tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
     """Another order is another data set; a teacher that counts the classes otherwise is none of it, whatever is allowed."""
     images = tmp_path / "images"
-    shutil.copytree(place.folder / "data" / "images", images)
+    shutil.copytree(inputs.folder / "data" / "images", images)
     for split in ("train", "val"):
         for name, new in zip(CLASSES, CLASSES[::-1], strict=True):
             (images / split / name).rename(images / split / f"new-{new}")
         for name in CLASSES:
             (images / split / f"new-{name}").rename(images / split / name)
-    convert([images], place.folder / "renamed" / "data", ConvertSettings(side=36), SILENT)
-    assert place.train(tmp_path / "run", (), {"data": "renamed"}) == 1
+    convert([images], inputs.folder / "renamed" / "data", ConvertSettings(side=36), SILENT)
+    assert inputs.train(tmp_path / "run", (), {"data": "renamed"}) == 1
     assert "(dataset_digest: stored " in capsys.readouterr().err
-    assert place.train(tmp_path / "run", (), {"teacher": "reversed"}, ("dataset_digest", "teacher_sha256")) == 1
+    assert inputs.train(tmp_path / "run", (), {"teacher": "reversed"}, ("dataset_digest", "teacher_sha256")) == 1
     assert "class 0: stored 'dog', wanted 'ant'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_what_no_allowance_makes_up_for(tmp_path: Path, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_allowance_makes_up_for(tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
     """More images than targets; more epochs than views where the run wants one target for all."""
-    assert place.train(tmp_path / "run", (), {"data": "more"}, ("dataset_digest",)) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "holds 8 rows of 4 classes; expected a target for each image, 12 rows of 4 classes" in said
+    assert inputs.train(tmp_path / "run", (), {"data": "more"}, ("dataset_digest",)) == 1
+    messages = capsys.readouterr().err.splitlines()[-1]
+    assert "holds 8 rows of 4 classes; expected a target for each image, 12 rows of 4 classes" in messages
     settings = ("teacher.views=eval", "train.epochs=2")
-    assert place.train(tmp_path / "run", settings, {}, ("policy", "seed", "views")) == 1
+    assert inputs.train(tmp_path / "run", settings, {}, ("policy", "seed", "views")) == 1
     assert "lacks views 1; expected 2 views" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_compiled_teacher_is_compiled_or_refused(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_teacher_is_compiled_or_refused(tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each member of an ensemble is; passes with dropout look inside the network, so the recipe is refused."""
     seen: list[str] = []
 
@@ -183,14 +183,14 @@ def test_a_compiled_teacher_is_compiled_or_refused(tmp_path: Path, place: Place,
 
     monkeypatch.setattr("udkd.teacher.frozen.compiled", noted)
     settings = (*ONE_STEP, "teacher.estimator=ensemble", "teacher.compile=true")
-    words = [word for setting in settings for word in ("--set", setting)]
-    also = [word for name in ("stranger", "again") for word in ("--teacher", place.path(name))]
-    build = ["cache", "build", place.path("data/data"), place.path("teacher"), str(tmp_path / "cache")]
-    assert code_of(*build, *also, "--recipe", "smoke", "--device", "cpu", *words) == 0
+    args = [arg for setting in settings for arg in ("--set", setting)]
+    also = [arg for name in ("stranger", "again") for arg in ("--teacher", inputs.path(name))]
+    build = ["cache", "build", inputs.path("data/data"), inputs.path("teacher"), str(tmp_path / "cache")]
+    assert code_of(*build, *also, "--recipe", "smoke", "--device", "cpu", *args) == 0
     key = Cache.open(tmp_path / "cache").key
     assert (seen, key.precision, key.num_members) == (["SqueezeNet"] * 3, "float32, compiled", 3)
     rules = load_recipe("smoke", settings)
-    assert target_key.target_fields(rules, DatasetFolder.open(Path(place.path("data/data"))), "")["precision"] == key.precision
+    assert target_key.target_fields(rules, DatasetFolder.open(Path(inputs.path("data/data"))), "")["precision"] == key.precision
     with pytest.raises(
         ConfigError, match=r"teacher: compile is true and estimator is mc_dropout.*set teacher\.compile to false"
     ):

@@ -32,7 +32,7 @@ from udkd.utils.errors import CacheError, ConfigError, MismatchError
 CPU = torch.device("cpu")
 D = 512
 MORE = ("methods.crd.negatives=8", "methods.crd.embed_dim=8", "loss.method_weight=0.5")
-SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
+SETTINGS = [arg for setting in SMALL for arg in ("--set", setting)]
 BLOCK_ROWS = 8
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -86,10 +86,10 @@ def test_features_are_the_mean_of_the_deepest_map(cache: Cache, dataset: Dataset
     table = EpochViews(rules.views.spec, rules.views.seed, split, CPU).table(1)
     (batch,) = open_backend("folder", split, CPU, workers=1).epoch(split.ids[:20], 20)
     maps = extractor(apply(batch.canvas, table.gather(batch.ids), rules.views.spec).double())["features.12"]
-    found = torch.from_numpy(cache.view_file(1).arrays["features"][split.ids[:20]]).double()
-    largest = found.abs().amax(1, keepdim=True)
+    comparison = torch.from_numpy(cache.view_file(1).arrays["features"][split.ids[:20]]).double()
+    largest = comparison.abs().amax(1, keepdim=True)
     assert largest.min() > 0.01
-    assert ((found - maps.mean((2, 3))).abs() / largest).max() < 1e-3
+    assert ((comparison - maps.mean((2, 3))).abs() / largest).max() < 1e-3
 
 
 def checkpoint(out: Path) -> dict[str, torch.Tensor]:
@@ -162,13 +162,13 @@ def test_any_flipped_bit_of_the_features_is_found(tmp_path: Path, cache: Cache) 
     spec = next(spec for spec in header.arrays if spec.name == "features")
     rng = random.Random(0)
     for _ in range(40):
-        place, bad = rng.randrange(spec.num_bytes), bytearray(good)
-        bad[header.data_start + spec.offset + place] ^= 1 << rng.randrange(8)
+        offset, bad = rng.randrange(spec.num_bytes), bytearray(good)
+        bad[header.data_start + spec.offset + offset] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
         damaged = Cache.open(tmp_path)
-        assert find_damaged_blocks(damaged) == [(0, place // (2 * D) // 8)]
+        assert find_damaged_blocks(damaged) == [(0, offset // (2 * D) // 8)]
         with pytest.raises(CacheError, match="does not match its checksum"):
-            damaged.lookup_table(0, CPU, features=True).features(torch.tensor([place // (2 * D)]))
+            damaged.lookup_table(0, CPU, features=True).features(torch.tensor([offset // (2 * D)]))
 
 
 def test_processes_and_interruptions_leave_the_same_bytes(
@@ -176,7 +176,7 @@ def test_processes_and_interruptions_leave_the_same_bytes(
 ) -> None:
     """Two share a build; another is cut short in a block and goes on."""
     recipe = small_recipe("teacher.views=2")
-    built = run_in_threads(2, tmp_path / "team", dataset, teacher, recipe=recipe, features=True)
+    built = run_in_threads(2, tmp_path / "group", dataset, teacher, recipe=recipe, features=True)
     assert [each.num_images for each in built] == [64, 64]  # type: ignore[attr-defined]
     cut = tmp_path / "cut"
     cut.mkdir()
@@ -187,8 +187,8 @@ def test_processes_and_interruptions_leave_the_same_bytes(
     (cut / "view-0001.udkd.partial").write_bytes(half)
     cache_of(cut, dataset, teacher, "teacher.views=2")
     for view in (0, 1):
-        whole = view_path(cache.folder, view).read_bytes()
-        assert view_path(tmp_path / "team", view).read_bytes() == view_path(cut, view).read_bytes() == whole
+        complete = view_path(cache.folder, view).read_bytes()
+        assert view_path(tmp_path / "group", view).read_bytes() == view_path(cut, view).read_bytes() == complete
 
 
 def test_a_table_on_a_device_has_them_where_they_are_asked_for(cache: Cache) -> None:
@@ -200,19 +200,19 @@ def test_a_table_on_a_device_has_them_where_they_are_asked_for(cache: Cache) -> 
 
 
 def test_verify_asks_for_features_again(tmp_path: Path, cache: Cache, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
-    found = compare_with_teacher(cache, dataset=dataset, teachers=[teacher], count=40, seed=0, device=CPU)
-    assert found.worst is None
-    assert 1e-5 < found.features <= 4.9e-4 < FEATURES_BOUND
+    comparison = compare_with_teacher(cache, dataset=dataset, teachers=[teacher], count=40, seed=0, device=CPU)
+    assert comparison.worst is None
+    assert 1e-5 < comparison.features <= 4.9e-4 < FEATURES_BOUND
 
 
 # --- the command line
 
 
-def called(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+def called(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
     """Exit code, and what was said on both streams."""
     code: int | str | None = 0
     try:
-        terminal.run(lambda: app([str(word) for word in words]))  # type: ignore[arg-type]
+        terminal.run(lambda: app([str(arg) for arg in args]))  # type: ignore[arg-type]
     except SystemExit as end:
         code = end.code
     printed = capsys.readouterr()
@@ -222,34 +222,34 @@ def called(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str
 def test_on_the_command_line(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build_words = ["cache", "build", dataset.path, teacher.path]
-    how = ["--recipe", "smoke", "--device", "cpu", *SETTINGS]
-    code, said = called(capsys, *build_words, tmp_path / "cache", "--features", *how)
-    assert code == 0, said
-    assert "512 float16 numbers a target" in said
-    code, said = called(capsys, *build_words, tmp_path / "plain", *how)
-    assert (code, "features" in said) == (0, False)
+    build_args = ["cache", "build", dataset.path, teacher.path]
+    options = ["--recipe", "smoke", "--device", "cpu", *SETTINGS]
+    code, output = called(capsys, *build_args, tmp_path / "cache", "--features", *options)
+    assert code == 0, output
+    assert "512 float16 numbers a target" in output
+    code, output = called(capsys, *build_args, tmp_path / "plain", *options)
+    assert (code, "features" in output) == (0, False)
     again = ["cache", "verify", tmp_path / "cache", "--data", dataset.path, "--teacher", teacher.path, "--device", "cpu"]
-    code, said = called(capsys, *again, "--recompute", "5")
-    assert (code, "features: largest difference" in said) == (0, True)
+    code, output = called(capsys, *again, "--recompute", "5")
+    assert (code, "features: largest difference" in output) == (0, True)
 
     run = ["train", "smoke", "--data", dataset.path, "--device", "cpu", "--out", tmp_path / "run", *SETTINGS]
     for setting in ("train.epochs=1", 'loss.method="rkd"', "loss.beta=0"):
         run += ["--set", setting]
-    code, said = called(capsys, *run, "--cache", tmp_path / "plain")
+    code, output = called(capsys, *run, "--cache", tmp_path / "plain")
     assert code == 1
-    assert said.splitlines()[-1] == (
+    assert output.splitlines()[-1] == (
         f"error: {tmp_path / 'plain'} holds no features; expected the teacher's pooled features for this loss.method; "
         "build a cache with --features, or set teacher.source = live"
     )
     assert not (tmp_path / "run").exists()
-    code, said = called(capsys, *run, "--cache", tmp_path / "cache")
-    assert code == 0, said
+    code, output = called(capsys, *run, "--cache", tmp_path / "cache")
+    assert code == 0, output
     assert json.loads((tmp_path / "run" / "run.json").read_text())["cache_key"]["features"] == D
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (["teacher.estimator=mc_dropout"], "the teacher is mc_dropout; expected one teacher as it is"),
         (["teacher.fold_bn=true"], "the teacher is plain, folded; expected"),
@@ -257,8 +257,8 @@ def test_on_the_command_line(
     ],
 )
 def test_features_of_anything_else_are_refused(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, settings: list[str], said: str
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, settings: list[str], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         cache_of(tmp_path / "cache", dataset, teacher, *settings)
     assert not (tmp_path / "cache").exists()

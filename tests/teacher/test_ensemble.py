@@ -64,12 +64,12 @@ def recipe(loss: dict[str, object] | None = None, **teacher: object) -> Recipe:
     return Recipe.from_dict(RECIPE | {"teacher": {"batch_size": 8, **teacher}, "loss": loss or {}}, "test")
 
 
-def of(teachers: list[TeacherFolder], kind: str) -> list[TeacherFolder]:
+def members_for(teachers: list[TeacherFolder], kind: str) -> list[TeacherFolder]:
     return {"ensemble": teachers[:2], "evidential": teachers[2:]}.get(kind, teachers[:1])
 
 
-def panel(teachers: list[TeacherFolder], dataset: DatasetFolder, kind: str, **more: object) -> TeacherEnsemble:
-    return TeacherEnsemble.load(of(teachers, kind), recipe(estimator=kind, **more), dataset, CPU)
+def ensemble_of(teachers: list[TeacherFolder], dataset: DatasetFolder, kind: str, **more: object) -> TeacherEnsemble:
+    return TeacherEnsemble.load(members_for(teachers, kind), recipe(estimator=kind, **more), dataset, CPU)
 
 
 def network(teacher: TeacherFolder) -> torch.nn.Module:
@@ -94,16 +94,18 @@ def assert_members(packed: dict[str, torch.Tensor], p_MBC: torch.Tensor) -> None
 
 def test_ensemble_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
     p_MBC = torch.stack([torch.softmax(network(each).double()(IMAGES.double()), -1) for each in teachers[:2]])
-    asked = panel(teachers, dataset, "ensemble")
-    assert_members(asked.targets(IMAGES, IDS, 0).arrays, p_MBC)
-    assert asked.describe()["teacher"] == f"{TEACHER} + {TEACHER}"
-    assert asked.describe()["teacher_sha256"] == " + ".join(each.info.weights_sha256 for each in teachers[:2])
+    ensemble = ensemble_of(teachers, dataset, "ensemble")
+    assert_members(ensemble.targets(IMAGES, IDS, 0).arrays, p_MBC)
+    assert ensemble.describe()["teacher"] == f"{TEACHER} + {TEACHER}"
+    assert ensemble.describe()["teacher_sha256"] == " + ".join(each.info.weights_sha256 for each in teachers[:2])
 
 
 def test_another_batch_shape_moves_a_probability_by_less_than_2e_5(
     teachers: list[TeacherFolder], dataset: DatasetFolder
 ) -> None:
-    eight, three = (panel(teachers, dataset, "ensemble", batch_size=batch).predictions(IMAGES, IDS, 0) for batch in (8, 3))
+    eight, three = (
+        ensemble_of(teachers, dataset, "ensemble", batch_size=batch).predictions(IMAGES, IDS, 0) for batch in (8, 3)
+    )
     apart = torch.softmax(eight.logits.double(), -1) - torch.softmax(three.logits.double(), -1)
     assert apart.abs().max() < 2e-5
     assert (eight.entropy - three.entropy).abs().max() < 1e-4
@@ -111,7 +113,7 @@ def test_another_batch_shape_moves_a_probability_by_less_than_2e_5(
 
 def test_mc_dropout_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
     """With the masks as given: dropout before the head, the rest of the network as ever."""
-    asked = panel(teachers, dataset, "mc_dropout", mc_samples=3, dropout=0.4)
+    ensemble = ensemble_of(teachers, dataset, "mc_dropout", mc_samples=3, dropout=0.4)
     masks: list[torch.Tensor] = []
 
     def noted(*arguments: object) -> torch.Tensor:
@@ -120,7 +122,7 @@ def test_mc_dropout_in_float64(teachers: list[TeacherFolder], dataset: DatasetFo
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("udkd.teacher.frozen.sample_dropout", noted)
-        packed = asked.targets(IMAGES[:8], IDS[:8], 2)
+        packed = ensemble.targets(IMAGES[:8], IDS[:8], 2)
     model, features = network(teachers[0]).double(), []
     model.fc.register_forward_hook(lambda module, given, result: features.append(given[0]))
     model(IMAGES[:8].double())
@@ -139,23 +141,23 @@ def test_masks_are_a_function_of_name_and_id() -> None:
     assert (mask == 0).float().mean(0).std().item() == pytest.approx((0.2 * 0.8 / 400) ** 0.5, rel=0.2)
     assert torch.equal(sample_dropout(ids[[5, 3]], 7, 512, 0.2), mask[[5, 3]])
     for other in (sample_dropout(ids, 8, 512, 0.2), sample_dropout(ids + 1, 7, 512, 0.2), mask.roll(1, 1)):
-        share = ((other == 0) & (mask == 0)).float().mean().item()
-        assert share == pytest.approx(0.04, abs=0.003)
+        row = ((other == 0) & (mask == 0)).float().mean().item()
+        assert row == pytest.approx(0.04, abs=0.003)
 
 
 def test_passes_differ_by_view_and_sample_not_by_batch(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
-    asked = panel(teachers, dataset, "mc_dropout")
-    first = asked.targets(IMAGES, IDS, 0)
-    alone = asked.targets(IMAGES[9:10], IDS[9:10], 0)
+    ensemble = ensemble_of(teachers, dataset, "mc_dropout")
+    first = ensemble.targets(IMAGES, IDS, 0)
+    alone = ensemble.targets(IMAGES[9:10], IDS[9:10], 0)
     assert all(torch.equal(first.arrays[name][9:10], alone.arrays[name]) for name in first.arrays)
-    for other in (asked.targets(IMAGES, IDS, 1), asked.targets(IMAGES, IDS + 1, 0)):
+    for other in (ensemble.targets(IMAGES, IDS, 1), ensemble.targets(IMAGES, IDS + 1, 0)):
         assert not torch.equal(other.logits, first.logits)
 
 
 def test_evidential_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
     alpha = 1 + network(teachers[2]).double()(IMAGES.double()).clamp(max=10).exp()
     total = alpha.sum(-1, keepdim=True)
-    packed = panel(teachers, dataset, "evidential").targets(IMAGES, IDS, 0)
+    packed = ensemble_of(teachers, dataset, "evidential").targets(IMAGES, IDS, 0)
     torch.testing.assert_close(torch.softmax(packed.logits.double(), -1), alpha / total, atol=2e-4, rtol=0)
     torch.testing.assert_close(packed.uncertainties["vacuity"].double(), C / total[:, 0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(packed.entropy.double(), entropy64(alpha / total), atol=1e-4, rtol=0)
@@ -181,19 +183,19 @@ def test_cached_equals_live_for_every_kind(
     kinds: list[str],
 ) -> None:
     """In id order in the cache, shuffled and in other batches live: logits and weights are the same bits."""
-    rules, split, members = recipe(estimator=kind, **settings), dataset.split("train"), of(teachers, kind)
+    rules, split, members = recipe(estimator=kind, **settings), dataset.split("train"), members_for(teachers, kind)
     cache = build_cache(
         tmp_path, dataset=dataset, teacher=members[0], other_teachers=members[1:], recipe=rules, device=CPU
     ).cache
     labels = torch.from_numpy(split.labels.astype(np.int64))
-    asked, view = TeacherEnsemble.load(members, rules, dataset, CPU), cache.views[-1]
+    ensemble, view = TeacherEnsemble.load(members, rules, dataset, CPU), cache.views[-1]
     canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if cache.key.policy == "canonical" else None
     seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
     backend = open_backend("folder", split, CPU, workers=1)
     batches = list(backend.epoch(np.random.default_rng(1).permutation(split.ids)[:26], 13))
     for name in kinds:
-        weighing = SampleWeighting(kind=name)  # type: ignore[arg-type]
-        cached, live = CachedTargets(cache, CPU, weighing, labels), LiveTargets(asked, canonical, weighing)
+        sample_weighting = SampleWeighting(kind=name)  # type: ignore[arg-type]
+        cached, live = CachedTargets(cache, CPU, sample_weighting, labels), LiveTargets(ensemble, canonical, sample_weighting)
         weights = []
         for batch in batches:
             x = apply(batch.canvas, seen.table(view).gather(batch.ids), rules.views.spec)
@@ -230,7 +232,7 @@ def test_controls(tmp_path: Path, dataset: DatasetFolder, teachers: list[Teacher
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "settings", "loss", "said"),
+    ("kind", "given", "settings", "loss", "message"),
     [
         ("plain", 2, {}, {}, "2 teachers were given and teacher.estimator is plain"),
         ("ensemble", 1, {}, {}, "1 teacher was given"),
@@ -255,10 +257,10 @@ def test_what_live_teachers_cannot_do(
     given: int,
     settings: dict[str, object],
     loss: dict[str, object],
-    said: str,
+    message: str,
 ) -> None:
     rules = recipe(loss, estimator=kind, source="live", **settings)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         open_targets(rules, dataset, "any", CPU, cache=None, teachers=[each.path for each in teachers[:given]])
 
 
@@ -280,8 +282,8 @@ def test_a_cache_without_the_uncertainty_is_refused(
 def test_a_teacher_fitted_with_the_evidential_loss(tmp_path: Path) -> None:
     """From fit to vacuity: the folder says how its logits were fitted, and only then they are taken for evidence."""
     data = small_dataset(tmp_path, per_class=8, val_per_class=2)
-    how = small_recipe("fit.architecture=squeezenet1_1", "fit.epochs=2", "fit.loss=evidential", "loss.label_smoothing=0.1")
-    fit = how.for_teacher()
+    settings = small_recipe("fit.architecture=squeezenet1_1", "fit.epochs=2", "fit.loss=evidential", "loss.label_smoothing=0.1")
+    fit = settings.for_teacher()
     assert (fit.loss.label_loss, fit.loss.label_smoothing, fit.loss.beta) == ("evidential", 0.0, 0.0)
     assert train(TrainJob(recipe=fit, data=data.path, out=tmp_path / "run", device=CPU)).finished
     candidate = from_run(RunFolder.open(tmp_path / "run"), None, [entry.wnid for entry in data.classes])
@@ -299,7 +301,7 @@ def test_a_teacher_fitted_with_the_evidential_loss(tmp_path: Path) -> None:
 def test_evidence_grows_its_regulariser_with_the_epochs() -> None:
     batch = Batch(ids=torch.arange(3), canvas=torch.zeros(3), labels=torch.zeros(3, dtype=torch.int64))
     shares = [EvidentialRampUp(CPU)(batch, torch.zeros(3), epoch).weight for epoch in (0, 4, 10, 50)]
-    assert [share.tolist() for share in shares if share is not None] == [
+    assert [row.tolist() for row in shares if row is not None] == [
         [0.0] * 3,
         [pytest.approx(0.4)] * 3,
         [1.0] * 3,

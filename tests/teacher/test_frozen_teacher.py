@@ -53,18 +53,18 @@ def test_who_shares_the_batch_does_not_matter(
     torch.set_num_threads(threads)
     try:
         frozen, x = teacher(architecture, batch, precision, channels_last), images(21)
-        whole = frozen.targets(x)
-        assert whole.logits.shape == (21, 10)
-        assert not whole.logits.requires_grad
+        full = frozen.targets(x)
+        assert full.logits.shape == (21, 10)
+        assert not full.logits.requires_grad
         order = torch.randperm(21, generator=torch.Generator().manual_seed(batch))
         shuffled = frozen.targets(x[order])
-        assert torch.equal(shuffled.logits, whole.logits[order])
-        assert torch.equal(shuffled.entropy, whole.entropy[order])
+        assert torch.equal(shuffled.logits, full.logits[order])
+        assert torch.equal(shuffled.entropy, full.entropy[order])
         for rows in (slice(20, 21), slice(3, 12)):
             part = frozen.targets(x[rows])
-            assert torch.equal(part.logits, whole.logits[rows])
-            assert torch.equal(part.entropy, whole.entropy[rows])
-        assert torch.equal(frozen.targets(x.contiguous()).logits, whole.logits), "whatever the layout of the images"
+            assert torch.equal(part.logits, full.logits[rows])
+            assert torch.equal(part.entropy, full.entropy[rows])
+        assert torch.equal(frozen.targets(x.contiguous()).logits, full.logits), "whatever the layout of the images"
     finally:
         torch.set_num_threads(before)
 

@@ -63,8 +63,8 @@ def reseal(path: Path) -> None:
         for block in range(header.num_blocks)
     ]
     del rows
-    place = start + specs[-1].offset
-    content[place : place + 4 * len(sums)] = np.array(sums, "<u4").tobytes()
+    start_of_sums = start + specs[-1].offset
+    content[start_of_sums : start_of_sums + 4 * len(sums)] = np.array(sums, "<u4").tobytes()
     path.write_bytes(content)
 
 
@@ -205,11 +205,17 @@ def forged(folder: Path, name: str, value: float, *, top_k: int = 3) -> Cache:
     key = CacheKey(**vars(KEY) | {"storage": f"float16 top-{top_k}" if top_k else "float16", "features": 5})
     z = torch.randn(ROWS, CLASSES, generator=torch.Generator().manual_seed(0)) * 4
     packed = pack(z, Storage(top_k=top_k))
-    rows = {**{own: array.numpy() for own, array in packed.arrays.items()}, "features": np.ones((ROWS, 5), np.float16)}
+    rows = {
+        **{column: array.numpy() for column, array in packed.arrays.items()},
+        "features": np.ones((ROWS, 5), np.float16),
+    }
     with CacheWriter(folder, key, EXCLUDED) as writer, writer.view(0) as view:
         for block in list(view.unfinished):
             ids = view.ids(block)
-            view.write(block, *(rows[own][ids].astype("<u2") if own == "classes" else rows[own][ids] for own in rows))
+            view.write(
+                block,
+                *(rows[column][ids].astype("<u2") if column == "classes" else rows[column][ids] for column in rows),
+            )
         view.finish()
     file = ViewFile(view_path(folder, 0))
     changed, content = file.arrays[name].copy(), bytearray(view_path(folder, 0).read_bytes())

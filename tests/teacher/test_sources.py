@@ -188,12 +188,12 @@ def test_more_views_do_not_change_a_run(
         return TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache.folder, **more)  # type: ignore[arg-type]
 
     assert not train(job("stopped", stopped=soon)).finished
-    assert train(job("whole")).finished
+    assert train(job("complete")).finished
     more = small_recipe("teacher.views=3")
     grown = build_cache(cache.folder, dataset=dataset, teacher=teachers[0], recipe=more, device=CPU).cache
     assert grown.views == (0, 1, 2)
     assert train(job("stopped", resume=True)).finished
-    runs = [RunFolder.open(tmp_path / name) for name in ("stopped", "whole")]
+    runs = [RunFolder.open(tmp_path / name) for name in ("stopped", "complete")]
     assert [run.provenance["num_views"] for run in runs] == [2, 2]
     assert [
         [row["view"] for row in map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())] for run in runs

@@ -31,10 +31,10 @@ def test_uniform_and_certain() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 64])
 def test_a_row_does_not_depend_on_its_batch(batch: int) -> None:
     logits = torch.randn(192, 101, generator=torch.Generator().manual_seed(1)) * 8
-    whole = pack(logits)
+    full = pack(logits)
     parts = [pack(part) for part in logits.split(batch)]
-    assert torch.equal(torch.cat([part.logits for part in parts]), whole.logits)
-    assert torch.equal(torch.cat([part.entropy for part in parts]), whole.entropy)
+    assert torch.equal(torch.cat([part.logits for part in parts]), full.logits)
+    assert torch.equal(torch.cat([part.entropy for part in parts]), full.entropy)
 
 
 def test_float32_on_request() -> None:

@@ -41,14 +41,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
+def complete(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
     """What one process builds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", BLOCK_ROWS)
-        return run(tmp_path_factory.mktemp("whole") / "cache", dataset, teacher, 2).folder
+        return run(tmp_path_factory.mktemp("complete") / "cache", dataset, teacher, 2).folder
 
 
-def build_words(dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> list[str]:
+def build_args(dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> list[str]:
     return ["cache", "build", str(dataset.path), str(teacher.path), str(cache), "--views", "2", *SETTINGS]
 
 
@@ -60,14 +60,14 @@ def run_in_threads(
     store.set_timeout(timedelta(seconds=scaled(60)))
 
     def build(rank: int) -> None:
-        team = WorkerGroup(rank=rank, size=size, store=store)
+        group = WorkerGroup(rank=rank, size=size, store=store)
         try:
             given = {"dataset": dataset, "teacher": teacher, "recipe": recipe(views), "device": CPU} | options
-            results[rank] = build_cache(folder, **given, group=team)  # type: ignore[arg-type]
+            results[rank] = build_cache(folder, **given, group=group)  # type: ignore[arg-type]
         except UserError as error:
             results[rank] = error
-            if not team.is_main:
-                team.set("failed", str(error))
+            if not group.is_main:
+                group.set("failed", str(error))
 
     threads = [threading.Thread(target=build, args=(rank,), daemon=True) for rank in range(size)]
     for thread in threads:
@@ -79,13 +79,13 @@ def run_in_threads(
 
 @pytest.mark.parametrize("size", [2, 12])
 def test_any_size_gives_the_same_bytes(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path, size: int
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, complete: Path, size: int
 ) -> None:
     """More processes than blocks, too."""
-    built = run_in_threads(size, tmp_path / "team", dataset, teacher)
-    assert views_of(tmp_path / "team") == views_of(whole)
+    built = run_in_threads(size, tmp_path / "group", dataset, teacher)
+    assert views_of(tmp_path / "group") == views_of(complete)
     assert {each.num_images for each in built} == {2 * len(dataset.split("train").ids)}
-    grown = run_in_threads(2, tmp_path / "team", dataset, teacher, views=3)
+    grown = run_in_threads(2, tmp_path / "group", dataset, teacher, views=3)
     assert {each.num_images for each in grown} == {len(dataset.split("train").ids)}
 
 
@@ -102,24 +102,24 @@ def test_a_failing_member_is_heard(
 
 
 def test_a_killed_launcher_leaves_nobody_and_torchrun_goes_on(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, whole: Path
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, complete: Path
 ) -> None:
     """Three processes that are left alone end; two of the real torchrun go on to the bytes of one."""
-    words = build_words(dataset, teacher, tmp_path / "team")
-    launcher = commands.start(3, *words, module="tests.teacher.workers_launcher")
-    assert wait_until(lambda: launcher.ended() or list((tmp_path / "team").glob("view-*")), 120)
+    args = build_args(dataset, teacher, tmp_path / "group")
+    launcher = commands.start(3, *args, module="tests.teacher.workers_launcher")
+    assert wait_until(lambda: launcher.ended() or list((tmp_path / "group").glob("view-*")), 120)
     children = psutil.Process(launcher.pid).children()
     launcher.send_signal(signal.SIGKILL)
     launcher.finish()
     assert len(children) == 3
     _, alive = psutil.wait_procs(children, timeout=scaled(60))
     assert not alive, "a process outlived its launcher"
-    torchrun = ["--standalone", "--nproc-per-node", "2", "-m", "tests.teacher.workers_command", *words]
+    torchrun = ["--standalone", "--nproc-per-node", "2", "-m", "tests.teacher.workers_command", *args]
     again = commands.run(*torchrun, module="torch.distributed.run")
     assert again.code == 0, again
-    assert views_of(tmp_path / "team") == views_of(whole)
+    assert views_of(tmp_path / "group") == views_of(complete)
     assert again.out.count("mean weight") == 1, "one process speaks"
-    assert {path.name for path in (tmp_path / "team").iterdir()} == {path.name for path in whole.iterdir()}
+    assert {path.name for path in (tmp_path / "group").iterdir()} == {path.name for path in complete.iterdir()}
 
 
 def test_alone_without_torchrun() -> None:

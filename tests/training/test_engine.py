@@ -146,15 +146,15 @@ def test_stopped_and_resumed_with_everything_on(
     recipe = small_recipe(*SMALLEST, *settings)
     folder = make_cache(tmp_path / "cache", dataset, teacher, recipe)
     options = {"recipe": recipe, "data": dataset.path, "device": CPU, "cache": folder}
-    train(TrainJob(out=tmp_path / "whole", **options))
+    train(TrainJob(out=tmp_path / "complete", **options))
     observer = StopAfter(0)
     observer.images = 5 * 24
     outcome = train(TrainJob(out=tmp_path / "run", observer=observer, stopped=observer.stopped, **options))
     assert outcome.step == 5
     assert train(TrainJob(out=tmp_path / "run", resume=True, **options)).finished
-    assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(tmp_path / "whole")
+    assert checkpoint_hash(tmp_path / "run") == checkpoint_hash(tmp_path / "complete")
     rows = metrics_without_time(tmp_path / "run")
-    assert rows == metrics_without_time(tmp_path / "whole")
+    assert rows == metrics_without_time(tmp_path / "complete")
     assert [row["size_px"] for row in rows] == [24, 32]
 
 
@@ -200,9 +200,9 @@ def test_an_average_moves_as_it_says() -> None:
         with torch.no_grad():
             model[0].weight += 1.0
         model[1].num_batches_tracked += 1
-        share = ema_rate(step, 0.5)
-        average.update(model, torch.tensor(share))
-        want += share * (model[0].weight.detach().double() - want)
+        rate = ema_rate(step, 0.5)
+        average.update(model, torch.tensor(rate))
+        want += rate * (model[0].weight.detach().double() - want)
     torch.testing.assert_close(average.model[0].weight.double(), want)  # type: ignore[index]
     assert int(average.model[1].num_batches_tracked) == 4  # type: ignore[index]
     assert not average.model.training

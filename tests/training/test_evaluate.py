@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teache
     return RunFolder.open(folder / "run")
 
 
-def figures(p_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
+def reference(p_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
     """Top-1, top-5 in percent and mean cross-entropy, in NumPy's float64."""
     order = np.argsort(-p_NC, axis=1, kind="stable")
     loss = -np.log(p_NC[np.arange(len(labels_N)), labels_N]).mean()
@@ -88,9 +88,9 @@ def test_scores_against_numpy(dataset: DatasetFolder, classes: int, batch: int) 
     )  # type: ignore[arg-type]
     assert sum(heard) == len(ids)
     for z, one in zip(logits, scores.each, strict=True):
-        assert one.to_dict() == pytest.approx(figures(softmax(z.astype(np.float64)), labels[ids]), rel=1e-5)
+        assert one.to_dict() == pytest.approx(reference(softmax(z.astype(np.float64)), labels[ids]), rel=1e-5)
     mean = np.mean([softmax(z.astype(np.float64)) for z in logits], axis=0)
-    assert scores.ensemble.to_dict() == pytest.approx(figures(mean, labels[ids]), rel=1e-4)
+    assert scores.ensemble.to_dict() == pytest.approx(reference(mean, labels[ids]), rel=1e-4)
 
 
 def test_the_averaged_probabilities_of_sure_students_stay_finite(dataset: DatasetFolder) -> None:
@@ -119,9 +119,9 @@ def test_a_run_s_figures_against_numpy(run: RunFolder, dataset: DatasetFolder, t
         with torch.no_grad():
             probabilities.append(softmax(model.eval()(x).double().numpy()))
         assert row["name"] == name
-        assert {k: row[k] for k in ("top1", "top5", "loss")} == pytest.approx(figures(probabilities[-1], labels), rel=1e-4)
+        assert {k: row[k] for k in ("top1", "top5", "loss")} == pytest.approx(reference(probabilities[-1], labels), rel=1e-4)
         assert row["parameters"] == sum(p.numel() for p in model.parameters())
-    assert result["ensemble"] == pytest.approx(figures(np.mean(probabilities, axis=0), labels), rel=1e-4)
+    assert result["ensemble"] == pytest.approx(reference(np.mean(probabilities, axis=0), labels), rel=1e-4)
     assert result["students"][0]["top5"] == 100, "four classes"
     assert (result["num_samples"], result["num_classes"], result["split"], result["step"]) == (28, 4, "val", 8)
     last = run.metrics()[-1]["val"]
@@ -130,7 +130,7 @@ def test_a_run_s_figures_against_numpy(run: RunFolder, dataset: DatasetFolder, t
     model.load_state_dict(teacher.weights())
     with torch.no_grad():
         p_NC = softmax(model.eval()(x).double().numpy())
-    taught = figures(p_NC, labels)
+    taught = reference(p_NC, labels)
     assert result["teacher"]["name"] == "squeezenet1_1"
     assert {k: result["teacher"][k] for k in taught} == pytest.approx(taught, rel=1e-3)
     kept, sha256 = read_predictions(run.predictions_path)
@@ -163,7 +163,7 @@ def assert_predictions(answers: TopPredictions | None, p_NC: np.ndarray, labels_
         assert answers.confidence[row] == pytest.approx(max(p), abs=2e-5)
         assert answers.label_log_p[row] == pytest.approx(np.log(p[label]), abs=2e-3)
         assert answers.entropy[row] == pytest.approx(-sum(v * np.log(v) for v in p if v > 0), abs=2e-4)
-    assert answers.loss == pytest.approx(figures(p_NC, labels_N)["loss"], rel=1e-3)
+    assert answers.loss == pytest.approx(reference(p_NC, labels_N)["loss"], rel=1e-3)
 
 
 def test_the_teacher_s_word_on_the_training_images(run: RunFolder, dataset: DatasetFolder, tmp_path: Path) -> None:

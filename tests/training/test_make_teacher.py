@@ -221,10 +221,10 @@ def test_flipped_bits_of_a_zip_are_found_and_of_what_has_no_checksum_are_told(tm
     state = {"w": torch.arange(200.0)}
     torch.save(state, file)
     good = file.read_bytes()
-    place = good.index(state["w"].numpy().tobytes())
+    offset = good.index(state["w"].numpy().tobytes())
     for _ in range(20):
         bad = bytearray(good)
-        bad[place + rng.randrange(800)] ^= 1 << rng.randrange(8)
+        bad[offset + rng.randrange(800)] ^= 1 << rng.randrange(8)
         file.write_bytes(bad)
         with pytest.raises(DataError, match=r"is damaged \(Bad CRC-32 .*; expected the bytes that were saved"):
             read_weights(file)

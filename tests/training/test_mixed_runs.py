@@ -128,7 +128,7 @@ def test_a_method_is_a_setting_of_the_one_loop(
 ) -> None:
     """Stopped within the second epoch and resumed equals uninterrupted, the connectors' weights and memories included."""
     recipe = small_recipe("train.epochs=2", f'loss.method="{method}"', "loss.beta=0", "loss.method_weight=0.5", *more)
-    uninterrupted = bench.run("whole", recipe)
+    uninterrupted = bench.run("complete", recipe)
     tensors = weights(uninterrupted)
     remembers = any(name.startswith("connector.1.") for name in tensors)
     assert remembers == (method in ("fitnets", "crd", "reviewkd"))
@@ -208,15 +208,15 @@ def test_schedules_at_their_ends_and_between() -> None:
         'loss.schedules.gamma={kind="progress", to=0.6}',
         "students.1.loss_weight=3.0",
     )
-    figures = EpochStats(progress=(0.25, 0.5), confidence=0.8)
-    start, quarter, half, end = (loss_weights(recipe, step, 400, figures) for step in (0, 100, 200, 400))
+    stats = EpochStats(progress=(0.25, 0.5), confidence=0.8)
+    start, quarter, half, end = (loss_weights(recipe, step, 400, stats) for step in (0, 100, 200, 400))
     assert [row[0] for row in start] == pytest.approx([0.4, 0.4, 0.2 + 0.4 * 0.25, 0])
     assert [row[0] for row in quarter] == pytest.approx([0.4 + 0.6 / 4, 0.2, 0.3, 0])
     assert [row[0] for row in half] == pytest.approx([0.7, 0, 0.3, 0])
     assert [row[0] for row in end] == pytest.approx([1, 0, 0.3, 0])
     assert [row[1] for row in end] == pytest.approx([3, 0, 3 * 0.4, 0])
     by_confidence = small_recipe('loss.schedules.beta={kind="confidence", to=0.0}')
-    assert loss_weights(by_confidence, 7, 12, figures)[1][0] == pytest.approx(0.4 * 0.2)
+    assert loss_weights(by_confidence, 7, 12, stats)[1][0] == pytest.approx(0.4 * 0.2)
     assert loss_weights(by_confidence, 7, 12, EpochStats.none(2))[1][0] == 0.4
 
 
@@ -227,16 +227,16 @@ def test_moving_weights_resume_to_the_same_bits(bench: Bench) -> None:
         'loss.schedules.beta={kind="confidence", to=0.1}',
         'loss.schedules.gamma={kind="progress", to=0.0}',
     )
-    uninterrupted = bench.run("whole", recipe)
+    uninterrupted = bench.run("complete", recipe)
     for stop in (STEPS, STEPS + 3):
         parted = bench.parted(f"parted-{stop}", recipe, stop)
         assert checkpoint_hash(uninterrupted) == checkpoint_hash(parted)
         assert rows(uninterrupted) == rows(parted)
-    figures = RunFolder.open(uninterrupted).load().progress.figures
-    assert figures is not None
+    stats = RunFolder.open(uninterrupted).load().progress.figures
+    assert stats is not None
     last = RunFolder.open(uninterrupted).metrics()[-1]["train"]
-    assert figures.progress == [top1 / 100 for top1 in last["top1"]]
-    assert 0 < figures.confidence < 1
+    assert stats.progress == [top1 / 100 for top1 in last["top1"]]
+    assert 0 < stats.confidence < 1
 
 
 def test_a_weight_on_the_loss_is_a_factor_on_the_gradient(bench: Bench) -> None:
@@ -308,7 +308,7 @@ def test_a_student_that_joins_later_is_absent_until_then(bench: Bench) -> None:
     assert train_row["hard"][0] == RunFolder.open(bench.root / "alone").metrics()[0]["train"]["hard"][0]
 
     resumed = bench.run("late", together, resume=True)
-    uninterrupted = bench.run("whole", together)
+    uninterrupted = bench.run("complete", together)
     across = bench.parted("across", together, STEPS + 1)
     assert checkpoint_hash(uninterrupted) == checkpoint_hash(resumed) == checkpoint_hash(across)
     assert rows(uninterrupted) == rows(resumed) == rows(across)

@@ -90,7 +90,7 @@ class Reached(Exception):
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without figures, and without the scoring of an evaluation."""
+    """Without pictures, and without the scoring of an evaluation."""
 
     def reached(*arguments: object, **options: object) -> None:
         raise Reached
@@ -108,12 +108,12 @@ def everything(run: Path, *, pages: bool = True) -> None:
         evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
 
 
-def places(value: Any) -> Iterator[tuple[Any, ...]]:
+def key_paths(value: Any) -> Iterator[tuple[Any, ...]]:
     """The path of every field of nested values."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, inner in items:
         yield (name,)
-        yield from ((name, *rest) for rest in places(inner))
+        yield from ((name, *rest) for rest in key_paths(inner))
 
 
 GONE = object()
@@ -136,15 +136,15 @@ OTHERS: tuple[Any, ...] = (
 )
 
 
-def changed(values: Any, place: tuple[Any, ...], other: Any) -> Any:
+def changed(values: Any, keys: tuple[Any, ...], other: Any) -> Any:
     copy = json.loads(json.dumps(values))
     inner = copy
-    for name in place[:-1]:
+    for name in keys[:-1]:
         inner = inner[name]
     if other is GONE:
-        del inner[place[-1]]
+        del inner[keys[-1]]
     else:
-        inner[place[-1]] = other
+        inner[keys[-1]] = other
     return copy
 
 
@@ -154,12 +154,12 @@ def test_fields_of_every_file(old: Path, quick: None, name: str) -> None:
     file = old / name
     before = file.read_text()
     lines = [json.loads(line) for line in before.splitlines()] if name == "metrics.jsonl" else [json.loads(before)]
-    chance = random.Random(name)
-    asked = [(place, chance.choice(OTHERS)) for place in places(lines[-1])]
+    rng = random.Random(name)
+    changes = [(keys, rng.choice(OTHERS)) for keys in key_paths(lines[-1])]
     refused: list[str] = []
     passed = 0
-    for place, other in chance.sample(asked, min(16, len(asked))):
-        text = [json.dumps(line) for line in [*lines[:-1], changed(lines[-1], place, other)]]
+    for keys, other in rng.sample(changes, min(16, len(changes))):
+        text = [json.dumps(line) for line in [*lines[:-1], changed(lines[-1], keys, other)]]
         file.write_text("\n".join(text) + "\n")
         try:
             everything(old, pages=not passed)
@@ -176,15 +176,15 @@ def test_fields_of_every_file(old: Path, quick: None, name: str) -> None:
 
 def test_flipped_bits_are_found_and_named(run: Path) -> None:
     assert verify_run(run) == []
-    chance = random.Random(7)
+    rng = random.Random(7)
     for name in (*JSON, "predictions.safetensors", "checkpoints/step-000000004.safetensors"):
         before = (run / name).read_bytes()
-        for place in [chance.randrange(len(before)) for _ in range(12 if name in JSON else 3)]:
+        for index in [rng.randrange(len(before)) for _ in range(12 if name in JSON else 3)]:
             data = bytearray(before)
-            data[place] ^= 1 << chance.randrange(8)
+            data[index] ^= 1 << rng.randrange(8)
             (run / name).write_bytes(data)
             problems = verify_run(run)
-            assert any(str(run / name) in line for line in problems), (name, place)
+            assert any(str(run / name) in line for line in problems), (name, index)
             assert not any("\n" in line for line in problems)
         (run / name).write_bytes(before)
     assert verify_run(run) == []
@@ -236,13 +236,13 @@ def test_checkpoints_that_lack_something(house: tuple[Path, DatasetFolder], run:
 
 
 def test_lost_and_left_checkpoints(house: tuple[Path, DatasetFolder], run: Path) -> None:
-    """What a process leaves that is killed just before it removes the old one goes; a lost one is not trained anew."""
-    place = run / "checkpoints"
-    (place / "step-000000002.safetensors").write_bytes(b"old")
-    (place / "step-000000006.safetensors.tmp").write_bytes(b"half")
+    """What a process leaves that is killed just before it removes the old one goes; a lost one is not trained again."""
+    folder = run / "checkpoints"
+    (folder / "step-000000002.safetensors").write_bytes(b"old")
+    (folder / "step-000000006.safetensors.tmp").write_bytes(b"half")
     assert train(job(*house, run, resume=True)).finished
-    assert sorted(path.name for path in place.iterdir()) == ["last.json", "step-000000004.safetensors"]
-    (place / "last.json").unlink()
+    assert sorted(path.name for path in folder.iterdir()) == ["last.json", "step-000000004.safetensors"]
+    (folder / "last.json").unlink()
     with pytest.raises(RunError, match="is missing and 2 epochs are done"):
         train(job(*house, run, resume=True))
     assert "has 2 epochs and no checkpoint" in verify_run(run)[0]

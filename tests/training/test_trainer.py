@@ -182,7 +182,7 @@ def test_dropout_is_part_of_those_runs(
 
 @pytest.fixture(scope="module")
 def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, cache: Path) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "run"
+    out = tmp_path_factory.mktemp("complete") / "run"
     train(TrainJob(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache))
     return out
 
@@ -194,9 +194,9 @@ def test_a_signal_at_a_random_moment(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, uninterrupted_run: Path, kind: signal.Signals
 ) -> None:
     out = tmp_path / "run"
-    words = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out]
-    words += [word for setting in SMALL for word in ("--set", setting)]
-    command = commands.start(*words)
+    args = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out]
+    args += [arg for setting in SMALL for arg in ("--set", setting)]
+    command = commands.start(*args)
     assert wait_until(lambda: (out / "checkpoints" / "last.json").exists() or command.ended())
     time.sleep(random.random() * 0.5)
     command.send_signal(kind)
@@ -205,7 +205,7 @@ def test_a_signal_at_a_random_moment(
     if kind != signal.SIGKILL and stopped.code != 0:
         assert stopped.code == 128 + kind
         assert "--resume" in stopped.last
-    done = commands.run(*words, "--resume")
+    done = commands.run(*args, "--resume")
     assert done.code == 0, done
     assert "Traceback" not in done.err
     assert checkpoint_hash(out) == checkpoint_hash(uninterrupted_run)

@@ -56,8 +56,8 @@ def silent_port() -> Iterator[int]:
 
 def surroundings(slow_torch: Path, port: int, **more: str) -> dict[str, str]:
     path = os.pathsep.join([str(slow_torch), str(ROOT)])
-    team = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return os.environ | {"PYTHONPATH": path} | team | more
+    group = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return os.environ | {"PYTHONPATH": path} | group | more
 
 
 def test_a_launcher_that_dies_while_its_process_imports(slow_torch: Path) -> None:
@@ -93,9 +93,9 @@ def test_a_launcher_that_was_gone_before_its_process_began(slow_torch: Path, sil
 def test_a_launcher_that_is_gone_after_the_imports(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused at once, without the wait that a slow network is given."""
     monkeypatch.setattr("udkd.teacher.workers.die_with_parent", lambda number: None)
-    team = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent_port)}
+    group = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent_port)}
     with pytest.raises(CacheError, match="the torchrun that started this process has exited"):
-        WorkerGroup.join(team | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
+        WorkerGroup.join(group | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
 
 
 def test_who_is_launched() -> None:
