@@ -53,7 +53,7 @@ ROWS, BIG_ROWS, CLASSES = 130_000, 1_281_167, 100
 
 
 def main(
-    images: Annotated[int, typer.Option(min=64, help="Made-up images to build from.")] = 1024,
+    images: Annotated[int, typer.Option(min=64, help="Synthetic images to build from.")] = 1024,
     side: Annotated[int, typer.Option(min=32, help="Side of the views, pixels.")] = 224,
     teacher: Annotated[str, typer.Option(help="torchvision model; with random weights, which cost the same.")] = "resnet50",
     batch: Annotated[int, typer.Option(min=2, help="Batch size of students and teacher.")] = 64,
@@ -237,7 +237,7 @@ def _memory(folder: Path, result: BenchmarkResult) -> None:
     cache = _synthetic_cache(folder / "big", BIG_ROWS, CLASSES, Storage())
     ids = torch.from_numpy(np.random.default_rng(0).permutation(BIG_ROWS))
     table = cache.lookup_table(0, torch.device("cpu"))
-    table.lookup(ids[:1024])  # so that PyTorch's own first allocations do not count
+    table.lookup(ids[:1024])  # so that PyTorch's first allocations do not count
     before = _private_kb()
     table = cache.lookup_table(0, torch.device("cpu"))
     for start in range(0, BIG_ROWS, 1024):

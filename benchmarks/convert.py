@@ -1,4 +1,4 @@
-"""Conversion of full-size images: ours, with and without checking every pixel, and FFCV's own DatasetWriter."""
+"""Conversion of full-size images: ours, with and without checking every pixel, and FFCV's DatasetWriter."""
 
 import io
 import os
@@ -117,7 +117,7 @@ class _IndexedFiles:
 
 
 def _ffcv_conversion(root: Path, paths: list[Path], workers: int, **options: int) -> Callable[[], None]:
-    """FFCV's own writer with its defaults (jpg mode re-encodes every image, at quality 90)."""
+    """FFCV's writer with its defaults (jpg mode re-encodes every image, at quality 90)."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 

@@ -78,7 +78,7 @@ def main(
 
 
 def measure(px: int, batch: int, device: torch.device, rounds: int, headline_only: bool, settings: list[str]) -> list[Timed]:
-    """Time all variants on the same canvases, each with its own networks."""
+    """Time all variants on the same canvases, each variant with its own networks."""
     samples = canvases(max(4 * batch, 64), min(px * 8 // 7, 256), device)
     alone = {name: (f'students=[{{architecture="{name}"}}]', *_ALONE) for name in (RESNET, MOBILENET)}
     variants: dict[str, tuple[str, ...]] = {SINGLE: (*alone[RESNET], *_LIVE), DUAL: ()}

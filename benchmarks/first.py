@@ -92,7 +92,7 @@ def main(
     views: Annotated[bool, typer.Option("--views", help="Only compare the device's views with the CPU's.")] = False,
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Run every check in a process of its own, several in parallel; exit with 1 if one fails."""
+    """Run every check in a separate process, several in parallel; exit with 1 if one fails."""
     dev = choose_device(device)
     if views:
         check_views(dev)
@@ -154,7 +154,7 @@ def log_of(folder: Path, check: Check) -> Path:
 
 
 def start(check: Check, device: str, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a check in a process group of its own, with its output in its log file."""
+    """Start a check in a separate process group, with its output in its log file."""
     command = [word.format(device=device, folder=folder.resolve(), name=check.name) for word in check.command.split(" ")]
     with log_of(folder, check).open("wb") as log:
         return subprocess.Popen(

@@ -65,7 +65,7 @@ def main(
     rest: Annotated[bool, typer.Option("--rest", help="Only what an earlier call did not finish; keeps its results.")] = False,
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Run each benchmark in a process of its own, the most valuable first, until the time is up."""
+    """Run each benchmark in a separate process, the most valuable first, until the time is up."""
     started = time.monotonic()
     selected = [Part(command, budget_s) for command in parts] if parts else list(PARTS)
     result = BenchmarkResult.begin("gpu", EXPECTATION, choose_device(device), {"parts": [part.command for part in selected]})

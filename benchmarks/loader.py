@@ -1,4 +1,4 @@
-"""Canvases per second of every backend, against FFCV's and DALI's own loops and a torchvision DataLoader."""
+"""Canvases per second of every backend, against FFCV's and DALI's loops and a torchvision DataLoader."""
 
 import contextlib
 import statistics
@@ -201,7 +201,7 @@ def _note_overhead(result: BenchmarkResult, variants: list[Variant], timed: list
 
 
 def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
-    """One panel per source, at the largest number of threads."""
+    """One subplot per source, at the largest number of threads."""
     threads = max(row["threads"] for row in result.rows)
     sources = list(dict.fromkeys(row["source"] for row in result.rows))
     for index, source in enumerate(sources):

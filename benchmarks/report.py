@@ -154,7 +154,7 @@ def _speedup(benchmark: str, variant: str, **labels: Any) -> Callable[[Results],
 
 
 def _shares() -> Callable[[Results], str | None]:
-    """The share of the step that each loss takes, in per cent."""
+    """The fraction of the step that each loss takes, in per cent."""
 
     def read(results: Results) -> str | None:
         facts = {name: value for name, value in results["step"]["facts"].items() if name.startswith(SHARE)}

@@ -57,7 +57,7 @@ def main(
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Bytes: on a GPU the peak since the last call (and resets it), on a CPU this process's resident memory."""
+    """Bytes: on a GPU the peak since the last call (which it resets), on a CPU this process's resident memory."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_reserved(device)
         torch.cuda.empty_cache()

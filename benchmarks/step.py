@@ -84,7 +84,7 @@ def main(
 
 
 def loss_share(base: TimedStep, device: torch.device, rounds: int) -> dict[str, float]:
-    """Time of each loss alone, forward and backward, as a share of the step's: an upper bound on what a faster loss can save.
+    """Time of each loss alone, forward and backward, as a fraction of the step's: an upper bound on the gain of a faster loss.
 
     The loss is launched by itself here; as part of a step's CUDA graph it costs a GPU less.
     """

@@ -30,7 +30,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links as the site has them: figures beside the pages, pages of the root among those of docs/."""
+    """Links as on the site: figures beside the pages, pages of the root among those of docs/."""
     markdown = markdown.replace("](../benchmarks/results/", "](benchmarks/results/").replace("](docs/", "](")
     for source, target in ROOT_PAGES.items():
         markdown = re.sub(rf"\]\((\.\./)?{re.escape(source)}", f"]({target}", markdown)
@@ -86,7 +86,7 @@ def _default(field: Mapping[str, Any]) -> str:
 
 
 def _values(field: Mapping[str, Any]) -> str:
-    """The values that a key takes, in words: the names of a choice, the bounds of a number but for technical limits."""
+    """The values that a key takes, as text: the names of a choice, the bounds of a number but for technical limits."""
     if "anyOf" in field:
         return " or ".join(_values(member) for member in field["anyOf"])
     if "enum" in field or "const" in field:

@@ -187,7 +187,7 @@ def leaves(values: Any, path: str = "") -> list[tuple[str, Any]]:
 
 
 def works(recipe: Recipe) -> None:
-    """What every command does with a recipe before it looks at data; no number runs over."""
+    """All that commands do with a recipe before they look at data; no number overflows."""
     assert Recipe.from_dict(recipe.to_dict(), "stored") == recipe
     with contextlib.suppress(ConfigError):  # [fit] may join late
         recipe.for_teacher().student_names()
@@ -356,7 +356,7 @@ def test_a_recipe_survives_its_old_keys(name: str) -> None:
 
 
 def test_a_config_of_before_the_names_changed() -> None:
-    """What a run folder of that time holds, in part: keys of every section that changed."""
+    """A part of such a run folder's config: keys of every section that changed."""
     stored = {
         "evaluation": {"resize_px": 36, "flip": True},
         "teacher": {"views": "canonical", "batch": 32, "storage": "float32", "passes": 4, "folded": True},

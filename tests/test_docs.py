@@ -34,7 +34,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """Fenced blocks of a language, but for those below a comment that they are not run."""
+    """Fenced blocks of a language, except those below a comment that excludes them."""
     fenced = re.findall(rf"^(<!-- not run: .*\n)?```{language}\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     return [text for not_run, text in fenced if not not_run]
 

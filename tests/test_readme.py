@@ -1,4 +1,4 @@
-"""The README's training loop runs as it stands."""
+"""The README's training loop runs unchanged."""
 
 import re
 from pathlib import Path

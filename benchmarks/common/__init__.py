@@ -1,1 +1,1 @@
-"""What all benchmarks share: the record, the clock and the pen."""
+"""What all benchmarks share: result files, timing and plots."""

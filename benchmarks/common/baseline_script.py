@@ -1,7 +1,7 @@
-"""The paper's training as most people would write it: one plain script that uses nothing of ours.
+"""The paper's training as most people would write it: one plain script that uses none of our code.
 
 ImageFolder and Pillow transforms in DataLoader workers (all cores, pinned, persistent), a teacher forward pass in every step,
-PyTorch's own losses, one SGD per student. Mixed precision (bfloat16 autocast) is an option. The script is not handicapped:
+PyTorch's losses, one SGD per student. Mixed precision (bfloat16 autocast) is an option. The script is not handicapped:
 channels_last and cudnn.benchmark are on, gradients are set to None, only a log line every 50 steps waits for the device.
 """
 

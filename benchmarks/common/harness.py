@@ -1,4 +1,4 @@
-"""The product's own training step on synthetic canvases in device memory, so that the step is timed and not a disk.
+"""The product's training step on synthetic canvases in device memory, so that the step is timed and not a disk.
 
 Letters: N samples, C classes, S canvas side.
 """
@@ -81,7 +81,7 @@ def canvases(count: int, side: int, device: torch.device, seed: int = 0) -> Batc
 def make_step(
     recipe: Recipe, samples: Batch, device: torch.device, *, targets: TargetTable | None = None, architecture: str = TEACHER
 ) -> TimedStep:
-    """A step of `recipe` that can be taken without end over `samples`. A live teacher is untrained; it costs the same.
+    """A step of `recipe` that can be repeated indefinitely over `samples`. A live teacher is untrained; it costs the same.
 
     targets: of a cached teacher; synthetic ones by default.
     """
@@ -123,7 +123,7 @@ def shared_capture(device: torch.device) -> CudaGraphCapture:
 
 
 def view_table(recipe: Recipe, count: int, side: int, device: torch.device) -> ViewTable:
-    """The training views of `count` samples whose originals were of ImageNet's most common size."""
+    """The training views of `count` samples whose originals had ImageNet's most common size."""
     sizes = np.tile(np.array([375, 500, side, side]), (count, 1))
     return ViewTable.of(draw_views(recipe.views.spec, 0, 0, np.arange(count, dtype=np.int64), sizes), device)
 
@@ -159,7 +159,7 @@ def frozen_teacher(
 
 
 class InMemoryBackend:
-    """A backend of samples in device memory, for the cost of a step without loading."""
+    """A backend over samples in device memory, for the cost of a step without loading."""
 
     def __init__(self, samples: Batch) -> None:
         self.num_samples = len(samples.labels)

@@ -42,7 +42,7 @@ class BenchmarkResult:
 
     @classmethod
     def begin(cls, name: str, expectation: str, device: torch.device, settings: Mapping[str, Any]) -> "BenchmarkResult":
-        """Print the expectation before anything is measured, and take down the state of the machine."""
+        """Print the expectation before anything is measured, and record the state of the machine."""
         err.print(f"expected: {' '.join(expectation.split())}")
         return cls(name, " ".join(expectation.split()), device, dict(settings), machine(device))
 

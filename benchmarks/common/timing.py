@@ -19,7 +19,7 @@ MIN_SPAN_S = {"cpu": 0.02, "cuda": 0.5}
 scheduler, and on a GPU how it wakes up, at a speed that it does not sustain.
 """
 _LEAD_IN = 0.25
-"""Untimed calls before a round, as a share of its calls: a GPU has been idle during garbage collection."""
+"""Untimed calls before a round, as a fraction of its calls: a GPU has been idle during garbage collection."""
 
 
 @dataclass(frozen=True)

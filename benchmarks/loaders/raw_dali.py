@@ -26,7 +26,7 @@ def image_loop(
 ) -> Callable[[int], int]:
     """A function that decodes at least `count` images of `order` in a DALI pipeline and returns their number.
 
-    padded: as canvases; otherwise as images of their own sizes. in_memory: the JPEGs are read beforehand, untimed.
+    padded: as canvases; otherwise at the images' sizes. in_memory: the JPEGs are read beforehand, untimed.
     """
     read = _from_memory(split, order) if in_memory else _from_shards(split)
     starts: Iterator[int] = iter(())

@@ -1,4 +1,4 @@
-"""FFCV's own Loader on our samples.beton, with the exact decode directly into the canvas: the cost without our layer."""
+"""FFCV's Loader on our samples.beton, with the exact decode directly into the canvas: the cost without our layer."""
 
 import ctypes
 from collections.abc import Callable

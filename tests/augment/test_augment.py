@@ -40,19 +40,19 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def grain(height: int, width: int, seed: int = 0) -> Tensor:
-    """Noise over the whole range, the hardest picture for a filter: uint8 [H, W, 3]."""
+    """Noise over the full range, the hardest picture for a filter: uint8 [H, W, 3]."""
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def on_canvas(image: Tensor, side: int) -> Tensor:
-    """The image in the top left corner of a canvas whose rest is white: what must never be read. [1, S, S, 3]."""
+    """The image in the top left corner of a canvas whose rest is white: which must never be read. [1, S, S, 3]."""
     canvas = torch.full((1, side, side, 3), 255, dtype=torch.uint8)
     canvas[0, : image.shape[0], : image.shape[1]] = image
     return canvas
 
 
 def table(windows: list[Window], flip: bool = False) -> ViewTable:
-    """Views of whole-pixel windows (top, left, height, width), without jitter."""
+    """Views of windows on pixel borders (top, left, height, width), without jitter."""
     window = np.array(windows, np.int64) * SUBPIXELS
     return ViewTable.of(
         Views(
@@ -100,7 +100,7 @@ def test_within_two_of_torchvision_s_resized_crop(
 @pytest.mark.parametrize(
     ("image", "window", "size"),
     [
-        ((61, 47), (0, 0, 61, 47), 32),  # the whole image
+        ((61, 47), (0, 0, 61, 47), 32),  # the full image
         ((61, 47), (60, 46, 1, 1), 32),  # one pixel, in the corner
         ((61, 47), (0, 46, 61, 1), 32),  # one column, at the edge
         ((61, 47), (60, 0, 1, 47), 32),  # one row, at the edge
@@ -127,7 +127,7 @@ def test_hostile_windows_against_torchvision(image: tuple[int, int], window: Win
 
 
 def test_rounding_has_no_bias() -> None:
-    """Few differences beyond 1, and as many up as down: a teacher sees no darker a picture than torchvision's."""
+    """Few differences beyond 1, and as many up as down: views are no darker than torchvision's."""
     gap = []
     for n in range(12):
         image, window = picture(120, 100, n), (3 * n, 2 * n, 60 + n, 40 + 3 * n)
@@ -139,7 +139,7 @@ def test_rounding_has_no_bias() -> None:
 
 @pytest.mark.parametrize("scheme", ["random", "centre", "centre_squash"])
 def test_resize_then_crop_is_torchvision_s_resize_and_crop(scheme: str) -> None:
-    """The bound: at most 2 of 255, and beyond 1 in fewer than one value in 10,000 (torchvision rounds the whole image)."""
+    """The bound: at most 2 of 255, and beyond 1 in fewer than one value in 10,000 (torchvision rounds the full image)."""
     rng = np.random.default_rng(3)
     gaps = []
     for n in range(60):
@@ -236,7 +236,7 @@ def test_weights_sum_to_a_power_of_two(start: int, length: int, size: int, full:
 
 
 def test_what_lies_beside_the_image_is_never_read() -> None:
-    """The rest of a canvas is zeros by contract; here it is white, then black: the view must not tell."""
+    """The rest of a canvas is zeros by contract; here it is white, then black: the view must not change."""
     for spec in SPECS:
         sizes = np.array([(20, 30, 20, 30), (1, 40, 1, 40), (40, 3, 40, 3), (100, 300, 15, 40)])
         views = ViewTable.of(draw_views(spec, 0, 0, np.arange(4), sizes))
@@ -248,7 +248,7 @@ def test_what_lies_beside_the_image_is_never_read() -> None:
         assert torch.equal(pixels(white, views, 32), pixels(black, views, 32))
 
 
-# The judged line: 10,000 (sample, view) pairs, equal by sha256 however the views are computed.
+# 10,000 (sample, view) pairs, equal by sha256 however the views are computed.
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ GOLDEN_VIEWS = "8d1866ae7ecd8a4b9cb20a286dd4061280b879466356bac414e0529971dedb01
 
 
 def test_golden_views(at_caching_time: dict[tuple[int, int], bytes]) -> None:
-    """Another processor, library or version must come to the same bits; if this moves, raise augment.VERSION (or views')."""
+    """Another processor, library or version must give the same bits; if this moves, raise augment.VERSION (or views')."""
     assert digest_of_all(at_caching_time) == GOLDEN_VIEWS
 
 
@@ -322,7 +322,7 @@ class FewerBits(TorchDispatchMode):
 
 @pytest.mark.parametrize("bits", [8, 11])
 def test_no_product_that_a_processor_may_shorten(bits: int) -> None:
-    """What only some processors do, done here: no pixel moves, as there is no such product, in a compiled graph neither."""
+    """Emulates what only some processors do: no pixel changes, because there is no such product, in compiled graphs either."""
     canvas, sizes = bank()
     views = ViewTable.of(draw_views(TINY, 0, 0, np.arange(64), sizes[:64]))
     want = apply(canvas[:64], views, TINY)
@@ -397,7 +397,7 @@ def test_no_setting_moves_a_bit_of_what_is_compiled_under_it() -> None:
 
 
 def test_network_input_does_not_depend_on_its_batch() -> None:
-    """Jitter and normalisation in float32 too: a cache is built in blocks, a live teacher asked in batches."""
+    """Jitter and normalisation in float32 too: a cache is built in blocks, a live teacher runs on batches."""
     canvas, sizes = bank()
     views = ViewTable.of(draw_views(TINY, 0, 0, np.arange(SAMPLES), sizes))
     full = apply(canvas, views, TINY)

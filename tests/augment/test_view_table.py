@@ -1,4 +1,4 @@
-"""View tables of a split: row n is sample n's view, excluded rows harm nobody, two are kept."""
+"""View tables of a split: row n is sample n's view, excluded rows do no harm, two tables are kept."""
 
 from dataclasses import fields
 from types import SimpleNamespace

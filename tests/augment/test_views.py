@@ -138,7 +138,7 @@ FACTOR = [
 
 @pytest.mark.parametrize("name", SPECS)
 def test_golden_values(name: str) -> None:
-    """A whole image, one of 1 x 20,000 px scaled down to 512, one squashed: if these move, raise VERSION."""
+    """An ordinary image, one of 1 x 20,000 px scaled down to 512, one squashed: if these move, raise VERSION."""
     sizes = np.array([(375, 500, 375, 500), (1, 20_000, 1, 512), (333, 251, 256, 256)])
     views = draw_views(SPECS[name], 11, 2, np.array([3, 0, 99_999]), sizes)
     window, bounds = GOLDEN[name]
@@ -151,7 +151,7 @@ def test_golden_values(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_sample_s_view_is_its_own(name: str) -> None:
-    """Whoever else is drawn, in whatever order, and whatever width the integers of the sizes have."""
+    """Independent of the other samples drawn, of their order and of the integer type of the sizes."""
     rng = np.random.default_rng(2)
     sizes = np.concatenate([rng.integers(1, 600, (300, 2))] * 2, axis=1)
     full = draw_views(SPECS[name], 5, 1, np.arange(300), sizes)
@@ -209,7 +209,7 @@ def test_every_window_is_inside(height: int, width: int, side: int, name: str, s
     for start, length, low, high in ((top, tall, low_y, high_y), (left, wide, low_x, high_x)):
         assert (low <= start).all()
         assert (start + length <= high + 1).all()
-        # Every output pixel's centre lies within what may be read, so every output pixel has something to read.
+        # Every output pixel's centre is within the readable area, so every output pixel has something to read.
         centres = (2 * np.arange(spec.size_px) + 1) * length[:, None] + 2 * spec.size_px * start[:, None]
         assert (centres >= 2 * spec.size_px * low[:, None]).all()
         assert (centres <= 2 * spec.size_px * high[:, None]).all()
@@ -224,7 +224,7 @@ def ks_distance(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("height", "width", "count"), [(375, 500, 4_000), (64, 64, 1_500), (40, 700, 1_500)])
 def test_windows_are_distributed_like_torchvision_s(height: int, width: int, count: int) -> None:
-    """Also where most tries fail (40 x 700: the fallback has a share of its own)."""
+    """Also where most tries fail (40 x 700: the fallback is drawn often)."""
     crop = v2.RandomResizedCrop(224)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -267,7 +267,7 @@ def test_random_crops_reach_every_offset_evenly() -> None:
 
 
 def ramp(height: int, width: int) -> torch.Tensor:
-    """An image whose value at a place is the place: float64 [2, H, W], y and x of pixel centres."""
+    """An image whose values are the coordinates: float64 [2, H, W], y and x of pixel centres."""
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     return torch.stack([y, x]).double()
 
@@ -275,7 +275,7 @@ def ramp(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["centre", "centre_squash"])
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (333, 251), (64, 64), (61, 200), (300, 301)])
 def test_centre_windows_lie_where_torchvision_s_do(name: str, size: tuple[int, int]) -> None:
-    """Resize and CenterCrop of a ramp tell where each output pixel's centre lies in the source (edges bend the ramp)."""
+    """Resize and CenterCrop of a ramp show where each output pixel's centre is in the source (edges bend the ramp)."""
     spec = replace(SPECS[name], size_px=64, resize_px=74)
     resize = v2.Resize([74, 74] if name == "centre_squash" else 74, antialias=True)
     seen = v2.CenterCrop(64)(resize(ramp(*size)))[:, 4:-4, 4:-4]
@@ -321,7 +321,7 @@ def test_impossible_specs_are_one_line(changes: dict[str, object], message: str)
 
 
 def test_a_squashed_image_shows_the_source_s_content() -> None:
-    """Windows are drawn in the source's geometry: the same share of the stored image, whatever its side."""
+    """Windows are drawn in the source's geometry: the same fraction of the stored image, whatever its side."""
     size = (375, 500)
     full = drawn(PAPER, [size] * 200)
     squashed = drawn(PAPER, [size] * 200, side=96)

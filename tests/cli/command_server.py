@@ -1,8 +1,8 @@
-"""`python -m MODULE …` for the price of a fork, also for several at once, by a process that has imported everything already.
+"""Runs `python -m MODULE …` at the cost of a fork, several at once, from a process that has imported everything already.
 
-Started with the name of a socket, it returns once somebody listens there, who ends after the last client. Each client is
-attended by a process of its own, whose children are the commands: they end with their client, if not before. A request is JSON
-with the files that become standard output and error; answers are [process id], and in the end [process id, exit code].
+Started with the name of a socket, it returns once a server listens there, which ends after the last client. Each client is
+served by a separate process, whose children are the commands: they end with their client at the latest. A request is JSON
+with the files that become standard output and error; answers are [process id] and, at the end, [process id, exit code].
 """
 
 import gc
@@ -89,7 +89,7 @@ def run(request: dict[str, Any], files: list[int]) -> None:
 
 
 def forked(work: Callable[..., None], *arguments: object) -> int:
-    """A process that does it."""
+    """Run the command in a forked process."""
     child = os.fork()
     if child == 0:
         work_and_exit(work, *arguments)
@@ -97,7 +97,7 @@ def forked(work: Callable[..., None], *arguments: object) -> int:
 
 
 def work_and_exit(work: Callable[..., None], *arguments: object) -> NoReturn:
-    """As the interpreter would end: the code of SystemExit, a traceback and 1 for what nobody caught."""
+    """Exit as the interpreter would: with SystemExit's code, or with a traceback and 1 for an uncaught exception."""
     code = 0
     try:
         work(*arguments)

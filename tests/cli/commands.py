@@ -1,4 +1,4 @@
-"""Commands as a user's shell starts them, each a process of its own: forked by the command server, for a start takes 9 s."""
+"""Commands as a user's shell starts them, each in a separate process: forked by the command server, as a start takes 9 s."""
 
 import atexit
 import fcntl
@@ -55,7 +55,7 @@ class Server:
         return answer[0]
 
     def code(self, pid: int, within_s: float) -> int | None:
-        """The exit code of a command, None where it takes longer."""
+        """The exit code of a command, None while it still runs."""
         end = time.monotonic() + within_s
         while pid not in self._codes and select.select([self._connection], [], [], max(0, end - time.monotonic()))[0]:
             self._answer()
@@ -98,7 +98,7 @@ def start(
     limit_bytes: int = 0,
     variables: Mapping[str, str] | None = None,
 ) -> Command:
-    """`python -m MODULE ARGUMENTS…`, standing in a folder, with a limit on the size of a file and more variables."""
+    """`python -m MODULE ARGUMENTS…`, in a working directory, with a limit on the file size and extra environment variables."""
     request = {
         "module": module,
         "arguments": [str(argument) for argument in arguments],
@@ -117,7 +117,7 @@ def run(*arguments: object, seconds: float = 300, **options: object) -> Result:
 
 
 def inside(capsys: pytest.CaptureFixture[str], *arguments: object) -> Result:
-    """The command in this process, which costs no fork: for what ends early, or where the test has changed the product."""
+    """The command in this process, without a fork: for commands that end early, or where the test has patched the product."""
     return Result(code_of(*arguments), *capsys.readouterr())
 
 
@@ -160,7 +160,7 @@ def failed(result: Result, *texts: str) -> None:
 
 @functools.cache
 def _server() -> Server:
-    """Who comes first starts it."""
+    """The first caller starts it."""
     name = Path(os.environ[SHARED]).name
     with open(Path(os.environ[SHARED], "commands.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

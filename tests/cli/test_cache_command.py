@@ -1,4 +1,4 @@
-"""udkd cache build, info, verify, as a user meets them."""
+"""udkd cache build, info, verify, as a user runs them."""
 
 import contextlib
 import dataclasses
@@ -121,7 +121,7 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_key_that_asks_for_too_much_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
-    """Thousands of threads ended the process, a batch beyond the memory would."""
+    """Thousands of threads ended the process; so would a batch that does not fit in memory."""
     (tmp_path / "data").mkdir()
     dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")
     cache = run(tmp_path / "cache", dataset, teacher)
@@ -207,7 +207,7 @@ def predictions(
 
 
 def rewrite(path: Path, rows: dict[str, np.ndarray]) -> None:
-    """Put other rows into a view file, each block with a checksum that fits."""
+    """Put other rows into a view file, each block with a matching checksum."""
     header = ViewFile(path).header
     content, start = bytearray(path.read_bytes()), header.data_start
     for spec in header.arrays[:-1]:

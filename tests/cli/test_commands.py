@@ -29,7 +29,7 @@ DATASET_IMAGES = {"per_class": 6, "val_per_class": 3}
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory: pytest.TempPathFactory) -> Call:
-    """`run`, standing in an empty folder."""
+    """`run`, in an empty working directory."""
     return functools.partial(run, folder=tmp_path_factory.mktemp("standing"))
 
 
@@ -246,7 +246,7 @@ def test_a_full_disk_and_then_room(
     finished: Path,
     limit_bytes: int,
 ) -> None:
-    """A limit on file size stands in for the disk: the same OSError at the same places."""
+    """A limit on file size simulates the full disk: the same OSError at the same points."""
     out, again = tmp_path / "run", tmp_path / "cache"
     arguments = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS]
     failed(call(*arguments, limit_bytes=limit_bytes), str(out), "File too large", "free some space")
@@ -298,7 +298,7 @@ def test_a_place_that_cannot_be_written(
 
 
 def test_a_place_whose_name_is_no_text(call: Call, tmp_path: Path, dataset: DatasetFolder) -> None:
-    """Bytes that are no UTF-8, and an escape sequence that must not reach the terminal."""
+    """Bytes that are not UTF-8, and an escape sequence that must not reach the terminal."""
     folder = tmp_path / os.fsdecode(b"\xff\x1b[31m")
     shutil.copytree(dataset.path, folder / "data")
     settings = [*SETTINGS, "--set", "train.epochs=1", "--set", "loss.beta=0", "--set", "loss.gamma=0", "--set", "loss.alpha=1"]
@@ -357,7 +357,7 @@ def signal_when(there: Path, command: Command, kind: signal.Signals) -> Result:
 @pytest.mark.parametrize("module", ["udkd", "data_prep"])
 @pytest.mark.parametrize("loaded", [1, 30, 300])
 def test_ctrl_c_while_modules_load(module: str, loaded: int) -> None:
-    """So many modules after the one that answers it, or a few more: Python itself tells of each."""
+    """That many modules after the one that handles it, or a few more: Python itself lists each."""
     command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     assert process.stderr
@@ -374,7 +374,7 @@ def test_ctrl_c_while_modules_load(module: str, loaded: int) -> None:
 
 
 def test_ctrl_c_while_a_teacher_is_fitted(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """An epoch of one step: many of them, so that it comes before the last."""
+    """Many epochs of one step, so that it comes before the last."""
     dataset = make_dataset(tmp_path / "data", per_class=2, val_per_class=1)
     arguments = ["teacher", "fit", dataset.path, tmp_path / "t", "--recipe", "smoke", *SETTINGS]
     arguments += ["--set", "fit.architecture=squeezenet1_1", "--set", "fit.epochs=25", "--set", "fit.lr=0.01"]

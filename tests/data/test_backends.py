@@ -1,6 +1,6 @@
-"""One contract for all backends: the same pixels as Split.pixels, exactly the order asked for, and failures that arrive.
+"""One contract for all backends: the same pixels as Split.pixels, the requested order, and failures that reach the consumer.
 
-Another backend joins by adding its name to BACKENDS, and to DAMAGE how one of its stored samples is broken.
+To add a backend, add its name to BACKENDS, and to DAMAGE a function that damages one of its stored samples.
 """
 
 import gc
@@ -43,7 +43,7 @@ from udkd.utils.rng import permutation
 BACKENDS = ("resident", "ffcv", "dali", "folder")
 HAS_FFCV = find_spec("ffcv") is not None
 LOAD: dict[str, Callable[[], object]] = {"ffcv": import_ffcv, "dali": dali_backend.import_dali}
-"""What a backend needs beside the product's own packages."""
+"""What a backend needs beside the product's dependencies."""
 SIDE = 48
 CPU = torch.device("cpu")
 
@@ -221,7 +221,7 @@ def test_dali_is_given_small_samples_together_and_large_ones_apart(
 
 
 def test_what_libjpeg_turbo_finds_odd_is_decoded_by_the_reference(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two bytes between markers: Pillow skips them, libjpeg-turbo warns. Then what Pillow says counts."""
+    """Two bytes between markers: Pillow skips them, libjpeg-turbo warns. Pillow's result counts then."""
     plain = jpeg(20, 30)
     odd = plain[:2] + b"\x00\x17" + plain[2:]
     canvas = np.full((SIDE, SIDE, 3), 9, dtype=np.uint8)
@@ -259,7 +259,7 @@ READERS = {
 
 
 def test_a_resumed_epoch_reads_nothing_of_what_lies_before(name: str, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that it starts as soon as an epoch does, at any step: every sample that is read is one that was asked for."""
+    """So that it starts as soon as an epoch does, at any step: every sample that is read was requested."""
     backend = open_backend(name, split, CPU, workers=2)
     owner_name, _, method = READERS[name].rpartition(".")
     module, _, cls = owner_name.rpartition(".")
@@ -333,7 +333,7 @@ def test_a_damaged_sample_arrives_as_an_error(name: str, dataset: DatasetFolder,
             next(batches)
         assert f"train sample {sample_id} ({split.source[sample_id]})" in str(caught.value)
         assert "\n" not in str(caught.value)
-        assert delivered == index // 8 * 8, "what is whole before it arrives"
+        assert delivered == index // 8 * 8, "the complete batches before it arrive"
         with pytest.raises(StopIteration):
             next(batches)
     others = np.setdiff1d(split.ids, sample_id)
@@ -346,7 +346,7 @@ STORED = {"resident": "canvas.npy", "ffcv": "samples.beton", "dali": "samples-00
 
 
 def test_damage_that_comes_between_two_epochs(name: str, dataset: DatasetFolder, tmp_path: Path) -> None:
-    """Whatever was whole when it was read first: bits flip later, and files are cut by those who write them anew."""
+    """Even if it was intact when first read: bits flip later, and files are cut when they are rewritten."""
     split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
     backend = open_backend(name, split, CPU, workers=2)
     check(list(backend.epoch(split.ids, 8)), split.ids, 8, split)
@@ -361,7 +361,7 @@ def test_damage_that_comes_between_two_epochs(name: str, dataset: DatasetFolder,
 
 
 def test_each_backend_reads_its_own_file(dataset: DatasetFolder, tmp_path: Path) -> None:
-    """A derived format stands by itself, and a broken one breaks no other."""
+    """A derived format is self-contained, and a damaged one affects no other."""
     if not HAS_FFCV:
         pytest.skip("needs FFCV")
     split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
@@ -398,7 +398,7 @@ def test_ffcv_forgets_one_image_before_the_next() -> None:
 def test_a_beton_that_is_cut_or_cannot_be_read_while_it_is_open(
     dataset: DatasetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reads go past the interpreter: what the system answers must be looked at all the same."""
+    """Reads go past the interpreter: the system's errors must be checked all the same."""
     split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
     backend = open_backend("ffcv", split, CPU, workers=2)
     with monkeypatch.context() as patched:
@@ -433,7 +433,7 @@ def open_files() -> int:
 
 
 def all_threads() -> int:
-    """Those of other languages too."""
+    """All threads of the process, not only Python's."""
     return len(os.listdir("/proc/self/task"))
 
 
@@ -453,7 +453,7 @@ def test_leaving_early_leaks_nothing(name: str, split: Split) -> None:
 
 
 def test_many_early_ends_and_many_epochs_leave_everything_flat(name: str, split: Split) -> None:
-    """UDKD_LONG_TESTS=1 makes it the 1,000 early ends and 100 epochs of the promise; else it is a twentieth of each."""
+    """UDKD_LONG_TESTS=1 runs the promised 1,000 early ends and 100 epochs, otherwise a twentieth of each."""
     ends, epochs = (1000, 100) if os.environ.get("UDKD_LONG_TESTS") else (50, 5)
     backend = open_backend(name, split, CPU, workers=2)
     ids = split.ids[:16]
@@ -576,7 +576,7 @@ BROKEN = {
 
 @pytest.fixture
 def as_if_not_yet_imported() -> Iterator[None]:
-    """FFCV and DALI are found anew by the next import, and are what they were after the test."""
+    """FFCV and DALI are imported again by the next import; the test restores them."""
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in ("ffcv", "nvidia")}
     yield
     for name in [name for name in sys.modules if name.split(".")[0] in ("ffcv", "nvidia")]:
@@ -589,7 +589,7 @@ def as_if_not_yet_imported() -> Iterator[None]:
 def test_auto_falls_through_a_package_that_does_not_load(
     dataset: DatasetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """It is installed, and importing it fails: auto goes on and says so, who asks for it is told."""
+    """It is installed and its import fails: auto skips it with a note, an explicit request is an error."""
     for package in ("ffcv", "nvidia/dali"):
         (tmp_path / "site" / package).mkdir(parents=True)
         (tmp_path / "site" / package / "__init__.py").write_text(BROKEN[kind])
@@ -626,7 +626,7 @@ def test_a_canvas_of_other_data_is_refused(source: Path, tmp_path: Path) -> None
 
 
 def test_dali_itself_failing_is_one_line_that_names_the_sample(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes whose checksum is right and which no decoder takes: a converter with an error could leave them."""
+    """Bytes with a correct checksum that no decoder reads: a faulty converter could write them."""
     pytest.importorskip("nvidia.dali")
     bad, read = int(split.ids[20]), Split.read_many
 
@@ -688,10 +688,10 @@ def test_on_a_gpu(name: str, split: Split) -> None:
 
 
 def check_within_bound(batches: list[Batch], order: np.ndarray, split: Split) -> None:
-    """DALI's `mixed` against the CPU: the bound that nvJPEG's pixels are held to. Not measured on a GPU yet.
+    """DALI's `mixed` against the CPU: the bound that nvJPEG's pixels must meet. Not measured on a GPU yet.
 
     No standard fixes a decoder's pixels, and NVIDIA promises none that equal libjpeg-turbo's (DALI, issues 2789 and 3610);
-    with fancy upsampling they are "more aligned" (DALI, pull request 4662). Of whole chroma (4:4:4, grey) there remain two
+    with fancy upsampling they are "more aligned" (DALI, pull request 4662). Of full chroma (4:4:4, grey) there remain two
     inverse DCTs, each within 1 of the exact one, and a colour conversion that doubles that: at most 4, on average under 1.
     Of subsampled chroma the filters may part at edges: at most 48 there, on average under 2. The canvas around is zeros.
     """
@@ -708,7 +708,7 @@ def check_within_bound(batches: list[Batch], order: np.ndarray, split: Split) ->
 
 
 def test_the_bound_can_fail(split: Split) -> None:
-    """The CPU's own pixels are within it, a picture that is a little brighter is not."""
+    """The CPU's pixels are within it, a slightly brighter image is not."""
     ids = split.ids[:12]
     canvas = torch.from_numpy(np.stack([split.pixels(n) for n in ids.tolist()]))
     labels = torch.zeros(12, dtype=torch.int64)

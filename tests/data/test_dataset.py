@@ -38,7 +38,7 @@ def jpeg(rng: np.random.Generator, height: int, width: int) -> bytes:
 
 
 def make(folder: Path, *, seed: int = 0, samples: int = 5) -> DatasetFolder:
-    """A folder with two splits written through the format's own helpers; sample 2 of each is excluded."""
+    """A folder with two splits written through the format's helpers; sample 2 of each is excluded."""
     rng = np.random.default_rng(seed)
     headers: dict[str, SplitHeader] = {}
     columns = {}
@@ -140,7 +140,7 @@ def test_ids_out_of_range_and_excluded(tmp_path: Path) -> None:
 
 
 def test_some_samples_at_once_with_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two samples a shard, two shards open at most: whatever the order, each sample's own bytes, and no file left open."""
+    """Two samples a shard, two shards open at most: in any order, each sample's bytes, and no file is left open."""
     train = make(tmp_path / "d").split("train")
     monkeypatch.setattr(OpenShards, "MOST_OPEN", 2)
     assert len(set(train.shard[train.ids].tolist())) == 3
@@ -283,7 +283,7 @@ def test_an_error_while_writing_leaves_no_shard(tmp_path: Path) -> None:
 
 
 def test_index_equals_wds2idx(tmp_path: Path) -> None:
-    """DALI's own script, which ships in its package, writes the same index."""
+    """DALI's script, which ships in its package, writes the same index."""
     if importlib.util.find_spec("wds2idx") is None:
         pytest.skip("DALI is not installed")
     make(tmp_path / "d")

@@ -1,4 +1,4 @@
-"""Dataset folders whose checksums are right and whose contents are not: one line, or what they promise; never another error."""
+"""Dataset folders with correct checksums and incorrect contents: a one-line error or correct results, never another error."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def copy(intact: Path, tmp_path: Path) -> Path:
 
 
 def seal(path: Path) -> None:
-    """Make dataset.json agree with the manifests, as whoever means harm would."""
+    """Make dataset.json agree with the manifests, as an attacker would."""
     values = json.loads((path / "dataset.json").read_text())
     columns = {}
     for name, part in values["splits"].items():
@@ -81,7 +81,7 @@ def seal(path: Path) -> None:
 
 
 def uses(split: Split) -> Iterator[Callable[[], object]]:
-    """What commands do with a split."""
+    """All that commands do with a split."""
     for spec in SPECS:
         yield lambda spec=spec: _see(spec, split)
     yield lambda: list(FolderBackend(split, CPU, workers=1).epoch(split.ids, 3))
@@ -97,7 +97,7 @@ def _see(spec: ViewSpec, split: Split) -> None:
 
 
 def survives(path: Path, out: Path) -> str:
-    """Every use of a folder ends well or in one line; which line, of opening it."""
+    """Every use of a folder succeeds or fails with one line; returns the line of opening it."""
     try:
         dataset = DatasetFolder.open(path)  # which is what they all begin with
     except UserError as error:
@@ -166,7 +166,7 @@ COLUMNS: dict[str, tuple[Any, ...]] = {
 
 
 def changed(copy: Path, intact: Path, name: str, column: pa.Array) -> None:
-    """One column of the training manifest anew, everything else as it should be."""
+    """Replace one column of the training manifest, with everything else consistent."""
     table = pq.read_table(intact / "train" / "manifest.parquet")
     table = table.set_column(SCHEMA.names.index(name), pa.field(name, column.type), column)
     pq.write_table(table, copy / "train" / "manifest.parquet")

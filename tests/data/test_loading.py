@@ -1,4 +1,4 @@
-"""What backends feed a device with: order, bounds, failures, and nothing left behind."""
+"""What backends feed a device with: order, bounds, failures, and no leaks."""
 
 import gc
 import threading
@@ -135,7 +135,7 @@ def batches(count: int, broken: int | None = None) -> Iterator[Batch]:
 
 
 class PredictionCollector:
-    """A copier that keeps the order of what is asked of it."""
+    """A copier that records the order of its calls."""
 
     def __init__(self) -> None:
         self.started: list[int] = []
@@ -194,7 +194,7 @@ def test_on_the_cpu_nothing_is_copied() -> None:
 
 
 def test_decoded_ahead_in_bytes_not_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small or large a batch: what is decoded before it is asked for stays below the bound, or at two batches."""
+    """However small or large a batch: what is decoded ahead stays below the bound, or at two batches."""
     side, bound, lock = 8, 40 * 8 * 8 * 3, threading.Lock()
     monkeypatch.setattr(host_feed, "AHEAD_BYTES", bound)
     for batch_size in (1, 4, 16, 64):

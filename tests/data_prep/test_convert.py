@@ -113,7 +113,7 @@ def test_bad_images_fail_by_default(tmp_path: Path) -> None:
     assert report["usable"] is False
     assert [bad["source"] for bad in report["bad"]] == [name.split("/", 1)[1] for name in BAD]
     assert [line for line in notes.lines if "empty.JPEG: empty file" in line]
-    # The same command with --on-bad skip goes on with what was checked; so does a repaired source.
+    # The same command with --on-bad skip continues with what was checked; so does a repaired source.
     folder = converted(tree, tmp_path / "d", on_bad="skip")
     assert folder.split("train").excluded.sum() == 2
     assert contents(tmp_path / "d") == contents(converted(tree, tmp_path / "e", on_bad="skip").path)

@@ -21,7 +21,7 @@ PLAIN = photo("header", 80, 100)
 PROGRESSIVE = photo("header", 80, 100, progressive=True)
 BARE = PLAIN[:2] + PLAIN[20:]  # without the JFIF segment
 TABLES, SCAN = PLAIN.index(b"\xff\xdb"), PLAIN.index(b"\xff\xda")
-SEQUENTIAL = SCAN + 5 + 2 * PLAIN[SCAN + 4]  # where the three parameters of its scan lie
+SEQUENTIAL = SCAN + 5 + 2 * PLAIN[SCAN + 4]  # where the three parameters of its scan are
 HEADER, PADDING = "header repaired", "zeros before its end removed"
 
 

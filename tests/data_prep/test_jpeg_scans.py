@@ -16,7 +16,7 @@ SCAN = re.compile(rb"\xff\xda")  # no such bytes are in entropy-coded data
 
 
 def without_table(data: bytes, name: int) -> bytes:
-    """The file without one Huffman table, each of which Pillow writes in its own segment."""
+    """The file without one Huffman table, each of which Pillow writes in a separate segment."""
     match = re.search(rb"\xff\xc4(..)" + re.escape(bytes([name])), data, re.DOTALL)
     assert match is not None
     return data[: match.start()] + data[match.start() + 2 + int.from_bytes(match[1]) :]
@@ -56,7 +56,7 @@ def test_a_progressive_file_without_its_last_scans_is_bad(mode: str, repair: boo
     """With or without an end marker: the image is coarser, and versions of libjpeg fill it differently."""
     data = encoded(picture("p", 90, 70, mode), progressive=True)
     scans = len(SCAN.findall(data))
-    assert scans == (10 if mode == "RGB" else 6), "libjpeg's own script"
+    assert scans == (10 if mode == "RGB" else 6), "libjpeg's script"
     settings = PixelSettings(side=128, fit="pad", quality=95, subsampling="4:4:4", repair=repair)
     for number in range(1, scans):
         short = cut_before_scan(data, number)

@@ -1,6 +1,6 @@
 """Odd image files from real datasets, through the full converter: each has one expected outcome in every format.
 
-Policies: fail ends it without a folder; skip leaves out what is bad; fix saves what is whole of it.
+Policies: fail ends it without a folder; skip leaves out what is bad; fix keeps the intact part of it.
 """
 
 import base64
@@ -185,7 +185,7 @@ def check_good(folder: DatasetFolder) -> None:
             assert split.read(n) == data, name
         image = Image.open(io.BytesIO(data))
         assert split.sizes[n].tolist()[:2] == [image.height, image.width]
-        if "16bit" not in name:  # where Pillow's own conversion clips
+        if "16bit" not in name:  # where Pillow's conversion clips
             scaled = image.convert("RGB").resize(split.sizes[n, [3, 2]].tolist(), Image.Resampling.LANCZOS)
             stored = split.pixels(n)[: split.sizes[n, 2], : split.sizes[n, 3]]
             assert np.abs(stored.astype(int) - np.asarray(scaled)).mean() < 5, name

@@ -1,4 +1,4 @@
-"""Exported files against the checkpoint and against other runtimes; predictions against evaluation's own path."""
+"""Exported files against the checkpoint and against other runtimes; predictions against evaluation."""
 
 import io
 import json
@@ -74,7 +74,7 @@ def averaged(logits: list[torch.Tensor]) -> torch.Tensor:
 
 
 def require_scores(done: ExportResult, wanted: dict[str, float]) -> None:
-    """The ONNX file's, as evaluation had them while training."""
+    """Require the ONNX file's scores to be those of the evaluation during training."""
     assert done.accuracy["model.onnx"].top1 == pytest.approx(wanted["top1"])
     assert done.accuracy["model.onnx"].loss == pytest.approx(wanted["loss"], abs=1e-4)
 
@@ -95,7 +95,7 @@ def test_files_answer_as_the_checkpoint(exported: ExportResult, run: RunFolder, 
 
 
 def test_batch_norm_and_mirror_images_leave_too() -> None:
-    """The paper's own students are a long test."""
+    """The paper's students are a long test."""
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
     plain = nn.Sequential(*layers)
@@ -275,7 +275,7 @@ def test_a_validation_image_is_answered_as_evaluation_does(tmp_path: Path, run: 
     files = []
     for number in split.ids[:3].tolist():
         files.append(tmp_path / f"{number}.jpg")
-        files[-1].write_bytes(split.read(number))  # pad keeps a small JPEG's own bytes: the source file
+        files[-1].write_bytes(split.read(number))  # pad keeps a small JPEG's bytes: the source file
     names = [entry.name for entry in dataset.classes]
     for x_BCHW, file, prediction in zip(seen, files, predict(trained, files, names), strict=True):
         assert torch.equal(x_BCHW, evaluation_input(read_image_file(file), trained.recipe.evaluation_spec))
@@ -331,7 +331,7 @@ def test_the_paper_s_students_leave_as_they_are(papers: RunFolder, dataset: Data
 
 @pytest.fixture
 def mirrored(tmp_path: Path, run: RunFolder) -> RunFolder:
-    """The run, had its recipe said evaluation.flip_tta."""
+    """The run, as if its recipe had set evaluation.flip_tta."""
     shutil.copytree(run.path, tmp_path / "mirrored", ignore=shutil.ignore_patterns("export"))
     flipped = {"flip_tta": True}
     rewrite_json(tmp_path / "mirrored" / "config.json", lambda values: values | {"evaluation": values["evaluation"] | flipped})

@@ -57,7 +57,7 @@ def build(folder: Path) -> dict[str, str]:
     library = folder / "libcuda.so.1"
     _run("gcc", "-fPIC", "-fno-builtin", "-c", others, "-o", folder / "others.o")
     _run("g++", "-shared", "-Wl,-soname,libcuda.so.1", "-o", library, *objects, folder / "others.o", "-ldl", "-lpthread")
-    (folder / "libcuda.so").symlink_to(library)  # for Triton's own build
+    (folder / "libcuda.so").symlink_to(library)  # for Triton's build
     return {"LD_PRELOAD": str(library), "LD_LIBRARY_PATH": str(folder), "TRITON_LIBCUDA_PATH": str(folder)}
 
 

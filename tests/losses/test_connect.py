@@ -1,4 +1,4 @@
-"""Connectors: what they want of two networks, what they remember, what they refuse; feature maps as hooks take them."""
+"""Connectors: what they need of two networks, what they keep, what they refuse; feature maps as hooks take them."""
 
 import math
 from types import SimpleNamespace

@@ -50,7 +50,7 @@ def test_values_and_gradients_against_the_oracle() -> None:
     ],
 )
 def test_it_compiles_for_a_gpu(students: int, classes: int, dtype: str, beta: float, gamma: float, direction: str) -> None:
-    """To machine code for Hopper, without one: the interpreter runs what the compiler refuses, such as a type hint."""
+    """To machine code for Hopper, without one: the interpreter accepts what the compiler refuses, such as a type hint."""
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

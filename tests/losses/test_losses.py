@@ -131,7 +131,7 @@ def test_equals_the_formula_in_float64(settings: LossSettings, students: int, we
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_gradients_are_those_of_the_values(settings: LossSettings) -> None:
-    """gradcheck by finite differences. Peers are constants, so each student is moved while the others stand still."""
+    """gradcheck by finite differences. Peers are constants, so each student is moved while the others are fixed."""
     logits, labels, teacher, weight = inputs(3, batch=3, classes=4)
     fixed = [torch.from_numpy(z) for z in logits]
     for i in range(3):
@@ -146,7 +146,7 @@ def test_gradients_are_those_of_the_values(settings: LossSettings) -> None:
             )
             weights = (settings.alpha, settings.beta, settings.gamma)
             student_loss = sum(k * term[i] for k, term in zip(weights, (terms.hard, terms.teacher, terms.peer), strict=True))
-            # The value of student i's own loss with the gradient of the total.
+            # The value of student i's loss with the gradient of the total.
             return terms.total + (student_loss - terms.total).detach()
 
         assert torch.autograd.gradcheck(loss_of_one, (fixed[i].clone().requires_grad_(),))
@@ -155,7 +155,7 @@ def test_gradients_are_those_of_the_values(settings: LossSettings) -> None:
 @pytest.mark.parametrize("direction", KL_KINDS)
 @pytest.mark.parametrize("size", [1e-4, 30.0, 500.0])
 def test_extreme_logits(direction: KlKind, size: float) -> None:
-    """DESIGN's numbers in float32, to +-500: values 5e-6, gradients 1e-6 and 2e-5, each of its own size; nothing non-finite."""
+    """In float32, logits to +-500: relative errors of values 5e-6, of gradients 1e-6 and 2e-5; nothing non-finite."""
     settings = LossSettings(kl=direction)
     rng = np.random.default_rng(3)
     for classes in (2, 100):
@@ -173,7 +173,7 @@ def test_extreme_logits(direction: KlKind, size: float) -> None:
 
 
 def test_one_hot_infinities_of_the_cache() -> None:
-    """float16's lowest value, which stands for probability 0 in a cache, teaches finite losses and gradients."""
+    """float16's lowest value, which stands for probability 0 in a cache, gives finite losses and gradients."""
     teacher = np.full((4, 6), float(torch.finfo(torch.float16).min))
     teacher[:, 2] = 0
     for direction in KL_KINDS:
@@ -204,7 +204,7 @@ def test_a_small_divergence_keeps_its_precision(direction: KlKind) -> None:
 
 
 def test_kl_against_kl_div() -> None:
-    """PyTorch's own formula in float64, near and far from 0, across the seam at |d| = 1."""
+    """PyTorch's formula in float64, near and far from 0, across the seam at |d| = 1."""
     rng = np.random.default_rng(2)
     for size in (0.01, 1.0, 10.0, 200.0):
         p, q = (torch.log_softmax(torch.from_numpy(rng.normal(0, size, (300, 20))), dim=-1) for _ in range(2))
@@ -219,7 +219,7 @@ def test_kl_against_kl_div() -> None:
 
 
 def test_no_gradient_crosses() -> None:
-    """Not to the teacher, not to the weight, not between peers: a student's gradient is that of its own loss alone."""
+    """Not to the teacher, not to the weight, not between peers: a student's gradient is that of its loss alone."""
     logits, labels, teacher, weight = inputs(3)
     z = [torch.from_numpy(rows).requires_grad_() for rows in logits]
     t, w = torch.from_numpy(teacher).requires_grad_(), torch.from_numpy(weight).requires_grad_()

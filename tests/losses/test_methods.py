@@ -1,4 +1,4 @@
-"""Other ways to teach, each against its paper's formula in NumPy float64 (loops where that is plainer), and its gradients."""
+"""Distillation methods, each against its paper's formula in NumPy float64 (loops where that is plainer), and its gradients."""
 
 import itertools
 import math
@@ -324,7 +324,7 @@ def normed(x: F64, norm: nn.Module) -> F64:
 
 
 def convolved(x: F64, convolution: nn.Module) -> F64:
-    """A convolution with stride 1 that keeps the size, as a sum over the kernel's places."""
+    """A convolution with stride 1 that keeps the size, as a sum over the kernel's positions."""
     kernel = convolution.weight.detach().numpy()
     pad = kernel.shape[2] // 2
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))

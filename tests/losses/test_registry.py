@@ -17,7 +17,7 @@ from udkd.utils.options import Positive, Section
 
 
 class ScaledSection(Section):
-    """A squared error with a scale that is learnt."""
+    """A squared error with a learnable scale."""
 
     weight: Positive = 2.0
 

@@ -1,4 +1,4 @@
-"""A kind of sample weight is one function with one registration, wherever it is written."""
+"""A kind of sample weight is one function with one registration, in any file."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every kind of weight and uncertainty from its definition, in float64; top-k rows rebuilt; the words for both."""
+"""Every kind of weight and uncertainty from its definition, in float64; top-k rows rebuilt; the texts for both."""
 
 import math
 

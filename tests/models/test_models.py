@@ -117,7 +117,7 @@ def test_eager_equals_compiled() -> None:
         set_dropout_key(module, 5, 0, step)
         assert torch.equal(compiled(x) > 0, module(x) > 0)
         torch.testing.assert_close(compiled(x), module(x))
-    # A new key does not compile anew.
+    # A new key does not recompile.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs == 1
 
 
@@ -173,7 +173,7 @@ REFUSED = {"googlenet": "auxiliary outputs", "inception_v3": "cannot take 224 px
 
 
 def test_torchvision_s_classifiers_are_built_or_refused_in_one_line() -> None:
-    """UDKD_LONG_TESTS=1 tries all of them; else it is every eighth, and those that are refused."""
+    """UDKD_LONG_TESTS=1 tries all of them; otherwise every eighth, and those that are refused."""
     known = torchvision.models.list_models(module=torchvision.models)
     assert len(known) > 70
     tried = known if os.environ.get("UDKD_LONG_TESTS") else sorted({*known[::8], *REFUSED})

@@ -1,4 +1,4 @@
-"""Modules that compute the same otherwise: against PyTorch's own, values and gradients."""
+"""Modules that compute the same in another way: values and gradients against PyTorch's."""
 
 import sys
 
@@ -55,7 +55,7 @@ def test_gathered_pool_is_max_pool(
 
 @pytest.mark.parametrize("sizes", [(2, 1, 0), pytest.param((3, 2, 1), marks=pytest.mark.long)])
 def test_a_gathered_pools_backward_stores_no_sum_window_by_window(sizes: tuple[int, int, int]) -> None:
-    """That would cost more than the atomics that it replaces; inductor's own options do."""
+    """That would cost more than the atomics that it replaces; inductor's options do."""
     options = INDUCTOR_OPTIONS | {"fx_graph_cache": False}
     if hasattr(torch._inductor.config, "realize_cpu_opcount_threshold"):  # PyTorch 2.14
         options["realize_cpu_opcount_threshold"] = INDUCTOR_OPTIONS["realize_opcount_threshold"]
@@ -113,7 +113,7 @@ def test_folded_batch_norm_says_the_same() -> None:
     model.eval()
     folded = fold_batch_norm(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules()), "the original stays whole"
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules()), "the original is unchanged"
     x = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)

@@ -349,7 +349,7 @@ def context(out: Path, dataset: DatasetFolder, teacher: TeacherFolder | None, **
 
 
 class Patience:
-    """Says stop after so many questions."""
+    """Asks to stop after so many calls."""
 
     def __init__(self, questions: int) -> None:
         self.left = questions
@@ -414,10 +414,10 @@ def test_stored_numbers_equal_those_of_the_runs(dataset: DatasetFolder, teacher:
 def test_every_statistic_by_scipy_from_the_runs_files(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, finished: Path
 ) -> None:
-    """Nothing of the product but the stored numbers: runs' metrics, SciPy's t, splitmix64 on Python's integers."""
+    """Only the stored numbers are the product's: runs' metrics, SciPy's t, splitmix64 on Python's integers."""
     for number, path in enumerate(sorted(shutil.copytree(finished, tmp_path / "out").glob("runs/*/metrics.jsonl"))):
         rows = RunFolder.open(path.parent).metrics()
-        for row in rows:  # so small a study's own accuracies may all be equal
+        for row in rows:  # the accuracies of so small a study may all be equal
             row["val"]["students"][0]["top1"] = 40.0 + 7.3 * np.sin(3 * number + row["epoch"])
         path.write_bytes(b"".join(map(dump_checked_line, rows)))
     finished = tmp_path / "out"

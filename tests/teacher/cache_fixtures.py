@@ -1,4 +1,4 @@
-"""A small cache's surroundings for tests: a data set with holes, a teacher of its classes, a recipe, and a build of them."""
+"""Small inputs of a cache: a data set with excluded samples, a teacher of its classes, a recipe, and a build of them."""
 
 import hashlib
 import io
@@ -44,7 +44,7 @@ TEACHER = "shufflenet_v2_x0_5"  # with batch norm and a head named fc, and a thi
 
 
 def make_teacher(folder: Path, seed: int = 0, classes: tuple[ClassName, ...] = CLASSES) -> TeacherFolder:
-    """With opinions: activations that do not fade from layer to layer, and a steep head."""
+    """A teacher with confident predictions: activations that do not fade from layer to layer, and a steep head."""
     model, drawn = build(TEACHER, len(classes), image_px=32, seed=seed), torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):

@@ -1,7 +1,7 @@
-"""Builds a cache under fire: forks a build, kills it, and looks at what is on disk; 20 times, then lets one get through.
+"""Forks a build of a cache, kills it, and looks at what is on disk; 20 times, then lets one finish.
 
 Half of the kills come from outside, a random moment after a random block, half from inside: in the middle of a write, before
-or after an fsync, before or after a rename. Forking pays the imports once. Prints one JSON line: what each kill met, and what
+or after an fsync, before or after a rename. Forking pays the imports once. Prints one JSON line: what each kill hit, and what
 the builds wrote.
 """
 

@@ -1,4 +1,4 @@
-"""The cache's files: every bit accounted for, safe against kills, refusing what does not fit."""
+"""The cache's files: every bit checked, safe against kills, and what does not fit is refused."""
 
 import dataclasses
 import errno
@@ -538,7 +538,7 @@ with CacheWriter(Path(sys.argv[1]), KEY, EXCLUDED) as writer:
 
 @pytest.mark.long
 def test_sigkill_at_random_moments(tmp_path: Path) -> None:
-    """Kill until a build gets through: byte-identical to one that was never interrupted."""
+    """Kill until a build finishes: byte-identical to one that was never interrupted."""
     build(tmp_path / "complete", [0, 1])
     folder, rng, kills = tmp_path / "killed", random.Random(1), 0
     for _ in range(40):

@@ -1,4 +1,4 @@
-"""`udkd train` against a cache of other circumstances: fields are refused by name, --allow-mismatch accepts them."""
+"""`udkd train` against a cache built under other conditions: fields are refused by name, --allow-mismatch accepts them."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ ONE_STEP = (*SMALL, "train.epochs=1", "students=[{architecture='squeezenet1_1', 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A data set, its teacher and a cache of one view; and what differs from each of them."""
+    """A data set, its teacher and a cache of one view, and variants of each."""
 
     folder: Path
 
@@ -63,7 +63,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @dataclass(frozen=True)
 class Case:
-    """How a run differs from the cache, and what must be said of each field."""
+    """How a run differs from the cache, and the message expected for each field."""
 
     messages: dict[str, str]
     settings: tuple[str, ...] = ()
@@ -146,7 +146,7 @@ def test_a_run_that_fits_allows_nothing(tmp_path: Path, inputs: Inputs) -> None:
 
 
 def test_class_order(tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another order is another data set; a teacher that counts the classes otherwise is none of it, whatever is allowed."""
+    """Another order is another data set; a teacher with another class order is refused even if the fields are allowed."""
     images = tmp_path / "images"
     shutil.copytree(inputs.folder / "data" / "images", images)
     for split in ("train", "val"):
@@ -163,7 +163,7 @@ def test_class_order(tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixtu
 
 
 def test_what_no_allowance_makes_up_for(tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
-    """More images than targets; more epochs than views where the run wants one target for all."""
+    """More images than targets; more epochs than views where the run needs one target for all."""
     assert inputs.train(tmp_path / "run", (), {"data": "more"}, ("dataset_digest",)) == 1
     messages = capsys.readouterr().err.splitlines()[-1]
     assert "holds 8 rows of 4 classes; expected a target for each image, 12 rows of 4 classes" in messages

@@ -1,4 +1,4 @@
-"""Pooled features in a cache: those of the live teacher bit for bit, kept as safely as targets, and enough to train from."""
+"""Pooled features in a cache: those of the live teacher bit for bit, stored as safely as targets, and enough to train from."""
 
 import json
 import random
@@ -134,7 +134,7 @@ def test_a_cached_run_is_a_live_run(
 def test_a_cache_without_features_is_as_it_was(
     tmp_path: Path, cache: Cache, dataset: DatasetFolder, teacher: TeacherFolder
 ) -> None:
-    """The key's text has no word of them, and all the rest is the same in both."""
+    """The key's text does not mention them, and everything else is the same in both."""
     plain = cache_of(tmp_path / "plain", dataset, teacher, "teacher.views=2", features=False)
     assert "features" not in plain.key.to_json()
     for view in (0, 1):
@@ -174,7 +174,7 @@ def test_any_flipped_bit_of_the_features_is_found(tmp_path: Path, cache: Cache) 
 def test_processes_and_interruptions_leave_the_same_bytes(
     tmp_path: Path, cache: Cache, dataset: DatasetFolder, teacher: TeacherFolder
 ) -> None:
-    """Two share a build; another is cut short in a block and goes on."""
+    """Two processes share a build; another build is cut short in a block and resumes."""
     recipe = small_recipe("teacher.views=2")
     built = run_in_threads(2, tmp_path / "group", dataset, teacher, recipe=recipe, features=True)
     assert [each.num_images for each in built] == [64, 64]  # type: ignore[attr-defined]
@@ -209,7 +209,7 @@ def test_verify_asks_for_features_again(tmp_path: Path, cache: Cache, dataset: D
 
 
 def called(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
-    """Exit code, and what was said on both streams."""
+    """Exit code, and the text of both streams."""
     code: int | str | None = 0
     try:
         terminal.run(lambda: app([str(arg) for arg in args]))  # type: ignore[arg-type]

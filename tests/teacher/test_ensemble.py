@@ -1,4 +1,4 @@
-"""Teachers as a panel: every estimator from its definition in float64, and cached targets equal to live ones bit for bit."""
+"""Ensembles of teachers: every estimator from its definition in float64, and cached targets equal to live ones bit for bit."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[TeacherFolder]:
-    """Three: the last was fitted with the evidential loss, as far as its folder says."""
+    """Three: the last was fitted with the evidential loss according to its folder."""
     plain = [make_teacher(tmp_path_factory.mktemp("teacher"), seed) for seed in (0, 1)]
     info = plain[0].info
     evidential = write_teacher(
@@ -112,7 +112,7 @@ def test_another_batch_shape_moves_a_probability_by_less_than_2e_5(
 
 
 def test_mc_dropout_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
-    """With the masks as given: dropout before the head, the rest of the network as ever."""
+    """With the masks as given: dropout before the head, the rest of the network unchanged."""
     ensemble = ensemble_of(teachers, dataset, "mc_dropout", mc_samples=3, dropout=0.4)
     masks: list[torch.Tensor] = []
 
@@ -207,7 +207,7 @@ def test_cached_equals_live_for_every_kind(
 
 
 def test_controls(tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder]) -> None:
-    """The same values on other samples, their mean for everybody, and mean 1: against NumPy."""
+    """The same values on other samples, their mean for every sample, and mean 1: against NumPy."""
     cache = build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=recipe(), device=CPU).cache
     ids = torch.from_numpy(dataset.split("train").ids)
 
@@ -280,7 +280,7 @@ def test_a_cache_without_the_uncertainty_is_refused(
 
 
 def test_a_teacher_fitted_with_the_evidential_loss(tmp_path: Path) -> None:
-    """From fit to vacuity: the folder says how its logits were fitted, and only then they are taken for evidence."""
+    """From fit to vacuity: the folder records how its logits were fitted, and only then are they used as evidence."""
     data = small_dataset(tmp_path, per_class=8, val_per_class=2)
     settings = small_recipe("fit.architecture=squeezenet1_1", "fit.epochs=2", "fit.loss=evidential", "loss.label_smoothing=0.1")
     fit = settings.for_teacher()

@@ -1,4 +1,4 @@
-"""A teacher answers in the same bits, whoever shares the batch."""
+"""A teacher's predictions are the same bits whatever else is in the batch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ def images(count: int) -> torch.Tensor:
 def test_who_shares_the_batch_does_not_matter(
     architecture: str, precision: str, channels_last: bool, threads: int, batch: int
 ) -> None:
-    """Other neighbours, other places in the block, tails, one alone: the same bits."""
+    """Other neighbours, other positions in the block, incomplete blocks, one row alone: the same bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

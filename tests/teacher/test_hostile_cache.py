@@ -1,4 +1,4 @@
-"""Caches that no build wrote, under checksums that match: one line of the cache's errors, no memory taken on their word."""
+"""Caches that no build wrote, under checksums that match: a one-line error, and no memory for unchecked sizes."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ SEALED = struct.Struct("<8sIII")
 
 
 def sealed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a view file's header and seal it with a checksum that matches, its length as it should be."""
+    """Change a view file's header and seal it with a checksum that matches, its length unchanged."""
     data = path.read_bytes()
     magic, version, length, _ = SEALED.unpack_from(data)
     header = json.loads(data[SEALED.size : SEALED.size + length])
@@ -69,7 +69,7 @@ def reseal(path: Path) -> None:
 
 
 def use(folder: Path) -> None:
-    """What any command does with a cache."""
+    """All that commands do with a cache."""
     cache = Cache.open(folder)
     cache.require({name: getattr(KEY, name) for name in ("dataset_digest", "num_classes", "views", "estimator", "precision")})
     cache.require_rows(ROWS, IDS, CLASSES)
@@ -185,7 +185,7 @@ def test_nothing_is_written_through_what_has_an_unfinished_views_name(tmp_path: 
 
 
 def test_a_view_without_its_record_of_rows(tmp_path: Path) -> None:
-    """A cache of the same key and more rows than the split has is not gone on with."""
+    """A cache of the same key and more rows than the split has is not resumed."""
     build(tmp_path, [0], excluded=np.zeros(ROWS + 3, np.bool_))
     with pytest.raises(CacheError, match=f"holds view 0 of {ROWS + 3} rows; expected view 0 of {ROWS}"):
         build(tmp_path, [0, 1])
@@ -253,7 +253,7 @@ def test_an_image_without_its_target_ends_in_one_line_not_in_training(tmp_path: 
 
 
 def test_beside_a_build_that_adds_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A view is recorded, unfinished and finished in turn; whoever looks on the way misses nothing and calls nothing odd."""
+    """A view is recorded, unfinished and finished in turn; a reader misses nothing and reports nothing unexpected."""
     build(tmp_path, [0, 1])
     opened, before = Cache.open(tmp_path), contents(tmp_path)
     build(tmp_path, [0, 1, 2])

@@ -164,7 +164,7 @@ def test_one_class_is_nothing_to_tell_apart(
 
 
 def test_another_class_order_is_another_dataset() -> None:
-    """So a cache of the one is refused by the other's digest."""
+    """So a cache of one is refused by the digest of the other."""
     classes = tuple(ClassName(wnid=wnid, name="") for wnid in ("ant", "bee"))
     digests = [
         content_digest(side=36, fit="pad", encoder=Encoder(quality=90, subsampling="4:2:0"), classes=order, splits={})
@@ -176,7 +176,7 @@ def test_another_class_order_is_another_dataset() -> None:
 def test_more_views_do_not_change_a_run(
     tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder], cache: Cache
 ) -> None:
-    """A run over two cached views, stopped; the cache grows to three; resumed, it ends as one that was left alone."""
+    """A run over two cached views, stopped; the cache grows to three; resumed, it ends like an uninterrupted one."""
     recipe, calls = small_recipe("teacher.views=2"), 0
 
     def soon() -> bool:

@@ -109,7 +109,7 @@ def test_a_path_that_is_no_utf_8_is_kept(tmp_path: Path) -> None:
 
 
 def test_one_maker_at_a_time(tmp_path: Path) -> None:
-    """Two would mix one's weights with the other's words; a finished teacher is never written over."""
+    """Two would mix one's weights with the other's description; a finished teacher is never overwritten."""
     folder = tmp_path / "t"
     with new_teacher(folder), pytest.raises(BusyError, match=f"written by process {os.getpid()}"), new_teacher(folder):
         pass

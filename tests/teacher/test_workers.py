@@ -1,4 +1,4 @@
-"""Several processes build one cache: the same bytes for 1, 2 and 3, under torchrun's own launcher; nobody is left over."""
+"""Several processes build one cache: the same bytes for 1, 2 and 3, also under torchrun's launcher; no process is left over."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
-    """What one process builds."""
+    """The cache that one process builds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", BLOCK_ROWS)
         return run(tmp_path_factory.mktemp("complete") / "cache", dataset, teacher, 2).folder
@@ -55,7 +55,7 @@ def build_args(dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> l
 def run_in_threads(
     size: int, folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: int = 2, **options: object
 ) -> list[object]:
-    """A team of threads with a store of torch's own: what each returned or raised."""
+    """A group of threads with torch's HashStore: what each returned or raised."""
     store, results = HashStore(), [None] * size
     store.set_timeout(timedelta(seconds=scaled(60)))
 
@@ -93,7 +93,7 @@ def test_a_failing_member_is_heard(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: object) -> None:
-        raise DataError("sample 41 of its own share is damaged")
+        raise DataError("sample 41 of its part is damaged")
 
     monkeypatch.setattr("udkd.teacher.cache.build.join_view", broken)
     leader, follower = run_in_threads(2, tmp_path, dataset, teacher)
@@ -104,7 +104,7 @@ def test_a_failing_member_is_heard(
 def test_a_killed_launcher_leaves_nobody_and_torchrun_goes_on(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, complete: Path
 ) -> None:
-    """Three processes that are left alone end; two of the real torchrun go on to the bytes of one."""
+    """Three processes without their launcher end; two under the real torchrun resume to the bytes of one."""
     args = build_args(dataset, teacher, tmp_path / "group")
     launcher = commands.start(3, *args, module="tests.teacher.workers_launcher")
     assert wait_until(lambda: launcher.ended() or list((tmp_path / "group").glob("view-*")), 120)
@@ -118,7 +118,7 @@ def test_a_killed_launcher_leaves_nobody_and_torchrun_goes_on(
     again = commands.run(*torchrun, module="torch.distributed.run")
     assert again.code == 0, again
     assert views_of(tmp_path / "group") == views_of(complete)
-    assert again.out.count("mean weight") == 1, "one process speaks"
+    assert again.out.count("mean weight") == 1, "one process prints"
     assert {path.name for path in (tmp_path / "group").iterdir()} == {path.name for path in complete.iterdir()}
 
 

@@ -1,4 +1,4 @@
-"""`python -m udkd` with small blocks, so that a small data set has enough of them for every process of a team."""
+"""`python -m udkd` with small blocks, so that a small data set has enough of them for every process of a group."""
 
 from udkd.utils.launcher import exit_with_launcher
 

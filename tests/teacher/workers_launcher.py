@@ -1,4 +1,4 @@
-"""torchrun's part for the price of forks: a store, and SIZE processes with the variables that name it; they are waited for."""
+"""Stands in for torchrun at the cost of forks: a store, SIZE processes with the variables that name it, and a wait for them."""
 
 import os
 import runpy

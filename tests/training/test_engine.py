@@ -1,4 +1,4 @@
-"""One step under every runner: streamed batches, ids alone, warmed up, compiled; and what may change during a run."""
+"""One step under every runner: streamed batches, ids alone, warmed up, compiled; and what may change between runs."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def trained(out: Path, recipe: Recipe, dataset: DatasetFolder, cache: Path) -> s
 
 @pytest.fixture(scope="module")
 def streamed(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, cache: Path) -> str:
-    """The checkpoint of a run whose batches a backend streamed: with dropout, momentum and a view of its own each epoch."""
+    """The checkpoint of a run whose batches a backend streamed: with dropout, momentum and another view in each epoch."""
     return trained(tmp_path_factory.mktemp("streamed") / "run", recipe_of(), dataset, cache)
 
 
@@ -62,7 +62,7 @@ def test_ids_alone_train_the_same_bits(tmp_path: Path, dataset: DatasetFolder, c
 def test_warm_up_leaves_no_trace(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, streamed: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of a capture but the capture itself, also where an epoch has fewer steps than the warm-up has runs."""
+    """Everything before the capture itself, also where an epoch has fewer steps than the warm-up."""
     samples = len(dataset.split("train").ids)
     assert samples // 24 == 4, "what `streamed` had"
     batch = f"train.batch_size={24 if steps == 4 else samples}"
@@ -159,7 +159,7 @@ def test_stopped_and_resumed_with_everything_on(
 
 
 def test_a_run_of_an_older_version_resumes(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
-    """Its recipe lacks the keys that came later: they had their defaults."""
+    """Its recipe lacks the keys that were added later: they take their defaults."""
     out = tmp_path / "run"
     uninterrupted = trained(out, recipe_of(), dataset, cache)
     config = RunFolder.open(out).config

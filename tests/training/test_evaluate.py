@@ -1,4 +1,4 @@
-"""Accuracy, computed again without PyTorch's help."""
+"""Accuracy, computed again without PyTorch."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def softmax(z: np.ndarray) -> np.ndarray:
 
 
 class Fixed:
-    """A backend of grey canvases that carry nothing but their ids."""
+    """A backend of grey canvases that encode only their ids."""
 
     def __init__(self, labels: np.ndarray) -> None:
         self.num_samples = len(labels)

@@ -1,4 +1,4 @@
-"""The learning rate: PyTorch's own cosine, a pure function of the step."""
+"""The learning rate: PyTorch's cosine, a pure function of the step."""
 
 import math
 import warnings

@@ -120,14 +120,14 @@ HEAD = "classifier.1.weight"
 
 
 def own_state(rows: int = 4, **options: object) -> dict[str, torch.Tensor]:
-    """A network of 4 classes of its own, whose head's rows are told apart."""
+    """A network of 4 other classes, with distinguishable rows of the head."""
     state = build(SMALL, rows, image_px=64, seed=1).state_dict()
     state[HEAD] = state[HEAD] + torch.arange(float(rows)).view(-1, 1, 1, 1)
     return state
 
 
 def test_weights_as_people_save_them(tmp_path: Path) -> None:
-    """Wrapped, prefixed, half in size, on their own or beside an optimiser: the same teacher."""
+    """Wrapped, prefixed, in half precision, alone or beside an optimiser: the same teacher."""
     state, file = own_state(), tmp_path / "w.pth"
     optimiser = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
     module = {f"module.{name}": value for name, value in state.items()}
@@ -369,7 +369,7 @@ def test_a_run_on_other_classes_is_refused(run: RunFolder) -> None:
     "architecture", ["squeezenet1_1", "shufflenet_v2_x0_5", pytest.param("resnet18", marks=pytest.mark.long)]
 )
 def test_fit_s_candidate_of_any_architecture(tmp_path: Path, dataset: DatasetFolder, architecture: str) -> None:
-    """A checkpoint's tensors come in no order: nothing may be guessed from the last one."""
+    """A checkpoint's tensors are in no order: nothing may be guessed from the last one."""
     fit_recipe = small_recipe(f"fit.architecture={architecture}", "fit.epochs=1").for_teacher()
     train(TrainJob(recipe=fit_recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
     candidate = from_run(RunFolder.open(tmp_path / "run"), None, [entry.wnid for entry in dataset.classes])

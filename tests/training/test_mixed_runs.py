@@ -1,4 +1,4 @@
-"""Runs with a method's term, moving weights, students that join later or start part-trained: resumed equals uninterrupted."""
+"""Runs with a method's term, scheduled weights, students that join later or start pretrained: resumed equals uninterrupted."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ class StopAfter(Silent):
 
 
 class Bench:
-    """Trains each recipe in a folder of its own."""
+    """Trains each recipe in a separate folder."""
 
     def __init__(self, root: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> None:
         self.root, self.dataset, self.teacher, self.cache = root, dataset, teacher, cache
@@ -83,7 +83,7 @@ class Bench:
         return self.root / name
 
     def parted(self, name: str, recipe: Recipe, stop_after: int) -> Path:
-        """Stopped once on the way, and resumed."""
+        """Stopped once and resumed."""
         self.run(name, recipe, stop_after=stop_after)
         assert RunFolder.open(self.root / name).load().progress.step == stop_after
         return self.run(name, recipe, resume=True)

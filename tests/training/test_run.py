@@ -1,4 +1,4 @@
-"""Run folders: nothing half-written passes for complete."""
+"""Run folders: nothing half-written is taken for complete."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Run folders that are not what was written: every file's every field and bit, and runs of before there were checksums."""
+"""Damaged run folders: every field and bit of every file, and runs from before there were checksums."""
 
 import hashlib
 import json
@@ -100,7 +100,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def everything(run: Path, *, pages: bool = True) -> None:
-    """What reads a run, up to where it begins to compute."""
+    """All readers of a run, up to where they begin to compute."""
     write_report(load_inputs(run)) if pages else load_inputs(run)
     folder = RunFolder.open(run)
     readable_class_names(folder, TrainedClassifier.load(folder, None, averaged=False).classes)
@@ -150,7 +150,7 @@ def changed(values: Any, keys: tuple[Any, ...], other: Any) -> Any:
 
 @pytest.mark.parametrize("name", JSON)
 def test_fields_of_every_file(old: Path, quick: None, name: str) -> None:
-    """Deleted, of another type, too large, no number: a line, or it does not matter; never another error."""
+    """Deleted, of another type, too large, not a number: a one-line error or no effect, never another error."""
     file = old / name
     before = file.read_text()
     lines = [json.loads(line) for line in before.splitlines()] if name == "metrics.jsonl" else [json.loads(before)]
@@ -236,7 +236,7 @@ def test_checkpoints_that_lack_something(house: tuple[Path, DatasetFolder], run:
 
 
 def test_lost_and_left_checkpoints(house: tuple[Path, DatasetFolder], run: Path) -> None:
-    """What a process leaves that is killed just before it removes the old one goes; a lost one is not trained again."""
+    """The old checkpoint of a process killed before removing it is deleted; a lost one is not trained again."""
     folder = run / "checkpoints"
     (folder / "step-000000002.safetensors").write_bytes(b"old")
     (folder / "step-000000006.safetensors.tmp").write_bytes(b"half")

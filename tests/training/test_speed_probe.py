@@ -1,4 +1,4 @@
-"""What a probe promises, and the arithmetic of its promise."""
+"""The estimate of a speed probe, and its arithmetic."""
 
 import pytest
 import torch

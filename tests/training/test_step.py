@@ -1,4 +1,4 @@
-"""The step: each student learns as if alone, the metrics sums what happened, the first bad step is remembered."""
+"""The step: each student learns as if alone, the metrics sum all batches, the first bad step is recorded."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Students: what a checkpoint holds of them is all of them, and no one's randomness is another's."""
+"""Students: a checkpoint holds their complete state, and no two share random numbers."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def test_restored_students_go_on_to_the_same_bits() -> None:
-    """Weights, running statistics, momentum, dropout; the tensors come from a file, contiguous, and meet channels_last."""
+    """Weights, running statistics, momentum, dropout; the tensors of the file are contiguous, the networks channels_last."""
     recipe = small_recipe(NETS, TWO_EPOCHS)
     for original, fresh in zip(make_students(recipe, 4, CPU), make_students(recipe, 4, CPU), strict=True):
         assert not any(value.any() for name, value in original.tensors().items() if name.startswith("momentum")), "none so far"
@@ -66,7 +66,7 @@ def test_restored_students_go_on_to_the_same_bits() -> None:
 
 
 def test_a_student_s_start_depends_on_its_place_alone() -> None:
-    """Whoever stands beside it, and whatever the global generator does; twins are no copies."""
+    """Independent of the other students and of the global generator; equal architectures start differently."""
     pair = make_students(small_recipe(NETS), 4, CPU)
     torch.manual_seed(7)
     alone = make_students(small_recipe("students=[{architecture='squeezenet1_1', lr=0.3}]"), 4, CPU)

@@ -1,4 +1,4 @@
-"""The trainer: cached equals live, stopped equals uninterrupted, and nothing a user causes ends in a traceback."""
+"""The trainer: cached equals live, stopped equals uninterrupted, and no user error ends in a traceback."""
 
 import errno
 import hashlib
@@ -42,7 +42,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teac
 
 
 class Trace(Silent):
-    """Keeps the metrics after every step: all losses, bit by bit."""
+    """Records the metrics after every step: all losses, bit by bit."""
 
     def __init__(self) -> None:
         self.trainer: Trainer | None = None
@@ -145,7 +145,7 @@ def test_running_statistics_resume_to_the_same_bits(tmp_path: Path, dataset: Dat
 def test_a_live_run_stopped_in_the_middle_equals_a_cached_one(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str
 ) -> None:
-    """Teacher's blocks of another size than the batch, two interruptions, dropout on: still the same bits at the end."""
+    """Teacher blocks of another size than the batch, two interruptions, dropout on: still the same bits at the end."""
     settings = [f"teacher.views={views}", "teacher.batch_size=5", "train.epochs=2"]
     cached, live = small_recipe(*settings), small_recipe(*settings, 'teacher.source="live"')
     folder = make_cache(tmp_path / "cache", dataset, teacher, cached)

@@ -1,4 +1,4 @@
-"""The device a run is given, and what a process is made ready for."""
+"""The choice of a device, and the settings of a process."""
 
 import contextlib
 import platform
@@ -43,7 +43,7 @@ def test_the_package_knows_its_version() -> None:
 
 
 def test_tf32_is_recorded_where_a_process_has_set_it_the_newer_way() -> None:
-    """PyTorch refuses to answer allow_tf32 then."""
+    """PyTorch raises on reading allow_tf32 then."""
     matmul = torch.backends.cuda.matmul
     before, recorded = matmul.fp32_precision, _tf32()
     assert recorded == {"convolutions": True, "products": False}, "PyTorch's defaults"

@@ -1,4 +1,4 @@
-"""Durable files: old or new after a kill at any moment, one writer per folder, errors that say where."""
+"""Durable files: old or new after a kill at any moment, one writer per folder, errors that name the file."""
 
 import contextlib
 import errno
@@ -56,7 +56,7 @@ def python(program: str, *arguments: object) -> list[str]:
 
 
 def test_json_takes_the_names_of_files_that_are_no_text(tmp_path: Path) -> None:
-    """Ordinary text keeps its bytes; a byte that is no UTF-8 comes back as it was."""
+    """Ordinary text keeps its bytes; a byte that is not UTF-8 is read back unchanged."""
     value = {"path": os.fsdecode(b"a\xff"), "Größe": "日本 \U0001f41d"}
     write_json(tmp_path / "x.json", value)
     data = (tmp_path / "x.json").read_bytes()
@@ -113,7 +113,7 @@ def test_an_error_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
-    """A limit on file size stands for the full disk: the kernel refuses the write in the same place."""
+    """A limit on file size simulates the full disk: the kernel refuses the write at the same point."""
     program = (
         "import resource, signal, sys; from udkd.utils.files import *\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
@@ -216,7 +216,7 @@ while held < rounds:
 
 
 def test_two_that_race_never_hold_a_folder_together(tmp_path: Path) -> None:
-    """The file goes with every release, so its name stands for another file each time: none is inside twice."""
+    """The file is removed with every release, so its name refers to a new file each time: no two hold it together."""
     rounds = 300
     (tmp_path / "count").write_text("0")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -236,7 +236,7 @@ def test_two_that_race_never_hold_a_folder_together(tmp_path: Path) -> None:
 
 
 def test_a_lock_file_that_was_removed_and_made_again_is_left_to_its_holder(tmp_path: Path) -> None:
-    """Someone tidies up by hand: the first holder takes away its own file alone, and the second still keeps others out."""
+    """A user removes it by hand: the first holder removes only its file, and the second still keeps others out."""
     with contextlib.ExitStack() as second:
         with FolderLock(tmp_path):
             (tmp_path / ".lock").unlink()
@@ -292,7 +292,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_no_link_is_followed_when_writing(tmp_path: Path) -> None:
-    """Someone left links under the names that we write to: what they point to stays as it is."""
+    """With links under the names that we write to, their targets stay unchanged."""
     victim, folder = tmp_path / "victim", tmp_path / "folder"
     victim.write_bytes(OLD)
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""A process of a team ends with its torchrun, also in the seconds in which it imports: with real ones, killed."""
+"""A worker process ends with its torchrun, even while it imports: tested with real ones, killed."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def test_the_folder_that_a_user_stands_in_provides_no_modules(tmp_path: Path) ->
 
 @pytest.fixture
 def slow_torch(tmp_path: Path) -> Path:
-    """A torch whose import says that it has begun and takes an hour: a process that it does not end stays in it."""
+    """A fake torch whose import reports that it has begun and takes an hour: a process that is not ended stays in it."""
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""The border to the terminal: whatever a text holds, what is written moves no cursor, and a stream that fails ends no work."""
+"""Output to the terminal: no text moves the cursor, and a stream that fails does not end the work."""
 
 import ast
 import io
@@ -109,7 +109,7 @@ run(app)
 
 
 def program(body: str, redirections: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command's body, its streams as a shell leaves them."""
+    """Run a command's body with streams as a shell sets them up."""
     command = ["bash", "-c", f'"$0" -c "$1" {redirections}', sys.executable, PROGRAM.format(body)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)

@@ -1,4 +1,4 @@
-"""What anyone may have written: a value, or a ValueError."""
+"""Parsing untrusted text: a value or a ValueError."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The hash: splitmix64 as others print it, the same numbers in any process, even and independent."""
+"""The hash: splitmix64 against its published values, the same numbers in any process, even and independent."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def test_published_sequence() -> None:
 
 
 def test_golden_values() -> None:
-    """Views, orders, initial weights and dropout hang on these; a change makes every cache and run another."""
+    """Views, orders, initial weights and dropout depend on these; a change invalidates every cache and run."""
     assert [int(key(*parts)[0]) for parts in ((0,), (7,), (1, 2, 3), (3, 2, 1), (-1,))] == [
         12035550249420947055,
         13309476754707697221,

@@ -1,4 +1,4 @@
-"""Signals: one line at any moment, cleaned up on the way out, handlers given back."""
+"""Signals: one line at any moment, cleaned up on exit, handlers restored."""
 
 import os
 import signal
@@ -84,7 +84,7 @@ def test_what_nohup_ignores_stays_ignored() -> None:
 
 
 def test_a_request_to_stop_knows_its_code_and_the_next_one_ends_it() -> None:
-    """A terminal that goes may send SIGHUP twice: that is one request."""
+    """A terminal that closes may send SIGHUP twice: that is one request."""
 
     def work() -> None:
         with stop_requests() as request:

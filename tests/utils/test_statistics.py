@@ -1,4 +1,4 @@
-"""Statistics against hand computation, Python's own module, printed tables and slow enumeration."""
+"""Statistics against hand computation, Python's module, printed tables and slow enumeration."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""A column of strings is what a list of them is, in less memory."""
+"""A column of strings behaves like a list of them, in less memory."""
 
 import pickle
 
