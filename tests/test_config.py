@@ -253,7 +253,7 @@ def test_any_value_of_any_key_is_refused_in_one_line_or_works(key: str) -> None:
         assert len(line) < 700
 
 
-def test_a_recipe_of_one_s_own(tmp_path: Path) -> None:
+def test_a_recipe_file_of_the_user(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
         """
@@ -296,7 +296,7 @@ def test_a_recipe_of_one_s_own(tmp_path: Path) -> None:
         (b"#" * (1 << 20) + b"#", "has 1,048,577 bytes, more than 1,048,576"),
     ],
 )
-def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, text: str) -> None:
+def test_a_file_that_is_not_a_recipe(tmp_path: Path, content: bytes, text: str) -> None:
     file = tmp_path / "mine.toml"
     file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
@@ -306,13 +306,13 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, text: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_bytes(b"\xef\xbb\xbf[train]\nepochs = 3\n")
     assert load_recipe(str(file)).train.epochs == 3
 
 
-def test_what_is_no_file_is_no_recipe(tmp_path: Path) -> None:
+def test_a_recipe_must_be_a_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.toml")
     (tmp_path / "folder.toml").mkdir()
     (tmp_path / "link.toml").symlink_to("nothing")
@@ -322,7 +322,7 @@ def test_what_is_no_file_is_no_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["smok", "", ".", "smoke.toml", "nowhere/mine.toml"])
-def test_a_recipe_that_is_not_there(name: str) -> None:
+def test_a_missing_recipe(name: str) -> None:
     with pytest.raises(ConfigError, match=r"not found; expected a \.toml file or one of .*smoke.*; correct it"):
         load_recipe(name)
 
@@ -355,7 +355,7 @@ def test_a_recipe_survives_its_old_keys(name: str) -> None:
     assert Recipe.from_stored(old, "config.json") == recipe
 
 
-def test_a_config_of_before_the_names_changed() -> None:
+def test_a_config_with_the_old_names() -> None:
     """A part of such a run folder's config: keys of every section that changed."""
     stored = {
         "evaluation": {"resize_px": 36, "flip": True},

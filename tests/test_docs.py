@@ -264,7 +264,7 @@ def test_the_licence_is_the_same_everywhere() -> None:
 
 
 @pytest.mark.long
-def test_the_site_builds_and_asks_nothing_of_the_net(tmp_path: Path) -> None:
+def test_the_site_builds_and_loads_nothing_from_the_net(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]

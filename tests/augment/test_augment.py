@@ -235,7 +235,7 @@ def test_weights_sum_to_a_power_of_two(start: int, length: int, size: int, full:
     assert (dense / 2**WEIGHT_BITS - fraction).abs().max() <= 1.001 / 2**WEIGHT_BITS
 
 
-def test_what_lies_beside_the_image_is_never_read() -> None:
+def test_pixels_beside_the_image_are_never_read() -> None:
     """The rest of a canvas is zeros by contract; here it is white, then black: the view must not change."""
     for spec in SPECS:
         sizes = np.array([(20, 30, 20, 30), (1, 40, 1, 40), (40, 3, 40, 3), (100, 300, 15, 40)])

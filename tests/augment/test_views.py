@@ -150,7 +150,7 @@ def test_golden_values(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_sample_s_view_is_its_own(name: str) -> None:
+def test_a_sample_s_view_depends_on_nothing_else(name: str) -> None:
     """Independent of the other samples drawn, of their order and of the integer type of the sizes."""
     rng = np.random.default_rng(2)
     sizes = np.concatenate([rng.integers(1, 600, (300, 2))] * 2, axis=1)

@@ -81,7 +81,7 @@ def test_build_info_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "1 damaged blocks in views 1" in err
 
 
-def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_recomputes_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data").mkdir()
     data, teacher, cache = make_dataset(tmp_path / "data").path, make_teacher(tmp_path / "teacher").path, tmp_path / "cache"
     assert call(capsys, "build", data, teacher, cache, "--views", 2, "--top-k", 3, *SETTINGS)[0] == 0
@@ -120,7 +120,7 @@ def test_verify_asks_the_teacher_again(tmp_path: Path, capsys: pytest.CaptureFix
     assert "--recompute needs the data and the teacher" in call(capsys, "verify", cache, "--recompute", "1%")[2]
 
 
-def test_a_key_that_asks_for_too_much_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+def test_too_large_a_key_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     """Thousands of threads ended the process; so would a batch that does not fit in memory."""
     (tmp_path / "data").mkdir()
     dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")

@@ -263,7 +263,7 @@ def test_a_full_disk_and_then_room(
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="only root can mount a small disk")
-def test_a_really_full_disk(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path, finished: Path) -> None:
+def test_a_full_file_system(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path, finished: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(disk)], capture_output=True).returncode:
@@ -286,7 +286,7 @@ def test_a_really_full_disk(call: Call, tmp_path: Path, dataset: DatasetFolder, 
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_place_that_cannot_be_written(
+def test_a_folder_that_cannot_be_written(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path
 ) -> None:
     (tmp_path / "file").write_text("keep me")
@@ -297,7 +297,7 @@ def test_a_place_that_cannot_be_written(
     assert (tmp_path / "file").read_text() == "keep me"
 
 
-def test_a_place_whose_name_is_no_text(call: Call, tmp_path: Path, dataset: DatasetFolder) -> None:
+def test_a_folder_whose_name_is_not_text(call: Call, tmp_path: Path, dataset: DatasetFolder) -> None:
     """Bytes that are not UTF-8, and an escape sequence that must not reach the terminal."""
     folder = tmp_path / os.fsdecode(b"\xff\x1b[31m")
     shutil.copytree(dataset.path, folder / "data")

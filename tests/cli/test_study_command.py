@@ -42,7 +42,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_killed_at_any_moment_the_same_command_goes_on(
+def test_killed_at_any_moment_the_same_command_resumes(
     tmp_path: Path,
     dataset: DatasetFolder,
     teacher: TeacherFolder,

@@ -220,7 +220,9 @@ def test_dali_is_given_small_samples_together_and_large_ones_apart(
     assert set(given) == {np.ndarray if small_bytes else list}
 
 
-def test_what_libjpeg_turbo_finds_odd_is_decoded_by_the_reference(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpegs_that_libjpeg_turbo_warns_about_are_decoded_by_the_reference(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two bytes between markers: Pillow skips them, libjpeg-turbo warns. Pillow's result counts then."""
     plain = jpeg(20, 30)
     odd = plain[:2] + b"\x00\x17" + plain[2:]
@@ -258,7 +260,7 @@ READERS = {
 }
 
 
-def test_a_resumed_epoch_reads_nothing_of_what_lies_before(name: str, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_epoch_reads_nothing_before_its_first_step(name: str, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it starts as soon as an epoch does, at any step: every sample that is read was requested."""
     backend = open_backend(name, split, CPU, workers=2)
     owner_name, _, method = READERS[name].rpartition(".")
@@ -286,7 +288,7 @@ def test_orders_as_users_have_them(backend: Backend, split: Split) -> None:
         check(list(backend.epoch(order, 4)), order, 4, split)
 
 
-def test_a_changed_order_changes_nothing_that_was_asked(backend: Backend, split: Split) -> None:
+def test_changing_the_order_array_later_has_no_effect(backend: Backend, split: Split) -> None:
     order = split.ids.copy()
     batches = backend.epoch(order, 8)
     got = [next(batches)]
@@ -294,7 +296,7 @@ def test_a_changed_order_changes_nothing_that_was_asked(backend: Backend, split:
     check([*got, *batches], split.ids, 8, split)
 
 
-def test_what_was_delivered_stays(backend: Backend, split: Split) -> None:
+def test_delivered_batches_stay_unchanged(backend: Backend, split: Split) -> None:
     """No buffer is used twice: a consumer may keep a batch, or write into it."""
     batches = list(backend.epoch(split.ids, 8))
     kept = [batch.canvas.clone() for batch in batches]
@@ -345,7 +347,7 @@ def test_a_damaged_sample_arrives_as_an_error(name: str, dataset: DatasetFolder,
 STORED = {"resident": "canvas.npy", "ffcv": "samples.beton", "dali": "samples-00000.tar", "folder": "samples-00000.tar"}
 
 
-def test_damage_that_comes_between_two_epochs(name: str, dataset: DatasetFolder, tmp_path: Path) -> None:
+def test_damage_between_two_epochs(name: str, dataset: DatasetFolder, tmp_path: Path) -> None:
     """Even if it was intact when first read: bits flip later, and files are cut when they are rewritten."""
     split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
     backend = open_backend(name, split, CPU, workers=2)
@@ -360,7 +362,7 @@ def test_damage_that_comes_between_two_epochs(name: str, dataset: DatasetFolder,
     backend.close()
 
 
-def test_each_backend_reads_its_own_file(dataset: DatasetFolder, tmp_path: Path) -> None:
+def test_each_backend_reads_only_its_file(dataset: DatasetFolder, tmp_path: Path) -> None:
     """A derived format is self-contained, and a damaged one affects no other."""
     if not HAS_FFCV:
         pytest.skip("needs FFCV")
@@ -377,7 +379,7 @@ def test_each_backend_reads_its_own_file(dataset: DatasetFolder, tmp_path: Path)
 
 
 @pytest.mark.skipif(not HAS_FFCV, reason="needs FFCV")
-def test_ffcv_forgets_one_image_before_the_next() -> None:
+def test_ffcv_keeps_no_tables_between_images() -> None:
     """A decoder that is used again keeps tables: an image that lacks one would be decoded with another image's."""
     optimized = jpeg(40, 40, optimize=True)
     lacking = jpeg(40, 40)
@@ -586,7 +588,7 @@ def as_if_not_yet_imported() -> Iterator[None]:
 
 @pytest.mark.usefixtures("as_if_not_yet_imported")
 @pytest.mark.parametrize("kind", BROKEN)
-def test_auto_falls_through_a_package_that_does_not_load(
+def test_auto_skips_a_package_that_does_not_load(
     dataset: DatasetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """It is installed and its import fails: auto skips it with a note, an explicit request is an error."""
@@ -647,7 +649,7 @@ def test_dali_itself_failing_is_one_line_that_names_the_sample(split: Split, mon
 
 
 @pytest.mark.skipif(not HAS_FFCV, reason="needs FFCV")
-def test_ffcv_beside_its_own_loader(split: Split) -> None:
+def test_ffcv_beside_its_loader(split: Split) -> None:
     """FFCV's memory manager changes a type that all numba code of the process shares."""
     import_ffcv()
     from ffcv.memory_managers import OSCacheManager

@@ -171,7 +171,7 @@ def test_flipped_cut_and_missing_shards_name_the_sample(tmp_path: Path) -> None:
         train.read(3)
 
 
-def test_what_is_not_a_dataset_folder(tmp_path: Path) -> None:
+def test_folders_that_are_not_datasets(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a folder"):
         DatasetFolder.open(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"holds no dataset\.json"):

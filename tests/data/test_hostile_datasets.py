@@ -196,7 +196,7 @@ def test_a_column_of_another_kind_or_with_gaps_is_refused(copy: Path, tmp_path: 
         assert "manifest.parquet" in survives(copy, tmp_path)
 
 
-def test_names_that_are_no_text(copy: Path, tmp_path: Path, intact: Path) -> None:
+def test_names_that_are_not_text(copy: Path, tmp_path: Path, intact: Path) -> None:
     for texts in ([b"\xff\xfe"] * 5, [b"\xe2", b"\x82\xac", b"a", b"b", b"c"]):
         offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32)
         bad = pa.StringArray.from_buffers(5, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
@@ -249,7 +249,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_what_is_no_file_makes_nobody_wait(copy: Path, tmp_path: Path, intact: Path, file: str) -> None:
+def test_special_files_block_no_reader(copy: Path, tmp_path: Path, intact: Path, file: str) -> None:
     def fifo(path: Path) -> None:
         os.mkfifo(path)
 

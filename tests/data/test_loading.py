@@ -79,7 +79,7 @@ def test_leaving_early_does_not_begin_the_rest() -> None:
     assert len(done) < 200
 
 
-def test_memory_is_used_again_only_once_nobody_looks() -> None:
+def test_memory_is_reused_only_without_references() -> None:
     pool = BufferPool(keep_bytes=0)
     first = pool.take(4, 4, 3)
     address = first.ctypes.data
@@ -102,7 +102,7 @@ def test_memory_is_used_again_only_once_nobody_looks() -> None:
 
 
 @pytest.mark.parametrize(("keep_bytes", "kept"), [(0, 2), (20, 2), (39, 3), (40, 4), (10**6, 64)])
-def test_no_more_unused_memory_is_kept_than_said(keep_bytes: int, kept: int) -> None:
+def test_unused_memory_is_bounded(keep_bytes: int, kept: int) -> None:
     pool = BufferPool(keep_bytes)
     held = [pool.take(10) for _ in range(70)]
     held.clear()

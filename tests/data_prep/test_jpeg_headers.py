@@ -129,7 +129,7 @@ def test_a_subsampling_that_simplejpeg_cannot_name() -> None:
         prepare(padded(TALL, bytes(range(1, 13))), PAD)
 
 
-def test_a_file_of_nothing_but_segments_is_left_alone() -> None:
+def test_a_file_of_segments_only_is_unchanged() -> None:
     data = with_revision(2, 1)
     assert fix_headers(data[:2] + b"\xff\xe5\0\2" * 20_000 + data[2:])[1] == []
 

@@ -255,7 +255,7 @@ def test_cut_anywhere_only_real_rows_are_kept() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_is_applied_when_asked_for(orientation: int) -> None:
+def test_exif_is_applied_on_request(orientation: int) -> None:
     from PIL import ImageOps
 
     from data_prep.image import PixelSettings, prepare

@@ -73,7 +73,7 @@ def labelled(train: str, val: str, classes: tuple[str, ...] = ("cat", "dog"), ot
 
 
 @pytest.mark.parametrize(("train", "val"), SPLIT_NAMES)
-def test_split_folders_are_known_by_the_words_in_their_names(tmp_path: Path, train: str, val: str) -> None:
+def test_split_folders_are_recognised_by_words_in_their_names(tmp_path: Path, train: str, val: str) -> None:
     files = labelled(train, val)
     sources = [write_tree(tmp_path / "x", files), write_tar(tmp_path / "x.tar", files)]
     for listing in map(listing_of, sources):

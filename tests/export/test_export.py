@@ -79,7 +79,7 @@ def require_scores(done: ExportResult, wanted: dict[str, float]) -> None:
     assert done.accuracy["model.onnx"].loss == pytest.approx(wanted["loss"], abs=1e-4)
 
 
-def test_files_answer_as_the_checkpoint(exported: ExportResult, run: RunFolder, dataset: DatasetFolder) -> None:
+def test_files_predict_as_the_checkpoint(exported: ExportResult, run: RunFolder, dataset: DatasetFolder) -> None:
     """By torchvision alone, from the checkpoint's bytes; and as evaluation scores them."""
     x_BCHW = inputs(dataset, run)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_files_answer_as_the_checkpoint(exported: ExportResult, run: RunFolder, 
     require_scores(exported, run.metrics()[-1]["val"]["ensemble"])
 
 
-def test_batch_norm_and_mirror_images_leave_too() -> None:
+def test_batch_norm_and_mirror_images_are_exported_too() -> None:
     """The paper's students are a long test."""
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
@@ -161,7 +161,7 @@ def test_notes_suffice_to_rebuild_the_input(exported: ExportResult, dataset: Dat
     assert notes["mirrored"] is False
 
 
-def test_a_file_that_answers_otherwise_is_refused(run: RunFolder, dataset: DatasetFolder) -> None:
+def test_a_file_with_other_predictions_is_refused(run: RunFolder, dataset: DatasetFolder) -> None:
     trained = TrainedClassifier.load(run, "c", averaged=False)
     x_BCHW = inputs(dataset, run)[:4]
     assert _require_equal("same", trained.model, trained, [x_BCHW]) == 0.0
@@ -260,7 +260,7 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
         assert "expected" in str(caught.value)
 
 
-def test_a_validation_image_is_answered_as_evaluation_does(tmp_path: Path, run: RunFolder, dataset: DatasetFolder) -> None:
+def test_a_validation_image_is_predicted_as_in_evaluation(tmp_path: Path, run: RunFolder, dataset: DatasetFolder) -> None:
     trained, split = TrainedClassifier.load(run, "c", averaged=False), dataset.split("val")
     backend = open_backend("folder", split, CPU)
     views = EpochViews(trained.recipe.evaluation_spec, 0, split, CPU)
@@ -311,7 +311,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> 
 
 @pytest.mark.long
 @pytest.mark.parametrize("student", ["resnet18", "mobilenet_v2", None])
-def test_the_paper_s_students_leave_as_they_are(papers: RunFolder, dataset: DatasetFolder, student: str | None) -> None:
+def test_the_paper_s_students_are_exported_unchanged(papers: RunFolder, dataset: DatasetFolder, student: str | None) -> None:
     done = export(papers, student=student, averaged=student is None, int8=True)
     x_BCHW, names = inputs(dataset, papers, "resnet18"), ("resnet18", "mobilenet_v2")
     with torch.no_grad():
@@ -394,6 +394,6 @@ def test_a_run_without_its_data_still_predicts(tmp_path: Path, run: RunFolder) -
     assert class_names(RunFolder.open(tmp_path), ["ant", "bee"]) == ["ant", "bee"]
 
 
-def test_teacher_folders_are_no_runs(tmp_path: Path, dataset: DatasetFolder) -> None:
+def test_teacher_folders_are_not_runs(tmp_path: Path, dataset: DatasetFolder) -> None:
     with pytest.raises(RunError, match="is no run"):
         RunFolder.open(make_teacher(tmp_path, dataset).path)

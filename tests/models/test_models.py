@@ -75,7 +75,7 @@ def test_keys_layers_and_steps_give_unlike_masks() -> None:
     assert torch.equal(mask(dropout(0.5, 7)), mask(dropout(0.5, 7)))
 
 
-def test_per_sample_drops_whole_samples() -> None:
+def test_per_sample_drops_complete_samples() -> None:
     kept = mask(dropout(0.3, per_sample=True), (4000, 3, 2, 2)).flatten(1)
     assert (kept.all(1) | ~kept.any(1)).all()
     assert abs(float(kept[:, 0].double().mean()) - 0.7) < 5 * (0.21 / 4000) ** 0.5

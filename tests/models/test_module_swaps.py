@@ -71,7 +71,7 @@ def test_a_gathered_pools_backward_stores_no_sum_window_by_window(sizes: tuple[i
 EVERY_WISH = ["gathered_pool=true", "force_layout=true", "combo_kernels=true"]
 
 
-def test_what_pytorch_has_renamed_is_one_line_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_pytorch_renamed_are_one_line_before_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     options = inductor_options(small_recipe(*(f"perf.{wish}" for wish in EVERY_WISH)))
     assert options is not None
     assert len(options) == 3
@@ -106,7 +106,7 @@ def test_models_take_them() -> None:
     assert sum(isinstance(module, nn.MaxPool2d) for module in squeezenet.modules()) == 3
 
 
-def test_folded_batch_norm_says_the_same() -> None:
+def test_folded_batch_norm_gives_the_same_logits() -> None:
     torch.manual_seed(0)
     model = torchvision.models.resnet18(weights=None, num_classes=10)
     model(torch.rand(4, 3, 32, 32))  # statistics that are not 0 and 1

@@ -98,9 +98,7 @@ def test_consistency_of_the_papers_numbers() -> None:
         ((*DUAL, 'teacher.estimator="mc_dropout"'), [], {}),
     ],
 )
-def test_a_run_fills_its_own_rows_and_no_other(
-    overrides: tuple[str, ...], rows_1: list[int], rows_3: dict[int, tuple[int, ...]]
-) -> None:
+def test_a_run_fills_only_its_rows(overrides: tuple[str, ...], rows_1: list[int], rows_3: dict[int, tuple[int, ...]]) -> None:
     inputs = run_of(*overrides)
     assert inputs.evaluation is not None
     by_architecture: dict[str, Any] = {}
@@ -161,7 +159,7 @@ def test_parameters_against_the_teachers() -> None:
     assert run_cells(other.rows[1]) == (None, None)
 
 
-def test_the_papers_own_recipe_differs_in_nothing_but_the_teachers_view() -> None:
+def test_the_papers_recipe_differs_only_in_the_teachers_view() -> None:
     inputs = run_of()
     facts = replace(inputs.data, train_images=130_000, val_images=5_000, num_classes=100, side=512, imagenet100=True)  # type: ignore[type-var]
     rows = [dict(inputs.metrics[0]) | {"epoch": n + 1, "step": n + 1} for n in range(50)]

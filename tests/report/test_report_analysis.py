@@ -399,7 +399,7 @@ def test_unusable_baselines_are_refused(runs: tuple[Path, Path]) -> None:
         load_inputs(mine, baselines=[theirs])
 
 
-def test_each_student_has_a_baseline_of_its_own(tmp_path: Path, full_inputs: ReportInputs, without_figures: None) -> None:
+def test_each_student_has_its_baseline(tmp_path: Path, full_inputs: ReportInputs, without_figures: None) -> None:
     """A dual run against two single runs; errors name what is missing."""
     folders = {}
     for seed, (name, students) in enumerate(

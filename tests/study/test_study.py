@@ -93,7 +93,7 @@ def test_shipped_studies_resolve_on_any_recipe(name: str, recipe: str | None) ->
     assert {trial.recipe.views.size_px for trial in plan.trials} == {size_px}
 
 
-def test_table_3_states_what_it_trains() -> None:
+def test_table_3_states_its_settings() -> None:
     plan = make_plan("table3", load_study("table3"))
     for arm in plan.arms:
         loss = plan.recipe_of(arm.name).loss

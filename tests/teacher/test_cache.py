@@ -142,7 +142,7 @@ def test_excluded_ids_cannot_be_looked_up(tmp_path: Path) -> None:
         table.lookup(torch.tensor([1, 13]))
 
 
-def test_views_are_added_without_touching_what_is_there(tmp_path: Path) -> None:
+def test_views_are_added_without_touching_existing_ones(tmp_path: Path) -> None:
     build(tmp_path, [0, 1])
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) for path in tmp_path.glob("view-*")}
     build(tmp_path, range(4))
@@ -155,7 +155,7 @@ def test_views_are_added_without_touching_what_is_there(tmp_path: Path) -> None:
         cache.require_views(6)
 
 
-def test_a_view_that_is_gone_is_named_the_last_one_too(tmp_path: Path) -> None:
+def test_a_missing_view_is_named_the_last_one_too(tmp_path: Path) -> None:
     build(tmp_path, [0, 1, 2])
     intact = contents(tmp_path)
     for gone in ([2], [1, 2], [0]):
@@ -171,7 +171,7 @@ def test_a_view_that_is_gone_is_named_the_last_one_too(tmp_path: Path) -> None:
         assert unexpected_files(Cache.open(tmp_path)) == []
 
 
-def test_a_cache_without_the_note_of_its_views_serves_and_gets_one(tmp_path: Path) -> None:
+def test_a_cache_without_a_view_count_opens_and_gets_one(tmp_path: Path) -> None:
     """As those of earlier versions: the view files are the same bytes."""
     build(tmp_path, [0, 1])
     note = (tmp_path / "views.json").read_bytes()
@@ -181,7 +181,7 @@ def test_a_cache_without_the_note_of_its_views_serves_and_gets_one(tmp_path: Pat
     assert (tmp_path / "views.json").read_bytes() == note
 
 
-def test_a_damaged_note_of_the_views_is_found_and_mended(tmp_path: Path) -> None:
+def test_a_damaged_view_count_is_found_and_repaired(tmp_path: Path) -> None:
     build(tmp_path / "cache", [0, 1])
     path, folder = tmp_path / "cache" / "views.json", tmp_path / "cache"
     note = path.read_bytes()
@@ -384,7 +384,7 @@ def test_a_block_of_another_view_is_damage(tmp_path: Path) -> None:
     assert find_damaged_blocks(Cache.open(tmp_path)) == [(1, block) for block in range(6)]
 
 
-def test_a_copy_for_a_device_is_verified_whole(tmp_path: Path) -> None:
+def test_a_copy_for_a_device_is_verified_completely(tmp_path: Path) -> None:
     build(tmp_path, [0])
     elsewhere = torch.device("meta")  # stands for a GPU: a copy is made, and there is nothing to look at
     table = Cache.open(tmp_path).lookup_table(0, elsewhere)

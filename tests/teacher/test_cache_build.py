@@ -67,7 +67,7 @@ def test_cached_equals_live_on_shuffled_batches(
                 assert torch.equal(ours.weight, theirs.weight)
 
 
-def test_the_key_is_what_a_run_asks_for(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+def test_the_key_is_the_one_a_run_requires(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     cache = run(tmp_path, dataset, teacher, 1)
     pixel_class = open_backend("folder", dataset.split("train"), CPU).describe()
     assert cache.require(target_fields(recipe(1), dataset, pixel_class)) == []
@@ -88,7 +88,7 @@ def test_views_are_added(tmp_path: Path, dataset: DatasetFolder, teacher: Teache
     assert (again.num_images, again.images_per_s, again.summary.num_views) == (0, 0.0, 3)
 
 
-def test_an_interrupted_build_goes_on(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+def test_an_interrupted_build_resumes(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     class Interrupts(Silent):
         notes: list[str]
         left = 30

@@ -162,7 +162,7 @@ def test_class_order(tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "run").exists()
 
 
-def test_what_no_allowance_makes_up_for(tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differences_that_cannot_be_allowed(tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
     """More images than targets; more epochs than views where the run needs one target for all."""
     assert inputs.train(tmp_path / "run", (), {"data": "more"}, ("dataset_digest",)) == 1
     messages = capsys.readouterr().err.splitlines()[-1]

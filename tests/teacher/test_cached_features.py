@@ -105,7 +105,7 @@ def checkpoint(out: Path) -> dict[str, torch.Tensor]:
         ("rkd", "eval", ()),
     ],
 )
-def test_a_cached_run_is_a_live_run(
+def test_a_cached_run_equals_a_live_run(
     tmp_path: Path,
     cache: Cache,
     dataset: DatasetFolder,
@@ -131,7 +131,7 @@ def test_a_cached_run_is_a_live_run(
     assert RunFolder.open(tmp_path / "live").metrics()[1]["train"]["method"][0] > 0
 
 
-def test_a_cache_without_features_is_as_it_was(
+def test_a_cache_without_features_is_unchanged(
     tmp_path: Path, cache: Cache, dataset: DatasetFolder, teacher: TeacherFolder
 ) -> None:
     """The key's text does not mention them, and everything else is the same in both."""
@@ -191,7 +191,7 @@ def test_processes_and_interruptions_leave_the_same_bytes(
         assert view_path(tmp_path / "group", view).read_bytes() == view_path(cut, view).read_bytes() == complete
 
 
-def test_a_table_on_a_device_has_them_where_they_are_asked_for(cache: Cache) -> None:
+def test_a_table_on_a_device_has_features_on_request(cache: Cache) -> None:
     elsewhere = torch.device("meta")  # stands for a GPU
     ids = torch.zeros(3, dtype=torch.int64, device=elsewhere)
     assert cache.lookup_table(0, elsewhere, features=True).features(ids).shape == (3, D)
@@ -199,7 +199,7 @@ def test_a_table_on_a_device_has_them_where_they_are_asked_for(cache: Cache) -> 
         cache.lookup_table(0, elsewhere).features(ids)
 
 
-def test_verify_asks_for_features_again(tmp_path: Path, cache: Cache, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+def test_verify_recomputes_features(tmp_path: Path, cache: Cache, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     comparison = compare_with_teacher(cache, dataset=dataset, teachers=[teacher], count=40, seed=0, device=CPU)
     assert comparison.worst is None
     assert 1e-5 < comparison.features <= 4.9e-4 < FEATURES_BOUND

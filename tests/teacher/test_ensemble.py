@@ -250,7 +250,7 @@ def test_controls(tmp_path: Path, dataset: DatasetFolder, teachers: list[Teacher
         ("plain", 1, {}, {"sample_weight_mean_one": True}, "sample_weight_mean_one needs the weights of all samples"),
     ],
 )
-def test_what_live_teachers_cannot_do(
+def test_limits_of_live_teachers(
     dataset: DatasetFolder,
     teachers: list[TeacherFolder],
     kind: str,
@@ -298,7 +298,7 @@ def test_a_teacher_fitted_with_the_evidential_loss(tmp_path: Path) -> None:
     assert outcome.finished
 
 
-def test_evidence_grows_its_regulariser_with_the_epochs() -> None:
+def test_the_evidential_regulariser_grows_with_the_epochs() -> None:
     batch = Batch(ids=torch.arange(3), canvas=torch.zeros(3), labels=torch.zeros(3, dtype=torch.int64))
     shares = [EvidentialRampUp(CPU)(batch, torch.zeros(3), epoch).weight for epoch in (0, 4, 10, 50)]
     assert [row.tolist() for row in shares if row is not None] == [

@@ -45,7 +45,7 @@ def images(count: int) -> torch.Tensor:
         ("squeezenet1_1", "bfloat16", True, 1),
     ],
 )
-def test_who_shares_the_batch_does_not_matter(
+def test_other_rows_of_the_batch_do_not_matter(
     architecture: str, precision: str, channels_last: bool, threads: int, batch: int
 ) -> None:
     """Other neighbours, other positions in the block, incomplete blocks, one row alone: the same bits."""
@@ -81,7 +81,7 @@ def test_the_network_only_ever_sees_one_shape() -> None:
     assert seen == {(channels_last.shape, channels_last.stride())}
 
 
-def test_it_says_what_its_network_says() -> None:
+def test_it_equals_its_network() -> None:
     frozen, x = teacher("resnet18", 8), images(11)
     plain = pack(frozen.model(x))
     packed = frozen.targets(x)

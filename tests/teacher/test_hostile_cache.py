@@ -193,7 +193,7 @@ def test_a_view_without_its_record_of_rows(tmp_path: Path) -> None:
         summarise_cache(Cache.open(tmp_path), np.zeros(ROWS, np.int32))
 
 
-def test_room_is_asked_for_before_the_work(tmp_path: Path) -> None:
+def test_disk_space_is_checked_before_the_work(tmp_path: Path) -> None:
     with CacheWriter(tmp_path, KEY, EXCLUDED) as writer:
         writer.require_disk_space(range(3))
         with pytest.raises(CacheError, match=r"lacks 1,000,000,000,000,000 views of .* MB are free; expected room for all"):

@@ -58,7 +58,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teac
         ),
     ],
 )
-def test_another_circumstance_is_refused_by_name(
+def test_another_condition_is_refused_by_name(
     dataset: DatasetFolder,
     teachers: list[TeacherFolder],
     cache: Cache,
@@ -97,7 +97,7 @@ def test_another_circumstance_is_refused_by_name(
         ("teacher.top_k=2", "teacher.logits_dtype=float32"),
     ],
 )
-def test_what_the_refusal_advises_mends_it(dataset: DatasetFolder, cache: Cache, changed: tuple[str, ...]) -> None:
+def test_the_advice_of_a_refusal_works(dataset: DatasetFolder, cache: Cache, changed: tuple[str, ...]) -> None:
     recipe = ("teacher.views=2", *changed)
     with pytest.raises(MismatchError) as refusal:
         open_targets(small_recipe(*recipe), dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
@@ -107,7 +107,7 @@ def test_what_the_refusal_advises_mends_it(dataset: DatasetFolder, cache: Cache,
     open_targets(mended, dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
 
 
-def test_a_cache_of_evaluation_views_names_its_setting_and_a_stranger_its_option(
+def test_a_refused_cache_names_the_setting_or_the_option(
     tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder], cache: Cache
 ) -> None:
     build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=small_recipe(), device=CPU)
@@ -148,9 +148,7 @@ def test_a_cache_of_another_storage_is_noted_or_refused(
     assert opened("teacher.top_k=2", allow=("storage",)) == ["storage"]
 
 
-def test_one_class_is_nothing_to_tell_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: list[TeacherFolder]
-) -> None:
+def test_a_single_class_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: list[TeacherFolder]) -> None:
     monkeypatch.setattr("tests.factories.CLASSES", ("ant",))
     single, recipe = make_dataset(tmp_path, per_class=9, val_per_class=2), small_recipe()
     for action in (

@@ -102,7 +102,7 @@ def test_any_flipped_bit_of_the_description_is_found(tmp_path: Path) -> None:
             TeacherFolder.open(tmp_path)
 
 
-def test_a_path_that_is_no_utf_8_is_kept(tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf_8_is_kept(tmp_path: Path) -> None:
     odd = os.fsdecode(b"/data/\xff.pth")
     write_teacher(tmp_path, {"w": torch.zeros(1)}, **INFO | {"made": {"weights": odd}})
     assert TeacherFolder.open(tmp_path).info.made == {"weights": odd}
@@ -141,7 +141,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         teacher.weights()
 
 
-def test_what_is_no_teacher(tmp_path: Path) -> None:
+def test_paths_that_are_not_teachers(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
         with pytest.raises(DataError, match=r"is not a teacher \(no teacher.json\); expected a folder made by udkd teacher"):

@@ -89,7 +89,7 @@ def test_any_size_gives_the_same_bytes(
     assert {each.num_images for each in grown} == {len(dataset.split("train").ids)}
 
 
-def test_a_failing_member_is_heard(
+def test_the_error_of_a_worker_reaches_the_main_process(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: object) -> None:
@@ -101,7 +101,7 @@ def test_a_failing_member_is_heard(
     assert str(leader) == str(follower)
 
 
-def test_a_killed_launcher_leaves_nobody_and_torchrun_goes_on(
+def test_a_killed_launcher_leaves_no_process_and_torchrun_resumes(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, complete: Path
 ) -> None:
     """Three processes without their launcher end; two under the real torchrun resume to the bytes of one."""
@@ -130,7 +130,7 @@ def test_alone_without_torchrun() -> None:
     assert WorkerGroup(rank=1, size=2, local_rank=1).device(CPU) == CPU
 
 
-def test_a_world_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("udkd.teacher.workers.die_with_parent", lambda number: None)
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"):
         monkeypatch.delenv(name, raising=False)

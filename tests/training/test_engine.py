@@ -192,7 +192,7 @@ def test_the_optimizer_follows_the_formula_and_reads_its_rate_from_a_tensor() ->
         torch.testing.assert_close(parameter.detach().double(), weight, rtol=2e-6, atol=2e-6)
 
 
-def test_an_average_moves_as_it_says() -> None:
+def test_an_average_follows_its_formula() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     average = WeightEMA.of(model)
     want = model[0].weight.detach().double().clone()

@@ -101,7 +101,7 @@ def test_the_averaged_probabilities_of_sure_students_stay_finite(dataset: Datase
     assert scores.ensemble == scores.each[0] == Score(top1=0, top5=100, loss=600)
 
 
-def test_a_run_s_figures_against_numpy(run: RunFolder, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+def test_a_run_s_scores_against_numpy(run: RunFolder, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     result = evaluate(run, data=None, teacher=None, device=CPU, observer=SILENT)
     assert RunFolder.open(run.path).evaluation == result
     split = dataset.split("val")
@@ -166,7 +166,7 @@ def assert_predictions(answers: TopPredictions | None, p_NC: np.ndarray, labels_
     assert answers.loss == pytest.approx(reference(p_NC, labels_N)["loss"], rel=1e-3)
 
 
-def test_the_teacher_s_word_on_the_training_images(run: RunFolder, dataset: DatasetFolder, tmp_path: Path) -> None:
+def test_the_teacher_s_predictions_of_the_training_images(run: RunFolder, dataset: DatasetFolder, tmp_path: Path) -> None:
     evaluate(run, data=None, teacher=None, device=CPU, observer=SILENT)
     targets = read_predictions(run.predictions_path)[0].targets
     assert targets is not None

@@ -110,7 +110,7 @@ def test_wrong_weights_are_one_short_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
-def test_a_network_of_many_outputs_is_refused_before_it_is_downloaded() -> None:
+def test_a_network_with_several_outputs_is_refused_before_the_download() -> None:
     with pytest.raises(ConfigError, match="auxiliary"):
         from_weights("googlenet", None, WNIDS)
 
@@ -155,7 +155,7 @@ def test_weights_as_people_save_them(tmp_path: Path) -> None:
     assert torch.equal(swapped.weights[HEAD], state[HEAD].flip(0)), "the rows are in sorted order, whatever the data's is"
 
 
-def test_of_several_state_dicts_one_is_asked_for(tmp_path: Path) -> None:
+def test_several_state_dicts_need_a_choice(tmp_path: Path) -> None:
     state, file = own_state(), tmp_path / "w.pth"
     average = {name: value + 1 for name, value in state.items()}
     torch.save({"model": state, "model_ema": average, "other": {"w": torch.zeros(1)}}, file)
@@ -179,7 +179,7 @@ def test_names_that_a_file_records_decide_over_its_rows(tmp_path: Path) -> None:
         from_weights(SMALL, file, ("ant", "bee", "cow", "dog"))
 
 
-def test_numbers_that_no_teacher_has(tmp_path: Path) -> None:
+def test_impossible_weights_are_refused(tmp_path: Path) -> None:
     state, file = own_state(), tmp_path / "w.pth"
     for change, message in (
         (lambda value: value * float("nan"), "not finite in float32"),
@@ -216,7 +216,7 @@ def test_names_that_torchvision_s_published_files_still_have() -> None:
     assert strip_wrappers(both) == both, "two of one name stay apart"
 
 
-def test_flipped_bits_of_a_zip_are_found_and_of_what_has_no_checksum_are_told(tmp_path: Path) -> None:
+def test_flipped_bits_of_a_zip_are_found_and_files_without_a_checksum_are_named(tmp_path: Path) -> None:
     file, rng = tmp_path / "w.pth", random.Random(0)
     state = {"w": torch.arange(200.0)}
     torch.save(state, file)
@@ -244,7 +244,7 @@ def test_flipped_bits_of_a_zip_are_found_and_of_what_has_no_checksum_are_told(tm
     assert read_weights(file).unchecked == "it was saved without checksums"
 
 
-def test_what_cannot_be_read_without_running_it_says_so(tmp_path: Path) -> None:
+def test_files_that_need_code_to_load_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     torch.save({"state_dict": {"w": torch.zeros(1)}, "best": np.float64(3)}, file)
     with pytest.raises(DataError, match=r"holds a Python object \(numpy.*scalar\), which only running its code could read"):

@@ -31,7 +31,7 @@ def same(one: TopPredictions | None, other: TopPredictions | None) -> bool:
 @pytest.mark.parametrize("classes", [2, 3, 10, 1000])
 @pytest.mark.parametrize("names", [("only",), ("a", "b"), ("a", "b", "c", "d")])
 @pytest.mark.parametrize("teacher", [True, False])
-def test_what_is_written_comes_back(tmp_path: Path, classes: int, names: tuple[str, ...], teacher: bool) -> None:
+def test_predictions_are_read_back(tmp_path: Path, classes: int, names: tuple[str, ...], teacher: bool) -> None:
     wanted = with_targets(classes, names, teacher=teacher)
     for value in (wanted, replace(wanted, targets=None)):
         path = tmp_path / "predictions.safetensors"
@@ -56,7 +56,7 @@ def test_what_is_written_comes_back(tmp_path: Path, classes: int, names: tuple[s
         assert list(tmp_path.iterdir()) == [path]
 
 
-def test_it_is_as_small_as_it_says(tmp_path: Path) -> None:
+def test_its_size_is_as_documented(tmp_path: Path) -> None:
     path = tmp_path / "p"
     write_predictions(path, fake_predictions(100, ("a", "b"), samples=5000))
     assert 48 * 4 * 5000 < path.stat().st_size < 48 * 4 * 5000 + 16 * 5000 + 8000
@@ -97,7 +97,7 @@ def test_a_file_cut_short(tmp_path: Path, length: int) -> None:
         read_predictions(path)
 
 
-def test_what_is_something_else(tmp_path: Path) -> None:
+def test_files_of_other_kinds(tmp_path: Path) -> None:
     path = tmp_path / "p"
     with pytest.raises(RunError, match="is missing; expected what udkd eval writes; run udkd eval"):
         read_predictions(path)
@@ -130,7 +130,7 @@ def header(path: Path) -> dict[str, object]:
     return facts
 
 
-def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     path = tmp_path / "p"
     write_predictions(path, with_targets(3))
     before = path.read_bytes()

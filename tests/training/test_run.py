@@ -52,7 +52,7 @@ EVALUATION = {
 }
 
 
-def test_a_run_from_birth_to_evaluation(tmp_path: Path) -> None:
+def test_a_run_from_creation_to_evaluation(tmp_path: Path) -> None:
     run = new(tmp_path / "deep" / "run")
     assert not run.has_checkpoint
     assert run.evaluation is None
@@ -79,7 +79,7 @@ def test_a_run_from_birth_to_evaluation(tmp_path: Path) -> None:
     assert again.provenance["dataset"] == "/data"
 
 
-def test_a_run_is_begun_once(tmp_path: Path) -> None:
+def test_a_run_is_created_once(tmp_path: Path) -> None:
     new(tmp_path / "run")
     with pytest.raises(RunError, match="already holds a run; expected a new folder; continue it with --resume"):
         new(tmp_path / "run")
@@ -189,7 +189,7 @@ def test_a_lock_names_its_holder_until_it_is_released(tmp_path: Path) -> None:
         pass
 
 
-def test_a_failing_write_says_where(tmp_path: Path) -> None:
+def test_a_failing_write_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as caught, atomic_write(tmp_path / "x"):
         raise OSError(28, "No space left on device")
     assert caught.value.filename == str(tmp_path / "x")

@@ -192,7 +192,7 @@ def test_flipped_bits_are_found_and_named(run: Path) -> None:
     assert "has 1 epochs in metrics.jsonl; expected 2" in verify_run(run)[0]
 
 
-def test_a_run_of_before_goes_on(house: tuple[Path, DatasetFolder], old: Path, quick: None) -> None:
+def test_an_old_run_resumes(house: tuple[Path, DatasetFolder], old: Path, quick: None) -> None:
     everything(old, pages=False)
     assert verify_run(old) == []
     assert train(job(*house, old, resume=True)).finished
@@ -208,7 +208,9 @@ def test_a_run_of_before_goes_on(house: tuple[Path, DatasetFolder], old: Path, q
         ("figures", {"progress": [0.5], "confidence": 0.5}, "has statistics"),
     ],
 )
-def test_a_changed_counter_of_before(house: tuple[Path, DatasetFolder], old: Path, field: str, value: object, why: str) -> None:
+def test_a_changed_counter_of_an_old_run(
+    house: tuple[Path, DatasetFolder], old: Path, field: str, value: object, why: str
+) -> None:
     last = json.loads((old / "checkpoints" / "last.json").read_text())
     last["progress"][field] = value
     (old / "checkpoints" / "last.json").write_text(json.dumps(last))

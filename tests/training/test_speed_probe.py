@@ -23,6 +23,6 @@ def test_the_estimate_counts_every_part() -> None:
     assert speeds.total_s(recipe, train_images=100, val_images=30) == pytest.approx(parts)
 
 
-def test_what_cannot_run_is_said_before_anything_else() -> None:
+def test_an_impossible_job_is_refused_first() -> None:
     with pytest.raises(ConfigError, match="'resnet5' is unknown"):
         measure_step_times(small_recipe("fit.architecture=resnet5"), 4, torch.device("cpu"))

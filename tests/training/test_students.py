@@ -47,7 +47,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         assert torch.equal(value, other[name]), name
 
 
-def test_restored_students_go_on_to_the_same_bits() -> None:
+def test_restored_students_continue_to_the_same_bits() -> None:
     """Weights, running statistics, momentum, dropout; the tensors of the file are contiguous, the networks channels_last."""
     recipe = small_recipe(NETS, TWO_EPOCHS)
     for original, fresh in zip(make_students(recipe, 4, CPU), make_students(recipe, 4, CPU), strict=True):
@@ -65,7 +65,7 @@ def test_restored_students_go_on_to_the_same_bits() -> None:
         assert any(not torch.equal(kept[name], value) for name, value in original.tensors().items()), "the steps did something"
 
 
-def test_a_student_s_start_depends_on_its_place_alone() -> None:
+def test_a_student_s_initial_weights_depend_on_its_index_alone() -> None:
     """Independent of the other students and of the global generator; equal architectures start differently."""
     pair = make_students(small_recipe(NETS), 4, CPU)
     torch.manual_seed(7)

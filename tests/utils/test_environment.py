@@ -25,7 +25,7 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_search_for_convolutions_leaves_cudnn_on_and_the_process_as_it_was(
+def test_a_search_for_convolutions_leaves_cudnn_on_and_the_process_unchanged(
     monkeypatch: pytest.MonkeyPatch, before: bool
 ) -> None:
     """torch.backends.cudnn.flags would switch cuDNN off: a convolution is then two launches for each image."""
@@ -55,6 +55,6 @@ def test_tf32_is_recorded_where_a_process_has_set_it_the_newer_way() -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "cuda:x"])
-def test_a_device_that_is_not_there_is_one_line(name: str) -> None:
+def test_a_missing_device_is_one_line(name: str) -> None:
     with pytest.raises(ConfigError, match="expected"):
         choose_device(name)

@@ -55,7 +55,7 @@ def python(program: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", program, *map(str, arguments)]
 
 
-def test_json_takes_the_names_of_files_that_are_no_text(tmp_path: Path) -> None:
+def test_json_stores_file_names_that_are_not_text(tmp_path: Path) -> None:
     """Ordinary text keeps its bytes; a byte that is not UTF-8 is read back unchanged."""
     value = {"path": os.fsdecode(b"a\xff"), "Größe": "日本 \U0001f41d"}
     write_json(tmp_path / "x.json", value)
@@ -215,7 +215,7 @@ while held < rounds:
 """
 
 
-def test_two_that_race_never_hold_a_folder_together(tmp_path: Path) -> None:
+def test_two_racing_processes_never_hold_a_folder_together(tmp_path: Path) -> None:
     """The file is removed with every release, so its name refers to a new file each time: no two hold it together."""
     rounds = 300
     (tmp_path / "count").write_text("0")
@@ -235,7 +235,7 @@ def test_two_that_race_never_hold_a_folder_together(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["count"]
 
 
-def test_a_lock_file_that_was_removed_and_made_again_is_left_to_its_holder(tmp_path: Path) -> None:
+def test_a_lock_file_removed_and_created_again_is_left_to_its_holder(tmp_path: Path) -> None:
     """A user removes it by hand: the first holder removes only its file, and the second still keeps others out."""
     with contextlib.ExitStack() as second:
         with FolderLock(tmp_path):
@@ -246,7 +246,9 @@ def test_a_lock_file_that_was_removed_and_made_again_is_left_to_its_holder(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_went_between_opening_and_locking_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_file_removed_between_opening_and_locking_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, real = FolderLock(tmp_path), fcntl.flock
     first.__enter__()
 
@@ -286,7 +288,7 @@ def test_a_forked_child_that_lives_on_does_not_keep_the_lock(tmp_path: Path) -> 
         done.stdout.close()
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"), FolderLock(tmp_path / "nowhere"):
         pass
 

@@ -12,14 +12,14 @@ FORMS = [(dump_checked, load_checked), (dump_checked_line, load_checked_line)]
 
 
 @pytest.mark.parametrize(("write", "read"), FORMS)
-def test_what_goes_in_comes_out(write: Callable[..., bytes], read: Callable[..., dict[str, object]]) -> None:
+def test_values_are_read_back(write: Callable[..., bytes], read: Callable[..., dict[str, object]]) -> None:
     data = write(VALUES)
     assert read(data) == VALUES
     assert has_checksum(data)
     assert json.loads(data).keys() == VALUES.keys() | {CHECKSUM}, "any JSON reader can read it"
 
 
-def test_a_line_is_a_line_in_its_own_order() -> None:
+def test_a_line_is_one_line_and_keeps_its_order() -> None:
     line = dump_checked_line(VALUES)
     assert line.count(b"\n") == 1
     assert line.endswith(b"\n")
@@ -50,7 +50,7 @@ def test_other_changes_are_found(
         read(change(write(VALUES)))
 
 
-def test_json_of_before_is_read_as_it_is() -> None:
+def test_old_json_is_read_unchanged() -> None:
     assert load_checked(b'{"a":1}') == load_checked_line(b'{"a": 1}\n') == {"a": 1}
     assert not has_checksum(b'{"a": 1}')
     deep = b'{"checksum": "", "a": ' + b"[" * 900 + b"]" * 900 + b"}"
@@ -59,6 +59,6 @@ def test_json_of_before_is_read_as_it_is() -> None:
             load_checked(data)
 
 
-def test_what_is_no_number_is_not_written() -> None:
+def test_non_finite_numbers_are_not_written() -> None:
     with pytest.raises(ValueError, match="JSON"):
         dump_checked({"a": float("nan")})

@@ -27,7 +27,7 @@ child.wait()
 """
 
 
-def test_the_folder_that_a_user_stands_in_provides_no_modules(tmp_path: Path) -> None:
+def test_the_working_directory_provides_no_modules(tmp_path: Path) -> None:
     for name in ("data_prep.py", "udkd.py", "typer.py"):
         (tmp_path / name).write_text("raise SystemExit(77)")
     command = module_command("data_prep", ["synth", "--help"])
@@ -98,12 +98,12 @@ def test_a_launcher_that_is_gone_after_the_imports(silent_port: int, monkeypatch
         WorkerGroup.join(group | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
 
 
-def test_who_is_launched() -> None:
+def test_workers_of_torchrun_are_recognised() -> None:
     assert not any(is_torchrun_worker(environment) for environment in ({}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": ""}))
     assert is_torchrun_worker({"WORLD_SIZE": "2"})
 
 
-def test_torchrun_killed_as_soon_as_its_processes_are_there() -> None:
+def test_torchrun_killed_as_soon_as_its_processes_exist() -> None:
     """The real launcher and the real imports. Its store outlives it by some 30 ms, so that a process may find it still open,
     begin its imports and see only after them that the launcher is gone."""
     torchrun = ["--standalone", "--nproc-per-node", 2, "--no-python"]

@@ -46,7 +46,7 @@ def test_no_control_character_passes(shown: object) -> None:
     assert "[fit] [bo" in written, "brackets are no markup"
 
 
-def test_a_string_is_one_line_and_no_longer_than_can_be_read() -> None:
+def test_a_string_is_one_line_of_readable_length() -> None:
     file = io.StringIO()
     SafeConsole(file=file, soft_wrap=True).print("x\ny" * 1_000_000)
     assert file.getvalue().count("\n") == 1
@@ -121,7 +121,7 @@ def test_signs_that_the_terminal_lacks_are_escaped() -> None:
     assert done.stdout == "\\u65e5 \\u2026\n\\u65e5 \\x1b[2J\n"
 
 
-def test_what_passes_no_console_is_escaped_too() -> None:
+def test_text_outside_the_console_is_escaped_too() -> None:
     """Warnings, other packages' messages, and the traceback of an unexpected error."""
     done = program(r"warnings.warn('w\x1b[31m'); raise KeyError('k', type('E\x1b[2J', (), {})())")
     assert done.returncode == 1
@@ -131,7 +131,7 @@ def test_what_passes_no_console_is_escaped_too() -> None:
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2> >(:)"])
-def test_work_goes_on_without_standard_error(tmp_path: Path, redirection: str) -> None:
+def test_work_continues_without_standard_error(tmp_path: Path, redirection: str) -> None:
     """A file opened later must not become descriptor 2 either, where other libraries write to."""
     body = f"err.print('x' * 100_000); file = open({str(tmp_path / 'f')!r}, 'w'); assert file.fileno() > 2; out.print('done')"
     done = program(body, redirection)
@@ -158,7 +158,7 @@ SOURCES = [path for folder in ("udkd", "data_prep", "benchmarks") for path in so
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nobody_writes_past_the_border(path: Path) -> None:
+def test_all_output_goes_through_the_terminal_module(path: Path) -> None:
     """No print, no echo, no standard stream, no console and no other markup."""
     if str(path.relative_to(ROOT)) in BORDERS:
         return

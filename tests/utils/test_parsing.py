@@ -11,7 +11,7 @@ from udkd.utils.printable import printable
     ["[" * 100_000, '{"a":' * 100_000, "", "{", "NaN", "[1, -Infinity]", '{"a": 1, "a": 2}', "9" * 5_000, b"\xff", b"\x00\x00"],
     ids=lambda text: repr(text[:8]),
 )
-def test_json_that_is_none(text: str | bytes) -> None:
+def test_invalid_json(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_json(text)
 
@@ -19,7 +19,7 @@ def test_json_that_is_none(text: str | bytes) -> None:
 @pytest.mark.parametrize(
     "text", ["a = " + "[" * 100_000, ".".join("a" * 3) + " = ", "a = 1\na = 2"], ids=lambda text: repr(text[:8])
 )
-def test_toml_that_is_none(text: str) -> None:
+def test_invalid_toml(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_toml(text)
 
@@ -29,7 +29,7 @@ def test_values() -> None:
     assert parse_toml("a = [1, 2.5]") == {"a": [1, 2.5]}
 
 
-def test_what_a_terminal_would_obey_is_escaped() -> None:
+def test_control_sequences_are_escaped() -> None:
     assert printable("a\x1b[31mb\r\n\t\x07\x9b\u202ec\u2066\u2028\ud800\U000e0001") == (
         "a\\x1b[31mb\\x0d\\x0a\\x09\\x07\\x9b\\u202ec\\u2066\\u2028\\ud800\\U000e0001"
     )

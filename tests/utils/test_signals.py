@@ -63,7 +63,7 @@ def test_handlers_are_given_back_after_an_error_and_may_nest() -> None:
 
 
 @pytest.mark.parametrize("kind", STOP_SIGNALS)
-def test_before_it_began_it_is_one_line(kind: signal.Signals) -> None:
+def test_a_signal_before_the_work_begins(kind: signal.Signals) -> None:
     program = (
         "import os, sys; from udkd.utils.signals import *\n"
         "with signal_handler(exit_at_once):\n"
@@ -76,7 +76,7 @@ def test_before_it_began_it_is_one_line(kind: signal.Signals) -> None:
     assert done.stdout == ""
 
 
-def test_what_nohup_ignores_stays_ignored() -> None:
+def test_signals_that_nohup_ignores_stay_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with signal_handler(raise_stopped):
         os.kill(os.getpid(), signal.SIGHUP)

@@ -86,7 +86,7 @@ def test_bootstrap_is_seeded_and_stays_within_the_values() -> None:
     assert bootstrap_interval(many, seed=1) != bootstrap_interval(many, seed=2)
 
 
-def test_a_bootstrap_interval_covers_as_often_as_it_says() -> None:
+def test_bootstrap_intervals_have_their_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(300):
@@ -95,7 +95,7 @@ def test_a_bootstrap_interval_covers_as_often_as_it_says() -> None:
     assert 0.90 < hits / 300 < 0.985
 
 
-def test_differences_are_paired_by_place() -> None:
+def test_differences_are_paired_by_position() -> None:
     difference = paired_difference([80.0, 82.0, 84.0], [79.0, 80.0, 81.0])
     assert difference.spread.mean == pytest.approx(2.0)
     assert difference.spread.sd == pytest.approx(1.0)

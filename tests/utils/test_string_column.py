@@ -9,7 +9,7 @@ from udkd.utils.string_column import StringColumn, StringColumnBuilder
 ODD = ["", "a", "n01440764/tench.JPEG", "日本", "caf\udce9.jpg", "\ud800", "two\nlines", "", "z" * 5000]
 
 
-def test_everything_comes_out_as_it_went_in() -> None:
+def test_everything_is_read_back_unchanged() -> None:
     column = StringColumn.of(ODD)
     assert len(column) == len(ODD)
     assert list(column) == ODD
