@@ -220,9 +220,7 @@ def test_dali_is_given_small_samples_together_and_large_ones_apart(
     assert set(given) == {np.ndarray if small_bytes else list}
 
 
-def test_jpegs_that_libjpeg_turbo_warns_about_are_decoded_by_the_reference(
-    split: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jpegs_with_libjpeg_turbo_warnings_are_decoded_by_the_reference(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two bytes between markers: Pillow skips them, libjpeg-turbo warns. Pillow's result counts then."""
     plain = jpeg(20, 30)
     odd = plain[:2] + b"\x00\x17" + plain[2:]
