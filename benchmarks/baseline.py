@@ -35,7 +35,7 @@ PLAIN, AMP, OURS, LIVE = "plain script", "plain script, mixed precision", "ours,
 LOADER_ONLY = "plain script's images alone"
 PREFETCH_FACTOR = 2  # batches that each DataLoader worker prepares ahead, by default
 UNTIMED_BATCHES, TIMED_BATCHES = 3, 2  # per worker: the first bring the queue to the level of a long run
-PILLOW_PER_S = 260  # images a core
+PILLOW_PER_S = 260  # images per core
 
 
 def main(

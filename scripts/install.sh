@@ -1,8 +1,8 @@
 #!/bin/sh
 # One step of the installation into .venv, from the root of the repository: scripts/install.sh venv|packages|ffcv|dali|docs
-# `make install` runs the first four in this order, `make docs` the last. Each leaves .venv/.done/STEP, so that it runs once. ffcv and dali are optional: where
+# `make install` runs the first four in this order, `make docs` the last. Each creates .venv/.done/STEP, so that it runs once. ffcv and dali are optional: where
 # they fail, everything else works, and without their mark the next `make install` tries again.
-# PYTHON: the interpreter that .venv is made with.
+# PYTHON: the interpreter that creates .venv.
 set -eu
 cd "$(dirname "$0")/.."
 venv=.venv python=.venv/bin/python

@@ -115,7 +115,7 @@ def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name == "README.md":
         pytest.skip("its loop needs the quickstart's folders: tests/test_readme.py")
     for home, registry in (("udkd.losses.sample_weight", "_KINDS"), ("udkd.data.backends.registry", "_OPENERS")):
-        module = importlib.import_module(home)  # what a block registers ends with it
+        module = importlib.import_module(home)  # registrations of a block end with it
         monkeypatch.setattr(module, registry, dict(getattr(module, registry, {})), raising=False)
     for block in blocks(page, "python"):
         with torch.random.fork_rng(devices=[]):

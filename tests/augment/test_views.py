@@ -205,7 +205,7 @@ def test_every_window_is_inside(height: int, width: int, side: int, name: str, s
     assert (views.bounds >= 0).all()
     assert (high_y <= limit[0]).all()
     assert (high_x <= limit[1]).all()
-    # Rounding start and length apart may reach one 1/65536 px further than their sum.
+    # Rounding start and length separately may reach one 1/65536 px further than their sum.
     for start, length, low, high in ((top, tall, low_y, high_y), (left, wide, low_x, high_x)):
         assert (low <= start).all()
         assert (start + length <= high + 1).all()
@@ -281,7 +281,7 @@ def test_centre_windows_lie_where_torchvision_s_do(name: str, size: tuple[int, i
     seen = v2.CenterCrop(64)(resize(ramp(*size)))[:, 4:-4, 4:-4]
     top, left, height, width = (drawn(spec, [size]).window[0] / SUBPIXELS).tolist()
     steps = (torch.arange(64) + 0.5)[4:-4] / 64
-    # The filter's sampling bends the ramp by up to 0.05; one output pixel aside would be 0.8 at least.
+    # The filter's sampling bends the ramp by up to 0.05; a shift by one output pixel would be at least 0.8.
     np.testing.assert_allclose(seen[0, :, 0], top + steps * height, atol=0.06)
     np.testing.assert_allclose(seen[1, 0], left + steps * width, atol=0.06)
 

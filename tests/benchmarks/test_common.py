@@ -50,7 +50,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 def test_every_benchmark_is_listed_with_a_line(command: Command) -> None:
     summaries = names()
     assert "loss" in summaries
-    assert all(summaries.values()), "the first line of each file says what it measures"
+    assert all(summaries.values()), "the first line of each file states what it measures"
     listed = command()
     assert listed.code == 0
     for name, line in summaries.items():

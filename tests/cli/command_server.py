@@ -36,7 +36,7 @@ def listen(name: str) -> None:
     listener.listen()
     if os.fork() == 0:
         os.setsid()
-        gc.freeze()  # a collection would touch, and so copy, what a command shares with us
+        gc.freeze()  # a collection would touch, and so copy, memory that commands share with this process
         serve(listener)
 
 
@@ -56,7 +56,7 @@ def serve(listener: socket.socket) -> None:
 
 
 def attend(client: socket.socket, listener: socket.socket) -> None:
-    listener.close()  # no answer would come from it once the server is gone
+    listener.close()  # it would never answer once the server is gone
     client.send(b"[]")
     commands: set[int] = set()
     while True:
@@ -81,7 +81,7 @@ def run(request: dict[str, Any], files: list[int]) -> None:
         os.dup2(file, stream)
     os.chdir(request["folder"])
     os.environ |= request["variables"]
-    tempfile.tempdir = None  # the variables may say another
+    tempfile.tempdir = None  # the environment variables may name another
     if request["limit_bytes"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit_bytes"], request["limit_bytes"]))
     sys.argv = [request["module"], *request["arguments"]]

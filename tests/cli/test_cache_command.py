@@ -106,7 +106,7 @@ def test_verify_recomputes_targets(tmp_path: Path, capsys: pytest.CaptureFixture
     other = make_teacher(tmp_path / "other", seed=1).path
     code, _, err = call(capsys, *again[:4], "--teacher", other, "--device", "cpu", "--recompute", "3")
     assert (code, "teacher_sha256" in err) == (1, True)
-    # Complete, with correct checksums, but not the teacher's predictions: one entropy of one row is another's.
+    # Complete, with correct checksums, but not the teacher's predictions: the entropy of one row is another's.
     file = ViewFile(view_path(cache, 1))
     rows = {name: array.copy() for name, array in file.arrays.items()}
     rows["entropy"][[1, 2]] = rows["entropy"][[2, 1]]
@@ -173,7 +173,7 @@ def test_verify_of_bfloat16_prints_the_bound_that_it_measured(tmp_path: Path, ca
     assert error == pytest.approx([float((p[0] - p[1]).abs().max()), float((w[0] - w[1]).abs().max())], rel=0.06)
     assert error[0] > 1e-4, "or nothing is measured"
     assert [probability_bound, weight_bound] == pytest.approx([2.5e-4 + 2 * error[0], 2e-4 + 2 * error[1]], rel=0.06)
-    # On the machine that built it the predictions are equal: what is left is float16's rounding of logits.
+    # On the machine that built it the predictions are equal: the remaining difference is float16's rounding of logits.
     assert probability <= 2.5e-4
     assert weight <= 2e-4
 

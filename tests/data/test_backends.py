@@ -149,7 +149,7 @@ def backend(name: str, split: Split) -> Iterator[Backend]:
     opened = open_backend(name, split, CPU, workers=2)
     yield opened
     opened.close()
-    opened.close()  # twice does no harm
+    opened.close()  # closing twice is allowed
 
 
 def check(batches: list[Batch], order: np.ndarray, batch_size: int, split: Split) -> None:
@@ -267,7 +267,7 @@ def test_a_resumed_epoch_reads_nothing_before_its_first_step(name: str, split: S
     read, original = [], getattr(owner, method)
 
     def noted(self: object, *arguments: object) -> object:
-        read.extend(np.atleast_1d(arguments[0]).tolist())  # one id, or some
+        read.extend(np.atleast_1d(arguments[0]).tolist())  # one id or several
         return original(self, *arguments)
 
     monkeypatch.setattr(owner, method, noted)
@@ -445,7 +445,7 @@ def test_leaving_early_leaks_nothing(name: str, split: Split) -> None:
     for _ in range(20):
         for _batch in backend.epoch(split.ids, 8):
             break
-    backend.epoch(split.ids, 8)  # never begun
+    backend.epoch(split.ids, 8)  # never iterated
     assert wait_until(lambda: all_threads() <= threads)
     assert open_files() <= files
     backend.close()
@@ -465,7 +465,7 @@ def test_many_early_ends_and_many_epochs_leave_everything_flat(name: str, split:
         for _ in range(whole):
             assert sum(len(batch.ids) for batch in backend.epoch(ids, 4)) == 16
 
-    gc.freeze()  # what was there before is not looked through, which takes most of a second
+    gc.freeze()  # existing objects are not traversed, which would take most of a second
     rounds(ends // 5, epochs // 5)
     gc.collect()
     threads, files, memory = all_threads(), open_files(), psutil.Process().memory_info().rss
@@ -605,7 +605,7 @@ def test_auto_skips_a_package_that_does_not_load(
         assert "\n" not in why
     for name, message in (("ffcv", "FFCV cannot be used"), ("dali", "DALI cannot be used")):
         if name == "ffcv" and not HAS_FFCV:
-            continue  # samples.beton is looked at first, and is not there
+            continue  # samples.beton is checked first and is missing
         with pytest.raises(ConfigError) as caught:
             open_backend(name, dataset.split("val"), CPU)
         assert message in str(caught.value)

@@ -99,7 +99,7 @@ def _see(spec: ViewSpec, split: Split) -> None:
 def survives(path: Path, out: Path) -> str:
     """Every use of a folder succeeds or fails with one line; returns the line of opening it."""
     try:
-        dataset = DatasetFolder.open(path)  # which is what they all begin with
+        dataset = DatasetFolder.open(path)  # the first step of every use
     except UserError as error:
         return str(error)
     for use in (lambda: verify(path, SILENT), lambda: write_contact_sheet(path, out / "s.png"), lambda: list(info_lines(path))):

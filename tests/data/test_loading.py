@@ -158,7 +158,7 @@ def test_copies_start_ahead_and_finish_where_they_are_used() -> None:
     for batch in copy_ahead(batches(20), copier, "test"):
         ids.append(int(batch.ids[0]))
         assert copier.finished == ids
-        assert len(copier.started) <= len(ids) + 4  # two ready, one on its way, one in the consumer's hands
+        assert len(copier.started) <= len(ids) + 4  # two ready, one in flight, one with the consumer
     assert ids == copier.started == list(range(20))
 
 

@@ -24,7 +24,7 @@ from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.files import write_json
 
 needs_ffcv()
-pytestmark = pytest.mark.timeout(scaled(120))  # FFCV's loader blocks for ever if its thread fails
+pytestmark = pytest.mark.timeout(scaled(120))  # FFCV's loader blocks forever if its thread fails
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_a_damaged_shard_leaves_no_file(copy: DatasetFolder) -> None:
     with open(split.shard_path(sample_id), "r+b") as file:
         file.seek(int(split.offset[sample_id]) + 40)
         file.write(b"\0\0\0\0")
-    discard_formats(copy, ["ffcv"])  # else what is there stays
+    discard_formats(copy, ["ffcv"])  # otherwise the existing file stays
     with pytest.raises(DataError, match=f"train sample {sample_id} "):
         derive_formats(copy, ["ffcv"], workers=1, observer=Notes())
     assert not list(split.path.glob("*beton*"))

@@ -47,7 +47,7 @@ def test_the_picture_holds_the_stored_images(tmp_path: Path) -> None:
     accent = np.array([int(ACCENT[n : n + 2], 16) for n in (1, 3, 5)])
     captions = np.abs(pixels[top + CELL :, :, :] - accent).sum(axis=2).min(axis=0)
     second = MARGIN + CELL + 20
-    assert set(np.flatnonzero(captions < 30)) <= set(range(second, second + CELL))  # only the fixed one says so
+    assert set(np.flatnonzero(captions < 30)) <= set(range(second, second + CELL))  # only the fixed one is labelled so
     assert (captions < 30).any()
     assert write_contact_sheet(folder.path, tmp_path / "v.png", split="val") == 2
 

@@ -67,7 +67,7 @@ def test_formats_of_an_earlier_attempt_do_not_stay(tmp_path: Path) -> None:
     assert folder.formats == ("shards", *WRITERS)
     write_json(
         folder.path / "unfinished.json", ConvertSettings(side=64).output_options()
-    )  # as a kill just before the end leaves it
+    )  # as after a kill just before the end
     converted(tree, folder.path, formats=())
     assert contents(folder.path) == intact
 

@@ -93,7 +93,7 @@ def test_intact_files_keep_their_pixels(name: str, repair: bool) -> None:
         simplejpeg.decode_jpeg(data, strict=True)
     prepared = prepare(data, replace(PAD, repair=repair))
     assert prepared.note == note
-    wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))  # Pillow passes no warning on
+    wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))  # Pillow reports no warnings
     assert np.array_equal(simplejpeg.decode_jpeg(prepared.jpeg, strict=True), wanted)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(prepared.jpeg)).convert("RGB")), wanted)
     assert prepare(prepared.jpeg, PAD).jpeg is prepared.jpeg, "nothing is left to mend"

@@ -85,7 +85,7 @@ def test_a_listing_takes_a_hundred_bytes_an_image() -> None:
 
 def test_a_manifest_takes_its_columns_and_no_more() -> None:
     kept, peak = bytes_each(lambda count: rows_to_columns(row(n) for n in range(count)))
-    assert kept < 140  # 81, two texts of 22 bytes and less, and what growing leaves
+    assert kept < 140  # 81, two texts of 22 bytes and less, and spare capacity
     assert peak < 200
 
 

@@ -224,7 +224,7 @@ def test_fix_keeps_intact_parts(tree: Path, tmp_path: Path) -> None:
     intact = np.asarray(Image.open(io.BytesIO(LARGE)))[:height].astype(int)
     assert np.abs(split.pixels(n)[:height, :width] - intact).mean() < 2  # real rows, to the last one
     assert np.abs(split.pixels(n)[height - 1, :width] - intact[-1]).mean() < 3
-    # The same whether it was chosen at once or after another policy left its shards.
+    # The same whether the policy was chosen first or after another policy left its shards.
     with pytest.raises(DataError, match=r"13 of 39 images cannot be used.*--on-bad skip to leave them out, or fix to"):
         converted(tree, tmp_path / "e", side=256, shard_samples=7)
     converted(tree, tmp_path / "e", side=256, shard_samples=7, on_bad="fix")

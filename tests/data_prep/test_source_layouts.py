@@ -492,7 +492,7 @@ def test_betons_of_ffcv_s_own_writer(tmp_path: Path, mode: str) -> None:
             assert np.abs(pixels - np.asarray(picture(f"{split}{n}", 30 + n, 50 - n))).mean() < 8
     notes = set(folder.split("train").note)
     possible = {"jpg": {""}, "raw": {"PPM to JPEG"}, "proportion": {"", "PPM to JPEG"}}[mode]
-    assert notes <= possible  # FFCV draws which of a proportion it encodes
+    assert notes <= possible  # FFCV chooses at random which images it encodes
 
 
 def test_betons_that_are_refused(tmp_path: Path) -> None:

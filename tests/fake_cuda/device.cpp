@@ -129,10 +129,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
 }
 static int succeed() { return 0; }
 cudaError_t cudaGetDriverEntryPointByVersion(
-    const char* symbol, void** function, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* found) {
+    const char* symbol, void** function, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* result) {
     *function = dlsym(RTLD_DEFAULT, symbol);
     if (!*function) *function = (void*)succeed;
-    if (found) *found = cudaDriverEntryPointSuccess;
+    if (result) *result = cudaDriverEntryPointSuccess;
     return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {

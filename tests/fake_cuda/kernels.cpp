@@ -11,8 +11,8 @@ static Names& kernels() {  // on first use: kernels register before this file's 
     return *names;
 }
 static std::string name_of(const void* kernel) {
-    auto found = kernels().find(kernel);
-    return found == kernels().end() ? "a kernel" : found->second;
+    auto it = kernels().find(kernel);
+    return it == kernels().end() ? "a kernel" : it->second;
 }
 struct Launch {
     dim3 grid, block;
@@ -46,9 +46,9 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void**, 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void**) {
     return enqueue(config->stream, name_of(kernel), config->gridDim, config->blockDim, config->dynamicSmemBytes);
 }
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, const void*) {
-    memset(found, 0, sizeof *found);
-    return found->maxThreadsPerBlock = 1024, found->numRegs = 32, found->binaryVersion = found->ptxVersion = 90, cudaSuccess;
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+    memset(attributes, 0, sizeof *attributes);
+    return attributes->maxThreadsPerBlock = 1024, attributes->numRegs = 32, attributes->binaryVersion = attributes->ptxVersion = 90, cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads, size_t) {
     return *blocks = 2048 / (threads > 0 ? threads : 128), cudaSuccess;

@@ -45,11 +45,11 @@ cudaError_t cudaFree(void* address) {
     LOCKED;
     if (!address) return cudaSuccess;
     if (breaks_capture("cudaFree")) return capture_error();
-    auto found = ranges.find((const char*)address);
-    if (found == ranges.end()) return report_misuse("free of memory that was not allocated"), set_error(cudaErrorInvalidValue);
-    if (found->second.on_device) used -= found->second.size;
-    munmap(address, found->second.size);
-    ranges.erase(found);
+    auto it = ranges.find((const char*)address);
+    if (it == ranges.end()) return report_misuse("free of memory that was not allocated"), set_error(cudaErrorInvalidValue);
+    if (it->second.on_device) used -= it->second.size;
+    munmap(address, it->second.size);
+    ranges.erase(it);
     return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* address) { return cudaFree(address); }
@@ -67,13 +67,13 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
     LOCKED;
     return *total = MEMORY, *free = MEMORY - CONTEXT - used, cudaSuccess;
 }
-cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* address) {
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address) {
     LOCKED;
-    memset(found, 0, sizeof *found);
+    memset(attributes, 0, sizeof *attributes);
     const Range* range = range_of(address);
-    found->type = !range ? cudaMemoryTypeUnregistered : range->on_device ? cudaMemoryTypeDevice : cudaMemoryTypeHost;
-    found->device = range ? 0 : -2;
-    (is_device_memory(address) ? found->devicePointer : found->hostPointer) = (void*)address;
+    attributes->type = !range ? cudaMemoryTypeUnregistered : range->on_device ? cudaMemoryTypeDevice : cudaMemoryTypeHost;
+    attributes->device = range ? 0 : -2;
+    (is_device_memory(address) ? attributes->devicePointer : attributes->hostPointer) = (void*)address;
     return cudaSuccess;
 }
 // The host reads zeros: nothing was computed.

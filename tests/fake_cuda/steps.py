@@ -53,7 +53,7 @@ def counts_since(before: dict[str, int]) -> dict[str, int]:
 def main(recipes: dict[str, list[str]], px: int, batch: int) -> None:
     """Run two epochs of each recipe: the first compiles and captures, the second costs what every later one does."""
     device = torch.device("cuda")
-    inductor.triton.autotune_pointwise = False  # one variant of each kernel: on the fake none is faster
+    inductor.triton.autotune_pointwise = False  # one variant of each kernel: none is faster on the fake device
     for network in (tiny, pooled):
         network.__module__ = f"torchvision.models.{network.__name__}"  # the only networks that a recipe accepts
         register_model()(network)

@@ -73,7 +73,7 @@ def test_stages_of_a_resnet_are_its_stem_and_layers() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.filterwarnings("ignore:NOTE. The nodes")  # dropout is no node in evaluation mode
+@pytest.mark.filterwarnings("ignore:NOTE. The nodes")  # dropout is not a node in evaluation mode
 @pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v2"])
 def test_tapped_maps_are_those_of_torchvision_s_extractor(architecture: str) -> None:
     model = network(architecture).eval()

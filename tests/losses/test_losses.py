@@ -121,7 +121,7 @@ SETTINGS = [
 @pytest.mark.parametrize("weighted", [True, False])
 def test_equals_the_formula_in_float64(settings: LossSettings, students: int, weighted: bool) -> None:
     if students == 1 and settings.alpha == settings.beta == 0:
-        return  # nothing is learnt: recipes refuse it
+        return  # all weights are 0: recipes refuse it
     logits, labels, teacher, weight = inputs(students)
     given = (logits, labels, teacher if settings.beta else None, weight if weighted else None)
     paper = Paper(settings, *given)

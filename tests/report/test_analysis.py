@@ -153,7 +153,7 @@ def test_gain_needs_evidence() -> None:
     assert gain(true, true).verdict == "no clear difference"
     assert gain(true[:0], true[:0]).verdict == "no clear difference"
     verdicts = [gain(np.arange(300) < changed, np.zeros(300, bool)).verdict for changed in (1, 5, 6)]
-    assert verdicts == ["no clear difference", "no clear difference", "improves"]  # as least_claim has it for studies
+    assert verdicts == ["no clear difference", "no clear difference", "improves"]  # as least_claim does for studies
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 3)] * 3, st.booleans()), max_size=60))

@@ -62,7 +62,7 @@ def test_consistency_of_the_papers_numbers() -> None:
         (round(after.top1 - before.top1, 2), round(after.top5 - before.top5, 2))
         for before, after in zip(paper.TABLE_1[:2], paper.TABLE_1[2:], strict=True)
     ]
-    assert gains == [(1.98, 1.82), (0.92, 1.0)]  # 2.04 is printed for the first: the footnote says so
+    assert gains == [(1.98, 1.82), (0.92, 1.0)]  # the paper prints 2.04 for the first; the footnote notes it
     assert (paper.TABLE_1_GAINS[0].top1, "1.98" in paper.NOTE_GAINS) == (2.04, True)
     assert round(paper.MEAN_NORMALISED_ENTROPY * 4.605, 3) == 0.847
     assert "0.847" in paper.NOTE_ENTROPY
@@ -80,8 +80,8 @@ def test_consistency_of_the_papers_numbers() -> None:
         (UNCERTAINTY, [], {2: (0, 1)}),
         (HARD, [], {0: (0, 1)}),
         ((*HARD, 'loss.sample_weight="constant"'), [], {0: (0, 1)}),
-        ((*DUAL, RESNET_ONLY), [], {}),  # alone there are no peers, and (.4, .4, 0) is no row of the paper
-        ((*DUAL, THREE), [], {}),  # other peers than the paper's
+        ((*DUAL, RESNET_ONLY), [], {}),  # alone there are no peers, and (.4, .4, 0) is not a row of the paper
+        ((*DUAL, THREE), [], {}),  # peers other than the paper's
         ((*BASELINE, THREE), [0, 1], {1: (0, 1)}),  # without peers each learns alone
         ((*BASELINE, TWINS), [], {}),  # which of the two?
         ((*DUAL, 'loss.sample_weight="constant"'), [], {}),
@@ -115,7 +115,7 @@ def test_a_run_fills_only_its_rows(overrides: tuple[str, ...], rows_1: list[int]
             values = by_architecture.get(("resnet18", "mobilenet_v2")[column])
             cell = third.rows[index].cells[2 + column]
             assert cell == (f"{values['top1']:.1f}" if column in columns else None)
-    # A gap is a gap: no cell of this run is a zero.
+    # Missing values stay empty: no cell of this run is a zero.
     assert not [cell for table in (first, third) for row in table.rows for cell in run_cells(row) if cell and float(cell) == 0]
 
 

@@ -391,7 +391,7 @@ def test_finished_runs_are_not_repeated(dataset: DatasetFolder, teacher: Teacher
     assert len(before) == 8  # four runs: the third arm is the second
     assert run_study(small_plan(), context(finished, dataset, teacher)).complete
     assert {path: path.stat().st_mtime_ns for path in sorted(finished.glob("runs/*/checkpoints/*"))} == before
-    assert len(list((finished / "caches").iterdir())) == 2  # one cache and what it cost
+    assert len(list((finished / "caches").iterdir())) == 2  # one cache and its cost file
 
 
 def test_stored_numbers_equal_those_of_the_runs(dataset: DatasetFolder, teacher: TeacherFolder, finished: Path) -> None:

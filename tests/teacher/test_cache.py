@@ -164,7 +164,7 @@ def test_a_missing_view_is_named_the_last_one_too(tmp_path: Path) -> None:
         cache = Cache.open(tmp_path)
         assert cache.missing == tuple(gone)
         assert unexpected_files(cache) == [f"view {view} is missing" for view in gone]
-        build(tmp_path, [view for view in range(3) if view not in gone])  # a build of what is there forgets nothing
+        build(tmp_path, [view for view in range(3) if view not in gone])  # rebuilding existing views keeps the others
         assert Cache.open(tmp_path).missing == tuple(gone)
         build(tmp_path, range(3))
         assert contents(tmp_path) == intact
@@ -386,7 +386,7 @@ def test_a_block_of_another_view_is_damage(tmp_path: Path) -> None:
 
 def test_a_copy_for_a_device_is_verified_completely(tmp_path: Path) -> None:
     build(tmp_path, [0])
-    elsewhere = torch.device("meta")  # stands for a GPU: a copy is made, and there is nothing to look at
+    elsewhere = torch.device("meta")  # stands in for a GPU: a copy is made, whose values cannot be read
     table = Cache.open(tmp_path).lookup_table(0, elsewhere)
     logits, weight = table.lookup(torch.zeros(3, dtype=torch.int64, device=elsewhere))
     assert (logits.shape, weight.shape) == ((3, CLASSES), (3,))
@@ -555,7 +555,7 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
         if process.returncode == 0:
             if kills == 3:
                 break
-            shutil.rmtree(folder)  # it was through before the signal came
+            shutil.rmtree(folder)  # it finished before the signal
             continue
         for path in folder.glob("view-*.udkd"):
             assert path.read_bytes() == view_path(tmp_path / "complete", int(path.stem[-4:])).read_bytes()

@@ -25,7 +25,7 @@ def test_twenty_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(killed) >= KILLS // 4, "builds were hit before they ended"
     assert any(each["after"] > 0 for each in killed)
     assert all(each["after"] >= each["before"] + each["reported"] for each in attempts), "a block reported as done was lost"
-    # A kill costs at most the block in work: all builds together computed no more than each block once and one a kill.
+    # A kill costs at most the current block: all builds together computed at most each block once and one per kill.
     complete = build(tmp_path / "complete", dataset, teacher, VIEWS)
     blocks = attempts[-1]["after"]
     assert sum(each["reported"] for each in attempts) <= blocks

@@ -76,7 +76,7 @@ def test_cached_features_are_the_live_ones(
         assert torch.equal(ours.weight, theirs.weight)
 
 
-@pytest.mark.filterwarnings("ignore:NOTE. The nodes")  # dropout is no node in evaluation mode
+@pytest.mark.filterwarnings("ignore:NOTE. The nodes")  # dropout is not a node in evaluation mode
 def test_features_are_the_mean_of_the_deepest_map(cache: Cache, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     """Against torchvision's extractor in float64."""
     model = build("squeezenet1_1", 4, image_px=32, seed=0)
@@ -192,7 +192,7 @@ def test_processes_and_interruptions_leave_the_same_bytes(
 
 
 def test_a_table_on_a_device_has_features_on_request(cache: Cache) -> None:
-    elsewhere = torch.device("meta")  # stands for a GPU
+    elsewhere = torch.device("meta")  # stands in for a GPU
     ids = torch.zeros(3, dtype=torch.int64, device=elsewhere)
     assert cache.lookup_table(0, elsewhere, features=True).features(ids).shape == (3, D)
     with pytest.raises(KeyError):

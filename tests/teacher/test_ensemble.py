@@ -227,7 +227,7 @@ def test_controls(tmp_path: Path, dataset: DatasetFolder, teachers: list[Teacher
     torch.testing.assert_close(weights(mean_one=True).double(), plain.double() / mean)
     torch.testing.assert_close(weights(kind="margin", mean_one=True).double().mean(), torch.tensor(1.0).double())
     assert weights(control="equal_mean", mean_one=True).unique().tolist() == [1.0]
-    elsewhere = cache.lookup_table(0, torch.device("meta"))  # stands for a GPU
+    elsewhere = cache.lookup_table(0, torch.device("meta"))  # stands in for a GPU
     assert elsewhere.lookup(ids.to("meta"))[1].shape == ids.shape
 
 

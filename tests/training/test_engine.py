@@ -121,7 +121,7 @@ def test_three_graphs_and_no_recompiles(
     warm = dict(counters["stats"])
     assert warm["unique_graphs"] == 2, "the floating part of the augmentation; students and loss"
     assert len(backward_graphs) == 1
-    trainer._train_epoch(1, 0)  # evaluation lay between
+    trainer._train_epoch(1, 0)  # with an evaluation in between
     trainer.close()
     assert dict(counters["stats"])["unique_graphs"] == warm["unique_graphs"]
     assert len(backward_graphs) == 1

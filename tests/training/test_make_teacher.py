@@ -51,7 +51,7 @@ def imagenet_model(architecture: str) -> torch.nn.Module:
     model = torchvision.models.get_model(architecture, weights=None, num_classes=1000)
     for parameter in model.parameters():
         if parameter.dim() == 1:
-            torch.nn.init.uniform_(parameter, 0.5, 1.0)  # biases that tell the rows apart
+            torch.nn.init.uniform_(parameter, 0.5, 1.0)  # distinguishable biases
     return model.eval()
 
 
@@ -191,7 +191,7 @@ def test_impossible_weights_are_refused(tmp_path: Path) -> None:
         torch.save(state | {HEAD: change(state[HEAD])}, file)
         with pytest.raises(DataError, match=f"{HEAD}.*{message}"):
             from_weights(SMALL, file, CLASSES)
-    giant = torch.zeros(1).expand(10**12)  # four bytes of a file that claim four terabytes
+    giant = torch.zeros(1).expand(10**12)  # four bytes in the file that claim four terabytes
     torch.save(state | {"classifier.1.bias": giant}, file)
     with pytest.raises(DataError, match=r"classifier\.1\.bias is \[1000000000000\], expected \[4\]"):
         from_weights(SMALL, file, CLASSES)

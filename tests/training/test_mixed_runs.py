@@ -197,7 +197,7 @@ def test_wrong_pairings_are_one_line(settings: list[str], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-# --- weights that move
+# --- scheduled weights
 
 
 def test_schedules_at_their_ends_and_between() -> None:
@@ -329,7 +329,7 @@ def test_a_late_student_begins_its_schedule_when_it_joins() -> None:
     assert 0 < rates[49] < 1e-3
 
 
-# --- students that start part-trained
+# --- students that start pretrained
 
 
 def test_a_student_starts_from_another_run(bench: Bench) -> None:
@@ -341,7 +341,7 @@ def test_a_student_starts_from_another_run(bench: Bench) -> None:
     assert torch.equal(begun["student.0.classifier.1.weight"], trained["student.0.classifier.1.weight"])
     assert len(RunFolder.open(out).provenance["starts"]["squeezenet1_1"]) == 64
     first.rename(bench.root / "moved")
-    bench.run("second", recipe, resume=True)  # a checkpoint holds the weights: the first run is needed no longer
+    bench.run("second", recipe, resume=True)  # a checkpoint holds the weights: the first run is no longer needed
     with pytest.raises(RunError, match="is no run"):
         bench.run("third", recipe)
     (bench.root / "moved").rename(first)

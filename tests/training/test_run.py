@@ -155,7 +155,7 @@ def test_checkpoints_that_are_not_what_was_written(tmp_path: Path) -> None:
     (tmp_path / "elsewhere.safetensors").write_bytes(data)
     rewrite_json(run.path / "checkpoints" / "last.json", lambda values: values | {"file": "../../elsewhere.safetensors"})
     with pytest.raises(RunError, match=r"last.json cannot be read \(file is '../../elsewhere.safetensors'"):
-        run.load()  # a run that came from elsewhere names nothing outside itself
+        run.load()  # a copied run must not refer to files outside itself
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_function_for_machine_code_gives_the_same(library: bool, monkeypatch
         monkeypatch.delattr(google_crc32c, "_crc32c")
     function = crc32c_function()
     assert isinstance(function, ctypes._CFuncPtr)
-    assert hasattr(function, "__name__") == library  # a C function of that name, or a way back into Python
+    assert hasattr(function, "__name__") == library  # a C function of that name, or the Python implementation
     vector = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8)
     for start, stop in ((0, 3000), (1, 2), (7, 2050), (5, 5)):
         assert function(vector.ctypes.data + start, stop - start) == bit_by_bit(vector[start:stop].tobytes())

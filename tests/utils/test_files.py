@@ -71,7 +71,7 @@ def test_a_kill_leaves_old_or_new(tmp_path: Path, moment: str) -> None:
     code = subprocess.run(python(KILLED_AT, path, moment), check=False).returncode
     assert code == (0 if moment == "never" else -signal.SIGKILL)
     assert path.read_bytes() == MOMENTS[moment]
-    write_bytes(path, b"again")  # what the kill left does no harm
+    write_bytes(path, b"again")  # leftovers of the kill do no harm
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"again"
 
@@ -171,7 +171,7 @@ def test_the_second_writer_names_the_first_and_a_kill_frees_the_folder(tmp_path:
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == "held\n"
-        for _ in range(2):  # asking does not wipe the holder's name
+        for _ in range(2):  # a failed attempt keeps the holder's name
             with pytest.raises(BusyError) as caught, FolderLock(tmp_path):
                 pass
             assert f"process {holder.pid};" in str(caught.value)
@@ -205,7 +205,7 @@ held = 0
 while held < rounds:
     try:
         with FolderLock(folder):
-            os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))  # fails where two are inside
+            os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))  # fails if two hold the lock
             number = int((folder / "count").read_text())
             (folder / "count").write_text(str(number + 1))
             (folder / "inside").unlink()

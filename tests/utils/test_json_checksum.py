@@ -37,7 +37,7 @@ def test_every_flipped_bit_is_found(write: Callable[..., bytes], read: Callable[
                 values = read(bytes(changed))
             except ValueError:
                 continue
-            # Only the name of the checksum itself can hide: as a key that no model knows.
+            # Only a change of the checksum's own key can go unnoticed: it becomes an unknown key.
             assert values.keys() - VALUES.keys(), f"bit {bit} of byte {index}"
 
 

@@ -33,7 +33,7 @@ def test_no_further_ahead_than_its_depth() -> None:
     for taken in range(1, 20):
         next(batches)
         time.sleep(0.005)
-        assert len(made) <= taken + 3 + 1  # in the queue, and in the hand of the thread
+        assert len(made) <= taken + 3 + 1  # in the queue, and held by the thread
     batches.close()  # type: ignore[attr-defined]
 
 
@@ -64,7 +64,7 @@ def test_odd_exceptions_do_not_hang(error: type[BaseException]) -> None:
             raise error
 
     batches = prefetch(Items(), 1, "stage-odd")
-    if error is StopIteration:  # the ordinary end
+    if error is StopIteration:  # the normal end
         assert list(batches) == []
     else:
         with pytest.raises(error):

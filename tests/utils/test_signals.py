@@ -31,7 +31,7 @@ def test_a_signal_becomes_an_exception_once(kind: signal.Signals) -> None:
             cleaned.append("never reached")
         finally:
             for other in STOP_SIGNALS:
-                os.kill(os.getpid(), other)  # an impatient second and third: ignored while cleaning up
+                os.kill(os.getpid(), other)  # a second and third signal: ignored while cleaning up
             cleaned.append("cleaned")
 
     with pytest.raises(Stopped) as caught, signal_handler(raise_stopped):
