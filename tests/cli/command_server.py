@@ -42,16 +42,16 @@ def listen(name: str) -> None:
 
 def serve(listener: socket.socket) -> None:
     listener.settimeout(_IDLE_S)
-    attending: set[int] = set()
+    children: set[int] = set()
     served = False
-    while attending or not served:
-        attending = {each for each in attending if not os.waitpid(each, os.WNOHANG)[0]}
+    while children or not served:
+        children = {each for each in children if not os.waitpid(each, os.WNOHANG)[0]}
         try:
             client, _ = listener.accept()
         except TimeoutError:
             continue
         with client:
-            attending.add(forked(attend, client, listener))
+            children.add(forked(attend, client, listener))
         served = True
 
 

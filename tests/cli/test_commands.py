@@ -96,7 +96,7 @@ def test_mistakes_in_naming_things(
     refused(here("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is no run")
     refused(here("teacher", "import", dataset.path, out, "--run", out, "--weights", out), "--run and --weights are both given")
     refused(here("teacher", "fit", dataset.path, teacher.path), "already holds a teacher; expected a new folder")
-    assert not out.exists(), "nothing was begun"
+    assert not out.exists(), "nothing was started"
     assert call("train", "--help").code == 0
     assert call().code != 0
     incomplete = call("train", "smoke")
@@ -132,7 +132,7 @@ def test_what_does_not_fit(
     refused(train("--set", "train.batch_size=25"), "train.batch_size = 25 is more than the 24 training images")
     small = ["--set", "views.size_px=2", "--set", "loss.beta=0"]
     failed(train(*small), "squeezenet1_1 cannot take 2 px images", "change views.size_px")
-    assert not out.exists(), "nothing was begun"
+    assert not out.exists(), "nothing was started"
     failed(train("--resume"), "out is no run")
     assert not out.exists()
     result = here("cache", "build", dataset.path, other_teacher, cache, "--recipe", "smoke", *SETTINGS)
@@ -223,7 +223,7 @@ def test_fit_evaluate_import(call: Call, tmp_path: Path, dataset: DatasetFolder)
     assert result.code == 0, result
     result = call("eval", out)
     assert result.code == 0, result
-    assert "teacher squeezenet1_0" in result.out, "the run remembers who taught it"
+    assert "teacher squeezenet1_0" in result.out, "the run records its teacher"
     imported = tmp_path / "imported"
     result = call("teacher", "import", dataset.path, imported, "--run", out, "--recipe", recipe)
     assert result.code == 0, result
@@ -252,8 +252,8 @@ def test_a_full_disk_and_then_room(
     failed(call(*arguments, limit_bytes=limit_bytes), str(out), "File too large", "free some space")
     assert not list(out.rglob("*.tmp"))
     failed(call("eval", out), "is no run" if limit_bytes < 10_000 else "no checkpoint yet")
-    begun = (out / "config.json").exists()
-    assert call(*arguments, *(["--resume"] if begun else [])).code == 0
+    started = (out / "config.json").exists()
+    assert call(*arguments, *(["--resume"] if started else [])).code == 0
     assert checkpoint(out) == checkpoint(finished)
     if limit_bytes < 10_000:
         build_arguments = ["cache", "build", dataset.path, teacher.path, again, "--recipe", "smoke", *SETTINGS]
@@ -348,8 +348,8 @@ def test_two_trainings_of_one_run(
     assert "the same command with --resume continues" in stopped.last
 
 
-def signal_when(there: Path, command: Command, kind: signal.Signals) -> Result:
-    assert wait_until(lambda: there.exists() or command.ended())
+def signal_when(path: Path, command: Command, kind: signal.Signals) -> Result:
+    assert wait_until(lambda: path.exists() or command.ended())
     command.send_signal(kind)
     return command.finish()
 

@@ -79,14 +79,14 @@ def test_killed_at_any_moment_the_same_command_resumes(
 
 
 def wait_for_runs(out: Path, count: int, command: Command) -> None:
-    def there() -> bool:
+    def started() -> bool:
         return len(list(out.glob("runs/*/checkpoints/last.json"))) >= count
 
-    assert wait_until(lambda: there() or command.ended())
-    assert there(), command.finish()
+    assert wait_until(lambda: started() or command.ended())
+    assert started(), command.finish()
 
 
-def test_time_is_up(tmp_path: Path, dataset: DatasetFolder, grid: Path) -> None:
+def test_max_minutes(tmp_path: Path, dataset: DatasetFolder, grid: Path) -> None:
     arguments = ["study", grid, "--data", dataset.path, "--out", tmp_path / "o", "--set", "fit.architecture='squeezenet1_1'"]
     result = run(*arguments, "--max-minutes", 0.01, "--set", "fit.epochs=400")
     assert result.code == 75, result

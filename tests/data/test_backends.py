@@ -368,9 +368,9 @@ def test_each_backend_reads_only_its_file(dataset: DatasetFolder, tmp_path: Path
     in_shard, in_beton = split.ids[[3, 40]].tolist()
     flip_in_shard(split, in_shard)
     flip_in_beton(split, in_beton)
-    for name, broken, whole in (("ffcv", in_beton, in_shard), ("folder", in_shard, in_beton)):
+    for name, broken, intact in (("ffcv", in_beton, in_shard), ("folder", in_shard, in_beton)):
         backend = open_backend(name, split, CPU, workers=2)
-        assert [len(batch.ids) for batch in backend.epoch(np.array([whole]), 1)] == [1]
+        assert [len(batch.ids) for batch in backend.epoch(np.array([intact]), 1)] == [1]
         with pytest.raises(DataError, match=f"train sample {broken} "):
             list(backend.epoch(np.array([broken]), 1))
         backend.close()
@@ -458,11 +458,11 @@ def test_many_early_ends_and_many_epochs_leave_everything_flat(name: str, split:
     backend = open_backend(name, split, CPU, workers=2)
     ids = split.ids[:16]
 
-    def rounds(early: int, whole: int) -> None:
+    def rounds(early: int, intact: int) -> None:
         for _ in range(early):
             for _batch in backend.epoch(ids, 4):
                 break
-        for _ in range(whole):
+        for _ in range(intact):
             assert sum(len(batch.ids) for batch in backend.epoch(ids, 4)) == 16
 
     gc.freeze()  # existing objects are not traversed, which would take most of a second
@@ -518,7 +518,7 @@ def test_a_backend_from_outside_the_package(split: Split, monkeypatch: pytest.Mo
     monkeypatch.setattr(registry, "_OPENERS", dict(registry._OPENERS))
 
     @registry.register("mine")
-    def open_mine(split: Split, device: torch.device, *, workers: int) -> Backend:
+    def open_custom(split: Split, device: torch.device, *, workers: int) -> Backend:
         return folder_backend.FolderBackend(split, device, workers=workers)
 
     lines: list[str] = []
@@ -700,11 +700,11 @@ def check_within_bound(batches: list[Batch], order: np.ndarray, split: Split) ->
         for canvas, sample_id in zip(batch.canvas.numpy(), batch.ids.tolist(), strict=True):
             height, width = split.sizes[sample_id, 2:].tolist()
             apart = np.abs(canvas.astype(int) - split.pixels(sample_id))
-            whole_chroma = split.source[sample_id].startswith(("444/", "grey/"))
+            full_chroma = split.source[sample_id].startswith(("444/", "grey/"))
             assert not apart[height:].any()
             assert not apart[:, width:].any()
-            assert apart.max() <= (4 if whole_chroma else 48), split.describe(sample_id)
-            assert apart[:height, :width].mean() < (1 if whole_chroma else 2), split.describe(sample_id)
+            assert apart.max() <= (4 if full_chroma else 48), split.describe(sample_id)
+            assert apart[:height, :width].mean() < (1 if full_chroma else 2), split.describe(sample_id)
 
 
 def test_the_bound_can_fail(split: Split) -> None:

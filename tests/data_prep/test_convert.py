@@ -328,7 +328,7 @@ def test_verify_finds_any_flipped_byte(tmp_path: Path) -> None:
     assert "belongs to no sample" in verify(tmp_path / "d", Silent())[0]
 
 
-def begun(process: subprocess.Popen[str], folder: Path, pattern: str) -> bool:
+def has_started(process: subprocess.Popen[str], folder: Path, pattern: str) -> bool:
     return any(folder.glob(pattern)) or process.poll() is not None
 
 
@@ -341,9 +341,9 @@ def test_killed_conversions_continue_to_the_same_bytes(tmp_path: Path) -> None:
     options = ("--side", 64, "--formats", "resident,dali", "--workers")
     assert run("convert", tree, tmp_path / "complete", *options, 1)[0] == 0
     intact = contents(tmp_path / "complete")
-    for there, workers in (("samples-00000.rows.json", 2), ("canvas.npy*", 1), ("samples-*.tfrecord*", 1)):
+    for pattern, workers in (("samples-00000.rows.json", 2), ("canvas.npy*", 1), ("samples-*.tfrecord*", 1)):
         process = start("convert", tree, tmp_path / "d", *options, workers)
-        assert wait_until(partial(begun, process, tmp_path / "d" / "train", there), every_s=0.002)
+        assert wait_until(partial(has_started, process, tmp_path / "d" / "train", pattern), every_s=0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=scaled(20))
         if (tmp_path / "d" / "dataset.json").exists():  # it finished before the kill: everything is there

@@ -89,7 +89,7 @@ def sixteen_bit() -> Image.Image:
     return Image.fromarray((np.asarray(picture(4, mode="L")).astype(np.uint16) << 8) + 7)
 
 
-ZOO: list[tuple[str, bytes, Image.Image, str]] = [
+FORMATS: list[tuple[str, bytes, Image.Image, str]] = [
     ("cmyk", encoded(picture(4).convert("CMYK")), picture(4), "CMYK to YCbCr"),
     ("rgb jpeg", encoded(picture(4), keep_rgb=True), picture(4), "RGB to YCbCr"),
     ("png", encoded(picture(4), "PNG"), picture(4), "PNG to JPEG"),
@@ -109,7 +109,7 @@ ZOO: list[tuple[str, bytes, Image.Image, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("data", "image", "note"), [case[1:] for case in ZOO], ids=[case[0] for case in ZOO])
+@pytest.mark.parametrize(("data", "image", "note"), [case[1:] for case in FORMATS], ids=[case[0] for case in FORMATS])
 def test_other_kinds_become_rgb_jpegs(data: bytes, image: Image.Image, note: str) -> None:
     prepared = prepare(data, PAD)
     stored = opened(prepared)
@@ -184,7 +184,7 @@ def test_damaged_bytes_raise_only_bad_image() -> None:
     """Random damage to every kind: prepared or refused, and kept bytes decode in Pillow to the stated size."""
     rng = np.random.default_rng(0)
     refused = 0
-    for data in [photo(1), photo(2, progressive=True), *(case[1] for case in ZOO)]:
+    for data in [photo(1), photo(2, progressive=True), *(case[1] for case in FORMATS)]:
         for _ in range(25):
             damaged = bytearray(data)
             for at in rng.integers(0, len(damaged), 3):

@@ -470,10 +470,10 @@ DECOMPOSED = unicodedata.normalize("NFD", "café")
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_lines_of_class_lists(tmp_path: Path, text: str, expected: list[str], encoding: str) -> None:
     """The full line is tried first; the first word is used only if it is a folder and the line is not."""
-    there = ["sea", "sea lion", "great", "C#", DECOMPOSED]
+    folders = ["sea", "sea lion", "great", "C#", DECOMPOSED]
     path = tmp_path / "list.txt"
     path.write_bytes(text.encode(encoding))
-    assert choose_classes(there, str(path)) == sorted(expected)
+    assert choose_classes(folders, str(path)) == sorted(expected)
 
 
 @pytest.mark.parametrize("text", ["great dane\ngreat auk\n", "great\ngreat auk\n", "sea lion\ngreat auk  # x\ngreat\n"])

@@ -117,7 +117,7 @@ def test_existing_files_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
-    class Impatient:
+    class Interrupting:
         def start(self, task: str, total: int, unit: str) -> None: ...
         def advance(self, count: int, **fields: float | str) -> None:
             raise KeyboardInterrupt
@@ -126,5 +126,5 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
         def note(self, line: str) -> None: ...
 
     with pytest.raises(KeyboardInterrupt):
-        synth(tmp_path / "tree", classes=2, images=40, val_images=2, seed=0, observer=Impatient())
+        synth(tmp_path / "tree", classes=2, images=40, val_images=2, seed=0, observer=Interrupting())
     assert not any(tmp_path.iterdir())

@@ -38,10 +38,10 @@ def connection(
     method: str, *more: str, student: nn.Module | None = None, teacher: nn.Module | None = None, index: int = 0
 ) -> Connection:
     recipe = small_recipe(f'loss.method="{method}"', 'teacher.source="live"', "teacher.views=3", *more)
-    looked_into = teacher or network("resnet18")
-    features = stages(looked_into, 32)[-1].channels
+    teacher_network = teacher or network("resnet18")
+    features = stages(teacher_network, 32)[-1].channels
     joined = {"index": index, "seed": recipe.train.seed, "image_px": recipe.views.size_px, "features": features}
-    return connect(recipe.loss.method, recipe.methods, student or network("squeezenet1_1"), looked_into, **MADE, **joined)
+    return connect(recipe.loss.method, recipe.methods, student or network("squeezenet1_1"), teacher_network, **MADE, **joined)
 
 
 def seen(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0) -> MethodInputs:

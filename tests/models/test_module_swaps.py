@@ -68,11 +68,11 @@ def test_a_gathered_pools_backward_stores_no_sum_window_by_window(sizes: tuple[i
     assert metrics.generated_kernel_count == 1
 
 
-EVERY_WISH = ["gathered_pool=true", "force_layout=true", "combo_kernels=true"]
+ALL_SETTINGS = ["gathered_pool=true", "force_layout=true", "combo_kernels=true"]
 
 
 def test_settings_that_pytorch_renamed_are_one_line_before_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = inductor_options(small_recipe(*(f"perf.{wish}" for wish in EVERY_WISH)))
+    options = inductor_options(small_recipe(*(f"perf.{setting}" for setting in ALL_SETTINGS)))
     assert options is not None
     assert len(options) == 3
     compiled(F.relu, options)  # this PyTorch has them all

@@ -10,7 +10,7 @@ import pytest
 from udkd.report import gallery, style
 
 VOID = {"meta", "img", "br", "link", "use", "path", "rect", "circle"}
-NASTY = (
+HOSTILE_NAMES = (
     '<script>alert("x")</script>',
     "$\\frac{1}{0$",
     "a & b < c",

@@ -12,7 +12,7 @@ import pytest
 from tests.factories import rewrite_json
 from tests.report.fake_predictions import fake_predictions
 from tests.report.fake_run import fake, fake_baseline
-from tests.report.pages import NASTY, Page, draw_only
+from tests.report.pages import HOSTILE_NAMES, Page, draw_only
 from udkd.report import certainty, class_gains, comparison, disagreement
 from udkd.report.analysis.calibration import calibration_error_by_chance, calibration_error_interval
 from udkd.report.inputs import ReportInputs, combine_baselines, load_inputs
@@ -309,7 +309,7 @@ def test_hostile_names_are_text(full_inputs: ReportInputs, monkeypatch: pytest.M
     named = replace(
         inputs,
         baseline=baseline,
-        class_names=(*NASTY, hostile, f"{hostile}1", huge, huge + "2"),
+        class_names=(*HOSTILE_NAMES, hostile, f"{hostile}1", huge, huge + "2"),
         name=f"<b>run</b>{huge}",
         provenance=dict(inputs.provenance) | {"command": f"udkd train {huge}", f"key{hostile}": hostile},
         teacher={"architecture": huge, hostile: hostile},

@@ -348,7 +348,7 @@ def context(out: Path, dataset: DatasetFolder, teacher: TeacherFolder | None, **
     return StudyContext(data=dataset.path, folder=StudyFolder(out=out, name="grid"), device=CPU, teacher=path, **options)  # type: ignore[arg-type]
 
 
-class Patience:
+class StopAfterCalls:
     """Asks to stop after so many calls."""
 
     def __init__(self, questions: int) -> None:
@@ -375,7 +375,7 @@ def test_a_study_that_is_stopped_again_and_again_gives_the_same_table(
 ) -> None:
     stops = 0
     while True:
-        where = context(tmp_path, dataset, teacher, stopped=Patience(5))
+        where = context(tmp_path, dataset, teacher, stopped=StopAfterCalls(5))
         progress = run_study(small_plan(), where)
         if progress.complete:
             break
@@ -461,7 +461,7 @@ def test_a_teacher_is_fitted_once(tmp_path: Path, dataset: DatasetFolder, monkey
     draw_only(monkeypatch)
     study = GRID.model_copy(update={"arms": GRID.arms[1:2], "baseline": (), "contrasts": (), "seeds": (0,)})
     plan = make_plan("grid", study, overrides=[*SMALL, "fit.architecture='squeezenet1_1'", "fit.epochs=1", "train.epochs=1"])
-    assert not run_study(plan, context(tmp_path, dataset, None, stopped=Patience(1))).complete
+    assert not run_study(plan, context(tmp_path, dataset, None, stopped=StopAfterCalls(1))).complete
     assert list(tmp_path.glob("teachers/*/run/checkpoints/last.json"))
     where = context(tmp_path, dataset, None)
     progress = run_study(plan, where)

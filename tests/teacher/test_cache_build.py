@@ -89,7 +89,7 @@ def test_views_are_added(tmp_path: Path, dataset: DatasetFolder, teacher: Teache
 
 
 def test_an_interrupted_build_resumes(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
-    class Interrupts(Silent):
+    class Interrupting(Silent):
         notes: list[str]
         left = 30
 
@@ -104,7 +104,7 @@ def test_an_interrupted_build_resumes(tmp_path: Path, dataset: DatasetFolder, te
             if self.left < 0:
                 raise KeyboardInterrupt
 
-    observer = Interrupts()
+    observer = Interrupting()
     options = {"dataset": dataset, "teacher": teacher, "recipe": recipe(), "device": CPU, "observer": observer}
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "a", **options)  # type: ignore[arg-type]

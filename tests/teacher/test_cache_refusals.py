@@ -122,7 +122,7 @@ def test_refused_by_name_or_allowed_by_name(
     for differing, values in case.messages.items():
         assert f"{differing}: stored " in error
         assert values in error
-    assert not out.exists(), "nothing half-begun is left"
+    assert not out.exists(), "no incomplete folder is left"
 
     *some, last = case.messages
     groups = {name.split(".")[0] for name in case.messages}

@@ -31,7 +31,7 @@ from udkd.utils.errors import CacheError, ConfigError, MismatchError
 
 CPU = torch.device("cpu")
 D = 512
-MORE = ("methods.crd.negatives=8", "methods.crd.embed_dim=8", "loss.method_weight=0.5")
+CRD_SETTINGS = ("methods.crd.negatives=8", "methods.crd.embed_dim=8", "loss.method_weight=0.5")
 SETTINGS = [arg for setting in SMALL for arg in ("--set", setting)]
 BLOCK_ROWS = 8
 pytestmark = pytest.mark.usefixtures("small_blocks")
@@ -117,7 +117,7 @@ def test_a_cached_run_equals_a_live_run(
     """Weights, momentum, connectors and memories after two epochs, to the last bit."""
     if views == "eval":
         cache = cache_of(tmp_path / "eval", dataset, teacher)
-    settings = ("train.epochs=2", f'loss.method="{method}"', "loss.beta=0", f"teacher.views={views!r}", *MORE)
+    settings = ("train.epochs=2", f'loss.method="{method}"', "loss.beta=0", f"teacher.views={views!r}", *CRD_SETTINGS)
     sources = {
         "cache": {"recipe": small_recipe(*settings, *more), "cache": cache.folder},
         "live": {"recipe": small_recipe(*settings, 'teacher.source="live"'), "teacher": teacher.path},

@@ -112,8 +112,8 @@ def test_loading(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="ant"):
         require_same_classes(turned, dataset)
     weights = {name: value for name, value in folder.weights().items() if name != "classifier.1.bias"}
-    lame = write_teacher(
-        tmp_path / "lame",
+    invalid = write_teacher(
+        tmp_path / "invalid",
         weights,
         architecture="squeezenet1_1",
         classes=folder.info.classes,
@@ -124,4 +124,4 @@ def test_loading(tmp_path: Path) -> None:
         made={},
     )
     with pytest.raises(DataError, match=r"weights do not fit squeezenet1_1 \(it lacks classifier\.1\.bias\); make it again"):
-        FrozenTeacher.load(lame, **options)  # type: ignore[arg-type]
+        FrozenTeacher.load(invalid, **options)  # type: ignore[arg-type]

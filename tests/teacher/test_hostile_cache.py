@@ -31,7 +31,7 @@ from udkd.utils.files import json_bytes
 
 CPU = torch.device("cpu")
 IDS = np.flatnonzero(~EXCLUDED)
-NASTY: tuple[Any, ...] = (
+ODD_VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1.5, 10**12, 10**30, 2**63, 1e300, "", "x", "nan", "\u202e\u001b[2J", [], [1], {}, {"a": {"b": [1]}},
 )  # fmt: skip
 SEALED = struct.Struct("<8sIII")
@@ -87,7 +87,7 @@ def use(folder: Path) -> None:
 def test_a_key_of_any_other_value(tmp_path: Path, name: str) -> None:
     build(tmp_path, [0])
     good = view_path(tmp_path, 0).read_bytes()
-    for value in NASTY:
+    for value in ODD_VALUES:
         view_path(tmp_path, 0).write_bytes(good)
         sealed(view_path(tmp_path, 0), lambda header, value=value: header["key"].update({name: value}))  # type: ignore[misc]
         if view_path(tmp_path, 0).read_bytes() == good:
@@ -105,7 +105,7 @@ def test_a_key_of_any_other_value(tmp_path: Path, name: str) -> None:
 def test_a_header_of_any_other_value(tmp_path: Path, name: str) -> None:
     build(tmp_path, [0])
     good = view_path(tmp_path, 0).read_bytes()
-    for value in NASTY:
+    for value in ODD_VALUES:
         view_path(tmp_path, 0).write_bytes(good)
         sealed(view_path(tmp_path, 0), lambda header, value=value: header.update({name: value}))  # type: ignore[misc]
         if view_path(tmp_path, 0).read_bytes() != good:
@@ -167,19 +167,19 @@ def test_something_else_in_place_of_a_view(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_through_what_has_an_unfinished_views_name(tmp_path: Path) -> None:
-    precious, partial = tmp_path / "precious", tmp_path / "cache" / "view-0000.udkd.partial"
+    other_file, partial = tmp_path / "other", tmp_path / "cache" / "view-0000.udkd.partial"
     partial.parent.mkdir()
-    precious.write_bytes(b"mine")
+    other_file.write_bytes(b"mine")
     for make in (
-        lambda: partial.symlink_to(precious),
-        lambda: partial.hardlink_to(precious),
+        lambda: partial.symlink_to(other_file),
+        lambda: partial.hardlink_to(other_file),
         lambda: os.mkfifo(partial),
         lambda: partial.mkdir(),
     ):
         make()
         with pytest.raises(CacheError, match="is a link or not a regular file"):
             build(partial.parent, [0])
-        assert precious.read_bytes() == b"mine"
+        assert other_file.read_bytes() == b"mine"
         partial.rmdir() if partial.is_dir() else partial.unlink()
     build(partial.parent, [0])
 

@@ -103,8 +103,8 @@ def test_the_advice_of_a_refusal_works(dataset: DatasetFolder, cache: Cache, cha
         open_targets(small_recipe(*recipe), dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
     if "teacher.views=eval" in changed:
         assert "the cache holds 2 augmented views; give --set teacher.views=2" in str(refusal.value)
-    mended = small_recipe(*recipe, *re.findall(r"--set (\S+)", str(refusal.value)))
-    open_targets(mended, dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
+    fixed = small_recipe(*recipe, *re.findall(r"--set (\S+)", str(refusal.value)))
+    open_targets(fixed, dataset, PIXELS, CPU, cache=cache.folder, teachers=[])
 
 
 def test_a_refused_cache_names_the_setting_or_the_option(
@@ -177,7 +177,7 @@ def test_more_views_do_not_change_a_run(
     """A run over two cached views, stopped; the cache grows to three; resumed, it ends like an uninterrupted one."""
     recipe, calls = small_recipe("teacher.views=2"), 0
 
-    def soon() -> bool:
+    def stop_soon() -> bool:
         nonlocal calls
         calls += 1
         return calls > 5
@@ -185,7 +185,7 @@ def test_more_views_do_not_change_a_run(
     def job(name: str, **more: object) -> TrainJob:
         return TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / name, device=CPU, cache=cache.folder, **more)  # type: ignore[arg-type]
 
-    assert not train(job("stopped", stopped=soon)).finished
+    assert not train(job("stopped", stopped=stop_soon)).finished
     assert train(job("complete")).finished
     more = small_recipe("teacher.views=3")
     grown = build_cache(cache.folder, dataset=dataset, teacher=teachers[0], recipe=more, device=CPU).cache

@@ -82,11 +82,11 @@ def test_scores_against_numpy(dataset: DatasetFolder, classes: int, batch: int) 
         return forward
 
     views = EpochViews(small_recipe().evaluation_spec, 0, dataset.split("val"), CPU)
-    heard: list[int] = []
+    batch_sizes: list[int] = []
     scores = score(
-        [classifier(n) for n in range(3)], Fixed(labels), ids, views, batch=batch, autocast=False, on_batch=heard.append
+        [classifier(n) for n in range(3)], Fixed(labels), ids, views, batch=batch, autocast=False, on_batch=batch_sizes.append
     )  # type: ignore[arg-type]
-    assert sum(heard) == len(ids)
+    assert sum(batch_sizes) == len(ids)
     for z, one in zip(logits, scores.each, strict=True):
         assert one.to_dict() == pytest.approx(reference(softmax(z.astype(np.float64)), labels[ids]), rel=1e-5)
     mean = np.mean([softmax(z.astype(np.float64)) for z in logits], axis=0)
@@ -130,9 +130,9 @@ def test_a_run_s_scores_against_numpy(run: RunFolder, dataset: DatasetFolder, te
     model.load_state_dict(teacher.weights())
     with torch.no_grad():
         p_NC = softmax(model.eval()(x).double().numpy())
-    taught = reference(p_NC, labels)
+    expected = reference(p_NC, labels)
     assert result["teacher"]["name"] == "squeezenet1_1"
-    assert {k: result["teacher"][k] for k in taught} == pytest.approx(taught, rel=1e-3)
+    assert {k: result["teacher"][k] for k in expected} == pytest.approx(expected, rel=1e-3)
     kept, sha256 = read_predictions(run.predictions_path)
     assert sha256 == result["predictions_sha256"]
     assert kept.ids.tolist() == split.ids.tolist()
@@ -183,17 +183,17 @@ def test_the_teacher_s_predictions_of_the_training_images(run: RunFolder, datase
             np.log(softmax(z[None])[0][split.labels[sample]]), abs=1e-5
         )
         assert targets.weight[row] == pytest.approx(1 - float(entropy[sample]) / np.log(4), abs=1e-6)
-    heard: list[str] = []
+    lines: list[str] = []
 
-    class Ears(Silent):
+    class Lines(Silent):
         def note(self, line: str) -> None:
-            heard.append(line)
+            lines.append(line)
 
     moved = RunFolder.create(tmp_path / "moved", run.config, run.provenance | {"cache": str(tmp_path / "gone")})
     moved.save(run.load())
-    evaluate(moved, data=None, teacher=None, device=CPU, observer=Ears())
-    assert len(heard) == 1
-    assert "left out the teacher's predictions for the training images" in heard[0]
+    evaluate(moved, data=None, teacher=None, device=CPU, observer=Lines())
+    assert len(lines) == 1
+    assert "left out the teacher's predictions for the training images" in lines[0]
     assert read_predictions(moved.predictions_path)[0].targets is None
     cache = Path(run.provenance["cache"])
     evaluate(moved, data=None, teacher=None, device=CPU, observer=SILENT, cache=cache)

@@ -337,8 +337,8 @@ def test_a_student_starts_from_another_run(bench: Bench) -> None:
     start = f"students.0.init_from={json.dumps(str(first))}"
     recipe = small_recipe("train.epochs=2", start, "students.0.lr=0.0", "students.0.weight_decay=0.0")
     out = bench.run("second", recipe, stop_after=1)
-    trained, begun = weights(first), weights(out)
-    assert torch.equal(begun["student.0.classifier.1.weight"], trained["student.0.classifier.1.weight"])
+    trained, started = weights(first), weights(out)
+    assert torch.equal(started["student.0.classifier.1.weight"], trained["student.0.classifier.1.weight"])
     assert len(RunFolder.open(out).provenance["starts"]["squeezenet1_1"]) == 64
     first.rename(bench.root / "moved")
     bench.run("second", recipe, resume=True)  # a checkpoint holds the weights: the first run is no longer needed

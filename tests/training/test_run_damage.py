@@ -44,9 +44,9 @@ JSON = ("run.json", "config.json", "eval.json", "checkpoints/last.json", "metric
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetFolder]:
+def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetFolder]:
     """A folder with a run that was trained from a cache and evaluated, and its data."""
-    folder, threads = tmp_path_factory.mktemp("house"), torch.get_num_threads()
+    folder, threads = tmp_path_factory.mktemp("original"), torch.get_num_threads()
     dataset = make_dataset(folder, per_class=10, val_per_class=2)
     teacher, recipe = make_teacher(folder / "teacher", dataset), small_recipe(*RECIPE)
     build_cache(folder / "cache", dataset=dataset, teacher=teacher, recipe=recipe, device=CPU, observer=SILENT)
@@ -62,9 +62,9 @@ def job(folder: Path, dataset: DatasetFolder, out: Path, *, resume: bool = False
 
 
 @pytest.fixture
-def run(house: tuple[Path, DatasetFolder], tmp_path: Path) -> Path:
+def run(original: tuple[Path, DatasetFolder], tmp_path: Path) -> Path:
     """A copy to damage."""
-    return Path(shutil.copytree(house[0] / "run", tmp_path / "run"))
+    return Path(shutil.copytree(original[0] / "run", tmp_path / "run"))
 
 
 @pytest.fixture
@@ -192,10 +192,10 @@ def test_flipped_bits_are_found_and_named(run: Path) -> None:
     assert "has 1 epochs in metrics.jsonl; expected 2" in verify_run(run)[0]
 
 
-def test_an_old_run_resumes(house: tuple[Path, DatasetFolder], old: Path, quick: None) -> None:
+def test_an_old_run_resumes(original: tuple[Path, DatasetFolder], old: Path, quick: None) -> None:
     everything(old, pages=False)
     assert verify_run(old) == []
-    assert train(job(*house, old, resume=True)).finished
+    assert train(job(*original, old, resume=True)).finished
     assert CHECKSUM in json.loads((old / "metrics.jsonl").read_text().splitlines()[0])
     assert RunFolder.open(old).load().progress.step == 4
 
@@ -209,16 +209,16 @@ def test_an_old_run_resumes(house: tuple[Path, DatasetFolder], old: Path, quick:
     ],
 )
 def test_a_changed_counter_of_an_old_run(
-    house: tuple[Path, DatasetFolder], old: Path, field: str, value: object, why: str
+    original: tuple[Path, DatasetFolder], old: Path, field: str, value: object, why: str
 ) -> None:
     last = json.loads((old / "checkpoints" / "last.json").read_text())
     last["progress"][field] = value
     (old / "checkpoints" / "last.json").write_text(json.dumps(last))
     with pytest.raises(RunError, match=re.escape(why)):
-        train(job(*house, old, resume=True))
+        train(job(*original, old, resume=True))
 
 
-def test_checkpoints_that_lack_something(house: tuple[Path, DatasetFolder], run: Path) -> None:
+def test_checkpoints_that_lack_something(original: tuple[Path, DatasetFolder], run: Path) -> None:
     folder = RunFolder.open(run)
     checkpoint = folder.load()
     cases: list[tuple[str, torch.Tensor | None, str]] = [
@@ -234,19 +234,19 @@ def test_checkpoints_that_lack_something(house: tuple[Path, DatasetFolder], run:
         tensors = {key: value for key, value in checkpoint.tensors.items() if key != name}
         folder.save(replace(checkpoint, tensors=tensors if tensor is None else tensors | {name: tensor}))
         with pytest.raises(RunError, match=re.escape(why)):
-            train(job(*house, run, resume=True))
+            train(job(*original, run, resume=True))
 
 
-def test_lost_and_left_checkpoints(house: tuple[Path, DatasetFolder], run: Path) -> None:
+def test_lost_and_left_checkpoints(original: tuple[Path, DatasetFolder], run: Path) -> None:
     """The old checkpoint of a process killed before removing it is deleted; a lost one is not trained again."""
     folder = run / "checkpoints"
     (folder / "step-000000002.safetensors").write_bytes(b"old")
     (folder / "step-000000006.safetensors.tmp").write_bytes(b"half")
-    assert train(job(*house, run, resume=True)).finished
+    assert train(job(*original, run, resume=True)).finished
     assert sorted(path.name for path in folder.iterdir()) == ["last.json", "step-000000004.safetensors"]
     (folder / "last.json").unlink()
     with pytest.raises(RunError, match="is missing and 2 epochs are done"):
-        train(job(*house, run, resume=True))
+        train(job(*original, run, resume=True))
     assert "has 2 epochs and no checkpoint" in verify_run(run)[0]
 
 

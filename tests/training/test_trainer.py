@@ -85,7 +85,7 @@ def test_cached_equals_live_bit_for_bit(
     assert len(trace_a.sums) == len(trace_b.sums)
     for step, (one, other) in enumerate(zip(trace_a.sums, trace_b.sums, strict=True)):
         assert torch.equal(one, other), f"losses part at observation {step}"
-    assert trace_a.sums[-1][1].min() > 0, "the teacher term is there"
+    assert trace_a.sums[-1][1].min() > 0, "the teacher term is present"
     assert checkpoint_hash(tmp_path / "a") == checkpoint_hash(tmp_path / "b")
 
 
@@ -276,9 +276,9 @@ def test_the_paper_s_rows_are_settings_of_one_loop(
     recipe = small_recipe("train.epochs=1", *settings)
     train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
     row = RunFolder.open(tmp_path / "run").metrics()[0]["train"]
-    for term, there in zip(("hard", "teacher", "peer"), built, strict=True):
+    for term, present in zip(("hard", "teacher", "peer"), built, strict=True):
         assert len(row[term]) == len(recipe.students)
-        assert all((value > 0) == there for value in row[term]), term
+        assert all((value > 0) == present for value in row[term]), term
 
 
 def test_backends_train_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
@@ -331,7 +331,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, dataset: DatasetFolder, t
     with pytest.raises(ConfigError, match="no cache was given"):
         attempt(small_recipe(), cache=None, out=tmp_path / "run7")
     assert not any((tmp_path / f"run{n}" / "config.json").exists() for n in ("", 2, 3, 4, 5, 6, 7)), (
-        "nothing half-begun is left"
+        "no incomplete folder is left"
     )
 
 

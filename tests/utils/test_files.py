@@ -295,25 +295,25 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 
 def test_no_link_is_followed_when_writing(tmp_path: Path) -> None:
     """With links under the names that we write to, their targets stay unchanged."""
-    victim, folder = tmp_path / "victim", tmp_path / "folder"
-    victim.write_bytes(OLD)
+    target, folder = tmp_path / "target", tmp_path / "folder"
+    target.write_bytes(OLD)
     folder.mkdir()
     for link in (os.symlink, os.link):
-        link(victim, folder / "file.tmp")
+        link(target, folder / "file.tmp")
         write_bytes(folder / "file", NEW)
         assert (folder / "file").read_bytes() == NEW
-        assert victim.read_bytes() == OLD
-        link(victim, folder / ".lock")
+        assert target.read_bytes() == OLD
+        link(target, folder / ".lock")
         with pytest.raises(UserError, match="remove it"), FolderLock(folder):
             pass
-        assert victim.read_bytes() == OLD
+        assert target.read_bytes() == OLD
         (folder / ".lock").unlink()
     os.mkfifo(folder / ".lock")
     with pytest.raises(UserError, match="remove it"), FolderLock(folder):
         pass
-    (folder / "final").symlink_to(victim)
+    (folder / "final").symlink_to(target)
     write_bytes(folder / "final", NEW)
-    assert victim.read_bytes() == OLD
+    assert target.read_bytes() == OLD
     assert not (folder / "final").is_symlink()
 
 

@@ -54,7 +54,7 @@ def silent_port() -> Iterator[int]:
         yield int(taken.getsockname()[1])
 
 
-def surroundings(slow_torch: Path, port: int, **more: str) -> dict[str, str]:
+def worker_environment(slow_torch: Path, port: int, **more: str) -> dict[str, str]:
     path = os.pathsep.join([str(slow_torch), str(ROOT)])
     group = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return os.environ | {"PYTHONPATH": path} | group | more
@@ -63,7 +63,7 @@ def surroundings(slow_torch: Path, port: int, **more: str) -> dict[str, str]:
 def test_a_launcher_that_dies_while_its_process_imports(slow_torch: Path) -> None:
     """Its store answers at first, as torchrun's does."""
     with socket.create_server(("127.0.0.1", 0)) as store:
-        environment = surroundings(slow_torch, store.getsockname()[1], TORCHELASTIC_USE_AGENT_STORE="True")
+        environment = worker_environment(slow_torch, store.getsockname()[1], TORCHELASTIC_USE_AGENT_STORE="True")
         launcher = subprocess.Popen(
             [sys.executable, "-c", PARENT], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
         )
@@ -81,7 +81,7 @@ def test_a_launcher_that_dies_while_its_process_imports(slow_torch: Path) -> Non
 
 
 def test_a_launcher_that_was_gone_before_its_process_began(slow_torch: Path, silent_port: int) -> None:
-    environment = surroundings(slow_torch, silent_port, TORCHELASTIC_USE_AGENT_STORE="True")
+    environment = worker_environment(slow_torch, silent_port, TORCHELASTIC_USE_AGENT_STORE="True")
     done = subprocess.run(
         [sys.executable, "-m", "udkd", "cache", "info", "nowhere"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=scaled(100), check=False,

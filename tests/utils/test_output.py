@@ -21,7 +21,7 @@ from udkd.utils.signals import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "a\x1b[31mred\r\n\x07\u202e\u2028\x9b2J\x00\udcff[fit] [bold]b[/bold] :bee: $x_1^{$"
-BORDERS = ("udkd/utils/output.py", "udkd/utils/stdio.py")
+OUTPUT_MODULES = ("udkd/utils/output.py", "udkd/utils/stdio.py")
 
 
 def table() -> Table:
@@ -153,15 +153,15 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
     assert done.stdout.count("\n") == 1
 
 
-PAST_IT = ("print", "typer.echo", "typer.secho", "sys.stdout", "sys.stderr", "Console", "sys.exit")
+FORBIDDEN = ("print", "typer.echo", "typer.secho", "sys.stdout", "sys.stderr", "Console", "sys.exit")
 SOURCES = [path for folder in ("udkd", "data_prep", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_all_output_goes_through_the_terminal_module(path: Path) -> None:
     """No print, no echo, no standard stream, no console and no other markup."""
-    if str(path.relative_to(ROOT)) in BORDERS:
+    if str(path.relative_to(ROOT)) in OUTPUT_MODULES:
         return
     for node in ast.walk(ast.parse(path.read_text())):
         name = ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
-        assert name not in PAST_IT, node.lineno
+        assert name not in FORBIDDEN, node.lineno

@@ -48,17 +48,17 @@ def test_nothing_that_catches_errors_catches_it() -> None:
 
 def test_handlers_are_given_back_after_an_error_and_may_nest() -> None:
     before = [signal.getsignal(kind) for kind in STOP_SIGNALS]
-    heard: list[str] = []
+    calls: list[str] = []
 
     def work() -> None:
-        with signal_handler(lambda *_: heard.append("inner")):
+        with signal_handler(lambda *_: calls.append("inner")):
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         raise ValueError("inside")
 
-    with pytest.raises(ValueError, match="inside"), signal_handler(lambda *_: heard.append("outer")):
+    with pytest.raises(ValueError, match="inside"), signal_handler(lambda *_: calls.append("outer")):
         work()
-    assert heard == ["inner", "outer"]
+    assert calls == ["inner", "outer"]
     assert [signal.getsignal(kind) for kind in STOP_SIGNALS] == before
 
 
