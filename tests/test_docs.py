@@ -180,7 +180,7 @@ def test_names_of_the_api_page_exist() -> None:
     assert names
     for name in names:
         assert pkgutil.resolve_name(name).__doc__, name
-    homes = {f"{home}.{name}" for name, home in udkd._HOMES.items()}
+    homes = {f"{home}.{name}" for name, home in udkd._MODULES.items()}
     assert homes <= set(names), "every public name has its documentation"
 
 

@@ -49,13 +49,13 @@ def test_a_method_from_outside_is_trained(tmp_path: Path, registered: None) -> N
         'loss.method="scaled"', "methods.scaled.weight=0.5", "train.epochs=1", 'teacher.source="live"', "loss.beta=0"
     )
     assert recipe.to_dict()["methods"]["scaled"] == {"weight": 0.5}
-    assert Recipe.of(recipe.to_dict(), "again") == recipe
+    assert Recipe.from_dict(recipe.to_dict(), "again") == recipe
     out, device = tmp_path / "run", torch.device("cpu")
     assert train(TrainJob(recipe=recipe, data=dataset.path, out=out, device=device, teacher=teacher.path)).finished
     run = RunFolder.open(out)
     assert run.load().tensors["connector.1.scale"] != 1
     assert min(run.metrics()[0]["train"]["method"]) > 0
-    with pytest.raises(ConfigError, match=r"methods\.scaled\.wait is no key of a recipe; expected weight"):
+    with pytest.raises(ConfigError, match=r"methods\.scaled\.wait is not a key of a recipe; expected weight"):
         small_recipe("methods.scaled.wait=1")
 
 
