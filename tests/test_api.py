@@ -242,7 +242,7 @@ for epoch in range(2):
     for batch in loader.epoch(epoch):
         x: torch.Tensor = augment(batch, epoch)
         terms = criterion([x], batch.labels, teacher(batch, epoch) if epoch else live(batch, epoch))
-        total: torch.Tensor = terms.total
+        terms.total.backward()
 recipe = udkd.load_recipe("smoke")
 finished: bool = udkd.train(recipe, data="data", out="run", cache="cache").finished
 udkd.distil  # error

@@ -53,7 +53,7 @@ def test_a_method_from_outside_is_trained(tmp_path: Path, registered: None) -> N
     run = RunFolder.open(out)
     assert run.load().tensors["connector.1.scale"] != 1
     assert min(run.metrics()[0]["train"]["method"]) > 0
-    with pytest.raises(ConfigError, match=r"methods\.scaled\.wait is no key of a recipe; expected weight"):
+    with pytest.raises(ConfigError, match=r"methods\.scaled\.wait is not a key of a recipe; expected weight"):
         small_recipe("methods.scaled.wait=1")
 
 

@@ -63,7 +63,7 @@ class Augment:
     What a sample looks like is a pure function of (seed, epoch, sample id): the same bits in any batch, order and process.
     Epoch e is view e of a cache that was built with the same spec and seed.
 
-    device: that of the batches. A split must hold the batches' samples: their ids are rows of its manifest.
+    split: that of the batches, whose ids are rows of its manifest. device: that of the batches.
 
         augment = udkd.Augment(udkd.ViewSpec(size_px=48), data.train, seed=0)
         x = augment(batch, epoch)  # float32 [B, 3, 48, 48], normalised, channels_last
