@@ -21,8 +21,10 @@ import benchmarks.__main__
 import data_prep.cli
 import udkd.cli.app
 from docs import hooks
+from tests.factories import unregister_method
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
+from udkd.losses.methods.builtin import METHODS
 from udkd.study.spec import load_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,9 +119,14 @@ def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for home, registry in (("udkd.losses.sample_weight", "_KINDS"), ("udkd.data.backends.registry", "_OPENERS")):
         module = importlib.import_module(home)  # what a block registers ends with it
         monkeypatch.setattr(module, registry, dict(getattr(module, registry, {})), raising=False)
-    for block in blocks(page, "python"):
-        with torch.random.fork_rng(devices=[]):
-            exec(compile(block, page.name, "exec"), {})
+    methods = set(METHODS)
+    try:
+        for block in blocks(page, "python"):
+            with torch.random.fork_rng(devices=[]):
+                exec(compile(block, page.name, "exec"), {})
+    finally:
+        for name in set(METHODS) - methods:
+            unregister_method(name)
 
 
 @each_page

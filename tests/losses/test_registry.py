@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.factories import make_dataset, make_teacher, small_recipe
+from tests.factories import make_dataset, make_teacher, small_recipe, unregister_method
 from udkd.config.recipe import Recipe
-from udkd.losses.methods.registry import METHODS, MethodInputs, MethodSetup, MethodsSection, register
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError
@@ -37,9 +37,7 @@ class Scaled(nn.Module):
 def registered() -> Iterator[None]:
     register("scaled", ScaledSection)(Scaled)
     yield
-    del METHODS["scaled"], MethodsSection.__pydantic_fields__["scaled"]
-    MethodsSection.model_rebuild(force=True)
-    Recipe.model_rebuild(force=True)
+    unregister_method("scaled")
 
 
 def test_a_method_from_outside_is_trained(tmp_path: Path, registered: None) -> None:
