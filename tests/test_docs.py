@@ -24,6 +24,7 @@ from docs import hooks
 from tests.factories import unregister_method
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
+from udkd.data.backends.registry import backend_names
 from udkd.losses.methods.builtin import METHODS
 from udkd.study.spec import load_study
 
@@ -116,6 +117,7 @@ def test_every_benchmark_has_a_line_in_the_table() -> None:
 def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name == "README.md":
         pytest.skip("its loop needs the quickstart's folders: tests/test_readme.py")
+    backend_names()  # the package's own are registered before, and stay
     for home, registry in (("udkd.losses.sample_weight", "_KINDS"), ("udkd.data.backends.registry", "_OPENERS")):
         module = importlib.import_module(home)  # what a block registers ends with it
         monkeypatch.setattr(module, registry, dict(getattr(module, registry, {})), raising=False)
