@@ -101,7 +101,7 @@ def convert(
         float | None,
         typer.Option(
             metavar="PERCENT",
-            help="For sources without val/: share of the images to hold out for validation, chosen by a hash of each name.",
+            help="For sources without val/: percent of the images to hold out for validation, chosen by a hash of each name.",
         ),
     ] = None,
     val: Annotated[

@@ -219,7 +219,7 @@ def _skipped_warning(skipped: Skipped) -> Iterator[str]:
             f"{count:,} {reason} (such as {escape_name(example)})"
             for reason, (count, example) in sorted(skipped.reasons.items(), key=lambda item: (-item[1][0], item[0]))
         )
-        yield f"passed over {skipped.count:,} files: {'; '.join(parts)}"
+        yield f"skipped {skipped.count:,} files: {'; '.join(parts)}"
 
 
 def _split_rows(
@@ -307,11 +307,11 @@ def _no_val_text(sources: Sequence[Source], listings: Sequence[Listing], *, trai
     if beside:
         return (
             f"{where} has {lacks}; expected both; name {escape_name(str(beside))} too and give --val test to use its images, "
-            "or give --hold-out PERCENT to hold out that share of the images for validation"
+            "or give --hold-out PERCENT to hold out that percentage of the images for validation"
         )
     return (
         f"{where} has {lacks}; expected both; add the source that holds them, "
-        "or give --hold-out PERCENT to hold out that share of the images for validation"
+        "or give --hold-out PERCENT to hold out that percentage of the images for validation"
     )
 
 

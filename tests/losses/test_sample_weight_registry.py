@@ -18,7 +18,7 @@ def test_a_weight_from_outside_the_package(monkeypatch: pytest.MonkeyPatch) -> N
         return (inputs.uncertainty_B < 0.5).float() * (inputs.labels_B >= 0)
 
     recipe = small_recipe("loss.sample_weight=certain", "teacher.estimator=evidential")
-    kind = recipe.loss.weighing.kind
+    kind = recipe.loss.sample_weighting.kind
     assert (weights.uncertainty_of(kind), weights.needs_labels(kind)) == ("vacuity", True)
     weight_B = weights.sample_weight(kind, torch.zeros(3, 4), torch.tensor([0.1, 0.9, 0.2]), torch.tensor([0, 1, -1]))
     assert weight_B.tolist() == [1, 0, 0]

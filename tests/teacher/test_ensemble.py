@@ -192,8 +192,8 @@ def test_cached_equals_live_for_every_kind(
     backend = open_backend("folder", split, CPU, workers=1)
     batches = list(backend.epoch(np.random.default_rng(1).permutation(split.ids)[:26], 13))
     for name in kinds:
-        weighing = SampleWeighting(kind=name)  # type: ignore[arg-type]
-        cached, live = CachedTargets(cache, CPU, weighing, labels), LiveTargets(asked, canonical, weighing)
+        weighting = SampleWeighting(kind=name)  # type: ignore[arg-type]
+        cached, live = CachedTargets(cache, CPU, weighting, labels), LiveTargets(asked, canonical, weighting)
         weights = []
         for batch in batches:
             x = apply(batch.canvas, seen.table(view).gather(batch.ids), rules.views.spec)

@@ -27,7 +27,7 @@ class LossSettings:
     alpha: cross-entropy with the label. beta: divergence from the teacher. gamma: divergence from the peers.
     temperature: softens the teacher and peer terms, which are multiplied by its square.
     kl: reverse is KL(student || teacher), the paper's formula; forward is KL(teacher || student), Hinton's; for peers too.
-    label_smoothing: share of the hard label spread over all classes.
+    label_smoothing: fraction of the hard label spread over all classes.
     label_loss: the loss of the label: cross-entropy, or `evidential` where there is no teacher.
     """
 

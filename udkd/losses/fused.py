@@ -183,14 +183,14 @@ def _kernel(
                     if j != i:
                         y_K = tl.load(logits[j] + row * classes + class_K, mask=inside_K, other=0.0).to(tl.float32)
                         fixed_K = _log_softmax(y_K / TEMPERATURE, inside_K)
-                        share = 1.0 / (N - 1)
+                        per_peer = 1.0 / (N - 1)
                         if STUDENT_FIRST:
                             value = tl.sum(tl.where(inside_K, _divergence_summand(soft_K, fixed_K), 0.0), 0)
-                            grad_K += gamma * (share * TEMPERATURE) * p_K * (soft_K - fixed_K - value)
+                            grad_K += gamma * (per_peer * TEMPERATURE) * p_K * (soft_K - fixed_K - value)
                         else:
                             value = tl.sum(tl.where(inside_K, _divergence_summand(fixed_K, soft_K), 0.0), 0)
-                            grad_K += gamma * (share * TEMPERATURE) * (p_K - tl.exp(fixed_K))
-                        peer += scale * share * value
+                            grad_K += gamma * (per_peer * TEMPERATURE) * (p_K - tl.exp(fixed_K))
+                        peer += scale * per_peer * value
         tl.store(grads[i] + row * classes + class_K, (grad_K / batch).to(grads[i].dtype.element_ty), mask=inside_K)
         tl.store(rows_ptr + i * batch + row, hard)
         tl.store(rows_ptr + (N + i) * batch + row, teacher)

@@ -154,10 +154,10 @@ def _bars(axes: Axes, palette: Palette, rows: list[PatternCounts], parts: list[s
     """Bars stacked by the subsets `parts`, with the number at the end."""
     ys, left = list(range(len(rows))), np.zeros(len(rows))
     for index, subset in enumerate(parts):
-        shares = np.array([100 * counts[subset] / total for _, counts in rows])
+        percents = np.array([100 * counts[subset] / total for _, counts in rows])
         axes.barh(
             ys,
-            shares,
+            percents,
             0.72,
             left=left,
             label=subset if len(parts) > 1 else "images",
@@ -166,7 +166,7 @@ def _bars(axes: Axes, palette: Palette, rows: list[PatternCounts], parts: list[s
             edgecolor=palette.mark,
             hatch=None if index == 0 else "////",
         )
-        left += shares
+        left += percents
     for y, (_, counts) in zip(ys, rows, strict=True):
         end = (left[y], y)
         text, offset = f"{counts['all']:,}", (4, 0)

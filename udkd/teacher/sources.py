@@ -94,7 +94,7 @@ class CachedTargets:
         self._open = partial(
             cache.lookup_table,
             device=device,
-            weighing=weighting,
+            weighting=weighting,
             labels_N=labels_N,
             features=features,
             ids=ids,
@@ -253,15 +253,15 @@ def _cached(
     if opened.key.policy == "views":
         views = recipe.teacher.views
         opened.require_views(recipe.train.epochs if views == "eval" else views)
-    weighing = recipe.loss.sample_weighting
-    opened.require_uncertainty(weighing.kind)
+    weighting = recipe.loss.sample_weighting
+    opened.require_uncertainty(weighting.kind)
     if recipe.pools_features:
         opened.require_features()
-    labels_N = torch.from_numpy(split.labels.astype("int64")) if needs_labels(weighing.kind) else None
+    labels_N = torch.from_numpy(split.labels.astype("int64")) if needs_labels(weighting.kind) else None
     source = CachedTargets(
         opened,
         device,
-        weighing,
+        weighting,
         labels_N,
         features=recipe.pools_features,
         ids=split.ids,
@@ -275,20 +275,20 @@ def _live(
 ) -> tuple[LiveTargets, dict[str, Any]]:
     if not teachers:
         raise ConfigError("no teacher was given; expected --teacher TEACHER for teacher.source = live")
-    weighing = recipe.loss.sample_weighting
-    if weighing.needs_all:
-        setting = f"sample_weight_control = {weighing.control}" if weighing.control != "none" else "sample_weight_mean_one"
+    weighting = recipe.loss.sample_weighting
+    if weighting.needs_all:
+        setting = f"sample_weight_control = {weighting.control}" if weighting.control != "none" else "sample_weight_mean_one"
         raise ConfigError(
             f"loss.{setting} needs the weights of all samples, and a live teacher sees one batch; "
             "expected teacher.source = cache; build a cache"
         )
-    needed = uncertainty_of(weighing.kind)
+    needed = uncertainty_of(weighting.kind)
     if needed is not None and needed not in recipe.teacher.estimator_settings.uncertainties:
         raise ConfigError(
-            f"loss.sample_weight is {weighing.kind} and teacher.estimator {recipe.teacher.estimator}; expected one that gives "
+            f"loss.sample_weight is {weighting.kind} and teacher.estimator {recipe.teacher.estimator}; expected one that gives "
             f"{needed}: {' or '.join(ESTIMATORS_WITH[needed])}; change one of them"
         )
     folders = [TeacherFolder.open(teacher) for teacher in teachers]
     ensemble = TeacherEnsemble.load(folders, recipe, dataset, device, features=recipe.pools_features)
     seen = EpochViews(recipe.evaluation_spec, 0, dataset.split("train"), device) if recipe.teacher.views == "eval" else None
-    return LiveTargets(ensemble, seen, weighing), {"teacher_sha256": ensemble.describe()["teacher_sha256"]}
+    return LiveTargets(ensemble, seen, weighting), {"teacher_sha256": ensemble.describe()["teacher_sha256"]}

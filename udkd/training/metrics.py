@@ -86,7 +86,7 @@ class TrainMetrics:
         """The means so far, one entry per student: "loss" and each of `rows`, top1 in percent. Makes the host wait."""
         row = dict(zip(self.rows, (self.sums / self.count.clamp(min=1)).tolist(), strict=True))
         weighted = zip(row["hard"], row["teacher"], row["peer"], strict=True)
-        row["top1"] = [100 * share for share in row["top1"]]
+        row["top1"] = [100 * fraction for fraction in row["top1"]]
         return {"loss": [loss.alpha * hard + loss.beta * teacher + loss.gamma * peer for hard, teacher, peer in weighted]} | row
 
     @property

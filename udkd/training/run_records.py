@@ -29,7 +29,7 @@ _Count = Annotated[int, Field(ge=1, le=2**53)]
 _Positive = Annotated[float, Field(gt=0)]
 _AtLeast0 = Annotated[float, Field(ge=0)]
 _Percent = Annotated[float, Field(ge=0, le=100)]
-_MeanPercent = Annotated[float, Field(ge=0, le=100.001)]  # a mean of batches' shares may round to more than 100
+_MeanPercent = Annotated[float, Field(ge=0, le=100.001)]  # a mean of batches' accuracies may round to more than 100
 _Text = Annotated[str, Field(min_length=1)]
 _Path = Annotated[str, AfterValidator(_path)]
 _Plain = str | int | float | bool | None

@@ -104,7 +104,7 @@ def loss_weights(recipe: Recipe, step: int, total_steps: int, stats: EpochStats)
 
     The recipe's weights, moved by its schedules, times the student's loss_weight. stats: of the epoch before.
     """
-    share = step / total_steps
+    fraction = step / total_steps
     return [
         [
             student.loss_weight
@@ -112,7 +112,7 @@ def loss_weights(recipe: Recipe, step: int, total_steps: int, stats: EpochStats)
                 schedule.kind,
                 first,
                 schedule.to,
-                progress=schedule_progress(schedule.kind, stats, index, share=share, until=schedule.until),
+                progress=schedule_progress(schedule.kind, stats, index, fraction=fraction, until=schedule.until),
             )
             for index, student in enumerate(recipe.students)
         ]

@@ -83,7 +83,7 @@ class Method:
 
 METHODS: dict[str, Method] = {}
 after_register: list[Callable[[], object]] = []
-"""Called after each registration: what nests MethodsSection must follow."""
+"""Called after each registration, to rebuild the models that nest MethodsSection."""
 
 _Module = TypeVar("_Module", bound=Callable[[Any, MethodSetup], nn.Module])
 
@@ -99,8 +99,8 @@ def register(
         METHODS[name] = Method(module=module, needs=needs, depth=depth, single=single)
         MethodsSection.__pydantic_fields__[name] = FieldInfo(annotation=options, default=options())
         MethodsSection.model_rebuild(force=True)
-        for follow in after_register:
-            follow()
+        for rebuild in after_register:
+            rebuild()
         return module
 
     return add

@@ -156,7 +156,7 @@ class Cache:
         self,
         view: int,
         device: torch.device,
-        weighing: SampleWeighting | None = None,
+        weighting: SampleWeighting | None = None,
         labels_N: Tensor | None = None,
         *,
         features: bool = False,
@@ -164,7 +164,7 @@ class Cache:
         in_memory: bool = False,
         into: DeviceTable | None = None,
     ) -> TargetTable:
-        """One view's targets for training, weighted by entropy unless `weighing` is given.
+        """One view's targets for training, weighted by entropy unless `weighting` is given.
 
         On the CPU they stay memory-mapped, and a block is verified when a lookup first touches it; any other device gets
         a copy that was verified whole, if it fits. labels_N: int64 [N], class indices of all ids, for weights that ask.
@@ -174,11 +174,11 @@ class Cache:
         """
         if ids is not None:
             self.require_targets(view, ids)
-        weighing = weighing or SampleWeighting()
-        self.require_uncertainty(weighing.kind)
+        weighting = weighting or SampleWeighting()
+        self.require_uncertainty(weighting.kind)
         if features:
             self.require_features()
-        return open_table(self.view_file(view), device, weighing, labels_N, features=features, in_memory=in_memory, into=into)
+        return open_table(self.view_file(view), device, weighting, labels_N, features=features, in_memory=in_memory, into=into)
 
 
 def find_damaged_blocks(cache: Cache) -> list[tuple[int, int]]:
