@@ -46,7 +46,7 @@ def label_classes(wnids: Iterable[str]) -> tuple[ClassName, ...]:
 def wnids_of(names: Sequence[str]) -> list[str] | None:
     """The wnids of classes listed by ImageNet's names (`tench, Tinca tinca`); None if any name is not one of them.
 
-    Two pairs of ImageNet's classes share a name (crane, maillot). They can be told apart only in the full list of 1,000.
+    Two pairs of ImageNet's classes share a name (crane, maillot). They can be distinguished only in the full list of 1,000.
     """
     known = {wnid: name.casefold() for wnid, name in imagenet_names().items()}
     first = [name.split(",")[0].strip().replace("_", " ").casefold() for name in names]

@@ -1,4 +1,4 @@
-"""udkd quickstart: all steps in one command, on synthetic images or the user's own."""
+"""udkd quickstart: all steps in one command, on synthetic images or the user's."""
 
 import math
 import shlex

@@ -62,7 +62,7 @@ class Terms:
     method: Tensor | None = None
 
     def plus(self, method_N: Tensor, weight_N: Tensor) -> "Terms":
-        """With the term of loss.method added to the total, weighted for each student."""
+        """These terms with the term of loss.method added to the total, weighted for each student."""
         total = self.total + (weight_N * method_N).sum()
         return replace(self, total=total, method=method_N.detach().to(self.hard.dtype))
 

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
-"""The loss of N students as one Triton kernel: a program reads a sample's logits, target and label once and leaves its terms
+"""The loss of N students as one Triton kernel: a program reads a sample's logits, target and label once and writes its terms
 and the gradients of all students' logits.
 
 The formulas are those of udkd.losses.distill; float32 inside. With p = softmax(z / t), log-probabilities l, d = l_i - l_j and

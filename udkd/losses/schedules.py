@@ -20,7 +20,7 @@ class EpochStats:
 
     @classmethod
     def none(cls, num_students: int) -> "EpochStats":
-        """Those before the first epoch."""
+        """The statistics before the first epoch."""
         return cls(progress=(0.0,) * num_students, confidence=0.0)
 
 

@@ -121,7 +121,7 @@ def _histogram(
     label: str,
     lines: Sequence[VerticalLine],
 ) -> None:
-    """Bars of correct top-1 guesses with the wrong ones on top, hatched; vertical `lines`."""
+    """Bars of correct top-1 guesses with the incorrect ones on top, hatched; vertical `lines`."""
     axes = figure.subplots()
     edges = np.linspace(0.0, most, _BINS + 1)
     clipped = np.clip(values, 0.0, most)

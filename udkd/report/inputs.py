@@ -42,8 +42,8 @@ class DataFacts:
 class Baseline:
     """Another run on the same data to compare with, or several as one. config: its recipe as plain values.
 
-    parts: the runs, where there are several; their students are concatenated and have no average. sources: for each student
-    the name of its run, then.
+    parts: the runs, where there are several; their students are concatenated and have no average. sources: the name of
+    each student's run, then.
     """
 
     name: str

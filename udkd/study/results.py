@@ -54,7 +54,7 @@ class RunResult:
     seconds: float
 
     def outcome(self, learner: str) -> LearnerResult | None:
-        """That learner's result, or None."""
+        """The result of a learner, or None."""
         return next((outcome for outcome in self.outcomes if outcome.learner == learner), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class RunResult:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "RunResult":
-        """Undo `to_dict`."""
+        """The inverse of `to_dict`."""
         outcomes = tuple(LearnerResult(**dict(row) | {"curve": tuple(row["curve"])}) for row in values["outcomes"])
         return cls(**dict(values) | {"outcomes": outcomes})
 
@@ -158,8 +158,8 @@ def _result(trial: Trial, run: RunFolder) -> RunResult:
 
 def _average(val: Mapping[str, Any]) -> Mapping[str, float] | None:
     """The average's scores; None while only one student trains, as they are that student's."""
-    joined = sum(student is not None for student in val["students"])
-    return dict(val["ensemble"]) if joined > 1 else None
+    started = sum(student is not None for student in val["students"])
+    return dict(val["ensemble"]) if started > 1 else None
 
 
 def _outcome(learner: str, scores: Sequence[Mapping[str, float] | None]) -> LearnerResult:

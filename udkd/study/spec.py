@@ -135,7 +135,7 @@ class Study(Section):
 
     @classmethod
     def of_stored(cls, values: Mapping[str, Any]) -> Self:
-        """Undo `stored`."""
+        """The inverse of `stored`."""
         arms = [{**arm, "teacher_views": "all" if arm["exact"] else "recipe"} for arm in values["arms"]]
         current = {**values, "metric": values["asks"], "arms": [_without(arm, "exact") for arm in arms]}
         return cls.model_validate_json(json.dumps(_without(current, "asks")))

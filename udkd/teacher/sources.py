@@ -35,7 +35,7 @@ REGULARISER_EPOCHS = 10
 
 @final
 class NoTargets:
-    """Hard labels only."""
+    """No teacher: hard labels only."""
 
     num_features = 0
 
@@ -69,10 +69,10 @@ class EvidentialRampUp:
 
 @final
 class CachedTargets:
-    """A gather from the cache. Targets of evaluation views are view 0 of the cache, whatever the students see.
+    """Targets gathered from the cache. Those of evaluation views are view 0 of the cache, whatever the students see.
 
     labels_N: class indices of all ids, on the CPU, for weights that depend on them. features: whether the teacher's pooled
-    features are part of the targets. ids: those that will be looked up; each view is checked for them when it is loaded.
+    features are part of the targets. ids: the ids that will be looked up; each view is checked for them when it is loaded.
     in_memory: see Cache.lookup_table.
     """
 
@@ -128,7 +128,7 @@ class CachedTargets:
 
 @final
 class LiveTargets:
-    """The teachers themselves, on the very pixels of the cache and through the same packing: the same bits as CachedTargets.
+    """Predictions of the teachers, for the same pixels as a cache's and packed alike: the same bits as CachedTargets.
 
     evaluation_views: what the teachers see; None shows them what the students see.
     weighting: one that needs no other samples.
@@ -194,10 +194,10 @@ def open_targets(
     allow: Collection[str] = (),
     observer: Observer = SILENT,
 ) -> tuple[TargetSource, dict[str, Any]]:
-    """What provides a recipe's targets, and its provenance for the run folder ("num_views": how many views recur).
+    """The source of a recipe's targets, and its provenance for the run folder ("num_views": how many views recur).
 
     cache, teachers: folders; teachers beside a cache are checked against its key. allow: fields of the key that may differ.
-    observer: notified where a cache is stored otherwise than a recipe's defaults say.
+    observer: notified where a cache's storage differs from a recipe's defaults.
     Raises ConfigError where the folder that is needed was not given, MismatchError and CacheError where it does not fit.
     """
     if not recipe.needs_teacher:
@@ -242,7 +242,7 @@ def _cached(
         expected["storage"] = storage.text
     elif opened.key.storage != storage.text:  # a recipe that leaves the defaults takes a cache as it is
         observer.note(
-            f"the cache stores {opened.key.storage} where the recipe's teacher.logits_dtype and top_k say {storage.text}"
+            f"the cache stores {opened.key.storage} where the recipe's teacher.logits_dtype and top_k are {storage.text}"
         )
 
     def remedy(key: CacheKey, differing: Differing) -> str:

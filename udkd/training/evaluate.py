@@ -36,7 +36,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the run's newest checkpoint on the validation split; write predictions.safetensors, then eval.json.
 
-    data, teacher, cache: where they are now, if not where the run found them. Raises UserError kin for what does not fit, and
+    data, teacher, cache: their paths now, if they have moved. Raises a UserError for what does not fit, and
     BusyError where another process evaluates the run; a trainer beside it is not disturbed.
     """
     with run.evaluating():
@@ -63,8 +63,8 @@ def _evaluate(
     folder = _teacher_folder(teacher, provenance)
     frozen = None if folder is None else _frozen(folder, dataset, recipe, device)
     step = checkpoint.progress.step
-    joined = recipe.started_students(step, steps_per_epoch)
-    scored = _scored([student.eval_model for student in students], joined, frozen, recipe, split, device, observer)
+    started = recipe.started_students(step, steps_per_epoch)
+    scored = _scored([student.eval_model for student in students], started, frozen, recipe, split, device, observer)
     predictions = Predictions(
         dataset_digest=dataset.digest,
         step=step,
@@ -110,7 +110,7 @@ class _Scored:
 
 def _scored(
     models: list[nn.Module],
-    joined: list[int],
+    started: list[int],
     frozen: FrozenTeacher | None,
     recipe: Recipe,
     split: Split,
@@ -125,7 +125,7 @@ def _scored(
     try:
         options: dict[str, Any] = {"on_batch": observer.advance, "on_log_p": collector.add}
         options |= {"batch": recipe.train.batch_size, "autocast": recipe.train.precision == "bfloat16"}
-        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip_tta, ensemble=joined, **options)
+        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip_tta, ensemble=started, **options)
         teacher_scores = None
         if frozen is not None:
             options |= {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16", "on_log_p": teacher_collector.add}

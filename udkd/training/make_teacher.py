@@ -48,7 +48,9 @@ def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Can
     recipe = Recipe.from_stored(run.config, str(run.path))
     names = recipe.student_names()
     if (student is None and len(names) > 1) or (student is not None and student not in names):
-        raise RunError(f"{run.path} holds the students {', '.join(names)}, asked for {student}; name one with --student")
+        raise RunError(
+            f"{run.path} holds the students {', '.join(names)}; expected {student or 'one'}; name one with --student"
+        )
     index = 0 if student is None else names.index(student)
     require_classes(f"the run in {run.path}", run.classes or classes, classes, "take a run on this data set")
     tensors = dict(run.load().tensors)

@@ -1,4 +1,4 @@
-"""What the steps of an epoch add up to: sums on the device, read once at its end."""
+"""Training metrics: sums over the steps of an epoch, on the device, read once at its end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class TrainMetrics:
         )
 
     def clear(self) -> None:
-        """Back to nothing seen, in the same memory."""
+        """Reset everything, in the same memory."""
         self.sums.zero_()
         self.count.zero_()
         self.first_nonfinite_step.fill_(-1)
@@ -91,5 +91,5 @@ class TrainMetrics:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that a step changes."""
+        """Every tensor that a step changes."""
         return [self.sums, self.count, self.first_nonfinite_step]

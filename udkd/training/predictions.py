@@ -91,7 +91,7 @@ class TeacherPredictions:
 
     @property
     def entropy(self) -> NDArray[np.float32]:
-        """Nats, float32 [n]."""
+        """The entropy of each prediction in nats, float32 [n]."""
         return self.predictions.entropy
 
     @property
@@ -115,8 +115,8 @@ class TeacherPredictions:
 class Predictions:
     """What udkd eval stores for every validation image: ids, labels int64 [n] and one TopPredictions per classifier.
 
-    names: of the students. average: of their averaged probabilities. teacher: on the same images, None where eval had none.
-    targets: the teacher on the training images, None where there was no cache to take them from.
+    names: of the students. average: of their averaged probabilities. teacher: for the same images; None without a teacher.
+    targets: the teacher's predictions for the training images; None without a cache.
     step: of the checkpoint that was evaluated.
     """
 
@@ -134,7 +134,7 @@ class Predictions:
 
     @property
     def val_targets(self) -> TeacherPredictions | None:
-        """The teacher on the validation images."""
+        """The teacher's predictions for the validation images; None where they are not stored."""
         if self.teacher is None:
             return None
         return TeacherPredictions(ids=self.ids, labels=self.labels, predictions=self.teacher, num_classes=self.num_classes)

@@ -53,7 +53,7 @@ class RunFolder:
 
     @classmethod
     def open_damaged(cls, path: Path) -> "RunFolder":
-        """The same, also where run.json cannot be read: to look for what else is damaged."""
+        """Like `open`, also where run.json cannot be read, to find what else is damaged."""
         try:
             return cls.open(path)
         except RunError:

@@ -24,7 +24,7 @@ def _path(text: str) -> str:
     return text
 
 
-_Whole = Annotated[int, Field(ge=0, le=2**53)]
+_Count0 = Annotated[int, Field(ge=0, le=2**53)]
 _Count = Annotated[int, Field(ge=1, le=2**53)]
 _Positive = Annotated[float, Field(gt=0)]
 _AtLeast0 = Annotated[float, Field(ge=0)]
@@ -115,7 +115,7 @@ class Evaluation(_Record):
     split: Literal["val"]
     num_samples: _Count
     num_classes: _Count
-    step: _Whole
+    step: _Count0
     students: Annotated[list[NetworkScore], Field(min_length=1)]
     ensemble: Score
     teacher: NetworkScore | None
@@ -123,16 +123,16 @@ class Evaluation(_Record):
 
 
 class EpochScores(_Record):
-    """A row's validation scores: of each student, None of one that has not joined, and of those that have together."""
+    """A row's validation scores: of each student (None before its start_epoch), and of the average of the others."""
 
     students: Annotated[list[Score | None], Field(min_length=1)]
     ensemble: Score
 
 
 class EpochMeans(_Record):
-    """A row's means over the training images, one of each student, None of one that has not joined; top1 in percent.
+    """A row's means over the training images, one per student, None before its start_epoch; top1 in percent.
 
-    method, confidence: of a run whose loss has a further term or moving weights.
+    method, confidence: of a run whose loss has a method's term or scheduled weights.
     """
 
     loss: list[float | None]
@@ -157,24 +157,24 @@ class Epoch(_Record):
     lr: list[_AtLeast0]
     seconds: _Positive
     images_per_s: _Positive
-    view: _Whole
+    view: _Count0
     size_px: _Count
     train: EpochMeans
     val: EpochScores
 
     @model_validator(mode="after")
     def _of_the_same_students(self) -> Self:
-        joined = [score is not None for score in self.val.students]
+        started = [score is not None for score in self.val.students]
         for column in self.train.columns.values():
-            if [value is not None for value in column] != joined:
+            if [value is not None for value in column] != started:
                 raise ValueError("train and val are not of the same students")
-        if len(self.lr) != len(joined) or not any(joined):
+        if len(self.lr) != len(started) or not any(started):
             raise ValueError("lr and val are not of the same students")
         return self
 
 
 class StoredEpochStats(_Record):
-    """See udkd.losses.schedules.StoredEpochStats."""
+    """See udkd.losses.schedules.EpochStats."""
 
     progress: list[Annotated[float, Field(ge=0, le=1.00001)]]
     confidence: float
@@ -183,7 +183,7 @@ class StoredEpochStats(_Record):
 class CheckpointProgress(_Record):
     """A checkpoint's progress: steps done, steps per epoch, and the last epoch's statistics where schedules need them."""
 
-    step: _Whole
+    step: _Count0
     steps_per_epoch: _Count
     figures: StoredEpochStats | None = None
 

@@ -1,4 +1,4 @@
-"""What the steps of one epoch depend on besides their samples, on the device: a step looks its values up by its number."""
+"""The values of each step of an epoch, besides its samples: tables on the device, which a step reads at its number."""
 
 from dataclasses import dataclass
 
@@ -85,7 +85,7 @@ class EpochSchedule:
 
 
 def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[float]:
-    """Each student's learning rate in step number `step` of the run; the schedule of one that joins later begins then."""
+    """Each student's learning rate in step number `step` of the run; a later start_epoch delays its schedule."""
     return [
         cosine(
             step - student.start_epoch * steps_per_epoch,

@@ -33,7 +33,7 @@ class Cache:
     """A folder of finished views with one key.
 
     num_rows: N, the split's ids, excluded ones included; num_classes: C.
-    views: the numbers of the finished views, ascending. missing: of views that were finished once and are gone.
+    views: the numbers of the finished views, ascending. missing: those of views that were finished once and are gone.
     """
 
     folder: Path
@@ -77,7 +77,7 @@ class Cache:
 
     @property
     def num_bytes(self) -> int:
-        """Of all finished views."""
+        """Size of all finished views."""
         return sum(view_path(self.folder, view).stat().st_size for view in self.views)
 
     def require(self, expected: Mapping[str, object], allow: Collection[str] = (), remedy: Remedy = _settings) -> list[str]:
@@ -167,8 +167,8 @@ class Cache:
         """One view's targets for training, weighted by entropy unless `weighting` is given.
 
         On the CPU they stay memory-mapped, and a block is verified when a lookup first touches it; any other device gets
-        a copy that was verified whole, if it fits. labels_N: int64 [N], class indices of all ids, for weights that ask.
-        features: the teacher's are asked for too. ids: those that will be looked up. in_memory: a verified copy on any device,
+        a fully verified copy, if it fits. labels_N: int64 [N], class indices of all ids, for weights that need them.
+        features: include the teacher's. ids: the ids that will be looked up. in_memory: a verified copy on any device,
         whether it fits or not. into: a table of another view, to be overwritten by this one. CacheError names a damaged block,
         or what is not stored.
         """

@@ -44,9 +44,9 @@ def open_table(
     in_memory: bool = False,
     into: "DeviceTable | None" = None,
 ) -> TargetTable:
-    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: whether they are asked for.
+    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: include the teacher's.
 
-    in_memory: a DeviceTable on any device, whether it fits or not. into: the one to overwrite, of another view.
+    in_memory: a DeviceTable on any device, whether it fits or not. into: another view's table, to be overwritten.
     """
     wanted = ("logits", "classes", "tail", *(("features",) if features else ()))
     num_bytes = sum(array.nbytes for name, array in file.arrays.items() if name in wanted)
