@@ -49,7 +49,7 @@ def test_a_method_from_outside_is_trained(tmp_path: Path, registered: None) -> N
         'loss.method="scaled"', "methods.scaled.weight=0.5", "train.epochs=1", 'teacher.source="live"', "loss.beta=0"
     )
     assert recipe.to_dict()["methods"]["scaled"] == {"weight": 0.5}
-    assert Recipe.of(recipe.to_dict(), "again") == recipe
+    assert Recipe.from_dict(recipe.to_dict(), "again") == recipe
     out, device = tmp_path / "run", torch.device("cpu")
     assert train(TrainJob(recipe=recipe, data=dataset.path, out=out, device=device, teacher=teacher.path)).finished
     run = RunFolder.open(out)

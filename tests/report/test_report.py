@@ -173,7 +173,7 @@ def test_surest_and_least_sure_images_by_hand(full_inputs: ReportInputs, tmp_pat
     for row in [*surest, *least]:
         chances = torch.softmax(torch.from_numpy(logits[row].astype(np.float64)), 0).tolist()
         names = sorted(range(10), key=lambda label: (-chances[label], label))[:3]
-        guessed = gallery.guesses(targets.answers, targets.labels, int(row), full_inputs.class_names)
+        guessed = gallery.guesses(targets.predictions, targets.labels, int(row), full_inputs.class_names)
         assert [guess.percent for guess in guessed] == pytest.approx([100 * chances[name] for name in names], rel=1e-5)
         assert [guess.name for guess in guessed] == [full_inputs.class_names[name].split(",")[0] for name in names]
         assert [guess.correct for guess in guessed] == [name == targets.labels[row] for name in names]
@@ -351,7 +351,9 @@ def test_missing_or_different_parts_become_a_sentence(
     inputs = load_inputs(folder / "run", cache=tmp_path / "nowhere")
     assert full_inputs is not None
     assert inputs.targets is not None, "udkd eval kept what the cache held"
-    assert all(np.array_equal(value, vars(inputs.targets.answers)[name]) for name, value in vars(full_inputs.answers).items())
+    assert all(
+        np.array_equal(value, vars(inputs.targets.predictions)[name]) for name, value in vars(full_inputs.predictions).items()
+    )
     assert "nowhere" in inputs.targets_from
     assert "The cache was not read" in Page(write_report(replace(inputs, out=tmp_path / "report"))).text
     bare = tmp_path / "bare"

@@ -214,7 +214,7 @@ def test_what_does_not_fit(
         evaluate(run, data=None, teacher=other_teacher.path, device=CPU, observer=SILENT)
     with pytest.raises(DataError, match="is not a teacher"):
         evaluate(run, data=None, teacher=tmp_path, device=CPU, observer=SILENT)
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         RunFolder.open(tmp_path)
     assert (run.path.joinpath("eval.json").read_bytes() if before else None) == before
 

@@ -49,7 +49,7 @@ class ViewsSection(Section):
         description="how a view is cropped: random_resized (torchvision's RandomResizedCrop), random (short side to resize_px, "
         "random crop), centre (short side to resize_px, centre crop) or centre_squash (both sides to resize_px, centre crop)",
     )
-    size_px: SizePx = Field(default=224, description="side of a view, pixels; evaluation views have it too")
+    size_px: SizePx = Field(default=224, description="side of a view, pixels, also of evaluation views")
     resize_px: SizePx = Field(default=256, description="size before the crop, pixels; random_resized does not use it")
     scale: tuple[float, float] = Field(default=(0.08, 1.0), description="smallest and largest area fraction (random_resized)")
     ratio: tuple[float, float] = Field(

@@ -48,9 +48,7 @@ def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Can
     recipe = Recipe.from_stored(run.config, str(run.path))
     names = recipe.student_names()
     if (student is None and len(names) > 1) or (student is not None and student not in names):
-        raise RunError(
-            f"{run.path} holds the students {', '.join(names)}; expected {student or 'one'}; name one with --student"
-        )
+        raise RunError(f"{run.path} holds the students {', '.join(names)}; expected {student or 'one'}; give --student")
     index = 0 if student is None else names.index(student)
     require_classes(f"the run in {run.path}", run.classes or classes, classes, "take a run on this data set")
     tensors = dict(run.load().tensors)
@@ -207,7 +205,7 @@ def evaluate_and_write(
     difference = first_difference(candidate.weights, model.state_dict())
     if difference:
         raise DataError(
-            f"the weights do not fit {candidate.architecture} ({difference}); expected its own; name another source"
+            f"the weights do not fit {candidate.architecture} ({difference}); expected its weights; name another source"
         )
     broken = first_not_finite(candidate.weights)
     if broken:

@@ -176,7 +176,7 @@ def read_predictions(path: Path) -> tuple[Predictions, str]:
         raise RunError(f"{path} is damaged; expected the sha256 that it records; {_REMEDY}")
     invalid = _first_invalid(facts, arrays)
     if invalid:
-        raise RunError(f"{invalid} of {path} cannot be; expected what udkd eval writes; {_REMEDY}")
+        raise RunError(f"{invalid} of {path} is impossible; expected what udkd eval writes; {_REMEDY}")
     return _predictions(facts, arrays), sha256
 
 
@@ -205,7 +205,7 @@ def _require_header(path: Path) -> None:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if not file.read(length if length < size else 0).rstrip(b" ").endswith(b"}"):
-            raise ValueError("its header is no JSON")
+            raise ValueError("its header is not JSON")
 
 
 def _read_facts(text: str) -> tuple[dict[str, Any], str]:

@@ -48,7 +48,7 @@ class RunFolder:
     def open(cls, path: Path) -> "RunFolder":
         """An existing run. Raises RunError where there is none, or its run.json is damaged."""
         if not cls.is_at(path):
-            raise RunError(f"{path} is no run (no config.json); expected a folder made by udkd train")
+            raise RunError(f"{path} is not a run (no config.json); expected a folder made by udkd train")
         return cls(path, _provenance(path)["format"])
 
     @classmethod

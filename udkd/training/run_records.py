@@ -20,7 +20,7 @@ _MOST_BYTES = 1 << 28  # of a JSON file: 100,000 epochs have less
 
 def _path(text: str) -> str:
     if not text or "\0" in text:
-        raise ValueError("it is no path")
+        raise ValueError("it is not a path")
     return text
 
 
@@ -87,10 +87,10 @@ class Provenance(_Record):
     @model_validator(mode="after")
     def _of_one_cache(self) -> Self:
         if (self.cache is None) != (not self.cache_key):
-            raise ValueError("one of cache and cache_key is there without the other")
+            raise ValueError("one of cache and cache_key is present without the other")
         for name in ("teacher", "teacher_sha256"):
             if not isinstance(self.cache_key.get(name, ""), str):
-                raise ValueError(f"cache_key.{name} is no text")
+                raise ValueError(f"cache_key.{name} is not text")
         return self
 
 
@@ -223,7 +223,7 @@ def read_record(path: Path, model: type[_R], *, checked: bool, remedy: str) -> t
 
 
 def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl. Raises RunError as `read_record` does, and for epochs that do not follow on each other."""
+    """The rows of metrics.jsonl. Raises RunError as `read_record` does, and for epochs that are not consecutive."""
     rows: list[dict[str, Any]] = []
     first = None
     try:
@@ -232,9 +232,9 @@ def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
             first = first or row
             rows.append(values)
             if row.epoch != len(rows) or row.step != row.epoch * first.step:
-                raise ValueError(f"epoch {row.epoch} ends at step {row.step}, which does not follow on the rows before it")
+                raise ValueError(f"epoch {row.epoch} ends at step {row.step}, which does not follow the rows before it")
             if len(row.lr) != len(first.lr) or row.train.columns.keys() != first.train.columns.keys():
-                raise ValueError("it holds other figures or students than the rows before it")
+                raise ValueError("it has other columns or students than the rows before it")
     except OSError as error:
         raise_unreadable(path, error, "train again")
     except ValueError as error:
@@ -264,7 +264,7 @@ def first_problem(problems: Sequence[Any]) -> str:
     if first["type"] == "missing":
         return f"it lacks {where}"
     if first["type"] == "extra_forbidden":
-        return f"{where} is no field of it"
+        return f"{where} is not a field of it"
     return f"{where} is {reprlib.repr(first['input'])}: {first['msg']}"
 
 

@@ -29,7 +29,7 @@ _MAX_WIDTH = 10_000
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or a .toml file.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; may be given again.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe. May be repeated.")
 ]
 BackendOption = Annotated[
     str | None, typer.Option("--backend", help="auto, resident, ffcv, dali or folder: short for data.backend.")
