@@ -199,7 +199,7 @@ def test_a_damaged_cache_cost_file_is_named(tmp_path: Path, content: bytes, reas
     assert folder.cache_cost("c") == {"images": 20.0, "seconds": 5.0}
     file = tmp_path / "caches" / "c.json"
     file.write_bytes(file.read_bytes().replace(b"20.0", b"30.0"))
-    with pytest.raises(RunError, match=r"c\.json is damaged \(it has changed"):
+    with pytest.raises(RunError, match=r"c\.json is damaged \(its checksum does not match"):
         folder.cache_cost("c")
     file.write_bytes(content)
     with pytest.raises(RunError, match=rf"c\.json is damaged \(.*{reason}"):

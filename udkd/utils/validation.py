@@ -40,7 +40,7 @@ def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
     if first["type"] == "value_error":  # a validator's own text, which is complete; the input is a complete section
         return f"{path + ': ' if path else ''}{first['msg'].removeprefix('Value error, ')}{more}"
     if first["type"] == "json_invalid":
-        return f"its values are no JSON ({first['msg'].removeprefix('Invalid JSON: ')}); expected a {noun}'s; correct it"
+        return f"its values are not JSON ({first['msg'].removeprefix('Invalid JSON: ')}); expected a {noun}'s; correct it"
     if first["type"] == "missing":
         return f"{path} is missing{more}; expected a value; add it"
     # A union reports each of its members: teacher.views is "eval" or a number.
