@@ -29,7 +29,7 @@ def imagenet_names() -> dict[str, str]:
 
 
 def label_classes(wnids: Iterable[str]) -> tuple[ClassName, ...]:
-    """The classes in label order, sorted by wnid. A folder that is no known wnid keeps its own name.
+    """The classes in label order, sorted by wnid. A folder that is not a known wnid keeps its name.
 
     Raises DataError for two names that are equal after escaping.
     """

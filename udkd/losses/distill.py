@@ -1,4 +1,4 @@
-"""The loss of N students taught by one teacher and by each other: the eager oracle.
+"""The loss of N students taught by one teacher and by each other: the eager reference.
 
 Source: arXiv 2511.18826, equations of the total loss (its L_CE, L_KD weighted by 1 - H/ln C, and L_peer).
 Letters: B batch, C classes; N students is the length of the list.

@@ -15,7 +15,7 @@ class WeightEMA:
 
     @classmethod
     def of(cls, model: nn.Module) -> "WeightEMA":
-        """Start at the current weights."""
+        """An average that starts at the current weights."""
         return cls(model=copy.deepcopy(model).eval().requires_grad_(False))
 
     @torch.no_grad()

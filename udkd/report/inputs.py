@@ -57,7 +57,7 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportInputs:
-    """Everything that a report shows; for a part that is None it prints the reason, `why_no_…`.
+    """Everything that a report shows; where a part is None, `why_no_…` is the reason that it prints.
 
     metrics: rows of metrics.jsonl. evaluation: eval.json. provenance: run.json. class_names: by label.
     thumbnail, val_thumbnail: id of a training or validation sample -> uint8 [h, w, 3] of the stored image.

@@ -73,7 +73,7 @@ def _training(targets: TeacherPredictions) -> Plot:
     points = accuracy_by_tenths(targets, targets.correct)
     first, last = points[0], points[-1]
     lower = first[2] < last[1]
-    verdict = "lower, as it should be" if lower else "not clearly lower: a low weight is no sign of an error here"
+    verdict = "lower, as it should be" if lower else "not clearly lower: a low weight does not predict an error here"
     caption = (
         f"The teacher’s accuracy on training images is {percent(first[0], 1)} in the {_group(len(points))} of lowest "
         f"weight and {percent(last[0], 1)} in the highest: {verdict}; {separation_text(targets)}."

@@ -99,7 +99,7 @@ def _lead(study: Study, summary: Summary, values: Mapping[str, Any]) -> str:
 
 
 def _no_claim(compared: Sequence[Comparison]) -> str:
-    """Why nothing is claimed."""
+    """Why the study claims no difference."""
     verdicts = {comparison.difference.verdict for comparison in compared}
     if verdicts == {"too few runs"}:
         return f"Fewer than {MIN_RUNS} seeds allow no verdict on top-1."
@@ -188,7 +188,7 @@ _VERDICT_HEAD = ("student", "mean ± sd", "verdict", "bootstrap", "Student’s t
 
 
 def _verdict_cells(comparison: Comparison) -> tuple[str | None, ...]:
-    """The cells under _VERDICT_HEAD."""
+    """A row's cells under _VERDICT_HEAD."""
     difference = comparison.difference
     sd = f" ± {difference.spread.sd:.2f}" if difference.spread.sd is not None else ""
     intervals = (interval(*pair, 2) if pair else None for pair in (difference.bootstrap, difference.student_t))

@@ -174,7 +174,7 @@ def imagenet_rows(classes: Sequence[str]) -> list[int]:
     missing = _not_in_imagenet(classes)
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(classes)} classes are none of ImageNet's ({', '.join(missing[:3])}); "
+            f"{len(missing)} of {len(classes)} classes are not ImageNet's ({', '.join(missing[:3])}); "
             "expected wnids such as n01440764; fit a teacher on this data instead, or bring weights with a row for each class"
         )
     index = _imagenet()

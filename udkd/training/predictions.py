@@ -242,7 +242,7 @@ def _first_invalid(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]])
 
 
 def _slices(file: Any) -> Iterator[tuple[str, Any]]:
-    for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+    for name in file.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
         yield name, file.get_slice(name)
 
 

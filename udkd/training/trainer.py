@@ -328,7 +328,7 @@ class Trainer:
         self.run_folder.save(Checkpoint(tensors=tensors, progress=progress))
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint holds."""
+        """Every tensor that a checkpoint holds."""
         tensors = {"tally.sums": self.metrics.sums, "tally.count": self.metrics.count}
         for student in self.students:
             tensors |= student.tensors()

@@ -111,7 +111,7 @@ def _fault(name: str) -> str | None:
 
 
 def _installed(package: str) -> bool:
-    """Without importing it, which takes seconds."""
+    """Whether a package is installed, without importing it, which takes seconds."""
     try:
         return find_spec(package) is not None
     except ModuleNotFoundError:  # of the package that it is part of

@@ -100,7 +100,7 @@ class ReviewkdSection(Section):
 
 @register("reviewkd", ReviewkdSection, needs="maps", depth="stages")
 class ReviewTerm(nn.Module):
-    """See `review`."""
+    """The loss method "reviewkd": `review` of fused maps."""
 
     def __init__(self, options: ReviewkdSection, setup: MethodSetup) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ class Cache:
     def open(cls, folder: Path) -> "Cache":
         """Read all headers. CacheError: no finished view, a damaged file, or views that do not belong together.
 
-        A missing view is no error here: see `missing`, `require_views` and `unexpected_files`.
+        A missing view is not an error here: see `missing`, `require_views` and `unexpected_files`.
         """
         views = finished_views(folder)
         if not views:
