@@ -159,7 +159,7 @@ def _check_first_words(matched: Mapping[tuple[str, ...], str | None], choice: st
         if folder is not None and not WNID.fullmatch(folder):
             lines.setdefault(folder, []).append(names)
     for folder, several in lines.items():
-        short = next((names[0] for names in several if folder not in names[:-1] and _has_words(names[0])), None)
+        short = next((names[0] for names in several if folder not in names[:-1] and _is_several_words(names[0])), None)
         if short is not None and len(several) > 1:
             other = next(names[0] for names in several if names[0] != short)
             raise DataError(
@@ -168,7 +168,7 @@ def _check_first_words(matched: Mapping[tuple[str, ...], str | None], choice: st
             )
 
 
-def _has_words(line: str) -> bool:
+def _is_several_words(line: str) -> bool:
     """Whether the name in a line, up to a tab, a comma, a hash or a trailing number, has several words."""
     return len(re.sub(r"\s\d+$", "", re.split(r"[\t,#]", line)[0].strip()).split()) > 1
 

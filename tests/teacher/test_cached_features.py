@@ -251,7 +251,7 @@ def test_on_the_command_line(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["teacher.estimator=mc_dropout"], "the teacher is mc_dropout; expected one teacher as it is"),
+        (["teacher.estimator=mc_dropout"], "the teacher is mc_dropout; expected one unmodified teacher"),
         (["teacher.fold_bn=true"], "the teacher is plain, folded; expected"),
         (["teacher.compile=true"], "the teacher is plain, compiled; expected"),
     ],

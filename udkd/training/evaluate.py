@@ -179,5 +179,5 @@ def _teacher_folder(teacher: Path | None, provenance: dict[str, Any]) -> Teacher
     sha256 = provenance.get("teacher_sha256") or provenance.get("cache_key", {}).get("teacher_sha256")
     if sha256 not in (None, folder.info.weights_sha256):
         fields = [("teacher_sha256", sha256, folder.info.weights_sha256)]
-        raise MismatchError(f"the teacher in {folder.path}", fields, "name the teacher that taught this run")
+        raise MismatchError(f"the teacher in {folder.path}", fields, "name the teacher of this run")
     return folder

@@ -44,7 +44,7 @@ class Candidate:
 
 
 def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Candidate:
-    """One student of a run, by name (None where there is only one). classes: of the data that it should teach."""
+    """One student of a run, by name (None where there is only one). classes: of the dataset."""
     recipe = Recipe.from_stored(run.config, str(run.path))
     names = recipe.student_names()
     if (student is None and len(names) > 1) or (student is not None and student not in names):

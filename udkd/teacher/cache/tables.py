@@ -17,7 +17,7 @@ from udkd.teacher.cache.view_file import ViewFile
 from udkd.utils.rng import Stream, permutation
 
 _ROWS_AT_ONCE = 1 << 16
-_MEMORY_SHARE = 0.5  # of a device's free memory for one view: networks and gradients need the rest
+_MEMORY_FRACTION = 0.5  # of a device's free memory for one view: networks and gradients need the rest
 
 
 class TargetTable(Protocol):
@@ -51,7 +51,7 @@ def open_table(
     wanted = ("logits", "classes", "tail", *(("features",) if features else ()))
     num_bytes = sum(array.nbytes for name, array in file.arrays.items() if name in wanted)
     mapped = MappedTable(file, device, weighting, labels_N)
-    is_large = device.type == "cuda" and num_bytes > _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+    is_large = device.type == "cuda" and num_bytes > _MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]
     if into is None and not in_memory and (device.type == "cpu" or is_large):
         return mapped
     for block in range(file.header.num_blocks):
