@@ -79,7 +79,7 @@ def test_what_pytorch_has_renamed_is_one_line_before_anything_is_compiled(monkey
     kept = [name for name in torch._inductor.list_options() if name not in options]
     monkeypatch.setattr(torch._inductor, "list_options", lambda: kept)
     for name in options:
-        with pytest.raises(ConfigError, match=rf"has no inductor option {name}, which perf\..* take --set perf\.\w+=\w+$"):
+        with pytest.raises(ConfigError, match=rf"has no inductor option {name}, which perf\..* use --set perf\.\w+=\w+$"):
             compiled(F.relu, {name: options[name]})
     compiled(F.relu)
 
