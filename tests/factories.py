@@ -14,6 +14,7 @@ from tests.build_once import build_once
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
+from udkd.losses.methods.registry import METHODS, MethodsSection
 from udkd.models.build import build
 from udkd.teacher.folder import TeacherFolder, write_teacher
 from udkd.utils.files import write_bytes
@@ -70,6 +71,13 @@ def make_teacher(folder: Path, dataset: DatasetFolder, seed: int = 0, image_px: 
 def rewrite_json(path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Rewrite a JSON file with changed values and a matching checksum, as an attacker would."""
     write_bytes(path, dump_checked(changed(load_checked(path.read_bytes()))))
+
+
+def unregister_method(name: str) -> None:
+    """Undo the registration of a method, which is for the rest of the process."""
+    del METHODS[name], MethodsSection.__pydantic_fields__[name]
+    MethodsSection.model_rebuild(force=True)
+    Recipe.model_rebuild(force=True)
 
 
 SMALL = (

@@ -21,8 +21,11 @@ import benchmarks.__main__
 import data_prep.cli
 import udkd.cli.app
 from docs import hooks
+from tests.factories import unregister_method
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
+from udkd.data.backends.registry import backend_names
+from udkd.losses.methods.builtin import METHODS
 from udkd.study.spec import load_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,12 +117,18 @@ def test_every_benchmark_has_a_line_in_the_table() -> None:
 def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name == "README.md":
         pytest.skip("its loop needs the quickstart's folders: tests/test_readme.py")
+    backend_names()  # the package's own are registered before, and stay
     for home, registry in (("udkd.losses.sample_weight", "_KINDS"), ("udkd.data.backends.registry", "_OPENERS")):
         module = importlib.import_module(home)  # what a block registers ends with it
         monkeypatch.setattr(module, registry, dict(getattr(module, registry, {})), raising=False)
-    for block in blocks(page, "python"):
-        with torch.random.fork_rng(devices=[]):
-            exec(compile(block, page.name, "exec"), {})
+    methods = set(METHODS)
+    try:
+        for block in blocks(page, "python"):
+            with torch.random.fork_rng(devices=[]):
+                exec(compile(block, page.name, "exec"), {})
+    finally:
+        for name in set(METHODS) - methods:
+            unregister_method(name)
 
 
 @each_page
@@ -180,7 +189,7 @@ def test_names_of_the_api_page_exist() -> None:
     assert names
     for name in names:
         assert pkgutil.resolve_name(name).__doc__, name
-    homes = {f"{home}.{name}" for name, home in udkd._HOMES.items()}
+    homes = {f"{home}.{name}" for name, home in udkd._MODULES.items()}
     assert homes <= set(names), "every public name has its documentation"
 
 

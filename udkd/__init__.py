@@ -1,12 +1,14 @@
 """udkd: several small image classifiers, trained at once from one large, cached teacher.
 
-The parts can be used alone, in a training loop of your own: `import udkd`, then
+In a training loop of your own: `import udkd`, then
 
-    udkd.DatasetFolder, udkd.open_backend          uint8 canvases of any samples in any order
-    udkd.ViewSpec, udkd.EpochViews                 crop, flip and colour jitter as numbers; udkd.augment.apply makes the pixels
-    udkd.Cache, udkd.CachedTargets                 the cached teacher logits for exactly those pixels
-    udkd.distill, udkd.LossSettings                the loss of N students
-    udkd.permutation                               a sample order that is a pure function of seed and epoch
+    udkd.Dataset                                   a dataset folder, its splits and classes
+    udkd.Loader                                    batches: sample ids, uint8 canvases and labels, in an order by (seed, epoch)
+    udkd.ViewSpec, udkd.Augment                    canvases to network input: crop, flip and colour jitter by (seed, epoch, id)
+    udkd.CachedTeacher, udkd.LiveTeacher           the teacher logits and weights for exactly those pixels
+    udkd.DistillationLoss                          the loss of N students
+
+and for the complete job `udkd.load_recipe`, `udkd.build_cache`, `udkd.train` and `udkd.evaluate`.
 
 Each name is imported at its first use: torch takes seconds to import, and the converter's workers do not need it.
 """
@@ -16,38 +18,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from udkd.augment.view_table import EpochViews as EpochViews
+    from udkd.augment.view_table import Augment as Augment
     from udkd.augment.views import ViewSpec as ViewSpec
-    from udkd.data.backends.registry import open_backend as open_backend
-    from udkd.data.dataset import DatasetFolder as DatasetFolder
-    from udkd.losses.distill import LossSettings as LossSettings
-    from udkd.losses.distill import distill as distill
-    from udkd.teacher.cache.reader import Cache as Cache
-    from udkd.teacher.sources import CachedTargets as CachedTargets
-    from udkd.utils.rng import permutation as permutation
+    from udkd.config.loading import load_recipe as load_recipe
+    from udkd.data.dataset import Dataset as Dataset
+    from udkd.data.loader import Loader as Loader
+    from udkd.losses.distill import DistillationLoss as DistillationLoss
+    from udkd.teacher.cache.build import build_cache as build_cache
+    from udkd.teacher.teachers import CachedTeacher as CachedTeacher
+    from udkd.teacher.teachers import LiveTeacher as LiveTeacher
+    from udkd.training.evaluate import evaluate as evaluate
+    from udkd.training.train import train as train
 
 _MODULES = {
-    "open_backend": "udkd.data.backends.registry",
-    "CachedTargets": "udkd.teacher.sources",
-    "Cache": "udkd.teacher.cache.reader",
-    "DatasetFolder": "udkd.data.dataset",
-    "EpochViews": "udkd.augment.view_table",
-    "permutation": "udkd.utils.rng",
-    "LossSettings": "udkd.losses.distill",
-    "distill": "udkd.losses.distill",
+    "Augment": "udkd.augment.view_table",
+    "CachedTeacher": "udkd.teacher.teachers",
+    "Dataset": "udkd.data.dataset",
+    "DistillationLoss": "udkd.losses.distill",
+    "LiveTeacher": "udkd.teacher.teachers",
+    "Loader": "udkd.data.loader",
     "ViewSpec": "udkd.augment.views",
+    "build_cache": "udkd.teacher.cache.build",
+    "evaluate": "udkd.training.evaluate",
+    "load_recipe": "udkd.config.loading",
+    "train": "udkd.training.train",
 }
 __all__ = sorted(_MODULES)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # for a type checker the names above are all there are
 
-        return version("udkd")
-    if name not in _MODULES:
-        raise AttributeError(f"module 'udkd' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_MODULES[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("udkd")
+        if name not in _MODULES:
+            raise AttributeError(f"module 'udkd' has no attribute {name!r}; it has {', '.join(__all__)}")
+        return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -166,7 +166,7 @@ def test_new_process_new_order_same_views() -> None:
     program = (
         "import hashlib; import numpy as np; from udkd.augment.views import *; np.random.seed(1)\n"
         "spec = ViewSpec(brightness=0.4, contrast=0.4, saturation=0.4)\n"
-        "views = draw(spec, 3, 4, np.arange(500)[::-1], np.tile([300, 400, 300, 400], (500, 1)))\n"
+        "views = draw_views(spec, 3, 4, np.arange(500)[::-1], np.tile([300, 400, 300, 400], (500, 1)))\n"
         "for name in ('window', 'flip', 'kind', 'factor'):\n"
         "    print(hashlib.sha256(np.ascontiguousarray(getattr(views, name)[::-1])).hexdigest())"
     )

@@ -90,7 +90,7 @@ def test_mistakes_in_naming_things(
     refused(here("cache", "build", dataset.path, tmp_path / "empty", out, "--recipe", "smoke"), "empty is not a teacher")
     refused(here("cache", "build", dataset.path, teacher.path, out, "--views", "many"), "--views 'many'; expected eval")
     refused(here("teacher", "fit", tmp_path / "nowhere", out), "nowhere is not a folder")
-    refused(here("teacher", "fit", dataset.path, tmp_path / "file"), "file is a file; expected a folder to make")
+    refused(here("teacher", "fit", dataset.path, tmp_path / "file"), "file is a file; expected a new folder")
     refused(here("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is not a file; expected ")
     refused(here("teacher", "import", dataset.path, out, "--student", "a"), "--student a without --run")
     refused(here("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is not a run")

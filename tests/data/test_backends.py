@@ -226,11 +226,11 @@ def test_what_libjpeg_turbo_finds_odd_is_decoded_by_the_reference(split: Split, 
     odd = plain[:2] + b"\x00\x17" + plain[2:]
     canvas = np.full((SIDE, SIDE, 3), 9, dtype=np.uint8)
     scratch = np.empty_like(canvas)
-    assert folder_backend.decoded(plain, canvas, scratch, 20, 30)
+    assert folder_backend.try_decode(plain, canvas, scratch, 20, 30)
     assert np.array_equal(canvas, decode_canvas(plain, SIDE, height=20, width=30, what="plain"))
-    assert not folder_backend.decoded(odd, canvas, scratch, 20, 30)
-    assert not folder_backend.decoded(plain, canvas, scratch, 20, 31), "a size that is not the manifest's"
-    assert not folder_backend.decoded(plain, canvas, scratch, 19, 30)
+    assert not folder_backend.try_decode(odd, canvas, scratch, 20, 30)
+    assert not folder_backend.try_decode(plain, canvas, scratch, 20, 31), "a size that is not the manifest's"
+    assert not folder_backend.try_decode(plain, canvas, scratch, 19, 30)
     refused: list[bytes] = []
 
     def refuse(data: bytes, *_: object, **__: object) -> None:
@@ -389,7 +389,7 @@ def test_ffcv_forgets_one_image_before_the_next() -> None:
     starts = np.concatenate([[0], ends[:-1]])
     sizes = np.full((3, 4), 40, dtype=np.int32)
     canvas, codes = np.empty((3, 40, 40, 3), dtype=np.uint8), np.empty(3, dtype=np.int32)
-    ffcv_backend._compiled(import_ffcv()).decode(stored.ctypes.data, starts, ends, sizes, canvas, codes)
+    ffcv_backend._compile_loops(import_ffcv()).decode(stored.ctypes.data, starts, ends, sizes, canvas, codes)
     assert not codes.any()
     assert np.array_equal(canvas, expected)
 
@@ -515,6 +515,7 @@ def test_names(dataset: DatasetFolder, source: Path, tmp_path: Path) -> None:
 
 def test_a_backend_from_outside_the_package(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """One registration: it opens by name, a recipe may name it, and it is not among those that "auto" tries."""
+    registry.backend_names()  # the package's own are registered before, and stay
     monkeypatch.setattr(registry, "_OPENERS", dict(registry._OPENERS))
 
     @registry.register("mine")
@@ -655,7 +656,7 @@ def test_ffcv_beside_its_own_loader(split: Split) -> None:
 
     backends = [open_backend("ffcv", split, CPU, workers=2)]
     OSCacheManager(Reader(str(split.path / "samples.beton"))).compile_reader()
-    ffcv_backend._compiled.cache_clear()
+    ffcv_backend._compile_loops.cache_clear()
     backends.append(open_backend("ffcv", split, CPU, workers=2))
     for backend in backends:
         check(list(backend.epoch(split.ids, 8)), split.ids, 8, split)

@@ -223,7 +223,7 @@ def test_a_count_that_no_file_can_hold(whole: Path, monkeypatch: pytest.MonkeyPa
     sums = {"manifest_bytes": 1, "manifest_sha256": "0" * 64}
     for samples, excluded in ((10**8, 0), (10**8, 10**8 - 5)):
         part = SplitHeader(samples=samples, excluded=excluded, **sums)  # type: ignore[arg-type]
-        with pytest.raises(DataError, match=r"is to hold [\d,]+ samples and [\d,]+ excluded ones, and its files have"):
+        with pytest.raises(DataError, match=r"lists [\d,]+ samples and [\d,]+ excluded ones, and its files have"):
             folder._check_counts(whole / "train", part, SIDE)
 
 

@@ -356,7 +356,7 @@ def test_predictions_and_notes_mirror_where_evaluation_does(
     for name, picture in (("a.png", pixels), ("b.png", pixels[:, ::-1])):
         Image.fromarray(picture).save(tmp_path / name)
     one, other = predict(trained, [tmp_path / "a.png", tmp_path / "b.png"], trained.classes, top=4)
-    assert [guess.percent for guess in one.guesses] == pytest.approx([guess.percent for guess in other.guesses], abs=1e-3)
+    assert [guess.percent for guess in one.classes] == pytest.approx([guess.percent for guess in other.classes], abs=1e-3)
 
 
 # Commands
@@ -386,12 +386,12 @@ def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: Datas
 
 
 def test_a_run_without_its_data_still_predicts(tmp_path: Path, run: RunFolder) -> None:
-    from udkd.export.predict import class_names
+    from udkd.export.predict import readable_class_names
 
     for name in ("run.json", "config.json"):
         shutil.copy(run.path / name, tmp_path / name)
     rewrite_json(tmp_path / "run.json", lambda values: values | {"dataset": str(tmp_path / "gone")})
-    assert class_names(RunFolder.open(tmp_path), ["ant", "bee"]) == ["ant", "bee"]
+    assert readable_class_names(RunFolder.open(tmp_path), ["ant", "bee"]) == ["ant", "bee"]
 
 
 def test_teacher_folders_are_no_runs(tmp_path: Path, dataset: DatasetFolder) -> None:

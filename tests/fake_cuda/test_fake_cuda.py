@@ -27,7 +27,6 @@ VARIANTS: dict[str, list[str]] = {
     "loss schedule": ['loss.schedules.beta.kind="linear"', "loss.schedules.beta.to=0.1"],
     "channels first": ["train.channels_last=false"],
     "float32": ['train.precision="float32"'],
-    "streams": ["perf.streams=true"],
     "fused loss": ['train.loss_impl="fused"'],
     "resident": ["train.cuda_graph=false"],
     "streamed": ['train.input="stream"', "train.cuda_graph=false"],

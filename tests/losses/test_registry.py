@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.factories import make_dataset, make_teacher, small_recipe
+from tests.factories import make_dataset, make_teacher, small_recipe, unregister_method
 from udkd.config.recipe import Recipe
-from udkd.losses.methods.registry import METHODS, MethodInputs, MethodSetup, MethodsSection, register
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError
@@ -37,9 +37,7 @@ class Scaled(nn.Module):
 def registered() -> Iterator[None]:
     register("scaled", ScaledSection)(Scaled)
     yield
-    del METHODS["scaled"], MethodsSection.__pydantic_fields__["scaled"]
-    MethodsSection.model_rebuild(force=True)
-    Recipe.model_rebuild(force=True)
+    unregister_method("scaled")
 
 
 def test_a_method_from_outside_is_trained(tmp_path: Path, registered: None) -> None:
@@ -55,7 +53,7 @@ def test_a_method_from_outside_is_trained(tmp_path: Path, registered: None) -> N
     run = RunFolder.open(out)
     assert run.load().tensors["connector.1.scale"] != 1
     assert min(run.metrics()[0]["train"]["method"]) > 0
-    with pytest.raises(ConfigError, match=r"methods\.scaled\.wait is no key of a recipe; expected weight"):
+    with pytest.raises(ConfigError, match=r"methods\.scaled\.wait is not a key of a recipe; expected weight"):
         small_recipe("methods.scaled.wait=1")
 
 

@@ -351,8 +351,9 @@ def test_missing_or_different_parts_become_a_sentence(
     inputs = load_inputs(folder / "run", cache=tmp_path / "nowhere")
     assert full_inputs is not None
     assert inputs.targets is not None, "udkd eval kept what the cache held"
-    kept = vars(inputs.targets.predictions)
-    assert all(np.array_equal(value, kept[name]) for name, value in vars(full_inputs.predictions).items())
+    assert all(
+        np.array_equal(value, vars(inputs.targets.predictions)[name]) for name, value in vars(full_inputs.predictions).items()
+    )
     assert "nowhere" in inputs.targets_from
     assert "The cache was not read" in Page(write_report(replace(inputs, out=tmp_path / "report"))).text
     bare = tmp_path / "bare"

@@ -226,7 +226,7 @@ def test_rates_scale_with_the_batch() -> None:
 
 
 def test_sizes_that_grow_need_targets_that_do_not() -> None:
-    with pytest.raises(ConfigError, match=r"train\.progressive_px changes the students' views"):
+    with pytest.raises(ConfigError, match=r"train\.progressive_px changes the training views"):
         small_recipe("teacher.views=2", "train.progressive_px=16")
     with pytest.raises(ConfigError, match="squeezenet1_1 cannot take 16 px images"):
         make_students(small_recipe("train.progressive_px=16"), 4, CPU)
@@ -274,7 +274,7 @@ def test_views_are_drawn_ahead_and_a_failure_reaches_the_caller(
     def broken(*arguments: object) -> object:
         raise ValueError("no views today")
 
-    monkeypatch.setattr("udkd.augment.view_table.draw", broken)
+    monkeypatch.setattr("udkd.augment.view_table.draw_views", broken)
     ahead.prepare(6)
     with pytest.raises(ValueError, match="no views today"):
         ahead.table(6)

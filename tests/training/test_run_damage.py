@@ -262,7 +262,7 @@ def test_a_reader_beside_a_trainer(run: Path) -> None:
         return real(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "read_plain", replaced_meanwhile)
+        patch.setattr(checkpoints, "read_regular", replaced_meanwhile)
         assert folder.load().progress.step == 8
 
 

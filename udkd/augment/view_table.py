@@ -1,14 +1,17 @@
-"""The views of all samples of a split, one table per view number, drawn ahead in a thread."""
+"""The views of all samples of a split, one table per view number, drawn ahead in a thread; Augment applies them to batches."""
 
 from concurrent.futures import Future
 from threading import Thread
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from udkd.augment.apply import ViewTable
+from udkd.augment.apply import ViewTable, apply
 from udkd.augment.views import Views, ViewSpec, draw_views
+from udkd.data.batch import Batch
 from udkd.data.dataset import Split
+from udkd.utils.environment import find_device
 
 _KEPT = 2
 
@@ -52,3 +55,29 @@ class EpochViews:
                 future.set_exception(error)
 
         Thread(target=work, name=f"views of epoch view {view}", daemon=True).start()
+
+
+class Augment:
+    """Batches of a split to network input: `x_BCHW = augment(batch, epoch)`.
+
+    What a sample looks like is a pure function of (seed, epoch, sample id): the same bits in any batch, order and process.
+    Epoch e is view e of a cache that was built with the same spec and seed.
+
+    split: that of the batches, whose ids are rows of its manifest. device: that of the batches.
+
+        augment = udkd.Augment(udkd.ViewSpec(size_px=48), data.train, seed=0)
+        x = augment(batch, epoch)  # float32 [B, 3, 48, 48], normalised, channels_last
+    """
+
+    def __init__(self, spec: ViewSpec, split: Split, *, seed: int = 0, device: torch.device | str = "auto") -> None:
+        self.spec = spec
+        self.split = split
+        self.seed = seed
+        self.device = find_device(device)
+        self._views = EpochViews(spec, seed, split, self.device)
+
+    def __call__(self, batch: Batch, epoch: int) -> Tensor:
+        """Normalised input, float32 [B, 3, size_px, size_px], channels_last. The first call of an epoch draws all its views."""
+        table = self._views.table(epoch)
+        self._views.prepare(epoch + 1)
+        return apply(batch.canvas, table.gather(batch.ids), self.spec)

@@ -1,6 +1,7 @@
 """Recipes from TOML files, with `--set a.b=value` overrides that apply before anything is checked."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from udkd.config import old_keys
@@ -18,11 +19,14 @@ def shipped_recipes() -> list[str]:
     return shipped_names("recipe")
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A shipped recipe by name, or a TOML file by path.
 
     overrides: `a.b=value`, each a TOML value; one that is not TOML is a string. Raises ConfigError.
+
+        recipe = udkd.load_recipe("quickstart", ["train.epochs=1"])
     """
+    name = str(name)
     values = load_toml("recipe", name)
     for override in overrides:
         _apply(override, values)

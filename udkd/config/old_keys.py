@@ -31,7 +31,7 @@ _VALUES: dict[tuple[str, str], dict[Any, Any]] = {
     ("teacher", "views"): {"canonical": "eval"},
 }
 _DROPPED: dict[str, dict[str, Any]] = {"perf": {"streams": False, "realize_reads": 0, "autotune": False}}
-"""Section -> a key that is gone -> the value it had where it was not set. None of them made a step faster."""
+"""Section -> a key that is gone -> the value it had where it was not set. No measurement showed that they help."""
 _STEPS = {"streamed": ("stream", False), "resident": ("resident", False), "captured": ("resident", True)}
 """train.steps -> train.input, train.cuda_graph."""
 
@@ -40,12 +40,12 @@ def current(values: Mapping[str, Any]) -> dict[str, Any]:
     """A stored recipe's plain values under the current keys; current keys are left unchanged."""
     renamed: dict[str, Any] = _renamed(values, "", _NAMES)
     for (section, key), names in _VALUES.items():
-        _replace(renamed.get(section, {}), key, names)
+        _replace(_section(renamed, section), key, names)
     for section, keys in _DROPPED.items():
         for key in keys:
-            renamed.get(section, {}).pop(key, None)
-    train = renamed.get("train", {})
-    if "steps" in train:
+            _section(renamed, section).pop(key, None)
+    train = _section(renamed, "train")
+    if train.get("steps") in _STEPS:
         train["input"], train["cuda_graph"] = _STEPS[train.pop("steps")]
     return renamed
 
@@ -79,7 +79,7 @@ def changes(values: Mapping[str, Any]) -> list[str]:
             texts.append(f'{section}.{key} = "{value}" is now "{names[value]}"')
     for section, dropped in _DROPPED.items():
         keys = values[section] if isinstance(values.get(section), Mapping) else {}
-        texts += [f"{section}.{key} was removed: it made no step faster" for key in dropped if key in keys]
+        texts += [f"{section}.{key} was removed: no measurement showed that it helps" for key in dropped if key in keys]
     if isinstance(values.get("train"), Mapping) and "steps" in values["train"]:
         texts.append("train.steps is now train.input (stream or resident) and train.cuda_graph (true or false)")
     return texts
@@ -105,6 +105,12 @@ def _renamed_keys(value: Any, path: str, prefix: str = "") -> list[str]:
 
 def _below(path: str, key: str) -> str:
     return f"{path}.*" if f"{path}.*" in _NAMES else f"{path}.{key}".removeprefix(".")
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section's values; none if a damaged file has something else in its place."""
+    section = values.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _replace(section: dict[str, Any], key: str, values: Mapping[Any, Any]) -> None:

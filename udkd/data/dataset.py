@@ -1,4 +1,4 @@
-"""Reading a dataset folder: DatasetFolder and its Splits."""
+"""Reading a dataset folder: Dataset, or DatasetFolder, and its Splits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,6 +174,30 @@ class DatasetFolder:
         if name not in self.splits:
             raise DataError(f"{self.path} has no split {name!r}; expected one of {', '.join(self.splits)}")
         return self.splits[name]
+
+    @property
+    def train(self) -> Split:
+        """The training split."""
+        return self.split("train")
+
+    @property
+    def val(self) -> Split:
+        """The validation split. Raises DataError where the folder has none."""
+        return self.split("val")
+
+
+class Dataset(DatasetFolder):
+    """A dataset folder, opened by its path.
+
+    train, val: its splits. Raises DataError: see DatasetFolder.open.
+
+        data = udkd.Dataset("quickstart/data")
+        data.classes[0]  # the class of label 0
+        data.train.ids  # int64, the kept samples
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(**vars(DatasetFolder.open(Path(path))))
 
 
 _ALWAYS_READ = 2_000_000  # rows; they take 0.3 GB and some seconds

@@ -7,11 +7,13 @@ Letters: B batch, C classes; N students is the length of the list.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from udkd.utils.errors import ConfigError
 
 KlKind = Literal["reverse", "forward"]
 LabelLoss = Literal["cross_entropy", "evidential"]
@@ -161,6 +163,61 @@ def distill(
     columns = zip(weights_3N.to(zero.dtype).unbind(1), hard, teacher, peer, strict=True)
     total = torch.stack([w_3[0] * h + w_3[1] * t + w_3[2] * p for w_3, h, t, p in columns]).sum()
     return Terms(total=total, hard=_detached(hard), teacher=_detached(teacher), peer=_detached(peer))
+
+
+class Targets(Protocol):
+    """What the loss reads of a teacher's targets: see udkd.teacher.target.TeacherTargets."""
+
+    @property
+    def logits(self) -> Tensor | None: ...
+
+    @property
+    def weight(self) -> Tensor | None: ...
+
+
+class DistillationLoss(nn.Module):
+    """`distill` as a module without parameters: `terms = criterion(logits, labels, targets)`. Arguments: see LossSettings.
+
+        criterion = udkd.DistillationLoss(alpha=0.4, beta=0.4, gamma=0.2, temperature=4.0)
+        terms = criterion([student(x) for student in students], batch.labels, teacher(batch, epoch))
+        terms.total.backward()
+
+    Raises ConfigError for settings without meaning, and where beta > 0 and there are no teacher logits.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.4,
+        beta: float = 0.4,
+        gamma: float = 0.2,
+        temperature: float = 4.0,
+        kl: KlKind = "reverse",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if kl not in get_args(KlKind):
+            raise ConfigError(f"kl is {kl!r}; expected {' or '.join(get_args(KlKind))}; change it")
+        if not (min(alpha, beta, gamma) >= 0 and temperature > 0 and 0 <= label_smoothing < 1):
+            raise ConfigError(
+                f"alpha, beta and gamma are {alpha}, {beta} and {gamma}, temperature {temperature}, label_smoothing "
+                f"{label_smoothing}; expected 0 or more, above 0, and 0 or more but below 1; change them"
+            )
+        self.settings = LossSettings(
+            alpha=alpha, beta=beta, gamma=gamma, temperature=temperature, kl=kl, label_smoothing=label_smoothing
+        )
+
+    def forward(self, logits: Sequence[Tensor], labels: Tensor, targets: Targets | None = None) -> Terms:
+        """The loss of N students. logits: N tensors [B, C]; labels: int64 [B]; targets: None where beta is 0."""
+        if isinstance(logits, Tensor):
+            raise ConfigError(f"logits are one tensor {list(logits.shape)}; expected a list, one per student; put it in a list")
+        teacher_BC, weight_B = (None, None) if targets is None else (targets.logits, targets.weight)
+        if self.settings.beta and teacher_BC is None:
+            raise ConfigError("beta is above 0 and there are no teacher logits; expected targets; give them, or set beta to 0")
+        return distill(logits, labels, teacher_BC, weight_B, self.settings)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in vars(self.settings).items())
 
 
 def _at_least_float32(z_BC: Tensor) -> Tensor:

@@ -17,19 +17,25 @@ from udkd.teacher.frozen import precision_text
 def target_fields(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> dict[str, object]:
     """The key fields that follow from recipe, data and backend; TeacherEnsemble.describe() has those of the teachers."""
     canonical = recipe.teacher.views == "eval"
-    return {
-        "dataset_digest": dataset.digest,
-        "split": "train",
-        "pixel_class": pixel_class,
+    return input_fields(dataset.digest, "train", pixel_class) | {
         "policy": "canonical" if canonical else "views",
         "views": asdict(recipe.teacher_spec),
-        "views_version": views.VERSION,
         "seed": None if canonical else recipe.views.seed,
-        "augment_version": augment.VERSION,
-        "normalisation": {"mean": augment.MEAN, "std": augment.STD},
         "num_classes": len(dataset.classes),
         "estimator": recipe.teacher.estimator_settings.text,
         "precision": precision_text(recipe.teacher.precision, folded=recipe.teacher.fold_bn, compiled=recipe.teacher.compile),
+    }
+
+
+def input_fields(digest: str, split: str, pixel_class: str) -> dict[str, object]:
+    """The key fields that follow from the data and from this code: they make a teacher's input, whatever the views are."""
+    return {
+        "dataset_digest": digest,
+        "split": split,
+        "pixel_class": pixel_class,
+        "views_version": views.VERSION,
+        "augment_version": augment.VERSION,
+        "normalisation": {"mean": augment.MEAN, "std": augment.STD},
     }
 
 

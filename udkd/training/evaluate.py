@@ -20,27 +20,31 @@ from udkd.training.predictions import Predictions, TeacherPredictions, TopPredic
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, Scores, score
 from udkd.training.student import make_students
-from udkd.utils.environment import set_threads
+from udkd.utils.environment import prepare_device, set_threads
 from udkd.utils.errors import MismatchError, UserError
-from udkd.utils.progress import Observer
+from udkd.utils.progress import SILENT, Observer
 
 
 def evaluate(
-    run: RunFolder,
+    run: RunFolder | str | Path,
     *,
-    data: Path | None,
-    teacher: Path | None,
-    device: torch.device,
-    observer: Observer,
-    cache: Path | None = None,
+    data: str | Path | None = None,
+    teacher: str | Path | None = None,
+    device: torch.device | str = "auto",
+    observer: Observer = SILENT,
+    cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """Score the run's newest checkpoint on the validation split; write predictions.safetensors, then eval.json.
 
     data, teacher, cache: their paths now, if they have moved. Raises a UserError for what does not fit, and
     BusyError where another process evaluates the run; a trainer beside it is not disturbed.
+
+        udkd.evaluate("run")["students"][0]["top1"]  # percent
     """
+    run = run if isinstance(run, RunFolder) else RunFolder.open(Path(run))
+    data, teacher, cache = (folder if folder is None else Path(folder) for folder in (data, teacher, cache))
     with run.evaluating():
-        return _evaluate(run, data=data, teacher=teacher, device=device, observer=observer, cache=cache)
+        return _evaluate(run, data=data, teacher=teacher, device=prepare_device(device), observer=observer, cache=cache)
 
 
 def _evaluate(

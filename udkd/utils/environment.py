@@ -31,6 +31,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def find_device(device: torch.device | str) -> torch.device:
+    """A device as it is, or by the names of `choose_device`, whose errors it raises; nothing is prepared."""
+    return _parse_device(device) if isinstance(device, str) else device
+
+
+def prepare_device(device: torch.device | str) -> torch.device:
+    """A device as it is, or `choose_device` of its name."""
+    return choose_device(device) if isinstance(device, str) else device
+
+
 def _keep_freed_memory() -> None:
     """Let glibc keep the memory that a step frees for the next step. Does nothing on other C libraries.
 

@@ -27,7 +27,7 @@ from udkd.teacher.predict import predict_blocks
 from udkd.teacher.target_key import building_remedy, target_fields
 from udkd.teacher.targets import PackedTargets
 from udkd.teacher.workers import WorkerGroup, single_process_threads
-from udkd.utils.environment import set_threads
+from udkd.utils.environment import prepare_device, set_threads
 from udkd.utils.errors import DataError
 from udkd.utils.progress import SILENT, Observer
 
@@ -60,13 +60,13 @@ class BuiltCache:
 
 
 def build_cache(
-    folder: Path,
+    folder: str | Path,
     *,
     dataset: DatasetFolder,
-    teacher: TeacherFolder,
+    teacher: TeacherFolder | str | Path,
     other_teachers: Sequence[TeacherFolder] = (),
     recipe: Recipe,
-    device: torch.device,
+    device: torch.device | str = "auto",
     features: bool = False,
     observer: Observer = SILENT,
     group: WorkerGroup = _SINGLE_PROCESS,
@@ -76,11 +76,16 @@ def build_cache(
     The recipe defines the policy, the views and their number. A killed build resumes where it stopped, and views are added
     to existing ones; the bytes equal those of one uninterrupted build.
     features: store the teacher's pooled features too; implied by a recipe whose method needs them.
-    others: further members of an ensemble. group: the processes that share the work; all return when the leader has finished.
+    other_teachers: further members of an ensemble. group: the processes that share the work; all return when the main one
+    has finished.
     MismatchError: a teacher of other classes, or a folder with targets of another key. BusyError: another process is
     building there. CacheError: a full disk, or targets that are not finite. DataError: from the backend or the teacher's
     folder. ConfigError: teachers that the recipe's estimator cannot use.
+
+        udkd.build_cache("cache", dataset=data, teacher="teacher", recipe=udkd.load_recipe("quickstart"))
     """
+    folder, device = Path(folder), prepare_device(device)
+    teacher = teacher if isinstance(teacher, TeacherFolder) else TeacherFolder.open(Path(teacher))
     _set_threads(recipe, device, group)
     require_several_classes(dataset)
     split = dataset.split("train")

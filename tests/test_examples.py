@@ -1,0 +1,66 @@
+"""The programs in examples/ run on a small data set."""
+
+import importlib
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.factories import SMALL, make_dataset, make_teacher, small_recipe, unregister_method
+from udkd.teacher.cache.build import build_cache
+from udkd.training.run_folder import RunFolder
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+TESTED = ("own_loop.py", "custom_backend.py", "custom_method.py")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A data set and a cache."""
+    folder = tmp_path_factory.mktemp("examples")
+    dataset = make_dataset(folder, per_class=4, val_per_class=1)
+    teacher = make_teacher(folder / "teacher", dataset)
+    build_cache(folder / "cache", dataset=dataset, teacher=teacher, recipe=small_recipe(), device="cpu")
+    return str(dataset.path), str(folder / "cache")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *args])
+    with torch.random.fork_rng(devices=[]):
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_every_example_is_tested() -> None:
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(TESTED)
+
+
+def test_own_loop(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    data, cache = folders
+    run(monkeypatch, "own_loop.py", "--data", data, "--cache", cache, "--epochs", "2", "--batch-size", "8")
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 1", "epoch 2"]
+
+
+def test_custom_backend(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = importlib.import_module("udkd.data.backends.registry")
+    registry.backend_names()  # registers those of the package, for good
+    monkeypatch.setattr(registry, "_OPENERS", dict(registry._OPENERS))
+    run(monkeypatch, "custom_backend.py", "--data", folders[0], "--batch-size", "5")
+    assert capsys.readouterr().out == "16 canvases equal those of the folder backend\n"
+
+
+def test_custom_method(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, cache = folders
+    settings = [part for setting in (*SMALL, "train.epochs=1") for part in ("--set", setting)]
+    out = tmp_path / "run"
+    try:
+        run(
+            monkeypatch, "custom_method.py", "--data", data, "--cache", cache, "--out", str(out), "--recipe", "smoke", *settings
+        )
+    finally:
+        unregister_method("logit_mse")
+    assert min(RunFolder.open(out).metrics()[0]["train"]["method"]) > 0
+    assert "top-1" in capsys.readouterr().out
