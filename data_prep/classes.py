@@ -29,7 +29,7 @@ def imagenet_names() -> dict[str, str]:
 
 
 def label_classes(wnids: Iterable[str]) -> tuple[ClassName, ...]:
-    """The classes in label order, sorted by wnid. A folder that is no known wnid keeps its own name.
+    """The classes in label order, sorted by wnid. A folder that is not a known wnid keeps its name.
 
     Raises DataError for two names that are equal after escaping.
     """
@@ -46,7 +46,7 @@ def label_classes(wnids: Iterable[str]) -> tuple[ClassName, ...]:
 def wnids_of(names: Sequence[str]) -> list[str] | None:
     """The wnids of classes listed by ImageNet's names (`tench, Tinca tinca`); None if any name is not one of them.
 
-    Two pairs of ImageNet's classes share a name (crane, maillot). They can be told apart only in the full list of 1,000.
+    Two pairs of ImageNet's classes share a name (crane, maillot). They can be distinguished only in the full list of 1,000.
     """
     known = {wnid: name.casefold() for wnid, name in imagenet_names().items()}
     first = [name.split(",")[0].strip().replace("_", " ").casefold() for name in names]
@@ -159,7 +159,7 @@ def _check_first_words(matched: Mapping[tuple[str, ...], str | None], choice: st
         if folder is not None and not WNID.fullmatch(folder):
             lines.setdefault(folder, []).append(names)
     for folder, several in lines.items():
-        short = next((names[0] for names in several if folder not in names[:-1] and _has_words(names[0])), None)
+        short = next((names[0] for names in several if folder not in names[:-1] and _is_several_words(names[0])), None)
         if short is not None and len(several) > 1:
             other = next(names[0] for names in several if names[0] != short)
             raise DataError(
@@ -168,7 +168,7 @@ def _check_first_words(matched: Mapping[tuple[str, ...], str | None], choice: st
             )
 
 
-def _has_words(line: str) -> bool:
+def _is_several_words(line: str) -> bool:
     """Whether the name in a line, up to a tab, a comma, a hash or a trailing number, has several words."""
     return len(re.sub(r"\s\d+$", "", re.split(r"[\t,#]", line)[0].strip()).split()) > 1
 

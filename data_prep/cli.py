@@ -101,7 +101,7 @@ def convert(
         float | None,
         typer.Option(
             metavar="PERCENT",
-            help="For sources without val/: share of the images to hold out for validation, chosen by a hash of each name.",
+            help="For sources without val/: percent of the images to hold out for validation, chosen by a hash of each name.",
         ),
     ] = None,
     val: Annotated[
@@ -172,7 +172,7 @@ def verify(folder: FolderArgument) -> None:
         err.print(line)
     if problems:
         raise UserError(f"{folder}: {len(problems):,} problems found; expected none; convert again or restore the folder")
-    _say(f"{folder}: intact")
+    _print(f"{folder}: intact")
 
 
 @app.command()
@@ -186,7 +186,7 @@ def sheet(
     from data_prep.contact_sheet import write_contact_sheet
 
     count = write_contact_sheet(folder, out, split=split, images=images)
-    _say(f"{out}: {count} images")
+    _print(f"{out}: {count} images")
 
 
 @app.command()
@@ -213,7 +213,7 @@ def synth(
         )
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     out.print(line, soft_wrap=True)
 
 
@@ -223,7 +223,7 @@ def _cores() -> int:
 
 def _print_info(folder: Path) -> None:
     for line in info_lines(folder):
-        _say(line)
+        _print(line)
 
 
 def main() -> None:

@@ -81,11 +81,11 @@ def choose_ids(labels: np.ndarray, ids: np.ndarray, count: int) -> list[int]:
     if not len(present):
         return []
     classes = present[_evenly(len(present), count)]
-    share = -(-count // len(classes))
+    per_class = -(-count // len(classes))
     chosen = []
     for label in classes.tolist():
         class_ids = ids[labels[ids] == label]
-        chosen += class_ids[_evenly(len(class_ids), share)].tolist()
+        chosen += class_ids[_evenly(len(class_ids), per_class)].tolist()
     return chosen[:count]
 
 

@@ -61,7 +61,7 @@ class ConvertSettings:
 
     on_bad: fail leaves no usable folder; skip leaves bad images out; fix repairs images where possible and leaves out the rest.
     image_field, label_field: the column, extension or field to read if a source has several; None to detect it.
-    hold_out_percent: share of the images to validate on; None for the source's own val split. val: "test" to validate on the
+    hold_out_percent: percent of the images to validate on; None for the source's own val split. val: "test" to validate on the
     source's test split. formats: derived formats to write beside the shards; None for `default_formats`.
     shard_samples: rows per shard, the unit of resuming.
     """

@@ -16,7 +16,7 @@ PROGRESSIVE = 0xC2
 UNNAMED_SUBSAMPLING = "Could not determine subsampling"
 TRUNCATED = "Premature end of JPEG file"  # libjpeg's JWRN_JPEG_EOF
 END_MARKER = b"\xff\xd9"
-MIN_KEPT_SHARE = 0.5  # of a truncated image's rows: less may not show what the label names
+MIN_KEPT_FRACTION = 0.5  # of a truncated image's rows: less may not show what the label names
 
 
 class DamagedJpeg(ValueError):
@@ -96,7 +96,7 @@ def repair(data: bytes, error: DamagedJpeg) -> tuple[bytes | np.ndarray, str] | 
         return None
     height = len(pixels)
     rows = _rows_before_the_cut(pixels)
-    if rows < max(1, MIN_KEPT_SHARE * height):
+    if rows < max(1, MIN_KEPT_FRACTION * height):
         return None
     return np.ascontiguousarray(pixels[:rows]), f"repaired: cut file, its upper {100 * rows // height} % kept"
 

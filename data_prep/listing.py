@@ -169,7 +169,7 @@ def _entry_splits(
     """For every entry the index of its split in SOURCE_SPLITS, -1 for none.
 
     A source whose entries have no splits takes the split of its name; with --hold-out only if the names name several splits.
-    `test` alone is then ignored: a folder called `photos-test` may be the whole dataset.
+    `test` alone is then ignored: a folder called `photos-test` may be the entire dataset.
     """
     splits = [_split_codes(listing.entries) for listing in listings]
     if hold_out_percent is not None and all((split == SOURCE_SPLITS.index("test")).all() for split in splits):
@@ -219,7 +219,7 @@ def _skipped_warning(skipped: Skipped) -> Iterator[str]:
             f"{count:,} {reason} (such as {escape_name(example)})"
             for reason, (count, example) in sorted(skipped.reasons.items(), key=lambda item: (-item[1][0], item[0]))
         )
-        yield f"passed over {skipped.count:,} files: {'; '.join(parts)}"
+        yield f"skipped {skipped.count:,} files: {'; '.join(parts)}"
 
 
 def _split_rows(
@@ -283,7 +283,7 @@ def _no_val_text(sources: Sequence[Source], listings: Sequence[Listing], *, trai
     if not train and hints == {"test"}:
         return (
             f"{where} holds test/ only; expected train/ and val/ images; add the sources that hold them, or give "
-            "--hold-out PERCENT if this is the whole dataset"
+            "--hold-out PERCENT if this is the entire dataset"
         )
     unclear_val = next((listing.unclear_val for listing in listings if listing.unclear_val), "")
     if unclear_val:
@@ -307,11 +307,11 @@ def _no_val_text(sources: Sequence[Source], listings: Sequence[Listing], *, trai
     if beside:
         return (
             f"{where} has {lacks}; expected both; name {escape_name(str(beside))} too and give --val test to use its images, "
-            "or give --hold-out PERCENT to hold out that share of the images for validation"
+            "or give --hold-out PERCENT to hold out that percentage of the images for validation"
         )
     return (
         f"{where} has {lacks}; expected both; add the source that holds them, "
-        "or give --hold-out PERCENT to hold out that share of the images for validation"
+        "or give --hold-out PERCENT to hold out that percentage of the images for validation"
     )
 
 

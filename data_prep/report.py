@@ -84,7 +84,7 @@ def skipped_lines(folder: Path) -> Iterator[str]:
     except (OSError, ValueError):
         return
     if reasons:
-        yield f"{sum(each.files for each in reasons.values()):,} files passed over:"
+        yield f"{sum(each.files for each in reasons.values()):,} files skipped:"
     for reason, each in sorted(reasons.items(), key=lambda item: -item[1].files):
         yield f"  {each.files:,} {reason}, such as {each.first}"
 

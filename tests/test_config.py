@@ -161,7 +161,7 @@ MISTAKES = [
     (["views.size_px=1000"], "smoke: evaluation.resize_px 36 is below views.size_px 1000; expected at least as much"),
     (["views.scheme=random", "views.resize_px=20"], "smoke: views: resize_px 20 below size_px 32; expected"),
     (["views.scale=[1.0, 0.1]"], "smoke: views: scale [1.0, 0.1]; expected a smaller and a larger number"),
-    (["views.scale=[0.1, 2.0]"], "smoke: views: scale up to 2.0; expected a share of the image"),
+    (["views.scale=[0.1, 2.0]"], "smoke: views: scale up to 2.0; expected a fraction of the image"),
     (["views.ratio=[0, 0]"], "smoke: views: ratio [0.0, 0.0]; expected"),
     (["views.scale=[0.1]"], "smoke: views.scale.1 is missing; expected"),
     (["data.backend=fast"], "smoke: data.backend is \"fast\"; expected 'auto', 'dali', 'ffcv', 'folder' or 'resident'"),

@@ -25,7 +25,7 @@ LIMIT_BYTES = 1 << 26  # of each file; ILSVRC2012's have 1 MB
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A ground truth file. name: file name. where: its path, for messages. data: reads its bytes."""
+    """A ground truth file. name: file name. where: its path, for messages. data: a function that reads its bytes."""
 
     name: str
     where: str
@@ -56,7 +56,7 @@ def is_ground_truth(path: Path) -> bool:
 
 
 def read_ground_truth(path: Path) -> dict[str, str]:
-    """See Truth.classes."""
+    """See GroundTruth.classes."""
     return open_ground_truth(path).classes()
 
 

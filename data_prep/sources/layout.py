@@ -38,7 +38,7 @@ UNREAD = "images with endings that are not read"
 ARCHIVES = "archives, which are not looked into"
 OUTSIDE_CLASSES = "images outside class folders"
 OUTSIDE_SPLITS = "images outside the split folders"
-NO_CLASS_FOLDER = "images that lie in a split folder but in no class folder"
+NO_CLASS_FOLDER = "images in a split folder but in no class folder"
 
 Placement = tuple[SourceSplit | None, str, str]
 Folder = tuple[str, ...]
@@ -214,7 +214,7 @@ def _add(layout: _SplitLayout, folder: Folder, at: int) -> None:
 def _enter_nested_splits(layout: _SplitLayout) -> None:
     """Enter split folders that hold only folders named for the same split again, or for several splits.
 
-    An archive unpacked into a folder of its own name leaves these: `train/train/<class>`.
+    An archive unpacked into a folder of the same name leaves these: `train/train/<class>`.
     """
     while True:
         inside: dict[Folder, set[str]] = {}
@@ -296,10 +296,10 @@ def _known_classes(
         val = sorted_in
     if not layout.index and len(folders) == 1:
         val = set(folders)
-    answer = truth() if val else None
-    if answer is None:
+    ground_truth = truth() if val else None
+    if ground_truth is None:
         return None
-    where, class_of = answer
+    where, class_of = ground_truth
     if sorted_in and {folder[layout.index[folder] + 1] for folder in sorted_in} & set(class_of.values()):
         return None
     names = [path.rsplit("/", 1)[-1] for path in paths if tuple(path.split("/")[:-1]) in val]

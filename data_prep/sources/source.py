@@ -113,7 +113,7 @@ TEST_IMAGES = "images of a test split"
 
 
 class Skipped:
-    """Skipped files of a source. reasons: reason to number of files and alphabetically first name."""
+    """The skipped files of a source. reasons: reason to number of files and alphabetically first name."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.reasons: dict[str, tuple[int, str]] = {}

@@ -111,6 +111,6 @@ def _check(folder: Path, *, classes: int, images: int, val_images: int, seed: in
 def _tasks(counts: tuple[int, ...], classes: int) -> Iterator[DrawTask]:
     for split, count in enumerate(counts):
         for label in range(classes):
-            share = count // classes + (label < count % classes)
-            for first in range(0, share, IMAGES_PER_TASK):
-                yield DrawTask(split, label, first, min(share, first + IMAGES_PER_TASK))
+            in_class = count // classes + (label < count % classes)
+            for first in range(0, in_class, IMAGES_PER_TASK):
+                yield DrawTask(split, label, first, min(in_class, first + IMAGES_PER_TASK))

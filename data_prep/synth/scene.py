@@ -94,8 +94,8 @@ def _hue(hue: float, saturation: float, value: float) -> Colour:
     return channel(0.0), channel(2 / 3), channel(1 / 3)
 
 
-def _mix(a: Colour, b: Colour, share: float) -> Colour:
-    return a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1]), a[2] + share * (b[2] - a[2])
+def _mix(a: Colour, b: Colour, fraction: float) -> Colour:
+    return a[0] + fraction * (b[0] - a[0]), a[1] + fraction * (b[1] - a[1]), a[2] + fraction * (b[2] - a[2])
 
 
 def _cloud(rng: Rng, height: int, width: int, coarsest: int = 2) -> F32:
@@ -149,8 +149,8 @@ def _landscape(synth_class: SynthClass, rng: Rng, height: int, width: int) -> F3
         rough = _ridge(rng, width) * 0.15 * height
         edge = level + slope * (np.arange(width, dtype=np.float32) - width / 2) + rough
         softness = rng.uniform(1, 12)
-        share = np.clip((np.arange(height, dtype=np.float32)[:, None] - edge) / softness, 0, 1)
-        canvas += share[..., None] * (surface() - canvas)
+        fraction = np.clip((np.arange(height, dtype=np.float32)[:, None] - edge) / softness, 0, 1)
+        canvas += fraction[..., None] * (surface() - canvas)
     return canvas
 
 

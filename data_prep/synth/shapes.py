@@ -100,7 +100,7 @@ def sharp(x: F32, softness: float) -> F32:
 
 
 def texture(name: str, u: F32, v: F32, cloud: F32, grain: float) -> F32:
-    """The share of the second colour at each point, 0 to 1.
+    """The fraction of the second colour at each point, 0 to 1.
 
     cloud: noise, 0 to 1, that distorts the pattern. grain: periods per radius.
     """

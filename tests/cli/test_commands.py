@@ -85,15 +85,15 @@ def test_mistakes_in_naming_things(
     refused(train(*data, "--device", "cuda:99"), "device cuda:99 was requested and PyTorch sees")
     if not torch.cuda.is_available():
         refused(train(*data, "--device", "cuda"), "PyTorch sees 0 GPUs; expected one of those; use --device")
-    refused(here("eval", tmp_path / "nowhere"), "nowhere is no run")
-    refused(here("report", tmp_path / "nowhere"), "nowhere is no run")
+    refused(here("eval", tmp_path / "nowhere"), "nowhere is not a run")
+    refused(here("report", tmp_path / "nowhere"), "nowhere is not a run")
     refused(here("cache", "build", dataset.path, tmp_path / "empty", out, "--recipe", "smoke"), "empty is not a teacher")
     refused(here("cache", "build", dataset.path, teacher.path, out, "--views", "many"), "--views 'many'; expected eval")
     refused(here("teacher", "fit", tmp_path / "nowhere", out), "nowhere is not a folder")
     refused(here("teacher", "fit", dataset.path, tmp_path / "file"), "file is a file; expected a new folder")
     refused(here("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is not a file; expected ")
     refused(here("teacher", "import", dataset.path, out, "--student", "a"), "--student a without --run")
-    refused(here("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is no run")
+    refused(here("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is not a run")
     refused(here("teacher", "import", dataset.path, out, "--run", out, "--weights", out), "--run and --weights are both given")
     refused(here("teacher", "fit", dataset.path, teacher.path), "already holds a teacher; expected a new folder")
     assert not out.exists(), "nothing was started"
@@ -133,13 +133,13 @@ def test_what_does_not_fit(
     small = ["--set", "views.size_px=2", "--set", "loss.beta=0"]
     failed(train(*small), "squeezenet1_1 cannot take 2 px images", "change views.size_px")
     assert not out.exists(), "nothing was started"
-    failed(train("--resume"), "out is no run")
+    failed(train("--resume"), "out is not a run")
     assert not out.exists()
     result = here("cache", "build", dataset.path, other_teacher, cache, "--recipe", "smoke", *SETTINGS)
     failed(result, "teacher_sha256: stored")
     failed(here("eval", finished, "--data", other_data), "dataset_digest")
     failed(here("eval", finished, "--teacher", other_teacher), "teacher_sha256")
-    failed(here("report", finished, "--baseline", tmp_path / "nowhere"), "nowhere is no run")
+    failed(here("report", finished, "--baseline", tmp_path / "nowhere"), "nowhere is not a run")
     failed(here("report", finished, "--baseline", finished), "is the run itself; expected another run")
     other_run = tmp_path / "other-run"
     shutil.copytree(finished, other_run)
@@ -251,7 +251,7 @@ def test_a_full_disk_and_then_room(
     arguments = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS]
     failed(call(*arguments, limit_bytes=limit_bytes), str(out), "File too large", "free some space")
     assert not list(out.rglob("*.tmp"))
-    failed(call("eval", out), "is no run" if limit_bytes < 10_000 else "no checkpoint yet")
+    failed(call("eval", out), "is not a run" if limit_bytes < 10_000 else "no checkpoint yet")
     started = (out / "config.json").exists()
     assert call(*arguments, *(["--resume"] if started else [])).code == 0
     assert checkpoint(out) == checkpoint(finished)

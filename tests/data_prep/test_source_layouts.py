@@ -202,7 +202,7 @@ def test_tiny_imagenet_as_it_is_downloaded(tmp_path: Path, as_tar: bool) -> None
     assert images_of(folder) == expected(files)
     report = json.loads((folder.path / "report.json").read_text())
     assert {reason: entry["files"] for reason, entry in report["passed_over"].items()} == {TEST_IMAGES: 1, OTHER_FILES: 1}
-    assert {"         2 files passed over:", f"           1 {TEST_IMAGES}, such as images/test_0.JPEG"} <= set(
+    assert {"         2 files skipped:", f"           1 {TEST_IMAGES}, such as images/test_0.JPEG"} <= set(
         info_lines(folder.path)
     )
 
@@ -414,7 +414,7 @@ def test_parquet_that_is_refused_or_skipped(tmp_path: Path) -> None:
     path = parquet(tmp_path / "test.parquet", [(-1, photo(1)), (None, photo(2)), (0, photo(3)), (1, photo(4))] * 20)
     listing = listing_of(path, hold_out=50)
     assert sum(map(len, listing.samples.values())) == 40
-    assert "passed over 40 files" in listing.warnings[0]
+    assert "skipped 40 files" in listing.warnings[0]
     with pytest.raises(DataError, match="holds the label 1 but names only 1 classes; expected a class number"):
         listing_of(parquet(tmp_path / "few.parquet", [(1, photo(1))], ["only"]))
     pq.write_table(pa.table({"text": ["x"], "label": [1]}), tmp_path / "text.parquet")

@@ -284,7 +284,7 @@ def test_other_files_are_skipped_with_a_warning(tmp_path: Path) -> None:
     for path in (write_tree(tmp_path / "tree", files), write_tar(tmp_path / "a.tar", files)):
         listing = listing_of(path)
         assert len(listing.samples["train"]) == 12
-        assert any("passed over 5 files" in line for line in listing.warnings)
+        assert any("skipped 5 files" in line for line in listing.warnings)
 
 
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:

@@ -379,7 +379,7 @@ def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: Datas
     shutil.copy(tmp_path / "grey.png", deep / "grey.png")
     assert str(deep / "grey.png") in call("predict", run.path, deep / "grey.png").out, "not folded"
     refused(call("predict", run.path, tmp_path / "grey.png", "--student", "x"), "holds no student 'x'")
-    refused(call("predict", tmp_path, tmp_path / "grey.png"), "is no run")
+    refused(call("predict", tmp_path, tmp_path / "grey.png"), "is not a run")
     refused(call("export", run.path), "name one with --student, or use --ensemble")
     refused(call("export", run.path, "--student", "c", "--data", tmp_path), "holds no dataset.json")
     assert sorted(path.name for path in (run.path / "export").iterdir()) == ["averaged"]
@@ -395,5 +395,5 @@ def test_a_run_without_its_data_still_predicts(tmp_path: Path, run: RunFolder) -
 
 
 def test_teacher_folders_are_not_runs(tmp_path: Path, dataset: DatasetFolder) -> None:
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         RunFolder.open(make_teacher(tmp_path, dataset).path)

@@ -57,7 +57,7 @@ def test_it_compiles_for_a_gpu(students: int, classes: int, dtype: str, beta: fl
 
     from udkd.losses import fused as fused_loss
 
-    constants = {"HARD": True, "TAUGHT": beta > 0, "PEERS": gamma > 0, "TEMPERATURE": 4.0, "SMOOTHING": 0.1}
+    constants = {"HARD": True, "HAS_TEACHER": beta > 0, "PEERS": gamma > 0, "TEMPERATURE": 4.0, "SMOOTHING": 0.1}
     constants |= {"WEIGHTED": beta > 0}
     constants |= {"STUDENT_FIRST": direction == "reverse", "N": students, "K": triton.next_power_of_2(classes)}
     pointers = (f"*{dtype}",) * students

@@ -189,7 +189,7 @@ def test_surest_and_least_sure_images_by_hand(full_inputs: ReportInputs, tmp_pat
 
 
 def test_no_image_is_both_surest_and_least_sure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_only(monkeypatch, "weights", "entropies", "classes", "right-by-weight")
+    draw_only(monkeypatch, "weights", "entropies", "classes", "teacher-accuracy")
     inputs = fake(tmp_path, samples=5)
     assert inputs.targets is not None
     surest, least = gallery.extremes(inputs.targets)
@@ -282,7 +282,7 @@ def test_one_student_of_hard_labels(tmp_path: Path, without_figures: None) -> No
 
 
 def test_many_students_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_only(monkeypatch, "accuracy-*", "classes", "agreement", "right-by-weight-val")
+    draw_only(monkeypatch, "accuracy-*", "classes", "agreement", "teacher-accuracy-val")
     students = ", ".join(f"{{architecture='resnet18', name='student number {n} of a long name'}}" for n in range(8))
     inputs = fake(tmp_path, num_classes=120, samples=2400, epochs=2, overrides=(f"students=[{students}]",))
     text = Page(write_report(inputs)).text
@@ -333,7 +333,7 @@ def test_loaded_from_a_real_run(trained: tuple[Path, DatasetFolder, TeacherFolde
     assert inputs.class_names == ("ant", "bee", "cat", "dog")
     assert inputs.data is not None
     assert (inputs.data.train_images, inputs.data.val_images, inputs.data.imagenet100) == (96, 24, False)
-    draw_only(monkeypatch, "accuracy-val", "weights", "classes-val", "right-by-weight", "reliability-0", "agreement")
+    draw_only(monkeypatch, "accuracy-val", "weights", "classes-val", "teacher-accuracy", "reliability-0", "agreement")
     path = write_report(inputs)
     assert path == folder / "run" / "report" / "index.html"
     page = Page(path)

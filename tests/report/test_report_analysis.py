@@ -205,7 +205,7 @@ def test_no_verdict_where_the_interval_includes_zero(full_inputs: ReportInputs, 
 
 STUDENTS = ("resnet18", "mobilenet_v2", "resnet34", "resnet18")
 SHAPED = (
-    *("accuracy-val", "weights*", "entropies*", "classes", "classes-val", "classes-0-1", "right-by-weight*"),
+    *("accuracy-val", "weights*", "entropies*", "classes", "classes-val", "classes-0-1", "teacher-accuracy*"),
     *("reliability-*", "agreement", "gain-by-weight", "gain-classes-0"),
 )
 """One of each kind of figure that depends on the numbers of students, classes or samples."""

@@ -210,11 +210,11 @@ def test_what_does_not_fit(
     before = run.path.joinpath("eval.json").read_bytes() if run.evaluation else None
     with pytest.raises(MismatchError, match=r"evaluate on the data it was trained on \(dataset_digest: "):
         evaluate(run, data=other_data.path, teacher=None, device=CPU, observer=SILENT)
-    with pytest.raises(MismatchError, match=r"name the teacher that taught this run \(teacher_sha256: "):
+    with pytest.raises(MismatchError, match=r"name the teacher of this run \(teacher_sha256: "):
         evaluate(run, data=None, teacher=other_teacher.path, device=CPU, observer=SILENT)
     with pytest.raises(DataError, match="is not a teacher"):
         evaluate(run, data=None, teacher=tmp_path, device=CPU, observer=SILENT)
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         RunFolder.open(tmp_path)
     assert (run.path.joinpath("eval.json").read_bytes() if before else None) == before
 

@@ -85,7 +85,7 @@ def test_the_rows_of_the_head_are_those_of_the_classes(tmp_path: Path, architect
 
 
 def test_classes_that_are_not_imagenet_s() -> None:
-    with pytest.raises(DataError, match=r"2 of 3 classes are none of ImageNet's \(cat, dog\); expected wnids"):
+    with pytest.raises(DataError, match=r"2 of 3 classes are not ImageNet's \(cat, dog\); expected wnids"):
         imagenet_rows(["n01440764", "cat", "dog"])
 
 

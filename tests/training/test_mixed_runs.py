@@ -342,7 +342,7 @@ def test_a_student_starts_from_another_run(bench: Bench) -> None:
     assert len(RunFolder.open(out).provenance["starts"]["squeezenet1_1"]) == 64
     first.rename(bench.root / "moved")
     bench.run("second", recipe, resume=True)  # a checkpoint holds the weights: the first run is no longer needed
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         bench.run("third", recipe)
     (bench.root / "moved").rename(first)
     with pytest.raises(RunError, match="holds the students squeezenet1_1, squeezenet1_0; expected resnet18; name one"):

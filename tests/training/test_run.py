@@ -84,7 +84,7 @@ def test_a_run_is_created_once(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="already holds a run; expected a new folder; continue it with --resume"):
         new(tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()  # as after a crash while it was made
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         RunFolder.open(tmp_path / "run")
     new(tmp_path / "run")
 

@@ -341,7 +341,7 @@ def test_resume_refuses_another_recipe(tmp_path: Path, dataset: DatasetFolder, c
         train(TrainJob(recipe=small_recipe("train.seed=7"), resume=True, **job))
     with pytest.raises(RunError, match="already holds a run"):
         train(TrainJob(recipe=small_recipe(), **job))
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         train(TrainJob(recipe=small_recipe(), **(job | {"out": tmp_path / "none", "resume": True})))
 
 

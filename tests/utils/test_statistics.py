@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from udkd.utils.statistics import (
     CLAIMS,
     bootstrap_interval,
+    mean_std,
     min_claim,
     paired_difference,
     rank_correlation,
     ranks,
-    spread,
     t_interval,
     t_quantile,
 )
@@ -26,14 +26,14 @@ numbers = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 6)), min_size=2, 
 
 @given(numbers)
 def test_spread_is_that_of_the_standard_library(values: list[float]) -> None:
-    sample = spread(values)
+    sample = mean_std(values)
     assert sample.n == len(values)
     assert sample.mean == pytest.approx(statistics.fmean(values), abs=1e-9)
     assert sample.sd == pytest.approx(statistics.stdev(values), rel=1e-9, abs=1e-9)
 
 
 def test_one_number_has_no_spread() -> None:
-    sample = spread([3.5])
+    sample = mean_std([3.5])
     assert (sample.n, sample.mean, sample.sd) == (1, 3.5, None)
 
 

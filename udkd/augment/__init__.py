@@ -1,4 +1,4 @@
-"""Views: crop, flip and colour jitter as numbers, and the pixels that follow.
+"""Views: crop, flip and colour jitter as numbers, and the pixels that they select.
 
 It may import udkd.utils and udkd.data.
 """

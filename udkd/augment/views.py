@@ -39,7 +39,7 @@ class ViewSpec:
                centre (short side to resize_px, centre crop) | centre_squash (both sides to resize_px, centre crop).
     size_px:   side of the finished view.
     resize_px: the size before the crop; random_resized does not use it.
-    scale, ratio: area share and aspect ratio of random_resized.
+    scale, ratio: area fraction and aspect ratio of random_resized.
     flip:      probability of a horizontal flip.
     brightness, contrast, saturation: strength s of the colour jitter; a factor is uniform in [max(0, 1-s), 1+s].
     """
@@ -128,8 +128,8 @@ def _source_window(spec: ViewSpec, keys: U64, source: NDArray[np.int64]) -> tupl
     _check_fits(spec, source, resized)
     slack = resized - spec.size_px
     if spec.scheme == "random":
-        share = np.stack([uniform(keys, _OFFSET), uniform(keys, _OFFSET + 1)], axis=1)
-        offset = np.minimum((share * (slack + 1)).astype(np.int64), slack)
+        fraction = np.stack([uniform(keys, _OFFSET), uniform(keys, _OFFSET + 1)], axis=1)
+        offset = np.minimum((fraction * (slack + 1)).astype(np.int64), slack)
     else:
         offset = np.rint(slack / 2).astype(np.int64)  # torchvision's center_crop rounds half to even
     start = _scaled(offset * SUBPIXELS, source, resized)

@@ -151,8 +151,8 @@ def verify_command(
     Lists everything that is damaged, missing, unexpected or beyond the bounds; the exit code is then 1.
     """
     opened = Cache.open(cache)
-    share = _share(recompute) if recompute is not None else None
-    if (data is None or not teacher) and share is not None:
+    amount = _amount(recompute) if recompute is not None else None
+    if (data is None or not teacher) and amount is not None:
         raise ConfigError("--recompute needs the data and the teacher; expected --data DATA --teacher TEACHER; add them")
     damaged = find_damaged_blocks(opened)
     problems = [f"view {view}: block {block} is damaged" for view, block in damaged] + unexpected_files(opened)
@@ -169,27 +169,27 @@ def verify_command(
             "run `udkd cache build` again for missing views, remove unexpected files"
         )
     out.print(f"{len(opened.views)} views, {opened.num_bytes / 1e6:,.1f} MB: all checksums match")
-    if share is not None and data is not None and teacher:
-        _recompute(opened, share, data, teacher, seed, backend, device)
+    if amount is not None and data is not None and teacher:
+        _recompute(opened, amount, data, teacher, seed, backend, device)
 
 
-def _share(text: str) -> float | int:
-    """A share of all pairs (float) or a number of them (int)."""
+def _amount(text: str) -> float | int:
+    """A fraction of all pairs (float) or a number of them (int)."""
     try:
         value: float | int = float(text.removesuffix("%")) / 100 if text.endswith("%") else int(text)
     except ValueError:
         value = -1
     if not (0 < value <= 1 if isinstance(value, float) else value > 0):
-        raise ConfigError(f"--recompute {text!r}; expected a share such as 1% or a number of pairs; change it")
+        raise ConfigError(f"--recompute {text!r}; expected a fraction such as 1% or a number of pairs; change it")
     return value
 
 
 def _recompute(
-    cache: Cache, share: float | int, data: Path, teachers: list[Path], seed: int, backend: str | None, device: str
+    cache: Cache, amount: float | int, data: Path, teachers: list[Path], seed: int, backend: str | None, device: str
 ) -> None:
     dataset = DatasetFolder.open(data)
     total = len(dataset.split(cache.key.split).ids) * len(cache.views)
-    count = min(total, max(1, round(share * total)) if isinstance(share, float) else share)
+    count = min(total, max(1, round(amount * total)) if isinstance(amount, float) else amount)
     with observed() as observer:
         result = compare_with_teacher(
             cache,
@@ -282,7 +282,7 @@ def _plot(counts: NDArray[np.int64], cache: Cache, path: Path) -> None:
     edges = np.linspace(0, 1, len(counts) + 1)
     axes.bar(edges[:-1], counts / max(int(counts.sum()), 1), width=1 / len(counts), align="edge", edgecolor="white")
     axes.set_xlabel("confidence weight of the teacher, w = 1 - H / ln C")
-    axes.set_ylabel("share of the targets")
+    axes.set_ylabel("fraction of the targets")
     axes.set_title(printable(f"{cache.key.teacher}: {int(counts.sum()):,} targets", 200), fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlim(0, 1)

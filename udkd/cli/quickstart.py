@@ -1,4 +1,4 @@
-"""udkd quickstart: all steps in one command, on synthetic images or the user's own."""
+"""udkd quickstart: all steps in one command, on synthetic images or the user's."""
 
 import math
 import shlex
@@ -46,7 +46,7 @@ def quickstart(
     folder: Annotated[Path, typer.Option("--out", help="Output folder; the same command resumes there.")] = Path("quickstart"),
     hold_out: Annotated[
         float | None,
-        typer.Option("--hold-out", metavar="PERCENT", help="For --data without val/: share to hold out."),
+        typer.Option("--hold-out", metavar="PERCENT", help="For --data without val/: percentage to hold out."),
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
@@ -119,8 +119,8 @@ def _synthetic_images(folder: Path, classes: int, images: int, val_images: int) 
 
 def _convert(source: Path, folder: Path, side: int, hold_out: float | None) -> DatasetFolder:
     if not (folder / "dataset.json").exists():
-        share = () if hold_out is None else ("--hold-out", hold_out)
-        _prep("convert", source, folder, "--side", side, "--fit", "squash", *share)
+        options = () if hold_out is None else ("--hold-out", hold_out)
+        _prep("convert", source, folder, "--side", side, "--fit", "squash", *options)
     return DatasetFolder.open(folder)
 
 

@@ -17,7 +17,7 @@ def report_command(
         typer.Option(
             "--baseline",
             metavar="RUN0",
-            help="Another run on the same data to compare with. Repeat it to compare each student with a run of its own.",
+            help="Another run on the same data to compare with. Repeat it to compare each student with a different run.",
         ),
     ] = None,
     data: MovedDatasetOption = None,

@@ -1,4 +1,4 @@
-"""The recipe: everything a run depends on besides its data and its teacher, as one frozen object that is checked as a whole."""
+"""The recipe: everything a run depends on besides its data and its teacher, as one frozen object, checked together."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -203,7 +203,7 @@ class Recipe(Section):
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` undoes it."""
+        """Plain JSON values; `from_dict` is the inverse."""
         values: dict[str, Any] = self.model_dump(mode="json")
         return values
 

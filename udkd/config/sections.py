@@ -49,9 +49,9 @@ class ViewsSection(Section):
         description="how a view is cropped: random_resized (torchvision's RandomResizedCrop), random (short side to resize_px, "
         "random crop), centre (short side to resize_px, centre crop) or centre_squash (both sides to resize_px, centre crop)",
     )
-    size_px: SizePx = Field(default=224, description="side of a view, pixels; evaluation views have it too")
+    size_px: SizePx = Field(default=224, description="side of a view, pixels, also of evaluation views")
     resize_px: SizePx = Field(default=256, description="size before the crop, pixels; random_resized does not use it")
-    scale: tuple[float, float] = Field(default=(0.08, 1.0), description="smallest and largest area share (random_resized)")
+    scale: tuple[float, float] = Field(default=(0.08, 1.0), description="smallest and largest area fraction (random_resized)")
     ratio: tuple[float, float] = Field(
         default=(3 / 4, 4 / 3), description="smallest and largest width over height (random_resized)"
     )
@@ -69,7 +69,7 @@ class ViewsSection(Section):
             if not 0 < low <= high:
                 raise ValueError(f"{name} [{low}, {high}]; expected a smaller and a larger number above 0; change it")
         if self.scale[1] > 1:
-            raise ValueError(f"scale up to {self.scale[1]}; expected a share of the image, at most 1; change it")
+            raise ValueError(f"scale up to {self.scale[1]}; expected a fraction of the image, at most 1; change it")
         if self.ratio[0] < 1e-3 or self.ratio[1] > 1e3:
             raise ValueError(f"ratio {list(self.ratio)}; expected width over height from 0.001 to 1000; change it")
         _ = self.spec  # raises for a resize_px below size_px
@@ -187,7 +187,7 @@ class ScheduleSection(Section):
         "teacher's mean weight",
     )
     to: NonNegative = Field(default=0.0, description="final value of the weight")
-    until: float = Field(default=1.0, gt=0, le=1, description="share of the run after which `to` is reached (linear, cosine)")
+    until: float = Field(default=1.0, gt=0, le=1, description="fraction of the run at which `to` is reached (linear, cosine)")
 
 
 class SchedulesSection(Section):
@@ -215,7 +215,9 @@ class LossSection(Section):
     kl: KlKind = Field(
         default="reverse", description="reverse: KL(student || teacher), the paper's; forward: KL(teacher || student), Hinton's"
     )
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the label spread over all classes; 0: none")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="fraction of the label spread over the classes; 0: none"
+    )
     label_loss: LabelLoss = Field(default="cross_entropy", description="the label term; evidential is for teachers only")
     sample_weight: Annotated[str, one_of(weight_kinds)] = Field(
         default="entropy",
@@ -320,7 +322,7 @@ class TrainSection(Section):
         default=0, ge=0, le=MAX_PX, description="side of the views in the first epoch, growing to views.size_px; 0: constant"
     )
     progressive_until: float = Field(
-        default=0.75, gt=0, le=1, description="share of the epochs after which progressive_px has grown to views.size_px"
+        default=0.75, gt=0, le=1, description="fraction of the epochs after which progressive_px has grown to views.size_px"
     )
     log_every_steps: int = Field(default=10, ge=1, le=10**9, description="steps between two updates of the progress display")
     tensorboard: bool = Field(default=False, description="also write TensorBoard event files to the run folder")

@@ -80,7 +80,7 @@ class CanvasWriter:
     """Creates canvas.npy.tmp at its full size, for any number of processes to write rows into; `finish` renames it.
 
     The disk space is reserved first, so that a full disk is an OSError here instead of a failure midway. Rows are written
-    with `pwrite`, not through a memory map: a map answers an I/O error with SIGBUS.
+    with `pwrite`, not through a memory map: a map turns an I/O error into SIGBUS.
     """
 
     def __init__(self, folder: Path, *, num_samples: int, side: int, digest: str) -> None:

@@ -42,7 +42,7 @@ class FileDigest:
 
     @staticmethod
     def of(path: Path) -> "FileDigest":
-        """Read a file and compute both."""
+        """The length and sha256 of a file."""
         return FileDigest(size=path.stat().st_size, sha256=sha256_file(path))
 
 

@@ -39,7 +39,7 @@ class _Strict(BaseModel):
 
 
 class Encoder(_Strict):
-    """How images that could not keep their own bytes were encoded."""
+    """How images that could not keep their original bytes were encoded."""
 
     quality: int = Field(ge=1, le=100, description="JPEG quality")
     subsampling: Literal["4:4:4", "4:2:0"]
@@ -62,7 +62,7 @@ class SplitHeader(_Strict):
 
 
 class Header(_Strict):
-    """All of dataset.json."""
+    """The content of dataset.json."""
 
     format: Literal["udkd-dataset"] = "udkd-dataset"
     version: Literal[2] = 2

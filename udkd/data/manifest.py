@@ -229,12 +229,12 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
     remedy = "the folder is damaged or mixed from two; convert again"
     if not path.is_file():
         raise DataError(f"{path} is missing; expected a manifest of {samples} samples, a regular file; {remedy}")
-    found_bytes = path.stat().st_size
-    if found_bytes != size_bytes:
-        raise DataError(f"{path} has {found_bytes} bytes; expected {size_bytes} as dataset.json says; {remedy}")
-    found_sha256 = sha256_file(path)
-    if found_sha256 != sha256:
-        raise DataError(f"{path} has sha256 {found_sha256[:16]}…; expected {sha256[:16]}… as dataset.json says; {remedy}")
+    actual_bytes = path.stat().st_size
+    if actual_bytes != size_bytes:
+        raise DataError(f"{path} has {actual_bytes} bytes; expected {size_bytes} as dataset.json says; {remedy}")
+    actual_sha256 = sha256_file(path)
+    if actual_sha256 != sha256:
+        raise DataError(f"{path} has sha256 {actual_sha256[:16]}…; expected {sha256[:16]}… as dataset.json says; {remedy}")
     try:
         # Opened here: Arrow takes no path that is not UTF-8.
         with (

@@ -147,9 +147,9 @@ def read_sample(folder: Path, number: int, offset: int, size: int, sha256: bytes
     return data
 
 
-def damaged_sample(number: int, offset: int, size: int, found_bytes: int, what: str) -> DataError:
+def damaged_sample(number: int, offset: int, size: int, num_read: int, what: str) -> DataError:
     """The error for stored bytes that do not match their checksum."""
     return DataError(
-        f"{what}: the bytes in {shard_name(number)}.tar at {offset} do not match their checksum ({found_bytes} of {size} bytes "
+        f"{what}: the bytes in {shard_name(number)}.tar at {offset} do not match their checksum ({num_read} of {size} bytes "
         "read); expected what was stored; the shard is damaged, restore it or convert again"
     )

@@ -59,7 +59,7 @@ def predict(trained: TrainedClassifier, images: Sequence[Path], names: Sequence[
 def evaluation_input(pixels_hw3: np.ndarray, spec: ViewSpec) -> Tensor:
     """One image, uint8 [h, w, 3], as the input of evaluation: float32 [1, 3, O, O].
 
-    The image is put on a canvas of its own size and goes through evaluation's view and augmentation.
+    The image is put on a canvas of its size and goes through evaluation's view and augmentation.
     """
     height, width = pixels_hw3.shape[:2]
     side = max(height, width)

@@ -1,4 +1,4 @@
-"""The loss of N students taught by one teacher and by each other: the eager oracle.
+"""The loss of N students taught by one teacher and by each other: the eager reference.
 
 Source: arXiv 2511.18826, equations of the total loss (its L_CE, L_KD weighted by 1 - H/ln C, and L_peer).
 Letters: B batch, C classes; N students is the length of the list.
@@ -29,7 +29,7 @@ class LossSettings:
     alpha: cross-entropy with the label. beta: divergence from the teacher. gamma: divergence from the peers.
     temperature: softens the teacher and peer terms, which are multiplied by its square.
     kl: reverse is KL(student || teacher), the paper's formula; forward is KL(teacher || student), Hinton's; for peers too.
-    label_smoothing: share of the hard label spread over all classes.
+    label_smoothing: fraction of the hard label spread over all classes.
     label_loss: the loss of the label: cross-entropy, or `evidential` where there is no teacher.
     """
 
@@ -64,7 +64,7 @@ class Terms:
     method: Tensor | None = None
 
     def plus(self, method_N: Tensor, weight_N: Tensor) -> "Terms":
-        """With the term of loss.method added to the total, weighted for each student."""
+        """These terms with the term of loss.method added to the total, weighted for each student."""
         total = self.total + (weight_N * method_N).sum()
         return replace(self, total=total, method=method_N.detach().to(self.hard.dtype))
 

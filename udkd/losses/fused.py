@@ -1,5 +1,5 @@
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
-"""The loss of N students as one Triton kernel: a program reads a sample's logits, target and label once and leaves its terms
+"""The loss of N students as one Triton kernel: a program reads a sample's logits, target and label once and writes its terms
 and the gradients of all students' logits.
 
 The formulas are those of udkd.losses.distill; float32 inside. With p = softmax(z / t), log-probabilities l, d = l_i - l_j and
@@ -70,24 +70,24 @@ def _launch(
     grads = [torch.empty_like(z_BC) for z_BC in logits]
     rows_4NB = torch.empty(_ROWS, num_students, batch, dtype=torch.float32, device=labels_B.device)
     assert weights_3N.dtype == torch.float32, f"weights_3N is {weights_3N.dtype}; expected float32"
-    taught = settings.beta != 0 and teacher_BC is not None
+    has_teacher = settings.beta != 0 and teacher_BC is not None
     block = triton.next_power_of_2(classes)
     _kernel[(batch,)](
         tuple(logits),
         tuple(grads),
         rows_4NB,
         labels_B,
-        teacher_BC.contiguous() if taught and teacher_BC is not None else rows_4NB,  # what is not read is any pointer
-        weight_B.contiguous() if taught and weight_B is not None else rows_4NB,
+        teacher_BC.contiguous() if has_teacher and teacher_BC is not None else rows_4NB,  # any pointer, where it is not read
+        weight_B.contiguous() if has_teacher and weight_B is not None else rows_4NB,
         weights_3N.contiguous(),
         batch,
         classes,
         HARD=settings.alpha != 0,
-        TAUGHT=taught,
+        HAS_TEACHER=has_teacher,
         PEERS=settings.gamma != 0 and num_students > 1,
         TEMPERATURE=float(settings.temperature),
         SMOOTHING=float(settings.label_smoothing),
-        WEIGHTED=taught and weight_B is not None,
+        WEIGHTED=has_teacher and weight_B is not None,
         STUDENT_FIRST=settings.kl == "reverse",
         N=num_students,
         K=block,
@@ -131,7 +131,7 @@ def _kernel(
     batch,
     classes,
     HARD: tl.constexpr,
-    TAUGHT: tl.constexpr,
+    HAS_TEACHER: tl.constexpr,
     PEERS: tl.constexpr,
     TEMPERATURE: tl.constexpr,
     SMOOTHING: tl.constexpr,
@@ -148,7 +148,7 @@ def _kernel(
     scale = TEMPERATURE * TEMPERATURE
     w = 1.0
     target_K = class_K.to(tl.float32)
-    if TAUGHT:
+    if HAS_TEACHER:
         teacher_K = tl.load(teacher_ptr + row * classes + class_K, mask=inside_K, other=0.0).to(tl.float32)
         target_K = _log_softmax(teacher_K / TEMPERATURE, inside_K)
         if WEIGHTED:
@@ -167,10 +167,10 @@ def _kernel(
             goal_K = tl.where(class_K == label, 1.0 - SMOOTHING, 0.0) + SMOOTHING / classes
             hard = -tl.sum(tl.where(inside_K & (goal_K > 0.0), goal_K * log_p_K, 0.0), 0)
             grad_K += alpha * (tl.exp(log_p_K) - goal_K)
-        if TAUGHT or PEERS:
+        if HAS_TEACHER or PEERS:
             soft_K = _log_softmax(z_K / TEMPERATURE, inside_K)
             p_K = tl.exp(soft_K)
-            if TAUGHT:
+            if HAS_TEACHER:
                 if STUDENT_FIRST:
                     value = tl.sum(tl.where(inside_K, _divergence_summand(soft_K, target_K), 0.0), 0)
                     grad_K += beta * w * TEMPERATURE * p_K * (soft_K - target_K - value)
@@ -183,14 +183,14 @@ def _kernel(
                     if j != i:
                         y_K = tl.load(logits[j] + row * classes + class_K, mask=inside_K, other=0.0).to(tl.float32)
                         fixed_K = _log_softmax(y_K / TEMPERATURE, inside_K)
-                        share = 1.0 / (N - 1)
+                        per_peer = 1.0 / (N - 1)
                         if STUDENT_FIRST:
                             value = tl.sum(tl.where(inside_K, _divergence_summand(soft_K, fixed_K), 0.0), 0)
-                            grad_K += gamma * (share * TEMPERATURE) * p_K * (soft_K - fixed_K - value)
+                            grad_K += gamma * (per_peer * TEMPERATURE) * p_K * (soft_K - fixed_K - value)
                         else:
                             value = tl.sum(tl.where(inside_K, _divergence_summand(fixed_K, soft_K), 0.0), 0)
-                            grad_K += gamma * (share * TEMPERATURE) * (p_K - tl.exp(fixed_K))
-                        peer += scale * share * value
+                            grad_K += gamma * (per_peer * TEMPERATURE) * (p_K - tl.exp(fixed_K))
+                        peer += scale * per_peer * value
         tl.store(grads[i] + row * classes + class_K, (grad_K / batch).to(grads[i].dtype.element_ty), mask=inside_K)
         tl.store(rows_ptr + i * batch + row, hard)
         tl.store(rows_ptr + (N + i) * batch + row, teacher)

@@ -20,7 +20,7 @@ class EpochStats:
 
     @classmethod
     def none(cls, num_students: int) -> "EpochStats":
-        """Those before the first epoch."""
+        """The statistics before the first epoch."""
         return cls(progress=(0.0,) * num_students, confidence=0.0)
 
 
@@ -33,14 +33,14 @@ def interpolate(kind: ScheduleKind, first: float, last: float, *, progress: floa
     return first + (last - first) * progress
 
 
-def schedule_progress(kind: ScheduleKind, stats: EpochStats, student: int, *, share: float, until: float) -> float:
+def schedule_progress(kind: ScheduleKind, stats: EpochStats, student: int, *, fraction: float, until: float) -> float:
     """How far along a weight is, in [0, 1].
 
-    linear, cosine: by `share`, the part of the run that is done; 1 from `until` on.
+    linear, cosine: by `fraction`, the part of the run that is done; 1 from `until` on.
     progress: by the student's accuracy. confidence: by the mean sample weight.
     """
     if kind == "progress":
         return stats.progress[student]
     if kind == "confidence":
         return stats.confidence
-    return min(1.0, share / until)
+    return min(1.0, fraction / until)

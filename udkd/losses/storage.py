@@ -51,8 +51,8 @@ def dense_logits(logits_Bk: Tensor, classes_Bk: Tensor, tail_B: Tensor, num_clas
 
 def rest_logit(logits_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
     """The one logit of all classes that were not kept, float32 [B]; no row depends on another."""
-    share_B = torch.log(tail_B) - torch.log1p(-tail_B) + torch.logsumexp(logits_Bk.float(), dim=-1)
-    return (share_B - math.log(num_classes - logits_Bk.shape[1])).clamp(min=LOWEST)
+    rest_B = torch.log(tail_B) - torch.log1p(-tail_B) + torch.logsumexp(logits_Bk.float(), dim=-1)
+    return (rest_B - math.log(num_classes - logits_Bk.shape[1])).clamp(min=LOWEST)
 
 
 def scatter_logits(logits_Bk: Tensor, classes_Bk: Tensor, rest_B: Tensor, num_classes: int) -> Tensor:

@@ -15,17 +15,17 @@ class WeightEMA:
 
     @classmethod
     def of(cls, model: nn.Module) -> "WeightEMA":
-        """Start at the current weights."""
+        """An average that starts at the current weights."""
         return cls(model=copy.deepcopy(model).eval().requires_grad_(False))
 
     @torch.no_grad()
-    def update(self, model: nn.Module, share: Tensor) -> None:
-        """Average += share * (weights of `model` - average). share: a scalar tensor on the device."""
+    def update(self, model: nn.Module, rate: Tensor) -> None:
+        """Average += rate * (weights of `model` - average). rate: a scalar tensor on the device."""
         averages, newest = list(self.model.state_dict().values()), list(model.state_dict().values())
         floating = [(a, b) for a, b in zip(averages, newest, strict=True) if a.is_floating_point()]
         averaged = [a for a, _ in floating]
         steps = torch._foreach_sub([b for _, b in floating], averaged)
-        torch._foreach_mul_(steps, share)
+        torch._foreach_mul_(steps, rate)
         torch._foreach_add_(averaged, steps)
         for average, new in zip(averages, newest, strict=True):
             if not average.is_floating_point():  # batch norm's num_batches_tracked

@@ -1,4 +1,4 @@
-"""Is a network correct as often as it claims: reliability diagrams and expected calibration error."""
+"""Whether confidence equals accuracy: reliability diagrams and the expected calibration error."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def section(inputs: ReportInputs) -> Section | None:
 
 
 def _diagram(predictions: Predictions, classifier: Classifier) -> Plot:
-    confidence, correct = classifier.answers.confidence, classifier.answers.correct(predictions.labels)
+    confidence, correct = classifier.predictions.confidence, classifier.predictions.correct(predictions.labels)
     bins, gap = reliability(confidence, correct), _gap(predictions, classifier)
     bias = f"{abs(gap):.1f} points too {'confident' if gap > 0 else 'cautious'}"
     chance = calibration_error_by_chance(confidence)
@@ -88,13 +88,13 @@ def _draw(axes: Axes, palette: Palette, classifier: Classifier, bins: Reliabilit
 
 def _gap(predictions: Predictions, classifier: Classifier) -> float:
     """Mean confidence minus accuracy, percentage points."""
-    return 100 * float(classifier.answers.confidence.mean() - classifier.answers.correct(predictions.labels).mean())
+    return 100 * float(classifier.predictions.confidence.mean() - classifier.predictions.correct(predictions.labels).mean())
 
 
 def _table(predictions: Predictions, compared: list[Classifier]) -> Table:
     rows = []
     for classifier in compared:
-        confidence, correct = classifier.answers.confidence, classifier.answers.correct(predictions.labels)
+        confidence, correct = classifier.predictions.confidence, classifier.predictions.correct(predictions.labels)
         low, high = calibration_error_interval(confidence, correct)
         cells = (
             f"{100 * correct.mean():.1f}",
@@ -104,12 +104,12 @@ def _table(predictions: Predictions, compared: list[Classifier]) -> Table:
             f"[{100 * low:.1f}, {100 * high:.1f}]",
             f"{100 * adaptive_calibration_error(confidence, correct):.1f}",
             f"{100 * calibration_error_by_chance(confidence):.1f}",
-            f"{classifier.answers.loss:.3f}",
+            f"{classifier.predictions.loss:.3f}",
         )
         rows.append(Row(label=classifier.name, cells=cells, hue=classifier.hue, key=True))
     best = min(
         compared,
-        key=lambda classifier: calibration_error(classifier.answers.confidence, classifier.answers.correct(predictions.labels)),
+        key=lambda each: calibration_error(each.predictions.confidence, each.predictions.correct(predictions.labels)),
     )
     return Table(
         name="calibration-table",

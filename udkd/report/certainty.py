@@ -121,7 +121,7 @@ def _histogram(
     label: str,
     lines: Sequence[VerticalLine],
 ) -> None:
-    """Bars of correct top-1 guesses with the wrong ones on top, hatched; vertical `lines`."""
+    """Bars of correct top-1 guesses with the incorrect ones on top, hatched; vertical `lines`."""
     axes = figure.subplots()
     edges = np.linspace(0.0, most, _BINS + 1)
     clipped = np.clip(values, 0.0, most)
@@ -206,11 +206,11 @@ def _every_class(splits: list[SplitTargets], names: tuple[str, ...]) -> Facts:
     return Facts(title=f"Numbers of every class ({first.num_classes})", facts=facts)
 
 
-def _settings(weighing: SampleWeighting) -> str:
+def _settings(weighting: SampleWeighting) -> str:
     """The recipe's keys that determine the weights."""
-    settings = [f"loss.sample_weight = {weighing.kind}"]
-    settings += [f"loss.sample_weight_control = {weighing.control}"] if weighing.control != "none" else []
-    return comma_list([*settings, "loss.sample_weight_mean_one = true"] if weighing.mean_one else settings)
+    settings = [f"loss.sample_weight = {weighting.kind}"]
+    settings += [f"loss.sample_weight_control = {weighting.control}"] if weighting.control != "none" else []
+    return comma_list([*settings, "loss.sample_weight_mean_one = true"] if weighting.mean_one else settings)
 
 
 def _numbers(weight: NDArray[np.float32], correct: NDArray[np.bool_]) -> str:
@@ -222,18 +222,18 @@ def _numbers(weight: NDArray[np.float32], correct: NDArray[np.bool_]) -> str:
 
 def _notes(inputs: ReportInputs, targets: TeacherPredictions) -> list[str]:
     notes = [inputs.targets_from] if inputs.targets_from else []
-    weighing = inputs.recipe.loss.sample_weighting
-    if weighing.text != "entropy":
+    weighting = inputs.recipe.loss.sample_weighting
+    if weighting.text != "entropy":
         used = "samples by another measure"
-        if weighing.kind == "constant":
+        if weighting.kind == "constant":
             used = "all samples equally"
-        elif weighing.control == "equal_mean":
+        elif weighting.control == "equal_mean":
             used = "every sample by the mean of all weights, a control"
-        elif weighing.control == "shuffled":
+        elif weighting.control == "shuffled":
             used = "each sample by another sample’s weight, a control"
-        elif weighing.mean_one and weighing.kind == "entropy":
+        elif weighting.mean_one and weighting.kind == "entropy":
             used = "samples by these weights divided by their mean"
-        notes.append(f"This run did not use these weights: it weighed {used} ({_settings(weighing)}).")
+        notes.append(f"This run did not use these weights: it weighed {used} ({_settings(weighting)}).")
     if not targets.canonical:
         notes.append(f"Training: the targets of augmented view 0, one of the {targets.num_views} views of the training.")
     notes.append("A teacher that was trained on the training images is surer and more accurate on them than on new ones.")

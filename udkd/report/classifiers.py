@@ -19,7 +19,7 @@ class Classifier:
 
     name: str
     kind: Literal["student", "average", "teacher"]
-    answers: TopPredictions
+    predictions: TopPredictions
     index: int = 0
 
     def colour(self, palette: Palette) -> str:
@@ -43,13 +43,13 @@ class Classifier:
 def classifiers(predictions: Predictions) -> list[Classifier]:
     """The students, their average where there are several, and the teacher where its predictions are stored."""
     result = [
-        Classifier(name=name, kind="student", answers=answers, index=index)
-        for index, (name, answers) in enumerate(zip(predictions.names, predictions.students, strict=True))
+        Classifier(name=name, kind="student", predictions=student, index=index)
+        for index, (name, student) in enumerate(zip(predictions.names, predictions.students, strict=True))
     ]
     if len(result) > 1:
-        result.append(Classifier(name="averaged", kind="average", answers=predictions.average))
+        result.append(Classifier(name="averaged", kind="average", predictions=predictions.average))
     if predictions.teacher is not None:
-        result.append(Classifier(name="teacher", kind="teacher", answers=predictions.teacher))
+        result.append(Classifier(name="teacher", kind="teacher", predictions=predictions.teacher))
     return result
 
 

@@ -126,7 +126,7 @@ def gains_by_tenths(targets: TeacherPredictions, match: Match) -> list[Gain]:
 
 
 def failures(predictions: Predictions, match: Match) -> NDArray[np.int64]:
-    """Rows where the student is wrong and the baseline correct, the student's most confident first, int64."""
+    """Rows where the student is incorrect and the baseline correct, the student's most confident first, int64."""
     correct, baseline = match.predictions.correct(predictions.labels), match.baseline.correct(predictions.labels)
     rows = np.flatnonzero(~correct & baseline)
     return rows[np.lexsort((predictions.ids[rows], -match.predictions.confidence[rows]))]

@@ -222,7 +222,7 @@ def _chart(
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], height: float) -> None:
     """Write each line's name beside its end; overlapping names are moved apart."""
     low, high = axes.get_ylim()
-    gap = 13 / (height * 72 * 0.76)  # a line of text as a share of the axes' height
+    gap = 13 / (height * 72 * 0.76)  # a line of text as a fraction of the axes' height
     ys = space_labels([(value - low) / (high - low or 1.0) for value, _, _ in ends], gap)
     for y, (_, label, colour) in zip(ys, ends, strict=True):
         axes.annotate(

@@ -49,7 +49,7 @@ def section(inputs: ReportInputs) -> Section | None:
 
 
 def subsets(predictions: Predictions) -> list[Subset]:
-    """Validation images to count: all, those on which the teacher is correct, those on which it is wrong."""
+    """Validation images to count: all, those on which the teacher is correct, those on which it is incorrect."""
     every: Subset = ("all", np.ones(len(predictions.ids), np.bool_))
     if predictions.teacher is None:
         return [every]
@@ -64,7 +64,7 @@ def pair_of(predictions: Predictions, first: int, second: int, among: NDArray[np
 
 
 def _matrix(predictions: Predictions) -> Plot:
-    """Two-by-two tables of two students' correctness, for images on which the teacher is correct and wrong."""
+    """Two-by-two tables of two students' correctness, for images on which the teacher is correct and incorrect."""
     every, *by_teacher = subsets(predictions)
     shown = [subset for subset in by_teacher if subset[1].any()] or [every]
     names = [shorten(name, 16) for name in predictions.names]
@@ -154,10 +154,10 @@ def _bars(axes: Axes, palette: Palette, rows: list[PatternCounts], parts: list[s
     """Bars stacked by the subsets `parts`, with the number at the end."""
     ys, left = list(range(len(rows))), np.zeros(len(rows))
     for index, subset in enumerate(parts):
-        shares = np.array([100 * counts[subset] / total for _, counts in rows])
+        percents = np.array([100 * counts[subset] / total for _, counts in rows])
         axes.barh(
             ys,
-            shares,
+            percents,
             0.72,
             left=left,
             label=subset if len(parts) > 1 else "images",
@@ -166,7 +166,7 @@ def _bars(axes: Axes, palette: Palette, rows: list[PatternCounts], parts: list[s
             edgecolor=palette.mark,
             hatch=None if index == 0 else "////",
         )
-        left += shares
+        left += percents
     for y, (_, counts) in zip(ys, rows, strict=True):
         end = (left[y], y)
         text, offset = f"{counts['all']:,}", (4, 0)
@@ -182,7 +182,7 @@ def _bars(axes: Axes, palette: Palette, rows: list[PatternCounts], parts: list[s
 
 def correct_patterns(predictions: Predictions) -> list[PatternCounts]:
     """Labelled rows, the most correct students first, each with its number of images by subset (see `subsets`)."""
-    correct = np.stack([answers.correct(predictions.labels) for answers in predictions.students])
+    correct = np.stack([student.correct(predictions.labels) for student in predictions.students])
     number = len(correct)
     if number > _MOST_PATTERNS:
         hits = correct.sum(axis=0)
@@ -209,17 +209,15 @@ def _pattern(names: Sequence[str], code: int) -> str:
 
 
 def _caption(predictions: Predictions) -> str:
-    correct = np.stack([answers.correct(predictions.labels) for answers in predictions.students])
+    correct = np.stack([student.correct(predictions.labels) for student in predictions.students])
     some, best = 100 * float(correct.any(axis=0).mean()), 100 * float(correct.mean(axis=1).max())
     average = 100 * float(predictions.average.correct(predictions.labels).mean())
     text = f"At least one student is correct on {percent(some, 1)} of {count(len(predictions.ids), 'validation image')}, "
     text += f"the best one on {percent(best, 1)}, their average on {percent(average, 1)}"
     if predictions.teacher is not None:
-        wrong = ~predictions.teacher.correct(predictions.labels)
-        rescued = int((correct.any(axis=0) & wrong).sum())
-        text += (
-            f"; of the {count(int(wrong.sum()), 'image')} on which the teacher is wrong, a student is correct on {rescued:,}"
-        )
+        missed = ~predictions.teacher.correct(predictions.labels)
+        fixed = int((correct.any(axis=0) & missed).sum())
+        text += f"; of the {count(int(missed.sum()), 'image')} on which the teacher is wrong, a student is correct on {fixed:,}"
     return text + "."
 
 

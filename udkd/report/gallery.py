@@ -47,12 +47,12 @@ def extremes(targets: TeacherPredictions, images: int = IMAGES) -> tuple[NDArray
     return surest, least
 
 
-def guesses(answers: TopPredictions, labels: NDArray[np.int64], row: int, names: tuple[str, ...]) -> tuple[Guess, ...]:
+def guesses(network: TopPredictions, labels: NDArray[np.int64], row: int, names: tuple[str, ...]) -> tuple[Guess, ...]:
     """The likeliest classes of a row at temperature 1; of equal logits the lower class first."""
-    probabilities = np.exp(answers.top_log_p[row, :GUESSES].astype(np.float64))
+    probabilities = np.exp(network.top_log_p[row, :GUESSES].astype(np.float64))
     return tuple(
         Guess(name=class_name(names, int(label)), percent=100 * min(float(p), 1.0), correct=bool(label == labels[row]))
-        for label, p in zip(answers.top[row, :GUESSES], probabilities, strict=True)
+        for label, p in zip(network.top[row, :GUESSES], probabilities, strict=True)
     )
 
 
@@ -77,8 +77,8 @@ def versus(
                 label=class_name(inputs.class_names, int(predictions.labels[row])),
                 weight=None if targets is None else float(targets.weight[row]),
                 guesses=tuple(
-                    replace(guesses(answers, predictions.labels, int(row), inputs.class_names)[0], by=by)
-                    for by, answers in compared
+                    replace(guesses(network, predictions.labels, int(row), inputs.class_names)[0], by=by)
+                    for by, network in compared
                 ),
                 kind="Validation image",
             )
@@ -109,8 +109,8 @@ def _galleries(
             )
             for row in rows
         ]
-        wrong = int((~correct[rows]).sum())
-        errors = "no top-1 guess is wrong" if not wrong else f"{wrong} of {len(rows)} top-1 guesses are wrong"
+        incorrect = int((~correct[rows]).sum())
+        errors = "no top-1 guess is wrong" if not incorrect else f"{incorrect} of {len(rows)} top-1 guesses are wrong"
         caption = f"The {count(len(rows), 'training image')} of {bound}: {errors}; of all samples {error_rate} are."
         return Gallery(name=name, title=title, cards=cards, png=_contact_sheet(cards), caption=caption)
 

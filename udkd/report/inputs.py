@@ -42,8 +42,8 @@ class DataFacts:
 class Baseline:
     """Another run on the same data to compare with, or several as one. config: its recipe as plain values.
 
-    parts: the runs, where there are several; their students are concatenated and have no average. sources: for each student
-    the name of its run, then.
+    parts: the runs, where there are several; their students are concatenated and have no average. sources: the name of
+    each student's run, then.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportInputs:
-    """Everything that a report shows; for a part that is None it prints the reason, `why_no_…`.
+    """Everything that a report shows; where a part is None, `why_no_…` is the reason that it prints.
 
     metrics: rows of metrics.jsonl. evaluation: eval.json. provenance: run.json. class_names: by label.
     thumbnail, val_thumbnail: id of a training or validation sample -> uint8 [h, w, 3] of the stored image.

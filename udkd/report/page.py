@@ -17,7 +17,7 @@ from udkd.utils.printable import printable_lines
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A figure: svg follows the page's colours; png (light) is written to a file of its own, `name`.png."""
+    """A figure: svg follows the page's colours; png (light) is written to a separate file, `name`.png."""
 
     name: str
     title: str
@@ -119,7 +119,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """A grid of cards; png is the same grid as a file of its own, `name`.png."""
+    """A grid of cards; png is the same grid as a separate file, `name`.png."""
 
     name: str
     title: str

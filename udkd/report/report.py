@@ -15,7 +15,7 @@ from udkd.utils.files import FolderLock, write_bytes, write_text
 FIGURES = (
     *(f"loss-{term}.png" for term in ("hard", "teacher", "peer", "method")),
     *("accuracy-val.png", "accuracy-train.png", "learning-rate.png"),
-    *(f"{kind}{split}.png" for kind in ("weights", "entropies", "classes", "right-by-weight") for split in ("", "-val")),
+    *(f"{kind}{split}.png" for kind in ("weights", "entropies", "classes", "teacher-accuracy") for split in ("", "-val")),
     *("surest.png", "least-sure.png", "reliability-*.png", "agreement.png", "disagreement-?.png", "gain-by-weight.png"),
     *("classes-?-?.png", "gain-classes-?.png", "failures-?.png"),
 )

@@ -107,7 +107,7 @@ def svg(name: str, caption: str, draw: Draw, height: float) -> str:
     text = _drawn(draw, _PLACEHOLDERS, height, "svg", salt=name).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # matplotlib's style rule would apply to the whole page, and its numbered ids would repeat from figure to figure.
+    # matplotlib's style rule would apply to the entire page, and its numbered ids would repeat from figure to figure.
     text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[A-Za-z0-9._]+_[0-9]+"', "", text)
     for role, colour in _PLACEHOLDERS.roles().items():

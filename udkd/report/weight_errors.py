@@ -1,4 +1,4 @@
-"""Does a low weight mean that the teacher is wrong: accuracy by tenths of the weight."""
+"""The teacher's accuracy by tenths of its weight: whether a low weight predicts an error."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def accuracy_by_tenths(targets: TeacherPredictions, correct: NDArray[np.bool_]) 
 
 
 def separation_text(targets: TeacherPredictions) -> str:
-    """A sentence part on how well the weight separates the teacher's correct predictions from wrong ones."""
+    """A sentence part on how well the weight separates the teacher's correct predictions from incorrect ones."""
     area = separation(-targets.entropy.astype(np.float64), targets.correct)
     if area is None:
         return "all its predictions are correct" if targets.correct.all() else "all its predictions are wrong"
@@ -46,7 +46,7 @@ def separation_text(targets: TeacherPredictions) -> str:
 
 def _validation(predictions: Predictions, targets: TeacherPredictions) -> Plot:
     compared = classifiers(predictions)
-    lines = [(classifier, accuracy_by_tenths(targets, classifier.answers.correct(targets.labels))) for classifier in compared]
+    lines = [(each, accuracy_by_tenths(targets, each.predictions.correct(targets.labels))) for each in compared]
     groups = len(lines[0][1])
     ends = [f"{classifier.label} {points[0][0]:.0f} → {percent(points[-1][0], 0)}" for classifier, points in lines]
     caption = (
@@ -66,14 +66,14 @@ def _validation(predictions: Predictions, targets: TeacherPredictions) -> Plot:
         axes.set_ylabel("accuracy, %")
         legend(axes, palette, len(lines))
 
-    return plot("right-by-weight-val", "Validation images: accuracy by the teacher’s weight", caption, draw, height=3.2)
+    return plot("teacher-accuracy-val", "Validation images: accuracy by the teacher’s weight", caption, draw, height=3.2)
 
 
 def _training(targets: TeacherPredictions) -> Plot:
     points = accuracy_by_tenths(targets, targets.correct)
     first, last = points[0], points[-1]
     lower = first[2] < last[1]
-    verdict = "lower, as it should be" if lower else "not clearly lower: a low weight is no sign of an error here"
+    verdict = "lower, as it should be" if lower else "not clearly lower: a low weight does not predict an error here"
     caption = (
         f"The teacher’s accuracy on training images is {percent(first[0], 1)} in the {_group(len(points))} of lowest "
         f"weight and {percent(last[0], 1)} in the highest: {verdict}; {separation_text(targets)}."
@@ -95,7 +95,7 @@ def _training(targets: TeacherPredictions) -> Plot:
         axes.set_xlabel(f"{_group(len(points))}s of the training images, the lowest weight first")
         axes.set_ylabel("teacher’s accuracy, %")
 
-    return plot("right-by-weight", "Training images: the teacher’s accuracy by its weight", caption, draw, height=3.2)
+    return plot("teacher-accuracy", "Training images: the teacher’s accuracy by its weight", caption, draw, height=3.2)
 
 
 def _group(groups: int) -> str:

@@ -15,7 +15,7 @@ from udkd.study.spec import Arm, Study
 from udkd.study.tables import main_comparisons, mean_sd
 from udkd.utils.errors import RunError
 from udkd.utils.files import read_exact_json, write_bytes, write_text
-from udkd.utils.statistics import CLAIMS, LEVEL, METHOD, MIN_IMAGES, MIN_RUNS, Spread
+from udkd.utils.statistics import CLAIMS, LEVEL, METHOD, MIN_IMAGES, MIN_RUNS, MeanStd
 
 _Item = TypeVar("_Item")
 _HUES = {"improves": "s2", "worsens": "s1"}
@@ -99,7 +99,7 @@ def _lead(study: Study, summary: Summary, values: Mapping[str, Any]) -> str:
 
 
 def _no_claim(compared: Sequence[Comparison]) -> str:
-    """Why nothing is claimed."""
+    """Why the study claims no difference."""
     verdicts = {comparison.difference.verdict for comparison in compared}
     if verdicts == {"too few runs"}:
         return f"Fewer than {MIN_RUNS} seeds allow no verdict on top-1."
@@ -188,7 +188,7 @@ _VERDICT_HEAD = ("student", "mean ± sd", "verdict", "bootstrap", "Student’s t
 
 
 def _verdict_cells(comparison: Comparison) -> tuple[str | None, ...]:
-    """The cells under _VERDICT_HEAD."""
+    """A row's cells under _VERDICT_HEAD."""
     difference = comparison.difference
     sd = f" ± {difference.spread.sd:.2f}" if difference.spread.sd is not None else ""
     intervals = (interval(*pair, 2) if pair else None for pair in (difference.bootstrap, difference.student_t))
@@ -275,15 +275,15 @@ def _cost(study: Study, summary: Summary, values: Mapping[str, Any]) -> Section:
     return Section(anchor="cost", title="Cost", blocks=[table])
 
 
-def _scaled(spread: Spread, divisor: float) -> Spread:
-    return Spread(n=spread.n, mean=spread.mean / divisor, sd=None if spread.sd is None else spread.sd / divisor)
+def _scaled(spread: MeanStd, divisor: float) -> MeanStd:
+    return MeanStd(n=spread.n, mean=spread.mean / divisor, sd=None if spread.sd is None else spread.sd / divisor)
 
 
 def _cache_seconds(values: Mapping[str, Any]) -> dict[str, float]:
     """Seconds to compute each arm's targets: the cache's build time by the arm's share of its images."""
     costs = {name: cost["seconds"] / cost["images"] for name, cost in values["caches"].items() if cost["images"]}
     targets = values.get("targets", {})
-    return {arm: share["images"] * costs[share["cache"]] for arm, share in targets.items() if share["cache"] in costs}
+    return {arm: target["images"] * costs[target["cache"]] for arm, target in targets.items() if target["cache"] in costs}
 
 
 def _runs(runs: Sequence[RunResult]) -> Section:

@@ -18,7 +18,7 @@ from udkd.study.runner import run_path
 from udkd.study.spec import Study
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder, epoch_seconds
-from udkd.utils.statistics import Difference, Spread, min_claim, paired_difference, spread
+from udkd.utils.statistics import Difference, MeanStd, mean_std, min_claim, paired_difference
 
 FORMAT, VERSION = "udkd-study", 1
 AVERAGED = "averaged"
@@ -54,7 +54,7 @@ class RunResult:
     seconds: float
 
     def outcome(self, learner: str) -> LearnerResult | None:
-        """That learner's result, or None."""
+        """The result of a learner, or None."""
         return next((outcome for outcome in self.outcomes if outcome.learner == learner), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class RunResult:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "RunResult":
-        """Undo `to_dict`."""
+        """The inverse of `to_dict`."""
         outcomes = tuple(LearnerResult(**dict(row) | {"curve": tuple(row["curve"])}) for row in values["outcomes"])
         return cls(**dict(values) | {"outcomes": outcomes})
 
@@ -81,10 +81,10 @@ class ArmSummary:
 
     arm: str
     learner: str
-    last: Spread
-    best: Spread
+    last: MeanStd
+    best: MeanStd
     best_epochs: tuple[int, ...]
-    last_top5: Spread
+    last_top5: MeanStd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +112,8 @@ class ArmCost:
     """
 
     arm: str
-    images_per_s: Spread
-    seconds: Spread
+    images_per_s: MeanStd
+    seconds: MeanStd
     ratios: Mapping[str, float]
     to_sum: float | None
 
@@ -158,8 +158,8 @@ def _result(trial: Trial, run: RunFolder) -> RunResult:
 
 def _average(val: Mapping[str, Any]) -> Mapping[str, float] | None:
     """The average's scores; None while only one student trains, as they are that student's."""
-    joined = sum(student is not None for student in val["students"])
-    return dict(val["ensemble"]) if joined > 1 else None
+    started = sum(student is not None for student in val["students"])
+    return dict(val["ensemble"]) if started > 1 else None
 
 
 def _outcome(learner: str, scores: Sequence[Mapping[str, float] | None]) -> LearnerResult:
@@ -204,10 +204,10 @@ def _arm_summary(arm: str, learner: str, runs: Sequence[RunResult]) -> ArmSummar
     return ArmSummary(
         arm=arm,
         learner=learner,
-        last=spread([outcome.last for outcome in outcomes]),
-        best=spread([outcome.best for outcome in outcomes]),
+        last=mean_std([outcome.last for outcome in outcomes]),
+        best=mean_std([outcome.best for outcome in outcomes]),
         best_epochs=tuple(outcome.best_epoch for outcome in outcomes),
-        last_top5=spread([outcome.last_top5 for outcome in outcomes]),
+        last_top5=mean_std([outcome.last_top5 for outcome in outcomes]),
     )
 
 
@@ -259,13 +259,13 @@ def _comparison(
 
 def _cost(arm: str, study: Study, runs: Sequence[RunResult]) -> ArmCost:
     seconds = {
-        name: spread([run.seconds for run in _runs_of(name, runs)]) for name in (arm, *study.baseline) if _runs_of(name, runs)
+        name: mean_std([run.seconds for run in _runs_of(name, runs)]) for name in (arm, *study.baseline) if _runs_of(name, runs)
     }
     bases = [name for name in study.baseline if name in seconds]
     summable = len(bases) == len(study.baseline) > 1 and arm not in bases
     return ArmCost(
         arm=arm,
-        images_per_s=spread([run.images_per_s for run in _runs_of(arm, runs)]),
+        images_per_s=mean_std([run.images_per_s for run in _runs_of(arm, runs)]),
         seconds=seconds[arm],
         ratios={name: seconds[arm].mean / seconds[name].mean for name in bases if name != arm},
         to_sum=seconds[arm].mean / math.fsum(seconds[name].mean for name in bases) if summable else None,

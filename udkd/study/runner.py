@@ -215,8 +215,8 @@ def _train(
         assert teacher is not None, "a trial with a cache has a teacher"
         identity = dataset.digest, teacher.info.weights_sha256
         name = trial.cache_name(*identity)
-        sharers = [other for other in plan.trials if other.needs_cache and other.cache_name(*identity) == name]
-        cache = make_cache(sharers, dataset, teacher, context)
+        same_cache = [other for other in plan.trials if other.needs_cache and other.cache_name(*identity) == name]
+        cache = make_cache(same_cache, dataset, teacher, context)
         if cache is None:
             return
     teacher_path = teacher.path if teacher is not None and trial.needs_teacher else None

@@ -93,7 +93,7 @@ class Study(Section):
         names = [arm.name for arm in self.arms]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two arms are called {twice[0]!r}; expected a name each; change arms.*.name")
+            raise ValueError(f"two arms are called {twice[0]!r}; expected different names; change arms.*.name")
         used = [*self.baseline, *(name for contrast in self.contrasts for name in (contrast.arm, contrast.against))]
         unknown = [name for name in used if name not in names]
         if unknown:
@@ -135,7 +135,7 @@ class Study(Section):
 
     @classmethod
     def of_stored(cls, values: Mapping[str, Any]) -> Self:
-        """Undo `stored`."""
+        """The inverse of `stored`."""
         arms = [{**arm, "teacher_views": "all" if arm["exact"] else "recipe"} for arm in values["arms"]]
         current = {**values, "metric": values["asks"], "arms": [_without(arm, "exact") for arm in arms]}
         return cls.model_validate_json(json.dumps(_without(current, "asks")))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from udkd.study.results import Comparison, Summary
 from udkd.utils.printable import printable
-from udkd.utils.statistics import Spread
+from udkd.utils.statistics import MeanStd
 
 TABLE_HEAD = (
     *("arm", "student", "n", "top1_last_mean", "top1_last_sd", "top5_last_mean", "top1_best_mean", "top1_best_sd"),
@@ -49,7 +49,7 @@ def cost_csv(summary: Summary) -> str:
     return csv_text(COST_HEAD, lines)
 
 
-def mean_sd(spread: Spread, digits: int = 2) -> str:
+def mean_sd(spread: MeanStd, digits: int = 2) -> str:
     """`81.86 ± 0.21`; the mean alone where n is 1."""
     return f"{spread.mean:.{digits}f}" + ("" if spread.sd is None else f" ± {spread.sd:.{digits}f}")
 
@@ -69,7 +69,7 @@ def _compared(comparison: Comparison) -> tuple[object, ...]:
     )
 
 
-def _mean_sd_cells(spread: Spread) -> tuple[str, str]:
+def _mean_sd_cells(spread: MeanStd) -> tuple[str, str]:
     return _number(spread.mean), "" if spread.sd is None else _number(spread.sd)
 
 

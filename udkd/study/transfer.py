@@ -71,7 +71,7 @@ class PairAgreement:
 
 
 def compare_teachers(plan: StudyPlan, context: StudyContext, others: Sequence[Path]) -> tuple[list[PairAgreement], Path] | None:
-    """Fit the missing teachers, compute each one's weights of its own data, and write study.json, table.csv and the page.
+    """Fit the missing teachers, compute each one's weights of its training data, and write study.json, table.csv and the page.
 
     None where the study was stopped; the same call resumes it. Raises DataError where two folders have one name.
     """
@@ -131,7 +131,7 @@ def agreements(teachers: Sequence[TeacherWeights]) -> list[PairAgreement]:
             if len(common) < MIN_MATCHED:
                 continue
             rho = rank_correlation(*([side[name] for name in common] for side in weights))
-            if not math.isnan(rho):  # NaN: one of the teachers weighs all alike
+            if not math.isnan(rho):  # NaN: one of the teachers gives equal weights
                 pairs.append(PairAgreement(one=one.label, other=other.label, group=group, level=level, n=len(common), rho=rho))
     return pairs
 

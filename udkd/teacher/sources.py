@@ -35,7 +35,7 @@ REGULARISER_EPOCHS = 10
 
 @final
 class NoTargets:
-    """Hard labels only."""
+    """No teacher: hard labels only."""
 
     num_features = 0
 
@@ -69,10 +69,10 @@ class EvidentialRampUp:
 
 @final
 class CachedTargets:
-    """A gather from the cache. Targets of evaluation views are view 0 of the cache, whatever the students see.
+    """Targets gathered from the cache. Those of evaluation views are view 0 of the cache, whatever the students see.
 
     labels_N: class indices of all ids, on the CPU, for weights that depend on them. features: whether the teacher's pooled
-    features are part of the targets. ids: those that will be looked up; each view is checked for them when it is loaded.
+    features are part of the targets. ids: the ids that will be looked up; each view is checked for them when it is loaded.
     in_memory: see Cache.lookup_table.
     """
 
@@ -94,7 +94,7 @@ class CachedTargets:
         self._open = partial(
             cache.lookup_table,
             device=device,
-            weighing=weighting,
+            weighting=weighting,
             labels_N=labels_N,
             features=features,
             ids=ids,
@@ -128,7 +128,7 @@ class CachedTargets:
 
 @final
 class LiveTargets:
-    """The teachers themselves, on the very pixels of the cache and through the same packing: the same bits as CachedTargets.
+    """Predictions of the teachers, for the same pixels as a cache's and packed alike: the same bits as CachedTargets.
 
     evaluation_views: what the teachers see; None shows them what the students see.
     weighting: one that needs no other samples.
@@ -194,10 +194,10 @@ def open_targets(
     allow: Collection[str] = (),
     observer: Observer = SILENT,
 ) -> tuple[TargetSource, dict[str, Any]]:
-    """What provides a recipe's targets, and its provenance for the run folder ("num_views": how many views recur).
+    """The source of a recipe's targets, and its provenance for the run folder ("num_views": how many views recur).
 
     cache, teachers: folders; teachers beside a cache are checked against its key. allow: fields of the key that may differ.
-    observer: notified where a cache is stored otherwise than a recipe's defaults say.
+    observer: notified where a cache's storage differs from a recipe's defaults.
     Raises ConfigError where the folder that is needed was not given, MismatchError and CacheError where it does not fit.
     """
     if not recipe.needs_teacher:
@@ -242,7 +242,7 @@ def _cached(
         expected["storage"] = storage.text
     elif opened.key.storage != storage.text:  # a recipe that leaves the defaults takes a cache as it is
         observer.note(
-            f"the cache stores {opened.key.storage} where the recipe's teacher.logits_dtype and top_k say {storage.text}"
+            f"the cache stores {opened.key.storage} where the recipe's teacher.logits_dtype and top_k are {storage.text}"
         )
 
     def remedy(key: CacheKey, differing: Differing) -> str:
@@ -253,15 +253,15 @@ def _cached(
     if opened.key.policy == "views":
         views = recipe.teacher.views
         opened.require_views(recipe.train.epochs if views == "eval" else views)
-    weighing = recipe.loss.sample_weighting
-    opened.require_uncertainty(weighing.kind)
+    weighting = recipe.loss.sample_weighting
+    opened.require_uncertainty(weighting.kind)
     if recipe.pools_features:
         opened.require_features()
-    labels_N = torch.from_numpy(split.labels.astype("int64")) if needs_labels(weighing.kind) else None
+    labels_N = torch.from_numpy(split.labels.astype("int64")) if needs_labels(weighting.kind) else None
     source = CachedTargets(
         opened,
         device,
-        weighing,
+        weighting,
         labels_N,
         features=recipe.pools_features,
         ids=split.ids,
@@ -275,20 +275,20 @@ def _live(
 ) -> tuple[LiveTargets, dict[str, Any]]:
     if not teachers:
         raise ConfigError("no teacher was given; expected --teacher TEACHER for teacher.source = live")
-    weighing = recipe.loss.sample_weighting
-    if weighing.needs_all:
-        setting = f"sample_weight_control = {weighing.control}" if weighing.control != "none" else "sample_weight_mean_one"
+    weighting = recipe.loss.sample_weighting
+    if weighting.needs_all:
+        setting = f"sample_weight_control = {weighting.control}" if weighting.control != "none" else "sample_weight_mean_one"
         raise ConfigError(
             f"loss.{setting} needs the weights of all samples, and a live teacher sees one batch; "
             "expected teacher.source = cache; build a cache"
         )
-    needed = uncertainty_of(weighing.kind)
+    needed = uncertainty_of(weighting.kind)
     if needed is not None and needed not in recipe.teacher.estimator_settings.uncertainties:
         raise ConfigError(
-            f"loss.sample_weight is {weighing.kind} and teacher.estimator {recipe.teacher.estimator}; expected one that gives "
+            f"loss.sample_weight is {weighting.kind} and teacher.estimator {recipe.teacher.estimator}; expected one that gives "
             f"{needed}: {' or '.join(ESTIMATORS_WITH[needed])}; change one of them"
         )
     folders = [TeacherFolder.open(teacher) for teacher in teachers]
     ensemble = TeacherEnsemble.load(folders, recipe, dataset, device, features=recipe.pools_features)
     seen = EpochViews(recipe.evaluation_spec, 0, dataset.split("train"), device) if recipe.teacher.views == "eval" else None
-    return LiveTargets(ensemble, seen, weighing), {"teacher_sha256": ensemble.describe()["teacher_sha256"]}
+    return LiveTargets(ensemble, seen, weighting), {"teacher_sha256": ensemble.describe()["teacher_sha256"]}

@@ -36,7 +36,7 @@ class WorkerGroup:
 
     @classmethod
     def join(cls, environment: Mapping[str, str] = os.environ) -> "WorkerGroup":
-        """Join the group of torchrun's variables; a group of one without them. Raises CacheError where none answers."""
+        """Join the group of torchrun's variables; a group of one without them. CacheError: its store does not answer."""
         if not is_torchrun_worker(environment):
             return cls()
         die_with_parent(signal.SIGTERM)  # not SIGKILL: from here on there is something to clean up

@@ -76,7 +76,7 @@ def loss_kind(recipe: Recipe) -> str:
 
 
 def make_loss(recipe: Recipe, device: torch.device) -> Loss:
-    """The recipe's loss as a function of its own, not part of a larger graph. ConfigError: a fused one that cannot run."""
+    """The recipe's loss as a separate function, not part of a larger graph. ConfigError: a fused one that cannot run."""
     settings = recipe.loss.settings
     kind = loss_kind(recipe)
     if kind == "fused" and settings.label_loss != "cross_entropy":

@@ -1,7 +1,7 @@
 """RUN/checkpoints: safetensors files named by step, and last.json, which names the newest with its sha256.
 
-A checkpoint's file holds its progress too, in its header, so that one sha256 covers all of it; last.json carries a checksum of
-its own and is replaced last: at every moment it points at a complete file. Format 1 kept the progress in last.json.
+A checkpoint's file holds its progress too, in its header, so that one sha256 covers all of it; last.json has its own checksum
+and is replaced last: at every moment it points at a complete file. Format 1 kept the progress in last.json.
 """
 
 import hashlib

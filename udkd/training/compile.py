@@ -1,4 +1,4 @@
-"""The loss as a function of its own, eager or compiled."""
+"""The loss as a separate function, eager or compiled."""
 
 from collections.abc import Sequence
 
@@ -20,5 +20,5 @@ def eager_loss(settings: LossSettings) -> Loss:
 
 
 def compiled_loss(settings: LossSettings) -> Loss:
-    """The same function compiled as one graph: fewer passes over memory."""
+    """`eager_loss` compiled as one graph: fewer passes over memory."""
     return compiled(eager_loss(settings))

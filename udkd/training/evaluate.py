@@ -36,7 +36,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the run's newest checkpoint on the validation split; write predictions.safetensors, then eval.json.
 
-    data, teacher, cache: where they are now, if not where the run found them. Raises UserError kin for what does not fit, and
+    data, teacher, cache: their paths now, if they have moved. Raises a UserError for what does not fit, and
     BusyError where another process evaluates the run; a trainer beside it is not disturbed.
 
         udkd.evaluate("run")["students"][0]["top1"]  # percent
@@ -67,8 +67,8 @@ def _evaluate(
     folder = _teacher_folder(teacher, provenance)
     frozen = None if folder is None else _frozen(folder, dataset, recipe, device)
     step = checkpoint.progress.step
-    joined = recipe.started_students(step, steps_per_epoch)
-    scored = _scored([student.eval_model for student in students], joined, frozen, recipe, split, device, observer)
+    started = recipe.started_students(step, steps_per_epoch)
+    scored = _scored([student.eval_model for student in students], started, frozen, recipe, split, device, observer)
     predictions = Predictions(
         dataset_digest=dataset.digest,
         step=step,
@@ -114,7 +114,7 @@ class _Scored:
 
 def _scored(
     models: list[nn.Module],
-    joined: list[int],
+    started: list[int],
     frozen: FrozenTeacher | None,
     recipe: Recipe,
     split: Split,
@@ -129,7 +129,7 @@ def _scored(
     try:
         options: dict[str, Any] = {"on_batch": observer.advance, "on_log_p": collector.add}
         options |= {"batch": recipe.train.batch_size, "autocast": recipe.train.precision == "bfloat16"}
-        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip_tta, ensemble=joined, **options)
+        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip_tta, ensemble=started, **options)
         teacher_scores = None
         if frozen is not None:
             options |= {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16", "on_log_p": teacher_collector.add}
@@ -183,5 +183,5 @@ def _teacher_folder(teacher: Path | None, provenance: dict[str, Any]) -> Teacher
     sha256 = provenance.get("teacher_sha256") or provenance.get("cache_key", {}).get("teacher_sha256")
     if sha256 not in (None, folder.info.weights_sha256):
         fields = [("teacher_sha256", sha256, folder.info.weights_sha256)]
-        raise MismatchError(f"the teacher in {folder.path}", fields, "name the teacher that taught this run")
+        raise MismatchError(f"the teacher in {folder.path}", fields, "name the teacher of this run")
     return folder

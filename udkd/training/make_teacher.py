@@ -44,11 +44,11 @@ class Candidate:
 
 
 def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Candidate:
-    """One student of a run, by name (None where there is only one). classes: of the data that it should teach."""
+    """One student of a run, by name (None where there is only one). classes: of the dataset."""
     recipe = Recipe.from_stored(run.config, str(run.path))
     names = recipe.student_names()
     if (student is None and len(names) > 1) or (student is not None and student not in names):
-        raise RunError(f"{run.path} holds the students {', '.join(names)}, asked for {student}; name one with --student")
+        raise RunError(f"{run.path} holds the students {', '.join(names)}; expected {student or 'one'}; give --student")
     index = 0 if student is None else names.index(student)
     require_classes(f"the run in {run.path}", run.classes or classes, classes, "take a run on this data set")
     tensors = dict(run.load().tensors)
@@ -174,7 +174,7 @@ def imagenet_rows(classes: Sequence[str]) -> list[int]:
     missing = _not_in_imagenet(classes)
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(classes)} classes are none of ImageNet's ({', '.join(missing[:3])}); "
+            f"{len(missing)} of {len(classes)} classes are not ImageNet's ({', '.join(missing[:3])}); "
             "expected wnids such as n01440764; fit a teacher on this data instead, or bring weights with a row for each class"
         )
     index = _imagenet()
@@ -205,7 +205,7 @@ def evaluate_and_write(
     difference = first_difference(candidate.weights, model.state_dict())
     if difference:
         raise DataError(
-            f"the weights do not fit {candidate.architecture} ({difference}); expected its own; name another source"
+            f"the weights do not fit {candidate.architecture} ({difference}); expected its weights; name another source"
         )
     broken = first_not_finite(candidate.weights)
     if broken:

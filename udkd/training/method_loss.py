@@ -1,4 +1,4 @@
-"""The term of loss.method: what joins each student to its teacher besides the teacher's logits."""
+"""The term of loss.method: what connects each student to its teacher besides the teacher's logits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the steps of an epoch add up to: sums on the device, read once at its end."""
+"""Training metrics: sums over the steps of an epoch, on the device, read once at its end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class TrainMetrics:
         )
 
     def clear(self) -> None:
-        """Back to nothing seen, in the same memory."""
+        """Reset everything, in the same memory."""
         self.sums.zero_()
         self.count.zero_()
         self.first_nonfinite_step.fill_(-1)
@@ -86,10 +86,10 @@ class TrainMetrics:
         """The means so far, one entry per student: "loss" and each of `rows`, top1 in percent. Makes the host wait."""
         row = dict(zip(self.rows, (self.sums / self.count.clamp(min=1)).tolist(), strict=True))
         weighted = zip(row["hard"], row["teacher"], row["peer"], strict=True)
-        row["top1"] = [100 * share for share in row["top1"]]
+        row["top1"] = [100 * fraction for fraction in row["top1"]]
         return {"loss": [loss.alpha * hard + loss.beta * teacher + loss.gamma * peer for hard, teacher, peer in weighted]} | row
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that a step changes."""
+        """Every tensor that a step changes."""
         return [self.sums, self.count, self.first_nonfinite_step]

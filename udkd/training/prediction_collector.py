@@ -28,7 +28,7 @@ class PredictionCollector:
         self._parts.append([_parts(log_p_BC, labels_B) for log_p_BC in log_p])
 
     def predictions(self) -> list[TopPredictions]:
-        """One per classifier, of all samples so far in the order they were added."""
+        """The predictions of each classifier for all samples so far, in the order they were added."""
         return [_joined(parts) for parts in zip(*self._parts, strict=True)]
 
 

@@ -91,7 +91,7 @@ class TeacherPredictions:
 
     @property
     def entropy(self) -> NDArray[np.float32]:
-        """Nats, float32 [n]."""
+        """The entropy of each prediction in nats, float32 [n]."""
         return self.predictions.entropy
 
     @property
@@ -115,8 +115,8 @@ class TeacherPredictions:
 class Predictions:
     """What udkd eval stores for every validation image: ids, labels int64 [n] and one TopPredictions per classifier.
 
-    names: of the students. average: of their averaged probabilities. teacher: on the same images, None where eval had none.
-    targets: the teacher on the training images, None where there was no cache to take them from.
+    names: of the students. average: of their averaged probabilities. teacher: for the same images; None without a teacher.
+    targets: the teacher's predictions for the training images; None without a cache.
     step: of the checkpoint that was evaluated.
     """
 
@@ -134,7 +134,7 @@ class Predictions:
 
     @property
     def val_targets(self) -> TeacherPredictions | None:
-        """The teacher on the validation images."""
+        """The teacher's predictions for the validation images; None where they are not stored."""
         if self.teacher is None:
             return None
         return TeacherPredictions(ids=self.ids, labels=self.labels, predictions=self.teacher, num_classes=self.num_classes)
@@ -176,7 +176,7 @@ def read_predictions(path: Path) -> tuple[Predictions, str]:
         raise RunError(f"{path} is damaged; expected the sha256 that it records; {_REMEDY}")
     invalid = _first_invalid(facts, arrays)
     if invalid:
-        raise RunError(f"{invalid} of {path} cannot be; expected what udkd eval writes; {_REMEDY}")
+        raise RunError(f"{invalid} of {path} is impossible; expected what udkd eval writes; {_REMEDY}")
     return _predictions(facts, arrays), sha256
 
 
@@ -205,7 +205,7 @@ def _require_header(path: Path) -> None:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if not file.read(length if length < size else 0).rstrip(b" ").endswith(b"}"):
-            raise ValueError("its header is no JSON")
+            raise ValueError("its header is not JSON")
 
 
 def _read_facts(text: str) -> tuple[dict[str, Any], str]:
@@ -242,7 +242,7 @@ def _first_invalid(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]])
 
 
 def _slices(file: Any) -> Iterator[tuple[str, Any]]:
-    for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+    for name in file.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
         yield name, file.get_slice(name)
 
 

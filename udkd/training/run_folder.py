@@ -48,12 +48,12 @@ class RunFolder:
     def open(cls, path: Path) -> "RunFolder":
         """An existing run. Raises RunError where there is none, or its run.json is damaged."""
         if not cls.is_at(path):
-            raise RunError(f"{path} is no run (no config.json); expected a folder made by udkd train")
+            raise RunError(f"{path} is not a run (no config.json); expected a folder made by udkd train")
         return cls(path, _provenance(path)["format"])
 
     @classmethod
     def open_damaged(cls, path: Path) -> "RunFolder":
-        """The same, also where run.json cannot be read: to look for what else is damaged."""
+        """Like `open`, also where run.json cannot be read, to find what else is damaged."""
         try:
             return cls.open(path)
         except RunError:

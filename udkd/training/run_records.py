@@ -20,16 +20,16 @@ _MOST_BYTES = 1 << 28  # of a JSON file: 100,000 epochs have less
 
 def _path(text: str) -> str:
     if not text or "\0" in text:
-        raise ValueError("it is no path")
+        raise ValueError("it is not a path")
     return text
 
 
-_Whole = Annotated[int, Field(ge=0, le=2**53)]
+_Count0 = Annotated[int, Field(ge=0, le=2**53)]
 _Count = Annotated[int, Field(ge=1, le=2**53)]
 _Positive = Annotated[float, Field(gt=0)]
 _AtLeast0 = Annotated[float, Field(ge=0)]
 _Percent = Annotated[float, Field(ge=0, le=100)]
-_MeanPercent = Annotated[float, Field(ge=0, le=100.001)]  # a mean of batches' shares may round to more than 100
+_MeanPercent = Annotated[float, Field(ge=0, le=100.001)]  # a mean of batches' accuracies may round to more than 100
 _Text = Annotated[str, Field(min_length=1)]
 _Path = Annotated[str, AfterValidator(_path)]
 _Plain = str | int | float | bool | None
@@ -87,10 +87,10 @@ class Provenance(_Record):
     @model_validator(mode="after")
     def _of_one_cache(self) -> Self:
         if (self.cache is None) != (not self.cache_key):
-            raise ValueError("one of cache and cache_key is there without the other")
+            raise ValueError("one of cache and cache_key is present without the other")
         for name in ("teacher", "teacher_sha256"):
             if not isinstance(self.cache_key.get(name, ""), str):
-                raise ValueError(f"cache_key.{name} is no text")
+                raise ValueError(f"cache_key.{name} is not text")
         return self
 
 
@@ -115,7 +115,7 @@ class Evaluation(_Record):
     split: Literal["val"]
     num_samples: _Count
     num_classes: _Count
-    step: _Whole
+    step: _Count0
     students: Annotated[list[NetworkScore], Field(min_length=1)]
     ensemble: Score
     teacher: NetworkScore | None
@@ -123,16 +123,16 @@ class Evaluation(_Record):
 
 
 class EpochScores(_Record):
-    """A row's validation scores: of each student, None of one that has not joined, and of those that have together."""
+    """A row's validation scores: of each student (None before its start_epoch), and of the average of the others."""
 
     students: Annotated[list[Score | None], Field(min_length=1)]
     ensemble: Score
 
 
 class EpochMeans(_Record):
-    """A row's means over the training images, one of each student, None of one that has not joined; top1 in percent.
+    """A row's means over the training images, one per student, None before its start_epoch; top1 in percent.
 
-    method, confidence: of a run whose loss has a further term or moving weights.
+    method, confidence: of a run whose loss has a method's term or scheduled weights.
     """
 
     loss: list[float | None]
@@ -157,24 +157,24 @@ class Epoch(_Record):
     lr: list[_AtLeast0]
     seconds: _Positive
     images_per_s: _Positive
-    view: _Whole
+    view: _Count0
     size_px: _Count
     train: EpochMeans
     val: EpochScores
 
     @model_validator(mode="after")
     def _of_the_same_students(self) -> Self:
-        joined = [score is not None for score in self.val.students]
+        started = [score is not None for score in self.val.students]
         for column in self.train.columns.values():
-            if [value is not None for value in column] != joined:
+            if [value is not None for value in column] != started:
                 raise ValueError("train and val are not of the same students")
-        if len(self.lr) != len(joined) or not any(joined):
+        if len(self.lr) != len(started) or not any(started):
             raise ValueError("lr and val are not of the same students")
         return self
 
 
 class StoredEpochStats(_Record):
-    """See udkd.losses.schedules.StoredEpochStats."""
+    """See udkd.losses.schedules.EpochStats."""
 
     progress: list[Annotated[float, Field(ge=0, le=1.00001)]]
     confidence: float
@@ -183,7 +183,7 @@ class StoredEpochStats(_Record):
 class CheckpointProgress(_Record):
     """A checkpoint's progress: steps done, steps per epoch, and the last epoch's statistics where schedules need them."""
 
-    step: _Whole
+    step: _Count0
     steps_per_epoch: _Count
     figures: StoredEpochStats | None = None
 
@@ -223,7 +223,7 @@ def read_record(path: Path, model: type[_R], *, checked: bool, remedy: str) -> t
 
 
 def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl. Raises RunError as `read_record` does, and for epochs that do not follow on each other."""
+    """The rows of metrics.jsonl. Raises RunError as `read_record` does, and for epochs that are not consecutive."""
     rows: list[dict[str, Any]] = []
     first = None
     try:
@@ -232,9 +232,9 @@ def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
             first = first or row
             rows.append(values)
             if row.epoch != len(rows) or row.step != row.epoch * first.step:
-                raise ValueError(f"epoch {row.epoch} ends at step {row.step}, which does not follow on the rows before it")
+                raise ValueError(f"epoch {row.epoch} ends at step {row.step}, which does not follow the rows before it")
             if len(row.lr) != len(first.lr) or row.train.columns.keys() != first.train.columns.keys():
-                raise ValueError("it holds other figures or students than the rows before it")
+                raise ValueError("it has other columns or students than the rows before it")
     except OSError as error:
         raise_unreadable(path, error, "train again")
     except ValueError as error:
@@ -264,7 +264,7 @@ def first_problem(problems: Sequence[Any]) -> str:
     if first["type"] == "missing":
         return f"it lacks {where}"
     if first["type"] == "extra_forbidden":
-        return f"{where} is no field of it"
+        return f"{where} is not a field of it"
     return f"{where} is {reprlib.repr(first['input'])}: {first['msg']}"
 
 

@@ -12,7 +12,7 @@ def write_scalars(folder: Path, row: Mapping[str, Any], names: Sequence[str]) ->
     with SummaryWriter(str(folder)) as writer:
         for index, name in enumerate(names):
             for term, values in row["train"].items():
-                if values[index] is not None:  # a student that has not joined yet
+                if values[index] is not None:  # a student before its start_epoch
                     writer.add_scalar(f"train/{term}/{name}", values[index], row["step"])
             for metric, value in (row["val"]["students"][index] or {}).items():
                 writer.add_scalar(f"val/{metric}/{name}", value, row["step"])

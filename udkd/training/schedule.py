@@ -1,4 +1,4 @@
-"""What the steps of one epoch depend on besides their samples, on the device: a step looks its values up by its number."""
+"""The values of each step of an epoch, besides its samples: tables on the device, which a step reads at its number."""
 
 from dataclasses import dataclass
 
@@ -85,7 +85,7 @@ class EpochSchedule:
 
 
 def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[float]:
-    """Each student's learning rate in step number `step` of the run; the schedule of one that joins later begins then."""
+    """Each student's learning rate in step number `step` of the run; a later start_epoch delays its schedule."""
     return [
         cosine(
             step - student.start_epoch * steps_per_epoch,
@@ -104,7 +104,7 @@ def loss_weights(recipe: Recipe, step: int, total_steps: int, stats: EpochStats)
 
     The recipe's weights, moved by its schedules, times the student's loss_weight. stats: of the epoch before.
     """
-    share = step / total_steps
+    fraction = step / total_steps
     return [
         [
             student.loss_weight
@@ -112,7 +112,7 @@ def loss_weights(recipe: Recipe, step: int, total_steps: int, stats: EpochStats)
                 schedule.kind,
                 first,
                 schedule.to,
-                progress=schedule_progress(schedule.kind, stats, index, share=share, until=schedule.until),
+                progress=schedule_progress(schedule.kind, stats, index, fraction=fraction, until=schedule.until),
             )
             for index, student in enumerate(recipe.students)
         ]

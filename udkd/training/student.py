@@ -103,7 +103,7 @@ class Student:
         return [*weights, *momentum, *averaged, self.optimizer.param_groups[0]["lr"]]
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All that is trained; the connector's names have a prefix that no network has."""
+        """Every trained parameter; the connector's names have a prefix that no network has."""
         yield from self.model.named_parameters()
         if self.connector is not None:
             for name, parameter in self.connector.named_parameters():

@@ -68,8 +68,8 @@ class TrainedClassifier:
             raise RunError(f"{run.path / 'run.json'} does not name its classes; expected them in order; train again")
         checkpoint = run.load()
         checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs)
-        joined = recipe.started_students(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
-        indices = joined if averaged else [0 if student is None else names.index(student)]
+        started = recipe.started_students(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
+        indices = started if averaged else [0 if student is None else names.index(student)]
         chosen = [_evaluated_model(recipe, index, len(run.classes), dict(checkpoint.tensors)) for index in indices]
         model = ProbabilityMean(chosen) if averaged else chosen[0]
         model.eval().requires_grad_(False)

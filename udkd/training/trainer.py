@@ -81,7 +81,7 @@ class TrainResult:
 def train(job: TrainJob) -> TrainResult:
     """Train the recipe's students; the results are in the run folder.
 
-    Raises UserError kin: unusable data, cache, teacher or run folder, another process that trains the run, a loss that is not
+    Raises a UserError: unusable data, cache, teacher or run folder, another process that trains the run, a loss that is not
     finite (the last checkpoint is kept).
     """
     set_threads(job.recipe.train.threads)
@@ -116,7 +116,7 @@ class Trainer:
         self.metrics = TrainMetrics.empty(len(self.students), device, recorded_rows(recipe))
         self.stats = EpochStats.none(len(self.students))
         self.step = 0
-        self.training: list[int] = []  # indices of the students that have joined
+        self.training: list[int] = []  # indices of the students that have started
         self._runner: tuple[tuple[int, int], StepRunner] | None = None
         self.runner(0)
         # The folder last: what does not fit has been refused by now, and no unfinished folder is left behind.
@@ -163,7 +163,7 @@ class Trainer:
         return replace(spec, size_px=size_px)
 
     def runner(self, epoch: int) -> StepRunner:
-        """What runs an epoch's steps; it is kept as long as the views keep their size and no student joins."""
+        """What runs an epoch's steps; it is kept as long as the views keep their size and no student starts."""
         spec = self.spec(epoch)
         self.training = [student.index for student in self.students if epoch >= self.recipe.students[student.index].start_epoch]
         if self._runner is None or self._runner[0] != (spec.size_px, len(self.training)):
@@ -238,8 +238,8 @@ class Trainer:
     def _finish_epoch(self, epoch: int, view: int, seconds: float, images: int) -> None:
         """Evaluate, then write the epoch's row and a checkpoint that begins the next one."""
         train_row = self._train_row()
-        joined = self.training
-        val_row = self._evaluate(joined)
+        training = self.training
+        val_row = self._evaluate(training)
         row = {
             "epoch": epoch + 1,
             "step": self.step,
@@ -248,7 +248,7 @@ class Trainer:
             "images_per_s": images / seconds,
             "view": view,
             "size_px": self.spec(epoch).size_px,
-            "train": {name: _of_joined(values, joined) for name, values in train_row.items()},
+            "train": {name: _for_training(values, training) for name, values in train_row.items()},
             "val": val_row,
         }
         if self.recipe.needs_epoch_stats:
@@ -260,18 +260,18 @@ class Trainer:
         self._save()
         if self.recipe.train.tensorboard:
             write_scalars(self.job.out / "tensorboard", row, [student.name for student in self.students])
-        top1 = ", ".join(f"{self.students[index].name} {val_row['students'][index]['top1']:.2f} %" for index in joined)
-        average = f", averaged {val_row['ensemble']['top1']:.2f} %" if len(joined) > 1 else ""
+        top1 = ", ".join(f"{self.students[index].name} {val_row['students'][index]['top1']:.2f} %" for index in training)
+        average = f", averaged {val_row['ensemble']['top1']:.2f} %" if len(training) > 1 else ""
         self.job.observer.note(f"epoch {epoch + 1}: validation top-1 {top1}{average} ({images / seconds:.0f} images/s)")
 
-    def _evaluate(self, joined: Sequence[int]) -> dict[str, Any]:
-        """Scores of the students that have joined, and of their averaged probabilities; None for the others."""
+    def _evaluate(self, training: Sequence[int]) -> dict[str, Any]:
+        """Scores of the students that have started, and of their averaged probabilities; None for the others."""
         split = self.dataset.split("val")
         for student in self.students:
             student.model.eval()
         self.job.observer.start("validation", len(split.ids), "images")
         scores = score(
-            [self.students[index].eval_model for index in joined],
+            [self.students[index].eval_model for index in training],
             self.validation,
             split.ids,
             self.val_views,
@@ -286,7 +286,7 @@ class Trainer:
                 f"the validation loss after step {self.step} is not finite; expected a number; the last checkpoint is kept; "
                 "lower students.*.lr or train in float32"
             )
-        each = dict(zip(joined, (value.to_dict() for value in scores.each), strict=True))
+        each = dict(zip(training, (value.to_dict() for value in scores.each), strict=True))
         return {"students": [each.get(index) for index in range(len(self.students))], "ensemble": scores.ensemble.to_dict()}
 
     def _train_row(self) -> dict[str, list[float]]:
@@ -328,7 +328,7 @@ class Trainer:
         self.run_folder.save(Checkpoint(tensors=tensors, progress=progress))
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint holds."""
+        """Every tensor that a checkpoint holds."""
         tensors = {"tally.sums": self.metrics.sums, "tally.count": self.metrics.count}
         for student in self.students:
             tensors |= student.tensors()
@@ -393,7 +393,7 @@ class Trainer:
         return steps
 
     def _connect(self, teacher: TargetSource) -> list[Connection]:
-        """Connect the students to their teacher as loss.method says. A live teacher then hands out the maps that it needs."""
+        """Connect the students to their teacher as loss.method says. A live teacher then returns the maps that it needs."""
         recipe = self.recipe
         if recipe.loss.method == "none":
             return []
@@ -468,11 +468,11 @@ class Trainer:
 
 
 def _stats_after(row: Mapping[str, Any]) -> EpochStats:
-    """What schedules follow after the epoch of a row of metrics.jsonl; a student that has not joined has learnt nothing."""
+    """What schedules follow after the epoch of a row of metrics.jsonl; a student's progress is 0 before its start_epoch."""
     top1, confidence = row["train"]["top1"], row["train"]["confidence"]
     return EpochStats(progress=[(value or 0.0) / 100 for value in top1], confidence=max(value or 0.0 for value in confidence))
 
 
-def _of_joined(values: Sequence[float], joined: Sequence[int]) -> list[float | None]:
-    """A value of each student, None of one that has not joined: a zero would read as a loss of zero."""
-    return [value if index in joined else None for index, value in enumerate(values)]
+def _for_training(values: Sequence[float], training: Sequence[int]) -> list[float | None]:
+    """A value of each student, None before its start_epoch: a zero would read as a loss of zero."""
+    return [value if index in training else None for index, value in enumerate(values)]

@@ -35,13 +35,13 @@ def _recipe(run: RunFolder) -> Recipe:
 
 
 def _config(run: RunFolder) -> None:
-    """The recipe and the metrics can be read."""
+    """Require a readable recipe and metrics."""
     _recipe(run)
     run.metrics()
 
 
 def _counts(run: RunFolder) -> None:
-    """The checkpoint against recipe and metrics; a row is written before its checkpoint."""
+    """Check the checkpoint against recipe and metrics; a row is written before its checkpoint."""
     rows, train = run.metrics(), _recipe(run).train
     if not run.has_checkpoint:
         if len(rows) > 1:
@@ -61,7 +61,7 @@ def _counts(run: RunFolder) -> None:
 
 
 def _evaluation(run: RunFolder) -> None:
-    """eval.json and predictions.safetensors belong to one evaluation."""
+    """Require eval.json and predictions.safetensors of one evaluation."""
     evaluation = run.evaluation
     if run.predictions_path.exists():
         _, sha256 = read_predictions(run.predictions_path)

@@ -38,6 +38,6 @@ def _check_options(options: dict[str, Any]) -> None:
     if not hasattr(torch._dynamo.config, "recompile_limit"):
         missing["torch._dynamo.config.recompile_limit"] = "train.compile=off"
     if missing:
-        found = " and ".join(f"no {name}, which {setting.partition('=')[0]} needs" for name, setting in missing.items())
+        lacking = " and ".join(f"no {name}, which {setting.partition('=')[0]} needs" for name, setting in missing.items())
         remedy = " ".join(f"--set {setting}" for setting in missing.values())
-        raise ConfigError(f"PyTorch {torch.__version__} has {found}; expected PyTorch 2.11 to 2.14; use {remedy}")
+        raise ConfigError(f"PyTorch {torch.__version__} has {lacking}; expected PyTorch 2.11 to 2.14; use {remedy}")

@@ -13,7 +13,7 @@ class Observer(Protocol):
         """`count` more units are done; `fields` are values to show beside the bar (losses, accuracy)."""
 
     def finish(self) -> None:
-        """The task ended."""
+        """The task has ended."""
 
     def note(self, line: str) -> None:
         """A line for the user, such as which backend was chosen and why."""

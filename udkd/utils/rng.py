@@ -18,7 +18,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 class Stream(IntEnum):
-    """Which use of a seed a random stream serves: the second part of its key, so that equal seeds give unrelated numbers.
+    """The purpose of a random stream: the second part of its key, so that equal seeds give unrelated numbers.
 
     Runs, caches and reports repeat to the bit only while these values stay as they are.
     """

@@ -1,4 +1,4 @@
-"""Statistics of a few numbers: spread, paired differences with their intervals, rank correlation.
+"""Statistics of a few numbers: mean and standard deviation, paired differences with their intervals, rank correlation.
 
 Letters: n repetitions (seeds) or samples, R resamples.
 """
@@ -32,7 +32,7 @@ CLAIMS = ("improves", "worsens")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
+class MeanStd:
     """n numbers: their mean and sample standard deviation (n - 1 in the denominator), None where n < 2."""
 
     n: int
@@ -47,7 +47,7 @@ class Difference:
     least: the smallest absolute mean that gives a verdict, whatever the intervals.
     """
 
-    spread: Spread
+    spread: MeanStd  # a key of study.json
     bootstrap: tuple[float, float] | None
     student_t: tuple[float, float] | None
     least: float = 0.0
@@ -65,11 +65,11 @@ class Difference:
         return "improves" if low > 0 else "worsens"
 
 
-def spread(values: Sequence[float]) -> Spread:
+def mean_std(values: Sequence[float]) -> MeanStd:
     """Mean and standard deviation of at least one number."""
     n, mean = len(values), math.fsum(values) / len(values)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None
-    return Spread(n=n, mean=mean, sd=sd)
+    return MeanStd(n=n, mean=mean, sd=sd)
 
 
 def min_claim(images: int) -> float:
@@ -82,7 +82,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], least:
     differences = [value - base for value, base in zip(values, baseline, strict=True)]
     enough = len(differences) > 1
     return Difference(
-        spread=spread(differences),
+        spread=mean_std(differences),
         bootstrap=bootstrap_interval(differences) if enough else None,
         student_t=t_interval(differences) if enough else None,
         least=least,
@@ -105,7 +105,7 @@ def bootstrap_interval(
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
     """Student's interval of the mean of n >= 2 numbers: mean ± t sd / sqrt(n)."""
-    sample = spread(values)
+    sample = mean_std(values)
     assert sample.sd is not None, "an interval needs two numbers"
     margin = t_quantile((1 + level) / 2, sample.n - 1) * sample.sd / math.sqrt(sample.n)
     return sample.mean - margin, sample.mean + margin

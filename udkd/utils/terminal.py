@@ -29,7 +29,7 @@ _MAX_WIDTH = 10_000
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or a .toml file.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; may be given again.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe. May be repeated.")
 ]
 BackendOption = Annotated[
     str | None, typer.Option("--backend", help="auto, resident, ffcv, dali or folder: short for data.backend.")
@@ -71,12 +71,12 @@ class RichObserver:
             MofNCompleteColumn(),
             Speed(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[metrics]}", markup=False),
             console=err,
             transient=True,
             disable=not err.is_interactive,
         )
-        self._task = self._progress.add_task(printable(task), total=total, unit=unit, figures="")
+        self._task = self._progress.add_task(printable(task), total=total, unit=unit, metrics="")
         self._progress.start()
         self._started = self._quiet_since = time.monotonic()
 
@@ -85,8 +85,8 @@ class RichObserver:
         assert self._progress is not None, "a task was started"
         if fields:
             shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in fields.items()}
-            figures = "  ".join(f"{name} {value}" for name, value in shown.items())
-            self._progress.update(self._task, figures=printable(figures))
+            metrics = "  ".join(f"{name} {value}" for name, value in shown.items())
+            self._progress.update(self._task, metrics=printable(metrics))
         self._progress.advance(self._task, count)
         if not (self._summaries or err.is_interactive) and time.monotonic() - self._quiet_since > QUIET_S:
             self._quiet_since = time.monotonic()
@@ -115,7 +115,7 @@ class RichObserver:
         speed = f", {task.speed:,.0f} {task.fields['unit']}/s" if task.speed else ""
         left = f", {task.time_remaining:,.0f} s left" if task.time_remaining else ""
         err.print(
-            f"{task.description}: {task.completed:,.0f}/{task.total:,.0f}{speed}{left}  {task.fields['figures']}".rstrip()
+            f"{task.description}: {task.completed:,.0f}/{task.total:,.0f}{speed}{left}  {task.fields['metrics']}".rstrip()
         )
 
 

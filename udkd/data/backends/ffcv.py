@@ -105,7 +105,7 @@ def _compile_loops(ffcv: ModuleType) -> _Loops:
     import numba
     from numba import types
 
-    pread: Any = ctypes.CDLL(None).pread  # a memory map would answer an I/O error with SIGBUS
+    pread: Any = ctypes.CDLL(None).pread  # a memory map turns an I/O error into SIGBUS
     pread.restype, pread.argtypes = ctypes.c_int64, [ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64]
     library = ctypes.CDLL(ffcv._libffcv.__file__)  # its libturbojpeg is reachable through it
     begin: Any = library.tjInitDecompress

@@ -20,7 +20,7 @@ from udkd.data.dataset import Split
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import SILENT, Observer
 
-_MEMORY_SHARE = 0.6  # of the free memory: the models, their gradients and other programs need the rest
+_MEMORY_FRACTION = 0.6  # of the free memory: the models, their gradients and other programs need the rest
 
 
 class Opener(Protocol):
@@ -82,7 +82,7 @@ def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
         return False, "the dataset folder holds no canvas.npy (udkd-prep derive writes it)"
     needed = canvas_bytes(split.num_samples, split.side)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes()
-    if needed > _MEMORY_SHARE * free:
+    if needed > _MEMORY_FRACTION * free:
         return False, f"canvas.npy takes {needed / 1e9:.1f} GB, more than fits in {free / 1e9:.1f} GB of free memory"
     return True, f"canvas.npy, {needed / 1e9:.2f} GB, fits in {free / 1e9:.1f} GB of free memory"
 
@@ -111,7 +111,7 @@ def _fault(name: str) -> str | None:
 
 
 def _installed(package: str) -> bool:
-    """Without importing it, which takes seconds."""
+    """Whether a package is installed, without importing it, which takes seconds."""
     try:
         return find_spec(package) is not None
     except ModuleNotFoundError:  # of the package that it is part of

@@ -1,4 +1,4 @@
-"""Copies batches from the host to a GPU ahead of their use, on a stream of their own; on the CPU there is nothing to do."""
+"""Copies batches from the host to a GPU ahead of their use, on a separate stream; on the CPU there is nothing to do."""
 
 import math
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ class _CudaCopy:
 
 
 class CudaCopier:
-    """Copies on a stream of its own. An event orders the consumer's stream after the copy; the host never waits."""
+    """Copies on a separate stream. An event orders the consumer's stream after the copy; the host never waits."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

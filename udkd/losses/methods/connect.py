@@ -1,4 +1,4 @@
-"""Joins a student to its teacher: the module of loss.method, with the maps that it needs of both networks.
+"""Connects a student to its teacher: the module of loss.method, with the maps that it needs of both networks.
 
 The module is part of the student: its weights are trained by the student's optimizer and are part of checkpoints, and so are
 its buffers. Letters: I rows of the data set.

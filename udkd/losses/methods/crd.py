@@ -63,7 +63,7 @@ def negatives(labels_B: Tensor, first_C: Tensor, by_class_M: Tensor, keys_B: Ten
 
 
 def first_memory(rows: int, embed_dim: int, *seed: int) -> Tensor:
-    """The initial memory: float32 [I, D], random directions that `seed` names, each of length 1."""
+    """The initial memory: float32 [I, D], random unit vectors, drawn from `seed`."""
     keys = key(*seed, np.arange(rows))
     values = np.stack([uniform(keys, n) for n in range(embed_dim)], axis=1) * 2 - 1
     return F.normalize(torch.from_numpy(values.astype(np.float32)), dim=1)

@@ -60,7 +60,7 @@ class DkdSection(Section):
 
 @register("dkd", DkdSection)
 class Dkd(nn.Module):
-    """See `dkd`."""
+    """The loss method "dkd": `dkd` with its options."""
 
     def __init__(self, options: DkdSection, setup: MethodSetup) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ class FitnetsSection(Section):
 
 @register("fitnets", FitnetsSection, needs="maps", depth="stage", single=True)
 class Fitnets(nn.Module):
-    """See `hint`."""
+    """The loss method "fitnets": `hint` through a trained regressor."""
 
     def __init__(self, options: FitnetsSection, setup: MethodSetup) -> None:
         super().__init__()

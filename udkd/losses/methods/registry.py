@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from udkd.utils.options import Section
 
 Needs = Literal["logits", "pooled", "maps"]
-"""What a method needs of both networks: only logits; the mean of the deepest map over positions, which a cache may hold; or
+"""What a method needs from both networks: only logits; the mean of the deepest map over positions, which a cache may hold; or
 feature maps, which only a live teacher gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodInputs:
-    """What a method's module receives of one student for one batch.
+    """The input of a method's module: one student's and the teacher's, for one batch.
 
     maps, teacher_maps: the paired stages, shallow to deep; for "pooled" only the student's deepest. teacher_features: [B, D],
     pooled, as a cache stores them, for "pooled". logits: [B, C] (teacher_logits up to a constant per row).
@@ -47,7 +47,7 @@ class MethodSetup:
     """What a method's module is built for.
 
     channels, teacher_channels: of the maps or pooled features that it will receive. labels_I: int64, the class of every row of
-    the training split. ids: those that are trained on. seed, index: the run's seed and the student's index; they name
+    the training split. ids: the rows that are trained on. seed, index: the run's seed and the student's index; they name
     whatever is drawn.
     """
 
@@ -83,7 +83,7 @@ class Method:
 
 METHODS: dict[str, Method] = {}
 after_register: list[Callable[[], object]] = []
-"""Called after each registration: what nests MethodsSection must follow."""
+"""Called after each registration, to rebuild the models that nest MethodsSection."""
 
 _Module = TypeVar("_Module", bound=Callable[[Any, MethodSetup], nn.Module])
 
@@ -99,8 +99,8 @@ def register(
         METHODS[name] = Method(module=module, needs=needs, depth=depth, single=single)
         MethodsSection.__pydantic_fields__[name] = FieldInfo(annotation=options, default=options())
         MethodsSection.model_rebuild(force=True)
-        for follow in after_register:
-            follow()
+        for rebuild in after_register:
+            rebuild()
         return module
 
     return add

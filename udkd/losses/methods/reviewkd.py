@@ -56,8 +56,8 @@ class Fusion(nn.Module):
         if self.attention is not None:
             assert residual is not None, "only the deepest stage has no residual"
             deeper = F.interpolate(residual, fused.shape[2:], mode="nearest")
-            share = self.attention(torch.cat([fused, deeper], dim=1))
-            fused = fused * share[:, :1] + deeper * share[:, 1:]
+            gates_B2HW = self.attention(torch.cat([fused, deeper], dim=1))
+            fused = fused * gates_B2HW[:, :1] + deeper * gates_B2HW[:, 1:]
         return self.outer(fused), fused
 
 
@@ -100,7 +100,7 @@ class ReviewkdSection(Section):
 
 @register("reviewkd", ReviewkdSection, needs="maps", depth="stages")
 class ReviewTerm(nn.Module):
-    """See `review`."""
+    """The loss method "reviewkd": `review` of fused maps."""
 
     def __init__(self, options: ReviewkdSection, setup: MethodSetup) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""On which samples classifiers are correct and wrong together."""
+"""Agreement of classifiers: the samples on which they are correct or incorrect together."""
 
 from dataclasses import dataclass
 

@@ -53,7 +53,7 @@ def calibration_error_interval(
 ) -> Interval:
     """The percentile bootstrap's 95 % interval of the ECE over resampled images, in [0, 1]; deterministic per seed.
 
-    With few images the ECE is biased upward, and repeated images add to that, so the interval may lie above the ECE.
+    With few images the ECE is biased upward, and repeated images add to that, so the interval may be above the ECE.
     Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
     """
     random, n = np.random.Generator(np.random.PCG64(seed)), len(correct)

@@ -1,4 +1,4 @@
-"""How well a score separates correct from wrong predictions."""
+"""How well a score separates correct from incorrect predictions."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,9 +7,9 @@ from udkd.utils.statistics import ranks
 
 
 def separation(score: NDArray[np.floating], correct: NDArray[np.bool_]) -> float | None:
-    """Area under the ROC curve: the probability that a correct sample has a higher score than a wrong one, ties count half.
+    """Area under the ROC curve: the probability that a correct sample scores higher than an incorrect one, ties count half.
 
-    None where all are correct or all are wrong.
+    None where all are correct or all are incorrect.
     Source: Hanley, McNeil, "The meaning and use of the area under a receiver operating characteristic curve", 1982.
     """
     hits, misses = int(correct.sum()), int((~correct).sum())

@@ -71,7 +71,7 @@ def build_cache(
     observer: Observer = SILENT,
     group: WorkerGroup = _SINGLE_PROCESS,
 ) -> BuiltCache:
-    """Complete the cache in `folder`: compute the missing ones of the recipe's views of the training split.
+    """Complete the cache in `folder`: compute the recipe's missing views of the training split.
 
     The recipe defines the policy, the views and their number. A killed build resumes where it stopped, and views are added
     to existing ones; the bytes equal those of one uninterrupted build.

@@ -166,7 +166,7 @@ def key_differences(
     """Compare a stored key with the fields that the caller knows.
 
     Returns (name, stored, expected) of every field that differs and may not, and the names of those that differ and may.
-    Inside `views` and `normalisation` each entry is a field of its own, such as "views.size_px"; allowing "views" allows
+    Inside `views` and `normalisation` each entry is a separate field, such as "views.size_px"; allowing "views" allows
     them all. ConfigError: `allow` holds a name that no key has.
     """
     for name in allow:

@@ -33,7 +33,7 @@ class Cache:
     """A folder of finished views with one key.
 
     num_rows: N, the split's ids, excluded ones included; num_classes: C.
-    views: the numbers of the finished views, ascending. missing: of views that were finished once and are gone.
+    views: the numbers of the finished views, ascending. missing: those of views that were finished once and are gone.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class Cache:
     def open(cls, folder: Path) -> "Cache":
         """Read all headers. CacheError: no finished view, a damaged file, or views that do not belong together.
 
-        A missing view is no error here: see `missing`, `require_views` and `unexpected_files`.
+        A missing view is not an error here: see `missing`, `require_views` and `unexpected_files`.
         """
         views = finished_views(folder)
         if not views:
@@ -77,7 +77,7 @@ class Cache:
 
     @property
     def num_bytes(self) -> int:
-        """Of all finished views."""
+        """Size of all finished views."""
         return sum(view_path(self.folder, view).stat().st_size for view in self.views)
 
     def require(self, expected: Mapping[str, object], allow: Collection[str] = (), remedy: Remedy = _settings) -> list[str]:
@@ -156,7 +156,7 @@ class Cache:
         self,
         view: int,
         device: torch.device,
-        weighing: SampleWeighting | None = None,
+        weighting: SampleWeighting | None = None,
         labels_N: Tensor | None = None,
         *,
         features: bool = False,
@@ -164,21 +164,21 @@ class Cache:
         in_memory: bool = False,
         into: DeviceTable | None = None,
     ) -> TargetTable:
-        """One view's targets for training, weighted by entropy unless `weighing` is given.
+        """One view's targets for training, weighted by entropy unless `weighting` is given.
 
         On the CPU they stay memory-mapped, and a block is verified when a lookup first touches it; any other device gets
-        a copy that was verified whole, if it fits. labels_N: int64 [N], class indices of all ids, for weights that ask.
-        features: the teacher's are asked for too. ids: those that will be looked up. in_memory: a verified copy on any device,
+        a fully verified copy, if it fits. labels_N: int64 [N], class indices of all ids, for weights that need them.
+        features: include the teacher's. ids: the ids that will be looked up. in_memory: a verified copy on any device,
         whether it fits or not. into: a table of another view, to be overwritten by this one. CacheError names a damaged block,
         or what is not stored.
         """
         if ids is not None:
             self.require_targets(view, ids)
-        weighing = weighing or SampleWeighting()
-        self.require_uncertainty(weighing.kind)
+        weighting = weighting or SampleWeighting()
+        self.require_uncertainty(weighting.kind)
         if features:
             self.require_features()
-        return open_table(self.view_file(view), device, weighing, labels_N, features=features, in_memory=in_memory, into=into)
+        return open_table(self.view_file(view), device, weighting, labels_N, features=features, in_memory=in_memory, into=into)
 
 
 def find_damaged_blocks(cache: Cache) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from udkd.teacher.cache.view_file import ViewFile
 from udkd.utils.rng import Stream, permutation
 
 _ROWS_AT_ONCE = 1 << 16
-_MEMORY_SHARE = 0.5  # of a device's free memory for one view: networks and gradients need the rest
+_MEMORY_FRACTION = 0.5  # of a device's free memory for one view: networks and gradients need the rest
 
 
 class TargetTable(Protocol):
@@ -37,21 +37,21 @@ class TargetTable(Protocol):
 def open_table(
     file: ViewFile,
     device: torch.device,
-    weighing: SampleWeighting,
+    weighting: SampleWeighting,
     labels_N: Tensor | None,
     *,
     features: bool = False,
     in_memory: bool = False,
     into: "DeviceTable | None" = None,
 ) -> TargetTable:
-    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: whether they are asked for.
+    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: include the teacher's.
 
-    in_memory: a DeviceTable on any device, whether it fits or not. into: the one to overwrite, of another view.
+    in_memory: a DeviceTable on any device, whether it fits or not. into: another view's table, to be overwritten.
     """
     wanted = ("logits", "classes", "tail", *(("features",) if features else ()))
     num_bytes = sum(array.nbytes for name, array in file.arrays.items() if name in wanted)
-    mapped = MappedTable(file, device, weighing, labels_N)
-    is_large = device.type == "cuda" and num_bytes > _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+    mapped = MappedTable(file, device, weighting, labels_N)
+    is_large = device.type == "cuda" and num_bytes > _MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]
     if into is None and not in_memory and (device.type == "cpu" or is_large):
         return mapped
     for block in range(file.header.num_blocks):
@@ -79,31 +79,31 @@ class MappedTable:
     rebuild. For caches bigger than the device: ids are copied to the host and rows to the device.
     """
 
-    def __init__(self, file: ViewFile, device: torch.device, weighing: SampleWeighting, labels_N: Tensor | None) -> None:
+    def __init__(self, file: ViewFile, device: torch.device, weighting: SampleWeighting, labels_N: Tensor | None) -> None:
         self._file = file
         self._device = device
-        self._weighing = weighing
+        self._weighting = weighting
         self._labels_N = labels_N
-        self._uncertainty = uncertainty_of(weighing.kind)
+        self._uncertainty = uncertainty_of(weighting.kind)
         self._arrays = {name: torch.from_numpy(array) for name, array in file.arrays.items() if name != "classes"}
         self._verified: NDArray[np.bool_] = np.zeros(file.header.num_blocks, np.bool_)
         self._unverified = file.header.num_blocks
         keeps_others = device.type == "cpu" and "classes" in file.arrays
         self._others_N = torch.empty(file.header.num_rows) if keeps_others else None  # filled as blocks are verified
-        self._source_N = self._shuffled() if weighing.control == "shuffled" else None
-        self._mean = self._mean_weight() if weighing.control == "equal_mean" or weighing.mean_one else 1.0
+        self._source_N = self._shuffled() if weighting.control == "shuffled" else None
+        self._mean = self._mean_weight() if weighting.control == "equal_mean" or weighting.mean_one else 1.0
 
     def lookup(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
         """See TargetTable."""
         rows_B = ids_B.cpu()
         logits_BC = self.logits(rows_B)
-        if self._weighing.control == "equal_mean":
+        if self._weighting.control == "equal_mean":
             weight_B = torch.full(rows_B.shape, self._mean, device=self._device)
         elif self._source_N is not None:
             weight_B = self.weight(self._source_N[rows_B].long())
         else:
             weight_B = self.weight(rows_B, logits_BC)
-        return logits_BC, weight_B / self._mean if self._weighing.mean_one else weight_B
+        return logits_BC, weight_B / self._mean if self._weighting.mean_one else weight_B
 
     def logits(self, rows_B: Tensor) -> Tensor:
         """Logits [B, C], on the table's device, of ids on the host."""
@@ -129,7 +129,7 @@ class MappedTable:
         uncertainty_B = None if self._uncertainty is None else self._gathered(self._uncertainty, rows_B)
         labels_B = None if self._labels_N is None else self._labels_N[rows_B].to(self._device)
         members = self._file.header.key.num_members
-        return sample_weight(self._weighing.kind, logits_BC, uncertainty_B, labels_B, num_members=members)
+        return sample_weight(self._weighting.kind, logits_BC, uncertainty_B, labels_B, num_members=members)
 
     def all_weights(self) -> Tensor:
         """Weight [N] of every id as `lookup` gives it, on the table's device; NaN for excluded ids."""
@@ -155,7 +155,7 @@ class MappedTable:
     def _shuffled(self) -> Tensor:
         """The id whose weight each id gets, int32 [N]: its successor in a shuffled cycle, so that no id keeps its weight."""
         ids = torch.cat(self._kept_ids()).numpy()
-        cycle = permutation(ids, self._weighing.seed, Stream.WEIGHT_SHUFFLE)
+        cycle = permutation(ids, self._weighting.seed, Stream.WEIGHT_SHUFFLE)
         source_N = np.zeros(self._file.header.num_rows, np.int32)
         source_N[cycle] = np.roll(cycle, -1)
         return torch.from_numpy(source_N)

@@ -14,7 +14,7 @@ from udkd.utils.parsing import parse_json
 
 VIEW_COUNT_FILE = "views.json"
 MOST_VIEWS = 1_000_000
-"""Bound on a cache's views: one per epoch, more than anyone trains. A larger number is damage, or an attack on memory."""
+"""Bound on a cache's views: one per epoch, more than any run trains. A larger number is damage, or an attack on memory."""
 
 _MOST_BYTES = 4096
 
