@@ -142,7 +142,7 @@ def test_a_cache_of_another_storage_is_noted_or_refused(
     assert opened("teacher.top_k=3") == []
     assert Notes.lines == []
     assert opened() == []
-    assert Notes.lines == ["the cache stores float16 top-3 where the recipe's teacher.logits_dtype and top_k say float16"]
+    assert Notes.lines == ["the cache stores float16 top-3 where the recipe's teacher.logits_dtype and top_k are float16"]
     with pytest.raises(MismatchError, match=r"or allow it, .*\(storage: stored 'float16 top-3', wanted 'float16 top-2'\)"):
         opened("teacher.top_k=2")
     assert opened("teacher.top_k=2", allow=("storage",)) == ["storage"]

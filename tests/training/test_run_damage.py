@@ -315,7 +315,7 @@ def test_predictions_that_cannot_be(run: Path) -> None:
         (replace(checkpoint, average=replace(average, top_log_p=sure)), "val.average.top_log_p"),
     ):
         write_predictions(path, invalid)
-        with pytest.raises(RunError, match=f"{name} of .* cannot be"):
+        with pytest.raises(RunError, match=f"{name} of .* is impossible"):
             load_inputs(run)
     rewrite_json(run / "eval.json", lambda values: values | {"num_classes": 10**9})
     with pytest.raises(RunError, match="has classes 1000000000; expected 4"):
