@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tests.utils.slow_hash import GOLDEN, MASK, slow_mix
-from udkd.losses.distill import distill
+from udkd.losses.distill import LossSettings, distill
 from udkd.losses.methods.attention import attention_transfer
 from udkd.losses.methods.crd import Embedding, contrast, first_memory, log_normaliser, negatives, remember, times
 from udkd.losses.methods.dkd import dkd
-from udkd.losses.methods.dml import MUTUAL
 from udkd.losses.methods.fitnets import hint, regressor
 from udkd.losses.methods.reviewkd import Fusion, Review, hierarchical_context, review
 from udkd.losses.methods.rkd import angle_term, distance_term
 from udkd.utils.device_rng import integers
 from udkd.utils.rng import key
+
+MUTUAL = LossSettings(alpha=1.0, beta=0.0, gamma=1.0, temperature=1.0, kl="forward")
+"""Zhang et al., "Deep Mutual Learning", CVPR 2018, section 3.1: L_i = CE(z_i, y) + mean over j != i of KL(p_j || p_i)."""
 
 F64 = NDArray[np.float64]
 RNG = np.random.default_rng(6)

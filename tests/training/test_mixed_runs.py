@@ -11,7 +11,7 @@ from tests.factories import rewrite_json, small_recipe
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.methods.dml import MUTUAL
+from udkd.losses.distill import LossSettings
 from udkd.losses.methods.registry import METHODS
 from udkd.losses.schedules import EpochStats
 from udkd.models.build import build
@@ -155,7 +155,9 @@ def plain_rows(
 
 def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
     study = load_study("methods")
-    assert load_recipe(study.recipe, study.arm("DML").set).loss.settings == MUTUAL
+    assert load_recipe(study.recipe, study.arm("DML").set).loss.settings == LossSettings(
+        alpha=1.0, beta=0.0, gamma=1.0, temperature=1.0, kl="forward"
+    )
     methods = {load_recipe(study.recipe, ["teacher.views=50", *arm.set]).loss.method for arm in study.arms}
     assert methods == {"none", *METHODS}
 

@@ -66,7 +66,7 @@ class ResidentRunner:
         batch_size: int,
         metrics: TrainMetrics,
         *,
-        capture: "Callable[[Callable[[], None], Sequence[Tensor]], Callable[[], None]] | None" = None,
+        capture: Callable[[Callable[[], None], Sequence[Tensor]], Callable[[], None]] | None = None,
     ) -> None:
         self._step, self._rows, self._batch_size, self._metrics = step, rows, batch_size, metrics
         self._capture = capture
@@ -160,8 +160,9 @@ def _clone(schedule: EpochSchedule) -> EpochSchedule:
 
 
 def _copy(schedule: EpochSchedule, into: EpochSchedule) -> None:
-    for name in ("lr_and_weights", "dropout_keys", "ema_rates"):
-        getattr(into, name).copy_(getattr(schedule, name))
+    for field in fields(schedule):
+        if isinstance(value := getattr(schedule, field.name), Tensor):
+            getattr(into, field.name).copy_(value)
     for field in fields(schedule.views):
         getattr(into.views, field.name).copy_(getattr(schedule.views, field.name), non_blocking=True)
 

@@ -1,6 +1,10 @@
-"""METHODS with this package's methods: importing a method's module registers it."""
+"""METHODS with this package's methods: importing a method's module registers it, and every module here is imported."""
 
-from udkd.losses.methods import attention, crd, dkd, fitnets, reviewkd, rkd
-from udkd.losses.methods.registry import METHODS
+import pkgutil
+from importlib import import_module
+from pathlib import Path
 
-__all__ = ["METHODS", "attention", "crd", "dkd", "fitnets", "reviewkd", "rkd"]
+from udkd.losses.methods.registry import METHODS as METHODS
+
+for _module in pkgutil.iter_modules([str(Path(__file__).parent)], f"{__package__}."):
+    import_module(_module.name)
