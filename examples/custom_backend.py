@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 import udkd
-from udkd.data.backends.registry import register
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
 
 
-@register("one_by_one")
+@udkd.register_backend("one_by_one")
 class OneByOneBackend:
     """Decodes with Split.pixels, the reference that every backend must equal."""
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import udkd
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.losses.methods.registry import MethodInputs, MethodSetup
 from udkd.utils.options import Positive, Section
 
 
@@ -21,7 +21,7 @@ class LogitMseSection(Section):
     scale: Positive = 1.0
 
 
-@register("logit_mse", LogitMseSection, needs="logits")
+@udkd.register_method("logit_mse", LogitMseSection, needs="logits")
 class LogitMse(nn.Module):
     """Mean squared error of logits, each row less its mean: cached logits are known up to a constant per row.
 

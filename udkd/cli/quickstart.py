@@ -23,6 +23,7 @@ from udkd.training.run_folder import RunFolder
 from udkd.training.speed_probe import StepTimes, measure_step_times
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.environment import choose_device
+from udkd.utils.errors import ConfigError
 from udkd.utils.launcher import module_command, module_environment
 from udkd.utils.terminal import DeviceOption, RichObserver, SetOption, err, observed, out, stop_requests
 
@@ -60,6 +61,7 @@ def quickstart(
     gpu = selected.type == "cuda"
     settings = [*(GPU_RECIPE if gpu else ()), *(overrides or [])]
     recipe = load_recipe("quickstart", settings)
+    _check_same_images(folder, data)
     recipe_arguments = shlex.join(["quickstart", *(part for setting in settings for part in ("--set", setting))])
     folder.mkdir(parents=True, exist_ok=True)
     err.print("measuring this machine …")
@@ -68,9 +70,12 @@ def quickstart(
         images, val_images = (GPU_IMAGES, GPU_VAL_IMAGES) if gpu else (IMAGES, VAL_IMAGES)
         _announce(speeds, recipe, images, val_images)
         source = _synthetic_images(folder / "images", GPU_CLASSES if gpu else CLASSES, images, val_images)
-        dataset = _convert(source, folder / "data", GPU_SIDE if gpu else SIDE, None)
+        if not (folder / "data" / "dataset.json").exists():
+            _convert(source, folder / "data", GPU_SIDE if gpu else SIDE, None)
+        dataset = DatasetFolder.open(folder / "data")
     else:
-        dataset = _convert(data, folder / "data", GPU_SIDE if gpu else SIDE, hold_out)
+        _convert(data, folder / "data", GPU_SIDE if gpu else SIDE, hold_out)  # refuses a finished folder of other images
+        dataset = DatasetFolder.open(folder / "data")
         _announce(speeds, recipe, len(dataset.split("train").ids), len(dataset.split("val").ids))
     teacher, cache, run = folder / "teacher", folder / "cache", folder / "run"
     with observed() as observer:
@@ -108,6 +113,15 @@ def _heading(title: str, command: str) -> None:
     err.print(Text.assemble((title, "bold"), "  ", (command, "dim")))
 
 
+def _check_same_images(folder: Path, data: Path | None) -> None:
+    """Refuse to resume on other images: their teacher and cache would be taken for those of the new ones."""
+    synthetic = (folder / "images").exists() or (folder / "images.unfinished").exists()
+    if data is not None and synthetic:
+        raise ConfigError(f"{folder} is the quickstart on synthetic images; expected a new folder for {data}; set --out")
+    if data is None and not synthetic and (folder / "data").exists():
+        raise ConfigError(f"{folder} is a quickstart on other images; expected --data again; give it, or set --out")
+
+
 def _synthetic_images(folder: Path, classes: int, images: int, val_images: int) -> Path:
     """The synthetic image set; a folder with the final name is complete."""
     if not folder.exists():
@@ -117,11 +131,9 @@ def _synthetic_images(folder: Path, classes: int, images: int, val_images: int) 
     return folder
 
 
-def _convert(source: Path, folder: Path, side: int, hold_out: float | None) -> DatasetFolder:
-    if not (folder / "dataset.json").exists():
-        options = () if hold_out is None else ("--hold-out", hold_out)
-        _prep("convert", source, folder, "--side", side, "--fit", "squash", *options)
-    return DatasetFolder.open(folder)
+def _convert(source: Path, folder: Path, side: int, hold_out: float | None) -> None:
+    options = () if hold_out is None else ("--hold-out", hold_out)
+    _prep("convert", source, folder, "--side", side, "--fit", "squash", *options)
 
 
 def _prep(*arguments: object) -> None:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from udkd.losses.methods.builtin import METHODS
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Note, Plot, Plots, Section
 from udkd.report.style import MARKERS, Palette, plot
@@ -21,16 +22,6 @@ _TERMS = {
     "method": ("Loss of the method", "the method’s term", "its weight", "method"),
 }
 """Term of metrics.jsonl -> title, unit, symbol of its weight, name of its weight in loss.schedules."""
-
-METHOD_TITLES = {
-    "dkd": "DKD",
-    "attention": "attention transfer",
-    "fitnets": "FitNets",
-    "rkd": "RKD",
-    "crd": "CRD",
-    "reviewkd": "ReviewKD",
-}
-"""loss.method -> the method's name in its paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +72,7 @@ def _losses(inputs: ReportInputs) -> list[Plot]:
         )
         span = "From the first epoch to the last" if len(inputs.metrics) > 1 else "In the only epoch"
         caption = f"{span} {comma_list(ends)} (epoch means, {w}before {_weight(inputs, term)})."
-        title += f", {METHOD_TITLES[loss.method]}" if term == "method" else ""
+        title += f", {METHODS[loss.method].title}" if term == "method" else ""
         plots.append(_chart(f"loss-{term}", title, unit, caption, inputs, series, from_zero=True))
     return plots
 

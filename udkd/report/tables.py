@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from udkd.losses.methods.builtin import METHODS
 from udkd.report import paper
-from udkd.report.curves import METHOD_TITLES
 from udkd.report.inputs import ReportInputs
 from udkd.report.page import Block, Group, Note, Row, Section, Table
 from udkd.report.style import NUM_STUDENT_COLOURS
@@ -244,7 +244,7 @@ def matches_method(inputs: ReportInputs, method: paper.Method) -> bool:
 def extra_settings(inputs: ReportInputs) -> list[str]:
     """Texts on what the run's loss and students have that no row of the paper has."""
     recipe, loss = inputs.recipe, inputs.recipe.loss
-    texts = [f"a term of {METHOD_TITLES[loss.method]}"] if loss.max_weights[3] else []
+    texts = [f"a term of {METHODS[loss.method].title}"] if loss.max_weights[3] else []
     texts += [f"{name} → {schedule.to:g}, {schedule.kind}" for name, schedule in loss.scheduled.items()]
     texts += [f"hard labels by the {loss.label_loss} loss"] if loss.label_loss != "cross_entropy" else []
     if recipe.needs_teacher and recipe.teacher.estimator != "plain":

@@ -29,7 +29,7 @@ class CachedTeacher:
     """The cached teacher logits and weights of a batch: `targets = teacher(batch, epoch)`.
 
     A cache of augmented views must be of the augmentation's spec and seed; epoch e is its view e, so of K views in turn pass
-    epoch % K to both. A cache of evaluation views fits any augmentation.
+    epoch % num_views to both. A cache of evaluation views fits any augmentation.
     sample_weight: a kind of udkd.losses.sample_weight; "constant" is weight 1.
 
     Raises CacheError: no cache, a damaged one, or an absent view. MismatchError: targets of other data, pixels or views, each
@@ -53,7 +53,13 @@ class CachedTeacher:
         cache.require_rows(split.num_samples, split.ids, cache.num_classes)
         cache.require_uncertainty(sample_weight)
         labels_N = torch.from_numpy(split.labels.astype("int64")) if needs_labels(sample_weight) else None
+        self._num_views = len(cache.views) if cache.key.policy == "views" else None
         self._targets = CachedTargets(cache, loader.device, SampleWeighting(kind=sample_weight), labels_N, ids=split.ids)
+
+    @property
+    def num_views(self) -> int | None:
+        """The number K of cached augmented views; None for a cache of evaluation views, which every epoch uses."""
+        return self._num_views
 
     def __call__(self, batch: Batch, epoch: int) -> TeacherTargets:
         """Targets for the views that the augmentation makes of `batch` in `epoch`."""
