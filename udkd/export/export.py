@@ -14,15 +14,7 @@ from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder, Split
-from udkd.export.graphs import (
-    INPUT,
-    OUTPUT,
-    LogitsFunction,
-    export_graphs,
-    onnx_classifier,
-    program_classifier,
-    require_packages,
-)
+from udkd.export.graphs import INPUT, OUTPUT, LogitsFn, export_graphs, onnx_classifier, program_classifier, require_packages
 from udkd.export.quantise import quantise
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, score
@@ -122,7 +114,7 @@ class _Images:
                 for batch in backend.epoch(ids, 16)
             ]
 
-    def score(self, classifier: LogitsFunction, observer: Observer) -> Score:
+    def score(self, classifier: LogitsFn, observer: Observer) -> Score:
         """Accuracy on the validation split."""
         split = self._dataset.split("val")
         observer.start("validation", len(split.ids), "images")
@@ -138,7 +130,7 @@ class _Images:
         return EpochViews(self._recipe.evaluation_spec, 0, split, _CPU)
 
 
-def _require_equal(name: str, classifier: LogitsFunction, trained: TrainedClassifier, batches: Sequence[Tensor]) -> float:
+def _require_equal(name: str, classifier: LogitsFn, trained: TrainedClassifier, batches: Sequence[Tensor]) -> float:
     """The largest deviation from the checkpoint's logits; RunError where it is above LIMIT."""
     deviations = []
     with torch.no_grad():

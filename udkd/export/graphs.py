@@ -14,7 +14,7 @@ from udkd.utils.errors import ConfigError
 INPUT, OUTPUT = "images", "logits"
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
-LogitsFunction = Callable[[Tensor], Tensor]
+LogitsFn = Callable[[Tensor], Tensor]
 
 
 def require_packages() -> None:
@@ -39,7 +39,7 @@ def export_graphs(model: nn.Module, size_px: int) -> tuple[bytes, bytes]:
     return buffer.getvalue(), converted.model_proto.SerializeToString()
 
 
-def onnx_classifier(data: bytes) -> LogitsFunction:
+def onnx_classifier(data: bytes) -> LogitsFn:
     """An ONNX model as a function of tensors, run by ONNX Runtime on the CPU."""
     import onnxruntime
 
@@ -55,7 +55,7 @@ def onnx_classifier(data: bytes) -> LogitsFunction:
     return run
 
 
-def program_classifier(data: bytes) -> LogitsFunction:
+def program_classifier(data: bytes) -> LogitsFn:
     """A torch.export program, loaded from its bytes, as a function of tensors. Only for programs made here."""
     module: nn.Module = torch.export.load(io.BytesIO(data)).module()
     return module

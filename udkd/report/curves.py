@@ -158,7 +158,7 @@ def _is_used(inputs: ReportInputs, term: str) -> bool:
 
 
 def _per_student(inputs: ReportInputs, rows: Sequence[Sequence[float | None]]) -> list[Series]:
-    """Transpose rows (a list of values per epoch, one per student) to one line per student, None before its start to NaN."""
+    """Transpose epoch rows (one value per student) into one line per student; None, before a student's start, becomes NaN."""
     columns = [[nan if value is None else value for value in column] for column in zip(*rows, strict=True)]
     return [
         Series(label=short_name(name, 18), values=values, student=index)

@@ -108,7 +108,7 @@ def _squares(axes: Axes, palette: Palette, pair: AgreementCounts, total: int, na
 
 
 def _correct_students(predictions: Predictions) -> Plot:
-    """Bars of images, a bar for each set of correct students, shown by markers; for many students, for each number of them."""
+    """Bars of images, one for each set of correct students (shown by markers), or for many students, one for each number."""
     rows = correct_patterns(predictions)
     number = len(predictions.names)
     every, *by_teacher = subsets(predictions)

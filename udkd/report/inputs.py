@@ -152,7 +152,7 @@ def open_baseline(run: RunFolder, predictions: Predictions | None, why_no_predic
 
 
 def combine_baselines(recipe: Recipe, baselines: Sequence[Baseline]) -> Baseline | None:
-    """All baselines as one; None where there is none. RunError: of several, one is unused, or a student is left without one."""
+    """All baselines as one; None where there is none. RunError: with several, a baseline is unused or a student has none."""
     if len(baselines) < 2:
         return baselines[0] if baselines else None
     left = Counter(student.architecture for student in recipe.students)

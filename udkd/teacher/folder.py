@@ -39,7 +39,7 @@ class TeacherInfo:
     architecture: torchvision's name. classes: wnid (or folder name) of each output, in order.
     image_px, resize_px, scheme: the evaluation view that its accuracy was measured on.
     accuracy: top1 and top5 in percent on the validation split, or empty where it was not measured.
-    made: its origin (recipe, source file), which no code reads.
+    made: its origin (recipe, source file), for information only.
     loss: the one it was fitted with; "evidential" makes its logits evidence (udkd.losses.distill.dirichlet).
     """
 
