@@ -23,7 +23,7 @@ class LogitMseSection(Section):
 
 @udkd.register_method("logit_mse", LogitMseSection, needs="logits")
 class LogitMse(nn.Module):
-    """Mean squared error of logits, each row less its mean: cached logits are known up to a constant per row.
+    """Mean squared error of the logits, each row minus its mean, as cached logits are known up to a constant per row.
 
     Source: Kim et al., "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge Distillation",
     arXiv 2105.08919.
@@ -34,7 +34,7 @@ class LogitMse(nn.Module):
         self.options = options
 
     def forward(self, inputs: MethodInputs) -> Tensor:
-        """The term, a scalar."""
+        """The method's term of one student's loss, a scalar."""
         student_BC, teacher_BC = inputs.logits.float(), inputs.teacher_logits.float()
         student_BC, teacher_BC = (z_BC - z_BC.mean(-1, keepdim=True) for z_BC in (student_BC, teacher_BC))
         return self.options.scale * F.mse_loss(student_BC, teacher_BC)

@@ -1,17 +1,18 @@
-"""udkd: several small image classifiers, trained at once from one large, cached teacher.
+"""udkd: trains several small image classifiers at once from one large, cached teacher.
 
-In a training loop of your own: `import udkd`, then
+For a training loop of your own, `import udkd` provides:
 
     udkd.Dataset                                   a dataset folder, its splits and classes
-    udkd.Loader                                    batches: sample ids, uint8 canvases and labels, in an order by (seed, epoch)
+    udkd.Loader                                    batches: sample ids, uint8 canvases and labels, shuffled by (seed, epoch)
     udkd.ViewSpec, udkd.Augment                    canvases to network input: crop, flip and colour jitter by (seed, epoch, id)
     udkd.CachedTeacher, udkd.LiveTeacher           the teacher logits and weights for exactly those pixels
     udkd.DistillationLoss                          the loss of N students
 
-for extensions `udkd.register_method`, `udkd.register_sample_weight` and `udkd.register_backend`, for `except` `udkd.UserError`,
-and for the complete job `udkd.load_recipe`, `udkd.build_cache`, `udkd.train` and `udkd.evaluate`.
+For complete runs: `udkd.load_recipe`, `udkd.build_cache`, `udkd.train` and `udkd.evaluate`. For extensions:
+`udkd.register_method`, `udkd.register_sample_weight` and `udkd.register_backend`. Every error that a user can cause is a
+`udkd.UserError`.
 
-Each name is imported at its first use: torch takes seconds to import, and the converter's workers do not need it.
+Each name is imported on first use: importing torch takes seconds, and the converter's workers do not need it.
 """
 
 from importlib import import_module
@@ -55,7 +56,7 @@ _MODULES = {
 __all__ = sorted(_MODULES)
 
 
-if not TYPE_CHECKING:  # for a type checker the names above are all there are
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts any name
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":

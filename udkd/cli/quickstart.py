@@ -123,7 +123,7 @@ def _check_same_images(folder: Path, data: Path | None) -> None:
 
 
 def _synthetic_images(folder: Path, classes: int, images: int, val_images: int) -> Path:
-    """The synthetic image set; a folder with the final name is complete."""
+    """Write the synthetic images, unless they exist; a folder with the final name is complete."""
     if not folder.exists():
         unfinished = folder.with_name(folder.name + ".unfinished")
         _prep("synth", unfinished, "--classes", classes, "--images", images, "--val-images", val_images, "--seed", 0)
@@ -141,7 +141,7 @@ def _prep(*arguments: object) -> None:
     _heading("images", f"udkd-prep {' '.join(map(str, arguments))}")
     code = subprocess.run(module_command("data_prep", arguments), env=module_environment(), check=False).returncode
     if code:
-        raise typer.Exit(code)  # it has printed the reason
+        raise typer.Exit(code)  # udkd-prep has printed the reason
 
 
 def _fit(dataset: DatasetFolder, recipe: Recipe, teacher: Path, device: torch.device, observer: RichObserver) -> None:
@@ -151,7 +151,7 @@ def _fit(dataset: DatasetFolder, recipe: Recipe, teacher: Path, device: torch.de
     teacher_recipe = recipe.for_teacher()
     with new_teacher(teacher):
         _train(dataset, teacher_recipe, teacher / "run", device, observer)
-        candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
+        candidate = from_run(RunFolder.open(teacher / "run"), None, [entry.wnid for entry in dataset.classes])
         evaluate_and_write(teacher, candidate, dataset, teacher_recipe, device, observer)
 
 
