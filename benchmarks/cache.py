@@ -25,6 +25,7 @@ from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
+from udkd.losses.distill import distill_with
 from udkd.losses.storage import Storage
 from udkd.models.build import build
 from udkd.teacher.cache.build import build_cache
@@ -36,7 +37,6 @@ from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder, write_teacher
 from udkd.teacher.sources import CachedTargets, LiveTargets
 from udkd.teacher.targets import pack
-from udkd.training.compile import eager_loss
 from udkd.training.student import make_students
 from udkd.utils.environment import choose_device, set_threads
 from udkd.utils.launcher import module_command, module_environment
@@ -159,7 +159,7 @@ def _step(
     recipe: Recipe, num_classes: int, device: torch.device, x_BCHW: torch.Tensor, batch: Batch, targets: CachedTargets
 ) -> Callable[[], None]:
     students = make_students(recipe, num_classes, device)
-    loss = eager_loss(recipe.loss.settings)
+    loss = distill_with(recipe.loss.settings)
     weights_3N = recipe.loss.settings.weights_3N(len(students), x_BCHW)
 
     def run() -> None:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from benchmarks.common.figures import MARKERS, Palette, draw
 from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
-from udkd.losses.distill import Loss, LossSettings
-from udkd.training.compile import compiled_loss, eager_loss
+from udkd.losses.distill import Loss, LossSettings, distill_with
+from udkd.utils.compile import compiled
 from udkd.utils.environment import choose_device
 from udkd.utils.terminal import DeviceOption
 
@@ -50,7 +50,7 @@ def main(
 
 def loss_variants(device: torch.device) -> dict[str, Loss]:
     """Every implementation of the paper's loss that the device supports."""
-    variants: dict[str, Loss] = {"eager": eager_loss(LossSettings()), "compiled": compiled_loss(LossSettings())}
+    variants: dict[str, Loss] = {"eager": distill_with(LossSettings()), "compiled": compiled(distill_with(LossSettings()))}
     if device.type == "cuda" and importlib.util.find_spec("triton"):
         from udkd.losses.fused import fused_loss
 

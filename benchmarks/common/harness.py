@@ -26,8 +26,9 @@ from udkd.teacher.sources import LiveTargets, NoTargets
 from udkd.teacher.target import TargetSource, TeacherTargets
 from udkd.teacher.targets import pack
 from udkd.training.build_step import build_step
+from udkd.training.cuda_graph import CudaGraphCapture
 from udkd.training.metrics import TrainMetrics, recorded_rows
-from udkd.training.runners import CudaGraphCapture, ResidentRunner, StepRunner, StreamingRunner
+from udkd.training.runners import ResidentRunner, StepRunner, StreamingRunner
 from udkd.training.schedule import EpochSchedule
 from udkd.training.student import make_students
 from udkd.utils.compile import compiled

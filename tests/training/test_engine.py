@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,11 +22,13 @@ from udkd.data.dataset import DatasetFolder
 from udkd.models.ema import WeightEMA
 from udkd.teacher.folder import TeacherFolder
 from udkd.training import runners as runners
+from udkd.training.cuda_graph import warm_up
 from udkd.training.lr import ema_rate, progressive_px
 from udkd.training.run_folder import RunFolder
-from udkd.training.runners import ResidentRunner, warm_up
+from udkd.training.runners import ResidentRunner
 from udkd.training.schedule import EpochSchedule, learning_rates
 from udkd.training.scoring import score
+from udkd.training.setup import TrainSetup
 from udkd.training.student import make_students
 from udkd.training.trainer import Trainer, TrainJob, train
 from udkd.utils.errors import ConfigError, MismatchError
@@ -75,15 +78,15 @@ def test_warm_up_leaves_no_trace(
         works.append(work)
         return work
 
-    made = Trainer._make_runner
+    made = TrainSetup.make_runner
 
-    def with_warm_up(self: Trainer, spec: object) -> ResidentRunner:
-        runner = made(self, spec)  # type: ignore[arg-type]
+    def with_warm_up(*arguments: Any) -> ResidentRunner:
+        runner = made(*arguments)
         assert isinstance(runner, ResidentRunner)
         runner._capture = capture
         return runner
 
-    monkeypatch.setattr(Trainer, "_make_runner", with_warm_up)
+    monkeypatch.setattr(TrainSetup, "make_runner", with_warm_up)
     assert trained(tmp_path / "run", recipe_of('train.input="resident"', batch), dataset, cache) == streamed
     assert len(works) == 1, "captured once, for all epochs"
 

@@ -165,6 +165,17 @@ def distill(
     return Terms(total=total, hard=_detached(hard), teacher=_detached(teacher), peer=_detached(peer))
 
 
+def distill_with(settings: LossSettings) -> Loss:
+    """`distill` with its settings bound."""
+
+    def loss(
+        logits: Sequence[Tensor], labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
+    ) -> Terms:
+        return distill(logits, labels_B, teacher_BC, weight_B, settings, weights_3N)
+
+    return loss
+
+
 class Targets(Protocol):
     """What the loss reads of a teacher's targets: see udkd.teacher.target.TeacherTargets."""
 

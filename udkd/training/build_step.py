@@ -12,14 +12,13 @@ from udkd.augment import apply as augment
 from udkd.augment.apply import ViewTable
 from udkd.augment.views import ViewSpec
 from udkd.config.recipe import Recipe
-from udkd.losses.distill import Loss
+from udkd.losses.distill import Loss, distill_with
 from udkd.losses.methods.connect import Connection
 from udkd.models.features import FeatureExtractor
 from udkd.models.module_swaps import INDUCTOR_OPTIONS
 from udkd.teacher.target import TargetSource
-from udkd.training.compile import compiled_loss, eager_loss
 from udkd.training.method_loss import MethodLoss
-from udkd.training.step import ForwardLoss, TrainStep, forward_loss
+from udkd.training.step import ForwardLoss, TrainStep, make_forward_loss
 from udkd.training.student import Student
 from udkd.utils.compile import compiled
 from udkd.utils.errors import ConfigError
@@ -44,7 +43,7 @@ def build_step(
         teacher=teacher,
         forward_loss=_forward_loss(recipe, students, connections, device),
         method=MethodLoss(connections=connections) if connections else None,
-        columns=None if all_train else torch.tensor([student.index for student in students], device=device),
+        student_indices=None if all_train else torch.tensor([student.index for student in students], device=device),
     )
 
 
@@ -56,11 +55,11 @@ def _forward_loss(
     options: dict[str, Any] = {"device_type": device.type, "autocast": recipe.train.precision == "bfloat16"}
     inductor = inductor_options(recipe)
     if recipe.train.compile == "all" and loss_kind(recipe) == "compiled":
-        run = compiled(forward_loss(networks, eager_loss(recipe.loss.settings), **options), inductor)
+        run = compiled(make_forward_loss(networks, distill_with(recipe.loss.settings), **options), inductor)
     else:
         if recipe.train.compile == "all":
             networks = [compiled(network, inductor) for network in networks]
-        run = forward_loss(networks, make_loss(recipe, device), **options)
+        run = make_forward_loss(networks, make_loss(recipe, device), **options)
     return run if recipe.train.channels_last else _channels_first(run)
 
 
@@ -96,7 +95,8 @@ def make_loss(recipe: Recipe, device: torch.device) -> Loss:
                 "train.loss_impl is fused; expected Triton to be installed; set train.loss_impl to compiled"
             ) from None
         return fused_loss(settings)
-    return compiled_loss(settings) if kind == "compiled" else eager_loss(settings)
+    loss = distill_with(settings)
+    return compiled(loss) if kind == "compiled" else loss  # compiled: fewer passes over memory
 
 
 def _augment(recipe: Recipe, spec: ViewSpec, device: torch.device) -> Callable[[Tensor, ViewTable], Tensor]:

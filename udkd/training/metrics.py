@@ -61,12 +61,12 @@ class TrainMetrics:
         terms: Terms,
         weights_4N: Tensor,
         sample_weight_B: Tensor | None,
-        columns: Tensor | None = None,
+        student_indices: Tensor | None = None,
     ) -> None:
         """Add the batch of step number `step` of the epoch.
 
-        weights_4N: this step's loss weights. sample_weight_B: float32 [B], None for 1. columns: int64, the students' indices
-        in the recipe where not all of them train.
+        weights_4N: this step's loss weights. sample_weight_B: float32 [B], None for 1. student_indices: int64, the students'
+        indices in the recipe where not all of them train.
         """
         size = len(labels_B)
         correct_N = torch.stack([(z_BC.argmax(-1) == labels_B).sum() for z_BC in logits]) / size
@@ -77,7 +77,10 @@ class TrainMetrics:
             confidence = correct_N.new_ones(()) if sample_weight_B is None else sample_weight_B.mean().to(loss_N.dtype)
             rows += [method_N, loss_N, confidence.expand(len(logits))]
         sums = torch.stack(rows).double()
-        self.sums.add_(sums, alpha=size) if columns is None else self.sums.index_add_(1, columns, sums, alpha=size)
+        if student_indices is None:
+            self.sums.add_(sums, alpha=size)
+        else:
+            self.sums.index_add_(1, student_indices, sums, alpha=size)
         self.count.add_(size)
         is_first = (self.first_nonfinite_step < 0) & ~torch.isfinite(terms.total)
         self.first_nonfinite_step.copy_(torch.where(is_first, step, self.first_nonfinite_step))

@@ -23,6 +23,16 @@ class StepValues:
     loss_weights_4N: Tensor
     ema_rate: Tensor
 
+    @property
+    def term_weights_3N(self) -> Tensor:
+        """Alpha, beta and gamma of each student."""
+        return self.loss_weights_4N[:3]
+
+    @property
+    def method_weight_N(self) -> Tensor:
+        """The weight of loss.method's term for each student."""
+        return self.loss_weights_4N[3]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSchedule:
@@ -74,14 +84,15 @@ class EpochSchedule:
         """Learning rates, float32 [S, N]."""
         return self.lr_and_weights[:, 0]
 
-    def at(self, step: Tensor, columns: Tensor | None = None) -> StepValues:
-        """The values of a step, an int64 scalar on the device. columns: int64, the students whose loss weights are wanted."""
+    def at(self, step: Tensor, student_indices: Tensor | None = None) -> StepValues:
+        """The values of a step, an int64 scalar on the device. student_indices: int64, None for all students."""
         # Indexing by `step` would read it: the host would wait, and in a CUDA graph that is an error.
         values_5N, keys_N, ema_rate = (
             table.index_select(0, step.view(1))[0] for table in (self.lr_and_weights, self.dropout_keys, self.ema_rates)
         )
-        weights_4N = values_5N[1:] if columns is None else values_5N[1:].index_select(1, columns)
-        return StepValues(lr_N=values_5N[0], dropout_key_N=keys_N, loss_weights_4N=weights_4N, ema_rate=ema_rate)
+        if student_indices is not None:
+            values_5N, keys_N = values_5N.index_select(1, student_indices), keys_N.index_select(0, student_indices)
+        return StepValues(lr_N=values_5N[0], dropout_key_N=keys_N, loss_weights_4N=values_5N[1:], ema_rate=ema_rate)
 
 
 def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[float]:

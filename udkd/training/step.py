@@ -25,9 +25,9 @@ class TrainStep:
     """Everything a step needs. What is compiled was decided by build_step.
 
     augment:      canvases and their views to the students' input.
-    forward_loss: see `forward_loss`; one graph where train.compile is "all".
+    forward_loss: see `make_forward_loss`; one graph where train.compile is "all".
     method:       a further term for every student, where loss.method is set.
-    columns:      int64, the students' indices in the recipe where not all of them train.
+    student_indices: int64, the students' indices in the recipe where not all of them train.
     """
 
     students: Sequence[Student]
@@ -35,7 +35,7 @@ class TrainStep:
     teacher: TargetSource
     forward_loss: ForwardLoss
     method: MethodLoss | None = None
-    columns: Tensor | None = None
+    student_indices: Tensor | None = None
 
     def __call__(self, batch: Batch, step: Tensor, schedule: EpochSchedule, metrics: TrainMetrics) -> None:
         """Train every student on one batch. step: int64 [], its number in the epoch, on the device.
@@ -43,31 +43,30 @@ class TrainStep:
         Nothing here waits for the device, and what depends on the step's number is looked up there. So the same code runs
         eagerly, or is captured once as a CUDA graph.
         """
-        now = schedule.at(step, self.columns)
-        for student in self.students:
-            student.set_step_inputs(now.lr_N[student.index], now.dropout_key_N[student.index])
+        now = schedule.at(step, self.student_indices)
+        for student, lr, dropout_key in zip(self.students, now.lr_N, now.dropout_key_N, strict=True):
+            student.set_step_inputs(lr, dropout_key)
         x_BCHW = self.augment(batch.canvas, schedule.views.gather(batch.ids))
         target = self.teacher(batch, x_BCHW, schedule.view)
 
-        logits, maps, terms = self.forward_loss(x_BCHW, batch.labels, target.logits, target.weight, now.loss_weights_4N[:3])
+        logits, maps, terms = self.forward_loss(x_BCHW, batch.labels, target.logits, target.weight, now.term_weights_3N)
         if self.method is not None:
-            keys = [now.dropout_key_N[student.index] for student in self.students]
-            terms = terms.plus(self.method(batch, target, logits, maps, keys), now.loss_weights_4N[3])
+            terms = terms.plus(self.method(batch, target, logits, maps, now.dropout_key_N.unbind()), now.method_weight_N)
         terms.total.backward()  # type: ignore[no-untyped-call]
 
         for student in self.students:
             student.optimizer_step(now.ema_rate)
-        metrics.add(step, logits, batch.labels, terms, now.loss_weights_4N, target.weight, self.columns)
+        metrics.add(step, logits, batch.labels, terms, now.loss_weights_4N, target.weight, self.student_indices)
 
     def mutable_state(self) -> list[Tensor]:
         """Every tensor that a step changes, except those of the metrics."""
         return [tensor for student in self.students for tensor in student.mutable_state()]
 
 
-def forward_loss(networks: Sequence[FeatureExtractor], loss: Loss, *, device_type: str, autocast: bool) -> ForwardLoss:
+def make_forward_loss(networks: Sequence[FeatureExtractor], loss: Loss, *, device_type: str, autocast: bool) -> ForwardLoss:
     """N forward passes of one input, then one loss: peers see each other's logits of the same pass."""
 
-    def forward(
+    def forward_loss(
         x_BCHW: Tensor, labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
     ) -> tuple[list[Tensor], list[list[Tensor]], Terms]:
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=autocast):
@@ -75,4 +74,4 @@ def forward_loss(networks: Sequence[FeatureExtractor], loss: Loss, *, device_typ
         logits = [logits_BC for logits_BC, _ in outputs]
         return logits, [maps for _, maps in outputs], loss(logits, labels_B, teacher_BC, weight_B, weights_3N)
 
-    return forward
+    return forward_loss
