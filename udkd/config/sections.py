@@ -1,4 +1,4 @@
-"""The sections of a recipe: typed, frozen, strict classes. The documentation's table of keys is made of the descriptions."""
+"""The sections of a recipe: frozen, strictly typed classes. The table of keys in the documentation uses the descriptions."""
 
 from dataclasses import fields
 from typing import Annotated, Literal, Self
@@ -82,7 +82,7 @@ class ViewsSection(Section):
 
 
 class EvaluationSection(Section):
-    """The evaluation view: used for validation, and by the teacher where teacher.views is eval. Its size is views.size_px."""
+    """The evaluation view: used for validation, and by the teacher if teacher.views is eval. Its size is views.size_px."""
 
     scheme: Literal["centre", "centre_squash"] = Field(
         default="centre",
@@ -199,7 +199,7 @@ class SchedulesSection(Section):
     method: ScheduleSection = Field(default=ScheduleSection(), description="schedule of loss.method_weight")
 
     def as_tuple(self) -> tuple[ScheduleSection, ...]:
-        """The schedules in the order of LossSection.initial_weights."""
+        """The schedules, in the order of LossSection.initial_weights."""
         return self.alpha, self.beta, self.gamma, self.method
 
 
@@ -254,7 +254,7 @@ class LossSection(Section):
 
     @property
     def scheduled(self) -> dict[str, ScheduleSection]:
-        """The schedules that change a weight, by its name."""
+        """The schedules that are not constant, by the name of the weight."""
         names = ("alpha", "beta", "gamma", "method")
         pairs = zip(names, self.schedules.as_tuple(), strict=True)
         return {name: schedule for name, schedule in pairs if schedule.kind != "constant"}
@@ -271,7 +271,7 @@ class LossSection(Section):
 
     @property
     def settings(self) -> LossSettings:
-        """The settings of `distill`, with the largest value of a scheduled weight: a term of weight 0 is not built."""
+        """The settings for `distill`, with the largest value of each weight: a term of weight 0 is not computed."""
         largest = dict(zip(("alpha", "beta", "gamma"), self.max_weights, strict=False))
         return LossSettings(**{field.name: getattr(self, field.name) for field in fields(LossSettings)} | largest)
 
@@ -335,7 +335,7 @@ class TrainSection(Section):
 
 
 class PerfSection(Section):
-    """Optional optimizations: the same computation in another way. All are off by default; measure before you enable one."""
+    """Optional optimisations: the same computation in another way. All are off by default; measure before you enable one."""
 
     saved_relu6: bool = Field(default=False, description="ReLU6 saves its output for the backward pass instead of its input")
     gathered_pool: bool = Field(

@@ -1,4 +1,4 @@
-"""Loader: the batches of a split, epoch after epoch."""
+"""Loads the batches of a split, epoch after epoch."""
 
 from collections.abc import Iterator
 from typing import Self
@@ -14,14 +14,14 @@ from udkd.utils.rng import Stream, permutation
 
 
 class Loader:
-    """Batches of a split's kept samples, in another order in every epoch: `for batch in loader.epoch(n)`.
+    """Batches of a split's samples except the excluded ones, reshuffled for each epoch: `for batch in loader.epoch(n)`.
 
-    The order of epoch n is a pure function of (seed, n), and that of `udkd train` with train.seed = seed. The last batch may be
-    smaller. Iterating over the loader itself gives epoch 0, then epoch 1 and so on. It is a context manager.
+    The order of epoch n is a pure function of (seed, n), the same as in `udkd train` with train.seed = seed. The last batch may
+    be smaller. Iterating over the loader itself gives epoch 0, then epoch 1 and so on. It is also a context manager.
 
-    batch_size: samples of a batch. device: where batches are delivered, "auto" for a GPU if there is one.
+    batch_size: samples per batch. device: where batches are delivered, "auto" for a GPU if there is one.
     backend: a registered name, or "auto". workers: decoding threads, 0 for one per core.
-    Raises ConfigError for an unknown backend or device, DataError where the split lacks what the backend reads.
+    Raises ConfigError for an unknown backend or device, and DataError if the split lacks the files that the backend reads.
 
         with udkd.Loader(data.train, batch_size=32) as loader:
             for batch in loader.epoch(0):
@@ -49,15 +49,15 @@ class Loader:
 
     @property
     def pixel_class(self) -> str:
-        """How the pixels are decoded, as the keys of caches name it."""
+        """How the pixels are decoded, as a text that is part of a cache key."""
         return self._backend.describe()
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """The number of batches per epoch."""
         return -(-len(self.split.ids) // self.batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch `number`. Raises DataError, naming the sample, where one cannot be decoded."""
+        """The batches of epoch `number`. Iterating raises DataError, naming the sample, if one cannot be decoded."""
         order = permutation(self.split.ids, self.seed, Stream.SAMPLE_ORDER, number)
         return self._backend.epoch(order, self.batch_size)
 
