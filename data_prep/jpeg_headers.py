@@ -1,8 +1,8 @@
 """Fixes the headers of intact JPEGs that a decoder warns about, without changing a pixel.
 
-Phones, cameras and editors write headers that libjpeg warns about (Samsung's parameters of a sequential scan, a JFIF revision
-that does not exist, bytes between two segments, half a colour profile), and zeros between the last block and the end marker.
-Every decoder reads these images completely. Data in and between scans is not changed, as a warning about it concerns pixels.
+Phones, cameras and editors write headers that libjpeg warns about: Samsung's parameters of a sequential scan, a JFIF revision
+that does not exist, bytes between two segments, half a colour profile. Some write zeros between the last block and the end
+marker. Every decoder reads these images completely. Data in and between scans is not changed: warnings there concern pixels.
 """
 
 import re

@@ -62,7 +62,7 @@ def identify_unread(path: Path) -> tuple[str, str] | None:
     if path.name.lower().endswith((*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)):
         return "one image", "name the folder of class folders"
     start = b""
-    if path.is_file():  # reading a FIFO could block for ever
+    if path.is_file():  # reading a FIFO could block forever
         with open(path, "rb") as file:
             start = file.read(8)
     magic = next((name for begin, name in MAGIC.items() if start.startswith(begin)), None)

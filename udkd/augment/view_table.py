@@ -11,7 +11,7 @@ from udkd.augment.apply import ViewTable, apply
 from udkd.augment.views import Views, ViewSpec, draw_views
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
-from udkd.utils.environment import find_device
+from udkd.utils.environment import resolve_device
 
 _KEPT = 2
 
@@ -24,7 +24,7 @@ class EpochViews:
         self._seed = seed
         self._device = device
         self._ids = np.arange(split.num_samples, dtype=np.int64)
-        # Excluded rows have size 0, which cannot be drawn for; any other value will do, as no order contains them.
+        # Excluded rows have size 0, for which no view can be drawn; any other size will do, as no order contains them.
         self._sizes = np.where(split.excluded[:, None], 1, split.sizes)
         self._tables: dict[tuple[int, int], ViewTable] = {}
         self._drawn: dict[tuple[int, int], Future[Views]] = {}
@@ -73,7 +73,7 @@ class Augment:
         self.spec = spec
         self.split = split
         self.seed = seed
-        self.device = find_device(device)
+        self.device = resolve_device(device)
         self._views = EpochViews(spec, seed, split, self.device)
 
     def __call__(self, batch: Batch, epoch: int) -> Tensor:

@@ -3,13 +3,13 @@
 from dataclasses import fields
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from udkd.augment.views import Scheme, ViewSpec
 from udkd.data.backends.registry import backend_names
 from udkd.losses.distill import KlKind, LabelLoss, LossSettings
 from udkd.losses.estimator import Estimator, EstimatorKind
-from udkd.losses.methods.registry import known_method
+from udkd.losses.methods.registry import method_names
 from udkd.losses.sample_weight import SampleWeighting, WeightControl, weight_kinds
 from udkd.losses.schedules import ScheduleKind
 from udkd.losses.storage import Dtype, Storage
@@ -229,7 +229,7 @@ class LossSection(Section):
     )
     sample_weight_mean_one: bool = Field(default=False, description="divide the sample weights by their mean")
     sample_weight_seed: Seed = Field(default=0, description="seed of sample_weight_control = shuffled")
-    method: Annotated[str, AfterValidator(known_method)] = Field(
+    method: Annotated[str, one_of(method_names)] = Field(
         default="none", description="an additional distillation term; its options are in methods.*"
     )
     method_weight: NonNegative = Field(default=1.0, description="weight of that term, times the weight in methods.*; 0: off")

@@ -70,7 +70,7 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def failure_text(what: str, error: Exception) -> str:
-    """What failed, and the exception's message, on one line."""
+    """`what` failed, followed by the exception's message, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{what} ({text})"
 

@@ -8,7 +8,7 @@ import torch
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
-from udkd.utils.environment import find_device
+from udkd.utils.environment import resolve_device
 from udkd.utils.errors import ConfigError
 from udkd.utils.rng import Stream, permutation
 
@@ -42,7 +42,7 @@ class Loader:
             raise ConfigError(f"batch_size is {batch_size}; expected 1 or more; change it")
         self.split = split
         self.batch_size = batch_size
-        self.device = find_device(device)
+        self.device = resolve_device(device)
         self.seed = seed
         self._backend = open_backend(backend, split, self.device, workers=workers)
         self._next_epoch = 0

@@ -93,7 +93,7 @@ def _load(path: Path, file: BinaryIO, head: bytes) -> tuple[Any, str]:
     try:
         # argparse.Namespace is often saved with weights, and holds plain values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about sparse tensors, which are refused elsewhere
+            warnings.simplefilter("ignore")  # about sparse tensors, which as_float32 rejects
             return torch.load(file, map_location="cpu", weights_only=True), unchecked
     except Exception as error:  # on damaged files torch.load may raise anything
         raise DataError(_load_error(path, head, error)) from None

@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def find_device(device: torch.device | str) -> torch.device:
+def resolve_device(device: torch.device | str) -> torch.device:
     """A device unchanged, or the device with a name of `choose_device`, without preparing it. Raises ConfigError."""
     return _parse_device(device) if isinstance(device, str) else device
 

@@ -47,13 +47,13 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
                 os.replace(temporary, path)
             except BaseException:
-                with contextlib.suppress(OSError):  # while it is locked: afterwards the name may be another process's
+                with contextlib.suppress(OSError):  # while it is locked: afterwards the name may belong to another process
                     temporary.unlink(missing_ok=True)
                 raise
         fsync_folder(path.parent)
     except OSError as error:
         if error.filename is None:
-            error.filename = str(path)  # a failing write does not say where
+            error.filename = str(path)  # a failed write does not name its file
         raise
 
 

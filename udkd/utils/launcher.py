@@ -69,5 +69,5 @@ def _store_is_open(environment: Mapping[str, str]) -> bool:
     except ConnectionRefusedError:
         return False
     except (KeyError, ValueError, OSError):
-        pass  # torch.distributed will report what is wrong
+        pass  # torch.distributed will report the problem
     return True

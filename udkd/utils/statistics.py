@@ -60,7 +60,7 @@ class Difference:
         low, high = min(self.bootstrap[0], self.student_t[0]), max(self.bootstrap[1], self.student_t[1])
         if low <= 0 <= high:
             return "no clear difference"
-        if abs(self.spread.mean) < self.least * (1 - 1e-9):  # six images of 300 are 2 points up to rounding
+        if abs(self.spread.mean) < self.least * (1 - 1e-9):  # 6 of 300 images are 2 points, up to rounding
             return "too few images"
         return "improves" if low > 0 else "worsens"
 

@@ -19,7 +19,7 @@ def validate(model: type[Model], values: Any, *, origin: str, noun: str) -> Mode
     origin: where the values come from, such as a file name. noun: what they describe, such as "recipe".
     """
     try:
-        # default=str: TOML has dates, which no key accepts; as text they are refused by their path.
+        # default=str: TOML has dates, which no key accepts; as strings they are rejected with their path.
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise ConfigError(f"{origin}: {_explain(error.errors(include_url=False), model, noun)}") from None

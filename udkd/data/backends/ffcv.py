@@ -130,7 +130,7 @@ def _compile_loops(ffcv: ModuleType) -> _Loops:
     def decode(stored: Any, starts: Any, ends: Any, sizes: Any, canvas: Any, codes: Any) -> None:
         side = canvas.shape[1]
         for n in range(len(codes)):
-            handle = begin()  # one per image: a reused handle decodes an image that lacks a table with the previous image's
+            handle = begin()  # one per image: a reused handle would decode an image without tables with the previous image's
             height, width = sizes[n, 2], sizes[n, 3]
             canvas[n, :height, width:] = 0
             canvas[n, height:] = 0

@@ -27,8 +27,8 @@ def contrastive_loss(
 
     h(s) = (e^(s/t) / Z) / (e^(s/t) / Z + K / M) is computed as a sigmoid of s/t - log Z - log(K/M), which cannot overflow.
     positive_B, scores_BI: inner products with the positive and with every row of a memory. draws_BI: how often each row is a
-    negative, K in all per sample. Counting draws instead of gathering rows keeps gradients out of a gather, whose order of
-    sums is not fixed on a GPU, and B I numbers are fewer than the B K D of gathered rows.
+    negative, K in all per sample. Draws are counted instead of gathering rows: the backward pass of a gather sums in an order
+    that is not fixed on a GPU, and B I counts take less memory than the B K D numbers of gathered rows.
     log_z: a scalar, see `log_normaliser`. negatives: K. samples: M. temperature: t.
 
     Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020 (arXiv 1910.10699), section 3.2: the critic h and

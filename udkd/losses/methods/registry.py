@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from udkd.utils.options import Section
@@ -104,9 +103,6 @@ def register(
     return add
 
 
-def known_method(name: str) -> str:
-    """A pydantic validator: returns the name if it is "none" or a registered method."""
-    if name != "none" and name not in METHODS:
-        names = [f"'{known}'" for known in ("none", *METHODS)]
-        raise PydanticCustomError("method", "Input should be {names}", {"names": f"{', '.join(names[:-1])} or {names[-1]}"})
-    return name
+def method_names() -> tuple[str, ...]:
+    """The values of loss.method: "none" and the registered names."""
+    return ("none", *METHODS)
