@@ -137,7 +137,7 @@ def distill(
                 `settings` is 0 is not computed.
     With more than two students the peer term is the mean over the peers. Peers, teacher and weight carry no gradient.
     """
-    logits = [_at_least_float32(z_BC) for z_BC in logits]
+    logits = [at_least_float32(z_BC) for z_BC in logits]
     zero = logits[0].new_zeros(())
     hard, teacher, peer = ([zero] * len(logits) for _ in range(3))
     scale = settings.temperature**2
@@ -221,7 +221,8 @@ class DistillationLoss(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in vars(self.settings).items())
 
 
-def _at_least_float32(z_BC: Tensor) -> Tensor:
+def at_least_float32(z_BC: Tensor) -> Tensor:
+    """Convert a tensor to float32, unless it is float64."""
     return z_BC if z_BC.dtype == torch.float64 else z_BC.float()
 
 

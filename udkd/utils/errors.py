@@ -12,7 +12,7 @@ class DataError(UserError):
 
 
 class ConfigError(UserError):
-    """An unknown or ill-typed key of a recipe, named by its path."""
+    """A setting that cannot be used: an option, or a key of a recipe, named by its path."""
 
 
 class CacheError(UserError):
@@ -24,7 +24,7 @@ class RunError(UserError):
 
 
 class BusyError(UserError):
-    """Another process holds the folder's lock."""
+    """Another process is writing the same file or folder."""
 
 
 class MismatchError(UserError):

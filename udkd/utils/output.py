@@ -58,7 +58,7 @@ def fail(message: str, *, code: int = 1) -> None:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
+    """Print an error as one line on stderr."""
     err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))
 
 

@@ -6,7 +6,7 @@ _SHORT = 100  # characters of a value in an error message
 
 
 def printable(text: str, max_characters: int | None = MAX_CHARACTERS) -> str:
-    r"""Escape, as \x1b, every character that could move the cursor, set colours or change the writing direction.
+    r"""Escape every character that could move the cursor, set colours or change the writing direction, such as \x1b.
 
     These are control and format characters (ESC, line breaks, right-to-left marks), line separators, lone surrogates and
     unassigned characters. max_characters: the middle of a longer text is left out; None keeps all of it.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udkd.losses.distill import kl
+from udkd.losses.distill import at_least_float32, kl
 from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
 from udkd.utils.options import NonNegative, Section, Temperature
 
@@ -29,7 +29,9 @@ def dkd(
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022 (arXiv 2203.08679), equations 5 to 7.
     """
-    parts = [_parts(z_BC / temperature, labels_B) for z_BC in (_float(teacher_BC).detach(), _float(student_BC))]
+    parts = [
+        _parts(z_BC / temperature, labels_B) for z_BC in (at_least_float32(teacher_BC).detach(), at_least_float32(student_BC))
+    ]
     (teacher_b, teacher_p), (student_b, student_p) = parts
     return temperature**2 * (target * kl(teacher_b, student_b) + others * kl(teacher_p, student_p)).mean()
 
@@ -44,10 +46,6 @@ def _parts(z_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
     # log p and log (1 - p) of the target, both precise in the tails; computing 1 - p from p would cancel.
     margin_B = z_BC.gather(1, labels_B[:, None])[:, 0] - others_BC.logsumexp(-1)
     return torch.stack([F.logsigmoid(margin_B), F.logsigmoid(-margin_B)], dim=-1), others_BC.log_softmax(-1)
-
-
-def _float(z_BC: Tensor) -> Tensor:
-    return z_BC if z_BC.dtype == torch.float64 else z_BC.float()
 
 
 class DkdSection(Section):

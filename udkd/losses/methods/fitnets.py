@@ -13,7 +13,7 @@ from udkd.utils.options import Positive, Section
 
 
 def hint_loss(regressed_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """The mean squared difference, over batch, channels and positions: a scalar.
+    """The mean squared difference of two feature maps over batch, channels and positions: a scalar.
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (arXiv 1412.6550), equation 3, with a mean instead of
     half the sum, so that the term's weight does not depend on the size of the map. The paper trains on hints first and then
