@@ -39,7 +39,7 @@ MAX_LISTED = 500  # characters of a list of fields
 
 @dataclass(frozen=True)
 class Beton:
-    """A .beton file, or a folder with some. The splits are those in the file names; labels are class numbers.
+    """A .beton file, or a folder with some. File names determine the splits; labels are class numbers.
 
     fields: names of the fields chosen by the user.
     """

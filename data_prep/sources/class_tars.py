@@ -18,7 +18,7 @@ MAX_PEEKED = 8
 class ClassTars:
     """A tar of images, without folders and named after a wnid, or a folder with such tars, directly or one level down.
 
-    The split of a tar is that in the name of its folder.
+    The name of its folder determines the split of a tar.
     """
 
     path: Path

@@ -10,7 +10,7 @@ from data_prep.sources.source import Entry, Listing
 
 @dataclass(frozen=True)
 class Parquet:
-    """A .parquet file, or a folder with some, directly or one level down. The splits are those in the file names.
+    """A .parquet file, or a folder with some, directly or one level down. File names determine the splits.
 
     fields: columns chosen by the user.
     """

@@ -37,7 +37,7 @@ MAX_PEEKED = 64  # members that decide whether a tar is a WebDataset
 
 @dataclass(frozen=True)
 class WebDataset:
-    """A tar, or a folder with tars, directly or one level down. The splits are those in the names of tars and folders.
+    """A tar, or a folder with tars, directly or one level down. Names of tars and folders determine the splits.
 
     The image of a sample is its only file with an image extension. The label is in `.cls` (a number or a name), else in `.json`
     (JSON_KEYS). fields: extensions, or keys of the JSON, chosen by the user. A dataset folder of udkd can be read too; its
