@@ -214,7 +214,7 @@ def test_manifests_that_do_not_match(tmp_path: Path) -> None:
         data = bytearray(intact)
         data[n] ^= 1
         path.write_bytes(data)
-        with pytest.raises(DataError, match=r"as dataset\.json says"):
+        with pytest.raises(DataError, match=r"as in dataset\.json"):
             DatasetFolder.open(tmp_path / "d")
     path.write_bytes(intact[:-1])
     with pytest.raises(DataError, match="bytes; expected"):

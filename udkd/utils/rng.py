@@ -20,7 +20,8 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 class Stream(IntEnum):
     """The purpose of a random stream. It is the second part of the key, so that equal seeds give unrelated numbers.
 
-    Never change these values: runs, caches and reports would no longer be reproducible to the bit.
+    Never change these values: runs, caches and reports would no longer be reproducible to the bit. The views are older than
+    this enum: the second part of their key is the number of the view.
     """
 
     INITIAL_WEIGHTS = 1

@@ -33,7 +33,7 @@ _OPENERS: dict[str, Opener] = {}
 _AnyOpener = TypeVar("_AnyOpener", bound=Opener)
 
 
-def register(name: str) -> Callable[[_AnyOpener], _AnyOpener]:
+def register_backend(name: str) -> Callable[[_AnyOpener], _AnyOpener]:
     """Decorate a backend's class, or a function that opens one, to make it available as data.backend = `name`."""
     assert name not in _OPENERS, f"backend {name!r} is registered twice"
 

@@ -1,4 +1,4 @@
-"""Registers the values of loss.method. Each is one file with one @register, in this package or elsewhere."""
+"""Registers the values of loss.method. Each is one file with one @register_method, in this package or elsewhere."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class MethodSetup:
 
 
 class MethodsSection(Section):
-    """The options of all methods: `register` adds a field named after each method."""
+    """The options of all methods: `register_method` adds a field named after each method."""
 
     if TYPE_CHECKING:
 
@@ -69,10 +69,12 @@ class MethodsSection(Section):
 class Method:
     """A registered method. module(options, setup) returns an nn.Module from MethodInputs to the loss term, a scalar.
 
-    depth: for "maps", name of the option with the number of deepest stages to pair. single: pair only the shallowest of those.
+    title: the method's name in reports. depth: for "maps", name of the option with the number of deepest stages to pair.
+    single: pair only the shallowest of those.
     """
 
     module: Callable[[Any, MethodSetup], nn.Module]
+    title: str
     needs: Needs
     depth: str
     single: bool
@@ -85,15 +87,15 @@ after_register: list[Callable[[], object]] = []
 _Module = TypeVar("_Module", bound=Callable[[Any, MethodSetup], nn.Module])
 
 
-def register(
-    name: str, options: type[Section], *, needs: Needs = "logits", depth: str = "", single: bool = False
+def register_method(
+    name: str, options: type[Section], *, title: str = "", needs: Needs = "logits", depth: str = "", single: bool = False
 ) -> Callable[[_Module], _Module]:
     """Decorate a module class to register it as loss.method = `name`, with its options in methods.<name>. See Method."""
     assert name not in METHODS, f"a method {name} is registered already"
     assert (needs == "maps") == bool(depth), "a method of maps names the option that counts its stages"
 
     def add(module: _Module) -> _Module:
-        METHODS[name] = Method(module=module, needs=needs, depth=depth, single=single)
+        METHODS[name] = Method(module=module, title=title or name, needs=needs, depth=depth, single=single)
         MethodsSection.__pydantic_fields__[name] = FieldInfo(annotation=options, default=options())
         MethodsSection.model_rebuild(force=True)
         for rebuild in after_register:
