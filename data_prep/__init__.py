@@ -1,1 +1,1 @@
-"""The converter, `udkd-prep`: image files to a dataset folder. It may import udkd.utils and udkd.data."""
+"""`udkd-prep`, the converter of image files to dataset folders. It may import udkd.utils and udkd.data."""

@@ -1,4 +1,4 @@
-"""`python -m data_prep` and the `udkd-prep` command. Handles Ctrl-C before any slow import."""
+"""`python -m data_prep` and the `udkd-prep` command. Ctrl-C is handled before any slow import."""
 
 from udkd.utils.signals import exit_at_once, signal_handler
 

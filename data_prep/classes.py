@@ -1,4 +1,4 @@
-"""Class lists and class names."""
+"""Reads class lists, and finds the classes that they name."""
 
 import codecs
 import re
@@ -23,15 +23,15 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def imagenet_names() -> dict[str, str]:
-    """Wnid to name of the 1,000 ILSVRC2012 classes, with spaces for underscores."""
+    """The names of the 1,000 ILSVRC2012 classes by wnid, with spaces instead of underscores."""
     text = (resources.files("udkd") / "assets" / "imagenet1k-classes.tsv").read_text()
     return {wnid: name.replace("_", " ") for wnid, name in (line.split("\t") for line in text.splitlines() if line)}
 
 
 def label_classes(wnids: Iterable[str]) -> tuple[ClassName, ...]:
-    """The classes in label order, sorted by wnid. A folder that is not a known wnid keeps its name.
+    """The classes in label order, sorted by wnid. A folder whose name is not a known wnid keeps its name.
 
-    Raises DataError for two names that are equal after escaping.
+    Raises DataError if two names are equal after escaping.
     """
     names = imagenet_names()
     classes = tuple(ClassName(wnid=escape_name(wnid), name=names.get(wnid, escape_name(wnid))) for wnid in sorted(wnids))
@@ -44,9 +44,9 @@ def label_classes(wnids: Iterable[str]) -> tuple[ClassName, ...]:
 
 
 def wnids_of(names: Sequence[str]) -> list[str] | None:
-    """The wnids of classes listed by ImageNet's names (`tench, Tinca tinca`); None if any name is not one of them.
+    """The wnids of classes given by ImageNet's names (`tench, Tinca tinca`); None if any name is not one of these.
 
-    Two pairs of ImageNet's classes share a name (crane, maillot). They can be distinguished only in the full list of 1,000.
+    Two pairs of ImageNet's classes share a name (crane, maillot); only the full list of 1,000 distinguishes them.
     """
     known = {wnid: name.casefold() for wnid, name in imagenet_names().items()}
     first = [name.split(",")[0].strip().replace("_", " ").casefold() for name in names]
@@ -75,10 +75,10 @@ def name_bytes(name: str) -> bytes:
 
 
 def read_class_list(choice: str) -> list[tuple[str, ...]] | None:
-    """The lines of a built-in list or of a file, each as its candidate names, likeliest first; None for all classes.
+    """The lines of a built-in list or of a file, each as candidate names, most likely first; None for all classes.
 
     For `sea lion  # comment` the candidates are the line, the line without its comment, the part before a tab, a comma or a
-    trailing number, and the first word. A JSON list, or a JSON object with a key per class, is read too. Raises DataError
+    trailing number, and the first word. JSON is read too: a list of names, or an object with a key per class. Raises DataError
     if the choice is neither a built-in list nor a file, or if the file names no class.
     """
     if choice == ALL:
@@ -153,7 +153,7 @@ def choose_classes(folders: Iterable[str], choice: str) -> list[str]:
 
 
 def _check_first_words(matched: Mapping[tuple[str, ...], str | None], choice: str) -> None:
-    """Raise DataError if two lines match one folder, one of them by its first word only. A wnid may precede any name."""
+    """Raise DataError if two lines match one folder, one of them by its first word only. A wnid may be a first word."""
     lines: dict[str, list[tuple[str, ...]]] = {}
     for names, folder in matched.items():
         if folder is not None and not WNID.fullmatch(folder):
@@ -169,7 +169,7 @@ def _check_first_words(matched: Mapping[tuple[str, ...], str | None], choice: st
 
 
 def _is_several_words(line: str) -> bool:
-    """Whether the name in a line, up to a tab, a comma, a hash or a trailing number, has several words."""
+    """Whether the name in a line, which ends at a tab, a comma, a hash or a trailing number, has several words."""
     return len(re.sub(r"\s\d+$", "", re.split(r"[\t,#]", line)[0].strip()).split()) > 1
 
 
@@ -206,7 +206,7 @@ class _FolderIndex:
 
 
 def similar_names(names: Iterable[str]) -> list[tuple[str, str, str]]:
-    """Pairs of names that look the same to people, each with how they differ."""
+    """Pairs of names that people could confuse, with a text about the difference."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
         groups.setdefault(" ".join(_composed(name).casefold().split()), []).append(name)

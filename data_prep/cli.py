@@ -1,4 +1,4 @@
-"""`udkd-prep`: the offline commands."""
+"""The commands of `udkd-prep`."""
 
 import os
 from pathlib import Path

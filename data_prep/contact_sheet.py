@@ -37,7 +37,7 @@ class _Fonts:
 
     @staticmethod
     def load() -> "_Fonts":
-        """DejaVu, which comes with matplotlib and covers most languages."""
+        """Load DejaVu, which comes with matplotlib and covers most languages."""
         folder = resources.files("matplotlib") / "mpl-data" / "fonts" / "ttf"
         regular, bold = ((folder / name).read_bytes() for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf"))
         sizes = ((bold, 26), (regular, 15), (regular, 12))
@@ -47,8 +47,8 @@ class _Fonts:
 def write_contact_sheet(folder: Path, out: Path, *, split: str = "train", images: int = 48) -> int:
     """Write a contact sheet as PNG; returns the number of images on it.
 
-    Classes and the images of each are spread evenly over the list of classes and over the ids, so the same folder gives the
-    same sheet. Raises DataError (no such folder or split, a damaged sample) and ConfigError.
+    Classes, and the images of each class, are chosen evenly, so a folder always gives the same sheet. Raises DataError (no such
+    folder or split, a damaged sample) and ConfigError (too many images).
     """
     if not 1 <= images <= MAX_IMAGES:
         raise ConfigError(f"--images is {images}; expected 1 to {MAX_IMAGES}; change it")
@@ -76,7 +76,7 @@ def _is_png(path: Path) -> bool:
 
 
 def choose_ids(labels: np.ndarray, ids: np.ndarray, count: int) -> list[int]:
-    """Up to `count` of `ids`, ordered by class. labels: int [N], of all samples."""
+    """Choose up to `count` of `ids`, ordered by class. labels: int [N], of all samples."""
     present = np.unique(labels[ids])
     if not len(present):
         return []
@@ -124,7 +124,7 @@ def _draw_cell(
     split: Split,
     sample_id: int,
 ) -> None:
-    """Draw one stored image in the aspect ratio of its source, with its class, and its fix or its id and source size."""
+    """Draw a stored image in the aspect ratio of its source, above its class and its note, or else its id and source size."""
     left, top = corner
     source_height, source_width, height, width = split.sizes[sample_id].tolist()
     what = split.describe(sample_id)

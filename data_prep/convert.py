@@ -1,9 +1,9 @@
-"""Source images -> a dataset folder: the converter, from settings to dataset.json.
+"""Converts sources of images into a dataset folder.
 
-Memory: the listing and the manifest are columns of 80 and 120 bytes per sample at the length of ImageNet's names. Peak memory
-of this process grows by 250 bytes per sample (full conversions of 150,000 and 250,000 images: 215 and 239 MiB), about 0.5 GB
-for 1.33 million images; with Python objects it was 1,200 bytes. Work in flight is bounded by the number of workers: 4 tasks of
-16 images and one decoded image for each.
+Memory: with names as long as ImageNet's, the listing takes 80 bytes per sample and the manifest 120, both as columns. The peak
+grows by 250 bytes per sample (complete conversions of 150,000 and 250,000 images: 215 and 239 MiB), which gives about 0.5 GB
+for 1.33 million images; with Python objects it was 1,200 bytes per sample. Each worker adds up to 4 tasks of 16 images in
+flight, and one decoded image.
 """
 
 import contextlib
@@ -59,11 +59,10 @@ MAX_SIDE = 65500  # libjpeg's limit
 class ConvertSettings:
     """All settings of a conversion.
 
-    on_bad: fail leaves no usable folder; skip leaves bad images out; fix repairs images where possible and leaves out the rest.
+    on_bad: fail leaves no usable folder; skip excludes bad images; fix repairs images if possible and excludes the others.
     image_field, label_field: the column, extension or field to read if a source has several; None to detect it.
     hold_out_percent: percent of the images to validate on; None for the source's own val split. val: "test" to validate on the
-    source's test split. formats: derived formats to write beside the shards; None for `default_formats`.
-    shard_samples: rows per shard, the unit of resuming.
+    source's test split. formats: derived formats to write, too; None for `default_formats`. shard_samples: rows per shard.
     """
 
     side: int = 512
@@ -131,10 +130,10 @@ class ConvertSettings:
 
 @reuse_workers()
 def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
-    """Convert sources into FOLDER. After a kill, the same call resumes at the first unfinished shard.
+    """Convert sources into `folder`. After an interruption, the same call resumes at the first unfinished shard.
 
-    Raises DataError (sources, bad images under on_bad "fail"), MismatchError (an unfinished conversion with other settings),
-    BusyError, ConfigError and OSError. FOLDER has a dataset.json only if it is complete.
+    The folder has a dataset.json only if it is complete. Raises DataError (unusable sources, bad images with on_bad = "fail"),
+    MismatchError (an unfinished conversion with other settings), BusyError, ConfigError and OSError.
     """
     for name in settings.formats or ():
         WRITERS[name].require()
@@ -191,7 +190,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
 
 @contextlib.contextmanager
 def _name_folder(folder: Path) -> Iterator[None]:
-    """Add the folder's name to an OSError without a file name, as a write to an open file raises it."""
+    """Add the folder's name to an OSError without a file name, such as that of a write to an open file."""
     try:
         yield
     except OSError as error:
@@ -209,7 +208,7 @@ def _check_separate(sources: Sequence[Path], folder: Path) -> None:
 
 
 def _check_target(folder: Path, settings: ConvertSettings) -> bool:
-    """Whether these settings have already finished the folder. Raises DataError or MismatchError if it must not be written."""
+    """Whether the folder was finished with these settings. Raises DataError or MismatchError if it must not be written to."""
     if not folder.exists():
         return False
     if not folder.is_dir():
@@ -261,13 +260,13 @@ def _has_samples(split: Split, samples: Samples) -> bool:
 
 
 def _is_resumed(folder: Path, settings: ConvertSettings) -> bool:
-    """Whether the folder holds an unfinished conversion with these settings: --overwrite has cleared it already."""
+    """Whether the folder holds an unfinished conversion with these settings, so that --overwrite has already cleared it."""
     unfinished = folder / UNFINISHED_NAME
     return unfinished.exists() and not _differences(unfinished, settings)
 
 
 def _differences(unfinished: Path, settings: ConvertSettings) -> list[tuple[str, object, object]]:
-    """Settings in which an unfinished conversion differs: name, stored value and requested value."""
+    """The settings in which an unfinished conversion differs: name, stored value and requested value of each."""
     try:
         stored = json.loads(unfinished.read_bytes())
     except ValueError:
@@ -285,7 +284,7 @@ def _is_conversion(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Remove the files of an earlier conversion, beginning with dataset.json, which makes it valid. Other files stay."""
+    """Remove the files of an earlier conversion, and no others, beginning with dataset.json, which marks it as valid."""
     for name in (HEADER_NAME, UNFINISHED_NAME, REPORT_NAME):
         (folder / name).unlink(missing_ok=True)
     for split in SPLITS:
@@ -366,7 +365,7 @@ def _write_manifests(columns: Mapping[str, Columns], folder: Path, listing: Samp
 def _remove_temporaries(folder: Path) -> None:
     """Remove the files of an unfinished conversion, so that two conversions of one source leave the same bytes.
 
-    unfinished.json goes last, so that the same command recovers from a kill in here.
+    unfinished.json is removed last, so that the same command recovers if it is killed here.
     """
     for split in SPLITS:
         remove_sidecars(folder / split)

@@ -1,4 +1,4 @@
-"""Prepares one image: keeps its bytes, encodes it as a JPEG, or refuses it."""
+"""Prepares an image for storage: keeps its bytes, encodes it as a JPEG, or rejects it."""
 
 import hashlib
 import io
@@ -34,10 +34,11 @@ TRANSPOSES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSettings:
-    """How images become stored JPEGs. side: S, pixels. pixel_limit: larger images are refused without decoding them.
+    """How images become stored JPEGs. side: S, pixels. fit, quality, subsampling: see `udkd-prep convert --help`.
 
-    exif: whether the orientation tag is ignored, as usual for ImageNet, or applied. repair: see data_prep.jpeg.repair.
-    unchecked: keep common JPEGs that fit without decoding them. Only for measuring the cost of checking; no command sets it.
+    exif: whether the orientation tag is ignored, as usual for ImageNet, or applied. pixel_limit: larger images are rejected
+    without decoding. repair: see data_prep.jpeg.repair. unchecked: keep JPEGs that fit without decoding them; only used to
+    measure the cost of checking.
     """
 
     side: int
@@ -100,20 +101,20 @@ def prepare(data: bytes, settings: PixelSettings) -> Prepared:
 
 
 def _fits_unchanged(image: Image.Image, settings: PixelSettings) -> bool:
-    """Whether, by its header, a JPEG can be kept unchanged."""
+    """Whether a JPEG can be kept unchanged according to its header."""
     size = image.height, image.width
     return image.format == "JPEG" and image.mode in ("RGB", "L") and _stored_size(*size, settings) == size
 
 
 def _prepare_jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> tuple[bytes, Image.Image, list[str]]:
-    """The bytes to keep (empty if they cannot be kept), the image as RGB, and notes of what was fixed."""
+    """The bytes to keep (empty if they cannot be kept), the image as RGB, and notes on what was fixed."""
     notes: list[str] = []
     try:
-        pixels, unusual = decode(data)
+        pixels, reencode_reason = decode(data)
     except DamagedJpeg:
         fixed, notes = fix_headers(data)
         try:
-            data, (pixels, unusual) = fixed, _decode_fixed(fixed, image)
+            data, (pixels, reencode_reason) = fixed, _decode_fixed(fixed, image)
         except DamagedJpeg as damage:
             if has_unnamed_subsampling(damage):
                 to_rgb(image)  # raises BadImage for a damaged file, whose subsampling cannot be determined either
@@ -126,29 +127,29 @@ def _prepare_jpeg(data: bytes, image: Image.Image, settings: PixelSettings) -> t
             if isinstance(result, np.ndarray):
                 return b"", Image.fromarray(result), notes
             data = result
-            pixels, unusual = decode(data)
+            pixels, reencode_reason = decode(data)
     if pixels.shape != (image.height, image.width, 3):
         sizes = f"{image.height} x {image.width} and {pixels.shape[0]} x {pixels.shape[1]} px"
         raise BadImage(f"damaged JPEG (decoders find {sizes})")
-    if unusual:
-        return b"", to_rgb(image)[0], [*notes, unusual]
+    if reencode_reason:
+        return b"", to_rgb(image)[0], [*notes, reencode_reason]
     return data, Image.fromarray(pixels), notes  # equal to decoding again with Pillow
 
 
 def _decode_fixed(data: bytes, image: Image.Image) -> tuple[np.ndarray, str]:
-    """See `decode`; for a file with fixed headers, which must decode to the pixels of the original. image: the original."""
-    pixels, unusual = decode(data)
-    if not unusual and not np.array_equal(pixels, np.asarray(to_rgb(image)[0])):
+    """`decode` for a file with fixed headers, which must give the same pixels as `image`, the original."""
+    pixels, reencode_reason = decode(data)
+    if not reencode_reason and not np.array_equal(pixels, np.asarray(to_rgb(image)[0])):
         raise DamagedJpeg("decoders differ")
-    return pixels, unusual
+    return pixels, reencode_reason
 
 
 def _prepare_other(image: Image.Image) -> tuple[bytes, Image.Image, list[str]]:
-    """See `_prepare_jpeg`; for other image formats, whose bytes are never kept."""
-    turned = image.format == "TIFF" and _orientation(image) in TRANSPOSES  # Pillow always applies it to a TIFF
-    turned_note = [f"TIFF orientation {_orientation(image)} applied"] if turned else []
+    """`_prepare_jpeg` for other image formats, whose bytes are never kept."""
+    orientation_applied = image.format == "TIFF" and _orientation(image) in TRANSPOSES  # Pillow always applies it to a TIFF
+    orientation_note = [f"TIFF orientation {_orientation(image)} applied"] if orientation_applied else []
     rgb, notes = to_rgb(image)
-    return b"", rgb, [f"{image.format} to JPEG", *turned_note, *notes]
+    return b"", rgb, [f"{image.format} to JPEG", *orientation_note, *notes]
 
 
 def _orientation(image: Image.Image) -> int:

@@ -13,7 +13,7 @@ EXAMPLES = 5
 
 
 def info_lines(folder: Path) -> Iterator[str]:
-    """Lines about the folder and its splits. Raises DataError if it cannot be opened."""
+    """Lines about a folder and its splits. Raises DataError if it cannot be opened."""
     dataset = DatasetFolder.open(folder)
     encoder = ", ".join(f"{name} {value}" for name, value in dataset.encoder.items())
     yield f"folder   {dataset.path}"

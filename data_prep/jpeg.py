@@ -1,4 +1,4 @@
-"""JPEG files: their frame header, strict decoding that reports libjpeg's warnings, and repair of truncated files."""
+"""Decodes JPEG files strictly, treating libjpeg's warnings as errors, and repairs truncated files."""
 
 import contextlib
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import simplejpeg
 from data_prep.jpeg_headers import fix_headers
 from data_prep.jpeg_scans import FRAMES, read_scans, segments
 
-KEPT_SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")  # all backends decode these alike
+KEPT_SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")  # all backends decode these to the same pixels
 HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 ARITHMETIC_FRAMES = (0xC9, 0xCA)
 PROGRESSIVE = 0xC2
@@ -25,7 +25,7 @@ class DamagedJpeg(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """A frame header. marker: the coding process (0xC0 …). bits: per sample."""
+    """A frame header. marker: identifies the coding process (0xC0 …). bits: per colour value."""
 
     marker: int
     bits: int
@@ -38,9 +38,9 @@ def read_frame(data: bytes) -> Frame | None:
 
 
 def decode(data: bytes) -> tuple[np.ndarray, str]:
-    """Decode strictly: libjpeg's warnings are the only trace of most damage, and Pillow does not report them.
+    """Decode strictly. Most damage shows only in libjpeg's warnings, which Pillow does not report.
 
-    Returns RGB uint8 [H, W, 3], and why the bytes cannot be kept, or an empty text. Raises DamagedJpeg.
+    Returns RGB uint8 [H, W, 3], and why the image must be encoded again (empty if its bytes can be kept). Raises DamagedJpeg.
     """
     try:
         colours, subsampling = _colours_and_subsampling(data)
@@ -57,7 +57,7 @@ def decode(data: bytes) -> tuple[np.ndarray, str]:
     if colours not in ("YCbCr", "Gray"):
         return pixels, f"{colours} to YCbCr"
     if not scans.self_contained:
-        return pixels, "its Huffman tables written"  # as in Motion JPEG: other decoders may not assume the standard tables
+        return pixels, "its Huffman tables written"  # as in Motion JPEG: not every decoder assumes the standard tables
     return pixels, "" if subsampling in KEPT_SUBSAMPLINGS else f"subsampling {subsampling} to a common one"
 
 
@@ -77,16 +77,16 @@ def has_unnamed_subsampling(error: DamagedJpeg) -> bool:
 def repair(data: bytes, error: DamagedJpeg) -> tuple[bytes | np.ndarray, str] | None:
     """The repaired file or its intact rows (RGB uint8 [H, W, 3]), and a note; None if the file cannot be repaired.
 
-    error: raised by `decode`. A file that lacks only its end marker gets one; its other bytes stay. Of a truncated baseline
-    file the rows above the cut are kept if they are at least half. A file with flipped bits cannot be repaired, as wrong
-    pixels cannot be recognized; nor can a truncated progressive file, all of whose pixels are coarser.
+    error: raised by `decode`. If only the end marker is missing, it is added, and no other byte changes. If a baseline file is
+    truncated, the rows above the cut are kept if they are at least half of the image. A file with flipped bits cannot be
+    repaired, as incorrect pixels cannot be recognised; nor can a truncated progressive file, as the cut affects all pixels.
     """
     if TRUNCATED not in str(error):
         return None
     with contextlib.suppress(DamagedJpeg):
         ended, _ = fix_headers(data + END_MARKER)
-        _, unusual = decode(ended)
-        return (ended, "repaired: end mark added") if not unusual else None
+        _, reencode_reason = decode(ended)
+        return (ended, "repaired: end mark added") if not reencode_reason else None
     frame = read_frame(data)
     if frame is None or frame.marker == PROGRESSIVE or not read_scans(data).complete:
         return None
@@ -102,9 +102,9 @@ def repair(data: bytes, error: DamagedJpeg) -> tuple[bytes | np.ndarray, str] | 
 
 
 def _rows_before_the_cut(pixels: np.ndarray) -> int:
-    """Number of intact rows. The decoder fills missing blocks with the mean of the last one, so their rows repeat."""
+    """The number of intact rows. The decoder fills missing blocks with the mean of the last block, so their rows repeat."""
     same = (pixels[1:] == pixels[:-1]).all(axis=(1, 2))
     changing = np.flatnonzero(~same)
     last = int(changing[-1]) + 1 if len(changing) else 0
-    # Drop the row of blocks with the cut, 16 rows at 4:2:0. Chroma upsampling blurs one row across its edge, both ways.
+    # Drop the row of blocks that contains the cut, 16 rows at 4:2:0. Chroma upsampling blurs its edge by one row on each side.
     return max(0, (last - 2) // 16 * 16 - 1)

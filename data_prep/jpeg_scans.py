@@ -1,24 +1,26 @@
-"""Checks from its headers alone whether a JPEG is complete (T.81, B.2 and G.1); nothing is decoded.
+"""Checks by the headers alone, without decoding, whether a JPEG is complete (T.81, B.2 and G.1).
 
-Decoders accept incomplete files. libjpeg-turbo takes a missing table from the standard or from the previous file, and fills in
-missing scans of a progressive file, differently in each version.
+Decoders accept incomplete files: libjpeg-turbo replaces a missing table with the standard's or the previous file's, and fills
+in missing scans of a progressive file, differently in each version.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_NEXT = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker: neither fill nor a stuffed byte nor a restart
+_NEXT = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker, but not a fill byte, a stuffed byte or a restart
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-PROGRESSIVE = (0xC2, 0xCA)
+PROGRESSIVE_FRAMES = (0xC2, 0xCA)
 _TABLES, _END, _SCAN = 0xC4, 0xD9, 0xDA
 _UNSENT = 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scans:
-    """self_contained: every Huffman table is defined before the scan that uses it. complete: all bits of all coefficients of
-    every component are in the file.
+    """What the scans of a JPEG contain.
+
+    self_contained: every Huffman table is defined before the scan that uses it.
+    complete: all bits of all coefficients of every component are in the file.
     """
 
     self_contained: bool
@@ -26,7 +28,7 @@ class Scans:
 
 
 def read_scans(data: bytes) -> Scans:
-    """Walk the segments of a file that decodes strictly."""
+    """Read the scan headers of a file that decodes without warnings."""
     defined: set[int] = set()
     unsent: dict[int, bytearray] = {}  # by component: the number of low bits of each coefficient that no scan has sent yet
     progressive, self_contained = False, True
@@ -34,7 +36,7 @@ def read_scans(data: bytes) -> Scans:
         if marker == _TABLES:
             defined |= _table_ids(body)
         elif marker in FRAMES and len(body) >= 6:
-            progressive = marker in PROGRESSIVE
+            progressive = marker in PROGRESSIVE_FRAMES
             unsent = {name: bytearray([_UNSENT] * 64) for name in body[6::3][: body[5]]}
         elif marker == _SCAN and body and len(body) >= 2 * body[0] + 4:
             first, last, bits = body[-3:]
@@ -49,19 +51,19 @@ def read_scans(data: bytes) -> Scans:
 
 
 def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each marker with the body of its segment, up to the end of the first image."""
-    at = 2
-    while (match := _NEXT.search(data, at)) is not None and (marker := data[match.start() + 1]) != _END:
+    """Yield each marker with the body of its segment, up to the end of the first image."""
+    position = 2
+    while (match := _NEXT.search(data, position)) is not None and (marker := data[match.start() + 1]) != _END:
         start = match.end()
         end = start + int.from_bytes(data[start : start + 2])
         yield marker, data[start + 2 : end]
-        at = max(end, start)
+        position = max(end, start)
 
 
 def _table_ids(body: bytes) -> set[int]:
     """The ids of the Huffman tables in a segment; 16 is added for AC coefficients."""
-    ids, at = set(), 0
-    while at + 17 <= len(body):
-        ids.add(body[at])
-        at += 17 + sum(body[at + 1 : at + 17])
+    ids, position = set(), 0
+    while position + 17 <= len(body):
+        ids.add(body[position])
+        position += 17 + sum(body[position + 1 : position + 17])
     return ids

@@ -1,7 +1,7 @@
-"""Lists the samples to convert: every sample of both splits gets its id and label before an image is decoded.
+"""Lists the samples to convert, with their ids and labels, before any image is decoded.
 
-Samples are stored in columns (see EntryTable): 58 bytes per image plus the letters of its name. For sorting, the names of one
-class at a time become Python strings.
+Samples are stored in columns (see EntryTable): 58 bytes per image plus its name. For sorting, the names of one class at a time
+become Python strings.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ from udkd.utils.errors import DataError
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 SOURCE_SPLITS: tuple[SourceSplit, ...] = ("train", "val", "test")
 UNCHOSEN = "images of classes that --classes leaves out"
-READ_ENDINGS = (".tar", ".parquet", ".beton", ".ffcv")
+READ_SUFFIXES = (".tar", ".parquet", ".beton", ".ffcv")
 Rows = NDArray[np.int64]
 
 
 class Samples(Sequence[Sample]):
-    """The samples of a split in id order: rows of the sources' listings, made into objects on access."""
+    """The samples of a split in id order: rows of the sources' listings, which become objects on access."""
 
     def __init__(self, entries: "_AllEntries", rows: Rows) -> None:
         self._entries = entries
@@ -66,9 +66,9 @@ class Samples(Sequence[Sample]):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleListing:
-    """classes[i] is the class of label i. samples["train"] and samples["val"] are in id order.
+    """The samples to convert. classes[i] is the class of label i. samples["train"] and samples["val"] are in id order.
 
-    Ids are sorted by class, then by name; sequential sources keep the order of their listing.
+    Ids are sorted by class, then by name; sequential sources keep the order of their listing. warnings: lines for the user.
     """
 
     classes: tuple[ClassName, ...]
@@ -95,7 +95,7 @@ class _AllEntries:
         return label[np.frombuffer(table.classes.codes, dtype=np.int32)]
 
     def source_index(self, row: int) -> int:
-        """The index of the source of a row."""
+        """The index of the source that a row belongs to."""
         return int(np.searchsorted(self._firsts, row, side="right")) - 1
 
     def name(self, row: int) -> str:
@@ -104,7 +104,7 @@ class _AllEntries:
         return self._tables[source_index].name(row - int(self._firsts[source_index]))
 
     def path(self, row: int) -> str:
-        """The class and the name of a row, `class/name`."""
+        """`class/name` of a row."""
         source_index = self.source_index(row)
         table, n = self._tables[source_index], row - int(self._firsts[source_index])
         return f"{table.classes[n]}/{table.name(n)}"
@@ -121,8 +121,8 @@ def list_samples(
 ) -> SampleListing:
     """List the sources, choose classes, hold out validation images if requested, and assign ids.
 
-    test_validates: validate on the test split. Raises DataError: no images, a missing split without a hold-out, a class list
-    that does not match, two images of one name.
+    hold_out_percent: see ConvertSettings. test_validates: validate on the test split. Raises DataError if there are no images,
+    if a split is missing without a hold-out, if the class list does not match, or if two images have the same name.
     """
     listings = [source.list() for source in sources]
     skipped = Skipped()
@@ -166,10 +166,10 @@ def _no_images_text(source: Source, listing: Listing) -> str:
 def _entry_splits(
     sources: Sequence[Source], listings: Sequence[Listing], hold_out_percent: float | None
 ) -> list[NDArray[np.int8]]:
-    """For every entry the index of its split in SOURCE_SPLITS, -1 for none.
+    """The index of every entry's split in SOURCE_SPLITS, -1 for none.
 
-    A source whose entries have no splits takes the split of its name; with --hold-out only if the names name several splits.
-    `test` alone is then ignored: a folder called `photos-test` may be the entire dataset.
+    A source whose entries have no splits gets the split in its name; with --hold-out only if the names contain several splits.
+    `test` alone is ignored then: a folder called `photos-test` may be the entire dataset.
     """
     splits = [_split_codes(listing.entries) for listing in listings]
     if hold_out_percent is not None and all((split == SOURCE_SPLITS.index("test")).all() for split in splits):
@@ -207,7 +207,7 @@ def _test_for_val(sources: Sequence[Source], split: NDArray[np.int8]) -> NDArray
 
 
 def _class_names(tables: Sequence[EntryTable], splits: Sequence[NDArray[np.int8]]) -> Iterator[str]:
-    """The classes of all images except those of a test split."""
+    """The classes of all images that are not in a test split."""
     for table, split in zip(tables, splits, strict=True):
         codes = np.frombuffer(table.classes.codes, dtype=np.int32)[split != SOURCE_SPLITS.index("test")]
         yield from (table.classes.values[code] for code in np.unique(codes).tolist())
@@ -230,8 +230,8 @@ def _split_rows(
     hold_out_percent: float | None,
 ) -> dict[str, Rows]:
     """The rows of each split, in the order of the listing."""
-    wanted = entries.labels >= 0
-    unsplit, train, val = (np.flatnonzero(wanted & (entries.splits == code)) for code in (-1, 0, 1))
+    selected = entries.labels >= 0
+    unsplit, train, val = (np.flatnonzero(selected & (entries.splits == code)) for code in (-1, 0, 1))
     where = ", ".join(str(source.path) for source in sources)
     if len(unsplit) and (len(train) or len(val)):
         sample = entries.sample(int(unsplit[0]))
@@ -266,7 +266,7 @@ def _split_rows(
 
 def _may_train(path: str, reason: str) -> bool:
     """Whether a skipped file may hold training images, such as a `train.tar` but not a `train.py`."""
-    is_container = reason in (ARCHIVES, UNREAD) or path.endswith(READ_ENDINGS)
+    is_container = reason in (ARCHIVES, UNREAD) or path.endswith(READ_SUFFIXES)
     return is_container and any(single_split_in(part) == "train" for part in path.split("/"))
 
 
@@ -321,7 +321,7 @@ def _val_beside(sources: Sequence[Source]) -> Path | None:
         path = source.path.resolve()
         with contextlib.suppress(OSError):
             others = sorted(other for other in path.parent.iterdir() if single_split_in(other.name) == "val")
-            siblings = [other for other in others if other.is_dir() or other.suffix in READ_ENDINGS]
+            siblings = [other for other in others if other.is_dir() or other.suffix in READ_SUFFIXES]
             siblings.sort(key=lambda other: other.is_dir() != path.is_dir())  # folders first for a folder, files for a file
             if siblings and single_split_in(path.name) == "train":
                 return source.path.parent / siblings[0].name
@@ -343,7 +343,7 @@ def _test_beside(sources: Sequence[Source]) -> Path | None:
 
 
 def _hash_percent(class_name: str, name: str) -> float:
-    """Uniform in [0, 100), from class and name alone: adding or reordering images moves none to the other split."""
+    """A hash of class and name, uniform in [0, 100). Adding or reordering images moves none to the other split."""
     digest = hashlib.sha256(name_bytes(f"{class_name}/{name}")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 * 100
 
@@ -351,20 +351,20 @@ def _hash_percent(class_name: str, name: str) -> float:
 def _check_classes(
     entries: _AllEntries, groups: Mapping[str, Rows], chosen: Sequence[str], hold_out_percent: float | None
 ) -> Iterator[str]:
-    """Warnings about classes. Raises DataError for a val/ class that train/ lacks: usually val/ is a flat folder."""
+    """Warnings about classes. Raises DataError if train/ lacks a class of val/, which usually means that val/ is flat."""
     counts = {name: np.bincount(entries.labels[rows], minlength=len(chosen)) for name, rows in groups.items()}
-    untrained, unvalidated = ([chosen[label] for label in np.flatnonzero(counts[name] == 0).tolist()] for name in SPLITS)
+    without_train, without_val = ([chosen[label] for label in np.flatnonzero(counts[name] == 0).tolist()] for name in SPLITS)
     pairs = similar_names(chosen)
-    if untrained and hold_out_percent is None:
-        name = untrained[0]
+    if without_train and hold_out_percent is None:
+        name = without_train[0]
         twin = next((b if a == name else a for a, b, _ in pairs if name in (a, b)), None)
         remedy = "expected val/<class>/ folders of the same names; sort the images into class folders or give --classes"
         if twin is not None:
             difference = next(difference for a, b, difference in pairs if {a, b} == {name, twin})
             remedy = f"it differs only in {difference} from train/'s {twin!a}; expected the same names; rename one"
         shown = escape_name(name) if twin is None else ascii(name)
-        raise DataError(f"val/ holds {len(untrained)} classes that train/ lacks, such as {shown}; {remedy}")
-    for lacking, what in ((untrained, "train"), (unvalidated, "val")):
+        raise DataError(f"val/ holds {len(without_train)} classes that train/ lacks, such as {shown}; {remedy}")
+    for lacking, what in ((without_train, "train"), (without_val, "val")):
         if lacking:
             yield f"{len(lacking)} of {len(chosen)} classes have no {what} image, such as {escape_name(lacking[0])}"
     for first, second, difference in pairs[:3]:

@@ -1,4 +1,4 @@
-"""A pool of worker processes: ordered results, bounded memory, no hangs, no orphaned processes.
+"""A pool of worker processes with ordered results and bounded memory that never hangs or leaves orphaned processes.
 
 Not concurrent.futures: its workers outlive a killed parent, and its queue of results is unbounded.
 """
@@ -24,14 +24,15 @@ TASKS_PER_WORKER = 2  # one in progress, one queued
 RESULTS_PER_WORKER = 4  # limits how far the fastest worker may run ahead of the slowest
 
 _idle: dict[Connection, subprocess.Popen[bytes]] | None = None
-"""Workers without a pool inside `reuse_workers`; None outside of it."""
+"""Idle workers inside `reuse_workers`; None outside of it."""
 
 
 @contextlib.contextmanager
 def reuse_workers() -> Iterator[None]:
-    """Inside this block a pool that exits without an error leaves its workers to the next pool; the block's end kills them.
+    """Inside this block, the workers of a pool that ends without an error are reused by the next pool.
 
-    A worker takes half a second to start, for its imports. A command with several pools pays for them once.
+    A worker takes half a second to start, for its imports; a command with several pools pays for them once. The workers are
+    killed when the block ends.
     """
     global _idle
     if _idle is not None:
@@ -62,7 +63,7 @@ class Job(Protocol[T_contra, R_co]):
 
 def _start() -> tuple[Connection, subprocess.Popen[bytes]]:
     parent_end, worker_end = Pipe()
-    # -P: modules must not come from the current folder of the user; ours come by PYTHONPATH.
+    # -P: modules must not be imported from the user's current folder; ours are found through PYTHONPATH.
     command = [sys.executable, "-P", "-W", "ignore", "-m", "data_prep.worker", str(worker_end.fileno())]
     paths = [str(Path(__file__).resolve().parent.parent), *(path for path in sys.path if path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -75,9 +76,9 @@ def _start() -> tuple[Connection, subprocess.Popen[bytes]]:
 
 
 class Pool(Generic[T, R]):
-    """`with Pool(job, workers) as pool: for result in pool.ordered(tasks): …`; leaving the block kills the workers.
+    """Worker processes that run one job: `with Pool(job, workers) as pool: for result in pool.ordered(tasks): …`.
 
-    Inside `reuse_workers`, idle workers stay for the next pool.
+    Leaving the block kills the workers; inside `reuse_workers`, idle ones are kept for the next pool.
     """
 
     def __init__(self, job: Job[T, R], workers: int) -> None:
@@ -101,9 +102,9 @@ class Pool(Generic[T, R]):
         return self
 
     def ordered(self, tasks: Iterable[T]) -> Iterator[R]:
-        """The results in the order of the tasks, which are drawn as workers need them. Exhaust it before the next call.
+        """Yield results in the order of the tasks, which are consumed as workers need them. Exhaust it before the next call.
 
-        Raises DataError for a UserError of the job and for a dead worker, and OSError.
+        Raises DataError for a UserError in the job and for a worker that died, and OSError for an OSError in the job.
         """
         pending = enumerate(tasks)
         load = self._load

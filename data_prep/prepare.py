@@ -1,4 +1,4 @@
-"""The job of the converter's workers. Light to import, as every worker imports it."""
+"""The job of the converter's workers. Its imports are light, as every worker runs them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """Reads images from their sources and prepares each. The result of an image that cannot be used is the reason."""
+    """Reads images from their sources and prepares them. For an image that cannot be used, the result is the reason."""
 
     sources: Sequence[Source]
     settings: PixelSettings
 
     def __call__(self, task: Sequence[Sample]) -> list[Prepared | str]:
-        return [self._one(sample) for sample in task]
+        return [self._prepare(sample) for sample in task]
 
-    def _one(self, sample: Sample) -> Prepared | str:
+    def _prepare(self, sample: Sample) -> Prepared | str:
         source = self.sources[sample.source_index]
         try:
             data = source.read(sample.entry)

@@ -1,4 +1,4 @@
-"""report.json: what a conversion fixed, excluded and skipped, so that nothing is dropped silently."""
+"""Writes and reads report.json, which lists what a conversion fixed, excluded and skipped."""
 
 import hashlib
 from collections import Counter
@@ -39,8 +39,8 @@ def write_report(
     """Write FOLDER/report.json.
 
     digest: of the finished dataset folder; None if bad images prevented it. skipped: number of files and first name by reason.
-    settings: of the conversion, by option name. In the report, `bad` lists every image that cannot be used, `fixed` counts the
-    fixes of each split, `passed_over` the skipped files by reason; `sha256` is the checksum of the rest of the report.
+    settings: of the conversion, by option name. In the report, `bad` lists the images that cannot be used; `fixed` counts the
+    fixes in each split; `passed_over` counts the skipped files by reason; `sha256` is the checksum of the other fields.
     """
     report = {
         "usable": digest is not None,
@@ -72,13 +72,13 @@ def read_settings(folder: Path) -> dict[str, object]:
 
 
 def fixed_counts(columns: Columns) -> dict[str, int]:
-    """Number of kept images with each fix."""
+    """The number of images with each fix, without the excluded ones."""
     notes = (note for note, excluded in zip(columns.note, columns.excluded, strict=True) if note and not excluded)
     return dict(sorted(Counter(notes).items()))
 
 
 def skipped_lines(folder: Path) -> Iterator[str]:
-    """Lines about the skipped files in a report: the total, then one per reason. Empty without a report."""
+    """Lines about the skipped files in a report: the total, then one per reason. Empty if there is no report."""
     try:
         reasons = _SkippedFiles.model_validate(parse_json(read_regular(folder / FILE_NAME))).passed_over
     except (OSError, ValueError):
@@ -90,7 +90,7 @@ def skipped_lines(folder: Path) -> Iterator[str]:
 
 
 def report_problems(dataset: DatasetFolder) -> Iterator[str]:
-    """Problems of a folder's report, one line each: damaged, or of another folder."""
+    """Yield a line if a folder's report is missing, damaged or that of another conversion."""
     path = dataset.path / FILE_NAME
     try:
         data = read_regular(path)

@@ -1,4 +1,4 @@
-"""Source images -> the tar shards of one split. Resumable at every shard; the number of workers does not change the bytes."""
+"""Writes the tar shards of a split. Resumable at every shard; the bytes do not depend on the number of workers."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from udkd.data.shards import ShardWriter, shard_name
 from udkd.utils.files import write_json
 from udkd.utils.progress import Observer
 
-CHUNK_SAMPLES = 16  # per task: enough to hide the round trip, few enough that originals of 100 KB stay a few MB
+CHUNK_SAMPLES = 16  # per task: enough to hide the round trip, and only a few MB of originals with 100 KB each
 CONVERTER_VERSION = 7  # raise it whenever the same source would give other bytes or other rows
 
 
@@ -43,8 +43,8 @@ def write_shards(
 ) -> Columns:
     """Write the missing shards of a split; returns the columns of its manifest.
 
-    Each finished shard leaves a sidecar with its rows and its key, until `remove_sidecars`. A shard whose sidecar is from
-    other settings, or from samples that have changed since, is written again.
+    Each finished shard has a sidecar file with its rows and its key, until `remove_sidecars`. A shard is written again if its
+    sidecar is from other settings, or if its samples have changed since.
     """
     shards = [
         _Shard(first // shard_samples, first, part, _key(first, part, job.settings), job.settings.repair)
@@ -67,7 +67,7 @@ def write_shards(
 def _prepared(
     shards: Sequence[_Shard], pool: Pool[Sequence[Sample], list[Prepared | str]]
 ) -> Iterator[tuple[Sample, Prepared | str]]:
-    """Every sample of the shards with its result, in order. The workers run ahead across shard boundaries."""
+    """Yield every sample of the shards with its result, in order. The workers run ahead across shard boundaries."""
 
     def chunks() -> Iterator[Sequence[Sample]]:
         for shard in shards:

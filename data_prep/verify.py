@@ -20,11 +20,11 @@ from udkd.utils.progress import Observer
 
 
 def verify(folder: Path, observer: Observer) -> list[str]:
-    """Problems of the folder, one line each; empty if it is intact.
+    """List the problems of a folder, one line each; empty if it is intact.
 
-    Opening the folder checks dataset.json and the manifests (raises DataError). Then the sha256 of every stored sample, all
-    other bytes of the shards and their indices, of dataset.json and report.json, and the derived formats are checked (the
-    canvas by the crc32 of its rows, the others by the sha256 of their files).
+    Opening the folder checks the content of dataset.json and the manifests, and raises DataError. Then these are checked: the
+    sha256 of every stored sample; all other bytes of the shards, their indices, dataset.json and report.json; and the derived
+    formats (the canvas by the crc32 of its rows, the others by the sha256 of their files).
     """
     dataset = DatasetFolder.open(folder)
     problems = [*_header_problems(dataset), *report_problems(dataset)]
@@ -40,7 +40,7 @@ def verify(folder: Path, observer: Observer) -> list[str]:
 
 
 def _header_problems(dataset: DatasetFolder) -> Iterator[str]:
-    """What opening the folder does not check: the counts of excluded samples, and the exact bytes."""
+    """Problems of dataset.json that opening the folder does not detect: the counts of excluded samples, and changed bytes."""
     path = dataset.path / HEADER_NAME
     header = read_header(dataset.path)
     if path.read_bytes() != json_bytes(header.model_dump(mode="json")):
@@ -52,7 +52,7 @@ def _header_problems(dataset: DatasetFolder) -> Iterator[str]:
 
 
 def _orphans(split: Split, name: str) -> Iterator[str]:
-    """Data files of a derived format without its description."""
+    """Problems: data files of a derived format that has no description."""
     for path in sorted(path for pattern in DERIVED[name].data for path in split.path.glob(pattern)):
         yield (
             f"{path} has no {DERIVED[name].description} beside it; expected both or none; "
@@ -61,7 +61,7 @@ def _orphans(split: Split, name: str) -> Iterator[str]:
 
 
 def _unfinished(split: Split, name: str) -> Iterator[str]:
-    """Temporary files of a derived format, left by a killed derive."""
+    """Problems: temporary files of a derived format, left by a killed derive."""
     for path in unfinished_files(split.path, name):
         yield (
             f"{path} is an incomplete file of a killed derive; expected none; "
@@ -71,10 +71,10 @@ def _unfinished(split: Split, name: str) -> Iterator[str]:
 
 def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
     numbers = np.unique(split.shard[split.ids])
-    wanted = {f"{shard_name(number)}{ending}" for number in numbers.tolist() for ending in (".tar", ".idx")}
+    expected = {f"{shard_name(number)}{ending}" for number in numbers.tolist() for ending in (".tar", ".idx")}
     derived = {path for files in DERIVED.values() for pattern in files.data for path in split.path.glob(pattern)}
     derived |= {path for name in DERIVED for path in unfinished_files(split.path, name)}
-    extra = {path.name for path in set(split.path.glob("samples-*")) - derived} - wanted
+    extra = {path.name for path in set(split.path.glob("samples-*")) - derived} - expected
     yield from (f"{split.path / name} belongs to no sample; expected only the manifest's shards" for name in sorted(extra))
     for number in numbers.tolist():
         ids = np.flatnonzero((split.shard == number) & ~split.excluded)
@@ -88,11 +88,11 @@ def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
             except (OSError, ValueError) as error:
                 yield f"{path} cannot be read ({error}); expected {len(ids):,} samples; restore it or convert again"
                 continue
-            yield from _one_shard(split, number, ids, file, observer)
+            yield from _check_shard(split, number, ids, file, observer)
 
 
-def _one_shard(split: Split, number: int, ids: np.ndarray, file: BinaryIO, observer: Observer) -> Iterator[str]:
-    """Checks every sample of a shard, then the bytes between them (names, labels, padding) by packing the shard again."""
+def _check_shard(split: Split, number: int, ids: np.ndarray, file: BinaryIO, observer: Observer) -> Iterator[str]:
+    """Check every sample in a shard, then the bytes between them (names, labels, padding) by packing the shard again."""
     path, comparison, intact = split.path / f"{shard_name(number)}.tar", _ByteComparison(file), True
     packer = ShardPacker(cast(BinaryIO, comparison))
     for n in ids.tolist():
@@ -115,7 +115,7 @@ def _one_shard(split: Split, number: int, ids: np.ndarray, file: BinaryIO, obser
 
 
 class _ByteComparison:
-    """A file to write to that compares the bytes with those of another file. equal: whether all of them matched so far."""
+    """A writable file that compares what is written with another file. equal: whether all bytes have matched so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

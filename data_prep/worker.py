@@ -1,6 +1,6 @@
-"""A worker process: `python -m data_prep.worker DESCRIPTOR`. It receives a job, its tasks, then the next job over one socket.
+"""A worker process: `python -m data_prep.worker DESCRIPTOR`. It receives jobs and their tasks over one socket.
 
-When the parent dies, however that happens, the next read or write on the socket fails and the worker exits.
+When the parent dies for any reason, the next read or write on the socket fails and the worker exits.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""Writers of the derived formats, which are made from the shards.
+"""Writers of the formats that are derived from the shards.
 
-A new format is one entry in udkd.data.derived.DERIVED, with its name and files, and one module here with its writer.
+A new format needs one entry in udkd.data.derived.DERIVED, with its name and files, and one module here with its writer.
 """
 
 import shutil
@@ -51,12 +51,12 @@ def parse_formats(text: str) -> tuple[str, ...] | None:
 
 
 def default_formats(fit: Fit, side: int) -> tuple[str, ...]:
-    """Resident, except for padded canvases over 256 px, which are mostly zeros (130,000 images at 512 px: 102 GB)."""
+    """The formats of `auto`: resident, or none for padded canvases over 256 px (130,000 images at 512 px take 102 GB)."""
     return () if fit == "pad" and side > 256 else ("resident",)
 
 
 def size_texts(names: Iterable[str], dataset_size: DatasetSize) -> dict[str, str]:
-    """A line about the size of each format, by format; without those whose size is not known yet."""
+    """Lines about the sizes of formats, by format. Formats of unknown size are left out."""
     return {
         name: f"{name} format: {WRITERS[name].size_text(dataset_size)} {size / 1e9:,.2f} GB"
         for name, size in _known_sizes(names, dataset_size).items()
@@ -68,7 +68,7 @@ def _known_sizes(names: Iterable[str], dataset_size: DatasetSize) -> dict[str, i
 
 
 def check_room(names: Iterable[str], dataset_size: DatasetSize, folder: Path, *, freed_bytes: int = 0) -> None:
-    """Raise DataError if the disk of `folder`, which need not exist yet, has too little free space for the formats.
+    """Raise DataError if the disk of `folder` has too little free space for the formats. The folder need not exist yet.
 
     freed_bytes: bytes that will be freed before the formats are written.
     """
@@ -85,7 +85,7 @@ def check_room(names: Iterable[str], dataset_size: DatasetSize, folder: Path, *,
 
 
 def discard_formats(dataset: DatasetFolder, names: Iterable[str]) -> None:
-    """Remove formats, finished or not: old files must not take the space that new ones need."""
+    """Remove formats, finished or not, so that old files do not take the space that new ones need."""
     for split in dataset.splits.values():
         for name in names:
             remove_derived(split.path, name)

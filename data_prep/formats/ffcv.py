@@ -1,6 +1,6 @@
-"""samples.beton in FFCV's own format, packed deterministically from the shards in one pass with FFCV's own types.
+"""Writes samples.beton in FFCV's own format, deterministically, in one pass over the shards, with FFCV's own types.
 
-Not FFCV's DatasetWriter: its processes race for pages, so no two files are equal, and it hangs if one of them fails.
+FFCV's DatasetWriter is not used: its processes race for pages, so no two files are equal, and it hangs if one of them fails.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.formats.writer import DatasetSize, FormatWriter
-from udkd.data.beton import FIELDS, FILE_NAME, import_ffcv
+from udkd.data.beton import BETON_FIELDS, FILE_NAME, import_ffcv
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import FileDigest, find_damage, remove_derived, seal
 from udkd.utils.errors import DataError
@@ -41,7 +41,7 @@ def size_bytes(dataset_size: DatasetSize) -> int | None:
 
 
 def derive_ffcv(dataset: DatasetFolder, workers: int, observer: Observer) -> None:
-    """Pack samples.beton of every split. As fast as copying. Raises ConfigError (no FFCV), DataError and OSError."""
+    """Write samples.beton of every split, as fast as copying. Raises ConfigError (no FFCV), DataError and OSError."""
     ffcv = import_ffcv()
     observer.start(NAME, sum(len(split.ids) for split in dataset.splits.values()), "images")
     for split in dataset.splits.values():
@@ -57,7 +57,7 @@ def derive_ffcv(dataset: DatasetFolder, workers: int, observer: Observer) -> Non
 
 def _pack(ffcv: ModuleType, split: Split, observer: Observer) -> Path:
     """Write the file under a temporary name, then rename it."""
-    fields: dict[str, Any] = dict(zip(FIELDS, (ffcv.fields.RGBImageField(), ffcv.fields.IntField()), strict=True))
+    fields: dict[str, Any] = dict(zip(BETON_FIELDS, (ffcv.fields.RGBImageField(), ffcv.fields.IntField()), strict=True))
     table = np.zeros(len(split.ids), dtype=ffcv.types.get_metadata_type(list(fields.values())))
     allocations = np.zeros(len(split.ids), dtype=ffcv.types.ALLOC_TABLE_TYPE)
     header = np.zeros(1, dtype=ffcv.types.HeaderType)
@@ -100,7 +100,7 @@ class _Counter:
 
 
 def _allocator(module: Any, path: Path, page_bytes: int) -> Any:
-    """FFCV's allocator of pages after the end of a file, for this process only."""
+    """FFCV's allocator, which appends pages to a file, for use in this process only."""
     shared, module.Value = module.Value, _Counter
     try:
         return module.MemoryAllocator(str(path), path.stat().st_size, page_bytes)
@@ -146,7 +146,7 @@ def _page_bytes(split: Split) -> int:
 
 
 def problems(split: Split) -> Iterator[str]:
-    """Checks every byte against the description."""
+    """Problems of the files, found by checking every byte against beton.json."""
     yield from find_damage(split.path, NAME, digest=split.digest)
 
 

@@ -1,4 +1,4 @@
-"""The resident format: canvas.npy, decoded from the shards in parallel."""
+"""Writes the resident format, canvas.npy, by decoding the shards in parallel."""
 
 import os
 import zlib
@@ -59,12 +59,12 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def size_text(dataset_size: DatasetSize) -> str:
-    """The shape of all canvases."""
+    """The shape of all canvases together, as a text."""
     return f"{dataset_size.samples:,} x {dataset_size.side} x {dataset_size.side} x 3 ="
 
 
 def size_bytes(dataset_size: DatasetSize) -> int:
-    """Size of canvas.npy of all splits."""
+    """The size of all splits' canvas.npy, in bytes."""
     return canvas_bytes(dataset_size.samples, dataset_size.side)
 
 
@@ -79,7 +79,7 @@ def derive_resident(dataset: DatasetFolder, workers: int, observer: Observer) ->
 
 def _derive_split(split: Split, pool: Pool[DecodeTask, np.ndarray], observer: Observer) -> None:
     writer = CanvasWriter(split.path, num_samples=split.num_samples, side=split.side, digest=split.digest)
-    # The rows of excluded samples stay zero.
+    # The rows of excluded samples remain zero.
     crc32 = np.full(split.num_samples, zlib.crc32(bytes(writer.row_bytes)), dtype=np.uint32)
     chunks = np.split(split.ids, range(CHUNK_SAMPLES, len(split.ids), CHUNK_SAMPLES))
     tasks = (DecodeTask(split.path, writer.temporary, writer.start, stored_samples(split, ids)) for ids in chunks)
@@ -90,7 +90,7 @@ def _derive_split(split: Split, pool: Pool[DecodeTask, np.ndarray], observer: Ob
 
 
 def problems(split: Split) -> Iterator[str]:
-    """Checks every canvas row against its crc32."""
+    """Problems of the files, found by checking every row of canvas.npy against its crc32."""
     try:
         canvas, crc32 = split.canvas()
     except DataError as error:

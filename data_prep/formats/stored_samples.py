@@ -1,4 +1,4 @@
-"""Stored samples as sent to worker processes, which read and check them without the manifest."""
+"""Descriptions of stored samples for worker processes, which read and check the samples without the manifest."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from udkd.data.shards import read_sample
 
 @dataclass(frozen=True, slots=True)
 class StoredSample:
-    """Where the bytes of one sample are stored, and what is expected of them. offset, size: bytes. height, width: pixels."""
+    """Where a sample's bytes are stored, and what they should be. offset, size: bytes. height, width: pixels. what: a name."""
 
     sample_id: int
     label: int
@@ -24,12 +24,12 @@ class StoredSample:
     what: str
 
     def read(self, folder: Path) -> bytes:
-        """The checked JPEG bytes. folder: of the split. Raises DataError."""
+        """The JPEG bytes, checked by their sha256. folder: the split's. Raises DataError."""
         return read_sample(folder, self.shard, self.offset, self.size, self.sha256, self.what)
 
 
 def stored_samples(split: Split, ids: np.ndarray) -> list[StoredSample]:
-    """The samples of some ids, none of which is excluded."""
+    """Descriptions of the samples `ids`, none of which is excluded."""
     return [
         StoredSample(
             sample_id=n,

@@ -1,8 +1,8 @@
-"""TFRecord files for DALI's readers.tfrecord: one per shard, each with the index that DALI's tfrecord2idx writes.
+"""Writes TFRecord files for DALI's readers.tfrecord: one per shard, with the index that DALI's tfrecord2idx writes.
 
-A record, little-endian: its length (uint64), the masked crc32c of these eight bytes, a tf.train.Example and the masked crc32c
-of that. The features: `image/encoded` (the stored JPEG), `image/class/label` (from 0) and `image/id` (the sample id, which
-identifies the pixels in a shuffled reader). Excluded samples have no record.
+A record is, in little-endian order: its length (uint64), the masked crc32c of these eight bytes, a tf.train.Example, and the
+masked crc32c of the Example. Its features are `image/encoded` (the stored JPEG), `image/class/label` (from 0) and `image/id`
+(the sample id, which identifies an image when the reader shuffles). Excluded samples have no record.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def example(jpeg: bytes, label: int, sample_id: int) -> bytes:
-    """A serialized tf.train.Example. Features are ordered by name, so equal samples have equal bytes."""
+    """A serialised tf.train.Example. Features are ordered by name, so equal samples have equal bytes."""
     features = (
         (b"image/class/label", _field(3, _field(1, _varint(label)))),
         (b"image/encoded", _field(1, _field(1, jpeg))),
@@ -59,7 +59,7 @@ def _varint(value: int) -> bytes:
 
 
 class RecordWriter:
-    """Writes records to an open file and builds their index, with a line `offset size` (bytes) per record."""
+    """Writes records to an open file and builds their index, which has a line `offset size` (bytes) per record."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -78,7 +78,7 @@ class RecordWriter:
         self._index.append(f"{self._position} {size}\n")
         self._position += size
 
-    def sums(self) -> tuple[FileDigest, bytes]:
+    def finish(self) -> tuple[FileDigest, bytes]:
         """The size and checksum of the file, and its index."""
         return FileDigest(size=self._position, sha256=self._digest.hexdigest()), "".join(self._index).encode()
 
@@ -99,7 +99,7 @@ def pack_shard(task: ShardTask) -> dict[str, FileDigest]:
         writer = RecordWriter(file)
         for sample in task.samples:
             writer.add(example(sample.read(task.folder), sample.label, sample.sample_id))
-        records, index = writer.sums()
+        records, index = writer.finish()
     index_path = path.with_name(path.name + ".idx")
     write_bytes(index_path, index)
     return {path.name: records, index_path.name: FileDigest(size=len(index), sha256=hashlib.sha256(index).hexdigest())}
@@ -113,27 +113,27 @@ def derive_tfrecord(dataset: DatasetFolder, workers: int, observer: Observer) ->
             files: dict[str, FileDigest] = {}
             shards = list(_shards(split))
             tasks = (ShardTask(split.path, number, stored_samples(split, ids)) for number, ids in shards)
-            for (_, ids), sums in zip(shards, pool.ordered(tasks), strict=True):
-                files |= sums
+            for (_, ids), digests in zip(shards, pool.ordered(tasks), strict=True):
+                files |= digests
                 observer.advance(len(ids))
             seal(split.path, NAME, digest=dataset.digest, files=files)
     observer.finish()
 
 
 def _shards(split: Split) -> Iterator[tuple[int, np.ndarray]]:
-    """The number and the ids of each shard. Ids ascend over the shards."""
+    """Yield the number and the ids of each shard, in ascending order."""
     numbers = split.shard[split.ids]
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
     yield from zip(numbers[starts].tolist(), np.split(split.ids, starts[1:]), strict=True)
 
 
 def size_bytes(dataset_size: DatasetSize) -> int | None:
-    """Upper bound on the size of the files."""
+    """An upper bound on the size of the files, in bytes; None if it is not known yet."""
     return None if dataset_size.stored is None else dataset_size.stored + RECORD_BYTES * dataset_size.samples
 
 
 def problems(split: Split) -> Iterator[str]:
-    """Checks every byte of the files against tfrecord.json."""
+    """Problems of the files, found by checking every byte against tfrecord.json."""
     yield from find_damage(split.path, NAME, digest=split.digest)
 
 

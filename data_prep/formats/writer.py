@@ -9,9 +9,9 @@ from udkd.utils.progress import Observer
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSize:
-    """What the size of a format depends on. samples: rows of all splits. side: S, pixels.
+    """What determines the size of a format. samples: number of rows in all splits. side: S, pixels.
 
-    stored: bytes of all stored JPEGs; None before they are written.
+    stored: total bytes of the stored JPEGs; None before they are written.
     """
 
     samples: int
@@ -33,10 +33,10 @@ class DatasetSize:
 class FormatWriter:
     """Writes one format from the shards, without the source.
 
-    files: text naming its files. require: called before any work; raises ConfigError if a package is missing.
-    size_bytes: size on disk; None if it is not known yet. size_text: what precedes that size in messages.
-    derive(dataset, workers, observer): replaces the format in each split, writing its description last; raises DataError and
-    OSError. problems: what `verify` finds in a split with this format, one line each.
+    files: a text that names its files. require: called before any work; raises ConfigError if a package is missing.
+    size_bytes: the size on disk; None if it is not known yet. size_text: a text that precedes the size in messages.
+    derive(dataset, workers, observer): replaces the format in each split and writes its description last; raises DataError and
+    OSError. problems: checks a split that has this format and yields a line for each problem.
     """
 
     files: str

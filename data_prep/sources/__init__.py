@@ -1,4 +1,4 @@
-"""Sources of images. Each kind is one module; a source is opened by detecting its layout or by naming it."""
+"""Sources of images, one module per kind. The layout of a source is detected, or named by the user."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
@@ -63,8 +63,8 @@ def _class_folders(path: Path) -> Source | None:
     return None if source is None else replace(source, splits=False)
 
 
-# Each probe opens a path, or returns None if it is of another kind. `auto` tries them in this order, so the least specific come
-# last. A new kind of source is one line here.
+# Each probe opens a path, or returns None if it is of another kind. `auto` tries them in this order: the least specific ones
+# come last. A new kind of source needs one line here.
 LAYOUTS: dict[str, Callable[[Path], Source | None]] = {
     "ilsvrc": lambda path: Ilsvrc.probe(path) or ClassTars.probe(path),
     "webdataset": WebDataset.probe,
@@ -77,7 +77,7 @@ LAYOUTS: dict[str, Callable[[Path], Source | None]] = {
 
 @dataclass(frozen=True)
 class _SourceInFolder:
-    """A source in a folder with other files. read_files: the files that the source reads. warning: added to its listing."""
+    """A source in a folder that has other files, too. read_files: the files that it reads. warning: added to its listing."""
 
     source: Source
     read_files: frozenset[Path]
@@ -88,7 +88,7 @@ class _SourceInFolder:
         return self.source.path
 
     def list(self) -> Listing:
-        """The source's listing, with the other files as skipped."""
+        """The source's listing, with the folder's other files as skipped files."""
         listing, val_advice = self.source.list(), ""
         with contextlib.suppress(DataError):  # a subfolder that cannot be listed does not affect this source
             for file in Tree(self.path).files() if self.read_files else ():
@@ -126,10 +126,10 @@ def _read_files(source: Source) -> frozenset[Path]:
 
 
 def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = DETECT_FIELDS) -> list[Source]:
-    """Open sources, detecting their layout or with a named one. A ground truth among them labels a val without class folders.
+    """Open sources with the named layout, or detect it. A ground truth among `paths` labels a val/ without class folders.
 
-    Raises ConfigError and DataError: a path that does not exist, of no known kind, of another kind than the named one, or of
-    two kinds at once; an invalid ground truth, or one without validation images.
+    Raises ConfigError for an unknown layout and for fields of sources without fields. Raises DataError for a path that does not
+    exist or that cannot be read with the layout, and for a ground truth that is invalid or has no validation images.
     """
     if layout not in (AUTO, *LAYOUTS):
         raise ConfigError(f"the layout {layout!r} is unknown; expected {AUTO}, {', '.join(LAYOUTS)}; change --layout")
@@ -200,7 +200,7 @@ def _with_ground_truth(source: Source, truth: Path | None) -> Source:
 
 
 def _choose_reading(path: Path, readings: dict[str, Source]) -> Source:
-    """The source to use for a path that can be read as several. Raises DataError if the user must choose."""
+    """The source to use if a path can be read as several kinds. Raises DataError if the user must choose."""
     (first, source), *others = readings.items()
     tree = readings.get("imagefolder")
     if not others or not isinstance(tree, Tree) or (path / "dataset.json").is_file():

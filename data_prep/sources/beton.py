@@ -1,4 +1,4 @@
-"""An existing .beton as a source: FFCV's file format, version 2, read without FFCV.
+"""Reads an existing .beton as a source: FFCV's file format, version 2, without FFCV.
 
 The layout (ffcv/types.py, 1.0.2): a header, a descriptor of each field, one row of metadata per sample with the fields in
 order, data pages, and a final table of allocations with the size of each sample's bytes.
@@ -17,7 +17,7 @@ from data_prep.sources.tar_members import read_at
 from udkd.utils.errors import DataError
 
 VERSION = 2
-ENDINGS = (".beton", ".ffcv")  # used by FFCV's guide and by its ImageNet scripts
+SUFFIXES = (".beton", ".ffcv")  # used by FFCV's guide and by its ImageNet scripts
 HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("samples", "<u8"), ("allocations", "<u8")], align=True
 )
@@ -26,7 +26,7 @@ ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
 FLOAT_KIND, INT_KIND, IMAGE_KIND = 0, 1, 2
 METADATA = {FLOAT_KIND: np.dtype("<f8"), INT_KIND: np.dtype("<i8"), IMAGE_KIND: IMAGE}
-KINDS = {FLOAT_KIND: "FloatField", INT_KIND: "IntField", IMAGE_KIND: "RGBImageField"} | {
+KIND_NAMES = {FLOAT_KIND: "FloatField", INT_KIND: "IntField", IMAGE_KIND: "RGBImageField"} | {
     3: "BytesField",
     4: "NDArrayField",
     5: "JSONField",
@@ -39,9 +39,9 @@ MAX_LISTED = 500  # characters of a list of fields
 
 @dataclass(frozen=True)
 class Beton:
-    """A .beton file, or a folder with some. File names determine the splits, and labels are the class numbers.
+    """A .beton file, or a folder with some. File names determine the splits; labels are class numbers.
 
-    fields: chosen by the user.
+    fields: names of the fields chosen by the user.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Beton:
     def list(self) -> Listing:
         """All samples with a label.
 
-        Raises DataError for a damaged file, another version, no image or label field, and several to choose from.
+        Raises DataError for a damaged file, another version, a missing image or label field, and if the user must choose one.
         """
         listing = Listing()
         for file in _files(self.path):
@@ -109,11 +109,11 @@ def _ppm_header(shape: str) -> bytes:
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(path.glob("*.beton"))
-    return [path] if path.suffix in ENDINGS and path.is_file() else []
+    return [path] if path.suffix in SUFFIXES and path.is_file() else []
 
 
 def _tables(file: Path, fields: Fields) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (IMAGE [N]), labels (int64 [N]), and the sizes of the images (bytes, int64 [N], -1 if unknown).
+    """Images (dtype IMAGE, [N]), labels (int64 [N]) and sizes of the images (bytes, int64 [N], -1 if unknown).
 
     All sizes in the file are checked before use.
     """
@@ -130,7 +130,7 @@ def _tables(file: Path, fields: Fields) -> tuple[np.ndarray, np.ndarray, np.ndar
     kinds = described["kind"].tolist()
     names = [bytes(name).rstrip(b"\0").decode(errors="replace") for name in described["name"]]
     if IMAGE_KIND not in kinds or INT_KIND not in kinds or not set(kinds) <= set(METADATA):
-        listed = ", ".join(f"{name} ({KINDS.get(kind, kind)})" for name, kind in zip(names, kinds, strict=True))
+        listed = ", ".join(f"{name} ({KIND_NAMES.get(kind, kind)})" for name, kind in zip(names, kinds, strict=True))
         raise DataError(
             f"{file} has fields of other kinds: {listed[:MAX_LISTED]}; expected an RGBImageField, an IntField, and otherwise "
             "only IntFields and FloatFields; choose another source"
@@ -148,22 +148,22 @@ def _tables(file: Path, fields: Fields) -> tuple[np.ndarray, np.ndarray, np.ndar
     return images, rows[f"f{label}"], _lengths(images["pointer"], table)
 
 
-def _field_index(file: Path, names: Sequence[str], kinds: Sequence[int], kind: int, wanted: str | None, option: str) -> int:
-    """The index of the field of a kind to read."""
+def _field_index(file: Path, names: Sequence[str], kinds: Sequence[int], kind: int, requested: str | None, option: str) -> int:
+    """The index of the field to read among those of one kind."""
     indices = [index for index, each in enumerate(kinds) if each == kind]
     candidates = [names[index] for index in indices]
-    name = choose_field(candidates, wanted, where=file, what=KINDS[kind], option=option)
+    name = choose_field(candidates, requested, where=file, what=KIND_NAMES[kind], option=option)
     if candidates.count(name) > 1:
         raise DataError(f"{file} has several fields {name}; expected unique names; write it again")
     return indices[candidates.index(name)]
 
 
 def _lengths(pointers: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """The number of bytes at each pointer, by the table of allocations, which is in any order."""
+    """The number of bytes at each pointer according to the table of allocations, which may be in any order."""
     sizes = np.full(len(pointers), -1, dtype=np.int64)
     if len(table):
         order = np.argsort(table["pointer"], kind="stable")
-        at = order[np.maximum(np.searchsorted(table["pointer"][order], pointers, side="right") - 1, 0)]
-        known = table["pointer"][at] == pointers
-        sizes[known] = table["size"][at[known]].astype(np.int64)
+        index = order[np.maximum(np.searchsorted(table["pointer"][order], pointers, side="right") - 1, 0)]
+        known = table["pointer"][index] == pointers
+        sizes[known] = table["size"][index[known]].astype(np.int64)
     return sizes

@@ -1,4 +1,4 @@
-"""An unpacked ILSVRC2012_img_train.tar: a folder of tars, one per class, or one of them."""
+"""An unpacked ILSVRC2012_img_train.tar: a folder of tars, one per class, or a single class tar."""
 
 import re
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ MAX_PEEKED = 8
 
 @dataclass(frozen=True)
 class ClassTars:
-    """A tar named after a wnid with images and no folders, or a folder with such tars, directly or one level down.
+    """A tar of images, without folders and named after a wnid, or a folder with such tars, directly or one level down.
 
-    The name of the folder of a tar determines its split.
+    The name of its folder determines the split of a tar.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""For sources whose samples have named fields: choosing the image and the label, and parsing labels."""
+"""Chooses the image and the label in sources whose samples have named fields, and parses labels."""
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -29,25 +29,25 @@ class Fields:
 DETECT_FIELDS = Fields()
 
 
-def choose_field(names: Sequence[str], wanted: str | None, *, where: object, what: str, option: str) -> str:
-    """The wanted name, or the only one. Raises DataError if it is missing, or if the user must choose.
+def choose_field(names: Sequence[str], requested: str | None, *, where: object, what: str, option: str) -> str:
+    """The requested name, or the only one. Raises DataError if it is missing, or if the user must choose.
 
-    names: at least one, in the order of the source. what: such as `image column`.
+    names: at least one, in the order of the source. where, what, option: for the error, such as `image column` for `what`.
     """
-    if wanted is None and len(names) == 1:
+    if requested is None and len(names) == 1:
         return names[0]
     listed = ", ".join(names)
-    if wanted is None:
+    if requested is None:
         raise DataError(f"{where} has several {what}s: {listed}; expected one; choose with {option} NAME")
-    if wanted not in names:
-        raise DataError(f"{where} has no {what} {wanted!r}, it has {listed}; expected one of these; change {option}")
-    return wanted
+    if requested not in names:
+        raise DataError(f"{where} has no {what} {requested!r}, it has {listed}; expected one of these; change {option}")
+    return requested
 
 
 def label_of(value: object) -> Label:
-    """A class number or a class name; None for no label: null, -1, NaN, an empty text.
+    """Parse a class number or a class name; null, -1, NaN and an empty text are no label, None.
 
-    Raises ValueError for anything else: lists, fractions, numbers out of range.
+    Raises ValueError for other values: lists, fractions, numbers out of range.
     """
     if isinstance(value, float):
         value = None if value != value else int(value) if value.is_integer() else value
@@ -64,7 +64,7 @@ def label_of(value: object) -> Label:
 
 
 def label_of_text(text: str) -> Label:
-    """See `label_of`; for a text, in which `3` and `3.0` are numbers."""
+    """`label_of` for a text, in which `3` and `3.0` are numbers."""
     number = _NUMBER.fullmatch(text := text.strip())
     if number is None:
         return label_of(text)
@@ -77,8 +77,8 @@ def label_of_text(text: str) -> Label:
 class LabelAgreement:
     """Checks that other label-like fields agree with the field that is read.
 
-    They agree if every class has a single value in the other field, and there are nearly as many values as classes: two pairs
-    of ImageNet's classes share a name. Coarser, finer or unrelated labels do not agree.
+    A field agrees if it has a single value for each class, and nearly as many values as there are classes (two pairs of
+    ImageNet's classes share a name). Coarser, finer or unrelated labels do not agree.
     """
 
     _values: dict[tuple[str, str], dict[Hashable, Hashable]] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class LabelAgreement:
     def take(self, labels: Mapping[str, Label], where: object) -> Label:
         """The first label of a sample; None if it has none.
 
-        labels: by field, in order of priority. Raises DataError if another field disagrees.
+        labels: the labels by field, in order of priority. Raises DataError if another field disagrees.
         """
         known = [(name, label) for name, label in labels.items() if label is not None]
         if not known:
@@ -98,7 +98,7 @@ class LabelAgreement:
         return label
 
     def finish(self, where: object) -> None:
-        """Raise DataError if a field distinguishes fewer classes."""
+        """Raise DataError if another field distinguishes fewer classes than the one that is read."""
         for names, value_of in self._values.items():
             if len(set(value_of.values())) < _SIMILAR * len(value_of):
                 raise self._disagreement(where, *names)

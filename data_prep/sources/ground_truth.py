@@ -1,5 +1,6 @@
-"""The classes of validation images that are not in class folders: ILSVRC2012's devkit, Kaggle's LOC_val_solution.csv, or
-Tiny-ImageNet's val_annotations.txt.
+"""Reads the classes of validation images that are not in class folders.
+
+They are in ILSVRC2012's devkit, Kaggle's LOC_val_solution.csv, or Tiny-ImageNet's val_annotations.txt.
 """
 
 import csv
@@ -25,14 +26,14 @@ LIMIT_BYTES = 1 << 26  # of each file; ILSVRC2012's have 1 MB
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A ground truth file. name: file name. where: its path, for messages. data: a function that reads its bytes."""
+    """A ground truth file. name: its file name. where: its path, for messages. data: returns its bytes."""
 
     name: str
     where: str
     data: Callable[[], bytes]
 
     def classes(self) -> dict[str, str]:
-        """Image name, without its extension, to class folder. Raises DataError for an invalid file."""
+        """The class folder of each image, by its name without the suffix. Raises DataError for an invalid file."""
         data = self.data()
         if self.name.endswith(".csv"):
             return _kaggle(self.where, data)
@@ -40,12 +41,12 @@ class GroundTruth:
 
 
 def open_ground_truth(path: Path) -> GroundTruth:
-    """The ground truth in a file."""
+    """The ground truth in a file, which is not read yet."""
     return GroundTruth(path.name, str(path), partial(_bytes, path))
 
 
 def find_ground_truth(folder: Path) -> Path | None:
-    """The ground truth in a folder; None if there is none."""
+    """The path of the ground truth in a folder; None if there is none."""
     return next((folder / name for name in GROUND_TRUTH_NAMES if (folder / name).is_file()), None)
 
 
@@ -61,7 +62,7 @@ def read_ground_truth(path: Path) -> dict[str, str]:
 
 
 def choose_ground_truth(truths: Iterable[GroundTruth]) -> GroundTruth | None:
-    """The ground truth to use of those in a source. Raises DataError if there are two of the same kind."""
+    """Choose among the ground truths of a source. Raises DataError if there are two of the same kind."""
     ranked = sorted(truths, key=lambda truth: (GROUND_TRUTH_NAMES.index(truth.name), truth.where))
     if len(ranked) > 1 and ranked[0].name == ranked[1].name:
         raise DataError(
@@ -86,7 +87,7 @@ def _text(where: str, data: bytes) -> str:
 
 
 def _kaggle(where: str, data: bytes) -> dict[str, str]:
-    """`ImageId,PredictionString`, the prediction being `wnid x1 y1 x2 y2` once or several times."""
+    """A table `ImageId,PredictionString`, with one or more predictions `wnid x1 y1 x2 y2` per row."""
     try:
         reader = csv.DictReader(io.StringIO(_text(where, data)))
         columns = [name.strip()[:40] for name in reader.fieldnames or () if name][:8]
@@ -101,7 +102,7 @@ def _kaggle(where: str, data: bytes) -> dict[str, str]:
 
 
 def _tiny(where: str, data: bytes) -> dict[str, str]:
-    """In each line an image, its class and the corners of a box, separated by tabs."""
+    """A table with an image, its class and the corners of a box in each line, separated by tabs."""
     rows = [line.split("\t") for line in _text(where, data).splitlines() if line.strip()]
     if any(len(row) < 2 or not row[0] or not row[1].strip() for row in rows):
         raise DataError(f"{where} is damaged; expected an image, a tab and its class in each line; fetch it again")
@@ -109,21 +110,21 @@ def _tiny(where: str, data: bytes) -> dict[str, str]:
 
 
 def _devkit(where: str, data: bytes) -> dict[str, str]:
-    """Line n of the text is the ILSVRC2012_ID of image n; meta.mat maps these ids to wnids."""
-    wanted = {"ILSVRC2012_validation_ground_truth.txt": b"", "meta.mat": b""}
+    """A tar with the ILSVRC2012_ID of image n in line n of a text, and meta.mat, which maps these ids to wnids."""
+    contents = {"ILSVRC2012_validation_ground_truth.txt": b"", "meta.mat": b""}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
-                file = archive.extractfile(member) if name in wanted and member.isreg() else None
+                file = archive.extractfile(member) if name in contents and member.isreg() else None
                 if file is not None:
-                    wanted[name] = file.read(LIMIT_BYTES)
+                    contents[name] = file.read(LIMIT_BYTES)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{where} cannot be read ({error}); expected {DEVKIT}; fetch it again") from None
-    missing = [name for name, content in wanted.items() if not content]
+    missing = [name for name, content in contents.items() if not content]
     if missing:
         raise DataError(f"{where} holds no {missing[0]}; expected {DEVKIT}; fetch it again")
-    text, table = wanted.values()
+    text, table = contents.values()
     wnids = {row.get("ILSVRC2012_ID"): row.get("WNID") for row in struct_array(table)}
     try:
         return {IMAGE_NAME.format(n): str(wnids[int(line)]) for n, line in enumerate(text.split(), start=1)}

@@ -18,7 +18,7 @@ VAL_PREFIX = "ILSVRC2012_val_"
 
 @dataclass(frozen=True)
 class Ilsvrc:
-    """path: as the user named it: one of the tars, or their folder. Class tars are read inside the train tar."""
+    """The tars of ILSVRC2012, not unpacked. path: given by the user, one of the tars or their folder. truth: of the val tar."""
 
     path: Path
     train: Path | None
@@ -44,7 +44,7 @@ class Ilsvrc:
         return Ilsvrc(path, train, val, truth or (find_ground_truth(val.parent) if val else None))
 
     def list(self) -> Listing:
-        """All images of both tars. Raises DataError: see `iter_members`; no ground truth for val, or an incomplete one."""
+        """All images in both tars. Raises DataError: see `iter_members`; also if the ground truth is missing or incomplete."""
         skipped = Skipped()
         return Listing(entries=EntryTable(chain(self._train(skipped), self._val(skipped))), skipped=skipped)
 
@@ -94,11 +94,11 @@ def _is_class_tar(member: TarMember) -> bool:
 
 
 def _all_val(path: Path, first: TarMember) -> bool:
-    """Whether all images of a tar are val images: if they are in a folder, another folder may hold the training images."""
+    """Whether all images in a tar are val images. If the first is in a folder, others may hold the training images."""
     return "/" not in first.name or all(_is_val_image(member) for member in iter_members(path) if is_image_path(member.name))
 
 
 def _is_val_image(member: TarMember) -> bool:
-    """Whether a member is a val image outside class folders. Many scripts sort them into class folders: see `Tar`."""
+    """Whether a member is a val image outside a class folder. Many scripts sort these into class folders, which `Tar` reads."""
     *folders, name = member.name.split("/")
     return name.startswith(VAL_PREFIX) and not (folders and WNID.fullmatch(folders[-1]))

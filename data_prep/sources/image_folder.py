@@ -13,7 +13,7 @@ from udkd.utils.string_column import StringColumnBuilder
 class ListingBuilder:
     """Collects file names and ground truths, then builds the listing.
 
-    source: for errors. root: name of the source. truth: the ground truth that the user named.
+    source: path, for errors. root: name of the source. splits: False if all folders are classes. truth: named by the user.
     """
 
     def __init__(self, source: Path, root: str, *, splits: bool, truth: GroundTruth | None) -> None:
@@ -29,7 +29,7 @@ class ListingBuilder:
         self._numbers.extend((offset, size, stamp))
 
     def skip(self, name: str, reason: str = "") -> None:
-        """Add a file that is not an image."""
+        """Add a file that is not an image. reason: a plural noun; determined from the name if empty."""
         self._skipped.append(name, reason or skip_reason(name))
         if not self._unclear_val and looks_like_val(name):
             self._unclear_val = f"{name} ({reason})" if reason else name
@@ -44,7 +44,7 @@ class ListingBuilder:
         self._warnings.append(text)
 
     def add_ground_truth(self, truth: GroundTruth, name: str = "") -> None:
-        """Add a possible ground truth. name: in the source; empty for a file beside it."""
+        """Add a possible ground truth. name: its path in the source; empty for a file next to the source."""
         self._truths[name] = truth
 
     def listing(self) -> Listing:

@@ -1,8 +1,8 @@
 """Parses image paths into split, class and name: `[prefix/]train/<class>/<name>`, or `[prefix/]<class>/<name>`.
 
-Split folders are recognized by name: `train` and `val` (`validation`, Kaggle's `train.X1`) anywhere; names with such a word
-(`seg_train`, `val_images`, `TestSet`) only among siblings of that kind. A folder named for a split becomes a class only on
-request (`--layout classfolders`).
+Split folders are recognised by name: `train` and `val` (also `validation` and Kaggle's `train.X1`) at any depth, and names that
+contain such a word (`seg_train`, `val_images`, `TestSet`) only among siblings of that kind. A folder named after a split
+becomes a class only on request (`--layout classfolders`).
 """
 
 import re
@@ -17,15 +17,15 @@ from udkd.utils.errors import DataError
 # Kaggle's ImageNet-100 calls them train.X1 … train.X4 and val.X.
 SPLIT_FOLDER = re.compile(r"(?:(train)|val(?:idation)?)(?:\.x\d*)?", re.IGNORECASE)
 PLAIN_SPLIT = re.compile(r"train(?:ing)?|val(?:id|idation)?|test(?:ing)?", re.IGNORECASE)
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-UNREAD_ENDINGS = (
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+UNREAD_SUFFIXES = (
     *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".jpg_large", ".svg", ".psd", ".ico"),
     *(".tga", ".exr", ".hdr", ".pnm", ".pbm", ".pam", ".pcx", ".dng", ".cr2", ".nef", ".arw", ".apng", ".dds", ".raw"),
 )
-ARCHIVE_ENDINGS = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-LIST_ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".mat", ".lst")
-PROGRAM_ENDINGS = (".py", ".ipynb", ".sh", ".md", ".log", ".cfg", ".yaml", ".yml")
-# Folders created by macOS, Windows, Linux and network drives, besides names that begin with a dot.
+ARCHIVE_SUFFIXES = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".mat", ".lst")
+PROGRAM_SUFFIXES = (".py", ".ipynb", ".sh", ".md", ".log", ".cfg", ".yaml", ".yml")
+# Folders created by macOS, Windows, Linux and network drives whose names do not begin with a dot.
 SYSTEM_NAMES = frozenset(
     (
         *("__macosx", "@eadir", "@__thumb", "@recycle", "@tmp", "#recycle", "#snapshot", "~snapshot", "lost+found"),
@@ -45,12 +45,12 @@ Folder = tuple[str, ...]
 
 
 def is_image_path(path: str) -> bool:
-    """Whether a path is an image by its extension, and not hidden (macOS writes `._name.JPEG`)."""
-    return path.lower().endswith(IMAGE_ENDINGS) and not is_hidden(path)
+    """Whether a path has the suffix of an image and is not hidden (macOS writes `._name.JPEG`)."""
+    return path.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(path)
 
 
 def is_hidden(path: str) -> bool:
-    """Whether any part of a path is hidden, or created by an operating system or a network drive for itself."""
+    """Whether any part of a path is hidden, or is a system folder of an operating system or a network drive."""
     return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in path.split("/"))
 
 
@@ -59,12 +59,12 @@ def skip_reason(path: str) -> str:
     if is_hidden(path):
         return HIDDEN
     name = path.lower()
-    return UNREAD if name.endswith(UNREAD_ENDINGS) else ARCHIVES if name.endswith(ARCHIVE_ENDINGS) else OTHER_FILES
+    return UNREAD if name.endswith(UNREAD_SUFFIXES) else ARCHIVES if name.endswith(ARCHIVE_SUFFIXES) else OTHER_FILES
 
 
 def looks_like_val(path: str) -> bool:
-    """Whether any part of a path names a validation split, unless the file is a script or a document."""
-    if is_hidden(path) or path.lower().endswith(PROGRAM_ENDINGS):
+    """Whether any part of a path contains the name of a validation split, and the file is not a script or a document."""
+    if is_hidden(path) or path.lower().endswith(PROGRAM_SUFFIXES):
         return False
     return any("val" in all_splits_in(part) for part in path.split("/"))
 
@@ -72,14 +72,14 @@ def looks_like_val(path: str) -> bool:
 def is_test_list(path: str) -> bool:
     """Whether a file may list the images of a test split: Food-101's `meta/test.txt`, CUB's `train_test_split.txt`."""
     name = path.rsplit("/", 1)[-1]
-    return not is_hidden(path) and name.lower().endswith(LIST_ENDINGS) and "test" in all_splits_in(name)
+    return not is_hidden(path) and name.lower().endswith(LIST_SUFFIXES) and "test" in all_splits_in(name)
 
 
 @dataclass(kw_only=True)
 class ParsedPaths:
     """The parsed image paths of a source.
 
-    placements: for each path, in order: split, class and name, or why it is skipped (a plural noun).
+    placements: split, class and name of each path, or the reason for skipping it (a plural noun).
     split_hint, unclear_val, val_advice, warnings: see Listing.
     """
 
@@ -92,7 +92,10 @@ class ParsedPaths:
 
 @dataclass(frozen=True)
 class _SplitLayout:
-    """index[folder]: index of the split folder among its parts. flat[folder]: split of a folder without class folders."""
+    """Which folders are splits.
+
+    index: for each folder of images, the index of the split among its parts. flat: split of a folder without class folders.
+    """
 
     index: dict[Folder, int] = field(default_factory=dict)
     flat: dict[Folder, SourceSplit] = field(default_factory=dict)
@@ -115,8 +118,8 @@ def parse_paths(
     """Determine the splits and classes of image paths, which are relative, with `/` between parts.
 
     root: name of the source; a source called `train` or `val` is a split itself. source: its name in errors; `root` if empty.
-    splits: False if all folders are classes. truth: called if validation images are not in class folders; returns a name for
-    the ground truth, and the class of each image by its name without extension. Raises DataError for ambiguous names.
+    splits: False if all folders are classes. truth: called if validation images are not in class folders; returns the name of
+    the ground truth, and the class of each image by its name without the suffix. Raises DataError for ambiguous names.
     """
     source = source or root
     folders = Counter(tuple(path.split("/")[:-1]) for path in paths)
@@ -124,12 +127,12 @@ def parse_paths(
     layout = _find_splits(deep, source) if splits else _SplitLayout()
     known = _known_classes(layout, folders, paths, source, truth) if splits else None
     if layout.index:
-        _check_names({folder[at + 1] for folder, at in layout.index.items()}, source)
+        _check_names({folder[depth + 1] for folder, depth in layout.index.items()}, source)
         lacks_val = not known and "val" not in layout.splits()
         unclear_val, val_advice = (_unclear_val(layout, folders), _val_advice(layout, folders)) if lacks_val else ("", "")
         warnings = (
             *_version_warnings(layout, source),
-            *_nested_class_warnings(((folder, at + 1) for folder, at in layout.index.items()), source),
+            *_nested_class_warnings(((folder, depth + 1) for folder, depth in layout.index.items()), source),
         )
         return ParsedPaths(
             placements=_in_splits(paths, layout, known), unclear_val=unclear_val, val_advice=val_advice, warnings=warnings
@@ -151,29 +154,29 @@ def parse_paths(
 
 
 def _find_splits(folders: Sequence[Folder], source: str) -> _SplitLayout:
-    """The split folders, recognized by their exact names or, if no folder has one, by words in their names."""
+    """Find the split folders: those with an exact name, or, if there are none, those with a split's name as a word."""
     strict = {
-        folder: at
+        folder: depth
         for folder in folders
-        if (at := next((n for n, p in enumerate(folder[:-1]) if _exact_split(p)), None)) is not None
+        if (depth := next((n for n, p in enumerate(folder[:-1]) if _exact_split(p)), None)) is not None
     }
     layout = _SplitLayout(dict(strict))
     if strict:
-        parents = {folder[:at] for folder, at in strict.items()}
-        taken = {_exact_split(folder[at]) for folder, at in strict.items()}
+        parents = {folder[:depth] for folder, depth in strict.items()}
+        taken = {_exact_split(folder[depth]) for folder, depth in strict.items()}
         for folder in folders:
-            at = next((n for n, p in enumerate(folder) if folder[:n] in parents and single_split_in(p)), None)
-            if folder not in strict and at is not None and single_split_in(folder[at]) not in taken:
-                _add(layout, folder, at)
+            depth = next((n for n, p in enumerate(folder) if folder[:n] in parents and single_split_in(p)), None)
+            if folder not in strict and depth is not None and single_split_in(folder[depth]) not in taken:
+                _add(layout, folder, depth)
         _enter_nested_splits(layout)
     else:
         prefix = _common_prefix(folders)
-        candidates = [(f, at) for f in folders if (at := _first_split(f, prefix)) is not None]
-        for folder, at in candidates:
-            _add(layout, folder, at)
-        every = len(candidates) == len(folders) and all(at == prefix for _, at in candidates)
+        candidates = [(f, depth) for f in folders if (depth := _first_split(f, prefix)) is not None]
+        for folder, depth in candidates:
+            _add(layout, folder, depth)
+        every = len(candidates) == len(folders) and all(depth == prefix for _, depth in candidates)
         _enter_nested_splits(layout)
-        trained = {folder[at + 1] for folder, at in layout.index.items() if layout.split(folder) == "train"}
+        trained = {folder[depth + 1] for folder, depth in layout.index.items() if layout.split(folder) == "train"}
         # bullet_train/images/ and test_tube/images/ next to cat/images/ are classes.
         if not every and not (len(trained) > 1 and {*layout.splits(), *layout.flat.values()} - {"train"}):
             _check_siblings(candidates, prefix, source)
@@ -185,11 +188,11 @@ def _find_splits(folders: Sequence[Folder], source: str) -> _SplitLayout:
 
 
 def _check_siblings(candidates: Sequence[tuple[Folder, int]], prefix: int, source: str) -> None:
-    """Raise DataError if one of several sibling folders is named for a split and seems to hold class folders."""
+    """Raise DataError if one of several sibling folders is named after a split and seems to hold class folders."""
     inside: dict[str, set[str]] = {}
-    for folder, at in candidates:
-        if at == prefix and at < len(folder) - 1:
-            inside.setdefault(folder[at], set()).add(folder[at + 1])
+    for folder, depth in candidates:
+        if depth == prefix and depth < len(folder) - 1:
+            inside.setdefault(folder[depth], set()).add(folder[depth + 1])
     names = sorted(name for name, classes in inside.items() if len(classes) > 1)
     if names:
         raise DataError(
@@ -203,23 +206,23 @@ def _first_split(folder: Folder, start: int) -> int | None:
     return next((n for n in range(start, len(folder)) if single_split_in(folder[n])), None)
 
 
-def _add(layout: _SplitLayout, folder: Folder, at: int) -> None:
-    split = single_split_in(folder[at])
-    if at < len(folder) - 1:
-        layout.index[folder] = at
+def _add(layout: _SplitLayout, folder: Folder, depth: int) -> None:
+    split = single_split_in(folder[depth])
+    if depth < len(folder) - 1:
+        layout.index[folder] = depth
     elif split is not None:
         layout.flat[folder] = split
 
 
 def _enter_nested_splits(layout: _SplitLayout) -> None:
-    """Enter split folders that hold only folders named for the same split again, or for several splits.
+    """Replace a split folder by its subfolders if all of these are named after the same split, or after several splits.
 
-    An archive unpacked into a folder of the same name leaves these: `train/train/<class>`.
+    Unpacking an archive into a folder of the same name creates `train/train/<class>`.
     """
     while True:
         inside: dict[Folder, set[str]] = {}
-        for folder, at in layout.index.items():
-            inside.setdefault(folder[: at + 1], set()).add(folder[at + 1])
+        for folder, depth in layout.index.items():
+            inside.setdefault(folder[: depth + 1], set()).add(folder[depth + 1])
         wrappers = {
             outer
             for outer, names in inside.items()
@@ -228,18 +231,18 @@ def _enter_nested_splits(layout: _SplitLayout) -> None:
         }
         if not wrappers:
             return
-        for folder, at in list(layout.index.items()):
-            if folder[: at + 1] in wrappers:
+        for folder, depth in list(layout.index.items()):
+            if folder[: depth + 1] in wrappers:
                 del layout.index[folder]
-                _add(layout, folder, at + 1)
+                _add(layout, folder, depth + 1)
 
 
 def _check_one_each(layout: _SplitLayout, strict: Mapping[Folder, int], source: str) -> None:
-    """Raise DataError if folders of several names, apart from digits, match one split by words only."""
+    """Raise DataError if folders whose names differ in more than digits match one split by a word in their names."""
     names: dict[SourceSplit | None, dict[str, str]] = {}
-    for folder, at in layout.index.items():
+    for folder, depth in layout.index.items():
         if folder not in strict:
-            names.setdefault(layout.split(folder), {}).setdefault(re.sub(r"\d+", "", folder[at].lower()), folder[at])
+            names.setdefault(layout.split(folder), {}).setdefault(re.sub(r"\d+", "", folder[depth].lower()), folder[depth])
     for split, several in names.items():
         if len(several) > 1 and split != "test":
             raise DataError(
@@ -249,9 +252,9 @@ def _check_one_each(layout: _SplitLayout, strict: Mapping[Folder, int], source: 
 
 
 def _check_names(names: Iterable[str], source: str) -> None:
-    """Raise DataError if folders that would become classes are named for splits: all of them, or two splits among a few.
+    """Raise DataError if folders that would become classes are named after splits: all of them, or two splits among a few.
 
-    A single one stays a class: ImageNet has a `bullet_train`, CIFAR-100 a `train`.
+    A single such folder remains a class: ImageNet has a `bullet_train`, CIFAR-100 a `train`.
     """
     every = sorted(set(names))
     suspects = [name for name in every if all_splits_in(name)]
@@ -269,7 +272,7 @@ def _check_names(names: Iterable[str], source: str) -> None:
 
 
 def _check_inside(folders: Iterable[Folder], prefix: int, source: str) -> None:
-    """Raise DataError if all images are in folders named for several splits, one level below the classes."""
+    """Raise DataError if all images are in folders named after several splits, one level below the classes."""
     below = {folder[prefix + 1] if len(folder) > prefix + 1 else "" for folder in folders}
     splits = {single_split_in(name) for name in below}
     if None not in splits and len(splits) > 1 and "train" in splits:
@@ -286,9 +289,9 @@ def _known_classes(
     source: str,
     truth: Callable[[], tuple[str, Mapping[str, str]] | None],
 ) -> "_KnownClasses | None":
-    """The folders of validation images without class folders, with their ground truth; None if there is none.
+    """The folders of validation images without class folders, with the ground truth; None if there is none.
 
-    Raises DataError if the ground truth lists only some of them.
+    Raises DataError if the ground truth lists only some of the images.
     """
     val = {folder for folder, split in layout.flat.items() if split == "val"}
     sorted_in = {folder for folder in layout.index if layout.split(folder) == "val"}
@@ -327,44 +330,45 @@ def _by_truth(path: str, known: _KnownClasses) -> Placement:
 
 
 def _unclear_val(layout: _SplitLayout, folders: Mapping[Folder, int]) -> str:
-    """The first folder of images that looks like a validation split but has no class folders or is elsewhere; may be empty."""
+    """The first folder of images, if any, that looks like a validation split but was not recognised as one."""
     candidates = sorted(folder for folder in folders if folder not in layout.index and looks_like_val("/".join(folder)))
     return f"{'/'.join(candidates[0])}/ ({folders[candidates[0]]:,} images, not in class folders)" if candidates else ""
 
 
 def _val_advice(layout: _SplitLayout, folders: Iterable[Folder]) -> str:
-    """Advice about the first folder beside train/ with class folders of the same names; empty if there is none."""
-    known = {(folder[:at], folder[at + 1]) for folder, at in layout.index.items()}
+    """Advice about the first sibling of train/ that has class folders of the same names; empty if there is none."""
+    known = {(folder[:depth], folder[depth + 1]) for folder, depth in layout.index.items()}
     depths = set(layout.index.values())
-    beside = {
-        folder[: at + 1]
+    siblings = {
+        folder[: depth + 1]
         for folder in folders
         if folder not in layout.index
-        for at in depths
-        if len(folder) > at + 1 and (folder[:at], folder[at + 1]) in known
+        for depth in depths
+        if len(folder) > depth + 1 and (folder[:depth], folder[depth + 1]) in known
     }
-    if not beside:
+    if not siblings:
         return ""
-    name = "/".join(min(beside))
+    name = "/".join(min(siblings))
     return f"{name}/ holds the same classes: rename it to val if it is for validation, or give --hold-out PERCENT if it is not"
 
 
 def _version_warnings(layout: _SplitLayout, source: str) -> Iterator[str]:
-    """A warning if there are train folders in several folders: parts, sizes or folds of one dataset."""
-    several = sorted({"/".join(folder[: at + 1]) for folder, at in layout.index.items() if layout.split(folder) == "train"})
+    """A warning if several folders have a train folder: these may be parts, sizes or folds of one dataset."""
+    train = {folder: depth for folder, depth in layout.index.items() if layout.split(folder) == "train"}
+    several = sorted({"/".join(folder[: depth + 1]) for folder, depth in train.items()})
     if len({name.rpartition("/")[0] for name in several}) > 1:
         yield f"{source} holds {_shorten(several)}; all are read: name one of them if these are versions or folds of one set"
 
 
 def _nested_class_warnings(folders: Iterable[tuple[Folder, int]], source: str) -> Iterator[str]:
-    """A warning if class folders hold several uniquely named folders and no images: the inner ones may be the classes.
+    """A warning if class folders hold uniquely named folders and no images: the inner ones may be the classes.
 
-    This is so in Places365 and SUN397. folders: folders of images, each with the index of its class.
+    This is the case in Places365 and SUN397. folders: folders of images, each with the index of the class in its path.
     """
     inside: dict[str, set[str]] = {}
-    for folder, at in folders:
-        if len(folder) > at:
-            inside.setdefault(folder[at], set()).add(folder[at + 1] if len(folder) > at + 1 else "")
+    for folder, depth in folders:
+        if len(folder) > depth:
+            inside.setdefault(folder[depth], set()).add(folder[depth + 1] if len(folder) > depth + 1 else "")
     names = [name for inner in inside.values() for name in inner]
     if len(inside) > 1 and "" not in names and len(set(names)) == len(names) >= 1.5 * len(inside):
         name, inner = min((name, sorted(inner)) for name, inner in inside.items() if len(inner) > 1)
@@ -376,14 +380,14 @@ def _nested_class_warnings(folders: Iterable[tuple[Folder, int]], source: str) -
 
 def _in_splits(paths: Sequence[str], layout: _SplitLayout, known: _KnownClasses | None) -> Iterator[Placement | str]:
     split_of = {folder: layout.split(folder) for folder in layout.index}
-    split_folders = {*layout.flat, *(folder[: at + 1] for folder, at in layout.index.items())}
+    split_folders = {*layout.flat, *(folder[: depth + 1] for folder, depth in layout.index.items())}
     for path in paths:
         parts = path.split("/")
         folder = tuple(parts[:-1])
         if known and folder in known.folders:
             yield _by_truth(path, known)
-        elif (at := layout.index.get(folder)) is not None:
-            yield split_of[folder], parts[at + 1], "/".join(parts[at + 2 :])
+        elif (depth := layout.index.get(folder)) is not None:
+            yield split_of[folder], parts[depth + 1], "/".join(parts[depth + 2 :])
         else:
             yield NO_CLASS_FOLDER if folder in split_folders else OUTSIDE_SPLITS
 

@@ -1,6 +1,6 @@
 """Reads the devkit's meta.mat: a subset of the MAT-file format, level 5 (MathWorks, "MAT-File Format").
 
-Not scipy.io.loadmat, which is unsafe for damaged or hostile files: 232 bytes with large dimensions keep it busy for over a
+scipy.io.loadmat is unsafe for damaged or hostile files: a file of 232 bytes with large dimensions keeps it busy for over a
 minute while it fills memory, and a megabyte of nested cells crashes the interpreter.
 """
 
@@ -60,7 +60,7 @@ def _structs(payload: bytes) -> list[dict[str, object]]:
     flags, dimensions, _, width, names, *fields = (body for _, body in _elements(payload))
     del flags
     size = int.from_bytes(width, "little")
-    columns = [names[at : at + size].split(b"\0")[0].decode() for at in range(0, len(names), size)]
+    columns = [names[start : start + size].split(b"\0")[0].decode() for start in range(0, len(names), size)]
     count = 1
     for (extent,) in struct.iter_unpack("<i", dimensions):
         count *= extent
@@ -70,7 +70,7 @@ def _structs(payload: bytes) -> list[dict[str, object]]:
 
 
 def _value(payload: bytes) -> object:
-    """A row of characters as text, or a single number; None for others."""
+    """A row of characters as text, or a single number; None for any other value."""
     parts = list(_elements(payload))
     kind, body = parts[3] if len(parts) > 3 else (0, b"")
     if parts[0][1][0] == CHAR:

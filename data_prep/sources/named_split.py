@@ -1,4 +1,4 @@
-"""Splits in the names of files and folders, class names of labels, and finding container files."""
+"""Finds splits in the names of files and folders, and container files; turns labels into class names."""
 
 import re
 from functools import lru_cache
@@ -15,18 +15,18 @@ _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 @lru_cache(maxsize=4096)
 def all_splits_in(name: str) -> tuple[SourceSplit, ...]:
-    """The splits named by words of a name, in order: `ILSVRC2012_img_train`, `TestSet`, `val2017`, `train_val`."""
+    """The splits that occur as words in a name, in order, as in `ILSVRC2012_img_train`, `TestSet`, `val2017`, `train_val`."""
     return tuple(_split(match) for match in _SPLIT.finditer(_HUMP.sub("_", name).lower()))
 
 
 def single_split_in(name: str) -> SourceSplit | None:
-    """The split that a name names; None if it names none or several."""
+    """The split that occurs in a name; None if there is none or several."""
     splits = set(all_splits_in(name))
     return splits.pop() if len(splits) == 1 else None
 
 
 def last_split_in(path: PurePath) -> SourceSplit | None:
-    """The last split that a path names; None if it names none."""
+    """The last split that occurs in a path; None if there is none."""
     splits = all_splits_in(str(path))
     return splits[-1] if splits else None
 
@@ -36,7 +36,7 @@ def _split(match: re.Match[str]) -> SourceSplit:
 
 
 def class_name_of_label(label: int) -> str:
-    """The name of a class with only a number, padded so that names sort as numbers do."""
+    """The name of a class that has only a number, padded so that names sort like numbers."""
     return f"{label:04d}"
 
 
@@ -48,7 +48,7 @@ class LabelFolders:
         self._label_of: dict[str, str] = {}
 
     def folder(self, label: str) -> str:
-        """The class folder of a label. Raises DataError if another label has the same one, so that no classes are merged."""
+        """The class folder of a label. Raises DataError if another label has the same folder, as classes must not be merged."""
         folder = label.replace("/", "-")
         other = self._label_of.setdefault(folder, label)
         if other != label:
@@ -60,7 +60,7 @@ class LabelFolders:
 
 
 def find_files(path: Path, ending: str) -> list[Path]:
-    """`path`, or the files of a folder, directly or one level down, with an extension in any case; sorted, no hidden ones."""
+    """Files with a suffix in any case: `path` itself, or those in a folder or one level down, sorted, without hidden ones."""
     if not path.is_dir():
         return [path] if path.suffix.lower() == ending and path.is_file() else []
     any_case = "*" + "".join(f"[{letter}{letter.upper()}]" for letter in ending)

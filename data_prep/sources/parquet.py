@@ -1,4 +1,4 @@
-"""Parquet files as on the Hugging Face Hub: a column of {bytes, path} structs and a column of labels."""
+"""Parquet files like those on the Hugging Face Hub: a column of {bytes, path} structs and a column of labels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +24,13 @@ class Parquet:
         return Parquet(path) if find_files(path, ".parquet") else None
 
     def has_images(self) -> bool:
-        """Whether any file has a column of images or cannot be read. A table that describes other images has none."""
+        """Whether any file has a column of images, or cannot be read. Tables that only describe image files have none."""
         from data_prep.sources.parquet_rows import has_images
 
         return has_images(find_files(self.path, ".parquet"))
 
     def list(self) -> Listing:
-        """All rows in the order of files and rows. Ids keep this order, as images of a row group are read together.
+        """All rows, in the order of the files. Ids keep this order, as the images of a row group are read together.
 
         Raises DataError for a damaged file, for missing columns of images or labels, and if the user must choose a column.
         """

@@ -1,4 +1,4 @@
-"""Rows of parquet files: names, labels, and image bytes."""
+"""Lists and reads the rows of parquet files: names, labels, and image bytes."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,7 +39,7 @@ MAX_ERROR_TEXT = 500  # characters of an error of pyarrow
 
 @dataclass(frozen=True, kw_only=True)
 class _Columns:
-    """The columns to read. labels: in order of priority; empty in a test set."""
+    """The columns to read. labels: in order of priority; may be empty for a test set."""
 
     image: str
     labels: Sequence[str]
@@ -89,7 +89,7 @@ def has_images(files: Iterable[Path]) -> bool:
 
 
 def read_row(file: Path, row: int, fields: Fields) -> bytes:
-    """The bytes of an image. The last row group is cached, as its other rows are read next."""
+    """The bytes of an image. The last row group is cached, as the next images are usually in it."""
     try:
         values, first = _row_group(file, _group_of(file, row), fields)
         value = values[row - first].as_py()
@@ -101,7 +101,7 @@ def read_row(file: Path, row: int, fields: Fields) -> bytes:
 def _rows(
     file: Path, parquet: pq.ParquetFile, columns: _Columns, stem: str, agreement: LabelAgreement
 ) -> Iterator[tuple[int, int, str, str | None]]:
-    """Index, image size in bytes, name and class of each row. Raises DataError if the file has only paths of images."""
+    """Yield index, image size in bytes, name and class of each row. Raises DataError if the file has only paths of images."""
     names = {label: _class_names(parquet.schema_arrow, label) for label in columns.labels}
     row, path, any_bytes = 0, None, False
     for batch in parquet.iter_batches(batch_size=256, columns=[columns.image, *columns.labels]):
@@ -135,8 +135,8 @@ def _columns(file: Path, schema: pa.Schema, fields: Fields, *, may_lack_labels: 
             "expected an image column (binary, or a struct with `bytes`) and a label column with one value a row "
             f"({', '.join(LABEL_COLUMNS)}); name it with {LABEL_OPTION}, or choose another source"
         )
-    wanted = fields.image or (IMAGE_COLUMN if IMAGE_COLUMN in images else None)
-    image = choose_field(images, wanted, where=file, what="image column", option=IMAGE_OPTION)
+    requested = fields.image or (IMAGE_COLUMN if IMAGE_COLUMN in images else None)
+    image = choose_field(images, requested, where=file, what="image column", option=IMAGE_OPTION)
     duplicates = [name for name in (image, *labels) if schema.names.count(name) > 1]
     if duplicates:
         raise DataError(f"{file} has several columns {duplicates[0]}; expected one of that name; rename the others")
@@ -171,7 +171,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _class_names(schema: pa.Schema, label: str) -> Sequence[str] | None:
-    """The class names in the schema's metadata of `datasets`, as wnids if they are ImageNet's; None without names."""
+    """The class names in the metadata written by `datasets`, as wnids if they are ImageNet's; None if there are none."""
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
@@ -189,7 +189,7 @@ def _unique_names(names: list[str]) -> list[str]:
 
 
 def _label(file: Path, value: object, names: Sequence[str] | None) -> Label:
-    """The name of a label, if it has one, else the label. Raises DataError for an invalid value."""
+    """The class name of a label if `names` has one, else the label. Raises DataError for an invalid value."""
     try:
         label = label_of(value)
         if isinstance(label, int) and names is not None and label >= len(names):
@@ -218,7 +218,7 @@ def _paths(images: pa.Array) -> list[object]:
 
 @lru_cache(maxsize=256)
 def _starts(path: Path) -> tuple[int, ...]:
-    """The first row of each row group, then the number of rows."""
+    """The first row of each row group, then the total number of rows."""
     with path.open("rb") as file:  # Arrow refuses paths that are not UTF-8
         metadata = pq.read_metadata(file)
     starts = [0]

@@ -1,4 +1,4 @@
-"""The protocol of a source of images, and its listing, which is compact as it holds all images of a dataset at once."""
+"""The protocol of a source of images, and its listing, which is compact because it describes all images of a dataset."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,10 +17,10 @@ Value = TypeVar("Value")
 class Entry:
     """One image of a source, not read yet.
 
-    split: None if the source has no splits. Images of `test` are listed too, and usually left out.
-    class_name, name: the class folder, and the path inside it; together unique within a split.
-    key: identifies the image or its container in the source. offset, size: of its bytes in a container (offset 0 for files).
-    stamp: modification time in ns; a resumed conversion reads images with another stamp again.
+    split: None if the source has no splits. Images of `test` are listed too, but usually not converted.
+    class_name, name: the class folder and the path inside it; together they are unique within a split.
+    key: identifies the image or its container in the source. offset, size: position and number of its bytes in the container.
+    stamp: modification time in ns; a resumed conversion reads an image again if its stamp has changed.
     """
 
     split: SourceSplit | None
@@ -33,7 +33,7 @@ class Entry:
 
 
 class Categorical(Generic[Value]):
-    """A column with few distinct values. values: distinct, in the order of first use. codes: index into values, one per row."""
+    """A column with few distinct values. values: the distinct values, by first use. codes: an index into values per row."""
 
     def __init__(self, code: Literal["b", "i"]) -> None:
         self.values: list[Value] = []
@@ -52,9 +52,9 @@ class Categorical(Generic[Value]):
 
 
 class EntryTable(Sequence[Entry]):
-    """Entries as columns: 44 bytes each plus the letters of their names, instead of 430 as objects.
+    """Entries in columns: 44 bytes each plus their names, instead of 430 as objects.
 
-    Splits, classes and key prefixes (keys without the name) have few distinct values, which are stored once.
+    Splits, classes and key prefixes (keys without the name) have few distinct values, each of which is stored once.
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
@@ -113,7 +113,7 @@ TEST_IMAGES = "images of a test split"
 
 
 class Skipped:
-    """The skipped files of a source. reasons: reason to number of files and alphabetically first name."""
+    """The skipped files of a source. reasons: the number of files and the alphabetically first name, by reason."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.reasons: dict[str, tuple[int, str]] = {}
@@ -121,18 +121,18 @@ class Skipped:
             self.append(name)
 
     def append(self, name: str, reason: str = OTHER_FILES, count: int = 1) -> None:
-        """Add one name, or the first of `count`. reason: a plural noun, such as `other files`."""
+        """Add a file, or `count` files of which `name` is the first. reason: a plural noun, such as `other files`."""
         before, example = self.reasons.get(reason, (0, name))
         self.reasons[reason] = (before + count, min(example, name))
 
     def extend(self, other: "Skipped") -> None:
-        """Add the files of another."""
+        """Add the skipped files of another source."""
         for reason, (count, name) in other.reasons.items():
             self.append(name, reason, count)
 
     @property
     def count(self) -> int:
-        """Total number of files."""
+        """The total number of files."""
         return sum(count for count, _ in self.reasons.values())
 
 
@@ -140,10 +140,10 @@ class Skipped:
 class Listing:
     """All images of a source, in any order, and the skipped files.
 
-    sequential: reading in another order than that of the listing is slow, so ids keep it (for all sources).
-    split_hint: split named by the source or by folders above its classes, for entries without a split.
-    unclear_val: what looks like validation images but could not be read as such; may be empty.
-    val_advice: what may be validation images or a list of them but is not read, and what to do; may be empty.
+    sequential: reading is slow in any other order, so the ids of all sources keep the order of the listing.
+    split_hint: a split in the name of the source or of a folder above its classes, for entries without a split.
+    unclear_val: a file or folder that looks like validation images but could not be read as such; may be empty.
+    val_advice: what to do about a file or folder that may hold or list validation images but is not read; may be empty.
     warnings: further warnings.
     """
 
@@ -157,7 +157,7 @@ class Listing:
 
 
 class Source(Protocol):
-    """Lists its images once and reads them by entry. Must be picklable: worker processes read from a copy."""
+    """A source of images: `list` is called once, then `read` for each entry. Must be picklable: workers get a copy."""
 
     @property
     def path(self) -> Path:

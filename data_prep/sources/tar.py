@@ -1,4 +1,4 @@
-"""A tar file of class folders, read in place."""
+"""A tar file of class folders, read without unpacking it."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +13,9 @@ from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_
 
 @dataclass(frozen=True)
 class Tar:
-    """An uncompressed tar with one folder per class, in train/ and val/ or without splits, after any prefix.
+    """An uncompressed tar with one folder per class, in train/ and val/ or without splits, below any prefix.
 
-    splits: False if all folders are classes. truth: ground truth for a flat val/; None to look for it in the tar and beside it.
+    splits: False if all folders are classes. truth: ground truth of a flat val/; None to look in the tar and in its folder.
     """
 
     path: Path

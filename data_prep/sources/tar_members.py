@@ -1,4 +1,4 @@
-"""The members of a tar file by name and offset. Nothing is extracted."""
+"""Lists the members of a tar file by name and offset, and reads them in place."""
 
 import os
 import tarfile
@@ -37,9 +37,9 @@ def is_tar(path: Path) -> bool:
 def iter_members(path: Path, inside: TarMember | None = None) -> Iterator[TarMember]:
     """The regular files of a tar, in order. inside: read the tar that is this member of `path`.
 
-    Concatenated archives are read one after the other, as by `tar --ignore-zeros`. A hard link to a file of the same tar has
-    the bytes of that file. Raises DataError for a damaged tar, and for a tar with members that no image archive needs:
-    absolute paths, `..`, other links, devices and sparse files.
+    Concatenated archives are read one after the other, like `tar --ignore-zeros`. A hard link to a file in the same tar yields
+    the bytes of that file. Raises DataError for a damaged tar, and for members that no image archive needs: absolute paths,
+    `..`, other links, devices and sparse files.
     """
     what = str(path) if inside is None else f"{path}, {inside.name}"
     with open(path, "rb") as file:
@@ -65,14 +65,14 @@ def _normalized(name: str) -> str:
 
 
 def _link_targets(window: "_FileWindow", what: str) -> dict[str, TarMember]:
-    """The targets of an archive's hard links, by name. Takes two more passes, which archives without links do not need."""
-    wanted = {_normalized(header.linkname) for header, _ in _headers(window, what) if header.islnk()}
+    """The targets of an archive's hard links, by name. Takes two more passes, so it is called only for archives with links."""
+    linked = {_normalized(header.linkname) for header, _ in _headers(window, what) if header.islnk()}
     files = ((_normalized(header.name), header, offset) for header, offset in _headers(window, what) if header.isreg())
-    return {name: TarMember(name, window.start + offset, header.size) for name, header, offset in files if name in wanted}
+    return {name: TarMember(name, window.start + offset, header.size) for name, header, offset in files if name in linked}
 
 
 def _headers(file: "_FileWindow", what: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Every member of a tar and of those concatenated to it, checked, with the offset of its bytes. Raises DataError."""
+    """Yield and check every member of a tar and of those concatenated to it, with the offset of its bytes."""
     start: int | None = 0
     while start is not None:
         window = file.part(start)
@@ -87,7 +87,7 @@ def _headers(file: "_FileWindow", what: str) -> Iterator[tuple[tarfile.TarInfo, 
                     yield member, start + member.offset_data
         except UserError:
             raise
-        except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two: numbers in headers
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two are raised for numbers in headers
             text = str(error).splitlines()[0][:200]
             if start:
                 raise DataError(
@@ -130,7 +130,7 @@ def _check(member: tarfile.TarInfo, what: str) -> None:
 
 
 def read_at(path: Path, offset: int, size: int) -> bytes:
-    """Bytes of a file by offset; fewer if the file ends before. Raises OSError."""
+    """`size` bytes of a file from an offset; fewer if the file is shorter. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.pread(descriptor, min(size, os.fstat(descriptor).st_size), offset)
@@ -139,7 +139,7 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
 
 
 class _FileWindow:
-    """A range of an open file as a file object, with the methods that tarfile needs."""
+    """A file object for a range of an open file, with the methods that tarfile needs."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._file = file

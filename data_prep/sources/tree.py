@@ -58,7 +58,7 @@ class Tree:
         return (os.path.relpath(file.path, self.path) for file in _walk(self.path))
 
     def peek_splits(self) -> set[SourceSplit | None]:
-        """The splits of the class folders, None for folders without one, by one image per folder; empty without images."""
+        """The splits of the class folders, judged by one image per folder; None for folders without a split."""
         first_image: dict[str, str] = {}
         for name in self.files():
             if is_image_path(name):
@@ -80,7 +80,7 @@ class Tree:
 
 
 def _is_there(file: os.DirEntry[str]) -> bool:
-    """Whether it is a file or a link to one; False for a link to itself."""
+    """Whether an entry is a file or a link to one; False for a link to itself."""
     try:
         return file.is_file()
     except OSError:
@@ -88,10 +88,10 @@ def _is_there(file: os.DirEntry[str]) -> bool:
 
 
 def _walk(root: Path, linked: list[tuple[str, str]] | None = None) -> Iterator[os.DirEntry[str]]:
-    """Every file below `root`. A folder that links to one of its parents is not entered again.
+    """Yield every file below `root`. A link to one of its own parent folders is not followed.
 
-    Unreadable folders of the operating system (lost+found) are yielded like files. linked: receives pairs of paths that are the
-    same folder by links.
+    Unreadable folders of the operating system (lost+found) are yielded like files. linked: receives pairs of paths that lead to
+    the same folder through links.
     """
     paths: dict[tuple[int, int], str] = {}
     stack: list[tuple[str, os.DirEntry[str] | None, frozenset[tuple[int, int]]]] = [(str(root), None, frozenset())]

@@ -1,4 +1,4 @@
-"""Identifies files and folders of kinds that no source reads, with what to do about them."""
+"""Identifies files and folders of kinds that no source reads, and what to do about them."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from data_prep.sources.layout import IMAGE_ENDINGS, UNREAD_ENDINGS, is_hidden
+from data_prep.sources.layout import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_hidden
 
 MAX_PEEKED = 20_000  # files looked at in a folder
 MAGIC = {b"PK\x03\x04": "x.zip", b"7z\xbc\xaf": "x.7z", b"Rar!": "x.rar", b"\x1f\x8b": "x.gz", b"BZh": "x.bz2"} | {
@@ -25,7 +25,7 @@ FLAT_IMAGES = (
     "sort them into folders, one per class, or name the ground truth of ILSVRC2012's or Tiny-ImageNet's val as a source",
 )
 # Pattern of file names, what they are, what to do. The first match decides.
-KINDS: tuple[tuple[str, str, str], ...] = (
+UNREAD_KINDS: tuple[tuple[str, str, str], ...] = (
     (r"dataset_dict\.json|state\.json|.*\.arrow", "arrow files of Hugging Face's `datasets`", "write parquet with to_parquet"),
     (r".*\.(tar\.\w+|tgz|tbz2?|txz|tzst)", "a compressed tar", "decompress it first and name the tar"),
     (r".*\.tar", "tar files", "name the tars themselves, such as FOLDER/*.tar"),
@@ -49,20 +49,20 @@ KINDS: tuple[tuple[str, str, str], ...] = (
 
 
 def identify_unread(path: Path) -> tuple[str, str] | None:
-    """What the files of a path are and what to do about them; None if that is unknown. Raises OSError."""
+    """A text that says what the files of a path are, and one that says what to do; None if unknown. Raises OSError."""
     if path.is_dir():
         names = list(islice(_names_below(path), MAX_PEEKED))
         kind = _kind([name.rsplit("/", 1)[-1] for name in names])
-        images = [name for name in names if name.lower().endswith(IMAGE_ENDINGS)]
+        images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
         if images and (kind is None or "annotations" in kind[0]):
             return FLAT_IMAGES
         return kind
     if path.suffix == ".tar":
         return FLAT_IMAGES
-    if path.name.lower().endswith((*IMAGE_ENDINGS, *UNREAD_ENDINGS)):
+    if path.name.lower().endswith((*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)):
         return "one image", "name the folder of class folders"
     start = b""
-    if path.is_file():  # reading a FIFO could block for ever
+    if path.is_file():  # reading a FIFO could block forever
         with open(path, "rb") as file:
             start = file.read(8)
     magic = next((name for begin, name in MAGIC.items() if start.startswith(begin)), None)
@@ -70,10 +70,10 @@ def identify_unread(path: Path) -> tuple[str, str] | None:
 
 
 def _kind(names: list[str]) -> tuple[str, str] | None:
-    for pattern, what, remedy in KINDS:
+    for pattern, what, remedy in UNREAD_KINDS:
         if any(re.fullmatch(pattern, name, re.IGNORECASE | re.DOTALL) for name in names):
             return what, remedy
-    if any(name.lower().endswith(UNREAD_ENDINGS) for name in names):
+    if any(name.lower().endswith(UNREAD_SUFFIXES) for name in names):
         return "images of kinds that are not read", "write them as JPEG or PNG"
     return None
 

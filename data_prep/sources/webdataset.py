@@ -22,7 +22,7 @@ from data_prep.sources.fields import (
     label_of,
     label_of_text,
 )
-from data_prep.sources.layout import IMAGE_ENDINGS, PLAIN_SPLIT, UNREAD, is_hidden, skip_reason
+from data_prep.sources.layout import IMAGE_SUFFIXES, PLAIN_SPLIT, UNREAD, is_hidden, skip_reason
 from data_prep.sources.named_split import LabelFolders, class_name_of_label, find_files, last_split_in, single_split_in
 from data_prep.sources.source import Entry, Listing, Skipped, SourceSplit
 from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
@@ -30,17 +30,18 @@ from udkd.utils.errors import DataError
 
 JSON_KEYS = ("label", "cls", "class", "class_id", "wnid", "class_name")
 LABEL_BYTES = 1 << 20  # maximum size of a label file
-TEXT_ENDINGS = ("txt", "text", "class", "target", "id", "index", "name", "wnid", "synset")  # labels only if the user says so
+# Read as labels only if the user names them:
+TEXT_EXTENSIONS = ("txt", "text", "class", "target", "id", "index", "name", "wnid", "synset")
 MAX_PEEKED = 64  # members that decide whether a tar is a WebDataset
 
 
 @dataclass(frozen=True)
 class WebDataset:
-    """One tar, or a folder with tars, directly or one level down. Names of tars and folders determine the splits.
+    """A tar, or a folder with tars, directly or one level down. Names of tars and folders determine the splits.
 
-    The image is the only file of a sample with the extension of an image. The label is in `.cls` (a number or a name), else in
-    `.json` (JSON_KEYS). fields: extensions, or keys of the JSON, chosen by the user. A dataset folder of udkd can be read too;
-    its classes keep their names.
+    The image of a sample is its only file with an image extension. The label is in `.cls` (a number or a name), else in `.json`
+    (JSON_KEYS). fields: extensions, or keys of the JSON, chosen by the user. A dataset folder of udkd can be read too; its
+    classes keep their names.
     """
 
     path: Path
@@ -50,7 +51,7 @@ class WebDataset:
     def probe(path: Path, texts: bool = False) -> "WebDataset | None":
         """A WebDataset if a tar of any split has samples with an image and a label.
 
-        texts: also accept samples outside folders, which could be classes, with other text files instead of labels.
+        texts: also accept samples with other text files instead of labels, if they are not in folders, which could be classes.
         """
         one_of_each_split = {last_split_in(_path_inside(path, tar)): tar for tar in reversed(_tars(path))}
         return WebDataset(path) if any(is_tar(tar) and _has_samples(tar, texts) for tar in one_of_each_split.values()) else None
@@ -58,7 +59,7 @@ class WebDataset:
     def list(self) -> Listing:
         """All samples with an image and a label.
 
-        Raises DataError: see `iter_members`; no labels at all, an invalid label, or several fields to choose from.
+        Raises DataError: see `iter_members`; also if there are no labels, a label is invalid, or the user must choose a field.
         """
         listing, folders, agreement = Listing(), LabelFolders(self.path), LabelAgreement()
         names, tars = _dataset_classes(self.path), _tars(self.path)
@@ -78,7 +79,7 @@ class WebDataset:
                     label = names[label] if names and label < len(names) else class_name_of_label(label)
                 part = split or _split_of_folders(image.name.rpartition("/")[0])
                 class_name, name = folders.folder(label), f"{tar.stem}/{image.name}"
-                # Shards of one name in several folders may repeat names, which are then prefixed with the folder.
+                # Shards of the same name in several folders may repeat names, which are then prefixed with the folder.
                 if ambiguous[split, tar.name] > 1 and first.setdefault((part, class_name, name), key) != key:
                     name = f"{PurePath(key).parent}/{name}"
                 listing.entries.append(Entry(part, class_name, name, key, image.offset, image.size, stamp))
@@ -90,7 +91,7 @@ class WebDataset:
     def _image_and_label(
         self, sample: "_Sample", agreement: LabelAgreement, skipped: Skipped
     ) -> tuple[TarMember, int | str] | None:
-        """The image and the label of a sample; None if it lacks one, and then it is added to `skipped`."""
+        """The image and the label of a sample; if it lacks one of them, add it to `skipped` and return None."""
         image = sample.image(self.fields.image)
         if image is None:
             for member in sample.files.values():
@@ -121,7 +122,7 @@ class WebDataset:
 
 @dataclass(frozen=True)
 class _Sample:
-    """The files of one sample. files: by extension in lower case."""
+    """The files of a sample. files: by extension, in lower case."""
 
     tar: Path
     name: str
@@ -130,70 +131,70 @@ class _Sample:
     def __str__(self) -> str:
         return f"{self.tar}: sample {self.name}"
 
-    def image(self, wanted: str | None) -> TarMember | None:
-        """The image. Raises DataError if there are several and none is wanted."""
-        if wanted is not None:
-            return self.files.get(wanted.lower().removeprefix("."))
-        endings = [ending for ending in self.files if _is_image(ending)]
-        return self.files[choose_field(endings, None, where=self, what="image", option=IMAGE_OPTION)] if endings else None
+    def image(self, requested: str | None) -> TarMember | None:
+        """The image with the requested extension, or the only one. Raises DataError if there are several."""
+        if requested is not None:
+            return self.files.get(requested.lower().removeprefix("."))
+        extensions = [extension for extension in self.files if _is_image(extension)]
+        return self.files[choose_field(extensions, None, where=self, what="image", option=IMAGE_OPTION)] if extensions else None
 
-    def labels(self, wanted: str | None) -> dict[str, Label]:
+    def labels(self, requested: str | None) -> dict[str, Label]:
         """The candidate labels by field, in order of priority. Raises DataError for an invalid label."""
         labels: dict[str, Label] = {}
-        for ending in self.files:
-            if ending == wanted or (wanted is None and _is_label(ending)):
-                labels[ending] = self._text(ending)
-        for ending in self.files:
-            if _is_json(ending) and not (wanted and labels):
-                keys = JSON_KEYS if wanted is None else (wanted.removeprefix(f"{ending}."),)
-                labels |= self._labels_in(ending, keys=keys, strict=not labels)
+        for extension in self.files:
+            if extension == requested or (requested is None and _is_label(extension)):
+                labels[extension] = self._text(extension)
+        for extension in self.files:
+            if _is_json(extension) and not (requested and labels):
+                keys = JSON_KEYS if requested is None else (requested.removeprefix(f"{extension}."),)
+                labels |= self._labels_in(extension, keys=keys, strict=not labels)
         return labels
 
-    def _text(self, ending: str) -> Label:
+    def _text(self, extension: str) -> Label:
         try:
-            return label_of_text(self._bytes(ending).decode("utf-8-sig", "surrogateescape"))
+            return label_of_text(self._bytes(extension).decode("utf-8-sig", "surrogateescape"))
         except ValueError as error:
-            raise self._fault(ending, error) from None
+            raise self._fault(extension, error) from None
 
-    def _labels_in(self, ending: str, *, keys: tuple[str, ...], strict: bool) -> dict[str, Label]:
+    def _labels_in(self, extension: str, *, keys: tuple[str, ...], strict: bool) -> dict[str, Label]:
         """The labels under `keys` in a JSON file, by extension and key. strict: raise DataError for an invalid label."""
         try:
-            metadata = _parse_metadata(self._bytes(ending))
-            return {f"{ending}.{key}": _label(metadata[key]) for key in keys if key in metadata}
+            metadata = _parse_metadata(self._bytes(extension))
+            return {f"{extension}.{key}": _label(metadata[key]) for key in keys if key in metadata}
         except ValueError as error:
             if strict:
-                raise self._fault(ending, error) from None
+                raise self._fault(extension, error) from None
             return {}
 
-    def _bytes(self, ending: str) -> bytes:
-        member = self.files[ending]
+    def _bytes(self, extension: str) -> bytes:
+        member = self.files[extension]
         if member.size > LABEL_BYTES:
             raise ValueError(f"has {member.size:,} bytes")
         return read_at(self.tar, member.offset, member.size)
 
-    def _fault(self, ending: str, error: ValueError) -> DataError:
+    def _fault(self, extension: str, error: ValueError) -> DataError:
         text = " ".join(str(error).split())[:200]
         return DataError(
-            f"{self} has no label: its .{ending} {text}; expected a class number or name; "
+            f"{self} has no label: its .{extension} {text}; expected a class number or name; "
             f"choose another field with {LABEL_OPTION}, or another source"
         )
 
 
-IMAGES = {ending.removeprefix(".") for ending in IMAGE_ENDINGS}
+IMAGE_EXTENSIONS = {extension.removeprefix(".") for extension in IMAGE_SUFFIXES}
 
 
 def _samples(tar: Path, skipped: Skipped) -> Iterator[_Sample]:
-    """The samples of a tar. Raises DataError for two files of one name and ending."""
+    """Yield the samples of a tar. Raises DataError if a sample has two files of one extension."""
     kept = (member for member in iter_members(tar) if not _is_skipped(member, skipped))
-    for name, group in groupby(kept, lambda member: _name_and_ending(member.name)[0]):
+    for name, group in groupby(kept, lambda member: _split_extension(member.name)[0]):
         files: dict[str, TarMember] = {}
         for member in group:
-            ending = _name_and_ending(member.name)[1].lower()
-            if ending in files:
+            extension = _split_extension(member.name)[1].lower()
+            if extension in files:
                 raise DataError(
-                    f"{tar}: sample {name} has two files .{ending}; expected one of each ending; pack the images again"
+                    f"{tar}: sample {name} has two files .{extension}; expected one of each ending; pack the images again"
                 )
-            files[ending] = member
+            files[extension] = member
         yield _Sample(tar, name, files)
 
 
@@ -206,32 +207,32 @@ def _is_skipped(member: TarMember, skipped: Skipped) -> bool:
 
 def _has_samples(tar: Path, texts: bool) -> bool:
     """Whether any of the first samples has an image and a possible label."""
-    endings: dict[str, set[str]] = {}
+    extensions: dict[str, set[str]] = {}
     for member in islice(iter_members(tar), MAX_PEEKED):
-        name, ending = _name_and_ending(member.name)
-        endings.setdefault(name, set()).add(ending.lower())
-    bare = texts and all("/" not in name for name in endings)
+        name, extension = _split_extension(member.name)
+        extensions.setdefault(name, set()).add(extension.lower())
+    bare = texts and all("/" not in name for name in extensions)
     return any(
         any(map(_is_image, group)) and any(_is_label(end) or _is_json(end) or (bare and _is_text(end)) for end in group)
-        for group in endings.values()
+        for group in extensions.values()
     )
 
 
-def _is_image(ending: str) -> bool:
-    return ending.split(".")[-1] in IMAGES
+def _is_image(extension: str) -> bool:
+    return extension.split(".")[-1] in IMAGE_EXTENSIONS
 
 
-def _is_json(ending: str) -> bool:
-    return ending.split(".")[-1] == "json"
+def _is_json(extension: str) -> bool:
+    return extension.split(".")[-1] == "json"
 
 
-def _is_label(ending: str) -> bool:
-    last = ending.split(".")[-1]
+def _is_label(extension: str) -> bool:
+    last = extension.split(".")[-1]
     return last == "cls" or LABEL_LIKE.fullmatch(last) is not None
 
 
-def _is_text(ending: str) -> bool:
-    return ending.split(".")[-1] in TEXT_ENDINGS
+def _is_text(extension: str) -> bool:
+    return extension.split(".")[-1] in TEXT_EXTENSIONS
 
 
 def _label(value: object) -> Label:
@@ -239,7 +240,7 @@ def _label(value: object) -> Label:
 
 
 def _parse_metadata(data: bytes) -> dict[str, object]:
-    """The object in a JSON text. Not parse_json, which refuses NaN: it is common in metadata. Raises ValueError."""
+    """The object in a JSON text. Unlike parse_json, accepts NaN, which is common in metadata. Raises ValueError."""
     try:
         value = json.loads(data, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
@@ -270,10 +271,10 @@ def _split_of_folders(folder: str) -> SourceSplit | None:
     return splits[-1] if splits else None
 
 
-def _name_and_ending(name: str) -> tuple[str, str]:
-    """The sample's name and the extension, split at the first dot of the file name as WebDataset does."""
-    at = name.find(".", name.rfind("/") + 1)
-    return (name, "") if at < 0 else (name[:at], name[at + 1 :])
+def _split_extension(name: str) -> tuple[str, str]:
+    """The sample's name and the extension: the path is split at the first dot of the file name, as by WebDataset."""
+    dot = name.find(".", name.rfind("/") + 1)
+    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :])
 
 
 def _dataset_classes(path: Path) -> tuple[str, ...] | None:

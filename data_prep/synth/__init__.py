@@ -1,4 +1,4 @@
-"""The synthetic dataset: an ImageFolder tree of generated, ImageNet-like images, for trying everything without data."""
+"""Generates the synthetic dataset: an ImageFolder tree of ImageNet-like images, to try udkd without real data."""
 
 import shutil
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ IMAGES_PER_TASK = 8  # about 0.2 s, so that the progress bar moves
 
 @dataclass(frozen=True)
 class DrawTask:
-    """Images `first` to `last` (exclusive) of one class in one split, by index within the class."""
+    """Images `first` to `last` (exclusive) of one class in one split, numbered within the class."""
 
     split: int
     label: int
@@ -43,7 +43,7 @@ class DrawJob:
 
 
 def synthetic_jpeg(seed: int, split: int, label: int, index: int) -> bytes:
-    """The bytes of one image, a pure function of the arguments. split: 0 train, 1 val. index: within class and split."""
+    """The JPEG bytes of an image, a pure function of the arguments. split: 0 train, 1 val. index: within class and split."""
     rng = Rng(seed, split, label, index)
     pixels, grey = render_scene(synth_class(label), rng)
     return encode_jpeg(pixels, grey, rng)
@@ -62,9 +62,8 @@ def synth(
     """Write folder/train/<class>/*.jpg and folder/val/<class>/*.jpg: `images` and `val_images` in total, spread evenly.
 
     Classes 2k and 2k+1 differ in one trait of varying strength, sometimes barely visible; other classes are easy to
-    distinguish. The bytes are a pure function of the arguments: `workers` does not change them, and more images leave the
-    first ones unchanged. `folder` appears only when it is complete. Raises DataError for invalid arguments and for a folder
-    that exists and is not empty.
+    distinguish. The bytes are a pure function of the arguments except `workers`; with more images, the first ones are the same.
+    `folder` appears only when it is complete. Raises DataError for invalid arguments and for a folder that is not empty.
     """
     _check(folder, classes=classes, images=images, val_images=val_images, seed=seed, workers=workers)
     counts = (images, val_images)

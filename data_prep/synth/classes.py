@@ -1,9 +1,9 @@
-"""The classes: classes 2k and 2k+1 share a shape, a texture and colours, and differ in one subtle trait."""
+"""The classes of the synthetic dataset: 2k and 2k+1 share shape, texture and colours, and differ in one subtle trait."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-SHAPES = (
+SHAPE_NAMES = (
     "disc",
     "triangle",
     "cross",
@@ -28,7 +28,7 @@ TRAITS: tuple[tuple[TraitName, str, str], ...] = (
     ("tip", "dark-tipped", "pale-tipped"),
     ("grain", "coarse", "fine"),
 )
-GOLDEN_RATIO = 0.618033988749895  # its multiples modulo 1 stay well spaced, however many there are
+GOLDEN_RATIO = 0.618033988749895  # any number of its multiples modulo 1 are well spaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,10 @@ class SynthClass:
 
 
 def synth_class(label: int) -> SynthClass:
-    """The class of a label, for any seed and number of classes. Shape and texture repeat after 84 pairs."""
+    """The class with this label, the same for any seed and number of classes. Shape and texture repeat after 84 pairs."""
     pair = label // 2
-    shape = SHAPES[pair % len(SHAPES)]
-    texture = TEXTURES[(pair + pair // len(SHAPES)) % len(TEXTURES)]
+    shape = SHAPE_NAMES[pair % len(SHAPE_NAMES)]
+    texture = TEXTURES[(pair + pair // len(SHAPE_NAMES)) % len(TEXTURES)]
     trait, low, high = TRAITS[pair % len(TRAITS)]
     return SynthClass(
         name=f"{label:03d}-{high if label % 2 else low}-{texture}-{shape}",

@@ -1,4 +1,4 @@
-"""A stream of random numbers per image, a pure function of the image's key."""
+"""Random numbers for the synthetic images: one stream per image, a pure function of the image's key."""
 
 from typing import TypeVar
 

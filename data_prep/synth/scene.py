@@ -12,15 +12,16 @@ from data_prep.synth.rng import Rng
 from data_prep.synth.shapes import F32, SHAPES, f32, texture
 
 SIDE_PX = (80, 320)
-TRAIT_STRENGTH = (-0.1, 2.2)  # capped at 1: full in about half the images; one in twenty shows the trait of the other class
+TRAIT_STRENGTH = (-0.1, 2.2)  # capped at 1, which about half the images reach; one in twenty shows the other class's trait
 Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneObject:
-    """An object to paint into a scene. x, y, radius: pixels. rotation: cosine and sine. aspect: width over height, unrotated.
+    """An object to paint into a scene. x, y, radius: pixels. rotation: cosine and sine. aspect: width over height if unrotated.
 
-    core, rim, tip: light (+1) to dark (-1) centre, edge and end, 0 for none. relief: strength of the shading.
+    grain: periods of the texture per radius. first, second: colours of the texture. core, rim, tip: a light (+1) to dark (-1)
+    centre, edge and end, 0 for none. relief: strength of the shading.
     """
 
     shape: str
@@ -117,7 +118,7 @@ def _cloud(rng: Rng, height: int, width: int, coarsest: int = 2) -> F32:
 
 
 def _ridge(rng: Rng, width: int) -> F32:
-    """A skyline of hills or of grass, 0 to 1, float32 [width]."""
+    """The height of a skyline of hills or grass, 0 to 1, float32 [width]."""
     peaks = rng.integer(3, 8) if rng.chance(0.4) else max(8, width // rng.integer(3, 8))
     line = Image.fromarray(rng.bytes(1, peaks)).resize((width, 1), Image.Resampling.BICUBIC)
     return f32(f32(line)[0] / 255)
@@ -132,8 +133,8 @@ def _blend(cloud: F32, a: Colour, b: Colour) -> F32:
 def _landscape(synth_class: SynthClass, rng: Rng, height: int, width: int) -> F32:
     """A background of one or two muted surfaces: float32 [H, W, 3], 0 to 1.
 
-    Most images have the usual background of their class, as sharks are in blue water. Both classes of a pair share it, so it
-    distinguishes only the pairs.
+    Most images have the usual background of their class, like sharks in blue water. Both classes of a pair share it, so it only
+    distinguishes the pairs.
     """
     usual = rng.chance(0.85)
 
@@ -202,7 +203,7 @@ def _clutter(rng: Rng, height: int, width: int, radius: float) -> SceneObject:
 
 
 def _window(item: SceneObject, canvas: F32, reach: float) -> tuple[slice, slice]:
-    """The part of the canvas within `reach` radii of an object, as most objects are much smaller than the canvas."""
+    """The part of the canvas within `reach` radii of an object, which saves time as most objects are small."""
     height, width, _ = canvas.shape
     span = reach * item.radius
     rows = slice(max(0, int(item.y - span)), min(height, int(item.y + span) + 2))

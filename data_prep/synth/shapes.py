@@ -1,7 +1,7 @@
 """Shapes and textures as functions of the plane, in units of the shape's radius.
 
-They use only + - * /, square root, floor and comparisons, which IEEE 754 rounds alike on every processor, unlike sines and
-powers.
+They use only + - * /, square root, floor and comparisons. Unlike sines and powers, these are rounded identically on every
+processor, by IEEE 754.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def f32(values: Any) -> F32:
 
 
 def lobed(count: int, depth: float, size: float) -> Callable[[F32, F32], F32]:
-    """A disc with `count` lobes."""
+    """The signed distance to a disc with `count` lobes."""
 
     def distance(u: F32, v: F32) -> F32:
         radius = np.sqrt(u * u + v * v) + np.float32(1e-6)

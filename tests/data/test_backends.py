@@ -202,7 +202,7 @@ def test_dali_is_given_small_samples_together_and_large_ones_apart(
     """Zeros after a JPEG's end must not matter, nor where one part of a batch ends and the next begins."""
     pytest.importorskip("nvidia.dali", exc_type=ImportError)
     monkeypatch.setattr(dali_backend, "_SMALL_BYTES", small_bytes)
-    monkeypatch.setattr(dali_backend, "_LEAST_READS_PER_PART", 1)
+    monkeypatch.setattr(dali_backend, "_MIN_READS_PER_PART", 1)
     monkeypatch.setattr(dali_backend, "samples_per_part", lambda sizes: reads_per_part)
     given: list[type] = []
     joined = dali_backend.DaliBackend._joined

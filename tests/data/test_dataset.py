@@ -142,7 +142,7 @@ def test_ids_out_of_range_and_excluded(tmp_path: Path) -> None:
 def test_some_samples_at_once_with_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two samples a shard, two shards open at most: in any order, each sample's bytes, and no file is left open."""
     train = make(tmp_path / "d").split("train")
-    monkeypatch.setattr(OpenShards, "MOST_OPEN", 2)
+    monkeypatch.setattr(OpenShards, "MAX_OPEN", 2)
     assert len(set(train.shard[train.ids].tolist())) == 3
     files = len(os.listdir("/proc/self/fd"))
     for order in (train.ids, train.ids[::-1], np.tile(train.ids[[0, 3, 1, 2]], 3)):
@@ -214,7 +214,7 @@ def test_manifests_that_do_not_match(tmp_path: Path) -> None:
         data = bytearray(intact)
         data[n] ^= 1
         path.write_bytes(data)
-        with pytest.raises(DataError, match=r"as dataset\.json says"):
+        with pytest.raises(DataError, match=r"as in dataset\.json"):
             DatasetFolder.open(tmp_path / "d")
     path.write_bytes(intact[:-1])
     with pytest.raises(DataError, match="bytes; expected"):

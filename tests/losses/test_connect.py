@@ -46,7 +46,7 @@ def connection(
 
 def seen(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0) -> MethodInputs:
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((len(ids), 3, 32, 32)).astype(np.float32))
-    logits, maps = connection.tap(x)
+    logits, maps = connection.extractor(x)
     with torch.no_grad():
         names = [*connection.teacher_modules, stages(teacher, 32)[-1].module]
         teacher_logits, (*teacher_maps, deepest) = FeatureExtractor(teacher.eval(), names)(x)

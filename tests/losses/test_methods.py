@@ -13,10 +13,18 @@ from torch import Tensor, nn
 from tests.utils.slow_hash import GOLDEN, MASK, slow_mix
 from udkd.losses.distill import LossSettings, distill
 from udkd.losses.methods.attention import attention_transfer
-from udkd.losses.methods.crd import Embedding, contrast, first_memory, log_normaliser, negatives, remember, times
+from udkd.losses.methods.crd import (
+    Embedding,
+    contrastive_loss,
+    count_draws,
+    draw_negatives,
+    initial_memory,
+    log_normaliser,
+    update_memory,
+)
 from udkd.losses.methods.dkd import dkd
-from udkd.losses.methods.fitnets import hint, regressor
-from udkd.losses.methods.reviewkd import Fusion, Review, hierarchical_context, review
+from udkd.losses.methods.fitnets import hint_loss, regressor
+from udkd.losses.methods.reviewkd import Fusion, Review, hierarchical_context, review_loss
 from udkd.losses.methods.rkd import angle_term, distance_term
 from udkd.utils.device_rng import integers
 from udkd.utils.rng import key
@@ -170,7 +178,7 @@ def test_hint_follows_its_formula() -> None:
         x.detach().numpy()[:, None, None] for x in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
     wanted = np.maximum((plain - mean) / np.sqrt(var + norm.eps) * weight + bias, 0)
-    loss = hint(bridge(student), teacher)
+    loss = hint_loss(bridge(student), teacher)
     assert loss.item() == pytest.approx(((wanted - teacher.numpy()) ** 2).mean(), rel=1e-12)
     loss.backward()
     assert convolution.weight.grad.abs().sum() > 0, "the regressor learns"
@@ -229,21 +237,21 @@ def test_contrast_follows_its_formula() -> None:
     log_z = torch.tensor(math.log(z))
     once = torch.ones(4, k)
     options = {"negatives": k, "samples": samples, "temperature": t}
-    actual = contrast(positive, negative, once, log_z, **options)
+    actual = contrastive_loss(positive, negative, once, log_z, **options)
     assert float(actual) == pytest.approx(wanted, rel=1e-6)
     # d/ds of -log sigma(s/t - c) is -(1 - h)/t; of -log(1 - h) it is h/t.
-    gradient = gradient_of(lambda s: contrast(s, negative, once, log_z, **options), positive)
+    gradient = gradient_of(lambda s: contrastive_loss(s, negative, once, log_z, **options), positive)
     np.testing.assert_allclose(gradient.numpy(), -(1 - h_positive) / t / 4, rtol=1e-6)
-    gradient = gradient_of(lambda s: contrast(positive, s, once, log_z, **options), negative)
+    gradient = gradient_of(lambda s: contrastive_loss(positive, s, once, log_z, **options), negative)
     np.testing.assert_allclose(gradient.numpy(), h_negative / t / 4, rtol=1e-6)
     exact = math.log(samples * np.exp(negative.numpy() / t).mean())
     assert float(log_normaliser(negative, once, samples=samples, temperature=t)) == pytest.approx(exact, rel=1e-6)
     drawn = torch.tensor([[0, 3, 3], [1, 1, 1], [8, 0, 4], [2, 5, 2]])
-    by_times = contrast(positive, negative, times(drawn, k), log_z, **(options | {"negatives": 3}))
-    by_hand = contrast(positive, negative.gather(1, drawn), torch.ones(4, 3), log_z, **(options | {"negatives": 3}))
+    by_times = contrastive_loss(positive, negative, count_draws(drawn, k), log_z, **(options | {"negatives": 3}))
+    by_hand = contrastive_loss(positive, negative.gather(1, drawn), torch.ones(4, 3), log_z, **(options | {"negatives": 3}))
     assert float(by_times) == pytest.approx(float(by_hand), rel=1e-12)
     estimates = [
-        log_normaliser(negative, times(drawn, k), samples=samples, temperature=t),
+        log_normaliser(negative, count_draws(drawn, k), samples=samples, temperature=t),
         log_normaliser(negative.gather(1, drawn), torch.ones(4, 3), samples=samples, temperature=t),
     ]
     assert float(estimates[0]) == pytest.approx(float(estimates[1]), rel=1e-6)
@@ -251,7 +259,7 @@ def test_contrast_follows_its_formula() -> None:
 
 def test_contrast_stays_finite_at_a_tiny_temperature() -> None:
     s = torch.tensor([-1.0, 1.0])
-    loss = contrast(s, s.repeat(2, 3), torch.ones(2, 6), torch.tensor(0.0), negatives=6, samples=9, temperature=1e-3)
+    loss = contrastive_loss(s, s.repeat(2, 3), torch.ones(2, 6), torch.tensor(0.0), negatives=6, samples=9, temperature=1e-3)
     assert loss.item() == pytest.approx(500 + 3000, rel=1e-3)
 
 
@@ -270,23 +278,23 @@ def test_negatives_are_even_and_of_other_classes() -> None:
     first = torch.from_numpy(np.searchsorted(np.sort(labels), np.arange(4)))
     batch = torch.tensor([0, 1, 2])
     keys = torch.from_numpy(key(1, np.arange(3)).view(np.int64))
-    drawn = negatives(batch, first, by_class, keys, 6000).numpy()
+    drawn = draw_negatives(batch, first, by_class, keys, 6000).numpy()
     for label, row in zip(batch.tolist(), drawn, strict=True):
         ids, counts = np.unique(row, return_counts=True)
         assert ids.tolist() == np.flatnonzero(labels != label).tolist()
         assert abs(counts - 6000 / len(ids)).max() < 5 * math.sqrt(6000 / len(ids))
-    again = negatives(batch, first, by_class, keys, 6000).numpy()
+    again = draw_negatives(batch, first, by_class, keys, 6000).numpy()
     assert (again == drawn).all(), "a pure function of the keys"
-    assert (drawn[0] != negatives(batch, first, by_class, keys + 1, 6000).numpy()[0]).any()
+    assert (drawn[0] != draw_negatives(batch, first, by_class, keys + 1, 6000).numpy()[0]).any()
 
 
 def test_memory_starts_named_and_moves_half_way() -> None:
-    memory = first_memory(10, 4, 7, 1)
-    assert torch.equal(memory, first_memory(10, 4, 7, 1))
-    assert not torch.equal(memory, first_memory(10, 4, 7, 2))
+    memory = initial_memory(10, 4, 7, 1)
+    assert torch.equal(memory, initial_memory(10, 4, 7, 1))
+    assert not torch.equal(memory, initial_memory(10, 4, 7, 2))
     torch.testing.assert_close(memory.norm(dim=1), torch.ones(10))
     before, new = memory.clone(), nn.functional.normalize(normal(2, 4).float(), dim=1)
-    remember(memory, torch.tensor([3, 8]), new)
+    update_memory(memory, torch.tensor([3, 8]), new)
     halfway = 0.5 * before[[3, 8]] + 0.5 * new
     torch.testing.assert_close(memory[[3, 8]], halfway / halfway.norm(dim=1, keepdim=True))
     untouched = [0, 1, 2, 4, 5, 6, 7, 9]
@@ -359,7 +367,7 @@ def test_review_follows_its_structure() -> None:
         compared, residual = slow_fusion(connector.fusions[index], student[index].numpy(), residual)
         np.testing.assert_allclose(maps[index].detach().numpy(), compared, atol=1e-10)
         wanted += float(hierarchical_context(torch.from_numpy(compared), teacher[index]))
-    loss = review(maps, teacher)
+    loss = review_loss(maps, teacher)
     assert loss.item() == pytest.approx(wanted, rel=1e-9)
     loss.backward()
     for name, parameter in connector.named_parameters():

@@ -1,4 +1,4 @@
-"""Views: crop, flip and colour jitter as numbers, and the pixels that they select.
+"""Views: crop, flip and colour jitter, first drawn as numbers and then applied to canvases.
 
 It may import udkd.utils and udkd.data.
 """

@@ -1,16 +1,16 @@
-"""Canvases to network input: crop, antialiased resize and flip as two exact weighted sums of pixels, then colour jitter.
+"""Turns canvases into network input: crop, antialiased resize and flip as two exact weighted sums, then colour jitter.
 
-Crop, resize and flip: each row of a view is a weighted sum of a few rows of the canvas, then each column of a few columns.
-The filter is the triangle of Pillow's and torchvision's antialiased bilinear resize. A weight is an integer multiple of
-2**-11 and an output's weights sum to 1; each pass is rounded to uint8. A view's pixels are therefore the same bits whatever
-the batch, device, kernel, compiler, processor and settings of the process:
+Each row of a view is a weighted sum of a few rows of the canvas; then each column is a weighted sum of a few columns. The
+filter is the triangle of Pillow's and torchvision's antialiased bilinear resize. Weights are integer multiples of 2**-11, and
+those of one output sum to 1; each pass is rounded to uint8. A view's pixels are therefore the same bits whatever the batch,
+device, kernel, compiler, processor and settings of the process:
 
-- A sum's terms and partial sums, in any order, fused or not, are integer multiples of 2**-11 between 0 and 255: 19 bits,
-  which float32's 24 hold exactly. So are the sums plus a half.
-- The sums are computed by embedding_bag, which multiplies and adds in float32, and deliberately not by a matrix product:
-  PyTorch and its libraries may compute those with fewer bits (set_float32_matmul_precision, fp32_precision, autocast,
-  ONEDNN_DEFAULT_FPMATH_MODE; bfloat16's 8 bits cannot hold a weight), and not on every processor.
-- No value comes near the denormals, and every dtype is explicit, so that the default dtype does not matter.
+- The terms and partial sums of a sum, in any order, fused or not, are integer multiples of 2**-11 between 0 and 255. These are
+  19 bits, and float32 holds 24 exactly. The same is true of the sums plus a half.
+- The sums are computed by embedding_bag, which multiplies and adds in float32, and deliberately not by a matrix product. On
+  some processors PyTorch and its libraries compute products with fewer bits (set_float32_matmul_precision, fp32_precision,
+  autocast, ONEDNN_DEFAULT_FPMATH_MODE), and bfloat16's 8 bits cannot hold a weight.
+- No value is nearly denormal, and every dtype is explicit, so that the default dtype does not matter.
 
 Letters: B batch, S canvas side, O output side, K taps of the filter, D values of a line of pixels, N samples.
 """
@@ -35,7 +35,7 @@ _GREY_STEPS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ViewTable:
-    """Views as tensors on one device; the fields are those of udkd.augment.views.Views."""
+    """Views as tensors on one device, with the fields of udkd.augment.views.Views."""
 
     window: Tensor
     bounds: Tensor
@@ -54,19 +54,19 @@ class ViewTable:
 
 
 def apply(canvas_BSS3: Tensor, views: ViewTable, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Canvases uint8 [B, S, S, 3] to normalised input [B, 3, O, O], channels_last, of `dtype`; O is spec.size_px."""
+    """Turn canvases, uint8 [B, S, S, 3], into normalised input, `dtype` [B, 3, O, O], channels_last; O is spec.size_px."""
     return finish(pixels(canvas_BSS3, views, spec.size_px), views, jitter=spec.jitters, dtype=dtype)
 
 
 def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int) -> Tensor:
-    """The view itself: uint8 [B, O, O, 3], equal bit for bit wherever it is computed.
+    """Crop, resize and flip: uint8 [B, O, O, 3], equal bit for bit wherever it is computed.
 
-    Within 2 of 255 of torchvision's resized_crop(antialias=True) on uint8 images (random_resized), and of its resize and
-    center_crop (the schemes that resize first, beyond 1 in under 1e-4 of the values). Both round to uint8 after each pass,
-    torchvision the columns' pass first, so that either may be 1 off the exact value and a little more for its quantised
-    weights: at most 255 / 4096 for each step between two taps here, less than 1 in all for windows up to three times the
-    view's side, so 2 is proven there. For smaller views it was found by search: of 30,000 windows of five kinds of image
-    7, all enlarged, had a value 2 off (1e-7 of the values), none 3.
+    The values are within 2 of 255 of torchvision's on uint8 images: of resized_crop(antialias=True) for random_resized, and of
+    resize and center_crop for the other schemes, where under 1e-4 of the values differ by more than 1. Both libraries round
+    after each pass, torchvision starting with the columns, so either may be 1 off the exact value, plus the error of its
+    quantised weights. Here that is at most 255 / 4096 for each step between two taps, less than 1 in all for windows up to
+    three times the view's side: for these the bound of 2 is proven. For smaller views it was found by search: among 30,000
+    windows of five kinds of image, 7 had a value 2 off (1e-7 of the values, all enlarged), and none 3.
     """
     batch, side = canvas_BSS3.shape[:2]
     rows = _weights(views.window[:, 0], views.window[:, 2], views.bounds[:, 0], views.bounds[:, 2], size_px, side)
@@ -79,20 +79,20 @@ def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int) -> Tensor:
 
 
 def finish(pixels_BOO3: Tensor, views: ViewTable, *, jitter: bool, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Colour jitter (where `jitter`) and normalisation: uint8 [B, O, O, 3] -> [B, 3, O, O], channels_last, of `dtype`."""
+    """Colour jitter (if `jitter`) and normalisation: uint8 [B, O, O, 3] -> `dtype` [B, 3, O, O], channels_last."""
     x_BOO3 = pixels_BOO3.float() / 255
     if jitter:
-        for turn in range(views.kind.shape[1]):
-            x_BOO3 = _jittered(x_BOO3, views.kind[:, turn], views.factor[:, turn])
+        for step in range(views.kind.shape[1]):
+            x_BOO3 = _jittered(x_BOO3, views.kind[:, step], views.factor[:, step])
     mean, std = _constant(MEAN, x_BOO3.device), _constant(STD, x_BOO3.device)
     return ((x_BOO3 - mean) / std).to(dtype).permute(0, 3, 1, 2)
 
 
 def taps(start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: int, side: int) -> tuple[Tensor, Tensor]:
-    """Filter taps of each output pixel: position int64 [B, O, K] and weight int64 [B, O, K] as numerators of their sum.
+    """Filter taps of each output pixel: positions int64 [B, O, K], and weights int64 [B, O, K] before division by their sum.
 
-    start, length: the window along one axis, low, high: the pixels that may be read; int64 [B] in 1/SUBPIXELS canvas px.
-    All is counted in units of 1 / (2 O SUBPIXELS) canvas px, in which every quantity below is an integer.
+    start, length: the window along one axis; low, high: the area that may be read; int64 [B] in 1/SUBPIXELS canvas px.
+    Lengths below are in units of 1 / (2 O SUBPIXELS) canvas px, which make all of them integers.
     """
     pixel = 2 * size_px * SUBPIXELS
     output = torch.arange(size_px, device=start.device)
@@ -123,7 +123,7 @@ def _weights(start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: 
 
 
 def _sums(lines_BSD: Tensor, position_BOK: Tensor, weight_BOK: Tensor) -> Tensor:
-    """Weighted sums of lines of pixels, to the nearest pixel value: float32 [B, S, D] -> [B, O, D]."""
+    """Weighted sums of lines of pixels, rounded to pixel values: float32 [B, S, D] -> float32 [B, O, D]."""
     batch, side, values = lines_BSD.shape
     size, count = position_BOK.shape[1:]
     first_B = side * torch.arange(batch, device=lines_BSD.device)
@@ -139,7 +139,8 @@ def _sums(lines_BSD: Tensor, position_BOK: Tensor, weight_BOK: Tensor) -> Tensor
 def _jittered(x_BOO3: Tensor, kind_B: Tensor, factor_B: Tensor) -> Tensor:
     """One colour operation per sample, clamp(f x + (1 - f) y): torchvision's adjust_brightness, _contrast, _saturation.
 
-    y is 0, the mean grey or the grey. The mean is summed in integers: a float sum would depend on its order.
+    y is 0 for brightness, the mean grey for contrast and the grey for saturation. The mean is summed in integers, as a float
+    sum would depend on its order.
     """
     grey_BOO1 = (x_BOO3 * _constant(_GREY, x_BOO3.device)).sum(-1, keepdim=True)
     steps = (grey_BOO1 * _GREY_STEPS).round().long().sum(dim=(1, 2, 3), keepdim=True)
@@ -152,5 +153,5 @@ def _jittered(x_BOO3: Tensor, kind_B: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """float32 values, filled in by the device: a copy from pageable host memory cannot be captured in a CUDA graph."""
+    """A float32 tensor, filled on the device: a copy from pageable host memory cannot be captured in a CUDA graph."""
     return torch.stack([torch.full((), value, dtype=torch.float32, device=device) for value in values])

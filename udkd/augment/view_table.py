@@ -1,4 +1,4 @@
-"""The views of all samples of a split, one table per view number, drawn ahead in a thread; Augment applies them to batches."""
+"""Draws the views of all samples of a split in a thread, one table per view number, and applies them to batches."""
 
 from concurrent.futures import Future
 from threading import Thread
@@ -11,27 +11,27 @@ from udkd.augment.apply import ViewTable, apply
 from udkd.augment.views import Views, ViewSpec, draw_views
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
-from udkd.utils.environment import find_device
+from udkd.utils.environment import resolve_device
 from udkd.utils.errors import ConfigError
 
 _KEPT = 2
 
 
 class EpochViews:
-    """Draws and keeps view tables of a split's N ids: 130,000 take about 0.03 s and 12 MB."""
+    """Draws and keeps tables of views, one view for each of a split's N ids: 130,000 take about 0.03 s and 12 MB."""
 
     def __init__(self, spec: ViewSpec, seed: int, split: Split, device: torch.device) -> None:
         self.spec = spec
         self._seed = seed
         self._device = device
         self._ids = np.arange(split.num_samples, dtype=np.int64)
-        # Excluded rows have no size; any value will do, as no order contains them.
+        # Excluded rows have size 0, for which no view can be drawn; any other size will do, as no order contains them.
         self._sizes = np.where(split.excluded[:, None], 1, split.sizes)
         self._tables: dict[tuple[int, int], ViewTable] = {}
         self._drawn: dict[tuple[int, int], Future[Views]] = {}
 
     def table(self, view: int, spec: ViewSpec | None = None) -> ViewTable:
-        """View number `view` of all N samples, indexed by sample id; two tables are kept. spec: overrides self.spec."""
+        """View number `view` of all N samples, indexed by sample id. Two tables are kept. spec: overrides self.spec."""
         key = (view, (spec or self.spec).size_px)
         if key not in self._tables:
             self.prepare(view, spec)
@@ -59,12 +59,12 @@ class EpochViews:
 
 
 class Augment:
-    """Batches of a split to network input: `x_BCHW = augment(batch, epoch)`.
+    """Turns batches of a split into network input: `x_BCHW = augment(batch, epoch)`.
 
-    What a sample looks like is a pure function of (seed, epoch, sample id): the same bits in any batch, order and process.
-    Epoch e is view e of a cache that was built with the same spec and seed.
+    The view of a sample is a pure function of (seed, epoch, sample id): the same bits in any batch, order and process.
+    Epoch e uses the same views as view e of a cache that was built with the same spec and seed.
 
-    split: that of the batches, whose ids are rows of its manifest. device: that of the batches; ConfigError for another.
+    split: the split that the batches come from. device: the device of the batches; ConfigError for a batch on another.
 
         augment = udkd.Augment(udkd.ViewSpec(size_px=48), data.train, seed=0)
         x = augment(batch, epoch)  # float32 [B, 3, 48, 48], normalised, channels_last
@@ -74,7 +74,7 @@ class Augment:
         self.spec = spec
         self.split = split
         self.seed = seed
-        self.device = find_device(device)
+        self.device = resolve_device(device)
         self._views = EpochViews(spec, seed, split, self.device)
 
     def __call__(self, batch: Batch, epoch: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""A view: the crop window of an image, whether it is flipped and how its colours are jittered, as numbers.
+"""Draws views as numbers: the crop window of an image, whether it is flipped, and how its colours are jittered.
 
-A view is a pure function of (seed, view, sample id). There is no generator state, so a sample gets the same view with every
-worker, order, rank, resumed run and backend. Everything is drawn in the geometry of the *source* image and then scaled to
-the stored one; windows are integers in units of 1/65536 canvas pixel.
+A view is a pure function of (seed, view, sample id). There is no generator state, so a sample gets the same view whatever the
+worker, order, rank and backend, also in a resumed run. Everything is drawn in the geometry of the *source* image and then
+scaled to the stored one; windows are integers in units of 1/65536 canvas pixel.
 
 Letters: N samples.
 """
@@ -27,7 +27,7 @@ Scheme = Literal["random_resized", "random", "centre", "centre_squash"]
 
 BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2
 _TRIES = 10
-# The position of each number in a sample's stream. A new number takes a new position, so that old ones never change.
+# The position of each drawn number in a sample's stream. A new kind of number takes a new position: the others must not change.
 _TRY, _FLIP, _ORDER, _FACTOR, _OFFSET = 0, 64, 65, 70, 80
 
 
@@ -85,8 +85,8 @@ class ViewSpec:
 class Views:
     """The numbers of N views.
 
-    window: int64 [N, 4], top, left, height, width of what becomes the view, in 1/65536 canvas px; it may reach past `bounds`.
-    bounds: int64 [N, 4], top, left, bottom, right: pixels that the resampling may read, in 1/65536 canvas px.
+    window: int64 [N, 4], top, left, height, width of the crop, in 1/65536 canvas px; it may extend beyond `bounds`.
+    bounds: int64 [N, 4], top, left, bottom, right of the area that resampling may read, in 1/65536 canvas px.
     flip:   bool [N].
     kind:   int8 [N, 3], the colour operations in the order in which they apply (BRIGHTNESS, CONTRAST, SATURATION).
     factor: float32 [N, 3], the factor of each operation of `kind`.
@@ -103,10 +103,10 @@ class Views:
 
 
 def draw_views(spec: ViewSpec, seed: int, view: int, ids: NDArray[np.int64], sizes: NDArray[np.integer]) -> Views:
-    """Draw view number `view` of the samples `ids`.
+    """Draw view number `view` of the samples `ids`. Raises DataError for an image too long and thin to be resized.
 
     ids:   int64 [N], sample ids.
-    sizes: integers [N, 4], source height, source width, stored height, stored width.
+    sizes: integers [N, 4], source height, source width, stored height, stored width, pixels.
     """
     assert sizes.shape == (len(ids), 4), f"sizes {sizes.shape} for {len(ids)} ids"
     keys = np.broadcast_to(key(seed, view, np.asarray(ids, np.int64)), (len(ids),))
@@ -137,7 +137,7 @@ def _source_window(spec: ViewSpec, keys: U64, source: NDArray[np.int64]) -> tupl
     if spec.scheme == "random_resized":
         top, left, height, width = _random_resized(spec, keys, source)
         window = np.stack([top, left, height, width], axis=1) * SUBPIXELS
-        # torchvision crops first and resizes then, so nothing outside the window is read.
+        # torchvision crops before it resizes, so nothing outside the window is read.
         return window, np.concatenate([window[:, :2], window[:, :2] + window[:, 2:]], axis=1)
     resized = _resized(spec, source)
     _check_fits(spec, source, resized)
@@ -149,12 +149,12 @@ def _source_window(spec: ViewSpec, keys: U64, source: NDArray[np.int64]) -> tupl
         offset = np.rint(slack / 2).astype(np.int64)  # torchvision's center_crop rounds half to even
     start = _scaled(offset * SUBPIXELS, source, resized)
     length = _scaled(np.full_like(offset, spec.size_px * SUBPIXELS), source, resized)
-    # torchvision resizes first and crops then, so pixels beside the window count.
+    # torchvision resizes before it crops, so pixels outside the window contribute.
     return np.concatenate([start, length], axis=1), np.concatenate([np.zeros_like(source), source * SUBPIXELS], axis=1)
 
 
 def _check_fits(spec: ViewSpec, source: NDArray[np.int64], resized: NDArray[np.int64]) -> None:
-    """Raise DataError where coordinates of an image, once resized, would not fit in 64 bits."""
+    """Raise DataError if the coordinates of a resized image would not fit in 64 bits."""
     over = (2.0 * SUBPIXELS * source * np.maximum(resized, spec.size_px) >= 2.0**62).any(axis=1)
     if over.any():
         height, width = source[over][0].tolist()
@@ -205,7 +205,7 @@ def _centre_fallback(spec: ViewSpec, source: NDArray[np.int64]) -> tuple[NDArray
 
 
 def _exp(x: F64) -> F64:
-    """e**x by its series on x/16: only additions and products, as np.exp's last bit depends on the processor's vector units."""
+    """e**x by its series at x/16, with additions and products only: np.exp's last bit depends on the processor."""
     y = x / 16
     total, term = np.ones_like(y), np.ones_like(y)
     for n in range(1, 16):

@@ -1,1 +1,4 @@
-"""The recipe: every setting of a run, typed, documented at the field, strict. It may import udkd.losses and what that may."""
+"""The recipe: every setting of a run, strictly typed and documented at its field.
+
+It may import udkd.losses and what that may.
+"""

@@ -1,4 +1,4 @@
-"""Recipes from TOML files, with `--set a.b=value` overrides that apply before anything is checked."""
+"""Loads recipes from TOML files, with `--set a.b=value` overrides that are applied before validation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +20,9 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A shipped recipe by name, or a TOML file by path.
+    """Load a shipped recipe by name, or a TOML file by path.
 
-    overrides: `a.b=value`, each a TOML value; one that is not TOML is a string. Raises ConfigError.
+    overrides: texts `a.b=value`; a value that is not TOML is taken as a string. Raises ConfigError.
 
         recipe = udkd.load_recipe("quickstart", ["train.epochs=1"])
     """
@@ -59,7 +59,7 @@ def _apply(override: str, values: dict[str, Any]) -> None:
 
 
 def _parse(text: str) -> Any:
-    """A TOML value; anything else is a string."""
+    """The TOML value in a text; the text itself if it is not TOML."""
     try:
         values = parse_toml(f"value = {text}")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Recipe keys before 0.1.0: old run folders still open, and an old key in a recipe is an error that names the new one."""
+"""Recipe keys before 0.1.0. Old run folders can still be opened; an old key in a recipe is an error that names the new one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,13 +31,13 @@ _VALUES: dict[tuple[str, str], dict[Any, Any]] = {
     ("teacher", "views"): {"canonical": "eval"},
 }
 _DROPPED: dict[str, dict[str, Any]] = {"perf": {"streams": False, "realize_reads": 0, "autotune": False}}
-"""Section -> a key that is gone -> the value it had where it was not set. No measurement showed that they help."""
+"""Section -> removed key -> its former default. No measurement showed that these keys help."""
 _STEPS = {"streamed": ("stream", False), "resident": ("resident", False), "captured": ("resident", True)}
-"""train.steps -> train.input, train.cuda_graph."""
+"""The old train.steps -> the new train.input and train.cuda_graph."""
 
 
 def current(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored recipe's plain values under the current keys; current keys are left unchanged."""
+    """Convert the plain values of a stored recipe to the current keys; values under current keys are unchanged."""
     renamed: dict[str, Any] = _renamed(values, "", _NAMES)
     for (section, key), names in _VALUES.items():
         _replace(_section(renamed, section), key, names)
@@ -51,9 +51,9 @@ def current(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def original(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a recipe, or of some of its sections, under the keys before 0.1.0.
+    """Convert the plain values of a recipe, or of some of its sections, to the keys before 0.1.0.
 
-    Studies name their folders by a digest of these values, so that folders of that time are still found.
+    Studies name their folders after a digest of these values, so that folders from before 0.1.0 are still found.
     """
     values = {name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()}
     for (section, key), names in _VALUES.items():
@@ -71,7 +71,7 @@ def original(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes(values: Mapping[str, Any]) -> list[str]:
-    """The changes that a recipe with keys or values of before 0.1.0 needs, such as "train.batch is now train.batch_size"."""
+    """Texts about keys and values from before 0.1.0 in a recipe, such as "train.batch is now train.batch_size"."""
     texts = _renamed_keys(values, "")
     for (section, key), names in _VALUES.items():
         value = values[section].get(key) if isinstance(values.get(section), Mapping) else None
@@ -108,7 +108,7 @@ def _below(path: str, key: str) -> str:
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A section's values; none if a damaged file has something else in its place."""
+    """A section's values; empty if a damaged file has something else there."""
     section = values.get(name)
     return section if isinstance(section, dict) else {}
 

@@ -1,4 +1,4 @@
-"""The recipe: everything a run depends on besides its data and its teacher, as one frozen object, checked together."""
+"""The recipe: everything that a run depends on apart from its data and its teacher, as one frozen, validated object."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -28,7 +28,7 @@ _MAX_NAME_BYTES = 120  # of a student: files are named after it
 
 
 class Recipe(Section):
-    """Everything a run depends on besides its data and its teacher."""
+    """Everything that a run depends on apart from its data and its teacher. See `udkd.load_recipe`."""
 
     data: DataSection = Field(default=DataSection(), description="how images are loaded")
     views: ViewsSection = Field(default=ViewsSection(), description="the training views")
@@ -44,11 +44,11 @@ class Recipe(Section):
     loss: LossSection = Field(default=LossSection(), description="the loss")
     methods: MethodsSection = Field(default_factory=MethodsSection, description="options of loss.method, by method")
     train: TrainSection = Field(default=TrainSection(), description="the training loop")
-    perf: PerfSection = Field(default=PerfSection(), description="optional optimizations")
+    perf: PerfSection = Field(default=PerfSection(), description="optional optimisations")
 
     @property
     def lr_scale(self) -> float:
-        """The factor of every learning rate (linear scaling rule: Goyal et al., arXiv 1706.02677)."""
+        """The factor on all learning rates: the linear scaling rule of Goyal et al., arXiv 1706.02677."""
         return self.train.batch_size / self.train.lr_base_batch_size if self.train.lr_base_batch_size else 1.0
 
     @property
@@ -67,19 +67,19 @@ class Recipe(Section):
         return any(schedule.kind in ("progress", "confidence") for schedule in self.loss.schedules.as_tuple())
 
     def started_students(self, step: int, steps_per_epoch: int) -> list[int]:
-        """Indices of the students that have been trained after `step` steps; the others still have their initial weights."""
+        """Indices of the students whose training has started after `step` steps; the others have their initial weights."""
         return [index for index, student in enumerate(self.students) if step > student.start_epoch * steps_per_epoch]
 
     @property
     def evaluation_spec(self) -> ViewSpec:
-        """The evaluation view: the training views' size, no flip, no jitter."""
+        """The evaluation view: the size of the training views, without flip and jitter."""
         return ViewSpec(
             scheme=self.evaluation.scheme, size_px=self.views.size_px, resize_px=self.evaluation.resize_px, flip=0.0
         )
 
     @property
     def teacher_spec(self) -> ViewSpec:
-        """What the teacher sees: the evaluation view or the training views."""
+        """The views that the teacher sees: the evaluation view or the training views."""
         return self.evaluation_spec if self.teacher.views == "eval" else self.views.spec
 
     @model_validator(mode="after")
@@ -196,7 +196,7 @@ class Recipe(Section):
         return self.model_copy(update={"train": self.train.model_copy(update={"seed": seed})})
 
     def student_names(self) -> list[str]:
-        """A distinct name per student: its name or else its architecture, numbered where one appears twice."""
+        """A distinct name per student: its name, or else its architecture, numbered if several are equal."""
         names = [student.name or student.architecture for student in self.students]
         return [
             name if names.count(name) == 1 else f"{name}-{names[: index + 1].count(name)}" for index, name in enumerate(names)
@@ -209,7 +209,7 @@ class Recipe(Section):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], origin: str) -> "Recipe":
-        """Check plain values. Raises ConfigError for the first bad key, by its path; `origin` is where they come from."""
+        """Make a recipe from plain values that come from `origin`. Raises ConfigError, naming the first bad key by its path."""
         return validate(cls, values, origin=origin, noun="recipe")
 
     @classmethod
@@ -222,5 +222,5 @@ after_register.append(lambda: Recipe.model_rebuild(force=True))
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether a file may have this name, in which a slash is written as a dash."""
+    """Whether a file may have this name. Slashes are allowed, as they are written as dashes."""
     return printable(name, None) == name and not name.startswith(".") and 0 < len(name.encode()) <= _MAX_NAME_BYTES

@@ -1,15 +1,15 @@
-"""The sections of a recipe: typed, frozen, strict classes. The documentation's table of keys is made of the descriptions."""
+"""The sections of a recipe: frozen, strictly typed classes. The table of keys in the documentation uses the descriptions."""
 
 from dataclasses import fields
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from udkd.augment.views import Scheme, ViewSpec
 from udkd.data.backends.registry import backend_names
 from udkd.losses.distill import KlKind, LabelLoss, LossSettings
 from udkd.losses.estimator import Estimator, EstimatorKind
-from udkd.losses.methods.registry import known_method
+from udkd.losses.methods.registry import method_names
 from udkd.losses.sample_weight import SampleWeighting, WeightControl, weight_kinds
 from udkd.losses.schedules import ScheduleKind
 from udkd.losses.storage import Dtype, Storage
@@ -75,7 +75,7 @@ class ViewsSection(Section):
 
 
 class EvaluationSection(Section):
-    """The evaluation view: used for validation, and by the teacher where teacher.views is eval. Its size is views.size_px."""
+    """The evaluation view: used for validation, and by the teacher if teacher.views is eval. Its size is views.size_px."""
 
     scheme: Literal["centre", "centre_squash"] = Field(
         default="centre",
@@ -192,7 +192,7 @@ class SchedulesSection(Section):
     method: ScheduleSection = Field(default=ScheduleSection(), description="schedule of loss.method_weight")
 
     def as_tuple(self) -> tuple[ScheduleSection, ...]:
-        """The schedules in the order of LossSection.initial_weights."""
+        """The schedules, in the order of LossSection.initial_weights."""
         return self.alpha, self.beta, self.gamma, self.method
 
 
@@ -222,7 +222,7 @@ class LossSection(Section):
     )
     sample_weight_mean_one: bool = Field(default=False, description="divide the sample weights by their mean")
     sample_weight_seed: Seed = Field(default=0, description="seed of sample_weight_control = shuffled")
-    method: Annotated[str, AfterValidator(known_method)] = Field(
+    method: Annotated[str, one_of(method_names)] = Field(
         default="none", description="an additional distillation term; its options are in methods.*"
     )
     method_weight: NonNegative = Field(default=1.0, description="weight of that term, times the weight in methods.*; 0: off")
@@ -247,7 +247,7 @@ class LossSection(Section):
 
     @property
     def scheduled(self) -> dict[str, ScheduleSection]:
-        """The schedules that change a weight, by its name."""
+        """The schedules that are not constant, by the name of the weight."""
         names = ("alpha", "beta", "gamma", "method")
         pairs = zip(names, self.schedules.as_tuple(), strict=True)
         return {name: schedule for name, schedule in pairs if schedule.kind != "constant"}
@@ -264,7 +264,7 @@ class LossSection(Section):
 
     @property
     def settings(self) -> LossSettings:
-        """The settings of `distill`, with the largest value of a scheduled weight: a term of weight 0 is not built."""
+        """The settings for `distill`, with the largest value of each weight: a term of weight 0 is not computed."""
         largest = dict(zip(("alpha", "beta", "gamma"), self.max_weights, strict=False))
         return LossSettings(**{field.name: getattr(self, field.name) for field in fields(LossSettings)} | largest)
 
@@ -328,7 +328,7 @@ class TrainSection(Section):
 
 
 class PerfSection(Section):
-    """Optional optimizations: the same computation in another way. All are off by default; measure before you enable one."""
+    """Optional optimisations: the same computation in another way. All are off by default; measure before you enable one."""
 
     saved_relu6: bool = Field(default=False, description="ReLU6 saves its output for the backward pass instead of its input")
     gathered_pool: bool = Field(

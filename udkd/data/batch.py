@@ -1,4 +1,4 @@
-"""Batch, what a backend delivers, and Backend, the interface of every backend."""
+"""The batch of canvases that every backend delivers, and the backends' common interface."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 class Batch:
     """One batch of canvases, on the backend's device.
 
-    ids:    int64 [B], sample ids of the dataset folder's split.
+    ids:    int64 [B], sample ids of the split.
     canvas: uint8 [B, S, S, 3], RGB, the stored image in the top left corner, zeros around it.
     labels: int64 [B], class indices.
     """
@@ -26,15 +26,15 @@ class Backend(Protocol):
     """Decodes stored samples into canvases, deterministically.
 
     An error in a worker reaches the consumer within two seconds as a DataError with the sample's id and name.
-    Leaving the iterator early leaks nothing.
+    Stopping an iterator early leaks neither threads nor memory.
     """
 
     @property
     def num_samples(self) -> int:
-        """N, the rows of the split's manifest (excluded rows included: ids are 0 … N-1)."""
+        """N, the number of rows in the split's manifest, excluded ones included. Ids are 0 … N-1."""
 
     def epoch(self, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
-        """Deliver exactly `order` (int64 ids), in batches; the last one may be smaller."""
+        """Deliver the samples of `order` (int64 [n], ids), in this order, in batches; the last one may be smaller."""
 
     def close(self) -> None:
         """Release threads, files and memory; may be called twice."""

@@ -1,7 +1,7 @@
-"""samples.beton: FFCV's own file of a split's kept samples, in id order, as its readers see it.
+"""Reads samples.beton, FFCV's own format: the samples of a split in id order, without the excluded ones.
 
-Two fields, `image` (RGBImageField, mode jpg: the stored bytes) and `label` (IntField). FFCV's table has no checksums, so every
-entry of it is checked against the manifest on opening, and every sample's bytes when they are read.
+It has two fields, `image` (RGBImageField, mode jpg: the stored bytes) and `label` (IntField). FFCV's table has no checksums, so
+each of its rows is checked against the manifest on opening, and each sample's bytes when they are read.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from udkd.data.dataset import Split
 from udkd.data.derived import DERIVED, read_sealed
 from udkd.utils.errors import ConfigError, DataError
 
-FIELDS = ("image", "label")
+BETON_FIELDS = ("image", "label")
 (FILE_NAME,) = DERIVED["ffcv"].data
 
 
 @contextlib.contextmanager
 def _plain_dict() -> Iterator[None]:
-    """Let FFCV use a plain dict instead of numba's for its names of image modes, which it fills at import.
+    """Let FFCV use a plain dict instead of numba's for its table of image modes, which is filled at import.
 
-    Compiling numba's dict takes 7 of the import's 7.5 seconds in each process; no compiled code reads it.
+    Compiling numba's dict takes 7 of the import's 7.5 seconds in each process, and no compiled code reads the table.
     """
     import numba.typed
 
@@ -39,9 +39,9 @@ def _plain_dict() -> Iterator[None]:
 
 
 def import_ffcv() -> ModuleType:
-    """The package ffcv. Raises ConfigError where it is not installed or does not load.
+    """The package ffcv. Raises ConfigError if it is missing or does not load.
 
-    Importing it sets PyTorch to one thread, process-wide: the number is restored.
+    Importing it sets PyTorch to one thread, process-wide; the number of threads is restored.
     """
     import torch
 
@@ -68,7 +68,7 @@ def import_ffcv() -> ModuleType:
 
 @dataclass(frozen=True, eq=False)
 class BetonOffsets:
-    """A samples.beton that fits its split. offset: int64 [N] by sample id, where its bytes start; -1 for excluded samples."""
+    """A checked samples.beton. offset: int64 [N], the position of each sample's bytes by id; -1 for excluded samples."""
 
     path: Path
     offset: NDArray[np.int64]
@@ -77,7 +77,7 @@ class BetonOffsets:
 def open_beton(split: Split) -> BetonOffsets:
     """Open a split's samples.beton with FFCV's Reader and check its table against the manifest.
 
-    Raises DataError where it is absent, truncated, damaged, or of another dataset, ConfigError where FFCV is not installed.
+    Raises DataError if it is absent, truncated, damaged or of another dataset, and ConfigError if FFCV is not installed.
     """
     read_sealed(split.path, "ffcv", digest=split.digest)
     ffcv = import_ffcv()
@@ -85,7 +85,7 @@ def open_beton(split: Split) -> BetonOffsets:
     try:
         header = np.fromfile(path, dtype=ffcv.types.HeaderType, count=1)[0]
         table_bytes = len(split.ids) * ffcv.types.ALLOC_TABLE_TYPE.itemsize
-        expected = (ffcv.types.CURRENT_VERSION, len(FIELDS), len(split.ids), path.stat().st_size - table_bytes)
+        expected = (ffcv.types.CURRENT_VERSION, len(BETON_FIELDS), len(split.ids), path.stat().st_size - table_bytes)
         if tuple(int(header[name]) for name in ("version", "num_fields", "num_samples", "alloc_table_ptr")) != expected:
             raise ValueError("its header is of other data")
         return BetonOffsets(path, _offsets(split, ffcv.reader.Reader(str(path)), int(header["alloc_table_ptr"])))
@@ -99,7 +99,7 @@ def open_beton(split: Split) -> BetonOffsets:
 def _offsets(split: Split, reader: "ffcv.reader.Reader", end: int) -> NDArray[np.int64]:  # type: ignore[name-defined] # noqa: F821
     """Offsets from FFCV's table, each row checked against the manifest. Raises ValueError."""
     ids = split.ids
-    if tuple(reader.field_names) != FIELDS:
+    if tuple(reader.field_names) != BETON_FIELDS:
         raise ValueError(f"its fields are {', '.join(reader.field_names)}")
     image, label = (reader.metadata[name] for name in reader.metadata.dtype.names)
     stored = np.stack([label.astype(np.int64), image["mode"], image["height"], image["width"]], axis=1)

@@ -1,6 +1,6 @@
 """The resident format: canvas.npy (uint8 [N, S, S, 3]), canvas.crc32.npy (uint32 [N]) and canvas.json, written last.
 
-Excluded rows are zeros. The pixels are Pillow's decode of the stored bytes: libjpeg islow, fancy upsampling.
+Excluded rows are zeros. The pixels are decoded by Pillow from the stored bytes: libjpeg islow, fancy upsampling.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ PIXELS = "libjpeg islow, fancy upsampling"
 
 
 def canvas_bytes(num_samples: int, side: int) -> int:
-    """Bytes of canvas.npy on disk or on a device, without its header: N · S · S · 3."""
+    """The size of canvas.npy in bytes, on disk or on a device, without its header: N · S · S · 3."""
     return num_samples * side * side * 3
 
 
 def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str, out: np.ndarray | None = None) -> np.ndarray:
     """Decode one stored sample: uint8 [S, S, 3], the image in the top left corner, zeros around it.
 
-    out: the canvas to overwrite; None makes a new one. This is the reference decode that every backend must equal bit for bit.
-    Raises DataError, naming `what`.
+    out: the canvas to overwrite; None to allocate one. Every backend of this pixel class must match this decode bit for bit.
+    what: the sample's name for the DataError.
     """
     with stored_image(jpeg, side, height=height, width=width, what=what) as image:
         pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -44,7 +44,7 @@ def decode_canvas(jpeg: bytes, side: int, *, height: int, width: int, what: str,
 
 @contextlib.contextmanager
 def stored_image(jpeg: bytes, side: int, *, height: int, width: int, what: str) -> Iterator[Image.Image]:
-    """Open a stored JPEG and check its size; pixels are decoded in the block. Raises DataError, also for failures there."""
+    """Open a stored JPEG and check its size; the block decodes the pixels. Any failure, also in the block, is a DataError."""
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
             size = (image.height, image.width)
@@ -77,10 +77,10 @@ def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 class CanvasWriter:
-    """Creates canvas.npy.tmp at its full size, for any number of processes to write rows into; `finish` renames it.
+    """Creates canvas.npy.tmp at its full size, for any number of processes to write rows to; `finish` renames it.
 
-    The disk space is reserved first, so that a full disk is an OSError here instead of a failure midway. Rows are written
-    with `pwrite`, not through a memory map: a map turns an I/O error into SIGBUS.
+    The disk space is reserved first, so that a full disk is an OSError here instead of a failure midway. Write rows with
+    `pwrite`, not through a memory map, which turns an I/O error into SIGBUS.
     """
 
     def __init__(self, folder: Path, *, num_samples: int, side: int, digest: str) -> None:
@@ -102,7 +102,7 @@ class CanvasWriter:
                 raise
 
     def offset(self, sample_id: int) -> int:
-        """Where a sample's row starts in the temporary file."""
+        """The byte offset of a sample's row in the temporary file."""
         return self.start + sample_id * self.row_bytes
 
     def finish(self, crc32: np.ndarray) -> None:
@@ -131,8 +131,8 @@ class CanvasWriter:
 def open_canvas(folder: Path, *, num_samples: int, side: int, digest: str) -> tuple[np.memmap, np.ndarray]:
     """Map canvas.npy read-only and load its row checksums.
 
-    Returns uint8 [N, S, S, 3] and uint32 [N]. Raises DataError where the resident format is absent, of another dataset,
-    version, shape or size. It reads no pixels: compare a row's zlib.crc32 with the second array when it is used.
+    Returns uint8 [N, S, S, 3] and uint32 [N]. Raises DataError if the resident format is absent or damaged, or has another
+    dataset, version, shape or size. No pixels are read: when you use a row, compare its zlib.crc32 with the second array.
     """
     remedy = "write it again with udkd-prep derive"
     shape = (num_samples, side, side, 3)

@@ -1,4 +1,4 @@
-"""DALI, imported where it is needed: it takes seconds, and may be missing or broken."""
+"""Imports DALI on demand: it takes seconds, and may be missing or broken."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from udkd.utils.errors import ConfigError
 
 
 def import_dali() -> Any:
-    """The package nvidia.dali with the submodules used here. Raises ConfigError where it is not installed or does not load."""
+    """The package nvidia.dali with the submodules used here. Raises ConfigError if it is missing or does not load."""
     try:
         import nvidia.dali
         import nvidia.dali.fn

@@ -1,4 +1,4 @@
-"""Reading a dataset folder: Dataset, or DatasetFolder, and its Splits."""
+"""Opens a dataset folder and reads the samples of its splits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from udkd.data.shards import OpenShards, damaged_sample, shard_name
 from udkd.utils.crc32c import crc32c
 from udkd.utils.errors import DataError
 
-_MOST_SOURCE_PX = 1 << 30
-"""Bound on sides of source images: beyond it products of coordinates in udkd.augment.views would not fit in 64 bits."""
+_MAX_SOURCE_PX = 1 << 30
+"""Largest side of a source image: beyond it products of coordinates in udkd.augment.views would not fit in 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split(Columns):
     """One split: the columns of its manifest, and methods that read its bytes and pixels.
 
-    name: "train" or "val". path: its folder. side: S, pixels. digest: the dataset folder's.
+    name: "train" or "val". path: the split's folder. side: S, pixels. digest: the digest of the dataset folder.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Split(Columns):
         return f"{self.name} sample {sample_id} ({self.source[sample_id]})"
 
     def shard_path(self, sample_id: int) -> Path:
-        """The tar that holds a sample's bytes."""
+        """The path of the tar with a sample's bytes."""
         return self.path / f"{shard_name(int(self.shard[sample_id]))}.tar"
 
     def read(self, sample_id: int) -> bytes:
-        """The stored JPEG bytes of a sample, their crc32c verified. Safe in threads and forked processes.
+        """The stored JPEG bytes of a sample, verified by their crc32c. Safe in threads and forked processes.
 
-        Raises DataError, naming id and source: no such id, an excluded sample, a missing or damaged shard.
+        Raises DataError, naming id and source, for an unknown id, an excluded sample, and a missing or damaged shard.
         """
         if not 0 <= sample_id < self.num_samples:
             raise DataError(
@@ -57,7 +57,7 @@ class Split(Columns):
         return data
 
     def read_many(self, ids: np.ndarray) -> Iterator[bytes]:
-        """`read` for int64 ids that exist and are kept (see `order`), one by one, with each shard opened once."""
+        """Yield the bytes of samples in turn, as `read` does, opening each shard once. ids: int64, checked by `order`."""
         columns = (ids, self.shard[ids], self.offset[ids], self.size[ids], self.crc32c[ids])
         with OpenShards(self.path) as shards:
             for sample_id, shard, offset, size, crc in zip(*(column.tolist() for column in columns), strict=True):
@@ -68,15 +68,15 @@ class Split(Columns):
                 yield data
 
     def pixels(self, sample_id: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Decode a sample to its canvas, uint8 [S, S, 3], into `out` if given: the reference that every backend must equal."""
+        """Decode a sample to its canvas, uint8 [S, S, 3], in `out` if given. The reference for the exact backends."""
         _, _, height, width = self.sizes[sample_id].tolist()
         what = self.describe(sample_id)
         return decode_canvas(self.read(sample_id), self.side, height=height, width=width, what=what, out=out)
 
     def order(self, ids: np.ndarray) -> np.ndarray:
-        """A checked copy of `ids` for a backend: int64, contiguous.
+        """A checked, contiguous int64 copy of `ids` for a backend.
 
-        Raises DataError for an id that does not exist or is excluded: no backend may deliver other pixels or zeros for it.
+        Raises DataError for an id that does not exist or is excluded; a backend would deliver zeros or other pixels for it.
         """
         assert ids.dtype.kind in "iu", f"ids are integers, not {ids.dtype}"
         order = np.array(ids, dtype=np.int64)
@@ -100,16 +100,17 @@ class Split(Columns):
     def canvas(self) -> tuple[np.memmap, np.ndarray]:
         """Open the resident format: uint8 [N, S, S, 3], mapped read-only, and each row's crc32, uint32 [N].
 
-        Raises DataError where it is absent, or of another dataset, shape or size.
+        Raises DataError if it is absent or belongs to another dataset, or if its shape or size differs.
         """
         return open_canvas(self.path, num_samples=self.num_samples, side=self.side, digest=self.digest)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetFolder:
-    """A dataset folder that was checked on opening (its manifests and digest; `udkd-prep verify` checks every byte).
+    """An open dataset folder. Opening checks the manifests and the digest; `udkd-prep verify` checks every byte.
 
-    side: S, pixels. fit: "pad" or "squash". classes: index i is label i. digest: sha256 hex of the content.
+    side: S, pixels. fit: "pad" or "squash". classes: index i is label i. encoder: how images were encoded, by setting.
+    digest: sha256 of the content, in hex. splits: by name.
     """
 
     path: Path
@@ -124,14 +125,14 @@ class DatasetFolder:
     def open(path: Path) -> "DatasetFolder":
         """Open a finished folder.
 
-        Raises DataError: wrong path, unfinished, another format version, or a manifest that does not match dataset.json.
+        Raises DataError for a wrong path, an unfinished folder, another format version, or a manifest that does not match.
         """
         path = Path(path)
         return DatasetFolder.load(path, read_header(path))
 
     @staticmethod
     def load(path: Path, header: Header) -> "DatasetFolder":
-        """Open the folder that `header` describes; the writer uses it before it writes dataset.json. Errors: see `open`."""
+        """Open a folder with this header; the converter calls it before dataset.json exists. Errors: see `open`."""
         for folder, part in header.splits.items():
             _check_counts(path / folder, part, header.side)
         columns: dict[str, Columns] = {
@@ -166,11 +167,11 @@ class DatasetFolder:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats present: "shards" always, and each derived one (DERIVED) that every split has."""
+        """Names of the formats: "shards", then each derived format (DERIVED) that every split has."""
         return ("shards", *(name for name in DERIVED if all(split.has(name) for split in self.splits.values())))
 
     def split(self, name: str) -> Split:
-        """A split by name. Raises DataError where the folder has none of that name."""
+        """A split by name. Raises DataError if the folder has none of that name."""
         if name not in self.splits:
             raise DataError(f"{self.path} has no split {name!r}; expected one of {', '.join(self.splits)}")
         return self.splits[name]
@@ -182,18 +183,16 @@ class DatasetFolder:
 
     @property
     def val(self) -> Split:
-        """The validation split. Raises DataError where the folder has none."""
+        """The validation split. Raises DataError if the folder has none."""
         return self.split("val")
 
 
 class Dataset(DatasetFolder):
-    """A dataset folder, opened by its path.
+    """A dataset folder, opened by its path. train, val: its splits. Raises DataError: see DatasetFolder.open.
 
-    train, val: its splits. Raises DataError: see DatasetFolder.open.
-
-        data = udkd.Dataset("quickstart/data")
-        data.classes[0]  # the class of label 0
-        data.train.ids  # int64, the kept samples
+    data = udkd.Dataset("quickstart/data")
+    data.classes[0]  # the class of label 0
+    data.train.ids  # int64, the kept samples
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -201,15 +200,15 @@ class Dataset(DatasetFolder):
 
 
 _ALWAYS_READ = 2_000_000  # rows; they take 0.3 GB and some seconds
-_LEAST_BYTES = 256  # of a sample in any format
+_MIN_SAMPLE_BYTES = 256  # in any format
 
 
 def _check_counts(folder: Path, part: SplitHeader, side: int) -> None:
-    """Check a large manifest's count against the files beside it, before its rows take memory. Raises DataError."""
+    """Check a large manifest's count against the sizes of the data files before reading it. Raises DataError."""
     if part.samples <= _ALWAYS_READ:
         return
     kept = part.samples - part.excluded
-    least = kept * min(_LEAST_BYTES, canvas_bytes(1, side))
+    least = kept * min(_MIN_SAMPLE_BYTES, canvas_bytes(1, side))
     size_bytes = sum(path.stat().st_size for path in folder.glob("*") if path.is_file() and path.name != FILE_NAME)
     if size_bytes < least or part.excluded > kept + _ALWAYS_READ:
         raise DataError(
@@ -219,11 +218,11 @@ def _check_counts(folder: Path, part: SplitHeader, side: int) -> None:
 
 
 def _check_columns(path: Path, rows: Columns, side: int, num_classes: int) -> None:
-    """Check the ranges that indexing relies on: a checksum proves that the file is as written, not that it was written well."""
+    """Check the ranges that indexing relies on: a checksum proves only that the file is as it was written."""
     kept = ~rows.excluded
     in_range = (
         bool(np.all((rows.labels >= 0) & (rows.labels < num_classes)))
-        and bool(np.all((rows.sizes[kept] >= 1) & (rows.sizes[kept] <= _MOST_SOURCE_PX)))
+        and bool(np.all((rows.sizes[kept] >= 1) & (rows.sizes[kept] <= _MAX_SOURCE_PX)))
         and bool(np.all(rows.sizes[kept, 2:] <= side))
         and bool(np.all((rows.shard[kept] >= 0) & (rows.offset[kept] >= 0) & (rows.size[kept] > 0)))
         and bool(np.all(rows.size[kept] < 2**31))  # decoders refuse larger JPEGs

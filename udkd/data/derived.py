@@ -1,8 +1,8 @@
 """The derived formats by name: their files in a split folder, and the description that makes them valid.
 
-A description is JSON, written last and removed first: data files without one, or with one of another dataset, are ignored.
-`resident` has its own (canvas.json, with a checksum per row); the other formats share `seal` and `read_sealed`: a description
-with the dataset's digest and every data file's length and sha256.
+A description is JSON, written last and removed first. Data files without one, or with that of another dataset, are ignored.
+The format `resident` has its own description, canvas.json, with a checksum per row. The other formats share `seal` and
+`read_sealed`: their description has the dataset's digest and the length and sha256 of every data file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class DerivedFiles:
-    """Files of one format. description: the file whose presence marks it as complete. data: glob patterns of all others."""
+    """The files of one format. description: name of the file that marks it as complete. data: glob patterns of the others."""
 
     description: str
     data: tuple[str, ...]
@@ -47,19 +47,19 @@ class FileDigest:
 
 
 def is_derived(folder: Path, name: str) -> bool:
-    """Whether a split folder has a derived format (opening it may still fail)."""
+    """Whether a split folder has a derived format. Opening it may still fail."""
     return (folder / DERIVED[name].description).is_file()
 
 
 def remove_derived(folder: Path, name: str) -> None:
-    """Remove a derived format from a split folder, complete or not, the description first."""
+    """Remove a derived format, complete or not, from a split folder, starting with the description."""
     (folder / DERIVED[name].description).unlink(missing_ok=True)
     for path in derived_files(folder, name):
         path.unlink()
 
 
 def derived_files(folder: Path, name: str) -> list[Path]:
-    """The files of a derived format in a split folder, complete or not, except the description."""
+    """The data files of a derived format in a split folder, including temporary ones."""
     return [*unfinished_files(folder, name), *(path for pattern in DERIVED[name].data for path in folder.glob(pattern))]
 
 
@@ -70,20 +70,20 @@ def unfinished_files(folder: Path, name: str) -> list[Path]:
 
 
 def seal(folder: Path, name: str, *, digest: str, files: Mapping[str, FileDigest]) -> None:
-    """Write the description of a format whose data files are synced under their final names. digest: the dataset's."""
+    """Write the description of a format once its data files are synced under their final names. digest: of the dataset."""
     entries = {file: {"bytes": entry.size, "sha256": entry.sha256} for file, entry in sorted(files.items())}
     write_json(folder / DERIVED[name].description, _identity(folder, name, digest) | {"files": entries})
 
 
 def _identity(folder: Path, name: str, digest: str) -> dict[str, object]:
-    """A description's fields besides its files. It names its split because train and val share one digest."""
+    """The fields of a description except its files. It names the split because train and val share one digest."""
     return {"format": f"{FORMAT}-{name}", "version": VERSION, "dataset_digest": digest, "split": folder.name}
 
 
 def read_sealed(folder: Path, name: str, *, digest: str) -> dict[str, FileDigest]:
-    """The data files of a format by name, their presence and length checked; `find_damage` reads every byte.
+    """The data files of a format by name, after checking that they exist and their lengths; `find_damage` reads every byte.
 
-    Raises DataError where the format is absent, damaged, truncated, or of another dataset or version.
+    Raises DataError if the format is absent, damaged, truncated, or of another dataset or version.
     """
     path = folder / DERIVED[name].description
     remedy = f"write it again with udkd-prep derive --formats {name}"

@@ -21,13 +21,13 @@ _CONTENT_VERSION = 1  # not VERSION: a cache stays valid when its images are sto
 FILE_NAME = "dataset.json"
 Fit = Literal["pad", "squash"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-MOST_CLASSES = 1_000_000
-_MOST_BYTES = 1 << 28  # of dataset.json; a class takes about a hundred
+MAX_CLASSES = 1_000_000
+_MAX_BYTES = 1 << 28  # of dataset.json; a class takes about a hundred
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassName:
-    """A class: its WordNet id (or folder name) and its readable name."""
+    """A class. wnid: its WordNet id or folder name. name: its readable name."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     wnid: str
@@ -69,7 +69,7 @@ class Header(_Strict):
     side: int = Field(ge=1, le=65500, description="S, pixels: the canvas is S x S (a JPEG's side is at most 65,500)")
     fit: Fit
     encoder: Encoder
-    classes: tuple[ClassName, ...] = Field(min_length=1, max_length=MOST_CLASSES)
+    classes: tuple[ClassName, ...] = Field(min_length=1, max_length=MAX_CLASSES)
     splits: dict[Literal["train", "val"], SplitHeader] = Field(min_length=1)
     digest: Sha256
 
@@ -87,7 +87,7 @@ class Header(_Strict):
 def read_header(folder: Path) -> Header:
     """Read and check FOLDER/dataset.json.
 
-    Raises DataError: no such folder, a folder without dataset.json, another format or version, or a damaged file.
+    Raises DataError if the folder or the file is missing, has another format or version, or is damaged.
     """
     path = folder / FILE_NAME
     if not folder.is_dir():
@@ -100,7 +100,7 @@ def read_header(folder: Path) -> Header:
             "expected a dataset folder; run udkd-prep convert (again)"
         )
     try:
-        data = read_regular(path, _MOST_BYTES)
+        data = read_regular(path, _MAX_BYTES)
         value = parse_json(data)
     except ValueError:
         raise DataError(f"{path} is not JSON; expected what udkd-prep wrote; convert again") from None

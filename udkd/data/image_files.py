@@ -1,4 +1,4 @@
-"""Image files as RGB pixels: udkd-prep and `udkd predict` share these rules."""
+"""Decodes image files to RGB pixels, by the same rules for udkd-prep and `udkd predict`."""
 
 import io
 import re
@@ -24,11 +24,11 @@ LONGEST_PX = 2048
 
 
 class BadImage(ValueError):
-    """Bytes that are not a usable image. Its text is the reason that manifest and report show."""
+    """Bytes that are not a usable image. The text is the reason shown in the manifest and the report."""
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Read an image's header: its format and size. Raises BadImage."""
+    """Open an image and read its header, not its pixels. Raises BadImage."""
     if not data:
         raise BadImage("empty file")
     try:
@@ -70,15 +70,15 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def failure_text(what: str, error: Exception) -> str:
-    """A failure and the message of its exception, in one line."""
+    """`what` failed, followed by the exception's message, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{what} ({text})"
 
 
 def read_image_file(path: Path) -> np.ndarray:
-    """Decode a file: uint8 [h, w, 3]. EXIF orientation is ignored, transparency dropped, the first of several frames taken.
+    """Decode a file: uint8 [h, w, 3]. EXIF orientation and transparency are ignored; of several frames the first is used.
 
-    Raises DataError, naming the file, where it is not an intact image.
+    An image with a side over LONGEST_PX is scaled down. Raises DataError, naming the file, if it is not an intact image.
     """
     try:
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Loader: the batches of a split, epoch after epoch."""
+"""Loads the batches of a split, epoch after epoch."""
 
 from collections.abc import Iterator
 from typing import Self
@@ -8,21 +8,21 @@ import torch
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
-from udkd.utils.environment import find_device
+from udkd.utils.environment import resolve_device
 from udkd.utils.errors import ConfigError
 from udkd.utils.rng import Stream, permutation
 
 
 class Loader:
-    """Batches of a split's kept samples, in another order in every epoch: `for batch in loader.epoch(n)`.
+    """Batches of a split's samples except the excluded ones, reshuffled for each epoch: `for batch in loader.epoch(n)`.
 
-    The order of epoch n is a pure function of (seed, n), and that of `udkd train` with train.seed = seed, which drops the last
-    batch where it is smaller. Iterating over the loader itself gives epoch 0, then epoch 1 and so on. It is a context manager.
+    The order of epoch n is a pure function of (seed, n), the same as in `udkd train` with train.seed = seed, which drops a
+    smaller last batch. Iterating over the loader itself gives epoch 0, then epoch 1 and so on. It is also a context manager.
 
-    batch_size: samples of a batch. shuffle: False gives the order of the split's ids in every epoch. drop_last: leave out a
+    batch_size: samples per batch. shuffle: False keeps the order of the split's ids in every epoch. drop_last: leave out a
     smaller last batch. device: where batches are delivered, "auto" for a GPU if there is one. backend: a registered name, or
     "auto". workers: decoding threads of this process, None for one per core.
-    Raises ConfigError for an unknown backend or device, DataError where the split lacks what the backend reads.
+    Raises ConfigError for an unknown backend or device, and DataError if the split lacks the files that the backend reads.
 
         with udkd.Loader(data.train, batch_size=32) as loader:
             for batch in loader.epoch(0):
@@ -48,7 +48,7 @@ class Loader:
         self._batches = len(split.ids) // batch_size if drop_last else -(-len(split.ids) // batch_size)
         self.split = split
         self.batch_size = batch_size
-        self.device = find_device(device)
+        self.device = resolve_device(device)
         self.seed = seed
         self.shuffle = shuffle
         self._backend = open_backend(backend, split, self.device, workers=workers or 0)
@@ -56,15 +56,15 @@ class Loader:
 
     @property
     def pixel_class(self) -> str:
-        """How the pixels are decoded, as the keys of caches name it."""
+        """How the pixels are decoded, as a text that is part of a cache key."""
         return self._backend.describe()
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """The number of batches per epoch."""
         return self._batches
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch `number`. Raises DataError, naming the sample, where one cannot be decoded."""
+        """The batches of epoch `number`. Iterating raises DataError, naming the sample, if one cannot be decoded."""
         ids = self.split.ids
         order = permutation(ids, self.seed, Stream.SAMPLE_ORDER, number) if self.shuffle else ids
         return self._backend.epoch(order[: self._batches * self.batch_size], self.batch_size)

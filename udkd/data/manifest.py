@@ -1,7 +1,7 @@
 """manifest.parquet: one row per sample, in id order.
 
-In memory it is stored as columns too: 101 bytes per sample besides its strings. It is written and read in groups of rows, so
-that nothing else grows with the number of samples.
+In memory it is stored as columns, too: 101 bytes per sample plus its strings. It is written and read in groups of rows, so that
+nothing else grows with the number of samples.
 """
 
 from array import array
@@ -42,8 +42,8 @@ _READ_SCHEMA = pa.schema(
 )
 SIZE_COLUMNS = ("source_height", "source_width", "height", "width")
 GROUP_ROWS = 2**17
-_MOST_ROW_BYTES = 8192  # on average; a path has up to 4,096 characters
-_MOST_HEAD_BYTES = 1 << 20
+_MAX_ROW_BYTES = 8192  # on average; a path has up to 4,096 characters
+_MAX_HEAD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,13 +67,13 @@ class ManifestRow:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Columns:
-    """The manifest in memory; row n is the sample with id n.
+    """The manifest in memory; row n describes the sample with id n.
 
     labels:   int32 [N], class indices.
     sizes:    int32 [N, 4], pixels: source height, source width, stored height, stored width.
-    excluded: bool [N]; such a row has no bytes, and no order contains it.
-    source:   N names, `class/name` as the source called it.
-    note:     N lines: what was fixed, why it is excluded, or nothing.
+    excluded: bool [N]; an excluded row has no bytes, and no order contains it.
+    source:   N names, `class/name` as in the source.
+    note:     N texts: what was fixed, why it is excluded, or empty.
     sha256:   uint8 [N, 32], of the stored JPEG bytes: checked by verify and derive.
     crc32c:   uint32 [N], of the same bytes: checked by every read in training (4 us for 110 KB; sha256 takes 61).
     shard, offset, size: int32, int64, int64 [N]: where those bytes are stored; shard -1 for excluded rows.
@@ -97,7 +97,7 @@ class Columns:
 
     @property
     def ids(self) -> np.ndarray:
-        """The ids that are not excluded, ascending, int64: what orders are made of."""
+        """The ids of the samples that are not excluded, ascending, int64."""
         return np.flatnonzero(~self.excluded).astype(np.int64)
 
 
@@ -192,7 +192,7 @@ def _table(columns: Columns, rows: slice) -> pa.Table:
 
 
 def _strings(texts: Sequence[str], rows: slice) -> pa.StringArray:
-    """A slice of strings for Arrow. No Python string is created: that would take a hundred bytes per row."""
+    """A slice of strings for Arrow, made without Python strings, which would take a hundred bytes per row."""
     column = texts if isinstance(texts, StringColumn) else StringColumn.of(texts)
     bounds = column.bounds[rows.start : rows.stop + 1]
     offsets = (bounds - bounds[0]).astype(np.int32)
@@ -201,7 +201,7 @@ def _strings(texts: Sequence[str], rows: slice) -> pa.StringArray:
 
 
 def _texts(column: pa.ChunkedArray) -> StringColumn:
-    """Strings from an Arrow column. Raises ValueError where they are not UTF-8."""
+    """The strings of an Arrow column. Raises ValueError if they are not UTF-8."""
     builder = StringColumnBuilder()
     for chunk in column.chunks:
         strings = chunk.dictionary_decode()
@@ -213,7 +213,7 @@ def _texts(column: pa.ChunkedArray) -> StringColumn:
 
 
 def _check_text(texts: StringColumn) -> None:
-    """Raise ValueError for bytes that are not UTF-8, and for strings that begin within a character."""
+    """Raise ValueError for bytes that are not UTF-8, and for strings that begin in the middle of a character."""
     data = bytes(texts.data[int(texts.bounds[0]) : int(texts.bounds[-1])])
     data.decode("utf-8", "surrogatepass")
     starts = texts.bounds[:-1][texts.bounds[:-1] < texts.bounds[-1]] - texts.bounds[0]
@@ -224,19 +224,19 @@ def _check_text(texts: StringColumn) -> None:
 def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> Columns:
     """Read a manifest after checking its size, checksum and row count against dataset.json.
 
-    Raises DataError where it is absent, differs or is damaged.
+    samples: the number of rows. Raises DataError if it is absent, different or damaged.
     """
     remedy = "the folder is damaged or mixed from two; convert again"
     if not path.is_file():
         raise DataError(f"{path} is missing; expected a manifest of {samples} samples, a regular file; {remedy}")
     actual_bytes = path.stat().st_size
     if actual_bytes != size_bytes:
-        raise DataError(f"{path} has {actual_bytes} bytes; expected {size_bytes} as dataset.json says; {remedy}")
+        raise DataError(f"{path} has {actual_bytes} bytes; expected {size_bytes} as in dataset.json; {remedy}")
     actual_sha256 = sha256_file(path)
     if actual_sha256 != sha256:
-        raise DataError(f"{path} has sha256 {actual_sha256[:16]}…; expected {sha256[:16]}… as dataset.json says; {remedy}")
+        raise DataError(f"{path} has sha256 {actual_sha256[:16]}…; expected {sha256[:16]}… as in dataset.json; {remedy}")
     try:
-        # Opened here: Arrow takes no path that is not UTF-8.
+        # Opened here, as Arrow refuses paths that are not UTF-8.
         with (
             path.open("rb") as raw,
             pq.ParquetFile(raw, page_checksum_verification=True, read_dictionary=["source", "note"]) as file,
@@ -245,7 +245,7 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
                 names = shorten(", ".join(file.schema_arrow.names))
                 raise DataError(f"{path} has other columns ({names}); expected {', '.join(SCHEMA.names)}; {remedy}")
             if file.metadata.num_rows != samples:
-                raise DataError(f"{path} has {file.metadata.num_rows} rows; expected {samples} as dataset.json says; {remedy}")
+                raise DataError(f"{path} has {file.metadata.num_rows} rows; expected {samples} as in dataset.json; {remedy}")
             return _read_groups(file, samples)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, DataError):
@@ -256,7 +256,7 @@ def read_manifest(path: Path, *, samples: int, size_bytes: int, sha256: str) -> 
 
 def _read_groups(file: pq.ParquetFile, samples: int) -> Columns:
     """Read all rows, group by group. Raises ValueError for invalid content, before it takes much memory."""
-    budget = samples * _MOST_ROW_BYTES + _MOST_HEAD_BYTES
+    budget = samples * _MAX_ROW_BYTES + _MAX_HEAD_BYTES
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
     if sum(max(group.total_byte_size, 0) for group in groups) > budget:
         raise ValueError(f"its columns are larger than {budget:,} bytes")
@@ -277,7 +277,7 @@ def _read_groups(file: pq.ParquetFile, samples: int) -> Columns:
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:
-    """Bytes of all strings of a dictionary-encoded column, repetitions included."""
+    """The number of bytes in all strings of a dictionary-encoded column, repetitions included."""
     total = 0
     for chunk in column.chunks:
         lengths = np.diff(_bounds(chunk.dictionary))
@@ -286,7 +286,7 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
 
 
 def _bounds(strings: pa.StringArray) -> np.ndarray:
-    """Byte offsets where each string begins and the last ends, int32 [n + 1]."""
+    """The byte offsets at which n strings begin, then the end of the last: int32 [n + 1]."""
     if len(strings) == 0:
         return np.zeros(1, np.int32)
     return np.frombuffer(strings.buffers()[1], dtype=np.int32)[strings.offset : strings.offset + len(strings) + 1]

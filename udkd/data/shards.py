@@ -1,4 +1,4 @@
-"""samples-%05d.tar and .idx: WebDataset shards, with the index that DALI's wds2idx defines (v1.2)."""
+"""Writes and reads samples-%05d.tar and .idx: WebDataset shards with the index of DALI's wds2idx (v1.2)."""
 
 import errno
 import hashlib
@@ -19,12 +19,12 @@ INDEX_VERSION = "v1.2"
 
 
 def shard_name(number: int) -> str:
-    """The file name of a shard, without its ending."""
+    """The file name of a shard, without its suffix."""
     return f"samples-{number:05d}"
 
 
 class ShardPacker:
-    """Packs samples into a file as a tar: header, JPEG, padding, header, label, padding, and so on.
+    """Packs samples into a tar: header, JPEG, padding, header, label, padding, and so on.
 
     The bytes depend on the samples alone: no time, owner or file mode is stored.
     """
@@ -95,12 +95,12 @@ class ShardWriter:
 
 
 class OpenShards:
-    """Reads stored bytes; a shard stays open until the block ends or MOST_OPEN others were opened after it.
+    """Reads stored bytes. A shard is kept open until the block ends or MAX_OPEN others are opened after it.
 
     `with OpenShards(split_folder) as shards: data = shards.read(number, offset, size, what)`. Not thread-safe.
     """
 
-    MOST_OPEN = 32  # a process may open 1,024 files, and each reading thread has its own OpenShards
+    MAX_OPEN = 32  # a process may open 1,024 files, and each reading thread has its own OpenShards
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -114,7 +114,7 @@ class OpenShards:
             os.close(self._descriptors.popitem()[1][0])
 
     def read(self, number: int, offset: int, size: int, what: Callable[[], str]) -> bytes:
-        """The bytes at a sample's position, unverified; fewer where the shard is truncated. Raises DataError, naming `what`."""
+        """The unverified bytes of a sample; fewer if the shard is truncated. what: returns the name for the DataError."""
         try:
             descriptor, end = self._descriptors.get(number) or self._open(number)
             # At most what the file holds: pread allocates `size` bytes first.
@@ -126,7 +126,7 @@ class OpenShards:
             ) from None
 
     def _open(self, number: int) -> tuple[int, int]:
-        if len(self._descriptors) == self.MOST_OPEN:
+        if len(self._descriptors) == self.MAX_OPEN:
             os.close(self._descriptors.pop(next(iter(self._descriptors)))[0])
         # Non-blocking: opening a FIFO of this name would wait for a writer.
         descriptor = os.open(f"{self._folder}{os.sep}{shard_name(number)}.tar", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -139,7 +139,7 @@ class OpenShards:
 
 
 def read_sample(folder: Path, number: int, offset: int, size: int, sha256: bytes, what: str) -> bytes:
-    """The stored bytes of one sample of a split's folder, its sha256 verified. `what` names the sample in the DataError."""
+    """The stored bytes of one sample in a split's folder, verified by their sha256. what: its name for the DataError."""
     with OpenShards(folder) as shards:
         data = shards.read(number, offset, size, lambda: what)
     if hashlib.sha256(data).digest() != sha256:

@@ -1,4 +1,4 @@
-"""What students are trained on: the distillation loss, sample weights, schedules, further methods.
+"""The distillation loss, sample weights, schedules of the loss's weights, and further distillation methods.
 
 It may import udkd.models and what that may.
 """

@@ -1,7 +1,7 @@
-"""The loss of N students taught by one teacher and by each other: the eager reference.
+"""The loss of N students that learn from one teacher and from each other: the eager reference implementation.
 
-Source: arXiv 2511.18826, equations of the total loss (its L_CE, L_KD weighted by 1 - H/ln C, and L_peer).
-Letters: B batch, C classes; N students is the length of the list.
+Source: arXiv 2511.18826, the equation of the total loss (L_CE, L_KD weighted by 1 - H / ln C, and L_peer).
+Letters: B batch, C classes, N students.
 """
 
 import math
@@ -19,18 +19,18 @@ KlKind = Literal["reverse", "forward"]
 LabelLoss = Literal["cross_entropy", "evidential"]
 
 EVIDENCE_LIMIT = 10.0
-"""Logits above it give no more evidence: exp(10) = 22,026 observations of one class."""
+"""Larger logits give no more evidence: exp(10) is 22,026 observations of one class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """Weights of the terms; a term of weight 0 is not built.
+    """Settings of the loss. A term of weight 0 is not computed.
 
-    alpha: cross-entropy with the label. beta: divergence from the teacher. gamma: divergence from the peers.
+    alpha: weight of the cross-entropy with the label. beta: of the divergence from the teacher. gamma: from the peers.
     temperature: softens the teacher and peer terms, which are multiplied by its square.
-    kl: reverse is KL(student || teacher), the paper's formula; forward is KL(teacher || student), Hinton's; for peers too.
-    label_smoothing: fraction of the hard label spread over all classes.
-    label_loss: the loss of the label: cross-entropy, or `evidential` where there is no teacher.
+    kl: reverse is KL(student || teacher), the paper's; forward is KL(teacher || student), Hinton's. Applies to peers, too.
+    label_smoothing: fraction of the label spread over all classes, without effect on the evidential loss.
+    label_loss: the label term: cross-entropy, or `evidential` if there is no teacher.
     """
 
     alpha: float = 0.4
@@ -43,7 +43,7 @@ class LossSettings:
 
     def weights_3N(self, num_students: int, like: Tensor) -> Tensor:
         """Alpha, beta and gamma of each student, [3, N], with the dtype and device of `like`."""
-        # Filled on the device: copying them from the host would make it wait.
+        # Filled on the device: a copy from the host would make the host wait.
         return torch.stack([like.new_full((num_students,), weight) for weight in (self.alpha, self.beta, self.gamma)])
 
 
@@ -52,9 +52,9 @@ class Terms:
     """The loss and its terms, means over the batch.
 
     total: scalar with gradient, the sum over students.
-    hard, teacher, peer: float32 [N], detached, before their weights alpha, beta and gamma (the last two times the temperature
-    squared, the teacher's weighted by w); zeros where a term is not built.
-    method: [N], detached, the term of loss.method before its weight; None without a method.
+    hard, teacher, peer: float32 [N], detached, of each student, before the weights alpha, beta and gamma. The teacher and peer
+    terms include the temperature squared, the teacher term the sample weights. A term that is not computed is 0.
+    method: float32 [N], detached, the term of loss.method before its weight; None without a method.
     """
 
     total: Tensor
@@ -64,21 +64,21 @@ class Terms:
     method: Tensor | None = None
 
     def plus(self, method_N: Tensor, weight_N: Tensor) -> "Terms":
-        """These terms with the term of loss.method added to the total, weighted for each student."""
+        """Add the term of loss.method to the total, weighted for each student."""
         total = self.total + (weight_N * method_N).sum()
         return replace(self, total=total, method=method_N.detach().to(self.hard.dtype))
 
 
 Loss = Callable[[Sequence[Tensor], Tensor, Tensor | None, Tensor | None, Tensor], Terms]
-"""`distill` with its settings bound, however it is computed: logits, labels, teacher, weight, weights_3N."""
+"""`distill` with its settings bound, in any implementation. Arguments: logits, labels, teacher, weight, weights_3N."""
 
 
 def kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
-    """KL(p || q) per row, [B], from log-probabilities.
+    """KL(p || q) of each row, [B], from log-probabilities [B, C].
 
-    With d = log p - log q, sum p d equals sum (p d + q - p), as both sum to 1, and every summand is then >= 0:
-    a small divergence is precise to eps sum p |d| (the plain sum: eps sum p |log p|) and does not turn negative. Near d = 0
-    the summand is written p (d + expm1(-d)); far from it expm1 would overflow, and p d + q - p is precise.
+    With d = log p - log q, sum p d equals sum (p d + q - p), as p and q both sum to 1. Every summand of the latter is >= 0, so
+    a small divergence has an error of eps sum p |d| (the plain sum: eps sum p |log p|) and never turns negative. For |d| < 1
+    the summand is p (d + expm1(-d)); for larger |d| expm1 could overflow, and p d + q - p is precise.
     """
     d_BC = log_p_BC - log_q_BC
     p_BC = log_p_BC.exp()
@@ -88,15 +88,15 @@ def kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
 
 
 def divergence(student_BC: Tensor, other_BC: Tensor, kind: KlKind) -> Tensor:
-    """KL(student || other) where reverse, KL(other || student) where forward, of log-probabilities, [B]."""
+    """KL(student || other) for "reverse", KL(other || student) for "forward": [B], from log-probabilities [B, C]."""
     return kl(student_BC, other_BC) if kind == "reverse" else kl(other_BC, student_BC)
 
 
 def dirichlet(logits_BC: Tensor) -> Tensor:
-    """The Dirichlet parameters of an evidential network's logits: alpha = 1 + exp(min(z, 10)), [B, C].
+    """The Dirichlet parameters from the logits z of an evidential network: alpha = 1 + exp(min(z, 10)), [B, C].
 
-    Source: Sensoy et al., arXiv 1806.01768, alpha = evidence + 1. Their evidence is ReLU(z), or exp(z) in the code they
-    published; ReLU gives no gradient to samples without evidence (Pandey, Yu, arXiv 2306.11113), which are all at 100 classes.
+    Source: Sensoy et al., arXiv 1806.01768, alpha = evidence + 1. Their evidence is ReLU(z), or exp(z) in their published
+    code. ReLU gives no gradient to samples without evidence (Pandey, Yu, arXiv 2306.11113): initially all, with 100 classes.
     """
     return 1.0 + logits_BC.clamp(max=EVIDENCE_LIMIT).exp()
 
@@ -104,10 +104,10 @@ def dirichlet(logits_BC: Tensor) -> Tensor:
 def evidential(logits_BC: Tensor, labels_B: Tensor, regulariser_B: Tensor | None) -> Tensor:
     """The evidential loss of each sample, [B]: the expected cross-entropy under the Dirichlet, plus a regulariser.
 
-    With S = sum alpha of `dirichlet`: digamma(S) - digamma(alpha_y) + r KL(D(alpha~) || D(1)), where alpha~ is alpha
-    without the label's evidence. r: regulariser_B, 1 where it is None.
-    Source: Sensoy et al., arXiv 1806.01768, eq. 4 and the regulariser of section 4. Their experiments take eq. 5, a squared
-    error, whose gradient at 100 classes begins 50 times smaller.
+    With alpha from `dirichlet` and its sum S: digamma(S) - digamma(alpha_y) + r KL(D(alpha~) || D(1)), where alpha~ is alpha
+    without the label's evidence, and r is regulariser_B (1 if None).
+    Source: Sensoy et al., arXiv 1806.01768, eq. 4 and the regulariser of section 4. Their experiments use eq. 5, a squared
+    error, whose gradient at 100 classes starts 50 times smaller.
     """
     alpha_BC = dirichlet(logits_BC)
     label_B1 = labels_B[:, None]
@@ -129,14 +129,15 @@ def distill(
 ) -> Terms:
     """L_i = alpha CE(z_i, y) + beta w t^2 KL(q_i || p_T) + gamma t^2 KL(q_i || sg[q_j]): batch mean, sum over students i.
 
-    logits:     N tensors [B, C] of any float dtype; float32 (float64 stays) before the division by the temperature.
+    logits:     N tensors [B, C] of any float dtype; converted to float32 first, except float64.
     labels_B:   int64 [B].
-    teacher_BC: float16 or float32 [B, C], the teacher's logits up to a constant per row; None where beta is 0.
+    teacher_BC: float16 or float32 [B, C], the teacher's logits up to a constant per row; None if beta is 0.
     weight_B:   float32 [B], weight of each sample's teacher term, or of the evidential loss's regulariser; None means 1.
-    weights_3N: [3, N], alpha, beta and gamma of each student; None takes the settings', which decide what is built.
-    With more than two students the peer term is the mean over the others. Peers, teacher and weight carry no gradient.
+    weights_3N: [3, N], alpha, beta and gamma of each student; None for the weights in `settings`. A term whose weight in
+                `settings` is 0 is not computed.
+    With more than two students the peer term is the mean over the peers. Peers, teacher and weight carry no gradient.
     """
-    logits = [_at_least_float32(z_BC) for z_BC in logits]
+    logits = [at_least_float32(z_BC) for z_BC in logits]
     zero = logits[0].new_zeros(())
     hard, teacher, peer = ([zero] * len(logits) for _ in range(3))
     scale = settings.temperature**2
@@ -177,7 +178,7 @@ def distill_with(settings: LossSettings) -> Loss:
 
 
 class Targets(Protocol):
-    """What the loss reads of a teacher's targets: see udkd.teacher.target.TeacherTargets."""
+    """What the loss needs from a teacher's targets: see udkd.teacher.target.TeacherTargets."""
 
     @property
     def logits(self) -> Tensor | None: ...
@@ -193,7 +194,7 @@ class DistillationLoss(nn.Module):
         terms = criterion([student(x) for student in students], batch.labels, teacher(batch, epoch))
         terms.total.backward()
 
-    Raises ConfigError for settings without meaning, and where beta > 0 and there are no teacher logits.
+    Raises ConfigError for invalid settings, and when called without the teacher's logits although beta > 0.
     """
 
     def __init__(
@@ -219,7 +220,7 @@ class DistillationLoss(nn.Module):
         )
 
     def forward(self, logits: Sequence[Tensor], labels: Tensor, targets: Targets | None = None) -> Terms:
-        """The loss of N students. logits: N tensors [B, C]; labels: int64 [B]; targets: None where beta is 0."""
+        """The loss of N students. logits: N tensors [B, C]. labels: int64 [B]. targets: None if beta is 0."""
         if isinstance(logits, Tensor):
             raise ConfigError(f"logits are one tensor {list(logits.shape)}; expected a list, one per student; put it in a list")
         teacher_BC, weight_B = (None, None) if targets is None else (targets.logits, targets.weight)
@@ -231,7 +232,8 @@ class DistillationLoss(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in vars(self.settings).items())
 
 
-def _at_least_float32(z_BC: Tensor) -> Tensor:
+def at_least_float32(z_BC: Tensor) -> Tensor:
+    """Convert a tensor to float32, unless it is float64."""
     return z_BC if z_BC.dtype == torch.float64 else z_BC.float()
 
 

@@ -1,4 +1,4 @@
-"""How one target is computed from a teacher or from several, as recipes and the keys of caches name it."""
+"""How a target is computed from one teacher or several, as named in recipes and cache keys."""
 
 import re
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ _MC_DROPOUT = re.compile(r"mc_dropout, (\d+) passes, p (\S+), seed (\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator:
-    """How the teacher predicts, and which uncertainties that gives.
+    """How the teacher predicts, and the uncertainties of the prediction.
 
-    plain       one pass in evaluation mode: entropy.
-    mc_dropout  `passes` passes with dropout of probability `p` before the head, the masks a pure function of (seed, view,
-                sample, pass): entropy of the mean prediction (total uncertainty) and mutual information.
-    ensemble    the mean of several teachers' probabilities: entropy of the mean (total) and mutual information.
-    evidential  the mean of the Dirichlet of a teacher that was fitted with the evidential loss: its entropy, and vacuity.
+    plain       One forward pass in evaluation mode. Uncertainty: entropy.
+    mc_dropout  The mean of `passes` forward passes with dropout of probability `p` before the head. The masks are a pure
+                function of (seed, view, sample, pass). Uncertainties: entropy of the mean, and mutual information.
+    ensemble    The mean of several teachers' probabilities. Uncertainties: entropy of the mean, and mutual information.
+    evidential  The mean of the Dirichlet of a teacher fitted with the evidential loss. Uncertainties: entropy and vacuity.
     """
 
     kind: EstimatorKind = "plain"
@@ -27,13 +27,13 @@ class Estimator:
 
     @property
     def uncertainties(self) -> tuple[str, ...]:
-        """Names of the uncertainties, as a cache stores them."""
+        """Names of the uncertainties, as stored in a cache."""
         second = {"mc_dropout": ("mutual_information",), "ensemble": ("mutual_information",), "evidential": ("vacuity",)}
         return ("entropy", *second.get(self.kind, ()))
 
     @property
     def text(self) -> str:
-        """As a cache key stores it: equal texts mean equal estimators."""
+        """The estimator as stored in a cache key: equal texts mean equal estimators."""
         if self.kind == "mc_dropout":
             return f"mc_dropout, {self.passes} passes, p {self.p}, seed {self.seed}"
         return self.kind

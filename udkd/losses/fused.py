@@ -1,9 +1,9 @@
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
-"""The loss of N students as one Triton kernel: a program reads a sample's logits, target and label once and writes its terms
-and the gradients of all students' logits.
+"""The loss of N students as one Triton kernel. A program reads a sample's logits, target and label, and writes the sample's
+terms and the gradients of all students' logits.
 
-The formulas are those of udkd.losses.distill; float32 inside. With p = softmax(z / t), log-probabilities l, d = l_i - l_j and
-D = KL(p_i || p_j): dD/dz_i = p_i (d - D) / t for student || other, and (p_i - p_j) / t for other || student.
+It computes udkd.losses.distill.distill in float32. With p = softmax(z / t), log-probabilities l, d = l_i - l_j and
+D = KL(p_i || p_j), the gradient dD/dz_i is p_i (d - D) / t for student || other, and (p_i - p_j) / t for other || student.
 Letters: B batch, C classes, N students; K is C rounded up to a power of two.
 """
 
@@ -65,7 +65,7 @@ def _launch(
     weights_3N: Tensor,
     logits: Sequence[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
-    """Terms float32 [4, N, B] of each sample, and the gradients of their mean in the logits' dtypes."""
+    """Run the kernel: the terms of each sample, float32 [4, N, B], and the gradients of the mean, in the logits' dtypes."""
     num_students, (batch, classes) = len(logits), logits[0].shape
     grads = [torch.empty_like(z_BC) for z_BC in logits]
     rows_4NB = torch.empty(_ROWS, num_students, batch, dtype=torch.float32, device=labels_B.device)
@@ -77,7 +77,7 @@ def _launch(
         tuple(grads),
         rows_4NB,
         labels_B,
-        teacher_BC.contiguous() if has_teacher and teacher_BC is not None else rows_4NB,  # any pointer, where it is not read
+        teacher_BC.contiguous() if has_teacher and teacher_BC is not None else rows_4NB,  # any pointer, as it is not read
         weight_B.contiguous() if has_teacher and weight_B is not None else rows_4NB,
         weights_3N.contiguous(),
         batch,
@@ -105,7 +105,7 @@ def _log_softmax(z_K, inside_K):  # no annotations: Triton compiles them too, an
 
 @triton.jit
 def _divergence_summand(log_p_K, log_q_K):
-    """The summand p d + q - p with d = log p - log q, written so that a small one stays precise: see udkd.losses.distill.kl."""
+    """The summand p d + q - p with d = log p - log q, precise if it is small: see udkd.losses.distill.kl."""
     d_K = log_p_K - log_q_K
     p_K = tl.exp(log_p_K)
     near_K = tl.minimum(tl.maximum(d_K, -0.25), 0.25)
@@ -140,7 +140,7 @@ def _kernel(
     N: tl.constexpr,
     K: tl.constexpr,
 ):
-    """One program is one sample. A row is a few hundred bytes: what is read again for a peer is in the L1 cache."""
+    """Each program computes one sample. A row has a few hundred bytes, so reading it again for a peer hits the L1 cache."""
     row = tl.program_id(0).to(tl.int64)
     class_K = tl.arange(0, K)
     inside_K = class_K < classes

@@ -1,8 +1,8 @@
-"""How unsure a teacher is of a sample, and the weight of the sample's teacher term that follows.
+"""A teacher's uncertainty about a sample, and the weight of the sample's teacher term.
 
 Letters: B batch, C classes, M members (networks of an ensemble, or passes with dropout).
-Every kind of weight needs the same two arrays, the logits of the mean prediction and one uncertainty per sample, so training
-costs the same. A new kind is one function with `@register_sample_weight`, here or in any other module.
+Every kind of weight is computed from the logits of the mean prediction and at most one uncertainty per sample, so training
+costs the same. To add a kind, decorate a function with `@register_sample_weight`, here or in any other module.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from udkd.utils.errors import ConfigError
 
 WeightControl = Literal["none", "equal_mean", "shuffled"]
-"""A control replaces the weights by their mean for every sample, or by the same values on other samples."""
+"""A control experiment: every sample gets the mean weight (equal_mean), or the weight of another sample (shuffled)."""
 
 _UNCERTAINTIES = ("entropy", "mutual_information", "vacuity")
 
@@ -25,8 +25,8 @@ _UNCERTAINTIES = ("entropy", "mutual_information", "vacuity")
 class SampleWeighting:
     """How uncertainties become weights.
 
-    kind: a registered one. control and mean_one (weights divided by their mean) need all samples of a view at once;
-    seed: of "shuffled".
+    kind: a registered kind. mean_one: divide the weights by their mean. seed: of the control "shuffled". `control` and
+    `mean_one` need all samples of a view at once.
     """
 
     kind: str = "entropy"
@@ -36,7 +36,7 @@ class SampleWeighting:
 
     @property
     def text(self) -> str:
-        """The kind and its modifications, for people."""
+        """The kind and its modifications as a readable text."""
         control = {"none": "", "equal_mean": ", everyone's mean", "shuffled": ", shuffled"}[self.control]
         return self.kind + control + (", mean 1" if self.mean_one else "")
 
@@ -49,15 +49,15 @@ class SampleWeighting:
 def entropy(logits_BC: Tensor) -> Tensor:
     """Entropy of softmax(logits) at temperature 1, in nats: float32 [B], in [0, ln C].
 
-    Source: arXiv 2511.18826, the uncertainty of the teacher's prediction. For a mean over members it is the total
-    uncertainty (Depeweg et al., arXiv 1710.07283).
+    Source: arXiv 2511.18826, the uncertainty of the teacher's prediction. If the prediction is a mean over members, it is the
+    total uncertainty (Depeweg et al., arXiv 1710.07283).
     """
     log_p_BC = torch.log_softmax(logits_BC.float(), dim=-1)
     return -(log_p_BC.exp() * log_p_BC).sum(-1)
 
 
 def mean_log_probability(log_p_MBC: Tensor) -> Tensor:
-    """Log of the members' mean probability, [B, C]: ln (1/M) sum_m p_m.
+    """The log of the members' mean probability, [B, C]: ln (1/M) sum_m p_m, from log-probabilities [M, B, C].
 
     Source: Lakshminarayanan et al., arXiv 1612.01474, equation of the ensemble's prediction.
     """
@@ -67,7 +67,7 @@ def mean_log_probability(log_p_MBC: Tensor) -> Tensor:
 def mutual_information(log_p_MBC: Tensor) -> Tensor:
     """Disagreement of the members: I = H[mean_m p_m] - mean_m H[p_m] in nats, float32 [B], in [0, ln min(M, C)].
 
-    Computed as mean_m KL(p_m || mean p), the same number, which does not cancel where the members nearly agree.
+    Computed as mean_m KL(p_m || mean p), which is the same number without cancellation if the members nearly agree.
     Source: Houlsby et al., arXiv 1112.5745 (BALD); for dropout Gal, Ghahramani, arXiv 1506.02142.
     """
     ratio_MBC = log_p_MBC - mean_log_probability(log_p_MBC)
@@ -75,7 +75,7 @@ def mutual_information(log_p_MBC: Tensor) -> Tensor:
 
 
 def vacuity(alpha_BC: Tensor) -> Tensor:
-    """Lack of evidence: u = C / sum_c alpha_c, [B], in (0, 1]. Source: Sensoy et al., arXiv 1806.01768, eq. 1."""
+    """Lack of evidence, u = C / sum_c alpha_c: [B], in (0, 1]. Source: Sensoy et al., arXiv 1806.01768, eq. 1."""
     return alpha_BC.shape[-1] / alpha_BC.sum(-1)
 
 
@@ -91,8 +91,9 @@ def entropy_weight(entropy_B: Tensor, num_classes: int) -> Tensor:
 class WeightInputs:
     """What the weights of B samples are computed from.
 
-    logits_BC: any float dtype. uncertainty_B: float32, the registered one; NaN for an excluded id, whose weight is NaN then.
-    labels_B: int64. uncertainty_B and labels_B are empty where the kind was registered without them.
+    logits_BC: any float dtype. uncertainty_B: float32, the uncertainty named at registration; NaN for an excluded id, whose
+    weight is then NaN. labels_B: int64. uncertainty_B and labels_B are empty if the kind was registered without them.
+    num_members: M, 1 for a single prediction.
     """
 
     logits_BC: Tensor
@@ -106,7 +107,7 @@ class WeightInputs:
 
 
 WeightFunction = Callable[[WeightInputs], Tensor]
-"""float32 [B], in [0, 1]. No sample may depend on another: cached rows and live batches must agree."""
+"""Returns float32 [B], in [0, 1]. No weight may depend on another sample, as cached and live weights must agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,8 @@ def register_sample_weight(
 ) -> Callable[[WeightFunction], WeightFunction]:
     """Make a weight function available as loss.sample_weight = `name`.
 
-    uncertainty: the stored array that it is computed from, if any: entropy, mutual_information or vacuity.
+    uncertainty: the stored array that it needs, if any: entropy, mutual_information or vacuity. needs_labels: whether it
+    needs the labels.
     """
     assert name not in _KINDS, f"sample weight {name!r} is registered twice"
     assert uncertainty is None or uncertainty in _UNCERTAINTIES, f"{uncertainty!r}: expected one of {_UNCERTAINTIES}"
@@ -142,12 +144,12 @@ def weight_kinds() -> tuple[str, ...]:
 
 
 def uncertainty_of(kind: str) -> str | None:
-    """The uncertainty that a kind is computed from; None where the logits suffice. Raises ConfigError for an unknown kind."""
+    """The uncertainty that a kind is computed from; None if the logits suffice. Raises ConfigError for an unknown kind."""
     return _registered(kind).uncertainty
 
 
 def needs_labels(kind: str) -> bool:
-    """Whether a kind looks at the labels. Raises ConfigError for an unknown kind."""
+    """Whether a kind depends on the labels. Raises ConfigError for an unknown kind."""
     return _registered(kind).needs_labels
 
 
@@ -167,8 +169,8 @@ def sample_weight(
 ) -> Tensor:
     """The weight of each sample's teacher term, float32 [B], in [0, 1].
 
-    uncertainty_B: float32 [B], the one `uncertainty_of` names; labels_B: int64 [B], where `needs_labels`.
-    Raises ConfigError for an unknown kind.
+    logits_BC: any float dtype. uncertainty_B: float32 [B], the uncertainty named by `uncertainty_of`. labels_B: int64 [B], if
+    `needs_labels`. num_members: M. Raises ConfigError for an unknown kind.
     """
     registered = _registered(kind)
     assert registered.uncertainty is None or uncertainty_B is not None, f"{kind} is computed from an uncertainty"
@@ -210,14 +212,14 @@ def _margin(inputs: WeightInputs) -> Tensor:
 
 @register_sample_weight("correctness", uncertainty="entropy", needs_labels=True)
 def _correctness(inputs: WeightInputs) -> Tensor:
-    """1 - H / ln C where no class has a larger logit than the label, else 0."""
+    """1 - H / ln C if no class has a larger logit than the label, else 0."""
     label_logit_B = inputs.logits_BC.gather(1, inputs.labels_B[:, None])[:, 0]
     return entropy_weight(inputs.uncertainty_B, inputs.num_classes) * (label_logit_B >= inputs.logits_BC.amax(-1))
 
 
 @register_sample_weight("mutual_information", uncertainty="mutual_information")
 def _mutual_information(inputs: WeightInputs) -> Tensor:
-    """1 - I / ln min(M, C); the bound is attained. Source: Houlsby et al., arXiv 1112.5745."""
+    """1 - I / ln min(M, C), where the denominator is the largest possible I. Source: Houlsby et al., arXiv 1112.5745."""
     return (1.0 - inputs.uncertainty_B / math.log(min(inputs.num_members, inputs.num_classes))).clamp(0.0, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""How a weight of the loss changes over a run: a pure function of the step, or of statistics that each epoch records."""
+"""Schedules of the loss's weights: pure functions of the step, or of statistics recorded in each epoch."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ ScheduleKind = Literal["constant", "linear", "cosine", "progress", "confidence"]
 
 @dataclass(frozen=True, kw_only=True)
 class EpochStats:
-    """Statistics of the last epoch; 0 before the first, so that every schedule begins at its first value.
+    """Statistics of the last epoch; 0 before the first one, so that every schedule starts at its first value.
 
     progress: each student's training accuracy, from 0 to 1. confidence: the samples' mean weight w.
     """
@@ -25,7 +25,7 @@ class EpochStats:
 
 
 def interpolate(kind: ScheduleKind, first: float, last: float, *, progress: float) -> float:
-    """A weight between `first` (progress 0) and `last` (1): linearly, or (cosine) slowly at both ends."""
+    """Interpolate a weight from `first` (progress 0) to `last` (progress 1): linearly, or with a half cosine."""
     if kind == "constant":
         return first
     if kind == "cosine":
@@ -34,10 +34,10 @@ def interpolate(kind: ScheduleKind, first: float, last: float, *, progress: floa
 
 
 def schedule_progress(kind: ScheduleKind, stats: EpochStats, student: int, *, fraction: float, until: float) -> float:
-    """How far along a weight is, in [0, 1].
+    """The progress of a schedule, in [0, 1].
 
-    linear, cosine: by `fraction`, the part of the run that is done; 1 from `until` on.
-    progress: by the student's accuracy. confidence: by the mean sample weight.
+    linear, cosine: `fraction`, the completed part of the run, over `until`, at most 1.
+    progress: the student's training accuracy. confidence: the mean sample weight.
     """
     if kind == "progress":
         return stats.progress[student]

@@ -1,4 +1,4 @@
-"""How a row of logits is stored: all of them, or those of its k best classes and the mass of the others.
+"""How a row of logits is stored: all of them, or the k largest and the probability mass of the other classes.
 
 Letters: B batch, C classes, k kept classes.
 """
@@ -14,21 +14,21 @@ from torch import Tensor
 Dtype = Literal["float16", "float32"]
 
 LOWEST = torch.finfo(torch.float16).min
-"""A finite logit whose probability is 0: an infinity would turn a student || teacher KL into NaN."""
+"""A finite logit whose probability is 0: -inf would turn KL(student || teacher) into NaN."""
 
 _TEXT = re.compile(r"(float16|float32)(?: top-([1-9]\d{0,8}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """dtype: of the stored logits. top_k: the number of classes kept of each row; 0 keeps all."""
+    """How logits are stored. dtype: of the stored logits. top_k: number of logits kept per row; 0 keeps all."""
 
     dtype: Dtype = "float16"
     top_k: int = 0
 
     @property
     def text(self) -> str:
-        """As a cache key stores it, such as "float16" or "float16 top-32"."""
+        """The storage as stored in a cache key, such as "float16" or "float16 top-32"."""
         return f"{self.dtype} top-{self.top_k}" if self.top_k else self.dtype
 
     @classmethod
@@ -41,20 +41,20 @@ class Storage:
 
 
 def dense_logits(logits_Bk: Tensor, classes_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
-    """The logits of all classes from those of the k best, float32 [B, C], up to a constant per row.
+    """Expand the k largest logits to all classes: float32 [B, C], up to a constant per row.
 
-    The kept classes share 1 - tail in proportion to their probabilities, the others share the tail equally; softmax sums to 1.
-    logits_Bk: float16 or float32; classes_Bk: any integers; tail_B: float32, the exact mass of the classes that were not kept.
+    The kept classes share the mass 1 - tail in proportion to their probabilities; the others share the tail equally.
+    logits_Bk: float16 or float32. classes_Bk: integers. tail_B: float32, the exact mass of the classes that were not kept.
     """
     return scatter_logits(logits_Bk, classes_Bk, rest_logit(logits_Bk, tail_B, num_classes), num_classes)
 
 
 def rest_logit(logits_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
-    """The one logit of all classes that were not kept, float32 [B]; no row depends on another."""
+    """The logit shared by all classes that were not kept, float32 [B]. Rows are independent of each other."""
     rest_B = torch.log(tail_B) - torch.log1p(-tail_B) + torch.logsumexp(logits_Bk.float(), dim=-1)
     return (rest_B - math.log(num_classes - logits_Bk.shape[1])).clamp(min=LOWEST)
 
 
 def scatter_logits(logits_Bk: Tensor, classes_Bk: Tensor, rest_B: Tensor, num_classes: int) -> Tensor:
-    """Rows of all C logits, float32 [B, C], from the kept ones and the one of all the others."""
+    """Rows of C logits, float32 [B, C], from the kept logits and `rest_B`, the logit of all other classes."""
     return rest_B[:, None].expand(-1, num_classes).scatter(1, classes_Bk.long(), logits_Bk.float())

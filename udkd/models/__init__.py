@@ -1,4 +1,4 @@
-"""Classifiers by name, their feature maps, weights and weight averages.
+"""Builds classifiers by name; their feature maps, weight files and weight averages.
 
 It may import udkd.augment and what that may.
 """

@@ -1,4 +1,4 @@
-"""torchvision classifiers by name, whose randomness is a pure function of (seed, student, step)."""
+"""Builds torchvision classifiers by name. Their randomness is a pure function of (seed, student, step)."""
 
 import difflib
 import warnings
@@ -25,15 +25,15 @@ _32_BITS = 0xFFFFFFFF
 def build(architecture: str, num_classes: int, *, image_px: int, seed: int) -> nn.Module:
     """A torchvision classifier with `num_classes` outputs and weights drawn from `seed`; float32, on the CPU.
 
-    Raises ConfigError for an unknown architecture and for one that cannot take images of image_px.
+    Raises ConfigError for an unknown architecture and for one that cannot take images of image_px pixels.
     """
     check_input_size(architecture, num_classes, image_px)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(key(seed)[0] >> 1))
         model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
         if isinstance(model, torchvision.models.ResNet):
-            _begin_as_identity(model)
-    return _with_keyed_randomness(model)
+            _zero_init_residual(model)
+    return _use_keyed_dropout(model)
 
 
 def _require_known(architecture: str) -> None:
@@ -45,11 +45,11 @@ def _require_known(architecture: str) -> None:
         )
 
 
-def _begin_as_identity(model: torchvision.models.ResNet) -> None:
-    """Initialise every residual branch to zero: torchvision's zero_init_residual.
+def _zero_init_residual(model: torchvision.models.ResNet) -> None:
+    """Initialise every residual branch to zero, like torchvision's zero_init_residual.
 
-    Source: Goyal et al., arXiv 1706.02677, section 5.1. With torchvision's default a ResNet-50 does not learn within the
-    first 100 steps (top-1 of 18 to 53 % where this start reaches 73 %: 10 classes, 1,600 images, 4 epochs).
+    Source: Goyal et al., arXiv 1706.02677, section 5.1. With torchvision's default a ResNet-50 hardly learns in the first 100
+    steps (10 classes, 1,600 images, 4 epochs: top-1 of 18 to 53 %, against 73 % with this initialisation).
     """
     for module in model.modules():
         if isinstance(module, Bottleneck):
@@ -60,11 +60,11 @@ def _begin_as_identity(model: torchvision.models.ResNet) -> None:
 
 @cache
 def check_input_size(architecture: str, num_classes: int, image_px: int) -> None:
-    """Run a classifier on the meta device in training mode, batch 2 (no data; up to a second, once per process).
+    """Run a classifier on the meta device, in training mode with a batch of 2. Takes up to a second, once per process.
 
-    Raises ConfigError: images that are too small or large, an unknown architecture, outputs besides logits.
+    Raises ConfigError if the images are too small or too large, or if the architecture is unknown or has auxiliary outputs.
     """
-    model = _without_memory(architecture, num_classes)
+    model = _meta_model(architecture, num_classes)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -80,27 +80,27 @@ def check_input_size(architecture: str, num_classes: int, image_px: int) -> None
 
 @lru_cache(maxsize=32)
 def meta_state_dict(architecture: str, num_classes: int) -> Mapping[str, Tensor]:
-    """The state dict of a classifier as tensors on the meta device: names, shapes and dtypes, without memory."""
-    state: Mapping[str, Tensor] = _without_memory(architecture, num_classes).state_dict()
+    """The state dict of a classifier on the meta device: names, shapes and dtypes without data."""
+    state: Mapping[str, Tensor] = _meta_model(architecture, num_classes).state_dict()
     return state
 
 
 def parameter_count(architecture: str, num_classes: int) -> int:
     """The number of trainable parameters of a classifier, computed without allocating it."""
-    return num_parameters(_without_memory(architecture, num_classes))
+    return num_parameters(_meta_model(architecture, num_classes))
 
 
-def head_parameters(architecture: str) -> list[str]:
-    """Names of the parameters of the layer that computes the logits (one row per class); its weight comes first."""
+def head_parameter_names(architecture: str) -> list[str]:
+    """Names of the parameters of the layer that computes the logits, the weight first. They have one row per class."""
     two, three = meta_state_dict(architecture, 2), meta_state_dict(architecture, 3)
     return [name for name, value in two.items() if value.shape != three[name].shape]
 
 
-def _without_memory(architecture: str, num_classes: int) -> nn.Module:
+def _meta_model(architecture: str, num_classes: int) -> nn.Module:
     """A classifier on the meta device. Raises ConfigError for an unknown architecture."""
     _require_known(architecture)
     with torch.device("meta"), _MetaMode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about initial weights, and networks that are refused elsewhere
+        warnings.simplefilter("ignore")  # about initial weights, and about networks that check_input_size refuses
         model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
         return model.to("meta")
 
@@ -109,9 +109,9 @@ _RANDOM_INIT = (Tensor.normal_, Tensor.uniform_)
 
 
 class _MetaMode(TorchFunctionMode):
-    """Makes torch.arange and torch.tensor use the CPU despite the default device: RegNet reads layer widths from such tensors.
+    """Makes torch.arange and torch.tensor use the CPU despite the default device, as RegNet reads layer widths from them.
 
-    Skips random initialisation of meta tensors, which would take half the time.
+    Skips the random initialisation of meta tensors, which would take half the time.
     """
 
     def __torch_function__(
@@ -123,7 +123,7 @@ class _MetaMode(TorchFunctionMode):
 
 
 def first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Why `state` cannot be loaded into a network with the state dict `expected`; empty where it can."""
+    """Why `state` cannot be loaded into a network with the state dict `expected`; empty if it can."""
     for name, value in expected.items():
         if name not in state:
             return f"it lacks {name}"
@@ -133,7 +133,7 @@ def first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """load_state_dict for plain tensors. MNASNet requires its layout's version, which a file of tensors does not store."""
+    """load_state_dict for plain tensors. MNASNet needs the version of its layout, which a file of tensors does not store."""
     versioned = OrderedDict(weights)
     versioned._metadata = {"": {"version": model._version}}  # type: ignore[attr-defined]  # where load_state_dict looks for it
     model.load_state_dict(versioned)
@@ -145,20 +145,21 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def dropout_keys(seed: int, student: int, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The dropout key of each step's forward pass: int64, 32 bits used."""
+    """The dropout key of a student's forward pass in each of n steps: int64 [n], of which 32 bits are used."""
     return (key(seed, student, steps) & np.uint64(_32_BITS)).astype(np.int64)
 
 
 def dropout_layers(model: nn.Module) -> list["KeyedDropout"]:
-    """The dropout layers; each has a `key`."""
+    """The dropout layers of a model. Set their `key` before each forward pass."""
     return [module for module in model.modules() if isinstance(module, KeyedDropout)]
 
 
 class KeyedDropout(nn.Module):
-    """Dropout whose mask is a hash of (key, layer, element): no generator state, so eager, compiled and resumed runs agree.
+    """Dropout whose mask is a hash of (key, layer, element). It has no state, so eager, compiled and resumed runs agree.
 
-    p: probability of a zero. layer: makes the masks of a network's layers different.
-    per_sample: one draw for all elements of a sample (stochastic depth, torchvision's mode "row").
+    p: probability of a zero. layer: index of the layer, so that layers of a network have different masks.
+    per_sample: one draw for all elements of a sample (stochastic depth in torchvision's mode "row").
+    key: int64 [], of the forward pass, from `dropout_keys`.
     """
 
     key: Tensor
@@ -185,18 +186,18 @@ class KeyedDropout(nn.Module):
         return f"p={self.p}, layer={self.layer}"
 
 
-def sample_dropout(ids_B: Tensor, name: int, width: int, p: float) -> Tensor:
-    """Dropout masks [B, width], one per sample, scaled to keep the mean: a pure function of (name, id, column).
+def sample_dropout(ids_B: Tensor, mask_key: int, width: int, p: float) -> Tensor:
+    """Dropout masks, float32 [B, width], scaled to keep the mean: a pure function of (mask_key, id, column).
 
-    ids_B: int64 [B], on any device. The rest of the batch does not matter, so cached and live targets agree.
+    ids_B: int64 [B], on any device. A mask does not depend on the other samples, so cached and live targets agree.
     """
-    row_B1 = _hash32(ids_B ^ (name & _32_BITS))[:, None]
+    row_B1 = _hash32(ids_B ^ (mask_key & _32_BITS))[:, None]
     bits_BF = _hash32(row_B1 + torch.arange(width, device=ids_B.device))
     return (bits_BF >= int(p * 2**32)).float() / (1 - p)
 
 
 def _hash32(x: Tensor) -> Tensor:
-    """A 32-bit integer hash in int64 arithmetic that cannot overflow: multipliers below 2**31.
+    """A 32-bit integer hash. It is computed in int64 without overflow, as the multipliers are below 2**31.
 
     Source: github.com/skeeto/hash-prospector, the two-round function with the lowest known bias.
     """
@@ -206,7 +207,7 @@ def _hash32(x: Tensor) -> Tensor:
     return x ^ (x >> 15)
 
 
-def _with_keyed_randomness(model: nn.Module) -> nn.Module:
+def _use_keyed_dropout(model: nn.Module) -> nn.Module:
     layer = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -15,12 +15,12 @@ class WeightEMA:
 
     @classmethod
     def of(cls, model: nn.Module) -> "WeightEMA":
-        """An average that starts at the current weights."""
+        """Start an average at the current weights."""
         return cls(model=copy.deepcopy(model).eval().requires_grad_(False))
 
     @torch.no_grad()
     def update(self, model: nn.Module, rate: Tensor) -> None:
-        """Average += rate * (weights of `model` - average). rate: a scalar tensor on the device."""
+        """Average += rate * (weights of `model` - average); integers are copied. rate: a tensor [] on the device."""
         averages, newest = list(self.model.state_dict().values()), list(model.state_dict().values())
         floating = [(a, b) for a, b in zip(averages, newest, strict=True) if a.is_floating_point()]
         averaged = [a for a, _ in floating]

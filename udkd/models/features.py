@@ -19,7 +19,7 @@ _NO_MAPS = (nn.AdaptiveAvgPool2d, nn.Flatten)
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The deepest map of one size: the name of the module that outputs it, C, (H, W)."""
+    """The deepest feature map of one size. module: name of the module that outputs it. channels: C. size: (H, W)."""
 
     module: str
     channels: int
@@ -27,9 +27,9 @@ class Stage:
 
 
 def stages(model: nn.Module, image_px: int) -> list[Stage]:
-    """The deepest map of each size, large to small; for a ResNet its stem and the ends of its four layers.
+    """The deepest feature map of each size, large to small; for a ResNet the outputs of its stem and its four layers.
 
-    The model runs once on zeros, in evaluation mode, and its mode is restored. Raises ConfigError for a network without maps
+    The model runs once on zeros in evaluation mode; its mode is restored. Raises ConfigError for a network without maps
     [B, C, H, W], such as a vision transformer.
     """
     by_size: dict[tuple[int, int], Stage] = {}
@@ -38,7 +38,7 @@ def stages(model: nn.Module, image_px: int) -> list[Stage]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.dim() == 4:
                 size = (output.shape[2], output.shape[3])
-                by_size.pop(size, None)  # so that it moves to the end of the order
+                by_size.pop(size, None)  # so that the size moves to the end of the dict
                 by_size[size] = Stage(module=name, channels=output.shape[1], size=size)
 
         return hook
@@ -61,7 +61,7 @@ def stages(model: nn.Module, image_px: int) -> list[Stage]:
 
 
 def _trunk(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """A network's blocks in order: its children, with nn.Sequential expanded, without head and final pooling."""
+    """A network's blocks in order: its children, with nn.Sequential expanded, and without the head and the final pooling."""
     for name, child in model.named_children():
         if not prefix and name in _HEADS:
             continue
@@ -72,7 +72,10 @@ def _trunk(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 class FeatureExtractor:
-    """Wraps a network to return maps too: x [B, 3, O, O] to (logits [B, C], maps). It adds hooks to the network itself."""
+    """Wraps a network to return feature maps too: x [B, 3, O, O] -> (logits [B, C], maps). It adds hooks to the network.
+
+    modules: names of the submodules whose outputs are the maps, in this order.
+    """
 
     def __init__(self, model: nn.Module, modules: list[str]) -> None:
         self._model = model
@@ -95,5 +98,5 @@ class FeatureExtractor:
 
 
 def pooled(map_BCHW: Tensor) -> Tensor:
-    """The mean over positions, in float32: [B, C]. Of the deepest map it is the input of a ResNet's or MobileNet's head."""
+    """The mean over positions, float32 [B, C]. For the deepest map this is the input of a ResNet's or MobileNet's head."""
     return map_BCHW.float().mean((2, 3))

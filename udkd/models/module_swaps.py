@@ -1,6 +1,6 @@
-"""Replacements for PyTorch modules with equal values and gradients, computed differently.
+"""Replacements for PyTorch modules that compute the same values and gradients in another way.
 
-Each exists because torch.compile's plan for the original moves more memory than necessary; measure on a GPU whether it helps.
+Each exists because torch.compile moves more memory than necessary for the original. Measure on your GPU whether it helps.
 Letters: B batch, C channels, H W the input's pixels, P Q the pooled ones.
 """
 
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from udkd.utils.errors import ConfigError
 
 INDUCTOR_OPTIONS: dict[str, Any] = {"realize_opcount_threshold": 1000}
-"""Inductor options that `use_gathered_pool` needs: by default inductor stores the result of an expression of 30 operations."""
+"""Inductor options that `use_gathered_pool` needs: by default inductor stores the result after 30 fused operations."""
 
 
 def use_saved_relu6(model: nn.Module) -> nn.Module:
-    """Replace every ReLU6 of a model by SavedReLU6."""
+    """Replace every ReLU6 in a model with SavedReLU6."""
     return _replaced(model, nn.ReLU6, lambda relu: SavedReLU6())
 
 
 def use_gathered_pool(model: nn.Module) -> nn.Module:
-    """Replace every plain 2-d max-pool of a model by GatheredMaxPool."""
+    """Replace every 2-d max-pool in a model with GatheredMaxPool, except with dilation, ceil_mode or return_indices."""
 
     def gathered(pool: nn.MaxPool2d) -> nn.Module:
         sizes = (pool.kernel_size, pool.stride, pool.padding)
@@ -34,9 +34,9 @@ def use_gathered_pool(model: nn.Module) -> nn.Module:
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy of a model in evaluation mode with each batch norm folded into the convolution before it.
+    """A copy of a model in evaluation mode with each batch norm folded into the preceding convolution.
 
-    ConfigError: this version of PyTorch lacks torch.fx's function for it.
+    Raises ConfigError if this version of PyTorch lacks torch.fx's function for it.
     """
     assert not model.training, "batch statistics cannot be folded"
     try:
@@ -51,10 +51,10 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
 
 class SavedReLU6(nn.Module):
-    """ReLU6 whose backward pass reads its output.
+    """ReLU6 whose backward pass reads its output instead of its input.
 
-    The next convolution saves that output anyway, and the input (batch norm's output) need not be saved at all. For PyTorch's
-    ReLU6, inductor recomputes the input in float32 and stores it.
+    The next convolution saves the output anyway, so that the input (batch norm's output) need not be saved at all. For
+    PyTorch's ReLU6, inductor recomputes the input in float32 and stores it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,8 +117,10 @@ class _GatheredMaxPool(torch.autograd.Function):
 def _windows(
     size: int, count: int, kernel_size: int, stride: int, padding: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The windows that contain each of `size` pixels along one axis, in order: the index among `count` windows, int64 [size],
-    and the pixel's offset in it. Where there is none, the offset is so negative that none along the other axis makes up for it.
+    """Yield the windows that contain each of `size` pixels along one axis, in order.
+
+    Each item is a window's index below `count`, and the pixel's offset in the window, both int64 [size]. If there is no such
+    window, the offset is so negative that no offset along the other axis can make the sum match.
     """
     pixel = torch.arange(size, device=device) + padding
     for back in reversed(range(-(-kernel_size // stride))):

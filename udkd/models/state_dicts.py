@@ -1,6 +1,6 @@
-"""Finds a network's state dict in what training scripts save.
+"""Finds a network's state dict in the files that training scripts save.
 
-Training wraps a network (DataParallel, torch.compile, Lightning), and each wrapper adds a prefix to the names of the weights.
+Scripts wrap networks (DataParallel, torch.compile, Lightning), and each wrapper adds a prefix to the names of the weights.
 """
 
 import re
@@ -19,22 +19,22 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True, kw_only=True)
 class StateDictMatch:
-    """A state dict that has every name of a network, renamed to the network's names.
+    """A state dict in a file that has all weights of a network.
 
-    label: the entry of the file and the prefix of its names. rows: of the layer that computes the logits.
-    beside: further names in the same dictionary, which do not belong to it.
+    label: its path in the file: the entry's keys and the prefix of the names. tensors: under the network's own names.
+    rows: rows of the layer that computes the logits. other_names: further names in the same dictionary.
     """
 
     label: str
     tensors: Mapping[str, Tensor]
     rows: int
-    beside: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()
 
 
 def find_state_dicts(
     entries: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Tensor], head: str
 ) -> list[StateDictMatch]:
-    """Every state dict in `entries` that holds all names of `expected`. head: the weight whose rows are the outputs."""
+    """Every state dict in `entries` that has all names in `expected`. head: name of the weight that computes the logits."""
     matches = []
     for entry, tensors in entries.items():
         named = strip_wrappers(tensors)
@@ -52,26 +52,27 @@ def find_state_dicts(
                 ):
                     del state[name]
             rows = state[head].shape[0] if state[head].dim() else 0
-            beside = tuple(name for name in named if not name.startswith(prefix))
-            matches.append(StateDictMatch(label=label, tensors=_with_batch_counts(state, expected), rows=rows, beside=beside))
+            others = tuple(name for name in named if not name.startswith(prefix))
+            tensors_by_name = _with_batch_counts(state, expected)
+            matches.append(StateDictMatch(label=label, tensors=tensors_by_name, rows=rows, other_names=others))
     return matches
 
 
 def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the network's own names; unchanged if two names would collide."""
+    """Remove the prefixes of wrappers from the names of tensors; nothing is changed if two names would collide."""
     named = {_without_wrappers(name): value for name, value in tensors.items()}
     return named if len(named) == len(tensors) else dict(tensors)
 
 
 def _without_wrappers(name: str) -> str:
-    """A name without the parts of wrappers. Torchvision's published DenseNets and ViTs use names of earlier versions."""
+    """A name without the prefixes of wrappers, and with the current names in torchvision's older DenseNets and ViTs."""
     name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
     name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)
     return re.sub(r"(encoder_layer_\d+\.mlp)\.linear_([12])\.", lambda match: f"{match[1]}.{3 * int(match[2]) - 3}.", name)
 
 
 def _prefixes(named: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """The prefixes under which every name of `expected` exists: "" or text that ends with a dot."""
+    """The prefixes under which every name in `expected` exists: "" or a text that ends with a dot."""
     needed = [name for name in expected if not name.endswith(_BATCH_COUNT)]
     first = needed[0]
     starts = [name.removesuffix(first) for name in named if name == first or name.endswith("." + first)]
@@ -83,7 +84,7 @@ def _with_batch_counts(state: dict[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def as_float32(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors converted to the dtypes of `expected`, and the dtype of those that were not float32, or "".
+    """Convert tensors to the dtypes of `expected`; also returns the dtype of those that were not float32, or "".
 
     Raises ValueError, naming the first tensor that is not real, not finite, or not dense in memory (sparse, meta).
     """

@@ -1,7 +1,7 @@
 """Reads weight files of any origin, .safetensors or PyTorch's formats, without running code from them.
 
-Pickles are read with `torch.load(weights_only=True)` alone. PyTorch's zip format has a CRC-32 for each part, which torch.load
-does not check; this module does. Its older format and .safetensors have no checksum at all.
+Pickles are only read with `torch.load(weights_only=True)`. PyTorch's zip format has a CRC-32 for each part, which torch.load
+does not check and this module does. PyTorch's older format and .safetensors have no checksum.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from torch import Tensor
 from udkd.utils.errors import DataError
 from udkd.utils.files import open_regular
 
-_DEEPEST = 3  # state dicts are nested in one or two dictionaries
-_MOST_INFLATED = 50  # bound on a zip's uncompressed size relative to the file: PyTorch does not compress
+_MAX_DEPTH = 3  # state dicts are nested in one or two dictionaries
+_MAX_INFLATION = 50  # limit on the uncompressed size of a zip relative to the file: PyTorch does not compress
 _PIECE = 1 << 20
 _CLASSES = ("class_to_idx", "classes", "class_names", "idx_to_class")
 
@@ -34,9 +34,9 @@ _CLASSES = ("class_to_idx", "classes", "class_names", "idx_to_class")
 class WeightsFile:
     """The content of a weights file.
 
-    entries: every dictionary of tensors by the path of its keys ("state_dict", "ema.model"; "" is the top level).
-    classes: names of the outputs in order, where the file records them. architecture: the recorded name, or "".
-    sha256: of its bytes. unchecked: why a flipped bit would go unnoticed, or "".
+    entries: every dictionary of tensors, by the path of its keys ("state_dict", "ema.model"; "" for the top level).
+    classes: names of the outputs in order; None if the file has none. architecture: the recorded name, or "".
+    sha256: of the file, in hex. unchecked: why a flipped bit would go unnoticed, or "".
     """
 
     path: Path
@@ -48,7 +48,7 @@ class WeightsFile:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Read a weights file with any suffix. Raises DataError: no such file, damaged, or with objects other than tensors."""
+    """Read a weights file with any suffix. Raises DataError if it is missing or damaged, or holds Python objects."""
     try:
         file = open_regular(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -74,7 +74,7 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def _load(path: Path, file: BinaryIO, head: bytes) -> tuple[Any, str]:
-    """The object in a file, and WeightsFile.unchecked."""
+    """The object in a file, and the text for WeightsFile.unchecked."""
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         file.seek(0)
         try:
@@ -91,9 +91,9 @@ def _load(path: Path, file: BinaryIO, head: bytes) -> tuple[Any, str]:
         )
     file.seek(0)
     try:
-        # argparse.Namespace is often saved beside weights, and holds plain values.
+        # argparse.Namespace is often saved with weights, and holds plain values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about sparse tensors, which are refused elsewhere
+            warnings.simplefilter("ignore")  # about sparse tensors, which as_float32 rejects
             return torch.load(file, map_location="cpu", weights_only=True), unchecked
     except Exception as error:  # on damaged files torch.load may raise anything
         raise DataError(_load_error(path, head, error)) from None
@@ -109,9 +109,9 @@ def _is_tar(file: BinaryIO) -> bool:
 
 
 def _check_zip(path: Path, file: BinaryIO) -> bool:
-    """Check every part of a zip against its CRC-32; False where none is recorded.
+    """Check every part of a zip against its CRC-32; False if none is recorded.
 
-    Raises DataError: damage, or not a file of torch.save.
+    Raises DataError if the zip is damaged or was not written by torch.save.
     """
     file.seek(0, 2)
     size = file.tell()
@@ -120,8 +120,8 @@ def _check_zip(path: Path, file: BinaryIO) -> bool:
             parts = archive.infolist()
             names = [part.filename for part in parts]
             _require_torch(path, names)
-            if sum(part.file_size for part in parts) > _MOST_INFLATED * size:
-                raise DataError(f"{path} claims to hold more than {_MOST_INFLATED} times its {size:,} bytes; expected weights")
+            if sum(part.file_size for part in parts) > _MAX_INFLATION * size:
+                raise DataError(f"{path} claims to hold more than {_MAX_INFLATION} times its {size:,} bytes; expected weights")
             # torch.serialization.set_crc32_options(False) writes 0 for each.
             recorded = any(part.CRC for part in parts if part.file_size)
             for part in parts if recorded else ():
@@ -168,21 +168,21 @@ def _first_line(error: Exception) -> str:
 
 
 def _dictionaries(value: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The tensors of every dictionary, by the path of its keys; a dictionary with several paths comes once."""
+    """The tensors in every dictionary, by the path of its keys. A dictionary with several paths is yielded once."""
     seen: set[int] = set()
     waiting: list[tuple[str, Any, int]] = [("", value, 0)]
-    for path, entry, depth in waiting:  # which grows meanwhile
+    for path, entry, depth in waiting:  # grows during the loop
         if not isinstance(entry, dict) or id(entry) in seen:
             continue
         seen.add(id(entry))
         names = [name for name in entry if isinstance(name, str)]
         yield path, {name: entry[name] for name in names if isinstance(entry[name], Tensor)}
-        if depth < _DEEPEST:
+        if depth < _MAX_DEPTH:
             waiting += [(f"{path}.{name}" if path else name, entry[name], depth + 1) for name in names]
 
 
 def _classes(root: Mapping[Any, Any]) -> tuple[str, ...] | None:
-    """Class names in output order, from a list, or a dictionary in either direction; None where none are recorded."""
+    """Class names in output order, from a list, or a dictionary in either direction; None if none are recorded."""
     for key in _CLASSES:
         value = root.get(key)
         if isinstance(value, dict):

@@ -50,7 +50,7 @@ def build_step(
 def _forward_loss(
     recipe: Recipe, students: Sequence[Student], connections: Sequence[Connection], device: torch.device
 ) -> ForwardLoss:
-    networks: list[Any] = [connection.tap for connection in connections]
+    networks: list[Any] = [connection.extractor for connection in connections]
     networks = networks or [FeatureExtractor(student.model, []) for student in students]
     options: dict[str, Any] = {"device_type": device.type, "autocast": recipe.train.precision == "bfloat16"}
     inductor = inductor_options(recipe)

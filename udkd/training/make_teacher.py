@@ -16,7 +16,7 @@ from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.distill import LabelLoss
-from udkd.models.build import build, check_input_size, first_difference, head_parameters, load_weights, meta_state_dict
+from udkd.models.build import build, check_input_size, first_difference, head_parameter_names, load_weights, meta_state_dict
 from udkd.models.state_dicts import StateDictMatch, as_float32, find_state_dicts, first_not_finite, strip_wrappers
 from udkd.models.weight_files import WeightsFile, read_weights
 from udkd.teacher.folder import TeacherFolder, require_classes, write_teacher
@@ -84,7 +84,7 @@ def from_weights(
         state, dtype = as_float32(chosen.tensors, meta_state_dict(architecture, chosen.rows))
     except ValueError as error:
         raise DataError(f"{origin}: {error}; take other weights") from None
-    head = head_parameters(architecture)
+    head = head_parameter_names(architecture)
     known = {"weights": origin, ("rows" if note else "rows_of_1000"): rows}
     return Candidate(
         architecture=architecture,
@@ -97,7 +97,8 @@ def from_weights(
 def _choose(weights_file: WeightsFile, origin: str, architecture: str, entry: str | None) -> StateDictMatch:
     """The one state dict that fits. Raises DataError: none, or several and no `entry`."""
     wanted = meta_state_dict(architecture, IMAGENET_CLASSES)
-    candidates = {each.label: each for each in find_state_dicts(weights_file.entries, wanted, head_parameters(architecture)[0])}
+    state_dicts = find_state_dicts(weights_file.entries, wanted, head_parameter_names(architecture)[0])
+    candidates = {each.label: each for each in state_dicts}
     if entry is not None and entry not in candidates:
         held = ", ".join(candidates) or f"none for a {architecture}"
         raise DataError(f"{origin} has no entry {entry!r} of weights (it has {held}); expected one of those; correct --entry")
@@ -160,7 +161,8 @@ def _rows(
 
 def _reading_notes(weights_file: WeightsFile, chosen: StateDictMatch, dtype: str) -> list[str]:
     """What a user should know about how a file was read: a text for each remark, "" where it does not apply."""
-    ignored = f"; {len(chosen.beside)} other tensors are ignored, {chosen.beside[0][:60]} first" if chosen.beside else ""
+    others = chosen.other_names
+    ignored = f"; {len(others)} other tensors are ignored, {others[0][:60]} first" if others else ""
     return [
         f"weights: {chosen.label} of {weights_file.path}{ignored}" if chosen.label != "." else "",
         f"{dtype} weights are converted to float32" if dtype else "",

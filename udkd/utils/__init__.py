@@ -1,1 +1,1 @@
-"""What every other package uses: errors, files, random numbers, signals, output. It imports nothing of udkd."""
+"""What every other package uses: errors, files, random numbers, signals, output. It imports nothing else from udkd."""

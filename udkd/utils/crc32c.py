@@ -16,7 +16,7 @@ def crc32c(data: bytes | NDArray[np.uint8]) -> int:
 def crc32c_function() -> Any:
     """The same checksum as a C function for compiled code: uint32 (address, uint64 size), callable without the GIL.
 
-    A google-crc32c that was installed without its C library gives a slow function that takes the GIL.
+    If google-crc32c was installed without its C library, the function is slow and takes the GIL.
     """
     try:
         from google_crc32c import _crc32c

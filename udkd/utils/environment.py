@@ -31,21 +31,21 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def find_device(device: torch.device | str) -> torch.device:
-    """A device as it is, or by the names of `choose_device`, whose errors it raises; nothing is prepared."""
+def resolve_device(device: torch.device | str) -> torch.device:
+    """A device unchanged, or the device with a name of `choose_device`, without preparing it. Raises ConfigError."""
     return _parse_device(device) if isinstance(device, str) else device
 
 
 def prepare_device(device: torch.device | str) -> torch.device:
-    """A device as it is, or `choose_device` of its name."""
+    """A device unchanged, or `choose_device` of a name."""
     return choose_device(device) if isinstance(device, str) else device
 
 
 def _keep_freed_memory() -> None:
     """Let glibc keep the memory that a step frees for the next step. Does nothing on other C libraries.
 
-    By default it returns large blocks and every step faults them in again: 20,000 pages a step for both students at 32 px,
-    batch 64, about a tenth of the step's CPU time.
+    By default large blocks are returned to the kernel and faulted in again by every step: 20,000 pages per step for both
+    students at 32 px, batch 64, about a tenth of the step's CPU time.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -68,9 +68,9 @@ def _parse_device(name: str) -> torch.device:
 
 
 def set_threads(threads: int) -> None:
-    """Set PyTorch's CPU threads; 0 leaves them. The order of sums depends on them: bit-equal runs need the same number.
+    """Set the number of PyTorch's CPU threads; 0 keeps it. Sums depend on it: bit-equal runs need the same number.
 
-    Raises ConfigError for far more threads than cores, which would wait for each other forever.
+    Raises ConfigError for far more threads than cores: they would wait for each other forever.
     """
     cores = len(os.sched_getaffinity(0))
     limit = max(_ALWAYS_ALLOWED_THREADS, 4 * cores)
@@ -82,8 +82,8 @@ def set_threads(threads: int) -> None:
 
 @contextlib.contextmanager
 def cudnn_benchmark(search: bool) -> Iterator[None]:
-    """Within the block, cuDNN times its algorithms for each new convolution (search), or picks one by its heuristics."""
-    # Not torch.backends.cudnn.flags: it turns off every flag that it is not given, cuDNN itself first.
+    """Within the block, cuDNN times its algorithms for each new convolution (search) or chooses one by heuristics."""
+    # Not torch.backends.cudnn.flags: it turns off every flag that is not passed to it, including cuDNN itself.
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, search
     try:
         yield
@@ -92,7 +92,7 @@ def cudnn_benchmark(search: bool) -> Iterator[None]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware and command line, as a run folder records them."""
+    """Versions, hardware and command line as JSON values, for a run folder."""
     return {
         "versions": {name: _version(name) for name in ("udkd", "torch", "torchvision", "numpy", "pillow")}
         | {"python": platform.python_version()},
@@ -107,7 +107,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _tf32() -> dict[str, bool]:
-    """Where a GPU computes float32 with TF32's 10 bits of mantissa. PyTorch's defaults: convolutions, not matrix products."""
+    """Which float32 operations a GPU computes with TF32's 10-bit mantissa. PyTorch's default: convolutions only."""
     # Not allow_tf32: reading it is an error once a process has set fp32_precision.
     cudnn: Any = torch.backends.cudnn
     modules = {"convolutions": cudnn.conv, "products": torch.backends.cuda.matmul}
@@ -115,7 +115,7 @@ def _tf32() -> dict[str, bool]:
 
 
 def _version(package: str) -> str:
-    """The installed version; a checkout that is only on the path has none."""
+    """The installed version of a package; a checkout that is only on sys.path has none."""
     try:
         return version(package)
     except PackageNotFoundError:

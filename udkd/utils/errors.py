@@ -12,7 +12,7 @@ class DataError(UserError):
 
 
 class ConfigError(UserError):
-    """An unknown or ill-typed key of a recipe, named by its path."""
+    """A setting that cannot be used: an option, or a key of a recipe, named by its path."""
 
 
 class CacheError(UserError):
@@ -20,17 +20,17 @@ class CacheError(UserError):
 
 
 class RunError(UserError):
-    """A run folder or checkpoint that cannot be used, or a run that failed (a loss that is not finite)."""
+    """A run folder or checkpoint that cannot be used, or a run that failed because its loss was not finite."""
 
 
 class BusyError(UserError):
-    """Another process holds the folder's lock."""
+    """Another process is writing the same file or folder."""
 
 
 class MismatchError(UserError):
-    """Something stored was made under other conditions than those requested.
+    """Stored data was made with other settings than those requested.
 
-    fields: (name, stored value, requested value) of each difference. The text has the remedy first: there may be many fields.
+    fields: (name, stored value, requested value) of each difference. The remedy comes first, as the list may be long.
     """
 
     def __init__(self, what: str, fields: Sequence[tuple[str, object, object]], remedy: str) -> None:

@@ -35,8 +35,8 @@ def fsync_folder(folder: Path) -> None:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write to; it takes the name `path` only when the block ends without an error.
 
-    Until then it is `path` + ".tmp", a file that this process created: links are never followed, and what a killed process
-    left is removed. Raises BusyError if another process is still writing the same file after _WAIT_S.
+    Until then its name is `path` + ".tmp". Links are never followed, and a temporary file left by a killed process is
+    replaced. Raises BusyError if another process is still writing the same file after _WAIT_S.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -47,18 +47,18 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
                 os.replace(temporary, path)
             except BaseException:
-                with contextlib.suppress(OSError):  # while it is locked: afterwards the name may be another process's
+                with contextlib.suppress(OSError):  # while it is locked: afterwards the name may belong to another process
                     temporary.unlink(missing_ok=True)
                 raise
         fsync_folder(path.parent)
     except OSError as error:
         if error.filename is None:
-            error.filename = str(path)  # a failing write does not say where
+            error.filename = str(path)  # a failed write does not name its file
         raise
 
 
 def _new_file(path: Path) -> BinaryIO:
-    """Create a file, locked while it is open: the lock distinguishes an active writer from what a killed one left."""
+    """Create a file, locked while it is open: the lock distinguishes an active writer's file from a killed one's."""
     end = time.monotonic() + _WAIT_S
     while True:
         try:
@@ -76,7 +76,7 @@ def _new_file(path: Path) -> BinaryIO:
 
 
 def _remove_stale(path: Path) -> bool:
-    """Remove a temporary file that no process has locked; False if one has."""
+    """Remove a temporary file unless a process holds its lock. Returns whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -154,7 +154,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_exact_json(path: Path) -> Any:
-    """The value that `write_json` wrote. Raises ValueError if any byte of the file has changed."""
+    """Read a value that `write_json` wrote. Raises ValueError if any byte of the file has changed."""
     data = read_regular(path)
     value = parse_json(data)
     if json_bytes(value) != data:
@@ -171,10 +171,10 @@ def sha256_file(path: Path) -> str:
 class FolderLock:
     """One writer per folder: `with FolderLock(folder): …`. While it is held, the folder contains a file `.lock`.
 
-    The kernel releases the lock when its process ends for any reason, so there are no stale locks; the file that a killed
-    process leaves is harmless. Raises BusyError, naming the process that holds the folder.
+    The kernel releases the lock when the process ends for any reason, so there are no stale locks; a file left by a killed
+    process is harmless. Entering raises BusyError, naming the process that holds the folder.
 
-    name: of the lock file; a second name is for files of the folder that are written independently of the others.
+    name: of the lock file. A second name locks files in the folder that are written independently of the others.
     """
 
     def __init__(self, folder: Path, name: str = ".lock") -> None:
@@ -245,7 +245,7 @@ class FolderLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._file is not None
-        if _is_at(self._file.fileno(), self.path):  # someone may have removed ours, and the path is another process's
+        if _is_at(self._file.fileno(), self.path):  # if it was removed, the path may belong to another process by now
             self.path.unlink(missing_ok=True)  # before the unlock: afterwards it may belong to the next holder
         fcntl.flock(self._file, fcntl.LOCK_UN)  # closing alone would leave the lock to a forked child
         self._file.close()

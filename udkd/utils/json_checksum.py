@@ -1,8 +1,8 @@
 """JSON with a checksum inside: reading detects any changed byte.
 
-`{"a": 1}` is stored as `{"a": 1, "checksum": "…"}`, the sha256 of the JSON of the rest. One rename replaces
-values and checksum together, and any JSON reader can still read the file. Earlier versions wrote no checksum, so JSON without
-one is read unchecked; models of stored JSON must therefore refuse unknown keys (a changed letter may hide the key itself).
+`{"a": 1}` is stored as `{"a": 1, "checksum": "…"}`, the sha256 of the JSON without the checksum. One rename replaces values
+and checksum together, and any JSON reader can still read the file. Earlier versions wrote no checksum, so JSON without one is
+read unchecked. Models of stored JSON must therefore refuse unknown keys: damage to the key "checksum" itself makes it unknown.
 """
 
 import hashlib
@@ -18,27 +18,27 @@ _Dump = Callable[[Mapping[str, Any]], bytes]
 
 
 def dump_checked(values: Mapping[str, Any]) -> bytes:
-    """Indented JSON with sorted keys and the checksum, as a file's bytes; `load_checked` undoes it."""
+    """The bytes of a file: indented JSON with sorted keys and the checksum. `load_checked` is the inverse."""
     return _with_checksum(values, _pretty)
 
 
 def dump_checked_line(values: Mapping[str, Any]) -> bytes:
-    """One line of a .jsonl file with its line break, keys in order, the checksum last; `load_checked_line` undoes it."""
+    """A line of a .jsonl file, line break included: keys in their order, the checksum last. See `load_checked_line`."""
     return _with_checksum(values, _line)
 
 
 def load_checked(data: bytes) -> dict[str, Any]:
-    """The values that `dump_checked` was given. Raises ValueError: not a JSON object, or a byte has changed."""
+    """The values passed to `dump_checked`. Raises ValueError if it is not a JSON object or a byte has changed."""
     return _values(data, _pretty)
 
 
 def load_checked_line(data: bytes) -> dict[str, Any]:
-    """The values that `dump_checked_line` was given, from a line with its line break. Raises ValueError like `load_checked`."""
+    """The values passed to `dump_checked_line`, from a line with its line break. Raises ValueError like `load_checked`."""
     return _values(data, _line)
 
 
 def has_checksum(data: bytes) -> bool:
-    """Whether a readable file or line has a checksum. Raises ValueError: not a JSON object."""
+    """Whether the JSON of a file or line has a checksum. Raises ValueError if it is not a JSON object."""
     return CHECKSUM in _object(data)
 
 

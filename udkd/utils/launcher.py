@@ -1,4 +1,4 @@
-"""How a process starts another one of udkd, and how it exits with its torchrun. Imports nothing heavy: it is imported first."""
+"""Starts other processes of udkd, and exits together with torchrun. Light to import, as it is imported first."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,7 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def module_command(module: str, arguments: Sequence[object] = ()) -> list[str]:
-    """Command that runs a module of udkd, with `module_environment`. -P: nothing is imported from the current folder."""
+    """The command that runs a module of udkd in `module_environment`. -P: nothing is imported from the current folder."""
     return [sys.executable, "-P", "-m", module, *map(str, arguments)]
 
 
@@ -28,14 +28,14 @@ def module_environment() -> dict[str, str]:
 
 
 def is_torchrun_worker(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun's variables say that this is one of several processes."""
+    """Whether torchrun's environment variables show that this is one of several processes."""
     return environment.get("WORLD_SIZE", "1") not in ("", "0", "1")
 
 
 def exit_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
-    """Exit when torchrun exits, and now if it already has. For the seconds of import, when there is nothing to clean up.
+    """Exit when torchrun exits, or now if it already has. Used during imports, when there is nothing to clean up.
 
-    After the first line the kernel kills this process when torchrun dies; if it died before, its store is closed too.
+    `die_with_parent` covers a torchrun that dies later. One that died before it was called has closed its store.
     """
     die_with_parent(signal.SIGKILL)
     if is_torchrun_gone(environment):
@@ -47,8 +47,8 @@ def exit_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
 def is_torchrun_gone(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether torchrun's store is closed.
 
-    A torchrun that is being killed keeps it open while its memory is freed (30 ms were measured), when its processes have
-    already lost their parent: check again after the imports.
+    A killed torchrun keeps its store open while its memory is freed (30 ms measured), after its workers have lost their
+    parent. Check again after the imports.
     """
     return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not _store_is_open(environment)
 
@@ -69,5 +69,5 @@ def _store_is_open(environment: Mapping[str, str]) -> bool:
     except ConnectionRefusedError:
         return False
     except (KeyError, ValueError, OSError):
-        pass  # torch.distributed will report what is wrong
+        pass  # torch.distributed will report the problem
     return True

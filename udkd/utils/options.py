@@ -1,4 +1,4 @@
-"""Building blocks of recipes and studies: a strict base class, and numbers with bounds."""
+"""Building blocks of recipes and studies: a strict base class, and bounded types for their fields."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -22,13 +22,13 @@ ShortText = Annotated[str, Field(max_length=4096)]
 
 
 class Section(BaseModel):
-    """A group of keys: frozen, strictly typed, unknown keys are errors."""
+    """Base class for a group of keys: frozen and strictly typed; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def one_of(names: Callable[[], Sequence[str]]) -> AfterValidator:
-    """Checks a string against the names that a registry holds when it is read; the error is that of a Literal."""
+    """Check a string against names that are looked up at validation. The error has the form of pydantic's for a Literal."""
 
     def check(value: str) -> str:
         if value not in names():

@@ -37,7 +37,7 @@ class SafeConsole(Console):
         self._file = new_file
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Overrides rich: every string of messages, tables and titles passes through here."""
+        """Overrides rich: every string in messages, tables and titles passes through here."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -58,14 +58,14 @@ def fail(message: str, *, code: int = 1) -> None:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
+    """Print an error as one line on stderr."""
     err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))
 
 
 def run(app: Callable[[], object], explain: Callable[[Exception], str | None] = lambda error: None) -> None:
-    """Run a typer.Typer. An error that a user can cause is one line on stderr and exit code 1; signal n exits with 128 + n.
+    """Run a typer.Typer. A UserError or OSError becomes one line on stderr and exit code 1; signal n exits with 128 + n.
 
-    explain: the line for another error that is not a bug, such as a lack of memory; None lets it end in a traceback.
+    explain: returns the line for any other error that is not a bug, such as a lack of memory; None for a traceback.
     """
     try:
         with signal_handler(raise_stopped):

@@ -1,4 +1,4 @@
-"""JSON and TOML from untrusted files: any problem is a ValueError, never another error."""
+"""Parses JSON and TOML from untrusted files. Every problem is a ValueError."""
 
 import json
 import re

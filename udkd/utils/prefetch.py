@@ -1,4 +1,4 @@
-"""A bounded prefetch thread that forwards its exceptions."""
+"""A prefetch thread with a bounded queue that forwards its exceptions."""
 
 import queue
 import threading
@@ -10,17 +10,16 @@ _POLL_S = 0.2
 
 
 class _End:
-    """The last item of the queue: the exception that ended the work, or None."""
+    """The last item in the queue. error: the exception that ended the work, or None."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 def prefetch(items: Iterator[Item], depth: int, stage: str) -> Generator[Item]:
-    """Yield `items`, computed up to `depth` ahead of their use in a thread named `stage`.
+    """Yield `items`, of which a thread named `stage` computes up to `depth` ahead.
 
-    An exception in `items` is raised here, after the items before it. Closing the generator early stops the thread and waits
-    for it.
+    An exception in `items` is raised here, after the items before it. Closing the generator early stops and joins the thread.
     """
     ready: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
     stopped = threading.Event()

@@ -6,10 +6,10 @@ _SHORT = 100  # characters of a value in an error message
 
 
 def printable(text: str, max_characters: int | None = MAX_CHARACTERS) -> str:
-    r"""`text` with everything that could move the cursor, set colours or change the writing direction as an escape like \x1b.
+    r"""Escape every character that could move the cursor, set colours or change the writing direction, such as \x1b.
 
-    Escaped: control and format characters (ESC, line breaks, right-to-left marks), line separators, lone surrogates and
-    unassigned characters. max_characters: of a longer text the middle is left out; None: keep all.
+    These are control and format characters (ESC, line breaks, right-to-left marks), line separators, lone surrogates and
+    unassigned characters. max_characters: the middle of a longer text is left out; None keeps all of it.
     """
     if max_characters is not None and len(text) > max_characters:
         half = max_characters // 2
@@ -25,7 +25,7 @@ def printable_lines(text: str, max_characters: int | None = MAX_CHARACTERS) -> s
 
 
 def shorten(text: str) -> str:
-    """A value in an error message, cut where it is long."""
+    """Shorten a value for an error message; up to 100 characters are kept."""
     return text if len(text) <= _SHORT else f"{text[:_SHORT]}… ({len(text):,} characters)"
 
 

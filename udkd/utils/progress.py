@@ -10,13 +10,13 @@ class Observer(Protocol):
         """A task of `total` units (images, steps) starts."""
 
     def advance(self, count: int, **fields: float | str) -> None:
-        """`count` more units are done; `fields` are values to show beside the bar (losses, accuracy)."""
+        """`count` more units are done; `fields` are values to show next to the bar (losses, accuracy)."""
 
     def finish(self) -> None:
         """The task has ended."""
 
     def note(self, line: str) -> None:
-        """A line for the user, such as which backend was chosen and why."""
+        """Show a line to the user, such as which backend was chosen and why."""
 
 
 class Silent:

@@ -1,6 +1,6 @@
 """Counter-based random numbers: pure functions of integer keys, by splitmix64, vectorised in NumPy.
 
-Integer operations and correctly rounded float64 only, so the same key gives the same bits on every processor.
+They use only integer operations and correctly rounded float64, so a key gives the same bits on every processor.
 Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (the finaliser of splitmix64).
 """
 
@@ -18,10 +18,10 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 class Stream(IntEnum):
-    """The purpose of a random stream: the second part of its key, so that equal seeds give unrelated numbers.
+    """The purpose of a random stream. It is the second part of the key, so that equal seeds give unrelated numbers.
 
-    Runs, caches and reports repeat to the bit only while these values stay as they are. The views are older than this enum:
-    the second part of their key is the number of the view.
+    Never change these values: runs, caches and reports would no longer be reproducible to the bit. The views are older than
+    this enum: the second part of their key is the number of the view.
     """
 
     INITIAL_WEIGHTS = 1
@@ -29,14 +29,14 @@ class Stream(IntEnum):
     SAMPLE_ORDER = 3
     CONNECTOR = 5
     CRD_MEMORY = 6
-    BOOTSTRAP = 6  # CRD_MEMORY's number, drawn from another seed: an alias that keeps published intervals as they are
+    BOOTSTRAP = 6  # an alias of CRD_MEMORY, used with another seed; a new number would change published intervals
     INT8_CALIBRATION = 7
     WEIGHT_SHUFFLE = 0x5F
     MC_DROPOUT = 0xD0
 
 
 def mix(z: U64) -> U64:
-    """The finaliser of splitmix64: a bijection of 64-bit integers in which every input bit moves every output bit."""
+    """The finaliser of splitmix64: a bijection of 64-bit integers in which every input bit affects every output bit."""
     with np.errstate(over="ignore"):
         z = z + _GOLDEN
         z = (z ^ (z >> np.uint64(30))) * _MIX_1
@@ -45,7 +45,7 @@ def mix(z: U64) -> U64:
 
 
 def key(*parts: int | NDArray[np.int64]) -> U64:
-    """A 64-bit key for each row of `parts` (integers, or int64 arrays [N] that broadcast): uint64 [N] or [1]."""
+    """Hash `parts` (integers, or int64 arrays [N] that broadcast) into 64-bit keys: uint64 [N], or [1] for integers alone."""
     state = np.zeros(1, np.uint64)
     for part in parts:
         as_u64 = np.atleast_1d(np.asarray(part, np.int64)).view(np.uint64)
@@ -61,5 +61,5 @@ def uniform(keys: U64, counter: int) -> F64:
 
 
 def permutation(ids: NDArray[np.int64], *parts: int) -> NDArray[np.int64]:
-    """`ids` shuffled, int64 [N]: the order is a pure function of the key's `parts` and of the set of ids."""
+    """Shuffle `ids`, int64 [N]. The order is a pure function of the key's `parts` and of the set of ids."""
     return ids[np.argsort(key(*parts, ids), kind="stable")]

@@ -28,14 +28,14 @@ class Stopped(BaseException):
 
 
 def raise_stopped(number: int, frame: FrameType | None) -> NoReturn:
-    """A handler that raises Stopped and ignores further signals, which would interrupt the clean-up."""
+    """A signal handler that raises Stopped. Further signals are ignored, as they would interrupt the clean-up."""
     for kind in STOP_SIGNALS:
         signal.signal(kind, signal.SIG_IGN)
     raise Stopped(number)
 
 
 def exit_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    """A handler for the seconds of import: there is nothing to clean up, and exceptions would break half-imported modules."""
+    """A signal handler for the imports: there is nothing to clean up, and an exception would break half-imported modules."""
     with suppress(OSError):
         os.write(2, f"error: stopped by {signal.Signals(number).name} before it started; nothing was changed\n".encode())
     os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""Statistics of a few numbers: mean and standard deviation, paired differences with their intervals, rank correlation.
+"""Statistics of small samples: mean and standard deviation, paired differences with intervals, rank correlation.
 
 Letters: n repetitions (seeds) or samples, R resamples.
 """
@@ -17,7 +17,7 @@ LEVEL = 0.95
 RESAMPLES = 10_000
 MIN_RUNS = 3
 MIN_IMAGES = 6
-"""Of six images on which one of two classifiers is correct, chance gives all to one side once in 32 (two-sided sign test)."""
+"""If two classifiers differ on six images, chance favours the same one on all six once in 32 times (two-sided sign test)."""
 
 METHOD = (
     f"{LEVEL:.0%} intervals of the mean paired difference on equal seeds: the percentile bootstrap over seeds ({RESAMPLES:,} "
@@ -33,7 +33,7 @@ CLAIMS = ("improves", "worsens")
 
 @dataclass(frozen=True, kw_only=True)
 class MeanStd:
-    """n numbers: their mean and sample standard deviation (n - 1 in the denominator), None where n < 2."""
+    """Mean and sample standard deviation of n numbers (n - 1 in the denominator; None if n < 2)."""
 
     n: int
     mean: float
@@ -42,9 +42,9 @@ class MeanStd:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A paired difference over n pairs. bootstrap, student_t: intervals (low, high), None where n < 2.
+    """The mean difference over n pairs. bootstrap, student_t: intervals (low, high), None if n < 2.
 
-    least: the smallest absolute mean that gives a verdict, whatever the intervals.
+    least: the smallest absolute mean difference that can be claimed.
     """
 
     spread: MeanStd  # a key of study.json
@@ -54,13 +54,13 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """The conclusion where more is better; a claim needs MIN_RUNS, `least`, and both intervals to exclude 0."""
+        """The conclusion if higher is better. A claim needs MIN_RUNS pairs, a mean of `least`, and intervals that exclude 0."""
         if self.bootstrap is None or self.student_t is None or self.spread.n < MIN_RUNS:
             return "too few runs"
         low, high = min(self.bootstrap[0], self.student_t[0]), max(self.bootstrap[1], self.student_t[1])
         if low <= 0 <= high:
             return "no clear difference"
-        if abs(self.spread.mean) < self.least * (1 - 1e-9):  # six images of 300 are 2 points up to rounding
+        if abs(self.spread.mean) < self.least * (1 - 1e-9):  # 6 of 300 images are 2 points, up to rounding
             return "too few images"
         return "improves" if low > 0 else "worsens"
 
@@ -73,12 +73,12 @@ def mean_std(values: Sequence[float]) -> MeanStd:
 
 
 def min_claim(images: int) -> float:
-    """MIN_IMAGES of `images` in percentage points: the smallest difference to claim. Infinite for no images."""
+    """The smallest difference to claim, in percentage points: MIN_IMAGES out of `images`. Infinite if there are no images."""
     return 100 * MIN_IMAGES / images if images else math.inf
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float], least: float = 0.0) -> Difference:
-    """values[i] - baseline[i], both of seed i. least: see Difference."""
+    """The difference values[i] - baseline[i] over seeds i. least: see Difference."""
     differences = [value - base for value, base in zip(values, baseline, strict=True)]
     enough = len(differences) > 1
     return Difference(
@@ -143,7 +143,7 @@ def ranks(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
-    """Spearman's rho, with ties: Pearson's correlation of the ranks. NaN where one side is constant."""
+    """Spearman's rho with ties: Pearson's correlation of the ranks. NaN if either side is constant."""
     # Not scipy.stats.spearmanr, for the reason in t_quantile.
     a, b = (side - side.mean() for side in (ranks(one), ranks(other)))
     scale = math.sqrt(float(a @ a) * float(b @ b))

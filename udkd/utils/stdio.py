@@ -65,10 +65,10 @@ class SafeStream(io.TextIOWrapper):
 
 
 def install_safe_streams() -> None:
-    """Replace the interpreter's standard output and error by SafeStreams, and open standard streams that were closed.
+    """Replace the interpreter's standard output and error with SafeStreams, and open standard streams that were closed.
 
-    Otherwise the next opened file would become standard error. Writing to a standard output that was closed is an error.
-    Streams that are not the interpreter's own are left alone.
+    If standard error stayed closed, the next file to be opened would take its number. Writing to a standard output that was
+    closed is an error. Streams that the caller has already replaced are left alone.
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         _open_if_closed(descriptor, flags)

@@ -1,4 +1,4 @@
-"""Many short strings in one block of memory: for a million image names, 8 bytes each besides the text instead of 50.
+"""Many short strings in one block of memory. The overhead per string is 8 bytes; a str object takes 50.
 
 Any str is stored without loss, including file names that are not UTF-8 and lone surrogates.
 """
@@ -14,7 +14,7 @@ _ERRORS = "surrogatepass"  # lossless for every str; bytes sort like code points
 
 
 class StringColumn(Sequence[str]):
-    """An immutable sequence of strings. data: their UTF-8, concatenated. bounds: int64 [N + 1], the offsets of their starts."""
+    """An immutable sequence of N strings. data: their concatenated UTF-8. bounds: int64 [N + 1], where each starts and ends."""
 
     __slots__ = ("bounds", "data")
 
@@ -24,7 +24,7 @@ class StringColumn(Sequence[str]):
 
     @staticmethod
     def of(texts: Iterable[str]) -> "StringColumn":
-        """A column of these strings."""
+        """Store strings in a column."""
         builder = StringColumnBuilder()
         for text in texts:
             builder.append(text)
@@ -73,7 +73,7 @@ class StringColumnBuilder:
         self._bounds.append(len(self._data))
 
     def __getitem__(self, index: int) -> str:
-        """A string that was added; `index` from 0."""
+        """The string added at `index`, from 0."""
         return str(self._data[self._bounds[index] : self._bounds[index + 1]], "utf-8", _ERRORS)
 
     def extend(self, texts: StringColumn) -> None:

@@ -1,4 +1,4 @@
-"""Shared by the command lines: options, progress bars, Ctrl-C as a stop request, explanations of PyTorch's errors."""
+"""What both command lines share: options, progress bars, graceful stop on Ctrl-C, explanations of PyTorch's errors."""
 
 import signal
 import sys
@@ -22,7 +22,7 @@ from udkd.utils.printable import printable
 from udkd.utils.signals import signal_handler
 
 QUIET_S = 30.0
-"""Seconds between two progress lines if there is no terminal."""
+"""Seconds between progress lines when stderr is not a terminal."""
 
 _MAX_WIDTH = 10_000
 """Characters per line."""
@@ -34,17 +34,17 @@ SetOption = Annotated[
 BackendOption = Annotated[
     str | None, typer.Option("--backend", help="auto, resident, ffcv, dali or folder: short for data.backend.")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu or cuda.")]
 
 
 class Speed(TextColumn):
-    """Units per second of a bar."""
+    """A column of the progress bar: units per second."""
 
     def __init__(self) -> None:
         super().__init__("")
 
     def render(self, task: Task) -> Text:
-        """The speed over the last moments."""
+        """The recent speed; empty before the first measurement."""
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
 
@@ -52,7 +52,7 @@ class Speed(TextColumn):
 class RichObserver:
     """Shows progress on stderr: one bar at a time, with notes as lines above it.
 
-    Without a terminal it prints a line every half minute. summaries: print a line at the end of each task instead, always.
+    If stderr is not a terminal, it prints a line every half minute. summaries: print one line at the end of each task instead.
     """
 
     def __init__(self, *, summaries: bool = False) -> None:
@@ -121,7 +121,7 @@ class RichObserver:
 
 @contextmanager
 def observed(*, summaries: bool = False) -> Iterator[RichObserver]:
-    """An observer whose bar is removed when the block ends, with or without an error. summaries: see RichObserver."""
+    """Yield an observer and remove its bar when the block ends, also after an error. summaries: see RichObserver."""
     observer = RichObserver(summaries=summaries)
     try:
         yield observer
@@ -130,7 +130,7 @@ def observed(*, summaries: bool = False) -> Iterator[RichObserver]:
 
 
 class StopRequest:
-    """Calling it returns whether the user wants the command to stop. exit_code: 128 + number of the signal; 0 without one."""
+    """Call it to learn whether the user wants to stop. exit_code: 128 + the signal's number; 0 if there was no signal."""
 
     def __init__(self) -> None:
         self.exit_code = 0
@@ -173,7 +173,7 @@ def _explain_machine_error(error: Exception) -> str | None:
         keys = "train.batch_size, teacher.batch_size or views.size_px"
         return f"out of memory ({_first_line(text)}); expected it to fit; lower {keys}"
     if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-        return f"torch.compile failed ({_first_line(text)}); expected a working compiler; take --set train.compile=off"
+        return f"torch.compile failed ({_first_line(text)}); expected a working compiler; use --set train.compile=off"
     return None
 
 

@@ -1,4 +1,4 @@
-"""TOML files of settings, shipped inside the package or written by a user, as plain values."""
+"""Loads TOML settings files, shipped inside the package or written by a user, as plain values."""
 
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -10,18 +10,18 @@ from udkd.utils.files import read_regular
 from udkd.utils.parsing import parse_toml
 from udkd.utils.printable import shorten
 
-Kind = Literal["recipe", "study"]
+TomlKind = Literal["recipe", "study"]
 MAX_BYTES = 1 << 20
 _FOLDERS = {"recipe": "recipes", "study": "studies"}
 
 
-def shipped_names(kind: Kind) -> list[str]:
-    """The names of the files inside the package."""
+def shipped_names(kind: TomlKind) -> list[str]:
+    """The names of the shipped files, sorted."""
     return sorted(entry.name.removesuffix(".toml") for entry in _folder(kind).iterdir() if entry.name.endswith(".toml"))
 
 
-def load_toml(kind: Kind, name: str) -> dict[str, Any]:
-    """The values of a shipped file, given its name, or of any TOML file, given its path. Raises ConfigError."""
+def load_toml(kind: TomlKind, name: str) -> dict[str, Any]:
+    """The values in a shipped file, given its name, or in any TOML file, given its path. Raises ConfigError."""
     path = Path(name)
     try:
         if name in shipped_names(kind):
@@ -42,5 +42,5 @@ def load_toml(kind: Kind, name: str) -> dict[str, Any]:
         ) from None
 
 
-def _folder(kind: Kind) -> Traversable:
+def _folder(kind: TomlKind) -> Traversable:
     return files("udkd") / _FOLDERS[kind]

@@ -1,4 +1,4 @@
-"""Plain values checked against a pydantic model; what is wrong with them as one line that names the key by its path."""
+"""Checks plain values against a pydantic model. An error is one line that names the key by its path."""
 
 import json
 from collections.abc import Sequence
@@ -14,13 +14,12 @@ Path = tuple[int | str, ...]
 
 
 def validate(model: type[Model], values: Any, *, origin: str, noun: str) -> Model:
-    """The values as a `model`.
+    """Make a `model` from plain values. Raises ConfigError for the first unknown or ill-typed key.
 
-    origin: where they come from, such as a file name. noun: what they are, such as "recipe". Raises ConfigError for the first
-    unknown or ill-typed key.
+    origin: where the values come from, such as a file name. noun: what they describe, such as "recipe".
     """
     try:
-        # default=str: TOML has dates, which no key accepts; as text they are refused by their path.
+        # default=str: TOML has dates, which no key accepts; as strings they are rejected with their path.
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise ConfigError(f"{origin}: {_explain(error.errors(include_url=False), model, noun)}") from None
@@ -29,7 +28,7 @@ def validate(model: type[Model], values: Any, *, origin: str, noun: str) -> Mode
 
 
 def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
-    """The first problem, and how many other keys have one."""
+    """A text about the first problem, with the number of other keys that have one."""
     first, (keys, section) = problems[0], _locate(problems[0]["loc"], model)
     path = ".".join(map(str, keys))
     others = {_locate(problem["loc"], model)[0] for problem in problems}
@@ -40,7 +39,7 @@ def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
     if first["type"] == "value_error":  # a validator's own text, which is complete; the input is a complete section
         return f"{path + ': ' if path else ''}{first['msg'].removeprefix('Value error, ')}{more}"
     if first["type"] == "json_invalid":
-        return f"its values are not JSON ({first['msg'].removeprefix('Invalid JSON: ')}); expected a {noun}'s; correct it"
+        return f"its values are not JSON ({first['msg'].removeprefix('Invalid JSON: ')}); expected a {noun}; correct it"
     if first["type"] == "missing":
         return f"{path} is missing{more}; expected a value; add it"
     # A union reports each of its members: teacher.views is "eval" or a number.
@@ -62,7 +61,7 @@ def _not_json(error: BaseException) -> str:
 
 
 def _locate(location: Path, model: type[BaseModel]) -> tuple[Path, type[BaseModel]]:
-    """A location without the members of unions that pydantic adds to it, and the innermost model on the way there."""
+    """The keys of a pydantic location, without the names of union members, and the innermost model on the path."""
     keys: list[int | str] = []
     annotation, section = model, model
     for part in location:

@@ -1,1 +1,1 @@
-"""The backends, one file each, opened by name with registry.py. Part of udkd.data."""
+"""The backends, one file each; registry.py opens them by name. Part of udkd.data."""

@@ -1,8 +1,8 @@
-"""The DALI backend: stored bytes by id into DALI's decoder, and canvases out of it.
+"""The DALI backend: reads stored bytes by id and decodes them in a DALI pipeline.
 
-On the CPU its pixels equal Pillow's bit for bit; they are copied onto canvases here, as DALI's padding takes as long as its
-decode (1.0 ms for a 500 x 375 px image; the copy 0.1). On a GPU nvJPEG decodes, with pixels of another pixel class, and DALI
-pads; the canvases become torch tensors without a copy.
+On the CPU the pixels equal Pillow's bit for bit. They are copied onto canvases here, as DALI's padding takes as long as its
+decoding (1.0 ms for a 500 x 375 px image; the copy 0.1 ms). On a GPU nvJPEG decodes, into another pixel class, and DALI pads;
+the canvases become torch tensors without a copy.
 """
 
 from collections import deque
@@ -26,11 +26,11 @@ from udkd.data.loading.threads import Work, chunks, num_threads, run_in_threads
 from udkd.utils.errors import ConfigError, DataError
 
 _READ_AHEAD_BYTES = 64 << 20
-"""Bound on stored bytes that are read ahead of DALI; at least two batches are."""
-_LEAST_READS_PER_PART = 16
+"""Limit on stored bytes that are read ahead of DALI; two batches are allowed in any case."""
+_MIN_READS_PER_PART = 16
 _SMALL_BYTES = 16 << 10
-"""Where no sample is larger, they go to DALI as one zero-padded array: DALI takes 5 us for each array it is given."""
-_MOST_PREFETCHED = 3
+"""If no sample is larger, a batch is one zero-padded array: DALI takes 5 us for each array that it is given."""
+_MAX_PREFETCHED = 3
 _STAGE = "dali backend"
 
 JPEGs = list[NDArray[np.uint8]] | NDArray[np.uint8]
@@ -40,11 +40,11 @@ JPEGs = list[NDArray[np.uint8]] | NDArray[np.uint8]
 @final
 @register_backend("dali")
 class DaliBackend:
-    """Feeds DALI by id: DALI's own readers have no random access and check neither order nor checksums.
+    """Feeds DALI with samples by id: DALI's own readers have no random access, and check neither order nor checksums.
 
-    workers: DALI's threads, and half as many for reading; 0 means one per core. hw_decoder_load: on a GPU, 1 prefers its JPEG
-    engine, 0 decodes with CUDA, the same on every GPU; in between, a sample's pixels would depend on its batch.
-    Raises ConfigError where DALI is not installed.
+    workers: DALI's threads, with half as many for reading; 0 means one per core. hw_decoder_load, for a GPU: 1 prefers its JPEG
+    engine; 0 decodes with CUDA, the same on every GPU. With values in between, a sample's pixels would depend on its batch.
+    Raises ConfigError if DALI is not installed.
     """
 
     def __init__(self, split: Split, device: torch.device, *, workers: int = 0, hw_decoder_load: Literal[0, 1] = 0) -> None:
@@ -55,7 +55,7 @@ class DaliBackend:
         self._labels = torch.from_numpy(split.labels.astype(np.int64))
         self._workers = num_threads(workers)
         self._hw_decoder_load = hw_decoder_load
-        self._reads_per_part = max(_LEAST_READS_PER_PART, samples_per_part(split.size))
+        self._reads_per_part = max(_MIN_READS_PER_PART, samples_per_part(split.size))
         self._largest = int(split.size.max(initial=0))
         self._together = device.type == "cpu" and self._largest <= _SMALL_BYTES
         self._idle: _Pipeline | None = None
@@ -70,7 +70,7 @@ class DaliBackend:
         self._idle = None
 
     def describe(self) -> str:
-        """The pixel class: on a GPU pixels differ from the CPU's, and may differ from another GPU's."""
+        """The pixel class: on a GPU the pixels differ from the CPU's, and possibly from those of another GPU."""
         if self._device.type == "cpu":
             return "libjpeg islow, fancy upsampling"
         gpu = torch.cuda.get_device_name(self._device)
@@ -129,7 +129,7 @@ class DaliBackend:
         return Batch(ids=ids_B, canvas=canvas, labels=labels_B)
 
     def _explain(self, ids: NDArray[np.int64], error: RuntimeError) -> DataError:
-        """DALI reports only that a batch failed: find the damaged sample with the reference decode."""
+        """The error for a failed batch. DALI does not name the damaged sample: the reference decode finds it."""
         try:
             for sample_id in ids.tolist():
                 self._split.pixels(sample_id)
@@ -141,7 +141,7 @@ class DaliBackend:
 
 
 class _Pipeline:
-    """One DALI pipeline for batches of up to `batch_size`; `run` takes it through an epoch, `reset` makes it ready again."""
+    """A DALI pipeline for batches of up to `batch_size`. `run` decodes an epoch; `reset` prepares for the next."""
 
     def __init__(
         self, dali: Any, side: int, device: torch.device, batch_size: int, workers: int, hw_decoder_load: Literal[0, 1]
@@ -156,8 +156,8 @@ class _Pipeline:
         self._broken = False
         on_gpu = device.type == "cuda"
         index = (device.index if device.index is not None else torch.cuda.current_device()) if on_gpu else None
-        depth = max(1, min(_MOST_PREFETCHED, AHEAD_BYTES // max(1, canvas_bytes(batch_size, side))))
-        # The dynamic executor gives up ownership of its outputs: no copy out of a buffer that it would reuse.
+        depth = max(1, min(_MAX_PREFETCHED, AHEAD_BYTES // max(1, canvas_bytes(batch_size, side))))
+        # The dynamic executor gives up ownership of its outputs: they need not be copied out of a buffer that it reuses.
         self._pipe = dali.Pipeline(
             batch_size=batch_size, num_threads=workers, device_id=index, prefetch_queue_depth=depth, exec_dynamic=True
         )
@@ -176,7 +176,7 @@ class _Pipeline:
         return self._in_flight[0][0] if self._in_flight else np.zeros(0, np.int64)
 
     def run(self, batches: Iterator[tuple[NDArray[np.int64], JPEGs]]) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
-        """Decode (ids, JPEGs) into (ids, canvases). Exceptions of `batches` are raised in turn; DALI raises RuntimeError."""
+        """Decode (ids, JPEGs) to (ids, canvases). An exception of `batches` is raised in its turn; DALI's is a RuntimeError."""
         self._source = batches
         try:
             self._pipe.schedule_run()  # the first call fills DALI's queue
@@ -192,7 +192,7 @@ class _Pipeline:
             raise self._failure
 
     def reset(self) -> bool:
-        """Drop scheduled batches so that `run` can start again; False where the pipeline failed and cannot be reused."""
+        """Drop scheduled batches so that `run` can start again. False if the pipeline has failed and cannot be reused."""
         self._source = iter(())
         self._failure = None
         if not self._broken:
@@ -207,7 +207,7 @@ class _Pipeline:
         return not self._broken
 
     def _feed(self) -> JPEGs:
-        """DALI's source: the next batch. It ends at a failure, which `run` raises after delivering all earlier batches."""
+        """DALI's source: the next batch. It ends at an exception, which `run` raises after delivering all earlier batches."""
         try:
             ids, jpegs = next(self._source)
         except StopIteration:
@@ -219,7 +219,7 @@ class _Pipeline:
         return jpegs
 
     def _next(self) -> torch.Tensor | None:
-        """The next canvases, uint8 [B, S, S, 3], owned by the caller; None at the end."""
+        """The next canvases, uint8 [B, S, S, 3], owned by the caller; None after the last batch."""
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         with suppress(StopIteration):
             (output,) = self._pipe.share_outputs(cuda_stream=stream)

@@ -1,8 +1,8 @@
-"""The FFCV backend: stored bytes from samples.beton, decoded exactly through FFCV's libturbojpeg into the canvas.
+"""The FFCV backend: reads stored bytes from samples.beton and decodes them exactly with FFCV's libturbojpeg.
 
 FFCV's Loader is not used: its decoder is inexact (FASTDCT) and ignores failures, an exception in its thread blocks the
-consumer forever, stopping early leaks the thread, and later batches overwrite earlier ones. Its reader and library are used,
-and loops compiled with numba as it does, in threads of udkd.data.loading.
+consumer forever, stopping early leaks the thread, and later batches overwrite earlier ones. This backend uses FFCV's reader and
+library, with its own loops, compiled with numba, in the threads of udkd.data.loading.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ _REMEDY = "write it again with udkd-prep derive --formats ffcv"
 class FfcvBackend:
     """Decodes every sample in every epoch, without holding the interpreter lock.
 
-    workers: decoding threads; 0 means one per core. Raises ConfigError where FFCV is not installed, DataError where
+    workers: decoding threads; 0 means one per core. Raises ConfigError if FFCV is not installed, and DataError if
     samples.beton is absent, damaged or of another dataset.
     """
 
@@ -53,7 +53,7 @@ class FfcvBackend:
         self._loader.close()
 
     def describe(self) -> str:
-        """The pixel class: libturbojpeg's exact decode, equal to Pillow's."""
+        """The pixel class: libturbojpeg's accurate DCT, with the same pixels as Pillow."""
         return "libjpeg islow, fancy upsampling"
 
     def _decode(self, ids: NDArray[np.int64], canvas: NDArray[np.uint8]) -> None:
@@ -87,10 +87,11 @@ class FfcvBackend:
 
 @dataclass(frozen=True)
 class _Loops:
-    """The loops over a part's samples, compiled to release the interpreter lock.
+    """Loops over samples, compiled to run without the interpreter lock.
 
-    read(descriptor, address, starts, ends, offsets, counts, crcs): reads the stored bytes; of each sample the number of bytes
-    read, or -1, and the CRC-32C. decode(address, starts, ends, sizes, canvas, codes): decodes onto canvases; code 0 is success.
+    read(descriptor, address, starts, ends, offsets, counts, crcs): reads stored bytes, and fills in for each sample the number
+    of bytes read (-1: failed) and their CRC-32C.
+    decode(address, starts, ends, sizes, canvas, codes): decodes onto canvases, and fills in codes, 0 for success.
     """
 
     read: Callable[..., None]
@@ -99,8 +100,10 @@ class _Loops:
 
 @functools.cache  # half a second
 def _compile_loops(ffcv: ModuleType) -> _Loops:
-    """Compile the loops. Arrays are passed as arguments, as numba freezes arrays in a closure; the stored bytes are passed by
-    address, as FFCV's memory manager makes numba's type of uint8 vectors read-only, process-wide.
+    """Compile the loops.
+
+    Arrays are passed as arguments, because numba freezes arrays in a closure. Stored bytes are passed by address, because
+    FFCV's memory manager makes numba's type of uint8 vectors read-only, process-wide.
     """
     import numba
     from numba import types
@@ -127,7 +130,7 @@ def _compile_loops(ffcv: ModuleType) -> _Loops:
     def decode(stored: Any, starts: Any, ends: Any, sizes: Any, canvas: Any, codes: Any) -> None:
         side = canvas.shape[1]
         for n in range(len(codes)):
-            handle = begin()  # one per image: a reused handle decodes an image that lacks a table with the previous image's
+            handle = begin()  # one per image: a reused handle would decode an image without tables with the previous image's
             height, width = sizes[n, 2], sizes[n, 3]
             canvas[n, :height, width:] = 0
             canvas[n, height:] = 0

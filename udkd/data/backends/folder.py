@@ -1,7 +1,7 @@
 """The folder backend: reads stored bytes from the shards by offset and decodes them with libjpeg-turbo, in threads.
 
-The pixels equal Pillow's. Pillow itself is too slow in threads: its parsing holds the interpreter lock for twice as long as a
-64 px decode takes.
+The pixels equal Pillow's. Pillow itself is too slow in threads: while parsing it holds the interpreter lock twice as long as
+decoding a 64 px image takes.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from udkd.data.loading.host_loader import HostLoader
 @final
 @register_backend("folder")
 class FolderBackend:
-    """Decodes every sample in every epoch; it needs nothing but the shards.
+    """Decodes every sample in every epoch. It needs only the shards.
 
     workers: decoding threads (libjpeg-turbo runs without the interpreter lock); 0 means one per core.
     """
@@ -41,7 +41,7 @@ class FolderBackend:
         self._loader.close()
 
     def describe(self) -> str:
-        """The pixel class: Pillow's decode, libjpeg-turbo with its defaults."""
+        """The pixel class: libjpeg-turbo with its default settings, as in Pillow."""
         return "libjpeg islow, fancy upsampling"
 
     def _decode(self, ids: NDArray[np.int64], canvas: NDArray[np.uint8]) -> None:
@@ -55,7 +55,7 @@ class FolderBackend:
 
 
 def try_decode(jpeg: bytes, canvas: NDArray[np.uint8], scratch: NDArray[np.uint8], height: int, width: int) -> bool:
-    """Decode onto a canvas [S, S, 3]. False where libjpeg-turbo warns or the size differs: use the reference decode then.
+    """Decode onto a canvas, uint8 [S, S, 3]. False if libjpeg-turbo warns or the size differs: use Split.pixels instead.
 
     scratch: uint8 [S, S, 3], for images narrower than the canvas, whose rows are not contiguous on it.
     """

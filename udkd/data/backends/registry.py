@@ -1,4 +1,4 @@
-"""Backends by name. Each registers itself: a module in this package, or any other module that is imported before its use."""
+"""Opens backends by name. Each module in this package registers its own; other modules may do the same when imported."""
 
 import os
 import pkgutil
@@ -34,7 +34,7 @@ _AnyOpener = TypeVar("_AnyOpener", bound=Opener)
 
 
 def register_backend(name: str) -> Callable[[_AnyOpener], _AnyOpener]:
-    """Make a backend available as data.backend = `name`: a decorator for its class, or for a function that opens it."""
+    """Decorate a backend's class, or a function that opens one, to make it available as data.backend = `name`."""
     assert name not in _OPENERS, f"backend {name!r} is registered twice"
 
     def add(opener: _AnyOpener) -> _AnyOpener:
@@ -52,29 +52,29 @@ def backend_names() -> tuple[str, ...]:
 
 @cache
 def _import_all() -> None:
-    """Import the backends of this package. None of them imports FFCV or DALI before it is opened."""
+    """Import the backends of this package. FFCV and DALI are imported only when their backends are opened."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)], f"{__package__}."):
         import_module(module.name)
 
 
 def choose_backend(name: str, split: Split, device: torch.device) -> tuple[str, str]:
-    """The backend that `name` means here ("auto": by what is installed, present and fits in memory), and the reason."""
+    """The backend to use, and the reason. "auto" chooses among those whose package, files and memory are available."""
     if name != "auto":
         return name, "it was requested"
     fits, why = _resident_fits(split, device)
     if fits:
         return "resident", why
     if device.type == "cuda":
-        fault = _fault("dali")
-        if fault is None:
+        reason = _unusable_reason("dali")
+        if reason is None:
             return "dali", f"{why}, and DALI decodes on the GPU"
-        why = f"{why}, {fault}"
+        why = f"{why}, {reason}"
     if not split.has("ffcv") and _installed("ffcv"):
         return "folder", f"{why}, and samples.beton is not there (udkd-prep derive --formats ffcv)"
-    fault = _fault("ffcv")
-    if fault is None:
+    reason = _unusable_reason("ffcv")
+    if reason is None:
         return "ffcv", f"{why}, and FFCV is the fastest on the CPU"
-    return "folder", f"{why}, and {fault}"
+    return "folder", f"{why}, and {reason}"
 
 
 def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
@@ -88,17 +88,17 @@ def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
 
 
 def _free_bytes() -> int:
-    """Memory that is free on the host; where /proc is not mounted, without what the file cache would give back."""
+    """Free memory on the host, in bytes; if /proc is not mounted, without the memory that the page cache could release."""
     try:
         return int(psutil.virtual_memory().available)
     except (OSError, psutil.Error):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _fault(name: str) -> str | None:
-    """Why the package of a backend cannot be used here; None where it can.
+def _unusable_reason(name: str) -> str | None:
+    """Why the package of a backend cannot be used here; None if it can.
 
-    It is imported to find out: a package whose libraries are missing, or built for another NumPy or CUDA, looks installed.
+    The package is imported to find out: it may be installed without its libraries, or built for another NumPy or CUDA.
     """
     package, load = {"dali": ("nvidia.dali", import_dali), "ffcv": ("ffcv", import_ffcv)}[name]
     if not _installed(package):
@@ -121,8 +121,8 @@ def _installed(package: str) -> bool:
 def open_backend(name: str, split: Split, device: torch.device, *, workers: int = 0, observer: Observer = SILENT) -> Backend:
     """Open a backend by name ("auto": see `choose_backend`) on one split. workers: decoding threads, 0 for one per core.
 
-    observer: receives one line with the backend and why it was chosen.
-    Raises ConfigError for an unknown name and DataError where the split lacks what the backend reads.
+    observer: receives one line with the backend and the reason for it.
+    Raises ConfigError for an unknown name, and DataError if the split lacks the files that the backend reads.
     """
     if name not in backend_names():
         raise ConfigError(f"backend {name!r} is unknown; expected {', '.join(backend_names())}; change data.backend")

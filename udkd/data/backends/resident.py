@@ -1,6 +1,7 @@
-"""The resident backend: canvas.npy, decoded once at conversion. On a GPU all of it is loaded; on the CPU rows are read when
-they are needed, from the page cache where it holds them. It is not memory-mapped: reading a mapped file that was truncated
-meanwhile kills the process with SIGBUS.
+"""The resident backend: canvas.npy, decoded once at conversion.
+
+On a GPU all of it is loaded; on the CPU rows are read when they are needed, usually from the page cache. The file is not
+memory-mapped: if a mapped file has been truncated, reading it kills the process with SIGBUS.
 """
 
 import os
@@ -24,17 +25,15 @@ from udkd.utils.errors import DataError
 from udkd.utils.prefetch import prefetch
 
 _ROWS_AT_ONCE = 1024
-_MOST_AHEAD = 2  # batches read ahead, where the bound on bytes allows as many
+_MAX_AHEAD = 2  # batches read ahead, if AHEAD_BYTES allows as many
 
 
 @final
 @register_backend("resident")
 class ResidentBackend:
-    """Gathers rows of canvas.npy. A row's crc32 is checked whenever it is read: on a GPU at opening, else at every use.
+    """Gathers rows of canvas.npy. The crc32 of a row is checked when it is read: on a GPU at opening, else at every use.
 
-    workers: ignored, as nothing is decoded.
-
-    Raises DataError where canvas.npy is absent, of another dataset or size, or a row is damaged.
+    workers: ignored, as nothing is decoded. Raises DataError if canvas.npy is absent, of another dataset or size, or damaged.
     """
 
     def __init__(self, split: Split, device: torch.device, *, workers: int = 0) -> None:
@@ -54,11 +53,11 @@ class ResidentBackend:
         if self._resident is not None:
             return (self._gathered(self._resident, ids) for ids in batches)
         batch_bytes = max(1, canvas_bytes(min(batch_size, len(order)), self._split.side))
-        depth = max(1, min(_MOST_AHEAD, AHEAD_BYTES // batch_bytes))
+        depth = max(1, min(_MAX_AHEAD, AHEAD_BYTES // batch_bytes))
         return prefetch((self._read(ids) for ids in batches), depth=depth, stage="resident backend")
 
     def full_batch(self) -> Batch:
-        """Every row as one batch on the device: row i is id i, excluded ids are zeros. On a GPU this copies nothing."""
+        """All N samples as one batch on the device: row i has id i, excluded rows are zeros. On a GPU nothing is copied."""
         canvas = self._load() if self._resident is None else self._resident
         ids_N = torch.arange(self.num_samples, device=self._device)
         return Batch(ids=ids_N, canvas=canvas, labels=self._labels)
@@ -69,7 +68,7 @@ class ResidentBackend:
         self._memory.clear()
 
     def describe(self) -> str:
-        """The pixel class: the decode that the conversion stored."""
+        """The pixel class of the decoder that the conversion used."""
         return "libjpeg islow, fancy upsampling"
 
     def _gathered(self, resident: torch.Tensor, ids: NDArray[np.int64]) -> Batch:

@@ -1,4 +1,4 @@
-"""What backends load batches with: work in threads, reusable memory, copies to a device ahead of their use.
+"""Building blocks of the backends: decoding threads, reusable host memory, asynchronous copies to a device.
 
 Part of udkd.data.
 """

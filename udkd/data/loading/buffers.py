@@ -1,6 +1,6 @@
-"""Memory for batches on the host, reused once no array refers to it.
+"""Host memory for batches, reused once no array refers to it.
 
-Fresh memory costs a page fault per 4 KB: 0.2 to 3 ms for a 512 px canvas, depending on the machine; decoding it takes 1 ms.
+New memory costs a page fault per 4 KB: 0.2 to 3 ms for a 512 px canvas, depending on the machine; decoding takes 1 ms.
 """
 
 import math
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from udkd.utils.errors import ConfigError
 
 _LARGE_BYTES = 1 << 30
-_ALWAYS_KEPT = 2
-_MOST_KEPT = 64
+_MIN_KEPT = 2
+_MAX_KEPT = 64
 
 
 def require_memory(count: int) -> None:
-    """Raise ConfigError where a batch of `count` bytes is large and exceeds the free memory."""
+    """Raise ConfigError if a batch of `count` bytes takes over 1 GB and exceeds the free memory."""
     if count > _LARGE_BYTES and count > (free := psutil.virtual_memory().available):
         raise ConfigError(
             f"canvases of {count / 1e9:.1f} GB at once are more than the {free / 1e9:.1f} GB of free memory; "
@@ -28,10 +28,10 @@ def require_memory(count: int) -> None:
 
 
 class BufferPool:
-    """Hands out uint8 arrays and reuses the memory of an array once it, all its views and all its tensors are gone.
+    """Hands out uint8 arrays, and reuses their memory once an array and all views and tensors of it are gone.
 
-    keep_bytes: bound on unused memory that is kept, in at most 64 pieces; two pieces are kept however large they are.
-    Contents are arbitrary: write every byte.
+    keep_bytes: limit on the unused memory that is kept, in at most 64 blocks; two blocks are kept whatever their size.
+    The contents are arbitrary: overwrite every byte.
     """
 
     def __init__(self, keep_bytes: int) -> None:
@@ -39,11 +39,11 @@ class BufferPool:
         self._free: list[NDArray[np.uint8]] = []
 
     def take(self, *shape: int) -> NDArray[np.uint8]:
-        """An array of `shape`. Unused memory that is too small for it is freed."""
-        memory = self._piece(math.prod(shape))
+        """An array of `shape`. Unused blocks that are too small for it are freed."""
+        memory = self._block(math.prod(shape))
         return np.asarray(_Lease(self, memory))[: math.prod(shape)].reshape(shape)
 
-    def _piece(self, count: int) -> NDArray[np.uint8]:
+    def _block(self, count: int) -> NDArray[np.uint8]:
         with suppress(IndexError):
             while True:
                 memory = self._free.pop()  # atomic: a lock could deadlock with a finaliser in the same thread
@@ -52,10 +52,10 @@ class BufferPool:
         require_memory(count)
         return np.empty(count, dtype=np.uint8)
 
-    def give_back(self, memory: NDArray[np.uint8]) -> None:
+    def release(self, memory: NDArray[np.uint8]) -> None:
         """Keep `memory` for the next `take`, or free it. Any thread may call it."""
-        kept = [piece.nbytes for piece in self._free]
-        if len(kept) < _ALWAYS_KEPT or (len(kept) < _MOST_KEPT and sum(kept) + memory.nbytes <= self._keep_bytes):
+        kept = [block.nbytes for block in self._free]
+        if len(kept) < _MIN_KEPT or (len(kept) < _MAX_KEPT and sum(kept) + memory.nbytes <= self._keep_bytes):
             self._free.append(memory)
 
     def clear(self) -> None:
@@ -64,7 +64,7 @@ class BufferPool:
 
 
 class _Lease:
-    """The base object of an array: NumPy keeps it alive as long as any array made from it."""
+    """The base object of an array, which NumPy keeps alive as long as any view; its finaliser returns the memory."""
 
     def __init__(self, pool: BufferPool, memory: NDArray[np.uint8]) -> None:
         self._pool = pool
@@ -75,4 +75,4 @@ class _Lease:
         return self._memory.__array_interface__
 
     def __del__(self) -> None:
-        self._pool.give_back(self._memory)
+        self._pool.release(self._memory)

@@ -1,4 +1,4 @@
-"""Copies batches from the host to a GPU ahead of their use, on a separate stream; on the CPU there is nothing to do."""
+"""Copies batches from the host to a GPU ahead of their use, on a separate stream. On the CPU nothing is copied."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ Started = TypeVar("Started")
 
 
 class HostMemory:
-    """Memory that batches for `device` are decoded into: pinned for a GPU, so that copies overlap kernels; else a BufferPool.
+    """Memory to decode batches into: pinned if `device` is a GPU, so that copies overlap kernels, else from a BufferPool.
 
     keep_bytes: see BufferPool. PyTorch caches pinned memory itself, and reuses it only after its copies have finished.
     """
@@ -45,12 +45,12 @@ def _copier(device: torch.device) -> "CudaCopier":
 
 
 def to_device(device: torch.device, batches: Iterator[Batch], stage: str, depth: int = 2) -> Iterator[Batch]:
-    """Host batches as batches on `device`, `depth` of them copied ahead. On the CPU these are the same objects."""
+    """Copy host batches to `device`, `depth` of them ahead of their use. On the CPU they are returned unchanged."""
     return copy_ahead(batches, _copier(device), stage, depth) if device.type == "cuda" else batches
 
 
 class Copier(Protocol[Started]):
-    """Starts copies without waiting, and makes their results usable on the consumer's stream."""
+    """Starts copies without waiting, then makes their results usable on the consumer's stream."""
 
     def start(self, batch: Batch) -> Started: ...
 
@@ -58,7 +58,7 @@ class Copier(Protocol[Started]):
 
 
 def copy_ahead(batches: Iterator[Batch], copier: Copier[Started], stage: str, depth: int = 2) -> Iterator[Batch]:
-    """Start copies in a thread named `stage`, finish them in the consumer's thread. Failures: see `prefetch`."""
+    """Start copies in a thread named `stage` and finish them in the consumer's thread. Exceptions: see `prefetch`."""
     started = prefetch((copier.start(batch) for batch in batches), depth=depth, stage=stage)
     try:
         for copy in started:
@@ -81,7 +81,7 @@ class CudaCopier:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def start(self, batch: Batch) -> _CudaCopy:
-        """Queue the copies. The canvas must be pinned; PyTorch does not reuse its memory while the copies run."""
+        """Queue the copies. The canvas must be pinned; PyTorch does not reuse pinned memory while a copy from it runs."""
         with torch.cuda.stream(self._stream):
             copy = Batch(
                 ids=batch.ids.pin_memory().to(self._device, non_blocking=True),

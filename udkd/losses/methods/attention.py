@@ -1,4 +1,4 @@
-"""Attention transfer: where in the image a network is active."""
+"""Attention transfer: a student imitates where in the image its teacher is active."""
 
 import torch
 import torch.nn.functional as F
@@ -10,26 +10,26 @@ from udkd.utils.options import Positive, Section
 
 
 def attention_map(map_BCHW: Tensor) -> Tensor:
-    """The mean of squares over channels, as a vector of length 1 over positions: [B, HW].
+    """The mean square over channels at each position, normalised to length 1: [B, HW].
 
-    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017 (arXiv 1612.03928), section 3.1: F_sum^2
-    (a mean instead of the sum: the length is 1 either way, and 2,048 squares do not overflow).
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017 (arXiv 1612.03928), section 3.1: F_sum^2.
+    The mean replaces the sum: after normalisation they are equal, and a mean of 2,048 squares does not overflow.
     """
     return F.normalize(map_BCHW.square().mean(1).flatten(1), dim=1)
 
 
 def attention_transfer(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """The mean squared difference of two attention maps, over batch and positions: a scalar; channels may differ.
+    """The mean squared difference of two attention maps over batch and positions: a scalar. The channels may differ.
 
-    The paper's equation 2 for one pair of layers; its factor beta / 2 is "10^3 divided by number of elements in attention map
-    and batch size", which a mean times 1,000 is. The larger of two maps is averaged down to the smaller one's size.
+    This is the paper's equation 2 for one pair of layers. Its factor beta / 2 is "10^3 divided by number of elements in
+    attention map and batch size", that is, a mean times 1,000. The larger map is averaged down to the size of the smaller.
     """
-    student_BCHW, teacher_BCHW = same_size(student_BCHW, teacher_BCHW)
+    student_BCHW, teacher_BCHW = to_common_size(student_BCHW, teacher_BCHW)
     return (attention_map(student_BCHW) - attention_map(teacher_BCHW)).square().mean()
 
 
-def same_size(one_BCHW: Tensor, other_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps at the smaller height and width, by averaging."""
+def to_common_size(one_BCHW: Tensor, other_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Average both maps [B, C, H, W] down to the smaller height and the smaller width."""
     one, other = one_BCHW.shape[2:], other_BCHW.shape[2:]
     size = (min(one[0], other[0]), min(one[1], other[1]))
     maps = [x if tuple(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size) for x in (one_BCHW, other_BCHW)]
@@ -37,7 +37,7 @@ def same_size(one_BCHW: Tensor, other_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class AttentionSection(Section):
-    """Attention transfer between the deepest maps of each of the `stages` smallest sizes."""
+    """Attention transfer between the deepest feature maps of the `stages` smallest sizes."""
 
     weight: Positive = 1000.0
     stages: int = Field(default=4, ge=1, le=64)

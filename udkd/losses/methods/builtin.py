@@ -1,4 +1,4 @@
-"""METHODS with this package's methods: importing a method's module registers it, and every module here is imported."""
+"""METHODS after all methods of this package are registered: each registers itself when its module is imported."""
 
 import pkgutil
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""Connects a student to its teacher: the module of loss.method, with the maps that it needs of both networks.
+"""Connects a student to its teacher: builds the module of loss.method and extracts the feature maps that it needs.
 
-The module is part of the student: its weights are trained by the student's optimizer and are part of checkpoints, and so are
-its buffers. Letters: I rows of the data set.
+The module belongs to the student: the student's optimizer trains its weights, and checkpoints include its weights and
+buffers. Letters: I rows of the dataset.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,13 @@ from udkd.utils.rng import Stream, key
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """A student's connector, the student with the maps that it needs, and the teacher's modules that give its maps."""
+    """connector: the method's module. extractor: the student, returning the maps that the connector needs.
+
+    teacher_modules: names of the teacher's modules whose outputs are its maps.
+    """
 
     connector: nn.Module
-    tap: FeatureExtractor
+    extractor: FeatureExtractor
     teacher_modules: tuple[str, ...]
 
 
@@ -42,11 +45,11 @@ def connect(
     device: torch.device,
     features: int = 0,
 ) -> Connection:
-    """Connect student number `index` to its teacher by method `name`. The initial weights are named by (seed, index).
+    """Connect student number `index` to its teacher by method `name`. Initial weights are drawn from (seed, index).
 
-    image_px: side of the view. teacher: the live network, where the method compares maps. features: the teacher's number of
-    pooled features, where the method takes those. labels_I, ids: see MethodSetup.
-    Raises ConfigError for networks that have too few maps.
+    image_px: side of the view. teacher: the live network, for methods that compare maps. features: number of the teacher's
+    pooled features, for methods that compare those. labels_I, ids: see MethodSetup.
+    Raises ConfigError for networks with too few maps.
     """
     method, section = METHODS[name], getattr(options, name)
     pairs: tuple[list[Stage], list[Stage]] = ([], [])
@@ -68,7 +71,7 @@ def connect(
         connector = method.module(section, setup).to(device)
     return Connection(
         connector=connector.train(),
-        tap=FeatureExtractor(student, [stage.module for stage in pairs[0]]),
+        extractor=FeatureExtractor(student, [stage.module for stage in pairs[0]]),
         teacher_modules=tuple(stage.module for stage in pairs[1]),
     )
 
@@ -76,7 +79,7 @@ def connect(
 def _paired(
     name: str, method: Method, options: Section, student: list[Stage], teacher: list[Stage]
 ) -> tuple[list[Stage], list[Stage]]:
-    """The stages that a method compares, paired from the deepest up."""
+    """The stages of student and teacher that a method compares, paired from the deepest one upwards."""
     depth: int = getattr(options, method.depth)
     available = min(len(student), len(teacher))
     if depth > available:

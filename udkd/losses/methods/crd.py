@@ -1,6 +1,6 @@
-"""Contrastive representation distillation: pulls a student's embedding towards the teacher's of the same sample.
+"""Contrastive representation distillation (CRD): pulls a student's embedding towards the teacher's of the same sample.
 
-Letters: B batch, D size of an embedding (of length 1), K negatives, M training samples, I rows of a memory.
+Letters: B batch, C classes, D size of an embedding (of length 1), K negatives, M training samples, I rows of a memory.
 """
 
 import math
@@ -17,60 +17,61 @@ from udkd.utils.device_rng import integers, mix
 from udkd.utils.options import MAX_PX, MAX_SAMPLES, Positive, Section, Temperature
 from udkd.utils.rng import Stream, key, uniform
 
-_NEGATIVES = 0x6E65676174697665  # tells the key of a step's negatives from that of its dropout
+_NEGATIVES = 0x6E65676174697665  # distinguishes the key of a step's negatives from its dropout key
 
 
-def contrast(
-    positive_B: Tensor, scores_BI: Tensor, times_BI: Tensor, log_z: Tensor, *, negatives: int, samples: int, temperature: float
+def contrastive_loss(
+    positive_B: Tensor, scores_BI: Tensor, draws_BI: Tensor, log_z: Tensor, *, negatives: int, samples: int, temperature: float
 ) -> Tensor:
     """-(log h(positive) + sum over K of log(1 - h(negative))), batch mean: a scalar.
 
-    h(s) = (e^(s/t) / Z) / (e^(s/t) / Z + K / M), which is a sigmoid of s/t - log Z - log(K/M): no exponential overflows.
-    positive_B, scores_BI: inner products with the sample itself and with every row of a memory. times_BI: how often each row
-    is a negative, K times in all. Counting instead of gathering rows keeps gradients out of a gather, whose order of sums is
-    not fixed on a GPU, and B I numbers are fewer than the B K D of drawn rows.
-    log_z: a scalar, see `log_normaliser`. negatives: K. samples: M.
+    h(s) = (e^(s/t) / Z) / (e^(s/t) / Z + K / M) is computed as a sigmoid of s/t - log Z - log(K/M), which cannot overflow.
+    positive_B, scores_BI: inner products with the positive and with every row of a memory. draws_BI: how often each row is a
+    negative, K in all per sample. Draws are counted instead of gathering rows: the backward pass of a gather sums in an order
+    that is not fixed on a GPU, and B I counts take less memory than the B K D numbers of gathered rows.
+    log_z: a scalar, see `log_normaliser`. negatives: K. samples: M. temperature: t.
 
-    Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020 (arXiv 1910.10699), section 3.2 (the objective of
-    the critic, and the critic h); Z is 1 there, and the authors' code divides
-    by the normaliser of Wu et al. (arXiv 1805.01978, section 3.2), without which the first losses are thousands.
+    Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020 (arXiv 1910.10699), section 3.2: the critic h and
+    its objective. There Z is 1; the authors' code divides by the normaliser of Wu et al. (arXiv 1805.01978, section 3.2),
+    without which the first losses are in the thousands.
     """
     shift = log_z + math.log(negatives / samples)
     positive = F.logsigmoid(positive_B / temperature - shift)
-    return -(positive + (times_BI * F.logsigmoid(shift - scores_BI / temperature)).sum(-1)).mean()
+    return -(positive + (draws_BI * F.logsigmoid(shift - scores_BI / temperature)).sum(-1)).mean()
 
 
-def log_normaliser(scores_BI: Tensor, times_BI: Tensor, *, samples: int, temperature: float) -> Tensor:
-    """The logarithm of Z = M times the mean of e^(s/t): a scalar, estimated once, from the first batch (Wu et al., 3.2)."""
-    weighted_BI = scores_BI.detach() / temperature + times_BI.log()
-    return weighted_BI.flatten().logsumexp(0) - times_BI.sum().log() + math.log(samples)
+def log_normaliser(scores_BI: Tensor, draws_BI: Tensor, *, samples: int, temperature: float) -> Tensor:
+    """Log Z, a scalar, with Z = M times the mean of e^(s/t) over the negatives of the first batch (Wu et al., section 3.2)."""
+    weighted_BI = scores_BI.detach() / temperature + draws_BI.log()
+    return weighted_BI.flatten().logsumexp(0) - draws_BI.sum().log() + math.log(samples)
 
 
-def times(drawn_BK: Tensor, rows: int) -> Tensor:
-    """The number of times each row was drawn: float32 [B, I]; sums of ones are exact in any order."""
+def count_draws(drawn_BK: Tensor, rows: int) -> Tensor:
+    """How often each of `rows` rows was drawn: float32 [B, I]. drawn_BK: int64. Sums of ones are exact in any order."""
     ones_BK = torch.ones(drawn_BK.shape, device=drawn_BK.device)
     return torch.zeros(len(drawn_BK), rows, device=drawn_BK.device).scatter_add_(1, drawn_BK, ones_BK)
 
 
-def negatives(labels_B: Tensor, first_C: Tensor, by_class_M: Tensor, keys_B: Tensor, count: int) -> Tensor:
-    """Ids of `count` samples of other classes for each of a batch, with replacement: int64 [B, K].
+def draw_negatives(labels_B: Tensor, first_C: Tensor, by_class_M: Tensor, keys_B: Tensor, count: int) -> Tensor:
+    """Draw ids of K = `count` samples of other classes for each sample of a batch, with replacement: int64 [B, K].
 
-    by_class_M: ids sorted by class. first_C: int64 [C + 1], where each class begins in it. keys_B: int64, keys of the draws.
+    by_class_M: ids sorted by class. first_C: int64 [C + 1], where each class begins in by_class_M, then M. keys_B: int64, keys
+    of the draws.
     """
     first_B, size_B = first_C[labels_B], first_C[labels_B + 1] - first_C[labels_B]
     index_BK = integers(keys_B, count, len(by_class_M) - size_B)
     return by_class_M[index_BK + size_B[:, None] * (index_BK >= first_B[:, None])]
 
 
-def first_memory(rows: int, embed_dim: int, *seed: int) -> Tensor:
+def initial_memory(rows: int, embed_dim: int, *seed: int) -> Tensor:
     """The initial memory: float32 [I, D], random unit vectors, drawn from `seed`."""
     keys = key(*seed, np.arange(rows))
     values = np.stack([uniform(keys, n) for n in range(embed_dim)], axis=1) * 2 - 1
     return F.normalize(torch.from_numpy(values.astype(np.float32)), dim=1)
 
 
-def remember(memory_ID: Tensor, ids_B: Tensor, embedding_BD: Tensor, momentum: float = 0.5) -> None:
-    """Move the rows `ids_B` of a memory towards new embeddings, in place, length 1 again (as the authors' code does)."""
+def update_memory(memory_ID: Tensor, ids_B: Tensor, embedding_BD: Tensor, momentum: float = 0.5) -> None:
+    """Move the rows `ids_B` of a memory towards new embeddings, in place, and normalise them, as in the authors' code."""
     moved_BD = momentum * memory_ID[ids_B] + (1 - momentum) * embedding_BD.detach()
     memory_ID.index_copy_(0, ids_B, F.normalize(moved_BD, dim=1))
 
@@ -88,7 +89,7 @@ class Embedding(nn.Module):
 
 
 class CrdSection(Section):
-    """Contrastive representation distillation. The two memories of each student hold `embed_dim` float32 per image."""
+    """Contrastive representation distillation. Each student has two memories of `embed_dim` float32 per image."""
 
     weight: Positive = 0.8
     embed_dim: int = Field(default=128, ge=2, le=MAX_PX, description="of an embedding")
@@ -99,7 +100,7 @@ class CrdSection(Section):
 
 @register_method("crd", CrdSection, title="CRD", needs="pooled")
 class Crd(nn.Module):
-    """`contrast` in both directions. Memories and normalisers are buffers, so that a checkpoint holds them."""
+    """`contrastive_loss` in both directions. Memories and normalisers are buffers, so that a checkpoint holds them."""
 
     memory: Tensor
     teacher_memory: Tensor
@@ -113,9 +114,9 @@ class Crd(nn.Module):
         self.options = options
         self.embed = Embedding(setup.channels[0], options.embed_dim)
         self.teacher_embed = Embedding(setup.teacher_channels[0], options.embed_dim)
-        rows = len(setup.labels_I)
+        seed = (setup.seed, Stream.CRD_MEMORY, setup.index)
         for side, name in enumerate(("memory", "teacher_memory")):
-            self.register_buffer(name, first_memory(rows, options.embed_dim, setup.seed, Stream.CRD_MEMORY, setup.index, side))
+            self.register_buffer(name, initial_memory(len(setup.labels_I), options.embed_dim, *seed, side))
         self.register_buffer("log_z", torch.zeros(2))
         self.register_buffer("begun", torch.zeros(()))
         labels = setup.labels_I[setup.ids]
@@ -125,19 +126,19 @@ class Crd(nn.Module):
         self.register_buffer("first", torch.from_numpy(first), persistent=False)
 
     def forward(self, inputs: MethodInputs) -> Tensor:
-        """The term, a scalar: the student against the teacher's memory, and the teacher against the student's."""
+        """The term, a scalar: the student against the teacher's memory plus the teacher against the student's memory."""
         student_BF, teacher_BF = inputs.pooled_pair
         student_BD, teacher_BD = self.embed(student_BF), self.teacher_embed(teacher_BF)
         keys_B = mix(mix(inputs.key ^ _NEGATIVES) ^ mix(inputs.ids))
-        ids_BK = negatives(inputs.labels, self.first, self.by_class, keys_B, self.options.negatives)
-        positive_B, times_BI = (student_BD * teacher_BD).sum(1), times(ids_BK, len(self.memory))
+        ids_BK = draw_negatives(inputs.labels, self.first, self.by_class, keys_B, self.options.negatives)
+        positive_B, draws_BI = (student_BD * teacher_BD).sum(1), count_draws(ids_BK, len(self.memory))
         scores = [student_BD @ self.teacher_memory.clone().T, teacher_BD @ self.memory.clone().T]  # cloned: both change below
-        log_z = self._normalisers(scores, times_BI)
+        log_z = self._normalisers(scores, draws_BI)
         sides = [
-            contrast(
+            contrastive_loss(
                 positive_B,
                 scores_BI,
-                times_BI,
+                draws_BI,
                 log_z[side],
                 negatives=self.options.negatives,
                 samples=len(self.by_class),
@@ -146,16 +147,16 @@ class Crd(nn.Module):
             for side, scores_BI in enumerate(scores)
         ]
         with torch.no_grad():
-            remember(self.memory, inputs.ids, student_BD, self.options.momentum)
-            remember(self.teacher_memory, inputs.ids, teacher_BD, self.options.momentum)
+            update_memory(self.memory, inputs.ids, student_BD, self.options.momentum)
+            update_memory(self.teacher_memory, inputs.ids, teacher_BD, self.options.momentum)
         return self.options.weight * torch.stack(sides).sum()
 
     @torch.no_grad()
-    def _normalisers(self, scores: Sequence[Tensor], times_BI: Tensor) -> Tensor:
-        """The normalisers of the first batch, kept from then on. Whether it is the first is decided on the device."""
+    def _normalisers(self, scores: Sequence[Tensor], draws_BI: Tensor) -> Tensor:
+        """Log Z of both directions: estimated from the first batch, then kept. The device decides whether it is the first."""
         samples, temperature = len(self.by_class), self.options.temperature
         estimate = torch.stack(
-            [log_normaliser(scores_BI, times_BI, samples=samples, temperature=temperature) for scores_BI in scores]
+            [log_normaliser(scores_BI, draws_BI, samples=samples, temperature=temperature) for scores_BI in scores]
         )
         self.log_z.copy_(torch.where(self.begun > 0, self.log_z, estimate))
         self.begun.fill_(1)

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: the divergences of the target class and of the others, with a weight each.
+"""Decoupled knowledge distillation (DKD): separately weighted divergences of the target class and of the other classes.
 
 Letters: B batch, C classes.
 """
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udkd.losses.distill import kl
+from udkd.losses.distill import at_least_float32, kl
 from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
 from udkd.utils.options import NonNegative, Section, Temperature
 
@@ -23,35 +23,33 @@ def dkd(
 ) -> Tensor:
     """t^2 (target KL(b_T || b_S) + others KL(p_T || p_S)), batch mean: a scalar.
 
-    b: the probabilities of the target class and of all the rest. p: softmax over the classes besides the target.
+    b: the probabilities of the target class and of all other classes together. p: softmax over the other classes.
     student_BC, teacher_BC: logits of any float dtype, the teacher's up to a constant per row and without gradient.
     labels_B: int64 [B]. target, others: the paper's alpha and beta.
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022 (arXiv 2203.08679), equations 5 to 7.
     """
-    parts = [_parts(z_BC / temperature, labels_B) for z_BC in (_float(teacher_BC).detach(), _float(student_BC))]
+    parts = [
+        _parts(z_BC / temperature, labels_B) for z_BC in (at_least_float32(teacher_BC).detach(), at_least_float32(student_BC))
+    ]
     (teacher_b, teacher_p), (student_b, student_p) = parts
     return temperature**2 * (target * kl(teacher_b, student_b) + others * kl(teacher_p, student_p)).mean()
 
 
 def _parts(z_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (target, rest) [B, 2], and of each other class among the others [B, C - 1].
+    """Log-probabilities of (target, all others) [B, 2], and of each other class among the others [B, C - 1].
 
-    The target's column is left out by a gather: masking it with -inf, as is often done, gives NaN in a divergence.
+    The target's column is left out by a gather: the common mask of -inf gives NaN in a divergence.
     """
     column = torch.arange(z_BC.shape[1] - 1, device=z_BC.device)
     others_BC = z_BC.gather(1, column + (column >= labels_B[:, None]))
-    # log p and log (1 - p) of the target, both exact in the tails: 1 - p from p would cancel.
+    # log p and log (1 - p) of the target, both precise in the tails; computing 1 - p from p would cancel.
     margin_B = z_BC.gather(1, labels_B[:, None])[:, 0] - others_BC.logsumexp(-1)
     return torch.stack([F.logsigmoid(margin_B), F.logsigmoid(-margin_B)], dim=-1), others_BC.log_softmax(-1)
 
 
-def _float(z_BC: Tensor) -> Tensor:
-    return z_BC if z_BC.dtype == torch.float64 else z_BC.float()
-
-
 class DkdSection(Section):
-    """Decoupled knowledge distillation; its paper uses (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
+    """Decoupled knowledge distillation. The paper uses (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
 
     target: NonNegative = 1.0
     others: NonNegative = 0.5

@@ -1,4 +1,4 @@
-"""The values of loss.method: each is one file with one @register_method, in this package or in any other."""
+"""Registers the values of loss.method. Each is one file with one @register_method, in this package or elsewhere."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,23 +7,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from udkd.utils.options import Section
 
 Needs = Literal["logits", "pooled", "maps"]
-"""What a method needs from both networks: only logits; the mean of the deepest map over positions, which a cache may hold; or
-feature maps, which only a live teacher gives."""
+"""What a method needs from both networks: only logits; pooled features (the mean of the deepest map over positions), which a
+cache can store; or feature maps, which need a live teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodInputs:
-    """The input of a method's module: one student's and the teacher's, for one batch.
+    """The input of a method's module: the outputs of one student and of the teacher for one batch.
 
-    maps, teacher_maps: the paired stages, shallow to deep; for "pooled" only the student's deepest. teacher_features: [B, D],
-    pooled, as a cache stores them, for "pooled". logits: [B, C] (teacher_logits up to a constant per row).
-    labels, ids: int64 [B]. key: int64 [], names the step's randomness for this student.
+    maps, teacher_maps: [B, C, H, W], feature maps of the paired stages, shallow to deep; for "pooled" the student's deepest.
+    logits, teacher_logits: [B, C], the teacher's up to a constant per row. labels, ids: int64 [B].
+    key: int64 [], key of random numbers for this step and student. teacher_features: [B, D], pooled features, for "pooled".
     """
 
     maps: Sequence[Tensor]
@@ -38,17 +37,16 @@ class MethodInputs:
     @property
     def pooled_pair(self) -> tuple[Tensor, Tensor]:
         """The pooled features of student and teacher, float32 [B, .] each."""
-        assert self.teacher_features is not None, "a method of pooled features has the teacher's"
+        assert self.teacher_features is not None, "a method with needs = pooled gets the teacher's features"
         return self.maps[0].float().mean((2, 3)), self.teacher_features.float()
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSetup:
-    """What a method's module is built for.
+    """What a method's module needs to be built.
 
-    channels, teacher_channels: of the maps or pooled features that it will receive. labels_I: int64, the class of every row of
-    the training split. ids: the rows that are trained on. seed, index: the run's seed and the student's index; they name
-    whatever is drawn.
+    channels, teacher_channels: of the maps or pooled features that it will receive. labels_I: int64, the label of every row of
+    the training split. ids: the rows to train on. seed, index: of the run and of the student, for the keys of random numbers.
     """
 
     channels: Sequence[int]
@@ -60,7 +58,7 @@ class MethodSetup:
 
 
 class MethodsSection(Section):
-    """Options of each method, in a field of its name; `register_method` adds them."""
+    """The options of all methods: `register_method` adds a field named after each method."""
 
     if TYPE_CHECKING:
 
@@ -69,10 +67,10 @@ class MethodsSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """module: called as module(options, setup), gives a network from MethodInputs to the term, a scalar.
+    """A registered method. module(options, setup) returns an nn.Module from MethodInputs to the loss term, a scalar.
 
-    title: the method's name in reports. depth: for "maps", the option that says how many of the deepest stages are paired;
-    `single` pairs only the shallowest of those.
+    title: the method's name in reports. depth: for "maps", name of the option with the number of deepest stages to pair.
+    single: pair only the shallowest of those.
     """
 
     module: Callable[[Any, MethodSetup], nn.Module]
@@ -92,7 +90,7 @@ _Module = TypeVar("_Module", bound=Callable[[Any, MethodSetup], nn.Module])
 def register_method(
     name: str, options: type[Section], *, title: str = "", needs: Needs = "logits", depth: str = "", single: bool = False
 ) -> Callable[[_Module], _Module]:
-    """Make a module the method `name`, whose options are in methods.<name> of a recipe. See Method."""
+    """Decorate a module class to register it as loss.method = `name`, with its options in methods.<name>. See Method."""
     assert name not in METHODS, f"a method {name} is registered already"
     assert (needs == "maps") == bool(depth), "a method of maps names the option that counts its stages"
 
@@ -107,9 +105,6 @@ def register_method(
     return add
 
 
-def known_method(name: str) -> str:
-    """The name itself, if it is "none" or a method's; pydantic's error otherwise."""
-    if name != "none" and name not in METHODS:
-        names = [f"'{known}'" for known in ("none", *METHODS)]
-        raise PydanticCustomError("method", "Input should be {names}", {"names": f"{', '.join(names[:-1])} or {names[-1]}"})
-    return name
+def method_names() -> tuple[str, ...]:
+    """The values of loss.method: "none" and the registered names."""
+    return ("none", *METHODS)

@@ -1,4 +1,4 @@
-"""Knowledge review: a student's stages, fused with its deeper ones, are compared with the teacher's.
+"""Knowledge review: each stage of a student is fused with its deeper stages, then compared with the teacher's stage.
 
 Letters: B batch, C channels, H W positions.
 """
@@ -10,23 +10,24 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from udkd.losses.methods.attention import same_size
+from udkd.losses.methods.attention import to_common_size
 from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
 from udkd.utils.options import Positive, Section
 
 LEVELS = (4, 2, 1)
-"""Sides to which maps are averaged for further comparisons."""
+"""Sides of the averaged maps that are compared, too."""
 
 
 def hierarchical_context(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Mean squared difference of two maps and of their averages over LEVELS, each level with half the weight of the one before.
+    """The weighted mean over levels of the mean squared difference of two maps: a scalar.
 
-    A scalar, divided by the sum of the weights; levels not below the map's side are left out.
+    The first level is the maps themselves; then come their averages at those LEVELS that are smaller than the maps, each with
+    half the weight of the one before.
 
     Source: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021 (arXiv 2104.09044), the hierarchical context
     loss.
     """
-    student_BCHW, teacher_BCHW = same_size(student_BCHW, teacher_BCHW.detach())
+    student_BCHW, teacher_BCHW = to_common_size(student_BCHW, teacher_BCHW.detach())
     levels = [level for level in LEVELS if level < min(student_BCHW.shape[2:])]
     maps = [(student_BCHW, teacher_BCHW)]
     maps += [(F.adaptive_avg_pool2d(student_BCHW, level), F.adaptive_avg_pool2d(teacher_BCHW, level)) for level in levels]
@@ -38,8 +39,8 @@ def hierarchical_context(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 class Fusion(nn.Module):
     """Attention-based fusion of a stage with the residual of the deeper ones (the paper's ABF).
 
-    Takes a stage [B, channels, H, W] and the deeper stages' residual [B, middle, h, w] (None at the deepest); gives the map to
-    compare with the teacher's [B, teacher_channels, H, W] and the residual for the next stage [B, middle, H, W].
+    Input: a stage [B, channels, H, W] and the residual of the deeper stages [B, middle, h, w] (None for the deepest stage).
+    Output: the map to compare with the teacher's [B, teacher_channels, H, W], and the residual [B, middle, H, W].
     """
 
     def __init__(self, channels: int, middle: int, teacher_channels: int, *, deepest: bool) -> None:
@@ -62,9 +63,9 @@ class Fusion(nn.Module):
 
 
 class Review(nn.Module):
-    """All fusions of a student: maps to compare with each of the teacher's stages.
+    """All fusions of a student. It returns a map to compare with each of the teacher's stages.
 
-    student, teacher: channels of each stage, shallow to deep, the same number of stages.
+    student, teacher: channels of each stage, shallow to deep. Both have the same number of stages.
     """
 
     def __init__(self, student: Sequence[int], teacher: Sequence[int]) -> None:
@@ -72,12 +73,12 @@ class Review(nn.Module):
         middle = min(512, student[-1])  # the authors' choice
         last = len(student) - 1
         self.fusions = nn.ModuleList(
-            Fusion(channels, middle, wanted, deepest=index == last)
-            for index, (channels, wanted) in enumerate(zip(student, teacher, strict=True))
+            Fusion(channels, middle, teacher_channels, deepest=index == last)
+            for index, (channels, teacher_channels) in enumerate(zip(student, teacher, strict=True))
         )
 
     def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
-        """A map for each of the student's stages (shallow to deep)."""
+        """A map for each of the student's stages, shallow to deep."""
         residual: Tensor | None = None
         maps: list[Tensor] = []
         for fusion, stage_BCHW in zip(reversed(self.fusions), reversed(stages), strict=True):
@@ -86,13 +87,13 @@ class Review(nn.Module):
         return maps[::-1]
 
 
-def review(maps: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """The sum over stages of `hierarchical_context`: a scalar, the paper's review loss with residual learning."""
+def review_loss(maps: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """The sum of `hierarchical_context` over stages, a scalar: the paper's review loss with residual learning."""
     return torch.stack([hierarchical_context(one, other) for one, other in zip(maps, teacher, strict=True)]).sum()
 
 
 class ReviewkdSection(Section):
-    """Knowledge review over the deepest maps of each of the `stages` smallest sizes."""
+    """Knowledge review over the deepest feature maps of the `stages` smallest sizes."""
 
     weight: Positive = 1.0
     stages: int = Field(default=4, ge=1, le=64)
@@ -100,7 +101,7 @@ class ReviewkdSection(Section):
 
 @register_method("reviewkd", ReviewkdSection, title="ReviewKD", needs="maps", depth="stages")
 class ReviewTerm(nn.Module):
-    """The loss method "reviewkd": `review` of fused maps."""
+    """The loss method "reviewkd": `review_loss` of fused maps."""
 
     def __init__(self, options: ReviewkdSection, setup: MethodSetup) -> None:
         super().__init__()
@@ -110,4 +111,4 @@ class ReviewTerm(nn.Module):
     def forward(self, inputs: MethodInputs) -> Tensor:
         """The term, a scalar."""
         maps = self.review([map_BCHW.float() for map_BCHW in inputs.maps])
-        return self.options.weight * review(maps, [map_BCHW.float() for map_BCHW in inputs.teacher_maps])
+        return self.options.weight * review_loss(maps, [map_BCHW.float() for map_BCHW in inputs.teacher_maps])

@@ -1,6 +1,6 @@
-"""Relational knowledge distillation: distances and angles among the samples of a batch.
+"""Relational knowledge distillation (RKD): compares distances and angles between the samples of a batch.
 
-Letters: B batch, D and E sizes of the student's and the teacher's embeddings.
+Letters: B batch, D and E sizes of the student's and the teacher's features.
 """
 
 import torch
@@ -13,46 +13,49 @@ from udkd.utils.options import NonNegative, Section
 
 
 def distance_term(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
-    """Huber loss of pairwise distances, each network's divided by its mean: the mean over pairs of distinct samples.
+    """Huber loss of pairwise distances, a scalar: the mean over pairs of distinct samples.
 
-    Source: Park et al., "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068), section 3.2.1 (a mean for its sum).
+    The distances of each network are divided by their mean.
+
+    Source: Park et al., "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068), section 3.2.1, with a mean instead
+    of the sum.
     """
     student_BB, teacher_BB = _distances(student_BD), _distances(teacher_BE.detach())
     return F.smooth_l1_loss(student_BB, teacher_BB, reduction="sum") / _choices(len(student_BD), 2)
 
 
 def angle_term(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
-    """Huber loss of the cosine of the angle at each corner of each triangle: the mean over triples of distinct samples.
+    """Huber loss of the cosines of the angles in triangles of samples, a scalar: the mean over triples of distinct samples.
 
     Memory grows with B^3: 512 samples take 0.5 GB per network in float32.
 
-    Source: Park et al. (arXiv 1904.05068), section 3.2.2 (a mean for its sum).
+    Source: Park et al. (arXiv 1904.05068), section 3.2.2, with a mean instead of the sum.
     """
     student_BBB, teacher_BBB = _angles(student_BD), _angles(teacher_BE.detach())
-    # In triples that are not distinct both cosines are equal: 0 where an end is the corner, 1 where the ends are one sample.
+    # Triples that are not distinct add nothing: both cosines are 0 if an end is the corner, and 1 if the ends are one sample.
     return F.smooth_l1_loss(student_BBB, teacher_BBB, reduction="sum") / _choices(len(student_BD), 3)
 
 
 def _distances(e_BD: Tensor) -> Tensor:
-    # Not through the Gram matrix, which cancels; the norm's gradient at 0 (a sample and itself) is 0.
+    # Not from the Gram matrix, which cancels. The norm's gradient at 0 (the distance of a sample to itself) is 0.
     d_BB: Tensor = torch.linalg.vector_norm(e_BD[:, None] - e_BD[None], dim=-1)
     mean = d_BB.sum() / _choices(len(e_BD), 2)
     return d_BB / mean.clamp_min(torch.finfo(d_BB.dtype).tiny)
 
 
 def _angles(e_BD: Tensor) -> Tensor:
-    """[corner, end, other end]: the cosine of the angle that two samples make, seen from a third."""
+    """The cosine of the angle at one sample between two others: [B, B, B], indexed by corner, end, other end."""
     direction_BBD = F.normalize(e_BD[None] - e_BD[:, None], dim=-1)
     return direction_BBD @ direction_BBD.transpose(1, 2)
 
 
 def _choices(count: int, of: int) -> int:
-    """Ordered pairs or triples of distinct samples; 1 where there are none."""
+    """The number of ordered pairs or triples of distinct samples, at least 1."""
     return max(1, count * (count - 1) * (count - 2 if of == 3 else 1))
 
 
 class RkdSection(Section):
-    """Relational knowledge distillation: factors of its two terms."""
+    """Relational knowledge distillation: the weights of its two terms."""
 
     distance: NonNegative = 25.0
     angle: NonNegative = Field(default=50.0, description="0 leaves the term out, whose memory grows with batch^3")
