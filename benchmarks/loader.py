@@ -17,6 +17,8 @@ from benchmarks.common.figures import Palette, bars, draw, speed_span
 from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Timed, Variant, median_and_range, side_by_side
 from data_prep.convert import ConvertSettings, convert
+from data_prep.formats import WRITERS
+from data_prep.sources import open_sources
 from data_prep.synth import synth
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import Split
@@ -85,15 +87,16 @@ def _synthetic_source(folder: Path) -> Path:
 
 
 def _convert(source: Path, folder: Path, side: int, result: BenchmarkResult) -> Split:
-    """Convert a source into all formats that can be written on this machine."""
+    """Convert a source into all formats that can be written on this machine; 2 % validate if it has no val split."""
     formats: tuple[str, ...] = ("resident", "ffcv")
-    settings = ConvertSettings(side=side, hold_out_percent=2, on_bad="skip", formats=formats)
     try:
-        split = convert([source], folder, settings, SILENT).split("train")
+        WRITERS["ffcv"].require()
     except ConfigError as error:
         result.add_fact("skipped", f"ffcv: {error}")
-        settings = ConvertSettings(side=side, hold_out_percent=2, on_bad="skip", formats=("resident",))
-        split = convert([source], folder, settings, SILENT).split("train")
+        formats = ("resident",)
+    hold_out_percent = None if "val" in open_sources([source])[0].list().entries.splits.values else 2
+    settings = ConvertSettings(side=side, hold_out_percent=hold_out_percent, on_bad="skip", formats=formats)
+    split = convert([source], folder, settings, SILENT).split("train")
     sizes = split.sizes[split.ids]
     mean = f"{sizes[:, 3].mean():.0f} x {sizes[:, 2].mean():.0f} px, {split.size[split.ids].mean() / 1e3:.1f} KB"
     result.add_fact(f"images of {source.name.split('.')[0]}", f"{len(split.ids):,}, on average {mean}, canvas {side} px")
@@ -123,6 +126,8 @@ def _variants(
     order = np.concatenate([rng.permutation(split.ids) for _ in range(-(-count // len(split.ids)))])[:count]
     runs: dict[str, Run] = {}
     for name in BACKENDS:
+        if name == "ffcv" and not split.has(name):
+            continue  # _convert records why
         try:
             backend = open_backend(name, split, device, workers=workers)
         except ConfigError as error:

@@ -4,6 +4,7 @@ Hypothesis draws the same examples in each run, so that no run fails by chance; 
 different ones each time.
 """
 
+import functools
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from tests.build_once import SHARED
 from tests.timeouts import scaled
 
 if TYPE_CHECKING:  # PyTorch is imported only by the tests that need it
+    from tests.cli.commands import Call
     from udkd.data.dataset import DatasetFolder
     from udkd.teacher.folder import TeacherFolder
 
@@ -70,3 +72,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: "DatasetFolder") 
     from tests.factories import make_teacher
 
     return make_teacher(tmp_path_factory.mktemp("teacher"), dataset)
+
+
+@pytest.fixture(scope="module")
+def call(tmp_path_factory: pytest.TempPathFactory) -> "Call":
+    """`tests.cli.commands.run`, in an empty working directory."""
+    from tests.cli.commands import run
+
+    return functools.partial(run, folder=tmp_path_factory.mktemp("empty"))

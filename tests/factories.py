@@ -1,7 +1,7 @@
 """Small real inputs for tests: a dataset folder, a teacher, a recipe."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +55,16 @@ def make_teacher(folder: Path, dataset: DatasetFolder, seed: int = 0, image_px: 
     model = build("squeezenet1_1", len(dataset.classes), image_px=image_px, seed=seed)
     weights = model.state_dict()
     weights["classifier.1.weight"] = weights["classifier.1.weight"] * 40 + torch.arange(4.0).view(4, 1, 1, 1) * 0.01
-    return write_teacher(
-        folder,
-        weights,
-        architecture="squeezenet1_1",
-        classes=tuple(name.wnid for name in dataset.classes),
-        image_px=image_px,
-        resize_px=36,
-        scheme="centre",
-        accuracy={},
-        made={},
-    )
+    classes = [name.wnid for name in dataset.classes]
+    return write_small_teacher(folder, weights, "squeezenet1_1", classes, image_px=image_px)
+
+
+def write_small_teacher(
+    folder: Path, weights: dict[str, torch.Tensor], architecture: str, classes: Sequence[str], **more: Any
+) -> TeacherFolder:
+    """A teacher folder for images of 32 px."""
+    described = {"image_px": 32, "resize_px": 36, "scheme": "centre", "accuracy": {}, "made": {}} | more
+    return write_teacher(folder, weights, architecture=architecture, classes=tuple(classes), **described)
 
 
 def rewrite_json(path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The public names: a loop of one's own has the pixels, order, targets and loss of the engine; what does not fit is refused."""
+"""The public names: a user's own loop has the pixels, order, targets and loss of the engine; what does not match is refused."""
 
 import subprocess
 import sys
@@ -93,11 +93,11 @@ def test_cached_equals_live_bit_for_bit(loader: udkd.Loader, augment: udkd.Augme
     for epoch in (0, 1):
         for batch in loader.epoch(epoch):
             stored, computed = cached(batch, epoch), live(batch, epoch)
-            assert torch.equal(present(stored.logits), present(computed.logits))
-            assert torch.equal(present(stored.weight), present(computed.weight))
+            assert torch.equal(not_none(stored.logits), not_none(computed.logits))
+            assert torch.equal(not_none(stored.weight), not_none(computed.weight))
 
 
-def present(value: Tensor | None) -> Tensor:
+def not_none(value: Tensor | None) -> Tensor:
     assert value is not None
     return value
 
@@ -109,7 +109,7 @@ def test_sample_weights(loader: udkd.Loader, augment: udkd.Augment, cache: str, 
     batch = next(loader.epoch(0))
     stored, computed = cached(batch, 0).weight, live(batch, 0).weight
     assert (stored is None) == (computed is None) == (weight == "constant")
-    assert stored is None or torch.equal(stored, present(computed))
+    assert stored is None or torch.equal(stored, not_none(computed))
 
 
 def test_a_loop_has_the_loss_of_its_parts(data: udkd.Dataset, loader: udkd.Loader, augment: udkd.Augment, cache: str) -> None:
@@ -154,7 +154,7 @@ def test_evaluation_targets_fit_any_augmentation(
         cached = udkd.CachedTeacher(tmp_path, loader, augmentation)
         assert cached.num_views is None
         batch = next(loader.epoch(0))
-        assert torch.equal(present(cached(batch, 7).logits), present(live(batch, 0).logits))
+        assert torch.equal(not_none(cached(batch, 7).logits), not_none(live(batch, 0).logits))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_loss_refusals() -> None:
     assert "temperature=4.0" in repr(udkd.DistillationLoss())
 
 
-def test_the_complete_job(tmp_path: Path, data: udkd.Dataset, teacher: TeacherFolder) -> None:
+def test_build_a_cache_train_and_evaluate(tmp_path: Path, data: udkd.Dataset, teacher: TeacherFolder) -> None:
     recipe = udkd.load_recipe(ROOT / "udkd" / "recipes" / "smoke.toml", [*SMALL, "train.epochs=1"])
     cache, run = str(tmp_path / "cache"), str(tmp_path / "run")
     udkd.build_cache(cache, dataset=data, teacher=str(teacher.path), recipe=recipe, device="cpu")

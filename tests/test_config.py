@@ -189,7 +189,7 @@ def leaves(values: Any, path: str = "") -> list[tuple[str, Any]]:
 def works(recipe: Recipe) -> None:
     """All that commands do with a recipe before they look at data; no number overflows."""
     assert Recipe.from_dict(recipe.to_dict(), "stored") == recipe
-    with contextlib.suppress(ConfigError):  # [fit] may join late
+    with contextlib.suppress(ConfigError):  # [fit] may set a start_epoch
         recipe.for_teacher().student_names()
     sizes = np.array([[3, 400, 3, 60], [2000, 1, 36, 1], [30, 40, 27, 36]])
     for spec in (recipe.views.spec, recipe.evaluation_spec, recipe.teacher_spec):

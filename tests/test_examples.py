@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.cli.commands import set_options
 from tests.factories import SMALL, make_dataset, make_teacher, small_recipe, unregister_method
 from udkd.teacher.cache.build import build_cache
 from udkd.training.run_folder import RunFolder
@@ -54,7 +55,7 @@ def test_custom_method(
     folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, cache = folders
-    settings = [part for setting in (*SMALL, "train.epochs=1") for part in ("--set", setting)]
+    settings = set_options(*SMALL, "train.epochs=1")
     out = tmp_path / "run"
     try:
         run(

@@ -1,4 +1,4 @@
-"""Pixels of a view: torchvision's resized_crop beside ours, the same bits however they are computed; colours."""
+"""Pixels of a view: torchvision's resized_crop against ours, the same bits however they are computed; colours."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def grain(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def on_canvas(image: Tensor, side: int) -> Tensor:
-    """The image in the top left corner of a canvas whose rest is white: which must never be read. [1, S, S, 3]."""
+    """The image in the top left corner of a canvas [1, S, S, 3] whose rest is white; the rest must never be read."""
     canvas = torch.full((1, side, side, 3), 255, dtype=torch.uint8)
     canvas[0, : image.shape[0], : image.shape[1]] = image
     return canvas
@@ -84,7 +84,7 @@ def largest_difference(one: Tensor, other: Tensor) -> int:
     flip=st.booleans(),
     seed=st.integers(0, 9),
 )
-def test_within_two_of_torchvision_s_resized_crop(
+def test_within_two_of_torchvisions_resized_crop(
     height: int, width: int, corner: tuple[float, float, float, float], size: int, flip: bool, seed: int
 ) -> None:
     tall, wide = 1 + int(corner[0] * (height - 1)), 1 + int(corner[1] * (width - 1))
@@ -138,7 +138,7 @@ def test_rounding_has_no_bias() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["random", "centre", "centre_squash"])
-def test_resize_then_crop_is_torchvision_s_resize_and_crop(scheme: str) -> None:
+def test_resize_then_crop_is_torchvisions_resize_and_crop(scheme: str) -> None:
     """The bound: at most 2 of 255, and beyond 1 in fewer than one value in 10,000 (torchvision rounds the full image)."""
     rng = np.random.default_rng(3)
     gaps = []
@@ -224,18 +224,18 @@ def test_weights_sum_to_a_power_of_two(start: int, length: int, size: int, full:
     assert (dense.sum(-1) == 2**WEIGHT_BITS).all()
     assert (dense >= 0).all()
     assert torch.equal(dense, dense.round())
-    assert not dense[:, : low // SUBPIXELS].any(), "nothing beside the bounds is read"
+    assert not dense[:, : low // SUBPIXELS].any(), "nothing outside the bounds is read"
     assert not dense[:, -(-high // SUBPIXELS) :].any()
     position, weight = taps(*(torch.tensor([value]) for value in (start, length, low, high)), size, side)
     assert (weight.sum(-1) > 0).all()
-    beside = (position < 0) | (position >= side)
-    assert not weight[beside].any()
+    outside = (position < 0) | (position >= side)
+    assert not weight[outside].any()
     fraction = torch.zeros(size, side, dtype=torch.float64)
     fraction.scatter_add_(1, position[0].clamp(0, side - 1), (weight[0] / weight[0].sum(-1, keepdim=True)).double())
     assert (dense / 2**WEIGHT_BITS - fraction).abs().max() <= 1.001 / 2**WEIGHT_BITS
 
 
-def test_pixels_beside_the_image_are_never_read() -> None:
+def test_pixels_outside_the_image_are_never_read() -> None:
     """The rest of a canvas is zeros by contract; here it is white, then black: the view must not change."""
     for spec in SPECS:
         sizes = np.array([(20, 30, 20, 30), (1, 40, 1, 40), (40, 3, 40, 3), (100, 300, 15, 40)])
@@ -252,7 +252,7 @@ def test_pixels_beside_the_image_are_never_read() -> None:
 
 
 @pytest.fixture(scope="module")
-def at_caching_time() -> dict[tuple[int, int], bytes]:
+def hashes_in_id_order() -> dict[tuple[int, int], bytes]:
     """In id order, batch by batch, as the cache is built."""
     hashes_by_pair = hashes(np.arange(SAMPLES), 256, at_once=False)
     assert len(hashes_by_pair) == SAMPLES * VIEWS == 10_000
@@ -261,25 +261,25 @@ def at_caching_time() -> dict[tuple[int, int], bytes]:
 
 
 @pytest.mark.parametrize(("batch", "threads"), [(64, 1), (64, 2), (1, 1), (333, 2)])
-def test_10_000_views_in_shuffled_order(at_caching_time: dict[tuple[int, int], bytes], batch: int, threads: int) -> None:
+def test_10_000_views_in_shuffled_order(hashes_in_id_order: dict[tuple[int, int], bytes], batch: int, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         order = np.random.default_rng(batch).permutation(SAMPLES)[: 200 * batch]
         hashes_by_pair = hashes(order, batch)
         assert len(hashes_by_pair) == VIEWS * len(order)
-        assert hashes_by_pair.items() <= at_caching_time.items()
+        assert hashes_by_pair.items() <= hashes_in_id_order.items()
     finally:
         torch.set_num_threads(before)
 
 
-def test_10_000_views_compiled(at_caching_time: dict[tuple[int, int], bytes]) -> None:
+def test_10_000_views_compiled(hashes_in_id_order: dict[tuple[int, int], bytes]) -> None:
     """By inductor, without a graph break."""
     make = torch.compile(pixels, fullgraph=True, dynamic=False)
-    assert hashes(np.random.default_rng(1).permutation(SAMPLES), 500, make) == at_caching_time
+    assert hashes(np.random.default_rng(1).permutation(SAMPLES), 500, make) == hashes_in_id_order
 
 
-def test_10_000_views_in_a_new_process_with_other_switches(at_caching_time: dict[tuple[int, int], bytes]) -> None:
+def test_10_000_views_in_a_new_process_with_other_settings(hashes_in_id_order: dict[tuple[int, int], bytes]) -> None:
     program = (
         "from tests.augment.view_hashes import *; torch.manual_seed(1)\n"
         "print(digest_of_all(hashes(np.random.default_rng(8).permutation(SAMPLES), 100)))"
@@ -287,15 +287,15 @@ def test_10_000_views_in_a_new_process_with_other_switches(at_caching_time: dict
     switches = {"ONEDNN_DEFAULT_FPMATH_MODE": "ANY", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "ATEN_CPU_CAPABILITY": "default"}
     environment = os.environ | switches | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.strip() == digest_of_all(at_caching_time)
+    assert done.stdout.strip() == digest_of_all(hashes_in_id_order)
 
 
 GOLDEN_VIEWS = "8d1866ae7ecd8a4b9cb20a286dd4061280b879466356bac414e0529971dedb01"
 
 
-def test_golden_views(at_caching_time: dict[tuple[int, int], bytes]) -> None:
-    """Another processor, library or version must give the same bits; if this moves, raise augment.VERSION (or views')."""
-    assert digest_of_all(at_caching_time) == GOLDEN_VIEWS
+def test_golden_views(hashes_in_id_order: dict[tuple[int, int], bytes]) -> None:
+    """Another processor, library or version must give the same bits; if this changes, raise augment.VERSION (or views')."""
+    assert digest_of_all(hashes_in_id_order) == GOLDEN_VIEWS
 
 
 _PRODUCTS = "mm bmm addmm baddbmm addbmm mv addmv dot vdot linear matmul einsum convolution mkldnn_convolution"
@@ -303,7 +303,7 @@ PRODUCTS = {getattr(torch.ops.aten, name) for name in _PRODUCTS.split(" ")}
 
 
 class FewerBits(TorchDispatchMode):
-    """Every product gets its float32 factors cut to so many bits, as processors with bfloat16 (8) and TF32 (11) may do it."""
+    """Rounds the float32 factors of every product to so many bits, as processors with bfloat16 (8) and TF32 (11) may."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -312,23 +312,23 @@ class FewerBits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in PRODUCTS:
             self.products += 1
-            args = tree_map_only(Tensor, self.cut, args)
+            args = tree_map_only(Tensor, self.rounded, args)
         return func(*args, **(kwargs or {}))
 
-    def cut(self, x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor) -> Tensor:
         mantissa, exponent = torch.frexp(x)
         return torch.ldexp((mantissa * 2**self.bits).round() / 2**self.bits, exponent)
 
 
 @pytest.mark.parametrize("bits", [8, 11])
-def test_no_product_that_a_processor_may_shorten(bits: int) -> None:
-    """Emulates what only some processors do: no pixel changes, because there is no such product, in compiled graphs either."""
+def test_pixels_contain_no_product_of_reduced_precision(bits: int) -> None:
+    """Emulates products of reduced precision, which only some processors use. No pixel changes: `apply` contains no product."""
     canvas, sizes = bank()
     views = ViewTable.of(draw_views(TINY, 0, 0, np.arange(64), sizes[:64]))
     want = apply(canvas[:64], views, TINY)
     with FewerBits(bits) as mode:
         short = torch.full((1, 1), 2.0**bits + 1) @ torch.ones(1, 1)
-        assert short.item() == 2**bits, "the emulation shortens"
+        assert short.item() == 2**bits, "the emulation rounds"
         assert torch.equal(apply(canvas[:64], views, TINY), want)
     assert mode.products == 1
 
@@ -357,7 +357,8 @@ SWITCHES: dict[str, Callable[[], object]] = {
 
 
 @pytest.fixture
-def process_as_it_was() -> Iterator[None]:
+def restored_settings() -> Iterator[None]:
+    """Restores the settings of the process."""
     precisions = {name: module.fp32_precision for name, module in PRECISIONS.items()}
     threads, mkldnn = torch.get_num_threads(), torch.backends.mkldnn.enabled
     yield
@@ -372,10 +373,10 @@ def process_as_it_was() -> Iterator[None]:
     torch.autograd.set_detect_anomaly(False)
 
 
-@pytest.mark.usefixtures("process_as_it_was")
+@pytest.mark.usefixtures("restored_settings")
 @pytest.mark.parametrize("switch", [*SWITCHES, "inference", "strided"])
-def test_no_setting_of_the_process_moves_a_bit(switch: str) -> None:
-    """Neither of the pixels nor of jitter and normalisation."""
+def test_process_settings_change_no_bit(switch: str) -> None:
+    """Of the pixels, of jitter and of normalisation."""
     canvas, sizes = bank()
     canvas, views = canvas[:64], ViewTable.of(draw_views(TINY, 0, 0, np.arange(64), sizes[:64]))
     want = apply(canvas, views, TINY)
@@ -386,8 +387,8 @@ def test_no_setting_of_the_process_moves_a_bit(switch: str) -> None:
         assert torch.equal(apply(canvas, views, TINY), want)
 
 
-@pytest.mark.usefixtures("process_as_it_was")
-def test_no_setting_moves_a_bit_of_what_is_compiled_under_it() -> None:
+@pytest.mark.usefixtures("restored_settings")
+def test_process_settings_change_no_bit_of_compiled_views() -> None:
     canvas, sizes = bank()
     canvas, views = canvas[:64], ViewTable.of(draw_views(TINY, 0, 0, np.arange(64), sizes[:64]))
     want = apply(canvas, views, TINY)
@@ -437,12 +438,12 @@ def jitter_table(kinds: list[tuple[int, ...]], factors: np.ndarray) -> ViewTable
     return replace(views, kind=torch.tensor(kinds, dtype=torch.int8), factor=torch.from_numpy(factors.astype(np.float32)))
 
 
-def un_normalised(x_BCHW: Tensor) -> Tensor:
+def denormalised(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.double() * torch.tensor(STD).double().view(3, 1, 1) + torch.tensor(MEAN).double().view(3, 1, 1)
 
 
 @pytest.mark.parametrize("order", list(permutations((BRIGHTNESS, CONTRAST, SATURATION))))
-def test_jitter_is_torchvision_s_in_every_order(order: tuple[int, ...]) -> None:
+def test_jitter_is_torchvisions_in_every_order(order: tuple[int, ...]) -> None:
     factors = np.concatenate(
         [
             np.random.default_rng(sum(order)).uniform(0, 2.2, (40, 3)),
@@ -452,7 +453,7 @@ def test_jitter_is_torchvision_s_in_every_order(order: tuple[int, ...]) -> None:
     views = jitter_table([order] * len(factors), factors)
     images = torch.stack([(picture, grain)[n % 2](24, 24, n) for n in range(len(factors))])
     images[0], images[1], images[2] = 0, 255, images[2] // 64 * 64
-    ours = un_normalised(finish(images, views, jitter=True))
+    ours = denormalised(finish(images, views, jitter=True))
     for n, image in enumerate(images):
         x = image.permute(2, 0, 1).float() / 255
         for kind, factor in zip(order, views.factor[n].tolist(), strict=True):

@@ -21,7 +21,7 @@ def split(count: int, excluded: tuple[int, ...] = ()) -> SimpleNamespace:
     return SimpleNamespace(num_samples=count, excluded=flags, sizes=sizes)
 
 
-def test_a_row_is_the_sample_s_view() -> None:
+def test_a_row_is_the_samples_view() -> None:
     some = split(50, excluded=(0, 7, 49))
     full = EpochViews(SPEC, 5, some, torch.device("cpu")).table(3)  # type: ignore[arg-type]
     ids = np.flatnonzero(~some.excluded)[::-1].copy()
@@ -30,7 +30,7 @@ def test_a_row_is_the_sample_s_view() -> None:
         assert torch.equal(getattr(full.gather(torch.from_numpy(ids)), field.name), getattr(want, field.name)), field.name
 
 
-def test_excluded_rows_have_a_view_that_can_be_cut() -> None:
+def test_excluded_rows_have_a_view_that_can_be_cropped() -> None:
     full = EpochViews(SPEC, 5, split(4, excluded=(1,)), torch.device("cpu")).table(0)  # type: ignore[arg-type]
     assert pixels(torch.zeros(4, 40, 40, 3, dtype=torch.uint8), full, 16).shape == (4, 16, 16, 3)
 

@@ -1,4 +1,4 @@
-"""Views: torchvision's geometry in plain Python beside ours, pure in (seed, view, id), inside the image always."""
+"""Views: torchvision's geometry in plain Python against ours, pure in (seed, view, id), inside the image always."""
 
 import hashlib
 import math
@@ -89,7 +89,7 @@ def slow_window(spec: ViewSpec, u: SlowStream, height: int, width: int) -> tuple
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("side", [0, 96])
-def test_equals_torchvision_s_arithmetic(name: str, side: int) -> None:
+def test_equals_torchvisions_arithmetic(name: str, side: int) -> None:
     spec = SPECS[name]
     rng = np.random.default_rng(1)
     sizes = ODD + [(int(h), int(w)) for h, w in rng.integers(1, 700, (400, 2))]
@@ -138,7 +138,7 @@ FACTOR = [
 
 @pytest.mark.parametrize("name", SPECS)
 def test_golden_values(name: str) -> None:
-    """An ordinary image, one of 1 x 20,000 px scaled down to 512, one squashed: if these move, raise VERSION."""
+    """An ordinary image, one of 1 x 20,000 px scaled down to 512, one squashed: if these change, raise VERSION."""
     sizes = np.array([(375, 500, 375, 500), (1, 20_000, 1, 512), (333, 251, 256, 256)])
     views = draw_views(SPECS[name], 11, 2, np.array([3, 0, 99_999]), sizes)
     window, bounds = GOLDEN[name]
@@ -150,7 +150,7 @@ def test_golden_values(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_sample_s_view_depends_on_nothing_else(name: str) -> None:
+def test_a_samples_view_depends_on_nothing_else(name: str) -> None:
     """Independent of the other samples drawn, of their order and of the integer type of the sizes."""
     rng = np.random.default_rng(2)
     sizes = np.concatenate([rng.integers(1, 600, (300, 2))] * 2, axis=1)
@@ -223,7 +223,7 @@ def ks_distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("height", "width", "count"), [(375, 500, 4_000), (64, 64, 1_500), (40, 700, 1_500)])
-def test_windows_are_distributed_like_torchvision_s(height: int, width: int, count: int) -> None:
+def test_windows_are_distributed_like_torchvisions(height: int, width: int, count: int) -> None:
     """Also where most tries fail (40 x 700: the fallback is drawn often)."""
     crop = v2.RandomResizedCrop(224)
     with torch.random.fork_rng():
@@ -274,7 +274,7 @@ def ramp(height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["centre", "centre_squash"])
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (333, 251), (64, 64), (61, 200), (300, 301)])
-def test_centre_windows_lie_where_torchvision_s_do(name: str, size: tuple[int, int]) -> None:
+def test_centre_windows_match_torchvision(name: str, size: tuple[int, int]) -> None:
     """Resize and CenterCrop of a ramp show where each output pixel's centre is in the source (edges bend the ramp)."""
     spec = replace(SPECS[name], size_px=64, resize_px=74)
     resize = v2.Resize([74, 74] if name == "centre_squash" else 74, antialias=True)
@@ -286,7 +286,7 @@ def test_centre_windows_lie_where_torchvision_s_do(name: str, size: tuple[int, i
     np.testing.assert_allclose(seen[1, 0], left + steps * width, atol=0.06)
 
 
-def test_the_fallback_is_torchvision_s_centre() -> None:
+def test_the_fallback_is_torchvisions_centre() -> None:
     """Where no try can fit, the window is RandomResizedCrop's fallback: the widest that keeps to the ratio."""
     spec = ViewSpec(scale=(0.9, 1.0), ratio=(0.8, 1.2))
     for height, width in ((10, 900), (900, 10), (1, 20_000), (20_000, 1), (1, 3), (7, 16)):
@@ -320,7 +320,7 @@ def test_impossible_specs_are_one_line(changes: dict[str, object], message: str)
     assert "\n" not in str(caught.value)
 
 
-def test_a_squashed_image_shows_the_source_s_content() -> None:
+def test_a_squashed_image_shows_the_content_of_the_source() -> None:
     """Windows are drawn in the source's geometry: the same fraction of the stored image, whatever its side."""
     size = (375, 500)
     full = drawn(PAPER, [size] * 200)

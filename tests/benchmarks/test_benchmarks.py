@@ -1,6 +1,7 @@
 """The benchmarks: their computations, and small runs of seconds."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu, report
+from benchmarks import gpu, loader, report
 from benchmarks.common.baseline_script import kl_loss, train_steps
 from benchmarks.common.harness import canvases, make_step, paper_recipe, synthetic_targets
 from benchmarks.common.results import BenchmarkResult
@@ -16,6 +17,8 @@ from benchmarks.common.roofline import Peaks, build_on_meta, network_cost
 from benchmarks.common.synthetic_images import image_folder
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from benchmarks.cost import DUAL, FOLDED, LIVE_DUAL, MOBILENET_ONLY, RESNET_ONLY, SINGLE, hours, ratios
+from benchmarks.loaders import torchvision_loader
+from data_prep.synth import synth
 from tests.timeouts import scaled
 from udkd.losses.distill import divergence
 from udkd.utils.errors import DataError
@@ -24,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v2", pytest.param("resnet50", marks=pytest.mark.long)])
-def test_operations_are_those_of_pytorch_s_counter(architecture: str) -> None:
+def test_operation_counts_match_pytorch(architecture: str) -> None:
     ours = network_cost(architecture, 64, 100, Peaks(flops=1.0, bytes_per_s=1e30), training=False, item_bytes=2)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         build_on_meta(architecture, 100).eval()(torch.empty(1, 3, 64, 64))
@@ -48,7 +51,7 @@ def test_ratios_are_medians_within_rounds_and_hours_include_the_cache() -> None:
     assert projected[SINGLE] == pytest.approx(50 * 130_000 / 5 / 3600)
 
 
-def test_the_plain_script_uses_the_paper_s_loss(tmp_path: Path) -> None:
+def test_the_baseline_script_uses_the_papers_loss(tmp_path: Path) -> None:
     student, teacher = (torch.rand(3, 10, generator=torch.Generator().manual_seed(n)) * 6 for n in range(2))
     soft = [torch.log_softmax(z / 4, -1) for z in (student, teacher)]
     torch.testing.assert_close(kl_loss(student, teacher), 16 * divergence(*soft, "reverse"), rtol=1e-4, atol=1e-6)
@@ -63,6 +66,20 @@ def test_the_harness_takes_steps(settings: tuple[str, ...]) -> None:
     recipe = paper_recipe(CPU, 'train.compile="off"', alone, *settings, px=32, batch=4)
     step = make_step(recipe, canvases(8, 36, CPU), CPU, architecture="squeezenet1_1")
     assert [step.run() for _ in range(3)] == [4, 4, 4]
+
+
+def test_the_loader_benchmark_needs_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few images, without FFCV, DALI and the DataLoader's processes, which take seconds to import."""
+    for package in ("ffcv", "nvidia.dali"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(loader, "synth", lambda folder, **options: synth(folder, **options | {"images": 20}))
+    monkeypatch.setattr(torchvision_loader, "image_loop", lambda *given: lambda count: count)
+    loader.main(sides=[64], images=1, threads=[1], batch=10, rounds=1, device="cpu", results=tmp_path)
+    (path,) = tmp_path.glob("loader-*.json")
+    stored = json.loads(path.read_text())
+    assert [row["variant"] for row in stored["rows"]] == ["resident", "folder", loader.DATALOADER]
+    assert stored["facts"]["images of synthetic"].startswith("20, on average ")
+    assert list(tmp_path.glob("loader-*.png"))
 
 
 def test_canvases_and_targets_are_the_same_each_time() -> None:

@@ -20,20 +20,20 @@ from benchmarks.common.timing import Timed, Variant, side_by_side
 CPU = torch.device("cpu")
 
 
-class Ended(NamedTuple):
+class Completed(NamedTuple):
     code: int
     stdout: str
     stderr: str
 
 
-Command = Callable[..., Ended]
+Command = Callable[..., Completed]
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """`python -m benchmarks …` in this process."""
 
-    def run(*args: str) -> Ended:
+    def run(*args: str) -> Completed:
         capsys.readouterr()
         code: object = 0
         try:
@@ -41,7 +41,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
         except SystemExit as end:
             code = end.code or 0
         out, err = capsys.readouterr()
-        return Ended(code, out, err) if isinstance(code, int) else Ended(1, out, f"{err}{code}\n")
+        return Completed(code, out, err) if isinstance(code, int) else Completed(1, out, f"{err}{code}\n")
 
     return run
 
@@ -74,7 +74,7 @@ def test_a_missing_package_is_one_line(command: Command, monkeypatch: pytest.Mon
     assert "benchmark loss needs the package matplotlib" in " ".join(done.stderr.split())
 
 
-def test_a_user_s_mistake_is_one_line(command: Command) -> None:
+def test_a_users_mistake_is_one_line(command: Command) -> None:
     done = command("loss", "--device", "cuda:7")
     assert done.code == 1
     assert done.stderr.startswith("error: device cuda:7 was requested")

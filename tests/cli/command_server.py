@@ -15,13 +15,13 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import udkd.cli.app
 import udkd.report
 import udkd.study.page
 import udkd.study.transfer  # noqa: F401 (what commands import late)
+from tests.forks import forked
 
 _LONGEST = 1 << 16
 """Bytes of a request."""
@@ -86,29 +86,6 @@ def run(request: dict[str, Any], files: list[int]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit_bytes"], request["limit_bytes"]))
     sys.argv = [request["module"], *request["arguments"]]
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
-
-
-def forked(work: Callable[..., None], *arguments: object) -> int:
-    """Run the command in a forked process."""
-    child = os.fork()
-    if child == 0:
-        work_and_exit(work, *arguments)
-    return child
-
-
-def work_and_exit(work: Callable[..., None], *arguments: object) -> NoReturn:
-    """Exit as the interpreter would: with SystemExit's code, or with a traceback and 1 for an uncaught exception."""
-    code = 0
-    try:
-        work(*arguments)
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,11 @@ class Result(NamedTuple):
 Call = Callable[..., Result]
 
 
+def set_options(*settings: str) -> list[str]:
+    """`--set SETTING` for each."""
+    return [arg for setting in settings for arg in ("--set", setting)]
+
+
 class Server:
     """A connection to the session's server, which ends after the last of them."""
 

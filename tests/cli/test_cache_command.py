@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.cli.commands import Result, inside, set_options
 from tests.teacher.cache_fixtures import make_dataset, make_teacher, run
-from udkd.cli.cache import cache_app
 from udkd.config.loading import load_recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
@@ -21,33 +21,23 @@ from udkd.teacher.cache.view_file import ViewFile, block_checksum, view_path
 from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.predict import predict_blocks
-from udkd.utils import terminal
 from udkd.utils.errors import CacheError, ConfigError, MismatchError
 
 SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
-for override in (
+SETTINGS += set_options(
     "views.size_px=32",
     "views.resize_px=36",
     "evaluation.resize_px=36",
     "teacher.batch_size=16",
     "train.threads=1",
-):
-    SETTINGS += ["--set", override]
+)
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr."""
-    code: int | str | None = 0
-    try:
-        terminal.run(lambda: cache_app([str(argument) for argument in arguments]))  # type: ignore[arg-type]
-    except SystemExit as end:
-        code = end.code
-    printed = capsys.readouterr()
-    return int(code or 0), printed.out, printed.err
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> Result:
+    return inside(capsys, "cache", *arguments)
 
 
 def test_build_info_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "data").mkdir()
     data, teacher, cache = make_dataset(tmp_path / "data").path, make_teacher(tmp_path / "teacher").path, tmp_path / "cache"
     code, out, err = call(capsys, "build", data, teacher, cache, "--views", 2, *SETTINGS)
     assert code == 0, err
@@ -82,7 +72,6 @@ def test_build_info_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_verify_recomputes_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "data").mkdir()
     data, teacher, cache = make_dataset(tmp_path / "data").path, make_teacher(tmp_path / "teacher").path, tmp_path / "cache"
     assert call(capsys, "build", data, teacher, cache, "--views", 2, "--top-k", 3, *SETTINGS)[0] == 0
     again = ("verify", cache, "--data", data, "--teacher", teacher, "--device", "cpu", "--backend", "folder")
@@ -120,9 +109,8 @@ def test_verify_recomputes_targets(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--recompute needs the data and the teacher" in call(capsys, "verify", cache, "--recompute", "1%")[2]
 
 
-def test_too_large_a_key_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
-    """Thousands of threads ended the process; so would a batch that does not fit in memory."""
-    (tmp_path / "data").mkdir()
+def test_an_impossible_key_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    """Thousands of threads would end the process, as would a batch that does not fit in memory."""
     dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")
     cache = run(tmp_path / "cache", dataset, teacher)
 
@@ -144,8 +132,7 @@ def test_too_large_a_key_is_refused_before_anything_is_computed(tmp_path: Path) 
     recompute()
 
 
-def test_more_views_than_anyone_trains_or_a_disk_holds(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
+def test_impossible_numbers_of_views_are_refused(tmp_path: Path) -> None:
     dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")
     with pytest.raises(ConfigError, match=r"views is 1000000000; expected 'eval' or a number of views from 1 to 1000000"):
         run(tmp_path / "cache", dataset, teacher, 10**9)
@@ -154,7 +141,6 @@ def test_more_views_than_anyone_trains_or_a_disk_holds(tmp_path: Path) -> None:
 
 def test_verify_of_bfloat16_prints_the_bound_that_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All pairs are recomputed: the printed error is that of this teacher in bfloat16, here computed without the verifier."""
-    (tmp_path / "data").mkdir()
     dataset, teacher, cache = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher"), tmp_path / "cache"
     settings = [*SETTINGS, "--set", "teacher.precision=bfloat16"]
     assert call(capsys, "build", dataset.path, teacher.path, cache, *settings)[0] == 0

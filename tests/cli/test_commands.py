@@ -1,7 +1,6 @@
-"""The command line used by an impatient user: every mistake is one line, and nothing half-written looks complete."""
+"""The command line: every mistake is one line, and nothing half-written looks complete."""
 
 import functools
-import json
 import os
 import shutil
 import signal
@@ -14,23 +13,18 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.cli.commands import ENVIRONMENT, Call, Command, Result, failed, inside, refused, run, start
+from tests.cli.commands import ENVIRONMENT, Call, Command, Result, failed, inside, refused, set_options, start
 from tests.factories import SMALL, make_dataset, make_teacher, rewrite_json
 from tests.timeouts import scaled, wait_until
+from tests.training.runs import checkpoint_hash
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
 
-SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
+SETTINGS = set_options(*SMALL)
 DATASET_IMAGES = {"per_class": 6, "val_per_class": 3}
-
-
-@pytest.fixture(scope="module")
-def call(tmp_path_factory: pytest.TempPathFactory) -> Call:
-    """`run`, in an empty working directory."""
-    return functools.partial(run, folder=tmp_path_factory.mktemp("standing"))
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +47,7 @@ def finished(call: Call, tmp_path_factory: pytest.TempPathFactory, dataset: Data
     return out
 
 
-def checkpoint(run: Path) -> str:
-    return str(json.loads((run / "checkpoints" / "last.json").read_text())["sha256"])
-
-
-def test_mistakes_in_naming_things(
+def test_wrong_names_and_values_are_one_line(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder
 ) -> None:
     here = functools.partial(inside, capsys)
@@ -105,7 +95,7 @@ def test_mistakes_in_naming_things(
     assert "Traceback" not in incomplete.err
 
 
-def test_what_does_not_fit(
+def test_mismatched_inputs_are_one_line(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     dataset: DatasetFolder,
@@ -145,14 +135,14 @@ def test_what_does_not_fit(
     shutil.copytree(finished, other_run)
     rewrite_json(other_run / "run.json", lambda values: values | {"dataset_digest": "0" * 64})
     failed(here("report", finished, "--baseline", other_run), "dataset_digest: stored", "name a run on the same data")
-    before = checkpoint(finished)
+    before = checkpoint_hash(finished)
     again = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", finished, *SETTINGS]
     failed(here(*again), "already holds a run; expected a new folder; continue it with --resume")
     failed(here(*again, "--resume", "--set", "train.seed=1"), "(train.seed: stored 0, wanted 1)")
     result = here(*again, "--resume")
     assert result.code == 0
     assert "is finished already" in result.err
-    assert checkpoint(finished) == before
+    assert checkpoint_hash(finished) == before
     assert len(RunFolder.open(finished).metrics()) == 3
 
 
@@ -178,7 +168,7 @@ def test_evaluation_of_a_finished_run(
     assert "no clear difference" in (finished / "report" / "index.html").read_text()
 
 
-def test_allow_lets_one_difference_pass_and_records_it(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+def test_an_allowed_mismatch_is_recorded(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     out = tmp_path / "run"
     arguments = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS, "--set", "train.epochs=1"]
     arguments += ["--set", "evaluation.resize_px=34"]
@@ -188,7 +178,7 @@ def test_allow_lets_one_difference_pass_and_records_it(call: Call, tmp_path: Pat
     assert RunFolder.open(out).provenance["allowed"] == ["views.resize_px"]
 
 
-def test_k_views(call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+def test_caches_of_augmented_views(call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     cache, out = tmp_path / "cache", tmp_path / "run"
     build_arguments = ["cache", "build", dataset.path, teacher.path, cache, "--recipe", "smoke", *SETTINGS]
     train_arguments = ["train", "smoke", "--data", dataset.path, "--cache", cache, *SETTINGS]
@@ -205,7 +195,7 @@ def test_k_views(call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: Te
     )
 
 
-def test_fit_evaluate_import(call: Call, tmp_path: Path, dataset: DatasetFolder) -> None:
+def test_fit_train_evaluate_and_import(call: Call, tmp_path: Path, dataset: DatasetFolder) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text(
         "[views]\nsize_px=32\n[evaluation]\nresize_px=36\n[fit]\narchitecture='resnet18'\nlr=0.01\nepochs=1\n"
@@ -237,7 +227,7 @@ def test_fit_evaluate_import(call: Call, tmp_path: Path, dataset: DatasetFolder)
 
 
 @pytest.mark.parametrize("limit_bytes", [1_000, pytest.param(20_000, marks=pytest.mark.long), 1_000_000])
-def test_a_full_disk_and_then_room(
+def test_a_run_resumes_after_a_full_disk(
     call: Call,
     tmp_path: Path,
     dataset: DatasetFolder,
@@ -254,7 +244,7 @@ def test_a_full_disk_and_then_room(
     failed(call("eval", out), "is not a run" if limit_bytes < 10_000 else "no checkpoint yet")
     started = (out / "config.json").exists()
     assert call(*arguments, *(["--resume"] if started else [])).code == 0
-    assert checkpoint(out) == checkpoint(finished)
+    assert checkpoint_hash(out) == checkpoint_hash(finished)
     if limit_bytes < 10_000:
         build_arguments = ["cache", "build", dataset.path, teacher.path, again, "--recipe", "smoke", *SETTINGS]
         failed(call(*build_arguments, limit_bytes=limit_bytes), "room")
@@ -279,9 +269,9 @@ def test_a_full_file_system(call: Call, tmp_path: Path, dataset: DatasetFolder, 
         assert not list(out.rglob("*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
         assert call(*arguments, "--resume").code == 0
-        assert checkpoint(out) == checkpoint(finished)
+        assert checkpoint_hash(out) == checkpoint_hash(finished)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        failed(call(*arguments[:-1], arguments[-1], "--out", disk / "new"), "Read-only file system")
+        failed(call(*arguments, "--out", disk / "new"), "Read-only file system")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -301,7 +291,7 @@ def test_a_folder_whose_name_is_not_text(call: Call, tmp_path: Path, dataset: Da
     """Bytes that are not UTF-8, and an escape sequence that must not reach the terminal."""
     folder = tmp_path / os.fsdecode(b"\xff\x1b[31m")
     shutil.copytree(dataset.path, folder / "data")
-    settings = [*SETTINGS, "--set", "train.epochs=1", "--set", "loss.beta=0", "--set", "loss.gamma=0", "--set", "loss.alpha=1"]
+    settings = [*SETTINGS, *set_options("train.epochs=1", "loss.beta=0", "loss.gamma=0", "loss.alpha=1")]
     image = folder / os.fsdecode(b"\xfe\x1b[2J.png")
     Image.new("RGB", (40, 30)).save(image)
     for arguments in (
@@ -357,7 +347,7 @@ def signal_when(path: Path, command: Command, kind: signal.Signals) -> Result:
 @pytest.mark.parametrize("module", ["udkd", "data_prep"])
 @pytest.mark.parametrize("loaded", [1, 30, 300])
 def test_ctrl_c_while_modules_load(module: str, loaded: int) -> None:
-    """That many modules after the one that handles it, or a few more: Python itself lists each."""
+    """The signal comes `loaded` imports or a few more after the module that handles it, as Python lists them."""
     command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     assert process.stderr
@@ -374,10 +364,10 @@ def test_ctrl_c_while_modules_load(module: str, loaded: int) -> None:
 
 
 def test_ctrl_c_while_a_teacher_is_fitted(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Many epochs of one step, so that it comes before the last."""
+    """Many epochs of one step, so that the signal comes before the last."""
     dataset = make_dataset(tmp_path / "data", per_class=2, val_per_class=1)
     arguments = ["teacher", "fit", dataset.path, tmp_path / "t", "--recipe", "smoke", *SETTINGS]
-    arguments += ["--set", "fit.architecture=squeezenet1_1", "--set", "fit.epochs=25", "--set", "fit.lr=0.01"]
+    arguments += set_options("fit.architecture=squeezenet1_1", "fit.epochs=25", "fit.lr=0.01")
     stopped = signal_when(tmp_path / "t" / "run" / "checkpoints" / "last.json", start(*arguments), signal.SIGINT)
     assert stopped.code == 130, stopped
     assert "Traceback" not in stopped.err

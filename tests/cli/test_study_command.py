@@ -1,4 +1,4 @@
-"""udkd study in the hands of an impatient user."""
+"""udkd study: interruptions, limits and mistakes."""
 
 import csv
 import functools
@@ -28,7 +28,7 @@ students = ["squeezenet1_1"]
 set = ["loss.alpha=1.0", "loss.beta=0.0", "loss.gamma=0.0", "teacher.source='none'", "students.0.lr=0.01"]
 
 [[arms]]
-name = "taught"
+name = "distilled"
 students = ["squeezenet1_1"]
 set = ["students.0.lr=0.01"]
 """
@@ -51,7 +51,7 @@ def test_killed_at_any_moment_the_same_command_resumes(
     arguments = ["study", grid, "--data", dataset.path, "--teacher", teacher.path, "--out"]
     plan = run(*arguments, tmp_path / "one", "--dry-run")
     assert plan.code == 0, plan
-    assert "taught, seed 1" in plan.out
+    assert "distilled, seed 1" in plan.out
     assert "in total" in plan.out
     assert not (tmp_path / "one").exists()
     complete = run(*arguments, tmp_path / "one")

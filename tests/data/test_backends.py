@@ -244,7 +244,7 @@ def test_jpegs_with_libjpeg_turbo_warnings_are_decoded_by_the_reference(split: S
 
 
 def test_an_epoch_begins_at_any_step(backend: Backend, split: Split) -> None:
-    """As a resumed run asks for it: the rest of an order, with nothing before it decoded."""
+    """As a resumed run asks for it: the rest of an order, and nothing before it is decoded."""
     order = np.random.default_rng(5).permutation(split.ids)
     for step in (1, 6, 9, 10):
         check(list(backend.epoch(order[step * 8 :], 8)), order[step * 8 :], 8, split)
@@ -259,7 +259,7 @@ READERS = {
 
 
 def test_a_resumed_epoch_reads_nothing_before_its_first_step(name: str, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that it starts as soon as an epoch does, at any step: every sample that is read was requested."""
+    """Only requested samples are read, so that resuming at any step starts as fast as an epoch."""
     backend = open_backend(name, split, CPU, workers=2)
     owner_name, _, method = READERS[name].rpartition(".")
     module, _, cls = owner_name.rpartition(".")
@@ -278,7 +278,7 @@ def test_a_resumed_epoch_reads_nothing_before_its_first_step(name: str, split: S
     backend.close()
 
 
-def test_orders_as_users_have_them(backend: Backend, split: Split) -> None:
+def test_repeated_reversed_int32_and_read_only_orders(backend: Backend, split: Split) -> None:
     repeated = np.repeat(split.ids[:3], 4)
     frozen = split.ids[:9].copy()
     frozen.setflags(write=False)
@@ -312,7 +312,7 @@ def test_two_epochs_at_once(backend: Backend, split: Split) -> None:
 
 
 @pytest.mark.parametrize(("bad_id", "message"), [(-1, "no train sample -1"), (81, "no train sample 81"), (None, "is excluded")])
-def test_no_other_pixels_for_a_wrong_id(backend: Backend, split: Split, bad_id: int | None, message: str) -> None:
+def test_invalid_ids_are_refused(backend: Backend, split: Split, bad_id: int | None, message: str) -> None:
     (excluded,) = np.flatnonzero(split.excluded)
     order = np.append(split.ids[:5], excluded if bad_id is None else bad_id)
     with pytest.raises(DataError, match=message):
@@ -320,7 +320,7 @@ def test_no_other_pixels_for_a_wrong_id(backend: Backend, split: Split, bad_id: 
 
 
 @pytest.mark.parametrize("index", [0, 13, 79])
-def test_a_damaged_sample_arrives_as_an_error(name: str, dataset: DatasetFolder, tmp_path: Path, index: int) -> None:
+def test_a_damaged_sample_is_an_error_at_its_batch(name: str, dataset: DatasetFolder, tmp_path: Path, index: int) -> None:
     split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
     sample_id = int(split.ids[index])
     DAMAGE[name](split, sample_id)
@@ -360,7 +360,7 @@ def test_damage_between_two_epochs(name: str, dataset: DatasetFolder, tmp_path: 
     backend.close()
 
 
-def test_each_backend_reads_only_its_file(dataset: DatasetFolder, tmp_path: Path) -> None:
+def test_each_backend_reads_only_its_own_file(dataset: DatasetFolder, tmp_path: Path) -> None:
     """A derived format is self-contained, and a damaged one affects no other."""
     if not HAS_FFCV:
         pytest.skip("needs FFCV")
@@ -398,7 +398,7 @@ def test_ffcv_keeps_no_tables_between_images() -> None:
 def test_a_beton_that_is_cut_or_cannot_be_read_while_it_is_open(
     dataset: DatasetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reads go past the interpreter: the system's errors must be checked all the same."""
+    """Reads bypass the interpreter, so the system's errors must be checked explicitly."""
     split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
     backend = open_backend("ffcv", split, CPU, workers=2)
     with monkeypatch.context() as patched:
@@ -452,17 +452,17 @@ def test_leaving_early_leaks_nothing(name: str, split: Split) -> None:
     assert not [thread for thread in threading.enumerate() if "backend" in thread.name]
 
 
-def test_many_early_ends_and_many_epochs_leave_everything_flat(name: str, split: Split) -> None:
+def test_many_early_ends_and_epochs_leak_nothing(name: str, split: Split) -> None:
     """UDKD_LONG_TESTS=1 runs the promised 1,000 early ends and 100 epochs, otherwise a twentieth of each."""
     ends, epochs = (1000, 100) if os.environ.get("UDKD_LONG_TESTS") else (50, 5)
     backend = open_backend(name, split, CPU, workers=2)
     ids = split.ids[:16]
 
-    def rounds(early: int, intact: int) -> None:
+    def rounds(early: int, complete: int) -> None:
         for _ in range(early):
             for _batch in backend.epoch(ids, 4):
                 break
-        for _ in range(intact):
+        for _ in range(complete):
             assert sum(len(batch.ids) for batch in backend.epoch(ids, 4)) == 16
 
     gc.freeze()  # existing objects are not traversed, which would take most of a second
@@ -496,7 +496,7 @@ def test_pixel_classes_agree(backend: Backend) -> None:
     assert backend.describe() == "libjpeg islow, fancy upsampling"
 
 
-def test_names(dataset: DatasetFolder, source: Path, tmp_path: Path) -> None:
+def test_choosing_a_backend_by_name(dataset: DatasetFolder, source: Path, tmp_path: Path) -> None:
     split = dataset.split("val")
     with pytest.raises(ConfigError, match="'fast' is unknown; expected auto, "):
         open_backend("fast", split, CPU)
@@ -540,7 +540,7 @@ def test_free_memory_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 < registry._free_bytes() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_auto_takes_the_fastest_that_is_there(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_chooses_the_fastest_backend_available(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     installed = {"ffcv", "nvidia.dali"}
     free = [10**12]
@@ -648,7 +648,7 @@ def test_dali_itself_failing_is_one_line_that_names_the_sample(split: Split, mon
 
 
 @pytest.mark.skipif(not HAS_FFCV, reason="needs FFCV")
-def test_ffcv_beside_its_loader(split: Split) -> None:
+def test_ffcv_beside_its_own_loader(split: Split) -> None:
     """FFCV's memory manager changes a type that all numba code of the process shares."""
     import_ffcv()
     from ffcv.memory_managers import OSCacheManager
@@ -694,7 +694,7 @@ def check_within_bound(batches: list[Batch], order: np.ndarray, split: Split) ->
     No standard fixes a decoder's pixels, and NVIDIA promises none that equal libjpeg-turbo's (DALI, issues 2789 and 3610);
     with fancy upsampling they are "more aligned" (DALI, pull request 4662). Of full chroma (4:4:4, grey) there remain two
     inverse DCTs, each within 1 of the exact one, and a colour conversion that doubles that: at most 4, on average under 1.
-    Of subsampled chroma the filters may part at edges: at most 48 there, on average under 2. The canvas around is zeros.
+    Of subsampled chroma the filters may differ at edges: at most 48 there, on average under 2. Outside the image are zeros.
     """
     assert np.concatenate([batch.ids.numpy() for batch in batches]).tolist() == order.tolist()
     for batch in batches:

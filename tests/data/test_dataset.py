@@ -5,7 +5,6 @@ import gc
 import hashlib
 import importlib.util
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -17,94 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.small_dataset import CLASSES, SIDE, edit_header, make_dataset, write_canvas
 from tests.timeouts import scaled
-from udkd.data.canvas import CanvasWriter
-from udkd.data.dataset import DatasetFolder, Split
-from udkd.data.header import ClassName, Encoder, Header, SplitHeader, content_digest
-from udkd.data.manifest import ManifestRow, read_manifest, rows_to_columns, write_manifest
+from udkd.data.dataset import DatasetFolder
 from udkd.data.shards import OpenShards, ShardWriter
-from udkd.utils.crc32c import crc32c
 from udkd.utils.errors import DataError
-from udkd.utils.files import sha256_file
-
-SIDE = 24
-CLASSES = (ClassName(wnid="n01", name="tench"), ClassName(wnid="n02", name="goldfish"))
-
-
-def jpeg(rng: np.random.Generator, height: int, width: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def make(folder: Path, *, seed: int = 0, samples: int = 5) -> DatasetFolder:
-    """A folder with two splits written through the format's helpers; sample 2 of each is excluded."""
-    rng = np.random.default_rng(seed)
-    headers: dict[str, SplitHeader] = {}
-    columns = {}
-    for name in ("train", "val"):
-        split = folder / name
-        split.mkdir(parents=True)
-        rows = []
-        for first in range(0, samples, 2):
-            with ShardWriter(split, first // 2) as shard:
-                for n in range(first, min(first + 2, samples)):
-                    label = n * 2 // samples
-                    if n == 2:
-                        rows.append(ManifestRow(label=label, source=f"c/{n}.jpg", excluded=True, note="truncated"))
-                        continue
-                    height, width = int(rng.integers(1, SIDE + 1)), SIDE
-                    data = jpeg(rng, height, width)
-                    rows.append(
-                        ManifestRow(
-                            label=label,
- source=f"c/{n}.jpg",
- source_height=height * 3,
- source_width=width * 3,
- height=height,
-
-                            width=width,
- sha256=hashlib.sha256(data).digest(),
- crc32c=crc32c(data),
- shard=first // 2,
- offset=shard.add(n, data, label),
- size=len(data),
-
-                        )
-                    )  # fmt: skip
-        path = split / "manifest.parquet"
-        write_manifest(path, rows_to_columns(rows))
-        headers[name] = SplitHeader(
-            samples=samples, excluded=1, manifest_bytes=path.stat().st_size, manifest_sha256=sha256_file(path)
-        )
-        columns[name] = read_manifest(
-            path, samples=samples, size_bytes=path.stat().st_size, sha256=headers[name].manifest_sha256
-        )
-    encoder = Encoder(quality=95, subsampling="4:4:4")
-    digest = content_digest(side=SIDE, fit="pad", encoder=encoder, classes=CLASSES, splits=columns)
-    Header(side=SIDE, fit="pad", encoder=encoder, classes=CLASSES, splits=headers, digest=digest).write(folder)  # type: ignore[arg-type]
-    return DatasetFolder.open(folder)
-
-
-def make_canvas(split: Split) -> None:
-    writer = CanvasWriter(split.path, num_samples=split.num_samples, side=split.side, digest=split.digest)
-    crc = np.full(split.num_samples, zlib.crc32(bytes(writer.row_bytes)), dtype=np.uint32)
-    with open(writer.temporary, "rb+") as file:
-        for n in split.ids.tolist():
-            row = split.pixels(n).tobytes()
-            crc[n] = zlib.crc32(row)
-            file.seek(writer.offset(n))
-            file.write(row)
-    writer.finish(crc)
-
-
-def edit(folder: Path, **changes: object) -> None:
-    path = folder / "dataset.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    folder = make(tmp_path / "d")
+    folder = make_dataset(tmp_path / "d")
     train = folder.split("train")
     assert (folder.side, folder.fit, folder.classes, folder.formats) == (SIDE, "pad", CLASSES, ("shards",))
     assert folder.encoder == {"quality": 95, "subsampling": "4:4:4", "resample": "lanczos"}
@@ -123,7 +43,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_same_content_gives_same_bytes_and_digest(tmp_path: Path) -> None:
-    first, second, other = make(tmp_path / "a"), make(tmp_path / "b"), make(tmp_path / "c", seed=1)
+    first, second, other = make_dataset(tmp_path / "a"), make_dataset(tmp_path / "b"), make_dataset(tmp_path / "c", seed=1)
     assert first.digest == second.digest != other.digest
     for path in sorted((tmp_path / "a").rglob("*")):
         if path.is_file():
@@ -131,7 +51,7 @@ def test_same_content_gives_same_bytes_and_digest(tmp_path: Path) -> None:
 
 
 def test_ids_out_of_range_and_excluded(tmp_path: Path) -> None:
-    train = make(tmp_path / "d").split("train")
+    train = make_dataset(tmp_path / "d").split("train")
     for n in (-1, 5):
         with pytest.raises(DataError, match="expected an id from 0 to 4"):
             train.read(n)
@@ -141,7 +61,7 @@ def test_ids_out_of_range_and_excluded(tmp_path: Path) -> None:
 
 def test_some_samples_at_once_with_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two samples a shard, two shards open at most: in any order, each sample's bytes, and no file is left open."""
-    train = make(tmp_path / "d").split("train")
+    train = make_dataset(tmp_path / "d").split("train")
     monkeypatch.setattr(OpenShards, "MAX_OPEN", 2)
     assert len(set(train.shard[train.ids].tolist())) == 3
     files = len(os.listdir("/proc/self/fd"))
@@ -155,7 +75,7 @@ def test_some_samples_at_once_with_few_files_open(tmp_path: Path, monkeypatch: p
 
 
 def test_flipped_cut_and_missing_shards_name_the_sample(tmp_path: Path) -> None:
-    train = make(tmp_path / "d").split("train")
+    train = make_dataset(tmp_path / "d").split("train")
     path = train.shard_path(3)
     intact = path.read_bytes()
     data = bytearray(intact)
@@ -185,7 +105,7 @@ def test_folders_that_are_not_datasets(tmp_path: Path) -> None:
 
 
 def test_headers_that_do_not_match(tmp_path: Path) -> None:
-    make(tmp_path / "d")
+    make_dataset(tmp_path / "d")
     cases: list[tuple[dict[str, object], str]] = [
         ({"version": 1}, "format version 1; expected 2; convert again"),
         ({"format": "other"}, "is not of format"),
@@ -199,7 +119,7 @@ def test_headers_that_do_not_match(tmp_path: Path) -> None:
     for changes, message in cases:
         folder = tmp_path / "e"
         shutil.copytree(tmp_path / "d", folder)
-        edit(folder, **changes)
+        edit_header(folder, **changes)
         with pytest.raises(DataError, match=message) as caught:
             DatasetFolder.open(folder)
         assert "\n" not in str(caught.value)
@@ -207,7 +127,7 @@ def test_headers_that_do_not_match(tmp_path: Path) -> None:
 
 
 def test_manifests_that_do_not_match(tmp_path: Path) -> None:
-    make(tmp_path / "d")
+    make_dataset(tmp_path / "d")
     path = tmp_path / "d" / "val" / "manifest.parquet"
     intact = path.read_bytes()
     for n in range(4, len(intact), max(1, len(intact) // 40)):
@@ -225,13 +145,13 @@ def test_manifests_that_do_not_match(tmp_path: Path) -> None:
 
 
 def test_canvas(tmp_path: Path) -> None:
-    folder = make(tmp_path / "d")
+    folder = make_dataset(tmp_path / "d")
     train = folder.split("train")
     with pytest.raises(DataError, match="no resident format"):
         train.canvas()
-    make_canvas(train)
+    write_canvas(train)
     assert folder.formats == ("shards",)
-    make_canvas(folder.split("val"))
+    write_canvas(folder.split("val"))
     assert folder.formats == ("shards", "resident")
     canvas, crc = train.canvas()
     assert canvas.shape == (5, SIDE, SIDE, 3)
@@ -245,9 +165,9 @@ def test_canvas(tmp_path: Path) -> None:
 
 
 def test_canvas_of_other_data_is_refused(tmp_path: Path) -> None:
-    train = make(tmp_path / "d").split("train")
-    make_canvas(train)
-    other = make(tmp_path / "other", seed=1).split("train")
+    train = make_dataset(tmp_path / "d").split("train")
+    write_canvas(train)
+    other = make_dataset(tmp_path / "other", seed=1).split("train")
     for name in ("canvas.npy", "canvas.json", "canvas.crc32.npy"):
         shutil.copy(train.path / name, other.path / name)
     with pytest.raises(DataError, match="dataset_digest"):
@@ -286,7 +206,7 @@ def test_index_equals_wds2idx(tmp_path: Path) -> None:
     """DALI's script, which ships in its package, writes the same index."""
     if importlib.util.find_spec("wds2idx") is None:
         pytest.skip("DALI is not installed")
-    make(tmp_path / "d")
+    make_dataset(tmp_path / "d")
     for path in sorted((tmp_path / "d").rglob("*.tar")):
         theirs = tmp_path / "theirs.idx"
         subprocess.run(
@@ -298,7 +218,7 @@ def test_index_equals_wds2idx(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files to the collector
 def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
-    train = make(tmp_path / "d").split("train")
+    train = make_dataset(tmp_path / "d").split("train")
     decoded = {
         int(sample["__key__"]): (sample["jpg"], int(sample["cls"]))
         for sample in webdataset.WebDataset([str(path) for path in sorted(train.path.glob("*.tar"))], shardshuffle=False)

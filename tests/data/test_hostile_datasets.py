@@ -18,7 +18,7 @@ from PIL import Image
 from data_prep.contact_sheet import write_contact_sheet
 from data_prep.info import info_lines
 from data_prep.verify import verify
-from tests.data.test_dataset import SIDE, edit, make, make_canvas
+from tests.data.small_dataset import SIDE, edit_header, make_dataset, write_canvas
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
 from udkd.augment.views import ViewSpec, draw_views
@@ -38,9 +38,9 @@ SPECS = (ViewSpec(size_px=16, brightness=0.4), ViewSpec(scheme="centre", size_px
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dataset = make(tmp_path_factory.mktemp("complete") / "d")
+    dataset = make_dataset(tmp_path_factory.mktemp("complete") / "d")
     for split in dataset.splits.values():
-        make_canvas(split)
+        write_canvas(split)
     return dataset.path
 
 
@@ -71,24 +71,24 @@ def seal(path: Path) -> None:
             columns[name] = read_manifest(
                 manifest, samples=part["samples"], size_bytes=part["manifest_bytes"], sha256=part["manifest_sha256"]
             )
-    edit(path, **values)
+    edit_header(path, **values)
     with suppress(UserError):
         header = read_header(path)
         digest = content_digest(
             side=header.side, fit=header.fit, encoder=header.encoder, classes=header.classes, splits=columns
         )
-        edit(path, digest=digest)
+        edit_header(path, digest=digest)
 
 
 def uses(split: Split) -> Iterator[Callable[[], object]]:
     """All that commands do with a split."""
     for spec in SPECS:
-        yield lambda spec=spec: _see(spec, split)
+        yield lambda spec=spec: _apply_views(spec, split)
     yield lambda: list(FolderBackend(split, CPU, workers=1).epoch(split.ids, 3))
     yield lambda: list(ResidentBackend(split, CPU).epoch(split.ids, 3))
 
 
-def _see(spec: ViewSpec, split: Split) -> None:
+def _apply_views(spec: ViewSpec, split: Split) -> None:
     table = EpochViews(spec, 0, split, CPU).table(0).gather(torch.from_numpy(split.ids))
     if not len(split.ids):
         return  # an epoch of it has no batch
@@ -96,7 +96,7 @@ def _see(spec: ViewSpec, split: Split) -> None:
     assert torch.isfinite(apply(canvas, table, spec)).all()
 
 
-def survives(path: Path, out: Path) -> str:
+def opening_error(path: Path, out: Path) -> str:
     """Every use of a folder succeeds or fails with one line; returns the line of opening it."""
     try:
         dataset = DatasetFolder.open(path)  # the first step of every use
@@ -144,7 +144,7 @@ def test_any_value_in_the_header(copy: Path, tmp_path: Path, key: str) -> None:
             node = node[int(part)] if isinstance(node, list) else node[part]
         node[int(last) if isinstance(node, list) else last] = value
         (copy / "dataset.json").write_text(json.dumps(values))
-        message = survives(copy, tmp_path)
+        message = opening_error(copy, tmp_path)
         assert "\n" not in message
         refused += bool(message)
     assert refused >= len(HEADER_VALUES) - (3 if last == "excluded" else 1)
@@ -165,7 +165,7 @@ COLUMNS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def changed(copy: Path, intact: Path, name: str, column: pa.Array) -> None:
+def replace_column(copy: Path, intact: Path, name: str, column: pa.Array) -> None:
     """Replace one column of the training manifest, with everything else consistent."""
     table = pq.read_table(intact / "train" / "manifest.parquet")
     table = table.set_column(SCHEMA.names.index(name), pa.field(name, column.type), column)
@@ -181,8 +181,8 @@ def test_any_value_in_a_column(copy: Path, tmp_path: Path, intact: Path, name: s
     for number, value in enumerate(COLUMNS[name]):
         for rows in ([0], range(5)) if number % 3 == 0 else ([number % 5],):
             column = pa.array([value if row in rows else old for row, old in enumerate(values)], kind)
-            changed(copy, intact, name, column)
-            message = survives(copy, tmp_path)
+            replace_column(copy, intact, name, column)
+            message = opening_error(copy, tmp_path)
             assert "\n" not in message
 
 
@@ -192,16 +192,16 @@ def test_a_column_of_another_kind_or_with_gaps_is_refused(copy: Path, tmp_path: 
     values = pq.read_table(intact / "train" / "manifest.parquet").column(name).to_pylist()
     other = pa.array(["1"] * 5) if kind != pa.string() else pa.array([1] * 5)
     for column in (pa.array([None, *values[1:]], kind), pa.array([None] * 5, kind), other):
-        changed(copy, intact, name, column)
-        assert "manifest.parquet" in survives(copy, tmp_path)
+        replace_column(copy, intact, name, column)
+        assert "manifest.parquet" in opening_error(copy, tmp_path)
 
 
 def test_names_that_are_not_text(copy: Path, tmp_path: Path, intact: Path) -> None:
     for texts in ([b"\xff\xfe"] * 5, [b"\xe2", b"\x82\xac", b"a", b"b", b"c"]):
         offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32)
         bad = pa.StringArray.from_buffers(5, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
-        changed(copy, intact, "source", bad)
-        assert "cannot be read" in survives(copy, tmp_path)
+        replace_column(copy, intact, "source", bad)
+        assert "cannot be read" in opening_error(copy, tmp_path)
 
 
 def test_a_long_text_in_every_row_takes_no_memory(tmp_path: Path, intact: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_long_text_in_every_row_takes_no_memory(tmp_path: Path, intact: Path) 
     table = table.set_column(SCHEMA.names.index("note"), "note", note)
     pq.write_table(table.replace_schema_metadata(), manifest, store_schema=False)
     seal(path)
-    assert "names and notes are too long" in survives(path, tmp_path)
+    assert "names and notes are too long" in opening_error(path, tmp_path)
 
 
 def test_a_count_that_no_file_can_hold(intact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,13 +231,13 @@ def test_a_count_that_no_file_can_hold(intact: Path, monkeypatch: pytest.MonkeyP
 def test_json_that_is_nested_too_deeply(tmp_path: Path, intact: Path, name: str) -> None:
     shutil.copytree(intact, tmp_path / "d")
     (tmp_path / "d" / name).write_text('{"format": ' + "[" * 100_000)
-    message = survives(tmp_path / "d", tmp_path)
+    message = opening_error(tmp_path / "d", tmp_path)
     assert ("is not JSON" in message) == (name == "dataset.json")
 
 
 def test_one_wnid_for_two_classes(tmp_path: Path, intact: Path) -> None:
     shutil.copytree(intact, tmp_path / "d")
-    edit(tmp_path / "d", classes=[{"wnid": "n01", "name": "a"}, {"wnid": "n01", "name": "b"}])
+    edit_header(tmp_path / "d", classes=[{"wnid": "n01", "name": "a"}, {"wnid": "n01", "name": "b"}])
     with pytest.raises(DataError, match="two classes have one wnid"):
         DatasetFolder.open(tmp_path / "d")
 
@@ -260,7 +260,7 @@ def test_special_files_block_no_reader(copy: Path, tmp_path: Path, intact: Path,
     for put in makers:
         (copy / file).unlink(missing_ok=True)
         put(copy / file)
-        survives(copy, tmp_path)
+        opening_error(copy, tmp_path)
         try:
             problems = verify(copy, SILENT)
         except DataError as error:
@@ -270,10 +270,10 @@ def test_special_files_block_no_reader(copy: Path, tmp_path: Path, intact: Path,
             (copy / file).rmdir()
 
 
-def test_a_sheet_of_a_wide_canvas_takes_what_its_images_take(tmp_path: Path, intact: Path) -> None:
+def test_a_contact_sheet_takes_memory_for_images_not_canvases(tmp_path: Path, intact: Path) -> None:
     """A canvas of 65,500 px would be 12.9 GB."""
     shutil.copytree(intact, tmp_path / "d")
-    edit(tmp_path / "d", side=65_500)
+    edit_header(tmp_path / "d", side=65_500)
     seal(tmp_path / "d")
     assert write_contact_sheet(tmp_path / "d", tmp_path / "s.png") == 4
     huge = DatasetFolder.open(tmp_path / "d").split("train")

@@ -1,4 +1,4 @@
-"""What backends feed a device with: order, bounds, failures, and no leaks."""
+"""Loading batches onto a device: order, bounds, failures, and no leaks."""
 
 import gc
 import threading
@@ -12,7 +12,7 @@ import torch
 
 from tests.timeouts import scaled
 from udkd.data.batch import Batch
-from udkd.data.loading import host_loader as host_feed
+from udkd.data.loading import host_loader
 from udkd.data.loading.buffers import BufferPool
 from udkd.data.loading.device_copies import CudaCopier, HostMemory, copy_ahead, to_device
 from udkd.data.loading.host_loader import HostLoader
@@ -38,7 +38,7 @@ def test_results_keep_their_order_however_long_each_takes(workers: int) -> None:
 
 
 @pytest.mark.parametrize(("ahead_bytes", "most"), [(0, 2), (250, 2), (400, 4), (1000, 10)])
-def test_no_more_is_begun_than_the_bound_on_bytes_allows(ahead_bytes: int, most: int) -> None:
+def test_work_ahead_is_bounded_in_bytes(ahead_bytes: int, most: int) -> None:
     started: list[int] = []
     stream = run_in_threads(pieces(40, lambda n, m: n, 100, started), workers=4, ahead_bytes=ahead_bytes, stage="test")
     for delivered, (n, _) in enumerate(stream, 1):
@@ -47,7 +47,7 @@ def test_no_more_is_begun_than_the_bound_on_bytes_allows(ahead_bytes: int, most:
     assert len(started) == 40
 
 
-def test_a_failure_comes_at_its_turn_and_ends_everything() -> None:
+def test_a_failure_is_raised_in_order_and_ends_everything() -> None:
     threads = threading.active_count()
 
     def part(n: int, m: int) -> int:
@@ -64,7 +64,7 @@ def test_a_failure_comes_at_its_turn_and_ends_everything() -> None:
     assert threading.active_count() == threads
 
 
-def test_leaving_early_does_not_begin_the_rest() -> None:
+def test_closing_early_starts_no_more_work() -> None:
     threads, done = threading.active_count(), []
 
     def part(n: int, m: int) -> int:
@@ -95,7 +95,7 @@ def test_memory_is_reused_only_without_references() -> None:
     del second, third
     gc.collect()
     assert len(pool._free) == 2
-    assert pool.take(7, 7).shape == (7, 7), "what is too small is let go"
+    assert pool.take(7, 7).shape == (7, 7), "a piece that is too small is freed"
     assert [len(piece) for piece in pool._free] == [49]
     pool.clear()
     assert not pool._free
@@ -110,21 +110,21 @@ def test_unused_memory_is_bounded(keep_bytes: int, kept: int) -> None:
 
 
 def test_an_epoch_is_decoded_into_the_memory_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory costs more than a decode where the system is slow at handing it out."""
+    """New memory costs more than a decode where the system is slow to allocate it."""
     order = np.arange(120, dtype=np.int64)
-    feed = HostLoader(SimpleNamespace(labels=order, size=order, side=8), CPU, workers=2, stage="test")
+    loader = HostLoader(SimpleNamespace(labels=order, size=order, side=8), CPU, workers=2, stage="test")
     plain_empty, made = np.empty, []
     monkeypatch.setattr(np, "empty", lambda *given, **more: made.append(given) or plain_empty(*given, **more))
     counts = []
     for _ in range(3):
         made.clear()
-        for batch in feed.epoch(order, 4, lambda ids, canvas: canvas.fill(1)):
+        for batch in loader.epoch(order, 4, lambda ids, canvas: canvas.fill(1)):
             assert batch.canvas.eq(1).all()
         del batch
         counts.append(len(made))
     assert counts[0] >= 3
-    assert max(counts[1:]) <= 2, "a thread may hold a piece a moment longer than before"
-    feed.close()
+    assert max(counts[1:]) <= 2, "a thread may still hold one piece"
+    loader.close()
 
 
 def batches(count: int, broken: int | None = None) -> Iterator[Batch]:
@@ -134,7 +134,7 @@ def batches(count: int, broken: int | None = None) -> Iterator[Batch]:
         yield Batch(ids=torch.tensor([n]), canvas=torch.full((1, 2, 2, 3), n, dtype=torch.uint8), labels=torch.tensor([n % 3]))
 
 
-class PredictionCollector:
+class RecordingCopier:
     """A copier that records the order of its calls."""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ class PredictionCollector:
 
 
 def test_copies_start_ahead_and_finish_where_they_are_used() -> None:
-    copier = PredictionCollector()
+    copier = RecordingCopier()
     ids = []
     for batch in copy_ahead(batches(20), copier, "test"):
         ids.append(int(batch.ids[0]))
@@ -162,16 +162,16 @@ def test_copies_start_ahead_and_finish_where_they_are_used() -> None:
     assert ids == copier.started == list(range(20))
 
 
-def test_a_failure_behind_copies_comes_at_its_turn() -> None:
+def test_a_failure_is_raised_after_the_copies_before_it() -> None:
     threads = threading.active_count()
-    stream = copy_ahead(batches(20, broken=4), PredictionCollector(), "test")
+    stream = copy_ahead(batches(20, broken=4), RecordingCopier(), "test")
     assert [int(next(stream).ids[0]) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(KeyError):
         next(stream)
     assert threading.active_count() == threads
 
 
-def test_leaving_copies_early_ends_their_source() -> None:
+def test_leaving_copies_early_closes_their_source() -> None:
     threads, ended = threading.active_count(), threading.Event()
 
     def source() -> Iterator[Batch]:
@@ -180,7 +180,7 @@ def test_leaving_copies_early_ends_their_source() -> None:
         finally:
             ended.set()
 
-    copier = PredictionCollector()
+    copier = RecordingCopier()
     for _batch in copy_ahead(source(), copier, "test"):
         break
     assert ended.is_set() or ended.wait(scaled(20))
@@ -193,10 +193,10 @@ def test_on_the_cpu_nothing_is_copied() -> None:
     assert [a is b for a, b in zip(to_device(CPU, iter(given), "test"), given, strict=True)] == [True] * 3
 
 
-def test_decoded_ahead_in_bytes_not_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small or large a batch: what is decoded ahead stays below the bound, or at two batches."""
+def test_decoding_ahead_is_bounded_in_bytes_not_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For any batch size, what is decoded ahead stays below the bound, or at two batches."""
     side, bound, lock = 8, 40 * 8 * 8 * 3, threading.Lock()
-    monkeypatch.setattr(host_feed, "AHEAD_BYTES", bound)
+    monkeypatch.setattr(host_loader, "AHEAD_BYTES", bound)
     for batch_size in (1, 4, 16, 64):
         decoded = 0
 
@@ -209,8 +209,8 @@ def test_decoded_ahead_in_bytes_not_in_batches(monkeypatch: pytest.MonkeyPatch) 
         taken = 0
         order = np.arange(200, dtype=np.int64)
         split = SimpleNamespace(labels=order % 7, size=np.full(200, 170 << 10), side=side)
-        feed = HostLoader(split, CPU, workers=2, stage="test")
-        for batch in feed.epoch(order, batch_size, decode):
+        loader = HostLoader(split, CPU, workers=2, stage="test")
+        for batch in loader.epoch(order, batch_size, decode):
             time.sleep(0.001)
             taken += len(batch.ids)
             assert decoded - taken + len(batch.ids) <= max(40, 2 * batch_size)

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -34,16 +35,6 @@ def needs_ffcv() -> ModuleType:
         pytest.skip(str(error), allow_module_level=True)
 
 
-class Notes(Silent):
-    """An observer that records its notes."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
-
-
 def picture(seed: int | str, height: int = 40, width: int = 56, mode: str = "RGB") -> Image.Image:
     """A smooth image with some detail, like a photograph."""
     rng = np.random.default_rng(zlib.crc32(str(seed).encode()))
@@ -61,6 +52,15 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
 @functools.cache
 def photo(seed: int | str, height: int = 40, width: int = 56, **options: object) -> bytes:
     return encoded(picture(seed, height, width), **options)
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    parts = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def patched(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
 
 
 def small_set(train: int = 6, val: int = 2, classes: tuple[str, ...] = ("n01440764", "n01443537")) -> dict[str, bytes]:
@@ -102,6 +102,19 @@ def contents(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def children(pid: int) -> set[int]:
+    """The ids of a process's children."""
+    pids = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            pids.add(int(stat.parent.name))
+    return pids
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

@@ -18,6 +18,7 @@ from data_prep import pool
 from data_prep.formats import WRITERS, derive_formats
 from data_prep.verify import verify
 from data_prep.worker import serve
+from tests.forks import die_at, forked
 from udkd.data.dataset import DatasetFolder
 from udkd.data.derived import DERIVED
 from udkd.utils.progress import Silent
@@ -54,37 +55,11 @@ def start_worker() -> tuple[Connection, Forked]:
     return ours, Forked(pid)
 
 
-def die_at(call: int, after: bool) -> None:
-    """Kill this process before or after its `call`-th fsync or rename of files."""
-    left = call
-
-    def armed(real):  # type: ignore[no-untyped-def]
-        def wrapped(*arguments):  # type: ignore[no-untyped-def]
-            nonlocal left
-            left -= 1
-            if left == 0 and after:
-                real(*arguments)
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments)
-
-        return wrapped
-
-    os.fsync, os.replace = armed(os.fsync), armed(os.replace)
-
-
-def fork(folder: Path, name: str, call: int | None, after: bool) -> int:
-    child = os.fork()
-    if child == 0:
-        if call is not None:
-            die_at(call, after)
-        try:
-            derive_formats(DatasetFolder.open(folder), [name], workers=1, observer=Silent())
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    return child
+def derive(folder: Path, name: str, call: int | None, after: bool) -> None:
+    """call, after: where to die."""
+    if call is not None:
+        die_at(call, after)
+    derive_formats(DatasetFolder.open(folder), [name], workers=1, observer=Silent())
 
 
 def look(folder: Path, name: str, child: int) -> dict[str, object]:
@@ -109,11 +84,11 @@ def main() -> None:
     rng = random.Random(0)
     attempts = []
     for call in range(1, CALLS_AT_MOST):
-        attempts.append(look(folder, name, fork(folder, name, call, after=call % 2 == 0)))
+        attempts.append(look(folder, name, forked(derive, folder, name, call, call % 2 == 0)))
         if attempts[-1]["code"] == 0:
             break
     for _ in range(0 if name == "ffcv" else OUTSIDE):  # it packs in one process: kills from inside cover it
-        child = fork(folder, name, None, after=False)
+        child = forked(derive, folder, name, None, False)
         time.sleep(rng.uniform(0.01, 0.4))
         os.kill(child, signal.SIGKILL)
         attempts.append(look(folder, name, child))

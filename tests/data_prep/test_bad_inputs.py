@@ -16,8 +16,19 @@ from data_prep.image import BadImage, PixelSettings, prepare
 from data_prep.listing import list_samples
 from data_prep.sources import open_sources
 from data_prep.verify import verify
-from tests.data_prep.helpers import contents, converted, encoded, photo, picture, run, small_set, write_tar, write_tree
-from tests.data_prep.test_odd_images import patched
+from tests.data_prep.helpers import (
+    contents,
+    converted,
+    encoded,
+    patched,
+    photo,
+    picture,
+    png,
+    run,
+    small_set,
+    write_tar,
+    write_tree,
+)
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
 
@@ -26,11 +37,6 @@ JPEG = photo("bad", 80, 120)
 RESTARTS = photo("restarts", 160, 120, restart_marker_blocks=4)
 MARKS = [at for at in range(len(RESTARTS) - 1) if RESTARTS[at] == 0xFF and 0xD0 <= RESTARTS[at + 1] <= 0xD7]
 PNG = encoded(picture("png"), "PNG")
-
-
-def png(*chunks: tuple[bytes, bytes]) -> bytes:
-    parts = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def upside_down() -> bytes:

@@ -16,7 +16,8 @@ from data_prep.cli import app
 from data_prep.formats import derive_formats, discard_formats
 from data_prep.formats import ffcv as packer
 from data_prep.verify import verify
-from tests.data_prep.helpers import Notes, contents, converted, needs_ffcv, photo, small_set, write_tree
+from tests.data_prep.helpers import contents, converted, needs_ffcv, photo, small_set, write_tree
+from tests.observers import Notes
 from tests.timeouts import scaled
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.dataset import DatasetFolder, Split
@@ -56,7 +57,7 @@ def beton(split: Split) -> Path:
 
 
 @pytest.mark.usefixtures("threads")
-def test_ffcv_s_reader_reads_every_sample(folder: DatasetFolder) -> None:
+def test_the_reader_of_ffcv_reads_every_sample(folder: DatasetFolder) -> None:
     """FFCV's stock Reader and memory manager return the stored bytes, sizes and labels, in id order."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.memory_managers import OSCacheManager
@@ -82,7 +83,7 @@ def test_ffcv_s_reader_reads_every_sample(folder: DatasetFolder) -> None:
 
 
 @pytest.mark.usefixtures("threads")
-def test_ffcv_s_loader_reads_every_sample(folder: DatasetFolder) -> None:
+def test_the_loader_of_ffcv_reads_every_sample(folder: DatasetFolder) -> None:
     """FFCV's stock Loader and decoder return nearly our pixels (it uses the fast DCT), in order."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder

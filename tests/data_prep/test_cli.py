@@ -6,20 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_prep.helpers import contents, photo, run, small_set, start, write_tar, write_tree
+from tests.data_prep.helpers import children, contents, photo, run, small_set, start, write_tar, write_tree
 from tests.timeouts import scaled, wait_until
-
-
-def children(pid: int) -> set[int]:
-    pids = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            pids.add(int(stat.parent.name))
-    return pids
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from PIL import Image
 from data_prep import formats
 from data_prep.verify import verify
 from tests.data_prep.helpers import (
-    Notes,
     contents,
     converted,
     encoded,
@@ -32,6 +31,7 @@ from tests.data_prep.helpers import (
     write_tar,
     write_tree,
 )
+from tests.observers import Notes
 from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import BusyError, ConfigError, DataError, MismatchError
@@ -247,7 +247,7 @@ def test_overwriting_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytes
     assert contents(tmp_path / "d") == contents(converted(source, tmp_path / "e", shard_samples=4).path)
 
 
-def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path) -> None:
+def test_overwriting_leaves_nothing_of_the_old_dataset(tmp_path: Path) -> None:
     big, small = write_tree(tmp_path / "big", small_set(train=9)), write_tree(tmp_path / "small", small_set(train=3))
     converted(big, tmp_path / "d", shard_samples=4)
     converted(small, tmp_path / "d", shard_samples=4, overwrite=True, formats=())

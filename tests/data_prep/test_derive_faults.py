@@ -15,8 +15,7 @@ import pytest
 
 from data_prep.formats import WRITERS, derive_formats
 from data_prep.verify import verify
-from tests.data_prep.helpers import ROOT, contents, converted, needs_ffcv, photo, run, start, write_tar
-from tests.data_prep.test_cli import children
+from tests.data_prep.helpers import ROOT, children, contents, converted, needs_ffcv, photo, run, start, write_tar
 from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.data.derived import DERIVED

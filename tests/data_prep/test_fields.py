@@ -406,7 +406,7 @@ def test_labels_of_a_beton(tmp_path: Path) -> None:
             listing_of(path, hold_out=50)
 
 
-def test_fields_of_ffcv_s_own_writer(tmp_path: Path) -> None:
+def test_fields_of_betons_written_by_ffcv(tmp_path: Path) -> None:
     needs_ffcv()
     from ffcv.fields import BytesField, FloatField, IntField, RGBImageField
     from ffcv.writer import DatasetWriter

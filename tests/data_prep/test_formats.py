@@ -72,7 +72,7 @@ def test_formats_of_an_earlier_attempt_do_not_stay(tmp_path: Path) -> None:
     assert contents(folder.path) == intact
 
 
-def test_ffcv_s_file_needs_no_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_for_ffcv_needs_no_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FFCV allocates some through multiprocessing; a container may lack /dev/shm."""
     allocator = needs_ffcv().memory_allocator
 

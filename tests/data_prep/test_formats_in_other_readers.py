@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
     )
 
 
-def test_tfrecord_indices_are_those_of_dali_s_own_script(folder: DatasetFolder, tmp_path: Path) -> None:
+def test_tfrecord_indices_match_the_script_of_dali(folder: DatasetFolder, tmp_path: Path) -> None:
     paths = sorted(folder.path.rglob("*.tfrecord"))
     assert len(paths) == len(list(folder.path.rglob("samples-*.tar"))) == 7  # train 5 of 6, val 2
     script = BIN / "tfrecord2idx"
@@ -47,7 +47,7 @@ def test_tfrecord_indices_are_those_of_dali_s_own_script(folder: DatasetFolder, 
         assert (tmp_path / "idx").read_bytes() == path.with_name(path.name + ".idx").read_bytes()
 
 
-def test_tfrecord_checksums_by_tensorboard_s_own_code(folder: DatasetFolder) -> None:
+def test_tfrecord_checksums_match_tensorboard(folder: DatasetFolder) -> None:
     stub = pytest.importorskip("tensorboard.compat.tensorflow_stub.pywrap_tensorflow")
     split = folder.split("train")
     records = []

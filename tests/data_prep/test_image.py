@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_prep.image import PIXEL_LIMIT, BadImage, PixelSettings, Prepared, prepare
-from tests.data_prep.helpers import encoded, photo, picture
+from tests.data_prep.helpers import encoded, photo, picture, png
 
 PAD = PixelSettings(side=64, fit="pad", quality=95, subsampling="4:4:4")
 SQUASH = PixelSettings(side=48, fit="squash", quality=95, subsampling="4:4:4")
@@ -135,16 +135,7 @@ def test_exif_orientation_is_ignored() -> None:
 
 
 def png_header(height: int, width: int) -> bytes:
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", 13)
-        + body
-        + struct.pack(">I", zlib.crc32(body))
-        + struct.pack(">I", 9)
-        + b"IDAT"
-        + bytes(13)
-    )
+    return png((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", bytes(9)))
 
 
 def jpeg_of_size(height: int, width: int) -> bytes:
@@ -239,7 +230,7 @@ def test_a_png_with_megabytes_of_text_or_profile_is_intact(chunk: bytes) -> None
         prepare(with_text(70_000_000), PAD)
 
 
-def test_udkd_does_not_change_pillow_s_limits() -> None:
+def test_udkd_does_not_change_the_limits_of_pillow() -> None:
     """The converter raises Pillow's limits; a process that imports udkd keeps them."""
     limits = "(Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK)"
     program = f"from PIL import Image, PngImagePlugin; a = {limits}; import udkd.data.image_files; assert a == {limits}"

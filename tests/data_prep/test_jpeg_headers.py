@@ -13,7 +13,7 @@ from data_prep.image import BadImage, PixelSettings, prepare
 from data_prep.jpeg_headers import fix_headers
 from data_prep.verify import verify
 from tests.data_prep.helpers import converted, encoded, photo, picture, small_set, write_tree
-from tests.data_prep.test_odd_images import TALL
+from tests.data_prep.rare_jpegs import TALL
 from udkd.utils.progress import Silent
 
 PAD = PixelSettings(side=256, fit="pad", quality=95, subsampling="4:4:4")
@@ -96,7 +96,7 @@ def test_intact_files_keep_their_pixels(name: str, repair: bool) -> None:
     wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))  # Pillow reports no warnings
     assert np.array_equal(simplejpeg.decode_jpeg(prepared.jpeg, strict=True), wanted)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(prepared.jpeg)).convert("RGB")), wanted)
-    assert prepare(prepared.jpeg, PAD).jpeg is prepared.jpeg, "nothing is left to mend"
+    assert prepare(prepared.jpeg, PAD).jpeg is prepared.jpeg, "nothing is left to repair"
 
 
 def test_an_intact_profile_and_fill_bytes_stay() -> None:
@@ -104,7 +104,7 @@ def test_an_intact_profile_and_fill_bytes_stay() -> None:
     assert fix_headers(intact) == (intact, [])
     assert prepare(intact, PAD).jpeg is intact
     odd = behind(TABLES + 2 * len(profile(1, 1)), b"")[:2] + profile(1, 1) + with_revision(9, 9)[2:]
-    assert profile(1, 1) in prepare(odd, PAD).jpeg, "only what is broken goes"
+    assert profile(1, 1) in prepare(odd, PAD).jpeg, "only the damaged part is removed"
 
 
 @pytest.mark.parametrize("data", [PLAIN, PROGRESSIVE, photo("header", progressive=True)[:-300], PLAIN[:300], PLAIN + b"x"])

@@ -35,7 +35,7 @@ def test_intact_files_are_complete(options: dict[str, object]) -> None:
     data = photo("p", 90, 70, **options)
     assert read_scans(data) == INTACT
     assert prepare(data, PAD).jpeg is data
-    assert read_scans(data + b"garbage" + data[:40]) == INTACT, "what follows the end is another's"
+    assert read_scans(data + b"garbage" + data[:40]) == INTACT, "data after the end marker is ignored"
 
 
 @pytest.mark.parametrize("name", [0x00, 0x10, 0x01, 0x11])

@@ -107,23 +107,14 @@ def test_columns_equal_their_rows(tmp_path: Path) -> None:
     write_manifest(path, columns)
     back = read_manifest(path, samples=301, size_bytes=path.stat().st_size, sha256=sha256_file(path))
     for each in (columns, back):
-        assert check(each, rows)
+        assert each.num_samples == len(rows)
+        assert each.sizes.tolist() == [[row.source_height, row.source_width, row.height, row.width] for row in rows]
+        assert [digest.tobytes() for digest in each.sha256] == [row.sha256 for row in rows]
+        assert (each.source, each.note) == ([row.source for row in rows], [row.note for row in rows])
+        assert each.labels.tolist() == [row.label for row in rows]
+        for name in ("crc32c", "excluded", "shard", "offset", "size"):
+            assert getattr(each, name).tolist() == [getattr(row, name) for row in rows], name
     assert pq.read_table(path).to_pylist() == [{name: getattr(each, name) for name in SCHEMA.names} for each in rows]
-
-
-def check(columns: Columns, rows: list[ManifestRow]) -> bool:
-    sizes = [[each.source_height, each.source_width, each.height, each.width] for each in rows]
-    return bool(
-        columns.num_samples == len(rows)
-        and columns.sizes.tolist() == sizes
-        and [each.sha256 for each in rows] == [each.tobytes() for each in columns.sha256]
-        and columns.source == [each.source for each in rows]
-        and columns.note == [each.note for each in rows]
-        and all(
-            getattr(columns, name if name != "label" else "labels").tolist() == [getattr(each, name) for each in rows]
-            for name in ("label", "crc32c", "excluded", "shard", "offset", "size")
-        )
-    )
 
 
 def test_groups_of_rows_are_as_pyarrow_alone_writes_them(tmp_path: Path) -> None:

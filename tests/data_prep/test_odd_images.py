@@ -3,7 +3,6 @@
 Policies: fail ends it without a folder; skip leaves out what is bad; fix keeps the intact part of it.
 """
 
-import base64
 import io
 import json
 import struct
@@ -17,55 +16,11 @@ from PIL import Image
 
 from data_prep import formats
 from data_prep.verify import verify
-from tests.data_prep.helpers import contents, converted, encoded, photo, picture, run, small_set, write_tree
+from tests.data_prep.helpers import contents, converted, encoded, patched, photo, picture, png, run, small_set, write_tree
+from tests.data_prep.rare_jpegs import ARITHMETIC, MIXED, TALL, THIRD
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
-
-# Made with libjpeg-turbo's cjpeg of one 32 x 24 gradient: arithmetic coding, and chroma that its interface has no name for.
-ARITHMETIC = base64.b64decode(
-    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5aYVpQYEpR"
-    "Uk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//yQARCAAYACADASIAAhEB"
-    "AxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPwD/AJqon3pEkcs4SIu0dLl/3xam8BF24BXsn/uUXzd7sKs7o2q++Ke6G6maurmsI7cBUQ7MIMjGEc2i"
-    "cT11V6RA/9k="
-)
-THIRD = base64.b64decode(
-    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5aYVpQYEpR"
-    "Uk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAARCAAYACADATEAAhEB"
-    "AxEB/8QAHwAAAQUBAQEBAQEAAAAAAAAAAAECAwQFBgcICQoL/8QAtRAAAgEDAwIEAwUFBAQAAAF9AQIDAAQRBRIhMUEGE1FhByJxFDKBkaEII0KxwRVS"
-    "0fAkM2JyggkKFhcYGRolJicoKSo0NTY3ODk6Q0RFRkdISUpTVFVWV1hZWmNkZWZnaGlqc3R1dnd4eXqDhIWGh4iJipKTlJWWl5iZmqKjpKWmp6ipqrKz"
-    "tLW2t7i5usLDxMXGx8jJytLT1NXW19jZ2uHi4+Tl5ufo6erx8vP09fb3+Pn6/8QAHwEAAwEBAQEBAQEBAQAAAAAAAAECAwQFBgcICQoL/8QAtREAAgEC"
-    "BAQDBAcFBAQAAQJ3AAECAxEEBSExBhJBUQdhcRMiMoEIFEKRobHBCSMzUvAVYnLRChYkNOEl8RcYGRomJygpKjU2Nzg5OkNERUZHSElKU1RVVldYWVpj"
-    "ZGVmZ2hpanN0dXZ3eHl6goOEhYaHiImKkpOUlZaXmJmaoqOkpaanqKmqsrO0tba3uLm6wsPExcbHyMnK0tPU1dbX2Nna4uPk5ebn6Onq8vP09fb3+Pn6"
-    "/9oADAMBAAIRAxEAPwDhIbP2q9DZ+1XobP2qoSO/A1ti9DZ+1FFbqR9PCt7qKkNn7Vehs/ar0Nn7VxQkfCYGtsXobP2oorZSPpoVvdRUhs/ar0Nn7Veh"
-    "s/auOEj4TA1ti9DZ+1FFbKR9NCt7qP/Z"
-)
-MIXED = base64.b64decode(
-    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5aYVpQYEpR"
-    "Uk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAARCAAYACADARIAAhEB"
-    "AxIB/8QAHwAAAQUBAQEBAQEAAAAAAAAAAAECAwQFBgcICQoL/8QAtRAAAgEDAwIEAwUFBAQAAAF9AQIDAAQRBRIhMUEGE1FhByJxFDKBkaEII0KxwRVS"
-    "0fAkM2JyggkKFhcYGRolJicoKSo0NTY3ODk6Q0RFRkdISUpTVFVWV1hZWmNkZWZnaGlqc3R1dnd4eXqDhIWGh4iJipKTlJWWl5iZmqKjpKWmp6ipqrKz"
-    "tLW2t7i5usLDxMXGx8jJytLT1NXW19jZ2uHi4+Tl5ufo6erx8vP09fb3+Pn6/8QAHwEAAwEBAQEBAQEBAQAAAAAAAAECAwQFBgcICQoL/8QAtREAAgEC"
-    "BAQDBAcFBAQAAQJ3AAECAxEEBSExBhJBUQdhcRMiMoEIFEKRobHBCSMzUvAVYnLRChYkNOEl8RcYGRomJygpKjU2Nzg5OkNERUZHSElKU1RVVldYWVpj"
-    "ZGVmZ2hpanN0dXZ3eHl6goOEhYaHiImKkpOUlZaXmJmaoqOkpaanqKmqsrO0tba3uLm6wsPExcbHyMnK0tPU1dbX2Nna4uPk5ebn6Onq8vP09fb3+Pn6"
-    "/9oADAMBAAIRAxEAPwDhIbP2rfhs/as1MmlWPLpVjOhs/at+Gz9qtTPpaVY8qlWM6Gz9q34bP2q1M+mpVjyqVYzobP2rfhs/arUz6alWPKpVipDZ+1Fe"
-    "Ymz84pVgL0Nn7UVabPRpVgL0Nn7UVabPRpVgL0Nn7UVabPQpVgP/2Q=="
-)
-
-# A gradient of 24 x 40 px with luma 1 x 4, which libjpeg-turbo names and simplejpeg does not.
-TALL = base64.b64decode(
-    "/9j/2wBDABAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBD/wAARCAAoABgDARQAAhEAAxEA"
-    "/8QBFgAAAAAAAAAAABAAAAAAAAAAAAECAwQFBgcICQoLDA0ODxAAAAAAAAAAAOIAAAAAAAAAAPABAgMEBQYHCAkKCwwNDhESExQVFhcYGRobHB0eISIjJCUm"
-    "JygpKissLS4xMjM0NTY3ODk6Ozw9PkFCQ0RFRkdISUpLTE1OUVJTVFVWV1hZWltcXV5hYmNkZWZnaGlqa2xtbnFyc3R1dnd4eXp7fH1+gYKDhIWGh4iJiouM"
-    "jY6RkpOUlZaXmJmam5ydnqGio6SlpqeoqaqrrK2usbKztLW2t7i5uru8vb7BwsPExcbHyMnKy8zNztHS09TV1tfY2drb3N3e4eLj5OXm5+jp6uvs7e7x8vP0"
-    "9fb3+Pn6+/z9/v/aAAwDAQACAAMAAD8AAxQDQIgABYANAiAAFgA0CIAAWADQIgABigIB0AAFOFEFdRwAAZcBoEQAAsAGgRAACwAaBEAAJ4DQIgABcAQDoAAA"
-    "FEFdRwAAZgBoEQAAsAGgRAACwAaBEAAJ4DQIgABcAQDoAAAFEFdRwAAABoEQAAfAaAAAA0AAABoAAx4EA6AADbBFAaSACIAAgAAMBoEQAAfAaAAAA0AAABoA"
-    "AuAIB0AAACKA0kAEQABAAAYDQIgAA+A0AAABoAAADQABcAQDoAAAEUBpIAIgACAD/9k="
-)
-
-
-def patched(data: bytes, at: int, new: bytes) -> bytes:
-    return data[:at] + new + data[at + len(new) :]
 
 
 def twelve_bit(data: bytes) -> bytes:
@@ -87,18 +42,8 @@ def rotated(orientation: int) -> bytes:
 
 
 def png_bomb() -> bytes:
-    body = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
-    data = zlib.compress(bytes(1000))
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", 13)
-        + body
-        + struct.pack(">I", zlib.crc32(body))
-        + struct.pack(">I", len(data))
-        + b"IDAT"
-        + data
-        + struct.pack(">I", zlib.crc32(b"IDAT" + data))
-    )
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    return png((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))))
 
 
 def flipped(data: bytes) -> bytes:

@@ -138,7 +138,7 @@ def test_ilsvrc_with_the_devkit(tmp_path: Path, compressed: bool) -> None:
     assert images_of(converted(tars, tmp_path / "e")) == expected(files)
 
 
-def test_ilsvrc_with_kaggle_s_solution(tmp_path: Path) -> None:
+def test_ilsvrc_with_kaggles_solution(tmp_path: Path) -> None:
     files = small_set(classes=WNIDS)
     root, truth = ilsvrc(tmp_path / "i", files)
     with pytest.raises(DataError, match=r"has no classes.*LOC_val_solution\.csv beside it"):
@@ -221,7 +221,7 @@ def test_class_tars_unpacked_once(tmp_path: Path) -> None:
     assert listing.skipped.reasons == {OTHER_FILES: (3, "n01440764.tar/readme.txt")}
 
 
-def test_torchvision_s_root_keeps_its_tars(tmp_path: Path) -> None:
+def test_torchvisions_root_keeps_its_tars(tmp_path: Path) -> None:
     files = small_set(classes=WNIDS)
     root, truth = ilsvrc(tmp_path / "i", files)
     devkit(root / "ILSVRC2012_devkit_t12.tar.gz", truth)
@@ -318,7 +318,7 @@ def test_class_tars_follow_the_same_rules(tmp_path: Path, kind: bytes, message: 
 
 
 @pytest.mark.parametrize("as_tar", [False, True])
-def test_kaggle_s_imagenet_100(tmp_path: Path, as_tar: bool) -> None:
+def test_kaggles_imagenet_100(tmp_path: Path, as_tar: bool) -> None:
     files = small_set(train=5, classes=WNIDS)
     prefixes = {
         name: f"train.X{1 + WNIDS.index(name.split('/')[1])}/" if name.startswith("train") else "val.X/" for name in files
@@ -465,7 +465,7 @@ def test_a_dataset_folder_is_a_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["jpg", "raw", "proportion"])
-def test_betons_of_ffcv_s_own_writer(tmp_path: Path, mode: str) -> None:
+def test_betons_written_by_ffcv(tmp_path: Path, mode: str) -> None:
     """Written by FFCV. Stored JPEGs keep their bytes, raw pixels are encoded once."""
     needs_ffcv()
     from ffcv.fields import IntField, RGBImageField

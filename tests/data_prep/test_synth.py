@@ -78,8 +78,8 @@ def test_pairs_share_all_but_one_trait() -> None:
 
 
 @pytest.mark.parametrize("trait", [name for name, _, _ in TRAITS])
-def test_a_trait_shows_more_or_less(trait: str) -> None:
-    """With the same random numbers, the two classes of a pair differ only in the trait, strongly or weakly."""
+def test_a_trait_shows_strongly_or_weakly(trait: str) -> None:
+    """With the same random numbers, the two classes of a pair differ only in the trait, by much or little."""
     names: list[str] = [name for name, _, _ in TRAITS]
     label = 2 * names.index(trait)
     differences = []

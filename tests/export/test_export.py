@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from tests.cli.test_commands import Call, call, refused  # noqa: F401 (a fixture)
+from tests.cli.commands import Call, refused
 from tests.factories import make_dataset, make_teacher, rewrite_json, small_recipe
 from udkd.augment.view_table import EpochViews
 from udkd.augment.views import ViewSpec
@@ -36,13 +36,16 @@ CPU = torch.device("cpu")
 DATASET_IMAGES = {"per_class": 12, "val_per_class": 6}
 
 
+def trained(out: Path, dataset: DatasetFolder, students: str, epochs: int) -> RunFolder:
+    settings = ("loss.beta=0.0", "teacher.source='none'", f"train.epochs={epochs}", f"students={students}")
+    assert train(TrainJob(recipe=small_recipe(*settings), data=dataset.path, out=out, device=CPU)).finished
+    return RunFolder.open(out)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> RunFolder:
-    folder = tmp_path_factory.mktemp("run") / "run"
     students = "[{architecture='squeezenet1_1', name='a/b', lr=0.02}, {architecture='squeezenet1_0', name='c', lr=0.02}]"
-    settings = ("loss.beta=0.0", "teacher.source='none'", "train.epochs=4", f"students={students}")
-    assert train(TrainJob(recipe=small_recipe(*settings), data=dataset.path, out=folder, device=CPU)).finished
-    return RunFolder.open(folder)
+    return trained(tmp_path_factory.mktemp("run") / "run", dataset, students, epochs=4)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +137,7 @@ def test_averaging_is_the_evaluators(run: RunFolder, dataset: DatasetFolder) -> 
     assert actual.loss == pytest.approx(wanted.loss, abs=1e-5)
 
 
-def test_int8_stands_beside_float(exported: ExportResult) -> None:
+def test_int8_is_exported_beside_float(exported: ExportResult) -> None:
     assert set(exported.accuracy) == {"model.onnx", "model-int8.onnx"}
     assert exported.bytes["model-int8.onnx"] < 0.4 * exported.bytes["model.onnx"]
     assert abs(exported.accuracy["model-int8.onnx"].top1 - exported.accuracy["model.onnx"].top1) <= 25
@@ -302,16 +305,13 @@ def test_wide_pictures_fill_the_view() -> None:
 @pytest.fixture(scope="module")
 def papers(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> RunFolder:
     """ResNet-18 and MobileNetV2, trained a little."""
-    folder = tmp_path_factory.mktemp("papers") / "run"
     students = "[{architecture='resnet18', lr=0.02}, {architecture='mobilenet_v2', lr=0.02}]"
-    settings = ("loss.beta=0.0", "teacher.source='none'", "train.epochs=2", f"students={students}")
-    assert train(TrainJob(recipe=small_recipe(*settings), data=dataset.path, out=folder, device=CPU)).finished
-    return RunFolder.open(folder)
+    return trained(tmp_path_factory.mktemp("papers") / "run", dataset, students, epochs=2)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("student", ["resnet18", "mobilenet_v2", None])
-def test_the_paper_s_students_are_exported_unchanged(papers: RunFolder, dataset: DatasetFolder, student: str | None) -> None:
+def test_the_papers_students_are_exported_unchanged(papers: RunFolder, dataset: DatasetFolder, student: str | None) -> None:
     done = export(papers, student=student, averaged=student is None, int8=True)
     x_BCHW, names = inputs(dataset, papers, "resnet18"), ("resnet18", "mobilenet_v2")
     with torch.no_grad():
@@ -362,7 +362,7 @@ def test_predictions_and_notes_mirror_where_evaluation_does(
 # Commands
 
 
-def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: DatasetFolder, exported: ExportResult) -> None:  # noqa: F811
+def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: DatasetFolder, exported: ExportResult) -> None:
     pictures(tmp_path)
     (tmp_path / "bad[b].jpg").write_text("no picture")
     result = call("predict", run.path, "grey.png", "bad[b].jpg", "cmyk.jpg", folder=tmp_path)
@@ -377,7 +377,7 @@ def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: Datas
     deep = tmp_path / ("a-long-name-" * 12) / ("and-another-" * 6)
     deep.mkdir(parents=True)
     shutil.copy(tmp_path / "grey.png", deep / "grey.png")
-    assert str(deep / "grey.png") in call("predict", run.path, deep / "grey.png").out, "not folded"
+    assert str(deep / "grey.png") in call("predict", run.path, deep / "grey.png").out, "the path is not wrapped"
     refused(call("predict", run.path, tmp_path / "grey.png", "--student", "x"), "holds no student 'x'")
     refused(call("predict", tmp_path, tmp_path / "grey.png"), "is not a run")
     refused(call("export", run.path), "name one with --student, or use --ensemble")

@@ -116,7 +116,7 @@ def test_a_step_without_a_graph_does_not_wait_either(epochs: dict[str, Any], nam
     assert second["waits"] <= 1, "only the copy of the epoch's order waits"
 
 
-def test_a_step_s_launches_do_not_depend_on_its_batch_size(epochs: dict[str, Any]) -> None:
+def test_launches_of_a_step_do_not_depend_on_the_batch_size(epochs: dict[str, Any]) -> None:
     """A convolution without cuDNN takes two launches per image."""
     few, many = (epochs[name]["first"]["captured"] for name in ("the paper's", "larger"))
     assert abs(many - few) < 10

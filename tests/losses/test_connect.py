@@ -1,4 +1,4 @@
-"""Connectors: what they need of two networks, what they keep, what they refuse; feature maps as hooks take them."""
+"""Connectors: what they need of two networks, what they keep, what they refuse; feature maps as hooks capture them."""
 
 import math
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ def connection(
     return connect(recipe.loss.method, recipe.methods, student or network("squeezenet1_1"), teacher_network, **MADE, **joined)
 
 
-def seen(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0) -> MethodInputs:
+def method_inputs(connection: Connection, teacher: nn.Module, ids: Tensor, step: int = 0) -> MethodInputs:
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((len(ids), 3, 32, 32)).astype(np.float32))
     logits, maps = connection.extractor(x)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_stages_of_a_resnet_are_its_stem_and_layers() -> None:
 
 @pytest.mark.filterwarnings("ignore:NOTE. The nodes")  # dropout is not a node in evaluation mode
 @pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v2"])
-def test_tapped_maps_are_those_of_torchvision_s_extractor(architecture: str) -> None:
+def test_captured_maps_match_torchvisions_extractor(architecture: str) -> None:
     model = network(architecture).eval()
     names = [stage.module for stage in stages(model, 32)]
     extractor = create_feature_extractor(model, train_return_nodes=names, eval_return_nodes=names)
@@ -94,10 +94,10 @@ def test_a_transformer_has_no_maps() -> None:
 
 
 @pytest.mark.parametrize("method", ["attention", "fitnets", "rkd", "crd", "reviewkd"])
-def test_every_method_teaches_a_student(method: str) -> None:
+def test_every_method_gives_the_student_gradients(method: str) -> None:
     student, teacher = network("mobilenet_v2").train(), network("resnet18", seed=1)
     made = connection(method, "methods.crd.negatives=7", student=student, teacher=teacher)
-    term = made.connector(seen(made, teacher, torch.arange(0, 20, 3)))
+    term = made.connector(method_inputs(made, teacher, torch.arange(0, 20, 3)))
     assert term.shape == ()
     assert term.item() > 0
     term.backward()
@@ -106,7 +106,7 @@ def test_every_method_teaches_a_student(method: str) -> None:
     assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_connectors_are_named_by_seed_and_student() -> None:
+def test_connector_weights_depend_on_seed_and_student() -> None:
     weights = [
         connection("fitnets", f"train.seed={seed}", index=index).connector.state_dict()["regressor.0.weight"]
         for seed, index in ((0, 0), (0, 0), (0, 1), (1, 0))
@@ -123,20 +123,20 @@ def test_too_few_maps_are_refused() -> None:
         connection("attention", "methods.attention.stages=5")
 
 
-def test_crd_is_its_formula_and_remembers() -> None:
-    """Two steps, the second against a plain computation from what the first left behind."""
+def test_crd_follows_its_formula_and_updates_its_memory() -> None:
+    """Two steps, the second against a plain computation with the memory that the first left."""
     student, teacher = network("squeezenet1_1").eval(), network("resnet18")
     made = connection("crd", "methods.crd.negatives=6", "methods.crd.embed_dim=8", student=student, teacher=teacher)
     crd = made.connector
     assert isinstance(crd, Crd)
-    first = crd(seen(made, teacher, torch.arange(0, 10)))
+    first = crd(method_inputs(made, teacher, torch.arange(0, 10)))
     assert bool(crd.begun)
     log_z, memory, teacher_memory = crd.log_z.clone(), crd.memory.clone(), crd.teacher_memory.clone()
     assert abs(first.item() / 0.8 / 2 - 6) < 6, "about log(K + 1) + K log((K + 1) / K) with M = 20 at first"
     ids = torch.arange(5, 15)
-    now = seen(made, teacher, ids, step=3)
+    now = method_inputs(made, teacher, ids, step=3)
     value = crd(now).item()
-    assert torch.equal(crd.log_z, log_z), "the first batch's, for ever"
+    assert torch.equal(crd.log_z, log_z), "fixed by the first batch"
     student_64 = F.normalize(crd.embed.linear(now.maps[0].mean((2, 3))), dim=1).detach().double().numpy()
     teacher_64 = F.normalize(crd.teacher_embed.linear(now.teacher_features), dim=1).detach().double().numpy()
     wanted = 0.0
@@ -155,13 +155,13 @@ def test_crd_is_its_formula_and_remembers() -> None:
 
 
 def negatives_of(crd: Crd, now: MethodInputs, row: int) -> list[int]:
-    """Drawn with Python's integers."""
+    """The same draws with Python's integers."""
     name = slow_mix(slow_mix(int(now.key) ^ 0x6E65676174697665) ^ slow_mix(int(now.ids[row])))
     others = [n for n in crd.by_class.tolist() if LABELS[n] != int(now.labels[row])]
     return [others[(slow_mix((name + k * GOLDEN) & MASK) >> 33) * len(others) >> 31] for k in range(6)]
 
 
-def test_a_live_teacher_hands_out_the_maps_of_full_batches() -> None:
+def test_a_live_teacher_returns_the_maps_of_full_batches() -> None:
     model = network("resnet18").eval()
 
     class InBlocks:

@@ -157,7 +157,7 @@ def test_maps_of_two_sizes_meet_at_the_smaller() -> None:
     assert float(attention_transfer(teacher, student)) == pytest.approx(float(attention_transfer(small, student)), rel=1e-12)
 
 
-def test_attention_of_a_dead_or_a_loud_map_is_finite() -> None:
+def test_attention_of_a_zero_or_huge_map_is_finite() -> None:
     for scale in (0.0, 1e4):
         x = (normal(2, 2048, 7, 7) * scale).float()
         gradient = gradient_of(lambda z: attention_transfer(z, torch.ones(2, 8, 7, 7)), x)
@@ -217,7 +217,7 @@ def test_relations_follow_their_formula(fast: Callable[[Tensor, Tensor], Tensor]
 
 
 @pytest.mark.parametrize("term", [distance_term, angle_term])
-def test_relations_of_alike_samples_are_finite(term: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_relations_of_equal_samples_are_finite(term: Callable[[Tensor, Tensor], Tensor]) -> None:
     teacher = normal(8, 16).float()
     twins = teacher.repeat_interleave(2, dim=0)[:8]
     for student in (twins, torch.zeros(8, 16), twins * 1e4, twins * 1e-6):
@@ -288,7 +288,7 @@ def test_negatives_are_even_and_of_other_classes() -> None:
     assert (drawn[0] != draw_negatives(batch, first, by_class, keys + 1, 6000).numpy()[0]).any()
 
 
-def test_memory_starts_named_and_moves_half_way() -> None:
+def test_the_memory_is_seeded_and_updated_half_way() -> None:
     memory = initial_memory(10, 4, 7, 1)
     assert torch.equal(memory, initial_memory(10, 4, 7, 1))
     assert not torch.equal(memory, initial_memory(10, 4, 7, 2))

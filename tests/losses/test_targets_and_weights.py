@@ -73,7 +73,7 @@ def test_members_in_float64() -> None:
     close(few, 1 - information / math.log(C))
 
 
-def test_members_that_agree_or_contradict() -> None:
+def test_members_that_agree_or_disagree() -> None:
     same = torch.log_softmax(logits(1, B, C), -1).expand(3, B, C)
     assert mutual_information(same).max() < 1e-6
     assert mutual_information(same + 0).min() >= 0
@@ -184,7 +184,7 @@ def test_of_equal_logits_the_lower_class_is_kept() -> None:
     assert torch.equal(wide, packed.dense(9))
 
 
-def test_words() -> None:
+def test_texts_are_parsed_back() -> None:
     for estimator in (Estimator(), Estimator(kind="ensemble"), Estimator(kind="mc_dropout", passes=8, p=0.15, seed=3)):
         assert Estimator.parse(estimator.text) == estimator
     for storage in (Storage(), Storage(dtype="float32"), Storage(top_k=32)):

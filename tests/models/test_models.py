@@ -51,7 +51,7 @@ def test_hash_equals_python_integers() -> None:
 
 
 @pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.9])
-def test_dropout_keeps_its_share_and_its_mean(p: float) -> None:
+def test_dropout_has_its_rate_and_keeps_the_mean(p: float) -> None:
     n = 64 * 1280
     kept = torch.stack([mask(dropout(p, key)) for key in range(8)]).double()
     assert abs(float(kept.mean()) - (1 - p)) < 5 * (p * (1 - p) / n / 8) ** 0.5
@@ -66,7 +66,7 @@ def test_dropout_keeps_its_share_and_its_mean(p: float) -> None:
     assert set(y.unique().tolist()) <= {0.0, float(torch.tensor(3.0) * (torch.tensor(True) / (1 - p)))}
 
 
-def test_keys_layers_and_steps_give_unlike_masks() -> None:
+def test_keys_layers_and_steps_give_different_masks() -> None:
     masks = [mask(dropout(0.5, key, layer)) for key in (0, 1, 2, 0x9E3779B9, 0xFFFFFFFF) for layer in (1, 2, 3)]
     for n, one in enumerate(masks):
         for other in masks[:n]:
@@ -82,7 +82,7 @@ def test_per_sample_drops_complete_samples() -> None:
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_the_mask_is_of_the_elements_not_of_the_memory(per_sample: bool) -> None:
+def test_the_mask_does_not_depend_on_the_memory_format(per_sample: bool) -> None:
     x = torch.arange(1.0, 1 + 8 * 3 * 5 * 5).view(8, 3, 5, 5)
     module = dropout(0.4, per_sample=per_sample)
     want = module(x)
@@ -172,7 +172,7 @@ def test_building_and_running_consumes_no_global_randomness(architecture: str) -
 REFUSED = {"googlenet": "auxiliary outputs", "inception_v3": "cannot take 224 px images"}
 
 
-def test_torchvision_s_classifiers_are_built_or_refused_in_one_line() -> None:
+def test_torchvisions_classifiers_are_built_or_refused_in_one_line() -> None:
     """UDKD_LONG_TESTS=1 tries all of them; otherwise every eighth, and those that are refused."""
     known = torchvision.models.list_models(module=torchvision.models)
     assert len(known) > 70
@@ -197,7 +197,7 @@ def test_small_networks_of_other_families(architecture: str) -> None:
     assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
 
 
-def test_resnets_begin_as_the_identity() -> None:
+def test_residual_blocks_begin_as_the_identity() -> None:
     for architecture, kind in (("resnet18", BasicBlock), ("resnet50", Bottleneck)):
         model = build(architecture, 3, image_px=32, seed=0).eval()
         blocks = [module for module in model.modules() if isinstance(module, kind)]
@@ -231,7 +231,7 @@ def test_what_cannot_be_built_is_one_line(architecture: str, image_px: int, mess
     assert "\n" not in str(caught.value)
 
 
-def test_the_paper_s_parameter_counts() -> None:
+def test_the_papers_parameter_counts() -> None:
     """Table IV, in millions, with 1000 classes."""
     with torch.device("meta"):
         counts = [num_parameters(torchvision.models.get_model(name)) for name in ("resnet50", "resnet18", "mobilenet_v2")]

@@ -54,8 +54,8 @@ def test_gathered_pool_is_max_pool(
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 0), pytest.param((3, 2, 1), marks=pytest.mark.long)])
-def test_a_gathered_pools_backward_stores_no_sum_window_by_window(sizes: tuple[int, int, int]) -> None:
-    """That would cost more than the atomics that it replaces; inductor's options do."""
+def test_the_backward_of_a_gathered_pool_is_one_kernel(sizes: tuple[int, int, int]) -> None:
+    """Sums stored per window would cost more than the atomics that they replace; inductor's options avoid them."""
     options = INDUCTOR_OPTIONS | {"fx_graph_cache": False}
     if hasattr(torch._inductor.config, "realize_cpu_opcount_threshold"):  # PyTorch 2.14
         options["realize_cpu_opcount_threshold"] = INDUCTOR_OPTIONS["realize_opcount_threshold"]
@@ -71,7 +71,7 @@ def test_a_gathered_pools_backward_stores_no_sum_window_by_window(sizes: tuple[i
 ALL_SETTINGS = ["gathered_pool=true", "force_layout=true", "combo_kernels=true"]
 
 
-def test_settings_that_pytorch_renamed_are_one_line_before_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_pytorch_renamed_are_one_line_before_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     options = inductor_options(small_recipe(*(f"perf.{setting}" for setting in ALL_SETTINGS)))
     assert options is not None
     assert len(options) == 3
@@ -84,7 +84,7 @@ def test_settings_that_pytorch_renamed_are_one_line_before_compiling(monkeypatch
     compiled(F.relu)
 
 
-def test_a_lost_limit_of_dynamo_s_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_limit_of_dynamo_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._dynamo, "config", object())
     with pytest.raises(ConfigError, match=r"recompile_limit, which train\.compile needs; expected .*--set train\.compile=off$"):
         compiled(F.relu)
@@ -96,7 +96,7 @@ def test_a_fold_that_pytorch_has_moved_is_one_line(monkeypatch: pytest.MonkeyPat
         fold_batch_norm(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval())
 
 
-def test_models_take_them() -> None:
+def test_swaps_reach_every_module_of_their_kind() -> None:
     mobilenet = use_saved_relu6(torchvision.models.mobilenet_v2(weights=None))
     assert sum(isinstance(module, SavedReLU6) for module in mobilenet.modules()) == 35
     assert not any(isinstance(module, nn.ReLU6) for module in mobilenet.modules())

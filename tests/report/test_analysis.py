@@ -95,7 +95,7 @@ def test_wilson_bounds_solve_its_equation(hits: int, misses: int) -> None:
     assert 0 <= low <= hits / n <= high <= 1
 
 
-def test_wilson_s_published_values() -> None:
+def test_published_wilson_intervals() -> None:
     """R's prop.test(x, n, correct = FALSE) gives these."""
     assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
     assert wilson(0, 10) == pytest.approx((0, 0.2775328), abs=1e-6)
@@ -182,11 +182,9 @@ def test_patterns_by_hand(classifiers: int) -> None:
         assert result[code] == sum(correct[:, n].tolist() == expected for n in range(200) if among[n])
 
 
-@given(st.lists(st.floats(0, 3, width=16), max_size=60), st.integers(1, 12))
+@given(st.lists(st.floats(0, 3, width=16), min_size=1, max_size=60), st.integers(1, 12))
 def test_tenths_by_hand(entropies: list[float], groups: int) -> None:
     ids = np.arange(len(entropies)) * 7 % 61
-    if not entropies:
-        return
     result = tenths(np.array(entropies), ids, groups)
     ranked = sorted(range(len(entropies)), key=lambda row: (-entropies[row], ids[row]))
     assert [row for part in result for row in part.tolist()] == ranked

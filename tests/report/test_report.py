@@ -43,11 +43,6 @@ def full_inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
     return inputs
 
 
-@pytest.fixture
-def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_only(monkeypatch)
-
-
 def page_of(inputs: ReportInputs) -> Page:
     return Page(inputs.out / "index.html")
 
@@ -117,7 +112,7 @@ def test_light_and_dark_share_one_figure(full_inputs: ReportInputs) -> None:
         assert all(f"--{role}: {colour};" in text for role, colour in palette.roles().items())
     drawings = [part.split("</svg>")[0] for part in text.split("<svg ")[1:]]
     assert len(drawings) == 6 + 6 + 2 + 4 + 2  # curves, certainty, tenths, reliability, disagreement
-    assert not any("#fe00" in drawing for drawing in drawings)  # no stand-in colour is left
+    assert not any("#fe00" in drawing for drawing in drawings)  # no placeholder colour is left
 
 
 def test_numbers_of_the_teacher_by_hand(full_inputs: ReportInputs) -> None:
@@ -209,7 +204,7 @@ def test_captions_of_curves_match_the_metrics(full_inputs: ReportInputs) -> None
     assert "Top-1: resnet18 72.3 % and mobilenet_v2 70.3 %; averaged 73.7 %; the teacher 77.0 %. Chance is 10 %." in text
 
 
-def test_a_method_s_term_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_methods_term_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch, "loss-method")
     inputs = fake(tmp_path, overrides=("loss.method='dkd'", "loss.method_weight=0.7", "loss.sample_weight_control='shuffled'"))
     for row in inputs.metrics:
@@ -347,12 +342,12 @@ def test_missing_or_different_parts_become_a_sentence(
     trained: tuple[Path, DatasetFolder, TeacherFolder], tmp_path: Path, without_figures: None
 ) -> None:
     folder, _, _ = trained
-    full_inputs = load_inputs(folder / "run").targets
+    targets = load_inputs(folder / "run").targets
     inputs = load_inputs(folder / "run", cache=tmp_path / "nowhere")
-    assert full_inputs is not None
-    assert inputs.targets is not None, "udkd eval kept what the cache held"
+    assert targets is not None
+    assert inputs.targets is not None, "udkd eval stored the cache's targets"
     assert all(
-        np.array_equal(value, vars(inputs.targets.predictions)[name]) for name, value in vars(full_inputs.predictions).items()
+        np.array_equal(value, vars(inputs.targets.predictions)[name]) for name, value in vars(targets.predictions).items()
     )
     assert "nowhere" in inputs.targets_from
     assert "The cache was not read" in Page(write_report(replace(inputs, out=tmp_path / "report"))).text

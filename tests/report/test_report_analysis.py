@@ -38,12 +38,7 @@ def page(full_inputs: ReportInputs) -> Page:
     return Page(full_inputs.out / "index.html")
 
 
-@pytest.fixture
-def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_only(monkeypatch)
-
-
-def marks(answers: TopPredictions | None, labels: np.ndarray) -> list[bool]:
+def correctness(answers: TopPredictions | None, labels: np.ndarray) -> list[bool]:
     """Whether each prediction is correct, by image."""
     assert answers is not None
     return [int(top[0]) == label for top, label in zip(answers.top.tolist(), labels.tolist(), strict=True)]
@@ -61,7 +56,7 @@ def test_calibration_by_hand(full_inputs: ReportInputs, page: Page) -> None:
     predictions = full_inputs.predictions
     assert predictions is not None
     for answers in (*predictions.students, predictions.average, predictions.teacher):
-        correct = marks(answers, predictions.labels)
+        correct = correctness(answers, predictions.labels)
         assert answers is not None
         confidence = [math.exp(row[0]) for row in answers.top_log_p.tolist()]
         bins: dict[int, list[int]] = {}
@@ -88,11 +83,11 @@ def test_tenths_of_validation_images_by_hand(full_inputs: ReportInputs, page: Pa
     parts = []
     compared = (("resnet18", predictions.students[0]), ("mobilenet_v2", predictions.students[1]))
     for name, answers in (*compared, ("averaged", predictions.average), ("teacher", predictions.teacher)):
-        correct = marks(answers, predictions.labels)
+        correct = correctness(answers, predictions.labels)
         first, last = (sum(correct[row] for row in rows) / 30 * 100 for rows in (order[:30], order[-30:]))
         parts.append(f"{name} {first:.0f} → {last:.0f} %")
     assert f"from the lowest tenth to the highest: {', '.join(parts[:-1])} and {parts[-1]}" in page.text
-    correct = marks(predictions.teacher, predictions.labels)
+    correct = correctness(predictions.teacher, predictions.labels)
     weights = [1 - value / math.log(10) for value in entropy]
     pairs = [
         (a, b) for a, ok in zip(weights, correct, strict=True) if ok for b, no in zip(weights, correct, strict=True) if not no
@@ -104,7 +99,9 @@ def test_tenths_of_validation_images_by_hand(full_inputs: ReportInputs, page: Pa
 def test_correct_students_by_hand(full_inputs: ReportInputs, page: Page, without_figures: None) -> None:
     predictions = full_inputs.predictions
     assert predictions is not None
-    first, second, teacher = (marks(answers, predictions.labels) for answers in (*predictions.students, predictions.teacher))
+    first, second, teacher = (
+        correctness(answers, predictions.labels) for answers in (*predictions.students, predictions.teacher)
+    )
     rows = list(zip(first, second, teacher, strict=True))
     table = next(
         block
@@ -137,7 +134,7 @@ def test_gains_by_hand(full_inputs: ReportInputs, page: Page) -> None:
     assert predictions.teacher is not None
     order = sorted(range(300), key=lambda row: (-float(predictions.teacher.entropy[row]), int(predictions.ids[row])))  # type: ignore[union-attr]
     for match, student, counterpart in zip(matched, ours, other, strict=True):
-        a, b = marks(student, predictions.labels), marks(counterpart, predictions.labels)
+        a, b = correctness(student, predictions.labels), correctness(counterpart, predictions.labels)
         points = 100 * (sum(a) - sum(b)) / 300
         total = comparison.overall_gain(predictions, match)
         assert total.points == pytest.approx(points)
@@ -245,7 +242,7 @@ def test_pages_of_every_shape(
     page = Page(write_report(inputs))
     assert not re.search(r"\b(nan|inf)\b", page.text, re.IGNORECASE), re.findall(r".{40}\bnan\b.{20}", page.text)
     svg = (tmp_path / "index.html").read_text()
-    assert not re.search(r'="[^"]*\bnan\b', svg), "no coordinate is none"
+    assert not re.search(r'="[^"]*\bnan\b', svg), "no coordinate is NaN"
     assert ("There is only one student." in page.text) == (students == 1)
     if samples < 3:
         assert "improves" not in page.text
@@ -267,7 +264,7 @@ def test_five_students_are_counted(tmp_path: Path, without_figures: None) -> Non
     inputs = fake(tmp_path, epochs=1, overrides=(f"students=[{listed}]",))
     assert inputs.predictions is not None
     rows = disagreement.correct_patterns(inputs.predictions)
-    correct = np.array([marks(answers, inputs.predictions.labels) for answers in inputs.predictions.students])
+    correct = np.array([correctness(answers, inputs.predictions.labels) for answers in inputs.predictions.students])
     assert [label for label, _ in rows] == [f"{k} of 5 correct" for k in (5, 4, 3, 2, 1, 0)]
     assert [counts["all"] for _, counts in rows] == [int((correct.sum(0) == k).sum()) for k in (5, 4, 3, 2, 1, 0)]
     assert "Classes are shown for the first 3 of 10 pairs" in Page(write_report(inputs)).text
@@ -279,7 +276,7 @@ def test_labels_of_patterns(tmp_path: Path, students: int) -> None:
     predictions = fake(tmp_path, epochs=1, overrides=(f"students=[{listed}]",)).predictions
     assert predictions is not None
     rows = dict(disagreement.correct_patterns(predictions))
-    correct = np.array([marks(answers, predictions.labels) for answers in predictions.students])
+    correct = np.array([correctness(answers, predictions.labels) for answers in predictions.students])
     assert len(rows) == 2**students
     assert rows["all correct"]["all"] == int(correct.all(0).sum())
     assert rows["only b"]["all"] == int((correct[1] & (correct.sum(0) == 1)).sum())
@@ -425,11 +422,11 @@ def test_each_student_has_its_baseline(tmp_path: Path, full_inputs: ReportInputs
     ]
     for match, folder in zip(matched, (one, other), strict=True):
         theirs, _ = read_predictions(RunFolder.open(folder).predictions_path)
-        a, b = (marks(each.students[at], predictions.labels) for each, at in ((predictions, match.index), (theirs, 0)))
+        a, b = (correctness(each.students[at], predictions.labels) for each, at in ((predictions, match.index), (theirs, 0)))
         assert comparison.overall_gain(predictions, match).points == pytest.approx(100 * (sum(a) - sum(b)) / 300)
     text = Page(write_report(replace(inputs, evaluation=None))).text
     assert "Against the baselines alone-m and alone-r" in text
-    assert "mobilenet_v2 is wrong and mobilenet_v2 of alone-m correct on" in text or "the images cannot be shown" in text
+    assert "the images cannot be shown" in text
     with pytest.raises(RunError, match=r"the baseline alone-m has mobilenet_v2; expected a student of resnet18; drop it"):
         load_inputs(dual, baselines=[other, other])
     with pytest.raises(RunError, match=r"the baseline alone-m has mobilenet_v2; expected a student of this run that no other"):

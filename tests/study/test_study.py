@@ -50,10 +50,10 @@ GRID = Study.model_validate_json(
             "baseline": ["hard"],
             "arms": [
                 {"name": "hard", "set": ["loss.alpha=1.0", "loss.beta=0.0", "loss.gamma=0.0", "teacher.source='none'"]},
-                {"name": "taught"},
-                {"name": "taught again"},
+                {"name": "distilled"},
+                {"name": "distilled again"},
             ],
-            "contrasts": [{"arm": "taught", "against": "taught again", "isolates": "nothing"}],
+            "contrasts": [{"arm": "distilled", "against": "distilled again", "isolates": "nothing"}],
         }
     )
 )
@@ -73,7 +73,7 @@ def outcome(learner: str, curve: Sequence[float]) -> LearnerResult:
     )
 
 
-def made_up(arm: str, seed: int, last: float, *, learners: Sequence[str] = ("a",), seconds: float = 10.0) -> RunResult:
+def run_result(arm: str, seed: int, last: float, *, learners: Sequence[str] = ("a",), seconds: float = 10.0) -> RunResult:
     outcomes = tuple(outcome(name, (last / 2, last + 1, last + index)) for index, name in enumerate(learners))
     return RunResult(arm=arm, seed=seed, run=f"{arm}-{seed}", outcomes=outcomes, images_per_s=100.0, seconds=seconds)
 
@@ -239,15 +239,15 @@ def test_arms_with_all_teacher_views_follow_the_epochs() -> None:
 def test_only_equal_runs_share_a_folder() -> None:
     plan = small_plan()
     names = {(trial.arm, trial.seed): trial.run_name("data", "teacher") for trial in plan.trials}
-    assert names["taught", 0] == names["taught again", 0]
+    assert names["distilled", 0] == names["distilled again", 0]
     assert len(set(names.values())) == 4
-    taught = next(trial for trial in plan.trials if trial.arm == "taught")
+    distilled = next(trial for trial in plan.trials if trial.arm == "distilled")
     hard = plan.trials[0]
-    assert taught.run_name("data", "another") != taught.run_name("data", "teacher")
+    assert distilled.run_name("data", "another") != distilled.run_name("data", "teacher")
     assert hard.run_name("data", "another") == hard.run_name("data", "teacher")
-    assert taught.run_name("other data", "teacher") != taught.run_name("data", "teacher")
-    threads = dataclasses.replace(taught, recipe=load_recipe("smoke", [*SMALL, "train.seed=0", "data.workers=7"]))
-    assert threads.run_name("data", "teacher") == taught.run_name("data", "teacher")
+    assert distilled.run_name("other data", "teacher") != distilled.run_name("data", "teacher")
+    threads = dataclasses.replace(distilled, recipe=load_recipe("smoke", [*SMALL, "train.seed=0", "data.workers=7"]))
+    assert threads.run_name("data", "teacher") == distilled.run_name("data", "teacher")
 
 
 def test_caches_are_shared_where_their_targets_are_equal() -> None:
@@ -264,20 +264,20 @@ def test_caches_are_shared_where_their_targets_are_equal() -> None:
 
 
 def runs_of(arms: dict[str, dict[int, float]]) -> list[RunResult]:
-    return [made_up(arm, seed, value) for arm, values in arms.items() for seed, value in values.items()]
+    return [run_result(arm, seed, value) for arm, values in arms.items() for seed, value in values.items()]
 
 
 def test_every_statistic_follows_from_the_runs() -> None:
-    values = {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.5, 2: 54.5}}
+    values = {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "distilled": {0: 53.0, 1: 57.5, 2: 54.5}}
     summary = summarise(GRID, runs_of(values), IMAGES)
-    arm_summary = next(entry for entry in summary.arm_summaries if entry.arm == "taught")
-    assert arm_summary.last.mean == pytest.approx(statistics.fmean(values["taught"].values()))
-    assert arm_summary.last.sd == pytest.approx(statistics.stdev(values["taught"].values()))
+    arm_summary = next(entry for entry in summary.arm_summaries if entry.arm == "distilled")
+    assert arm_summary.last.mean == pytest.approx(statistics.fmean(values["distilled"].values()))
+    assert arm_summary.last.sd == pytest.approx(statistics.stdev(values["distilled"].values()))
     assert arm_summary.best.mean == pytest.approx(arm_summary.last.mean + 1)
     assert arm_summary.best_epochs == (2, 2, 2)
     (comparison,) = main_comparisons(summary, "last")
-    assert (comparison.arm, comparison.against, comparison.seeds) == ("taught", "hard", (0, 1, 2))
-    differences = [values["taught"][seed] - values["hard"][seed] for seed in range(3)]
+    assert (comparison.arm, comparison.against, comparison.seeds) == ("distilled", "hard", (0, 1, 2))
+    differences = [values["distilled"][seed] - values["hard"][seed] for seed in range(3)]
     difference = comparison.difference
     assert difference.spread.mean == pytest.approx(statistics.fmean(differences))
     reach = 4.302653 * statistics.stdev(differences) / 3**0.5
@@ -288,19 +288,19 @@ def test_every_statistic_follows_from_the_runs() -> None:
 
 
 def test_differences_use_common_seeds() -> None:
-    summary = summarise(GRID, runs_of({"hard": {0: 50.0, 2: 60.0, 3: 1.0}, "taught": {3: 2.0, 0: 51.0, 7: 99.0}}), IMAGES)
+    summary = summarise(GRID, runs_of({"hard": {0: 50.0, 2: 60.0, 3: 1.0}, "distilled": {3: 2.0, 0: 51.0, 7: 99.0}}), IMAGES)
     (comparison,) = main_comparisons(summary, "last")
     assert comparison.seeds == (0, 3)
     assert comparison.difference.spread.mean == pytest.approx(1.0)
-    nothing = summarise(GRID, runs_of({"hard": {0: 50.0}, "taught": {1: 51.0}}), IMAGES)
+    nothing = summarise(GRID, runs_of({"hard": {0: 50.0}, "distilled": {1: 51.0}}), IMAGES)
     assert nothing.comparisons == ()
 
 
 def test_a_contrast_with_the_baseline_is_once_in_the_table() -> None:
-    contrast = {"arm": "taught", "against": "hard", "isolates": "the teacher"}
+    contrast = {"arm": "distilled", "against": "hard", "isolates": "the teacher"}
     study = GRID.model_copy(update={"contrasts": ()})
     twice = Study.model_validate_json(json.dumps(study.model_dump(mode="json") | {"contrasts": [contrast]}))
-    runs = runs_of({"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.5, 2: 54.5}})
+    runs = runs_of({"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "distilled": {0: 53.0, 1: 57.5, 2: 54.5}})
     assert len(summarise(twice, runs, IMAGES).comparisons) == 2 * len(summarise(study, runs, IMAGES).comparisons)
     assert table_csv(summarise(twice, runs, IMAGES)) == table_csv(summarise(study, runs, IMAGES))
 
@@ -309,9 +309,9 @@ def test_a_student_is_compared_with_the_baseline_that_has_it() -> None:
     arms = [{"name": "one"}, {"name": "other"}, {"name": "both"}]
     study = Study.model_validate_json(json.dumps({"title": "x", "baseline": ["one", "other"], "arms": arms}))
     runs = [
-        made_up("one", 0, 50.0, learners=("a",), seconds=6.0),
-        made_up("other", 0, 40.0, learners=("b",), seconds=4.0),
-        made_up("both", 0, 60.0, learners=("a", "b", AVERAGED), seconds=8.0),
+        run_result("one", 0, 50.0, learners=("a",), seconds=6.0),
+        run_result("other", 0, 40.0, learners=("b",), seconds=4.0),
+        run_result("both", 0, 60.0, learners=("a", "b", AVERAGED), seconds=8.0),
     ]
     summary = summarise(study, runs, IMAGES)
     assert [(entry.learner, entry.against) for entry in main_comparisons(summary, "last")] == [("a", "one"), ("b", "other")]
@@ -330,7 +330,7 @@ def test_numbered_students_are_compared_within_their_architecture() -> None:
 
 
 def test_runs_survive_json() -> None:
-    run = made_up("a", 3, 71.3, learners=("x", "y"))
+    run = run_result("a", 3, 71.3, learners=("x", "y"))
     assert RunResult.of(json.loads(json.dumps(run.to_dict()))) == run
 
 
@@ -350,10 +350,10 @@ def context(out: Path, dataset: DatasetFolder, teacher: TeacherFolder | None, **
 
 
 class StopAfterCalls:
-    """Asks to stop after so many calls."""
+    """Requests a stop after so many calls."""
 
-    def __init__(self, questions: int) -> None:
-        self.left = questions
+    def __init__(self, calls: int) -> None:
+        self.left = calls
 
     def __call__(self) -> bool:
         self.left -= 1
@@ -407,8 +407,8 @@ def test_stored_numbers_equal_those_of_the_runs(dataset: DatasetFolder, teacher:
         assert row["outcomes"][0]["last"] == curve[-1]
         assert row["outcomes"][0]["best"] == max(curve)
     table = list(csv.DictReader(io.StringIO((finished / "grid" / "table.csv").read_text())))
-    assert {row["arm"] for row in table} == {"hard", "taught", "taught again"}
-    same = next(row for row in table if row["against"] == "taught again" and row["figure"] == "last")
+    assert {row["arm"] for row in table} == {"hard", "distilled", "distilled again"}
+    same = next(row for row in table if row["against"] == "distilled again" and row["figure"] == "last")
     assert (same["difference_mean"], same["verdict"]) == ("0", "too few runs")
 
 
@@ -450,7 +450,7 @@ def test_every_statistic_by_scipy_from_the_runs_files(
         low, high = np.quantile(apart[np.array(picks)].mean(axis=1), [0.025, 0.975])
         assert (float(row["bootstrap_low"]), float(row["bootstrap_high"])) == pytest.approx((low, high), rel=1e-5)
     costs = list(csv.DictReader(io.StringIO((finished / "grid" / "cost.csv").read_text())))
-    means = {arm: np.mean([seconds[arm, seed] for seed in (0, 1)]) for arm in ("hard", "taught", "taught again")}
+    means = {arm: np.mean([seconds[arm, seed] for seed in (0, 1)]) for arm in ("hard", "distilled", "distilled again")}
     for row in costs:
         assert float(row["seconds_mean"]) == pytest.approx(means[row["arm"]], rel=1e-5)
         if row["against"]:
@@ -472,8 +472,8 @@ def test_a_teacher_is_fitted_once(tmp_path: Path, dataset: DatasetFolder, monkey
     write_result(plan, where, progress)
     assert run_study(plan, context(tmp_path, dataset, None)).complete
     assert file.stat().st_mtime_ns == stamp
-    taught = json.loads((tmp_path / "grid" / "study.json").read_text())["teacher"]
-    assert (taught["architecture"], taught["fit_epochs"]) == ("squeezenet1_1", 1)
+    distilled = json.loads((tmp_path / "grid" / "study.json").read_text())["teacher"]
+    assert (distilled["architecture"], distilled["fit_epochs"]) == ("squeezenet1_1", 1)
 
 
 def test_a_failed_run_does_not_stop_the_others(
@@ -518,24 +518,24 @@ def page_of(tmp_path: Path, finished: Path, arms: dict[str, dict[int, float]], v
 
 def test_the_page_claims_only_what_intervals_allow(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch)
-    unclear = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 52.0, 1: 54.5, 2: 53.0}})
+    unclear = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "distilled": {0: 52.0, 1: 54.5, 2: 53.0}})
     assert "improves" not in unclear  # bootstrap +0.5 to +2.0, Student's t holds 0
     assert "No top-1 difference from the baseline has intervals that exclude 0." in unclear
-    single = page_of(tmp_path, finished, {"hard": {0: 50.0}, "taught": {0: 99.0}})
+    single = page_of(tmp_path, finished, {"hard": {0: 50.0}, "distilled": {0: 99.0}})
     assert "improves" not in single
     assert "Fewer than 3 seeds allow no verdict on top-1." in single
     assert "Fewer than 3 seeds: too few for a verdict." in single
-    even = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0}, "taught": {0: 42.0, 1: 46.0}})
+    even = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0}, "distilled": {0: 42.0, 1: 46.0}})
     assert "worsens" not in even
     assert "Fewer than 3 seeds allow no verdict on top-1." in even
-    few = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}}, 150)
+    few = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "distilled": {0: 53.0, 1: 57.1, 2: 54.9}}, 150)
     assert "improves" not in few
     assert "as large as 6 validation images" in few
-    clear = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "taught": {0: 53.0, 1: 57.1, 2: 54.9}})
-    assert "Against “hard”: “taught” improves a by 3.00 points; every difference is clear." in clear
-    worse = page_of(tmp_path, finished, {"hard": {0: 53.0, 1: 57.1, 2: 54.9}, "taught": {0: 50.0, 1: 54.0, 2: 52.0}})
+    clear = page_of(tmp_path, finished, {"hard": {0: 50.0, 1: 54.0, 2: 52.0}, "distilled": {0: 53.0, 1: 57.1, 2: 54.9}})
+    assert "Against “hard”: “distilled” improves a by 3.00 points; every difference is clear." in clear
+    worse = page_of(tmp_path, finished, {"hard": {0: 53.0, 1: 57.1, 2: 54.9}, "distilled": {0: 50.0, 1: 54.0, 2: 52.0}})
     assert "improves" not in worse
-    assert "“taught” worsens a by 3.00 points" in worse
+    assert "“distilled” worsens a by 3.00 points" in worse
 
 
 def test_a_study_of_cost_shows_cost_first(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,17 +543,17 @@ def test_a_study_of_cost_shows_cost_first(tmp_path: Path, finished: Path, monkey
     values = json.loads((finished / "grid" / "study.json").read_text())
     values["study"] |= {"asks": "cost"}
     values["runs"] = [
-        made_up(arm, 0, 50.0, seconds=seconds).to_dict() for arm, seconds in (("hard", 8000.0), ("taught", 12000.0))
+        run_result(arm, 0, 50.0, seconds=seconds).to_dict() for arm, seconds in (("hard", 8000.0), ("distilled", 12000.0))
     ]
     (name,) = values["caches"]
     values["caches"][name] = {"images": 240.0, "seconds": 720.0}
     values["study"]["arms"][1]["paper_hours"] = 12.36
     page = write_page(tmp_path, values).read_text()
-    assert "“taught” trains 1.50 times as long as “hard”." in page
+    assert "“distilled” trains 1.50 times as long as “hard”." in page
     assert page.index("Training time</h3>") < page.index("Conclusions</h2>")
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     # 24 images, one view: a tenth of what the cache computed, hence 72 s = 0.02 hours.
-    assert "taught 1 100 3.33 0.02 12.36 1.50 × hard" in text
+    assert "distilled 1 100 3.33 0.02 12.36 1.50 × hard" in text
 
 
 def test_table_2_has_the_runs_of_table_1() -> None:
@@ -601,7 +601,7 @@ def test_the_page_is_self_contained(finished: Path) -> None:
 def test_the_page_shows_every_run_and_escapes_names(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch, "*")
     values = json.loads((finished / "grid" / "study.json").read_text())
-    values["runs"] = [made_up("hard", 0, 51.23, learners=("<b>$x_1$</b>",)).to_dict()]
+    values["runs"] = [run_result("hard", 0, 51.23, learners=("<b>$x_1$</b>",)).to_dict()]
     values["study"]["title"] = "A & <i>B</i>"
     page = write_page(tmp_path, values).read_text()
     assert "<b>$x" not in page

@@ -2,13 +2,18 @@
 
 import hashlib
 import io
+import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.distributed import HashStore
 
+from tests.factories import write_small_teacher
+from tests.timeouts import scaled
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.data.header import ClassName, Encoder, Header, SplitHeader, content_digest
@@ -17,8 +22,10 @@ from udkd.data.shards import ShardWriter
 from udkd.models.build import build
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
-from udkd.teacher.folder import TeacherFolder, write_teacher
+from udkd.teacher.folder import TeacherFolder
+from udkd.teacher.workers import WorkerGroup
 from udkd.utils.crc32c import crc32c
+from udkd.utils.errors import UserError
 from udkd.utils.files import sha256_file
 
 SIDE = 40
@@ -50,24 +57,14 @@ def make_teacher(folder: Path, seed: int = 0, classes: tuple[ClassName, ...] = C
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, generator=drawn)
     torch.nn.init.normal_(model.fc.weight, std=0.1, generator=drawn)
-    return write_teacher(
-        folder,
-        model.state_dict(),
-        architecture=TEACHER,
-        classes=tuple(entry.wnid for entry in classes),
-        image_px=32,
-        resize_px=36,
-        scheme="centre",
-        accuracy={},
-        made={},
-    )
+    return write_small_teacher(folder, model.state_dict(), TEACHER, [entry.wnid for entry in classes])
 
 
 def make_dataset(folder: Path) -> DatasetFolder:
     """One split, images of odd sizes, some excluded."""
     rng = np.random.default_rng(0)
     split = folder / "train"
-    split.mkdir()
+    split.mkdir(parents=True)
     rows = []
     with ShardWriter(split, 0) as shard:
         for n in range(SAMPLES):
@@ -101,3 +98,28 @@ def views_of(folder: Path) -> dict[str, bytes]:
 
 def run(folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str | int = "eval", **options: object) -> Cache:
     return build_cache(folder, dataset=dataset, teacher=teacher, recipe=recipe(views, **options), device=CPU).cache
+
+
+def run_in_threads(
+    size: int, folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: int = 2, **options: object
+) -> list[object]:
+    """A group of threads with torch's HashStore: what each returned or raised."""
+    store, results = HashStore(), [None] * size
+    store.set_timeout(timedelta(seconds=scaled(60)))
+
+    def build(rank: int) -> None:
+        group = WorkerGroup(rank=rank, size=size, store=store)
+        try:
+            given = {"dataset": dataset, "teacher": teacher, "recipe": recipe(views), "device": CPU} | options
+            results[rank] = build_cache(folder, **given, group=group)  # type: ignore[arg-type]
+        except UserError as error:
+            results[rank] = error
+            if not group.is_main:
+                group.set("failed", str(error))
+
+    threads = [threading.Thread(target=build, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(scaled(120))
+    return results

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import udkd.teacher.cache.build as builder
+from tests.forks import die_at, forked
 from tests.teacher.cache_fixtures import recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.view_file import ViewFile
@@ -38,29 +39,6 @@ class ReportBlocks(Silent):
         os.write(self._pipe, b".")
 
 
-def die_at(call: int, after: bool) -> None:
-    """Kill this process in its `call`-th write, fsync or rename of files: half-way, before it, or after it."""
-    left = call
-
-    def armed(real):  # type: ignore[no-untyped-def]
-        def wrapped(*arguments):  # type: ignore[no-untyped-def]
-            nonlocal left
-            left -= 1
-            if left == 0:
-                if real is real_pwrite:
-                    descriptor, data, offset = arguments
-                    real(descriptor, bytes(data)[: len(data) // 2], offset)
-                elif after:
-                    real(*arguments)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments)
-
-        return wrapped
-
-    real_pwrite = os.pwrite
-    os.pwrite, os.fsync, os.replace = armed(os.pwrite), armed(os.fsync), armed(os.replace)
-
-
 def blocks_on_disk(folder: Path) -> int:
     """Intact blocks of all views, finished or not."""
     intact = 0
@@ -73,7 +51,10 @@ def blocks_on_disk(folder: Path) -> int:
     return intact
 
 
-def build(data: str, teacher: str, folder: Path, pipe: int) -> None:
+def build(data: str, teacher: str, folder: Path, pipe: int, call: int | None, after: bool) -> None:
+    """call, after: where to die."""
+    if call is not None:
+        die_at(call, after, ("pwrite", "fsync", "replace"))
     builder.build_cache(
         folder,
         dataset=DatasetFolder.open(Path(data)),
@@ -84,29 +65,13 @@ def build(data: str, teacher: str, folder: Path, pipe: int) -> None:
     )
 
 
-def fork(data: str, teacher: str, folder: Path, call: int | None, after: bool) -> tuple[int, int]:
-    """Start a build in a separate process: its id, and the pipe on which it reports blocks."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        if call is not None:
-            die_at(call, after)
-        try:
-            build(data, teacher, folder, writing)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    os.close(writing)
-    return child, reading
-
-
 def attempt(data: str, teacher: str, folder: Path, rng: random.Random | None, inside: bool) -> dict[str, int]:
     """One build, killed where there is a `rng`: exit code, blocks reported, blocks on disk before and after."""
     before = blocks_on_disk(folder) if folder.is_dir() else 0
     call = rng.randint(1, CALLS_AT_MOST) if rng and inside else None
-    child, reading = fork(data, teacher, folder, call, bool(rng and rng.random() < 0.5))
+    reading, writing = os.pipe()
+    child = forked(build, data, teacher, folder, writing, call, bool(rng and rng.random() < 0.5))
+    os.close(writing)
     reported = 0
     if rng and not inside:
         for _ in range(rng.randint(0, 2)):

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.teacher.synthetic_cache import CLASSES, EXCLUDED, KEY, ROWS, build, contents, synthetic_targets
 from tests.timeouts import scaled
-from udkd.augment.views import ViewSpec
 from udkd.losses.sample_weight import entropy_weight
 from udkd.losses.storage import Storage
 from udkd.teacher.cache.key import CacheKey
@@ -30,53 +29,6 @@ from udkd.teacher.cache.writer import CacheWriter
 from udkd.teacher.targets import pack
 from udkd.utils.errors import BusyError, CacheError, ConfigError, MismatchError
 
-CLASSES = 11
-KEY = CacheKey(
-    dataset_digest="d" * 64,
-    split="train",
-    pixel_class="libjpeg islow, fancy upsampling",
-    policy="views",
-    views=dataclasses.asdict(ViewSpec(size_px=48)),
-    views_version=1,
-    seed=7,
-    augment_version=1,
-    normalisation={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
-    num_classes=CLASSES,
-    teacher="resnet18",
-    teacher_sha256="a" * 64,
-    precision="float32",
-    device="cpu",
-    threads=1,
-    channels_last=False,
-    teacher_batch=4,
-    block_rows=8,
-)
-ROWS = 45
-EXCLUDED = np.isin(np.arange(ROWS), [0, 13, 40, 41, 42, 43, 44])
-
-
-def made_up(view: int, ids: np.ndarray, key: CacheKey = KEY) -> tuple[np.ndarray, np.ndarray]:
-    """Targets that are a function of (view, id), as a teacher's are."""
-    rows = [np.random.default_rng((view, int(i))).normal(size=key.num_classes) * 4 for i in ids]
-    logits = np.array(rows, np.float32).reshape(len(ids), key.num_classes)
-    entropy = np.abs(np.array([np.random.default_rng((view, int(i), 1)).random() for i in ids], np.float32))
-    return (logits - logits.max(axis=1, keepdims=True)).astype(key.storage), entropy
-
-
-def build(
-    folder: Path, views: Sequence[int], key: CacheKey = KEY, excluded: np.ndarray = EXCLUDED, backwards: bool = False
-) -> None:
-    with CacheWriter(folder, key, excluded) as writer:
-        for number in sorted(set(views) - set(writer.finished)):
-            with writer.view(number) as view:
-                for block in sorted(view.unfinished, reverse=backwards):
-                    view.write(block, *made_up(number, view.ids(block), key))
-                view.finish()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
-
 
 def test_round_trip(tmp_path: Path) -> None:
     build(tmp_path, [0, 1])
@@ -85,7 +37,7 @@ def test_round_trip(tmp_path: Path) -> None:
     ids = np.flatnonzero(~EXCLUDED)
     for view in cache.views:
         logits, entropy = cache.targets(view)
-        want_logits, want_entropy = made_up(view, ids)
+        want_logits, want_entropy = synthetic_targets(view, ids)
         assert logits.dtype == np.float16
         np.testing.assert_array_equal(logits[ids], want_logits)
         np.testing.assert_array_equal(entropy[ids], want_entropy)
@@ -99,7 +51,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert find_damaged_blocks(cache) == []
 
 
-def test_order_of_blocks_does_not_show(tmp_path: Path) -> None:
+def test_order_of_blocks_does_not_change_the_bytes(tmp_path: Path) -> None:
     build(tmp_path / "a", [0])
     build(tmp_path / "b", [0], backwards=True)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -111,7 +63,7 @@ def test_float32_storage(tmp_path: Path) -> None:
     logits, _ = Cache.open(tmp_path).targets(0)
     ids = np.flatnonzero(~EXCLUDED)
     assert logits.dtype == np.float32
-    np.testing.assert_array_equal(logits[ids], made_up(0, ids, key)[0])
+    np.testing.assert_array_equal(logits[ids], synthetic_targets(0, ids, key)[0])
 
 
 def test_size_at_100_classes() -> None:
@@ -130,7 +82,7 @@ def test_any_shape(tmp_path_factory: pytest.TempPathFactory, rows: int, block_ro
     cache = Cache.open(folder)
     assert find_damaged_blocks(cache) == []
     ids = np.flatnonzero(~excluded)
-    np.testing.assert_array_equal(cache.targets(0)[0][ids], made_up(0, ids, key)[0])
+    np.testing.assert_array_equal(cache.targets(0)[0][ids], synthetic_targets(0, ids, key)[0])
     header = ViewHeader(key=key, view=0, num_rows=rows)
     assert view_path(folder, 0).stat().st_size == header.num_bytes
 
@@ -241,7 +193,7 @@ def test_adding_to_a_cache_of_another_key_names_the_field(tmp_path: Path, name: 
 
 def test_a_partial_file_of_another_key_is_refused(tmp_path: Path) -> None:
     with CacheWriter(tmp_path, KEY, EXCLUDED) as writer, writer.view(0) as view:
-        view.write(0, *made_up(0, view.ids(0)))
+        view.write(0, *synthetic_targets(0, view.ids(0)))
     with pytest.raises(MismatchError, match="seed: stored 7, wanted 8"):
         build(tmp_path, [0], dataclasses.replace(KEY, seed=8))
 
@@ -453,7 +405,7 @@ def test_resume_redoes_damaged_blocks_only(tmp_path: Path) -> None:
     folder = tmp_path / "b"
     with CacheWriter(folder, KEY, EXCLUDED) as writer, writer.view(0) as view:
         for block in (1, 3, 4):
-            view.write(block, *made_up(0, view.ids(block)))
+            view.write(block, *synthetic_targets(0, view.ids(block)))
     partial = folder / "view-0000.udkd.partial"
     data = bytearray(partial.read_bytes())
     data[ViewHeader(key=KEY, view=0, num_rows=ROWS).data_start + 3 * 8 * CLASSES * 2] ^= 1
@@ -466,7 +418,7 @@ def test_resume_redoes_damaged_blocks_only(tmp_path: Path) -> None:
 
 def test_values_that_are_not_finite_are_refused_with_their_id(tmp_path: Path) -> None:
     with CacheWriter(tmp_path, KEY, EXCLUDED) as writer, writer.view(0) as view:
-        logits, entropy = made_up(0, view.ids(1))
+        logits, entropy = synthetic_targets(0, view.ids(1))
         logits[2, 3] = np.nan
         with pytest.raises(CacheError, match=f"id {view.ids(1)[2]} "):
             view.write(1, logits, entropy)
@@ -514,7 +466,7 @@ def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
     build(tmp_path, [0])
 
 
-def test_the_lock_goes_when_opening_fails(tmp_path: Path) -> None:
+def test_the_lock_is_released_when_opening_fails(tmp_path: Path) -> None:
     build(tmp_path, [0])
     with pytest.raises(MismatchError), CacheWriter(tmp_path, dataclasses.replace(KEY, seed=1), EXCLUDED):
         pass
@@ -524,14 +476,15 @@ def test_the_lock_goes_when_opening_fails(tmp_path: Path) -> None:
 SLOW_BUILD = """
 import sys, time
 from pathlib import Path
-from tests.teacher.test_cache import EXCLUDED, KEY, CacheWriter, made_up
+from tests.teacher.synthetic_cache import EXCLUDED, KEY, synthetic_targets
+from udkd.teacher.cache.writer import CacheWriter
 print("ready", flush=True)
 with CacheWriter(Path(sys.argv[1]), KEY, EXCLUDED) as writer:
     for number in sorted({0, 1} - set(writer.finished)):
         with writer.view(number) as view:
             for block in list(view.unfinished):
                 time.sleep(0.002)
-                view.write(block, *made_up(number, view.ids(block)))
+                view.write(block, *synthetic_targets(number, view.ids(block)))
             view.finish()
 """
 

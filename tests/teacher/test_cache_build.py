@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.teacher.cache_fixtures import CLASSES, CPU, TEACHER, make_dataset, make_teacher, recipe, run, views_of
+from tests.factories import write_small_teacher
+from tests.observers import Notes
+from tests.teacher.cache_fixtures import CLASSES, CPU, TEACHER, make_teacher, recipe, run, views_of
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
@@ -20,25 +22,14 @@ from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache, find_damaged_blocks
 from udkd.teacher.cache.summary import label_rank, summarise_cache
 from udkd.teacher.ensemble import TeacherEnsemble
-from udkd.teacher.folder import TeacherFolder, write_teacher
+from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.predict import predict_blocks, rebatch
 from udkd.teacher.sources import CachedTargets, LiveTargets
 from udkd.teacher.target_key import target_fields
 from udkd.utils.errors import CacheError, DataError, MismatchError
-from udkd.utils.progress import Silent
 
 BLOCK_ROWS = 16
 pytestmark = pytest.mark.usefixtures("small_blocks")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def ensemble_of(teachers: list[TeacherFolder], rules: Recipe, dataset: DatasetFolder) -> TeacherEnsemble:
@@ -47,15 +38,15 @@ def ensemble_of(teachers: list[TeacherFolder], rules: Recipe, dataset: DatasetFo
 
 @pytest.mark.parametrize("views", ["eval", 2])
 def test_cached_equals_live_on_shuffled_batches(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str | int
+    tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder, views: str | int
 ) -> None:
     """By id order in the cache, shuffled and in other batches live: the same bits."""
-    rules, split = recipe(views), dataset.split("train")
-    cache = run(tmp_path, dataset, teacher, views)
+    rules, split = recipe(views), cache_dataset.split("train")
+    cache = run(tmp_path, cache_dataset, cache_teacher, views)
     assert cache.views == ((0,) if views == "eval" else (0, 1))
     seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
     canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "eval" else None
-    live, cached = LiveTargets(ensemble_of([teacher], rules, dataset), canonical), CachedTargets(cache, CPU)
+    live, cached = LiveTargets(ensemble_of([cache_teacher], rules, cache_dataset), canonical), CachedTargets(cache, CPU)
     backend = open_backend("folder", split, CPU, workers=1)
     for view in (0, 1) if views == 2 else (0,):
         for batch_size in (13, 8):
@@ -67,37 +58,30 @@ def test_cached_equals_live_on_shuffled_batches(
                 assert torch.equal(ours.weight, theirs.weight)
 
 
-def test_the_key_is_the_one_a_run_requires(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
-    cache = run(tmp_path, dataset, teacher, 1)
-    pixel_class = open_backend("folder", dataset.split("train"), CPU).describe()
-    assert cache.require(target_fields(recipe(1), dataset, pixel_class)) == []
+def test_the_key_is_the_one_a_run_requires(tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder) -> None:
+    cache = run(tmp_path, cache_dataset, cache_teacher, 1)
+    pixel_class = open_backend("folder", cache_dataset.split("train"), CPU).describe()
+    assert cache.require(target_fields(recipe(1), cache_dataset, pixel_class)) == []
     with pytest.raises(MismatchError) as refusal:
-        cache.require(target_fields(recipe("eval"), dataset, pixel_class))
+        cache.require(target_fields(recipe("eval"), cache_dataset, pixel_class))
     assert {"policy", "seed", "views.scheme"} <= {name for name, _, _ in refusal.value.fields}
 
 
-def test_views_are_added(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
-    run(tmp_path / "grown", dataset, teacher, 1)
+def test_views_are_added(tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder) -> None:
+    run(tmp_path / "grown", cache_dataset, cache_teacher, 1)
     stat = (tmp_path / "grown" / "view-0000.udkd").stat()
-    run(tmp_path / "grown", dataset, teacher, 3)
+    run(tmp_path / "grown", cache_dataset, cache_teacher, 3)
     after = (tmp_path / "grown" / "view-0000.udkd").stat()
     assert (after.st_mtime_ns, after.st_ino) == (stat.st_mtime_ns, stat.st_ino)
-    run(tmp_path / "complete", dataset, teacher, 3)
+    run(tmp_path / "complete", cache_dataset, cache_teacher, 3)
     assert views_of(tmp_path / "grown") == views_of(tmp_path / "complete")
-    again = build_cache(tmp_path / "grown", dataset=dataset, teacher=teacher, recipe=recipe(2), device=CPU)
+    again = build_cache(tmp_path / "grown", dataset=cache_dataset, teacher=cache_teacher, recipe=recipe(2), device=CPU)
     assert (again.num_images, again.images_per_s, again.summary.num_views) == (0, 0.0, 3)
 
 
-def test_an_interrupted_build_resumes(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
-    class Interrupting(Silent):
-        notes: list[str]
+def test_an_interrupted_build_resumes(tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder) -> None:
+    class Interrupting(Notes):
         left = 30
-
-        def __init__(self) -> None:
-            self.notes = []
-
-        def note(self, line: str) -> None:
-            self.notes.append(line)
 
         def advance(self, count: int, **fields: float | str) -> None:
             self.left -= count
@@ -105,7 +89,7 @@ def test_an_interrupted_build_resumes(tmp_path: Path, dataset: DatasetFolder, te
                 raise KeyboardInterrupt
 
     observer = Interrupting()
-    options = {"dataset": dataset, "teacher": teacher, "recipe": recipe(), "device": CPU, "observer": observer}
+    options = {"dataset": cache_dataset, "teacher": cache_teacher, "recipe": recipe(), "device": CPU, "observer": observer}
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "a", **options)  # type: ignore[arg-type]
     assert list(views_of(tmp_path / "a")) == ["view-0000.udkd.partial"]
@@ -114,43 +98,44 @@ def test_an_interrupted_build_resumes(tmp_path: Path, dataset: DatasetFolder, te
     observer.left = 1000
     built = build_cache(tmp_path / "a", **options)  # type: ignore[arg-type]
     assert 0 < built.num_images < 60
-    assert any("done already" in note for note in observer.notes)
-    run(tmp_path / "b", dataset, teacher)
+    assert any("done already" in note for note in observer.lines)
+    run(tmp_path / "b", cache_dataset, cache_teacher)
     assert views_of(tmp_path / "a") == views_of(tmp_path / "b")
 
 
-def test_another_teacher_or_precision_is_refused(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
-    run(tmp_path / "cache", dataset, teacher)
+def test_another_teacher_or_precision_is_refused(
+    tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder
+) -> None:
+    run(tmp_path / "cache", cache_dataset, cache_teacher)
     other = make_teacher(tmp_path / "other", seed=1)
     with pytest.raises(MismatchError, match="teacher_sha256"):
-        run(tmp_path / "cache", dataset, other)
+        run(tmp_path / "cache", cache_dataset, other)
     with pytest.raises(MismatchError, match="precision: stored 'float32', wanted 'bfloat16'"):
-        run(tmp_path / "cache", dataset, teacher, precision="bfloat16")
+        run(tmp_path / "cache", cache_dataset, cache_teacher, precision="bfloat16")
     reordered = make_teacher(tmp_path / "reordered", classes=CLASSES[::-1])
     with pytest.raises(MismatchError, match="class 0: stored 'n06', wanted 'n00'"):
-        run(tmp_path / "new", dataset, reordered)
+        run(tmp_path / "new", cache_dataset, reordered)
     fewer = make_teacher(tmp_path / "fewer", classes=CLASSES[:3])
     with pytest.raises(MismatchError, match="num_classes: stored 3, wanted 7"):
-        run(tmp_path / "new", dataset, fewer)
+        run(tmp_path / "new", cache_dataset, fewer)
 
 
-def test_a_teacher_of_nan_is_refused(tmp_path: Path, dataset: DatasetFolder) -> None:
+def test_a_teacher_of_nan_is_refused(tmp_path: Path, cache_dataset: DatasetFolder) -> None:
     model = build(TEACHER, len(CLASSES), image_px=32, seed=0)
     model.fc.bias.data[3] = float("nan")
-    described = {"classes": tuple(c.wnid for c in CLASSES), "image_px": 32, "resize_px": 36, "scheme": "centre"}
-    broken = write_teacher(tmp_path / "t", model.state_dict(), architecture=TEACHER, accuracy={}, made={}, **described)
+    broken = write_small_teacher(tmp_path / "t", model.state_dict(), TEACHER, [entry.wnid for entry in CLASSES])
     with pytest.raises(DataError, match=r"fc\.bias is not finite"):
-        run(tmp_path / "cache", dataset, broken)
+        run(tmp_path / "cache", cache_dataset, broken)
 
 
-def test_summary_against_float64(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
-    rules, split = recipe(2), dataset.split("train")
-    built = build_cache(tmp_path, dataset=dataset, teacher=teacher, recipe=rules, device=CPU)
+def test_summary_against_float64(tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder) -> None:
+    rules, split = recipe(2), cache_dataset.split("train")
+    built = build_cache(tmp_path, dataset=cache_dataset, teacher=cache_teacher, recipe=rules, device=CPU)
     backend = open_backend("folder", split, CPU, workers=1)
     logits, entropies = [], []
     for view in (0, 1):
         for targets in predict_blocks(
-            ensemble_of([teacher], rules, dataset), backend, split, rules.teacher_spec, 3, view, [split.ids]
+            ensemble_of([cache_teacher], rules, cache_dataset), backend, split, rules.teacher_spec, 3, view, [split.ids]
         ):
             logits.append(targets.logits.double())
             entropies.append(targets.entropy)

@@ -14,7 +14,6 @@ from tests.teacher.kill_harness import KILLS, VIEWS
 
 def test_twenty_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", 8)
-    (tmp_path / "data").mkdir()
     dataset, teacher = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher")
     done = run(dataset.path, teacher.path, tmp_path / "killed", module="tests.teacher.kill_harness")
     assert done.code == 0, done

@@ -10,14 +10,13 @@ import pytest
 from torch import nn
 
 from data_prep.convert import ConvertSettings, convert
-from tests.cli.commands import code_of
-from tests.factories import CLASSES, SMALL, make_dataset, make_teacher
+from tests.cli.commands import code_of, set_options
+from tests.factories import CLASSES, SMALL, make_dataset, make_teacher, write_small_teacher
 from udkd.config.loading import load_recipe
 from udkd.data.backends.resident import ResidentBackend
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher import target_key
 from udkd.teacher.cache.reader import Cache
-from udkd.teacher.folder import write_teacher
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import SILENT
 
@@ -41,7 +40,7 @@ class Inputs:
             "--teacher",
             self.path(given.get("teacher", "teacher")),
         ]
-        args += [arg for setting in (*ONE_STEP, *settings) for arg in ("--set", setting)]
+        args += set_options(*ONE_STEP, *settings)
         return code_of(*args, *(arg for name in allow for arg in ("--allow-mismatch", name)))
 
 
@@ -53,11 +52,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     make_dataset(folder / "more", per_class=3, val_per_class=1)
     assert code_of("cache", "build", str(dataset.path), str(make_teacher(folder / "teacher", dataset).path),
                   str(folder / "cache"), "--recipe", "smoke", "--device", "cpu",
-                  *(arg for setting in ONE_STEP for arg in ("--set", setting))) == 0  # fmt: skip
+                  *set_options(*ONE_STEP)) == 0  # fmt: skip
     make_teacher(folder / "stranger", dataset, seed=1)
     same = make_teacher(folder / "again", dataset)
-    facts = {"architecture": same.info.architecture, "image_px": 32, "resize_px": 36, "scheme": "centre"}
-    write_teacher(folder / "reversed", same.weights(), classes=same.info.classes[::-1], accuracy={}, made={}, **facts)
+    write_small_teacher(folder / "reversed", same.weights(), same.info.architecture, same.info.classes[::-1])
     return Inputs(folder)
 
 
@@ -111,7 +109,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_refused_by_name_or_allowed_by_name(
+def test_mismatched_fields_are_refused_or_allowed_by_name(
     tmp_path: Path, inputs: Inputs, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     case, out = CASES[name], tmp_path / "run"
@@ -183,7 +181,7 @@ def test_a_compiled_teacher_is_compiled_or_refused(tmp_path: Path, inputs: Input
 
     monkeypatch.setattr("udkd.teacher.frozen.compiled", noted)
     settings = (*ONE_STEP, "teacher.estimator=ensemble", "teacher.compile=true")
-    args = [arg for setting in settings for arg in ("--set", setting)]
+    args = set_options(*settings)
     also = [arg for name in ("stranger", "again") for arg in ("--teacher", inputs.path(name))]
     build = ["cache", "build", inputs.path("data/data"), inputs.path("teacher"), str(tmp_path / "cache")]
     assert code_of(*build, *also, "--recipe", "smoke", "--device", "cpu", *args) == 0

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from tests.cli.commands import failed, inside, set_options
 from tests.factories import SMALL, small_recipe
-from tests.teacher.test_workers import run_in_threads
+from tests.teacher.cache_fixtures import run_in_threads
+from tests.training.runs import checkpoint_tensors
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
-from udkd.cli.app import app
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
@@ -26,13 +27,12 @@ from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.sources import CachedTargets, LiveTargets
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import TrainJob, train
-from udkd.utils import terminal
 from udkd.utils.errors import CacheError, ConfigError, MismatchError
 
 CPU = torch.device("cpu")
 D = 512
 CRD_SETTINGS = ("methods.crd.negatives=8", "methods.crd.embed_dim=8", "loss.method_weight=0.5")
-SETTINGS = [arg for setting in SMALL for arg in ("--set", setting)]
+SETTINGS = set_options(*SMALL)
 BLOCK_ROWS = 8
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -60,7 +60,7 @@ def test_cached_features_are_the_live_ones(
     """In id order in the cache, shuffled and in other batches live: features, logits and weights are the same bits."""
     rules, split = small_recipe(f"teacher.views={views!r}", 'loss.method="rkd"'), dataset.split("train")
     cache = build_cache(tmp_path, dataset=dataset, teacher=teacher, recipe=rules, device=CPU).cache
-    assert cache.key.features == D, "a method that takes them asks by itself"
+    assert cache.key.features == D, "a method that needs features implies them"
     canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "eval" else None
     live = LiveTargets(TeacherEnsemble.load([teacher], rules, dataset, CPU, features=True), canonical)
     cached = CachedTargets(cache, CPU, features=True)
@@ -92,10 +92,6 @@ def test_features_are_the_mean_of_the_deepest_map(cache: Cache, dataset: Dataset
     assert ((comparison - maps.mean((2, 3))).abs() / largest).max() < 1e-3
 
 
-def checkpoint(out: Path) -> dict[str, torch.Tensor]:
-    return dict(RunFolder.open(out).load().tensors)
-
-
 @pytest.mark.parametrize(
     ("method", "views", "more"),
     [
@@ -125,7 +121,7 @@ def test_a_cached_run_equals_a_live_run(
     for name, given in sources.items():
         job = TrainJob(data=dataset.path, out=tmp_path / name, device=CPU, **given)  # type: ignore[arg-type]
         assert train(job).finished
-    ours, theirs = (checkpoint(tmp_path / name) for name in sources)
+    ours, theirs = (checkpoint_tensors(tmp_path / name) for name in sources)
     assert ours.keys() == theirs.keys()
     assert [name for name, value in ours.items() if not torch.equal(value, theirs[name])] == []
     assert RunFolder.open(tmp_path / "live").metrics()[1]["train"]["method"][0] > 0
@@ -147,7 +143,7 @@ def test_a_cache_without_features_is_unchanged(
     for name, folder in (("with", cache.folder), ("without", plain.folder)):
         recipe = small_recipe("teacher.views=2", "train.epochs=1")
         assert train(TrainJob(**(job | {"cache": folder}), recipe=recipe, out=tmp_path / name)).finished  # type: ignore[arg-type]
-    ours, theirs = (checkpoint(tmp_path / name) for name in ("with", "without"))
+    ours, theirs = (checkpoint_tensors(tmp_path / name) for name in ("with", "without"))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), "it serves everything else"
 
 
@@ -208,43 +204,31 @@ def test_verify_recomputes_features(tmp_path: Path, cache: Cache, dataset: Datas
 # --- the command line
 
 
-def called(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
-    """Exit code, and the text of both streams."""
-    code: int | str | None = 0
-    try:
-        terminal.run(lambda: app([str(arg) for arg in args]))  # type: ignore[arg-type]
-    except SystemExit as end:
-        code = end.code
-    printed = capsys.readouterr()
-    return int(code or 0), printed.out + printed.err
-
-
 def test_on_the_command_line(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build_args = ["cache", "build", dataset.path, teacher.path]
     options = ["--recipe", "smoke", "--device", "cpu", *SETTINGS]
-    code, output = called(capsys, *build_args, tmp_path / "cache", "--features", *options)
-    assert code == 0, output
-    assert "512 float16 numbers a target" in output
-    code, output = called(capsys, *build_args, tmp_path / "plain", *options)
-    assert (code, "features" in output) == (0, False)
+    result = inside(capsys, *build_args, tmp_path / "cache", "--features", *options)
+    assert result.code == 0, result
+    assert "512 float16 numbers a target" in result.out
+    result = inside(capsys, *build_args, tmp_path / "plain", *options)
+    assert (result.code, "features" in result.out + result.err) == (0, False)
     again = ["cache", "verify", tmp_path / "cache", "--data", dataset.path, "--teacher", teacher.path, "--device", "cpu"]
-    code, output = called(capsys, *again, "--recompute", "5")
-    assert (code, "features: largest difference" in output) == (0, True)
+    result = inside(capsys, *again, "--recompute", "5")
+    assert (result.code, "features: largest difference" in result.out) == (0, True)
 
     run = ["train", "smoke", "--data", dataset.path, "--device", "cpu", "--out", tmp_path / "run", *SETTINGS]
-    for setting in ("train.epochs=1", 'loss.method="rkd"', "loss.beta=0"):
-        run += ["--set", setting]
-    code, output = called(capsys, *run, "--cache", tmp_path / "plain")
-    assert code == 1
-    assert output.splitlines()[-1] == (
-        f"error: {tmp_path / 'plain'} holds no features; expected the teacher's pooled features for this loss.method; "
-        "build a cache with --features, or set teacher.source = live"
+    run += set_options("train.epochs=1", 'loss.method="rkd"', "loss.beta=0")
+    result = inside(capsys, *run, "--cache", tmp_path / "plain")
+    failed(
+        result,
+        f"{tmp_path / 'plain'} holds no features; expected the teacher's pooled features for this loss.method; "
+        "build a cache with --features, or set teacher.source = live",
     )
     assert not (tmp_path / "run").exists()
-    code, output = called(capsys, *run, "--cache", tmp_path / "cache")
-    assert code == 0, output
+    result = inside(capsys, *run, "--cache", tmp_path / "cache")
+    assert result.code == 0, result
     assert json.loads((tmp_path / "run" / "run.json").read_text())["cache_key"]["features"] == D
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.factories import make_dataset as small_dataset
-from tests.factories import small_recipe
-from tests.teacher.cache_fixtures import CLASSES, CPU, RECIPE, TEACHER, make_dataset, make_teacher
+from tests.factories import small_recipe, write_small_teacher
+from tests.teacher.cache_fixtures import CLASSES, CPU, RECIPE, TEACHER, make_teacher
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
@@ -20,7 +20,7 @@ from udkd.models.build import build, sample_dropout
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.ensemble import TeacherEnsemble
-from udkd.teacher.folder import TeacherFolder, write_teacher
+from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.sources import CachedTargets, EvidentialRampUp, LiveTargets, open_targets
 from udkd.training.make_teacher import evaluate_and_write, from_run
 from udkd.training.run_folder import RunFolder
@@ -36,27 +36,11 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[TeacherFolder]:
     """Three: the last was fitted with the evidential loss according to its folder."""
     plain = [make_teacher(tmp_path_factory.mktemp("teacher"), seed) for seed in (0, 1)]
-    info = plain[0].info
-    evidential = write_teacher(
-        tmp_path_factory.mktemp("evidential"),
-        plain[0].weights(),
-        architecture=info.architecture,
-        classes=info.classes,
-        image_px=32,
-        resize_px=36,
-        scheme="centre",
-        accuracy={},
-        made={},
-        loss="evidential",
-    )
+    info, folder = plain[0].info, tmp_path_factory.mktemp("evidential")
+    evidential = write_small_teacher(folder, plain[0].weights(), info.architecture, info.classes, loss="evidential")
     return [*plain, evidential]
 
 
@@ -92,28 +76,28 @@ def assert_members(packed: dict[str, torch.Tensor], p_MBC: torch.Tensor) -> None
     torch.testing.assert_close(packed["mutual_information"].double(), information, atol=1e-4, rtol=0)
 
 
-def test_ensemble_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
+def test_ensemble_in_float64(teachers: list[TeacherFolder], cache_dataset: DatasetFolder) -> None:
     p_MBC = torch.stack([torch.softmax(network(each).double()(IMAGES.double()), -1) for each in teachers[:2]])
-    ensemble = ensemble_of(teachers, dataset, "ensemble")
+    ensemble = ensemble_of(teachers, cache_dataset, "ensemble")
     assert_members(ensemble.targets(IMAGES, IDS, 0).arrays, p_MBC)
     assert ensemble.describe()["teacher"] == f"{TEACHER} + {TEACHER}"
     assert ensemble.describe()["teacher_sha256"] == " + ".join(each.info.weights_sha256 for each in teachers[:2])
 
 
 def test_another_batch_shape_moves_a_probability_by_less_than_2e_5(
-    teachers: list[TeacherFolder], dataset: DatasetFolder
+    teachers: list[TeacherFolder], cache_dataset: DatasetFolder
 ) -> None:
     eight, three = (
-        ensemble_of(teachers, dataset, "ensemble", batch_size=batch).predictions(IMAGES, IDS, 0) for batch in (8, 3)
+        ensemble_of(teachers, cache_dataset, "ensemble", batch_size=batch).predictions(IMAGES, IDS, 0) for batch in (8, 3)
     )
     apart = torch.softmax(eight.logits.double(), -1) - torch.softmax(three.logits.double(), -1)
     assert apart.abs().max() < 2e-5
     assert (eight.entropy - three.entropy).abs().max() < 1e-4
 
 
-def test_mc_dropout_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
+def test_mc_dropout_in_float64(teachers: list[TeacherFolder], cache_dataset: DatasetFolder) -> None:
     """With the masks as given: dropout before the head, the rest of the network unchanged."""
-    ensemble = ensemble_of(teachers, dataset, "mc_dropout", mc_samples=3, dropout=0.4)
+    ensemble = ensemble_of(teachers, cache_dataset, "mc_dropout", mc_samples=3, dropout=0.4)
     masks: list[torch.Tensor] = []
 
     def noted(*arguments: object) -> torch.Tensor:
@@ -145,8 +129,8 @@ def test_masks_are_a_function_of_name_and_id() -> None:
         assert row == pytest.approx(0.04, abs=0.003)
 
 
-def test_passes_differ_by_view_and_sample_not_by_batch(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
-    ensemble = ensemble_of(teachers, dataset, "mc_dropout")
+def test_passes_differ_by_view_and_sample_not_by_batch(teachers: list[TeacherFolder], cache_dataset: DatasetFolder) -> None:
+    ensemble = ensemble_of(teachers, cache_dataset, "mc_dropout")
     first = ensemble.targets(IMAGES, IDS, 0)
     alone = ensemble.targets(IMAGES[9:10], IDS[9:10], 0)
     assert all(torch.equal(first.arrays[name][9:10], alone.arrays[name]) for name in first.arrays)
@@ -154,10 +138,10 @@ def test_passes_differ_by_view_and_sample_not_by_batch(teachers: list[TeacherFol
         assert not torch.equal(other.logits, first.logits)
 
 
-def test_evidential_in_float64(teachers: list[TeacherFolder], dataset: DatasetFolder) -> None:
+def test_evidential_in_float64(teachers: list[TeacherFolder], cache_dataset: DatasetFolder) -> None:
     alpha = 1 + network(teachers[2]).double()(IMAGES.double()).clamp(max=10).exp()
     total = alpha.sum(-1, keepdim=True)
-    packed = ensemble_of(teachers, dataset, "evidential").targets(IMAGES, IDS, 0)
+    packed = ensemble_of(teachers, cache_dataset, "evidential").targets(IMAGES, IDS, 0)
     torch.testing.assert_close(torch.softmax(packed.logits.double(), -1), alpha / total, atol=2e-4, rtol=0)
     torch.testing.assert_close(packed.uncertainties["vacuity"].double(), C / total[:, 0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(packed.entropy.double(), entropy64(alpha / total), atol=1e-4, rtol=0)
@@ -176,19 +160,19 @@ def test_evidential_in_float64(teachers: list[TeacherFolder], dataset: DatasetFo
 )
 def test_cached_equals_live_for_every_kind(
     tmp_path: Path,
-    dataset: DatasetFolder,
+    cache_dataset: DatasetFolder,
     teachers: list[TeacherFolder],
     kind: str,
     settings: dict[str, object],
     kinds: list[str],
 ) -> None:
     """In id order in the cache, shuffled and in other batches live: logits and weights are the same bits."""
-    rules, split, members = recipe(estimator=kind, **settings), dataset.split("train"), members_for(teachers, kind)
+    rules, split, members = recipe(estimator=kind, **settings), cache_dataset.split("train"), members_for(teachers, kind)
     cache = build_cache(
-        tmp_path, dataset=dataset, teacher=members[0], other_teachers=members[1:], recipe=rules, device=CPU
+        tmp_path, dataset=cache_dataset, teacher=members[0], other_teachers=members[1:], recipe=rules, device=CPU
     ).cache
     labels = torch.from_numpy(split.labels.astype(np.int64))
-    ensemble, view = TeacherEnsemble.load(members, rules, dataset, CPU), cache.views[-1]
+    ensemble, view = TeacherEnsemble.load(members, rules, cache_dataset, CPU), cache.views[-1]
     canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if cache.key.policy == "canonical" else None
     seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
     backend = open_backend("folder", split, CPU, workers=1)
@@ -206,10 +190,10 @@ def test_cached_equals_live_for_every_kind(
         assert len(torch.cat(weights).unique()) > 1, name
 
 
-def test_controls(tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder]) -> None:
+def test_controls(tmp_path: Path, cache_dataset: DatasetFolder, teachers: list[TeacherFolder]) -> None:
     """The same values on other samples, their mean for every sample, and mean 1: against NumPy."""
-    cache = build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=recipe(), device=CPU).cache
-    ids = torch.from_numpy(dataset.split("train").ids)
+    cache = build_cache(tmp_path, dataset=cache_dataset, teacher=teachers[0], recipe=recipe(), device=CPU).cache
+    ids = torch.from_numpy(cache_dataset.split("train").ids)
 
     def weights(**settings: object) -> torch.Tensor:
         logits, weight_B = cache.lookup_table(0, CPU, SampleWeighting(**settings)).lookup(ids)  # type: ignore[arg-type]
@@ -251,7 +235,7 @@ def test_controls(tmp_path: Path, dataset: DatasetFolder, teachers: list[Teacher
     ],
 )
 def test_limits_of_live_teachers(
-    dataset: DatasetFolder,
+    cache_dataset: DatasetFolder,
     teachers: list[TeacherFolder],
     kind: str,
     given: int,
@@ -261,17 +245,17 @@ def test_limits_of_live_teachers(
 ) -> None:
     rules = recipe(loss, estimator=kind, source="live", **settings)
     with pytest.raises(ConfigError, match=message):
-        open_targets(rules, dataset, "any", CPU, cache=None, teachers=[each.path for each in teachers[:given]])
+        open_targets(rules, cache_dataset, "any", CPU, cache=None, teachers=[each.path for each in teachers[:given]])
 
 
 def test_a_cache_without_the_uncertainty_is_refused(
-    tmp_path: Path, dataset: DatasetFolder, teachers: list[TeacherFolder]
+    tmp_path: Path, cache_dataset: DatasetFolder, teachers: list[TeacherFolder]
 ) -> None:
-    built = build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=recipe(), device=CPU)
+    built = build_cache(tmp_path, dataset=cache_dataset, teacher=teachers[0], recipe=recipe(), device=CPU)
     pixels = built.cache.key.pixel_class
     for kind, maker in (("vacuity", "evidential"), ("mutual_information", "mc_dropout or ensemble")):
         with pytest.raises(CacheError, match=f"expected {kind} for loss.sample_weight = {kind}.*{maker}"):
-            open_targets(recipe({"sample_weight": kind}), dataset, pixels, CPU, cache=tmp_path, teachers=[])
+            open_targets(recipe({"sample_weight": kind}), cache_dataset, pixels, CPU, cache=tmp_path, teachers=[])
         with pytest.raises(CacheError, match=kind):
             Cache.open(tmp_path).lookup_table(0, CPU, SampleWeighting(kind=kind))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="expected a kind that varies"):

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.factories import make_dataset, make_teacher
+from tests.factories import make_dataset, make_teacher, write_small_teacher
 from udkd.models.build import build
-from udkd.teacher.folder import write_teacher
 from udkd.teacher.frozen import FrozenTeacher, require_same_classes
 from udkd.teacher.targets import pack
 from udkd.utils.errors import DataError, MismatchError
@@ -69,8 +68,8 @@ def test_other_rows_of_the_batch_do_not_matter(
         torch.set_num_threads(before)
 
 
-def test_the_network_only_ever_sees_one_shape() -> None:
-    """Small networks often round alike for unlike shapes, so equal bits alone would not show a block left unpadded."""
+def test_the_network_sees_only_one_shape() -> None:
+    """Small networks often round alike for different shapes, so equal bits alone would not show a block left unpadded."""
     frozen = teacher("squeezenet1_1", 8)
     seen = set()
     frozen.model.register_forward_pre_hook(lambda _, given: seen.add((given[0].shape, given[0].stride())))
@@ -81,7 +80,7 @@ def test_the_network_only_ever_sees_one_shape() -> None:
     assert seen == {(channels_last.shape, channels_last.stride())}
 
 
-def test_it_equals_its_network() -> None:
+def test_targets_equal_those_of_the_unpadded_network() -> None:
     frozen, x = teacher("resnet18", 8), images(11)
     plain = pack(frozen.model(x))
     packed = frozen.targets(x)
@@ -112,16 +111,6 @@ def test_loading(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="ant"):
         require_same_classes(turned, dataset)
     weights = {name: value for name, value in folder.weights().items() if name != "classifier.1.bias"}
-    invalid = write_teacher(
-        tmp_path / "invalid",
-        weights,
-        architecture="squeezenet1_1",
-        classes=folder.info.classes,
-        image_px=32,
-        resize_px=36,
-        scheme="centre",
-        accuracy={},
-        made={},
-    )
+    invalid = write_small_teacher(tmp_path / "invalid", weights, "squeezenet1_1", folder.info.classes)
     with pytest.raises(DataError, match=r"weights do not fit squeezenet1_1 \(it lacks classifier\.1\.bias\); make it again"):
         FrozenTeacher.load(invalid, **options)  # type: ignore[arg-type]

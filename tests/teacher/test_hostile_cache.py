@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.teacher.test_cache import CLASSES, EXCLUDED, KEY, ROWS, build, contents
+from tests.teacher.synthetic_cache import CLASSES, EXCLUDED, KEY, ROWS, build, contents
 from udkd.data.batch import Batch
 from udkd.losses.sample_weight import SampleWeighting, weight_kinds
 from udkd.losses.storage import Storage
@@ -122,8 +122,8 @@ def test_a_header_that_is_nested_without_end(tmp_path: Path) -> None:
         Cache.open(tmp_path)
 
 
-def test_any_other_number_of_views(tmp_path: Path) -> None:
-    """A record whose checksum matches, of views by the hundred million or of a value that is no count."""
+def test_an_invalid_view_count_is_refused(tmp_path: Path) -> None:
+    """Under a matching checksum: hundreds of millions of views, or a value that is no count."""
     build(tmp_path, [0])
     good = (tmp_path / VIEW_COUNT_FILE).read_bytes()
     for count in (10**8, 10**30, -1, True, 1.0, "2", None, [], {}):
@@ -166,7 +166,7 @@ def test_something_else_in_place_of_a_view(tmp_path: Path) -> None:
         Cache.open(tmp_path)
 
 
-def test_nothing_is_written_through_what_has_an_unfinished_views_name(tmp_path: Path) -> None:
+def test_nothing_is_written_through_a_link_named_like_an_unfinished_view(tmp_path: Path) -> None:
     other_file, partial = tmp_path / "other", tmp_path / "cache" / "view-0000.udkd.partial"
     partial.parent.mkdir()
     other_file.write_bytes(b"mine")
@@ -184,7 +184,7 @@ def test_nothing_is_written_through_what_has_an_unfinished_views_name(tmp_path: 
     build(partial.parent, [0])
 
 
-def test_a_view_without_its_record_of_rows(tmp_path: Path) -> None:
+def test_a_view_of_more_rows_is_not_resumed(tmp_path: Path) -> None:
     """A cache of the same key and more rows than the split has is not resumed."""
     build(tmp_path, [0], excluded=np.zeros(ROWS + 3, np.bool_))
     with pytest.raises(CacheError, match=f"holds view 0 of {ROWS + 3} rows; expected view 0 of {ROWS}"):
@@ -242,7 +242,7 @@ def test_impossible_values_under_checksums_that_match(tmp_path: Path, name: str,
             cache.lookup_table(0, device).lookup(torch.tensor([9]))
 
 
-def test_an_image_without_its_target_ends_in_one_line_not_in_training(tmp_path: Path) -> None:
+def test_an_image_without_a_target_is_refused_before_training(tmp_path: Path) -> None:
     cache = forged(tmp_path, "entropy", np.nan, top_k=0)
     ids = torch.from_numpy(IDS)
     batch = Batch(ids=ids, canvas=torch.zeros(len(IDS), 2, 2, 3, dtype=torch.uint8), labels=torch.zeros_like(ids))

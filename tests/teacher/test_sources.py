@@ -4,12 +4,12 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 
 from tests.factories import make_dataset, make_teacher, small_recipe
+from tests.observers import Notes
 from udkd.data.dataset import DatasetFolder
 from udkd.data.header import ClassName, Encoder, content_digest
 from udkd.teacher.cache.build import build_cache
@@ -19,7 +19,6 @@ from udkd.teacher.sources import open_targets
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import DataError, MismatchError
-from udkd.utils.progress import Silent
 
 CPU = torch.device("cpu")
 PIXELS = "libjpeg islow, fancy upsampling"
@@ -128,21 +127,17 @@ def test_a_cache_of_another_storage_is_noted_or_refused(
     """A recipe that leaves the storage as it is takes any cache and notes it; one that sets another is refused."""
     build_cache(tmp_path, dataset=dataset, teacher=teachers[0], recipe=small_recipe("teacher.top_k=3"), device=CPU)
 
-    class Notes(Silent):
-        lines: ClassVar[list[str]] = []
-
-        def note(self, line: str) -> None:
-            self.lines.append(line)
+    notes = Notes()
 
     def opened(*settings: str, allow: tuple[str, ...] = ()) -> object:
         recipe = small_recipe(*settings)
-        record = open_targets(recipe, dataset, PIXELS, CPU, cache=tmp_path, teachers=[], allow=allow, observer=Notes())[1]
+        record = open_targets(recipe, dataset, PIXELS, CPU, cache=tmp_path, teachers=[], allow=allow, observer=notes)[1]
         return record["allowed"]
 
     assert opened("teacher.top_k=3") == []
-    assert Notes.lines == []
+    assert notes.lines == []
     assert opened() == []
-    assert Notes.lines == ["the cache stores float16 top-3 where the recipe's teacher.logits_dtype and top_k are float16"]
+    assert notes.lines == ["the cache stores float16 top-3 where the recipe's teacher.logits_dtype and top_k are float16"]
     with pytest.raises(MismatchError, match=r"or allow it, .*\(storage: stored 'float16 top-3', wanted 'float16 top-2'\)"):
         opened("teacher.top_k=2")
     assert opened("teacher.top_k=2", allow=("storage",)) == ["storage"]

@@ -108,12 +108,12 @@ def test_a_path_that_is_not_utf_8_is_kept(tmp_path: Path) -> None:
     assert TeacherFolder.open(tmp_path).info.made == {"weights": odd}
 
 
-def test_one_maker_at_a_time(tmp_path: Path) -> None:
+def test_a_second_maker_is_refused(tmp_path: Path) -> None:
     """Two would mix one's weights with the other's description; a finished teacher is never overwritten."""
     folder = tmp_path / "t"
     with new_teacher(folder), pytest.raises(BusyError, match=f"written by process {os.getpid()}"), new_teacher(folder):
         pass
-    assert not folder.exists(), "nothing was made"
+    assert not folder.exists(), "nothing was written"
     with new_teacher(folder):
         make(folder)
     with pytest.raises(RunError, match="already holds a teacher"), new_teacher(folder):

@@ -2,110 +2,75 @@
 
 import os
 import signal
-import threading
-from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from torch.distributed import HashStore
 
 from tests.cli import commands
-from tests.teacher.cache_fixtures import CPU, make_dataset, make_teacher, recipe, run, views_of
+from tests.teacher.cache_fixtures import CPU, run, run_in_threads, views_of
 from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
-from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.workers import WorkerGroup, single_process_threads
-from udkd.utils.errors import CacheError, DataError, UserError
+from udkd.utils.errors import CacheError, DataError
 
 SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
-for override in (
-    "views.size_px=32", "views.resize_px=36", "evaluation.resize_px=36", "teacher.batch_size=8", "train.threads=1",
-    "views.seed=3", "data.workers=1",
-):  # fmt: skip
-    SETTINGS += ["--set", override]
+SETTINGS += commands.set_options(
+    "views.size_px=32",
+    "views.resize_px=36",
+    "evaluation.resize_px=36",
+    "teacher.batch_size=8",
+    "train.threads=1",
+    "views.seed=3",
+    "data.workers=1",
+)
 BLOCK_ROWS = 8
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
-    return make_dataset(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherFolder:
-    return make_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
+def complete(tmp_path_factory: pytest.TempPathFactory, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder) -> Path:
     """The cache that one process builds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("udkd.teacher.cache.build.BLOCK_ROWS", BLOCK_ROWS)
-        return run(tmp_path_factory.mktemp("complete") / "cache", dataset, teacher, 2).folder
+        return run(tmp_path_factory.mktemp("complete") / "cache", cache_dataset, cache_teacher, 2).folder
 
 
 def build_args(dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> list[str]:
     return ["cache", "build", str(dataset.path), str(teacher.path), str(cache), "--views", "2", *SETTINGS]
 
 
-def run_in_threads(
-    size: int, folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: int = 2, **options: object
-) -> list[object]:
-    """A group of threads with torch's HashStore: what each returned or raised."""
-    store, results = HashStore(), [None] * size
-    store.set_timeout(timedelta(seconds=scaled(60)))
-
-    def build(rank: int) -> None:
-        group = WorkerGroup(rank=rank, size=size, store=store)
-        try:
-            given = {"dataset": dataset, "teacher": teacher, "recipe": recipe(views), "device": CPU} | options
-            results[rank] = build_cache(folder, **given, group=group)  # type: ignore[arg-type]
-        except UserError as error:
-            results[rank] = error
-            if not group.is_main:
-                group.set("failed", str(error))
-
-    threads = [threading.Thread(target=build, args=(rank,), daemon=True) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(scaled(120))
-    return results
-
-
 @pytest.mark.parametrize("size", [2, 12])
 def test_any_size_gives_the_same_bytes(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, complete: Path, size: int
+    tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder, complete: Path, size: int
 ) -> None:
     """More processes than blocks, too."""
-    built = run_in_threads(size, tmp_path / "group", dataset, teacher)
+    built = run_in_threads(size, tmp_path / "group", cache_dataset, cache_teacher)
     assert views_of(tmp_path / "group") == views_of(complete)
-    assert {each.num_images for each in built} == {2 * len(dataset.split("train").ids)}
-    grown = run_in_threads(2, tmp_path / "group", dataset, teacher, views=3)
-    assert {each.num_images for each in grown} == {len(dataset.split("train").ids)}
+    assert {each.num_images for each in built} == {2 * len(cache_dataset.split("train").ids)}
+    grown = run_in_threads(2, tmp_path / "group", cache_dataset, cache_teacher, views=3)
+    assert {each.num_images for each in grown} == {len(cache_dataset.split("train").ids)}
 
 
 def test_the_error_of_a_worker_reaches_the_main_process(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: object) -> None:
         raise DataError("sample 41 of its part is damaged")
 
     monkeypatch.setattr("udkd.teacher.cache.build.join_view", broken)
-    leader, follower = run_in_threads(2, tmp_path, dataset, teacher)
+    leader, follower = run_in_threads(2, tmp_path, cache_dataset, cache_teacher)
     assert isinstance(follower, DataError)
     assert str(leader) == str(follower)
 
 
 def test_a_killed_launcher_leaves_no_process_and_torchrun_resumes(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, complete: Path
+    tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder, complete: Path
 ) -> None:
     """Three processes without their launcher end; two under the real torchrun resume to the bytes of one."""
-    args = build_args(dataset, teacher, tmp_path / "group")
+    args = build_args(cache_dataset, cache_teacher, tmp_path / "group")
     launcher = commands.start(3, *args, module="tests.teacher.workers_launcher")
     assert wait_until(lambda: launcher.ended() or list((tmp_path / "group").glob("view-*")), 120)
     children = psutil.Process(launcher.pid).children()
@@ -122,7 +87,7 @@ def test_a_killed_launcher_leaves_no_process_and_torchrun_resumes(
     assert {path.name for path in (tmp_path / "group").iterdir()} == {path.name for path in complete.iterdir()}
 
 
-def test_alone_without_torchrun() -> None:
+def test_a_single_process_needs_no_torchrun() -> None:
     assert WorkerGroup.join({}) == WorkerGroup()
     assert WorkerGroup.join({"WORLD_SIZE": "1", "RANK": "0"}).size == 1
     assert WorkerGroup().add("done", 3) == 3
@@ -138,7 +103,7 @@ def test_a_group_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         WorkerGroup.join({"WORLD_SIZE": "3"})
 
 
-def test_threads_are_those_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_those_of_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("udkd.teacher.workers._environment_of", lambda process: {"PATH"})
     assert 1 <= single_process_threads() <= len(os.sched_getaffinity(0))
     monkeypatch.setattr("udkd.teacher.workers._environment_of", lambda process: {"OMP_NUM_THREADS"})

@@ -1,4 +1,4 @@
-"""Stands in for torchrun at the cost of forks: a store, SIZE processes with the variables that name it, and a wait for them."""
+"""Replaces torchrun at the cost of forks: serves a store, forks SIZE processes with its variables, and waits for them."""
 
 import os
 import runpy
@@ -6,7 +6,7 @@ import sys
 
 from torch.distributed import TCPStore
 
-from tests.cli.command_server import forked
+from tests.forks import forked
 
 
 def member(variables: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""One step under every runner: streamed batches, ids alone, warmed up, compiled; and what may change between runs."""
+"""Training under every runner: streamed, resident, warmed up, compiled; and options that change a step."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from tests.factories import rewrite_json, small_recipe
-from tests.training.test_trainer import StopAfter, checkpoint_hash, make_cache, metrics_without_time
+from tests.observers import StopAfter
+from tests.training.runs import checkpoint_hash, metrics_without_time
 from udkd.augment.apply import ViewTable
 from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
 from udkd.models.ema import WeightEMA
+from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
-from udkd.training import runners as runners
+from udkd.training import runners
 from udkd.training.cuda_graph import warm_up
 from udkd.training.lr import ema_rate, progressive_px
 from udkd.training.run_folder import RunFolder
@@ -35,15 +37,11 @@ from udkd.utils.errors import ConfigError, MismatchError
 
 CPU = torch.device("cpu")
 SMALLEST = ("students=[{architecture='squeezenet1_1', lr=0.01}]", "train.epochs=2", "train.batch_size=24")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
-    return make_cache(tmp_path_factory.mktemp("cache") / "c", dataset, teacher, small_recipe("teacher.views=2"))
+CACHE_SETTINGS = ("teacher.views=2",)
 
 
 def recipe_of(*more: str) -> Recipe:
-    return small_recipe(*SMALLEST, "teacher.views=2", *more)
+    return small_recipe(*SMALLEST, *CACHE_SETTINGS, *more)
 
 
 def trained(out: Path, recipe: Recipe, dataset: DatasetFolder, cache: Path) -> str:
@@ -57,7 +55,7 @@ def streamed(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, c
     return trained(tmp_path_factory.mktemp("streamed") / "run", recipe_of(), dataset, cache)
 
 
-def test_ids_alone_train_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path, streamed: str) -> None:
+def test_resident_input_trains_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path, streamed: str) -> None:
     assert trained(tmp_path / "run", recipe_of('train.input="resident"'), dataset, cache) == streamed
 
 
@@ -67,7 +65,7 @@ def test_warm_up_leaves_no_trace(
 ) -> None:
     """Everything before the capture itself, also where an epoch has fewer steps than the warm-up."""
     samples = len(dataset.split("train").ids)
-    assert samples // 24 == 4, "what `streamed` had"
+    assert samples // 24 == 4, "as in `streamed`"
     batch = f"train.batch_size={24 if steps == 4 else samples}"
     if steps == 1:
         streamed = trained(tmp_path / "streamed", recipe_of(batch), dataset, cache)
@@ -91,7 +89,7 @@ def test_warm_up_leaves_no_trace(
     assert len(works) == 1, "captured once, for all epochs"
 
 
-def test_what_cannot_be_resident_or_captured_is_one_line(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+def test_impossible_inputs_and_captures_are_one_line(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.cuda_graph is true; expected a CUDA device"):
         trained(tmp_path / "a", recipe_of('train.input="resident"', "train.cuda_graph=true"), dataset, cache)
     with pytest.raises(ConfigError, match=r"train\.input is resident and the backend is not"):
@@ -135,7 +133,7 @@ def test_three_graphs_and_no_recompiles(
 def test_stopped_and_resumed_with_everything_on(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, teacher: TeacherFolder
 ) -> None:
-    """Averaged weights, growing views, mirrored evaluation, scaled rates: a resumed run ends in the same bits."""
+    """Averaged weights, progressive sizes, flip averaging, scaled rates: a resumed run ends in the same bits."""
     settings = (
         'teacher.views="eval"',
         "train.ema_decay=0.9",
@@ -147,11 +145,10 @@ def test_stopped_and_resumed_with_everything_on(
         'train.input="resident"',
     )
     recipe = small_recipe(*SMALLEST, *settings)
-    folder = make_cache(tmp_path / "cache", dataset, teacher, recipe)
+    folder = build_cache(tmp_path / "cache", dataset=dataset, teacher=teacher, recipe=recipe, device=CPU).cache.folder
     options = {"recipe": recipe, "data": dataset.path, "device": CPU, "cache": folder}
     train(TrainJob(out=tmp_path / "complete", **options))
-    observer = StopAfter(0)
-    observer.images = 5 * 24
+    observer = StopAfter(5, batch_size=24)
     outcome = train(TrainJob(out=tmp_path / "run", observer=observer, stopped=observer.stopped, **options))
     assert outcome.step == 5
     assert train(TrainJob(out=tmp_path / "run", resume=True, **options)).finished
@@ -195,7 +192,7 @@ def test_the_optimizer_follows_the_formula_and_reads_its_rate_from_a_tensor() ->
         torch.testing.assert_close(parameter.detach().double(), weight, rtol=2e-6, atol=2e-6)
 
 
-def test_an_average_follows_its_formula() -> None:
+def test_the_weight_average_follows_its_formula() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     average = WeightEMA.of(model)
     want = model[0].weight.detach().double().clone()
@@ -212,7 +209,7 @@ def test_an_average_follows_its_formula() -> None:
     assert [ema_rate(step, 0.5) for step in (0, 2, 100)] == [0.9, 0.75, 0.5]
 
 
-def test_sizes_grow_in_steps() -> None:
+def test_progressive_sizes_grow_in_steps() -> None:
     sizes = [progressive_px(epoch, epochs=16, first_px=128, last_px=224, until=0.75) for epoch in range(16)]
     assert sizes == sorted(sizes)
     assert set(sizes) == {128, 160, 192, 224}
@@ -228,7 +225,7 @@ def test_rates_scale_with_the_batch() -> None:
         assert learning_rates(recipe, step, 4) == pytest.approx([3 * rate for rate in learning_rates(plain, step, 4)])
 
 
-def test_sizes_that_grow_need_targets_that_do_not() -> None:
+def test_progressive_sizes_need_evaluation_targets() -> None:
     with pytest.raises(ConfigError, match=r"train\.progressive_px changes the training views"):
         small_recipe("teacher.views=2", "train.progressive_px=16")
     with pytest.raises(ConfigError, match="squeezenet1_1 cannot take 16 px images"):
@@ -237,18 +234,18 @@ def test_sizes_that_grow_need_targets_that_do_not() -> None:
         small_recipe("train.progressive_px=64")
 
 
-class Recorded:
-    """A backend of one batch, and a classifier whose logits depend on left and right."""
+class OneBatch:
+    """A backend of one batch, whose first image is brighter on the left."""
 
     num_samples = 2
 
     def epoch(self, order: np.ndarray, batch_size: int) -> list[Batch]:
         canvas = torch.zeros(2, 36, 36, 3, dtype=torch.uint8)
-        canvas[0] = (255 - 7 * torch.arange(36)).view(1, 36, 1)  # brighter on the left
+        canvas[0] = (255 - 7 * torch.arange(36)).view(1, 36, 1)
         return [Batch(ids=torch.arange(2), canvas=canvas, labels=torch.tensor([0, 1]))]
 
 
-def test_a_mirrored_score_is_blind_to_left_and_right(dataset: DatasetFolder) -> None:
+def test_flip_averaging_ignores_left_and_right(dataset: DatasetFolder) -> None:
     views = EpochViews(small_recipe("views.size_px=8", "evaluation.resize_px=8").evaluation_spec, 0, dataset.split("val"), CPU)
 
     def left_minus_right(x: Tensor) -> Tensor:
@@ -256,8 +253,8 @@ def test_a_mirrored_score_is_blind_to_left_and_right(dataset: DatasetFolder) -> 
         return torch.stack([side, torch.zeros_like(side)], dim=1)
 
     options = {"batch": 2, "autocast": False}
-    seen = score([left_minus_right], Recorded(), np.arange(2), views, **options)  # type: ignore[arg-type]
-    blind = score([left_minus_right], Recorded(), np.arange(2), views, flip=True, **options)  # type: ignore[arg-type]
+    seen = score([left_minus_right], OneBatch(), np.arange(2), views, **options)  # type: ignore[arg-type]
+    blind = score([left_minus_right], OneBatch(), np.arange(2), views, flip=True, **options)  # type: ignore[arg-type]
     assert seen.each[0].loss != pytest.approx(blind.each[0].loss)
     assert blind.each[0].loss == pytest.approx(np.log(2), abs=1e-6)
 
@@ -275,11 +272,11 @@ def test_views_are_drawn_ahead_and_a_failure_reaches_the_caller(
     assert threading.active_count() == before
 
     def broken(*arguments: object) -> object:
-        raise ValueError("no views today")
+        raise ValueError("views cannot be drawn")
 
     monkeypatch.setattr("udkd.augment.view_table.draw_views", broken)
     ahead.prepare(6)
-    with pytest.raises(ValueError, match="no views today"):
+    with pytest.raises(ValueError, match="views cannot be drawn"):
         ahead.table(6)
 
 

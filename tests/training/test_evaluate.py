@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.factories import make_dataset, make_teacher, small_recipe
+from tests.factories import make_dataset, make_teacher, small_recipe, write_small_teacher
+from tests.observers import Notes
 from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
 from udkd.data.batch import Batch
@@ -14,14 +15,14 @@ from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
-from udkd.teacher.folder import TeacherFolder, write_teacher
+from udkd.teacher.folder import TeacherFolder
 from udkd.training.evaluate import evaluate
 from udkd.training.predictions import TopPredictions, read_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, score
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import CacheError, DataError, MismatchError, RunError
-from udkd.utils.progress import SILENT, Silent
+from udkd.utils.progress import SILENT
 
 CPU = torch.device("cpu")
 DATASET_IMAGES = {"per_class": 8, "val_per_class": 7}
@@ -93,7 +94,7 @@ def test_scores_against_numpy(dataset: DatasetFolder, classes: int, batch: int) 
     assert scores.ensemble.to_dict() == pytest.approx(reference(mean, labels[ids]), rel=1e-4)
 
 
-def test_the_averaged_probabilities_of_sure_students_stay_finite(dataset: DatasetFolder) -> None:
+def test_the_averaged_probabilities_of_confident_students_are_finite(dataset: DatasetFolder) -> None:
     ids = dataset.split("val").ids[:8]
     views = EpochViews(small_recipe().evaluation_spec, 0, dataset.split("val"), CPU)
     sure = torch.tensor([300.0, -300.0, 0.0, 0.0])
@@ -101,7 +102,7 @@ def test_the_averaged_probabilities_of_sure_students_stay_finite(dataset: Datase
     assert scores.ensemble == scores.each[0] == Score(top1=0, top5=100, loss=600)
 
 
-def test_a_run_s_scores_against_numpy(run: RunFolder, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
+def test_the_scores_of_a_run_against_numpy(run: RunFolder, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     result = evaluate(run, data=None, teacher=None, device=CPU, observer=SILENT)
     assert RunFolder.open(run.path).evaluation == result
     split = dataset.split("val")
@@ -166,7 +167,7 @@ def assert_predictions(answers: TopPredictions | None, p_NC: np.ndarray, labels_
     assert answers.loss == pytest.approx(reference(p_NC, labels_N)["loss"], rel=1e-3)
 
 
-def test_the_teacher_s_predictions_of_the_training_images(run: RunFolder, dataset: DatasetFolder, tmp_path: Path) -> None:
+def test_the_teachers_predictions_of_the_training_images(run: RunFolder, dataset: DatasetFolder, tmp_path: Path) -> None:
     evaluate(run, data=None, teacher=None, device=CPU, observer=SILENT)
     targets = read_predictions(run.predictions_path)[0].targets
     assert targets is not None
@@ -183,17 +184,12 @@ def test_the_teacher_s_predictions_of_the_training_images(run: RunFolder, datase
             np.log(softmax(z[None])[0][split.labels[sample]]), abs=1e-5
         )
         assert targets.weight[row] == pytest.approx(1 - float(entropy[sample]) / np.log(4), abs=1e-6)
-    lines: list[str] = []
-
-    class Lines(Silent):
-        def note(self, line: str) -> None:
-            lines.append(line)
-
+    notes = Notes()
     moved = RunFolder.create(tmp_path / "moved", run.config, run.provenance | {"cache": str(tmp_path / "gone")})
     moved.save(run.load())
-    evaluate(moved, data=None, teacher=None, device=CPU, observer=Lines())
-    assert len(lines) == 1
-    assert "left out the teacher's predictions for the training images" in lines[0]
+    evaluate(moved, data=None, teacher=None, device=CPU, observer=notes)
+    assert len(notes.lines) == 1
+    assert "left out the teacher's predictions for the training images" in notes.lines[0]
     assert read_predictions(moved.predictions_path)[0].targets is None
     cache = Path(run.provenance["cache"])
     evaluate(moved, data=None, teacher=None, device=CPU, observer=SILENT, cache=cache)
@@ -202,12 +198,12 @@ def test_the_teacher_s_predictions_of_the_training_images(run: RunFolder, datase
         evaluate(moved, data=None, teacher=None, device=CPU, observer=SILENT, cache=tmp_path / "nowhere")
 
 
-def test_what_does_not_fit(
+def test_mismatched_inputs_are_refused(
     tmp_path: Path, run: RunFolder, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other_data = make_dataset(tmp_path, per_class=2, val_per_class=2)
     other_teacher = make_teacher(tmp_path / "other", dataset, seed=9)
-    before = run.path.joinpath("eval.json").read_bytes() if run.evaluation else None
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     with pytest.raises(MismatchError, match=r"evaluate on the data it was trained on \(dataset_digest: "):
         evaluate(run, data=other_data.path, teacher=None, device=CPU, observer=SILENT)
     with pytest.raises(MismatchError, match=r"name the teacher of this run \(teacher_sha256: "):
@@ -216,7 +212,7 @@ def test_what_does_not_fit(
         evaluate(run, data=None, teacher=tmp_path, device=CPU, observer=SILENT)
     with pytest.raises(RunError, match="is not a run"):
         RunFolder.open(tmp_path)
-    assert (run.path.joinpath("eval.json").read_bytes() if before else None) == before
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_without_a_teacher(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
@@ -227,17 +223,8 @@ def test_a_run_without_a_teacher(tmp_path: Path, dataset: DatasetFolder, teacher
     assert result["teacher"] is None
     assert result["ensemble"] == pytest.approx({k: result["students"][0][k] for k in ("top1", "top5", "loss")}, rel=1e-5)
     assert evaluate(opened, data=None, teacher=teacher.path, device=CPU, observer=SILENT)["teacher"]["name"] == "squeezenet1_1"
-    five = write_teacher(
-        tmp_path / "five",
-        build("squeezenet1_1", 5, image_px=32, seed=0).state_dict(),
-        architecture="squeezenet1_1",
-        classes=tuple("abcde"),
-        image_px=32,
-        resize_px=36,
-        scheme="centre",
-        accuracy={},
-        made={},
-    )
+    weights = build("squeezenet1_1", 5, image_px=32, seed=0).state_dict()
+    five = write_small_teacher(tmp_path / "five", weights, "squeezenet1_1", "abcde")
     with pytest.raises(MismatchError, match="num_classes: stored 5, wanted 4"):
         evaluate(opened, data=None, teacher=five.path, device=CPU, observer=SILENT)
 
@@ -245,16 +232,7 @@ def test_a_run_without_a_teacher(tmp_path: Path, dataset: DatasetFolder, teacher
 def test_a_teacher_whose_weights_belong_to_another_network(tmp_path: Path, run: RunFolder, dataset: DatasetFolder) -> None:
     recipe = small_recipe("train.epochs=1", "loss.beta=0", "students=[{architecture='squeezenet1_1'}]")
     train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
-    other_weights = write_teacher(
-        tmp_path / "wrong",
-        build("squeezenet1_1", 4, image_px=32, seed=0).state_dict(),
-        architecture="resnet18",
-        classes=tuple(entry.wnid for entry in dataset.classes),
-        image_px=32,
-        resize_px=36,
-        scheme="centre",
-        accuracy={},
-        made={},
-    )
+    weights = build("squeezenet1_1", 4, image_px=32, seed=0).state_dict()
+    other_weights = write_small_teacher(tmp_path / "wrong", weights, "resnet18", [entry.wnid for entry in dataset.classes])
     with pytest.raises(DataError, match=r"weights do not fit resnet18 \(it lacks conv1\.weight\)"):
         evaluate(RunFolder.open(tmp_path / "run"), data=None, teacher=other_weights.path, device=CPU, observer=SILENT)

@@ -10,7 +10,7 @@ from udkd.training.lr import cosine
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 400])
-def test_equals_pytorch_s_cosine(total: int) -> None:
+def test_equals_pytorchs_cosine(total: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
     for step in range(total + 1):
@@ -30,7 +30,6 @@ def test_warmup_rises_evenly_to_the_peak(warmup: int, total: int) -> None:
     after = rates[warmup:]
     assert after == pytest.approx([1 + math.cos(math.pi * n / max(1, total - warmup)) for n in range(len(after))])
     assert all(0 < rate <= 2 for rate in rates)
-    assert not after or after[0] == 2
 
 
 def test_a_peak_of_zero_stays_zero() -> None:

@@ -205,7 +205,7 @@ def test_weights_without_the_counters_of_batch_norm(tmp_path: Path) -> None:
     assert all(value == 0 for name, value in weights.items() if name.endswith("num_batches_tracked"))
 
 
-def test_names_that_torchvision_s_published_files_still_have() -> None:
+def test_names_that_torchvisions_published_files_still_have() -> None:
     for published, present in (
         ("features.denseblock1.denselayer2.norm.1.weight", "features.denseblock1.denselayer2.norm1.weight"),
         ("encoder.layers.encoder_layer_3.mlp.linear_2.bias", "encoder.layers.encoder_layer_3.mlp.3.bias"),
@@ -368,7 +368,7 @@ def test_a_run_on_other_classes_is_refused(run: RunFolder) -> None:
 @pytest.mark.parametrize(
     "architecture", ["squeezenet1_1", "shufflenet_v2_x0_5", pytest.param("resnet18", marks=pytest.mark.long)]
 )
-def test_fit_s_candidate_of_any_architecture(tmp_path: Path, dataset: DatasetFolder, architecture: str) -> None:
+def test_a_fitted_candidate_of_any_architecture(tmp_path: Path, dataset: DatasetFolder, architecture: str) -> None:
     """A checkpoint's tensors are in no order: nothing may be guessed from the last one."""
     fit_recipe = small_recipe(f"fit.architecture={architecture}", "fit.epochs=1").for_teacher()
     train(TrainJob(recipe=fit_recipe, data=dataset.path, out=tmp_path / "run", device=CPU))

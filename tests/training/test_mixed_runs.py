@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from udkd.training.compile import eager_loss
 
 from tests.factories import rewrite_json, small_recipe
+from tests.observers import StopAfter
+from tests.training.runs import checkpoint_hash, checkpoint_tensors, metrics_without_time
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
@@ -17,45 +20,17 @@ from udkd.losses.schedules import EpochStats
 from udkd.models.build import build
 from udkd.models.features import FeatureExtractor
 from udkd.study.spec import load_study
-from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
-from udkd.training.compile import eager_loss
 from udkd.training.run_folder import RunFolder
 from udkd.training.schedule import learning_rates, loss_weights
 from udkd.training.step import forward_loss
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError, MismatchError, RunError
-from udkd.utils.progress import SILENT, Silent
 
 CPU = torch.device("cpu")
 STEPS = 4  # in an epoch: 32 images in batches of 8
 FEATURES = ('teacher.source="live"', "teacher.views=2", "methods.crd.negatives=8", "methods.crd.embed_dim=8")
 DATASET_IMAGES = {"per_class": 8, "val_per_class": 2}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
-    folder = tmp_path_factory.mktemp("cache") / "c"
-    build_cache(folder, dataset=dataset, teacher=teacher, recipe=small_recipe(), device=CPU, observer=SILENT)
-    return folder
-
-
-class StopAfter(Silent):
-    """Asks to stop once so many steps of training are done; None never does."""
-
-    def __init__(self, steps: int | None) -> None:
-        self.left = steps
-        self.training = False
-
-    def start(self, task: str, total: int, unit: str) -> None:
-        self.training = task.startswith("epoch")
-
-    def advance(self, count: int, **fields: float | str) -> None:
-        if self.left is not None and self.training:
-            self.left -= count // 8
-
-    def stopped(self) -> bool:
-        return self.left is not None and self.left <= 0
 
 
 class Bench:
@@ -82,7 +57,7 @@ class Bench:
         )
         return self.root / name
 
-    def parted(self, name: str, recipe: Recipe, stop_after: int) -> Path:
+    def run_interrupted(self, name: str, recipe: Recipe, stop_after: int) -> Path:
         """Stopped once and resumed."""
         self.run(name, recipe, stop_after=stop_after)
         assert RunFolder.open(self.root / name).load().progress.step == stop_after
@@ -92,21 +67,6 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> Bench:
     return Bench(tmp_path, dataset, teacher, cache)
-
-
-def weights(out: Path) -> dict[str, Tensor]:
-    return dict(RunFolder.open(out).load().tensors)
-
-
-def checkpoint_hash(out: Path) -> str:
-    return str(json.loads((out / "checkpoints" / "last.json").read_text())["sha256"])
-
-
-def rows(out: Path) -> list[dict[str, object]]:
-    return [
-        {name: value for name, value in row.items() if name not in ("seconds", "images_per_s")}
-        for row in RunFolder.open(out).metrics()
-    ]
 
 
 # --- methods
@@ -129,20 +89,20 @@ def test_a_method_is_a_setting_of_the_one_loop(
     """Stopped within the second epoch and resumed equals uninterrupted, the connectors' weights and memories included."""
     recipe = small_recipe("train.epochs=2", f'loss.method="{method}"', "loss.beta=0", "loss.method_weight=0.5", *more)
     uninterrupted = bench.run("complete", recipe)
-    tensors = weights(uninterrupted)
+    tensors = checkpoint_tensors(uninterrupted)
     remembers = any(name.startswith("connector.1.") for name in tensors)
     assert remembers == (method in ("fitnets", "crd", "reviewkd"))
     if remembers:
-        parted = bench.parted("parted", recipe, STEPS + 2)
-        assert checkpoint_hash(uninterrupted) == checkpoint_hash(parted)
-        assert rows(uninterrupted) == rows(parted)
+        interrupted = bench.run_interrupted("interrupted", recipe, STEPS + 2)
+        assert checkpoint_hash(uninterrupted) == checkpoint_hash(interrupted)
+        assert metrics_without_time(uninterrupted) == metrics_without_time(interrupted)
     row = RunFolder.open(uninterrupted).metrics()[0]["train"]
     for index in range(2):
         assert row["method"][index] > 0
         parts = 0.4 * row["hard"][index] + 0.2 * row["peer"][index] + 0.5 * row["method"][index]
         assert row["loss"][index] == pytest.approx(parts, rel=1e-5)
-    top1 = [[row["val"] for row in some] for some in (rows(uninterrupted), plain_rows)]
-    assert top1[0] != top1[1], "the term teaches"
+    top1 = [[row["val"] for row in some] for some in (metrics_without_time(uninterrupted), plain_rows)]
+    assert top1[0] != top1[1], "the term changes the result"
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +110,10 @@ def plain_rows(
     tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path
 ) -> list[dict[str, object]]:
     bench = Bench(tmp_path_factory.mktemp("plain"), dataset, teacher, cache)
-    return rows(bench.run("plain", small_recipe("train.epochs=2", "loss.beta=0")))
+    return metrics_without_time(bench.run("plain", small_recipe("train.epochs=2", "loss.beta=0")))
 
 
-def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
+def test_the_studys_mutual_learning_is_the_papers() -> None:
     study = load_study("methods")
     assert load_recipe(study.recipe, study.arm("DML").set).loss.settings == LossSettings(
         alpha=1.0, beta=0.0, gamma=1.0, temperature=1.0, kl="forward"
@@ -193,7 +153,7 @@ def test_the_study_s_mutual_learning_is_the_paper_s() -> None:
         (["students.1.loss_weight=0"], "students.1.loss_weight"),
     ],
 )
-def test_wrong_pairings_are_one_line(settings: list[str], message: str) -> None:
+def test_conflicting_settings_are_one_line(settings: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         small_recipe(*settings)
     assert "\n" not in str(caught.value)
@@ -222,7 +182,7 @@ def test_schedules_at_their_ends_and_between() -> None:
     assert loss_weights(by_confidence, 7, 12, EpochStats.none(2))[1][0] == 0.4
 
 
-def test_moving_weights_resume_to_the_same_bits(bench: Bench) -> None:
+def test_scheduled_weights_resume_to_the_same_bits(bench: Bench) -> None:
     recipe = small_recipe(
         "train.epochs=3",
         'loss.schedules.alpha={kind="linear", to=1.0}',
@@ -231,9 +191,9 @@ def test_moving_weights_resume_to_the_same_bits(bench: Bench) -> None:
     )
     uninterrupted = bench.run("complete", recipe)
     for stop in (STEPS, STEPS + 3):
-        parted = bench.parted(f"parted-{stop}", recipe, stop)
-        assert checkpoint_hash(uninterrupted) == checkpoint_hash(parted)
-        assert rows(uninterrupted) == rows(parted)
+        interrupted = bench.run_interrupted(f"interrupted-{stop}", recipe, stop)
+        assert checkpoint_hash(uninterrupted) == checkpoint_hash(interrupted)
+        assert metrics_without_time(uninterrupted) == metrics_without_time(interrupted)
     stats = RunFolder.open(uninterrupted).load().progress.figures
     assert stats is not None
     last = RunFolder.open(uninterrupted).metrics()[-1]["train"]
@@ -252,13 +212,13 @@ def test_a_weight_on_the_loss_is_a_factor_on_the_gradient(bench: Bench) -> None:
         "two",
         small_recipe("train.epochs=1", f"students=[{plain}, lr=0.005, loss_weight=2.0}}, {plain}, lr=0.01, loss_weight=4.0}}]"),
     )
-    first, second = weights(one), weights(two)
+    first, second = checkpoint_tensors(one), checkpoint_tensors(two)
     for name, value in first.items():
         if name.startswith("student."):
             assert torch.equal(value, second[name]), name
 
 
-def test_a_compiled_mixture_is_one_graph_for_all_weights() -> None:
+def test_a_compiled_loss_is_one_graph_for_all_weights() -> None:
     models = [build("squeezenet1_1", 4, image_px=32, seed=seed).eval() for seed in (0, 1)]
     loss = eager_loss(small_recipe().loss.settings)
     uncompiled = forward_loss(
@@ -294,12 +254,12 @@ def test_a_student_that_joins_later_is_absent_until_then(bench: Bench) -> None:
     together = small_recipe("train.epochs=2", f"students={late}")
     bench.run("late", together, stop_after=STEPS)
     bench.run("alone", small_recipe("train.epochs=2", f"students=[{alone}]"), stop_after=STEPS)
-    first, second = weights(bench.root / "late"), weights(bench.root / "alone")
+    first, second = checkpoint_tensors(bench.root / "late"), checkpoint_tensors(bench.root / "alone")
     for name, value in second.items():
         if name.startswith(("student.0.", "momentum.0.")):
             assert torch.equal(value, first[name]), name
     untouched = build("mobilenet_v2", 4, image_px=32, seed=0).state_dict()
-    assert first["student.1.features.0.1.running_mean"].eq(untouched["features.0.1.running_mean"]).all(), "it saw nothing"
+    assert first["student.1.features.0.1.running_mean"].eq(untouched["features.0.1.running_mean"]).all(), "it was not trained"
     assert not first["momentum.1.features.0.0.weight"].any()
     first_row = RunFolder.open(bench.root / "late").metrics()[0]
     train_row, val_row = first_row["train"], first_row["val"]
@@ -311,9 +271,9 @@ def test_a_student_that_joins_later_is_absent_until_then(bench: Bench) -> None:
 
     resumed = bench.run("late", together, resume=True)
     uninterrupted = bench.run("complete", together)
-    across = bench.parted("across", together, STEPS + 1)
+    across = bench.run_interrupted("across", together, STEPS + 1)
     assert checkpoint_hash(uninterrupted) == checkpoint_hash(resumed) == checkpoint_hash(across)
-    assert rows(uninterrupted) == rows(resumed) == rows(across)
+    assert metrics_without_time(uninterrupted) == metrics_without_time(resumed) == metrics_without_time(across)
     joined = RunFolder.open(uninterrupted).metrics()[1]["train"]
     assert min(joined["peer"]) > 0, "from then on they are peers"
     second = RunFolder.open(uninterrupted).metrics()[1]["val"]
@@ -339,7 +299,7 @@ def test_a_student_starts_from_another_run(bench: Bench) -> None:
     start = f"students.0.init_from={json.dumps(str(first))}"
     recipe = small_recipe("train.epochs=2", start, "students.0.lr=0.0", "students.0.weight_decay=0.0")
     out = bench.run("second", recipe, stop_after=1)
-    trained, started = weights(first), weights(out)
+    trained, started = checkpoint_tensors(first), checkpoint_tensors(out)
     assert torch.equal(started["student.0.classifier.1.weight"], trained["student.0.classifier.1.weight"])
     assert len(RunFolder.open(out).provenance["starts"]["squeezenet1_1"]) == 64
     first.rename(bench.root / "moved")

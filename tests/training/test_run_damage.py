@@ -89,7 +89,7 @@ class Reached(Exception):
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pictures, and without the scoring of an evaluation."""
 
     def reached(*arguments: object, **options: object) -> None:
@@ -99,7 +99,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     draw_only(monkeypatch)
 
 
-def everything(run: Path, *, pages: bool = True) -> None:
+def read_everything(run: Path, *, pages: bool = True) -> None:
     """All readers of a run, up to where they begin to compute."""
     write_report(load_inputs(run)) if pages else load_inputs(run)
     folder = RunFolder.open(run)
@@ -149,7 +149,7 @@ def changed(values: Any, keys: tuple[Any, ...], other: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", JSON)
-def test_fields_of_every_file(old: Path, quick: None, name: str) -> None:
+def test_fields_of_every_file(old: Path, without_scoring: None, name: str) -> None:
     """Deleted, of another type, too large, not a number: a one-line error or no effect, never another error."""
     file = old / name
     before = file.read_text()
@@ -162,7 +162,7 @@ def test_fields_of_every_file(old: Path, quick: None, name: str) -> None:
         text = [json.dumps(line) for line in [*lines[:-1], changed(lines[-1], keys, other)]]
         file.write_text("\n".join(text) + "\n")
         try:
-            everything(old, pages=not passed)
+            read_everything(old, pages=not passed)
         except (UserError, OSError) as error:
             refused.append(str(error))
         else:
@@ -171,7 +171,7 @@ def test_fields_of_every_file(old: Path, quick: None, name: str) -> None:
     assert refused
     assert not any("\n" in line for line in refused)
     file.write_text(before)
-    everything(old, pages=False)
+    read_everything(old, pages=False)
 
 
 def test_flipped_bits_are_found_and_named(run: Path) -> None:
@@ -192,8 +192,8 @@ def test_flipped_bits_are_found_and_named(run: Path) -> None:
     assert "has 1 epochs in metrics.jsonl; expected 2" in verify_run(run)[0]
 
 
-def test_an_old_run_resumes(original: tuple[Path, DatasetFolder], old: Path, quick: None) -> None:
-    everything(old, pages=False)
+def test_an_old_run_resumes(original: tuple[Path, DatasetFolder], old: Path, without_scoring: None) -> None:
+    read_everything(old, pages=False)
     assert verify_run(old) == []
     assert train(job(*original, old, resume=True)).finished
     assert CHECKSUM in json.loads((old / "metrics.jsonl").read_text().splitlines()[0])
@@ -218,7 +218,7 @@ def test_a_changed_counter_of_an_old_run(
         train(job(*original, old, resume=True))
 
 
-def test_checkpoints_that_lack_something(original: tuple[Path, DatasetFolder], run: Path) -> None:
+def test_incomplete_or_changed_checkpoints_are_refused(original: tuple[Path, DatasetFolder], run: Path) -> None:
     folder = RunFolder.open(run)
     checkpoint = folder.load()
     cases: list[tuple[str, torch.Tensor | None, str]] = [
@@ -237,7 +237,7 @@ def test_checkpoints_that_lack_something(original: tuple[Path, DatasetFolder], r
             train(job(*original, run, resume=True))
 
 
-def test_lost_and_left_checkpoints(original: tuple[Path, DatasetFolder], run: Path) -> None:
+def test_lost_and_leftover_checkpoints(original: tuple[Path, DatasetFolder], run: Path) -> None:
     """The old checkpoint of a process killed before removing it is deleted; a lost one is not trained again."""
     folder = run / "checkpoints"
     (folder / "step-000000002.safetensors").write_bytes(b"old")
@@ -268,7 +268,7 @@ def test_a_reader_beside_a_trainer(run: Path) -> None:
         assert folder.load().progress.step == 8
 
 
-def test_two_writers_of_one_folder(run: Path, quick: None) -> None:
+def test_a_second_writer_of_a_folder_is_refused(run: Path, without_scoring: None) -> None:
     folder = RunFolder.open(run)
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     busy = f"is being written by process {os.getpid()}"
@@ -292,7 +292,7 @@ def test_two_writers_of_one_folder(run: Path, quick: None) -> None:
     assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
-def test_two_exports_of_one_student(tmp_path: Path) -> None:
+def test_a_second_export_to_a_folder_is_refused(tmp_path: Path) -> None:
     with FolderLock(tmp_path), pytest.raises(BusyError, match="is being written"):
         write_export(tmp_path, {"model.pt2": b"x"}, {})
     assert list(tmp_path.iterdir()) == []
@@ -300,7 +300,7 @@ def test_two_exports_of_one_student(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt2", "preprocessing.json"]
 
 
-def test_predictions_that_cannot_be(run: Path) -> None:
+def test_impossible_predictions_are_refused(run: Path) -> None:
     path = run / "predictions.safetensors"
     checkpoint, _ = read_predictions(path)
     average = checkpoint.average

@@ -1,4 +1,4 @@
-"""The estimate of a speed probe, and its arithmetic."""
+"""The speed probe: its measurements, and the arithmetic of its estimate."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from udkd.training.speed_probe import StepTimes, measure_step_times
 from udkd.utils.errors import ConfigError
 
 
-def test_every_speed_is_measured_and_nothing_is_moved() -> None:
+def test_every_speed_is_measured_without_drawing_random_numbers() -> None:
     state = torch.random.get_rng_state()
     speeds = measure_step_times(small_recipe("fit.architecture=squeezenet1_1"), 4, torch.device("cpu"))
     assert 0 < speeds.teacher_forward_s < speeds.teacher_step_s < 10

@@ -1,4 +1,4 @@
-"""The step: each student learns as if alone, the metrics sum all batches, the first bad step is recorded."""
+"""The step: each student learns as if alone, the metrics sum all batches, the first non-finite step is recorded."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_without_peers_each_learns_as_if_alone() -> None:
         assert weights(alone[0]) == weights(together[index]) != before
 
 
-def test_peers_change_what_is_learnt() -> None:
+def test_peers_change_what_a_student_learns() -> None:
     recipe = small_recipe()
     together = make_students(recipe, 4, CPU)
     metrics = run(together, recipe, Constant(), STEPS[:2])
@@ -86,7 +86,7 @@ def test_peers_change_what_is_learnt() -> None:
 
 
 def test_the_metrics_are_the_mean_over_samples() -> None:
-    """Against a forward pass by hand, before the weights move."""
+    """Against a forward pass by hand, before the weights change."""
     recipe = small_recipe("loss.alpha=1", "loss.beta=0", "loss.gamma=0", "students=[{architecture='squeezenet1_1', lr=0}]")
     batches, schedule = [[0, 1, 2, 3], [4, 5, 6, 7]], schedule_of(recipe)
     student = make_students(recipe, 4, CPU)
@@ -107,13 +107,13 @@ def test_the_metrics_are_the_mean_over_samples() -> None:
     assert int(metrics.first_nonfinite_step) == -1
 
 
-def test_the_first_bad_step_is_remembered() -> None:
+def test_the_first_nonfinite_step_is_recorded() -> None:
     recipe = small_recipe("students=[{architecture='squeezenet1_1', lr=1e30}]")
     students = make_students(recipe, 4, CPU)
     metrics = run(students, recipe, Constant(), STEPS * 2)
     assert 1 <= int(metrics.first_nonfinite_step) <= 3
     first = run(make_students(recipe, 4, CPU), recipe, Constant(), (STEPS * 2)[: int(metrics.first_nonfinite_step)])
-    assert int(first.first_nonfinite_step) == -1, "no step before it was bad"
+    assert int(first.first_nonfinite_step) == -1, "every step before it was finite"
     with torch.no_grad():
         next(students[0].model.parameters()).fill_(float("nan"))
     assert int(run(students, recipe, Constant(), STEPS).first_nonfinite_step) == 0

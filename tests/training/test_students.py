@@ -62,10 +62,12 @@ def test_restored_students_continue_to_the_same_bits() -> None:
             step(original, recipe, number)
             step(fresh, recipe, number)
         assert_equal(copied(fresh), copied(original))
-        assert any(not torch.equal(kept[name], value) for name, value in original.tensors().items()), "the steps did something"
+        assert any(not torch.equal(kept[name], value) for name, value in original.tensors().items()), (
+            "the steps changed the weights"
+        )
 
 
-def test_a_student_s_initial_weights_depend_on_its_index_alone() -> None:
+def test_a_students_initial_weights_depend_on_its_index_alone() -> None:
     """Independent of the other students and of the global generator; equal architectures start differently."""
     pair = make_students(small_recipe(NETS), 4, CPU)
     torch.manual_seed(7)
@@ -78,7 +80,7 @@ def test_a_student_s_initial_weights_depend_on_its_index_alone() -> None:
     assert not torch.equal(next(reseeded[0].model.parameters()), next(one.model.parameters()))
 
 
-def test_dropout_is_named_by_seed_student_and_step() -> None:
+def test_dropout_keys_depend_on_seed_student_and_step() -> None:
     one, other = make_students(small_recipe(TWINS, TWO_EPOCHS), 4, CPU)
     keys = []
     for student, seed, number in ((one, 0, 0), (other, 0, 0), (one, 0, 1), (one, 1, 0), (one, 0, 0)):

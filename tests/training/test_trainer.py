@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import random
 import signal
@@ -14,7 +13,9 @@ import torch
 
 from tests.cli import commands
 from tests.factories import BATCH_NORM, SMALL, make_dataset, make_teacher, small_recipe
+from tests.observers import StopAfter
 from tests.timeouts import wait_until
+from tests.training.runs import checkpoint_hash, metrics_without_time
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
@@ -24,21 +25,11 @@ from udkd.training import schedule as schedule_module
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import Trainer, TrainJob, train
 from udkd.utils.errors import CacheError, ConfigError, MismatchError, RunError
-from udkd.utils.progress import SILENT, Silent
+from udkd.utils.progress import Silent
 
 CPU = torch.device("cpu")
 LONG = pytest.mark.long
 TWIN = "{architecture='squeezenet1_1', lr=0.01}"
-
-
-def make_cache(folder: Path, dataset: DatasetFolder, teacher: TeacherFolder, recipe: Recipe) -> Path:
-    build_cache(folder, dataset=dataset, teacher=teacher, recipe=recipe, device=CPU, observer=SILENT)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
-    return make_cache(tmp_path_factory.mktemp("cache") / "c", dataset, teacher, small_recipe())
 
 
 class Trace(Silent):
@@ -62,29 +53,20 @@ def traced(job: TrainJob) -> tuple[Trace, Trainer]:
     return trace, trainer
 
 
-def checkpoint_hash(out: Path) -> str:
-    return str(json.loads((out / "checkpoints" / "last.json").read_text())["sha256"])
-
-
-def metrics_without_time(out: Path) -> list[dict[str, object]]:
-    rows = RunFolder.open(out).metrics()
-    return [{name: value for name, value in row.items() if name not in ("seconds", "images_per_s")} for row in rows]
-
-
 @pytest.mark.parametrize(("views", "epochs"), [('"eval"', 2), ("2", 3)])
 def test_cached_equals_live_bit_for_bit(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str, epochs: int
 ) -> None:
     settings = [f"teacher.views={views}", f"train.epochs={epochs}"]
     cached, live = small_recipe(*settings), small_recipe(*settings, 'teacher.source="live"')
-    folder = make_cache(tmp_path / "cache", dataset, teacher, cached)
+    folder = build_cache(tmp_path / "cache", dataset=dataset, teacher=teacher, recipe=cached, device=CPU).cache.folder
     options = {"data": dataset.path, "device": CPU, "teacher": teacher.path}
     trace_a, a = traced(TrainJob(recipe=cached, out=tmp_path / "a", cache=folder, **options))
     trace_b, b = traced(TrainJob(recipe=live, out=tmp_path / "b", **options))
     assert a.step == b.step == 12 * epochs
     assert len(trace_a.sums) == len(trace_b.sums)
     for step, (one, other) in enumerate(zip(trace_a.sums, trace_b.sums, strict=True)):
-        assert torch.equal(one, other), f"losses part at observation {step}"
+        assert torch.equal(one, other), f"losses differ at observation {step}"
     assert trace_a.sums[-1][1].min() > 0, "the teacher term is present"
     assert checkpoint_hash(tmp_path / "a") == checkpoint_hash(tmp_path / "b")
 
@@ -98,23 +80,6 @@ def test_two_runs_are_bit_equal_and_seeds_matter(tmp_path: Path, dataset: Datase
         hashes.append(checkpoint_hash(tmp_path / name))
     assert hashes[0] == hashes[1] != hashes[2]
     assert metrics_without_time(tmp_path / "a") == metrics_without_time(tmp_path / "b")
-
-
-class StopAfter(Silent):
-    """Asks to stop once so many steps are done."""
-
-    def __init__(self, steps: int) -> None:
-        self.images = steps * 8
-        self.training = False
-
-    def start(self, task: str, total: int, unit: str) -> None:
-        self.training = task.startswith("epoch")
-
-    def advance(self, count: int, **fields: float | str) -> None:
-        self.images -= count * self.training
-
-    def stopped(self) -> bool:
-        return self.images <= 0
 
 
 @pytest.mark.parametrize("stop_after", [pytest.param(1, marks=LONG), 11, 12, pytest.param(13, marks=LONG), 25])
@@ -135,9 +100,9 @@ def test_running_statistics_resume_to_the_same_bits(tmp_path: Path, dataset: Dat
     recipe = small_recipe(BATCH_NORM, "train.epochs=1", "train.batch_size=32")
     job = TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "a", device=CPU, cache=cache)
     train(job)
-    parted = vars(job) | {"out": tmp_path / "b"}
-    assert train(TrainJob(**(parted | {"stopped": StopAfter(0).stopped}))).step == 1
-    assert train(TrainJob(**(parted | {"resume": True}))).finished
+    interrupted = vars(job) | {"out": tmp_path / "b"}
+    assert train(TrainJob(**(interrupted | {"stopped": StopAfter(0).stopped}))).step == 1
+    assert train(TrainJob(**(interrupted | {"resume": True}))).finished
     assert checkpoint_hash(tmp_path / "a") == checkpoint_hash(tmp_path / "b")
 
 
@@ -148,7 +113,7 @@ def test_a_live_run_stopped_in_the_middle_equals_a_cached_one(
     """Teacher blocks of another size than the batch, two interruptions, dropout on: still the same bits at the end."""
     settings = [f"teacher.views={views}", "teacher.batch_size=5", "train.epochs=2"]
     cached, live = small_recipe(*settings), small_recipe(*settings, 'teacher.source="live"')
-    folder = make_cache(tmp_path / "cache", dataset, teacher, cached)
+    folder = build_cache(tmp_path / "cache", dataset=dataset, teacher=teacher, recipe=cached, device=CPU).cache.folder
     train(TrainJob(recipe=cached, data=dataset.path, out=tmp_path / "cached", device=CPU, cache=folder))
     job = TrainJob(recipe=live, data=dataset.path, out=tmp_path / "live", device=CPU, teacher=teacher.path)
     for stop_after in (5, 14):
@@ -160,10 +125,10 @@ def test_a_live_run_stopped_in_the_middle_equals_a_cached_one(
     assert metrics_without_time(tmp_path / "live") == metrics_without_time(tmp_path / "cached")
 
 
-def test_dropout_is_part_of_those_runs(
+def test_dropout_changes_the_checkpoint(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit-equal resumes prove something about dropout only where its mask moves the result: another step's key does."""
+    """Bit-equal resumes cover dropout only if its masks matter: with the keys of other steps, the checkpoint changes."""
     hashes = []
     for shift in (0, 1):
         with monkeypatch.context() as patch:
@@ -195,7 +160,7 @@ def test_a_signal_at_a_random_moment(
 ) -> None:
     out = tmp_path / "run"
     args = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out]
-    args += [arg for setting in SMALL for arg in ("--set", setting)]
+    args += commands.set_options(*SMALL)
     command = commands.start(*args)
     assert wait_until(lambda: (out / "checkpoints" / "last.json").exists() or command.ended())
     time.sleep(random.random() * 0.5)
@@ -270,7 +235,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
         ),
     ],
 )
-def test_the_paper_s_rows_are_settings_of_one_loop(
+def test_the_papers_rows_are_settings_of_one_loop(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, settings: list[str], built: tuple[bool, bool, bool]
 ) -> None:
     recipe = small_recipe("train.epochs=1", *settings)
@@ -297,7 +262,7 @@ def test_options_run(tmp_path: Path, teacher: TeacherFolder) -> None:
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
-def test_compiled_loss_begins_like_eager(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
+def test_the_first_step_of_a_compiled_loss_matches_eager(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     rows = []
     for mode in ("off", "loss"):
         recipe = small_recipe(f'train.compile="{mode}"', "train.epochs=1", "train.batch_size=96")
@@ -307,7 +272,7 @@ def test_compiled_loss_begins_like_eager(tmp_path: Path, dataset: DatasetFolder,
         assert rows[0][term] == pytest.approx(rows[1][term], rel=5e-6, abs=5e-6)
 
 
-def test_what_does_not_fit_is_one_line(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> None:
+def test_mismatched_inputs_are_one_line(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> None:
     other = make_teacher(tmp_path / "other", dataset, seed=5)
     another_data = make_dataset(tmp_path / "another", per_class=10)
 

@@ -37,16 +37,16 @@ moment = sys.argv[2]
 if moment == "in the middle":
     with files.atomic_write(files.Path(sys.argv[1])) as file:
         file.write(b"new" * 100_000); file.flush(); die()
-elif moment == "before the data is down": os.fsync = die
+elif moment == "before the data is synced": os.fsync = die
 elif moment == "before the rename": os.replace = die
-elif moment == "before the folder is down": files.fsync_folder = die
+elif moment == "before the folder is synced": files.fsync_folder = die
 files.write_bytes(files.Path(sys.argv[1]), b"new" * 300_000)
 """
 MOMENTS = {
     "in the middle": OLD,
-    "before the data is down": OLD,
+    "before the data is synced": OLD,
     "before the rename": OLD,
-    "before the folder is down": NEW,
+    "before the folder is synced": NEW,
     "never": NEW,
 }
 
@@ -65,7 +65,7 @@ def test_json_stores_file_names_that_are_not_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_kill_leaves_old_or_new(tmp_path: Path, moment: str) -> None:
+def test_a_kill_leaves_the_old_or_the_new_file(tmp_path: Path, moment: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(OLD)
     code = subprocess.run(python(KILLED_AT, path, moment), check=False).returncode
@@ -100,14 +100,14 @@ def test_an_error_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(OLD)
 
-    def broken_off(error: type[BaseException]) -> None:
+    def fail_while_writing(error: type[BaseException]) -> None:
         with atomic_write(path) as file:
             file.write(NEW)
             raise error
 
     for error in (ValueError, KeyboardInterrupt, SystemExit):
         with pytest.raises(error):
-            broken_off(error)
+            fail_while_writing(error)
         assert path.read_bytes() == OLD
         assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -128,7 +128,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_impossible_places_are_named(tmp_path: Path) -> None:
+def test_impossible_paths_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         write_bytes(tmp_path / "nowhere" / "file", b"")
     assert "nowhere" in str(caught.value)

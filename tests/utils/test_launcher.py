@@ -36,12 +36,12 @@ def test_the_working_directory_provides_no_modules(tmp_path: Path) -> None:
     assert "Write the synthetic dataset" in done.stdout
     named = {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, env=module_environment() | named, cwd=tmp_path, capture_output=True, timeout=120)
-    assert done.returncode == 77, "what the user names himself is taken"
+    assert done.returncode == 77, "PYTHONPATH is the user's choice"
 
 
 @pytest.fixture
 def slow_torch(tmp_path: Path) -> Path:
-    """A fake torch whose import reports that it has begun and takes an hour: a process that is not ended stays in it."""
+    """A fake torch whose import reports that it has begun and takes an hour: a process that is not ended stays there."""
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
     return tmp_path
 
@@ -80,7 +80,7 @@ def test_a_launcher_that_dies_while_its_process_imports(slow_torch: Path) -> Non
     assert not alive
 
 
-def test_a_launcher_that_was_gone_before_its_process_began(slow_torch: Path, silent_port: int) -> None:
+def test_a_launcher_that_exits_before_its_process_starts(slow_torch: Path, silent_port: int) -> None:
     environment = worker_environment(slow_torch, silent_port, TORCHELASTIC_USE_AGENT_STORE="True")
     done = subprocess.run(
         [sys.executable, "-m", "udkd", "cache", "info", "nowhere"],
@@ -90,8 +90,8 @@ def test_a_launcher_that_was_gone_before_its_process_began(slow_torch: Path, sil
     assert done.stderr == "error: the torchrun that started this process has exited; expected it until the end; run it again\n"
 
 
-def test_a_launcher_that_is_gone_after_the_imports(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused at once, without the wait that a slow network is given."""
+def test_a_launcher_that_exits_during_the_imports(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused at once, without the wait for a slow network."""
     monkeypatch.setattr("udkd.teacher.workers.die_with_parent", lambda number: None)
     group = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent_port)}
     with pytest.raises(CacheError, match="the torchrun that started this process has exited"):

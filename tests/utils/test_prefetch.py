@@ -37,7 +37,7 @@ def test_no_further_ahead_than_its_depth() -> None:
     batches.close()  # type: ignore[attr-defined]
 
 
-class BadWeatherError(Exception):
+class DecodeFailedError(Exception):
     pass
 
 
@@ -45,11 +45,11 @@ def test_a_failure_comes_after_the_items_before_it() -> None:
     def items() -> Iterator[int]:
         yield 1
         yield 2
-        raise BadWeatherError("sample 7")
+        raise DecodeFailedError("sample 7")
 
     batches = prefetch(items(), 5, "stage-failure")
     assert [next(batches), next(batches)] == [1, 2]
-    with pytest.raises(BadWeatherError, match="sample 7"):
+    with pytest.raises(DecodeFailedError, match="sample 7"):
         next(batches)
     assert not running("stage-failure")
 
@@ -88,7 +88,7 @@ def test_leaving_early_stops_the_thread_at_once() -> None:
     assert finished.wait(scaled(20)), "what the source holds open is closed"
 
 
-def test_nothing_starts_before_it_is_wanted() -> None:
+def test_nothing_starts_before_the_first_request() -> None:
     batches = prefetch(iter(range(3)), 2, "stage-lazy")
     assert not running("stage-lazy")
     del batches

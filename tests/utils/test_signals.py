@@ -13,7 +13,7 @@ from udkd.utils.terminal import stop_requests
 
 
 @pytest.fixture(autouse=True)
-def _handlers_are_given_back() -> Iterator[None]:
+def _handlers_are_restored() -> Iterator[None]:
     before = [signal.getsignal(kind) for kind in STOP_SIGNALS]
     yield
     for kind, handler in zip(STOP_SIGNALS, before, strict=True):
@@ -42,11 +42,11 @@ def test_a_signal_becomes_an_exception_once(kind: signal.Signals) -> None:
     assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
 
 
-def test_nothing_that_catches_errors_catches_it() -> None:
+def test_stopped_is_not_caught_as_an_error() -> None:
     assert not issubclass(Stopped, (Exception, KeyboardInterrupt, SystemExit))
 
 
-def test_handlers_are_given_back_after_an_error_and_may_nest() -> None:
+def test_handlers_are_restored_after_an_error_and_may_nest() -> None:
     before = [signal.getsignal(kind) for kind in STOP_SIGNALS]
     calls: list[str] = []
 
@@ -83,7 +83,7 @@ def test_signals_that_nohup_ignores_stay_ignored() -> None:
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-def test_a_request_to_stop_knows_its_code_and_the_next_one_ends_it() -> None:
+def test_a_stop_request_has_an_exit_code_and_the_next_signal_ends_the_work() -> None:
     """A terminal that closes may send SIGHUP twice: that is one request."""
 
     def work() -> None:
