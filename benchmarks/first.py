@@ -57,13 +57,13 @@ CHECKS = (
         "-m udkd cache verify {folder}/cache --recompute 320 --data {folder}/data --teacher {folder}/teacher --device {device}",
         ("cache",),
     ),
-    Check("streamed", f"{CACHED} --backend folder", ("cache",)),
+    Check("stream", f"{CACHED} --backend folder", ("cache",)),
     Check("resident", f"{CACHED} --set train.input=resident", ("cache",)),
     Check("compiled", f"{CACHED} --set train.input=resident --set train.compile=all", ("cache",)),
-    Check("captured", f"{CACHED} --set train.input=resident --set train.cuda_graph=true", ("cache",), needs_gpu=True),
-    Check("captured-again", f"{CACHED} --set train.input=resident --set train.cuda_graph=true", ("cache",), needs_gpu=True),
+    Check("cuda-graph", f"{CACHED} --set train.input=resident --set train.cuda_graph=true", ("cache",), needs_gpu=True),
+    Check("cuda-graph-again", f"{CACHED} --set train.input=resident --set train.cuda_graph=true", ("cache",), needs_gpu=True),
     Check(
-        "captured-compiled",
+        "cuda-graph-compiled",
         f"{CACHED} --set train.input=resident --set train.cuda_graph=true --set train.compile=all",
         ("cache",),
         needs_gpu=True,
@@ -71,14 +71,14 @@ CHECKS = (
     Check("fused", f"{CACHED} --set train.compile=loss --set train.loss_impl=fused", ("cache",), needs_gpu=True),
     Check("bfloat16", f"{CACHED} --set train.precision=bfloat16", ("cache",), needs_gpu=True),
     Check("live", f"{TRAIN} --teacher {{folder}}/teacher --set teacher.source=live --backend folder", ("teacher",)),
-    Check("evaluation", "-m udkd eval {folder}/streamed --device {device}", ("streamed",)),
+    Check("evaluation", "-m udkd eval {folder}/stream --device {device}", ("stream",)),
     Check(
         "tests",
         "-m pytest -q -rs -p no:cacheprovider tests/data/test_backends.py tests/data/test_loading.py -k gpu",
         needs_gpu=True,
     ),
 )
-SAME_BITS = (("streamed", "live"), ("streamed", "resident"), ("captured", "captured-again"))
+SAME_BITS = (("stream", "live"), ("stream", "resident"), ("cuda-graph", "cuda-graph-again"))
 """Trainings whose weights are compared at the end. A difference is no failure: a GPU may sum in varying order."""
 
 PASSED = "passed"

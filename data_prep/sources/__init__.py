@@ -113,7 +113,7 @@ def _read_files(source: Source) -> frozenset[Path]:
     files: Iterable[Path | None] = ()
     match source:
         case Ilsvrc():
-            files = (source.train, source.val, source.truth)
+            files = (source.train, source.val, source.ground_truth)
         case ClassTars():
             files = class_tars(path)
         case WebDataset():
@@ -137,15 +137,17 @@ def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = DET
         if not path.exists():
             fault = "is a broken link" if path.is_symlink() else "does not exist"
             raise DataError(f"{path} {fault}; expected a folder or a file of images; check the path")
-    truths = [path for path in paths if is_ground_truth(path)]
-    for path in truths:
+    ground_truths = [path for path in paths if is_ground_truth(path)]
+    for path in ground_truths:
         read_ground_truth(path)
-    if len(truths) > 1:
-        raise DataError(f"{truths[0]} and {truths[1]} both label the validation images; expected one; remove one")
-    opened = [_open(path, layout, truths[0] if truths else None) for path in paths if path not in truths]
+    if len(ground_truths) > 1:
+        raise DataError(f"{ground_truths[0]} and {ground_truths[1]} both label the validation images; expected one; remove one")
+    opened = [_open(path, layout, ground_truths[0] if ground_truths else None) for path in paths if path not in ground_truths]
     bare = [source.source if isinstance(source, _SourceInFolder) else source for source in opened]
-    if truths and not any(isinstance(source, Tree | Tar) or (isinstance(source, Ilsvrc) and source.val) for source in bare):
-        raise DataError(f"{truths[0]} labels validation images, which no source holds; expected their tar; name it too")
+    if ground_truths and not any(
+        isinstance(source, Tree | Tar) or (isinstance(source, Ilsvrc) and source.val) for source in bare
+    ):
+        raise DataError(f"{ground_truths[0]} labels validation images, which no source holds; expected their tar; name it too")
     return _with_fields(opened, fields)
 
 
@@ -169,12 +171,12 @@ def _with_source_fields(source: Source, fields: Fields) -> Source:
     return replace(source, fields=fields) if isinstance(source, WebDataset | Parquet | Beton) else source
 
 
-def _open(path: Path, layout: str, truth: Path | None) -> Source:
+def _open(path: Path, layout: str, ground_truth: Path | None) -> Source:
     if layout != AUTO:
         source = LAYOUTS[layout](path) or (WebDataset.probe(path, texts=True) if layout == "webdataset" else None)
         if source is None:
             raise DataError(f"{path} does not have the layout {layout}; expected one that does; check --layout or remove it")
-        return _SourceInFolder(_with_ground_truth(source, truth), _read_files(source))
+        return _SourceInFolder(_with_ground_truth(source, ground_truth), _read_files(source))
     readings = {
         name: source for name, probe in LAYOUTS.items() if name != "classfolders" and (source := probe(path)) is not None
     }
@@ -182,7 +184,7 @@ def _open(path: Path, layout: str, truth: Path | None) -> Source:
         tree = readings["imagefolder"]
         readings = readings if isinstance(tree, Tree) and tree.peek_splits() else {"webdataset": samples, **readings}
     if readings:
-        return _choose_reading(path, {name: _with_ground_truth(source, truth) for name, source in readings.items()})
+        return _choose_reading(path, {name: _with_ground_truth(source, ground_truth) for name, source in readings.items()})
     what = identify_unread(path)
     if what is not None:
         raise DataError(f"{path} is of an unsupported kind ({what[0]}); expected a folder or a tar of images; {what[1]}")
@@ -191,12 +193,12 @@ def _open(path: Path, layout: str, truth: Path | None) -> Source:
     )
 
 
-def _with_ground_truth(source: Source, truth: Path | None) -> Source:
-    if truth is None:
+def _with_ground_truth(source: Source, ground_truth: Path | None) -> Source:
+    if ground_truth is None:
         return source
     if isinstance(source, Ilsvrc):
-        return replace(source, truth=truth)
-    return replace(source, truth=open_ground_truth(truth)) if isinstance(source, Tree | Tar) else source
+        return replace(source, ground_truth=ground_truth)
+    return replace(source, ground_truth=open_ground_truth(ground_truth)) if isinstance(source, Tree | Tar) else source
 
 
 def _choose_reading(path: Path, readings: dict[str, Source]) -> Source:

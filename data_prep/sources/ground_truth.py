@@ -61,9 +61,9 @@ def read_ground_truth(path: Path) -> dict[str, str]:
     return open_ground_truth(path).classes()
 
 
-def choose_ground_truth(truths: Iterable[GroundTruth]) -> GroundTruth | None:
+def choose_ground_truth(ground_truths: Iterable[GroundTruth]) -> GroundTruth | None:
     """Choose among the ground truths of a source. Raises DataError if there are two of the same kind."""
-    ranked = sorted(truths, key=lambda truth: (GROUND_TRUTH_NAMES.index(truth.name), truth.where))
+    ranked = sorted(ground_truths, key=lambda ground_truth: (GROUND_TRUTH_NAMES.index(ground_truth.name), ground_truth.where))
     if len(ranked) > 1 and ranked[0].name == ranked[1].name:
         raise DataError(
             f"{ranked[0].where} and {ranked[1].where} both label the validation images; expected one; "

@@ -23,10 +23,10 @@ class Ilsvrc:
     path: Path
     train: Path | None
     val: Path | None
-    truth: Path | None
+    ground_truth: Path | None
 
     @staticmethod
-    def probe(path: Path, truth: Path | None = None) -> "Ilsvrc | None":
+    def probe(path: Path, ground_truth: Path | None = None) -> "Ilsvrc | None":
         """An Ilsvrc if `path` is a folder with one of the tars, a tar of class tars, or a tar of val images.
 
         truth: the ground truth that the user named; None to look for it beside the val tar.
@@ -41,7 +41,7 @@ class Ilsvrc:
             return None
         if train is None and val is None:
             return None
-        return Ilsvrc(path, train, val, truth or (find_ground_truth(val.parent) if val else None))
+        return Ilsvrc(path, train, val, ground_truth or (find_ground_truth(val.parent) if val else None))
 
     def list(self) -> Listing:
         """All images in both tars. Raises DataError: see `iter_members`; also if the ground truth is missing or incomplete."""
@@ -66,19 +66,19 @@ class Ilsvrc:
     def _val(self, skipped: Skipped) -> Iterator[Entry]:
         if self.val is None:
             return
-        if self.truth is None:
+        if self.ground_truth is None:
             raise DataError(
                 f"{self.val} has no classes; expected {DEVKIT} or {KAGGLE} beside it; "
                 "put one of them there, or name it as another source"
             )
-        class_of = read_ground_truth(self.truth)
+        class_of = read_ground_truth(self.ground_truth)
         stamp = self.val.stat().st_mtime_ns
         for member in iter_members(self.val):
             name = member.name.rsplit("/", 1)[-1]
             if not is_image_path(member.name):
                 skipped.append(member.name, skip_reason(member.name))
             elif (class_name := class_of.get(name.split(".")[0])) is None:
-                raise DataError(f"{self.truth} does not list {name} of {self.val}; expected every image; fetch it again")
+                raise DataError(f"{self.ground_truth} does not list {name} of {self.val}; expected every image; fetch it again")
             else:
                 yield Entry("val", class_name, name, self.val.name, member.offset, member.size, stamp)
 

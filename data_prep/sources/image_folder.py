@@ -16,9 +16,9 @@ class ListingBuilder:
     source: path, for errors. root: name of the source. splits: False if all folders are classes. truth: named by the user.
     """
 
-    def __init__(self, source: Path, root: str, *, splits: bool, truth: GroundTruth | None) -> None:
+    def __init__(self, source: Path, root: str, *, splits: bool, ground_truth: GroundTruth | None) -> None:
         self._source, self._root, self._splits = source, root, splits
-        self._given_truth, self._truths, self._used = truth, dict[str, GroundTruth](), ""
+        self._given_ground_truth, self._ground_truths, self._used = ground_truth, dict[str, GroundTruth](), ""
         self._names, self._numbers = StringColumnBuilder(), array("q")
         self._skipped, self._unclear_val, self._val_advice = Skipped(), "", ""
         self._warnings: list[str] = []
@@ -43,14 +43,14 @@ class ListingBuilder:
         """Add a warning to the listing."""
         self._warnings.append(text)
 
-    def add_ground_truth(self, truth: GroundTruth, name: str = "") -> None:
+    def add_ground_truth(self, ground_truth: GroundTruth, name: str = "") -> None:
         """Add a possible ground truth. name: its path in the source; empty for a file next to the source."""
-        self._truths[name] = truth
+        self._ground_truths[name] = ground_truth
 
     def listing(self) -> Listing:
         """Build the listing. Raises DataError: see `parse_paths`."""
         paths = self._names.finish()
-        parsed = parse_paths(paths, self._root, source=str(self._source), splits=self._splits, truth=self._truth)
+        parsed = parse_paths(paths, self._root, source=str(self._source), splits=self._splits, ground_truth=self._ground_truth)
         entries = EntryTable()
         for n, placement in enumerate(parsed.placements):
             if isinstance(placement, str):
@@ -58,7 +58,7 @@ class ListingBuilder:
             else:
                 offset, size, stamp = self._numbers[3 * n : 3 * n + 3]
                 entries.append(Entry(*placement, key=paths[n], offset=offset, size=size, stamp=stamp))
-        for name in self._truths:
+        for name in self._ground_truths:
             if name and name != self._used:
                 self.skip(name)
         unclear_val = parsed.unclear_val or self._unclear_val
@@ -72,9 +72,9 @@ class ListingBuilder:
             warnings=(*parsed.warnings, *self._warnings),
         )
 
-    def _truth(self) -> tuple[str, Mapping[str, str]] | None:
-        truth = self._given_truth or choose_ground_truth(self._truths.values())
-        if truth is None:
+    def _ground_truth(self) -> tuple[str, Mapping[str, str]] | None:
+        ground_truth = self._given_ground_truth or choose_ground_truth(self._ground_truths.values())
+        if ground_truth is None:
             return None
-        self._used = next((name for name, other in self._truths.items() if other is truth), "")
-        return truth.where, truth.classes()
+        self._used = next((name for name, other in self._ground_truths.items() if other is ground_truth), "")
+        return ground_truth.where, ground_truth.classes()

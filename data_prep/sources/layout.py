@@ -113,7 +113,7 @@ def parse_paths(
     *,
     source: str = "",
     splits: bool = True,
-    truth: Callable[[], tuple[str, Mapping[str, str]] | None] = lambda: None,
+    ground_truth: Callable[[], tuple[str, Mapping[str, str]] | None] = lambda: None,
 ) -> ParsedPaths:
     """Determine the splits and classes of image paths, which are relative, with `/` between parts.
 
@@ -125,7 +125,7 @@ def parse_paths(
     folders = Counter(tuple(path.split("/")[:-1]) for path in paths)
     deep = [folder for folder in folders if folder]
     layout = _find_splits(deep, source) if splits else _SplitLayout()
-    known = _known_classes(layout, folders, paths, source, truth) if splits else None
+    known = _known_classes(layout, folders, paths, source, ground_truth) if splits else None
     if layout.index:
         _check_names({folder[depth + 1] for folder, depth in layout.index.items()}, source)
         lacks_val = not known and "val" not in layout.splits()
@@ -138,7 +138,7 @@ def parse_paths(
             placements=_in_splits(paths, layout, known), unclear_val=unclear_val, val_advice=val_advice, warnings=warnings
         )
     if known:
-        return ParsedPaths(placements=(_by_truth(path, known) for path in paths))
+        return ParsedPaths(placements=(_by_ground_truth(path, known) for path in paths))
     prefix = _common_prefix(deep)
     if splits and deep:
         _check_names({folder[prefix] for folder in deep if len(folder) > prefix}, source)
@@ -287,7 +287,7 @@ def _known_classes(
     folders: Mapping[Folder, int],
     paths: Sequence[str],
     source: str,
-    truth: Callable[[], tuple[str, Mapping[str, str]] | None],
+    ground_truth: Callable[[], tuple[str, Mapping[str, str]] | None],
 ) -> "_KnownClasses | None":
     """The folders of validation images without class folders, with the ground truth; None if there is none.
 
@@ -299,10 +299,10 @@ def _known_classes(
         val = sorted_in
     if not layout.index and len(folders) == 1:
         val = set(folders)
-    ground_truth = truth() if val else None
-    if ground_truth is None:
+    labels = ground_truth() if val else None
+    if labels is None:
         return None
-    where, class_of = ground_truth
+    where, class_of = labels
     if sorted_in and {folder[layout.index[folder] + 1] for folder in sorted_in} & set(class_of.values()):
         return None
     names = [path.rsplit("/", 1)[-1] for path in paths if tuple(path.split("/")[:-1]) in val]
@@ -324,7 +324,7 @@ def _stem(name: str) -> str:
     return name.split(".")[0]
 
 
-def _by_truth(path: str, known: _KnownClasses) -> Placement:
+def _by_ground_truth(path: str, known: _KnownClasses) -> Placement:
     name = path.rsplit("/", 1)[-1]
     return "val", known.class_of[_stem(name)], name
 
@@ -385,7 +385,7 @@ def _in_splits(paths: Sequence[str], layout: _SplitLayout, known: _KnownClasses 
         parts = path.split("/")
         folder = tuple(parts[:-1])
         if known and folder in known.folders:
-            yield _by_truth(path, known)
+            yield _by_ground_truth(path, known)
         elif (depth := layout.index.get(folder)) is not None:
             yield split_of[folder], parts[depth + 1], "/".join(parts[depth + 2 :])
         else:

@@ -20,7 +20,7 @@ class Tar:
 
     path: Path
     splits: bool = True
-    truth: GroundTruth | None = None
+    ground_truth: GroundTruth | None = None
 
     @staticmethod
     def probe(path: Path) -> "Tar | None":
@@ -29,15 +29,18 @@ class Tar:
 
     def list(self) -> Listing:
         """All image members. Raises DataError: see `iter_members` and `parse_paths`."""
-        names = ListingBuilder(self.path, self.path.name.removesuffix(".tar"), splits=self.splits, truth=self.truth)
+        names = ListingBuilder(
+            self.path, self.path.name.removesuffix(".tar"), splits=self.splits, ground_truth=self.ground_truth
+        )
         stamp = self.path.stat().st_mtime_ns
         for member in iter_members(self.path):
             if is_image_path(member.name):
                 names.add(member.name, offset=member.offset, size=member.size, stamp=stamp)
             elif _is_ground_truth(member):
                 where = f"{self.path}, {member.name}"
-                truth = GroundTruth(PurePath(member.name).name, where, partial(read_at, self.path, member.offset, member.size))
-                names.add_ground_truth(truth, member.name)
+                read = partial(read_at, self.path, member.offset, member.size)
+                ground_truth = GroundTruth(PurePath(member.name).name, where, read)
+                names.add_ground_truth(ground_truth, member.name)
             else:
                 names.skip(member.name)
         beside = find_ground_truth(self.path.parent)

@@ -25,7 +25,7 @@ class Tree:
 
     path: Path
     splits: bool = True
-    truth: GroundTruth | None = None
+    ground_truth: GroundTruth | None = None
 
     @staticmethod
     def probe(path: Path) -> "Tree | None":
@@ -34,7 +34,7 @@ class Tree:
 
     def list(self) -> Listing:
         """All image files. Links are followed, as by torchvision's ImageFolder. Raises DataError: see `parse_paths`."""
-        names = ListingBuilder(self.path, self.path.resolve().name, splits=self.splits, truth=self.truth)
+        names = ListingBuilder(self.path, self.path.resolve().name, splits=self.splits, ground_truth=self.ground_truth)
         linked: list[tuple[str, str]] = []
         for file in _walk(self.path, linked):
             name = os.path.relpath(file.path, self.path)

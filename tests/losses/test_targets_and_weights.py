@@ -185,7 +185,7 @@ def test_of_equal_logits_the_lower_class_is_kept() -> None:
 
 
 def test_texts_are_parsed_back() -> None:
-    for estimator in (Estimator(), Estimator(kind="ensemble"), Estimator(kind="mc_dropout", passes=8, p=0.15, seed=3)):
+    for estimator in (Estimator(), Estimator(kind="ensemble"), Estimator(kind="mc_dropout", mc_samples=8, p=0.15, seed=3)):
         assert Estimator.parse(estimator.text) == estimator
     for storage in (Storage(), Storage(dtype="float32"), Storage(top_k=32)):
         assert Storage.parse(storage.text) == storage

@@ -5,7 +5,7 @@ import numpy as np
 from udkd.training.predictions import TOP, Predictions, TeacherPredictions, TopPredictions
 
 
-def answers_of(logits_NC: np.ndarray, labels_N: np.ndarray) -> TopPredictions:
+def predictions_of(logits_NC: np.ndarray, labels_N: np.ndarray) -> TopPredictions:
     """The top predictions of these logits, in NumPy float64 and independent of the prediction collector."""
     z = logits_NC.astype(np.float64)
     log_p = z - z.max(1, keepdims=True)
@@ -59,9 +59,9 @@ def fake_predictions(
         ids=np.arange(samples, dtype=np.int64) + np.arange(samples) // 50,
         labels=labels,
         names=names,
-        students=tuple(answers_of(z, labels) for z in students),
-        average=answers_of(mean_logits(students), labels),
+        students=tuple(predictions_of(z, labels) for z in students),
+        average=predictions_of(mean_logits(students), labels),
         teacher_name="resnet50" if teacher else None,
-        teacher=answers_of(1.5 * logits(99, 1.0), labels) if teacher else None,
+        teacher=predictions_of(1.5 * logits(99, 1.0), labels) if teacher else None,
         targets=targets,
     )

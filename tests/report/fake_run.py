@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.report.fake_predictions import answers_of, fake_predictions
+from tests.report.fake_predictions import fake_predictions, predictions_of
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.report.inputs import Baseline, DataFacts, ReportInputs
@@ -112,7 +112,7 @@ def fake_logits(samples: int, num_classes: int) -> tuple[NDArray[np.int64], NDAr
 def fake_targets(samples: int, num_classes: int) -> TeacherPredictions:
     """The targets of `fake_logits`, as from a cache."""
     ids, labels, logits = fake_logits(samples, num_classes)
-    return TeacherPredictions(ids=ids, labels=labels, predictions=answers_of(logits, labels), num_classes=num_classes)
+    return TeacherPredictions(ids=ids, labels=labels, predictions=predictions_of(logits, labels), num_classes=num_classes)
 
 
 def fake_metrics(recipe: Recipe, samples: int) -> list[dict[str, Any]]:

@@ -45,8 +45,8 @@ def test_cached_equals_live_on_shuffled_batches(
     cache = run(tmp_path, cache_dataset, cache_teacher, views)
     assert cache.views == ((0,) if views == "eval" else (0, 1))
     seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
-    canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "eval" else None
-    live, cached = LiveTargets(ensemble_of([cache_teacher], rules, cache_dataset), canonical), CachedTargets(cache, CPU)
+    eval_views = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "eval" else None
+    live, cached = LiveTargets(ensemble_of([cache_teacher], rules, cache_dataset), eval_views), CachedTargets(cache, CPU)
     backend = open_backend("folder", split, CPU, workers=1)
     for view in (0, 1) if views == 2 else (0,):
         for batch_size in (13, 8):

@@ -61,8 +61,8 @@ def test_cached_features_are_the_live_ones(
     rules, split = small_recipe(f"teacher.views={views!r}", 'loss.method="rkd"'), dataset.split("train")
     cache = build_cache(tmp_path, dataset=dataset, teacher=teacher, recipe=rules, device=CPU).cache
     assert cache.key.features == D, "a method that needs features implies them"
-    canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "eval" else None
-    live = LiveTargets(TeacherEnsemble.load([teacher], rules, dataset, CPU, features=True), canonical)
+    eval_views = EpochViews(rules.evaluation_spec, 0, split, CPU) if views == "eval" else None
+    live = LiveTargets(TeacherEnsemble.load([teacher], rules, dataset, CPU, features=True), eval_views)
     cached = CachedTargets(cache, CPU, features=True)
     assert live.num_features == cached.num_features == D
     seen, backend = EpochViews(rules.views.spec, rules.views.seed, split, CPU), open_backend("folder", split, CPU, workers=1)

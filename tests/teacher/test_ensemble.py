@@ -173,13 +173,13 @@ def test_cached_equals_live_for_every_kind(
     ).cache
     labels = torch.from_numpy(split.labels.astype(np.int64))
     ensemble, view = TeacherEnsemble.load(members, rules, cache_dataset, CPU), cache.views[-1]
-    canonical = EpochViews(rules.evaluation_spec, 0, split, CPU) if cache.key.policy == "canonical" else None
+    eval_views = EpochViews(rules.evaluation_spec, 0, split, CPU) if cache.key.policy == "canonical" else None
     seen = EpochViews(rules.views.spec, rules.views.seed, split, CPU)
     backend = open_backend("folder", split, CPU, workers=1)
     batches = list(backend.epoch(np.random.default_rng(1).permutation(split.ids)[:26], 13))
     for name in kinds:
         weighting = SampleWeighting(kind=name)  # type: ignore[arg-type]
-        cached, live = CachedTargets(cache, CPU, weighting, labels), LiveTargets(ensemble, canonical, weighting)
+        cached, live = CachedTargets(cache, CPU, weighting, labels), LiveTargets(ensemble, eval_views, weighting)
         weights = []
         for batch in batches:
             x = apply(batch.canvas, seen.table(view).gather(batch.ids), rules.views.spec)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from tests.report.fake_predictions import answers_of, fake_predictions
+from tests.report.fake_predictions import fake_predictions, predictions_of
 from udkd.training.predictions import Predictions, TeacherPredictions, TopPredictions, read_predictions, write_predictions
 from udkd.utils.errors import RunError
 
 
 def with_targets(classes: int, names: tuple[str, ...] = ("a", "b"), samples: int = 31, teacher: bool = True) -> Predictions:
     labels = np.arange(50, dtype=np.int64) % classes
-    predicted = answers_of(np.random.default_rng(1).normal(0, 3, (50, classes)), labels)
+    predicted = predictions_of(np.random.default_rng(1).normal(0, 3, (50, classes)), labels)
     targets = TeacherPredictions(
-        ids=np.arange(50) * 2, labels=labels, predictions=predicted, num_classes=classes, num_views=3, canonical=False
+        ids=np.arange(50) * 2, labels=labels, predictions=predicted, num_classes=classes, num_views=3, eval_view=False
     )
     return fake_predictions(classes, names, samples=samples, teacher=teacher, targets=targets)
 
@@ -48,7 +48,7 @@ def test_predictions_are_read_back(tmp_path: Path, classes: int, names: tuple[st
         if read_back.targets is not None and value.targets is not None:
             assert same(read_back.targets.predictions, value.targets.predictions)
             kept = read_back.targets
-            assert (kept.num_views, kept.canonical, kept.num_classes) == (3, False, classes)
+            assert (kept.num_views, kept.eval_view, kept.num_classes) == (3, False, classes)
             assert np.array_equal(read_back.targets.ids, value.targets.ids)
         data = path.read_bytes()
         assert write_predictions(path, value) == sha256

@@ -130,7 +130,7 @@ class TeacherSection(Section):
         """The estimator with its parameters."""
         if self.estimator != "mc_dropout":
             return Estimator(kind=self.estimator)
-        return Estimator(kind="mc_dropout", passes=self.mc_samples, p=self.dropout, seed=self.dropout_seed)
+        return Estimator(kind="mc_dropout", mc_samples=self.mc_samples, p=self.dropout, seed=self.dropout_seed)
 
     @property
     def storage(self) -> Storage:

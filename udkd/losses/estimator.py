@@ -14,14 +14,14 @@ class Estimator:
     """How the teacher predicts, and the uncertainties of the prediction.
 
     plain       One forward pass in evaluation mode. Uncertainty: entropy.
-    mc_dropout  The mean of `passes` forward passes with dropout of probability `p` before the head. The masks are a pure
+    mc_dropout  The mean of `mc_samples` forward passes with dropout of probability `p` before the head. The masks are a pure
                 function of (seed, view, sample, pass). Uncertainties: entropy of the mean, and mutual information.
     ensemble    The mean of several teachers' probabilities. Uncertainties: entropy of the mean, and mutual information.
     evidential  The mean of the Dirichlet of a teacher fitted with the evidential loss. Uncertainties: entropy and vacuity.
     """
 
     kind: EstimatorKind = "plain"
-    passes: int = 0
+    mc_samples: int = 0
     p: float = 0.0
     seed: int = 0
 
@@ -35,7 +35,7 @@ class Estimator:
     def text(self) -> str:
         """The estimator as stored in a cache key: equal texts mean equal estimators."""
         if self.kind == "mc_dropout":
-            return f"mc_dropout, {self.passes} passes, p {self.p}, seed {self.seed}"
+            return f"mc_dropout, {self.mc_samples} passes, p {self.p}, seed {self.seed}"
         return self.kind
 
     @classmethod
@@ -46,4 +46,4 @@ class Estimator:
         match = _MC_DROPOUT.fullmatch(text)
         if match is None:
             raise ValueError(f"estimator {text!r}; expected plain, ensemble, evidential or mc_dropout with its numbers")
-        return cls(kind="mc_dropout", passes=int(match[1]), p=float(match[2]), seed=int(match[3]))
+        return cls(kind="mc_dropout", mc_samples=int(match[1]), p=float(match[2]), seed=int(match[3]))

@@ -37,7 +37,7 @@ class SampleWeighting:
     @property
     def text(self) -> str:
         """The kind and its modifications as a readable text."""
-        control = {"none": "", "equal_mean": ", everyone's mean", "shuffled": ", shuffled"}[self.control]
+        control = {"none": "", "equal_mean": ", mean of all samples", "shuffled": ", shuffled"}[self.control]
         return self.kind + control + (", mean 1" if self.mean_one else "")
 
     @property

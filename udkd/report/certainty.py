@@ -234,7 +234,7 @@ def _notes(inputs: ReportInputs, targets: TeacherPredictions) -> list[str]:
         elif weighting.mean_one and weighting.kind == "entropy":
             used = "samples by these weights divided by their mean"
         notes.append(f"This run did not use these weights: it weighed {used} ({_settings(weighting)}).")
-    if not targets.canonical:
+    if not targets.eval_view:
         notes.append(f"Training: the targets of augmented view 0, one of the {targets.num_views} views of the training.")
     notes.append("A teacher that was trained on the training images is surer and more accurate on them than on new ones.")
     normalised_entropy = targets.entropy.astype(np.float64).mean() / targets.max_entropy

@@ -31,7 +31,7 @@ def section(inputs: ReportInputs) -> PageSection:
             blocks += _galleries(inputs, targets, thumbnail)
         except (UserError, OSError) as error:
             blocks.append(Note(text=sentence(f"The images cannot be shown: {error}"), missing=True))
-        if not targets.canonical:
+        if not targets.eval_view:
             blocks.append(Note(text="The stored images are shown; the teacher saw an augmented view of each."))
     return PageSection(anchor="images", title="Surest and least sure images", blocks=blocks)
 

@@ -110,7 +110,7 @@ class Study(Section):
         return self
 
     def trials(self, seeds: Sequence[int]) -> int:
-        """Number of runs: arms times seeds. Raises ConfigError, a ValueError, for more than MOST_TRIALS."""
+        """Number of runs: arms times seeds. Raises ConfigError, a ValueError, for more than MAX_TRIALS."""
         number = len(self.arms) * len(seeds)
         if number > MAX_TRIALS:
             raise ConfigError(

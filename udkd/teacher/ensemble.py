@@ -82,7 +82,7 @@ class TeacherEnsemble:
     @property
     def num_members(self) -> int:
         """M, the number of predictions averaged into a target."""
-        return self.estimator.passes if self.estimator.kind == "mc_dropout" else len(self.members)
+        return self.estimator.mc_samples if self.estimator.kind == "mc_dropout" else len(self.members)
 
     def targets(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> PackedTargets:
         """Packed targets for normalised images [B, 3, H, W] of samples `ids_B` (int64) in view `view`."""
@@ -137,7 +137,7 @@ class TeacherEnsemble:
         if self.estimator.kind == "mc_dropout":
             dropout_keys = [
                 int(key(self.estimator.seed, Stream.MC_DROPOUT, view, number)[0] >> 32)
-                for number in range(self.estimator.passes)
+                for number in range(self.estimator.mc_samples)
             ]
             logits_MBC = first.dropout_logits(x_BCHW, ids_B, dropout_keys, self.estimator.p)
         else:

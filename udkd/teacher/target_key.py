@@ -16,11 +16,11 @@ from udkd.teacher.frozen import precision_text
 
 def target_fields(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> dict[str, object]:
     """The key fields that follow from recipe, data and backend; TeacherEnsemble.describe() has the teachers' fields."""
-    canonical = recipe.teacher.views == "eval"
+    is_eval = recipe.teacher.views == "eval"
     return input_fields(dataset.digest, "train", pixel_class) | {
-        "policy": "canonical" if canonical else "views",
+        "policy": "canonical" if is_eval else "views",
         "views": asdict(recipe.teacher_spec),
-        "seed": None if canonical else recipe.views.seed,
+        "seed": None if is_eval else recipe.views.seed,
         "num_classes": len(dataset.classes),
         "estimator": recipe.teacher.estimator_settings.text,
         "precision": precision_text(recipe.teacher.precision, folded=recipe.teacher.fold_bn, compiled=recipe.teacher.compile),
@@ -107,7 +107,7 @@ def _settings(key: CacheKey, name: str) -> list[str]:
     if name == "estimator":
         estimator = Estimator.parse(key.estimator)
         dropout = [
-            f"teacher.mc_samples={estimator.passes}",
+            f"teacher.mc_samples={estimator.mc_samples}",
             f"teacher.dropout={estimator.p}",
             f"teacher.dropout_seed={estimator.seed}",
         ]

@@ -62,7 +62,7 @@ def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | N
         predictions=predictions,
         num_classes=cache.num_classes,
         num_views=int(provenance.get("num_views", 1)),
-        canonical=cache.key.policy == "canonical",
+        eval_view=cache.key.policy == "canonical",
     )
 
 

@@ -78,7 +78,7 @@ class TopPredictions:
 class TeacherPredictions:
     """A teacher's predictions for n samples in one view.
 
-    ids, labels: int64 [n]. num_views: how many views are cached; this is the first. canonical: it is the evaluation view.
+    ids, labels: int64 [n]. num_views: how many views are cached; this is the first. eval_view: it is the evaluation view.
     """
 
     ids: NDArray[np.int64]
@@ -86,7 +86,7 @@ class TeacherPredictions:
     predictions: TopPredictions
     num_classes: int
     num_views: int = 1
-    canonical: bool = True
+    eval_view: bool = True
 
     @property
     def entropy(self) -> NDArray[np.float32]:
@@ -257,7 +257,7 @@ def _facts(predictions: Predictions) -> dict[str, Any]:
         "teacher": predictions.teacher_name if predictions.teacher else None,
         "targets": None
         if targets is None
-        else {"samples": len(targets.ids), "num_views": targets.num_views, "canonical": targets.canonical},
+        else {"samples": len(targets.ids), "num_views": targets.num_views, "canonical": targets.eval_view},
     }
 
 
@@ -326,6 +326,6 @@ def _predictions(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
             predictions=top("train.teacher"),
             num_classes=num_classes,
             num_views=int(targets["num_views"]),
-            canonical=bool(targets["canonical"]),
+            eval_view=bool(targets["canonical"]),
         ),
     )

@@ -99,7 +99,7 @@ class CacheKey:
     def num_members(self) -> int:
         """M, the number of predictions averaged into a target: networks of an ensemble, or passes with dropout."""
         estimator = Estimator.parse(self.estimator)
-        return estimator.passes if estimator.kind == "mc_dropout" else self.teacher_sha256.count(" + ") + 1
+        return estimator.mc_samples if estimator.kind == "mc_dropout" else self.teacher_sha256.count(" + ") + 1
 
     def to_json(self) -> str:
         """One line with sorted keys: equal keys give equal text."""
@@ -145,7 +145,7 @@ def _impossible_field(key: CacheKey) -> str:
         "seed": 0 <= key.seed < 2**63 if key.seed is not None and has_seed else key.seed is None and not has_seed,
         "num_classes": key.num_classes < 2**31,
         "estimator": estimator.text == key.estimator
-        and (estimator.kind != "mc_dropout" or (0 < estimator.p < 1 and estimator.passes < 2**16)),
+        and (estimator.kind != "mc_dropout" or (0 < estimator.p < 1 and estimator.mc_samples < 2**16)),
         "teacher_sha256": not is_mean or key.num_members > 1,
         "uncertainties": key.uncertainties == estimator.uncertainties,
         "precision": _PRECISION.fullmatch(key.precision) is not None,

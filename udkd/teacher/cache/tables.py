@@ -88,8 +88,8 @@ class MappedTable:
         self._arrays = {name: torch.from_numpy(array) for name, array in file.arrays.items() if name != "classes"}
         self._verified: NDArray[np.bool_] = np.zeros(file.header.num_blocks, np.bool_)
         self._unverified = file.header.num_blocks
-        keeps_others = device.type == "cpu" and "classes" in file.arrays
-        self._others_N = torch.empty(file.header.num_rows) if keeps_others else None  # filled as blocks are verified
+        keeps_rest = device.type == "cpu" and "classes" in file.arrays
+        self._rest_logit_N = torch.empty(file.header.num_rows) if keeps_rest else None  # filled as blocks are verified
         self._source_N = self._shuffled() if weighting.control == "shuffled" else None
         self._mean = self._mean_weight() if weighting.control == "equal_mean" or weighting.mean_one else 1.0
 
@@ -112,8 +112,8 @@ class MappedTable:
         if "classes" not in self._file.arrays:
             return logits
         classes = torch.from_numpy(self._file.arrays["classes"][rows_B.numpy()].astype(np.int64)).to(self._device)
-        if self._others_N is not None:
-            return scatter_logits(logits, classes, self._others_N.index_select(0, rows_B), num_classes)
+        if self._rest_logit_N is not None:
+            return scatter_logits(logits, classes, self._rest_logit_N.index_select(0, rows_B), num_classes)
         return dense_logits(logits, classes, self._gathered("tail", rows_B), num_classes)
 
     def features(self, ids_B: Tensor) -> Tensor:
@@ -165,9 +165,9 @@ class MappedTable:
             blocks = rows_B // self._file.header.key.block_rows
             for block in np.unique(blocks[~self._verified[blocks]]).tolist():
                 self._file.require_block(block)
-                if self._others_N is not None:
+                if self._rest_logit_N is not None:
                     rows, num_classes = slice(*self._file.header.block_range(block)), self._file.header.key.num_classes
-                    self._others_N[rows] = rest_logit(self._arrays["logits"][rows], self._arrays["tail"][rows], num_classes)
+                    self._rest_logit_N[rows] = rest_logit(self._arrays["logits"][rows], self._arrays["tail"][rows], num_classes)
                 self._verified[block] = True
                 self._unverified -= 1
         assert not np.isnan(self._file.uncertainties["entropy"][rows_B]).any(), "lookup of an excluded id"

@@ -224,7 +224,7 @@ def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:
     flags = {"fold_bn": "batch norm folded" in key.precision, "compile": "compiled" in key.precision}
     settings |= {name: True for name, is_set in flags.items() if is_set}
     if estimator.kind == "mc_dropout":
-        settings |= {"mc_samples": estimator.passes, "dropout": estimator.p, "dropout_seed": estimator.seed}
+        settings |= {"mc_samples": estimator.mc_samples, "dropout": estimator.p, "dropout_seed": estimator.seed}
     views = {"views": key.views | {"seed": key.seed or 0}, "evaluation": {"resize_px": key.views.get("size_px")}}
     try:
         return Recipe.from_dict(views | {"teacher": settings | teacher}, "the cache's key")
