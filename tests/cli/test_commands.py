@@ -151,7 +151,7 @@ def test_evaluation_of_a_finished_run(
 ) -> None:
     result = call("eval", finished, "--teacher", teacher.path)
     assert result.code == 0, result
-    for text in ("squeezenet1_1", "squeezenet1_0", "students averaged", "teacher squeezenet1_1", "12 images, 4 classes"):
+    for text in ("squeezenet1_1", "squeezenet1_0", "ensemble", "teacher squeezenet1_1", "12 images, 4 classes"):
         assert text in result.out
     stored = RunFolder.open(finished).evaluation
     assert stored is not None

@@ -27,7 +27,7 @@ from udkd.training.checkpoints import Checkpoint
 from udkd.training.evaluate import evaluate
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import score
-from udkd.training.trained import AVERAGED, FlipAveraged, TrainedClassifier
+from udkd.training.trained import ENSEMBLE, FlipAveraged, TrainedClassifier
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import DataError, MismatchError, RunError
 from udkd.utils.progress import SILENT
@@ -50,11 +50,11 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> Run
 
 @pytest.fixture(scope="module")
 def exported(run: RunFolder) -> ExportResult:
-    return export(run, student=None, averaged=True, int8=True)
+    return export(run, student=None, ensemble=True, int8=True)
 
 
 def inputs(dataset: DatasetFolder, run: RunFolder, student: str = "c") -> torch.Tensor:
-    split, spec = dataset.split("val"), TrainedClassifier.load(run, student, averaged=False).recipe.evaluation_spec
+    split, spec = dataset.split("val"), TrainedClassifier.load(run, student, ensemble=False).recipe.evaluation_spec
     return torch.cat(
         [evaluation_input(split.pixels(int(n))[: split.sizes[n, 2], : split.sizes[n, 3]], spec) for n in split.ids]
     )
@@ -88,7 +88,7 @@ def test_files_predict_as_the_checkpoint(exported: ExportResult, run: RunFolder,
     with torch.no_grad():
         wanted_BC = averaged([network(x_BCHW) for network in by_torchvision(run, ("squeezenet1_1", "squeezenet1_0"))])
         assert wanted_BC.std() > 0.02  # the logits vary, so their equality means something
-        assert torch.allclose(TrainedClassifier.load(run, None, averaged=True).model(x_BCHW), wanted_BC, atol=MAX_DEVIATION)
+        assert torch.allclose(TrainedClassifier.load(run, None, ensemble=True).model(x_BCHW), wanted_BC, atol=MAX_DEVIATION)
         for batch in (1, 7, len(x_BCHW)):
             program = program_classifier((exported.folder / "model.pt2").read_bytes())(x_BCHW[:batch])
             onnx = onnx_classifier((exported.folder / "model.onnx").read_bytes())(x_BCHW[:batch])
@@ -121,13 +121,13 @@ def test_onnx_by_its_reference_implementation(exported: ExportResult, run: RunFo
     x_BCHW = inputs(dataset, run)[:2]
     (actual,) = ReferenceEvaluator(model).run(None, {"images": x_BCHW.numpy()})
     with torch.no_grad():
-        assert np.allclose(actual, TrainedClassifier.load(run, None, averaged=True).model(x_BCHW).numpy(), atol=MAX_DEVIATION)
+        assert np.allclose(actual, TrainedClassifier.load(run, None, ensemble=True).model(x_BCHW).numpy(), atol=MAX_DEVIATION)
 
 
 def test_averaging_is_the_evaluators(run: RunFolder, dataset: DatasetFolder) -> None:
     split = dataset.split("val")
-    models = [TrainedClassifier.load(run, name, averaged=False).model for name in ("a/b", "c")]
-    both = TrainedClassifier.load(run, None, averaged=True)
+    models = [TrainedClassifier.load(run, name, ensemble=False).model for name in ("a/b", "c")]
+    both = TrainedClassifier.load(run, None, ensemble=True)
     backend = open_backend("folder", split, CPU)
     views = EpochViews(both.recipe.evaluation_spec, 0, split, CPU)
     wanted = score(models, backend, split.ids, views, batch=8, autocast=False).ensemble
@@ -157,7 +157,7 @@ def test_notes_suffice_to_rebuild_the_input(exported: ExportResult, dataset: Dat
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     by_torchvision = v2.Compose([v2.Resize(36, antialias=True), v2.CenterCrop(32)])(torch.from_numpy(pixels).permute(2, 0, 1))
     wanted = v2.functional.normalize(by_torchvision.float() / 255, notes["mean"], notes["std"])
-    actual = evaluation_input(pixels, TrainedClassifier.load(run, "c", averaged=False).recipe.evaluation_spec)[0]
+    actual = evaluation_input(pixels, TrainedClassifier.load(run, "c", ensemble=False).recipe.evaluation_spec)[0]
     step = 1 / 255 / min(notes["std"])
     assert (actual - wanted).abs().max() <= 1.01 * step
     assert set(notes["validation"]) == {"model.onnx", "model-int8.onnx"}
@@ -165,7 +165,7 @@ def test_notes_suffice_to_rebuild_the_input(exported: ExportResult, dataset: Dat
 
 
 def test_a_file_with_other_predictions_is_refused(run: RunFolder, dataset: DatasetFolder) -> None:
-    trained = TrainedClassifier.load(run, "c", averaged=False)
+    trained = TrainedClassifier.load(run, "c", ensemble=False)
     x_BCHW = inputs(dataset, run)[:4]
     assert _require_equal("same", trained.model, trained, [x_BCHW]) == 0.0
     with pytest.raises(RunError, match=r"model\.onnx differs from the checkpoint"):
@@ -176,12 +176,12 @@ def test_a_file_with_other_predictions_is_refused(run: RunFolder, dataset: Datas
 
 def test_students_are_chosen_by_name(run: RunFolder) -> None:
     with pytest.raises(RunError, match=r"holds the students a/b, c; name one with --student, or use --ensemble"):
-        TrainedClassifier.load(run, None, averaged=False)
+        TrainedClassifier.load(run, None, ensemble=False)
     with pytest.raises(RunError, match="holds no student 'd'; expected one of a/b, c"):
-        TrainedClassifier.load(run, "d", averaged=False)
+        TrainedClassifier.load(run, "d", ensemble=False)
     with pytest.raises(RunError, match="drop one"):
-        TrainedClassifier.load(run, "c", averaged=True)
-    assert TrainedClassifier.load(run, None, averaged=True).name == AVERAGED
+        TrainedClassifier.load(run, "c", ensemble=True)
+    assert TrainedClassifier.load(run, None, ensemble=True).name == ENSEMBLE
 
 
 def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path, run: RunFolder) -> None:
@@ -196,14 +196,14 @@ def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path, run: Ru
     }
     copy.save(Checkpoint(tensors={**checkpoint.tensors, **doubled}, progress=checkpoint.progress))
     for name in ("a/b", "c"):
-        original, loaded = (TrainedClassifier.load(folder, name, averaged=False).model.state_dict() for folder in (run, copy))
+        original, loaded = (TrainedClassifier.load(folder, name, ensemble=False).model.state_dict() for folder in (run, copy))
         assert all(torch.equal(loaded[key], original[key] * 2) for key in original)
 
 
 def test_other_data_is_refused_for_the_check(tmp_path: Path, run: RunFolder) -> None:
     other = make_dataset(tmp_path, per_class=5, val_per_class=2)
     with pytest.raises(MismatchError, match="dataset_digest"):
-        export(run, student="c", averaged=False, int8=False, data=other.path)
+        export(run, student="c", ensemble=False, int8=False, data=other.path)
 
 
 # Pictures
@@ -264,7 +264,7 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_validation_image_is_predicted_as_in_evaluation(tmp_path: Path, run: RunFolder, dataset: DatasetFolder) -> None:
-    trained, split = TrainedClassifier.load(run, "c", averaged=False), dataset.split("val")
+    trained, split = TrainedClassifier.load(run, "c", ensemble=False), dataset.split("val")
     backend = open_backend("folder", split, CPU)
     views = EpochViews(trained.recipe.evaluation_spec, 0, split, CPU)
     seen: list[torch.Tensor] = []
@@ -312,7 +312,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> 
 @pytest.mark.long
 @pytest.mark.parametrize("student", ["resnet18", "mobilenet_v2", None])
 def test_the_papers_students_are_exported_unchanged(papers: RunFolder, dataset: DatasetFolder, student: str | None) -> None:
-    done = export(papers, student=student, averaged=student is None, int8=True)
+    done = export(papers, student=student, ensemble=student is None, int8=True)
     x_BCHW, names = inputs(dataset, papers, "resnet18"), ("resnet18", "mobilenet_v2")
     with torch.no_grad():
         logits = [network(x_BCHW) for network in by_torchvision(papers, names)]
@@ -341,8 +341,8 @@ def mirrored(tmp_path: Path, run: RunFolder) -> RunFolder:
 def test_predictions_and_notes_mirror_where_evaluation_does(
     tmp_path: Path, mirrored: RunFolder, run: RunFolder, exported: ExportResult, dataset: DatasetFolder
 ) -> None:
-    x_BCHW, plain = inputs(dataset, run), TrainedClassifier.load(run, "c", averaged=False).model
-    trained = TrainedClassifier.load(mirrored, "c", averaged=False)
+    x_BCHW, plain = inputs(dataset, run), TrainedClassifier.load(run, "c", ensemble=False).model
+    trained = TrainedClassifier.load(mirrored, "c", ensemble=False)
     wanted = (plain(x_BCHW) + plain(torch.flip(x_BCHW, [3]))) / 2
     assert (wanted - plain(x_BCHW)).abs().max() > 10 * MAX_DEVIATION
     assert (trained.model(x_BCHW) - wanted).abs().max() <= MAX_DEVIATION
@@ -382,7 +382,7 @@ def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: Datas
     refused(call("predict", tmp_path, tmp_path / "grey.png"), "is not a run")
     refused(call("export", run.path), "name one with --student, or use --ensemble")
     refused(call("export", run.path, "--student", "c", "--data", tmp_path), "holds no dataset.json")
-    assert sorted(path.name for path in (run.path / "export").iterdir()) == ["averaged"]
+    assert sorted(path.name for path in (run.path / "export").iterdir()) == ["ensemble"]
 
 
 def test_a_run_without_its_data_still_predicts(tmp_path: Path, run: RunFolder) -> None:

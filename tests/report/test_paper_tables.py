@@ -188,7 +188,7 @@ def test_accuracy_rows_are_students_average_and_teacher() -> None:
     assert [(row.name, row.kind) for row in rows] == [
         ("resnet18", "student"),
         ("mobilenet_v2", "student"),
-        ("students averaged", "average"),
+        ("ensemble", "average"),
         ("teacher resnet50", "teacher"),
     ]
     assert [row.parameters for row in rows] == [11_181_642, 2_236_682, None, 23_528_522]

@@ -201,7 +201,7 @@ def test_captions_of_curves_match_the_metrics(full_inputs: ReportInputs) -> None
         assert f"{name} {max(top1):.1f} % in epoch {1 + top1.index(max(top1))}" in text
         hard = [row["train"]["hard"][index] for row in full_inputs.metrics]
         assert f"{name} {hard[0]:#.3g} → {hard[-1]:#.3g}" in text
-    assert "Top-1: resnet18 72.3 % and mobilenet_v2 70.3 %; averaged 73.7 %; the teacher 77.0 %. Chance is 10 %." in text
+    assert "Top-1: resnet18 72.3 % and mobilenet_v2 70.3 %; ensemble 73.7 %; the teacher 77.0 %. Chance is 10 %." in text
 
 
 def test_a_methods_term_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_one_student_of_hard_labels(tmp_path: Path, without_figures: None) -> No
     alone = ("loss.alpha=1.0", "loss.beta=0.0", "students=[{architecture='resnet18'}]")
     inputs = replace(fake(tmp_path, epochs=1, overrides=alone), targets=None, evaluation=None)
     text = Page(write_report(inputs)).text
-    assert "averaged" not in text
+    assert "ensemble" not in text
     assert "one student has no peers" in text
     assert "In the only epoch" in text
     assert "resnet18, teacher" not in text

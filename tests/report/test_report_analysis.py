@@ -82,7 +82,7 @@ def test_tenths_of_validation_images_by_hand(full_inputs: ReportInputs, page: Pa
     order = sorted(range(300), key=lambda row: (-entropy[row], ids[row]))
     parts = []
     compared = (("resnet18", predictions.students[0]), ("mobilenet_v2", predictions.students[1]))
-    for name, answers in (*compared, ("averaged", predictions.average), ("teacher", predictions.teacher)):
+    for name, answers in (*compared, ("ensemble", predictions.average), ("teacher", predictions.teacher)):
         correct = correctness(answers, predictions.labels)
         first, last = (sum(correct[row] for row in rows) / 30 * 100 for rows in (order[:30], order[-30:]))
         parts.append(f"{name} {first:.0f} → {last:.0f} %")
@@ -129,7 +129,7 @@ def test_gains_by_hand(full_inputs: ReportInputs, page: Page) -> None:
     assert [(match.name, match.against) for match in matched] == [
         ("resnet18", "resnet18"),
         ("mobilenet_v2", "mobilenet_v2"),
-        ("averaged", "averaged"),
+        ("ensemble", "ensemble"),
     ]
     assert predictions.teacher is not None
     order = sorted(range(300), key=lambda row: (-float(predictions.teacher.entropy[row]), int(predictions.ids[row])))  # type: ignore[union-attr]
@@ -340,7 +340,7 @@ def test_counterparts_of_students(full_inputs: ReportInputs) -> None:
     assert pairs(("big",), ("resnet18",)) == [("resnet18", "big")]
     assert pairs(("x",), ("vgg11",)) == []
     twice = pairs(("other", "resnet18", "y"), ("resnet18", "resnet18", "mobilenet_v2"))
-    assert twice == [("resnet18", "resnet18"), ("mobilenet_v2", "y"), ("averaged", "averaged")]
+    assert twice == [("resnet18", "resnet18"), ("mobilenet_v2", "y"), ("ensemble", "ensemble")]
     none = replace(full_inputs, baseline=replace(baseline, architectures=("vgg11", "vgg13")))
     section = comparison.section(none)
     assert section is not None

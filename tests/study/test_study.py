@@ -32,7 +32,7 @@ from udkd.study.tables import csv_text, main_comparisons, mean_sd, table_csv
 from udkd.study.writer import write_result
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
-from udkd.training.trained import AVERAGED
+from udkd.training.trained import ENSEMBLE
 from udkd.utils.errors import ConfigError, MismatchError, RunError
 from udkd.utils.json_checksum import dump_checked_line
 
@@ -311,7 +311,7 @@ def test_a_student_is_compared_with_the_baseline_that_has_it() -> None:
     runs = [
         run_result("one", 0, 50.0, learners=("a",), seconds=6.0),
         run_result("other", 0, 40.0, learners=("b",), seconds=4.0),
-        run_result("both", 0, 60.0, learners=("a", "b", AVERAGED), seconds=8.0),
+        run_result("both", 0, 60.0, learners=("a", "b", ENSEMBLE), seconds=8.0),
     ]
     summary = summarise(study, runs, IMAGES)
     assert [(entry.learner, entry.against) for entry in main_comparisons(summary, "last")] == [("a", "one"), ("b", "other")]
@@ -325,7 +325,7 @@ def test_numbered_students_are_compared_within_their_architecture() -> None:
     assert counterpart("resnet18-2", ["mobilenet_v2", "resnet18"]) == "resnet18"
     assert counterpart("resnet18-2", ["resnet18-1", "resnet18-2"]) == "resnet18-2"
     assert counterpart("resnet18", ["resnet18-1", "resnet18-2"]) == "resnet18-1"
-    assert counterpart(AVERAGED, ["resnet18"]) is None
+    assert counterpart(ENSEMBLE, ["resnet18"]) is None
     assert counterpart("squeezenet1_1", ["squeezenet1_0"]) is None
 
 

@@ -103,7 +103,7 @@ def read_everything(run: Path, *, pages: bool = True) -> None:
     """All readers of a run, up to where they begin to compute."""
     write_report(load_inputs(run)) if pages else load_inputs(run)
     folder = RunFolder.open(run)
-    readable_class_names(folder, TrainedClassifier.load(folder, None, averaged=False).classes)
+    readable_class_names(folder, TrainedClassifier.load(folder, None, ensemble=False).classes)
     with pytest.raises(Reached):
         evaluate(folder, data=None, teacher=None, device=CPU, observer=SILENT)
 

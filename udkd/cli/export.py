@@ -25,7 +25,7 @@ def export_command(
     from udkd.export.export import MAX_DEVIATION, export  # ONNX takes a second
 
     with observed() as observer:
-        exported = export(RunFolder.open(run), student=student, averaged=ensemble, int8=int8, data=data, observer=observer)
+        exported = export(RunFolder.open(run), student=student, ensemble=ensemble, int8=int8, data=data, observer=observer)
     table = Table("file", "MB", "logits differ by", "top-1 %", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -30,7 +30,7 @@ def predict_command(
     """
     folder = RunFolder.open(run)
     several = student is None and len(Recipe.from_stored(folder.config, str(run)).students) > 1
-    trained = TrainedClassifier.load(folder, student, averaged=ensemble or several)
+    trained = TrainedClassifier.load(folder, student, ensemble=ensemble or several)
     predictions = predict(trained, images, readable_class_names(folder, trained.classes), top=top)
     classified = [prediction for prediction in predictions if prediction.classes]
     if classified:

@@ -26,7 +26,7 @@ def accuracy_table(result: dict[str, Any]) -> Table:
         table.add_column(name, justify="right" if name else "left")
     rows = [(student["name"], student) for student in result["students"]]
     if len(rows) > 1:
-        rows.append(("students averaged", result["ensemble"]))
+        rows.append(("ensemble", result["ensemble"]))
     if result["teacher"] is not None:
         rows.append((f"teacher {result['teacher']['name']}", result["teacher"]))
     for name, row in rows:

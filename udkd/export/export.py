@@ -18,7 +18,7 @@ from udkd.export.graphs import INPUT, OUTPUT, LogitsFn, export_graphs, onnx_clas
 from udkd.export.quantise import quantise
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, score
-from udkd.training.trained import AVERAGED, TrainedClassifier
+from udkd.training.trained import ENSEMBLE, TrainedClassifier
 from udkd.utils.environment import set_threads
 from udkd.utils.errors import MismatchError, RunError
 from udkd.utils.files import FolderLock, write_bytes, write_json
@@ -44,7 +44,7 @@ class ExportResult:
 
 
 def export(
-    run: RunFolder, *, student: str | None, averaged: bool, int8: bool, data: Path | None = None, observer: Observer = SILENT
+    run: RunFolder, *, student: str | None, ensemble: bool, int8: bool, data: Path | None = None, observer: Observer = SILENT
 ) -> ExportResult:
     """Export one student, or the average of all, and check the files.
 
@@ -52,7 +52,7 @@ def export(
     RunError: a file's logits differ from the checkpoint's. ConfigError: missing packages. MismatchError: other data.
     """
     require_packages()
-    trained = TrainedClassifier.load(run, student, averaged=averaged)
+    trained = TrainedClassifier.load(run, student, ensemble=ensemble)
     set_threads(trained.recipe.train.threads)
     dataset = _dataset(run, data)
     images = _Images(dataset, trained)
@@ -155,7 +155,7 @@ def _notes(trained: TrainedClassifier, dataset: DatasetFolder, exported: ExportR
         f"both sides to {spec.resize_px} px" if spec.scheme == "centre_squash" else f"the shorter side to {spec.resize_px} px"
     )
     size = spec.size_px
-    softmax = "log-probabilities of the mean over students" if trained.name == AVERAGED else "logits"
+    softmax = "log-probabilities of the mean over students" if trained.name == ENSEMBLE else "logits"
     if trained.recipe.evaluation.flip_tta:
         softmax += ", the mean over the image and its mirror image (the file mirrors it itself)"
     return {

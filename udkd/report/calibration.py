@@ -58,7 +58,7 @@ def _diagram(predictions: Predictions, classifier: Classifier) -> Plot:
     def draw(figure: Figure, palette: Palette) -> None:
         _draw(figure.subplots(), palette, classifier, bins)
 
-    name = "averaged" if classifier.kind == "average" else classifier.name
+    name = "ensemble" if classifier.kind == "average" else classifier.name
     return plot(_figure(classifier), f"Reliability: {name}", caption, draw, height=2.9)
 
 

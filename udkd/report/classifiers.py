@@ -47,7 +47,7 @@ def classifiers(predictions: Predictions) -> list[Classifier]:
         for index, (name, student) in enumerate(zip(predictions.names, predictions.students, strict=True))
     ]
     if len(result) > 1:
-        result.append(Classifier(name="averaged", kind="average", predictions=predictions.average))
+        result.append(Classifier(name="ensemble", kind="average", predictions=predictions.average))
     if predictions.teacher is not None:
         result.append(Classifier(name="teacher", kind="teacher", predictions=predictions.teacher))
     return result

@@ -65,7 +65,7 @@ def matches(inputs: ReportInputs, predictions: Predictions, baseline: Baseline) 
     ]
     if matched and len(architectures) > 1 and len(baseline.student_names) > 1 and not baseline.parts:
         average = (predictions.average, baseline.predictions.average)
-        matched.append(Match(index=-1, name="averaged", against="averaged", predictions=average[0], baseline=average[1]))
+        matched.append(Match(index=-1, name="ensemble", against="ensemble", predictions=average[0], baseline=average[1]))
     return matched
 
 

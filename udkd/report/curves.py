@@ -90,7 +90,7 @@ def _accuracy(inputs: ReportInputs) -> list[Plot]:
     students = _per_student(inputs, [[student and student["top1"] for student in row["students"]] for row in val])
     several = [sum(student is not None for student in row["students"]) > 1 for row in val]  # else it is the average of one
     ensemble = [row["ensemble"]["top1"] if more else nan for row, more in zip(val, several, strict=True)]
-    average = Series(label="averaged", values=ensemble, student=None)
+    average = Series(label="ensemble", values=ensemble, student=None)
     series = [*students, average] if len(students) > 1 else students
     trained = _per_student(inputs, [row["train"]["top1"] for row in inputs.metrics])
     teacher = (inputs.evaluation or {}).get("teacher")

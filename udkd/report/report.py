@@ -77,7 +77,7 @@ def _lead(inputs: ReportInputs) -> str:
     text = f"Top-1: {comma_list(students)}"
     for result in results:
         if result.kind != "student":
-            name = "averaged" if result.kind == "average" else "the teacher"
+            name = "ensemble" if result.kind == "average" else "the teacher"
             text += f"; {name} {result.top1:.1f} %"
     classes = (inputs.evaluation or {}).get("num_classes") or (inputs.data.num_classes if inputs.data else None)
     text += f". Chance is {100 / classes:.3g} %." if classes else "."

@@ -33,7 +33,7 @@ def accuracy_rows(evaluation: Mapping[str, Any]) -> list[AccuracyRow]:
     """The rows of eval.json's values: each student, the average of several students, the teacher if it was evaluated."""
     students = [_result(student["name"], "student", student) for student in evaluation["students"]]
     if len(students) > 1:
-        students.append(_result("students averaged", "average", evaluation["ensemble"]))
+        students.append(_result("ensemble", "average", evaluation["ensemble"]))
     teacher = evaluation.get("teacher")
     return [*students, _result(f"teacher {teacher['name']}", "teacher", teacher)] if teacher else students
 

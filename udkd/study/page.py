@@ -13,7 +13,7 @@ from udkd.study.plots import StudyPlots, all_plots
 from udkd.study.results import FORMAT, VERSION, Comparison, RunResult, Summary, summarise
 from udkd.study.spec import Arm, Study
 from udkd.study.tables import main_comparisons, mean_sd
-from udkd.training.trained import AVERAGED
+from udkd.training.trained import ENSEMBLE
 from udkd.utils.errors import RunError
 from udkd.utils.files import read_exact_json, write_bytes, write_text
 from udkd.utils.statistics import CLAIMS, LEVEL, METHOD, MIN_IMAGES, MIN_RUNS, MeanStd
@@ -233,8 +233,8 @@ def _accuracy(study: Study, summary: Summary, plots: StudyPlots) -> PageSection:
     caption = (
         "Mean ± standard deviation over seeds, at the last and at the best epoch; the best one is selected on the same images."
     )
-    if any(results.learner == AVERAGED for results in summary.arm_summaries):
-        caption += f" “{AVERAGED}”: the students’ mean probabilities."
+    if any(results.learner == ENSEMBLE for results in summary.arm_summaries):
+        caption += f" “{ENSEMBLE}”: the students’ mean probabilities."
     if printed:
         caption += " The paper’s numbers: ImageNet-100 at 224 px, 50 epochs, as far as it says one run each."
     blocks: list[Block] = [

@@ -18,7 +18,7 @@ from udkd.study.runner import run_path
 from udkd.study.spec import Study
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder, epoch_seconds
-from udkd.training.trained import AVERAGED
+from udkd.training.trained import ENSEMBLE
 from udkd.utils.statistics import Difference, MeanStd, mean_std, min_claim, paired_difference
 
 FORMAT, VERSION = "udkd-study", 1
@@ -26,10 +26,12 @@ _NUMBER = re.compile(r"-\d+$")  # a recipe numbers students of one architecture
 EPOCH_CHOICES = ("last", "best")
 """The epoch whose accuracy is compared: each run's last one, or its best one."""
 
+_RENAMED = {"averaged": ENSEMBLE}  # in a study.json from before 0.1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerResult:
-    """Accuracy in one run of one learner: a student, or the average of the students' probabilities (AVERAGED).
+    """Accuracy in one run of one learner: a student, or the average of the students' probabilities (ENSEMBLE).
 
     last, best: top-1 of the last epoch, and the highest of all epochs. curve: top-1 by epoch; None before the student's
     start_epoch.
@@ -72,7 +74,10 @@ class RunResult:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "RunResult":
         """The inverse of `to_dict`."""
-        outcomes = tuple(LearnerResult(**dict(row) | {"curve": tuple(row["curve"])}) for row in values["outcomes"])
+        outcomes = tuple(
+            LearnerResult(**dict(row) | {"curve": tuple(row["curve"]), "learner": _RENAMED.get(row["learner"], row["learner"])})
+            for row in values["outcomes"]
+        )
         return cls(**dict(values) | {"outcomes": outcomes})
 
 
@@ -146,7 +151,7 @@ def _result(trial: Trial, run: RunFolder) -> RunResult:
         name: [row["val"]["students"][index] for row in rows] for index, name in enumerate(trial.recipe.student_names())
     }
     if len(learners) > 1:
-        learners[AVERAGED] = [_average(row["val"]) for row in rows]
+        learners[ENSEMBLE] = [_average(row["val"]) for row in rows]
     return RunResult(
         arm=trial.arm,
         seed=trial.seed,

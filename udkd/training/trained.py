@@ -13,7 +13,7 @@ from udkd.training.run_folder import RunFolder
 from udkd.training.student import prefixed, require_like
 from udkd.utils.errors import RunError
 
-AVERAGED = "averaged"
+ENSEMBLE = "ensemble"
 
 
 class ProbabilityMean(nn.Module):
@@ -44,7 +44,7 @@ class FlipAveraged(nn.Module):
 class TrainedClassifier:
     """A classifier as `udkd eval` scores it: with evaluation.flip_tta its model also runs on the mirror image.
 
-    name: the student's, or AVERAGED. model: float32, on the CPU, contiguous layout. classes: the outputs' wnids.
+    name: the student's, or ENSEMBLE. model: float32, on the CPU, contiguous layout. classes: the outputs' wnids.
     """
 
     name: str
@@ -54,13 +54,13 @@ class TrainedClassifier:
     step: int
 
     @classmethod
-    def load(cls, run: RunFolder, student: str | None, *, averaged: bool) -> "TrainedClassifier":
+    def load(cls, run: RunFolder, student: str | None, *, ensemble: bool) -> "TrainedClassifier":
         """Restore the newest checkpoint. RunError: no checkpoint, no such student, or no choice among several."""
         recipe = Recipe.from_stored(run.config, str(run.path))
         names = recipe.student_names()
-        if averaged and student is not None:
+        if ensemble and student is not None:
             raise RunError(f"--student {student} and --ensemble; expected one of them; drop one")
-        if student is None and not averaged and len(names) > 1:
+        if student is None and not ensemble and len(names) > 1:
             raise RunError(f"{run.path} holds the students {', '.join(names)}; name one with --student, or use --ensemble")
         if student is not None and student not in names:
             raise RunError(f"{run.path} holds no student {student!r}; expected one of {', '.join(names)}; correct --student")
@@ -69,12 +69,12 @@ class TrainedClassifier:
         checkpoint = run.load()
         checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs)
         started = recipe.started_students(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
-        indices = started if averaged else [0 if student is None else names.index(student)]
+        indices = started if ensemble else [0 if student is None else names.index(student)]
         chosen = [_evaluated_model(recipe, index, len(run.classes), dict(checkpoint.tensors)) for index in indices]
-        model = ProbabilityMean(chosen) if averaged else chosen[0]
+        model = ProbabilityMean(chosen) if ensemble else chosen[0]
         model.eval().requires_grad_(False)
         return cls(
-            name=AVERAGED if averaged else (student or names[0]),
+            name=ENSEMBLE if ensemble else (student or names[0]),
             model=model,
             recipe=recipe,
             classes=tuple(run.classes),

@@ -149,7 +149,7 @@ class Trainer:
         if self.recipe.train.tensorboard:
             write_scalars(self.job.out / "tensorboard", row, [student.name for student in self.students])
         top1 = ", ".join(f"{self.students[index].name} {val_row['students'][index]['top1']:.2f} %" for index in active)
-        average = f", averaged {val_row['ensemble']['top1']:.2f} %" if len(active) > 1 else ""
+        average = f", ensemble {val_row['ensemble']['top1']:.2f} %" if len(active) > 1 else ""
         self.job.observer.note(f"epoch {epoch + 1}: validation top-1 {top1}{average} ({images / seconds:.0f} images/s)")
 
     def _evaluate(self, active: Sequence[int]) -> dict[str, Any]:
