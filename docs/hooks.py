@@ -43,12 +43,15 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def on_page_content(html: str, page: Any, **_: Any) -> str:
     """Figures of results with their text as a caption; arguments in the API, each on a line of its own."""
     html = re.sub(r"<p>\s*((?:<img [^>]*src=\"benchmarks/[^>]*>\s*)+)</p>", lambda found: _figures(found[1]), html)
-    html = re.sub(r"(?<!<pre>)<code>([^<>]*-[^<>]*)</code>", lambda found: f"<code>{_words(found[1])}</code>", html)
+    inline = r"(?<!<pre>)(?<!</span>)<code>([^<>]*[- ][^<>]*)</code>"
+    html = re.sub(inline, lambda found: f"<code>{_words(found[1])}</code>", html)
     return _arguments(html) if page.file.src_path == "api.md" else html
 
 
 def _words(code: str) -> str:
-    """Words that do not end at a hyphen, as browsers let them: "--set" became "--" and "set"."""
+    """Short code stays on a line, and words do not end at a hyphen, as browsers let them: "--set" became "--" and "set"."""
+    if len(code) < 20:
+        return f'<span class="word">{code}</span>'
     return " ".join(f'<span class="word">{word}</span>' if "-" in word and len(word) < 34 else word for word in code.split(" "))
 
 
