@@ -1,4 +1,4 @@
-"""What MkDocs adds when it builds the site: the table of recipe keys, pages and figures from outside docs/."""
+"""What MkDocs adds to the site: recipe keys, pages and figures from outside docs/, captions, arguments line by line."""
 
 import json
 import re
@@ -36,8 +36,45 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = re.sub(rf"\]\((\.\./)?{re.escape(source)}", f"]({target}", markdown)
     if BEGIN in markdown:
         before, rest = markdown.split(BEGIN)
-        markdown = before + recipe_tables() + rest.split(END)[1]
-    return markdown
+        markdown = f'{before}<div class="keys" markdown>\n\n{recipe_tables()}\n</div>{rest.split(END)[1]}'
+    return re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", markdown)  # a mean and its deviation stay on one line
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Figures of results with their text as a caption; arguments in the API, each on a line of its own."""
+    html = re.sub(r"<p>\s*((?:<img [^>]*src=\"benchmarks/[^>]*>\s*)+)</p>", lambda found: _figures(found[1]), html)
+    inline = r"(?<!<pre>)(?<!</span>)<code>([^<>]*[- ][^<>]*)</code>"
+    html = re.sub(inline, lambda found: f"<code>{_words(found[1])}</code>", html)
+    return _arguments(html) if page.file.src_path == "api.md" else html
+
+
+def _words(code: str) -> str:
+    """Short code stays on a line, and words do not end at a hyphen, as browsers let them: "--set" became "--" and "set"."""
+    if len(code) < 20:
+        return f'<span class="word">{code}</span>'
+    return " ".join(f'<span class="word">{word}</span>' if "-" in word and len(word) < 34 else word for word in code.split(" "))
+
+
+def _figures(images: str) -> str:
+    """Each image as a link to its file, which opens it at full size, above its alternative text."""
+    figures = []
+    for image in re.findall(r"<img [^>]*>", images):
+        (source,), (text,) = re.findall(r'src="([^"]*)"', image), re.findall(r'alt="([^"]*)"', image)
+        figures.append(f'<figure><a href="{source}">{image}</a><figcaption>{text}</figcaption></figure>')
+    return "\n".join(figures)
+
+
+def _arguments(html: str) -> str:
+    """Docstrings name arguments as "name: what it is." in running text, and errors after "Raises"."""
+    names = "|".join(sorted(set(re.findall(r'<span class="n">(\w+)</span><span class="p">:</span>', html))))
+    name = rf"(?:{names})(?:, (?:{names}))*"
+
+    def paragraph(found: re.Match[str]) -> str:
+        text = re.sub(rf"(^|[.;]\s)({name}):\s", r"\1<br><code>\2</code>: ", found[1])
+        text = re.sub(r"(?<=\.\s)Raises\s(?=\w+Error)", "<br>Raises ", text)
+        return f"<p>{text.removeprefix('<br>')}</p>"
+
+    return re.sub(r"<p>((?:(?!</?p>).)*)</p>", paragraph, html, flags=re.DOTALL)
 
 
 def recipe_tables() -> str:
@@ -48,7 +85,7 @@ def recipe_tables() -> str:
     lines: list[str] = []
     for path, section in _sections(schema, schema["$defs"], ""):
         lines += [f"### `[{path}]`", "", section.get("description", "").replace("\n", " "), ""]
-        lines += ["| key | is | default | values |", "|---|---|---|---|"]
+        lines += ["| key | meaning | default | values |", "|---|---|---|---|"]
         for key, field in section["properties"].items():
             if _nested(field, schema["$defs"]) is None:
                 cells = (f"`{key}`", field.get("description", ""), _default(field), _values(field))
