@@ -39,8 +39,8 @@ def to_common_size(one_BCHW: Tensor, other_BCHW: Tensor) -> tuple[Tensor, Tensor
 class AttentionSection(Section):
     """Attention transfer between the deepest feature maps of the `stages` smallest sizes."""
 
-    weight: Positive = 1000.0
-    stages: int = Field(default=4, ge=1, le=64)
+    weight: Positive = Field(default=1000.0, description="factor of the term")
+    stages: int = Field(default=4, ge=1, le=64, description="number of the deepest sizes of maps that are compared")
 
 
 @register_method("attention", AttentionSection, title="attention transfer", needs="maps", depth="stages")

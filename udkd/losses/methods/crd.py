@@ -91,11 +91,11 @@ class Embedding(nn.Module):
 class CrdSection(Section):
     """Contrastive representation distillation. Each student has two memories of `embed_dim` float32 per image."""
 
-    weight: Positive = 0.8
-    embed_dim: int = Field(default=128, ge=2, le=MAX_PX, description="of an embedding")
-    negatives: int = Field(default=16384, ge=1, le=MAX_SAMPLES, description="per sample and step")
-    temperature: Temperature = 0.07
-    momentum: float = Field(default=0.5, ge=0, lt=1, description="of the memories")
+    weight: Positive = Field(default=0.8, description="factor of the term")
+    embed_dim: int = Field(default=128, ge=2, le=MAX_PX, description="dimensions of an embedding")
+    negatives: int = Field(default=16384, ge=1, le=MAX_SAMPLES, description="negative samples for each image and step")
+    temperature: Temperature = Field(default=0.07, description="divides the similarities")
+    momentum: float = Field(default=0.5, ge=0, lt=1, description="share of the old value when a memory is updated")
 
 
 @register_method("crd", CrdSection, title="CRD", needs="pooled")

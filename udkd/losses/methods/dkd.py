@@ -5,6 +5,7 @@ Letters: B batch, C classes.
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from udkd.losses.distill import at_least_float32, kl
@@ -51,9 +52,9 @@ def _parts(z_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
 class DkdSection(Section):
     """Decoupled knowledge distillation. The paper uses (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
 
-    target: NonNegative = 1.0
-    others: NonNegative = 0.5
-    temperature: Temperature = 1.0
+    target: NonNegative = Field(default=1.0, description="weight of the target class's part, the paper's alpha")
+    others: NonNegative = Field(default=0.5, description="weight of the other classes' part, the paper's beta")
+    temperature: Temperature = Field(default=1.0, description="softens both parts, which are multiplied by its square")
 
 
 @register_method("dkd", DkdSection, title="DKD")

@@ -33,8 +33,8 @@ def regressor(student_channels: int, teacher_channels: int) -> nn.Module:
 class FitnetsSection(Section):
     """FitNets with one feature map. stage: 1 for the deepest size, 2 for the one before, and so on."""
 
-    weight: Positive = 100.0
-    stage: int = Field(default=3, ge=1, le=64)
+    weight: Positive = Field(default=100.0, description="factor of the term")
+    stage: int = Field(default=3, ge=1, le=64, description="which size of maps is compared, counted from the deepest, 1")
 
 
 @register_method("fitnets", FitnetsSection, title="FitNets", needs="maps", depth="stage", single=True)

@@ -90,7 +90,7 @@ _Module = TypeVar("_Module", bound=Callable[[Any, MethodSetup], nn.Module])
 def register_method(
     name: str, options: type[Section], *, title: str = "", needs: Needs = "logits", depth: str = "", single: bool = False
 ) -> Callable[[_Module], _Module]:
-    """Decorate a module class to register it as loss.method = `name`, with its options in methods.<name>. See Method."""
+    """Decorate a module class to register it as loss.method = `name`, with its options in [methods.NAME]. See Method."""
     assert name not in METHODS, f"a method {name} is registered already"
     assert (needs == "maps") == bool(depth), "a method of maps names the option that counts its stages"
 

@@ -95,8 +95,8 @@ def review_loss(maps: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 class ReviewkdSection(Section):
     """Knowledge review over the deepest feature maps of the `stages` smallest sizes."""
 
-    weight: Positive = 1.0
-    stages: int = Field(default=4, ge=1, le=64)
+    weight: Positive = Field(default=1.0, description="factor of the term")
+    stages: int = Field(default=4, ge=1, le=64, description="number of the deepest sizes of maps that are compared")
 
 
 @register_method("reviewkd", ReviewkdSection, title="ReviewKD", needs="maps", depth="stages")

@@ -57,8 +57,8 @@ def _choices(count: int, of: int) -> int:
 class RkdSection(Section):
     """Relational knowledge distillation: the weights of its two terms."""
 
-    distance: NonNegative = 25.0
-    angle: NonNegative = Field(default=50.0, description="0 leaves the term out, whose memory grows with batch^3")
+    distance: NonNegative = Field(default=25.0, description="weight of the distance term")
+    angle: NonNegative = Field(default=50.0, description="weight of the angle term, whose memory grows with batch^3; 0: none")
 
 
 @register_method("rkd", RkdSection, title="RKD", needs="pooled")
