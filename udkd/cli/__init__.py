@@ -1,1 +1,1 @@
-"""The commands of `udkd`. Only this package prints; it may import all others."""
+"""The commands of `udkd`. It may import all other packages."""

@@ -1,4 +1,4 @@
 """Exports trained students to files that run without udkd (ONNX also without PyTorch), and classifies image files.
 
-It may import udkd.training and the packages below it.
+It may import udkd.training and the packages before it.
 """

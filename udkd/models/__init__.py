@@ -1,4 +1,4 @@
 """Builds classifiers by name; their feature maps, weight files and weight averages.
 
-It may import udkd.augment and what that may.
+It may import udkd.augment and the packages before it.
 """

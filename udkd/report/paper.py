@@ -116,7 +116,7 @@ MEAN_NORMALISED_ENTROPY = 0.184
 MEAN_ENTROPY_PRINTED = 4.533
 NUM_CLASSES = 100
 
-TRAIN_IMAGES, VAL_IMAGES = 130_000, 5_000
+TRAIN_IMAGES = 130_000
 SETTINGS: tuple[tuple[str, str, object], ...] = (
     ("train.batch_size", "batch size", 64),
     ("views.scheme", "training crops", "random_resized"),

@@ -1,4 +1,4 @@
 """The training loop: step, students, schedules, run folder, evaluation.
 
-It may import udkd.teacher and the packages below it.
+It may import udkd.teacher and the packages before it.
 """
