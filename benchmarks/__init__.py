@@ -4,7 +4,7 @@ To add a benchmark, write `benchmarks/NAME.py`; every file in this folder except
 
     \"\"\"One line: what is measured (`python -m benchmarks` shows it).\"\"\"
 
-    EXPECTATION = "The result that you expect, with numbers, written before the first run."
+    EXPECTATION = "The expected result, with numbers, written before the first run."
 
     def main(rounds: RoundsOption = 7, device: DeviceOption = "auto", results: ResultsOption = RESULTS) -> None:
         \"\"\"The text of --help.\"\"\"
@@ -15,8 +15,8 @@ To add a benchmark, write `benchmarks/NAME.py`; every file in this folder except
         result.write(results)                      # benchmarks/results/NAME-<hardware>.json, written atomically
         draw(results, f"NAME-{result.slug}", lambda figure, palette: …)  # a PNG and an SVG beside it
 
-`main` is a typer command. A module is imported only when its benchmark is named, so optional packages (FFCV, DALI) are needed
-only by the benchmarks that use them, and a missing one is a one-line error. Shared: `common.results` (machine, rows, file),
-`common.timing` (variants take turns within each round, so a busy machine slows all of them alike and ratios hold),
-`common.harness` (the product's training step on synthetic data), `common.figures`. A result's file name contains the hardware.
+`main` is a typer command. A module is imported only when its benchmark is named, so only the benchmarks that use optional
+packages (FFCV, DALI) need them, and a missing one is a one-line error. Shared modules: `common.results` (machine, rows, file);
+`common.timing` (variants take turns within each round, so that a busy machine slows all of them alike); `common.harness`
+(udkd's training step on synthetic data); `common.figures`. A result's file name contains the hardware.
 """

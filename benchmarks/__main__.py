@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME …`: imports the benchmark of that name and no other."""
+"""`python -m benchmarks NAME …`: runs a benchmark; only that benchmark's module is imported."""
 
 import ast
 import difflib

@@ -34,7 +34,7 @@ decoding, 1.4 to 2.5 times at 64 px, where decoding a 500 x 375 JPEG costs as mu
 PLAIN, AMP, OURS, LIVE = "plain script", "plain script, mixed precision", "ours, cached teacher", "ours, live teacher"
 LOADER_ONLY = "plain script's images alone"
 PREFETCH_FACTOR = 2  # batches that each DataLoader worker prepares ahead, by default
-UNTIMED_BATCHES, TIMED_BATCHES = 3, 2  # per worker: the first bring the queue to the level of a long run
+UNTIMED_BATCHES, TIMED_BATCHES = 3, 2  # per worker; the untimed ones fill the queue as in a long run
 PILLOW_PER_S = 260  # images per core
 
 
@@ -53,7 +53,8 @@ def main(
     batch, px = batch or (256 if gpu else 16), px or (224 if gpu else 64)
     workers = workers or len(os.sched_getaffinity(0))
     count = max(batch, min(8 * batch, 512))  # 20 ms to write each; the plain script samples them with replacement
-    run_settings = {"batch": batch, "px": px, "side": side, "workers": workers, "images": f"{count} made-up JPEGs of 500 x 375"}
+    images = f"{count} synthetic JPEGs of 500 x 375"
+    run_settings = {"batch": batch, "px": px, "side": side, "workers": workers, "images": images}
     result = BenchmarkResult.begin("baseline", EXPECTATION, dev, run_settings)
     with tempfile.TemporaryDirectory() as scratch:
         tree = image_folder(Path(scratch) / "images", count)
@@ -108,25 +109,25 @@ def endless_batches(tree: Path, px: int, batch: int, workers: int, device: torch
 
 
 def take_batches(stream: Iterator[int], count: int):  # type: ignore[no-untyped-def]
-    """A call that takes `count` batches.
+    """A function that takes `count` batches.
 
-    Batches prefetched while other variants were timed are taken before, untimed, so the measured speed is that of a long run.
+    First, batches prefetched while other variants were timed are taken, untimed, so the measured speed is that of a long run.
     """
     return lambda: list(itertools.islice(stream, count))
 
 
 def let_queues_fill(batch: int):  # type: ignore[no-untyped-def]
-    """A call that waits until the other variants' workers have filled their queues and leave the cores to the next variant."""
+    """A function that waits until the other variants' workers have filled their queues and leave the cores idle."""
     return lambda: time.sleep(PREFETCH_FACTOR * batch / PILLOW_PER_S)
 
 
 def call_all(*calls: Callable[[], object]) -> Callable[[], object]:
-    """One call that makes all `calls`."""
+    """A function that makes all `calls` in turn."""
     return lambda: [call() for call in calls]
 
 
 def repeat_step(run, count: int = 8):  # type: ignore[no-untyped-def]
-    """A call that takes `count` of our steps."""
+    """A function that runs `count` of our steps."""
     return lambda: [run() for _ in range(count)]
 
 
@@ -142,5 +143,5 @@ def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     axes = figure.add_subplot()
     names = [row["variant"] for row in result.rows]
     speeds, spans = [row["items_per_s"] for row in result.rows], [speed_span(row) for row in result.rows]
-    bars(axes, palette, names, speeds, unit="images/s", form="{:,.0f}", spans=spans)
+    bars(axes, palette, names, speeds, unit="images/s", value_format="{:,.0f}", spans=spans)
     axes.set_title(f"Two students at {result.settings['px']} px, batch {result.settings['batch']}")

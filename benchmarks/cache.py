@@ -1,4 +1,4 @@
-"""The teacher cache: the cost of building it by each policy, when that pays off against a live teacher, and lookup time."""
+"""The teacher cache: build time by policy, the epoch from which it is cheaper than a live teacher, and lookup time."""
 
 import contextlib
 import itertools

@@ -161,4 +161,4 @@ def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     rows = [row for row in result.rows if row["what"] == "whole conversion"]
     names, speeds = [row["variant"] for row in rows], [row["items_per_s"] for row in rows]
     unit, spans = f"images/s, {result.settings['workers']} processes", [speed_span(row) for row in rows]
-    bars(figure.add_subplot(), palette, names, speeds, unit=unit, form="{:,.0f}", spans=spans)
+    bars(figure.add_subplot(), palette, names, speeds, unit=unit, value_format="{:,.0f}", spans=spans)

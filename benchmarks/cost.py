@@ -1,4 +1,4 @@
-"""The cost of two students: cached dual against live single and the paper's 1.63, with the roofline's lower bound."""
+"""Two students with a cached teacher against one with a live teacher, beside the paper's 1.63 and a roofline bound."""
 
 import statistics
 from collections.abc import Mapping, Sequence

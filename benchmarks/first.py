@@ -34,7 +34,7 @@ CACHED = f"{TRAIN} --cache {{folder}}/cache"
 
 @dataclass(frozen=True)
 class Check:
-    """A command for this Python. name: also that of a training's run folder. after: checks that must pass first."""
+    """A command for this Python. name: also the name of a training's run folder. after: checks that must pass first."""
 
     name: str
     command: str
@@ -144,7 +144,7 @@ def main(
 
 
 def passed(outcome: str) -> bool:
-    """Whether an outcome is that of a check that passed."""
+    """Whether an outcome, as `describe` returns it, means that the check passed."""
     return outcome.startswith(PASSED)
 
 

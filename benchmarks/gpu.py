@@ -53,8 +53,8 @@ PARTS = (
     Part("scale --batch 64 --batch 1024 --rounds 5", 120),
     Part("pipeline --batch 512 --rounds 3", 150),
 )
-"""Compiling two students takes about a minute per batch size; the compiler's cache on disk saves later parts that time.
-Together they may take longer than one call: `--rest` continues, first with parts that were never started.
+"""Compiling two students takes about a minute per batch size, which the compiler's cache on disk saves later parts.
+All parts together may take longer than one call: `--rest` continues, first with parts that were never started.
 """
 
 

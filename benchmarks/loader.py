@@ -190,7 +190,7 @@ def _reference_loops(
 
 
 def _note_overhead(result: BenchmarkResult, variants: list[Variant], timed: list[Timed], label: str) -> None:
-    """Measure our layer's overhead: seconds an image of ours over those of the raw loop, in wall-clock and in CPU time.
+    """Measure our layer's overhead: our seconds per image over the raw loop's, in wall-clock and in CPU time.
 
     On a busy machine only the CPU time is meaningful.
     """
@@ -214,5 +214,5 @@ def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
         rows = [row for row in result.rows if row["source"] == source and row["threads"] == threads]
         names = [row["variant"] for row in rows]
         speeds, spans = [row["items_per_s"] for row in rows], [speed_span(row) for row in rows]
-        bars(axes, palette, names, speeds, unit="canvases/s", form="{:,.0f}", spans=spans)
+        bars(axes, palette, names, speeds, unit="canvases/s", value_format="{:,.0f}", spans=spans)
         axes.set_title(f"{source}, canvas {rows[0]['side']} px, {threads} threads")

@@ -22,7 +22,7 @@ large batches the exponentials dominate and the gain shrinks. On a GPU eager is 
 3 to 5 times faster at batch 256 and one fused kernel 8 times; a step takes milliseconds, so neither moves a training run by
 much."""
 
-STUDENTS = 2
+NUM_STUDENTS = 2
 
 
 def main(
@@ -35,7 +35,7 @@ def main(
     """Time the loss of two students alone, from logits to their gradients."""
     dev = choose_device(device)
     sizes, widths = batches or [64, 256, 1024, 4096], classes or [100, 1000]
-    result = BenchmarkResult.begin("loss", EXPECTATION, dev, {"batch": sizes, "classes": widths, "students": STUDENTS})
+    result = BenchmarkResult.begin("loss", EXPECTATION, dev, {"batch": sizes, "classes": widths, "students": NUM_STUDENTS})
     for num_classes in widths:
         for batch in sizes:
             torch._dynamo.reset()  # each shape is compiled separately, as in a training run
@@ -65,11 +65,11 @@ def forward_backward(loss: Loss, batch: int, num_classes: int, device: torch.dev
     def random(*shape: int) -> torch.Tensor:
         return torch.rand(shape, generator=generator).to(device) * 8 - 4
 
-    logits = [random(batch, num_classes).requires_grad_() for _ in range(STUDENTS)]
+    logits = [random(batch, num_classes).requires_grad_() for _ in range(NUM_STUDENTS)]
     teacher_BC = random(batch, num_classes).half()
     weight_B = random(batch).sigmoid()
     labels_B = torch.arange(batch, device=device) % num_classes
-    weights_3N = LossSettings().weights_3N(STUDENTS, weight_B)
+    weights_3N = LossSettings().weights_3N(NUM_STUDENTS, weight_B)
 
     def run() -> None:
         loss(logits, labels_B, teacher_BC, weight_B, weights_3N).total.backward()  # type: ignore[no-untyped-call]

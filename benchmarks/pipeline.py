@@ -1,4 +1,4 @@
-"""Pipeline efficiency: images/s of real training over those of training on one constant batch on the device."""
+"""Pipeline efficiency: images/s of training from a backend over images/s on one constant batch in device memory."""
 
 import tempfile
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def main(
         "px": px,
         "side": side,
         "backends": names,
-        "images": f"{distinct} made-up JPEGs of 500 x 375",
+        "images": f"{distinct} synthetic JPEGs of 500 x 375",
     }
     result = BenchmarkResult.begin("pipeline", EXPECTATION, dev, run_settings)
     with tempfile.TemporaryDirectory() as scratch:
@@ -82,7 +82,7 @@ def main(
 
 
 class TrainingRun:
-    """Training of the two students on `count` images per call, from a backend or (None) from one constant batch."""
+    """Trains the two students on `count` images per call, from a backend, or from one constant batch where it is None."""
 
     def __init__(self, backend: object, split: Split, recipe: Recipe, count: int, device: torch.device) -> None:
         batch = recipe.train.batch_size
@@ -131,7 +131,7 @@ def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     axes = figure.add_subplot()
     names = [row["variant"] for row in result.rows]
     speeds, spans = [row["items_per_s"] for row in result.rows], [speed_span(row) for row in result.rows]
-    bars(axes, palette, names, speeds, unit="images/s", form="{:,.0f}", spans=spans)
+    bars(axes, palette, names, speeds, unit="images/s", value_format="{:,.0f}", spans=spans)
     axes.set_title(
         f"Training at {result.settings['px']} px, canvas {result.settings['side']}, batch {result.settings['batch']}"
     )

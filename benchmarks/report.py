@@ -14,7 +14,7 @@ from udkd.utils.files import write_text
 from udkd.utils.terminal import err
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-GAP = "not measured yet"
+NOT_MEASURED = "not measured yet"
 
 RENAMED = {"plain": "baseline"}
 """Name in older results -> name today."""
@@ -30,7 +30,7 @@ def main(
 ) -> None:
     """Write the table between the page's two markers."""
     if not page.is_file():
-        raise DataError(f"{page} is no file; expected a text file with the line {BEGIN}; name one with --page")
+        raise DataError(f"{page} is not a file; expected a text file with the line {BEGIN}; name one with --page")
     text = page.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise DataError(f"{page} lacks its markers; expected one line {BEGIN} and, below, one line {END}; add them")
@@ -51,7 +51,7 @@ def load(folder: Path) -> dict[str, Results]:
             value = json.loads(path.read_text())
             slug, name, version = value["machine"]["slug"], value["name"], value["format"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no benchmark result ({error}); expected a benchmark's JSON; delete it") from None
+            raise DataError(f"{path} is not a benchmark result ({error}); expected a benchmark's JSON; delete it") from None
         if version != FORMAT:
             raise DataError(f"{path} has format {version}; expected {FORMAT}; measure again")
         machines.setdefault(slug, {}).setdefault(RENAMED.get(name, name), value)
@@ -64,9 +64,9 @@ def table(machines: Mapping[str, Results]) -> str:
     header = ["", "the paper", *(_title(results) for _, results in columns)]
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---|" * (len(header) - 1)]
     missing = []
-    for label, paper, read in ROWS:
+    for label, paper, read in TABLE_ROWS:
         cells = [_cell(read, results) for _, results in columns]
-        if set(cells) <= {GAP}:
+        if set(cells) <= {NOT_MEASURED}:
             missing.append(label)
         else:
             lines.append("| " + " | ".join([label, paper, *cells]) + " |")
@@ -105,9 +105,9 @@ def _notes(columns: list[tuple[str, Results]], missing: list[str]) -> list[str]:
 
 def _cell(read: Callable[[Results], str | None], results: Results) -> str:
     try:
-        return read(results) or GAP
+        return read(results) or NOT_MEASURED
     except (KeyError, IndexError):
-        return GAP
+        return NOT_MEASURED
 
 
 def _point(row: Mapping[str, Any]) -> str:
@@ -124,12 +124,12 @@ def _speed(benchmark: str, variant: str) -> Callable[[Results], str | None]:
     return read
 
 
-def _facts(benchmark: str, start: str, key: str, form: str) -> Callable[[Results], str | None]:
-    """Entry `key` of every fact whose name starts with `start`, formatted by `form`."""
+def _facts(benchmark: str, start: str, key: str, template: str) -> Callable[[Results], str | None]:
+    """Entry `key` of every fact whose name starts with `start`, formatted by `template`."""
 
     def read(results: Results) -> str | None:
         facts = {name: value for name, value in results[benchmark]["facts"].items() if name.startswith(start) and key in value}
-        return "; ".join(f"{form.format(value[key])} ({name.removeprefix(start).strip()})" for name, value in facts.items())
+        return "; ".join(f"{template.format(value[key])} ({name.removeprefix(start).strip()})" for name, value in facts.items())
 
     return read
 
@@ -154,7 +154,7 @@ def _speedup(benchmark: str, variant: str, **labels: Any) -> Callable[[Results],
 
 
 def _shares() -> Callable[[Results], str | None]:
-    """The fraction of the step that each loss takes, in per cent."""
+    """The percentage of a step's time that each loss takes."""
 
     def read(results: Results) -> str | None:
         facts = {name: value for name, value in results["step"]["facts"].items() if name.startswith(SHARE)}
@@ -165,7 +165,7 @@ def _shares() -> Callable[[Results], str | None]:
 
 
 def _ratio(benchmark: str, name: str) -> Callable[[Results], str | None]:
-    """Seconds an image, relative to the baseline's."""
+    """Seconds per image relative to the baseline's, at each of a variant's settings."""
 
     def read(results: Results) -> str | None:
         rows = [row for row in results[benchmark]["rows"] if row["variant"] == name]
@@ -174,7 +174,7 @@ def _ratio(benchmark: str, name: str) -> Callable[[Results], str | None]:
     return read
 
 
-ROWS: tuple[tuple[str, str, Callable[[Results], str | None]], ...] = (
+TABLE_ROWS: tuple[tuple[str, str, Callable[[Results], str | None]], ...] = (
     ("two students from the cache, images/s", "146 (12.36 h)", _speed("cost", "two students, cached teacher")),
     ("cached dual / live single", "1.63 (live)", _facts("cost", "ratios at", "cached dual / live single", "{:.2f}")),
     (

@@ -63,7 +63,7 @@ def main(
     device: DeviceOption = "auto",
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Time the two students' step as it is and with one setting changed at a time."""
+    """Time the two students' step with the recipe's settings, and with one setting changed at a time."""
     dev = choose_device(device)
     gpu = dev.type == "cuda"
     px, batches = px or (224 if gpu else 64), batches or ([64, 512] if gpu else [64])

@@ -1,6 +1,6 @@
 """A backend from outside the package: one class with one registration.
 
-It decodes one sample after another in the calling thread. Its canvases are compared with those of the `folder` backend.
+It decodes samples one by one in the calling thread, and main() compares its canvases with the `folder` backend's.
 
 python examples/custom_backend.py --data quickstart/data
 """
@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 import udkd
-from udkd.data.backends.registry import register
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
 
 
-@register("one_by_one")
+@udkd.register_backend("one_by_one")
 class OneByOneBackend:
     """Decodes with Split.pixels, the reference that every backend must equal."""
 
@@ -27,7 +26,7 @@ class OneByOneBackend:
         self._device = device
 
     def epoch(self, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
-        """Exactly the ids of `order`; Split.order refuses those without an image."""
+        """Batches of exactly the ids in `order`; Split.order refuses ids without an image."""
         ids_N = self._split.order(order)
         for start in range(0, len(ids_N), batch_size):
             ids_B = ids_N[start : start + batch_size]
@@ -40,7 +39,7 @@ class OneByOneBackend:
         """Nothing is kept open."""
 
     def describe(self) -> str:
-        """The pixel class: it is part of a cache's key, and equal text promises equal bits."""
+        """The pixel class, a field of every cache's key: equal texts promise equal bits."""
         return "libjpeg islow, fancy upsampling"
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import udkd
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.losses.methods.registry import MethodInputs, MethodSetup
 from udkd.utils.options import Positive, Section
 
 
@@ -21,9 +21,9 @@ class LogitMseSection(Section):
     scale: Positive = 1.0
 
 
-@register("logit_mse", LogitMseSection, needs="logits")
+@udkd.register_method("logit_mse", LogitMseSection, needs="logits")
 class LogitMse(nn.Module):
-    """Mean squared error of logits, each row less its mean: cached logits are known up to a constant per row.
+    """Mean squared error of the logits, each row minus its mean, as cached logits are known up to a constant per row.
 
     Source: Kim et al., "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge Distillation",
     arXiv 2105.08919.
@@ -34,7 +34,7 @@ class LogitMse(nn.Module):
         self.options = options
 
     def forward(self, inputs: MethodInputs) -> Tensor:
-        """The term, a scalar."""
+        """The method's term of one student's loss, a scalar."""
         student_BC, teacher_BC = inputs.logits.float(), inputs.teacher_logits.float()
         student_BC, teacher_BC = (z_BC - z_BC.mean(-1, keepdim=True) for z_BC in (student_BC, teacher_BC))
         return self.options.scale * F.mse_loss(student_BC, teacher_BC)

@@ -1,4 +1,4 @@
-"""A training loop of one's own: two of torchvision's networks learn from the cached teacher of `make quickstart`.
+"""A custom training loop: two torchvision networks learn from the cached teacher of `make quickstart`.
 
 python examples/own_loop.py --data quickstart/data --cache quickstart/cache
 """

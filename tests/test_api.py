@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,9 +76,20 @@ def test_order_is_a_function_of_seed_and_epoch(data: udkd.Dataset, loader: udkd.
         assert ids(list(other)) != ids(first)
 
 
+def test_order_without_shuffling_and_full_batches_only(data: udkd.Dataset, loader: udkd.Loader) -> None:
+    with udkd.Loader(data.train, batch_size=12, device="cpu", shuffle=False, workers=1) as in_order:
+        assert ids(list(in_order.epoch(5))) == data.train.ids.tolist()
+    with udkd.Loader(data.train, batch_size=12, device="cpu", seed=3, drop_last=True) as full:
+        assert len(full) == 2
+        assert ids(list(full.epoch(0))) == ids(list(loader.epoch(0)))[:24]
+    with udkd.Loader(data.train, batch_size=64, device="cpu", drop_last=True) as none:
+        assert len(none) == len(list(none)) == 0
+
+
 def test_cached_equals_live_bit_for_bit(loader: udkd.Loader, augment: udkd.Augment, cache: str, teacher: TeacherFolder) -> None:
     cached = udkd.CachedTeacher(cache, loader, augment)
     live = udkd.LiveTeacher(str(teacher.path), augment, batch_size=RECIPE.teacher.batch_size)
+    assert cached.num_views == 2
     for epoch in (0, 1):
         for batch in loader.epoch(epoch):
             stored, computed = cached(batch, epoch), live(batch, epoch)
@@ -140,6 +152,7 @@ def test_evaluation_targets_fit_any_augmentation(
     live = udkd.LiveTeacher(teacher.path, still, batch_size=recipe.teacher.batch_size)
     for augmentation in (augment, udkd.Augment(udkd.ViewSpec(size_px=24), data.train, seed=9, device="cpu")):
         cached = udkd.CachedTeacher(tmp_path, loader, augmentation)
+        assert cached.num_views is None
         batch = next(loader.epoch(0))
         assert torch.equal(not_none(cached(batch, 7).logits), not_none(live(batch, 0).logits))
 
@@ -190,8 +203,31 @@ def test_other_refusals(tmp_path: Path, data: udkd.Dataset, loader: udkd.Loader,
         udkd.Loader(data.train, 4, device="cpu", backend="ffvc")
     with pytest.raises(ConfigError, match="batch_size is 0"):
         udkd.Loader(data.train, 0, device="cpu")
+    with pytest.raises(udkd.UserError, match="workers is 0; expected 1 or more, or None for one per core"):
+        udkd.Loader(data.train, 4, device="cpu", workers=0)
+    elsewhere = replace(next(loader.epoch(0)), canvas=torch.empty(4, 36, 36, 3, dtype=torch.uint8, device="meta"))
+    with pytest.raises(ConfigError, match="the batch is on meta and the augmentation on cpu; expected one device"):
+        augment(elsewhere, 0)
     with pytest.raises(ConfigError, match="device 'gpu' is unknown"):
         udkd.Augment(SPEC, data.train, device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"size_px": 0}, "size_px 0; expected 1 or more"),
+        ({"scale": (0.5, 0.1)}, r"scale \[0\.5, 0\.1\]; expected a smaller and a larger number"),
+        ({"scale": (0.5, 1.5)}, r"scale up to 1\.5"),
+        ({"ratio": (1e-4, 1.0)}, "expected width over height from"),
+        ({"flip": 2.0}, r"flip 2\.0; expected a probability"),
+        ({"saturation": -0.1}, r"saturation 0\.0, 0\.0 and -0\.1; expected 0 to 100"),
+        ({"scheme": "centre", "resize_px": 100}, "resize_px 100 below size_px 224"),
+        ({"scheme": "center"}, "view scheme 'center'; expected one of"),
+    ],
+)
+def test_view_specs_without_meaning(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        udkd.ViewSpec(**fields)
 
 
 def test_live_teacher_refuses_other_classes_and_weights(

@@ -1,16 +1,18 @@
-"""udkd: several small image classifiers, trained at once from one large, cached teacher.
+"""udkd: trains several small image classifiers at once from one large, cached teacher.
 
-In a training loop of your own: `import udkd`, then
+For a training loop of your own, `import udkd` provides:
 
     udkd.Dataset                                   a dataset folder, its splits and classes
-    udkd.Loader                                    batches: sample ids, uint8 canvases and labels, in an order by (seed, epoch)
+    udkd.Loader                                    batches: sample ids, uint8 canvases and labels, shuffled by (seed, epoch)
     udkd.ViewSpec, udkd.Augment                    canvases to network input: crop, flip and colour jitter by (seed, epoch, id)
     udkd.CachedTeacher, udkd.LiveTeacher           the teacher logits and weights for exactly those pixels
     udkd.DistillationLoss                          the loss of N students
 
-and for the complete job `udkd.load_recipe`, `udkd.build_cache`, `udkd.train` and `udkd.evaluate`.
+For complete runs: `udkd.load_recipe`, `udkd.build_cache`, `udkd.train` and `udkd.evaluate`. For extensions:
+`udkd.register_method`, `udkd.register_sample_weight` and `udkd.register_backend`. Every error that a user can cause is a
+`udkd.UserError`.
 
-Each name is imported at its first use: torch takes seconds to import, and the converter's workers do not need it.
+Each name is imported on first use: importing torch takes seconds, and the converter's workers do not need it.
 """
 
 from importlib import import_module
@@ -21,14 +23,18 @@ if TYPE_CHECKING:
     from udkd.augment.view_table import Augment as Augment
     from udkd.augment.views import ViewSpec as ViewSpec
     from udkd.config.loading import load_recipe as load_recipe
+    from udkd.data.backends.registry import register_backend as register_backend
     from udkd.data.dataset import Dataset as Dataset
     from udkd.data.loader import Loader as Loader
     from udkd.losses.distill import DistillationLoss as DistillationLoss
+    from udkd.losses.methods.registry import register_method as register_method
+    from udkd.losses.sample_weight import register_sample_weight as register_sample_weight
     from udkd.teacher.cache.build import build_cache as build_cache
     from udkd.teacher.teachers import CachedTeacher as CachedTeacher
     from udkd.teacher.teachers import LiveTeacher as LiveTeacher
     from udkd.training.evaluate import evaluate as evaluate
     from udkd.training.train import train as train
+    from udkd.utils.errors import UserError as UserError
 
 _MODULES = {
     "Augment": "udkd.augment.view_table",
@@ -37,16 +43,20 @@ _MODULES = {
     "DistillationLoss": "udkd.losses.distill",
     "LiveTeacher": "udkd.teacher.teachers",
     "Loader": "udkd.data.loader",
+    "UserError": "udkd.utils.errors",
     "ViewSpec": "udkd.augment.views",
     "build_cache": "udkd.teacher.cache.build",
     "evaluate": "udkd.training.evaluate",
     "load_recipe": "udkd.config.loading",
+    "register_backend": "udkd.data.backends.registry",
+    "register_method": "udkd.losses.methods.registry",
+    "register_sample_weight": "udkd.losses.sample_weight",
     "train": "udkd.training.train",
 }
 __all__ = sorted(_MODULES)
 
 
-if not TYPE_CHECKING:  # for a type checker the names above are all there are
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts any name
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":

@@ -1,4 +1,4 @@
-"""`python -m udkd` and the `udkd` command: handles Ctrl-C and the end of its torchrun before the slow imports."""
+"""`python -m udkd` and the `udkd` command. Ctrl-C and the end of torchrun are handled before the slow imports."""
 
 from udkd.utils.launcher import exit_with_launcher, is_torchrun_worker
 from udkd.utils.signals import exit_at_once, signal_handler

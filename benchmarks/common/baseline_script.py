@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 
 ALPHA, BETA, GAMMA, T = 0.4, 0.4, 0.2, 4.0
 EPOCH_IMAGES = 130_000
-"""The paper's. A smaller folder is sampled with replacement, so that prefetching restarts only at the end of such an epoch."""
+"""The paper's number. A smaller folder is sampled with replacement, so that prefetching restarts only once per epoch."""
 
 
 def loader(root: Path, px: int, batch: int, workers: int, device: torch.device) -> DataLoader[tuple[Tensor, Tensor]]:

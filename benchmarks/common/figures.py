@@ -41,7 +41,7 @@ def bars(
     values: list[float | None],
     *,
     unit: str,
-    form: str = "{:,.2f}",
+    value_format: str = "{:,.2f}",
     spans: Sequence[tuple[float, float] | None] = (),
 ) -> None:
     """Horizontal bars from top to bottom, each labelled with its value; None leaves a gap labelled "not measured yet".
@@ -56,7 +56,7 @@ def bars(
             axes.plot(span, [row + 0.2] * 2, color=palette.mark, linewidth=1.2, marker="|", markersize=4)
             ends[row] = max(ends[row], span[1])
     for row, value in enumerate(values):
-        text = "not measured yet" if value is None else form.format(value)
+        text = "not measured yet" if value is None else value_format.format(value)
         box = {"facecolor": palette.paper, "edgecolor": "none", "pad": 0.8}  # covers the line of a baseline
         axes.annotate(text, (ends[row], row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, bbox=box)
     axes.set_yticks(range(len(names)), names)

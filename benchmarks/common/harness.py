@@ -1,4 +1,4 @@
-"""The product's training step on synthetic canvases in device memory, so that the step is timed and not a disk.
+"""udkd's training step on synthetic canvases in device memory, so that only the step is timed, without a disk.
 
 Letters: N samples, C classes, S canvas side.
 """
@@ -81,7 +81,7 @@ def canvases(count: int, side: int, device: torch.device, seed: int = 0) -> Batc
 def make_step(
     recipe: Recipe, samples: Batch, device: torch.device, *, targets: TargetTable | None = None, architecture: str = TEACHER
 ) -> TimedStep:
-    """A step of `recipe` that can be repeated indefinitely over `samples`. A live teacher is untrained; it costs the same.
+    """A step of `recipe` that can be repeated indefinitely over `samples`. A live teacher is untrained, at the same cost.
 
     targets: of a cached teacher; synthetic ones by default.
     """
@@ -118,7 +118,7 @@ def make_step(
 
 @cache
 def shared_capture(device: torch.device) -> CudaGraphCapture:
-    """One capture per process: its memory pool is that of the largest variant's graph, not the sum over all variants."""
+    """One capture per process: all variants share its memory pool, which is as large as the largest variant's graph."""
     return CudaGraphCapture(device)
 
 
@@ -159,7 +159,7 @@ def frozen_teacher(
 
 
 class InMemoryBackend:
-    """A backend over samples in device memory, for the cost of a step without loading."""
+    """A backend over samples in device memory, to time a step without loading."""
 
     def __init__(self, samples: Batch) -> None:
         self.num_samples = len(samples.labels)
@@ -181,7 +181,7 @@ class InMemoryBackend:
 
 
 class TableTargets:
-    """Cached targets without a folder."""
+    """Cached targets that are looked up in a table in memory, without a cache folder."""
 
     num_features = 0
 

@@ -106,7 +106,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """This checkout's commit, with a plus sign if files differ from it; without git the value of UDKD_COMMIT, or "unknown"."""
+    """This checkout's commit, with a plus sign for uncommitted changes; without git the value of UDKD_COMMIT, or "unknown"."""
     here = Path(__file__).parent
     try:
         commit, changes = [

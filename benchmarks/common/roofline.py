@@ -1,8 +1,8 @@
-"""A lower bound on a network's cost: its layers' operations and bytes against the hardware's two peaks.
+"""A lower bound on a network's cost, from its layers' operations and bytes and the hardware's two peaks.
 
 Perfect fusion is assumed: every convolution reads its input once and writes its output once, and batch norm, activation and
-addition ride along. Its backward pass reads the output's gradient, the output (for batch norm) and the input once, writes the
-input's gradient once and multiplies twice. Each pass of each layer takes the longer of its two times.
+addition cost nothing more. Its backward pass reads the output's gradient, the output (for batch norm) and the input once,
+writes the input's gradient once, and multiplies twice. Each pass of each layer takes the longer of its two times.
 """
 
 import time

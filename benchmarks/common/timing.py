@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 MIN_SPAN_S = {"cpu": 0.02, "cuda": 0.5}
-"""Minimum time per variant and round, by device; calls are repeated to fill it. Shorter spans measure the timer and the
-scheduler, and on a GPU how it wakes up, at a speed that it does not sustain.
+"""Minimum time per variant and round, by device; calls are repeated to fill it. Shorter spans measure the timer, the scheduler
+and, on a GPU, a clock speed that it does not sustain.
 """
 _LEAD_IN = 0.25
-"""Untimed calls before a round, as a fraction of its calls: a GPU has been idle during garbage collection."""
+"""Untimed calls before a round, as a fraction of its calls, because a GPU has been idle during garbage collection."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _calls_per_round(variant: Variant, device: torch.device, warmup: int, min_sp
 
 
 def _seconds(variant: Variant, device: torch.device, calls: int) -> float:
-    """Seconds per call, with garbage collection off: it would hit one variant and not the next."""
+    """Seconds per call, with garbage collection off, which would slow one variant and not the next."""
     variant.prepare()
     gc.collect()
     gc.disable()

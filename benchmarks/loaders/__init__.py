@@ -1,1 +1,1 @@
-"""Loaders of other libraries, which benchmarks.loader times beside ours."""
+"""Loaders of other libraries, which benchmarks.loader compares with ours."""

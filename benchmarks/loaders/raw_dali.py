@@ -69,7 +69,7 @@ def _from_memory(split: Split, order: np.ndarray) -> Callable[[int], bytes]:
 
 
 def _from_shards(split: Split) -> Callable[[int], bytes]:
-    """Reads without checksums and error messages; shards stay open."""
+    """A function that reads a sample's bytes, without checksums or error messages; all shards are kept open."""
     numbers = set(split.shard[split.ids].tolist())
     shards = {number: os.open(split.path / f"{shard_name(number)}.tar", os.O_RDONLY) for number in numbers}
     columns = (split.shard.tolist(), split.size.tolist(), split.offset.tolist())

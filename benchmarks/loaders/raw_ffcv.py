@@ -1,4 +1,4 @@
-"""FFCV's Loader on our samples.beton, with the exact decode directly into the canvas: the cost without our layer."""
+"""FFCV's Loader on our samples.beton, decoding exactly and directly into the canvas: the cost without our layer."""
 
 import ctypes
 from collections.abc import Callable

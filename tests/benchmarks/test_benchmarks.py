@@ -199,7 +199,7 @@ def test_the_report_names_hardware_and_leaves_gaps(tmp_path: Path) -> None:
     (line,) = [line for line in text.splitlines() if line.startswith("| cached dual / live single |")]
     assert line == "| cached dual / live single | 1.63 (live) | 0.98 (64 px, batch 16) |"
     assert "| the paper | 2 cores, Some CPU |" in text
-    assert report.GAP not in text, "what no machine has measured is named in a sentence"
+    assert report.NOT_MEASURED not in text, "what no machine has measured is named in a sentence"
     assert "No GPU has been measured yet" in text
     assert "step without channels_last" in next(line for line in text.splitlines() if line.startswith("No machine"))
     assert "4.0" in next(line for line in text.splitlines() if line.startswith("| compiled loss"))
@@ -211,7 +211,7 @@ def test_the_report_names_hardware_and_leaves_gaps(tmp_path: Path) -> None:
     text = page.read_text()
     assert "| NVIDIA H200 | 2 cores, Some CPU |" in text
     assert "No GPU" not in text
-    assert f"| {report.GAP} | 4.0 |" in next(line for line in text.splitlines() if line.startswith("| compiled loss"))
+    assert f"| {report.NOT_MEASURED} | 4.0 |" in next(line for line in text.splitlines() if line.startswith("| compiled loss"))
     page.write_text("no markers")
     with pytest.raises(DataError, match="lacks its markers"):
         report.main(page, results, check=False)

@@ -518,7 +518,7 @@ def test_a_backend_from_outside_the_package(split: Split, monkeypatch: pytest.Mo
     registry.backend_names()  # the package's own are registered before, and stay
     monkeypatch.setattr(registry, "_OPENERS", dict(registry._OPENERS))
 
-    @registry.register("mine")
+    @registry.register_backend("mine")
     def open_custom(split: Split, device: torch.device, *, workers: int) -> Backend:
         return folder_backend.FolderBackend(split, device, workers=workers)
 

@@ -20,7 +20,7 @@ from udkd.augment.views import ViewSpec
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
 from udkd.data.image_files import LONGEST_PX, read_image_file
-from udkd.export.export import LIMIT, ExportResult, _notes, _require_equal, export
+from udkd.export.export import MAX_DEVIATION, ExportResult, _notes, _require_equal, export
 from udkd.export.graphs import export_graphs, onnx_classifier, program_classifier
 from udkd.export.predict import evaluation_input, predict
 from udkd.training.checkpoints import Checkpoint
@@ -88,12 +88,12 @@ def test_files_predict_as_the_checkpoint(exported: ExportResult, run: RunFolder,
     with torch.no_grad():
         wanted_BC = averaged([network(x_BCHW) for network in by_torchvision(run, ("squeezenet1_1", "squeezenet1_0"))])
         assert wanted_BC.std() > 0.02  # the logits vary, so their equality means something
-        assert torch.allclose(TrainedClassifier.load(run, None, averaged=True).model(x_BCHW), wanted_BC, atol=LIMIT)
+        assert torch.allclose(TrainedClassifier.load(run, None, averaged=True).model(x_BCHW), wanted_BC, atol=MAX_DEVIATION)
         for batch in (1, 7, len(x_BCHW)):
             program = program_classifier((exported.folder / "model.pt2").read_bytes())(x_BCHW[:batch])
             onnx = onnx_classifier((exported.folder / "model.onnx").read_bytes())(x_BCHW[:batch])
-            assert torch.allclose(program, wanted_BC[:batch], atol=LIMIT)
-            assert torch.allclose(onnx, wanted_BC[:batch], atol=LIMIT)
+            assert torch.allclose(program, wanted_BC[:batch], atol=MAX_DEVIATION)
+            assert torch.allclose(onnx, wanted_BC[:batch], atol=MAX_DEVIATION)
     require_scores(exported, run.metrics()[-1]["val"]["ensemble"])
 
 
@@ -106,10 +106,10 @@ def test_batch_norm_and_mirror_images_are_exported_too() -> None:
     plain(3 * x_BCHW)  # statistics that are not 0 and 1
     model = FlipAveraged(plain).eval().requires_grad_(False)
     wanted_BC = (plain(x_BCHW) + plain(torch.flip(x_BCHW, [3]))) / 2
-    assert (wanted_BC - plain(x_BCHW)).abs().max() > 10 * LIMIT
+    assert (wanted_BC - plain(x_BCHW)).abs().max() > 10 * MAX_DEVIATION
     program, onnx = export_graphs(model, 16)
     for actual in (program_classifier(program)(x_BCHW), onnx_classifier(onnx)(x_BCHW)):
-        assert (actual - wanted_BC).abs().max() <= LIMIT
+        assert (actual - wanted_BC).abs().max() <= MAX_DEVIATION
 
 
 def test_onnx_by_its_reference_implementation(exported: ExportResult, run: RunFolder, dataset: DatasetFolder) -> None:
@@ -121,7 +121,7 @@ def test_onnx_by_its_reference_implementation(exported: ExportResult, run: RunFo
     x_BCHW = inputs(dataset, run)[:2]
     (actual,) = ReferenceEvaluator(model).run(None, {"images": x_BCHW.numpy()})
     with torch.no_grad():
-        assert np.allclose(actual, TrainedClassifier.load(run, None, averaged=True).model(x_BCHW).numpy(), atol=LIMIT)
+        assert np.allclose(actual, TrainedClassifier.load(run, None, averaged=True).model(x_BCHW).numpy(), atol=MAX_DEVIATION)
 
 
 def test_averaging_is_the_evaluators(run: RunFolder, dataset: DatasetFolder) -> None:
@@ -321,7 +321,7 @@ def test_the_papers_students_are_exported_unchanged(papers: RunFolder, dataset: 
         onnx_classifier((done.folder / "model.onnx").read_bytes())(x_BCHW),
         program_classifier((done.folder / "model.pt2").read_bytes())(x_BCHW),
     ):
-        assert (actual - wanted).abs().max() <= LIMIT * wanted.abs().max().clamp(min=1)
+        assert (actual - wanted).abs().max() <= MAX_DEVIATION * wanted.abs().max().clamp(min=1)
     last = papers.metrics()[-1]["val"]
     require_scores(done, last["ensemble"] if student is None else last["students"][names.index(student)])
     assert done.bytes["model-int8.onnx"] < 0.4 * done.bytes["model.onnx"]
@@ -344,8 +344,8 @@ def test_predictions_and_notes_mirror_where_evaluation_does(
     x_BCHW, plain = inputs(dataset, run), TrainedClassifier.load(run, "c", averaged=False).model
     trained = TrainedClassifier.load(mirrored, "c", averaged=False)
     wanted = (plain(x_BCHW) + plain(torch.flip(x_BCHW, [3]))) / 2
-    assert (wanted - plain(x_BCHW)).abs().max() > 10 * LIMIT
-    assert (trained.model(x_BCHW) - wanted).abs().max() <= LIMIT
+    assert (wanted - plain(x_BCHW)).abs().max() > 10 * MAX_DEVIATION
+    assert (trained.model(x_BCHW) - wanted).abs().max() <= MAX_DEVIATION
     scored = evaluate(mirrored, data=None, teacher=None, device=CPU, observer=SILENT)["students"][1]
     labels = torch.from_numpy(dataset.split("val").labels[dataset.split("val").ids]).long()
     assert scored["loss"] == pytest.approx(torch.nn.functional.cross_entropy(wanted, labels).item(), abs=1e-4)

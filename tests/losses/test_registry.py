@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.factories import make_dataset, make_teacher, small_recipe, unregister_method
 from udkd.config.recipe import Recipe
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError
@@ -35,7 +35,7 @@ class Scaled(nn.Module):
 
 @pytest.fixture
 def registered() -> Iterator[None]:
-    register("scaled", ScaledSection)(Scaled)
+    register_method("scaled", ScaledSection)(Scaled)
     yield
     unregister_method("scaled")
 
@@ -61,4 +61,4 @@ def test_a_method_that_is_not_registered_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"loss\.method is \"scaled\"; expected 'none', .*'crd'.* or 'rkd'; change it"):
         small_recipe('loss.method="scaled"')
     with pytest.raises(AssertionError, match="registered already"):
-        register("crd", ScaledSection)
+        register_method("crd", ScaledSection)

@@ -13,7 +13,7 @@ from udkd.utils.errors import ConfigError
 def test_a_weight_from_outside_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "_KINDS", dict(weights._KINDS))
 
-    @weights.register("certain", uncertainty="vacuity", needs_labels=True)
+    @weights.register_sample_weight("certain", uncertainty="vacuity", needs_labels=True)
     def certain(inputs: WeightInputs) -> Tensor:
         return (inputs.uncertainty_B < 0.5).float() * (inputs.labels_B >= 0)
 

@@ -23,7 +23,7 @@ from udkd.data.dataset import DatasetFolder
 from udkd.report import certainty, gallery, style, weight_errors
 from udkd.report.curves import space_labels
 from udkd.report.inputs import THUMBNAIL_PX, ReportInputs, load_inputs, thumbnail
-from udkd.report.report import FIGURES, write_report
+from udkd.report.report import FIGURE_FILES, write_report
 from udkd.report.style import DARK, LIGHT
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
@@ -66,9 +66,9 @@ def test_one_file_without_a_network(full_inputs: ReportInputs) -> None:
 
 def test_every_figure_is_a_file_and_stale_files_are_removed(full_inputs: ReportInputs, tmp_path: Path) -> None:
     names = sorted(path.name for path in full_inputs.out.glob("*.png"))
-    assert {name for pattern in FIGURES for name in names if fnmatch(name, pattern)} == set(names)
+    assert {name for pattern in FIGURE_FILES for name in names if fnmatch(name, pattern)} == set(names)
     assert {path.name for path in full_inputs.out.iterdir()} - set(names) == {"index.html"}
-    unused = [pattern for pattern in FIGURES if not any(fnmatch(name, pattern) for name in names)]
+    unused = [pattern for pattern in FIGURE_FILES if not any(fnmatch(name, pattern) for name in names)]
     needing_more = ["loss-method.png", "gain-by-weight.png", "gain-classes-?.png", "failures-?.png"]
     assert unused == needing_more, "the first needs a method, the others a baseline"
     for name in names:
@@ -79,7 +79,7 @@ def test_every_figure_is_a_file_and_stale_files_are_removed(full_inputs: ReportI
     (tmp_path / "report" / "mine.png").write_bytes(b"kept")
     write_report(replace(full_inputs, out=tmp_path / "report", targets=None, predictions=None))
     left = {path.name for path in (tmp_path / "report").iterdir()}
-    always = {name for name in FIGURES if name.startswith(("loss", "accuracy", "learning"))} - {"loss-method.png"}
+    always = {name for name in FIGURE_FILES if name.startswith(("loss", "accuracy", "learning"))} - {"loss-method.png"}
     assert left == always | {"index.html", "mine.png"}
 
 

@@ -25,13 +25,14 @@ from udkd.report.text import interval, signed
 from udkd.study.folder import StudyFolder
 from udkd.study.page import rewrite_page, write_page
 from udkd.study.plan import StudyPlan, make_plan
-from udkd.study.results import AVERAGED, LearnerResult, RunResult, counterpart, summarise
+from udkd.study.results import LearnerResult, RunResult, counterpart, summarise
 from udkd.study.runner import Progress, StudyContext, run_path, run_study
 from udkd.study.spec import Study, load_study, shipped_studies, study_name
 from udkd.study.tables import csv_text, main_comparisons, mean_sd, table_csv
 from udkd.study.writer import write_result
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
+from udkd.training.trained import AVERAGED
 from udkd.utils.errors import ConfigError, MismatchError, RunError
 from udkd.utils.json_checksum import dump_checked_line
 

@@ -150,7 +150,7 @@ def test_weights_as_people_save_them(tmp_path: Path) -> None:
         assert candidate.made["rows"] == [0, 1, 2, 3]
         assert any("as many as this data has classes: they are taken in sorted order" in note for note in candidate.notes)
     torch.save({name: value.double() for name, value in state.items()}, file)
-    assert "numbers of float64 are taken as float32" in from_weights(SMALL, file, CLASSES).notes
+    assert "float64 weights are converted to float32" in from_weights(SMALL, file, CLASSES).notes
     swapped = from_weights(SMALL, file, CLASSES[::-1])
     assert torch.equal(swapped.weights[HEAD], state[HEAD].flip(0)), "the rows are in sorted order, whatever the data's is"
 
@@ -329,7 +329,7 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch, error: Exception) ->
         raise error
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with pytest.raises(DataError, match=r"could not be downloaded .* bring the file and name it with --weights") as caught:
+    with pytest.raises(DataError, match=r"could not be downloaded .* copy the file here and name it with --weights") as caught:
         from_weights("squeezenet1_1", None, WNIDS)
     assert "\n" not in str(caught.value)
 

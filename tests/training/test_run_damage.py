@@ -203,7 +203,7 @@ def test_an_old_run_resumes(original: tuple[Path, DatasetFolder], old: Path, wit
 @pytest.mark.parametrize(
     ("field", "value", "why"),
     [
-        ("step", 0, "progress.step is 0 beside the file step-000000004"),
+        ("step", 0, "progress.step is 0 and the file is step-000000004"),
         ("steps_per_epoch", 3, "has 3 steps per epoch; expected 2 of this data"),
         ("figures", {"progress": [0.5], "confidence": 0.5}, "has statistics"),
     ],

@@ -12,6 +12,7 @@ from udkd.augment.views import Views, ViewSpec, draw_views
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
 from udkd.utils.environment import find_device
+from udkd.utils.errors import ConfigError
 
 _KEPT = 2
 
@@ -63,7 +64,7 @@ class Augment:
     What a sample looks like is a pure function of (seed, epoch, sample id): the same bits in any batch, order and process.
     Epoch e is view e of a cache that was built with the same spec and seed.
 
-    split: that of the batches, whose ids are rows of its manifest. device: that of the batches.
+    split: that of the batches, whose ids are rows of its manifest. device: that of the batches; ConfigError for another.
 
         augment = udkd.Augment(udkd.ViewSpec(size_px=48), data.train, seed=0)
         x = augment(batch, epoch)  # float32 [B, 3, 48, 48], normalised, channels_last
@@ -78,6 +79,9 @@ class Augment:
 
     def __call__(self, batch: Batch, epoch: int) -> Tensor:
         """Normalised input, float32 [B, 3, size_px, size_px], channels_last. The first call of an epoch draws all its views."""
+        if batch.canvas.device.type != self.device.type:
+            found = f"the batch is on {batch.canvas.device} and the augmentation on {self.device}"
+            raise ConfigError(f"{found}; expected one device; give Loader and Augment the same")
         table = self._views.table(epoch)
         self._views.prepare(epoch + 1)
         return apply(batch.canvas, table.gather(batch.ids), self.spec)

@@ -42,6 +42,7 @@ class ViewSpec:
     scale, ratio: area fraction and aspect ratio of random_resized.
     flip:      probability of a horizontal flip.
     brightness, contrast, saturation: strength s of the colour jitter; a factor is uniform in [max(0, 1-s), 1+s].
+    Raises ConfigError for a value out of range.
     """
 
     scheme: Scheme = "random_resized"
@@ -57,6 +58,20 @@ class ViewSpec:
     def __post_init__(self) -> None:
         if self.scheme not in get_args(Scheme):
             raise ConfigError(f"view scheme {self.scheme!r}; expected one of {', '.join(get_args(Scheme))}; change it")
+        if self.size_px < 1:
+            raise ConfigError(f"size_px {self.size_px}; expected 1 or more; change it")
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ConfigError(f"{name} [{low}, {high}]; expected a smaller and a larger number above 0; change it")
+        if self.scale[1] > 1:
+            raise ConfigError(f"scale up to {self.scale[1]}; expected a fraction of the image, at most 1; change it")
+        if self.ratio[0] < 1e-3 or self.ratio[1] > 1e3:
+            raise ConfigError(f"ratio {list(self.ratio)}; expected width over height from 0.001 to 1000; change it")
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"flip {self.flip}; expected a probability, 0 to 1; change it")
+        if not all(0 <= strength <= 100 for strength in (self.brightness, self.contrast, self.saturation)):
+            strengths = f"{self.brightness}, {self.contrast} and {self.saturation}"
+            raise ConfigError(f"brightness, contrast and saturation {strengths}; expected 0 to 100; change them")
         if self.scheme != "random_resized" and self.resize_px < self.size_px:
             raise ConfigError(f"resize_px {self.resize_px} below size_px {self.size_px}; expected at least as much; raise it")
 

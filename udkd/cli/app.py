@@ -23,7 +23,7 @@ from udkd.utils import terminal
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # plain errors, and brackets in help texts stay as they are
+    rich_markup_mode=None,  # plain errors, and help texts that keep their brackets
     pretty_exceptions_enable=False,
     help="Train several small image classifiers at once from one large, cached teacher.",
 )

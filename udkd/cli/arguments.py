@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share. Those that data_prep shares too are in udkd.utils.terminal."""
+"""Arguments and options that several commands share. udkd.utils.terminal has the ones that data_prep also uses."""
 
 from pathlib import Path
 from typing import Annotated

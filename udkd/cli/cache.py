@@ -24,7 +24,7 @@ from udkd.utils.printable import printable
 from udkd.utils.progress import SILENT
 from udkd.utils.terminal import BackendOption, DeviceOption, RecipeOption, SetOption, err, observed, out
 
-BINS = 20
+HISTOGRAM_BINS = 20
 BAR_CHARACTERS = 48
 _MAX_LISTED = 20  # missing views that are listed one by one
 
@@ -124,7 +124,7 @@ def info(
     opened = Cache.open(cache)
     labels = _labels(opened, data) if data is not None else None
     out.print(_description(opened, summarise_cache(opened, labels)))
-    counts = weight_histogram(opened, BINS)
+    counts = weight_histogram(opened, HISTOGRAM_BINS)
     out.print(_histogram(counts))
     if picture is not None:
         _plot(counts, opened, picture)

@@ -22,7 +22,7 @@ def export_command(
     Writes RUN/export/NAME: both models, and preprocessing.json, which describes their input. Nothing is kept unless the
     logits of both files match the checkpoint's on validation images.
     """
-    from udkd.export.export import LIMIT, export  # ONNX takes a second
+    from udkd.export.export import MAX_DEVIATION, export  # ONNX takes a second
 
     with observed() as observer:
         exported = export(RunFolder.open(run), student=student, averaged=ensemble, int8=int8, data=data, observer=observer)
@@ -31,7 +31,7 @@ def export_command(
         column.justify = "right"
     for name, size in exported.bytes.items():
         difference, score = exported.difference.get(name), exported.accuracy.get(name)
-        deviation = "" if difference is None else f"{difference:.1e} (limit {LIMIT:g})"
+        deviation = "" if difference is None else f"{difference:.1e} (limit {MAX_DEVIATION:g})"
         table.add_row(name, f"{size / 1e6:.1f}", deviation, "" if score is None else f"{score.top1:.2f}")
     out.print(table)
     err.print(f"{exported.name} in {exported.folder}", soft_wrap=True)

@@ -23,6 +23,7 @@ from udkd.training.run_folder import RunFolder
 from udkd.training.speed_probe import StepTimes, measure_step_times
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.environment import choose_device
+from udkd.utils.errors import ConfigError
 from udkd.utils.launcher import module_command, module_environment
 from udkd.utils.terminal import DeviceOption, RichObserver, SetOption, err, observed, out, stop_requests
 
@@ -60,6 +61,7 @@ def quickstart(
     gpu = selected.type == "cuda"
     settings = [*(GPU_RECIPE if gpu else ()), *(overrides or [])]
     recipe = load_recipe("quickstart", settings)
+    _check_same_images(folder, data)
     recipe_arguments = shlex.join(["quickstart", *(part for setting in settings for part in ("--set", setting))])
     folder.mkdir(parents=True, exist_ok=True)
     err.print("measuring this machine …")
@@ -68,9 +70,12 @@ def quickstart(
         images, val_images = (GPU_IMAGES, GPU_VAL_IMAGES) if gpu else (IMAGES, VAL_IMAGES)
         _announce(speeds, recipe, images, val_images)
         source = _synthetic_images(folder / "images", GPU_CLASSES if gpu else CLASSES, images, val_images)
-        dataset = _convert(source, folder / "data", GPU_SIDE if gpu else SIDE, None)
+        if not (folder / "data" / "dataset.json").exists():
+            _convert(source, folder / "data", GPU_SIDE if gpu else SIDE, None)
+        dataset = DatasetFolder.open(folder / "data")
     else:
-        dataset = _convert(data, folder / "data", GPU_SIDE if gpu else SIDE, hold_out)
+        _convert(data, folder / "data", GPU_SIDE if gpu else SIDE, hold_out)  # refuses a finished folder of other images
+        dataset = DatasetFolder.open(folder / "data")
         _announce(speeds, recipe, len(dataset.split("train").ids), len(dataset.split("val").ids))
     teacher, cache, run = folder / "teacher", folder / "cache", folder / "run"
     with observed() as observer:
@@ -108,8 +113,17 @@ def _heading(title: str, command: str) -> None:
     err.print(Text.assemble((title, "bold"), "  ", (command, "dim")))
 
 
+def _check_same_images(folder: Path, data: Path | None) -> None:
+    """Refuse to resume on other images: their teacher and cache would be taken for those of the new ones."""
+    synthetic = (folder / "images").exists() or (folder / "images.unfinished").exists()
+    if data is not None and synthetic:
+        raise ConfigError(f"{folder} is the quickstart on synthetic images; expected a new folder for {data}; set --out")
+    if data is None and not synthetic and (folder / "data").exists():
+        raise ConfigError(f"{folder} is a quickstart on other images; expected --data again; give it, or set --out")
+
+
 def _synthetic_images(folder: Path, classes: int, images: int, val_images: int) -> Path:
-    """The synthetic image set; a folder with the final name is complete."""
+    """Write the synthetic images, unless they exist; a folder with the final name is complete."""
     if not folder.exists():
         unfinished = folder.with_name(folder.name + ".unfinished")
         _prep("synth", unfinished, "--classes", classes, "--images", images, "--val-images", val_images, "--seed", 0)
@@ -117,11 +131,9 @@ def _synthetic_images(folder: Path, classes: int, images: int, val_images: int) 
     return folder
 
 
-def _convert(source: Path, folder: Path, side: int, hold_out: float | None) -> DatasetFolder:
-    if not (folder / "dataset.json").exists():
-        options = () if hold_out is None else ("--hold-out", hold_out)
-        _prep("convert", source, folder, "--side", side, "--fit", "squash", *options)
-    return DatasetFolder.open(folder)
+def _convert(source: Path, folder: Path, side: int, hold_out: float | None) -> None:
+    options = () if hold_out is None else ("--hold-out", hold_out)
+    _prep("convert", source, folder, "--side", side, "--fit", "squash", *options)
 
 
 def _prep(*arguments: object) -> None:
@@ -129,7 +141,7 @@ def _prep(*arguments: object) -> None:
     _heading("images", f"udkd-prep {' '.join(map(str, arguments))}")
     code = subprocess.run(module_command("data_prep", arguments), env=module_environment(), check=False).returncode
     if code:
-        raise typer.Exit(code)  # it has printed the reason
+        raise typer.Exit(code)  # udkd-prep has printed the reason
 
 
 def _fit(dataset: DatasetFolder, recipe: Recipe, teacher: Path, device: torch.device, observer: RichObserver) -> None:
@@ -139,7 +151,7 @@ def _fit(dataset: DatasetFolder, recipe: Recipe, teacher: Path, device: torch.de
     teacher_recipe = recipe.for_teacher()
     with new_teacher(teacher):
         _train(dataset, teacher_recipe, teacher / "run", device, observer)
-        candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
+        candidate = from_run(RunFolder.open(teacher / "run"), None, [entry.wnid for entry in dataset.classes])
         evaluate_and_write(teacher, candidate, dataset, teacher_recipe, device, observer)
 
 

@@ -25,8 +25,8 @@ def report_command(
 ) -> None:
     """Write a self-contained HTML page about a run.
 
-    It is RUN/report/index.html, with its figures as PNG files beside it. Given the result folder of a study (OUT/STUDY of
-    udkd study), write that study's index.html and PNG files again.
+    The page is RUN/report/index.html, with its figures as PNG files in the same folder. Given the result folder of a study
+    (OUT/STUDY of udkd study), write that study's index.html and PNG files again.
     """
     if (run / "study.json").is_file():
         from udkd.study.page import rewrite_page

@@ -16,7 +16,7 @@ from udkd.study.folder import StudyFolder
 from udkd.study.plan import StudyPlan, make_plan
 from udkd.study.results import Summary
 from udkd.study.runner import Progress, StudyContext, run_study
-from udkd.study.spec import MOST_SEEDS, load_study, shipped_studies, study_name
+from udkd.study.spec import MAX_SEEDS, load_study, shipped_studies, study_name
 from udkd.study.tables import main_comparisons, mean_sd
 from udkd.study.writer import write_result
 from udkd.utils.environment import choose_device
@@ -102,7 +102,7 @@ def study_command(
 
 
 def _run(plan: StudyPlan, context: StudyContext, started: float, stop: StopRequest, *, wait: bool = False) -> bool:
-    """False if other processes train all missing runs and `wait` is false: then nothing is written yet."""
+    """Run a study and write its result. False, with nothing written, if `wait` is false and others train all missing runs."""
     progress = run_study(plan, context, wait=wait)
     if progress.left_to_others:
         return False
@@ -114,17 +114,17 @@ def _run(plan: StudyPlan, context: StudyContext, started: float, stop: StopReque
 
 
 def _measure(plan: StudyPlan, context: StudyContext, dry_run: bool) -> None:
-    """A study of kind "networks", which trains nothing."""
+    """Run a study of kind "networks", which trains nothing."""
     if dry_run:
         out.print(f"{len(plan.arms)} networks to measure on this CPU, about a minute; nothing is trained", soft_wrap=True)
         return
-    from udkd.study.networks import measure_networks, ratios  # matplotlib takes a second
+    from udkd.study.networks import measure_networks, parameter_ratios  # matplotlib takes a second
 
     measured, page = measure_networks(plan, context.data, context.folder.result, context.observer)
     table = Table("", "parameters", "fewer", "MB", "ms an image", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for network, ratio in zip(measured, ratios(plan.study, measured), strict=True):
+    for network, ratio in zip(measured, parameter_ratios(plan.study, measured), strict=True):
         size = f"{network.parameters_1000 / 1e6:.1f} M"
         table.add_row(network.arm, size, f"{ratio:.2f}×", f"{network.bytes / 1e6:.1f}", f"{network.latency_ms:.2f}")
     out.print(table)
@@ -132,7 +132,7 @@ def _measure(plan: StudyPlan, context: StudyContext, dry_run: bool) -> None:
 
 
 def _compare(plan: StudyPlan, context: StudyContext, others: list[Path], dry_run: bool, stop: StopRequest) -> None:
-    """A study of kind "teachers"."""
+    """Run a study of kind "teachers"."""
     if context.teacher is not None:
         raise ConfigError(f"--teacher with {plan.name}; expected none, because it fits its own teachers; drop --teacher")
     if dry_run:
@@ -154,7 +154,7 @@ def _compare(plan: StudyPlan, context: StudyContext, others: list[Path], dry_run
 
 
 def _until(started: float, max_minutes: float | None, stop: Callable[[], bool]) -> Callable[[], bool]:
-    """Whether to stop: at the user's request, or when the time is up."""
+    """A function that returns whether to stop: at the user's request, or when the time is up."""
     end = math.inf if max_minutes is None else started + 60 * max_minutes
     return lambda: stop() or time.monotonic() > end
 
@@ -178,8 +178,8 @@ def _seeds(text: str | None) -> list[int]:
     if not all(part.isdecimal() and len(part) < 20 for part in parts) or len({int(part) for part in parts}) < len(parts):
         raise ConfigError(f"--seeds {shorten(text)!r}; expected different numbers from 0, such as 0,1,2; correct it")
     seeds = [int(part) for part in parts]
-    if len(seeds) > MOST_SEEDS or max(seeds) >= 2**63:
-        raise ConfigError(f"--seeds {shorten(text)!r}; expected up to {MOST_SEEDS} numbers below 2^63; correct it")
+    if len(seeds) > MAX_SEEDS or max(seeds) >= 2**63:
+        raise ConfigError(f"--seeds {shorten(text)!r}; expected up to {MAX_SEEDS} numbers below 2^63; correct it")
     return seeds
 
 
@@ -209,7 +209,7 @@ def _table(plan: StudyPlan, summary: Summary) -> Table:
     for name in ("", "student", "top-1 %", "n", "difference", "bootstrap", "verdict"):
         table.add_column(name, justify="left" if name in ("", "student", "verdict") else "right")
     previous_arm = ""
-    differences = {(other.arm, other.learner): other.difference for other in main_comparisons(summary, "last")}
+    differences = {(each.arm, each.learner): each.difference for each in main_comparisons(summary, "last")}
     for results in summary.arm_summaries:
         difference = differences.get((results.arm, results.learner))
         cells = ("", "", "")

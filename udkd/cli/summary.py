@@ -1,4 +1,4 @@
-"""How training ended and what evaluation found, for the terminal."""
+"""The outcomes of training and evaluation, for the terminal."""
 
 from pathlib import Path
 from typing import Any

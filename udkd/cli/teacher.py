@@ -59,7 +59,7 @@ def fit(
         outcome = train(job)
         if outcome.finished:
             dataset = DatasetFolder.open(data)
-            candidate = from_run(RunFolder.open(teacher / "run"), None, [name.wnid for name in dataset.classes])
+            candidate = from_run(RunFolder.open(teacher / "run"), None, [entry.wnid for entry in dataset.classes])
             _announce(evaluate_and_write(teacher, candidate, dataset, teacher_recipe, job.device, observer))
     print_outcome(outcome, teacher / "run", stopped.exit_code)
 
@@ -107,13 +107,13 @@ def _candidate(
     student: str | None,
     classes: Sequence[ClassName],
 ) -> Candidate:
-    wnids = [name.wnid for name in classes]
+    wnids = [each.wnid for each in classes]
     if run is None:
         if student is not None:
             raise ConfigError(f"--student {student} without --run; expected its run; add --run")
         if entry is not None and weights is None:
             raise ConfigError(f"--entry {entry} without --weights; expected the file that contains it; add --weights")
-        return from_weights(architecture, weights, wnids, [name.name for name in classes], entry)
+        return from_weights(architecture, weights, wnids, [each.name for each in classes], entry)
     if weights is not None or entry is not None:
         raise ConfigError("--run and --weights are both given; expected one source; drop one")
     return from_run(RunFolder.open(run), student, wnids)

@@ -65,14 +65,7 @@ class ViewsSection(Section):
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
-        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
-            if not 0 < low <= high:
-                raise ValueError(f"{name} [{low}, {high}]; expected a smaller and a larger number above 0; change it")
-        if self.scale[1] > 1:
-            raise ValueError(f"scale up to {self.scale[1]}; expected a fraction of the image, at most 1; change it")
-        if self.ratio[0] < 1e-3 or self.ratio[1] > 1e3:
-            raise ValueError(f"ratio {list(self.ratio)}; expected width over height from 0.001 to 1000; change it")
-        _ = self.spec  # raises for a resize_px below size_px
+        _ = self.spec  # raises for what does not fit together
         return self
 
     @property

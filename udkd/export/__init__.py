@@ -1,4 +1,4 @@
-"""Exports a trained student to files that need neither udkd nor, for ONNX, PyTorch; predicts for image files.
+"""Exports trained students to files that run without udkd (ONNX also without PyTorch), and classifies image files.
 
-It may import udkd.training and what that may.
+It may import udkd.training and the packages below it.
 """

@@ -1,4 +1,4 @@
-"""RUN/export/NAME: model.pt2, model.onnx, model-int8.onnx on request, and preprocessing.json, checked before they are kept."""
+"""RUN/export/NAME: model.pt2, model.onnx, on request model-int8.onnx, and preprocessing.json. Written only if checks pass."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder, Split
-from udkd.export.graphs import INPUT, OUTPUT, Classifier, export_graphs, onnx_classifier, program_classifier, require_packages
+from udkd.export.graphs import INPUT, OUTPUT, LogitsFn, export_graphs, onnx_classifier, program_classifier, require_packages
 from udkd.export.quantise import quantise
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, score
@@ -25,7 +25,7 @@ from udkd.utils.files import FolderLock, write_bytes, write_json
 from udkd.utils.progress import SILENT, Observer
 from udkd.utils.rng import Stream, permutation
 
-LIMIT = 1e-4
+MAX_DEVIATION = 1e-4
 """Bound on a logit's deviation from the checkpoint's, relative to the row's largest where that is above 1."""
 
 CHECKED_IMAGES, CALIBRATION_IMAGES = 32, 256
@@ -34,7 +34,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """What was written. difference: the largest deviation of a logit, by file. accuracy: validation scores, by file."""
+    """What was written. By file: difference, the largest deviation of a logit; accuracy, validation scores; bytes, the size."""
 
     folder: Path
     name: str
@@ -49,7 +49,7 @@ def export(
     """Export one student, or the average of all, and check the files.
 
     data: the run's dataset folder, if it has moved; the files are checked on its validation images.
-    Raises RunError where a file's logits differ from the checkpoint's, and other UserErrors for what is missing.
+    RunError: a file's logits differ from the checkpoint's. ConfigError: missing packages. MismatchError: other data.
     """
     require_packages()
     trained = TrainedClassifier.load(run, student, averaged=averaged)
@@ -114,7 +114,7 @@ class _Images:
                 for batch in backend.epoch(ids, 16)
             ]
 
-    def score(self, classifier: Classifier, observer: Observer) -> Score:
+    def score(self, classifier: LogitsFn, observer: Observer) -> Score:
         """Accuracy on the validation split."""
         split = self._dataset.split("val")
         observer.start("validation", len(split.ids), "images")
@@ -130,7 +130,7 @@ class _Images:
         return EpochViews(self._recipe.evaluation_spec, 0, split, _CPU)
 
 
-def _require_equal(name: str, classifier: Classifier, trained: TrainedClassifier, batches: Sequence[Tensor]) -> float:
+def _require_equal(name: str, classifier: LogitsFn, trained: TrainedClassifier, batches: Sequence[Tensor]) -> float:
     """The largest deviation from the checkpoint's logits; RunError where it is above LIMIT."""
     deviations = []
     with torch.no_grad():
@@ -139,9 +139,9 @@ def _require_equal(name: str, classifier: Classifier, trained: TrainedClassifier
             scale_B1 = expected_BC.abs().amax(-1, keepdim=True).clamp(min=1.0)
             deviations.append(((classifier(x_BCHW) - expected_BC).abs() / scale_B1).max())
     largest = float(torch.stack(deviations).max())  # torch's max keeps a NaN, Python's may lose it
-    if not largest <= LIMIT:
+    if not largest <= MAX_DEVIATION:
         raise RunError(
-            f"{name} differs from the checkpoint (logits by {largest:.2g}); expected at most {LIMIT:g}; "
+            f"{name} differs from the checkpoint (logits by {largest:.2g}); expected at most {MAX_DEVIATION:g}; "
             "nothing was written; please report it with the architecture"
         )
     return largest

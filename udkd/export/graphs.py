@@ -14,7 +14,7 @@ from udkd.utils.errors import ConfigError
 INPUT, OUTPUT = "images", "logits"
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
-Classifier = Callable[[Tensor], Tensor]
+LogitsFn = Callable[[Tensor], Tensor]
 
 
 def require_packages() -> None:
@@ -28,7 +28,7 @@ def export_graphs(model: nn.Module, size_px: int) -> tuple[bytes, bytes]:
     """A torch.export program (.pt2) and an ONNX model, both float32 [batch, 3, O, O] -> [batch, C], any batch size."""
     example = torch.zeros(2, 3, size_px, size_px)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside PyTorch's own exporters
+        warnings.simplefilter("ignore")  # deprecations inside PyTorch's exporters
         program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         converted = torch.onnx.export(
             program, (example,), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], external_data=False, verbose=False
@@ -39,7 +39,7 @@ def export_graphs(model: nn.Module, size_px: int) -> tuple[bytes, bytes]:
     return buffer.getvalue(), converted.model_proto.SerializeToString()
 
 
-def onnx_classifier(data: bytes) -> Classifier:
+def onnx_classifier(data: bytes) -> LogitsFn:
     """An ONNX model as a function of tensors, run by ONNX Runtime on the CPU."""
     import onnxruntime
 
@@ -55,7 +55,7 @@ def onnx_classifier(data: bytes) -> Classifier:
     return run
 
 
-def program_classifier(data: bytes) -> Classifier:
+def program_classifier(data: bytes) -> LogitsFn:
     """A torch.export program, loaded from its bytes, as a function of tensors. Only for programs made here."""
     module: nn.Module = torch.export.load(io.BytesIO(data)).module()
     return module

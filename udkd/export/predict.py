@@ -1,4 +1,4 @@
-"""A trained student's predictions for image files, by the code path of evaluation."""
+"""A trained student's predictions for image files, with the preprocessing of evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,9 +57,9 @@ def predict(trained: TrainedClassifier, images: Sequence[Path], names: Sequence[
 
 
 def evaluation_input(pixels_hw3: np.ndarray, spec: ViewSpec) -> Tensor:
-    """One image, uint8 [h, w, 3], as the input of evaluation: float32 [1, 3, O, O].
+    """One image, uint8 [h, w, 3], as evaluation's input: float32 [1, 3, O, O].
 
-    The image is put on a canvas of its size and goes through evaluation's view and augmentation.
+    The image is placed on a canvas of its own size, to which evaluation's view and augmentation are applied.
     """
     height, width = pixels_hw3.shape[:2]
     side = max(height, width)

@@ -2,7 +2,7 @@
 
 Letters: B batch, C classes, M members (networks of an ensemble, or passes with dropout).
 Every kind of weight needs the same two arrays, the logits of the mean prediction and one uncertainty per sample, so training
-costs the same. A new kind is one function with `@register`, here or in any other module.
+costs the same. A new kind is one function with `@register_sample_weight`, here or in any other module.
 """
 
 import math
@@ -119,7 +119,7 @@ class _Kind:
 _KINDS: dict[str, _Kind] = {}
 
 
-def register(
+def register_sample_weight(
     name: str, *, uncertainty: str | None = None, needs_labels: bool = False
 ) -> Callable[[WeightFunction], WeightFunction]:
     """Make a weight function available as loss.sample_weight = `name`.
@@ -183,51 +183,51 @@ def sample_weight(
     return registered.function(inputs)
 
 
-@register("entropy", uncertainty="entropy")
+@register_sample_weight("entropy", uncertainty="entropy")
 def _entropy(inputs: WeightInputs) -> Tensor:
     """1 - H / ln C. Source: arXiv 2511.18826."""
     return entropy_weight(inputs.uncertainty_B, inputs.num_classes)
 
 
-@register("inverse_entropy", uncertainty="entropy")
+@register_sample_weight("inverse_entropy", uncertainty="entropy")
 def _inverse_entropy(inputs: WeightInputs) -> Tensor:
     """H / ln C, the opposite sign: more weight for uncertain predictions. Source: Su et al., arXiv 2311.13621 (EA-KD)."""
     return (inputs.uncertainty_B / math.log(inputs.num_classes)).clamp(0.0, 1.0)
 
 
-@register("max_probability")
+@register_sample_weight("max_probability")
 def _max_probability(inputs: WeightInputs) -> Tensor:
     """max_c p_c, with p = softmax(logits) at temperature 1. Source: Hendrycks, Gimpel, arXiv 1610.02136."""
     return torch.softmax(inputs.logits_BC.float(), dim=-1).amax(-1)
 
 
-@register("margin")
+@register_sample_weight("margin")
 def _margin(inputs: WeightInputs) -> Tensor:
     """p_1st - p_2nd. Source: Scheffer et al., "Active hidden Markov models", IDA 2001."""
     best_B2 = torch.softmax(inputs.logits_BC.float(), dim=-1).topk(2, dim=-1).values
     return best_B2[:, 0] - best_B2[:, 1]
 
 
-@register("correctness", uncertainty="entropy", needs_labels=True)
+@register_sample_weight("correctness", uncertainty="entropy", needs_labels=True)
 def _correctness(inputs: WeightInputs) -> Tensor:
     """1 - H / ln C where no class has a larger logit than the label, else 0."""
     label_logit_B = inputs.logits_BC.gather(1, inputs.labels_B[:, None])[:, 0]
     return entropy_weight(inputs.uncertainty_B, inputs.num_classes) * (label_logit_B >= inputs.logits_BC.amax(-1))
 
 
-@register("mutual_information", uncertainty="mutual_information")
+@register_sample_weight("mutual_information", uncertainty="mutual_information")
 def _mutual_information(inputs: WeightInputs) -> Tensor:
     """1 - I / ln min(M, C); the bound is attained. Source: Houlsby et al., arXiv 1112.5745."""
     return (1.0 - inputs.uncertainty_B / math.log(min(inputs.num_members, inputs.num_classes))).clamp(0.0, 1.0)
 
 
-@register("vacuity", uncertainty="vacuity")
+@register_sample_weight("vacuity", uncertainty="vacuity")
 def _vacuity(inputs: WeightInputs) -> Tensor:
     """1 - u. Source: Sensoy et al., arXiv 1806.01768."""
     return (1.0 - inputs.uncertainty_B).clamp(0.0, 1.0)
 
 
-@register("constant")
+@register_sample_weight("constant")
 def _constant(inputs: WeightInputs) -> Tensor:
     """1 for every sample: plain knowledge distillation."""
     return torch.ones(len(inputs.logits_BC), device=inputs.logits_BC.device)

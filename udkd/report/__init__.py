@@ -1,1 +1,1 @@
-"""The page of a run, and the analysis behind it. It may import udkd.export and what that may."""
+"""The HTML page of a run, and the analysis behind it. It may import udkd.export and the packages below it."""

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from udkd.report.analysis.calibration import (
     BINS,
-    RESAMPLES,
+    ECE_RESAMPLES,
     Reliability,
     adaptive_calibration_error,
     calibration_error,
@@ -17,13 +17,13 @@ from udkd.report.analysis.calibration import (
 from udkd.report.analysis.intervals import wilson
 from udkd.report.classifiers import Classifier, classifiers
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Note, Plot, Plots, Row, Section, Table
+from udkd.report.page import Block, Note, PageSection, Plot, Plots, Row, Table
 from udkd.report.style import Palette, plot
 from udkd.report.text import count, percent, signed
 from udkd.training.predictions import Predictions
 
 
-def section(inputs: ReportInputs) -> Section | None:
+def section(inputs: ReportInputs) -> PageSection | None:
     """Diagrams and a table; None without predictions."""
     predictions = inputs.predictions
     if predictions is None:
@@ -33,14 +33,15 @@ def section(inputs: ReportInputs) -> Section | None:
         f"ECE: the mean distance between confidence and accuracy over {BINS} bins of equal width (Guo et al. 2017); adaptive: "
         f"over {BINS} bins of equal counts. With few images even a perfectly calibrated network has a positive ECE: “by "
         "chance” is its mean at these confidences. Whiskers: 95 % intervals (Wilson). Confidence: the top-1 probability. The "
-        f"ECE’s 95 % interval: the bootstrap over images ({RESAMPLES:,} resamples, seed 0), biased upward like the ECE itself."
+        f"ECE’s 95 % interval: the bootstrap over images ({ECE_RESAMPLES:,} resamples, seed 0), biased upward like the ECE "
+        "itself."
     )
     blocks: list[Block] = [
         Plots(plots=[_diagram(predictions, classifier) for classifier in compared]),
         _table(predictions, compared),
         Note(text=note),
     ]
-    return Section(anchor="calibration", title="Calibration: is it correct as often as it claims?", blocks=blocks)
+    return PageSection(anchor="calibration", title="Calibration: is it correct as often as it claims?", blocks=blocks)
 
 
 def _diagram(predictions: Predictions, classifier: Classifier) -> Plot:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,19 +12,19 @@ from udkd.losses.sample_weight import SampleWeighting
 from udkd.report import paper
 from udkd.report.analysis.groups import by_class
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Facts, Note, Plot, Plots, Section
+from udkd.report.page import Block, Facts, Note, PageSection, Plot, Plots
 from udkd.report.style import Palette, plot
-from udkd.report.text import class_name, comma_list, count, percent, sentence, shorten
+from udkd.report.text import class_name, comma_list, count, percent, sentence, short_name
 from udkd.training.predictions import TeacherPredictions
 
-SURE = 0.9
+SURE_WEIGHT = 0.9
 _BINS = 25
-_MOST_CLASSES, _ENDS = 24, 10
+_MAX_CLASSES, _ENDS = 24, 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerticalLine:
-    """A vertical line in a histogram. left: its label is on its left."""
+    """A labelled vertical line in a histogram. left: the label is on the left of the line."""
 
     x: float
     text: str
@@ -33,14 +34,14 @@ class VerticalLine:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SplitTargets:
-    """The teacher's targets of one split. suffix: of the names of its figures."""
+    """The teacher's targets of one split. suffix: ends the names of the split's figures."""
 
     name: str
     targets: TeacherPredictions
     suffix: str
 
 
-def section(inputs: ReportInputs) -> Section:
+def section(inputs: ReportInputs) -> PageSection:
     """Plots of the teacher's certainty, or a note on why there are none."""
     blocks: list[Block] = []
     splits = _splits(inputs)
@@ -52,7 +53,7 @@ def section(inputs: ReportInputs) -> Section:
         blocks = [Plots(plots=plots), *blocks, _every_class(splits, inputs.class_names)]
     if inputs.targets is not None:
         blocks += [Note(text=text) for text in _notes(inputs, inputs.targets)]
-    return Section(anchor="certainty", title="The teacher’s certainty", blocks=blocks)
+    return PageSection(anchor="certainty", title="The teacher’s certainty", blocks=blocks)
 
 
 def class_means(targets: TeacherPredictions) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -78,10 +79,10 @@ def mean_weight(targets: TeacherPredictions) -> float:
 
 def _weights(split: SplitTargets) -> Plot:
     targets, correct, weight = split.targets, split.targets.correct, split.targets.weight
-    mean, sure = mean_weight(targets), weight > SURE
+    mean, sure = mean_weight(targets), weight > SURE_WEIGHT
     caption = (
-        f"Mean weight {mean:.3f}: the teacher is nearly certain (w > {SURE}) of {percent(100 * float(sure.mean()), 0)} of the "
-        f"{split.name} samples. Its accuracy is {percent(100 * float(correct.mean()), 1)} on all of them"
+        f"Mean weight {mean:.3f}: the teacher is nearly certain (w > {SURE_WEIGHT}) of {percent(100 * float(sure.mean()), 0)} "
+        f"of the {split.name} samples. Its accuracy is {percent(100 * float(correct.mean()), 1)} on all of them"
     )
     caption += f" and {percent(100 * float(correct[sure].mean()), 1)} on those." if sure.any() else "."
 
@@ -98,15 +99,15 @@ def _weights(split: SplitTargets) -> Plot:
 
 def _entropies(split: SplitTargets) -> Plot:
     targets = split.targets
-    mean, most = float(targets.entropy.astype(np.float64).mean()), targets.max_entropy
+    mean, max_entropy = float(targets.entropy.astype(np.float64).mean()), targets.max_entropy
     caption = (
-        f"Mean entropy {mean:.3f} of at most ln {targets.num_classes} = {most:.3f} nats, a fraction of {mean / most:.3f}; "
-        f"the median is {float(np.median(targets.entropy)):.3f} nats."
+        f"Mean entropy {mean:.3f} of at most ln {targets.num_classes} = {max_entropy:.3f} nats, a fraction of "
+        f"{mean / max_entropy:.3f}; the median is {float(np.median(targets.entropy)):.3f} nats."
     )
 
     def draw(figure: Figure, palette: Palette) -> None:
-        lines = [VerticalLine(x=mean, text=f"mean {mean:.3f}", colour=palette.ink, left=mean > most / 2)]
-        _histogram(figure, palette, split.name, targets.entropy, targets.correct, most, "entropy H, nats", lines)
+        lines = [VerticalLine(x=mean, text=f"mean {mean:.3f}", colour=palette.ink, left=mean > max_entropy / 2)]
+        _histogram(figure, palette, split.name, targets.entropy, targets.correct, max_entropy, "entropy H, nats", lines)
 
     return plot(f"entropies{split.suffix}", f"Teacher entropy, {split.name}", caption, draw)
 
@@ -117,26 +118,25 @@ def _histogram(
     split: str,
     values: NDArray[np.float32],
     correct: NDArray[np.bool_],
-    most: float,
+    x_max: float,
     label: str,
     lines: Sequence[VerticalLine],
 ) -> None:
-    """Bars of correct top-1 guesses with the incorrect ones on top, hatched; vertical `lines`."""
+    """Stacked bars of correct and, hatched, incorrect top-1 predictions by `values`, with vertical `lines`."""
     axes = figure.subplots()
-    edges = np.linspace(0.0, most, _BINS + 1)
-    clipped = np.clip(values, 0.0, most)
+    edges = np.linspace(0.0, x_max, _BINS + 1)
+    clipped = np.clip(values, 0.0, x_max)
     sample_percent = 100 / len(clipped)
-    good = np.histogram(clipped[correct], edges)[0] * sample_percent
-    bad = np.histogram(clipped[~correct], edges)[0] * sample_percent
-    width = 0.88 * most / _BINS
+    correct_percent = np.histogram(clipped[correct], edges)[0] * sample_percent
+    incorrect_percent = np.histogram(clipped[~correct], edges)[0] * sample_percent
+    width = 0.88 * x_max / _BINS
     centres = (edges[:-1] + edges[1:]) / 2
-    axes.bar(centres, good, width, color=palette.fill, label="top-1 correct")
-    axes.bar(
-        centres, bad, width, bottom=good, facecolor="none", edgecolor=palette.mark, hatch="////", linewidth=0.6, label="wrong"
-    )
-    top = 1.3 * max(float((good + bad).max()), 1e-9)
+    axes.bar(centres, correct_percent, width, color=palette.fill, label="top-1 correct")
+    hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": palette.mark, "hatch": "////", "linewidth": 0.6}
+    axes.bar(centres, incorrect_percent, width, bottom=correct_percent, label="wrong", **hatched)
+    top = 1.3 * max(float((correct_percent + incorrect_percent).max()), 1e-9)
     axes.set_ylim(0, top)
-    axes.set_xlim(0, most)
+    axes.set_xlim(0, x_max)
     axes.set_xlabel(label)
     axes.set_ylabel(f"{split} samples, %")
     for rank, line in enumerate(lines):
@@ -159,12 +159,12 @@ def _classes(split: SplitTargets, names: tuple[str, ...]) -> Plot:
     targets, weight = split.targets, split.targets.weight
     classes, means = class_means(targets)
     full = [class_name(names, int(label)) for label in classes]
-    labels = [shorten(name, 26) for name in full]
-    cut = len(classes) > _MOST_CLASSES
+    labels = [short_name(name, 26) for name in full]
+    cut = len(classes) > _MAX_CLASSES
     shown = [*range(_ENDS), *range(len(classes) - _ENDS, len(classes))] if cut else list(range(len(classes)))
     rows = [row + (1 if cut and row >= _ENDS else 0) for row in range(len(shown))]  # a gap where classes are left out
     parts = by_class(targets.labels, targets.num_classes)
-    spans = [np.quantile(weight[parts[classes[at]]], (0.1, 0.9)) for at in shown]
+    spans = [np.quantile(weight[parts[classes[index]]], (0.1, 0.9)) for index in shown]
     fewest = min(len(parts[label]) for label in classes)
     caption = f"From {means[0]:.3f} ({full[0]}) down to {means[-1]:.3f} ({full[-1]})"
     caption += f"; the {_ENDS} highest and the {_ENDS} lowest of {len(classes)} classes" if cut else ""
@@ -172,14 +172,14 @@ def _classes(split: SplitTargets, names: tuple[str, ...]) -> Plot:
 
     def draw(figure: Figure, palette: Palette) -> None:
         axes = figure.subplots()
-        axes.barh(rows, [means[at] for at in shown], height=0.72, color=palette.fill)
+        axes.barh(rows, [means[index] for index in shown], height=0.72, color=palette.fill)
         axes.hlines(rows, [span[0] for span in spans], [span[1] for span in spans], color=palette.mark, linewidth=0.9)
-        for row, at in zip(rows, shown, strict=True):
-            axes.text(1.01, row, f"{means[at]:.2f}", va="center_baseline", color=palette.soft, fontsize=8)
+        for row, index in zip(rows, shown, strict=True):
+            axes.text(1.01, row, f"{means[index]:.2f}", va="center_baseline", color=palette.soft, fontsize=8)
         if cut:
             axes.text(0.015, _ENDS, f"… {len(classes) - 2 * _ENDS} more", va="center_baseline", color=palette.soft, fontsize=8)
         axes.axvline(mean_weight(targets), color=palette.ink, linewidth=1, linestyle=(0, (2, 2)))
-        axes.set_yticks(rows, [labels[at] for at in shown])
+        axes.set_yticks(rows, [labels[index] for index in shown])
         axes.invert_yaxis()
         axes.grid(False)
         axes.spines["left"].set_visible(False)

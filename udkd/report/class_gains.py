@@ -11,10 +11,10 @@ from udkd.report.analysis.gain import Gain, gain
 from udkd.report.analysis.groups import by_class
 from udkd.report.page import Plot
 from udkd.report.style import Palette, plot
-from udkd.report.text import class_name, count, interval, shorten, signed
+from udkd.report.text import class_name, count, interval, short_name, signed
 from udkd.utils.statistics import LEVEL
 
-_MOST, _ENDS = 24, 10
+_MAX_CLASSES, _ENDS = 24, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class ClassGain:
 def class_gains(
     correct: NDArray[np.bool_], other: NDArray[np.bool_], labels: NDArray[np.integer], num_classes: int
 ) -> list[ClassGain]:
-    """The gain in every class that has images, the largest first; equal ones in the order of labels."""
+    """The gain of `correct` over `other` in every class that has images, the largest first, ties in the order of labels."""
     rows = enumerate(by_class(labels, num_classes))
     gains = [ClassGain(label=label, gain=gain(correct[part], other[part])) for label, part in rows if len(part)]
     return sorted(gains, key=lambda entry: (-entry.gain.points, entry.label))
@@ -47,7 +47,7 @@ def chart(
 
     hues: indices of the students whose colours the two take; None is grey.
     """
-    cut = len(gains) > _MOST
+    cut = len(gains) > _MAX_CLASSES
     shown = [*gains[:_ENDS], *gains[-_ENDS:]] if cut else list(gains)
     rows = [row + (1 if cut and row >= _ENDS else 0) for row in range(len(shown))]  # a gap where classes are left out
 
@@ -61,7 +61,7 @@ def chart(
         if cut:
             axes.text(0.015, _ENDS, f"… {len(gains) - 2 * _ENDS} more", va="center_baseline", color=palette.soft, fontsize=8)
         axes.axvline(0, color=palette.soft, linewidth=1)
-        labels = [f"{shorten(class_name(names, entry.label), 20)} ({entry.gain.samples})" for entry in shown]
+        labels = [f"{short_name(class_name(names, entry.label), 20)} ({entry.gain.samples})" for entry in shown]
         axes.set_yticks(rows, labels)
         axes.invert_yaxis()
         axes.grid(False)

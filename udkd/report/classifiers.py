@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from udkd.report.analysis.intervals import wilson
 from udkd.report.style import MARKERS, NUM_STUDENT_COLOURS, Palette
-from udkd.report.text import shorten
+from udkd.report.text import short_name
 from udkd.training.predictions import Predictions, TopPredictions
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
-    """A classifier with its predictions. index: a student's number, which determines its colour and marker."""
+    """A classifier and its predictions. index: a student's number, which determines its colour and marker."""
 
     name: str
     kind: Literal["student", "average", "teacher"]
@@ -37,7 +37,7 @@ class Classifier:
     @property
     def label(self) -> str:
         """The name, short enough for a legend."""
-        return shorten(self.name, 18)
+        return short_name(self.name, 18)
 
 
 def classifiers(predictions: Predictions) -> list[Classifier]:
@@ -62,7 +62,7 @@ def accuracy_with_ci(correct: NDArray[np.bool_]) -> tuple[float, float, float]:
 def draw_line(
     axes: Axes, palette: Palette, classifier: Classifier, points: list[tuple[float, float, float]], *, xs: list[float]
 ) -> None:
-    """A line through a classifier's values with an interval at each; points: (value, low, high) at each of `xs`."""
+    """Draw a line through a classifier's values, with intervals. points: (value, low, high) at each of `xs`."""
     colour = classifier.colour(palette)
     axes.vlines(xs, [low for _, low, _ in points], [high for _, _, high in points], color=colour, linewidth=0.9, alpha=0.55)
     axes.plot(

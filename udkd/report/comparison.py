@@ -11,15 +11,15 @@ from udkd.report.analysis.gain import Gain, gain
 from udkd.report.analysis.groups import tenths
 from udkd.report.classifiers import dodge, legend
 from udkd.report.inputs import Baseline, ReportInputs
-from udkd.report.page import Block, Facts, Note, Plot, Plots, Row, Section, Table
-from udkd.report.style import MARKERS, Palette, plot
-from udkd.report.text import comma_list, count, interval, sentence, shorten, signed
+from udkd.report.page import Block, Facts, Note, PageSection, Plot, Plots, Row, Table
+from udkd.report.style import MARKERS, NUM_STUDENT_COLOURS, Palette, plot
+from udkd.report.text import comma_list, count, interval, sentence, short_name, signed
 from udkd.training.predictions import Predictions, TeacherPredictions, TopPredictions
 from udkd.training.run_folder import flatten
 from udkd.utils.statistics import LEVEL
 
-_MOST = 3
-_IMAGES = 12
+_MAX_STUDENTS = 3
+_MAX_IMAGES = 12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,19 +34,19 @@ class Match:
 
 
 def matches(inputs: ReportInputs, predictions: Predictions, baseline: Baseline) -> list[Match]:
-    """Students of equal architecture, equal names first; else the only student of each run. Last, the averages."""
+    """Pairs of students of equal architecture, preferably of equal name, else each run's only student; last, the averages."""
     architectures = [student.architecture for student in inputs.recipe.students]
-    free = list(range(len(baseline.student_names)))
+    unmatched = list(range(len(baseline.student_names)))
     counterparts: dict[int, int] = {}
     for same_name in (True, False):
         for index, name in enumerate(predictions.names):
             if index in counterparts:
                 continue
-            candidates = [other for other in free if baseline.architectures[other] == architectures[index]]
+            candidates = [other for other in unmatched if baseline.architectures[other] == architectures[index]]
             candidates = [other for other in candidates if not same_name or baseline.student_names[other] == name]
             if candidates:
                 counterparts[index] = candidates[0]
-                free.remove(candidates[0])
+                unmatched.remove(candidates[0])
     if not counterparts and len(architectures) == len(baseline.student_names) == 1:
         counterparts = {0: 0}
     names = [
@@ -69,7 +69,7 @@ def matches(inputs: ReportInputs, predictions: Predictions, baseline: Baseline) 
     return matched
 
 
-def section(inputs: ReportInputs) -> Section | None:
+def section(inputs: ReportInputs) -> PageSection | None:
     """Gains and losses; None where no baseline was named."""
     predictions, baseline = inputs.predictions, inputs.baseline
     if predictions is None or baseline is None:
@@ -81,8 +81,8 @@ def section(inputs: ReportInputs) -> Section | None:
             f"No student of this run ({comma_list(list(predictions.names))}) has a counterpart of its architecture in "
             f"{baseline.name} ({comma_list(list(baseline.student_names))})."
         )
-        return Section(anchor="baseline", title=title, blocks=[Note(text=text, missing=True)])
-    students = [match for match in matched if match.index >= 0][:_MOST]
+        return PageSection(anchor="baseline", title=title, blocks=[Note(text=text, missing=True)])
+    students = [match for match in matched if match.index >= 0][:_MAX_STUDENTS]
     plots: list[Plot] = []
     targets = predictions.val_targets or baseline.predictions.val_targets
     if targets is not None:
@@ -96,7 +96,7 @@ def section(inputs: ReportInputs) -> Section | None:
     blocks += [_failures(inputs, predictions, baseline, match) for match in students]
     blocks += [_differences(inputs, part) for part in baseline.parts or (baseline,)]
     blocks += [Note(text=_note(predictions))]
-    return Section(anchor="baseline", title=title, blocks=blocks)
+    return PageSection(anchor="baseline", title=title, blocks=blocks)
 
 
 def overall_gain(predictions: Predictions, match: Match) -> Gain:
@@ -105,7 +105,7 @@ def overall_gain(predictions: Predictions, match: Match) -> Gain:
 
 
 def gain_text(predictions: Predictions, match: Match) -> str:
-    """`resnet18 +1.2 [−0.3, +2.7] points: no clear difference`."""
+    """A match's gain as text, such as `resnet18 +1.2 [−0.3, +2.7] points: no clear difference`."""
     total = overall_gain(predictions, match)
     return f"{match.name} {signed(total.points)} {interval(total.low, total.high)} points: {total.verdict}"
 
@@ -146,7 +146,7 @@ def _table(predictions: Predictions, matched: list[Match], baseline: Baseline) -
             total.verdict,
         )
         against = "" if match.against == match.name else f"against {match.against}"
-        hue = "ink" if match.index < 0 else f"s{match.index % 6}"
+        hue = "ink" if match.index < 0 else f"s{match.index % NUM_STUDENT_COLOURS}"
         rows.append(Row(label=match.name, detail=against, cells=cells, hue=hue, key=True))
     left = [name for name in predictions.names if name not in {match.name for match in matched}]
     more = f" Without a counterpart in the baseline: {comma_list(left)}." if left else ""
@@ -161,7 +161,7 @@ def _table(predictions: Predictions, matched: list[Match], baseline: Baseline) -
 
 
 def _verdicts(predictions: Predictions, matched: list[Match]) -> str:
-    """`Improves: a and b. No clear difference: c.`"""
+    """The students by verdict, such as `Improves: a and b. No clear difference: c.`"""
     by_verdict: dict[str, list[str]] = {}
     for match in matched:
         by_verdict.setdefault(overall_gain(predictions, match).verdict, []).append(match.name)
@@ -194,7 +194,7 @@ def _by_tenths(targets: TeacherPredictions, matched: list[Match]) -> Plot:
             axes.vlines(xs, [g.low for g in gains], [g.high for g in gains], color=colour, linewidth=1, alpha=0.6)
             marker = "*" if match.index < 0 else MARKERS[match.index % len(MARKERS)]
             points = [one.points for one in gains]
-            axes.plot(xs, points, color=colour, marker=marker, markersize=5, linestyle="none", label=shorten(match.name, 18))
+            axes.plot(xs, points, color=colour, marker=marker, markersize=5, linestyle="none", label=short_name(match.name, 18))
         axes.set_xticks(range(1, groups + 1))
         axes.set_xlabel("tenths of the validation images, the lowest weight first")
         axes.set_ylabel("gain, percentage points")
@@ -206,7 +206,7 @@ def _by_tenths(targets: TeacherPredictions, matched: list[Match]) -> Plot:
 def _classes(inputs: ReportInputs, predictions: Predictions, match: Match) -> Plot:
     correct, baseline = match.predictions.correct(predictions.labels), match.baseline.correct(predictions.labels)
     gains = class_gains.class_gains(correct, baseline, predictions.labels, predictions.num_classes)
-    name, title = f"gain-classes-{match.index}", f"By class, {shorten(match.name, 20)}: ← lost · gained →"
+    name, title = f"gain-classes-{match.index}", f"By class, {short_name(match.name, 20)}: ← lost · gained →"
     return class_gains.chart(name, title, gains, inputs.class_names, "This run", "the baseline", (match.index, None))
 
 
@@ -214,7 +214,7 @@ def _failures(inputs: ReportInputs, predictions: Predictions, baseline: Baseline
     rows = failures(predictions, match)
     if not len(rows):
         return Note(text=f"There is no image on which {match.name} is wrong and the baseline correct.")
-    total, shown = overall_gain(predictions, match), rows[:_IMAGES]
+    total, shown = overall_gain(predictions, match), rows[:_MAX_IMAGES]
     selection = f"the {len(shown)} of highest confidence" if len(shown) < len(rows) else "all of them"
     other = match.against if baseline.parts else baseline.name
     caption = (

@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from udkd.losses.methods.builtin import METHODS
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Note, Plot, Plots, Section
+from udkd.report.page import Block, Note, PageSection, Plot, Plots
 from udkd.report.style import MARKERS, Palette, plot
-from udkd.report.text import comma_list, count, sentence, shorten
+from udkd.report.text import comma_list, count, sentence, short_name
 
 _TERMS = {
     "hard": ("Loss against the labels", "cross-entropy, nats", "α", "alpha"),
@@ -21,16 +22,6 @@ _TERMS = {
     "method": ("Loss of the method", "the method’s term", "its weight", "method"),
 }
 """Term of metrics.jsonl -> title, unit, symbol of its weight, name of its weight in loss.schedules."""
-
-METHOD_TITLES = {
-    "dkd": "DKD",
-    "attention": "attention transfer",
-    "fitnets": "FitNets",
-    "rkd": "RKD",
-    "crd": "CRD",
-    "reviewkd": "ReviewKD",
-}
-"""loss.method -> the method's name in its paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +46,7 @@ class ReferenceLine:
     value: float
 
 
-def section(inputs: ReportInputs) -> Section:
+def section(inputs: ReportInputs) -> PageSection:
     """Curves, or a note where no epoch is finished."""
     blocks: list[Block] = []
     if inputs.metrics:
@@ -63,31 +54,31 @@ def section(inputs: ReportInputs) -> Section:
         blocks += [Note(text=text) for text in _absent_terms(inputs)]
     else:
         blocks.append(Note(text="No epoch is finished yet.", missing=True))
-    return Section(anchor="curves", title="Training curves", blocks=blocks)
+    return PageSection(anchor="curves", title="Training curves", blocks=blocks)
 
 
 def _losses(inputs: ReportInputs) -> list[Plot]:
     loss = inputs.recipe.loss
     plots = []
     for term, (title, unit, _, _) in _TERMS.items():
-        if not _built(inputs, term):
+        if not _is_used(inputs, term):
             continue
         series = _per_student(inputs, [row["train"][term] for row in inputs.metrics])
         ends = [f"{line.label} {_first_to_last(line.finite)}" for line in series if line.finite]
-        w = (
+        weighting = (
             f"w ({loss.sample_weighting.text.replace('_', ' ')}) included, "
             if term == "teacher" and loss.sample_weight != "constant"
             else ""
         )
         span = "From the first epoch to the last" if len(inputs.metrics) > 1 else "In the only epoch"
-        caption = f"{span} {comma_list(ends)} (epoch means, {w}before {_weight(inputs, term)})."
-        title += f", {METHOD_TITLES[loss.method]}" if term == "method" else ""
+        caption = f"{span} {comma_list(ends)} (epoch means, {weighting}before {_weight(inputs, term)})."
+        title += f", {METHODS[loss.method].title}" if term == "method" else ""
         plots.append(_chart(f"loss-{term}", title, unit, caption, inputs, series, from_zero=True))
     return plots
 
 
 def _weight(inputs: ReportInputs, term: str) -> str:
-    """`α = 0.4`, or with a schedule `α = 0.4 → 1, linear`."""
+    """A term's weight, such as `α = 0.4`, or with a schedule `α = 0.4 → 1, linear`."""
     loss, (_, _, symbol, name) = inputs.recipe.loss, _TERMS[term]
     index = ("alpha", "beta", "gamma", "method").index(name)
     schedule = loss.scheduled.get(name)
@@ -144,23 +135,24 @@ def _absent_terms(inputs: ReportInputs) -> list[str]:
     alone = len(inputs.recipe.students) == 1
     texts = []
     for term, (title, _, symbol, _) in _TERMS.items():
-        if not _built(inputs, term) and term != "method":
+        if not _is_used(inputs, term) and term != "method":
             why = "one student has no peers" if term == "peer" and alone else f"{symbol} = 0"
             texts.append(sentence(f"{title}: not part of this run ({why})"))
     return texts
 
 
-def _built(inputs: ReportInputs, term: str) -> bool:
+def _is_used(inputs: ReportInputs, term: str) -> bool:
+    """Whether a term of the loss ever has a weight above 0."""
     alpha, beta, gamma, method = inputs.recipe.loss.max_weights
     weights = {"hard": alpha, "teacher": beta, "peer": gamma if len(inputs.recipe.students) > 1 else 0.0, "method": method}
     return weights[term] > 0
 
 
 def _per_student(inputs: ReportInputs, rows: Sequence[Sequence[float | None]]) -> list[Series]:
-    """Transpose one list per epoch, of one value per student, to one line per student; None (before its start) becomes NaN."""
+    """Transpose epoch rows (one value per student) into one line per student; None, before a student's start, becomes NaN."""
     columns = [[nan if value is None else value for value in column] for column in zip(*rows, strict=True)]
     return [
-        Series(label=shorten(name, 18), values=values, student=index)
+        Series(label=short_name(name, 18), values=values, student=index)
         for index, (name, values) in enumerate(zip(inputs.student_names, columns, strict=True))
     ]
 

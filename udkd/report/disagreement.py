@@ -12,16 +12,16 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from udkd.report import class_gains, gallery
-from udkd.report.analysis.agreement import Pair, agreement, patterns
+from udkd.report.analysis.agreement import AgreementCounts, agreement, patterns
 from udkd.report.analysis.intervals import wilson
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Note, Plot, Plots, Row, Section, Table
+from udkd.report.page import Block, Note, PageSection, Plot, Plots, Row, Table
 from udkd.report.style import MARKERS, Palette, plot
-from udkd.report.text import comma_list, count, percent, shorten
+from udkd.report.text import comma_list, count, percent, short_name
 from udkd.training.predictions import Predictions
 
-_MOST_PAIRS = 3
-_MOST_PATTERNS = 4
+_MAX_PAIRS = 3
+_MAX_PATTERNS = 4
 _IMAGES_EACH = 6
 _ALPHA = 0.5
 
@@ -29,7 +29,7 @@ Subset = tuple[str, NDArray[np.bool_]]
 PatternCounts = tuple[str, dict[str, int]]
 
 
-def section(inputs: ReportInputs) -> Section | None:
+def section(inputs: ReportInputs) -> PageSection | None:
     """Plots, a table and images; a note where there is one student; None without predictions."""
     predictions = inputs.predictions
     if predictions is None:
@@ -37,15 +37,15 @@ def section(inputs: ReportInputs) -> Section | None:
     title = "Where the students disagree"
     if len(predictions.names) == 1:
         text = "There is only one student."
-        return Section(anchor="disagreement", title=title, blocks=[Note(text=text)])
+        return PageSection(anchor="disagreement", title=title, blocks=[Note(text=text)])
     pairs = list(combinations(range(len(predictions.names)), 2))
     plots = [_matrix(predictions) if len(pairs) == 1 else _correct_students(predictions)]
-    plots += [_classes(inputs, predictions, first, second) for first, second in pairs[:_MOST_PAIRS]]
+    plots += [_classes(inputs, predictions, first, second) for first, second in pairs[:_MAX_PAIRS]]
     blocks: list[Block] = [Plots(plots=plots), _table(predictions, pairs), *_images(inputs, predictions)]
-    left_out = len(pairs) - _MOST_PAIRS
+    left_out = len(pairs) - _MAX_PAIRS
     if left_out > 0:
-        blocks.append(Note(text=f"Classes are shown for the first {_MOST_PAIRS} of {len(pairs)} pairs of students."))
-    return Section(anchor="disagreement", title=title, blocks=blocks)
+        blocks.append(Note(text=f"Classes are shown for the first {_MAX_PAIRS} of {len(pairs)} pairs of students."))
+    return PageSection(anchor="disagreement", title=title, blocks=blocks)
 
 
 def subsets(predictions: Predictions) -> list[Subset]:
@@ -57,7 +57,7 @@ def subsets(predictions: Predictions) -> list[Subset]:
     return [every, ("teacher correct", correct), ("teacher wrong", ~correct)]
 
 
-def pair_of(predictions: Predictions, first: int, second: int, among: NDArray[np.bool_]) -> Pair:
+def pair_of(predictions: Predictions, first: int, second: int, among: NDArray[np.bool_]) -> AgreementCounts:
     """Agreement of two students on the samples `among`, bool [n]."""
     students = predictions.students
     return agreement(students[first].predicted, students[second].predicted, predictions.labels, among)
@@ -67,7 +67,7 @@ def _matrix(predictions: Predictions) -> Plot:
     """Two-by-two tables of two students' correctness, for images on which the teacher is correct and incorrect."""
     every, *by_teacher = subsets(predictions)
     shown = [subset for subset in by_teacher if subset[1].any()] or [every]
-    names = [shorten(name, 16) for name in predictions.names]
+    names = [short_name(name, 16) for name in predictions.names]
 
     def draw(figure: Figure, palette: Palette) -> None:
         grid = figure.subplots(1, len(shown), squeeze=False)
@@ -80,7 +80,7 @@ def _matrix(predictions: Predictions) -> Plot:
     return plot("agreement", "Which student is correct", _caption(predictions), draw, height=2.6)
 
 
-def _squares(axes: Axes, palette: Palette, pair: Pair, total: int, names: list[str], first: bool) -> None:
+def _squares(axes: Axes, palette: Palette, pair: AgreementCounts, total: int, names: list[str], first: bool) -> None:
     cells = {
         (0, 0): (pair.both, palette.fill),
         (1, 0): (pair.first, palette.student(0)),
@@ -108,28 +108,28 @@ def _squares(axes: Axes, palette: Palette, pair: Pair, total: int, names: list[s
 
 
 def _correct_students(predictions: Predictions) -> Plot:
-    """Bars of images by which students are correct, shown by their markers; for many students by how many are."""
+    """Bars of images, one for each set of correct students (shown by markers), or for many students, one for each number."""
     rows = correct_patterns(predictions)
     number = len(predictions.names)
     every, *by_teacher = subsets(predictions)
 
     def draw(figure: Figure, palette: Palette) -> None:
-        if number > _MOST_PATTERNS:
+        if number > _MAX_PATTERNS:
             axes = figure.subplots()
             axes.set_yticks(range(len(rows)), [label for label, _ in rows])
             axes.tick_params(axis="y", length=0)
         else:
-            beside, axes = figure.subplots(1, 2, sharey=True, width_ratios=(0.24 * number, 3))
-            _markers(beside, palette, number)
+            markers_axes, axes = figure.subplots(1, 2, sharey=True, width_ratios=(0.24 * number, 3))
+            _markers(markers_axes, palette, number)
             axes.tick_params(axis="y", length=0, labelleft=False)
             handles = [Line2D([], [], **_mark(palette, index, True)) for index in range(number)]
-            names = [shorten(name, 22) for name in predictions.names]
+            names = [short_name(name, 22) for name in predictions.names]
             figure.legend(handles, names, loc="outside upper left", ncols=2, fontsize=8, labelcolor=palette.soft)
         _bars(axes, palette, rows, [subset for subset, _ in by_teacher or [every]], len(predictions.ids))
         axes.invert_yaxis()
 
     height = 1.35 + 0.22 * len(rows)
-    title = "How many students are correct" if number > _MOST_PATTERNS else "Which students are correct (filled)"
+    title = "How many students are correct" if number > _MAX_PATTERNS else "Which students are correct (filled)"
     return plot("agreement", title, _caption(predictions), draw, height=height)
 
 
@@ -184,7 +184,7 @@ def correct_patterns(predictions: Predictions) -> list[PatternCounts]:
     """Labelled rows, the most correct students first, each with its number of images by subset (see `subsets`)."""
     correct = np.stack([student.correct(predictions.labels) for student in predictions.students])
     number = len(correct)
-    if number > _MOST_PATTERNS:
+    if number > _MAX_PATTERNS:
         hits = correct.sum(axis=0)
         counts = {subset: np.bincount(hits[among], minlength=number + 1) for subset, among in subsets(predictions)}
         labels = {k: f"{k} of {number} correct" for k in range(number, -1, -1)}
@@ -195,16 +195,16 @@ def correct_patterns(predictions: Predictions) -> list[PatternCounts]:
 
 
 def _codes(number: int) -> list[int]:
-    """All patterns of so many students, the most correct first; bit s: student s is correct."""
+    """All patterns of `number` students, the most correct first; bit s: student s is correct."""
     return sorted(range(1 << number), key=lambda code: (-code.bit_count(), code))
 
 
 def _pattern(names: Sequence[str], code: int) -> str:
-    correct = [shorten(name, 14) for index, name in enumerate(names) if code >> index & 1]
+    correct = [short_name(name, 14) for index, name in enumerate(names) if code >> index & 1]
     if len(correct) in (0, len(names)):
         return "all correct" if correct else "all wrong"
     if len(correct) == len(names) - 1 > 1:
-        return f"all but {next(shorten(name, 14) for index, name in enumerate(names) if not code >> index & 1)}"
+        return f"all but {next(short_name(name, 14) for index, name in enumerate(names) if not code >> index & 1)}"
     return f"only {comma_list(correct)}"
 
 
@@ -225,7 +225,7 @@ def _classes(inputs: ReportInputs, predictions: Predictions, first: int, second:
     ahead, behind = predictions.names[first], predictions.names[second]
     correct, other = (predictions.students[index].correct(predictions.labels) for index in (first, second))
     gains = class_gains.class_gains(correct, other, predictions.labels, predictions.num_classes)
-    name, title = f"classes-{first}-{second}", f"By class: ← {shorten(behind, 18)} ahead · {shorten(ahead, 18)} ahead →"
+    name, title = f"classes-{first}-{second}", f"By class: ← {short_name(behind, 18)} ahead · {short_name(ahead, 18)} ahead →"
     return class_gains.chart(name, title, gains, inputs.class_names, ahead, behind, (first, second))
 
 
@@ -238,9 +238,9 @@ def _table(predictions: Predictions, pairs: list[tuple[int, int]]) -> Table:
             label = subset if len(pairs) == 1 else f"{names}, {subset}"
             rows.append(Row(label=label, cells=_cells(pair)))
         caption = caption or _pair_text(predictions, first, second)
-    heads = (
-        [f"only {shorten(predictions.names[index], 18)}" for index in pairs[0]] if len(pairs) == 1 else ["only 1st", "only 2nd"]
-    )
+    heads = ["only 1st", "only 2nd"]
+    if len(pairs) == 1:
+        heads = [f"only {short_name(predictions.names[index], 18)}" for index in pairs[0]]
     return Table(
         name="pairs",
         title="Pairs of students, validation images",
@@ -254,7 +254,7 @@ def _table(predictions: Predictions, pairs: list[tuple[int, int]]) -> Table:
     )
 
 
-def _cells(pair: Pair) -> tuple[str, ...]:
+def _cells(pair: AgreementCounts) -> tuple[str, ...]:
     differing = pair.first + pair.second
     low, high = wilson(pair.first, differing)
     wins = f"{100 * pair.first / differing:.0f} [{100 * low:.0f}, {100 * high:.0f}]" if differing else "–"
@@ -287,7 +287,7 @@ def _images(inputs: ReportInputs, predictions: Predictions) -> list[Block]:
         rows = won[np.lexsort((predictions.ids[won], -winner.confidence[won]))][:_IMAGES_EACH]
         number = count(len(won), "image")
         caption = f"{name} is correct and {against} wrong on {number}, of which {name}’s most confident are shown."
-        compared = [(shorten(name, 22), winner), (shorten(against, 22), loser)]
+        compared = [(short_name(name, 22), winner), (short_name(against, 22), loser)]
         title = f"Only {name} is correct"
         blocks.append(gallery.versus(f"disagreement-{index}", title, caption, rows, predictions, compared, inputs))
     return blocks

@@ -1,4 +1,4 @@
-"""Grids of images: those of the teacher's lowest and highest entropy, and those on which two networks differ."""
+"""Grids of images: the teacher's lowest and highest entropies, and images on which two networks differ."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Card, Gallery, Guess, Note, Section
+from udkd.report.page import Block, Card, Gallery, Guess, Note, PageSection
 from udkd.report.style import Palette, png
-from udkd.report.text import class_name, count, percent, sentence, shorten
+from udkd.report.text import class_name, count, percent, sentence, short_name
 from udkd.training.predictions import Predictions, TeacherPredictions, TopPredictions
 from udkd.utils.errors import DataError, UserError
 
@@ -19,7 +19,7 @@ GUESSES = 3
 _COLUMNS = 4
 
 
-def section(inputs: ReportInputs) -> Section:
+def section(inputs: ReportInputs) -> PageSection:
     """Two grids of images, or a note on why there are none."""
     blocks: list[Block] = []
     targets, thumbnail = inputs.targets, inputs.thumbnail
@@ -33,11 +33,11 @@ def section(inputs: ReportInputs) -> Section:
             blocks.append(Note(text=sentence(f"The images cannot be shown: {error}"), missing=True))
         if not targets.canonical:
             blocks.append(Note(text="The stored images are shown; the teacher saw an augmented view of each."))
-    return Section(anchor="images", title="Surest and least sure images", blocks=blocks)
+    return PageSection(anchor="images", title="Surest and least sure images", blocks=blocks)
 
 
 def extremes(targets: TeacherPredictions, images: int = IMAGES) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the lowest and of the highest entropies, the most extreme first, int64; equal ones in the order of ids.
+    """Rows of the lowest and of the highest entropies, the most extreme first, ties in the order of ids; int64.
 
     No row is in both, however few samples there are.
     """
@@ -48,7 +48,7 @@ def extremes(targets: TeacherPredictions, images: int = IMAGES) -> tuple[NDArray
 
 
 def guesses(network: TopPredictions, labels: NDArray[np.int64], row: int, names: tuple[str, ...]) -> tuple[Guess, ...]:
-    """The likeliest classes of a row at temperature 1; of equal logits the lower class first."""
+    """A network's most probable classes for a row, at temperature 1; of equal logits the lower class comes first."""
     probabilities = np.exp(network.top_log_p[row, :GUESSES].astype(np.float64))
     return tuple(
         Guess(name=class_name(names, int(label)), percent=100 * min(float(p), 1.0), correct=bool(label == labels[row]))
@@ -133,9 +133,10 @@ def _contact_sheet(cards: Sequence[Card]) -> bytes:
             axes.imshow(card.pixels)
             axes.set_xlim((width - side) / 2 - 0.5, (width + side) / 2 - 0.5)  # equal squares, so that the texts line up
             axes.set_ylim((height + side) / 2 - 0.5, (height - side) / 2 - 0.5)
-            axes.set_title(shorten(card.label, 18), fontsize=8, color=palette.ink)
+            axes.set_title(short_name(card.label, 18), fontsize=8, color=palette.ink)
             lines = [
-                f"{_mark(card, rank)}{shorten(guess.name, 15)} {guess.percent:.0f} %" for rank, guess in enumerate(card.guesses)
+                f"{_mark(card, rank)}{short_name(guess.name, 15)} {guess.percent:.0f} %"
+                for rank, guess in enumerate(card.guesses)
             ]
             axes.text(
                 0.5, -0.06, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=palette.soft
@@ -145,6 +146,6 @@ def _contact_sheet(cards: Sequence[Card]) -> bytes:
 
 
 def _mark(card: Card, rank: int) -> str:
-    """A check mark or cross: before the first guess of one network, or before each of several networks'."""
+    """A check mark or cross, for the first guess on a card, or for every guess where each is of another network."""
     guess = card.guesses[rank]
     return ("✓ " if guess.correct else "✗ ") if guess.by or rank == 0 else ""

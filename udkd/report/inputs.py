@@ -40,10 +40,10 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Baseline:
-    """Another run on the same data to compare with, or several as one. config: its recipe as plain values.
+    """Another run on the same data to compare with, or several combined. config: its recipe as plain values.
 
-    parts: the runs, where there are several; their students are concatenated and have no average. sources: the name of
-    each student's run, then.
+    parts, sources: only where several runs are combined: the runs, and the name of each student's run. Their students are
+    concatenated and have no average.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportInputs:
-    """Everything that a report shows; where a part is None, `why_no_…` is the reason that it prints.
+    """Everything that a report shows; where a part is None, the report prints the reason in `why_no_…`.
 
     metrics: rows of metrics.jsonl. evaluation: eval.json. provenance: run.json. class_names: by label.
     thumbnail, val_thumbnail: id of a training or validation sample -> uint8 [h, w, 3] of the stored image.
@@ -91,7 +91,7 @@ class ReportInputs:
 def load_inputs(
     run_folder: Path, *, data: Path | None = None, cache: Path | None = None, baselines: Sequence[Path] = ()
 ) -> ReportInputs:
-    """Load the inputs of a run's report. data, cache: their paths now, if they have moved. baselines: other runs.
+    """Load the inputs of a run's report. data, cache: their current paths, if they have moved. baselines: other runs.
 
     Images, a cache or predictions that are missing, damaged or of another run become a sentence in the report, not an error.
     Raises RunError or ConfigError where a file of the run folder itself is damaged; RunError or MismatchError where a baseline
@@ -125,7 +125,7 @@ def load_inputs(
     return _with_targets(_with_images(inputs, data), data, cache)
 
 
-def open_baseline(run: RunFolder, predictions: Predictions | None, why_none: str, folder: Path) -> Baseline:
+def open_baseline(run: RunFolder, predictions: Predictions | None, why_no_predictions: str, folder: Path) -> Baseline:
     """A run to compare `run` with. Raises RunError, MismatchError or ConfigError: no run, no predictions, other data."""
     other = RunFolder.open(folder)
     if other.path.resolve() == run.path.resolve():
@@ -135,11 +135,11 @@ def open_baseline(run: RunFolder, predictions: Predictions | None, why_none: str
         fields = [("dataset_digest", stored, expected)]
         raise MismatchError(f"the baseline in {folder}", fields, "name a run on the same data")
     if predictions is None:
-        raise RunError(f"a baseline was named and {why_none}")
+        raise RunError(f"a baseline was named and {why_no_predictions}")
     recipe = Recipe.from_stored(other.config, str(folder))
-    _, baseline_predictions, why_not = _evaluated(other, recipe)
+    _, baseline_predictions, why_no_baseline = _evaluated(other, recipe)
     if baseline_predictions is None:
-        raise RunError(f"a baseline was named and {why_not}")
+        raise RunError(f"a baseline was named and {why_no_baseline}")
     if any(not np.array_equal(getattr(baseline_predictions, name), getattr(predictions, name)) for name in ("ids", "labels")):
         raise RunError(f"{folder} was evaluated on other images than {run.path}; expected the same; run udkd eval on both")
     return Baseline(
@@ -152,7 +152,7 @@ def open_baseline(run: RunFolder, predictions: Predictions | None, why_none: str
 
 
 def combine_baselines(recipe: Recipe, baselines: Sequence[Baseline]) -> Baseline | None:
-    """None, the only one, or several as one. Raises RunError where several leave a student without one, or one is unused."""
+    """All baselines as one; None where there is none. RunError: with several, a baseline is unused or a student has none."""
     if len(baselines) < 2:
         return baselines[0] if baselines else None
     left = Counter(student.architecture for student in recipe.students)
@@ -248,7 +248,7 @@ def _with_images(inputs: ReportInputs, data: Path | None) -> ReportInputs:
 
 
 def _with_targets(inputs: ReportInputs, data: Path | None, cache: Path | None) -> ReportInputs:
-    """Add the teacher's targets of the training images: from the cache, else those that udkd eval stored."""
+    """Add the teacher's targets of the training images, from the cache, else as udkd eval stored them."""
     why = _why_no_cache(inputs.recipe, inputs.provenance) or inputs.why_no_data
     if not why:
         try:
@@ -291,13 +291,13 @@ def _dataset(provenance: Mapping[str, Any], data: Path | None) -> DatasetFolder:
 
 
 def _facts(dataset: DatasetFolder) -> DataFacts:
-    paper = (files("udkd") / "assets" / "imagenet100-wnids.txt").read_text().split()
+    paper_wnids = (files("udkd") / "assets" / "imagenet100-wnids.txt").read_text().split()
     return DataFacts(
         train_images=len(dataset.split("train").ids),
         val_images=len(dataset.split("val").ids) if "val" in dataset.splits else 0,
         num_classes=len(dataset.classes),
         side=dataset.side,
-        imagenet100={entry.wnid for entry in dataset.classes} == set(paper),
+        imagenet100={entry.wnid for entry in dataset.classes} == set(paper_wnids),
     )
 
 

@@ -1,4 +1,4 @@
-"""A page as data: sections of blocks. The modules with content make blocks, the template only lays them out."""
+"""A page as data: sections of blocks. The modules with content make blocks; the template only lays them out."""
 
 import base64
 import io
@@ -92,7 +92,7 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Card:
-    """One image, uint8 [h, w, 3], with its label and guesses: the teacher's, the likeliest first, or one of each network.
+    """One image, uint8 [h, w, 3], with its label and guesses: several of the teacher, best first, or one of each network.
 
     weight: the teacher's, None where unknown. kind: of the image, for the alt text.
     """
@@ -153,7 +153,7 @@ Block = Plots | Table | Gallery | Note | Facts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class PageSection:
     """A section of the page."""
 
     anchor: str
@@ -178,12 +178,12 @@ class Page:
     title: str
     subtitle: str
     lead: str
-    sections: Sequence[Section]
+    sections: Sequence[PageSection]
     footer: str = "Written by udkd from this run’s files. Each figure is beside this page as a PNG."
 
 
 def _shown(value: object) -> object:
-    """A string for the page: control characters escaped, no break before a percent sign. Markup is kept as it is."""
+    """A string for the page: control characters escaped, no break before a percent sign. Markup is not changed."""
     return printable_lines(value).replace(" %", "\u00a0%") if type(value) is str else value
 
 

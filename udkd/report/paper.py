@@ -15,10 +15,10 @@ TITLES = {RESNET50: "ResNet-50", RESNET18: "ResNet-18", MOBILENET_V2: "MobileNet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
-    """A row's loss. weight: loss.sample_weight, None without a teacher term.
+class PaperLoss:
+    """The loss of a row of the paper's tables. weight: loss.sample_weight, None without a teacher term.
 
-    assumed: the paper does not print alpha and beta for this row; these are those of the row above.
+    assumed: the paper does not print alpha and beta for this row; they are taken from the row above.
     """
 
     alpha: float
@@ -28,10 +28,10 @@ class Method:
     assumed: bool = False
 
 
-HARD_LABELS = Method(alpha=1.0, beta=0.0, gamma=0.0, weight=None)
-BASELINE = Method(alpha=0.3, beta=0.7, gamma=0.0, weight="constant")
-UNCERTAINTY = Method(alpha=0.3, beta=0.7, gamma=0.0, weight="entropy", assumed=True)
-DUAL = Method(alpha=0.4, beta=0.4, gamma=0.2, weight="entropy")
+HARD_LABELS = PaperLoss(alpha=1.0, beta=0.0, gamma=0.0, weight=None)
+BASELINE = PaperLoss(alpha=0.3, beta=0.7, gamma=0.0, weight="constant")
+UNCERTAINTY = PaperLoss(alpha=0.3, beta=0.7, gamma=0.0, weight="entropy", assumed=True)
+DUAL = PaperLoss(alpha=0.4, beta=0.4, gamma=0.2, weight="entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Accuracy:
     """A row of Table I, percent."""
 
     label: str
-    method: Method
+    method: PaperLoss
     student: str
     top1: float
     top5: float
@@ -47,7 +47,7 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class PrintedGain:
-    """Dual over baseline as Table I prints it, percentage points."""
+    """The gain of dual over baseline as Table I prints it, percentage points."""
 
     student: str
     top1: float
@@ -69,7 +69,7 @@ class Ablation:
     """A row of Table III: top-1 of each of STUDENTS, percent."""
 
     label: str
-    method: Method
+    method: PaperLoss
     top1: tuple[float, float]
 
 
@@ -130,7 +130,7 @@ SETTINGS: tuple[tuple[str, str, object], ...] = (
     ("loss.kl", "direction of the divergence", "reverse"),
     ("loss.label_smoothing", "label smoothing", 0.0),
 )
-"""(key of the recipe, its description, the paper's value)"""
+"""Key of the recipe, its description, the paper's value."""
 STUDENT_SETTINGS: tuple[tuple[str, str, object], ...] = (
     ("lr", "learning rate", 0.1),
     ("momentum", "momentum", 0.9),

@@ -7,19 +7,19 @@ from typing import Any
 
 from udkd.report import calibration, certainty, comparison, curves, disagreement, gallery, style, tables, weight_errors
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Facts, Note, Page, Section, render
+from udkd.report.page import Facts, Note, Page, PageSection, render
 from udkd.report.text import comma_list, count
 from udkd.training.run_folder import flatten
 from udkd.utils.files import FolderLock, write_bytes, write_text
 
-FIGURES = (
+FIGURE_FILES = (
     *(f"loss-{term}.png" for term in ("hard", "teacher", "peer", "method")),
     *("accuracy-val.png", "accuracy-train.png", "learning-rate.png"),
     *(f"{kind}{split}.png" for kind in ("weights", "entropies", "classes", "teacher-accuracy") for split in ("", "-val")),
     *("surest.png", "least-sure.png", "reliability-*.png", "agreement.png", "disagreement-?.png", "gain-by-weight.png"),
     *("classes-?-?.png", "gain-classes-?.png", "failures-?.png"),
 )
-"""Patterns of all figures of a report; those that a new report lacks are removed, so that none is older than the page."""
+"""Patterns of the files of all figures. Writing a report removes the old ones that it lacks, so that none is stale."""
 
 
 def write_report(inputs: ReportInputs) -> Path:
@@ -46,7 +46,7 @@ def write_report(inputs: ReportInputs) -> Path:
     figures = {name: data for section in sections for name, data in section.files().items()}
     path, text = inputs.out / "index.html", render(page, style.css())
     with FolderLock(inputs.out):
-        for old in (old for pattern in FIGURES for old in inputs.out.glob(pattern)):
+        for old in (old for pattern in FIGURE_FILES for old in inputs.out.glob(pattern)):
             if old.name not in figures:
                 old.unlink()
         for name, data in figures.items():
@@ -84,16 +84,16 @@ def _lead(inputs: ReportInputs) -> str:
     return f"{text} {comparison.lead(inputs)}".strip()
 
 
-def _no_predictions(inputs: ReportInputs) -> Section | None:
+def _no_predictions(inputs: ReportInputs) -> PageSection | None:
     """The section in place of the analysis by image, where there are no predictions."""
     if inputs.predictions is not None:
         return None
     why = inputs.why_no_predictions or "udkd eval has not run"
     text = f"Calibration, disagreement and accuracy by weight are missing: {why}; then udkd report again."
-    return Section(anchor="analysis", title="Image by image", blocks=[Note(text=text, missing=True)])
+    return PageSection(anchor="analysis", title="Image by image", blocks=[Note(text=text, missing=True)])
 
 
-def _provenance(inputs: ReportInputs) -> Section:
+def _provenance(inputs: ReportInputs) -> PageSection:
     """Everything needed to repeat the run."""
     blocks: list[Any] = []
     if inputs.why_no_data:
@@ -106,7 +106,7 @@ def _provenance(inputs: ReportInputs) -> Section:
     if inputs.teacher is not None:
         blocks.append(Facts(title="Teacher", facts=_pairs(inputs.teacher, ())))
     blocks.append(Facts(title="Full recipe", text=json.dumps(inputs.recipe.to_dict(), indent=2, ensure_ascii=False)))
-    return Section(anchor="provenance", title="How to reproduce it", blocks=blocks)
+    return PageSection(anchor="provenance", title="How to reproduce it", blocks=blocks)
 
 
 def _pairs(values: Mapping[str, Any], without: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -158,7 +158,7 @@ def _drawn(draw: Draw, palette: Palette, height: float, kind: str, *, salt: str,
     with mpl.rc_context(settings), warnings.catch_warnings():
         # A class name may hold characters that the figure's font lacks; the browser's fonts show them in the page.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # long names can leave no room
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # where long names leave no room
         figure = Figure(
             figsize=(width, height),
             dpi=72 if kind == "svg" else 200,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from udkd.losses.methods.builtin import METHODS
 from udkd.report import paper
-from udkd.report.curves import METHOD_TITLES
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Group, Note, Row, Section, Table
+from udkd.report.page import Block, Group, Note, PageSection, Row, Table
 from udkd.report.style import NUM_STUDENT_COLOURS
 from udkd.report.text import comma_list, count, sentence, setting_text
 from udkd.training.run_folder import epoch_seconds, flatten
@@ -39,17 +39,17 @@ def accuracy_rows(evaluation: Mapping[str, Any]) -> list[AccuracyRow]:
 
 
 def standard_error(top1: float, num_samples: int) -> float:
-    """Binomial standard error of an accuracy in percent over that many images, in percentage points."""
+    """Binomial standard error, in percentage points, of an accuracy in percent over `num_samples` images."""
     return math.sqrt(top1 * (100 - top1) / num_samples)
 
 
-def result_section(inputs: ReportInputs) -> Section:
-    """The run's own result and its uncertainty."""
+def result_section(inputs: ReportInputs) -> PageSection:
+    """The run's result and its uncertainty."""
     blocks: list[Block] = []
     results, origin = results_of(inputs)
     if not results:
         blocks.append(Note(text="There are no results yet: no epoch is finished and udkd eval has not run.", missing=True))
-        return Section(anchor="result", title="Result", blocks=blocks)
+        return PageSection(anchor="result", title="Result", blocks=blocks)
     rows, students = [], 0
     hues = {"average": "ink", "teacher": "soft"}
     for result in results:
@@ -69,7 +69,7 @@ def result_section(inputs: ReportInputs) -> Section:
     elif not inputs.evaluation.get("teacher") and inputs.teacher:
         text = "The teacher's row is missing: udkd eval ran without --teacher."
         blocks.append(Note(text=text, missing=True))
-    return Section(anchor="result", title="Result", blocks=blocks)
+    return PageSection(anchor="result", title="Result", blocks=blocks)
 
 
 def results_of(inputs: ReportInputs) -> tuple[list[AccuracyRow], str]:
@@ -84,11 +84,11 @@ def results_of(inputs: ReportInputs) -> tuple[list[AccuracyRow], str]:
     return accuracy_rows({"students": named, "ensemble": last["val"]["ensemble"]}), f"epoch {last['epoch']}"
 
 
-def paper_section(inputs: ReportInputs) -> Section:
+def paper_section(inputs: ReportInputs) -> PageSection:
     """Tables I to IV."""
     blocks: list[Block] = [Note(text=text) for text in comparability(inputs)]
     blocks += [table_1(inputs), table_2(inputs), table_3(inputs), table_4(inputs)]
-    return Section(anchor="paper", title="Comparison with the paper’s tables", blocks=blocks)
+    return PageSection(anchor="paper", title="Comparison with the paper’s tables", blocks=blocks)
 
 
 def comparability(inputs: ReportInputs) -> list[str]:
@@ -197,7 +197,7 @@ def table_3(inputs: ReportInputs) -> Table:
 
 
 def table_4(inputs: ReportInputs) -> Table:
-    """Number of parameters; last, networks that the paper does not list."""
+    """Numbers of parameters; networks that the paper does not list come last."""
     parameters = _parameters(inputs)
     teacher = (inputs.evaluation or {}).get("teacher")
     largest = int(teacher["parameters"]) if teacher else None
@@ -229,8 +229,8 @@ def hours_for(inputs: ReportInputs, epochs: int) -> float | None:
     return epochs * median(seconds) / 3600 if seconds else None
 
 
-def matches_method(inputs: ReportInputs, method: paper.Method) -> bool:
-    """Whether the run's loss is that of a row: alpha, beta, gamma (only with peers) and sample weight.
+def matches_method(inputs: ReportInputs, method: paper.PaperLoss) -> bool:
+    """Whether the run has the loss of a row: alpha, beta, gamma (only with peers) and sample weight.
 
     No row of the paper has anything in `extra_settings` or a control of the sample weights.
     """
@@ -242,9 +242,9 @@ def matches_method(inputs: ReportInputs, method: paper.Method) -> bool:
 
 
 def extra_settings(inputs: ReportInputs) -> list[str]:
-    """Texts on what the run's loss and students have that no row of the paper has."""
+    """Texts for the settings of the run's loss and students that no row of the paper has."""
     recipe, loss = inputs.recipe, inputs.recipe.loss
-    texts = [f"a term of {METHOD_TITLES[loss.method]}"] if loss.max_weights[3] else []
+    texts = [f"a term of {METHODS[loss.method].title}"] if loss.max_weights[3] else []
     texts += [f"{name} → {schedule.to:g}, {schedule.kind}" for name, schedule in loss.scheduled.items()]
     texts += [f"hard labels by the {loss.label_loss} loss"] if loss.label_loss != "cross_entropy" else []
     if recipe.needs_teacher and recipe.teacher.estimator != "plain":
@@ -256,7 +256,7 @@ def extra_settings(inputs: ReportInputs) -> list[str]:
     return texts
 
 
-def _accuracy(inputs: ReportInputs, method: paper.Method, student: str) -> tuple[float, float] | None:
+def _accuracy(inputs: ReportInputs, method: paper.PaperLoss, student: str) -> tuple[float, float] | None:
     """The run's top-1 and top-5 for a row, percent, or None where it cannot fill it.
 
     With peers the run must have exactly the paper's two students; without, each student trains independently.
@@ -291,7 +291,7 @@ def _architectures(inputs: ReportInputs) -> list[str]:
 def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
     loss = inputs.recipe.loss
     gamma = loss.gamma if len(inputs.recipe.students) > 1 else 0.0
-    method = paper.Method(
+    method = paper.PaperLoss(
         alpha=loss.alpha, beta=loss.beta, gamma=gamma, weight=loss.sample_weighting.text if loss.max_weights[1] else None
     )
     extra = "".join(f", {part}" for part in extra_settings(inputs))
@@ -300,7 +300,7 @@ def _filled(inputs: ReportInputs, rows: Sequence[Row], more: str = "") -> str:
     return f"{text} {more}".strip()
 
 
-def _symbols(method: paper.Method) -> str:
+def _symbols(method: paper.PaperLoss) -> str:
     mark = "?" if method.assumed else ""
     weights = f"α\u00a0{method.alpha:g}{mark}, β\u00a0{method.beta:g}{mark}, γ\u00a0{method.gamma:g}"
     if method.weight is None:
@@ -315,7 +315,7 @@ def _other_settings(inputs: ReportInputs) -> list[str]:
     nested = inputs.recipe.to_dict()
     texts = []
     for key, name, printed in paper.SETTINGS:
-        value = _at(nested, key)
+        value = _value_at(nested, key)
         if value != printed:
             texts.append(f"{name} {setting_text(value)} ({setting_text(printed)})")
     for key, name, printed in paper.STUDENT_SETTINGS:
@@ -327,7 +327,7 @@ def _other_settings(inputs: ReportInputs) -> list[str]:
     return texts
 
 
-def _at(values: Mapping[str, Any], path: str) -> Any:
+def _value_at(values: Mapping[str, Any], path: str) -> Any:
     for part in path.split("."):
         values = values[part]
     return values

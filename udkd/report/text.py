@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 
-def shorten(name: str, limit: int = 24) -> str:
+def short_name(name: str, limit: int = 24) -> str:
     """A class name's first synonym, cut to `limit` characters."""
     first = name.split(",")[0].strip() or name
     return first if len(first) <= limit else first[: limit - 1].rstrip() + "…"
 
 
 def percent(value: float, digits: int = 2) -> str:
-    """`81.86 %`."""
+    """A value in percent, such as `81.86 %`."""
     return f"{value:.{digits}f} %"
 
 
@@ -20,7 +20,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def comma_list(parts: Sequence[str], last: str = "and") -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """A list in words: `a`, `a and b`, `a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}" if parts else ""
 
 
@@ -43,11 +43,11 @@ def setting_text(value: object) -> str:
 
 def class_name(names: Sequence[str], label: int, limit: int = 60) -> str:
     """A class's shortened name; its number where the name is unknown."""
-    return shorten(names[label], limit) if 0 <= label < len(names) else f"class {label}"
+    return short_name(names[label], limit) if 0 <= label < len(names) else f"class {label}"
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """A number with its sign, a true minus; no sign where it rounds to zero."""
+    """A number with its sign, where minus is U+2212; no sign where it rounds to zero."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
 

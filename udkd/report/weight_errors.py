@@ -8,13 +8,13 @@ from udkd.report.analysis.groups import tenths
 from udkd.report.analysis.separation import separation
 from udkd.report.classifiers import accuracy_with_ci, classifiers, dodge, draw_line, legend
 from udkd.report.inputs import ReportInputs
-from udkd.report.page import Block, Note, Plot, Plots, Section
+from udkd.report.page import Block, Note, PageSection, Plot, Plots
 from udkd.report.style import Palette, plot
 from udkd.report.text import comma_list, count, percent
 from udkd.training.predictions import Predictions, TeacherPredictions
 
 
-def section(inputs: ReportInputs) -> Section | None:
+def section(inputs: ReportInputs) -> PageSection | None:
     """Plots by tenths, of validation images with teacher predictions and of training images; None without either."""
     plots: list[Plot] = []
     blocks: list[Block] = []
@@ -28,7 +28,7 @@ def section(inputs: ReportInputs) -> Section | None:
     if plots:
         note = "Whiskers: 95 % intervals of each group’s accuracy (Wilson)."
         blocks = [Plots(plots=plots), *blocks, Note(text=note)]
-    return Section(anchor="weight-errors", title="Does a low weight mean an error?", blocks=blocks) if blocks else None
+    return PageSection(anchor="weight-errors", title="Does a low weight mean an error?", blocks=blocks) if blocks else None
 
 
 def accuracy_by_tenths(targets: TeacherPredictions, correct: NDArray[np.bool_]) -> list[tuple[float, float, float]]:
@@ -37,7 +37,7 @@ def accuracy_by_tenths(targets: TeacherPredictions, correct: NDArray[np.bool_]) 
 
 
 def separation_text(targets: TeacherPredictions) -> str:
-    """A sentence part on how well the weight separates the teacher's correct predictions from incorrect ones."""
+    """A clause on how well the weight separates the teacher's correct predictions from incorrect ones."""
     area = separation(-targets.entropy.astype(np.float64), targets.correct)
     if area is None:
         return "all its predictions are correct" if targets.correct.all() else "all its predictions are wrong"

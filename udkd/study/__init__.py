@@ -1,4 +1,4 @@
 """Studies: arms of a question, repeated with several seeds; their runs, statistics and pages.
 
-It may import udkd.report and what that may.
+It may import udkd.report and the packages below it.
 """

@@ -1,4 +1,4 @@
-"""The work that a plan has left, and about how long it takes on this machine."""
+"""The work that a plan has left, and an estimate of its time on this machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from udkd.utils.errors import CacheError
 
 @dataclass(frozen=True, kw_only=True)
 class WorkItem:
-    """A teacher, cache or run to make: `done` of `total` epochs (cache: views), and the seconds of the rest."""
+    """A teacher, cache or run to make: `done` of `total` epochs (of a cache, views), and the seconds for the rest."""
 
     kind: str
     detail: str
@@ -29,7 +29,7 @@ class WorkItem:
 
 
 def estimate(plan: StudyPlan, context: StudyContext) -> list[WorkItem]:
-    """Teacher, caches and runs, each once, in the order of their making; speeds are measured on one constant batch."""
+    """The teacher, caches and runs, each once, in the order of execution; speeds are measured on one constant batch."""
     dataset = DatasetFolder.open(context.data)
     images, val_images = len(dataset.split("train").ids), len(dataset.split("val").ids)
     speeds = _Speeds(len(dataset.classes), context.device)
@@ -70,7 +70,7 @@ def _runs(
         image_s = speed.students_step_s + (
             speed.teacher_forward_s if trials[0].needs_teacher and recipe.teacher.source == "live" else 0.0
         )
-        if rows:  # measured by this very run
+        if rows:  # the run itself has measured it
             image_s = 1 / median(row["images_per_s"] for row in rows)
         epoch_s = images * image_s + val_images * speed.students_step_s / 3  # no backward pass: a third of a training step
         arms = " = ".join(dict.fromkeys(trial.arm for trial in trials))

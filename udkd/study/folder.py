@@ -1,4 +1,4 @@
-"""Layout of a study's folder: teachers, caches and runs that several studies may share, and each study's own result."""
+"""Layout of a study's folder: teachers, caches and runs that several studies may share, and each study's result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from udkd.utils.errors import RunError
 from udkd.utils.files import read_regular, write_bytes
 from udkd.utils.json_checksum import dump_checked, load_checked
 
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 
 
 class _CacheCost(BaseModel):
@@ -51,13 +51,13 @@ class StudyFolder:
         if not file.exists():
             return _CacheCost(images=0.0, seconds=0.0).model_dump()
         try:
-            return _CacheCost.model_validate(load_checked(read_regular(file, _MOST_BYTES))).model_dump()
+            return _CacheCost.model_validate(load_checked(read_regular(file, _MAX_BYTES))).model_dump()
         except ValueError as error:  # includes pydantic's ValidationError
             reason = str(error).splitlines()[0]
             raise RunError(f"{file} is damaged ({reason}); expected the build time of that cache; remove it") from None
 
     def add_cache_cost(self, name: str, images: int, seconds: float) -> None:
-        """Add a build of so many images and seconds."""
+        """Add the images and seconds of a build to a cache's cost."""
         stored = self.cache_cost(name)
         if images:
             value = {"images": stored["images"] + images, "seconds": stored["seconds"] + seconds}

@@ -1,4 +1,4 @@
-"""A study of networks alone: parameters, bytes on disk, latency at batch size 1. Nothing is trained.
+"""A study that only measures networks: parameters, bytes on disk, latency at batch size 1. Nothing is trained.
 
 Letters: C classes.
 """
@@ -17,17 +17,18 @@ from torch import nn
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build, num_parameters, parameter_count
 from udkd.report import style
-from udkd.report.page import Facts, Note, Page, Row, Section, Table, render
+from udkd.report.page import Facts, Note, Page, PageSection, Row, Table, render
 from udkd.report.text import comma_list
 from udkd.study.plan import StudyPlan
 from udkd.study.spec import Study
 from udkd.study.tables import csv_text
+from udkd.training.make_teacher import IMAGENET_CLASSES
 from udkd.utils.environment import environment, set_threads
 from udkd.utils.files import write_json, write_text
 from udkd.utils.progress import Observer
 
 FORMAT, VERSION = "udkd-networks", 1
-IMAGENET_CLASSES = 1000
+
 REPEATS, WARM_UP = 30, 5
 
 
@@ -81,8 +82,8 @@ def write_page(folder: Path, values: Mapping[str, Any]) -> Path:
     return path
 
 
-def ratios(study: Study, measured: Sequence[NetworkMeasurement]) -> list[float]:
-    """Parameters of the baseline's network over each network's, with 1,000 classes, as in the paper."""
+def parameter_ratios(study: Study, measured: Sequence[NetworkMeasurement]) -> list[float]:
+    """The baseline network's number of parameters over each network's, with 1,000 classes, as in the paper."""
     base = next((network for network in measured if network.arm in study.baseline), measured[0])
     return [base.parameters_1000 / network.parameters_1000 for network in measured]
 
@@ -141,7 +142,7 @@ def _page(values: Mapping[str, Any]) -> Page:
                 f"{network.low_ms:.2f} to {network.high_ms:.2f}",
             ),
         )
-        for network, ratio in zip(measured, ratios(study, measured), strict=True)
+        for network, ratio in zip(measured, parameter_ratios(study, measured), strict=True)
     ]
     classes, size_px, hardware = values["classes"], values["size_px"], values["machine"]["hardware"]
     table = Table(
@@ -159,8 +160,8 @@ def _page(values: Mapping[str, Any]) -> Page:
         subtitle=f"{comma_list([network.arm for network in measured])} · {size_px} px · {hardware['device']}",
         lead=f"{study.question} {fastest_text(measured)}".strip(),
         sections=[
-            Section(anchor="networks", title="Result", blocks=[table, *(Note(text=note) for note in study.notes)]),
-            Section(
+            PageSection(anchor="networks", title="Result", blocks=[table, *(Note(text=note) for note in study.notes)]),
+            PageSection(
                 anchor="reproduce",
                 title="How to reproduce it",
                 blocks=[Facts(title="Hardware, versions", facts=facts, open=True)],

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from udkd.report import style
-from udkd.report.page import Block, Facts, Note, Page, Plots, Row, Section, Table, render
+from udkd.report.page import Block, Facts, Note, Page, PageSection, Plots, Row, Table, render
 from udkd.report.text import comma_list, count, interval, signed
 from udkd.study import networks, transfer
 from udkd.study.plots import StudyPlots, all_plots
-from udkd.study.results import AVERAGED, FORMAT, VERSION, Comparison, RunResult, Summary, summarise
+from udkd.study.results import FORMAT, VERSION, Comparison, RunResult, Summary, summarise
 from udkd.study.spec import Arm, Study
 from udkd.study.tables import main_comparisons, mean_sd
+from udkd.training.trained import AVERAGED
 from udkd.utils.errors import RunError
 from udkd.utils.files import read_exact_json, write_bytes, write_text
 from udkd.utils.statistics import CLAIMS, LEVEL, METHOD, MIN_IMAGES, MIN_RUNS, MeanStd
@@ -136,7 +137,7 @@ def _unclear(number: int) -> str:
     return f"{count(number, 'difference')} not clear" if number else "every difference is clear"
 
 
-def _answer(study: Study, summary: Summary, plots: StudyPlots) -> Section:
+def _answer(study: Study, summary: Summary, plots: StudyPlots) -> PageSection:
     """Differences from the baseline, and the study's contrasts."""
     blocks: list[Block] = [Plots(plots=plots.differences)] if plots.differences else []
     compared = main_comparisons(summary, "last")
@@ -153,11 +154,11 @@ def _answer(study: Study, summary: Summary, plots: StudyPlots) -> Section:
         )
         blocks += [Note(text=METHOD), *([Note(text=text)] if number else [])]
     blocks += [Note(text=note) for note in study.notes]
-    return Section(anchor="answer", title="Conclusions", blocks=blocks)
+    return PageSection(anchor="answer", title="Conclusions", blocks=blocks)
 
 
 def _differences(study: Study, compared: Sequence[Comparison], summary: Summary) -> Table:
-    best = {(other.arm, other.learner): other.difference for other in main_comparisons(summary, "best")}
+    best = {(each.arm, each.learner): each.difference for each in main_comparisons(summary, "best")}
     rows = []
     for comparison, first in _with_firsts(compared, lambda comparison: comparison.arm):
         at_best = best.get((comparison.arm, comparison.learner))
@@ -206,7 +207,7 @@ def _with_firsts(items: Sequence[_Item], group: Callable[[_Item], object]) -> li
     return [(item, index == 0 or group(items[index - 1]) != group(item)) for index, item in enumerate(items)]
 
 
-def _accuracy(study: Study, summary: Summary, plots: StudyPlots) -> Section:
+def _accuracy(study: Study, summary: Summary, plots: StudyPlots) -> PageSection:
     printed = any(arm.paper for arm in study.arms)
     rows = []
     for results, first in _with_firsts(summary.arm_summaries, lambda results: results.arm):
@@ -241,10 +242,10 @@ def _accuracy(study: Study, summary: Summary, plots: StudyPlots) -> Section:
         Table(name="accuracy", title="Validation accuracy", head=head, rows=rows, caption=caption, stacked=True),
         Plots(plots=plots.curves),
     ]
-    return Section(anchor="accuracy", title="Accuracy", blocks=blocks)
+    return PageSection(anchor="accuracy", title="Accuracy", blocks=blocks)
 
 
-def _cost(study: Study, summary: Summary, values: Mapping[str, Any]) -> Section:
+def _cost(study: Study, summary: Summary, values: Mapping[str, Any]) -> PageSection:
     longest = max((cost.seconds.mean for cost in summary.costs), default=0.0)
     unit, divisor = ("hours", 3600) if longest >= 2 * 3600 else ("minutes", 60) if longest >= 120 else ("seconds", 1)
     printed = any(arm.paper_hours for arm in study.arms)
@@ -272,7 +273,7 @@ def _cost(study: Study, summary: Summary, values: Mapping[str, Any]) -> Section:
         caption += " The paper’s hours: 50 epochs of ImageNet-100 at 224 px, with a live teacher, on unnamed hardware."
     head = ("", "n", "images/s", f"{unit} a run", f"cache, {unit}", *(["paper, hours"] if printed else []), "ratio", "")
     table = Table(name="cost", title="Training time", head=head, rows=rows, caption=caption, stacked=True)
-    return Section(anchor="cost", title="Cost", blocks=[table])
+    return PageSection(anchor="cost", title="Cost", blocks=[table])
 
 
 def _scaled(spread: MeanStd, divisor: float) -> MeanStd:
@@ -286,9 +287,9 @@ def _cache_seconds(values: Mapping[str, Any]) -> dict[str, float]:
     return {arm: target["images"] * costs[target["cache"]] for arm, target in targets.items() if target["cache"] in costs}
 
 
-def _runs(runs: Sequence[RunResult]) -> Section:
+def _runs(runs: Sequence[RunResult]) -> PageSection:
     if not runs:
-        return Section(anchor="runs", title="Every run", blocks=[Note(text="No run is finished yet.", missing=True)])
+        return PageSection(anchor="runs", title="Every run", blocks=[Note(text="No run is finished yet.", missing=True)])
     rows = [
         Row(
             label=run.arm if index == 0 else "",
@@ -305,14 +306,14 @@ def _runs(runs: Sequence[RunResult]) -> Section:
         "The numbers behind everything above. Accuracies in percent; “best at”: the best epoch’s number. The last column names "
         "the folder under runs/."
     )
-    return Section(
+    return PageSection(
         anchor="runs",
         title="Every run",
         blocks=[Table(name="runs", title="Per-run numbers", head=head, rows=rows, caption=caption)],
     )
 
 
-def _reproduce(values: Mapping[str, Any], study: Study) -> Section:
+def _reproduce(values: Mapping[str, Any], study: Study) -> PageSection:
     """Everything needed to run the study again."""
     data, teacher = values["data"], values["teacher"]
     facts = [
@@ -331,7 +332,7 @@ def _reproduce(values: Mapping[str, Any], study: Study) -> Section:
         Facts(title="The study", text=json.dumps(values["study"], indent=2, ensure_ascii=False)),
         Facts(title="Its base recipe", text=json.dumps(values["recipe"], indent=2, ensure_ascii=False)),
     ]
-    return Section(anchor="reproduce", title="How to reproduce it", blocks=blocks)
+    return PageSection(anchor="reproduce", title="How to reproduce it", blocks=blocks)
 
 
 def _settings(arm: Arm) -> str:

@@ -62,9 +62,9 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """A study with all recipes resolved. name: of the study file. base: the recipe without any arm's changes.
+    """A study with all its recipes resolved. name: of the study file. base: the recipe without any arm's changes.
 
-    trials: seed by seed, so that a study that was stopped has complete comparisons.
+    trials: seed by seed, so that a stopped study has complete comparisons.
     """
 
     name: str
@@ -89,7 +89,7 @@ class StudyPlan:
 def make_plan(
     name: str, study: Study, *, recipe: str | None = None, overrides: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> StudyPlan:
-    """Resolve a study. recipe, seeds: replace the study's. overrides: KEY=VALUE for every arm, applied before the arm's own.
+    """Resolve a study. recipe, seeds: replace the study's. overrides: KEY=VALUE for every arm, applied before the arm's.
 
     Raises ConfigError, which names the arm, where the settings give no valid recipe.
     """

@@ -74,8 +74,8 @@ def accuracies(name: str, learner: str, arms: Sequence[str], runs: Sequence[RunR
 
     highest = max(fmean(top1s) for top1s in values.values())
     best = [f"“{arm}”" for arm, top1s in values.items() if math.isclose(fmean(top1s), highest)]
-    owner = f"that of {comma_list(best)}" if len(best) < 4 else f"that of {len(best)} arms"
-    caption = f"Each dot is a run, the line their mean; the highest mean, {highest:.1f} %, is {owner}."
+    best_arms = comma_list(best) if len(best) < 4 else f"{len(best)} arms"
+    caption = f"Each dot is a run, the line their mean; the highest mean, {highest:.1f} %, is that of {best_arms}."
     return plot(name, f"{learner}: every run", caption, draw, height=_height(len(values)))
 
 
@@ -119,7 +119,7 @@ def all_plots(summary: Summary, arms: Sequence[str], runs: Sequence[RunResult]) 
     plots = StudyPlots(differences=[], accuracies=[], curves=[])
     for number, learner in enumerate(dict.fromkeys(arm_summary.learner for arm_summary in summary.arm_summaries), start=1):
         with_learner = [arm for arm in arms if any(run.arm == arm and run.outcome(learner) for run in runs)]
-        compared = [other for other in main_comparisons(summary, "last") if other.learner == learner]
+        compared = [each for each in main_comparisons(summary, "last") if each.learner == learner]
         if compared:
             plots.differences.append(differences(f"difference-{number}", learner, compared))
         plots.accuracies.append(accuracies(f"accuracy-{number}", learner, with_learner, runs))

@@ -18,12 +18,13 @@ from udkd.study.runner import run_path
 from udkd.study.spec import Study
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder, epoch_seconds
+from udkd.training.trained import AVERAGED
 from udkd.utils.statistics import Difference, MeanStd, mean_std, min_claim, paired_difference
 
 FORMAT, VERSION = "udkd-study", 1
-AVERAGED = "averaged"
 _NUMBER = re.compile(r"-\d+$")  # a recipe numbers students of one architecture
-FIGURES = {"last": "last epoch", "best": "best epoch"}
+EPOCH_CHOICES = ("last", "best")
+"""The epoch whose accuracy is compared: each run's last one, or its best one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class ArmSummary:
 class Comparison:
     """One learner of `arm` against the same learner of `against`, over the seeds that both have.
 
-    figure: a key of FIGURES. isolates: the difference between the arms, for a contrast of the study; else empty.
+    figure: one of EPOCH_CHOICES. isolates: the difference between the arms, for a contrast of the study; else empty.
     """
 
     arm: str
@@ -107,8 +108,8 @@ class Comparison:
 class ArmCost:
     """Training time of an arm's run.
 
-    ratios: its seconds over those of each baseline. to_sum: its seconds over the sum of the baselines', if there are several:
-    together they train what this arm trains at once.
+    ratios: its seconds over each baseline's. to_sum: its seconds over the sum of the baselines', if there are several, which
+    together train what this arm trains at once.
     """
 
     arm: str
@@ -157,7 +158,7 @@ def _result(trial: Trial, run: RunFolder) -> RunResult:
 
 
 def _average(val: Mapping[str, Any]) -> Mapping[str, float] | None:
-    """The average's scores; None while only one student trains, as they are that student's."""
+    """The average's scores; None while only one student trains, whose scores they would repeat."""
     started = sum(student is not None for student in val["students"])
     return dict(val["ensemble"]) if started > 1 else None
 
@@ -212,7 +213,7 @@ def _arm_summary(arm: str, learner: str, runs: Sequence[RunResult]) -> ArmSummar
 
 
 def _comparisons(study: Study, runs: Sequence[RunResult], least: float) -> list[Comparison]:
-    """First those with the baseline, then the study's contrasts; learners without a counterpart are left out."""
+    """The comparisons with the baseline, then the study's contrasts; learners without a counterpart are left out."""
     requested: list[tuple[str, str, str, str]] = []
     for arm in study.arms:
         for learner in _learners(arm.name, runs):
@@ -228,7 +229,7 @@ def _comparisons(study: Study, runs: Sequence[RunResult], least: float) -> list[
         ]
     return [
         comparison
-        for figure in FIGURES
+        for figure in EPOCH_CHOICES
         for arm, against, learner, isolates in requested
         if (comparison := _comparison(arm, against, learner, figure, isolates, runs, least)) is not None
     ]

@@ -69,10 +69,10 @@ class Progress:
 
 
 def run_study(plan: StudyPlan, context: StudyContext, *, wait: bool = False) -> Progress:
-    """Do whatever of the plan is not done yet, until stopped.
+    """Do all work that a plan has left, until stopped.
 
     wait: where other processes train all missing runs, wait for them and take over what they leave.
-    Raises a UserError for what would end every run; the failure of a single run (a loss that is not finite) is recorded.
+    Raises a UserError that concerns every run; the failure of a single run (a loss that is not finite) is recorded.
     """
     dataset = DatasetFolder.open(context.data)
     teacher: TeacherFolder | None = None
@@ -171,7 +171,7 @@ def _fit_teacher(recipe: Recipe, path: Path, dataset: DatasetFolder, context: St
         context.observer.note(f"teacher: {recipe.fit.architecture}, {recipe.fit.epochs} epochs")
         if not _train_to_end(teacher_recipe, path / "run", dataset, context):
             return None
-        candidate = from_run(RunFolder.open(path / "run"), None, [name.wnid for name in dataset.classes])
+        candidate = from_run(RunFolder.open(path / "run"), None, [entry.wnid for entry in dataset.classes])
         return evaluate_and_write(path, candidate, dataset, teacher_recipe, context.device, context.observer)
 
 

@@ -16,12 +16,12 @@ from udkd.utils.printable import printable, shorten
 from udkd.utils.toml_files import load_toml, shipped_names
 from udkd.utils.validation import validate
 
-Kind = Literal["runs", "networks", "teachers"]
-MOST_ARMS, MOST_SEEDS, MOST_TRIALS = 200, 1000, 10_000
+StudyKind = Literal["runs", "networks", "teachers"]
+MAX_ARMS, MAX_SEEDS, MAX_TRIALS = 200, 1000, 10_000
 SHARED_FOLDERS = ("teachers", "caches", "runs")
-"""Sub-folders that all studies in one folder share; each study's result is stored beside them, under its name."""
+"""Sub-folders that all studies in one folder share. Each study's result is in a sub-folder of the study's name."""
 _NAME_BYTES = 120
-_RENAMED = {"asks": "metric", "exact": "teacher_views"}  # keys of before 0.1.0
+_RENAMED = {"asks": "metric", "exact": "teacher_views"}  # names before 0.1.0
 
 Settings = Annotated[tuple[str, ...], Field(max_length=200)]
 
@@ -52,7 +52,7 @@ class Arm(Section):
 
 
 class Contrast(Section):
-    """A comparison besides those with the baseline: `arm` against `against`, and the one difference that it isolates."""
+    """A comparison in addition to those with the baseline: `arm` with `against`, and the difference that it isolates."""
 
     arm: str
     against: str
@@ -69,19 +69,19 @@ class Study(Section):
     title: str = Field(min_length=1)
     question: str = ""
     metric: Literal["accuracy", "cost"] = Field(default="accuracy", description="what the page shows first")
-    kind: Kind = "runs"
+    kind: StudyKind = "runs"
     recipe: str = Field(default="imagenet100-paper", description="the base recipe; --recipe overrides it")
     seeds: tuple[Seed, ...] = Field(
-        default=(0, 1, 2), min_length=1, max_length=MOST_SEEDS, description="train.seed of the repetitions"
+        default=(0, 1, 2), min_length=1, max_length=MAX_SEEDS, description="train.seed of the repetitions"
     )
     set: Settings = Field(default=(), description="KEY=VALUE for every arm")
     baseline: tuple[str, ...] = Field(
         default=(),
-        max_length=MOST_ARMS,
+        max_length=MAX_ARMS,
         description="arms to compare the others with; a student is compared with the first of them that has it",
     )
-    arms: tuple[Arm, ...] = Field(min_length=1, max_length=MOST_ARMS)
-    contrasts: tuple[Contrast, ...] = Field(default=(), max_length=MOST_ARMS)
+    arms: tuple[Arm, ...] = Field(min_length=1, max_length=MAX_ARMS)
+    contrasts: tuple[Contrast, ...] = Field(default=(), max_length=MAX_ARMS)
     notes: tuple[str, ...] = Field(default=(), max_length=100, description="sentences printed on the page")
 
     def arm(self, name: str) -> Arm:
@@ -112,9 +112,9 @@ class Study(Section):
     def trials(self, seeds: Sequence[int]) -> int:
         """Number of runs: arms times seeds. Raises ConfigError, a ValueError, for more than MOST_TRIALS."""
         number = len(self.arms) * len(seeds)
-        if number > MOST_TRIALS:
+        if number > MAX_TRIALS:
             raise ConfigError(
-                f"{len(self.arms):,} arms and {len(seeds):,} seeds make {number:,} runs; expected up to {MOST_TRIALS:,}; "
+                f"{len(self.arms):,} arms and {len(seeds):,} seeds make {number:,} runs; expected up to {MAX_TRIALS:,}; "
                 "drop some of them"
             )
         return number
@@ -127,7 +127,7 @@ class Study(Section):
         return self
 
     def stored(self) -> dict[str, Any]:
-        """Plain values as in study.json, which keeps the keys of before 0.1.0."""
+        """Plain values as in study.json, which keeps the key names from before 0.1.0."""
         values = self.model_dump(mode="json")
         arms = [{**arm, "exact": arm["teacher_views"] == "all"} for arm in values["arms"]]
         values |= {"asks": values.pop("metric"), "arms": [_without(arm, "teacher_views") for arm in arms]}

@@ -23,7 +23,7 @@ def table_csv(summary: Summary) -> str:
     """One line per comparison of an arm and student; one line where there is none."""
     lines: list[tuple[object, ...]] = []
     for results in summary.arm_summaries:
-        comparisons = [other for other in summary.comparisons if (other.arm, other.learner) == (results.arm, results.learner)]
+        comparisons = [each for each in summary.comparisons if (each.arm, each.learner) == (results.arm, results.learner)]
         head = (
             *(
                 results.arm,
@@ -50,12 +50,12 @@ def cost_csv(summary: Summary) -> str:
 
 
 def mean_sd(spread: MeanStd, digits: int = 2) -> str:
-    """`81.86 ± 0.21`; the mean alone where n is 1."""
+    """Mean and standard deviation as text, such as `81.86 ± 0.21`; the mean alone where n is 1."""
     return f"{spread.mean:.{digits}f}" + ("" if spread.sd is None else f" ± {spread.sd:.{digits}f}")
 
 
 def main_comparisons(summary: Summary, figure: str) -> list[Comparison]:
-    """The comparisons with the baseline, without the study's contrasts. figure: a key of results.FIGURES."""
+    """The comparisons with the baseline, without the study's contrasts. figure: one of results.EPOCH_CHOICES."""
     return [comparison for comparison in summary.comparisons if comparison.figure == figure and not comparison.isolates]
 
 

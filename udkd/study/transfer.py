@@ -1,4 +1,4 @@
-"""A study of teachers alone: whether they are unsure of the same samples and classes, as rank correlations of their weights.
+"""A study that compares teachers: rank correlations of their weights show whether they are unsure of the same samples.
 
 Letters: N rows of a split, n matched samples or classes.
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.sample_weight import entropy_weight
 from udkd.report import style
-from udkd.report.page import Facts, Note, Page, Plot, Plots, Row, Section, Table, render
+from udkd.report.page import Facts, Note, Page, PageSection, Plot, Plots, Row, Table, render
 from udkd.report.style import Palette, plot
 from udkd.report.text import comma_list, count, signed
 from udkd.study.plan import StudyPlan
@@ -96,7 +96,7 @@ def compare_teachers(plan: StudyPlan, context: StudyContext, others: Sequence[Pa
 
 
 def read_teacher_weights(arm: str, seed: int, dataset: DatasetFolder, cache: Cache, top1: float | None) -> TeacherWeights:
-    """The weights in a cache of evaluation views."""
+    """A teacher's weights from its cache of evaluation views."""
     split = dataset.split("train")
     weight_N: NDArray[np.float32] = entropy_weight(torch.from_numpy(np.array(cache.targets(0)[1])), cache.num_classes).numpy()
     ids, labels = split.ids, split.labels
@@ -115,7 +115,7 @@ def read_teacher_weights(arm: str, seed: int, dataset: DatasetFolder, cache: Cac
 
 
 def agreements(teachers: Sequence[TeacherWeights]) -> list[PairAgreement]:
-    """All pairs in one dataset, and pairs of one architecture and seed across datasets, by sample and by class."""
+    """All pairs on the same dataset, and pairs of one architecture and seed across datasets, by sample and by class."""
     pairs = []
     for one, other in combinations(teachers, 2):
         same_teacher = one.teacher == other.teacher
@@ -228,12 +228,12 @@ def _page(values: Mapping[str, Any], pairs: Sequence[PairAgreement], agreement_p
         subtitle=f"{count(len(values['teachers']), 'teacher')} · {values['recipe']['views']['size_px']} px",
         lead=f"{study.question} Mean rank correlation: {comma_list(means)}." if means else study.question,
         sections=[
-            Section(
+            PageSection(
                 anchor="agreement",
                 title="Result",
                 blocks=[Plots(plots=[agreement_plot]), _group_table(pairs), *notes, pair_table],
             ),
-            Section(anchor="teachers", title="The teachers", blocks=[teacher_table, study_facts]),
+            PageSection(anchor="teachers", title="The teachers", blocks=[teacher_table, study_facts]),
         ],
         footer="Written by udkd; every number is in study.json, beside this page.",
     )

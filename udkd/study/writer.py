@@ -18,7 +18,7 @@ from udkd.utils.files import FolderLock, write_json, write_text
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOutput:
-    """The statistics and the path of the page."""
+    """A study's statistics, and the path of its page."""
 
     summary: Summary
     page: Path
@@ -46,7 +46,7 @@ def write_result(plan: StudyPlan, context: StudyContext, progress: Progress) -> 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, waiting for it: writing takes seconds, and the last process has loaded the most runs."""
+    """Wait for the folder's lock and hold it: writing takes seconds, and the last process has loaded the most runs."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         while True:

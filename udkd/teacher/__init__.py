@@ -1,4 +1,4 @@
-"""The teacher's targets: frozen networks, ensembles, the cache, and what provides them to a step.
+"""The teacher's targets: frozen networks, ensembles, the cache, and the sources that a training step reads.
 
-It may import udkd.config and what that may.
+It may import udkd.config and the packages below it.
 """

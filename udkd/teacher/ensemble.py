@@ -1,4 +1,4 @@
-"""How one target is computed for a view: by a teacher, by its passes with dropout, or by several teachers."""
+"""Targets for a view, computed by one teacher, by several passes with dropout, or by several teachers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ _UNROUNDED = Storage(dtype="float32")
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherEnsemble:
-    """Teachers with one batch shape, precision and device. Several are an ensemble: the mean of their probabilities."""
+    """One or more teachers with the same batch shape, precision and device. Several predict the mean of their probabilities."""
 
     members: tuple[FrozenTeacher, ...]
     estimator: Estimator
@@ -76,12 +76,12 @@ class TeacherEnsemble:
 
     @property
     def num_features(self) -> int:
-        """D, the pooled features of an image; 0 where they are not computed."""
+        """D, the number of pooled features of an image; 0 where they are not computed."""
         return self.members[0].num_features
 
     @property
     def num_members(self) -> int:
-        """M, the predictions that one target is the mean of."""
+        """M, the number of predictions averaged into a target."""
         return self.estimator.passes if self.estimator.kind == "mc_dropout" else len(self.members)
 
     def targets(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> PackedTargets:
@@ -100,7 +100,7 @@ class TeacherEnsemble:
         return replace(packed, features=features) if self.num_features else packed
 
     def describe(self) -> dict[str, object]:
-        """What decides the bits of the teachers' targets, by the names of CacheKey's fields."""
+        """Everything about the teachers that determines the bits of their targets, by the names of CacheKey's fields."""
         return self.members[0].describe() | {
             "teacher": " + ".join(member.architecture for member in self.members),
             "teacher_sha256": " + ".join(member.weights_sha256 for member in self.members),
@@ -127,7 +127,7 @@ class TeacherEnsemble:
         return concat_targets(parts)
 
     def _mean_prediction(self, x_BCHW: Tensor, ids_B: Tensor, view: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Logits [batch, C] of the mean prediction, uncertainties besides its entropy; rows beyond the images are padding."""
+        """Logits [batch, C] of the mean prediction, and its uncertainties except entropy. Rows past the images are padding."""
         first = self.members[0]
         if self.estimator.kind == "plain":
             return first.logits(x_BCHW), {}
@@ -135,11 +135,11 @@ class TeacherEnsemble:
             alpha_BC = dirichlet(first.logits(x_BCHW))
             return alpha_BC.log(), {"vacuity": vacuity(alpha_BC)}
         if self.estimator.kind == "mc_dropout":
-            names = [
+            dropout_keys = [
                 int(key(self.estimator.seed, Stream.MC_DROPOUT, view, number)[0] >> 32)
                 for number in range(self.estimator.passes)
             ]
-            logits_MBC = first.dropout_logits(x_BCHW, ids_B, names, self.estimator.p)
+            logits_MBC = first.dropout_logits(x_BCHW, ids_B, dropout_keys, self.estimator.p)
         else:
             logits_MBC = torch.stack([member.logits(x_BCHW) for member in self.members])
         log_p_MBC = torch.log_softmax(logits_MBC, dim=-1)

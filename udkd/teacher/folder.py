@@ -19,7 +19,7 @@ from udkd.utils.files import FolderLock, read_regular, write_bytes
 from udkd.utils.json_checksum import dump_checked, load_checked
 
 FORMAT = 1
-_MOST_BYTES = 1 << 24  # of teacher.json: 100,000 long names and a recipe
+_MAX_BYTES = 1 << 24  # of teacher.json: 100,000 long names and a recipe
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -39,8 +39,8 @@ class TeacherInfo:
     architecture: torchvision's name. classes: wnid (or folder name) of each output, in order.
     image_px, resize_px, scheme: the evaluation view that its accuracy was measured on.
     accuracy: top1 and top5 in percent on the validation split, or empty where it was not measured.
-    made: its origin (recipe, source file), for people.
-    loss: that it was fitted with; "evidential" logits are evidence (udkd.losses.distill.dirichlet).
+    made: its origin (recipe, source file), for information only.
+    loss: the one it was fitted with; "evidential" makes its logits evidence (udkd.losses.distill.dirichlet).
     """
 
     architecture: Annotated[str, Field(min_length=1, max_length=200)]
@@ -61,7 +61,7 @@ _ADAPTER = TypeAdapter(TeacherInfo)
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFolder:
-    """An opened teacher."""
+    """A teacher folder whose teacher.json has been validated."""
 
     path: Path
     info: TeacherInfo
@@ -71,7 +71,7 @@ class TeacherFolder:
         """Read teacher.json. Raises DataError where it is absent, damaged, of another format or of other fields."""
         file = path / "teacher.json"
         try:
-            values = load_checked(read_regular(file, _MOST_BYTES))
+            values = load_checked(read_regular(file, _MAX_BYTES))
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{path} is not a teacher (no teacher.json); expected a folder made by udkd teacher fit or import"
@@ -136,8 +136,8 @@ def require_classes(what: str, stored: Sequence[str], wanted: Sequence[str], rem
 def new_teacher(path: Path) -> Iterator[None]:
     """Lock a folder that is to become a teacher: two writers would mix the weights of one with the description of the other.
 
-    A finished teacher is never overwritten, as caches depend on its weights. Raises RunError: a file, or a teacher already;
-    BusyError: another process makes one there. A folder that is still empty at the end is removed.
+    A finished teacher is never overwritten, as caches depend on its weights. A folder that is still empty at the end is
+    removed. RunError: the path is a file, or already a teacher. BusyError: another process makes one there.
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; expected a new folder; choose another")

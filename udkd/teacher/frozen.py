@@ -1,7 +1,8 @@
 """A teacher whose predictions are always the same bits.
 
 Kernels round differently for different batch shapes, so the network always runs on one shape: longer inputs are split into
-blocks and the last block is padded. The other samples in a block do not matter then: cached and live targets are equal bits.
+blocks and the last block is padded. A prediction then does not depend on the other samples in its block, so cached and live
+targets are the same bits.
 """
 
 from collections.abc import Mapping
@@ -27,9 +28,9 @@ class FrozenTeacher:
 
     model: the network on `device`. batch: the one batch shape. precision: "float32" or "bfloat16" (autocast).
     evidential: it was fitted with the evidential loss.
-    pool: the module with the deepest map, whose mean over positions is an image's `num_features` features; "" and 0 where
-    they are not computed.
-    folded: batch norm is folded into the convolutions. compiled: by torch.compile. Both change last bits.
+    pool: name of the module with the deepest feature map; the map's spatial mean is an image's `num_features` features.
+    "" and 0 without features. folded: batch norm is folded into the convolutions. compiled: by torch.compile. Both change
+    the last bits.
     """
 
     model: nn.Module
@@ -108,27 +109,27 @@ class FrozenTeacher:
     def logits_and_features(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """`logits`, and the pooled features, float32 [batch, num_features]."""
         maps: list[Tensor] = []
-        hook = self.model.get_submodule(self.pool).register_forward_hook(lambda module, given, map_BCHW: maps.append(map_BCHW))
+        hook = self.model.get_submodule(self.pool).register_forward_hook(lambda module, inputs, map_BCHW: maps.append(map_BCHW))
         try:
             logits_BC = self.logits(x_BCHW)
         finally:
             hook.remove()
         return logits_BC, pooled(maps[-1])
 
-    def dropout_logits(self, x_BCHW: Tensor, ids_B: Tensor, names: list[int], p: float) -> Tensor:
+    def dropout_logits(self, x_BCHW: Tensor, ids_B: Tensor, dropout_keys: list[int], p: float) -> Tensor:
         """Logits float32 [M, batch, C] of up to `batch` images with dropout of probability `p` before the head.
 
-        ids_B: int64, sample ids; names: dropout keys of the M passes. The rest of the network has no dropout and runs once.
+        ids_B: int64, sample ids. dropout_keys: of the M passes. The rest of the network runs once, without dropout.
         ConfigError: a network that does not end in a linear layer.
         """
         ids_B = torch.nn.functional.pad(ids_B, (0, self.batch - len(ids_B)))
         head, features_BF = self._head(x_BCHW)
-        masks = (sample_dropout(ids_B, name, features_BF.shape[1], p) for name in names)
+        masks = (sample_dropout(ids_B, dropout_key, features_BF.shape[1], p) for dropout_key in dropout_keys)
         with self._autocast():
             return torch.stack([head(features_BF * mask_BF.to(features_BF.dtype)).float() for mask_BF in masks])
 
     def describe(self) -> dict[str, object]:
-        """Everything about the teacher that decides the bits of its predictions, by the names of CacheKey's fields."""
+        """Everything about the teacher that determines the bits of its predictions, by the names of CacheKey's fields."""
         return {
             "teacher": self.architecture,
             "teacher_sha256": self.weights_sha256,
@@ -142,11 +143,11 @@ class FrozenTeacher:
 
     def _head(self, x_BCHW: Tensor) -> tuple[nn.Linear, Tensor]:
         """The last linear layer and its input, [batch, F]."""
-        seen: list[tuple[nn.Linear, Tensor, Tensor]] = []
+        linear_calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
         def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             assert isinstance(module, nn.Linear)
-            seen.append((module, inputs[0], output))
+            linear_calls.append((module, inputs[0], output))
 
         hooks = [module.register_forward_hook(record) for module in self.model.modules() if isinstance(module, nn.Linear)]
         try:
@@ -155,12 +156,12 @@ class FrozenTeacher:
         finally:
             for hook in hooks:
                 hook.remove()
-        if not seen or seen[-1][2] is not logits_BC or seen[-1][1].dim() != 2:
+        if not linear_calls or linear_calls[-1][2] is not logits_BC or linear_calls[-1][1].dim() != 2:
             raise ConfigError(
                 f"{self.architecture} does not end in a linear layer; expected one, as dropout is applied to its input; "
                 "set teacher.estimator to plain or use another architecture"
             )
-        return seen[-1][0], seen[-1][1]
+        return linear_calls[-1][0], linear_calls[-1][1]
 
     def _padded(self, x_BCHW: Tensor) -> Tensor:
         assert len(x_BCHW) <= self.batch, f"{len(x_BCHW)} images for a batch of {self.batch}"

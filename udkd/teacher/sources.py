@@ -35,7 +35,7 @@ REGULARISER_EPOCHS = 10
 
 @final
 class NoTargets:
-    """No teacher: hard labels only."""
+    """The source of a run without a teacher."""
 
     num_features = 0
 
@@ -48,7 +48,7 @@ class NoTargets:
 
 @final
 class EvidentialRampUp:
-    """Hard labels by the evidential loss: the regulariser's weight min(1, epoch / 10). Without a teacher a view is an epoch."""
+    """No teacher, but the evidential label loss: weights are its regulariser's, min(1, epoch / 10). The view is the epoch."""
 
     num_features = 0
 
@@ -69,7 +69,7 @@ class EvidentialRampUp:
 
 @final
 class CachedTargets:
-    """Targets gathered from the cache. Those of evaluation views are view 0 of the cache, whatever the students see.
+    """Targets gathered from a cache. A cache of evaluation views has only view 0, which serves every view of the students.
 
     labels_N: class indices of all ids, on the CPU, for weights that depend on them. features: whether the teacher's pooled
     features are part of the targets. ids: the ids that will be looked up; each view is checked for them when it is loaded.
@@ -128,10 +128,10 @@ class CachedTargets:
 
 @final
 class LiveTargets:
-    """Predictions of the teachers, for the same pixels as a cache's and packed alike: the same bits as CachedTargets.
+    """Targets that the teachers compute in every step: with a cache's pixels and rounding, and so CachedTargets' bits.
 
     evaluation_views: what the teachers see; None shows them what the students see.
-    weighting: one that needs no other samples.
+    weighting: one that depends on each sample alone.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class LiveTargets:
         return self._teachers.num_features
 
     def keep_maps(self, modules: Sequence[str]) -> None:
-        """From now on, the feature maps of these modules of `network` are part of the targets."""
+        """Include the feature maps of these modules of `network` in all further targets."""
         for name in modules:
             maps = self._maps[name] = []
             self.network.get_submodule(name).register_forward_hook(partial(_append_output, maps))
@@ -194,11 +194,11 @@ def open_targets(
     allow: Collection[str] = (),
     observer: Observer = SILENT,
 ) -> tuple[TargetSource, dict[str, Any]]:
-    """The source of a recipe's targets, and its provenance for the run folder ("num_views": how many views recur).
+    """The source of a recipe's targets, and its provenance for the run folder ("num_views": how many views are reused in turn).
 
-    cache, teachers: folders; teachers beside a cache are checked against its key. allow: fields of the key that may differ.
-    observer: notified where a cache's storage differs from a recipe's defaults.
-    Raises ConfigError where the folder that is needed was not given, MismatchError and CacheError where it does not fit.
+    cache, teachers: folders; teachers given with a cache are checked against its key. allow: fields that may differ.
+    observer: notified where a cache's storage differs from the default.
+    ConfigError: the folder that the recipe needs was not given. MismatchError, CacheError: it does not fit.
     """
     if not recipe.needs_teacher:
         return (EvidentialRampUp(device) if recipe.loss.label_loss == "evidential" else NoTargets()), {}
@@ -240,7 +240,7 @@ def _cached(
     storage, split = recipe.teacher.storage, dataset.split("train")
     if storage != Storage():
         expected["storage"] = storage.text
-    elif opened.key.storage != storage.text:  # a recipe that leaves the defaults takes a cache as it is
+    elif opened.key.storage != storage.text:  # a recipe with the default storage accepts any
         observer.note(
             f"the cache stores {opened.key.storage} where the recipe's teacher.logits_dtype and top_k are {storage.text}"
         )
@@ -290,5 +290,5 @@ def _live(
         )
     folders = [TeacherFolder.open(teacher) for teacher in teachers]
     ensemble = TeacherEnsemble.load(folders, recipe, dataset, device, features=recipe.pools_features)
-    seen = EpochViews(recipe.evaluation_spec, 0, dataset.split("train"), device) if recipe.teacher.views == "eval" else None
-    return LiveTargets(ensemble, seen, weighting), {"teacher_sha256": ensemble.describe()["teacher_sha256"]}
+    views = EpochViews(recipe.evaluation_spec, 0, dataset.split("train"), device) if recipe.teacher.views == "eval" else None
+    return LiveTargets(ensemble, views, weighting), {"teacher_sha256": ensemble.describe()["teacher_sha256"]}

@@ -1,4 +1,4 @@
-"""The teacher's targets for a batch, and what provides them."""
+"""The teacher's targets for a batch, and the protocol of their sources."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from udkd.data.batch import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherTargets:
-    """What the loss needs of the teacher.
+    """What the loss needs from the teacher.
 
     logits: float16 or float32 [B, C], up to a constant per row, or None without a teacher.
     weight: float32 [B], of each sample's teacher term, or None for 1.
@@ -33,7 +33,7 @@ class TargetSource(Protocol):
         """Pooled features in each sample's targets; 0 for none."""
 
     def load(self, view: int) -> None:
-        """Make `view` the one that is looked up, in the memory of the one before it: a CUDA graph reads it there."""
+        """Load a view's targets, in place of the previous view's: a CUDA graph reads the same memory for all views."""
 
     def __call__(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
         """Targets for a batch that the students see as `x_BCHW`, in training view `view`, which is loaded if need be."""

@@ -15,7 +15,7 @@ from udkd.teacher.frozen import precision_text
 
 
 def target_fields(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> dict[str, object]:
-    """The key fields that follow from recipe, data and backend; TeacherEnsemble.describe() has those of the teachers."""
+    """The key fields that follow from recipe, data and backend; TeacherEnsemble.describe() has the teachers' fields."""
     canonical = recipe.teacher.views == "eval"
     return input_fields(dataset.digest, "train", pixel_class) | {
         "policy": "canonical" if canonical else "views",
@@ -28,7 +28,7 @@ def target_fields(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> d
 
 
 def input_fields(digest: str, split: str, pixel_class: str) -> dict[str, object]:
-    """The key fields that follow from the data and from this code: they make a teacher's input, whatever the views are."""
+    """The key fields of the data and of this code's versions. Together with the views they determine a teacher's input."""
     return {
         "dataset_digest": digest,
         "split": split,
@@ -58,7 +58,7 @@ def building_remedy(key: CacheKey, differing: Differing) -> str:
 
 
 def advice(key: CacheKey, differing: Differing, settings: Sequence[str] = ()) -> str:
-    """The settings and options with which a command would match a cache of `key`, as far as there are any.
+    """The settings and options with which a command would match a cache of `key`; "" where there are none.
 
     settings: further ones, which come first.
     """
@@ -74,8 +74,8 @@ def training_remedy(
 ) -> str:
     """What to do where a run does not match a cache: change the settings, or build a cache for them.
 
-    num_views: that the cache has. Where the policy differs, most fields do: the advice names the policy, and the fields that
-    still differ once it is changed.
+    num_views: of the cache. Where the policy differs, most fields do, so the advice names the policy and only those fields
+    that would still differ after changing it.
     """
     views = "eval" if key.policy == "canonical" else num_views
     if (recipe.teacher.views == "eval") == (views == "eval"):
@@ -86,8 +86,8 @@ def training_remedy(
         settings = [f"teacher.views={views}"]
     fields = target_fields(recipe, dataset, pixel_class)
     remaining, _ = key_differences(key, fields)
-    beyond = [field for field in differing if field[0].split(".")[0] not in fields]
-    change = advice(key, [*remaining, *beyond], settings)
+    others = [field for field in differing if field[0].split(".")[0] not in fields]
+    change = advice(key, [*remaining, *others], settings)
     allow = ", or allow it" if [name for name, _, _ in differing] == ["storage"] else ""
     this_cache = f"{holds}{change} to train with it{allow}, or " if change else ""
     return f"{this_cache}build a cache for these settings"

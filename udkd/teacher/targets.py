@@ -58,7 +58,7 @@ class PackedTargets:
 def pack(logits_BC: Tensor, storage: Storage | None = None, uncertainties: Mapping[str, Tensor] | None = None) -> PackedTargets:
     """Round a prediction's logits [B, C] to what a cache stores; no row depends on another.
 
-    storage: float16, all classes by default. uncertainties: further ones, besides the entropy of these logits.
+    storage: float16, all classes by default. uncertainties: those to store in addition to the entropy of these logits.
     Subtracting the row's maximum leaves the softmax unchanged and spends float16's precision on the probable classes: an
     error of at most 1.1e-4 in any probability (bfloat16: 7.5e-3).
     """

@@ -28,12 +28,12 @@ from udkd.utils.errors import ConfigError, MismatchError
 class CachedTeacher:
     """The cached teacher logits and weights of a batch: `targets = teacher(batch, epoch)`.
 
-    A cache of augmented views must be of the augmentation's spec and seed; epoch e is its view e, so of K views in turn pass
-    epoch % K to both. A cache of evaluation views fits any augmentation.
+    A cache of augmented views must have the augmentation's spec and seed. Epoch e uses view e; to reuse K views in turn, pass
+    epoch % num_views to teacher and augmentation. A cache of evaluation views fits any augmentation.
     sample_weight: a kind of udkd.losses.sample_weight; "constant" is weight 1.
 
-    Raises CacheError: no cache, a damaged one, or an absent view. MismatchError: targets of other data, pixels or views, each
-    with both values. ConfigError: an unknown sample_weight.
+    Raises CacheError: no cache, a damaged one, or a missing view. MismatchError: targets of other data, pixels or views; it
+    names both values of each field. ConfigError: an unknown sample_weight.
 
         teacher = udkd.CachedTeacher("quickstart/cache", loader, augment)
         targets = teacher(batch, epoch)  # logits [B, C], float16 or float32; weight float32 [B]
@@ -53,7 +53,13 @@ class CachedTeacher:
         cache.require_rows(split.num_samples, split.ids, cache.num_classes)
         cache.require_uncertainty(sample_weight)
         labels_N = torch.from_numpy(split.labels.astype("int64")) if needs_labels(sample_weight) else None
+        self._num_views = len(cache.views) if cache.key.policy == "views" else None
         self._targets = CachedTargets(cache, loader.device, SampleWeighting(kind=sample_weight), labels_N, ids=split.ids)
+
+    @property
+    def num_views(self) -> int | None:
+        """The number K of cached augmented views; None for a cache of evaluation views, which every epoch uses."""
+        return self._num_views
 
     def __call__(self, batch: Batch, epoch: int) -> TeacherTargets:
         """Targets for the views that the augmentation makes of `batch` in `epoch`."""
@@ -76,12 +82,12 @@ def _remedy(key: CacheKey, differing: Differing) -> str:
 class LiveTeacher:
     """A teacher that runs in every step, on the pixels that the students see: `targets = teacher(batch, epoch)`.
 
-    The same bits as a cache of these views that was built with the same batch_size, precision and, on a CPU, threads.
-    batch_size: images of a forward pass, whatever the batch. precision: of its arithmetic; bfloat16 is autocast.
-    sample_weight: see CachedTeacher. For targets of the evaluation view give an augmentation of that view, and epoch 0.
+    Its targets have the same bits as a cache of these views that was built with equal batch_size, precision and, on a CPU,
+    threads. batch_size: images per forward pass, whatever the loader's. precision: "bfloat16" is autocast.
+    sample_weight: see CachedTeacher. For targets of the evaluation view, pass an augmentation of that view, and epoch 0.
 
     Raises DataError: no teacher, or weights that do not fit. MismatchError: a teacher of other classes.
-    ConfigError: an unknown sample_weight, or one that a single network does not give.
+    ConfigError: an unknown sample_weight, or one that a single network cannot compute.
 
         teacher = udkd.LiveTeacher("quickstart/teacher", augment)
     """

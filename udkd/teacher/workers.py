@@ -36,7 +36,7 @@ class WorkerGroup:
 
     @classmethod
     def join(cls, environment: Mapping[str, str] = os.environ) -> "WorkerGroup":
-        """Join the group of torchrun's variables; a group of one without them. CacheError: its store does not answer."""
+        """Join the group that torchrun's variables describe, or a group of one. CacheError: the store does not answer."""
         if not is_torchrun_worker(environment):
             return cls()
         die_with_parent(signal.SIGTERM)  # not SIGKILL: from here on there is something to clean up
@@ -113,7 +113,7 @@ def _call_store(method: Any, *arguments: Any) -> Any:
         return method(*arguments)
     except (RuntimeError, OSError) as error:
         raise CacheError(
-            f"the other processes of this build are gone ({_first_line(error)}); expected them until its end; run it again"
+            f"the other processes of this build are gone ({_first_line(error)}); expected all until it ends; run it again"
         ) from None
 
 

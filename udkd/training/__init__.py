@@ -1,4 +1,4 @@
 """The training loop: step, students, schedules, run folder, evaluation.
 
-It may import udkd.teacher and what that may.
+It may import udkd.teacher and the packages below it.
 """

@@ -1,4 +1,4 @@
-"""Builds a step as its recipe says. What is compiled is decided here, once, and never while steps run."""
+"""Builds a recipe's training step. What is compiled is decided here, once, and never while steps run."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ def build_step(
 ) -> TrainStep:
     """The step of a recipe for views of `spec` (the recipe's, or smaller ones of a progressive run).
 
-    students: those that train, in the recipe's order. connections: theirs to the teacher, where the loss has a method.
+    students: those that train, in the recipe's order. connections: one for each of them, where the loss has a method.
     """
     all_train = len(students) == len(recipe.students)
     return TrainStep(
@@ -76,7 +76,7 @@ def loss_kind(recipe: Recipe) -> str:
 
 
 def make_loss(recipe: Recipe, device: torch.device) -> Loss:
-    """The recipe's loss as a separate function, not part of a larger graph. ConfigError: a fused one that cannot run."""
+    """The recipe's loss as a separate function, not part of a larger graph. ConfigError: the fused loss cannot run here."""
     settings = recipe.loss.settings
     kind = loss_kind(recipe)
     if kind == "fused" and settings.label_loss != "cross_entropy":
@@ -100,12 +100,12 @@ def make_loss(recipe: Recipe, device: torch.device) -> Loss:
 
 
 def _augment(recipe: Recipe, spec: ViewSpec, device: torch.device) -> Callable[[Tensor, ViewTable], Tensor]:
-    """Canvases and views to input, in the dtype to which autocast rounds it for the students and a live teacher that sees it.
+    """Canvases and views to input: bfloat16 where autocast would round it so for the students and for a live teacher.
 
-    Compiled, it moves by a last bit: a live teacher that sees the students' views then equals a cached one to 1e-6 only.
+    Compiling changes its last bit: a live teacher that sees the students' views then equals a cached one only to 1e-6.
     """
-    teacher_sees_it = recipe.needs_teacher and recipe.teacher.source == "live" and recipe.teacher.views != "eval"
-    precisions = {recipe.train.precision, *([recipe.teacher.precision] if teacher_sees_it else [])}
+    is_shared = recipe.needs_teacher and recipe.teacher.source == "live" and recipe.teacher.views != "eval"
+    precisions = {recipe.train.precision, *([recipe.teacher.precision] if is_shared else [])}
     dtype = torch.bfloat16 if precisions == {"bfloat16"} else torch.float32
     uncompiled = partial(augment.apply, spec=spec, dtype=dtype)
     if recipe.train.compile != "all":

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from udkd.training.run_records import CheckpointProgress, Last, first_problem, raise_unreadable, read_record
+from udkd.training.run_records import CheckpointProgress, LastCheckpoint, first_problem, raise_unreadable, read_record
 from udkd.utils.errors import RunError
 from udkd.utils.files import read_regular, write_bytes
 from udkd.utils.json_checksum import dump_checked
@@ -61,13 +61,13 @@ class Checkpoints:
         return self._last.exists()
 
     @property
-    def last(self) -> Last:
+    def last(self) -> LastCheckpoint:
         """The content of last.json. Raises RunError where it is damaged."""
-        last, _ = read_record(self._last, Last, checked=self._checked, remedy=_REMEDY)
+        last, _ = read_record(self._last, LastCheckpoint, checked=self._checked, remedy=_REMEDY)
         return last
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, point last.json at it, then drop older ones. On an error the previous one stays the newest."""
+        """Write a checkpoint, point last.json at it, then drop older ones. On an error the previous one remains the newest."""
         progress = json.dumps(checkpoint.progress.model_dump(exclude_none=True))
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         data = save(tensors, metadata={_HEADER: progress})
@@ -77,7 +77,7 @@ class Checkpoints:
         self.drop_older(file.name)
 
     def drop_older(self, newest: str) -> None:
-        """Remove every other checkpoint, also what a killed process left. The caller holds the run's lock."""
+        """Remove all other checkpoints, including files that a killed process left. The caller holds the run's lock."""
         for old in self._folder.glob("step-*.safetensors*"):
             if old.name != newest:
                 old.unlink()
@@ -94,7 +94,7 @@ class Checkpoints:
                     raise
                 last = newer
 
-    def _load(self, last: Last) -> Checkpoint:
+    def _load(self, last: LastCheckpoint) -> Checkpoint:
         file = self._folder / last.file
         try:
             data = read_regular(file)
@@ -109,7 +109,7 @@ class Checkpoints:
         except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that PyTorch does not have
             raise_unreadable(file, error, _REMEDY)
         if checkpoint.progress.step != last.step:
-            raise_unreadable(file, ValueError(f"it is of step {checkpoint.progress.step}, as its name is not"), _REMEDY)
+            raise_unreadable(file, ValueError(f"it holds step {checkpoint.progress.step}, unlike its name"), _REMEDY)
         return checkpoint
 
 

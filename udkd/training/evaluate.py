@@ -36,8 +36,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the run's newest checkpoint on the validation split; write predictions.safetensors, then eval.json.
 
-    data, teacher, cache: their paths now, if they have moved. Raises a UserError for what does not fit, and
-    BusyError where another process evaluates the run; a trainer beside it is not disturbed.
+    data, teacher, cache: their current paths, if they have moved. Returns the content of eval.json. A trainer may be running.
+    UserError: data, teacher, cache or checkpoint that are not the run's. BusyError: another process evaluates the run.
 
         udkd.evaluate("run")["students"][0]["top1"]  # percent
     """
@@ -103,7 +103,7 @@ def _evaluate(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Scored:
-    """Accuracies and predictions; those of the teacher are None without one."""
+    """Accuracies and predictions of the students, of their average, and of the teacher (None without one)."""
 
     students: Scores
     predictions: tuple[TopPredictions, ...]
@@ -121,7 +121,7 @@ def _scored(
     device: torch.device,
     observer: Observer,
 ) -> _Scored:
-    """Run every model on each image of the split once. joined: indices of the models whose probabilities are averaged."""
+    """Run every model on each image of the split once. started: indices of the models whose probabilities are averaged."""
     backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
     views = EpochViews(recipe.evaluation_spec, 0, split, device)
     collector, teacher_collector = PredictionCollector(), PredictionCollector()
@@ -150,7 +150,7 @@ def _scored(
 def _training_targets(
     dataset: DatasetFolder, provenance: dict[str, Any], cache: Path | None, observer: Observer
 ) -> TeacherPredictions | None:
-    """The cached teacher's predictions for the training images; a cache that is gone is noted, not fatal."""
+    """The cached teacher's predictions for the training images. An unusable cache is an error only if the caller named it."""
     if "cache" not in provenance:
         return None
     try:
@@ -175,7 +175,7 @@ def _frozen(folder: TeacherFolder, dataset: DatasetFolder, recipe: Recipe, devic
 
 
 def _teacher_folder(teacher: Path | None, provenance: dict[str, Any]) -> TeacherFolder | None:
-    """The named teacher, or the one that the run recorded if it still exists; it must be the run's."""
+    """The folder `teacher`, else the recorded one if it still exists. MismatchError: not the run's teacher."""
     recorded = provenance.get("teacher")
     if teacher is None and (recorded is None or not Path(recorded).is_dir()):
         return None

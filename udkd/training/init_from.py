@@ -14,10 +14,10 @@ from udkd.utils.errors import RunError
 
 
 def initial_weights(section: StudentSection, name: str, classes: Sequence[str]) -> dict[str, Tensor]:
-    """The weights of student section.init_from_student (else `name`) of the run section.init_from; averaged where it has them.
+    """The weights of student section.init_from_student (else `name`) in run section.init_from; averaged ones where it has any.
 
-    classes: wnids of the outputs, in order. Raises RunError for a folder or student that is not there or has another
-    architecture, MismatchError for other classes.
+    classes: wnids of the outputs, in order. RunError: no such run or student, or another architecture. MismatchError: other
+    classes.
     """
     run = RunFolder.open(Path(section.init_from))
     recipe = Recipe.from_stored(run.config, str(run.path))

@@ -18,7 +18,7 @@ def cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> fl
 
 
 def progressive_px(epoch: int, *, epochs: int, first_px: int, last_px: int, until: float) -> int:
-    """The side of an epoch's views: from first_px to last_px in steps of SIZE_STEP_PX, reached at the fraction `until`.
+    """The side of an epoch's views: from first_px, in steps of SIZE_STEP_PX, to last_px at the fraction `until` of the epochs.
 
     Source: progressive resizing as ffcv-imagenet's rn50 configurations use it (get_resolution), which is fast.ai's.
     """

@@ -29,12 +29,12 @@ from udkd.utils.errors import DataError, RunError
 from udkd.utils.progress import Observer
 
 IMAGENET_CLASSES = 1000
-_MOST_ROWS = 1 << 20  # of a head whose shapes are compared
+_MAX_ROWS = 1 << 20  # of a head whose shapes are compared
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Weights that are to become a teacher. loss: the one they were trained with. notes: on how they were read."""
+    """Weights that are to become a teacher. loss: the one they were trained with. notes: remarks for the user."""
 
     architecture: str
     weights: Mapping[str, Tensor]
@@ -66,20 +66,20 @@ def from_weights(
 ) -> Candidate:
     """A pretrained classifier with the head's rows of `classes` (wnids, or folder names), in their order.
 
-    file: local weights (udkd.models.weight_files); None downloads torchvision's. A head of 1,000 rows is ImageNet's, one of
-    as many rows as there are classes is this data's own, in sorted order; where the file names its outputs, those names decide.
-    names: readable names of the classes. entry: which of several state dicts.
+    file: local weights (udkd.models.weight_files); None downloads torchvision's. names: readable names of the classes.
+    entry: which of several state dicts. Outputs are matched by the names that the file records. Without names, a head of
+    1,000 rows is ImageNet's, and one with a row per class is this data's in sorted order.
     Raises DataError: no such classes, no network, a file of another architecture, of several state dicts or of no numbers.
     ConfigError: no such architecture, or one with auxiliary outputs.
     """
     check_input_size(architecture, IMAGENET_CLASSES, 224)
     if file is None:
         imagenet_rows(classes)  # before anything is downloaded
-        read, origin = WeightsFile(path=Path(), entries={"": _download(architecture)}), "torchvision's default weights"
+        weights_file, origin = WeightsFile(path=Path(), entries={"": _download(architecture)}), "torchvision's default weights"
     else:
-        read, origin = read_weights(file), str(file.resolve())
-    chosen = _choose(read, origin, architecture, entry)
-    rows, note = _rows(chosen.rows, read.classes, classes, names, origin)
+        weights_file, origin = read_weights(file), str(file.resolve())
+    chosen = _choose(weights_file, origin, architecture, entry)
+    rows, note = _rows(chosen.rows, weights_file.classes, classes, names, origin)
     try:
         state, dtype = as_float32(chosen.tensors, meta_state_dict(architecture, chosen.rows))
     except ValueError as error:
@@ -89,21 +89,21 @@ def from_weights(
     return Candidate(
         architecture=architecture,
         weights={name: value[rows] if name in head else value for name, value in state.items()},
-        made=known if file is None else known | {"sha256": read.sha256, "entry": chosen.label},
-        notes=tuple(line for line in (*_reading_notes(read, chosen, dtype), note) if line),
+        made=known if file is None else known | {"sha256": weights_file.sha256, "entry": chosen.label},
+        notes=tuple(line for line in (*_reading_notes(weights_file, chosen, dtype), note) if line),
     )
 
 
-def _choose(read: WeightsFile, origin: str, architecture: str, entry: str | None) -> StateDictMatch:
+def _choose(weights_file: WeightsFile, origin: str, architecture: str, entry: str | None) -> StateDictMatch:
     """The one state dict that fits. Raises DataError: none, or several and no `entry`."""
     wanted = meta_state_dict(architecture, IMAGENET_CLASSES)
-    candidates = {each.label: each for each in find_state_dicts(read.entries, wanted, head_parameters(architecture)[0])}
+    candidates = {each.label: each for each in find_state_dicts(weights_file.entries, wanted, head_parameters(architecture)[0])}
     if entry is not None and entry not in candidates:
         held = ", ".join(candidates) or f"none for a {architecture}"
         raise DataError(f"{origin} has no entry {entry!r} of weights (it has {held}); expected one of those; correct --entry")
     considered = candidates if entry is None else {entry: candidates[entry]}
     differences = {
-        label: first_difference(each.tensors, meta_state_dict(architecture, min(each.rows, _MOST_ROWS)))
+        label: first_difference(each.tensors, meta_state_dict(architecture, min(each.rows, _MAX_ROWS)))
         for label, each in considered.items()
     }
     fitting = [label for label, difference in differences.items() if not difference]
@@ -113,69 +113,70 @@ def _choose(read: WeightsFile, origin: str, architecture: str, entry: str | None
         )
     if fitting:
         return candidates[fitting[0]]
-    difference = next(iter(differences.values()), "") or _misfit(read, wanted)
-    claim = f', and it calls itself "{read.architecture[:40]}"' if read.architecture not in ("", architecture) else ""
+    difference = next(iter(differences.values()), "") or _misfit(weights_file, wanted)
+    recorded = weights_file.architecture
+    claim = f', and it calls itself "{recorded[:40]}"' if recorded not in ("", architecture) else ""
     raise DataError(
         f"{origin} does not fit {architecture} ({difference}{claim}); expected its weights; name its --architecture"
     )
 
 
-def _misfit(read: WeightsFile, wanted: Mapping[str, Tensor]) -> str:
+def _misfit(weights_file: WeightsFile, wanted: Mapping[str, Tensor]) -> str:
     """The first tensor that the file's largest dictionary lacks, and what it holds instead."""
-    held = strip_wrappers(max(read.entries.values(), key=len))
+    held = strip_wrappers(max(weights_file.entries.values(), key=len))
     others = [name[:60] for name in held if name not in wanted]
     return first_difference(held, wanted) + (f"; it holds {', '.join(others[:2])}, …" if others else "")
 
 
 def _rows(
-    rows: int, recorded: Sequence[str] | None, classes: Sequence[str], names: Sequence[str], origin: str
+    num_rows: int, recorded: Sequence[str] | None, classes: Sequence[str], names: Sequence[str], origin: str
 ) -> tuple[list[int], str]:
     """The head's row of each class, and how they were matched where the head is not ImageNet's. Raises DataError: no match."""
-    if recorded is not None and len(recorded) == rows == len(set(recorded)):
+    if recorded is not None and len(recorded) == num_rows == len(set(recorded)):
         for labels in (classes, names):
             if set(labels) <= set(recorded) and len(set(labels)) == len(classes):
                 return [
                     recorded.index(name) for name in labels
                 ], "the rows of its head are taken by the class names that it records"
-        if rows != IMAGENET_CLASSES:
+        if num_rows != IMAGENET_CLASSES:
             missing = next(name for name in classes if name not in recorded)
             raise DataError(
                 f"{origin} records outputs such as {', '.join(name[:40] for name in recorded[:3])} and none is {missing}; "
-                "expected this data's classes; take a teacher of these, or its own data"
+                "expected this data's classes; use weights of these classes, or the data they were trained on"
             )
-    if rows == IMAGENET_CLASSES and (len(classes) != rows or not _not_in_imagenet(classes)):
+    if num_rows == IMAGENET_CLASSES and (len(classes) != num_rows or not _not_in_imagenet(classes)):
         return imagenet_rows(classes), ""
-    if rows != len(classes):
+    if num_rows != len(classes):
         raise DataError(
-            f"{origin} has a head of {rows:,} rows and this data {len(classes):,} classes; expected as many, or ImageNet's "
+            f"{origin} has a head of {num_rows:,} rows and this data {len(classes):,} classes; expected as many, or ImageNet's "
             "1,000; take weights of these classes"
         )
     order = sorted(classes)
     shown = ", ".join(order if len(order) <= 4 else [*order[:2], "…", order[-1]])
     return [order.index(name) for name in classes], (
-        f"its head has {rows} rows, as many as this data has classes: they are taken in sorted order, {shown}"
+        f"its head has {num_rows} rows, as many as this data has classes: they are taken in sorted order, {shown}"
     )
 
 
-def _reading_notes(read: WeightsFile, chosen: StateDictMatch, dtype: str) -> list[str]:
-    """What a user should know about how a file was read."""
-    beside = (
-        f"; {len(chosen.beside)} other tensors beside them are left, {chosen.beside[0][:60]} first" if chosen.beside else ""
-    )
+def _reading_notes(weights_file: WeightsFile, chosen: StateDictMatch, dtype: str) -> list[str]:
+    """What a user should know about how a file was read: a text for each remark, "" where it does not apply."""
+    ignored = f"; {len(chosen.beside)} other tensors are ignored, {chosen.beside[0][:60]} first" if chosen.beside else ""
     return [
-        f"weights: {chosen.label} of {read.path}{beside}" if chosen.label != "." else "",
-        f"numbers of {dtype} are taken as float32" if dtype else "",
-        f"{read.unchecked}, so a damaged bit would not be seen: sha256 {read.sha256}" if read.unchecked else "",
+        f"weights: {chosen.label} of {weights_file.path}{ignored}" if chosen.label != "." else "",
+        f"{dtype} weights are converted to float32" if dtype else "",
+        f"{weights_file.unchecked}, so a damaged bit would go unnoticed: sha256 {weights_file.sha256}"
+        if weights_file.unchecked
+        else "",
     ]
 
 
 def imagenet_rows(classes: Sequence[str]) -> list[int]:
-    """Index of each wnid among ILSVRC2012's 1,000 sorted ones: the order that pretrained classifiers use."""
+    """Index of each wnid among ILSVRC2012's 1,000 sorted ones, as in pretrained classifiers. DataError: other classes."""
     missing = _not_in_imagenet(classes)
     if missing:
         raise DataError(
             f"{len(missing)} of {len(classes)} classes are not ImageNet's ({', '.join(missing[:3])}); "
-            "expected wnids such as n01440764; fit a teacher on this data instead, or bring weights with a row for each class"
+            "expected wnids such as n01440764; fit a teacher on this data instead, or name weights with a row for each class"
         )
     index = _imagenet()
     return [index[wnid] for wnid in classes]
@@ -195,7 +196,10 @@ def _imagenet() -> dict[str, int]:
 def evaluate_and_write(
     path: Path, candidate: Candidate, dataset: DatasetFolder, recipe: Recipe, device: torch.device, observer: Observer
 ) -> TeacherFolder:
-    """Measure a candidate on the validation split in the recipe's evaluation view, and write its folder."""
+    """Measure a candidate on the validation split in the recipe's evaluation view, and write its folder.
+
+    DataError: no validation images, or weights that do not fit the architecture or are not finite.
+    """
     split = dataset.split("val")
     if len(split.ids) == 0:
         raise DataError(f"{dataset.path} has no validation images; expected some to measure on; convert with --hold-out")
@@ -207,9 +211,9 @@ def evaluate_and_write(
         raise DataError(
             f"the weights do not fit {candidate.architecture} ({difference}); expected its weights; name another source"
         )
-    broken = first_not_finite(candidate.weights)
-    if broken:
-        raise DataError(f"the weights hold numbers in {broken} that are not finite; expected finite ones; name another source")
+    not_finite = first_not_finite(candidate.weights)
+    if not_finite:
+        raise DataError(f"the weights in {not_finite} are not all finite; expected finite numbers; name another source")
     load_weights(model, candidate.weights)
     model.eval().to(device)
     backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
@@ -232,7 +236,7 @@ def evaluate_and_write(
         path,
         candidate.weights,
         architecture=candidate.architecture,
-        classes=tuple(name.wnid for name in dataset.classes),
+        classes=tuple(entry.wnid for entry in dataset.classes),
         image_px=spec.size_px,
         resize_px=spec.resize_px,
         scheme=spec.scheme,
@@ -250,7 +254,7 @@ def _download(architecture: str) -> dict[str, Tensor]:
         raise DataError(f"torchvision has no pretrained {architecture}; expected one such as resnet50") from None
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: not the published hash
         raise DataError(
-            f"torchvision's {architecture} could not be downloaded ({error}); expected a network; "
-            "bring the file and name it with --weights"
+            f"torchvision's {architecture} could not be downloaded ({error}); expected a network connection; "
+            "copy the file here and name it with --weights"
         ) from None
     return state

@@ -1,4 +1,4 @@
-"""The term of loss.method: what connects each student to its teacher besides the teacher's logits."""
+"""The loss term of loss.method, which connects each student to the teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class MethodLoss:
         maps: Sequence[Sequence[Tensor]],
         keys: Sequence[Tensor],
     ) -> Tensor:
-        """[N], before the method's weight. keys: int64 [] each, they name this step's randomness."""
+        """Each student's term, [N], before the method's weight. keys: int64 [] each, the keys of this step's randomness."""
         assert target.logits is not None, "a method has a teacher"
         return torch.stack(
             [

@@ -12,12 +12,12 @@ from udkd.losses.distill import LossSettings, Terms
 ROWS = ("hard", "teacher", "peer", "top1")
 """What every step records. With fixed weights the loss follows from the means of the first three."""
 DETAIL_ROWS = ("method", "loss", "confidence")
-"""What else a step records whose loss has a method's term or weights that differ between steps or students: that term before
+"""Recorded too where the loss has a method's term, or weights that differ between steps or students: the method's term before
 its weight, the student's part of the total, and the mean sample weight w."""
 
 
 def recorded_rows(recipe: Recipe) -> tuple[str, ...]:
-    """Rows of TrainMetrics.sums for a recipe; a checkpoint holds as many, so they follow from the recipe alone."""
+    """Rows of TrainMetrics.sums. They depend on the recipe alone, because a checkpoint must have the same rows."""
     loss = recipe.loss
     fixed = not loss.scheduled and loss.method == "none" and all(student.loss_weight == 1 for student in recipe.students)
     return ROWS if fixed else (*ROWS, *DETAIL_ROWS)
@@ -25,7 +25,7 @@ def recorded_rows(recipe: Recipe) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainMetrics:
-    """Sums since the epoch began, on the device: adding to them never makes the host wait, reading them does.
+    """Sums since the epoch began, on the device. Adding to them never makes the host wait; reading them does.
 
     sums:  float64 [R, N], one row for each of `rows`, each batch's mean times its size (top1: correct predictions).
     count: int64 [], samples seen.
@@ -63,10 +63,10 @@ class TrainMetrics:
         sample_weight_B: Tensor | None,
         columns: Tensor | None = None,
     ) -> None:
-        """Add one batch, that of step number `step` of the epoch.
+        """Add the batch of step number `step` of the epoch.
 
-        weights_4N, sample_weight_B: the loss's and the teacher's, as this step used them. columns: int64, the students'
-        indices in the recipe where not all of them train.
+        weights_4N: this step's loss weights. sample_weight_B: float32 [B], None for 1. columns: int64, the students' indices
+        in the recipe where not all of them train.
         """
         size = len(labels_B)
         correct_N = torch.stack([(z_BC.argmax(-1) == labels_B).sum() for z_BC in logits]) / size

@@ -2,10 +2,10 @@
 
 A safetensors file, format 1, whose metadata hold one text, "udkd": JSON with the facts (format, dataset digest, step, classes,
 names, counts) and the sha256 of those facts and of every array. Every array's dtype and shape follow from the facts and are
-checked against them before one is read, and every value against its range: a class is one of C, a probability at most 1. Per
-sample and classifier it keeps the five most probable classes with their
-log-probabilities, the label's log-probability and the entropy: 48 bytes whatever the number of classes, so 5,000 images
-and four classifiers take 1 MB, and 130,000 training images of a teacher 8 MB.
+checked against them before one is read, and every value against its range: a class is one of C, a probability at most 1.
+For each sample and classifier it stores the five most probable classes with their log-probabilities, the label's
+log-probability and the entropy: 48 bytes, whatever the number of classes. 5,000 images and four classifiers take 1 MB,
+130,000 training images of a teacher 8 MB.
 
 Letters: n samples, C classes, K = min(5, C).
 """
@@ -45,9 +45,8 @@ Spec = dict[str, tuple[str, tuple[int, ...]]]
 class TopPredictions:
     """One classifier's predictions for n samples.
 
-    top: int32 [n, K], most probable classes first. top_log_p: float32 [n, K], their log-probabilities. label_log_p: float32
-    [n], the label's.
-    entropy: float32 [n], nats.
+    top: int32 [n, K], most probable classes first. top_log_p: float32 [n, K], their log-probabilities.
+    label_log_p: float32 [n], the label's. entropy: float32 [n], nats.
     """
 
     top: NDArray[np.int32]
@@ -79,7 +78,7 @@ class TopPredictions:
 class TeacherPredictions:
     """A teacher's predictions for n samples in one view.
 
-    ids, labels: int64 [n]. num_views: of the cached views, this is the first. canonical: whether it is the evaluation view.
+    ids, labels: int64 [n]. num_views: how many views are cached; this is the first. canonical: it is the evaluation view.
     """
 
     ids: NDArray[np.int64]
@@ -141,7 +140,7 @@ class Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> str:
-    """Write the file completely or not at all; returns the sha256 that it records. Raises RunError for what is not finite."""
+    """Write the file completely or not at all; returns the sha256 that it records. RunError: a value that is not finite."""
     facts, arrays = _facts(predictions), _arrays(predictions)
     for name, (kind, shape) in _spec(facts).items():
         array = arrays[name]
@@ -227,11 +226,11 @@ def _read_facts(text: str) -> tuple[dict[str, Any], str]:
 def _first_invalid(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
     """The first array with impossible values, or "": NaN, no class, a probability above 1, ids out of order."""
     classes = facts["num_classes"]
-    most = {"top": classes - 1, "labels": classes - 1, "ids": 2**62, "entropy": math.log(classes) + _ROUNDING}
-    least = {"top": 0, "labels": 0, "ids": 0, "entropy": -_ROUNDING}
+    upper = {"top": classes - 1, "labels": classes - 1, "ids": 2**62, "entropy": math.log(classes) + _ROUNDING}
+    lower = {"top": 0, "labels": 0, "ids": 0, "entropy": -_ROUNDING}
     for name, array in arrays.items():
         part = name.rpartition(".")[2]
-        outside = (array < least.get(part, -np.inf)) | (array > most.get(part, _ROUNDING)) | ~np.isfinite(array)
+        outside = (array < lower.get(part, -np.inf)) | (array > upper.get(part, _ROUNDING)) | ~np.isfinite(array)
         if outside.any():
             return name
         if part == "ids" and (np.diff(array) <= 0).any():

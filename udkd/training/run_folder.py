@@ -1,7 +1,7 @@
 """The folder of a run: config.json, run.json, metrics.jsonl, checkpoints, eval.json, predictions.safetensors.
 
-Every JSON file, and every line of metrics.jsonl, carries its own checksum (udkd.utils.json_checksum) since format 2; runs of
-format 1 had none and are read as they are, with their types and counts checked against each other.
+Since format 2 every JSON file, and every line of metrics.jsonl, carries its own checksum (udkd.utils.json_checksum). Runs of
+format 1 have none; their types and counts are checked against each other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ FORMAT = 2
 UNCHECKED = 1
 """The format without checksums."""
 
-_EVALUATING = ".eval.lock"  # beside `.lock`, which a trainer may hold: an evaluation does not disturb it
+_EVALUATING = ".eval.lock"  # not `.lock`, which a trainer may hold: both can run at the same time
 
 
 class RunFolder:
@@ -53,7 +53,7 @@ class RunFolder:
 
     @classmethod
     def open_damaged(cls, path: Path) -> "RunFolder":
-        """Like `open`, also where run.json cannot be read, to find what else is damaged."""
+        """Like `open`, but accepts an unreadable run.json, so that the other files can be checked."""
         try:
             return cls.open(path)
         except RunError:
@@ -63,7 +63,7 @@ class RunFolder:
 
     @staticmethod
     def is_at(path: Path) -> bool:
-        """Whether there is a run."""
+        """Whether `path` holds a run."""
         return (path / "config.json").is_file()
 
     @property
@@ -82,7 +82,7 @@ class RunFolder:
         path = self.path / "eval.json"
         if not path.exists():
             return None
-        # A run of format 1 may have been evaluated by a later version: its eval.json has a checksum or not.
+        # A run of format 1 may have been evaluated by a later version, so its eval.json may have a checksum.
         return read_record(path, Evaluation, checked=self._checked, remedy="run udkd eval again")[1]
 
     @property
@@ -103,7 +103,7 @@ class RunFolder:
         write_bytes(self.path / "eval.json", dump_checked(values))
 
     def require_config(self, config: Mapping[str, Any], stored_config: Mapping[str, Any] | None = None) -> None:
-        """Raise MismatchError naming every key in which a resumed run's recipe differs; `data` may (it changes no pixel).
+        """MismatchError unless a resumed run has the same recipe; [data] may differ, as it changes no pixel.
 
         stored_config: the stored one, completed with the defaults of keys that did not exist when the run began.
         """
@@ -121,8 +121,8 @@ class RunFolder:
         self._write_metrics([*self.metrics(), row])
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows in order, as `run_records.Epoch`. Raises RunError where they are damaged or of other students."""
-        # A run of format 1 that was resumed has checksums, unless that was by an earlier version.
+        """All rows in order, as `run_records.Epoch`. RunError: damaged rows, or not of as many students as config.json has."""
+        # A run of format 1 that a later version resumed has checksums.
         rows = read_epochs(self._metrics, checked=self._checked)
         students = len(self.config.get("students", ()))
         if rows and students not in (0, len(rows[0]["lr"])):
@@ -132,7 +132,7 @@ class RunFolder:
         return rows
 
     def drop_metrics_after(self, step: int) -> None:
-        """Drop rows that a run resumed at `step` will write again."""
+        """Drop the rows after `step`, which a resumed run writes again."""
         rows = [row for row in self.metrics() if row["step"] <= step]
         self._write_metrics(rows)
 
@@ -140,7 +140,7 @@ class RunFolder:
         write_bytes(self._metrics, b"".join(map(dump_checked_line, rows)))
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Make this the newest checkpoint. On an error the previous one stays the newest."""
+        """Make this the newest checkpoint. On an error the previous one remains the newest."""
         self._checkpoints.save(checkpoint)
 
     @property
@@ -159,7 +159,7 @@ class RunFolder:
         return self._checkpoints.load()
 
     def drop_older_checkpoints(self) -> None:
-        """Remove what a process left that was killed while it saved. The caller holds the run's lock."""
+        """Remove files that a process left when it was killed while saving. The caller holds the run's lock."""
         self._checkpoints.drop_older(self._checkpoints.last.file)
 
     def problems(self) -> list[str]:
@@ -195,7 +195,7 @@ def epoch_seconds(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[fl
 
 
 def flatten(values: Mapping[str, Any] | list[Any], prefix: str = "", *, lists: bool = True) -> dict[str, Any]:
-    """Nested values by dotted path; lists: also those of lists, by index."""
+    """Nested values by dotted path. lists: give each item of a list its own path, by index."""
     items = enumerate(values) if isinstance(values, list) else values.items()
     result: dict[str, Any] = {}
     for name, value in items:

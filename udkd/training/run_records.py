@@ -1,6 +1,6 @@
-"""Strict models of the JSON files of a run, and the one way to read them.
+"""Strict models of the JSON files of a run, and the functions that read them.
 
-Content is validated against its model and returned as plain values, whose names and types a reader can rely on.
+Content is validated against its model and returned as plain values, so that names and types can be relied on.
 """
 
 import reprlib
@@ -15,7 +15,7 @@ from udkd.utils.files import read_regular
 from udkd.utils.json_checksum import CHECKSUM, has_checksum, load_checked, load_checked_line
 
 _R = TypeVar("_R", bound=BaseModel)
-_MOST_BYTES = 1 << 28  # of a JSON file: 100,000 epochs have less
+_MAX_BYTES = 1 << 28  # of a JSON file: 100,000 epochs have less
 
 
 def _path(text: str) -> str:
@@ -54,7 +54,7 @@ class AnyFormat(_Record):
 
 
 class Hardware(_Record):
-    """Where a run happened. tf32: where a GPU computed with 10 bits of mantissa."""
+    """Where a run happened. tf32: by kind of operation, whether the GPU used TF32."""
 
     device: str
     cores: _Count
@@ -65,7 +65,8 @@ class Hardware(_Record):
 class Provenance(_Record):
     """run.json: data, teacher, cache, versions, hardware, command. classes: wnid or folder name of each output, in order.
 
-    num_views: the number of views that recur. teacher_sha256: of a live teacher. starts: sha256 of init_from weights, by name.
+    num_views: how many views are reused in turn. teacher_sha256: of a live teacher. starts: sha256 of init_from weights, by
+    student.
     """
 
     format: int
@@ -94,7 +95,7 @@ class Provenance(_Record):
         return self
 
 
-class Score(_Record):
+class StoredScore(_Record):
     """Accuracies in percent, mean cross-entropy in nats."""
 
     top1: _Percent
@@ -102,7 +103,7 @@ class Score(_Record):
     loss: _AtLeast0
 
 
-class NetworkScore(Score):
+class NetworkScore(StoredScore):
     """The score of a named network."""
 
     name: _Text
@@ -117,16 +118,16 @@ class Evaluation(_Record):
     num_classes: _Count
     step: _Count0
     students: Annotated[list[NetworkScore], Field(min_length=1)]
-    ensemble: Score
+    ensemble: StoredScore
     teacher: NetworkScore | None
     predictions_sha256: _Text | None = None
 
 
 class EpochScores(_Record):
-    """A row's validation scores: of each student (None before its start_epoch), and of the average of the others."""
+    """A row's validation scores: each student's (None before its start_epoch), and that of the started students' average."""
 
-    students: Annotated[list[Score | None], Field(min_length=1)]
-    ensemble: Score
+    students: Annotated[list[StoredScore | None], Field(min_length=1)]
+    ensemble: StoredScore
 
 
 class EpochMeans(_Record):
@@ -150,7 +151,7 @@ class EpochMeans(_Record):
 
 
 class Epoch(_Record):
-    """A row of metrics.jsonl. seconds: of its training steps since it was begun or resumed. lr: of each student."""
+    """A row of metrics.jsonl. seconds: of its training steps, since the epoch began or was resumed. lr: of each student."""
 
     epoch: _Count
     step: _Count
@@ -188,7 +189,7 @@ class CheckpointProgress(_Record):
     figures: StoredEpochStats | None = None
 
 
-class Last(_Record):
+class LastCheckpoint(_Record):
     """checkpoints/last.json: the newest checkpoint's file and the sha256 of its bytes.
 
     progress: in format 1, whose checkpoint files do not hold it.
@@ -206,7 +207,7 @@ class Last(_Record):
     @model_validator(mode="after")
     def _of_one_step(self) -> Self:
         if self.progress is not None and self.progress.step != self.step:
-            raise ValueError(f"progress.step is {self.progress.step} beside the file {self.file}")
+            raise ValueError(f"progress.step is {self.progress.step} and the file is {self.file}")
         return self
 
 
@@ -216,7 +217,7 @@ def read_record(path: Path, model: type[_R], *, checked: bool, remedy: str) -> t
     Raises RunError naming the file and its problem: unreadable, changed since it was written, ill-typed.
     """
     try:
-        data = read_regular(path, _MOST_BYTES)
+        data = read_regular(path, _MAX_BYTES)
         return _validated(data, model, load_checked, checked)
     except (OSError, ValueError) as error:
         raise_unreadable(path, error, remedy)
@@ -227,7 +228,7 @@ def read_epochs(path: Path, *, checked: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     first = None
     try:
-        for line in read_regular(path, _MOST_BYTES).splitlines(keepends=True):
+        for line in read_regular(path, _MAX_BYTES).splitlines(keepends=True):
             row, values = _validated(line, Epoch, load_checked_line, checked)
             first = first or row
             rows.append(values)
@@ -264,7 +265,7 @@ def first_problem(problems: Sequence[Any]) -> str:
     if first["type"] == "missing":
         return f"it lacks {where}"
     if first["type"] == "extra_forbidden":
-        return f"{where} is not a field of it"
+        return f"it has an unknown field {where}"
     return f"{where} is {reprlib.repr(first['input'])}: {first['msg']}"
 
 

@@ -1,4 +1,4 @@
-"""What runs steps through an epoch: over batches that a backend streams, or over ids where all else is on the device."""
+"""Runs the steps of an epoch: over batches that a backend streams, or over ids where all data is on the device."""
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,14 +21,14 @@ _WARM_UP_RUNS = 3
 
 
 class StepRunner(Protocol):
-    """Trains on full batches of `order`, int64 ids, in turn."""
+    """Runs the training steps of an epoch."""
 
     def epoch(
         self, order: NDArray[np.int64], schedule: EpochSchedule, metrics: TrainMetrics, first_step: int = 0
     ) -> Generator[int, None, None]:
-        """Yield each step's number of images once the step is queued on the device. The iterator may be closed early.
+        """Train on the full batches of `order`, int64 ids, in turn. Yields each step's number of images once it is queued.
 
-        first_step: the number in the epoch of the step that trains on order's first batch.
+        The iterator may be closed early. first_step: the number in the epoch of the first batch's step.
         """
 
 
@@ -53,10 +53,10 @@ class StreamingRunner:
 
 @final
 class ResidentRunner:
-    """The same step over memory that never moves: canvases, views, targets and schedule stay there, only ids come in.
+    """Runs steps on memory that never moves: canvases, views, targets and schedule are on the device, only ids are copied in.
 
     rows: every sample of the split on the device, row i is id i. metrics: the object that every epoch adds to.
-    capture: turns the step into one that is replayed; None calls it, line by line, to the same bits.
+    capture: turns the step into one that is replayed, such as CudaGraphCapture; None calls it directly, with the same bits.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ResidentRunner:
             yield self._batch_size
 
     def _load(self, schedule: EpochSchedule) -> None:
-        """Overwrite the epoch's values in place. One copy is enough: the device works in the order of the calls."""
+        """Overwrite the epoch's values in place. One copy is enough, as the device executes calls in order."""
         if self._schedule is None:
             self._schedule = _clone(schedule)
         else:
@@ -125,12 +125,12 @@ def warm_up(work: Callable[[], None], mutable_state: Sequence[Tensor], times: in
 
 @final
 class CudaGraphCapture:
-    """Turns work into a CUDA graph: a replay costs the host one launch. Capturing leaves what the work changes as it was.
+    """Turns work into a CUDA graph: a replay costs the host one launch. Capturing leaves `mutable_state` unchanged.
 
-    Warm-up and capture run on one side stream, as torch.cuda.graph asks: autograd remembers the stream on which it first met
-    a weight, and the default stream cannot be captured. All graphs of one object share a memory pool, so that together they
-    take what the largest needs: no work may leave anything in it that another replay could overwrite. Steps leave nothing:
-    weights, momentum and metrics are outside, gradients are dropped.
+    Warm-up and capture run on one side stream, as torch.cuda.graph requires: autograd remembers the stream on which it first
+    met a weight, and the default stream cannot be captured. All graphs of one object share a memory pool, so that together they
+    take what the largest needs. So no work may leave anything there, where another replay could overwrite it. Steps do not:
+    weights, momentum and metrics are outside the pool, and gradients are dropped.
     """
 
     def __init__(self, device: torch.device) -> None:

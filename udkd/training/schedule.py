@@ -1,4 +1,4 @@
-"""The values of each step of an epoch, besides its samples: tables on the device, which a step reads at its number."""
+"""What each step of an epoch needs apart from its samples: tables on the device, which a step reads at its number."""
 
 from dataclasses import dataclass
 
@@ -102,7 +102,7 @@ def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[floa
 def loss_weights(recipe: Recipe, step: int, total_steps: int, stats: EpochStats) -> list[list[float]]:
     """[4][N]: alpha, beta, gamma and the method's weight of each student in step number `step` of the run.
 
-    The recipe's weights, moved by its schedules, times the student's loss_weight. stats: of the epoch before.
+    The recipe's weights, changed by its schedules, times the student's loss_weight. stats: of the epoch before.
     """
     fraction = step / total_steps
     return [

@@ -40,8 +40,8 @@ class TrainStep:
     def __call__(self, batch: Batch, step: Tensor, schedule: EpochSchedule, metrics: TrainMetrics) -> None:
         """Train every student on one batch. step: int64 [], its number in the epoch, on the device.
 
-        Nothing here waits for the device, and what depends on the step's number is looked up there: the same lines run batch
-        by batch or, captured once, as one CUDA graph.
+        Nothing here waits for the device, and what depends on the step's number is looked up there. So the same code runs
+        eagerly, or is captured once as a CUDA graph.
         """
         now = schedule.at(step, self.columns)
         for student in self.students:
@@ -65,7 +65,7 @@ class TrainStep:
 
 
 def forward_loss(networks: Sequence[FeatureExtractor], loss: Loss, *, device_type: str, autocast: bool) -> ForwardLoss:
-    """N forwards of one input, then one loss: peers see each other's logits of this very pass."""
+    """N forward passes of one input, then one loss: peers see each other's logits of the same pass."""
 
     def forward(
         x_BCHW: Tensor, labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor

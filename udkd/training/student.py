@@ -1,4 +1,4 @@
-"""Students: a network and its optimizer each, made from a recipe."""
+"""Students: networks with their optimizers, built from a recipe."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from udkd.utils.rng import Stream, key
 class Student:
     """A network, its optimizer, and what is trained or averaged with it.
 
-    index: its position in the recipe. dropouts: its layers that need a key each step. average: of its weights, where
+    index: its position in the recipe. dropout_layers: the layers that need a key each step. average: of its weights, where
     train.ema_decay is set. connector: layers of the loss's method, trained with it.
     """
 
@@ -32,7 +32,7 @@ class Student:
     connector: nn.Module | None = None
 
     def set_step_inputs(self, lr: Tensor, dropout_key: Tensor) -> None:
-        """Set what depends only on the step's number: learning rate and the key of the dropout's randomness, scalars."""
+        """Set what depends only on the step's number: the learning rate and the key of the dropout's randomness, scalars."""
         self.optimizer.param_groups[0]["lr"].copy_(lr)
         for layer in self.dropout_layers:
             layer.key.copy_(dropout_key)
@@ -111,7 +111,7 @@ class Student:
 
 
 def make_students(recipe: Recipe, num_classes: int, device: torch.device) -> list[Student]:
-    """Build every student of a recipe on a device, its initial weights named by (train.seed, index)."""
+    """Build every student of a recipe on a device, with initial weights drawn by (train.seed, index)."""
     return [
         _make(recipe, index, name, section, num_classes, device)
         for index, (name, section) in enumerate(zip(recipe.student_names(), recipe.students, strict=True))
@@ -141,7 +141,7 @@ def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_cl
 
 
 def _sgd(model: nn.Module, section: StudentSection, device: torch.device) -> torch.optim.SGD:
-    """All weights in one multi-tensor kernel, which reads the learning rate from the device: a CUDA graph does not fix it."""
+    """SGD as one multi-tensor kernel that reads the learning rate from the device, so that a CUDA graph does not fix it."""
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=torch.zeros((), device=device),
@@ -155,7 +155,7 @@ def _sgd(model: nn.Module, section: StudentSection, device: torch.device) -> tor
 
 
 def _zero_momentum(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> None:
-    """Allocate momentum of 0, the same as none before the first step, so that no step allocates it."""
+    """Allocate momentum of 0, which gives the same first step as none, so that no step allocates it."""
     if optimizer.defaults["momentum"]:
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""Training by one call, with paths; udkd.training.trainer has every option."""
+"""`udkd.train`: training in one call. udkd.training.trainer has every option."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def train(
     """Train a recipe's students together, as `udkd train` does; the results are in the run folder `out`.
 
     data, cache, teacher: folders; whether a cache or a teacher is needed follows from recipe.teacher.source.
-    resume: continue an existing run. Raises UserError kin: see udkd.training.trainer.train.
+    resume: continue an existing run. Raises the UserErrors of udkd.training.trainer.train.
 
         udkd.train(udkd.load_recipe("quickstart"), data="data", cache="cache", out="run")
     """

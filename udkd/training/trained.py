@@ -42,7 +42,7 @@ class FlipAveraged(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedClassifier:
-    """The classifier that `udkd eval` scores; with evaluation.flip_tta it includes the mirror image.
+    """A classifier as `udkd eval` scores it: with evaluation.flip_tta its model also runs on the mirror image.
 
     name: the student's, or AVERAGED. model: float32, on the CPU, contiguous layout. classes: the outputs' wnids.
     """
@@ -55,7 +55,7 @@ class TrainedClassifier:
 
     @classmethod
     def load(cls, run: RunFolder, student: str | None, *, averaged: bool) -> "TrainedClassifier":
-        """Restore the newest checkpoint. Raises RunError: no checkpoint, no such student, none chosen of several."""
+        """Restore the newest checkpoint. RunError: no checkpoint, no such student, or no choice among several."""
         recipe = Recipe.from_stored(run.config, str(run.path))
         names = recipe.student_names()
         if averaged and student is not None:
@@ -83,7 +83,7 @@ class TrainedClassifier:
 
 
 def _evaluated_model(recipe: Recipe, index: int, num_classes: int, tensors: dict[str, Tensor]) -> nn.Module:
-    """The evaluated network: with the moving average of the weights where the run keeps one, else with the weights."""
+    """A student's network, with the moving average of its weights where the run has one."""
     model = build(recipe.students[index].architecture, num_classes, image_px=recipe.views.size_px, seed=0)
     weights = prefixed(tensors, f"{'average' if recipe.train.ema_decay else 'student'}.{index}.")
     require_like(weights, model.state_dict(), f"student {index} of the checkpoint")

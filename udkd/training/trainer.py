@@ -1,8 +1,8 @@
 """The trainer: one loop for 1 to N students and any source of targets.
 
-Every number it draws is a pure function of (seed, epoch, step, sample), so a checkpoint holds weights, momentum, the
+Every random number is a pure function of (seed, epoch, step, sample), so a checkpoint needs only weights, momentum, the
 epoch's sums and the step, and a resumed run ends in the same bits on a CPU. On a GPU it gets the same views, targets and
-order, but cuDNN adds up gradients in no fixed order.
+order, but cuDNN sums gradients in no fixed order.
 """
 
 import contextlib
@@ -50,9 +50,9 @@ from udkd.utils.rng import Stream, permutation
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """What to train, on which data, where.
+    """A recipe, its data, and everything else that a training run needs.
 
-    cache, teacher: folders; which is needed follows from recipe.teacher.source. A teacher beside a cache is only checked
+    cache, teacher: folders; which is needed follows from recipe.teacher.source. A teacher given with a cache is only checked
     against it. more_teachers: the other members of an ensemble.
     allow: fields of the cache's key that may differ. stopped: called after every step; True ends the run at a checkpoint.
     """
@@ -119,7 +119,7 @@ class Trainer:
         self.training: list[int] = []  # indices of the students that have started
         self._runner: tuple[tuple[int, int], StepRunner] | None = None
         self.runner(0)
-        # The folder last: what does not fit has been refused by now, and no unfinished folder is left behind.
+        # The folder last: inputs that do not fit have been refused by now, and no unfinished folder is left behind.
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._lock())
             self.run_folder = self._create_or_reopen(provenance)
@@ -163,7 +163,7 @@ class Trainer:
         return replace(spec, size_px=size_px)
 
     def runner(self, epoch: int) -> StepRunner:
-        """What runs an epoch's steps; it is kept as long as the views keep their size and no student starts."""
+        """The runner of an epoch's steps; a new one is made only where the size of the views changes or a student starts."""
         spec = self.spec(epoch)
         self.training = [student.index for student in self.students if epoch >= self.recipe.students[student.index].start_epoch]
         if self._runner is None or self._runner[0] != (spec.size_px, len(self.training)):
@@ -229,7 +229,7 @@ class Trainer:
                     observer.finish()
                     self._save()
                     return True
-        self._train_row()  # waits for the device: the time is that of the work
+        self._train_row()  # waits for the device, so that `seconds` covers the work
         seconds = time.perf_counter() - started
         observer.finish()
         self._finish_epoch(epoch, schedule.view, seconds, (self.step - before) * batch_size)
@@ -293,18 +293,18 @@ class Trainer:
         """The epoch's means so far, one list entry per student. Raises RunError where a loss was not finite."""
         first = int(self.metrics.first_nonfinite_step)
         if first >= 0:
-            bad = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + first
+            step = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + first
             kept = (
                 f"the checkpoint in {self.job.out} is kept" if self.run_folder.has_checkpoint else "no checkpoint was due yet"
             )
             raise RunError(
-                f"the loss of step {bad} (epoch {bad // self.steps_per_epoch + 1}) is not finite; expected a number; "
+                f"the loss of step {step} (epoch {step // self.steps_per_epoch + 1}) is not finite; expected a number; "
                 f"{kept}; lower students.*.lr or train in float32"
             )
         return self.metrics.means(self.recipe.loss.settings)
 
     def _progress_fields(self) -> dict[str, float | str]:
-        """What the progress bar shows beside the speed."""
+        """What the progress bar shows in addition to the speed."""
         row = self._train_row()
         shown: dict[str, float | str] = {}
         for index in self.training:
@@ -315,10 +315,10 @@ class Trainer:
     def _save(self) -> None:
         self._train_row()  # a run whose loss is not finite keeps its last good checkpoint
         tensors = self._tensors()
-        broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
-        if broken:
+        not_finite = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+        if not_finite:
             raise RunError(
-                f"{broken[0]} is not finite after step {self.step - 1}; expected numbers; "
+                f"{not_finite[0]} is not finite after step {self.step - 1}; expected numbers; "
                 "the last checkpoint is kept; lower students.*.lr or train in float32"
             )
         stats = StoredEpochStats(progress=list(self.stats.progress), confidence=self.stats.confidence)
@@ -468,11 +468,11 @@ class Trainer:
 
 
 def _stats_after(row: Mapping[str, Any]) -> EpochStats:
-    """What schedules follow after the epoch of a row of metrics.jsonl; a student's progress is 0 before its start_epoch."""
+    """The statistics that schedules use, from an epoch's row of metrics.jsonl. Progress is 0 before a student's start_epoch."""
     top1, confidence = row["train"]["top1"], row["train"]["confidence"]
     return EpochStats(progress=[(value or 0.0) / 100 for value in top1], confidence=max(value or 0.0 for value in confidence))
 
 
 def _for_training(values: Sequence[float], training: Sequence[int]) -> list[float | None]:
-    """A value of each student, None before its start_epoch: a zero would read as a loss of zero."""
+    """Each student's value, None before its start_epoch, where 0 would look like a loss of 0."""
     return [value if index in training else None for index, value in enumerate(values)]

@@ -20,7 +20,8 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 class Stream(IntEnum):
     """The purpose of a random stream: the second part of its key, so that equal seeds give unrelated numbers.
 
-    Runs, caches and reports repeat to the bit only while these values stay as they are.
+    Runs, caches and reports repeat to the bit only while these values stay as they are. The views are older than this enum:
+    the second part of their key is the number of the view.
     """
 
     INITIAL_WEIGHTS = 1

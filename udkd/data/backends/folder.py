@@ -12,7 +12,7 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 
-from udkd.data.backends.registry import register
+from udkd.data.backends.registry import register_backend
 from udkd.data.batch import Batch
 from udkd.data.canvas import paste
 from udkd.data.dataset import Split
@@ -20,7 +20,7 @@ from udkd.data.loading.host_loader import HostLoader
 
 
 @final
-@register("folder")
+@register_backend("folder")
 class FolderBackend:
     """Decodes every sample in every epoch; it needs nothing but the shards.
 

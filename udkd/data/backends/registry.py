@@ -33,7 +33,7 @@ _OPENERS: dict[str, Opener] = {}
 _AnyOpener = TypeVar("_AnyOpener", bound=Opener)
 
 
-def register(name: str) -> Callable[[_AnyOpener], _AnyOpener]:
+def register_backend(name: str) -> Callable[[_AnyOpener], _AnyOpener]:
     """Make a backend available as data.backend = `name`: a decorator for its class, or for a function that opens it."""
     assert name not in _OPENERS, f"backend {name!r} is registered twice"
 

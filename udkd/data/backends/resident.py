@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udkd.data.backends.registry import register
+from udkd.data.backends.registry import register_backend
 from udkd.data.batch import Batch
 from udkd.data.canvas import canvas_bytes
 from udkd.data.dataset import Split
@@ -28,7 +28,7 @@ _MOST_AHEAD = 2  # batches read ahead, where the bound on bytes allows as many
 
 
 @final
-@register("resident")
+@register_backend("resident")
 class ResidentBackend:
     """Gathers rows of canvas.npy. A row's crc32 is checked whenever it is read: on a GPU at opening, else at every use.
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
 from udkd.utils.options import Positive, Section
 
 
@@ -43,7 +43,7 @@ class AttentionSection(Section):
     stages: int = Field(default=4, ge=1, le=64)
 
 
-@register("attention", AttentionSection, needs="maps", depth="stages")
+@register_method("attention", AttentionSection, title="attention transfer", needs="maps", depth="stages")
 class Attention(nn.Module):
     """The sum of `attention_transfer` over stages."""
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
 from udkd.utils.device_rng import integers, mix
 from udkd.utils.options import MAX_PX, MAX_SAMPLES, Positive, Section, Temperature
 from udkd.utils.rng import Stream, key, uniform
@@ -97,7 +97,7 @@ class CrdSection(Section):
     momentum: float = Field(default=0.5, ge=0, lt=1, description="of the memories")
 
 
-@register("crd", CrdSection, needs="pooled")
+@register_method("crd", CrdSection, title="CRD", needs="pooled")
 class Crd(nn.Module):
     """`contrast` in both directions. Memories and normalisers are buffers, so that a checkpoint holds them."""
 

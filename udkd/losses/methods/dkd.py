@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udkd.losses.distill import kl
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
 from udkd.utils.options import NonNegative, Section, Temperature
 
 
@@ -58,7 +58,7 @@ class DkdSection(Section):
     temperature: Temperature = 1.0
 
 
-@register("dkd", DkdSection)
+@register_method("dkd", DkdSection, title="DKD")
 class Dkd(nn.Module):
     """The loss method "dkd": `dkd` with its options."""
 

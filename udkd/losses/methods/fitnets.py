@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from udkd.losses.methods.attention import same_size
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
 from udkd.utils.options import Positive, Section
 
 
@@ -37,7 +37,7 @@ class FitnetsSection(Section):
     stage: int = Field(default=3, ge=1, le=64)
 
 
-@register("fitnets", FitnetsSection, needs="maps", depth="stage", single=True)
+@register_method("fitnets", FitnetsSection, title="FitNets", needs="maps", depth="stage", single=True)
 class Fitnets(nn.Module):
     """The loss method "fitnets": `hint` through a trained regressor."""
 

@@ -1,4 +1,4 @@
-"""The values of loss.method: each is one file with one @register, in this package or in any other."""
+"""The values of loss.method: each is one file with one @register_method, in this package or in any other."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class MethodSetup:
 
 
 class MethodsSection(Section):
-    """Options of each method, in a field of its name; `register` adds them."""
+    """Options of each method, in a field of its name; `register_method` adds them."""
 
     if TYPE_CHECKING:
 
@@ -71,11 +71,12 @@ class MethodsSection(Section):
 class Method:
     """module: called as module(options, setup), gives a network from MethodInputs to the term, a scalar.
 
-    depth: for "maps", the option that says how many of the deepest stages are paired; `single` pairs only the shallowest of
-    those.
+    title: the method's name in reports. depth: for "maps", the option that says how many of the deepest stages are paired;
+    `single` pairs only the shallowest of those.
     """
 
     module: Callable[[Any, MethodSetup], nn.Module]
+    title: str
     needs: Needs
     depth: str
     single: bool
@@ -88,15 +89,15 @@ after_register: list[Callable[[], object]] = []
 _Module = TypeVar("_Module", bound=Callable[[Any, MethodSetup], nn.Module])
 
 
-def register(
-    name: str, options: type[Section], *, needs: Needs = "logits", depth: str = "", single: bool = False
+def register_method(
+    name: str, options: type[Section], *, title: str = "", needs: Needs = "logits", depth: str = "", single: bool = False
 ) -> Callable[[_Module], _Module]:
     """Make a module the method `name`, whose options are in methods.<name> of a recipe. See Method."""
     assert name not in METHODS, f"a method {name} is registered already"
     assert (needs == "maps") == bool(depth), "a method of maps names the option that counts its stages"
 
     def add(module: _Module) -> _Module:
-        METHODS[name] = Method(module=module, needs=needs, depth=depth, single=single)
+        METHODS[name] = Method(module=module, title=title or name, needs=needs, depth=depth, single=single)
         MethodsSection.__pydantic_fields__[name] = FieldInfo(annotation=options, default=options())
         MethodsSection.model_rebuild(force=True)
         for rebuild in after_register:

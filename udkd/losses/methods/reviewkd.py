@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from udkd.losses.methods.attention import same_size
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
 from udkd.utils.options import Positive, Section
 
 LEVELS = (4, 2, 1)
@@ -98,7 +98,7 @@ class ReviewkdSection(Section):
     stages: int = Field(default=4, ge=1, le=64)
 
 
-@register("reviewkd", ReviewkdSection, needs="maps", depth="stages")
+@register_method("reviewkd", ReviewkdSection, title="ReviewKD", needs="maps", depth="stages")
 class ReviewTerm(nn.Module):
     """The loss method "reviewkd": `review` of fused maps."""
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register
+from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
 from udkd.utils.options import NonNegative, Section
 
 
@@ -58,7 +58,7 @@ class RkdSection(Section):
     angle: NonNegative = Field(default=50.0, description="0 leaves the term out, whose memory grows with batch^3")
 
 
-@register("rkd", RkdSection, needs="pooled")
+@register_method("rkd", RkdSection, title="RKD", needs="pooled")
 class Rkd(nn.Module):
     """The sum of `distance_term` and `angle_term`."""
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Numbers of samples by which of two classifiers is correct. same: those of `neither` with equal predictions."""
+class AgreementCounts:
+    """Sample counts by which of two classifiers is correct. same: the samples of `neither` with equal predictions."""
 
     both: int
     first: int
@@ -23,10 +23,10 @@ class Pair:
 
 def agreement(
     first: NDArray[np.integer], second: NDArray[np.integer], labels: NDArray[np.integer], among: NDArray[np.bool_]
-) -> Pair:
+) -> AgreementCounts:
     """Compare the top-1 predictions of two classifiers. first, second, labels, among (the samples to count): [n]."""
     a, b = first == labels, second == labels
-    return Pair(
+    return AgreementCounts(
         both=int((a & b & among).sum()),
         first=int((a & ~b & among).sum()),
         second=int((b & ~a & among).sum()),

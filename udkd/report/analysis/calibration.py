@@ -13,7 +13,7 @@ from udkd.utils.statistics import LEVEL
 
 BINS = 15
 DRAWS = 200
-RESAMPLES = 1_000
+ECE_RESAMPLES = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,8 +59,8 @@ def calibration_error_interval(
     random, n = np.random.Generator(np.random.PCG64(seed)), len(correct)
     bin_of = np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
     gap: NDArray[np.float64] = correct - confidence.astype(np.float64)
-    errors = np.empty(RESAMPLES)
-    for draw in range(RESAMPLES):
+    errors = np.empty(ECE_RESAMPLES)
+    for draw in range(ECE_RESAMPLES):
         rows = random.integers(0, n, n)
         errors[draw] = np.abs(np.bincount(bin_of[rows], weights=gap[rows], minlength=bins)).sum() / n
     low, high = np.quantile(errors, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

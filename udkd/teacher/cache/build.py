@@ -41,7 +41,7 @@ _SINGLE_PROCESS = WorkerGroup()
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltCache:
-    """A finished cache, and the work of this build: views of `num_images` samples in `seconds`. labels: of the split's rows."""
+    """A finished cache, and this build's work: `num_images` targets in `seconds`. labels: class indices of all rows, [N]."""
 
     cache: Cache
     labels: NDArray[np.integer]
@@ -55,7 +55,7 @@ class BuiltCache:
 
     @property
     def images_per_s(self) -> float:
-        """0 where the cache was complete already."""
+        """Targets computed per second; 0 where the cache was already complete."""
         return self.num_images / self.seconds if self.num_images else 0.0
 
 
@@ -74,13 +74,13 @@ def build_cache(
     """Complete the cache in `folder`: compute the recipe's missing views of the training split.
 
     The recipe defines the policy, the views and their number. A killed build resumes where it stopped, and views are added
-    to existing ones; the bytes equal those of one uninterrupted build.
+    to existing ones; the result has the same bytes as one uninterrupted build.
     features: store the teacher's pooled features too; implied by a recipe whose method needs them.
     other_teachers: further members of an ensemble. group: the processes that share the work; all return when the main one
     has finished.
     MismatchError: a teacher of other classes, or a folder with targets of another key. BusyError: another process is
-    building there. CacheError: a full disk, or targets that are not finite. DataError: from the backend or the teacher's
-    folder. ConfigError: teachers that the recipe's estimator cannot use.
+    building there. CacheError: a full disk, or targets that are not finite. DataError: an unusable dataset or teacher folder.
+    ConfigError: teachers that the recipe's estimator cannot use.
 
         udkd.build_cache("cache", dataset=data, teacher="teacher", recipe=udkd.load_recipe("quickstart"))
     """
@@ -150,11 +150,11 @@ class _Build:
             for number in missing:
                 with writer.view(number, self.share) as view:
                     self.group.set(f"started {number}")
-                    left = self._count_missing(view)
-                    if left < len(self.split.ids):
-                        done = len(self.split.ids) - left
+                    remaining = self._count_missing(view)
+                    if remaining < len(self.split.ids):
+                        done = len(self.split.ids) - remaining
                         self.observer.note(f"view {number + 1}: {done} of {len(self.split.ids)} samples are done already")
-                    self.observer.start(f"teacher, view {number + 1} of {num_views}", left, "images")
+                    self.observer.start(f"teacher, view {number + 1} of {num_views}", remaining, "images")
                     num_images += self._write(view, number)
                     self.observer.finish()
                     view.finish()
@@ -178,23 +178,22 @@ class _Build:
 
     def _write(self, view: ViewWriter, number: int) -> int:
         """Write this process's share of a view; the main process waits for the others'. Returns the group's target count."""
-        blocks, shown = list(view.unfinished), 0
+        blocks, reported = list(view.unfinished), 0
         ids = [view.ids(block) for block in blocks]
         for block, targets in zip(blocks, self._predict(number, ids), strict=True):
             view.write(block, *(_stored(view, name, array) for name, array in targets.arrays.items()))
-            done = (
-                self.group.add(f"done {number}", len(targets.entropy)) if self.group.size > 1 else shown + len(targets.entropy)
-            )
+            count = len(targets.entropy)
+            done = self.group.add(f"done {number}", count) if self.group.size > 1 else reported + count
             if self.group.is_main:
-                self.observer.advance(done - shown)
-            shown = done
+                self.observer.advance(done - reported)
+            reported = done
         self.group.set(f"done {number} {self.group.rank}")
         while self.group.is_main and not all(self.group.check(f"done {number} {rank}") for rank in range(1, self.group.size)):
             time.sleep(_POLL_S)
             done = self.group.add(f"done {number}", 0)
-            self.observer.advance(done - shown)
-            shown = done
-        return self.group.add(f"done {number}", 0) if self.group.size > 1 else shown
+            self.observer.advance(done - reported)
+            reported = done
+        return self.group.add(f"done {number}", 0) if self.group.size > 1 else reported
 
     def _predict(self, number: int, blocks: Sequence[NDArray[np.int64]]) -> Iterator[PackedTargets]:
         return predict_blocks(

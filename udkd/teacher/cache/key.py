@@ -29,14 +29,14 @@ _SHOWN = 200  # characters of a value in an error
 class CacheKey:
     """Everything that decides the bits of a cache, except the number of views, so that views can be added.
 
-    The meaning of a target; a training run compares the fields that it knows:
+    These fields define the meaning of a target. A training run compares those that it knows:
 
     dataset_digest:  of the dataset folder: pixels, labels, class order, exclusions.
     split:           "train" | "val".
     pixel_class:     how the backend decoded, `Backend.describe()`.
     policy:          "canonical" (one view, the evaluation view) | "views" (view v of the training views).
     views:           the view spec as plain values; views_version is the drawing code's VERSION.
-    seed:            of the views; None for canonical, which draws nothing at random.
+    seed:            of the views; None for canonical, which has no randomness.
     augment_version: of the code that turns a canvas into pixels.
     normalisation:   what the teacher's input was normalised with, as plain values (mean, std).
     num_classes:     C.
@@ -44,7 +44,7 @@ class CacheKey:
     estimator:       how one target comes from the teacher, `udkd.losses.estimator.Estimator.text`: "plain" is one pass in
                      evaluation mode. Of an ensemble, teacher and teacher_sha256 name all members in order, between " + ".
 
-    The computation: it changes the last bits of a target, not its meaning. All fields must agree to add views or to resume.
+    These describe the computation, which changes only a target's last bits. Adding views and resuming need all fields equal:
 
     precision:       of the teacher's arithmetic, such as "float32" or "bfloat16".
     device:          "cpu" | "cuda".
@@ -54,8 +54,8 @@ class CacheKey:
     block_rows:      consecutive ids that are computed and checksummed together.
     storage:         how logits are stored, `udkd.losses.storage.Storage.text`: "float16" | "float32", "… top-32".
     uncertainties:   names of the stored float32 [N] arrays; "entropy" is always one.
-    features:        D, the teacher's pooled features stored with each target as float16; 0 for none. It is left out of the
-                     key's text then, so that caches without features are the same bytes as before the field existed.
+    features:        D, the number of pooled features stored with each target as float16; 0 for none. The key's text omits
+                     a 0, so that caches without features have the same bytes as before the field existed.
     """
 
     format_version: int = FORMAT_VERSION
@@ -97,7 +97,7 @@ class CacheKey:
 
     @property
     def num_members(self) -> int:
-        """M, the predictions that one target is the mean of: networks of an ensemble, or passes with dropout."""
+        """M, the number of predictions averaged into a target: networks of an ensemble, or passes with dropout."""
         estimator = Estimator.parse(self.estimator)
         return estimator.passes if estimator.kind == "mc_dropout" else self.teacher_sha256.count(" + ") + 1
 
@@ -108,14 +108,14 @@ class CacheKey:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "CacheKey":
-        """Read `to_json`'s text; CacheError names a field that is absent, unknown, ill-typed or of an impossible value."""
+        """Read `to_json`'s text. CacheError names a field that is missing, unknown, of the wrong type, or impossible."""
         try:
             key = _ADAPTER.validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the text"
+            path = ".".join(map(str, first["loc"])) or "the text"
             raise CacheError(
-                f"cache key: {where}: {first['msg']}; expected a key of format {FORMAT_VERSION}; rebuild the cache"
+                f"cache key: {path}: {first['msg']}; expected a key of format {FORMAT_VERSION}; rebuild the cache"
             ) from None
         missing = {field.name for field in dataclasses.fields(cls)} - json.loads(text).keys() - {"features"}
         if missing:
@@ -136,17 +136,17 @@ Remedy = Callable[[CacheKey, Differing], str]
 def _impossible_field(key: CacheKey) -> str:
     """The first field with a value that no build writes, or "". The rest of the code relies on these checks."""
     estimator = Estimator.parse(key.estimator)
-    drawn = key.policy == "views"
-    many = estimator.kind in ("mc_dropout", "ensemble")
+    has_seed = key.policy == "views"
+    is_mean = estimator.kind in ("mc_dropout", "ensemble")
     possible = {
         "format_version": key.format_version == FORMAT_VERSION,
         "split": key.split in ("train", "val"),
         "views": key.views_version != VERSION or set(key.views) == _VIEW_FIELDS,
-        "seed": 0 <= key.seed < 2**63 if key.seed is not None and drawn else key.seed is None and not drawn,
+        "seed": 0 <= key.seed < 2**63 if key.seed is not None and has_seed else key.seed is None and not has_seed,
         "num_classes": key.num_classes < 2**31,
         "estimator": estimator.text == key.estimator
         and (estimator.kind != "mc_dropout" or (0 < estimator.p < 1 and estimator.passes < 2**16)),
-        "teacher_sha256": not many or key.num_members > 1,
+        "teacher_sha256": not is_mean or key.num_members > 1,
         "uncertainties": key.uncertainties == estimator.uncertainties,
         "precision": _PRECISION.fullmatch(key.precision) is not None,
         "device": key.device in ("cpu", "cuda"),
@@ -157,7 +157,7 @@ def _impossible_field(key: CacheKey) -> str:
 
 
 _ADAPTER = TypeAdapter(CacheKey)
-FIELDS = tuple(field.name for field in dataclasses.fields(CacheKey))
+_KEY_FIELDS = tuple(field.name for field in dataclasses.fields(CacheKey))
 
 
 def key_differences(
@@ -165,14 +165,14 @@ def key_differences(
 ) -> tuple[list[tuple[str, object, object]], list[str]]:
     """Compare a stored key with the fields that the caller knows.
 
-    Returns (name, stored, expected) of every field that differs and may not, and the names of those that differ and may.
+    Returns (name, stored, expected) of every forbidden difference, and the names of the fields whose difference is allowed.
     Inside `views` and `normalisation` each entry is a separate field, such as "views.size_px"; allowing "views" allows
     them all. ConfigError: `allow` holds a name that no key has.
     """
     for name in allow:
-        if name.split(".")[0] not in FIELDS:
-            raise ConfigError(f"allowed field {name!r}; expected one of {', '.join(FIELDS)}; correct it")
-    stored = _flat({name: getattr(key, name) for name in expected if name in FIELDS})
+        if name.split(".")[0] not in _KEY_FIELDS:
+            raise ConfigError(f"allowed field {name!r}; expected one of {', '.join(_KEY_FIELDS)}; correct it")
+    stored = _flat({name: getattr(key, name) for name in expected if name in _KEY_FIELDS})
     expected = _flat(expected)
     refused, allowed = [], []
     for name in sorted(stored.keys() | expected.keys()):

@@ -14,14 +14,14 @@ from torch import Tensor
 from udkd.losses.sample_weight import SampleWeighting, uncertainty_of
 from udkd.teacher.cache.key import CacheKey, Differing, Remedy, key_differences
 from udkd.teacher.cache.tables import DeviceTable, TargetTable, open_table
-from udkd.teacher.cache.view_count import MOST_VIEWS, VIEW_COUNT_FILE, read_view_count
+from udkd.teacher.cache.view_count import MAX_VIEWS, VIEW_COUNT_FILE, read_view_count
 from udkd.teacher.cache.view_file import REBUILD, ViewFile, read_view_header, view_path
 from udkd.utils.errors import CacheError, MismatchError
 
 ESTIMATORS_WITH = {"mutual_information": ("mc_dropout", "ensemble"), "vacuity": ("evidential",)}
 """The estimators that give an uncertainty beyond entropy."""
 
-_MOST_LISTED = 20  # missing views that an error names one by one
+_MAX_LISTED = 20  # missing views that an error names one by one
 
 
 def _settings(key: CacheKey, differing: Differing) -> str:
@@ -33,7 +33,7 @@ class Cache:
     """A folder of finished views with one key.
 
     num_rows: N, the split's ids, excluded ones included; num_classes: C.
-    views: the numbers of the finished views, ascending. missing: those of views that were finished once and are gone.
+    views: the numbers of the finished views, ascending. missing: the numbers of finished views whose files are gone.
     """
 
     folder: Path
@@ -84,7 +84,7 @@ class Cache:
         """Check the key against the fields that the caller expects.
 
         expected: by the names of CacheKey's fields. allow: fields that may differ, such as "pixel_class" or
-        "views.brightness". remedy: the advice of an error. Returns the allowed fields that do differ, for the run's record.
+        "views.brightness". remedy: writes an error's advice. Returns the allowed fields that do differ, for the run's record.
         MismatchError: fields that differ, each with both values. ConfigError: `allow` holds a name that no key has.
         """
         refused, allowed = key_differences(self.key, expected, allow)
@@ -97,21 +97,21 @@ class Cache:
         present = {view for view in self.views if view < count}
         lacking = count - len(present)
         if lacking:
-            listed = ", ".join(map(str, islice((view for view in range(count) if view not in present), _MOST_LISTED)))
-            more = f" and {lacking - _MOST_LISTED:,} more" if lacking > _MOST_LISTED else ""
+            listed = ", ".join(map(str, islice((view for view in range(count) if view not in present), _MAX_LISTED)))
+            more = f" and {lacking - _MAX_LISTED:,} more" if lacking > _MAX_LISTED else ""
             raise CacheError(
                 f"{self.folder} lacks views {listed}{more}; expected {count} views; "
                 f"run `udkd cache build` with --views {count}: it adds what is missing"
             )
 
     def require_rows(self, num_rows: int, ids: NDArray[np.int64], num_classes: int) -> None:
-        """CacheError unless there is a target for each of a split's ids. No allowed difference makes up for one."""
+        """CacheError unless there is a target for each of a split's ids. `allow` cannot waive this."""
         if (self.num_rows, self.num_classes) == (num_rows, num_classes):
             return self.require_targets(self.views[0], ids)
         raise self._rows_error(f"{self.num_rows} rows of {self.num_classes} classes", num_rows, num_classes)
 
     def require_targets(self, view: int, ids: NDArray[np.int64]) -> None:
-        """CacheError unless a view has a target for each of some ids."""
+        """CacheError unless a view has a target for each of `ids`."""
         without = int(np.isnan(self.targets(view)[1][ids]).sum())
         if without:
             content = f"in view {view} no target for {without} of the split's {len(ids)} images"
@@ -124,18 +124,18 @@ class Cache:
         )
 
     def view_file(self, view: int) -> ViewFile:
-        """Map one view; CacheError where its file is damaged outside the blocks."""
+        """Memory-map one view. CacheError where its file is damaged outside the blocks."""
         if view not in self.views:
             self.require_views(view + 1)
         return ViewFile(view_path(self.folder, view))
 
     def targets(self, view: int) -> tuple[np.ndarray, NDArray[np.float32]]:
-        """Logits as stored and entropy float32 [N] of one view, memory-mapped, not verified. NaN: an excluded id."""
+        """One view's logits as stored and entropy, float32 [N], NaN for excluded ids: memory-mapped and not verified."""
         file = self.view_file(view)
         return file.logits, file.uncertainties["entropy"]
 
     def require_uncertainty(self, kind: str) -> None:
-        """CacheError unless the uncertainty that a kind of weight needs is stored."""
+        """CacheError unless the cache stores the uncertainty that a kind of sample weight needs."""
         needed = uncertainty_of(kind)
         if needed is not None and needed not in self.key.uncertainties:
             estimators = " or ".join(ESTIMATORS_WITH[needed])
@@ -145,7 +145,7 @@ class Cache:
             )
 
     def require_features(self) -> None:
-        """CacheError unless the teacher's pooled features are stored."""
+        """CacheError unless the cache stores the teacher's pooled features."""
         if not self.key.features:
             raise CacheError(
                 f"{self.folder} holds no features; expected the teacher's pooled features for this loss.method; "
@@ -166,11 +166,11 @@ class Cache:
     ) -> TargetTable:
         """One view's targets for training, weighted by entropy unless `weighting` is given.
 
-        On the CPU they stay memory-mapped, and a block is verified when a lookup first touches it; any other device gets
+        On the CPU they are memory-mapped, and a block is verified when a lookup first touches it; any other device gets
         a fully verified copy, if it fits. labels_N: int64 [N], class indices of all ids, for weights that need them.
         features: include the teacher's. ids: the ids that will be looked up. in_memory: a verified copy on any device,
-        whether it fits or not. into: a table of another view, to be overwritten by this one. CacheError names a damaged block,
-        or what is not stored.
+        whether it fits or not. into: a table of another view, which this view overwrites.
+        CacheError: a damaged block, or targets, uncertainties or features that are not stored.
         """
         if ids is not None:
             self.require_targets(view, ids)
@@ -202,11 +202,11 @@ def _unfinished_views(folder: Path) -> set[int]:
 def _numbers(folder: Path, ending: str) -> set[int]:
     names = (path.name.removeprefix("view-").removesuffix(ending) for path in folder.glob(f"view-*{ending}"))
     numbers = {n: int(n) for n in names if n.isdecimal()}
-    return {view for n, view in numbers.items() if f"{view:04d}" == n and view < MOST_VIEWS}
+    return {view for n, view in numbers.items() if f"{view:04d}" == n and view < MAX_VIEWS}
 
 
 def unexpected_files(cache: Cache) -> list[str]:
-    """Lines about a cache's folder: files that no build leaves there, and "view N is missing"."""
+    """One line for each problem of a cache's folder: a file that no build leaves there, or a missing view."""
     names = sorted(path.name for path in cache.folder.iterdir())
     known = {view_path(cache.folder, view).name for view in cache.views}
     # After `names`: a view that a build finishes meanwhile was not opened, and is not unexpected either.
@@ -215,7 +215,7 @@ def unexpected_files(cache: Cache) -> list[str]:
     unfinished = re.compile(r"view-\d{4,}\.udkd\.partial")
     lines = [f"{name} is not part of a cache" for name in names if name not in expected and not unfinished.fullmatch(name)]
     lines += [f"{name}.partial exists beside the finished view" for name in sorted(known) if f"{name}.partial" in names]
-    lines += [f"view {view} is missing" for view in cache.missing[:_MOST_LISTED]]
-    if (more := len(cache.missing) - _MOST_LISTED) > 0:
+    lines += [f"view {view} is missing" for view in cache.missing[:_MAX_LISTED]]
+    if (more := len(cache.missing) - _MAX_LISTED) > 0:
         lines.append(f"{more:,} more views are missing")
     return lines

@@ -26,8 +26,8 @@ class TargetTable(Protocol):
     def lookup(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
         """Teacher logits [B, C] and weight float32 [B] of int64 ids [B], all on the table's device.
 
-        CacheError: a damaged block. An excluded id fails an assertion where the file is mapped, and has a NaN weight where
-        the targets are on the device, as a check would synchronise it.
+        CacheError: a damaged block. An excluded id fails an assertion where the file is mapped. Where the targets are on the
+        device, it has a NaN weight, because a check would synchronise the device.
         """
 
     def features(self, ids_B: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def open_table(
         for name, array in file.arrays.items()
         if name in wanted
     }
-    # Weights are derived where a live teacher's are: a division rounds differently on another device.
+    # On the device where a live teacher's weights are computed: a division rounds differently on another one.
     weight_N = mapped.all_weights()
     if into is not None:
         into.overwrite(rows, weight_N)
@@ -76,7 +76,7 @@ class MappedTable:
 
     Weights are computed per batch, so that the table needs no memory per id. Exception: for the top-k form on a CPU it keeps
     one float32 per id, the logit of the classes that were not kept: without it small batches take three times as long to
-    rebuild. For caches bigger than the device: ids are copied to the host and rows to the device.
+    rebuild. For caches larger than a GPU's memory: ids are copied to the host and rows to the device.
     """
 
     def __init__(self, file: ViewFile, device: torch.device, weighting: SampleWeighting, labels_N: Tensor | None) -> None:
@@ -188,7 +188,7 @@ class DeviceTable:
         self.weight = weight_N
 
     def overwrite(self, rows: Mapping[str, Tensor], weight_N: Tensor) -> None:
-        """Take another view's rows and weights, in the same memory: a CUDA graph reads it there."""
+        """Copy another view's rows and weights into the same memory, from which a CUDA graph reads."""
         for name, array in rows.items():
             self._rows[name].copy_(array)
         self.weight.copy_(weight_N)

@@ -28,15 +28,15 @@ from udkd.utils.errors import CacheError, ConfigError
 from udkd.utils.progress import SILENT, Observer
 
 PROBABILITY_BOUND = 2.5e-4
-"""Between a float32 teacher and its cached targets: 1.1e-4 for float16, and the last bits of other kernels or machines."""
+"""For a float32 teacher: 1.1e-4 from rounding to float16, the rest for the last bits of other kernels or machines."""
 
 WEIGHT_BOUND = 2e-4
 
 FEATURES_BOUND = 1e-3
-"""Of features, relative to the row's largest: 4.9e-4 for float16, and the last bits of other kernels or machines."""
+"""Relative to the row's largest feature: 4.9e-4 from rounding to float16, the rest for other kernels or machines."""
 
 _BATCHES_AT_ONCE = 8
-_MOST_THREADS = 1024  # that a recipe may ask for
+_MAX_THREADS = 1024  # a recipe's limit
 
 
 @dataclass(kw_only=True)
@@ -44,8 +44,8 @@ class CacheComparison:
     """The largest differences between recomputed targets and cached ones.
 
     probability, weight: absolute; features: relative to the row's largest, 0 where none are stored. worst_probability,
-    worst_weight, worst_features: their (view, id). error: of a bfloat16 teacher, the largest differences of the recomputed
-    targets from float32 ones; two bfloat16 computations are within twice that of each other. None in float32.
+    worst_weight, worst_features: their (view, id). error: for a bfloat16 teacher, the differences of the recomputed targets
+    from float32 ones; two bfloat16 computations may differ by twice as much. None for a float32 teacher.
     """
 
     num_pairs: int = 0
@@ -71,7 +71,7 @@ class CacheComparison:
 
     @property
     def worst(self) -> tuple[int, int] | None:
-        """The (view, id) of a target that is beyond a bound; None where all are within."""
+        """The (view, id) of a target that exceeds a bound; None where none does."""
         for name in ("probability", "weight", "features"):
             if getattr(self, name) > getattr(self, f"{name}_bound"):
                 worst: tuple[int, int] = getattr(self, f"worst_{name}")
@@ -79,7 +79,7 @@ class CacheComparison:
         return None
 
     def add(self, view: int, ids: NDArray[np.int64], differences: Mapping[str, torch.Tensor]) -> None:
-        """Update with the differences of some rows of a view, [B] by name."""
+        """Include the differences of `ids` in a view, [B] by name."""
         self.num_pairs += len(ids)
         # NaN counts as the largest difference.
         for name, values in differences.items():
@@ -104,7 +104,7 @@ def compare_with_teacher(
     """Recompute the targets of `count` random (sample, view) pairs, drawn by `seed`, and compare them with the cache's.
 
     Batch size, precision, estimator and views are the cache's. MismatchError: another dataset, teacher or pixel class.
-    CacheError: a key that no recipe leads to, other rows than the data's, or a batch that does not fit in this memory.
+    CacheError: a key that no recipe produces, rows that are not the data's, or a batch too large for this machine's memory.
     """
     key, split = cache.key, dataset.split(cache.key.split)
     recipe = _recipe_of(key)
@@ -124,17 +124,17 @@ def compare_with_teacher(
         _require_comparable(cache, split, recipe.views.size_px)
         set_threads(key.threads if device.type == "cpu" else 0)
         ensemble = TeacherEnsemble.load(teachers, recipe, dataset, device, features=key.features > 0)
-        exact = None
+        reference = None
         if recipe.teacher.precision != "float32":
-            exact = TeacherEnsemble.load(
+            reference = TeacherEnsemble.load(
                 teachers, _recipe_of(key, precision="float32"), dataset, device, features=key.features > 0
             )
-        result, spec = CacheComparison(error=CacheComparison() if exact else None), recipe.views.spec
-        observer.start("teacher, again", count, "images")
+        result, spec = CacheComparison(error=CacheComparison() if reference else None), recipe.views.spec
+        observer.start("recomputing targets", count, "images")
         for view, blocks in _pairs(cache, split.ids, count, seed, ensemble.batch * _BATCHES_AT_ONCE):
             recomputed = [
                 predict_blocks(each, opened, split, spec, key.seed or 0, view, blocks, unrounded=True)
-                for each in (ensemble, exact)
+                for each in (ensemble, reference)
                 if each
             ]
             for ids, *targets in zip(blocks, *recomputed, strict=True):
@@ -151,10 +151,10 @@ def _require_comparable(cache: Cache, split: Split, size_px: int) -> None:
     key = cache.key
     cache.require_rows(len(split.labels), split.ids, key.num_classes)
     needed, free = key.teacher_batch * 3 * size_px * size_px * 4, psutil.virtual_memory().available
-    if not len(split.ids) or key.threads > _MOST_THREADS or needed > free:
+    if not len(split.ids) or key.threads > _MAX_THREADS or needed > free:
         raise CacheError(
             f"{cache.folder} was built with {key.threads} threads in batches of {key.teacher_batch} images of {size_px} px, "
-            f"{needed / 1e9:.3g} GB for their pixels alone; expected at most {_MOST_THREADS} threads and {free / 1e9:.3g} GB, "
+            f"{needed / 1e9:.3g} GB for their pixels alone; expected at most {_MAX_THREADS} threads and {free / 1e9:.3g} GB, "
             "and some images; verify it where it was built"
         )
 
@@ -184,7 +184,7 @@ def _stored(cache: Cache, view: int, ids: NDArray[np.int64]) -> PackedTargets:
 
 
 def _differences(fresh: PackedTargets, other: PackedTargets, key: CacheKey) -> dict[str, torch.Tensor]:
-    """Largest absolute difference of any probability and of any weight, and relative one of features: float64 [B] each.
+    """Largest absolute differences of probabilities and weights, largest relative difference of features: float64 [B] each.
 
     In the top-k form the classes that were not kept count as one class: only their sum is stored.
     """
@@ -206,13 +206,13 @@ def _with_tail(p_BC: torch.Tensor, classes_Bk: torch.Tensor) -> torch.Tensor:
 
 
 def _weight(uncertainty: str, targets: PackedTargets, key: CacheKey) -> torch.Tensor:
-    """Weights of the kind that has an uncertainty's name."""
+    """The sample weights that are named after an uncertainty."""
     logits_BC, uncertainty_B = targets.dense(key.num_classes), targets.uncertainties[uncertainty]
     return sample_weight(uncertainty, logits_BC, uncertainty_B, None, num_members=key.num_members)
 
 
 def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:
-    """A recipe whose teacher settings are those of the cache's build. CacheError where there is none."""
+    """A recipe with the teacher settings of the cache's build. CacheError where no recipe has them."""
     estimator, storage = Estimator.parse(key.estimator), Storage.parse(key.storage)
     settings: dict[str, object] = {
         "batch_size": key.teacher_batch,

@@ -13,14 +13,14 @@ from udkd.utils.files import json_bytes, read_regular, write_bytes
 from udkd.utils.parsing import parse_json
 
 VIEW_COUNT_FILE = "views.json"
-MOST_VIEWS = 1_000_000
+MAX_VIEWS = 1_000_000
 """Bound on a cache's views: one per epoch, more than any run trains. A larger number is damage, or an attack on memory."""
 
-_MOST_BYTES = 4096
+_MAX_BYTES = 4096
 
 
 def write_view_count(folder: Path, key: CacheKey, count: int) -> None:
-    """Record that views 0 to count - 1 are finished or about to be. Keeps a larger count and replaces a damaged file."""
+    """Record that views 0 to count - 1 are finished or about to be. A larger count is kept, a damaged file replaced."""
     try:
         stored = read_view_count(folder, key)
     except CacheError:
@@ -33,9 +33,9 @@ def read_view_count(folder: Path, key: CacheKey) -> int:
     """How many views there have ever been; 0 where nothing is recorded. CacheError: a damaged file, or another cache's."""
     path = folder / VIEW_COUNT_FILE
     try:
-        data = read_regular(path, _MOST_BYTES)
+        data = read_regular(path, _MAX_BYTES)
         count = parse_json(data)["views"]
-        if type(count) is int and 0 <= count <= MOST_VIEWS and _bytes(key, count) == data:
+        if type(count) is int and 0 <= count <= MAX_VIEWS and _bytes(key, count) == data:
             return count
     except FileNotFoundError:
         return 0

@@ -11,18 +11,18 @@ All numbers are little-endian. N rows (one for each id of the split, excluded on
     data starts at the next multiple of 64, and so does each array; the gaps are zeros:
           logits     float16 or float32 [N, C], the row's maximum subtracted
           entropy    float32 [N], nats; then the key's other uncertainties, likewise
-          features   float16 [N, D], where the key says so: the teacher's pooled features
+          features   float16 [N, D], if the key's D is above 0: the teacher's pooled features
           checksums  uint32 [ceil(N / block_rows)]
 
 In the top-k form of many classes, logits is [N, k], best first, and two arrays follow it:
-          classes    uint16 [N, k], uint32 where C > 65,536: whose logits they are
+          classes    uint16 [N, k], uint32 where C > 65,536: the classes of these logits
           tail       float32 [N], the exact probability of the classes that were not kept
 The entropy is exact in both forms. `udkd.losses.storage.dense_logits` restores all C logits; their softmax sums to 1.
 
 A block is `block_rows` consecutive ids; the last may be shorter. Its checksum is the crc32 of its index (uint64) and its
-rows of each array in the file's order, starting from the header's crc32, so that a block copied from another position, view
-or cache does not match. An excluded id has zeros as logits (and classes) and NaN elsewhere, so that a run that trains on one
-by mistake gets a loss that is not finite.
+rows of each array in the file's order. It starts from the header's crc32, so that a block copied from another position, view
+or cache does not match. An excluded id has zeros as logits (and classes) and NaN elsewhere: training on one by mistake gives
+a loss that is not finite.
 
 At C = 100 a row takes 204 bytes plus its share of the header and the checksums; top-32 of any C up to 65,536 takes 136.
 Features add 2 D bytes: 4,096 for a ResNet-50, 1,024 for a ResNet-18.
@@ -211,7 +211,7 @@ def _parse(path: Path, text: bytes) -> ViewHeader:
 
 
 class ViewFile:
-    """A view file, memory-mapped. Data is read when it is accessed; changes of the arrays never reach the disk.
+    """A view file, memory-mapped: data is read when it is accessed, and changes to the arrays never reach the disk.
 
     logits: [N, C], or [N, k] in the top-k form; uncertainties: by name, float32 [N]; checksums: uint32 [blocks].
     arrays: all but the checksums, by name, in the file's order.

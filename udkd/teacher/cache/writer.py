@@ -45,7 +45,7 @@ def _elsewhere(key: CacheKey, differing: Differing) -> str:
 class CacheWriter:
     """Adds views to a cache folder, which it locks: `with CacheWriter(folder, key, excluded_N) as writer: …`.
 
-    excluded_N: bool [N], the split's excluded rows. remedy: the advice of an error where the folder holds another key.
+    excluded_N: bool [N], the split's excluded rows. remedy: writes an error's advice where the folder holds another key.
     BusyError: another process writes there. MismatchError: the folder holds views, finished or not, of another key.
     CacheError: a finished view whose header is damaged.
     """
@@ -69,7 +69,7 @@ class CacheWriter:
                         f"expected view {view} of {len(self.excluded_N)}; {REBUILD}"
                     )
             for path in self.folder.glob("view-*.udkd.partial"):
-                # A partial file without a complete header, left by a kill, has no key and holds nothing.
+                # A partial file without a complete header was left by a kill: it has no key and holds nothing.
                 with contextlib.suppress(CacheError):
                     _require_same_key(path, self.key, self._remedy)
             self._repair_view_count()
@@ -183,12 +183,12 @@ class ViewWriter:
         *row_specs, checksum_spec = self.header.arrays
         assert len(arrays) == len(row_specs), f"{len(arrays)} arrays for {row_specs}"
         rows = []
-        for spec, given in zip(row_specs, arrays, strict=True):
-            assert given.dtype == np.dtype(spec.dtype), f"{spec.name}: {given.dtype}, expected {spec.dtype}"
-            assert given.shape == (len(ids), *spec.shape[1:]), f"{spec.name}: {given.shape} for {len(ids)} ids"
-            self._require_finite(spec.name, given, ids)
+        for spec, array in zip(row_specs, arrays, strict=True):
+            assert array.dtype == np.dtype(spec.dtype), f"{spec.name}: {array.dtype}, expected {spec.dtype}"
+            assert array.shape == (len(ids), *spec.shape[1:]), f"{spec.name}: {array.shape} for {len(ids)} ids"
+            self._require_finite(spec.name, array, ids)
             filled = np.full((end - first, *spec.shape[1:]), 0 if spec.name in ("logits", "classes") else np.nan, spec.dtype)
-            filled[ids - first] = given
+            filled[ids - first] = array
             self._pwrite(filled.tobytes(), self._start + spec.offset + first * (spec.num_bytes // self.header.num_rows))
             rows.append(filled)
         # Rows before the checksum: after a kill in between, the old checksum does not match them.
