@@ -99,7 +99,7 @@ class _AllEntries:
         return int(np.searchsorted(self._firsts, row, side="right")) - 1
 
     def name(self, row: int) -> str:
-        """The name of a row."""
+        """The file name of sample `row` in its source, without the class."""
         source_index = self.source_index(row)
         return self._tables[source_index].name(row - int(self._firsts[source_index]))
 

@@ -5,7 +5,7 @@ For a training loop of your own, `import udkd` provides:
     udkd.Dataset                                   a dataset folder, its splits and classes
     udkd.Loader                                    batches: sample ids, uint8 canvases and labels, shuffled by (seed, epoch)
     udkd.ViewSpec, udkd.Augment                    canvases to network input: crop, flip and colour jitter by (seed, epoch, id)
-    udkd.CachedTeacher, udkd.LiveTeacher           the teacher logits and weights for exactly those pixels
+    udkd.CachedTeacher, udkd.LiveTeacher           the teacher's logits and weights of a batch
     udkd.DistillationLoss                          the loss of N students
 
 For complete runs: `udkd.load_recipe`, `udkd.build_cache`, `udkd.train` and `udkd.evaluate`. For extensions:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from udkd.training.compile import compiled_loss, eager_loss
 
-from udkd.losses.distill import KlKind, LossSettings, Terms, distill, divergence, kl
+from udkd.losses.distill import KlKind, LossSettings, Terms, distill, distill_with, divergence, kl
+from udkd.utils.compile import compiled as compile_graph
 
 F64 = NDArray[np.float64]
 KL_KINDS: tuple[KlKind, ...] = ("reverse", "forward")
@@ -91,7 +91,7 @@ def run(
     z = [torch.tensor(rows, dtype=dtype, requires_grad=True) for rows in logits]
     t, w = (None if value is None else torch.tensor(value, dtype=dtype) for value in (teacher, weight))
     weights_3N = settings.weights_3N(len(z), z[0])
-    terms = (loss or eager_loss(settings))(z, torch.from_numpy(labels), t, w, weights_3N)  # type: ignore[operator]
+    terms = (loss or distill_with(settings))(z, torch.from_numpy(labels), t, w, weights_3N)  # type: ignore[operator]
     terms.total.backward()
     return terms, [rows.grad.double().numpy() for rows in z if rows.grad is not None]
 
@@ -289,7 +289,7 @@ def test_low_precision_logits_are_raised_first() -> None:
     ids=str,
 )
 def test_compiled_equals_eager(settings: LossSettings) -> None:
-    compiled = compiled_loss(settings)
+    compiled = compile_graph(distill_with(settings))
     for seed, size in enumerate((1.0, 100.0)):
         logits, labels, teacher, weight = inputs(2, batch=16, classes=100, size=size, seed=seed)
         given = (logits, labels, np.float16(teacher).astype(np.float64), weight, torch.float32)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from udkd.training.compile import eager_loss
 
 from tests.factories import rewrite_json, small_recipe
 from tests.observers import StopAfter
@@ -14,7 +13,7 @@ from tests.training.runs import checkpoint_hash, checkpoint_tensors, metrics_wit
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.distill import LossSettings
+from udkd.losses.distill import LossSettings, distill_with
 from udkd.losses.methods.registry import METHODS
 from udkd.losses.schedules import EpochStats
 from udkd.models.build import build
@@ -23,7 +22,7 @@ from udkd.study.spec import load_study
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
 from udkd.training.schedule import learning_rates, loss_weights
-from udkd.training.step import forward_loss
+from udkd.training.step import make_forward_loss
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError, MismatchError, RunError
 
@@ -220,8 +219,8 @@ def test_a_weight_on_the_loss_is_a_factor_on_the_gradient(bench: Bench) -> None:
 
 def test_a_compiled_loss_is_one_graph_for_all_weights() -> None:
     models = [build("squeezenet1_1", 4, image_px=32, seed=seed).eval() for seed in (0, 1)]
-    loss = eager_loss(small_recipe().loss.settings)
-    uncompiled = forward_loss(
+    loss = distill_with(small_recipe().loss.settings)
+    uncompiled = make_forward_loss(
         [FeatureExtractor(model, ["features.4"]) for model in models], loss, device_type="cpu", autocast=False
     )
     graphs = []
@@ -306,6 +305,17 @@ def test_a_student_starts_from_another_run(bench: Bench) -> None:
     bench.run("second", recipe, resume=True)  # a checkpoint holds the weights: the first run is no longer needed
     with pytest.raises(RunError, match="is not a run"):
         bench.run("third", recipe)
+    (bench.root / "moved").rename(first)
+    (out / "checkpoints" / "last.json").unlink()  # as if killed before its first checkpoint
+    bench.run("second", recipe, resume=True, stop_after=1)
+    assert torch.equal(checkpoint_tensors(out)["student.0.classifier.1.weight"], trained["student.0.classifier.1.weight"])
+    (out / "checkpoints" / "last.json").unlink()
+    other = bench.run("other", small_recipe("train.epochs=1", "train.seed=1"))
+    first.rename(bench.root / "moved")
+    other.rename(first)
+    with pytest.raises(MismatchError, match=r"restore the weights that students\.\*\.init_from named \(starts"):
+        bench.run("second", recipe, resume=True)
+    first.rename(other)
     (bench.root / "moved").rename(first)
     with pytest.raises(RunError, match="holds the students squeezenet1_1, squeezenet1_0; expected resnet18; name one"):
         bench.run("fourth", small_recipe(start, 'students.0.init_from_student="resnet18"'))

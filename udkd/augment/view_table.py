@@ -27,12 +27,12 @@ class EpochViews:
         self._ids = np.arange(split.num_samples, dtype=np.int64)
         # Excluded rows have size 0, for which no view can be drawn; any other size will do, as no order contains them.
         self._sizes = np.where(split.excluded[:, None], 1, split.sizes)
-        self._tables: dict[tuple[int, int], ViewTable] = {}
-        self._drawn: dict[tuple[int, int], Future[Views]] = {}
+        self._tables: dict[tuple[int, ViewSpec], ViewTable] = {}
+        self._drawn: dict[tuple[int, ViewSpec], Future[Views]] = {}
 
     def table(self, view: int, spec: ViewSpec | None = None) -> ViewTable:
         """View number `view` of all N samples, indexed by sample id. Two tables are kept. spec: overrides self.spec."""
-        key = (view, (spec or self.spec).size_px)
+        key = (view, spec or self.spec)
         if key not in self._tables:
             self.prepare(view, spec)
             self._tables[key] = ViewTable.of(self._drawn.pop(key).result(), self._device)
@@ -43,7 +43,7 @@ class EpochViews:
     def prepare(self, view: int, spec: ViewSpec | None = None) -> None:
         """Start drawing a table in a thread, for a later call of `table`."""
         spec = spec or self.spec
-        key = (view, spec.size_px)
+        key = (view, spec)
         if key in self._tables or key in self._drawn:
             return
         future: Future[Views] = Future()
@@ -55,7 +55,7 @@ class EpochViews:
             except BaseException as error:
                 future.set_exception(error)
 
-        Thread(target=work, name=f"views of epoch view {view}", daemon=True).start()
+        Thread(target=work, name=f"draw view {view}", daemon=True).start()
 
 
 class Augment:

@@ -46,7 +46,7 @@ def build(
         str | None,
         typer.Option(
             metavar="eval|K",
-            help="eval: one evaluation view per sample; K: the first K augmented views. Short for teacher.views.",
+            help="eval: one evaluation view per sample; K: the first K augmented views. Shorthand for teacher.views.",
         ),
     ] = None,
     recipe: RecipeOption = "imagenet100-paper",

@@ -77,7 +77,7 @@ def import_(
         ),
     ] = None,
     entry: Annotated[str | None, typer.Option(help="Which of several state dicts in --weights, such as model_ema.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Use a student of this run instead.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder: one of its students becomes the teacher.")] = None,
     student: Annotated[str | None, typer.Option(help="Name of the student of --run.")] = None,
     recipe: RecipeOption = "imagenet100-paper",
     overrides: SetOption = None,

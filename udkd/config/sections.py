@@ -59,8 +59,8 @@ class ViewsSection(Section):
     brightness: JitterStrength = Field(
         default=0.4, description="brightness jitter s: the factor is uniform in [max(0, 1 - s), 1 + s]; 0: none"
     )
-    contrast: JitterStrength = Field(default=0.4, description="contrast jitter, as brightness")
-    saturation: JitterStrength = Field(default=0.4, description="saturation jitter, as brightness")
+    contrast: JitterStrength = Field(default=0.4, description="strength of the contrast jitter; see brightness")
+    saturation: JitterStrength = Field(default=0.4, description="strength of the saturation jitter; see brightness")
     seed: Seed = Field(default=0, description="seed of all views; part of the key of a cache of augmented views")
 
     @model_validator(mode="after")

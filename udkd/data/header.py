@@ -102,8 +102,8 @@ def read_header(folder: Path) -> Header:
     try:
         data = read_regular(path, _MAX_BYTES)
         value = parse_json(data)
-    except ValueError:
-        raise DataError(f"{path} is not JSON; expected what udkd-prep wrote; convert again") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); expected what udkd-prep wrote; convert again") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise DataError(f"{path} is not of format {FORMAT!r}; expected a dataset folder; check the path")
     if value.get("version") != VERSION:

@@ -113,7 +113,7 @@ def _call_store(method: Any, *arguments: Any) -> Any:
         return method(*arguments)
     except (RuntimeError, OSError) as error:
         raise CacheError(
-            f"the other processes of this build are gone ({_first_line(error)}); expected all until it ends; run it again"
+            f"the other processes of this build are gone ({_first_line(error)}); expected all to run to the end; run it again"
         ) from None
 
 

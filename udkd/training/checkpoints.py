@@ -83,7 +83,7 @@ class Checkpoints:
                 old.unlink()
 
     def load(self) -> Checkpoint:
-        """The newest checkpoint; another process may replace it meanwhile. Raises RunError where it is damaged."""
+        """The newest checkpoint; if another process replaces it meanwhile, the new one. Raises RunError where it is damaged."""
         last = self.last
         while True:
             try:

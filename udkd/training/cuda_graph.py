@@ -25,9 +25,9 @@ class CudaGraphCapture:
     """Turns work into a CUDA graph: a replay costs the host one launch. Capturing leaves `mutable_state` unchanged.
 
     Warm-up and capture run on one side stream, as torch.cuda.graph requires: autograd remembers the stream on which it first
-    met a weight, and the default stream cannot be captured. All graphs of one object share a memory pool, so that together they
-    take what the largest needs. So no work may leave anything there, where another replay could overwrite it. Steps do not:
-    weights, momentum and metrics are outside the pool, and gradients are dropped.
+    met a weight, and the default stream cannot be captured. All graphs of one object share a memory pool, so that together
+    they take what the largest needs; a run has one object for each of its runners. So no work may leave anything there, where
+    another replay could overwrite it. Steps do not: weights, momentum and metrics are outside the pool, gradients are dropped.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""A run folder is created, or reopened and checked before its run resumes."""
+"""Creates a run folder, or reopens one and checks it before its run resumes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,6 +43,9 @@ def create_or_reopen(job: TrainJob, setup: TrainSetup) -> RunFolder:
     fields = [(name, stored.get(name), facts.get(name)) for name in decisive if stored.get(name) != facts.get(name)]
     if fields:
         raise MismatchError(f"the run in {out}", fields, "resume with the data and the teacher or cache it began with")
+    if "starts" in facts and facts["starts"] != stored.get("starts"):  # without a checkpoint they have been loaded again
+        fields = [("starts", stored.get("starts"), facts["starts"])]
+        raise MismatchError(f"the run in {out}", fields, "restore the weights that students.*.init_from named")
     return run
 
 
@@ -52,7 +55,7 @@ def load_checkpoint(
     """The newest checkpoint, and the statistics of the epoch before it; None where the run has none yet.
 
     expected: tensors of the names, dtypes and shapes that it must have. Raises RunError for a checkpoint that does not fit the
-    recipe, the data or the rows of metrics.jsonl.
+    recipe, the data or the rows of metrics.jsonl. Removes checkpoints that a killed process left unfinished or behind.
     """
     if not run.has_checkpoint:
         _require_no_epochs(run)

@@ -1,5 +1,6 @@
 """The parts of a training run: data, teacher and students, opened and connected as the recipe says."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from udkd.training.cuda_graph import CudaGraphCapture
 from udkd.training.init_from import initial_weights, weights_sha256
 from udkd.training.lr import progressive_px
 from udkd.training.metrics import TrainMetrics
+from udkd.training.run_folder import RunFolder
 from udkd.training.runners import ResidentRunner, StepRunner, StreamingRunner
 from udkd.training.schedule import EpochSchedule
 from udkd.training.student import make_students
@@ -55,7 +57,9 @@ class TrainJob:
 
 
 class TrainSetup:
-    """The data, teacher and students of a job. Raises a UserError for whatever does not fit; nothing is written.
+    """The data, teacher and students of a job; close it after use. Raises a UserError for whatever does not fit.
+
+    Nothing is written.
 
     steps_per_epoch: full batches of the training split. provenance: what the run folder records of the teacher and of the
     weights that the students started from.
@@ -63,13 +67,22 @@ class TrainSetup:
 
     def __init__(self, job: TrainJob) -> None:
         self.job = job
-        self.recipe = recipe = job.recipe
+        self.recipe = job.recipe
         self.dataset = DatasetFolder.open(job.data)
         require_several_classes(self.dataset)
         self.split = self.dataset.split("train")
         self.steps_per_epoch = self._count_steps()
-        self.backend = self._open_backend("train")
-        self.validation = self._open_backend("val")
+        with contextlib.ExitStack() as stack:
+            self.backend = self._open_backend("train")
+            stack.callback(self.backend.close)
+            self.validation = self._open_backend("val")
+            stack.callback(self.validation.close)
+            self._connect_all()
+            self._backends = stack.pop_all()
+
+    def _connect_all(self) -> None:
+        """Open the teacher, build the students, and connect them."""
+        recipe, job = self.recipe, self.job
         pixels, device = self.backend.describe(), job.device
         teachers = ((job.teacher,) if job.teacher else ()) + job.more_teachers
         self.teacher, self.provenance = open_targets(
@@ -84,8 +97,7 @@ class TrainSetup:
 
     def close(self) -> None:
         """Release the backends."""
-        self.backend.close()
-        self.validation.close()
+        self._backends.close()
 
     def view_of(self, epoch: int) -> int:
         """The number of the view that the students see: a new one every epoch, or the cached ones in turn."""
@@ -191,7 +203,8 @@ class TrainSetup:
     def _init_students(self) -> dict[str, Any]:
         """Load the weights that students.*.init_from names, unless a checkpoint will; their digests for the run folder."""
         chosen = [student for student in self.students if self.recipe.students[student.index].init_from]
-        if self.job.resume or not chosen:
+        resumed = self.job.resume and RunFolder.is_at(self.job.out) and RunFolder.open(self.job.out).has_checkpoint
+        if resumed or not chosen:
             return {}
         digests = {}
         for student in chosen:

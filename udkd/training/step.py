@@ -25,7 +25,7 @@ class TrainStep:
     """Everything a step needs. What is compiled was decided by build_step.
 
     augment:      canvases and their views to the students' input.
-    forward_loss: see `make_forward_loss`; one graph where train.compile is "all".
+    forward_loss: see `make_forward_loss`; one graph if train.compile is "all" and the loss is compiled.
     method:       a further term for every student, where loss.method is set.
     student_indices: int64, the students' indices in the recipe where not all of them train.
     """

@@ -1,8 +1,8 @@
 """The trainer: one loop for 1 to N students and any source of targets.
 
-Every random number is a pure function of (seed, epoch, step, sample), so a checkpoint needs only weights, momentum, the
-epoch's sums and the step, and a resumed run ends in the same bits on a CPU. On a GPU it gets the same views, targets and
-order, but cuDNN sums gradients in no fixed order.
+Every random number is a pure function of (seed, epoch, step, sample), so a checkpoint holds no generator state: tensors
+(weights, buffers, momentum, moving averages, the epoch's sums), the step, and the statistics that schedules use. A resumed run
+ends in the same bits on a CPU. On a GPU it gets the same views, targets and order, but cuDNN sums gradients in no fixed order.
 """
 
 import contextlib
@@ -54,16 +54,16 @@ class Trainer:
 
     def __init__(self, job: TrainJob) -> None:
         self.job, self.recipe = job, job.recipe
-        self.setup = TrainSetup(job)
-        self.steps_per_epoch = self.setup.steps_per_epoch
-        self.students = self.setup.students
-        self.metrics = TrainMetrics.empty(len(self.students), job.device, recorded_rows(job.recipe))
-        self.stats = EpochStats.none(len(self.students))
-        self.step = 0
-        self._runner: tuple[tuple[int, int], StepRunner] | None = None
-        self._prepare_runner(0)
-        # The folder last: inputs that do not fit have been refused by now, and no unfinished folder is left behind.
         with contextlib.ExitStack() as stack:
+            self.setup = stack.enter_context(contextlib.closing(TrainSetup(job)))
+            self.steps_per_epoch = self.setup.steps_per_epoch
+            self.students = self.setup.students
+            self.metrics = TrainMetrics.empty(len(self.students), job.device, recorded_rows(job.recipe))
+            self.stats = EpochStats.none(len(self.students))
+            self.step = 0
+            self._runner: tuple[tuple[int, tuple[int, ...]], StepRunner] | None = None
+            self._prepare_runner(0)
+            # The folder last: inputs that do not fit have been refused by now, and no unfinished folder is left behind.
             stack.enter_context(lock_run_folder(job))
             self.run_folder = create_or_reopen(job, self.setup)
             if job.resume:
@@ -86,14 +86,13 @@ class Trainer:
     def close(self) -> None:
         """Release the run folder and the backends."""
         self._resources.close()
-        self.setup.close()
 
     def _prepare_runner(self, epoch: int) -> StepRunner:
         """The runner of an epoch's steps; a new one is made only where the size of the views changes or a student starts."""
         spec, active = self.setup.spec(epoch), self.setup.active_students(epoch)
-        if self._runner is None or self._runner[0] != (spec.size_px, len(active)):
+        if self._runner is None or self._runner[0] != (spec.size_px, tuple(active)):
             self._runner = None  # frees a captured step's memory before the next one is built
-            self._runner = (spec.size_px, len(active)), self.setup.make_runner(spec, active, self.metrics)
+            self._runner = (spec.size_px, tuple(active)), self.setup.make_runner(spec, active, self.metrics)
         return self._runner[1]
 
     def _train_epoch(self, epoch: int, done_steps: int) -> bool:
@@ -171,7 +170,7 @@ class Trainer:
         self.job.observer.finish()
         if not all(math.isfinite(value.loss) for value in (*scores.each, scores.ensemble)):
             raise RunError(
-                f"the validation loss after step {self.step} is not finite; expected a number; the last checkpoint is kept; "
+                f"the validation loss after step {self.step} is not finite; expected a number; {self._kept()}; "
                 "lower students.*.lr or train in float32"
             )
         each = dict(zip(active, (value.to_dict() for value in scores.each), strict=True))
@@ -182,14 +181,16 @@ class Trainer:
         first = int(self.metrics.first_nonfinite_step)
         if first >= 0:
             step = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + first
-            kept = (
-                f"the checkpoint in {self.job.out} is kept" if self.run_folder.has_checkpoint else "no checkpoint was due yet"
-            )
             raise RunError(
                 f"the loss of step {step} (epoch {step // self.steps_per_epoch + 1}) is not finite; expected a number; "
-                f"{kept}; lower students.*.lr or train in float32"
+                f"{self._kept()}; lower students.*.lr or train in float32"
             )
         return self.metrics.means(self.recipe.loss.settings)
+
+    def _kept(self) -> str:
+        """For errors: what is left of the run."""
+        kept = self.run_folder.has_checkpoint
+        return f"the checkpoint in {self.job.out} is kept" if kept else "no checkpoint was due yet"
 
     def _progress_fields(self, active: Sequence[int]) -> dict[str, float | str]:
         """What the progress bar shows in addition to the speed."""
@@ -206,8 +207,8 @@ class Trainer:
         not_finite = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
         if not_finite:
             raise RunError(
-                f"{not_finite[0]} is not finite after step {self.step - 1}; expected numbers; "
-                "the last checkpoint is kept; lower students.*.lr or train in float32"
+                f"{not_finite[0]} is not finite after step {self.step - 1}; expected numbers; {self._kept()}; "
+                "lower students.*.lr or train in float32"
             )
         stats = StoredEpochStats(progress=list(self.stats.progress), confidence=self.stats.confidence)
         progress = CheckpointProgress(
