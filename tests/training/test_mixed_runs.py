@@ -306,15 +306,16 @@ def test_a_student_starts_from_another_run(bench: Bench) -> None:
     with pytest.raises(RunError, match="is not a run"):
         bench.run("third", recipe)
     (bench.root / "moved").rename(first)
-    (out / "checkpoints" / "last.json").unlink()  # as if killed before its first checkpoint
-    bench.run("second", recipe, resume=True, stop_after=1)
-    assert torch.equal(checkpoint_tensors(out)["student.0.classifier.1.weight"], trained["student.0.classifier.1.weight"])
-    (out / "checkpoints" / "last.json").unlink()
+    cut = bench.run("cut", recipe, stop_after=1)
+    (cut / "checkpoints" / "last.json").unlink()  # as if killed before its first checkpoint
+    bench.run("cut", recipe, resume=True, stop_after=1)
+    assert torch.equal(checkpoint_tensors(cut)["student.0.classifier.1.weight"], trained["student.0.classifier.1.weight"])
+    (cut / "checkpoints" / "last.json").unlink()
     other = bench.run("other", small_recipe("train.epochs=1", "train.seed=1"))
     first.rename(bench.root / "moved")
     other.rename(first)
     with pytest.raises(MismatchError, match=r"restore the weights that students\.\*\.init_from named \(starts"):
-        bench.run("second", recipe, resume=True)
+        bench.run("cut", recipe, resume=True)
     first.rename(other)
     (bench.root / "moved").rename(first)
     with pytest.raises(RunError, match="holds the students squeezenet1_1, squeezenet1_0; expected resnet18; name one"):
