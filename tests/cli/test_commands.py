@@ -247,7 +247,7 @@ def test_a_run_resumes_after_a_full_disk(
     assert checkpoint_hash(out) == checkpoint_hash(finished)
     if limit_bytes < 10_000:
         build_arguments = ["cache", "build", dataset.path, teacher.path, again, "--recipe", "smoke", *SETTINGS]
-        failed(call(*build_arguments, limit_bytes=limit_bytes), "room")
+        failed(call(*build_arguments, limit_bytes=limit_bytes), "free space and build again")
         assert call(*build_arguments).code == 0
         assert (again / "view-0000.udkd").read_bytes() == (cache / "view-0000.udkd").read_bytes()
 
