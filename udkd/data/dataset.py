@@ -188,11 +188,13 @@ class DatasetFolder:
 
 
 class Dataset(DatasetFolder):
-    """A dataset folder, opened by its path. train, val: its splits. Raises DataError: see DatasetFolder.open.
+    """A dataset folder, opened by its path.
 
-    data = udkd.Dataset("quickstart/data")
-    data.classes[0]  # the class of label 0
-    data.train.ids  # int64, the kept samples
+    train, val: its splits. Raises DataError: see DatasetFolder.open.
+
+        data = udkd.Dataset("quickstart/data")
+        data.classes[0]  # the class of label 0
+        data.train.ids  # int64, the kept samples
     """
 
     def __init__(self, path: str | Path) -> None:
