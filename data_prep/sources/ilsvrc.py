@@ -18,7 +18,7 @@ VAL_PREFIX = "ILSVRC2012_val_"
 
 @dataclass(frozen=True)
 class Ilsvrc:
-    """The tars of ILSVRC2012, not unpacked. path: given by the user, one of the tars or their folder. truth: of the val tar."""
+    """The tars of ILSVRC2012, not unpacked. path: one of the tars or their folder. ground_truth: of the val tar."""
 
     path: Path
     train: Path | None
@@ -29,7 +29,7 @@ class Ilsvrc:
     def probe(path: Path, ground_truth: Path | None = None) -> "Ilsvrc | None":
         """An Ilsvrc if `path` is a folder with one of the tars, a tar of class tars, or a tar of val images.
 
-        truth: the ground truth that the user named; None to look for it beside the val tar.
+        ground_truth: the ground truth that the user named; None to look for it beside the val tar.
         """
         if path.is_dir():
             train, val = (tar if (tar := path / name).is_file() else None for name in (TRAIN, VAL))

@@ -13,7 +13,8 @@ from udkd.utils.string_column import StringColumnBuilder
 class ListingBuilder:
     """Collects file names and ground truths, then builds the listing.
 
-    source: path, for errors. root: name of the source. splits: False if all folders are classes. truth: named by the user.
+    source: path, for errors. root: name of the source. splits: False if all folders are classes.
+    ground_truth: named by the user.
     """
 
     def __init__(self, source: Path, root: str, *, splits: bool, ground_truth: GroundTruth | None) -> None:

@@ -118,8 +118,8 @@ def parse_paths(
     """Determine the splits and classes of image paths, which are relative, with `/` between parts.
 
     root: name of the source; a source called `train` or `val` is a split itself. source: its name in errors; `root` if empty.
-    splits: False if all folders are classes. truth: called if validation images are not in class folders; returns the name of
-    the ground truth, and the class of each image by its name without the suffix. Raises DataError for ambiguous names.
+    splits: False if all folders are classes. ground_truth: called if validation images are not in class folders; returns
+    its name, and the class of each image by its name without the suffix. Raises DataError for ambiguous names.
     """
     source = source or root
     folders = Counter(tuple(path.split("/")[:-1]) for path in paths)

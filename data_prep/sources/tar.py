@@ -15,7 +15,7 @@ from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_
 class Tar:
     """An uncompressed tar with one folder per class, in train/ and val/ or without splits, below any prefix.
 
-    splits: False if all folders are classes. truth: ground truth of a flat val/; None to look in the tar and in its folder.
+    splits: False if all folders are classes. ground_truth: of a flat val/; None to look in the tar and in its folder.
     """
 
     path: Path

@@ -20,7 +20,7 @@ BROKEN_LINKS = "links that lead nowhere"
 class Tree:
     """A folder with one folder per class, in train/ and val/ or without splits.
 
-    splits: False if all folders are classes. truth: ground truth for a flat val/; None to look for it inside.
+    splits: False if all folders are classes. ground_truth: of a flat val/; None to look for it inside.
     """
 
     path: Path
