@@ -50,7 +50,7 @@ install_venv() {
 
 install_packages() {
   echo "Installing the Python packages into $venv (PyTorch alone is a few gigabytes; minutes, once)"
-  pip_install --editable ".[dev,tensorboard]"
+  pip_install --editable ".[dev]"
   done_with packages
 }
 

@@ -24,7 +24,7 @@ from udkd.data.dataset import DatasetFolder
 from udkd.report.text import interval, signed
 from udkd.study.folder import StudyFolder
 from udkd.study.page import rewrite_page, write_page
-from udkd.study.plan import StudyPlan, make_plan
+from udkd.study.plan import StudyPlan, Trial, make_plan, teacher_name
 from udkd.study.results import LearnerResult, RunResult, counterpart, summarise
 from udkd.study.runner import Progress, StudyContext, run_path, run_study
 from udkd.study.spec import Study, load_study, shipped_studies, study_name
@@ -618,3 +618,25 @@ def test_table_rows_of_an_arm_without_a_baseline() -> None:
 
 def test_names_in_a_csv_hold_no_control_characters() -> None:
     assert csv_text(("arm", "n"), [("a\x1b[31m\nb,\u202e", 3)]) == 'arm,n\n"a\\x1b[31m\\x0ab,\\u202e",3\n'
+
+
+FOLDER_NAMES = """
+imagenet100-fast 7af155ce1efa f2cfaa6fdc2e canonical-99ecf6e0f35f
+imagenet100-paper f86d7f98ada8 55df405dfc22 canonical-b23c2b8d323c
+quickstart 45332f6b136e 1e7b6134ac5f canonical-d0a8c6df10a0
+smoke 6fa5b73d0185 7668c19e5e1a canonical-5621c7c69bd8
+study-cpu ea9d41f0de2a 0893d5d5dc8d canonical-248dc19fb1f9
+tiny-imagenet-100 63f101685843 04e2dfadbef9 canonical-f64bc6f5cf7c
+tiny-imagenet-100-cpu 77a243454347 9d03ecfec7fd canonical-b83040989c94
+"""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names"),
+    [pytest.param(name, names, id=name) for name, *names in (line.split() for line in FOLDER_NAMES.strip().splitlines())],
+)
+def test_folders_keep_their_names(recipe: str, names: list[str]) -> None:
+    """Names of teacher, run and cache folders as version 0.1.0 gave them: keys added since must not move them."""
+    loaded = load_recipe(recipe)
+    trial = Trial(arm="a", seed=0, recipe=loaded)
+    assert [teacher_name(loaded, "d"), trial.run_name("d", "t"), trial.cache_name("d", "t")] == names

@@ -32,8 +32,13 @@ _VALUES: dict[tuple[str, str], dict[Any, Any]] = {
 }
 _DROPPED: dict[str, dict[str, Any]] = {"perf": {"streams": False, "realize_reads": 0, "autotune": False}}
 """Section -> removed key -> its former default. No measurement showed that these keys help."""
+_STUDENT_ADDED: dict[str, Any] = {"mean": [], "std": []}
+_ADDED: dict[str, dict[str, Any]] = {"fit": _STUDENT_ADDED, "students.*": _STUDENT_ADDED}
+"""Section -> key that later versions added -> its default, with which a recipe is what it was without the key."""
 _STEPS = {"streamed": ("stream", False), "resident": ("resident", False), "captured": ("resident", True)}
 """The old train.steps -> the new train.input and train.cuda_graph."""
+
+_NOT_ADDED = object()
 
 
 def current(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def original(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Studies name their folders after a digest of these values, so that folders from before 0.1.0 are still found.
     """
-    values = {name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()}
+    values = _without_added(values, "")
     for (section, key), names in _VALUES.items():
         _replace(values.get(section, {}), key, {new: old for old, new in names.items()})
     if "train" in values:
@@ -68,6 +73,16 @@ def original(values: Mapping[str, Any]) -> dict[str, Any]:
     back = {path: {new: old for old, new in names.items()} for path, names in _NAMES.items()}
     renamed: dict[str, Any] = _renamed(values, "", back)
     return renamed
+
+
+def _without_added(value: Any, path: str) -> Any:
+    """A copy of plain values, without the keys that were added later and have their defaults."""
+    if isinstance(value, Mapping):
+        kept = {key: inner for key, inner in value.items() if _ADDED.get(path, {}).get(key, _NOT_ADDED) != inner}
+        return {key: _without_added(inner, _below(path, key)) for key, inner in kept.items()}
+    if isinstance(value, list | tuple):
+        return [_without_added(inner, f"{path}.*") for inner in value]
+    return value
 
 
 def changes(values: Mapping[str, Any]) -> list[str]:

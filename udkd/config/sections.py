@@ -159,6 +159,10 @@ class StudentSection(Section):
         default="", description="run folder whose newest checkpoint provides the initial weights; empty: random"
     )
     init_from_student: ShortText = Field(default="", description="which student of that run; empty: the one of the same name")
+    mean: tuple[float, ...] = Field(
+        default=(), description="mean of red, green and blue in [0, 1] that normalises its input; empty: the model's own"
+    )
+    std: tuple[float, ...] = Field(default=(), description="standard deviation, likewise; given together with mean")
 
 
 class FitSection(StudentSection):
