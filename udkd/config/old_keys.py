@@ -60,7 +60,7 @@ def original(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Studies name their folders after a digest of these values, so that folders from before 0.1.0 are still found.
     """
-    values = _without_added(values, "")
+    values = dict(_without_added(values, ""))
     for (section, key), names in _VALUES.items():
         _replace(values.get(section, {}), key, {new: old for old, new in names.items()})
     if "train" in values:
