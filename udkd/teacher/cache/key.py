@@ -22,6 +22,7 @@ Differing = Sequence[tuple[str, object, object]]
 
 _PRECISION = re.compile(r"(float32|bfloat16)(, batch norm folded)?(, compiled)?")
 _VIEW_FIELDS = {field.name for field in dataclasses.fields(ViewSpec)}
+_OMITTED = {"features", "teacher_size_px"}  # from a key's text, where they are 0
 _SHOWN = 200  # characters of a value in an error
 
 
@@ -38,7 +39,7 @@ class CacheKey:
     views:           the view spec as plain values; views_version is the drawing code's VERSION.
     seed:            of the views; None for canonical, which has no randomness.
     augment_version: of the code that turns a canvas into pixels.
-    normalisation:   what the teacher's input was normalised with, as plain values (mean, std).
+    normalisation:   the preprocessing of the teacher's input as plain values: mean, std, and interpolation if not bilinear.
     num_classes:     C.
     teacher:         architecture; teacher_sha256 is of its weights.
     estimator:       how one target comes from the teacher, `udkd.losses.estimator.Estimator.text`: "plain" is one pass in
@@ -54,8 +55,11 @@ class CacheKey:
     block_rows:      consecutive ids that are computed and checksummed together.
     storage:         how logits are stored, `udkd.losses.storage.Storage.text`: "float16" | "float32", "… top-32".
     uncertainties:   names of the stored float32 [N] arrays; "entropy" is always one.
-    features:        D, the number of pooled features stored with each target as float16; 0 for none. The key's text omits
-                     a 0, so that caches without features have the same bytes as before the field existed.
+    features:        D, the number of pooled features stored with each target as float16; 0 for none.
+    teacher_size_px: side of the teacher's input where it is not that of `views`, else 0.
+
+    The key's text omits features and teacher_size_px where they are 0, so that caches without them have the same bytes as
+    before these fields existed.
     """
 
     format_version: int = FORMAT_VERSION
@@ -81,6 +85,7 @@ class CacheKey:
     storage: str = "float16"
     uncertainties: tuple[str, ...] = ("entropy",)
     features: int = 0
+    teacher_size_px: int = 0
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -103,7 +108,7 @@ class CacheKey:
 
     def to_json(self) -> str:
         """One line with sorted keys: equal keys give equal text."""
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if value or name != "features"}
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value or name not in _OMITTED}
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -117,7 +122,7 @@ class CacheKey:
             raise CacheError(
                 f"cache key: {path}: {first['msg']}; expected a key of format {FORMAT_VERSION}; rebuild the cache"
             ) from None
-        missing = {field.name for field in dataclasses.fields(cls)} - json.loads(text).keys() - {"features"}
+        missing = {field.name for field in dataclasses.fields(cls)} - json.loads(text).keys() - _OMITTED
         if missing:
             raise CacheError(
                 f"cache key without {', '.join(sorted(missing))}; expected a key of format {FORMAT_VERSION}; rebuild the cache"
@@ -152,6 +157,7 @@ def _impossible_field(key: CacheKey) -> str:
         "device": key.device in ("cpu", "cuda"),
         "threads": 0 <= key.threads < 2**16,
         "teacher_batch": 0 < key.teacher_batch < 2**31,
+        "teacher_size_px": 0 <= key.teacher_size_px <= 65_535 and (has_seed or not key.teacher_size_px),
     }
     return next((name for name, holds in possible.items() if not holds), "")
 
