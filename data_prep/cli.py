@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from data_prep.class_names import class_names_of
 from data_prep.convert import ConvertSettings
 from data_prep.convert import convert as convert_sources
 from data_prep.formats import WRITERS, DatasetSize, default_formats, derive_formats, parse_formats, size_texts
@@ -76,6 +77,14 @@ def convert(
         ),
     ] = None,
     classes: Annotated[str, typer.Option(help="`imagenet100`, a file with one class folder per line, or `all`.")] = "all",
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with the classes' names or wnids: one per line, line i for label i; lines of wnid and name; or JSON, "
+            "a list by label or an object by label or class folder.",
+            show_default=False,
+        ),
+    ] = None,
     formats: Annotated[
         str,
         typer.Option(
@@ -125,6 +134,7 @@ def convert(
         image_field=image_field,
         label_field=label_field,
         classes=classes,
+        class_names=None if class_names is None else class_names_of(class_names),
         on_bad=on_bad,
         exif=exif,
         max_pixels=max_pixels,

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from data_prep.class_names import ClassNames
 from data_prep.formats import (
     WRITERS,
     DatasetSize,
@@ -61,8 +62,9 @@ class ConvertSettings:
 
     on_bad: fail leaves no usable folder; skip excludes bad images; fix repairs images if possible and excludes the others.
     image_field, label_field: the column, extension or field to read if a source has several; None to detect it.
-    hold_out_percent: percent of the images to validate on; None for the source's own val split. val: "test" to validate on the
-    source's test split. formats: derived formats to write, too; None for `default_formats`. shard_samples: rows per shard.
+    class_names: given by the user; None for the source's own. hold_out_percent: percent of the images to validate on; None for
+    the source's own val split. val: "test" to validate on the source's test split. formats: derived formats to write, too;
+    None for `default_formats`. shard_samples: rows per shard.
     """
 
     side: int = 512
@@ -71,6 +73,7 @@ class ConvertSettings:
     image_field: str | None = None
     label_field: str | None = None
     classes: str = "all"
+    class_names: ClassNames | None = None
     on_bad: Literal["fix", "skip", "fail"] = "fail"
     exif: Literal["ignore", "apply"] = "ignore"
     max_pixels: int = PIXEL_LIMIT
@@ -111,6 +114,7 @@ class ConvertSettings:
 
     def output_options(self) -> dict[str, object]:
         """The settings that a resumed conversion must share with the interrupted one, by option name."""
+        named = {} if self.class_names is None else {"--class-names": f"sha256 {self.class_names.digest[:16]}"}
         return {
             "--side": self.side,
             "--fit": self.fit,
@@ -125,6 +129,7 @@ class ConvertSettings:
             "--exif": self.exif,
             "--max-pixels": self.max_pixels,
             "shard_samples": self.shard_samples,
+            **named,
         }
 
 
@@ -145,6 +150,7 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
         classes=settings.classes,
         hold_out_percent=settings.hold_out_percent,
         test_validates=settings.val == "test",
+        class_names=settings.class_names,
     )
     if finished:
         return _finished_already(folder, listing, settings, observer)

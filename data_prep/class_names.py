@@ -1,0 +1,192 @@
+"""The names of classes that a user gives, by label or by class folder: `--class-names FILE`."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from data_prep.classes import WNID, escape_name, imagenet_names, list_text, shorten_names, wnids_of
+from data_prep.sources.source import Listing
+from udkd.data.header import ClassName
+from udkd.utils.errors import DataError
+from udkd.utils.parsing import parse_json
+
+_FORMS = "one name per line in label order, lines of wnid and name, or JSON (a list, or an object by label or class folder)"
+_KEYED_LINE = re.compile(r"(n\d{8})\s+(\S.*)|([^\t]+)\t([^\t]+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassNames:
+    """Names of classes. by_label: of classes with a number; by_class: of classes with a name, such as a folder.
+
+    An empty wnid keeps the class's own. where: for errors. partial: the source's labels may end before the names do.
+    """
+
+    where: str
+    by_label: Mapping[int, ClassName]
+    by_class: Mapping[str, ClassName]
+    partial: bool = False
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the names, in hex."""
+        tables = (self.by_label, self.by_class)
+        rows = [[[str(key), each.wnid, each.name] for key, each in sorted(table.items())] for table in tables]
+        return hashlib.sha256(json.dumps(rows).encode(errors="surrogatepass")).hexdigest()
+
+
+def class_names_of(value: str | PathLike[str] | Sequence[str] | Mapping[str, str] | Mapping[int, str]) -> ClassNames:
+    """Class names from a file, a list (name i is that of label i) or a mapping by label, wnid or class folder.
+
+    Raises DataError if they are of another form, or if a name is empty or occurs twice.
+    """
+    if isinstance(value, str | PathLike):
+        return _read(Path(value))
+    names = {str(key): name for key, name in value.items()} if isinstance(value, Mapping) else list(value)
+    return _parse(names, "class_names")
+
+
+def _read(path: Path) -> ClassNames:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist or is no file; expected a file of class names; check --class-names")
+    text = list_text(str(path))
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            return _parse(parse_json(text), str(path))
+        except ValueError as error:
+            raise error if isinstance(error, DataError) else _fault(str(path), f"is not JSON ({error})") from None
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text.rstrip())]
+    keyed = [match for line in lines if (match := _KEYED_LINE.fullmatch(line))]
+    if len(keyed) < len(lines):
+        return _parse(lines, str(path))
+    pairs = [(match[1] or match[3].strip(), match[2] or match[4].strip()) for match in keyed]
+    if twice := _first_twice(key for key, _ in pairs):
+        raise _fault(str(path), f"has two lines of {twice!r}")
+    if all(WNID.fullmatch(wnid) for wnid, _ in pairs):  # underscores as in the list of ImageNet's classes
+        classes = [ClassName(wnid=wnid, name=name.replace("_", " ")) for wnid, name in pairs]
+        return _named(str(path), dict(enumerate(classes)), {each.wnid: each for each in classes})
+    return _parse(dict(pairs), str(path))
+
+
+def _parse(value: object, where: str) -> ClassNames:
+    if isinstance(value, list):
+        return _of_list(value, where)
+    if not isinstance(value, dict) or not value:
+        raise _fault(where, "is neither a list nor an object by class" if value else "names no class")
+    by_class = {str(key): _class(name, where) for key, name in value.items()}
+    if all(re.fullmatch(r"\d{1,9}", key) for key in by_class):
+        by_label = {int(key): each for key, each in by_class.items()}
+        if len(by_label) < len(by_class):
+            raise _fault(where, "names a label twice")
+        return _named(where, by_label, by_class)
+    if all(WNID.fullmatch(key) for key in by_class):
+        by_class = {key: ClassName(wnid=key, name=each.name) for key, each in by_class.items()}
+        in_order = list(by_class) == sorted(by_class)  # otherwise a key's position may or may not be its label
+        return _named(where, dict(enumerate(by_class.values())) if in_order else {}, by_class)
+    return _named(where, {}, by_class)
+
+
+def _of_list(names: list[object], where: str) -> ClassNames:
+    if not names:
+        raise _fault(where, "names no class")
+    classes = [_class(name, where) for name in names]
+    wnids = sum(bool(each.wnid) for each in classes)
+    if wnids not in (0, len(classes)):
+        raise _fault(where, f"mixes {wnids} wnids and {len(classes) - wnids} other names")
+    known = imagenet_names()
+    if len(classes) == len(known) and (ordered := wnids_of([each.name for each in classes])) == sorted(known):
+        classes = [ClassName(wnid=wnid, name=known[wnid]) for wnid in ordered]
+    by_class = {str(name): each for name, each in zip(names, classes, strict=True)}
+    return _named(where, dict(enumerate(classes)), by_class)
+
+
+def _class(value: object, where: str) -> ClassName:
+    """A class from a wnid, a readable name, or both as in Keras's imagenet_class_index.json."""
+    if isinstance(value, list) and len(value) == 2 and WNID.fullmatch(str(value[0])) and isinstance(value[1], str):
+        return ClassName(wnid=value[0], name=value[1].replace("_", " "))
+    if not isinstance(value, str) or not value.strip():
+        raise _fault(where, f"holds {value!r} in the place of a name"[:200])
+    name = value.strip()
+    if WNID.fullmatch(name):
+        return ClassName(wnid=name, name=imagenet_names().get(name, name))
+    return ClassName(wnid="", name=escape_name(name))
+
+
+def _named(where: str, by_label: dict[int, ClassName], by_class: dict[str, ClassName]) -> ClassNames:
+    """The names, checked. Two of ImageNet's classes share a name, so only names without a wnid must differ."""
+    for classes in (by_label.values(), by_class.values()):
+        if twice := _first_twice(each.wnid or each.name for each in classes):
+            raise _fault(where, f"names two classes {twice!r}")
+    return ClassNames(where=where, by_label=by_label, by_class=by_class)
+
+
+def _first_twice(names: Iterable[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _fault(where: str, found: str) -> DataError:
+    return DataError(f"{where} {found}; expected {_FORMS}, without duplicates; correct it")
+
+
+def rename_classes(listings: Sequence[Listing], names: ClassNames) -> tuple[dict[str, str], list[str]]:
+    """Give the classes in `listings` their wnids. Returns readable names by class, and warnings.
+
+    Classes with a number are looked up by label, others by their own name. Raises DataError for a label without a name, and if
+    the names are clearly those of another set of labels.
+    """
+    labels = {label for listing in listings for label in listing.labels.values()}
+    if labels:
+        _check_labels(labels, names)
+    readable: dict[str, str] = {}
+    for listing in listings:
+        classes = listing.entries.classes.values
+        for n, own in enumerate(classes):
+            label = listing.labels.get(own)
+            named = names.by_class.get(own) if label is None else names.by_label[label]
+            if named is not None:
+                classes[n] = named.wnid or own
+                readable[classes[n]] = named.name
+    warnings = []
+    absent = [each.name for label, each in sorted(names.by_label.items()) if label not in labels] if labels else []
+    if absent and not names.partial:
+        warnings.append(
+            f"{len(absent)} of the {len(names.by_label)} classes of {names.where} have no image: {shorten_names(absent)}"
+        )
+    wnids = [names.by_label[label].wnid for label in sorted(labels)]
+    if all(wnids) and wnids != sorted(wnids):
+        warnings.append(f"labels follow the sorted wnids: label {min(labels)} is now {sorted(wnids).index(wnids[0])}")
+    return readable, warnings
+
+
+def _check_labels(labels: set[int], names: ClassNames) -> None:
+    if not names.by_label:
+        raise DataError(
+            f"{names.where} names classes by folder, and the source's classes have only numbers; expected a name for each "
+            "label; list the names in label order"
+        )
+    named, last = len(names.by_label), max(labels)
+    missing = sorted(labels - names.by_label.keys())
+    if missing:
+        raise DataError(
+            f"{names.where} names {named:,} classes and none of label {missing[0]}, the source's labels are {min(labels)} to "
+            f"{last}; expected a name for each, the first for label 0; correct it"
+        )
+    if labels == set(range(last + 1)) and max(names.by_label) > last and not names.partial:
+        raise DataError(
+            f"{names.where} names {named:,} classes and the source has {last + 1:,}, labels 0 to {last}; expected as "
+            "many names; remove those of other classes"
+        )
+
+
+def require_named(chosen: Sequence[str], readable: Mapping[str, str], names: ClassNames) -> None:
+    """Raise DataError if a class of the source has no name."""
+    missing = [name for name in chosen if name not in readable]
+    if missing:
+        raise DataError(
+            f"{names.where} does not name {len(missing)} of the source's {len(chosen)} classes: {shorten_names(missing)}; "
+            "expected each; give JSON or lines of class, tab, name, with the source's own class names"
+        )
