@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -39,15 +39,21 @@ class ClassNames:
         return hashlib.sha256(json.dumps(rows).encode(errors="surrogatepass")).hexdigest()
 
 
-def class_names_of(value: str | PathLike[str] | Sequence[str] | Mapping[str, str] | Mapping[int, str]) -> ClassNames:
+def class_names_of(
+    value: str | PathLike[str] | Sequence[str] | Mapping[str, str] | Mapping[int, str],
+    *,
+    where: str = "class_names",
+    partial: bool = False,
+) -> ClassNames:
     """Class names from a file, a list (name i is that of label i) or a mapping by label, wnid or class folder.
 
-    Raises DataError if they are of another form, or if a name is empty or occurs twice.
+    where, partial: see ClassNames, for values other than files. Raises DataError if they are of another form, or if a name is
+    empty or occurs twice.
     """
     if isinstance(value, str | PathLike):
         return _read(Path(value))
     names = {str(key): name for key, name in value.items()} if isinstance(value, Mapping) else list(value)
-    return _parse(names, "class_names")
+    return replace(_parse(names, where), partial=partial)
 
 
 def _read(path: Path) -> ClassNames:
@@ -135,31 +141,35 @@ def _fault(where: str, found: str) -> DataError:
 def rename_classes(listings: Sequence[Listing], names: ClassNames) -> tuple[dict[str, str], list[str]]:
     """Give the classes in `listings` their wnids. Returns readable names by class, and warnings.
 
-    Classes with a number are looked up by label, others by their own name. Raises DataError for a label without a name, and if
-    the names are clearly those of another set of labels.
+    Classes are looked up by label, if the source has one, then by their own name. Raises DataError for a label without a name,
+    and if the names are clearly those of another set of labels.
     """
-    labels = {label for listing in listings for label in listing.labels.values()}
-    if labels:
-        _check_labels(labels, names)
+    found = {label: name for listing in listings for name, label in listing.labels.items()}
+    if not names.by_class.keys() >= set(found.values()):
+        _check_labels(set(found), names)
     readable: dict[str, str] = {}
     for listing in listings:
         classes = listing.entries.classes.values
         for n, own in enumerate(classes):
-            label = listing.labels.get(own)
-            named = names.by_class.get(own) if label is None else names.by_label[label]
+            named = names.by_label.get(listing.labels.get(own, -1)) or names.by_class.get(own)
             if named is not None:
                 classes[n] = named.wnid or own
                 readable[classes[n]] = named.name
+    return readable, _warnings(sorted(found), names)
+
+
+def _warnings(labels: Sequence[int], names: ClassNames) -> list[str]:
+    if not labels or not names.by_label:
+        return []
     warnings = []
-    absent = [each.name for label, each in sorted(names.by_label.items()) if label not in labels] if labels else []
+    absent = [each.name for label, each in sorted(names.by_label.items()) if label not in labels]
     if absent and not names.partial:
-        warnings.append(
-            f"{len(absent)} of the {len(names.by_label)} classes of {names.where} have no image: {shorten_names(absent)}"
-        )
-    wnids = [names.by_label[label].wnid for label in sorted(labels)]
+        of = f"{len(absent)} of the {len(names.by_label)} classes of {names.where}"
+        warnings.append(f"{of} have no image: {shorten_names(absent)}")
+    wnids = [names.by_label[label].wnid for label in labels]
     if all(wnids) and wnids != sorted(wnids):
-        warnings.append(f"labels follow the sorted wnids: label {min(labels)} is now {sorted(wnids).index(wnids[0])}")
-    return readable, warnings
+        warnings.append(f"labels follow the sorted wnids: label {labels[0]} is now {sorted(wnids).index(wnids[0])}")
+    return warnings
 
 
 def _check_labels(labels: set[int], names: ClassNames) -> None:

@@ -9,9 +9,9 @@ flight, and one decoded image.
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -32,7 +32,8 @@ from data_prep.prepare import PrepareJob
 from data_prep.report import FILE_NAME as REPORT_NAME
 from data_prep.report import read_settings, write_report
 from data_prep.shards import remove_sidecars, write_shards
-from data_prep.sources import AUTO, Fields, SplitName, open_sources
+from data_prep.sources import AUTO, Fields, Source, SourceSplit, SplitName, open_sources
+from data_prep.sources.torch_dataset import TorchDataset
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import DERIVED, remove_derived
 from udkd.data.header import FILE_NAME as HEADER_NAME
@@ -43,8 +44,13 @@ from udkd.utils.errors import ConfigError, DataError, MismatchError
 from udkd.utils.files import FolderLock, sha256_file, write_json
 from udkd.utils.progress import Observer
 
+if TYPE_CHECKING:  # the command starts without it
+    from torch.utils.data import Dataset as MapDataset
+
 UNFINISHED_NAME = "unfinished.json"  # the settings of an unfinished conversion
 LOCK_NAME = ".lock"
+ITEMS_NAME = "items.tmp"  # the pixels of a dataset's items, until the end
+ITEMS_LOCK_NAME = ".items.lock"
 SPLIT_FILES = (
     "samples-*.tar",
     "samples-*.idx",
@@ -133,17 +139,44 @@ class ConvertSettings:
         }
 
 
-@reuse_workers()
 def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
     """Convert sources into `folder`. After an interruption, the same call resumes at the first unfinished shard.
 
     The folder has a dataset.json only if it is complete. Raises DataError (unusable sources, bad images with on_bad = "fail"),
     MismatchError (an unfinished conversion with other settings), BusyError, ConfigError and OSError.
     """
-    for name in settings.formats or ():
-        WRITERS[name].require()
     opened = open_sources(sources, settings.layout, Fields(image=settings.image_field, label=settings.label_field))
     _check_separate(sources, folder)
+    return _convert(opened, folder, settings, observer)
+
+
+def convert_datasets(
+    datasets: Mapping[SourceSplit | None, "MapDataset[Any]"], folder: Path, settings: ConvertSettings, observer: Observer
+) -> DatasetFolder:
+    """Convert map-style datasets by split (None: without splits), as `convert` does. Their own class names are the default."""
+    exif_transpose = settings.exif == "apply"
+    source = TorchDataset(folder / ITEMS_NAME, datasets, exif_transpose=exif_transpose, observer=observer)
+    if settings.class_names is None:
+        settings = replace(settings, class_names=source.class_names())
+    _check_target(folder, settings)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FolderLock(folder, ITEMS_LOCK_NAME), _name_folder(folder):
+            try:
+                return _convert([source], folder, settings, observer)
+            finally:
+                source.path.unlink(missing_ok=True)
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+@reuse_workers()
+def _convert(opened: Sequence[Source], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
+    for name in settings.formats or ():
+        WRITERS[name].require()
     finished = _check_target(folder, settings)
     listing = list_samples(
         opened,
@@ -282,7 +315,7 @@ def _differences(unfinished: Path, settings: ConvertSettings) -> list[tuple[str,
 
 def _is_conversion(folder: Path) -> bool:
     """Whether the folder holds only files of a conversion."""
-    allowed = {HEADER_NAME, UNFINISHED_NAME, REPORT_NAME, LOCK_NAME, *SPLITS}
+    allowed = {HEADER_NAME, UNFINISHED_NAME, REPORT_NAME, LOCK_NAME, ITEMS_NAME.removesuffix(".tmp"), ITEMS_LOCK_NAME, *SPLITS}
     names = {path.name.removesuffix(".tmp") for path in folder.iterdir()}
     if {HEADER_NAME, UNFINISHED_NAME} & names:
         return True
@@ -377,4 +410,5 @@ def _remove_temporaries(folder: Path) -> None:
         remove_sidecars(folder / split)
         for path in (folder / split).glob("*.tmp"):
             path.unlink()
+    (folder / ITEMS_NAME).unlink(missing_ok=True)
     (folder / UNFINISHED_NAME).unlink()
