@@ -186,6 +186,7 @@ GOOD = PICTURES[0]
 @pytest.mark.parametrize(
     ("item", "label", "text"),
     [
+        (torch.rand(3, 8, 8), 0, r"holds a Tensor of torch\.float32; expected a PIL image or uint8 .* without ToTensor"),
         (np.zeros((8, 8, 3)), 0, r"holds a ndarray of float64; expected a PIL image or uint8"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), 0, r"holds a Tensor of torch\.int64"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), 0, r"has the shape \[8, 8, 3\]; expected"),
