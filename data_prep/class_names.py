@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 
 from data_prep.classes import WNID, escape_name, imagenet_names, list_text, shorten_names, wnids_of
-from data_prep.sources.source import Listing
+from data_prep.sources.source import Listing, class_name_of_label
 from udkd.data.header import ClassName
 from udkd.utils.errors import DataError
 from udkd.utils.parsing import parse_json
@@ -141,55 +141,64 @@ def _fault(where: str, found: str) -> DataError:
 def rename_classes(listings: Sequence[Listing], names: ClassNames) -> tuple[dict[str, str], list[str]]:
     """Give the classes in `listings` their wnids. Returns readable names by class, and warnings.
 
-    Classes are looked up by label, if the source has one, then by their own name. Raises DataError for a label without a name,
-    and if the names are clearly those of another set of labels.
+    Classes are looked up by label, if the source has one, and by their own name. Raises DataError for a label without a name,
+    and if the names are clearly those of other labels.
     """
-    found = {label: name for listing in listings for name, label in listing.labels.items()}
-    if not names.by_class.keys() >= set(found.values()):
-        _check_labels(set(found), names)
+    label_of = {name: label for listing in listings for name, label in listing.labels.items()}
+    if not names.by_class.keys() >= label_of.keys():
+        _check_labels(label_of, names)
     readable: dict[str, str] = {}
     for listing in listings:
         classes = listing.entries.classes.values
         for n, own in enumerate(classes):
-            named = names.by_label.get(listing.labels.get(own, -1)) or names.by_class.get(own)
-            if named is not None:
+            by_label, by_class = names.by_label.get(listing.labels.get(own, -1)), names.by_class.get(own)
+            if by_label and by_class and by_label != by_class:
+                raise DataError(
+                    f"{names.where} names label {listing.labels[own]} {by_label.name!r}, which is {own!r} in the source; expected "
+                    "the order of its labels; correct it"
+                )
+            if named := by_label or by_class:
                 classes[n] = named.wnid or own
                 readable[classes[n]] = named.name
-    return readable, _warnings(sorted(found), names)
+    absent = [each.name for label, each in sorted(names.by_label.items()) if label not in label_of.values()]
+    if not label_of or not absent or names.partial:
+        return readable, []
+    of = f"{len(absent)} of the {len(names.by_label)} classes of {names.where}"
+    return readable, [f"{of} have no image: {shorten_names(absent)}"]
 
 
-def _warnings(labels: Sequence[int], names: ClassNames) -> list[str]:
-    if not labels or not names.by_label:
-        return []
-    warnings = []
-    absent = [each.name for label, each in sorted(names.by_label.items()) if label not in labels]
-    if absent and not names.partial:
-        of = f"{len(absent)} of the {len(names.by_label)} classes of {names.where}"
-        warnings.append(f"{of} have no image: {shorten_names(absent)}")
-    wnids = [names.by_label[label].wnid for label in labels]
-    if all(wnids) and wnids != sorted(wnids):
-        warnings.append(f"labels follow the sorted wnids: label {labels[0]} is now {sorted(wnids).index(wnids[0])}")
-    return warnings
-
-
-def _check_labels(labels: set[int], names: ClassNames) -> None:
-    if not names.by_label:
+def _check_labels(label_of: Mapping[str, int], names: ClassNames) -> None:
+    """Raise DataError if labels, by class, have no names, or if there are more names than labels."""
+    labels, named = set(label_of.values()), len(names.by_label)
+    if not named and any(name == class_name_of_label(label) for name, label in label_of.items()):
         raise DataError(
             f"{names.where} names classes by folder, and the source's classes have only numbers; expected a name for each "
             "label; list the names in label order"
         )
-    named, last = len(names.by_label), max(labels)
-    missing = sorted(labels - names.by_label.keys())
+    missing = sorted(labels - names.by_label.keys()) if named else []
     if missing:
         raise DataError(
             f"{names.where} names {named:,} classes and none of label {missing[0]}, the source's labels are {min(labels)} to "
-            f"{last}; expected a name for each, the first for label 0; correct it"
+            f"{max(labels)}; expected a name for each, the first for label 0; correct it"
         )
-    if labels == set(range(last + 1)) and max(names.by_label) > last and not names.partial:
+    count = max(labels) + 1
+    if named and len(labels) == count <= max(names.by_label) and not names.partial:
         raise DataError(
-            f"{names.where} names {named:,} classes and the source has {last + 1:,}, labels 0 to {last}; expected as "
-            "many names; remove those of other classes"
+            f"{names.where} names {named:,} classes and the source has {count:,}, labels 0 to {count - 1}; expected as many "
+            "names; remove those of other classes"
         )
+
+
+def order_warning(chosen: Sequence[str], names: ClassNames) -> list[str]:
+    """A warning if the classes, which are sorted, are not in the order of the names."""
+    label_of = {each.wnid or each.name: label for label, each in names.by_label.items()}
+    before = [label_of[name] for name in chosen if name in label_of]
+    moved = next((n for n, (label, order) in enumerate(zip(before, sorted(before), strict=True)) if label != order), None)
+    if moved is None:
+        return []
+    return [
+        f"labels are in the order of the sorted classes: {chosen[moved]} is label {before[moved]} of {names.where} and now {moved}"
+    ]
 
 
 def require_named(chosen: Sequence[str], readable: Mapping[str, str], names: ClassNames) -> None:

@@ -15,7 +15,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.class_names import ClassNames, rename_classes, require_named
+from data_prep.class_names import ClassNames, order_warning, rename_classes, require_named
 from data_prep.classes import choose_classes, escape_name, label_classes, name_bytes, similar_names
 from data_prep.prepare import Sample
 from data_prep.sources import (
@@ -145,6 +145,7 @@ def list_samples(
     chosen = choose_classes(_class_names(tables, splits), classes)
     if class_names is not None:
         require_named(chosen, readable, class_names)
+        name_warnings += order_warning(chosen, class_names)
     entries = _AllEntries(tables, splits, chosen)
     groups = _split_rows(entries, sources, listings, chosen, hold_out_percent)
     test = entries.splits == SOURCE_SPLITS.index("test")

@@ -108,11 +108,12 @@ def test_the_list_of_imagenet_by_name_gives_wnids(tmp_path: Path) -> None:
     assert "996 of the 1000 classes of class_names have no image: goldfish" in " ".join(listing.warnings)
 
 
-def test_labels_follow_sorted_wnids_and_the_user_is_told(tmp_path: Path) -> None:
+def test_labels_are_in_the_order_of_the_wnids_and_the_user_is_told(tmp_path: Path) -> None:
     listing = named(parquet(tmp_path / "s", [0, 1, 1]), ["n01484850", "n01440764"])
     assert [wnid for wnid, _ in pairs(listing)] == ["n01440764", "n01484850"]
     assert labels_of(listing) == [1, 0, 0]
-    assert "labels follow the sorted wnids: label 0 is now 1" in listing.warnings
+    text = "labels are in the order of the sorted classes: n01440764 is label 1 of class_names and now 0"
+    assert text in listing.warnings
 
 
 def test_readable_names_and_wnids_of_class_folders(tmp_path: Path) -> None:
@@ -122,7 +123,9 @@ def test_readable_names_and_wnids_of_class_folders(tmp_path: Path) -> None:
     assert pairs(named(tree, {"cat": "n02123045", "dog": "n01440764"}, classes=str(listed(tmp_path, "n01440764")))) == [
         ("n01440764", "tench")
     ]
-    assert pairs(named(tree, ["dog", "cat"])) == [("cat", "cat"), ("dog", "dog")], "the same names, which says nothing new"
+    listing = named(tree, ["dog", "cat"])
+    assert pairs(listing) == [("cat", "cat"), ("dog", "dog")]
+    assert "labels are in the order of the sorted classes: cat is label 1 of class_names and now 0" in listing.warnings
 
 
 def listed(folder: Path, *lines: str) -> Path:

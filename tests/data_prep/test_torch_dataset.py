@@ -150,6 +150,15 @@ def test_names_of_an_image_folder_by_label_or_folder(tmp_path: Path) -> None:
     for n, names in enumerate((["house cat", "hound"], {"cat": "house cat", "dog": "hound"})):
         data = convert(ImageFolder(tree), tmp_path / f"d{n}", val=ImageFolder(tree), class_names=names)
         assert [(entry.wnid, entry.name) for entry in data.classes] == [("cat", "house cat"), ("dog", "hound")]
+    refused: tuple[tuple[Any, str], ...] = (
+        (["dog", "cat"], "names label 0 'dog', which is 'cat' in the source"),
+        (["a"], "none of label 1"),
+        (["a", "b", "c"], "names 3 classes and the source has 2"),
+        ({"cat": "house cat"}, "does not name 1 of the source's 2 classes: dog"),
+    )
+    for names, text in refused:
+        with pytest.raises(DataError, match=f"class_names .*{text}"):
+            convert(ImageFolder(tree), tmp_path / "d", val=ImageFolder(tree), class_names=names)
 
 
 def test_cifar10(tmp_path: Path) -> None:
