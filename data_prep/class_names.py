@@ -154,8 +154,8 @@ def rename_classes(listings: Sequence[Listing], names: ClassNames) -> tuple[dict
             by_label, by_class = names.by_label.get(listing.labels.get(own, -1)), names.by_class.get(own)
             if by_label and by_class and by_label != by_class:
                 raise DataError(
-                    f"{names.where} names label {listing.labels[own]} {by_label.name!r}, which is {own!r} in the source; expected "
-                    "the order of its labels; correct it"
+                    f"{names.where} names label {listing.labels[own]} {by_label.name!r}, which is {own!r} in the source; "
+                    "expected the order of its labels; correct it"
                 )
             if named := by_label or by_class:
                 classes[n] = named.wnid or own
@@ -196,9 +196,8 @@ def order_warning(chosen: Sequence[str], names: ClassNames) -> list[str]:
     moved = next((n for n, (label, order) in enumerate(zip(before, sorted(before), strict=True)) if label != order), None)
     if moved is None:
         return []
-    return [
-        f"labels are in the order of the sorted classes: {chosen[moved]} is label {before[moved]} of {names.where} and now {moved}"
-    ]
+    what = f"{chosen[moved]} is label {before[moved]} of {names.where} and now {moved}"
+    return [f"labels are in the order of the sorted classes: {what}"]
 
 
 def require_named(chosen: Sequence[str], readable: Mapping[str, str], names: ClassNames) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import operator
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,13 +225,12 @@ def _files(dataset: Any) -> Sequence[tuple[str, int]] | None:
     if _is_subset(dataset):
         files = _files(dataset.dataset)
         return None if files is None else [files[index] for index in dataset.indices]
-    from torchvision.datasets import DatasetFolder
-    from torchvision.datasets.folder import default_loader
-
+    torchvision: Any = sys.modules.get("torchvision.datasets.folder")  # loaded if the dataset is one of its own
     plain = (
-        isinstance(dataset, DatasetFolder)
-        and type(dataset).__getitem__ is DatasetFolder.__getitem__
-        and dataset.loader is default_loader
+        torchvision is not None
+        and isinstance(dataset, torchvision.DatasetFolder)
+        and type(dataset).__getitem__ is torchvision.DatasetFolder.__getitem__
+        and dataset.loader is torchvision.default_loader
         and dataset.transform is None
         and dataset.target_transform is None
     )

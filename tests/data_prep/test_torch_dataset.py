@@ -244,13 +244,16 @@ def test_other_refusals(tmp_path: Path, source: Any, options: dict[str, Any], te
     assert not (tmp_path / "d").exists()
 
 
-def test_items_of_other_lengths_are_refused(tmp_path: Path) -> None:
-    class Triples(Pairs):
+@pytest.mark.parametrize(
+    ("item", "found"), [((GOOD, 0, 1), "tuple of 3"), ({"image": GOOD, "label": 0}, "dict of 2"), (7, "int")]
+)
+def test_items_of_other_forms_are_refused(tmp_path: Path, item: object, found: str) -> None:
+    class Items(Pairs):
         def __getitem__(self, index: int) -> Any:
-            return GOOD, 0, index
+            return item
 
-    with pytest.raises(DataError, match=r"item 0 of the dataset is a tuple of 3; expected \(image, label\)"):
-        convert(Triples([GOOD]), tmp_path / "d", hold_out=10)
+    with pytest.raises(DataError, match=rf"item 0 of the dataset is a {found}; expected \(image, label\)"):
+        convert(Items([GOOD]), tmp_path / "d", hold_out=10)
 
 
 def test_images_that_do_not_decode_follow_on_bad(tmp_path: Path) -> None:
