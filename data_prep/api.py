@@ -53,9 +53,9 @@ def convert(
     class_names: a file as for --class-names, the names in label order, or a mapping by label or class folder. Without it, a
     Dataset's `classes` (or `wnids`) are used. workers: processes, 0 for one per core.
 
-    Each item of a Dataset is read once, in this process. Its pixels lie uncompressed in a file beside `out` until the end; the
+    Each item of a Dataset is read once, in this process. Its pixels lie uncompressed in a file in `out` until the end; the
     files of an ImageFolder without transforms are read as they are. After an interruption the same call resumes.
-    Raises DataError (with the index of an item that cannot be used), ConfigError, MismatchError and BusyError.
+    Raises DataError (with the index of an item that cannot be used), ConfigError, MismatchError, BusyError and OSError.
 
         udkd.convert("photos", "data", hold_out=10, side=256)
         udkd.convert(torchvision.datasets.CIFAR10("cifar"), "data", val=torchvision.datasets.CIFAR10("cifar", train=False))
@@ -82,9 +82,7 @@ def convert(
     paths = _paths(source)
     if paths is not None:
         if not isinstance(val, str):
-            raise ConfigError(
-                "val is a Dataset and source is a path; expected two of a kind; name the validation path in source"
-            )
+            raise ConfigError("val is a Dataset and source is a path; expected two Datasets; or name both paths in source")
         convert_paths(paths, Path(out), settings, observer)
     else:
         convert_datasets(_by_split(source, val, settings), Path(out), settings, observer)

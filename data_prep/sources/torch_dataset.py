@@ -54,10 +54,8 @@ class TorchDataset:
         """
         from data_prep.class_names import class_names_of
 
-        names = self._names()
-        return (
-            None if names is None or self._by_folder() else class_names_of(names, where="the dataset's classes", partial=True)
-        )
+        names = None if self._by_folder() else self._names()
+        return None if names is None else class_names_of(names, where="the dataset's classes", partial=True)
 
     def list(self) -> Listing:
         """All items. Raises DataError, naming the index, for one that is not an image and a label."""
@@ -161,7 +159,7 @@ def _item(dataset: "Dataset[Any]", index: int, where: str) -> tuple[Any, int]:
     with contextlib.suppress(TypeError, ValueError, RuntimeError):  # a text, a fraction, a tensor of several elements
         number = None if isinstance(label, bool) else operator.index(label)
     if number is None or not 0 <= number < 2**31 - 1:
-        shown = f"{label!r}"[:60]
+        shown = " ".join(repr(label).split())[:60]
         raise DataError(f"{where} has the label {shown}; expected an integer from 0; correct it, such as with target_transform")
     return image, number
 

@@ -207,7 +207,7 @@ GOOD = PICTURES[0]
         (GOOD, -1, "has the label -1"),
         (GOOD, 1.5, r"has the label 1\.5"),
         (GOOD, True, "has the label True"),
-        (GOOD, torch.zeros(3, dtype=torch.int64), r"has the label tensor"),
+        (GOOD, torch.zeros(3, 3, dtype=torch.int64), r"has the label tensor"),
         (KeyError("no such\nkey"), 0, r"cannot be read \(KeyError: 'no such"),
     ],
 )
