@@ -21,6 +21,10 @@ class Batch:
     canvas: Tensor
     labels: Tensor
 
+    def rows(self, chosen: slice) -> "Batch":
+        """Some of the batch's samples."""
+        return Batch(ids=self.ids[chosen], canvas=self.canvas[chosen], labels=self.labels[chosen])
+
 
 class Backend(Protocol):
     """Decodes stored samples into canvases, deterministically.

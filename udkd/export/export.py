@@ -121,7 +121,13 @@ class _Images:
         with contextlib.closing(open_backend(self._recipe.data.backend, split, _CPU)) as backend:
             batch = self._recipe.train.batch_size
             scores = score(
-                [classifier], backend, split.ids, self._views(split), batch=batch, autocast=False, on_batch=observer.advance
+                [classifier],
+                backend,
+                split.ids,
+                self._views(split),
+                batch=batch,
+                precision="float32",
+                on_batch=observer.advance,
             )
         observer.finish()
         return scores.each[0]

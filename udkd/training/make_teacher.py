@@ -227,7 +227,7 @@ def evaluate_and_write(
             split.ids,
             EpochViews(recipe.evaluation_spec, 0, split, device),
             batch=recipe.teacher.batch_size,
-            autocast=recipe.teacher.precision == "bfloat16",
+            precision=recipe.teacher.precision,
             on_batch=observer.advance,
         )
     finally:

@@ -14,6 +14,7 @@ from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
 from udkd.data.batch import Backend
 from udkd.teacher.ranking import top_k
+from udkd.utils.autocast import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def score(
     views: EpochViews,
     *,
     batch: int,
-    autocast: bool,
+    precision: str,
     flip: bool = False,
     ensemble: Sequence[int] | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
@@ -56,6 +57,7 @@ def score(
 ) -> Scores:
     """Run classifiers (in evaluation mode already) over `ids` in evaluation views.
 
+    precision: of the forward passes, "float32", "bfloat16" or "float16" (autocast).
     on_batch receives the number of samples done; on_log_p a batch's labels and the log-probabilities [B, C] of each classifier
     and, last, of their averaged probabilities.
     flip: a classifier's logits are the mean of those for a view and for its mirror image.
@@ -65,7 +67,7 @@ def score(
     totals: Tensor | None = None
     for part in backend.epoch(ids, batch):
         x_BCHW = augment.apply(part.canvas, table.gather(part.ids), views.spec)
-        with torch.autocast(x_BCHW.device.type, dtype=torch.bfloat16, enabled=autocast):
+        with autocast(x_BCHW.device.type, precision):
             logits = [classifier(x_BCHW) for classifier in classifiers]
             if flip:
                 mirrored = x_BCHW.flip(-1)
