@@ -30,9 +30,12 @@ def make_optimizer(
         arguments["fused"] = True
     if device.type != "cpu" and takes(section.optimizer, "capturable"):  # PyTorch has no capturable steps on a CPU
         arguments["capturable"] = True
-    arguments["lr"] = torch.zeros((), device=device) if reads_rate_from_device(section.optimizer, device.type) else 0.0
     groups = decay_groups(parameters, decay_1d=section.decay_1d, no_decay=no_decay)
-    optimizer: torch.optim.Optimizer = optimizer_class(section.optimizer)(groups, **arguments)
+    optimizer: torch.optim.Optimizer = optimizer_class(section.optimizer)(groups, lr=0.0, **arguments)
+    if reads_rate_from_device(section.optimizer, device.type):  # set afterwards, as the constructor would read it
+        rate = torch.zeros((), device=device)
+        for values in (optimizer.defaults, *optimizer.param_groups):  # one for all groups, also those added later
+            values["lr"] = rate
     allocate_state(optimizer)
     return optimizer
 
