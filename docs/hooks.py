@@ -130,7 +130,9 @@ def _values(field: Mapping[str, Any]) -> str:
         return ", ".join(f"`{json.dumps(value)}`" for value in field.get("enum", [field.get("const")]))
     if "prefixItems" in field:
         return f"[{', '.join(_values(item) for item in field['prefixItems'])}]"
-    kind = {"boolean": "true or false", "string": "text", "array": "list"}.get(field.get("type", ""), field.get("type", ""))
+    kind = {"boolean": "true or false", "string": "text", "array": "list", "object": "table"}.get(
+        field.get("type", ""), field.get("type", "")
+    )
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {field[name]:g}" for name, sign in signs.items() if name in field and field[name] < _TECHNICAL_LIMIT]
     return ", ".join([kind, *bounds])

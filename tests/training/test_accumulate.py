@@ -24,9 +24,8 @@ BATCHES = [[0, 5, 7, 2, 1, 10, 9, 3], [11, 1, 3, 4, 6, 8, 0, 2]]
 
 def trained(parts: int) -> tuple[list[Tensor], Tensor]:
     """Weights and metrics after two steps of two students with dropout, in float64."""
-    nets = ", ".join(
-        f"{{architecture='{name}', lr=0.5, momentum=0.0, clip_norm=0.5}}" for name in ("squeezenet1_1", "squeezenet1_0")
-    )
+    names = ("squeezenet1_1", "squeezenet1_0")
+    nets = ", ".join(f"{{architecture='{name}', lr=0.5, momentum=0.0, clip_norm=0.5}}" for name in names)
     recipe = small_recipe(f"students=[{nets}]", f"train.accumulate={parts}")
     students = make_students(recipe, 4, CPU)
     step = build_step(recipe, recipe.views.spec, students, Constant(), CPU)
