@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 Differing = Sequence[tuple[str, object, object]]
 """(name, stored value, wanted value) of fields that differ."""
 
-_PRECISION = re.compile(r"(float32|bfloat16)(, batch norm folded)?(, compiled)?")
+_PRECISION = re.compile(r"(float32|bfloat16|float16)(, batch norm folded)?(, compiled)?")
 _VIEW_FIELDS = {field.name for field in dataclasses.fields(ViewSpec)}
 _OMITTED = {"features", "teacher_size_px"}  # from a key's text, where they are 0
 _SHOWN = 200  # characters of a value in an error
