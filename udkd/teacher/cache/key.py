@@ -22,6 +22,7 @@ Differing = Sequence[tuple[str, object, object]]
 
 _PRECISION = re.compile(r"(float32|bfloat16)(, batch norm folded)?(, compiled)?")
 _VIEW_FIELDS = {field.name for field in dataclasses.fields(ViewSpec)}
+_OMITTED = {"features", "claimed"}  # from the key's text where they are 0 or empty
 _SHOWN = 200  # characters of a value in an error
 
 
@@ -56,6 +57,10 @@ class CacheKey:
     uncertainties:   names of the stored float32 [N] arrays; "entropy" is always one.
     features:        D, the number of pooled features stored with each target as float16; 0 for none. The key's text omits
                      a 0, so that caches without features have the same bytes as before the field existed.
+
+    claimed:         of imported logits, the names of the fields that are the importer's claim, sorted: nothing computed them,
+                     and a training run does not compare them. Empty for a cache that a build computed, and then omitted from
+                     the text.
     """
 
     format_version: int = FORMAT_VERSION
@@ -81,6 +86,7 @@ class CacheKey:
     storage: str = "float16"
     uncertainties: tuple[str, ...] = ("entropy",)
     features: int = 0
+    claimed: tuple[str, ...] = ()
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -103,7 +109,7 @@ class CacheKey:
 
     def to_json(self) -> str:
         """One line with sorted keys: equal keys give equal text."""
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if value or name != "features"}
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value or name not in _OMITTED}
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -117,7 +123,7 @@ class CacheKey:
             raise CacheError(
                 f"cache key: {path}: {first['msg']}; expected a key of format {FORMAT_VERSION}; rebuild the cache"
             ) from None
-        missing = {field.name for field in dataclasses.fields(cls)} - json.loads(text).keys() - {"features"}
+        missing = {field.name for field in dataclasses.fields(cls)} - json.loads(text).keys() - _OMITTED
         if missing:
             raise CacheError(
                 f"cache key without {', '.join(sorted(missing))}; expected a key of format {FORMAT_VERSION}; rebuild the cache"
@@ -152,6 +158,7 @@ def _impossible_field(key: CacheKey) -> str:
         "device": key.device in ("cpu", "cuda"),
         "threads": 0 <= key.threads < 2**16,
         "teacher_batch": 0 < key.teacher_batch < 2**31,
+        "claimed": set(key.claimed) <= set(_KEY_FIELDS) and list(key.claimed) == sorted(set(key.claimed)),
     }
     return next((name for name, holds in possible.items() if not holds), "")
 
