@@ -99,6 +99,7 @@ def test_rows_of_kept_samples_alone_and_nan_for_excluded_ones(tmp_path: Path, ca
     logits = LOGITS.copy()
     logits[sorted(EXCLUDED)] = np.nan
     check(load(tmp_path / "b", cache_dataset, npy(tmp_path / "all.npy", logits)))
+    check(load(tmp_path / "c", cache_dataset, tmp_path / "all.npy", names=lines(tmp_path / "names", NAMES)))
 
 
 def _parquet(file: Path, /, **columns: object) -> Path:
