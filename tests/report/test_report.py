@@ -23,8 +23,10 @@ from udkd.data.dataset import DatasetFolder
 from udkd.report import certainty, gallery, style, weight_errors
 from udkd.report.curves import space_labels
 from udkd.report.inputs import THUMBNAIL_PX, ReportInputs, load_inputs, thumbnail
+from udkd.report.page import Note
 from udkd.report.report import FIGURE_FILES, write_report
 from udkd.report.style import DARK, LIGHT
+from udkd.report.tables import result_section
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
@@ -274,6 +276,20 @@ def test_one_student_of_hard_labels(tmp_path: Path, without_figures: None) -> No
     assert "one student has no peers" in text
     assert "In the only epoch" in text
     assert "resnet18, teacher" not in text
+
+
+def test_the_teachers_row_cannot_be_there_for_imported_logits(tmp_path: Path) -> None:
+    inputs = fake(tmp_path, samples=20, val_samples=10)
+    inputs = replace(inputs, evaluation=dict(inputs.evaluation or {}) | {"teacher": None})
+    imported = dict(inputs.provenance) | {"cache_key": dict(inputs.provenance["cache_key"]) | {"claimed": ["views"]}}
+    for provenance, text in (
+        (inputs.provenance, "udkd eval ran without --teacher"),
+        (imported, "its logits were imported, for"),
+    ):
+        notes = [
+            block.text for block in result_section(replace(inputs, provenance=provenance)).blocks if isinstance(block, Note)
+        ]
+        assert any(text in note for note in notes)
 
 
 def test_many_students_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,7 @@ OTHER_FIELDS: dict[str, object] = {
     "uncertainties": ("entropy", "margin"),
     "features": 5,
     "teacher_size_px": 40,
+    "claimed": ("views",),
     "format_version": 2,
 }
 

@@ -1,4 +1,4 @@
-"""udkd cache build, udkd cache info, udkd cache verify."""
+"""udkd cache build, import, export, info, verify."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +12,8 @@ from udkd.cli.arguments import DatasetArgument
 from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.build import build_cache
+from udkd.teacher.cache.export_logits import export_cache
+from udkd.teacher.cache.import_logits import IMAGENET, import_cache
 from udkd.teacher.cache.reader import Cache, find_damaged_blocks, unexpected_files
 from udkd.teacher.cache.summary import CacheSummary, summarise_cache, weight_histogram
 from udkd.teacher.cache.verify import compare_with_teacher
@@ -28,9 +30,20 @@ HISTOGRAM_BINS = 20
 BAR_CHARACTERS = 48
 _MAX_LISTED = 20  # missing views that are listed one by one
 
-cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build, inspect and verify caches of teacher logits.")
+cache_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Build, import, export, inspect and verify caches of teacher logits."
+)
 
 CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder.")]
+DtypeOption = Annotated[str | None, typer.Option(help="float16 or float32. Short for teacher.logits_dtype.")]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        metavar="K",
+        help="For many classes: keep the K largest logits and the mass of the rest. Short for teacher.top_k.",
+    ),
+]
 
 
 @cache_app.command("build", epilog="Example: udkd cache build data teacher cache --recipe imagenet100-paper --views 10")
@@ -51,15 +64,8 @@ def build(
     ] = None,
     recipe: RecipeOption = "imagenet100-paper",
     overrides: SetOption = None,
-    logits_dtype: Annotated[str | None, typer.Option(help="float16 or float32. Short for teacher.logits_dtype.")] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            "--top-k",
-            metavar="K",
-            help="For many classes: keep the K largest logits and the mass of the rest. Short for teacher.top_k.",
-        ),
-    ] = None,
+    logits_dtype: DtypeOption = None,
+    top_k: TopKOption = None,
     features: Annotated[
         bool, typer.Option("--features", help="Also store the teacher's pooled features, for loss.method rkd and crd.")
     ] = False,
@@ -79,9 +85,7 @@ def build(
         settings = list(overrides or [])
         settings += [f"teacher.views={views if views.isdecimal() else repr(views)}"] if views else []
         settings += [f'data.backend="{backend}"'] if backend else []
-        settings += [f'teacher.logits_dtype="{logits_dtype}"'] if logits_dtype else []
-        settings += [f"teacher.top_k={top_k}"] if top_k is not None else []
-        loaded = load_recipe(recipe, settings)
+        loaded = load_recipe(recipe, [*settings, *_storage(logits_dtype, top_k)])
         dataset = DatasetFolder.open(data)
         teachers = [TeacherFolder.open(path) for path in (teacher, *(more_teachers or ()))]
         with observed() as observer:
@@ -108,6 +112,95 @@ def build(
     else:
         err.print("nothing to do: every view is complete")
     out.print(_description(built.cache, built.summary))
+
+
+def _storage(logits_dtype: str | None, top_k: int | None) -> list[str]:
+    """The recipe settings of the options."""
+    settings = [f'teacher.logits_dtype="{logits_dtype}"'] if logits_dtype else []
+    return settings + ([f"teacher.top_k={top_k}"] if top_k is not None else [])
+
+
+@cache_app.command("import", epilog="Example: udkd cache import data logits.npy cache --teacher-name CLIP-ViT-L-14")
+def import_(
+    data: DatasetArgument,
+    logits: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LOGITS",
+            help=".npy [N, C], .safetensors (a tensor logits, and perhaps ids) or .parquet (a column logits, or one column for "
+            "each class, and a column id, path or file_name).",
+        ),
+    ],
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder to create, or to resume.")],
+    names: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The file name of each row, one per line. Default: rows are in id order."),
+    ] = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The class of each column, one per line: wnid (or folder name) or readable name. Columns of other classes are "
+            f"left out. {IMAGENET}: ImageNet's 1,000. Default: the columns are the data's classes in their order.",
+        ),
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="The rows are probabilities; store their logarithms.")
+    ] = False,
+    teacher_name: Annotated[str, typer.Option(help="Name of the teacher. Default: the file's name.")] = "",
+    recipe: RecipeOption = "imagenet100-paper",
+    overrides: SetOption = None,
+    logits_dtype: DtypeOption = None,
+    top_k: TopKOption = None,
+) -> None:
+    """Make a cache of logits that another program computed, one row for each training image.
+
+    Everything is checked first. What nothing can check, such as the pixels that the teacher saw, is recorded as your claim: the
+    recipe's evaluation view. Train with teacher.views = "eval".
+    """
+    loaded = load_recipe(recipe, [*(overrides or []), *_storage(logits_dtype, top_k)])
+    dataset = DatasetFolder.open(data)
+    with observed() as observer:
+        imported = import_cache(
+            cache,
+            dataset=dataset,
+            logits=logits,
+            recipe=loaded,
+            teacher=teacher_name,
+            names=names,
+            class_names=class_names,
+            probabilities=probabilities,
+            observer=observer,
+        )
+    if imported.num_images:
+        err.print(f"imported {imported.num_images:,} rows in {imported.seconds:.1f} s")
+    else:
+        err.print("nothing to do: the cache is complete")
+    out.print(_description(imported.cache, imported.summary))
+    top1 = imported.summary.top1
+    if top1 is not None and top1 <= 150 / len(dataset.classes):
+        err.print(
+            "this is hardly better than chance: are these rows these images and these columns these classes, in this order?"
+        )
+
+
+@cache_app.command("export", epilog="Example: udkd cache export cache logits.parquet --data data")
+def export(
+    cache: CacheArgument,
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="File to create: .npy [N, C], .safetensors or .parquet, the latter two with ids."),
+    ],
+    view: Annotated[int, typer.Option(min=0, help="Number of the view.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Dataset folder of the cache: adds labels and file names.")
+    ] = None,
+) -> None:
+    """Write the logits of one view for other programs, in id order, with ids, entropies and weights."""
+    dataset = None if data is None else DatasetFolder.open(data)
+    with observed() as observer:
+        count = export_cache(Cache.open(cache), file, view=view, dataset=dataset, observer=observer)
+    err.print(f"{count:,} rows in {file}")
 
 
 @cache_app.command("info", epilog="Example: udkd cache info cache --data data --picture weights.png")
@@ -152,6 +245,11 @@ def verify_command(
     """
     opened = Cache.open(cache)
     amount = _amount(recompute) if recompute is not None else None
+    if amount is not None and opened.key.claimed:
+        raise CacheError(
+            f"{cache} was imported: udkd has no teacher to recompute its logits with; expected a cache of udkd cache build; "
+            "leave out --recompute"
+        )
     if (data is None or not teacher) and amount is not None:
         raise ConfigError("--recompute needs the data and the teacher; expected --data DATA --teacher TEACHER; add them")
     damaged = find_damaged_blocks(opened)
@@ -240,6 +338,11 @@ def _description(cache: Cache, summary: CacheSummary) -> Table:
         "build": f"batch {key.teacher_batch}, blocks of {key.block_rows}, {_layout(cache)}, stored as {key.storage}",
         "data": f"{key.dataset_digest[:16]}…, {key.pixel_class}",
     }
+    if key.claimed:
+        rows["teacher"] = f"{key.teacher}, imported, sha256 {_short(key.teacher_sha256)}"
+        rows["build"] = f"blocks of {key.block_rows}, stored as {key.storage}"
+        rows["data"] = f"{key.dataset_digest[:16]}…"
+        rows["not checked"] = f"{', '.join(key.claimed)}: claims of the import"
     if key.features:
         rows["features"] = f"{key.features} float16 numbers a target, the teacher's pooled features"
     if cache.missing:

@@ -67,7 +67,9 @@ def result_section(inputs: ReportInputs) -> PageSection:
         text = "udkd eval has not run: the numbers are of the last epoch, without parameters and teacher."
         blocks.append(Note(text=text, missing=True))
     elif not inputs.evaluation.get("teacher") and inputs.teacher:
-        text = "The teacher's row is missing: udkd eval ran without --teacher."
+        is_imported = inputs.provenance.get("cache_key", {}).get("claimed")
+        why = "its logits were imported, for the training images alone" if is_imported else "udkd eval ran without --teacher"
+        text = f"The teacher's row is missing: {why}."
         blocks.append(Note(text=text, missing=True))
     return PageSection(anchor="result", title="Result", blocks=blocks)
 

@@ -261,6 +261,8 @@ def _cached(
         return training_remedy(key, len(opened.views), recipe, dataset, pixel_class, differing)
 
     provenance["allowed"] = opened.require(expected, allow, remedy)
+    if opened.unchecked:
+        observer.note(opened.unchecked)
     opened.require_rows(len(split.labels), split.ids, len(dataset.classes))
     if opened.key.policy == "views":
         views = recipe.teacher.views

@@ -53,6 +53,8 @@ _OPTIONS = {
 
 def building_remedy(key: CacheKey, differing: Differing) -> str:
     """What to do where the folder to build in holds another cache."""
+    if key.claimed:
+        return "it was imported, and a build computes other targets: build into another folder, or delete that one"
     change = advice(key, differing)
     return f"{change + ' to continue it, ' if change else ''}build into another folder, or delete that one"
 
@@ -84,7 +86,7 @@ def training_remedy(
         recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"views": views})})
         holds = f"the cache holds {'one evaluation view' if views == 'eval' else f'{num_views} augmented views'}; "
         settings = [f"teacher.views={views}"]
-    fields = target_fields(recipe, dataset, pixel_class)
+    fields = {name: value for name, value in target_fields(recipe, dataset, pixel_class).items() if name not in key.claimed}
     remaining, _ = key_differences(key, fields)
     others = [field for field in differing if field[0].split(".")[0] not in fields]
     change = advice(key, [*remaining, *others], settings)

@@ -1,5 +1,6 @@
 """The teacher of a training loop: `targets = teacher(batch, epoch)`, from a cache or computed in every step."""
 
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, final
@@ -29,7 +30,8 @@ class CachedTeacher:
     """The cached teacher logits and weights of a batch: `targets = teacher(batch, epoch)`.
 
     A cache of augmented views must have the augmentation's spec and seed. Epoch e uses view e; to reuse K views in turn, pass
-    epoch % num_views to teacher and augmentation. A cache of evaluation views fits any augmentation.
+    epoch % num_views to teacher and augmentation. A cache of evaluation views fits any augmentation. Of imported logits a
+    warning lists what nothing can check.
     sample_weight: a kind of udkd.losses.sample_weight; "constant" is weight 1.
 
     Raises CacheError: no cache, a damaged one, or a missing view. MismatchError: targets of other data, pixels or views; it
@@ -50,6 +52,8 @@ class CachedTeacher:
         if cache.key.policy == "views":
             expected |= {"views": asdict(augment.spec), "seed": augment.seed}
         cache.require(expected, remedy=_remedy)
+        if cache.unchecked:
+            warnings.warn(cache.unchecked, stacklevel=2)
         cache.require_rows(split.num_samples, split.ids, cache.num_classes)
         cache.require_uncertainty(sample_weight)
         labels_N = torch.from_numpy(split.labels.astype("int64")) if needs_labels(sample_weight) else None

@@ -22,7 +22,7 @@ Differing = Sequence[tuple[str, object, object]]
 
 _PRECISION = re.compile(r"(float32|bfloat16|float16)(, batch norm folded)?(, compiled)?")
 _VIEW_FIELDS = {field.name for field in dataclasses.fields(ViewSpec)}
-_OMITTED = {"features", "teacher_size_px"}  # from a key's text, where they are 0
+_OMITTED = {"features", "teacher_size_px", "claimed"}  # from a key's text, where they are 0 or empty
 _SHOWN = 200  # characters of a value in an error
 
 
@@ -57,9 +57,11 @@ class CacheKey:
     uncertainties:   names of the stored float32 [N] arrays; "entropy" is always one.
     features:        D, the number of pooled features stored with each target as float16; 0 for none.
     teacher_size_px: side of the teacher's input where it is not that of `views`, else 0.
+    claimed:         of imported logits, the names of the fields that are the importer's claim, sorted: nothing computed them,
+                     and a training run does not compare them. Empty for a cache that a build computed.
 
-    The key's text omits features and teacher_size_px where they are 0, so that caches without them have the same bytes as
-    before these fields existed.
+    The key's text omits the last three where they are 0 or empty, so that caches without them have the same bytes as before
+    these fields existed.
     """
 
     format_version: int = FORMAT_VERSION
@@ -86,6 +88,7 @@ class CacheKey:
     uncertainties: tuple[str, ...] = ("entropy",)
     features: int = 0
     teacher_size_px: int = 0
+    claimed: tuple[str, ...] = ()
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -158,6 +161,7 @@ def _impossible_field(key: CacheKey) -> str:
         "threads": 0 <= key.threads < 2**16,
         "teacher_batch": 0 < key.teacher_batch < 2**31,
         "teacher_size_px": 0 <= key.teacher_size_px <= 65_535 and (has_seed or not key.teacher_size_px),
+        "claimed": set(key.claimed) <= set(_KEY_FIELDS) and list(key.claimed) == sorted(set(key.claimed)),
     }
     return next((name for name, holds in possible.items() if not holds), "")
 

@@ -76,6 +76,12 @@ class Cache:
         return self.key.num_classes
 
     @property
+    def unchecked(self) -> str:
+        """One line for the user of a cache of imported logits: what of it nothing can check. "" for a cache of a build."""
+        claimed = ", ".join(self.key.claimed)
+        return f"the cache was imported from {self.key.teacher}: its {claimed} are not checked" if claimed else ""
+
+    @property
     def num_bytes(self) -> int:
         """Size of all finished views."""
         return sum(view_path(self.folder, view).stat().st_size for view in self.views)
@@ -83,11 +89,13 @@ class Cache:
     def require(self, expected: Mapping[str, object], allow: Collection[str] = (), remedy: Remedy = _settings) -> list[str]:
         """Check the key against the fields that the caller expects.
 
-        expected: by the names of CacheKey's fields. allow: fields that may differ, such as "pixel_class" or
-        "views.brightness". remedy: writes an error's advice. Returns the allowed fields that do differ, for the run's record.
+        expected: by the names of CacheKey's fields; those that an importer claimed are not compared. allow: fields that may
+        differ, such as "pixel_class" or "views.brightness". remedy: writes an error's advice. Returns the allowed fields that
+        do differ, for the run's record.
         MismatchError: fields that differ, each with both values. ConfigError: `allow` holds a name that no key has.
         """
-        refused, allowed = key_differences(self.key, expected, allow)
+        known = {name: value for name, value in expected.items() if name not in self.key.claimed}
+        refused, allowed = key_differences(self.key, known, allow)
         if refused:
             raise MismatchError(f"the cache in {self.folder}", refused, remedy(self.key, refused))
         return allowed
