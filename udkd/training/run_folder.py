@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, run.json, metrics.jsonl, checkpoints, eval.json, predictions.safetensors.
+"""The folder of a run: config.json, run.json, metrics.jsonl, checkpoints, students, eval.json, predictions.safetensors.
 
 Since format 2 every JSON file, and every line of metrics.jsonl, carries its own checksum (udkd.utils.json_checksum). Runs of
 format 1 have none; their types and counts are checked against each other.
@@ -89,6 +89,10 @@ class RunFolder:
     def predictions_path(self) -> Path:
         """Where udkd eval stores predictions (udkd.training.predictions)."""
         return self.path / "predictions.safetensors"
+
+    def student_path(self, name: str) -> Path:
+        """Where a student's weights are for other libraries (udkd.training.student_files)."""
+        return self.path / "students" / f"{name.replace('/', '-')}.safetensors"
 
     @property
     def classes(self) -> list[str] | None:
