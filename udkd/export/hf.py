@@ -195,7 +195,8 @@ def _config(twin: nn.Module, arguments: Mapping[str, Any], trained: TrainedStude
     with tempfile.TemporaryDirectory() as folder:
         timm.models.save_for_hf(twin, folder, model_config=model_config, model_args=dict(arguments), safe_serialization=True)
         config: dict[str, Any] = parse_json((Path(folder) / "config.json").read_bytes())
-    return config
+    config.pop("model_args", None)  # timm 1.0.31 repeats num_classes there, on which transformers 5.24 fails
+    return config | ({"model_args": dict(arguments)} if arguments else {})
 
 
 def _crop_pct(size_px: int, resize_px: int) -> float:
