@@ -51,7 +51,9 @@ def metadata(file: Path) -> dict[str, str]:
         return dict(opened.metadata())
 
 
-def test_torchvision_loads_the_averaged_weights_and_reaches_the_recorded_accuracy(averaged: Path, dataset: DatasetFolder) -> None:
+def test_torchvision_loads_the_averaged_weights_and_reaches_the_recorded_accuracy(
+    averaged: Path, dataset: DatasetFolder
+) -> None:
     (file,) = (averaged / "students").iterdir()
     assert file.name == "a-b.safetensors"
     weights, facts = load_file(file), metadata(file)
@@ -113,7 +115,9 @@ def test_a_student_that_has_not_started_and_a_run_stopped_within_an_epoch(tmp_pa
         assert metadata(file)["step"] == "6"
         assert "top1" not in metadata(file)
         weights, prefix = load_file(file), f"student.{index}."
-        assert all(torch.equal(weights[k.removeprefix(prefix)], v) for k, v in run.load().tensors.items() if k.startswith(prefix))
+        assert all(
+            torch.equal(weights[k.removeprefix(prefix)], v) for k, v in run.load().tensors.items() if k.startswith(prefix)
+        )
 
 
 def test_a_teacher_takes_the_rows_by_the_recorded_classes(averaged: Path) -> None:
