@@ -28,7 +28,7 @@ from udkd.utils.errors import ConfigError, RunError
 
 CPU = torch.device("cpu")
 DATASET_IMAGES = {"per_class": 8, "val_per_class": 2}
-STUDENTS = "students=[{architecture='mnasnet0_5', name='a/b', lr=0.05}, {architecture='squeezenet1_1', lr=0.01}]"
+STUDENTS = "students=[{architecture='mobilenet_v2', name='a/b', lr=0.05}, {architecture='squeezenet1_1', lr=0.01}]"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_what_the_folder_says(tmp_path: Path, run: RunFolder, dataset: DatasetFo
     exported = export_hf(run, tmp_path / "out", student="a/b")
     assert sorted(path.name for path in exported.folder.iterdir()) == ["config.json", "model.safetensors"]
     config = json.loads((exported.folder / "config.json").read_text())
-    assert (config["architecture"], config["num_classes"], config["num_features"]) == ("mnasnet_050", 4, 1280)
+    assert (config["architecture"], config["num_classes"], config["num_features"]) == ("mobilenetv2_100", 4, 1280)
     assert config["label_names"] == [entry.wnid for entry in dataset.classes]
     assert config["label_descriptions"] == {entry.wnid: entry.name for entry in dataset.classes}
     assert config["pretrained_cfg"]["first_conv"] == "conv_stem"
@@ -87,18 +87,18 @@ def test_other_networks_and_folders_are_refused(tmp_path: Path, run: RunFolder, 
     out = tmp_path / "out"
 
     def twin(name: str, **arguments: float) -> None:
-        monkeypatch.setattr(hf, "TWINS", {"mnasnet0_5": (name, arguments)})
+        monkeypatch.setattr(hf, "TWINS", {"mobilenet_v2": (name, arguments)})
 
-    twin("mnasnet_050", bn_eps=0.1)
+    twin("mobilenetv2_100", bn_eps=0.1)
     with pytest.raises(RunError, match=r"timm's network differs from a/b \(logits by .*; nothing was written"):
         export_hf(run, out, student="a/b")
     twin("resnet18")
-    with pytest.raises(ConfigError, match=r"weights of mnasnet0_5 do not fit timm .*'s resnet18"):
+    with pytest.raises(ConfigError, match=r"weights of mobilenet_v2 do not fit timm .*'s resnet18"):
         export_hf(run, out, student="a/b")
-    twin("mnasnet_051")
-    with pytest.raises(ConfigError, match=r"cannot make mnasnet_051 \(.*\); expected the twin of mnasnet0_5"):
+    twin("mobilenetv2_101")
+    with pytest.raises(ConfigError, match=r"cannot make mobilenetv2_101 \(.*\); expected the twin of mobilenet_v2"):
         export_hf(run, out, student="a/b")
-    with pytest.raises(ConfigError, match="squeezenet1_1 has no known twin in timm; .*--format safetensors"):
+    with pytest.raises(ConfigError, match=r"squeezenet1_1 has no known twin in timm; .*--format safetensors"):
         export_hf(run, out, student="squeezenet1_1")
     assert not out.exists()
     monkeypatch.undo()
@@ -163,7 +163,7 @@ def trained_a_little(architecture: str) -> nn.Module:
 
 @pytest.mark.parametrize(
     "architecture",
-    [name if name == "resnet18" else pytest.param(name, marks=pytest.mark.long) for name in TWINS if name != "mnasnet0_5"],
+    [name if name == "resnet18" else pytest.param(name, marks=pytest.mark.long) for name in TWINS if name != "mobilenet_v2"],
 )
 def test_the_twins_are_the_same_networks(architecture: str) -> None:
     network = trained_a_little(architecture)
