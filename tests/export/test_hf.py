@@ -161,10 +161,14 @@ def trained_a_little(architecture: str) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [name if name == "resnet18" else pytest.param(name, marks=pytest.mark.long) for name in TWINS if name != "mobilenet_v2"],
+FAMILIES = (
+    *("resnext50_32x4d", "densenet121", "convnext_tiny", "efficientnet_b0", "efficientnet_b5", "efficientnet_v2_s"),
+    *("vgg11_bn", "mobilenet_v2", "mnasnet1_0", "vit_b_32"),
 )
+"""One network of each; the others differ in depth and width, and every export is compared."""
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", *(pytest.param(name, marks=pytest.mark.long) for name in FAMILIES)])
 def test_the_twins_are_the_same_networks(architecture: str) -> None:
     network = trained_a_little(architecture)
     name, arguments = TWINS[architecture]
