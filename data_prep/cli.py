@@ -108,7 +108,8 @@ def convert(
         float | None,
         typer.Option(
             metavar="PERCENT",
-            help="For sources without val/: percent of the images to hold out for validation, chosen by a hash of each name.",
+            help="For sources without val/: percent of the images to hold out for validation, chosen by a hash of each name. "
+            "100: a test set, for udkd eval --data.",
         ),
     ] = None,
     val: Annotated[

@@ -68,9 +68,9 @@ class ConvertSettings:
 
     on_bad: fail leaves no usable folder; skip excludes bad images; fix repairs images if possible and excludes the others.
     image_field, label_field: the column, extension or field to read if a source has several; None to detect it.
-    class_names: given by the user; None for the source's own. hold_out_percent: percent of the images to validate on; None for
-    the source's own val split. val: "test" to validate on the source's test split. formats: derived formats to write, too;
-    None for `default_formats`. shard_samples: rows per shard.
+    class_names: given by the user; None for the source's own. hold_out_percent: percent of the images to validate on, 100 for a
+    test set, which has no train split; None for the source's own val split. val: "test" to validate on the source's test split.
+    formats: derived formats to write, too; None for `default_formats`. shard_samples: rows per shard.
     """
 
     side: int = 512
@@ -283,7 +283,9 @@ def _finished_already(folder: Path, listing: SampleListing, settings: ConvertSet
     """Open a finished folder that this command would have written. Raises DataError for other sources or formats."""
     dataset = DatasetFolder.open(folder)
     formats = default_formats(settings.fit, settings.side) if settings.formats is None else settings.formats
-    listed = all(_has_samples(dataset.split(name), listing.samples[name]) for name in SPLITS)
+    listed = dataset.splits.keys() == listing.samples.keys() and all(
+        _has_samples(dataset.split(name), samples) for name, samples in listing.samples.items()
+    )
     if not listed or dataset.classes != listing.classes or not set(formats) <= set(dataset.formats):
         raise _other_dataset_error(folder)
     observer.note(f"{folder} is already finished: there is nothing to do")
@@ -340,7 +342,7 @@ def _write_splits(
     observer.start("convert", sum(map(len, listing.samples.values())), "images")
     columns: dict[str, Columns] = {}
     with Pool(job, settings.workers) as pool:
-        for name in SPLITS:
+        for name in [name for name in SPLITS if name in listing.samples]:
             samples = listing.samples.pop(name)  # frees memory for the columns of the manifest
             (folder / name).mkdir(exist_ok=True)
             columns[name] = write_shards(
@@ -377,6 +379,8 @@ def _check_images(
         )
         total = sum(group.num_samples for group in columns.values())
         raise DataError(f"{len(bad):,} of {total:,} images cannot be used, see {folder / REPORT_NAME}; {fault}")
+    if "train" not in columns:
+        return []
     kept = set(columns["train"].labels[~columns["train"].excluded].tolist())
     lost = {int(columns[split].labels[n]) for split, n in bad} - kept
     warnings = [f"all training images of class {listing.classes[label].wnid} are excluded" for label in sorted(lost)]
@@ -387,7 +391,7 @@ def _check_images(
 
 def _write_manifests(columns: Mapping[str, Columns], folder: Path, listing: SampleListing, settings: ConvertSettings) -> Header:
     parts: dict[SplitName, SplitHeader] = {}
-    for name in SPLITS:
+    for name in [name for name in SPLITS if name in columns]:
         path = folder / name / MANIFEST_NAME
         write_manifest(path, columns[name])
         parts[name] = SplitHeader(

@@ -250,6 +250,8 @@ def _split_rows(
             f"{sources[sample.source_index].path} holds images without a split, such as {sample.source}, and others are in "
             "train/ or val/; expected one layout; convert them separately, or name the folders that belong together"
         )
+    if hold_out_percent == 100 and not len(train) and (len(val) or len(unsplit)):
+        return {"val": val if len(val) else unsplit}  # a test set
     if len(val) and hold_out_percent is not None:
         raise DataError(f"{where} already holds val/ images; expected none with --hold-out; remove --hold-out")
     if len(val) and not len(train):
@@ -364,7 +366,9 @@ def _check_classes(
 ) -> Iterator[str]:
     """Warnings about classes. Raises DataError if train/ lacks a class of val/, which usually means that val/ is flat."""
     counts = {name: np.bincount(entries.labels[rows], minlength=len(chosen)) for name, rows in groups.items()}
-    without_train, without_val = ([chosen[label] for label in np.flatnonzero(counts[name] == 0).tolist()] for name in SPLITS)
+    without_train, without_val = (
+        [chosen[label] for label in np.flatnonzero(counts[name] == 0).tolist()] if name in counts else [] for name in SPLITS
+    )
     pairs = similar_names(chosen)
     if without_train and hold_out_percent is None:
         name = without_train[0]

@@ -415,8 +415,13 @@ def test_hold_out(tmp_path: Path) -> None:
         listing_of(write_tree(tmp_path / "v", small_set()), hold_out=10)
     with pytest.raises(DataError, match="expected one layout"):
         listing_of(tree, write_tree(tmp_path / "w", small_set()))
+    val_only = write_tree(tmp_path / "x", small_set(train=0))
     with pytest.raises(DataError, match="holds val/ only"):
-        listing_of(write_tree(tmp_path / "x", small_set(train=0)))
+        listing_of(val_only)
+    everything = listed(listing_of(tree, hold_out=100))
+    assert everything.keys() == {"val"}
+    assert sorted(everything["val"]) == sorted(files)
+    assert listed(listing_of(val_only, hold_out=100)).keys() == {"val"}
 
 
 def test_val_classes_that_train_lacks(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Accuracy, computed again without PyTorch."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.factories import make_dataset, make_teacher, small_recipe, write_small_teacher
+from tests.factories import make_dataset, make_teacher, rewrite_json, small_recipe, write_small_teacher
 from tests.observers import Notes
 from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
@@ -209,11 +210,13 @@ def test_the_teachers_predictions_of_the_training_images(run: RunFolder, dataset
 def test_mismatched_inputs_are_refused(
     tmp_path: Path, run: RunFolder, dataset: DatasetFolder, teacher: TeacherFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other_data = make_dataset(tmp_path, per_class=2, val_per_class=2)
+    moved = RunFolder.open(Path(shutil.copytree(run.path, tmp_path / "moved")))
+    there = str(make_dataset(tmp_path, per_class=2, val_per_class=2).path)
+    rewrite_json(moved.path / "run.json", lambda values: values | {"dataset": there})
     other_teacher = make_teacher(tmp_path / "other", dataset, seed=9)
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    with pytest.raises(MismatchError, match=r"evaluate on the data it was trained on \(dataset_digest: "):
-        evaluate(run, data=other_data.path, teacher=None, device=CPU, observer=SILENT)
+    with pytest.raises(MismatchError, match=r"name the data with --data \(dataset_digest: "):
+        evaluate(moved, data=None, teacher=None, device=CPU, observer=SILENT)
     with pytest.raises(MismatchError, match=r"name the teacher of this run \(teacher_sha256: "):
         evaluate(run, data=None, teacher=other_teacher.path, device=CPU, observer=SILENT)
     with pytest.raises(DataError, match="is not a teacher"):

@@ -177,7 +177,12 @@ def test_fields_of_every_file(old: Path, without_scoring: None, name: str) -> No
 def test_flipped_bits_are_found_and_named(run: Path) -> None:
     assert verify_run(run) == []
     rng = random.Random(7)
-    for name in (*JSON, "predictions.safetensors", "checkpoints/step-000000004.safetensors"):
+    for name in (
+        *JSON,
+        "predictions.safetensors",
+        "checkpoints/step-000000004.safetensors",
+        "students/squeezenet1_1.safetensors",
+    ):
         before = (run / name).read_bytes()
         for index in [rng.randrange(len(before)) for _ in range(12 if name in JSON else 3)]:
             data = bytearray(before)

@@ -1,11 +1,11 @@
 """udkd eval."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from udkd.cli.arguments import MovedCacheOption, MovedDatasetOption, RunArgument
+from udkd.cli.arguments import MovedCacheOption, RunArgument
 from udkd.cli.summary import accuracy_table
 from udkd.training.evaluate import evaluate
 from udkd.training.run_folder import RunFolder
@@ -15,20 +15,32 @@ from udkd.utils.terminal import DeviceOption, observed, out
 
 def eval_command(
     run: RunArgument,
-    data: MovedDatasetOption = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="Dataset folder of the run, if it has moved, or another one of its classes, such as a test set."
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["val", "train"] | None,
+        typer.Option("--split", help="Images of --data; default: val, or train where other data have no val images."),
+    ] = None,
+    name: Annotated[
+        str, typer.Option("--name", help="Name of the results on other data, RUN/eval-NAME.json; default: the folder's.")
+    ] = "",
     teacher: Annotated[
         Path | None, typer.Option("--teacher", help="Teacher folder: adds the teacher's accuracy to the table.")
     ] = None,
     cache: MovedCacheOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure the validation accuracy of a run.
+    """Measure the accuracy of a run on its validation images or on other data.
 
-    The table has each student, the mean of their probabilities, and the teacher. Writes the predictions for every image to
-    RUN/predictions.safetensors, which udkd report reads.
+    The table has each student, the mean of their probabilities, and the teacher. Writes the predictions for every validation
+    image to RUN/predictions.safetensors, which udkd report reads. Results on other data are in RUN/eval-NAME.json.
     """
     selected = choose_device(device)
     with observed() as observer:
         folders = {"data": data, "teacher": teacher, "cache": cache}
-        result = evaluate(RunFolder.open(run), **folders, device=selected, observer=observer)
+        result = evaluate(RunFolder.open(run), **folders, split=split, name=name, device=selected, observer=observer)
     out.print(accuracy_table(result))

@@ -20,8 +20,9 @@ def print_outcome(outcome: TrainResult, folder: Path, exit_code: int) -> None:
 
 
 def accuracy_table(result: dict[str, Any]) -> Table:
-    """The result of an evaluation (the values of eval.json) as a table."""
-    table = Table(title=f"Validation accuracy, {result['num_samples']} images, {result['num_classes']} classes")
+    """The result of an evaluation (the values of eval.json or eval-NAME.json) as a table."""
+    what = f"Accuracy on {result['name']} ({result['split']})" if "name" in result else "Validation accuracy"
+    table = Table(title=f"{what}, {result['num_samples']} images, {result['num_classes']} classes")
     for name in ("", "top-1 %", "top-5 %", "parameters"):
         table.add_column(name, justify="right" if name else "left")
     rows = [(student["name"], student) for student in result["students"]]

@@ -44,10 +44,18 @@ class ExportResult:
 
 
 def export(
-    run: RunFolder, *, student: str | None, ensemble: bool, int8: bool, data: Path | None = None, observer: Observer = SILENT
+    run: RunFolder,
+    out: Path | None = None,
+    *,
+    student: str | None,
+    ensemble: bool,
+    int8: bool,
+    data: Path | None = None,
+    observer: Observer = SILENT,
 ) -> ExportResult:
     """Export one student, or the average of all, and check the files.
 
+    out: the folder to write to; None for RUN/export/NAME.
     data: the run's dataset folder, if it has moved; the files are checked on its validation images.
     RunError: a file's logits differ from the checkpoint's. ConfigError: missing packages. MismatchError: other data.
     """
@@ -69,7 +77,7 @@ def export(
         files["model-int8.onnx"] = quantise(onnx, images.inputs("train", CALIBRATION_IMAGES))
         for name in ("model.onnx", "model-int8.onnx"):
             accuracy[name] = images.score(onnx_classifier(files[name]), observer)
-    folder = run.path / "export" / trained.name.replace("/", "-")
+    folder = out or run.path / "export" / trained.name.replace("/", "-")
     sizes = {name: len(content) for name, content in files.items()}
     exported = ExportResult(folder=folder, name=trained.name, difference=difference, accuracy=accuracy, bytes=sizes)
     write_files(folder, files, _notes(trained, dataset, exported))

@@ -5,6 +5,7 @@ does not check and this module does. PyTorch's older format and .safetensors hav
 """
 
 import argparse
+import contextlib
 import hashlib
 import re
 import tarfile
@@ -21,8 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from udkd.models.plain_weights import read_metadata
 from udkd.utils.errors import DataError
 from udkd.utils.files import open_regular
+from udkd.utils.parsing import parse_json
 
 _MAX_DEPTH = 3  # state dicts are nested in one or two dictionaries
 _MAX_INFLATION = 50  # limit on the uncompressed size of a zip relative to the file: PyTorch does not compress
@@ -57,28 +60,28 @@ def read_weights(path: Path) -> WeightsFile:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         file.seek(0)
         head = file.read(16)
-        value, unchecked = _load(path, file, head)
+        value, facts, unchecked = _load(path, file, head)
     entries = {name: tensors for name, tensors in _dictionaries(value) if tensors}
     if not entries:
         raise DataError(f"{path} holds no state dict; expected tensors by name; save model.state_dict()")
-    root = value if isinstance(value, dict) else {}
-    architecture = root.get("arch")
+    architecture = facts.get("arch") or facts.get("architecture")
     return WeightsFile(
         path=path,
         entries=entries,
-        classes=_classes(root),
+        classes=_classes(facts),
         architecture=architecture if isinstance(architecture, str) else "",
         sha256=sha256,
         unchecked=unchecked,
     )
 
 
-def _load(path: Path, file: BinaryIO, head: bytes) -> tuple[Any, str]:
-    """The object in a file, and the text for WeightsFile.unchecked."""
+def _load(path: Path, file: BinaryIO, head: bytes) -> tuple[Any, Mapping[Any, Any], str]:
+    """The object in a file, what the file says of it by name, and the text for WeightsFile.unchecked."""
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         file.seek(0)
         try:
-            return load(file.read()), ".safetensors has no checksum"
+            data = file.read()
+            return load(data), _parsed(read_metadata(data)), ".safetensors has no checksum"
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise DataError(f"{path} is not a safetensors file ({_first_line(error)}); check where it is from") from None
     unchecked = "PyTorch's format before 1.6 has no checksum"
@@ -94,9 +97,20 @@ def _load(path: Path, file: BinaryIO, head: bytes) -> tuple[Any, str]:
         # argparse.Namespace is often saved with weights, and holds plain values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about sparse tensors, which as_float32 rejects
-            return torch.load(file, map_location="cpu", weights_only=True), unchecked
+            value = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files torch.load may raise anything
         raise DataError(_load_error(path, head, error)) from None
+    return value, value if isinstance(value, dict) else {}, unchecked
+
+
+def _parsed(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Metadata of .safetensors, which are texts: those that are JSON lists or objects as values."""
+    values: dict[str, Any] = dict(metadata)
+    for name, text in metadata.items():
+        if text.startswith(("[", "{")):
+            with contextlib.suppress(ValueError):
+                values[name] = parse_json(text)
+    return values
 
 
 def _is_tar(file: BinaryIO) -> bool:

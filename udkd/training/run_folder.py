@@ -1,16 +1,26 @@
-"""The folder of a run: config.json, run.json, metrics.jsonl, checkpoints, eval.json, predictions.safetensors.
+"""The folder of a run: config.json, run.json, metrics.jsonl, checkpoints, students, eval.json, predictions.safetensors.
 
 Since format 2 every JSON file, and every line of metrics.jsonl, carries its own checksum (udkd.utils.json_checksum). Runs of
 format 1 have none; their types and counts are checked against each other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from udkd.training.checkpoints import Checkpoint, Checkpoints
-from udkd.training.run_records import AnyFormat, Config, Evaluation, Provenance, read_epochs, read_record, without_none
+from udkd.training.run_records import (
+    AnyFormat,
+    Config,
+    Evaluation,
+    OtherEvaluation,
+    Provenance,
+    read_epochs,
+    read_record,
+    without_none,
+)
 from udkd.utils.errors import MismatchError, RunError
 from udkd.utils.files import FolderLock, write_bytes
 from udkd.utils.json_checksum import dump_checked, dump_checked_line
@@ -90,6 +100,10 @@ class RunFolder:
         """Where udkd eval stores predictions (udkd.training.predictions)."""
         return self.path / "predictions.safetensors"
 
+    def student_path(self, name: str) -> Path:
+        """Where a student's weights are for other libraries (udkd.training.student_files)."""
+        return self.path / "students" / f"{name.replace('/', '-')}.safetensors"
+
     @property
     def classes(self) -> list[str] | None:
         """Wnid (or folder name) of each output of the students, in order; None where run.json lacks them."""
@@ -101,6 +115,24 @@ class RunFolder:
 
     def write_evaluation(self, values: Mapping[str, Any]) -> None:
         write_bytes(self.path / "eval.json", dump_checked(values))
+
+    def other_evaluation(self, name: str) -> dict[str, Any] | None:
+        """The result of udkd eval on other data (`run_records.OtherEvaluation`), or None."""
+        path = self.other_evaluation_path(name)
+        if not path.exists():
+            return None
+        return read_record(path, OtherEvaluation, checked=True, remedy="remove it and run udkd eval again")[1]
+
+    @property
+    def other_evaluations(self) -> list[str]:
+        """The names of the results on other data, sorted."""
+        return sorted(path.stem.removeprefix("eval-") for path in self.path.glob("eval-*.json"))
+
+    def other_evaluation_path(self, name: str) -> Path:
+        return self.path / f"eval-{name}.json"
+
+    def write_other_evaluation(self, values: Mapping[str, Any]) -> None:
+        write_bytes(self.other_evaluation_path(values["name"]), dump_checked(values))
 
     def require_config(self, config: Mapping[str, Any], stored_config: Mapping[str, Any] | None = None) -> None:
         """MismatchError unless a resumed run has the same recipe; [data] may differ, as it changes no pixel.
@@ -165,13 +197,15 @@ class RunFolder:
     def problems(self) -> list[str]:
         """The problem of each damaged file of the run, without predictions: a line each, none where all are intact."""
         problems = []
-        for read in (
+        readers: list[Callable[[], object]] = [
             lambda: self.config,
             lambda: self.provenance,
             lambda: read_epochs(self._metrics, checked=self._checked),
             lambda: self.evaluation,
+            *(partial(self.other_evaluation, name) for name in self.other_evaluations),
             lambda: self.load() if self.has_checkpoint else None,
-        ):
+        ]
+        for read in readers:
             try:
                 read()
             except RunError as error:

@@ -123,6 +123,25 @@ class Evaluation(_Record):
     predictions_sha256: _Text | None = None
 
 
+class OtherEvaluation(_Record):
+    """eval-NAME.json: accuracy on other data than the run's validation images.
+
+    num_classes: outputs of the networks, which all compete. classes_present: how many of them have images.
+    """
+
+    name: _Text
+    dataset: _Path
+    dataset_digest: _Text
+    split: Literal["val", "train"]
+    num_samples: _Count
+    num_classes: _Count
+    classes_present: _Count
+    step: _Count0
+    students: Annotated[list[NetworkScore], Field(min_length=1)]
+    ensemble: StoredScore
+    teacher: NetworkScore | None
+
+
 class EpochScores(_Record):
     """A row's validation scores: each student's (None before its start_epoch), and that of the started students' average."""
 

@@ -8,7 +8,7 @@ ends in the same bits on a CPU. On a GPU it gets the same views, targets and ord
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from udkd.training.schedule import learning_rates
 from udkd.training.scoring import score
 from udkd.training.setup import TrainJob as TrainJob
 from udkd.training.setup import TrainSetup
+from udkd.training.student_files import write_student
 from udkd.utils.environment import cudnn_benchmark, set_threads
 from udkd.utils.errors import RunError
 from udkd.utils.rng import Stream, permutation
@@ -75,6 +76,8 @@ class Trainer:
         """Train from the current step to the end, or until stopped."""
         total = self.recipe.train.epochs * self.steps_per_epoch
         self.run_folder.drop_metrics_after(self.step)
+        if self.step and self.step % self.steps_per_epoch == 0:  # the run may have been killed before it wrote them
+            self._write_student_files(self.run_folder.metrics()[-1])
         if self.step >= total:
             self.job.observer.note(f"{self.job.out} is finished already: {self.recipe.train.epochs} epochs")
         while self.step < total:
@@ -146,6 +149,7 @@ class Trainer:
         self.run_folder.drop_metrics_after(self.step - 1)
         self.run_folder.append_metrics(row)
         self._save()
+        self._write_student_files(row)
         if self.recipe.train.tensorboard:
             write_scalars(self.job.out / "tensorboard", row, [student.name for student in self.students])
         top1 = ", ".join(f"{self.students[index].name} {val_row['students'][index]['top1']:.2f} %" for index in active)
@@ -223,6 +227,20 @@ class Trainer:
             step=self.step, steps_per_epoch=self.steps_per_epoch, figures=stats if self.recipe.needs_epoch_stats else None
         )
         self.run_folder.save(Checkpoint(tensors=tensors, progress=progress))
+
+    def _write_student_files(self, row: Mapping[str, Any]) -> None:
+        """Write the evaluated weights of the students that have started, as other libraries load them."""
+        for student in self.students:
+            if row["val"]["students"][student.index] is not None:
+                write_student(
+                    self.run_folder.student_path(student.name),
+                    student.eval_model.state_dict(),
+                    recipe=self.recipe,
+                    index=student.index,
+                    classes=self.setup.dataset.classes,
+                    step=self.step,
+                    row=row,
+                )
 
     def _tensors(self) -> dict[str, Tensor]:
         """Every tensor that a checkpoint holds."""

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from udkd.config.recipe import Recipe
+from udkd.models.plain_weights import require_intact
 from udkd.training.predictions import read_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import RunError, UserError
@@ -16,6 +17,8 @@ def verify_run(path: Path) -> list[str]:
     problems = run.problems()
     if run.predictions_path.exists():
         problems += _problem(lambda: read_predictions(run.predictions_path))
+    for file in sorted((path / "students").glob("*.safetensors")):
+        problems += _problem(partial(require_intact, file))
     if not problems:
         for check in (_config, _counts, _evaluation):
             problems += _problem(partial(check, run))

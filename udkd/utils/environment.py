@@ -94,7 +94,7 @@ def cudnn_benchmark(search: bool) -> Iterator[None]:
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware and command line as JSON values, for a run folder."""
     return {
-        "versions": {name: _version(name) for name in ("udkd", "torch", "torchvision", "numpy", "pillow")}
+        "versions": {name: package_version(name) for name in ("udkd", "torch", "torchvision", "numpy", "pillow")}
         | {"python": platform.python_version()},
         "hardware": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
@@ -114,7 +114,7 @@ def _tf32() -> dict[str, bool]:
     return {name: module.fp32_precision == "tf32" for name, module in modules.items()}
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
     """The installed version of a package; a checkout that is only on sys.path has none."""
     try:
         return version(package)
