@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from udkd.cli.arguments import MovedCacheOption, MovedDatasetOption, RunArgument
+from udkd.cli.arguments import CheckpointOption, MovedCacheOption, MovedDatasetOption, RunArgument
 from udkd.cli.summary import accuracy_table
 from udkd.training.evaluate import evaluate
 from udkd.training.run_folder import RunFolder
@@ -20,6 +20,7 @@ def eval_command(
         Path | None, typer.Option("--teacher", help="Teacher folder: adds the teacher's accuracy to the table.")
     ] = None,
     cache: MovedCacheOption = None,
+    checkpoint: CheckpointOption = "last",
     device: DeviceOption = "auto",
 ) -> None:
     """Measure the validation accuracy of a run.
@@ -30,5 +31,5 @@ def eval_command(
     selected = choose_device(device)
     with observed() as observer:
         folders = {"data": data, "teacher": teacher, "cache": cache}
-        result = evaluate(RunFolder.open(run), **folders, device=selected, observer=observer)
+        result = evaluate(RunFolder.open(run), **folders, checkpoint=checkpoint, device=selected, observer=observer)
     out.print(accuracy_table(result))

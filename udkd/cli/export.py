@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from udkd.cli.arguments import EnsembleOption, MovedDatasetOption, RunArgument, StudentOption
+from udkd.cli.arguments import CheckpointOption, EnsembleOption, MovedDatasetOption, RunArgument, StudentOption
 from udkd.training.run_folder import RunFolder
 from udkd.utils.terminal import err, observed, out
 
@@ -16,6 +16,7 @@ def export_command(
     ensemble: EnsembleOption = False,
     int8: Annotated[bool, typer.Option("--int8", help="Also an 8-bit ONNX model; both accuracies are measured.")] = False,
     data: MovedDatasetOption = None,
+    checkpoint: CheckpointOption = "last",
 ) -> None:
     """Export a student as torch.export and ONNX files.
 
@@ -25,7 +26,10 @@ def export_command(
     from udkd.export.export import MAX_DEVIATION, export  # ONNX takes a second
 
     with observed() as observer:
-        exported = export(RunFolder.open(run), student=student, ensemble=ensemble, int8=int8, data=data, observer=observer)
+        folder = RunFolder.open(run)
+        exported = export(
+            folder, student=student, ensemble=ensemble, int8=int8, data=data, checkpoint=checkpoint, observer=observer
+        )
     table = Table("file", "MB", "logits differ by", "top-1 %", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -33,7 +33,11 @@ _VALUES: dict[tuple[str, str], dict[Any, Any]] = {
 _DROPPED: dict[str, dict[str, Any]] = {"perf": {"streams": False, "realize_reads": 0, "autotune": False}}
 """Section -> removed key -> its former default. No measurement showed that these keys help."""
 _STUDENT_ADDED: dict[str, Any] = {"mean": [], "std": []}
-_ADDED: dict[str, dict[str, Any]] = {"fit": _STUDENT_ADDED, "students.*": _STUDENT_ADDED}
+_ADDED: dict[str, dict[str, Any]] = {
+    "fit": _STUDENT_ADDED,
+    "students.*": _STUDENT_ADDED,
+    "train": {"loggers": [], "checkpoint_minutes": 0.0, "keep_checkpoints": 1, "keep_best": False},
+}
 """Section -> key that later versions added -> its default, with which a recipe is what it was without the key."""
 _STEPS = {"streamed": ("stream", False), "resident": ("resident", False), "captured": ("resident", True)}
 """The old train.steps -> the new train.input and train.cuda_graph."""

@@ -33,9 +33,11 @@ def evaluate(
     device: torch.device | str = "auto",
     observer: Observer = SILENT,
     cache: str | Path | None = None,
+    checkpoint: str = "last",
 ) -> dict[str, Any]:
-    """Score the run's newest checkpoint on the validation split; write predictions.safetensors, then eval.json.
+    """Score a checkpoint of a run on the validation split; write predictions.safetensors, then eval.json.
 
+    checkpoint: "last", "best" (train.keep_best) or a kept one's step as text.
     data, teacher, cache: their current paths, if they have moved. Returns the content of eval.json. A trainer may be running.
     UserError: data, teacher, cache or checkpoint that are not the run's. BusyError: another process evaluates the run.
 
@@ -43,12 +45,20 @@ def evaluate(
     """
     run = run if isinstance(run, RunFolder) else RunFolder.open(Path(run))
     data, teacher, cache = (folder if folder is None else Path(folder) for folder in (data, teacher, cache))
+    device = prepare_device(device)
     with run.evaluating():
-        return _evaluate(run, data=data, teacher=teacher, device=prepare_device(device), observer=observer, cache=cache)
+        return _evaluate(run, checkpoint, data=data, teacher=teacher, device=device, observer=observer, cache=cache)
 
 
 def _evaluate(
-    run: RunFolder, *, data: Path | None, teacher: Path | None, device: torch.device, observer: Observer, cache: Path | None
+    run: RunFolder,
+    checkpoint_name: str,
+    *,
+    data: Path | None,
+    teacher: Path | None,
+    device: torch.device,
+    observer: Observer,
+    cache: Path | None,
 ) -> dict[str, Any]:
     recipe = Recipe.from_stored(run.config, str(run.path))
     set_threads(recipe.train.threads)
@@ -57,7 +67,7 @@ def _evaluate(
     if dataset.digest != provenance["dataset_digest"]:
         fields = [("dataset_digest", provenance["dataset_digest"], dataset.digest)]
         raise MismatchError(f"the run in {run.path}", fields, "evaluate on the data it was trained on")
-    checkpoint, split = run.load(), dataset.split("val")
+    checkpoint, split = run.load(checkpoint_name), dataset.split("val")
     steps_per_epoch = len(dataset.split("train").ids) // recipe.train.batch_size
     checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch)
     students = make_students(recipe, len(dataset.classes), device)

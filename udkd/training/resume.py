@@ -13,7 +13,7 @@ from udkd.training.run_records import StoredEpochStats
 from udkd.training.setup import TrainJob, TrainSetup
 from udkd.training.student import require_like
 from udkd.utils.environment import environment
-from udkd.utils.errors import MismatchError, RunError
+from udkd.utils.errors import ConfigError, MismatchError, RunError
 from udkd.utils.files import FolderLock
 
 
@@ -37,7 +37,13 @@ def create_or_reopen(job: TrainJob, setup: TrainSetup) -> RunFolder:
     if not job.resume:
         return RunFolder.create(out, config, facts | environment(job.device))
     run = RunFolder.open(out)
-    run.require_config(config, Recipe.from_stored(run.config, str(out)).to_dict())
+    stored_config = Recipe.from_stored(run.config, str(out)).to_dict()
+    epochs = stored_config["train"]["epochs"]
+    if job.extend:
+        if job.extend < epochs:
+            raise ConfigError(f"--extend is {job.extend} and the run in {out} has {epochs} epochs; expected more; raise it")
+        stored_config["train"]["epochs"] = job.extend
+    run.require_config(config, stored_config)
     stored = run.provenance
     decisive = ("dataset_digest", "cache_key", "teacher_sha256", "num_views")
     fields = [(name, stored.get(name), facts.get(name)) for name in decisive if stored.get(name) != facts.get(name)]
@@ -46,6 +52,9 @@ def create_or_reopen(job: TrainJob, setup: TrainSetup) -> RunFolder:
     if "starts" in facts and facts["starts"] != stored.get("starts"):  # without a checkpoint they have been loaded again
         fields = [("starts", stored.get("starts"), facts["starts"])]
         raise MismatchError(f"the run in {out}", fields, "restore the weights that students.*.init_from named")
+    if job.extend > epochs:
+        run.extend(job.extend, run.checkpoint_step or 0)
+        job.observer.note(f"extended from {epochs} to {job.extend} epochs")
     return run
 
 
@@ -64,7 +73,7 @@ def load_checkpoint(
     checkpoint.require_counts(batch=train.batch_size, epochs=train.epochs, steps_per_epoch=steps_per_epoch)
     require_like(checkpoint.tensors, expected, f"the checkpoint in {run.path}")
     stats = _require_epochs(run, recipe, checkpoint.progress.step, steps_per_epoch, checkpoint.progress.figures)
-    run.drop_older_checkpoints()
+    run.drop_other_checkpoints()
     return checkpoint, stats
 
 

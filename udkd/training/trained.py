@@ -54,8 +54,11 @@ class TrainedClassifier:
     step: int
 
     @classmethod
-    def load(cls, run: RunFolder, student: str | None, *, ensemble: bool) -> "TrainedClassifier":
-        """Restore the newest checkpoint. RunError: no checkpoint, no such student, or no choice among several."""
+    def load(cls, run: RunFolder, student: str | None, *, ensemble: bool, checkpoint: str = "last") -> "TrainedClassifier":
+        """Restore a checkpoint: "last", "best" or a kept one's step.
+
+        RunError: no such checkpoint, no such student, or no choice among several.
+        """
         recipe = Recipe.from_stored(run.config, str(run.path))
         names = recipe.student_names()
         if ensemble and student is not None:
@@ -66,11 +69,11 @@ class TrainedClassifier:
             raise RunError(f"{run.path} holds no student {student!r}; expected one of {', '.join(names)}; correct --student")
         if run.classes is None:
             raise RunError(f"{run.path / 'run.json'} does not name its classes; expected them in order; train again")
-        checkpoint = run.load()
-        checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs)
-        started = recipe.started_students(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
+        loaded = run.load(checkpoint)
+        loaded.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs)
+        started = recipe.started_students(loaded.progress.step, loaded.progress.steps_per_epoch)
         indices = started if ensemble else [0 if student is None else names.index(student)]
-        chosen = [_evaluated_model(recipe, index, len(run.classes), dict(checkpoint.tensors)) for index in indices]
+        chosen = [_evaluated_model(recipe, index, len(run.classes), dict(loaded.tensors)) for index in indices]
         model = ProbabilityMean(chosen) if ensemble else chosen[0]
         model.eval().requires_grad_(False)
         return cls(
@@ -78,7 +81,7 @@ class TrainedClassifier:
             model=model,
             recipe=recipe,
             classes=tuple(run.classes),
-            step=checkpoint.progress.step,
+            step=loaded.progress.step,
         )
 
 
