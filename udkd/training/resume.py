@@ -38,9 +38,8 @@ def create_or_reopen(job: TrainJob, setup: TrainSetup) -> RunFolder:
         return RunFolder.create(out, config, facts | environment(job.device))
     run = RunFolder.open(out)
     stored_config = Recipe.from_stored(run.config, str(out)).to_dict()
-    epochs = stored_config["train"]["epochs"]
     if job.extend:
-        if job.extend < epochs:
+        if job.extend < (epochs := stored_config["train"]["epochs"]):
             raise ConfigError(f"--extend is {job.extend} and the run in {out} has {epochs} epochs; expected more; raise it")
         stored_config["train"]["epochs"] = job.extend
     run.require_config(config, stored_config)
@@ -52,9 +51,6 @@ def create_or_reopen(job: TrainJob, setup: TrainSetup) -> RunFolder:
     if "starts" in facts and facts["starts"] != stored.get("starts"):  # without a checkpoint they have been loaded again
         fields = [("starts", stored.get("starts"), facts["starts"])]
         raise MismatchError(f"the run in {out}", fields, "restore the weights that students.*.init_from named")
-    if job.extend > epochs:
-        run.extend(job.extend, run.checkpoint_step or 0)
-        job.observer.note(f"extended from {epochs} to {job.extend} epochs")
     return run
 
 

@@ -122,9 +122,11 @@ class RunFolder:
                 remedy = "use --extend EPOCHS to train on, or resume with the epochs it has"
             raise MismatchError(f"the run in {self.path}", fields, remedy)
 
-    def extend(self, epochs: int, step: int) -> None:
-        """Record another number of epochs, from `step` on: in run.json, then in config.json."""
+    def extend(self, epochs: int, step: int) -> bool:
+        """Record another number of epochs, from `step` on: in run.json, then in config.json. False: it has that number."""
         config, provenance = self.config, self.provenance
+        if config["train"]["epochs"] == epochs:
+            return False
         extensions = provenance.get("extended", [])
         change = {"epochs_before": config["train"]["epochs"], "epochs": epochs, "step": step}
         if change not in extensions[-1:]:  # a process may have been killed between the two files
@@ -132,6 +134,7 @@ class RunFolder:
             write_bytes(self.path / "run.json", dump_checked(provenance))
         config["train"]["epochs"] = epochs
         write_bytes(self.path / "config.json", dump_checked(config))
+        return True
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the complete file is rewritten, so that a reader never sees half a line."""

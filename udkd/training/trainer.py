@@ -73,7 +73,7 @@ class Trainer:
             self.step = 0
             self._runner: tuple[tuple[int, tuple[int, ...]], StepRunner] | None = None
             self._prepare_runner(0)
-            self._step_s = 0.0  # seconds per step of the last epoch, with its validation; 0: not known yet
+            self._step_s = 0.0  # seconds per step of the last epoch, with its share of validation; 0: not known yet
             self._saved_at = time.monotonic()
             self._loggers: Loggers | None = None
             self._profiler: StepProfiler | None = None
@@ -90,6 +90,8 @@ class Trainer:
             self._log.open(job.out)
             if job.resume:
                 self._restore()
+            if job.extend and self.run_folder.extend(job.extend, self.step):
+                self.job.observer.note(f"extended to {job.extend} epochs")
             self._resources = stack.pop_all()
 
     @property
@@ -156,6 +158,7 @@ class Trainer:
             student.model.train()
         started = time.perf_counter()
         before = self.step
+        compile_s = 0.0
         if self._compiling:
             observer.note("compiling …")
         epoch_steps = self._prepare_runner(epoch).epoch(order[done_steps * batch_size :], schedule, self.metrics, done_steps)
@@ -163,8 +166,8 @@ class Trainer:
             for images in steps:
                 self.step += 1
                 if self._compiling:
-                    observer.note(f"compiled in {duration(time.perf_counter() - started)}")
-                    self._compiling = False
+                    compile_s, self._compiling = time.perf_counter() - started, False
+                    observer.note(f"compiled in {duration(compile_s)}")
                 log = self.step % self.recipe.train.log_every_steps == 0
                 observer.advance(images, **(self._progress_fields(active) if log else {}))
                 if self._profiler is not None:
@@ -176,14 +179,15 @@ class Trainer:
                     return True
         self._train_row()  # waits for the device, so that `seconds` covers the work
         seconds = time.perf_counter() - started
+        self._step_s = (seconds - compile_s) / (self.step - before)
         observer.finish()
         self._finish_epoch(epoch, active, seconds, (self.step - before) * batch_size)
-        self._step_s = (time.perf_counter() - started) / (self.step - before)
         return self.job.stopped() and epoch + 1 < self.recipe.train.epochs
 
     def _finish_epoch(self, epoch: int, active: Sequence[int], seconds: float, images: int) -> None:
         """Evaluate, then write the epoch's row and a checkpoint that begins the next one."""
         train_row = self._train_row()
+        started = time.perf_counter()
         val_row = self._evaluate(active)
         row = {
             "epoch": epoch + 1,
@@ -206,6 +210,7 @@ class Trainer:
             self._loggers.log(self.step, epoch_values(row, [student.name for student in self.students]))
         self._save()
         self._keep_best(val_row["students"])
+        self._step_s += (time.perf_counter() - started) / self.steps_per_epoch
         top1 = ", ".join(f"{self.students[index].name} {val_row['students'][index]['top1']:.2f} %" for index in active)
         average = f", ensemble {val_row['ensemble']['top1']:.2f} %" if len(active) > 1 else ""
         more = "".join(f", {name} {value}" for name, value in self._resources_shown().items())
