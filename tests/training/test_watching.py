@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import udkd
 from tests.factories import make_dataset, rewrite_json, small_recipe
 from tests.observers import Notes, StopAfter
 from tests.training.runs import checkpoint_hash, metrics_without_time
@@ -305,6 +306,14 @@ def test_the_time_left_and_the_compilation_are_shown(
     epochs = [line for line in fields.lines if line.startswith("epoch")]
     assert epochs[0].endswith(" left)")
     assert "left" not in epochs[1]
+
+
+def test_progress_of_the_function(tmp_path: Path, few: DatasetFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = small_recipe(*ALONE, "train.epochs=1")
+    udkd.train(recipe, data=few.path, out=tmp_path / "silent", device="cpu")
+    assert capsys.readouterr().err == ""
+    udkd.train(recipe, data=few.path, out=tmp_path / "shown", device="cpu", progress=True)
+    assert "epoch 1: validation top-1 squeezenet1_1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
