@@ -4,6 +4,7 @@ import csv
 import importlib.machinery
 import os
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import udkd
 from tests.factories import make_dataset, small_recipe
 from tests.observers import Notes, StopAfter
+from tests.timeouts import wait_until
 from tests.training.runs import checkpoint_hash
 from udkd.data.dataset import DatasetFolder
 from udkd.training import loggers
@@ -41,13 +43,14 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
     return make_dataset(tmp_path_factory.mktemp("few"), per_class=8, val_per_class=2)
 
 
-def log_interrupted(folder: Path, name: str) -> None:
+def log_interrupted(folder: Path, name: str, pause_s: float = 0) -> None:
     """Two epochs; a process that was killed before the second checkpoint; then the second epoch again, and a third."""
     recipe = {"train": {"epochs": 3}, "students": []}
     first = Loggers([name], LoggedRun(folder=folder, recipe=recipe, logged=[]), pytest.fail)
     for step, values in EPOCHS:
         first.log(step, values)
     first.close()
+    time.sleep(pause_s)
     second = Loggers([name], LoggedRun(folder=folder, recipe=recipe, logged=EPOCHS[:1]), pytest.fail)
     second.log(*AGAIN)
     second.log(12, {"val/top1/a (b)": 75.0, "lr/a (b)": 0.01})
@@ -85,10 +88,14 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    log_interrupted(tmp_path, "wandb")
-    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    history = [values for file in files for values in _wandb_history(file)]
-    assert [(int(v["_step"]), float(v["val/top1/a (b)"])) for v in history] == [(4, 25.0), (8, 50.0), (12, 75.0)]
+    log_interrupted(tmp_path, "wandb", pause_s=1)  # it names folders by the second
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+    def history() -> list[tuple[int, float]]:
+        return [(int(v["_step"]), float(v["val/top1/a (b)"])) for file in files for v in _wandb_history(file)]
+
+    wait_until(lambda: len(history()) > 2)  # its service still writes when finish() has returned
+    assert history() == [(4, 25.0), (8, 50.0), (12, 75.0)]
     assert len({file.name for file in files}) == 1, "both processes are one run of W&B"
 
 
@@ -97,11 +104,13 @@ def _wandb_history(path: Path) -> Iterator[Mapping[str, str]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, position, content = path.read_bytes(), 7, b""
-    while position < len(data):
+    while position + 7 < len(data):
         if (left := -position % 32768) < 7:  # the end of a block holds no header
             position += left
             continue
         length, kind = struct.unpack_from("<HB", data, position + 4)
+        if position + 7 + length > len(data):
+            return
         content += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # complete, or the last part

@@ -15,7 +15,7 @@ class StepProfiler:
     """Records `steps` training steps, WARM_UP_STEPS after step `step` of the run, with torch.profiler. Close it after use."""
 
     def __init__(self, folder: Path, step: int, steps: int, device: torch.device, note: Callable[[str], None]) -> None:
-        self._note, self._steps = note, steps
+        self._note, self._steps, self._written = note, steps, False
         first = step + WARM_UP_STEPS + 1
         self._file = folder / "profile" / f"steps-{first}-{first + steps - 1}.json.gz"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
@@ -30,7 +30,7 @@ class StepProfiler:
         """A training step has been queued."""
         if self._profile is not None:
             self._profile.step()
-            if self._file.exists():
+            if self._written:
                 self._profile.stop()
                 self._profile = None
                 self._note(f"profile of {self._steps} steps: {self._file}; open it in chrome://tracing or ui.perfetto.dev")
@@ -48,3 +48,4 @@ class StepProfiler:
         unfinished = self._file.with_name("unfinished.json.gz")
         recorded.export_chrome_trace(str(unfinished))
         os.replace(unfinished, self._file)
+        self._written = True

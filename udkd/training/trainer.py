@@ -159,9 +159,10 @@ class Trainer:
         started = time.perf_counter()
         before = self.step
         compile_s = 0.0
+        runner = self._prepare_runner(epoch)
         if self._compiling:
             observer.note("compiling …")
-        epoch_steps = self._prepare_runner(epoch).epoch(order[done_steps * batch_size :], schedule, self.metrics, done_steps)
+        epoch_steps = runner.epoch(order[done_steps * batch_size :], schedule, self.metrics, done_steps)
         with cudnn_benchmark(self.recipe.perf.cudnn_benchmark), contextlib.closing(epoch_steps) as steps:
             for images in steps:
                 self.step += 1
