@@ -129,6 +129,13 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path, few: DatasetFolder, plain: 
     assert "step-000000008.safetensors is damaged" in verify_run(out)[0]
 
 
+def test_epochs_of_some_students_are_not_the_best(tmp_path: Path, few: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored(monkeypatch, [90.0, 10.0])
+    later = "students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='squeezenet1_1', lr=0.01, start_epoch=1}]"
+    train(job(few, tmp_path / "run", later, "train.keep_best=true"))
+    assert RunFolder.open(tmp_path / "run").load("best").progress.step == 8
+
+
 def test_a_kill_before_best_json(tmp_path: Path, few: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     scored(monkeypatch, [20.0, 40.0, 30.0])
     out, settings = tmp_path / "run", ("train.epochs=3", "train.keep_best=true")
