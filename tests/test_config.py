@@ -121,6 +121,7 @@ MISTAKES = [
     (["train..epochs=3"], "expected KEY=VALUE"),
     (["trian.epochs=3"], "smoke: trian is not a key of a recipe; expected data, views, "),
     (["train.epoch=3"], "smoke: train.epoch is not a key of a recipe; expected epochs, batch_size, "),
+    (["train.keepbest=true"], ", keep_best and "),
     (["students.0.lrr=3"], "smoke: students.0.lrr is not a key of a recipe; expected architecture, name, lr, "),
     (["students.5.lr=3"], "--set students.5.lr: the recipe has no such key"),
     (["students.first.lr=3"], "--set students.first.lr: the recipe has no such key"),

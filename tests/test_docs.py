@@ -121,8 +121,9 @@ def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name == "README.md":
         pytest.skip("its loop needs the quickstart's folders: tests/test_readme.py")
     backend_names()  # the package's own are registered before, and stay
-    for home, registry in (("udkd.losses.sample_weight", "_KINDS"), ("udkd.data.backends.registry", "_OPENERS")):
-        module = importlib.import_module(home)  # registrations of a block end with it
+    homes = {"losses.sample_weight": "_KINDS", "data.backends.registry": "_OPENERS", "training.loggers": "_OPENERS"}
+    for home, registry in homes.items():
+        module = importlib.import_module(f"udkd.{home}")  # registrations of a block end with it
         monkeypatch.setattr(module, registry, dict(getattr(module, registry, {})), raising=False)
     methods = set(METHODS)
     try:

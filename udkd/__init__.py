@@ -9,8 +9,8 @@ For a training loop of your own, `import udkd` provides:
     udkd.DistillationLoss                          the loss of N students
 
 For complete runs: `udkd.convert`, `udkd.load_recipe`, `udkd.build_cache`, `udkd.train` and `udkd.evaluate`. For extensions:
-`udkd.register_method`, `udkd.register_sample_weight` and `udkd.register_backend`. Every error that a user can cause is a
-`udkd.UserError`.
+`udkd.register_method`, `udkd.register_sample_weight`, `udkd.register_backend` and `udkd.register_logger`. Every error that a
+user can cause is a `udkd.UserError`.
 
 Each name is imported on first use: importing torch takes seconds, and the converter's workers do not need it.
 """
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from udkd.teacher.teachers import CachedTeacher as CachedTeacher
     from udkd.teacher.teachers import LiveTeacher as LiveTeacher
     from udkd.training.evaluate import evaluate as evaluate
+    from udkd.training.loggers import register_logger as register_logger
     from udkd.training.train import train as train
     from udkd.utils.errors import UserError as UserError
 
@@ -51,6 +52,7 @@ _MODULES = {
     "evaluate": "udkd.training.evaluate",
     "load_recipe": "udkd.config.loading",
     "register_backend": "udkd.data.backends.registry",
+    "register_logger": "udkd.training.loggers",
     "register_method": "udkd.losses.methods.registry",
     "register_sample_weight": "udkd.losses.sample_weight",
     "train": "udkd.training.train",

@@ -14,3 +14,6 @@ StudentOption = Annotated[
     str | None, typer.Option("--student", help="Name of the student; not needed for a run of one student.")
 ]
 EnsembleOption = Annotated[bool, typer.Option("--ensemble", help="All students together: the mean of their probabilities.")]
+CheckpointOption = Annotated[
+    str, typer.Option("--checkpoint", metavar="last|best|STEP", help="Which of the run's checkpoints.")
+]

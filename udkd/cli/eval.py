@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from udkd.cli.arguments import MovedCacheOption, RunArgument
+from udkd.cli.arguments import CheckpointOption, MovedCacheOption, RunArgument
 from udkd.cli.summary import accuracy_table
 from udkd.training.evaluate import evaluate
 from udkd.training.run_folder import RunFolder
@@ -32,6 +32,7 @@ def eval_command(
         Path | None, typer.Option("--teacher", help="Teacher folder: adds the teacher's accuracy to the table.")
     ] = None,
     cache: MovedCacheOption = None,
+    checkpoint: CheckpointOption = "last",
     device: DeviceOption = "auto",
 ) -> None:
     """Measure the accuracy of a run on its validation images or on other data.
@@ -42,5 +43,13 @@ def eval_command(
     selected = choose_device(device)
     with observed() as observer:
         folders = {"data": data, "teacher": teacher, "cache": cache}
-        result = evaluate(RunFolder.open(run), **folders, split=split, name=name, device=selected, observer=observer)
+        result = evaluate(
+            RunFolder.open(run),
+            **folders,
+            split=split,
+            name=name,
+            checkpoint=checkpoint,
+            device=selected,
+            observer=observer,
+        )
     out.print(accuracy_table(result))

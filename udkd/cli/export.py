@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from udkd.cli.arguments import EnsembleOption, MovedDatasetOption, RunArgument, StudentOption
+from udkd.cli.arguments import CheckpointOption, EnsembleOption, MovedDatasetOption, RunArgument, StudentOption
 from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import Observer
@@ -30,6 +30,7 @@ def export_command(
     ensemble: EnsembleOption = False,
     int8: Annotated[bool, typer.Option("--int8", help="onnx: also an 8-bit model; both accuracies are measured.")] = False,
     data: MovedDatasetOption = None,
+    checkpoint: CheckpointOption = "last",
 ) -> None:
     """Export a student for other libraries.
 
@@ -40,23 +41,27 @@ def export_command(
     unused = [option for option, is_given in given.items() if is_given]
     if format != "onnx" and unused:
         raise ConfigError(f"{unused[0]} with --format {format}; expected --format onnx with it; drop one")
+    if format == "safetensors" and checkpoint != "last" and folder is None:
+        raise ConfigError(
+            f"--checkpoint {checkpoint} without OUT; expected a folder, as RUN/students belongs to the newest checkpoint; name one"
+        )
     with observed() as observer:
         if format == "safetensors":
             from udkd.export.student_files import export_student_files
 
-            for file in export_student_files(RunFolder.open(run), student, folder):
+            for file in export_student_files(RunFolder.open(run), student, folder, checkpoint=checkpoint):
                 err.print(f"weights in {file}", soft_wrap=True)
         elif format == "hf":
             from udkd.export.hf import export_hf
 
-            written = export_hf(RunFolder.open(run), folder, student=student, observer=observer)
+            written = export_hf(RunFolder.open(run), folder, student=student, checkpoint=checkpoint, observer=observer)
             err.print(
                 f"{written.name} as timm's {written.architecture} in {written.folder}, logits differ by "
                 f"{written.difference:.1e}; open it with timm.create_model('local-dir:{written.folder}', pretrained=True)",
                 soft_wrap=True,
             )
         else:
-            _export_onnx(RunFolder.open(run), folder, student, ensemble, int8, data, observer)
+            _export_onnx(RunFolder.open(run), folder, student, ensemble, int8, data, checkpoint, observer)
 
 
 def _export_onnx(
@@ -66,11 +71,14 @@ def _export_onnx(
     ensemble: bool,
     int8: bool,
     data: Path | None,
+    checkpoint: str,
     observer: Observer,
 ) -> None:
     from udkd.export.export import MAX_DEVIATION, export  # ONNX takes a second
 
-    exported = export(run, folder, student=student, ensemble=ensemble, int8=int8, data=data, observer=observer)
+    exported = export(
+        run, folder, student=student, ensemble=ensemble, int8=int8, data=data, checkpoint=checkpoint, observer=observer
+    )
     table = Table("file", "MB", "logits differ by", "top-1 %", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"

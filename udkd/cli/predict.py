@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from udkd.cli.arguments import EnsembleOption, RunArgument, StudentOption
+from udkd.cli.arguments import CheckpointOption, EnsembleOption, RunArgument, StudentOption
 from udkd.config.recipe import Recipe
 from udkd.export.predict import Prediction, predict, readable_class_names
 from udkd.training.run_folder import RunFolder
@@ -20,6 +20,7 @@ def predict_command(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files of any common format.")],
     student: StudentOption = None,
     ensemble: EnsembleOption = False,
+    checkpoint: CheckpointOption = "last",
     top: Annotated[int, typer.Option("--top", min=1, help="Number of classes to print per image.")] = 5,
 ) -> None:
     """Print the most likely classes of images.
@@ -30,7 +31,7 @@ def predict_command(
     """
     folder = RunFolder.open(run)
     several = student is None and len(Recipe.from_stored(folder.config, str(run)).students) > 1
-    trained = TrainedClassifier.load(folder, student, ensemble=ensemble or several)
+    trained = TrainedClassifier.load(folder, student, ensemble=ensemble or several, checkpoint=checkpoint)
     predictions = predict(trained, images, readable_class_names(folder, trained.classes), top=top)
     classified = [prediction for prediction in predictions if prediction.classes]
     if classified:

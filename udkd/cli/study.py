@@ -22,6 +22,7 @@ from udkd.study.writer import write_result
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError, RunError
 from udkd.utils.printable import shorten
+from udkd.utils.progress import duration
 from udkd.utils.terminal import DeviceOption, SetOption, StopRequest, err, observed, out, print_unwrapped, stop_requests
 
 TIME_IS_UP = 75
@@ -196,11 +197,7 @@ def _show(plan: StudyPlan, items: list[WorkItem]) -> None:
 
 
 def _duration(seconds: float) -> str:
-    if seconds <= 0:
-        return "nothing"
-    if seconds < 90:
-        return f"{math.ceil(seconds)} s"
-    return f"{math.ceil(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return duration(seconds) if seconds > 0 else "nothing"
 
 
 def _table(plan: StudyPlan, summary: Summary) -> Table:

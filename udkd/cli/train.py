@@ -26,6 +26,12 @@ def train_command(
     ] = None,
     backend: BackendOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in OUT.")] = False,
+    extend: Annotated[
+        int | None, typer.Option("--extend", min=1, metavar="EPOCHS", help="With --resume: train on to so many epochs.")
+    ] = None,
+    profile: Annotated[
+        int | None, typer.Option("--profile", min=1, metavar="N", help="Write a trace of N steps to OUT/profile.")
+    ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,6 +59,8 @@ def train_command(
                 teacher=teacher[0] if teacher else None,
                 more_teachers=tuple(teacher[1:]) if teacher else (),
                 resume=resume,
+                extend=extend or 0,
+                profile=profile or 0,
                 allow=tuple(allow or ()),
                 observer=observer,
                 stopped=stopped,

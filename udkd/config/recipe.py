@@ -260,6 +260,12 @@ class Recipe(Section):
         """This recipe with another train.seed."""
         return self.model_copy(update={"train": self.train.model_copy(update={"seed": seed})})
 
+    def with_epochs(self, epochs: int) -> "Recipe":
+        """This recipe with another train.epochs. Raises ConfigError where it does not fit."""
+        values = self.to_dict()
+        values["train"]["epochs"] = epochs
+        return Recipe.from_dict(values, "--extend")
+
     def student_names(self) -> list[str]:
         """A distinct name per student: its name, or else its architecture, numbered if several are equal."""
         names = [student.name or student.architecture for student in self.students]

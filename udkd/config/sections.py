@@ -434,7 +434,17 @@ class TrainSection(Section):
         default=0.75, gt=0, le=1, description="fraction of the epochs after which progressive_px has grown to views.size_px"
     )
     log_every_steps: int = Field(default=10, ge=1, le=10**9, description="steps between two updates of the progress display")
-    tensorboard: bool = Field(default=False, description="also write TensorBoard event files to the run folder")
+    tensorboard: bool = Field(default=False, description="the same as tensorboard in loggers")
+    loggers: tuple[ShortText, ...] = Field(
+        default=(), description="where each epoch's figures also go: csv, tensorboard, wandb, mlflow or a registered logger"
+    )
+    checkpoint_minutes: float = Field(
+        default=0.0, ge=0, le=1e6, description="minutes between checkpoints within an epoch; 0: at the end of each epoch only"
+    )
+    keep_checkpoints: int = Field(default=1, ge=1, le=MAX_EPOCHS, description="how many of the newest checkpoints are kept")
+    keep_best: bool = Field(
+        default=False, description="also keep the checkpoint of the epoch with the best mean validation top-1 of the students"
+    )
 
     @model_validator(mode="after")
     def _check_cuda_graph(self) -> Self:

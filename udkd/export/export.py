@@ -51,16 +51,17 @@ def export(
     ensemble: bool,
     int8: bool,
     data: Path | None = None,
+    checkpoint: str = "last",
     observer: Observer = SILENT,
 ) -> ExportResult:
-    """Export one student, or the average of all, and check the files.
+    """Export one student, or the average of all, from a checkpoint ("last", "best" or a step), and check the files.
 
     out: the folder to write to; None for RUN/export/NAME.
     data: the run's dataset folder, if it has moved; the files are checked on its validation images.
     RunError: a file's logits differ from the checkpoint's. ConfigError: missing packages. MismatchError: other data.
     """
     require_packages()
-    trained = TrainedClassifier.load(run, student, ensemble=ensemble)
+    trained = TrainedClassifier.load(run, student, ensemble=ensemble, checkpoint=checkpoint)
     set_threads(trained.recipe.train.threads)
     dataset = _dataset(run, data)
     images = _Images(dataset, trained)

@@ -62,7 +62,14 @@ class HfExport:
     difference: float
 
 
-def export_hf(run: RunFolder, out: Path | None, *, student: str | None, observer: Observer = SILENT) -> HfExport:
+def export_hf(
+    run: RunFolder,
+    out: Path | None,
+    *,
+    student: str | None,
+    checkpoint: str = "last",
+    observer: Observer = SILENT,
+) -> HfExport:
     """Write a student as timm's save_for_hf would, to a new folder `out` or that of an earlier export; default RUN/hf/NAME.
 
     Raises ConfigError: timm is not installed, or has no such network. RunError: no checkpoint, no such student, a folder of
@@ -70,7 +77,7 @@ def export_hf(run: RunFolder, out: Path | None, *, student: str | None, observer
     """
     if find_spec("timm") is None:
         raise ConfigError("timm is not installed; expected the timm extra; run: pip install 'udkd[timm]'")
-    trained = TrainedStudent.load(run, student)
+    trained = TrainedStudent.load(run, student, checkpoint)
     folder = out or run.path / "hf" / trained.name.replace("/", "-")
     _require_ours(folder)
     twin, arguments = _twin(trained)

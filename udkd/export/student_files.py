@@ -33,9 +33,9 @@ class TrainedStudent:
     row: Mapping[str, Any] | None
 
     @classmethod
-    def load(cls, run: RunFolder, name: str | None) -> "TrainedStudent":
-        """Restore the newest checkpoint. RunError: see `TrainedClassifier.load`; a student that has not started."""
-        trained = TrainedClassifier.load(run, name, ensemble=False)
+    def load(cls, run: RunFolder, name: str | None, checkpoint: str = "last") -> "TrainedStudent":
+        """Restore a checkpoint. RunError: see `TrainedClassifier.load`; a student that has not started."""
+        trained = TrainedClassifier.load(run, name, ensemble=False, checkpoint=checkpoint)
         index = trained.recipe.student_names().index(trained.name)
         row = next((row for row in run.metrics() if row["step"] == trained.step), None)
         if row is not None and row["val"]["students"][index] is None:
@@ -61,7 +61,7 @@ class TrainedStudent:
         return description(self.recipe, self.index, classes=self.classes, step=self.step, row=self.row)
 
 
-def export_student_files(run: RunFolder, student: str | None, out: Path | None) -> list[Path]:
+def export_student_files(run: RunFolder, student: str | None, out: Path | None, *, checkpoint: str = "last") -> list[Path]:
     """Write NAME.safetensors of one student, or of each that has started, to `out` or RUN/students.
 
     RunError: no checkpoint, no such student. BusyError: the run is being trained, which writes the same files.
@@ -69,12 +69,12 @@ def export_student_files(run: RunFolder, student: str | None, out: Path | None) 
     if student is not None:
         names = [student]
     else:
-        recipe, progress = Recipe.from_stored(run.config, str(run.path)), run.load().progress
+        recipe, progress = Recipe.from_stored(run.config, str(run.path)), run.load(checkpoint).progress
         names = [recipe.student_names()[index] for index in recipe.started_students(progress.step, progress.steps_per_epoch)]
     files = []
     with FolderLock(run.path):
         for name in names:
-            trained = TrainedStudent.load(run, name)
+            trained = TrainedStudent.load(run, name, checkpoint)
             path = run.student_path(name) if out is None else out / run.student_path(name).name
             write_student(
                 path,

@@ -91,6 +91,12 @@ def loss_kind(recipe: Recipe) -> str:
     return "eager" if recipe.train.compile == "off" else "compiled"
 
 
+def compiles(recipe: Recipe) -> bool:
+    """Whether the first step of a recipe waits for torch.compile."""
+    live = recipe.needs_teacher and recipe.teacher.source == "live"
+    return recipe.train.compile != "off" or loss_kind(recipe) == "compiled" or (live and recipe.teacher.compile)
+
+
 def make_loss(recipe: Recipe, device: torch.device) -> Loss:
     """The recipe's loss as a separate function, not part of a larger graph. ConfigError: the fused loss cannot run here."""
     settings = recipe.loss.settings

@@ -1,7 +1,8 @@
 """RUN/checkpoints: safetensors files named by step, and last.json, which names the newest with its sha256.
 
 A checkpoint's file holds its progress too, in its header, so that one sha256 covers all of it; last.json has its own checksum
-and is replaced last: at every moment it points at a complete file. Format 1 kept the progress in last.json.
+and is replaced last: at every moment it points at a complete file. It also names the older checkpoints that are kept, and
+best.json names the best. Format 1 kept the progress in last.json.
 """
 
 import hashlib
@@ -15,11 +16,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from udkd.training.run_records import CheckpointProgress, LastCheckpoint, first_problem, raise_unreadable, read_record
+from udkd.training.run_records import (
+    BestCheckpoint,
+    CheckpointProgress,
+    LastCheckpoint,
+    StoredCheckpoint,
+    first_problem,
+    raise_unreadable,
+    read_record,
+)
 from udkd.utils.errors import RunError
 from udkd.utils.files import read_regular, write_bytes
 from udkd.utils.json_checksum import dump_checked
 from udkd.utils.parsing import parse_json
+from udkd.utils.printable import shorten
 
 _REMEDY = "restore it or train again"
 _HEADER = "progress"  # a single entry: safetensors writes several in any order
@@ -53,7 +63,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, checked: bool) -> None:
         self._folder = folder
         self._checked = checked
-        self._last = folder / "last.json"
+        self._last, self._best = folder / "last.json", folder / "best.json"
 
     @property
     def exist(self) -> bool:
@@ -66,49 +76,98 @@ class Checkpoints:
         last, _ = read_record(self._last, LastCheckpoint, checked=self._checked, remedy=_REMEDY)
         return last
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, point last.json at it, then drop older ones. On an error the previous one remains the newest."""
+    @property
+    def best(self) -> BestCheckpoint | None:
+        """The content of best.json, None without one. Raises RunError where it is damaged."""
+        if not self._best.exists():
+            return None
+        return read_record(self._best, BestCheckpoint, checked=True, remedy=_REMEDY)[0]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that are kept: "last", "best" where there is one, and the steps of the older ones as text."""
+        return ["last", *(["best"] if self.best else []), *(str(record.step) for record in self.last.older)]
+
+    def save(self, checkpoint: Checkpoint, keep: int = 1) -> None:
+        """Write a checkpoint, point last.json at it, then drop all but the `keep` newest and the best.
+
+        On an error the previous one remains the newest.
+        """
         progress = json.dumps(checkpoint.progress.model_dump(exclude_none=True))
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         data = save(tensors, metadata={_HEADER: progress})
         file = self._folder / f"step-{checkpoint.progress.step:09d}.safetensors"
+        older: list[StoredCheckpoint] = []
+        if keep > 1 and self.exist:
+            last = self.last
+            known = [record for record in (last, *last.older) if record.file != file.name]
+            older = known[: keep - 1]
         write_bytes(file, data)
-        write_bytes(self._last, dump_checked({"file": file.name, "sha256": hashlib.sha256(data).hexdigest()}))
-        self.drop_older(file.name)
+        record: dict[str, object] = {"file": file.name, "sha256": hashlib.sha256(data).hexdigest()}
+        if older:
+            record["older"] = [record.model_dump(include={"file", "sha256"}) for record in older]
+        write_bytes(self._last, dump_checked(record))
+        self.drop_others()
 
-    def drop_older(self, newest: str) -> None:
-        """Remove all other checkpoints, including files that a killed process left. The caller holds the run's lock."""
+    def keep_best(self, top1: float) -> None:
+        """Make the newest checkpoint the best one if its `top1`, percent, is above that of the best so far."""
+        best, last = self.best, self.last
+        if best is None or top1 > best.top1 or best.file == last.file:
+            write_bytes(self._best, dump_checked({"file": last.file, "sha256": last.sha256, "top1": top1}))
+            self.drop_others()
+
+    def drop_others(self) -> None:
+        """Remove the files that no record names, also what a killed process left. The caller holds the run's lock."""
+        last, best = self.last, self.best
+        kept = {record.file for record in (last, *last.older, *([best] if best else []))}
         for old in self._folder.glob("step-*.safetensors*"):
-            if old.name != newest:
+            if old.name not in kept:
                 old.unlink()
 
-    def load(self) -> Checkpoint:
-        """The newest checkpoint; if another process replaces it meanwhile, the new one. Raises RunError where it is damaged."""
-        last = self.last
+    def load(self, name: str = "last") -> Checkpoint:
+        """The newest checkpoint, or another one of `names`; if another process replaces it meanwhile, the new one.
+
+        Raises RunError where it is damaged or not there.
+        """
+        record = self._record(name)
         while True:
             try:
-                return self._load(last)
+                return self._load(record)
             except RunError:
-                newer = self.last
-                if newer == last:
+                newer = self._record(name)
+                if newer == record:
                     raise
-                last = newer
+                record = newer
 
-    def _load(self, last: LastCheckpoint) -> Checkpoint:
-        file = self._folder / last.file
+    def _record(self, name: str) -> StoredCheckpoint:
+        if name == "last":
+            return self.last
+        best = self.best
+        if name == "best" and best is not None:
+            return best
+        last = self.last
+        for record in (last, *last.older, *([best] if best else [])):
+            if str(record.step) == name:
+                return record
+        remedy = "train with train.keep_best = true to have the best" if name == "best" else "name one of those"
+        raise RunError(f"{self._folder} holds no checkpoint {shorten(name)}; expected {', '.join(self.names)}; {remedy}")
+
+    def _load(self, record: StoredCheckpoint) -> Checkpoint:
+        file = self._folder / record.file
         try:
             data = read_regular(file)
         except FileNotFoundError:
-            raise RunError(f"{file} is missing; expected the newest checkpoint; {_REMEDY}") from None
+            raise RunError(f"{file} is missing; expected a checkpoint; {_REMEDY}") from None
         except (OSError, ValueError) as error:
             raise_unreadable(file, error, _REMEDY)
-        if hashlib.sha256(data).hexdigest() != last.sha256:
-            raise RunError(f"{file} is damaged; expected the sha256 that last.json records; {_REMEDY}")
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise RunError(f"{file} is damaged; expected the sha256 that was recorded for it; {_REMEDY}")
+        progress = record.progress if isinstance(record, LastCheckpoint) else None
         try:
-            checkpoint = Checkpoint(tensors=load(data), progress=last.progress or _progress(data))
+            checkpoint = Checkpoint(tensors=load(data), progress=progress or _progress(data))
         except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that PyTorch does not have
             raise_unreadable(file, error, _REMEDY)
-        if checkpoint.progress.step != last.step:
+        if checkpoint.progress.step != record.step:
             raise_unreadable(file, ValueError(f"it holds step {checkpoint.progress.step}, unlike its name"), _REMEDY)
         return checkpoint
 

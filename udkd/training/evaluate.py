@@ -38,9 +38,11 @@ def evaluate(
     cache: str | Path | None = None,
     split: SplitName | None = None,
     name: str = "",
+    checkpoint: str = "last",
 ) -> dict[str, Any]:
-    """Score the run's newest checkpoint on the validation split; write predictions.safetensors, then eval.json.
+    """Score a checkpoint of a run on the validation split; write predictions.safetensors, then eval.json.
 
+    checkpoint: "last", "best" (train.keep_best) or a kept one's step as text.
     teacher, cache: their current paths, if they have moved. Returns the content of the JSON file. A trainer may be running.
     data: likewise, or other data of the run's classes, in any order, or of some of them: then only eval-NAME.json is written.
     split: of the data; None for val, or train where other data have no val images. name: of the results on other data; "" for
@@ -53,8 +55,8 @@ def evaluate(
     """
     run = run if isinstance(run, RunFolder) else RunFolder.open(Path(run))
     data, teacher, cache = (folder if folder is None else Path(folder) for folder in (data, teacher, cache))
+    device = prepare_device(device)
     with run.evaluating():
-        device = prepare_device(device)
         dataset, digest = DatasetFolder.open(data or Path(run.provenance["dataset"])), run.provenance["dataset_digest"]
         if data is None and dataset.digest != digest:
             fields = [("dataset_digest", digest, dataset.digest)]
@@ -62,12 +64,13 @@ def evaluate(
         if split == "train" or name or dataset.digest != digest:
             if cache is not None:
                 raise ConfigError(f"--cache {cache} and other data; expected no cache, which is of the run's data; drop it")
-            return _evaluate_other(run, dataset, split, name, teacher=teacher, device=device, observer=observer)
-        return _evaluate(run, dataset, teacher=teacher, device=device, observer=observer, cache=cache)
+            return _evaluate_other(run, checkpoint, dataset, split, name, teacher=teacher, device=device, observer=observer)
+        return _evaluate(run, checkpoint, dataset, teacher=teacher, device=device, observer=observer, cache=cache)
 
 
 def _evaluate(
     run: RunFolder,
+    checkpoint_name: str,
     dataset: DatasetFolder,
     *,
     teacher: Path | None,
@@ -78,7 +81,7 @@ def _evaluate(
     recipe = Recipe.from_stored(run.config, str(run.path))
     set_threads(recipe.train.threads)
     provenance = run.provenance
-    checkpoint, split = run.load(), dataset.split("val")
+    checkpoint, split = run.load(checkpoint_name), dataset.split("val")
     steps_per_epoch = len(dataset.split("train").ids) // recipe.train.batch_size
     checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch)
     students = _restored(run, recipe, checkpoint, len(dataset.classes), device)
@@ -114,6 +117,7 @@ def _evaluate(
 
 def _evaluate_other(
     run: RunFolder,
+    checkpoint_name: str,
     dataset: DatasetFolder,
     split: SplitName | None,
     name: str,
@@ -122,14 +126,14 @@ def _evaluate_other(
     device: torch.device,
     observer: Observer,
 ) -> dict[str, Any]:
-    """Score the newest checkpoint on other data of the run's classes, and write eval-NAME.json."""
+    """Score a checkpoint on other data of the run's classes, and write eval-NAME.json."""
     recipe, classes = Recipe.from_stored(run.config, str(run.path)), run.classes
     if classes is None:
         raise RunError(f"{run.path / 'run.json'} does not name its classes; expected them in order; train again")
     set_threads(recipe.train.threads)
     other = OtherData.of(dataset, classes, split, name)
     other.require_no_others(run)
-    checkpoint = run.load()
+    checkpoint = run.load(checkpoint_name)
     checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs)
     students = _restored(run, recipe, checkpoint, len(classes), device)
     folder = _teacher_folder(teacher, run.provenance)

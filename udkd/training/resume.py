@@ -13,7 +13,7 @@ from udkd.training.run_records import StoredEpochStats
 from udkd.training.setup import TrainJob, TrainSetup
 from udkd.training.student import require_like
 from udkd.utils.environment import environment
-from udkd.utils.errors import MismatchError, RunError
+from udkd.utils.errors import ConfigError, MismatchError, RunError
 from udkd.utils.files import FolderLock
 
 
@@ -37,7 +37,12 @@ def create_or_reopen(job: TrainJob, setup: TrainSetup) -> RunFolder:
     if not job.resume:
         return RunFolder.create(out, config, facts | environment(job.device))
     run = RunFolder.open(out)
-    run.require_config(config, Recipe.from_stored(run.config, str(out)).to_dict())
+    stored_config = Recipe.from_stored(run.config, str(out)).to_dict()
+    if job.extend:
+        if job.extend < (epochs := stored_config["train"]["epochs"]):
+            raise ConfigError(f"--extend is {job.extend} and the run in {out} has {epochs} epochs; expected more; raise it")
+        stored_config["train"]["epochs"] = job.extend
+    run.require_config(config, stored_config)
     stored = run.provenance
     decisive = ("dataset_digest", "cache_key", "teacher_sha256", "num_views")
     fields = [(name, stored.get(name), facts.get(name)) for name in decisive if stored.get(name) != facts.get(name)]
@@ -64,7 +69,7 @@ def load_checkpoint(
     checkpoint.require_counts(batch=train.batch_size, epochs=train.epochs, steps_per_epoch=steps_per_epoch)
     require_like(checkpoint.tensors, expected, f"the checkpoint in {run.path}")
     stats = _require_epochs(run, recipe, checkpoint.progress.step, steps_per_epoch, checkpoint.progress.figures)
-    run.drop_older_checkpoints()
+    run.drop_other_checkpoints()
     return checkpoint, stats
 
 

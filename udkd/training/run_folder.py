@@ -29,6 +29,9 @@ FORMAT = 2
 UNCHECKED = 1
 """The format without checksums."""
 
+_MAY_DIFFER = ("data.", *(f"train.{key}" for key in ("loggers", "tensorboard", "log_every", "checkpoint_", "keep_")))
+"""Beginnings of the keys that a resumed run may have other values of: they change no pixel and no weight."""
+
 _EVALUATING = ".eval.lock"  # not `.lock`, which a trainer may hold: both can run at the same time
 
 
@@ -135,7 +138,7 @@ class RunFolder:
         write_bytes(self.other_evaluation_path(values["name"]), dump_checked(values))
 
     def require_config(self, config: Mapping[str, Any], stored_config: Mapping[str, Any] | None = None) -> None:
-        """MismatchError unless a resumed run has the same recipe; [data] may differ, as it changes no pixel.
+        """MismatchError unless a resumed run has the same recipe; what changes no bit of the result may differ.
 
         stored_config: the stored one, completed with the defaults of keys that did not exist when the run began.
         """
@@ -143,10 +146,27 @@ class RunFolder:
         fields = [
             (name, stored.get(name), wanted.get(name))
             for name in sorted(stored.keys() | wanted.keys())
-            if stored.get(name) != wanted.get(name) and not name.startswith("data.")
+            if stored.get(name) != wanted.get(name) and not name.startswith(_MAY_DIFFER)
         ]
         if fields:
-            raise MismatchError(f"the run in {self.path}", fields, "resume with the recipe it began with")
+            remedy = "resume with the recipe it began with"
+            if [name for name, _, _ in fields] == ["train.epochs"]:
+                remedy = "use --extend EPOCHS to train on, or resume with the epochs it has"
+            raise MismatchError(f"the run in {self.path}", fields, remedy)
+
+    def extend(self, epochs: int, step: int) -> bool:
+        """Record another number of epochs, from `step` on: in run.json, then in config.json. False: it has that number."""
+        config, provenance = self.config, self.provenance
+        if config["train"]["epochs"] == epochs:
+            return False
+        extensions = provenance.get("extended", [])
+        change = {"epochs_before": config["train"]["epochs"], "epochs": epochs, "step": step}
+        if change not in extensions[-1:]:  # a process may have been killed between the two files
+            provenance["extended"] = [*extensions, change]
+            write_bytes(self.path / "run.json", dump_checked(provenance))
+        config["train"]["epochs"] = epochs
+        write_bytes(self.path / "config.json", dump_checked(config))
+        return True
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the complete file is rewritten, so that a reader never sees half a line."""
@@ -171,9 +191,13 @@ class RunFolder:
     def _write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         write_bytes(self._metrics, b"".join(map(dump_checked_line, rows)))
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Make this the newest checkpoint. On an error the previous one remains the newest."""
-        self._checkpoints.save(checkpoint)
+    def save(self, checkpoint: Checkpoint, keep: int = 1) -> None:
+        """Make this the newest checkpoint, of `keep` that are kept. On an error the previous one remains the newest."""
+        self._checkpoints.save(checkpoint, keep)
+
+    def keep_best(self, top1: float) -> None:
+        """Keep the newest checkpoint as the best, if its `top1` is the highest so far."""
+        self._checkpoints.keep_best(top1)
 
     @property
     def has_checkpoint(self) -> bool:
@@ -184,15 +208,19 @@ class RunFolder:
         """The step of the newest checkpoint, or None without one; no weights are read."""
         return self._checkpoints.last.step if self.has_checkpoint else None
 
-    def load(self) -> Checkpoint:
-        """The newest checkpoint. Raises RunError where there is none or it is damaged."""
+    def load(self, name: str = "last") -> Checkpoint:
+        """The checkpoint "last", "best", or of a step, as text. Raises RunError where there is none or it is damaged."""
         if not self.has_checkpoint:
             raise RunError(f"{self.path} has no checkpoint yet; expected at least one finished epoch; train it first")
-        return self._checkpoints.load()
+        return self._checkpoints.load(name)
 
-    def drop_older_checkpoints(self) -> None:
+    def drop_other_checkpoints(self) -> None:
         """Remove files that a process left when it was killed while saving. The caller holds the run's lock."""
-        self._checkpoints.drop_older(self._checkpoints.last.file)
+        self._checkpoints.drop_others()
+
+    def _load_all(self) -> None:
+        for name in self._checkpoints.names if self.has_checkpoint else []:
+            self.load(name)
 
     def problems(self) -> list[str]:
         """The problem of each damaged file of the run, without predictions: a line each, none where all are intact."""
@@ -203,7 +231,7 @@ class RunFolder:
             lambda: read_epochs(self._metrics, checked=self._checked),
             lambda: self.evaluation,
             *(partial(self.other_evaluation, name) for name in self.other_evaluations),
-            lambda: self.load() if self.has_checkpoint else None,
+            self._load_all,
         ]
         for read in readers:
             try:

@@ -62,11 +62,19 @@ class Hardware(_Record):
     tf32: dict[str, bool] = {}
 
 
+class Extension(_Record):
+    """A change of train.epochs by --extend, at a step of the run."""
+
+    epochs_before: _Count
+    epochs: _Count
+    step: _Count0
+
+
 class Provenance(_Record):
     """run.json: data, teacher, cache, versions, hardware, command. classes: wnid or folder name of each output, in order.
 
     num_views: how many views are reused in turn. teacher_sha256: of a live teacher. starts: sha256 of init_from weights, by
-    student.
+    student. extended: the oldest first.
     """
 
     format: int
@@ -84,6 +92,7 @@ class Provenance(_Record):
     versions: dict[str, str] = {}
     hardware: Hardware | None = None
     command: str = ""
+    extended: list[Extension] = []
 
     @model_validator(mode="after")
     def _of_one_cache(self) -> Self:
@@ -208,26 +217,38 @@ class CheckpointProgress(_Record):
     figures: StoredEpochStats | None = None
 
 
-class LastCheckpoint(_Record):
-    """checkpoints/last.json: the newest checkpoint's file and the sha256 of its bytes.
-
-    progress: in format 1, whose checkpoint files do not hold it.
-    """
+class StoredCheckpoint(_Record):
+    """A checkpoint's file and the sha256 of its bytes."""
 
     file: Annotated[str, Field(pattern=r"^step-[0-9]{9,16}\.safetensors$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    progress: CheckpointProgress | None = None
 
     @property
     def step(self) -> int:
         """The step in the file's name."""
         return int(self.file.removeprefix("step-").removesuffix(".safetensors"))
 
+
+class LastCheckpoint(StoredCheckpoint):
+    """checkpoints/last.json: the newest checkpoint.
+
+    progress: in format 1, whose checkpoint files do not hold it. older: those before it that are kept, the newest first.
+    """
+
+    progress: CheckpointProgress | None = None
+    older: list[StoredCheckpoint] = []
+
     @model_validator(mode="after")
     def _of_one_step(self) -> Self:
         if self.progress is not None and self.progress.step != self.step:
             raise ValueError(f"progress.step is {self.progress.step} and the file is {self.file}")
         return self
+
+
+class BestCheckpoint(StoredCheckpoint):
+    """checkpoints/best.json: the checkpoint of the best epoch. top1: the students' mean on the validation images, percent."""
+
+    top1: _MeanPercent
 
 
 def read_record(path: Path, model: type[_R], *, checked: bool, remedy: str) -> tuple[_R, dict[str, Any]]:

@@ -42,6 +42,7 @@ class TrainJob:
     cache, teacher: folders; which is needed follows from recipe.teacher.source. A teacher given with a cache is only checked
     against it. more_teachers: the other members of an ensemble.
     allow: fields of the cache's key that may differ. stopped: called after every step; True ends the run at a checkpoint.
+    extend: train a resumed run to so many epochs, in place of the recipe's; 0: the recipe's. profile: steps to profile.
     """
 
     recipe: Recipe
@@ -52,6 +53,8 @@ class TrainJob:
     teacher: Path | None = None
     more_teachers: tuple[Path, ...] = ()
     resume: bool = False
+    extend: int = 0
+    profile: int = 0
     allow: tuple[str, ...] = ()
     observer: Observer = SILENT
     stopped: Callable[[], bool] = lambda: False

@@ -82,8 +82,11 @@ class TrainedClassifier:
     step: int
 
     @classmethod
-    def load(cls, run: RunFolder, student: str | None, *, ensemble: bool) -> "TrainedClassifier":
-        """Restore the newest checkpoint. RunError: no checkpoint, no such student, or no choice among several."""
+    def load(cls, run: RunFolder, student: str | None, *, ensemble: bool, checkpoint: str = "last") -> "TrainedClassifier":
+        """Restore a checkpoint: "last", "best" or a kept one's step.
+
+        RunError: no such checkpoint, no such student, or no choice among several.
+        """
         recipe = Recipe.from_stored(run.config, str(run.path))
         names = recipe.student_names()
         if ensemble and student is not None:
@@ -94,11 +97,11 @@ class TrainedClassifier:
             raise RunError(f"{run.path} holds no student {student!r}; expected one of {', '.join(names)}; correct --student")
         if run.classes is None:
             raise RunError(f"{run.path / 'run.json'} does not name its classes; expected them in order; train again")
-        checkpoint = run.load()
-        checkpoint.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs)
-        started = recipe.started_students(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
+        loaded = run.load(checkpoint)
+        loaded.require_counts(batch=recipe.train.batch_size, epochs=recipe.train.epochs)
+        started = recipe.started_students(loaded.progress.step, loaded.progress.steps_per_epoch)
         indices = started if ensemble else [0 if student is None else names.index(student)]
-        chosen = [_evaluated_model(recipe, index, len(run.classes), dict(checkpoint.tensors)) for index in indices]
+        chosen = [_evaluated_model(recipe, index, len(run.classes), dict(loaded.tensors)) for index in indices]
         preprocessing, *others = [recipe.student_preprocessing(index) for index in indices]
         pairs = zip(chosen[1:], others, strict=True)
         members = [chosen[0], *(renormalised(member, preprocessing, other) for member, other in pairs)]
@@ -110,7 +113,7 @@ class TrainedClassifier:
             preprocessing=preprocessing,
             recipe=recipe,
             classes=tuple(run.classes),
-            step=checkpoint.progress.step,
+            step=loaded.progress.step,
         )
 
 

@@ -9,26 +9,31 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from udkd.losses.schedules import EpochStats
+from udkd.training.build_step import compiles
 from udkd.training.checkpoints import Checkpoint
+from udkd.training.loggers import LoggedRun, Loggers, epoch_values, require_loggers
 from udkd.training.loss_scale import MIN_SCALE
 from udkd.training.metrics import TrainMetrics, recorded_rows
+from udkd.training.profile import WARM_UP_STEPS, StepProfiler
 from udkd.training.resume import create_or_reopen, load_checkpoint, lock_run_folder, stats_after
+from udkd.training.run_log import RunLog
 from udkd.training.run_records import CheckpointProgress, StoredEpochStats
 from udkd.training.runners import StepRunner
-from udkd.training.scalars import write_scalars
 from udkd.training.schedule import learning_rates
 from udkd.training.scoring import score
 from udkd.training.setup import TrainJob as TrainJob
 from udkd.training.setup import TrainSetup
 from udkd.training.student_files import write_student
 from udkd.utils.environment import cudnn_benchmark, set_threads
-from udkd.utils.errors import RunError
+from udkd.utils.errors import ConfigError, RunError
+from udkd.utils.progress import duration
 from udkd.utils.rng import Stream, permutation
 
 
@@ -55,7 +60,12 @@ class Trainer:
     """The state of one run: students, metrics, and the step they are at."""
 
     def __init__(self, job: TrainJob) -> None:
+        if job.extend and not job.resume:
+            raise ConfigError(f"--extend {job.extend} and no --resume; expected a run to continue; add --resume")
+        self._log = RunLog(job.observer)
+        job = replace(job, observer=self._log, recipe=job.recipe.with_epochs(job.extend) if job.extend else job.recipe)
         self.job, self.recipe = job, job.recipe
+        require_loggers(self._logger_names)
         with contextlib.ExitStack() as stack:
             self.setup = stack.enter_context(contextlib.closing(TrainSetup(job)))
             self.steps_per_epoch = self.setup.steps_per_epoch
@@ -65,27 +75,67 @@ class Trainer:
             self.step = 0
             self._runner: tuple[tuple[int, tuple[int, ...]], StepRunner] | None = None
             self._prepare_runner(0)
+            self._step_s = 0.0  # seconds per step of the last epoch, with its share of validation; 0: not known yet
+            self._saved_at = time.monotonic()
+            self._loggers: Loggers | None = None
+            self._profiler: StepProfiler | None = None
+            self.total_steps = self.recipe.train.epochs * self.steps_per_epoch
+            if job.profile and job.profile + WARM_UP_STEPS > self.total_steps:
+                raise ConfigError(
+                    f"--profile {job.profile} and the run has {self.total_steps} steps, of which the first {WARM_UP_STEPS} are "
+                    "not recorded; expected fewer; lower it"
+                )
             # The folder last: inputs that do not fit have been refused by now, and no unfinished folder is left behind.
             stack.enter_context(lock_run_folder(job))
             self.run_folder = create_or_reopen(job, self.setup)
+            stack.callback(self._log.close)
+            self._log.open(job.out)
             if job.resume:
                 self._restore()
+            if job.extend and self.run_folder.extend(job.extend, self.step):
+                self.job.observer.note(f"extended to {job.extend} epochs")
             self._resources = stack.pop_all()
+
+    @property
+    def _logger_names(self) -> list[str]:
+        train = self.recipe.train
+        return list(dict.fromkeys([*train.loggers, *(["tensorboard"] if train.tensorboard else [])]))
 
     def run(self) -> TrainResult:
         """Train from the current step to the end, or until stopped."""
-        total = self.recipe.train.epochs * self.steps_per_epoch
+        try:
+            result = self._run()
+        except Exception as error:
+            self._log.write(f"error: {error}")
+            raise
+        self._log.write(f"{'finished' if result.finished else 'stopped'} after step {self.step}")
+        return result
+
+    def _run(self) -> TrainResult:
         self.run_folder.drop_metrics_after(self.step)
         if self.step and self.step % self.steps_per_epoch == 0:  # the run may have been killed before it wrote them
             self._write_student_files(self.run_folder.metrics()[-1])
-        if self.step >= total:
+        if self.step >= self.total_steps:
             self.job.observer.note(f"{self.job.out} is finished already: {self.recipe.train.epochs} epochs")
-        while self.step < total:
+            return TrainResult(finished=True, step=self.step)
+        self._open_watchers()
+        while self.step < self.total_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             stopped = self._train_epoch(epoch, done)
             if stopped:
                 return TrainResult(finished=False, step=self.step)
         return TrainResult(finished=True, step=self.step)
+
+    def _open_watchers(self) -> None:
+        """Start the loggers and the profile."""
+        job, names = self.job, [student.name for student in self.students]
+        logged = [(row["step"], epoch_values(row, names)) for row in self.run_folder.metrics()]
+        run = LoggedRun(folder=job.out, recipe=self.recipe.to_dict(), logged=logged)
+        self._loggers = Loggers(self._logger_names, run, job.observer.note)
+        self._resources.callback(self._loggers.close)
+        if job.profile:
+            self._profiler = StepProfiler(job.out, self.step, job.profile, job.device, job.observer.note)
+            self._resources.callback(self._profiler.close)
 
     def close(self) -> None:
         """Release the run folder and the backends."""
@@ -97,6 +147,7 @@ class Trainer:
         if self._runner is None or self._runner[0] != (spec.size_px, tuple(active)):
             self._runner = None  # frees a captured step's memory before the next one is built
             self._runner = (spec.size_px, tuple(active)), self.setup.make_runner(spec, active, self.metrics)
+            self._compiling = compiles(self.recipe)
         return self._runner[1]
 
     def _train_epoch(self, epoch: int, done_steps: int) -> bool:
@@ -111,18 +162,29 @@ class Trainer:
             student.train_mode()
         started = time.perf_counter()
         before = self.step
-        epoch_steps = self._prepare_runner(epoch).epoch(order[done_steps * batch_size :], schedule, self.metrics, done_steps)
+        compile_s = 0.0
+        runner = self._prepare_runner(epoch)
+        if self._compiling:
+            observer.note("compiling …")
+        epoch_steps = runner.epoch(order[done_steps * batch_size :], schedule, self.metrics, done_steps)
         with cudnn_benchmark(self.recipe.perf.cudnn_benchmark), contextlib.closing(epoch_steps) as steps:
             for images in steps:
                 self.step += 1
+                if self._compiling:
+                    compile_s, self._compiling = time.perf_counter() - started, False
+                    observer.note(f"compiled in {duration(compile_s)}")
                 log = self.step % self.recipe.train.log_every_steps == 0
                 observer.advance(images, **(self._progress_fields(active) if log else {}))
+                if self._profiler is not None:
+                    self._profiler.step()
+                self._save_if_due()
                 if self.job.stopped() and self.step % self.steps_per_epoch:
                     observer.finish()
                     self._save()
                     return True
         self._train_row()  # waits for the device, so that `seconds` covers the work
         seconds = time.perf_counter() - started
+        self._step_s = (seconds - compile_s) / (self.step - before)
         observer.finish()
         self._finish_epoch(epoch, active, seconds, (self.step - before) * batch_size)
         return self.job.stopped() and epoch + 1 < self.recipe.train.epochs
@@ -130,6 +192,7 @@ class Trainer:
     def _finish_epoch(self, epoch: int, active: Sequence[int], seconds: float, images: int) -> None:
         """Evaluate, then write the epoch's row and a checkpoint that begins the next one."""
         train_row = self._train_row()
+        started = time.perf_counter()
         val_row = self._evaluate(active)
         row = {
             "epoch": epoch + 1,
@@ -148,13 +211,16 @@ class Trainer:
         # The checkpoint last: a run killed between the two trains the epoch again and replaces the row.
         self.run_folder.drop_metrics_after(self.step - 1)
         self.run_folder.append_metrics(row)
+        if self._loggers is not None:
+            self._loggers.log(self.step, epoch_values(row, [student.name for student in self.students]))
         self._save()
         self._write_student_files(row)
-        if self.recipe.train.tensorboard:
-            write_scalars(self.job.out / "tensorboard", row, [student.name for student in self.students])
+        self._keep_best(val_row["students"])
+        self._step_s += (time.perf_counter() - started) / self.steps_per_epoch
         top1 = ", ".join(f"{self.students[index].name} {val_row['students'][index]['top1']:.2f} %" for index in active)
         average = f", ensemble {val_row['ensemble']['top1']:.2f} %" if len(active) > 1 else ""
-        self.job.observer.note(f"epoch {epoch + 1}: validation top-1 {top1}{average} ({images / seconds:.0f} images/s)")
+        more = "".join(f", {name} {value}" for name, value in self._resources_shown().items())
+        self.job.observer.note(f"epoch {epoch + 1}: validation top-1 {top1}{average} ({images / seconds:.0f} images/s{more})")
 
     def _evaluate(self, active: Sequence[int]) -> dict[str, Any]:
         """Scores of the students that have started, and of their averaged probabilities; None for the others."""
@@ -211,7 +277,28 @@ class Trainer:
         for index in active:
             terms = "/".join(f"{row[term][index]:.2f}" for term in ("hard", "teacher", "peer"))
             shown[self.students[index].name] = f"{terms} {row['top1'][index]:.0f} %"
+        return shown | self._resources_shown()
+
+    def _resources_shown(self) -> dict[str, str]:
+        """The time that the run still needs, once an epoch is done, and a GPU's peak memory."""
+        shown = {}
+        if self._step_s and self.step < self.total_steps:
+            shown["run"] = f"{duration(self._step_s * (self.total_steps - self.step))} left"
+        if self.job.device.type == "cuda":
+            shown["GPU"] = f"{torch.cuda.max_memory_allocated(self.job.device) / 2**30:.1f} GiB"
         return shown
+
+    def _save_if_due(self) -> None:
+        """Save within an epoch where the last checkpoint is checkpoint_minutes old."""
+        minutes = self.recipe.train.checkpoint_minutes
+        if minutes and time.monotonic() - self._saved_at >= 60 * minutes and self.step % self.steps_per_epoch:
+            self._save()
+
+    def _keep_best(self, scores: Sequence[dict[str, float] | None]) -> None:
+        """Keep the checkpoint just saved if no epoch had a better mean top-1. Epochs before a start_epoch do not count."""
+        started = [score["top1"] for score in scores if score is not None]
+        if self.recipe.train.keep_best and len(started) == len(scores):
+            self.run_folder.keep_best(sum(started) / len(started))
 
     def _save(self) -> None:
         self._train_row()  # a run whose loss is not finite keeps its last good checkpoint
@@ -226,7 +313,8 @@ class Trainer:
         progress = CheckpointProgress(
             step=self.step, steps_per_epoch=self.steps_per_epoch, figures=stats if self.recipe.needs_epoch_stats else None
         )
-        self.run_folder.save(Checkpoint(tensors=tensors, progress=progress))
+        self.run_folder.save(Checkpoint(tensors=tensors, progress=progress), self.recipe.train.keep_checkpoints)
+        self._saved_at = time.monotonic()
 
     def _write_student_files(self, row: Mapping[str, Any]) -> None:
         """Write the evaluated weights of the students that have started, as other libraries load them."""
@@ -263,6 +351,9 @@ class Trainer:
         self.metrics.count.copy_(tensors["tally.count"])
         for name, value in (self.setup.loss_scale.tensors if self.setup.loss_scale else {}).items():
             value.copy_(tensors[name])
+        epochs, within = divmod(self.step, self.steps_per_epoch)
+        for row in [] if within else self.run_folder.metrics()[:epochs][-1:]:
+            self._keep_best(row["val"]["students"])  # a process may have been killed just before it
         self.job.observer.note(f"resumed at step {self.step} (epoch {self.step // self.steps_per_epoch + 1})")
 
 

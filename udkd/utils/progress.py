@@ -1,5 +1,6 @@
 """Progress reporting: library code never prints, it calls an observer that the command line passes in."""
 
+import math
 from typing import Protocol
 
 
@@ -36,3 +37,10 @@ class Silent:
 
 
 SILENT: Observer = Silent()
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{math.ceil(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import FrameType
 from typing import Annotated
 
@@ -23,6 +24,9 @@ from udkd.utils.signals import signal_handler
 
 QUIET_S = 30.0
 """Seconds between progress lines when stderr is not a terminal."""
+
+NOTEBOOK_S = 0.5
+"""Seconds between two drawings of the bar in a notebook."""
 
 _MAX_WIDTH = 10_000
 """Characters per line."""
@@ -53,10 +57,13 @@ class RichObserver:
     """Shows progress on stderr: one bar at a time, with notes as lines above it.
 
     If stderr is not a terminal, it prints a line every half minute. summaries: print one line at the end of each task instead.
+    A notebook with ipywidgets shows the bar, too.
     """
 
     def __init__(self, *, summaries: bool = False) -> None:
         self._summaries = summaries
+        self._notebook = err.is_jupyter and find_spec("ipywidgets") is not None
+        self._shows_bar = err.is_interactive or self._notebook
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._quiet_since = 0.0
@@ -74,7 +81,8 @@ class RichObserver:
             TextColumn("{task.fields[metrics]}", markup=False),
             console=err,
             transient=True,
-            disable=not err.is_interactive,
+            auto_refresh=not self._notebook,  # its thread would draw notes of this one into the bar
+            disable=not self._shows_bar,
         )
         self._task = self._progress.add_task(printable(task), total=total, unit=unit, metrics="")
         self._progress.start()
@@ -88,7 +96,11 @@ class RichObserver:
             metrics = "  ".join(f"{name} {value}" for name, value in shown.items())
             self._progress.update(self._task, metrics=printable(metrics))
         self._progress.advance(self._task, count)
-        if not (self._summaries or err.is_interactive) and time.monotonic() - self._quiet_since > QUIET_S:
+        quiet_s = time.monotonic() - self._quiet_since
+        if self._notebook and quiet_s > NOTEBOOK_S:
+            self._quiet_since = time.monotonic()
+            self._progress.refresh()
+        if not (self._summaries or self._shows_bar) and quiet_s > QUIET_S:
             self._quiet_since = time.monotonic()
             self._print_progress(self._progress.tasks[0])
 

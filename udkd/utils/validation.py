@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +12,8 @@ from udkd.utils.printable import shorten
 
 Model = TypeVar("Model", bound=BaseModel)
 Path = tuple[int | str, ...]
+_SHOWN = 12
+"""Keys of a section that an error lists."""
 
 
 def validate(model: type[Model], values: Any, *, origin: str, noun: str) -> Model:
@@ -35,7 +38,7 @@ def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
     others = {other for other in others if other != keys[: len(other)]}  # pydantic also calls the list of a bad item too short
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        return f"{path} is not a key of a {noun}{more}; expected {', '.join(section.model_fields)}; correct it"
+        return f"{path} is not a key of a {noun}{more}; expected {_some(list(section.model_fields), str(keys[-1]))}; correct it"
     if first["type"] == "value_error":  # a validator's own text, which is complete; the input is a complete section
         return f"{path + ': ' if path else ''}{first['msg'].removeprefix('Value error, ')}{more}"
     if first["type"] == "json_invalid":
@@ -46,6 +49,12 @@ def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
     messages = [problem["msg"] for problem in problems if _locate(problem["loc"], model)[0] == keys]
     expected = " or ".join(message.removeprefix("Input should be ") for message in messages)
     return f"{path} is {shorten(_as_json(first['input']))}{more}; expected {expected}; change it"
+
+
+def _some(names: list[str], wanted: str) -> str:
+    """The first names and those that look like the wanted one: a section has too many for one line."""
+    shown = [name for name in names if name in names[:_SHOWN] or name in get_close_matches(wanted, names)]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if shown != names else "")
 
 
 def _as_json(value: object) -> str:
