@@ -14,6 +14,7 @@ from benchmarks.common.harness import canvases, paper_recipe, view_table
 from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from udkd.augment import apply as augment
+from udkd.augment.preprocessing import IMAGENET, NetworkInput
 from udkd.utils.compile import compiled
 from udkd.utils.environment import choose_device
 from udkd.utils.terminal import DeviceOption
@@ -56,7 +57,7 @@ def measure(side: int, px: int, batch: int, device: torch.device, rounds: int, c
             v2.RandomHorizontalFlip(),
             v2.ColorJitter(0.4, 0.4, 0.4),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(augment.MEAN, augment.STD),
+            v2.Normalize(IMAGENET.mean, IMAGENET.std),
         ]
     )
     variants: dict[str, Callable[[], object]] = {
@@ -68,8 +69,9 @@ def measure(side: int, px: int, batch: int, device: torch.device, rounds: int, c
         apply_compiled = compiled(partial(augment.apply, spec=spec))
         variants["ours, compiled"] = lambda: apply_compiled(batch_data.canvas, views)
     elif compile:
-        finish = compiled(partial(augment.finish, jitter=True))
-        variants["ours, compiled"] = lambda: finish(augment.pixels(batch_data.canvas, views, px), views)
+        networks = [NetworkInput(size_px=px)]
+        finish = compiled(partial(augment.finish_each, networks=networks, jitter=True))
+        variants["ours, compiled"] = lambda: finish(augment.pixels_each(batch_data.canvas, views, networks), views)
     with torch.no_grad():
         return side_by_side([Variant(name, run, items=batch) for name, run in variants.items()], device, rounds=rounds)
 

@@ -28,12 +28,12 @@ def imagenet_names() -> dict[str, str]:
     return {wnid: name.replace("_", " ") for wnid, name in (line.split("\t") for line in text.splitlines() if line)}
 
 
-def label_classes(wnids: Iterable[str]) -> tuple[ClassName, ...]:
+def label_classes(wnids: Iterable[str], readable: Mapping[str, str] | None = None) -> tuple[ClassName, ...]:
     """The classes in label order, sorted by wnid. A folder whose name is not a known wnid keeps its name.
 
-    Raises DataError if two names are equal after escaping.
+    readable: names by wnid or folder, from --class-names. Raises DataError if two names are equal after escaping.
     """
-    names = imagenet_names()
+    names = imagenet_names() | {wnid: escape_name(name) for wnid, name in (readable or {}).items()}
     classes = tuple(ClassName(wnid=escape_name(wnid), name=names.get(wnid, escape_name(wnid))) for wnid in sorted(wnids))
     for first, second in pairwise(sorted(entry.wnid for entry in classes)):
         if first == second:
@@ -86,7 +86,7 @@ def read_class_list(choice: str) -> list[tuple[str, ...]] | None:
     if choice in BUILT_IN:
         text = (resources.files("udkd") / "assets" / BUILT_IN[choice]).read_text(encoding="utf-8")
     elif Path(choice).is_file():
-        text = _list_text(choice)
+        text = list_text(choice)
     else:
         raise DataError(
             f"class list {choice!r} does not exist; expected {', '.join(BUILT_IN)}, {ALL} or a file; check --classes"
@@ -97,7 +97,7 @@ def read_class_list(choice: str) -> list[tuple[str, ...]] | None:
     return lines
 
 
-def _list_text(path: str) -> str:
+def list_text(path: str) -> str:
     """The text of a class list in UTF-8, or in UTF-16 as Windows writes it, without its byte order mark."""
     try:
         data = read_regular(Path(path), LIMIT_BYTES)
@@ -141,12 +141,12 @@ def choose_classes(folders: Iterable[str], choice: str) -> list[str]:
     missing = sorted({names[0].split("#")[0].strip() or names[0] for names, folder in matched.items() if folder is None})
     if not chosen:
         raise DataError(
-            f"class list {choice} matches nothing: it names {_shorten(missing)}, the source holds {_shorten(present)}; "
-            f"{index.case_hint(missing)}expected the source's folder names; check --classes"
+            f"class list {choice} matches nothing: it names {shorten_names(missing)}, the source holds "
+            f"{shorten_names(present)}; {index.case_hint(missing)}expected the source's folder names; check --classes"
         )
     if missing:
         raise DataError(
-            f"{len(missing)} of the {len(matched)} classes of {choice} are not in the source: {_shorten(missing)}; "
+            f"{len(missing)} of the {len(matched)} classes of {choice} are not in the source: {shorten_names(missing)}; "
             f"{index.case_hint(missing)}expected all; add the source that holds them, or list the classes you want in a file"
         )
     return chosen
@@ -223,6 +223,7 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _shorten(names: Sequence[str], count: int = 5) -> str:
+def shorten_names(names: Sequence[str], count: int = 5) -> str:
+    """The first names, and the number of the others."""
     shown = ", ".join(name if len(name) <= MAX_LETTERS else f"{name[:MAX_LETTERS]}…" for name in names[:count])
     return shown if len(names) <= count else f"{shown} and {len(names) - count} more"

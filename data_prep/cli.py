@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from data_prep.convert import ConvertSettings
-from data_prep.convert import convert as convert_sources
+from data_prep.api import convert as convert_sources
 from data_prep.formats import WRITERS, DatasetSize, default_formats, derive_formats, parse_formats, size_texts
 from data_prep.image import PIXEL_LIMIT
 from data_prep.info import info_lines
@@ -76,6 +75,14 @@ def convert(
         ),
     ] = None,
     classes: Annotated[str, typer.Option(help="`imagenet100`, a file with one class folder per line, or `all`.")] = "all",
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with the classes' names or wnids: one per line, line i for label i; lines of wnid and name; or JSON, "
+            "a list by label or an object by label or class folder.",
+            show_default=False,
+        ),
+    ] = None,
     formats: Annotated[
         str,
         typer.Option(
@@ -118,26 +125,29 @@ def convert(
 
     After an interruption, the same command resumes. FOLDER/report.json lists what was fixed and which images cannot be used.
     """
-    settings = ConvertSettings(
-        side=side,
-        fit=fit,
-        layout=layout,
-        image_field=image_field,
-        label_field=label_field,
-        classes=classes,
-        on_bad=on_bad,
-        exif=exif,
-        max_pixels=max_pixels,
-        hold_out_percent=hold_out,
-        val="test" if val == "test" else None,
-        quality=quality,
-        subsampling=subsampling,
-        formats=parse_formats(formats),
-        workers=workers or _cores(),
-        overwrite=overwrite,
-    )
     with observed(summaries=True) as observer:
-        convert_sources(sources, folder, settings, observer)
+        convert_sources(
+            sources,
+            folder,
+            side=side,
+            fit=fit,
+            layout=layout,
+            image_field=image_field,
+            label_field=label_field,
+            classes=classes,
+            class_names=class_names,
+            formats=formats,
+            on_bad=on_bad,
+            exif=exif,
+            max_pixels=max_pixels,
+            hold_out=hold_out,
+            val=val,
+            quality=quality,
+            subsampling=subsampling,
+            workers=workers,
+            overwrite=overwrite,
+            observer=observer,
+        )
     _print_info(folder)
 
 

@@ -9,12 +9,13 @@ flight, and one decoded image.
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from data_prep.class_names import ClassNames
 from data_prep.formats import (
     WRITERS,
     DatasetSize,
@@ -31,7 +32,8 @@ from data_prep.prepare import PrepareJob
 from data_prep.report import FILE_NAME as REPORT_NAME
 from data_prep.report import read_settings, write_report
 from data_prep.shards import remove_sidecars, write_shards
-from data_prep.sources import AUTO, Fields, SplitName, open_sources
+from data_prep.sources import AUTO, Fields, Source, SourceSplit, SplitName, open_sources
+from data_prep.sources.torch_dataset import TorchDataset
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import DERIVED, remove_derived
 from udkd.data.header import FILE_NAME as HEADER_NAME
@@ -42,8 +44,13 @@ from udkd.utils.errors import ConfigError, DataError, MismatchError
 from udkd.utils.files import FolderLock, sha256_file, write_json
 from udkd.utils.progress import Observer
 
+if TYPE_CHECKING:  # the command starts without it
+    from torch.utils.data import Dataset as MapDataset
+
 UNFINISHED_NAME = "unfinished.json"  # the settings of an unfinished conversion
 LOCK_NAME = ".lock"
+ITEMS_NAME = "items.tmp"  # the pixels of a dataset's items, until the end
+ITEMS_LOCK_NAME = ".items.lock"
 SPLIT_FILES = (
     "samples-*.tar",
     "samples-*.idx",
@@ -61,8 +68,9 @@ class ConvertSettings:
 
     on_bad: fail leaves no usable folder; skip excludes bad images; fix repairs images if possible and excludes the others.
     image_field, label_field: the column, extension or field to read if a source has several; None to detect it.
-    hold_out_percent: percent of the images to validate on; None for the source's own val split. val: "test" to validate on the
-    source's test split. formats: derived formats to write, too; None for `default_formats`. shard_samples: rows per shard.
+    class_names: given by the user; None for the source's own. hold_out_percent: percent of the images to validate on; None for
+    the source's own val split. val: "test" to validate on the source's test split. formats: derived formats to write, too;
+    None for `default_formats`. shard_samples: rows per shard.
     """
 
     side: int = 512
@@ -71,6 +79,7 @@ class ConvertSettings:
     image_field: str | None = None
     label_field: str | None = None
     classes: str = "all"
+    class_names: ClassNames | None = None
     on_bad: Literal["fix", "skip", "fail"] = "fail"
     exif: Literal["ignore", "apply"] = "ignore"
     max_pixels: int = PIXEL_LIMIT
@@ -111,6 +120,7 @@ class ConvertSettings:
 
     def output_options(self) -> dict[str, object]:
         """The settings that a resumed conversion must share with the interrupted one, by option name."""
+        named = {} if self.class_names is None else {"--class-names": f"sha256 {self.class_names.digest[:16]}"}
         return {
             "--side": self.side,
             "--fit": self.fit,
@@ -125,26 +135,55 @@ class ConvertSettings:
             "--exif": self.exif,
             "--max-pixels": self.max_pixels,
             "shard_samples": self.shard_samples,
+            **named,
         }
 
 
-@reuse_workers()
 def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
     """Convert sources into `folder`. After an interruption, the same call resumes at the first unfinished shard.
 
     The folder has a dataset.json only if it is complete. Raises DataError (unusable sources, bad images with on_bad = "fail"),
     MismatchError (an unfinished conversion with other settings), BusyError, ConfigError and OSError.
     """
-    for name in settings.formats or ():
-        WRITERS[name].require()
     opened = open_sources(sources, settings.layout, Fields(image=settings.image_field, label=settings.label_field))
     _check_separate(sources, folder)
+    return _convert(opened, folder, settings, observer)
+
+
+def convert_datasets(
+    datasets: Mapping[SourceSplit | None, "MapDataset[Any]"], folder: Path, settings: ConvertSettings, observer: Observer
+) -> DatasetFolder:
+    """Convert map-style datasets by split (None: without splits), as `convert` does. Their own class names are the default."""
+    exif_transpose = settings.exif == "apply"
+    source = TorchDataset(folder / ITEMS_NAME, datasets, exif_transpose=exif_transpose, observer=observer)
+    if settings.class_names is None:
+        settings = replace(settings, class_names=source.class_names())
+    _check_target(folder, settings)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FolderLock(folder, ITEMS_LOCK_NAME), _name_folder(folder):
+            try:
+                return _convert([source], folder, settings, observer)
+            finally:
+                source.path.unlink(missing_ok=True)
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+@reuse_workers()
+def _convert(opened: Sequence[Source], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
+    for name in settings.formats or ():
+        WRITERS[name].require()
     finished = _check_target(folder, settings)
     listing = list_samples(
         opened,
         classes=settings.classes,
         hold_out_percent=settings.hold_out_percent,
         test_validates=settings.val == "test",
+        class_names=settings.class_names,
     )
     if finished:
         return _finished_already(folder, listing, settings, observer)
@@ -276,7 +315,7 @@ def _differences(unfinished: Path, settings: ConvertSettings) -> list[tuple[str,
 
 def _is_conversion(folder: Path) -> bool:
     """Whether the folder holds only files of a conversion."""
-    allowed = {HEADER_NAME, UNFINISHED_NAME, REPORT_NAME, LOCK_NAME, *SPLITS}
+    allowed = {HEADER_NAME, UNFINISHED_NAME, REPORT_NAME, LOCK_NAME, ITEMS_NAME.removesuffix(".tmp"), ITEMS_LOCK_NAME, *SPLITS}
     names = {path.name.removesuffix(".tmp") for path in folder.iterdir()}
     if {HEADER_NAME, UNFINISHED_NAME} & names:
         return True
@@ -371,4 +410,5 @@ def _remove_temporaries(folder: Path) -> None:
         remove_sidecars(folder / split)
         for path in (folder / split).glob("*.tmp"):
             path.unlink()
+    (folder / ITEMS_NAME).unlink(missing_ok=True)
     (folder / UNFINISHED_NAME).unlink()

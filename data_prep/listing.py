@@ -15,6 +15,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.class_names import ClassNames, order_warning, rename_classes, require_named
 from data_prep.classes import choose_classes, escape_name, label_classes, name_bytes, similar_names
 from data_prep.prepare import Sample
 from data_prep.sources import (
@@ -117,12 +118,18 @@ class _AllEntries:
 
 
 def list_samples(
-    sources: Sequence[Source], *, classes: str, hold_out_percent: float | None, test_validates: bool = False
+    sources: Sequence[Source],
+    *,
+    classes: str,
+    hold_out_percent: float | None,
+    test_validates: bool = False,
+    class_names: ClassNames | None = None,
 ) -> SampleListing:
     """List the sources, choose classes, hold out validation images if requested, and assign ids.
 
     hold_out_percent: see ConvertSettings. test_validates: validate on the test split. Raises DataError if there are no images,
-    if a split is missing without a hold-out, if the class list does not match, or if two images have the same name.
+    if a split is missing without a hold-out, if the class list or the class names do not match, or if two images have the same
+    name.
     """
     listings = [source.list() for source in sources]
     skipped = Skipped()
@@ -130,22 +137,26 @@ def list_samples(
         skipped.extend(listing.skipped)
         if not len(listing.entries):
             raise DataError(_no_images_text(source, listing))
+    readable, name_warnings = ({}, []) if class_names is None else rename_classes(listings, class_names)
     tables = [listing.entries for listing in listings]
     splits = _entry_splits(sources, listings, hold_out_percent)
     if test_validates:
         splits = [_test_for_val(sources, split) for split in splits]
     chosen = choose_classes(_class_names(tables, splits), classes)
+    if class_names is not None:
+        require_named(chosen, readable, class_names)
+        name_warnings += order_warning(chosen, class_names)
     entries = _AllEntries(tables, splits, chosen)
     groups = _split_rows(entries, sources, listings, chosen, hold_out_percent)
     test = entries.splits == SOURCE_SPLITS.index("test")
     for rows, reason in ((test, TEST_IMAGES), (~test & (entries.labels < 0), UNCHOSEN)):
         for row in np.flatnonzero(rows).tolist():
             skipped.append(entries.path(row), reason)
-    warnings = [warning for listing in listings for warning in listing.warnings]
+    warnings = [*(warning for listing in listings for warning in listing.warnings), *name_warnings]
     warnings += [*_skipped_warning(skipped), *_check_classes(entries, groups, chosen, hold_out_percent)]
     sequential = any(listing.sequential for listing in listings)
     return SampleListing(
-        classes=label_classes(chosen),
+        classes=label_classes(chosen, readable),
         samples={name: _sorted_samples(name, entries, rows, chosen, sources, sequential) for name, rows in groups.items()},
         warnings=warnings,
         skipped=skipped,

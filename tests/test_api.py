@@ -264,18 +264,31 @@ def test_build_a_cache_train_and_evaluate(tmp_path: Path, data: udkd.Dataset, te
 
 
 USER_FILE = """\
+from pathlib import Path
+
 import torch
 
 import udkd
 
-data = udkd.Dataset("data")
+class Photos(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.zeros(3, 8, 8, dtype=torch.uint8), 0
+
+
+udkd.convert(["train.tar", Path("val.tar")], "data", hold_out=10, fit="squash", class_names="names.txt")
+data: udkd.Dataset = udkd.convert(Photos(), "data", val=Photos(), class_names={0: "cat"})
 loader = udkd.Loader(data.train, batch_size=32, device=torch.device("cpu"))
 augment = udkd.Augment(udkd.ViewSpec(size_px=48), data.train, seed=0)
 teacher = udkd.CachedTeacher("cache", loader, augment)
 live = udkd.LiveTeacher("teacher", augment, precision="bfloat16")
 criterion = udkd.DistillationLoss(alpha=0.4, kl="forward")
 for epoch in range(2):
-    for batch in loader.epoch(epoch):
+    loader.set_epoch(epoch)
+    for batch in loader:
+        batch = batch.to("cpu", non_blocking=True)
         x: torch.Tensor = augment(batch, epoch)
         terms = criterion([x], batch.labels, teacher(batch, epoch) if epoch else live(batch, epoch))
         terms.total.backward()

@@ -14,7 +14,7 @@ from udkd.teacher.cache.build import build_cache
 from udkd.training.run_folder import RunFolder
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-TESTED = ("own_loop.py", "custom_backend.py", "custom_method.py")
+TESTED = ("own_loop.py", "custom_backend.py", "custom_method.py", "lightning_students.py")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,19 @@ def test_own_loop(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch, cap
     data, cache = folders
     run(monkeypatch, "own_loop.py", "--data", data, "--cache", cache, "--epochs", "2", "--batch-size", "8")
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 1", "epoch 2"]
+
+
+@pytest.mark.filterwarnings("ignore:::lightning")
+def test_lightning_students(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lightning")
+    data, cache = folders
+    options = ("--epochs", "1", "--batch-size", "8", "--out", str(tmp_path))
+    run(monkeypatch, "lightning_students.py", "--data", data, "--cache", cache, *options)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "top-1" in line]
+    assert [line.partition(":")[0] for line in lines] == ["resnet18", "mobilenet_v2"]
+    assert list(tmp_path.rglob("*.ckpt"))
 
 
 def test_custom_backend(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ For a training loop of your own, `import udkd` provides:
     udkd.CachedTeacher, udkd.LiveTeacher           the teacher's logits and weights of a batch
     udkd.DistillationLoss                          the loss of N students
 
-For complete runs: `udkd.load_recipe`, `udkd.build_cache`, `udkd.train` and `udkd.evaluate`. For extensions:
+For complete runs: `udkd.convert`, `udkd.load_recipe`, `udkd.build_cache`, `udkd.train` and `udkd.evaluate`. For extensions:
 `udkd.register_method`, `udkd.register_sample_weight` and `udkd.register_backend`. Every error that a user can cause is a
 `udkd.UserError`.
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from data_prep.api import convert as convert
     from udkd.augment.view_table import Augment as Augment
     from udkd.augment.views import ViewSpec as ViewSpec
     from udkd.config.loading import load_recipe as load_recipe
@@ -46,6 +47,7 @@ _MODULES = {
     "UserError": "udkd.utils.errors",
     "ViewSpec": "udkd.augment.views",
     "build_cache": "udkd.teacher.cache.build",
+    "convert": "data_prep.api",
     "evaluate": "udkd.training.evaluate",
     "load_recipe": "udkd.config.loading",
     "register_backend": "udkd.data.backends.registry",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from udkd.augment.apply import ViewTable
+from udkd.augment.preprocessing import NetworkInput
 from udkd.augment.views import draw_views
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
@@ -147,6 +148,7 @@ def frozen_teacher(
     compile = recipe.train.compile == "all" if compile is None else compile
     return FrozenTeacher(
         model=compiled(model) if compile else model,
+        input=NetworkInput(size_px=recipe.views.size_px),
         architecture=architecture,
         weights_sha256="",
         num_classes=CLASSES,

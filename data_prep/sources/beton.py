@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.sources.fields import DETECT_FIELDS, IMAGE_OPTION, LABEL_OPTION, NO_LABEL, Fields, choose_field, label_of
-from data_prep.sources.named_split import class_name_of_label, last_split_in
-from data_prep.sources.source import Entry, Listing, Skipped
+from data_prep.sources.named_split import last_split_in
+from data_prep.sources.source import Entry, Listing
 from data_prep.sources.tar_members import read_at
 from udkd.utils.errors import DataError
 
@@ -59,11 +59,11 @@ class Beton:
         """
         listing = Listing()
         for file in _files(self.path):
-            for entry in self._samples(file, listing.skipped):
+            for entry in self._samples(file, listing):
                 listing.entries.append(entry)
         return listing
 
-    def _samples(self, file: Path, skipped: Skipped) -> Iterator[Entry]:
+    def _samples(self, file: Path, listing: Listing) -> Iterator[Entry]:
         key = "" if file == self.path else file.name
         split, stamp, total = last_split_in(Path(file.name)), file.stat().st_mtime_ns, file.stat().st_size
         images, labels, sizes = _tables(file, self.fields)
@@ -74,7 +74,7 @@ class Beton:
                 raise DataError(f"{file} is damaged at sample {n}; expected FFCV's format; write it again")
             label = _label(file, n, int(labels[n]))
             if label is None:
-                skipped.append(name, NO_LABEL)
+                listing.skipped.append(name, NO_LABEL)
                 continue
             extra = ""
             if mode == RAW_MODE:
@@ -82,7 +82,7 @@ class Beton:
                     raise DataError(f"{file} is damaged at sample {n}; expected {width} x {height} px of RGB; write it again")
                 size, extra = width * height * 3, f"\0{width} {height}"
             data = len(_ppm_header(extra[1:])) + size
-            yield Entry(split, class_name_of_label(label), name, key + extra, pointer, data, stamp)
+            yield Entry(split, listing.class_of_label(label), name, key + extra, pointer, data, stamp)
 
     def read(self, entry: Entry) -> bytes:
         """The bytes of a stored JPEG; raw pixels become a PPM image."""

@@ -1,4 +1,4 @@
-"""Finds splits in the names of files and folders, and container files; turns labels into class names."""
+"""Finds splits in the names of files and folders, and container files; turns text labels into class names."""
 
 import re
 from functools import lru_cache
@@ -33,11 +33,6 @@ def last_split_in(path: PurePath) -> SourceSplit | None:
 
 def _split(match: re.Match[str]) -> SourceSplit:
     return "train" if match["train"] else "val" if match["val"] else "test"
-
-
-def class_name_of_label(label: int) -> str:
-    """The name of a class that has only a number, padded so that names sort like numbers."""
-    return f"{label:04d}"
 
 
 class LabelFolders:

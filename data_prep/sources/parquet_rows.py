@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
 
@@ -22,8 +22,8 @@ from data_prep.sources.fields import (
     choose_field,
     label_of,
 )
-from data_prep.sources.named_split import LabelFolders, class_name_of_label, last_split_in
-from data_prep.sources.source import TEST_IMAGES, Entry, EntryTable, Listing, Skipped, SourceSplit
+from data_prep.sources.named_split import LabelFolders, last_split_in
+from data_prep.sources.source import TEST_IMAGES, Entry, Listing, SourceSplit, class_name_of_label
 from udkd.utils.errors import DataError
 from udkd.utils.parsing import parse_json
 
@@ -47,7 +47,7 @@ class _Columns:
 
 def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
     """See Parquet.list."""
-    entries, skipped, folders, agreement = EntryTable(), Skipped(), LabelFolders(path), LabelAgreement()
+    listing, folders, agreement = Listing(sequential=True), LabelFolders(path), LabelAgreement()
     ambiguous = len({file.name for file in files}) < len(files)  # then the names of rows include the folder
     others: set[str] = set()
     val_advice, versions = "", dict[SourceSplit | None, set[str]]()
@@ -64,9 +64,10 @@ def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
                 others |= set(_image_columns(parquet.schema_arrow)) - {columns.image}
                 for row, size, name, label in _rows(file, parquet, columns, stem, agreement):
                     if label is None:
-                        skipped.append(name, NO_LABEL if columns.labels else TEST_IMAGES)
+                        listing.skipped.append(name, NO_LABEL if columns.labels else TEST_IMAGES)
                     else:
-                        entries.append(Entry(split, folders.folder(label), name, key, row, size, stamp))
+                        class_name = folders.folder(listing.class_of_label(label) if isinstance(label, int) else label)
+                        listing.entries.append(Entry(split, class_name, name, key, row, size, stamp))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             text = str(error).splitlines()[0][:MAX_ERROR_TEXT]
             raise DataError(f"{file} cannot be read ({text}); expected a complete parquet file; fetch it again") from None
@@ -77,7 +78,7 @@ def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
     if several:
         where = ", ".join(sorted(several))
         warnings.append(f"{path} has files of one split in {where}; all are read: name one if these are versions of one set")
-    return Listing(entries=entries, skipped=skipped, sequential=True, val_advice=val_advice, warnings=tuple(warnings))
+    return replace(listing, val_advice=val_advice, warnings=tuple(warnings))
 
 
 def has_images(files: Iterable[Path]) -> bool:
@@ -100,8 +101,8 @@ def read_row(file: Path, row: int, fields: Fields) -> bytes:
 
 def _rows(
     file: Path, parquet: pq.ParquetFile, columns: _Columns, stem: str, agreement: LabelAgreement
-) -> Iterator[tuple[int, int, str, str | None]]:
-    """Yield index, image size in bytes, name and class of each row. Raises DataError if the file has only paths of images."""
+) -> Iterator[tuple[int, int, str, Label]]:
+    """Yield index, image size in bytes, name and label of each row. Raises DataError if the file has only paths of images."""
     names = {label: _class_names(parquet.schema_arrow, label) for label in columns.labels}
     row, path, any_bytes = 0, None, False
     for batch in parquet.iter_batches(batch_size=256, columns=[columns.image, *columns.labels]):
@@ -110,8 +111,7 @@ def _rows(
         for n, (size, path) in enumerate(zip(_sizes(images), _paths(images), strict=True)):
             name = f"{stem}/{row:06d}" + (f"-{path.rsplit('/', 1)[-1]}" if isinstance(path, str) and path else "")
             row_labels = {label: _label(file, values[n], names[label]) for label, values in labels.items()}
-            label = agreement.take(row_labels, file)
-            yield row, size or 0, name, class_name_of_label(label) if isinstance(label, int) else label
+            yield row, size or 0, name, agreement.take(row_labels, file)
             any_bytes = any_bytes or size is not None
             row += 1
     if row and not any_bytes:

@@ -144,7 +144,7 @@ class Listing:
     split_hint: a split in the name of the source or of a folder above its classes, for entries without a split.
     unclear_val: a file or folder that looks like validation images but could not be read as such; may be empty.
     val_advice: what to do about a file or folder that may hold or list validation images but is not read; may be empty.
-    warnings: further warnings.
+    warnings: further warnings. labels: class name to class number, for classes that have only a number in the source.
     """
 
     entries: EntryTable = field(default_factory=EntryTable)
@@ -154,6 +154,18 @@ class Listing:
     unclear_val: str = ""
     val_advice: str = ""
     warnings: tuple[str, ...] = ()
+    labels: dict[str, int] = field(default_factory=dict)
+
+    def class_of_label(self, label: int) -> str:
+        """`class_name_of_label`, noted in `labels`."""
+        name = class_name_of_label(label)
+        self.labels[name] = label
+        return name
+
+
+def class_name_of_label(label: int) -> str:
+    """The name of a class that has only a number, padded so that names sort like numbers."""
+    return f"{label:04d}"
 
 
 class Source(Protocol):

@@ -23,7 +23,7 @@ from data_prep.sources.fields import (
     label_of_text,
 )
 from data_prep.sources.layout import IMAGE_SUFFIXES, PLAIN_SPLIT, UNREAD, is_hidden, skip_reason
-from data_prep.sources.named_split import LabelFolders, class_name_of_label, find_files, last_split_in, single_split_in
+from data_prep.sources.named_split import LabelFolders, find_files, last_split_in, single_split_in
 from data_prep.sources.source import Entry, Listing, Skipped, SourceSplit
 from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
 from udkd.utils.errors import DataError
@@ -76,7 +76,7 @@ class WebDataset:
                     continue
                 image, label = image_and_label
                 if isinstance(label, int):
-                    label = names[label] if names and label < len(names) else class_name_of_label(label)
+                    label = names[label] if names and label < len(names) else listing.class_of_label(label)
                 part = split or _split_of_folders(image.name.rpartition("/")[0])
                 class_name, name = folders.folder(label), f"{tar.stem}/{image.name}"
                 # Shards of the same name in several folders may repeat names, which are then prefixed with the folder.

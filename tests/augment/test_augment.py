@@ -15,15 +15,19 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from tests.augment.view_hashes import SAMPLES, TINY, VIEWS, bank, digest_of_all, hashes
 from udkd.augment import apply as augment
-from udkd.augment.apply import MEAN, STD, WEIGHT_BITS, ViewTable, apply, finish, pixels, taps
+from udkd.augment.apply import WEIGHT_BITS, ViewTable, apply, apply_each, finish_each, pixels, taps
+from udkd.augment.preprocessing import IMAGENET, NetworkInput, Preprocessing
 from udkd.augment.views import BRIGHTNESS, CONTRAST, SATURATION, SUBPIXELS, Views, ViewSpec, draw_views
+from udkd.utils.errors import ConfigError
 
 PAPER = ViewSpec(size_px=32, resize_px=36, brightness=0.4, contrast=0.4, saturation=0.4)
 Window = tuple[int, int, int, int]
@@ -65,9 +69,17 @@ def table(windows: list[Window], flip: bool = False) -> ViewTable:
     )
 
 
-def torchvision_crop(image: Tensor, window: Window, size: int, flip: bool = False) -> Tensor:
+def finish(pixels_BOO3: Tensor, views: ViewTable, *, jitter: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Jitter and ImageNet's normalisation."""
+    network = NetworkInput(size_px=pixels_BOO3.shape[1])
+    return finish_each([pixels_BOO3], views, [network], jitter=jitter, dtype=dtype)[0]
+
+
+def torchvision_crop(
+    image: Tensor, window: Window, size: int, flip: bool = False, mode: InterpolationMode = InterpolationMode.BILINEAR
+) -> Tensor:
     """resized_crop with antialias on uint8, then hflip: uint8 [O, O, 3]."""
-    crop = F.resized_crop(image.permute(2, 0, 1), *window, [size, size], antialias=True)
+    crop = F.resized_crop(image.permute(2, 0, 1), *window, [size, size], interpolation=mode, antialias=True)
     return (F.horizontal_flip(crop) if flip else crop).permute(1, 2, 0)
 
 
@@ -94,6 +106,88 @@ def test_within_two_of_torchvisions_resized_crop(
     assert ours.dtype == torch.uint8
     assert ours.shape == (size, size, 3)
     assert largest_difference(ours, torchvision_crop(image, window, size, flip)) <= 2, "each rounds twice, in another order"
+
+
+BICUBIC = InterpolationMode.BICUBIC
+PILLOW_CASES = [(200, (3, 5, 150, 170), 64), (64, (0, 0, 64, 64), 200), (40, (8, 8, 24, 24), 24)]
+
+
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    corner=st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
+    size=st.sampled_from([1, 7, 16, 33]),
+    flip=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_bicubic_is_torchvisions(
+    height: int, width: int, corner: tuple[float, float, float, float], size: int, flip: bool, seed: int
+) -> None:
+    tall, wide = 1 + int(corner[0] * (height - 1)), 1 + int(corner[1] * (width - 1))
+    window = (int(corner[2] * (height - tall)), int(corner[3] * (width - wide)), tall, wide)
+    image = picture(height, width, seed)
+    ours = pixels(on_canvas(image, 96), table([window], flip), size, "bicubic")[0]
+    assert largest_difference(ours, torchvision_crop(image, window, size, flip, BICUBIC)) <= 3
+
+
+@pytest.mark.parametrize(("side", "window", "size"), PILLOW_CASES)
+def test_bicubic_is_pillows(side: int, window: Window, size: int) -> None:
+    """Noise has the largest overshoots, which each pass clamps as Pillow does."""
+    for paint in (picture, grain):
+        image = paint(side, side)
+        top, left, tall, wide = window
+        crop = Image.fromarray(image.numpy()).crop((left, top, left + wide, top + tall))
+        pillow = torch.from_numpy(np.array(crop.resize((size, size), Image.Resampling.BICUBIC)))
+        ours = pixels(on_canvas(image, side), table([window]), size, "bicubic")[0]
+        assert largest_difference(ours, pillow) <= 2
+        bilinear = pixels(on_canvas(image, side), table([window]), size)[0]
+        assert (tall == size) == torch.equal(ours, bilinear), "an unscaled window is a copy in both"
+
+
+def test_bicubic_weights_are_the_exact_filters() -> None:
+    """Against the filter in exact fractions: within one unit of the quantised weights per tap."""
+    one = 1 << 16
+    distance = torch.arange(0, 5 * one, 37)
+    scale = torch.tensor(2 * one)
+    x = distance.double() / scale
+    near, far = 1 - 2.5 * x**2 + 1.5 * x**3, 2 - 4 * x + 2.5 * x**2 - 0.5 * x**3
+    wanted = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    assert (augment._cubic(distance, scale).double() / 2**23 - wanted).abs().max() < 2e-5
+
+
+@given(threads=st.sampled_from([1, 2]), batch=st.integers(1, 7), seed=st.integers(0, 99))
+def test_bicubic_is_the_same_bits_in_any_batch(threads: int, batch: int, seed: int) -> None:
+    windows = [(int(n), 2, 20 + int(n), 30) for n in range(batch)]
+    canvas = torch.cat([on_canvas(grain(64, 64, seed + n), 64) for n in range(batch)])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = pixels(canvas, table(windows), 24, "bicubic")
+        alone = [pixels(canvas[n : n + 1], table(windows[n : n + 1]), 24, "bicubic")[0] for n in range(batch)]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_networks_share_a_views_window() -> None:
+    """Each network's input is what it is alone, and what is the same for two networks is one tensor."""
+    canvas, views = on_canvas(picture(61, 47), 64), table([(3, 5, 40, 30)], flip=True)
+    half = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.5), interpolation="bicubic")
+    networks = [NetworkInput(size_px=16), NetworkInput(size_px=24, preprocessing=half), NetworkInput(size_px=16)]
+    small, large, again = apply_each(canvas, views, networks, jitter=False)
+    assert small is again
+    assert torch.equal(small, apply(canvas, views, ViewSpec(size_px=16)))
+    by_hand = pixels(canvas, views, 24, "bicubic").permute(0, 3, 1, 2).double() / 255
+    wanted = (by_hand - 0.5) / torch.tensor([0.5, 0.25, 0.5]).view(3, 1, 1)
+    assert (large - wanted).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "values", [{"mean": (0.5, 0.5)}, {"std": (0.2, 0.0, 0.2)}, {"mean": (123.7, 116.3, 103.5)}, {"interpolation": "nearest"}]
+)
+def test_a_preprocessing_that_no_image_has(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        Preprocessing(**values)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -219,14 +313,15 @@ def test_weights_sum_to_a_power_of_two(start: int, length: int, size: int, full:
     side = 64
     length = max(1, min(length, side * SUBPIXELS - start))
     low, high = (0, side * SUBPIXELS) if full else (start, start + length)
-    positions, weights = augment._weights(*(torch.tensor([value]) for value in (start, length, low, high)), size, side)
+    numbers = (torch.tensor([value]) for value in (start, length, low, high))
+    positions, weights = augment._weights(*numbers, size, side, cubic=False)
     dense = torch.zeros(size, side).scatter_add_(1, positions[0], weights[0] * 2**WEIGHT_BITS)
     assert (dense.sum(-1) == 2**WEIGHT_BITS).all()
     assert (dense >= 0).all()
     assert torch.equal(dense, dense.round())
     assert not dense[:, : low // SUBPIXELS].any(), "nothing outside the bounds is read"
     assert not dense[:, -(-high // SUBPIXELS) :].any()
-    position, weight = taps(*(torch.tensor([value]) for value in (start, length, low, high)), size, side)
+    position, weight = taps(*(torch.tensor([value]) for value in (start, length, low, high)), size, side, cubic=False)
     assert (weight.sum(-1) > 0).all()
     outside = (position < 0) | (position >= side)
     assert not weight[outside].any()
@@ -439,7 +534,8 @@ def jitter_table(kinds: list[tuple[int, ...]], factors: np.ndarray) -> ViewTable
 
 
 def denormalised(x_BCHW: Tensor) -> Tensor:
-    return x_BCHW.double() * torch.tensor(STD).double().view(3, 1, 1) + torch.tensor(MEAN).double().view(3, 1, 1)
+    mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (IMAGENET.mean, IMAGENET.std))
+    return x_BCHW.double() * std + mean
 
 
 @pytest.mark.parametrize("order", list(permutations((BRIGHTNESS, CONTRAST, SATURATION))))
@@ -476,7 +572,9 @@ def test_no_jitter_is_normalised_pixels() -> None:
     image = grain(24, 24)[None]
     views = jitter_table([(0, 1, 2)], np.array([[0.1, 0.2, 0.3]]))
     x = finish(image, views, jitter=False)
-    want = F.normalize(F.to_dtype(image.permute(0, 3, 1, 2), torch.float32, scale=True), list(MEAN), list(STD))
+    want = F.normalize(
+        F.to_dtype(image.permute(0, 3, 1, 2), torch.float32, scale=True), list(IMAGENET.mean), list(IMAGENET.std)
+    )
     assert (x - want).abs().max() < 1e-6
     assert x.dtype == torch.float32
     assert x.is_contiguous(memory_format=torch.channels_last)

@@ -12,9 +12,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from data_prep.class_names import class_names_of
 from data_prep.cli import app
 from data_prep.formats import derive_formats, discard_formats
 from data_prep.formats import ffcv as packer
+from data_prep.listing import list_samples
+from data_prep.sources import open_sources
 from data_prep.verify import verify
 from tests.data_prep.helpers import contents, converted, needs_ffcv, photo, small_set, write_tree
 from tests.observers import Notes
@@ -256,3 +259,19 @@ def test_ffcv_is_needed_only_when_requested(copy: DatasetFolder, monkeypatch: py
         derive_formats(copy, ["resident", "ffcv"], workers=1, observer=Notes())
     assert "\n" not in str(caught.value)
     assert contents(copy.path) == before, "refused before anything was discarded"
+
+
+def test_class_names_of_labels(folder: DatasetFolder, tmp_path: Path) -> None:
+    """FFCV's files hold numbers only; wnids give a .beton the classes that its images were converted with."""
+    for name in ("train", "val"):
+        shutil.copy(beton(folder.split(name)), tmp_path / f"{name}.beton")
+    sources = open_sources([tmp_path])
+    (tmp_path / "names.txt").write_text("".join(f"{entry.wnid}\n" for entry in folder.classes))
+    listed = {
+        names: list_samples(sources, classes="all", hold_out_percent=None, class_names=class_names)
+        for names, class_names in (("file", class_names_of(tmp_path / "names.txt")), ("none", None))
+    }
+    assert [entry.wnid for entry in listed["none"].classes] == ["0000", "0001"]
+    assert listed["file"].classes == folder.classes
+    labels = [sample.label for sample in listed["file"].samples["train"]]
+    assert labels == folder.train.labels[folder.train.ids].tolist()

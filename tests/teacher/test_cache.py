@@ -172,6 +172,7 @@ OTHER_FIELDS: dict[str, object] = {
     "storage": "float32",
     "uncertainties": ("entropy", "margin"),
     "features": 5,
+    "teacher_size_px": 40,
     "claimed": ("views",),
     "format_version": 2,
 }

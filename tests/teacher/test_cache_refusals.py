@@ -101,10 +101,6 @@ CASES = {
             and None
         ),
     ),
-    "normalisation": Case(
-        {"normalisation.mean": "wanted [0.5, 0.5, 0.5]"},
-        patch=lambda patch: patch.setattr("udkd.augment.apply.MEAN", (0.5, 0.5, 0.5)),
-    ),
 }
 
 

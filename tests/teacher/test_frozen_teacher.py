@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.factories import make_dataset, make_teacher, write_small_teacher
+from udkd.augment.preprocessing import NetworkInput
 from udkd.models.build import build
 from udkd.teacher.frozen import FrozenTeacher, require_same_classes
 from udkd.teacher.targets import pack
@@ -18,6 +19,7 @@ def teacher(architecture: str, batch: int, precision: str = "float32", channels_
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     return FrozenTeacher(
+        input=NetworkInput(size_px=32),
         model=model,
         architecture=architecture,
         weights_sha256="0" * 64,
@@ -105,6 +107,7 @@ def test_loading(tmp_path: Path) -> None:
         "threads": 0,
         "channels_last": True,
         "teacher_batch": 8,
+        "normalisation": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     }
     require_same_classes(folder, dataset)
     turned = replace(folder, info=replace(folder.info, classes=folder.info.classes[::-1]))

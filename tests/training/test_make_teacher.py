@@ -105,7 +105,7 @@ def test_wrong_weights_are_one_short_line(tmp_path: Path) -> None:
     torch.save(model.state_dict() | {"more": torch.zeros(1)}, file)
     with pytest.raises(DataError, match="it also holds more"):
         from_weights("squeezenet1_1", file, WNIDS)
-    with pytest.raises(ConfigError, match="'resnet5' is unknown; expected a torchvision classifier; did you mean"):
+    with pytest.raises(ConfigError, match="'resnet5' is unknown; expected a name of torchvision, timm/NAME or"):
         from_weights("resnet5", file, WNIDS)
 
 

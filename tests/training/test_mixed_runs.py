@@ -221,7 +221,7 @@ def test_a_compiled_loss_is_one_graph_for_all_weights() -> None:
     models = [build("squeezenet1_1", 4, image_px=32, seed=seed).eval() for seed in (0, 1)]
     loss = distill_with(small_recipe().loss.settings)
     uncompiled = make_forward_loss(
-        [FeatureExtractor(model, ["features.4"]) for model in models], loss, device_type="cpu", autocast=False
+        [FeatureExtractor(model, ["features.4"]) for model in models], [0, 0], loss, device_type="cpu", autocast=False
     )
     graphs = []
 
@@ -232,8 +232,8 @@ def test_a_compiled_loss_is_one_graph_for_all_weights() -> None:
     compiled = torch.compile(uncompiled, fullgraph=True, dynamic=False, backend=count)
     x, labels, teacher, w = torch.rand(8, 3, 32, 32), torch.arange(8) % 4, torch.randn(8, 4), torch.rand(8)
     for weights_3N in (torch.ones(3, 2), torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])):
-        logits, maps, terms = compiled(x, labels, teacher, w, weights_3N)
-        _, wanted_maps, wanted = uncompiled(x, labels, teacher, w, weights_3N)
+        logits, maps, terms = compiled([x], labels, teacher, w, weights_3N)
+        _, wanted_maps, wanted = uncompiled([x], labels, teacher, w, weights_3N)
         assert terms.total.item() == pytest.approx(wanted.total.item(), rel=1e-5)
         by_hand = (weights_3N * torch.stack([wanted.hard, wanted.teacher, wanted.peer])).sum().item()
         assert wanted.total.item() == pytest.approx(by_hand, rel=1e-6)

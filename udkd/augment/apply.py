@@ -1,12 +1,12 @@
 """Turns canvases into network input: crop, antialiased resize and flip as two exact weighted sums, then colour jitter.
 
 Each row of a view is a weighted sum of a few rows of the canvas; then each column is a weighted sum of a few columns. The
-filter is the triangle of Pillow's and torchvision's antialiased bilinear resize. Weights are integer multiples of 2**-11, and
-those of one output sum to 1; each pass is rounded to uint8. A view's pixels are therefore the same bits whatever the batch,
-device, kernel, compiler, processor and settings of the process:
+filter is the triangle of Pillow's and torchvision's antialiased bilinear resize, or the cubic of their bicubic one. Weights
+are integer multiples of 2**-11, and those of one output sum to 1; each pass is rounded to uint8. A view's pixels are therefore
+the same bits whatever the batch, device, kernel, compiler, processor and settings of the process:
 
 - The terms and partial sums of a sum, in any order, fused or not, are integer multiples of 2**-11 between 0 and 255. These are
-  19 bits, and float32 holds 24 exactly. The same is true of the sums plus a half.
+  19 bits, and float32 holds 24 exactly. The same is true of the sums plus a half. Bicubic's negative weights add two bits.
 - The sums are computed by embedding_bag, which multiplies and adds in float32, and deliberately not by a matrix product. On
   some processors PyTorch and its libraries compute products with fewer bits (set_float32_matmul_precision, fp32_precision,
   autocast, ONEDNN_DEFAULT_FPMATH_MODE), and bfloat16's 8 bits cannot hold a weight.
@@ -15,20 +15,21 @@ device, kernel, compiler, processor and settings of the process:
 Letters: B batch, S canvas side, O output side, K taps of the filter, D values of a line of pixels, N samples.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udkd.augment.preprocessing import IMAGENET, Interpolation, NetworkInput, Preprocessing
 from udkd.augment.views import BRIGHTNESS, CONTRAST, SUBPIXELS, Views, ViewSpec
 
 VERSION = 1
 """Raise it whenever a pixel of a view, or its normalisation, changes: caches made with another version are refused."""
 
 WEIGHT_BITS = 11
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+_CUBIC_BITS = 16  # of a distance in units of the filter's scale
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 _GREY_STEPS = 1 << 20
 
@@ -53,12 +54,64 @@ class ViewTable:
         return ViewTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
-def apply(canvas_BSS3: Tensor, views: ViewTable, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> Tensor:
+def apply(
+    canvas_BSS3: Tensor,
+    views: ViewTable,
+    spec: ViewSpec,
+    preprocessing: Preprocessing = IMAGENET,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Turn canvases, uint8 [B, S, S, 3], into normalised input, `dtype` [B, 3, O, O], channels_last; O is spec.size_px."""
-    return finish(pixels(canvas_BSS3, views, spec.size_px), views, jitter=spec.jitters, dtype=dtype)
+    network = NetworkInput(size_px=spec.size_px, preprocessing=preprocessing)
+    return apply_each(canvas_BSS3, views, [network], jitter=spec.jitters, dtype=dtype)[0]
 
 
-def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int) -> Tensor:
+def apply_each(
+    canvas_BSS3: Tensor,
+    views: ViewTable,
+    networks: Sequence[NetworkInput],
+    *,
+    jitter: bool,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """`apply` for several networks: the same crop, flip and jitter, in each network's size, interpolation and normalisation.
+
+    What is equal for two networks is computed once.
+    """
+    return finish_each(pixels_each(canvas_BSS3, views, networks), views, networks, jitter=jitter, dtype=dtype)
+
+
+def pixels_each(canvas_BSS3: Tensor, views: ViewTable, networks: Sequence[NetworkInput]) -> list[Tensor]:
+    """`pixels` for each size and interpolation in `networks`, in their order."""
+    return [pixels(canvas_BSS3, views, size_px, interpolation) for size_px, interpolation in _resizes(networks)]
+
+
+def finish_each(
+    pixels_each_BOO3: Sequence[Tensor],
+    views: ViewTable,
+    networks: Sequence[NetworkInput],
+    *,
+    jitter: bool,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """The input of each network from the result of `pixels_each`; a list item for each network."""
+    jittered = {
+        resize: jittered_floats(pixels_BOO3, views, jitter=jitter)
+        for resize, pixels_BOO3 in zip(_resizes(networks), pixels_each_BOO3, strict=True)
+    }
+    inputs = {network: _normalised(jittered[_resize(network)], network.preprocessing, dtype) for network in networks}
+    return [inputs[network] for network in networks]
+
+
+def _resize(network: NetworkInput) -> tuple[int, Interpolation]:
+    return network.size_px, network.preprocessing.interpolation
+
+
+def _resizes(networks: Sequence[NetworkInput]) -> list[tuple[int, Interpolation]]:
+    return list(dict.fromkeys(_resize(network) for network in networks))
+
+
+def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int, interpolation: Interpolation = "bilinear") -> Tensor:
     """Crop, resize and flip: uint8 [B, O, O, 3], equal bit for bit wherever it is computed.
 
     The values are within 2 of 255 of torchvision's on uint8 images: of resized_crop(antialias=True) for random_resized, and of
@@ -69,26 +122,40 @@ def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int) -> Tensor:
     windows of five kinds of image, 7 had a value 2 off (1e-7 of the values, all enlarged), and none 3.
     """
     batch, side = canvas_BSS3.shape[:2]
-    rows = _weights(views.window[:, 0], views.window[:, 2], views.bounds[:, 0], views.bounds[:, 2], size_px, side)
-    columns = _weights(views.window[:, 1], views.window[:, 3], views.bounds[:, 1], views.bounds[:, 3], size_px, side)
+    cubic = interpolation == "bicubic"
+    window, bounds = views.window, views.bounds
+    rows = _weights(window[:, 0], window[:, 2], bounds[:, 0], bounds[:, 2], size_px, side, cubic=cubic)
+    columns = _weights(window[:, 1], window[:, 3], bounds[:, 1], bounds[:, 3], size_px, side, cubic=cubic)
     position_BOK, weight_BOK = (torch.where(views.flip[:, None, None], x_BOK.flip(1), x_BOK) for x_BOK in columns)
-    tall_BOD = _sums(canvas_BSS3.float().reshape(batch, side, side * 3), *rows)
-    turned_BSD = tall_BOD.view(batch, size_px, side, 3).transpose(1, 2).reshape(batch, side, size_px * 3)
-    done_BOD = _sums(turned_BSD, position_BOK, weight_BOK)
-    return done_BOD.view(batch, size_px, size_px, 3).transpose(1, 2).to(torch.uint8, memory_format=torch.contiguous_format)
+    if cubic:
+        # Columns first, as Pillow and torchvision: the passes clamp overshoots, so their order matters by far more than 1.
+        canvas_BSS3, first, second = canvas_BSS3.transpose(1, 2), (position_BOK, weight_BOK), rows
+    else:
+        first, second = rows, (position_BOK, weight_BOK)
+    once_BOD = _sums(canvas_BSS3.float().reshape(batch, side, side * 3), *first, clamp=cubic)
+    turned_BSD = once_BOD.view(batch, size_px, side, 3).transpose(1, 2).reshape(batch, side, size_px * 3)
+    twice_BOO3 = _sums(turned_BSD, *second, clamp=cubic).view(batch, size_px, size_px, 3)
+    done_BOO3 = twice_BOO3 if cubic else twice_BOO3.transpose(1, 2)
+    return done_BOO3.to(torch.uint8, memory_format=torch.contiguous_format)
 
 
-def finish(pixels_BOO3: Tensor, views: ViewTable, *, jitter: bool, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Colour jitter (if `jitter`) and normalisation: uint8 [B, O, O, 3] -> `dtype` [B, 3, O, O], channels_last."""
+def jittered_floats(pixels_BOO3: Tensor, views: ViewTable, *, jitter: bool) -> Tensor:
+    """Pixels in [0, 1] after the colour jitter (if `jitter`): uint8 [B, O, O, 3] -> float32 [B, O, O, 3]."""
     x_BOO3 = pixels_BOO3.float() / 255
     if jitter:
         for step in range(views.kind.shape[1]):
             x_BOO3 = _jittered(x_BOO3, views.kind[:, step], views.factor[:, step])
-    mean, std = _constant(MEAN, x_BOO3.device), _constant(STD, x_BOO3.device)
+    return x_BOO3
+
+
+def _normalised(x_BOO3: Tensor, preprocessing: Preprocessing, dtype: torch.dtype) -> Tensor:
+    mean, std = _constant(preprocessing.mean, x_BOO3.device), _constant(preprocessing.std, x_BOO3.device)
     return ((x_BOO3 - mean) / std).to(dtype).permute(0, 3, 1, 2)
 
 
-def taps(start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: int, side: int) -> tuple[Tensor, Tensor]:
+def taps(
+    start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: int, side: int, *, cubic: bool = False
+) -> tuple[Tensor, Tensor]:
     """Filter taps of each output pixel: positions int64 [B, O, K], and weights int64 [B, O, K] before division by their sum.
 
     start, length: the window along one axis; low, high: the area that may be read; int64 [B] in 1/SUBPIXELS canvas px.
@@ -98,22 +165,41 @@ def taps(start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: int,
     output = torch.arange(size_px, device=start.device)
     centre_BO = 2 * size_px * start[:, None] + (2 * output + 1) * length[:, None]
     reach_B1 = torch.clamp(2 * length, min=pixel)[:, None]
-    first_BO = torch.div(centre_BO - reach_B1 - pixel // 2, pixel, rounding_mode="floor") + 1
-    count = 2 * -(-max(side, size_px) // size_px) + 1
+    support = 2 if cubic else 1
+    first_BO = torch.div(centre_BO - support * reach_B1 - pixel // 2, pixel, rounding_mode="floor") + 1
+    count = 2 * support * -(-max(side, size_px) // size_px) + 1
     position_BOK = first_BO[:, :, None] + torch.arange(count, device=start.device)
-    weight_BOK = (reach_B1[:, :, None] - (position_BOK * pixel + pixel // 2 - centre_BO[:, :, None]).abs()).clamp(min=0)
+    distance_BOK = (position_BOK * pixel + pixel // 2 - centre_BO[:, :, None]).abs()
+    reach_B11 = reach_B1[:, :, None]
+    weight_BOK = _cubic(distance_BOK, reach_B11) if cubic else (reach_B11 - distance_BOK).clamp(min=0)
     # A pixel may be read when any part of it lies within the bounds, so that a window thinner than a pixel still has one.
     inside = ((position_BOK + 1) * SUBPIXELS > low[:, None, None]) & (position_BOK * SUBPIXELS < high[:, None, None])
     return position_BOK, weight_BOK * inside
 
 
-def _weights(start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: int, side: int) -> tuple[Tensor, Tensor]:
+def _cubic(distance: Tensor, scale: Tensor) -> Tensor:
+    """Pillow's and torchvision's bicubic filter (Keys 1981, a = -1/2) at distance / scale, int64, in units of 2**-23.
+
+    In integers, as a float's last bit may differ between devices. The rounding of the distance to 2**-16 and of the filter is
+    far below that of the weights.
+    """
+    one = 1 << _CUBIC_BITS
+    x = torch.div((distance << (_CUBIC_BITS + 1)) + scale, 2 * scale, rounding_mode="floor").clamp(max=2 * one)
+    near = 2 * one**3 - 5 * one * x**2 + 3 * x**3
+    far = 4 * one**3 - 8 * one**2 * x + 5 * one * x**2 - x**3
+    # Twice the filter in units of one**3 = 2**48; far and near agree at 1.
+    return (torch.where(x < one, near, far) + (1 << 25)) >> 26
+
+
+def _weights(
+    start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: int, side: int, *, cubic: bool
+) -> tuple[Tensor, Tensor]:
     """The pixels of each output pixel, int64 [B, O, K] within the canvas, and their weights, float32 [B, O, K].
 
     Weights are integer multiples of 2**-WEIGHT_BITS that sum to 1. Telescoping: each running sum is rounded, and the weights
     are the differences, so that the total is exact by construction.
     """
-    position_BOK, weight_BOK = taps(start, length, low, high, size_px, side)
+    position_BOK, weight_BOK = taps(start, length, low, high, size_px, side, cubic=cubic)
     running_BOK = weight_BOK.cumsum(-1)
     total_BO1 = running_BOK[..., -1:]
     rounded_BOK = torch.div((running_BOK << (WEIGHT_BITS + 1)) + total_BO1, 2 * total_BO1, rounding_mode="floor")
@@ -122,8 +208,11 @@ def _weights(start: Tensor, length: Tensor, low: Tensor, high: Tensor, size_px: 
     return position_BOK.clamp(0, side - 1), steps_BOK.float() * 2.0**-WEIGHT_BITS
 
 
-def _sums(lines_BSD: Tensor, position_BOK: Tensor, weight_BOK: Tensor) -> Tensor:
-    """Weighted sums of lines of pixels, rounded to pixel values: float32 [B, S, D] -> float32 [B, O, D]."""
+def _sums(lines_BSD: Tensor, position_BOK: Tensor, weight_BOK: Tensor, *, clamp: bool) -> Tensor:
+    """Weighted sums of lines of pixels, rounded to pixel values: float32 [B, S, D] -> float32 [B, O, D].
+
+    clamp: for negative weights, whose sums may leave [0, 255].
+    """
     batch, side, values = lines_BSD.shape
     size, count = position_BOK.shape[1:]
     first_B = side * torch.arange(batch, device=lines_BSD.device)
@@ -133,7 +222,8 @@ def _sums(lines_BSD: Tensor, position_BOK: Tensor, weight_BOK: Tensor) -> Tensor
         per_sample_weights=weight_BOK.reshape(batch * size, count),
         mode="sum",
     )
-    return sums.add_(0.5).floor_().view(batch, size, values)
+    rounded = sums.add_(0.5).floor_()
+    return (rounded.clamp_(0, 255) if clamp else rounded).view(batch, size, values)
 
 
 def _jittered(x_BOO3: Tensor, kind_B: Tensor, factor_B: Tensor) -> Tensor:

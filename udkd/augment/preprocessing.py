@@ -1,7 +1,8 @@
 """What a network expects of its input: the interpolation of its views, and the mean and std of their normalisation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from udkd.utils.errors import ConfigError
 
@@ -32,5 +33,24 @@ class Preprocessing:
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ConfigError(f"interpolation {self.interpolation!r}; expected bilinear or bicubic; change it")
 
+    @property
+    def key_values(self) -> dict[str, object]:
+        """Plain values for the key of a cache; without bilinear, which was the only interpolation of earlier caches."""
+        values: dict[str, object] = {"mean": list(self.mean), "std": list(self.std)}
+        return values if self.interpolation == "bilinear" else values | {"interpolation": self.interpolation}
+
+    @classmethod
+    def from_key(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of `key_values`."""
+        return cls(mean=tuple(values["mean"]), std=tuple(values["std"]), interpolation=values.get("interpolation", "bilinear"))
+
 
 IMAGENET = Preprocessing()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkInput:
+    """The input of one network: square images of size_px pixels, and their preprocessing."""
+
+    size_px: int
+    preprocessing: Preprocessing = IMAGENET

@@ -1,5 +1,6 @@
 """Draws the views of all samples of a split in a thread, one table per view number, and applies them to batches."""
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from threading import Thread
 
@@ -7,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udkd.augment.apply import ViewTable, apply
+from udkd.augment.apply import ViewTable, apply_each
+from udkd.augment.preprocessing import IMAGENET, NetworkInput, Preprocessing
 from udkd.augment.views import Views, ViewSpec, draw_views
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
@@ -65,13 +67,23 @@ class Augment:
     Epoch e uses the same views as view e of a cache that was built with the same spec and seed.
 
     split: the split that the batches come from. device: the device of the batches; ConfigError for a batch on another.
+    preprocessing: interpolation and normalisation, ImageNet's by default.
 
         augment = udkd.Augment(udkd.ViewSpec(size_px=48), data.train, seed=0)
         x = augment(batch, epoch)  # float32 [B, 3, 48, 48], normalised, channels_last
     """
 
-    def __init__(self, spec: ViewSpec, split: Split, *, seed: int = 0, device: torch.device | str = "auto") -> None:
+    def __init__(
+        self,
+        spec: ViewSpec,
+        split: Split,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "auto",
+        preprocessing: Preprocessing = IMAGENET,
+    ) -> None:
         self.spec = spec
+        self.preprocessing = preprocessing
         self.split = split
         self.seed = seed
         self.device = resolve_device(device)
@@ -79,9 +91,14 @@ class Augment:
 
     def __call__(self, batch: Batch, epoch: int) -> Tensor:
         """Normalised input, float32 [B, 3, size_px, size_px], channels_last. The first call of an epoch draws all its views."""
+        network = NetworkInput(size_px=self.spec.size_px, preprocessing=self.preprocessing)
+        return self.each(batch, epoch, [network])[0]
+
+    def each(self, batch: Batch, epoch: int, networks: Sequence[NetworkInput]) -> list[Tensor]:
+        """The same views for several networks, each in its own size, interpolation and normalisation: one input for each."""
         if batch.canvas.device.type != self.device.type:
             found = f"the batch is on {batch.canvas.device} and the augmentation on {self.device}"
             raise ConfigError(f"{found}; expected one device; give Loader and Augment the same")
         table = self._views.table(epoch)
         self._views.prepare(epoch + 1)
-        return apply(batch.canvas, table.gather(batch.ids), self.spec)
+        return apply_each(batch.canvas, table.gather(batch.ids), networks, jitter=self.spec.jitters)

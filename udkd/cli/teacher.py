@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from udkd.augment.preprocessing import Preprocessing
 from udkd.cli.arguments import DatasetArgument
 from udkd.cli.summary import print_outcome
 from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.data.header import ClassName
+from udkd.models.architectures import default_preprocessing
 from udkd.teacher.folder import TeacherFolder, new_teacher
 from udkd.training.make_teacher import Candidate, evaluate_and_write, from_run, from_weights
 from udkd.training.run_folder import RunFolder
@@ -22,7 +24,7 @@ from udkd.utils.terminal import DeviceOption, RecipeOption, SetOption, err, obse
 teacher_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Create a teacher folder: architecture, classes and weights.",
+    help="Create a teacher folder: architecture, classes, preprocessing and weights.",
 )
 
 TeacherArgument = Annotated[Path, typer.Argument(metavar="TEACHER", help="Teacher folder to create.")]
@@ -68,29 +70,53 @@ def fit(
 def import_(
     data: DatasetArgument,
     teacher: TeacherArgument,
-    architecture: Annotated[str, typer.Option(help="torchvision's name of the architecture.")] = "resnet50",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "--architecture",
+            help="Its architecture: a name of torchvision's, timm/NAME, or package.module:function, which is called with "
+            "num_classes and returns a torch.nn.Module.",
+        ),
+    ] = "resnet50",
     weights: Annotated[
         Path | None,
         typer.Option(
             help="Local .safetensors or .pth file, of ImageNet's 1,000 classes or of this data's in sorted order. "
-            "Default: download torchvision's weights."
+            "Default: download torchvision's or timm's weights, or take those that the function returns."
         ),
     ] = None,
     entry: Annotated[str | None, typer.Option(help="Which of several state dicts in --weights, such as model_ema.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder: one of its students becomes the teacher.")] = None,
     student: Annotated[str | None, typer.Option(help="Name of the student of --run.")] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Mean of its input's normalisation. Default: the model's own."),
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation, likewise.")] = None,
+    interpolation: Annotated[
+        str | None,
+        typer.Option(metavar="bilinear|bicubic", help="Resize of its input. Default: the model's own."),
+    ] = None,
     recipe: RecipeOption = "imagenet100-paper",
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Use a pretrained classifier, or a student of a run, as a teacher.
 
-    Of a classifier for ImageNet's 1,000 classes, the head keeps the rows of this data's classes.
+    Of a classifier for ImageNet's 1,000 classes, the head keeps the rows of this data's classes. Its input has the size that
+    the recipe's teacher.size_px says, else views.size_px.
     """
     loaded = load_recipe(recipe, overrides or [])
     dataset = DatasetFolder.open(data)
     with new_teacher(teacher), observed() as observer:
-        candidate = _candidate(architecture, weights, entry, run, student, dataset.classes)
+        if run is not None:
+            if weights is not None or entry is not None or mean or std or interpolation:
+                raise ConfigError("--run and options of --weights are given; expected one source; drop one")
+            candidate = from_run(RunFolder.open(run), student, [each.wnid for each in dataset.classes])
+        else:
+            preprocessing = _preprocessing(model, mean, std, interpolation)
+            candidate = _candidate(model, weights, entry, student, dataset.classes, loaded.teacher_px, preprocessing)
         for note in candidate.notes:
             observer.note(note)
         written = evaluate_and_write(teacher, candidate, dataset, loaded, choose_device(device), observer)
@@ -100,23 +126,42 @@ def import_(
 
 
 def _candidate(
-    architecture: str,
+    model: str,
     weights: Path | None,
     entry: str | None,
-    run: Path | None,
     student: str | None,
     classes: Sequence[ClassName],
+    image_px: int,
+    preprocessing: Preprocessing | None,
 ) -> Candidate:
-    wnids = [each.wnid for each in classes]
-    if run is None:
-        if student is not None:
-            raise ConfigError(f"--student {student} without --run; expected its run; add --run")
-        if entry is not None and weights is None:
-            raise ConfigError(f"--entry {entry} without --weights; expected the file that contains it; add --weights")
-        return from_weights(architecture, weights, wnids, [each.name for each in classes], entry)
-    if weights is not None or entry is not None:
-        raise ConfigError("--run and --weights are both given; expected one source; drop one")
-    return from_run(RunFolder.open(run), student, wnids)
+    if student is not None:
+        raise ConfigError(f"--student {student} without --run; expected its run; add --run")
+    if entry is not None and weights is None:
+        raise ConfigError(f"--entry {entry} without --weights; expected the file that contains it; add --weights")
+    wnids, names = [each.wnid for each in classes], [each.name for each in classes]
+    return from_weights(model, weights, wnids, names, entry, image_px=image_px, preprocessing=preprocessing)
+
+
+def _preprocessing(model: str, mean: str | None, std: str | None, interpolation: str | None) -> Preprocessing | None:
+    """What the options say, completed by the model's own; None without options."""
+    if (mean is None) != (std is None):
+        raise ConfigError(f"--{'std' if mean is None else 'mean'} alone; expected mean and std; give both or neither")
+    if mean is None and interpolation is None:
+        return None
+    own = default_preprocessing(model)
+    return Preprocessing(
+        mean=_channels("--mean", mean) if mean else own.mean,
+        std=_channels("--std", std) if std else own.std,
+        interpolation=interpolation or own.interpolation,  # type: ignore[arg-type]  # Preprocessing checks it
+    )
+
+
+def _channels(option: str, text: str) -> tuple[float, float, float]:
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}; expected three numbers, such as 0.5,0.5,0.5; correct it") from None
+    return red, green, blue
 
 
 def _announce(folder: TeacherFolder) -> None:

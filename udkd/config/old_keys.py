@@ -32,8 +32,13 @@ _VALUES: dict[tuple[str, str], dict[Any, Any]] = {
 }
 _DROPPED: dict[str, dict[str, Any]] = {"perf": {"streams": False, "realize_reads": 0, "autotune": False}}
 """Section -> removed key -> its former default. No measurement showed that these keys help."""
-_STUDENT_ADDED: dict[str, Any] = {"mean": [], "std": []}
-_ADDED: dict[str, dict[str, Any]] = {"fit": _STUDENT_ADDED, "students.*": _STUDENT_ADDED}
+_STUDENT_ADDED: dict[str, Any] = {"pretrained": False, "frozen": [], "mean": [], "std": []}
+_ADDED: dict[str, dict[str, Any]] = {
+    "views": {"interpolation": "bilinear"},
+    "teacher": {"size_px": 0, "resize_px": 0},
+    "fit": _STUDENT_ADDED,
+    "students.*": _STUDENT_ADDED,
+}
 """Section -> key that later versions added -> its default, with which a recipe is what it was without the key."""
 _STEPS = {"streamed": ("stream", False), "resident": ("resident", False), "captured": ("resident", True)}
 """The old train.steps -> the new train.input and train.cuda_graph."""

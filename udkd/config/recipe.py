@@ -1,10 +1,12 @@
 """The recipe: everything that a run depends on apart from its data and its teacher, as one frozen, validated object."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from udkd.augment.preprocessing import Preprocessing
 from udkd.augment.views import ViewSpec
 from udkd.config import old_keys
 from udkd.config.sections import (
@@ -20,6 +22,7 @@ from udkd.config.sections import (
 )
 from udkd.losses.methods.builtin import METHODS
 from udkd.losses.methods.registry import MethodsSection, after_register
+from udkd.models.architectures import default_preprocessing
 from udkd.utils.options import Section
 from udkd.utils.printable import printable, shorten
 from udkd.utils.validation import validate
@@ -77,10 +80,37 @@ class Recipe(Section):
             scheme=self.evaluation.scheme, size_px=self.views.size_px, resize_px=self.evaluation.resize_px, flip=0.0
         )
 
+    def student_preprocessing(self, index: int) -> Preprocessing:
+        """The preprocessing of a student's input: its mean and std, or else its model's own, and views.interpolation."""
+        student = self.students[index]
+        own = default_preprocessing(student.architecture)
+        return Preprocessing(
+            mean=_channels(student.mean) or own.mean,
+            std=_channels(student.std) or own.std,
+            interpolation=self.views.interpolation,
+        )
+
+    @property
+    def teacher_px(self) -> int:
+        """The side of the teacher's input."""
+        return self.teacher.size_px or self.views.size_px
+
+    @property
+    def teacher_evaluation_spec(self) -> ViewSpec:
+        """The teacher's evaluation view: `evaluation_spec`, in the teacher's size."""
+        spec = self.evaluation_spec
+        resize_px = self.teacher.resize_px or round(self.teacher_px * spec.resize_px / spec.size_px)
+        return replace(spec, size_px=self.teacher_px, resize_px=resize_px)
+
     @property
     def teacher_spec(self) -> ViewSpec:
-        """The views that the teacher sees: the evaluation view or the training views."""
-        return self.evaluation_spec if self.teacher.views == "eval" else self.views.spec
+        """What the teacher's views are drawn from: its evaluation view, or the training views, whose size may differ."""
+        return self.teacher_evaluation_spec if self.teacher.views == "eval" else self.views.spec
+
+    @property
+    def rendered_px(self) -> int:
+        """The side of the teacher's input where it is not its views' size_px, else 0."""
+        return self.teacher_px if self.teacher_px != self.teacher_spec.size_px else 0
 
     @model_validator(mode="after")
     def _check_evaluation(self) -> Self:
@@ -88,6 +118,15 @@ class Recipe(Section):
             raise ValueError(
                 f"evaluation.resize_px {self.evaluation.resize_px} is below views.size_px {self.views.size_px}; "
                 "expected at least as much; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_teacher_size(self) -> Self:
+        if self.teacher.resize_px and self.teacher.resize_px < self.teacher_px:
+            raise ValueError(
+                f"teacher.resize_px {self.teacher.resize_px} is below the teacher's input of {self.teacher_px} px; "
+                "expected at least as much; raise it, or set teacher.size_px"
             )
         return self
 
@@ -189,6 +228,11 @@ class Recipe(Section):
         if fit["loss"] == "evidential":
             values["loss"]["label_smoothing"] = 0.0
         values["teacher"]["source"] = "none"
+        if self.teacher.size_px:  # it is trained in its own size
+            values["evaluation"]["resize_px"] = self.teacher_evaluation_spec.resize_px
+            values["views"]["resize_px"] = round(self.views.resize_px * self.teacher_px / self.views.size_px)
+            values["views"]["size_px"] = self.teacher_px
+            values["teacher"] |= {"size_px": 0, "resize_px": 0}
         return Recipe.from_dict(values, "teacher recipe")
 
     def with_seed(self, seed: int) -> "Recipe":
@@ -216,6 +260,10 @@ class Recipe(Section):
     def from_stored(cls, values: Mapping[str, Any], origin: str) -> "Recipe":
         """`from_dict` for the values in a run folder, which may have been written under older keys."""
         return cls.from_dict(old_keys.current(values), origin)
+
+
+def _channels(values: tuple[float, ...]) -> tuple[float, float, float] | None:
+    return (values[0], values[1], values[2]) if values else None
 
 
 after_register.append(lambda: Recipe.model_rebuild(force=True))

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from udkd.augment.preprocessing import Interpolation, Preprocessing
 from udkd.augment.views import Scheme, ViewSpec
 from udkd.data.backends.registry import backend_names
 from udkd.losses.distill import KlKind, LabelLoss, LossSettings
@@ -61,6 +62,10 @@ class ViewsSection(Section):
     )
     contrast: JitterStrength = Field(default=0.4, description="strength of the contrast jitter; see brightness")
     saturation: JitterStrength = Field(default=0.4, description="strength of the saturation jitter; see brightness")
+    interpolation: Interpolation = Field(
+        default="bilinear",
+        description="antialiased resize of the students' views: bilinear or bicubic; a teacher's is stored in its folder",
+    )
     seed: Seed = Field(default=0, description="seed of all views; part of the key of a cache of augmented views")
 
     @model_validator(mode="after")
@@ -71,7 +76,7 @@ class ViewsSection(Section):
     @property
     def spec(self) -> ViewSpec:
         """The specification that views are drawn from."""
-        return ViewSpec(**self.model_dump(exclude={"seed"}))
+        return ViewSpec(**self.model_dump(exclude={"seed", "interpolation"}))
 
 
 class EvaluationSection(Section):
@@ -93,6 +98,14 @@ class TeacherSection(Section):
     )
     views: Literal["eval"] | int = Field(
         default="eval", description='"eval": one evaluation view per sample; K: epoch e uses augmented view e mod K'
+    )
+    size_px: SizePx | Literal[0] = Field(
+        default=0,
+        description="side of the teacher's input, pixels: the students' crop and flip, rendered at this size; 0: views.size_px",
+    )
+    resize_px: SizePx | Literal[0] = Field(
+        default=0,
+        description="size before the crop of the teacher's evaluation view, pixels; 0: in proportion to evaluation.resize_px",
     )
     batch_size: BatchSize = Field(default=64, description="images per forward pass of the teacher; the last bits depend on it")
     precision: Precision = Field(default="float32", description="number format of the teacher's forward pass")
@@ -139,9 +152,13 @@ class TeacherSection(Section):
 
 
 class StudentSection(Section):
-    """One student: a torchvision classifier and its own SGD optimizer with a cosine schedule."""
+    """One student: a classifier and its own SGD optimizer with a cosine schedule."""
 
-    architecture: ShortText = Field(min_length=1, description="torchvision's name of the classifier, such as resnet18")
+    architecture: ShortText = Field(
+        min_length=1,
+        description="name of the classifier: torchvision's, such as resnet18; timm/NAME; or package.module:function, which is "
+        "called with num_classes and returns a torch.nn.Module",
+    )
     name: ShortText = Field(default="", description="name in reports and files; empty: the architecture")
     lr: float = Field(default=0.1, ge=0, le=1e30, description="peak learning rate; cosine decay to 0 over the run")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD")
@@ -156,19 +173,45 @@ class StudentSection(Section):
         description="epochs before this student starts; until then it is neither trained nor a peer",
     )
     init_from: ShortText = Field(
-        default="", description="run folder whose newest checkpoint provides the initial weights; empty: random"
+        default="",
+        description="run folder whose newest checkpoint provides the initial weights, or a .safetensors or .pth file; empty: "
+        "random",
     )
     init_from_student: ShortText = Field(default="", description="which student of that run; empty: the one of the same name")
+    pretrained: bool = Field(
+        default=False,
+        description="start from torchvision's or timm's pretrained weights; the head is new where the classes are not theirs",
+    )
+    frozen: tuple[ShortText, ...] = Field(
+        default=(),
+        description='parameters that are not trained, as shell patterns of their names, such as ["conv1.*", "layer1.*"]; a '
+        "batch norm that is frozen keeps its statistics too",
+    )
     mean: tuple[float, ...] = Field(
         default=(), description="mean of red, green and blue in [0, 1] that normalises its input; empty: the model's own"
     )
     std: tuple[float, ...] = Field(default=(), description="standard deviation, likewise; given together with mean")
 
+    @model_validator(mode="after")
+    def _check_initial_weights(self) -> Self:
+        if self.pretrained and self.init_from:
+            raise ValueError("pretrained is true and init_from is set; expected one source of initial weights; drop one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_normalisation(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, 3) or bool(self.mean) != bool(self.std):
+                raise ValueError(f"{name} is {list(values)}; expected three numbers for mean and for std, or neither; set both")
+        if self.mean:
+            Preprocessing(mean=self.mean, std=self.std)  # type: ignore[arg-type]  # raises for what no image has
+        return self
+
 
 class FitSection(StudentSection):
     """How `udkd teacher fit` trains a teacher: as one student with hard labels only."""
 
-    architecture: ShortText = Field(default="resnet50", min_length=1, description="torchvision's name of the teacher")
+    architecture: ShortText = Field(default="resnet50", min_length=1, description="name of the teacher; see students")
     epochs: int = Field(default=50, ge=1, le=MAX_EPOCHS, description="epochs of the teacher's training")
     loss: LabelLoss = Field(
         default="cross_entropy", description="loss of the label; evidential: for teacher.estimator = evidential"

@@ -1,10 +1,11 @@
 """The batch of canvases that every backend delivers, and the backends' common interface."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -20,6 +21,11 @@ class Batch:
     ids: Tensor
     canvas: Tensor
     labels: Tensor
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Self:
+        """The batch on another device. Lightning and Accelerate move batches with this method."""
+        tensors = {name: value.to(device, non_blocking=non_blocking) for name, value in vars(self).items()}
+        return replace(self, **tensors)
 
 
 class Backend(Protocol):

@@ -17,7 +17,10 @@ class Loader:
     """Batches of a split's samples except the excluded ones, reshuffled for each epoch: `for batch in loader.epoch(n)`.
 
     The order of epoch n is a pure function of (seed, n), the same as in `udkd train` with train.seed = seed, which drops a
-    smaller last batch. Iterating over the loader itself gives epoch 0, then epoch 1 and so on. It is also a context manager.
+    smaller last batch. It is also a context manager.
+
+    Iterating over the loader itself gives epoch 0, then epoch 1 and so on, or the epoch that `set_epoch` chose: so it can take
+    the place of a DataLoader in Lightning's Trainer, Accelerate and other loops. Every process delivers all batches.
 
     batch_size: samples per batch. shuffle: False keeps the order of the split's ids in every epoch. drop_last: leave out a
     smaller last batch. device: where batches are delivered, "auto" for a GPU if there is one. backend: a registered name, or
@@ -69,9 +72,24 @@ class Loader:
         order = permutation(ids, self.seed, Stream.SAMPLE_ORDER, number) if self.shuffle else ids
         return self._backend.epoch(order[: self._batches * self.batch_size], self.batch_size)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration, as for a DistributedSampler; those after it count on from there."""
+        if epoch < 0:
+            raise ConfigError(f"epoch is {epoch}; expected 0 or more; change it")
+        self._next_epoch = epoch
+
+    batch_sampler = None
+    """As in a DataLoader without one: Lightning reads it where there is a `sampler`."""
+
+    @property
+    def sampler(self) -> Self:
+        """The loader, which sets the order: Lightning calls `loader.sampler.set_epoch(epoch)`, also when it resumes."""
+        return self
+
     def __iter__(self) -> Iterator[Batch]:
+        # At the first batch, not before: Lightning calls iter() and then set_epoch() when it resumes.
         number, self._next_epoch = self._next_epoch, self._next_epoch + 1
-        return self.epoch(number)
+        yield from self.epoch(number)
 
     def close(self) -> None:
         """Release threads, files and memory; may be called twice."""

@@ -101,7 +101,7 @@ class _Images:
 
     def __init__(self, dataset: DatasetFolder, trained: TrainedClassifier) -> None:
         self._dataset = dataset
-        self._recipe = trained.recipe
+        self._recipe, self._preprocessing = trained.recipe, trained.preprocessing
 
     def inputs(self, name: str, count: int) -> list[Tensor]:
         """The same `count` images of a split every time, in batches of up to 16: float32 [B, 3, O, O]."""
@@ -110,7 +110,7 @@ class _Images:
         ids = np.sort(permutation(split.ids, 0, Stream.INT8_CALIBRATION)[:count])
         with contextlib.closing(open_backend(self._recipe.data.backend, split, _CPU)) as backend:
             return [
-                augment.apply(batch.canvas, views.table(0).gather(batch.ids), views.spec).contiguous()
+                augment.apply(batch.canvas, views.table(0).gather(batch.ids), views.spec, self._preprocessing).contiguous()
                 for batch in backend.epoch(ids, 16)
             ]
 
@@ -121,7 +121,14 @@ class _Images:
         with contextlib.closing(open_backend(self._recipe.data.backend, split, _CPU)) as backend:
             batch = self._recipe.train.batch_size
             scores = score(
-                [classifier], backend, split.ids, self._views(split), batch=batch, autocast=False, on_batch=observer.advance
+                [classifier],
+                backend,
+                split.ids,
+                self._views(split),
+                batch=batch,
+                autocast=False,
+                preprocessing=(self._preprocessing,),
+                on_batch=observer.advance,
             )
         observer.finish()
         return scores.each[0]
@@ -165,13 +172,14 @@ def _notes(trained: TrainedClassifier, dataset: DatasetFolder, exported: ExportR
         "output": {"name": OUTPUT, "meaning": f"{softmax}; softmax gives probabilities", "classes": len(trained.classes)},
         "steps": [
             "decode to 8-bit RGB; EXIF orientation is ignored",
-            f"resize {resize}, bilinear with antialiasing (torchvision's Resize(antialias=True) is within 1 of 255)",
+            f"resize {resize}, {trained.preprocessing.interpolation} with antialiasing "
+            "(torchvision's Resize(antialias=True) is within 1 of 255)",
             f"cut the central {size} x {size} px",
             "divide by 255, subtract mean, divide by std",
         ],
         "mirrored": trained.recipe.evaluation.flip_tta,
-        "mean": list(augment.MEAN),
-        "std": list(augment.STD),
+        "mean": list(trained.preprocessing.mean),
+        "std": list(trained.preprocessing.std),
         "classes": [{"id": wnid, "name": names.get(wnid, wnid)} for wnid in trained.classes],
         "largest_logit_difference": exported.difference,
         "checked_images": CHECKED_IMAGES,

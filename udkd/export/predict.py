@@ -10,6 +10,7 @@ from torch import Tensor
 
 from udkd.augment import apply as augment
 from udkd.augment.apply import ViewTable
+from udkd.augment.preprocessing import IMAGENET, Preprocessing
 from udkd.augment.views import ViewSpec, draw_views
 from udkd.data.dataset import DatasetFolder
 from udkd.data.image_files import read_image_file
@@ -41,7 +42,7 @@ def predict(trained: TrainedClassifier, images: Sequence[Path], names: Sequence[
     predictions = []
     for image in images:
         try:
-            x_1CHW = evaluation_input(read_image_file(image), trained.recipe.evaluation_spec)
+            x_1CHW = evaluation_input(read_image_file(image), trained.recipe.evaluation_spec, trained.preprocessing)
         except UserError as error:
             predictions.append(Prediction(image=image, error=str(error)))
             continue
@@ -56,7 +57,7 @@ def predict(trained: TrainedClassifier, images: Sequence[Path], names: Sequence[
     return predictions
 
 
-def evaluation_input(pixels_hw3: np.ndarray, spec: ViewSpec) -> Tensor:
+def evaluation_input(pixels_hw3: np.ndarray, spec: ViewSpec, preprocessing: Preprocessing = IMAGENET) -> Tensor:
     """One image, uint8 [h, w, 3], as evaluation's input: float32 [1, 3, O, O].
 
     The image is placed on a canvas of its own size, to which evaluation's view and augmentation are applied.
@@ -67,7 +68,7 @@ def evaluation_input(pixels_hw3: np.ndarray, spec: ViewSpec) -> Tensor:
     canvas[0, :height, :width] = pixels_hw3
     sizes = np.array([[height, width, height, width]], np.int64)
     table = ViewTable.of(draw_views(spec, 0, 0, np.zeros(1, np.int64), sizes))
-    return augment.apply(torch.from_numpy(canvas), table, spec).contiguous()
+    return augment.apply(torch.from_numpy(canvas), table, spec, preprocessing).contiguous()
 
 
 def readable_class_names(run: RunFolder, classes: Sequence[str]) -> list[str]:

@@ -1,6 +1,5 @@
-"""Builds torchvision classifiers by name. Their randomness is a pure function of (seed, student, step)."""
+"""Builds classifiers by name. Their randomness is a pure function of (seed, student, step)."""
 
-import difflib
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -13,9 +12,11 @@ import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import StochasticDepth
 
+from udkd.models.architectures import is_torchvision, make, own_input, require_known
 from udkd.utils.errors import ConfigError
 from udkd.utils.rng import key
 
@@ -23,26 +24,19 @@ _32_BITS = 0xFFFFFFFF
 
 
 def build(architecture: str, num_classes: int, *, image_px: int, seed: int) -> nn.Module:
-    """A torchvision classifier with `num_classes` outputs and weights drawn from `seed`; float32, on the CPU.
+    """A classifier with `num_classes` outputs and weights drawn from `seed`; float32, on the CPU.
+
+    architecture: see udkd.models.architectures.
 
     Raises ConfigError for an unknown architecture and for one that cannot take images of image_px pixels.
     """
     check_input_size(architecture, num_classes, image_px)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(key(seed)[0] >> 1))
-        model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
-        if isinstance(model, torchvision.models.ResNet):
+        model = make(architecture, num_classes, image_px)
+        if is_torchvision(architecture) and isinstance(model, torchvision.models.ResNet):
             _zero_init_residual(model)
-    return _use_keyed_dropout(model)
-
-
-def _require_known(architecture: str) -> None:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if architecture not in known:
-        near = difflib.get_close_matches(architecture, known, n=3) or ["resnet18", "mobilenet_v2"]
-        raise ConfigError(
-            f"architecture {architecture!r} is unknown; expected a torchvision classifier; did you mean {' or '.join(near)}?"
-        )
+    return _use_keyed_dropout(model.float())
 
 
 def _zero_init_residual(model: torchvision.models.ResNet) -> None:
@@ -58,51 +52,114 @@ def _zero_init_residual(model: torchvision.models.ResNet) -> None:
             nn.init.zeros_(module.bn2.weight)
 
 
-@cache
 def check_input_size(architecture: str, num_classes: int, image_px: int) -> None:
-    """Run a classifier on the meta device, in training mode with a batch of 2. Takes up to a second, once per process.
+    """Run a classifier in training mode with a batch of 2. Takes up to a second, once per process.
 
-    Raises ConfigError if the images are too small or too large, or if the architecture is unknown or has auxiliary outputs.
+    torchvision's run on the meta device, others on the CPU, as they may do what the meta device cannot.
+    Raises ConfigError if the images are too small or too large, or the architecture is unknown, or has auxiliary outputs or
+    other than num_classes of them.
     """
-    model = _meta_model(architecture, num_classes)
-    with torch.device("meta"), warnings.catch_warnings():
+    _random_ops(architecture, num_classes, image_px)
+
+
+def require_keyed_randomness(architecture: str, num_classes: int, image_px: int) -> None:
+    """ConfigError if a classifier's training draws random numbers that no seed and step determine; also checks its input."""
+    names = _random_ops(architecture, num_classes, image_px)
+    if names and not is_torchvision(architecture):
+        raise ConfigError(
+            f"{architecture} draws random numbers in its forward pass ({', '.join(sorted(names))}); expected torch.nn.Dropout "
+            "alone, whose masks are a function of (seed, step) here, so that a resumed run has the same bits; use that, or a "
+            "probability of 0"
+        )
+
+
+@cache
+def _random_ops(architecture: str, num_classes: int, image_px: int) -> frozenset[str]:
+    """The operations of a training pass that read PyTorch's random generator. Raises as `check_input_size`."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            logits = model(torch.empty(2, 3, image_px, image_px))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"{architecture} cannot take {image_px} px images ({reason}); expected a size it accepts; change views.size_px"
-            ) from None
+        if is_torchvision(architecture):
+            model, device = _meta_model(architecture, num_classes), torch.device("meta")
+        else:
+            model = _use_keyed_dropout(make(architecture, num_classes, image_px)).train()
+            device = torch.device("cpu")
+        with device, _RandomOps() as random_ops:
+            try:
+                logits = model(torch.empty(2, 3, image_px, image_px).zero_())
+            except (RuntimeError, ValueError, AssertionError) as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise ConfigError(
+                    f"{architecture} cannot take {image_px} px images ({reason}); expected a size it accepts; "
+                    f"change views.size_px{_own_size(architecture, image_px)}"
+                ) from None
     if not isinstance(logits, Tensor):
         raise ConfigError(f"{architecture} returns auxiliary outputs; expected logits alone; choose another architecture")
+    if logits.shape != (2, num_classes):
+        raise ConfigError(
+            f"{architecture} returns {list(logits.shape)} for 2 images; expected logits [2, {num_classes}]; "
+            "make its last layer as wide as num_classes says"
+        )
+    return frozenset(random_ops.names)
+
+
+def _own_size(architecture: str, image_px: int) -> str:
+    own = own_input(architecture)
+    return f", or for a teacher set teacher.size_px to its own {own.size_px}" if own and own.size_px != image_px else ""
+
+
+class _RandomOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Collects the names of the operations that read PyTorch's random generator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # Fused attention has the tag and draws only with dropout.
+        if torch.Tag.nondeterministic_seeded in func.tags and "scaled_dot_product" not in func.name():
+            self.names.add(func.name().removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
 
 
 @lru_cache(maxsize=32)
-def meta_state_dict(architecture: str, num_classes: int) -> Mapping[str, Tensor]:
-    """The state dict of a classifier on the meta device: names, shapes and dtypes without data."""
-    state: Mapping[str, Tensor] = _meta_model(architecture, num_classes).state_dict()
+def meta_state_dict(architecture: str, num_classes: int, image_px: int = 0) -> Mapping[str, Tensor]:
+    """The state dict of a classifier on the meta device: names, shapes and dtypes without data.
+
+    image_px: for networks whose weights depend on it (see udkd.models.architectures.make).
+    """
+    state: Mapping[str, Tensor] = _meta_model(architecture, num_classes, image_px).state_dict()
     return state
 
 
-def parameter_count(architecture: str, num_classes: int) -> int:
-    """The number of trainable parameters of a classifier, computed without allocating it."""
-    return num_parameters(_meta_model(architecture, num_classes))
+def parameter_count(architecture: str, num_classes: int, image_px: int = 0) -> int:
+    """The number of trainable parameters of a classifier."""
+    return num_parameters(_meta_model(architecture, num_classes, image_px))
 
 
+@cache
 def head_parameter_names(architecture: str) -> list[str]:
     """Names of the parameters of the layer that computes the logits, the weight first. They have one row per class."""
     two, three = meta_state_dict(architecture, 2), meta_state_dict(architecture, 3)
-    return [name for name, value in two.items() if value.shape != three[name].shape]
+    names = [name for name, value in two.items() if value.shape != three[name].shape]
+    if not names:
+        raise ConfigError(
+            f"{architecture} is the same network for 2 and 3 classes; expected a last layer as wide as num_classes says; "
+            "correct it"
+        )
+    return names
 
 
-def _meta_model(architecture: str, num_classes: int) -> nn.Module:
+def _meta_model(architecture: str, num_classes: int, image_px: int = 0) -> nn.Module:
     """A classifier on the meta device. Raises ConfigError for an unknown architecture."""
-    _require_known(architecture)
-    with torch.device("meta"), _MetaMode(), warnings.catch_warnings():
+    require_known(architecture)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about initial weights, and about networks that check_input_size refuses
-        model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
-        return model.to("meta")
+        if not is_torchvision(architecture):
+            return _use_keyed_dropout(make(architecture, num_classes, image_px)).to("meta")
+        with torch.device("meta"), _MetaMode():
+            return make(architecture, num_classes, image_px).to("meta")
 
 
 _RANDOM_INIT = (Tensor.normal_, Tensor.uniform_)
@@ -211,10 +268,21 @@ def _use_keyed_dropout(model: nn.Module) -> nn.Module:
     layer = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Dropout):
-                layer += 1
-                setattr(parent, name, KeyedDropout(child.p, layer))
-            elif isinstance(child, StochasticDepth):
-                layer += 1
-                setattr(parent, name, KeyedDropout(child.p, layer, per_sample=child.mode == "row"))
+            keyed = _keyed(child, layer + 1)
+            if keyed is None:
+                continue
+            layer += 1
+            if keyed.p > 0:  # without a key to set in each step
+                setattr(parent, name, keyed)
     return model
+
+
+def _keyed(module: nn.Module, layer: int) -> KeyedDropout | None:
+    """The KeyedDropout in place of dropout, or of torchvision's or timm's stochastic depth; None for other modules."""
+    if isinstance(module, nn.Dropout):
+        return KeyedDropout(module.p, layer)
+    if isinstance(module, StochasticDepth):
+        return KeyedDropout(module.p, layer, per_sample=module.mode == "row")
+    if type(module).__name__ == "DropPath" and getattr(module, "scale_by_keep", False):
+        return KeyedDropout(float(getattr(module, "drop_prob", 0.0)), layer, per_sample=True)
+    return None

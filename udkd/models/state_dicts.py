@@ -36,8 +36,9 @@ def find_state_dicts(
 ) -> list[StateDictMatch]:
     """Every state dict in `entries` that has all names in `expected`. head: name of the weight that computes the logits."""
     matches = []
+    has_wrapped_names = any(_without_wrappers(name) != name for name in expected)
     for entry, tensors in entries.items():
-        named = strip_wrappers(tensors)
+        named = dict(tensors) if has_wrapped_names else strip_wrappers(tensors)
         for prefix in _prefixes(named, expected):
             label = ".".join(part for part in (entry, prefix.rstrip(".")) if part) or "."
             state = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}

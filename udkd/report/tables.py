@@ -254,7 +254,7 @@ def extra_settings(inputs: ReportInputs) -> list[str]:
     for name, student in zip(inputs.student_names, recipe.students, strict=True):
         texts += [f"{name} with loss weight {student.loss_weight:g}"] if student.loss_weight != 1 else []
         texts += [f"{name} starts after {count(student.start_epoch, 'epoch')}"] if student.start_epoch else []
-        texts += [f"{name} starts from trained weights"] if student.init_from else []
+        texts += [f"{name} starts from trained weights"] if student.init_from or student.pretrained else []
     return texts
 
 

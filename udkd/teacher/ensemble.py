@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from udkd.augment.preprocessing import NetworkInput, Preprocessing
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.distill import dirichlet
@@ -56,7 +57,7 @@ class TeacherEnsemble:
                 precision=recipe.teacher.precision,
                 folded=recipe.teacher.fold_bn,
                 compile=recipe.teacher.compile,
-                image_px=recipe.views.size_px,
+                image_px=recipe.teacher_px,
                 features=features,
             )
             for folder in folders
@@ -64,6 +65,11 @@ class TeacherEnsemble:
         ensemble = cls(members=members, estimator=recipe.teacher.estimator_settings, storage=recipe.teacher.storage)
         ensemble._require_usable()
         return ensemble
+
+    @property
+    def input(self) -> NetworkInput:
+        """The size and preprocessing of the members' input."""
+        return self.members[0].input
 
     @property
     def num_classes(self) -> int:
@@ -159,10 +165,21 @@ class TeacherEnsemble:
                 f"teacher.estimator is evidential and this {self.members[0].architecture} was fitted with cross-entropy; "
                 "expected a teacher from udkd teacher fit --loss evidential; fit one or set plain"
             )
+        differing = next((member for member in self.members if member.input != self.input), None)
+        if differing is not None:
+            raise ConfigError(
+                f"{differing.architecture} expects {_text(differing.input.preprocessing)} and {self.members[0].architecture} "
+                f"{_text(self.input.preprocessing)}; expected one preprocessing for all teachers of an ensemble; "
+                "leave one out"
+            )
         if self.storage.top_k >= self.num_classes:
             raise ConfigError(
                 f"teacher.top_k is {self.storage.top_k} of {self.num_classes} classes; expected fewer; lower it, or 0 for all"
             )
+
+
+def _text(preprocessing: Preprocessing) -> str:
+    return f"mean {preprocessing.mean}, std {preprocessing.std}, {preprocessing.interpolation}"
 
 
 def _require_plain(recipe: Recipe) -> None:

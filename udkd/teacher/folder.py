@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from udkd.augment.preprocessing import IMAGENET, Preprocessing
 from udkd.losses.distill import LabelLoss
 from udkd.utils.errors import BusyError, DataError, MismatchError, RunError
 from udkd.utils.files import FolderLock, read_regular, write_bytes
@@ -36,11 +37,12 @@ _Pixels = Annotated[int, Field(ge=1, le=65_535)]
 class TeacherInfo:
     """The content of teacher.json.
 
-    architecture: torchvision's name. classes: wnid (or folder name) of each output, in order.
+    architecture: see udkd.models.build. classes: wnid (or folder name) of each output, in order.
     image_px, resize_px, scheme: the evaluation view that its accuracy was measured on.
     accuracy: top1 and top5 in percent on the validation split, or empty where it was not measured.
     made: its origin (recipe, source file), for information only.
     loss: the one it was fitted with; "evidential" makes its logits evidence (udkd.losses.distill.dirichlet).
+    preprocessing: of its input; teacher.json omits ImageNet's with bilinear interpolation, the only one of earlier teachers.
     """
 
     architecture: Annotated[str, Field(min_length=1, max_length=200)]
@@ -52,6 +54,7 @@ class TeacherInfo:
     accuracy: Mapping[Literal["top1", "top5"], _Percent]
     made: Mapping[str, Any]
     loss: LabelLoss = "cross_entropy"
+    preprocessing: Preprocessing = IMAGENET
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -161,5 +164,8 @@ def write_teacher(path: Path, weights: Mapping[str, Tensor], **info: Any) -> Tea
     data = save({name: tensor.contiguous() for name, tensor in weights.items()})
     teacher_info = TeacherInfo(weights_sha256=hashlib.sha256(data).hexdigest(), **info)
     write_bytes(path / "weights.safetensors", data)
-    write_bytes(path / "teacher.json", dump_checked(asdict(teacher_info) | {"format": FORMAT}))
+    values = asdict(teacher_info)
+    if teacher_info.preprocessing == IMAGENET:
+        del values["preprocessing"]
+    write_bytes(path / "teacher.json", dump_checked(values | {"format": FORMAT}))
     return TeacherFolder(path=path, info=teacher_info)

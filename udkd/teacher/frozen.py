@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from udkd.augment.preprocessing import NetworkInput
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build, first_difference, load_weights, sample_dropout
 from udkd.models.features import pooled, stages
@@ -26,7 +27,8 @@ from udkd.utils.errors import ConfigError, DataError
 class FrozenTeacher:
     """A teacher in evaluation mode, without gradients.
 
-    model: the network on `device`. batch: the one batch shape. precision: "float32" or "bfloat16" (autocast).
+    model: the network on `device`. input: the size of its images and their preprocessing. batch: the one batch shape.
+    precision: "float32" or "bfloat16" (autocast).
     evidential: it was fitted with the evidential loss.
     pool: name of the module with the deepest feature map; the map's spatial mean is an image's `num_features` features.
     "" and 0 without features. folded: batch norm is folded into the convolutions. compiled: by torch.compile. Both change
@@ -34,6 +36,7 @@ class FrozenTeacher:
     """
 
     model: nn.Module
+    input: NetworkInput
     architecture: str
     weights_sha256: str
     num_classes: int
@@ -82,6 +85,7 @@ class FrozenTeacher:
             pool=deepest.module if deepest else "",
             num_features=deepest.channels if deepest else 0,
             model=compiled(model) if compile else model,
+            input=NetworkInput(size_px=image_px, preprocessing=folder.info.preprocessing),
             architecture=folder.info.architecture,
             weights_sha256=folder.info.weights_sha256,
             num_classes=len(folder.info.classes),
@@ -134,6 +138,7 @@ class FrozenTeacher:
             "teacher": self.architecture,
             "teacher_sha256": self.weights_sha256,
             "num_classes": self.num_classes,
+            "normalisation": self.input.preprocessing.key_values,
             "precision": precision_text(self.precision, folded=self.folded, compiled=self.compiled),
             "device": self.device.type,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,

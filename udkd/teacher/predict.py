@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udkd.augment.apply import ViewTable, apply
+from udkd.augment.apply import ViewTable, apply_each
 from udkd.augment.views import ViewSpec, draw_views
 from udkd.data.batch import Backend, Batch
 from udkd.data.dataset import Split
@@ -27,7 +27,7 @@ def predict_blocks(
 ) -> Iterator[PackedTargets]:
     """Targets for view number `view`, on the CPU: one PackedTargets for each block of ids.
 
-    spec, seed: of the views. unrounded: logits of all classes in float32.
+    spec, seed: of the views, which are rendered in the ensemble's size. unrounded: logits of all classes in float32.
     Each block is computed independently of the others, in pieces of the teacher's batch size: memory holds a few pieces.
     """
     pieces = [[ids[start : start + ensemble.batch] for start in range(0, len(ids), ensemble.batch)] for ids in blocks]
@@ -39,7 +39,8 @@ def predict_blocks(
         for ids, batch in zip(block, batches, strict=False):
             assert np.array_equal(batch.ids.cpu().numpy(), ids), "the backend changed the order"
             table = ViewTable.of(draw_views(spec, seed, view, ids, split.sizes[ids]), batch.canvas.device)
-            targets.append(predict(apply(batch.canvas, table, spec), batch.ids, view).to("cpu"))
+            (x_BCHW,) = apply_each(batch.canvas, table, [ensemble.input], jitter=spec.jitters)
+            targets.append(predict(x_BCHW, batch.ids, view).to("cpu"))
         yield concat_targets(targets)
 
 

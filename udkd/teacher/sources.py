@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from udkd.augment import apply as augment
+from udkd.augment.preprocessing import NetworkInput
 from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
@@ -143,6 +144,16 @@ class LiveTargets:
         self._maps: dict[str, list[Tensor]] = {}
 
     @property
+    def input(self) -> NetworkInput:
+        """The size and preprocessing of the teachers' input."""
+        return self._teachers.input
+
+    @property
+    def shares_views(self) -> bool:
+        """Whether the teachers see the students' crop, flip and jitter."""
+        return self._evaluation_views is None
+
+    @property
     def network(self) -> nn.Module:
         """The first teacher's network."""
         return self._teachers.members[0].model
@@ -167,7 +178,7 @@ class LiveTargets:
             blocks.clear()
         if self._evaluation_views is not None:
             view, table = 0, self._evaluation_views.table(0)
-            x_BCHW = augment.apply(batch.canvas, table.gather(batch.ids), self._evaluation_views.spec)
+            (x_BCHW,) = augment.apply_each(batch.canvas, table.gather(batch.ids), [self.input], jitter=False)
         packed = self._teachers.targets(x_BCHW, batch.ids, view)
         logits_BC = packed.dense(self._teachers.num_classes)
         weight_B = None
@@ -237,6 +248,7 @@ def _cached(
             require_same_classes(folder, dataset)
         expected["teacher"] = " + ".join(folder.info.architecture for folder in folders)
         expected["teacher_sha256"] = " + ".join(folder.info.weights_sha256 for folder in folders)
+        expected["normalisation"] = folders[0].info.preprocessing.key_values
     storage, split = recipe.teacher.storage, dataset.split("train")
     if storage != Storage():
         expected["storage"] = storage.text
@@ -292,5 +304,6 @@ def _live(
         )
     folders = [TeacherFolder.open(teacher) for teacher in teachers]
     ensemble = TeacherEnsemble.load(folders, recipe, dataset, device, features=recipe.pools_features)
-    views = EpochViews(recipe.evaluation_spec, 0, dataset.split("train"), device) if recipe.teacher.views == "eval" else None
+    is_eval = recipe.teacher.views == "eval"
+    views = EpochViews(recipe.teacher_evaluation_spec, 0, dataset.split("train"), device) if is_eval else None
     return LiveTargets(ensemble, views, weighting), {"teacher_sha256": ensemble.describe()["teacher_sha256"]}

@@ -36,4 +36,4 @@ class TargetSource(Protocol):
         """Load a view's targets, in place of the previous view's: a CUDA graph reads the same memory for all views."""
 
     def __call__(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
-        """Targets for a batch that the students see as `x_BCHW`, in training view `view`, which is loaded if need be."""
+        """Targets for a batch in training view `view`, which is loaded if need be; a live teacher sees it as `x_BCHW`."""

@@ -23,22 +23,23 @@ def target_fields(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> d
         "seed": None if is_eval else recipe.views.seed,
         "num_classes": len(dataset.classes),
         "estimator": recipe.teacher.estimator_settings.text,
+        "teacher_size_px": recipe.rendered_px,
         "precision": precision_text(recipe.teacher.precision, folded=recipe.teacher.fold_bn, compiled=recipe.teacher.compile),
     }
 
 
 def input_fields(digest: str, split: str, pixel_class: str) -> dict[str, object]:
-    """The key fields of the data and of this code's versions. Together with the views they determine a teacher's input."""
+    """The key fields of the data and of this code's versions. With the views and the preprocessing they determine the input."""
     return {
         "dataset_digest": digest,
         "split": split,
         "pixel_class": pixel_class,
         "views_version": views.VERSION,
         "augment_version": augment.VERSION,
-        "normalisation": {"mean": augment.MEAN, "std": augment.STD},
     }
 
 
+_SIZES = ("size_px", "resize_px")
 _OPTIONS = {
     "dataset_digest": "--data",
     "num_classes": "--data",
@@ -48,7 +49,6 @@ _OPTIONS = {
     "device": "--device",
     "features": "--features",
 }
-_EVALUATION = {"scheme": "evaluation.scheme", "size_px": "views.size_px", "resize_px": "evaluation.resize_px"}
 
 
 def building_remedy(key: CacheKey, differing: Differing) -> str:
@@ -99,8 +99,14 @@ def _settings(key: CacheKey, name: str) -> list[str]:
     """The recipe settings that give a key's field its value, as --set takes them; none where no setting decides it."""
     group, _, inner = name.partition(".")
     if group == "views" and inner in key.views:
-        setting = f"views.{inner}" if key.policy == "views" else _EVALUATION.get(inner)
-        return [f"{setting}={_toml(key.views[inner])}"] if setting else []
+        if key.policy == "views":
+            return [f"views.{inner}={_toml(key.views[inner])}"]
+        if inner == "scheme":
+            return [f"evaluation.scheme={key.views[inner]}"]
+        # Both: the size before the crop is in proportion to the size where it is not set.
+        return [f"teacher.{name}={_toml(key.views[name])}" for name in ("size_px", "resize_px")] if inner in _SIZES else []
+    if name == "teacher_size_px":
+        return [f"teacher.size_px={key.teacher_size_px}"]
     if name == "policy":
         return ["teacher.views=eval" if key.policy == "canonical" else "teacher.views=K"]
     if name == "storage":

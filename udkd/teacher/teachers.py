@@ -84,10 +84,11 @@ def _remedy(key: CacheKey, differing: Differing) -> str:
 
 @final
 class LiveTeacher:
-    """A teacher that runs in every step, on the pixels that the students see: `targets = teacher(batch, epoch)`.
+    """A teacher that runs in every step, on the views that the students see: `targets = teacher(batch, epoch)`.
 
     Its targets have the same bits as a cache of these views that was built with equal batch_size, precision and, on a CPU,
     threads. batch_size: images per forward pass, whatever the loader's. precision: "bfloat16" is autocast.
+    size_px: side of the teacher's input; 0 for the augmentation's. Interpolation and normalisation are the teacher's own.
     sample_weight: see CachedTeacher. For targets of the evaluation view, pass an augmentation of that view, and epoch 0.
 
     Raises DataError: no teacher, or weights that do not fit. MismatchError: a teacher of other classes.
@@ -103,6 +104,7 @@ class LiveTeacher:
         *,
         precision: Literal["float32", "bfloat16"] = "float32",
         batch_size: int = 64,
+        size_px: int = 0,
         sample_weight: str = "entropy",
     ) -> None:
         if (needed := uncertainty_of(sample_weight)) not in (None, "entropy"):
@@ -110,12 +112,14 @@ class LiveTeacher:
                 f"sample_weight {sample_weight} is computed from {needed}, and one network gives only entropy; "
                 "expected another sample_weight; change it, or use a cache that stores it"
             )
+        if size_px < 0:
+            raise ConfigError(f"size_px {size_px}; expected a number of pixels, or 0 for the augmentation's; change it")
         folder, data = TeacherFolder.open(Path(path)), augment.split.path.parent
         remedy = f"use a teacher for the classes of {data}, in their order"
         classes = [entry.wnid for entry in read_header(data).classes]
         require_classes(f"the teacher in {folder.path}", folder.info.classes, classes, remedy)
         network = FrozenTeacher.load(
-            folder, device=augment.device, batch=batch_size, precision=precision, image_px=augment.spec.size_px
+            folder, device=augment.device, batch=batch_size, precision=precision, image_px=size_px or augment.spec.size_px
         )
         ensemble = TeacherEnsemble(members=(network,), estimator=Estimator(), storage=Storage())
         self._augment = augment
@@ -123,4 +127,5 @@ class LiveTeacher:
 
     def __call__(self, batch: Batch, epoch: int) -> TeacherTargets:
         """Targets for the views that the augmentation makes of `batch` in `epoch`; without gradient."""
-        return self._targets(batch, self._augment(batch, epoch), epoch)
+        (x_BCHW,) = self._augment.each(batch, epoch, [self._targets.input])
+        return self._targets(batch, x_BCHW, epoch)

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from udkd.augment import apply as augment
 from udkd.augment.apply import ViewTable
+from udkd.augment.preprocessing import NetworkInput
 from udkd.augment.views import ViewSpec
 from udkd.config.recipe import Recipe
 from udkd.losses.distill import Loss, distill_with
 from udkd.losses.methods.connect import Connection
 from udkd.models.features import FeatureExtractor
 from udkd.models.module_swaps import INDUCTOR_OPTIONS
+from udkd.teacher.sources import LiveTargets
 from udkd.teacher.target import TargetSource
 from udkd.training.method_loss import MethodLoss
 from udkd.training.step import ForwardLoss, TrainStep, make_forward_loss
@@ -37,34 +39,43 @@ def build_step(
     students: those that train, in the recipe's order. connections: one for each of them, where the loss has a method.
     """
     all_train = len(students) == len(recipe.students)
+    of_students = [NetworkInput(size_px=spec.size_px, preprocessing=student.preprocessing) for student in students]
+    of_teacher = teacher.input if isinstance(teacher, LiveTargets) and teacher.shares_views else of_students[0]
+    inputs = list(dict.fromkeys([*of_students, of_teacher]))
+    indices = [inputs.index(each) for each in of_students]
     return TrainStep(
         students=students,
-        augment=_augment(recipe, spec, device),
+        augment=_augment(recipe, spec, inputs, device),
         teacher=teacher,
-        forward_loss=_forward_loss(recipe, students, connections, device),
+        teacher_input=inputs.index(of_teacher),
+        forward_loss=_forward_loss(recipe, students, indices, connections, device),
         method=MethodLoss(connections=connections) if connections else None,
         student_indices=None if all_train else torch.tensor([student.index for student in students], device=device),
     )
 
 
 def _forward_loss(
-    recipe: Recipe, students: Sequence[Student], connections: Sequence[Connection], device: torch.device
+    recipe: Recipe,
+    students: Sequence[Student],
+    indices: Sequence[int],
+    connections: Sequence[Connection],
+    device: torch.device,
 ) -> ForwardLoss:
     networks: list[Any] = [connection.extractor for connection in connections]
     networks = networks or [FeatureExtractor(student.model, []) for student in students]
     options: dict[str, Any] = {"device_type": device.type, "autocast": recipe.train.precision == "bfloat16"}
     inductor = inductor_options(recipe)
     if recipe.train.compile == "all" and loss_kind(recipe) == "compiled":
-        run = compiled(make_forward_loss(networks, distill_with(recipe.loss.settings), **options), inductor)
+        run = compiled(make_forward_loss(networks, indices, distill_with(recipe.loss.settings), **options), inductor)
     else:
         if recipe.train.compile == "all":
             networks = [compiled(network, inductor) for network in networks]
-        run = make_forward_loss(networks, make_loss(recipe, device), **options)
+        run = make_forward_loss(networks, indices, make_loss(recipe, device), **options)
     return run if recipe.train.channels_last else _channels_first(run)
 
 
 def _channels_first(run: ForwardLoss) -> ForwardLoss:
-    return lambda x_BCHW, *targets: run(x_BCHW.contiguous(), *targets)
+    return lambda inputs, *targets: run([x_BCHW.contiguous() for x_BCHW in inputs], *targets)
 
 
 def loss_kind(recipe: Recipe) -> str:
@@ -99,24 +110,26 @@ def make_loss(recipe: Recipe, device: torch.device) -> Loss:
     return compiled(loss) if kind == "compiled" else loss  # compiled: fewer passes over memory
 
 
-def _augment(recipe: Recipe, spec: ViewSpec, device: torch.device) -> Callable[[Tensor, ViewTable], Tensor]:
-    """Canvases and views to input: bfloat16 where autocast would round it so for the students and for a live teacher.
+def _augment(
+    recipe: Recipe, spec: ViewSpec, inputs: Sequence[NetworkInput], device: torch.device
+) -> Callable[[Tensor, ViewTable], list[Tensor]]:
+    """Canvases and views to inputs: bfloat16 where autocast would round them so for the students and for a live teacher.
 
     Compiling changes its last bit: a live teacher that sees the students' views then equals a cached one only to 1e-6.
     """
     is_shared = recipe.needs_teacher and recipe.teacher.source == "live" and recipe.teacher.views != "eval"
     precisions = {recipe.train.precision, *([recipe.teacher.precision] if is_shared else [])}
     dtype = torch.bfloat16 if precisions == {"bfloat16"} else torch.float32
-    uncompiled = partial(augment.apply, spec=spec, dtype=dtype)
+    uncompiled = partial(augment.apply_each, networks=inputs, jitter=spec.jitters, dtype=dtype)
     if recipe.train.compile != "all":
         return uncompiled
     if device.type != "cpu":
         return compiled(uncompiled)
-    finish = compiled(partial(augment.finish, jitter=spec.jitters, dtype=dtype))
+    finish = compiled(partial(augment.finish_each, networks=inputs, jitter=spec.jitters, dtype=dtype))
 
-    def pixels_then_finish(canvas_BSS3: Tensor, views: ViewTable) -> Tensor:
+    def pixels_then_finish(canvas_BSS3: Tensor, views: ViewTable) -> list[Tensor]:
         # On a CPU, compiling the pixels too takes many times as long (28 s for 3, once 75 s) and makes no step faster.
-        return finish(augment.pixels(canvas_BSS3, views, spec.size_px), views)
+        return finish(augment.pixels_each(canvas_BSS3, views, inputs), views)
 
     return pixels_then_finish
 

@@ -1,12 +1,12 @@
 """Accuracy and predictions of a run's students, of their averaged probabilities, and of their teacher."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
@@ -19,7 +19,7 @@ from udkd.training.prediction_collector import PredictionCollector, cached_targe
 from udkd.training.predictions import Predictions, TeacherPredictions, TopPredictions, write_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import Score, Scores, score
-from udkd.training.student import make_students
+from udkd.training.student import Student, make_students
 from udkd.utils.environment import prepare_device, set_threads
 from udkd.utils.errors import MismatchError, UserError
 from udkd.utils.progress import SILENT, Observer
@@ -68,7 +68,7 @@ def _evaluate(
     frozen = None if folder is None else _frozen(folder, dataset, recipe, device)
     step = checkpoint.progress.step
     started = recipe.started_students(step, steps_per_epoch)
-    scored = _scored([student.eval_model for student in students], started, frozen, recipe, split, device, observer)
+    scored = _scored(students, started, frozen, recipe, split, device, observer)
     predictions = Predictions(
         dataset_digest=dataset.digest,
         step=step,
@@ -113,7 +113,7 @@ class _Scored:
 
 
 def _scored(
-    models: list[nn.Module],
+    students: Sequence[Student],
     started: list[int],
     frozen: FrozenTeacher | None,
     recipe: Recipe,
@@ -121,7 +121,7 @@ def _scored(
     device: torch.device,
     observer: Observer,
 ) -> _Scored:
-    """Run every model on each image of the split once. started: indices of the models whose probabilities are averaged."""
+    """Run every network on each image of the split once. started: indices of the students whose probabilities are averaged."""
     backend = open_backend(recipe.data.backend, split, device, workers=recipe.data.workers)
     views = EpochViews(recipe.evaluation_spec, 0, split, device)
     collector, teacher_collector = PredictionCollector(), PredictionCollector()
@@ -129,10 +129,21 @@ def _scored(
     try:
         options: dict[str, Any] = {"on_batch": observer.advance, "on_log_p": collector.add}
         options |= {"batch": recipe.train.batch_size, "autocast": recipe.train.precision == "bfloat16"}
-        scores = score(models, backend, split.ids, views, flip=recipe.evaluation.flip_tta, ensemble=started, **options)
+        scores = score(
+            [student.eval_model for student in students],
+            backend,
+            split.ids,
+            views,
+            preprocessing=tuple(student.preprocessing for student in students),
+            flip=recipe.evaluation.flip_tta,
+            ensemble=started,
+            **options,
+        )
         teacher_scores = None
         if frozen is not None:
             options |= {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16", "on_log_p": teacher_collector.add}
+            views = EpochViews(recipe.teacher_evaluation_spec, 0, split, device)
+            options["preprocessing"] = (frozen.input.preprocessing,)
             teacher_scores = score([frozen.model], backend, split.ids, views, **options)
     finally:
         backend.close()
@@ -170,7 +181,7 @@ def _frozen(folder: TeacherFolder, dataset: DatasetFolder, recipe: Recipe, devic
         device=device,
         batch=recipe.teacher.batch_size,
         precision=recipe.teacher.precision,
-        image_px=recipe.views.size_px,
+        image_px=recipe.teacher_px,
     )
 
 

@@ -1,4 +1,4 @@
-"""Initial weights from another run's newest checkpoint: students.*.init_from."""
+"""Initial weights of a student: another run's newest checkpoint, a file, or published ones."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,17 +8,41 @@ from torch import Tensor
 
 from udkd.config.recipe import Recipe
 from udkd.config.sections import StudentSection
+from udkd.data.header import ClassName
+from udkd.models.architectures import is_users
 from udkd.teacher.folder import require_classes
+from udkd.training.make_teacher import from_weights
 from udkd.training.run_folder import RunFolder
-from udkd.utils.errors import RunError
+from udkd.utils.errors import ConfigError, RunError
+
+_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
-def initial_weights(section: StudentSection, name: str, classes: Sequence[str]) -> dict[str, Tensor]:
-    """The weights of student section.init_from_student (else `name`) in run section.init_from; averaged ones where it has any.
+def initial_weights(
+    section: StudentSection, name: str, classes: Sequence[ClassName], image_px: int
+) -> tuple[dict[str, Tensor], str]:
+    """The weights that section.init_from or section.pretrained names, and a note for the user or "".
 
-    classes: wnids of the outputs, in order. RunError: no such run or student, or another architecture. MismatchError: other
-    classes.
+    Without those of the head where the weights are of other classes. classes: of the outputs, in order.
+    RunError: no such run or student, or another architecture. MismatchError: a run on other classes. DataError: a file of
+    other weights, or none are published.
     """
+    wnids = [entry.wnid for entry in classes]
+    file = Path(section.init_from) if section.init_from else None
+    if file is not None and not file.is_file() and file.suffix not in _WEIGHT_SUFFIXES:
+        return _weights_of_run(section, name, wnids), ""
+    if file is None and is_users(section.architecture):
+        raise ConfigError(
+            f"pretrained is true for {section.architecture}, which has no published weights; expected torchvision's or timm's "
+            "network; let the function return its weights, or name a file with init_from"
+        )
+    names = [entry.name for entry in classes]
+    candidate = from_weights(section.architecture, file, wnids, names, image_px=image_px, new_head=True)
+    return dict(candidate.weights), "; ".join(f"{name}: {note}" for note in candidate.notes)
+
+
+def _weights_of_run(section: StudentSection, name: str, classes: Sequence[str]) -> dict[str, Tensor]:
+    """The weights of student section.init_from_student (else `name`) in a run; averaged ones where it has any."""
     run = RunFolder.open(Path(section.init_from))
     recipe = Recipe.from_stored(run.config, str(run.path))
     names, wanted = recipe.student_names(), section.init_from_student or name

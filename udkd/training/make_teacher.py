@@ -1,21 +1,21 @@
-"""Teachers from a run of udkd, or from pretrained weights of torchvision or a file."""
+"""Teachers from a run of udkd, or from pretrained weights of a library, a file or a user's function."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor
 
+from udkd.augment.preprocessing import IMAGENET, NetworkInput, Preprocessing
 from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.distill import LabelLoss
+from udkd.models.architectures import TIMM, default_preprocessing, is_torchvision, is_users, own_input, pretrained_state
 from udkd.models.build import build, check_input_size, first_difference, head_parameter_names, load_weights, meta_state_dict
 from udkd.models.state_dicts import StateDictMatch, as_float32, find_state_dicts, first_not_finite, strip_wrappers
 from udkd.models.weight_files import WeightsFile, read_weights
@@ -34,11 +34,15 @@ _MAX_ROWS = 1 << 20  # of a head whose shapes are compared
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Weights that are to become a teacher. loss: the one they were trained with. notes: remarks for the user."""
+    """Weights that are to become a teacher.
+
+    preprocessing: of its input. loss: the one they were trained with. notes: remarks for the user.
+    """
 
     architecture: str
     weights: Mapping[str, Tensor]
     made: Mapping[str, Any]
+    preprocessing: Preprocessing = IMAGENET
     loss: LabelLoss = "cross_entropy"
     notes: tuple[str, ...] = ()
 
@@ -57,46 +61,91 @@ def from_run(run: RunFolder, student: str | None, classes: Sequence[str]) -> Can
         architecture=recipe.students[index].architecture,
         weights=weights,
         made={"run": str(run.path.resolve()), "student": names[index], "recipe": run.config},
+        preprocessing=recipe.student_preprocessing(index),
         loss=recipe.loss.label_loss,
     )
 
 
 def from_weights(
-    architecture: str, file: Path | None, classes: Sequence[str], names: Sequence[str] = (), entry: str | None = None
+    architecture: str,
+    file: Path | None,
+    classes: Sequence[str],
+    names: Sequence[str] = (),
+    entry: str | None = None,
+    *,
+    image_px: int = 224,
+    preprocessing: Preprocessing | None = None,
+    new_head: bool = False,
 ) -> Candidate:
     """A pretrained classifier with the head's rows of `classes` (wnids, or folder names), in their order.
 
-    file: local weights (udkd.models.weight_files); None downloads torchvision's. names: readable names of the classes.
-    entry: which of several state dicts. Outputs are matched by the names that the file records. Without names, a head of
-    1,000 rows is ImageNet's, and one with a row per class is this data's in sorted order.
+    file: local weights (udkd.models.weight_files); None takes those that torchvision or timm publish, or that a user's function
+    returns. names: readable names of the classes. entry: which of several state dicts. Outputs are matched by the names that
+    the file records. Without names, a head of 1,000 rows is ImageNet's, and one with a row per class is this data's in sorted
+    order. image_px: side of its input. preprocessing: None for that of the weights or the network, or else ImageNet's.
+    new_head: leave out the head's weights where they are of other classes, as for a student that is fine-tuned.
     Raises DataError: no such classes, no network, a file of another architecture, of several state dicts or of no numbers.
     ConfigError: no such architecture, or one with auxiliary outputs.
     """
-    check_input_size(architecture, IMAGENET_CLASSES, 224)
+    check_input_size(architecture, len(classes) if is_users(architecture) else IMAGENET_CLASSES, image_px)
+    own = own_input(architecture)
     if file is None:
-        imagenet_rows(classes)  # before anything is downloaded
-        weights_file, origin = WeightsFile(path=Path(), entries={"": _download(architecture)}), "torchvision's default weights"
+        weights_file, origin = _published(architecture, classes, image_px, any_classes=new_head)
+        preprocessing = preprocessing or (own.preprocessing if own else None)
     else:
         weights_file, origin = read_weights(file), str(file.resolve())
-    chosen = _choose(weights_file, origin, architecture, entry)
-    rows, note = _rows(chosen.rows, weights_file.classes, classes, names, origin)
+    chosen = _choose(weights_file, origin, architecture, entry, image_px)
+    rows, note = _rows_or_none(chosen.rows, weights_file.classes, classes, names, origin, new_head=new_head)
     try:
-        state, dtype = as_float32(chosen.tensors, meta_state_dict(architecture, chosen.rows))
+        state, dtype = as_float32(chosen.tensors, meta_state_dict(architecture, chosen.rows, image_px))
     except ValueError as error:
         raise DataError(f"{origin}: {error}; take other weights") from None
     head = head_parameter_names(architecture)
     known = {"weights": origin, ("rows" if note else "rows_of_1000"): rows}
     return Candidate(
         architecture=architecture,
-        weights={name: value[rows] if name in head else value for name, value in state.items()},
+        weights={name: value[rows] if name in head else value for name, value in state.items() if rows or name not in head},
         made=known if file is None else known | {"sha256": weights_file.sha256, "entry": chosen.label},
-        notes=tuple(line for line in (*_reading_notes(weights_file, chosen, dtype), note) if line),
+        preprocessing=preprocessing or default_preprocessing(architecture),
+        notes=tuple(
+            line
+            for line in (
+                *_reading_notes(weights_file, chosen, dtype),
+                note,
+                _input_note(architecture, own, image_px, preprocessing),
+            )
+            if line
+        ),
     )
 
 
-def _choose(weights_file: WeightsFile, origin: str, architecture: str, entry: str | None) -> StateDictMatch:
+def _published(architecture: str, classes: Sequence[str], image_px: int, *, any_classes: bool) -> tuple[WeightsFile, str]:
+    """The weights that come with an architecture, and their origin for texts."""
+    if is_users(architecture):
+        state = build(architecture, len(classes), image_px=image_px, seed=0).state_dict()
+        return WeightsFile(path=Path(), entries={"": state}), f"what {architecture} returns"
+    if not any_classes:
+        imagenet_rows(classes)  # before anything is downloaded
+    library = "timm" if architecture.startswith(TIMM) else "torchvision"
+    state = pretrained_state(architecture, image_px)
+    return WeightsFile(path=Path(), entries={"": state}), f"{library}'s default weights"
+
+
+def _input_note(architecture: str, own: NetworkInput | None, image_px: int, preprocessing: Preprocessing | None) -> str:
+    """What a user should check about the network's input, or ""."""
+    if own is None and preprocessing is None:
+        return f"{architecture} says nothing of its normalisation: ImageNet's mean and std are used; else give --mean and --std"
+    if own is not None and own.size_px != image_px and not is_torchvision(architecture):
+        return (
+            f"{architecture} was trained with images of {own.size_px} px and gets {image_px} px by this recipe; "
+            f"--set teacher.size_px={own.size_px} gives it its own size"
+        )
+    return ""
+
+
+def _choose(weights_file: WeightsFile, origin: str, architecture: str, entry: str | None, image_px: int) -> StateDictMatch:
     """The one state dict that fits. Raises DataError: none, or several and no `entry`."""
-    wanted = meta_state_dict(architecture, IMAGENET_CLASSES)
+    wanted = meta_state_dict(architecture, IMAGENET_CLASSES, image_px)
     state_dicts = find_state_dicts(weights_file.entries, wanted, head_parameter_names(architecture)[0])
     candidates = {each.label: each for each in state_dicts}
     if entry is not None and entry not in candidates:
@@ -104,7 +153,7 @@ def _choose(weights_file: WeightsFile, origin: str, architecture: str, entry: st
         raise DataError(f"{origin} has no entry {entry!r} of weights (it has {held}); expected one of those; correct --entry")
     considered = candidates if entry is None else {entry: candidates[entry]}
     differences = {
-        label: first_difference(each.tensors, meta_state_dict(architecture, min(each.rows, _MAX_ROWS)))
+        label: first_difference(each.tensors, meta_state_dict(architecture, min(each.rows, _MAX_ROWS), image_px))
         for label, each in considered.items()
     }
     fitting = [label for label, difference in differences.items() if not difference]
@@ -117,9 +166,7 @@ def _choose(weights_file: WeightsFile, origin: str, architecture: str, entry: st
     difference = next(iter(differences.values()), "") or _misfit(weights_file, wanted)
     recorded = weights_file.architecture
     claim = f', and it calls itself "{recorded[:40]}"' if recorded not in ("", architecture) else ""
-    raise DataError(
-        f"{origin} does not fit {architecture} ({difference}{claim}); expected its weights; name its --architecture"
-    )
+    raise DataError(f"{origin} does not fit {architecture} ({difference}{claim}); expected its weights; name its --model")
 
 
 def _misfit(weights_file: WeightsFile, wanted: Mapping[str, Tensor]) -> str:
@@ -127,6 +174,27 @@ def _misfit(weights_file: WeightsFile, wanted: Mapping[str, Tensor]) -> str:
     held = strip_wrappers(max(weights_file.entries.values(), key=len))
     others = [name[:60] for name in held if name not in wanted]
     return first_difference(held, wanted) + (f"; it holds {', '.join(others[:2])}, …" if others else "")
+
+
+def _rows_or_none(
+    num_rows: int,
+    recorded: Sequence[str] | None,
+    classes: Sequence[str],
+    names: Sequence[str],
+    origin: str,
+    *,
+    new_head: bool,
+) -> tuple[list[int], str]:
+    """`_rows`, or with new_head no rows and a note where there are none for these classes."""
+    try:
+        return _rows(num_rows, recorded, classes, names, origin)
+    except DataError:
+        if not new_head:
+            raise
+        return (
+            [],
+            f"{origin} has a head of {num_rows:,} rows, of other classes: the {len(classes)} rows of the head are new",
+        )
 
 
 def _rows(
@@ -198,7 +266,7 @@ def _imagenet() -> dict[str, int]:
 def evaluate_and_write(
     path: Path, candidate: Candidate, dataset: DatasetFolder, recipe: Recipe, device: torch.device, observer: Observer
 ) -> TeacherFolder:
-    """Measure a candidate on the validation split in the recipe's evaluation view, and write its folder.
+    """Measure a candidate on the validation split in the recipe's evaluation view of the teacher, and write its folder.
 
     DataError: no validation images, or weights that do not fit the architecture or are not finite.
     """
@@ -207,7 +275,7 @@ def evaluate_and_write(
         raise DataError(f"{dataset.path} has no validation images; expected some to measure on; convert with --hold-out")
     require_several_classes(dataset)
     set_threads(recipe.train.threads)
-    model = build(candidate.architecture, len(dataset.classes), image_px=recipe.views.size_px, seed=0)
+    model = build(candidate.architecture, len(dataset.classes), image_px=recipe.teacher_px, seed=0)
     difference = first_difference(candidate.weights, model.state_dict())
     if difference:
         raise DataError(
@@ -225,15 +293,16 @@ def evaluate_and_write(
             [model],
             backend,
             split.ids,
-            EpochViews(recipe.evaluation_spec, 0, split, device),
+            EpochViews(recipe.teacher_evaluation_spec, 0, split, device),
             batch=recipe.teacher.batch_size,
+            preprocessing=(candidate.preprocessing,),
             autocast=recipe.teacher.precision == "bfloat16",
             on_batch=observer.advance,
         )
     finally:
         backend.close()
         observer.finish()
-    spec = recipe.evaluation_spec
+    spec = recipe.teacher_evaluation_spec
     return write_teacher(
         path,
         candidate.weights,
@@ -245,18 +314,5 @@ def evaluate_and_write(
         accuracy={"top1": scores.each[0].top1, "top5": scores.each[0].top5},
         made=candidate.made,
         loss=candidate.loss,
+        preprocessing=candidate.preprocessing,
     )
-
-
-def _download(architecture: str) -> dict[str, Tensor]:
-    try:
-        weights = torchvision.models.get_model_weights(architecture).DEFAULT
-        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
-    except ValueError:
-        raise DataError(f"torchvision has no pretrained {architecture}; expected one such as resnet50") from None
-    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: not the published hash
-        raise DataError(
-            f"torchvision's {architecture} could not be downloaded ({error}); expected a network connection; "
-            "copy the file here and name it with --weights"
-        ) from None
-    return state

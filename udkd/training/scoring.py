@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udkd.augment import apply as augment
+from udkd.augment.preprocessing import IMAGENET, NetworkInput, Preprocessing
 from udkd.augment.view_table import EpochViews
 from udkd.data.batch import Backend
 from udkd.teacher.ranking import top_k
@@ -49,6 +50,7 @@ def score(
     *,
     batch: int,
     autocast: bool,
+    preprocessing: tuple[Preprocessing, ...] = (IMAGENET,),
     flip: bool = False,
     ensemble: Sequence[int] | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
@@ -58,18 +60,21 @@ def score(
 
     on_batch receives the number of samples done; on_log_p a batch's labels and the log-probabilities [B, C] of each classifier
     and, last, of their averaged probabilities.
+    preprocessing: of each classifier's input, or one for all.
     flip: a classifier's logits are the mean of those for a view and for its mirror image.
     ensemble: indices of the classifiers whose probabilities are averaged; None for all.
     """
     table = views.table(0)
+    of_each = preprocessing if len(preprocessing) == len(classifiers) else preprocessing * len(classifiers)
+    networks = [NetworkInput(size_px=views.spec.size_px, preprocessing=each) for each in of_each]
     totals: Tensor | None = None
     for part in backend.epoch(ids, batch):
-        x_BCHW = augment.apply(part.canvas, table.gather(part.ids), views.spec)
-        with torch.autocast(x_BCHW.device.type, dtype=torch.bfloat16, enabled=autocast):
-            logits = [classifier(x_BCHW) for classifier in classifiers]
+        inputs = augment.apply_each(part.canvas, table.gather(part.ids), networks, jitter=views.spec.jitters)
+        with torch.autocast(part.canvas.device.type, dtype=torch.bfloat16, enabled=autocast):
+            logits = [classifier(x_BCHW) for classifier, x_BCHW in zip(classifiers, inputs, strict=True)]
             if flip:
-                mirrored = x_BCHW.flip(-1)
-                logits = [(z_BC + classifier(mirrored)) / 2 for z_BC, classifier in zip(logits, classifiers, strict=True)]
+                mirrored = [classifier(x_BCHW.flip(-1)) for classifier, x_BCHW in zip(classifiers, inputs, strict=True)]
+                logits = [(z_BC + flipped_BC) / 2 for z_BC, flipped_BC in zip(logits, mirrored, strict=True)]
         log_p = [torch.log_softmax(z_BC.float(), dim=-1) for z_BC in logits]
         # Not the log of the mean probability: one below 1e-45 would make the loss infinite.
         members = log_p if ensemble is None else [log_p[index] for index in ensemble]

@@ -201,15 +201,19 @@ class TrainSetup:
         return connections
 
     def _init_students(self) -> dict[str, Any]:
-        """Load the weights that students.*.init_from names, unless a checkpoint will; their digests for the run folder."""
-        chosen = [student for student in self.students if self.recipe.students[student.index].init_from]
+        """Load the weights that students.*.init_from or pretrained names, unless a checkpoint will; their digests."""
+        sections = self.recipe.students
+        chosen = [each for each in self.students if sections[each.index].init_from or sections[each.index].pretrained]
         resumed = self.job.resume and RunFolder.is_at(self.job.out) and RunFolder.open(self.job.out).has_checkpoint
         if resumed or not chosen:
             return {}
         digests = {}
         for student in chosen:
-            section, classes = self.recipe.students[student.index], [entry.wnid for entry in self.dataset.classes]
-            weights = initial_weights(section, student.name, classes)
+            weights, note = initial_weights(
+                sections[student.index], student.name, self.dataset.classes, self.recipe.views.size_px
+            )
+            if note:
+                self.job.observer.note(note)
             student.load_weights(weights)
             digests[student.name] = weights_sha256(weights)
         return {"starts": digests}

@@ -16,26 +16,30 @@ from udkd.training.metrics import TrainMetrics
 from udkd.training.schedule import EpochSchedule
 from udkd.training.student import Student
 
-ForwardLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor], tuple[list[Tensor], list[list[Tensor]], Terms]]
-"""(x, labels, teacher logits, sample weights, weights_3N) to N logits [B, C], each student's feature maps, and the terms."""
+ForwardLoss = Callable[
+    [list[Tensor], Tensor, Tensor | None, Tensor | None, Tensor], tuple[list[Tensor], list[list[Tensor]], Terms]
+]
+"""(inputs, labels, teacher logits, sample weights, weights_3N) to N logits [B, C], N lists of feature maps, and the terms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStep:
     """Everything a step needs. What is compiled was decided by build_step.
 
-    augment:      canvases and their views to the students' input.
+    augment:      canvases and their views to the different inputs of the networks.
+    teacher_input: index of a live teacher's input among them.
     forward_loss: see `make_forward_loss`; one graph if train.compile is "all" and the loss is compiled.
     method:       a further term for every student, where loss.method is set.
     student_indices: int64, the students' indices in the recipe where not all of them train.
     """
 
     students: Sequence[Student]
-    augment: Callable[[Tensor, ViewTable], Tensor]
+    augment: Callable[[Tensor, ViewTable], list[Tensor]]
     teacher: TargetSource
     forward_loss: ForwardLoss
     method: MethodLoss | None = None
     student_indices: Tensor | None = None
+    teacher_input: int = 0
 
     def __call__(self, batch: Batch, step: Tensor, schedule: EpochSchedule, metrics: TrainMetrics) -> None:
         """Train every student on one batch. step: int64 [], its number in the epoch, on the device.
@@ -46,10 +50,10 @@ class TrainStep:
         now = schedule.at(step, self.student_indices)
         for student, lr, dropout_key in zip(self.students, now.lr_N, now.dropout_key_N, strict=True):
             student.set_step_inputs(lr, dropout_key)
-        x_BCHW = self.augment(batch.canvas, schedule.views.gather(batch.ids))
-        target = self.teacher(batch, x_BCHW, schedule.view)
+        inputs = self.augment(batch.canvas, schedule.views.gather(batch.ids))
+        target = self.teacher(batch, inputs[self.teacher_input], schedule.view)
 
-        logits, maps, terms = self.forward_loss(x_BCHW, batch.labels, target.logits, target.weight, now.term_weights_3N)
+        logits, maps, terms = self.forward_loss(inputs, batch.labels, target.logits, target.weight, now.term_weights_3N)
         if self.method is not None:
             terms = terms.plus(self.method(batch, target, logits, maps, now.dropout_key_N.unbind()), now.method_weight_N)
         terms.total.backward()  # type: ignore[no-untyped-call]
@@ -63,14 +67,19 @@ class TrainStep:
         return [tensor for student in self.students for tensor in student.mutable_state()]
 
 
-def make_forward_loss(networks: Sequence[FeatureExtractor], loss: Loss, *, device_type: str, autocast: bool) -> ForwardLoss:
-    """N forward passes of one input, then one loss: peers see each other's logits of the same pass."""
+def make_forward_loss(
+    networks: Sequence[FeatureExtractor], input_indices: Sequence[int], loss: Loss, *, device_type: str, autocast: bool
+) -> ForwardLoss:
+    """N forward passes of one view, then one loss: peers see each other's logits of the same pass.
+
+    input_indices: of each network's input among the inputs, which differ where the networks are normalised differently.
+    """
 
     def forward_loss(
-        x_BCHW: Tensor, labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
+        inputs: list[Tensor], labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
     ) -> tuple[list[Tensor], list[list[Tensor]], Terms]:
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=autocast):
-            outputs = [network(x_BCHW) for network in networks]
+            outputs = [network(inputs[index]) for network, index in zip(networks, input_indices, strict=True)]
         logits = [logits_BC for logits_BC, _ in outputs]
         return logits, [maps for _, maps in outputs], loss(logits, labels_B, teacher_BC, weight_B, weights_3N)
 

@@ -1,17 +1,19 @@
 """Students: networks with their optimizers, built from a recipe."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from udkd.augment.preprocessing import Preprocessing
 from udkd.config.recipe import Recipe
 from udkd.config.sections import StudentSection
-from udkd.models.build import KeyedDropout, build, check_input_size, dropout_layers, load_weights
+from udkd.models.build import KeyedDropout, build, dropout_layers, load_weights, require_keyed_randomness
 from udkd.models.ema import WeightEMA
 from udkd.models.module_swaps import use_gathered_pool, use_saved_relu6
-from udkd.utils.errors import RunError
+from udkd.utils.errors import ConfigError, RunError
 from udkd.utils.rng import Stream, key
 
 
@@ -19,8 +21,9 @@ from udkd.utils.rng import Stream, key
 class Student:
     """A network, its optimizer, and what is trained or averaged with it.
 
-    index: its position in the recipe. dropout_layers: the layers that need a key each step. average: of its weights, where
-    train.ema_decay is set. connector: layers of the loss's method, trained with it.
+    index: its position in the recipe. dropout_layers: the layers that need a key each step. preprocessing: of its input.
+    average: of its weights, where train.ema_decay is set. connector: layers of the loss's method, trained with it.
+    frozen_norms: batch norms whose parameters are frozen; they keep their statistics.
     """
 
     index: int
@@ -28,8 +31,10 @@ class Student:
     model: nn.Module
     optimizer: torch.optim.SGD
     dropout_layers: list[KeyedDropout]
+    preprocessing: Preprocessing
     average: WeightEMA | None
     connector: nn.Module | None = None
+    frozen_norms: tuple[nn.Module, ...] = ()
 
     def set_step_inputs(self, lr: Tensor, dropout_key: Tensor) -> None:
         """Set what depends only on the step's number: the learning rate and the key of the dropout's randomness, scalars."""
@@ -43,6 +48,12 @@ class Student:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model, ema_rate)
+
+    def train_mode(self) -> None:
+        """Put the network into training mode."""
+        self.model.train()
+        for norm in self.frozen_norms:
+            norm.eval()
 
     @property
     def eval_model(self) -> nn.Module:
@@ -58,7 +69,8 @@ class Student:
         return replace(self, connector=connector)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Load another network's weights. Raises RunError where they do not fit."""
+        """Load another network's weights; those that are absent stay. Raises RunError where they do not fit."""
+        weights = self.model.state_dict() | dict(weights)
         require_like(weights, self.model.state_dict(), f"the initial weights of {self.name}")
         for model in [self.model, *([self.average.model] if self.average else [])]:
             load_weights(model, weights)
@@ -121,8 +133,9 @@ def make_students(recipe: Recipe, num_classes: int, device: torch.device) -> lis
 def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_classes: int, device: torch.device) -> Student:
     seed = int(key(recipe.train.seed, Stream.INITIAL_WEIGHTS, index)[0] >> 1)
     model = build(section.architecture, num_classes, image_px=recipe.views.size_px, seed=seed)
-    if recipe.train.progressive_px:
-        check_input_size(section.architecture, num_classes, recipe.train.progressive_px)
+    for size_px in {recipe.views.size_px, recipe.train.progressive_px or recipe.views.size_px}:
+        require_keyed_randomness(section.architecture, num_classes, size_px)
+    frozen_norms = _freeze(model, section.frozen, name)
     if recipe.perf.saved_relu6:
         model = use_saved_relu6(model)
     if recipe.perf.gathered_pool:
@@ -136,21 +149,44 @@ def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_cl
         model=model,
         optimizer=_sgd(model, section, device),
         dropout_layers=dropout_layers(model),
+        preprocessing=recipe.student_preprocessing(index),
         average=WeightEMA.of(model) if recipe.train.ema_decay else None,
+        frozen_norms=frozen_norms,
     )
+
+
+def _freeze(model: nn.Module, patterns: Sequence[str], name: str) -> tuple[nn.Module, ...]:
+    """Freeze the parameters that match any pattern. Returns the norms with running statistics that are frozen altogether.
+
+    ConfigError: a pattern that matches none, or all are frozen. Source: timm.utils.freeze, which also freezes such norms.
+    """
+    names = [parameter for parameter, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(
+                f"students.*.frozen holds {pattern!r}, which no parameter of {name} matches; expected a pattern of names "
+                f"such as {', '.join(names[:3])}; correct it"
+            )
+    for parameter_name, parameter in model.named_parameters():
+        if any(fnmatch.fnmatchcase(parameter_name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"students.*.frozen freezes all of {name}; expected parameters to train, such as the head's")
+    norms = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+    return tuple(norm for norm in norms if patterns and not any(p.requires_grad for p in norm.parameters()))
 
 
 def _sgd(model: nn.Module, section: StudentSection, device: torch.device) -> torch.optim.SGD:
     """SGD as one multi-tensor kernel that reads the learning rate from the device, so that a CUDA graph does not fix it."""
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=torch.zeros((), device=device),
         momentum=section.momentum,
         weight_decay=section.weight_decay,
         nesterov=section.nesterov,
         fused=True,
     )
-    _zero_momentum(optimizer, model.parameters())
+    _zero_momentum(optimizer, optimizer.param_groups[0]["params"])
     return optimizer
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from udkd.augment.preprocessing import Preprocessing
 from udkd.config.recipe import Recipe
 from udkd.models.build import build, load_weights
 from udkd.training.run_folder import RunFolder
@@ -28,6 +29,31 @@ class ProbabilityMean(nn.Module):
         return torch.logsumexp(torch.stack(log_p), dim=0) - math.log(len(log_p))
 
 
+class Renormalised(nn.Module):
+    """A classifier for input of another normalisation than its own: x -> model(scale x + shift), for each channel."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, given: Preprocessing, own: Preprocessing) -> None:
+        super().__init__()
+        self.model = model
+        given_mean, given_std, mean, std = (
+            torch.tensor(values).view(3, 1, 1) for values in (given.mean, given.std, own.mean, own.std)
+        )
+        self.register_buffer("scale", given_std / std)
+        self.register_buffer("shift", (given_mean - mean) / std)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits_BC: Tensor = self.model(x_BCHW * self.scale + self.shift)
+        return logits_BC
+
+
+def renormalised(model: nn.Module, given: Preprocessing, own: Preprocessing) -> nn.Module:
+    """`model`, for input that is normalised as `given` says instead of its own way."""
+    return model if given == own else Renormalised(model, given, own)
+
+
 class FlipAveraged(nn.Module):
     """The mean of a classifier's logits for images and for their mirror images, [B, C]: evaluation.flip_tta."""
 
@@ -45,10 +71,12 @@ class TrainedClassifier:
     """A classifier as `udkd eval` scores it: with evaluation.flip_tta its model also runs on the mirror image.
 
     name: the student's, or ENSEMBLE. model: float32, on the CPU, contiguous layout. classes: the outputs' wnids.
+    preprocessing: of its input.
     """
 
     name: str
     model: nn.Module
+    preprocessing: Preprocessing
     recipe: Recipe
     classes: tuple[str, ...]
     step: int
@@ -71,11 +99,15 @@ class TrainedClassifier:
         started = recipe.started_students(checkpoint.progress.step, checkpoint.progress.steps_per_epoch)
         indices = started if ensemble else [0 if student is None else names.index(student)]
         chosen = [_evaluated_model(recipe, index, len(run.classes), dict(checkpoint.tensors)) for index in indices]
-        model = ProbabilityMean(chosen) if ensemble else chosen[0]
+        preprocessing, *others = [recipe.student_preprocessing(index) for index in indices]
+        pairs = zip(chosen[1:], others, strict=True)
+        members = [chosen[0], *(renormalised(member, preprocessing, other) for member, other in pairs)]
+        model = ProbabilityMean(members) if ensemble else chosen[0]
         model.eval().requires_grad_(False)
         return cls(
             name=ENSEMBLE if ensemble else (student or names[0]),
             model=model,
+            preprocessing=preprocessing,
             recipe=recipe,
             classes=tuple(run.classes),
             step=checkpoint.progress.step,

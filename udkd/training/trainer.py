@@ -104,7 +104,7 @@ class Trainer:
         observer.start(f"epoch {epoch + 1}/{self.recipe.train.epochs}", len(order), "images")
         observer.advance(done_steps * batch_size)
         for student in self.students:
-            student.model.train()
+            student.train_mode()
         started = time.perf_counter()
         before = self.step
         epoch_steps = self._prepare_runner(epoch).epoch(order[done_steps * batch_size :], schedule, self.metrics, done_steps)
@@ -164,6 +164,7 @@ class Trainer:
             self.setup.val_views,
             batch=self.recipe.train.batch_size,
             autocast=self.recipe.train.precision == "bfloat16",
+            preprocessing=tuple(self.students[index].preprocessing for index in active),
             flip=self.recipe.evaluation.flip_tta,
             on_batch=self.job.observer.advance,
         )

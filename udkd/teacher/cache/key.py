@@ -22,7 +22,7 @@ Differing = Sequence[tuple[str, object, object]]
 
 _PRECISION = re.compile(r"(float32|bfloat16)(, batch norm folded)?(, compiled)?")
 _VIEW_FIELDS = {field.name for field in dataclasses.fields(ViewSpec)}
-_OMITTED = {"features", "claimed"}  # from the key's text where they are 0 or empty
+_OMITTED = {"features", "teacher_size_px", "claimed"}  # from a key's text, where they are 0 or empty
 _SHOWN = 200  # characters of a value in an error
 
 
@@ -39,7 +39,7 @@ class CacheKey:
     views:           the view spec as plain values; views_version is the drawing code's VERSION.
     seed:            of the views; None for canonical, which has no randomness.
     augment_version: of the code that turns a canvas into pixels.
-    normalisation:   what the teacher's input was normalised with, as plain values (mean, std).
+    normalisation:   the preprocessing of the teacher's input as plain values: mean, std, and interpolation if not bilinear.
     num_classes:     C.
     teacher:         architecture; teacher_sha256 is of its weights.
     estimator:       how one target comes from the teacher, `udkd.losses.estimator.Estimator.text`: "plain" is one pass in
@@ -55,12 +55,14 @@ class CacheKey:
     block_rows:      consecutive ids that are computed and checksummed together.
     storage:         how logits are stored, `udkd.losses.storage.Storage.text`: "float16" | "float32", "… top-32".
     uncertainties:   names of the stored float32 [N] arrays; "entropy" is always one.
-    features:        D, the number of pooled features stored with each target as float16; 0 for none. The key's text omits
-                     a 0, so that caches without features have the same bytes as before the field existed.
+    features:        D, the number of pooled features stored with each target as float16; 0 for none.
+    teacher_size_px: side of the teacher's input where it is not that of `views`, else 0.
 
     claimed:         of imported logits, the names of the fields that are the importer's claim, sorted: nothing computed them,
-                     and a training run does not compare them. Empty for a cache that a build computed, and then omitted from
-                     the text.
+                     and a training run does not compare them. Empty for a cache that a build computed.
+
+    The key's text omits features, teacher_size_px and claimed where they are 0 or empty, so that caches without them have the
+    same bytes as before these fields existed.
     """
 
     format_version: int = FORMAT_VERSION
@@ -86,6 +88,7 @@ class CacheKey:
     storage: str = "float16"
     uncertainties: tuple[str, ...] = ("entropy",)
     features: int = 0
+    teacher_size_px: int = 0
     claimed: tuple[str, ...] = ()
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -158,6 +161,7 @@ def _impossible_field(key: CacheKey) -> str:
         "device": key.device in ("cpu", "cuda"),
         "threads": 0 <= key.threads < 2**16,
         "teacher_batch": 0 < key.teacher_batch < 2**31,
+        "teacher_size_px": 0 <= key.teacher_size_px <= 65_535 and (has_seed or not key.teacher_size_px),
         "claimed": set(key.claimed) <= set(_KEY_FIELDS) and list(key.claimed) == sorted(set(key.claimed)),
     }
     return next((name for name, holds in possible.items() if not holds), "")

@@ -116,12 +116,12 @@ def compare_with_teacher(
                 "pixel_class": opened.describe(),
                 "views_version": views.VERSION,
                 "augment_version": augment.VERSION,
-                "normalisation": {"mean": augment.MEAN, "std": augment.STD},
+                "normalisation": teachers[0].info.preprocessing.key_values,
                 "teacher": " + ".join(folder.info.architecture for folder in teachers),
                 "teacher_sha256": " + ".join(folder.info.weights_sha256 for folder in teachers),
             }
         )
-        _require_comparable(cache, split, recipe.views.size_px)
+        _require_comparable(cache, split, recipe.teacher_px)
         set_threads(key.threads if device.type == "cpu" else 0)
         ensemble = TeacherEnsemble.load(teachers, recipe, dataset, device, features=key.features > 0)
         reference = None
@@ -219,6 +219,7 @@ def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:
         "precision": key.precision.split(", ")[0],
         "logits_dtype": storage.dtype,
         "top_k": storage.top_k,
+        "size_px": key.teacher_size_px,
         "estimator": estimator.kind,
     }
     flags = {"fold_bn": "batch norm folded" in key.precision, "compile": "compiled" in key.precision}

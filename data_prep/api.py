@@ -1,0 +1,114 @@
+"""`udkd.convert`: the command `udkd-prep convert` as a function, also for datasets of PyTorch."""
+
+import os
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from data_prep.class_names import class_names_of
+from data_prep.convert import ConvertSettings, convert_datasets
+from data_prep.convert import convert as convert_paths
+from data_prep.formats import parse_formats
+from data_prep.image import PIXEL_LIMIT
+from data_prep.sources import AUTO
+from data_prep.sources.source import SourceSplit
+from data_prep.sources.torch_dataset import require_map_style
+from udkd.data.dataset import Dataset
+from udkd.utils.errors import ConfigError
+from udkd.utils.progress import SILENT, Observer
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset as MapDataset
+
+
+def convert(
+    source: "str | PathLike[str] | Sequence[str | PathLike[str]] | MapDataset[Any]",
+    out: str | PathLike[str],
+    *,
+    side: int = 512,
+    fit: Literal["pad", "squash"] = "pad",
+    layout: str = AUTO,
+    image_field: str | None = None,
+    label_field: str | None = None,
+    classes: str = "all",
+    class_names: str | PathLike[str] | Sequence[str] | Mapping[str, str] | Mapping[int, str] | None = None,
+    formats: str = "auto",
+    on_bad: Literal["fix", "skip", "fail"] = "fail",
+    exif: Literal["ignore", "apply"] = "ignore",
+    max_pixels: int = PIXEL_LIMIT,
+    hold_out: float | None = None,
+    val: "Literal['val', 'test'] | MapDataset[Any]" = "val",
+    quality: int = 95,
+    subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4",
+    workers: int = 0,
+    overwrite: bool = False,
+    observer: Observer = SILENT,
+) -> Dataset:
+    """Convert images into the dataset folder `out`, as `udkd-prep convert` does, and open it. Options: see its `--help`.
+
+    source: a path, several that form one dataset, or a map-style torch Dataset of (image, label) without random transforms,
+    ToTensor or Normalize. Images are PIL, uint8 tensors [C, H, W] or uint8 arrays [H, W, C], C 1 or 3; labels are integers.
+    val: for a Dataset, the one to validate on, unless hold_out is given; for paths, "test" to validate on their test split.
+    class_names: a file as for --class-names, the names in label order, or a mapping by label or class folder. Without it, a
+    Dataset's `classes` (or `wnids`) are used. workers: processes, 0 for one per core.
+
+    Each item of a Dataset is read once, in this process. Its pixels lie uncompressed in a file in `out` until the end; the
+    files of an ImageFolder without transforms are read as they are. After an interruption the same call resumes.
+    Raises DataError (with the index of an item that cannot be used), ConfigError, MismatchError, BusyError and OSError.
+
+        udkd.convert("photos", "data", hold_out=10, side=256)
+        udkd.convert(torchvision.datasets.CIFAR10("cifar"), "data", val=torchvision.datasets.CIFAR10("cifar", train=False))
+    """
+    settings = ConvertSettings(
+        side=side,
+        fit=fit,
+        layout=layout,
+        image_field=image_field,
+        label_field=label_field,
+        classes=classes,
+        class_names=None if class_names is None else class_names_of(class_names),
+        on_bad=on_bad,
+        exif=exif,
+        max_pixels=max_pixels,
+        hold_out_percent=hold_out,
+        val="test" if isinstance(val, str) and val == "test" else None,
+        quality=quality,
+        subsampling=subsampling,
+        formats=parse_formats(formats),
+        workers=workers or len(os.sched_getaffinity(0)),
+        overwrite=overwrite,
+    )
+    paths = _paths(source)
+    if paths is not None:
+        if not isinstance(val, str):
+            raise ConfigError("val is a Dataset and source is a path; expected two Datasets; or name both paths in source")
+        convert_paths(paths, Path(out), settings, observer)
+    else:
+        convert_datasets(_by_split(source, val, settings), Path(out), settings, observer)
+    return Dataset(Path(out))
+
+
+def _paths(source: object) -> list[Path] | None:
+    """The paths in `source`; None if it is something else."""
+    each = source if isinstance(source, list | tuple) else [source]
+    paths = [Path(path) for path in each if isinstance(path, str | PathLike)]
+    return paths if paths and len(paths) == len(each) else None
+
+
+def _by_split(source: Any, val: Any, settings: ConvertSettings) -> "dict[SourceSplit | None, MapDataset[Any]]":
+    """The datasets by split. Raises ConfigError for options of paths, and unless either val or hold_out is given."""
+    for name, value, default in (
+        ("layout", settings.layout, AUTO),
+        ("image_field", settings.image_field, None),
+        ("label_field", settings.label_field, None),
+    ):
+        if value != default:
+            raise ConfigError(f"{name} is {value!r} and source is a Dataset; expected a path for it; remove {name}")
+    if isinstance(val, str) == (settings.hold_out_percent is None):
+        found = "a Dataset has no splits of its own" if isinstance(val, str) else "both val and hold_out are given"
+        raise ConfigError(f"{found}; expected val, a second Dataset, or hold_out, a percentage; give one of them")
+    datasets: dict[SourceSplit | None, Any] = {None: source} if isinstance(val, str) else {"train": source, "val": val}
+    for dataset in datasets.values():
+        require_map_style(dataset)
+    return datasets
