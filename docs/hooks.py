@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- recipe keys: begin -->", "<!-- recipe keys: end -->"
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
+_KINDS = {"boolean": "true or false", "string": "text", "array": "list", "object": "table"}
 _TECHNICAL_LIMIT = 1e5  # bounds above it keep numbers in 64 bits or memory in sight; no recipe comes near them
 
 
@@ -130,7 +131,7 @@ def _values(field: Mapping[str, Any]) -> str:
         return ", ".join(f"`{json.dumps(value)}`" for value in field.get("enum", [field.get("const")]))
     if "prefixItems" in field:
         return f"[{', '.join(_values(item) for item in field['prefixItems'])}]"
-    kind = {"boolean": "true or false", "string": "text", "array": "list"}.get(field.get("type", ""), field.get("type", ""))
+    kind = _KINDS.get(field.get("type", ""), field.get("type", ""))
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {field[name]:g}" for name, sign in signs.items() if name in field and field[name] < _TECHNICAL_LIMIT]
     return ", ".join([kind, *bounds])

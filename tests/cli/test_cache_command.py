@@ -139,23 +139,26 @@ def test_impossible_numbers_of_views_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_verify_of_bfloat16_prints_the_bound_that_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All pairs are recomputed: the printed error is that of this teacher in bfloat16, here computed without the verifier."""
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_verify_of_low_precision_prints_the_bound_that_it_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    """All pairs are recomputed: the printed error is that of this teacher in `precision`, computed without the verifier."""
     dataset, teacher, cache = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher"), tmp_path / "cache"
-    settings = [*SETTINGS, "--set", "teacher.precision=bfloat16"]
+    settings = [*SETTINGS, "--set", f"teacher.precision={precision}"]
     assert call(capsys, "build", dataset.path, teacher.path, cache, *settings)[0] == 0
     again = ("verify", cache, "--data", dataset.path, "--teacher", teacher.path, "--device", "cpu", "--recompute", "100%")
     code, out, err = call(capsys, *again)
     assert code == 0, err
     text = " ".join(out.split())
     number = r"(\d\.\d+e[-+]\d\d)"
-    moved = re.search(rf"bfloat16 moves a probability by up to {number} from float32's, a weight by {number}:", text)
+    moved = re.search(rf"{precision} moves a probability by up to {number} from float32's, a weight by {number}:", text)
     bounds = re.search(rf"of a probability {number} \(bound {number}\), of a weight {number} \(bound {number}\)", text)
     assert moved is not None, text
     assert bounds is not None, text
     error = [float(each) for each in moved.groups()]
     probability, probability_bound, weight, weight_bound = map(float, bounds.groups())
-    p, w = zip(*(predictions(dataset, teacher, settings, precision) for precision in ("bfloat16", "float32")), strict=True)
+    p, w = zip(*(predictions(dataset, teacher, settings, precision) for precision in (precision, "float32")), strict=True)
     assert error == pytest.approx([float((p[0] - p[1]).abs().max()), float((w[0] - w[1]).abs().max())], rel=0.06)
     assert error[0] > 1e-4, "or nothing is measured"
     assert [probability_bound, weight_bound] == pytest.approx([2.5e-4 + 2 * error[0], 2e-4 + 2 * error[1]], rel=0.06)

@@ -130,8 +130,8 @@ def test_averaging_is_the_evaluators(run: RunFolder, dataset: DatasetFolder) -> 
     both = TrainedClassifier.load(run, None, ensemble=True)
     backend = open_backend("folder", split, CPU)
     views = EpochViews(both.recipe.evaluation_spec, 0, split, CPU)
-    wanted = score(models, backend, split.ids, views, batch=8, autocast=False).ensemble
-    actual = score([both.model], backend, split.ids, views, batch=8, autocast=False).each[0]
+    wanted = score(models, backend, split.ids, views, batch=8, precision="float32").ensemble
+    actual = score([both.model], backend, split.ids, views, batch=8, precision="float32").each[0]
     backend.close()
     assert actual.top1 == wanted.top1
     assert actual.loss == pytest.approx(wanted.loss, abs=1e-5)
@@ -273,7 +273,7 @@ def test_a_validation_image_is_predicted_as_in_evaluation(tmp_path: Path, run: R
         seen.append(x_BCHW)
         return trained.model(x_BCHW)
 
-    score([listening], backend, split.ids[:3], views, batch=1, autocast=False)
+    score([listening], backend, split.ids[:3], views, batch=1, precision="float32")
     backend.close()
     files = []
     for number in split.ids[:3].tolist():

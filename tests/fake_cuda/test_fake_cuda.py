@@ -20,6 +20,9 @@ pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"no fake CUDA devic
 TINY, RESNET = (f'students=[{{architecture="{name}"}}]' for name in ("tiny", "resnet18"))
 TWO = 'students=[{architecture="tiny"}, {architecture="pooled"}]'
 PAPER: dict[str, list[str]] = {"the paper's": [], "larger": ["train.batch_size=16"]}  # ResNet-18 and MobileNetV2
+ADAMW = "{architecture='tiny', optimizer='AdamW', decay_1d=false, clip_norm=1.0}"
+RMSPROP = "{architecture='pooled', optimizer='RMSprop'}"
+FLOAT16 = ['train.precision="float16"', "train.accumulate=2", f"students=[{ADAMW}, {RMSPROP}]"]
 VARIANTS: dict[str, list[str]] = {
     "weight average": ["train.ema_decay=0.9"],
     "module swaps": ["perf.saved_relu6=true", "perf.gathered_pool=true"],
@@ -31,7 +34,11 @@ VARIANTS: dict[str, list[str]] = {
     "resident": ["train.cuda_graph=false"],
     "streamed": ['train.input="stream"', "train.cuda_graph=false"],
 }
-RECIPES = PAPER | {"compiled": ['train.compile="all"', TINY]} | {name: [*settings, TWO] for name, settings in VARIANTS.items()}
+RECIPES = (
+    PAPER
+    | {"compiled": ['train.compile="all"', TINY], "float16 in parts, other optimizers": FLOAT16}
+    | {name: [*settings, TWO] for name, settings in VARIANTS.items()}
+)
 COMPILED: dict[str, list[str]] = {  # take minutes to compile
     "ResNet compiled": ['train.compile="all"', RESNET],
     "ResNet combined": ['train.compile="all"', "perf.combo_kernels=true", RESNET],

@@ -44,6 +44,7 @@ def images(count: int) -> torch.Tensor:
         ("resnet18", "float32", True, 2),
         ("mobilenet_v2", "float32", False, 2),
         ("squeezenet1_1", "bfloat16", True, 1),
+        ("squeezenet1_1", "float16", True, 1),
     ],
 )
 def test_other_rows_of_the_batch_do_not_matter(

@@ -252,7 +252,7 @@ def test_flip_averaging_ignores_left_and_right(dataset: DatasetFolder) -> None:
         side = x[..., :4].mean((1, 2, 3)) - x[..., 4:].mean((1, 2, 3))
         return torch.stack([side, torch.zeros_like(side)], dim=1)
 
-    options = {"batch": 2, "autocast": False}
+    options = {"batch": 2, "precision": "float32"}
     seen = score([left_minus_right], OneBatch(), np.arange(2), views, **options)  # type: ignore[arg-type]
     blind = score([left_minus_right], OneBatch(), np.arange(2), views, flip=True, **options)  # type: ignore[arg-type]
     assert seen.each[0].loss != pytest.approx(blind.each[0].loss)

@@ -85,7 +85,13 @@ def test_scores_against_numpy(dataset: DatasetFolder, classes: int, batch: int) 
     views = EpochViews(small_recipe().evaluation_spec, 0, dataset.split("val"), CPU)
     batch_sizes: list[int] = []
     scores = score(
-        [classifier(n) for n in range(3)], Fixed(labels), ids, views, batch=batch, autocast=False, on_batch=batch_sizes.append
+        [classifier(n) for n in range(3)],
+        Fixed(labels),
+        ids,
+        views,
+        batch=batch,
+        precision="float32",
+        on_batch=batch_sizes.append,
     )  # type: ignore[arg-type]
     assert sum(batch_sizes) == len(ids)
     for z, one in zip(logits, scores.each, strict=True):
@@ -98,7 +104,9 @@ def test_the_averaged_probabilities_of_confident_students_are_finite(dataset: Da
     ids = dataset.split("val").ids[:8]
     views = EpochViews(small_recipe().evaluation_spec, 0, dataset.split("val"), CPU)
     sure = torch.tensor([300.0, -300.0, 0.0, 0.0])
-    scores = score([lambda x: sure.expand(len(x), 4)] * 2, Fixed(np.ones(100, np.int64)), ids, views, batch=4, autocast=False)  # type: ignore[arg-type]
+    scores = score(
+        [lambda x: sure.expand(len(x), 4)] * 2, Fixed(np.ones(100, np.int64)), ids, views, batch=4, precision="float32"
+    )  # type: ignore[arg-type]
     assert scores.ensemble == scores.each[0] == Score(top1=0, top5=100, loss=600)
 
 

@@ -221,7 +221,7 @@ def test_a_compiled_loss_is_one_graph_for_all_weights() -> None:
     models = [build("squeezenet1_1", 4, image_px=32, seed=seed).eval() for seed in (0, 1)]
     loss = distill_with(small_recipe().loss.settings)
     uncompiled = make_forward_loss(
-        [FeatureExtractor(model, ["features.4"]) for model in models], [0, 0], loss, device_type="cpu", autocast=False
+        [FeatureExtractor(model, ["features.4"]) for model in models], [0, 0], loss, device_type="cpu", precision="float32"
     )
     graphs = []
 

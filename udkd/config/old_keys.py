@@ -32,12 +32,27 @@ _VALUES: dict[tuple[str, str], dict[Any, Any]] = {
 }
 _DROPPED: dict[str, dict[str, Any]] = {"perf": {"streams": False, "realize_reads": 0, "autotune": False}}
 """Section -> removed key -> its former default. No measurement showed that these keys help."""
-_STUDENT_ADDED: dict[str, Any] = {"pretrained": False, "frozen": [], "mean": [], "std": []}
+_STUDENT_ADDED: dict[str, Any] = {
+    "pretrained": False,
+    "frozen": [],
+    "mean": [],
+    "std": [],
+    "optimizer": "SGD",
+    "optimizer_options": {},
+    "decay_1d": True,
+    "clip_norm": 0.0,
+    "schedule": "cosine",
+    "lr_end": 0.0,
+    "step_epochs": [],
+    "step_gamma": 0.1,
+    "decay_epochs": 0.0,
+}
 _ADDED: dict[str, dict[str, Any]] = {
     "views": {"interpolation": "bilinear"},
     "teacher": {"size_px": 0, "resize_px": 0},
     "fit": _STUDENT_ADDED,
     "students.*": _STUDENT_ADDED,
+    "train": {"accumulate": 1},
 }
 """Section -> key that later versions added -> its default, with which a recipe is what it was without the key."""
 _STEPS = {"streamed": ("stream", False), "resident": ("resident", False), "captured": ("resident", True)}

@@ -198,6 +198,27 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_accumulate(self) -> Self:
+        method = self.loss.method
+        if self.train.accumulate > 1 and method != "none" and METHODS[method].compares_samples:
+            raise ValueError(
+                f"train.accumulate is {self.train.accumulate} and loss.method {method} compares the samples of a batch; "
+                "expected the whole batch at once; set train.accumulate to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_schedules(self) -> Self:
+        for index, student in enumerate(self.students):
+            epochs, used = self.train.epochs - student.start_epoch, student.warmup_epochs + student.decay_epochs
+            if student.schedule == "wsd" and used > epochs:
+                raise ValueError(
+                    f"students.{index}.warmup_epochs and decay_epochs are {used:g} epochs of {epochs}; expected at most as "
+                    "many; lower them"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_start_epochs(self) -> Self:
         for index, student in enumerate(self.students):
             if student.start_epoch >= self.train.epochs:

@@ -1,12 +1,13 @@
 """The sections of a recipe: frozen, strictly typed classes. The table of keys in the documentation uses the descriptions."""
 
 from dataclasses import fields
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from udkd.augment.preprocessing import Interpolation, Preprocessing
 from udkd.augment.views import Scheme, ViewSpec
+from udkd.config.optimizers import OptionValue, optimizer_arguments
 from udkd.data.backends.registry import backend_names
 from udkd.losses.distill import KlKind, LabelLoss, LossSettings
 from udkd.losses.estimator import Estimator, EstimatorKind
@@ -30,7 +31,9 @@ from udkd.utils.options import (
     one_of,
 )
 
-Precision = Literal["float32", "bfloat16"]
+LrSchedule = Literal["cosine", "constant", "linear", "step", "wsd"]
+Precision = Literal["float32", "bfloat16", "float16"]
+_STEP_GAMMA = 0.1
 
 
 class DataSection(Section):
@@ -152,7 +155,7 @@ class TeacherSection(Section):
 
 
 class StudentSection(Section):
-    """One student: a classifier and its own SGD optimizer with a cosine schedule."""
+    """One student: a classifier with its own optimizer and schedule of the learning rate."""
 
     architecture: ShortText = Field(
         min_length=1,
@@ -160,11 +163,36 @@ class StudentSection(Section):
         "called with num_classes and returns a torch.nn.Module",
     )
     name: ShortText = Field(default="", description="name in reports and files; empty: the architecture")
-    lr: float = Field(default=0.1, ge=0, le=1e30, description="peak learning rate; cosine decay to 0 over the run")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD")
-    weight_decay: NonNegative = Field(default=1e-4, description="weight decay of SGD, on all parameters")
-    nesterov: bool = Field(default=False, description="Nesterov momentum")
+    lr: float = Field(default=0.1, ge=0, le=1e30, description="peak learning rate")
+    optimizer: ShortText = Field(
+        default="SGD",
+        description="torch.optim's name of the optimizer: Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, NAdam, RAdam, "
+        "RMSprop or SGD",
+    )
+    optimizer_options: dict[str, OptionValue] = Field(
+        default={}, description="further arguments of the optimizer, such as {betas = [0.9, 0.95], eps = 1e-8}"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD and RMSprop")
+    weight_decay: NonNegative = Field(default=1e-4, description="weight decay; 0: none")
+    decay_1d: bool = Field(
+        default=True, description="false: no weight decay on biases and on parameters of one dimension, such as those of norms"
+    )
+    nesterov: bool = Field(default=False, description="Nesterov momentum of SGD")
+    clip_norm: NonNegative = Field(default=0.0, description="clips the norm of all the student's gradients to this; 0: off")
+    schedule: LrSchedule = Field(
+        default="cosine",
+        description="learning rate after the warm-up: cosine or linear, to lr_end at the end of the run; constant; step; wsd: "
+        "constant, then linear to lr_end during the last decay_epochs",
+    )
     warmup_epochs: NonNegative = Field(default=0.0, description="epochs of linear warm-up of the learning rate; 0: none")
+    lr_end: float = Field(
+        default=0.0, ge=0, le=1, description="final learning rate as a fraction of the peak (cosine, linear, wsd)"
+    )
+    step_epochs: tuple[Positive, ...] = Field(
+        default=(), description="epochs, from the student's start, after which the rate is multiplied by step_gamma (step)"
+    )
+    step_gamma: float = Field(default=_STEP_GAMMA, gt=0, le=1, description="factor of each step (step)")
+    decay_epochs: NonNegative = Field(default=0.0, description="epochs of the final decay (wsd)")
     loss_weight: Positive = Field(default=1.0, description="factor of this student's loss in the sum over students")
     start_epoch: int = Field(
         default=0,
@@ -206,6 +234,41 @@ class StudentSection(Section):
         if self.mean:
             Preprocessing(mean=self.mean, std=self.std)  # type: ignore[arg-type]  # raises for what no image has
         return self
+
+    @model_validator(mode="after")
+    def _check_optimizer(self) -> Self:
+        _ = self.optimizer_arguments  # raises for what does not fit together
+        return self
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        unused = {
+            "lr_end": self.lr_end != 0 and self.schedule not in ("cosine", "linear", "wsd"),
+            "step_epochs": bool(self.step_epochs) and self.schedule != "step",
+            "step_gamma": self.step_gamma != _STEP_GAMMA and self.schedule != "step",
+            "decay_epochs": self.decay_epochs != 0 and self.schedule != "wsd",
+        }
+        for name in (name for name, is_unused in unused.items() if is_unused):
+            raise ValueError(f"{name} is set and schedule = {self.schedule} does not use it; expected its default; drop {name}")
+        if self.schedule == "step" and (not self.step_epochs or list(self.step_epochs) != sorted(set(self.step_epochs))):
+            raise ValueError(
+                f"step_epochs is {list(self.step_epochs)} and schedule is step; expected rising epochs, such as "
+                "[30, 60]; set step_epochs"
+            )
+        if self.schedule == "wsd" and not self.decay_epochs:
+            raise ValueError("decay_epochs is 0 and schedule is wsd; expected the epochs of the final decay; set decay_epochs")
+        return self
+
+    @property
+    def optimizer_arguments(self) -> dict[str, Any]:
+        """The arguments of the optimizer's constructor, without the learning rate."""
+        return optimizer_arguments(
+            self.optimizer,
+            self.optimizer_options,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
 
 
 class FitSection(StudentSection):
@@ -333,7 +396,13 @@ class TrainSection(Section):
     epochs: int = Field(default=50, ge=1, le=MAX_EPOCHS, description="epochs of the run")
     batch_size: int = Field(default=64, ge=2, le=MAX_SAMPLES, description="images per step; an incomplete batch is dropped")
     seed: Seed = Field(default=0, description="seed of initial weights, sample order and dropout")
-    precision: Precision = Field(default="float32", description="bfloat16: mixed precision by autocast, weights in float32")
+    precision: Precision = Field(
+        default="float32",
+        description="bfloat16, float16: mixed precision by autocast, weights in float32; float16 with a dynamic loss scale",
+    )
+    accumulate: int = Field(
+        default=1, ge=1, le=MAX_SAMPLES, description="equal parts that a step runs its batch in, adding their gradients"
+    )
     channels_last: bool = Field(default=True, description="memory format of images and convolutions")
     compile: Literal["off", "loss", "all"] = Field(
         default="off",
@@ -371,6 +440,15 @@ class TrainSection(Section):
     def _check_cuda_graph(self) -> Self:
         if self.cuda_graph and self.input != "resident":
             raise ValueError("cuda_graph is true and input is stream; expected resident; set train.input to resident")
+        return self
+
+    @model_validator(mode="after")
+    def _check_accumulate(self) -> Self:
+        if self.batch_size % self.accumulate or self.batch_size == self.accumulate:
+            raise ValueError(
+                f"accumulate is {self.accumulate} and batch_size {self.batch_size}; expected a divisor that leaves parts of at "
+                "least 2 images; change train.accumulate"
+            )
         return self
 
 

@@ -27,6 +27,10 @@ class Batch:
         tensors = {name: value.to(device, non_blocking=non_blocking) for name, value in vars(self).items()}
         return replace(self, **tensors)
 
+    def rows(self, chosen: slice) -> "Batch":
+        """Some of the batch's samples."""
+        return Batch(ids=self.ids[chosen], canvas=self.canvas[chosen], labels=self.labels[chosen])
+
 
 class Backend(Protocol):
     """Decodes stored samples into canvases, deterministically.

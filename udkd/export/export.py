@@ -126,7 +126,7 @@ class _Images:
                 split.ids,
                 self._views(split),
                 batch=batch,
-                autocast=False,
+                precision="float32",
                 preprocessing=(self._preprocessing,),
                 on_batch=observer.advance,
             )

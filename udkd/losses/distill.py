@@ -68,6 +68,19 @@ class Terms:
         total = self.total + (weight_N * method_N).sum()
         return replace(self, total=total, method=method_N.detach().to(self.hard.dtype))
 
+    def detached(self) -> "Terms":
+        """The same without gradient, so that the graph can be freed."""
+        return replace(self, total=self.total.detach())
+
+    @classmethod
+    def mean(cls, parts: Sequence["Terms"]) -> "Terms":
+        """The terms of a batch from those of its equal parts, without gradient."""
+        means = {name: torch.stack([getattr(part, name) for part in parts]).mean(0) for name in _TERMS}
+        methods = [part.method for part in parts if part.method is not None]
+        return cls(**means, method=torch.stack(methods).mean(0) if methods else None)
+
+
+_TERMS = ("total", "hard", "teacher", "peer")
 
 Loss = Callable[[Sequence[Tensor], Tensor, Tensor | None, Tensor | None, Tensor], Terms]
 """`distill` with its settings bound, in any implementation. Arguments: logits, labels, teacher, weight, weights_3N."""

@@ -216,10 +216,11 @@ class KeyedDropout(nn.Module):
 
     p: probability of a zero. layer: index of the layer, so that layers of a network have different masks.
     per_sample: one draw for all elements of a sample (stochastic depth in torchvision's mode "row").
-    key: int64 [], of the forward pass, from `dropout_keys`.
+    key: int64 [], of the forward pass, from `dropout_keys`. part: int64 [], see `set_part`.
     """
 
     key: Tensor
+    part: Tensor | None
 
     def __init__(self, p: float, layer: int, *, per_sample: bool = False) -> None:
         super().__init__()
@@ -227,6 +228,13 @@ class KeyedDropout(nn.Module):
         self.layer = layer
         self.per_sample = per_sample
         self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("part", None, persistent=False)
+
+    def set_part(self, part: int) -> None:
+        """Say which of a batch's equal parts comes next: it gets its rows of the mask that the complete batch would have."""
+        if self.part is None:
+            self.part = torch.zeros_like(self.key)
+        self.part.fill_(part)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
@@ -234,6 +242,8 @@ class KeyedDropout(nn.Module):
         shape = (x.shape[0], *[1] * (x.dim() - 1)) if self.per_sample else x.shape
         count = x.shape[0] if self.per_sample else x.numel()
         counter = torch.arange(count, device=x.device)
+        if self.part is not None:
+            counter = counter + self.part * count
         bits = _hash32(counter + _hash32(self.key ^ (self.layer << 20)))
         keep = (bits >= int(self.p * 2**32)).view(shape)
         return x * (keep / (1 - self.p) if self.p < 1 else keep).to(x.dtype)

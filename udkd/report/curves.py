@@ -121,7 +121,12 @@ def _rate(inputs: ReportInputs) -> Plot:
     peaks = sorted({student.lr for student in inputs.recipe.students})
     warm_up = max(student.warmup_epochs for student in inputs.recipe.students)
     after = f" after a warm-up of {warm_up:g} epoch{'' if warm_up == 1 else 's'}" if warm_up else ""
-    text = f"Half a cosine from {comma_list([f'{peak:g}' for peak in peaks])} to 0{after}; each point is an epoch's last step."
+    kinds = list(dict.fromkeys(student.schedule for student in inputs.recipe.students))
+    shown = comma_list([f"{peak:g}" for peak in peaks])
+    if kinds == ["cosine"] and not any(student.lr_end for student in inputs.recipe.students):
+        text = f"Half a cosine from {shown} to 0{after}; each point is an epoch's last step."
+    else:
+        text = f"Schedule {comma_list(kinds)}, from {shown}{after}; each point is an epoch's last step."
     late = [student.start_epoch for student in inputs.recipe.students if student.start_epoch]
     text += f" One student starts after {count(min(late), 'epoch')}: 0 until then." if late else ""
     return _chart("learning-rate", "Learning rate", "learning rate", text, inputs, series, height=2.1, from_zero=True)

@@ -132,7 +132,9 @@ SETTINGS: tuple[tuple[str, str, object], ...] = (
 )
 """Key of the recipe, its description, the paper's value."""
 STUDENT_SETTINGS: tuple[tuple[str, str, object], ...] = (
+    ("optimizer", "optimizer", "SGD"),
     ("lr", "learning rate", 0.1),
+    ("schedule", "schedule of the learning rate", "cosine"),
     ("momentum", "momentum", 0.9),
     ("weight_decay", "weight decay", 1e-4),
     ("nesterov", "Nesterov momentum", False),

@@ -114,7 +114,8 @@ class _Speeds:
 
     def of(self, recipe: Recipe) -> StepTimes:
         networks = (recipe.fit.architecture, *(student.architecture for student in recipe.students))
-        setting = (networks, recipe.views.size_px, recipe.train.batch_size, recipe.train.precision, recipe.train.threads)
+        train = recipe.train
+        setting = (networks, recipe.views.size_px, train.batch_size, train.accumulate, train.precision, train.threads)
         if setting not in self._measured:
             self._measured[setting] = measure_step_times(recipe, self._num_classes, self._device)
         return self._measured[setting]

@@ -19,6 +19,7 @@ from udkd.models.module_swaps import fold_batch_norm
 from udkd.models.state_dicts import first_not_finite
 from udkd.teacher.folder import TeacherFolder, require_classes
 from udkd.teacher.targets import PackedTargets, concat_targets, pack
+from udkd.utils.autocast import autocast
 from udkd.utils.compile import compiled
 from udkd.utils.errors import ConfigError, DataError
 
@@ -28,7 +29,7 @@ class FrozenTeacher:
     """A teacher in evaluation mode, without gradients.
 
     model: the network on `device`. input: the size of its images and their preprocessing. batch: the one batch shape.
-    precision: "float32" or "bfloat16" (autocast).
+    precision: "float32", "bfloat16" or "float16" (autocast).
     evidential: it was fitted with the evidential loss.
     pool: name of the module with the deepest feature map; the map's spatial mean is an image's `num_features` features.
     "" and 0 without features. folded: batch norm is folded into the convolutions. compiled: by torch.compile. Both change
@@ -178,7 +179,7 @@ class FrozenTeacher:
         return block
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+        return autocast(self.device.type, self.precision)
 
 
 def _invalid_values(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

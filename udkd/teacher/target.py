@@ -24,6 +24,14 @@ class TeacherTargets:
     features: Tensor | None = None
     maps: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def rows(self, chosen: slice) -> "TeacherTargets":
+        """The targets of some of the batch's samples."""
+        logits, weight, features = (
+            None if value is None else value[chosen] for value in (self.logits, self.weight, self.features)
+        )
+        maps = {name: value[chosen] for name, value in self.maps.items()}
+        return TeacherTargets(logits=logits, weight=weight, features=features, maps=maps)
+
 
 class TargetSource(Protocol):
     """Targets for any batch: cached, from a live teacher, or none."""

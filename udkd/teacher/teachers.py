@@ -87,7 +87,7 @@ class LiveTeacher:
     """A teacher that runs in every step, on the views that the students see: `targets = teacher(batch, epoch)`.
 
     Its targets have the same bits as a cache of these views that was built with equal batch_size, precision and, on a CPU,
-    threads. batch_size: images per forward pass, whatever the loader's. precision: "bfloat16" is autocast.
+    threads. batch_size: images per forward pass, whatever the loader's. precision: "bfloat16" and "float16" are autocast.
     size_px: side of the teacher's input; 0 for the augmentation's. Interpolation and normalisation are the teacher's own.
     sample_weight: see CachedTeacher. For targets of the evaluation view, pass an augmentation of that view, and epoch 0.
 
@@ -102,7 +102,7 @@ class LiveTeacher:
         path: str | Path,
         augment: Augment,
         *,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Literal["float32", "bfloat16", "float16"] = "float32",
         batch_size: int = 64,
         size_px: int = 0,
         sample_weight: str = "entropy",

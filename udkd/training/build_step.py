@@ -19,9 +19,11 @@ from udkd.models.features import FeatureExtractor
 from udkd.models.module_swaps import INDUCTOR_OPTIONS
 from udkd.teacher.sources import LiveTargets
 from udkd.teacher.target import TargetSource
+from udkd.training.loss_scale import LossScale
 from udkd.training.method_loss import MethodLoss
 from udkd.training.step import ForwardLoss, TrainStep, make_forward_loss
 from udkd.training.student import Student
+from udkd.utils.autocast import input_dtype
 from udkd.utils.compile import compiled
 from udkd.utils.errors import ConfigError
 
@@ -33,10 +35,12 @@ def build_step(
     teacher: TargetSource,
     device: torch.device,
     connections: Sequence[Connection] = (),
+    loss_scale: LossScale | None = None,
 ) -> TrainStep:
     """The step of a recipe for views of `spec` (the recipe's, or smaller ones of a progressive run).
 
     students: those that train, in the recipe's order. connections: one for each of them, where the loss has a method.
+    loss_scale: of float16 training, continued; None begins one where the recipe needs it.
     """
     all_train = len(students) == len(recipe.students)
     of_students = [NetworkInput(size_px=spec.size_px, preprocessing=student.preprocessing) for student in students]
@@ -51,6 +55,8 @@ def build_step(
         forward_loss=_forward_loss(recipe, students, indices, connections, device),
         method=MethodLoss(connections=connections) if connections else None,
         student_indices=None if all_train else torch.tensor([student.index for student in students], device=device),
+        parts=recipe.train.accumulate,
+        loss_scale=(loss_scale or LossScale(device)) if recipe.train.precision == "float16" else None,
     )
 
 
@@ -63,7 +69,7 @@ def _forward_loss(
 ) -> ForwardLoss:
     networks: list[Any] = [connection.extractor for connection in connections]
     networks = networks or [FeatureExtractor(student.model, []) for student in students]
-    options: dict[str, Any] = {"device_type": device.type, "autocast": recipe.train.precision == "bfloat16"}
+    options: dict[str, Any] = {"device_type": device.type, "precision": recipe.train.precision}
     inductor = inductor_options(recipe)
     if recipe.train.compile == "all" and loss_kind(recipe) == "compiled":
         run = compiled(make_forward_loss(networks, indices, distill_with(recipe.loss.settings), **options), inductor)
@@ -113,13 +119,13 @@ def make_loss(recipe: Recipe, device: torch.device) -> Loss:
 def _augment(
     recipe: Recipe, spec: ViewSpec, inputs: Sequence[NetworkInput], device: torch.device
 ) -> Callable[[Tensor, ViewTable], list[Tensor]]:
-    """Canvases and views to inputs: bfloat16 where autocast would round them so for the students and for a live teacher.
+    """Canvases and views to inputs: rounded as autocast would round them for the students and for a live teacher.
 
     Compiling changes its last bit: a live teacher that sees the students' views then equals a cached one only to 1e-6.
     """
     is_shared = recipe.needs_teacher and recipe.teacher.source == "live" and recipe.teacher.views != "eval"
     precisions = {recipe.train.precision, *([recipe.teacher.precision] if is_shared else [])}
-    dtype = torch.bfloat16 if precisions == {"bfloat16"} else torch.float32
+    dtype = input_dtype(recipe.train.precision) if len(precisions) == 1 else torch.float32
     uncompiled = partial(augment.apply_each, networks=inputs, jitter=spec.jitters, dtype=dtype)
     if recipe.train.compile != "all":
         return uncompiled

@@ -128,7 +128,7 @@ def _scored(
     observer.start("evaluation", len(split.ids) * (1 if frozen is None else 2), "images")
     try:
         options: dict[str, Any] = {"on_batch": observer.advance, "on_log_p": collector.add}
-        options |= {"batch": recipe.train.batch_size, "autocast": recipe.train.precision == "bfloat16"}
+        options |= {"batch": recipe.train.batch_size, "precision": recipe.train.precision}
         scores = score(
             [student.eval_model for student in students],
             backend,
@@ -141,7 +141,7 @@ def _scored(
         )
         teacher_scores = None
         if frozen is not None:
-            options |= {"batch": frozen.batch, "autocast": frozen.precision == "bfloat16", "on_log_p": teacher_collector.add}
+            options |= {"batch": frozen.batch, "precision": frozen.precision, "on_log_p": teacher_collector.add}
             views = EpochViews(recipe.teacher_evaluation_spec, 0, split, device)
             options["preprocessing"] = (frozen.input.preprocessing,)
             teacher_scores = score([frozen.model], backend, split.ids, views, **options)

@@ -295,8 +295,8 @@ def evaluate_and_write(
             split.ids,
             EpochViews(recipe.teacher_evaluation_spec, 0, split, device),
             batch=recipe.teacher.batch_size,
+            precision=recipe.teacher.precision,
             preprocessing=(candidate.preprocessing,),
-            autocast=recipe.teacher.precision == "bfloat16",
             on_batch=observer.advance,
         )
     finally:

@@ -10,7 +10,7 @@ from udkd.augment.apply import ViewTable
 from udkd.config.recipe import Recipe
 from udkd.losses.schedules import EpochStats, interpolate, schedule_progress
 from udkd.models.build import dropout_keys
-from udkd.training.lr import cosine, ema_rate
+from udkd.training.lr import ema_rate, learning_rate
 from udkd.utils.rng import Stream, key
 
 
@@ -98,11 +98,12 @@ class EpochSchedule:
 def learning_rates(recipe: Recipe, step: int, steps_per_epoch: int) -> list[float]:
     """Each student's learning rate in step number `step` of the run; a later start_epoch delays its schedule."""
     return [
-        cosine(
+        learning_rate(
+            student,
             step - student.start_epoch * steps_per_epoch,
             peak=student.lr * recipe.lr_scale,
-            warmup_steps=round(student.warmup_epochs * steps_per_epoch),
-            total_steps=(recipe.train.epochs - student.start_epoch) * steps_per_epoch,
+            epochs=recipe.train.epochs - student.start_epoch,
+            steps_per_epoch=steps_per_epoch,
         )
         if step >= student.start_epoch * steps_per_epoch
         else 0.0

@@ -15,6 +15,7 @@ from udkd.augment.preprocessing import IMAGENET, NetworkInput, Preprocessing
 from udkd.augment.view_table import EpochViews
 from udkd.data.batch import Backend
 from udkd.teacher.ranking import top_k
+from udkd.utils.autocast import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def score(
     views: EpochViews,
     *,
     batch: int,
-    autocast: bool,
+    precision: str,
     preprocessing: tuple[Preprocessing, ...] = (IMAGENET,),
     flip: bool = False,
     ensemble: Sequence[int] | None = None,
@@ -58,6 +59,7 @@ def score(
 ) -> Scores:
     """Run classifiers (in evaluation mode already) over `ids` in evaluation views.
 
+    precision: of the forward passes, "float32", "bfloat16" or "float16" (autocast).
     on_batch receives the number of samples done; on_log_p a batch's labels and the log-probabilities [B, C] of each classifier
     and, last, of their averaged probabilities.
     preprocessing: of each classifier's input, or one for all.
@@ -70,7 +72,7 @@ def score(
     totals: Tensor | None = None
     for part in backend.epoch(ids, batch):
         inputs = augment.apply_each(part.canvas, table.gather(part.ids), networks, jitter=views.spec.jitters)
-        with torch.autocast(part.canvas.device.type, dtype=torch.bfloat16, enabled=autocast):
+        with autocast(part.canvas.device.type, precision):
             logits = [classifier(x_BCHW) for classifier, x_BCHW in zip(classifiers, inputs, strict=True)]
             if flip:
                 mirrored = [classifier(x_BCHW.flip(-1)) for classifier, x_BCHW in zip(classifiers, inputs, strict=True)]

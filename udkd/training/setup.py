@@ -24,6 +24,7 @@ from udkd.teacher.target import TargetSource
 from udkd.training.build_step import build_step
 from udkd.training.cuda_graph import CudaGraphCapture
 from udkd.training.init_from import initial_weights, weights_sha256
+from udkd.training.loss_scale import LossScale
 from udkd.training.lr import progressive_px
 from udkd.training.metrics import TrainMetrics
 from udkd.training.run_folder import RunFolder
@@ -92,6 +93,7 @@ class TrainSetup:
         self._views = EpochViews(recipe.views.spec, recipe.views.seed, self.split, device)
         self.val_views = EpochViews(recipe.evaluation_spec, 0, self.dataset.split("val"), device)
         self.students = make_students(recipe, len(self.dataset.classes), device)
+        self.loss_scale = LossScale(device) if recipe.train.precision == "float16" else None
         self._connections = self._connect(self.teacher)
         self.provenance |= self._init_students()
 
@@ -132,7 +134,7 @@ class TrainSetup:
         recipe, device = self.recipe, self.job.device
         students = [self.students[index] for index in active]
         connections = [self._connections[index] for index in active] if self._connections else []
-        step = build_step(recipe, spec, students, self.teacher, device, connections)
+        step = build_step(recipe, spec, students, self.teacher, device, connections, self.loss_scale)
         if recipe.train.input == "stream":
             return StreamingRunner(step, self.backend, recipe.train.batch_size)
         if not isinstance(self.backend, ResidentBackend):

@@ -10,6 +10,7 @@ from torch import nn
 
 from udkd.config.recipe import Recipe
 from udkd.models.build import build
+from udkd.utils.autocast import autocast
 from udkd.utils.environment import set_threads
 
 _TIMED_STEPS = 2
@@ -34,7 +35,7 @@ class StepTimes:
 def measure_step_times(recipe: Recipe, num_classes: int, device: torch.device) -> StepTimes:
     """Time forward and backward passes of every network on one constant batch, after a warm-up."""
     set_threads(recipe.train.threads)
-    batch, size = recipe.train.batch_size, recipe.views.size_px
+    batch, size = recipe.train.batch_size // recipe.train.accumulate, recipe.views.size_px
     x_BCHW = torch.zeros(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     labels_B = torch.zeros(batch, dtype=torch.int64, device=device)
 
@@ -44,7 +45,7 @@ def measure_step_times(recipe: Recipe, num_classes: int, device: torch.device) -
 
     def train(model: nn.Module) -> Callable[[], None]:
         def step() -> None:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
+            with autocast(device.type, recipe.train.precision):
                 logits_BC = model(x_BCHW)
             F.cross_entropy(logits_BC.float(), labels_B).backward()  # type: ignore[no-untyped-call]
 

@@ -10,11 +10,13 @@ from udkd.augment.apply import ViewTable
 from udkd.data.batch import Batch
 from udkd.losses.distill import Loss, Terms
 from udkd.models.features import FeatureExtractor
-from udkd.teacher.target import TargetSource
+from udkd.teacher.target import TargetSource, TeacherTargets
+from udkd.training.loss_scale import LossScale
 from udkd.training.method_loss import MethodLoss
 from udkd.training.metrics import TrainMetrics
-from udkd.training.schedule import EpochSchedule
+from udkd.training.schedule import EpochSchedule, StepValues
 from udkd.training.student import Student
+from udkd.utils.autocast import autocast
 
 ForwardLoss = Callable[
     [list[Tensor], Tensor, Tensor | None, Tensor | None, Tensor], tuple[list[Tensor], list[list[Tensor]], Terms]
@@ -31,6 +33,7 @@ class TrainStep:
     forward_loss: see `make_forward_loss`; one graph if train.compile is "all" and the loss is compiled.
     method:       a further term for every student, where loss.method is set.
     student_indices: int64, the students' indices in the recipe where not all of them train.
+    parts: equal parts that forward and backward passes take a batch in. loss_scale: of float16 training.
     """
 
     students: Sequence[Student]
@@ -40,6 +43,8 @@ class TrainStep:
     method: MethodLoss | None = None
     student_indices: Tensor | None = None
     teacher_input: int = 0
+    parts: int = 1
+    loss_scale: LossScale | None = None
 
     def __call__(self, batch: Batch, step: Tensor, schedule: EpochSchedule, metrics: TrainMetrics) -> None:
         """Train every student on one batch. step: int64 [], its number in the epoch, on the device.
@@ -53,22 +58,54 @@ class TrainStep:
         inputs = self.augment(batch.canvas, schedule.views.gather(batch.ids))
         target = self.teacher(batch, inputs[self.teacher_input], schedule.view)
 
+        if self.parts == 1:
+            logits, terms = self._backward(batch, target, inputs, now)
+        else:
+            logits, terms = self._backward_in_parts(batch, target, inputs, now)
+
+        found_inf = [student.optimizer_step(now.ema_rate, self.loss_scale) for student in self.students]
+        if self.loss_scale is not None:
+            self.loss_scale.update([found for found in found_inf if found is not None])
+        metrics.add(step, logits, batch.labels, terms, now.loss_weights_4N, target.weight, self.student_indices)
+
+    def _backward(
+        self, batch: Batch, target: TeacherTargets, inputs: list[Tensor], now: StepValues
+    ) -> tuple[list[Tensor], Terms]:
+        """The forward and backward pass of a batch or one of its parts: N logits and the terms."""
         logits, maps, terms = self.forward_loss(inputs, batch.labels, target.logits, target.weight, now.term_weights_3N)
         if self.method is not None:
             terms = terms.plus(self.method(batch, target, logits, maps, now.dropout_key_N.unbind()), now.method_weight_N)
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        loss = terms.total if self.parts == 1 else terms.total / self.parts
+        if self.loss_scale is not None:
+            loss = loss * self.loss_scale.scale
+        loss.backward()  # type: ignore[no-untyped-call]
+        return logits, terms
 
-        for student in self.students:
-            student.optimizer_step(now.ema_rate)
-        metrics.add(step, logits, batch.labels, terms, now.loss_weights_4N, target.weight, self.student_indices)
+    def _backward_in_parts(
+        self, batch: Batch, target: TeacherTargets, inputs: list[Tensor], now: StepValues
+    ) -> tuple[list[Tensor], Terms]:
+        """The same for equal parts in turn: gradients add up, the terms are means over the complete batch."""
+        size = len(batch.labels) // self.parts
+        logits: list[list[Tensor]] = []
+        terms: list[Terms] = []
+        for part in range(self.parts):
+            chosen = slice(part * size, (part + 1) * size)
+            for student in self.students:
+                student.set_part(part)
+            inputs_of_part = [x_BCHW[chosen] for x_BCHW in inputs]
+            logits_of_part, terms_of_part = self._backward(batch.rows(chosen), target.rows(chosen), inputs_of_part, now)
+            logits.append([z_BC.detach() for z_BC in logits_of_part])
+            terms.append(terms_of_part.detached())
+        return [torch.cat(parts) for parts in zip(*logits, strict=True)], Terms.mean(terms)
 
     def mutable_state(self) -> list[Tensor]:
         """Every tensor that a step changes, except those of the metrics."""
-        return [tensor for student in self.students for tensor in student.mutable_state()]
+        scale = [] if self.loss_scale is None else list(self.loss_scale.tensors.values())
+        return [*(tensor for student in self.students for tensor in student.mutable_state()), *scale]
 
 
 def make_forward_loss(
-    networks: Sequence[FeatureExtractor], input_indices: Sequence[int], loss: Loss, *, device_type: str, autocast: bool
+    networks: Sequence[FeatureExtractor], input_indices: Sequence[int], loss: Loss, *, device_type: str, precision: str
 ) -> ForwardLoss:
     """N forward passes of one view, then one loss: peers see each other's logits of the same pass.
 
@@ -78,7 +115,7 @@ def make_forward_loss(
     def forward_loss(
         inputs: list[Tensor], labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
     ) -> tuple[list[Tensor], list[list[Tensor]], Terms]:
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=autocast):
+        with autocast(device_type, precision):
             outputs = [network(inputs[index]) for network, index in zip(networks, input_indices, strict=True)]
         logits = [logits_BC for logits_BC, _ in outputs]
         return logits, [maps for _, maps in outputs], loss(logits, labels_B, teacher_BC, weight_B, weights_3N)

@@ -1,7 +1,7 @@
 """Students: networks with their optimizers, built from a recipe."""
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,17 @@ from udkd.config.sections import StudentSection
 from udkd.models.build import KeyedDropout, build, dropout_layers, load_weights, require_keyed_randomness
 from udkd.models.ema import WeightEMA
 from udkd.models.module_swaps import use_gathered_pool, use_saved_relu6
+from udkd.training.loss_scale import LossScale
+from udkd.training.optimizer import (
+    allocate_state,
+    decay_groups,
+    make_optimizer,
+    parameters_of,
+    require_capturable,
+    set_rate,
+    state_of,
+    step_unless,
+)
 from udkd.utils.errors import ConfigError, RunError
 from udkd.utils.rng import Stream, key
 
@@ -23,31 +34,51 @@ class Student:
 
     index: its position in the recipe. dropout_layers: the layers that need a key each step. preprocessing: of its input.
     average: of its weights, where train.ema_decay is set. connector: layers of the loss's method, trained with it.
+    clip_norm: of its gradients; 0: off. decay_1d: whether weight decay applies to biases and norms.
     frozen_norms: batch norms whose parameters are frozen; they keep their statistics.
     """
 
     index: int
     name: str
     model: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     dropout_layers: list[KeyedDropout]
     preprocessing: Preprocessing
     average: WeightEMA | None
     connector: nn.Module | None = None
+    clip_norm: float = 0.0
+    decay_1d: bool = True
     frozen_norms: tuple[nn.Module, ...] = ()
 
     def set_step_inputs(self, lr: Tensor, dropout_key: Tensor) -> None:
         """Set what depends only on the step's number: the learning rate and the key of the dropout's randomness, scalars."""
-        self.optimizer.param_groups[0]["lr"].copy_(lr)
+        set_rate(self.optimizer, lr)
         for layer in self.dropout_layers:
             layer.key.copy_(dropout_key)
 
-    def optimizer_step(self, ema_rate: Tensor) -> None:
-        """Apply the gradients and drop them. ema_rate: how far the averaged weights move, a scalar."""
-        self.optimizer.step()
+    def set_part(self, part: int) -> None:
+        """Set which part of the batch the next forward pass sees, so that its dropout is that of the complete batch."""
+        for layer in self.dropout_layers:
+            layer.set_part(part)
+
+    def optimizer_step(self, ema_rate: Tensor, loss_scale: LossScale | None = None) -> Tensor | None:
+        """Apply the gradients and drop them. ema_rate: how far the averaged weights move, a scalar.
+
+        loss_scale: of the gradients. Then returns 1 where they were not finite and so not applied, else 0: float32 [].
+        """
+        found_inf = None
+        if loss_scale is not None:
+            found_inf = loss_scale.unscale([p.grad for p in parameters_of(self.optimizer) if p.grad is not None])
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_(parameters_of(self.optimizer), self.clip_norm)
+        if found_inf is None:
+            self.optimizer.step()
+        else:
+            step_unless(self.optimizer, found_inf)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model, ema_rate)
+        return found_inf
 
     def train_mode(self) -> None:
         """Put the network into training mode."""
@@ -62,10 +93,9 @@ class Student:
 
     def with_connector(self, connector: nn.Module) -> "Student":
         """The same student, whose optimizer trains `connector` too."""
-        parameters = list(connector.parameters())
-        if parameters:
-            self.optimizer.add_param_group({"params": parameters})  # shares the learning rate tensor of the other weights
-            _zero_momentum(self.optimizer, parameters)
+        for group in decay_groups(connector.named_parameters(), decay_1d=self.decay_1d):
+            self.optimizer.add_param_group(group)  # shares the learning rate tensor of the other weights
+        allocate_state(self.optimizer)
         return replace(self, connector=connector)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -76,13 +106,11 @@ class Student:
             load_weights(model, weights)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, buffers, momentum and averages, by name: all that a checkpoint holds of a student."""
+        """Weights, buffers, the optimizer's state and averages, by name: all that a checkpoint holds of a student."""
         state = {f"student.{self.index}.{name}": value for name, value in self.model.state_dict().items()}
         if self.connector is not None:
             state |= {f"connector.{self.index}.{name}": value for name, value in self.connector.state_dict().items()}
-        for name, parameter in self._parameters():
-            if "momentum_buffer" in self.optimizer.state[parameter]:
-                state[f"momentum.{self.index}.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        state |= self._optimizer_state()
         if self.average is not None:
             state |= {f"average.{self.index}.{name}": value for name, value in self.average.model.state_dict().items()}
         return state
@@ -92,10 +120,8 @@ class Student:
         load_weights(self.model, prefixed(tensors, f"student.{self.index}."))
         if self.connector is not None:
             self.connector.load_state_dict(prefixed(tensors, f"connector.{self.index}."))
-        momentum = prefixed(tensors, f"momentum.{self.index}.")
-        for name, parameter in self._parameters():
-            if name in momentum:
-                self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
+        for name, value in self._optimizer_state().items():
+            value.copy_(tensors[name])
         if self.average is not None:
             load_weights(self.average.model, prefixed(tensors, f"average.{self.index}."))
 
@@ -108,11 +134,19 @@ class Student:
 
     def mutable_state(self) -> list[Tensor]:
         """Every tensor that a step changes."""
-        momentum = [state["momentum_buffer"] for state in self.optimizer.state.values() if "momentum_buffer" in state]
         averaged = [] if self.average is None else list(self.average.model.state_dict().values())
         connector = [] if self.connector is None else [*self.connector.parameters(), *self.connector.buffers()]
         weights = [*self.model.parameters(), *self.model.buffers(), *connector]
-        return [*weights, *momentum, *averaged, self.optimizer.param_groups[0]["lr"]]
+        return [*weights, *averaged, *state_of(self.optimizer)]
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors by their names in a checkpoint: momentum.INDEX.NAME (SGD), optimizer.INDEX.KIND.NAME."""
+        sgd = isinstance(self.optimizer, torch.optim.SGD)
+        return {
+            f"momentum.{self.index}.{name}" if sgd else f"optimizer.{self.index}.{kind}.{name}": value
+            for name, parameter in self._parameters()
+            for kind, value in self.optimizer.state[parameter].items()
+        }
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every trained parameter; the connector's names have a prefix that no network has."""
@@ -131,6 +165,8 @@ def make_students(recipe: Recipe, num_classes: int, device: torch.device) -> lis
 
 
 def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_classes: int, device: torch.device) -> Student:
+    if recipe.train.cuda_graph and device.type == "cuda":
+        require_capturable(section.optimizer, device.type)
     seed = int(key(recipe.train.seed, Stream.INITIAL_WEIGHTS, index)[0] >> 1)
     model = build(section.architecture, num_classes, image_px=recipe.views.size_px, seed=seed)
     for size_px in {recipe.views.size_px, recipe.train.progressive_px or recipe.views.size_px}:
@@ -143,16 +179,25 @@ def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_cl
     model = model.to(device)
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     return Student(
         index=index,
         name=name,
         model=model,
-        optimizer=_sgd(model, section, device),
+        optimizer=make_optimizer(section, trained, device, no_decay=_no_decay(model)),
         dropout_layers=dropout_layers(model),
         preprocessing=recipe.student_preprocessing(index),
         average=WeightEMA.of(model) if recipe.train.ema_decay else None,
+        clip_norm=section.clip_norm,
+        decay_1d=section.decay_1d,
         frozen_norms=frozen_norms,
     )
+
+
+def _no_decay(model: nn.Module) -> Collection[str]:
+    """Names of parameters that a network itself excludes from weight decay, as timm's transformers do."""
+    names: Callable[[], Collection[str]] = getattr(model, "no_weight_decay", tuple)
+    return names()
 
 
 def _freeze(model: nn.Module, patterns: Sequence[str], name: str) -> tuple[nn.Module, ...]:
@@ -174,27 +219,6 @@ def _freeze(model: nn.Module, patterns: Sequence[str], name: str) -> tuple[nn.Mo
         raise ConfigError(f"students.*.frozen freezes all of {name}; expected parameters to train, such as the head's")
     norms = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
     return tuple(norm for norm in norms if patterns and not any(p.requires_grad for p in norm.parameters()))
-
-
-def _sgd(model: nn.Module, section: StudentSection, device: torch.device) -> torch.optim.SGD:
-    """SGD as one multi-tensor kernel that reads the learning rate from the device, so that a CUDA graph does not fix it."""
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=torch.zeros((), device=device),
-        momentum=section.momentum,
-        weight_decay=section.weight_decay,
-        nesterov=section.nesterov,
-        fused=True,
-    )
-    _zero_momentum(optimizer, optimizer.param_groups[0]["params"])
-    return optimizer
-
-
-def _zero_momentum(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> None:
-    """Allocate momentum of 0, which gives the same first step as none, so that no step allocates it."""
-    if optimizer.defaults["momentum"]:
-        for parameter in parameters:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def require_like(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:

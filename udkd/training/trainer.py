@@ -1,7 +1,7 @@
 """The trainer: one loop for 1 to N students and any source of targets.
 
 Every random number is a pure function of (seed, epoch, step, sample), so a checkpoint holds no generator state: tensors
-(weights, buffers, momentum, moving averages, the epoch's sums), the step, and the statistics that schedules use. A resumed run
+(weights, buffers, optimizers, averages, the epoch's sums), the step, and the statistics that schedules use. A resumed run
 ends in the same bits on a CPU. On a GPU it gets the same views, targets and order, but cuDNN sums gradients in no fixed order.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from udkd.losses.schedules import EpochStats
 from udkd.training.checkpoints import Checkpoint
+from udkd.training.loss_scale import MIN_SCALE
 from udkd.training.metrics import TrainMetrics, recorded_rows
 from udkd.training.resume import create_or_reopen, load_checkpoint, lock_run_folder, stats_after
 from udkd.training.run_records import CheckpointProgress, StoredEpochStats
@@ -163,7 +164,7 @@ class Trainer:
             split.ids,
             self.setup.val_views,
             batch=self.recipe.train.batch_size,
-            autocast=self.recipe.train.precision == "bfloat16",
+            precision=self.recipe.train.precision,
             preprocessing=tuple(self.students[index].preprocessing for index in active),
             flip=self.recipe.evaluation.flip_tta,
             on_batch=self.job.observer.advance,
@@ -185,6 +186,12 @@ class Trainer:
             raise RunError(
                 f"the loss of step {step} (epoch {step // self.steps_per_epoch + 1}) is not finite; expected a number; "
                 f"{self._kept()}; lower students.*.lr or train in float32"
+            )
+        scale = self.setup.loss_scale
+        if scale is not None and float(scale.scale) < MIN_SCALE:
+            raise RunError(
+                f"the loss scale is {float(scale.scale):g} after step {self.step - 1}, as gradients overflow at any scale; "
+                f"expected at least {MIN_SCALE:g}; {self._kept()}; lower students.*.lr or set train.precision to float32"
             )
         return self.metrics.means(self.recipe.loss.settings)
 
@@ -222,7 +229,7 @@ class Trainer:
         tensors = {"tally.sums": self.metrics.sums, "tally.count": self.metrics.count}
         for student in self.students:
             tensors |= student.tensors()
-        return tensors
+        return tensors | ({} if self.setup.loss_scale is None else self.setup.loss_scale.tensors)
 
     def _restore(self) -> None:
         """Continue from the newest checkpoint, where there is one."""
@@ -236,6 +243,8 @@ class Trainer:
             student.restore(tensors)
         self.metrics.sums.copy_(tensors["tally.sums"])
         self.metrics.count.copy_(tensors["tally.count"])
+        for name, value in (self.setup.loss_scale.tensors if self.setup.loss_scale else {}).items():
+            value.copy_(tensors[name])
         self.job.observer.note(f"resumed at step {self.step} (epoch {self.step // self.steps_per_epoch + 1})")
 
 

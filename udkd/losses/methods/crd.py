@@ -98,7 +98,7 @@ class CrdSection(Section):
     momentum: float = Field(default=0.5, ge=0, lt=1, description="share of the old value when a memory is updated")
 
 
-@register_method("crd", CrdSection, title="CRD", needs="pooled")
+@register_method("crd", CrdSection, title="CRD", needs="pooled", compares_samples=True)
 class Crd(nn.Module):
     """`contrastive_loss` in both directions. Memories and normalisers are buffers, so that a checkpoint holds them."""
 

@@ -70,7 +70,8 @@ class Method:
     """A registered method. module(options, setup) returns an nn.Module from MethodInputs to the loss term, a scalar.
 
     title: the method's name in reports. depth: for "maps", name of the option with the number of deepest stages to pair.
-    single: pair only the shallowest of those.
+    single: pair only the shallowest of those. compares_samples: the term is not a mean over independent samples, so that a
+    batch cannot be computed in parts.
     """
 
     module: Callable[[Any, MethodSetup], nn.Module]
@@ -78,6 +79,7 @@ class Method:
     needs: Needs
     depth: str
     single: bool
+    compares_samples: bool
 
 
 METHODS: dict[str, Method] = {}
@@ -88,14 +90,28 @@ _Module = TypeVar("_Module", bound=Callable[[Any, MethodSetup], nn.Module])
 
 
 def register_method(
-    name: str, options: type[Section], *, title: str = "", needs: Needs = "logits", depth: str = "", single: bool = False
+    name: str,
+    options: type[Section],
+    *,
+    title: str = "",
+    needs: Needs = "logits",
+    depth: str = "",
+    single: bool = False,
+    compares_samples: bool = False,
 ) -> Callable[[_Module], _Module]:
     """Decorate a module class to register it as loss.method = `name`, with its options in [methods.NAME]. See Method."""
     assert name not in METHODS, f"a method {name} is registered already"
     assert (needs == "maps") == bool(depth), "a method of maps names the option that counts its stages"
 
     def add(module: _Module) -> _Module:
-        METHODS[name] = Method(module=module, title=title or name, needs=needs, depth=depth, single=single)
+        METHODS[name] = Method(
+            module=module,
+            title=title or name,
+            needs=needs,
+            depth=depth,
+            single=single,
+            compares_samples=compares_samples,
+        )
         MethodsSection.__pydantic_fields__[name] = FieldInfo(annotation=options, default=options())
         MethodsSection.model_rebuild(force=True)
         for rebuild in after_register:

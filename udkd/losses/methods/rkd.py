@@ -61,7 +61,7 @@ class RkdSection(Section):
     angle: NonNegative = Field(default=50.0, description="weight of the angle term, whose memory grows with batch^3; 0: none")
 
 
-@register_method("rkd", RkdSection, title="RKD", needs="pooled")
+@register_method("rkd", RkdSection, title="RKD", needs="pooled", compares_samples=True)
 class Rkd(nn.Module):
     """The sum of `distance_term` and `angle_term`."""
 

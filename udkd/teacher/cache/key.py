@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 Differing = Sequence[tuple[str, object, object]]
 """(name, stored value, wanted value) of fields that differ."""
 
-_PRECISION = re.compile(r"(float32|bfloat16)(, batch norm folded)?(, compiled)?")
+_PRECISION = re.compile(r"(float32|bfloat16|float16)(, batch norm folded)?(, compiled)?")
 _VIEW_FIELDS = {field.name for field in dataclasses.fields(ViewSpec)}
 _OMITTED = {"features", "teacher_size_px", "claimed"}  # from a key's text, where they are 0 or empty
 _SHOWN = 200  # characters of a value in an error
@@ -57,12 +57,11 @@ class CacheKey:
     uncertainties:   names of the stored float32 [N] arrays; "entropy" is always one.
     features:        D, the number of pooled features stored with each target as float16; 0 for none.
     teacher_size_px: side of the teacher's input where it is not that of `views`, else 0.
-
     claimed:         of imported logits, the names of the fields that are the importer's claim, sorted: nothing computed them,
                      and a training run does not compare them. Empty for a cache that a build computed.
 
-    The key's text omits features, teacher_size_px and claimed where they are 0 or empty, so that caches without them have the
-    same bytes as before these fields existed.
+    The key's text omits the last three where they are 0 or empty, so that caches without them have the same bytes as before
+    these fields existed.
     """
 
     format_version: int = FORMAT_VERSION

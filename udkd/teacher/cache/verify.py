@@ -44,8 +44,8 @@ class CacheComparison:
     """The largest differences between recomputed targets and cached ones.
 
     probability, weight: absolute; features: relative to the row's largest, 0 where none are stored. worst_probability,
-    worst_weight, worst_features: their (view, id). error: for a bfloat16 teacher, the differences of the recomputed targets
-    from float32 ones; two bfloat16 computations may differ by twice as much. None for a float32 teacher.
+    worst_weight, worst_features: their (view, id). error: for a teacher in bfloat16 or float16, the differences of the
+    recomputed targets from float32 ones; two such computations may differ by twice as much. None for a float32 teacher.
     """
 
     num_pairs: int = 0
