@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from udkd.augment.preprocessing import Preprocessing
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.sample_names import find_samples, shown
@@ -86,6 +87,7 @@ def import_cache(
     key_fields: dict[str, Any] = target_fields(recipe, dataset, "unknown") | {
         "teacher": teacher,
         "teacher_sha256": _digest(logits, used, probabilities),
+        "normalisation": Preprocessing().key_values,
         "device": "cpu",
         "threads": 0,
         "channels_last": False,
