@@ -43,7 +43,7 @@ def export_command(
         raise ConfigError(f"{unused[0]} with --format {format}; expected --format onnx with it; drop one")
     if format == "safetensors" and checkpoint != "last" and folder is None:
         raise ConfigError(
-            f"--checkpoint {checkpoint} without OUT; expected a folder, as RUN/students belongs to the newest checkpoint; name one"
+            f"--checkpoint {checkpoint} without OUT; expected a folder, as RUN/students holds the newest; name one"
         )
     with observed() as observer:
         if format == "safetensors":
