@@ -5,6 +5,7 @@ For a training loop of your own, `import udkd` provides:
     udkd.Dataset                                   a dataset folder, its splits and classes
     udkd.Loader                                    batches: sample ids, uint8 canvases and labels, shuffled by (seed, epoch)
     udkd.ViewSpec, udkd.Augment                    canvases to network input: crop, flip and colour jitter by (seed, epoch, id)
+    udkd.Preprocessing                             mean, std and interpolation of a network's input; ImageNet's by default
     udkd.CachedTeacher, udkd.LiveTeacher           the teacher's logits and weights of a batch
     udkd.DistillationLoss                          the loss of N students
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from data_prep.api import convert as convert
+    from udkd.augment.preprocessing import Preprocessing as Preprocessing
     from udkd.augment.view_table import Augment as Augment
     from udkd.augment.views import ViewSpec as ViewSpec
     from udkd.config.loading import load_recipe as load_recipe
@@ -45,6 +47,7 @@ _MODULES = {
     "DistillationLoss": "udkd.losses.distill",
     "LiveTeacher": "udkd.teacher.teachers",
     "Loader": "udkd.data.loader",
+    "Preprocessing": "udkd.augment.preprocessing",
     "UserError": "udkd.utils.errors",
     "ViewSpec": "udkd.augment.views",
     "build_cache": "udkd.teacher.cache.build",

@@ -8,6 +8,7 @@ import typer
 from udkd.cli.arguments import DatasetOption
 from udkd.cli.summary import print_outcome
 from udkd.config.loading import load_recipe
+from udkd.training.make_targets import with_targets
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.environment import choose_device
 from udkd.utils.terminal import BackendOption, DeviceOption, SetOption, observed, stop_requests
@@ -19,9 +20,10 @@ def train_command(
     out: Annotated[Path, typer.Option("--out", help="Run folder to create, or to continue with --resume.")],
     cache: Annotated[Path | None, typer.Option("--cache", help="Teacher cache, written by udkd cache build.")] = None,
     teacher: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            help="Teacher folder: the live teacher, or checked against the cache's key. Repeat it for an ensemble of teachers."
+            help="Teacher folder, or a network with published weights, such as timm/resnet50.a1_in1k: the live teacher, or "
+            "that of the cache, which is built in OUT/cache unless --cache names it. Repeat it for an ensemble of teachers."
         ),
     ] = None,
     backend: BackendOption = None,
@@ -49,21 +51,19 @@ def train_command(
     """
     settings = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
     with observed() as observer, stop_requests() as stopped:
-        outcome = train(
-            TrainJob(
-                recipe=load_recipe(recipe, settings),
-                data=data,
-                out=out,
-                device=choose_device(device),
-                cache=cache,
-                teacher=teacher[0] if teacher else None,
-                more_teachers=tuple(teacher[1:]) if teacher else (),
-                resume=resume,
-                extend=extend or 0,
-                profile=profile or 0,
-                allow=tuple(allow or ()),
-                observer=observer,
-                stopped=stopped,
-            )
+        job = TrainJob(
+            recipe=load_recipe(recipe, settings),
+            data=data,
+            out=out,
+            device=choose_device(device),
+            cache=cache,
+            more_teachers=tuple(map(Path, teacher[1:])) if teacher else (),
+            resume=resume,
+            extend=extend or 0,
+            profile=profile or 0,
+            allow=tuple(allow or ()),
+            observer=observer,
+            stopped=stopped,
         )
+        outcome = train(with_targets(job, teacher[0] if teacher else None))
     print_outcome(outcome, out, stopped.exit_code)

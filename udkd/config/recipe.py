@@ -1,6 +1,6 @@
 """The recipe: everything that a run depends on apart from its data and its teacher, as one frozen, validated object."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -265,6 +265,16 @@ class Recipe(Section):
         values = self.to_dict()
         values["train"]["epochs"] = epochs
         return Recipe.from_dict(values, "--extend")
+
+    def with_students(self, architectures: Sequence[str]) -> "Recipe":
+        """This recipe with other students: each with the settings of its student of that architecture, or of its first."""
+        of_each = {student.architecture: student for student in reversed(self.students)}
+        values = self.to_dict()
+        values["students"] = [
+            of_each.get(name, self.students[0]).model_dump(mode="json") | {"architecture": name, "name": ""}
+            for name in architectures
+        ]
+        return Recipe.from_dict(values, "students")
 
     def student_names(self) -> list[str]:
         """A distinct name per student: its name, or else its architecture, numbered if several are equal."""

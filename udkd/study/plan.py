@@ -116,12 +116,8 @@ def _recipe(base_name: str, base: Recipe, common: Sequence[str], arm: Arm) -> Re
 
 
 def _students(base: Recipe, architectures: Sequence[str]) -> str:
-    """Students of these architectures, as TOML, with the settings of the base's student of each, else of its first."""
-    of_base = {student.architecture: student for student in reversed(base.students)}
-    sections = [
-        of_base.get(name, base.students[0]).model_copy(update={"architecture": name, "name": ""}) for name in architectures
-    ]
-    return f"[{', '.join(_inline(section) for section in sections)}]"
+    """Students of these architectures, as TOML; see Recipe.with_students."""
+    return f"[{', '.join(_inline(section) for section in base.with_students(architectures).students)}]"
 
 
 def _inline(section: StudentSection) -> str:
