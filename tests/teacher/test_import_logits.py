@@ -26,7 +26,7 @@ from udkd.teacher.cache.verify import WEIGHT_BOUND
 from udkd.teacher.cache.writer import ViewWriter
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.sources import open_targets
-from udkd.utils.errors import CacheError, ConfigError, DataError, MismatchError, UserError
+from udkd.utils.errors import CacheError, ConfigError, DataError, MismatchError, RunError, UserError
 
 C = len(CLASSES)
 KEPT = np.array(sorted(set(range(SAMPLES)) - EXCLUDED))
@@ -262,6 +262,9 @@ def test_keys_given_twice_or_of_another_length(tmp_path: Path, cache_dataset: Da
     names = lines(tmp_path / "names", NAMES)
     with pytest.raises(DataError, match="has its own keys and --names names others"):
         load(tmp_path / "cache", cache_dataset, tmp_path / "a.safetensors", names=names)
+    (tmp_path / "empty").touch()
+    with pytest.raises(DataError, match=r"has 0 names and .* 83 rows"):
+        load(tmp_path / "cache", cache_dataset, npy(tmp_path / "a.npy"), names=tmp_path / "empty")
     with pytest.raises(DataError, match=r"has 82 names and .* 83 rows"):
         load(tmp_path / "cache", cache_dataset, npy(tmp_path / "a.npy"), names=lines(tmp_path / "short", NAMES[1:]))
     with pytest.raises(DataError, match=r"nowhere cannot be read \(No such file"):
@@ -272,6 +275,19 @@ def test_keys_given_twice_or_of_another_length(tmp_path: Path, cache_dataset: Da
         load(tmp_path / "cache", cache_dataset, tmp_path / "a.npy", recipe("eval", top_k=7))
     with pytest.raises(ConfigError, match="the teacher's name is"):
         load(tmp_path / "cache", cache_dataset, tmp_path / "a.npy", teacher="\x1b[31m")
+
+
+def test_a_file_of_names_may_begin_with_a_byte_order_mark(tmp_path: Path, cache_dataset: DatasetFolder) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES), encoding="utf-8-sig", newline="\r\n")
+    check(load(tmp_path / "cache", cache_dataset, npy(tmp_path / "a.npy"), names=names))
+
+
+def test_a_cache_is_not_written_into_a_dataset_folder(tmp_path: Path, cache_dataset: DatasetFolder) -> None:
+    before = sorted(cache_dataset.path.iterdir())
+    with pytest.raises(RunError, match=r"holds a dataset \(dataset.json\); expected a new folder for the teacher cache"):
+        load(cache_dataset.path, cache_dataset, npy(tmp_path / "a.npy"))
+    assert sorted(cache_dataset.path.iterdir()) == before
 
 
 def test_a_killed_import_resumes_to_the_same_bytes(

@@ -79,6 +79,14 @@ def test_a_run_from_creation_to_evaluation(tmp_path: Path) -> None:
     assert again.provenance["dataset"] == "/data"
 
 
+@pytest.mark.parametrize("marker", ["dataset.json", "teacher.json", "views.json"])
+def test_a_run_is_not_written_into_a_folder_of_another_kind(tmp_path: Path, marker: str) -> None:
+    (tmp_path / marker).touch()
+    with pytest.raises(RunError, match=rf"holds a .* \({marker}\); expected a new folder for the run; choose another"):
+        new(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [marker]
+
+
 def test_a_run_is_created_once(tmp_path: Path) -> None:
     new(tmp_path / "run")
     with pytest.raises(RunError, match="already holds a run; expected a new folder; continue it with --resume"):

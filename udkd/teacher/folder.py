@@ -17,6 +17,7 @@ from udkd.augment.preprocessing import IMAGENET, Preprocessing
 from udkd.losses.distill import LabelLoss
 from udkd.utils.errors import BusyError, DataError, MismatchError, RunError
 from udkd.utils.files import FolderLock, read_regular, write_bytes
+from udkd.utils.folder_kinds import require_no_other
 from udkd.utils.json_checksum import dump_checked, load_checked
 
 FORMAT = 1
@@ -140,12 +141,14 @@ def new_teacher(path: Path) -> Iterator[None]:
     """Lock a folder that is to become a teacher: two writers would mix the weights of one with the description of the other.
 
     A finished teacher is never overwritten, as caches depend on its weights. A folder that is still empty at the end is
-    removed. RunError: the path is a file, or already a teacher. BusyError: another process makes one there.
+    removed. RunError: the path is a file, or already a teacher, dataset, run or cache.
+    BusyError: another process makes one there.
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; expected a new folder; choose another")
     path.mkdir(parents=True, exist_ok=True)
     try:
+        require_no_other(path, "teacher")
         with FolderLock(path):
             if (path / "teacher.json").exists():
                 raise RunError(f"{path} already holds a teacher; expected a new folder; choose another or remove it")

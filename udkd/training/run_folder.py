@@ -23,6 +23,7 @@ from udkd.training.run_records import (
 )
 from udkd.utils.errors import MismatchError, RunError
 from udkd.utils.files import FolderLock, write_bytes
+from udkd.utils.folder_kinds import require_no_other
 from udkd.utils.json_checksum import dump_checked, dump_checked_line
 
 FORMAT = 2
@@ -47,10 +48,11 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> "RunFolder":
-        """Create a run. Raises RunError where the folder already holds one."""
+        """Create a run. Raises RunError where the folder already holds one, or a dataset, teacher or cache."""
         run = cls(path)
         if (path / "config.json").exists():
             raise RunError(f"{path} already holds a run; expected a new folder; continue it with --resume or choose another")
+        require_no_other(path, "run")
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         write_bytes(path / "run.json", dump_checked({**provenance, "format": FORMAT}))
         write_bytes(run._metrics, b"")

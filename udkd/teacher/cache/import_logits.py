@@ -325,9 +325,10 @@ def _columns(
 def _lines(path: Path) -> list[str]:
     """A text file's lines, without empty ones at its end. DataError: no such file."""
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n").split("\n")
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape").rstrip("\n")  # some editors write a BOM
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); expected a file with one name per line") from None
+    return text.split("\n") if text else []
 
 
 def _imagenet() -> list[str]:

@@ -22,6 +22,7 @@ from udkd.teacher.cache.view_count import VIEW_COUNT_FILE, write_view_count
 from udkd.teacher.cache.view_file import REBUILD, ViewFile, ViewHeader, block_checksum, read_view_header, view_path
 from udkd.utils.errors import CacheError, MismatchError
 from udkd.utils.files import FolderLock, fsync_folder
+from udkd.utils.folder_kinds import require_no_other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class CacheWriter:
 
     excluded_N: bool [N], the split's excluded rows. remedy: writes an error's advice where the folder holds another key.
     BusyError: another process writes there. MismatchError: the folder holds views, finished or not, of another key.
-    CacheError: a finished view whose header is damaged.
+    CacheError: a finished view whose header is damaged. RunError: a new cache in a folder of another kind, such as a dataset.
     """
 
     def __init__(self, folder: Path, key: CacheKey, excluded_N: NDArray[np.bool_], remedy: Remedy = _elsewhere) -> None:
@@ -58,6 +59,8 @@ class CacheWriter:
         self._lock = FolderLock(folder)
 
     def __enter__(self) -> "CacheWriter":
+        if not any(self.folder.glob("view-*.udkd*")):  # one that was begun in such a folder can be finished
+            require_no_other(self.folder, "teacher cache")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock.__enter__()
         try:
