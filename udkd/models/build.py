@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import StochasticDepth
 
-from udkd.models.architectures import is_torchvision, make, own_input, require_known
+from udkd.models.architectures import failure, is_torchvision, make, own_input, require_known
 from udkd.utils.errors import ConfigError
 from udkd.utils.rng import key
 
@@ -86,8 +86,9 @@ def _random_ops(architecture: str, num_classes: int, image_px: int) -> frozenset
         with device, _RandomOps() as random_ops:
             try:
                 logits = model(torch.empty(2, 3, image_px, image_px).zero_())
-            except (RuntimeError, ValueError, AssertionError) as error:
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
+            except Exception as error:  # whatever a user's code raises
+                is_plain = isinstance(error, RuntimeError | ValueError | AssertionError)
+                reason = next(iter(str(error).splitlines()), type(error).__name__) if is_plain else failure(error)
                 raise ConfigError(
                     f"{architecture} cannot take {image_px} px images ({reason}); expected a size it accepts; "
                     f"change views.size_px{_own_size(architecture, image_px)}"
