@@ -13,7 +13,7 @@ from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
-from udkd.utils.errors import ConfigError
+from udkd.utils.errors import ConfigError, RunError
 
 OWN = "tests.models.own_models:make"
 STUDENTS = ["squeezenet1_1", OWN]
@@ -60,4 +60,10 @@ def test_a_live_teacher_needs_no_cache(tmp_path: Path, dataset: DatasetFolder, t
 def test_what_is_no_teacher(tmp_path: Path, dataset: DatasetFolder, teacher: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         udkd.train(own_recipe(), data=dataset.path, teacher=teacher, out=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_run_to_resume_is_said_before_a_teacher_is_imported(tmp_path: Path, dataset: DatasetFolder) -> None:
+    with pytest.raises(RunError, match="is not a run"):
+        udkd.train(own_recipe(), data=dataset.path, teacher=OWN, out=tmp_path / "run", device="cpu", resume=True)
     assert not (tmp_path / "run").exists()
