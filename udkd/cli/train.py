@@ -23,7 +23,7 @@ def train_command(
         list[str] | None,
         typer.Option(
             help="Teacher folder, or a network with published weights, such as timm/resnet50.a1_in1k: the live teacher, or "
-            "that of the cache, which is built in OUT/cache unless --cache names it. Repeat it for an ensemble of teachers."
+            "that of the cache, which is built in OUT/cache unless --cache names it. Repeat it with folders for an ensemble."
         ),
     ] = None,
     backend: BackendOption = None,
