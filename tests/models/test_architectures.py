@@ -96,7 +96,7 @@ def test_random_numbers_outside_dropout_are_refused_for_students_only() -> None:
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ("timm/resnet18x", "unknown to timm .*; did you mean timm/resnet18 "),
+        ("timm/resnet18x", "unknown to timm .*; expected one of its names; did you mean timm/resnet18 "),
         ("timm/", "unknown to timm .*; see timm.list_models"),
         (f"{OWN}missing", "has no function 'missing'; expected one that returns"),
         ("no_such_module:make", "no_such_module cannot be imported .*PYTHONPATH="),

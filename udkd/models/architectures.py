@@ -65,7 +65,9 @@ def require_known(architecture: str) -> None:
             known = timm.list_models() + timm.list_pretrained()
             near = difflib.get_close_matches(name, known, n=3)
             suggestion = f"; did you mean {' or '.join(TIMM + each for each in near)}?" if near else "; see timm.list_models()"
-            raise ConfigError(f"architecture {architecture!r} is unknown to timm {timm.__version__}{suggestion}")
+            raise ConfigError(
+                f"architecture {architecture!r} is unknown to timm {timm.__version__}; expected one of its names{suggestion}"
+            )
     elif is_users(architecture):
         _function(architecture)
     else:
@@ -117,7 +119,9 @@ def own_input(architecture: str) -> NetworkInput | None:
         )
         return NetworkInput(size_px=int((cfg.get("input_size") or (3, 224, 224))[-1]), preprocessing=preprocessing)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{architecture}: its pretrained_cfg cannot be used ({error}); correct it") from error
+        raise ConfigError(
+            f"{architecture}: its pretrained_cfg cannot be used ({error}); expected mean, std and input_size; correct it"
+        ) from error
 
 
 def default_preprocessing(architecture: str) -> Preprocessing:
