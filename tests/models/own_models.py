@@ -29,6 +29,16 @@ class FunctionalDropout(TwoLayers):
         return logits_BC
 
 
+class RepeatedDropout(TwoLayers):
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits_BC: Tensor = self.fc(self.module[3](self.module(x_BCHW)).mean((2, 3)))
+        return logits_BC
+
+
+def repeated(num_classes: int) -> nn.Module:
+    return RepeatedDropout(num_classes)
+
+
 def make(num_classes: int) -> nn.Module:
     return TwoLayers(num_classes)
 

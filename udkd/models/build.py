@@ -68,8 +68,8 @@ def require_keyed_randomness(architecture: str, num_classes: int, image_px: int)
     if names and not is_torchvision(architecture):
         raise ConfigError(
             f"{architecture} draws random numbers in its forward pass ({', '.join(sorted(names))}); expected torch.nn.Dropout "
-            "alone, whose masks are a function of (seed, step) here, so that a resumed run has the same bits; use that, or a "
-            "probability of 0"
+            "alone, one for each place, whose masks are a function of (seed, step), so that a resumed run has the same bits; "
+            "use that, or a probability of 0"
         )
 
 
@@ -83,6 +83,9 @@ def _random_ops(architecture: str, num_classes: int, image_px: int) -> frozenset
         else:
             model = _use_keyed_dropout(make(architecture, num_classes, image_px)).train()
             device = torch.device("cpu")
+        applied: list[KeyedDropout] = []
+        for layer in dropout_layers(model):
+            layer.register_forward_pre_hook(lambda module, inputs: applied.append(module))
         with device, _RandomOps() as random_ops:
             try:
                 logits = model(torch.empty(2, 3, image_px, image_px).zero_())
@@ -100,7 +103,8 @@ def _random_ops(architecture: str, num_classes: int, image_px: int) -> frozenset
             f"{architecture} returns {list(logits.shape)} for 2 images; expected logits [2, {num_classes}]; "
             "make its last layer as wide as num_classes says"
         )
-    return frozenset(random_ops.names)
+    repeated = {"one Dropout in several places, where it would have one mask"} if len(set(applied)) < len(applied) else set()
+    return frozenset(random_ops.names | repeated)
 
 
 def _own_size(architecture: str, image_px: int) -> str:
@@ -290,7 +294,7 @@ def _use_keyed_dropout(model: nn.Module) -> nn.Module:
 
 def _keyed(module: nn.Module, layer: int) -> KeyedDropout | None:
     """The KeyedDropout in place of dropout, or of torchvision's or timm's stochastic depth; None for other modules."""
-    if isinstance(module, nn.Dropout):
+    if isinstance(module, nn.Dropout) and type(module).forward is nn.Dropout.forward:
         return KeyedDropout(module.p, layer)
     if isinstance(module, StochasticDepth):
         return KeyedDropout(module.p, layer, per_sample=module.mode == "row")
