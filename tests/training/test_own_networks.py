@@ -202,6 +202,9 @@ def test_pretrained_weights_that_nobody_publishes(tmp_path: Path, dataset: Datas
     with pytest.raises(ConfigError, match="which has no published weights"):
         train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
     assert not (tmp_path / "run").exists()
+    recipe = small_recipe("students=[{architecture='resnet18', pretrained=true, init_from_student='a'}]", "loss.beta=0.0")
+    with pytest.raises(ConfigError, match="init_from_student is a and pretrained has no students"):
+        train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
     with pytest.raises(ConfigError, match="pretrained is true and init_from is set"):
         small_recipe("students=[{architecture='resnet18', pretrained=true, init_from='x.pth'}]")
 

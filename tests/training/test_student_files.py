@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.factories import small_recipe
-from tests.training.runs import checkpoint_tensors
+from tests.training.runs import checkpoint_hash, checkpoint_tensors
 from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
 from udkd.data.dataset import DatasetFolder
@@ -136,3 +136,19 @@ def test_the_same_weights_and_metadata_are_the_same_bytes_in_any_order() -> None
     assert data == plain_weights(dict(reversed(tensors.items())), dict(reversed(entries.items())))
     assert {name: value for name, value in read_metadata(data).items() if name not in ("format", "sha256")} == entries
     assert (8 + int.from_bytes(data[:8], "little")) % 8 == 0
+
+
+@pytest.mark.parametrize("average", ["0.0", "0.9"])
+def test_tied_weights_resume_and_are_written_under_each_name(tmp_path: Path, dataset: DatasetFolder, average: str) -> None:
+    settings = (
+        "train.channels_last=false",  # with it, a contiguous copy would untie them
+        f"train.ema_decay={average}",
+        "students=[{architecture='tests.models.own_models:tied', name='tied', lr=0.05}]",
+    )
+    assert train(job(dataset, tmp_path / "run", *settings)).finished
+    weights = load_file(tmp_path / "run" / "students" / "tied.safetensors")
+    assert torch.equal(weights["first.weight"], weights["second.weight"])
+    steps = iter(range(100))
+    assert not train(job(dataset, tmp_path / "again", *settings, stopped=lambda: next(steps) >= 5)).finished
+    assert train(job(dataset, tmp_path / "again", *settings, resume=True)).finished
+    assert checkpoint_hash(tmp_path / "again") == checkpoint_hash(tmp_path / "run")
