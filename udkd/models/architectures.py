@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from udkd.augment.preprocessing import IMAGENET, Interpolation, NetworkInput, Preprocessing
 from udkd.utils.errors import ConfigError, DataError
+from udkd.utils.printable import shorten
 
 TIMM = "timm/"
 
@@ -48,6 +50,8 @@ def make(architecture: str, num_classes: int, image_px: int) -> nn.Module:
         raise ConfigError(
             f"{architecture} failed ({error}); expected a function that is called with num_classes=…; correct it"
         ) from error
+    except Exception as error:  # a user's code may raise anything
+        raise _own_error(architecture, error) from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{architecture} returned {type(made).__name__}; expected a torch.nn.Module; correct it")
     return made
@@ -64,6 +68,14 @@ def require_known(architecture: str) -> None:
             near = difflib.get_close_matches(name, known, n=3)
             suggestion = f"; did you mean {' or '.join(TIMM + each for each in near)}?" if near else "; see timm.list_models()"
             raise ConfigError(f"architecture {architecture!r} is unknown to timm {timm.__version__}{suggestion}")
+        if ":" not in name:
+            try:
+                timm.get_pretrained_cfg(name)
+            except RuntimeError:  # an unknown tag
+                tags = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")[:5]) or "none"
+                raise ConfigError(
+                    f"timm {timm.__version__} has no weights {name!r}; expected a known tag ({tags}); correct it"
+                ) from None
     elif is_users(architecture):
         _function(architecture)
     else:
@@ -85,11 +97,22 @@ def _function(architecture: str) -> Callable[..., Any]:
             f"{architecture}: {module_name} cannot be imported ({error}); expected an importable module; install it, or run "
             "with PYTHONPATH=FOLDER where FOLDER contains it"
         ) from error
+    except Exception as error:  # a user's code may raise anything
+        raise _own_error(architecture, error) from error
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
         found = f"{module.__name__} has no function {function_name!r}"
         raise ConfigError(f"{architecture}: {found}; expected one that returns a torch.nn.Module; correct the name")
     return function
+
+
+def _own_error(architecture: str, error: Exception) -> ConfigError:
+    """An exception in a user's code, with the line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    reason = shorten(f"{type(error).__name__}: {error}")
+    return ConfigError(
+        f"{architecture} raised {reason} in {frame.filename}, line {frame.lineno}; expected a torch.nn.Module; correct it"
+    )
 
 
 def own_input(architecture: str) -> NetworkInput | None:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import StochasticDepth
 
-from udkd.models.architectures import is_torchvision, make, own_input, require_known
+from udkd.models.architectures import is_torchvision, is_users, make, own_input, require_known
 from udkd.utils.errors import ConfigError
 from udkd.utils.rng import key
 
@@ -86,7 +86,9 @@ def _random_ops(architecture: str, num_classes: int, image_px: int) -> frozenset
         with device, _RandomOps() as random_ops:
             try:
                 logits = model(torch.empty(2, 3, image_px, image_px).zero_())
-            except (RuntimeError, ValueError, AssertionError) as error:
+            except Exception as error:  # a user's code may raise anything
+                if not is_users(architecture) and not isinstance(error, RuntimeError | ValueError | AssertionError):
+                    raise
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise ConfigError(
                     f"{architecture} cannot take {image_px} px images ({reason}); expected a size it accepts; "
