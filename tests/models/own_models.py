@@ -86,3 +86,7 @@ def fixed(num_classes: int) -> nn.Module:
 
 def no_module(num_classes: int) -> str:
     return "weights"
+
+
+def raises(num_classes: int) -> nn.Module:
+    raise ValueError("my mistake")

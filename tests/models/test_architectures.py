@@ -18,6 +18,8 @@ from udkd.models.build import (
     meta_state_dict,
     require_keyed_randomness,
 )
+from udkd.models.features import stages
+from udkd.models.module_swaps import fold_batch_norm
 from udkd.utils.errors import ConfigError
 
 OWN = "tests.models.own_models:"
@@ -103,6 +105,8 @@ def test_random_numbers_outside_dropout_are_refused_for_students_only() -> None:
         (f"{OWN}missing", "has no function 'missing'; expected one that returns"),
         ("no_such_module:make", "no_such_module cannot be imported .*PYTHONPATH="),
         (f"{OWN}no_module", "returned str; expected a torch.nn.Module"),
+        (f"{OWN}raises", r"failed \(ValueError: my mistake, own_models\.py:\d+\); expected a function"),
+        ("timm/test_vit.wrong", r"has no weights 'test_vit\.wrong'; expected a known tag \(test_vit\.r160_in1k\)"),
         (f"{OWN}fixed", r"returns \[2, 7\] for 2 images; expected logits \[2, 4\]"),
         (":make", "cannot be imported .*ValueError"),
         (".module:make", "cannot be imported .*TypeError"),
@@ -125,3 +129,17 @@ def test_a_dropout_of_ones_own_is_not_replaced() -> None:
 
     assert type(_use_keyed_dropout(nn.Sequential(Half(0.5)))[0]) is Half
     assert type(_use_keyed_dropout(nn.Sequential(nn.Dropout(0.5)))[0]) is not nn.Dropout
+
+
+@pytest.mark.parametrize("architecture", ["timm/test_vit", "timm/vit_tiny_patch16_224"])
+def test_tokens_are_not_taken_for_feature_maps(architecture: str) -> None:
+    """Patches before the position embedding are [B, H, W, C] in timm, and were taken for a map of H channels."""
+    model = build(architecture, 4, image_px=64, seed=0)
+    with pytest.raises(ConfigError, match="VisionTransformer has no feature maps"):
+        stages(model, 64)
+    assert [stage.channels for stage in stages(build("timm/test_resnet", 4, image_px=64, seed=0), 64)] == [32, 32, 48, 192, 96]
+
+
+def test_a_network_that_cannot_be_traced_is_not_folded() -> None:
+    with pytest.raises(ConfigError, match=r"torch\.fx cannot trace VisionTransformer .*set teacher\.fold_bn to false"):
+        fold_batch_norm(build("timm/test_vit", 4, image_px=32, seed=0).eval())

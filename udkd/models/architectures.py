@@ -44,8 +44,9 @@ def make(architecture: str, num_classes: int, image_px: int) -> nn.Module:
         return model
     if architecture.startswith(TIMM):
         return _make_timm(architecture, num_classes, image_px, pretrained=False)
+    function = _function(architecture)
     try:
-        made = _function(architecture)(num_classes=num_classes)
+        made = function(num_classes=num_classes)
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(
             f"{architecture} failed ({failure(error)}); expected a function that is called with num_classes=…; correct it"
@@ -68,6 +69,14 @@ def require_known(architecture: str) -> None:
             raise ConfigError(
                 f"architecture {architecture!r} is unknown to timm {timm.__version__}; expected one of its names{suggestion}"
             )
+        if ":" not in name:
+            try:
+                timm.get_pretrained_cfg(name)
+            except RuntimeError:  # an unknown tag
+                tags = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")[:5]) or "none"
+                raise ConfigError(
+                    f"timm {timm.__version__} has no weights {name!r}; expected a known tag ({tags}); correct it"
+                ) from None
     elif is_users(architecture):
         _function(architecture)
     else:
