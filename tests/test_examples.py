@@ -10,11 +10,13 @@ import torch
 
 from tests.cli.commands import set_options
 from tests.factories import SMALL, make_dataset, make_teacher, small_recipe, unregister_method
+from udkd.models.architectures import own_input
+from udkd.models.build import build, num_parameters
 from udkd.teacher.cache.build import build_cache
 from udkd.training.run_folder import RunFolder
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-TESTED = ("own_loop.py", "custom_backend.py", "custom_method.py", "lightning_students.py")
+TESTED = ("own_loop.py", "custom_backend.py", "custom_method.py", "lightning_students.py", "efficientnet_lite.py")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,19 @@ def test_own_loop(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch, cap
     data, cache = folders
     run(monkeypatch, "own_loop.py", "--data", data, "--cache", cache, "--epochs", "2", "--batch-size", "8")
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 1", "epoch 2"]
+
+
+def test_efficientnet_lite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The network is built for any number of classes and says how its input is normalised: (x - 127) / 128."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    network = build("efficientnet_lite:make", 10, image_px=64, seed=0)
+    assert num_parameters(network) == 4_823_882  # 6.1 M with ImageNet's 1,000 classes
+    own = own_input("efficientnet_lite:make")
+    assert own is not None
+    assert own.size_px == 260
+    red = [(x / 255 - own.preprocessing.mean[0]) / own.preprocessing.std[0] for x in (0, 127, 255)]
+    assert red == pytest.approx([-127 / 128, 0, 1])
 
 
 @pytest.mark.filterwarnings("ignore:::lightning")

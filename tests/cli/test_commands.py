@@ -84,7 +84,10 @@ def test_wrong_names_and_values_are_one_line(
     refused(here("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is not a file; expected ")
     refused(here("teacher", "import", dataset.path, out, "--student", "a"), "--student a without --run")
     refused(here("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is not a run")
-    refused(here("teacher", "import", dataset.path, out, "--run", out, "--weights", out), "--run and --weights are both given")
+    refused(
+        here("teacher", "import", dataset.path, out, "--run", out, "--weights", out),
+        "--run and options of other weights are both given",
+    )
     refused(here("teacher", "fit", dataset.path, teacher.path), "already holds a teacher; expected a new folder")
     assert not out.exists(), "nothing was started"
     assert call("train", "--help").code == 0

@@ -175,7 +175,7 @@ def test_a_file_with_other_predictions_is_refused(run: RunFolder, dataset: Datas
 
 
 def test_students_are_chosen_by_name(run: RunFolder) -> None:
-    with pytest.raises(RunError, match=r"holds the students a/b, c; name one with --student, or use --ensemble"):
+    with pytest.raises(RunError, match=r"holds the students a/b, c; expected one; name it with --student, or use --ensemble"):
         TrainedClassifier.load(run, None, ensemble=False)
     with pytest.raises(RunError, match="holds no student 'd'; expected one of a/b, c"):
         TrainedClassifier.load(run, "d", ensemble=False)
@@ -380,7 +380,7 @@ def test_the_commands(call: Call, tmp_path: Path, run: RunFolder, dataset: Datas
     assert str(deep / "grey.png") in call("predict", run.path, deep / "grey.png").out, "the path is not wrapped"
     refused(call("predict", run.path, tmp_path / "grey.png", "--student", "x"), "holds no student 'x'")
     refused(call("predict", tmp_path, tmp_path / "grey.png"), "is not a run")
-    refused(call("export", run.path), "name one with --student, or use --ensemble")
+    refused(call("export", run.path), "name it with --student, or use --ensemble")
     refused(call("export", run.path, "--student", "c", "--data", tmp_path), "holds no dataset.json")
     assert sorted(path.name for path in (run.path / "export").iterdir()) == ["ensemble"]
 

@@ -18,6 +18,8 @@ from udkd.models.build import (
     meta_state_dict,
     require_keyed_randomness,
 )
+from udkd.models.features import stages
+from udkd.models.module_swaps import fold_batch_norm
 from udkd.utils.errors import ConfigError
 
 OWN = "tests.models.own_models:"
@@ -89,6 +91,8 @@ def test_random_numbers_outside_dropout_are_refused_for_students_only() -> None:
     check_input_size(f"{OWN}random", 4, 32)
     with pytest.raises(ConfigError, match=r"draws random numbers in its forward pass \(.*; expected torch.nn.Dropout alone"):
         require_keyed_randomness(f"{OWN}random", 4, 32)
+    with pytest.raises(ConfigError, match=r"one Dropout in several places"):
+        require_keyed_randomness(f"{OWN}repeated", 4, 32)
     require_keyed_randomness(f"{OWN}make", 4, 32)
     require_keyed_randomness("timm/test_vit", 4, 32)
 
@@ -96,12 +100,18 @@ def test_random_numbers_outside_dropout_are_refused_for_students_only() -> None:
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ("timm/resnet18x", "unknown to timm .*; did you mean timm/resnet18 "),
+        ("timm/resnet18x", "unknown to timm .*; expected one of its names; did you mean timm/resnet18 "),
         ("timm/", "unknown to timm .*; see timm.list_models"),
         (f"{OWN}missing", "has no function 'missing'; expected one that returns"),
         ("no_such_module:make", "no_such_module cannot be imported .*PYTHONPATH="),
         (f"{OWN}no_module", "returned str; expected a torch.nn.Module"),
+        (f"{OWN}raises", r"failed \(ValueError: my mistake, own_models\.py:\d+\); expected a function"),
+        ("timm/test_vit.wrong", r"has no weights 'test_vit\.wrong'; expected a known tag \(test_vit\.r160_in1k\)"),
         (f"{OWN}fixed", r"returns \[2, 7\] for 2 images; expected logits \[2, 4\]"),
+        (":make", "cannot be imported .*ValueError"),
+        (".module:make", "cannot be imported .*TypeError"),
+        (f"{OWN}failing", r"failed \(KeyError: 'width', own_models.py:\d+\)"),
+        (f"{OWN}failing_later", r"cannot take 20 px images \(IndexError: .*, own_models.py:\d+\)"),
         ("os:getcwd", "expected a function that is called with num_classes"),
         ("timm/test_vit", "cannot take 20 px images .*teacher.size_px to its own 160"),
     ],
@@ -110,3 +120,26 @@ def test_refusals(architecture: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         build(architecture, 4, image_px=20, seed=0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_dropout_of_ones_own_is_not_replaced() -> None:
+    class Half(nn.Dropout):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return input / 2
+
+    assert type(_use_keyed_dropout(nn.Sequential(Half(0.5)))[0]) is Half
+    assert type(_use_keyed_dropout(nn.Sequential(nn.Dropout(0.5)))[0]) is not nn.Dropout
+
+
+@pytest.mark.parametrize("architecture", ["timm/test_vit", "timm/vit_tiny_patch16_224"])
+def test_tokens_are_not_taken_for_feature_maps(architecture: str) -> None:
+    """Patches before the position embedding are [B, H, W, C] in timm, and were taken for a map of H channels."""
+    model = build(architecture, 4, image_px=64, seed=0)
+    with pytest.raises(ConfigError, match="VisionTransformer has no feature maps"):
+        stages(model, 64)
+    assert [stage.channels for stage in stages(build("timm/test_resnet", 4, image_px=64, seed=0), 64)] == [32, 32, 48, 192, 96]
+
+
+def test_a_network_that_cannot_be_traced_is_not_folded() -> None:
+    with pytest.raises(ConfigError, match=r"torch\.fx cannot trace VisionTransformer .*set teacher\.fold_bn to false"):
+        fold_batch_norm(build("timm/test_vit", 4, image_px=32, seed=0).eval())

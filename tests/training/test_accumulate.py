@@ -30,8 +30,8 @@ def trained(parts: int) -> tuple[list[Tensor], Tensor]:
     students = make_students(recipe, 4, CPU)
     step = build_step(recipe, recipe.views.spec, students, Constant(), CPU)
 
-    def augment(canvas_BSS3: Tensor, views: ViewTable) -> Tensor:
-        return apply(canvas_BSS3, views, recipe.views.spec).double()
+    def augment(canvas_BSS3: Tensor, views: ViewTable) -> list[Tensor]:
+        return [apply(canvas_BSS3, views, recipe.views.spec).double()]
 
     step, metrics = replace(step, augment=augment), TrainMetrics.empty(2, CPU, recorded_rows(recipe))
     for student in students:

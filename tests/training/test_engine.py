@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from tests.factories import rewrite_json, small_recipe
+from tests.models.own_models import Tied
 from tests.observers import StopAfter
 from tests.training.runs import checkpoint_hash, metrics_without_time
 from udkd.augment.apply import ViewTable
@@ -207,6 +208,17 @@ def test_the_weight_average_follows_its_formula() -> None:
     assert int(average.model[1].num_batches_tracked) == 4  # type: ignore[index]
     assert not average.model.training
     assert [ema_rate(step, 0.5) for step in (0, 2, 100)] == [0.9, 0.75, 0.5]
+
+
+def test_tied_weights_are_averaged_once() -> None:
+    model = Tied(2)
+    average = WeightEMA.of(model)
+    with torch.no_grad():
+        model.first.weight += 1.0
+    want = average.model.first.weight + 0.25  # type: ignore[operator]
+    average.update(model, torch.tensor(0.25))
+    torch.testing.assert_close(average.model.first.weight, want)
+    assert average.model.second.weight is average.model.first.weight  # type: ignore[union-attr]
 
 
 def test_progressive_sizes_grow_in_steps() -> None:

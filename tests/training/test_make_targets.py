@@ -1,19 +1,23 @@
 """Training in one call: a network by name becomes the run's teacher, and its cache is built."""
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 import udkd
+import udkd.cli.train
 from tests.factories import small_recipe
 from tests.training.runs import checkpoint_hash
+from udkd.cli.train import train_command
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
-from udkd.utils.errors import ConfigError
+from udkd.training.trainer import TrainJob
+from udkd.utils.errors import ConfigError, RunError
 
 OWN = "tests.models.own_models:make"
 STUDENTS = ["squeezenet1_1", OWN]
@@ -61,3 +65,23 @@ def test_what_is_no_teacher(tmp_path: Path, dataset: DatasetFolder, teacher: str
     with pytest.raises(ConfigError, match=message):
         udkd.train(own_recipe(), data=dataset.path, teacher=teacher, out=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_no_run_to_resume_is_said_before_a_teacher_is_imported(tmp_path: Path, dataset: DatasetFolder) -> None:
+    with pytest.raises(RunError, match="is not a run"):
+        udkd.train(own_recipe(), data=dataset.path, teacher=OWN, out=tmp_path / "run", device="cpu", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_ends_the_import_and_the_build_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only training waits for the end of a step: neither of these asks whether it should stop."""
+    handlers = []
+
+    def with_targets(job: TrainJob, teacher: str | None) -> TrainJob:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(udkd.cli.train, "with_targets", with_targets)
+    with pytest.raises(ConfigError, match="enough"):
+        train_command("quickstart", data=tmp_path, out=tmp_path / "run", teacher=["resnet18"], device="cpu")
+    assert handlers == [signal.getsignal(signal.SIGTERM)]

@@ -30,7 +30,7 @@ from udkd.training.schedule import learning_rates
 from udkd.training.student import make_students
 from udkd.training.trained import TrainedClassifier
 from udkd.training.trainer import TrainJob, train
-from udkd.utils.errors import ConfigError, MismatchError
+from udkd.utils.errors import ConfigError, DataError, MismatchError
 from udkd.utils.progress import SILENT
 
 CPU = torch.device("cpu")
@@ -202,6 +202,9 @@ def test_pretrained_weights_that_nobody_publishes(tmp_path: Path, dataset: Datas
     with pytest.raises(ConfigError, match="which has no published weights"):
         train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
     assert not (tmp_path / "run").exists()
+    recipe = small_recipe("students=[{architecture='resnet18', pretrained=true, init_from_student='a'}]", "loss.beta=0.0")
+    with pytest.raises(ConfigError, match="init_from_student is a and pretrained has no students"):
+        train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))
     with pytest.raises(ConfigError, match="pretrained is true and init_from is set"):
         small_recipe("students=[{architecture='resnet18', pretrained=true, init_from='x.pth'}]")
 
@@ -226,3 +229,24 @@ def test_importing_a_network_of_ones_own(tmp_path: Path, dataset: DatasetFolder)
 def test_a_teacher_is_fitted_in_its_own_size() -> None:
     recipe = own_recipe("teacher.size_px=48", "teacher.resize_px=50").for_teacher()
     assert (recipe.views.size_px, recipe.evaluation.resize_px, recipe.teacher_px) == (48, 50, 48)
+
+
+def test_weights_of_another_input_size_name_that_size(tmp_path: Path, dataset: DatasetFolder) -> None:
+    classes = [entry.wnid for entry in dataset.classes]
+    state = build("timm/test_vit", 4, image_px=64, seed=0).state_dict()
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "vit.pth")
+    for image_px in (32, 160):
+        with pytest.raises(DataError, match=rf"for 64 px images, and its input has {image_px} px .*set teacher\.size_px=64"):
+            from_weights("timm/test_vit", tmp_path / "vit.pth", classes, image_px=image_px)
+    folder = write_small_teacher(tmp_path / "teacher", state, "timm/test_vit", classes, image_px=64)
+    with pytest.raises(DataError, match=r"weights for 64 px images and gets 32 px .*set teacher\.size_px=64"):
+        build_cache(tmp_path / "cache", dataset=dataset, teacher=folder, recipe=small_recipe(), device=CPU)
+
+
+def test_the_notes_on_a_student_s_weights_name_its_own_settings(tmp_path: Path, dataset: DatasetFolder) -> None:
+    classes = [entry.wnid for entry in dataset.classes]
+    for architecture in ("timm/test_vit", "tests.models.own_models:bare"):
+        torch.save(build(architecture, 4, image_px=32, seed=0).state_dict(), tmp_path / "weights.pth")
+        candidate = from_weights(architecture, tmp_path / "weights.pth", classes, image_px=32, new_head=True)
+        assert not any("--" in note for note in candidate.notes)
+        assert any("160 px" in note or "mean and std" in note for note in candidate.notes)

@@ -12,17 +12,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.factories import small_recipe
-from tests.training.runs import checkpoint_tensors
+from tests.training.runs import checkpoint_hash, checkpoint_tensors
 from udkd.augment import apply as augment
+from udkd.augment.preprocessing import IMAGENET, Preprocessing
 from udkd.augment.view_table import EpochViews
 from udkd.data.dataset import DatasetFolder
 from udkd.export.student_files import TrainedStudent, export_student_files
+from udkd.models.build import build
 from udkd.models.plain_weights import plain_weights, read_metadata
 from udkd.models.weight_files import read_weights
 from udkd.training.make_teacher import from_weights
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import TrainJob, train
-from udkd.utils.errors import RunError
+from udkd.utils.errors import DataError, RunError
 
 CPU = torch.device("cpu")
 DATASET_IMAGES = {"per_class": 8, "val_per_class": 6}
@@ -129,6 +131,24 @@ def test_a_teacher_takes_the_rows_by_the_recorded_classes(averaged: Path) -> Non
     assert "by the class names that it records" in candidate.notes[-1]
 
 
+def test_a_teacher_takes_the_recorded_normalisation(tmp_path: Path) -> None:
+    weights = build("squeezenet1_1", 2, image_px=32, seed=0).state_dict()
+    recorded = {"classes": '["ant", "bee"]', "mean": "[0.5, 0.4, 0.3]", "std": "[0.25, 0.5, 0.2]", "interpolation": "bicubic"}
+    file = tmp_path / "student.safetensors"
+    file.write_bytes(plain_weights(weights, recorded | {"udkd_version": "0.1.0"}))
+    candidate = from_weights("squeezenet1_1", file, ["ant", "bee"], image_px=32)
+    own = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.25, 0.5, 0.2), interpolation="bicubic")
+    assert candidate.preprocessing == own
+    given = from_weights("squeezenet1_1", file, ["ant", "bee"], image_px=32, preprocessing=IMAGENET)
+    assert given.preprocessing == IMAGENET
+    file.write_bytes(plain_weights(weights, recorded))
+    assert from_weights("squeezenet1_1", file, ["ant", "bee"], image_px=32).preprocessing == IMAGENET, "of unknown scale"
+    for mean in ("[0.5, 0.4]", "[127, 127, 127]", "grey", "[null, 0, 0]"):
+        file.write_bytes(plain_weights(weights, recorded | {"udkd_version": "0.1.0", "mean": mean}))
+        with pytest.raises(DataError, match="mean, std or interpolation in its metadata"):
+            from_weights("squeezenet1_1", file, ["ant", "bee"], image_px=32)
+
+
 def test_the_same_weights_and_metadata_are_the_same_bytes_in_any_order() -> None:
     tensors = {"b": torch.arange(5.0), "a": torch.tensor(3)}
     entries = {f"key{number}": f"ü\n{number}" for number in range(20)}
@@ -136,3 +156,19 @@ def test_the_same_weights_and_metadata_are_the_same_bytes_in_any_order() -> None
     assert data == plain_weights(dict(reversed(tensors.items())), dict(reversed(entries.items())))
     assert {name: value for name, value in read_metadata(data).items() if name not in ("format", "sha256")} == entries
     assert (8 + int.from_bytes(data[:8], "little")) % 8 == 0
+
+
+@pytest.mark.parametrize("average", ["0.0", "0.9"])
+def test_tied_weights_resume_and_are_written_under_each_name(tmp_path: Path, dataset: DatasetFolder, average: str) -> None:
+    settings = (
+        "train.channels_last=false",  # with it, a contiguous copy would untie them
+        f"train.ema_decay={average}",
+        "students=[{architecture='tests.models.own_models:tied', name='tied', lr=0.05}]",
+    )
+    assert train(job(dataset, tmp_path / "run", *settings)).finished
+    weights = load_file(tmp_path / "run" / "students" / "tied.safetensors")
+    assert torch.equal(weights["first.weight"], weights["second.weight"])
+    steps = iter(range(100))
+    assert not train(job(dataset, tmp_path / "again", *settings, stopped=lambda: next(steps) >= 5)).finished
+    assert train(job(dataset, tmp_path / "again", *settings, resume=True)).finished
+    assert checkpoint_hash(tmp_path / "again") == checkpoint_hash(tmp_path / "run")

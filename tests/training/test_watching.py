@@ -1,6 +1,7 @@
 """Kept checkpoints, --extend, --profile and train.log: none of them changes a bit of a run."""
 
 import gzip
+import hashlib
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 import udkd
 from tests.factories import make_dataset, rewrite_json, small_recipe
@@ -181,6 +183,23 @@ def test_an_error_while_saving_leaves_all_that_was_kept(tmp_path: Path, monkeypa
         assert [run.load(which).progress.step for which in ("last", "best", "1")] == [2, 1, 1]
     run.save(at(4), 2)
     assert files(tmp_path) == ["best.json", "last.json", *step_files(1, 2, 4)]
+
+
+def test_a_checkpoint_of_format_1_is_not_kept_beside_newer_ones(tmp_path: Path) -> None:
+    """Its file does not hold its progress, so that nothing could read it once last.json names another."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    progress = {"step": 1, "steps_per_epoch": 1}
+    data = save({"w": torch.ones(2)})
+    (folder / "step-000000001.safetensors").write_bytes(data)
+    last = {"file": "step-000000001.safetensors", "sha256": hashlib.sha256(data).hexdigest(), "progress": progress}
+    (folder / "last.json").write_text(json.dumps(last))
+    kept = checkpoints.Checkpoints(folder, checked=False)
+    assert kept.load().progress.step == 1
+    kept.keep_best(50.0)
+    kept.save(Checkpoint(tensors={"w": torch.ones(2)}, progress=CheckpointProgress(step=2, steps_per_epoch=1)), 2)
+    assert kept.names == ["last"]
+    assert files(tmp_path) == ["last.json", *step_files(2)]
 
 
 def test_a_run_is_extended(tmp_path: Path, few: DatasetFolder, plain: Path) -> None:

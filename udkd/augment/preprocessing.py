@@ -1,8 +1,7 @@
 """What a network expects of its input: the interpolation of its views, and the mean and std of their normalisation."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from udkd.utils.errors import ConfigError
 
@@ -38,11 +37,6 @@ class Preprocessing:
         """Plain values for the key of a cache; without bilinear, which was the only interpolation of earlier caches."""
         values: dict[str, object] = {"mean": list(self.mean), "std": list(self.std)}
         return values if self.interpolation == "bilinear" else values | {"interpolation": self.interpolation}
-
-    @classmethod
-    def from_key(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """The inverse of `key_values`."""
-        return cls(mean=tuple(values["mean"]), std=tuple(values["std"]), interpolation=values.get("interpolation", "bilinear"))
 
 
 IMAGENET = Preprocessing()

@@ -112,7 +112,7 @@ def import_(
     with new_teacher(teacher), observed() as observer:
         if run is not None:
             if weights is not None or entry is not None or mean or std or interpolation:
-                raise ConfigError("--run and options of --weights are given; expected one source; drop one")
+                raise ConfigError("--run and options of other weights are both given; expected one source; drop one")
             candidate = from_run(RunFolder.open(run), student, [each.wnid for each in dataset.classes])
         else:
             preprocessing = _preprocessing(model, mean, std, interpolation)

@@ -1,5 +1,6 @@
 """udkd train."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ def train_command(
         list[str] | None,
         typer.Option(
             help="Teacher folder, or a network with published weights, such as timm/resnet50.a1_in1k: the live teacher, or "
-            "that of the cache, which is built in OUT/cache unless --cache names it. Repeat it for an ensemble of teachers."
+            "that of the cache, which is built in OUT/cache unless --cache names it. Repeat it with folders for an ensemble."
         ),
     ] = None,
     backend: BackendOption = None,
@@ -50,7 +51,7 @@ def train_command(
     Ctrl-C, SIGTERM or SIGHUP stops the run at a checkpoint; --resume continues it to the same bits.
     """
     settings = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
-    with observed() as observer, stop_requests() as stopped:
+    with observed() as observer:
         job = TrainJob(
             recipe=load_recipe(recipe, settings),
             data=data,
@@ -63,7 +64,8 @@ def train_command(
             profile=profile or 0,
             allow=tuple(allow or ()),
             observer=observer,
-            stopped=stopped,
         )
-        outcome = train(with_targets(job, teacher[0] if teacher else None))
+        job = with_targets(job, teacher[0] if teacher else None)  # a signal ends it at once: it resumes where it was
+        with stop_requests() as stopped:
+            outcome = train(replace(job, stopped=stopped))
     print_outcome(outcome, out, stopped.exit_code)

@@ -2,11 +2,13 @@
 
 import difflib
 import importlib
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cache
 from http.client import HTTPException
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -42,11 +44,12 @@ def make(architecture: str, num_classes: int, image_px: int) -> nn.Module:
         return model
     if architecture.startswith(TIMM):
         return _make_timm(architecture, num_classes, image_px, pretrained=False)
+    function = _function(architecture)
     try:
-        made = _function(architecture)(num_classes=num_classes)
-    except TypeError as error:
+        made = function(num_classes=num_classes)
+    except Exception as error:  # whatever the user's code raises
         raise ConfigError(
-            f"{architecture} failed ({error}); expected a function that is called with num_classes=…; correct it"
+            f"{architecture} failed ({failure(error)}); expected a function that is called with num_classes=…; correct it"
         ) from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{architecture} returned {type(made).__name__}; expected a torch.nn.Module; correct it")
@@ -63,7 +66,17 @@ def require_known(architecture: str) -> None:
             known = timm.list_models() + timm.list_pretrained()
             near = difflib.get_close_matches(name, known, n=3)
             suggestion = f"; did you mean {' or '.join(TIMM + each for each in near)}?" if near else "; see timm.list_models()"
-            raise ConfigError(f"architecture {architecture!r} is unknown to timm {timm.__version__}{suggestion}")
+            raise ConfigError(
+                f"architecture {architecture!r} is unknown to timm {timm.__version__}; expected one of its names{suggestion}"
+            )
+        if ":" not in name:
+            try:
+                timm.get_pretrained_cfg(name)
+            except RuntimeError:  # an unknown tag
+                tags = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")[:5]) or "none"
+                raise ConfigError(
+                    f"timm {timm.__version__} has no weights {name!r}; expected a known tag ({tags}); correct it"
+                ) from None
     elif is_users(architecture):
         _function(architecture)
     else:
@@ -80,16 +93,22 @@ def _function(architecture: str) -> Callable[..., Any]:
     module_name, _, function_name = architecture.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # an ImportError, or whatever the user's code raises
         raise ConfigError(
-            f"{architecture}: {module_name} cannot be imported ({error}); expected an importable module; install it, or run "
-            "with PYTHONPATH=FOLDER where FOLDER contains it"
+            f"{architecture}: {module_name} cannot be imported ({failure(error)}); expected an importable module; install it, "
+            "or run with PYTHONPATH=FOLDER where FOLDER contains it"
         ) from error
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
         found = f"{module.__name__} has no function {function_name!r}"
         raise ConfigError(f"{architecture}: {found}; expected one that returns a torch.nn.Module; correct the name")
     return function
+
+
+def failure(error: Exception) -> str:
+    """What a user's code raised, and where, in one line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}, {Path(last.filename).name}:{last.lineno}"
 
 
 def own_input(architecture: str) -> NetworkInput | None:
@@ -109,7 +128,9 @@ def own_input(architecture: str) -> NetworkInput | None:
         )
         return NetworkInput(size_px=int((cfg.get("input_size") or (3, 224, 224))[-1]), preprocessing=preprocessing)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{architecture}: its pretrained_cfg cannot be used ({error}); correct it") from error
+        raise ConfigError(
+            f"{architecture}: its pretrained_cfg cannot be used ({error}); expected mean, std and input_size; correct it"
+        ) from error
 
 
 def default_preprocessing(architecture: str) -> Preprocessing:

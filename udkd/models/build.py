@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import StochasticDepth
 
-from udkd.models.architectures import is_torchvision, make, own_input, require_known
+from udkd.models.architectures import failure, is_torchvision, make, own_input, require_known
 from udkd.utils.errors import ConfigError
 from udkd.utils.rng import key
 
@@ -68,8 +68,8 @@ def require_keyed_randomness(architecture: str, num_classes: int, image_px: int)
     if names and not is_torchvision(architecture):
         raise ConfigError(
             f"{architecture} draws random numbers in its forward pass ({', '.join(sorted(names))}); expected torch.nn.Dropout "
-            "alone, whose masks are a function of (seed, step) here, so that a resumed run has the same bits; use that, or a "
-            "probability of 0"
+            "alone, one for each place, whose masks are a function of (seed, step), so that a resumed run has the same bits; "
+            "use that, or a probability of 0"
         )
 
 
@@ -83,11 +83,15 @@ def _random_ops(architecture: str, num_classes: int, image_px: int) -> frozenset
         else:
             model = _use_keyed_dropout(make(architecture, num_classes, image_px)).train()
             device = torch.device("cpu")
+        applied: list[KeyedDropout] = []
+        for layer in dropout_layers(model):
+            layer.register_forward_pre_hook(lambda module, inputs: applied.append(module))
         with device, _RandomOps() as random_ops:
             try:
                 logits = model(torch.empty(2, 3, image_px, image_px).zero_())
-            except (RuntimeError, ValueError, AssertionError) as error:
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
+            except Exception as error:  # whatever a user's code raises
+                is_plain = isinstance(error, RuntimeError | ValueError | AssertionError)
+                reason = next(iter(str(error).splitlines()), type(error).__name__) if is_plain else failure(error)
                 raise ConfigError(
                     f"{architecture} cannot take {image_px} px images ({reason}); expected a size it accepts; "
                     f"change views.size_px{_own_size(architecture, image_px)}"
@@ -99,7 +103,8 @@ def _random_ops(architecture: str, num_classes: int, image_px: int) -> frozenset
             f"{architecture} returns {list(logits.shape)} for 2 images; expected logits [2, {num_classes}]; "
             "make its last layer as wide as num_classes says"
         )
-    return frozenset(random_ops.names)
+    repeated = {"one Dropout in several places, where it would have one mask"} if len(set(applied)) < len(applied) else set()
+    return frozenset(random_ops.names | repeated)
 
 
 def _own_size(architecture: str, image_px: int) -> str:
@@ -289,7 +294,7 @@ def _use_keyed_dropout(model: nn.Module) -> nn.Module:
 
 def _keyed(module: nn.Module, layer: int) -> KeyedDropout | None:
     """The KeyedDropout in place of dropout, or of torchvision's or timm's stochastic depth; None for other modules."""
-    if isinstance(module, nn.Dropout):
+    if isinstance(module, nn.Dropout) and type(module).forward is nn.Dropout.forward:
         return KeyedDropout(module.p, layer)
     if isinstance(module, StochasticDepth):
         return KeyedDropout(module.p, layer, per_sample=module.mode == "row")

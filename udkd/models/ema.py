@@ -21,7 +21,7 @@ class WeightEMA:
     @torch.no_grad()
     def update(self, model: nn.Module, rate: Tensor) -> None:
         """Average += rate * (weights of `model` - average); integers are copied. rate: a tensor [] on the device."""
-        averages, newest = list(self.model.state_dict().values()), list(model.state_dict().values())
+        averages, newest = _tensors(self.model), _tensors(model)
         floating = [(a, b) for a, b in zip(averages, newest, strict=True) if a.is_floating_point()]
         averaged = [a for a, _ in floating]
         steps = torch._foreach_sub([b for _, b in floating], averaged)
@@ -30,3 +30,9 @@ class WeightEMA:
         for average, new in zip(averages, newest, strict=True):
             if not average.is_floating_point():  # batch norm's num_batches_tracked
                 average.copy_(new)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Weights and statistics, each once: tied weights have several names and would move several times as far."""
+    values = model.state_dict(keep_vars=True).values()
+    return list({id(value): value for value in values}.values())

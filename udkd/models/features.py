@@ -36,7 +36,8 @@ def stages(model: nn.Module, image_px: int) -> list[Stage]:
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4:
+            # The input is square, and so are maps: others are tokens, or maps with their channels last.
+            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] == output.shape[3]:
                 size = (output.shape[2], output.shape[3])
                 by_size.pop(size, None)  # so that the size moves to the end of the dict
                 by_size[size] = Stage(module=name, channels=output.shape[1], size=size)
@@ -44,10 +45,7 @@ def stages(model: nn.Module, image_px: int) -> list[Stage]:
         return hook
 
     if isinstance(model, SwinTransformer | VisionTransformer):
-        raise ConfigError(
-            f"{type(model).__name__} has no feature maps [channels, height, width]; expected a convolutional network; "
-            "choose another architecture, or a loss.method that needs logits alone"
-        )
+        raise _no_maps(model)
     handles = [module.register_forward_hook(record(name)) for name, module in _trunk(model)]
     weight, training = next(model.parameters()), model.training
     try:
@@ -57,7 +55,16 @@ def stages(model: nn.Module, image_px: int) -> list[Stage]:
         model.train(training)
         for handle in handles:
             handle.remove()
+    if not by_size:
+        raise _no_maps(model)
     return list(by_size.values())
+
+
+def _no_maps(model: nn.Module) -> ConfigError:
+    return ConfigError(
+        f"{type(model).__name__} has no feature maps [channels, height, width]; expected a convolutional network; "
+        "choose another architecture, or a loss.method that needs logits alone"
+    )
 
 
 def _trunk(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

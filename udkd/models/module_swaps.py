@@ -36,7 +36,7 @@ def use_gathered_pool(model: nn.Module) -> nn.Module:
 def fold_batch_norm(model: nn.Module) -> nn.Module:
     """A copy of a model in evaluation mode with each batch norm folded into the preceding convolution.
 
-    Raises ConfigError if this version of PyTorch lacks torch.fx's function for it.
+    Raises ConfigError if this version of PyTorch lacks torch.fx's function for it, or torch.fx cannot trace the model.
     """
     assert not model.training, "batch statistics cannot be folded"
     try:
@@ -46,7 +46,14 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
             f"PyTorch {torch.__version__} has no torch.fx.experimental.optimization.fuse, which teacher.fold_bn needs; "
             "expected PyTorch 2.11 to 2.14; use --set teacher.fold_bn=false"
         ) from None
-    folded: nn.Module = fuse(model)
+    try:
+        folded: nn.Module = fuse(model)
+    except Exception as error:  # torch.fx raises many kinds, and runs the network's own code
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"teacher.fold_bn is true and torch.fx cannot trace {type(model).__name__} ({reason}); expected a network without "
+            "control flow on its input; set teacher.fold_bn to false"
+        ) from error
     return folded.eval()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
+from udkd.models.state_dicts import plain_tensors
 from udkd.utils.errors import DataError
 from udkd.utils.files import read_regular
 from udkd.utils.parsing import parse_json
@@ -22,7 +23,7 @@ def plain_weights(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     `safetensors.torch.load_file` returns a state dict for load_state_dict. Two entries are added to the metadata: format "pt",
     for PyTorch, and sha256, of everything else in the file (`require_intact`).
     """
-    header, data = _split(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    header, data = _split(save(plain_tensors(tensors)))
     return _joined(header, dict(metadata) | {"format": "pt"}, data)
 
 

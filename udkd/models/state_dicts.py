@@ -59,6 +59,18 @@ def find_state_dicts(
     return matches
 
 
+def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: on the CPU, contiguous, and each in memory of its own, also those of tied weights."""
+    plain: dict[str, Tensor] = {}
+    used = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        address = value.untyped_storage().data_ptr()
+        plain[name] = value.clone() if address in used else value
+        used.add(address)
+    return plain
+
+
 def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Remove the prefixes of wrappers from the names of tensors; nothing is changed if two names would collide."""
     named = {_without_wrappers(name): value for name, value in tensors.items()}

@@ -22,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from udkd.augment.preprocessing import Preprocessing
 from udkd.models.plain_weights import read_metadata
-from udkd.utils.errors import DataError
+from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.files import open_regular
 from udkd.utils.parsing import parse_json
 
@@ -39,13 +40,15 @@ class WeightsFile:
 
     entries: every dictionary of tensors, by the path of its keys ("state_dict", "ema.model"; "" for the top level).
     classes: names of the outputs in order; None if the file has none. architecture: the recorded name, or "".
-    sha256: of the file, in hex. unchecked: why a flipped bit would go unnoticed, or "".
+    preprocessing: of the network's input, where a run of udkd wrote the file; else None. sha256: of the file, in hex.
+    unchecked: why a flipped bit would go unnoticed, or "".
     """
 
     path: Path
     entries: Mapping[str, Mapping[str, Tensor]]
     classes: tuple[str, ...] | None = None
     architecture: str = ""
+    preprocessing: Preprocessing | None = None
     sha256: str = ""
     unchecked: str = ""
 
@@ -70,6 +73,7 @@ def read_weights(path: Path) -> WeightsFile:
         entries=entries,
         classes=_classes(facts),
         architecture=architecture if isinstance(architecture, str) else "",
+        preprocessing=_preprocessing(path, facts),
         sha256=sha256,
         unchecked=unchecked,
     )
@@ -193,6 +197,20 @@ def _dictionaries(value: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
         yield path, {name: entry[name] for name in names if isinstance(entry[name], Tensor)}
         if depth < _MAX_DEPTH:
             waiting += [(f"{path}.{name}" if path else name, entry[name], depth + 1) for name in names]
+
+
+def _preprocessing(path: Path, facts: Mapping[Any, Any]) -> Preprocessing | None:
+    """The preprocessing in the metadata of RUN/students/NAME.safetensors; None for other files, whose scale is unknown."""
+    if "udkd_version" not in facts:
+        return None
+    try:
+        mean, std = (tuple(float(value) for value in facts[key]) for key in ("mean", "std"))
+        return Preprocessing(mean=mean, std=std, interpolation=facts["interpolation"])  # type: ignore[arg-type]  # it checks
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise DataError(
+            f"{path}: mean, std or interpolation in its metadata cannot be used ({_first_line(error)[:200]}); expected what "
+            "udkd wrote; write it again with udkd export --format safetensors"
+        ) from None
 
 
 def _classes(root: Mapping[Any, Any]) -> tuple[str, ...] | None:

@@ -77,7 +77,7 @@ def result_section(inputs: ReportInputs) -> PageSection:
 def results_of(inputs: ReportInputs) -> tuple[list[AccuracyRow], str]:
     """The rows of eval.json, else of the last epoch, and a text on their origin."""
     if inputs.evaluation is not None:
-        return accuracy_rows(inputs.evaluation), "the newest checkpoint"
+        return accuracy_rows(inputs.evaluation), f"the checkpoint at step {inputs.evaluation['step']:,}"
     if not inputs.metrics:
         return [], ""
     last = inputs.metrics[-1]

@@ -16,6 +16,7 @@ from torch import nn
 
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build, num_parameters, parameter_count
+from udkd.models.state_dicts import plain_tensors
 from udkd.report import style
 from udkd.report.page import Facts, Note, Page, PageSection, Row, Table, render
 from udkd.report.text import comma_list
@@ -96,7 +97,7 @@ def _measure(arm: str, architecture: str, num_classes: int, size_px: int) -> Net
         architecture=architecture,
         parameters=num_parameters(model),
         parameters_1000=parameter_count(architecture, IMAGENET_CLASSES),
-        bytes=len(save(model.state_dict())),
+        bytes=len(save(plain_tensors(model.state_dict()))),
         latency_ms=median(times),
         low_ms=times[len(times) // 4],
         high_ms=times[-1 - len(times) // 4],

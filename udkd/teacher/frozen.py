@@ -73,6 +73,11 @@ class FrozenTeacher:
         weights = folder.weights()
         expected = model.state_dict()
         difference = first_difference(weights, expected) or _invalid_values(weights, expected)
+        if difference and image_px != folder.info.image_px:
+            raise DataError(
+                f"the teacher in {folder.path} has weights for {folder.info.image_px} px images and gets {image_px} px "
+                f"({difference}); expected its own size; set teacher.size_px={folder.info.image_px}"
+            )
         if difference:
             raise DataError(f"{folder.path}: weights do not fit {folder.info.architecture} ({difference}); make it again")
         load_weights(model, weights)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from udkd.models.state_dicts import plain_tensors
 from udkd.training.run_records import (
     BestCheckpoint,
     CheckpointProgress,
@@ -94,13 +95,13 @@ class Checkpoints:
         On an error the previous one remains the newest.
         """
         progress = json.dumps(checkpoint.progress.model_dump(exclude_none=True))
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-        data = save(tensors, metadata={_HEADER: progress})
+        data = save(plain_tensors(checkpoint.tensors), metadata={_HEADER: progress})
         file = self._folder / f"step-{checkpoint.progress.step:09d}.safetensors"
         older: list[StoredCheckpoint] = []
         if keep > 1 and self.exist:
             last = self.last
-            known = [record for record in (last, *last.older) if record.file != file.name]
+            # Not one of format 1, whose progress is in the last.json that is about to be replaced.
+            known = [record for record in ((last, *last.older) if last.progress is None else ()) if record.file != file.name]
             older = known[: keep - 1]
         write_bytes(file, data)
         record: dict[str, object] = {"file": file.name, "sha256": hashlib.sha256(data).hexdigest()}
@@ -112,6 +113,8 @@ class Checkpoints:
     def keep_best(self, top1: float) -> None:
         """Make the newest checkpoint the best one if its `top1`, percent, is above that of the best so far."""
         best, last = self.best, self.last
+        if last.progress is not None:  # as in `save`
+            return
         if best is None or top1 > best.top1 or best.file == last.file:
             write_bytes(self._best, dump_checked({"file": last.file, "sha256": last.sha256, "top1": top1}))
             self.drop_others()

@@ -31,6 +31,11 @@ def initial_weights(
     file = Path(section.init_from) if section.init_from else None
     if file is not None and not file.is_file() and file.suffix not in _WEIGHT_SUFFIXES:
         return _weights_of_run(section, name, wnids), ""
+    if section.init_from_student:
+        raise ConfigError(
+            f"init_from_student is {section.init_from_student} and {file or 'pretrained'} has no students; expected a run as "
+            "init_from; drop init_from_student"
+        )
     if file is None and is_users(section.architecture):
         raise ConfigError(
             f"pretrained is true for {section.architecture}, which has no published weights; expected torchvision's or timm's "

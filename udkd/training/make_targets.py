@@ -8,6 +8,7 @@ from udkd.models.architectures import require_known
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder, new_teacher
 from udkd.training.make_teacher import evaluate_and_write, from_weights
+from udkd.training.run_folder import RunFolder
 from udkd.training.setup import TrainJob
 from udkd.utils.errors import ConfigError
 
@@ -17,10 +18,12 @@ def with_targets(job: TrainJob, teacher: str | Path | None) -> TrainJob:
 
     teacher: a teacher folder; or a network with published weights, such as timm/resnet50.a1_in1k, which is imported into
     OUT/teacher. The cache is built in OUT/cache; both are kept, and are continued after an interruption.
-    Raises ConfigError for a teacher that is neither, or another than that of OUT/teacher.
+    Raises ConfigError for a teacher that is neither, or another than that of OUT/teacher. RunError: no run to resume.
     """
     if teacher is None or not job.recipe.needs_teacher:
         return job if teacher is None else replace(job, teacher=_folder(teacher))
+    if job.resume:
+        RunFolder.open(job.out)  # raises before anything is written into a folder that is no run
     folder = _folder(teacher) or _imported(job, str(teacher))
     job, cache = replace(job, teacher=folder), job.out / "cache"
     started = job.resume and not cache.is_dir()  # with another cache, which a run names itself

@@ -1,6 +1,7 @@
 """Teachers from a run of udkd, or from pretrained weights of a library, a file or a user's function."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -25,7 +26,7 @@ from udkd.training.run_folder import RunFolder
 from udkd.training.scoring import score
 from udkd.training.student import prefixed
 from udkd.utils.environment import set_threads
-from udkd.utils.errors import DataError, RunError
+from udkd.utils.errors import ConfigError, DataError, RunError
 from udkd.utils.progress import Observer
 
 IMAGENET_CLASSES = 1000
@@ -94,6 +95,7 @@ def from_weights(
         preprocessing = preprocessing or (own.preprocessing if own else None)
     else:
         weights_file, origin = read_weights(file), str(file.resolve())
+        preprocessing = preprocessing or weights_file.preprocessing
     chosen = _choose(weights_file, origin, architecture, entry, image_px)
     rows, note = _rows_or_none(chosen.rows, weights_file.classes, classes, names, origin, new_head=new_head)
     try:
@@ -112,7 +114,7 @@ def from_weights(
             for line in (
                 *_reading_notes(weights_file, chosen, dtype),
                 note,
-                _input_note(architecture, own, image_px, preprocessing),
+                _input_note(architecture, own, image_px, preprocessing, student=new_head),
             )
             if line
         ),
@@ -131,15 +133,16 @@ def _published(architecture: str, classes: Sequence[str], image_px: int, *, any_
     return WeightsFile(path=Path(), entries={"": state}), f"{library}'s default weights"
 
 
-def _input_note(architecture: str, own: NetworkInput | None, image_px: int, preprocessing: Preprocessing | None) -> str:
+def _input_note(
+    architecture: str, own: NetworkInput | None, image_px: int, preprocessing: Preprocessing | None, *, student: bool
+) -> str:
     """What a user should check about the network's input, or ""."""
     if own is None and preprocessing is None:
-        return f"{architecture} says nothing of its normalisation: ImageNet's mean and std are used; else give --mean and --std"
+        options = "set the student's mean and std" if student else "give --mean and --std"
+        return f"{architecture} says nothing of its normalisation: ImageNet's mean and std are used; else {options}"
     if own is not None and own.size_px != image_px and not is_torchvision(architecture):
-        return (
-            f"{architecture} was trained with images of {own.size_px} px and gets {image_px} px by this recipe; "
-            f"--set teacher.size_px={own.size_px} gives it its own size"
-        )
+        remedy = "" if student else f"; --set teacher.size_px={own.size_px} gives it its own size"
+        return f"{architecture} was trained with images of {own.size_px} px and gets {image_px} px by this recipe{remedy}"
     return ""
 
 
@@ -164,9 +167,33 @@ def _choose(weights_file: WeightsFile, origin: str, architecture: str, entry: st
     if fitting:
         return candidates[fitting[0]]
     difference = next(iter(differences.values()), "") or _misfit(weights_file, wanted)
+    if size_px := _size_of(considered.values(), architecture, wanted, image_px):
+        raise DataError(
+            f"{origin} has the weights of {architecture} for {size_px} px images, and its input has {image_px} px by this "
+            f"recipe; expected the same size; set teacher.size_px={size_px}, or for a student views.size_px"
+        )
     recorded = weights_file.architecture
-    claim = f', and it calls itself "{recorded[:40]}"' if recorded not in ("", architecture) else ""
+    claim = f', and it calls itself "{recorded[:40]}"' if recorded not in ("", architecture.removeprefix(TIMM)) else ""
     raise DataError(f"{origin} does not fit {architecture} ({difference}{claim}); expected its weights; name its --model")
+
+
+def _size_of(matches: Iterable[StateDictMatch], architecture: str, wanted: Mapping[str, Tensor], image_px: int) -> int:
+    """The other input size whose network one of `matches` fits, by the number of its position embeddings; 0 for none."""
+    if not architecture.startswith(TIMM):
+        return 0
+    for match in matches:
+        for name, value in wanted.items():
+            held = match.tensors[name].shape
+            if name.endswith("pos_embed") and held != value.shape and len(held) == value.dim() == 3:
+                patches = math.isqrt(value.shape[1])  # along a side; the rest are tokens such as the class token
+                size_px = image_px * math.isqrt(held[1]) // patches
+                try:
+                    expected = meta_state_dict(architecture, min(match.rows, _MAX_ROWS), size_px)
+                except ConfigError:
+                    continue
+                if not first_difference(match.tensors, expected):
+                    return size_px
+    return 0
 
 
 def _misfit(weights_file: WeightsFile, wanted: Mapping[str, Tensor]) -> str:

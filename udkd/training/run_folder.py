@@ -1,5 +1,8 @@
 """The folder of a run: config.json, run.json, metrics.jsonl, checkpoints, students, eval.json, predictions.safetensors.
 
+eval-NAME.json is of other data. train.log, the loggers' files, profile and what was exported are beside them; `udkd train` also
+makes the folders teacher and cache (udkd.training.make_targets).
+
 Since format 2 every JSON file, and every line of metrics.jsonl, carries its own checksum (udkd.utils.json_checksum). Runs of
 format 1 have none; their types and counts are checked against each other.
 """

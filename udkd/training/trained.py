@@ -92,7 +92,9 @@ class TrainedClassifier:
         if ensemble and student is not None:
             raise RunError(f"--student {student} and --ensemble; expected one of them; drop one")
         if student is None and not ensemble and len(names) > 1:
-            raise RunError(f"{run.path} holds the students {', '.join(names)}; name one with --student, or use --ensemble")
+            raise RunError(
+                f"{run.path} holds the students {', '.join(names)}; expected one; name it with --student, or use --ensemble"
+            )
         if student is not None and student not in names:
             raise RunError(f"{run.path} holds no student {student!r}; expected one of {', '.join(names)}; correct --student")
         if run.classes is None:
