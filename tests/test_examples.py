@@ -10,13 +10,22 @@ import torch
 
 from tests.cli.commands import set_options
 from tests.factories import SMALL, make_dataset, make_teacher, small_recipe, unregister_method
+from udkd.data.dataset import DatasetFolder
 from udkd.models.architectures import own_input
 from udkd.models.build import build, num_parameters
 from udkd.teacher.cache.build import build_cache
+from udkd.teacher.folder import TeacherFolder
 from udkd.training.run_folder import RunFolder
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-TESTED = ("own_loop.py", "custom_backend.py", "custom_method.py", "lightning_students.py", "efficientnet_lite.py")
+TESTED = (
+    "own_loop.py",
+    "custom_backend.py",
+    "custom_method.py",
+    "lightning_students.py",
+    "efficientnet_lite.py",
+    "timm_students.py",
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +52,24 @@ def test_own_loop(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch, cap
     data, cache = folders
     run(monkeypatch, "own_loop.py", "--data", data, "--cache", cache, "--epochs", "2", "--batch-size", "8")
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 1", "epoch 2"]
+
+
+def test_timm_students(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """From a training script's checkpoint of a vision transformer, whose classes it records, to two trained students."""
+    data, _ = folders
+    network = build("timm/test_vit", 4, image_px=48, seed=1)
+    classes = [entry.wnid for entry in DatasetFolder.open(Path(data)).classes]
+    torch.save({"state_dict": network.state_dict(), "classes": classes}, tmp_path / "finetuned.pth")
+    teacher = ("--model", "timm/test_vit", "--weights", str(tmp_path / "finetuned.pth"), "--teacher-px", "48")
+    students = ("--students", "timm/test_resnet", "squeezenet1_1", "--recipe", "smoke", "--epochs", "1", "--batch-size", "8")
+    options = ("--data", data, *teacher, *students, "--out", str(tmp_path / "out"))
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    run(monkeypatch, "timm_students.py", *options)
+    lines = [line for line in capfd.readouterr().out.splitlines() if ": top-1" in line]
+    assert [line.partition(":")[0] for line in lines] == ["timm/test_resnet", "squeezenet1_1"]
+    assert TeacherFolder.open(tmp_path / "out" / "teacher").info.preprocessing.interpolation == "bicubic"
 
 
 def test_efficientnet_lite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

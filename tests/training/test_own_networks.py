@@ -35,6 +35,7 @@ from udkd.utils.progress import SILENT
 
 CPU = torch.device("cpu")
 OWN = "tests.models.own_models:make"
+VIT = "timm/test_vit"
 STUDENTS = (
     f"students=[{{architecture='{OWN}', lr=0.01}}, {{architecture='squeezenet1_1', lr=0.01}},"
     "{architecture='timm/test_resnet', lr=0.01, mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.25]}]"
@@ -56,29 +57,43 @@ def own_teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder
     return write_small_teacher(folder, weights, OWN, classes, image_px=40, resize_px=45, preprocessing=preprocessing)
 
 
-@pytest.mark.parametrize("views", ["'eval'", "2"])
-def test_cached_equals_live_bit_for_bit(tmp_path: Path, dataset: DatasetFolder, own_teacher: TeacherFolder, views: str) -> None:
-    recipe = own_recipe(f"teacher.views={views}")
-    live = own_recipe(f"teacher.views={views}", 'teacher.source="live"')
-    built = build_cache(tmp_path / "cache", dataset=dataset, teacher=own_teacher, recipe=recipe, device=CPU)
+@pytest.fixture(scope="module")
+def timm_teacher(tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder) -> TeacherFolder:
+    """timm's smallest vision transformer with its own preprocessing, at 48 px."""
+    weights = build(VIT, 4, image_px=48, seed=0).state_dict()
+    weights["head.weight"] = weights["head.weight"] * 40
+    classes, preprocessing = [entry.wnid for entry in dataset.classes], default_preprocessing(VIT)
+    folder = tmp_path_factory.mktemp("timm") / "teacher"
+    return write_small_teacher(folder, weights, VIT, classes, image_px=48, resize_px=54, preprocessing=preprocessing)
+
+
+@pytest.mark.parametrize(("views", "name", "size_px"), [("'eval'", "own_teacher", 40), ("2", "timm_teacher", 48)])
+def test_cached_equals_live_bit_for_bit(
+    tmp_path: Path, dataset: DatasetFolder, request: pytest.FixtureRequest, views: str, name: str, size_px: int
+) -> None:
+    teacher: TeacherFolder = request.getfixturevalue(name)
+    settings = [f"teacher.views={views}", f"teacher.size_px={size_px}"]
+    recipe, live = own_recipe(*settings), own_recipe(*settings, 'teacher.source="live"')
+    built = build_cache(tmp_path / "cache", dataset=dataset, teacher=teacher, recipe=recipe, device=CPU)
     key = built.cache.key
-    assert key.normalisation == {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.5, 0.2], "interpolation": "bicubic"}
+    assert key.normalisation == teacher.info.preprocessing.key_values
+    assert key.normalisation["interpolation"] == "bicubic"
     if views == "2":
-        assert (key.views["size_px"], key.teacher_size_px) == (32, 40)
+        assert (key.views["size_px"], key.teacher_size_px) == (32, 48)
     else:
         assert (key.views["size_px"], key.views["resize_px"], key.teacher_size_px) == (40, 45, 0)
         assert "teacher_size_px" not in key.to_json()
-    options = {"data": dataset.path, "device": CPU, "teacher": own_teacher.path}
+    options = {"data": dataset.path, "device": CPU, "teacher": teacher.path}
     train(TrainJob(recipe=recipe, out=tmp_path / "cached", cache=built.cache.folder, **options))
     train(TrainJob(recipe=live, out=tmp_path / "live", **options))
     assert checkpoint_hash(tmp_path / "cached") == checkpoint_hash(tmp_path / "live")
 
     compared = compare_with_teacher(
-        Cache.open(tmp_path / "cache"), dataset=dataset, teachers=[own_teacher], count=40, seed=0, device=CPU
+        Cache.open(tmp_path / "cache"), dataset=dataset, teachers=[teacher], count=40, seed=0, device=CPU
     )
     assert compared.worst is None
     smaller = small_recipe(f"teacher.views={views}", "train.epochs=2", STUDENTS)
-    with pytest.raises(MismatchError, match=r"teacher\.size_px=40"):
+    with pytest.raises(MismatchError, match=rf"teacher\.size_px={size_px}"):
         train(TrainJob(recipe=smaller, out=tmp_path / "refused", cache=built.cache.folder, **options))
 
 
