@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 from tests.factories import small_recipe, write_small_teacher
 from tests.training.runs import checkpoint_hash, checkpoint_tensors
@@ -239,6 +241,18 @@ def test_importing_a_network_of_ones_own(tmp_path: Path, dataset: DatasetFolder)
     torch.save(build("tests.models.own_models:bare", 4, image_px=32, seed=1).state_dict(), file)
     bare = from_weights("tests.models.own_models:bare", file, classes, image_px=32)
     assert any("says nothing of its normalisation" in note for note in bare.notes)
+
+
+def test_a_network_from_a_folder_of_timms(tmp_path: Path, dataset: DatasetFolder) -> None:
+    """timm's save_for_hf: its outputs are matched by the label names, and the teacher does not depend on the folder."""
+    network = timm.create_model("test_resnet", num_classes=4)
+    save_for_hf(network, tmp_path / "hub", model_config={"num_classes": 4, "label_names": ["dog", "cat", "bee", "ant"]})
+    classes = [entry.wnid for entry in dataset.classes]
+    assert classes == ["ant", "bee", "cat", "dog"]
+    candidate = from_weights(f"timm/local-dir:{tmp_path / 'hub'}", None, classes, image_px=48)
+    assert candidate.architecture == "timm/test_resnet"
+    assert torch.equal(candidate.weights["fc.weight"], network.state_dict()["fc.weight"][[3, 2, 1, 0]])
+    assert candidate.preprocessing == default_preprocessing("timm/test_resnet")
 
 
 def test_a_teacher_is_fitted_in_its_own_size() -> None:

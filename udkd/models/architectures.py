@@ -133,6 +133,21 @@ def own_input(architecture: str) -> NetworkInput | None:
         ) from error
 
 
+def label_names(architecture: str) -> tuple[str, ...] | None:
+    """The class of each output of a timm network's published weights, where its pretrained_cfg names them."""
+    names = None if is_torchvision(architecture) else _pretrained_cfg(architecture).get("label_names")
+    return tuple(map(str, names)) if names else None
+
+
+def registered_name(architecture: str) -> str:
+    """The name in timm's registry of a network from a hub or a folder, which may move; other names as they are."""
+    name = architecture.removeprefix(TIMM)
+    if not architecture.startswith(TIMM) or ":" not in name:
+        return architecture
+    registered = str(_pretrained_cfg(architecture).get("architecture", ""))
+    return TIMM + registered if registered and _timm(architecture).is_model(registered) else architecture
+
+
 def default_preprocessing(architecture: str) -> Preprocessing:
     """The preprocessing of a network unless the user says another: its own, or ImageNet's. torchvision's have ImageNet's."""
     if is_torchvision(architecture):

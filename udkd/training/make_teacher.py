@@ -16,7 +16,16 @@ from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.distill import LabelLoss
-from udkd.models.architectures import TIMM, default_preprocessing, is_torchvision, is_users, own_input, pretrained_state
+from udkd.models.architectures import (
+    TIMM,
+    default_preprocessing,
+    is_torchvision,
+    is_users,
+    label_names,
+    own_input,
+    pretrained_state,
+    registered_name,
+)
 from udkd.models.build import build, check_input_size, first_difference, head_parameter_names, load_weights, meta_state_dict
 from udkd.models.state_dicts import StateDictMatch, as_float32, find_state_dicts, first_not_finite, strip_wrappers
 from udkd.models.weight_files import WeightsFile, read_weights
@@ -104,8 +113,10 @@ def from_weights(
         raise DataError(f"{origin}: {error}; take other weights") from None
     head = head_parameter_names(architecture)
     known = {"weights": origin, ("rows" if note else "rows_of_1000"): rows}
+    registered = registered_name(architecture)
+    same = registered == architecture or not first_difference(state, meta_state_dict(registered, chosen.rows, image_px))
     return Candidate(
-        architecture=architecture,
+        architecture=registered if same else architecture,
         weights={name: value[rows] if name in head else value for name, value in state.items() if rows or name not in head},
         made=known if file is None else known | {"sha256": weights_file.sha256, "entry": chosen.label},
         preprocessing=preprocessing or default_preprocessing(architecture),
@@ -126,11 +137,11 @@ def _published(architecture: str, classes: Sequence[str], image_px: int, *, any_
     if is_users(architecture):
         state = build(architecture, len(classes), image_px=image_px, seed=0).state_dict()
         return WeightsFile(path=Path(), entries={"": state}), f"what {architecture} returns"
-    if not any_classes:
+    if not any_classes and ":" not in architecture:  # a hub's or a folder's may be of any classes
         imagenet_rows(classes)  # before anything is downloaded
     library = "timm" if architecture.startswith(TIMM) else "torchvision"
     state = pretrained_state(architecture, image_px)
-    return WeightsFile(path=Path(), entries={"": state}), f"{library}'s default weights"
+    return WeightsFile(path=Path(), entries={"": state}, classes=label_names(architecture)), f"{library}'s default weights"
 
 
 def _input_note(
