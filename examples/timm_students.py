@@ -7,8 +7,6 @@ interruption. The same as commands: udkd teacher import, then udkd train --teach
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import udkd
@@ -29,15 +27,14 @@ def main() -> None:
 
     size = f"teacher.size_px={args.teacher_px}"
     teacher, run = args.out / "teacher", args.out / "run"
-    if not (teacher / "teacher.json").exists():
-        weights = ["--model", args.model, "--weights", args.weights, "--recipe", args.recipe, "--set", size]
-        subprocess.run([sys.executable, "-m", "udkd", "teacher", "import", args.data, str(teacher), *weights], check=True)
     students = [
         f"{{architecture='{name}', optimizer='AdamW', lr=1e-3, weight_decay=0.05, decay_1d=false, warmup_epochs=0.5}}"
         for name in args.students
     ]
     settings = [size, f"train.epochs={args.epochs}", f"train.batch_size={args.batch_size}", f"students=[{', '.join(students)}]"]
     recipe = udkd.load_recipe(args.recipe, settings)
+    if not (teacher / "teacher.json").exists():
+        udkd.import_teacher(teacher, data=args.data, model=args.model, weights=args.weights, recipe=recipe)
     udkd.train(recipe, data=args.data, teacher=teacher, out=run, resume=(run / "config.json").exists(), progress=True)
     for student in udkd.evaluate(run, teacher=teacher)["students"]:
         print(f"{student['name']}: top-1 {student['top1']:.2f} %")

@@ -59,13 +59,12 @@ def test_timm_students(
 ) -> None:
     """From a training script's checkpoint of a vision transformer, whose classes it records, to two trained students."""
     data, _ = folders
-    network = build("timm/test_vit", 4, image_px=48, seed=1)
+    network = build("timm/test_vit", 4, image_px=32, seed=1)
     classes = [entry.wnid for entry in DatasetFolder.open(Path(data)).classes]
     torch.save({"state_dict": network.state_dict(), "classes": classes}, tmp_path / "finetuned.pth")
-    teacher = ("--model", "timm/test_vit", "--weights", str(tmp_path / "finetuned.pth"), "--teacher-px", "48")
+    teacher = ("--model", "timm/test_vit", "--weights", str(tmp_path / "finetuned.pth"), "--teacher-px", "32")
     students = ("--students", "timm/test_resnet", "squeezenet1_1", "--recipe", "smoke", "--epochs", "1", "--batch-size", "8")
     options = ("--data", data, *teacher, *students, "--out", str(tmp_path / "out"))
-    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     run(monkeypatch, "timm_students.py", *options)
     lines = [line for line in capfd.readouterr().out.splitlines() if ": top-1" in line]
     assert [line.partition(":")[0] for line in lines] == ["timm/test_resnet", "squeezenet1_1"]

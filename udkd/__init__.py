@@ -9,9 +9,9 @@ For a training loop of your own, `import udkd` provides:
     udkd.CachedTeacher, udkd.LiveTeacher           the teacher's logits and weights of a batch
     udkd.DistillationLoss                          the loss of N students
 
-For complete runs: `udkd.convert`, `udkd.load_recipe`, `udkd.build_cache`, `udkd.train` and `udkd.evaluate`. For extensions:
-`udkd.register_method`, `udkd.register_sample_weight`, `udkd.register_backend` and `udkd.register_logger`. Every error that a
-user can cause is a `udkd.UserError`.
+For complete runs: `udkd.convert`, `udkd.load_recipe`, `udkd.import_teacher`, `udkd.build_cache`, `udkd.train` and
+`udkd.evaluate`. For extensions: `udkd.register_method`, `udkd.register_sample_weight`, `udkd.register_backend` and
+`udkd.register_logger`. Every error that a user can cause is a `udkd.UserError`.
 
 Each name is imported on first use: importing torch takes seconds, and the converter's workers do not need it.
 """
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from udkd.teacher.teachers import CachedTeacher as CachedTeacher
     from udkd.teacher.teachers import LiveTeacher as LiveTeacher
     from udkd.training.evaluate import evaluate as evaluate
+    from udkd.training.import_teacher import import_teacher as import_teacher
     from udkd.training.loggers import register_logger as register_logger
     from udkd.training.train import train as train
     from udkd.utils.errors import UserError as UserError
@@ -53,6 +54,7 @@ _MODULES = {
     "build_cache": "udkd.teacher.cache.build",
     "convert": "data_prep.api",
     "evaluate": "udkd.training.evaluate",
+    "import_teacher": "udkd.training.import_teacher",
     "load_recipe": "udkd.config.loading",
     "register_backend": "udkd.data.backends.registry",
     "register_logger": "udkd.training.loggers",

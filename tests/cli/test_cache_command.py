@@ -139,7 +139,7 @@ def test_impossible_numbers_of_views_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=pytest.mark.long)])
 def test_verify_of_low_precision_prints_the_bound_that_it_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
 ) -> None:

@@ -79,7 +79,7 @@ def bench(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache:
         ("fitnets", FEATURES),
         ("rkd", (*FEATURES, 'teacher.views="eval"')),
         ("crd", FEATURES),
-        ("reviewkd", (*FEATURES, "methods.reviewkd.stages=2")),
+        pytest.param("reviewkd", (*FEATURES, "methods.reviewkd.stages=2"), marks=pytest.mark.long),
     ],
 )
 def test_a_method_is_a_setting_of_the_one_loop(

@@ -106,7 +106,7 @@ def test_running_statistics_resume_to_the_same_bits(tmp_path: Path, dataset: Dat
     assert checkpoint_hash(tmp_path / "a") == checkpoint_hash(tmp_path / "b")
 
 
-@pytest.mark.parametrize("views", ['"eval"', "2"])
+@pytest.mark.parametrize("views", ['"eval"', pytest.param("2", marks=LONG)])
 def test_a_live_run_stopped_in_the_middle_equals_a_cached_one(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str
 ) -> None:
@@ -153,7 +153,8 @@ def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset
 
 
 @pytest.mark.parametrize(
-    "kind", [signal.SIGKILL, signal.SIGTERM, *(pytest.param(kind, marks=LONG) for kind in (signal.SIGHUP, signal.SIGINT))]
+    "kind",
+    [signal.SIGKILL, *(pytest.param(kind, marks=LONG) for kind in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))],
 )
 def test_a_signal_at_a_random_moment(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, uninterrupted_run: Path, kind: signal.Signals

@@ -1,6 +1,5 @@
 """udkd teacher fit, udkd teacher import."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +10,10 @@ from udkd.cli.arguments import DatasetArgument
 from udkd.cli.summary import print_outcome
 from udkd.config.loading import load_recipe
 from udkd.data.dataset import DatasetFolder
-from udkd.data.header import ClassName
 from udkd.models.architectures import default_preprocessing
 from udkd.teacher.folder import TeacherFolder, new_teacher
-from udkd.training.make_teacher import Candidate, evaluate_and_write, from_run, from_weights
+from udkd.training.import_teacher import import_teacher
+from udkd.training.make_teacher import evaluate_and_write, from_run
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.environment import choose_device
@@ -109,37 +108,31 @@ def import_(
     """
     loaded = load_recipe(recipe, overrides or [])
     dataset = DatasetFolder.open(data)
-    with new_teacher(teacher), observed() as observer:
-        if run is not None:
-            if weights is not None or entry is not None or mean or std or interpolation:
-                raise ConfigError("--run and options of other weights are both given; expected one source; drop one")
-            candidate = from_run(RunFolder.open(run), student, [each.wnid for each in dataset.classes])
-        else:
-            preprocessing = _preprocessing(model, mean, std, interpolation)
-            candidate = _candidate(model, weights, entry, student, dataset.classes, loaded.teacher_px, preprocessing)
-        for note in candidate.notes:
-            observer.note(note)
-        written = evaluate_and_write(teacher, candidate, dataset, loaded, choose_device(device), observer)
-    _announce(written)
-    if "rows" in candidate.made and written.info.accuracy["top1"] <= 150 / len(dataset.classes):
-        err.print("this is hardly better than chance: are the outputs of these weights these classes, in this order?")
-
-
-def _candidate(
-    model: str,
-    weights: Path | None,
-    entry: str | None,
-    student: str | None,
-    classes: Sequence[ClassName],
-    image_px: int,
-    preprocessing: Preprocessing | None,
-) -> Candidate:
-    if student is not None:
+    given = weights is not None or entry is not None or mean or std or interpolation
+    if run is not None and given:
+        raise ConfigError("--run and options of other weights are both given; expected one source; drop one")
+    if run is None and student is not None:
         raise ConfigError(f"--student {student} without --run; expected its run; add --run")
     if entry is not None and weights is None:
         raise ConfigError(f"--entry {entry} without --weights; expected the file that contains it; add --weights")
-    wnids, names = [each.wnid for each in classes], [each.name for each in classes]
-    return from_weights(model, weights, wnids, names, entry, image_px=image_px, preprocessing=preprocessing)
+    with observed() as observer:
+        if run is None:
+            written = import_teacher(
+                teacher,
+                data=dataset,
+                model=model,
+                weights=weights,
+                entry=entry,
+                preprocessing=_preprocessing(model, mean, std, interpolation),
+                recipe=loaded,
+                device=choose_device(device),
+                observer=observer,
+            )
+        else:
+            with new_teacher(teacher):
+                candidate = from_run(RunFolder.open(run), student, [each.wnid for each in dataset.classes])
+                written = evaluate_and_write(teacher, candidate, dataset, loaded, choose_device(device), observer)
+    _announce(written)
 
 
 def _preprocessing(model: str, mean: str | None, std: str | None, interpolation: str | None) -> Preprocessing | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from udkd.data.dataset import DatasetFolder
 from udkd.models.architectures import require_known
 from udkd.teacher.cache.build import build_cache
-from udkd.teacher.folder import TeacherFolder, new_teacher
-from udkd.training.make_teacher import evaluate_and_write, from_weights
+from udkd.teacher.folder import TeacherFolder
+from udkd.training.import_teacher import import_teacher
 from udkd.training.run_folder import RunFolder
 from udkd.training.setup import TrainJob
 from udkd.utils.errors import ConfigError
@@ -51,16 +51,13 @@ def _imported(job: TrainJob, architecture: str) -> Path:
         require_known(architecture)
     except ConfigError as error:
         raise ConfigError(f"teacher {architecture} is not a folder, and no network: {error}") from None
-    folder, dataset = job.out / "teacher", DatasetFolder.open(job.data)
+    folder = job.out / "teacher"
     if (folder / "teacher.json").exists():
         if (found := TeacherFolder.open(folder).info.architecture) != architecture:
             raise ConfigError(f"{folder} is a {found}; expected {architecture}; remove it, or name another run folder")
         return folder
-    with new_teacher(folder):
-        wnids, names = [entry.wnid for entry in dataset.classes], [entry.name for entry in dataset.classes]
-        candidate = from_weights(architecture, None, wnids, names, image_px=job.recipe.teacher_px)
-        for note in candidate.notes:
-            job.observer.note(note)
-        written = evaluate_and_write(folder, candidate, dataset, job.recipe, job.device, job.observer)
+    written = import_teacher(
+        folder, data=job.data, model=architecture, recipe=job.recipe, device=job.device, observer=job.observer
+    )
     job.observer.note(f"teacher {architecture}: validation top-1 {written.info.accuracy['top1']:.2f} %, in {folder}")
     return folder
