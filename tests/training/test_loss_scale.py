@@ -72,7 +72,7 @@ def job(tmp_path: Path) -> TrainJob:
 
 
 def test_a_run_survives_overflows_and_resumes_to_the_same_bits(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scale of 2**40 overflows in float16: it falls until the gradients fit, and training goes on."""
+    """A scale of 2**40 overflows in float16: it falls until the gradients fit, and training continues."""
     monkeypatch.setattr(loss_scale_module, "_FIRST", 2.0**40)
     monkeypatch.setattr(loss_scale_module, "_BACKOFF", 2.0**-13)
     train(job)

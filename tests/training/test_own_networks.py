@@ -214,7 +214,7 @@ def test_a_student_starts_from_a_file(tmp_path: Path, dataset: DatasetFolder) ->
     assert learning_rates(recipe, 0, 12) == [0.0]
 
 
-def test_pretrained_weights_that_nobody_publishes(tmp_path: Path, dataset: DatasetFolder) -> None:
+def test_unpublished_pretrained_weights(tmp_path: Path, dataset: DatasetFolder) -> None:
     recipe = small_recipe(f"students=[{{architecture='{OWN}', pretrained=true}}]", "loss.beta=0.0")
     with pytest.raises(ConfigError, match="which has no published weights"):
         train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU))

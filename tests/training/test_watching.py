@@ -294,7 +294,7 @@ def test_an_error_is_in_the_log_and_an_unusable_log_is_a_note(
     log.open(tmp_path)
     log.note("on")
     log.close()
-    assert notes.lines == ["train.log cannot be written (Too many levels of symbolic links); the run goes on", "on"]
+    assert notes.lines == ["train.log cannot be written (Too many levels of symbolic links); training continues", "on"]
     assert "on" not in (out / "train.log").read_text().split()
 
 

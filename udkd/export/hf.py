@@ -49,7 +49,7 @@ TWINS: Mapping[str, tuple[str, Mapping[str, Any]]] = {name: (name, {}) for name 
 """torchvision's name -> timm's name of the same network, and the arguments that make it the same."""
 
 _SOURCE_FACTS = ("architecture", "first_conv", "classifier", "fixed_input_size")
-"""What timm's entry of a network says of any weights; the rest of it is about timm's own."""
+"""Fields of timm's pretrained_cfg that hold for any weights; the others describe timm's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,7 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def _load(path: Path, file: BinaryIO, head: bytes) -> tuple[Any, Mapping[Any, Any], str]:
-    """The object in a file, what the file says of it by name, and the text for WeightsFile.unchecked."""
+    """The object in a file, the entries beside it by name, and the text for WeightsFile.unchecked."""
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         file.seek(0)
         try:

@@ -81,7 +81,7 @@ def require_loggers(names: Sequence[str]) -> None:
 
 
 class Loggers:
-    """The loggers of a run. One that fails is named in a note and dropped: the run goes on. Close it after use.
+    """The loggers of a run. One that fails is named in a note and dropped: training continues. Close it after use.
 
     RunError: a logger cannot start.
     """

@@ -18,7 +18,7 @@ class RunLog:
         self._file: TextIO | None = None
 
     def open(self, folder: Path) -> None:
-        """Begin to write, with the notes so far. A note says so if it cannot be written; the run goes on."""
+        """Begin to write, with the notes so far. A note says so if it cannot be written; training continues."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             descriptor = os.open(folder / "train.log", flags, 0o666)
@@ -48,7 +48,7 @@ class RunLog:
             self._fail(error)
 
     def _fail(self, error: OSError) -> None:
-        self._observer.note(f"train.log cannot be written ({error.strerror or error}); the run goes on")
+        self._observer.note(f"train.log cannot be written ({error.strerror or error}); training continues")
 
     def start(self, task: str, total: int, unit: str) -> None:
         """See udkd.utils.progress.Observer."""
