@@ -4,7 +4,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from timm.models import save_for_hf
 
 import udkd
 import udkd.cli.train
@@ -52,6 +54,16 @@ def test_a_live_teacher_needs_no_cache(tmp_path: Path, dataset: DatasetFolder, t
     torch.manual_seed(0)
     assert udkd.train(live, data=dataset.path, teacher=teacher.path, out=tmp_path / "run", device="cpu").finished
     assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_a_teacher_from_a_folder_of_timms_is_found_again(tmp_path: Path, dataset: DatasetFolder) -> None:
+    """It is stored under its name in timm's registry."""
+    names = [entry.wnid for entry in dataset.classes]
+    network = timm.create_model("test_resnet", num_classes=4)
+    save_for_hf(network, tmp_path / "hub", model_config={"num_classes": 4, "label_names": names})
+    options = {"data": dataset.path, "teacher": f"timm/local-dir:{tmp_path / 'hub'}", "out": tmp_path / "run", "device": "cpu"}
+    assert udkd.train(own_recipe(), **options).finished
+    assert udkd.train(own_recipe(), resume=True, **options).finished
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int, interpolation: I
     quantised weights. Here that is at most 255 / 4096 for each step between two taps, less than 1 in all for windows up to
     three times the view's side: for these the bound of 2 is proven. For smaller views it was found by search: among 30,000
     windows of five kinds of image, 7 had a value 2 off (1e-7 of the values, all enlarged), and none 3.
+    Bicubic's bound was found by search alone: among 16,670 windows, 9e-5 of the values were 2 off, and none 3.
     """
     batch, side = canvas_BSS3.shape[:2]
     cubic = interpolation == "bicubic"

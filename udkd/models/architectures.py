@@ -5,7 +5,6 @@ import importlib
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
@@ -112,7 +111,7 @@ def failure(error: Exception) -> str:
 
 
 def own_input(architecture: str) -> NetworkInput | None:
-    """The input that a network's pretrained weights were trained with; None where that is unknown.
+    """The input that a network's pretrained weights were trained with; None where that is unknown, size_px 0 where that is.
 
     From timm's pretrained_cfg, which a user's module may have as well (`pretrained_cfg` with input_size, mean, std and
     interpolation), or from the transforms of torchvision's default weights.
@@ -126,7 +125,7 @@ def own_input(architecture: str) -> NetworkInput | None:
         preprocessing = Preprocessing(
             mean=_three(cfg["mean"]), std=_three(cfg["std"]), interpolation=_interpolation(cfg.get("interpolation"))
         )
-        return NetworkInput(size_px=int((cfg.get("input_size") or (3, 224, 224))[-1]), preprocessing=preprocessing)
+        return NetworkInput(size_px=int((cfg.get("input_size") or (0,))[-1]), preprocessing=preprocessing)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{architecture}: its pretrained_cfg cannot be used ({error}); expected mean, std and input_size; correct it"
@@ -215,8 +214,7 @@ def pretrained_state(architecture: str, image_px: int) -> dict[str, Tensor]:
 
 def _timm(architecture: str) -> ModuleType:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about optional packages
+        with warnings.catch_warnings(action="ignore"):  # about optional packages
             return importlib.import_module("timm")
     except ImportError:
         raise ConfigError(f"{architecture} needs timm; expected it to be installed; run: pip install 'udkd[timm]'") from None
@@ -231,7 +229,7 @@ def _make_timm(architecture: str, num_classes: int | None, image_px: int, *, pre
         if cfg.get("fixed_input_size") and cfg["input_size"][-1] != image_px:
             options["img_size"] = image_px
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):
             model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except (RuntimeError, OSError, ValueError, KeyError, AssertionError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -239,7 +237,3 @@ def _make_timm(architecture: str, num_classes: int | None, image_px: int, *, pre
             raise RuntimeError(reason) from error
         raise ConfigError(f"timm cannot create {name} ({reason}); expected one of timm.list_models(); correct it") from error
     return model
-
-
-def _quiet() -> AbstractContextManager[object]:
-    return warnings.catch_warnings(action="ignore")

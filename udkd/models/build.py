@@ -109,7 +109,8 @@ def _random_ops(architecture: str, num_classes: int, image_px: int) -> frozenset
 
 def _own_size(architecture: str, image_px: int) -> str:
     own = own_input(architecture)
-    return f", or for a teacher set teacher.size_px to its own {own.size_px}" if own and own.size_px != image_px else ""
+    differs = own is not None and own.size_px not in (0, image_px)
+    return f", or for a teacher set teacher.size_px to its own {own.size_px}" if own and differs else ""
 
 
 class _RandomOps(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from udkd.data.dataset import DatasetFolder
-from udkd.models.architectures import require_known
+from udkd.models.architectures import registered_name, require_known
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.import_teacher import import_teacher
@@ -53,7 +53,7 @@ def _imported(job: TrainJob, architecture: str) -> Path:
         raise ConfigError(f"teacher {architecture} is not a folder, and no network: {error}") from None
     folder = job.out / "teacher"
     if (folder / "teacher.json").exists():
-        if (found := TeacherFolder.open(folder).info.architecture) != architecture:
+        if (found := TeacherFolder.open(folder).info.architecture) not in (architecture, registered_name(architecture)):
             raise ConfigError(f"{folder} is a {found}; expected {architecture}; remove it, or name another run folder")
         return folder
     written = import_teacher(

@@ -151,7 +151,7 @@ def _input_note(
     if own is None and preprocessing is None:
         options = "set the student's mean and std" if student else "give --mean and --std"
         return f"{architecture} says nothing of its normalisation: ImageNet's mean and std are used; else {options}"
-    if own is not None and own.size_px != image_px and not is_torchvision(architecture):
+    if own is not None and own.size_px not in (0, image_px) and not is_torchvision(architecture):
         remedy = "" if student else f"; --set teacher.size_px={own.size_px} gives it its own size"
         return f"{architecture} was trained with images of {own.size_px} px and gets {image_px} px by this recipe{remedy}"
     return ""
