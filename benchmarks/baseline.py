@@ -89,7 +89,7 @@ def main(
 def resident_samples(tree: Path, folder: Path, side: int, device: torch.device) -> Batch:
     """The converted tree as the resident backend loads it; synthetic canvases where the converter cannot run."""
     try:
-        from data_prep.convert import ConvertSettings, convert
+        from udkd.data_prep.convert import ConvertSettings, convert
     except ModuleNotFoundError:  # a GPU machine without the converter's packages
         return canvases(sum(1 for _ in (tree / "train").rglob("*.jpg")), side, device)
     settings = ConvertSettings(side=side, fit="squash", formats=("resident",))

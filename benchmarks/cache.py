@@ -90,7 +90,7 @@ def _dataset(folder: Path, images: int, side: int) -> DatasetFolder:
         ("synth", folder / "images", "--classes", 16, "--images", images, "--val-images", 16, "--seed", 0),
         ("convert", folder / "images", folder / "data", "--side", side * 8 // 7, "--fit", "squash", "--formats", "resident"),
     ):
-        command = module_command("data_prep", args)
+        command = module_command("udkd.data_prep", args)
         subprocess.run(command, env=module_environment(), check=True, stdout=subprocess.DEVNULL)
     return DatasetFolder.open(folder / "data")
 

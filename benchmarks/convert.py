@@ -14,14 +14,14 @@ import typer
 from matplotlib.figure import Figure
 from PIL import Image
 
-import data_prep.jpeg
+import udkd.data_prep.jpeg
 from benchmarks.common.figures import Palette, bars, draw, speed_span
 from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
-from data_prep.convert import ConvertSettings, convert
-from data_prep.image import PixelSettings, prepare
-from data_prep.sources import open_sources
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep.convert import ConvertSettings, convert
+from udkd.data_prep.image import PixelSettings, prepare
+from udkd.data_prep.sources import open_sources
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import SILENT
 
@@ -144,7 +144,7 @@ def _one_image_at_a_time(paths: list[Path], rounds: int) -> list[Any]:
         """Read only the headers: a flipped bit would go unnoticed."""
         for jpeg in jpegs:
             Image.open(io.BytesIO(jpeg)).verify()
-            data_prep.jpeg.read_frame(jpeg)
+            udkd.data_prep.jpeg.read_frame(jpeg)
 
     def pillow() -> None:
         for jpeg in jpegs:

@@ -44,8 +44,10 @@ class Check:
 
 CHECKS = (
     Check("views", "-m benchmarks first --device {device} --views"),
-    Check("images", "-m data_prep synth {folder}/images --images 320 --val-images 60 --workers 2"),
-    Check("data", "-m data_prep convert {folder}/images {folder}/data --side 48 --formats resident --workers 2", ("images",)),
+    Check("images", "-m udkd.data_prep synth {folder}/images --images 320 --val-images 60 --workers 2"),
+    Check(
+        "data", "-m udkd.data_prep convert {folder}/images {folder}/data --side 48 --formats resident --workers 2", ("images",)
+    ),
     Check("teacher", "-m udkd teacher fit {folder}/data {folder}/teacher --recipe smoke --device {device}", ("data",)),
     Check(
         "cache",

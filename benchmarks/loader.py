@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from benchmarks.common.figures import Palette, bars, draw, speed_span
 from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Timed, Variant, median_and_range, side_by_side
-from data_prep.convert import ConvertSettings, convert
-from data_prep.formats import WRITERS
-from data_prep.sources import open_sources
-from data_prep.synth import synth
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import Split
+from udkd.data_prep.convert import ConvertSettings, convert
+from udkd.data_prep.formats import WRITERS
+from udkd.data_prep.sources import open_sources
+from udkd.data_prep.synth import synth
 from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import SILENT

@@ -15,12 +15,12 @@ from benchmarks.common.harness import CLASSES, TableTargets, paper_recipe, synth
 from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.synthetic_images import image_folder
 from benchmarks.common.timing import Variant, side_by_side
-from data_prep.convert import ConvertSettings, convert
 from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
+from udkd.data_prep.convert import ConvertSettings, convert
 from udkd.training.build_step import build_step
 from udkd.training.metrics import TrainMetrics
 from udkd.training.runners import StreamingRunner

@@ -1,4 +1,4 @@
-"""`python -m data_prep` and the `udkd-prep` command. Ctrl-C is handled before any slow import."""
+"""`python -m udkd.data_prep` and the `udkd-prep` command. Ctrl-C is handled before any slow import."""
 
 from udkd.utils.signals import exit_at_once, signal_handler
 
@@ -9,7 +9,7 @@ def main() -> None:
         from udkd.utils.stdio import install_safe_streams
 
         install_safe_streams()
-        from data_prep.cli import main as run
+        from udkd.data_prep.cli import main as run
 
         run()
 

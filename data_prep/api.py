@@ -6,15 +6,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_prep.class_names import class_names_of
-from data_prep.convert import ConvertSettings, convert_datasets
-from data_prep.convert import convert as convert_paths
-from data_prep.formats import parse_formats
-from data_prep.image import PIXEL_LIMIT
-from data_prep.sources import AUTO
-from data_prep.sources.source import SourceSplit
-from data_prep.sources.torch_dataset import require_map_style
 from udkd.data.dataset import Dataset
+from udkd.data_prep.class_names import class_names_of
+from udkd.data_prep.convert import ConvertSettings, convert_datasets
+from udkd.data_prep.convert import convert as convert_paths
+from udkd.data_prep.formats import parse_formats
+from udkd.data_prep.image import PIXEL_LIMIT
+from udkd.data_prep.sources import AUTO
+from udkd.data_prep.sources.source import SourceSplit
+from udkd.data_prep.sources.torch_dataset import require_map_style
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import SILENT, Observer
 

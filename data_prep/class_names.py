@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
-from data_prep.classes import WNID, escape_name, imagenet_names, list_text, shorten_names, wnids_of
-from data_prep.sources.source import Listing, class_name_of_label
 from udkd.data.header import ClassName
+from udkd.data_prep.classes import WNID, escape_name, imagenet_names, list_text, shorten_names, wnids_of
+from udkd.data_prep.sources.source import Listing, class_name_of_label
 from udkd.utils.errors import DataError
 from udkd.utils.parsing import parse_json
 

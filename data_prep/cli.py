@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from data_prep.api import convert as convert_sources
-from data_prep.formats import WRITERS, DatasetSize, default_formats, derive_formats, parse_formats, size_texts
-from data_prep.image import PIXEL_LIMIT
-from data_prep.info import info_lines
-from data_prep.sources import LAYOUTS
-from data_prep.verify import verify as verify_folder
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep.api import convert as convert_sources
+from udkd.data_prep.formats import WRITERS, DatasetSize, default_formats, derive_formats, parse_formats, size_texts
+from udkd.data_prep.image import PIXEL_LIMIT
+from udkd.data_prep.info import info_lines
+from udkd.data_prep.sources import LAYOUTS
+from udkd.data_prep.verify import verify as verify_folder
 from udkd.utils.errors import UserError
 from udkd.utils.files import FolderLock
 from udkd.utils.output import err, out, run
@@ -194,7 +194,7 @@ def sheet(
     images: Annotated[int, typer.Option(help="Number of images, spread evenly over the classes.")] = 48,
 ) -> None:
     """Write a contact sheet: stored images with their classes and fixes."""
-    from data_prep.contact_sheet import write_contact_sheet
+    from udkd.data_prep.contact_sheet import write_contact_sheet
 
     count = write_contact_sheet(folder, out, split=split, images=images)
     _print(f"{out}: {count} images")
@@ -210,7 +210,7 @@ def synth(
     workers: WorkersOption = 0,
 ) -> None:
     """Write the synthetic dataset: class-structured JPEGs of varying size, as an ImageFolder tree."""
-    from data_prep.synth import synth as write_tree
+    from udkd.data_prep.synth import synth as write_tree
 
     with observed(summaries=True) as observer:
         write_tree(

@@ -15,8 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from data_prep.class_names import ClassNames
-from data_prep.formats import (
+from udkd.data.dataset import DatasetFolder, Split
+from udkd.data.derived import DERIVED, remove_derived
+from udkd.data.header import FILE_NAME as HEADER_NAME
+from udkd.data.header import Encoder, Header, SplitHeader, content_digest
+from udkd.data.manifest import FILE_NAME as MANIFEST_NAME
+from udkd.data.manifest import Columns, write_manifest
+from udkd.data_prep.class_names import ClassNames
+from udkd.data_prep.formats import (
     WRITERS,
     DatasetSize,
     check_room,
@@ -25,21 +31,15 @@ from data_prep.formats import (
     discard_formats,
     size_texts,
 )
-from data_prep.image import PIXEL_LIMIT, PixelSettings
-from data_prep.listing import SPLITS, SampleListing, Samples, list_samples
-from data_prep.pool import Pool, reuse_workers
-from data_prep.prepare import PrepareJob
-from data_prep.report import FILE_NAME as REPORT_NAME
-from data_prep.report import read_settings, write_report
-from data_prep.shards import remove_sidecars, write_shards
-from data_prep.sources import AUTO, Fields, Source, SourceSplit, SplitName, open_sources
-from data_prep.sources.torch_dataset import TorchDataset
-from udkd.data.dataset import DatasetFolder, Split
-from udkd.data.derived import DERIVED, remove_derived
-from udkd.data.header import FILE_NAME as HEADER_NAME
-from udkd.data.header import Encoder, Header, SplitHeader, content_digest
-from udkd.data.manifest import FILE_NAME as MANIFEST_NAME
-from udkd.data.manifest import Columns, write_manifest
+from udkd.data_prep.image import PIXEL_LIMIT, PixelSettings
+from udkd.data_prep.listing import SPLITS, SampleListing, Samples, list_samples
+from udkd.data_prep.pool import Pool, reuse_workers
+from udkd.data_prep.prepare import PrepareJob
+from udkd.data_prep.report import FILE_NAME as REPORT_NAME
+from udkd.data_prep.report import read_settings, write_report
+from udkd.data_prep.shards import remove_sidecars, write_shards
+from udkd.data_prep.sources import AUTO, Fields, Source, SourceSplit, SplitName, open_sources
+from udkd.data_prep.sources.torch_dataset import TorchDataset
 from udkd.utils.errors import ConfigError, DataError, MismatchError
 from udkd.utils.files import FolderLock, sha256_file, write_json
 from udkd.utils.progress import Observer

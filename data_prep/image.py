@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from data_prep.jpeg import DamagedJpeg, decode, has_unnamed_subsampling, read_frame, repair
-from data_prep.jpeg_headers import fix_headers
 from udkd.data.image_files import PIXEL_LIMIT, BadImage, failure_text, open_image, to_rgb
+from udkd.data_prep.jpeg import DamagedJpeg, decode, has_unnamed_subsampling, read_frame, repair
+from udkd.data_prep.jpeg_headers import fix_headers
 from udkd.utils.crc32c import crc32c
 
 __all__ = ["PIXEL_LIMIT", "BadImage", "PixelSettings", "Prepared", "prepare"]
@@ -37,7 +37,7 @@ class PixelSettings:
     """How images become stored JPEGs. side: S, pixels. fit, quality, subsampling: see `udkd-prep convert --help`.
 
     exif: whether the orientation tag is ignored, as usual for ImageNet, or applied. pixel_limit: larger images are rejected
-    without decoding. repair: see data_prep.jpeg.repair. unchecked: keep JPEGs that fit without decoding them; only used to
+    without decoding. repair: see udkd.data_prep.jpeg.repair. unchecked: keep JPEGs that fit without decoding them; only used to
     measure the cost of checking.
     """
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.report import skipped_lines
 from udkd.data.dataset import DatasetFolder, Split
+from udkd.data_prep.report import skipped_lines
 
 EXAMPLES = 5
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
-from data_prep.jpeg_headers import fix_headers
-from data_prep.jpeg_scans import FRAMES, read_scans, segments
+from udkd.data_prep.jpeg_headers import fix_headers
+from udkd.data_prep.jpeg_scans import FRAMES, read_scans, segments
 
 KEPT_SUBSAMPLINGS = ("444", "422", "420", "440", "411", "Gray")  # all backends decode these to the same pixels
 HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive

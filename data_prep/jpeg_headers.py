@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_prep.jpeg_scans import FRAMES, PROGRESSIVE_FRAMES
+from udkd.data_prep.jpeg_scans import FRAMES, PROGRESSIVE_FRAMES
 
 _NEXT = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # as libjpeg finds the next segment
 _START, _END, _SCAN, _JFIF, _PROFILE, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE0, 0xE2, 0xEE

@@ -15,10 +15,11 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.class_names import ClassNames, order_warning, rename_classes, require_named
-from data_prep.classes import choose_classes, escape_name, label_classes, name_bytes, similar_names
-from data_prep.prepare import Sample
-from data_prep.sources import (
+from udkd.data.header import ClassName
+from udkd.data_prep.class_names import ClassNames, order_warning, rename_classes, require_named
+from udkd.data_prep.classes import choose_classes, escape_name, label_classes, name_bytes, similar_names
+from udkd.data_prep.prepare import Sample
+from udkd.data_prep.sources import (
     ARCHIVES,
     OTHER_FILES,
     TEST_IMAGES,
@@ -32,7 +33,6 @@ from data_prep.sources import (
     identify_unread,
     single_split_in,
 )
-from udkd.data.header import ClassName
 from udkd.utils.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from types import TracebackType
 from typing import Generic, NoReturn, Protocol, TypeVar
 
 from udkd.utils.errors import DataError
+from udkd.utils.launcher import PACKAGE_ROOT
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,8 +64,8 @@ class Job(Protocol[T_contra, R_co]):
 def _start() -> tuple[Connection, subprocess.Popen[bytes]]:
     parent_end, worker_end = Pipe()
     # -P: modules must not be imported from the user's current folder; ours are found through PYTHONPATH.
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "data_prep.worker", str(worker_end.fileno())]
-    paths = [str(Path(__file__).resolve().parent.parent), *(path for path in sys.path if path)]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "udkd.data_prep.worker", str(worker_end.fileno())]
+    paths = [str(PACKAGE_ROOT), *(path for path in sys.path if path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with worker_end:
         # A new session: Ctrl-C reaches only the parent, which then ends the workers.

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_prep.image import BadImage, PixelSettings, Prepared, prepare
-from data_prep.sources.source import Entry, Source
+from udkd.data_prep.image import BadImage, PixelSettings, Prepared, prepare
+from udkd.data_prep.sources.source import Entry, Source
 from udkd.utils.errors import DataError
 
 

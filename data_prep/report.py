@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from data_prep.classes import escape_name
 from udkd.data.dataset import DatasetFolder
 from udkd.data.manifest import Columns
+from udkd.data_prep.classes import escape_name
 from udkd.utils.files import json_bytes, read_regular, write_json
 from udkd.utils.parsing import parse_json
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import PIL
 from PIL import features
 
-from data_prep.image import PixelSettings, Prepared
-from data_prep.pool import Pool
-from data_prep.prepare import PrepareJob, Sample
 from udkd.data.manifest import Columns, ColumnsBuilder, ManifestRow, rows_to_columns
 from udkd.data.shards import ShardWriter, shard_name
+from udkd.data_prep.image import PixelSettings, Prepared
+from udkd.data_prep.pool import Pool
+from udkd.data_prep.prepare import PrepareJob, Sample
 from udkd.utils.files import write_json
 from udkd.utils.progress import Observer
 

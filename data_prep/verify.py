@@ -7,13 +7,13 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from data_prep.formats import WRITERS
-from data_prep.report import report_problems
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import DERIVED, unfinished_files
 from udkd.data.header import FILE_NAME as HEADER_NAME
 from udkd.data.header import read_header
 from udkd.data.shards import ShardPacker, read_sample, shard_name
+from udkd.data_prep.formats import WRITERS
+from udkd.data_prep.report import report_problems
 from udkd.utils.errors import DataError
 from udkd.utils.files import json_bytes, open_regular
 from udkd.utils.progress import Observer

@@ -1,4 +1,4 @@
-"""A worker process: `python -m data_prep.worker DESCRIPTOR`. It receives jobs and their tasks over one socket.
+"""A worker process: `python -m udkd.data_prep.worker DESCRIPTOR`. It receives jobs and their tasks over one socket.
 
 When the parent dies for any reason, the next read or write on the socket fails and the worker exits.
 """

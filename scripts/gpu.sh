@@ -34,6 +34,7 @@ trap 'exit 130' INT
 for wheel in .gpu/lite/*.whl; do # a wheel is an archive: no pip needed
   [ -e "$wheel" ] && [ ! -e "$site/.${wheel##*/}" ] && "$PYTHON3" -m zipfile -e "$wheel" "$site" && touch "$site/.${wheel##*/}"
 done
+[ -e udkd/data_prep ] || ln -s ../data_prep udkd/data_prep  # a copy of the tree may lack links
 export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH} OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 TERM=dumb COLUMNS=160
 [ -s .gpu/commit ] && export UDKD_COMMIT=${UDKD_COMMIT:-$(cat .gpu/commit)}
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader 2>/dev/null
@@ -53,7 +54,7 @@ study)
     tar=$work/tars/$(basename "$packed" .xz)
     [ -s "$tar" ] || { xz -dc "$packed" >"$tar.part" && mv "$tar.part" "$tar"; } || exit
   done
-  [ -e "$work/images/dataset.json" ] || within "$PYTHON3" -m data_prep convert "$work"/tars/train-*.tar "$work/tars/val.tar" \
+  [ -e "$work/images/dataset.json" ] || within "$PYTHON3" -m udkd.data_prep convert "$work"/tars/train-*.tar "$work/tars/val.tar" \
     "$work/images" --side 64 --formats resident || exit
   minutes=$(awk "BEGIN { print ($(left) - 15) / 60 }")
   # shellcheck disable=SC2086  # arguments of the study command

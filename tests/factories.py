@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_prep.convert import ConvertSettings, convert
 from tests.build_once import build_once
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep.convert import ConvertSettings, convert
 from udkd.losses.methods.registry import METHODS, MethodsSection
 from udkd.models.build import build
 from udkd.teacher.folder import TeacherFolder, write_teacher

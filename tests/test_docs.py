@@ -18,8 +18,8 @@ import typer.main
 import yaml
 
 import benchmarks.__main__
-import data_prep.cli
 import udkd.cli.app
+import udkd.data_prep.cli
 from docs import hooks
 from tests.factories import unregister_method
 from udkd.config.loading import load_recipe
@@ -84,7 +84,7 @@ def _pages(entry: Any) -> list[str]:
 @pytest.mark.parametrize("line", commands("udkd ", "udkd-prep "))
 def test_commands_options_and_settings_exist(line: str) -> None:
     program, *args = shlex.split(line, comments=True)
-    command: Any = typer.main.get_command({"udkd": udkd.cli.app.app, "udkd-prep": data_prep.cli.app}[program])
+    command: Any = typer.main.get_command({"udkd": udkd.cli.app.app, "udkd-prep": udkd.data_prep.cli.app}[program])
     while hasattr(command, "commands"):
         assert args[0] in command.commands, line
         command, args = command.commands[args[0]], args[1:]

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from data_prep.api import convert as convert
     from udkd.augment.preprocessing import Preprocessing as Preprocessing
     from udkd.augment.view_table import Augment as Augment
     from udkd.augment.views import ViewSpec as ViewSpec
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from udkd.data.backends.registry import register_backend as register_backend
     from udkd.data.dataset import Dataset as Dataset
     from udkd.data.loader import Loader as Loader
+    from udkd.data_prep.api import convert as convert
     from udkd.losses.distill import DistillationLoss as DistillationLoss
     from udkd.losses.methods.registry import register_method as register_method
     from udkd.losses.sample_weight import register_sample_weight as register_sample_weight
@@ -52,7 +52,7 @@ _MODULES = {
     "UserError": "udkd.utils.errors",
     "ViewSpec": "udkd.augment.views",
     "build_cache": "udkd.teacher.cache.build",
-    "convert": "data_prep.api",
+    "convert": "udkd.data_prep.api",
     "evaluate": "udkd.training.evaluate",
     "import_teacher": "udkd.training.import_teacher",
     "load_recipe": "udkd.config.loading",

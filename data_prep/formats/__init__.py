@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.formats import ffcv, resident, tfrecord
-from data_prep.formats.writer import DatasetSize, FormatWriter
-from data_prep.pool import reuse_workers
 from udkd.data.dataset import DatasetFolder
 from udkd.data.derived import derived_files, remove_derived
 from udkd.data.header import Fit
+from udkd.data_prep.formats import ffcv, resident, tfrecord
+from udkd.data_prep.formats.writer import DatasetSize, FormatWriter
+from udkd.data_prep.pool import reuse_workers
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.progress import Observer
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.formats.writer import DatasetSize, FormatWriter
 from udkd.data.beton import BETON_FIELDS, FILE_NAME, import_ffcv
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import FileDigest, find_damage, remove_derived, seal
+from udkd.data_prep.formats.writer import DatasetSize, FormatWriter
 from udkd.utils.errors import DataError
 from udkd.utils.files import fsync_folder
 from udkd.utils.progress import Observer

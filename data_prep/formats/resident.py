@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.formats.stored_samples import StoredSample, stored_samples
-from data_prep.formats.writer import DatasetSize, FormatWriter, nothing_required
-from data_prep.pool import Pool
 from udkd.data.canvas import CanvasWriter, canvas_bytes, decode_canvas
 from udkd.data.dataset import DatasetFolder, Split
+from udkd.data_prep.formats.stored_samples import StoredSample, stored_samples
+from udkd.data_prep.formats.writer import DatasetSize, FormatWriter, nothing_required
+from udkd.data_prep.pool import Pool
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Observer
 

@@ -14,12 +14,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_prep.formats.stored_samples import StoredSample, stored_samples
-from data_prep.formats.writer import DatasetSize, FormatWriter, nothing_required
-from data_prep.pool import Pool
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import FileDigest, find_damage, seal
 from udkd.data.shards import shard_name
+from udkd.data_prep.formats.stored_samples import StoredSample, stored_samples
+from udkd.data_prep.formats.writer import DatasetSize, FormatWriter, nothing_required
+from udkd.data_prep.pool import Pool
 from udkd.utils.crc32c import crc32c
 from udkd.utils.files import atomic_write, write_bytes
 from udkd.utils.progress import Observer

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_prep.sources.beton import Beton
-from data_prep.sources.class_tars import ClassTars, class_tars
-from data_prep.sources.fields import DETECT_FIELDS, IMAGE_OPTION, LABEL_OPTION, Fields
-from data_prep.sources.ground_truth import is_ground_truth, open_ground_truth, read_ground_truth
-from data_prep.sources.ilsvrc import Ilsvrc
-from data_prep.sources.layout import ARCHIVES, UNREAD, is_image_path, looks_like_val, skip_reason
-from data_prep.sources.named_split import find_files, single_split_in
-from data_prep.sources.parquet import Parquet
-from data_prep.sources.source import (
+from udkd.data_prep.sources.beton import Beton
+from udkd.data_prep.sources.class_tars import ClassTars, class_tars
+from udkd.data_prep.sources.fields import DETECT_FIELDS, IMAGE_OPTION, LABEL_OPTION, Fields
+from udkd.data_prep.sources.ground_truth import is_ground_truth, open_ground_truth, read_ground_truth
+from udkd.data_prep.sources.ilsvrc import Ilsvrc
+from udkd.data_prep.sources.layout import ARCHIVES, UNREAD, is_image_path, looks_like_val, skip_reason
+from udkd.data_prep.sources.named_split import find_files, single_split_in
+from udkd.data_prep.sources.parquet import Parquet
+from udkd.data_prep.sources.source import (
     OTHER_FILES,
     TEST_IMAGES,
     Entry,
@@ -24,10 +24,10 @@ from data_prep.sources.source import (
     SourceSplit,
     SplitName,
 )
-from data_prep.sources.tar import Tar
-from data_prep.sources.tree import Tree
-from data_prep.sources.unread_kinds import identify_unread
-from data_prep.sources.webdataset import WebDataset
+from udkd.data_prep.sources.tar import Tar
+from udkd.data_prep.sources.tree import Tree
+from udkd.data_prep.sources.unread_kinds import identify_unread
+from udkd.data_prep.sources.webdataset import WebDataset
 from udkd.utils.errors import ConfigError, DataError
 
 __all__ = [

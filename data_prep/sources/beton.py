@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources.fields import DETECT_FIELDS, IMAGE_OPTION, LABEL_OPTION, NO_LABEL, Fields, choose_field, label_of
-from data_prep.sources.named_split import last_split_in
-from data_prep.sources.source import Entry, Listing
-from data_prep.sources.tar_members import read_at
+from udkd.data_prep.sources.fields import DETECT_FIELDS, IMAGE_OPTION, LABEL_OPTION, NO_LABEL, Fields, choose_field, label_of
+from udkd.data_prep.sources.named_split import last_split_in
+from udkd.data_prep.sources.source import Entry, Listing
+from udkd.data_prep.sources.tar_members import read_at
 from udkd.utils.errors import DataError
 
 VERSION = 2

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from data_prep.sources.layout import is_hidden, is_image_path, skip_reason
-from data_prep.sources.named_split import find_files, single_split_in
-from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
-from data_prep.sources.tar_members import is_tar, iter_members, read_at
+from udkd.data_prep.sources.layout import is_hidden, is_image_path, skip_reason
+from udkd.data_prep.sources.named_split import find_files, single_split_in
+from udkd.data_prep.sources.source import Entry, EntryTable, Listing, Skipped
+from udkd.data_prep.sources.tar_members import is_tar, iter_members, read_at
 
 WNID = re.compile(r"n\d{8}")
 MAX_PEEKED = 8

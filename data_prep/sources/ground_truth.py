@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data_prep.sources.matlab import struct_array
+from udkd.data_prep.sources.matlab import struct_array
 from udkd.utils.errors import DataError
 from udkd.utils.files import read_regular
 

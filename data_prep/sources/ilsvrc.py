@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from data_prep.sources.class_tars import WNID
-from data_prep.sources.ground_truth import DEVKIT, KAGGLE, find_ground_truth, read_ground_truth
-from data_prep.sources.layout import is_image_path, skip_reason
-from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
-from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
+from udkd.data_prep.sources.class_tars import WNID
+from udkd.data_prep.sources.ground_truth import DEVKIT, KAGGLE, find_ground_truth, read_ground_truth
+from udkd.data_prep.sources.layout import is_image_path, skip_reason
+from udkd.data_prep.sources.source import Entry, EntryTable, Listing, Skipped
+from udkd.data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
 from udkd.utils.errors import DataError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

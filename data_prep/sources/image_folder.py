@@ -4,9 +4,9 @@ from array import array
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_prep.sources.ground_truth import GroundTruth, choose_ground_truth
-from data_prep.sources.layout import is_test_list, looks_like_val, parse_paths, skip_reason
-from data_prep.sources.source import Entry, EntryTable, Listing, Skipped
+from udkd.data_prep.sources.ground_truth import GroundTruth, choose_ground_truth
+from udkd.data_prep.sources.layout import is_test_list, looks_like_val, parse_paths, skip_reason
+from udkd.data_prep.sources.source import Entry, EntryTable, Listing, Skipped
 from udkd.utils.string_column import StringColumnBuilder
 
 

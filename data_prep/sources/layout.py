@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_prep.sources.named_split import all_splits_in, single_split_in
-from data_prep.sources.source import OTHER_FILES, SourceSplit
+from udkd.data_prep.sources.named_split import all_splits_in, single_split_in
+from udkd.data_prep.sources.source import OTHER_FILES, SourceSplit
 from udkd.utils.errors import DataError
 
 # Kaggle's ImageNet-100 calls them train.X1 … train.X4 and val.X.

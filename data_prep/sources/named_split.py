@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Final
 
-from data_prep.sources.source import SourceSplit
+from udkd.data_prep.sources.source import SourceSplit
 from udkd.utils.errors import DataError
 
 _WORDS: Final = r"(?:(?P<train>train(?:ing|val)?|trn)|(?P<val>val(?:id|idation)?|dev|eval(?:uation)?)|(?P<test>test(?:ing)?))"

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.sources.fields import DETECT_FIELDS, Fields
-from data_prep.sources.named_split import find_files
-from data_prep.sources.source import Entry, Listing
+from udkd.data_prep.sources.fields import DETECT_FIELDS, Fields
+from udkd.data_prep.sources.named_split import find_files
+from udkd.data_prep.sources.source import Entry, Listing
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Parquet:
 
     def has_images(self) -> bool:
         """Whether any file has a column of images, or cannot be read. Tables that only describe image files have none."""
-        from data_prep.sources.parquet_rows import has_images
+        from udkd.data_prep.sources.parquet_rows import has_images
 
         return has_images(find_files(self.path, ".parquet"))
 
@@ -34,12 +34,12 @@ class Parquet:
 
         Raises DataError for a damaged file, for missing columns of images or labels, and if the user must choose a column.
         """
-        from data_prep.sources.parquet_rows import list_rows  # imports pyarrow, which workers of other sources do not need
+        from udkd.data_prep.sources.parquet_rows import list_rows  # imports pyarrow, which workers of other sources do not need
 
         return list_rows(self.path, find_files(self.path, ".parquet"), self.fields)
 
     def read(self, entry: Entry) -> bytes:
         """The image's bytes."""
-        from data_prep.sources.parquet_rows import read_row
+        from udkd.data_prep.sources.parquet_rows import read_row
 
         return read_row(self.path / entry.key if entry.key else self.path, entry.offset, self.fields)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.classes import wnids_of
-from data_prep.sources.fields import (
+from udkd.data_prep.classes import wnids_of
+from udkd.data_prep.sources.fields import (
     IMAGE_OPTION,
     LABEL_LIKE,
     LABEL_OPTION,
@@ -22,8 +22,8 @@ from data_prep.sources.fields import (
     choose_field,
     label_of,
 )
-from data_prep.sources.named_split import LabelFolders, last_split_in
-from data_prep.sources.source import TEST_IMAGES, Entry, Listing, SourceSplit, class_name_of_label
+from udkd.data_prep.sources.named_split import LabelFolders, last_split_in
+from udkd.data_prep.sources.source import TEST_IMAGES, Entry, Listing, SourceSplit, class_name_of_label
 from udkd.utils.errors import DataError
 from udkd.utils.parsing import parse_json
 

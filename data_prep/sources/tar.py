@@ -4,11 +4,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
 
-from data_prep.sources.ground_truth import GROUND_TRUTH_NAMES, LIMIT_BYTES, GroundTruth, find_ground_truth, open_ground_truth
-from data_prep.sources.image_folder import ListingBuilder
-from data_prep.sources.layout import is_hidden, is_image_path
-from data_prep.sources.source import Entry, Listing
-from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
+from udkd.data_prep.sources.ground_truth import (
+    GROUND_TRUTH_NAMES,
+    LIMIT_BYTES,
+    GroundTruth,
+    find_ground_truth,
+    open_ground_truth,
+)
+from udkd.data_prep.sources.image_folder import ListingBuilder
+from udkd.data_prep.sources.layout import is_hidden, is_image_path
+from udkd.data_prep.sources.source import Entry, Listing
+from udkd.data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
 
 
 @dataclass(frozen=True)

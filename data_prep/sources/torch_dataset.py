@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from data_prep.sources.source import Entry, Listing, SourceSplit, class_name_of_label
-from data_prep.sources.tar_members import read_at
 from udkd.data.image_files import BadImage, to_rgb
+from udkd.data_prep.sources.source import Entry, Listing, SourceSplit, class_name_of_label
+from udkd.data_prep.sources.tar_members import read_at
 from udkd.utils.crc32c import crc32c
 from udkd.utils.errors import DataError
 from udkd.utils.progress import SILENT, Observer
@@ -23,7 +23,7 @@ from udkd.utils.progress import SILENT, Observer
 if TYPE_CHECKING:  # the workers, which only read, need neither
     from torch.utils.data import Dataset
 
-    from data_prep.class_names import ClassNames
+    from udkd.data_prep.class_names import ClassNames
 
 _FILE, _ITEM, _BAD = "file", "item", "bad"
 _EXPECTED = "a PIL image or uint8 ([C, H, W] tensor, [H, W, C] array; 1 or 3 channels)"
@@ -52,7 +52,7 @@ class TorchDataset:
 
         Raises DataError if the names cannot be used, or differ between the splits.
         """
-        from data_prep.class_names import class_names_of
+        from udkd.data_prep.class_names import class_names_of
 
         names = None if self._by_folder() else self._names()
         return None if names is None else class_names_of(names, where="the dataset's classes", partial=True)

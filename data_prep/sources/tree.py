@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.sources.ground_truth import GROUND_TRUTH_NAMES, GroundTruth, open_ground_truth
-from data_prep.sources.image_folder import ListingBuilder
-from data_prep.sources.layout import is_hidden, is_image_path, parse_paths
-from data_prep.sources.source import Entry, Listing, SourceSplit
 from udkd.data.image_files import BadImage
+from udkd.data_prep.sources.ground_truth import GROUND_TRUTH_NAMES, GroundTruth, open_ground_truth
+from udkd.data_prep.sources.image_folder import ListingBuilder
+from udkd.data_prep.sources.layout import is_hidden, is_image_path, parse_paths
+from udkd.data_prep.sources.source import Entry, Listing, SourceSplit
 from udkd.utils.errors import DataError
 
 MAX_LISTED_PAIRS = 3  # in warnings

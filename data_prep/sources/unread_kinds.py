@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from data_prep.sources.layout import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_hidden
+from udkd.data_prep.sources.layout import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_hidden
 
 MAX_PEEKED = 20_000  # files looked at in a folder
 MAGIC = {b"PK\x03\x04": "x.zip", b"7z\xbc\xaf": "x.7z", b"Rar!": "x.rar", b"\x1f\x8b": "x.gz", b"BZh": "x.bz2"} | {

@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path, PurePath
 
-from data_prep.sources.fields import (
+from udkd.data_prep.sources.fields import (
     DETECT_FIELDS,
     IMAGE_OPTION,
     LABEL_LIKE,
@@ -22,10 +22,10 @@ from data_prep.sources.fields import (
     label_of,
     label_of_text,
 )
-from data_prep.sources.layout import IMAGE_SUFFIXES, PLAIN_SPLIT, UNREAD, is_hidden, skip_reason
-from data_prep.sources.named_split import LabelFolders, find_files, last_split_in, single_split_in
-from data_prep.sources.source import Entry, Listing, Skipped, SourceSplit
-from data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
+from udkd.data_prep.sources.layout import IMAGE_SUFFIXES, PLAIN_SPLIT, UNREAD, is_hidden, skip_reason
+from udkd.data_prep.sources.named_split import LabelFolders, find_files, last_split_in, single_split_in
+from udkd.data_prep.sources.source import Entry, Listing, Skipped, SourceSplit
+from udkd.data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
 from udkd.utils.errors import DataError
 
 JSON_KEYS = ("label", "cls", "class", "class_id", "wnid", "class_name")

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.pool import Pool
-from data_prep.synth.classes import synth_class
-from data_prep.synth.rng import Rng
-from data_prep.synth.scene import encode_jpeg, render_scene
+from udkd.data_prep.pool import Pool
+from udkd.data_prep.synth.classes import synth_class
+from udkd.data_prep.synth.rng import Rng
+from udkd.data_prep.synth.scene import encode_jpeg, render_scene
 from udkd.utils.errors import DataError
 from udkd.utils.files import fsync_folder
 from udkd.utils.progress import Observer, Silent

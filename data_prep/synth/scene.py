@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from data_prep.synth.classes import TEXTURES, TRAITS, SynthClass
-from data_prep.synth.rng import Rng
-from data_prep.synth.shapes import F32, SHAPES, f32, texture
+from udkd.data_prep.synth.classes import TEXTURES, TRAITS, SynthClass
+from udkd.data_prep.synth.rng import Rng
+from udkd.data_prep.synth.shapes import F32, SHAPES, f32, texture
 
 SIDE_PX = (80, 320)
 TRAIT_STRENGTH = (-0.1, 2.2)  # capped at 1, which about half the images reach; one in twenty shows the other class's trait

@@ -18,8 +18,8 @@ from benchmarks.common.synthetic_images import image_folder
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from benchmarks.cost import DUAL, FOLDED, LIVE_DUAL, MOBILENET_ONLY, RESNET_ONLY, SINGLE, hours, ratios
 from benchmarks.loaders import torchvision_loader
-from data_prep.synth import synth
 from tests.timeouts import scaled
+from udkd.data_prep.synth import synth
 from udkd.losses.distill import divergence
 from udkd.utils.errors import DataError
 

@@ -346,7 +346,7 @@ def signal_when(path: Path, command: Command, kind: signal.Signals) -> Result:
     return command.finish()
 
 
-@pytest.mark.parametrize("module", ["udkd", "data_prep"])
+@pytest.mark.parametrize("module", ["udkd", "udkd.data_prep"])
 @pytest.mark.parametrize("loaded", [1, 30, 300])
 def test_ctrl_c_while_modules_load(module: str, loaded: int) -> None:
     """The signal comes `loaded` imports or a few more after the module that handles it, as Python lists them."""

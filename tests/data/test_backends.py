@@ -22,8 +22,6 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from data_prep.convert import ConvertSettings, convert
-from data_prep.pool import reuse_workers
 from tests.factories import small_recipe
 from tests.timeouts import wait_until
 from udkd.data.backends import dali as dali_backend
@@ -35,6 +33,8 @@ from udkd.data.batch import Backend, Batch
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.canvas import decode_canvas
 from udkd.data.dataset import DatasetFolder, Split
+from udkd.data_prep.convert import ConvertSettings, convert
+from udkd.data_prep.pool import reuse_workers
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.progress import SILENT

@@ -15,9 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.contact_sheet import write_contact_sheet
-from data_prep.info import info_lines
-from data_prep.verify import verify
 from tests.data.small_dataset import SIDE, edit_header, make_dataset, write_canvas
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
@@ -28,6 +25,9 @@ from udkd.data.backends.resident import ResidentBackend
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.header import SplitHeader, content_digest, read_header
 from udkd.data.manifest import SCHEMA, read_manifest
+from udkd.data_prep.contact_sheet import write_contact_sheet
+from udkd.data_prep.info import info_lines
+from udkd.data_prep.verify import verify
 from udkd.utils.errors import ConfigError, DataError, UserError
 from udkd.utils.files import sha256_file
 from udkd.utils.progress import SILENT

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from data_prep.pool import reuse_workers
+from udkd.data_prep.pool import reuse_workers
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.convert import ConvertSettings, convert
 from tests.cli import commands
 from udkd.data.beton import import_ffcv
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep.convert import ConvertSettings, convert
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import Silent
 
@@ -118,7 +118,7 @@ def children(pid: int) -> set[int]:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "data_prep.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "udkd.data_prep.cli", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -126,4 +126,4 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def run(*arguments: object, limit_bytes: int = 0, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `udkd-prep …`. limit_bytes: of a file, as on a full disk."""
     variables = {"PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}  # the limit would truncate bytecode files
-    return commands.run(*arguments, module="data_prep", limit_bytes=limit_bytes, variables=variables)
+    return commands.run(*arguments, module="udkd.data_prep", limit_bytes=limit_bytes, variables=variables)

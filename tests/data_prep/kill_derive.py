@@ -14,13 +14,13 @@ import time
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
-from data_prep import pool
-from data_prep.formats import WRITERS, derive_formats
-from data_prep.verify import verify
-from data_prep.worker import serve
 from tests.forks import die_at, forked
 from udkd.data.dataset import DatasetFolder
 from udkd.data.derived import DERIVED
+from udkd.data_prep import pool
+from udkd.data_prep.formats import WRITERS, derive_formats
+from udkd.data_prep.verify import verify
+from udkd.data_prep.worker import serve
 from udkd.utils.progress import Silent
 
 OUTSIDE = 2

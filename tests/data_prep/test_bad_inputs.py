@@ -11,11 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.formats import WRITERS
-from data_prep.image import BadImage, PixelSettings, prepare
-from data_prep.listing import list_samples
-from data_prep.sources import open_sources
-from data_prep.verify import verify
 from tests.data_prep.helpers import (
     contents,
     converted,
@@ -29,6 +24,11 @@ from tests.data_prep.helpers import (
     write_tar,
     write_tree,
 )
+from udkd.data_prep.formats import WRITERS
+from udkd.data_prep.image import BadImage, PixelSettings, prepare
+from udkd.data_prep.listing import list_samples
+from udkd.data_prep.sources import open_sources
+from udkd.data_prep.verify import verify
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
 

@@ -12,18 +12,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from data_prep.class_names import class_names_of
-from data_prep.cli import app
-from data_prep.formats import derive_formats, discard_formats
-from data_prep.formats import ffcv as packer
-from data_prep.listing import list_samples
-from data_prep.sources import open_sources
-from data_prep.verify import verify
 from tests.data_prep.helpers import contents, converted, needs_ffcv, photo, small_set, write_tree
 from tests.observers import Notes
 from tests.timeouts import scaled
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.dataset import DatasetFolder, Split
+from udkd.data_prep.class_names import class_names_of
+from udkd.data_prep.cli import app
+from udkd.data_prep.formats import derive_formats, discard_formats
+from udkd.data_prep.formats import ffcv as packer
+from udkd.data_prep.listing import list_samples
+from udkd.data_prep.sources import open_sources
+from udkd.data_prep.verify import verify
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.files import write_json
 

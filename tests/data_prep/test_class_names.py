@@ -10,13 +10,13 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from data_prep.class_names import class_names_of
-from data_prep.classes import imagenet_names
-from data_prep.cli import app
-from data_prep.listing import SampleListing, list_samples
-from data_prep.sources import open_sources
 from tests.data_prep.helpers import contents, converted, photo, small_set, write_tar, write_tree
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep.class_names import class_names_of
+from udkd.data_prep.classes import imagenet_names
+from udkd.data_prep.cli import app
+from udkd.data_prep.listing import SampleListing, list_samples
+from udkd.data_prep.sources import open_sources
 from udkd.utils.errors import DataError
 
 JPEG = photo(0, 8, 8)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.contact_sheet import ACCENT, CELL, HEAD, MARGIN, choose_ids, write_contact_sheet
 from tests.data_prep.helpers import converted, encoded, picture, run, small_set, write_tree
+from udkd.data_prep.contact_sheet import ACCENT, CELL, HEAD, MARGIN, choose_ids, write_contact_sheet
 from udkd.utils.errors import ConfigError, DataError
 
 

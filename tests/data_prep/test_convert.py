@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import formats
-from data_prep.verify import verify
 from tests.data_prep.helpers import (
     contents,
     converted,
@@ -34,6 +32,8 @@ from tests.data_prep.helpers import (
 from tests.observers import Notes
 from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep import formats
+from udkd.data_prep.verify import verify
 from udkd.utils.errors import BusyError, ConfigError, DataError, MismatchError
 from udkd.utils.files import FolderLock
 from udkd.utils.progress import Silent
@@ -227,7 +227,7 @@ def test_a_source_is_never_written_to(tmp_path: Path) -> None:
 
 def test_overwriting_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the message after a signal promises, the same command resumes."""
-    from data_prep import convert as module
+    from udkd.data_prep import convert as module
 
     source = write_tree(tmp_path / "src", small_set(train=12))
     converted(write_tree(tmp_path / "other", small_set(train=3)), tmp_path / "d", shard_samples=4)
@@ -360,7 +360,7 @@ def test_killed_conversions_continue_to_the_same_bytes(tmp_path: Path) -> None:
 
 def test_finished_shards_are_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = write_tree(tmp_path / "t", small_set(train=6, val=1))
-    from data_prep import convert as module
+    from udkd.data_prep import convert as module
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "x")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.formats import WRITERS, derive_formats
-from data_prep.verify import verify
 from tests.data_prep.helpers import ROOT, children, contents, converted, needs_ffcv, photo, run, start, write_tar
 from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.data.derived import DERIVED
+from udkd.data_prep.formats import WRITERS, derive_formats
+from udkd.data_prep.verify import verify
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.listing import SampleListing, list_samples
-from data_prep.sources import Fields, open_sources
 from tests.data_prep.helpers import converted, encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
+from udkd.data_prep.listing import SampleListing, list_samples
+from udkd.data_prep.sources import Fields, open_sources
 from udkd.utils.errors import ConfigError, DataError
 
 BIG, SMALL = photo("big", 20, 24), photo("small", 8, 8)

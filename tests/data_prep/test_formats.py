@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.convert import ConvertSettings
-from data_prep.formats import WRITERS, DatasetSize, derive_formats, parse_formats, size_texts
-from data_prep.verify import verify
 from tests.data_prep.helpers import contents, converted, needs_ffcv, small_set, write_tree
 from udkd.data.derived import DERIVED, FileDigest, find_damage, is_derived, read_sealed, remove_derived, seal
+from udkd.data_prep.convert import ConvertSettings
+from udkd.data_prep.formats import WRITERS, DatasetSize, derive_formats, parse_formats, size_texts
+from udkd.data_prep.verify import verify
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.files import write_json
 from udkd.utils.progress import Silent

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.formats import derive_formats
-from data_prep.formats.tfrecord import example
-from data_prep.verify import verify
 from tests.data_prep.helpers import converted, encoded, photo, picture, small_set, write_tree
 from tests.timeouts import scaled
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep.formats import derive_formats
+from udkd.data_prep.formats.tfrecord import example
+from udkd.data_prep.verify import verify
 from udkd.utils.progress import Silent
 
 BIN = Path(sys.executable).parent

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.image import PIXEL_LIMIT, BadImage, PixelSettings, Prepared, prepare
 from tests.data_prep.helpers import encoded, photo, picture, png
+from udkd.data_prep.image import PIXEL_LIMIT, BadImage, PixelSettings, Prepared, prepare
 
 PAD = PixelSettings(side=64, fit="pad", quality=95, subsampling="4:4:4")
 SQUASH = PixelSettings(side=48, fit="squash", quality=95, subsampling="4:4:4")

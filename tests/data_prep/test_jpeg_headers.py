@@ -9,11 +9,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_prep.image import BadImage, PixelSettings, prepare
-from data_prep.jpeg_headers import fix_headers
-from data_prep.verify import verify
 from tests.data_prep.helpers import converted, encoded, photo, picture, small_set, write_tree
 from tests.data_prep.rare_jpegs import TALL
+from udkd.data_prep.image import BadImage, PixelSettings, prepare
+from udkd.data_prep.jpeg_headers import fix_headers
+from udkd.data_prep.verify import verify
 from udkd.utils.progress import Silent
 
 PAD = PixelSettings(side=256, fit="pad", quality=95, subsampling="4:4:4")

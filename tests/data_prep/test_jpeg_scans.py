@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_prep.image import BadImage, PixelSettings, prepare
-from data_prep.jpeg_scans import Scans, read_scans
 from tests.data_prep.helpers import encoded, photo, picture
+from udkd.data_prep.image import BadImage, PixelSettings, prepare
+from udkd.data_prep.jpeg_scans import Scans, read_scans
 
 PAD = PixelSettings(side=128, fit="pad", quality=95, subsampling="4:4:4")
 INTACT = Scans(self_contained=True, complete=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_prep.listing import SampleListing, list_samples
-from data_prep.sources import Entry, EntryTable, Listing, open_sources
 from udkd.data.manifest import GROUP_ROWS, SCHEMA, Columns, ManifestRow, read_manifest, rows_to_columns, write_manifest
+from udkd.data_prep.listing import SampleListing, list_samples
+from udkd.data_prep.sources import Entry, EntryTable, Listing, open_sources
 from udkd.utils.files import sha256_file
 
 FEW, MANY = 2_500, 10_000

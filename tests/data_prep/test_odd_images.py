@@ -14,11 +14,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_prep import formats
-from data_prep.verify import verify
 from tests.data_prep.helpers import contents, converted, encoded, patched, photo, picture, png, run, small_set, write_tree
 from tests.data_prep.rare_jpegs import ARITHMETIC, MIXED, TALL, THIRD
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep import formats
+from udkd.data_prep.verify import verify
 from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
 
@@ -179,7 +179,7 @@ def test_fix_keeps_intact_parts(tree: Path, tmp_path: Path) -> None:
 
 
 def test_cut_anywhere_only_real_rows_are_kept() -> None:
-    from data_prep.image import BadImage, PixelSettings, prepare
+    from udkd.data_prep.image import BadImage, PixelSettings, prepare
 
     settings = PixelSettings(side=256, fit="pad", quality=100, subsampling="4:4:4", repair=True)
     kept = 0
@@ -203,7 +203,7 @@ def test_cut_anywhere_only_real_rows_are_kept() -> None:
 def test_exif_is_applied_on_request(orientation: int) -> None:
     from PIL import ImageOps
 
-    from data_prep.image import PixelSettings, prepare
+    from udkd.data_prep.image import PixelSettings, prepare
 
     data = rotated(orientation)
     settings = PixelSettings(side=256, fit="pad", quality=95, subsampling="4:4:4", exif="apply")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import pool as module
-from data_prep.pool import RESULTS_PER_WORKER, Pool, reuse_workers
 from tests.data_prep.pool_jobs import Double, Echo
 from tests.timeouts import wait_until
+from udkd.data_prep import pool as module
+from udkd.data_prep.pool import RESULTS_PER_WORKER, Pool, reuse_workers
 from udkd.utils.errors import DataError
 
 
@@ -98,7 +98,7 @@ def test_failures_reach_the_parent_at_once(task: str, kind: type[Exception], mes
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = """
-from data_prep.pool import Pool
+from udkd.data_prep.pool import Pool
 from tests.data_prep.pool_jobs import Echo
 with Pool(Echo(), 2) as pool:
     print(*{pid for _, pid in pool.ordered(iter(range(20)))}, flush=True)

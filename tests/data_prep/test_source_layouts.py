@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep.info import info_lines
-from data_prep.listing import SampleListing, list_samples
-from data_prep.sources import BESIDE_FILES, open_sources
-from data_prep.sources.matlab import struct_array
-from data_prep.sources.source import OTHER_FILES, TEST_IMAGES
-from data_prep.verify import verify
 from tests.data_prep import helpers
 from tests.data_prep.helpers import encoded, needs_ffcv, photo, picture, small_set, write_tar, write_tree
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep.info import info_lines
+from udkd.data_prep.listing import SampleListing, list_samples
+from udkd.data_prep.sources import BESIDE_FILES, open_sources
+from udkd.data_prep.sources.matlab import struct_array
+from udkd.data_prep.sources.source import OTHER_FILES, TEST_IMAGES
+from udkd.data_prep.verify import verify
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.progress import Silent
 

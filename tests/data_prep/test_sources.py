@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.classes import choose_classes, label_classes
-from data_prep.listing import SampleListing, list_samples
-from data_prep.sources import open_sources
-from data_prep.sources.layout import ARCHIVES, HIDDEN, OUTSIDE_CLASSES, OUTSIDE_SPLITS, UNREAD, parse_paths
-from data_prep.sources.source import OTHER_FILES, TEST_IMAGES
 from tests.data_prep.helpers import converted, photo, small_set, write_tar, write_tree
+from udkd.data_prep.classes import choose_classes, label_classes
+from udkd.data_prep.listing import SampleListing, list_samples
+from udkd.data_prep.sources import open_sources
+from udkd.data_prep.sources.layout import ARCHIVES, HIDDEN, OUTSIDE_CLASSES, OUTSIDE_SPLITS, UNREAD, parse_paths
+from udkd.data_prep.sources.source import OTHER_FILES, TEST_IMAGES
 from udkd.utils.errors import DataError
 
 JPEG = photo(0, 8, 8)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.synth import synth, synthetic_jpeg
-from data_prep.synth.classes import TRAITS, synth_class
-from data_prep.synth.rng import Rng
-from data_prep.synth.scene import SIDE_PX, render_scene
+from udkd.data_prep.synth import synth, synthetic_jpeg
+from udkd.data_prep.synth.classes import TRAITS, synth_class
+from udkd.data_prep.synth.rng import Rng
+from udkd.data_prep.synth.scene import SIDE_PX, render_scene
 from udkd.utils.errors import UserError
 
 

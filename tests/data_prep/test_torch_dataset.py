@@ -16,10 +16,10 @@ from torchvision.datasets import CIFAR10, FakeData, ImageFolder
 from torchvision.transforms import v2
 
 import udkd
-from data_prep import cli
-from data_prep.convert import ITEMS_LOCK_NAME, ITEMS_NAME
 from tests.data_prep.helpers import contents, converted, encoded, photo, picture, small_set, write_tree
 from udkd.data.dataset import DatasetFolder, Split
+from udkd.data_prep import cli
+from udkd.data_prep.convert import ITEMS_LOCK_NAME, ITEMS_NAME
 from udkd.utils.errors import ConfigError, DataError
 
 PICTURES = [

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from data_prep.convert import ConvertSettings, convert
 from tests.cli.commands import code_of, set_options
 from tests.factories import CLASSES, SMALL, make_dataset, make_teacher, write_small_teacher
 from udkd.config.loading import load_recipe
 from udkd.data.backends.resident import ResidentBackend
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep.convert import ConvertSettings, convert
 from udkd.teacher import target_key
 from udkd.teacher.cache.reader import Cache
 from udkd.utils.errors import ConfigError

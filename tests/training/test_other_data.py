@@ -11,13 +11,13 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
-from data_prep.convert import ConvertSettings, convert
 from tests.cli.commands import inside, refused
 from tests.factories import CLASSES, make_images, rewrite_json, small_recipe
 from tests.observers import Notes
 from udkd.augment import apply as augment
 from udkd.augment.view_table import EpochViews
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep.convert import ConvertSettings, convert
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.evaluate import evaluate
 from udkd.training.other_data import OtherData

@@ -30,7 +30,7 @@ child.wait()
 def test_the_working_directory_provides_no_modules(tmp_path: Path) -> None:
     for name in ("data_prep.py", "udkd.py", "typer.py"):
         (tmp_path / name).write_text("raise SystemExit(77)")
-    command = module_command("data_prep", ["synth", "--help"])
+    command = module_command("udkd.data_prep", ["synth", "--help"])
     done = subprocess.run(command, env=module_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Write the synthetic dataset" in done.stdout

@@ -139,7 +139,7 @@ def _convert(source: Path, folder: Path, side: int, hold_out: float | None) -> N
 def _prep(*arguments: object) -> None:
     """Run udkd-prep as a process: this package does not import it."""
     _heading("images", f"udkd-prep {' '.join(map(str, arguments))}")
-    code = subprocess.run(module_command("data_prep", arguments), env=module_environment(), check=False).returncode
+    code = subprocess.run(module_command("udkd.data_prep", arguments), env=module_environment(), check=False).returncode
     if code:
         raise typer.Exit(code)  # udkd-prep has printed the reason
 

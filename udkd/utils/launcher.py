@@ -12,7 +12,7 @@ from pathlib import Path
 LAUNCHER_GONE = "the torchrun that started this process has exited; expected it until the end; run it again"
 _PR_SET_PDEATHSIG = 1
 _CONNECT_TIMEOUT_S = 5.0
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 """The folder that contains the packages."""
 
 
@@ -23,7 +23,7 @@ def module_command(module: str, arguments: Sequence[object] = ()) -> list[str]:
 
 def module_environment() -> dict[str, str]:
     """This process's environment, with the folder of udkd's packages first in PYTHONPATH."""
-    paths = [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
+    paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
