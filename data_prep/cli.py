@@ -1,4 +1,4 @@
-"""The commands of `udkd-prep`."""
+"""The commands of `udkd data`, which `udkd-prep` runs, too."""
 
 import os
 from pathlib import Path
@@ -6,17 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from udkd.data.dataset import DatasetFolder
-from udkd.data_prep.api import convert as convert_sources
-from udkd.data_prep.formats import WRITERS, DatasetSize, default_formats, derive_formats, parse_formats, size_texts
-from udkd.data_prep.image import PIXEL_LIMIT
-from udkd.data_prep.info import info_lines
-from udkd.data_prep.sources import LAYOUTS
-from udkd.data_prep.verify import verify as verify_folder
 from udkd.utils.errors import UserError
 from udkd.utils.files import FolderLock
 from udkd.utils.output import err, out, run
-from udkd.utils.stdio import install_safe_streams
 from udkd.utils.terminal import observed
 
 app = typer.Typer(
@@ -31,7 +23,10 @@ WorkersOption = Annotated[
     int, typer.Option(help="Worker processes; 0 for one per core. The result does not depend on it.", min=0)
 ]
 MAX_LISTED_PROBLEMS = 10
-FORMAT_NAMES = ", ".join(f"`{name}` ({writer.files})" for name, writer in WRITERS.items())
+# Written out, as the modules that define them take half a second to import; a test compares.
+LAYOUTS = "`ilsvrc`, `webdataset`, `beton`, `parquet`, `imagefolder`, `classfolders`"
+FORMAT_NAMES = "`resident` (canvas.npy), `ffcv` (samples.beton), `dali` (samples-*.tfrecord and .idx)"
+PIXEL_LIMIT = 100_000_000
 
 
 @app.command()
@@ -54,9 +49,7 @@ def convert(
             help="pad: images up to S keep their bytes, larger ones are scaled down; squash: all images are resampled to S x S."
         ),
     ] = "pad",
-    layout: Annotated[
-        str, typer.Option(help=f"Layout of the sources: `auto` to detect it, or {', '.join(f'`{name}`' for name in LAYOUTS)}.")
-    ] = "auto",
+    layout: Annotated[str, typer.Option(help=f"Layout of the sources: `auto` to detect it, or {LAYOUTS}.")] = "auto",
     image_field: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +119,8 @@ def convert(
 
     After an interruption, the same command resumes. FOLDER/report.json lists what was fixed and which images cannot be used.
     """
+    from udkd.data_prep.api import convert as convert_sources
+
     with observed(summaries=True) as observer:
         convert_sources(
             sources,
@@ -159,6 +154,9 @@ def derive(
     workers: WorkersOption = 0,
 ) -> None:
     """Write derived formats from the shards of a finished dataset folder. The source is not needed."""
+    from udkd.data.dataset import DatasetFolder
+    from udkd.data_prep.formats import DatasetSize, default_formats, derive_formats, parse_formats, size_texts
+
     chosen = parse_formats(formats)
     dataset = DatasetFolder.open(folder)
     names = default_formats(dataset.fit, dataset.side) if chosen is None else chosen
@@ -177,6 +175,8 @@ def info(folder: FolderArgument) -> None:
 @app.command()
 def verify(folder: FolderArgument) -> None:
     """Check every byte of a dataset folder against its checksums. Exit code 1 if anything differs."""
+    from udkd.data_prep.verify import verify as verify_folder
+
     with observed(summaries=True) as observer:
         problems = verify_folder(folder, observer)
     for line in problems[:MAX_LISTED_PROBLEMS]:
@@ -233,12 +233,16 @@ def _cores() -> int:
 
 
 def _print_info(folder: Path) -> None:
+    from udkd.data_prep.info import info_lines
+
     for line in info_lines(folder):
         _print(line)
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0, 1 for a user error, 2 for a usage error, 128 + n for signal n."""
+    from udkd.utils.stdio import install_safe_streams
+
     install_safe_streams()
     run(app)
 

@@ -18,6 +18,7 @@ from udkd.cli.run import run_app
 from udkd.cli.study import study_command
 from udkd.cli.teacher import teacher_app
 from udkd.cli.train import train_command
+from udkd.data_prep.cli import app as data_app
 from udkd.utils import terminal
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train several small image classifiers at once from one large, cached teacher.",
 )
+app.add_typer(data_app, name="data")
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(cache_app, name="cache")
 app.add_typer(run_app, name="run")

@@ -1,30 +1,24 @@
 """udkd cache build, import, export, info, verify."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.table import Table
 
 from udkd.cli.arguments import DatasetArgument
-from udkd.config.loading import load_recipe
-from udkd.data.dataset import DatasetFolder
-from udkd.teacher.cache.build import build_cache
-from udkd.teacher.cache.export_logits import export_cache
-from udkd.teacher.cache.import_logits import IMAGENET, import_cache
-from udkd.teacher.cache.reader import Cache, find_damaged_blocks, unexpected_files
-from udkd.teacher.cache.summary import CacheSummary, summarise_cache, weight_histogram
-from udkd.teacher.cache.verify import compare_with_teacher
-from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.workers import WorkerGroup
-from udkd.utils.environment import choose_device
 from udkd.utils.errors import CacheError, ConfigError, UserError
 from udkd.utils.files import atomic_write
 from udkd.utils.printable import printable
 from udkd.utils.progress import SILENT
 from udkd.utils.terminal import BackendOption, DeviceOption, RecipeOption, SetOption, err, observed, out
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from udkd.teacher.cache.reader import Cache
+    from udkd.teacher.cache.summary import CacheSummary
 
 HISTOGRAM_BINS = 20
 BAR_CHARACTERS = 48
@@ -78,6 +72,13 @@ def build(
     The same command resumes after an interruption; a larger --views adds views and leaves existing ones untouched. Several
     processes share the work under torchrun: torchrun --nproc-per-node 2 -m udkd cache build ...
     """
+    from udkd.config.loading import load_recipe
+    from udkd.data.dataset import DatasetFolder
+    from udkd.teacher.cache.build import build_cache
+    from udkd.teacher.folder import TeacherFolder
+    from udkd.teacher.workers import WorkerGroup
+    from udkd.utils.environment import choose_device
+
     group = WorkerGroup.join()
     try:
         if views is not None and views != "eval" and not (views.isdecimal() and int(views) > 0):
@@ -141,7 +142,7 @@ def import_(
         typer.Option(
             metavar="FILE",
             help="The class of each column, one per line: wnid (or folder name) or readable name. Columns of other classes are "
-            f"left out. {IMAGENET}: ImageNet's 1,000. Default: the columns are the data's classes in their order.",
+            "left out. imagenet1k: ImageNet's 1,000. Default: the columns are the data's classes in their order.",
         ),
     ] = None,
     probabilities: Annotated[
@@ -158,6 +159,10 @@ def import_(
     Everything is checked first. What nothing can check, such as the pixels that the teacher saw, is recorded as your claim: the
     recipe's evaluation view. Train with teacher.views = "eval".
     """
+    from udkd.config.loading import load_recipe
+    from udkd.data.dataset import DatasetFolder
+    from udkd.teacher.cache.import_logits import import_cache
+
     loaded = load_recipe(recipe, [*(overrides or []), *_storage(logits_dtype, top_k)])
     dataset = DatasetFolder.open(data)
     with observed() as observer:
@@ -197,6 +202,10 @@ def export(
     ] = None,
 ) -> None:
     """Write the logits of one view for other programs, in id order, with ids, entropies and weights."""
+    from udkd.data.dataset import DatasetFolder
+    from udkd.teacher.cache.export_logits import export_cache
+    from udkd.teacher.cache.reader import Cache
+
     dataset = None if data is None else DatasetFolder.open(data)
     with observed() as observer:
         count = export_cache(Cache.open(cache), file, view=view, dataset=dataset, observer=observer)
@@ -212,6 +221,9 @@ def info(
     picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.png", help="Also plot the histogram.")] = None,
 ) -> None:
     """Print a cache's key, size, mean weight and entropy, and a histogram of the weights."""
+    from udkd.teacher.cache.reader import Cache
+    from udkd.teacher.cache.summary import summarise_cache, weight_histogram
+
     if picture is not None and picture.suffix.lower() != ".png":
         raise ConfigError(f"--picture {picture}; expected a name that ends in .png; change it")
     opened = Cache.open(cache)
@@ -243,6 +255,8 @@ def verify_command(
 
     Lists everything that is damaged, missing, unexpected or beyond the bounds; the exit code is then 1.
     """
+    from udkd.teacher.cache.reader import Cache, find_damaged_blocks, unexpected_files
+
     opened = Cache.open(cache)
     amount = _amount(recompute) if recompute is not None else None
     if amount is not None and opened.key.claimed:
@@ -283,8 +297,13 @@ def _amount(text: str) -> float | int:
 
 
 def _recompute(
-    cache: Cache, amount: float | int, data: Path, teachers: list[Path], seed: int, backend: str | None, device: str
+    cache: "Cache", amount: float | int, data: Path, teachers: list[Path], seed: int, backend: str | None, device: str
 ) -> None:
+    from udkd.data.dataset import DatasetFolder
+    from udkd.teacher.cache.verify import compare_with_teacher
+    from udkd.teacher.folder import TeacherFolder
+    from udkd.utils.environment import choose_device
+
     dataset = DatasetFolder.open(data)
     total = len(dataset.split(cache.key.split).ids) * len(cache.views)
     count = min(total, max(1, round(amount * total)) if isinstance(amount, float) else amount)
@@ -318,13 +337,15 @@ def _recompute(
         )
 
 
-def _labels(cache: Cache, data: Path) -> NDArray[np.int32]:
+def _labels(cache: "Cache", data: Path) -> "NDArray[np.int32]":
+    from udkd.data.dataset import DatasetFolder
+
     dataset = DatasetFolder.open(data)
     cache.require({"dataset_digest": dataset.digest, "num_classes": len(dataset.classes)})
     return dataset.split(cache.key.split).labels
 
 
-def _description(cache: Cache, summary: CacheSummary) -> Table:
+def _description(cache: "Cache", summary: "CacheSummary") -> Table:
     key, scheme, size_px = cache.key, cache.key.views.get("scheme"), cache.key.views.get("size_px")
     rows = {
         "views": f"{summary.num_views} ({key.policy}, {scheme}, {size_px} px, seed {key.seed})",
@@ -363,12 +384,12 @@ def _short(digests: str) -> str:
     return " + ".join(f"{digest[:16]}…" for digest in digests.split(" + "))
 
 
-def _layout(cache: Cache) -> str:
+def _layout(cache: "Cache") -> str:
     layout = "channels last" if cache.key.channels_last else "channels first"
     return f"{layout}, {cache.key.threads} threads" if cache.key.device == "cpu" else layout
 
 
-def _histogram(counts: NDArray[np.int64]) -> Table:
+def _histogram(counts: "NDArray[np.int64]") -> Table:
     table = Table("weight", "targets", "", box=None, pad_edge=False, title="weights", title_justify="left")
     table.columns[1].justify = "right"
     for number, count in enumerate(counts.tolist()):
@@ -377,7 +398,8 @@ def _histogram(counts: NDArray[np.int64]) -> Table:
     return table
 
 
-def _plot(counts: NDArray[np.int64], cache: Cache, path: Path) -> None:
+def _plot(counts: "NDArray[np.int64]", cache: "Cache", path: Path) -> None:
+    import numpy as np
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.5), layout="constrained", dpi=150)

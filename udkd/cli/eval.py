@@ -7,9 +7,6 @@ import typer
 
 from udkd.cli.arguments import CheckpointOption, MovedCacheOption, RunArgument
 from udkd.cli.summary import accuracy_table
-from udkd.training.evaluate import evaluate
-from udkd.training.run_folder import RunFolder
-from udkd.utils.environment import choose_device
 from udkd.utils.terminal import DeviceOption, observed, out
 
 
@@ -40,6 +37,10 @@ def eval_command(
     The table has each student, the mean of their probabilities, and the teacher. Writes the predictions for every validation
     image to RUN/predictions.safetensors, which udkd report reads. Results on other data are in RUN/eval-NAME.json.
     """
+    from udkd.training.evaluate import evaluate
+    from udkd.training.run_folder import RunFolder
+    from udkd.utils.environment import choose_device
+
     selected = choose_device(device)
     with observed() as observer:
         folders = {"data": data, "teacher": teacher, "cache": cache}

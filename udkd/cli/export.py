@@ -1,16 +1,18 @@
 """udkd export."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from udkd.cli.arguments import CheckpointOption, EnsembleOption, MovedDatasetOption, RunArgument, StudentOption
-from udkd.training.run_folder import RunFolder
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import Observer
 from udkd.utils.terminal import err, observed, out
+
+if TYPE_CHECKING:
+    from udkd.training.run_folder import RunFolder
 
 
 def export_command(
@@ -37,6 +39,8 @@ def export_command(
     onnx writes both models, and preprocessing.json, which describes their input. Nothing is kept unless the logits of both
     files match the checkpoint's on validation images. hf needs timm, and refuses a network whose logits differ from timm's.
     """
+    from udkd.training.run_folder import RunFolder
+
     given = {"--ensemble": ensemble, "--int8": int8, "--data": data is not None}
     unused = [option for option, is_given in given.items() if is_given]
     if format != "onnx" and unused:
@@ -65,7 +69,7 @@ def export_command(
 
 
 def _export_onnx(
-    run: RunFolder,
+    run: "RunFolder",
     folder: Path | None,
     student: str | None,
     ensemble: bool,

@@ -1,18 +1,17 @@
 """udkd predict."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from udkd.cli.arguments import CheckpointOption, EnsembleOption, RunArgument, StudentOption
-from udkd.config.recipe import Recipe
-from udkd.export.predict import Prediction, predict, readable_class_names
-from udkd.training.run_folder import RunFolder
-from udkd.training.trained import TrainedClassifier
 from udkd.utils.output import print_error
 from udkd.utils.terminal import print_unwrapped
+
+if TYPE_CHECKING:
+    from udkd.export.predict import Prediction
 
 
 def predict_command(
@@ -29,6 +28,11 @@ def predict_command(
     --student names one. Each image that cannot be read is one line on stderr; the others are classified, and the exit code
     is 1.
     """
+    from udkd.config.recipe import Recipe
+    from udkd.export.predict import predict, readable_class_names
+    from udkd.training.run_folder import RunFolder
+    from udkd.training.trained import TrainedClassifier
+
     folder = RunFolder.open(run)
     several = student is None and len(Recipe.from_stored(folder.config, str(run)).students) > 1
     trained = TrainedClassifier.load(folder, student, ensemble=ensemble or several, checkpoint=checkpoint)
@@ -43,7 +47,7 @@ def predict_command(
         raise typer.Exit(1)
 
 
-def _table(predictions: list[Prediction], name: str) -> Table:
+def _table(predictions: "list[Prediction]", name: str) -> Table:
     table = Table("image", name, "%", "class", box=None, pad_edge=False)
     table.columns[2].justify = "right"
     for prediction in predictions:

@@ -5,27 +5,22 @@ import shlex
 import subprocess
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.text import Text
 
 from udkd.cli.summary import accuracy_table
-from udkd.config.loading import load_recipe
-from udkd.config.recipe import Recipe
-from udkd.data.dataset import DatasetFolder
-from udkd.teacher.cache.build import build_cache
-from udkd.teacher.folder import TeacherFolder, new_teacher
-from udkd.training.evaluate import evaluate
-from udkd.training.make_teacher import evaluate_and_write, from_run
-from udkd.training.run_folder import RunFolder
-from udkd.training.speed_probe import StepTimes, measure_step_times
-from udkd.training.trainer import TrainJob, train
-from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError
 from udkd.utils.launcher import module_command, module_environment
 from udkd.utils.terminal import DeviceOption, RichObserver, SetOption, err, observed, out, stop_requests
+
+if TYPE_CHECKING:
+    import torch
+
+    from udkd.config.recipe import Recipe
+    from udkd.data.dataset import DatasetFolder
+    from udkd.training.speed_probe import StepTimes
 
 CLASSES, IMAGES, VAL_IMAGES, SIDE = 10, 1600, 300, 64
 GPU_CLASSES, GPU_IMAGES, GPU_VAL_IMAGES, GPU_SIDE = 20, 20_000, 2_000, 128
@@ -56,6 +51,15 @@ def quickstart(
 
     Images -> dataset folder -> teacher -> cache -> two students -> evaluation -> report.
     """
+    from udkd.config.loading import load_recipe
+    from udkd.data.dataset import DatasetFolder
+    from udkd.teacher.cache.build import build_cache
+    from udkd.teacher.folder import TeacherFolder
+    from udkd.training.evaluate import evaluate
+    from udkd.training.run_folder import RunFolder
+    from udkd.training.speed_probe import measure_step_times
+    from udkd.utils.environment import choose_device
+
     started = time.perf_counter()
     selected = choose_device(device)
     gpu = selected.type == "cuda"
@@ -99,7 +103,7 @@ def quickstart(
     err.print(f"{(time.perf_counter() - started) / 60:.1f} minutes in total")
 
 
-def _announce(speeds: StepTimes, recipe: Recipe, images: int, val_images: int) -> None:
+def _announce(speeds: "StepTimes", recipe: "Recipe", images: int, val_images: int) -> None:
     minutes = speeds.total_s(recipe, train_images=images, val_images=val_images) / 60
     err.print(
         f"teacher {recipe.fit.architecture} {1 / speeds.teacher_step_s:,.0f} images/s, "
@@ -144,7 +148,11 @@ def _prep(*arguments: object) -> None:
         raise typer.Exit(code)  # udkd-prep has printed the reason
 
 
-def _fit(dataset: DatasetFolder, recipe: Recipe, teacher: Path, device: torch.device, observer: RichObserver) -> None:
+def _fit(dataset: "DatasetFolder", recipe: "Recipe", teacher: Path, device: "torch.device", observer: RichObserver) -> None:
+    from udkd.teacher.folder import new_teacher
+    from udkd.training.make_teacher import evaluate_and_write, from_run
+    from udkd.training.run_folder import RunFolder
+
     if (teacher / "teacher.json").exists():
         err.print("already done")
         return
@@ -156,15 +164,17 @@ def _fit(dataset: DatasetFolder, recipe: Recipe, teacher: Path, device: torch.de
 
 
 def _train(
-    dataset: DatasetFolder,
-    recipe: Recipe,
+    dataset: "DatasetFolder",
+    recipe: "Recipe",
     run: Path,
-    device: torch.device,
+    device: "torch.device",
     observer: RichObserver,
     *,
     cache: Path | None = None,
     teacher: Path | None = None,
 ) -> None:
+    from udkd.training.trainer import TrainJob, train
+
     with stop_requests() as stopped:
         outcome = train(
             TrainJob(

@@ -4,7 +4,6 @@ import typer
 from rich.markup import escape
 
 from udkd.cli.arguments import RunArgument
-from udkd.training.verify_run import verify_run
 from udkd.utils.terminal import err
 
 run_app = typer.Typer(no_args_is_help=True, help="Check run folders, written by udkd train.")
@@ -21,6 +20,8 @@ def verify_command(run: RunArgument) -> None:
 
     Runs of earlier versions have checksums of the checkpoint and the predictions only.
     """
+    from udkd.training.verify_run import verify_run
+
     problems = verify_run(run)
     for problem in problems:
         err.print(f"[red]error:[/red] {escape(problem)}")

@@ -4,26 +4,23 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from udkd.cli.arguments import DatasetOption
-from udkd.report.text import interval, signed
-from udkd.study.estimate import WorkItem, estimate
-from udkd.study.folder import StudyFolder
-from udkd.study.plan import StudyPlan, make_plan
-from udkd.study.results import Summary
-from udkd.study.runner import Progress, StudyContext, run_study
-from udkd.study.spec import MAX_SEEDS, load_study, shipped_studies, study_name
-from udkd.study.tables import main_comparisons, mean_sd
-from udkd.study.writer import write_result
-from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError, RunError
 from udkd.utils.printable import shorten
 from udkd.utils.progress import duration
 from udkd.utils.terminal import DeviceOption, SetOption, StopRequest, err, observed, out, print_unwrapped, stop_requests
+from udkd.utils.toml_files import shipped_names
+
+if TYPE_CHECKING:
+    from udkd.study.estimate import WorkItem
+    from udkd.study.plan import StudyPlan
+    from udkd.study.results import Summary
+    from udkd.study.runner import Progress, StudyContext
 
 TIME_IS_UP = 75
 """Exit code of a study that --max-minutes stopped; the same command continues it."""
@@ -32,7 +29,7 @@ TIME_IS_UP = 75
 def study_command(
     studies: Annotated[
         list[str],
-        typer.Argument(metavar="STUDY…", help=f"Shipped studies ({', '.join(shipped_studies())}) or .toml files."),
+        typer.Argument(metavar="STUDY…", help=f"Shipped studies ({', '.join(shipped_names('study'))}) or .toml files."),
     ],
     data: DatasetOption,
     folder: Annotated[
@@ -66,6 +63,13 @@ def study_command(
     ends when all are done. The result is in OUT/STUDY: index.html, study.json, table.csv (accuracies, which depend on the
     seeds only) and cost.csv (times).
     """
+    from udkd.study.estimate import estimate
+    from udkd.study.folder import StudyFolder
+    from udkd.study.plan import StudyPlan, make_plan
+    from udkd.study.runner import StudyContext
+    from udkd.study.spec import load_study, study_name
+    from udkd.utils.environment import choose_device
+
     started = time.monotonic()
     if max_minutes is not None and math.isnan(max_minutes):
         raise ConfigError("--max-minutes is nan; expected minutes; change it")
@@ -102,8 +106,11 @@ def study_command(
             _run(plan, context, started, stop, wait=True)
 
 
-def _run(plan: StudyPlan, context: StudyContext, started: float, stop: StopRequest, *, wait: bool = False) -> bool:
+def _run(plan: "StudyPlan", context: "StudyContext", started: float, stop: StopRequest, *, wait: bool = False) -> bool:
     """Run a study and write its result. False, with nothing written, if `wait` is false and others train all missing runs."""
+    from udkd.study.runner import run_study
+    from udkd.study.writer import write_result
+
     progress = run_study(plan, context, wait=wait)
     if progress.left_to_others:
         return False
@@ -114,7 +121,7 @@ def _run(plan: StudyPlan, context: StudyContext, started: float, stop: StopReque
     return True
 
 
-def _measure(plan: StudyPlan, context: StudyContext, dry_run: bool) -> None:
+def _measure(plan: "StudyPlan", context: "StudyContext", dry_run: bool) -> None:
     """Run a study of kind "networks", which trains nothing."""
     if dry_run:
         out.print(f"{len(plan.arms)} networks to measure on this CPU, about a minute; nothing is trained", soft_wrap=True)
@@ -132,7 +139,7 @@ def _measure(plan: StudyPlan, context: StudyContext, dry_run: bool) -> None:
     err.print(f"page: {page}", soft_wrap=True)
 
 
-def _compare(plan: StudyPlan, context: StudyContext, others: list[Path], dry_run: bool, stop: StopRequest) -> None:
+def _compare(plan: "StudyPlan", context: "StudyContext", others: list[Path], dry_run: bool, stop: StopRequest) -> None:
     """Run a study of kind "teachers"."""
     if context.teacher is not None:
         raise ConfigError(f"--teacher with {plan.name}; expected none, because it fits its own teachers; drop --teacher")
@@ -160,7 +167,7 @@ def _until(started: float, max_minutes: float | None, stop: Callable[[], bool]) 
     return lambda: stop() or time.monotonic() > end
 
 
-def _end(progress: Progress, stop: StopRequest, started: float) -> None:
+def _end(progress: "Progress", stop: StopRequest, started: float) -> None:
     minutes = (time.monotonic() - started) / 60
     summary = f"{progress.finished} of {progress.total} runs are done, {minutes:.1f} minutes"
     if progress.complete:
@@ -173,6 +180,8 @@ def _end(progress: Progress, stop: StopRequest, started: float) -> None:
 
 
 def _seeds(text: str | None) -> list[int]:
+    from udkd.study.spec import MAX_SEEDS
+
     if text is None:
         return []
     parts = [part.strip() for part in text.split(",")]
@@ -184,7 +193,7 @@ def _seeds(text: str | None) -> list[int]:
     return seeds
 
 
-def _show(plan: StudyPlan, items: list[WorkItem]) -> None:
+def _show(plan: "StudyPlan", items: "list[WorkItem]") -> None:
     title = plan.study.title
     table = Table("", "", "done", "time left", box=None, pad_edge=False, title=title, title_justify="left")
     for column in table.columns[2:]:
@@ -200,8 +209,11 @@ def _duration(seconds: float) -> str:
     return duration(seconds) if seconds > 0 else "nothing"
 
 
-def _table(plan: StudyPlan, summary: Summary) -> Table:
+def _table(plan: "StudyPlan", summary: "Summary") -> Table:
     """The main columns of table.csv."""
+    from udkd.report.text import interval, signed
+    from udkd.study.tables import main_comparisons, mean_sd
+
     table = Table(title=plan.study.title, title_justify="left", box=None, pad_edge=False)
     for name in ("", "student", "top-1 %", "n", "difference", "bootstrap", "verdict"):
         table.add_column(name, justify="left" if name in ("", "student", "verdict") else "right")

@@ -1,16 +1,18 @@
 """The outcomes of training and evaluation, for the terminal."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
-from udkd.training.trainer import TrainResult
 from udkd.utils.terminal import err
 
+if TYPE_CHECKING:
+    from udkd.training.trainer import TrainResult
 
-def print_outcome(outcome: TrainResult, folder: Path, exit_code: int) -> None:
+
+def print_outcome(outcome: "TrainResult", folder: Path, exit_code: int) -> None:
     """One line on how training ended; exits with `exit_code` if the run was stopped."""
     if outcome.finished:
         err.print(f"finished: {outcome.step} steps, in {folder}")

@@ -1,24 +1,18 @@
 """udkd teacher fit, udkd teacher import."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from udkd.augment.preprocessing import Preprocessing
 from udkd.cli.arguments import DatasetArgument
 from udkd.cli.summary import print_outcome
-from udkd.config.loading import load_recipe
-from udkd.data.dataset import DatasetFolder
-from udkd.models.architectures import default_preprocessing
-from udkd.teacher.folder import TeacherFolder, new_teacher
-from udkd.training.import_teacher import import_teacher
-from udkd.training.make_teacher import evaluate_and_write, from_run
-from udkd.training.run_folder import RunFolder
-from udkd.training.trainer import TrainJob, train
-from udkd.utils.environment import choose_device
 from udkd.utils.errors import ConfigError
 from udkd.utils.terminal import DeviceOption, RecipeOption, SetOption, err, observed, stop_requests
+
+if TYPE_CHECKING:
+    from udkd.augment.preprocessing import Preprocessing
+    from udkd.teacher.folder import TeacherFolder
 
 teacher_app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +38,14 @@ def fit(
     device: DeviceOption = "auto",
 ) -> None:
     """Train a teacher on the dataset folder with hard labels, as the recipe's [fit] and [train] sections say."""
+    from udkd.config.loading import load_recipe
+    from udkd.data.dataset import DatasetFolder
+    from udkd.teacher.folder import new_teacher
+    from udkd.training.make_teacher import evaluate_and_write, from_run
+    from udkd.training.run_folder import RunFolder
+    from udkd.training.trainer import TrainJob, train
+    from udkd.utils.environment import choose_device
+
     settings = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
     settings += [f'fit.loss="{loss}"'] if loss else []
     teacher_recipe = load_recipe(recipe, settings).for_teacher()
@@ -106,6 +108,14 @@ def import_(
     Of a classifier for ImageNet's 1,000 classes, the head keeps the rows of this data's classes. Its input has the size that
     the recipe's teacher.size_px says, else views.size_px.
     """
+    from udkd.config.loading import load_recipe
+    from udkd.data.dataset import DatasetFolder
+    from udkd.teacher.folder import new_teacher
+    from udkd.training.import_teacher import import_teacher
+    from udkd.training.make_teacher import evaluate_and_write, from_run
+    from udkd.training.run_folder import RunFolder
+    from udkd.utils.environment import choose_device
+
     loaded = load_recipe(recipe, overrides or [])
     dataset = DatasetFolder.open(data)
     given = weights is not None or entry is not None or mean or std or interpolation
@@ -135,8 +145,11 @@ def import_(
     _announce(written)
 
 
-def _preprocessing(model: str, mean: str | None, std: str | None, interpolation: str | None) -> Preprocessing | None:
+def _preprocessing(model: str, mean: str | None, std: str | None, interpolation: str | None) -> "Preprocessing | None":
     """What the options say, completed by the model's own; None without options."""
+    from udkd.augment.preprocessing import Preprocessing
+    from udkd.models.architectures import default_preprocessing
+
     if (mean is None) != (std is None):
         raise ConfigError(f"--{'std' if mean is None else 'mean'} alone; expected mean and std; give both or neither")
     if mean is None and interpolation is None:
@@ -157,7 +170,7 @@ def _channels(option: str, text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _announce(folder: TeacherFolder) -> None:
+def _announce(folder: "TeacherFolder") -> None:
     accuracy = folder.info.accuracy
     err.print(
         f"teacher {folder.info.architecture}, {len(folder.info.classes)} classes: "

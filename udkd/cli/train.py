@@ -8,10 +8,6 @@ import typer
 
 from udkd.cli.arguments import DatasetOption
 from udkd.cli.summary import print_outcome
-from udkd.config.loading import load_recipe
-from udkd.training.make_targets import with_targets
-from udkd.training.trainer import TrainJob, train
-from udkd.utils.environment import choose_device
 from udkd.utils.terminal import BackendOption, DeviceOption, SetOption, observed, stop_requests
 
 
@@ -50,6 +46,11 @@ def train_command(
 
     Ctrl-C, SIGTERM or SIGHUP stops the run at a checkpoint; --resume continues it to the same bits.
     """
+    from udkd.config.loading import load_recipe
+    from udkd.training.make_targets import with_targets
+    from udkd.training.trainer import TrainJob, train
+    from udkd.utils.environment import choose_device
+
     settings = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
     with observed() as observer:
         job = TrainJob(
