@@ -113,3 +113,11 @@ def test_a_full_disk_is_one_clear_error_and_can_be_continued(tmp_path: Path) -> 
     assert run(*command, 2)[0] == 0
     run("convert", tree, tmp_path / "e", "--side", 96, "--workers", 1)
     assert contents(tmp_path / "d") == contents(tmp_path / "e")
+
+
+def test_the_help_names_every_layout_and_format() -> None:
+    from udkd.data_prep import cli, formats, image, sources
+
+    assert cli.LAYOUTS == ", ".join(f"`{name}`" for name in sources.LAYOUTS)
+    assert cli.FORMAT_NAMES == ", ".join(f"`{name}` ({writer.files})" for name, writer in formats.WRITERS.items())
+    assert cli.PIXEL_LIMIT == image.PIXEL_LIMIT
