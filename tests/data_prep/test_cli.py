@@ -118,6 +118,6 @@ def test_a_full_disk_is_one_clear_error_and_can_be_continued(tmp_path: Path) -> 
 def test_the_help_names_every_layout_and_format() -> None:
     from udkd.data_prep import cli, formats, image, sources
 
-    assert cli.LAYOUTS == ", ".join(f"`{name}`" for name in sources.LAYOUTS)
-    assert cli.FORMAT_NAMES == ", ".join(f"`{name}` ({writer.files})" for name, writer in formats.WRITERS.items())
+    assert ", ".join(f"`{name}`" for name in sources.LAYOUTS) == cli.LAYOUTS
+    assert ", ".join(f"`{name}` ({writer.files})" for name, writer in formats.WRITERS.items()) == cli.FORMAT_NAMES
     assert cli.PIXEL_LIMIT == image.PIXEL_LIMIT
