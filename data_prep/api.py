@@ -1,4 +1,4 @@
-"""`udkd.convert`: the command `udkd-prep convert` as a function, also for datasets of PyTorch."""
+"""`udkd.convert`: the command `udkd data convert` as a function, also for datasets of PyTorch."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def convert(
     overwrite: bool = False,
     observer: Observer = SILENT,
 ) -> Dataset:
-    """Convert images into the dataset folder `out`, as `udkd-prep convert` does, and open it. Options: see its `--help`.
+    """Convert images into the dataset folder `out`, as `udkd data convert` does, and open it. Options: see its `--help`.
 
     source: a path, several that form one dataset, or a map-style torch Dataset of (image, label) without random transforms,
     ToTensor or Normalize. Images are PIL, uint8 tensors [C, H, W] or uint8 arrays [H, W, C], C 1 or 3; labels are integers.

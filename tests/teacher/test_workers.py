@@ -39,7 +39,8 @@ def complete(tmp_path_factory: pytest.TempPathFactory, cache_dataset: DatasetFol
 
 
 def build_args(dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> list[str]:
-    return ["cache", "build", str(dataset.path), str(teacher.path), str(cache), "--views", "2", *SETTINGS]
+    paths = ["--data", str(dataset.path), "--teacher", str(teacher.path), "--out", str(cache)]
+    return ["cache", "build", *paths, "--views", "2", *SETTINGS]
 
 
 @pytest.mark.parametrize("size", [2, 12])

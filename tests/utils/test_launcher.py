@@ -107,7 +107,7 @@ def test_torchrun_killed_as_soon_as_its_processes_exist() -> None:
     """The real launcher and the real imports. Its store outlives it by some 30 ms, so that a process may find it still open,
     begin its imports and see only after them that the launcher is gone."""
     torchrun = ["--standalone", "--nproc-per-node", 2, "--no-python"]
-    program = [sys.executable, "-m", "udkd", "cache", "build", "data", "teacher", "cache"]
+    program = [sys.executable, "-m", "udkd", "cache", "build", "--data", "data", "--teacher", "teacher", "--out", "cache"]
     launcher = commands.start(*torchrun, *program, module="torch.distributed.run")
     watched, children = psutil.Process(launcher.pid), []
     while not launcher.ended() and len(children) < 2:

@@ -91,8 +91,8 @@ def open_beton(split: Split) -> BetonOffsets:
         return BetonOffsets(path, _offsets(split, ffcv.reader.Reader(str(path)), int(header["alloc_table_ptr"])))
     except (ValueError, KeyError, IndexError, AssertionError, AttributeError) as error:
         raise DataError(
-            f"{path} is damaged ({error}); expected what udkd-prep packed from this dataset; "
-            "write it again with udkd-prep derive --formats ffcv"
+            f"{path} is damaged ({error}); expected what udkd data convert packed from this dataset; "
+            "write it again with udkd data derive --formats ffcv"
         ) from None
 
 

@@ -25,7 +25,7 @@ from udkd.data.loading.host_loader import HostLoader
 from udkd.utils.crc32c import crc32c_function
 from udkd.utils.errors import DataError
 
-_REMEDY = "write it again with udkd-prep derive --formats ffcv"
+_REMEDY = "write it again with udkd data derive --formats ffcv"
 
 
 @final

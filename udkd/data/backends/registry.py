@@ -70,7 +70,7 @@ def choose_backend(name: str, split: Split, device: torch.device) -> tuple[str, 
             return "dali", f"{why}, and DALI decodes on the GPU"
         why = f"{why}, {reason}"
     if not split.has("ffcv") and _installed("ffcv"):
-        return "folder", f"{why}, and samples.beton is not there (udkd-prep derive --formats ffcv)"
+        return "folder", f"{why}, and samples.beton is not there (udkd data derive --formats ffcv)"
     reason = _unusable_reason("ffcv")
     if reason is None:
         return "ffcv", f"{why}, and FFCV is the fastest on the CPU"
@@ -79,7 +79,7 @@ def choose_backend(name: str, split: Split, device: torch.device) -> tuple[str, 
 
 def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
     if not split.has("resident"):
-        return False, "the dataset folder holds no canvas.npy (udkd-prep derive writes it)"
+        return False, "the dataset folder holds no canvas.npy (udkd data derive writes it)"
     needed = canvas_bytes(split.num_samples, split.side)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes()
     if needed > _MEMORY_FRACTION * free:
