@@ -1,13 +1,17 @@
 """The command line: every mistake is one line, and nothing half-written looks complete."""
 
 import functools
+import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -78,14 +82,18 @@ def test_wrong_names_and_values_are_one_line(
     refused(here("eval", tmp_path / "nowhere"), "nowhere is not a run")
     refused(here("report", tmp_path / "nowhere"), "nowhere is not a run")
     refused(here("cache", "build", "smoke", *data, "--teacher", tmp_path / "empty", "--out", out), "empty is not a teacher")
-    refused(here("cache", "build", *data, "--teacher", teacher.path, "--out", out, "--views", "many"), "--views 'many'; expected eval")
+    refused(
+        here("cache", "build", *data, "--teacher", teacher.path, "--out", out, "--views", "many"),
+        "--views 'many'; expected eval",
+    )
     refused(here("teacher", "fit", "--data", tmp_path / "nowhere", "--out", out), "nowhere is not a folder")
     refused(here("teacher", "fit", *data, "--out", tmp_path / "file"), "file is a file; expected a new folder")
-    refused(here("teacher", "import", *data, "--out", out, "--weights", tmp_path / "nowhere"), "nowhere is not a file; expected ")
-    refused(here("teacher", "import", *data, "--out", out, "--student", "a"), "--student a without --run")
-    refused(here("teacher", "import", *data, "--out", out, "--run", tmp_path / "empty"), "empty is not a run")
+    importing = ("teacher", "import", *data, "--out", out)
+    refused(here(*importing, "--weights", tmp_path / "nowhere"), "nowhere is not a file; expected ")
+    refused(here(*importing, "--student", "a"), "--student a without --run")
+    refused(here(*importing, "--run", tmp_path / "empty"), "empty is not a run")
     refused(
-        here("teacher", "import", *data, "--out", out, "--run", out, "--weights", out),
+        here(*importing, "--run", out, "--weights", out),
         "--run and options of other weights are both given",
     )
     refused(here("teacher", "fit", *data, "--out", teacher.path), "already holds a teacher; expected a new folder")
@@ -170,6 +178,75 @@ def test_evaluation_of_a_finished_run(
     assert "no clear difference" in (finished / "report" / "index.html").read_text()
 
 
+def test_json_is_one_document(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    dataset: DatasetFolder,
+    teacher: TeacherFolder,
+    cache: Path,
+    finished: Path,
+) -> None:
+    """Numbers are those of the files and of the readers; problems are in the document, and the exit codes stay."""
+
+    def document(*arguments: object, code: int = 0) -> dict[str, Any]:
+        result = inside(capsys, *arguments, "--json")
+        assert result.code == code, result
+        values: dict[str, Any] = json.loads(result.out)
+        return values
+
+    assert document("eval", finished, "--teacher", teacher.path) == json.loads((finished / "eval.json").read_text())
+
+    info = document("cache", "info", cache, "--data", dataset.path)
+    entropy = np.concatenate([Cache.open(cache).view_file(0).uncertainties["entropy"]]).astype(np.float64)
+    assert info["mean_weight"] == pytest.approx(1 - entropy.mean() / math.log(4), abs=1e-6)
+    assert (info["num_targets"], sum(info["weights"]), len(info["weights"]), info["missing"]) == (24, 24, 20, [])
+    assert info["key"]["dataset_digest"] == dataset.digest
+    assert 0 <= info["top1"] <= 100
+
+    recompute = ("--recompute", 5, "--data", dataset.path, "--teacher")
+    verified = document("cache", "verify", cache, *recompute, teacher.path)
+    assert (verified["intact"], verified["problems"], verified["recomputed"]["pairs"]) == (True, [], 5)
+    assert verified["recomputed"]["probability"]["difference"] <= verified["recomputed"]["probability"]["bound"]
+    damaged = tmp_path / "cache"
+    shutil.copytree(cache, damaged)
+    flip_a_bit(damaged / "view-0000.udkd", -1)
+    verified = document("cache", "verify", damaged, code=1)
+    assert (verified["intact"], verified["problems"]) == (False, ["view 0: block 0 is damaged"])
+
+    assert document("run", "verify", finished) == {"run": str(finished), "intact": True, "problems": []}
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    flip_a_bit(run / "predictions.safetensors", -1)
+    verified = document("run", "verify", run, code=1)
+    assert (verified["intact"], len(verified["problems"])) == (False, 1)
+
+    Image.new("RGB", (40, 30)).save(tmp_path / "image.png")
+    (tmp_path / "text.png").write_text("no image")
+    predicted = document("predict", finished, tmp_path / "image.png", tmp_path / "text.png", "--top", 4, code=1)
+    image, text = predicted["images"]
+    assert image["error"] is None
+    assert sum(each["percent"] for each in image["classes"]) == pytest.approx(100, abs=1e-3)
+    assert {each["wnid"] for each in image["classes"]} == {entry.wnid for entry in dataset.classes}
+    assert (text["classes"], "text.png" in text["error"]) == ([], True)
+
+    data = document("data", "info", dataset.path)
+    train = data["splits"]["train"]
+    assert (train["images"], train["images_per_class"], train["excluded"]) == (24, [6, 6, 6, 6], [])
+    assert train["bytes"] == int(dataset.train.size.sum())
+    assert document("data", "verify", dataset.path) == {"data": str(dataset.path), "intact": True, "problems": []}
+    shutil.copytree(dataset.path, tmp_path / "data")
+    flip_a_bit(tmp_path / "data" / "report.json", 30)
+    verified = document("data", "verify", tmp_path / "data", code=1)
+    assert (verified["intact"], len(verified["problems"])) == (False, 1)
+    refused(inside(capsys, "eval", tmp_path, "--json"), "is not a run")
+
+
+def flip_a_bit(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
 def test_an_allowed_mismatch_is_recorded(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     out = tmp_path / "run"
     arguments = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS, "--set", "train.epochs=1"]
@@ -248,7 +325,18 @@ def test_a_run_resumes_after_a_full_disk(
     assert call(*arguments, *(["--resume"] if started else [])).code == 0
     assert checkpoint_hash(out) == checkpoint_hash(finished)
     if limit_bytes < 10_000:
-        build_arguments = ["cache", "build", "smoke", "--data", dataset.path, "--teacher", teacher.path, "--out", again, *SETTINGS]
+        build_arguments = [
+            "cache",
+            "build",
+            "smoke",
+            "--data",
+            dataset.path,
+            "--teacher",
+            teacher.path,
+            "--out",
+            again,
+            *SETTINGS,
+        ]
         failed(call(*build_arguments, limit_bytes=limit_bytes), "free space and build again")
         assert call(*build_arguments).code == 0
         assert (again / "view-0000.udkd").read_bytes() == (cache / "view-0000.udkd").read_bytes()

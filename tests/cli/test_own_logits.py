@@ -33,7 +33,7 @@ def test_the_documented_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
         torch.save(torchvision.models.resnet18(num_classes=len(CLASSES)).state_dict(), "teacher.pth")
         code = block("python").replace("256", "36").replace("224", "32")  # pixels
         exec(compile(code, PAGE.name, "exec"), {})
-    convert, *commands, report = [shlex.split(line)[1:] for line in block("bash").splitlines()]
+    convert, *commands, report = [shlex.split(line)[1:] for line in block("bash").replace("\\\n", " ").splitlines()]
     assert convert == ["data", "convert", "images", "--out", "data"]  # as make_dataset did
     assert report == ["report", "run"]  # its figures take longer than all the rest: tests/report has a run like this one
     results: dict[str, Result] = {}

@@ -50,8 +50,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     dataset = make_dataset(folder / "data", per_class=2, val_per_class=1)
     make_dataset(folder / "other", per_class=2, val_per_class=2)
     make_dataset(folder / "more", per_class=3, val_per_class=1)
-    assert code_of("cache", "build", "smoke", "--data", dataset.path, "--teacher", make_teacher(folder / "teacher", dataset).path,
-                  "--out", folder / "cache", "--device", "cpu", *set_options(*ONE_STEP)) == 0  # fmt: skip
+    teacher = make_teacher(folder / "teacher", dataset)
+    assert code_of("cache", "build", "smoke", "--data", dataset.path, "--teacher", teacher.path, "--out", folder / "cache",
+                  "--device", "cpu", *set_options(*ONE_STEP)) == 0  # fmt: skip
     make_teacher(folder / "stranger", dataset, seed=1)
     same = make_teacher(folder / "again", dataset)
     write_small_teacher(folder / "reversed", same.weights(), same.info.architecture, same.info.classes[::-1])

@@ -17,7 +17,7 @@ def run_group() -> None:
 
 @run_app.command("verify", example="udkd run verify run")
 def verify_command(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Check every file of a run against its checksum and the other files.
+    """Check every file of a run, by its checksum and the other files.
 
     Names each damaged file; the exit code is then 1. Runs of earlier versions have checksums of the checkpoint and the
     predictions only.

@@ -230,4 +230,6 @@ def _check_columns(path: Path, rows: Columns, side: int, num_classes: int) -> No
         and bool(np.all(rows.size[kept] < 2**31))  # decoders refuse larger JPEGs
     )
     if not in_range:
-        raise DataError(f"{path} holds labels, sizes or offsets out of range; expected what udkd data convert writes; convert again")
+        raise DataError(
+            f"{path} holds labels, sizes or offsets out of range; expected what udkd data convert writes; convert again"
+        )

@@ -63,40 +63,37 @@ class Command(_WithLevels, TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Overrides click: translates arguments in the old order first, and shows the new one."""
-        new = args if ctx.resilient_parsing or not (self.old_order or self.old_first) else self._translated(ctx, args)
+        new = args if ctx.resilient_parsing else self.translated(ctx, args)
         rest = super().parse_args(ctx, list(new))
         if new != args:
-            err.print(f"note: this command's arguments have a new order: {ctx.command_path} {shlex.join(new)}")
+            err.print(f"note: the order of arguments has changed; this is now: {ctx.command_path} {shlex.join(new)}")
         return rest
 
-    def _translated(self, ctx: Any, args: Sequence[str]) -> list[str]:
-        """Arguments in the order of today. ConfigError: a mixture of old and new ones."""
+    def translated(self, ctx: Any, args: list[str]) -> list[str]:
+        """Arguments in the order of today: `args` itself if they are. ConfigError: a mixture of old and new ones."""
+        if not (self.old_order or self.old_first) or "--help" in args:
+            return args
         positional, options = self._split(ctx, args)
-        given = {option[0].partition("=")[0] for option in options}
-        first = [option for option in options if option[0].partition("=")[0] in self.old_first]
         limit = sum(_is_argument(param) for param in self.params)
-        old = len(positional) > limit and len(positional) == len(self.old_order)
-        single = {param.opts[0] for param in self.params if not _is_argument(param) and not param.multiple}
-        if old:
-            kept = [value for value, place in zip(positional, self.old_order, strict=True) if not place]
-            moved = [[place, value] for value, place in zip(positional, self.old_order, strict=True) if place]
-            twice = given & single & set(self.old_order)
-        else:
-            kept, moved, twice = list(positional), [], set()
-        firsts = [option[1] if len(option) > 1 else option[0].partition("=")[2] for option in first]
-        if len(kept) + len(firsts) > limit or twice:
-            names = " and ".join([*positional, *sorted(twice | {option[0] for option in first})])
-            raise ConfigError(f"found {names}; expected {self.get_usage(ctx).removeprefix('Usage: ')}; give each of these once")
-        if not old and not first:
-            return list(args)
+        order = [""] * len(positional)
+        if len(positional) > limit and len(positional) == len(self.old_order):
+            order = list(self.old_order)
+        moved = [word for place, value in zip(order, positional, strict=True) if place for word in (place, value)]
+        first = [option for option in options if option[0] in self.old_first]
         others = [option for option in options if option not in first]
-        kept = [*firsts, *kept]
-        separator = ["--"] if any(value.startswith("-") for value in kept) else []
-        words = [word for option in [*moved, *others] for word in option]
-        return [*words, *separator, *kept] if separator else [*kept, *words]
+        kept = [option[-1] for option in first] + [value for place, value in zip(order, positional, strict=True) if not place]
+        once = {name for param in self.params if not param.multiple for name in param.opts}
+        twice = [option[0] for option in others if option[0] in once.intersection(order)]
+        if len(kept) > limit or twice:
+            found = " ".join([*positional, *(option[0] for option in first), *twice])
+            raise ConfigError(f"found {found}; expected {_usage(self, ctx)}; give each of these once, in one order")
+        if not moved and not first:
+            return args
+        words = [*moved, *(word for option in others for word in option)]
+        return [*words, "--", *kept] if any(value.startswith("-") for value in kept) else [*kept, *words]
 
     def _split(self, ctx: Any, args: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-        """The positional arguments; the options, each with its value if that is a word of its own."""
+        """The positional arguments; the options, each a list of its name and, if it takes one, its value."""
         options = [param for param in self.get_params(ctx) if not _is_argument(param)]
         take_value = {name for param in options if not param.is_flag for name in param.opts} | set(self.old_first)
         left, positional = list(args), list[str]()
@@ -108,8 +105,9 @@ class Command(_WithLevels, TyperCommand):
             if not word.startswith("-") or word == "-":
                 positional.append(word)
             else:
-                found.append([word, *(left[:1] if word in take_value else [])])
-                left = left[len(found[-1]) - 1 :]
+                name, equals, value = word.partition("=")
+                value_is_next = not equals and name in take_value and left
+                found.append([name, *([value] if equals else []), *([left.pop(0)] if value_is_next else [])])
         return positional, found
 
 
@@ -132,6 +130,10 @@ class Commands(typer.Typer):
         """Register a function as a command. example: shown in its help. old_order, old_first: see Command."""
         cls = type("Command", (Command,), {"old_order": old_order, "old_first": old_first})
         return super().command(name, cls=cls, epilog=f"\b\nExample:\n  {example}")
+
+
+def _usage(command: Command, ctx: Any) -> str:
+    return " ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])
 
 
 def _is_argument(param: Any) -> bool:
