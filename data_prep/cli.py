@@ -12,7 +12,7 @@ from udkd.utils.files import FolderLock
 from udkd.utils.output import out, print_error, print_json, run
 from udkd.utils.terminal import observed
 
-app = Commands(help="Convert images to a dataset folder; inspect and verify it.", add_completion=True)
+app = Commands(help="Convert images to a dataset folder; inspect and verify it.")
 FolderArgument = Annotated[Path, typer.Argument(metavar="DATA", help="A dataset folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 WorkersOption = Annotated[

@@ -33,7 +33,7 @@ def test_the_working_directory_provides_no_modules(tmp_path: Path) -> None:
     command = module_command("udkd.data_prep", ["synth", "--help"])
     done = subprocess.run(command, env=module_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "Write the synthetic dataset" in done.stdout
+    assert "Write synthetic images" in done.stdout
     named = {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, env=module_environment() | named, cwd=tmp_path, capture_output=True, timeout=120)
     assert done.returncode == 77, "PYTHONPATH is the user's choice"

@@ -7,10 +7,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import platform
-import sys
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from udkd.cli.cache import cache_app
 from udkd.cli.eval import eval_command
@@ -25,7 +25,7 @@ from udkd.cli.train import train_command
 from udkd.data_prep.cli import app as data_app
 from udkd.utils import terminal
 from udkd.utils.commands import Commands, Group
-from udkd.utils.output import out
+from udkd.utils.output import err, out
 
 ORDER = ("quickstart", "data", "teacher", "recipe", "cache", "train", "eval", "report", "export", "predict", "study", "run")
 """The commands in the order of the work; typer lists groups last."""
@@ -56,7 +56,7 @@ class _Root(Group):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:
-            sys.stderr.write(START)
+            err.print(Text(START, end=""))
             raise typer.Exit(2)
         return super().parse_args(ctx, args)
 
