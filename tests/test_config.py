@@ -18,7 +18,7 @@ from udkd.losses.distill import LossSettings
 from udkd.training.lr import cosine
 from udkd.utils.errors import ConfigError
 
-SHIPPED = {"smoke", "quickstart", "tiny-imagenet-100", "imagenet100-paper", "imagenet100-fast"}
+SHIPPED = {"kd", "kd-paper", "smoke", "quickstart", "tiny-imagenet-100", "imagenet100-paper", "imagenet100-fast"}
 
 
 def test_every_shipped_recipe_loads_and_survives_json() -> None:

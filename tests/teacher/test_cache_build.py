@@ -1,6 +1,7 @@
 """The builder on a real dataset folder and teacher: equal to a live teacher, to itself in pieces, and to itself after kills."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from tests.factories import write_small_teacher
 from tests.observers import Notes
-from tests.teacher.cache_fixtures import CLASSES, CPU, TEACHER, make_teacher, recipe, run, views_of
+from tests.teacher.cache_fixtures import CLASSES, CPU, RECIPE, TEACHER, make_teacher, recipe, run, views_of
 from udkd.augment.apply import apply
 from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
@@ -65,6 +66,23 @@ def test_the_key_is_the_one_a_run_requires(tmp_path: Path, cache_dataset: Datase
     with pytest.raises(MismatchError) as refusal:
         cache.require(target_fields(recipe("eval"), cache_dataset, pixel_class))
     assert {"policy", "seed", "views.scheme"} <= {name for name, _, _ in refusal.value.fields}
+
+
+def test_a_build_says_first_what_the_teacher_will_see(
+    tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder
+) -> None:
+    notes = Notes()
+    teacher = TeacherFolder(path=cache_teacher.path, info=replace(cache_teacher.info, image_px=64))
+    build = {"dataset": cache_dataset, "teacher": teacher, "device": CPU, "observer": notes}
+    build_cache(tmp_path, recipe=recipe(), **build)
+    assert notes.lines[-2] == "the teacher sees 32 px, as the students: train with the same recipe and settings"
+    assert "was measured at 64 px and it sees 32 px here; teacher.size_px=64" in notes.lines[-1]
+    notes.lines.clear()
+    build_cache(tmp_path, recipe=recipe(), **build)
+    assert not any("sees" in line for line in notes.lines), "nothing is built"
+    wide = Recipe.from_dict(RECIPE | {"views": {"size_px": 41}, "evaluation": {"resize_px": 41}}, "test")
+    build_cache(tmp_path / "wide", recipe=wide, **build)
+    assert any("the canvases are 40 px and views 41 px" in line for line in notes.lines)
 
 
 def test_views_are_added(tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder) -> None:

@@ -87,8 +87,21 @@ def test_a_run_is_not_written_into_a_folder_of_another_kind(tmp_path: Path, mark
     assert [path.name for path in tmp_path.iterdir()] == [marker]
 
 
+@pytest.mark.parametrize("kept", ["checkpoints/step-4.safetensors", "students/a.safetensors", "eval.json", "eval-other.json"])
+def test_a_run_that_kept_anything_is_not_begun_anew(tmp_path: Path, kept: str) -> None:
+    run = new(tmp_path)
+    (tmp_path / kept).parent.mkdir(exist_ok=True)
+    (tmp_path / kept).write_bytes(b"")
+    assert run.is_begun
+    with pytest.raises(RunError, match="already holds a run"):
+        new(tmp_path)
+
+
 def test_a_run_is_created_once(tmp_path: Path) -> None:
-    new(tmp_path / "run")
+    run = new(tmp_path / "run")
+    assert not run.is_begun
+    new(tmp_path / "run").append_metrics(row(1))
+    assert run.is_begun
     with pytest.raises(RunError, match="already holds a run; expected a new folder; continue it with --resume"):
         new(tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()  # as after a crash while it was made

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from tests.cli import commands
 from tests.factories import BATCH_NORM, SMALL, make_dataset, make_teacher, small_recipe
-from tests.observers import StopAfter
+from tests.observers import Notes, StopAfter
 from tests.timeouts import wait_until
 from tests.training.runs import checkpoint_hash, metrics_without_time
 from udkd.config.recipe import Recipe
@@ -299,6 +300,24 @@ def test_mismatched_inputs_are_one_line(tmp_path: Path, dataset: DatasetFolder, 
     assert not any((tmp_path / f"run{n}" / "config.json").exists() for n in ("", 2, 3, 4, 5, 6, 7)), (
         "no incomplete folder is left"
     )
+
+
+def test_a_run_that_failed_before_its_first_step_may_be_begun_anew(
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, uninterrupted_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = TrainJob(recipe=small_recipe("train.seed=7"), data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache)
+    with monkeypatch.context() as context:
+        context.setattr(Trainer, "_train_epoch", failing_epoch)
+        with pytest.raises(RuntimeError, match="no compiler"):
+            train(job)
+    notes = Notes()
+    assert train(replace(job, recipe=small_recipe(), observer=notes)).finished
+    assert any("ended before it kept anything: it is begun anew" in line for line in notes.lines)
+    assert checkpoint_hash(job.out) == checkpoint_hash(uninterrupted_run)
+
+
+def failing_epoch(self: Trainer, epoch: int, done_steps: int) -> bool:
+    raise RuntimeError("no compiler")
 
 
 def test_resume_refuses_another_recipe(tmp_path: Path, dataset: DatasetFolder, cache: Path, uninterrupted_run: Path) -> None:

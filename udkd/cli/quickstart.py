@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from udkd.config.recipe import Recipe
     from udkd.data.dataset import DatasetFolder
-    from udkd.training.speed_probe import StepTimes
 
 CLASSES, IMAGES, VAL_IMAGES, SIDE = 10, 1600, 300, 64
 GPU_CLASSES, GPU_IMAGES, GPU_VAL_IMAGES, GPU_SIDE = 20, 20_000, 2_000, 128
@@ -62,7 +61,6 @@ def quickstart(
     from udkd.teacher.folder import TeacherFolder
     from udkd.training.evaluate import evaluate
     from udkd.training.run_folder import RunFolder
-    from udkd.training.speed_probe import measure_step_times
     from udkd.utils.environment import choose_device
 
     started = time.perf_counter()
@@ -73,11 +71,9 @@ def quickstart(
     _check_same_images(folder, data)
     recipe_arguments = shlex.join(["quickstart", *(part for setting in settings for part in ("--set", setting))])
     folder.mkdir(parents=True, exist_ok=True)
-    err.print("measuring this machine …")
-    speeds = measure_step_times(recipe, CLASSES, selected)
     if data is None:
         images, val_images = (GPU_IMAGES, GPU_VAL_IMAGES) if gpu else (IMAGES, VAL_IMAGES)
-        _announce(speeds, recipe, images, val_images)
+        _announce(recipe, selected, images, val_images)
         source = _synthetic_images(folder / "images", GPU_CLASSES if gpu else CLASSES, images, val_images)
         if not (folder / "data" / "dataset.json").exists():
             _convert(source, folder / "data", GPU_SIDE if gpu else SIDE, None)
@@ -85,7 +81,7 @@ def quickstart(
     else:
         _convert(data, folder / "data", GPU_SIDE if gpu else SIDE, hold_out)  # refuses a finished folder of other images
         dataset = DatasetFolder.open(folder / "data")
-        _announce(speeds, recipe, len(dataset.split("train").ids), len(dataset.split("val").ids))
+        _announce(recipe, selected, len(dataset.split("train").ids), len(dataset.split("val").ids))
     teacher, cache, run = folder / "teacher", folder / "cache", folder / "run"
     with observed() as observer:
         _heading("teacher", f"udkd teacher fit {recipe_arguments} --data {folder}/data --out {teacher}")
@@ -109,7 +105,11 @@ def quickstart(
     err.print(f"{(time.perf_counter() - started) / 60:.1f} minutes in total")
 
 
-def _announce(speeds: "StepTimes", recipe: "Recipe", images: int, val_images: int) -> None:
+def _announce(recipe: "Recipe", device: "torch.device", images: int, val_images: int) -> None:
+    from udkd.training.speed_probe import measure_step_times
+
+    err.print("measuring this machine …")
+    speeds = measure_step_times(recipe, CLASSES, device)
     minutes = speeds.total_s(recipe, train_images=images, val_images=val_images) / 60
     err.print(
         f"teacher {recipe.fit.architecture} {1 / speeds.teacher_step_s:,.0f} images/s, "

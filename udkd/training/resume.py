@@ -35,6 +35,8 @@ def create_or_reopen(job: TrainJob, setup: TrainSetup) -> RunFolder:
         "classes": [entry.wnid for entry in setup.dataset.classes],
     } | setup.provenance
     if not job.resume:
+        if RunFolder.is_at(out) and not RunFolder(out).is_begun:
+            job.observer.note(f"the run in {out} ended before it kept anything: it is begun anew")
         return RunFolder.create(out, config, facts | environment(job.device))
     run = RunFolder.open(out)
     stored_config = Recipe.from_stored(run.config, str(out)).to_dict()

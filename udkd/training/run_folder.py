@@ -51,11 +51,15 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> "RunFolder":
-        """Create a run. Raises RunError where the folder already holds one, or a dataset, teacher or cache."""
+        """Create a run, also in place of one that has kept nothing (`is_begun`).
+
+        Raises RunError where the folder already holds another run, or a dataset, teacher or cache.
+        """
         run = cls(path)
-        if (path / "config.json").exists():
+        if (path / "config.json").exists() and run.is_begun:
             raise RunError(f"{path} already holds a run; expected a new folder; continue it with --resume or choose another")
         require_no_other(path, "run")
+        (path / "config.json").unlink(missing_ok=True)  # of a run that has kept nothing: no mixture of both can be resumed
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         write_bytes(path / "run.json", dump_checked({**provenance, "format": FORMAT}))
         write_bytes(run._metrics, b"")
@@ -83,6 +87,12 @@ class RunFolder:
     def is_at(path: Path) -> bool:
         """Whether `path` holds a run."""
         return (path / "config.json").is_file()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the run has kept anything: a checkpoint, a row of metrics, or files that were made of them."""
+        kept = [*(self.path / "checkpoints").glob("*"), *(self.path / "students").glob("*"), *self.path.glob("*eval*.json")]
+        return bool(kept) or (self._metrics.is_file() and self._metrics.stat().st_size > 0)
 
     @property
     def config(self) -> dict[str, Any]:

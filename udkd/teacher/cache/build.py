@@ -102,6 +102,7 @@ def build_cache(
             folder=folder,
             key=CacheKey(**fields, block_rows=block_rows),
             ensemble=ensemble,
+            teachers=[teacher, *other_teachers],
             backend=backend,
             split=split,
             recipe=recipe,
@@ -129,6 +130,7 @@ class _Build:
     folder: Path
     key: CacheKey
     ensemble: TeacherEnsemble
+    teachers: Sequence[TeacherFolder]
     backend: Backend
     split: Split
     recipe: Recipe
@@ -146,6 +148,8 @@ class _Build:
         with CacheWriter(self.folder, self.key, self.split.excluded, building_remedy) as writer:
             missing = sorted(set(range(num_views)) - set(writer.finished))
             writer.require_disk_space(missing)
+            for line in self._size_notes() if missing else ():
+                self.observer.note(line)
             self.group.set("views", missing)
             for number in missing:
                 with writer.view(number, self.share) as view:
@@ -160,6 +164,20 @@ class _Build:
                     view.finish()
         self.group.set("finished", num_images)
         return num_images
+
+    def _size_notes(self) -> Iterator[str]:
+        """What the teacher will see, and sizes that suggest another recipe than that of the training run."""
+        recipe, teacher_px = self.recipe, self.recipe.teacher_px
+        students = f"the students' {recipe.views.size_px} px" if recipe.rendered_px else "as the students"
+        yield f"the teacher sees {teacher_px} px, {students}: train with the same recipe and settings"
+        side, size_px = self.split.side, recipe.views.size_px
+        if side < size_px:
+            yield f"warning: the canvases are {side} px and views {size_px} px: is this the recipe that you will train with?"
+        for info in (teacher.info for teacher in self.teachers if teacher.info.image_px != teacher_px):
+            yield (
+                f"warning: the accuracy of teacher {info.architecture} was measured at {info.image_px} px and it sees "
+                f"{teacher_px} px here; teacher.size_px={info.image_px} would give it that size"
+            )
 
     def run_worker(self) -> int:
         """Write this process's share of every view that the main process starts; returns how many targets the group wrote."""
