@@ -14,7 +14,7 @@ from udkd.augment.views import ViewSpec, draw_views
 from udkd.config.loading import load_recipe, shipped_recipes
 from udkd.config.old_keys import changes, current, original
 from udkd.config.recipe import Recipe
-from udkd.losses.distill import LossSettings
+from udkd.losses.settings import LossSettings
 from udkd.training.lr import cosine
 from udkd.utils.errors import ConfigError
 
