@@ -1,6 +1,7 @@
 """udkd recipe list, show, keys."""
 
 import json
+import sys
 from typing import Annotated
 
 import typer
@@ -21,7 +22,7 @@ def list_(as_json: JsonOption = False) -> None:
 
     summaries = shipped_summaries("recipe")
     if as_json:
-        out.print(json.dumps([{"name": name, "description": line} for name, line in summaries.items()]), soft_wrap=True)
+        _write_json([{"name": name, "description": line} for name, line in summaries.items()])
         return
     width = max(map(len, summaries))
     for name, line in summaries.items():
@@ -38,9 +39,10 @@ def show(
     from udkd.config.loading import load_recipe, recipe_toml
 
     loaded = load_recipe(recipe, overrides or [])
-    lines = [json.dumps(loaded.to_dict())] if as_json else recipe_toml(loaded).splitlines()
-    for line in lines:
-        out.print(line, soft_wrap=True)
+    if as_json:
+        _write_json(loaded.to_dict())
+    else:
+        _write(recipe_toml(loaded))
 
 
 @recipe_app.command("keys", epilog="Example: udkd recipe keys students")
@@ -60,15 +62,24 @@ def keys(
     if not chosen:
         last = wanted.rpartition(".")[2]
         same = [path for path in found if path.rpartition(".")[2] == last]
-        suggestions = remedy(same[:3] or near(wanted, found))
+        suggestions = remedy(near(wanted, found) or same[:3])
         raise ConfigError(f"no key begins with {shorten(prefix)!r}; expected one such as train.epochs; {suggestions}")
     if as_json:
         values = [
             {"key": path, "default": key.default, "values": key.values, "description": key.description}
             for path, key in chosen.items()
         ]
-        out.print(json.dumps(values), soft_wrap=True)
+        _write_json(values)
         return
     for path, key in chosen.items():
         out.print(f"{path} = {key.default}  ({key.values})", soft_wrap=True)
         out.print(f"    {key.description}", soft_wrap=True)
+
+
+def _write_json(value: object) -> None:
+    _write(json.dumps(value, indent=2) + "\n")
+
+
+def _write(text: str) -> None:
+    """Write text that is printable already, however long its lines are."""
+    getattr(sys.stdout, "unescaped", sys.stdout).write(text)
