@@ -29,7 +29,7 @@ def list_(as_json: JsonOption = False) -> None:
         out.print(f"{name:{width}}  {line}", soft_wrap=True)
 
 
-@recipe_app.command("show", epilog="Example: udkd recipe show imagenet100-paper --set train.epochs=10 > my-recipe.toml")
+@recipe_app.command("show", epilog="Example: udkd recipe show imagenet100-paper --set train.epochs=10")
 def show(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a .toml file.")],
     overrides: SetOption = None,
