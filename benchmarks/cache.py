@@ -25,7 +25,7 @@ from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.distill import distill_with
+from udkd.losses.distill import constant_weights_3N, distill_with
 from udkd.losses.storage import Storage
 from udkd.models.build import build
 from udkd.teacher.cache.build import build_cache
@@ -161,7 +161,7 @@ def _step(
 ) -> Callable[[], None]:
     students = make_students(recipe, num_classes, device)
     loss = distill_with(recipe.loss.settings)
-    weights_3N = recipe.loss.settings.weights_3N(len(students), x_BCHW)
+    weights_3N = constant_weights_3N(recipe.loss.settings, len(students), x_BCHW)
 
     def run() -> None:
         target = targets(batch, x_BCHW, 0)

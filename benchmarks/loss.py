@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from benchmarks.common.figures import MARKERS, Palette, draw
 from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Variant, side_by_side
-from udkd.losses.distill import Loss, LossSettings, distill_with
+from udkd.losses.distill import Loss, constant_weights_3N, distill_with
+from udkd.losses.settings import LossSettings
 from udkd.utils.compile import compiled
 from udkd.utils.environment import choose_device
 from udkd.utils.terminal import DeviceOption
@@ -69,7 +70,7 @@ def forward_backward(loss: Loss, batch: int, num_classes: int, device: torch.dev
     teacher_BC = random(batch, num_classes).half()
     weight_B = random(batch).sigmoid()
     labels_B = torch.arange(batch, device=device) % num_classes
-    weights_3N = LossSettings().weights_3N(NUM_STUDENTS, weight_B)
+    weights_3N = constant_weights_3N(LossSettings(), NUM_STUDENTS, weight_B)
 
     def run() -> None:
         loss(logits, labels_B, teacher_BC, weight_B, weights_3N).total.backward()  # type: ignore[no-untyped-call]

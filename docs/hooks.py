@@ -1,17 +1,12 @@
 """What MkDocs adds to the site: recipe keys, pages and figures from outside docs/, captions, arguments line by line."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- recipe keys: begin -->", "<!-- recipe keys: end -->"
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-
-_KINDS = {"boolean": "true or false", "string": "text", "array": "list", "object": "table"}
-_TECHNICAL_LIMIT = 1e5  # bounds above it keep numbers in 64 bits or memory in sight; no recipe comes near them
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -80,58 +75,15 @@ def _arguments(html: str) -> str:
 
 def recipe_tables() -> str:
     """One Markdown table of keys for each section of a recipe, from the descriptions in udkd.config."""
-    from udkd.config.recipe import Recipe
+    from udkd.config.keys import recipe_sections
 
-    schema = Recipe.model_json_schema()
     lines: list[str] = []
-    for path, section in _sections(schema, schema["$defs"], ""):
-        lines += [f"### `[{path}]`", "", section.get("description", "").replace("\n", " "), ""]
+    for section in recipe_sections():
+        lines += [f"### `[{section.path}]`", "", section.description, ""]
         lines += ["| key | meaning | default | values |", "|---|---|---|---|"]
-        for key, field in section["properties"].items():
-            if _nested(field, schema["$defs"]) is None:
-                cells = (f"`{key}`", field.get("description", ""), _default(field), _values(field))
-                lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        for key in section.keys:
+            default = key.default if key.default == "required" else f"`{key.default}`"
+            cells = (f"`{key.name}`", key.description, default, re.sub(r'"[^"]*"', r"`\g<0>`", key.values))
+            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
         lines.append("")
     return "\n".join(lines)
-
-
-def _sections(section: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Path and JSON schema of each section that has keys. Equal sections side by side are one: loss.schedules.NAME."""
-    nested = {key: _nested(field, defs) for key, field in section["properties"].items()}
-    if path and None in nested.values():
-        yield path, section
-    for number, (key, name) in enumerate(nested.items()):
-        names = list(nested.values())
-        if name is None or name in names[:number]:
-            continue
-        label = f"{key}.N" if "items" in section["properties"][key] else "NAME" if names.count(name) > 1 else key
-        yield from _sections(defs[name], defs, f"{path}.{label}".removeprefix("."))
-
-
-def _nested(field: Mapping[str, Any], defs: Mapping[str, Any]) -> str | None:
-    """The name of the section that a key holds, or that each entry of its list is."""
-    reference = field.get("$ref") or field.get("items", {}).get("$ref") or ""
-    name = reference.rpartition("/")[2]
-    return name if "properties" in defs.get(name, {}) else None
-
-
-def _default(field: Mapping[str, Any]) -> str:
-    if "default" not in field:
-        return "required"
-    values = field["default"] if isinstance(field["default"], list) else [field["default"]]
-    shown = [f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False) for value in values]
-    return f"`[{', '.join(shown)}]`" if isinstance(field["default"], list) else f"`{shown[0]}`"
-
-
-def _values(field: Mapping[str, Any]) -> str:
-    """The values that a key takes, as text: the names of a choice, the bounds of a number but for technical limits."""
-    if "anyOf" in field:
-        return " or ".join(_values(member) for member in field["anyOf"])
-    if "enum" in field or "const" in field:
-        return ", ".join(f"`{json.dumps(value)}`" for value in field.get("enum", [field.get("const")]))
-    if "prefixItems" in field:
-        return f"[{', '.join(_values(item) for item in field['prefixItems'])}]"
-    kind = _KINDS.get(field.get("type", ""), field.get("type", ""))
-    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {field[name]:g}" for name, sign in signs.items() if name in field and field[name] < _TECHNICAL_LIMIT]
-    return ", ".join([kind, *bounds])

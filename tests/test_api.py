@@ -18,7 +18,8 @@ from udkd.augment.view_table import EpochViews
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.distill import LossSettings, distill
+from udkd.losses.distill import distill
+from udkd.losses.settings import LossSettings
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.sources import CachedTargets

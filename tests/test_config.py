@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 
 from udkd.augment.views import ViewSpec, draw_views
-from udkd.config.loading import load_recipe, shipped_recipes
+from udkd.config.loading import load_recipe, recipe_toml, shipped_recipes
 from udkd.config.old_keys import changes, current, original
 from udkd.config.recipe import Recipe
-from udkd.losses.distill import LossSettings
+from udkd.losses.settings import LossSettings
 from udkd.training.lr import cosine
 from udkd.utils.errors import ConfigError
+from udkd.utils.toml_files import shipped_summaries
 
 SHIPPED = {"kd", "kd-paper", "smoke", "quickstart", "tiny-imagenet-100", "imagenet100-paper", "imagenet100-fast"}
 
@@ -375,10 +377,71 @@ def test_a_recipe_must_be_a_regular_file(tmp_path: Path) -> None:
             load_recipe(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("name", ["smok", "", ".", "smoke.toml", "nowhere/mine.toml"])
-def test_a_missing_recipe(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"not found; expected a \.toml file or one of .*smoke.*; correct it"):
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("smok", "did you mean smoke?"),
+        ("Smoke", "did you mean smoke?"),
+        ("smoke.toml", "did you mean smoke?"),
+        ("", "correct it"),
+        (".", "correct it"),
+        ("nowhere/mine.toml", "correct it"),
+    ],
+)
+def test_a_missing_recipe(name: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=r"not found; expected a \.toml file or one of .*smoke.*; " + re.escape(remedy) + "$"):
         load_recipe(name)
+
+
+def test_a_missing_file_names_the_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "my-recipe.toml").touch()
+    for name in ("my-recpe.toml", "my-recipe"):
+        with pytest.raises(ConfigError, match=re.escape(f"did you mean {tmp_path}/my-recipe.toml?") + "$"):
+            load_recipe(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("train.epoch=3", "did you mean train.epochs?"),
+        ("train.Epochs=3", "did you mean train.epochs?"),
+        ("trian.epochs=3", "did you mean train?"),
+        ("students.1.learning=3", "correct it"),
+        ("students.1.lrr=3", "did you mean students.1.lr?"),
+        ("train.alpha=1", "did you mean loss.alpha?"),
+        ("lr=0.1", "did you mean students.N.lr or fit.lr?"),
+        ("train.momentum=0.5", "did you mean students.N.momentum or fit.momentum?"),
+        ("temprature=2", "did you mean loss.temperature?"),
+        ("loss.schedule.alpha.to=3", "did you mean loss.schedules?"),
+        ("views.size=64", "did you mean views.size_px?"),
+        ("zzz=1", "correct it"),
+    ],
+)
+def test_an_unknown_key_names_what_is_near(override: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_recipe("smoke", [override])
+    assert str(error.value).endswith(f"; {remedy}")
+
+
+def test_a_recipe_as_text_is_the_same_recipe(tmp_path: Path) -> None:
+    odd = 'students.0.init_from="a\u200fb \U0001f388 \u0085\u007f \\\\ \\" ]"'
+    settings = [
+        odd,
+        "students.0.optimizer=AdamW",
+        "students.0.optimizer_options={eps=1e-9, betas=[0.8, 0.99]}",
+        "data.workers=3",
+    ]
+    file = tmp_path / "text.toml"
+    for name in shipped_recipes():
+        recipe = load_recipe(name, settings)
+        file.write_text(recipe_toml(recipe), "utf-8")
+        assert load_recipe(file) == recipe
+        assert all(line.isprintable() for line in file.read_text("utf-8").splitlines())
+
+
+def test_each_recipe_begins_with_what_it_is_for() -> None:
+    for name, line in shipped_summaries("recipe").items():
+        assert re.fullmatch(r"[A-Z0-9].{20,118}\.", line), f"{name}: {line}"
 
 
 OLD_KEYS = {

@@ -22,6 +22,7 @@ import udkd.cli.app
 from docs import hooks
 from tests.cli.examples import parsed
 from tests.factories import unregister_method
+from udkd.config.keys import nested_section
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import backend_names
@@ -167,7 +168,7 @@ def _is_key(parts: list[str]) -> bool:
         if part not in section.get("properties", {}):
             return False
         field = section["properties"][part]
-        name = hooks._nested(field, schema["$defs"])
+        name = nested_section(field, schema["$defs"])
         section = schema["$defs"][name] if name else {}
     return True
 
@@ -178,7 +179,7 @@ def test_the_table_of_keys_is_complete() -> None:
         (definition, key)
         for definition, section in [("Recipe", schema), *schema["$defs"].items()]
         for key, field in section.get("properties", {}).items()
-        if hooks._nested(field, schema["$defs"]) is None
+        if nested_section(field, schema["$defs"]) is None
     }
     table = hooks.recipe_tables()
     assert len(re.findall(r"^\| `\w+` \|", table, flags=re.MULTILINE)) == len(leaves), "one row per key"

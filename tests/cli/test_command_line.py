@@ -19,7 +19,7 @@ from tests.timeouts import scaled
 from udkd.utils.files import FolderLock
 from udkd.utils.toml_files import shipped_names
 
-WORKED_ON = {"RECIPE", "STUDY…", "RUN", "CACHE", "MODEL", "LOGITS", "SOURCE…", "DATA"}
+WORKED_ON = {"PREFIX", "RECIPE", "STUDY…", "RUN", "CACHE", "MODEL", "LOGITS", "SOURCE…", "DATA"}
 INPUTS = {"DATA": ("--data", "--other-data"), "TEACHER": ("--teacher",), "CACHE": ("--cache",)}
 
 
@@ -57,7 +57,7 @@ def test_help_is_readable_and_its_example_is_true(name: str, capsys: pytest.Capt
     assert "-v, --verbose" in text
     if name in LEAVES:
         (example,) = re.findall(r"\n  Example:\n    (.*)\n", text)
-        assert example.startswith(f"{name} ")
+        assert f"{example} ".startswith(f"{name} ")
         parsed(example)
     else:
         assert "..." not in text.split("Commands:")[1], "a summary is cut off"
@@ -222,4 +222,6 @@ def test_completion_of_commands_recipes_studies_and_backends() -> None:
     assert complete("bash", "udkd train smoke --data ") == [], "files, by the shell"
     (fit,) = [line for line in complete("fish", "udkd teacher ") if line.startswith("fit")]
     assert fit == "fit\tTrain a teacher with hard labels."
+    assert complete("bash", "udkd train smoke --set train.ep") == ["train.epochs=", "train.epochs=50"]
+    assert complete("bash", "udkd train smoke --set students.1.lr") == ["students.1.lr=", "students.1.lr_end="]
     assert '"smoke"' in "".join(complete("zsh", "udkd train sm"))

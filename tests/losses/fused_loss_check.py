@@ -11,7 +11,8 @@ import sys
 import torch
 
 import udkd.training.trainer
-from udkd.losses.distill import LossSettings, distill
+from udkd.losses.distill import constant_weights_3N, distill
+from udkd.losses.settings import LossSettings
 
 
 def case(  # type: ignore[no-untyped-def]
@@ -39,7 +40,7 @@ def case(  # type: ignore[no-untyped-def]
 
     ours = [value.clone().requires_grad_() for value in values]
     oracle = [value.double().requires_grad_() for value in values]
-    weights_3N = settings.weights_3N(students, torch.empty(0)) * torch.tensor(factors or 1.0)
+    weights_3N = constant_weights_3N(settings, students, torch.empty(0)) * torch.tensor(factors or 1.0)
     got = fused_loss(settings)(ours, labels_B, teacher_BC, weight_B, weights_3N)
     want = distill(oracle, labels_B, teacher_BC, weight_B, settings, weights_3N)
     (got.total * 3).backward()

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udkd.losses.distill import KlKind, LossSettings, Terms, distill, distill_with, divergence, kl
+from udkd.losses.distill import Terms, constant_weights_3N, distill, distill_with, divergence, kl
+from udkd.losses.settings import KlKind, LossSettings
 from udkd.utils.compile import compiled as compile_graph
 
 F64 = NDArray[np.float64]
@@ -90,7 +91,7 @@ def run(
     """The product's loss and its gradients by every student's logits."""
     z = [torch.tensor(rows, dtype=dtype, requires_grad=True) for rows in logits]
     t, w = (None if value is None else torch.tensor(value, dtype=dtype) for value in (teacher, weight))
-    weights_3N = settings.weights_3N(len(z), z[0])
+    weights_3N = constant_weights_3N(settings, len(z), z[0])
     terms = (loss or distill_with(settings))(z, torch.from_numpy(labels), t, w, weights_3N)  # type: ignore[operator]
     terms.total.backward()
     return terms, [rows.grad.double().numpy() for rows in z if rows.grad is not None]
@@ -255,7 +256,7 @@ def test_weights_of_each_student() -> None:
     before = [rows.grad.clone() for rows in z if rows.grad is not None]
     for rows in z:
         rows.grad = None
-    weights_3N = LossSettings().weights_3N(2, z[0]) * torch.tensor([2.0, 0.5])
+    weights_3N = constant_weights_3N(LossSettings(), 2, z[0]) * torch.tensor([2.0, 0.5])
     terms = distill(*given, weights_3N)
     terms.total.backward()
     rows_3N = torch.stack([terms.hard, terms.teacher, terms.peer])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tests.utils.slow_hash import GOLDEN, MASK, slow_mix
-from udkd.losses.distill import LossSettings, distill
+from udkd.losses.distill import distill
 from udkd.losses.methods.attention import attention_transfer
 from udkd.losses.methods.crd import (
     Embedding,
@@ -26,6 +26,7 @@ from udkd.losses.methods.dkd import dkd
 from udkd.losses.methods.fitnets import hint_loss, regressor
 from udkd.losses.methods.reviewkd import Fusion, Review, hierarchical_context, review_loss
 from udkd.losses.methods.rkd import angle_term, distance_term
+from udkd.losses.settings import LossSettings
 from udkd.utils.device_rng import integers
 from udkd.utils.rng import key
 

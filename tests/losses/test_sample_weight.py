@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ def test_known_values(classes: int) -> None:
     h = entropy(torch.cat([uniform, certain, two]))
     torch.testing.assert_close(h, torch.tensor([math.log(classes), 0.0, math.log(2)]), rtol=1e-6, atol=1e-6)
     w = entropy_weight(h, classes)
+    assert np.array_equal(entropy_weight(h.numpy(), classes), w.numpy()), "NumPy's are the same bits"
     torch.testing.assert_close(w, torch.tensor([0.0, 1.0, 1 - math.log(2) / math.log(classes)]), rtol=1e-6, atol=1e-6)
     assert ((w >= 0) & (w <= 1)).all(), "clipped: rounding may take H beyond ln C"
 

@@ -221,10 +221,10 @@ def test_plans_refuse_invalid_settings() -> None:
 
 def test_students_of_an_arm_take_the_recipes_settings() -> None:
     arm = GRID.arms[1].model_copy(update={"students": ("resnet34", "mobilenet_v2", "resnet34")})
-    plan = make_plan(
-        "grid", GRID.model_copy(update={"arms": (arm,), "baseline": (), "contrasts": ()}), recipe="tiny-imagenet-100"
-    )
-    students = plan.trials[0].recipe.students
+    options = ["students.0.optimizer=AdamW", "students.0.optimizer_options={eps=1e-9, betas=[0.8, 0.99]}"]
+    study = GRID.model_copy(update={"arms": (arm,), "baseline": (), "contrasts": ()})
+    students = make_plan("grid", study, recipe="tiny-imagenet-100", overrides=options).trials[0].recipe.students
+    assert [dict(student.optimizer_options) for student in students][:2] == [{"eps": 1e-9, "betas": (0.8, 0.99)}, {}]
     assert [student.architecture for student in students] == ["resnet34", "mobilenet_v2", "resnet34"]
     assert [student.weight_decay for student in students] == [5e-4, 1e-4, 5e-4]
     assert {student.lr for student in students} == {0.2}

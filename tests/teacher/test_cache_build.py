@@ -18,15 +18,17 @@ from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
 from udkd.losses.sample_weight import entropy_weight
+from udkd.losses.storage import Storage
 from udkd.models.build import build
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache, find_damaged_blocks
-from udkd.teacher.cache.summary import label_rank, summarise_cache
+from udkd.teacher.cache.summary import kept_label_rank, label_rank, summarise_cache
 from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.predict import predict_blocks, rebatch
 from udkd.teacher.sources import CachedTargets, LiveTargets
 from udkd.teacher.target_key import target_fields
+from udkd.teacher.targets import pack
 from udkd.utils.errors import CacheError, DataError, MismatchError
 
 BLOCK_ROWS = 16
@@ -167,6 +169,17 @@ def test_summary_against_float64(tmp_path: Path, cache_dataset: DatasetFolder, c
     assert summary.top5 == pytest.approx(100 * float((order[:, :5] == labels[:, None]).any(1).double().mean()))
     assert summarise_cache(built.cache).top1 is None
     assert find_damaged_blocks(built.cache) == []
+
+
+@pytest.mark.parametrize(("kept", "scale"), [(1, 1.0), (3, 4.0), (8, 0.1), (11, 4.0)])
+def test_label_rank_in_the_top_k_form(kept: int, scale: float) -> None:
+    """As in the restored logits of all classes; rounding to float16 makes some of the kept ones equal."""
+    logits = torch.randn(500, 12, generator=torch.Generator().manual_seed(kept)) * scale
+    labels = np.random.default_rng(kept).integers(0, 12, 500).astype(np.int32)
+    packed = pack(logits, Storage(top_k=kept))
+    assert packed.classes is not None
+    ranks = kept_label_rank(packed.logits.numpy(), packed.classes.numpy().astype(np.uint16), labels)
+    assert np.array_equal(ranks, label_rank(packed.dense(12).numpy(), labels))
 
 
 def test_label_rank_breaks_ties_by_index() -> None:

@@ -13,9 +13,10 @@ from tests.training.runs import checkpoint_hash, checkpoint_tensors, metrics_wit
 from udkd.config.loading import load_recipe
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.distill import LossSettings, distill_with
+from udkd.losses.distill import distill_with
 from udkd.losses.methods.registry import METHODS
 from udkd.losses.schedules import EpochStats
+from udkd.losses.settings import LossSettings
 from udkd.models.build import build
 from udkd.models.features import FeatureExtractor
 from udkd.study.spec import load_study

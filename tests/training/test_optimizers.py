@@ -1,6 +1,7 @@
 """Optimizers: torch.optim's own steps, timm's groups of weight decay, clipping in float64; resumed runs to the same bits."""
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tests.factories import small_recipe
 from tests.observers import StopAfter
 from tests.training.runs import checkpoint_hash, checkpoint_tensors
-from udkd.config.optimizers import optimizer_names
+from udkd.config.optimizers import _WELL_KNOWN, optimizer_arguments, optimizer_class, optimizer_names, takes
 from udkd.config.sections import StudentSection
 from udkd.data.dataset import DatasetFolder
 from udkd.models.build import build
@@ -68,6 +69,21 @@ def test_every_optimizer_is_torchs_with_the_recipes_arguments(name: str) -> None
         for kind, value in reference.state[other].items():
             torch.testing.assert_close(optimizer.state[one][kind], value, rtol=2e-5, atol=2e-6)
     assert [tensor.data_ptr() for tensor in state_of(optimizer)] == before, "no step allocates state"
+
+
+@pytest.mark.parametrize("name", _WELL_KNOWN)
+def test_what_is_known_without_torch_is_torchs(name: str) -> None:
+    """With any values that a recipe takes: the class takes these arguments, or the recipe says why it does not."""
+    assert _WELL_KNOWN[name] == tuple(key for key in ("momentum", "nesterov") if takes(name, key))
+    for momentum, nesterov, weight_decay in itertools.product((0.0, 0.9, 0.999), (False, True), (0.0, 1e6)):
+        values: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        if (nesterov and not (name == "SGD" and momentum)) or (momentum != 0.9 and not takes(name, "momentum")):
+            with pytest.raises(ValueError, match="expected"):
+                optimizer_arguments(name, {}, **values)
+            continue
+        arguments = optimizer_arguments(name, {}, **values)
+        assert arguments == {"weight_decay": weight_decay} | {key: values[key] for key in _WELL_KNOWN[name]}
+        optimizer_class(name)([torch.zeros(1)], lr=0.1, **arguments)
 
 
 def test_undecayed_parameters_are_timms() -> None:

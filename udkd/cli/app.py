@@ -17,6 +17,7 @@ from udkd.cli.eval import eval_command
 from udkd.cli.export import export_command
 from udkd.cli.predict import predict_command
 from udkd.cli.quickstart import quickstart
+from udkd.cli.recipe import recipe_app
 from udkd.cli.report import report_command
 from udkd.cli.run import run_app
 from udkd.cli.study import study_command
@@ -70,6 +71,7 @@ app = Commands(
 app.add_typer(data_app, name="data")
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(cache_app, name="cache")
+app.add_typer(recipe_app, name="recipe")
 app.add_typer(run_app, name="run")
 app.command("train", example="udkd train imagenet100-paper --data data --cache cache --out run")(train_command)
 app.command("eval", example="udkd eval run --teacher teacher")(eval_command)

@@ -87,11 +87,7 @@ def build(
     processes share the work under torchrun: torchrun --nproc-per-node 2 -m udkd cache build ...
     """
     from udkd.config.loading import load_recipe
-    from udkd.data.dataset import DatasetFolder
-    from udkd.teacher.cache.build import build_cache
-    from udkd.teacher.folder import TeacherFolder
     from udkd.teacher.workers import WorkerGroup
-    from udkd.utils.environment import choose_device
 
     group = WorkerGroup.join()
     try:
@@ -100,7 +96,12 @@ def build(
         settings = list(overrides or [])
         settings += [f"teacher.views={views if views.isdecimal() else repr(views)}"] if views else []
         settings += [f'data.backend="{backend}"'] if backend else []
-        loaded = load_recipe(recipe, [*settings, *_storage(logits_dtype, top_k)])
+        loaded = load_recipe(recipe, [*settings, *_storage(logits_dtype, top_k)])  # before the imports that take seconds
+        from udkd.data.dataset import DatasetFolder
+        from udkd.teacher.cache.build import build_cache
+        from udkd.teacher.folder import TeacherFolder
+        from udkd.utils.environment import choose_device
+
         dataset = DatasetFolder.open(data)
         opened = [TeacherFolder.open(path) for path in teachers]
         with observed() as observer:
@@ -174,10 +175,11 @@ def import_(
     that the teacher saw, is recorded as your claim: the recipe's evaluation view. Train with teacher.views = "eval".
     """
     from udkd.config.loading import load_recipe
+
+    loaded = load_recipe(recipe, [*(overrides or []), *_storage(logits_dtype, top_k)])
     from udkd.data.dataset import DatasetFolder
     from udkd.teacher.cache.import_logits import import_cache
 
-    loaded = load_recipe(recipe, [*(overrides or []), *_storage(logits_dtype, top_k)])
     dataset = DatasetFolder.open(data)
     with observed() as observer:
         imported = import_cache(

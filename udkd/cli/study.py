@@ -81,12 +81,8 @@ def study_command(
     ends when all are done. The result is in OUT/STUDY: index.html, study.json, table.csv (accuracies, which depend on the
     seeds only) and cost.csv (times).
     """
-    from udkd.study.estimate import estimate
-    from udkd.study.folder import StudyFolder
     from udkd.study.plan import StudyPlan, make_plan
-    from udkd.study.runner import StudyContext
     from udkd.study.spec import load_study, study_name
-    from udkd.utils.environment import choose_device
 
     started = time.monotonic()
     if max_minutes is not None and math.isnan(max_minutes):
@@ -99,6 +95,11 @@ def study_command(
         make_plan(name, load_study(file), recipe=recipe, overrides=settings, seeds=_seeds(seeds))
         for name, file in zip(names, studies, strict=True)
     ]
+    from udkd.study.estimate import estimate  # these imports take seconds: a wrong key is reported before
+    from udkd.study.folder import StudyFolder
+    from udkd.study.runner import StudyContext
+    from udkd.utils.environment import choose_device
+
     selected = choose_device(device)
     with json_result(as_json) as results, observed() as observer, stop_requests() as stop:
         shared: list[tuple[StudyPlan, StudyContext]] = []

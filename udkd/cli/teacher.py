@@ -44,6 +44,10 @@ def fit(
     The recipe's [fit] and [train] sections say how.
     """
     from udkd.config.loading import load_recipe
+
+    settings = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
+    settings += [f'fit.loss="{loss}"'] if loss else []
+    teacher_recipe = load_recipe(recipe, settings).for_teacher()  # before the imports that take seconds
     from udkd.data.dataset import DatasetFolder
     from udkd.teacher.folder import new_teacher
     from udkd.training.make_teacher import evaluate_and_write, from_run
@@ -51,9 +55,6 @@ def fit(
     from udkd.training.trainer import TrainJob, train
     from udkd.utils.environment import choose_device
 
-    settings = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
-    settings += [f'fit.loss="{loss}"'] if loss else []
-    teacher_recipe = load_recipe(recipe, settings).for_teacher()
     with new_teacher(teacher), observed() as observer, stop_requests() as stopped:
         job = TrainJob(
             recipe=teacher_recipe,
@@ -124,6 +125,8 @@ def import_(
     the recipe's teacher.size_px says, else views.size_px.
     """
     from udkd.config.loading import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
     from udkd.data.dataset import DatasetFolder
     from udkd.teacher.folder import new_teacher
     from udkd.training.import_teacher import import_teacher
@@ -131,7 +134,6 @@ def import_(
     from udkd.training.run_folder import RunFolder
     from udkd.utils.environment import choose_device
 
-    loaded = load_recipe(recipe, overrides or [])
     dataset = DatasetFolder.open(data)
     given = weights is not None or entry is not None or mean or std or interpolation
     if run is not None and given:

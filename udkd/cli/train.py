@@ -50,14 +50,16 @@ def train_command(
     Ctrl-C, SIGTERM or SIGHUP stops the run at a checkpoint; --resume continues it to the same bits.
     """
     from udkd.config.loading import load_recipe
+
+    settings = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
+    loaded = load_recipe(recipe, settings)  # before the imports that take seconds: a wrong key is reported at once
     from udkd.training.make_targets import with_targets
     from udkd.training.trainer import TrainJob, train
     from udkd.utils.environment import choose_device
 
-    settings = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
     with observed() as observer:
         job = TrainJob(
-            recipe=load_recipe(recipe, settings),
+            recipe=loaded,
             data=data,
             out=out,
             device=choose_device(device),

@@ -1,4 +1,4 @@
-"""Loads recipes from TOML files, with `--set a.b=value` overrides that are applied before validation."""
+"""Loads recipes from TOML files, with `--set a.b=value` overrides that are applied before validation; and their text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Any
 from udkd.config import old_keys
 from udkd.config.recipe import Recipe
 from udkd.utils.errors import ConfigError
+from udkd.utils.options import Section
 from udkd.utils.parsing import parse_toml
 from udkd.utils.printable import shorten
-from udkd.utils.toml_files import load_toml, shipped_names
+from udkd.utils.toml_files import load_toml, shipped_names, toml_value
 
 _MAX_DEPTH = 8  # parts of an overridden key; the deepest key has four
 
@@ -33,6 +34,27 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if renamed := old_keys.changes(values):
         raise ConfigError(f"{name}: {renamed[0]}{f' (and {len(renamed) - 1} more)' if renamed[1:] else ''}; change it")
     return Recipe.from_dict(values, name)
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """A recipe as the text of a TOML file with every key; `load_recipe` reads it back to an equal recipe."""
+    return "\n".join(_tables(recipe, "", "[]")).lstrip("\n") + "\n"
+
+
+def _tables(section: Section, path: str, brackets: str) -> list[str]:
+    """The lines of a section: its own keys below its heading, then the sections inside it."""
+    own, inner = [], []
+    for name, plain in section.model_dump(mode="json").items():
+        value, below = getattr(section, name), f"{path}.{name}".removeprefix(".")
+        if isinstance(value, Section):
+            inner += _tables(value, below, "[]")
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+            inner += [line for item in value for line in _tables(item, below, "[[]]")]
+        else:
+            own.append(f"{name} = {toml_value(plain)}")
+    half = len(brackets) // 2
+    heading = ["", f"{brackets[:half]}{path}{brackets[half:]}"] if own and path else []
+    return [*heading, *own, *inner]
 
 
 def _apply(override: str, values: dict[str, Any]) -> None:

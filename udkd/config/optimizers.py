@@ -4,8 +4,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from udkd.utils.printable import shorten
 
 OptionValue = bool | int | float | str | tuple[float, ...]
@@ -22,10 +20,14 @@ _KEYS = ("lr", "weight_decay", "momentum", "nesterov")
 _NOT_OPTIONS = ("params", *_KEYS, "foreach", "fused", "capturable", "differentiable", "maximize", "dampening")
 """The implementation is chosen by device. dampening: PyTorch leaves it out of the first step, which a CUDA graph repeats."""
 _DEFAULT_MOMENTUM = 0.9
+_WELL_KNOWN: dict[str, tuple[str, ...]] = {"Adam": (), "AdamW": (), "RMSprop": ("momentum",), "SGD": ("momentum", "nesterov")}
+"""Which of momentum and nesterov the usual optimizers take, so that most recipes are read without importing torch."""
 
 
 def optimizer_names() -> list[str]:
     """The names of the optimizers that can train a student."""
+    import torch
+
     classes = {name: value for name, value in vars(torch.optim).items() if inspect.isclass(value)}
     return sorted(
         name
@@ -36,6 +38,8 @@ def optimizer_names() -> list[str]:
 
 def optimizer_class(name: str) -> Any:
     """The class that torch.optim has under a name of `optimizer_names`."""
+    import torch
+
     return getattr(torch.optim, name)
 
 
@@ -52,6 +56,11 @@ def optimizer_arguments(
     Raises ValueError: an unknown optimizer or option, a value of another type than the option's default or out of its range,
     a momentum that the optimizer does not take.
     """
+    if not options and _is_usual(name, momentum, nesterov):
+        given = {"momentum": momentum, "nesterov": nesterov}
+        return {"weight_decay": weight_decay, **{key: given[key] for key in _WELL_KNOWN[name]}}
+    import torch
+
     names = optimizer_names()
     if name not in names:
         reason = f", which {_REFUSED[name]}" if name in _REFUSED else ""
@@ -77,6 +86,14 @@ def optimizer_arguments(
             "expected values in range; change them"
         ) from None
     return arguments
+
+
+def _is_usual(name: str, momentum: float, nesterov: bool) -> bool:
+    """Whether a well-known optimizer takes these values, which the recipe has bounded. PyTorch explains those it refuses."""
+    taken = _WELL_KNOWN.get(name)
+    if taken is None or (nesterov and not momentum):
+        return False
+    return ("momentum" in taken or momentum == _DEFAULT_MOMENTUM) and ("nesterov" in taken or not nesterov)
 
 
 def _require_option(name: str, option: str, value: OptionValue, defaults: Mapping[str, Any]) -> None:

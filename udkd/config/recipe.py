@@ -22,7 +22,6 @@ from udkd.config.sections import (
 )
 from udkd.losses.methods.builtin import METHODS
 from udkd.losses.methods.registry import MethodsSection, after_register
-from udkd.models.architectures import default_preprocessing
 from udkd.utils.options import Section
 from udkd.utils.printable import printable, shorten
 from udkd.utils.validation import validate
@@ -82,6 +81,8 @@ class Recipe(Section):
 
     def student_preprocessing(self, index: int) -> Preprocessing:
         """The preprocessing of a student's input: its mean and std, or else its model's own, and views.interpolation."""
+        from udkd.models.architectures import default_preprocessing  # the networks need torch; a recipe does not
+
         student = self.students[index]
         own = default_preprocessing(student.architecture)
         return Preprocessing(

@@ -9,11 +9,11 @@ from udkd.augment.preprocessing import Interpolation, Preprocessing
 from udkd.augment.views import Scheme, ViewSpec
 from udkd.config.optimizers import OptionValue, optimizer_arguments
 from udkd.data.backends.registry import backend_names
-from udkd.losses.distill import KlKind, LabelLoss, LossSettings
 from udkd.losses.estimator import Estimator, EstimatorKind
 from udkd.losses.methods.registry import method_names
 from udkd.losses.sample_weight import SampleWeighting, WeightControl, weight_kinds
 from udkd.losses.schedules import ScheduleKind
+from udkd.losses.settings import KlKind, LabelLoss, LossSettings
 from udkd.losses.storage import Dtype, Storage
 from udkd.utils.options import (
     MAX_EPOCHS,
@@ -307,7 +307,7 @@ class SchedulesSection(Section):
 
 
 class LossSection(Section):
-    """The loss: the weights of its terms (udkd.losses.distill.LossSettings), and the per-sample weight of the teacher term."""
+    """The loss: the weights of its terms (udkd.losses.settings.LossSettings), and the per-sample weight of the teacher term."""
 
     alpha: NonNegative = Field(default=0.4, description="weight of the label term; 0: off")
     beta: NonNegative = Field(default=0.4, description="weight of the teacher term; 0: off")

@@ -7,44 +7,17 @@ Letters: B batch, C classes, N students.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udkd.losses.settings import KlKind, LossSettings
 from udkd.utils.errors import ConfigError
-
-KlKind = Literal["reverse", "forward"]
-LabelLoss = Literal["cross_entropy", "evidential"]
 
 EVIDENCE_LIMIT = 10.0
 """Larger logits give no more evidence: exp(10) is 22,026 observations of one class."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossSettings:
-    """Settings of the loss. A term of weight 0 is not computed.
-
-    alpha: weight of the cross-entropy with the label. beta: of the divergence from the teacher. gamma: from the peers.
-    temperature: softens the teacher and peer terms, which are multiplied by its square.
-    kl: reverse is KL(student || teacher), the paper's; forward is KL(teacher || student), Hinton's. Applies to peers, too.
-    label_smoothing: fraction of the label spread over all classes, without effect on the evidential loss.
-    label_loss: the label term: cross-entropy, or `evidential` if there is no teacher.
-    """
-
-    alpha: float = 0.4
-    beta: float = 0.4
-    gamma: float = 0.2
-    temperature: float = 4.0
-    kl: KlKind = "reverse"
-    label_smoothing: float = 0.0
-    label_loss: LabelLoss = "cross_entropy"
-
-    def weights_3N(self, num_students: int, like: Tensor) -> Tensor:
-        """Alpha, beta and gamma of each student, [3, N], with the dtype and device of `like`."""
-        # Filled on the device: a copy from the host would make the host wait.
-        return torch.stack([like.new_full((num_students,), weight) for weight in (self.alpha, self.beta, self.gamma)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +145,17 @@ def distill(
             for i, q_BC in enumerate(soft)
         ]
     if weights_3N is None:
-        weights_3N = settings.weights_3N(len(logits), zero)
+        weights_3N = constant_weights_3N(settings, len(logits), zero)
     # Student by student, not as one product of [3, N] tensors: joining the terms first costs a compiled graph six kernels.
     columns = zip(weights_3N.to(zero.dtype).unbind(1), hard, teacher, peer, strict=True)
     total = torch.stack([w_3[0] * h + w_3[1] * t + w_3[2] * p for w_3, h, t, p in columns]).sum()
     return Terms(total=total, hard=_detached(hard), teacher=_detached(teacher), peer=_detached(peer))
+
+
+def constant_weights_3N(settings: LossSettings, num_students: int, like: Tensor) -> Tensor:
+    """Alpha, beta and gamma of each student, [3, N], with the dtype and device of `like`."""
+    # Filled on the device: a copy from the host would make the host wait.
+    return torch.stack([like.new_full((num_students,), weight) for weight in (settings.alpha, settings.beta, settings.gamma)])
 
 
 def distill_with(settings: LossSettings) -> Loss:

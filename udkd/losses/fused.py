@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from udkd.losses.distill import Loss, LossSettings, Terms
+from udkd.losses.distill import Loss, Terms
+from udkd.losses.settings import LossSettings
 
 _ROWS = 4  # hard, teacher, peer, and their weighted sum
 _ELEMENTS_PER_WARP = 512

@@ -3,20 +3,28 @@
 Letters: B batch, C classes, M members (networks of an ensemble, or passes with dropout).
 Every kind of weight is computed from the logits of the mean prediction and at most one uncertainty per sample, so training
 costs the same. To add a kind, decorate a function with `@register_sample_weight`, here or in any other module.
+
+Recipes name these kinds, and reading a recipe does not import torch: everything here is written with a tensor's own methods.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from udkd.utils.errors import ConfigError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
 WeightControl = Literal["none", "equal_mean", "shuffled"]
 """A control experiment: every sample gets the mean weight (equal_mean), or the weight of another sample (shuffled)."""
+
+FloatArray = TypeVar("FloatArray", "Tensor", "NDArray[np.float32]")
 
 _UNCERTAINTIES = ("entropy", "mutual_information", "vacuity")
 
@@ -52,7 +60,7 @@ def entropy(logits_BC: Tensor) -> Tensor:
     Source: arXiv 2511.18826, the uncertainty of the teacher's prediction. If the prediction is a mean over members, it is the
     total uncertainty (Depeweg et al., arXiv 1710.07283).
     """
-    log_p_BC = torch.log_softmax(logits_BC.float(), dim=-1)
+    log_p_BC = logits_BC.float().log_softmax(-1)
     return -(log_p_BC.exp() * log_p_BC).sum(-1)
 
 
@@ -61,7 +69,7 @@ def mean_log_probability(log_p_MBC: Tensor) -> Tensor:
 
     Source: Lakshminarayanan et al., arXiv 1612.01474, equation of the ensemble's prediction.
     """
-    return torch.logsumexp(log_p_MBC, dim=0) - math.log(len(log_p_MBC))
+    return log_p_MBC.logsumexp(0) - math.log(len(log_p_MBC))
 
 
 def mutual_information(log_p_MBC: Tensor) -> Tensor:
@@ -79,12 +87,12 @@ def vacuity(alpha_BC: Tensor) -> Tensor:
     return alpha_BC.shape[-1] / alpha_BC.sum(-1)
 
 
-def entropy_weight(entropy_B: Tensor, num_classes: int) -> Tensor:
-    """The confidence weight w = 1 - H / ln C, clipped to [0, 1]: float32 [B].
+def entropy_weight(entropy_B: FloatArray, num_classes: int) -> FloatArray:
+    """The confidence weight w = 1 - H / ln C, clipped to [0, 1]: float32 [B], an array or a tensor as entropy_B is.
 
     Source: arXiv 2511.18826; it multiplies the teacher term of a sample.
     """
-    return (1.0 - entropy_B / math.log(num_classes)).clamp(0.0, 1.0)
+    return (1.0 - entropy_B / math.log(num_classes)).clip(0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,7 +114,7 @@ class WeightInputs:
         return self.logits_BC.shape[-1]
 
 
-WeightFunction = Callable[[WeightInputs], Tensor]
+WeightFunction = Callable[[WeightInputs], "Tensor"]
 """Returns float32 [B], in [0, 1]. No weight may depend on another sample, as cached and live weights must agree."""
 
 
@@ -200,13 +208,13 @@ def _inverse_entropy(inputs: WeightInputs) -> Tensor:
 @register_sample_weight("max_probability")
 def _max_probability(inputs: WeightInputs) -> Tensor:
     """max_c p_c, with p = softmax(logits) at temperature 1. Source: Hendrycks, Gimpel, arXiv 1610.02136."""
-    return torch.softmax(inputs.logits_BC.float(), dim=-1).amax(-1)
+    return inputs.logits_BC.float().softmax(-1).amax(-1)
 
 
 @register_sample_weight("margin")
 def _margin(inputs: WeightInputs) -> Tensor:
     """p_1st - p_2nd. Source: Scheffer et al., "Active hidden Markov models", IDA 2001."""
-    best_B2 = torch.softmax(inputs.logits_BC.float(), dim=-1).topk(2, dim=-1).values
+    best_B2 = inputs.logits_BC.float().softmax(-1).topk(2, dim=-1).values
     return best_B2[:, 0] - best_B2[:, 1]
 
 
@@ -232,4 +240,4 @@ def _vacuity(inputs: WeightInputs) -> Tensor:
 @register_sample_weight("constant")
 def _constant(inputs: WeightInputs) -> Tensor:
     """1 for every sample: plain knowledge distillation."""
-    return torch.ones(len(inputs.logits_BC), device=inputs.logits_BC.device)
+    return inputs.logits_BC.new_ones(len(inputs.logits_BC)).float()

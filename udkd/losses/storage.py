@@ -1,20 +1,23 @@
 """How a row of logits is stored: all of them, or the k largest and the probability mass of the other classes.
 
-Letters: B batch, C classes, k kept classes.
+Letters: B batch, C classes, k kept classes. Written with a tensor's own methods, so that reading a recipe or a cache's header
+does not import torch.
 """
+
+from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Dtype = Literal["float16", "float32"]
 
-LOWEST = torch.finfo(torch.float16).min
-"""A finite logit whose probability is 0: -inf would turn KL(student || teacher) into NaN."""
+LOWEST = -65504.0
+"""The lowest float16, a finite logit whose probability is 0: -inf would turn KL(student || teacher) into NaN."""
 
 _TEXT = re.compile(r"(float16|float32)(?: top-([1-9]\d{0,8}))?")
 
@@ -32,7 +35,7 @@ class Storage:
         return f"{self.dtype} top-{self.top_k}" if self.top_k else self.dtype
 
     @classmethod
-    def parse(cls, text: str) -> "Storage":
+    def parse(cls, text: str) -> Storage:
         """The inverse of `text`. Raises ValueError for anything else."""
         match = _TEXT.fullmatch(text)
         if match is None:
@@ -51,7 +54,7 @@ def dense_logits(logits_Bk: Tensor, classes_Bk: Tensor, tail_B: Tensor, num_clas
 
 def rest_logit(logits_Bk: Tensor, tail_B: Tensor, num_classes: int) -> Tensor:
     """The logit shared by all classes that were not kept, float32 [B]. Rows are independent of each other."""
-    rest_B = torch.log(tail_B) - torch.log1p(-tail_B) + torch.logsumexp(logits_Bk.float(), dim=-1)
+    rest_B = tail_B.log() - (-tail_B).log1p() + logits_Bk.float().logsumexp(-1)
     return (rest_B - math.log(num_classes - logits_Bk.shape[1])).clamp(min=LOWEST)
 
 

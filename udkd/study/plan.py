@@ -16,6 +16,7 @@ from udkd.config.recipe import Recipe
 from udkd.config.sections import StudentSection
 from udkd.study.spec import Arm, Study
 from udkd.utils.errors import ConfigError
+from udkd.utils.toml_files import toml_value
 
 _NAME_CHARACTERS = 12
 
@@ -121,9 +122,7 @@ def _students(base: Recipe, architectures: Sequence[str]) -> str:
 
 
 def _inline(section: StudentSection) -> str:
-    # JSON's strings, numbers, booleans and lists are valid TOML; TOML has no null.
-    values = section.model_dump(mode="json", exclude_none=True)
-    return "{" + ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items()) + "}"
+    return toml_value(section.model_dump(mode="json"))
 
 
 def teacher_name(recipe: Recipe, dataset_digest: str) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from udkd.augment.preprocessing import IMAGENET, Preprocessing
-from udkd.losses.distill import LabelLoss
+from udkd.losses.settings import LabelLoss
 from udkd.utils.errors import BusyError, DataError, MismatchError, RunError
 from udkd.utils.files import FolderLock, read_regular, write_bytes
 from udkd.utils.folder_kinds import require_no_other

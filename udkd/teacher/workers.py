@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
-from torch.distributed.rendezvous import rendezvous
 
 from udkd.utils.errors import CacheError, UserError
 from udkd.utils.launcher import LAUNCHER_GONE, die_with_parent, is_torchrun_gone, is_torchrun_worker
+
+if TYPE_CHECKING:
+    import torch
 
 _POLL_S = 0.05
 _CONNECT_S = 20.0  # torchrun's store exists before its processes; this bounds a slow network, or variables set by hand
@@ -42,6 +43,8 @@ class WorkerGroup:
         die_with_parent(signal.SIGTERM)  # not SIGKILL: from here on there is something to clean up
         if is_torchrun_gone(environment):
             raise CacheError(LAUNCHER_GONE)
+        from torch.distributed.rendezvous import rendezvous  # takes seconds, and a single process does not need it
+
         try:
             store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_CONNECT_S)))
         except (RuntimeError, ValueError, OSError) as error:
@@ -56,8 +59,10 @@ class WorkerGroup:
         """Whether this process holds the lock, finishes files and talks to the user."""
         return self.rank == 0
 
-    def device(self, device: torch.device) -> torch.device:
+    def device(self, device: "torch.device") -> "torch.device":
         """The GPU of this process where the group has several."""
+        import torch
+
         return torch.device("cuda", self.local_rank) if self.size > 1 and device.type == "cuda" else device
 
     def set(self, name: str, value: object = None) -> None:
@@ -93,6 +98,8 @@ def single_process_threads() -> int:
     The thread count may change the last bits of a target, so it must not depend on the number of processes.
     """
     if "OMP_NUM_THREADS" in _environment_of(os.getppid()):
+        import torch
+
         return torch.get_num_threads()  # set by the user, which a single process follows too
     cores = psutil.cpu_count(logical=False) or 1
     return max(1, min(cores, len(os.sched_getaffinity(0))))

@@ -15,7 +15,7 @@ from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
 from udkd.data.backends.registry import open_backend
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.distill import LabelLoss
+from udkd.losses.settings import LabelLoss
 from udkd.models.architectures import (
     TIMM,
     default_preprocessing,

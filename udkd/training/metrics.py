@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from udkd.config.recipe import Recipe
-from udkd.losses.distill import LossSettings, Terms
+from udkd.losses.distill import Terms
+from udkd.losses.settings import LossSettings
 
 ROWS = ("hard", "teacher", "peer", "top1")
 """What every step records. With fixed weights the loss follows from the means of the first three."""

@@ -1,10 +1,11 @@
 """Building blocks of recipes and studies: a strict base class, and bounded types for their fields."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError
 
 # The bounds are generous: they only keep float32, int64 and memory from overflowing.
 MAX_PX = 8192
@@ -30,6 +31,13 @@ class Section(BaseModel):
 def one_of(names: Callable[[], Sequence[str]]) -> AfterValidator:
     """Check a string against names that are looked up at validation. The error has the form of pydantic's for a Literal."""
 
+    @dataclass(frozen=True)
+    class OneOf(AfterValidator):
+        """Names the choices in the JSON schema, too."""
+
+        def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+            return {**handler(schema), "enum": list(names())}
+
     def check(value: str) -> str:
         if value not in names():
             *others, last = map(repr, names())
@@ -37,4 +45,4 @@ def one_of(names: Callable[[], Sequence[str]]) -> AfterValidator:
             raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
         return value
 
-    return AfterValidator(check)
+    return OneOf(check)

@@ -66,7 +66,12 @@ _errors = SafeConsole(stderr=True, soft_wrap=True)
 
 def print_json(value: object) -> None:
     """Print a command's result for programs: one JSON document on standard output, in ASCII. NaN and infinity become null."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    print_as_is(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def print_as_is(text: str) -> None:
+    """Write text that is printable already to standard output, however long its lines are."""
+    getattr(sys.stdout, "unescaped", sys.stdout).write(text)
 
 
 def _finite(value: object) -> object:

@@ -1,7 +1,7 @@
 """Checks plain values against a pydantic model. An error is one line that names the key by its path."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -9,11 +9,14 @@ from pydantic import BaseModel, ValidationError
 
 from udkd.utils.errors import ConfigError
 from udkd.utils.printable import shorten
+from udkd.utils.suggestions import near, remedy
 
 Model = TypeVar("Model", bound=BaseModel)
 Path = tuple[int | str, ...]
 _SHOWN = 12
 """Keys of a section that an error lists."""
+_SUGGESTED = 2
+"""Keys that an error suggests."""
 
 
 def validate(model: type[Model], values: Any, *, origin: str, noun: str) -> Model:
@@ -38,7 +41,8 @@ def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
     others = {other for other in others if other != keys[: len(other)]}  # pydantic also calls the list of a bad item too short
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        return f"{path} is not a key of a {noun}{more}; expected {_some(list(section.model_fields), str(keys[-1]))}; correct it"
+        expected = _some(list(section.model_fields), str(keys[-1]))
+        return f"{path} is not a key of a {noun}{more}; expected {expected}; {remedy(_suggestions(keys, section, model))}"
     if first["type"] == "value_error":  # a validator's own text, which is complete; the input is a complete section
         return f"{path + ': ' if path else ''}{first['msg'].removeprefix('Value error, ')}{more}"
     if first["type"] == "json_invalid":
@@ -55,6 +59,32 @@ def _some(names: list[str], wanted: str) -> str:
     """The first names and those that look like the wanted one: a section has too many for one line."""
     shown = [name for name in names if name in names[:_SHOWN] or name in get_close_matches(wanted, names)]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if shown != names else "")
+
+
+def _suggestions(keys: Path, section: type[BaseModel], model: type[BaseModel]) -> list[str]:
+    """Paths of keys that an unknown one may stand for: a misspelling in its section, its name in another, or both."""
+    *parents, name = map(str, keys)
+    paths = list(key_paths(model))
+    slips, similar = (near(name, section.model_fields, 1, alike=alike) for alike in (0.8, 0.6))
+    if not slips and name not in {path[-1] for path in paths} and similar:
+        slips = similar
+    if slips:
+        return [".".join((*parents, slips[0]))]
+    named = near(name, {path[-1] for path in paths}, 1)
+    found = [path for path in paths if path[-1] in named]
+    depths = [len(path) - path.count("N") for path in found]
+    # The sections of training are the last ones. Deeper keys of that name are details of the others.
+    return [".".join(path) for path, depth in zip(found, depths, strict=True) if depth == min(depths)][::-1][:_SUGGESTED]
+
+
+def key_paths(model: type[BaseModel], parents: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every key, in order, also of those that hold sections; N stands for any index of a list."""
+    for name, field in model.model_fields.items():
+        path = (*parents, name)
+        yield path
+        inner = next((each for each in (field.annotation, *get_args(field.annotation)) if _is_model(each)), None)
+        if inner is not None:
+            yield from key_paths(inner, path if inner is field.annotation else (*path, "N"))
 
 
 def _as_json(value: object) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udkd.data.backends.registry import register_backend
 from udkd.data.batch import Batch
 from udkd.data.canvas import canvas_bytes, paste
 from udkd.data.dali_package import import_dali
@@ -38,7 +37,6 @@ JPEGs = list[NDArray[np.uint8]] | NDArray[np.uint8]
 
 
 @final
-@register_backend("dali")
 class DaliBackend:
     """Feeds DALI with samples by id: DALI's own readers have no random access, and check neither order nor checksums.
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udkd.data.backends.registry import register_backend
 from udkd.data.batch import Batch
 from udkd.data.beton import import_ffcv, open_beton
 from udkd.data.dataset import Split
@@ -29,7 +28,6 @@ _REMEDY = "write it again with udkd data derive --formats ffcv"
 
 
 @final
-@register_backend("ffcv")
 class FfcvBackend:
     """Decodes every sample in every epoch, without holding the interpreter lock.
 

@@ -12,7 +12,6 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 
-from udkd.data.backends.registry import register_backend
 from udkd.data.batch import Batch
 from udkd.data.canvas import paste
 from udkd.data.dataset import Split
@@ -20,7 +19,6 @@ from udkd.data.loading.host_loader import HostLoader
 
 
 @final
-@register_backend("folder")
 class FolderBackend:
     """Decodes every sample in every epoch. It needs only the shards.
 

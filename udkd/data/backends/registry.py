@@ -1,24 +1,24 @@
-"""Opens backends by name. Each module in this package registers its own; other modules may do the same when imported."""
+"""Opens backends by name. Those of this package are at the end; other modules may register theirs when imported.
+
+Recipes name backends, and reading a recipe does not import torch: a backend's module is imported when it is opened.
+"""
+
+from __future__ import annotations
 
 import os
-import pkgutil
 from collections.abc import Callable
-from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import psutil
-import torch
-
-from udkd.data.batch import Backend
-from udkd.data.beton import import_ffcv
-from udkd.data.canvas import canvas_bytes
 from udkd.data.dali_package import import_dali
-from udkd.data.dataset import Split
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import SILENT, Observer
+
+if TYPE_CHECKING:
+    import torch
+
+    from udkd.data.batch import Backend
+    from udkd.data.dataset import Split
 
 _MEMORY_FRACTION = 0.6  # of the free memory: the models, their gradients and other programs need the rest
 
@@ -46,15 +46,7 @@ def register_backend(name: str) -> Callable[[_AnyOpener], _AnyOpener]:
 
 def backend_names() -> tuple[str, ...]:
     """The names that `open_backend` takes: "auto" and every registered backend."""
-    _import_all()
     return ("auto", *sorted(_OPENERS))
-
-
-@cache
-def _import_all() -> None:
-    """Import the backends of this package. FFCV and DALI are imported only when their backends are opened."""
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)], f"{__package__}."):
-        import_module(module.name)
 
 
 def choose_backend(name: str, split: Split, device: torch.device) -> tuple[str, str]:
@@ -78,6 +70,10 @@ def choose_backend(name: str, split: Split, device: torch.device) -> tuple[str, 
 
 
 def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
+    import torch
+
+    from udkd.data.canvas import canvas_bytes
+
     if not split.has("resident"):
         return False, "the dataset folder holds no canvas.npy (udkd data derive writes it)"
     needed = canvas_bytes(split.num_samples, split.side)
@@ -89,6 +85,8 @@ def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
 
 def _free_bytes() -> int:
     """Free memory on the host, in bytes; if /proc is not mounted, without the memory that the page cache could release."""
+    import psutil
+
     try:
         return int(psutil.virtual_memory().available)
     except (OSError, psutil.Error):
@@ -100,6 +98,8 @@ def _unusable_reason(name: str) -> str | None:
 
     The package is imported to find out: it may be installed without its libraries, or built for another NumPy or CUDA.
     """
+    from udkd.data.beton import import_ffcv
+
     package, load = {"dali": ("nvidia.dali", import_dali), "ffcv": ("ffcv", import_ffcv)}[name]
     if not _installed(package):
         return f"{name.upper()} is not installed"
@@ -129,3 +129,31 @@ def open_backend(name: str, split: Split, device: torch.device, *, workers: int 
     chosen, reason = choose_backend(name, split, device)
     observer.note(f"{split.name} images: {chosen} backend, because {reason}")
     return _OPENERS[chosen](split, device, workers=workers)
+
+
+@register_backend("dali")
+def _dali(split: Split, device: torch.device, *, workers: int) -> Backend:
+    from udkd.data.backends.dali import DaliBackend
+
+    return DaliBackend(split, device, workers=workers)
+
+
+@register_backend("ffcv")
+def _ffcv(split: Split, device: torch.device, *, workers: int) -> Backend:
+    from udkd.data.backends.ffcv import FfcvBackend
+
+    return FfcvBackend(split, device, workers=workers)
+
+
+@register_backend("folder")
+def _folder(split: Split, device: torch.device, *, workers: int) -> Backend:
+    from udkd.data.backends.folder import FolderBackend
+
+    return FolderBackend(split, device, workers=workers)
+
+
+@register_backend("resident")
+def _resident(split: Split, device: torch.device, *, workers: int) -> Backend:
+    from udkd.data.backends.resident import ResidentBackend
+
+    return ResidentBackend(split, device, workers=workers)

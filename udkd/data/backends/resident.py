@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udkd.data.backends.registry import register_backend
 from udkd.data.batch import Batch
 from udkd.data.canvas import canvas_bytes
 from udkd.data.dataset import Split
@@ -29,7 +28,6 @@ _MAX_AHEAD = 2  # batches read ahead, if AHEAD_BYTES allows as many
 
 
 @final
-@register_backend("resident")
 class ResidentBackend:
     """Gathers rows of canvas.npy. The crc32 of a row is checked when it is read: on a GPU at opening, else at every use.
 

@@ -2,11 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
-from udkd.utils.options import Positive, Section
+from udkd.losses.methods.options import AttentionSection
+from udkd.losses.methods.registry import MethodInputs, MethodSetup
 
 
 def attention_map(map_BCHW: Tensor) -> Tensor:
@@ -36,14 +35,6 @@ def to_common_size(one_BCHW: Tensor, other_BCHW: Tensor) -> tuple[Tensor, Tensor
     return maps[0], maps[1]
 
 
-class AttentionSection(Section):
-    """Attention transfer between the deepest feature maps of the `stages` smallest sizes."""
-
-    weight: Positive = Field(default=1000.0, description="factor of the term")
-    stages: int = Field(default=4, ge=1, le=64, description="number of the deepest sizes of maps that are compared")
-
-
-@register_method("attention", AttentionSection, title="attention transfer", needs="maps", depth="stages")
 class Attention(nn.Module):
     """The sum of `attention_transfer` over stages."""
 

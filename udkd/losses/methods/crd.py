@@ -9,12 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
+from udkd.losses.methods.options import CrdSection
+from udkd.losses.methods.registry import MethodInputs, MethodSetup
 from udkd.utils.device_rng import integers, mix
-from udkd.utils.options import MAX_PX, MAX_SAMPLES, Positive, Section, Temperature
 from udkd.utils.rng import Stream, key, uniform
 
 _NEGATIVES = 0x6E65676174697665  # distinguishes the key of a step's negatives from its dropout key
@@ -88,17 +87,6 @@ class Embedding(nn.Module):
         return F.normalize(self.linear(pooled_BC), dim=1)
 
 
-class CrdSection(Section):
-    """Contrastive representation distillation. Each student has two memories of `embed_dim` float32 per image."""
-
-    weight: Positive = Field(default=0.8, description="factor of the term")
-    embed_dim: int = Field(default=128, ge=2, le=MAX_PX, description="dimensions of an embedding")
-    negatives: int = Field(default=16384, ge=1, le=MAX_SAMPLES, description="negative samples for each image and step")
-    temperature: Temperature = Field(default=0.07, description="divides the similarities")
-    momentum: float = Field(default=0.5, ge=0, lt=1, description="share of the old value when a memory is updated")
-
-
-@register_method("crd", CrdSection, title="CRD", needs="pooled", compares_samples=True)
 class Crd(nn.Module):
     """`contrastive_loss` in both directions. Memories and normalisers are buffers, so that a checkpoint holds them."""
 

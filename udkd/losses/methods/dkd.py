@@ -5,12 +5,11 @@ Letters: B batch, C classes.
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from udkd.losses.distill import at_least_float32, kl
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
-from udkd.utils.options import NonNegative, Section, Temperature
+from udkd.losses.methods.options import DkdSection
+from udkd.losses.methods.registry import MethodInputs, MethodSetup
 
 
 def dkd(
@@ -49,15 +48,6 @@ def _parts(z_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([F.logsigmoid(margin_B), F.logsigmoid(-margin_B)], dim=-1), others_BC.log_softmax(-1)
 
 
-class DkdSection(Section):
-    """Decoupled knowledge distillation. The paper uses (1, 0.5, 1) for ImageNet and (1, 8, 4) for most of CIFAR-100."""
-
-    target: NonNegative = Field(default=1.0, description="weight of the target class's part, the paper's alpha")
-    others: NonNegative = Field(default=0.5, description="weight of the other classes' part, the paper's beta")
-    temperature: Temperature = Field(default=1.0, description="softens both parts, which are multiplied by its square")
-
-
-@register_method("dkd", DkdSection, title="DKD")
 class Dkd(nn.Module):
     """The loss method "dkd": `dkd` with its options."""
 

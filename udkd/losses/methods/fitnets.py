@@ -4,12 +4,11 @@ Letters: B batch, C channels, H W positions.
 """
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from udkd.losses.methods.attention import to_common_size
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
-from udkd.utils.options import Positive, Section
+from udkd.losses.methods.options import FitnetsSection
+from udkd.losses.methods.registry import MethodInputs, MethodSetup
 
 
 def hint_loss(regressed_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
@@ -30,14 +29,6 @@ def regressor(student_channels: int, teacher_channels: int) -> nn.Module:
     )
 
 
-class FitnetsSection(Section):
-    """FitNets with one feature map. stage: 1 for the deepest size, 2 for the one before, and so on."""
-
-    weight: Positive = Field(default=100.0, description="factor of the term")
-    stage: int = Field(default=3, ge=1, le=64, description="which size of maps is compared, counted from the deepest, 1")
-
-
-@register_method("fitnets", FitnetsSection, title="FitNets", needs="maps", depth="stage", single=True)
 class Fitnets(nn.Module):
     """The loss method "fitnets": `hint_loss` through a trained regressor."""
 

@@ -1,4 +1,9 @@
-"""Registers the values of loss.method. Each is one file with one @register_method, in this package or elsewhere."""
+"""Registers the values of loss.method: those of this package are in builtin.py; other modules may add theirs.
+
+Recipes name methods and hold their options, and reading a recipe does not import torch.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic.fields import FieldInfo
-from torch import Tensor, nn
 
 from udkd.utils.options import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Needs = Literal["logits", "pooled", "maps"]
 """What a method needs from both networks: only logits; pooled features (the mean of the deepest map over positions), which a
@@ -86,7 +93,7 @@ METHODS: dict[str, Method] = {}
 after_register: list[Callable[[], object]] = []
 """Called after each registration, to rebuild the models that nest MethodsSection."""
 
-_Module = TypeVar("_Module", bound=Callable[[Any, MethodSetup], nn.Module])
+_Module = TypeVar("_Module", bound="Callable[[Any, MethodSetup], nn.Module]")
 
 
 def register_method(
@@ -99,7 +106,10 @@ def register_method(
     single: bool = False,
     compares_samples: bool = False,
 ) -> Callable[[_Module], _Module]:
-    """Decorate a module class to register it as loss.method = `name`, with its options in [methods.NAME]. See Method."""
+    """Decorate a module class, or a function that builds one, to register it as loss.method = `name`. See Method.
+
+    options: the class of its keys in a recipe, [methods.NAME].
+    """
     assert name not in METHODS, f"a method {name} is registered already"
     assert (needs == "maps") == bool(depth), "a method of maps names the option that counts its stages"
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from udkd.losses.methods.attention import to_common_size
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
-from udkd.utils.options import Positive, Section
+from udkd.losses.methods.options import ReviewkdSection
+from udkd.losses.methods.registry import MethodInputs, MethodSetup
 
 LEVELS = (4, 2, 1)
 """Sides of the averaged maps that are compared, too."""
@@ -92,14 +91,6 @@ def review_loss(maps: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     return torch.stack([hierarchical_context(one, other) for one, other in zip(maps, teacher, strict=True)]).sum()
 
 
-class ReviewkdSection(Section):
-    """Knowledge review over the deepest feature maps of the `stages` smallest sizes."""
-
-    weight: Positive = Field(default=1.0, description="factor of the term")
-    stages: int = Field(default=4, ge=1, le=64, description="number of the deepest sizes of maps that are compared")
-
-
-@register_method("reviewkd", ReviewkdSection, title="ReviewKD", needs="maps", depth="stages")
 class ReviewTerm(nn.Module):
     """The loss method "reviewkd": `review_loss` of fused maps."""
 

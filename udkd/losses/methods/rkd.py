@@ -5,11 +5,10 @@ Letters: B batch, D and E sizes of the student's and the teacher's features.
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from udkd.losses.methods.registry import MethodInputs, MethodSetup, register_method
-from udkd.utils.options import NonNegative, Section
+from udkd.losses.methods.options import RkdSection
+from udkd.losses.methods.registry import MethodInputs, MethodSetup
 
 
 def distance_term(student_BD: Tensor, teacher_BE: Tensor) -> Tensor:
@@ -54,14 +53,6 @@ def _choices(count: int, of: int) -> int:
     return max(1, count * (count - 1) * (count - 2 if of == 3 else 1))
 
 
-class RkdSection(Section):
-    """Relational knowledge distillation: the weights of its two terms."""
-
-    distance: NonNegative = Field(default=25.0, description="weight of the distance term")
-    angle: NonNegative = Field(default=50.0, description="weight of the angle term, whose memory grows with batch^3; 0: none")
-
-
-@register_method("rkd", RkdSection, title="RKD", needs="pooled", compares_samples=True)
 class Rkd(nn.Module):
     """The sum of `distance_term` and `angle_term`."""
 

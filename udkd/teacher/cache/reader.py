@@ -1,22 +1,31 @@
-"""Reading a cache: its views, whether it matches a run, and its targets as a table on a device."""
+"""Reading a cache: its views, whether it matches a run, and its targets as a table on a device.
+
+Only the tables need torch: a cache is opened and described without it.
+"""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from udkd.losses.sample_weight import SampleWeighting, uncertainty_of
 from udkd.teacher.cache.key import CacheKey, Differing, Remedy, key_differences
-from udkd.teacher.cache.tables import DeviceTable, TargetTable, open_table
 from udkd.teacher.cache.view_count import MAX_VIEWS, VIEW_COUNT_FILE, read_view_count
 from udkd.teacher.cache.view_file import REBUILD, ViewFile, read_view_header, view_path
 from udkd.utils.errors import CacheError, MismatchError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from udkd.teacher.cache.tables import DeviceTable, TargetTable
 
 ESTIMATORS_WITH = {"mutual_information": ("mc_dropout", "ensemble"), "vacuity": ("evidential",)}
 """The estimators that give an uncertainty beyond entropy."""
@@ -43,7 +52,7 @@ class Cache:
     missing: tuple[int, ...] = ()
 
     @classmethod
-    def open(cls, folder: Path) -> "Cache":
+    def open(cls, folder: Path) -> Cache:
         """Read all headers. CacheError: no finished view, a damaged file, or views that do not belong together.
 
         A missing view is not an error here: see `missing`, `require_views` and `unexpected_files`.
@@ -180,6 +189,8 @@ class Cache:
         whether it fits or not. into: a table of another view, which this view overwrites.
         CacheError: a damaged block, or targets, uncertainties or features that are not stored.
         """
+        from udkd.teacher.cache.tables import open_table
+
         if ids is not None:
             self.require_targets(view, ids)
         weighting = weighting or SampleWeighting()

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from udkd.losses.sample_weight import entropy_weight
 from udkd.teacher.cache.reader import Cache
+from udkd.teacher.cache.view_file import ViewFile
 from udkd.utils.errors import CacheError
 
 _ROWS_AT_ONCE = 1 << 16
@@ -52,14 +52,14 @@ def summarise_cache(cache: Cache, labels_N: NDArray[np.integer] | None = None) -
         entropy_N = file.uncertainties["entropy"]
         for start in range(0, cache.num_rows, _ROWS_AT_ONCE):
             rows = np.flatnonzero(~np.isnan(entropy_N[start : start + _ROWS_AT_ONCE])) + start
-            entropy_B = torch.from_numpy(entropy_N[rows])
+            entropy_B = entropy_N[rows]
             count += len(rows)
-            entropy += float(entropy_B.double().sum())
-            weight += float(entropy_weight(entropy_B, cache.num_classes).double().sum())
+            entropy += float(entropy_B.sum(dtype=np.float64))
+            weight += float(entropy_weight(entropy_B, cache.num_classes).sum(dtype=np.float64))
             for name in others:
                 others[name] += float(file.uncertainties[name][rows].astype(np.float64).sum())
             if labels_N is not None:
-                rank_B = label_rank(file.dense_logits(rows), labels_N[rows])
+                rank_B = _label_rank(file, rows, labels_N[rows])
                 first, fifth = first + int((rank_B < 1).sum()), fifth + int((rank_B < 5).sum())
     return CacheSummary(
         num_views=len(cache.views),
@@ -74,6 +74,12 @@ def summarise_cache(cache: Cache, labels_N: NDArray[np.integer] | None = None) -
     )
 
 
+def _label_rank(file: ViewFile, rows: NDArray[np.int64], labels_B: NDArray[np.integer]) -> NDArray[np.int64]:
+    if "classes" not in file.arrays:
+        return label_rank(file.logits[rows], labels_B)
+    return kept_label_rank(file.logits[rows], file.arrays["classes"][rows], labels_B)
+
+
 def label_rank(logits_BC: np.ndarray, labels_B: NDArray[np.integer]) -> NDArray[np.int64]:
     """How many classes rank above the label, int64 [B]; of equal logits, which rounding causes, the lower index ranks first."""
     label_B1 = np.take_along_axis(logits_BC, labels_B[:, None].astype(np.int64), axis=1)
@@ -82,11 +88,22 @@ def label_rank(logits_BC: np.ndarray, labels_B: NDArray[np.integer]) -> NDArray[
     return rank
 
 
+def kept_label_rank(logits_Bk: np.ndarray, classes_Bk: NDArray[np.integer], labels_B: NDArray[np.integer]) -> NDArray[np.int64]:
+    """`label_rank` in the top-k form: classes that were not kept rank below the kept ones, in the order of their indices."""
+    label_B1 = labels_B[:, None]
+    is_label_Bk, before_Bk = classes_Bk == label_B1, classes_Bk < label_B1
+    label_logit_B1 = np.where(is_label_Bk, logits_Bk, -np.inf).max(axis=1, keepdims=True)  # -inf where it was not kept
+    above_B = ((logits_Bk > label_logit_B1) | ((logits_Bk == label_logit_B1) & before_Bk)).sum(axis=1)
+    others_B = labels_B - before_Bk.sum(axis=1)  # lower indices that were not kept
+    rank: NDArray[np.int64] = np.where(is_label_Bk.any(axis=1), above_B, logits_Bk.shape[1] + others_B)
+    return rank
+
+
 def weight_histogram(cache: Cache, bins: int) -> NDArray[np.int64]:
     """Histogram of the entropy weights of all views' targets: int64 [bins], equal bins from 0 to 1."""
     counts = np.zeros(bins, np.int64)
     for view in cache.views:
         entropy_N = cache.view_file(view).uncertainties["entropy"]
-        weight_N = entropy_weight(torch.from_numpy(entropy_N[~np.isnan(entropy_N)]), cache.num_classes).numpy()
+        weight_N = entropy_weight(entropy_N[~np.isnan(entropy_N)], cache.num_classes)
         counts += np.histogram(weight_N, bins=bins, range=(0.0, 1.0))[0]
     return counts

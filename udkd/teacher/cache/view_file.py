@@ -39,7 +39,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from udkd.losses.storage import Storage, dense_logits
@@ -241,6 +240,8 @@ class ViewFile:
         """Logits of all C classes of some rows: as stored, or float32 rebuilt from the top-k form."""
         if "classes" not in self.arrays:
             return self.logits[rows]
+        import torch  # a cache that is described, not trained from, is read without it
+
         logits, classes, tail = (torch.from_numpy(self.arrays[name][rows]) for name in ("logits", "classes", "tail"))
         return dense_logits(logits, classes, tail, self.header.key.num_classes).numpy()
 
