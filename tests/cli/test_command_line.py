@@ -217,7 +217,7 @@ def test_completion_of_commands_recipes_studies_and_backends() -> None:
     assert complete("bash", "udkd ca") == ["cache"]
     assert complete("bash", "udkd train ") == shipped_names("recipe")
     assert complete("bash", "udkd study table1 tab") == ["table1", "table2", "table3", "table4"]
-    assert complete("bash", "udkd train smoke --backend f") == ["folder", "ffcv"]
+    assert complete("bash", "udkd train smoke --backend f") == ["ffcv", "folder"]
     assert complete("bash", "udkd cache info --da") == ["--data"]
     assert complete("bash", "udkd train smoke --data ") == [], "files, by the shell"
     (fit,) = [line for line in complete("fish", "udkd teacher ") if line.startswith("fit")]

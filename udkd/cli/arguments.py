@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from udkd.cli.completion import backend_names, recipe_names, setting_keys
+from udkd.cli.completion import backends, recipe_names, setting_keys
 
 DatasetOption = Annotated[Path, typer.Option("--data", metavar="DATA", help="Dataset folder, written by udkd data convert.")]
 RecipeArgument = Annotated[
@@ -28,7 +28,7 @@ BackendOption = Annotated[
         "--backend",
         metavar="NAME",
         help="auto, resident, ffcv, dali or folder: short for data.backend.",
-        autocompletion=backend_names,
+        autocompletion=backends,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]

@@ -16,9 +16,11 @@ def study_names(incomplete: str) -> list[str]:
     return _starting(shipped_names("study"), incomplete)
 
 
-def backend_names(incomplete: str) -> list[str]:
+def backends(incomplete: str) -> list[str]:
     """The backends of this package, and auto."""
-    return _starting(["auto", "resident", "folder", "ffcv", "dali"], incomplete)
+    from udkd.data.backends.registry import backend_names
+
+    return _starting(list(backend_names()), incomplete)
 
 
 def setting_keys(incomplete: str) -> list[str]:
