@@ -28,6 +28,7 @@ from udkd.data_prep.sources.tar import Tar
 from udkd.data_prep.sources.tree import Tree
 from udkd.data_prep.sources.unread_kinds import identify_unread
 from udkd.data_prep.sources.webdataset import WebDataset
+from udkd.data_prep.sources.zip import Zip
 from udkd.utils.errors import ConfigError, DataError
 
 __all__ = [
@@ -55,11 +56,11 @@ BESIDE_FILES = "images beside the files that are read"
 
 
 def _image_folder(path: Path) -> Source | None:
-    return Tree.probe(path) or Tar.probe(path)
+    return Tree.probe(path) or Tar.probe(path) or Zip.probe(path)
 
 
 def _class_folders(path: Path) -> Source | None:
-    source = Tree.probe(path) or Tar.probe(path)
+    source = Tree.probe(path) or Tar.probe(path) or Zip.probe(path)
     return None if source is None else replace(source, splits=False)
 
 
@@ -145,7 +146,7 @@ def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = DET
     opened = [_open(path, layout, ground_truths[0] if ground_truths else None) for path in paths if path not in ground_truths]
     bare = [source.source if isinstance(source, _SourceInFolder) else source for source in opened]
     if ground_truths and not any(
-        isinstance(source, Tree | Tar) or (isinstance(source, Ilsvrc) and source.val) for source in bare
+        isinstance(source, Tree | Tar | Zip) or (isinstance(source, Ilsvrc) and source.val) for source in bare
     ):
         raise DataError(f"{ground_truths[0]} labels validation images, which no source holds; expected their tar; name it too")
     return _with_fields(opened, fields)
@@ -198,7 +199,7 @@ def _with_ground_truth(source: Source, ground_truth: Path | None) -> Source:
         return source
     if isinstance(source, Ilsvrc):
         return replace(source, ground_truth=ground_truth)
-    return replace(source, ground_truth=open_ground_truth(ground_truth)) if isinstance(source, Tree | Tar) else source
+    return replace(source, ground_truth=open_ground_truth(ground_truth)) if isinstance(source, Tree | Tar | Zip) else source
 
 
 def _choose_reading(path: Path, readings: dict[str, Source]) -> Source:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from udkd.data_prep.sources.layout import is_hidden
 from udkd.data_prep.sources.matlab import struct_array
 from udkd.utils.errors import DataError
 from udkd.utils.files import read_regular
@@ -54,6 +55,11 @@ def is_ground_truth(path: Path) -> bool:
     """Whether a file has the name of a ground truth."""
     named = path.suffix.lower() == ".csv" or path.name == TINY or re.fullmatch(r".*devkit.*\.(tar\.gz|tgz)", path.name)
     return bool(named) and path.is_file()
+
+
+def is_ground_truth_member(name: str, size: int) -> bool:
+    """Whether a member of an archive is a ground truth. name: its path. size: bytes."""
+    return name.rsplit("/", 1)[-1] in GROUND_TRUTH_NAMES and not is_hidden(name) and size <= LIMIT_BYTES
 
 
 def read_ground_truth(path: Path) -> dict[str, str]:

@@ -31,7 +31,7 @@ UNREAD_KINDS: tuple[tuple[str, str, str], ...] = (
     (r".*\.tar", "tar files", "name the tars themselves, such as FOLDER/*.tar"),
     (r".*\.parquet", "parquet files", "name the folder that holds them"),
     (r".*\.(beton|ffcv)", ".beton files", "name the files themselves"),
-    (r".*\.zip", "a zip archive", _UNPACK),
+    (r".*\.zip", "zip files", "name the zips themselves, such as FOLDER/*.zip"),
     (r".*\.(7z|rar)", "an archive", _UNPACK),
     (r".*idx[13]-ubyte.*", "MNIST's idx files", _WRITE),
     (r".*(data_batch_\d+|test_batch|batches\.meta)(\.\w+)?|.*\.(pkl|pickle)", "pickles, such as CIFAR's", _WRITE),
@@ -57,7 +57,7 @@ def identify_unread(path: Path) -> tuple[str, str] | None:
         if images and (kind is None or "annotations" in kind[0]):
             return FLAT_IMAGES
         return kind
-    if path.suffix == ".tar":
+    if path.suffix.lower() in (".tar", ".zip"):
         return FLAT_IMAGES
     if path.name.lower().endswith((*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)):
         return "one image", "name the folder of class folders"
