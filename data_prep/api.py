@@ -31,6 +31,7 @@ def convert(
     layout: str = AUTO,
     image_field: str | None = None,
     label_field: str | None = None,
+    images: str | PathLike[str] | None = None,
     classes: str = "all",
     class_names: str | PathLike[str] | Sequence[str] | Mapping[str, str] | Mapping[int, str] | None = None,
     formats: str = "auto",
@@ -66,6 +67,7 @@ def convert(
         layout=layout,
         image_field=image_field,
         label_field=label_field,
+        images=None if images is None else Path(images),
         classes=classes,
         class_names=None if class_names is None else class_names_of(class_names),
         on_bad=on_bad,
@@ -102,6 +104,7 @@ def _by_split(source: Any, val: Any, settings: ConvertSettings) -> "dict[SourceS
         ("layout", settings.layout, AUTO),
         ("image_field", settings.image_field, None),
         ("label_field", settings.label_field, None),
+        ("images", settings.images, None),
     ):
         if value != default:
             raise ConfigError(f"{name} is {value!r} and source is a Dataset; expected a path for it; remove {name}")

@@ -24,7 +24,7 @@ WorkersOption = Annotated[
 ]
 MAX_LISTED_PROBLEMS = 10
 # Written out, as the modules that define them take half a second to import; a test compares.
-LAYOUTS = "`ilsvrc`, `webdataset`, `beton`, `parquet`, `imagefolder`, `classfolders`"
+LAYOUTS = "`ilsvrc`, `webdataset`, `beton`, `table`, `parquet`, `imagefolder`, `classfolders`"
 FORMAT_NAMES = "`resident` (canvas.npy), `ffcv` (samples.beton), `dali` (samples-*.tfrecord and .idx)"
 PIXEL_LIMIT = 100_000_000
 
@@ -65,6 +65,14 @@ def convert(
             "--label-column",
             help="If samples have several labels: the parquet column, the .beton's field, the WebDataset's file extension or "
             "the key in its .json.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For tables: the folder that their paths are relative to, if it is not the table's.",
+            show_default=False,
         ),
     ] = None,
     classes: Annotated[str, typer.Option(help="`imagenet100`, a file with one class folder per line, or `all`.")] = "all",
@@ -130,6 +138,7 @@ def convert(
             layout=layout,
             image_field=image_field,
             label_field=label_field,
+            images=images,
             classes=classes,
             class_names=class_names,
             formats=formats,

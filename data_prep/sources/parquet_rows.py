@@ -16,6 +16,7 @@ from udkd.data_prep.sources.fields import (
     LABEL_LIKE,
     LABEL_OPTION,
     NO_LABEL,
+    SPLIT_COLUMN_ADVICE,
     Fields,
     Label,
     LabelAgreement,
@@ -30,10 +31,6 @@ from udkd.utils.parsing import parse_json
 IMAGE_COLUMN = "image"  # the name used by `datasets`; it has priority over other columns
 LABEL_COLUMNS = ("label", "labels", "fine_label")  # in order of priority, before others that end in `label`
 SPLIT_COLUMNS = ("split", "subset", "partition", "fold")
-SPLIT_COLUMN_ADVICE = (
-    "the column {name} of {file} may name the validation rows, but is not read: write a file for each split, or give "
-    "--hold-out PERCENT if it does not"
-)
 MAX_ERROR_TEXT = 500  # characters of an error of pyarrow
 
 
@@ -69,8 +66,7 @@ def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
                         class_name = folders.folder(listing.class_of_label(label) if isinstance(label, int) else label)
                         listing.entries.append(Entry(split, class_name, name, key, row, size, stamp))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            text = str(error).splitlines()[0][:MAX_ERROR_TEXT]
-            raise DataError(f"{file} cannot be read ({text}); expected a complete parquet file; fetch it again") from None
+            raise _unreadable(file, error) from None
     agreement.finish(path)
     warning = f"{path} has other columns of images, which are not read: {', '.join(sorted(others))} ({IMAGE_OPTION} chooses)"
     warnings = [warning] if others else []
@@ -87,6 +83,33 @@ def has_images(files: Iterable[Path]) -> bool:
         return any(_image_columns(pq.read_schema(file)) for file in files)
     except (pa.ArrowException, OSError, UnicodeDecodeError):
         return True
+
+
+def path_columns(file: Path) -> list[str]:
+    """The columns of a file without images, except for structs. Raises DataError if it has images, or is damaged."""
+    try:
+        with file.open("rb") as opened:
+            schema = pq.read_schema(opened)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _unreadable(file, error) from None
+    if images := _image_columns(schema):
+        raise DataError(f"{file} holds images, in its column {images[0]}; expected only paths; remove the option for tables")
+    return [field.name for field in schema if not pa.types.is_struct(field.type)]
+
+
+def iter_values(file: Path, columns: Sequence[str]) -> Iterator[list[object]]:
+    """The values of columns, row by row. Raises DataError for a damaged file."""
+    try:
+        with file.open("rb") as opened, pq.ParquetFile(opened) as parquet:
+            for batch in parquet.iter_batches(columns=list(dict.fromkeys(columns)), use_threads=False):
+                yield from map(list, zip(*(batch.column(name).to_pylist() for name in columns), strict=True))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    text = str(error).splitlines()[0][:MAX_ERROR_TEXT]
+    return DataError(f"{file} cannot be read ({text}); expected a complete parquet file; fetch it again")
 
 
 def read_row(file: Path, row: int, fields: Fields) -> bytes:

@@ -44,7 +44,11 @@ UNREAD_KINDS: tuple[tuple[str, str, str], ...] = (
     (r".*\.(pt|pth|safetensors)", "tensors", _WRITE),
     (r".*\.(gz|bz2|xz|zst)", "a compressed file", "decompress it first"),
     (r".*\.(mp4|avi|mov|mkv|webm)", "videos", "write their frames as files into class folders"),
-    (r".*\.(csv|tsv|jsonl?|txt|xml|ya?ml)", "lists or annotations, which are not read", "sort the images into class folders"),
+    (
+        r".*\.(csv|tsv|jsonl?|txt|xml|ya?ml)",
+        "lists or annotations, which are not read",
+        "sort the images into class folders, or list them in a .csv with the columns path and label",
+    ),
 )
 
 
