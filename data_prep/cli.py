@@ -24,7 +24,7 @@ WorkersOption = Annotated[
 ]
 MAX_LISTED_PROBLEMS = 10
 # Written out, as the modules that define them take half a second to import; a test compares.
-LAYOUTS = "`ilsvrc`, `webdataset`, `beton`, `table`, `parquet`, `imagefolder`, `classfolders`"
+LAYOUTS = "`ilsvrc`, `webdataset`, `beton`, `arrow`, `table`, `parquet`, `imagefolder`, `classfolders`"
 FORMAT_NAMES = "`resident` (canvas.npy), `ffcv` (samples.beton), `dali` (samples-*.tfrecord and .idx)"
 PIXEL_LIMIT = 100_000_000
 

@@ -39,6 +39,7 @@ from udkd.data_prep.report import FILE_NAME as REPORT_NAME
 from udkd.data_prep.report import read_settings, write_report
 from udkd.data_prep.shards import remove_sidecars, write_shards
 from udkd.data_prep.sources import AUTO, Fields, Source, SourceSplit, SplitName, open_sources
+from udkd.data_prep.sources.loaded_dataset import LoadedDataset, loaded_datasets
 from udkd.data_prep.sources.torch_dataset import TorchDataset
 from udkd.utils.errors import ConfigError, DataError, MismatchError
 from udkd.utils.files import FolderLock, sha256_file, write_json
@@ -157,9 +158,16 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
 def convert_datasets(
     datasets: Mapping[SourceSplit | None, "MapDataset[Any]"], folder: Path, settings: ConvertSettings, observer: Observer
 ) -> DatasetFolder:
-    """Convert map-style datasets by split (None: without splits), as `convert` does. Their own class names are the default."""
-    exif_transpose = settings.exif == "apply"
-    source = TorchDataset(folder / ITEMS_NAME, datasets, exif_transpose=exif_transpose, observer=observer)
+    """Convert datasets by split (None: without splits), as `convert` does. Their own class names are the default.
+
+    They are map-style datasets of PyTorch, or all of them are of Hugging Face's `datasets`.
+    """
+    items = folder / ITEMS_NAME
+    if all(map(loaded_datasets, datasets.values())):
+        fields = Fields(image=settings.image_field, label=settings.label_field)
+        source: LoadedDataset | TorchDataset = LoadedDataset(items, datasets, fields, observer)
+    else:
+        source = TorchDataset(items, datasets, exif_transpose=settings.exif == "apply", observer=observer)
     if settings.class_names is None:
         settings = replace(settings, class_names=source.class_names())
     _check_target(folder, settings)

@@ -13,6 +13,7 @@ from udkd.data_prep.sources.ilsvrc import Ilsvrc
 from udkd.data_prep.sources.layout import ARCHIVES, UNREAD, is_image_path, looks_like_val, skip_reason
 from udkd.data_prep.sources.named_split import find_files, single_split_in
 from udkd.data_prep.sources.parquet import Parquet
+from udkd.data_prep.sources.saved_dataset import SavedDataset
 from udkd.data_prep.sources.source import (
     OTHER_FILES,
     TEST_IMAGES,
@@ -71,6 +72,7 @@ LAYOUTS: dict[str, Callable[[Path], Source | None]] = {
     "ilsvrc": lambda path: Ilsvrc.probe(path) or ClassTars.probe(path),
     "webdataset": WebDataset.probe,
     "beton": Beton.probe,
+    "arrow": SavedDataset.probe,
     "table": Table.probe,
     "parquet": Parquet.probe,
     "imagefolder": _image_folder,
@@ -123,6 +125,8 @@ def _read_files(source: Source) -> frozenset[Path]:
             files = find_files(path, ".tar")
         case Parquet():
             files = find_files(path, ".parquet")
+        case SavedDataset():
+            files = source.described()
         case Beton():
             files = path.glob("*.beton")
     return frozenset(file for file in files if file is not None)
@@ -194,14 +198,14 @@ def _with_fields(sources: list[Source], fields: Fields) -> list[Source]:
     if changed == sources:
         where = ", ".join(str(source.path) for source in sources)
         raise ConfigError(
-            f"{IMAGE_OPTION} and {LABEL_OPTION} choose among the fields of WebDatasets, parquet files, tables and .betons; "
-            f"{where} has no fields; remove the options"
+            f"{IMAGE_OPTION} and {LABEL_OPTION} choose among the fields of WebDatasets, parquet and arrow files, tables and "
+            f".betons; {where} has no fields; remove the options"
         )
     return changed
 
 
 def _with_source_fields(source: Source, fields: Fields) -> Source:
-    has_fields = isinstance(_bare(source), WebDataset | Parquet | Beton | Table)
+    has_fields = isinstance(_bare(source), WebDataset | SavedDataset | Parquet | Beton | Table)
     return _replaced(source, fields=fields) if has_fields else source
 
 
@@ -271,6 +275,7 @@ _DESCRIPTIONS = {
     "ilsvrc": "tars of ILSVRC2012",
     "webdataset": "shards of a WebDataset",
     "beton": ".beton files",
+    "arrow": "arrow files",
     "table": "tables of image paths",
     "parquet": "parquet files",
     "imagefolder": "class folders of images",

@@ -26,7 +26,11 @@ FLAT_IMAGES = (
 )
 # Pattern of file names, what they are, what to do. The first match decides.
 UNREAD_KINDS: tuple[tuple[str, str, str], ...] = (
-    (r"dataset_dict\.json|state\.json|.*\.arrow", "arrow files of Hugging Face's `datasets`", "write parquet with to_parquet"),
+    (
+        r"dataset_dict\.json|state\.json|.*\.arrow",
+        "files of Hugging Face's `datasets`",
+        "name the folder with the .arrow files",
+    ),
     (r".*\.(tar\.\w+|tgz|tbz2?|txz|tzst)", "a compressed tar", "decompress it first and name the tar"),
     (r".*\.tar", "tar files", "name the tars themselves, such as FOLDER/*.tar"),
     (r".*\.parquet", "parquet files", "name the folder that holds them"),
