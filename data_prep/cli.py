@@ -35,9 +35,9 @@ def convert(
         list[Path],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders or tar files of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
-            "devkit or LOC_val_solution.csv; Kaggle's ImageNet-100; parquet files; WebDatasets; .beton files. Several "
-            "sources form one dataset.",
+            help="Folders, tars or zips of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
+            "devkit or LOC_val_solution.csv; tables of paths and labels (.csv, .tsv, .jsonl, .parquet); parquet and arrow files "
+            "of Hugging Face; WebDatasets; .beton files. Several sources form one dataset.",
             show_default=False,
         ),
     ],
@@ -55,7 +55,7 @@ def convert(
         typer.Option(
             "--image-field",
             "--image-column",
-            help="If samples have several images: the parquet column, the WebDataset's file extension or the .beton's field.",
+            help="If samples have several images: the column of paths or images, the WebDataset's file extension or the .beton's field.",
         ),
     ] = None,
     label_field: Annotated[
@@ -63,7 +63,7 @@ def convert(
         typer.Option(
             "--label-field",
             "--label-column",
-            help="If samples have several labels: the parquet column, the .beton's field, the WebDataset's file extension or "
+            help="If samples have several labels: the column, the .beton's field, the WebDataset's file extension or "
             "the key in its .json.",
         ),
     ] = None,
@@ -75,7 +75,9 @@ def convert(
             show_default=False,
         ),
     ] = None,
-    classes: Annotated[str, typer.Option(help="`imagenet100`, a file with one class folder per line, or `all`.")] = "all",
+    classes: Annotated[
+        str, typer.Option(help="`imagenet100`, a file with one class per line (a folder, a wnid or ImageNet's name), or `all`.")
+    ] = "all",
     class_names: Annotated[
         Path | None,
         typer.Option(

@@ -142,7 +142,7 @@ def list_samples(
     splits = _entry_splits(sources, listings, hold_out_percent)
     if test_validates:
         splits = [_test_for_val(sources, split) for split in splits]
-    chosen = choose_classes(_class_names(tables, splits), classes)
+    chosen = choose_classes(_class_names(tables, splits), classes, readable)
     if class_names is not None:
         require_named(chosen, readable, class_names)
         name_warnings += order_warning(chosen, class_names)

@@ -204,8 +204,8 @@ def iter_rows(
     if index and not any_image:
         which = f" (such as {path})" if path else ""
         raise DataError(
-            f"{where} holds paths{which} of files that do not exist: its column {columns.image} has no bytes; expected the "
-            "images; put them there, embed them (datasets.table.embed_table_storage), or name the folder of the files"
+            f"{where} holds paths{which} instead of images: its column {columns.image} has no bytes, and no file is there; "
+            "expected the images; embed them (datasets.table.embed_table_storage), or name the folder of the files"
         )
 
 
