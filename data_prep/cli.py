@@ -36,8 +36,8 @@ def convert(
         typer.Argument(
             metavar="SOURCE...",
             help="Folders, tars or zips of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
-            "devkit or LOC_val_solution.csv; tables of paths and labels (.csv, .tsv, .jsonl, .parquet); parquet and arrow files "
-            "of Hugging Face; WebDatasets; .beton files. Several sources form one dataset.",
+            "devkit or LOC_val_solution.csv; tables of paths and labels (.csv, .tsv, .jsonl, .parquet); Hugging Face's "
+            "parquet and arrow files; WebDatasets; .beton files. Several sources form one dataset.",
             show_default=False,
         ),
     ],
@@ -55,7 +55,7 @@ def convert(
         typer.Option(
             "--image-field",
             "--image-column",
-            help="If samples have several images: the column of paths or images, the WebDataset's file extension or the .beton's field.",
+            help="If samples have several images: the column, the WebDataset's file extension or the .beton's field.",
         ),
     ] = None,
     label_field: Annotated[

@@ -340,9 +340,8 @@ def _arrow_table(path: Path) -> pa.Table:
         buffer = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b"")
     if buffer[: len(ARROW_FILE)].to_pybytes() == ARROW_FILE:
         return pa.ipc.open_file(buffer).read_all()
-    if (
-        buffer[max(0, buffer.size - len(ARROW_END)) :].to_pybytes() != ARROW_END
-    ):  # Arrow accepts one that is cut between batches
+    # Arrow accepts a stream that was cut between batches.
+    if buffer[max(0, buffer.size - len(ARROW_END)) :].to_pybytes() != ARROW_END:
         raise pa.ArrowInvalid("its end is missing")
     return pa.ipc.open_stream(buffer).read_all()
 

@@ -22,7 +22,8 @@ _WRITE = "write its images as files into class folders (or as parquet or a WebDa
 _UNPACK = "unpack it first and name the folder"
 FLAT_IMAGES = (
     "images that are not in class folders",
-    "sort them into folders, one per class, or name the ground truth of ILSVRC2012's or Tiny-ImageNet's val as a source",
+    "sort them into folders, one per class, list them in a .csv with the columns path and label, or name the ground truth of "
+    "ILSVRC2012's or Tiny-ImageNet's val as a source",
 )
 # Pattern of file names, what they are, what to do. The first match decides.
 UNREAD_KINDS: tuple[tuple[str, str, str], ...] = (
