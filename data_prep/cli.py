@@ -24,7 +24,7 @@ WorkersOption = Annotated[
 ]
 MAX_LISTED_PROBLEMS = 10
 # Written out, as the modules that define them take half a second to import; a test compares.
-LAYOUTS = "`ilsvrc`, `webdataset`, `beton`, `parquet`, `imagefolder`, `classfolders`"
+LAYOUTS = "`ilsvrc`, `webdataset`, `beton`, `arrow`, `table`, `parquet`, `imagefolder`, `classfolders`"
 FORMAT_NAMES = "`resident` (canvas.npy), `ffcv` (samples.beton), `dali` (samples-*.tfrecord and .idx)"
 PIXEL_LIMIT = 100_000_000
 
@@ -35,9 +35,9 @@ def convert(
         list[Path],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders or tar files of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
-            "devkit or LOC_val_solution.csv; Kaggle's ImageNet-100; parquet files; WebDatasets; .beton files. Several "
-            "sources form one dataset.",
+            help="Folders, tars or zips of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
+            "devkit or LOC_val_solution.csv; tables of paths and labels (.csv, .tsv, .jsonl, .parquet); Hugging Face's "
+            "parquet and arrow files; WebDatasets; .beton files. Several sources form one dataset.",
             show_default=False,
         ),
     ],
@@ -55,7 +55,7 @@ def convert(
         typer.Option(
             "--image-field",
             "--image-column",
-            help="If samples have several images: the parquet column, the WebDataset's file extension or the .beton's field.",
+            help="If samples have several images: the column, the WebDataset's file extension or the .beton's field.",
         ),
     ] = None,
     label_field: Annotated[
@@ -63,11 +63,21 @@ def convert(
         typer.Option(
             "--label-field",
             "--label-column",
-            help="If samples have several labels: the parquet column, the .beton's field, the WebDataset's file extension or "
+            help="If samples have several labels: the column, the .beton's field, the WebDataset's file extension or "
             "the key in its .json.",
         ),
     ] = None,
-    classes: Annotated[str, typer.Option(help="`imagenet100`, a file with one class folder per line, or `all`.")] = "all",
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For tables: the folder that their paths are relative to, if it is not the table's.",
+            show_default=False,
+        ),
+    ] = None,
+    classes: Annotated[
+        str, typer.Option(help="`imagenet100`, a file with one class per line (a folder, a wnid or ImageNet's name), or `all`.")
+    ] = "all",
     class_names: Annotated[
         Path | None,
         typer.Option(
@@ -130,6 +140,7 @@ def convert(
             layout=layout,
             image_field=image_field,
             label_field=label_field,
+            images=images,
             classes=classes,
             class_names=class_names,
             formats=formats,
