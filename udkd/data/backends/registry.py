@@ -13,7 +13,6 @@ import psutil
 import torch
 
 from udkd.data.batch import Backend
-from udkd.data.beton import import_ffcv
 from udkd.data.canvas import canvas_bytes
 from udkd.data.dali_package import import_dali
 from udkd.data.dataset import Split
@@ -52,7 +51,7 @@ def backend_names() -> tuple[str, ...]:
 
 @cache
 def _import_all() -> None:
-    """Import the backends of this package. FFCV and DALI are imported only when their backends are opened."""
+    """Import the backends of this package. DALI is imported only when its backend is opened."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)], f"{__package__}."):
         import_module(module.name)
 
@@ -65,16 +64,13 @@ def choose_backend(name: str, split: Split, device: torch.device) -> tuple[str, 
     if fits:
         return "resident", why
     if device.type == "cuda":
-        reason = _unusable_reason("dali")
+        reason = _dali_unusable_reason()
         if reason is None:
             return "dali", f"{why}, and DALI decodes on the GPU"
         why = f"{why}, {reason}"
-    if not split.has("ffcv") and _installed("ffcv"):
-        return "folder", f"{why}, and samples.beton is not there (udkd-prep derive --formats ffcv)"
-    reason = _unusable_reason("ffcv")
-    if reason is None:
-        return "ffcv", f"{why}, and FFCV is the fastest on the CPU"
-    return "folder", f"{why}, and {reason}"
+    if split.has("ffcv"):
+        return "ffcv", f"{why}, and samples.beton is there"
+    return "folder", f"{why}, and samples.beton is not there (udkd data derive --formats ffcv)"
 
 
 def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
@@ -95,16 +91,15 @@ def _free_bytes() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _unusable_reason(name: str) -> str | None:
-    """Why the package of a backend cannot be used here; None if it can.
+def _dali_unusable_reason() -> str | None:
+    """Why DALI cannot be used here; None if it can.
 
     The package is imported to find out: it may be installed without its libraries, or built for another NumPy or CUDA.
     """
-    package, load = {"dali": ("nvidia.dali", import_dali), "ffcv": ("ffcv", import_ffcv)}[name]
-    if not _installed(package):
-        return f"{name.upper()} is not installed"
+    if not _installed("nvidia.dali"):
+        return "DALI is not installed"
     try:
-        load()
+        import_dali()
     except ConfigError as error:
         return str(error).partition(";")[0]
     return None
