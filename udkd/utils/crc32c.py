@@ -7,4 +7,5 @@ from numpy.typing import NDArray
 
 def crc32c(data: bytes | NDArray[np.uint8]) -> int:
     """The CRC-32C (RFC 3720, appendix B.4) of bytes or of a contiguous vector, 0 to 2**32 - 1."""
-    return int(google_crc32c.value(data))
+    checksum: int = google_crc32c.value(data)
+    return checksum
