@@ -498,7 +498,7 @@ def test_choosing_a_backend_by_name(dataset: DatasetFolder, source: Path, tmp_pa
     bare = convert([source], tmp_path / "bare", ConvertSettings(side=SIDE, on_bad="skip", formats=()), SILENT).split("val")
     chosen, why = choose_backend("auto", bare, CPU)
     assert chosen == "folder"
-    assert "udkd-prep derive" in why
+    assert "udkd data derive" in why
     with pytest.raises(DataError, match="no resident format"):
         open_backend("resident", bare, CPU)
     with pytest.raises(DataError, match=r"no format ffcv; expected beton.json; write it with udkd"):

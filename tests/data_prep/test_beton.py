@@ -327,6 +327,13 @@ def test_from_the_command_line(copy: DatasetFolder) -> None:
     assert open_beton(copy.split("val")).offset[copy.split("val").ids].min() > 0
 
 
+def test_a_beton_is_no_dataset_folder(folder: DatasetFolder, tmp_path: Path) -> None:
+    """FFCV's users try to train from the file that they have: its checksums and classes are missing."""
+    foreign = Path(shutil.copy(beton(folder.train), tmp_path / "train_400_0.10_90.ffcv"))
+    with pytest.raises(DataError, match=rf"{foreign} is not a folder but a file; .* with udkd data convert {foreign} FOLDER"):
+        DatasetFolder.open(foreign)
+
+
 def test_class_names_of_labels(folder: DatasetFolder, tmp_path: Path) -> None:
     """FFCV's files hold numbers only; wnids give a .beton the classes that its images were converted with."""
     for name in ("train", "val"):

@@ -75,7 +75,7 @@ def choose_backend(name: str, split: Split, device: torch.device) -> tuple[str, 
 
 def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
     if not split.has("resident"):
-        return False, "the dataset folder holds no canvas.npy (udkd-prep derive writes it)"
+        return False, "the dataset folder holds no canvas.npy (udkd data derive writes it)"
     needed = canvas_bytes(split.num_samples, split.side)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes()
     if needed > _MEMORY_FRACTION * free:
