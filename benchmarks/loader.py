@@ -27,8 +27,10 @@ from udkd.utils.progress import SILENT
 from udkd.utils.terminal import DeviceOption
 
 EXPECTATION = """Decoding bounds all but resident: a 468 x 401 JPEG costs 1 to 4 ms of a core, a 64 px one 0.02 to 0.1 ms. Our
-ffcv and dali add a checksum (4 us at 110 KB) and a queue, so they take at most 1.05 times the seconds of FFCV's Loader and of a
-DALI pipeline that reads the same bytes; dali 0.65 of it at full size, where DALI's padding takes as long as its decode. A
+ffcv and dali add a checksum (4 us at 110 KB) and a queue. ffcv also copies images that are narrower than the canvas (0.1 ms at
+512 px) and spends 4 us an image in the interpreter, so it takes at most 1.1 times the seconds of FFCV's Loader with one thread,
+and more at 64 px with two, which wait for each other's interpreter lock. dali takes at most 1.05 times the seconds of a DALI
+pipeline that reads the same bytes; 0.65 of it at full size, where DALI's padding takes as long as its decode. A
 DataLoader decodes no slower but pads, collates and ships each canvas between processes (0.8 MB at 512 px), so all of ours are
 faster, folder by a little and resident by an order of magnitude."""
 

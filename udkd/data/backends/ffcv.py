@@ -2,7 +2,7 @@
 
 FFCV's Loader is not used: its decoder is inexact (FASTDCT) and ignores failures, an exception in its thread blocks the
 consumer forever, stopping early leaks the thread, later batches overwrite earlier ones, and importing and compiling it takes
-13 s in every process.
+12 s in every process.
 """
 
 from collections.abc import Iterator
