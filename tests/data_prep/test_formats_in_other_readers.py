@@ -168,7 +168,7 @@ def test_verify_finds_problems_of_derived_files(folder: DatasetFolder) -> None:
         path.write_bytes(intact[:at] + bytes([intact[at] ^ 16]) + intact[at + 1 :])
         assert verify(folder.path, Silent()) == [
             f"{path} does not match its checksum in tfrecord.json; expected it to; "
-            "write it again with udkd-prep derive --formats dali"
+            "write it again with udkd data derive --formats dali"
         ]
     path.unlink()
     assert "has 0 bytes" in verify(folder.path, Silent())[0]

@@ -86,9 +86,9 @@ def read_sealed(folder: Path, name: str, *, digest: str) -> dict[str, FileDigest
     Raises DataError if the format is absent, damaged, truncated, or of another dataset or version.
     """
     path = folder / DERIVED[name].description
-    remedy = f"write it again with udkd-prep derive --formats {name}"
+    remedy = f"write it again with udkd data derive --formats {name}"
     if not path.is_file():
-        raise DataError(f"{folder} has no format {name}; expected {path.name}; write it with udkd-prep derive --formats {name}")
+        raise DataError(f"{folder} has no format {name}; expected {path.name}; write it with udkd data derive --formats {name}")
     expected_fields = _identity(folder, name, digest)
     try:
         description = read_exact_json(path)
@@ -121,7 +121,7 @@ def find_damage(folder: Path, name: str, *, digest: str) -> Iterator[str]:
     except DataError as error:
         yield str(error)
         return
-    remedy = f"write it again with udkd-prep derive --formats {name}"
+    remedy = f"write it again with udkd data derive --formats {name}"
     for file, expected in files.items():
         if sha256_file(folder / file) != expected.sha256:
             yield f"{folder / file} does not match its checksum in {DERIVED[name].description}; expected it to; {remedy}"

@@ -90,14 +90,19 @@ def read_header(folder: Path) -> Header:
     Raises DataError if the folder or the file is missing, has another format or version, or is damaged.
     """
     path = folder / FILE_NAME
+    if folder.is_file():  # a tar or a .beton: people expect to train from it directly
+        raise DataError(
+            f"{folder} is not a folder but a file; expected a dataset folder; make one from it with "
+            f"udkd data convert {folder} FOLDER"
+        )
     if not folder.is_dir():
         raise DataError(
-            f"{folder} is not a folder; expected a dataset folder; check the path or make one with udkd-prep convert"
+            f"{folder} is not a folder; expected a dataset folder; check the path or make one with udkd data convert"
         )
     if not path.is_file():
         raise DataError(
             f"{folder} holds no dataset.json (another folder, or an unfinished conversion); "
-            "expected a dataset folder; run udkd-prep convert (again)"
+            "expected a dataset folder; run udkd data convert (again)"
         )
     try:
         data = read_regular(path, _MAX_BYTES)
