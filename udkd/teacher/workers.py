@@ -18,7 +18,8 @@ import torch
 from torch.distributed.rendezvous import rendezvous
 
 from udkd.utils.errors import CacheError, UserError
-from udkd.utils.launcher import LAUNCHER_GONE, die_with_parent, is_torchrun_gone, is_torchrun_worker
+from udkd.utils.launcher import LAUNCHER_GONE, is_torchrun_gone, is_torchrun_worker
+from udkd.utils.operating_system import available_cores, die_with_parent
 
 _POLL_S = 0.05
 _CONNECT_S = 20.0  # torchrun's store exists before its processes; this bounds a slow network, or variables set by hand
@@ -95,7 +96,7 @@ def single_process_threads() -> int:
     if "OMP_NUM_THREADS" in _environment_of(os.getppid()):
         return torch.get_num_threads()  # set by the user, which a single process follows too
     cores = psutil.cpu_count(logical=False) or 1
-    return max(1, min(cores, len(os.sched_getaffinity(0))))
+    return max(1, min(cores, available_cores()))
 
 
 def _environment_of(process: int) -> set[str]:
