@@ -1,6 +1,5 @@
 """`udkd.convert`: the command `udkd-prep convert` as a function, also for datasets of PyTorch."""
 
-import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -17,6 +16,7 @@ from udkd.data_prep.sources.loaded_dataset import loaded_datasets
 from udkd.data_prep.sources.source import SourceSplit
 from udkd.data_prep.sources.torch_dataset import require_map_style
 from udkd.utils.errors import ConfigError
+from udkd.utils.operating_system import available_cores
 from udkd.utils.progress import SILENT, Observer
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def convert(
         quality=quality,
         subsampling=subsampling,
         formats=parse_formats(formats),
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or available_cores(),
         overwrite=overwrite,
     )
     paths = _paths(source)

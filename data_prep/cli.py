@@ -1,6 +1,5 @@
 """The commands of `udkd data`, which `udkd-prep` runs, too."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +7,7 @@ import typer
 
 from udkd.utils.errors import UserError
 from udkd.utils.files import FolderLock
+from udkd.utils.operating_system import available_cores
 from udkd.utils.output import err, out, run
 from udkd.utils.terminal import observed
 
@@ -174,7 +174,7 @@ def derive(
     with FolderLock(folder), observed(summaries=True) as observer:
         for line in size_texts(names, DatasetSize.of(dataset)).values():
             observer.note(line)
-        derive_formats(dataset, names, workers=workers or _cores(), observer=observer)
+        derive_formats(dataset, names, workers=workers or available_cores(), observer=observer)
 
 
 @app.command()
@@ -230,17 +230,13 @@ def synth(
             images=images,
             val_images=val_images,
             seed=seed,
-            workers=workers or _cores(),
+            workers=workers or available_cores(),
             observer=observer,
         )
 
 
 def _print(line: str) -> None:
     out.print(line, soft_wrap=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _print_info(folder: Path) -> None:

@@ -66,7 +66,9 @@ install_ffcv() {
   # shellcheck disable=SC2086  # a list of packages
   has_headers || apt_install $needs || true
   if ! has_headers; then
-    echo "FFCV is not built, so the tests that compare with it are skipped; to build it: apt-get install $needs; make install"
+    remedy="to build it, install a C++ compiler and the headers of Python, OpenCV 4 and libjpeg-turbo"
+    if command -v apt-get >/dev/null; then remedy="to build it: apt-get install $needs; make install"; fi
+    echo "FFCV is not built, so the tests that compare with it are skipped; $remedy"
   elif echo "Building FFCV" && pip_install ffcv numba setuptools >$venv/ffcv.log 2>&1 &&
     $python -c "import ffcv" >>$venv/ffcv.log 2>&1; then
     done_with ffcv
@@ -75,8 +77,9 @@ install_ffcv() {
   fi
 }
 
-# DALI has one wheel per CUDA version. All contain the same package, so only one can be installed.
+# DALI has one wheel per CUDA version, for Linux. All contain the same package, so only one can be installed.
 install_dali() {
+  [ "$(uname)" = Linux ] || return 0
   cuda=$($python -c "import torch; print('12' if (torch.version.cuda or '').startswith('12.') else '13')")
   echo "Installing DALI for CUDA $cuda"
   if pip_install --editable ".[dali-cuda$cuda]" >$venv/dali.log 2>&1; then
