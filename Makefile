@@ -7,7 +7,7 @@ PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --n
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
-.PHONY: install test test-long quickstart docs clean
+.PHONY: install test test-long quickstart docs wheel clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -31,8 +31,14 @@ docs: $(DONE)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
 
+# The sdist, and the wheel made from it: dist/.
+wheel: $(DONE)/packages
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation >.venv/wheel.log || { cat .venv/wheel.log; exit 1; }
+	$(BIN)/twine check --strict dist/*
+
 clean:
-	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find udkd data_prep benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(DONE)/venv:

@@ -1,7 +1,6 @@
 """The paper's training as a plain script against ours, on the same images, side by side."""
 
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from udkd.data.backends.resident import ResidentBackend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
 from udkd.utils.environment import choose_device
+from udkd.utils.operating_system import available_cores
 from udkd.utils.progress import SILENT
 from udkd.utils.terminal import DeviceOption
 
@@ -51,7 +51,7 @@ def main(
     dev = choose_device(device)
     gpu = dev.type == "cuda"
     batch, px = batch or (256 if gpu else 16), px or (224 if gpu else 64)
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or available_cores()
     count = max(batch, min(8 * batch, 512))  # 20 ms to write each; the plain script samples them with replacement
     images = f"{count} synthetic JPEGs of 500 x 375"
     run_settings = {"batch": batch, "px": px, "side": side, "workers": workers, "images": images}

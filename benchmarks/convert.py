@@ -1,7 +1,6 @@
 """Conversion of full-size images: ours, with and without checking every pixel, and FFCV's DatasetWriter."""
 
 import io
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from udkd.data_prep.convert import ConvertSettings, convert
 from udkd.data_prep.image import PixelSettings, prepare
 from udkd.data_prep.sources import open_sources
 from udkd.utils.errors import ConfigError
+from udkd.utils.operating_system import available_cores
 from udkd.utils.progress import SILENT
 
 EXPECTATION = """Whole conversions, same images, same number of processes. Passing bytes through costs us one strict decode an
@@ -41,7 +41,7 @@ def main(
     results: ResultsOption = RESULTS,
 ) -> None:
     """Time complete conversions, including process start and syncing to disk."""
-    count = workers or len(os.sched_getaffinity(0))
+    count = workers or available_cores()
     with tempfile.TemporaryDirectory(prefix="udkd-benchmark-") as temporary:
         root = Path(temporary)
         paths = _image_folder(source, root / "images", images)

@@ -1,6 +1,5 @@
 """`udkd.convert`: the command `udkd data convert` as a function, also for datasets of PyTorch."""
 
-import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -13,9 +12,11 @@ from udkd.data_prep.convert import convert as convert_paths
 from udkd.data_prep.formats import parse_formats
 from udkd.data_prep.image import PIXEL_LIMIT
 from udkd.data_prep.sources import AUTO
+from udkd.data_prep.sources.loaded_dataset import loaded_datasets
 from udkd.data_prep.sources.source import SourceSplit
 from udkd.data_prep.sources.torch_dataset import require_map_style
 from udkd.utils.errors import ConfigError
+from udkd.utils.operating_system import available_cores
 from udkd.utils.progress import SILENT, Observer
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: "str | PathLike[str] | Sequence[str | PathLike[str]] | MapDataset[Any]",
+    source: "str | PathLike[str] | Sequence[str | PathLike[str]] | MapDataset[Any] | Mapping[str, Any]",
     out: str | PathLike[str],
     *,
     side: int = 512,
@@ -31,6 +32,7 @@ def convert(
     layout: str = AUTO,
     image_field: str | None = None,
     label_field: str | None = None,
+    images: str | PathLike[str] | None = None,
     classes: str = "all",
     class_names: str | PathLike[str] | Sequence[str] | Mapping[str, str] | Mapping[int, str] | None = None,
     formats: str = "auto",
@@ -47,9 +49,11 @@ def convert(
 ) -> Dataset:
     """Convert images into the dataset folder `out`, as `udkd data convert` does, and open it. Options: see its `--help`.
 
-    source: a path, several that form one dataset, or a map-style torch Dataset of (image, label) without random transforms,
-    ToTensor or Normalize. Images are PIL, uint8 tensors [C, H, W] or uint8 arrays [H, W, C], C 1 or 3; labels are integers.
-    val: for a Dataset, the one to validate on, unless hold_out is given; for paths, "test" to validate on their test split.
+    source: a path, several that form one dataset, a map-style torch Dataset of (image, label) without random transforms,
+    ToTensor or Normalize, or a Dataset or DatasetDict of Hugging Face's `datasets`, whose stored bytes are used. Images of a
+    torch Dataset are PIL, uint8 tensors [C, H, W] or uint8 arrays [H, W, C], C 1 or 3; its labels are integers.
+    val: for a Dataset, the one to validate on, unless hold_out is given; for paths and a DatasetDict, "test" to validate on
+    their test split.
     class_names: a file as for --class-names, the names in label order, or a mapping by label or class folder. Without it, a
     Dataset's `classes` (or `wnids`) are used. workers: processes, 0 for one per core.
 
@@ -66,6 +70,7 @@ def convert(
         layout=layout,
         image_field=image_field,
         label_field=label_field,
+        images=None if images is None else Path(images),
         classes=classes,
         class_names=None if class_names is None else class_names_of(class_names),
         on_bad=on_bad,
@@ -76,7 +81,7 @@ def convert(
         quality=quality,
         subsampling=subsampling,
         formats=parse_formats(formats),
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or available_cores(),
         overwrite=overwrite,
     )
     paths = _paths(source)
@@ -98,13 +103,25 @@ def _paths(source: object) -> list[Path] | None:
 
 def _by_split(source: Any, val: Any, settings: ConvertSettings) -> "dict[SourceSplit | None, MapDataset[Any]]":
     """The datasets by split. Raises ConfigError for options of paths, and unless either val or hold_out is given."""
+    loaded = loaded_datasets(source)
     for name, value, default in (
         ("layout", settings.layout, AUTO),
-        ("image_field", settings.image_field, None),
-        ("label_field", settings.label_field, None),
+        ("image_field", settings.image_field, settings.image_field if loaded else None),
+        ("label_field", settings.label_field, settings.label_field if loaded else None),
+        ("images", settings.images, None),
     ):
         if value != default:
             raise ConfigError(f"{name} is {value!r} and source is a Dataset; expected a path for it; remove {name}")
+    if loaded is not None and None not in loaded:
+        needed = {settings.val or "val"} if settings.hold_out_percent is None else set()
+        if not isinstance(val, str) or needed - loaded.keys():
+            raise ConfigError(
+                f"source is a DatasetDict with the splits {', '.join(source)}; expected validation among them; or give "
+                "val='test' to validate on test, or hold_out, a percentage"
+            )
+        return {split: each for split, each in loaded.items() if split != "test" or settings.val or len(loaded) == 1}
+    if not isinstance(val, str) and (loaded is None) != (loaded_datasets(val) is None):
+        raise ConfigError("source and val are datasets of different kinds; expected two of torch, or two of `datasets`")
     if isinstance(val, str) == (settings.hold_out_percent is None):
         found = "a Dataset has no splits of its own" if isinstance(val, str) else "both val and hold_out are given"
         raise ConfigError(f"{found}; expected val, a second Dataset, or hold_out, a percentage; give one of them")

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -74,12 +75,20 @@ def name_bytes(name: str) -> bytes:
         return name.encode("utf-8", "backslashreplace")
 
 
-def read_class_list(choice: str) -> list[tuple[str, ...]] | None:
-    """The lines of a built-in list or of a file, each as candidate names, most likely first; None for all classes.
+@dataclass(frozen=True)
+class ListedClass:
+    """A line of a class list. names: what may be the class's name, most likely first. first_word: used if none of them is."""
 
-    For `sea lion  # comment` the candidates are the line, the line without its comment, the part before a tab, a comma or a
-    trailing number, and the first word. JSON is read too: a list of names, or an object with a key per class. Raises DataError
-    if the choice is neither a built-in list nor a file, or if the file names no class.
+    names: tuple[str, ...]
+    first_word: str = ""
+
+
+def read_class_list(choice: str) -> list[ListedClass] | None:
+    """The lines of a built-in list or of a file; None for all classes.
+
+    The names in `sea lion  # comment` are the line, the line without its comment, and the parts before a tab, a comma or a
+    trailing number. JSON is read too: a list of names, or an object by class or by number. Raises DataError if the choice is
+    neither a built-in list nor a file, or if the file names no class.
     """
     if choice == ALL:
         return None
@@ -91,7 +100,7 @@ def read_class_list(choice: str) -> list[tuple[str, ...]] | None:
         raise DataError(
             f"class list {choice!r} does not exist; expected {', '.join(BUILT_IN)}, {ALL} or a file; check --classes"
         )
-    lines = _json_names(text) or [names for line in re.split(r"\r\n|\r|\n", text) if (names := _names(line))]
+    lines = _json_lines(text) or [listed for line in re.split(r"\r\n|\r|\n", text) if (listed := _line(line))]
     if not lines:
         raise DataError(f"class list {choice} names no class; expected one class per line; check the file")
     return lines
@@ -108,37 +117,55 @@ def list_text(path: str) -> str:
         raise DataError(f"class list {path} cannot be read ({error}); expected one class per line; check the path") from None
 
 
-def _json_names(text: str) -> list[tuple[str, ...]]:
-    """The keys of a JSON object, such as Kaggle's Labels.json, or the strings of a list; empty if the text is not JSON."""
+def _json_lines(text: str) -> list[ListedClass]:
+    """The strings of a JSON list, or the keys and values of an object; empty if the text is not JSON.
+
+    Objects are Kaggle's Labels.json, `{"n01440764": "tench"}`, and Keras's and others' `{"0": ["n01440764", "tench"]}`.
+    """
     if text.lstrip()[:1] not in ("{", "["):
         return []
     try:
         value = parse_json(text)
     except ValueError:
         return []
-    return [(name,) for name in value if isinstance(name, str) and name] if isinstance(value, dict | list) else []
+    if isinstance(value, dict):
+        return [ListedClass((key, *_texts(each))) for key, each in value.items() if key]
+    return [ListedClass((name,)) for name in _texts(value)]
 
 
-def _names(line: str) -> tuple[str, ...]:
-    """The candidate names in a line of a class list; empty for a blank line and a comment."""
+def _texts(value: object) -> list[str]:
+    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str) and each]
+
+
+def _line(line: str) -> ListedClass | None:
+    """The class in a line of a class list; None for a blank line and a comment."""
     line, cut = line.strip(), line.split("#")[0].strip()
+    if not cut:
+        return None
     bare = re.sub(r"\s#.*", "", line).strip()
     first = re.split(r"[\t,]", bare)[0].strip()
     numbered = re.sub(r"\s+\d+", "", bare) if re.fullmatch(r"\D+\s\d+", bare) else bare  # `sea lion 150`, as Caffe lists
-    return tuple(dict.fromkeys((line, bare, bare.rstrip("/"), first, cut, numbered, cut.split()[0]))) if cut else ()
+    return ListedClass(tuple(dict.fromkeys((line, bare, bare.rstrip("/"), first, cut, numbered))), cut.split()[0])
 
 
-def choose_classes(folders: Iterable[str], choice: str) -> list[str]:
-    """The class folders to convert, sorted. Raises DataError if any class of the list is missing."""
+def choose_classes(folders: Iterable[str], choice: str, readable: Mapping[str, str] | None = None) -> list[str]:
+    """The class folders to convert, sorted. A line is a folder's name, else a readable name, else its first word is a folder.
+
+    readable: names by folder, from --class-names; wnids have ImageNet's names. Raises DataError if any class of the list is
+    missing, and for a readable name of two classes.
+    """
     present = sorted(set(folders))
     lines = read_class_list(choice)
     if lines is None:
         return present
-    index = _FolderIndex(present)
-    matched = {names: index.find(names, choice) for names in lines}
+    if len(lines) == len(imagenet_names()) and (wnids := wnids_of([listed.names[0] for listed in lines])):
+        lines = [ListedClass((wnid,)) for wnid in wnids]  # only the full list tells the classes of one name apart
+    index = _FolderIndex(present, imagenet_names() | dict(readable or {}))
+    matched = {listed: index.find(listed, choice) for listed in lines}
     _check_first_words(matched, choice)
     chosen = sorted({folder for folder in matched.values() if folder is not None})
-    missing = sorted({names[0].split("#")[0].strip() or names[0] for names, folder in matched.items() if folder is None})
+    absent = [listed.names[0] for listed, folder in matched.items() if folder is None]
+    missing = sorted({name.split("#")[0].strip() or name for name in absent})
     if not chosen:
         raise DataError(
             f"class list {choice} matches nothing: it names {shorten_names(missing)}, the source holds "
@@ -152,16 +179,18 @@ def choose_classes(folders: Iterable[str], choice: str) -> list[str]:
     return chosen
 
 
-def _check_first_words(matched: Mapping[tuple[str, ...], str | None], choice: str) -> None:
+def _check_first_words(matched: Mapping[ListedClass, str | None], choice: str) -> None:
     """Raise DataError if two lines match one folder, one of them by its first word only. A wnid may be a first word."""
-    lines: dict[str, list[tuple[str, ...]]] = {}
-    for names, folder in matched.items():
+    lines: dict[str, list[ListedClass]] = {}
+    for listed, folder in matched.items():
         if folder is not None and not WNID.fullmatch(folder):
-            lines.setdefault(folder, []).append(names)
+            lines.setdefault(folder, []).append(listed)
     for folder, several in lines.items():
-        short = next((names[0] for names in several if folder not in names[:-1] and _is_several_words(names[0])), None)
+        texts = [listed.names[0] for listed in several]
+        by_word = [each for each in several if folder not in each.names and _composed(each.first_word) == _composed(folder)]
+        short = next((each.names[0] for each in by_word if _is_several_words(each.names[0])), None)
         if short is not None and len(several) > 1:
-            other = next(names[0] for names in several if names[0] != short)
+            other = next(text for text in texts if text != short)
             raise DataError(
                 f"class list {choice} names {short!r} and {other!r}, which both match the folder {folder!r} by the first word; "
                 "expected the source's folder names; check --classes"
@@ -174,30 +203,45 @@ def _is_several_words(line: str) -> bool:
 
 
 class _FolderIndex:
-    """Finds class folders by name. Composed and decomposed letters (NFC, NFD) compare equal."""
+    """Finds class folders by name. Composed and decomposed letters (NFC, NFD) compare equal. readable: names by folder."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], readable: Mapping[str, str]) -> None:
         self._names = set(names)
         self._by_composed: dict[str, list[str]] = {}
         self._by_case: dict[str, str] = {}
+        self._by_readable: dict[str, list[str]] = {}
         for name in names:
             self._by_composed.setdefault(_composed(name), []).append(name)
             self._by_case.setdefault(_composed(name).casefold(), name)
+        for folder, name in readable.items():
+            self._by_readable.setdefault(_readable(name), []).append(folder)
 
-    def find(self, names: Sequence[str], choice: str) -> str | None:
-        """The folder of the first name that has one. Raises DataError if two folders differ only in NFC and NFD."""
-        for name in names:
-            if name in self._names:
-                return name
-            matches = self._by_composed.get(_composed(name), [])
-            if len(matches) > 1:
-                raise DataError(
-                    f"class list {choice} names {name!a}, and the source holds {', '.join(map(ascii, matches))}, which differ "
-                    "only in how letters are composed (NFC, NFD); expected one; rename or merge them"
-                )
-            if matches:
-                return matches[0]
+    def find(self, listed: ListedClass, choice: str) -> str | None:
+        """The folder of a line. Raises DataError if it is one of two folders: in NFC and NFD, or of one readable name."""
+        for find, names in ((self._folder, listed.names), (self._named, listed.names), (self._folder, (listed.first_word,))):
+            if folder := next((folder for name in names if name and (folder := find(name, choice))), None):
+                return folder
         return None
+
+    def _folder(self, name: str, choice: str) -> str | None:
+        if name in self._names:
+            return name
+        matches = self._by_composed.get(_composed(name), [])
+        if len(matches) > 1:
+            raise DataError(
+                f"class list {choice} names {name!a}, and the source holds {', '.join(map(ascii, matches))}, which differ "
+                "only in how letters are composed (NFC, NFD); expected one; rename or merge them"
+            )
+        return matches[0] if matches else None
+
+    def _named(self, name: str, choice: str) -> str | None:
+        folders = self._by_readable.get(_readable(name), [])
+        if len(folders) > 1 and self._names.intersection(folders):
+            raise DataError(
+                f"class list {choice} names {name!r}, which is the name of {' and '.join(folders)}; expected one class; write "
+                "the one that you want instead"
+            )
+        return folders[0] if folders and folders[0] in self._names else None
 
     def case_hint(self, missing: Sequence[str]) -> str:
         """A clause naming the first missing class that matches a folder except for case; empty if none does."""
@@ -217,6 +261,10 @@ def _difference(first: str, second: str) -> str:
     if _composed(first) == _composed(second):
         return "how letters are composed (NFC, NFD)"
     return "upper and lower case" if _composed(first).casefold() == _composed(second).casefold() else "blanks"
+
+
+def _readable(name: str) -> str:
+    return " ".join(_composed(name).replace("_", " ").casefold().split())
 
 
 def _composed(name: str) -> str:

@@ -1,6 +1,5 @@
 """The commands of `udkd data`; `udkd-prep`, their name before 0.2, runs them, too."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +8,7 @@ import typer
 from udkd.utils.commands import Commands
 from udkd.utils.errors import ConfigError, UserError
 from udkd.utils.files import FolderLock
+from udkd.utils.operating_system import available_cores
 from udkd.utils.output import out, print_error, print_json, run
 from udkd.utils.terminal import observed
 
@@ -20,7 +20,7 @@ WorkersOption = Annotated[
 ]
 MAX_LISTED_PROBLEMS = 10
 # Written out, as the modules that define them take half a second to import; a test compares.
-LAYOUTS = "`ilsvrc`, `webdataset`, `beton`, `parquet`, `imagefolder`, `classfolders`"
+LAYOUTS = "`ilsvrc`, `webdataset`, `beton`, `arrow`, `table`, `parquet`, `imagefolder`, `classfolders`"
 FORMAT_NAMES = "`resident` (canvas.npy), `ffcv` (samples.beton), `dali` (samples-*.tfrecord and .idx)"
 PIXEL_LIMIT = 100_000_000
 
@@ -31,9 +31,9 @@ def convert(
         list[Path],
         typer.Argument(
             metavar="SOURCE…",
-            help="Folders or tar files of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
-            "devkit or LOC_val_solution.csv; Kaggle's ImageNet-100; parquet files; WebDatasets; .beton files. Several "
-            "sources form one dataset.",
+            help="Folders, tars or zips of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
+            "devkit or LOC_val_solution.csv; tables of paths and labels (.csv, .tsv, .jsonl, .parquet); Hugging Face's "
+            "parquet and arrow files; WebDatasets; .beton files. Several sources form one dataset.",
             show_default=False,
         ),
     ],
@@ -57,7 +57,7 @@ def convert(
             "--image-field",
             "--image-column",
             metavar="NAME",
-            help="If samples have several images: the parquet column, the WebDataset's file extension or the .beton's field.",
+            help="If samples have several images: the column, the WebDataset's file extension or the .beton's field.",
         ),
     ] = None,
     label_field: Annotated[
@@ -66,12 +66,24 @@ def convert(
             "--label-field",
             "--label-column",
             metavar="NAME",
-            help="If samples have several labels: the parquet column, the .beton's field, the WebDataset's file extension or "
+            help="If samples have several labels: the column, the .beton's field, the WebDataset's file extension or "
             "the key in its .json.",
         ),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For tables: the folder that their paths are relative to, if it is not the table's.",
+            show_default=False,
+        ),
+    ] = None,
     classes: Annotated[
-        str, typer.Option(metavar="CLASSES", help="`imagenet100`, a file with one class folder per line, or `all`.")
+        str,
+        typer.Option(
+            metavar="CLASSES",
+            help="`imagenet100`, a file with one class per line (a folder, a wnid or ImageNet's name), or `all`.",
+        ),
     ] = "all",
     class_names: Annotated[
         Path | None,
@@ -141,6 +153,7 @@ def convert(
             layout=layout,
             image_field=image_field,
             label_field=label_field,
+            images=images,
             classes=classes,
             class_names=class_names,
             formats=formats,
@@ -179,7 +192,7 @@ def derive(
     with FolderLock(folder), observed(summaries=True) as observer:
         for line in size_texts(names, DatasetSize.of(dataset)).values():
             observer.note(line)
-        derive_formats(dataset, names, workers=workers or _cores(), observer=observer)
+        derive_formats(dataset, names, workers=workers or available_cores(), observer=observer)
 
 
 @app.command("info", example="udkd data info data")
@@ -249,17 +262,13 @@ def synth(
             images=images,
             val_images=val_images,
             seed=seed,
-            workers=workers or _cores(),
+            workers=workers or available_cores(),
             observer=observer,
         )
 
 
 def _print(line: str) -> None:
     out.print(line, soft_wrap=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _print_info(folder: Path) -> None:

@@ -39,6 +39,7 @@ from udkd.data_prep.report import FILE_NAME as REPORT_NAME
 from udkd.data_prep.report import read_settings, write_report
 from udkd.data_prep.shards import remove_sidecars, write_shards
 from udkd.data_prep.sources import AUTO, Fields, Source, SourceSplit, SplitName, open_sources
+from udkd.data_prep.sources.loaded_dataset import LoadedDataset, loaded_datasets
 from udkd.data_prep.sources.torch_dataset import TorchDataset
 from udkd.utils.errors import ConfigError, DataError, MismatchError
 from udkd.utils.files import FolderLock, sha256_file, write_json
@@ -68,8 +69,9 @@ class ConvertSettings:
 
     on_bad: fail leaves no usable folder; skip excludes bad images; fix repairs images if possible and excludes the others.
     image_field, label_field: the column, extension or field to read if a source has several; None to detect it.
-    class_names: given by the user; None for the source's own. hold_out_percent: percent of the images to validate on, 100 for a
-    test set, which has no train split; None for the source's own val split. val: "test" to validate on the source's test split.
+    images: the folder that the paths in tables are relative to; None for the table's own. class_names: given by the user; None
+    for the source's own. hold_out_percent: percent of the images to validate on, 100 for a test set, which has no train split;
+    None for the source's own val split. val: "test" to validate on the source's test split.
     formats: derived formats to write, too; None for `default_formats`. shard_samples: rows per shard.
     """
 
@@ -78,6 +80,7 @@ class ConvertSettings:
     layout: str = AUTO
     image_field: str | None = None
     label_field: str | None = None
+    images: Path | None = None
     classes: str = "all"
     class_names: ClassNames | None = None
     on_bad: Literal["fix", "skip", "fail"] = "fail"
@@ -135,6 +138,7 @@ class ConvertSettings:
             "--exif": self.exif,
             "--max-pixels": self.max_pixels,
             "shard_samples": self.shard_samples,
+            **({} if self.images is None else {"--images": str(self.images)}),
             **named,
         }
 
@@ -145,7 +149,8 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
     The folder has a dataset.json only if it is complete. Raises DataError (unusable sources, bad images with on_bad = "fail"),
     MismatchError (an unfinished conversion with other settings), BusyError, ConfigError and OSError.
     """
-    opened = open_sources(sources, settings.layout, Fields(image=settings.image_field, label=settings.label_field))
+    fields = Fields(image=settings.image_field, label=settings.label_field)
+    opened = open_sources(sources, settings.layout, fields, settings.images)
     _check_separate(sources, folder)
     return _convert(opened, folder, settings, observer)
 
@@ -153,9 +158,16 @@ def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, ob
 def convert_datasets(
     datasets: Mapping[SourceSplit | None, "MapDataset[Any]"], folder: Path, settings: ConvertSettings, observer: Observer
 ) -> DatasetFolder:
-    """Convert map-style datasets by split (None: without splits), as `convert` does. Their own class names are the default."""
-    exif_transpose = settings.exif == "apply"
-    source = TorchDataset(folder / ITEMS_NAME, datasets, exif_transpose=exif_transpose, observer=observer)
+    """Convert datasets by split (None: without splits), as `convert` does. Their own class names are the default.
+
+    They are map-style datasets of PyTorch, or all of them are of Hugging Face's `datasets`.
+    """
+    items = folder / ITEMS_NAME
+    if all(map(loaded_datasets, datasets.values())):
+        fields = Fields(image=settings.image_field, label=settings.label_field)
+        source: LoadedDataset | TorchDataset = LoadedDataset(items, datasets, fields, observer)
+    else:
+        source = TorchDataset(items, datasets, exif_transpose=settings.exif == "apply", observer=observer)
     if settings.class_names is None:
         settings = replace(settings, class_names=source.class_names())
     _check_target(folder, settings)

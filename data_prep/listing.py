@@ -38,7 +38,7 @@ from udkd.utils.errors import DataError
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 SOURCE_SPLITS: tuple[SourceSplit, ...] = ("train", "val", "test")
 UNCHOSEN = "images of classes that --classes leaves out"
-READ_SUFFIXES = (".tar", ".parquet", ".beton", ".ffcv")
+READ_SUFFIXES = (".tar", ".zip", ".parquet", ".beton", ".ffcv")
 Rows = NDArray[np.int64]
 
 
@@ -142,7 +142,7 @@ def list_samples(
     splits = _entry_splits(sources, listings, hold_out_percent)
     if test_validates:
         splits = [_test_for_val(sources, split) for split in splits]
-    chosen = choose_classes(_class_names(tables, splits), classes)
+    chosen = choose_classes(_class_names(tables, splits), classes, readable)
     if class_names is not None:
         require_named(chosen, readable, class_names)
         name_warnings += order_warning(chosen, class_names)
@@ -168,7 +168,13 @@ def _no_images_text(source: Source, listing: Listing) -> str:
     text = f"{source.path} holds no images in class folders; expected [train/|val/]<class>/<name>.jpg; "
     others = listing.skipped.reasons
     if source.path.is_file() and others and others.keys() <= {UNREAD, ARCHIVES, OTHER_FILES}:
-        return text + "it holds " + ", ".join(f"{n:,} {why} (such as {escape_name(name)})" for why, (n, name) in others.items())
+        remedy = (
+            "; unpack it and name the files inside"
+            if any(_is_container(name, why) for why, (_, name) in others.items())
+            else ""
+        )
+        found = ", ".join(f"{n:,} {why} (such as {escape_name(name)})" for why, (n, name) in others.items())
+        return f"{text}it holds {found}{remedy}"
     if kind is None:
         return text + "check the path, or name the layout with --layout"
     return text + f"it holds {kind[0]}: {kind[1]}"
@@ -279,8 +285,12 @@ def _split_rows(
 
 def _may_train(path: str, reason: str) -> bool:
     """Whether a skipped file may hold training images, such as a `train.tar` but not a `train.py`."""
-    is_container = reason in (ARCHIVES, UNREAD) or path.endswith(READ_SUFFIXES)
-    return is_container and any(single_split_in(part) == "train" for part in path.split("/"))
+    may_hold = reason == UNREAD or _is_container(path, reason)
+    return may_hold and any(single_split_in(part) == "train" for part in path.split("/"))
+
+
+def _is_container(path: str, reason: str) -> bool:
+    return reason == ARCHIVES or path.lower().endswith(READ_SUFFIXES)
 
 
 def _no_val_text(sources: Sequence[Source], listings: Sequence[Listing], *, train: bool, test: bool, unsplit: bool) -> str:

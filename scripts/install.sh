@@ -59,24 +59,27 @@ has_python_h() {
 }
 has_headers() { command -v g++ >/dev/null && pkg-config --exists opencv4 libturbojpeg 2>/dev/null && has_python_h; }
 
-# FFCV is compiled here.
+# FFCV is compiled here. Only tests and benchmarks need it, as the other side that reads and writes .beton files.
 install_ffcv() {
   needs="g++ pkg-config libopencv-dev libturbojpeg0-dev"
   has_python_h || needs="$needs $($python -c "import sys; print('python%d.%d-dev' % sys.version_info[:2])")"
   # shellcheck disable=SC2086  # a list of packages
   has_headers || apt_install $needs || true
   if ! has_headers; then
-    echo "The FFCV backend is off, all others work; to have it: apt-get install $needs; make install"
-  elif echo "Building FFCV" && pip_install --editable ".[ffcv]" >$venv/ffcv.log 2>&1 &&
+    remedy="to build it, install a C++ compiler and the headers of Python, OpenCV 4 and libjpeg-turbo"
+    if command -v apt-get >/dev/null; then remedy="to build it: apt-get install $needs; make install"; fi
+    echo "FFCV is not built, so the tests that compare with it are skipped; $remedy"
+  elif echo "Building FFCV" && pip_install ffcv numba setuptools >$venv/ffcv.log 2>&1 &&
     $python -c "import ffcv" >>$venv/ffcv.log 2>&1; then
     done_with ffcv
   else
-    echo "The FFCV backend is off, all others work: its build failed (see $venv/ffcv.log)"
+    echo "FFCV is not built, so the tests that compare with it are skipped: its build failed (see $venv/ffcv.log)"
   fi
 }
 
-# DALI has one wheel per CUDA version. All contain the same package, so only one can be installed.
+# DALI has one wheel per CUDA version, for Linux. All contain the same package, so only one can be installed.
 install_dali() {
+  [ "$(uname)" = Linux ] || return 0
   cuda=$($python -c "import torch; print('12' if (torch.version.cuda or '').startswith('12.') else '13')")
   echo "Installing DALI for CUDA $cuda"
   if pip_install --editable ".[dali-cuda$cuda]" >$venv/dali.log 2>&1; then

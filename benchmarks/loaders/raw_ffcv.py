@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import ffcv._libffcv
 import numpy as np
 import torch
 from ffcv.fields.basics import IntDecoder
@@ -15,7 +16,7 @@ from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.state import State
 from ffcv.transforms import ToTensor
 
-from udkd.data.beton import FILE_NAME, import_ffcv
+from udkd.data.beton import FILE_NAME
 from udkd.data.dataset import Split
 
 
@@ -30,7 +31,7 @@ class _Canvas(SimpleRGBImageDecoder):  # type: ignore[misc]
         return replace(previous, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
 
     def generate_code(self) -> Callable[..., Any]:
-        library = ctypes.CDLL(import_ffcv()._libffcv.__file__)
+        library = ctypes.CDLL(ffcv._libffcv.__file__)
         begin: Any = library.tjInitDecompress
         begin.restype, begin.argtypes = ctypes.c_void_p, []
         decompress: Any = library.tjDecompress2

@@ -13,6 +13,7 @@ from udkd.data_prep.sources.ilsvrc import Ilsvrc
 from udkd.data_prep.sources.layout import ARCHIVES, UNREAD, is_image_path, looks_like_val, skip_reason
 from udkd.data_prep.sources.named_split import find_files, single_split_in
 from udkd.data_prep.sources.parquet import Parquet
+from udkd.data_prep.sources.saved_dataset import SavedDataset
 from udkd.data_prep.sources.source import (
     OTHER_FILES,
     TEST_IMAGES,
@@ -24,10 +25,12 @@ from udkd.data_prep.sources.source import (
     SourceSplit,
     SplitName,
 )
+from udkd.data_prep.sources.table import IMAGES_OPTION, Table
 from udkd.data_prep.sources.tar import Tar
 from udkd.data_prep.sources.tree import Tree
 from udkd.data_prep.sources.unread_kinds import identify_unread
 from udkd.data_prep.sources.webdataset import WebDataset
+from udkd.data_prep.sources.zip import Zip
 from udkd.utils.errors import ConfigError, DataError
 
 __all__ = [
@@ -55,11 +58,11 @@ BESIDE_FILES = "images beside the files that are read"
 
 
 def _image_folder(path: Path) -> Source | None:
-    return Tree.probe(path) or Tar.probe(path)
+    return Tree.probe(path) or Tar.probe(path) or Zip.probe(path)
 
 
 def _class_folders(path: Path) -> Source | None:
-    source = Tree.probe(path) or Tar.probe(path)
+    source = Tree.probe(path) or Tar.probe(path) or Zip.probe(path)
     return None if source is None else replace(source, splits=False)
 
 
@@ -69,6 +72,8 @@ LAYOUTS: dict[str, Callable[[Path], Source | None]] = {
     "ilsvrc": lambda path: Ilsvrc.probe(path) or ClassTars.probe(path),
     "webdataset": WebDataset.probe,
     "beton": Beton.probe,
+    "arrow": SavedDataset.probe,
+    "table": Table.probe,
     "parquet": Parquet.probe,
     "imagefolder": _image_folder,
     "classfolders": _class_folders,
@@ -120,16 +125,22 @@ def _read_files(source: Source) -> frozenset[Path]:
             files = find_files(path, ".tar")
         case Parquet():
             files = find_files(path, ".parquet")
+        case SavedDataset():
+            files = source.described()
         case Beton():
             files = path.glob("*.beton")
     return frozenset(file for file in files if file is not None)
 
 
-def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = DETECT_FIELDS) -> list[Source]:
+def open_sources(
+    paths: Sequence[Path], layout: str = AUTO, fields: Fields = DETECT_FIELDS, images: Path | None = None
+) -> list[Source]:
     """Open sources with the named layout, or detect it. A ground truth among `paths` labels a val/ without class folders.
 
-    Raises ConfigError for an unknown layout and for fields of sources without fields. Raises DataError for a path that does not
-    exist or that cannot be read with the layout, and for a ground truth that is invalid or has no validation images.
+    images: the folder that the paths in tables are relative to. A folder of images without class folders, named beside a table,
+    may be that folder, too. Raises ConfigError for an unknown layout and for fields or images of sources that have none. Raises
+    DataError for a path that does not exist or that cannot be read with the layout, and for a ground truth that is invalid or
+    has no validation images.
     """
     if layout not in (AUTO, *LAYOUTS):
         raise ConfigError(f"the layout {layout!r} is unknown; expected {AUTO}, {', '.join(LAYOUTS)}; change --layout")
@@ -143,12 +154,40 @@ def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = DET
     if len(ground_truths) > 1:
         raise DataError(f"{ground_truths[0]} and {ground_truths[1]} both label the validation images; expected one; remove one")
     opened = [_open(path, layout, ground_truths[0] if ground_truths else None) for path in paths if path not in ground_truths]
-    bare = [source.source if isinstance(source, _SourceInFolder) else source for source in opened]
+    bare = map(_bare, opened)
     if ground_truths and not any(
-        isinstance(source, Tree | Tar) or (isinstance(source, Ilsvrc) and source.val) for source in bare
+        isinstance(source, Tree | Tar | Zip) or (isinstance(source, Ilsvrc) and source.val) for source in bare
     ):
         raise DataError(f"{ground_truths[0]} labels validation images, which no source holds; expected their tar; name it too")
-    return _with_fields(opened, fields)
+    return _with_fields(_with_images(opened, images), fields)
+
+
+def _with_images(sources: list[Source], images: Path | None) -> list[Source]:
+    """The sources with the folders of the images of tables. Raises ConfigError if there is no table, DataError if no folder."""
+    tables = [each for each in sources if isinstance(_bare(each), Table)]
+    if images is not None and not tables:
+        raise ConfigError(f"{IMAGES_OPTION} is the folder of the paths in a table, and no source is one; remove it")
+    if images is not None and not images.is_dir():
+        raise DataError(f"{images} is no folder; expected that of the images in the table; check {IMAGES_OPTION}")
+    flat = [each for each in sources if _is_flat(_bare(each))] if tables else []
+    folders = tuple(each.path for each in flat)
+    return [_replaced(each, images=images, folders=folders) if each in tables else each for each in sources if each not in flat]
+
+
+def _bare(source: Source) -> Source:
+    return source.source if isinstance(source, _SourceInFolder) else source
+
+
+def _replaced(source: Source, **changes: object) -> Source:
+    """A source with other values of its fields."""
+    if isinstance(source, _SourceInFolder):
+        return replace(source, source=_replaced(source.source, **changes))
+    replaced: Source = replace(source, **changes)  # type: ignore[type-var]
+    return replaced
+
+
+def _is_flat(source: Source) -> bool:
+    return isinstance(source, Tree) and not source.peek_classes()
 
 
 def _with_fields(sources: list[Source], fields: Fields) -> list[Source]:
@@ -159,16 +198,15 @@ def _with_fields(sources: list[Source], fields: Fields) -> list[Source]:
     if changed == sources:
         where = ", ".join(str(source.path) for source in sources)
         raise ConfigError(
-            f"{IMAGE_OPTION} and {LABEL_OPTION} choose among the fields of WebDatasets, parquet files and .betons; "
-            f"{where} has no fields; remove the options"
+            f"{IMAGE_OPTION} and {LABEL_OPTION} choose among the fields of WebDatasets, parquet and arrow files, tables and "
+            f".betons; {where} has no fields; remove the options"
         )
     return changed
 
 
 def _with_source_fields(source: Source, fields: Fields) -> Source:
-    if isinstance(source, _SourceInFolder):
-        return replace(source, source=_with_source_fields(source.source, fields))
-    return replace(source, fields=fields) if isinstance(source, WebDataset | Parquet | Beton) else source
+    has_fields = isinstance(_bare(source), WebDataset | SavedDataset | Parquet | Beton | Table)
+    return _replaced(source, fields=fields) if has_fields else source
 
 
 def _open(path: Path, layout: str, ground_truth: Path | None) -> Source:
@@ -198,7 +236,7 @@ def _with_ground_truth(source: Source, ground_truth: Path | None) -> Source:
         return source
     if isinstance(source, Ilsvrc):
         return replace(source, ground_truth=ground_truth)
-    return replace(source, ground_truth=open_ground_truth(ground_truth)) if isinstance(source, Tree | Tar) else source
+    return replace(source, ground_truth=open_ground_truth(ground_truth)) if isinstance(source, Tree | Tar | Zip) else source
 
 
 def _choose_reading(path: Path, readings: dict[str, Source]) -> Source:
@@ -207,9 +245,16 @@ def _choose_reading(path: Path, readings: dict[str, Source]) -> Source:
     tree = readings.get("imagefolder")
     if not others or not isinstance(tree, Tree) or (path / "dataset.json").is_file():
         return source  # a dataset folder of udkd is read from its shards
-    splits, table = tree.peek_splits(), readings.get("parquet")
-    if splits and isinstance(table, Parquet) and not table.has_images():
-        return _choose_reading(path, {name: each for name, each in readings.items() if name != "parquet"})
+    table, parquet = readings.pop("table", None), readings.get("parquet")
+    if isinstance(parquet, Parquet) and (table or tree.peek_splits()) and not parquet.has_images():
+        del readings["parquet"]
+    if table is not None and list(readings) == ["imagefolder"]:
+        if len(tree.peek_classes()) <= 1:
+            return table
+        return _SourceInFolder(tree, frozenset(), f"{path} holds class folders and tables of paths; the folders are read")
+    if len(readings) < len(others) + 1:
+        return _choose_reading(path, readings)
+    splits = tree.peek_splits()
     also = [_DESCRIPTIONS[name] for name, _ in others if name != "imagefolder" or splits]
     complete = isinstance(source, Ilsvrc) and source.train is not None and source.val is not None
     if first == "ilsvrc" and not complete and {"train", "val"} <= splits:  # as torchvision leaves it
@@ -230,6 +275,8 @@ _DESCRIPTIONS = {
     "ilsvrc": "tars of ILSVRC2012",
     "webdataset": "shards of a WebDataset",
     "beton": ".beton files",
+    "arrow": "arrow files",
+    "table": "tables of image paths",
     "parquet": "parquet files",
     "imagefolder": "class folders of images",
 }

@@ -1,39 +1,41 @@
-"""Reads an existing .beton as a source: FFCV's file format, version 2, without FFCV.
+"""Reads an existing .beton as a source, without FFCV. The format: see udkd.data.beton."""
 
-The layout (ffcv/types.py, 1.0.2): a header, a descriptor of each field, one row of metadata per sample with the fields in
-order, data pages, and a final table of allocations with the size of each sample's bytes.
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from udkd.data.beton import (
+    ALLOCATION,
+    IMAGE_KIND,
+    INT_KIND,
+    JPEG_MODE,
+    METADATA,
+    RAW_MODE,
+    VERSION,
+    BadBeton,
+    Layout,
+    read_layout,
+    read_rows,
+)
 from udkd.data_prep.sources.fields import DETECT_FIELDS, IMAGE_OPTION, LABEL_OPTION, NO_LABEL, Fields, choose_field, label_of
 from udkd.data_prep.sources.named_split import last_split_in
 from udkd.data_prep.sources.source import Entry, Listing
 from udkd.data_prep.sources.tar_members import read_at
 from udkd.utils.errors import DataError
 
-VERSION = 2
 SUFFIXES = (".beton", ".ffcv")  # used by FFCV's guide and by its ImageNet scripts
-HEADER = np.dtype(
-    [("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("samples", "<u8"), ("allocations", "<u8")], align=True
-)
-FIELD = np.dtype([("kind", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
-ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
-IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
-FLOAT_KIND, INT_KIND, IMAGE_KIND = 0, 1, 2
-METADATA = {FLOAT_KIND: np.dtype("<f8"), INT_KIND: np.dtype("<i8"), IMAGE_KIND: IMAGE}
-KIND_NAMES = {FLOAT_KIND: "FloatField", INT_KIND: "IntField", IMAGE_KIND: "RGBImageField"} | {
+KIND_NAMES = {
+    0: "FloatField",
+    INT_KIND: "IntField",
+    IMAGE_KIND: "RGBImageField",
     3: "BytesField",
     4: "NDArrayField",
     5: "JSONField",
     6: "TorchTensorField",
     255: "a custom field",
 }
-JPEG_MODE, RAW_MODE = 0, 1
 MAX_LISTED = 500  # characters of a list of fields
 
 
@@ -117,41 +119,37 @@ def _tables(file: Path, fields: Fields) -> tuple[np.ndarray, np.ndarray, np.ndar
 
     All sizes in the file are checked before use.
     """
-    total = file.stat().st_size
-    fault = f"{file} is not a complete .beton of version {VERSION}; expected FFCV's format; write it again"
-    if total < HEADER.itemsize:
-        raise DataError(fault)
-    header = np.fromfile(file, HEADER, 1)[0]
-    fields_end = HEADER.itemsize + int(header["fields"]) * FIELD.itemsize
-    # FFCV writes the header, with the pointer to the table of allocations, last.
-    if int(header["version"]) != VERSION or fields_end > total or not fields_end <= int(header["allocations"]) <= total:
-        raise DataError(fault)
-    described = np.fromfile(file, FIELD, int(header["fields"]), offset=HEADER.itemsize)
-    kinds = described["kind"].tolist()
-    names = [bytes(name).rstrip(b"\0").decode(errors="replace") for name in described["name"]]
-    if IMAGE_KIND not in kinds or INT_KIND not in kinds or not set(kinds) <= set(METADATA):
-        listed = ", ".join(f"{name} ({KIND_NAMES.get(kind, kind)})" for name, kind in zip(names, kinds, strict=True))
+    try:
+        layout = read_layout(file)
+        _check_kinds(file, layout)
+        image = _field_index(file, layout, IMAGE_KIND, fields.image, IMAGE_OPTION)
+        label = _field_index(file, layout, INT_KIND, fields.label, LABEL_OPTION)
+        rows = read_rows(file, layout)
+        table = np.fromfile(file, ALLOCATION, offset=layout.allocations)
+        if len(table) and int(table["sample"].max()) >= len(rows):  # too small a count would lose samples silently
+            raise BadBeton(f"it has allocations of more than {len(rows)} samples")
+    except BadBeton as error:
         raise DataError(
-            f"{file} has fields of other kinds: {listed[:MAX_LISTED]}; expected an RGBImageField, an IntField, and otherwise "
-            "only IntFields and FloatFields; choose another source"
-        )
-    image = _field_index(file, names, kinds, IMAGE_KIND, fields.image, IMAGE_OPTION)
-    label = _field_index(file, names, kinds, INT_KIND, fields.label, LABEL_OPTION)
-    row = np.dtype([(f"f{n}", METADATA[kind]) for n, kind in enumerate(kinds)], align=True)
-    if fields_end + int(header["samples"]) * row.itemsize > total:
-        raise DataError(fault)
-    rows = np.fromfile(file, row, int(header["samples"]), offset=fields_end)
-    table = np.fromfile(file, ALLOCATION, offset=int(header["allocations"]))
-    if len(table) and int(table["sample"].max()) >= len(rows):  # a header with too small a count would lose samples silently
-        raise DataError(fault)
+            f"{file} is not a complete .beton of version {VERSION} ({error}); expected FFCV's format; write it again"
+        ) from None
     images = rows[f"f{image}"]
     return images, rows[f"f{label}"], _lengths(images["pointer"], table)
 
 
-def _field_index(file: Path, names: Sequence[str], kinds: Sequence[int], kind: int, requested: str | None, option: str) -> int:
+def _check_kinds(file: Path, layout: Layout) -> None:
+    if IMAGE_KIND not in layout.kinds or INT_KIND not in layout.kinds or not set(layout.kinds) <= set(METADATA):
+        pairs = zip(layout.names, layout.kinds, strict=True)
+        listed = ", ".join(f"{name} ({KIND_NAMES.get(kind, kind)})" for name, kind in pairs)
+        raise DataError(
+            f"{file} has fields of other kinds: {listed[:MAX_LISTED]}; expected an RGBImageField, an IntField, and otherwise "
+            "only IntFields and FloatFields; choose another source"
+        )
+
+
+def _field_index(file: Path, layout: Layout, kind: int, requested: str | None, option: str) -> int:
     """The index of the field to read among those of one kind."""
-    indices = [index for index, each in enumerate(kinds) if each == kind]
-    candidates = [names[index] for index in indices]
+    indices = [index for index, each in enumerate(layout.kinds) if each == kind]
+    candidates = [layout.names[index] for index in indices]
     name = choose_field(candidates, requested, where=file, what=KIND_NAMES[kind], option=option)
     if candidates.count(name) > 1:
         raise DataError(f"{file} has several fields {name}; expected unique names; write it again")

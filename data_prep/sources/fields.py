@@ -9,6 +9,10 @@ from udkd.utils.errors import DataError
 IMAGE_OPTION, LABEL_OPTION = "--image-field", "--label-field"
 NO_LABEL = "samples without a label"  # reasons for skipping
 NO_IMAGE = "files of samples without an image"
+SPLIT_COLUMN_ADVICE = (
+    "the column {name} of {file} may name the validation rows, but is not read: write a file for each split, or give "
+    "--hold-out PERCENT if it does not"
+)
 LABEL_LIKE = re.compile(r"(.+[^a-z])?labels?", re.IGNORECASE)
 Label = int | str | None
 _NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")

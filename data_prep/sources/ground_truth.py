@@ -7,17 +7,20 @@ import csv
 import io
 import re
 import tarfile
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from udkd.data_prep.sources.layout import is_hidden
 from udkd.data_prep.sources.matlab import struct_array
 from udkd.utils.errors import DataError
 from udkd.utils.files import read_regular
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 KAGGLE = "LOC_val_solution.csv"
+KAGGLE_COLUMNS = (b"ImageId", b"PredictionString")
 TINY = "val_annotations.txt"
 GROUND_TRUTH_NAMES = (TINY, KAGGLE, DEVKIT)  # in order of priority
 IMAGE_NAME = "ILSVRC2012_val_{:08d}"
@@ -51,9 +54,18 @@ def find_ground_truth(folder: Path) -> Path | None:
 
 
 def is_ground_truth(path: Path) -> bool:
-    """Whether a file has the name of a ground truth."""
-    named = path.suffix.lower() == ".csv" or path.name == TINY or re.fullmatch(r".*devkit.*\.(tar\.gz|tgz)", path.name)
-    return bool(named) and path.is_file()
+    """Whether a file has the name of a ground truth, or is a .csv with the columns of Kaggle's."""
+    if not path.is_file():
+        return False
+    if path.suffix.lower() == ".csv" and path.name != KAGGLE:
+        with open(path, "rb") as file:
+            return set(KAGGLE_COLUMNS) <= {name.strip() for name in file.readline(1000).removeprefix(BOM_UTF8).split(b",")}
+    return path.name in (TINY, KAGGLE) or bool(re.fullmatch(r".*devkit.*\.(tar\.gz|tgz)", path.name))
+
+
+def is_ground_truth_member(name: str, size: int) -> bool:
+    """Whether a member of an archive is a ground truth. name: its path. size: bytes."""
+    return name.rsplit("/", 1)[-1] in GROUND_TRUTH_NAMES and not is_hidden(name) and size <= LIMIT_BYTES
 
 
 def read_ground_truth(path: Path) -> dict[str, str]:
@@ -94,7 +106,7 @@ def _kaggle(where: str, data: bytes) -> dict[str, str]:
         if not {"ImageId", "PredictionString"} <= set(columns):
             raise DataError(
                 f"{where} has the columns {', '.join(columns) or 'of no table'}; expected the columns ImageId and "
-                f"PredictionString of ILSVRC2012's {KAGGLE}, the only csv that is read; sort the images into class folders"
+                f"PredictionString of ILSVRC2012's {KAGGLE}; fetch it again"
             )
         return {row["ImageId"].split(".")[0]: row["PredictionString"].split()[0] for row in reader}
     except (csv.Error, KeyError, IndexError, AttributeError):

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Final
 
-from udkd.data_prep.sources.source import SourceSplit
+from udkd.data_prep.sources.source import Listing, SourceSplit
 from udkd.utils.errors import DataError
 
 _WORDS: Final = r"(?:(?P<train>train(?:ing|val)?|trn)|(?P<val>val(?:id|idation)?|dev|eval(?:uation)?)|(?P<test>test(?:ing)?))"
@@ -52,6 +52,10 @@ class LabelFolders:
                 "rename one"
             )
         return folder
+
+    def of_label(self, label: int | str, listing: Listing) -> str:
+        """The class of a number, which is noted in the listing, or of a text."""
+        return self.folder(listing.class_of_label(label) if isinstance(label, int) else label)
 
 
 def find_files(path: Path, ending: str) -> list[Path]:

@@ -1,7 +1,10 @@
-"""Lists and reads the rows of parquet files: names, labels, and image bytes."""
+"""Lists and reads the rows of parquet and arrow files: names, labels, and image bytes."""
 
+import contextlib
+import mmap
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -10,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from udkd.data.image_files import BadImage
 from udkd.data_prep.classes import wnids_of
 from udkd.data_prep.sources.fields import (
     IMAGE_OPTION,
     LABEL_LIKE,
     LABEL_OPTION,
     NO_LABEL,
+    SPLIT_COLUMN_ADVICE,
     Fields,
     Label,
     LabelAgreement,
@@ -30,19 +35,37 @@ from udkd.utils.parsing import parse_json
 IMAGE_COLUMN = "image"  # the name used by `datasets`; it has priority over other columns
 LABEL_COLUMNS = ("label", "labels", "fine_label")  # in order of priority, before others that end in `label`
 SPLIT_COLUMNS = ("split", "subset", "partition", "fold")
-SPLIT_COLUMN_ADVICE = (
-    "the column {name} of {file} may name the validation rows, but is not read: write a file for each split, or give "
-    "--hold-out PERCENT if it does not"
-)
+BATCH_ROWS = 256
+ARROW_FILE, ARROW_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"  # the start of a file, the end of a stream
 MAX_ERROR_TEXT = 500  # characters of an error of pyarrow
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Columns:
+class Columns:
     """The columns to read. labels: in order of priority; may be empty for a test set."""
 
     image: str
     labels: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return [self.image, *self.labels]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRow:
+    """A row of a table of images. index: from 0. size: of its image, bytes. stamp: see Entry; None for that of its table.
+
+    image: its value, a dict of bytes and path, or bytes.
+    """
+
+    index: int
+    size: int
+    stamp: int | None
+    name: str
+    label: Label
+    image: pa.Scalar
 
 
 def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
@@ -53,24 +76,24 @@ def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
     val_advice, versions = "", dict[SourceSplit | None, set[str]]()
     for file in files:
         key = "" if file == path else str(file.relative_to(path))
-        stem = (key if ambiguous else file.name).removesuffix(".parquet")
+        stem = (key if ambiguous else file.name).removesuffix(".parquet").removesuffix(".arrow")
         split, stamp = last_split_in(Path(key or file.name)), file.stat().st_mtime_ns
         try:
-            with pq.ParquetFile(file) as parquet:
-                columns = _columns(file, parquet.schema_arrow, fields, may_lack_labels=split == "test")
-                split_column = next((name for name in parquet.schema_arrow.names if name.lower() in SPLIT_COLUMNS), "")
+            with _opened(file) as (schema, batches):
+                columns = choose_columns(file, schema, fields, may_lack_labels=split == "test")
+                split_column = next((name for name in schema.names if name.lower() in SPLIT_COLUMNS), "")
                 val_advice = val_advice or (split_column and SPLIT_COLUMN_ADVICE.format(file=file, name=split_column))
                 versions.setdefault(split, set()).add(str(PurePath(key).parent))
-                others |= set(_image_columns(parquet.schema_arrow)) - {columns.image}
-                for row, size, name, label in _rows(file, parquet, columns, stem, agreement):
-                    if label is None:
-                        listing.skipped.append(name, NO_LABEL if columns.labels else TEST_IMAGES)
+                others |= set(_image_columns(schema)) - {columns.image}
+                for row in iter_rows(batches(columns.names), columns, schema, file, f"{stem}/", agreement):
+                    if row.label is None:
+                        listing.skipped.append(row.name, NO_LABEL if columns.labels else TEST_IMAGES)
                     else:
-                        class_name = folders.folder(listing.class_of_label(label) if isinstance(label, int) else label)
-                        listing.entries.append(Entry(split, class_name, name, key, row, size, stamp))
+                        class_name = folders.of_label(row.label, listing)
+                        stamp_of_row = stamp if row.stamp is None else row.stamp
+                        listing.entries.append(Entry(split, class_name, row.name, key, row.index, row.size, stamp_of_row))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            text = str(error).splitlines()[0][:MAX_ERROR_TEXT]
-            raise DataError(f"{file} cannot be read ({text}); expected a complete parquet file; fetch it again") from None
+            raise _unreadable(file, error) from None
     agreement.finish(path)
     warning = f"{path} has other columns of images, which are not read: {', '.join(sorted(others))} ({IMAGE_OPTION} chooses)"
     warnings = [warning] if others else []
@@ -81,6 +104,17 @@ def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
     return replace(listing, val_advice=val_advice, warnings=tuple(warnings))
 
 
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[tuple[pa.Schema, Callable[[list[str]], Iterable[pa.RecordBatch]]]]:
+    """The schema of a file, and a function that yields its rows with the named columns."""
+    if file.suffix.lower() == ".parquet":
+        with pq.ParquetFile(file) as parquet:
+            yield parquet.schema_arrow, lambda names: parquet.iter_batches(batch_size=BATCH_ROWS, columns=names)
+    else:
+        table = _arrow_table(file)
+        yield table.schema, lambda names: table.select(names).to_batches(max_chunksize=BATCH_ROWS)
+
+
 def has_images(files: Iterable[Path]) -> bool:
     """See Parquet.has_images."""
     try:
@@ -89,40 +123,100 @@ def has_images(files: Iterable[Path]) -> bool:
         return True
 
 
+def path_columns(file: Path) -> list[str]:
+    """The columns of a file without images, except for structs. Raises DataError if it has images, or is damaged."""
+    try:
+        with file.open("rb") as opened:
+            schema = pq.read_schema(opened)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _unreadable(file, error) from None
+    if images := _image_columns(schema):
+        raise DataError(f"{file} holds images, in its column {images[0]}; expected only paths; remove the option for tables")
+    return [field.name for field in schema if not pa.types.is_struct(field.type)]
+
+
+def iter_values(file: Path, columns: Sequence[str]) -> Iterator[list[object]]:
+    """The values of columns, row by row. Raises DataError for a damaged file."""
+    try:
+        with file.open("rb") as opened, pq.ParquetFile(opened) as parquet:
+            for batch in parquet.iter_batches(columns=list(dict.fromkeys(columns)), use_threads=False):
+                yield from map(list, zip(*(batch.column(name).to_pylist() for name in columns), strict=True))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    text = str(error).splitlines()[0][:MAX_ERROR_TEXT]
+    return DataError(f"{file} cannot be read ({text}); expected a complete {file.suffix[1:].lower()} file; fetch it again")
+
+
 def read_row(file: Path, row: int, fields: Fields) -> bytes:
     """The bytes of an image. The last row group is cached, as the next images are usually in it."""
     try:
-        values, first = _row_group(file, _group_of(file, row), fields)
+        if file.suffix.lower() == ".parquet":
+            values, first = _row_group(file, _group_of(file, row), fields)
+        else:
+            values, first = _arrow_images(file, fields), 0
         value = values[row - first].as_py()
     except pa.ArrowException as error:
         raise OSError(5, str(error).splitlines()[0], str(file)) from None
-    return bytes(value or b"")
+    return image_bytes(value, file.parent)
 
 
-def _rows(
-    file: Path, parquet: pq.ParquetFile, columns: _Columns, stem: str, agreement: LabelAgreement
-) -> Iterator[tuple[int, int, str, Label]]:
-    """Yield index, image size in bytes, name and label of each row. Raises DataError if the file has only paths of images."""
-    names = {label: _class_names(parquet.schema_arrow, label) for label in columns.labels}
-    row, path, any_bytes = 0, None, False
-    for batch in parquet.iter_batches(batch_size=256, columns=[columns.image, *columns.labels]):
+def image_bytes(value: object, folder: Path) -> bytes:
+    """The bytes of an image's value, or those of the file that it names. folder: of relative paths. Raises BadImage."""
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if data is None and isinstance(path, str) and path:
+        try:
+            return (folder / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise BadImage(f"its row has no bytes, and the file {path} does not exist") from None
+    return data if isinstance(data, bytes) else b""
+
+
+def iter_rows(
+    batches: Iterable[pa.RecordBatch], columns: Columns, schema: pa.Schema, where: Path, prefix: str, agreement: LabelAgreement
+) -> Iterator[ImageRow]:
+    """Yield the rows of batches. where: the file of the rows, for errors and for relative paths. prefix: of names.
+
+    Raises DataError if no row has bytes or names a file that exists.
+    """
+    names = {label: _class_names(schema, label) for label in columns.labels}
+    index, path, any_image = 0, None, False
+    for batch in batches:
         images = batch.column(columns.image)
         labels = {label: batch.column(label).to_pylist() for label in columns.labels}
         for n, (size, path) in enumerate(zip(_sizes(images), _paths(images), strict=True)):
-            name = f"{stem}/{row:06d}" + (f"-{path.rsplit('/', 1)[-1]}" if isinstance(path, str) and path else "")
-            row_labels = {label: _label(file, values[n], names[label]) for label, values in labels.items()}
-            yield row, size or 0, name, agreement.take(row_labels, file)
-            any_bytes = any_bytes or size is not None
-            row += 1
-    if row and not any_bytes:
-        where = f" (such as {path})" if path else ""
+            file = path if isinstance(path, str) else ""
+            name = f"{prefix}{index:06d}" + (f"-{file.rsplit('/', 1)[-1]}" if file else "")
+            row_labels = {label: _label(where, values[n], names[label]) for label, values in labels.items()}
+            status = _status(where.parent / file) if file and size is None else None
+            any_image = any_image or size is not None or status is not None
+            yield ImageRow(
+                index=index,
+                size=size or (status.st_size if status else 0),
+                stamp=status.st_mtime_ns if status else None,
+                name=name,
+                label=agreement.take(row_labels, where),
+                image=images[n],
+            )
+            index += 1
+    if index and not any_image:
+        which = f" (such as {path})" if path else ""
         raise DataError(
-            f"{file} holds paths{where} instead of images: its column {columns.image} has no bytes; expected the images; "
-            "embed them (datasets.table.embed_table_storage), or name the folder of the files"
+            f"{where} holds paths{which} instead of images: its column {columns.image} has no bytes, and no file is there; "
+            "expected the images; embed them (datasets.table.embed_table_storage), or name the folder of the files"
         )
 
 
-def _columns(file: Path, schema: pa.Schema, fields: Fields, *, may_lack_labels: bool = False) -> _Columns:
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat() if path.is_file() else None
+    except OSError:
+        return None
+
+
+def choose_columns(file: Path, schema: pa.Schema, fields: Fields, *, may_lack_labels: bool = False) -> Columns:
     """The columns to read. Raises DataError if there are none, or if the user must choose."""
     images = _image_columns(schema)
     labels = [field.name for field in schema if LABEL_LIKE.fullmatch(field.name) and not _is_list(field.type)]
@@ -140,7 +234,7 @@ def _columns(file: Path, schema: pa.Schema, fields: Fields, *, may_lack_labels: 
     duplicates = [name for name in (image, *labels) if schema.names.count(name) > 1]
     if duplicates:
         raise DataError(f"{file} has several columns {duplicates[0]}; expected one of that name; rename the others")
-    return _Columns(image=image, labels=labels)
+    return Columns(image=image, labels=labels)
 
 
 def _described(field: pa.Field) -> str:
@@ -233,8 +327,26 @@ def _group_of(path: Path, row: int) -> int:
 
 @lru_cache(maxsize=1)
 def _row_group(path: Path, group: int, fields: Fields) -> tuple[pa.ChunkedArray, int]:
-    """The image bytes of a row group, and its first row."""
+    """The images of a row group, and its first row."""
     with path.open("rb") as file, pq.ParquetFile(file) as parquet:
-        image = _columns(path, parquet.schema_arrow, fields, may_lack_labels=True).image
+        image = choose_columns(path, parquet.schema_arrow, fields, may_lack_labels=True).image
         table = parquet.read_row_group(group, columns=[image], use_threads=False)
-    return _bytes_of(table.column(0).combine_chunks()), _starts(path)[group]
+    return table.column(0), _starts(path)[group]
+
+
+def _arrow_table(path: Path) -> pa.Table:
+    """An arrow file, in the format of streams, as `datasets` writes it, or of files. Its bytes stay on the disk."""
+    with path.open("rb") as file:  # Arrow refuses paths that are not UTF-8
+        buffer = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b"")
+    if buffer[: len(ARROW_FILE)].to_pybytes() == ARROW_FILE:
+        return pa.ipc.open_file(buffer).read_all()
+    # Arrow accepts a stream that was cut between batches.
+    if buffer[max(0, buffer.size - len(ARROW_END)) :].to_pybytes() != ARROW_END:
+        raise pa.ArrowInvalid("its end is missing")
+    return pa.ipc.open_stream(buffer).read_all()
+
+
+@lru_cache(maxsize=16)
+def _arrow_images(path: Path, fields: Fields) -> pa.ChunkedArray:
+    table = _arrow_table(path)
+    return table.column(choose_columns(path, table.schema, fields, may_lack_labels=True).image)

@@ -4,17 +4,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
 
-from udkd.data_prep.sources.ground_truth import (
-    GROUND_TRUTH_NAMES,
-    LIMIT_BYTES,
-    GroundTruth,
-    find_ground_truth,
-    open_ground_truth,
-)
+from udkd.data_prep.sources.ground_truth import GroundTruth, find_ground_truth, is_ground_truth_member, open_ground_truth
 from udkd.data_prep.sources.image_folder import ListingBuilder
-from udkd.data_prep.sources.layout import is_hidden, is_image_path
+from udkd.data_prep.sources.layout import is_image_path
 from udkd.data_prep.sources.source import Entry, Listing
-from udkd.data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
+from udkd.data_prep.sources.tar_members import is_tar, iter_members, read_at
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Tar:
         for member in iter_members(self.path):
             if is_image_path(member.name):
                 names.add(member.name, offset=member.offset, size=member.size, stamp=stamp)
-            elif _is_ground_truth(member):
+            elif is_ground_truth_member(member.name, member.size):
                 where = f"{self.path}, {member.name}"
                 read = partial(read_at, self.path, member.offset, member.size)
                 ground_truth = GroundTruth(PurePath(member.name).name, where, read)
@@ -57,7 +51,3 @@ class Tar:
     def read(self, entry: Entry) -> bytes:
         """The member's bytes, by offset."""
         return read_at(self.path, entry.offset, entry.size)
-
-
-def _is_ground_truth(member: TarMember) -> bool:
-    return PurePath(member.name).name in GROUND_TRUTH_NAMES and not is_hidden(member.name) and member.size <= LIMIT_BYTES

@@ -59,6 +59,14 @@ class Tree:
 
     def peek_splits(self) -> set[SourceSplit | None]:
         """The splits of the class folders, judged by one image per folder; None for folders without a split."""
+        placed = self._peek()
+        return {None} if placed is None else {split for split, _ in placed}
+
+    def peek_classes(self) -> set[str]:
+        """The class folders, judged by one image per folder; empty if they are ambiguous."""
+        return {class_name for _, class_name in self._peek() or ()}
+
+    def _peek(self) -> set[tuple[SourceSplit | None, str]] | None:
         first_image: dict[str, str] = {}
         for name in self.files():
             if is_image_path(name):
@@ -68,8 +76,8 @@ class Tree:
                 parse_paths(list(first_image.values()), self.path.resolve().name, source=str(self.path)).placements
             )
         except DataError:  # raised again when the images are listed
-            return {None}
-        return {placement[0] for placement in placements if not isinstance(placement, str)}
+            return None
+        return {placement[:2] for placement in placements if not isinstance(placement, str)}
 
     def read(self, entry: Entry) -> bytes:
         """The bytes of a file. Raises BadImage for a broken link."""

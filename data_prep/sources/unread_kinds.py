@@ -22,16 +22,21 @@ _WRITE = "write its images as files into class folders (or as parquet or a WebDa
 _UNPACK = "unpack it first and name the folder"
 FLAT_IMAGES = (
     "images that are not in class folders",
-    "sort them into folders, one per class, or name the ground truth of ILSVRC2012's or Tiny-ImageNet's val as a source",
+    "sort them into folders, one per class, list them in a .csv with the columns path and label, or name the ground truth of "
+    "ILSVRC2012's or Tiny-ImageNet's val as a source",
 )
 # Pattern of file names, what they are, what to do. The first match decides.
 UNREAD_KINDS: tuple[tuple[str, str, str], ...] = (
-    (r"dataset_dict\.json|state\.json|.*\.arrow", "arrow files of Hugging Face's `datasets`", "write parquet with to_parquet"),
+    (
+        r"dataset_dict\.json|state\.json|.*\.arrow",
+        "files of Hugging Face's `datasets`",
+        "name the folder with the .arrow files",
+    ),
     (r".*\.(tar\.\w+|tgz|tbz2?|txz|tzst)", "a compressed tar", "decompress it first and name the tar"),
     (r".*\.tar", "tar files", "name the tars themselves, such as FOLDER/*.tar"),
     (r".*\.parquet", "parquet files", "name the folder that holds them"),
     (r".*\.(beton|ffcv)", ".beton files", "name the files themselves"),
-    (r".*\.zip", "a zip archive", _UNPACK),
+    (r".*\.zip", "zip files", "name the zips themselves, such as FOLDER/*.zip"),
     (r".*\.(7z|rar)", "an archive", _UNPACK),
     (r".*idx[13]-ubyte.*", "MNIST's idx files", _WRITE),
     (r".*(data_batch_\d+|test_batch|batches\.meta)(\.\w+)?|.*\.(pkl|pickle)", "pickles, such as CIFAR's", _WRITE),
@@ -44,7 +49,11 @@ UNREAD_KINDS: tuple[tuple[str, str, str], ...] = (
     (r".*\.(pt|pth|safetensors)", "tensors", _WRITE),
     (r".*\.(gz|bz2|xz|zst)", "a compressed file", "decompress it first"),
     (r".*\.(mp4|avi|mov|mkv|webm)", "videos", "write their frames as files into class folders"),
-    (r".*\.(csv|tsv|jsonl?|txt|xml|ya?ml)", "lists or annotations, which are not read", "sort the images into class folders"),
+    (
+        r".*\.(csv|tsv|jsonl?|txt|xml|ya?ml)",
+        "lists or annotations, which are not read",
+        "sort the images into class folders, or list them in a .csv with the columns path and label",
+    ),
 )
 
 
@@ -57,7 +66,7 @@ def identify_unread(path: Path) -> tuple[str, str] | None:
         if images and (kind is None or "annotations" in kind[0]):
             return FLAT_IMAGES
         return kind
-    if path.suffix == ".tar":
+    if path.suffix.lower() in (".tar", ".zip"):
         return FLAT_IMAGES
     if path.name.lower().endswith((*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)):
         return "one image", "name the folder of class folders"

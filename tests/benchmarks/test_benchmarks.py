@@ -77,7 +77,7 @@ def test_the_loader_benchmark_needs_no_source(tmp_path: Path, monkeypatch: pytes
     loader.main(sides=[64], images=1, threads=[1], batch=10, rounds=1, device="cpu", results=tmp_path)
     (path,) = tmp_path.glob("loader-*.json")
     stored = json.loads(path.read_text())
-    assert [row["variant"] for row in stored["rows"]] == ["resident", "folder", loader.DATALOADER]
+    assert [row["variant"] for row in stored["rows"]] == ["resident", "ffcv", "folder", loader.DATALOADER]
     assert stored["facts"]["images of synthetic"].startswith("20, on average ")
     assert list(tmp_path.glob("loader-*.png"))
 

@@ -11,28 +11,26 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
-import simplejpeg
 import torch
 from PIL import Image
 
 from tests.factories import small_recipe
 from tests.timeouts import wait_until
 from udkd.data.backends import dali as dali_backend
-from udkd.data.backends import ffcv as ffcv_backend
 from udkd.data.backends import folder as folder_backend
 from udkd.data.backends import registry
 from udkd.data.backends.registry import choose_backend, open_backend
 from udkd.data.batch import Backend, Batch
-from udkd.data.beton import import_ffcv, open_beton
+from udkd.data.beton import open_beton
 from udkd.data.canvas import decode_canvas
 from udkd.data.dataset import DatasetFolder, Split
+from udkd.data.loading import jpeg_backend
 from udkd.data_prep.convert import ConvertSettings, convert
 from udkd.data_prep.pool import reuse_workers
 from udkd.training.trainer import TrainJob, train
@@ -41,8 +39,7 @@ from udkd.utils.progress import SILENT
 from udkd.utils.rng import permutation
 
 BACKENDS = ("resident", "ffcv", "dali", "folder")
-HAS_FFCV = find_spec("ffcv") is not None
-LOAD: dict[str, Callable[[], object]] = {"ffcv": import_ffcv, "dali": dali_backend.import_dali}
+LOAD: dict[str, Callable[[], object]] = {"dali": dali_backend.import_dali}
 """What a backend needs beside the product's dependencies."""
 SIDE = 48
 CPU = torch.device("cpu")
@@ -121,8 +118,7 @@ def _one_worker() -> Iterator[None]:
 
 
 def converted(source: Path, folder: Path) -> DatasetFolder:
-    formats = ("resident", "ffcv") if HAS_FFCV else ("resident",)
-    return convert([source], folder, ConvertSettings(side=SIDE, on_bad="skip", formats=formats), SILENT)
+    return convert([source], folder, ConvertSettings(side=SIDE, on_bad="skip", formats=("resident", "ffcv")), SILENT)
 
 
 @pytest.fixture(scope="module")
@@ -220,17 +216,20 @@ def test_dali_is_given_small_samples_together_and_large_ones_apart(
     assert set(given) == {np.ndarray if small_bytes else list}
 
 
-def test_jpegs_with_libjpeg_turbo_warnings_are_decoded_by_the_reference(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two bytes between markers: Pillow skips them, libjpeg-turbo warns. Pillow's result counts then."""
+@pytest.mark.parametrize(("name", "others_reader"), [("folder", "beton.BetonSamples"), ("ffcv", "dataset.Split")])
+def test_jpegs_with_libjpeg_turbo_warnings_are_decoded_by_the_reference(
+    split: Split, monkeypatch: pytest.MonkeyPatch, name: str, others_reader: str
+) -> None:
+    """Two bytes between markers: Pillow skips them, libjpeg-turbo warns. Pillow's result counts then, of the same bytes."""
     plain = jpeg(20, 30)
     odd = plain[:2] + b"\x00\x17" + plain[2:]
     canvas = np.full((SIDE, SIDE, 3), 9, dtype=np.uint8)
     scratch = np.empty_like(canvas)
-    assert folder_backend.try_decode(plain, canvas, scratch, 20, 30)
+    assert jpeg_backend.try_decode(plain, canvas, scratch, 20, 30)
     assert np.array_equal(canvas, decode_canvas(plain, SIDE, height=20, width=30, what="plain"))
-    assert not folder_backend.try_decode(odd, canvas, scratch, 20, 30)
-    assert not folder_backend.try_decode(plain, canvas, scratch, 20, 31), "a size that is not the manifest's"
-    assert not folder_backend.try_decode(plain, canvas, scratch, 19, 30)
+    assert not jpeg_backend.try_decode(odd, canvas, scratch, 20, 30)
+    assert not jpeg_backend.try_decode(plain, canvas, scratch, 20, 31), "a size that is not the manifest's"
+    assert not jpeg_backend.try_decode(plain, canvas, scratch, 19, 30)
     refused: list[bytes] = []
 
     def refuse(data: bytes, *_: object, **__: object) -> None:
@@ -238,8 +237,10 @@ def test_jpegs_with_libjpeg_turbo_warnings_are_decoded_by_the_reference(split: S
         raise ValueError("a warning")
 
     monkeypatch.setattr("simplejpeg.decode_jpeg", refuse)
-    backend = open_backend("folder", split, CPU, workers=2)
-    check(list(backend.epoch(split.ids, 16)), split.ids, 16, split)
+    monkeypatch.setattr(f"udkd.data.{others_reader}.read_many", None)
+    batches = list(open_backend(name, split, CPU, workers=2).epoch(split.ids, 16))
+    monkeypatch.undo()
+    check(batches, split.ids, 16, split)
     assert len(refused) == len(split.ids)
 
 
@@ -252,7 +253,7 @@ def test_an_epoch_begins_at_any_step(backend: Backend, split: Split) -> None:
 
 READERS = {
     "resident": "udkd.data.backends.resident.ResidentBackend._read_rows",
-    "ffcv": "udkd.data.backends.ffcv.FfcvBackend._decode",
+    "ffcv": "udkd.data.backends.ffcv.FfcvBackend.read_many",
     "dali": "udkd.data.dataset.Split.read_many",
     "folder": "udkd.data.dataset.Split.read_many",
 }
@@ -362,8 +363,6 @@ def test_damage_between_two_epochs(name: str, dataset: DatasetFolder, tmp_path: 
 
 def test_each_backend_reads_only_its_own_file(dataset: DatasetFolder, tmp_path: Path) -> None:
     """A derived format is self-contained, and a damaged one affects no other."""
-    if not HAS_FFCV:
-        pytest.skip("needs FFCV")
     split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
     in_shard, in_beton = split.ids[[3, 40]].tolist()
     flip_in_shard(split, in_shard)
@@ -376,35 +375,29 @@ def test_each_backend_reads_only_its_own_file(dataset: DatasetFolder, tmp_path: 
         backend.close()
 
 
-@pytest.mark.skipif(not HAS_FFCV, reason="needs FFCV")
-def test_ffcv_keeps_no_tables_between_images() -> None:
+def test_no_tables_are_kept_between_images() -> None:
     """A decoder that is used again keeps tables: an image that lacks one would be decoded with another image's."""
     optimized = jpeg(40, 40, optimize=True)
     lacking = jpeg(40, 40)
     table = lacking.index(b"\xff\xc4\x00\xb5\x10")
     lacking = lacking[:table] + lacking[table + 2 + 0xB5 :]
-    expected = np.stack([simplejpeg.decode_jpeg(data) for data in (optimized, lacking, optimized)])
-    stored = np.frombuffer(optimized + lacking + optimized, dtype=np.uint8)
-    ends = np.cumsum([len(optimized), len(lacking), len(optimized)])
-    starts = np.concatenate([[0], ends[:-1]])
-    sizes = np.full((3, 4), 40, dtype=np.int32)
-    canvas, codes = np.empty((3, 40, 40, 3), dtype=np.uint8), np.empty(3, dtype=np.int32)
-    ffcv_backend._compile_loops(import_ffcv()).decode(stored.ctypes.data, starts, ends, sizes, canvas, codes)
-    assert not codes.any()
-    assert np.array_equal(canvas, expected)
+    canvas = np.empty((3, 40, 40, 3), dtype=np.uint8)
+    stored = (optimized, lacking, optimized)
+    for data, row in zip(stored, canvas, strict=True):
+        assert jpeg_backend.try_decode(data, row, np.empty_like(row), 40, 40)
+    assert np.array_equal(canvas, [decode_canvas(data, 40, height=40, width=40, what="a test") for data in stored])
 
 
-@pytest.mark.skipif(not HAS_FFCV, reason="needs FFCV")
 def test_a_beton_that_is_cut_or_cannot_be_read_while_it_is_open(
     dataset: DatasetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reads bypass the interpreter, so the system's errors must be checked explicitly."""
+    """The system's errors, and reads that end early, are errors that name the sample."""
     split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("train")
     backend = open_backend("ffcv", split, CPU, workers=2)
     with monkeypatch.context() as patched:
         plain_open = os.open
         patched.setattr("os.open", lambda path, flags: plain_open(path, os.O_WRONLY))
-        with pytest.raises(DataError, match=r"train sample 0 .* cannot be read"):
+        with pytest.raises(DataError, match=r"train sample 0 .* cannot be read \(Bad file descriptor\)"):
             list(backend.epoch(split.ids, 8))
     last = int(split.ids[-1])
     where = open_beton(split)
@@ -508,9 +501,8 @@ def test_choosing_a_backend_by_name(dataset: DatasetFolder, source: Path, tmp_pa
     assert "udkd data derive" in why
     with pytest.raises(DataError, match="no resident format"):
         open_backend("resident", bare, CPU)
-    if HAS_FFCV:
-        with pytest.raises(DataError, match=r"no format ffcv; expected beton.json; write it with udkd data derive"):
-            open_backend("ffcv", bare, CPU)
+    with pytest.raises(DataError, match=r"no format ffcv; expected beton.json; write it with udkd"):
+        open_backend("ffcv", bare, CPU)
 
 
 def test_a_backend_from_outside_the_package(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -540,9 +532,9 @@ def test_free_memory_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 < registry._free_bytes() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_auto_chooses_the_fastest_backend_available(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_chooses_the_fastest_backend_available(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    installed = {"ffcv", "nvidia.dali"}
+    installed = {"nvidia.dali"}
     free = [10**12]
     monkeypatch.setattr(registry, "_installed", lambda package: package in installed)
     monkeypatch.setattr(registry, "import_dali", lambda: None)
@@ -554,16 +546,16 @@ def test_auto_chooses_the_fastest_backend_available(split: Split, monkeypatch: p
         "dali",
         "canvas.npy takes 0.0 GB, more than fits in 0.0 GB of free memory, and DALI decodes on the GPU",
     )
-    if HAS_FFCV:
-        assert choose_backend("auto", split, CPU)[0] == "ffcv"
-        installed.remove("nvidia.dali")
-        assert choose_backend("auto", split, cuda)[0] == "ffcv"
+    assert choose_backend("auto", split, CPU)[0] == "ffcv"
     installed.clear()
+    bare = DatasetFolder.open(Path(shutil.copytree(split.path.parent, tmp_path / "data"))).split("train")
+    (bare.path / "beton.json").unlink()
     for device in (CPU, cuda):
-        name, why = choose_backend("auto", split, device)
-        assert name == "folder"
-        assert "FFCV is not installed" in why
-        assert ("DALI is not installed" in why) == (device == cuda)
+        for part, chosen, reason in ((split, "ffcv", "samples.beton is there"), (bare, "folder", "samples.beton is not there")):
+            name, why = choose_backend("auto", part, device)
+            assert name == chosen
+            assert reason in why
+            assert ("DALI is not installed" in why) == (device == cuda)
 
 
 BROKEN = {
@@ -577,10 +569,10 @@ BROKEN = {
 
 @pytest.fixture
 def as_if_not_yet_imported() -> Iterator[None]:
-    """FFCV and DALI are imported again by the next import; the test restores them."""
-    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in ("ffcv", "nvidia")}
+    """DALI is imported again by the next import; the test restores it."""
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "nvidia"}
     yield
-    for name in [name for name in sys.modules if name.split(".")[0] in ("ffcv", "nvidia")]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvidia"]:
         del sys.modules[name]
     sys.modules.update(before)
 
@@ -591,26 +583,19 @@ def test_auto_skips_a_package_that_does_not_load(
     dataset: DatasetFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """It is installed and its import fails: auto skips it with a note, an explicit request is an error."""
-    for package in ("ffcv", "nvidia/dali"):
-        (tmp_path / "site" / package).mkdir(parents=True)
-        (tmp_path / "site" / package / "__init__.py").write_text(BROKEN[kind])
+    (tmp_path / "site" / "nvidia" / "dali").mkdir(parents=True)
+    (tmp_path / "site" / "nvidia" / "dali" / "__init__.py").write_text(BROKEN[kind])
     (tmp_path / "site" / "nvidia" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path / "site")
     split = DatasetFolder.open(Path(shutil.copytree(dataset.path, tmp_path / "data"))).split("val")
     (split.path / "canvas.json").unlink()
-    (split.path / "beton.json").write_text("{}")
-    for device, named in ((CPU, ("FFCV",)), (torch.device("cuda"), ("DALI", "FFCV"))):
-        name, why = choose_backend("auto", split, device)
-        assert name == "folder"
-        assert all(f"{package} cannot be used (" in why for package in named)
-        assert "\n" not in why
-    for name, message in (("ffcv", "FFCV cannot be used"), ("dali", "DALI cannot be used")):
-        if name == "ffcv" and not HAS_FFCV:
-            continue  # samples.beton is checked first and is missing
-        with pytest.raises(ConfigError) as caught:
-            open_backend(name, dataset.split("val"), CPU)
-        assert message in str(caught.value)
-        assert "\n" not in str(caught.value)
+    name, why = choose_backend("auto", split, torch.device("cuda"))
+    assert name == "ffcv"
+    assert "DALI cannot be used (" in why
+    assert "\n" not in why
+    with pytest.raises(ConfigError, match=r"DALI cannot be used") as caught:
+        open_backend("dali", dataset.split("val"), CPU)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_canvas_of_other_data_is_refused(source: Path, tmp_path: Path) -> None:
@@ -647,28 +632,10 @@ def test_dali_itself_failing_is_one_line_that_names_the_sample(split: Split, mon
     backend.close()
 
 
-@pytest.mark.skipif(not HAS_FFCV, reason="needs FFCV")
-def test_ffcv_beside_its_own_loader(split: Split) -> None:
-    """FFCV's memory manager changes a type that all numba code of the process shares."""
-    import_ffcv()
-    from ffcv.memory_managers import OSCacheManager
-    from ffcv.reader import Reader
-
-    backends = [open_backend("ffcv", split, CPU, workers=2)]
-    OSCacheManager(Reader(str(split.path / "samples.beton"))).compile_reader()
-    ffcv_backend._compile_loops.cache_clear()
-    backends.append(open_backend("ffcv", split, CPU, workers=2))
-    for backend in backends:
-        check(list(backend.epoch(split.ids, 8)), split.ids, 8, split)
-
-
-@pytest.mark.parametrize(("name", "package"), [("dali", "nvidia.dali"), ("ffcv", "ffcv")])
-def test_a_package_that_is_not_installed_is_one_line(
-    name: str, package: str, split: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=rf"(?i){name}.* cannot be used .*make install") as caught:
-        open_backend(name, split, CPU)
+def test_dali_that_is_not_installed_is_one_line(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(ConfigError, match=r"DALI cannot be used .*make install") as caught:
+        open_backend("dali", split, CPU)
     assert "\n" not in str(caught.value)
 
 

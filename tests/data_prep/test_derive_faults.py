@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_prep.helpers import ROOT, children, contents, converted, needs_ffcv, photo, run, start, write_tar
+from tests.data_prep.helpers import ROOT, children, contents, converted, photo, run, start, write_tar
 from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.data.derived import DERIVED
@@ -23,7 +23,6 @@ from udkd.utils.errors import DataError
 from udkd.utils.progress import Silent
 
 EVERY = tuple(WRITERS)
-LIGHT = ("resident", "dali")  # ffcv takes seconds to import in each new process
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +47,9 @@ def folder(bare: DatasetFolder, tmp_path: Path) -> DatasetFolder:
 def test_derive_killed_at_random_moments(folder: DatasetFolder) -> None:
     """The folder stays valid, a format is complete or absent, and the final bytes do not depend on the kills."""
     bare = contents(folder.path)
-    derive_formats(folder, LIGHT, workers=1, observer=Silent())
+    derive_formats(folder, EVERY, workers=1, observer=Silent())
     intact = contents(folder.path)
-    derive = ("derive", folder.path, "--formats", ",".join(LIGHT), "--workers", 2)
+    derive = ("derive", folder.path, "--formats", ",".join(EVERY), "--workers", 2)
     started = time.monotonic()
     assert run(*derive)[0] == 0
     seconds = time.monotonic() - started
@@ -62,7 +61,7 @@ def test_derive_killed_at_random_moments(folder: DatasetFolder) -> None:
         process.communicate(timeout=scaled(20))
         dataset = DatasetFolder.open(folder.path)
         for split in dataset.splits.values():
-            for name in LIGHT:
+            for name in EVERY:
                 assert not split.has(name) or list(WRITERS[name].problems(split)) == []
         assert {name: digest for name, digest in contents(folder.path).items() if name in bare and name != ".lock"} == {
             name: digest for name, digest in bare.items() if name != ".lock"
@@ -75,8 +74,6 @@ def test_derive_killed_at_random_moments(folder: DatasetFolder) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name: str) -> None:
     """SIGKILL before and after every fsync and rename of the packing process, and at random times."""
-    if name == "ffcv":
-        needs_ffcv()
     files = {f"{split}/c{n % 2}/{n}.jpg": photo(n % 9, 60, 80) for split in ("train", "val") for n in range(12)}
     folder = converted(write_tar(tmp_path / "t.tar", files), tmp_path / "d", formats=(), shard_samples=5)
     bare = set(contents(folder.path))
@@ -104,7 +101,7 @@ def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name:
     assert verify(folder.path, Silent()) == []
 
 
-@pytest.mark.parametrize("name", [*LIGHT, pytest.param("ffcv", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", EVERY)
 def test_a_full_disk(folder: DatasetFolder, tmp_path: Path, name: str) -> None:
     """A limit on file size simulates the full disk: the same OSError at the same points."""
     before = contents(folder.path)
@@ -165,12 +162,11 @@ def orphans() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if f"/dev/shm/{name}" not in mapped}
 
 
-@pytest.mark.parametrize("formats", [LIGHT, pytest.param(EVERY, marks=pytest.mark.long)])
-def test_nothing_is_left_outside_the_folder(source: Path, tmp_path: Path, formats: tuple[str, ...]) -> None:
+def test_nothing_is_left_outside_the_folder(source: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     shared = orphans()
     code, _, err = run(
-        *("convert", source, tmp_path / "d", "--side", 64, "--formats", ",".join(formats), "--workers", 2),
+        *("convert", source, tmp_path / "d", "--side", 64, "--formats", ",".join(EVERY), "--workers", 2),
         environment={"TMPDIR": str(tmp_path / "tmp")},
     )
     assert code == 0, err

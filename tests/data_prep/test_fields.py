@@ -273,7 +273,7 @@ def test_the_user_must_choose_between_label_columns_that_disagree(tmp_path: Path
 def test_paths_without_images_are_an_error(tmp_path: Path, where: str | None) -> None:
     rows = [{"bytes": None, "path": where}] * 6
     path = table(tmp_path / "train.parquet", {"image": pa.array(rows, STRUCT), "label": [0, 1] * 3})
-    with pytest.raises(DataError, match=r"holds paths.* instead of images: its column image has no bytes; .*embed them"):
+    with pytest.raises(DataError, match=r"holds paths.* instead of images: its column image has no bytes, .*embed them"):
         listing_of(path, hold_out=50)
 
 

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_prep.helpers import contents, converted, needs_ffcv, small_set, write_tree
+from tests.data_prep.helpers import contents, converted, small_set, write_tree
 from udkd.data.derived import DERIVED, FileDigest, find_damage, is_derived, read_sealed, remove_derived, seal
 from udkd.data_prep.convert import ConvertSettings
 from udkd.data_prep.formats import WRITERS, DatasetSize, derive_formats, parse_formats, size_texts
-from udkd.data_prep.verify import verify
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.files import write_json
 from udkd.utils.progress import Silent
@@ -70,17 +69,3 @@ def test_formats_of_an_earlier_attempt_do_not_stay(tmp_path: Path) -> None:
     )  # as after a kill just before the end
     converted(tree, folder.path, formats=())
     assert contents(folder.path) == intact
-
-
-def test_writing_for_ffcv_needs_no_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FFCV allocates some through multiprocessing; a container may lack /dev/shm."""
-    allocator = needs_ffcv().memory_allocator
-
-    def refuse(*_: object) -> None:
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(allocator, "Value", refuse)
-    folder = converted(write_tree(tmp_path / "t", small_set()), tmp_path / "d", formats=("ffcv",))
-    assert folder.formats == ("shards", "ffcv")
-    assert allocator.Value is refuse, "it is put back"
-    assert verify(folder.path, Silent()) == []

@@ -505,7 +505,6 @@ def test_betons_that_are_refused(tmp_path: Path) -> None:
 
 def test_a_beton_whose_count_was_cut_is_refused(tmp_path: Path) -> None:
     """Its table of allocations has samples that the header does not count."""
-    needs_ffcv()
     files = small_set(train=6, val=2)
     folder = converted(write_tree(tmp_path / "t", files), tmp_path / "d", formats=("ffcv",))
     beton = tmp_path / "train.beton"

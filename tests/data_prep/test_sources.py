@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data_prep.helpers import converted, photo, small_set, write_tar, write_tree
-from udkd.data_prep.classes import choose_classes, label_classes
+from udkd.data_prep.classes import choose_classes, imagenet_names, label_classes
 from udkd.data_prep.listing import SampleListing, list_samples
 from udkd.data_prep.sources import open_sources
 from udkd.data_prep.sources.layout import ARCHIVES, HIDDEN, OUTSIDE_CLASSES, OUTSIDE_SPLITS, UNREAD, parse_paths
@@ -232,10 +232,11 @@ def test_a_refused_member_is_not_reported_as_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.zip", r"a zip archive.*unpack it first"),
+        ("a.zip", r"is not a zip|name the zips themselves"),
         ("a.7z", "unpack it first"),
         ("a.tar.zst", "decompress it first"),
-        ("data-00000-of-00001.arrow", "write parquet with to_parquet"),
+        ("data-00000-of-00001.arrow", "expected a complete arrow file; fetch it again"),
+        ("state.json", "name the folder of save_to_disk"),
         ("train-00000-of-01024", "TFRecords"),
         ("train-images-idx3-ubyte.gz", "MNIST"),
         ("data_batch_1", "pickles"),
@@ -243,8 +244,7 @@ def test_a_refused_member_is_not_reported_as_damage(tmp_path: Path) -> None:
         ("x.npz", "NumPy"),
         ("x.h5", "HDF5"),
         ("x.mat", "MATLAB"),
-        ("paths.tsv", "sort the images into class folders"),
-        ("paths.csv", "the columns path, label|sort the images into class folders"),
+        ("paths.xml", "sort the images into class folders, or list them in a .csv"),
     ],
 )
 def test_unread_kinds_are_named(tmp_path: Path, name: str, message: str) -> None:
@@ -489,6 +489,44 @@ def test_two_lines_of_a_class_list_must_not_match_one_class(tmp_path: Path, text
         choose_classes(["sea", "sea lion", "great"], str(path))
     path.write_text("n01440764\nn01440764 tench, Tinca tinca\n")
     assert choose_classes(["n01440764", "n01443537"], str(path)) == ["n01440764"]
+
+
+IMAGENET = ["n01440764", "n01484850", "n02012849", "n02077923", "n03126707", "great"]
+KERAS = {"0": ["n01440764", "tench"], "2": ["n01484850", "great_white_shark"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Great White Shark\nsea_lion\n", ["n01484850", "n02077923"]),
+        ("great white shark, white shark, man-eater, Carcharodon carcharias\n", ["n01484850"]),
+        ("great\ntench\n", ["great", "n01440764"]),
+        ("great unknown\n", ["great"]),
+        ("n01440764 tench, Tinca tinca\nn02012849 crane\n", ["n01440764", "n02012849"]),
+        (json.dumps(KERAS), ["n01440764", "n01484850"]),
+        (json.dumps({"n01440764": "tench, Tinca tinca", "n03126707": "crane"}), ["n01440764", "n03126707"]),
+        (json.dumps(["sea lion", "tench"]), ["n01440764", "n02077923"]),
+        (json.dumps({"0": "sea lion", "1": "tench"}), ["n01440764", "n02077923"]),
+    ],
+)
+def test_class_lists_by_readable_names(tmp_path: Path, text: str, expected: list[str]) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    assert choose_classes(IMAGENET, str(path)) == expected
+
+
+def test_readable_names_of_two_classes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("tench\ncrane\n")
+    with pytest.raises(DataError, match="names 'crane', which is the name of n02012849 and n03126707; expected one class"):
+        choose_classes(IMAGENET, str(path))
+    assert choose_classes(["n01440764", "crane"], str(path)) == ["crane", "n01440764"]  # a folder of this name
+    with pytest.raises(DataError, match=r"1 of the 2 classes of .* are not in the source: crane"):
+        choose_classes(["n01440764"], str(path))
+    path.write_text("\n".join(imagenet_names().values()))
+    assert choose_classes(imagenet_names(), str(path)) == sorted(imagenet_names())
+    path.write_text("house cat\n")
+    assert choose_classes(["0000", "0001"], str(path), {"0001": "house cat", "0000": "dog"}) == ["0001"]
 
 
 def test_similar_names_give_a_warning(tmp_path: Path) -> None:

@@ -1,13 +1,9 @@
 """CRC-32C against its standard and against a loop over bits that is written out here."""
 
-import ctypes
-import sys
-
-import google_crc32c
 import numpy as np
 import pytest
 
-from udkd.utils.crc32c import crc32c, crc32c_function
+from udkd.utils.crc32c import crc32c
 
 POLYNOMIAL = 0x82F63B78  # Castagnoli's, reflected
 
@@ -40,16 +36,3 @@ def test_bytes_and_stretches_of_vectors() -> None:
     vector = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8)
     for start, stop in ((0, 3000), (1, 2), (7, 2050)):
         assert crc32c(vector[start:stop]) == crc32c(vector[start:stop].tobytes()) == bit_by_bit(vector[start:stop].tobytes())
-
-
-@pytest.mark.parametrize("library", [True, False])
-def test_the_function_for_machine_code_gives_the_same(library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not library:
-        monkeypatch.setitem(sys.modules, "google_crc32c._crc32c", None)
-        monkeypatch.delattr(google_crc32c, "_crc32c")
-    function = crc32c_function()
-    assert isinstance(function, ctypes._CFuncPtr)
-    assert hasattr(function, "__name__") == library  # a C function of that name, or the Python implementation
-    vector = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8)
-    for start, stop in ((0, 3000), (1, 2), (7, 2050), (5, 5)):
-        assert function(vector.ctypes.data + start, stop - start) == bit_by_bit(vector[start:stop].tobytes())

@@ -1,6 +1,7 @@
 """Progress on stderr without a terminal, and importing the module without torch."""
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -39,3 +40,12 @@ def test_torch_is_not_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("out of memory (MemoryError); expected it to fit;")
+
+
+def test_matplotlib_is_silent_about_a_read_only_home() -> None:
+    code = "from udkd.utils import terminal; terminal.run(lambda: __import__('matplotlib').get_configdir())"
+    environment = os.environ | {"HOME": "/proc"}
+    for name in ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        environment.pop(name, None)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == ""

@@ -5,6 +5,8 @@ import os
 # Set before torch loads: two processes whose OpenMP threads spin slow each other down sevenfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# Set before pydantic loads: it would read the metadata of every installed package, for plug-ins that udkd does not use.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import platform
 from typing import Annotated, Any

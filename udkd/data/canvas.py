@@ -15,6 +15,7 @@ from PIL import Image
 from udkd.data.derived import DERIVED, is_derived, remove_derived
 from udkd.utils.errors import DataError
 from udkd.utils.files import atomic_write, fsync_folder, read_exact_json, sha256_file, write_json
+from udkd.utils.operating_system import reserve_space
 from udkd.utils.printable import shorten
 
 FORMAT = "udkd-canvas"
@@ -96,7 +97,7 @@ class CanvasWriter:
             file.write(header)
             file.flush()
             try:
-                os.posix_fallocate(file.fileno(), 0, self.start + canvas_bytes(num_samples, side))
+                reserve_space(file.fileno(), self.start + canvas_bytes(num_samples, side))
             except OSError:
                 self.temporary.unlink()
                 raise

@@ -90,6 +90,11 @@ def read_header(folder: Path) -> Header:
     Raises DataError if the folder or the file is missing, has another format or version, or is damaged.
     """
     path = folder / FILE_NAME
+    if folder.is_file():  # a tar or a .beton: people expect to train from it directly
+        raise DataError(
+            f"{folder} is not a folder but a file; expected a dataset folder; make one from it with "
+            f"udkd data convert {folder} FOLDER"
+        )
     if not folder.is_dir():
         raise DataError(
             f"{folder} is not a folder; expected a dataset folder; check the path or make one with udkd data convert"

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from udkd.utils.errors import CacheError, UserError
-from udkd.utils.launcher import LAUNCHER_GONE, die_with_parent, is_torchrun_gone, is_torchrun_worker
+from udkd.utils.launcher import LAUNCHER_GONE, is_torchrun_gone, is_torchrun_worker
+from udkd.utils.operating_system import available_cores, die_with_parent
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,7 @@ def single_process_threads() -> int:
 
         return torch.get_num_threads()  # set by the user, which a single process follows too
     cores = psutil.cpu_count(logical=False) or 1
-    return max(1, min(cores, len(os.sched_getaffinity(0))))
+    return max(1, min(cores, available_cores()))
 
 
 def _environment_of(process: int) -> set[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import os
 import platform
 import re
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from udkd.utils.errors import ConfigError
+from udkd.utils.operating_system import available_cores, processor_name
 
 _ALWAYS_ALLOWED_THREADS = 256
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -72,7 +72,7 @@ def set_threads(threads: int) -> None:
 
     Raises ConfigError for far more threads than cores: they would wait for each other forever.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     limit = max(_ALWAYS_ALLOWED_THREADS, 4 * cores)
     if not 0 <= threads <= limit:
         raise ConfigError(f"train.threads is {threads} on {cores} cores; expected 0 to {limit}; change it")
@@ -97,8 +97,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "versions": {name: package_version(name) for name in ("udkd", "torch", "torchvision", "numpy", "pillow")}
         | {"python": platform.python_version()},
         "hardware": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-            "cores": len(os.sched_getaffinity(0)),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
+            "cores": available_cores(),
             "threads": torch.get_num_threads(),
         }
         | ({} if device.type == "cpu" else {"tf32": _tf32()}),
@@ -120,12 +120,3 @@ def package_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    """The CPU's name, from the kernel."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -1,7 +1,6 @@
 """Starts other processes of udkd, and exits together with torchrun. Light to import, as it is imported first."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -9,8 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from udkd.utils.operating_system import die_with_parent
+
 LAUNCHER_GONE = "the torchrun that started this process has exited; expected it until the end; run it again"
-_PR_SET_PDEATHSIG = 1
 _CONNECT_TIMEOUT_S = 5.0
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 """The folder that contains the packages."""
@@ -51,14 +51,6 @@ def is_torchrun_gone(environment: Mapping[str, str] = os.environ) -> bool:
     parent. Check again after the imports.
     """
     return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not _store_is_open(environment)
-
-
-def die_with_parent(number: signal.Signals) -> None:
-    """Ask the kernel to send this process a signal when its parent dies. Replaces an earlier request."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), number)
 
 
 def _store_is_open(environment: Mapping[str, str]) -> bool:

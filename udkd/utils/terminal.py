@@ -1,5 +1,6 @@
 """What both command lines share: options, progress bars, graceful stop on Ctrl-C, explanations of PyTorch's errors."""
 
+import logging
 import signal
 import sys
 import time
@@ -169,6 +170,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
 def run(app: Callable[[], object]) -> None:
     """Run a command line, a typer.Typer; see udkd.utils.output.run."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # in a home that is read-only it warns of its temporary folder
     output.run(app, _explain_machine_error)
 
 

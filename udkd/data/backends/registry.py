@@ -57,16 +57,13 @@ def choose_backend(name: str, split: Split, device: torch.device) -> tuple[str, 
     if fits:
         return "resident", why
     if device.type == "cuda":
-        reason = _unusable_reason("dali")
+        reason = _dali_unusable_reason()
         if reason is None:
             return "dali", f"{why}, and DALI decodes on the GPU"
         why = f"{why}, {reason}"
-    if not split.has("ffcv") and _installed("ffcv"):
-        return "folder", f"{why}, and samples.beton is not there (udkd data derive --formats ffcv)"
-    reason = _unusable_reason("ffcv")
-    if reason is None:
-        return "ffcv", f"{why}, and FFCV is the fastest on the CPU"
-    return "folder", f"{why}, and {reason}"
+    if split.has("ffcv"):
+        return "ffcv", f"{why}, and samples.beton is there"
+    return "folder", f"{why}, and samples.beton is not there (udkd data derive --formats ffcv)"
 
 
 def _resident_fits(split: Split, device: torch.device) -> tuple[bool, str]:
@@ -93,18 +90,15 @@ def _free_bytes() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _unusable_reason(name: str) -> str | None:
-    """Why the package of a backend cannot be used here; None if it can.
+def _dali_unusable_reason() -> str | None:
+    """Why DALI cannot be used here; None if it can.
 
     The package is imported to find out: it may be installed without its libraries, or built for another NumPy or CUDA.
     """
-    from udkd.data.beton import import_ffcv
-
-    package, load = {"dali": ("nvidia.dali", import_dali), "ffcv": ("ffcv", import_ffcv)}[name]
-    if not _installed(package):
-        return f"{name.upper()} is not installed"
+    if not _installed("nvidia.dali"):
+        return "DALI is not installed"
     try:
-        load()
+        import_dali()
     except ConfigError as error:
         return str(error).partition(";")[0]
     return None

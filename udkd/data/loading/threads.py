@@ -1,6 +1,5 @@
 """Runs work in threads ahead of its use. Results arrive in order, memory is bounded, exceptions are forwarded."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udkd.utils.errors import ConfigError
+from udkd.utils.operating_system import available_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ def num_threads(workers: int) -> int:
     """The number of threads: `workers`, or one per core for 0. Raises ConfigError for a number out of range."""
     if not 0 <= workers <= MAX_WORKERS:
         raise ConfigError(f"{workers} decoding threads; expected 0 (one per core) to {MAX_WORKERS}; change data.workers")
-    return workers or len(os.sched_getaffinity(0))
+    return workers or available_cores()
 
 
 def chunks(order: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:

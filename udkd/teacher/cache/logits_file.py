@@ -3,7 +3,6 @@
 Rows are read when they are needed: the file may be larger than memory.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from udkd.utils.errors import DataError
 from udkd.utils.files import open_regular
+from udkd.utils.operating_system import reserve_space
 from udkd.utils.printable import shorten
 from udkd.utils.string_column import StringColumn, StringColumnBuilder
 
@@ -206,7 +206,7 @@ def _scratch_matrix(path: Path, scratch: Path, dtype: np.dtype, shape: tuple[int
     num_bytes = max(1, shape[0] * shape[1] * dtype.itemsize)
     with tempfile.TemporaryFile(dir=scratch) as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
+            reserve_space(file.fileno(), num_bytes)
         except OSError as error:
             raise DataError(
                 f"{path}: {error.strerror} in {scratch}; expected {num_bytes / 1e6:.3g} MB for its numbers; free some"

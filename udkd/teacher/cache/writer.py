@@ -23,6 +23,7 @@ from udkd.teacher.cache.view_file import REBUILD, ViewFile, ViewHeader, block_ch
 from udkd.utils.errors import CacheError, MismatchError
 from udkd.utils.files import FolderLock, fsync_folder
 from udkd.utils.folder_kinds import require_no_other
+from udkd.utils.operating_system import reserve_space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ class ViewWriter:
             os.ftruncate(self._descriptor, 0)
         try:
             # All of it now: a full disk is noticed before the teacher runs for hours.
-            os.posix_fallocate(self._descriptor, 0, header.num_bytes)
+            reserve_space(self._descriptor, header.num_bytes)
             if is_new:
                 # After the allocation, so that a partial file with a readable header always has its full size.
                 self._pwrite(header.to_bytes(), 0)

@@ -1,0 +1,61 @@
+"""A zip of class folders, as Kaggle's, read without unpacking it."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePath
+
+from udkd.data.image_files import BadImage
+from udkd.data_prep.sources.ground_truth import GroundTruth, find_ground_truth, is_ground_truth_member, open_ground_truth
+from udkd.data_prep.sources.image_folder import ListingBuilder
+from udkd.data_prep.sources.layout import is_image_path
+from udkd.data_prep.sources.source import Entry, Listing
+from udkd.data_prep.sources.zip_members import ZipMember, is_zip, iter_members, read_member
+from udkd.utils.errors import DataError
+
+
+@dataclass(frozen=True)
+class Zip:
+    """A zip with one folder per class, in train/ and val/ or without splits, below any prefix. Images are stored or deflated.
+
+    splits: False if all folders are classes. ground_truth: of a flat val/; None to look in the zip and in its folder.
+    """
+
+    path: Path
+    splits: bool = True
+    ground_truth: GroundTruth | None = None
+
+    @staticmethod
+    def probe(path: Path) -> "Zip | None":
+        """A Zip if `path` is a zip file."""
+        return Zip(path) if is_zip(path) else None
+
+    def list(self) -> Listing:
+        """All image members; their CRC-32 is the stamp. Raises DataError: see `iter_members` and `parse_paths`."""
+        root = self.path.stem if self.path.suffix.lower() == ".zip" else self.path.name
+        names = ListingBuilder(self.path, root, splits=self.splits, ground_truth=self.ground_truth)
+        for member in iter_members(self.path):
+            if is_image_path(member.name):
+                member.check(self.path)
+                names.add(member.name, offset=member.offset, size=member.size, stamp=member.crc32)
+            elif is_ground_truth_member(member.name, member.size):
+                member.check(self.path)
+                read = partial(_ground_truth, self.path, member)
+                where = f"{self.path}, {member.name}"
+                names.add_ground_truth(GroundTruth(PurePath(member.name).name, where, read), member.name)
+            else:
+                names.skip(member.name)
+        beside = find_ground_truth(self.path.parent)
+        if beside is not None:
+            names.add_ground_truth(open_ground_truth(beside))
+        return names.listing()
+
+    def read(self, entry: Entry) -> bytes:
+        """The member's content, by offset. Raises BadImage for a damaged one."""
+        return read_member(self.path, entry.offset, entry.size, entry.stamp)
+
+
+def _ground_truth(path: Path, member: ZipMember) -> bytes:
+    try:
+        return read_member(path, member.offset, member.size, member.crc32)
+    except BadImage as error:
+        raise DataError(f"{member.name} of {path} is {error}; expected an intact zip; fetch it again") from None
