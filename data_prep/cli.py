@@ -32,12 +32,13 @@ PIXEL_LIMIT = 100_000_000
 @app.command()
 def convert(
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="SOURCE...",
             help="Folders or tar files of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
-            "devkit or LOC_val_solution.csv; Kaggle's ImageNet-100; parquet files; WebDatasets; .beton files. Several "
-            "sources form one dataset.",
+            "devkit or LOC_val_solution.csv; Kaggle's ImageNet-100; parquet files; WebDatasets; .beton files. Compressed tars "
+            "(gz, bz2, xz, zst), and tars at an address: 'https://host/train-{000..146}.tar', 's3://bucket/train-*.tar'. "
+            "Several sources form one dataset.",
             show_default=False,
         ),
     ],

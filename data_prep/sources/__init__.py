@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from udkd.data_prep.sources.address import Address, Location, expand
 from udkd.data_prep.sources.beton import Beton
 from udkd.data_prep.sources.class_tars import ClassTars, class_tars
 from udkd.data_prep.sources.fields import DETECT_FIELDS, IMAGE_OPTION, LABEL_OPTION, Fields
@@ -23,12 +24,15 @@ from udkd.data_prep.sources.source import (
     Source,
     SourceSplit,
     SplitName,
+    StreamSource,
 )
+from udkd.data_prep.sources.streamed_tar import StreamedTar, is_compressed_tar, open_streamed_tar
 from udkd.data_prep.sources.tar import Tar
 from udkd.data_prep.sources.tree import Tree
 from udkd.data_prep.sources.unread_kinds import identify_unread
 from udkd.data_prep.sources.webdataset import WebDataset
 from udkd.utils.errors import ConfigError, DataError
+from udkd.utils.progress import SILENT, Observer
 
 __all__ = [
     "ARCHIVES",
@@ -45,6 +49,7 @@ __all__ = [
     "Source",
     "SourceSplit",
     "SplitName",
+    "StreamSource",
     "identify_unread",
     "open_sources",
     "single_split_in",
@@ -85,7 +90,7 @@ class _SourceInFolder:
 
     @property
     def path(self) -> Path:
-        return self.source.path
+        return _local(self.source)
 
     def list(self) -> Listing:
         """The source's listing, with the folder's other files as skipped files."""
@@ -105,9 +110,15 @@ class _SourceInFolder:
         return self.source.read(entry)
 
 
+def _local(source: Source) -> Path:
+    """The path of a source that is not an address."""
+    assert isinstance(source.path, Path)
+    return source.path
+
+
 def _read_files(source: Source) -> frozenset[Path]:
     """The files of a folder that its source reads; empty if the source handles all files of the folder."""
-    path = source.path
+    path = _local(source)
     if not path.is_dir() or isinstance(source, Tree) or (path / "dataset.json").is_file():
         return frozenset()
     files: Iterable[Path | None] = ()
@@ -125,14 +136,17 @@ def _read_files(source: Source) -> frozenset[Path]:
     return frozenset(file for file in files if file is not None)
 
 
-def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = DETECT_FIELDS) -> list[Source]:
-    """Open sources with the named layout, or detect it. A ground truth among `paths` labels a val/ without class folders.
+def open_sources(
+    locations: Sequence[Location], layout: str = AUTO, fields: Fields = DETECT_FIELDS, observer: Observer = SILENT
+) -> list[Source]:
+    """Open sources with the named layout, or detect it. A ground truth among them labels a val/ without class folders.
 
     Raises ConfigError for an unknown layout and for fields of sources without fields. Raises DataError for a path that does not
     exist or that cannot be read with the layout, and for a ground truth that is invalid or has no validation images.
     """
     if layout not in (AUTO, *LAYOUTS):
         raise ConfigError(f"the layout {layout!r} is unknown; expected {AUTO}, {', '.join(LAYOUTS)}; change --layout")
+    paths = [location for location in locations if isinstance(location, Path)]
     for path in paths:
         if not path.exists():
             fault = "is a broken link" if path.is_symlink() else "does not exist"
@@ -142,10 +156,19 @@ def open_sources(paths: Sequence[Path], layout: str = AUTO, fields: Fields = DET
         read_ground_truth(path)
     if len(ground_truths) > 1:
         raise DataError(f"{ground_truths[0]} and {ground_truths[1]} both label the validation images; expected one; remove one")
-    opened = [_open(path, layout, ground_truths[0] if ground_truths else None) for path in paths if path not in ground_truths]
+    ground_truth = ground_truths[0] if ground_truths else None
+    opened: list[Source] = []
+    for location in locations:
+        if isinstance(location, Address):
+            opened += [_open_stream(each, layout, ground_truth, observer) for each in expand(location)]
+        elif location not in ground_truths:
+            stream = is_compressed_tar(location)
+            opened.append(
+                _open_stream(location, layout, ground_truth, observer) if stream else _open(location, layout, ground_truth)
+            )
     bare = [source.source if isinstance(source, _SourceInFolder) else source for source in opened]
     if ground_truths and not any(
-        isinstance(source, Tree | Tar) or (isinstance(source, Ilsvrc) and source.val) for source in bare
+        isinstance(source, Tree | Tar | StreamedTar) or (isinstance(source, Ilsvrc) and source.val) for source in bare
     ):
         raise DataError(f"{ground_truths[0]} labels validation images, which no source holds; expected their tar; name it too")
     return _with_fields(opened, fields)
@@ -168,7 +191,14 @@ def _with_fields(sources: list[Source], fields: Fields) -> list[Source]:
 def _with_source_fields(source: Source, fields: Fields) -> Source:
     if isinstance(source, _SourceInFolder):
         return replace(source, source=_with_source_fields(source.source, fields))
-    return replace(source, fields=fields) if isinstance(source, WebDataset | Parquet | Beton) else source
+    if isinstance(source, StreamedTar) and not source.is_webdataset:
+        return source
+    return replace(source, fields=fields) if isinstance(source, WebDataset | Parquet | Beton | StreamedTar) else source
+
+
+def _open_stream(location: Location, layout: str, ground_truth: Path | None, observer: Observer) -> Source:
+    given = None if ground_truth is None else open_ground_truth(ground_truth)
+    return open_streamed_tar(location, None if layout == AUTO else layout, ground_truth=given, observer=observer)
 
 
 def _open(path: Path, layout: str, ground_truth: Path | None) -> Source:

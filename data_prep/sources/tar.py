@@ -14,7 +14,7 @@ from udkd.data_prep.sources.ground_truth import (
 from udkd.data_prep.sources.image_folder import ListingBuilder
 from udkd.data_prep.sources.layout import is_hidden, is_image_path
 from udkd.data_prep.sources.source import Entry, Listing
-from udkd.data_prep.sources.tar_members import TarMember, is_tar, iter_members, read_at
+from udkd.data_prep.sources.tar_members import is_tar, iter_members, read_at
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Tar:
 
     @staticmethod
     def probe(path: Path) -> "Tar | None":
-        """A Tar if `path` is a tar file. Raises DataError for a compressed one."""
+        """A Tar if `path` is a tar file."""
         return Tar(path) if is_tar(path) else None
 
     def list(self) -> Listing:
@@ -42,7 +42,7 @@ class Tar:
         for member in iter_members(self.path):
             if is_image_path(member.name):
                 names.add(member.name, offset=member.offset, size=member.size, stamp=stamp)
-            elif _is_ground_truth(member):
+            elif is_ground_truth_member(member.name, member.size):
                 where = f"{self.path}, {member.name}"
                 read = partial(read_at, self.path, member.offset, member.size)
                 ground_truth = GroundTruth(PurePath(member.name).name, where, read)
@@ -59,5 +59,6 @@ class Tar:
         return read_at(self.path, entry.offset, entry.size)
 
 
-def _is_ground_truth(member: TarMember) -> bool:
-    return PurePath(member.name).name in GROUND_TRUTH_NAMES and not is_hidden(member.name) and member.size <= LIMIT_BYTES
+def is_ground_truth_member(name: str, size: int) -> bool:
+    """Whether a member of a tar is a ground truth. size: bytes."""
+    return PurePath(name).name in GROUND_TRUTH_NAMES and not is_hidden(name) and size <= LIMIT_BYTES
