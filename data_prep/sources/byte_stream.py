@@ -133,9 +133,9 @@ class ByteReader:
             part = self._block[:size]
             self._block = self._block[len(part) :]
             size -= len(part)
+            self._position += len(part)
             parts.append(part)
         self._last = b"".join(parts)
-        self._position += len(self._last)
         return self._last
 
     def seek(self, position: int) -> None:
