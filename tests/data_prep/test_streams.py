@@ -17,9 +17,11 @@ import pytest
 
 import udkd
 from tests.data_prep.file_server import FileServer, file_server
-from tests.data_prep.helpers import contents, converted, photo, run, small_set, start, write_tree
-from tests.timeouts import scaled, wait_until
+from tests.data_prep.helpers import contents, converted, photo, run, small_set, write_tree
+from tests.forks import forked
+from tests.timeouts import wait_until
 from udkd.data.dataset import DatasetFolder
+from udkd.data_prep import pool
 from udkd.data_prep.sources import byte_stream, open_sources
 from udkd.data_prep.sources.address import Address, expand, location_of
 from udkd.utils.errors import ConfigError, DataError
@@ -384,6 +386,12 @@ def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path: Path, monk
         convert_address("s3://bucket/a.tar", tmp_path / "d")
 
 
+def convert_anew(source: Path, folder: Path) -> None:
+    """In a forked process, with workers of its own."""
+    pool._idle = None
+    converted(source, folder, formats=(), workers=2)
+
+
 def test_a_killed_conversion_of_a_stream_continues_to_the_same_bytes(tmp_path: Path) -> None:
     files = {f"train/c{n % 3}/{n}.jpg": photo(n % 50, 60, 80) for n in range(1300)} | {
         f"val/c{n}/v.jpg": photo(n) for n in range(3)
@@ -391,11 +399,11 @@ def test_a_killed_conversion_of_a_stream_continues_to_the_same_bytes(tmp_path: P
     path = tmp_path / "t.tar.gz"
     path.write_bytes(gzip.compress(tar_bytes(files), 1))
     complete = contents(converted(path, tmp_path / "complete", formats=()).path)
-    process = start("convert", path, tmp_path / "d", "--side", 64, "--formats", "none", "--workers", 2)
+    child = forked(convert_anew, path, tmp_path / "d")
     sidecar = tmp_path / "d" / "train" / "samples-00000.rows.json"
-    assert wait_until(lambda: sidecar.exists() or process.poll() is not None, every_s=0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=scaled(20))
+    assert wait_until(lambda: sidecar.exists() or os.waitpid(child, os.WNOHANG) != (0, 0), every_s=0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     unfinished = (tmp_path / "d" / "unfinished.json").exists()
     killed_ns = time.time_ns()
     converted(path, tmp_path / "d", formats=(), workers=2)
