@@ -26,7 +26,8 @@ from udkd.data_prep.sources.source import (
     SplitName,
     StreamSource,
 )
-from udkd.data_prep.sources.streamed_tar import StreamedTar, is_compressed_tar, open_streamed_tar
+from udkd.data_prep.sources.streamed_parquet import StreamedParquet
+from udkd.data_prep.sources.streamed_tar import StreamedTar, is_compressed_tar, open_stream
 from udkd.data_prep.sources.tar import Tar
 from udkd.data_prep.sources.tree import Tree
 from udkd.data_prep.sources.unread_kinds import identify_unread
@@ -188,17 +189,20 @@ def _with_fields(sources: list[Source], fields: Fields) -> list[Source]:
     return changed
 
 
+_WITH_FIELDS = WebDataset | Parquet | Beton | StreamedTar | StreamedParquet
+
+
 def _with_source_fields(source: Source, fields: Fields) -> Source:
     if isinstance(source, _SourceInFolder):
         return replace(source, source=_with_source_fields(source.source, fields))
     if isinstance(source, StreamedTar) and not source.is_webdataset:
         return source
-    return replace(source, fields=fields) if isinstance(source, WebDataset | Parquet | Beton | StreamedTar) else source
+    return replace(source, fields=fields) if isinstance(source, _WITH_FIELDS) else source
 
 
 def _open_stream(location: Location, layout: str, ground_truth: Path | None, observer: Observer) -> Source:
     given = None if ground_truth is None else open_ground_truth(ground_truth)
-    return open_streamed_tar(location, None if layout == AUTO else layout, ground_truth=given, observer=observer)
+    return open_stream(location, None if layout == AUTO else layout, ground_truth=given, observer=observer)
 
 
 def _open(path: Path, layout: str, ground_truth: Path | None) -> Source:

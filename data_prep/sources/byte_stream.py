@@ -1,6 +1,7 @@
 """A stream of bytes: a compressed or remote file, read once from its start to its end, and decompressed on the way."""
 
 import contextlib
+import io
 import os
 import sys
 import threading
@@ -62,6 +63,11 @@ class ByteStream:
     def size(self) -> int | None:
         """The number of bytes of the file, as stored; None if it is not known."""
         return self._known[0].size if self._known else None
+
+    @property
+    def tag(self) -> str:
+        """What tells this version of the file from others: its ETag and size, or such."""
+        return str(self._known[0]) if self._known else ""
 
     def reader(self) -> "ByteReader":
         """Read from the start. Close it after use."""
@@ -141,8 +147,11 @@ class ByteReader:
     def seek(self, position: int) -> None:
         """Move to a byte, or to the end if there are fewer."""
         back = self._position - position
+        if back > len(self._last):
+            assert self._jumps, "the reader of a compressed stream cannot go back"
+            self._start(position)
+            return
         if back > 0:
-            assert back <= len(self._last), "the reader of a stream cannot go back"
             self._block = memoryview(self._last[-back:] + bytes(self._block))
             self._last, self._position = self._last[:-back], position
             return
@@ -153,6 +162,17 @@ class ByteReader:
             passed = min(position - self._position, len(self._block))
             self._block = self._block[passed:]
             self._position += passed
+
+    def seekable(self) -> "SeekableFile":
+        """The reader as a file that goes anywhere. Raises DataError if the server cannot begin at any byte."""
+        self._fill()
+        size = self._stream.size
+        if not self._jumps or size is None:
+            raise DataError(
+                f"{self._stream.location}: the server cannot begin at any byte; expected one that answers Range; download "
+                "the file first"
+            )
+        return SeekableFile(self, size)
 
     def _fill(self) -> bool:
         """Whether there are more bytes, of which some are then in `_block`."""
@@ -219,6 +239,38 @@ class ByteReader:
                         "that answers; start again later, or download the file first"
                     ) from None
                 stopped.wait(max(error.wait_s, FIRST_WAIT_S * 2 ** (failures - 1)))
+
+
+class SeekableFile(io.RawIOBase):
+    """A ByteReader as a file for pyarrow. size: bytes."""
+
+    def __init__(self, reader: ByteReader, size: int) -> None:
+        self._reader, self._size = reader, size
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """The position, bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Set the position. The next read moves there."""
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        self._reader.seek(self._position)
+        data = self._reader.read(self._size - self._position if size < 0 else size)
+        self._position += len(data)
+        return data
 
 
 def _chained(first: bytes, rest: Generator[bytes]) -> Generator[bytes]:

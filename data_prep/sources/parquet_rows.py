@@ -1,5 +1,8 @@
 """Lists and reads the rows of parquet files: names, labels, and image bytes."""
 
+import contextlib
+import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from udkd.data_prep.classes import wnids_of
+from udkd.data_prep.sources.address import Address, Location
+from udkd.data_prep.sources.byte_stream import ByteStream
 from udkd.data_prep.sources.fields import (
     IMAGE_OPTION,
     LABEL_LIKE,
@@ -45,18 +50,18 @@ class _Columns:
     labels: Sequence[str]
 
 
-def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
-    """See Parquet.list."""
+def list_rows(path: Location, files: Sequence[Location], fields: Fields, stream: ByteStream | None = None) -> Listing:
+    """See Parquet.list. stream: of the only file, if it is at an address."""
     listing, folders, agreement = Listing(sequential=True), LabelFolders(path), LabelAgreement()
     ambiguous = len({file.name for file in files}) < len(files)  # then the names of rows include the folder
     others: set[str] = set()
     val_advice, versions = "", dict[SourceSplit | None, set[str]]()
     for file in files:
-        key = "" if file == path else str(file.relative_to(path))
+        key = "" if file == path or isinstance(file, Address) else os.path.relpath(file, str(path))
         stem = (key if ambiguous else file.name).removesuffix(".parquet")
-        split, stamp = last_split_in(Path(key or file.name)), file.stat().st_mtime_ns
+        split = last_split_in(Path(key or file.name))
         try:
-            with pq.ParquetFile(file) as parquet:
+            with _opened(file if isinstance(file, Path) else None, stream) as (parquet, stamp):
                 columns = _columns(file, parquet.schema_arrow, fields, may_lack_labels=split == "test")
                 split_column = next((name for name in parquet.schema_arrow.names if name.lower() in SPLIT_COLUMNS), "")
                 val_advice = val_advice or (split_column and SPLIT_COLUMN_ADVICE.format(file=file, name=split_column))
@@ -81,6 +86,40 @@ def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
     return replace(listing, val_advice=val_advice, warnings=tuple(warnings))
 
 
+@contextlib.contextmanager
+def _opened(file: Path | None, stream: ByteStream | None) -> Iterator[tuple[pq.ParquetFile, int]]:
+    """A parquet file, local or of a stream, and its stamp: see Entry."""
+    if file is not None:
+        with pq.ParquetFile(file) as parquet:
+            yield parquet, file.stat().st_mtime_ns
+        return
+    assert stream is not None
+    with stream.reader() as reader, pq.ParquetFile(pa.PythonFile(reader.seekable(), mode="r")) as parquet:
+        yield parquet, zlib.crc32(stream.tag.encode())
+
+
+def read_rows(stream: ByteStream, rows: Iterable[int], fields: Fields) -> Iterator[bytes]:
+    """The bytes of the images in ascending rows. Each row group is read once. Raises DataError."""
+    try:
+        with _opened(None, stream) as (parquet, _):
+            image = _columns(stream.location, parquet.schema_arrow, fields, may_lack_labels=True).image
+            group, start, end, values = -1, 0, 0, None
+            for row in rows:
+                while row >= end:
+                    group, start = group + 1, end
+                    end, values = start + parquet.metadata.row_group(group).num_rows, None
+                if values is None:
+                    values = _bytes_of(
+                        parquet.read_row_group(group, columns=[image], use_threads=False).column(0).combine_chunks()
+                    )
+                yield bytes(values[row - start].as_py() or b"")
+    except (pa.ArrowException, OSError) as error:
+        text = str(error).splitlines()[0][:MAX_ERROR_TEXT]
+        raise DataError(
+            f"{stream.location} cannot be read ({text}); expected a complete parquet file; fetch it again"
+        ) from None
+
+
 def has_images(files: Iterable[Path]) -> bool:
     """See Parquet.has_images."""
     try:
@@ -100,12 +139,13 @@ def read_row(file: Path, row: int, fields: Fields) -> bytes:
 
 
 def _rows(
-    file: Path, parquet: pq.ParquetFile, columns: _Columns, stem: str, agreement: LabelAgreement
+    file: Location, parquet: pq.ParquetFile, columns: _Columns, stem: str, agreement: LabelAgreement
 ) -> Iterator[tuple[int, int, str, Label]]:
     """Yield index, image size in bytes, name and label of each row. Raises DataError if the file has only paths of images."""
     names = {label: _class_names(parquet.schema_arrow, label) for label in columns.labels}
     row, path, any_bytes = 0, None, False
-    for batch in parquet.iter_batches(batch_size=256, columns=[columns.image, *columns.labels]):
+    # One thread: a file of a stream can be asked for one thing at a time.
+    for batch in parquet.iter_batches(batch_size=256, columns=[columns.image, *columns.labels], use_threads=False):
         images = batch.column(columns.image)
         labels = {label: batch.column(label).to_pylist() for label in columns.labels}
         for n, (size, path) in enumerate(zip(_sizes(images), _paths(images), strict=True)):
@@ -122,7 +162,7 @@ def _rows(
         )
 
 
-def _columns(file: Path, schema: pa.Schema, fields: Fields, *, may_lack_labels: bool = False) -> _Columns:
+def _columns(file: Location, schema: pa.Schema, fields: Fields, *, may_lack_labels: bool = False) -> _Columns:
     """The columns to read. Raises DataError if there are none, or if the user must choose."""
     images = _image_columns(schema)
     labels = [field.name for field in schema if LABEL_LIKE.fullmatch(field.name) and not _is_list(field.type)]
@@ -188,7 +228,7 @@ def _unique_names(names: list[str]) -> list[str]:
     return [name if count[name] == 1 else f"{name}-{class_name_of_label(n)}" for n, name in enumerate(names)]
 
 
-def _label(file: Path, value: object, names: Sequence[str] | None) -> Label:
+def _label(file: Location, value: object, names: Sequence[str] | None) -> Label:
     """The class name of a label if `names` has one, else the label. Raises DataError for an invalid value."""
     try:
         label = label_of(value)

@@ -16,6 +16,7 @@ from udkd.data_prep.sources.image_folder import ListingBuilder
 from udkd.data_prep.sources.layout import is_image_path
 from udkd.data_prep.sources.named_split import LabelFolders, last_split_in
 from udkd.data_prep.sources.source import Entry, Listing
+from udkd.data_prep.sources.streamed_parquet import StreamedParquet
 from udkd.data_prep.sources.tar import is_ground_truth_member
 from udkd.data_prep.sources.tar_members import BLOCK, TarMember, has_tar_magic, stream_members, stream_names
 from udkd.data_prep.sources.unread_kinds import COMPRESSED_TAR, kind_of_bytes
@@ -33,7 +34,7 @@ from udkd.utils.progress import SILENT, Observer
 
 LINKED_BYTES = 1 << 28  # of files that hard links name, which are kept in memory
 SHOWN_BYTES = 1 << 27  # of a file whose listing has a progress bar
-LAYOUTS = ("webdataset", "imagefolder", "classfolders")
+LAYOUTS = ("webdataset", "imagefolder", "classfolders", "parquet")
 
 
 @dataclass(frozen=True)
@@ -160,12 +161,12 @@ def is_compressed_tar(path: Path) -> bool:
         return False
 
 
-def open_streamed_tar(
+def open_stream(
     location: Location, layout: str | None, *, ground_truth: GroundTruth | None = None, observer: Observer = SILENT
-) -> StreamedTar:
+) -> StreamedTar | StreamedParquet:
     """Open a compressed tar or an address. layout: of LAYOUTS; None to detect it.
 
-    Raises DataError for a file that is not a tar, for an address that cannot be read, and for another layout.
+    Raises DataError for a file that is not a tar or parquet, for an address that cannot be read, and for another layout.
     """
     if layout is not None and layout not in LAYOUTS:
         raise DataError(
@@ -175,10 +176,12 @@ def open_streamed_tar(
     stream = ByteStream(location)
     with stream.reader() as reader:
         start = reader.read(BLOCK)
+        if start.startswith(b"PAR1") and layout in (None, "parquet"):
+            return StreamedParquet(stream)
         kind = kind_of_bytes(start)
-        if kind or not (has_tar_magic(start) or _is_tar_name(location.name)):
+        if kind or layout == "parquet" or not (has_tar_magic(start) or _is_tar_name(location.name)):
             what = kind or "of an unknown kind"
-            raise DataError(f"{location} is {what}; expected a tar, plain or compressed; download it and name the file")
+            raise DataError(f"{location} is {what}; expected a tar or parquet; download it and name the file")
         reader.seek(0)
         names = list(islice(stream_names(reader, str(location)), MAX_PEEKED))
     detected = layout is None and (has_samples(names, texts=False) or has_samples(names, texts=True))

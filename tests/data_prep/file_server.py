@@ -70,6 +70,8 @@ class FileServer:
             request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         if self.etags:
             request.send_header("ETag", etag)
+        if self.ranges:
+            request.send_header("Accept-Ranges", "bytes")
         request.send_header("Content-Length", str(len(data) - start))
         request.end_headers()
         body = data[start:]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import udkd
@@ -72,8 +73,9 @@ def server() -> Iterator[FileServer]:
 
 
 @pytest.fixture(autouse=True)
-def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_waits_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_stream, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setenv("no_proxy", "*")
 
 
 @pytest.mark.parametrize("kind", COMPRESS)
@@ -279,7 +281,7 @@ def test_other_faults_of_http(tmp_path: Path, server: FileServer) -> None:
         ("loop.tar", "redirects without end"),
         ("out.tar", r"redirects without end|cannot be"),
         ("page.tar", "is a web page; expected a file; give the address that a browser downloads it from"),
-        ("a.zip", "is a zip archive; expected a tar, plain or compressed; download it and name the file"),
+        ("a.zip", "is a zip archive; expected a tar or parquet; download it and name the file"),
         ("x", "is of an unknown kind; expected a tar"),
         ("train-*.tar", r"http cannot list files; expected names; write \{000\.\.146\}"),
     ):
@@ -324,7 +326,7 @@ def test_credentials_are_sent_and_never_shown(tmp_path: Path, server: FileServer
         stored = path.read_bytes() if path.is_file() else b""
         assert not any(secret in stored for secret in (b"sesame", b"abracadabra", b"127.0.0.1"))
     server.statuses = [403]
-    code, out, err = run("convert", address, tmp_path / "e")
+    code, out, err = run("convert", address, tmp_path / "e", environment={"no_proxy": "*"})
     assert code == 1
     assert f"http://{server.host}/a.tar?… may not be read (HTTP 403 Forbidden); expected access; check" in err.splitlines()[-1]
     assert "sesame" not in out + err
@@ -365,6 +367,29 @@ def test_patterns_and_other_file_systems(tmp_path: Path) -> None:
             convert_address(address, tmp_path / "x")
 
 
+@pytest.mark.parametrize("scheme", ["http", "memory"])
+def test_remote_parquet(tmp_path: Path, server: FileServer, scheme: str) -> None:
+    """Row groups of four rows, with labels in between, and a server that drops the connection."""
+    for name, count in (("train", 11), ("val", 5)):
+        rows = {
+            "label": [n % 2 for n in range(count)],
+            "image": [{"bytes": photo(f"{name}{n}"), "path": f"{n}.jpg"} for n in range(count)],
+        }
+        pq.write_table(pa.table(rows), tmp_path / f"{name}.parquet", row_group_size=4)
+        data = (tmp_path / f"{name}.parquet").read_bytes()
+        server.files[f"{name}.parquet"] = data
+        fsspec.filesystem("memory").pipe(f"/p/{name}.parquet", data)
+    local = [tmp_path / "train.parquet", tmp_path / "val.parquet"]
+    expected = contents(converted(local, tmp_path / "d").path)
+    addresses = [f"memory://p/{path.name}" if scheme == "memory" else server.address(path.name) for path in local]
+    server.drop_after = 3_000
+    assert contents(convert_address(addresses, tmp_path / "e")) == expected
+    if scheme == "http":
+        server.ranges = False
+        with pytest.raises(DataError, match="the server cannot begin at any byte"):
+            convert_address(addresses, tmp_path / "f")
+
+
 def test_braces_are_expanded_as_in_bash() -> None:
     for text, expected in (
         ("{000..002}", ["000", "001", "002"]),
@@ -386,27 +411,28 @@ def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path: Path, monk
         convert_address("s3://bucket/a.tar", tmp_path / "d")
 
 
-def convert_anew(source: Path, folder: Path) -> None:
+def convert_anew(source: Path, folder: Path, options: dict[str, object]) -> None:
     """In a forked process, with workers of its own."""
     pool._idle = None
-    converted(source, folder, formats=(), workers=2)
+    converted(source, folder, **options, workers=2)
 
 
 def test_a_killed_conversion_of_a_stream_continues_to_the_same_bytes(tmp_path: Path) -> None:
-    files = {f"train/c{n % 3}/{n}.jpg": photo(n % 50, 60, 80) for n in range(1300)} | {
+    files = {f"train/c{n % 3}/{n}.jpg": photo(n % 50, 60, 80) for n in range(160)} | {
         f"val/c{n}/v.jpg": photo(n) for n in range(3)
     }
+    options = {"formats": (), "shard_samples": 20}
     path = tmp_path / "t.tar.gz"
     path.write_bytes(gzip.compress(tar_bytes(files), 1))
-    complete = contents(converted(path, tmp_path / "complete", formats=()).path)
-    child = forked(convert_anew, path, tmp_path / "d")
+    complete = contents(converted(path, tmp_path / "complete", **options).path)
+    child = forked(convert_anew, path, tmp_path / "d", options)
     sidecar = tmp_path / "d" / "train" / "samples-00000.rows.json"
     assert wait_until(lambda: sidecar.exists() or os.waitpid(child, os.WNOHANG) != (0, 0), every_s=0.002)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     unfinished = (tmp_path / "d" / "unfinished.json").exists()
     killed_ns = time.time_ns()
-    converted(path, tmp_path / "d", formats=(), workers=2)
+    converted(path, tmp_path / "d", **options, workers=2)
     assert contents(tmp_path / "d") == complete
     shard = tmp_path / "d" / "train" / "samples-00000.tar"
     assert not unfinished or shard.stat().st_mtime_ns < killed_ns  # it was kept, and the stream passed over
