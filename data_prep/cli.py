@@ -37,8 +37,8 @@ def convert(
             metavar="SOURCE...",
             help="Folders or tar files of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
             "devkit or LOC_val_solution.csv; Kaggle's ImageNet-100; parquet files; WebDatasets; .beton files. Compressed tars "
-            "(gz, bz2, xz, zst), and tars and parquet files at an address: 'https://host/train-{000..146}.tar', 's3://bucket/train-*.tar'. "
-            "Several sources form one dataset.",
+            "(gz, bz2, xz, zst); tars and parquet files at addresses: 'https://host/train-{000..146}.tar', "
+            "'s3://bucket/train-*.tar'. Several sources form one dataset.",
             show_default=False,
         ),
     ],

@@ -45,6 +45,9 @@ class _LocalConnection:
         except OSError as error:
             raise self._fault(error) from None
 
+    def abort(self) -> None:
+        pass
+
     def close(self) -> None:
         self._file.close()
 
@@ -109,6 +112,7 @@ class ByteReader:
         self._stream = stream
         self._stopped = threading.Event()
         self._blocks: Generator[bytes] | None = None
+        self._connection: Connection | None = None
         self._block = memoryview(b"")
         self._position = 0
         self._last = b""
@@ -123,10 +127,15 @@ class ByteReader:
         self.close()
 
     def close(self) -> None:
-        """Stop reading ahead. At most a read that is under way is waited for."""
-        self._stopped.set()
+        """Stop reading ahead."""
+        self._stop()
         if self._blocks is not None:
             self._blocks.close()
+
+    def _stop(self) -> None:
+        self._stopped.set()
+        if self._connection is not None:
+            self._connection.abort()
 
     def tell(self) -> int:
         """The number of decompressed bytes before the next one."""
@@ -195,7 +204,7 @@ class ByteReader:
         what = str(self._stream.location)
         stored = self._stored_blocks(position, self._stopped)
         if position:  # only of files that are not compressed
-            self._blocks = prefetch(stored, DEPTH, f"read {what}")
+            self._blocks = prefetch(stored, DEPTH, f"read {what}", self._stop)
             return
         first = next(stored, b"")
         if first.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
@@ -205,7 +214,7 @@ class ByteReader:
         blocks = _chained(first, stored)
         if kind and isinstance(self._stream.location, Address):
             blocks = prefetch(blocks, DEPTH, f"read {what}")  # so that download and decompression overlap
-        self._blocks = prefetch(decompress(blocks, kind, what), DEPTH, f"decompress {what}")
+        self._blocks = prefetch(decompress(blocks, kind, what), DEPTH, f"decompress {what}", self._stop)
 
     def _stored_blocks(self, start: int, stopped: threading.Event) -> Generator[bytes]:
         """The bytes of the file. After a fault that may pass they continue where they were."""
@@ -214,7 +223,7 @@ class ByteReader:
         while not stopped.is_set():
             try:
                 with contextlib.closing(self._stream.connect(position)) as connection:
-                    self._jumps = connection.ranges
+                    self._connection, self._jumps = connection, connection.ranges
                     while connection.position < position:  # the server begins at the first byte
                         passed = len(connection.read(min(BLOCK, position - connection.position)))
                         connection.position += passed

@@ -35,5 +35,8 @@ class Connection(Protocol):
     def read(self, size: int) -> bytes:
         """Up to `size` bytes; none at the end. Raises PassingError and DataError."""
 
+    def abort(self) -> None:
+        """Let a read that waits in another thread fail now, where that is possible."""
+
     def close(self) -> None:
         """Close the connection."""

@@ -1,7 +1,9 @@
 """Connections to remote files: one request from a byte to the end of the file, over http or a file system of fsspec."""
 
 import base64
+import contextlib
 import http.client
+import os
 import re
 import socket
 import ssl
@@ -81,6 +83,13 @@ class _HttpConnection:
             raise PassingError(_text(self._address, error)) from None
         return data
 
+    def abort(self) -> None:
+        with (
+            contextlib.suppress(OSError, ValueError, AttributeError),
+            socket.socket(fileno=os.dup(self._response.fileno())) as connected,
+        ):
+            connected.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._response.close()
 
@@ -133,7 +142,7 @@ def _status_fault(address: Address, error: urllib.error.HTTPError) -> Exception:
             f"{address} may not be read ({text}); expected access; check the address, and credentials such as user:password@"
         )
     if 300 <= code < 400:
-        return DataError(f"{address} redirects without end ({text}); expected a file; check the address")
+        return DataError(f"{address} redirects to where it cannot be followed ({text}); expected a file; check the address")
     return DataError(f"{address} cannot be read ({text}); expected a file; check the address")
 
 
@@ -171,6 +180,9 @@ class _FileConnection:
             return bytes(self._file.read(size))
         except Exception as error:
             raise PassingError(_text(self._address, error)) from None
+
+    def abort(self) -> None:
+        pass
 
     def close(self) -> None:
         self._file.close()

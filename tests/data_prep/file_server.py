@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FileServer:
-    """files: by path. ranges: whether Range is understood. drop_after: bytes of a body until the connection ends.
+    """files: by path. ranges: whether Range is understood. drop_after: bytes of a body until the connection ends, or is
+    silent with `stalls`.
 
     statuses: answered once each, before the files. redirects: from path to path or address. requests: (path, Range) of each.
     authorizations: of each.
@@ -19,6 +20,7 @@ class FileServer:
         self.redirects: dict[str, str] = {}
         self.statuses: list[int] = []
         self.ranges, self.etags, self.drop_after = True, True, 0
+        self.stalls, self._closed = False, threading.Event()
         self.requests: list[tuple[str, str]] = []
         self.authorizations: list[str | None] = []
         server = self
@@ -40,6 +42,7 @@ class FileServer:
         return f"http://{self.host}/{path}"
 
     def close(self) -> None:
+        self._closed.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -76,6 +79,9 @@ class FileServer:
         request.end_headers()
         body = data[start:]
         request.wfile.write(body[: self.drop_after] if self.drop_after else body)
+        if self.stalls:
+            request.wfile.flush()
+            self._closed.wait(60)
 
 
 @contextlib.contextmanager
