@@ -84,11 +84,9 @@ class _HttpConnection:
         return data
 
     def abort(self) -> None:
-        with (
-            contextlib.suppress(OSError, ValueError, AttributeError),
-            socket.socket(fileno=os.dup(self._response.fileno())) as connected,
-        ):
-            connected.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed
+            with socket.socket(fileno=os.dup(self._response.fileno())) as connected:
+                connected.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._response.close()

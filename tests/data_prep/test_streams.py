@@ -320,8 +320,8 @@ def test_a_remote_file_that_changes_is_refused(tmp_path: Path, server: FileServe
 
 def test_a_silent_server_does_not_hold_up_the_end(server: FileServer) -> None:
     """As after Ctrl-C: the read that waits for bytes ends."""
-    server.files["a.tar.gz"] = gzip.compress(tar_bytes(FILES))
-    server.drop_after, server.stalls = 9_000, True
+    server.files["a.tar.gz"] = gzip.compress(tar_bytes(FILES | {"big": os.urandom(byte_stream.FIRST_BLOCK * 4)}))
+    server.drop_after, server.stalls = byte_stream.FIRST_BLOCK * 2, True
     reader = byte_stream.ByteStream(Address(server.address("a.tar.gz"))).reader()
     with reader:
         assert len(reader.read(512)) == 512
