@@ -84,9 +84,12 @@ class _HttpConnection:
         return data
 
     def abort(self) -> None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed
-            with socket.socket(fileno=os.dup(self._response.fileno())) as connected:
-                connected.shutdown(socket.SHUT_RDWR)
+        try:
+            descriptor = os.dup(self._response.fileno())
+        except (OSError, ValueError, AttributeError):  # it is closed
+            return
+        with contextlib.suppress(OSError), socket.socket(fileno=descriptor) as connected:
+            connected.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._response.close()
