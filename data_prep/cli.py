@@ -32,12 +32,13 @@ PIXEL_LIMIT = 100_000_000
 @app.command()
 def convert(
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="SOURCE...",
             help="Folders, tars or zips of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
             "devkit or LOC_val_solution.csv; tables of paths and labels (.csv, .tsv, .jsonl, .parquet); Hugging Face's "
-            "parquet and arrow files; WebDatasets; .beton files. Several sources form one dataset.",
+            "parquet and arrow files; WebDatasets; .beton files. Compressed tars (gz, bz2, xz, zst); tars and parquet files at "
+            "addresses: 'https://host/train-{000..146}.tar', 's3://bucket/train-*.tar'. Several sources form one dataset.",
             show_default=False,
         ),
     ],
