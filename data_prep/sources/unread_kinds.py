@@ -30,7 +30,7 @@ UNREAD_KINDS: tuple[tuple[str, str, str], ...] = (
     (
         r"dataset_dict\.json|state\.json|.*\.arrow",
         "files of Hugging Face's `datasets`",
-        "name the folder with the .arrow files",
+        "name the folder of save_to_disk",
     ),
     (r".*\.(tar\.\w+|tgz|tbz2?|txz|tzst)", "a compressed tar", "decompress it first and name the tar"),
     (r".*\.tar", "tar files", "name the tars themselves, such as FOLDER/*.tar"),
