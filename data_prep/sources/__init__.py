@@ -261,9 +261,10 @@ def _open(path: Path, layout: str, ground_truth: Path | None) -> Source:
         return _choose_reading(path, {name: _with_ground_truth(source, ground_truth) for name, source in readings.items()})
     what = identify_unread(path)
     if what is not None:
-        raise DataError(f"{path} is of an unsupported kind ({what[0]}); expected a folder or a tar of images; {what[1]}")
+        raise DataError(f"{path} is of an unsupported kind ({what[0]}); expected a folder, tar or zip of images; {what[1]}")
     raise DataError(
-        f"{path} is of an unknown kind; expected a folder or a tar file of images, parquet files or a .beton; check the path"
+        f"{path} is of an unknown kind; expected a folder, tar or zip of images, a table of paths, parquet files or a .beton; "
+        "check the path"
     )
 
 

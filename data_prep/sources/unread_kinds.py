@@ -32,7 +32,7 @@ UNREAD_KINDS: tuple[tuple[str, str, str], ...] = (
     (
         r"dataset_dict\.json|state\.json|.*\.arrow",
         "files of Hugging Face's `datasets`",
-        "name the folder with the .arrow files",
+        "name the folder of save_to_disk",
     ),
     (COMPRESSED_TAR.pattern, "compressed tars", "name the tars themselves, such as FOLDER/*.tar.gz"),
     (r".*\.tar\.\w+", "a tar with a compression that is not read", "decompress it first and name the tar"),
